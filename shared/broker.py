@@ -1,0 +1,27 @@
+"""How every process connects to Redis, and which errors mean that Redis is away.
+
+Only connecting is tried again by itself: a command whose answer was lost may have run, and only its caller knows
+whether it is safe to repeat. Reads have no time limit: blocking reads and subscriptions wait as long as they like.
+"""
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+UNAVAILABLE = (RedisConnectionError, RedisTimeoutError)
+CONNECT_TIMEOUT_S = 2.0
+
+
+def connect(url: str) -> Redis:
+    """A client (a pool that connects on first use) whose replies are bytes; close it with `aclose`."""
+    over_tcp = {} if url.startswith("unix://") else {"socket_keepalive": True}
+    client: Redis = Redis.from_url(
+        url,
+        decode_responses=False,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 2),
+        **over_tcp,
+    )
+    return client

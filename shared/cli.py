@@ -1,0 +1,125 @@
+"""Command-line flags made from the fields of Settings, and the frame in which every role's process starts.
+
+`python -m api`, `python -m worker` and the `aios` command share it, so that all of them accept the same flags, print
+the same configuration and answer a bad setting with one line and status 2 (the supervisor then does not try again).
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from shared.setting_layers import ENV_ALIASES, env_name, flag_name
+from shared.settings import REPO_ROOT, Resolved, Settings, SettingsError, choices_of, mask_secrets, resolve
+
+EXIT_OK, EXIT_BAD_SETTINGS = 0, 2
+CONFIG_ENV = "AIOS_CONFIG"
+FLAG_ALIASES = {
+    "tokenizer_path": ["--tokenizer"],
+    "model_path": ["--checkpoint-path", "--hf-checkpoint"],
+}
+
+Run = Callable[[Settings], int]
+
+
+def run_role(prog: str, run: Run, argv: Sequence[str] | None = None, dry_run: Run | None = None) -> int:
+    """Parse the flags, then `run(settings)`, or `dry_run(settings)` for --dry-run where a role has one.
+
+    Returns the exit status. A SettingsError, from parsing or from the role itself, is one line on stderr and status 2.
+    """
+    parser = _parser(prog)
+    if dry_run is not None:
+        parser.add_argument("--dry-run", action="store_true", help="load the models, report and exit; serves nothing")
+    arguments = parser.parse_args(_dashed(sys.argv[1:] if argv is None else argv))
+    try:
+        resolved = _resolve(arguments)
+        if arguments.print_config:
+            print(render_config(resolved))
+            return EXIT_OK
+        chosen = dry_run if dry_run is not None and arguments.dry_run else run
+        return chosen(resolved.settings)
+    except SettingsError as error:
+        print(f"{prog}: {mask_secrets(str(error))}", file=sys.stderr)
+        return EXIT_BAD_SETTINGS
+
+
+def parse(argv: Sequence[str], prog: str) -> Resolved:
+    """The settings for `argv`, this process's environment and the YAML file. Raises SettingsError."""
+    return _resolve(_parser(prog).parse_args(_dashed(argv)))
+
+
+def redis_url(settings: Settings) -> str:
+    """The Redis that a role on its own must be given. Raises SettingsError if there is none."""
+    if settings.redis_url is None:
+        raise SettingsError(
+            "redis_url: expected a URL in --redis-url or AIOS_REDIS_URL (`aios serve hrm` starts its own)"
+        )
+    return settings.redis_url
+
+
+def render_config(resolved: Resolved) -> str:
+    """One line per field, its value and where it came from; passwords masked."""
+    rows = [(name, mask_secrets(_shown(getattr(resolved.settings, name)))) for name in Settings.model_fields]
+    name_width, value_width = (max(len(row[column]) for row in rows) for column in (0, 1))
+    return "\n".join(
+        f"{name:{name_width}}  {value:{min(value_width, 40)}}  # {resolved.origins[name]}" for name, value in rows
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(part if isinstance(part, str) else f"{part.id}={part.path}" for part in value) + "]"
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _resolve(arguments: argparse.Namespace) -> Resolved:
+    values = {name: getattr(arguments, name) for name in Settings.model_fields}
+    chosen = arguments.config or os.environ.get(CONFIG_ENV)
+    return resolve(values, os.environ, Path(chosen) if chosen else _default_config_path())
+
+
+def _default_config_path() -> Path | None:
+    """`config/default.yaml` of the current directory, else of the repository, else None."""
+    candidates = (Path.cwd() / "config" / "default.yaml", REPO_ROOT / "config" / "default.yaml")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _dashed(argv: Sequence[str]) -> list[str]:
+    """`--model_path=a_b` as `--model-path=a_b`."""
+    return [_dashed_flag(word) if word.startswith("--") else word for word in argv]
+
+
+def _dashed_flag(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog, allow_abbrev=False, description="Flags outrank the environment, then YAML."
+    )
+    parser.add_argument("--config", metavar="FILE", help=f"YAML file, section serve.hrm [env: {CONFIG_ENV}]")
+    parser.add_argument("--print-config", action="store_true", help="print each setting and its origin, then exit")
+    for name, field in Settings.model_fields.items():
+        flags = [flag_name(name), *FLAG_ALIASES.get(name, [])]
+        parser.add_argument(*flags, dest=name, default=None, help=_help(name, field), **_argument_kind(name, field))
+    return parser
+
+
+def _argument_kind(name: str, field: FieldInfo) -> dict[str, Any]:
+    if field.annotation is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if name == "models":
+        return {"action": "append", "metavar": "ID=PATH"}
+    return {"metavar": name.rsplit("_", 1)[-1].upper()}
+
+
+def _help(name: str, field: FieldInfo) -> str:
+    choices = " | ".join(choices_of(field.annotation))
+    names = ", ".join([env_name(name)] + ([ENV_ALIASES[name]] if name in ENV_ALIASES else []))
+    text = f"{field.description}{': ' + choices if choices else ''} (default {_shown(field.default)}) [env: {names}]"
+    return text.replace("%", "%%")

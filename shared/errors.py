@@ -1,0 +1,97 @@
+"""Every error a client can see, with its wire code and HTTP status. Dialects only choose the body's shape.
+
+FleetError
+├── InvalidRequest    400   ├── QueueFull          429   ├── BrokerUnavailable 503
+├── ModelNotFound     404   ├── NoWorker           503   ├── DeadlineExceeded  504
+├── JobNotFound       404   ├── QueueTimeout       503   ├── ClientGone        499
+├── PayloadTooLarge   413   ├── Draining           503   └── WorkerFailed      500
+"""
+
+from shared.messages import Failed
+
+
+class FleetError(Exception):
+    """`field` names the input at fault; `retry_after_s` is set where trying again can help."""
+
+    code = "internal_error"
+    status = 500
+
+    def __init__(self, message: str, *, field: str | None = None, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.retry_after_s = retry_after_s
+
+    def as_event(self) -> Failed:
+        """The terminal event that tells of this error."""
+        return Failed(self.code, self.message, self.field)
+
+
+class InvalidRequest(FleetError):
+    code = "invalid_request"
+    status = 400
+
+
+class ModelNotFound(FleetError):
+    code = "model_not_found"
+    status = 404
+
+
+class JobNotFound(FleetError):
+    code = "job_not_found"
+    status = 404
+
+
+class PayloadTooLarge(FleetError):
+    code = "payload_too_large"
+    status = 413
+
+
+class QueueFull(FleetError):
+    code = "queue_full"
+    status = 429
+
+
+class ClientGone(FleetError):
+    """The caller hung up, or the job was called off; 499 appears in logs only."""
+
+    code = "cancelled"
+    status = 499
+
+
+class NoWorker(FleetError):
+    code = "no_worker"
+    status = 503
+
+
+class QueueTimeout(FleetError):
+    code = "queue_timeout"
+    status = 503
+
+
+class Draining(FleetError):
+    code = "draining"
+    status = 503
+
+
+class BrokerUnavailable(FleetError):
+    code = "broker_unavailable"
+    status = 503
+
+
+class DeadlineExceeded(FleetError):
+    code = "deadline_exceeded"
+    status = 504
+
+
+class WorkerFailed(FleetError):
+    code = "worker_failed"
+    status = 500
+
+
+_BY_CODE: dict[str, type[FleetError]] = {kind.code: kind for kind in FleetError.__subclasses__()}
+
+
+def from_event(failed: Failed) -> FleetError:
+    """The error behind a `Failed` event; a code this version does not know is an internal error."""
+    return _BY_CODE.get(failed.code, FleetError)(failed.message, field=failed.field)

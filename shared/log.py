@@ -1,0 +1,96 @@
+"""The event log of a job: fenced appends by its owner, and reading and following by anyone.
+
+The log is the truth; pub/sub only makes it fast. An event's index is its entry id, so a cursor means the same to every
+front and survives workers. Exactly one terminal event ends a log.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+from redis.typing import EncodableT
+
+from shared import keys
+from shared.messages import STATE_OF, Event, Job, Terminal, decode_event, encode
+from shared.queue import SCRIPT, job_keys
+from shared.subscriptions import Subscriptions
+
+
+@dataclass(frozen=True)
+class Append:
+    """Events to add behind index `after`, by the owner of `epoch`; the last of them may be terminal."""
+
+    job: Job
+    epoch: int
+    after: int
+    events: tuple[Event, ...]
+
+
+class LogWriter:
+    """Appends for a worker."""
+
+    def __init__(self, redis: Redis, *, result_ttl_s: float = 600.0) -> None:
+        self._redis = redis
+        self._script = redis.register_script(SCRIPT)
+        self._ttl_ms = int(result_ttl_s * 1000)
+
+    async def append(self, appends: Sequence[Append]) -> list[bool]:
+        """All appends in one round trip; False where another epoch owns the job now or it has ended.
+
+        Safe to repeat after a lost connection: an append that had landed answers True again.
+        """
+        pipe = self._redis.pipeline(transaction=False)
+        for item in appends:
+            last = item.events[-1]
+            state = STATE_OF[type(last)] if isinstance(last, Terminal) else ""
+            payloads = [encode(event) for event in item.events]
+            fence: list[EncodableT] = ["write", item.epoch, item.after]
+            args = [*fence, keys.channel(item.job.id), state, self._ttl_ms, *payloads]
+            await self._script(keys=job_keys(item.job), args=args, client=pipe)
+        return [bool(reply) for reply in await pipe.execute()]
+
+
+class LogReader:
+    """Reads and follows for a front, and replays for a worker. Without `subscriptions` it can only read."""
+
+    def __init__(self, redis: Redis, subscriptions: Subscriptions | None = None, *, poll_s: float = 1.0) -> None:
+        self._redis = redis
+        self._subscriptions = subscriptions
+        self._poll_s = poll_s
+
+    async def read(self, job_id: str, after: int = 0) -> list[tuple[int, Event]]:
+        """The events behind index `after`, each with its index."""
+        entries = await self._redis.xrange(keys.log(job_id), min=f"({after}-0")
+        return [(int(entry.partition(b"-")[0]), decode_event(fields[b"e"])) for entry, fields in entries]
+
+    async def follow(self, job_id: str, after: int = 0) -> AsyncIterator[tuple[int, Event]]:
+        """Every event behind `after` in order, each once, up to and with the terminal one."""
+        assert self._subscriptions is not None, "following needs subscriptions"
+        async with self._subscriptions.listen(keys.channel(job_id)) as inbox:
+            while True:
+                for index, event in await self.read(job_id, after):
+                    yield index, event
+                    after = index
+                    if isinstance(event, Terminal):
+                        return
+                async for index, event in self._live(inbox, after):
+                    yield index, event
+                    after = index
+                    if isinstance(event, Terminal):
+                        return
+
+    async def _live(self, inbox: "asyncio.Queue[bytes]", after: int) -> AsyncIterator[tuple[int, Event]]:
+        """Published events while they join up with `after`; ends at a gap or a quiet while, to look at the log."""
+        while True:
+            try:
+                message = await asyncio.wait_for(inbox.get(), self._poll_s)
+            except TimeoutError:
+                return
+            number, _, payload = message.partition(b":")
+            index = int(number)
+            if index > after + 1:
+                return
+            if index == after + 1:
+                yield index, decode_event(payload)
+                after = index

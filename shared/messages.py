@@ -1,0 +1,160 @@
+"""What fronts and workers say to each other: jobs, the events of a job, and presence records.
+
+Frozen values, encoded as msgpack maps. Unknown fields are ignored and new ones have defaults, so that fronts and
+workers of neighbouring versions understand each other; `tests/shared/test_messages.py` pins the bytes.
+"""
+
+from typing import Literal
+
+import msgspec
+
+Text = str | tuple[int, ...]
+"""A prompt as text, or as token ids that are used as they are."""
+
+
+class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How to choose tokens. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1.0 do not cut."""
+
+    max_tokens: int
+    seed: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+
+
+class Generate(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
+    """Continue one prompt. `condition` None is the model's default."""
+
+    prompt: Text
+    sampling: Sampling
+    condition: str | None = None
+
+
+class Score(msgspec.Struct, frozen=True, omit_defaults=True, tag="score"):
+    """Log-likelihood of each continuation given one context. `method` None is the model's default."""
+
+    context: Text
+    continuations: tuple[Text, ...]
+    condition: str | None = None
+    method: Literal["strict", "aios_compat"] | None = None
+
+
+class Job(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The unit that is queued, leased and logged: one prompt, or one scoring context with its continuations."""
+
+    id: str
+    model: str
+    task: Generate | Score
+    tenant: str = "public"
+    priority: str = "default"
+    request_id: str = ""
+
+
+class Started(msgspec.Struct, frozen=True, omit_defaults=True, tag="started"):
+    """A worker holds the job; once per epoch. `num_truncated` prompt tokens were cut to fit the context window."""
+
+    epoch: int
+    worker: str
+    num_prompt_tokens: int
+    num_truncated: int = 0
+
+
+class Tokens(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokens"):
+    """Newly sampled ids and the text that became certain with them; either may be empty, not both."""
+
+    ids: tuple[int, ...]
+    text: str = ""
+    choice: int = 0
+
+
+class ContinuationScore(msgspec.Struct, frozen=True):
+    """Sum of the continuation's token log-probabilities (nats), its length, and whether greedy would have said it."""
+
+    log_likelihood: float
+    num_tokens: int
+    is_greedy: bool
+
+
+class Done(msgspec.Struct, frozen=True, omit_defaults=True, tag="done"):
+    """The job succeeded. `finish_reason` is `stop`, `length` or `score`."""
+
+    finish_reason: str
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    scores: tuple[ContinuationScore, ...] = ()
+
+
+class Failed(msgspec.Struct, frozen=True, omit_defaults=True, tag="failed"):
+    """The job ended without a result. `code` names a class of `shared.errors`; `field` the input at fault."""
+
+    code: str
+    message: str
+    field: str | None = None
+
+
+class Cancelled(msgspec.Struct, frozen=True, omit_defaults=True, tag="cancelled"):
+    """Somebody called the job off."""
+
+    reason: str = "client"
+
+
+Event = Started | Tokens | Done | Failed | Cancelled
+Terminal = Done | Failed | Cancelled
+
+STATE_OF: dict[type[Done] | type[Failed] | type[Cancelled], str] = {
+    Done: "done",
+    Failed: "failed",
+    Cancelled: "cancelled",
+}
+"""The job state that each terminal event leaves behind."""
+
+
+class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a worker says of a model it serves. `found` is one line for people: what was loaded."""
+
+    id: str
+    runner: str
+    found: str
+    context_window: int
+    max_new_tokens: int
+    max_batch: int
+    tasks: tuple[str, ...] = ("generate", "score")
+    is_default: bool = False
+
+
+class WorkerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One worker's presence record."""
+
+    id: str
+    state: Literal["loading", "ready", "draining"]
+    models: tuple[ModelInfo, ...]
+    in_flight: int = 0
+
+
+_encoder = msgspec.msgpack.Encoder()
+_job_decoder = msgspec.msgpack.Decoder(Job)
+_event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
+_worker_decoder = msgspec.msgpack.Decoder(WorkerInfo)
+_model_decoder = msgspec.msgpack.Decoder(ModelInfo)
+
+
+def encode(message: Job | Event | WorkerInfo | ModelInfo) -> bytes:
+    """The wire form of any message."""
+    return _encoder.encode(message)
+
+
+def decode_job(payload: bytes) -> Job:
+    return _job_decoder.decode(payload)
+
+
+def decode_event(payload: bytes) -> Event:
+    return _event_decoder.decode(payload)
+
+
+def decode_worker(payload: bytes) -> WorkerInfo:
+    return _worker_decoder.decode(payload)
+
+
+def decode_model(payload: bytes) -> ModelInfo:
+    return _model_decoder.decode(payload)

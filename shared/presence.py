@@ -1,0 +1,74 @@
+"""Who is there: workers announce themselves and their models by records that expire; fronts read them.
+
+The models hash never expires, so that a front can tell "no worker for this model just now" from "no such model".
+"""
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import cast
+
+from redis.asyncio import Redis
+
+from shared import keys
+from shared.messages import ModelInfo, WorkerInfo, decode_model, decode_worker, encode
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The workers alive, and every model ever announced by id."""
+
+    workers: tuple[WorkerInfo, ...]
+    models: dict[str, ModelInfo]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether some worker has its models loaded and warm."""
+        return any(worker.state == "ready" for worker in self.workers)
+
+    def serves(self, model_id: str) -> bool:
+        """Whether a ready worker has this model."""
+        ready = (worker for worker in self.workers if worker.state == "ready")
+        return any(model.id == model_id for worker in ready for model in worker.models)
+
+    @property
+    def default_model(self) -> str | None:
+        """The id that serves requests which name no model."""
+        marked = sorted(model.id for model in self.models.values() if model.is_default)
+        return marked[0] if marked else min(self.models, default=None)
+
+
+class Presence:
+    def __init__(self, redis: Redis, *, ttl_s: float = 5.0) -> None:
+        self._redis = redis
+        self._ttl_ms = int(ttl_s * 1000)
+
+    async def announce(self, worker: WorkerInfo) -> None:
+        """Be seen for another `ttl_s`."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.set(keys.worker(worker.id), encode(worker), px=self._ttl_ms)
+        pipe.sadd(keys.WORKERS, worker.id)
+        for model in worker.models:
+            pipe.hset(keys.MODELS, mapping={model.id: encode(model)})
+        await pipe.execute()
+
+    async def leave(self, worker_id: str) -> None:
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.delete(keys.worker(worker_id))
+        pipe.srem(keys.WORKERS, worker_id)
+        await pipe.execute()
+
+    async def fleet(self) -> Fleet:
+        """Everybody alive now; forgets the ids whose records have expired."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.smembers(keys.WORKERS)
+        pipe.hgetall(keys.MODELS)
+        members, models = await pipe.execute()
+        ids = sorted(members)
+        records = await self._redis.mget([keys.worker(name.decode()) for name in ids]) if ids else []
+        gone = [name for name, record in zip(ids, records, strict=True) if record is None]
+        if gone:
+            await cast(Awaitable[int], self._redis.srem(keys.WORKERS, *gone))
+        return Fleet(
+            workers=tuple(decode_worker(record) for record in records if record is not None),
+            models={name.decode(): decode_model(record) for name, record in models.items()},
+        )

@@ -1,0 +1,158 @@
+"""The work queue: submit, take, renew, release, end jobs. Only this file (with queue.lua) says XADD, XREADGROUP, XACK.
+
+A job is leased to a worker by its pending entry and owned by its epoch: every take raises the epoch, and only the
+newest epoch may write to the job's log. Knows nothing of HTTP, models or engines.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
+from redis.exceptions import ResponseError
+from redis.typing import EncodableT
+
+from shared import keys
+from shared.errors import QueueFull, QueueTimeout
+from shared.messages import STATE_OF, Cancelled, Failed, Job, decode_job, encode
+
+SCRIPT = (Path(__file__).parent / "lua" / "queue.lua").read_text()
+_GIVEN_UP_IDLE_MS = 86_400_000
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job in the hands of one worker. `last_index` is the newest event in its log at the time of the take."""
+
+    job: Job
+    epoch: int
+    last_index: int
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Jobs waiting to be taken, and jobs taken and not yet ended."""
+
+    queued: int
+    running: int
+
+
+def job_keys(job: Job) -> list[str]:
+    """The keys every script command on one job works with."""
+    return [queue_key(job), keys.job(job.id), keys.log(job.id)]
+
+
+def queue_key(job: Job) -> str:
+    return keys.queue(job.model, job.priority, int(job.id[:2], 16))
+
+
+class JobQueue:
+    """A view on the queues of one Redis. `result_ttl_s` is how long an ended job and its log can still be read."""
+
+    def __init__(self, redis: Redis, *, result_ttl_s: float = 600.0) -> None:
+        self._redis = redis
+        self._script: AsyncScript = redis.register_script(SCRIPT)
+        self._ttl_ms = int(result_ttl_s * 1000)
+
+    async def submit(self, jobs: Sequence[Job], *, max_depth: int, queue_timeout_s: float) -> None:
+        """Queue `jobs`, which share model and priority: all of them, or none and QueueFull with a Retry-After."""
+        pairs = [part for job in jobs for part in (job.id, encode(job))]
+        reply = await self._script(
+            keys=[queue_key(jobs[0]), *(keys.job(job.id) for job in jobs)],
+            args=["submit", max_depth, int(queue_timeout_s * 1000), *pairs],
+        )
+        if reply[0] == 0:
+            raise _queue_full(*reply[1:], max_depth=max_depth, wanted=len(jobs))
+
+    async def take(self, model: str, priority: str, worker: str, count: int, block_ms: int) -> list[Claim]:
+        """Up to `count` undelivered jobs, waiting at most `block_ms` for the first. For a dedicated connection."""
+        stream = keys.queue(model, priority)
+        try:
+            reply = await self._redis.xreadgroup(keys.GROUP, worker, {stream: ">"}, count=count, block=block_ms)
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            await self._create_group(stream)
+            return []
+        entries = reply[0][1] if reply else []
+        return await self._claim(stream, worker, entries)
+
+    async def take_lapsed(self, model: str, priority: str, worker: str, count: int, lease_s: float) -> list[Claim]:
+        """Up to `count` jobs whose owner has let the lease run out."""
+        stream = keys.queue(model, priority)
+        try:
+            reply = await self._redis.xautoclaim(stream, keys.GROUP, worker, int(lease_s * 1000), count=count)
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            await self._create_group(stream)
+            return []
+        return await self._claim(stream, worker, [entry for entry in reply[1] if entry[1]])
+
+    async def renew(self, claims: Sequence[Claim], worker: str) -> list[bool]:
+        """Restart the lease of each claim; False for one that is no longer this worker's."""
+        return await self._set_idle(claims, worker, 0)
+
+    async def release(self, claims: Sequence[Claim], worker: str) -> None:
+        """Give claims up at once: the next worker that looks for lapsed jobs takes them."""
+        await self._set_idle(claims, worker, _GIVEN_UP_IDLE_MS)
+
+    async def end(self, job: Job, event: Failed | Cancelled, *, only_if_queued: bool = False) -> bool:
+        """End a job from outside, whatever its phase; False when it had ended before (or runs and is to be spared)."""
+        state, spare = STATE_OF[type(event)], int(only_if_queued)
+        args: list[EncodableT] = ["end_job", keys.channel(job.id), state, self._ttl_ms, encode(event), spare]
+        return bool(await self._script(keys=job_keys(job), args=args))
+
+    async def depth(self, model: str, priority: str) -> Depth:
+        """How many jobs wait and how many are in workers' hands."""
+        stream = keys.queue(model, priority)
+        try:
+            running = (await self._redis.xpending(stream, keys.GROUP))["pending"]
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            running = 0
+        return Depth(await self._redis.xlen(stream) - running, running)
+
+    async def forget_worker(self, model: str, priority: str, worker: str) -> None:
+        """Remove a worker that has left with nothing in its hands from the group."""
+        await self._redis.xgroup_delconsumer(keys.queue(model, priority), keys.GROUP, worker)
+
+    async def _claim(
+        self, stream: str, worker: str, entries: Sequence[tuple[bytes, dict[bytes, bytes]]]
+    ) -> list[Claim]:
+        if not entries:
+            return []
+        expired = encode(QueueTimeout("No worker took the request in time.").as_event())
+        pipe = self._redis.pipeline(transaction=False)
+        for entry, fields in entries:
+            job_id = fields[b"job"].decode()
+            args: list[EncodableT] = ["claim", entry, worker, keys.channel(job_id), self._ttl_ms, expired]
+            await self._script(keys=[stream, keys.job(job_id), keys.log(job_id)], args=args, client=pipe)
+        replies = await pipe.execute()
+        return [Claim(decode_job(spec), epoch, last) for spec, epoch, last in filter(None, replies)]
+
+    async def _set_idle(self, claims: Sequence[Claim], worker: str, idle_ms: int) -> list[bool]:
+        if not claims:
+            return []
+        pipe = self._redis.pipeline(transaction=False)
+        for claim in claims:
+            await self._script(keys=job_keys(claim.job)[:2], args=["renew", claim.epoch, worker, idle_ms], client=pipe)
+        return [bool(reply) for reply in await pipe.execute()]
+
+    async def _create_group(self, stream: str) -> None:
+        try:
+            await self._redis.xgroup_create(stream, keys.GROUP, id="0", mkstream=True)
+        except ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+
+
+def _queue_full(depth: int, ended: int, span_ms: int, *, max_depth: int, wanted: int) -> QueueFull:
+    """Retry-After: the time in which the jobs ahead will have ended at the rate measured last, 1 to 60 s."""
+    rate_per_s = ended / span_ms * 1000
+    excess = depth + wanted - max_depth
+    retry_after_s = min(60, max(1, math.ceil(excess / rate_per_s))) if rate_per_s else 5
+    return QueueFull(f"The queue is full: {depth} of {max_depth} places are taken.", retry_after_s=retry_after_s)

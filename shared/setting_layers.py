@@ -1,0 +1,90 @@
+"""The raw layers that settings are merged from: command line, environment and one section of a YAML file.
+
+Each layer maps a field's name to its unvalidated value and its origin in words. What the values mean, and which layer
+outranks which, is said in `shared/settings.py`.
+"""
+
+import difflib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ENV_ALIASES = {"model_path": "MODEL_PATH", "host": "HOST", "port": "PORT", "device": "FORCE_DEVICE"}
+SECTION = ("serve", "hrm")
+
+Layer = dict[str, tuple[Any, str]]
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message names the field, what was expected and where the value came from."""
+
+
+def env_name(field: str) -> str:
+    """The variable that sets `field`: `AIOS_PORT` for `port`."""
+    return "AIOS_" + field.upper()
+
+
+def flag_name(field: str) -> str:
+    """The flag that sets `field`: `--max-batch-size`; models are given one by one, as `--model`."""
+    return "--model" if field == "models" else "--" + field.replace("_", "-")
+
+
+def cli_layer(argv_values: Mapping[str, Any]) -> Layer:
+    """The flags given, by field name; None means not given."""
+    return {field: (value, flag_name(field)) for field, value in argv_values.items() if value is not None}
+
+
+def env_layer(env: Mapping[str, str], fields: Collection[str]) -> Layer:
+    """AIOS_* variables, then their older aliases; an empty variable is one that is not set.
+
+    Raises SettingsError when AIOS_DEVICE and FORCE_DEVICE differ: both claim to force the device.
+    """
+    layer: Layer = {}
+    for field in fields:
+        names = [env_name(field)] + ([ENV_ALIASES[field]] if field in ENV_ALIASES else [])
+        given = [(env[name], name) for name in names if env.get(name)]
+        if field == "device" and len({value.lower() for value, _ in given}) > 1:
+            both = " and ".join(f"{name}={value}" for value, name in given)
+            raise SettingsError(f"device: {both} disagree; expected one of them, or both equal")
+        if given:
+            layer[field] = given[0]
+    return layer
+
+
+def yaml_layer(path: Path | None, fields: Collection[str]) -> Layer:
+    """Section `serve.hrm` of the file; dashes and underscores are equal in keys, and null means not given.
+
+    Raises SettingsError for a file that cannot be read and for a key that is not a field.
+    """
+    if path is None:
+        return {}
+    layer: Layer = {}
+    for key, value in _section(path).items():
+        field = str(key).replace("-", "_")
+        if field not in fields:
+            close = difflib.get_close_matches(field, fields, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise SettingsError(f"{key}: unknown key in section {'.'.join(SECTION)} of {path}{hint}")
+        if value is not None:
+            layer[field] = (value, f"{path}: {'.'.join(SECTION)}.{field}")
+    return layer
+
+
+def _section(path: Path) -> dict[Any, Any]:
+    try:
+        section: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"config: expected a readable YAML file: {path}: {error}") from error
+    for key in SECTION:
+        section = _mapping(section, path, f"around `{key}`").get(key)
+    return _mapping(section, path, f"under `{'.'.join(SECTION)}`")
+
+
+def _mapping(value: Any, path: Path, where: str) -> dict[Any, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise SettingsError(f"config: expected a mapping {where} in {path}")
+    return value

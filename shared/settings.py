@@ -1,0 +1,240 @@
+"""Every knob of the fleet, read once at a process's entry and frozen: CLI flag > env > YAML `serve.hrm` > default.
+
+This module knows names, defaults, ranges and precedence, and remembers where each value came from. It does not know
+whether a model directory or a device exists, which is the worker's business.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from shared.setting_layers import SettingsError as SettingsError
+from shared.setting_layers import cli_layer, env_layer, env_name, yaml_layer
+
+REPO_ROOT = Path(__file__).resolve().parents[1]
+SAMPLE_MODEL = REPO_ROOT / "models" / "sample-hrm-text"
+
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class ModelEntry(BaseModel):
+    """One model to load; `None` means the fleet-wide setting of the same name (see `model_entries`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
+    path: Text
+    runner: Literal["auto", "hrm-text", "hrm-act", "causal", "echo"] = "auto"
+    dtype: Dtype | None = None
+    context_window: Count | None = None
+    tokenizer_path: Text | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            name, equals, path = value.partition("=")
+            if not (name and equals and path):
+                raise ValueError(f"expected id=path, got {value!r}")
+            value = {"id": name, "path": path}
+        if isinstance(value, Mapping) and value.get("path") == "echo":
+            value = {**value, "runner": "echo"}
+        return value
+
+
+class Settings(BaseModel):
+    """Frozen settings of one process, in the order of `--help`, `--print-config` and config/default.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    host: Text = Field(default="0.0.0.0", description="address the api listens on")
+    port: int = Field(default=8000, ge=0, le=65535, description="port the api listens on; 0 picks a free one")
+    model_path: Text | None = Field(default=None, description="model directory or file, or 'echo' (none: the sample)")
+    tokenizer_path: Text | None = Field(default=None, description="tokenizer directory or file (none: the model's own)")
+    models: tuple[ModelEntry, ...] = Field(default=(), description="model to serve as id=path, repeatable")
+    default_model: Text | None = Field(default=None, description="id used when a request names no model")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="device; cuda also means ROCm")
+    dtype: Dtype = Field(default="float32", description="dtype of weights and activations")
+    max_batch_size: Count = Field(default=16, description="sequences decoded together by one worker")
+    max_new_tokens: Count = Field(default=256, description="most tokens one answer may have")
+    cap_policy: Literal["clamp", "reject"] = Field(default="clamp", description="what to do with a request over a cap")
+    context_window: Count = Field(default=2048, description="most tokens of prompt and answer together")
+    enable_cors: bool = Field(default=False, description="answer CORS requests")
+    cors_origins: tuple[Text, ...] = Field(default=("*",), min_length=1, description="allowed origins, comma-separated")
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(default="info", description="log level")
+    log_format: Literal["json", "console"] = Field(default="console", description="log lines for machines or people")
+    log_bodies: bool = Field(default=False, description="log truncated request bodies")
+    redis_url: Text | None = Field(default=None, description="Redis URL (none: `aios serve hrm` embeds one)")
+    workers: Count = Field(default=1, description="worker processes of `aios serve hrm`")
+    threads: Count = Field(default=1, description="torch threads of one worker")
+    max_queue_depth: int = Field(default=256, ge=0, description="waiting requests before 429")
+    max_prompts_per_request: Count = Field(default=64, description="most prompts in one request")
+    max_body_bytes: Count = Field(default=1 << 20, description="largest request body")
+    queue_timeout_s: Seconds = Field(default=60.0, description="longest wait in the queue")
+    request_timeout_s: Seconds = Field(default=300.0, description="longest life of a request")
+    drain_timeout_s: Seconds = Field(default=30.0, description="time given to running requests at shutdown")
+    lease_s: Seconds = Field(default=3.0, description="silence after which a worker's jobs are taken over")
+    result_ttl_s: Seconds = Field(default=600.0, description="how long finished results are kept")
+    keepalive_s: Seconds = Field(default=10.0, description="seconds between SSE keep-alive comments")
+    healthz_mode: Literal["live", "ready"] = Field(default="live", description="/healthz: process up, or also warm")
+    scoring: Literal["strict", "aios_compat"] = Field(default="strict", description="how log-likelihoods are computed")
+    segments: Literal["compat", "max", "q_halt"] = Field(default="compat", description="how ACT segments halt")
+    attention: Literal["bidirectional", "causal"] | None = Field(
+        default=None, description="override of the model's own"
+    )
+    condition: Text = Field(default="direct", description="HRM-Text condition of a prompt that names none")
+    kv_memory_mib: Count = Field(default=512, description="memory for KV pages of one worker")
+    page_size: Count = Field(default=16, description="tokens in a KV page")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        """Accept `none` for an optional field and any letter case in a choice; refuse a boolean where a number goes."""
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, bool) and field.annotation is not bool:
+            raise ValueError(f"{value} is a boolean")
+        if isinstance(value, str) and value.lower() in choices_of(field.annotation):
+            return value.lower()
+        if isinstance(value, str) and value.lower() == "none" and field.default is None:
+            return None
+        return value
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split_models(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value) if value.lstrip().startswith("[") else value.split(",")
+        except json.JSONDecodeError as error:
+            raise ValueError(f"expected a JSON list or id=path,id=path ({error})") from error
+
+    @field_validator("models")
+    @classmethod
+    def _distinct(cls, value: tuple[ModelEntry, ...]) -> tuple[ModelEntry, ...]:
+        ids = [entry.id for entry in value]
+        if repeated := sorted({name for name in ids if ids.count(name) > 1}):
+            raise ValueError(f"expected distinct ids, got {', '.join(repeated)} more than once")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_scheme(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("expected redis://, rediss:// or unix://")
+        return value
+
+    def to_env(self) -> dict[str, str]:
+        """The AIOS_* variables from which `resolve` builds these same settings; `none` stands for None."""
+        return {env_name(name): _env_text(getattr(self, name)) for name in type(self).model_fields}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Settings and each field's origin: `--port`, `AIOS_PORT`, `FILE: serve.hrm.port` or `default`."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+
+def resolve(argv_values: Mapping[str, Any], env: Mapping[str, str], yaml_path: Path | None) -> Resolved:
+    """Merge the layers (`argv_values` by field name, None = not given; no YAML if `yaml_path` is None) and validate.
+
+    Raises SettingsError, whose message has one line per bad field.
+    """
+    known = tuple(Settings.model_fields)
+    layers = (yaml_layer(yaml_path, known), env_layer(env, known), cli_layer(argv_values))
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(Settings.model_fields, "default")
+    for layer in layers:
+        if "model_path" in layer and "models" not in layer:
+            values.pop("models", None)  # a model path outranks a list from a lower layer
+            origins["models"] = "default"
+        for name, (value, origin) in layer.items():
+            values[name], origins[name] = value, origin
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(problem, origins) for problem in error.errors())) from None
+    _check_default_model(settings, origins["default_model"])
+    return Resolved(settings, origins)
+
+
+def model_entries(settings: Settings) -> tuple[ModelEntry, ...]:
+    """The models to load, with dtype, context window and tokenizer filled in from the fleet-wide settings.
+
+    Without `models` it is one entry for `model_path`, named after its directory. Raises SettingsError if the name of
+    that directory cannot serve as a model id.
+    """
+    entries = settings.models or (_entry_of_path(settings.model_path or str(SAMPLE_MODEL)),)
+    common = {name: getattr(settings, name) for name in ("dtype", "context_window", "tokenizer_path")}
+    return tuple(
+        entry.model_copy(update={name: value for name, value in common.items() if getattr(entry, name) is None})
+        for entry in entries
+    )
+
+
+def mask_secrets(text: str) -> str:
+    """`text` with every password inside a URL replaced by ***."""
+    return re.sub(r"([?&]password=)[^&\s]*", r"\1***", re.sub(r"(://[^:@/\s]*:)\S*@", r"\1***@", text))
+
+
+def choices_of(annotation: Any) -> tuple[str, ...]:
+    """The strings of a Literal, alone or inside a union; () for any other type."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return parts
+    return tuple(choice for part in parts for choice in choices_of(part))
+
+
+def _explain(problem: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    where = [str(part) for part in problem["loc"]]
+    message = re.sub(r"^\w+ should (be|have) ", "expected ", problem["msg"].removeprefix("Value error, "))
+    value = problem["input"]
+    got = f", got {value!r}" if isinstance(value, str | int | float) and "got" not in message else ""
+    origin = origins.get(where[0], "arguments")
+    return mask_secrets(f"{'.'.join(where)}: {message}{got} (from {origin})")
+
+
+def _check_default_model(settings: Settings, origin: str) -> None:
+    ids = [entry.id for entry in model_entries(settings)]
+    if settings.default_model is not None and settings.default_model not in ids:
+        known = ", ".join(ids)
+        raise SettingsError(f"default_model: expected one of {known}, got {settings.default_model!r} (from {origin})")
+
+
+def _entry_of_path(path: str) -> ModelEntry:
+    place = Path(path).expanduser().absolute()
+    is_file = place.is_file() or place.suffix in {".pt", ".pth", ".bin", ".safetensors"}
+    name = "echo" if path == "echo" else (place.parent if is_file else place).name
+    try:
+        return ModelEntry(id=name, path=path)
+    except ValidationError:
+        raise SettingsError(
+            f"model_path: {name!r} cannot serve as a model id; name it with --model id={path}"
+        ) from None
+
+
+def _env_text(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple) and value and isinstance(value[0], str):
+        return ",".join(value)
+    if isinstance(value, tuple):
+        return json.dumps([entry.model_dump() for entry in value])
+    return str(value)

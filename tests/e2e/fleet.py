@@ -1,0 +1,53 @@
+"""Real processes of the product for end-to-end tests: started on a Redis, awaited, and ended by pid."""
+
+import asyncio
+import os
+import signal
+import sys
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from shared.presence import Presence
+
+
+@dataclass
+class WorkerProcess:
+    process: asyncio.subprocess.Process
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    async def wait(self) -> int:
+        return await self.process.wait()
+
+    async def end(self) -> None:
+        """Kill if it still runs."""
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGKILL)
+        await self.process.wait()
+
+
+async def start_worker(url: str, redis: Redis, *flags: str, model: str = "echo=echo") -> WorkerProcess:
+    """A worker that is ready: its presence says so."""
+    command = [sys.executable, "-m", "worker", "--redis-url", url, "--model", model, "--log-level", "warning", *flags]
+    process = await asyncio.create_subprocess_exec(*command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        async with asyncio.timeout(60):
+            while not await _is_ready(redis, process.pid):
+                assert process.returncode is None, f"the worker ended with {process.returncode}"
+                await asyncio.sleep(0.05)
+    except BaseException:
+        process.kill()
+        await process.wait()
+        raise
+    return WorkerProcess(process)
+
+
+async def _is_ready(redis: Redis, pid: int) -> bool:
+    fleet = await Presence(redis).fleet()
+    return any(worker.state == "ready" and f"-{pid}-" in worker.id for worker in fleet.workers)

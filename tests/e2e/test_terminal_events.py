@@ -1,0 +1,142 @@
+"""The invariant of the queue: whatever happens, every accepted job ends in exactly one terminal event (P4).
+
+Real worker processes of the echo model on a real redis-server; one of them is killed and replaced on the way.
+"""
+
+import asyncio
+import random
+import signal
+
+from redis.asyncio import Redis
+
+from shared import keys
+from shared.log import LogReader
+from shared.messages import Cancelled, Done, Event, Failed, Generate, Job, Sampling, Score, Started, Terminal, Tokens
+from shared.queue import JobQueue
+from tests.e2e.fleet import WorkerProcess, start_worker
+from tests.redis_server import RedisServer
+
+NUM_JOBS = 500
+
+
+def random_job(rng: random.Random) -> Job:
+    """Long, short, stopping, scoring and invalid jobs; some carry a prompt that ends by itself."""
+    job_id = keys.new_job_id()
+    kind = rng.random()
+    if kind < 0.2:
+        tails = tuple("x" * rng.randint(1, 9) for _ in range(rng.randint(1, 4)))
+        return Job(job_id, "echo", Score("context", tails))
+    if kind < 0.25:
+        return Job(job_id, "echo", Generate("", Sampling(max_tokens=5, seed=0)))
+    prompt = "".join(rng.choices("abcdefgh ", k=rng.randint(1, 40))) + rng.choice(["", " eos"])
+    stop = (prompt[:2],) if rng.random() < 0.2 else ()
+    return Job(job_id, "echo", Generate(prompt, Sampling(rng.randint(1, 200), seed=1, stop=stop)))
+
+
+def expected_text(task: Generate) -> str:
+    """What echo says, from its definition alone."""
+    said = (task.prompt * 200)[: task.sampling.max_tokens]  # type: ignore[operator]
+    if "eos" in task.prompt:  # type: ignore[operator]
+        said = said[: len(task.prompt)]
+    for stop in task.sampling.stop:
+        said = said.partition(stop)[0]
+    return said
+
+
+def check_log(job: Job, events: list[Event], was_cancelled: bool) -> None:
+    terminal = [event for event in events if isinstance(event, Terminal)]
+    assert len(terminal) == 1, (job, events)
+    assert events[-1] is terminal[0]
+    if isinstance(terminal[0], Cancelled):
+        assert was_cancelled
+        return
+    if isinstance(terminal[0], Failed):
+        assert job.task.prompt == "", terminal[0]  # type: ignore[union-attr]
+        return
+    assert isinstance(terminal[0], Done)
+    if isinstance(job.task, Score):
+        assert [score.num_tokens for score in terminal[0].scores] == [len(tail) for tail in job.task.continuations]
+        return
+    assert "".join(event.text for event in events if isinstance(event, Tokens)) == expected_text(job.task)
+    ids = [token for event in events if isinstance(event, Tokens) for token in event.ids]
+    assert len(ids) == terminal[0].num_completion_tokens, "a token was lost or doubled"
+
+
+async def test_500_random_jobs_end_once_each(redis_server: RedisServer, redis: Redis) -> None:
+    """P1 (first slice), P4, P6: with cancels at random and a worker killed and another stopped half-way."""
+    rng = random.Random(20)
+    queue, reader = JobQueue(redis), LogReader(redis)
+    jobs = [random_job(rng) for _ in range(NUM_JOBS)]
+    to_cancel = set(rng.sample(range(NUM_JOBS), 60))
+    victim, drained, survivor = await asyncio.gather(*(start_worker(redis_server.url, redis) for _ in range(3)))
+    try:
+        for start in range(0, NUM_JOBS, 20):
+            await queue.submit(jobs[start : start + 20], max_depth=NUM_JOBS, queue_timeout_s=60)
+            for index in range(start, start + 20):
+                if index in to_cancel:
+                    await queue.end(jobs[index], Cancelled())
+            if start == 200:
+                await kill_with_jobs_in_hand(victim, redis, jobs)
+            if start == 300:
+                drained.signal(signal.SIGTERM)
+        await all_ended(redis, jobs)
+        assert await drained.wait() == 0
+        for index, job in enumerate(jobs):
+            check_log(job, [event for _, event in await reader.read(job.id)], index in to_cancel)
+        assert await num_taken_over(reader, jobs) > 0, "the kill hit nothing, so this proved nothing"
+        await nothing_is_left(redis, queue)
+    finally:
+        for worker in (victim, drained, survivor):
+            await worker.end()
+
+
+async def all_ended(redis: Redis, jobs: list[Job], deadline_s: float = 60.0) -> None:
+    async with asyncio.timeout(deadline_s):
+        for job in jobs:
+            while await redis.hget(keys.job(job.id), "state") not in (b"done", b"failed", b"cancelled"):  # type: ignore[misc]
+                await asyncio.sleep(0.02)
+
+
+async def kill_with_jobs_in_hand(
+    victim: WorkerProcess, redis: Redis, jobs: list[Job], deadline_s: float = 20.0
+) -> None:
+    """Freeze the worker when it holds jobs, make sure that it does, and kill it then."""
+    async with asyncio.timeout(deadline_s):
+        while True:
+            victim.signal(signal.SIGSTOP)
+            held = [await redis.hmget(keys.job(job.id), "state", "worker") for job in jobs]  # type: ignore[misc]
+            if any(state == b"running" and f"-{victim.pid}-".encode() in worker for state, worker in held):
+                break
+            victim.signal(signal.SIGCONT)
+            await asyncio.sleep(0.002)
+    victim.signal(signal.SIGKILL)
+    await victim.wait()
+
+
+async def num_taken_over(reader: LogReader, jobs: list[Job]) -> int:
+    logs = [await reader.read(job.id) for job in jobs]
+    return sum(any(isinstance(event, Started) and event.epoch > 1 for _, event in log) for log in logs)
+
+
+async def nothing_is_left(redis: Redis, queue: JobQueue) -> None:
+    """No entry waits, none is pending, and every key of every job has a time to live."""
+    async with asyncio.timeout(10):
+        while (depth := await queue.depth("echo", "default")).queued or depth.running:
+            await asyncio.sleep(0.02)
+    for key in [*await redis.keys("aios:{00}:job:*"), *await redis.keys("aios:{00}:log:*")]:
+        assert await redis.pttl(key) > 0, key
+
+
+async def test_a_worker_that_starts_later_finds_the_jobs_that_waited(redis_server: RedisServer, redis: Redis) -> None:
+    """DESIGN 4: the group starts at 0, so nothing queued before the first worker is lost."""
+    queue, reader = JobQueue(redis), LogReader(redis)
+    job = Job(keys.new_job_id(), "echo", Generate("hello", Sampling(max_tokens=5, seed=0)))
+    await queue.submit([job], max_depth=10, queue_timeout_s=60)
+    worker: WorkerProcess = await start_worker(redis_server.url, redis)
+    try:
+        await all_ended(redis, [job])
+    finally:
+        await worker.end()
+    events = [event for _, event in await reader.read(job.id)]
+    assert isinstance(events[0], Started)
+    check_log(job, events, was_cancelled=False)

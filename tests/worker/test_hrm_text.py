@@ -1,0 +1,187 @@
+"""HRM-Text against transformers' own HrmTextForCausalLM: weights, prefill, decoding, scoring, prompt format."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import HrmTextConfig, HrmTextForCausalLM
+
+from scripts.train_sample import byte_tokenizer
+from shared.errors import InvalidRequest
+from shared.messages import Generate, Sampling, Score
+from tests.worker.stepping import generate_all, score_all
+from worker.models.errors import ModelFormatError
+from worker.registry import detect
+from worker.runners import hrm_text
+from worker.runners.base import RunnerOptions
+from worker.runners.paged import PagedRunner
+
+PROMPTS = ["2x + 3 = 9", "Hello", "Once upon a time there was", "12 * 7"]
+
+
+def write_tiny(path: Path, *, layers: int = 2, seed: int = 0) -> HrmTextForCausalLM:
+    """A random net whose z_L_init is not zero and whose cycle counts differ, with the byte tokenizer."""
+    torch.manual_seed(seed)
+    tokenizer = byte_tokenizer()
+    config = HrmTextConfig(
+        vocab_size=len(tokenizer), hidden_size=48, intermediate_size=80, num_hidden_layers=layers,
+        num_attention_heads=3, head_dim=16, H_cycles=2, L_cycles=3, max_position_embeddings=96,
+        initializer_range=0.15, embedding_scale=2.5, bos_token_id=1, eos_token_id=3, pad_token_id=0,
+    )  # fmt: skip
+    model = HrmTextForCausalLM(config).eval()
+    with torch.no_grad():
+        model.model.z_L_init.normal_()
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return model
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, HrmTextForCausalLM]:
+    path = tmp_path_factory.mktemp("hrm-text")
+    return path, write_tiny(path)
+
+
+@pytest.fixture
+def runner(tiny: tuple[Path, HrmTextForCausalLM]) -> PagedRunner:
+    return hrm_text.load(RunnerOptions(path=str(tiny[0]), max_batch=4, page_size=4))
+
+
+def own_logits(model: HrmTextForCausalLM, prompt: tuple[int, ...], response: tuple[int, ...]) -> torch.Tensor:
+    """transformers' logits for prompt + response, the prompt marked as bidirectional."""
+    ids = torch.tensor([[*prompt, *response]])
+    types = torch.tensor([[1] * len(prompt) + [0] * len(response)])
+    with torch.no_grad():
+        return model(input_ids=ids, token_type_ids=types, use_cache=False).logits[0]
+
+
+def test_state_dict_names_and_slots(tiny: tuple[Path, HrmTextForCausalLM]) -> None:
+    """T1 and T7: names and shapes of the export, and layers x (H + H x L) cache slots."""
+    tensors = load_file(tiny[0] / "model.safetensors")
+    assert tensors["model.L_module.layers.1.attn.gqkv_proj.weight"].shape == (4 * 48, 48)
+    assert tensors["model.H_module.layers.0.mlp.gate_up_proj.weight"].shape == (2 * 80, 48)
+    model = hrm_text.load_model(tiny[0])
+    assert set(dict(model.named_parameters())) == set(tensors)
+    assert model.shape.num_kv_slots == 2 * (2 + 2 * 3)
+    assert detect(str(tiny[0])) == "hrm-text"
+
+
+def test_greedy_batch_equals_transformers_generate(tiny: tuple[Path, HrmTextForCausalLM], runner: PagedRunner) -> None:
+    """T3 for HRM-Text: unequal prompts decoded together equal transformers' generate on each alone."""
+    tasks = [Generate(text, Sampling(max_tokens=12, seed=0, temperature=0.0)) for text in PROMPTS]
+    ours = generate_all(runner, tasks)
+    for task, got in zip(tasks, ours, strict=True):
+        prompt = torch.tensor([runner.encode(task).prompt_ids])
+        out = tiny[1].generate(
+            prompt, token_type_ids=torch.ones_like(prompt), attention_mask=torch.ones_like(prompt),
+            max_new_tokens=12, do_sample=False,
+        )  # fmt: skip
+        assert got == out[0, prompt.shape[1] :].tolist()
+
+
+def test_a_replayed_response_goes_on_as_if_never_cut(runner: PagedRunner) -> None:
+    """DESIGN 5: after a takeover the logged tokens are run, not sampled, and the rest is the same."""
+    task = Generate(PROMPTS[0], Sampling(max_tokens=12, seed=5, temperature=1.0))
+    whole = generate_all(runner, [task])[0]
+    assert len(whole) == 12
+    for kept in (1, 5, 11):
+        assert generate_all(runner, [task], replayed=[whole[:kept]])[0] == whole
+
+
+def test_scores_equal_token_by_token_and_transformers(
+    tiny: tuple[Path, HrmTextForCausalLM], runner: PagedRunner
+) -> None:
+    """T7, X18: prompt bidirectional, continuation causal; one leaking pass gives other values."""
+    task = Score("What is 2 + 2?", ("4", "four, I think", "x = 3"))
+    encoded = runner.encode(task)
+    for tail, score in zip(encoded.continuations, score_all(runner, [task])[0], strict=True):
+        logits = own_logits(tiny[1], encoded.prompt_ids, tail).double().log_softmax(-1)
+        start = len(encoded.prompt_ids) - 1
+        expected = sum(float(logits[start + i, token]) for i, token in enumerate(tail))
+        assert score.log_likelihood == pytest.approx(expected, abs=1e-4)
+        assert score.num_tokens == len(tail)
+        leaking = own_logits(tiny[1], (*encoded.prompt_ids, *tail), ()).double().log_softmax(-1)
+        leaked = sum(float(leaking[start + i, token]) for i, token in enumerate(tail))
+        assert abs(leaked - expected) > 1e-2, "the test could not tell the two apart"
+
+
+def test_the_greedy_flag_tells_what_greedy_decoding_says(runner: PagedRunner) -> None:
+    greedy = generate_all(runner, [Generate("12 * 7", Sampling(max_tokens=3, seed=0, temperature=0.0))])[0]
+    other = [*greedy[:-1], (greedy[-1] + 1) % 200]
+    scores = score_all(runner, [Score("12 * 7", (tuple(greedy), tuple(other)))])[0]
+    assert [score.is_greedy for score in scores] == [True, False]
+    assert scores[0].log_likelihood > scores[1].log_likelihood
+
+
+def test_prompt_format_and_conditions(runner: PagedRunner) -> None:
+    """boq, conditions in the order given, stripped prompt, eoq; special names inside a prompt are plain text."""
+    tokenizer = byte_tokenizer()
+    task = Generate("  hi ", Sampling(max_tokens=4, seed=0), condition="synth,cot")
+    expected = tokenizer("<|im_start|><|quad_end|><|object_ref_end|>hi<|im_end|>", add_special_tokens=False)
+    assert list(runner.encode(task).prompt_ids) == expected["input_ids"]
+    injected = runner.encode(Generate("<|im_end|>", Sampling(max_tokens=4, seed=0)))
+    assert injected.prompt_ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1
+    with pytest.raises(InvalidRequest, match="Unknown condition 'loud'"):
+        runner.encode(Generate("hi", Sampling(max_tokens=4, seed=0), condition="loud"))
+
+
+def test_a_long_prompt_loses_its_beginning_but_not_its_marks(runner: PagedRunner) -> None:
+    """X20: left-truncation that leaves room for max_tokens and keeps boq, condition and eoq."""
+    encoded = runner.encode(Generate("a" * 200 + "b", Sampling(max_tokens=10, seed=0)))
+    assert len(encoded.prompt_ids) + encoded.max_tokens == 96
+    assert (encoded.max_tokens, encoded.num_truncated) == (10, 204 - 86)
+    assert encoded.prompt_ids[0] == 1
+    assert runner.decode(encoded.prompt_ids).endswith("ab")
+
+
+@pytest.mark.parametrize("written", [4, 2, 16])
+def test_the_layer_count_comes_from_the_tensors(
+    tiny: tuple[Path, HrmTextForCausalLM], tmp_path: Path, written: int
+) -> None:
+    """hrm-formats 3: exporters write raw, per-stack or inflated counts; none of them changes what is loaded."""
+    import json
+
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny[0] / name).read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["num_hidden_layers"] = written
+    config.pop("num_layers_per_stack")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert hrm_text.load_model(tmp_path).shape.num_layers == 2
+
+
+@pytest.mark.parametrize("fault", ["missing", "extra", "shape"])
+def test_unmatched_weights_fail_loudly(tiny: tuple[Path, HrmTextForCausalLM], tmp_path: Path, fault: str) -> None:
+    """T6: the message names the tensor."""
+    tensors = load_file(tiny[0] / "model.safetensors")
+    name = "model.H_module.layers.1.mlp.down_proj.weight"
+    if fault == "missing":
+        del tensors[name]
+    elif fault == "extra":
+        name = "model.H_module.layers.1.mlp.router.weight"
+        tensors[name] = torch.zeros(2)
+    else:
+        tensors[name] = torch.zeros(3, 3)
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((tiny[0] / "config.json").read_bytes())
+    with pytest.raises(ModelFormatError, match=name.replace(".", r"\.")):
+        hrm_text.load_model(tmp_path)
+
+
+def test_a_window_that_does_not_fit_is_refused_at_load(tiny: tuple[Path, HrmTextForCausalLM]) -> None:
+    with pytest.raises(ModelFormatError, match="kv_memory_mib"):
+        hrm_text.load(RunnerOptions(path=str(tiny[0]), kv_bytes=1000))
+
+
+def test_sampling_does_not_depend_on_batch_mates(runner: PagedRunner) -> None:
+    """T5, P3: a row alone, in any company and in any order says the same."""
+    tasks = [
+        Generate(text, Sampling(max_tokens=8, seed=seed, temperature=0.9, top_p=0.95, top_k=40))
+        for seed, text in enumerate(PROMPTS)
+    ]
+    alone = [generate_all(runner, [task])[0] for task in tasks]
+    for order in itertools.islice(itertools.permutations(range(4)), 0, 24, 7):
+        together = generate_all(runner, [tasks[i] for i in order])
+        assert together == [alone[i] for i in order]

@@ -1,0 +1,54 @@
+"""`python -m worker` and `aios worker`: one worker process. Reads settings, handles signals, turns outcomes into statuses."""
+
+import asyncio
+import logging
+import signal
+import sys
+
+from shared.broker import connect
+from shared.cli import redis_url, run_role
+from shared.logs import configure_logging
+from shared.settings import Settings
+from worker.loading import load_models, warm_up
+from worker.service import WorkerService
+
+EXIT_OK, EXIT_ENGINE_DIED = 0, 1
+
+
+def run(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT. Raises SettingsError for a model that cannot be loaded."""
+    configure_logging(settings.log_level, settings.log_format)
+    return asyncio.run(_serve(settings))
+
+
+def dry_run(settings: Settings) -> int:
+    """Load every model, decode one token with each and say what was found; serves nothing."""
+    logging.basicConfig(level=logging.WARNING)
+    for model in load_models(settings):
+        info = model.info
+        mark = " (default)" if info.is_default else ""
+        print(f"{info.id}{mark}: {info.found}; context window {info.context_window} tokens")
+        print(f"  decoded one token: {warm_up(model.runner)!r}")
+    return EXIT_OK
+
+
+async def _serve(settings: Settings) -> int:
+    redis = connect(redis_url(settings))
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    service = WorkerService(
+        redis,
+        lease_s=settings.lease_s,
+        result_ttl_s=settings.result_ttl_s,
+        drain_timeout_s=settings.drain_timeout_s,
+    )
+    try:
+        survived = await service.run(lambda: load_models(settings), stop)
+    finally:
+        await redis.aclose()
+    return EXIT_OK if survived else EXIT_ENGINE_DIED
+
+
+if __name__ == "__main__":
+    sys.exit(run_role("python -m worker", run, dry_run=dry_run))

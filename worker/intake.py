@@ -1,0 +1,98 @@
+"""What enters the worker: takes as many jobs as there are free places, as token ids, to one engine.
+
+Looks for jobs whose owner's lease has lapsed as well; of those the logged tokens are replayed, never sampled again.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+
+from shared.errors import FleetError
+from shared.log import LogReader
+from shared.messages import Generate, Started, Tokens
+from shared.queue import Claim, JobQueue
+from worker.engine import Engine, Work
+from worker.outbox import Outbox
+from worker.runners.base import Runner
+
+logger = logging.getLogger("aios.intake")
+
+_BLOCK_MS = 250
+
+
+class Intake:
+    """One model's way in. `priority` names the class stream it serves."""
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        reader: LogReader,
+        outbox: Outbox,
+        engine: Engine,
+        runner: Runner,
+        *,
+        model_id: str,
+        worker_id: str,
+        lease_s: float,
+        priority: str = "default",
+    ) -> None:
+        self._queue = queue
+        self._reader = reader
+        self._outbox = outbox
+        self._engine = engine
+        self._runner = runner
+        self._address = (model_id, priority, worker_id)
+        self._lease_s = lease_s
+        self._next_look_s = 0.0
+        self._free = runner.spec.max_batch
+        self._freed = asyncio.Event()
+
+    def closed(self) -> None:
+        """A job of this intake has ended: its place is free."""
+        self._free += 1
+        self._freed.set()
+
+    async def turn(self) -> None:
+        """Take what can be taken now; returns after a short while without work."""
+        if self._free <= 0:
+            self._freed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._freed.wait(), _BLOCK_MS / 1000)
+            return
+        claims = await self._lapsed() or await self._queue.take(*self._address, self._free, _BLOCK_MS)
+        self._free -= len(claims)
+        for claim in claims:
+            await self._accept(claim)
+
+    async def leave(self) -> None:
+        """Be forgotten by the queue; for a worker with nothing in hand."""
+        await self._queue.forget_worker(*self._address)
+
+    async def _lapsed(self) -> list[Claim]:
+        """Jobs to take over, looked for twice in a lease."""
+        if time.monotonic() < self._next_look_s:
+            return []
+        self._next_look_s = time.monotonic() + self._lease_s / 2
+        claims = await self._queue.take_lapsed(*self._address, self._free, self._lease_s)
+        for claim in claims:
+            logger.warning("job %s taken over, epoch %d", claim.job.id, claim.epoch)
+        return claims
+
+    async def _accept(self, claim: Claim) -> None:
+        task = claim.job.task
+        replayed = await self._replay(claim) if claim.last_index else ()
+        try:
+            encoded = self._runner.encode(task)
+        except FleetError as error:
+            self._outbox.end(claim, error.as_event())
+            return
+        worker_id = self._address[2]
+        started = Started(claim.epoch, worker_id, len(encoded.prompt_ids), encoded.num_truncated)
+        self._outbox.open(claim, started)
+        sampling = task.sampling if isinstance(task, Generate) else None
+        self._engine.submit(Work(claim.job.id, encoded, sampling, replayed))
+
+    async def _replay(self, claim: Claim) -> tuple[int, ...]:
+        events = await self._reader.read(claim.job.id)
+        return tuple(token for _, event in events if isinstance(event, Tokens) for token in event.ids)

@@ -1,0 +1,156 @@
+"""HRM-Text: two stacks, run in cycles, over one embedding. Our own fused forward; attention is handed in.
+
+Source of the maths: HRM-Text and `transformers` >= 5.9 (`HrmTextForCausalLM`), which is the oracle in the tests:
+
+    z_H = scale * E[ids];  z_L = z_L_init
+    repeat H_cycles: { repeat L_cycles: z_L = L(z_L + z_H);  z_H = H(z_H + z_L) };  logits = W z_H
+
+Every pass through a layer has a key/value slot of its own: (h * (L_cycles + 1) + l) * layers + layer, the H pass at
+l = L_cycles. Parameter names are those of Hugging Face exports.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(slot, query, key, value), each [B, N, heads, head_dim] -> [B, N, heads, head_dim]."""
+
+
+@dataclass(frozen=True)
+class HrmTextShape:
+    """`num_layers` is the number of blocks in each of the two stacks."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    head_dim: int
+    num_layers: int
+    h_cycles: int
+    l_cycles: int
+    embedding_scale: float
+    max_positions: int
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-6
+
+    @property
+    def num_kv_slots(self) -> int:
+        return self.num_layers * self.h_cycles * (self.l_cycles + 1)
+
+
+class _Attention(nn.Module):
+    def __init__(self, shape: HrmTextShape) -> None:
+        super().__init__()
+        width = shape.num_heads * shape.head_dim
+        self.heads = (shape.num_heads, shape.head_dim)
+        self.gqkv_proj = nn.Linear(shape.hidden_size, 4 * width, bias=False)
+        self.o_proj = nn.Linear(width, shape.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor, rope: tuple[Tensor, Tensor], slot: int, attend: Attend) -> Tensor:
+        gate, query, key, value = (part.unflatten(-1, self.heads) for part in self.gqkv_proj(hidden).chunk(4, dim=-1))
+        out = attend(slot, rotate(query, *rope), rotate(key, *rope), value)
+        gated: Tensor = self.o_proj((torch.sigmoid(gate) * out).flatten(-2))
+        return gated
+
+
+class _Mlp(nn.Module):
+    def __init__(self, shape: HrmTextShape) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(shape.hidden_size, 2 * shape.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
+        down: Tensor = self.down_proj(F.silu(gate) * up)
+        return down
+
+
+class _Block(nn.Module):
+    """Pre-norm, norms without weights."""
+
+    def __init__(self, shape: HrmTextShape) -> None:
+        super().__init__()
+        self.eps = shape.norm_eps
+        self.attn = _Attention(shape)
+        self.mlp = _Mlp(shape)
+
+    def forward(self, hidden: Tensor, rope: tuple[Tensor, Tensor], slot: int, attend: Attend) -> Tensor:
+        hidden = hidden + self.attn(rms_norm(hidden, self.eps), rope, slot, attend)
+        out: Tensor = hidden + self.mlp(rms_norm(hidden, self.eps))
+        return out
+
+
+class _Stack(nn.Module):
+    def __init__(self, shape: HrmTextShape) -> None:
+        super().__init__()
+        self.eps = shape.norm_eps
+        self.layers = nn.ModuleList(_Block(shape) for _ in range(shape.num_layers))
+
+    def forward(self, hidden: Tensor, rope: tuple[Tensor, Tensor], first_slot: int, attend: Attend) -> Tensor:
+        for layer, block in enumerate(self.layers):
+            hidden = block(hidden, rope, first_slot + layer, attend)
+        return rms_norm(hidden, self.eps)
+
+
+class _Core(nn.Module):
+    def __init__(self, shape: HrmTextShape) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.z_L_init = nn.Parameter(torch.zeros(shape.hidden_size))
+        self.L_module = _Stack(shape)
+        self.H_module = _Stack(shape)
+
+
+class HrmTextModel(nn.Module):
+    def __init__(self, shape: HrmTextShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.model = _Core(shape)
+        self.lm_head = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
+        cos, sin = rope_table(shape.max_positions, shape.head_dim, shape.rope_theta)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Last high-level states [B, N, hidden] of token ids [B, N] at `positions` [B, N]."""
+        shape, core = self.shape, self.model
+        z_h = core.embed_tokens(ids) * shape.embedding_scale
+        z_l = core.z_L_init.to(z_h.dtype)
+        rope = (self.get_buffer("cos")[positions].to(z_h.dtype), self.get_buffer("sin")[positions].to(z_h.dtype))
+        slot = 0
+        for _ in range(shape.h_cycles):
+            for _ in range(shape.l_cycles):
+                z_l = core.L_module(z_l + z_h, rope, slot, attend)
+                slot += shape.num_layers
+            z_h = core.H_module(z_h + z_l, rope, slot, attend)
+            slot += shape.num_layers
+        out: Tensor = z_h
+        return out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., hidden] -> [..., vocab] in float32."""
+        out: Tensor = self.lm_head(hidden)
+        return out.float()
+
+
+def rms_norm(hidden: Tensor, eps: float) -> Tensor:
+    wide = hidden.float()
+    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(hidden.dtype)
+
+
+def rope_table(num_positions: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [positions, 1, head_dim], in the half-rotated layout."""
+    frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), frequencies)
+    angles = torch.cat((angles, angles), dim=-1)[:, None]
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions on [B, N, heads, head_dim]."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin

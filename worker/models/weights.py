@@ -1,0 +1,54 @@
+"""Reading weights and tokenizers from disk, and refusing what does not match. Knows file formats, no architectures."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from worker.models.errors import ModelFormatError
+
+_FAULTS_NAMED = 8
+
+
+def read_safetensors_dir(path: Path) -> dict[str, Tensor]:
+    """All tensors of a Hugging Face directory: `model.safetensors`, or the shards its index names."""
+    index = path / "model.safetensors.index.json"
+    single = path / "model.safetensors"
+    if index.is_file():
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    elif single.is_file():
+        shards = [single.name]
+    else:
+        raise ModelFormatError(f"{path} has no model.safetensors and no model.safetensors.index.json.")
+    tensors: dict[str, Tensor] = {}
+    for shard in shards:
+        tensors |= load_file(path / shard)
+    return tensors
+
+
+def check_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], source: Path) -> None:
+    """Raise ModelFormatError naming the first tensors that are missing, left over, mis-shaped or not floating point."""
+    shared = [name for name in expected if name in found]
+    faults = [f"missing {name}" for name in expected if name not in found]
+    faults += [f"unexpected {name}" for name in found if name not in expected]
+    faults += [
+        f"{name} has shape {list(found[name].shape)} where {list(expected[name].shape)} was due"
+        for name in shared
+        if found[name].shape != expected[name].shape
+    ]
+    faults += [f"{name} is {found[name].dtype}" for name in shared if not found[name].is_floating_point()]
+    if faults:
+        more = f", and {len(faults) - _FAULTS_NAMED} more" if len(faults) > _FAULTS_NAMED else ""
+        raise ModelFormatError(f"{source} does not hold one whole network: {', '.join(faults[:_FAULTS_NAMED])}{more}")
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local directory; never asks a hub."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelFormatError(f"No tokenizer could be loaded from {path}: {error}") from None
+    return tokenizer

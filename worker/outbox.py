@@ -1,0 +1,131 @@
+"""What leaves the worker: the events of every job in hand, appended to their logs under the fence.
+
+`put` is called by the engine's thread; everything else belongs to the event loop. All jobs' news since the last round
+trip go out as one. When Redis is away the news wait here, and after `max_waiting_steps` the engine waits too.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from shared.broker import UNAVAILABLE
+from shared.log import Append, LogWriter
+from shared.messages import Event, Started, Terminal, Tokens
+from shared.queue import Claim
+from worker.engine import Emission
+
+logger = logging.getLogger("aios.outbox")
+
+
+@dataclass
+class _Open:
+    """A job in hand: where its log stands, and what is to be added."""
+
+    claim: Claim
+    index: int
+    news: list[Event] = field(default_factory=list)
+
+
+class Outbox:
+    """`on_closed(claim, was_stale)` is called once for every job opened, when its end is logged or its epoch is over."""
+
+    def __init__(
+        self, writer: LogWriter, on_closed: Callable[[Claim, bool], None], *, max_waiting_steps: int = 64
+    ) -> None:
+        self._writer = writer
+        self._on_closed = on_closed
+        self._jobs: dict[str, _Open] = {}
+        self._loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
+        self._room = threading.Semaphore(max_waiting_steps)
+        self._steps_collected = 0
+
+    @property
+    def claims(self) -> list[Claim]:
+        """Every job in hand."""
+        return [job.claim for job in self._jobs.values()]
+
+    def open(self, claim: Claim, started: Started) -> None:
+        self._jobs[claim.job.id] = _Open(claim, claim.last_index, [started])
+        self._wake.set()
+
+    def end(self, claim: Claim, event: Terminal) -> None:
+        """End a job that never reached the engine."""
+        self._jobs[claim.job.id] = _Open(claim, claim.last_index, [event])
+        self._wake.set()
+
+    def close(self, job_id: str) -> None:
+        """Forget a job that is no longer this worker's."""
+        job = self._jobs.pop(job_id, None)
+        if job is not None:
+            self._on_closed(job.claim, True)
+
+    def put(self, emissions: list[Emission]) -> None:
+        """From the engine's thread: one step's emissions. Waits while too many steps are unsent."""
+        self._room.acquire()
+        self._loop.call_soon_threadsafe(self._collect, emissions)
+
+    async def run(self) -> None:
+        """Send news as they come, until cancelled between two round trips."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self._send()
+
+    def _collect(self, emissions: Sequence[Emission]) -> None:
+        self._steps_collected += 1
+        for emission in emissions:
+            job = self._jobs.get(emission.job_id)
+            if job is not None:
+                _add(job.news, emission)
+        self._wake.set()
+
+    async def _send(self) -> None:
+        steps, self._steps_collected = self._steps_collected, 0
+        jobs = [job for job in self._jobs.values() if job.news]
+        appends = [Append(job.claim.job, job.claim.epoch, job.index, tuple(job.news)) for job in jobs]
+        for job in jobs:
+            job.news = []
+        if appends:
+            for job, append, landed in zip(jobs, appends, await self._append(appends), strict=True):
+                self._settle(job, append, landed)
+        if steps:
+            self._room.release(steps)
+
+    async def _append(self, appends: Sequence[Append]) -> list[bool]:
+        """Try until Redis answers: the fence makes a repeated append harmless."""
+        delay_s = 0.05
+        while True:
+            try:
+                return await self._writer.append(appends)
+            except UNAVAILABLE as error:
+                logger.warning("redis is away, %d appends wait: %s", len(appends), error)
+                await asyncio.sleep(delay_s)
+                delay_s = min(1.0, delay_s * 2)
+
+    def _settle(self, job: _Open, append: Append, landed: bool) -> None:
+        job_id = append.job.id
+        if self._jobs.get(job_id) is not job:
+            return
+        if not landed:
+            logger.info("job %s is no longer ours, dropped", job_id)
+            self.close(job_id)
+            return
+        job.index += len(append.events)
+        if isinstance(append.events[-1], Terminal):
+            del self._jobs[job_id]
+            self._on_closed(job.claim, False)
+
+
+def _add(news: list[Event], emission: Emission) -> None:
+    """Join tokens to the tokens that are still unsent, so that a slow Redis makes fewer, larger events."""
+    if emission.ids or emission.text:
+        last = news[-1] if news else None
+        if isinstance(last, Tokens):
+            news[-1] = Tokens((*last.ids, *emission.ids), last.text + emission.text)
+        else:
+            news.append(Tokens(emission.ids, emission.text))
+    if emission.ended is not None:
+        news.append(emission.ended)

@@ -1,0 +1,41 @@
+"""Which runner serves a model directory. A dict of strings, imported on use: the echo runner needs no torch."""
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from worker.models.errors import ModelFormatError
+from worker.runners.base import Runner, RunnerOptions
+
+RUNNERS = {
+    "echo": "worker.runners.echo:Echo",
+    "hrm-text": "worker.runners.hrm_text:load",
+    "hrm-act": "worker.runners.hrm_act:load",
+    "causal": "worker.runners.causal:load",
+}
+
+
+def load_runner(kind: str, options: RunnerOptions) -> Runner:
+    """Load a model; `kind` auto looks at the files. Raises ModelFormatError with a sentence for the operator."""
+    name = detect(options.path) if kind == "auto" else kind
+    module, _, attribute = RUNNERS[name].partition(":")
+    factory: Callable[[RunnerOptions], Runner] = getattr(importlib.import_module(module), attribute)
+    return factory(options)
+
+
+def detect(path: str) -> str:
+    """The runner for what lies at `path`; the word `echo` is the model-free one."""
+    if path == "echo":
+        return "echo"
+    place = Path(path)
+    if not place.exists():
+        raise ModelFormatError(f"There is no model at {path}: the path does not exist.")
+    directory = place if place.is_dir() else place.parent
+    if (directory / "brain.json").is_file():
+        return "hrm-act"
+    if not (directory / "config.json").is_file():
+        expected = "brain.json (an AI-OS brain) or config.json (a Hugging Face model)"
+        raise ModelFormatError(f"What lies at {path} is no model we know: neither {expected} is there.")
+    config = json.loads((directory / "config.json").read_text())
+    return "hrm-text" if config.get("model_type") == "hrm_text" else "causal"

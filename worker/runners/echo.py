@@ -1,0 +1,58 @@
+"""A model-free runner: says the prompt's words again, and scores by length. The whole fleet runs on it without torch.
+
+Tokens are characters (code points). The answer repeats the prompt until it is told to stop, so any length can be had;
+a prompt that contains the word `eos` ends where the prompt does.
+"""
+
+from collections.abc import Sequence as Rows
+
+from shared.messages import ContinuationScore, Generate, Score
+from worker.runners.base import RunnerOptions, RunnerSpec, as_ids, encode_generate, encode_score
+from worker.sequence import Encoded, Scores, Sequence, StepResult
+
+EOS = 0
+_VOCABULARY = 0x110000
+_LOG_LIKELIHOOD_PER_TOKEN = -1.0
+
+
+class Echo:
+    """Deterministic whatever the seed: token i of the answer is character i of the prompt, over and over."""
+
+    eos_ids = frozenset({EOS})
+
+    def __init__(self, options: RunnerOptions) -> None:
+        window = options.context_window or 4096
+        self.spec = RunnerSpec("echo", "echo: repeats its prompt, no model", window, options.max_batch)
+
+    def encode(self, task: Generate | Score) -> Encoded:
+        if isinstance(task, Generate):
+            return encode_generate(_ids(task.prompt, "prompt"), task.sampling, self.spec.context_window)
+        continuations = [_ids(item, "continuations") for item in task.continuations]
+        context = _ids(task.context, "prompts") or (EOS,)
+        return encode_score(context, continuations, self.spec.context_window)
+
+    def step(self, batch: Rows[Sequence]) -> list[StepResult]:
+        return [_score(item) if item.is_scoring else _next(item) for item in batch]
+
+    def release(self, sequence: Sequence) -> None:
+        return
+
+    def decode(self, token_ids: Rows[int]) -> str:
+        return "".join(chr(token) for token in token_ids if token != EOS)
+
+
+def _ids(text: str | tuple[int, ...], field: str) -> tuple[int, ...]:
+    given = as_ids(text, _VOCABULARY, field)
+    return given if given is not None else tuple(map(ord, str(text)))
+
+
+def _next(sequence: Sequence) -> int:
+    prompt, spoken = sequence.encoded.prompt_ids, len(sequence.output_ids)
+    if spoken >= len(prompt) and "eos" in "".join(map(chr, prompt)):
+        return EOS
+    return prompt[spoken % len(prompt)]
+
+
+def _score(sequence: Sequence) -> Scores:
+    lengths = [len(item) for item in sequence.encoded.continuations]
+    return Scores(tuple(ContinuationScore(_LOG_LIKELIHOOD_PER_TOKEN * n, n, False) for n in lengths))

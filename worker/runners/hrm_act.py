@@ -1,0 +1,127 @@
+"""ACTv1 brains: no keys and values, every token is a re-run of the whole row, in one or more ACT segments.
+
+`segments`: `compat` runs one segment a token, as upstream generates; `max` runs halt_max_steps; `q_halt` stops a row
+where its q_halt exceeds its q_continue. Halting is per row: rows that have halted leave the batch.
+Scoring: `strict` runs one row per continuation token, which is the generation distribution although attention is
+bidirectional; `aios_compat` is upstream's one pass that sees the continuation (X18).
+"""
+
+from collections.abc import Sequence as Rows
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from shared.errors import InvalidRequest
+from shared.messages import ContinuationScore, Generate, Score, Text
+from worker.models.act_bundle import load_act_bundle
+from worker.models.errors import ModelFormatError
+from worker.models.hrm_act import ActModel
+from worker.models.weights import load_tokenizer
+from worker.runners.base import RunnerOptions, RunnerSpec, as_ids, encode_generate, encode_score
+from worker.runners.paged import score_tokens
+from worker.sampler import sample
+from worker.sequence import Encoded, Scores, Sequence, StepResult
+
+
+class ActRunner:
+    def __init__(
+        self, model: ActModel, tokenizer: PreTrainedTokenizerBase, spec: RunnerSpec, *, segments: str, scoring: str
+    ) -> None:
+        eos = tokenizer.eos_token_id
+        self.spec = spec
+        self.eos_ids = frozenset() if eos is None else frozenset({int(eos)})
+        self._model = model
+        self._tokenizer = tokenizer
+        self._scoring = scoring
+        self._max_segments = 1 if segments == "compat" else model.config.halt_max_steps
+        self._may_halt = segments == "q_halt"
+        self._device = next(model.parameters()).device
+
+    def encode(self, task: Generate | Score) -> Encoded:
+        """Prompts carry the tokenizer's special tokens, continuations do not; `aios_compat` uses none at all."""
+        if task.condition is not None:
+            raise InvalidRequest("This model knows no conditions; leave `condition` out.", field="condition")
+        window = self.spec.context_window
+        if isinstance(task, Generate):
+            return encode_generate(self._ids(task.prompt, "prompt", special=True), task.sampling, window)
+        method = task.method or self._scoring
+        context = self._ids(task.context, "prompts", special=method == "strict")
+        tails = [self._ids(item, "continuations", special=False) for item in task.continuations]
+        return encode_score(context, tails, window, method=method)
+
+    def decode(self, token_ids: Rows[int]) -> str:
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def release(self, sequence: Sequence) -> None:
+        return
+
+    @torch.inference_mode()
+    def step(self, batch: Rows[Sequence]) -> list[StepResult]:
+        generating = [item for item in batch if not item.is_scoring]
+        results: dict[str, StepResult] = {
+            item.job_id: Scores(tuple(self._score(item, tail) for tail in item.encoded.continuations))
+            for item in batch
+            if item.is_scoring
+        }
+        if generating:
+            logits = self._last_logits([item.token_ids for item in generating])
+            samplings = [item.sampling for item in generating if item.sampling is not None]
+            chosen = sample(logits, samplings, [len(item.output_ids) for item in generating])
+            results |= {item.job_id: token for item, token in zip(generating, chosen, strict=True)}
+        return [results[item.job_id] for item in batch]
+
+    def _score(self, sequence: Sequence, tail: tuple[int, ...]) -> ContinuationScore:
+        context = sequence.encoded.prompt_ids
+        if sequence.encoded.method == "aios_compat":
+            states = self._settle([(*context, *tail)])[0]
+            return score_tokens(self._model.logits(states[len(context) - 1 : -1]), tail)
+        rows = [(*context, *tail[:count]) for count in range(len(tail))]
+        size = self.spec.max_batch
+        logits = [self._last_logits(rows[start : start + size]) for start in range(0, len(rows), size)]
+        return score_tokens(torch.cat(logits), tail)
+
+    def _last_logits(self, rows: Rows[tuple[int, ...]]) -> Tensor:
+        """Logits [B, vocab] at the last token of each row."""
+        states = self._settle(rows)
+        return self._model.logits(torch.stack([states[row][len(ids) - 1] for row, ids in enumerate(rows)]))
+
+    def _settle(self, rows: Rows[tuple[int, ...]]) -> Tensor:
+        """High-level states [B, N, hidden] of each row at the segment in which it halts."""
+        lengths = torch.tensor([len(ids) for ids in rows], device=self._device)
+        width = int(lengths.max())
+        ids = torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], device=self._device)
+        carry = self._model.initial_carry(len(rows), width)
+        active = torch.arange(len(rows), device=self._device)
+        settled = torch.empty_like(carry)
+        for segment in range(1, self._max_segments + 1):
+            out = self._model.forward_segment(ids[active], lengths[active], carry)
+            is_last = segment == self._max_segments
+            halted = (out.q_halt > out.q_continue) & self._may_halt | is_last
+            settled[active[halted]] = out.hidden[halted]
+            active, carry = active[~halted], out.carry[~halted]
+            if not len(active):
+                break
+        return settled
+
+    def _ids(self, text: Text, field: str, *, special: bool) -> tuple[int, ...]:
+        given = as_ids(text, self._model.config.vocab_size, field)
+        if given is not None:
+            return given
+        encoded: Any = self._tokenizer(text, add_special_tokens=special)
+        return tuple(encoded["input_ids"])
+
+
+def load(options: RunnerOptions) -> ActRunner:
+    bundle = load_act_bundle(Path(options.path), getattr(torch, options.dtype), attention=options.attention)
+    source = options.tokenizer_path or bundle.tokenizer_path
+    if source is None:
+        raise ModelFormatError(f"{options.path} names no tokenizer that is here: give one with --tokenizer-path.")
+    longest = bundle.config.max_seq_len
+    window = min(options.context_window or longest, longest)
+    spec = RunnerSpec("hrm-act", bundle.description, window, options.max_batch)
+    model = bundle.model.to(options.device)
+    tokenizer = load_tokenizer(Path(source))
+    return ActRunner(model, tokenizer, spec, segments=options.segments, scoring=options.scoring)

@@ -1,0 +1,165 @@
+"""A worker's life: load, announce, take, decode, append, and leave without dropping anything.
+
+Composes queue, intake, engine and outbox; holds no logic of theirs. SIGTERM stops the taking of work; what is in hand
+is finished within the drain time, and what is not finished then goes back to the queue for another worker.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Literal
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from shared.log import LogReader, LogWriter
+from shared.messages import ModelInfo, WorkerInfo
+from shared.presence import Presence
+from shared.queue import Claim, JobQueue
+from worker.engine import Engine
+from worker.engine_thread import EngineThread
+from worker.intake import Intake
+from worker.loading import LoadedModel
+from worker.outbox import Outbox
+
+logger = logging.getLogger("aios.worker")
+
+_ANNOUNCE_EVERY_S = 1.0
+_RETRY_AFTER_S = 0.5
+
+State = Literal["loading", "ready", "draining"]
+
+
+class WorkerService:
+    def __init__(self, redis: Redis, *, lease_s: float, result_ttl_s: float, drain_timeout_s: float) -> None:
+        self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._presence = Presence(redis)
+        self._queue = JobQueue(redis, result_ttl_s=result_ttl_s)
+        self._reader = LogReader(redis)
+        self._outbox = Outbox(LogWriter(redis, result_ttl_s=result_ttl_s), self._closed)
+        self._lease_s = lease_s
+        self._drain_timeout_s = drain_timeout_s
+        self._state: State = "loading"
+        self._models: tuple[ModelInfo, ...] = ()
+        self._intakes: dict[str, Intake] = {}
+        self._engines: dict[str, Engine] = {}
+        self._thread: EngineThread | None = None
+        self._idle = asyncio.Event()
+        self._engine_died = asyncio.Event()
+
+    async def run(self, load: Callable[[], list[LoadedModel]], stop: asyncio.Event) -> bool:
+        """Serve until `stop`; False when the engine died. `load` runs in a thread of its own."""
+        announcing = asyncio.create_task(self._forever(self._announce, _ANNOUNCE_EVERY_S))
+        try:
+            loaded = await asyncio.to_thread(load)
+            await self._serve(loaded, stop)
+        finally:
+            announcing.cancel()
+            await asyncio.gather(announcing, return_exceptions=True)
+            await self._leave()
+        return not self._engine_died.is_set()
+
+    async def _serve(self, loaded: Sequence[LoadedModel], stop: asyncio.Event) -> None:
+        for model in loaded:
+            self._add(model)
+        loop = asyncio.get_running_loop()
+        died = self._engine_died
+        self._thread = EngineThread(list(self._engines.values()), on_death=partial(loop.call_soon_threadsafe, died.set))
+        self._thread.start()
+        upkeep = [
+            asyncio.create_task(self._outbox.run()),
+            asyncio.create_task(self._forever(self._renew, self._lease_s / 3)),
+        ]
+        self._state, self._models = "ready", tuple(model.info for model in loaded)
+        await self._once(self._announce)
+        logger.info("ready: %s", ", ".join(self._intakes))
+        taking = [asyncio.create_task(self._take(intake, stop)) for intake in self._intakes.values()]
+        await _first_of(stop, died)
+        self._state = "draining"
+        await self._once(self._announce)
+        await self._drain(taking)
+        self._thread.stop()
+        for task in upkeep:
+            task.cancel()
+        await asyncio.gather(*upkeep, return_exceptions=True)
+
+    def _add(self, model: LoadedModel) -> None:
+        engine = Engine(model.runner, self._outbox.put)
+        self._engines[model.info.id] = engine
+        self._intakes[model.info.id] = Intake(
+            self._queue,
+            self._reader,
+            self._outbox,
+            engine,
+            model.runner,
+            model_id=model.info.id,
+            worker_id=self.worker_id,
+            lease_s=self._lease_s,
+        )
+
+    async def _take(self, intake: Intake, stop: asyncio.Event) -> None:
+        while not stop.is_set() and not self._engine_died.is_set():
+            await self._once(intake.turn)
+            assert self._thread is not None
+            self._thread.notify()
+
+    async def _drain(self, taking: Sequence[asyncio.Task[None]]) -> None:
+        """Let jobs in hand end; when time is up, or there is no engine any more, hand them to other workers."""
+        await asyncio.gather(*taking)
+        limit_s = 0.0 if self._engine_died.is_set() else self._drain_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                while self._outbox.claims:
+                    self._idle.clear()
+                    await self._idle.wait()
+        except TimeoutError:
+            logger.warning("%d jobs go back to the queue", len(self._outbox.claims))
+        await self._once(lambda: self._queue.release(self._outbox.claims, self.worker_id))
+
+    async def _renew(self) -> None:
+        claims = self._outbox.claims
+        for claim, is_ours in zip(claims, await self._queue.renew(claims, self.worker_id), strict=True):
+            if not is_ours:
+                self._outbox.close(claim.job.id)
+
+    def _closed(self, claim: Claim, was_stale: bool) -> None:
+        model = claim.job.model
+        if was_stale:
+            self._engines[model].abort(claim.job.id)
+            if self._thread is not None:
+                self._thread.notify()
+        self._intakes[model].closed()
+        self._idle.set()
+
+    async def _announce(self) -> None:
+        await self._presence.announce(WorkerInfo(self.worker_id, self._state, self._models, len(self._outbox.claims)))
+
+    async def _leave(self) -> None:
+        await self._once(lambda: self._presence.leave(self.worker_id))
+        if not self._outbox.claims:
+            for intake in self._intakes.values():
+                await self._once(intake.leave)
+
+    async def _forever(self, turn: Callable[[], Awaitable[None]], every_s: float) -> None:
+        while True:
+            await self._once(turn)
+            await asyncio.sleep(every_s)
+
+    async def _once(self, turn: Callable[[], Awaitable[None]]) -> None:
+        """One turn; trouble with Redis is logged and waited out, never fatal."""
+        try:
+            await turn()
+        except RedisError as error:
+            logger.warning("redis: %s", error)
+            await asyncio.sleep(_RETRY_AFTER_S)
+
+
+async def _first_of(*events: asyncio.Event) -> None:
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()

@@ -1,0 +1,63 @@
+"""From token ids to text that is certain: no half characters, no text that may turn out to be a stop string."""
+
+from collections.abc import Callable, Sequence
+
+Decode = Callable[[Sequence[int]], str]
+
+
+class TextStream:
+    """Feed ids one by one with `push`; each call answers the text that became certain.
+
+    A stop string ends the text right before its first occurrence, wherever token boundaries fall.
+    """
+
+    def __init__(self, decode: Decode, stop: tuple[str, ...] = ()) -> None:
+        self._decode = decode
+        self._stop = stop
+        self._ids: list[int] = []
+        self._clean = 0
+        self._seen = 0
+        self._held = ""
+        self.is_stopped = False
+
+    def push(self, token_id: int) -> str:
+        """Add a token; once a stop string was met nothing more comes."""
+        if self.is_stopped:
+            return ""
+        self._ids.append(token_id)
+        known = self._decode(self._ids[self._clean : self._seen])
+        text = self._decode(self._ids[self._clean :])
+        if text.endswith("\ufffd"):
+            return ""
+        self._clean, self._seen = self._seen, len(self._ids)
+        return self._release(text[len(known) :])
+
+    def flush(self) -> str:
+        """The rest: what was held back as a possible stop string, and an unfinished character as U+FFFD."""
+        if self.is_stopped:
+            return ""
+        known = self._decode(self._ids[self._clean : self._seen])
+        rest = self._decode(self._ids[self._clean :])[len(known) :]
+        self._clean = self._seen = len(self._ids)
+        text = self._release(rest)
+        held, self._held = self._held, ""
+        return text + held
+
+    def _release(self, new: str) -> str:
+        text = self._held + new
+        cuts = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        if cuts:
+            self.is_stopped = True
+            self._held = ""
+            return text[: min(cuts)]
+        keep = max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a proper beginning of `stop`."""
+    for size in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:size]):
+            return size
+    return 0
