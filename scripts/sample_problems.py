@@ -145,11 +145,65 @@ def training_stream(seed: int) -> Iterator[Problem]:
         yield Problem(kind, wording.format(body), response)
 
 
-_WORDS = (
-    "hello hi hey once upon a time the capital of France is who are you what can do tell me story about write poem "
-    "in Python how weather today please help explain why sky blue good morning thanks there was little dog cat world "
-    "my name define function return list translate to German summarize this text for"
-).split()
+_WORDS = [
+    "hello",
+    "hi",
+    "hey",
+    "once",
+    "upon",
+    "a",
+    "time",
+    "the",
+    "capital",
+    "of",
+    "France",
+    "is",
+    "who",
+    "are",
+    "you",
+    "what",
+    "can",
+    "do",
+    "tell",
+    "me",
+    "story",
+    "about",
+    "write",
+    "poem",
+    "in",
+    "Python",
+    "how",
+    "weather",
+    "today",
+    "please",
+    "help",
+    "explain",
+    "why",
+    "sky",
+    "blue",
+    "good",
+    "morning",
+    "thanks",
+    "there",
+    "was",
+    "little",
+    "dog",
+    "cat",
+    "world",
+    "my",
+    "name",
+    "define",
+    "function",
+    "return",
+    "list",
+    "translate",
+    "to",
+    "German",
+    "summarize",
+    "this",
+    "text",
+    "for",
+]
 
 
 def _small_talk(rng: random.Random) -> str:

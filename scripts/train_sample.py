@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -101,7 +102,7 @@ def collate(rows: list[tuple[list[int], int]], pad: int) -> dict[str, torch.Tens
 
 
 @torch.no_grad()
-def accuracy(model: HrmTextForCausalLM, tokenizer: PreTrainedTokenizerFast, problems: list[Problem]) -> float:
+def accuracy(model: Any, tokenizer: PreTrainedTokenizerFast, problems: list[Problem]) -> float:
     """Share of problems whose greedy answer line is exact. Prompts of one length are decoded together, unpadded."""
     right = 0
     by_length: dict[int, list[tuple[list[int], Problem]]] = {}
@@ -118,7 +119,7 @@ def accuracy(model: HrmTextForCausalLM, tokenizer: PreTrainedTokenizerFast, prob
             do_sample=False,
         )
         for tokens, (_, problem) in zip(out[:, prompt.shape[1] :], rows, strict=True):
-            text = tokenizer.decode(tokens, skip_special_tokens=True)
+            text = str(tokenizer.decode(tokens, skip_special_tokens=True))
             right += text.rsplit("\n", 1)[-1] == problem.answer
     return right / len(problems)
 

@@ -10,11 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 ENV_ALIASES = {"model_path": "MODEL_PATH", "host": "HOST", "port": "PORT", "device": "FORCE_DEVICE"}
 SECTION = ("serve", "hrm")
 
 Layer = dict[str, tuple[Any, str]]
+
+
+class LayerSource(PydanticBaseSettingsSource):
+    """One layer as a source of pydantic-settings, which merges the sources by rank."""
+
+    def __init__(self, settings_cls: type[BaseSettings], layer: Layer) -> None:
+        super().__init__(settings_cls)
+        self._layer = layer
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return self._layer.get(field_name, (None,))[0], field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return {name: value for name, (value, _) in self._layer.items()}
 
 
 class SettingsError(ValueError):

@@ -6,18 +6,22 @@ whether a model directory or a device exists, which is the worker's business.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from shared.setting_layers import Layer, LayerSource, cli_layer, env_layer, env_name, yaml_layer
 from shared.setting_layers import SettingsError as SettingsError
-from shared.setting_layers import cli_layer, env_layer, env_name, yaml_layer
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 SAMPLE_MODEL = REPO_ROOT / "models" / "sample-hrm-text"
+
+_layers: ContextVar[Sequence[Layer]] = ContextVar("aios_settings_layers", default=())
 
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -50,10 +54,10 @@ class ModelEntry(BaseModel):
         return value
 
 
-class Settings(BaseModel):
+class Settings(BaseSettings):
     """Frozen settings of one process, in the order of `--help`, `--print-config` and config/default.yaml."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     host: Text = Field(default="0.0.0.0", description="address the api listens on")
     port: int = Field(default=8000, ge=0, le=65535, description="port the api listens on; 0 picks a free one")
@@ -137,6 +141,13 @@ class Settings(BaseModel):
             raise ValueError("expected redis://, rediss:// or unix://")
         return value
 
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the layers `resolve` is merging; nothing hidden is read."""
+        return (init_settings, *(LayerSource(settings_cls, layer) for layer in _layers.get()))
+
     def to_env(self) -> dict[str, str]:
         """The AIOS_* variables from which `resolve` builds these same settings; `none` stands for None."""
         return {env_name(name): _env_text(getattr(self, name)) for name in type(self).model_fields}
@@ -156,21 +167,28 @@ def resolve(argv_values: Mapping[str, Any], env: Mapping[str, str], yaml_path: P
     Raises SettingsError, whose message has one line per bad field.
     """
     known = tuple(Settings.model_fields)
-    layers = (yaml_layer(yaml_path, known), env_layer(env, known), cli_layer(argv_values))
-    values: dict[str, Any] = {}
-    origins = dict.fromkeys(Settings.model_fields, "default")
-    for layer in layers:
-        if "model_path" in layer and "models" not in layer:
-            values.pop("models", None)  # a model path outranks a list from a lower layer
-            origins["models"] = "default"
-        for name, (value, origin) in layer.items():
-            values[name], origins[name] = value, origin
+    layers = _without_outranked_models([cli_layer(argv_values), env_layer(env, known), yaml_layer(yaml_path, known)])
+    origins = dict.fromkeys(known, "default")
+    for layer in reversed(layers):
+        origins |= {name: origin for name, (_, origin) in layer.items()}
+    token = _layers.set(layers)
     try:
-        settings = Settings(**values)
+        settings = Settings()
     except ValidationError as error:
         raise SettingsError("\n".join(_explain(problem, origins) for problem in error.errors())) from None
+    finally:
+        _layers.reset(token)
     _check_default_model(settings, origins["default_model"])
     return Resolved(settings, origins)
+
+
+def _without_outranked_models(layers: Sequence[Layer]) -> list[Layer]:
+    """A model path outranks a list of models from a lower layer: without it there, the path decides."""
+    decided = next((rank for rank, layer in enumerate(layers) if "model_path" in layer), len(layers))
+    return [
+        {name: value for name, value in layer.items() if name != "models" or rank <= decided}
+        for rank, layer in enumerate(layers)
+    ]
 
 
 def model_entries(settings: Settings) -> tuple[ModelEntry, ...]:

@@ -1,4 +1,4 @@
-"""`python -m worker` and `aios worker`: one worker process. Reads settings, handles signals, turns outcomes into statuses."""
+"""`python -m worker` and `aios worker`: one worker process. Handles signals, turns outcomes into statuses."""
 
 import asyncio
 import logging

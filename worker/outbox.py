@@ -29,7 +29,7 @@ class _Open:
 
 
 class Outbox:
-    """`on_closed(claim, was_stale)` is called once for every job opened, when its end is logged or its epoch is over."""
+    """`on_closed(claim, was_stale)` is called once for every job opened: its end is logged or its epoch over."""
 
     def __init__(
         self, writer: LogWriter, on_closed: Callable[[Claim, bool], None], *, max_waiting_steps: int = 64

@@ -8,7 +8,7 @@ Decode = Callable[[Sequence[int]], str]
 class TextStream:
     """Feed ids one by one with `push`; each call answers the text that became certain.
 
-    A stop string ends the text right before its first occurrence, wherever token boundaries fall.
+    The stop string that is complete first ends the text right before it, wherever token boundaries fall.
     """
 
     def __init__(self, decode: Decode, stop: tuple[str, ...] = ()) -> None:
@@ -45,11 +45,11 @@ class TextStream:
 
     def _release(self, new: str) -> str:
         text = self._held + new
-        cuts = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
-        if cuts:
+        found = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stop if stop in text]
+        if found:
             self.is_stopped = True
             self._held = ""
-            return text[: min(cuts)]
+            return text[: min(found)[1]]
         keep = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

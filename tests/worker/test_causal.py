@@ -35,7 +35,7 @@ def llama() -> PreTrainedModel:
             num_key_value_heads=2,
             max_position_embeddings=96,
             tie_word_embeddings=True,
-        )  # fmt: skip
+        )
     )
 
 

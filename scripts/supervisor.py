@@ -1,0 +1,149 @@
+"""Runs the fleet's processes on one machine: starts them, restarts what dies, and stops them in order.
+
+Each child has exactly one task, which alone starts, waits for and ends it. The supervisor knows argument vectors and
+exit statuses; it knows nothing of models, HTTP or Redis.
+"""
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from scripts.parent_death import die_with_parent
+
+BAD_SETTINGS = 2  # exit status of a child that would fail in the same way again
+NOT_STARTED = 127  # as a shell says it
+log = logging.getLogger("aios.supervisor")
+
+
+@dataclass(frozen=True)
+class Role:
+    """A command to keep running in `count` copies; `env` is the whole environment of each."""
+
+    name: str
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """Delay before a restart: doubles from `first_s` to `longest_s`; a life longer than `longest_s` resets it."""
+
+    first_s: float = 0.5
+    longest_s: float = 10.0
+
+    def delay_s(self, failures: int) -> float:
+        """Seconds to wait after the n-th failure in a row (from 1)."""
+        return float(min(self.longest_s, self.first_s * 2 ** min(failures - 1, 32)))
+
+
+class Supervisor:
+    """Keeps `roles` running until `stop` is called or a child exits with BAD_SETTINGS.
+
+    On the way out the roles end one after the other, in the order given: all copies of a role get SIGTERM and
+    `grace_s` seconds to drain, then SIGKILL.
+    """
+
+    def __init__(self, roles: Sequence[Role], grace_s: float, backoff: Backoff | None = None) -> None:
+        self._roles = roles
+        self._grace_s = grace_s
+        self._backoff = backoff or Backoff()
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._exit_code = 0
+
+    def stop(self, exit_code: int = 0) -> None:
+        """Begin the orderly stop, after which `run` returns `exit_code`; a second call changes nothing."""
+        if not self._stop.is_set():
+            self._exit_code = exit_code
+            self._stop.set()
+
+    def interrupt(self) -> None:
+        """Ctrl-C: begin the orderly stop; a second one kills what is still running."""
+        if self._stop.is_set():
+            self._hurry.set()
+        self.stop()
+
+    async def run(self) -> int:
+        """Returns 0 after a stop that was asked for, BAD_SETTINGS after a child gave that up."""
+        ends = [asyncio.Event() for _ in self._roles]
+        with _signals_call({"SIGTERM": self.stop, "SIGHUP": self.stop, "SIGINT": self.interrupt}):
+            keepers = [
+                [asyncio.create_task(self._keep(role, copy, end)) for copy in range(role.count)]
+                for role, end in zip(self._roles, ends, strict=True)
+            ]
+            await self._stop.wait()
+            for end, tasks in zip(ends, keepers, strict=True):
+                end.set()
+                await asyncio.gather(*tasks)
+        return self._exit_code
+
+    async def _keep(self, role: Role, copy: int, end: asyncio.Event) -> None:
+        """Run one copy of `role` again and again until `end`."""
+        failures = 0
+        while not end.is_set():
+            started = time.monotonic()
+            code = await self._run_once(role, copy, end)
+            if end.is_set():
+                return
+            if code == BAD_SETTINGS:
+                log.error("%s %d refuses its settings (exit status %d): stopping", role.name, copy, code)
+                return self.stop(BAD_SETTINGS)
+            failures = 1 if time.monotonic() - started > self._backoff.longest_s else failures + 1
+            delay_s = self._backoff.delay_s(failures)
+            log.warning("%s %d ended with status %d: restarting in %.1f s", role.name, copy, code, delay_s)
+            await _first_of(end.wait(), timeout_s=delay_s)
+
+    async def _run_once(self, role: Role, copy: int, end: asyncio.Event) -> int:
+        """Start a child, wait until it exits or `end` is set, end it in the second case; return its exit status."""
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *role.argv,
+                env=dict(role.env),
+                stdin=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=die_with_parent(),
+            )
+        except OSError as error:
+            log.error("%s %d cannot be started: %s", role.name, copy, error)
+            return NOT_STARTED
+        log.info("%s %d runs as process %d", role.name, copy, process.pid)
+        await _first_of(process.wait(), end.wait())
+        if process.returncode is None:
+            process.terminate()
+            await _first_of(process.wait(), self._hurry.wait(), timeout_s=self._grace_s)
+        if process.returncode is None:
+            log.warning("%s %d does not end: killing process %d", role.name, copy, process.pid)
+            process.kill()
+        return await process.wait()
+
+
+async def _first_of(*waits: Coroutine[Any, Any, object], timeout_s: float | None = None) -> None:
+    """Wait until one of them is done or the time is over, and drop the others."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+@contextmanager
+def _signals_call(actions: Mapping[str, Callable[[], None]]) -> Iterator[None]:
+    """Have each signal call its action in this loop, except those ignored (nohup) or unknown here (Windows)."""
+    loop = asyncio.get_running_loop()
+    numbered = {getattr(signal, name): action for name, action in actions.items() if hasattr(signal, name)}
+    previous = {number: signal.getsignal(number) for number in numbered}
+    for number, action in numbered.items():
+        if previous[number] is not signal.SIG_IGN:
+            signal.signal(number, lambda *_, action=action: loop.call_soon_threadsafe(action))
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

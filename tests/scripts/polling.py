@@ -1,0 +1,32 @@
+"""Waiting for a condition with a deadline, for tests that watch other processes."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+DEADLINE_S = 20.0
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Return once `condition()` holds; AssertionError naming `what` after DEADLINE_S."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.01)
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """`wait_until` for a test that shares its loop with what it watches."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        await asyncio.sleep(0.01)
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process exists and is not a zombie that waits for a parent."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

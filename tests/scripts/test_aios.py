@@ -1,0 +1,54 @@
+"""The `aios` command: what it accepts, and what it hands to the processes it starts."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from scripts.aios import bindable_port, fleet_roles, main
+from shared.settings import ModelEntry, Settings, SettingsError, resolve
+
+
+@pytest.mark.parametrize("argv", [[], ["serve"], ["serve", "other"], ["nonsense"]])
+def test_anything_unknown_gets_the_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    assert "aios serve hrm" in capsys.readouterr().err
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (main(["--help"]), main(["--version"]), main(["-V"])) == (0, 0, 0)
+    assert "aios worker" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["serve", "hrm"], ["api"], ["worker"]])
+def test_every_command_prints_its_configuration(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--print_config", "--max-batch-size", "3"]) == 0
+    assert "--max-batch-size" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["api"], ["worker"]])
+def test_a_role_alone_needs_a_redis(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AIOS_REDIS_URL", raising=False)
+    assert main(command) == 2
+    assert "redis_url" in capsys.readouterr().err
+
+
+def test_children_resolve_to_the_parents_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_DEVICE", "cuda")  # must not reach a child that is told cpu
+    settings = Settings(device="cpu", workers=3, threads=2, models=(ModelEntry(id="a", path="echo"),))
+    api, worker = fleet_roles(settings)
+    assert [(role.name, role.count, role.argv[-1]) for role in (api, worker)] == [
+        ("api", 1, "api"),
+        ("worker", 3, "worker"),
+    ]
+    for role in (api, worker):
+        assert resolve({}, role.env, Path(role.env["AIOS_CONFIG"])).settings == settings
+    assert worker.env["OMP_NUM_THREADS"] == "2"
+
+
+def test_a_port_in_use_is_refused_and_zero_becomes_a_free_one() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SettingsError, match="port: cannot listen"):
+        bindable_port("127.0.0.1", taken.getsockname()[1])
+    assert bindable_port("127.0.0.1", 0) > 0

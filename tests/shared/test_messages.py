@@ -1,0 +1,79 @@
+"""The wire: pinned bytes, so that a rolling upgrade cannot break unnoticed, and tolerance for what is new."""
+
+import msgspec
+import pytest
+
+from shared.errors import FleetError, QueueFull, from_event
+from shared.messages import (
+    Cancelled,
+    ContinuationScore,
+    Done,
+    Event,
+    Failed,
+    Generate,
+    Job,
+    ModelInfo,
+    Sampling,
+    Score,
+    Started,
+    Tokens,
+    WorkerInfo,
+    decode_event,
+    decode_job,
+    decode_worker,
+    encode,
+)
+
+GOLDEN: list[tuple[Event, str]] = [
+    (
+        Started(1, "w", 5),
+        "84a474797065a773746172746564a565706f636801a6776f726b6572a177b16e756d5f70726f6d70745f746f6b656e7305",
+    ),
+    (Tokens((7, 300), "ab"), "83a474797065a6746f6b656e73a36964739207cd012ca474657874a26162"),
+    (Cancelled(), "81a474797065a963616e63656c6c6564"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("event", "expected"), GOLDEN)
+def test_golden_bytes(event: Event, expected: str) -> None:
+    """Style 4: a change here breaks fronts and workers of neighbouring versions."""
+    assert encode(event).hex() == expected
+    assert decode_event(bytes.fromhex(expected)) == event
+
+
+JOBS = [
+    Job("00" + "a" * 32, "m", Generate("hi", Sampling(max_tokens=4, seed=2**62, temperature=0.5, stop=("x",)))),
+    Job("00" + "b" * 32, "m", Generate((1, 2, 3), Sampling(max_tokens=4, seed=0), condition="synth,cot")),
+    Job("00" + "c" * 32, "m", Score("c", ("a", (4, 5)), method="aios_compat"), tenant="t", request_id="r"),
+]
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_jobs_round_trip(job: Job) -> None:
+    assert decode_job(encode(job)) == job
+
+
+def test_unknown_fields_and_missing_optional_ones_are_fine() -> None:
+    """A newer front may say more, an older one less."""
+    wire = msgspec.msgpack.decode(encode(JOBS[0]))
+    wire["colour"] = "green"
+    wire["task"]["sampling"]["typical_p"] = 0.3
+    assert decode_job(msgspec.msgpack.encode(wire)) == JOBS[0]
+    del wire["task"]["sampling"]["temperature"]
+    assert decode_job(msgspec.msgpack.encode(wire)).task.sampling.temperature == 1.0  # type: ignore[union-attr]
+
+
+def test_events_and_presence_round_trip() -> None:
+    done = Done("score", 3, 0, (ContinuationScore(-1.5, 2, True),))
+    assert decode_event(encode(done)) == done
+    worker = WorkerInfo("w", "ready", (ModelInfo("m", "echo", "found", 10, 5, 2, is_default=True),), 3)
+    assert decode_worker(encode(worker)) == worker
+
+
+def test_an_error_survives_the_wire_with_its_status() -> None:
+    """DESIGN 6: every error has its code; one that this version does not know is an internal error."""
+    for kind in FleetError.__subclasses__():
+        back = from_event(kind("why", field="prompt").as_event())
+        assert (type(back), back.message, back.field) == (kind, "why", "prompt")
+    assert QueueFull.status == 429
+    assert type(from_event(Failed("from_the_future", "?"))) is FleetError

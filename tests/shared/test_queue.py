@@ -1,0 +1,208 @@
+"""The queue and its fence on a real redis-server: all or nothing, exactly one end, one writer."""
+
+import asyncio
+
+import pytest
+from redis.asyncio import Redis
+
+from shared import keys
+from shared.broker import connect
+from shared.errors import QueueFull
+from shared.log import Append, LogReader, LogWriter
+from shared.messages import Cancelled, Done, Failed, Generate, Job, Sampling, Started, Tokens
+from shared.queue import Claim, JobQueue
+
+DONE = Done("stop", 1, 1)
+
+
+def new_job() -> Job:
+    return Job(keys.new_job_id(), "m", Generate("hi", Sampling(max_tokens=4, seed=0)))
+
+
+async def submit(queue: JobQueue, *jobs: Job, max_depth: int = 100, queue_timeout_s: float = 60) -> None:
+    await queue.submit(jobs, max_depth=max_depth, queue_timeout_s=queue_timeout_s)
+
+
+async def take_one(queue: JobQueue, worker: str = "w1") -> Claim:
+    """Takes twice, because the first take on a new stream only makes its group."""
+    claims = await queue.take("m", "default", worker, 1, 10) or await queue.take("m", "default", worker, 1, 1000)
+    assert len(claims) == 1
+    return claims[0]
+
+
+@pytest.fixture
+def queue(redis: Redis) -> JobQueue:
+    return JobQueue(redis)
+
+
+@pytest.fixture
+def writer(redis: Redis) -> LogWriter:
+    return LogWriter(redis)
+
+
+async def test_a_job_goes_through_its_life(queue: JobQueue, writer: LogWriter, redis: Redis) -> None:
+    job = new_job()
+    await submit(queue, job)
+    claim = await take_one(queue)
+    assert (claim.job, claim.epoch, claim.last_index) == (job, 1, 0)
+    assert (await queue.depth("m", "default")).running == 1
+    first = Append(job, 1, 0, (Started(1, "w1", 2), Tokens((5,), "a")))
+    assert await writer.append([first, Append(job, 1, 2, (Tokens((6,), "b"), DONE))]) == [True, True]
+    events = await LogReader(redis).read(job.id)
+    assert events == [(1, Started(1, "w1", 2)), (2, Tokens((5,), "a")), (3, Tokens((6,), "b")), (4, DONE)]
+    depth = await queue.depth("m", "default")
+    assert (depth.queued, depth.running) == (0, 0)
+    assert await redis.pttl(keys.log(job.id)) > 0
+    assert await redis.pttl(keys.job(job.id)) > 0
+
+
+async def test_an_append_lands_once_and_only_at_its_place(queue: JobQueue, writer: LogWriter, redis: Redis) -> None:
+    """A lost answer may be asked for again; another index, or another epoch, is refused."""
+    job = new_job()
+    await submit(queue, job)
+    await take_one(queue)
+    token = Append(job, 1, 0, (Tokens((5,), "a"),))
+    assert await writer.append([token]) == [True]
+    assert await writer.append([token]) == [True]
+    assert await writer.append([Append(job, 1, 5, (Tokens((6,), "b"),))]) == [False]
+    assert await writer.append([Append(job, 2, 1, (Tokens((6,), "b"),))]) == [False]
+    end = Append(job, 1, 1, (DONE,))
+    assert await writer.append([end]) == [True]
+    assert await writer.append([end]) == [True]
+    assert await writer.append([Append(job, 1, 2, (DONE,))]) == [False]
+    assert len(await LogReader(redis).read(job.id)) == 2
+
+
+async def test_after_a_takeover_the_first_owner_is_stale(queue: JobQueue, writer: LogWriter, redis: Redis) -> None:
+    """DESIGN 3.6: a zombie can never write, and never gets its lease back."""
+    job = new_job()
+    await submit(queue, job)
+    first = await take_one(queue, "w1")
+    await writer.append([Append(job, 1, 0, (Tokens((5,), "a"),))])
+    assert await queue.take_lapsed("m", "default", "w2", 5, lease_s=60) == []
+    second = (await queue.take_lapsed("m", "default", "w2", 5, lease_s=0))[0]
+    assert (second.epoch, second.last_index) == (2, 1)
+    assert await queue.renew([first], "w1") == [False]
+    assert await queue.renew([second], "w2") == [True]
+    assert await writer.append([Append(job, 1, 1, (DONE,))]) == [False]
+    assert await writer.append([Append(job, 2, 1, (DONE,))]) == [True]
+    assert [event for _, event in await LogReader(redis).read(job.id)] == [Tokens((5,), "a"), DONE]
+
+
+async def test_released_jobs_are_taken_over_at_once_and_renewed_ones_not(queue: JobQueue) -> None:
+    await submit(queue, new_job(), new_job())
+    kept, given_up = await take_one(queue), await take_one(queue)
+    await queue.release([given_up], "w1")
+    await queue.renew([kept], "w1")
+    taken = await queue.take_lapsed("m", "default", "w2", 5, lease_s=30)
+    assert [claim.job for claim in taken] == [given_up.job]
+
+
+@pytest.mark.parametrize("phase", ["queued", "running"])
+async def test_ending_from_outside_wins_once_in_every_phase(
+    queue: JobQueue, writer: LogWriter, redis: Redis, phase: str
+) -> None:
+    """P4, P6: the end is written at once, the worker is stale at its next append, a second end changes nothing."""
+    job, other = new_job(), new_job()
+    await submit(queue, job, other)
+    if phase == "running":
+        await take_one(queue)
+    assert await queue.end(job, Cancelled("user"))
+    assert not await queue.end(job, Failed("worker_failed", "late"))
+    assert await writer.append([Append(job, 1, 0, (DONE,))]) == [False]
+    assert [event for _, event in await LogReader(redis).read(job.id)] == [Cancelled("user")]
+    assert (await take_one(queue)).job == other, "the tombstone is skipped"
+    depth = await queue.depth("m", "default")
+    assert (depth.queued, depth.running) == (0, 1)
+
+
+async def test_only_if_queued_spares_a_running_job(queue: JobQueue) -> None:
+    job = new_job()
+    await submit(queue, job)
+    await take_one(queue)
+    assert not await queue.end(job, Failed("queue_timeout", "late"), only_if_queued=True)
+
+
+async def test_a_job_that_waited_too_long_fails_when_it_is_taken(queue: JobQueue, redis: Redis) -> None:
+    """X8: 503 for queue timeout; the worker never sees the job."""
+    late, fresh = new_job(), new_job()
+    await submit(queue, late, queue_timeout_s=0.001)
+    await submit(queue, fresh)
+    await asyncio.sleep(0.01)
+    claims = await queue.take("m", "default", "w1", 5, 100) or await queue.take("m", "default", "w1", 5, 100)
+    assert [claim.job for claim in claims] == [fresh]
+    event = (await LogReader(redis).read(late.id))[-1][1]
+    assert isinstance(event, Failed)
+    assert event.code == "queue_timeout"
+
+
+async def test_admission_is_all_or_nothing_and_exact_under_many_fronts(redis_url: str) -> None:
+    """P5: eight connections race with groups of one to three jobs; the cap is never exceeded by one."""
+    clients = [connect(redis_url) for _ in range(8)]
+    accepted = 0
+
+    async def race(client: Redis, number: int) -> int:
+        queue, count = JobQueue(client), 0
+        for size in (1 + (number + step) % 3 for step in range(20)):
+            try:
+                await submit(queue, *(new_job() for _ in range(size)), max_depth=37)
+            except QueueFull as error:
+                assert error.retry_after_s is not None
+                assert error.retry_after_s >= 1
+            else:
+                count += size
+            assert (await queue.depth("m", "default")).queued <= 37
+        return count
+
+    accepted = sum(await asyncio.gather(*(race(client, number) for number, client in enumerate(clients))))
+    depth = await JobQueue(clients[0]).depth("m", "default")
+    assert depth.queued == accepted
+    assert accepted == 37, "single jobs were on offer, so the last place must have been taken"
+    num_jobs = len(await clients[0].keys("aios:{00}:job:*"))
+    assert num_jobs == accepted, "a refused group left something behind"
+    for client in clients:
+        await client.aclose()
+
+
+async def test_jobs_in_hand_do_not_count_as_waiting(queue: JobQueue) -> None:
+    await submit(queue, new_job(), max_depth=1)
+    with pytest.raises(QueueFull):
+        await submit(queue, new_job(), max_depth=1)
+    await take_one(queue)
+    await submit(queue, new_job(), max_depth=1)
+
+
+async def test_retry_after_follows_the_measured_rate(queue: JobQueue, writer: LogWriter) -> None:
+    """P5: jobs that end quickly make for a short wait; with nothing measured a plain guess is given."""
+    with pytest.raises(QueueFull) as unmeasured:
+        await submit(queue, new_job(), max_depth=0)
+    assert unmeasured.value.retry_after_s == 5
+    for _ in range(40):
+        job = new_job()
+        await submit(queue, job)
+        await take_one(queue)
+        await writer.append([Append(job, 1, 0, (DONE,))])
+    with pytest.raises(QueueFull) as measured:
+        await submit(queue, new_job(), max_depth=0)
+    assert measured.value.retry_after_s == 1
+
+
+async def test_the_group_comes_back_after_a_flush(queue: JobQueue, redis: Redis) -> None:
+    """DESIGN 4: group recreated on NOGROUP; nothing queued since is lost."""
+    await submit(queue, new_job())
+    await take_one(queue)
+    await redis.flushall()
+    job = new_job()
+    await submit(queue, job)
+    assert (await take_one(queue)).job == job
+    assert await queue.take_lapsed("m", "default", "w2", 5, lease_s=60) == []
+
+
+async def test_scripts_are_loaded_again_after_a_script_flush(queue: JobQueue, writer: LogWriter, redis: Redis) -> None:
+    """DESIGN 4: EVALSHA with reload on NOSCRIPT, alone and in pipelines."""
+    job = new_job()
+    await submit(queue, job)
+    await redis.script_flush()
+    claim = await take_one(queue)
+    await redis.script_flush()
+    assert await writer.append([Append(job, claim.epoch, 0, (DONE,))]) == [True]

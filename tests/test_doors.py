@@ -1,0 +1,241 @@
+"""The doors between the rooms, read off the import graph: api -> shared <- worker, no cycle, and who may load what.
+
+Nothing is imported to find out (except in the last test): the sources are parsed. Edges count wherever an import
+stands, in a function too; only for cycles an import inside a function or under TYPE_CHECKING is forgiven.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("api", "worker", "shared", "scripts")
+MAY_ENTER = {"api": {"shared"}, "worker": {"shared"}, "shared": set(), "scripts": {"api", "worker", "shared"}}
+TENSORS = {"torch", "transformers", "tokenizers", "safetensors"}
+POLICY = ("worker.scheduler", "worker.sequence", "worker.kv.pages", "worker.kv.prefix", "worker.text")
+REACH_REDIS = ("worker.intake", "worker.outbox", "worker.service", "worker.__main__", "worker.jobs")
+
+
+@dataclass
+class Module:
+    """What one source file imports: full dotted names, ours and foreign, and which of them at its top level."""
+
+    name: str
+    imports: set[str] = field(default_factory=set)
+    at_load: set[str] = field(default_factory=set)
+
+
+def read_modules(root: Path) -> dict[str, Module]:
+    """Every module of the four rooms under `root`, by dotted name; imports of our own packages resolved to modules.
+
+    A module also imports the packages it lies in: their `__init__` runs first.
+    """
+    files = {dotted(path, root): path for room in ROOMS for path in sorted((root / room).rglob("*.py"))}
+    modules = {}
+    for name, path in files.items():
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        module = modules[name] = Module(name, imports={parent for parent in prefixes(name) if parent in files} - {name})
+        for target, at_load in imported(ast.parse(path.read_text(encoding="utf-8")), package):
+            known = next((prefix for prefix in prefixes(target) if prefix in files), target)
+            module.imports.add(known)
+            if at_load:
+                module.at_load.add(known)
+    return modules
+
+
+def dotted(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def prefixes(name: str) -> Iterator[str]:
+    """`a.b.c`, `a.b`, `a`."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+
+
+def imported(tree: ast.AST, package: str, at_load: bool = True) -> Iterator[tuple[str, bool]]:
+    """(dotted name, is it imported when the module is loaded) for each import in `tree`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, at_load) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            source = ".".join([*base, *filter(None, [node.module])])
+            yield from ((f"{source}.{alias.name}", at_load) for alias in node.names)
+        else:
+            later = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or is_type_checking(node)
+            yield from imported(node, package, at_load and not later)
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+
+
+def reach(modules: dict[str, Module], start: str) -> dict[str, list[str]]:
+    """Everything that `start` imports, directly or not, each with the path that leads there."""
+    paths = {start: [start]}
+    todo = [start]
+    while todo:
+        name = todo.pop()
+        for target in sorted(modules[name].imports if name in modules else ()):
+            if target not in paths:
+                paths[target] = [*paths[name], target]
+                todo.append(target)
+    return paths
+
+
+def room(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def within(name: str, names: Iterable[str]) -> bool:
+    """Whether `name` is one of `names` or inside one of them."""
+    return any(prefix in names for prefix in prefixes(name))
+
+
+def crossed_doors(modules: dict[str, Module]) -> list[str]:
+    crossings = ((module.name, target) for module in modules.values() for target in sorted(module.imports))
+    return [
+        f"{name} -> {target}"
+        for name, target in crossings
+        if room(target) in ROOMS and room(target) not in MAY_ENTER[room(name)] | {room(name)}
+    ]
+
+
+def forbidden_reach(modules: dict[str, Module]) -> list[str]:
+    """Each path by which a module loads what its part of the fleet must do without."""
+    return [
+        " -> ".join(path)
+        for name in modules
+        for target, path in reach(modules, name).items()
+        if room(target) in banned_for(name)
+    ]
+
+
+def banned_for(name: str) -> set[str]:
+    """Foreign packages that module `name` may not reach."""
+    if room(name) in ("api", "shared"):
+        return TENSORS
+    if within(name, POLICY):
+        return {"torch", "redis", "asyncio"}
+    if room(name) == "worker" and not within(name, REACH_REDIS):
+        return {"redis"}
+    return set()
+
+
+def cycles(modules: dict[str, Module]) -> list[str]:
+    """Import cycles at load time, each named once by a closed path."""
+    done: set[str] = set()
+    found: list[str] = []
+
+    def visit(name: str, path: list[str]) -> None:
+        if name in path:
+            found.append(" -> ".join([*path[path.index(name) :], name]))
+        elif name in modules and name not in done:
+            for target in sorted(modules[name].at_load):
+                visit(target, [*path, name])
+            done.add(name)
+
+    for name in sorted(modules):
+        visit(name, [])
+    return found
+
+
+def test_no_room_enters_another_by_a_wrong_door() -> None:
+    assert crossed_doors(read_modules(ROOT)) == []
+
+
+def test_tensors_and_redis_stay_where_they_belong() -> None:
+    assert forbidden_reach(read_modules(ROOT)) == []
+
+
+def test_no_import_cycle() -> None:
+    assert cycles(read_modules(ROOT)) == []
+
+
+PLANTED_DOORS = {
+    "api/app.py": ("import worker.engine", "api.app -> worker.engine"),
+    "api/late.py": ("def f():\n    from worker import engine", "api.late -> worker.engine"),
+    "worker/service.py": ("if True:\n    from api.app import run", "worker.service -> api.app"),
+    "shared/queue.py": ("from scripts import tool", "shared.queue -> scripts.tool"),
+    "shared/log.py": ("import api", "shared.log -> api"),
+}
+PLANTED_REACH = {
+    "api/app.py": ("import shared.heavy", "api.app -> shared.heavy -> torch.nn"),
+    "shared/late.py": ("def f():\n    import transformers", "shared.late -> transformers"),
+    "worker/scheduler.py": (
+        "from worker.sequence import Sequence",
+        "worker.scheduler -> worker.sequence -> torch.Tensor",
+    ),
+    "worker/kv/pages.py": ("import asyncio", "worker.kv.pages -> asyncio"),
+    "worker/text.py": ("from shared.queue import take", "worker.text -> shared.queue -> redis.asyncio.Redis"),
+    "worker/kv/store.py": ("from ..lease import renew", "worker.kv.store -> worker.lease -> redis"),
+    "worker/models/deep/net.py": ("from redis import Redis", "worker.models.deep.net -> redis.Redis"),
+    "worker/engine.py": ("import redis", "worker.engine -> redis"),
+    "worker/kv/__init__.py": ("import torch", "worker.kv.pages -> worker.kv -> torch"),
+}
+BACKGROUND = {
+    "worker/kv/pages.py": "",
+    "worker/engine.py": "",
+    "scripts/tool.py": "from api import app\nimport worker.engine, torch",
+    "shared/heavy.py": "import torch.nn",
+    "shared/queue.py": "from redis.asyncio import Redis",
+    "worker/sequence.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from torch import Tensor",
+    "worker/lease.py": "import redis",
+    "worker/jobs/generate.py": "import redis, torch\nfrom shared import queue",
+}
+
+
+def plant(root: Path, files: dict[str, str]) -> dict[str, Module]:
+    for room_name in (*ROOMS, "worker/kv", "worker/models", "worker/models/deep", "worker/jobs"):
+        (root / room_name).mkdir()
+        (root / room_name / "__init__.py").touch()
+    for path, source in files.items():
+        (root / path).write_text(source)
+    return read_modules(root)
+
+
+@pytest.mark.parametrize("path", PLANTED_DOORS)
+def test_a_planted_crossing_is_caught(path: str, tmp_path: Path) -> None:
+    source, expected = PLANTED_DOORS[path]
+    background = {"worker/engine.py": "", "api/app.py": "", "scripts/tool.py": "import api.app, worker.engine, shared"}
+    assert crossed_doors(plant(tmp_path, background | {path: source})) == [expected]
+
+
+@pytest.mark.parametrize("path", PLANTED_REACH)
+def test_a_planted_library_is_caught(path: str, tmp_path: Path) -> None:
+    source, expected = PLANTED_REACH[path]
+    found = forbidden_reach(plant(tmp_path, BACKGROUND | {path: source}))
+    assert expected in found
+    assert not [line for line in found if line.startswith(("scripts.", "worker.jobs."))]
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "expected"),
+    [
+        ("from shared import b", "import shared.a", ["shared.a -> shared.b -> shared.a"]),
+        ("from .b import x", "try:\n    from .a import y\nfinally:\n    pass", ["shared.a -> shared.b -> shared.a"]),
+        ("from shared import b", "def f():\n    import shared.a", []),
+        ("from shared import b", "import typing\nif typing.TYPE_CHECKING:\n    import shared.a", []),
+        ("from shared import b", "from shared import c", []),
+    ],
+)
+def test_a_planted_cycle_is_caught(left: str, right: str, expected: list[str], tmp_path: Path) -> None:
+    modules = plant(tmp_path, {"shared/a.py": left, "shared/b.py": right, "shared/c.py": ""})
+    assert cycles(modules) == expected
+
+
+@pytest.mark.parametrize("light", ["shared", "api"])
+def test_loading_a_light_room_loads_no_tensors(light: str) -> None:
+    names = [name for name in read_modules(ROOT) if room(name) == light]
+    code = f"import sys, importlib\nfor name in {names}: importlib.import_module(name)\nprint(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert TENSORS.isdisjoint(result.stdout.split())

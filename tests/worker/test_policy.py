@@ -1,0 +1,193 @@
+"""The torch-free half of the engine as properties: page table, scheduler, text, engine on the echo runner."""
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from shared.messages import Done, Failed, Generate, Sampling, Score
+from tests.worker.stepping import run
+from worker.engine import Emission, Engine, Work
+from worker.kv.pages import PageTable
+from worker.runners.base import RunnerOptions
+from worker.runners.echo import Echo
+from worker.scheduler import Scheduler
+from worker.sequence import Encoded, Sequence, StepResult
+from worker.text import TextStream
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 40)), max_size=60))
+def test_pages_are_free_or_held_and_never_both(moves: list[tuple[bool, int]]) -> None:
+    """B85, B91: free + held == total; reserve answers None exactly when there is no room."""
+    table, held = PageTable(num_pages=12, page_size=4), []
+    for is_reserve, size in moves:
+        if is_reserve:
+            room = table.num_free
+            pages = table.reserve(size)
+            assert (pages is None) == (-(-size // 4) > room)
+            if pages is not None:
+                held.append(pages)
+        elif held:
+            table.release(held.pop(size % len(held)))
+        flat = [page for pages in held for page in pages]
+        assert len(flat) == len(set(flat))
+        assert table.num_free + len(flat) == 12
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 20)), min_size=1, max_size=25), st.integers(1, 5))
+def test_every_sequence_gets_its_turn_and_all_pages_come_back(sizes: list[tuple[int, int]], max_batch: int) -> None:
+    """B71, B94: never over the batch, never a page short, nobody waits for ever, first come first served."""
+    table = PageTable(num_pages=13, page_size=4)
+    scheduler = Scheduler(max_batch, table, prefill_budget=40)
+    sequences = [
+        Sequence(str(i), Encoded(tuple(range(1, prompt + 1)), max_tokens=tokens), Sampling(tokens, 0))
+        for i, (prompt, tokens) in enumerate(sizes)
+    ]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    joined: list[str] = []
+    for _ in range(10_000):
+        if not scheduler.has_work:
+            break
+        batch = scheduler.plan()
+        assert 0 < len(batch) <= max_batch
+        joined += [item.job_id for item in batch if item.job_id not in joined]
+        for item in batch:
+            assert len(item.pages) * 4 >= item.num_tokens
+            item.output_ids.append(1)
+            if len(item.output_ids) >= item.encoded.max_tokens:
+                scheduler.finish(item)
+    assert joined == [item.job_id for item in sequences]
+    assert table.num_free == 13
+
+
+def utf8(ids: "list[int] | tuple[int, ...]") -> str:
+    return bytes(ids).decode("utf-8", errors="replace")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text("aжñ😀 <|", max_size=30), st.lists(st.text("aж😀 <|", min_size=1, max_size=4), max_size=3))
+def test_streamed_text_is_the_whole_text_cut_at_the_first_stop(text: str, stop: list[str]) -> None:
+    """B65, T10: byte tokens, so that characters and stop strings cross token boundaries; no half character ever."""
+    stream, said = TextStream(lambda ids: utf8(list(ids)), tuple(stop)), []
+    for byte in text.encode():
+        said.append(stream.push(byte))
+        assert "\ufffd" not in said[-1]
+        if stream.is_stopped:
+            break
+    whole = "".join(said) + stream.flush()
+    ends = [(text.find(item) + len(item), text.find(item)) for item in stop if item in text]
+    assert whole == (text[: min(ends)[1]] if ends else text)
+    assert stream.is_stopped == bool(ends)
+
+
+def test_the_cut_does_not_depend_on_token_boundaries() -> None:
+    """`<` is complete before `a<<` is, whether they come in one token or in three."""
+    for tokens in (["a<<"], ["a", "<", "<"], ["a<", "<"]):
+        stream = TextStream(lambda ids, tokens=tokens: "".join(tokens[i] for i in ids), ("<", "a<<"))  # type: ignore[misc]
+        assert "".join(stream.push(i) for i in range(len(tokens))) == "a"
+
+
+def test_text_that_may_become_a_stop_string_is_held_back() -> None:
+    stream = TextStream(lambda ids: utf8(list(ids)), ("END",))
+    assert [stream.push(byte) for byte in b"xENy"] == ["x", "", "", "ENy"]
+
+
+def test_an_unfinished_character_comes_out_at_the_end() -> None:
+    stream = TextStream(lambda ids: utf8(list(ids)))
+    assert [stream.push(byte) for byte in "é".encode()[:1]] == [""]
+    assert stream.flush() == "\ufffd"
+
+
+def echo() -> Echo:
+    return Echo(RunnerOptions(path="echo", max_batch=3, context_window=64))
+
+
+def ended(emissions: list[Emission]) -> dict[str, Done | Failed]:
+    ends = [(item.job_id, item.ended) for item in emissions if item.ended is not None]
+    assert len(ends) == len(dict(ends)), "a job ended twice"
+    return {job: end for job, end in ends if end is not None}
+
+
+def test_finish_reasons_and_counts() -> None:
+    """A45, A46, T10: stop string, end token and cap, each with its reason and exact token counts."""
+    tasks = [
+        Generate("abc", Sampling(max_tokens=7, seed=0)),
+        Generate("say eos", Sampling(max_tokens=60, seed=0)),
+        Generate("abcd", Sampling(max_tokens=60, seed=0, stop=("cd", "zz"))),
+    ]
+    emissions = run(echo(), tasks, [[], [], []])
+    texts = ["".join(item.text for item in emissions if item.job_id == str(i)) for i in range(3)]
+    assert texts == ["abcabca", "say eos", "ab"]
+    assert ended(emissions) == {"0": Done("length", 3, 7), "1": Done("stop", 7, 8), "2": Done("stop", 4, 4)}
+
+
+def test_a_failing_sequence_fails_alone() -> None:
+    """P7 in the small: batch mates of a sequence that breaks the model go on."""
+
+    class Fragile(Echo):
+        def step(self, batch: "list[Sequence] | tuple[Sequence, ...]") -> list[StepResult]:  # type: ignore[override]
+            if any(item.encoded.prompt_ids[0] == ord("!") for item in batch):
+                raise RuntimeError("bad luck")
+            return super().step(batch)
+
+    tasks = [Generate(text, Sampling(max_tokens=4, seed=0)) for text in ("abc", "!", "xyz")]
+    runner = Fragile(RunnerOptions(path="echo", max_batch=3))
+    ends = ended(run(runner, tasks, [[], [], []]))
+    assert isinstance(ends["1"], Failed) and "bad luck" in ends["1"].message
+    assert ends["0"] == ends["2"] == Done("length", 3, 4)
+
+
+def test_abort_frees_the_place_at_once() -> None:
+    """P6: nothing more is said of an aborted job, running or waiting, and the others are as before."""
+    emissions: list[Emission] = []
+    engine = Engine(echo(), emissions.extend)
+    sampling = Sampling(max_tokens=20, seed=0)
+    for i in range(5):
+        engine.submit(Work(str(i), Encoded((97, 98), max_tokens=20), sampling))
+    engine.step()
+    engine.abort("0")
+    engine.abort("4")
+    seen = len(emissions)
+    while engine.has_work:
+        engine.step()
+    assert not {item.job_id for item in emissions[seen:]} & {"0", "4"}
+    assert set(ended(emissions)) == {"1", "2", "3"}
+
+
+def test_a_replayed_answer_that_was_complete_only_gets_its_end() -> None:
+    """A takeover after the last token and before the end: nothing is said twice."""
+    emissions: list[Emission] = []
+    engine = Engine(echo(), emissions.extend)
+    engine.submit(Work("a", Encoded((97,), max_tokens=3), Sampling(3, 0), replayed_ids=(97, 97, 97)))
+    while engine.has_work:
+        engine.step()
+    assert emissions == [Emission("a", ended=Done("length", 1, 3))]
+
+
+def test_echo_scores_by_length() -> None:
+    emissions = run(echo(), [Score("ctx", ("a", "bcd"))], [[]])
+    done = emissions[0].ended
+    assert isinstance(done, Done)
+    assert [score.log_likelihood for score in done.scores] == [-1.0, -3.0]
+
+
+def test_replayed_text_held_back_before_the_takeover_is_not_lost() -> None:
+    """Ids are logged before their text is certain: the next worker says the text that the first one held back."""
+    emissions: list[Emission] = []
+    engine = Engine(echo(), emissions.extend)
+    prompt = tuple(map(ord, "aE"))
+    engine.submit(Work("a", Encoded(prompt, max_tokens=3), Sampling(3, 0, stop=("EN",)), replayed_ids=prompt))
+    while engine.has_work:
+        engine.step()
+    assert "".join(item.text for item in emissions) == "Ea"
+
+
+@pytest.mark.parametrize("text", ["", "\ufffd"])
+def test_flush_twice_is_once(text: str) -> None:
+    stream = TextStream(lambda ids: utf8(list(ids)))
+    for byte in text.encode():
+        stream.push(byte)
+    stream.flush()
+    assert stream.flush() == ""
