@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from redis.typing import EncodableT
 
 from shared import keys
+from shared.errors import BrokerUnavailable
 from shared.messages import STATE_OF, Event, Job, Terminal, decode_event, encode
 from shared.queue import SCRIPT, job_keys
 from shared.subscriptions import Subscriptions
@@ -65,7 +66,10 @@ class LogReader:
         return [(int(entry.partition(b"-")[0]), decode_event(fields[b"e"])) for entry, fields in entries]
 
     async def follow(self, job_id: str, after: int = 0) -> AsyncIterator[tuple[int, Event]]:
-        """Every event behind `after` in order, each once, up to and with the terminal one."""
+        """Every event behind `after` in order, each once, up to and with the terminal one.
+
+        Raises BrokerUnavailable when the job and its log have vanished, as after a restart of Redis without its data.
+        """
         assert self._subscriptions is not None, "following needs subscriptions"
         async with self._subscriptions.listen(keys.channel(job_id)) as inbox:
             while True:
@@ -74,6 +78,8 @@ class LogReader:
                     after = index
                     if isinstance(event, Terminal):
                         return
+                if not await self._redis.exists(keys.job(job_id)):
+                    raise BrokerUnavailable("Redis has lost the request.", retry_after_s=1)
                 async for index, event in self._live(inbox, after):
                     yield index, event
                     after = index

@@ -1,19 +1,32 @@
-"""Log lines of every process: JSON for machines or key=value for people, on stderr.
+"""Log lines of every process: JSON for machines or key=value for people, on stderr, or as a `logging.yaml` says.
 
 A record's `fields` (passed as `extra={"fields": {...}}`) become keys of the line.
 """
 
 import json
 import logging
+import logging.config
 import sys
+from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 
-def configure_logging(level: str, style: Literal["json", "console"]) -> None:
-    """Send everything this process logs to stderr in one format."""
+
+def configure_logging(level: str, style: Literal["json", "console"], config: Path = Path("logging.yaml")) -> None:
+    """Send everything this process logs to stderr in one format.
+
+    A `logging.yaml` in the working directory, in dictConfig form, is applied instead; one that cannot be applied, such
+    as one that names classes not installed here, is passed over with a warning (X12).
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if style == "json" else ConsoleLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    if config.is_file():
+        try:
+            logging.config.dictConfig(yaml.safe_load(config.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, AttributeError, ImportError, OSError, yaml.YAMLError) as error:
+            logging.getLogger("aios.logs").warning("%s is passed over: %s", config, error)
 
 
 class JsonLines(logging.Formatter):

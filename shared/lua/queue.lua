@@ -25,14 +25,15 @@ local function rate_key(queue, at_ms)
   return queue .. ':ended:' .. math.floor(at_ms / RATE_BUCKET_MS)
 end
 
--- The terminal event is already appended; the entry of a job that was never delivered stays as a tombstone.
-local function finish(queue, job, log, state, ttl_ms, was_delivered)
+-- The terminal event is already appended. Acknowledging and deleting go together, so that the number of entries minus
+-- the number of pending ones is the number of jobs that wait, to the one, whether the entry was delivered or not.
+local function finish(queue, job, log, state, ttl_ms, was_running)
   local now = now_ms()
   redis.call('HSET', job, 'state', state, 'ended_ms', now)
-  if was_delivered then
-    local entry = redis.call('HGET', job, 'entry')
-    redis.call('XACK', queue, GROUP, entry)
-    redis.call('XDEL', queue, entry)
+  local entry = redis.call('HGET', job, 'entry')
+  redis.pcall('XACK', queue, GROUP, entry)
+  redis.call('XDEL', queue, entry)
+  if was_running then
     local rate = rate_key(queue, now)
     redis.call('INCR', rate)
     redis.call('PEXPIRE', rate, 3 * RATE_BUCKET_MS)

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from scripts.embedded_redis import EmbeddedRedis, EmbeddedRedisError, find_redis_server
-from tests.scripts.polling import is_running, wait_until
+from tests.polling import is_running, wait_until
 
 OWNER = """
 import sys

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scripts.supervisor import Backoff, Role, Supervisor
-from tests.scripts.polling import is_running, until, wait_until
+from tests.polling import is_running, until, wait_until
 
 QUICK = Backoff(first_s=0.01, longest_s=0.05)
 LIVES = (

@@ -7,6 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from shared import keys
+from shared.errors import BrokerUnavailable
 from shared.log import Append, LogReader, LogWriter
 from shared.messages import Done, Event, Generate, Job, Sampling, Tokens
 from shared.queue import JobQueue
@@ -82,3 +83,14 @@ async def test_following_an_ended_job_needs_no_pubsub(redis: Redis, subscription
     job = await running_job(redis)
     events = await say(redis, job, 2)
     assert [event for _, event in await collect(LogReader(redis, subscriptions), job)] == events
+
+
+async def test_a_job_that_redis_has_lost_is_not_waited_for(redis: Redis, subscriptions: Subscriptions) -> None:
+    """P4: never silence. A Redis that came back empty is told to the caller within a poll."""
+    job, reader = await running_job(redis), LogReader(redis, subscriptions, poll_s=0.05)
+    follower = asyncio.create_task(collect(reader, job))
+    while not subscriptions._channels:
+        await asyncio.sleep(0.005)
+    await redis.flushall()
+    with pytest.raises(BrokerUnavailable, match="lost"):
+        await asyncio.wait_for(follower, 5)

@@ -111,9 +111,22 @@ async def test_ending_from_outside_wins_once_in_every_phase(
     assert not await queue.end(job, Failed("worker_failed", "late"))
     assert await writer.append([Append(job, 1, 0, (DONE,))]) == [False]
     assert [event for _, event in await LogReader(redis).read(job.id)] == [Cancelled("user")]
-    assert (await take_one(queue)).job == other, "the tombstone is skipped"
+    depth = await queue.depth("m", "default")
+    assert (depth.queued, depth.running) == (1, 0), "an ended job takes no place"
+    assert (await take_one(queue)).job == other
     depth = await queue.depth("m", "default")
     assert (depth.queued, depth.running) == (0, 1)
+
+
+async def test_a_job_ended_between_delivery_and_claim_is_not_run(queue: JobQueue, redis: Redis) -> None:
+    """The narrow moment of a take: the entry is delivered, the claim has not come yet. The depth stays exact."""
+    job, stream = new_job(), keys.queue("m", "default")
+    await submit(queue, job)
+    ((_, [(entry, fields)]),) = await redis.xreadgroup(keys.GROUP, "w1", {stream: ">"}, count=1)
+    assert await queue.end(job, Cancelled())
+    depth = await queue.depth("m", "default")
+    assert (depth.queued, depth.running) == (0, 0)
+    assert await queue._claim(stream, "w1", [(entry, fields)]) == []
 
 
 async def test_only_if_queued_spares_a_running_job(queue: JobQueue) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 DEADLINE_S = 20.0
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Return once `condition()` holds; AssertionError naming `what` after DEADLINE_S."""
-    deadline = time.monotonic() + DEADLINE_S
+def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:
+    """Return once `condition()` holds; AssertionError naming `what` after `deadline_s`."""
+    deadline = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < deadline, f"never happened: {what}"
         time.sleep(0.01)

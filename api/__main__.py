@@ -1,0 +1,82 @@
+"""The front's process: `python -m api [flags]`.
+
+On SIGTERM or SIGINT it stops being ready and refuses new work, lets what is in flight end for up to `drain_timeout_s`,
+and exits with 0. A second signal cuts the wait short.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Generator
+
+import uvicorn
+from uvicorn.loops.auto import auto_loop_factory
+
+from api.app import create_app
+from api.deps import Front
+from shared import broker
+from shared.cli import redis_url, run_role
+from shared.logs import configure_logging
+from shared.settings import Settings
+
+_LAST_WRITES_S = 5
+
+log = logging.getLogger("aios.api")
+
+
+class Server(uvicorn.Server):
+    """Leaves signals to `serve`, which drains before it stops."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until a signal comes, then drain."""
+    redis = broker.connect(redis_url(settings))
+    app = create_app(settings, redis)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_LAST_WRITES_S,
+    )
+    server = Server(config)
+    stopping = asyncio.create_task(_drain_on_signal(server, app.state.front, settings.drain_timeout_s))
+    try:
+        await server.serve()
+    finally:
+        stopping.cancel()
+        await redis.aclose()
+
+
+async def _drain_on_signal(server: Server, front: Front, drain_timeout_s: float) -> None:
+    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
+    log.info("draining after %s", (await signals.get()).name)
+    front.draining.set()
+    draining = asyncio.create_task(front.dispatcher.drain(drain_timeout_s))
+    again = asyncio.create_task(signals.get())
+    await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
+    again.cancel()
+    if not draining.done():
+        await front.dispatcher.drain(0)
+    server.should_exit = True
+
+
+def run(settings: Settings) -> int:
+    """Serve until told to stop; the exit status."""
+    configure_logging(settings.log_level, settings.log_format)
+    with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
+        runner.run(serve(settings))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_role("python -m api", run))

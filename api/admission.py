@@ -1,0 +1,114 @@
+"""Whether a request may become work, and in which form: its model, its token budget, its place in the queue.
+
+Knows no HTTP and no dialect; everything it refuses is a FleetError.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from api.dispatch import Dispatcher
+from api.fleet import FleetView
+from shared.broker import UNAVAILABLE
+from shared.errors import BrokerUnavailable, Draining, InvalidRequest, ModelNotFound, NoWorker, QueueFull
+from shared.keys import new_job_id
+from shared.messages import Cancelled, Generate, Job, ModelInfo, Score
+from shared.queue import JobQueue
+
+LOCAL_MODEL = "local"
+_RETRY_AFTER_S = 2
+_SUBMIT_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for, and how much may wait at once."""
+
+    max_new_tokens: int
+    cap_policy: Literal["clamp", "reject"]
+    max_prompts: int
+    max_queue_depth: int
+    queue_timeout_s: float
+
+
+@dataclass(frozen=True)
+class TokenBudget:
+    """The number of tokens a completion may have; `is_clamped` when the caller would have got more without the cap."""
+
+    max_tokens: int
+    is_clamped: bool
+
+
+class Admission:
+    def __init__(
+        self,
+        fleet: FleetView,
+        queue: JobQueue,
+        dispatcher: Dispatcher,
+        draining: asyncio.Event,
+        limits: Limits,
+        default_model: str | None,
+    ) -> None:
+        self._fleet = fleet
+        self._queue = queue
+        self._dispatcher = dispatcher
+        self._draining = draining
+        self._limits = limits
+        self._default_model = default_model
+
+    async def resolve(self, name: str | None, task: Literal["generate", "score"]) -> ModelInfo:
+        """The model for new work. Raises Draining, ModelNotFound, NoWorker, InvalidRequest (wrong task)."""
+        if self._draining.is_set():
+            raise Draining("This server is shutting down.", retry_after_s=1)
+        model = await self.find(name)
+        if task not in model.tasks:
+            raise InvalidRequest(f"model: {model.id!r} does not serve the task {task!r}.", field="model")
+        return model
+
+    async def find(self, name: str | None) -> ModelInfo:
+        """The served model that `name` stands for; None and "local" stand for the default one."""
+        fleet = await self._fleet.now()
+        if name is None or (name == LOCAL_MODEL and name not in fleet.models):
+            name = self._default_model or fleet.default_model
+        elif fleet.models and name not in fleet.models and name != self._default_model:
+            raise ModelNotFound(f"model: {name!r} does not exist.", field="model")
+        if name is None or name not in fleet.models:
+            raise NoWorker("No worker has loaded a model yet.", retry_after_s=_RETRY_AFTER_S)
+        if not fleet.serves(name):
+            raise NoWorker(f"No worker that serves {name!r} is ready.", retry_after_s=_RETRY_AFTER_S)
+        return fleet.models[name]
+
+    def budget(self, asked: int | None, default: int, model: ModelInfo) -> TokenBudget:
+        """`asked` or else the dialect's default, within the cap. Raises InvalidRequest where the policy says so."""
+        cap = min(self._limits.max_new_tokens, model.max_new_tokens)
+        if asked is not None and asked > cap and self._limits.cap_policy == "reject":
+            raise InvalidRequest(f"max_tokens: expected at most {cap}, got {asked}.", field="max_tokens")
+        wanted = default if asked is None else asked
+        return TokenBudget(min(wanted, cap), wanted > cap)
+
+    def check_count(self, field: str, count: int) -> None:
+        """Refuse more prompts than one request may bring."""
+        most = self._limits.max_prompts
+        if count > most:
+            raise InvalidRequest(f"{field}: expected at most {most} prompts in one request, got {count}.", field=field)
+
+    async def submit(self, model: ModelInfo, tasks: Sequence[Generate | Score], request_id: str) -> list[Job]:
+        """One queued job for each task, or none and QueueFull; BrokerUnavailable when Redis does not answer."""
+        jobs = [Job(new_job_id(), model.id, task, request_id=request_id) for task in tasks]
+        depth, patience_s = self._limits.max_queue_depth, self._limits.queue_timeout_s
+        submitting = asyncio.create_task(self._queue.submit(jobs, max_depth=depth, queue_timeout_s=patience_s))
+        try:
+            async with asyncio.timeout(_SUBMIT_TIMEOUT_S):
+                await asyncio.shield(submitting)
+        except (TimeoutError, asyncio.CancelledError, *UNAVAILABLE) as error:
+            submitting.add_done_callback(lambda task: self._abandon(task, jobs))
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            raise BrokerUnavailable("Redis did not take the request.", retry_after_s=1) from error
+        return jobs
+
+    def _abandon(self, submitting: "asyncio.Task[None]", jobs: Sequence[Job]) -> None:
+        """Nobody will follow these jobs; they may be queued all the same, even if the answer was lost."""
+        if submitting.cancelled() or not isinstance(submitting.exception(), QueueFull):
+            self._dispatcher.call_off(jobs, Cancelled("abandoned"))

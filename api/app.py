@@ -1,0 +1,58 @@
+"""The front as an ASGI app: its middleware and routers, listed as data, and the life of its Redis connections.
+
+A new dialect is a schema file, a route file and one line here.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from redis.asyncio import Redis
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from api.deps import Front, build_front
+from api.errors import HANDLERS
+from api.middleware import REQUEST_ID, AccessLog, BodyLimit, CrashGuard, RequestId
+from api.routes import health, hrm, openai
+from shared.settings import Settings
+
+ROUTERS = (health.router, hrm.router, openai.router)
+_EXPOSED_HEADERS = (REQUEST_ID, "Retry-After", "X-Effective-Max-Tokens", "X-Truncated-Prompt-Tokens")
+
+
+def middleware(settings: Settings, front: Front) -> list[Middleware]:
+    """Outermost first."""
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),
+        allow_credentials=False,
+        expose_headers=_EXPOSED_HEADERS,
+    )
+    return [
+        Middleware(RequestId),
+        Middleware(AccessLog, metrics=front.metrics, log_bodies=settings.log_bodies),
+        *([cors] if settings.enable_cors else []),
+        Middleware(CrashGuard),
+        Middleware(BodyLimit, max_body_bytes=settings.max_body_bytes),
+    ]
+
+
+def create_app(settings: Settings, redis: Redis) -> FastAPI:
+    """The app over `redis`, which stays the caller's to close. `app.state.front` holds its parts."""
+    front = build_front(settings, redis)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await front.close()
+
+    app = FastAPI(
+        title="AI-OS HRM fleet", middleware=middleware(settings, front), exception_handlers=HANDLERS, lifespan=lifespan
+    )
+    app.state.front = front
+    for router in ROUTERS:
+        app.include_router(router)
+    return app

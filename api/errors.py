@@ -1,0 +1,108 @@
+"""From an error to an answer: status, headers, and a body in the dialect of the path.
+
+The one place that knows how FastAPI, Starlette and Redis report trouble. Bodies say which field was wrong and what was
+expected; they never carry a stack or the caller's input.
+"""
+
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from api.trail import trail_of
+from shared.broker import UNAVAILABLE
+from shared.errors import BrokerUnavailable, FleetError, InvalidRequest
+
+_OPENAI_PREFIX = "/v1/"
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 400: "invalid_request"}
+_SHOWN_PROBLEMS = 3
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An error as any dialect can tell it."""
+
+    status: int
+    code: str
+    message: str
+    field: str | None
+    headers: Mapping[str, str]
+
+
+def problem_of(error: FleetError) -> Problem:
+    wait_s = error.retry_after_s or (1 if error.status in (429, 503) else None)
+    headers = {"Retry-After": str(wait_s)} if wait_s is not None else {}
+    return Problem(error.status, error.code, error.message, error.field, headers)
+
+
+def openai_body(problem: Problem) -> dict[str, Any]:
+    kind = _OPENAI_TYPES.get(problem.status, "server_error" if problem.status >= 500 else "invalid_request_error")
+    return {"error": {"message": problem.message, "type": kind, "param": problem.field, "code": problem.code}}
+
+
+def plain_body(problem: Problem) -> dict[str, Any]:
+    return {"error": {"code": problem.code, "message": problem.message, "field": problem.field}}
+
+
+def render(problem: Problem, path: str) -> JSONResponse:
+    body = openai_body if path.startswith(_OPENAI_PREFIX) else plain_body
+    return JSONResponse(body(problem), problem.status, dict(problem.headers))
+
+
+def invalid_request(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
+    """What pydantic found wrong, as `field: what was expected`, joined by semicolons."""
+    if errors[0]["type"] == "json_invalid":
+        return InvalidRequest(f"The body is not valid JSON: {errors[0]['ctx']['error']} at {errors[0]['loc'][-1]}.")
+    if errors[0]["loc"] == ("body",) and errors[0]["type"] in ("missing", "model_attributes_type", "dict_type"):
+        return InvalidRequest("Expected a JSON object as the body, with Content-Type: application/json.")
+    named = [(_path_of(error), _expectation(error)) for error in errors[:_SHOWN_PROBLEMS]]
+    message = "; ".join(f"{path}: {text}" if path else text for path, text in named)
+    first = errors[0].get("ctx", {}).get("field") or named[0][0].partition("[")[0].partition(".")[0]
+    return InvalidRequest(message, field=first or None)
+
+
+def _path_of(error: Mapping[str, Any]) -> str:
+    parts = [part for part in error["loc"] if part != "body"]
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
+
+
+def _expectation(error: Mapping[str, Any]) -> str:
+    message: str = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return message.replace("should be", "expected", 1).replace("should have", "expected", 1)
+
+
+def _answer(request: Request, problem: Problem) -> Response:
+    trail_of(request.scope).error = problem.code
+    return render(problem, request.url.path)
+
+
+async def _on_fleet_error(request: Request, error: FleetError) -> Response:
+    return _answer(request, problem_of(error))
+
+
+async def _on_invalid_body(request: Request, error: RequestValidationError) -> Response:
+    return _answer(request, problem_of(invalid_request(error.errors())))
+
+
+async def _on_http_exception(request: Request, error: HTTPException) -> Response:
+    code = _HTTP_CODES.get(error.status_code, "http_error")
+    return _answer(request, Problem(error.status_code, code, str(error.detail), None, error.headers or {}))
+
+
+async def _on_redis_away(request: Request, error: Exception) -> Response:
+    return _answer(request, problem_of(BrokerUnavailable("Redis is not reachable.", retry_after_s=1)))
+
+
+Handler = Callable[[Request, Any], Coroutine[Any, Any, Response]]
+
+HANDLERS: dict[int | type[Exception], Handler] = {
+    FleetError: _on_fleet_error,
+    RequestValidationError: _on_invalid_body,
+    HTTPException: _on_http_exception,
+    **dict.fromkeys(UNAVAILABLE, _on_redis_away),
+}

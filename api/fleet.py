@@ -1,0 +1,39 @@
+"""The front's view of the fleet: read from Redis at most twice a second, by one reader for all requests.
+
+A read that fails is remembered as long as one that succeeds: a hanging Redis costs its time once, not per request.
+"""
+
+import asyncio
+
+from shared.broker import UNAVAILABLE
+from shared.errors import BrokerUnavailable
+from shared.presence import Fleet, Presence
+
+_READ_TIMEOUT_S = 2.0
+
+
+class FleetView:
+    def __init__(self, presence: Presence, *, max_age_s: float = 0.5) -> None:
+        self._presence = presence
+        self._max_age_s = max_age_s
+        self._reading: asyncio.Task[Fleet | None] | None = None
+        self._expires_at = 0.0
+
+    async def now(self) -> Fleet:
+        """The fleet as it was at most `max_age_s` ago. Raises BrokerUnavailable."""
+        is_old = asyncio.get_running_loop().time() >= self._expires_at
+        if self._reading is None or (self._reading.done() and is_old):
+            self._reading = asyncio.create_task(self._read(), name="fleet-view")
+        fleet = await asyncio.shield(self._reading)
+        if fleet is None:
+            raise BrokerUnavailable("Redis is not reachable.", retry_after_s=1)
+        return fleet
+
+    async def _read(self) -> Fleet | None:
+        try:
+            async with asyncio.timeout(_READ_TIMEOUT_S):
+                return await self._presence.fleet()
+        except (TimeoutError, *UNAVAILABLE):
+            return None
+        finally:
+            self._expires_at = asyncio.get_running_loop().time() + self._max_age_s

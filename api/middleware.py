@@ -1,0 +1,180 @@
+"""What happens around every request: an id, a log line with metrics, a bounded body, and an answer to any crash.
+
+Pure ASGI, so that nothing here buffers an answer or hides a disconnect. Order and arguments are in `app.MIDDLEWARE`.
+"""
+
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import Problem, problem_of, render
+from api.trail import Trail, trail_of
+from shared.errors import ClientGone, PayloadTooLarge
+from shared.metrics import Metrics
+
+REQUEST_ID = "X-Request-Id"
+_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_SHOWN_BODY = 1000
+
+access_log = logging.getLogger("aios.access")
+error_log = logging.getLogger("aios.api")
+
+
+class RequestId:
+    """Gives each request its Trail and each answer its X-Request-Id: the caller's own if it is sane, or a new one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        trail = Trail(given if _SANE_ID.fullmatch(given) else str(uuid.uuid4()))
+        scope.setdefault("state", {})["trail"] = trail
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[REQUEST_ID] = trail.request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class AccessLog:
+    """One log line and one observation per request, when its answer has ended."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, log_bodies: bool) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._log_bodies = log_bodies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started_s = time.perf_counter()
+        status = ClientGone.status  # unless an answer begins
+
+        async def send_noting_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting_status)
+        finally:
+            self._record(scope, status, time.perf_counter() - started_s)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        trail = trail_of(scope)
+        route = getattr(scope.get("route"), "path", "unmatched")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._metrics.requests.labels(route, method, status).inc()
+        self._metrics.latency.labels(route).observe(seconds)
+        fields = {
+            "request_id": trail.request_id,
+            "method": method,
+            "route": route,
+            "status": status,
+            "ms": round(seconds * 1000, 1),
+            "prompt_tokens": trail.usage.prompt_tokens,
+            "completion_tokens": trail.usage.completion_tokens,
+        }
+        if trail.error is not None:
+            fields["error"] = trail.error
+        if self._log_bodies:
+            fields["body"] = trail.body[:_SHOWN_BODY].decode(errors="replace")
+        access_log.log(logging.DEBUG if route in _PROBES else logging.INFO, "request", extra={"fields": fields})
+
+
+_PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class CrashGuard:
+    """The seam where a bug becomes a 500 without a stack in the body; the stack goes to the log."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def send_noting_start(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting_start)
+        except Exception:
+            if scope["type"] != "http":
+                raise
+            trail = trail_of(scope)
+            trail.error = "internal_error"
+            error_log.exception("unhandled error", extra={"fields": {"request_id": trail.request_id}})
+            if not has_begun:
+                problem = Problem(500, "internal_error", f"Internal error; request id {trail.request_id}.", None, {})
+                await render(problem, scope["path"])(scope, receive, send)
+
+
+class BodyLimit:
+    """Reads the whole body, refuses one that is too large (announced or not), and hands it on in one piece."""
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "")
+        if announced.isdigit() and int(announced) > self._max_body_bytes:
+            await self._refuse(scope, receive, send)
+            return
+        body = await self._read(receive)
+        if body is None:
+            return
+        if len(body) > self._max_body_bytes:
+            await self._refuse(scope, receive, send)
+            return
+        trail_of(scope).body = body
+        await self._app(scope, _replay(body, receive), send)
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        """The body, or its first part that is too large; None if the caller left meanwhile."""
+        body, has_more = b"", True
+        while has_more and len(body) <= self._max_body_bytes:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            has_more = message.get("more_body", False)
+        return body
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = PayloadTooLarge(f"The body is larger than {self._max_body_bytes} bytes.")
+        trail_of(scope).error = error.code
+        await render(problem_of(error), scope["path"])(scope, receive, send)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body once and then whatever comes."""
+    is_given = False
+
+    async def replay() -> Message:
+        nonlocal is_given
+        if is_given:
+            return await receive()
+        is_given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay

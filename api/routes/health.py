@@ -1,0 +1,59 @@
+"""Liveness, readiness and metrics, for probes and scrapers rather than callers."""
+
+import asyncio
+from contextlib import suppress
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+
+from api.deps import Front, FrontDep
+from shared.broker import UNAVAILABLE
+from shared.errors import BrokerUnavailable
+from shared.metrics import CONTENT_TYPE
+
+router = APIRouter(tags=["health"])
+
+_PRIORITY = "default"
+_PATIENCE_S = 1.0
+
+
+@router.get("/healthz")
+async def healthz(front: FrontDep) -> Response:
+    """Up; in the mode `ready` also 503 until a worker is ready."""
+    is_ready = await reason_not_ready(front) is None
+    if front.healthz_mode == "ready" and not is_ready:
+        return JSONResponse({"status": "not ready", "ready": False}, 503)
+    return JSONResponse({"status": "ok", "ready": is_ready})
+
+
+@router.get("/readyz")
+async def readyz(front: FrontDep) -> Response:
+    """Whether new work would find a worker."""
+    reason = await reason_not_ready(front)
+    if reason is not None:
+        return JSONResponse({"status": "not ready", "reason": reason}, 503)
+    return JSONResponse({"status": "ready"})
+
+
+@router.get("/metrics", include_in_schema=False)
+async def metrics(front: FrontDep) -> Response:
+    """Prometheus text; queue depths are read as it is asked for, and left as they were while Redis is away."""
+    with suppress(BrokerUnavailable, TimeoutError, *UNAVAILABLE):
+        async with asyncio.timeout(_PATIENCE_S):
+            for model in (await front.fleet.now()).models:
+                depth = await front.queue.depth(model, _PRIORITY)
+                front.metrics.queue_depth.labels(model, "queued").set(depth.queued)
+                front.metrics.queue_depth.labels(model, "running").set(depth.running)
+    return Response(front.metrics.render(), media_type=CONTENT_TYPE)
+
+
+async def reason_not_ready(front: Front) -> str | None:
+    """None when new work would find a worker."""
+    if front.draining.is_set():
+        return "this server is shutting down"
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            fleet = await front.fleet.now()
+    except (BrokerUnavailable, TimeoutError):
+        return "Redis is not reachable"
+    return None if fleet.is_ready else "no worker is ready"

@@ -1,0 +1,68 @@
+"""`/generate` and `/loglikelihood`: many prompts in, all answers out, in order."""
+
+from fastapi import APIRouter, Request, Response
+
+from api.deps import FrontDep, TrailDep
+from api.routes.headers import budget_headers, truncation_headers
+from api.run import total_usage
+from api.schemas.hrm import (
+    DEFAULT_MAX_TOKENS,
+    GenerateRequest,
+    GenerateResponse,
+    LoglikelihoodRequest,
+    LoglikelihoodResponse,
+    generate_response,
+)
+from shared.messages import Score
+
+router = APIRouter(tags=["hrm"])
+
+
+@router.post("/generate")
+async def generate(
+    body: GenerateRequest, request: Request, response: Response, front: FrontDep, trail: TrailDep
+) -> GenerateResponse:
+    """One completion for each prompt."""
+    front.admission.check_count("prompts", len(body.prompts))
+    model = await front.admission.resolve(body.model, "generate")
+    budget = front.admission.budget(body.max_tokens, DEFAULT_MAX_TOKENS, model)
+    tasks = [body.task(prompt, budget.max_tokens) for prompt in body.prompts]
+    jobs = await front.admission.submit(model, tasks, trail.request_id)
+    outcomes = await front.dispatcher.gather(jobs, request.receive)
+    trail.usage = total_usage(outcomes)
+    response.headers.update(budget_headers(budget) | truncation_headers(outcomes))
+    return generate_response(outcomes)
+
+
+@router.post("/loglikelihood")
+async def loglikelihood(
+    body: LoglikelihoodRequest, request: Request, response: Response, front: FrontDep, trail: TrailDep
+) -> LoglikelihoodResponse:
+    """The log-likelihood (nats) of each continuation given the prompt of the same place."""
+    front.admission.check_count("prompts", len(body.prompts))
+    model = await front.admission.resolve(body.model, "score")
+    places = group_by_prompt(body.prompts)
+    jobs = await front.admission.submit(model, score_tasks(body, places), trail.request_id)
+    outcomes = await front.dispatcher.gather(jobs, request.receive)
+    trail.usage = total_usage(outcomes)
+    response.headers.update(truncation_headers(outcomes))
+    ll = [0.0] * len(body.prompts)
+    for group, outcome in zip(places.values(), outcomes, strict=True):
+        for place, score in zip(group, outcome.scores, strict=True):
+            ll[place] = score.log_likelihood
+    return LoglikelihoodResponse(ll=ll)
+
+
+def group_by_prompt(prompts: list[str]) -> dict[str, list[int]]:
+    """The places at which each distinct prompt stands: one context is read once, whatever follows it."""
+    places: dict[str, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        places.setdefault(prompt, []).append(place)
+    return places
+
+
+def score_tasks(body: LoglikelihoodRequest, places: dict[str, list[int]]) -> list[Score]:
+    return [
+        Score(prompt, tuple(body.continuations[place] for place in group), body.condition, body.scoring)
+        for prompt, group in places.items()
+    ]

@@ -1,0 +1,122 @@
+"""Bodies of the OpenAI dialect: models, completions, and the chunks of a streamed completion."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
+
+from api.run import Outcome, total_usage
+from api.schemas.fields import MaxTokens, RequestBody, SampledRequest, refuse
+from api.schemas.usage import UsageBody, usage_body
+from shared.messages import ModelInfo, Text
+
+DEFAULT_MAX_TOKENS = 16
+_EXPECTED_PROMPT = (
+    "expected a non-empty string, a list of strings, a list of token ids, or a list of lists of token ids"
+)
+_MAX_TOKEN_ID = 2**31 - 1
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+_ONLY_SUPPORTED: dict[str, Any] = {
+    "n": 1,
+    "best_of": 1,
+    "echo": False,
+    "logprobs": None,
+    "suffix": None,
+    "logit_bias": {},
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+}
+
+
+def _is_text(value: Any) -> bool:
+    """A string that is not empty and has no lone surrogates, which no encoding could carry."""
+    return isinstance(value, str) and len(value) > 0 and _SURROGATE.search(value) is None
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(type(i) is int and 0 <= i <= _MAX_TOKEN_ID for i in value)
+
+
+def _as_texts(value: Any) -> Any:
+    """Any of the four forms as a tuple of prompts."""
+    prompts = value if isinstance(value, list) and not _is_ids(value) else [value]
+    if not prompts or not all(_is_text(prompt) or _is_ids(prompt) for prompt in prompts):
+        raise ValueError(_EXPECTED_PROMPT)
+    return tuple(prompt if isinstance(prompt, str) else tuple(prompt) for prompt in prompts)
+
+
+_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+_PROMPT_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}},
+        _IDS_SCHEMA,
+        {"type": "array", "items": _IDS_SCHEMA},
+    ]
+}
+
+
+class StreamOptions(RequestBody):
+    include_usage: bool = False
+
+
+class CompletionRequest(SampledRequest):
+    prompt: Annotated[tuple[Text, ...], BeforeValidator(_as_texts), WithJsonSchema(_PROMPT_SCHEMA)]
+    max_tokens: MaxTokens | None = Field(None, description="Default 16.")
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_supported(cls, value: Any) -> Any:
+        for name, neutral in _ONLY_SUPPORTED.items() if isinstance(value, dict) else ():
+            if value.get(name) is not None and value[name] != neutral:
+                allowed = "it must be absent" if neutral is None else f"expected {neutral!r}"
+                raise refuse(name, f"this value is not supported yet; {allowed}")
+        return value
+
+
+class CompletionChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: None = None
+    finish_reason: str | None
+
+
+class Completion(BaseModel):
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: UsageBody | None = None
+
+
+class Model(BaseModel):
+    """An OpenAI model object; `description` says what was loaded."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "aios"
+    description: str
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+def model_body(model: ModelInfo) -> Model:
+    return Model(id=model.id, description=model.found)
+
+
+def completion(id: str, created: int, model: str, outcomes: list[Outcome]) -> Completion:
+    """The whole answer of a completion that was not streamed."""
+    choices = [
+        CompletionChoice(index=index, text=outcome.text, finish_reason=outcome.finish_reason)
+        for index, outcome in enumerate(outcomes)
+    ]
+    usage = usage_body(total_usage(outcomes))
+    return Completion(id=id, created=created, model=model, choices=choices, usage=usage)

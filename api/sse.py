@@ -1,0 +1,67 @@
+"""Server-sent events as a response: headers, frames, and errors that come after the first frame.
+
+Until the first frame the status line is open, so an error before it becomes an ordinary error answer. Listens to no
+disconnect: the run behind the frames does, and raises ClientGone.
+"""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from api.trail import trail_of
+from shared.errors import ClientGone, FleetError
+
+KEEP_ALIVE = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
+
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+def data(payload: Any) -> bytes:
+    """One event with a JSON payload."""
+    return b"data: " + msgspec.json.encode(payload) + b"\n\n"
+
+
+class EventStream(Response):
+    """Sends `frames`; `last_words` renders an error that comes when the stream has begun."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        frames: AsyncGenerator[bytes, None],
+        last_words: Callable[[FleetError], bytes],
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(headers=_HEADERS | (headers or {}))
+        del self.headers["content-length"]
+        self._frames = frames
+        self._last_words = last_words
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+        try:
+            async with aclosing(self._frames) as frames:
+                async for frame in frames:
+                    if not has_begun:
+                        has_begun = True
+                        await self._begin(send)
+                    await _send_frame(send, frame)
+        except FleetError as error:
+            if not has_begun:
+                raise
+            trail_of(scope).error = error.code
+            if not isinstance(error, ClientGone):
+                await _send_frame(send, self._last_words(error))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _begin(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+
+
+async def _send_frame(send: Send, frame: bytes) -> None:
+    await send({"type": "http.response.body", "body": frame, "more_body": True})

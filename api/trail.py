@@ -1,0 +1,37 @@
+"""What one request leaves behind for its log line and the metrics: its id, its tokens, how it failed.
+
+Created by the outermost middleware, filled in by routes and error handlers, read once when the answer has ended.
+"""
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens read and written."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens)
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass
+class Trail:
+    request_id: str
+    usage: Usage = Usage()
+    error: str | None = None
+    body: bytes = b""
+
+
+def trail_of(scope: MutableMapping[str, Any]) -> Trail:
+    """The trail of the request behind this ASGI scope."""
+    trail: Trail = scope["state"]["trail"]
+    return trail

@@ -1,0 +1,22 @@
+"""An echo worker and a front without a socket, as most tests need them."""
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from tests.api.echo_worker import EchoWorker
+from tests.api.fronts import in_memory
+
+
+@pytest.fixture
+async def worker(redis_url: str) -> AsyncIterator[EchoWorker]:
+    async with EchoWorker(redis_url) as worker:
+        yield worker
+
+
+@pytest.fixture
+async def client(redis: Redis) -> AsyncIterator[httpx.AsyncClient]:
+    async with in_memory(redis) as client:
+        yield client

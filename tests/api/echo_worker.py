@@ -1,0 +1,115 @@
+"""A worker in the test's own loop that behaves like the echo runner, with a gate to hold it in the middle of a job.
+
+Text comes back word by word; a score is -1.0 for each character of the continuation.
+"""
+
+import asyncio
+import re
+from types import TracebackType
+from typing import Self
+
+from redis.asyncio import Redis
+
+from shared.broker import connect
+from shared.log import Append, LogWriter
+from shared.messages import (
+    ContinuationScore,
+    Done,
+    Event,
+    Failed,
+    Generate,
+    Job,
+    ModelInfo,
+    Score,
+    Started,
+    Text,
+    Tokens,
+    WorkerInfo,
+)
+from shared.presence import Presence
+from shared.queue import Claim, JobQueue
+
+
+def model_info(id: str = "echo", max_new_tokens: int = 1024, **more: object) -> ModelInfo:
+    return ModelInfo(id, "echo", f"{id} for tests", 2048, max_new_tokens, 8, **more)  # type: ignore[arg-type]
+
+
+async def announce(redis: Redis, *models: str, state: str = "ready") -> None:
+    """A worker that is there and takes nothing."""
+    infos = tuple(model_info(name) for name in models)
+    await Presence(redis).announce(WorkerInfo("idle", state, infos))  # type: ignore[arg-type]
+
+
+class EchoWorker:
+    """`gate` is open unless a test closes it: then a job is started, says its first word and waits."""
+
+    def __init__(self, redis_url: str, model: ModelInfo | None = None) -> None:
+        self.model = model or model_info()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.failure: Failed | None = None
+        self.num_truncated = 0
+        self.jobs: list[Job] = []
+        self.stale: list[str] = []
+        self._redis = connect(redis_url)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        await Presence(self._redis).announce(WorkerInfo("w1", "ready", (self.model,)))
+        self._loop = asyncio.create_task(self._take())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in (self._loop, *self._tasks):
+            task.cancel()
+        await asyncio.gather(self._loop, *self._tasks, return_exceptions=True)
+        await self._redis.aclose()
+
+    async def _take(self) -> None:
+        queue = JobQueue(self._redis)
+        while True:
+            for claim in await queue.take(self.model.id, "default", "w1", 64, 1000):
+                self.jobs.append(claim.job)
+                task = asyncio.create_task(self._work(claim))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _work(self, claim: Claim) -> None:
+        writer, after = LogWriter(self._redis), claim.last_index
+        for number, event in enumerate(self._events(claim)):
+            if number >= 2:
+                await self.gate.wait()
+            [is_mine] = await writer.append([Append(claim.job, claim.epoch, after, (event,))])
+            if not is_mine:
+                self.stale.append(claim.job.id)
+                return
+            after += 1
+
+    def _events(self, claim: Claim) -> list[Event]:
+        if self.failure is not None:
+            return [self.failure]
+        task = claim.job.task
+        if isinstance(task, Generate):
+            return self._echo(claim.epoch, task)
+        return self._score(claim.epoch, task)
+
+    def _echo(self, epoch: int, task: Generate) -> list[Event]:
+        words = _words(task.prompt)
+        said = words[: task.sampling.max_tokens]
+        reason = "stop" if len(said) == len(words) else "length"
+        return [
+            Started(epoch, "w1", len(words), self.num_truncated),
+            *(Tokens((number,), word) for number, word in enumerate(said)),
+            Done(reason, len(words), len(said)),
+        ]
+
+    def _score(self, epoch: int, task: Score) -> list[Event]:
+        scores = tuple(ContinuationScore(-1.0 * len(text), len(text), False) for text in task.continuations)
+        num_prompt_tokens = len(_words(task.context))
+        return [Started(epoch, "w1", num_prompt_tokens), Done("score", num_prompt_tokens, 0, scores)]
+
+
+def _words(text: Text) -> list[str]:
+    return re.findall(r"\S+\s*", text) if isinstance(text, str) else [f"#{token} " for token in text]

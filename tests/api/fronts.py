@@ -1,0 +1,70 @@
+"""Fronts for tests: in memory, or a real server on a free port in the test's own loop."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+from redis.asyncio import Redis
+
+from api.__main__ import Server
+from api.app import create_app
+from api.deps import Front
+from shared import keys
+from shared.settings import Settings
+
+DEADLINE_S = 10.0
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]], what: str) -> None:
+    """Return once `condition()` holds; AssertionError naming `what` after DEADLINE_S."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        holds = condition()
+        if holds if isinstance(holds, bool) else await holds:
+            return
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def in_memory(redis: Redis, **settings: object) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a front that has no socket."""
+    app = create_app(Settings(**settings), redis)  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as client:
+        yield client
+    await front_of(app).close()
+
+
+@asynccontextmanager
+async def live(redis: Redis, **settings: object) -> AsyncIterator[tuple[httpx.AsyncClient, Front]]:
+    """A client of a front that listens on a port."""
+    app = create_app(Settings(**settings), redis)  # type: ignore[arg-type]
+    config = uvicorn.Config(app, "127.0.0.1", 0, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    server = Server(config)
+    serving = asyncio.create_task(server.serve())
+    await until(lambda: server.started, "the front listens")
+    port = server.servers[0].sockets[0].getsockname()[1]
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=DEADLINE_S) as client:
+        yield client, front_of(app)
+    server.should_exit = True
+    await serving
+
+
+def front_of(app: FastAPI) -> Front:
+    front: Front = app.state.front
+    return front
+
+
+async def state(redis: Redis, job_id: str) -> str:
+    value: bytes | None = await redis.hget(keys.job(job_id), "state")  # type: ignore[misc]
+    return (value or b"gone").decode()
+
+
+async def states(redis: Redis) -> list[str]:
+    """The states of all jobs there are."""
+    names = [name.decode() async for name in redis.scan_iter(keys.job("00*"))]
+    return sorted([await state(redis, name.rpartition(":")[2]) for name in names])

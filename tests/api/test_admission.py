@@ -1,0 +1,71 @@
+"""What is refused at the door: a full queue, unknown models, no worker; and that nothing is queued then."""
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from api.fleet import FleetView
+from shared.presence import Presence
+from shared.queue import JobQueue
+from tests.api.echo_worker import EchoWorker, announce, model_info
+from tests.api.fronts import in_memory, states
+
+
+async def test_a_full_queue_takes_all_jobs_of_a_request_or_none(redis: Redis) -> None:
+    await announce(redis, "echo")
+    async with in_memory(redis, max_queue_depth=3) as client:
+        answer = await client.post("/generate", json={"prompts": ["a"] * 4})
+        openai_answer = await client.post("/v1/completions", json={"prompt": ["a"] * 4, "stream": True})
+    assert answer.status_code == openai_answer.status_code == 429
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert answer.json()["error"]["code"] == "queue_full"
+    assert openai_answer.json()["error"]["type"] == "rate_limit_error"
+    assert (await JobQueue(redis).depth("echo", "default")).queued == 0
+    assert await states(redis) == []
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
+async def test_an_unknown_model(client: httpx.AsyncClient, worker: EchoWorker, path: str) -> None:
+    body = {"prompts": ["a"]} if path == "/generate" else {"prompt": "a"}
+    answer = await client.post(path, json=body | {"model": "other"})
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "model_not_found"
+    assert "other" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("body", [{}, {"model": "echo"}, {"model": "local"}])
+async def test_no_worker(redis: Redis, client: httpx.AsyncClient, body: dict[str, str]) -> None:
+    answer = await client.post("/generate", json={"prompts": ["a"]} | body)
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "no_worker"
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert (await client.get("/v1/models")).json()["data"] == []
+
+
+async def test_a_model_whose_workers_are_not_ready(redis: Redis) -> None:
+    await announce(redis, "echo", state="draining")
+    async with in_memory(redis) as client:
+        assert (await client.post("/generate", json={"prompts": ["a"]})).status_code == 503
+        assert (await client.get("/v1/models/echo")).status_code == 503
+
+
+async def test_the_default_model_is_the_configured_one_else_the_marked_one(redis: Redis, redis_url: str) -> None:
+    body = {"prompts": ["a"], "max_tokens": 1}
+    async with EchoWorker(redis_url, model_info("zz", is_default=True)) as marked:
+        await announce(redis, "aa")
+        async with in_memory(redis) as client:
+            assert (await client.post("/generate", json=body)).status_code == 200
+    assert [job.model for job in marked.jobs] == ["zz"]
+    configured = EchoWorker(redis_url, model_info("mm"))
+    async with configured, in_memory(redis, models="mm=echo", default_model="mm") as client:
+        assert (await client.post("/generate", json=body)).status_code == 200
+    assert [job.model for job in configured.jobs] == ["mm"]
+
+
+async def test_a_view_of_the_fleet_is_kept_for_a_while(redis: Redis) -> None:
+    kept, fresh = FleetView(Presence(redis), max_age_s=60), FleetView(Presence(redis), max_age_s=0)
+    assert not (await kept.now()).is_ready
+    assert not (await fresh.now()).is_ready
+    await announce(redis, "echo")
+    assert not (await kept.now()).is_ready
+    assert (await fresh.now()).is_ready

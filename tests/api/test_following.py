@@ -1,0 +1,67 @@
+"""Following jobs through trouble with Redis connections: nothing lost, nothing twice."""
+
+import asyncio
+
+from redis.asyncio import Redis
+
+from shared import keys
+from shared.subscriptions import Subscriptions
+from tests.api.echo_worker import EchoWorker
+from tests.api.fronts import in_memory, until
+
+TEXT = "one two three four five"
+
+
+async def test_listeners_that_come_at_once_share_one_connection(redis: Redis) -> None:
+    subscriptions = Subscriptions(redis)
+    names = [f"channel-{number}" for number in range(8)]
+
+    async def hear(name: str) -> bytes:
+        async with subscriptions.listen(name) as inbox:
+            await redis.publish(name, name)
+            return await asyncio.wait_for(inbox.get(), 5)
+
+    async with asyncio.timeout(2):  # less than the wait for a confirmation that never comes
+        heard = await asyncio.gather(*map(hear, names))
+    assert heard == [name.encode() for name in names]
+    assert len(await redis.client_list(_type="pubsub")) <= 1
+    await subscriptions.close()
+
+
+async def test_a_listener_that_is_cancelled_leaves_no_subscription(redis: Redis) -> None:
+    subscriptions = Subscriptions(redis)
+
+    async def listen_for_ever() -> None:
+        async with subscriptions.listen("left"):
+            await asyncio.Event().wait()
+
+    for turns in range(6):
+        listening = asyncio.create_task(listen_for_ever())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+    async with subscriptions.listen("other"):
+        pass
+    await until(lambda: nobody_listens(redis), "all subscriptions are gone")
+    await subscriptions.close()
+
+
+async def test_a_request_survives_the_loss_of_all_connections(redis: Redis, worker: EchoWorker) -> None:
+    worker.gate.clear()
+    async with in_memory(redis) as client:
+        asking = asyncio.create_task(client.post("/v1/completions", json={"prompt": TEXT}))
+        await until(lambda: has_begun(redis, worker), "the first word is in the log")
+        for kind in ("normal", "pubsub"):
+            await redis.client_kill_filter(_type=kind, skipme=True)
+        worker.gate.set()
+        answer = await asyncio.wait_for(asking, 10)
+    assert answer.json()["choices"][0]["text"] == TEXT
+
+
+async def nobody_listens(redis: Redis) -> bool:
+    return not await redis.pubsub_channels()
+
+
+async def has_begun(redis: Redis, worker: EchoWorker) -> bool:
+    return bool(worker.jobs) and bool(await redis.xlen(keys.log(worker.jobs[0].id)) == 2)

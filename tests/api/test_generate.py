@@ -1,0 +1,88 @@
+"""`/generate`: answers in order, usage, the token cap, seeds, and what reaches the worker."""
+
+import httpx
+from redis.asyncio import Redis
+
+from shared.messages import Generate
+from tests.api.echo_worker import EchoWorker, model_info
+from tests.api.fronts import in_memory
+
+
+def task_of(worker: EchoWorker, number: int = 0) -> Generate:
+    task = worker.jobs[number].task
+    assert isinstance(task, Generate)
+    return task
+
+
+async def test_completions_come_in_the_order_of_the_prompts(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+    prompts = [f"prompt number {number}" for number in range(20)]
+    answer = await client.post("/generate", json={"prompts": prompts})
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "completions": prompts,
+        "usage": {"prompt_tokens": 60, "completion_tokens": 60, "total_tokens": 120},
+    }
+
+
+async def test_defaults_of_shape_a(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+    answer = await client.post("/generate", json={"prompts": ["a b"], "unknown": 1, "stop": None})
+    assert "X-Effective-Max-Tokens" not in answer.headers
+    task = task_of(worker)
+    assert (task.sampling.max_tokens, task.sampling.temperature, task.sampling.top_p) == (128, 0.7, 1.0)
+    assert (task.sampling.stop, task.condition) == ((), None)
+    assert worker.jobs[0].request_id == answer.headers["X-Request-Id"]
+
+
+async def test_everything_given_reaches_the_worker(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+    body = {
+        "prompts": ["a", "b"],
+        "max_tokens": 3,
+        "temperature": 0,
+        "top_p": 0.5,
+        "seed": 7,
+        "stop": "X",
+        "model": "echo",
+        "condition": "cot",
+    }
+    assert (await client.post("/generate", json=body)).status_code == 200
+    for number in (0, 1):
+        sampling = task_of(worker, number).sampling
+        assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.seed) == (3, 0.0, 0.5, 7)
+        assert (sampling.stop, task_of(worker, number).condition) == (("X",), "cot")
+
+
+async def test_a_missing_seed_is_drawn_for_each_prompt(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+    await client.post("/generate", json={"prompts": ["a", "a"]})
+    seeds = {task_of(worker, number).sampling.seed for number in (0, 1)}
+    assert len(seeds) == 2
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+async def test_an_explicit_max_tokens_over_the_cap_is_clamped(redis: Redis, worker: EchoWorker) -> None:
+    async with in_memory(redis, max_new_tokens=2) as client:
+        answer = await client.post("/generate", json={"prompts": ["a b c"], "max_tokens": 10})
+    assert answer.json()["completions"] == ["a b "]
+    assert answer.headers["X-Effective-Max-Tokens"] == "2"
+
+
+async def test_an_explicit_max_tokens_over_the_cap_is_refused_by_policy(redis: Redis, worker: EchoWorker) -> None:
+    async with in_memory(redis, max_new_tokens=2, cap_policy="reject") as client:
+        answer = await client.post("/generate", json={"prompts": ["a b c"], "max_new_tokens": 10})
+        default = await client.post("/generate", json={"prompts": ["a b c"]})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == "max_tokens: expected at most 2, got 10."
+    assert default.status_code == 200
+    assert default.headers["X-Effective-Max-Tokens"] == "2"
+
+
+async def test_the_models_own_cap_counts_too(redis: Redis, redis_url: str) -> None:
+    async with EchoWorker(redis_url, model_info(max_new_tokens=1)), in_memory(redis) as client:
+        answer = await client.post("/generate", json={"prompts": ["a b c"]})
+    assert answer.json()["completions"] == ["a "]
+    assert answer.headers["X-Effective-Max-Tokens"] == "1"
+
+
+async def test_truncation_is_told(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+    worker.num_truncated = 5
+    answer = await client.post("/generate", json={"prompts": ["a", "b"]})
+    assert answer.headers["X-Truncated-Prompt-Tokens"] == "10"

@@ -1,0 +1,230 @@
+"""Ways out of a request: the caller leaves, a sibling fails, time runs out, Redis goes, SIGTERM comes."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from shared.broker import connect
+from shared.messages import Cancelled, Failed
+from shared.queue import JobQueue
+from shared.settings import Settings
+from tests.api.echo_worker import EchoWorker, announce
+from tests.api.fronts import in_memory, live, state, states, until
+from tests.redis_server import start_redis
+
+
+@pytest.mark.parametrize("body", [{"prompts": ["a b"]}, {"prompts": ["a b", "c d"]}])
+async def test_a_sync_caller_that_leaves_cancels_its_jobs(
+    redis: Redis, worker: EchoWorker, body: dict[str, list[str]]
+) -> None:
+    worker.gate.clear()
+    async with live(redis) as (client, _):
+        asking = asyncio.create_task(client.post("/generate", json=body))
+        await until(lambda: len(worker.jobs) == len(body["prompts"]), "the jobs run")
+        asking.cancel()
+        await until(lambda: all_are(redis, ["cancelled"] * len(worker.jobs)), "the jobs are cancelled")
+        worker.gate.set()
+        await until(lambda: len(worker.stale) == len(worker.jobs), "the worker is told")
+
+
+async def test_a_streaming_caller_that_leaves_cancels_its_job(redis: Redis, worker: EchoWorker) -> None:
+    worker.gate.clear()
+    async with live(redis) as (client, front):
+        request = client.build_request("POST", "/v1/completions", json={"prompt": "a b", "stream": True})
+        answer = await client.send(request, stream=True)
+        await anext(answer.aiter_lines())
+        await answer.aclose()
+        await until(lambda: is_state(redis, worker.jobs[0].id, "cancelled"), "the job is cancelled")
+        assert 'outcome="cancelled"} 1.0' in front.metrics.render().decode()
+
+
+async def test_a_caller_that_leaves_the_queue_cancels_its_job(redis: Redis) -> None:
+    await announce(redis, "echo")
+    async with live(redis) as (client, _):
+        asking = asyncio.create_task(client.post("/generate", json={"prompts": ["a"]}))
+        await until(lambda: all_are(redis, ["queued"]), "the job is queued")
+        asking.cancel()
+        await until(lambda: all_are(redis, ["cancelled"]), "the job is cancelled")
+
+
+async def test_a_failed_job_takes_its_siblings_along(redis: Redis, worker: EchoWorker) -> None:
+    worker.gate.clear()
+    async with in_memory(redis) as client:
+        asking = asyncio.create_task(client.post("/generate", json={"prompts": ["a b", "c d", "e f"]}))
+        await until(lambda: len(worker.jobs) == 3, "the jobs run")
+        await JobQueue(redis).end(worker.jobs[1], Failed("worker_failed", "It broke."))
+        answer = await asking
+        await until(lambda: all_are(redis, ["cancelled", "cancelled", "failed"]), "the siblings are cancelled")
+    assert (answer.status_code, answer.json()["error"]["message"]) == (500, "It broke.")
+
+
+async def test_a_job_cancelled_by_somebody_else(redis: Redis, worker: EchoWorker) -> None:
+    worker.gate.clear()
+    async with in_memory(redis) as client:
+        asking = asyncio.create_task(client.post("/generate", json={"prompts": ["a b"]}))
+        await until(lambda: len(worker.jobs) == 1, "the job runs")
+        await JobQueue(redis).end(worker.jobs[0], Cancelled())
+        assert (await asking).status_code == 499
+
+
+async def test_a_request_that_takes_too_long(redis: Redis, worker: EchoWorker) -> None:
+    worker.gate.clear()
+    async with in_memory(redis, request_timeout_s=0.3) as client:
+        answer = await client.post("/generate", json={"prompts": ["a b"]})
+        await until(lambda: all_are(redis, ["failed"]), "the job is failed")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+
+
+async def test_a_job_that_no_worker_takes_in_time(redis: Redis) -> None:
+    await announce(redis, "echo")
+    async with in_memory(redis, queue_timeout_s=0.2) as client:
+        answer = await client.post("/generate", json={"prompts": ["a b"]})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "queue_timeout")
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert await states(redis) == ["failed"]
+
+
+async def test_a_job_that_runs_is_spared_by_the_queue_timeout(redis: Redis, worker: EchoWorker) -> None:
+    worker.gate.clear()
+    async with in_memory(redis, queue_timeout_s=0.1, keepalive_s=0.3) as client:
+        asking = asyncio.create_task(client.post("/v1/completions", json={"prompt": "a b", "stream": True}))
+        await until(lambda: len(worker.jobs) == 1, "the job runs")
+        await asyncio.wait({asking}, timeout=0.3)
+        worker.gate.set()
+        assert (await asking).status_code == 200
+
+
+async def test_without_redis_there_is_503_and_still_health(tmp_path: Path) -> None:
+    server = start_redis(tmp_path)
+    redis = connect(server.url)
+    async with EchoWorker(server.url), live(redis) as (client, _):
+        assert (await client.post("/generate", json={"prompts": ["a"]})).status_code == 200
+        server.stop()
+        for path, body in (("/generate", {"prompts": ["a"]}), ("/v1/completions", {"prompt": "a"})):
+            answer = await client.post(path, json=body)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "broker_unavailable")
+            assert "Retry-After" in answer.headers
+        await until(lambda: is_reason(client, "Redis is not reachable"), "the front sees that Redis is away")
+        assert (await client.get("/healthz")).json() == {"status": "ok", "ready": False}
+        assert (await client.get("/metrics")).status_code == 200
+    await redis.aclose()
+
+
+async def test_a_redis_that_hangs_costs_seconds_and_what_it_took_is_called_off(tmp_path: Path) -> None:
+    server = start_redis(tmp_path)
+    redis = connect(server.url)
+    await announce(redis, "echo")
+    async with live(redis) as (client, front):
+        await front.fleet.now()
+        os.kill(server.pid, signal.SIGSTOP)
+        answer = await client.post("/generate", json={"prompts": ["a"]})
+        os.kill(server.pid, signal.SIGCONT)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "broker_unavailable")
+        await until(lambda: all_are(redis, ["cancelled"]), "the job is called off")
+    await redis.aclose()
+    server.stop()
+
+
+async def test_a_front_may_start_before_redis_and_outlive_its_restart(tmp_path: Path) -> None:
+    server = start_redis(tmp_path)
+    server.stop()
+    redis = connect(server.url)
+    async with live(redis) as (client, _):
+        assert (await client.get("/healthz")).status_code == 200
+        assert (await client.get("/readyz")).status_code == 503
+        for _ in range(2):
+            server.start()
+            async with EchoWorker(server.url):
+                await until(lambda: is_ready(client), "the front is ready")
+                answer = await client.post("/generate", json={"prompts": ["a b"]})
+                assert answer.json()["completions"] == ["a b"]
+            server.stop()
+    await redis.aclose()
+
+
+async def test_draining_lets_work_in_flight_end_and_refuses_new_work(redis: Redis, worker: EchoWorker) -> None:
+    worker.gate.clear()
+    async with live(redis) as (client, front):
+        asking = asyncio.create_task(client.post("/generate", json={"prompts": ["a b"]}))
+        await until(lambda: len(worker.jobs) == 1, "the job runs")
+        front.draining.set()
+        draining = asyncio.create_task(front.dispatcher.drain(5))
+        refused = await client.post("/generate", json={"prompts": ["a"]})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+        assert "Retry-After" in refused.headers
+        assert (await client.get("/readyz")).json()["reason"] == "this server is shutting down"
+        assert not draining.done()
+        worker.gate.set()
+        await draining
+        assert (await asking).json()["completions"] == ["a b"]
+
+
+async def test_draining_calls_off_what_takes_too_long(redis: Redis, worker: EchoWorker) -> None:
+    worker.gate.clear()
+    async with live(redis) as (client, front):
+        asking = asyncio.create_task(client.post("/generate", json={"prompts": ["a b"]}))
+        await until(lambda: len(worker.jobs) == 1, "the job runs")
+        await front.dispatcher.drain(0.01)
+        answer = await asking
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
+        await until(lambda: is_state(redis, worker.jobs[0].id, "cancelled"), "the job is cancelled")
+
+
+async def test_the_process_drains_on_sigterm_and_exits_with_0(redis_url: str, worker: EchoWorker) -> None:
+    worker.gate.clear()
+    async with process(redis_url) as (front, client):
+        asking = asyncio.create_task(client.post("/generate", json={"prompts": ["a b"]}))
+        await until(lambda: len(worker.jobs) == 1, "the job runs")
+        front.send_signal(signal.SIGTERM)
+        await until(lambda: is_reason(client, "this server is shutting down"), "readiness drops")
+        assert (await client.post("/generate", json={"prompts": ["a"]})).status_code == 503
+        worker.gate.set()
+        assert (await asking).json()["completions"] == ["a b"]
+        assert await asyncio.wait_for(front.wait(), 10) == 0
+
+
+@asynccontextmanager
+async def process(redis_url: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, httpx.AsyncClient]]:
+    """`python -m api` on a free port, which it tells in its log."""
+    env = os.environ | Settings(redis_url=redis_url, host="127.0.0.1", port=0, log_format="console").to_env()
+    front = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "api", env=env, stderr=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+    assert front.stderr is not None
+    line, started_s = b"", time.monotonic()
+    while b"running on http://" not in line:
+        line = await asyncio.wait_for(front.stderr.readline(), 20)
+        assert line, f"the front ended after {time.monotonic() - started_s:.1f} s"
+    port = line.split(b"http://127.0.0.1:")[1].split()[0].decode()
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+            yield front, client
+    finally:
+        if front.returncode is None:
+            front.kill()
+            await front.wait()
+
+
+async def is_state(redis: Redis, job_id: str, expected: str) -> bool:
+    return await state(redis, job_id) == expected
+
+
+async def all_are(redis: Redis, expected: list[str]) -> bool:
+    return await states(redis) == expected
+
+
+async def is_reason(client: httpx.AsyncClient, expected: str) -> bool:
+    return bool((await client.get("/readyz")).json().get("reason") == expected)
+
+
+async def is_ready(client: httpx.AsyncClient) -> bool:
+    return (await client.get("/readyz")).status_code == 200

@@ -1,0 +1,124 @@
+"""Each bad body is answered with 400 and a message that names the field; nothing reaches the queue."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.api.echo_worker import EchoWorker
+
+GENERATE: list[tuple[Any, str]] = [
+    ({}, "prompts"),
+    ({"prompts": []}, "prompts"),
+    ({"prompts": "text"}, "prompts"),
+    ({"prompts": [""]}, "prompts[0]"),
+    ({"prompts": ["a", 5]}, "prompts[1]"),
+    ({"prompts": ["\ud800"]}, "prompts[0]"),
+    ({"prompts": ["a"] * 65}, "prompts"),
+    ({"prompt": "a"}, "prompts"),
+    ({"inputs": "a"}, "prompts"),
+    ({"prompts": ["a"], "inputs": "a"}, "exactly one of prompts"),
+    ({"prompts": ["a"], "max_tokens": 0}, "max_tokens"),
+    ({"prompts": ["a"], "max_tokens": "5"}, "max_tokens"),
+    ({"prompts": ["a"], "max_tokens": True}, "max_tokens"),
+    ({"prompts": ["a"], "temperature": 2.1}, "temperature"),
+    ({"prompts": ["a"], "temperature": -0.1}, "temperature"),
+    ({"prompts": ["a"], "temperature": float("nan")}, "temperature"),
+    ({"prompts": ["a"], "temperature": "0.5"}, "temperature"),
+    ({"prompts": ["a"], "top_p": 0}, "top_p"),
+    ({"prompts": ["a"], "top_p": 1.1}, "top_p"),
+    ({"prompts": ["a"], "seed": 1.5}, "seed"),
+    ({"prompts": ["a"], "seed": 2**64}, "seed"),
+    ({"prompts": ["a"], "stop": [""]}, "stop[0]"),
+    ({"prompts": ["a"], "stop": ""}, "stop[0]"),
+    ({"prompts": ["a"], "stop": ["x"] * 17}, "stop"),
+    ({"prompts": ["a"], "stop": 5}, "stop"),
+    ({"prompts": ["a"], "model": 5}, "model"),
+    ({"prompts": ["a"], "condition": ""}, "condition"),
+]
+
+LOGLIKELIHOOD: list[tuple[Any, str]] = [
+    ({"prompts": ["a"]}, "continuations"),
+    ({"prompts": [], "continuations": []}, "prompts"),
+    ({"prompts": ["a", "b"], "continuations": ["c"]}, "got 2 prompts and 1 continuations"),
+    ({"prompts": ["a"], "continuations": [""]}, "continuations[0]"),
+    ({"prompts": ["a"], "continuations": ["b"], "scoring": "other"}, "scoring"),
+]
+
+COMPLETIONS: list[tuple[Any, str]] = [
+    ({}, "prompt"),
+    ({"prompt": ""}, "prompt"),
+    ({"prompt": []}, "prompt"),
+    ({"prompt": ["a", [1]], "n": 2}, "n"),
+    ({"prompt": [1, "a"]}, "prompt"),
+    ({"prompt": [1, True]}, "prompt"),
+    ({"prompt": [-1]}, "prompt"),
+    ({"prompt": [[1], []]}, "prompt"),
+    ({"prompt": "\udfff"}, "prompt"),
+    ({"prompt": "a", "n": 2}, "n"),
+    ({"prompt": "a", "best_of": 2}, "best_of"),
+    ({"prompt": "a", "echo": True}, "echo"),
+    ({"prompt": "a", "logprobs": 0}, "logprobs"),
+    ({"prompt": "a", "suffix": "x"}, "suffix"),
+    ({"prompt": "a", "logit_bias": {"5": 1}}, "logit_bias"),
+    ({"prompt": "a", "presence_penalty": 0.5}, "presence_penalty"),
+    ({"prompt": "a", "frequency_penalty": 0.5}, "frequency_penalty"),
+    ({"prompt": "a", "max_tokens": -1}, "max_tokens"),
+    ({"prompt": "a", "stream": "perhaps"}, "stream"),
+    ({"prompt": "a", "stream_options": 5}, "stream_options"),
+]
+
+
+async def post(client: httpx.AsyncClient, path: str, body: Any) -> httpx.Response:
+    return await client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+
+
+@pytest.mark.parametrize(("body", "named"), GENERATE)
+async def test_generate(client: httpx.AsyncClient, worker: EchoWorker, body: Any, named: str) -> None:
+    answer = await post(client, "/generate", body)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["code"] == "invalid_request"
+    assert named in error["message"]
+    assert worker.jobs == []
+
+
+@pytest.mark.parametrize(("body", "named"), LOGLIKELIHOOD)
+async def test_loglikelihood(client: httpx.AsyncClient, worker: EchoWorker, body: Any, named: str) -> None:
+    answer = await post(client, "/loglikelihood", body)
+    assert answer.status_code == 400
+    assert named in answer.json()["error"]["message"]
+    assert worker.jobs == []
+
+
+@pytest.mark.parametrize(("body", "param"), COMPLETIONS)
+async def test_completions(client: httpx.AsyncClient, worker: EchoWorker, body: Any, param: str) -> None:
+    answer = await post(client, "/v1/completions", body)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+    assert param in error["message"]
+    assert worker.jobs == []
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"[1]", b'"x"', b"\xff\xfe", b"[" * 100_000, b"null"])
+async def test_a_body_that_is_no_json_object(client: httpx.AsyncClient, worker: EchoWorker, content: bytes) -> None:
+    for path in ("/generate", "/v1/completions"):
+        answer = await client.post(path, content=content, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "invalid_request"
+
+
+async def test_a_body_of_another_type(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+    answer = await client.post("/generate", data={"prompts": "a"})
+    assert answer.status_code == 400
+    assert "JSON object" in answer.json()["error"]["message"]
+
+
+async def test_unknown_paths_and_methods(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/nothing")).json()["error"]["code"] == "not_found"
+    answer = await client.get("/v1/completions")
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
+    assert answer.json()["error"]["type"] == "invalid_request_error"

@@ -1,0 +1,75 @@
+"""One worker, every kind of model: the request's `model` picks one, the default serves the rest (issue item 5)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from scripts.train_sample import byte_tokenizer
+from shared.messages import Generate, Sampling
+from shared.settings import SAMPLE_MODEL
+from tests.e2e.serving import Serving, serving
+from tests.worker.act_fixtures import Net, write_bundle
+from tests.worker.stepping import generate_all
+from worker.registry import load_runner
+from worker.runners.base import RunnerOptions
+
+PROMPTS = ["Hello", "Once upon a time"]
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    torch.manual_seed(0)
+    brain, gpt2 = tmp_path_factory.mktemp("brain"), tmp_path_factory.mktemp("gpt2")
+    byte_tokenizer().save_pretrained(brain / "tokenizer")
+    write_bundle(brain, Net(vocab=264, max_seq_len=64, experts=2), tokenizer="tokenizer")
+    GPT2LMHeadModel(GPT2Config(vocab_size=264, n_positions=64, n_embd=32, n_layer=2, n_head=2)).save_pretrained(gpt2)
+    byte_tokenizer().save_pretrained(gpt2)
+    return {"brain": brain / "actv1_student.safetensors", "gpt2": gpt2, "sample": SAMPLE_MODEL}
+
+
+@pytest.fixture(scope="module")
+def fleet(paths: dict[str, Path]) -> Iterator[Serving]:
+    flags = [flag for name, path in paths.items() for flag in ("--model", f"{name}={path}")]
+    with serving(*flags, "--model", "parrot=echo", "--default-model", "parrot") as running:
+        yield running
+
+
+def test_each_model_says_what_it_is(fleet: Serving) -> None:
+    """B100, and what the issue calls `says clearly what it found`."""
+    found = {model["id"]: model["description"] for model in httpx.get(f"{fleet.url}/v1/models").json()["data"]}
+    assert found.keys() == {"brain", "gpt2", "sample", "parrot"}
+    assert "ACTv1" in found["brain"]
+    assert "2 experts" in found["brain"]
+    assert "GPT2LMHeadModel" in found["gpt2"]
+    assert "HRM-Text" in found["sample"]
+
+
+@pytest.mark.parametrize("name", ["brain", "gpt2", "sample"])
+def test_http_says_what_the_runner_says(fleet: Serving, paths: dict[str, Path], name: str) -> None:
+    """Greedy text over HTTP, two prompts at once, equals the runner alone; scores are there and finite."""
+    runner = load_runner("auto", RunnerOptions(path=str(paths[name]), max_batch=1))
+    tasks = [Generate(text, Sampling(max_tokens=6, seed=0, temperature=0.0)) for text in PROMPTS]
+    expected = [runner.decode([t for t in ids if t not in runner.eos_ids]) for ids in generate_all(runner, tasks)]
+    body = {"model": name, "prompts": PROMPTS, "max_tokens": 6, "temperature": 0}
+    assert httpx.post(f"{fleet.url}/generate", json=body, timeout=60).json()["completions"] == expected
+    body = {"model": name, "prompts": PROMPTS, "continuations": [" world", " there"]}
+    scores = httpx.post(f"{fleet.url}/loglikelihood", json=body, timeout=60).json()["ll"]
+    assert all(score < 0 for score in scores)
+
+
+def test_the_default_serves_who_names_none(fleet: Serving) -> None:
+    body = httpx.post(f"{fleet.url}/generate", json={"prompts": ["ab"], "max_tokens": 4}, timeout=60).json()
+    assert body["completions"] == ["abab"]
+    refused = httpx.post(f"{fleet.url}/generate", json={"prompts": ["ab"], "model": "nobody"}, timeout=60)
+    assert refused.status_code == 404
+
+
+def test_a_condition_for_a_model_that_has_none_is_a_400(fleet: Serving) -> None:
+    """What only the worker can know is still the caller's 400, with the field's name."""
+    body = {"model": "gpt2", "prompts": ["ab"], "condition": "cot"}
+    answer = httpx.post(f"{fleet.url}/generate", json=body, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (400, "condition")

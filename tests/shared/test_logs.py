@@ -1,0 +1,54 @@
+"""Log lines: one format for machines, one for people, and a `logging.yaml` that cannot stop a start."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shared.logs import configure_logging
+
+
+@pytest.fixture(autouse=True)
+def root_as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+
+
+def test_json_lines_carry_the_fields(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    configure_logging("info", "json", tmp_path / "none.yaml")
+    logging.getLogger("x").info("hello", extra={"fields": {"request_id": "r1", "ms": 2.5}})
+    line = json.loads(capsys.readouterr().err)
+    assert (line["message"], line["request_id"], line["ms"], line["level"]) == ("hello", "r1", 2.5, "info")
+
+
+def test_console_lines_are_for_people(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    configure_logging("warning", "console", tmp_path / "none.yaml")
+    logging.getLogger("x").info("not shown")
+    logging.getLogger("x").warning("shown", extra={"fields": {"route": "/generate"}})
+    assert capsys.readouterr().err.rstrip().endswith("WARNING x: shown route='/generate'")
+
+
+def test_a_logging_yaml_is_honoured(tmp_path: Path) -> None:
+    """A66, A94."""
+    config = tmp_path / "logging.yaml"
+    config.write_text("{version: 1, disable_existing_loggers: false, loggers: {a66: {level: ERROR}}}")
+    configure_logging("info", "console", config)
+    assert logging.getLogger("a66").level == logging.ERROR
+
+
+@pytest.mark.parametrize("text", ["{version: 1, handlers: {h: {class: aios.utils.async_logging.H}}}", "[", "3"])
+def test_a_logging_yaml_for_another_program_is_passed_over(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """X12: AI-OS's own file names classes that are not here."""
+    config = tmp_path / "logging.yaml"
+    config.write_text(text)
+    configure_logging("info", "console", config)
+    logging.getLogger("x").info("goes on")
+    shown = capsys.readouterr().err
+    assert "passed over" in shown
+    assert "goes on" in shown
