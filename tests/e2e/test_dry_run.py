@@ -1,0 +1,28 @@
+"""`--dry-run` as an operator uses it: what was found, or one sentence and a status (A76, A120)."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def dry_run(*flags: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "scripts.aios", "serve", "hrm", "--dry-run", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_it_loads_decodes_and_says_what_it_found() -> None:
+    done = dry_run("--model", "sample=models/sample-hrm-text", "--model", "parrot=echo", "--default-model", "parrot")
+    assert done.returncode == 0, done.stderr
+    assert "sample: HRM-Text" in done.stdout
+    assert "parrot (default): echo" in done.stdout
+    assert done.stdout.count("decoded one token") == 2
+
+
+def test_a_bad_path_is_one_clear_sentence(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path / "nowhere", "does not exist"), (tmp_path, "no model we know")):
+        done = dry_run("--model", f"mine={path}")
+        assert done.returncode == 2
+        assert reason in done.stderr
+        assert "model 'mine'" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr

@@ -1,0 +1,23 @@
+"""The requirements map speaks of every number once, and names only tests that exist."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+MAP = (ROOT / "docs" / "requirements-map.md").read_text()
+LAST = {"A": 137, "B": 103, "C": 61, "D": 107, "X": 33}
+
+
+def test_every_number_stands_there_once() -> None:
+    numbers: list[str] = []
+    for letter, first, last in re.findall(r"^\| ([A-DX])(\d+)(?:-[A-DX](\d+))? \|", MAP, re.MULTILINE):
+        numbers += [f"{letter}{number}" for number in range(int(first), int(last or first) + 1)]
+    assert numbers == [f"{letter}{number}" for letter, count in LAST.items() for number in range(1, count + 1)]
+
+
+def test_every_file_it_names_exists() -> None:
+    for name in re.findall(r"`((?:\w+/)*test_\w+\.py)`", MAP):
+        assert (ROOT / "tests" / name).is_file(), name
+    for name in re.findall(r"`((?:api|worker|shared|scripts|config|docs)/[\w/.-]*)`", MAP):
+        if not name.startswith(("shared/test_", "api/test_", "worker/test_", "scripts/test_")):
+            assert (ROOT / name).exists(), name
