@@ -7,8 +7,8 @@ and exits with 0. A second signal cuts the wait short.
 import asyncio
 import contextlib
 import logging
-import signal
 from collections.abc import Generator
+from functools import partial
 
 import uvicorn
 from uvicorn.loops.auto import auto_loop_factory
@@ -19,6 +19,7 @@ from shared import broker
 from shared.cli import redis_url, run_role
 from shared.logs import configure_logging
 from shared.settings import Settings
+from shared.signals import signals_call
 
 _LAST_WRITES_S = 5
 
@@ -47,19 +48,18 @@ async def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=_LAST_WRITES_S,
     )
     server = Server(config)
-    stopping = asyncio.create_task(_drain_on_signal(server, app.state.front, settings.drain_timeout_s))
+    signals: asyncio.Queue[str] = asyncio.Queue()
+    stopping = asyncio.create_task(_drain_on_signal(signals, server, app.state.front, settings.drain_timeout_s))
     try:
-        await server.serve()
+        with signals_call({name: partial(signals.put_nowait, name) for name in ("SIGTERM", "SIGINT")}):
+            await server.serve()
     finally:
         stopping.cancel()
         await redis.aclose()
 
 
-async def _drain_on_signal(server: Server, front: Front, drain_timeout_s: float) -> None:
-    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
-    log.info("draining after %s", (await signals.get()).name)
+async def _drain_on_signal(signals: "asyncio.Queue[str]", server: Server, front: Front, drain_timeout_s: float) -> None:
+    log.info("draining after %s", await signals.get())
     front.draining.set()
     draining = asyncio.create_task(front.dispatcher.drain(drain_timeout_s))
     again = asyncio.create_task(signals.get())

@@ -6,14 +6,13 @@ exit statuses; it knows nothing of models, HTTP or Redis.
 
 import asyncio
 import logging
-import signal
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from scripts.parent_death import die_with_parent
+from shared.signals import signals_call
 
 BAD_SETTINGS = 2  # exit status of a child that would fail in the same way again
 NOT_STARTED = 127  # as a shell says it
@@ -72,7 +71,7 @@ class Supervisor:
     async def run(self) -> int:
         """Returns 0 after a stop that was asked for, BAD_SETTINGS after a child gave that up."""
         ends = [asyncio.Event() for _ in self._roles]
-        with _signals_call({"SIGTERM": self.stop, "SIGHUP": self.stop, "SIGINT": self.interrupt}):
+        with signals_call({"SIGTERM": self.stop, "SIGHUP": self.stop, "SIGINT": self.interrupt}):
             keepers = [
                 [asyncio.create_task(self._keep(role, copy, end)) for copy in range(role.count)]
                 for role, end in zip(self._roles, ends, strict=True)
@@ -131,19 +130,3 @@ async def _first_of(*waits: Coroutine[Any, Any, object], timeout_s: float | None
     finally:
         for task in tasks:
             task.cancel()
-
-
-@contextmanager
-def _signals_call(actions: Mapping[str, Callable[[], None]]) -> Iterator[None]:
-    """Have each signal call its action in this loop, except those ignored (nohup) or unknown here (Windows)."""
-    loop = asyncio.get_running_loop()
-    numbered = {getattr(signal, name): action for name, action in actions.items() if hasattr(signal, name)}
-    previous = {number: signal.getsignal(number) for number in numbered}
-    for number, action in numbered.items():
-        if previous[number] is not signal.SIG_IGN:
-            signal.signal(number, lambda *_, action=action: loop.call_soon_threadsafe(action))
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-import signal
 import sys
 
 from shared.broker import connect
 from shared.cli import redis_url, run_role
 from shared.logs import configure_logging
 from shared.settings import Settings
+from shared.signals import signals_call
 from worker.loading import load_models, warm_up
 from worker.service import WorkerService
 
@@ -35,8 +35,6 @@ def dry_run(settings: Settings) -> int:
 async def _serve(settings: Settings) -> int:
     redis = connect(redis_url(settings))
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     service = WorkerService(
         redis,
         lease_s=settings.lease_s,
@@ -44,7 +42,8 @@ async def _serve(settings: Settings) -> int:
         drain_timeout_s=settings.drain_timeout_s,
     )
     try:
-        survived = await service.run(lambda: load_models(settings), stop)
+        with signals_call({"SIGTERM": stop.set, "SIGINT": stop.set}):
+            survived = await service.run(lambda: load_models(settings), stop)
     finally:
         await redis.aclose()
     return EXIT_OK if survived else EXIT_ENGINE_DIED
