@@ -12,7 +12,7 @@ from shared.signals import signals_call
 from worker.loading import load_models, warm_up
 from worker.service import WorkerService
 
-EXIT_OK, EXIT_ENGINE_DIED = 0, 1
+EXIT_OK, EXIT_BROKEN = 0, 1
 
 
 def run(settings: Settings) -> int:
@@ -46,7 +46,7 @@ async def _serve(settings: Settings) -> int:
             survived = await service.run(lambda: load_models(settings), stop)
     finally:
         await redis.aclose()
-    return EXIT_OK if survived else EXIT_ENGINE_DIED
+    return EXIT_OK if survived else EXIT_BROKEN
 
 
 if __name__ == "__main__":

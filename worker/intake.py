@@ -8,7 +8,7 @@ import contextlib
 import logging
 import time
 
-from shared.errors import FleetError
+from shared.errors import FleetError, WorkerFailed
 from shared.log import LogReader
 from shared.messages import Generate, Started, Tokens
 from shared.queue import Claim, JobQueue
@@ -86,6 +86,10 @@ class Intake:
             encoded = self._runner.encode(task)
         except FleetError as error:
             self._outbox.end(claim, error.as_event())
+            return
+        except Exception as error:  # the seam to a tokenizer: whatever it raises is that job's failure
+            logger.exception("job %s cannot be encoded", claim.job.id)
+            self._outbox.end(claim, WorkerFailed(f"The request could not be tokenized: {error}").as_event())
             return
         worker_id = self._address[2]
         started = Started(claim.epoch, worker_id, len(encoded.prompt_ids), encoded.num_truncated)

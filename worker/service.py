@@ -9,9 +9,9 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -49,10 +49,10 @@ class WorkerService:
         self._engines: dict[str, Engine] = {}
         self._thread: EngineThread | None = None
         self._idle = asyncio.Event()
-        self._engine_died = asyncio.Event()
+        self._is_broken = asyncio.Event()
 
     async def run(self, load: Callable[[], list[LoadedModel]], stop: asyncio.Event) -> bool:
-        """Serve until `stop`; False when the engine died. `load` runs in a thread of its own."""
+        """Serve until `stop`; False when a part of it broke, which is our own bug. `load` runs in a thread."""
         announcing = asyncio.create_task(self._forever(self._announce, _ANNOUNCE_EVERY_S))
         try:
             loaded = await asyncio.to_thread(load)
@@ -61,24 +61,23 @@ class WorkerService:
             announcing.cancel()
             await asyncio.gather(announcing, return_exceptions=True)
             await self._leave()
-        return not self._engine_died.is_set()
+        return not self._is_broken.is_set()
 
     async def _serve(self, loaded: Sequence[LoadedModel], stop: asyncio.Event) -> None:
         for model in loaded:
             self._add(model)
         loop = asyncio.get_running_loop()
-        died = self._engine_died
-        self._thread = EngineThread(list(self._engines.values()), on_death=partial(loop.call_soon_threadsafe, died.set))
+        broken = self._is_broken
+        self._thread = EngineThread(
+            list(self._engines.values()), on_death=partial(loop.call_soon_threadsafe, broken.set)
+        )
         self._thread.start()
-        upkeep = [
-            asyncio.create_task(self._outbox.run()),
-            asyncio.create_task(self._forever(self._renew, self._lease_s / 3)),
-        ]
+        upkeep = [self._start(self._outbox.run()), self._start(self._forever(self._renew, self._lease_s / 3))]
         self._state, self._models = "ready", tuple(model.info for model in loaded)
         await self._once(self._announce)
         logger.info("ready: %s", ", ".join(self._intakes))
-        taking = [asyncio.create_task(self._take(intake, stop)) for intake in self._intakes.values()]
-        await _first_of(stop, died)
+        taking = [self._start(self._take(intake, stop)) for intake in self._intakes.values()]
+        await _first_of(stop, broken)
         self._state = "draining"
         await self._once(self._announce)
         await self._drain(taking)
@@ -86,6 +85,18 @@ class WorkerService:
         for task in upkeep:
             task.cancel()
         await asyncio.gather(*upkeep, return_exceptions=True)
+
+    def _start(self, part: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A part that runs as long as the worker; if it raises, the worker hands its jobs over and ends."""
+
+        def check(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                logger.error("a part of the worker broke", exc_info=error)
+                self._is_broken.set()
+
+        task = asyncio.create_task(part)
+        task.add_done_callback(check)
+        return task
 
     def _add(self, model: LoadedModel) -> None:
         engine = Engine(model.runner, self._outbox.put)
@@ -102,15 +113,15 @@ class WorkerService:
         )
 
     async def _take(self, intake: Intake, stop: asyncio.Event) -> None:
-        while not stop.is_set() and not self._engine_died.is_set():
+        while not stop.is_set() and not self._is_broken.is_set():
             await self._once(intake.turn)
             assert self._thread is not None
             self._thread.notify()
 
     async def _drain(self, taking: Sequence[asyncio.Task[None]]) -> None:
-        """Let jobs in hand end; when time is up, or there is no engine any more, hand them to other workers."""
-        await asyncio.gather(*taking)
-        limit_s = 0.0 if self._engine_died.is_set() else self._drain_timeout_s
+        """Let jobs in hand end; when time is up, or this worker is broken, hand them to other workers."""
+        await asyncio.gather(*taking, return_exceptions=True)
+        limit_s = 0.0 if self._is_broken.is_set() else self._drain_timeout_s
         try:
             async with asyncio.timeout(limit_s):
                 while self._outbox.claims:
