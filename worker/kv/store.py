@@ -33,4 +33,5 @@ class KVStore:
 
     def read(self, slot: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, L, num_heads, head_dim] at `rows` [B, L]."""
-        return self._keys[slot][rows], self._values[slot][rows]
+        flat, size = rows.flatten(), (*rows.shape, *self._keys.shape[2:])
+        return self._keys[slot].index_select(0, flat).view(size), self._values[slot].index_select(0, flat).view(size)
