@@ -43,6 +43,21 @@ class Serving:
         return self.process.wait(timeout=60)
 
 
+def _end(process: "subprocess.Popen[str]", family: list[psutil.Process]) -> None:
+    """Ask it to stop, as its user would; kill what does not."""
+    if process.poll() is None:
+        family += psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+    try:
+        process.wait(timeout=30)
+    finally:
+        for child in family:
+            if child.is_running():
+                child.kill()
+        process.kill()
+        process.wait()
+
+
 @contextmanager
 def serving(*flags: str) -> Iterator[Serving]:
     """A ready fleet on a free port; whatever is left of it at the end is killed by pid."""
@@ -58,12 +73,6 @@ def serving(*flags: str) -> Iterator[Serving]:
         family = psutil.Process(process.pid).children(recursive=True)
         yield fleet
     finally:
-        if process.poll() is None:
-            family += psutil.Process(process.pid).children(recursive=True)
-            process.kill()
-        for child in family:
-            if child.is_running():
-                child.kill()
-        process.wait()
+        _end(process, family)
         reader.join(timeout=5)
         process.stdout.close()
