@@ -27,7 +27,7 @@ def answers(runner: Runner, problems: list[Problem]) -> list[str]:
         engine.step()
     texts = [""] * len(problems)
     for emission in said:
-        texts[int(emission.job_id)] += emission.text
+        texts[int(emission.key)] += emission.text
     return texts
 
 

@@ -8,11 +8,16 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError
+from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-UNAVAILABLE = (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError)
-"""Redis does not answer, or answers that it cannot write just now: no memory left, or a replica until a failover."""
+
+class CannotWrite(RedisError):
+    """Redis answers, but refuses to write just now: no memory left, a replica until a failover, still loading."""
+
+
+UNAVAILABLE = (RedisConnectionError, RedisTimeoutError, CannotWrite)
+"""What passes by itself: the command may be tried again, if repeating it is safe."""
 
 CONNECT_TIMEOUT_S = 2.0
 

@@ -14,7 +14,8 @@ from redis.typing import EncodableT
 from shared import keys
 from shared.errors import BrokerUnavailable
 from shared.messages import STATE_OF, Event, Job, Terminal, decode_event, encode
-from shared.queue import SCRIPT, job_keys
+from shared.queue import job_keys
+from shared.script import Call, QueueScript
 from shared.subscriptions import Subscriptions
 
 
@@ -32,8 +33,7 @@ class LogWriter:
     """Appends for a worker."""
 
     def __init__(self, redis: Redis, *, result_ttl_s: float = 600.0) -> None:
-        self._redis = redis
-        self._script = redis.register_script(SCRIPT)
+        self._script = QueueScript(redis)
         self._ttl_ms = int(result_ttl_s * 1000)
 
     async def append(self, appends: Sequence[Append]) -> list[bool]:
@@ -41,15 +41,13 @@ class LogWriter:
 
         Safe to repeat after a lost connection: an append that had landed answers True again.
         """
-        pipe = self._redis.pipeline(transaction=False)
+        calls: list[Call] = []
         for item in appends:
             last = item.events[-1]
             state = STATE_OF[type(last)] if isinstance(last, Terminal) else ""
-            payloads = [encode(event) for event in item.events]
-            fence: list[EncodableT] = ["write", item.epoch, item.after]
-            args = [*fence, keys.channel(item.job.id), state, self._ttl_ms, *payloads]
-            await self._script(keys=job_keys(item.job), args=args, client=pipe)
-        return [bool(reply) for reply in await pipe.execute()]
+            fence: list[EncodableT] = ["write", item.epoch, item.after, keys.channel(item.job.id), state, self._ttl_ms]
+            calls.append((job_keys(item.job), [*fence, *map(encode, item.events)]))
+        return [bool(reply) for reply in await self._script.batch(calls)]
 
 
 class LogReader:

@@ -32,9 +32,11 @@ class Fleet:
 
     @property
     def default_model(self) -> str | None:
-        """The id that serves requests which name no model."""
-        marked = sorted(model.id for model in self.models.values() if model.is_default)
-        return marked[0] if marked else min(self.models, default=None)
+        """The id that serves requests which name no model: one marked so before others, one served before all."""
+        ranked = sorted(
+            self.models.values(), key=lambda model: (not self.serves(model.id), not model.is_default, model.id)
+        )
+        return ranked[0].id if ranked else None
 
 
 class Presence:

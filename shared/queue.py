@@ -4,22 +4,28 @@ A job is leased to a worker by its pending entry and owned by its epoch: every t
 newest epoch may write to the job's log. Knows nothing of HTTP, models or engines.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from msgspec import DecodeError
 from redis.asyncio import Redis
-from redis.commands.core import AsyncScript
 from redis.exceptions import ResponseError
 from redis.typing import EncodableT
 
 from shared import keys
-from shared.errors import QueueFull, QueueTimeout
+from shared.errors import QueueFull, QueueTimeout, WorkerFailed
 from shared.messages import STATE_OF, Cancelled, Failed, Job, decode_job, encode
+from shared.script import Call, QueueScript
 
-SCRIPT = (Path(__file__).parent / "lua" / "queue.lua").read_text()
+logger = logging.getLogger("aios.queue")
+
 _GIVEN_UP_IDLE_MS = 86_400_000
+_MOST_EPOCHS = 8
+_MOST_SCANS = 16
+
+Entry = tuple[bytes, dict[bytes, bytes]]
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,11 @@ class Claim:
     job: Job
     epoch: int
     last_index: int
+
+    @property
+    def key(self) -> str:
+        """Tells this take of the job from every other, by this worker too."""
+        return f"{self.job.id}:{self.epoch}"
 
 
 @dataclass(frozen=True)
@@ -53,15 +64,15 @@ class JobQueue:
 
     def __init__(self, redis: Redis, *, result_ttl_s: float = 600.0) -> None:
         self._redis = redis
-        self._script: AsyncScript = redis.register_script(SCRIPT)
+        self._script = QueueScript(redis)
         self._ttl_ms = int(result_ttl_s * 1000)
 
     async def submit(self, jobs: Sequence[Job], *, max_depth: int, queue_timeout_s: float) -> None:
         """Queue `jobs`, which share model and priority: all of them, or none and QueueFull with a Retry-After."""
         pairs = [part for job in jobs for part in (job.id, encode(job))]
-        reply = await self._script(
-            keys=[queue_key(jobs[0]), *(keys.job(job.id) for job in jobs)],
-            args=["submit", max_depth, int(queue_timeout_s * 1000), *pairs],
+        reply = await self._script.call(
+            [queue_key(jobs[0]), *(keys.job(job.id) for job in jobs)],
+            ["submit", max_depth, int(queue_timeout_s * 1000), *pairs],
         )
         if reply[0] == 0:
             raise _queue_full(*reply[1:], max_depth=max_depth, wanted=len(jobs))
@@ -80,16 +91,23 @@ class JobQueue:
         return await self._claim(stream, worker, entries)
 
     async def take_lapsed(self, model: str, priority: str, worker: str, count: int, lease_s: float) -> list[Claim]:
-        """Up to `count` jobs whose owner has let the lease run out."""
-        stream = keys.queue(model, priority)
-        try:
-            reply = await self._redis.xautoclaim(stream, keys.GROUP, worker, int(lease_s * 1000), count=count)
-        except ResponseError as error:
-            if "NOGROUP" not in str(error):
-                raise
-            await self._create_group(stream)
-            return []
-        return await self._claim(stream, worker, [entry for entry in reply[1] if entry[1]])
+        """Up to `count` jobs whose owner has let the lease run out, wherever they stand among those in hand."""
+        stream, start = keys.queue(model, priority), b"0-0"
+        entries: list[Entry] = []
+        for _ in range(_MOST_SCANS):
+            room = count - len(entries)
+            try:
+                reply = await self._redis.xautoclaim(stream, keys.GROUP, worker, int(lease_s * 1000), start, room)
+            except ResponseError as error:
+                if "NOGROUP" not in str(error):
+                    raise
+                await self._create_group(stream)
+                return []
+            start = reply[0]
+            entries += [entry for entry in reply[1] if entry[1]]
+            if start == b"0-0" or len(entries) >= count:
+                break
+        return await self._claim(stream, worker, entries)
 
     async def renew(self, claims: Sequence[Claim], worker: str) -> list[bool]:
         """Restart the lease of each claim; False for one that is no longer this worker's."""
@@ -103,7 +121,7 @@ class JobQueue:
         """End a job from outside, whatever its phase; False when it had ended before (or runs and is to be spared)."""
         state, spare = STATE_OF[type(event)], int(only_if_queued)
         args: list[EncodableT] = ["end_job", keys.channel(job.id), state, self._ttl_ms, encode(event), spare]
-        return bool(await self._script(keys=job_keys(job), args=args))
+        return bool(await self._script.call(job_keys(job), args))
 
     async def depth(self, model: str, priority: str) -> Depth:
         """How many jobs wait and how many are in workers' hands."""
@@ -117,30 +135,23 @@ class JobQueue:
         return Depth(await self._redis.xlen(stream) - running, running)
 
     async def forget_worker(self, model: str, priority: str, worker: str) -> None:
-        """Remove a worker that has left with nothing in its hands from the group."""
-        await self._redis.xgroup_delconsumer(keys.queue(model, priority), keys.GROUP, worker)
+        """Remove a worker from the group, unless something is still in its hands."""
+        await self._script.call([keys.queue(model, priority)], ["forget", worker])
 
-    async def _claim(
-        self, stream: str, worker: str, entries: Sequence[tuple[bytes, dict[bytes, bytes]]]
-    ) -> list[Claim]:
-        if not entries:
-            return []
+    async def _claim(self, stream: str, worker: str, entries: Sequence[Entry]) -> list[Claim]:
         expired = encode(QueueTimeout("No worker took the request in time.").as_event())
-        pipe = self._redis.pipeline(transaction=False)
+        hopeless = encode(WorkerFailed(f"The request was given up after {_MOST_EPOCHS} workers.").as_event())
+        calls: list[Call] = []
         for entry, fields in entries:
             job_id = fields[b"job"].decode()
-            args: list[EncodableT] = ["claim", entry, worker, keys.channel(job_id), self._ttl_ms, expired]
-            await self._script(keys=[stream, keys.job(job_id), keys.log(job_id)], args=args, client=pipe)
-        replies = await pipe.execute()
-        return [Claim(decode_job(spec), epoch, last) for spec, epoch, last in filter(None, replies)]
+            args: list[EncodableT] = ["claim", entry, worker, keys.channel(job_id), self._ttl_ms]
+            calls.append(([stream, keys.job(job_id), keys.log(job_id)], [*args, expired, _MOST_EPOCHS, hopeless]))
+        replies = await self._script.batch(calls)
+        return [claim for claim in map(_claim_of, replies) if claim is not None]
 
     async def _set_idle(self, claims: Sequence[Claim], worker: str, idle_ms: int) -> list[bool]:
-        if not claims:
-            return []
-        pipe = self._redis.pipeline(transaction=False)
-        for claim in claims:
-            await self._script(keys=job_keys(claim.job)[:2], args=["renew", claim.epoch, worker, idle_ms], client=pipe)
-        return [bool(reply) for reply in await pipe.execute()]
+        calls: list[Call] = [(job_keys(item.job)[:2], ["renew", item.epoch, worker, idle_ms]) for item in claims]
+        return [bool(reply) for reply in await self._script.batch(calls)]
 
     async def _create_group(self, stream: str) -> None:
         try:
@@ -148,6 +159,18 @@ class JobQueue:
         except ResponseError as error:
             if "BUSYGROUP" not in str(error):
                 raise
+
+
+def _claim_of(reply: tuple[bytes, int, int] | None) -> Claim | None:
+    """The claim behind a reply; None for no job, and for one that only a newer version can read: it is left to that."""
+    if reply is None:
+        return None
+    spec, epoch, last_index = reply
+    try:
+        return Claim(decode_job(spec), epoch, last_index)
+    except DecodeError as error:
+        logger.error("a job of another version is left alone: %s", error)
+        return None
 
 
 def _queue_full(depth: int, ended: int, span_ms: int, *, max_depth: int, wanted: int) -> QueueFull:

@@ -22,6 +22,7 @@ class RedisServer:
 
     directory: Path
     port: int
+    executable: str
     process: "subprocess.Popen[bytes] | None" = None
 
     @property
@@ -45,7 +46,7 @@ class RedisServer:
             "logfile": self.directory / "redis.log",
         }
         flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-        self.process = subprocess.Popen([_executable(), *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen([self.executable, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + _START_TIMEOUT_S
         while not _answers(self.url):
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -65,16 +66,16 @@ class RedisServer:
             client.flushall()
 
 
-def start_redis(directory: Path) -> RedisServer:
+def start_redis(directory: Path, executable: str | None = None) -> RedisServer:
     """A server on a port that was free a moment ago; tries again when somebody else was faster."""
     for _ in range(_STARTS - 1):
-        server = RedisServer(directory, _free_port())
+        server = RedisServer(directory, _free_port(), executable or _executable())
         try:
             server.start()
         except RuntimeError:
             continue
         return server
-    server = RedisServer(directory, _free_port())
+    server = RedisServer(directory, _free_port(), executable or _executable())
     server.start()
     return server
 

@@ -9,7 +9,7 @@ import queue
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shared.errors import FleetError, WorkerFailed
+from shared.errors import FleetError, InvalidRequest, WorkerFailed
 from shared.messages import Done, Failed, Sampling
 from worker.kv.pages import PageTable
 from worker.runners.base import Runner
@@ -22,9 +22,12 @@ logger = logging.getLogger("aios.engine")
 
 @dataclass(frozen=True)
 class Work:
-    """A job for the engine. `replayed_ids` are tokens that the log already holds: they are never sampled again."""
+    """A job for the engine. `key` is the take it belongs to: two takes of one job are two works.
 
-    job_id: str
+    `replayed_ids` are tokens that the log already holds: they are never sampled again.
+    """
+
+    key: str
     encoded: Encoded
     sampling: Sampling | None
     replayed_ids: tuple[int, ...] = ()
@@ -32,9 +35,9 @@ class Work:
 
 @dataclass(frozen=True)
 class Emission:
-    """What one step says of one job: new ids, the text that became certain, and its end if it ended."""
+    """What one step says of one work: new ids, the text that became certain, and its end if it ended."""
 
-    job_id: str
+    key: str
     ids: tuple[int, ...] = ()
     text: str = ""
     ended: Done | Failed | None = None
@@ -66,9 +69,9 @@ class Engine:
     def submit(self, work: Work) -> None:
         self._inbox.put(work)
 
-    def abort(self, job_id: str) -> None:
-        """Drop a job, whatever its phase; nothing more is emitted for it after the current step."""
-        self._inbox.put(job_id)
+    def abort(self, key: str) -> None:
+        """Drop a work, whatever its phase; nothing more is emitted for it after the current step."""
+        self._inbox.put(key)
 
     @property
     def has_work(self) -> bool:
@@ -96,15 +99,17 @@ class Engine:
 
     def _join(self, work: Work) -> list[Emission]:
         """Take a job in. Replayed tokens rebuild its text; if they had already ended it, only the end is missing."""
-        sequence = Sequence(work.job_id, work.encoded, work.sampling, output_ids=list(work.replayed_ids))
+        sequence = Sequence(work.key, work.encoded, work.sampling, output_ids=list(work.replayed_ids))
         text = TextStream(self._runner.decode, work.sampling.stop if work.sampling else ())
         for token in work.replayed_ids:
             if token not in self._runner.eos_ids:
                 text.push(token)
         reason = self._finish_reason(sequence, text) if work.replayed_ids else None
-        self._live[work.job_id] = _Live(sequence, text)
+        if not self._scheduler.can_hold(sequence):
+            return [Emission(work.key, ended=InvalidRequest("The request is too large for the model.").as_event())]
+        self._live[work.key] = _Live(sequence, text)
         self._scheduler.add(sequence)
-        return [self._end(sequence, (), "", reason)] if reason else []
+        return [self._end(sequence, (), text.flush(), reason)] if reason else []
 
     def _run(self, batch: list[Sequence]) -> list[StepResult | FleetError]:
         """One step of the runner. If it fails, every sequence is tried alone, so that only the culprit fails."""
@@ -120,21 +125,21 @@ class Engine:
         if result is None:
             return []
         if isinstance(result, FleetError):
-            self._drop(sequence.job_id)
-            return [Emission(sequence.job_id, ended=result.as_event())]
+            self._drop(sequence.key)
+            return [Emission(sequence.key, ended=result.as_event())]
         if isinstance(result, Scores):
             done = Done("score", len(sequence.encoded.prompt_ids), 0, result.scores)
-            self._drop(sequence.job_id)
-            return [Emission(sequence.job_id, ended=done)]
+            self._drop(sequence.key)
+            return [Emission(sequence.key, ended=done)]
         return [self._commit_token(sequence, result)]
 
     def _commit_token(self, sequence: Sequence, token: int) -> Emission:
-        live = self._live[sequence.job_id]
+        live = self._live[sequence.key]
         sequence.output_ids.append(token)
         text = "" if token in self._runner.eos_ids else live.text.push(token)
         reason = self._finish_reason(sequence, live.text)
         if reason is None:
-            return Emission(sequence.job_id, (token,), text)
+            return Emission(sequence.key, (token,), text)
         return self._end(sequence, (token,), text + live.text.flush(), reason)
 
     def _finish_reason(self, sequence: Sequence, text: TextStream) -> str | None:
@@ -144,11 +149,11 @@ class Engine:
 
     def _end(self, sequence: Sequence, ids: tuple[int, ...], text: str, reason: str) -> Emission:
         done = Done(reason, len(sequence.encoded.prompt_ids), len(sequence.output_ids))
-        self._drop(sequence.job_id)
-        return Emission(sequence.job_id, ids, text, done)
+        self._drop(sequence.key)
+        return Emission(sequence.key, ids, text, done)
 
-    def _drop(self, job_id: str) -> None:
-        live = self._live.pop(job_id, None)
+    def _drop(self, key: str) -> None:
+        live = self._live.pop(key, None)
         if live is not None and live.sequence.status is not Status.FINISHED:
             self._scheduler.finish(live.sequence)
             self._runner.release(live.sequence)

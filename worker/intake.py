@@ -8,6 +8,8 @@ import contextlib
 import logging
 import time
 
+from redis.exceptions import RedisError
+
 from shared.errors import FleetError, WorkerFailed
 from shared.log import LogReader
 from shared.messages import Generate, Started, Tokens
@@ -61,12 +63,14 @@ class Intake:
                 await asyncio.wait_for(self._freed.wait(), _BLOCK_MS / 1000)
             return
         claims = await self._lapsed() or await self._queue.take(*self._address, self._free, _BLOCK_MS)
-        self._free -= len(claims)
+        for claim in claims:
+            self._outbox.open(claim)
+            self._free -= 1
         for claim in claims:
             await self._accept(claim)
 
     async def leave(self) -> None:
-        """Be forgotten by the queue; for a worker with nothing in hand."""
+        """Be forgotten by the queue, unless something is still in this worker's hands."""
         await self._queue.forget_worker(*self._address)
 
     async def _lapsed(self) -> list[Claim]:
@@ -80,22 +84,26 @@ class Intake:
         return claims
 
     async def _accept(self, claim: Claim) -> None:
+        """From a job in hand to a work for the engine. A long prompt must not hold up the renewal of leases."""
         task = claim.job.task
-        replayed = await self._replay(claim) if claim.last_index else ()
         try:
-            encoded = self._runner.encode(task)
+            replayed = await self._replay(claim) if claim.last_index else ()
+            encoded = await asyncio.to_thread(self._runner.encode, task)
+        except RedisError as error:
+            logger.warning("job %s cannot be replayed now: %s", claim.job.id, error)
+            self._outbox.close(claim)  # its lease lapses, and somebody takes it again
+            return
         except FleetError as error:
-            self._outbox.end(claim, error.as_event())
+            self._outbox.add(claim, error.as_event())
             return
         except Exception as error:  # the seam to a tokenizer: whatever it raises is that job's failure
             logger.exception("job %s cannot be encoded", claim.job.id)
-            self._outbox.end(claim, WorkerFailed(f"The request could not be tokenized: {error}").as_event())
+            self._outbox.add(claim, WorkerFailed(f"The request could not be tokenized: {error}").as_event())
             return
-        worker_id = self._address[2]
-        started = Started(claim.epoch, worker_id, len(encoded.prompt_ids), encoded.num_truncated)
-        self._outbox.open(claim, started)
-        sampling = task.sampling if isinstance(task, Generate) else None
-        self._engine.submit(Work(claim.job.id, encoded, sampling, replayed))
+        started = Started(claim.epoch, self._address[2], len(encoded.prompt_ids), encoded.num_truncated)
+        if self._outbox.add(claim, started):
+            sampling = task.sampling if isinstance(task, Generate) else None
+            self._engine.submit(Work(claim.key, encoded, sampling, replayed))
 
     async def _replay(self, claim: Claim) -> tuple[int, ...]:
         events = await self._reader.read(claim.job.id)

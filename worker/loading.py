@@ -9,7 +9,7 @@ from worker import device
 from worker.engine import Emission, Engine, Work
 from worker.models.errors import ModelFormatError
 from worker.registry import detect, load_runner
-from worker.runners.base import Runner, RunnerOptions
+from worker.runners.base import SMALLEST_WINDOW, Runner, RunnerOptions
 
 logger = logging.getLogger("aios.loading")
 
@@ -33,8 +33,13 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
         runner = load_runner(kind, _options(entry, settings, kind))
     except ModelFormatError as error:
         raise SettingsError(f"model {entry.id!r}: {error}") from None
-    warm_up(runner)
     spec = runner.spec
+    if spec.context_window < SMALLEST_WINDOW:
+        raise SettingsError(
+            f"context_window: model {entry.id!r} would have {spec.context_window} tokens; at least {SMALLEST_WINDOW} "
+            "are expected"
+        )
+    warm_up(runner)
     logger.info("model %s: %s", entry.id, spec.found)
     info = ModelInfo(
         entry.id, spec.runner, spec.found, spec.context_window, settings.max_new_tokens, spec.max_batch,

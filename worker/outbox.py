@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from shared.broker import UNAVAILABLE
 from shared.log import Append, LogWriter
-from shared.messages import Event, Started, Terminal, Tokens
+from shared.messages import Event, Terminal, Tokens
 from shared.queue import Claim
 from worker.engine import Emission
 
@@ -47,20 +47,26 @@ class Outbox:
         """Every job in hand."""
         return [job.claim for job in self._jobs.values()]
 
-    def open(self, claim: Claim, started: Started) -> None:
-        self._jobs[claim.job.id] = _Open(claim, claim.last_index, [started])
-        self._wake.set()
+    def open(self, claim: Claim) -> None:
+        """Take a job in hand. An earlier take of it by this same worker, whose lease has lapsed, is closed."""
+        for other in self.claims:
+            if other.job.id == claim.job.id:
+                self.close(other)
+        self._jobs[claim.key] = _Open(claim, claim.last_index)
 
-    def end(self, claim: Claim, event: Terminal) -> None:
-        """End a job that never reached the engine."""
-        self._jobs[claim.job.id] = _Open(claim, claim.last_index, [event])
+    def add(self, claim: Claim, event: Event) -> bool:
+        """Say something of a job outside the engine's steps; False when it is no longer in hand."""
+        job = self._jobs.get(claim.key)
+        if job is None:
+            return False
+        job.news.append(event)
         self._wake.set()
+        return True
 
-    def close(self, job_id: str) -> None:
+    def close(self, claim: Claim) -> None:
         """Forget a job that is no longer this worker's."""
-        job = self._jobs.pop(job_id, None)
-        if job is not None:
-            self._on_closed(job.claim, True)
+        if self._jobs.pop(claim.key, None) is not None:
+            self._on_closed(claim, True)
 
     def put(self, emissions: list[Emission]) -> None:
         """From the engine's thread: one step's emissions. Waits while too many steps are unsent."""
@@ -77,7 +83,7 @@ class Outbox:
     def _collect(self, emissions: Sequence[Emission]) -> None:
         self._steps_collected += 1
         for emission in emissions:
-            job = self._jobs.get(emission.job_id)
+            job = self._jobs.get(emission.key)
             if job is not None:
                 _add(job.news, emission)
         self._wake.set()
@@ -106,16 +112,15 @@ class Outbox:
                 delay_s = min(1.0, delay_s * 2)
 
     def _settle(self, job: _Open, append: Append, landed: bool) -> None:
-        job_id = append.job.id
-        if self._jobs.get(job_id) is not job:
+        if self._jobs.get(job.claim.key) is not job:
             return
         if not landed:
-            logger.info("job %s is no longer ours, dropped", job_id)
-            self.close(job_id)
+            logger.info("job %s is no longer ours, dropped", job.claim.job.id)
+            self.close(job.claim)
             return
         job.index += len(append.events)
         if isinstance(append.events[-1], Terminal):
-            del self._jobs[job_id]
+            del self._jobs[job.claim.key]
             self._on_closed(job.claim, False)
 
 

@@ -27,7 +27,7 @@ def sample(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[in
 
 def _draw(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> Tensor:
     temperature = torch.tensor([item.temperature for item in samplings], dtype=torch.float64, device=logits.device)
-    scaled = logits / temperature[:, None]
+    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature[:, None]
     if any(item.top_k or item.top_p < 1.0 for item in samplings):
         scaled = scaled.masked_fill(_cut(scaled, samplings), -torch.inf)
     keys = [_key(item.seed, position) for item, position in zip(samplings, positions, strict=True)]
@@ -52,7 +52,7 @@ def gumbel_noise(keys: Sequence[int], size: int, device: torch.device) -> Tensor
     start = torch.tensor([_signed(key) for key in keys], dtype=torch.int64, device=device)[:, None]
     tokens = torch.arange(1, size + 1, dtype=torch.int64, device=device)[None, :]
     bits = _mix_tensor(start + tokens * _signed(_GOLDEN))
-    uniform = (_shift_right(bits, 11).double() + 0.5) * 2.0**-53
+    uniform = (_shift_right(bits, 12).double() + 0.5) * 2.0**-52
     return -(-uniform.log()).log()
 
 

@@ -27,6 +27,12 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         self._waiting.append(sequence)
 
+    def can_hold(self, sequence: Sequence) -> bool:
+        """Whether there would be room for a sequence with everything else gone; one without must not be added."""
+        if self._pages is None or sequence.is_scoring:
+            return True
+        return self._pages.pages_for(sequence.num_tokens_at_most) <= self._pages.num_pages
+
     def plan(self) -> list[Sequence]:
         """The sequences of the next step: everything running, and those that join it now."""
         budget = self._prefill_budget
@@ -39,13 +45,13 @@ class Scheduler:
             budget -= sequence.num_tokens
             self._waiting.popleft()
             sequence.status = Status.RUNNING
-            self._running[sequence.job_id] = sequence
+            self._running[sequence.key] = sequence
         return list(self._running.values())
 
     def finish(self, sequence: Sequence) -> None:
         """Take a sequence out, running or waiting, and free what it holds. Twice is once."""
         if sequence.status is Status.RUNNING:
-            del self._running[sequence.job_id]
+            del self._running[sequence.key]
             if self._pages is not None:
                 self._pages.release(sequence.pages)
             sequence.pages = []

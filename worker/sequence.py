@@ -25,12 +25,13 @@ class Encoded:
 
 @dataclass(eq=False)
 class Sequence:
-    """One prompt being continued, or one context being scored. `output_ids` may start with what an earlier worker said.
+    """One prompt being continued, or one context being scored; `key` names it in the engine.
 
-    `num_computed` counts the tokens whose keys and values are stored; 0 means it has yet to be prefilled.
+    `output_ids` may start with what an earlier worker said. `num_computed` counts the tokens whose keys and values are
+    stored; 0 means that it has yet to be prefilled.
     """
 
-    job_id: str
+    key: str
     encoded: Encoded
     sampling: Sampling | None
     output_ids: list[int] = field(default_factory=list)

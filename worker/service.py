@@ -53,7 +53,7 @@ class WorkerService:
 
     async def run(self, load: Callable[[], list[LoadedModel]], stop: asyncio.Event) -> bool:
         """Serve until `stop`; False when a part of it broke, which is our own bug. `load` runs in a thread."""
-        announcing = asyncio.create_task(self._forever(self._announce, _ANNOUNCE_EVERY_S))
+        announcing = self._start(self._forever(self._announce, _ANNOUNCE_EVERY_S))
         try:
             loaded = await asyncio.to_thread(load)
             await self._serve(loaded, stop)
@@ -135,12 +135,12 @@ class WorkerService:
         claims = self._outbox.claims
         for claim, is_ours in zip(claims, await self._queue.renew(claims, self.worker_id), strict=True):
             if not is_ours:
-                self._outbox.close(claim.job.id)
+                self._outbox.close(claim)
 
     def _closed(self, claim: Claim, was_stale: bool) -> None:
         model = claim.job.model
         if was_stale:
-            self._engines[model].abort(claim.job.id)
+            self._engines[model].abort(claim.key)
             if self._thread is not None:
                 self._thread.notify()
         self._intakes[model].closed()
@@ -151,9 +151,8 @@ class WorkerService:
 
     async def _leave(self) -> None:
         await self._once(lambda: self._presence.leave(self.worker_id))
-        if not self._outbox.claims:
-            for intake in self._intakes.values():
-                await self._once(intake.leave)
+        for intake in self._intakes.values():
+            await self._once(intake.leave)
 
     async def _forever(self, turn: Callable[[], Awaitable[None]], every_s: float) -> None:
         while True:

@@ -6,7 +6,7 @@ JSON null stands for "not given" in all of them.
 import secrets
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from shared.messages import Generate, Sampling, Text
@@ -14,7 +14,16 @@ from shared.messages import Generate, Sampling, Text
 MAX_STOPS = 16
 SEED_BITS = 63
 
-NonEmpty = Annotated[str, Field(min_length=1)]
+
+def _is_unicode(value: str) -> str:
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("expected Unicode text, got half a surrogate pair")
+    return value
+
+
+AnyText = Annotated[str, AfterValidator(_is_unicode)]
+NonEmpty = Annotated[AnyText, Field(min_length=1)]
+Condition = Annotated[NonEmpty, Field(max_length=64, description="HRM-Text: names joined by commas.")]
 MaxTokens = Annotated[int, Field(strict=True, ge=1, description="Most tokens to generate; subject to the cap.")]
 Temperature = Annotated[float, Field(strict=True, ge=0, le=2, description="0 is greedy.")]
 TopP = Annotated[float, Field(strict=True, gt=0, le=1)]
@@ -51,7 +60,7 @@ class SampledRequest(RequestBody):
     seed: Seed | None = None
     stop: Stops = Field(default_factory=list)
     model: str | None = None
-    condition: NonEmpty | None = None
+    condition: Condition | None = None
 
     def task(self, prompt: Text, max_tokens: int) -> Generate:
         """The work for one prompt; without a seed from the caller each task gets a fresh one."""

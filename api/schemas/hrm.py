@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import AliasChoices, BaseModel, Field, model_validator
 
 from api.run import Outcome, total_usage
-from api.schemas.fields import MaxTokens, NonEmpty, RequestBody, SampledRequest, Temperature, refuse
+from api.schemas.fields import AnyText, Condition, MaxTokens, NonEmpty, RequestBody, SampledRequest, Temperature, refuse
 from api.schemas.usage import UsageBody, usage_body
 
 DEFAULT_MAX_TOKENS = 128
@@ -36,10 +36,10 @@ class GenerateResponse(BaseModel):
 
 
 class LoglikelihoodRequest(RequestBody):
-    prompts: list[str] = Field(min_length=1)
+    prompts: list[AnyText] = Field(min_length=1)
     continuations: list[NonEmpty] = Field(min_length=1)
     model: str | None = None
-    condition: NonEmpty | None = None
+    condition: Condition | None = None
     scoring: Literal["strict", "aios_compat"] | None = None
 
     @model_validator(mode="after")

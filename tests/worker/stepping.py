@@ -15,13 +15,13 @@ def generate_all(
     emissions = run(runner, tasks, said)
     for emission in emissions:
         assert emission.ended is None or isinstance(emission.ended, Done), emission.ended
-        said[int(emission.job_id)] += emission.ids
+        said[int(emission.key)] += emission.ids
     return said
 
 
 def score_all(runner: Runner, tasks: Sequence[Score]) -> list[tuple[ContinuationScore, ...]]:
     """The scores of each task, the tasks scored together."""
-    ended = {int(item.job_id): item.ended for item in run(runner, tasks, [[] for _ in tasks])}
+    ended = {int(item.key): item.ended for item in run(runner, tasks, [[] for _ in tasks])}
     results = []
     for index in range(len(tasks)):
         done = ended[index]

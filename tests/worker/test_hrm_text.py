@@ -10,11 +10,11 @@ from transformers import HrmTextConfig, HrmTextForCausalLM
 
 from scripts.train_sample import byte_tokenizer
 from shared.errors import InvalidRequest
-from shared.messages import Generate, Sampling, Score
-from tests.worker.stepping import generate_all, score_all
+from shared.messages import Failed, Generate, Sampling, Score
+from tests.worker.stepping import generate_all, run, score_all
 from worker.models.errors import ModelFormatError
 from worker.registry import detect
-from worker.runners import hrm_text
+from worker.runners import hrm_text, paged
 from worker.runners.base import RunnerOptions
 from worker.runners.paged import PagedRunner
 
@@ -125,6 +125,37 @@ def test_prompt_format_and_conditions(runner: PagedRunner) -> None:
     assert injected.prompt_ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1
     with pytest.raises(InvalidRequest, match="Unknown condition 'loud'"):
         runner.encode(Generate("hi", Sampling(max_tokens=4, seed=0), condition="loud"))
+
+
+def test_conditions_are_named_once(runner: PagedRunner) -> None:
+    """A prompt's marks must not fill the context window."""
+    with pytest.raises(InvalidRequest, match="once"):
+        runner.encode(Generate("hi", Sampling(max_tokens=4, seed=0), condition="direct,direct"))
+
+
+def test_a_mate_of_a_failing_sequence_loses_nothing(runner: PagedRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P7: a step that fails after its prefill is repeated for each alone, the prefilled one as if nothing had been."""
+    task = Generate(PROMPTS[0], Sampling(max_tokens=6, seed=5, temperature=0.0))
+    expected = generate_all(runner, [task])[0]
+
+    def broken(batch: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(runner, "_score", broken)
+    emissions = run(runner, [task, Score("x", ("y",))], [[], []])
+    assert [token for item in emissions if item.key == "0" for token in item.ids] == expected
+    (failed,) = (item.ended for item in emissions if item.key == "1")
+    assert isinstance(failed, Failed)
+
+
+def test_long_continuations_are_scored_in_slices(runner: PagedRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits of a few positions at a time give the same score as all at once."""
+    task = Score("What is 2 + 2?", ("four, I think, or five", "4"))
+    whole = score_all(runner, [task])[0]
+    monkeypatch.setattr(paged, "_LOGIT_ROWS", 3)
+    for sliced, expected in zip(score_all(runner, [task])[0], whole, strict=True):
+        assert sliced.log_likelihood == pytest.approx(expected.log_likelihood, abs=1e-4)
+        assert (sliced.num_tokens, sliced.is_greedy) == (expected.num_tokens, expected.is_greedy)
 
 
 def test_a_long_prompt_loses_its_beginning_but_not_its_marks(runner: PagedRunner) -> None:

@@ -52,13 +52,13 @@ def test_every_sequence_gets_its_turn_and_all_pages_come_back(sizes: list[tuple[
             break
         batch = scheduler.plan()
         assert 0 < len(batch) <= max_batch
-        joined += [item.job_id for item in batch if item.job_id not in joined]
+        joined += [item.key for item in batch if item.key not in joined]
         for item in batch:
             assert len(item.pages) * 4 >= item.num_tokens
             item.output_ids.append(1)
             if len(item.output_ids) >= item.encoded.max_tokens:
                 scheduler.finish(item)
-    assert joined == [item.job_id for item in sequences]
+    assert joined == [item.key for item in sequences]
     assert table.num_free == 13
 
 
@@ -105,7 +105,7 @@ def echo() -> Echo:
 
 
 def ended(emissions: list[Emission]) -> dict[str, Done | Failed]:
-    ends = [(item.job_id, item.ended) for item in emissions if item.ended is not None]
+    ends = [(item.key, item.ended) for item in emissions if item.ended is not None]
     assert len(ends) == len(dict(ends)), "a job ended twice"
     return {job: end for job, end in ends if end is not None}
 
@@ -118,7 +118,7 @@ def test_finish_reasons_and_counts() -> None:
         Generate("abcd", Sampling(max_tokens=60, seed=0, stop=("cd", "zz"))),
     ]
     emissions = run(echo(), tasks, [[], [], []])
-    texts = ["".join(item.text for item in emissions if item.job_id == str(i)) for i in range(3)]
+    texts = ["".join(item.text for item in emissions if item.key == str(i)) for i in range(3)]
     assert texts == ["abcabca", "say eos", "ab"]
     assert ended(emissions) == {"0": Done("length", 3, 7), "1": Done("stop", 7, 8), "2": Done("stop", 4, 4)}
 
@@ -139,6 +139,18 @@ def test_a_failing_sequence_fails_alone() -> None:
     assert ends["0"] == ends["2"] == Done("length", 3, 4)
 
 
+def test_what_can_never_fit_is_refused_and_blocks_nobody() -> None:
+    scheduler = Scheduler(2, PageTable(num_pages=2, page_size=4))
+    assert scheduler.can_hold(Sequence("a", Encoded((1,) * 5, max_tokens=4), Sampling(4, 0)))
+    assert not scheduler.can_hold(Sequence("b", Encoded((1,) * 6, max_tokens=4), Sampling(4, 0)))
+
+
+def test_ids_that_are_no_characters_do_not_break_the_echo() -> None:
+    """Half a surrogate pair cannot be written as UTF-8: it is shown as U+FFFD."""
+    emissions = run(echo(), [Generate((0xD800, 97), Sampling(max_tokens=2, seed=0))], [[]])
+    assert "".join(item.text for item in emissions) == "\ufffda"
+
+
 def test_abort_frees_the_place_at_once() -> None:
     """P6: nothing more is said of an aborted job, running or waiting, and the others are as before."""
     emissions: list[Emission] = []
@@ -152,7 +164,7 @@ def test_abort_frees_the_place_at_once() -> None:
     seen = len(emissions)
     while engine.has_work:
         engine.step()
-    assert not {item.job_id for item in emissions[seen:]} & {"0", "4"}
+    assert not {item.key for item in emissions[seen:]} & {"0", "4"}
     assert set(ended(emissions)) == {"1", "2", "3"}
 
 

@@ -45,6 +45,12 @@ def test_temperature_zero_is_greedy_whatever_the_seed() -> None:
     assert sample(LOGITS.expand(8, -1), samplings, range(8)) == [0] * 8
 
 
+def test_a_temperature_next_to_nothing_is_greedy() -> None:
+    """No overflow: the smallest float there is still picks the likeliest token."""
+    for temperature in (5e-324, 1e-300, 1e-6):
+        assert sample(LOGITS[None], [Sampling(max_tokens=1, seed=3, temperature=temperature)], [0]) == [0]
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 10_000)), min_size=1, max_size=6))
 def test_a_row_is_the_same_alone_and_in_company(rows: list[tuple[int, int]]) -> None:
@@ -71,7 +77,7 @@ def test_noise_is_the_published_hash(key: int) -> None:
     expected = []
     for token in range(5):
         bits = splitmix64((key + (token + 1) * 0x9E3779B97F4A7C15) % 2**64)
-        uniform = ((bits >> 11) + 0.5) * 2.0**-53
+        uniform = ((bits >> 12) + 0.5) * 2.0**-52
         expected.append(-math.log(-math.log(uniform)))
     assert gumbel_noise([key], 5, torch.device("cpu"))[0].tolist() == pytest.approx(expected, abs=1e-12)
 

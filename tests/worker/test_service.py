@@ -1,19 +1,23 @@
-"""A worker whose own parts break: it must not sit there ready and deaf."""
+"""A worker in trouble: lapsed leases, slow prompts, lost reads, broken parts. Nothing is lost, doubled or leaked."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 
+import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared import keys
-from shared.log import LogReader
-from shared.messages import Done, Failed, Generate, Job, ModelInfo, Sampling, Score, Terminal
-from shared.queue import JobQueue
+from shared.log import Append, LogReader, LogWriter
+from shared.messages import Done, Event, Failed, Generate, Job, ModelInfo, Sampling, Score, Started, Terminal, Tokens
+from shared.queue import Claim, JobQueue
 from shared.subscriptions import Subscriptions
 from worker.loading import LoadedModel
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
-from worker.sequence import Encoded
+from worker.sequence import Encoded, StepResult
+from worker.sequence import Sequence as EngineSequence
 from worker.service import WorkerService
 
 
@@ -38,6 +42,96 @@ async def end_of(redis: Redis, job: Job) -> Terminal:
     finally:
         await subscriptions.close()
     raise AssertionError("a log without an end")
+
+
+def long_job(num_tokens: int = 400) -> Job:
+    return Job(keys.new_job_id(), "m", Generate("abc", Sampling(num_tokens, seed=0)))
+
+
+async def said_of(redis: Redis, job: Job) -> tuple[str, list[int]]:
+    """All text of a job's log, and the epochs that began it."""
+    events = [event for _, event in await LogReader(redis).read(job.id)]
+    text = "".join(event.text for event in events if isinstance(event, Tokens))
+    return text, [event.epoch for event in events if isinstance(event, Started)]
+
+
+class Slow(Echo):
+    """Tokenizes and steps slowly, on whatever thread it is called."""
+
+    tokenizing_s, stepping_s = 0.0, 0.0
+
+    def encode(self, task: Generate | Score) -> Encoded:
+        time.sleep(self.tokenizing_s)
+        return super().encode(task)
+
+    def step(self, batch: Sequence[EngineSequence]) -> list[StepResult]:
+        time.sleep(self.stepping_s)
+        return super().step(batch)
+
+
+async def test_a_worker_that_takes_over_its_own_job_says_everything_once(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P1: a lease that lapses under its own live owner (a suspended laptop) doubles no token and leaks no place."""
+    runner = Slow(RunnerOptions("echo", max_batch=3))
+    runner.stepping_s = 0.004
+    worker, stop, jobs = service(redis), asyncio.Event(), [long_job(), long_job()]
+
+    async def no_renewal(claims: Sequence[Claim], worker_id: str) -> list[bool]:
+        return [True] * len(claims)
+
+    monkeypatch.setattr(worker._queue, "renew", no_renewal)
+    running = asyncio.create_task(worker.run(lambda: loaded(runner), stop))
+    await JobQueue(redis).submit(jobs, max_depth=10, queue_timeout_s=60)
+    for job in jobs:
+        assert isinstance(await asyncio.wait_for(end_of(redis, job), 20), Done)
+        text, epochs = await said_of(redis, job)
+        assert text == ("abc" * 200)[:400]
+        assert len(epochs) > 1, "no lease lapsed, so this proved nothing"
+    assert worker._intakes["m"]._free == 3
+    stop.set()
+    assert await running is True
+
+
+async def test_slow_tokenizing_does_not_cost_the_lease(redis: Redis) -> None:
+    """A long prompt is tokenized off the loop, and the jobs that wait behind it are in hand already."""
+    runner, stop, jobs = Slow(RunnerOptions("echo", max_batch=4)), asyncio.Event(), [long_job(5) for _ in range(3)]
+    runner.tokenizing_s = 0.6
+    await JobQueue(redis).submit(jobs, max_depth=10, queue_timeout_s=60)
+    running = asyncio.create_task(service(redis).run(lambda: loaded(runner), stop))
+    for job in jobs:
+        assert isinstance(await asyncio.wait_for(end_of(redis, job), 20), Done)
+        assert (await said_of(redis, job))[1] == [1]
+    stop.set()
+    assert await running is True
+
+
+async def test_a_replay_that_cannot_be_read_is_tried_again(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short loss of Redis during a takeover costs neither the job nor a place."""
+    job = long_job(9)
+    queue = JobQueue(redis)
+    await queue.submit([job], max_depth=10, queue_timeout_s=60)
+    while not (claims := await queue.take("m", "default", "dead", 1, 100)):
+        pass
+    await LogWriter(redis).append([Append(job, 1, 0, (Tokens((97,), "a"),))])
+    await queue.release(claims, "dead")
+    worker, stop, failures = service(redis), asyncio.Event(), 1
+    real = worker._reader.read
+
+    async def read(job_id: str, after: int = 0) -> list[tuple[int, Event]]:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise RedisConnectionError("cut")
+        return await real(job_id, after)
+
+    monkeypatch.setattr(worker._reader, "read", read)
+    running = asyncio.create_task(worker.run(lambda: loaded(Echo(RunnerOptions("echo", max_batch=3))), stop))
+    assert isinstance(await asyncio.wait_for(end_of(redis, job), 20), Done)
+    assert (await said_of(redis, job))[0] == "abcabcabc"
+    assert worker._intakes["m"]._free == 3
+    stop.set()
+    assert await running is True
 
 
 class BadTokenizer(Echo):

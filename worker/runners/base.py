@@ -59,11 +59,16 @@ class Runner(Protocol):
         """Text of response tokens, special tokens left out."""
 
 
+SMALLEST_WINDOW = 16
+"""Tokens of context below which no model is served: prompt marks, some text and an answer must fit."""
+
+
 def encode_generate(prompt_ids: Rows[int], sampling: Sampling, window: int, *, head: int = 0) -> Encoded:
     """A prompt and `max_tokens` that fit into the context window together (X20).
 
     A prompt that is too long loses tokens at its beginning, behind the first `head` (the family's own marks), as many
     as leave room for `max_tokens`; no more than half the window is kept free for the response at a prompt's expense.
+    `head` must be less than half the smallest window.
     """
     if not prompt_ids:
         raise InvalidRequest("The prompt is empty: at least one token is expected.", field="prompt")
@@ -81,7 +86,7 @@ def encode_score(
         raise InvalidRequest("The prompt has no tokens and the model has no start token.", field="prompts")
     if min(len(item) for item in continuations) == 0:
         raise InvalidRequest("A continuation has no tokens.", field="continuations")
-    if longest + head >= window:
+    if longest + head + 1 >= window:
         problem = f"A continuation has {longest} tokens; the context window is {window}."
         raise InvalidRequest(problem, field="continuations")
     ids, num_cut = _cut(context, window - longest, head)

@@ -12,6 +12,7 @@ from worker.sequence import Encoded, Scores, Sequence, StepResult
 
 EOS = 0
 _VOCABULARY = 0x110000
+_SURROGATES = range(0xD800, 0xE000)  # code points that are no characters
 _LOG_LIKELIHOOD_PER_TOKEN = -1.0
 
 
@@ -38,7 +39,7 @@ class Echo:
         return
 
     def decode(self, token_ids: Rows[int]) -> str:
-        return "".join(chr(token) for token in token_ids if token != EOS)
+        return "".join("\ufffd" if token in _SURROGATES else chr(token) for token in token_ids if token != EOS)
 
 
 def _ids(text: str | tuple[int, ...], field: str) -> tuple[int, ...]:

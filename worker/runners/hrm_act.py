@@ -62,7 +62,7 @@ class ActRunner:
     def step(self, batch: Rows[Sequence]) -> list[StepResult]:
         generating = [item for item in batch if not item.is_scoring]
         results: dict[str, StepResult] = {
-            item.job_id: Scores(tuple(self._score(item, tail) for tail in item.encoded.continuations))
+            item.key: Scores(tuple(self._score(item, tail) for tail in item.encoded.continuations))
             for item in batch
             if item.is_scoring
         }
@@ -70,8 +70,8 @@ class ActRunner:
             logits = self._last_logits([item.token_ids for item in generating])
             samplings = [item.sampling for item in generating if item.sampling is not None]
             chosen = sample(logits, samplings, [len(item.output_ids) for item in generating])
-            results |= {item.job_id: token for item, token in zip(generating, chosen, strict=True)}
-        return [results[item.job_id] for item in batch]
+            results |= {item.key: token for item, token in zip(generating, chosen, strict=True)}
+        return [results[item.key] for item in batch]
 
     def _score(self, sequence: Sequence, tail: tuple[int, ...]) -> ContinuationScore:
         context = sequence.encoded.prompt_ids

@@ -43,7 +43,10 @@ class HrmTextLanguage:
         self._eoq = _required_id(tokenizer, EOQ)
         self.eos_ids = frozenset({_required_id(tokenizer, tokenizer.eos_token or "<|box_end|>")})
         self._condition = condition
-        self._condition_ids(condition)
+        try:
+            self._condition_ids(condition)
+        except InvalidRequest as error:
+            raise ModelFormatError(f"condition: {error.message}") from None
 
     def encode(self, task: Generate | Score, window: int) -> Encoded:
         if isinstance(task, Generate):
@@ -81,6 +84,8 @@ class HrmTextLanguage:
         if unknown:
             expected = ", ".join(CONDITIONS)
             raise InvalidRequest(f"Unknown condition {unknown[0]!r}: expected some of {expected}.", field="condition")
+        if len(set(names)) < len(names):
+            raise InvalidRequest("Each condition is expected once at most.", field="condition")
         return [_required_id(self._tokenizer, CONDITIONS[name]) for name in names]
 
 

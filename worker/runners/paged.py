@@ -46,6 +46,10 @@ class Language(Protocol):
     def decode(self, token_ids: Rows[int]) -> str: ...
 
 
+_LOGIT_ROWS = 128
+"""Positions whose logits over the whole vocabulary are held at once when scoring."""
+
+
 @dataclass(frozen=True)
 class _Run:
     """One row of a scoring pass: a context with one of its continuations."""
@@ -80,7 +84,10 @@ class PagedRunner:
 
     @torch.inference_mode()
     def step(self, batch: Rows[Sequence]) -> list[StepResult]:
-        """Prefill what is new, decode what is not, score what is to be scored: at most one forward of each kind."""
+        """Prefill what is new, decode what is not, score what is to be scored.
+
+        Progress is noted when all of it has worked: a step that raised may be repeated for each sequence alone.
+        """
         results: dict[str, StepResult] = {}
         fresh = [item for item in batch if not item.is_scoring and not item.num_computed]
         running = [item for item in batch if not item.is_scoring and item.num_computed]
@@ -91,15 +98,15 @@ class PagedRunner:
             results |= self._sample(running, self._decode(running))
         if scoring:
             results |= self._score(scoring)
-        return [results[item.job_id] for item in batch]
+        for item in (*fresh, *running):
+            item.num_computed = item.num_tokens
+        return [results[item.key] for item in batch]
 
     def _sample(self, batch: Rows[Sequence], hidden: Tensor) -> dict[str, StepResult]:
         logits = self._net.logits(hidden)
         samplings = [item.sampling for item in batch if item.sampling is not None]
         chosen = sample(logits, samplings, [len(item.output_ids) for item in batch])
-        for item in batch:
-            item.num_computed = item.num_tokens
-        return {item.job_id: token for item, token in zip(batch, chosen, strict=True)}
+        return {item.key: token for item, token in zip(batch, chosen, strict=True)}
 
     def _prefill(self, batch: Rows[Sequence]) -> Tensor:
         """States [B, hidden] at each row's last token; keys and values of all its tokens are stored."""
@@ -135,15 +142,18 @@ class PagedRunner:
             chunk = order[start : start + self.spec.max_batch]
             scores |= zip(chunk, self._score_pass([runs[index] for index in chunk]), strict=True)
         listed = iter(scores[index] for index in range(len(runs)))
-        return {item.job_id: Scores(tuple(next(listed) for _ in item.encoded.continuations)) for item in batch}
+        return {item.key: Scores(tuple(next(listed) for _ in item.encoded.continuations)) for item in batch}
 
     def _score_pass(self, runs: Rows[_Run]) -> list[ContinuationScore]:
         plan = self._fresh_plan([run.ids for run in runs], [len(run.context) for run in runs])
         hidden = self._net.hidden(self._padded([run.ids for run in runs]), plan, None)
-        spans = [(len(run.context) - 1, len(run.ids) - 1) for run in runs]
-        states = torch.cat([hidden[row, start:end] for row, (start, end) in enumerate(spans)])
-        logits = torch.split(self._net.logits(states), [len(run.continuation) for run in runs])
-        return [score_tokens(part, run.continuation) for part, run in zip(logits, runs, strict=True)]
+        scores = []
+        for row, run in zip(hidden, runs, strict=True):
+            states = row[len(run.context) - 1 : len(run.ids) - 1].split(_LOGIT_ROWS)
+            parts = [run.continuation[at : at + _LOGIT_ROWS] for at in range(0, len(run.continuation), _LOGIT_ROWS)]
+            logits = map(self._net.logits, states)
+            scores.append(joined([score_tokens(*pair) for pair in zip(logits, parts, strict=True)]))
+        return scores
 
     def _fresh_plan(self, rows: Rows[tuple[int, ...]], prompt_lengths: Rows[int]) -> FreshPlan:
         device = self._net.device
@@ -167,6 +177,15 @@ def score_tokens(logits: Tensor, token_ids: Rows[int]) -> ContinuationScore:
     wanted = torch.tensor(token_ids, device=logits.device)
     picked = logits.double().log_softmax(-1).gather(1, wanted[:, None])
     return ContinuationScore(float(picked.sum()), len(token_ids), bool((logits.argmax(-1) == wanted).all()))
+
+
+def joined(parts: Rows[ContinuationScore]) -> ContinuationScore:
+    """The score of a continuation from the scores of its pieces, in order."""
+    return ContinuationScore(
+        sum(part.log_likelihood for part in parts),
+        sum(part.num_tokens for part in parts),
+        all(part.is_greedy for part in parts),
+    )
 
 
 def _num_pages(net: Net, window: int, options: RunnerOptions) -> int:

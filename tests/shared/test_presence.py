@@ -1,0 +1,36 @@
+"""Who is there, and which model serves those who name none."""
+
+from redis.asyncio import Redis
+
+from shared.messages import ModelInfo, WorkerInfo
+from shared.presence import Fleet, Presence
+
+
+def model(name: str, *, is_default: bool = False) -> ModelInfo:
+    return ModelInfo(name, "echo", "found", 100, 50, 4, is_default=is_default)
+
+
+async def test_a_worker_is_there_until_it_leaves_or_falls_silent(redis: Redis) -> None:
+    presence = Presence(redis, ttl_s=60)
+    await presence.announce(WorkerInfo("w1", "loading", ()))
+    assert not (await presence.fleet()).is_ready
+    await presence.announce(WorkerInfo("w1", "ready", (model("m"),)))
+    assert (await presence.fleet()).serves("m")
+    await Presence(redis, ttl_s=0.001).announce(WorkerInfo("w2", "ready", (model("n"),)))
+    while len((await presence.fleet()).workers) > 1:
+        pass
+    await presence.leave("w1")
+    fleet = await presence.fleet()
+    assert fleet.workers == ()
+    assert fleet.models.keys() == {"m", "n"}, "known models stay known: 503, not 404"
+
+
+def test_the_default_is_marked_and_served() -> None:
+    """A model that was the default before a restart with another one must not answer 503 for ever."""
+    old, new, other = model("a", is_default=True), model("b", is_default=True), model("aa")
+    worker = WorkerInfo("w", "ready", (new, other))
+    known = {item.id: item for item in (old, new, other)}
+    assert Fleet((worker,), known).default_model == "b"
+    assert Fleet((WorkerInfo("w", "ready", (other,)),), known).default_model == "aa"
+    assert Fleet((), known).default_model == "a"
+    assert Fleet((), {}).default_model is None
