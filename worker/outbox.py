@@ -48,10 +48,7 @@ class Outbox:
         return [job.claim for job in self._jobs.values()]
 
     def open(self, claim: Claim) -> None:
-        """Take a job in hand. An earlier take of it by this same worker, whose lease has lapsed, is closed."""
-        for other in self.claims:
-            if other.job.id == claim.job.id:
-                self.close(other)
+        """Take a job in hand. An earlier take of it by this same worker is stale now, and closes by itself."""
         self._jobs[claim.key] = _Open(claim, claim.last_index)
 
     def add(self, claim: Claim, event: Event) -> bool:
