@@ -1,0 +1,76 @@
+"""Fronts and workers as separate processes on one Redis, as compose and Helm will run them (issue item 2)."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import httpx
+from redis.asyncio import Redis
+
+from scripts.aios import bindable_port
+from tests.e2e.fleet import start_worker
+from tests.redis_server import RedisServer
+
+CAP = ("--max-new-tokens", "2000")
+
+
+@dataclass
+class FrontProcess:
+    process: asyncio.subprocess.Process
+    url: str
+
+
+@asynccontextmanager
+async def front(redis_url: str) -> AsyncIterator[FrontProcess]:
+    """`python -m api` that answers /healthz; killed at the end if it still runs."""
+    port = bindable_port("127.0.0.1", 0)
+    command = [sys.executable, "-m", "api", "--redis-url", redis_url, "--host", "127.0.0.1", "--port", str(port)]
+    process = await asyncio.create_subprocess_exec(*command, *CAP, "--log-level", "warning", env=dict(os.environ))
+    running = FrontProcess(process, f"http://127.0.0.1:{port}")
+    try:
+        async with asyncio.timeout(30), httpx.AsyncClient() as client:
+            while True:
+                try:
+                    await client.get(f"{running.url}/healthz")
+                    break
+                except httpx.TransportError:
+                    await asyncio.sleep(0.05)
+        yield running
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def test_any_front_any_worker_and_both_drain(redis_server: RedisServer, redis: Redis) -> None:
+    """A118, DESIGN 8: no sticky sessions; A114: SIGTERM loses no request that is under way, on either side."""
+    async with (
+        front(redis_server.url) as first,
+        front(redis_server.url) as second,
+        httpx.AsyncClient(timeout=60) as http,
+    ):
+        assert (await http.get(f"{first.url}/readyz")).status_code == 503
+        refused = await http.post(f"{first.url}/generate", json={"prompts": ["ab"]})
+        assert (refused.status_code, "Retry-After" in refused.headers) == (503, True)
+        workers = [await start_worker(redis_server.url, redis, *CAP) for _ in range(2)]
+        try:
+            long = {"prompts": ["abc"] * 8, "max_tokens": 2000}
+            asked = [asyncio.create_task(http.post(f"{item.url}/generate", json=long)) for item in (first, second)]
+            while not [key async for key in redis.scan_iter("aios:{00}:log:*")]:
+                await asyncio.sleep(0.005)
+            workers[0].signal(signal.SIGTERM)
+            first.process.send_signal(signal.SIGTERM)
+            for answer in await asyncio.gather(*asked):
+                assert answer.status_code == 200
+                assert answer.json()["completions"] == [("abc" * 700)[:2000]] * 8
+            assert await workers[0].wait() == 0
+            assert await first.process.wait() == 0
+            late = await http.post(f"{second.url}/generate", json={"prompts": ["xyz"], "max_tokens": 4})
+            assert late.json()["completions"] == ["xyzx"]
+        finally:
+            for worker in workers:
+                await worker.end()
