@@ -4,6 +4,7 @@ The one place that knows how FastAPI, Starlette and Redis report trouble. Bodies
 expected; they never carry a stack or the caller's input.
 """
 
+import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,8 +73,8 @@ def _path_of(error: Mapping[str, Any]) -> str:
 
 
 def _expectation(error: Mapping[str, Any]) -> str:
-    message: str = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return message.replace("should be", "expected", 1).replace("should have", "expected", 1)
+    message: str = error["msg"].removeprefix("Value error, ").removesuffix(" after validation, not 0")
+    return re.sub(r"^\w+ should (?:be|have) ", "expected ", message)
 
 
 def _answer(request: Request, problem: Problem) -> Response:

@@ -22,8 +22,8 @@ def _is_unicode(value: str) -> str:
 
 
 AnyText = Annotated[str, AfterValidator(_is_unicode)]
-NonEmpty = Annotated[AnyText, Field(min_length=1)]
-Condition = Annotated[NonEmpty, Field(max_length=64, description="HRM-Text: names joined by commas.")]
+NonEmpty = Annotated[str, Field(min_length=1), AfterValidator(_is_unicode)]
+Condition = Annotated[str, Field(min_length=1, max_length=64, description="HRM-Text: names joined by commas.")]
 MaxTokens = Annotated[int, Field(strict=True, ge=1, description="Most tokens to generate; subject to the cap.")]
 Temperature = Annotated[float, Field(strict=True, ge=0, le=2, description="0 is greedy.")]
 TopP = Annotated[float, Field(strict=True, gt=0, le=1)]
