@@ -47,11 +47,6 @@ def run_role(prog: str, run: Run, argv: Sequence[str] | None = None, dry_run: Ru
         return EXIT_BAD_SETTINGS
 
 
-def parse(argv: Sequence[str], prog: str) -> Resolved:
-    """The settings for `argv`, this process's environment and the YAML file. Raises SettingsError."""
-    return _resolve(_parser(prog).parse_args(_dashed(argv)))
-
-
 def redis_url(settings: Settings) -> str:
     """The Redis that a role on its own must be given. Raises SettingsError if there is none."""
     if settings.redis_url is None:

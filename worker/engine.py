@@ -55,23 +55,26 @@ class _Live:
 
 
 class Engine:
-    """`emit` is called from the engine's thread with the emissions of each step."""
+    """`emit` is called from the engine's thread with the emissions of each step, `wake` whenever there is new work."""
 
-    def __init__(self, runner: Runner, emit: Emit) -> None:
+    def __init__(self, runner: Runner, emit: Emit, wake: Callable[[], None] = lambda: None) -> None:
         spec = runner.spec
         pages = PageTable(spec.num_pages, spec.page_size) if spec.num_pages else None
         self._runner = runner
         self._emit = emit
+        self._wake = wake
         self._scheduler = Scheduler(spec.max_batch, pages)
         self._live: dict[str, _Live] = {}
         self._inbox: queue.SimpleQueue[Work | str] = queue.SimpleQueue()
 
     def submit(self, work: Work) -> None:
         self._inbox.put(work)
+        self._wake()
 
     def abort(self, key: str) -> None:
         """Drop a work, whatever its phase; nothing more is emitted for it after the current step."""
         self._inbox.put(key)
+        self._wake()
 
     @property
     def has_work(self) -> bool:

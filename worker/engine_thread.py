@@ -10,18 +10,17 @@ logger = logging.getLogger("aios.engine")
 
 
 class EngineThread(threading.Thread):
-    """`on_death` is called from this thread if an engine raises, which is our own bug: the process must go."""
+    """`work` is the event that the engines set when they are given something to do.
 
-    def __init__(self, engines: Sequence[Engine], on_death: Callable[[], object]) -> None:
+    `on_death` is called from this thread if an engine raises, which is our own bug: the process must go.
+    """
+
+    def __init__(self, engines: Sequence[Engine], work: threading.Event, on_death: Callable[[], object]) -> None:
         super().__init__(name="engine", daemon=True)
         self._engines = engines
         self._on_death = on_death
-        self._work = threading.Event()
+        self._work = work
         self._stopping = False
-
-    def notify(self) -> None:
-        """There is new work, or an abort."""
-        self._work.set()
 
     def stop(self) -> None:
         """Return after the current step."""

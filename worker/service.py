@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -47,7 +48,7 @@ class WorkerService:
         self._models: tuple[ModelInfo, ...] = ()
         self._intakes: dict[str, Intake] = {}
         self._engines: dict[str, Engine] = {}
-        self._thread: EngineThread | None = None
+        self._work = threading.Event()
         self._idle = asyncio.Event()
         self._is_broken = asyncio.Event()
 
@@ -68,10 +69,9 @@ class WorkerService:
             self._add(model)
         loop = asyncio.get_running_loop()
         broken = self._is_broken
-        self._thread = EngineThread(
-            list(self._engines.values()), on_death=partial(loop.call_soon_threadsafe, broken.set)
-        )
-        self._thread.start()
+        died = partial(loop.call_soon_threadsafe, broken.set)
+        thread = EngineThread(list(self._engines.values()), self._work, on_death=died)
+        thread.start()
         upkeep = [self._start(self._outbox.run()), self._start(self._forever(self._renew, self._lease_s / 3))]
         self._state, self._models = "ready", tuple(model.info for model in loaded)
         await self._once(self._announce)
@@ -81,7 +81,7 @@ class WorkerService:
         self._state = "draining"
         await self._once(self._announce)
         await self._drain(taking)
-        self._thread.stop()
+        thread.stop()
         for task in upkeep:
             task.cancel()
         await asyncio.gather(*upkeep, return_exceptions=True)
@@ -99,7 +99,7 @@ class WorkerService:
         return task
 
     def _add(self, model: LoadedModel) -> None:
-        engine = Engine(model.runner, self._outbox.put)
+        engine = Engine(model.runner, self._outbox.put, self._work.set)
         self._engines[model.info.id] = engine
         self._intakes[model.info.id] = Intake(
             self._queue,
@@ -115,8 +115,6 @@ class WorkerService:
     async def _take(self, intake: Intake, stop: asyncio.Event) -> None:
         while not stop.is_set() and not self._is_broken.is_set():
             await self._once(intake.turn)
-            assert self._thread is not None
-            self._thread.notify()
 
     async def _drain(self, taking: Sequence[asyncio.Task[None]]) -> None:
         """Let jobs in hand end; when time is up, or this worker is broken, hand them to other workers."""
@@ -141,8 +139,6 @@ class WorkerService:
         model = claim.job.model
         if was_stale:
             self._engines[model].abort(claim.key)
-            if self._thread is not None:
-                self._thread.notify()
         self._intakes[model].closed()
         self._idle.set()
 

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.cli import parse, render_config, run_role
+from shared.cli import render_config, run_role
 from shared.settings import REPO_ROOT, ModelEntry, Settings, SettingsError, mask_secrets, model_entries, resolve
 
 # field, (default, then what YAML, environment and flag would set it to), as values
@@ -193,13 +193,20 @@ def test_one_entry_is_named_after_its_directory(model_path: str | None, expected
     assert (entry.tokenizer_path, entry.dtype, entry.context_window) == ("/t", "bfloat16", 2048)
 
 
+def parsed(*argv: str) -> Settings:
+    """The settings that a role is given for `argv`."""
+    given: list[Settings] = []
+    assert run_role("test", lambda settings: given.append(settings) or 0, argv) == 0
+    return given[0]
+
+
 def test_flags_take_dashes_underscores_and_aliases() -> None:
     argv = ["--max_batch_size=3", "--tokenizer", "/t_1", "--model", "a=/a_b", "--model=b=c", "--enable_cors"]
-    settings = parse(argv, "test").settings
+    settings = parsed(*argv)
     assert (settings.max_batch_size, settings.tokenizer_path, settings.enable_cors) == (3, "/t_1", True)
     assert [(entry.id, entry.path) for entry in settings.models] == [("a", "/a_b"), ("b", "c")]
-    assert parse(["--no-enable-cors"], "test").settings.enable_cors is False
-    assert parse(["--checkpoint-path", "/x"], "test").settings.model_path == "/x"
+    assert parsed("--no-enable-cors").enable_cors is False
+    assert parsed("--checkpoint-path", "/x").model_path == "/x"
 
 
 def test_print_config_shows_values_and_origins_and_hides_passwords(

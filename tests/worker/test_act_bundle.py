@@ -1,15 +1,15 @@
 """The ACTv1 bundle loader: every dialect of brain.json is the same network, and every fault is refused by name."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.worker.act_fixtures import Dialect, Format, Net, brain_json, random_weights, shapes, write_bundle
+from tests.worker.act_fixtures import Dialect, Format, Net, random_weights, shapes, write_bundle
 from tests.worker.act_reference import ROW, bundle_of, close, reference, run
-from worker.models.act_bundle import load_act_bundle, looks_like_act_bundle
+from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
+from worker.registry import detect
 
 
 @pytest.mark.parametrize("net", [Net(), Net(experts=4, learned=True)], ids=["dense", "moe with learned positions"])
@@ -126,7 +126,7 @@ def test_bytes_not_suffixes_say_the_format(tmp_path: Path, weights_format: Forma
     """X16, A41: safetensors and torch files load under either suffix, by directory and by file."""
     weights = write_bundle(tmp_path, weights_format=weights_format, filename=filename)
     for path in (tmp_path, tmp_path / filename):
-        assert looks_like_act_bundle(path)
+        assert detect(str(path)) == "hrm-act"
         assert torch.equal(load_act_bundle(path).model.inner.lm_head.weight, weights["inner.lm_head.weight"])
 
 
@@ -201,13 +201,6 @@ def test_unreadable_bundles_are_refused_in_words(tmp_path: Path) -> None:
     assert "something other than a flat map of named tensors" in message(tmp_path)
     torch.save(Net(), weights_file)
     assert "cannot be read as weights" in message(tmp_path)
-
-
-def test_looks_like_a_bundle_only_with_brain_json(tmp_path: Path) -> None:
-    """Format notes section 1: brain.json beside the weights is the mark of a bundle."""
-    assert not looks_like_act_bundle(tmp_path) and not looks_like_act_bundle(tmp_path / "absent")
-    (tmp_path / "brain.json").write_text(json.dumps(brain_json(Net())))
-    assert looks_like_act_bundle(tmp_path)
 
 
 def test_tokenizer_is_found_beside_the_brain_then_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

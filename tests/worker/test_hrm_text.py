@@ -12,9 +12,10 @@ from scripts.train_sample import byte_tokenizer
 from shared.errors import InvalidRequest
 from shared.messages import Failed, Generate, Sampling, Score
 from tests.worker.stepping import generate_all, run, score_all
+from worker import scoring
 from worker.models.errors import ModelFormatError
 from worker.registry import detect
-from worker.runners import hrm_text, paged
+from worker.runners import hrm_text
 from worker.runners.base import RunnerOptions
 from worker.runners.paged import PagedRunner
 
@@ -152,7 +153,7 @@ def test_long_continuations_are_scored_in_slices(runner: PagedRunner, monkeypatc
     """Logits of a few positions at a time give the same score as all at once."""
     task = Score("What is 2 + 2?", ("four, I think, or five", "4"))
     whole = score_all(runner, [task])[0]
-    monkeypatch.setattr(paged, "_LOGIT_ROWS", 3)
+    monkeypatch.setattr(scoring, "LOGIT_ROWS", 3)
     for sliced, expected in zip(score_all(runner, [task])[0], whole, strict=True):
         assert sliced.log_likelihood == pytest.approx(expected.log_likelihood, abs=1e-4)
         assert (sliced.num_tokens, sliced.is_greedy) == (expected.num_tokens, expected.is_greedy)

@@ -43,11 +43,6 @@ class ActBundle:
     description: str
 
 
-def looks_like_act_bundle(path: Path) -> bool:
-    """Whether `path` is a brain bundle or a file in one. Says nothing of whether it will load."""
-    return path.exists() and (_directory(path) / "brain.json").is_file()
-
-
 def load_act_bundle(path: Path, dtype: torch.dtype = torch.float32, attention: Attention | None = None) -> ActBundle:
     """Load the bundle at `path`, its directory or its weights file, with weights on the CPU in `dtype`.
 

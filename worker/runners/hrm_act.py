@@ -21,8 +21,8 @@ from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActModel
 from worker.models.weights import load_tokenizer
 from worker.runners.base import RunnerOptions, RunnerSpec, as_ids, encode_generate, encode_score
-from worker.runners.paged import score_tokens
 from worker.sampler import sample
+from worker.scoring import score_states, score_tokens
 from worker.sequence import Encoded, Scores, Sequence, StepResult
 
 
@@ -77,7 +77,7 @@ class ActRunner:
         context = sequence.encoded.prompt_ids
         if sequence.encoded.method == "aios_compat":
             states = self._settle([(*context, *tail)])[0]
-            return score_tokens(self._model.logits(states[len(context) - 1 : -1]), tail)
+            return score_states(self._model.logits, states[len(context) - 1 : -1], tail)
         rows = [(*context, *tail[:count]) for count in range(len(tail))]
         size = self.spec.max_batch
         logits = [self._last_logits(rows[start : start + size]) for start in range(0, len(rows), size)]

@@ -18,6 +18,7 @@ from worker.kv.store import KVShape, KVStore
 from worker.models.errors import ModelFormatError
 from worker.runners.base import RunnerOptions, RunnerSpec
 from worker.sampler import sample
+from worker.scoring import score_states
 from worker.sequence import Encoded, Scores, Sequence, StepResult
 
 
@@ -44,10 +45,6 @@ class Language(Protocol):
     def encode(self, task: Generate | Score, window: int) -> Encoded: ...
 
     def decode(self, token_ids: Rows[int]) -> str: ...
-
-
-_LOGIT_ROWS = 128
-"""Positions whose logits over the whole vocabulary are held at once when scoring."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +111,8 @@ class PagedRunner:
         plan = self._fresh_plan(rows, [len(item.encoded.prompt_ids) for item in batch])
         width = plan.mask.shape[-1]
         flat = [row * width + at for row, ids in enumerate(rows) for at in range(len(ids))]
-        stored = torch.cat([self._rows(item, len(ids)) for item, ids in zip(batch, rows, strict=True)])
-        plan = FreshPlan(plan.positions, plan.mask, torch.tensor(flat, device=self._net.device), stored)
+        kept = torch.tensor(flat, device=self._net.device)
+        plan = FreshPlan(plan.positions, plan.mask, kept, self._rows(batch, width).flatten()[kept])
         hidden = self._net.hidden(self._padded(rows), plan, self._store)
         return hidden[torch.arange(len(rows)), torch.tensor([len(ids) - 1 for ids in rows])]
 
@@ -124,9 +121,7 @@ class PagedRunner:
         device = self._net.device
         lengths = torch.tensor([item.num_tokens for item in batch], device=device)
         width = int(lengths.max())
-        context = torch.zeros((len(batch), width), dtype=torch.int64, device=device)
-        for row, item in enumerate(batch):
-            context[row, : item.num_tokens] = self._rows(item, item.num_tokens)
+        context = self._rows(batch, width)
         last = lengths - 1
         mask = torch.arange(width, device=device)[None, :] < lengths[:, None]
         plan = DecodePlan(last[:, None], context[torch.arange(len(batch)), last], context, mask[:, None, None, :])
@@ -147,13 +142,9 @@ class PagedRunner:
     def _score_pass(self, runs: Rows[_Run]) -> list[ContinuationScore]:
         plan = self._fresh_plan([run.ids for run in runs], [len(run.context) for run in runs])
         hidden = self._net.hidden(self._padded([run.ids for run in runs]), plan, None)
-        scores = []
-        for row, run in zip(hidden, runs, strict=True):
-            states = row[len(run.context) - 1 : len(run.ids) - 1].split(_LOGIT_ROWS)
-            parts = [run.continuation[at : at + _LOGIT_ROWS] for at in range(0, len(run.continuation), _LOGIT_ROWS)]
-            logits = map(self._net.logits, states)
-            scores.append(joined([score_tokens(*pair) for pair in zip(logits, parts, strict=True)]))
-        return scores
+        spans = [slice(len(run.context) - 1, len(run.ids) - 1) for run in runs]
+        rows = zip(hidden, spans, runs, strict=True)
+        return [score_states(self._net.logits, row[span], run.continuation) for row, span, run in rows]
 
     def _fresh_plan(self, rows: Rows[tuple[int, ...]], prompt_lengths: Rows[int]) -> FreshPlan:
         device = self._net.device
@@ -165,27 +156,12 @@ class PagedRunner:
         width = max(len(ids) for ids in rows)
         return torch.tensor([[*ids, *([0] * (width - len(ids)))] for ids in rows], device=self._net.device)
 
-    def _rows(self, sequence: Sequence, num_tokens: int) -> Tensor:
-        """Where the first `num_tokens` of a sequence live in the store."""
-        size = self.spec.page_size
-        pages = torch.tensor(sequence.pages, device=self._net.device)
-        return (pages[:, None] * size + torch.arange(size, device=self._net.device)).flatten()[:num_tokens]
-
-
-def score_tokens(logits: Tensor, token_ids: Rows[int]) -> ContinuationScore:
-    """Log-likelihood (nats, float64 sum) of `token_ids` under the rows of `logits` [T, V] that predict them."""
-    wanted = torch.tensor(token_ids, device=logits.device)
-    picked = logits.double().log_softmax(-1).gather(1, wanted[:, None])
-    return ContinuationScore(float(picked.sum()), len(token_ids), bool((logits.argmax(-1) == wanted).all()))
-
-
-def joined(parts: Rows[ContinuationScore]) -> ContinuationScore:
-    """The score of a continuation from the scores of its pieces, in order."""
-    return ContinuationScore(
-        sum(part.log_likelihood for part in parts),
-        sum(part.num_tokens for part in parts),
-        all(part.is_greedy for part in parts),
-    )
+    def _rows(self, batch: Rows[Sequence], width: int) -> Tensor:
+        """Where the first `width` tokens of each sequence live in the store [B, width]; behind its end, anywhere."""
+        size, most = self.spec.page_size, max(len(item.pages) for item in batch)
+        padded = [[*item.pages, *([0] * (most - len(item.pages)))] for item in batch]
+        pages = torch.tensor(padded, device=self._net.device)
+        return (pages[:, :, None] * size + torch.arange(size, device=self._net.device)).flatten(1)[:, :width]
 
 
 def _num_pages(net: Net, window: int, options: RunnerOptions) -> int:
