@@ -97,6 +97,8 @@ class Settings(BaseSettings):
     condition: Text = Field(default="direct", description="HRM-Text condition of a prompt that names none")
     kv_memory_mib: Count = Field(default=512, description="memory for KV pages of one worker")
     page_size: Count = Field(default=16, description="tokens in a KV page")
+    prefix_cache: bool = Field(default=True, description="let requests of one tenant share what was computed")
+    step_tokens: Count | None = Field(default=None, description="tokens of one step (none: 256 on cpu, else 4096)")
 
     @field_validator("*", mode="before")
     @classmethod

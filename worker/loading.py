@@ -14,6 +14,9 @@ from worker.runners.base import SMALLEST_WINDOW, Runner, RunnerOptions
 
 logger = logging.getLogger("aios.loading")
 
+_CPU_STEP_TOKENS, _GPU_STEP_TOKENS = 256, 4096
+"""Enough for full speed of the matrix products; more would only keep decoding sequences waiting."""
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -52,16 +55,19 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
 def _options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
     if kind != "echo":
         device.use_threads(settings.threads)
+    place = "cpu" if kind == "echo" else device.choose(settings.device)
     return RunnerOptions(
         path=entry.path,
         name=entry.id,
         tokenizer_path=entry.tokenizer_path,
-        device="cpu" if kind == "echo" else device.choose(settings.device),
+        device=place,
         dtype=entry.dtype or settings.dtype,
         max_batch=settings.max_batch_size,
         context_window=entry.context_window or settings.context_window,
         kv_bytes=settings.kv_memory_mib * 2**20,
         page_size=settings.page_size,
+        prefix_cache=settings.prefix_cache,
+        step_tokens=settings.step_tokens or (_CPU_STEP_TOKENS if place == "cpu" else _GPU_STEP_TOKENS),
         condition=settings.condition,
         scoring=settings.scoring,
         segments=settings.segments,
