@@ -11,6 +11,12 @@ import msgspec
 Text = str | tuple[int, ...]
 """A prompt as text, or as token ids that are used as they are."""
 
+Grid = tuple[str | tuple[int, ...], ...]
+"""The rows of a puzzle, top to bottom: each a string with a character a cell, or a tuple with a number a cell."""
+
+Halt = Literal["max", "q_halt"]
+"""When a puzzle's row stops: after its last permitted ACT segment, or where its own q head says so."""
+
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     """How to choose tokens. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1.0 do not cut."""
@@ -40,12 +46,28 @@ class Score(msgspec.Struct, frozen=True, omit_defaults=True, tag="score"):
     method: Literal["strict", "aios_compat"] | None = None
 
 
+class Solve(msgspec.Struct, frozen=True, omit_defaults=True, tag="solve"):
+    """Solve one puzzle, given as a grid or as the cells of a Sudoku in one string.
+
+    `identifier` names what the puzzle's family is to the network, by number or name; None is the blank one. `max_steps`
+    is the most ACT segments; None is what the network was trained to, as None for `halt` is the model's default.
+    """
+
+    puzzle: str | Grid
+    identifier: int | str | None = None
+    halt: Halt | None = None
+    max_steps: int | None = None
+
+
+Task = Generate | Score | Solve
+
+
 class Job(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The unit that is queued, leased and logged: one prompt, or one scoring context with its continuations."""
+    """The unit that is queued, leased and logged: a prompt, a scoring context with its continuations, or a puzzle."""
 
     id: str
     model: str
-    task: Generate | Score
+    task: Task
     tenant: str = "public"
     priority: str = "default"
     request_id: str = ""
@@ -76,13 +98,27 @@ class ContinuationScore(msgspec.Struct, frozen=True):
     is_greedy: bool
 
 
+class Solution(msgspec.Struct, frozen=True):
+    """A puzzle's answer after `steps` ACT segments, and what the q head makes of it.
+
+    `confidence` is sigmoid(q_halt), the network's own probability that the grid is right; `is_halted` tells whether it
+    wanted to stop there (q_halt > q_continue).
+    """
+
+    grid: Grid
+    confidence: float
+    steps: int
+    is_halted: bool
+
+
 class Done(msgspec.Struct, frozen=True, omit_defaults=True, tag="done"):
-    """The job succeeded. `finish_reason` is `stop`, `length` or `score`."""
+    """The job succeeded. `finish_reason` is `stop`, `length`, `score` or `solve`."""
 
     finish_reason: str
     num_prompt_tokens: int
     num_completion_tokens: int
     scores: tuple[ContinuationScore, ...] = ()
+    solution: Solution | None = None
 
 
 class Failed(msgspec.Struct, frozen=True, omit_defaults=True, tag="failed"):

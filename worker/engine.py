@@ -14,7 +14,7 @@ from shared.messages import Done, Failed, Sampling
 from worker.kv.pages import PageTable
 from worker.runners.base import Runner
 from worker.scheduler import Scheduler
-from worker.sequence import Encoded, Scores, Sequence, Status, StepResult
+from worker.sequence import Encoded, Scores, Sequence, Solved, Status, StepResult
 from worker.text import TextStream
 
 logger = logging.getLogger("aios.engine")
@@ -130,10 +130,9 @@ class Engine:
         if isinstance(result, FleetError):
             self._drop(sequence.key)
             return [Emission(sequence.key, ended=result.as_event())]
-        if isinstance(result, Scores):
-            done = Done("score", len(sequence.encoded.prompt_ids), 0, result.scores)
+        if isinstance(result, Scores | Solved):
             self._drop(sequence.key)
-            return [Emission(sequence.key, ended=done)]
+            return [Emission(sequence.key, ended=_done(sequence, result))]
         return [self._commit_token(sequence, result)]
 
     def _commit_token(self, sequence: Sequence, token: int) -> Emission:
@@ -160,3 +159,11 @@ class Engine:
         if live is not None and live.sequence.status is not Status.FINISHED:
             self._scheduler.finish(live.sequence)
             self._runner.release(live.sequence)
+
+
+def _done(sequence: Sequence, result: Scores | Solved) -> Done:
+    """The end of a sequence that says everything at once."""
+    num_prompt_tokens = len(sequence.encoded.prompt_ids)
+    if isinstance(result, Scores):
+        return Done("score", num_prompt_tokens, 0, result.scores)
+    return Done("solve", num_prompt_tokens, 0, solution=result.solution)

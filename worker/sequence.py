@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from shared.messages import ContinuationScore, Sampling
+from shared.messages import ContinuationScore, Sampling, Solution
 
 
 class Status(Enum):
@@ -65,5 +65,12 @@ class Scores:
     scores: tuple[ContinuationScore, ...]
 
 
-StepResult = int | Scores | None
-"""A sampled token id, the scores of a scoring sequence, or nothing yet (an ACT segment that has not halted)."""
+@dataclass(frozen=True)
+class Solved:
+    """What a puzzle's last ACT segment yields."""
+
+    solution: Solution
+
+
+StepResult = int | Scores | Solved | None
+"""A sampled token id, all scores of a sequence, a puzzle's answer, or nothing yet (an ACT segment without a halt)."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from shared.errors import InvalidRequest
-from shared.messages import Generate, Sampling, Score, Text
+from shared.messages import Generate, Sampling, Score, Solve, Task, Text
 from worker.sequence import Encoded, Sequence, StepResult
 
 
@@ -28,9 +28,15 @@ class RunnerOptions:
     attention: Literal["bidirectional", "causal"] | None = None
 
 
+_ONE_TOKEN = Generate("1", Sampling(max_tokens=1, seed=0, temperature=0.0))
+
+
 @dataclass(frozen=True)
 class RunnerSpec:
-    """Plain facts of a loaded model. `num_pages` 0: the mechanism keeps no keys and values. `found` is for people."""
+    """Plain facts of a loaded model. `num_pages` 0: the mechanism keeps no keys and values. `found` is for people.
+
+    `tasks` are the tags of the tasks it serves, `trial` is a cheap one that shows whether the model works.
+    """
 
     runner: str
     found: str
@@ -38,6 +44,8 @@ class RunnerSpec:
     max_batch: int
     num_pages: int = 0
     page_size: int = 1
+    tasks: tuple[str, ...] = ("generate", "score")
+    trial: Task = _ONE_TOKEN
 
 
 class Runner(Protocol):
@@ -46,8 +54,8 @@ class Runner(Protocol):
     spec: RunnerSpec
     eos_ids: frozenset[int]
 
-    def encode(self, task: Generate | Score) -> Encoded:
-        """Token ids of a task; raises InvalidRequest."""
+    def encode(self, task: Task) -> Encoded:
+        """Token ids of a task; raises InvalidRequest, for a task of another kind too."""
 
     def step(self, batch: Rows[Sequence]) -> list[StepResult]:
         """Advance every sequence once; one result per sequence, in order."""
@@ -96,6 +104,13 @@ def encode_score(
 def _cut(ids: Rows[int], room: int, head: int) -> tuple[tuple[int, ...], int]:
     num_cut = max(0, len(ids) - room)
     return (*ids[:head], *ids[head + num_cut :]), num_cut
+
+
+def text_task(task: Task) -> Generate | Score:
+    """The task, which must be one about text. The front checks that too, but a model's kind may change under a name."""
+    if isinstance(task, Solve):
+        raise InvalidRequest("This model solves no puzzles.", field="model")
+    return task
 
 
 def as_ids(text: Text, vocab_size: int, field: str) -> tuple[int, ...] | None:

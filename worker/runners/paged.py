@@ -12,11 +12,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from shared.messages import ContinuationScore, Generate, Score
+from shared.messages import ContinuationScore, Generate, Score, Task
 from worker.kv.attention import DecodePlan, FreshPlan, Plan, prefix_mask
 from worker.kv.store import KVShape, KVStore
 from worker.models.errors import ModelFormatError
-from worker.runners.base import RunnerOptions, RunnerSpec
+from worker.runners.base import RunnerOptions, RunnerSpec, text_task
 from worker.sampler import sample
 from worker.scoring import score_states
 from worker.sequence import Encoded, Scores, Sequence, StepResult
@@ -70,8 +70,8 @@ class PagedRunner:
         self._language = language
         self._store = KVStore(net.kv_shape, num_pages * options.page_size, net.dtype, net.device)
 
-    def encode(self, task: Generate | Score) -> Encoded:
-        return self._language.encode(task, self.spec.context_window)
+    def encode(self, task: Task) -> Encoded:
+        return self._language.encode(text_task(task), self.spec.context_window)
 
     def decode(self, token_ids: Rows[int]) -> str:
         return self._language.decode(token_ids)
