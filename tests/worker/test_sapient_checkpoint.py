@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.worker.sapient_fixtures import Net, random_weights, shapes, write_checkpoint
+from tests.worker.sapient_fixtures import Net, Weights, random_weights, shapes, write_checkpoint
 from worker.models.errors import ModelFormatError
 from worker.models.sapient_checkpoint import load_sapient_checkpoint
 from worker.registry import detect
@@ -68,15 +68,16 @@ def test_prefixes_are_stripped(tmp_path: Path, prefix: str) -> None:
 
 def test_the_latest_step_by_number_unless_one_is_named(tmp_path: Path) -> None:
     """A checkpoint directory as training leaves it, with the predictions of an evaluation beside the weights."""
-    made = {
-        step: write_checkpoint(tmp_path, weights=random_weights(NET, step), filename=f"step_{step}") for step in (9, 10)
-    }
-    (tmp_path / "step_11_all_preds.0").write_bytes(b"no weights")
 
     def loaded(path: Path) -> torch.Tensor:
         return load_sapient_checkpoint(path).model.H_init
 
-    assert torch.equal(loaded(tmp_path), made[10]["H_init"])
+    made: dict[int, Weights] = {}
+    (tmp_path / "step_400").mkdir()
+    (tmp_path / "step_200_all_preds.0").write_bytes(b"no weights")
+    for step in (9, 20, 3, 100, 40):
+        made[step] = write_checkpoint(tmp_path, weights=random_weights(NET, step), filename=f"step_{step}")
+        assert torch.equal(loaded(tmp_path), made[max(made)]["H_init"])
     assert torch.equal(loaded(tmp_path / "step_9"), made[9]["H_init"])
     published = write_checkpoint(tmp_path, weights=random_weights(NET, 1))
     assert torch.equal(loaded(tmp_path), published["H_init"])

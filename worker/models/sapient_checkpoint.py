@@ -63,7 +63,8 @@ def _latest(directory: Path) -> Path:
     """`checkpoint`, as published, else the state dict of the highest step."""
     if (directory / "checkpoint").is_file():
         return directory / "checkpoint"
-    found = [(int(match[1]), file) for file in directory.glob("step_*") if (match := _STEP.fullmatch(file.name))]
+    named = ((_STEP.fullmatch(file.name), file) for file in directory.glob("step_*") if file.is_file())
+    found = [(int(match[1]), file) for match, file in named if match]
     if not found:
         raise ModelFormatError(f"{directory} has neither a file named checkpoint nor one named step_<number>")
     return max(found)[1]
