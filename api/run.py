@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from api.trail import Usage
 from shared.errors import ClientGone, from_event
-from shared.messages import ContinuationScore, Done, Event, Failed, Job, Started, Tokens
+from shared.messages import ContinuationScore, Done, Event, Failed, Job, Solution, Started, Tokens
 
 Progress = Started | Tokens | Done
 
@@ -25,6 +25,7 @@ class Outcome:
     usage: Usage
     scores: tuple[ContinuationScore, ...] = ()
     num_truncated: int = 0
+    solution: Solution | None = None
 
 
 class Run:
@@ -98,4 +99,4 @@ def total_usage(outcomes: Iterable[Outcome]) -> Usage:
 
 def _outcome(text: str, num_truncated: int, done: Done) -> Outcome:
     usage = Usage(done.num_prompt_tokens, done.num_completion_tokens)
-    return Outcome(text, done.finish_reason, usage, done.scores, num_truncated)
+    return Outcome(text, done.finish_reason, usage, done.scores, num_truncated, done.solution)

@@ -36,7 +36,7 @@ class ModelEntry(BaseModel):
 
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
     path: Text
-    runner: Literal["auto", "hrm-text", "hrm-act", "causal", "echo"] = "auto"
+    runner: Literal["auto", "hrm-text", "hrm-act", "hrm-puzzle", "causal", "echo"] = "auto"
     dtype: Dtype | None = None
     context_window: Count | None = None
     tokenizer_path: Text | None = None

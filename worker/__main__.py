@@ -22,13 +22,13 @@ def run(settings: Settings) -> int:
 
 
 def dry_run(settings: Settings) -> int:
-    """Load every model, decode one token with each and say what was found; serves nothing."""
+    """Load every model, try each and say what was found; serves nothing."""
     logging.basicConfig(level=logging.WARNING)
     for model in load_models(settings):
         info = model.info
         mark = " (default)" if info.is_default else ""
         print(f"{info.id}{mark}: {info.found}; context window {info.context_window} tokens")
-        print(f"  decoded one token: {warm_up(model.runner)!r}")
+        print(f"  {warm_up(model.runner)}")
     return EXIT_OK
 
 

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 
-from shared.messages import Done, Generate, ModelInfo, Sampling
+from shared.messages import Done, Generate, ModelInfo
 from shared.settings import ModelEntry, Settings, SettingsError, model_entries
 from worker import device
 from worker.engine import Engine
@@ -47,7 +47,7 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
     logger.info("model %s: %s", entry.id, spec.found)
     info = ModelInfo(
         entry.id, spec.runner, spec.found, spec.context_window, settings.max_new_tokens, spec.max_batch,
-        is_default=is_default,
+        tasks=spec.tasks, is_default=is_default,
     )  # fmt: skip
     return LoadedModel(info, runner)
 
@@ -76,14 +76,17 @@ def _options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
 
 
 def warm_up(runner: Runner) -> str:
-    """Decode one token through a real engine, so that the first request finds everything ready; returns its text."""
+    """Do the model's trial through a real engine, so that the first request finds everything ready; says what came."""
     said: list[Emission] = []
     engine = Engine(runner, said.extend)
-    sampling = Sampling(max_tokens=1, seed=0, temperature=0.0)
-    engine.submit(Work("warm-up", runner.encode(Generate("1", sampling)), sampling))
+    trial = runner.spec.trial
+    sampling = trial.sampling if isinstance(trial, Generate) else None
+    engine.submit(Work("warm-up", runner.encode(trial), sampling))
     while engine.has_work:
         engine.step()
     ended = said[-1].ended
     if not isinstance(ended, Done):
-        raise SettingsError(f"the model loads but cannot decode: {ended.message if ended else 'nothing came'}")
-    return "".join(item.text for item in said)
+        raise SettingsError(f"the model loads but does not work: {ended.message if ended else 'nothing came'}")
+    if ended.solution is not None:
+        return f"answered a blank grid with confidence {ended.solution.confidence:.3f}"
+    return f"decoded one token: {''.join(item.text for item in said)!r}"

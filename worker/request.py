@@ -11,7 +11,7 @@ import msgspec
 from shared.messages import Done, Failed, Sampling, TokenLogprob
 from worker.noise import fold
 from worker.runners.base import Runner
-from worker.sequence import Encoded, Sampled, Scores, Sequence
+from worker.sequence import Encoded, Sampled, Scores, Sequence, Solved
 from worker.text import TextStream
 
 
@@ -92,6 +92,11 @@ class Request:
             return []
         ended = self._close(self._choices[0], "score")
         return [Emission(self.work.key, ended=ended)]
+
+    def solve(self, sequence: Sequence, result: Solved) -> Emission:
+        """The end of a puzzle."""
+        done = self._close(self._choices[sequence.choice], "solve")
+        return Emission(self.work.key, ended=msgspec.structs.replace(done, solution=result.solution) if done else None)
 
     def _read(self, choice: _Choice, token: int, count: int) -> str:
         """The text that becomes certain with the `count`-th token; tokens that end a response have none."""

@@ -6,7 +6,7 @@ A `Slice` is what one step does for one sequence; `StepResult` is what came of i
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from shared.messages import ContinuationScore, Sampling, TokenLogprob
+from shared.messages import ContinuationScore, Sampling, Solution, TokenLogprob
 
 
 class Status(Enum):
@@ -116,5 +116,12 @@ class Scores:
     scores: tuple[ContinuationScore, ...]
 
 
-StepResult = Sampled | Scores | None
+@dataclass(frozen=True)
+class Solved:
+    """What a puzzle's last ACT segment yields."""
+
+    solution: Solution
+
+
+StepResult = Sampled | Scores | Solved | None
 """What a slice yields; nothing for part of a prompt, or an ACT segment that has not halted."""

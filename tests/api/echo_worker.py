@@ -1,6 +1,6 @@
 """A worker in the test's own loop that behaves like the echo runner, with a gate to hold it in the middle of a job.
 
-Text comes back word by word; a score is -1.0 for each character of the continuation.
+Text comes back word by word; a score is -1.0 for each character of the continuation; a puzzle is its own solution.
 """
 
 import asyncio
@@ -21,6 +21,8 @@ from shared.messages import (
     Job,
     ModelInfo,
     Score,
+    Solution,
+    Solve,
     Started,
     Text,
     Tokens,
@@ -93,6 +95,8 @@ class EchoWorker:
         task = claim.job.task
         if isinstance(task, Generate):
             return self._echo(claim.epoch, task)
+        if isinstance(task, Solve):
+            return self._solve(claim.epoch, task)
         return self._score(claim.epoch, task)
 
     def _echo(self, epoch: int, task: Generate) -> list[Event]:
@@ -109,6 +113,13 @@ class EchoWorker:
         scores = tuple(ContinuationScore(-1.0 * len(text), len(text), False) for text in task.continuations)
         num_prompt_tokens = len(_words(task.context))
         return [Started(epoch, "w1", num_prompt_tokens), Done("score", num_prompt_tokens, 0, scores)]
+
+    def _solve(self, epoch: int, task: Solve) -> list[Event]:
+        """A string as one row of numbers, as no worker answers in strings."""
+        puzzle = task.puzzle
+        grid = (tuple(map(int, puzzle.replace(".", "0"))),) if isinstance(puzzle, str) else puzzle
+        solution = Solution(grid, 0.25, task.max_steps or 16, True)
+        return [Started(epoch, "w1", 81), Done("solve", 81, 0, solution=solution)]
 
 
 def _words(text: Text) -> list[str]:

@@ -15,6 +15,8 @@ from shared.messages import (
     ModelInfo,
     Sampling,
     Score,
+    Solution,
+    Solve,
     Started,
     Tokens,
     WorkerInfo,
@@ -31,6 +33,17 @@ GOLDEN: list[tuple[Event, str]] = [
     ),
     (Tokens((7, 300), "ab"), "83a474797065a6746f6b656e73a36964739207cd012ca474657874a26162"),
     (Cancelled(), "81a474797065a963616e63656c6c6564"),
+    (
+        Done("stop", 5, 2),
+        "84a474797065a4646f6e65ad66696e6973685f726561736f6ea473746f70b16e756d5f70726f6d70745f746f6b656e73"
+        "05b56e756d5f636f6d706c6574696f6e5f746f6b656e7302",
+    ),
+    (
+        Done("solve", 4, 0, solution=Solution(((1, 2), "#G"), 0.75, 8, True)),
+        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea5736f6c7665b16e756d5f70726f6d70745f746f6b656e"
+        "7304b56e756d5f636f6d706c6574696f6e5f746f6b656e7300a8736f6c7574696f6e84a46772696492920102a22347aa"
+        "636f6e666964656e6365cb3fe8000000000000a5737465707308a969735f68616c746564c3",
+    ),
 ]  # fmt: skip
 
 
@@ -45,12 +58,25 @@ JOBS = [
     Job("00" + "a" * 32, "m", Generate("hi", Sampling(max_tokens=4, seed=2**62, temperature=0.5, stop=("x",)))),
     Job("00" + "b" * 32, "m", Generate((1, 2, 3), Sampling(max_tokens=4, seed=0), condition="synth,cot")),
     Job("00" + "c" * 32, "m", Score("c", ("a", (4, 5)), method="aios_compat"), tenant="t", request_id="r"),
+    Job("00" + "d" * 32, "m", Solve("." * 81)),
+    Job("00" + "e" * 32, "m", Solve(((0, 9), (3, 4)), "007bbfb7_t0", "q_halt", 3)),
+    Job("00" + "f" * 32, "m", Solve(("# S", "G o"), identifier=7)),
 ]
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_jobs_round_trip(job: Job) -> None:
     assert decode_job(encode(job)) == job
+
+
+def test_golden_bytes_of_a_puzzle() -> None:
+    """Both kinds of rows, and a field left out, as fronts write them."""
+    job = Job("00", "m", Solve(((0, 9), "#G"), identifier=2, halt="max"))
+    expected = (
+        "83a26964a23030a56d6f64656ca16da47461736b84a474797065a5736f6c7665a670757a7a6c6592920009a22347aa69"
+        "64656e74696669657202a468616c74a36d6178"
+    )
+    assert encode(job).hex() == expected
 
 
 def test_unknown_fields_and_missing_optional_ones_are_fine() -> None:

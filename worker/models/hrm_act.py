@@ -6,12 +6,13 @@ each row's carry and decides how many segments the row gets, so rows of a batch 
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worker.models.act_blocks import Attention, Block, Level, Sight, SwiGlu, Table, rope_tables
 from worker.models.errors import ModelFormatError
 
 
@@ -63,13 +64,6 @@ class ActOutput:
         return self.hidden
 
 
-class _Sight(NamedTuple):
-    """Which keys each query sees, `mask` [B, 1, S, S], and the rotary tables [S, D] where the positions are rotary."""
-
-    mask: Tensor
-    rope: tuple[Tensor, Tensor] | None
-
-
 def attention_mask(lengths: Tensor, width: int, config: ActConfig) -> Tensor:
     """Boolean [B, 1, S, S], true where the query may see the key.
 
@@ -86,54 +80,6 @@ def attention_mask(lengths: Tensor, width: int, config: ActConfig) -> Tensor:
         near = (behind >= 0) & (behind < config.window_size)
         allowed = allowed & (near | (lengths <= config.window_size)[:, None, None])
     return (allowed | (behind == 0)).unsqueeze(1)
-
-
-def _rope_tables(width: int, config: ActConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    size = config.hidden_size // config.num_heads
-    frequency = config.rope_theta ** (-torch.arange(0, size, 2, device=device, dtype=torch.float32) / size)
-    angle = torch.outer(torch.arange(width, device=device, dtype=torch.float32), frequency).repeat(1, 2)
-    return angle.cos(), angle.sin()
-
-
-def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    cos, sin = rope
-    first, second = x.float().chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
-
-
-class _Table(nn.Module):
-    def __init__(self, rows: int, width: int) -> None:
-        super().__init__()
-        self.embedding_weight = nn.Parameter(torch.randn(rows, width) / sqrt(width))
-
-
-class _Attention(nn.Module):
-    def __init__(self, config: ActConfig) -> None:
-        super().__init__()
-        self.num_heads = config.num_heads
-        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor, sight: _Sight) -> Tensor:
-        heads = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
-        if sight.rope is not None:
-            query, key = _rotate(query, sight.rope), _rotate(key, sight.rope)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=sight.mask)
-        out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
-        return out
-
-
-class _SwiGlu(nn.Module):
-    def __init__(self, config: ActConfig) -> None:
-        super().__init__()
-        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        out: Tensor = self.down_proj(F.silu(gate) * up)
-        return out
 
 
 class _Expert(nn.Module):
@@ -187,33 +133,15 @@ class _MoeMlp(nn.Module):
         return out
 
 
-class _Block(nn.Module):
-    """Post-norm: x = rms(x + attention(x)), then x = rms(x + mlp(x)); the norm has no weights and runs in fp32."""
-
-    def __init__(self, config: ActConfig) -> None:
-        super().__init__()
-        self.norm_eps = config.norm_eps
-        self.self_attn = _Attention(config)
-        self.mlp = _MoeMlp(config) if config.num_experts else _SwiGlu(config)
-
-    def forward(self, x: Tensor, sight: _Sight) -> Tensor:
-        x = self._norm(x + self.self_attn(x, sight))
-        return self._norm(x + self.mlp(x))
-
-    def _norm(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], eps=self.norm_eps).to(x.dtype)
-
-
-class _Level(nn.Module):
-    def __init__(self, config: ActConfig, num_layers: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(_Block(config) for _ in range(num_layers))
-
-    def forward(self, hidden: Tensor, injection: Tensor, sight: _Sight) -> Tensor:
-        hidden = hidden + injection
-        for layer in self.layers:
-            hidden = layer(hidden, sight)
-        return hidden
+def _level(config: ActConfig, num_layers: int) -> Level:
+    return Level(
+        Block(
+            Attention(config.hidden_size, config.num_heads),
+            _MoeMlp(config) if config.num_experts else SwiGlu(config.hidden_size, config.intermediate_size),
+            config.norm_eps,
+        )
+        for _ in range(num_layers)
+    )
 
 
 class _Inner(nn.Module):
@@ -224,13 +152,13 @@ class _Inner(nn.Module):
         super().__init__()
         self.register_buffer("H_init", torch.randn(config.hidden_size))
         self.register_buffer("L_init", torch.randn(config.hidden_size))
-        self.embed_tokens = _Table(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Table(config.vocab_size, config.hidden_size)
         if config.pos_encoding == "learned":
-            self.embed_pos = _Table(config.max_seq_len, config.hidden_size)
+            self.embed_pos = Table(config.max_seq_len, config.hidden_size)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.q_head = nn.Linear(config.hidden_size, 2)
-        self.H_level = _Level(config, config.h_layers)
-        self.L_level = _Level(config, config.l_layers)
+        self.H_level = _level(config, config.h_layers)
+        self.L_level = _level(config, config.l_layers)
 
 
 class ActModel(nn.Module):
@@ -266,12 +194,13 @@ class ActModel(nn.Module):
         out: Tensor = self.inner.lm_head(hidden)
         return out.clamp(-20.0, 20.0).float()
 
-    def _sight(self, lengths: Tensor, width: int) -> _Sight:
+    def _sight(self, lengths: Tensor, width: int) -> Sight:
         if width > self.config.max_seq_len:
             raise ValueError(f"{width} tokens exceed the network's {self.config.max_seq_len}")
         rotary = self.config.pos_encoding == "rope"
-        rope = _rope_tables(width, self.config, lengths.device) if rotary else None
-        return _Sight(attention_mask(lengths, width, self.config), rope)
+        size = self.config.hidden_size // self.config.num_heads
+        rope = rope_tables(width, size, self.config.rope_theta, lengths.device) if rotary else None
+        return Sight(attention_mask(lengths, width, self.config), rope)
 
     def _embed(self, ids: Tensor) -> Tensor:
         embedding = F.embedding(ids, self.inner.embed_tokens.embedding_weight)

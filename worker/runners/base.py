@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from shared.errors import FleetError, InvalidRequest
-from shared.messages import Generate, Sampling, Score, Text
+from shared.messages import Generate, Sampling, Score, Solve, Task, Text
 from worker.sequence import Encoded, Sequence, Slice, StepResult
 
 
@@ -30,13 +30,17 @@ class RunnerOptions:
     attention: Literal["bidirectional", "causal"] | None = None
 
 
+_ONE_TOKEN = Generate("1", Sampling(max_tokens=1, seed=0, temperature=0.0))
+
+
 @dataclass(frozen=True)
 class RunnerSpec:
     """Plain facts of a loaded model and what its mechanism allows. `name` is the model's id, `found` is for people.
 
     `num_pages` 0: it keeps no keys and values. `step_tokens` is what one step should compute at most. `reuse`: any
     `prefix` of a computed sequence may serve another one, or a whole identical `prompt`, or nothing. `chunk_prefill`:
-    a prompt may be computed in parts.
+    a prompt may be computed in parts. `tasks` are the tags of the tasks it serves, `trial` is a cheap one that shows
+    whether the model works.
     """
 
     runner: str
@@ -49,6 +53,8 @@ class RunnerSpec:
     page_size: int = 1
     reuse: Literal["prefix", "prompt", "none"] = "none"
     chunk_prefill: bool = True
+    tasks: tuple[str, ...] = ("generate", "score")
+    trial: Task = _ONE_TOKEN
 
 
 class Runner(Protocol):
@@ -57,8 +63,8 @@ class Runner(Protocol):
     spec: RunnerSpec
     eos_ids: frozenset[int]
 
-    def encode(self, task: Generate | Score) -> Encoded:
-        """Token ids of a task; raises InvalidRequest."""
+    def encode(self, task: Task) -> Encoded:
+        """Token ids of a task; raises InvalidRequest, for a task of another kind too."""
 
     def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
         """Compute every slice; one result per slice, in order: a FleetError for one that fails alone.
@@ -110,6 +116,13 @@ def encode_score(
 def _cut(ids: Rows[int], room: int, head: int) -> tuple[tuple[int, ...], int]:
     num_cut = max(0, len(ids) - room)
     return (*ids[:head], *ids[head + num_cut :]), num_cut
+
+
+def text_task(task: Task) -> Generate | Score:
+    """The task, which must be one about text. The front checks that too, but a model's kind may change under a name."""
+    if isinstance(task, Solve):
+        raise InvalidRequest("This model solves no puzzles.", field="model")
+    return task
 
 
 def as_ids(text: Text, vocab_size: int, field: str) -> tuple[int, ...] | None:

@@ -7,8 +7,8 @@ a prompt that contains the word `eos` ends where the prompt does.
 from collections.abc import Sequence as Rows
 
 from shared.errors import FleetError
-from shared.messages import ContinuationScore, Generate, Score
-from worker.runners.base import RunnerOptions, RunnerSpec, as_ids, encode_generate, encode_score
+from shared.messages import ContinuationScore, Generate, Task
+from worker.runners.base import RunnerOptions, RunnerSpec, as_ids, encode_generate, encode_score, text_task
 from worker.sequence import Encoded, Sampled, Scores, Sequence, Slice, StepResult
 
 EOS = 0
@@ -26,7 +26,8 @@ class Echo:
         window = options.context_window or 4096
         self.spec = RunnerSpec("echo", options.name, "echo: repeats its prompt, no model", window, options.max_batch)
 
-    def encode(self, task: Generate | Score) -> Encoded:
+    def encode(self, task: Task) -> Encoded:
+        task = text_task(task)
         if isinstance(task, Generate):
             return encode_generate(_ids(task.prompt, "prompt"), task.sampling, self.spec.context_window)
         continuations = [_ids(item, "continuations") for item in task.continuations]

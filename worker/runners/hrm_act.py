@@ -16,12 +16,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from shared.errors import FleetError, InvalidRequest
-from shared.messages import ContinuationScore, Generate, Score, Text
+from shared.messages import ContinuationScore, Generate, Task, Text
 from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActModel
 from worker.models.weights import load_tokenizer
-from worker.runners.base import RunnerOptions, RunnerSpec, as_ids, encode_generate, encode_score
+from worker.runners.base import RunnerOptions, RunnerSpec, as_ids, encode_generate, encode_score, text_task
 from worker.sampler import broken, sample
 from worker.scoring import score_states, score_tokens
 from worker.sequence import Encoded, Scores, Sequence, Slice, StepResult
@@ -41,8 +41,9 @@ class ActRunner:
         self._may_halt = segments == "q_halt"
         self._device = next(model.parameters()).device
 
-    def encode(self, task: Generate | Score) -> Encoded:
+    def encode(self, task: Task) -> Encoded:
         """Prompts carry the tokenizer's special tokens, continuations do not; `aios_compat` uses none at all."""
+        task = text_task(task)
         if task.condition is not None:
             raise InvalidRequest("This model knows no conditions; leave `condition` out.", field="condition")
         window = self.spec.context_window

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from shared.errors import FleetError
-from shared.messages import Generate, Score
+from shared.messages import Generate, Score, Task
 from worker.kv.attention import Plan
 from worker.kv.batch import Batch, BatchBuilder
 from worker.kv.store import KVShape, KVStore
 from worker.models.errors import ModelFormatError
-from worker.runners.base import RunnerOptions, RunnerSpec
+from worker.runners.base import RunnerOptions, RunnerSpec, text_task
 from worker.sampler import broken, sample
 from worker.scoring import score_states
 from worker.sequence import Encoded, Scores, Sequence, Slice, StepResult
@@ -67,8 +67,8 @@ class PagedRunner:
         self._language = language
         self._store = KVStore(net.kv_shape, num_pages, options.page_size, net.dtype, net.device)
 
-    def encode(self, task: Generate | Score) -> Encoded:
-        return self._language.encode(task, self.spec.context_window)
+    def encode(self, task: Task) -> Encoded:
+        return self._language.encode(text_task(task), self.spec.context_window)
 
     def decode(self, token_ids: Rows[int]) -> str:
         return self._language.decode(token_ids)

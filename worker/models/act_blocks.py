@@ -1,0 +1,101 @@
+"""The blocks that the ACT networks share, AI-OS ACTv1 and Sapient HRM, under their common parameter names.
+
+A level is a stack of post-norm blocks without biases or norm weights. Which keys a query sees, and whether positions
+are rotary, is the network's business and comes in with each call.
+"""
+
+from collections.abc import Iterable
+from math import sqrt
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Sight(NamedTuple):
+    """Which keys each query sees, `mask` [B, 1, S, S] or None for all, and rotary tables [S, D] where rotary."""
+
+    mask: Tensor | None
+    rope: tuple[Tensor, Tensor] | None
+
+
+def rope_tables(width: int, head_size: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [width, head_size] of positions 0 and up, in the half-rotated layout, fp32."""
+    frequency = theta ** (-torch.arange(0, head_size, 2, device=device, dtype=torch.float32) / head_size)
+    angle = torch.outer(torch.arange(width, device=device, dtype=torch.float32), frequency).repeat(1, 2)
+    return angle.cos(), angle.sin()
+
+
+def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    cos, sin = rope
+    first, second = x.float().chunk(2, dim=-1)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+class Table(nn.Module):
+    """Rows of token or position embeddings."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.embedding_weight = nn.Parameter(torch.randn(rows, width) / sqrt(width))
+
+
+class Attention(nn.Module):
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv_proj = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
+        self.o_proj = nn.Linear(hidden_size, hidden_size, bias=False)
+
+    def forward(self, x: Tensor, sight: Sight) -> Tensor:
+        heads = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
+        if sight.rope is not None:
+            query, key = _rotate(query, sight.rope), _rotate(key, sight.rope)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=sight.mask)
+        out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class SwiGlu(nn.Module):
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(hidden_size, 2 * intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        out: Tensor = self.down_proj(F.silu(gate) * up)
+        return out
+
+
+class Block(nn.Module):
+    """Post-norm: x = rms(x + attention(x)), then x = rms(x + mlp(x)); the norm has no weights and runs in fp32."""
+
+    def __init__(self, self_attn: Attention, mlp: nn.Module, norm_eps: float) -> None:
+        super().__init__()
+        self.norm_eps = norm_eps
+        self.self_attn = self_attn
+        self.mlp = mlp
+
+    def forward(self, x: Tensor, sight: Sight) -> Tensor:
+        x = self._norm(x + self.self_attn(x, sight))
+        return self._norm(x + self.mlp(x))
+
+    def _norm(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], eps=self.norm_eps).to(x.dtype)
+
+
+class Level(nn.Module):
+    """A stack of blocks over `hidden` + `injection`, both [B, S, H]."""
+
+    def __init__(self, blocks: Iterable[Block]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(blocks)
+
+    def forward(self, hidden: Tensor, injection: Tensor, sight: Sight) -> Tensor:
+        hidden = hidden + injection
+        for layer in self.layers:
+            hidden = layer(hidden, sight)
+        return hidden
