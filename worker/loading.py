@@ -60,10 +60,11 @@ def _options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
         context_window=entry.context_window or settings.context_window,
         kv_bytes=settings.kv_memory_mib * 2**20,
         page_size=settings.page_size,
-        condition=settings.condition,
+        condition=entry.condition or settings.condition,
         scoring=settings.scoring,
         segments=settings.segments,
         attention=settings.attention,
+        use_ema=settings.use_ema,
     )
 
 

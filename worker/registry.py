@@ -15,6 +15,8 @@ RUNNERS = {
     "causal": "worker.runners.causal:load",
 }
 
+_EPOCH_PREFIX = "fsdp2_epoch_"
+
 
 def load_runner(kind: str, options: RunnerOptions) -> Runner:
     """Load a model; `kind` auto looks at the files. Raises ModelFormatError with a sentence for the operator."""
@@ -34,8 +36,13 @@ def detect(path: str) -> str:
     directory = place if place.is_dir() else place.parent
     if (directory / "brain.json").is_file():
         return "hrm-act"
+    if directory.name.startswith(_EPOCH_PREFIX) or any(directory.glob(f"{_EPOCH_PREFIX}*")):
+        return "hrm-text"
     if not (directory / "config.json").is_file():
-        expected = "brain.json (an AI-OS brain) or config.json (a Hugging Face model)"
+        expected = (
+            "brain.json (an AI-OS brain), config.json (a Hugging Face model) nor "
+            f"{_EPOCH_PREFIX}<number> (a raw HRM-Text checkpoint)"
+        )
         raise ModelFormatError(f"What lies at {path} is no model we know: neither {expected} is there.")
     config = json.loads((directory / "config.json").read_text())
     return "hrm-text" if config.get("model_type") == "hrm_text" else "causal"

@@ -26,6 +26,7 @@ class RunnerOptions:
     scoring: str = "strict"
     segments: str = "compat"
     attention: Literal["bidirectional", "causal"] | None = None
+    use_ema: bool = True
 
 
 @dataclass(frozen=True)
