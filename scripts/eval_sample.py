@@ -9,8 +9,9 @@ from scripts.sample_problems import KINDS, Problem, held_out
 from shared.messages import Generate, Sampling
 from shared.settings import SAMPLE_MODEL
 from worker.device import use_threads
-from worker.engine import Emission, Engine, Work
+from worker.engine import Engine
 from worker.registry import load_runner
+from worker.request import Emission, Work
 from worker.runners.base import Runner, RunnerOptions
 
 _LONGEST_ANSWER = 128

@@ -13,7 +13,11 @@ Text = str | tuple[int, ...]
 
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How to choose tokens. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1.0 do not cut."""
+    """How to choose tokens. `temperature` 0 is greedy; `top_k` 0, `top_p` 1.0 and `min_p` 0 do not cut.
+
+    `n` choices are drawn for the prompt. Before `min_tokens` nothing ends a response: no end token, no stop. `logprobs`
+    counts the likeliest tokens to report beside each chosen one; None reports nothing.
+    """
 
     max_tokens: int
     seed: int
@@ -21,6 +25,16 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     top_p: float = 1.0
     top_k: int = 0
     stop: tuple[str, ...] = ()
+    n: int = 1
+    min_p: float = 0.0
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_ids: tuple[int, ...] = ()
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logprobs: int | None = None
 
 
 class Generate(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
@@ -60,12 +74,27 @@ class Started(msgspec.Struct, frozen=True, omit_defaults=True, tag="started"):
     num_truncated: int = 0
 
 
+class TokenLogprob(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A chosen token's log-probability (nats) under the model itself, and the likeliest tokens with theirs.
+
+    `token` is the text the token adds; `top` are (token, text, log-probability), likeliest first.
+    """
+
+    logprob: float
+    token: str = ""
+    top: tuple[tuple[int, str, float], ...] = ()
+
+
 class Tokens(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokens"):
-    """Newly sampled ids and the text that became certain with them; either may be empty, not both."""
+    """Newly sampled ids of one choice and the text that became certain with them; either may be empty, not both.
+
+    `logprobs` are one for each id, if the request asks for them.
+    """
 
     ids: tuple[int, ...]
     text: str = ""
     choice: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class ContinuationScore(msgspec.Struct, frozen=True):
@@ -77,12 +106,17 @@ class ContinuationScore(msgspec.Struct, frozen=True):
 
 
 class Done(msgspec.Struct, frozen=True, omit_defaults=True, tag="done"):
-    """The job succeeded. `finish_reason` is `stop`, `length` or `score`."""
+    """The job succeeded. `finish_reason` is `stop`, `length` or `score`; of several choices `finish_reasons` has each.
+
+    The keys and values of `num_cached_tokens` prompt tokens were there already.
+    """
 
     finish_reason: str
     num_prompt_tokens: int
     num_completion_tokens: int
     scores: tuple[ContinuationScore, ...] = ()
+    finish_reasons: tuple[str, ...] = ()
+    num_cached_tokens: int = 0
 
 
 class Failed(msgspec.Struct, frozen=True, omit_defaults=True, tag="failed"):

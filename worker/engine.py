@@ -7,64 +7,27 @@ called from any. What a step says goes to `emit` as one batch.
 import logging
 import queue
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from shared.errors import FleetError, InvalidRequest, WorkerFailed
-from shared.messages import Done, Failed, Sampling
-from worker.kv.pages import PageTable
+from worker.request import Emission, Request, Work
 from worker.runners.base import Runner
 from worker.scheduler import Scheduler
-from worker.sequence import Encoded, Scores, Sequence, Status, StepResult
-from worker.text import TextStream
+from worker.sequence import Sampled, Scores, Sequence, Slice, Status, StepResult
 
 logger = logging.getLogger("aios.engine")
 
-
-@dataclass(frozen=True)
-class Work:
-    """A job for the engine. `key` is the take it belongs to: two takes of one job are two works.
-
-    `replayed_ids` are tokens that the log already holds: they are never sampled again.
-    """
-
-    key: str
-    encoded: Encoded
-    sampling: Sampling | None
-    replayed_ids: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Emission:
-    """What one step says of one work: new ids, the text that became certain, and its end if it ended."""
-
-    key: str
-    ids: tuple[int, ...] = ()
-    text: str = ""
-    ended: Done | Failed | None = None
-
-
 Emit = Callable[[list[Emission]], None]
-
-
-@dataclass
-class _Live:
-    """A sequence with its text."""
-
-    sequence: Sequence
-    text: TextStream
 
 
 class Engine:
     """`emit` is called from the engine's thread with the emissions of each step, `wake` whenever there is new work."""
 
     def __init__(self, runner: Runner, emit: Emit, wake: Callable[[], None] = lambda: None) -> None:
-        spec = runner.spec
-        pages = PageTable(spec.num_pages, spec.page_size) if spec.num_pages else None
         self._runner = runner
         self._emit = emit
         self._wake = wake
-        self._scheduler = Scheduler(spec.max_batch, pages)
-        self._live: dict[str, _Live] = {}
+        self._scheduler = Scheduler(runner.spec)
+        self._requests: dict[str, Request] = {}
         self._inbox: queue.SimpleQueue[Work | str] = queue.SimpleQueue()
 
     def submit(self, work: Work) -> None:
@@ -83,10 +46,9 @@ class Engine:
     def step(self) -> None:
         """Admit what has come, run one step for everything that has a place, and say what came of it."""
         emissions = self._admit()
-        batch = self._scheduler.plan()
-        if batch:
-            for sequence, result in zip(batch, self._run(batch), strict=True):
-                emissions += self._commit(sequence, result)
+        slices = self._scheduler.plan()
+        for part, result in zip(slices, self._run(slices) if slices else (), strict=True):
+            emissions += self._commit(part, result)
         if emissions:
             self._emit(emissions)
 
@@ -102,61 +64,61 @@ class Engine:
 
     def _join(self, work: Work) -> list[Emission]:
         """Take a job in. Replayed tokens rebuild its text; if they had already ended it, only the end is missing."""
-        sequence = Sequence(work.key, work.encoded, work.sampling, output_ids=list(work.replayed_ids))
-        text = TextStream(self._runner.decode, work.sampling.stop if work.sampling else ())
-        for token in work.replayed_ids:
-            if token not in self._runner.eos_ids:
-                text.push(token)
-        reason = self._finish_reason(sequence, text) if work.replayed_ids else None
-        if not self._scheduler.can_hold(sequence):
+        request = Request(work, self._runner)
+        if not all(map(self._scheduler.can_hold, request.sequences)):
             return [Emission(work.key, ended=InvalidRequest("The request is too large for the model.").as_event())]
-        self._live[work.key] = _Live(sequence, text)
-        self._scheduler.add(sequence)
-        return [self._end(sequence, (), text.flush(), reason)] if reason else []
+        emissions = request.catch_up()
+        for sequence in request.sequences:
+            if sequence in request.open_sequences:
+                self._scheduler.add(sequence)
+            else:
+                self._leave(sequence)
+        if request.open_sequences:
+            self._requests[work.key] = request
+        return emissions
 
-    def _run(self, batch: list[Sequence]) -> list[StepResult | FleetError]:
-        """One step of the runner. If it fails, every sequence is tried alone, so that only the culprit fails."""
+    def _run(self, slices: list[Slice]) -> list[StepResult | FleetError]:
+        """One step of the runner. If it fails, each half is tried again, so that only the culprit fails.
+
+        A step that needs more memory than there is becomes two smaller ones in the same way.
+        """
         try:
-            return list(self._runner.step(batch))
+            return list(self._runner.step(slices))
         except Exception as error:  # the seam to foreign code: whatever a model raises becomes that job's failure
-            logger.exception("step failed", extra={"batch": len(batch)})
-            if len(batch) == 1:
+            logger.exception("step failed", extra={"batch": len(slices)})
+            if len(slices) == 1:
                 return [error if isinstance(error, FleetError) else WorkerFailed(f"The model failed: {error}")]
-        return [result for sequence in batch for result in self._run([sequence])]
+        half = len(slices) // 2
+        return self._run(slices[:half]) + self._run(slices[half:])
 
-    def _commit(self, sequence: Sequence, result: StepResult | FleetError) -> list[Emission]:
-        if result is None:
+    def _commit(self, part: Slice, result: StepResult | FleetError) -> list[Emission]:
+        request = self._requests.get(part.sequence.key)
+        if request is None:  # another choice of the same request failed in this step
             return []
         if isinstance(result, FleetError):
-            self._drop(sequence.key)
-            return [Emission(sequence.key, ended=result.as_event())]
+            self._drop(request.work.key, keep=False)
+            return [Emission(request.work.key, ended=result.as_event())]
+        self._scheduler.commit(part)
+        emissions = self._say(request, part.sequence, result)
+        if part.sequence not in request.open_sequences:
+            self._leave(part.sequence)
+        if not request.open_sequences:
+            del self._requests[request.work.key]
+        return emissions
+
+    def _say(self, request: Request, sequence: Sequence, result: StepResult) -> list[Emission]:
+        if isinstance(result, Sampled):
+            return [request.push(sequence, result)]
         if isinstance(result, Scores):
-            done = Done("score", len(sequence.encoded.prompt_ids), 0, result.scores)
-            self._drop(sequence.key)
-            return [Emission(sequence.key, ended=done)]
-        return [self._commit_token(sequence, result)]
+            return request.score(sequence, result)
+        return []
 
-    def _commit_token(self, sequence: Sequence, token: int) -> Emission:
-        live = self._live[sequence.key]
-        sequence.output_ids.append(token)
-        text = "" if token in self._runner.eos_ids else live.text.push(token)
-        reason = self._finish_reason(sequence, live.text)
-        if reason is None:
-            return Emission(sequence.key, (token,), text)
-        return self._end(sequence, (token,), text + live.text.flush(), reason)
+    def _drop(self, key: str, *, keep: bool = True) -> None:
+        request = self._requests.pop(key, None)
+        for sequence in request.sequences if request is not None else ():
+            self._leave(sequence, keep=keep)
 
-    def _finish_reason(self, sequence: Sequence, text: TextStream) -> str | None:
-        if sequence.output_ids[-1] in self._runner.eos_ids or text.is_stopped:
-            return "stop"
-        return "length" if len(sequence.output_ids) >= sequence.encoded.max_tokens else None
-
-    def _end(self, sequence: Sequence, ids: tuple[int, ...], text: str, reason: str) -> Emission:
-        done = Done(reason, len(sequence.encoded.prompt_ids), len(sequence.output_ids))
-        self._drop(sequence.key)
-        return Emission(sequence.key, ids, text, done)
-
-    def _drop(self, key: str) -> None:
-        live = self._live.pop(key, None)
-        if live is not None and live.sequence.status is not Status.FINISHED:
-            self._scheduler.finish(live.sequence)
-            self._runner.release(live.sequence)
+    def _leave(self, sequence: Sequence, *, keep: bool = True) -> None:
+        if sequence.status is not Status.FINISHED:
+            self._scheduler.finish(sequence, keep=keep)
+            self._runner.release(sequence)

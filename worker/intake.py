@@ -14,8 +14,9 @@ from shared.errors import FleetError, WorkerFailed
 from shared.log import LogReader
 from shared.messages import Generate, Started, Tokens
 from shared.queue import Claim, JobQueue
-from worker.engine import Engine, Work
+from worker.engine import Engine
 from worker.outbox import Outbox
+from worker.request import Work
 from worker.runners.base import Runner
 
 logger = logging.getLogger("aios.intake")
@@ -103,8 +104,13 @@ class Intake:
         started = Started(claim.epoch, self._address[2], len(encoded.prompt_ids), encoded.num_truncated)
         if self._outbox.add(claim, started):
             sampling = task.sampling if isinstance(task, Generate) else None
-            self._engine.submit(Work(claim.key, encoded, sampling, replayed))
+            self._engine.submit(Work(claim.key, encoded, sampling, replayed, claim.job.tenant))
 
-    async def _replay(self, claim: Claim) -> tuple[int, ...]:
-        events = await self._reader.read(claim.job.id)
-        return tuple(token for _, event in events if isinstance(event, Tokens) for token in event.ids)
+    async def _replay(self, claim: Claim) -> tuple[tuple[int, ...], ...]:
+        """The logged tokens of each choice."""
+        said: list[list[int]] = []
+        for _, event in await self._reader.read(claim.job.id):
+            if isinstance(event, Tokens):
+                said += [[] for _ in range(event.choice + 1 - len(said))]
+                said[event.choice] += event.ids
+        return tuple(map(tuple, said))

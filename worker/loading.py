@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from shared.messages import Done, Generate, ModelInfo, Sampling
 from shared.settings import ModelEntry, Settings, SettingsError, model_entries
 from worker import device
-from worker.engine import Emission, Engine, Work
+from worker.engine import Engine
 from worker.models.errors import ModelFormatError
 from worker.registry import detect, load_runner
+from worker.request import Emission, Work
 from worker.runners.base import SMALLEST_WINDOW, Runner, RunnerOptions
 
 logger = logging.getLogger("aios.loading")
@@ -53,6 +54,7 @@ def _options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
         device.use_threads(settings.threads)
     return RunnerOptions(
         path=entry.path,
+        name=entry.id,
         tokenizer_path=entry.tokenizer_path,
         device="cpu" if kind == "echo" else device.choose(settings.device),
         dtype=entry.dtype or settings.dtype,

@@ -14,7 +14,7 @@ from shared.broker import UNAVAILABLE
 from shared.log import Append, LogWriter
 from shared.messages import Event, Terminal, Tokens
 from shared.queue import Claim
-from worker.engine import Emission
+from worker.request import Emission
 
 logger = logging.getLogger("aios.outbox")
 
@@ -125,9 +125,10 @@ def _add(news: list[Event], emission: Emission) -> None:
     """Join tokens to the tokens that are still unsent, so that a slow Redis makes fewer, larger events."""
     if emission.ids or emission.text:
         last = news[-1] if news else None
-        if isinstance(last, Tokens):
-            news[-1] = Tokens((*last.ids, *emission.ids), last.text + emission.text)
+        if isinstance(last, Tokens) and last.choice == emission.choice:
+            logprobs = (*last.logprobs, *emission.logprobs)
+            news[-1] = Tokens((*last.ids, *emission.ids), last.text + emission.text, emission.choice, logprobs)
         else:
-            news.append(Tokens(emission.ids, emission.text))
+            news.append(Tokens(emission.ids, emission.text, emission.choice, emission.logprobs))
     if emission.ended is not None:
         news.append(emission.ended)

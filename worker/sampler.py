@@ -2,21 +2,36 @@
 
 So a row's choice depends neither on its batch mates nor on the worker: it can only change where two tokens nearly tie.
 Greedy is temperature 0. Gumbel-max: argmax(logits / T + g) with g = -log(-log(u)) draws from softmax(logits / T)
-(Gumbel 1954; Maddison et al. 2014). The hash is the finaliser of splitmix64 (Steele, Lea and Flood 2014).
+(Gumbel 1954; Maddison et al. 2014).
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence as Rows
 
 import torch
 from torch import Tensor
 
+from shared.errors import FleetError, WorkerFailed
 from shared.messages import Sampling
+from worker.noise import GOLDEN, MIX1, MIX2, position_key
+from worker.sequence import Sampled, Sequence, StepResult
 
-_MASK = (1 << 64) - 1
-_GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+def sample(
+    logits: Tensor, sequences: Rows[Sequence], eos_ids: frozenset[int], model: str
+) -> list[StepResult | FleetError]:
+    """The next token of each sequence by its row of `logits` [B, V]; WorkerFailed naming `model` where it has none."""
+    samplings = [item.sampling for item in sequences if item.sampling is not None]
+    chosen = choose(logits, samplings, [len(item.output_ids) for item in sequences])
+    is_sound = torch.isfinite(logits).all(dim=-1).tolist()
+    return [Sampled(token) if sound else broken(model) for token, sound in zip(chosen, is_sound, strict=True)]
 
 
-def sample(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> list[int]:
+def broken(model: str) -> WorkerFailed:
+    """The failure of a sequence whose logits are not numbers."""
+    return WorkerFailed(f"Logits of {model!r} are not finite: its weights are broken or overflow in this dtype.")
+
+
+def choose(logits: Tensor, samplings: Rows[Sampling], positions: Rows[int]) -> list[int]:
     """One token id per row of `logits` [B, V]; `positions` counts the response tokens already there."""
     chosen = logits.argmax(dim=-1)
     drawn = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
@@ -25,16 +40,16 @@ def sample(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[in
     return [int(token) for token in chosen.tolist()]
 
 
-def _draw(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> Tensor:
+def _draw(logits: Tensor, samplings: Rows[Sampling], positions: Rows[int]) -> Tensor:
     temperature = torch.tensor([item.temperature for item in samplings], dtype=torch.float64, device=logits.device)
     scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature[:, None]
     if any(item.top_k or item.top_p < 1.0 for item in samplings):
         scaled = scaled.masked_fill(_cut(scaled, samplings), -torch.inf)
-    keys = [_key(item.seed, position) for item, position in zip(samplings, positions, strict=True)]
+    keys = [position_key(item.seed, position) for item, position in zip(samplings, positions, strict=True)]
     return (scaled + gumbel_noise(keys, logits.shape[1], logits.device)).argmax(dim=-1)
 
 
-def _cut(scaled: Tensor, samplings: Sequence[Sampling]) -> Tensor:
+def _cut(scaled: Tensor, samplings: Rows[Sampling]) -> Tensor:
     """True where top-k or top-p forbids a token. Top-p keeps the smallest set of likeliest tokens that reaches p."""
     size = scaled.shape[1]
     order = scaled.sort(dim=-1, descending=True, stable=True)
@@ -47,28 +62,18 @@ def _cut(scaled: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     return torch.zeros_like(forbidden).scatter(1, order.indices, forbidden)
 
 
-def gumbel_noise(keys: Sequence[int], size: int, device: torch.device) -> Tensor:
+def gumbel_noise(keys: Rows[int], size: int, device: torch.device) -> Tensor:
     """[len(keys), size] standard Gumbel draws; entry (b, v) depends on `keys[b]` and v alone."""
     start = torch.tensor([_signed(key) for key in keys], dtype=torch.int64, device=device)[:, None]
     tokens = torch.arange(1, size + 1, dtype=torch.int64, device=device)[None, :]
-    bits = _mix_tensor(start + tokens * _signed(_GOLDEN))
+    bits = _mix_tensor(start + tokens * _signed(GOLDEN))
     uniform = (_shift_right(bits, 12).double() + 0.5) * 2.0**-52
     return -(-uniform.log()).log()
 
 
-def _key(seed: int, position: int) -> int:
-    return _mix((_mix((seed + _GOLDEN) & _MASK) + (position + 1) * _GOLDEN) & _MASK)
-
-
-def _mix(value: int) -> int:
-    value = ((value ^ (value >> 30)) * _MIX1) & _MASK
-    value = ((value ^ (value >> 27)) * _MIX2) & _MASK
-    return value ^ (value >> 31)
-
-
 def _mix_tensor(value: Tensor) -> Tensor:
-    value = (value ^ _shift_right(value, 30)) * _signed(_MIX1)
-    value = (value ^ _shift_right(value, 27)) * _signed(_MIX2)
+    value = (value ^ _shift_right(value, 30)) * _signed(MIX1)
+    value = (value ^ _shift_right(value, 27)) * _signed(MIX2)
     return value ^ _shift_right(value, 31)
 
 

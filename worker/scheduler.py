@@ -1,69 +1,163 @@
-"""Which sequences run in the next step. Plain Python: counts slots and pages, knows no model and no tensor.
+"""What the next step computes. Plain Python: counts slots, pages and tokens, knows no model and no tensor.
 
-First come, first served: a sequence is admitted when there is a slot and room for all the tokens it may ever hold, so
-that a running sequence never has to give way. Long prompts wait for the next step once this step's budget is spent.
+Every step decodes all running sequences and gives what is left of its token budget to prompts, so that neither starves
+the other: a prompt that cannot be cut may exceed the budget, and the steps after it take no prompt until that is paid.
+Of the prompts the oldest gets at least half the budget, the shortest the rest. Pages are taken as sequences grow; when
+they run out, the latest arrival gives its own back and is computed again later.
 """
 
-from collections import deque
-
-from worker.kv.pages import PageTable
-from worker.sequence import Sequence, Status
+from worker.kv.cache import Cache
+from worker.runners.base import RunnerSpec
+from worker.sequence import Sequence, Slice, Status
 
 
 class Scheduler:
-    """`pages` is None for mechanisms that keep no keys and values. Invariant: pages held only by running sequences."""
+    """`cache` is None for mechanisms that keep no keys and values: each step computes their rows whole."""
 
-    def __init__(self, max_batch: int, pages: PageTable | None = None, *, prefill_budget: int = 4096) -> None:
-        self._max_batch = max_batch
-        self._pages = pages
-        self._prefill_budget = prefill_budget
-        self._waiting: deque[Sequence] = deque()
-        self._running: dict[str, Sequence] = {}
+    def __init__(self, spec: RunnerSpec) -> None:
+        self._spec = spec
+        self._cache = Cache(spec) if spec.num_pages else None
+        self._waiting: list[Sequence] = []
+        self._running: list[Sequence] = []
+        self._arrivals = 0
+        self._debt = 0
 
     @property
     def has_work(self) -> bool:
         return bool(self._waiting or self._running)
 
     def add(self, sequence: Sequence) -> None:
+        self._arrivals += 1
+        sequence.arrival = self._arrivals
+        sequence.status = Status.WAITING
         self._waiting.append(sequence)
 
     def can_hold(self, sequence: Sequence) -> bool:
         """Whether there would be room for a sequence with everything else gone; one without must not be added."""
-        if self._pages is None or sequence.is_scoring:
-            return True
-        return self._pages.pages_for(sequence.num_tokens_at_most) <= self._pages.num_pages
+        return self._cache is None or self._cache.can_hold(sequence)
 
-    def plan(self) -> list[Sequence]:
-        """The sequences of the next step: everything running, and those that join it now."""
-        budget = self._prefill_budget
-        while self._waiting and len(self._running) < self._max_batch:
-            sequence = self._waiting[0]
-            if budget < sequence.num_tokens and budget < self._prefill_budget:
-                break
-            if not self._place(sequence):
-                break
-            budget -= sequence.num_tokens
-            self._waiting.popleft()
-            sequence.status = Status.RUNNING
-            self._running[sequence.key] = sequence
-        return list(self._running.values())
+    def plan(self) -> list[Slice]:
+        """Each sequence's share of the next step: those that decode, then prompts and continuations."""
+        decoding = [self._grow(item) for item in sorted(self._running, key=_arrival) if self._is_decoding(item)]
+        slices = [Slice(item, item.num_remaining) for item in decoding if item is not None]
+        budget = self._spec.step_tokens - (self._debt if slices else 0)
+        prompts = self._prompts(budget) if budget > 0 else []
+        spent = sum(map(self._cost, prompts))
+        self._debt = max(0, self._debt + spent - self._spec.step_tokens)
+        return slices + prompts
 
-    def finish(self, sequence: Sequence) -> None:
-        """Take a sequence out, running or waiting, and free what it holds. Twice is once."""
+    def commit(self, part: Slice) -> None:
+        """Note that a slice has been computed."""
+        if self._cache is not None and part.sequence.status is Status.RUNNING:
+            self._cache.commit(part)
+
+    def finish(self, sequence: Sequence, *, keep: bool = True) -> None:
+        """Take a sequence out, running or waiting, and free what it holds. Twice is once.
+
+        What it computed stays known to others, unless `keep` is false: a failed step may have left anything.
+        """
         if sequence.status is Status.RUNNING:
-            del self._running[sequence.key]
-            if self._pages is not None:
-                self._pages.release(sequence.pages)
-            sequence.pages = []
+            self._running.remove(sequence)
+            if self._cache is not None:
+                self._cache.give_back(sequence, keep=keep)
         elif sequence.status is Status.WAITING:
             self._waiting.remove(sequence)
         sequence.status = Status.FINISHED
 
-    def _place(self, sequence: Sequence) -> bool:
-        if self._pages is None or sequence.is_scoring:
-            return True
-        pages = self._pages.reserve(sequence.num_tokens_at_most)
-        if pages is None:
+    def _is_decoding(self, sequence: Sequence) -> bool:
+        if self._cache is None:
+            return not sequence.encoded.continuations
+        return not sequence.is_scoring and sequence.num_computed > 0 and sequence.num_remaining == 1
+
+    def _grow(self, sequence: Sequence) -> Sequence | None:
+        """The sequence with room for its next token; the latest arrivals give way. None if it had to itself."""
+        while sequence.status is Status.RUNNING:
+            if self._cache is None or self._cache.grow(sequence):
+                return sequence
+            self._preempt(max(self._running, key=_arrival))
+        return None
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        if self._cache is not None:
+            self._cache.give_back(sequence, keep=True)
+        sequence.status = Status.WAITING
+        self._waiting.insert(0, sequence)
+
+    def _prompts(self, budget: int) -> list[Slice]:
+        """Shares for prompts and continuations. The oldest one always gets something, and before any other starts."""
+        candidates = self._candidates()
+        if not candidates:
+            return []
+        oldest, *others = candidates
+        first = self._share(oldest, budget if not others else max(1, budget // 2), must=True)
+        slices, left = ([first], budget - self._cost(first)) if first else ([], budget)
+        if first is None:
+            others = [item for item in others if item.status is Status.RUNNING]
+        for sequence in sorted(others, key=lambda item: item.num_remaining):
+            part = self._share(sequence, left, must=False)
+            if part is not None:
+                slices.append(part)
+                left -= self._cost(part)
+        if first is not None and left > 0:
+            slices[0] = self._share(oldest, self._cost(first) + left, must=True) or first
+        return slices
+
+    def _candidates(self) -> list[Sequence]:
+        """Unfinished prompts and continuations by arrival, then those that wait, have a slot, and gain by starting."""
+        unfinished = sorted((item for item in self._running if not self._is_decoding(item)), key=_arrival)
+        room = max(0, self._spec.max_batch - len(self._running))
+        ready: list[Sequence] = []
+        for item in self._waiting:
+            if len(ready) >= room:
+                break
+            if self._cache is None or not self._cache.is_being_computed(item, unfinished + ready):
+                ready.append(item)
+        return unfinished + ready
+
+    def _share(self, sequence: Sequence, budget: int, *, must: bool) -> Slice | None:
+        """A slice within the budget, or the smallest there is if there `must` be one; None if there is none now."""
+        if budget <= 0 and not must:
+            return None
+        if sequence.status is Status.WAITING and not self._start(sequence):
+            return None
+        if self._cache is None and not sequence.encoded.continuations:
+            return Slice(sequence, sequence.num_remaining)
+        if self._cache is None or sequence.num_remaining == 0:
+            return self._tails(sequence, budget)
+        whole = 0 if self._spec.chunk_prefill else len(sequence.encoded.prompt_ids) - sequence.num_computed
+        if whole > budget and not must:
+            return None
+        return Slice(sequence, max(whole, 1, min(sequence.num_remaining, budget)))
+
+    def _start(self, sequence: Sequence) -> bool:
+        if self._cache is not None and not self._cache.place(sequence, num_running=len(self._running)):
             return False
-        sequence.pages = pages
+        self._waiting.remove(sequence)
+        self._running.append(sequence)
+        sequence.status = Status.RUNNING
         return True
+
+    def _tails(self, sequence: Sequence, budget: int) -> Slice:
+        """As many unscored continuations as the budget allows, but one."""
+        count, left = 0, budget
+        for tail in sequence.encoded.continuations[len(sequence.scores) :]:
+            left -= self._tail_cost(sequence, tail)
+            if count and left < 0:
+                break
+            count += 1
+        return Slice(sequence, num_tails=count)
+
+    def _cost(self, part: Slice) -> int:
+        return part.num_tokens + sum(self._tail_cost(part.sequence, tail) for tail in part.tails)
+
+    def _tail_cost(self, sequence: Sequence, tail: tuple[int, ...]) -> int:
+        """Tokens that are computed for one continuation; without keys and values its context is computed again."""
+        if self._cache is not None:
+            return len(tail)
+        rows = len(tail) if sequence.encoded.method == "strict" else 1
+        return rows * (len(sequence.encoded.prompt_ids) + len(tail))
+
+
+def _arrival(sequence: Sequence) -> int:
+    return sequence.arrival

@@ -1,12 +1,16 @@
-"""A job inside the engine: token ids, progress and place, plain Python. Only the scheduler assigns `status`."""
+"""A choice of a job inside the engine: token ids, progress and place. Plain Python; only the scheduler sets `status`.
+
+A `Slice` is what one step does for one sequence; `StepResult` is what came of it.
+"""
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from shared.messages import ContinuationScore, Sampling
+from shared.messages import ContinuationScore, Sampling, TokenLogprob
 
 
 class Status(Enum):
+    NEW = auto()
     WAITING = auto()
     RUNNING = auto()
     FINISHED = auto()
@@ -25,28 +29,47 @@ class Encoded:
 
 @dataclass(eq=False)
 class Sequence:
-    """One prompt being continued, or one context being scored; `key` names it in the engine.
+    """One prompt being continued, or one context being scored (`sampling` None); `key` names its job in the engine.
 
-    `output_ids` may start with what an earlier worker said. `num_computed` counts the tokens whose keys and values are
-    stored; 0 means that it has yet to be prefilled.
+    `output_ids` may start with what an earlier worker said. The first `num_computed` tokens have their keys and values
+    in `pages`; `num_cached` of them were found there. `source_page` is a shared page that the sequence's first step
+    copies into its own, because it goes on writing in the middle of it. `forked_from` is the choice of the same job
+    whose prompt it waits for. `scores` are those of the first continuations.
     """
 
     key: str
     encoded: Encoded
     sampling: Sampling | None
+    choice: int = 0
+    salt: str = ""
+    forked_from: "Sequence | None" = None
     output_ids: list[int] = field(default_factory=list)
+    scores: list[ContinuationScore] = field(default_factory=list)
     num_computed: int = 0
+    num_cached: int = 0
     pages: list[int] = field(default_factory=list)
-    status: Status = Status.WAITING
+    source_page: int | None = None
+    arrival: int = 0
+    status: Status = Status.NEW
 
     @property
     def token_ids(self) -> tuple[int, ...]:
         """Prompt and response so far."""
         return (*self.encoded.prompt_ids, *self.output_ids)
 
+    def tokens(self, first: int, end: int) -> tuple[int, ...]:
+        """Ids of the tokens `first` to `end`."""
+        behind = len(self.encoded.prompt_ids)
+        return (*self.encoded.prompt_ids[first:end], *self.output_ids[max(0, first - behind) : max(0, end - behind)])
+
     @property
     def num_tokens(self) -> int:
         return len(self.encoded.prompt_ids) + len(self.output_ids)
+
+    @property
+    def num_remaining(self) -> int:
+        """Tokens that must still be computed before the next one can be sampled, or the continuations scored."""
+        return self.num_tokens - self.num_computed
 
     @property
     def num_tokens_at_most(self) -> int:
@@ -59,11 +82,39 @@ class Sequence:
 
 
 @dataclass(frozen=True)
+class Slice:
+    """One sequence's share of a step: its next `num_tokens` tokens, or, with the context computed, `num_tails` of the
+    continuations that have no score yet. A slice that reaches the sequence's last token samples the next one."""
+
+    sequence: Sequence
+    num_tokens: int = 0
+    num_tails: int = 0
+
+    @property
+    def samples(self) -> bool:
+        return not self.sequence.is_scoring and self.num_tokens == self.sequence.num_remaining
+
+    @property
+    def tails(self) -> tuple[tuple[int, ...], ...]:
+        """The continuations that this slice scores."""
+        start = len(self.sequence.scores)
+        return self.sequence.encoded.continuations[start : start + self.num_tails]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A chosen token, with its log-probability where the request asks for it."""
+
+    token: int
+    logprob: TokenLogprob | None = None
+
+
+@dataclass(frozen=True)
 class Scores:
-    """What a scoring step yields: one score for each continuation, in order."""
+    """One score for each continuation of the slice, in order."""
 
     scores: tuple[ContinuationScore, ...]
 
 
-StepResult = int | Scores | None
-"""A sampled token id, the scores of a scoring sequence, or nothing yet (an ACT segment that has not halted)."""
+StepResult = Sampled | Scores | None
+"""What a slice yields; nothing for part of a prompt, or an ACT segment that has not halted."""

@@ -20,8 +20,8 @@ class TextStream:
         self._held = ""
         self.is_stopped = False
 
-    def push(self, token_id: int) -> str:
-        """Add a token; once a stop string was met nothing more comes."""
+    def push(self, token_id: int, *, may_stop: bool = True) -> str:
+        """Add a token; once a stop string was met nothing more comes. One met when it may not stop is plain text."""
         if self.is_stopped:
             return ""
         self._ids.append(token_id)
@@ -30,7 +30,7 @@ class TextStream:
         if text.endswith("\ufffd"):
             return ""
         self._clean, self._seen = self._seen, len(self._ids)
-        return self._release(text[len(known) :])
+        return self._release(text[len(known) :], may_stop)
 
     def flush(self) -> str:
         """The rest: what was held back as a possible stop string, and an unfinished character as U+FFFD."""
@@ -39,14 +39,14 @@ class TextStream:
         known = self._decode(self._ids[self._clean : self._seen])
         rest = self._decode(self._ids[self._clean :])[len(known) :]
         self._clean = self._seen = len(self._ids)
-        text = self._release(rest)
+        text = self._release(rest, may_stop=True)
         held, self._held = self._held, ""
         return text + held
 
-    def _release(self, new: str) -> str:
+    def _release(self, new: str, may_stop: bool) -> str:
         text = self._held + new
         found = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stop if stop in text]
-        if found:
+        if found and may_stop:
             self.is_stopped = True
             self._held = ""
             return text[: min(found)[1]]

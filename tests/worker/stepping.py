@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from shared.messages import ContinuationScore, Done, Generate, Score
-from worker.engine import Emission, Engine, Work
+from worker.engine import Engine
+from worker.request import Emission, Work
 from worker.runners.base import Runner
 
 
@@ -36,7 +37,7 @@ def run(runner: Runner, tasks: Sequence[Generate | Score], said: Sequence[Sequen
     engine = Engine(runner, emissions.extend)
     for index, (task, ids) in enumerate(zip(tasks, said, strict=True)):
         sampling = task.sampling if isinstance(task, Generate) else None
-        engine.submit(Work(str(index), runner.encode(task), sampling, tuple(ids)))
+        engine.submit(Work(str(index), runner.encode(task), sampling, (tuple(ids),)))
     while engine.has_work:
         engine.step()
     return emissions

@@ -99,6 +99,6 @@ def test_a_rule_our_attention_does_not_know_is_refused(
 ) -> None:
     """The check on loading: an attention that differs from the network's own is never served."""
     real = causal.attend
-    monkeypatch.setattr(causal, "attend", lambda *args: real(*args[:-1], args[-1] * 1.5))
+    monkeypatch.setattr(causal, "attend", lambda *args: real(*args[:-2], args[-2] * 1.5))
     with pytest.raises(ModelFormatError, match="logits differ"):
         causal.load(options(tiny[0]))

@@ -17,7 +17,7 @@ from worker import scoring
 from worker.loading import load_models
 from worker.models.errors import ModelFormatError
 from worker.registry import detect
-from worker.runners import hrm_text
+from worker.runners import hrm_text, paged
 from worker.runners.base import RunnerOptions
 from worker.runners.paged import PagedRunner
 
@@ -169,10 +169,10 @@ def test_a_mate_of_a_failing_sequence_loses_nothing(runner: PagedRunner, monkeyp
     task = Generate(PROMPTS[0], Sampling(max_tokens=6, seed=5, temperature=0.0))
     expected = generate_all(runner, [task])[0]
 
-    def broken(batch: object) -> None:
+    def broken(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(runner, "_score", broken)
+    monkeypatch.setattr(paged, "score_states", broken)
     emissions = run(runner, [task, Score("x", ("y",))], [[], []])
     assert [token for item in emissions if item.key == "0" for token in item.ids] == expected
     (failed,) = (item.ended for item in emissions if item.key == "1")

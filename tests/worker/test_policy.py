@@ -1,65 +1,20 @@
-"""The torch-free half of the engine as properties: page table, scheduler, text, engine on the echo runner."""
+"""The torch-free half of the engine as properties: text, requests, engine on the echo runner."""
+
+from collections.abc import Sequence as Rows
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+from shared.errors import FleetError
 from shared.messages import Done, Failed, Generate, Sampling, Score
 from tests.worker.stepping import run
-from worker.engine import Emission, Engine, Work
-from worker.kv.pages import PageTable
+from worker.engine import Engine
+from worker.request import Emission, Work
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
-from worker.scheduler import Scheduler
-from worker.sequence import Encoded, Sequence, StepResult
+from worker.sequence import Encoded, Slice, StepResult
 from worker.text import TextStream
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.booleans(), st.integers(1, 40)), max_size=60))
-def test_pages_are_free_or_held_and_never_both(moves: list[tuple[bool, int]]) -> None:
-    """B85, B91: free + held == total; reserve answers None exactly when there is no room."""
-    table, held = PageTable(num_pages=12, page_size=4), []
-    for is_reserve, size in moves:
-        if is_reserve:
-            room = table.num_free
-            pages = table.reserve(size)
-            assert (pages is None) == (-(-size // 4) > room)
-            if pages is not None:
-                held.append(pages)
-        elif held:
-            table.release(held.pop(size % len(held)))
-        flat = [page for pages in held for page in pages]
-        assert len(flat) == len(set(flat))
-        assert table.num_free + len(flat) == 12
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 20)), min_size=1, max_size=25), st.integers(1, 5))
-def test_every_sequence_gets_its_turn_and_all_pages_come_back(sizes: list[tuple[int, int]], max_batch: int) -> None:
-    """B71, B94: never over the batch, never a page short, nobody waits for ever, first come first served."""
-    table = PageTable(num_pages=13, page_size=4)
-    scheduler = Scheduler(max_batch, table, prefill_budget=40)
-    sequences = [
-        Sequence(str(i), Encoded(tuple(range(1, prompt + 1)), max_tokens=tokens), Sampling(tokens, 0))
-        for i, (prompt, tokens) in enumerate(sizes)
-    ]
-    for sequence in sequences:
-        scheduler.add(sequence)
-    joined: list[str] = []
-    for _ in range(10_000):
-        if not scheduler.has_work:
-            break
-        batch = scheduler.plan()
-        assert 0 < len(batch) <= max_batch
-        joined += [item.key for item in batch if item.key not in joined]
-        for item in batch:
-            assert len(item.pages) * 4 >= item.num_tokens
-            item.output_ids.append(1)
-            if len(item.output_ids) >= item.encoded.max_tokens:
-                scheduler.finish(item)
-    assert joined == [item.key for item in sequences]
-    assert table.num_free == 13
 
 
 def utf8(ids: "list[int] | tuple[int, ...]") -> str:
@@ -127,22 +82,16 @@ def test_a_failing_sequence_fails_alone() -> None:
     """P7 in the small: batch mates of a sequence that breaks the model go on."""
 
     class Fragile(Echo):
-        def step(self, batch: "list[Sequence] | tuple[Sequence, ...]") -> list[StepResult]:  # type: ignore[override]
-            if any(item.encoded.prompt_ids[0] == ord("!") for item in batch):
+        def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
+            if any(part.sequence.encoded.prompt_ids[0] == ord("!") for part in slices):
                 raise RuntimeError("bad luck")
-            return super().step(batch)
+            return super().step(slices)
 
     tasks = [Generate(text, Sampling(max_tokens=4, seed=0)) for text in ("abc", "!", "xyz")]
     runner = Fragile(RunnerOptions(path="echo", max_batch=3))
     ends = ended(run(runner, tasks, [[], [], []]))
     assert isinstance(ends["1"], Failed) and "bad luck" in ends["1"].message
     assert ends["0"] == ends["2"] == Done("length", 3, 4)
-
-
-def test_what_can_never_fit_is_refused_and_blocks_nobody() -> None:
-    scheduler = Scheduler(2, PageTable(num_pages=2, page_size=4))
-    assert scheduler.can_hold(Sequence("a", Encoded((1,) * 5, max_tokens=4), Sampling(4, 0)))
-    assert not scheduler.can_hold(Sequence("b", Encoded((1,) * 6, max_tokens=4), Sampling(4, 0)))
 
 
 def test_ids_that_are_no_characters_do_not_break_the_echo() -> None:
@@ -172,7 +121,7 @@ def test_a_replayed_answer_that_was_complete_only_gets_its_end() -> None:
     """A takeover after the last token and before the end: nothing is said twice."""
     emissions: list[Emission] = []
     engine = Engine(echo(), emissions.extend)
-    engine.submit(Work("a", Encoded((97,), max_tokens=3), Sampling(3, 0), replayed_ids=(97, 97, 97)))
+    engine.submit(Work("a", Encoded((97,), max_tokens=3), Sampling(3, 0), replayed_ids=((97, 97, 97),)))
     while engine.has_work:
         engine.step()
     assert emissions == [Emission("a", ended=Done("length", 1, 3))]
@@ -190,7 +139,7 @@ def test_replayed_text_held_back_before_the_takeover_is_not_lost() -> None:
     emissions: list[Emission] = []
     engine = Engine(echo(), emissions.extend)
     prompt = tuple(map(ord, "aE"))
-    engine.submit(Work("a", Encoded(prompt, max_tokens=3), Sampling(3, 0, stop=("EN",)), replayed_ids=prompt))
+    engine.submit(Work("a", Encoded(prompt, max_tokens=3), Sampling(3, 0, stop=("EN",)), replayed_ids=(prompt,)))
     while engine.has_work:
         engine.step()
     assert "".join(item.text for item in emissions) == "Ea"

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 
 from shared.messages import Sampling
-from worker.sampler import gumbel_noise, sample
+from worker.sampler import choose, gumbel_noise
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, -1.0, -3.0])
 
@@ -16,7 +16,7 @@ LOGITS = torch.tensor([2.0, 1.0, 0.5, -1.0, -3.0])
 def draws(sampling_fields: dict[str, float], count: int = 4000) -> torch.Tensor:
     """Shares of each token over `count` positions of one seed."""
     samplings = [Sampling(max_tokens=1, seed=7, **sampling_fields)] * count  # type: ignore[arg-type]
-    chosen = sample(LOGITS.expand(count, -1), samplings, range(count))
+    chosen = choose(LOGITS.expand(count, -1), samplings, range(count))
     return torch.bincount(torch.tensor(chosen), minlength=5) / count
 
 
@@ -42,13 +42,13 @@ def test_top_k_and_top_p_cut_exactly_what_they_should() -> None:
 def test_temperature_zero_is_greedy_whatever_the_seed() -> None:
     """X4, T5."""
     samplings = [Sampling(max_tokens=1, seed=seed, temperature=0.0) for seed in range(8)]
-    assert sample(LOGITS.expand(8, -1), samplings, range(8)) == [0] * 8
+    assert choose(LOGITS.expand(8, -1), samplings, range(8)) == [0] * 8
 
 
 def test_a_temperature_next_to_nothing_is_greedy() -> None:
     """No overflow: the smallest float there is still picks the likeliest token."""
     for temperature in (5e-324, 1e-300, 1e-6):
-        assert sample(LOGITS[None], [Sampling(max_tokens=1, seed=3, temperature=temperature)], [0]) == [0]
+        assert choose(LOGITS[None], [Sampling(max_tokens=1, seed=3, temperature=temperature)], [0]) == [0]
 
 
 @settings(max_examples=50, deadline=None)
@@ -59,8 +59,8 @@ def test_a_row_is_the_same_alone_and_in_company(rows: list[tuple[int, int]]) -> 
     positions = [position for _, position in rows]
     torch.manual_seed(0)
     logits = torch.randn(len(rows), 50)
-    together = sample(logits, samplings, positions)
-    alone = [sample(logits[i : i + 1], [samplings[i]], [positions[i]])[0] for i in range(len(rows))]
+    together = choose(logits, samplings, positions)
+    alone = [choose(logits[i : i + 1], [samplings[i]], [positions[i]])[0] for i in range(len(rows))]
     assert together == alone
 
 

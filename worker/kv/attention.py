@@ -1,11 +1,11 @@
-"""Attention over fresh tokens (prefill, scoring) or over the store (decode), as plans that are made once per step.
+"""Attention of a step's tokens, laid out flat, as spans that are planned once and used by every layer slot.
 
-A plan is built from lengths and pages before the forward and used unchanged by every layer slot. Masks are boolean,
-True where a query may look.
+A span is a run of rows of equal width. Its keys come from pages of the store, from its own fresh tokens, or from both.
+Masks are boolean, True where a query may look.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -15,67 +15,115 @@ from worker.kv.store import KVStore
 
 
 @dataclass(frozen=True)
-class FreshPlan:
-    """Rows are whole token runs from position 0, right-padded. `mask` [B, 1, N, N]; `flat` and `rows` say which tokens
-    of the flattened [B * N] are stored, and where; both are None when nothing is kept (scoring)."""
+class Span:
+    """Flat tokens `start` to `stop`: the shape of `positions` [B, N] says how many rows.
 
+    Keys are the first `num_stored` places of `pages` [B, P] (position is place), then, with `has_fresh`, the span's own
+    tokens. `mask` [B or 1, 1, N, keys]; without one everything is seen, or, with `is_causal`, what came before.
+    """
+
+    start: int
+    stop: int
     positions: Tensor
-    mask: Tensor
-    flat: Tensor | None = None
-    rows: Tensor | None = None
+    pages: Tensor | None = None
+    num_stored: int = 0
+    has_fresh: bool = False
+    mask: Tensor | None = None
+    is_causal: bool = False
+    _by_window: dict[int, Tensor] = field(default_factory=dict)
+
+    def windowed(self, window: int) -> Tensor:
+        """The mask that also hides keys `window` or more positions back; made once."""
+        if window not in self._by_window:
+            stored = torch.arange(self.num_stored, device=self.positions.device).expand(len(self.positions), -1)
+            places = torch.cat((stored, self.positions), dim=1) if self.has_fresh else stored
+            behind = (self.positions[:, :, None] - places[:, None, :])[:, None]
+            mask = behind < window
+            if self.is_causal:
+                mask &= behind >= 0
+            self._by_window[window] = mask if self.mask is None else mask & self.mask
+        return self._by_window[window]
 
 
 @dataclass(frozen=True)
-class DecodePlan:
-    """One new token a row: `rows` [B] where it is stored, `context` [B, L] what it sees (itself included), `mask`
-    [B, 1, 1, L] which of these are real."""
+class Plan:
+    """One step: `positions` [T] of all tokens, the store's `rows` [K] for those that are `kept` [K] (None: all T)."""
 
     positions: Tensor
-    rows: Tensor
-    context: Tensor
-    mask: Tensor
-
-
-Plan = FreshPlan | DecodePlan
-
-
-def prefix_mask(prefix_lengths: Sequence[int], lengths: Sequence[int], device: torch.device) -> Tensor:
-    """[B, 1, N, N]: causal, and free inside the first `prefix_lengths[b]` tokens; padding sees and is seen by itself.
-
-    With a prefix of 0 it is a causal mask. Tokens behind the prefix see all before them, the prefix never sees them:
-    one pass over prompt and response equals prefill and then token-by-token decoding.
-    """
-    width = max(lengths)
-    index = torch.arange(width, device=device)
-    causal = index[None, :] <= index[:, None]
-    prefix = torch.tensor(prefix_lengths, device=device)[:, None, None]
-    inside = (index[None, None, :] < prefix) & (index[None, :, None] < prefix)
-    real = index[None, None, :] < torch.tensor(lengths, device=device)[:, None, None]
-    itself = torch.eye(width, dtype=torch.bool, device=device)
-    return (((causal[None] | inside) & real) | itself)[:, None]
+    spans: tuple[Span, ...]
+    rows: Tensor | None = None
+    kept: Tensor | None = None
 
 
 def attend(
-    plan: Plan, store: KVStore | None, slot: int, query: Tensor, key: Tensor, value: Tensor, scale: float
+    plan: Plan,
+    store: KVStore | None,
+    slot: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    window: int | None = None,
 ) -> Tensor:
-    """Attention output [B, N, heads, head_dim]; `key` and `value` may have fewer heads (grouped queries).
+    """Attention output [T, heads, head_dim] for query, key and value of that layout; new keys and values are stored.
 
-    All of query, key and value come as [B, N, heads, head_dim]; new keys and values are stored as the plan says.
+    `key` and `value` may have fewer heads (grouped queries). `window` is the number of positions a query looks back on,
+    itself included.
     """
-    if isinstance(plan, DecodePlan):
+    if plan.rows is not None:
         assert store is not None
-        store.write(slot, plan.rows, key[:, 0], value[:, 0])
-        key, value = store.read(slot, plan.context)
-    elif plan.flat is not None and plan.rows is not None:
-        assert store is not None
-        store.write(slot, plan.rows, key.flatten(0, 1)[plan.flat], value.flatten(0, 1)[plan.flat])
-    grouped = key.shape[2] != query.shape[2]
+        kept = plan.kept
+        store.write(slot, plan.rows, key if kept is None else key[kept], value if kept is None else value[kept])
+    parts = [_attend_span(span, store, slot, query, key, value, scale, window) for span in plan.spans]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _attend_span(
+    span: Span,
+    store: KVStore | None,
+    slot: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    rows = span.positions.shape
+    keys, values = _keys_and_values(span, store, slot, key, value)
+    mask = span.mask if window is None else span.windowed(window)
     out = F.scaled_dot_product_attention(
-        query.transpose(1, 2),
-        key.transpose(1, 2),
-        value.transpose(1, 2),
-        attn_mask=plan.mask,
+        query[span.start : span.stop].unflatten(0, rows).transpose(1, 2),
+        keys.transpose(1, 2),
+        values.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=span.is_causal and mask is None,
         scale=scale,
-        enable_gqa=grouped,
+        enable_gqa=keys.shape[2] != query.shape[1],
     )
-    return out.transpose(1, 2)
+    return out.transpose(1, 2).flatten(0, 1)
+
+
+def _keys_and_values(span: Span, store: KVStore | None, slot: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values [B, keys, heads, head_dim] that the span looks at."""
+    fresh = tuple(item[span.start : span.stop].unflatten(0, span.positions.shape) for item in (key, value))
+    if span.pages is None:
+        return fresh[0], fresh[1]
+    assert store is not None
+    stored = tuple(item[:, : span.num_stored] for item in store.read(slot, span.pages))
+    if not span.has_fresh:
+        return stored[0], stored[1]
+    return torch.cat((stored[0], fresh[0]), dim=1), torch.cat((stored[1], fresh[1]), dim=1)
+
+
+def length_groups(lengths: Sequence[int], *, waste: int = 2) -> list[list[int]]:
+    """Indices of rows, shortest first, in groups whose longest row is at most `waste` times the shortest.
+
+    Rows of a group are padded to the longest: so at most half of what is read is padding.
+    """
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if groups and lengths[index] <= waste * lengths[groups[-1][0]]:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups

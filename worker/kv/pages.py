@@ -1,15 +1,16 @@
-"""The page table's arithmetic: which pages are free and which tokens live where. Ints only, no tensors."""
+"""The page table's arithmetic: which pages are free and how many hold each of the others. Ints only, no tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 
 class PageTable:
-    """`num_pages` pages of `page_size` tokens. Invariant: free + held == total, and no page is held twice."""
+    """`num_pages` pages of `page_size` tokens. Invariant: a page is on the free list, or has at least one holder."""
 
     def __init__(self, num_pages: int, page_size: int) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
         self._free = list(range(num_pages - 1, -1, -1))
+        self._holders = [0] * num_pages
 
     @property
     def num_free(self) -> int:
@@ -19,18 +20,28 @@ class PageTable:
         """How many pages hold `num_tokens`."""
         return -(-num_tokens // self.page_size)
 
-    def reserve(self, num_tokens: int) -> list[int] | None:
-        """Pages for `num_tokens`, or None when there is no room now."""
-        wanted = self.pages_for(num_tokens)
-        if wanted > len(self._free):
+    def num_holders(self, page: int) -> int:
+        return self._holders[page]
+
+    def reserve(self, count: int) -> list[int] | None:
+        """`count` pages with one holder each, or None when there is no room now."""
+        if count > len(self._free):
             return None
-        return [self._free.pop() for _ in range(wanted)]
+        pages = [self._free.pop() for _ in range(count)]
+        for page in pages:
+            self._holders[page] = 1
+        return pages
 
-    def release(self, pages: Sequence[int]) -> None:
-        """Give pages back. Releasing a page that is free is our own bug."""
-        assert not set(pages) & set(self._free), "page released twice"
-        self._free.extend(pages)
+    def share(self, pages: Iterable[int]) -> None:
+        """One more holder for each page; sharing a free page is our own bug."""
+        for page in pages:
+            assert self._holders[page], "a free page cannot be shared"
+            self._holders[page] += 1
 
-    def slot(self, pages: Sequence[int], position: int) -> int:
-        """The store's row for the token at `position` of the sequence that holds `pages`."""
-        return pages[position // self.page_size] * self.page_size + position % self.page_size
+    def release(self, pages: Iterable[int]) -> None:
+        """One holder less; a page without any is free. Releasing a free page is our own bug."""
+        for page in pages:
+            assert self._holders[page], "page released twice"
+            self._holders[page] -= 1
+            if not self._holders[page]:
+                self._free.append(page)

@@ -1,4 +1,4 @@
-"""Keys and values in device memory, by layer slot and token row. Knows shapes, not sequences."""
+"""Keys and values in device memory, by layer slot and page. Knows shapes, not sequences."""
 
 from dataclasses import dataclass
 
@@ -19,19 +19,30 @@ class KVShape:
 
 
 class KVStore:
-    """Two tensors [num_slots, num_rows, num_heads, head_dim]. Rows start as zeros: a masked row must be finite."""
+    """Two tensors [num_slots, num_pages, page_size, num_heads, head_dim]; a row is a token's place, page by page.
 
-    def __init__(self, shape: KVShape, num_rows: int, dtype: torch.dtype, device: torch.device) -> None:
-        size = (shape.num_slots, num_rows, shape.num_heads, shape.head_dim)
+    Places start as zeros: a masked one must be finite.
+    """
+
+    def __init__(
+        self, shape: KVShape, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        size = (shape.num_slots, num_pages, page_size, shape.num_heads, shape.head_dim)
         self._keys = torch.zeros(size, dtype=dtype, device=device)
         self._values = torch.zeros(size, dtype=dtype, device=device)
 
     def write(self, slot: int, rows: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys and values [N, num_heads, head_dim] at `rows` [N]."""
-        self._keys[slot].index_copy_(0, rows, keys)
-        self._values[slot].index_copy_(0, rows, values)
+        self._keys[slot].flatten(0, 1).index_copy_(0, rows, keys)
+        self._values[slot].flatten(0, 1).index_copy_(0, rows, values)
 
-    def read(self, slot: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, L, num_heads, head_dim] at `rows` [B, L]."""
-        flat, size = rows.flatten(), (*rows.shape, *self._keys.shape[2:])
+    def read(self, slot: int, pages: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, P * page_size, num_heads, head_dim] of `pages` [B, P]."""
+        flat, batch = pages.flatten(), pages.shape[0]
+        size = (batch, -1, *self._keys.shape[3:])
         return self._keys[slot].index_select(0, flat).view(size), self._values[slot].index_select(0, flat).view(size)
+
+    def copy_pages(self, sources: Tensor, targets: Tensor) -> None:
+        """Fill whole pages with the contents of others, in every slot; all are read before any is written."""
+        self._keys[:, targets] = self._keys[:, sources]
+        self._values[:, targets] = self._values[:, sources]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from worker.models.weights import check_names
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(slot, query, key, value), each [B, N, heads, head_dim] -> [B, N, heads, head_dim]."""
+"""(slot, query, key, value), each [T, heads, head_dim] -> [T, heads, head_dim]."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class HrmTextModel(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Last high-level states [B, N, hidden] of token ids [B, N] at `positions` [B, N]."""
+        """Last high-level states [T, hidden] of token ids [T] at `positions` [T]."""
         shape, core = self.shape, self.model
         z_h = core.embed_tokens(ids) * shape.embedding_scale
         z_l = core.z_L_init.to(z_h.dtype)
@@ -164,6 +164,6 @@ def rope_table(num_positions: int, head_dim: int, theta: float) -> tuple[Tensor,
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on [B, N, heads, head_dim]."""
+    """Rotary positions on [T, heads, head_dim]."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin

@@ -4,9 +4,9 @@ from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from shared.errors import InvalidRequest
+from shared.errors import FleetError, InvalidRequest
 from shared.messages import Generate, Sampling, Score, Text
-from worker.sequence import Encoded, Sequence, StepResult
+from worker.sequence import Encoded, Sequence, Slice, StepResult
 
 
 @dataclass(frozen=True)
@@ -14,14 +14,16 @@ class RunnerOptions:
     """How to load and run one model. Sizes in tokens, `kv_bytes` in bytes; None means the model's own."""
 
     path: str
+    name: str = "model"
     tokenizer_path: str | None = None
     device: str = "cpu"
     dtype: str = "float32"
     max_batch: int = 16
-    max_new_tokens: int = 256
     context_window: int | None = None
     kv_bytes: int = 512 * 2**20
     page_size: int = 16
+    prefix_cache: bool = True
+    step_tokens: int = 256
     condition: str = "direct"
     scoring: str = "strict"
     segments: str = "compat"
@@ -31,14 +33,23 @@ class RunnerOptions:
 
 @dataclass(frozen=True)
 class RunnerSpec:
-    """Plain facts of a loaded model. `num_pages` 0: the mechanism keeps no keys and values. `found` is for people."""
+    """Plain facts of a loaded model and what its mechanism allows. `name` is the model's id, `found` is for people.
+
+    `num_pages` 0: it keeps no keys and values. `step_tokens` is what one step should compute at most. `reuse`: any
+    `prefix` of a computed sequence may serve another one, or a whole identical `prompt`, or nothing. `chunk_prefill`:
+    a prompt may be computed in parts.
+    """
 
     runner: str
+    name: str
     found: str
     context_window: int
     max_batch: int
+    step_tokens: int = 256
     num_pages: int = 0
     page_size: int = 1
+    reuse: Literal["prefix", "prompt", "none"] = "none"
+    chunk_prefill: bool = True
 
 
 class Runner(Protocol):
@@ -50,8 +61,11 @@ class Runner(Protocol):
     def encode(self, task: Generate | Score) -> Encoded:
         """Token ids of a task; raises InvalidRequest."""
 
-    def step(self, batch: Rows[Sequence]) -> list[StepResult]:
-        """Advance every sequence once; one result per sequence, in order."""
+    def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
+        """Compute every slice; one result per slice, in order: a FleetError for one that fails alone.
+
+        A step that raised may be repeated with fewer slices: it must not have moved what it would start from.
+        """
 
     def release(self, sequence: Sequence) -> None:
         """Forget what is kept for a sequence that has ended."""

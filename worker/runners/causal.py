@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from shared.errors import InvalidRequest
 from shared.messages import Generate, Score, Text
-from worker.kv.attention import FreshPlan, Plan, attend, prefix_mask
+from worker.kv.attention import Plan, Span, attend
 from worker.kv.store import KVShape, KVStore
 from worker.models.errors import ModelFormatError
 from worker.models.weights import load_tokenizer
@@ -43,14 +43,21 @@ _step: ContextVar[_Step] = ContextVar("aios_step")
 
 
 def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, scaling: float | None = None, **_: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
 ) -> tuple[Tensor, None]:
-    """Our attention in the shape transformers asks for: [B, heads, N, head_dim] in, [B, N, heads, head_dim] out."""
+    """Our attention in the shape transformers asks for: [1, heads, T, head_dim] in, [1, T, heads, head_dim] out."""
     step = _step.get()
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     slot: Any = module.layer_idx
-    query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    return attend(step.plan, step.store, slot, query, key, value, scale), None
+    query, key, value = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
+    return attend(step.plan, step.store, slot, query, key, value, scale, sliding_window)[None], None
 
 
 ALL_ATTENTION_FUNCTIONS.register(_INTERFACE, _attention)
@@ -107,7 +114,7 @@ class CausalLanguage:
 
 
 class CausalNet:
-    prefix = False
+    is_prefix = False
 
     def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
         config = model.config.get_text_config()
@@ -123,10 +130,10 @@ class CausalNet:
     def hidden(self, ids: Tensor, plan: Plan, store: KVStore | None) -> Tensor:
         token = _step.set(_Step(plan, store))
         try:
-            out = self.model.base_model(input_ids=ids, position_ids=plan.positions, use_cache=False)
+            out = self.model.base_model(input_ids=ids[None], position_ids=plan.positions[None], use_cache=False)
         finally:
             _step.reset(token)
-        hidden: Tensor = out.last_hidden_state
+        hidden: Tensor = out.last_hidden_state[0]
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -142,8 +149,8 @@ def load(options: RunnerOptions) -> PagedRunner:
     tokenizer = load_tokenizer(Path(options.tokenizer_path) if options.tokenizer_path else path)
     config = model.config.get_text_config()
     language = CausalLanguage(tokenizer, config.vocab_size, _eos_ids(model, tokenizer))
-    limits = [options.context_window, config.max_position_embeddings, getattr(config, "sliding_window", None)]
-    window = min(limit for limit in limits if limit)
+    longest = config.max_position_embeddings
+    window = min(options.context_window or longest, longest)
     count = model.num_parameters() / 1e6
     found = f"{type(model).__name__}: {count:.1f} M parameters, vocabulary {config.vocab_size}, {options.dtype}"
     return PagedRunner("causal", found, net, language, window, options)
@@ -173,9 +180,9 @@ def _check_against_own_forward(net: CausalNet, path: Path) -> None:
     ids = torch.arange(1, 1 + _SELF_CHECK_TOKENS, device=net.device)[None]
     own = net.model(input_ids=ids, use_cache=False).logits.float()
     net.model.set_attn_implementation(_INTERFACE)
-    positions = torch.arange(_SELF_CHECK_TOKENS, device=net.device)[None]
-    plan = FreshPlan(positions, prefix_mask([0], [_SELF_CHECK_TOKENS], net.device))
-    gap = (net.logits(net.hidden(ids, plan, None)) - own).abs().max().item()
+    positions = torch.arange(_SELF_CHECK_TOKENS, device=net.device)
+    span = Span(0, _SELF_CHECK_TOKENS, positions[None], has_fresh=True, is_causal=True)
+    gap = (net.logits(net.hidden(ids[0], Plan(positions, (span,)), None)) - own).abs().max().item()
     if not gap <= _SELF_CHECK_TOLERANCE[net.dtype] * max(1.0, own.abs().max().item()):
         name = type(net.model).__name__
         raise ModelFormatError(

@@ -6,9 +6,10 @@ a prompt that contains the word `eos` ends where the prompt does.
 
 from collections.abc import Sequence as Rows
 
+from shared.errors import FleetError
 from shared.messages import ContinuationScore, Generate, Score
 from worker.runners.base import RunnerOptions, RunnerSpec, as_ids, encode_generate, encode_score
-from worker.sequence import Encoded, Scores, Sequence, StepResult
+from worker.sequence import Encoded, Sampled, Scores, Sequence, Slice, StepResult
 
 EOS = 0
 _VOCABULARY = 0x110000
@@ -23,7 +24,7 @@ class Echo:
 
     def __init__(self, options: RunnerOptions) -> None:
         window = options.context_window or 4096
-        self.spec = RunnerSpec("echo", "echo: repeats its prompt, no model", window, options.max_batch)
+        self.spec = RunnerSpec("echo", options.name, "echo: repeats its prompt, no model", window, options.max_batch)
 
     def encode(self, task: Generate | Score) -> Encoded:
         if isinstance(task, Generate):
@@ -32,8 +33,8 @@ class Echo:
         context = _ids(task.context, "prompts") or (EOS,)
         return encode_score(context, continuations, self.spec.context_window)
 
-    def step(self, batch: Rows[Sequence]) -> list[StepResult]:
-        return [_score(item) if item.is_scoring else _next(item) for item in batch]
+    def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
+        return [_score(part) if part.sequence.is_scoring else Sampled(_next(part.sequence)) for part in slices]
 
     def release(self, sequence: Sequence) -> None:
         return
@@ -54,6 +55,6 @@ def _next(sequence: Sequence) -> int:
     return prompt[spoken % len(prompt)]
 
 
-def _score(sequence: Sequence) -> Scores:
-    lengths = [len(item) for item in sequence.encoded.continuations]
+def _score(part: Slice) -> Scores:
+    lengths = [len(item) for item in part.tails]
     return Scores(tuple(ContinuationScore(_LOG_LIKELIHOOD_PER_TOKEN * n, n, False) for n in lengths))

@@ -6,6 +6,7 @@ Scoring: `strict` runs one row per continuation token, which is the generation d
 bidirectional; `aios_compat` is upstream's one pass that sees the continuation (X18).
 """
 
+import math
 from collections.abc import Sequence as Rows
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from shared.errors import InvalidRequest
+from shared.errors import FleetError, InvalidRequest
 from shared.messages import ContinuationScore, Generate, Score, Text
 from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActModel
 from worker.models.weights import load_tokenizer
 from worker.runners.base import RunnerOptions, RunnerSpec, as_ids, encode_generate, encode_score
-from worker.sampler import sample
+from worker.sampler import broken, sample
 from worker.scoring import score_states, score_tokens
-from worker.sequence import Encoded, Scores, Sequence, StepResult
+from worker.sequence import Encoded, Scores, Sequence, Slice, StepResult
 
 
 class ActRunner:
@@ -59,19 +60,21 @@ class ActRunner:
         return
 
     @torch.inference_mode()
-    def step(self, batch: Rows[Sequence]) -> list[StepResult]:
-        generating = [item for item in batch if not item.is_scoring]
-        results: dict[str, StepResult] = {
-            item.key: Scores(tuple(self._score(item, tail) for tail in item.encoded.continuations))
-            for item in batch
-            if item.is_scoring
-        }
+    def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
+        results: list[StepResult | FleetError] = [self._scores(part) if part.tails else None for part in slices]
+        generating = [index for index, part in enumerate(slices) if not part.sequence.is_scoring]
         if generating:
-            logits = self._last_logits([item.token_ids for item in generating])
-            samplings = [item.sampling for item in generating if item.sampling is not None]
-            chosen = sample(logits, samplings, [len(item.output_ids) for item in generating])
-            results |= {item.key: token for item, token in zip(generating, chosen, strict=True)}
-        return [results[item.key] for item in batch]
+            sequences = [slices[index].sequence for index in generating]
+            logits = self._last_logits([item.token_ids for item in sequences])
+            chosen = sample(logits, sequences, self.eos_ids, self.spec.name)
+            for index, item in zip(generating, chosen, strict=True):
+                results[index] = item
+        return results
+
+    def _scores(self, part: Slice) -> StepResult | FleetError:
+        scores = tuple(self._score(part.sequence, tail) for tail in part.tails)
+        is_sound = all(math.isfinite(score.log_likelihood) for score in scores)
+        return Scores(scores) if is_sound else broken(self.spec.name)
 
     def _score(self, sequence: Sequence, tail: tuple[int, ...]) -> ContinuationScore:
         context = sequence.encoded.prompt_ids
@@ -121,7 +124,9 @@ def load(options: RunnerOptions) -> ActRunner:
         raise ModelFormatError(f"{options.path} names no tokenizer that is here: give one with --tokenizer-path.")
     longest = bundle.config.max_seq_len
     window = min(options.context_window or longest, longest)
-    spec = RunnerSpec("hrm-act", bundle.description, window, options.max_batch)
+    spec = RunnerSpec(
+        "hrm-act", options.name, bundle.description, window, options.max_batch, step_tokens=options.step_tokens
+    )
     model = bundle.model.to(options.device)
     tokenizer = load_tokenizer(Path(source))
     return ActRunner(model, tokenizer, spec, segments=options.segments, scoring=options.scoring)

@@ -92,7 +92,7 @@ class HrmTextLanguage:
 
 
 class HrmTextNet:
-    prefix = True
+    is_prefix = True
 
     def __init__(self, model: HrmTextModel, device: torch.device) -> None:
         shape = model.shape

@@ -1,0 +1,148 @@
+"""A job inside the engine: its choices with their texts, and when it has ended. Plain Python.
+
+Several choices of one prompt are as many sequences, which the engine steps like any others; the first one's prompt is
+computed for all.
+"""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from shared.messages import Done, Failed, Sampling, TokenLogprob
+from worker.noise import fold
+from worker.runners.base import Runner
+from worker.sequence import Encoded, Sampled, Scores, Sequence
+from worker.text import TextStream
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job for the engine. `key` is the take it belongs to: two takes of one job are two works.
+
+    `replayed_ids` are, for each choice, tokens that the log already holds: they are never sampled again. Works of
+    different `tenant`s share no computed prompt.
+    """
+
+    key: str
+    encoded: Encoded
+    sampling: Sampling | None
+    replayed_ids: tuple[tuple[int, ...], ...] = ()
+    tenant: str = ""
+
+
+@dataclass(frozen=True)
+class Emission:
+    """What one step says of one choice of a work: new ids, the text that became certain, and the work's end."""
+
+    key: str
+    ids: tuple[int, ...] = ()
+    text: str = ""
+    choice: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    ended: Done | Failed | None = None
+
+
+@dataclass
+class _Choice:
+    sequence: Sequence
+    text: TextStream
+    reason: str | None = None
+
+
+class Request:
+    """`open_sequences` are those that still have something to say."""
+
+    def __init__(self, work: Work, runner: Runner) -> None:
+        self.work = work
+        self._runner = runner
+        self._choices = _choices(work, runner)
+        self.sequences = tuple(choice.sequence for choice in self._choices)
+        self.open_sequences = list(self.sequences)
+
+    def catch_up(self) -> list[Emission]:
+        """Rebuild the texts of replayed tokens; choices that they had already ended are closed."""
+        emissions = []
+        for choice in self._choices:
+            for number, token in enumerate(choice.sequence.output_ids):
+                self._read(choice, token, number + 1)
+            if choice.sequence.output_ids and (reason := self._reason(choice)):
+                text = choice.text.flush()
+                ended = self._close(choice, reason)
+                if text or ended:
+                    emissions.append(Emission(self.work.key, (), text, choice.sequence.choice, ended=ended))
+        return emissions
+
+    def push(self, sequence: Sequence, sampled: Sampled) -> Emission:
+        """Add a sampled token to its choice."""
+        choice = self._choices[sequence.choice]
+        sequence.output_ids.append(sampled.token)
+        text = self._read(choice, sampled.token, len(sequence.output_ids))
+        reason = self._reason(choice)
+        logprobs = () if sampled.logprob is None else (self._named(sampled.token, sampled.logprob),)
+        ended = None
+        if reason is not None:
+            text += choice.text.flush()
+            ended = self._close(choice, reason)
+        return Emission(self.work.key, (sampled.token,), text, sequence.choice, logprobs, ended)
+
+    def score(self, sequence: Sequence, result: Scores) -> list[Emission]:
+        """Add the scores of some continuations; the last ones end the request."""
+        sequence.scores += result.scores
+        if len(sequence.scores) < len(sequence.encoded.continuations):
+            return []
+        ended = self._close(self._choices[0], "score")
+        return [Emission(self.work.key, ended=ended)]
+
+    def _read(self, choice: _Choice, token: int, count: int) -> str:
+        """The text that becomes certain with the `count`-th token; tokens that end a response have none."""
+        sampling = self.work.sampling
+        assert sampling is not None
+        if token in self._runner.eos_ids or token in sampling.stop_ids:
+            return ""
+        return choice.text.push(token, may_stop=count >= sampling.min_tokens)
+
+    def _reason(self, choice: _Choice) -> str | None:
+        sampling, sequence = self.work.sampling, choice.sequence
+        assert sampling is not None
+        last = sequence.output_ids[-1]
+        if choice.text.is_stopped or last in sampling.stop_ids:
+            return "stop"
+        if last in self._runner.eos_ids and not sampling.ignore_eos:
+            return "stop"
+        return "length" if len(sequence.output_ids) >= sequence.encoded.max_tokens else None
+
+    def _close(self, choice: _Choice, reason: str) -> Done | None:
+        """The end of the request if this was its last choice."""
+        choice.reason = reason
+        self.open_sequences.remove(choice.sequence)
+        if self.open_sequences:
+            return None
+        reasons = tuple(item.reason or "" for item in self._choices)
+        return Done(
+            reasons[0],
+            len(self.work.encoded.prompt_ids),
+            sum(len(item.output_ids) for item in self.sequences),
+            tuple(self.sequences[0].scores),
+            finish_reasons=reasons if len(reasons) > 1 else (),
+            num_cached_tokens=min(self.sequences[0].num_cached, len(self.work.encoded.prompt_ids)),
+        )
+
+    def _named(self, token: int, logprob: TokenLogprob) -> TokenLogprob:
+        """The log-probability with the texts of its tokens."""
+        top = tuple((item, self._runner.decode((item,)), value) for item, _, value in logprob.top)
+        return msgspec.structs.replace(logprob, token=self._runner.decode((token,)), top=top)
+
+
+def _choices(work: Work, runner: Runner) -> list[_Choice]:
+    sampling = work.sampling
+    choices: list[_Choice] = []
+    for number in range(sampling.n if sampling is not None else 1):
+        own = None if sampling is None else msgspec.structs.replace(sampling, seed=fold(sampling.seed, number))
+        replayed = work.replayed_ids[number] if number < len(work.replayed_ids) else ()
+        parent = choices[0].sequence if choices else None
+        sequence = Sequence(
+            work.key, work.encoded, own, number, work.tenant, forked_from=parent, output_ids=list(replayed)
+        )
+        text = TextStream(runner.decode, sampling.stop if sampling is not None else ())
+        choices.append(_Choice(sequence, text))
+    return choices
