@@ -4,6 +4,7 @@ Names and YAML keys are written out from the format notes; nothing is taken from
 """
 
 import math
+import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 import yaml
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from transformers import HrmTextConfig, HrmTextForCausalLM
@@ -56,15 +58,14 @@ def tiny(seed: int, *, embedding_scale: float = math.sqrt(HIDDEN)) -> HrmTextFor
     return model
 
 
-def raw_weights(exported: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The trainer's names for the tensors of a Hugging Face export."""
-    weights = {}
-    for name, tensor in exported.items():
-        raw = name.replace("_module.layers.", "_level.core.layers.")
-        raw = {"model.embed_tokens.weight": "embed_tokens.embedding_weight", "model.z_L_init": "model.zL_init"}.get(
-            raw, raw
-        )
-        weights[raw] = tensor.bfloat16() if raw == "model.zL_init" else tensor
+def raw_weights(model: HrmTextForCausalLM) -> dict[str, Tensor]:
+    """The tensors of the model's export under the trainer's names."""
+    with tempfile.TemporaryDirectory() as export:
+        model.save_pretrained(export)
+        exported = dict(load_file(Path(export) / "model.safetensors"))
+    weights = {name.replace("_module.layers.", "_level.core.layers."): item for name, item in exported.items()}
+    weights["embed_tokens.embedding_weight"] = weights.pop("model.embed_tokens.weight")
+    weights["model.zL_init"] = weights.pop("model.z_L_init").bfloat16()
     return weights
 
 
