@@ -6,24 +6,21 @@ It does not recover interrupted saves, merge parallel checkpoints or open the to
 """
 
 import json
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActConfig, ActModel
-from worker.models.weights import check_names
+from worker.models.weights import check_names, read_tensors, without_prefixes
 
 _WEIGHTS_FILES = ("actv1_student.safetensors", "final_model.safetensors", "actv1_student.pt")
-_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+")
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+")  # of DDP, torch.compile and PEFT
 _LAYER = re.compile(r"^inner\.([HL])_level\.layers\.(\d+)\.")
 _MLP = "inner.H_level.layers.0.mlp."
 _POSITIONS = "inner.embed_pos.embedding_weight"
@@ -54,7 +51,7 @@ def load_act_bundle(path: Path, dtype: torch.dtype = torch.float32, attention: A
         raise ModelFormatError(f"{path} does not exist")
     brain = _read_brain(_directory(path))
     weights_file = path if path.is_file() else _find_weights(path, brain)
-    weights = _unwrapped(read_tensors(weights_file), weights_file)
+    weights = without_prefixes(read_tensors(weights_file), _WRAPPERS, weights_file)
     config = _config(brain, weights, weights_file)
     if attention is not None:
         config = replace(config, attention=attention)
@@ -65,29 +62,6 @@ def load_act_bundle(path: Path, dtype: torch.dtype = torch.float32, attention: A
     model.eval().requires_grad_(False)
     name = str(brain.get("name") or brain.get("brain_id") or _directory(path).resolve().name)
     return ActBundle(model, config, _find_tokenizer(_directory(path), brain), name, _describe(name, model))
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The flat name -> tensor map of a safetensors or torch zip file, told apart by their bytes, never by the suffix.
-
-    Raises ModelFormatError when it is neither, is damaged, or holds anything but named tensors.
-    """
-    with path.open("rb") as file:
-        head = file.read(9)
-        file.seek(0)
-        try:
-            if head.startswith(b"PK\x03\x04"):  # an open file, since torch goes by the suffix of a path
-                loaded: object = torch.load(file, map_location="cpu", weights_only=True)
-            elif head[8:] == b"{":
-                loaded = safetensors.torch.load_file(path)
-            else:
-                raise ModelFormatError(f"{path} is neither a safetensors file nor a torch zip file")
-        except (SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
-            raise ModelFormatError(f"{path} cannot be read as weights: {reason}") from error
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise ModelFormatError(f"{path} holds something other than a flat map of named tensors")
-    return {str(name): tensor for name, tensor in loaded.items()}
 
 
 def _directory(path: Path) -> Path:
@@ -121,17 +95,6 @@ def _find_tokenizer(directory: Path, brain: Mapping[str, object]) -> Path | None
     if not isinstance(named, str) or not named:
         return None
     return next((place for place in (directory / named, Path(named)) if place.exists()), None)
-
-
-def _unwrapped(tensors: Weights, file: Path) -> dict[str, Tensor]:
-    """The same tensors without the prefixes that DDP, torch.compile and PEFT put before the names."""
-    weights: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        bare = _WRAPPERS.sub("", name)
-        if bare in weights:
-            raise ModelFormatError(f"{file} holds {bare} twice, under different prefixes")
-        weights[bare] = tensor
-    return weights
 
 
 def _config(brain: Mapping[str, object], weights: Weights, file: Path) -> ActConfig:

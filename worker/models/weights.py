@@ -1,9 +1,13 @@
 """Reading weights and tokenizers from disk, and refusing what does not match. Knows file formats, no architectures."""
 
 import json
+import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -27,6 +31,40 @@ def read_safetensors_dir(path: Path) -> dict[str, Tensor]:
     for shard in shards:
         tensors |= load_file(path / shard)
     return tensors
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The flat name -> tensor map of a safetensors or torch zip file, told apart by their bytes, never by the suffix.
+
+    Raises ModelFormatError when it is neither, is damaged, or holds anything but named tensors.
+    """
+    with path.open("rb") as file:
+        head = file.read(9)
+        file.seek(0)
+        try:
+            if head.startswith(b"PK\x03\x04"):  # an open file, since torch goes by the suffix of a path
+                loaded: object = torch.load(file, map_location="cpu", weights_only=True)
+            elif head[8:] == b"{":
+                loaded = load_file(path)
+            else:
+                raise ModelFormatError(f"{path} is neither a safetensors file nor a torch zip file")
+        except (SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ModelFormatError(f"{path} cannot be read as weights: {reason}") from error
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ModelFormatError(f"{path} holds something other than a flat map of named tensors")
+    return {str(name): tensor for name, tensor in loaded.items()}
+
+
+def without_prefixes(tensors: Mapping[str, Tensor], wrappers: re.Pattern[str], source: Path) -> dict[str, Tensor]:
+    """The same tensors without what training put before their names. Raises ModelFormatError if two become one."""
+    weights: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        bare = wrappers.sub("", name)
+        if bare in weights:
+            raise ModelFormatError(f"{source} holds {bare} twice, under different prefixes")
+        weights[bare] = tensor
+    return weights
 
 
 def check_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], source: Path) -> None:
