@@ -40,6 +40,7 @@ class ModelEntry(BaseModel):
     dtype: Dtype | None = None
     context_window: Count | None = None
     tokenizer_path: Text | None = None
+    condition: Text | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -95,6 +96,7 @@ class Settings(BaseSettings):
         default=None, description="override of the model's own"
     )
     condition: Text = Field(default="direct", description="HRM-Text condition of a prompt that names none")
+    use_ema: bool = Field(default=True, description="averaged weights (EMA) of raw HRM-Text checkpoints")
     kv_memory_mib: Count = Field(default=512, description="memory for KV pages of one worker")
     page_size: Count = Field(default=16, description="tokens in a KV page")
     prefix_cache: bool = Field(default=True, description="let requests of one tenant share what was computed")
@@ -194,13 +196,13 @@ def _without_outranked_models(layers: Sequence[Layer]) -> list[Layer]:
 
 
 def model_entries(settings: Settings) -> tuple[ModelEntry, ...]:
-    """The models to load, with dtype, context window and tokenizer filled in from the fleet-wide settings.
+    """The models to load, with dtype, context window, tokenizer and condition filled in from the fleet-wide settings.
 
     Without `models` it is one entry for `model_path`, named after its directory. Raises SettingsError if the name of
     that directory cannot serve as a model id.
     """
     entries = settings.models or (_entry_of_path(settings.model_path or str(SAMPLE_MODEL)),)
-    common = {name: getattr(settings, name) for name in ("dtype", "context_window", "tokenizer_path")}
+    common = {name: getattr(settings, name) for name in ("dtype", "context_window", "tokenizer_path", "condition")}
     return tuple(
         entry.model_copy(update={name: value for name, value in common.items() if getattr(entry, name) is None})
         for entry in entries

@@ -68,10 +68,11 @@ def _options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
         page_size=settings.page_size,
         prefix_cache=settings.prefix_cache,
         step_tokens=settings.step_tokens or (_CPU_STEP_TOKENS if place == "cpu" else _GPU_STEP_TOKENS),
-        condition=settings.condition,
+        condition=entry.condition or settings.condition,
         scoring=settings.scoring,
         segments=settings.segments,
         attention=settings.attention,
+        use_ema=settings.use_ema,
     )
 
 

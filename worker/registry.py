@@ -16,6 +16,9 @@ RUNNERS = {
     "hrm-puzzle": "worker.runners.hrm_puzzle:load",
 }
 
+_EPOCH_PREFIX = "fsdp2_epoch_"
+_IMPLANT_FILES = ("starter_brain.json", "q_head.pt")
+
 
 def load_runner(kind: str, options: RunnerOptions) -> Runner:
     """Load a model; `kind` auto looks at the files. Raises ModelFormatError with a sentence for the operator."""
@@ -35,12 +38,17 @@ def detect(path: str) -> str:
     directory = place if place.is_dir() else place.parent
     if (directory / "brain.json").is_file():
         return "hrm-act"
+    if any((directory / name).is_file() for name in _IMPLANT_FILES):
+        return "causal"
+    if directory.name.startswith(_EPOCH_PREFIX) or any(directory.glob(f"{_EPOCH_PREFIX}*")):
+        return "hrm-text"
     if _is_puzzle_checkpoint(directory):
         return "hrm-puzzle"
     if not (directory / "config.json").is_file():
         expected = (
-            "brain.json (an AI-OS brain), all_config.yaml with checkpoint or step_<N> (a Sapient HRM) nor config.json "
-            "(a Hugging Face model)"
+            "brain.json (an AI-OS brain), q_head.pt or starter_brain.json (an AI-OS implant), "
+            "config.json (a Hugging Face model), all_config.yaml with checkpoint or step_<N> (a Sapient HRM) nor "
+            f"{_EPOCH_PREFIX}<number> (a raw HRM-Text checkpoint)"
         )
         raise ModelFormatError(f"What lies at {path} is no model we know: neither {expected} is there.")
     config = json.loads((directory / "config.json").read_text())

@@ -200,6 +200,11 @@ def parsed(*argv: str) -> Settings:
     return given[0]
 
 
+def test_an_entrys_own_condition_outranks_the_fleets() -> None:
+    entries = (ModelEntry(id="a", path="x", condition="raw"), ModelEntry(id="b", path="y"))
+    assert [entry.condition for entry in model_entries(Settings(models=entries, condition="cot"))] == ["raw", "cot"]
+
+
 def test_flags_take_dashes_underscores_and_aliases() -> None:
     argv = ["--max_batch_size=3", "--tokenizer", "/t_1", "--model", "a=/a_b", "--model=b=c", "--enable_cors"]
     settings = parsed(*argv)

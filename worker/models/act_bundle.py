@@ -2,7 +2,7 @@
 
 Sizes come from the tensors; brain.json is asked only for what shapes cannot tell, because upstream writes it in three
 dialects and a network built from the wrong one loads with random layers. Whatever does not match in full is refused.
-It does not recover interrupted saves, merge parallel checkpoints or open the tokenizer.
+It does not open the tokenizer; which file counts after an interrupted training is `act_recovery`'s business.
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from worker.models.act_recovery import read_newest
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActConfig, ActModel
 from worker.models.weights import check_names, read_tensors, without_prefixes
@@ -50,8 +51,8 @@ def load_act_bundle(path: Path, dtype: torch.dtype = torch.float32, attention: A
     if not path.exists():
         raise ModelFormatError(f"{path} does not exist")
     brain = _read_brain(_directory(path))
-    weights_file = path if path.is_file() else _find_weights(path, brain)
-    weights = without_prefixes(read_tensors(weights_file), _WRAPPERS, weights_file)
+    tensors, weights_file = (read_tensors(path), path) if path.is_file() else read_newest(path, _weights_names(brain))
+    weights = without_prefixes(tensors, _WRAPPERS, weights_file)
     config = _config(brain, weights, weights_file)
     if attention is not None:
         config = replace(config, attention=attention)
@@ -81,13 +82,9 @@ def _read_brain(directory: Path) -> dict[str, object]:
     return brain
 
 
-def _find_weights(directory: Path, brain: Mapping[str, object]) -> Path:
+def _weights_names(brain: Mapping[str, object]) -> tuple[str, ...]:
     named = brain.get("checkpoint_file")
-    names = (named, *_WEIGHTS_FILES) if isinstance(named, str) else _WEIGHTS_FILES
-    for name in names:
-        if (directory / name).is_file():
-            return directory / name
-    raise ModelFormatError(f"{directory} has no weights file, looked for {', '.join(names)}")
+    return (named, *_WEIGHTS_FILES) if isinstance(named, str) else _WEIGHTS_FILES
 
 
 def _find_tokenizer(directory: Path, brain: Mapping[str, object]) -> Path | None:

@@ -9,12 +9,15 @@ Every pass through a layer has a key/value slot of its own: (h * (L_cycles + 1) 
 l = L_cycles. Parameter names are those of Hugging Face exports.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from worker.models.weights import check_names
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(slot, query, key, value), each [T, heads, head_dim] -> [T, heads, head_dim]."""
@@ -135,6 +138,16 @@ class HrmTextModel(nn.Module):
         """[..., hidden] -> [..., vocab] in float32."""
         out: Tensor = self.lm_head(hidden)
         return out.float()
+
+
+def build_model(shape: HrmTextShape, weights: Mapping[str, Tensor], source: Path, dtype: torch.dtype) -> HrmTextModel:
+    """The network with `weights` in eval mode on the CPU; raises ModelFormatError unless they match name by name."""
+    with torch.device("meta"):
+        skeleton = HrmTextModel(shape)
+    check_names(dict(skeleton.named_parameters()), weights, source)
+    model = HrmTextModel(shape).to(dtype)
+    model.load_state_dict(weights)
+    return model.requires_grad_(False).eval()
 
 
 def rms_norm(hidden: Tensor, eps: float) -> Tensor:

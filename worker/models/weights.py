@@ -84,7 +84,8 @@ def check_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], sou
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local directory; never asks a hub."""
+    """The tokenizer of a local directory, or of the directory of a file in it; never asks a hub."""
+    path = path.parent if path.is_file() else path
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:

@@ -23,6 +23,7 @@ from shared.messages import Generate, Score, Text
 from worker.kv.attention import Plan, Span, attend
 from worker.kv.store import KVShape, KVStore
 from worker.models.errors import ModelFormatError
+from worker.models.q_head import QHead, find_implant, load_q_head
 from worker.models.weights import load_tokenizer
 from worker.runners.base import RunnerOptions, as_ids, encode_generate, encode_score
 from worker.runners.paged import PagedRunner
@@ -114,9 +115,11 @@ class CausalLanguage:
 
 
 class CausalNet:
+    """`q_head` reads the same last states that the logits are made of, where an implant has one."""
+
     is_prefix = False
 
-    def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
+    def __init__(self, model: PreTrainedModel, device: torch.device, q_head: QHead | None = None) -> None:
         config = model.config.get_text_config()
         heads = config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -124,6 +127,7 @@ class CausalNet:
         self.model = model
         self.device = device
         self.dtype = model.dtype
+        self.q_head = q_head
         self._head: Callable[[Tensor], Tensor] = model.get_output_embeddings()
         self.kv_shape = KVShape(config.num_hidden_layers, kv_heads, head_dim)
 
@@ -141,18 +145,21 @@ class CausalNet:
 
 
 def load(options: RunnerOptions) -> PagedRunner:
-    path = Path(options.path)
+    implant = find_implant(Path(options.path))
+    path = implant.base if implant else Path(options.path)
     model = _load_model(path, getattr(torch, options.dtype))
+    config = model.config.get_text_config()
     device = torch.device(options.device)
-    net = CausalNet(nn.Module.to(model, device), device)
+    q_head = load_q_head(implant.q_head, config.hidden_size).to(device) if implant else None
+    net = CausalNet(nn.Module.to(model, device), device, q_head)
     _check_against_own_forward(net, path)
     tokenizer = load_tokenizer(Path(options.tokenizer_path) if options.tokenizer_path else path)
-    config = model.config.get_text_config()
     language = CausalLanguage(tokenizer, config.vocab_size, _eos_ids(model, tokenizer))
-    longest = config.max_position_embeddings
-    window = min(options.context_window or longest, longest)
+    limits = (options.context_window, config.max_position_embeddings, implant.max_seq_len if implant else None)
+    window = min(limit for limit in limits if limit)
     count = model.num_parameters() / 1e6
     found = f"{type(model).__name__}: {count:.1f} M parameters, vocabulary {config.vocab_size}, {options.dtype}"
+    found += f", q head {implant.q_head.name}" if implant else ""
     return PagedRunner("causal", found, net, language, window, options)
 
 
