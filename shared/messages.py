@@ -142,7 +142,8 @@ class Solution(msgspec.Struct, frozen=True):
 
 class Done(msgspec.Struct, frozen=True, omit_defaults=True, tag="done"):
     """The job succeeded. `finish_reason` is `stop`, `length`, `score` or `solve`; of several choices `finish_reasons`
-    has each. The keys and values of `num_cached_tokens` prompt tokens were there already.
+    has each. The keys and values of `num_cached_tokens` prompt tokens were there already. `q_values` are (q_halt,
+    q_continue) of the state that gave each choice its last token, of a model with a q head.
     """
 
     finish_reason: str
@@ -151,6 +152,7 @@ class Done(msgspec.Struct, frozen=True, omit_defaults=True, tag="done"):
     scores: tuple[ContinuationScore, ...] = ()
     finish_reasons: tuple[str, ...] = ()
     num_cached_tokens: int = 0
+    q_values: tuple[tuple[float, float] | None, ...] = ()
     solution: Solution | None = None
 
 

@@ -47,6 +47,7 @@ class _Choice:
     sequence: Sequence
     text: TextStream
     reason: str | None = None
+    q_values: tuple[float, float] | None = None
 
 
 class Request:
@@ -76,6 +77,7 @@ class Request:
         """Add a sampled token to its choice."""
         choice = self._choices[sequence.choice]
         sequence.output_ids.append(sampled.token)
+        choice.q_values = sampled.q_values
         text = self._read(choice, sampled.token, len(sequence.output_ids))
         reason = self._reason(choice)
         logprobs = () if sampled.logprob is None else (self._named(sampled.token, sampled.logprob),)
@@ -123,6 +125,7 @@ class Request:
         if self.open_sequences:
             return None
         reasons = tuple(item.reason or "" for item in self._choices)
+        q_values = tuple(item.q_values for item in self._choices)
         return Done(
             reasons[0],
             len(self.work.encoded.prompt_ids),
@@ -130,6 +133,7 @@ class Request:
             tuple(self.sequences[0].scores),
             finish_reasons=reasons if len(reasons) > 1 else (),
             num_cached_tokens=min(self.sequences[0].num_cached, len(self.work.encoded.prompt_ids)),
+            q_values=q_values if any(q_values) else (),
         )
 
     def _named(self, token: int, logprob: TokenLogprob) -> TokenLogprob:

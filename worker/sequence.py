@@ -103,10 +103,12 @@ class Slice:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A chosen token, with its log-probability where the request asks for it."""
+    """A chosen token, with its log-probability where the request asks for it, and q_halt and q_continue of the state
+    that gave it, where the model has a q head."""
 
     token: int
     logprob: TokenLogprob | None = None
+    q_values: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from scripts.train_sample import byte_tokenizer
-from shared.messages import Generate, Sampling
-from tests.worker.stepping import generate_all
+from shared.messages import Done, Generate, Sampling
+from tests.worker.stepping import generate_all, run
 from worker.kv.attention import Plan, Span
 from worker.models.errors import ModelFormatError
 from worker.models.q_head import find_implant, load_q_head
@@ -81,6 +81,21 @@ def test_q_values_are_those_of_the_models_own_last_state(
 
 
 @pytest.mark.parametrize("base_name", ["model", "base_model", "."])
+def test_the_answer_tells_the_q_values_of_its_last_state(tmp_path: Path, base: tuple[Path, GPT2LMHeadModel]) -> None:
+    """A41: q_halt and q_continue of the state that gave the last token, for each choice."""
+    runner = load_runner("auto", RunnerOptions(path=str(write_starter(tmp_path, base[0])), page_size=4))
+    task = Generate("Hello", Sampling(max_tokens=5, seed=0, temperature=1.0, n=2))
+    emissions = run(runner, [task], [[]])
+    done = emissions[-1].ended
+    assert isinstance(done, Done) and len(done.q_values) == 2
+    for choice, q_values in enumerate(done.q_values):
+        said = [token for item in emissions if item.choice == choice for token in item.ids]
+        ids = torch.tensor([[*runner.encode(task).prompt_ids, *said[:-1]]])
+        with torch.no_grad():
+            state = base[1](ids, output_hidden_states=True).hidden_states[-1][0, -1]
+        assert q_values == pytest.approx((head()["weight"] @ state + head()["bias"]).tolist(), abs=1e-4)
+
+
 def test_a_head_beside_its_base_needs_no_json(
     tmp_path: Path, base: tuple[Path, GPT2LMHeadModel], base_name: str
 ) -> None:

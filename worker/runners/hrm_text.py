@@ -5,6 +5,7 @@ count is taken from the tensors, because exporters write it in three different w
 """
 
 import json
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ class HrmTextLanguage:
 
 class HrmTextNet:
     is_prefix = True
+    q_head: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, model: HrmTextModel, device: torch.device) -> None:
         shape = model.shape

@@ -1,7 +1,9 @@
 """The runner of every mechanism with keys and values: one flat forward over a `Net` a step, tokens by a `Language`."""
 
 import math
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
+from dataclasses import replace
 from typing import Literal, Protocol
 
 import torch
@@ -16,16 +18,20 @@ from worker.models.errors import ModelFormatError
 from worker.runners.base import RunnerOptions, RunnerSpec, text_task
 from worker.sampler import broken, sample
 from worker.scoring import score_states
-from worker.sequence import Encoded, Scores, Sequence, Slice, StepResult
+from worker.sequence import Encoded, Sampled, Scores, Sequence, Slice, StepResult
 
 
 class Net(Protocol):
-    """A loaded network. `is_prefix`: the prompt attends to itself in both directions."""
+    """A loaded network. `is_prefix`: the prompt attends to itself in both directions. `q_head` reads (q_halt,
+    q_continue) off states [..., hidden], where there is one."""
 
     kv_shape: KVShape
     is_prefix: bool
     dtype: torch.dtype
     device: torch.device
+
+    @property
+    def q_head(self) -> Callable[[Tensor], Tensor] | None: ...
 
     def hidden(self, ids: Tensor, plan: Plan, store: KVStore | None) -> Tensor:
         """Last hidden states [T, hidden] of token ids [T]."""
@@ -96,9 +102,12 @@ class PagedRunner:
     ) -> None:
         if not batch.samplers:
             return
-        logits = self._net.logits(hidden[[state for _, state in batch.samplers]])
+        states = hidden[[state for _, state in batch.samplers]]
+        logits = self._net.logits(states)
         sequences = [slices[index].sequence for index, _ in batch.samplers]
         chosen = sample(logits, sequences, self.eos_ids, self.spec.name)
+        if self._net.q_head is not None:
+            chosen = [_with_q(item, q) for item, q in zip(chosen, self._net.q_head(states).tolist(), strict=True)]
         for (index, _), item in zip(batch.samplers, chosen, strict=True):
             results[index] = item
 
@@ -111,6 +120,10 @@ class PagedRunner:
             sources = torch.tensor([item.source_page for item in starting], device=device)
             targets = torch.tensor([item.pages[item.num_computed // size] for item in starting], device=device)
             self._store.copy_pages(sources, targets)
+
+
+def _with_q(result: StepResult | FleetError, q_values: list[float]) -> StepResult | FleetError:
+    return replace(result, q_values=(q_values[0], q_values[1])) if isinstance(result, Sampled) else result
 
 
 def _num_pages(net: Net, window: int, options: RunnerOptions) -> int:
