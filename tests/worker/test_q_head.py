@@ -80,7 +80,6 @@ def test_q_values_are_those_of_the_models_own_last_state(
         assert torch.allclose(values[0].double(), expected, atol=tolerance)
 
 
-@pytest.mark.parametrize("base_name", ["model", "base_model", "."])
 def test_the_answer_tells_the_q_values_of_its_last_state(tmp_path: Path, base: tuple[Path, GPT2LMHeadModel]) -> None:
     """A41: q_halt and q_continue of the state that gave the last token, for each choice."""
     runner = load_runner("auto", RunnerOptions(path=str(write_starter(tmp_path, base[0])), page_size=4))
@@ -96,6 +95,7 @@ def test_the_answer_tells_the_q_values_of_its_last_state(tmp_path: Path, base: t
         assert q_values == pytest.approx((head()["weight"] @ state + head()["bias"]).tolist(), abs=1e-4)
 
 
+@pytest.mark.parametrize("base_name", ["model", "base_model", "."])
 def test_a_head_beside_its_base_needs_no_json(
     tmp_path: Path, base: tuple[Path, GPT2LMHeadModel], base_name: str
 ) -> None:
