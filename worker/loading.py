@@ -56,6 +56,7 @@ def _options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
         tokenizer_path=entry.tokenizer_path,
         device="cpu" if kind == "echo" else device.choose(settings.device),
         dtype=entry.dtype or settings.dtype,
+        quantize=entry.quantize or settings.quantize,
         max_batch=settings.max_batch_size,
         context_window=entry.context_window or settings.context_window,
         kv_bytes=settings.kv_memory_mib * 2**20,

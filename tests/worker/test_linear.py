@@ -63,6 +63,13 @@ def test_rows_may_lie_anywhere_in_memory() -> None:
         assert torch.equal(layer(strided), expected)
 
 
+def test_no_rows_are_no_trouble() -> None:
+    """An expert that no token chose."""
+    for layer in both_kinds():
+        assert layer(torch.empty(0, ODD_IN)).shape == (0, ODD_OUT)
+        assert layer(torch.empty(2, 0, ODD_IN)).shape == (2, 0, ODD_OUT)
+
+
 def test_a_row_does_not_see_the_values_of_others() -> None:
     """P3: mates of any size, zeros and numbers that are none change no bit of a row."""
     rows = torch.randn(6, ODD_IN)

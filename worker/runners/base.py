@@ -17,6 +17,7 @@ class RunnerOptions:
     tokenizer_path: str | None = None
     device: str = "cpu"
     dtype: str = "float32"
+    quantize: Literal["none", "int8"] = "none"
     max_batch: int = 16
     max_new_tokens: int = 256
     context_window: int | None = None
@@ -26,6 +27,11 @@ class RunnerOptions:
     scoring: str = "strict"
     segments: str = "compat"
     attention: Literal["bidirectional", "causal"] | None = None
+
+    @property
+    def precision(self) -> str:
+        """Of weights and activations, for people."""
+        return self.dtype if self.quantize == "none" else f"{self.dtype} with {self.quantize} linear layers"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from shared.messages import Generate, Score, Text
 from worker.kv.attention import FreshPlan, Plan, attend, prefix_mask
 from worker.kv.store import KVShape, KVStore
 from worker.models.errors import ModelFormatError
+from worker.models.linear import prepare_linears
 from worker.models.weights import load_tokenizer
 from worker.runners.base import RunnerOptions, as_ids, encode_generate, encode_score
 from worker.runners.paged import PagedRunner
@@ -117,7 +118,6 @@ class CausalNet:
         self.model = model
         self.device = device
         self.dtype = model.dtype
-        self._head: Callable[[Tensor], Tensor] = model.get_output_embeddings()
         self.kv_shape = KVShape(config.num_hidden_layers, kv_heads, head_dim)
 
     def hidden(self, ids: Tensor, plan: Plan, store: KVStore | None) -> Tensor:
@@ -130,7 +130,8 @@ class CausalNet:
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self._head(hidden).float()
+        head: Callable[[Tensor], Tensor] = self.model.get_output_embeddings()
+        return head(hidden).float()
 
 
 def load(options: RunnerOptions) -> PagedRunner:
@@ -145,7 +146,8 @@ def load(options: RunnerOptions) -> PagedRunner:
     limits = [options.context_window, config.max_position_embeddings, getattr(config, "sliding_window", None)]
     window = min(limit for limit in limits if limit)
     count = model.num_parameters() / 1e6
-    found = f"{type(model).__name__}: {count:.1f} M parameters, vocabulary {config.vocab_size}, {options.dtype}"
+    found = f"{type(model).__name__}: {count:.1f} M parameters, vocabulary {config.vocab_size}, {options.precision}"
+    prepare_linears(model, quantize=options.quantize)
     return PagedRunner("causal", found, net, language, window, options)
 
 

@@ -19,6 +19,7 @@ from worker.kv.attention import Plan, attend
 from worker.kv.store import KVShape, KVStore
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_text import HrmTextModel, HrmTextShape
+from worker.models.linear import prepare_linears
 from worker.models.weights import check_names, load_tokenizer, read_safetensors_dir
 from worker.runners.base import RunnerOptions, as_ids, encode_generate, encode_score
 from worker.runners.paged import PagedRunner
@@ -115,11 +116,12 @@ def load(options: RunnerOptions) -> PagedRunner:
     path = Path(options.path)
     model = load_model(path, getattr(torch, options.dtype))
     device = torch.device(options.device)
-    net = HrmTextNet(model.to(device), device)
+    net, found = HrmTextNet(model.to(device), device), _describe(model, options.precision)
+    prepare_linears(model, quantize=options.quantize)
     tokenizer = load_tokenizer(Path(options.tokenizer_path) if options.tokenizer_path else path)
     language = HrmTextLanguage(tokenizer, model.shape.vocab_size, options.condition)
     window = min(options.context_window or model.shape.max_positions, model.shape.max_positions)
-    return PagedRunner("hrm-text", _describe(model, options.dtype), net, language, window, options)
+    return PagedRunner("hrm-text", found, net, language, window, options)
 
 
 def load_model(path: Path, dtype: torch.dtype = torch.float32) -> HrmTextModel:
@@ -160,12 +162,12 @@ def _shape(config: dict[str, Any], weights: dict[str, Tensor], path: Path) -> Hr
     )
 
 
-def _describe(model: HrmTextModel, dtype: str) -> str:
+def _describe(model: HrmTextModel, precision: str) -> str:
     shape = model.shape
     count = sum(parameter.numel() for parameter in model.parameters())
     return (
         f"HRM-Text: {count / 1e6:.1f} M parameters, hidden {shape.hidden_size}, {shape.num_layers} layers a stack, "
-        f"cycles {shape.h_cycles} x {shape.l_cycles}, vocabulary {shape.vocab_size}, {dtype}"
+        f"cycles {shape.h_cycles} x {shape.l_cycles}, vocabulary {shape.vocab_size}, {precision}"
     )
 
 
