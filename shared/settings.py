@@ -27,6 +27,7 @@ Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Quantize = Literal["none", "int8"]
 
 
 class ModelEntry(BaseModel):
@@ -38,6 +39,7 @@ class ModelEntry(BaseModel):
     path: Text
     runner: Literal["auto", "hrm-text", "hrm-act", "hrm-puzzle", "causal", "echo"] = "auto"
     dtype: Dtype | None = None
+    quantize: Quantize | None = None
     context_window: Count | None = None
     tokenizer_path: Text | None = None
     condition: Text | None = None
@@ -68,6 +70,7 @@ class Settings(BaseSettings):
     default_model: Text | None = Field(default=None, description="id used when a request names no model")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="device; cuda also means ROCm")
     dtype: Dtype = Field(default="float32", description="dtype of weights and activations")
+    quantize: Quantize = Field(default="none", description="round the weights of linear layers, on a CPU")
     max_batch_size: Count = Field(default=16, description="sequences decoded together by one worker")
     max_new_tokens: Count = Field(default=256, description="most tokens one answer may have")
     cap_policy: Literal["clamp", "reject"] = Field(default="clamp", description="what to do with a request over a cap")
@@ -196,13 +199,14 @@ def _without_outranked_models(layers: Sequence[Layer]) -> list[Layer]:
 
 
 def model_entries(settings: Settings) -> tuple[ModelEntry, ...]:
-    """The models to load, with dtype, context window, tokenizer and condition filled in from the fleet-wide settings.
+    """The models to load; what an entry leaves open is filled in from the fleet-wide setting of the same name.
 
     Without `models` it is one entry for `model_path`, named after its directory. Raises SettingsError if the name of
     that directory cannot serve as a model id.
     """
     entries = settings.models or (_entry_of_path(settings.model_path or str(SAMPLE_MODEL)),)
-    common = {name: getattr(settings, name) for name in ("dtype", "context_window", "tokenizer_path", "condition")}
+    fleet_wide = ("dtype", "quantize", "context_window", "tokenizer_path", "condition")
+    common = {name: getattr(settings, name) for name in fleet_wide}
     return tuple(
         entry.model_copy(update={name: value for name, value in common.items() if getattr(entry, name) is None})
         for entry in entries

@@ -62,6 +62,7 @@ def _options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
         tokenizer_path=entry.tokenizer_path,
         device=place,
         dtype=entry.dtype or settings.dtype,
+        quantize=entry.quantize or settings.quantize,
         max_batch=settings.max_batch_size,
         context_window=entry.context_window or settings.context_window,
         kv_bytes=settings.kv_memory_mib * 2**20,

@@ -247,7 +247,10 @@ def test_mask_keeps_what_is_no_secret() -> None:
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,8}", fullmatch=True)
 paths = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(lambda t: t.lower() != "none")
-entries = st.builds(ModelEntry, id=names, path=paths, dtype=st.sampled_from([None, "float16"]))
+quantizations = st.sampled_from(["none", "int8"])
+entries = st.builds(
+    ModelEntry, id=names, path=paths, dtype=st.sampled_from([None, "float16"]), quantize=st.none() | quantizations
+)
 overrides = st.fixed_dictionaries(
     {},
     optional={
@@ -257,6 +260,7 @@ overrides = st.fixed_dictionaries(
         "tokenizer_path": st.none() | paths,
         "models": st.lists(entries, max_size=3, unique_by=lambda entry: entry.id).map(tuple),
         "device": st.sampled_from(["auto", "cpu", "cuda", "mps"]),
+        "quantize": quantizations,
         "lease_s": st.floats(min_value=1e-9, max_value=1e9),
         "enable_cors": st.booleans(),
         "cors_origins": st.lists(names, min_size=1).map(tuple),

@@ -18,6 +18,7 @@ class RunnerOptions:
     tokenizer_path: str | None = None
     device: str = "cpu"
     dtype: str = "float32"
+    quantize: Literal["none", "int8"] = "none"
     max_batch: int = 16
     context_window: int | None = None
     kv_bytes: int = 512 * 2**20
@@ -32,6 +33,11 @@ class RunnerOptions:
 
 
 _ONE_TOKEN = Generate("1", Sampling(max_tokens=1, seed=0, temperature=0.0))
+
+    @property
+    def precision(self) -> str:
+        """Of weights and activations, for people."""
+        return self.dtype if self.quantize == "none" else f"{self.dtype} with {self.quantize} linear layers"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from shared.messages import Generate, Score, Text
 from worker.kv.attention import Plan, Span, attend
 from worker.kv.store import KVShape, KVStore
 from worker.models.errors import ModelFormatError
+from worker.models.linear import prepare_linears
 from worker.models.q_head import QHead, find_implant, load_q_head
 from worker.models.weights import load_tokenizer
 from worker.runners.base import RunnerOptions, as_ids, encode_generate, encode_score
@@ -128,7 +129,6 @@ class CausalNet:
         self.device = device
         self.dtype = model.dtype
         self.q_head = q_head
-        self._head: Callable[[Tensor], Tensor] = model.get_output_embeddings()
         self.kv_shape = KVShape(config.num_hidden_layers, kv_heads, head_dim)
 
     def hidden(self, ids: Tensor, plan: Plan, store: KVStore | None) -> Tensor:
@@ -141,7 +141,8 @@ class CausalNet:
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self._head(hidden).float()
+        head: Callable[[Tensor], Tensor] = self.model.get_output_embeddings()
+        return head(hidden).float()
 
 
 def load(options: RunnerOptions) -> PagedRunner:
@@ -158,8 +159,9 @@ def load(options: RunnerOptions) -> PagedRunner:
     limits = (options.context_window, config.max_position_embeddings, implant.max_seq_len if implant else None)
     window = min(limit for limit in limits if limit)
     count = model.num_parameters() / 1e6
-    found = f"{type(model).__name__}: {count:.1f} M parameters, vocabulary {config.vocab_size}, {options.dtype}"
+    found = f"{type(model).__name__}: {count:.1f} M parameters, vocabulary {config.vocab_size}, {options.precision}"
     found += f", q head {implant.q_head.name}" if implant else ""
+    prepare_linears(model, quantize=options.quantize)
     return PagedRunner("causal", found, net, language, window, options)
 
 

@@ -20,6 +20,7 @@ from shared.messages import ContinuationScore, Generate, Task, Text
 from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActModel
+from worker.models.linear import prepare_linears
 from worker.models.weights import load_tokenizer
 from worker.runners.base import RunnerOptions, RunnerSpec, as_ids, encode_generate, encode_score, text_task
 from worker.sampler import broken, sample
@@ -125,9 +126,9 @@ def load(options: RunnerOptions) -> ActRunner:
         raise ModelFormatError(f"{options.path} names no tokenizer that is here: give one with --tokenizer-path.")
     longest = bundle.config.max_seq_len
     window = min(options.context_window or longest, longest)
-    spec = RunnerSpec(
-        "hrm-act", options.name, bundle.description, window, options.max_batch, step_tokens=options.step_tokens
-    )
+    found = f"{bundle.description}, {options.precision}"
+    spec = RunnerSpec("hrm-act", options.name, found, window, options.max_batch, step_tokens=options.step_tokens)
     model = bundle.model.to(options.device)
+    prepare_linears(model, quantize=options.quantize)
     tokenizer = load_tokenizer(Path(source))
     return ActRunner(model, tokenizer, spec, segments=options.segments, scoring=options.scoring)

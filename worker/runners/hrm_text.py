@@ -21,6 +21,7 @@ from worker.kv.store import KVShape, KVStore
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_text import HrmTextModel, HrmTextShape, build_model
 from worker.models.hrm_text_prompt import CONDITIONS, RAW, PromptMarks
+from worker.models.linear import prepare_linears
 from worker.models.weights import load_tokenizer, read_safetensors_dir
 from worker.runners.base import RunnerOptions, as_ids, encode_generate, encode_score
 from worker.runners.paged import PagedRunner
@@ -122,20 +123,21 @@ def load(options: RunnerOptions) -> PagedRunner:
         raise ModelFormatError(f"{options.path} names no tokenizer that is here: give one with --tokenizer-path.")
     language = HrmTextLanguage(load_tokenizer(Path(source)), model.shape.vocab_size, options.condition, marks)
     device = torch.device(options.device)
-    net = HrmTextNet(model.to(device), device)
+    net, found = HrmTextNet(model.to(device), device), _describe(model, note)
+    prepare_linears(model, quantize=options.quantize)
     window = min(options.context_window or model.shape.max_positions, model.shape.max_positions)
-    return PagedRunner("hrm-text", _describe(model, note), net, language, window, options)
+    return PagedRunner("hrm-text", found, net, language, window, options)
 
 
 def _read(path: Path, options: RunnerOptions) -> tuple[HrmTextModel, PromptMarks | None, Path | None, str]:
     """Model, marks, tokenizer and what there is to say of them, from an export or a raw checkpoint."""
     dtype = getattr(torch, options.dtype)
     if (path / "config.json").is_file():
-        return load_model(path, dtype), None, path, options.dtype
+        return load_model(path, dtype), None, path, options.precision
     from worker.models.hrm_text_checkpoint import load_checkpoint  # a second of imports that exports do without
 
     raw = load_checkpoint(path, dtype, use_ema=options.use_ema)
-    return raw.model, raw.marks, raw.tokenizer_path, f"{options.dtype}, {raw.note}"
+    return raw.model, raw.marks, raw.tokenizer_path, f"{options.precision}, {raw.note}"
 
 
 def load_model(path: Path, dtype: torch.dtype = torch.float32) -> HrmTextModel:
