@@ -4,7 +4,6 @@ python -m scripts.bench.engine --threads 2 --rows decode,single,prefill
 """
 
 import argparse
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 from scripts.bench.cost import cost
 from scripts.bench.generation import decode, prefill, single, staggered
 from scripts.bench.measure import header
-from scripts.bench.model import SIZES
+from scripts.bench.options import options
 from scripts.bench.prefix import prefix
 from scripts.bench.rig import QUICK, Load, Rig
 from scripts.bench.scoring import scoring
@@ -52,15 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--rows", type=_rows, default=list(ROWS), help=f"some of {','.join(ROWS)} (default: all)")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads of our side")
-    parser.add_argument("--baseline-threads", type=int, default=os.cpu_count(), help="torch threads of the other side")
-    parser.add_argument("--quantize", choices=["none", "int8"], default="none", help="weights of our side")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="small loads: whether the rows run, not what they say")
-    parser.add_argument("--size", choices=list(SIZES), default="reference", help="which net")
-    parser.add_argument("--cache", type=Path, help="where nets are kept between runs (default: nowhere)")
     return parser
 
 

@@ -53,10 +53,10 @@ class Comparison:
         self.ours.append(ours)
         self.theirs.append(theirs)
 
-    def rates(self, name: str, amount: float, unit: str) -> str:
+    def rates(self, name: str, amount: float, unit: str, sides: tuple[str, str] = ("ours", "theirs")) -> str:
         """A row of how many of `amount` things went through in a second, in the best round."""
         mine, other = amount / min(self.ours), amount / min(self.theirs)
-        return f"{name:<28} ours {mine:9.1f} {unit}  theirs {other:9.1f} {unit}  {self._ratio()}"
+        return f"{name:<28} {sides[0]} {mine:9.1f} {unit}  {sides[1]} {other:9.1f} {unit}  {self._ratio()}"
 
     def latencies(self, name: str, sides: tuple[str, str] = ("ours", "theirs"), parts: int = 1) -> str:
         """A row of milliseconds in the best round, each of `parts` equal parts of it."""
