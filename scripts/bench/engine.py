@@ -1,0 +1,68 @@
+"""The engine beside `transformers`, both in this process, row by row.
+
+python -m scripts.bench.engine --threads 2 --rows decode,single,prefill
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from transformers.utils.logging import disable_progress_bar
+
+from scripts.bench.cost import cost
+from scripts.bench.generation import decode, prefill, single, staggered
+from scripts.bench.measure import header
+from scripts.bench.options import options
+from scripts.bench.prefix import prefix
+from scripts.bench.rig import QUICK, Load, Rig
+from scripts.bench.scoring import scoring
+
+ROWS: dict[str, Callable[[Rig], list[str]]] = {
+    "decode": decode,
+    "single": single,
+    "prefill": prefill,
+    "staggered": staggered,
+    "scoring": scoring,
+    "prefix": prefix,
+    "cost": cost,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print a header, then the rows that `argv` names."""
+    args = _parser().parse_args(argv)
+    disable_progress_bar()
+    print(header(size=args.size, threads=args.threads, baseline_threads=args.baseline_threads, quantize=args.quantize))
+    load = QUICK if args.quick else Load()
+    with tempfile.TemporaryDirectory() as scratch:
+        rig = Rig(
+            args.size,
+            args.cache or Path(scratch),
+            args.threads,
+            args.baseline_threads,
+            args.quantize,
+            args.rounds,
+            load,
+        )
+        for name in args.rows:
+            for line in ROWS[name](rig):
+                print(line, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = options(__doc__)
+    parser.add_argument("--rows", type=_rows, default=list(ROWS), help=f"some of {','.join(ROWS)} (default: all)")
+    return parser
+
+
+def _rows(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in ROWS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown row {unknown[0]!r}: some of {','.join(ROWS)} are expected")
+    return names
+
+
+if __name__ == "__main__":
+    main()
