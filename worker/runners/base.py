@@ -31,13 +31,13 @@ class RunnerOptions:
     attention: Literal["bidirectional", "causal"] | None = None
     use_ema: bool = True
 
-
-_ONE_TOKEN = Generate("1", Sampling(max_tokens=1, seed=0, temperature=0.0))
-
     @property
     def precision(self) -> str:
         """Of weights and activations, for people."""
         return self.dtype if self.quantize == "none" else f"{self.dtype} with {self.quantize} linear layers"
+
+
+_ONE_TOKEN = Generate("1", Sampling(max_tokens=1, seed=0, temperature=0.0))
 
 
 @dataclass(frozen=True)
