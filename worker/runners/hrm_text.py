@@ -20,6 +20,7 @@ from worker.kv.store import KVShape, KVStore
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_text import HrmTextModel, HrmTextShape
 from worker.models.weights import check_names, load_tokenizer, read_safetensors_dir
+from worker.rolling import encode_rolling_response
 from worker.runners.base import RunnerOptions, as_ids, encode_generate, encode_score
 from worker.runners.paged import PagedRunner
 from worker.sequence import Encoded
@@ -54,6 +55,9 @@ class HrmTextLanguage:
             return encode_generate(ids, task.sampling, window, head=head)
         if task.method == "aios_compat":
             raise InvalidRequest("`aios_compat` scoring is for ACTv1 brains; `strict` is expected.", field="scoring")
+        if task.rolling:
+            start, _ = self._prompt("", task.condition, "prompts")
+            return encode_rolling_response(start, self._plain(task.continuations[0], "prompts"), window)
         continuations = [self._plain(item, "continuations") for item in task.continuations]
         ids, head = self._prompt(task.context, task.condition, "prompts")
         return encode_score(ids, continuations, window, head=head)
