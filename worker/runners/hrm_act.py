@@ -55,6 +55,8 @@ class ActRunner:
         if task.rolling:
             return self._encode_rolling(self._ids(task.continuations[0], "prompts", special=False), method)
         context = self._ids(task.context, "prompts", special=method == "strict")
+        if method == "strict":
+            context = context or start_ids(self._tokenizer)
         tails = [self._ids(item, "continuations", special=False) for item in task.continuations]
         return encode_score(context, tails, window, method=method)
 
