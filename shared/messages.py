@@ -52,12 +52,16 @@ class Generate(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
 
 
 class Score(msgspec.Struct, frozen=True, omit_defaults=True, tag="score"):
-    """Log-likelihood of each continuation given one context. `method` None is the model's default."""
+    """Log-likelihood of each continuation given one context. `method` None is the model's default.
+
+    `rolling`: of a whole text of any length, the only continuation of an empty context.
+    """
 
     context: Text
     continuations: tuple[Text, ...]
     condition: str | None = None
     method: Literal["strict", "aios_compat"] | None = None
+    rolling: bool = False
 
 
 class Solve(msgspec.Struct, frozen=True, omit_defaults=True, tag="solve"):

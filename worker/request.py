@@ -1,14 +1,16 @@
 """A job inside the engine: its choices with their texts, and when it has ended. Plain Python.
 
 Several choices of one prompt are as many sequences, which the engine steps like any others; the first one's prompt is
-computed for all.
+computed for all. So are the windows of a text that is scored whole.
 """
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
 
-from shared.messages import Done, Failed, Sampling, TokenLogprob
+from shared.messages import ContinuationScore, Done, Failed, Sampling, TokenLogprob
 from worker.noise import fold
 from worker.runners.base import Runner
 from worker.sequence import Encoded, Sampled, Scores, Sequence, Solved
@@ -88,12 +90,12 @@ class Request:
         return Emission(self.work.key, (sampled.token,), text, sequence.choice, logprobs, ended)
 
     def score(self, sequence: Sequence, result: Scores) -> list[Emission]:
-        """Add the scores of some continuations; the last ones end the request."""
+        """Add the scores of some continuations; the last ones, of the last window, end the request."""
         sequence.scores += result.scores
         if len(sequence.scores) < len(sequence.encoded.continuations):
             return []
-        ended = self._close(self._choices[0], "score")
-        return [Emission(self.work.key, ended=ended)]
+        ended = self._close(self._choices[sequence.choice], "score")
+        return [Emission(self.work.key, ended=ended)] if ended is not None else []
 
     def solve(self, sequence: Sequence, result: Solved) -> Emission:
         """The end of a puzzle."""
@@ -130,8 +132,8 @@ class Request:
             reasons[0],
             len(self.work.encoded.prompt_ids),
             sum(len(item.output_ids) for item in self.sequences),
-            tuple(self.sequences[0].scores),
-            finish_reasons=reasons if len(reasons) > 1 else (),
+            tuple(map(_total, zip(*(item.scores for item in self.sequences), strict=True))),
+            finish_reasons=reasons if len(reasons) > 1 and self.work.sampling is not None else (),
             num_cached_tokens=min(self.sequences[0].num_cached, len(self.work.encoded.prompt_ids)),
             q_values=q_values if any(q_values) else (),
         )
@@ -144,14 +146,27 @@ class Request:
 
 def _choices(work: Work, runner: Runner) -> list[_Choice]:
     sampling = work.sampling
+    if sampling is None:
+        parts = enumerate((work.encoded, *work.encoded.windows))
+        sequences = [Sequence(work.key, part, None, number, work.tenant) for number, part in parts]
+        return [_Choice(item, TextStream(runner.decode)) for item in sequences]
     choices: list[_Choice] = []
-    for number in range(sampling.n if sampling is not None else 1):
-        own = None if sampling is None else msgspec.structs.replace(sampling, seed=fold(sampling.seed, number))
+    for number in range(sampling.n):
+        own = msgspec.structs.replace(sampling, seed=fold(sampling.seed, number))
         replayed = work.replayed_ids[number] if number < len(work.replayed_ids) else ()
         parent = choices[0].sequence if choices else None
         sequence = Sequence(
             work.key, work.encoded, own, number, work.tenant, forked_from=parent, output_ids=list(replayed)
         )
-        text = TextStream(runner.decode, sampling.stop if sampling is not None else ())
-        choices.append(_Choice(sequence, text))
+        choices.append(_Choice(sequence, TextStream(runner.decode, sampling.stop)))
     return choices
+
+
+def _total(scores: Iterable[ContinuationScore]) -> ContinuationScore:
+    """Of one continuation over all windows."""
+    parts = tuple(scores)
+    return ContinuationScore(
+        math.fsum(part.log_likelihood for part in parts),
+        sum(part.num_tokens for part in parts),
+        all(part.is_greedy for part in parts),
+    )

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from shared.messages import Done, Generate, Sampling, Score
-from worker.engine import Emission, Engine, Work
+from worker.engine import Engine
 from worker.loading import warm_up
 from worker.registry import load_runner
+from worker.request import Emission, Work
 from worker.runners.base import Runner, RunnerOptions
 
 KV_MIB = 1024

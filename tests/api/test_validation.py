@@ -48,6 +48,15 @@ LOGLIKELIHOOD: list[tuple[Any, str]] = [
     ({"prompts": ["a"], "continuations": ["b"], "scoring": "other"}, "scoring"),
 ]
 
+ROLLING: list[tuple[Any, str]] = [
+    ({}, "prompts"),
+    ({"prompts": []}, "prompts"),
+    ({"prompts": [""]}, "prompts[0]"),
+    ({"prompts": ["a"] * 65}, "prompts"),
+    ({"prompts": ["a"], "scoring": "other"}, "scoring"),
+    ({"prompts": ["a"], "condition": ""}, "condition"),
+]
+
 COMPLETIONS: list[tuple[Any, str]] = [
     ({}, "prompt"),
     ({"prompt": ""}, "prompt"),
@@ -89,6 +98,14 @@ async def test_generate(client: httpx.AsyncClient, worker: EchoWorker, body: Any
 @pytest.mark.parametrize(("body", "named"), LOGLIKELIHOOD)
 async def test_loglikelihood(client: httpx.AsyncClient, worker: EchoWorker, body: Any, named: str) -> None:
     answer = await post(client, "/loglikelihood", body)
+    assert answer.status_code == 400
+    assert named in answer.json()["error"]["message"]
+    assert worker.jobs == []
+
+
+@pytest.mark.parametrize(("body", "named"), ROLLING)
+async def test_loglikelihood_rolling(client: httpx.AsyncClient, worker: EchoWorker, body: Any, named: str) -> None:
+    answer = await post(client, "/loglikelihood_rolling", body)
     assert answer.status_code == 400
     assert named in answer.json()["error"]["message"]
     assert worker.jobs == []

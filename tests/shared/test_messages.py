@@ -61,6 +61,7 @@ JOBS = [
     Job("00" + "d" * 32, "m", Solve("." * 81)),
     Job("00" + "e" * 32, "m", Solve(((0, 9), (3, 4)), "007bbfb7_t0", "q_halt", 3)),
     Job("00" + "f" * 32, "m", Solve(("# S", "G o"), identifier=7)),
+    Job("00" + "0" * 32, "m", Score("", ("a",), rolling=True)),
 ]
 
 

@@ -107,16 +107,20 @@ def encode_generate(prompt_ids: Rows[int], sampling: Sampling, window: int, *, h
 def encode_score(
     context: Rows[int], continuations: Rows[Rows[int]], window: int, *, method: str = "strict", head: int = 0
 ) -> Encoded:
-    """A context cut at its beginning (behind `head`) so that the longest continuation fits behind it."""
+    """A context cut at its beginning (behind `head`) so that the longest continuation fits behind it.
+
+    Its last token needs no room: it is predicted and never read, except by `aios_compat`.
+    """
     longest = max(len(item) for item in continuations)
     if not context:
         raise InvalidRequest("The prompt has no tokens and the model has no start token.", field="prompts")
     if min(len(item) for item in continuations) == 0:
         raise InvalidRequest("A continuation has no tokens.", field="continuations")
-    if longest + head + 1 >= window:
-        problem = f"A continuation has {longest} tokens; the context window is {window}."
+    room = window - longest + (method == "strict")
+    if room <= head:
+        problem = f"A continuation has {longest} tokens; at most {longest + room - head - 1} fit the context window."
         raise InvalidRequest(problem, field="continuations")
-    ids, num_cut = _cut(context, window - longest, head)
+    ids, num_cut = _cut(context, room, head)
     return Encoded(ids, continuations=tuple(map(tuple, continuations)), method=method, num_truncated=num_cut)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence as Rows
 
 from shared.errors import FleetError
 from shared.messages import ContinuationScore, Generate, Task
+from worker.rolling import encode_rolling
 from worker.runners.base import RunnerOptions, RunnerSpec, as_ids, encode_generate, encode_score, text_task
 from worker.sequence import Encoded, Sampled, Scores, Sequence, Slice, StepResult
 
@@ -30,6 +31,8 @@ class Echo:
         task = text_task(task)
         if isinstance(task, Generate):
             return encode_generate(_ids(task.prompt, "prompt"), task.sampling, self.spec.context_window)
+        if task.rolling:
+            return encode_rolling((EOS,), _ids(task.continuations[0], "prompts"), self.spec.context_window)
         continuations = [_ids(item, "continuations") for item in task.continuations]
         context = _ids(task.context, "prompts") or (EOS,)
         return encode_score(context, continuations, self.spec.context_window)

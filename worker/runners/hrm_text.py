@@ -23,6 +23,7 @@ from worker.models.hrm_text import HrmTextModel, HrmTextShape, build_model
 from worker.models.hrm_text_prompt import CONDITIONS, RAW, PromptMarks
 from worker.models.linear import prepare_linears
 from worker.models.weights import load_tokenizer, read_safetensors_dir
+from worker.rolling import encode_rolling_response
 from worker.runners.base import RunnerOptions, as_ids, encode_generate, encode_score
 from worker.runners.paged import PagedRunner
 from worker.sequence import Encoded
@@ -57,6 +58,10 @@ class HrmTextLanguage:
             return encode_generate(ids, task.sampling, window, head=head)
         if task.method == "aios_compat":
             raise InvalidRequest("`aios_compat` scoring is for ACTv1 brains; `strict` is expected.", field="scoring")
+        if task.rolling:
+            text = self._ids(task.continuations[0], "prompts", raw=condition == RAW)
+            start = self._prompt("", condition, "prompts")[0] or (self._boq,)
+            return encode_rolling_response(start, text, window)
         continuations = [self._ids(item, "continuations", raw=condition == RAW) for item in task.continuations]
         ids, head = self._prompt(task.context, condition, "prompts")
         return encode_score(ids, continuations, window, head=head)

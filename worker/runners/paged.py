@@ -1,6 +1,5 @@
 """The runner of every mechanism with keys and values: one flat forward over a `Net` a step, tokens by a `Language`."""
 
-import math
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import replace
@@ -16,9 +15,9 @@ from worker.kv.batch import Batch, BatchBuilder
 from worker.kv.store import KVShape, KVStore
 from worker.models.errors import ModelFormatError
 from worker.runners.base import RunnerOptions, RunnerSpec, text_task
-from worker.sampler import broken, sample
-from worker.scoring import score_states
-from worker.sequence import Encoded, Sampled, Scores, Sequence, Slice, StepResult
+from worker.sampler import sample
+from worker.scoring import score_slices
+from worker.sequence import Encoded, Sampled, Sequence, Slice, StepResult
 
 
 class Net(Protocol):
@@ -90,11 +89,7 @@ class PagedRunner:
         hidden = self._net.hidden(batch.ids, batch.plan, self._store)
         results: list[StepResult | FleetError] = [None] * len(slices)
         self._sample(batch, hidden, slices, results)
-        for index, predictors in batch.scored:
-            tails = zip(predictors, slices[index].tails, strict=True)
-            scores = tuple(score_states(self._net.logits, hidden[list(states)], tail) for states, tail in tails)
-            is_sound = all(math.isfinite(score.log_likelihood) for score in scores)
-            results[index] = Scores(scores) if is_sound else broken(self.spec.name)
+        self._score(batch, hidden, slices, results)
         return results
 
     def _sample(
@@ -110,6 +105,14 @@ class PagedRunner:
             chosen = [_with_q(item, q) for item, q in zip(chosen, self._net.q_head(states).tolist(), strict=True)]
         for (index, _), item in zip(batch.samplers, chosen, strict=True):
             results[index] = item
+
+    def _score(self, batch: Batch, hidden: Tensor, slices: Rows[Slice], results: list[StepResult | FleetError]) -> None:
+        if not batch.scored:
+            return
+        states, parts = hidden[list(batch.predictors)], [slices[index] for index in batch.scored]
+        scores = score_slices(self._net.logits, states, parts, self.spec.name)
+        for index, result in zip(batch.scored, scores, strict=True):
+            results[index] = result
 
     def _copy_pages(self, slices: Rows[Slice]) -> None:
         """Give sequences that go on in the middle of a shared page a copy of their own."""
