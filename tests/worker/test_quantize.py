@@ -175,7 +175,7 @@ def test_the_setting_reaches_each_model_and_a_model_may_differ(
 def test_int8_elsewhere_than_on_the_cpu_stops_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_act(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    monkeypatch.setattr(loading.device, "choose", lambda wanted: "meta")
+    monkeypatch.setattr(loading.device, "select_device", lambda wanted: torch.device("meta"))
     settings = Settings(model_path=str(tmp_path), quantize="int8", context_window=64)
     with pytest.raises(SettingsError, match="int8 weights are for the CPU"):
         loading.load_models(settings)

@@ -11,7 +11,11 @@ from worker.sequence import Encoded, Sequence, Slice, StepResult
 
 @dataclass(frozen=True)
 class RunnerOptions:
-    """How to load and run one model. Sizes in tokens, `kv_bytes` in bytes; None means the model's own."""
+    """How to load and run one model. Sizes in tokens, `kv_bytes` in bytes; None means the model's own.
+
+    On a GPU `kv_fraction` outranks `kv_bytes`: a share of what the weights leave free. `max_device_bytes` is the most
+    that this process may allocate there; None is all there is.
+    """
 
     path: str
     name: str = "model"
@@ -22,6 +26,8 @@ class RunnerOptions:
     max_batch: int = 16
     context_window: int | None = None
     kv_bytes: int = 512 * 2**20
+    kv_fraction: float | None = None
+    max_device_bytes: int | None = None
     page_size: int = 16
     prefix_cache: bool = True
     step_tokens: int = 256

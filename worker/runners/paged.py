@@ -13,6 +13,7 @@ from shared.messages import Generate, Score, Task
 from worker.kv.attention import Plan
 from worker.kv.batch import Batch, BatchBuilder
 from worker.kv.store import KVShape, KVStore
+from worker.memory import kv_room
 from worker.models.errors import ModelFormatError
 from worker.runners.base import RunnerOptions, RunnerSpec, text_task
 from worker.sampler import sample
@@ -133,11 +134,12 @@ def _num_pages(net: Net, window: int, options: RunnerOptions) -> int:
     """Pages for a full batch of full windows, or what the memory budget allows, if at least one window fits."""
     per_page = net.kv_shape.bytes_per_token(net.dtype) * options.page_size
     per_window = -(-window // options.page_size)
-    affordable = options.kv_bytes // per_page
+    room = kv_room(options, net.device)
+    affordable = room.num_bytes // per_page
     if affordable < per_window:
         need = -(-per_window * per_page // 2**20)
         raise ModelFormatError(
             f"One sequence of the context window ({window} tokens) needs {need} MiB of keys and values; "
-            f"kv_memory_mib allows {options.kv_bytes // 2**20}. Raise it or lower the context window."
+            f"{room.source} allows {room.num_bytes // 2**20}. {room.remedy}"
         )
     return min(affordable, per_window * options.max_batch)
