@@ -136,6 +136,7 @@ class Net(nn.Module):
         self.wide = nn.Linear(512, 1024)
         self.square = nn.Linear(512, 512)
         self.small = nn.Linear(256, 256)
+        self.medium = nn.Linear(256, 512)
         self.router = nn.Linear(512, 8)
         self.tied = nn.Linear(512, 1024, bias=False)
         self.tied.weight = self.embedding.weight
@@ -144,7 +145,7 @@ class Net(nn.Module):
 
 @pytest.mark.parametrize(
     ("quantize", "threads", "expected"),
-    [("none", 1, {"wide"}), ("none", 2, {"wide", "square"}), ("int8", 1, {"wide", "square", "small", "tied"})],
+    [("none", 1, {"wide"}), ("none", 2, {"wide", "square"}), ("int8", 1, {"wide", "square", "medium", "tied"})],
 )
 def test_which_layers_are_replaced(quantize: str, threads: int, expected: set[str]) -> None:
     torch.set_num_threads(threads)
@@ -168,7 +169,7 @@ def test_bfloat16_stays_what_it_is_without_int8_and_goes_in_and_out_with_it() ->
 
 def test_int8_is_refused_on_another_device() -> None:
     with pytest.raises(ModelFormatError, match="for the CPU; this model is on meta"):
-        prepare_linears(nn.Sequential(nn.Linear(256, 256, device="meta")), quantize="int8")
+        prepare_linears(nn.Sequential(nn.Linear(512, 512, device="meta")), quantize="int8")
 
 
 def test_int8_is_refused_without_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

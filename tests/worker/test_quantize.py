@@ -15,12 +15,14 @@ from shared.settings import Settings, SettingsError, model_entries
 from tests.worker.act_fixtures import Net, write_bundle
 from tests.worker.stepping import generate_all, score_all
 from worker import loading
+from worker.models import linear
 from worker.models.act_bundle import load_act_bundle
 from worker.models.linear import Int8Linear, PackedLinear
 from worker.registry import load_runner
 from worker.runners.base import Runner, RunnerOptions
 
 VOCABULARY = 264
+LEAST_WEIGHTS = 1 << 16
 PROMPTS = ["2x + 3 = 9", "Hello", "Once upon a time there was", "12 * 7"]
 Logits = Callable[[tuple[int, ...], tuple[int, ...]], Tensor]
 """(prompt, continuation) -> logits [tokens, vocab] of a network that is not ours to replace layers in."""
@@ -63,6 +65,12 @@ def write_act(path: Path) -> tuple[nn.Module, Logits]:
     return model, logits
 
 
+@pytest.fixture(autouse=True)
+def int8_in_small_nets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network whose layers are all large enough to gain would be too slow to test with."""
+    monkeypatch.setattr(linear, "MIN_INT8_WEIGHTS", LEAST_WEIGHTS)
+
+
 @pytest.fixture(scope="module", params=[write_hrm_text, write_gpt2, write_act], ids=["hrm-text", "gpt2", "act"])
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module, Logits]:
     torch.manual_seed(2)
@@ -97,7 +105,7 @@ def round_linears(model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
     """Weights of every linear layer to 63 steps a side, of each output channel, and inputs to 127, of each row."""
     handles = []
     for layer in model.modules():
-        if isinstance(layer, nn.Linear | Conv1D) and layer.weight.numel() >= 1 << 16:
+        if isinstance(layer, nn.Linear | Conv1D) and layer.weight.numel() >= LEAST_WEIGHTS:
             outputs_first = layer.weight.data.t() if isinstance(layer, Conv1D) else layer.weight.data
             better = rounded(outputs_first, 63)
             layer.weight = nn.Parameter(better.t() if isinstance(layer, Conv1D) else better, requires_grad=False)
