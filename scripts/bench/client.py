@@ -3,15 +3,16 @@
 import asyncio
 import json
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from scripts.bench.clock import now
+
 
 @dataclass
 class Stream:
-    """One streamed completion; times by `time.perf_counter`."""
+    """One streamed completion; times by `clock.now`."""
 
     begun_at: float
     text: str = ""
@@ -34,7 +35,7 @@ async def _complete(url: str, prompt: Sequence[int], length: int) -> Stream:
     body = {"prompt": prompt, "max_tokens": length, "temperature": 0, "stream": True}
     data = json.dumps(body | {"stream_options": {"include_usage": True}}).encode()
     address = urlsplit(url)
-    stream = Stream(time.perf_counter())
+    stream = Stream(now())
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     head = f"POST /v1/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Connection: close\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
@@ -46,14 +47,14 @@ async def _complete(url: str, prompt: Sequence[int], length: int) -> Stream:
     writer.close()
     if b" 200 " not in lines[0] or stream.completion_tokens != length:
         raise RuntimeError(f"not a whole stream: {b''.join(lines[:1] + lines[-3:]).decode()}")
-    stream.ended_at = time.perf_counter()
+    stream.ended_at = now()
     return stream
 
 
 def _read(stream: Stream, chunk: dict[str, object]) -> None:
     choices, usage = chunk.get("choices"), chunk.get("usage")
     if isinstance(choices, list) and choices and choices[0]["text"]:
-        stream.first_at = min(stream.first_at, time.perf_counter())
+        stream.first_at = min(stream.first_at, now())
         stream.text += choices[0]["text"]
     if isinstance(usage, dict):
         stream.completion_tokens = usage["completion_tokens"]

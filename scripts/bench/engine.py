@@ -10,6 +10,7 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
+from scripts.bench import clock
 from scripts.bench.cost import cost
 from scripts.bench.generation import decode, prefill, single, staggered
 from scripts.bench.measure import header
@@ -31,9 +32,11 @@ ROWS: dict[str, Callable[[Rig], list[str]]] = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a header, then the rows that `argv` names."""
-    args = _parser().parse_args(argv)
+    args = _arguments(argv)
     disable_progress_bar()
-    print(header(size=args.size, threads=args.threads, baseline_threads=args.baseline_threads, quantize=args.quantize))
+    clock.use(args.clock)
+    facts = ("size", "threads", "baseline_threads", "quantize", "clock")
+    print(header(**{name: getattr(args, name) for name in facts}))
     load = QUICK if args.quick else Load()
     with tempfile.TemporaryDirectory() as scratch:
         rig = Rig(
@@ -50,10 +53,16 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(line, flush=True)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = options(__doc__)
     parser.add_argument("--rows", type=_rows, default=list(ROWS), help=f"some of {','.join(ROWS)} (default: all)")
-    return parser
+    parser.add_argument("--clock", choices=list(clock.CLOCKS), default="wall", help="cpu: one thread on each side")
+    args = parser.parse_args(argv)
+    if args.clock == "cpu" and (args.threads, args.baseline_threads) != (1, 1):
+        parser.error("--clock cpu: --threads 1 and --baseline-threads 1 are expected, since waiting threads spin")
+    if args.clock == "cpu" and "staggered" in args.rows:
+        parser.error("--clock cpu: the row `staggered` waits for arrivals, which takes no CPU time; leave it out")
+    return args
 
 
 def _rows(text: str) -> list[str]:

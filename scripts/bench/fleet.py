@@ -6,7 +6,6 @@ python -m scripts.bench.fleet --workers 2 --threads 1
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from scripts.bench import model
 from scripts.bench.client import complete_all
+from scripts.bench.clock import now
 from scripts.bench.measure import Comparison, Timed, header, take_turns
 from scripts.bench.options import options
 from scripts.bench.ours import KV_MIB
@@ -80,7 +80,7 @@ def _fleet_turn(url: str, prompts: list[list[int]], length: int) -> Turn:
 
 def _engine_turn(peers: list[Peer], prompts: list[list[int]], length: int) -> Turn:
     """The prompts dealt out to all engines."""
-    begun = time.perf_counter()
+    begun = now()
     for number, engine in enumerate(peers):
         engine.ask({"prompts": prompts[number :: len(peers)], "length": length})
     answers = [engine.answer() for engine in peers]

@@ -4,7 +4,6 @@ import datetime
 import os
 import statistics
 import subprocess
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Generic, TypeVar
 
 import torch
 import transformers
+
+from scripts.bench.clock import now
 
 T = TypeVar("T")
 
@@ -25,9 +26,9 @@ class Timed(Generic[T]):
 
 
 def timed(call: Callable[..., T], *args: object) -> Timed[T]:
-    begun = time.perf_counter()
+    begun = now()
     value = call(*args)
-    return Timed(time.perf_counter() - begun, value)
+    return Timed(now() - begun, value)
 
 
 def take_turns(rounds: int, **sides: Callable[[], T]) -> dict[str, list[Timed[T]]]:
@@ -77,14 +78,14 @@ def compared(turns: Mapping[str, list[Timed[T]]], seconds: Callable[[Timed[T]], 
 
 def header(**facts: object) -> str:
     """Where, when and of what code the figures are."""
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     load = f"{os.getloadavg()[0]:.2f}"
     machine = (
         f"{os.cpu_count()} cores, load {load} at the start, torch {torch.__version__}, "
         f"transformers {transformers.__version__}"
     )
     return "\n".join(
-        [f"commit {commit()}  {now}", machine, "  ".join(f"{key}={value}" for key, value in facts.items())]
+        [f"commit {commit()}  {date}", machine, "  ".join(f"{key}={value}" for key, value in facts.items())]
     )
 
 

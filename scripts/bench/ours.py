@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from scripts.bench.clock import now
 from shared.messages import Done, Generate, Sampling, Score
 from worker.engine import Engine
 from worker.loading import warm_up
@@ -21,7 +22,7 @@ KV_MIB = 1024
 
 @dataclass
 class Said:
-    """What the engine said of one request; times by `time.perf_counter`, infinite until then."""
+    """What the engine said of one request; times by `clock.now`, infinite until then."""
 
     ids: list[int] = field(default_factory=list)
     first_at: float = math.inf
@@ -49,7 +50,7 @@ class Ours:
     def arrivals(self, prompts: Sequence[Sequence[int]], lengths: Sequence[int], at_s: Sequence[float]) -> list[Said]:
         """The same with a time of arrival for each, in seconds from now, ascending."""
         self._begin()
-        begun = time.perf_counter()
+        begun = now()
         for number, at in enumerate(at_s):
             self._step_until(begun + at)
             self._submit(str(number), prompts[number], lengths[number])
@@ -79,10 +80,10 @@ class Ours:
         for number, prompt in enumerate(waiting, start=len(running)):
             self._submit(str(number), prompt, 1)
         self._engine.step()
-        begun = time.perf_counter()
+        begun = now()
         for _ in range(count):
             self._engine.step()
-        seconds = time.perf_counter() - begun
+        seconds = now() - begun
         assert len(self._said) == len(running) and not self._ended, "the batch changed while it was measured"
         for number in range(len(running) + len(waiting)):
             self._engine.abort(str(number))
@@ -99,7 +100,7 @@ class Ours:
 
     def _step_until(self, moment: float) -> None:
         """Do what there is to do until then."""
-        while (left := moment - time.perf_counter()) > 0:
+        while (left := moment - now()) > 0:
             if self._engine.has_work:
                 self._engine.step()
             else:
@@ -110,13 +111,13 @@ class Ours:
             self._engine.step()
 
     def _note(self, emissions: list[Emission]) -> None:
-        now = time.perf_counter()
+        at = now()
         for item in emissions:
             said = self._said.setdefault(item.key, Said())
             said.ids += item.ids
             if item.ids:
-                said.first_at = min(said.first_at, now)
+                said.first_at = min(said.first_at, at)
             if item.ended is not None:
                 assert isinstance(item.ended, Done), item.ended
-                said.ended_at = now
+                said.ended_at = at
                 self._ended[item.key] = item.ended

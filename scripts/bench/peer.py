@@ -1,6 +1,6 @@
 """An engine alone in a process, the in-process counterpart of one worker. Speaks lines of JSON; see `serve.Peer`.
 
-Times are `time.perf_counter`, which all processes of a machine share on Linux.
+Times are those of `clock.now`.
 """
 
 import argparse

@@ -4,7 +4,6 @@ That is one left-padded batch (measured here: its answers are those of each prom
 faster), SDPA attention, the dynamic cache, logits of the wanted positions only, and as many threads as cores.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,12 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, HrmTextForCausalLM, LlamaForCausalLM
 
+from scripts.bench.clock import now
+
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch's answers; when each row had its first token, and when all was said (`time.perf_counter`)."""
+    """A batch's answers; when each row had its first token, and when all was said (`clock.now`)."""
 
     ids: list[list[int]]
     first_at: float
@@ -35,7 +36,7 @@ class _Clock:
         self.at: list[float] = []
 
     def put(self, _: Tensor) -> None:
-        self.at.append(time.perf_counter())
+        self.at.append(now())
 
     def end(self) -> None:
         return
@@ -61,7 +62,7 @@ class Theirs:
         out = self._model.generate(
             ids, attention_mask=real, **kinds, max_new_tokens=max_tokens, do_sample=False, streamer=clock
         )
-        return Batch(out[:, width:].tolist(), clock.at[1], time.perf_counter())
+        return Batch(out[:, width:].tolist(), clock.at[1], now())
 
     @torch.inference_mode()
     def score(self, contexts: Sequence[Sequence[int]], tails: Sequence[Sequence[Sequence[int]]]) -> list[float]:
