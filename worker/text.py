@@ -32,6 +32,12 @@ class TextStream:
         self._clean, self._seen = self._seen, len(self._ids)
         return self._release(text[len(known) :], may_stop)
 
+    def peek(self, token_id: int) -> str:
+        """The text that a token would add next, stop strings aside; nothing while a character is unfinished."""
+        known = self._decode(self._ids[self._clean : self._seen])
+        text = self._decode([*self._ids[self._clean :], token_id])
+        return "" if text.endswith("\ufffd") else text[len(known) :]
+
     def flush(self) -> str:
         """The rest: what was held back as a possible stop string, and an unfinished character as U+FFFD."""
         if self.is_stopped:

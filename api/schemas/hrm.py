@@ -56,5 +56,5 @@ class LoglikelihoodResponse(BaseModel):
 
 
 def generate_response(outcomes: list[Outcome]) -> GenerateResponse:
-    texts = [outcome.text for outcome in outcomes]
+    texts = [outcome.choices[0].text for outcome in outcomes]
     return GenerateResponse(completions=texts, usage=usage_body(total_usage(outcomes)))
