@@ -55,12 +55,12 @@ def choose(logits: Tensor, samplings: Rows[Sampling], positions: Rows[int]) -> l
 def _draw(logits: Tensor, samplings: Rows[Sampling], positions: Rows[int]) -> Tensor:
     temperature = torch.tensor([item.temperature for item in samplings], dtype=torch.float64, device=logits.device)
     scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature[:, None]
-    scaled = _keep_allowed(scaled, samplings)
+    scaled = keep_allowed(scaled, samplings)
     keys = [position_key(item.seed, position) for item, position in zip(samplings, positions, strict=True)]
     return (scaled + gumbel_noise(keys, logits.shape[1], logits.device)).argmax(dim=-1)
 
 
-def _keep_allowed(scaled: Tensor, samplings: Rows[Sampling]) -> Tensor:
+def keep_allowed(scaled: Tensor, samplings: Rows[Sampling]) -> Tensor:
     """`scaled` [B, V], whose rows have their maximum at 0, with the tokens that top-k, top-p or min-p forbid at -inf.
 
     Top-p counts the mass of what top-k leaves; min-p forbids what is less likely than that share of the likeliest.
@@ -87,7 +87,7 @@ def _cut(scaled: Tensor, samplings: Rows[Sampling]) -> Tensor:
     top_p = torch.tensor([item.top_p for item in samplings], dtype=torch.float64, device=scaled.device)[:, None]
     kept = order.values.masked_fill(rank >= top_k, -torch.inf).softmax(dim=-1)
     before = kept.cumsum(dim=-1) - kept
-    forbidden = (rank >= top_k) | ((before >= top_p) & (rank > 0))
+    forbidden = (rank >= top_k) | ((before >= top_p) & (rank > 0) & (top_p < 1.0))  # rounding may let mass reach 1
     return torch.zeros_like(forbidden).scatter(1, order.indices, forbidden)
 
 

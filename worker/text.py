@@ -50,8 +50,10 @@ class TextStream:
         return text + held
 
     def _release(self, new: str, may_stop: bool) -> str:
+        """What is certain with `new` behind what was held; a stop string that was complete before came too early."""
         text = self._held + new
-        found = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stop if stop in text]
+        places = [(text.find(stop, max(0, len(self._held) - len(stop) + 1)), stop) for stop in self._stop]
+        found = [(start + len(stop), start) for start, stop in places if start >= 0]
         if found and may_stop:
             self.is_stopped = True
             self._held = ""
