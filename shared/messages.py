@@ -114,13 +114,14 @@ class TokenLogprob(msgspec.Struct, frozen=True, omit_defaults=True):
 class Tokens(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokens"):
     """Newly sampled ids of one choice and the text that became certain with them; either may be empty, not both.
 
-    `logprobs` are one for each id, if the request asks for them.
+    `logprobs` are one for each id, if the request asks for them. `finish_reason` is set in a choice's last event.
     """
 
     ids: tuple[int, ...]
     text: str = ""
     choice: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: str | None = None
 
 
 class ContinuationScore(msgspec.Struct, frozen=True):

@@ -6,6 +6,7 @@ from pydantic import AliasChoices, BaseModel, Field, model_validator
 
 from api.run import Outcome, total_usage
 from api.schemas.fields import AnyText, Condition, MaxTokens, NonEmpty, RequestBody, SampledRequest, Temperature, refuse
+from api.schemas.q_values import QValues, is_absent, q_values_body
 from api.schemas.usage import UsageBody, usage_body
 from shared.messages import ContinuationScore
 
@@ -34,6 +35,7 @@ class GenerateRequest(SampledRequest):
 class GenerateResponse(BaseModel):
     completions: list[str]
     usage: UsageBody
+    q_values: list[QValues | None] | None = Field(None, exclude_if=is_absent)
 
 
 class ScoringRequest(RequestBody):
@@ -91,5 +93,10 @@ def rolling_response(scores: list[ContinuationScore]) -> RollingResponse:
 
 
 def generate_response(outcomes: list[Outcome]) -> GenerateResponse:
-    texts = [outcome.text for outcome in outcomes]
-    return GenerateResponse(completions=texts, usage=usage_body(total_usage(outcomes)))
+    choices = [outcome.choices[0] for outcome in outcomes]
+    values = [q_values_body(choice.q_values) for choice in choices]
+    return GenerateResponse(
+        completions=[choice.text for choice in choices],
+        usage=usage_body(total_usage(outcomes)),
+        q_values=values if any(values) else None,
+    )

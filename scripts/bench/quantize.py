@@ -19,10 +19,11 @@ from scripts.sample_problems import KINDS, held_out
 from shared.messages import Generate, Sampling
 from shared.settings import SAMPLE_MODEL
 from worker.device import use_threads
-from worker.engine import Emission, Engine, Work
+from worker.engine import Engine
 from worker.models import linear
 from worker.models.act_bundle import load_act_bundle
 from worker.registry import detect, load_runner
+from worker.request import Emission, Work
 from worker.runners.base import Runner, RunnerOptions
 
 _ANSWER = Sampling(max_tokens=64, seed=0, temperature=0.0)

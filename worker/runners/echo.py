@@ -7,7 +7,7 @@ a prompt that contains the word `eos` ends where the prompt does.
 from collections.abc import Sequence as Rows
 
 from shared.errors import FleetError
-from shared.messages import ContinuationScore, Generate, Task
+from shared.messages import ContinuationScore, Generate, Task, TokenLogprob
 from worker.rolling import encode_rolling
 from worker.runners.base import RunnerOptions, RunnerSpec, as_ids, encode_generate, encode_score, text_task
 from worker.sequence import Encoded, Sampled, Scores, Sequence, Slice, StepResult
@@ -19,7 +19,10 @@ _LOG_LIKELIHOOD_PER_TOKEN = -1.0
 
 
 class Echo:
-    """Deterministic whatever the seed: token i of the answer is character i of the prompt, over and over."""
+    """Deterministic whatever the seed: token i of the answer is character i of the prompt, over and over.
+
+    It is certain of each of them, and ends nothing before `min_tokens`.
+    """
 
     eos_ids = frozenset({EOS})
 
@@ -38,7 +41,7 @@ class Echo:
         return encode_score(context, continuations, self.spec.context_window)
 
     def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
-        return [_score(part) if part.sequence.is_scoring else Sampled(_next(part.sequence)) for part in slices]
+        return [_score(part) if part.sequence.is_scoring else _say(part.sequence) for part in slices]
 
     def release(self, sequence: Sequence) -> None:
         return
@@ -52,9 +55,17 @@ def _ids(text: str | tuple[int, ...], field: str) -> tuple[int, ...]:
     return given if given is not None else tuple(map(ord, str(text)))
 
 
+def _say(sequence: Sequence) -> Sampled:
+    sampling, token = sequence.sampling, _next(sequence)
+    if sampling is None or sampling.logprobs is None:
+        return Sampled(token)
+    return Sampled(token, TokenLogprob(0.0, top=((token, "", 0.0),) if sampling.logprobs else ()))
+
+
 def _next(sequence: Sequence) -> int:
     prompt, spoken = sequence.encoded.prompt_ids, len(sequence.output_ids)
-    if spoken >= len(prompt) and "eos" in "".join(map(chr, prompt)):
+    may_end = sequence.sampling is not None and spoken >= sequence.sampling.min_tokens
+    if may_end and spoken >= len(prompt) and "eos" in "".join(map(chr, prompt)):
         return EOS
     return prompt[spoken % len(prompt)]
 
