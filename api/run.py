@@ -18,13 +18,14 @@ _FIRST_EVENT_S = 2.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one job ended well. `num_truncated` prompt tokens did not fit the context window."""
+    """How one job ended well. `num_truncated` and `max_tokens` are what `Started` said."""
 
     text: str
     finish_reason: str
     usage: Usage
     scores: tuple[ContinuationScore, ...] = ()
     num_truncated: int = 0
+    max_tokens: int | None = None
     solution: Solution | None = None
 
 
@@ -66,7 +67,7 @@ class Run:
     async def outcomes(self) -> list[Outcome]:
         """How each job ended, in the order of the jobs. Raises the FleetError of the first that fails."""
         texts = [""] * len(self.jobs)
-        truncated = [0] * len(self.jobs)
+        started: dict[int, Started] = {}
         ends: dict[int, Done] = {}
         async for item in self.progress():
             assert item is not None
@@ -74,10 +75,10 @@ class Run:
             if isinstance(event, Tokens):
                 texts[index] += event.text
             elif isinstance(event, Started):
-                truncated[index] = event.num_truncated
+                started[index] = event
             else:
                 ends[index] = event
-        return [_outcome(texts[index], truncated[index], ends[index]) for index in range(len(self.jobs))]
+        return [_outcome(texts[index], started.get(index), ends[index]) for index in range(len(self.jobs))]
 
     def _note(self, index: int, event: Event) -> Progress:
         self.unstarted.pop(index, None)
@@ -97,6 +98,7 @@ def total_usage(outcomes: Iterable[Outcome]) -> Usage:
     return sum((outcome.usage for outcome in outcomes), Usage())
 
 
-def _outcome(text: str, num_truncated: int, done: Done) -> Outcome:
+def _outcome(text: str, started: Started | None, done: Done) -> Outcome:
     usage = Usage(done.num_prompt_tokens, done.num_completion_tokens)
-    return Outcome(text, done.finish_reason, usage, done.scores, num_truncated, done.solution)
+    num_truncated, max_tokens = (started.num_truncated, started.max_tokens) if started else (0, None)
+    return Outcome(text, done.finish_reason, usage, done.scores, num_truncated, max_tokens, done.solution)

@@ -13,7 +13,7 @@ from api import sse
 from api.deps import Front, FrontDep, TrailDep
 from api.dispatch import Receive
 from api.errors import openai_body, problem_of
-from api.routes.headers import budget_headers, truncation_headers
+from api.routes.headers import limit_headers
 from api.run import total_usage
 from api.schemas.openai import (
     DEFAULT_MAX_TOKENS,
@@ -27,7 +27,7 @@ from api.schemas.openai import (
 from api.schemas.usage import usage_body
 from api.trail import Trail, Usage
 from shared.errors import FleetError
-from shared.messages import Done, Job, Tokens
+from shared.messages import Done, Job, Started, Tokens
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -55,12 +55,13 @@ async def completions(body: CompletionRequest, request: Request, front: FrontDep
     answer = Heading(f"cmpl-{uuid.uuid4().hex}", int(time.time()), model.id)
     if body.stream:
         chunks = Chunks(answer, body.stream_options.include_usage)
-        frames = stream(front, jobs, request.receive, chunks, trail)
-        return sse.EventStream(frames, last_words, budget_headers(budget))
+        started: dict[int, Started] = {}
+        frames = stream(front, jobs, request.receive, chunks, trail, started)
+        return sse.EventStream(frames, last_words, lambda: limit_headers(budget, started.values()))
     outcomes = await front.dispatcher.gather(jobs, request.receive)
     trail.usage = total_usage(outcomes)
     whole = completion(answer.id, answer.created, answer.model, outcomes)
-    return JSONResponse(whole.model_dump(), headers=budget_headers(budget) | truncation_headers(outcomes))
+    return JSONResponse(whole.model_dump(), headers=limit_headers(budget, outcomes))
 
 
 @dataclass(frozen=True)
@@ -98,16 +99,19 @@ class Chunks:
 
 
 async def stream(
-    front: Front, jobs: Sequence[Job], receive: Receive, chunks: Chunks, trail: Trail
+    front: Front, jobs: Sequence[Job], receive: Receive, chunks: Chunks, trail: Trail, started: dict[int, Started]
 ) -> AsyncGenerator[bytes, None]:
-    """The frames of one streamed completion, all prompts interleaved as their tokens come."""
+    """The frames of one streamed completion, all prompts interleaved as their tokens come. Notes in `started` which
+    have begun: those that had when the first frame comes are what the headers can tell of."""
     async with front.dispatcher.run(jobs, receive) as run:
         async for item in run.progress(front.keepalive_s):
             if item is None:
                 yield sse.KEEP_ALIVE
                 continue
             index, event = item
-            if isinstance(event, Tokens) and event.text:
+            if isinstance(event, Started):
+                started[index] = event
+            elif isinstance(event, Tokens) and event.text:
                 yield chunks.text(index, event.text)
             elif isinstance(event, Done):
                 yield chunks.text(index, "", event.finish_reason)

@@ -3,12 +3,13 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
+import msgspec
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from api.run import Outcome, total_usage
 from api.schemas.fields import MaxTokens, RequestBody, SampledRequest, refuse
 from api.schemas.usage import UsageBody, usage_body
-from shared.messages import ModelInfo, Text
+from shared.messages import Generate, ModelInfo, Text
 
 DEFAULT_MAX_TOKENS = 16
 _EXPECTED_PROMPT = (
@@ -57,6 +58,21 @@ _PROMPT_SCHEMA = {
 }
 
 
+def _not_zero(value: int) -> int:
+    if value == 0:
+        raise ValueError("expected -1 (as many as fit) or a number of tokens, at least 1")
+    return value
+
+
+TruncateTo = Annotated[
+    int,
+    Field(
+        strict=True, ge=-1, le=_MAX_TOKEN_ID, description="Keep that many tokens of the prompt's end; -1: what fits."
+    ),
+    AfterValidator(_not_zero),
+]
+
+
 class StreamOptions(RequestBody):
     include_usage: bool = False
 
@@ -64,8 +80,17 @@ class StreamOptions(RequestBody):
 class CompletionRequest(SampledRequest):
     prompt: Annotated[tuple[Text, ...], BeforeValidator(_as_texts), WithJsonSchema(_PROMPT_SCHEMA)]
     max_tokens: MaxTokens | None = Field(None, description="Default 16.")
+    truncate_prompt_tokens: TruncateTo | None = None
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
+
+    def task(self, prompt: Text, max_tokens: int) -> Generate:
+        """As OpenAI has it, what does not fit the context window is refused, unless the caller wants the prompt cut;
+        a default `max_tokens` is no reason to refuse."""
+        task, keep = super().task(prompt, max_tokens), self.truncate_prompt_tokens
+        if keep is not None:
+            return msgspec.structs.replace(task, overflow="truncate", max_prompt_tokens=keep if keep > 0 else None)
+        return msgspec.structs.replace(task, overflow="clamp" if self.max_tokens is None else "refuse")
 
     @model_validator(mode="before")
     @classmethod

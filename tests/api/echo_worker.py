@@ -51,6 +51,7 @@ class EchoWorker:
         self.gate.set()
         self.failure: Failed | None = None
         self.num_truncated = 0
+        self.max_tokens: int | None = None
         self.jobs: list[Job] = []
         self.stale: list[str] = []
         self._redis = connect(redis_url)
@@ -104,7 +105,7 @@ class EchoWorker:
         said = words[: task.sampling.max_tokens]
         reason = "stop" if len(said) == len(words) else "length"
         return [
-            Started(epoch, "w1", len(words), self.num_truncated),
+            Started(epoch, "w1", len(words), self.num_truncated, self.max_tokens),
             *(Tokens((number,), word) for number, word in enumerate(said)),
             Done(reason, len(words), len(said)),
         ]
@@ -112,7 +113,8 @@ class EchoWorker:
     def _score(self, epoch: int, task: Score) -> list[Event]:
         scores = tuple(ContinuationScore(-1.0 * len(text), len(text), False) for text in task.continuations)
         num_prompt_tokens = len(_words(task.context))
-        return [Started(epoch, "w1", num_prompt_tokens), Done("score", num_prompt_tokens, 0, scores)]
+        started = Started(epoch, "w1", num_prompt_tokens, self.num_truncated)
+        return [started, Done("score", num_prompt_tokens, 0, scores)]
 
     def _solve(self, epoch: int, task: Solve) -> list[Event]:
         """A string as one row of numbers, as no worker answers in strings."""

@@ -29,7 +29,7 @@ class Echo:
     def encode(self, task: Task) -> Encoded:
         task = text_task(task)
         if isinstance(task, Generate):
-            return encode_generate(_ids(task.prompt, "prompt"), task.sampling, self.spec.context_window)
+            return encode_generate(_ids(task.prompt, "prompt"), task, self.spec.context_window, vocab_size=_VOCABULARY)
         continuations = [_ids(item, "continuations") for item in task.continuations]
         context = _ids(task.context, "prompts") or (EOS,)
         return encode_score(context, continuations, self.spec.context_window)

@@ -21,6 +21,7 @@ from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActModel
 from worker.models.weights import load_tokenizer
+from worker.runners.allocation import tells_out_of_memory
 from worker.runners.base import RunnerOptions, RunnerSpec, as_ids, encode_generate, encode_score, text_task
 from worker.sampler import broken, sample
 from worker.scoring import score_states, score_tokens
@@ -48,7 +49,8 @@ class ActRunner:
             raise InvalidRequest("This model knows no conditions; leave `condition` out.", field="condition")
         window = self.spec.context_window
         if isinstance(task, Generate):
-            return encode_generate(self._ids(task.prompt, "prompt", special=True), task.sampling, window)
+            ids = self._ids(task.prompt, "prompt", special=True)
+            return encode_generate(ids, task, window, vocab_size=self._model.config.vocab_size)
         method = task.method or self._scoring
         context = self._ids(task.context, "prompts", special=method == "strict")
         tails = [self._ids(item, "continuations", special=False) for item in task.continuations]
@@ -60,6 +62,7 @@ class ActRunner:
     def release(self, sequence: Sequence) -> None:
         return
 
+    @tells_out_of_memory
     @torch.inference_mode()
     def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
         results: list[StepResult | FleetError] = [self._scores(part) if part.tails else None for part in slices]
@@ -96,7 +99,8 @@ class ActRunner:
         """High-level states [B, N, hidden] of each row at the segment in which it halts."""
         lengths = torch.tensor([len(ids) for ids in rows], device=self._device)
         width = int(lengths.max())
-        ids = torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], device=self._device)
+        padded = [[*row, *row[-1:] * (width - len(row))] for row in rows]  # no token that the row does not have
+        ids = torch.tensor(padded, device=self._device)
         carry = self._model.initial_carry(len(rows), width)
         active = torch.arange(len(rows), device=self._device)
         settled = torch.empty_like(carry)
