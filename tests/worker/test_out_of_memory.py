@@ -8,8 +8,10 @@ from collections.abc import Sequence as Rows
 from pathlib import Path
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given, settings
 from torch import Tensor
 
 from shared.errors import FleetError
@@ -17,6 +19,8 @@ from shared.messages import Done, Failed, Generate, Sampling
 from tests.worker.broken_models import write_model
 from tests.worker.ghost import Ghost, answer, score
 from tests.worker.stepping import generate_all
+from tests.worker.test_scheduler import PLANS, Reuse, check, work
+from tests.worker.test_scheduler import Plan as Load
 from worker.engine import Engine
 from worker.kv.attention import Plan
 from worker.kv.store import KVStore
@@ -106,8 +110,8 @@ def test_a_replayed_answer_may_be_cut_where_its_prompt_may_not() -> None:
     prompt = (1,) * 9
     said = answer(prompt, 20, fold(5, 0))
     ghost = Cramped(10, num_pages=100, step_tokens=64, is_prefix_lm=True, reuse="prompt")
-    work = Work("a", Encoded(prompt, 20), Sampling(20, 5), (tuple(said[:15]),))
-    assert ids(finish(ghost, [work]), "a") == said[15:]
+    taken_over = Work("a", Encoded(prompt, 20), Sampling(20, 5), (tuple(said[:15]),))
+    assert ids(finish(ghost, [taken_over]), "a") == said[15:]
 
 
 def test_steps_stay_small_for_a_while_and_grow_again() -> None:
@@ -127,6 +131,38 @@ def test_steps_stay_small_for_a_while_and_grow_again() -> None:
     for _ in range(200):
         scheduler.plan()
     assert scheduler._budget == 64, "never more than the spec allows"
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(PLANS, min_size=1, max_size=7),
+    st.sampled_from(["prefix", "prompt", "none"]),
+    st.booleans(),
+    st.integers(14, 40),
+    st.integers(12, 30),
+)
+def test_any_load_on_any_memory_ends_well(
+    loads: list[Load], reuse: Reuse, is_prefix_lm: bool, room: int, num_pages: int
+) -> None:
+    """Shared, forked, preempted, cut and halved: nobody reads a wrong place, every page comes back."""
+    reuse = "prompt" if is_prefix_lm and reuse == "prefix" else reuse
+    ghost = Cramped(room, num_pages=num_pages, max_batch=4, step_tokens=64, reuse=reuse, is_prefix_lm=is_prefix_lm)
+    said: list[Emission] = []
+    engine = Engine(ghost, said.extend)
+    for number, load in enumerate(loads):
+        engine.submit(work(str(number), load))
+    while engine.has_work:
+        engine.step()
+    for number, load in enumerate(loads):
+        own = [item for item in said if item.key == str(number)]
+        if isinstance(own[-1].ended, Failed):
+            assert is_prefix_lm and len(load.prompt) > room
+        else:
+            check(load, own)
+    cache = engine._scheduler._cache
+    assert cache is not None
+    cache.tree.evict(num_pages)
+    assert cache.pages.num_free == num_pages
 
 
 def real_refusal() -> Tensor:
