@@ -48,12 +48,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one job ended well. `num_truncated` prompt tokens did not fit the context window."""
+    """How one job ended well. `num_truncated` and `max_tokens` are what `Started` said."""
 
     choices: tuple[Choice, ...]
     usage: Usage
     scores: tuple[ContinuationScore, ...] = ()
     num_truncated: int = 0
+    max_tokens: int | None = None
     solution: Solution | None = None
 
 
@@ -95,7 +96,7 @@ class Run:
     async def outcomes(self) -> list[Outcome]:
         """How each job ended, in the order of the jobs. Raises the FleetError of the first that fails."""
         choices = [_empty_choices(job) for job in self.jobs]
-        truncated = [0] * len(self.jobs)
+        started: dict[int, Started] = {}
         ends: dict[int, Done] = {}
         async for item in self.progress():
             assert item is not None
@@ -103,10 +104,10 @@ class Run:
             if isinstance(event, Tokens):
                 choices[index][event.choice].add(event)
             elif isinstance(event, Started):
-                truncated[index] = event.num_truncated
+                started[index] = event
             else:
                 ends[index] = event
-        return [_outcome(choices[index], truncated[index], ends[index]) for index in range(len(self.jobs))]
+        return [_outcome(choices[index], started.get(index), ends[index]) for index in range(len(self.jobs))]
 
     def _note(self, index: int, event: Event) -> Progress:
         self.unstarted.pop(index, None)
@@ -139,9 +140,10 @@ def _empty_choices(job: Job) -> tuple[Choice, ...]:
     return tuple(Choice() for _ in range(job.task.sampling.n if isinstance(job.task, Generate) else 1))
 
 
-def _outcome(choices: tuple[Choice, ...], num_truncated: int, done: Done) -> Outcome:
+def _outcome(choices: tuple[Choice, ...], started: Started | None, done: Done) -> Outcome:
     for choice, reason in zip(choices, finish_reasons(done), strict=True):
         choice.finish_reason = reason
     for choice, q_values in zip(choices, done.q_values, strict=False):
         choice.q_values = q_values
-    return Outcome(choices, usage_of(done), done.scores, num_truncated, done.solution)
+    num_truncated, max_tokens = (started.num_truncated, started.max_tokens) if started else (0, None)
+    return Outcome(choices, usage_of(done), done.scores, num_truncated, max_tokens, done.solution)

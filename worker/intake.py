@@ -103,9 +103,11 @@ class Intake:
             logger.exception("job %s cannot be encoded", claim.job.id)
             self._outbox.add(claim, WorkerFailed(f"The request could not be tokenized: {error}").as_event())
             return
-        started = Started(claim.epoch, self._address[2], len(encoded.prompt_ids), encoded.num_truncated)
+        sampling = task.sampling if isinstance(task, Generate) else None
+        max_tokens = encoded.max_tokens if sampling is not None and encoded.max_tokens < sampling.max_tokens else None
+        worker_id, num_prompt_tokens = self._address[2], len(encoded.prompt_ids)
+        started = Started(claim.epoch, worker_id, num_prompt_tokens, encoded.num_truncated, max_tokens)
         if self._outbox.add(claim, started):
-            sampling = task.sampling if isinstance(task, Generate) else None
             self._engine.submit(Work(claim.key, encoded, sampling, replayed, claim.job.tenant))
 
     async def _replay(self, claim: Claim) -> tuple[tuple[int, ...], ...]:

@@ -4,7 +4,8 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
-from shared.messages import Done, Generate, ModelInfo
+from shared.errors import FleetError, from_event
+from shared.messages import Failed, Generate, ModelInfo
 from shared.settings import ModelEntry, Settings, SettingsError, model_entries
 from worker import device
 from worker.engine import Engine
@@ -53,7 +54,10 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
             f"context_window: model {entry.id!r} would have {spec.context_window} tokens; at least {SMALLEST_WINDOW} "
             "are expected"
         )
-    warm_up(runner)
+    try:
+        warm_up(runner)
+    except FleetError as error:
+        raise SettingsError(f"model {entry.id!r} loads but does not work: {error.message}") from None
     logger.info("model %s: %s", entry.id, spec.found)
     info = ModelInfo(
         entry.id, spec.runner, spec.found, spec.context_window, settings.max_new_tokens, spec.max_batch,
@@ -115,7 +119,10 @@ def _placement(entry: ModelEntry, settings: Settings) -> dict[str, Any]:
 
 
 def warm_up(runner: Runner) -> str:
-    """Do the model's trial through a real engine, so that the first request finds everything ready; says what came."""
+    """Do the model's trial through a real engine, so that the first request finds everything ready; says what came.
+
+    Raises the FleetError that ended it.
+    """
     said: list[Emission] = []
     engine = Engine(runner, said.extend)
     trial = runner.spec.trial
@@ -124,8 +131,9 @@ def warm_up(runner: Runner) -> str:
     while engine.has_work:
         engine.step()
     ended = said[-1].ended
-    if not isinstance(ended, Done):
-        raise SettingsError(f"the model loads but does not work: {ended.message if ended else 'nothing came'}")
+    if isinstance(ended, Failed):
+        raise from_event(ended)
+    assert ended is not None
     if ended.solution is not None:
         return f"answered a blank grid with confidence {ended.solution.confidence:.3f}"
     return f"decoded one token: {''.join(item.text for item in said)!r}"

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request, Response
 
 from api.deps import Front, FrontDep, TrailDep
-from api.routes.headers import budget_headers, truncation_headers
+from api.routes.headers import limit_headers
 from api.run import Outcome, total_usage
 from api.schemas.hrm import (
     DEFAULT_MAX_TOKENS,
@@ -36,7 +36,7 @@ async def generate(
     jobs = await front.admission.submit(model, tasks, trail.request_id)
     outcomes = await front.dispatcher.gather(jobs, request.receive)
     trail.usage = total_usage(outcomes)
-    response.headers.update(budget_headers(budget) | truncation_headers(outcomes))
+    response.headers.update(limit_headers(budget, outcomes))
     return generate_response(outcomes)
 
 
@@ -72,7 +72,7 @@ async def scored(
     jobs = await front.admission.submit(model, tasks, trail.request_id)
     outcomes = await front.dispatcher.gather(jobs, request.receive)
     trail.usage = total_usage(outcomes)
-    response.headers.update(truncation_headers(outcomes))
+    response.headers.update(limit_headers(None, outcomes))
     return outcomes
 
 

@@ -12,7 +12,7 @@ from api.deps import Front, FrontDep, TrailDep
 from api.dispatch import Receive
 from api.errors import openai_body, problem_of
 from api.routes.chunks import Chunks, Heading
-from api.routes.headers import budget_headers, truncation_headers
+from api.routes.headers import limit_headers
 from api.run import total_usage
 from api.schemas.openai import (
     DEFAULT_MAX_TOKENS,
@@ -25,7 +25,7 @@ from api.schemas.openai import (
 )
 from api.trail import Trail
 from shared.errors import FleetError
-from shared.messages import Job
+from shared.messages import Job, Started
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -54,24 +54,29 @@ async def completions(body: CompletionRequest, request: Request, front: FrontDep
     answer = Heading(f"cmpl-{uuid.uuid4().hex}", int(time.time()), model.id)
     if body.stream:
         chunks = Chunks(answer, body.n, with_usage=body.stream_options.include_usage)
-        frames = stream(front, jobs, request.receive, chunks, trail)
-        return sse.EventStream(frames, last_words, budget_headers(budget))
+        started: dict[int, Started] = {}
+        frames = stream(front, jobs, request.receive, chunks, trail, started)
+        return sse.EventStream(frames, last_words, lambda: limit_headers(budget, started.values()))
     outcomes = await front.dispatcher.gather(jobs, request.receive)
     trail.usage = total_usage(outcomes)
     whole = completion(answer.id, answer.created, answer.model, outcomes)
-    return JSONResponse(whole.model_dump(), headers=budget_headers(budget) | truncation_headers(outcomes))
+    return JSONResponse(whole.model_dump(), headers=limit_headers(budget, outcomes))
 
 
 async def stream(
-    front: Front, jobs: Sequence[Job], receive: Receive, chunks: Chunks, trail: Trail
+    front: Front, jobs: Sequence[Job], receive: Receive, chunks: Chunks, trail: Trail, started: dict[int, Started]
 ) -> AsyncGenerator[bytes, None]:
-    """The frames of one streamed completion, all prompts interleaved as their tokens come."""
+    """The frames of one streamed completion, all prompts interleaved as their tokens come. Notes in `started` which
+    have begun: those that had when the first frame comes are what the headers can tell of."""
     async with front.dispatcher.run(jobs, receive) as run:
         async for item in run.progress(front.keepalive_s):
             if item is None:
                 yield sse.KEEP_ALIVE
                 continue
-            for frame in chunks.of(*item):
+            index, event = item
+            if isinstance(event, Started):
+                started[index] = event
+            for frame in chunks.of(index, event):
                 yield frame
         trail.usage = run.usage
         if chunks.with_usage:

@@ -36,7 +36,9 @@ TokenId = Annotated[int, Field(strict=True, ge=0, le=MAX_TOKEN_ID)]
 StopIds = Annotated[list[TokenId], Field(max_length=MAX_STOP_IDS, description="Tokens that end the completion.")]
 TopK = Annotated[int, Field(strict=True, ge=-1, le=MAX_TOKEN_ID, description="Likeliest tokens kept; 0 or -1: all.")]
 MinP = Annotated[float, Field(strict=True, ge=0, le=1, description="Least share of the likeliest token's probability.")]
-MinTokens = Annotated[int, Field(strict=True, ge=0, description="Before so many tokens nothing but the cap ends it.")]
+MinTokens = Annotated[
+    int, Field(strict=True, ge=0, le=MAX_TOKEN_ID, description="Before so many tokens nothing but the cap ends it.")
+]
 Penalty = Annotated[float, Field(strict=True, ge=-2, le=2)]
 RepetitionPenalty = Annotated[float, Field(strict=True, ge=0.01, le=100, description="1 is none; above 1 it deters.")]
 

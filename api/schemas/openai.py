@@ -4,14 +4,14 @@ import re
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
-from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from api.run import Choice, Outcome, total_usage
 from api.schemas.fields import MAX_TOKEN_ID, MaxTokens, RequestBody, SampledRequest, refuse
 from api.schemas.logprobs import Logprobs, logprobs_body
 from api.schemas.q_values import QValues, is_absent, q_values_body
 from api.schemas.usage import DetailedUsageBody, detailed_usage_body
-from shared.messages import ModelInfo, Sampling, Text
+from shared.messages import Generate, ModelInfo, Sampling, Text
 
 DEFAULT_MAX_TOKENS = 16
 MAX_CHOICES = 16
@@ -52,6 +52,19 @@ _PROMPT_SCHEMA = {
 }
 
 
+def _not_zero(value: int) -> int:
+    if value == 0:
+        raise ValueError("expected -1 (as many as fit) or a number of tokens, at least 1")
+    return value
+
+
+TruncateTo = Annotated[
+    int,
+    Field(strict=True, ge=-1, le=MAX_TOKEN_ID, description="Keep that many tokens of the prompt's end; -1: what fits."),
+    AfterValidator(_not_zero),
+]
+
+
 class StreamOptions(RequestBody):
     include_usage: bool = False
 
@@ -62,8 +75,17 @@ class CompletionRequest(SampledRequest):
     n: Annotated[int, Field(strict=True, ge=1, le=MAX_CHOICES, description="Completions of each prompt.")] = 1
     best_of: Annotated[int, Field(strict=True, description="Like n, if it is given.")] | None = None
     logprobs: Annotated[int, Field(strict=True, ge=0, le=MAX_LOGPROBS)] | None = None
+    truncate_prompt_tokens: TruncateTo | None = None
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
+
+    def task(self, prompt: Text, max_tokens: int) -> Generate:
+        """As OpenAI has it, what does not fit the context window is refused, unless the caller wants the prompt cut;
+        a default `max_tokens` is no reason to refuse."""
+        task, keep = super().task(prompt, max_tokens), self.truncate_prompt_tokens
+        if keep is not None:
+            return msgspec.structs.replace(task, overflow="truncate", max_prompt_tokens=keep if keep > 0 else None)
+        return msgspec.structs.replace(task, overflow="clamp" if self.max_tokens is None else "refuse")
 
     @model_validator(mode="before")
     @classmethod

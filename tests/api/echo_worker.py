@@ -55,6 +55,7 @@ class EchoWorker:
         self.failure: Failed | None = None
         self.num_truncated = 0
         self.num_cached = 0
+        self.max_tokens: int | None = None
         self.jobs: list[Job] = []
         self.stale: list[str] = []
         self._redis = connect(redis_url)
@@ -109,7 +110,7 @@ class EchoWorker:
         reasons = tuple("stop" if len(said[i]) == len(words[i:]) else "length" for i in range(sampling.n))
         steps = [(number, choice) for number in range(len(words)) for choice in range(sampling.n)]
         return [
-            Started(epoch, "w1", len(words), self.num_truncated),
+            Started(epoch, "w1", len(words), self.num_truncated, self.max_tokens),
             *(_tokens(said[i], number, i, reasons[i], sampling) for number, i in steps if number < len(said[i])),
             Done(
                 reasons[0],
@@ -123,7 +124,8 @@ class EchoWorker:
     def _score(self, epoch: int, task: Score) -> list[Event]:
         scores = tuple(ContinuationScore(-1.0 * len(text), len(text), False) for text in task.continuations)
         num_prompt_tokens = len(_words(task.context))
-        return [Started(epoch, "w1", num_prompt_tokens), Done("score", num_prompt_tokens, 0, scores)]
+        started = Started(epoch, "w1", num_prompt_tokens, self.num_truncated)
+        return [started, Done("score", num_prompt_tokens, 0, scores)]
 
     def _solve(self, epoch: int, task: Solve) -> list[Event]:
         """A string as one row of numbers, as no worker answers in strings."""

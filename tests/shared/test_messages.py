@@ -65,6 +65,7 @@ JOBS = [
     Job("00" + "b" * 32, "m", Generate((1, 2, 3), Sampling(max_tokens=4, seed=0), condition="synth,cot")),
     Job("00" + "d" * 32, "m", Generate("hi", Sampling(4, 0, 0.5, 0.9, 3, ("x",), 2, 0.1, 2, True, (5,), ((7, -1.5),)))),
     Job("00" + "e" * 32, "m", Generate("hi", Sampling(4, 0, presence_penalty=1, frequency_penalty=-1, logprobs=0))),
+    Job("00" + "a" * 32, "m", Generate("hi", Sampling(4, seed=0), overflow="refuse", max_prompt_tokens=5)),
     Job("00" + "c" * 32, "m", Score("c", ("a", (4, 5)), method="aios_compat"), tenant="t", request_id="r"),
     Job("00" + "d" * 32, "m", Solve("." * 81)),
     Job("00" + "e" * 32, "m", Solve(((0, 9), (3, 4)), "007bbfb7_t0", "q_halt", 3)),

@@ -127,9 +127,12 @@ class BatchBuilder:
             self.samplers.append((index, len(self.ids) - 1))
 
     def _pages(self, sequences: Rows[Sequence], width: int) -> Tensor:
-        """The pages of the first `width` tokens of each row [B, P]; behind a row's end, any page."""
+        """The pages of the first `width` tokens of each row [B, P].
+
+        Behind a row's end its last one again: a page of another row may hold NaN, which no mask makes harmless.
+        """
         count = -(-width // self.page_size)
-        return self._tensor([(item.pages + [0] * count)[:count] for item in sequences])
+        return self._tensor([(item.pages + item.pages[-1:] * count)[:count] for item in sequences])
 
     def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:
         return torch.tensor(values, device=self.device)

@@ -84,7 +84,7 @@ class CausalLanguage:
         if task.condition is not None:
             raise InvalidRequest("This model knows no conditions; leave `condition` out.", field="condition")
         if isinstance(task, Generate):
-            return encode_generate(self._ids(task.prompt, "prompt"), task.sampling, window)
+            return encode_generate(self._ids(task.prompt, "prompt"), task, window, vocab_size=self._vocab_size)
         if task.method == "aios_compat":
             raise InvalidRequest("`aios_compat` scoring is for ACTv1 brains; `strict` is expected.", field="scoring")
         if task.rolling:
@@ -193,6 +193,8 @@ def _check_against_own_forward(net: CausalNet, path: Path) -> None:
     """Refuse a network whose logits through our attention differ from its own."""
     ids = torch.arange(1, 1 + _SELF_CHECK_TOKENS, device=net.device)[None]
     own = net.model(input_ids=ids, use_cache=False).logits.float()
+    if not torch.isfinite(own).all():
+        raise ModelFormatError(f"Logits of the network in {path} are not finite: its weights are broken.")
     net.model.set_attn_implementation(_INTERFACE)
     positions = torch.arange(_SELF_CHECK_TOKENS, device=net.device)
     span = Span(0, _SELF_CHECK_TOKENS, positions[None], has_fresh=True, is_causal=True)

@@ -33,7 +33,7 @@ class Echo:
     def encode(self, task: Task) -> Encoded:
         task = text_task(task)
         if isinstance(task, Generate):
-            return encode_generate(_ids(task.prompt, "prompt"), task.sampling, self.spec.context_window)
+            return encode_generate(_ids(task.prompt, "prompt"), task, self.spec.context_window, vocab_size=_VOCABULARY)
         if task.rolling:
             return encode_rolling((EOS,), _ids(task.continuations[0], "prompts"), self.spec.context_window)
         continuations = [_ids(item, "continuations") for item in task.continuations]

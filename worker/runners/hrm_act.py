@@ -22,6 +22,7 @@ from worker.models.hrm_act import ActModel
 from worker.models.linear import prepare_linears
 from worker.models.weights import load_tokenizer, start_ids
 from worker.rolling import encode_stretches
+from worker.runners.allocation import tells_out_of_memory
 from worker.runners.base import RunnerOptions, RunnerSpec, as_ids, encode_generate, encode_score, text_task
 from worker.sampler import sample
 from worker.scoring import score_slices
@@ -52,7 +53,8 @@ class ActRunner:
             raise InvalidRequest("This model knows no conditions; leave `condition` out.", field="condition")
         window = self.spec.context_window
         if isinstance(task, Generate):
-            return encode_generate(self._ids(task.prompt, "prompt", special=True), task.sampling, window)
+            ids = self._ids(task.prompt, "prompt", special=True)
+            return encode_generate(ids, task, window, vocab_size=self._model.config.vocab_size)
         method = task.method or self._scoring
         if task.rolling:
             return self._encode_rolling(self._ids(task.continuations[0], "prompts", special=False), method)
@@ -68,6 +70,7 @@ class ActRunner:
     def release(self, sequence: Sequence) -> None:
         return
 
+    @tells_out_of_memory
     @torch.inference_mode()
     def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
         results: list[StepResult | FleetError] = [None] * len(slices)
@@ -126,7 +129,8 @@ class ActRunner:
         """High-level states [B, N, hidden] of each row at the segment in which it halts."""
         lengths = torch.tensor([len(ids) for ids in rows], device=self._device)
         width = int(lengths.max())
-        ids = torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], device=self._device)
+        padded = [[*row, *row[-1:] * (width - len(row))] for row in rows]  # no token that the row does not have
+        ids = torch.tensor(padded, device=self._device)
         carry = self._model.initial_carry(len(rows), width)
         active = torch.arange(len(rows), device=self._device)
         settled = torch.empty_like(carry)

@@ -55,7 +55,7 @@ class HrmTextLanguage:
         condition = task.condition or self._condition
         if isinstance(task, Generate):
             ids, head = self._prompt(task.prompt, condition, "prompt")
-            return encode_generate(ids, task.sampling, window, head=head)
+            return encode_generate(ids, task, window, vocab_size=self._vocab_size, head=head)
         if task.method == "aios_compat":
             raise InvalidRequest("`aios_compat` scoring is for ACTv1 brains; `strict` is expected.", field="scoring")
         if task.rolling:

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from shared.errors import FleetError
 from shared.messages import Generate, Score, Task
+from worker.kv import quarantine
 from worker.kv.attention import Plan
 from worker.kv.batch import Batch, BatchBuilder
 from worker.kv.store import KVShape, KVStore
 from worker.memory import kv_room
 from worker.models.errors import ModelFormatError
+from worker.runners.allocation import tells_out_of_memory
 from worker.runners.base import RunnerOptions, RunnerSpec, text_task
-from worker.sampler import sample
+from worker.sampler import broken, sample
 from worker.scoring import score_slices
 from worker.sequence import Encoded, Sampled, Sequence, Slice, StepResult
 
@@ -82,6 +84,7 @@ class PagedRunner:
     def release(self, sequence: Sequence) -> None:
         return
 
+    @tells_out_of_memory
     @torch.inference_mode()
     def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
         """Compute all slices in one forward. A step that raised may be repeated with fewer of them."""
@@ -91,7 +94,17 @@ class PagedRunner:
         results: list[StepResult | FleetError] = [None] * len(slices)
         self._sample(batch, hidden, slices, results)
         self._score(batch, hidden, slices, results)
+        self._confine(slices, results, batch.plan, hidden)
         return results
+
+    def _confine(self, slices: Rows[Slice], results: list[StepResult | FleetError], plan: Plan, hidden: Tensor) -> None:
+        """Fail parts of prompts that are no numbers, and leave nothing of what fails in the store."""
+        size = self.spec.page_size
+        if None in results:
+            for index in quarantine.find_broken(slices, plan, hidden, size):
+                results[index] = broken(self.spec.name)
+        failed = [part for part, result in zip(slices, results, strict=True) if isinstance(result, FleetError)]
+        quarantine.clear(self._store, failed, size)
 
     def _sample(
         self, batch: Batch, hidden: Tensor, slices: Rows[Slice], results: list[StepResult | FleetError]
