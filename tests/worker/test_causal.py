@@ -1,6 +1,5 @@
 """Causal LMs through our pages against transformers' own generate and forward, whatever the schedule."""
 
-from collections.abc import Sequence as Rows
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,13 +9,11 @@ import torch
 from transformers import PreTrainedModel
 
 from scripts.train_sample import byte_tokenizer
-from shared.messages import Done, Generate, Sampling, Score
-from tests.worker.stepping import generate_all, run, score_all
+from shared.messages import Generate, Sampling, Score
+from tests.worker.stepping import Serving, generate_all, run, score_all
 from tests.worker.tiny_causal import FAMILIES, WINDOW, greedy, log_likelihood, mistral, write
-from worker.engine import Engine
 from worker.noise import fold
 from worker.registry import load_runner
-from worker.request import Emission, Work
 from worker.runners.base import RunnerOptions
 from worker.runners.paged import PagedRunner
 from worker.scheduler import Scheduler
@@ -64,35 +61,6 @@ def preempted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     real = Scheduler._preempt
     monkeypatch.setattr(Scheduler, "_preempt", lambda self, item: (names.append(item.key), real(self, item)))
     return names
-
-
-class Serving:
-    """One engine over time: `said` and `done` are in the order of submission."""
-
-    def __init__(self, runner: PagedRunner) -> None:
-        self.runner = runner
-        self.said: list[list[int]] = []
-        self.done: list[Done] = []
-        self._ends: dict[str, Done] = {}
-        self.engine = Engine(runner, self._note)
-
-    def submit(self, task: Generate | Score) -> None:
-        sampling = task.sampling if isinstance(task, Generate) else None
-        self.engine.submit(Work(str(len(self.said)), self.runner.encode(task), sampling))
-        self.said.append([])
-
-    def finish(self, tasks: Rows[Generate | Score] = ()) -> None:
-        for task in tasks:
-            self.submit(task)
-        while self.engine.has_work:
-            self.engine.step()
-        self.done = [self._ends[str(number)] for number in range(len(self.said))]
-
-    def _note(self, emissions: list[Emission]) -> None:
-        for item in emissions:
-            self.said[int(item.key)] += item.ids
-            if isinstance(item.ended, Done):
-                self._ends[item.key] = item.ended
 
 
 def test_greedy_batch_equals_transformers_generate(tiny: Tiny) -> None:

@@ -18,8 +18,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from worker.models.act_config import ActConfig
 from worker.models.errors import ModelFormatError
-from worker.models.hrm_act import ActConfig, ActModel
+from worker.models.hrm_act import ActModel
 from worker.models.weights import check_names
 
 _WEIGHTS_FILES = ("actv1_student.safetensors", "final_model.safetensors", "actv1_student.pt")

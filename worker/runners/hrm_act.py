@@ -1,4 +1,5 @@
-"""ACTv1 brains: no keys and values, every token is a re-run of the whole row, in one or more ACT segments.
+"""ACTv1 brains. Bidirectional ones keep no keys and values: every token is a re-run of the whole row, in one or more
+ACT segments. Causal ones go to `hrm_act_causal`.
 
 `segments`: `compat` runs one segment a token, as upstream generates; `max` runs halt_max_steps; `q_halt` stops a row
 where its q_halt exceeds its q_continue. Halting is per row: rows that have halted leave the batch.
@@ -9,52 +10,40 @@ bidirectional; `aios_compat` is upstream's one pass that sees the continuation (
 import math
 from collections.abc import Sequence as Rows
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from shared.errors import FleetError, InvalidRequest
-from shared.messages import ContinuationScore, Generate, Score, Text
+from shared.errors import FleetError
+from shared.messages import ContinuationScore, Generate, Score
 from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActModel
 from worker.models.weights import load_tokenizer
-from worker.runners.base import RunnerOptions, RunnerSpec, as_ids, encode_generate, encode_score
+from worker.runners.act_language import ActLanguage
+from worker.runners.base import RunnerOptions, RunnerSpec
+from worker.runners.hrm_act_causal import ActCausalNet
+from worker.runners.paged import PagedRunner
 from worker.sampler import broken, sample
 from worker.scoring import score_states, score_tokens
 from worker.sequence import Encoded, Scores, Sequence, Slice, StepResult
 
 
 class ActRunner:
-    def __init__(
-        self, model: ActModel, tokenizer: PreTrainedTokenizerBase, spec: RunnerSpec, *, segments: str, scoring: str
-    ) -> None:
-        eos = tokenizer.eos_token_id
+    def __init__(self, model: ActModel, language: ActLanguage, spec: RunnerSpec, *, segments: str) -> None:
         self.spec = spec
-        self.eos_ids = frozenset() if eos is None else frozenset({int(eos)})
+        self.eos_ids = language.eos_ids
         self._model = model
-        self._tokenizer = tokenizer
-        self._scoring = scoring
+        self._language = language
         self._max_segments = 1 if segments == "compat" else model.config.halt_max_steps
         self._may_halt = segments == "q_halt"
         self._device = next(model.parameters()).device
 
     def encode(self, task: Generate | Score) -> Encoded:
-        """Prompts carry the tokenizer's special tokens, continuations do not; `aios_compat` uses none at all."""
-        if task.condition is not None:
-            raise InvalidRequest("This model knows no conditions; leave `condition` out.", field="condition")
-        window = self.spec.context_window
-        if isinstance(task, Generate):
-            return encode_generate(self._ids(task.prompt, "prompt", special=True), task.sampling, window)
-        method = task.method or self._scoring
-        context = self._ids(task.context, "prompts", special=method == "strict")
-        tails = [self._ids(item, "continuations", special=False) for item in task.continuations]
-        return encode_score(context, tails, window, method=method)
+        return self._language.encode(task, self.spec.context_window)
 
     def decode(self, token_ids: Rows[int]) -> str:
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        return self._language.decode(token_ids)
 
     def release(self, sequence: Sequence) -> None:
         return
@@ -109,24 +98,20 @@ class ActRunner:
                 break
         return settled
 
-    def _ids(self, text: Text, field: str, *, special: bool) -> tuple[int, ...]:
-        given = as_ids(text, self._model.config.vocab_size, field)
-        if given is not None:
-            return given
-        encoded: Any = self._tokenizer(text, add_special_tokens=special)
-        return tuple(encoded["input_ids"])
 
-
-def load(options: RunnerOptions) -> ActRunner:
+def load(options: RunnerOptions) -> ActRunner | PagedRunner:
     bundle = load_act_bundle(Path(options.path), getattr(torch, options.dtype), attention=options.attention)
     source = options.tokenizer_path or bundle.tokenizer_path
     if source is None:
         raise ModelFormatError(f"{options.path} names no tokenizer that is here: give one with --tokenizer-path.")
-    longest = bundle.config.max_seq_len
-    window = min(options.context_window or longest, longest)
+    config, device = bundle.config, torch.device(options.device)
+    window = min(options.context_window or config.max_seq_len, config.max_seq_len)
+    model = bundle.model.to(device)
+    language = ActLanguage(load_tokenizer(Path(source)), config.vocab_size, options.scoring)
+    if config.attention == "causal":
+        net = ActCausalNet(model, device, options.segments)
+        return PagedRunner("hrm-act", bundle.description, net, language, window, options)
     spec = RunnerSpec(
         "hrm-act", options.name, bundle.description, window, options.max_batch, step_tokens=options.step_tokens
     )
-    model = bundle.model.to(options.device)
-    tokenizer = load_tokenizer(Path(source))
-    return ActRunner(model, tokenizer, spec, segments=options.segments, scoring=options.scoring)
+    return ActRunner(model, language, spec, segments=options.segments)

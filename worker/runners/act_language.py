@@ -1,0 +1,42 @@
+"""Text of ACTv1 brains: an ordinary tokenizer, whose special tokens belong to prompts and not to continuations."""
+
+from collections.abc import Sequence as Rows
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from shared.errors import InvalidRequest
+from shared.messages import Generate, Score, Text
+from worker.runners.base import as_ids, encode_generate, encode_score
+from worker.sequence import Encoded
+
+
+class ActLanguage:
+    """`scoring` is the method for requests that name none; `aios_compat` uses no special tokens at all."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, scoring: str) -> None:
+        eos = tokenizer.eos_token_id
+        self.eos_ids = frozenset() if eos is None else frozenset({int(eos)})
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._scoring = scoring
+
+    def encode(self, task: Generate | Score, window: int) -> Encoded:
+        if task.condition is not None:
+            raise InvalidRequest("This model knows no conditions; leave `condition` out.", field="condition")
+        if isinstance(task, Generate):
+            return encode_generate(self._ids(task.prompt, "prompt", special=True), task.sampling, window)
+        method = task.method or self._scoring
+        context = self._ids(task.context, "prompts", special=method == "strict")
+        tails = [self._ids(item, "continuations", special=False) for item in task.continuations]
+        return encode_score(context, tails, window, method=method)
+
+    def decode(self, token_ids: Rows[int]) -> str:
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def _ids(self, text: Text, field: str, *, special: bool) -> tuple[int, ...]:
+        given = as_ids(text, self._vocab_size, field)
+        if given is not None:
+            return given
+        encoded: Any = self._tokenizer(text, add_special_tokens=special)
+        return tuple(encoded["input_ids"])
