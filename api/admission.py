@@ -13,7 +13,7 @@ from api.fleet import FleetView
 from shared.broker import UNAVAILABLE
 from shared.errors import BrokerUnavailable, Draining, InvalidRequest, ModelNotFound, NoWorker, QueueFull
 from shared.keys import new_job_id
-from shared.messages import Cancelled, Generate, Job, ModelInfo, Score
+from shared.messages import Cancelled, Job, ModelInfo, Task
 from shared.queue import JobQueue
 
 LOCAL_MODEL = "local"
@@ -57,7 +57,7 @@ class Admission:
         self._limits = limits
         self._default_model = default_model
 
-    async def resolve(self, name: str | None, task: Literal["generate", "score"]) -> ModelInfo:
+    async def resolve(self, name: str | None, task: Literal["generate", "score", "solve"]) -> ModelInfo:
         """The model for new work. Raises Draining, ModelNotFound, NoWorker, InvalidRequest (wrong task)."""
         if self._draining.is_set():
             raise Draining("This server is shutting down.", retry_after_s=1)
@@ -87,13 +87,13 @@ class Admission:
         wanted = default if asked is None else asked
         return TokenBudget(min(wanted, cap), wanted > cap)
 
-    def check_count(self, field: str, count: int) -> None:
-        """Refuse more prompts than one request may bring."""
+    def check_count(self, field: str, count: int, what: str = "items") -> None:
+        """Refuse more prompts or grids, or more completions of them, than one request may bring."""
         most = self._limits.max_prompts
         if count > most:
-            raise InvalidRequest(f"{field}: expected at most {most} prompts in one request, got {count}.", field=field)
+            raise InvalidRequest(f"{field}: expected at most {most} {what} in one request, got {count}.", field=field)
 
-    async def submit(self, model: ModelInfo, tasks: Sequence[Generate | Score], request_id: str) -> list[Job]:
+    async def submit(self, model: ModelInfo, tasks: Sequence[Task], request_id: str) -> list[Job]:
         """One queued job for each task, or none and QueueFull; BrokerUnavailable when Redis does not answer."""
         jobs = [Job(new_job_id(), model.id, task, request_id=request_id) for task in tasks]
         depth, patience_s = self._limits.max_queue_depth, self._limits.queue_timeout_s

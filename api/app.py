@@ -14,10 +14,10 @@ from starlette.middleware.cors import CORSMiddleware
 from api.deps import Front, build_front
 from api.errors import HANDLERS
 from api.middleware import REQUEST_ID, AccessLog, BodyLimit, CrashGuard, RequestId
-from api.routes import health, hrm, openai
+from api.routes import health, hrm, openai, puzzles
 from shared.settings import Settings
 
-ROUTERS = (health.router, hrm.router, openai.router)
+ROUTERS = (health.router, hrm.router, openai.router, puzzles.router)
 _EXPOSED_HEADERS = (REQUEST_ID, "Retry-After", "X-Effective-Max-Tokens", "X-Truncated-Prompt-Tokens")
 
 

@@ -19,6 +19,7 @@ from shared.broker import UNAVAILABLE
 from shared.errors import BrokerUnavailable, FleetError, InvalidRequest
 
 _OPENAI_PREFIX = "/v1/"
+_OWN_PREFIX = "/v1/puzzles/"  # no OpenAI client comes here
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 400: "invalid_request"}
 _SHOWN_PROBLEMS = 3
@@ -51,7 +52,8 @@ def plain_body(problem: Problem) -> dict[str, Any]:
 
 
 def render(problem: Problem, path: str) -> JSONResponse:
-    body = openai_body if path.startswith(_OPENAI_PREFIX) else plain_body
+    is_openai = path.startswith(_OPENAI_PREFIX) and not path.startswith(_OWN_PREFIX)
+    body = openai_body if is_openai else plain_body
     return JSONResponse(body(problem), problem.status, dict(problem.headers))
 
 

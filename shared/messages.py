@@ -11,6 +11,12 @@ import msgspec
 Text = str | tuple[int, ...]
 """A prompt as text, or as token ids that are used as they are."""
 
+Grid = tuple[str | tuple[int, ...], ...]
+"""The rows of a puzzle, top to bottom: each a string with a character a cell, or a tuple with a number a cell."""
+
+Halt = Literal["max", "q_halt"]
+"""When a puzzle's row stops: after its last permitted ACT segment, or where its own q head says so."""
+
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     """How to choose tokens. `temperature` 0 is greedy; `top_k` 0, `top_p` 1.0 and `min_p` 0 do not cut.
@@ -46,20 +52,40 @@ class Generate(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
 
 
 class Score(msgspec.Struct, frozen=True, omit_defaults=True, tag="score"):
-    """Log-likelihood of each continuation given one context. `method` None is the model's default."""
+    """Log-likelihood of each continuation given one context. `method` None is the model's default.
+
+    `rolling`: of a whole text of any length, the only continuation of an empty context.
+    """
 
     context: Text
     continuations: tuple[Text, ...]
     condition: str | None = None
     method: Literal["strict", "aios_compat"] | None = None
+    rolling: bool = False
+
+
+class Solve(msgspec.Struct, frozen=True, omit_defaults=True, tag="solve"):
+    """Solve one puzzle, given as a grid or as the cells of a Sudoku in one string.
+
+    `identifier` names what the puzzle's family is to the network, by number or name; None is the blank one. `max_steps`
+    is the most ACT segments; None is what the network was trained to, as None for `halt` is the model's default.
+    """
+
+    puzzle: str | Grid
+    identifier: int | str | None = None
+    halt: Halt | None = None
+    max_steps: int | None = None
+
+
+Task = Generate | Score | Solve
 
 
 class Job(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The unit that is queued, leased and logged: one prompt, or one scoring context with its continuations."""
+    """The unit that is queued, leased and logged: a prompt, a scoring context with its continuations, or a puzzle."""
 
     id: str
     model: str
-    task: Generate | Score
+    task: Task
     tenant: str = "public"
     priority: str = "default"
     request_id: str = ""
@@ -88,13 +114,14 @@ class TokenLogprob(msgspec.Struct, frozen=True, omit_defaults=True):
 class Tokens(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokens"):
     """Newly sampled ids of one choice and the text that became certain with them; either may be empty, not both.
 
-    `logprobs` are one for each id, if the request asks for them.
+    `logprobs` are one for each id, if the request asks for them. `finish_reason` is set in a choice's last event.
     """
 
     ids: tuple[int, ...]
     text: str = ""
     choice: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: str | None = None
 
 
 class ContinuationScore(msgspec.Struct, frozen=True):
@@ -105,10 +132,23 @@ class ContinuationScore(msgspec.Struct, frozen=True):
     is_greedy: bool
 
 
-class Done(msgspec.Struct, frozen=True, omit_defaults=True, tag="done"):
-    """The job succeeded. `finish_reason` is `stop`, `length` or `score`; of several choices `finish_reasons` has each.
+class Solution(msgspec.Struct, frozen=True):
+    """A puzzle's answer after `steps` ACT segments, and what the q head makes of it.
 
-    The keys and values of `num_cached_tokens` prompt tokens were there already.
+    `confidence` is sigmoid(q_halt), the network's own probability that the grid is right; `is_halted` tells whether it
+    wanted to stop there (q_halt > q_continue).
+    """
+
+    grid: Grid
+    confidence: float
+    steps: int
+    is_halted: bool
+
+
+class Done(msgspec.Struct, frozen=True, omit_defaults=True, tag="done"):
+    """The job succeeded. `finish_reason` is `stop`, `length`, `score` or `solve`; of several choices `finish_reasons`
+    has each. The keys and values of `num_cached_tokens` prompt tokens were there already. `q_values` are (q_halt,
+    q_continue) of the state that gave each choice its last token, of a model with a q head.
     """
 
     finish_reason: str
@@ -117,6 +157,8 @@ class Done(msgspec.Struct, frozen=True, omit_defaults=True, tag="done"):
     scores: tuple[ContinuationScore, ...] = ()
     finish_reasons: tuple[str, ...] = ()
     num_cached_tokens: int = 0
+    q_values: tuple[tuple[float, float] | None, ...] = ()
+    solution: Solution | None = None
 
 
 class Failed(msgspec.Struct, frozen=True, omit_defaults=True, tag="failed"):

@@ -17,7 +17,14 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("api", "worker", "shared", "scripts")
 MAY_ENTER = {"api": {"shared"}, "worker": {"shared"}, "shared": set(), "scripts": {"api", "worker", "shared"}}
 TENSORS = {"torch", "transformers", "tokenizers", "safetensors"}
-POLICY = ("worker.scheduler", "worker.sequence", "worker.kv.pages", "worker.kv.prefix", "worker.text")
+POLICY = (
+    "worker.scheduler",
+    "worker.sequence",
+    "worker.kv.pages",
+    "worker.kv.prefix",
+    "worker.puzzles",
+    "worker.text",
+)
 REACH_REDIS = ("worker.intake", "worker.outbox", "worker.service", "worker.__main__", "worker.jobs")
 
 

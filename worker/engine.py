@@ -111,7 +111,7 @@ class Engine:
             return [request.push(sequence, result)]
         if isinstance(result, Scores):
             return request.score(sequence, result)
-        return []
+        return [] if result is None else [request.solve(sequence, result)]
 
     def _drop(self, key: str, *, keep: bool = True) -> None:
         request = self._requests.pop(key, None)

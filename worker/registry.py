@@ -13,7 +13,11 @@ RUNNERS = {
     "hrm-text": "worker.runners.hrm_text:load",
     "hrm-act": "worker.runners.hrm_act:load",
     "causal": "worker.runners.causal:load",
+    "hrm-puzzle": "worker.runners.hrm_puzzle:load",
 }
+
+_EPOCH_PREFIX = "fsdp2_epoch_"
+_IMPLANT_FILES = ("starter_brain.json", "q_head.pt")
 
 
 def load_runner(kind: str, options: RunnerOptions) -> Runner:
@@ -34,8 +38,26 @@ def detect(path: str) -> str:
     directory = place if place.is_dir() else place.parent
     if (directory / "brain.json").is_file():
         return "hrm-act"
+    if any((directory / name).is_file() for name in _IMPLANT_FILES):
+        return "causal"
+    if directory.name.startswith(_EPOCH_PREFIX) or any(directory.glob(f"{_EPOCH_PREFIX}*")):
+        return "hrm-text"
+    if _is_puzzle_checkpoint(directory):
+        return "hrm-puzzle"
     if not (directory / "config.json").is_file():
-        expected = "brain.json (an AI-OS brain) or config.json (a Hugging Face model)"
+        expected = (
+            "brain.json (an AI-OS brain), q_head.pt or starter_brain.json (an AI-OS implant), "
+            "config.json (a Hugging Face model), all_config.yaml with checkpoint or step_<N> (a Sapient HRM) nor "
+            f"{_EPOCH_PREFIX}<number> (a raw HRM-Text checkpoint)"
+        )
         raise ModelFormatError(f"What lies at {path} is no model we know: neither {expected} is there.")
     config = json.loads((directory / "config.json").read_text())
     return "hrm-text" if config.get("model_type") == "hrm_text" else "causal"
+
+
+def _is_puzzle_checkpoint(directory: Path) -> bool:
+    """Whether Sapient's HRM wrote it. HRM-Text has an all_config.yaml too, but beside a train_metadata.yaml."""
+    steps = (file for file in directory.glob("step_*") if file.is_file())
+    has_weights = (directory / "checkpoint").is_file() or any(steps)
+    is_text = (directory / "train_metadata.yaml").exists()
+    return (directory / "all_config.yaml").is_file() and has_weights and not is_text

@@ -6,7 +6,7 @@ A `Slice` is what one step does for one sequence; `StepResult` is what came of i
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from shared.messages import ContinuationScore, Sampling, TokenLogprob
+from shared.messages import ContinuationScore, Sampling, Solution, TokenLogprob
 
 
 class Status(Enum):
@@ -18,13 +18,19 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class Encoded:
-    """A task as token ids. For generation `continuations` is empty; `max_tokens` is what fits behind the prompt."""
+    """A task as token ids. For generation `continuations` is empty; `max_tokens` is what fits behind the prompt.
+
+    The first `num_given` tokens of each continuation are given, not scored. A text too long for the context window goes
+    on in `windows`, whose scores add to its own.
+    """
 
     prompt_ids: tuple[int, ...]
     max_tokens: int = 0
     continuations: tuple[tuple[int, ...], ...] = ()
     method: str = "strict"
     num_truncated: int = 0
+    num_given: int = 0
+    windows: "tuple[Encoded, ...]" = ()
 
 
 @dataclass(eq=False)
@@ -100,13 +106,20 @@ class Slice:
         start = len(self.sequence.scores)
         return self.sequence.encoded.continuations[start : start + self.num_tails]
 
+    @property
+    def targets(self) -> tuple[tuple[int, ...], ...]:
+        """What is scored of each of them."""
+        return tuple(tail[self.sequence.encoded.num_given :] for tail in self.tails)
+
 
 @dataclass(frozen=True)
 class Sampled:
-    """A chosen token, with its log-probability where the request asks for it."""
+    """A chosen token, with its log-probability where the request asks for it, and q_halt and q_continue of the state
+    that gave it, where the model has a q head."""
 
     token: int
     logprob: TokenLogprob | None = None
+    q_values: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,5 +129,12 @@ class Scores:
     scores: tuple[ContinuationScore, ...]
 
 
-StepResult = Sampled | Scores | None
+@dataclass(frozen=True)
+class Solved:
+    """What a puzzle's last ACT segment yields."""
+
+    solution: Solution
+
+
+StepResult = Sampled | Scores | Solved | None
 """What a slice yields; nothing for part of a prompt, or an ACT segment that has not halted."""

@@ -15,7 +15,10 @@ from shared.messages import (
     ModelInfo,
     Sampling,
     Score,
+    Solution,
+    Solve,
     Started,
+    TokenLogprob,
     Tokens,
     WorkerInfo,
     decode_event,
@@ -30,7 +33,23 @@ GOLDEN: list[tuple[Event, str]] = [
         "84a474797065a773746172746564a565706f636801a6776f726b6572a177b16e756d5f70726f6d70745f746f6b656e7305",
     ),
     (Tokens((7, 300), "ab"), "83a474797065a6746f6b656e73a36964739207cd012ca474657874a26162"),
+    (
+        Tokens((7,), "a", 2, (TokenLogprob(-0.5, "a", ((7, "a", -0.5),)),), "stop"),
+        "86a474797065a6746f6b656e73a36964739107a474657874a161a663686f69636502a86c6f6770726f62739183a76c6f6770726f62cb"
+        "bfe0000000000000a5746f6b656ea161a3746f70919307a161cbbfe0000000000000ad66696e6973685f726561736f6ea473746f70",
+    ),
     (Cancelled(), "81a474797065a963616e63656c6c6564"),
+    (
+        Done("stop", 5, 2),
+        "84a474797065a4646f6e65ad66696e6973685f726561736f6ea473746f70b16e756d5f70726f6d70745f746f6b656e73"
+        "05b56e756d5f636f6d706c6574696f6e5f746f6b656e7302",
+    ),
+    (
+        Done("solve", 4, 0, solution=Solution(((1, 2), "#G"), 0.75, 8, True)),
+        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea5736f6c7665b16e756d5f70726f6d70745f746f6b656e"
+        "7304b56e756d5f636f6d706c6574696f6e5f746f6b656e7300a8736f6c7574696f6e84a46772696492920102a22347aa"
+        "636f6e666964656e6365cb3fe8000000000000a5737465707308a969735f68616c746564c3",
+    ),
 ]  # fmt: skip
 
 
@@ -44,13 +63,29 @@ def test_golden_bytes(event: Event, expected: str) -> None:
 JOBS = [
     Job("00" + "a" * 32, "m", Generate("hi", Sampling(max_tokens=4, seed=2**62, temperature=0.5, stop=("x",)))),
     Job("00" + "b" * 32, "m", Generate((1, 2, 3), Sampling(max_tokens=4, seed=0), condition="synth,cot")),
+    Job("00" + "d" * 32, "m", Generate("hi", Sampling(4, 0, 0.5, 0.9, 3, ("x",), 2, 0.1, 2, True, (5,), ((7, -1.5),)))),
+    Job("00" + "e" * 32, "m", Generate("hi", Sampling(4, 0, presence_penalty=1, frequency_penalty=-1, logprobs=0))),
     Job("00" + "c" * 32, "m", Score("c", ("a", (4, 5)), method="aios_compat"), tenant="t", request_id="r"),
+    Job("00" + "d" * 32, "m", Solve("." * 81)),
+    Job("00" + "e" * 32, "m", Solve(((0, 9), (3, 4)), "007bbfb7_t0", "q_halt", 3)),
+    Job("00" + "f" * 32, "m", Solve(("# S", "G o"), identifier=7)),
+    Job("00" + "0" * 32, "m", Score("", ("a",), rolling=True)),
 ]
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_jobs_round_trip(job: Job) -> None:
     assert decode_job(encode(job)) == job
+
+
+def test_golden_bytes_of_a_puzzle() -> None:
+    """Both kinds of rows, and a field left out, as fronts write them."""
+    job = Job("00", "m", Solve(((0, 9), "#G"), identifier=2, halt="max"))
+    expected = (
+        "83a26964a23030a56d6f64656ca16da47461736b84a474797065a5736f6c7665a670757a7a6c6592920009a22347aa69"
+        "64656e74696669657202a468616c74a36d6178"
+    )
+    assert encode(job).hex() == expected
 
 
 def test_unknown_fields_and_missing_optional_ones_are_fine() -> None:

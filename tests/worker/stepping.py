@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from shared.messages import ContinuationScore, Done, Generate, Score
+from shared.messages import ContinuationScore, Done, Generate, Score, Solution, Solve, Task
 from worker.engine import Engine
 from worker.request import Emission, Work
 from worker.runners.base import Runner
@@ -22,16 +22,24 @@ def generate_all(
 
 def score_all(runner: Runner, tasks: Sequence[Score]) -> list[tuple[ContinuationScore, ...]]:
     """The scores of each task, the tasks scored together."""
+    return [done.scores for done in _ends(runner, tasks)]
+
+
+def solve_all(runner: Runner, tasks: Sequence[Solve]) -> list[Solution]:
+    """The solution of each puzzle, the puzzles solved together."""
+    solutions = [done.solution for done in _ends(runner, tasks)]
+    assert None not in solutions
+    return [solution for solution in solutions if solution is not None]
+
+
+def _ends(runner: Runner, tasks: Sequence[Task]) -> list[Done]:
     ended = {int(item.key): item.ended for item in run(runner, tasks, [[] for _ in tasks])}
-    results = []
-    for index in range(len(tasks)):
-        done = ended[index]
-        assert isinstance(done, Done), done
-        results.append(done.scores)
-    return results
+    for end in ended.values():
+        assert isinstance(end, Done), end
+    return [end for _, end in sorted(ended.items()) if isinstance(end, Done)]
 
 
-def run(runner: Runner, tasks: Sequence[Generate | Score], said: Sequence[Sequence[int]]) -> list[Emission]:
+def run(runner: Runner, tasks: Sequence[Task], said: Sequence[Sequence[int]]) -> list[Emission]:
     """Every emission of an engine that gets all tasks at once and runs until nothing is left."""
     emissions: list[Emission] = []
     engine = Engine(runner, emissions.extend)

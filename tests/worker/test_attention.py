@@ -101,5 +101,5 @@ def test_every_stage_in_one_step(slot: int, window: int | None) -> None:
 def test_a_window_of_one_plan_is_made_once() -> None:
     """Layers of a step share its masks, each window its own."""
     span = Case(0).batch.plan.spans[-1]
-    assert span.windowed(3) is span.windowed(3)
-    assert not torch.equal(span.windowed(3), span.windowed(2))
+    assert span.bias(3, torch.float32) is span.bias(3, torch.float32)
+    assert not torch.equal(span.bias(3, torch.float32), span.bias(2, torch.float32))

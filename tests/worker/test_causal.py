@@ -6,7 +6,9 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from transformers import PreTrainedModel
+from tokenizers import Tokenizer, models
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from scripts.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score
@@ -15,6 +17,8 @@ from tests.worker.tiny_causal import FAMILIES, WINDOW, greedy, log_likelihood, m
 from worker.noise import fold
 from worker.registry import load_runner
 from worker.runners.base import RunnerOptions
+from worker.runners.causal import CausalLanguage
+from worker.runners.causal_net import CausalNet
 from worker.runners.paged import PagedRunner
 from worker.scheduler import Scheduler
 
@@ -142,6 +146,27 @@ def test_scores_equal_the_models_own_forward(tiny: Tiny, step_tokens: int) -> No
         assert [score.log_likelihood for score in done.scores] == pytest.approx(expected, abs=2e-3)
 
 
+class Negated(nn.Module):
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = -self.head(x)
+        return out
+
+
+def test_a_head_put_in_place_after_loading_is_the_one_that_speaks(tiny: Tiny) -> None:
+    """Packed and int8 layers come late. What a network does behind its head (caps, scales) is odd: signs survive."""
+    net = tiny.load()._net
+    assert isinstance(net, CausalNet)
+    states = torch.randn(3, net.model.config.hidden_size)
+    before = net.logits(states)
+    net.model.lm_head = Negated(net.model.lm_head)
+    assert before.abs().max() > 0.1
+    assert torch.equal(net.logits(states), -before)
+
+
 def test_half_precision_runs(tmp_path: Path) -> None:
     """bfloat16 on a CPU: generation and scoring run, and a score is near that of the float32 network."""
     model = write(mistral, tmp_path)
@@ -151,3 +176,33 @@ def test_half_precision_runs(tmp_path: Path) -> None:
     encoded = runner.encode(task)
     expected = log_likelihood(model, encoded.prompt_ids, encoded.continuations[0])
     assert score_all(runner, [task])[0][0].log_likelihood == pytest.approx(expected, rel=0.1)
+
+
+def merging_tokenizer() -> PreTrainedTokenizerFast:
+    """Characters and the merges `bc`, `ab` and ` a`, in that order of strength."""
+    vocab = {text: number for number, text in enumerate(["</s>", "a", "b", "c", " ", "ab", "bc", " a"])}
+    model = models.BPE(vocab=vocab, merges=[("b", "c"), ("a", "b"), (" ", "a")])
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), eos_token="</s>")
+
+
+@pytest.mark.parametrize(
+    ("context", "continuation", "expected"),
+    [
+        ("c", "bc", ("c", ["bc"])),
+        ("c ", "a", ("c", [" a"])),  # the space at the end moves over, and merges
+        ("c  ", "b", ("c", [" ", " ", "b"])),
+        ("ab", "c", ("ab", ["bc"])),  # cut behind as many tokens as the context has alone
+        ("a", "b", ("a", ["b"])),  # swallowed by the context: read by itself
+        ("", " a", ("</s>", [" a"])),
+        ("  ", "a", ("</s>", [" ", " a"])),
+    ],
+)
+def test_continuations_are_cut_as_lm_evaluation_harness_does(
+    context: str, continuation: str, expected: tuple[str, list[str]]
+) -> None:
+    """Its rule, by hand, on a tokenizer that merges across the border."""
+    tokenizer = merging_tokenizer()
+    language = CausalLanguage(tokenizer, 8, frozenset())
+    encoded = language.encode(Score(context, (continuation,)), 96)
+    assert "".join(tokenizer.convert_ids_to_tokens(encoded.prompt_ids)) == expected[0]
+    assert tokenizer.convert_ids_to_tokens(encoded.continuations[0]) == expected[1]

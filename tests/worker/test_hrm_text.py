@@ -11,8 +11,10 @@ from transformers import HrmTextConfig, HrmTextForCausalLM
 from scripts.train_sample import byte_tokenizer
 from shared.errors import InvalidRequest
 from shared.messages import Failed, Generate, Sampling, Score
+from shared.settings import ModelEntry, Settings, SettingsError
 from tests.worker.stepping import generate_all, run, score_all
 from worker import scoring
+from worker.loading import load_models
 from worker.models.errors import ModelFormatError
 from worker.registry import detect
 from worker.runners import hrm_text, paged
@@ -134,6 +136,34 @@ def test_conditions_are_named_once(runner: PagedRunner) -> None:
         runner.encode(Generate("hi", Sampling(max_tokens=4, seed=0), condition="direct,direct"))
 
 
+def test_raw_adds_nothing_and_reads_marks(runner: PagedRunner) -> None:
+    """`raw` alone: the caller writes the marks, blanks are kept, and continuations are read the same way."""
+    text = "<|im_start|><|quad_start|> hi <|im_end|>"
+    expected = tuple(byte_tokenizer()(text, add_special_tokens=False)["input_ids"])
+    task = Generate(text, Sampling(max_tokens=4, seed=0), condition="raw")
+    assert runner.encode(task).prompt_ids == expected
+    scored = runner.encode(Score(text, ("4<|box_end|>",), condition="raw"))
+    assert scored.prompt_ids == expected
+    assert scored.continuations[0][-1] in runner.eos_ids
+    with pytest.raises(InvalidRequest, match="raw alone"):
+        runner.encode(Generate("hi", Sampling(max_tokens=4, seed=0), condition="raw,cot"))
+    with pytest.raises(InvalidRequest, match="empty"):
+        runner.encode(Generate("", Sampling(max_tokens=4, seed=0), condition="raw"))
+
+
+def test_each_model_may_have_a_default_condition(tiny: tuple[Path, HrmTextForCausalLM]) -> None:
+    """An entry's condition outranks the fleet's; both give way to the request's."""
+    names = {"own": "synth,cot", "common": None, "plain": "raw"}
+    entries = tuple(ModelEntry(id=name, path=str(tiny[0]), condition=given) for name, given in names.items())
+    settings = Settings(models=entries, default_model="own", condition="noisy")
+    task = Generate("hi", Sampling(max_tokens=4, seed=0))
+    for model, given in zip(load_models(settings), ("synth,cot", "noisy", "raw"), strict=True):
+        asked = Generate("hi", Sampling(max_tokens=4, seed=0), condition=given)
+        assert model.runner.encode(task) == model.runner.encode(asked)
+    with pytest.raises(SettingsError, match="model 'own': condition: Unknown condition 'loud'"):
+        load_models(Settings(models=(ModelEntry(id="own", path=str(tiny[0]), condition="loud"),)))
+
+
 def test_a_mate_of_a_failing_sequence_loses_nothing(runner: PagedRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     """P7: a step that fails after its prefill is repeated for each alone, the prefilled one as if nothing had been."""
     task = Generate(PROMPTS[0], Sampling(max_tokens=6, seed=5, temperature=0.0))
@@ -142,7 +172,7 @@ def test_a_mate_of_a_failing_sequence_loses_nothing(runner: PagedRunner, monkeyp
     def broken(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(paged, "score_states", broken)
+    monkeypatch.setattr(paged, "score_slices", broken)
     emissions = run(runner, [task, Score("x", ("y",))], [[], []])
     assert [token for item in emissions if item.key == "0" for token in item.ids] == expected
     (failed,) = (item.ended for item in emissions if item.key == "1")

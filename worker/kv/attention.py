@@ -30,19 +30,26 @@ class Span:
     has_fresh: bool = False
     mask: Tensor | None = None
     is_causal: bool = False
-    _by_window: dict[int, Tensor] = field(default_factory=dict)
+    _biases: dict[int | None, Tensor] = field(default_factory=dict)
 
-    def windowed(self, window: int) -> Tensor:
-        """The mask that also hides keys `window` or more positions back; made once."""
-        if window not in self._by_window:
-            stored = torch.arange(self.num_stored, device=self.positions.device).expand(len(self.positions), -1)
-            places = torch.cat((stored, self.positions), dim=1) if self.has_fresh else stored
-            behind = (self.positions[:, :, None] - places[:, None, :])[:, None]
-            mask = behind < window
-            if self.is_causal:
-                mask &= behind >= 0
-            self._by_window[window] = mask if self.mask is None else mask & self.mask
-        return self._by_window[window]
+    def bias(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        """The mask as what is added to the scores, 0 or -inf, made once: keys `window` or more back are hidden too."""
+        if window not in self._biases:
+            mask = self.mask if window is None else self._windowed(window)
+            if mask is None:
+                return None
+            zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+            self._biases[window] = zeros.masked_fill_(~mask, -torch.inf)
+        return self._biases[window]
+
+    def _windowed(self, window: int) -> Tensor:
+        stored = torch.arange(self.num_stored, device=self.positions.device).expand(len(self.positions), -1)
+        places = torch.cat((stored, self.positions), dim=1) if self.has_fresh else stored
+        behind = (self.positions[:, :, None] - places[:, None, :])[:, None]
+        mask = behind < window
+        if self.is_causal:
+            mask &= behind >= 0
+        return mask if self.mask is None else mask & self.mask
 
 
 @dataclass(frozen=True)
@@ -94,13 +101,13 @@ def _attend_span(
 ) -> Tensor:
     rows = span.positions.shape
     keys, values = _keys_and_values(span, store, slot, key, value)
-    mask = span.mask if window is None else span.windowed(window)
+    bias = span.bias(window, query.dtype)
     out = F.scaled_dot_product_attention(
         query[span.start : span.stop].unflatten(0, rows).transpose(1, 2),
         keys.transpose(1, 2),
         values.transpose(1, 2),
-        attn_mask=mask,
-        is_causal=span.is_causal and mask is None,
+        attn_mask=bias,
+        is_causal=span.is_causal and bias is None,
         scale=scale,
         enable_gqa=keys.shape[2] != query.shape[1],
     )

@@ -16,13 +16,14 @@ from worker.sequence import Sequence, Slice
 
 @dataclass(frozen=True)
 class Batch:
-    """`ids` [T]. `samplers` are (slice index, flat index of the state to sample from); `scored` are (slice index, for
-    each continuation the flat indices of the states that predict its tokens)."""
+    """`ids` [T]. `samplers` are (slice index, flat index of the state to sample from); `scored` are the slices with
+    continuations, and `predictors` the flat indices of the states that predict their targets, one after the other."""
 
     ids: Tensor
     plan: Plan
     samplers: tuple[tuple[int, int], ...]
-    scored: tuple[tuple[int, tuple[tuple[int, ...], ...]], ...]
+    scored: tuple[int, ...]
+    predictors: tuple[int, ...]
 
 
 @dataclass
@@ -39,7 +40,8 @@ class BatchBuilder:
     kept: list[int] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     samplers: list[tuple[int, int]] = field(default_factory=list)
-    scored: list[tuple[int, tuple[tuple[int, ...], ...]]] = field(default_factory=list)
+    scored: list[int] = field(default_factory=list)
+    predictors: list[int] = field(default_factory=list)
 
     def build(self, slices: Rows[Slice]) -> Batch:
         decoding = [index for index, part in enumerate(slices) if part.num_tokens == 1 and part.sequence.num_computed]
@@ -58,7 +60,7 @@ class BatchBuilder:
             self._tensor(self.rows) if self.rows else None,
             None if all_kept else self._tensor(self.kept),
         )
-        return Batch(self._tensor(self.ids), plan, tuple(self.samplers), tuple(self.scored))
+        return Batch(self._tensor(self.ids), plan, tuple(self.samplers), tuple(self.scored), tuple(self.predictors))
 
     def _decode(self, group: list[tuple[int, Slice]]) -> None:
         """One new token a row; it looks at all its stored predecessors and at itself."""
@@ -99,12 +101,11 @@ class BatchBuilder:
         """The context's last token once more, as the root, then every continuation but its last token."""
         context, start = part.sequence.encoded.prompt_ids, len(self.ids)
         owners, depth = [-1], [0]
-        predictors = []
         self.ids.append(context[-1])
         for number, tail in enumerate(part.tails):
             first = len(self.ids)
             self.ids += tail[:-1]
-            predictors.append((start, *range(first, len(self.ids))))
+            self.predictors += (start, *range(first, len(self.ids)))[part.sequence.encoded.num_given :]
             owners += [number] * (len(tail) - 1)
             depth += range(1, len(tail))
         self.positions += [len(context) - 1 + step for step in depth]
@@ -115,7 +116,7 @@ class BatchBuilder:
         positions, pages = self._tensor(self.positions[start:])[None, :], self._pages([part.sequence], len(context))
         span = Span(start, len(self.ids), positions, pages, len(context), has_fresh=True, mask=mask[None, None])
         self.spans.append(span)
-        self.scored.append((index, tuple(predictors)))
+        self.scored.append(index)
 
     def _store(self, sequence: Sequence, first: int, count: int) -> None:
         size, pages = self.page_size, sequence.pages

@@ -2,29 +2,27 @@
 
 Sizes come from the tensors; brain.json is asked only for what shapes cannot tell, because upstream writes it in three
 dialects and a network built from the wrong one loads with random layers. Whatever does not match in full is refused.
-It does not recover interrupted saves, merge parallel checkpoints or open the tokenizer.
+It does not open the tokenizer; which file counts after an interrupted training is `act_recovery`'s business.
 """
 
 import json
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from worker.models.act_config import ActConfig
+from worker.models.act_recovery import read_newest
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActModel
-from worker.models.weights import check_names
+from worker.models.weights import check_names, read_tensors, without_prefixes
 
 _WEIGHTS_FILES = ("actv1_student.safetensors", "final_model.safetensors", "actv1_student.pt")
-_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+")
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+")  # of DDP, torch.compile and PEFT
 _LAYER = re.compile(r"^inner\.([HL])_level\.layers\.(\d+)\.")
 _MLP = "inner.H_level.layers.0.mlp."
 _POSITIONS = "inner.embed_pos.embedding_weight"
@@ -54,8 +52,8 @@ def load_act_bundle(path: Path, dtype: torch.dtype = torch.float32, attention: A
     if not path.exists():
         raise ModelFormatError(f"{path} does not exist")
     brain = _read_brain(_directory(path))
-    weights_file = path if path.is_file() else _find_weights(path, brain)
-    weights = _unwrapped(read_tensors(weights_file), weights_file)
+    tensors, weights_file = (read_tensors(path), path) if path.is_file() else read_newest(path, _weights_names(brain))
+    weights = without_prefixes(tensors, _WRAPPERS, weights_file)
     config = _config(brain, weights, weights_file)
     if attention is not None:
         config = replace(config, attention=attention)
@@ -66,29 +64,6 @@ def load_act_bundle(path: Path, dtype: torch.dtype = torch.float32, attention: A
     model.eval().requires_grad_(False)
     name = str(brain.get("name") or brain.get("brain_id") or _directory(path).resolve().name)
     return ActBundle(model, config, _find_tokenizer(_directory(path), brain), name, _describe(name, model))
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The flat name -> tensor map of a safetensors or torch zip file, told apart by their bytes, never by the suffix.
-
-    Raises ModelFormatError when it is neither, is damaged, or holds anything but named tensors.
-    """
-    with path.open("rb") as file:
-        head = file.read(9)
-        file.seek(0)
-        try:
-            if head.startswith(b"PK\x03\x04"):  # an open file, since torch goes by the suffix of a path
-                loaded: object = torch.load(file, map_location="cpu", weights_only=True)
-            elif head[8:] == b"{":
-                loaded = safetensors.torch.load_file(path)
-            else:
-                raise ModelFormatError(f"{path} is neither a safetensors file nor a torch zip file")
-        except (SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
-            raise ModelFormatError(f"{path} cannot be read as weights: {reason}") from error
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise ModelFormatError(f"{path} holds something other than a flat map of named tensors")
-    return {str(name): tensor for name, tensor in loaded.items()}
 
 
 def _directory(path: Path) -> Path:
@@ -108,13 +83,9 @@ def _read_brain(directory: Path) -> dict[str, object]:
     return brain
 
 
-def _find_weights(directory: Path, brain: Mapping[str, object]) -> Path:
+def _weights_names(brain: Mapping[str, object]) -> tuple[str, ...]:
     named = brain.get("checkpoint_file")
-    names = (named, *_WEIGHTS_FILES) if isinstance(named, str) else _WEIGHTS_FILES
-    for name in names:
-        if (directory / name).is_file():
-            return directory / name
-    raise ModelFormatError(f"{directory} has no weights file, looked for {', '.join(names)}")
+    return (named, *_WEIGHTS_FILES) if isinstance(named, str) else _WEIGHTS_FILES
 
 
 def _find_tokenizer(directory: Path, brain: Mapping[str, object]) -> Path | None:
@@ -122,17 +93,6 @@ def _find_tokenizer(directory: Path, brain: Mapping[str, object]) -> Path | None
     if not isinstance(named, str) or not named:
         return None
     return next((place for place in (directory / named, Path(named)) if place.exists()), None)
-
-
-def _unwrapped(tensors: Weights, file: Path) -> dict[str, Tensor]:
-    """The same tensors without the prefixes that DDP, torch.compile and PEFT put before the names."""
-    weights: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        bare = _WRAPPERS.sub("", name)
-        if bare in weights:
-            raise ModelFormatError(f"{file} holds {bare} twice, under different prefixes")
-        weights[bare] = tensor
-    return weights
 
 
 def _config(brain: Mapping[str, object], weights: Weights, file: Path) -> ActConfig:

@@ -5,19 +5,15 @@ right-padded rows that see themselves whole, or over a flat run of tokens whose 
 the carry, too, and decides how many segments a row gets.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worker.models.act_blocks import Attend, Attention, Block, Level, Sight, SwiGlu, Table, rope_tables, whole_rows
 from worker.models.act_config import ActConfig
-
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(slot, query, key, value), each [..., tokens, heads, head_dim], to the same; a slot is one pass through one layer."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +28,6 @@ class ActOutput:
     def carry(self) -> Tensor:
         """What the next segment starts from: z_H alone, since every H cycle sets z_L back to L_init."""
         return self.hidden
-
-
-class _Sight(NamedTuple):
-    """How tokens look at each other, and their rotary tables [tokens, 1, D] where the positions are rotary."""
-
-    attend: Attend
-    rope: tuple[Tensor, Tensor] | None
 
 
 def attention_mask(lengths: Tensor, width: int, config: ActConfig) -> Tensor:
@@ -57,52 +46,6 @@ def attention_mask(lengths: Tensor, width: int, config: ActConfig) -> Tensor:
         near = (behind >= 0) & (behind < config.window_size)
         allowed = allowed & (near | (lengths <= config.window_size)[:, None, None])
     return (allowed | (behind == 0)).unsqueeze(1)
-
-
-def _rope_tables(positions: Tensor, config: ActConfig) -> tuple[Tensor, Tensor]:
-    size = config.head_dim
-    frequency = config.rope_theta ** (-torch.arange(0, size, 2, device=positions.device, dtype=torch.float32) / size)
-    angle = torch.outer(positions.float(), frequency).repeat(1, 2)[:, None]
-    return angle.cos(), angle.sin()
-
-
-def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    cos, sin = rope
-    first, second = x.float().chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
-
-
-class _Table(nn.Module):
-    def __init__(self, rows: int, width: int) -> None:
-        super().__init__()
-        self.embedding_weight = nn.Parameter(torch.randn(rows, width) / sqrt(width))
-
-
-class _Attention(nn.Module):
-    def __init__(self, config: ActConfig) -> None:
-        super().__init__()
-        self.num_heads = config.num_heads
-        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor, sight: _Sight, slot: int) -> Tensor:
-        query, key, value = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
-        if sight.rope is not None:
-            query, key = _rotate(query, sight.rope), _rotate(key, sight.rope)
-        out: Tensor = self.o_proj(sight.attend(slot, query, key, value).flatten(-2))
-        return out
-
-
-class _SwiGlu(nn.Module):
-    def __init__(self, config: ActConfig) -> None:
-        super().__init__()
-        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        out: Tensor = self.down_proj(F.silu(gate) * up)
-        return out
 
 
 class _Expert(nn.Module):
@@ -156,33 +99,15 @@ class _MoeMlp(nn.Module):
         return out
 
 
-class _Block(nn.Module):
-    """Post-norm: x = rms(x + attention(x)), then x = rms(x + mlp(x)); the norm has no weights and runs in fp32."""
-
-    def __init__(self, config: ActConfig) -> None:
-        super().__init__()
-        self.norm_eps = config.norm_eps
-        self.self_attn = _Attention(config)
-        self.mlp = _MoeMlp(config) if config.num_experts else _SwiGlu(config)
-
-    def forward(self, x: Tensor, sight: _Sight, slot: int) -> Tensor:
-        x = self._norm(x + self.self_attn(x, sight, slot))
-        return self._norm(x + self.mlp(x))
-
-    def _norm(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], eps=self.norm_eps).to(x.dtype)
-
-
-class _Level(nn.Module):
-    def __init__(self, config: ActConfig, num_layers: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(_Block(config) for _ in range(num_layers))
-
-    def forward(self, hidden: Tensor, injection: Tensor, sight: _Sight, first_slot: int) -> Tensor:
-        hidden = hidden + injection
-        for number, layer in enumerate(self.layers):
-            hidden = layer(hidden, sight, first_slot + number)
-        return hidden
+def _level(config: ActConfig, num_layers: int) -> Level:
+    return Level(
+        Block(
+            Attention(config.hidden_size, config.num_heads),
+            _MoeMlp(config) if config.num_experts else SwiGlu(config.hidden_size, config.intermediate_size),
+            config.norm_eps,
+        )
+        for _ in range(num_layers)
+    )
 
 
 class _Inner(nn.Module):
@@ -193,13 +118,13 @@ class _Inner(nn.Module):
         super().__init__()
         self.register_buffer("H_init", torch.randn(config.hidden_size))
         self.register_buffer("L_init", torch.randn(config.hidden_size))
-        self.embed_tokens = _Table(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Table(config.vocab_size, config.hidden_size)
         if config.pos_encoding == "learned":
-            self.embed_pos = _Table(config.max_seq_len, config.hidden_size)
+            self.embed_pos = Table(config.max_seq_len, config.hidden_size)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.q_head = nn.Linear(config.hidden_size, 2)
-        self.H_level = _Level(config, config.h_layers)
-        self.L_level = _Level(config, config.l_layers)
+        self.H_level = _level(config, config.h_layers)
+        self.L_level = _level(config, config.l_layers)
 
 
 class ActModel(nn.Module):
@@ -223,13 +148,8 @@ class ActModel(nn.Module):
         width = ids.shape[1]
         if width > self.config.max_seq_len:
             raise ValueError(f"{width} tokens exceed the network's {self.config.max_seq_len}")
-        mask = attention_mask(lengths, width, self.config)
-
-        def look(_: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            query, key, value = (item.transpose(1, 2) for item in (query, key, value))
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
-
-        z_h = self.forward_tokens(ids, torch.arange(width, device=ids.device), carry, look)
+        attend = whole_rows(attention_mask(lengths, width, self.config))
+        z_h = self.forward_tokens(ids, torch.arange(width, device=ids.device), carry, attend)
         q_halt, q_continue = self.halting(z_h[:, 0])
         return ActOutput(z_h, q_halt, q_continue)
 
@@ -239,7 +159,7 @@ class ActModel(nn.Module):
         Slots are counted through all segments: (segment, H cycle, L cycles before H, layer).
         """
         rotary, config = self.config.pos_encoding == "rope", self.config
-        sight = _Sight(attend, _rope_tables(positions, config) if rotary else None)
+        sight = Sight(attend, rope_tables(positions, config.head_dim, config.rope_theta) if rotary else None)
         embedding, z_h = self._embed(ids, positions), carry
         slot = segment * config.slots_per_segment
         for _ in range(config.h_cycles):

@@ -9,12 +9,15 @@ Every pass through a layer has a key/value slot of its own: (h * (L_cycles + 1) 
 l = L_cycles. Parameter names are those of Hugging Face exports.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from worker.models.weights import check_names
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(slot, query, key, value), each [T, heads, head_dim] -> [T, heads, head_dim]."""
@@ -51,8 +54,10 @@ class _Attention(nn.Module):
         self.o_proj = nn.Linear(width, shape.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor, rope: tuple[Tensor, Tensor], slot: int, attend: Attend) -> Tensor:
-        gate, query, key, value = (part.unflatten(-1, self.heads) for part in self.gqkv_proj(hidden).chunk(4, dim=-1))
-        out = attend(slot, rotate(query, *rope), rotate(key, *rope), value)
+        parts = self.gqkv_proj(hidden).unflatten(-1, (4, *self.heads))
+        gate, queries_and_keys, value = parts[:, 0], parts[:, 1:3], parts[:, 3]
+        query, key = rotate(queries_and_keys, *rope).unbind(1)
+        out = attend(slot, query, key, value)
         gated: Tensor = self.o_proj((torch.sigmoid(gate) * out).flatten(-2))
         return gated
 
@@ -120,7 +125,8 @@ class HrmTextModel(nn.Module):
         shape, core = self.shape, self.model
         z_h = core.embed_tokens(ids) * shape.embedding_scale
         z_l = core.z_L_init.to(z_h.dtype)
-        rope = (self.get_buffer("cos")[positions].to(z_h.dtype), self.get_buffer("sin")[positions].to(z_h.dtype))
+        cos, sin = self.get_buffer("cos")[positions], self.get_buffer("sin")[positions]
+        rope = (cos.to(z_h.dtype), sin.to(z_h.dtype))
         slot = 0
         for _ in range(shape.h_cycles):
             for _ in range(shape.l_cycles):
@@ -137,20 +143,30 @@ class HrmTextModel(nn.Module):
         return out.float()
 
 
+def build_model(shape: HrmTextShape, weights: Mapping[str, Tensor], source: Path, dtype: torch.dtype) -> HrmTextModel:
+    """The network with `weights` in eval mode on the CPU; raises ModelFormatError unless they match name by name."""
+    with torch.device("meta"):
+        skeleton = HrmTextModel(shape)
+    check_names(dict(skeleton.named_parameters()), weights, source)
+    model = HrmTextModel(shape).to(dtype)
+    model.load_state_dict(weights)
+    return model.requires_grad_(False).eval()
+
+
 def rms_norm(hidden: Tensor, eps: float) -> Tensor:
     wide = hidden.float()
     return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(hidden.dtype)
 
 
 def rope_table(num_positions: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [positions, 1, head_dim], in the half-rotated layout."""
+    """Cosines and signed sines [positions, 1, 1, head_dim], in the half-rotated layout."""
     frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), frequencies)
-    angles = torch.cat((angles, angles), dim=-1)[:, None]
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1)[:, None, None], torch.cat((-sin, sin), dim=-1)[:, None, None]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on [T, heads, head_dim]."""
+    """Rotary positions on [T, 2, heads, head_dim]; `sin` is negative in its first half."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)

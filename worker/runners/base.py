@@ -5,22 +5,29 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from shared.errors import FleetError, InvalidRequest
-from shared.messages import Generate, Sampling, Score, Text
+from shared.messages import Generate, Sampling, Score, Solve, Task, Text
 from worker.sequence import Encoded, Sequence, Slice, StepResult
 
 
 @dataclass(frozen=True)
 class RunnerOptions:
-    """How to load and run one model. Sizes in tokens, `kv_bytes` in bytes; None means the model's own."""
+    """How to load and run one model. Sizes in tokens, `kv_bytes` in bytes; None means the model's own.
+
+    On a GPU `kv_fraction` outranks `kv_bytes`: a share of what the weights leave free. `max_device_bytes` is the most
+    that this process may allocate there; None is all there is.
+    """
 
     path: str
     name: str = "model"
     tokenizer_path: str | None = None
     device: str = "cpu"
     dtype: str = "float32"
+    quantize: Literal["none", "int8"] = "none"
     max_batch: int = 16
     context_window: int | None = None
     kv_bytes: int = 512 * 2**20
+    kv_fraction: float | None = None
+    max_device_bytes: int | None = None
     page_size: int = 16
     prefix_cache: bool = True
     step_tokens: int = 256
@@ -28,6 +35,15 @@ class RunnerOptions:
     scoring: str = "strict"
     segments: str = "compat"
     attention: Literal["bidirectional", "causal"] | None = None
+    use_ema: bool = True
+
+    @property
+    def precision(self) -> str:
+        """Of weights and activations, for people."""
+        return self.dtype if self.quantize == "none" else f"{self.dtype} with {self.quantize} linear layers"
+
+
+_ONE_TOKEN = Generate("1", Sampling(max_tokens=1, seed=0, temperature=0.0))
 
 
 @dataclass(frozen=True)
@@ -36,7 +52,8 @@ class RunnerSpec:
 
     `num_pages` 0: it keeps no keys and values. `step_tokens` is what one step should compute at most. `reuse`: any
     `prefix` of a computed sequence may serve another one, or a whole identical `prompt`, or nothing. `chunk_prefill`:
-    a prompt may be computed in parts.
+    a prompt may be computed in parts. `tasks` are the tags of the tasks it serves, `trial` is a cheap one that shows
+    whether the model works.
     """
 
     runner: str
@@ -49,6 +66,8 @@ class RunnerSpec:
     page_size: int = 1
     reuse: Literal["prefix", "prompt", "none"] = "none"
     chunk_prefill: bool = True
+    tasks: tuple[str, ...] = ("generate", "score")
+    trial: Task = _ONE_TOKEN
 
 
 class Runner(Protocol):
@@ -57,8 +76,8 @@ class Runner(Protocol):
     spec: RunnerSpec
     eos_ids: frozenset[int]
 
-    def encode(self, task: Generate | Score) -> Encoded:
-        """Token ids of a task; raises InvalidRequest."""
+    def encode(self, task: Task) -> Encoded:
+        """Token ids of a task; raises InvalidRequest, for a task of another kind too."""
 
     def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
         """Compute every slice; one result per slice, in order: a FleetError for one that fails alone.
@@ -94,22 +113,33 @@ def encode_generate(prompt_ids: Rows[int], sampling: Sampling, window: int, *, h
 def encode_score(
     context: Rows[int], continuations: Rows[Rows[int]], window: int, *, method: str = "strict", head: int = 0
 ) -> Encoded:
-    """A context cut at its beginning (behind `head`) so that the longest continuation fits behind it."""
+    """A context cut at its beginning (behind `head`) so that the longest continuation fits behind it.
+
+    Its last token needs no room: it is predicted and never read, except by `aios_compat`.
+    """
     longest = max(len(item) for item in continuations)
     if not context:
         raise InvalidRequest("The prompt has no tokens and the model has no start token.", field="prompts")
     if min(len(item) for item in continuations) == 0:
         raise InvalidRequest("A continuation has no tokens.", field="continuations")
-    if longest + head + 1 >= window:
-        problem = f"A continuation has {longest} tokens; the context window is {window}."
+    room = window - longest + (method == "strict")
+    if room <= head:
+        problem = f"A continuation has {longest} tokens; at most {longest + room - head - 1} fit the context window."
         raise InvalidRequest(problem, field="continuations")
-    ids, num_cut = _cut(context, window - longest, head)
+    ids, num_cut = _cut(context, room, head)
     return Encoded(ids, continuations=tuple(map(tuple, continuations)), method=method, num_truncated=num_cut)
 
 
 def _cut(ids: Rows[int], room: int, head: int) -> tuple[tuple[int, ...], int]:
     num_cut = max(0, len(ids) - room)
     return (*ids[:head], *ids[head + num_cut :]), num_cut
+
+
+def text_task(task: Task) -> Generate | Score:
+    """The task, which must be one about text. The front checks that too, but a model's kind may change under a name."""
+    if isinstance(task, Solve):
+        raise InvalidRequest("This model solves no puzzles.", field="model")
+    return task
 
 
 def as_ids(text: Text, vocab_size: int, field: str) -> tuple[int, ...] | None:

@@ -16,7 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from shared.errors import InvalidRequest
 from shared.messages import Generate, Score, Text
 from worker.models.errors import ModelFormatError
-from worker.models.weights import load_tokenizer
+from worker.models.linear import prepare_linears
+from worker.models.q_head import QHead, find_implant, load_q_head
+from worker.models.weights import load_tokenizer, start_ids
+from worker.rolling import encode_rolling
 from worker.runners.base import RunnerOptions, as_ids, encode_generate, encode_score
 from worker.runners.causal_check import check_against_own_forward, check_rows, kv_shape, own_logits, refuse_by_config
 from worker.runners.causal_net import CausalNet
@@ -27,12 +30,14 @@ from worker.sequence import Encoded
 class CausalLanguage:
     """Prompts with the tokenizer's own special tokens; a continuation's ids are those behind its context's.
 
-    Tokenizing context and continuation together and cutting behind the context is lm-evaluation-harness's rule.
+    Scoring tokenizes as lm-evaluation-harness does: spaces at a context's end belong to the continuation, and both
+    together are cut where the context alone would end.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_ids: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
+        self._start = start_ids(tokenizer)
         self.eos_ids = eos_ids
 
     def encode(self, task: Generate | Score, window: int) -> Encoded:
@@ -42,7 +47,10 @@ class CausalLanguage:
             return encode_generate(self._ids(task.prompt, "prompt"), task.sampling, window)
         if task.method == "aios_compat":
             raise InvalidRequest("`aios_compat` scoring is for ACTv1 brains; `strict` is expected.", field="scoring")
-        context = self._ids(task.context, "prompts") or self._start()
+        if task.rolling:
+            return encode_rolling(self._start, self._plain(task.continuations[0], "prompts"), window)
+        text = task.context.rstrip() if isinstance(task.context, str) else task.context
+        context = self._ids(text, "prompts") or self._start
         tails = [self._continuation(task.context, context, item) for item in task.continuations]
         return encode_score(context, tails, window)
 
@@ -50,43 +58,45 @@ class CausalLanguage:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def _continuation(self, context: Text, context_ids: tuple[int, ...], text: Text) -> tuple[int, ...]:
-        if isinstance(context, str) and isinstance(text, str) and context:
-            whole = self._ids(context + text, "continuations")
-            if whole[: len(context_ids)] == context_ids and len(whole) > len(context_ids):
-                return whole[len(context_ids) :]
-        given = as_ids(text, self._vocab_size, "continuations")
-        if given is not None:
-            return given
-        encoded: Any = self._tokenizer(text, add_special_tokens=False)
-        return tuple(encoded["input_ids"])
+        """`context` as it was given, `context_ids` without the spaces at its end."""
+        if not isinstance(context, str) or not isinstance(text, str):
+            return self._plain(text, "continuations")
+        if not context.strip():
+            return self._plain(context + text, "continuations")
+        behind = self._ids(context + text, "continuations")[len(context_ids) :]
+        return behind or self._plain(text, "continuations")  # the context may swallow a continuation
 
     def _ids(self, text: Text, field: str) -> tuple[int, ...]:
+        return self._encoded(text, field, special=True)
+
+    def _plain(self, text: Text, field: str) -> tuple[int, ...]:
+        return self._encoded(text, field, special=False)
+
+    def _encoded(self, text: Text, field: str, *, special: bool) -> tuple[int, ...]:
         given = as_ids(text, self._vocab_size, field)
         if given is not None:
             return given
-        encoded: Any = self._tokenizer(text)
+        encoded: Any = self._tokenizer(text, add_special_tokens=special)
         return tuple(encoded["input_ids"])
-
-    def _start(self) -> tuple[int, ...]:
-        first = self._tokenizer.bos_token_id
-        start = first if first is not None else self._tokenizer.eos_token_id
-        return () if start is None else (int(start),)
 
 
 def load(options: RunnerOptions) -> PagedRunner:
     """Raises ModelFormatError for weights that do not match and for mechanisms that our attention does not cover."""
-    path = Path(options.path)
+    implant = find_implant(Path(options.path))
+    path = implant.base if implant else Path(options.path)
     config = _read_config(path)
     refuse_by_config(config)
-    device = torch.device(options.device)
+    text_config, device = config.get_text_config(), torch.device(options.device)
+    q_head = load_q_head(implant.q_head, text_config.hidden_size).to(device) if implant else None
     model = nn.Module.to(_load_model(path, getattr(torch, options.dtype)), device)
     tokenizer = load_tokenizer(Path(options.tokenizer_path) if options.tokenizer_path else path)
-    longest = _longest(config.get_text_config(), options.context_window)
-    net = checked_net(model, longest, device)
-    vocab_size = config.get_text_config().vocab_size
-    language = CausalLanguage(tokenizer, vocab_size, _eos_ids(model, tokenizer))
+    longest = _longest(text_config, options.context_window, implant.max_seq_len if implant else None)
+    net = checked_net(model, longest, device, q_head)
+    language = CausalLanguage(tokenizer, text_config.vocab_size, _eos_ids(model, tokenizer))
     count = model.num_parameters() / 1e6
-    found = f"{type(model).__name__}: {count:.1f} M parameters, vocabulary {vocab_size}, {options.dtype}"
+    found = f"{type(model).__name__}: {count:.1f} M parameters, vocabulary {text_config.vocab_size}"
+    found += f", {options.precision}" + (f", q head {implant.q_head.name}" if implant else "")
+    prepare_linears(model, quantize=options.quantize)
     return PagedRunner("causal", found, net, language, longest, options)
 
 
@@ -116,13 +126,13 @@ def _load_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     return loaded
 
 
-def checked_net(model: PreTrainedModel, longest: int, device: torch.device) -> CausalNet:
+def checked_net(model: PreTrainedModel, longest: int, device: torch.device, q_head: QHead | None = None) -> CausalNet:
     """The network behind our attention, or ModelFormatError where that does not do what its own does."""
     model.config.get_text_config().output_router_logits = False  # for a training loss, which nobody asks for here
     rows = check_rows(model.config, longest)
     try:
         own = own_logits(model, rows)
-        net = CausalNet(model, kv_shape(model, longest), device)
+        net = CausalNet(model, kv_shape(model, longest), device, q_head)
         check_against_own_forward(net, own, rows)
     except ModelFormatError:
         raise
@@ -131,13 +141,13 @@ def checked_net(model: PreTrainedModel, longest: int, device: torch.device) -> C
     return net
 
 
-def _longest(config: PretrainedConfig, wanted: int | None) -> int:
-    """The context window: what is wanted, as far as the network goes.
+def _longest(config: PretrainedConfig, *wanted: int | None) -> int:
+    """The context window: the least of what is wanted, as far as the network goes.
 
     A rope that changes its frequencies with the longest row of the batch (`longrope`) goes as far as the first ones do:
     beyond, a row would depend on its batch mates, and its stored keys on when they were computed.
     """
-    limits = [wanted, getattr(config, "max_position_embeddings", None)]
+    limits = [*wanted, getattr(config, "max_position_embeddings", None)]
     rope = getattr(config, "rope_parameters", None) or {}
     for item in (rope, *rope.values()):
         if isinstance(item, dict) and item.get("rope_type") == "longrope":

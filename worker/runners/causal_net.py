@@ -14,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from worker.kv.attention import Plan, attend
 from worker.kv.store import KVShape, KVStore
+from worker.models.q_head import QHead
 
 _INTERFACE = "aios_paged"
 _step: ContextVar[tuple[Plan, KVStore | None]] = ContextVar("aios_step")
@@ -41,15 +42,19 @@ ALL_ATTENTION_FUNCTIONS.register(_INTERFACE, _attention)
 
 
 class CausalNet:
+    """`q_head` reads the same last states that the logits are made of, where an implant has one."""
+
     is_prefix = False
 
-    def __init__(self, model: PreTrainedModel, kv_shape: KVShape, device: torch.device) -> None:
+    def __init__(
+        self, model: PreTrainedModel, kv_shape: KVShape, device: torch.device, q_head: QHead | None = None
+    ) -> None:
         model.set_attn_implementation(_INTERFACE)
         self.model = model
         self.device = device
         self.dtype = model.dtype
         self.kv_shape = kv_shape
-        self._head = _head(model)
+        self.q_head = q_head
 
     def hidden(self, ids: Tensor, plan: Plan, store: KVStore | None) -> Tensor:
         token = _step.set((plan, store))
@@ -62,7 +67,7 @@ class CausalNet:
 
     def logits(self, hidden: Tensor) -> Tensor:
         rows = hidden.reshape(1, -1, hidden.shape[-1])
-        logits: Tensor = self._head(inputs_embeds=rows, use_cache=False).logits
+        logits: Tensor = _head(self.model)(inputs_embeds=rows, use_cache=False).logits
         return logits.float().view(*hidden.shape[:-1], -1)
 
 
@@ -92,7 +97,10 @@ class _Output:
 
 
 def _head(model: PreTrainedModel) -> PreTrainedModel:
-    """The network without its layers, on the same weights: its own rules from states to logits, capped or scaled."""
+    """The network without its layers, on the same weights: its own rules from states to logits, capped or scaled.
+
+    It shares the modules of this moment: once loaded, a network may still get a faster layer for its last one.
+    """
     head: PreTrainedModel = model.__new__(type(model))
     head.__dict__ = model.__dict__ | {"_modules": dict(model._modules)}
     head._modules[model.base_model_prefix] = _States()

@@ -7,26 +7,31 @@ Scoring: `strict` runs one row per continuation token, which is the generation d
 bidirectional; `aios_compat` is upstream's one pass that sees the continuation (X18).
 """
 
-import math
 from collections.abc import Sequence as Rows
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from shared.errors import FleetError
-from shared.messages import ContinuationScore, Generate, Score
+from shared.messages import Task
 from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActModel
+from worker.models.linear import prepare_linears
 from worker.models.weights import load_tokenizer
+from worker.rolling import encode_rolling, encode_stretches
 from worker.runners.act_language import ActLanguage
-from worker.runners.base import RunnerOptions, RunnerSpec
+from worker.runners.base import RunnerOptions, RunnerSpec, text_task
 from worker.runners.hrm_act_causal import ActCausalNet
 from worker.runners.paged import PagedRunner
-from worker.sampler import broken, sample
-from worker.scoring import score_states, score_tokens
-from worker.sequence import Encoded, Scores, Sequence, Slice, StepResult
+from worker.sampler import sample
+from worker.scoring import score_slices
+from worker.sequence import Encoded, Sequence, Slice, StepResult
+
+_Place = tuple[tuple[int, ...], int]
+"""A row of token ids, and the index of one of them."""
 
 
 class ActRunner:
@@ -39,8 +44,8 @@ class ActRunner:
         self._may_halt = segments == "q_halt"
         self._device = next(model.parameters()).device
 
-    def encode(self, task: Generate | Score) -> Encoded:
-        return self._language.encode(task, self.spec.context_window)
+    def encode(self, task: Task) -> Encoded:
+        return self._language.encode(text_task(task), self.spec.context_window)
 
     def decode(self, token_ids: Rows[int]) -> str:
         return self._language.decode(token_ids)
@@ -50,7 +55,14 @@ class ActRunner:
 
     @torch.inference_mode()
     def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
-        results: list[StepResult | FleetError] = [self._scores(part) if part.tails else None for part in slices]
+        results: list[StepResult | FleetError] = [None] * len(slices)
+        scored = [index for index, part in enumerate(slices) if part.tails]
+        if scored:
+            parts = [slices[index] for index in scored]
+            states = self._states([place for part in parts for place in self._predictors(part)])
+            scores = score_slices(self._model.logits, states, parts, self.spec.name)
+            for index, score in zip(scored, scores, strict=True):
+                results[index] = score
         generating = [index for index, part in enumerate(slices) if not part.sequence.is_scoring]
         if generating:
             sequences = [slices[index].sequence for index in generating]
@@ -60,25 +72,30 @@ class ActRunner:
                 results[index] = item
         return results
 
-    def _scores(self, part: Slice) -> StepResult | FleetError:
-        scores = tuple(self._score(part.sequence, tail) for tail in part.tails)
-        is_sound = all(math.isfinite(score.log_likelihood) for score in scores)
-        return Scores(scores) if is_sound else broken(self.spec.name)
-
-    def _score(self, sequence: Sequence, tail: tuple[int, ...]) -> ContinuationScore:
-        context = sequence.encoded.prompt_ids
-        if sequence.encoded.method == "aios_compat":
-            states = self._settle([(*context, *tail)])[0]
-            return score_states(self._model.logits, states[len(context) - 1 : -1], tail)
-        rows = [(*context, *tail[:count]) for count in range(len(tail))]
-        size = self.spec.max_batch
-        logits = [self._last_logits(rows[start : start + size]) for start in range(0, len(rows), size)]
-        return score_tokens(torch.cat(logits), tail)
+    def _predictors(self, part: Slice) -> list[_Place]:
+        """The states that predict the tokens of each tail: at the ends of as many rows, or all of one row."""
+        context, window = part.sequence.encoded.prompt_ids, self.spec.context_window
+        if part.sequence.encoded.method == "aios_compat":
+            return [((*context, *tail), len(context) - 1 + at) for tail in part.tails for at in range(len(tail))]
+        rows = [(*context, *tail[:count])[-window:] for tail in part.tails for count in range(len(tail))]
+        return [(row, len(row) - 1) for row in rows]
 
     def _last_logits(self, rows: Rows[tuple[int, ...]]) -> Tensor:
         """Logits [B, vocab] at the last token of each row."""
-        states = self._settle(rows)
-        return self._model.logits(torch.stack([states[row][len(ids) - 1] for row, ids in enumerate(rows)]))
+        return self._model.logits(self._states([(row, len(row) - 1) for row in rows]))
+
+    def _states(self, wanted: Rows[_Place]) -> Tensor:
+        """High-level states [N, hidden] at places of rows. Each distinct row runs once, beside others as long."""
+        numbers: dict[tuple[int, ...], list[int]] = {}
+        for number, (row, _) in enumerate(wanted):
+            numbers.setdefault(row, []).append(number)
+        rows, size = sorted(numbers, key=len), self.spec.max_batch
+        found: dict[int, Tensor] = {}
+        for start in range(0, len(rows), size):
+            for row, states in zip(rows[start : start + size], self._settle(rows[start : start + size]), strict=True):
+                picked = states[[wanted[number][1] for number in numbers[row]]]
+                found |= zip(numbers[row], picked, strict=True)
+        return torch.stack([found[number] for number in range(len(wanted))])
 
     def _settle(self, rows: Rows[tuple[int, ...]]) -> Tensor:
         """High-level states [B, N, hidden] of each row at the segment in which it halts."""
@@ -106,12 +123,14 @@ def load(options: RunnerOptions) -> ActRunner | PagedRunner:
         raise ModelFormatError(f"{options.path} names no tokenizer that is here: give one with --tokenizer-path.")
     config, device = bundle.config, torch.device(options.device)
     window = min(options.context_window or config.max_seq_len, config.max_seq_len)
-    model = bundle.model.to(device)
-    language = ActLanguage(load_tokenizer(Path(source)), config.vocab_size, options.scoring)
+    found = f"{bundle.description}, {options.precision}"
+    tokenizer, model = load_tokenizer(Path(source)), bundle.model.to(device)
+    prepare_linears(model, quantize=options.quantize)
     if config.attention == "causal":
         net = ActCausalNet(model, device, options.segments)
-        return PagedRunner("hrm-act", bundle.description, net, language, window, options)
-    spec = RunnerSpec(
-        "hrm-act", options.name, bundle.description, window, options.max_batch, step_tokens=options.step_tokens
-    )
+        language = ActLanguage(tokenizer, config.vocab_size, options.scoring, encode_rolling)
+        return PagedRunner("hrm-act", found, net, language, window, options)
+    by_row = partial(encode_stretches, size=options.max_batch)
+    language = ActLanguage(tokenizer, config.vocab_size, options.scoring, by_row)
+    spec = RunnerSpec("hrm-act", options.name, found, window, options.max_batch, step_tokens=options.step_tokens)
     return ActRunner(model, language, spec, segments=options.segments)

@@ -8,6 +8,8 @@ here sees itself alone. The count is thus known from the first token's id, holds
 segment on, and cannot change as the row grows.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -20,12 +22,13 @@ class ActCausalNet:
     """`segments`: `compat` (one), `max` (halt_max_steps) or `q_halt`."""
 
     is_prefix = False
+    q_head: Callable[[Tensor], Tensor] | None = None  # the network's own decides on segments, at a row's first token
 
     def __init__(self, model: ActModel, device: torch.device, segments: str) -> None:
         config = model.config
         self.model = model
         self.device = device
-        self.dtype = model.inner.lm_head.weight.dtype
+        self.dtype = model.inner.embed_tokens.embedding_weight.dtype
         self._max_segments = 1 if segments == "compat" else config.halt_max_steps
         self._may_halt = segments == "q_halt"
         self._depths: dict[int, int] = {}

@@ -1,10 +1,11 @@
-"""HRM-Text from a Hugging Face directory: prompt format, weights, and the net behind `PagedRunner`.
+"""HRM-Text from a Hugging Face directory or a raw checkpoint: prompt format and the net behind `PagedRunner`.
 
 Prompt: boq, condition tokens, prompt, eoq, all of it seen at once; the response is causal and ends at eoa. The layer
 count is taken from the tensors, because exporters write it in three different ways.
 """
 
 import json
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from pathlib import Path
 from typing import Any
@@ -18,30 +19,32 @@ from shared.messages import Generate, Score, Text
 from worker.kv.attention import Plan, attend
 from worker.kv.store import KVShape, KVStore
 from worker.models.errors import ModelFormatError
-from worker.models.hrm_text import HrmTextModel, HrmTextShape
-from worker.models.weights import check_names, load_tokenizer, read_safetensors_dir
+from worker.models.hrm_text import HrmTextModel, HrmTextShape, build_model
+from worker.models.hrm_text_prompt import CONDITIONS, RAW, PromptMarks
+from worker.models.linear import prepare_linears
+from worker.models.weights import load_tokenizer, read_safetensors_dir
+from worker.rolling import encode_rolling_response
 from worker.runners.base import RunnerOptions, as_ids, encode_generate, encode_score
 from worker.runners.paged import PagedRunner
 from worker.sequence import Encoded
 
-EOQ = "<|im_end|>"
-CONDITIONS = {
-    "direct": "<|object_ref_start|>",
-    "cot": "<|object_ref_end|>",
-    "noisy": "<|quad_start|>",
-    "synth": "<|quad_end|>",
-}
-
 
 class HrmTextLanguage:
-    """Names of conditions may be joined by commas; their tokens follow in the order given."""
+    """Names of conditions may be joined by commas; their tokens follow in the order given. `raw` adds nothing at all.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, condition: str) -> None:
+    `marks` None: those of an export, whose tokenizer knows boq and eoa as its first and last token.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, condition: str, marks: PromptMarks | None = None
+    ) -> None:
+        marks = marks or _marks_of_export(tokenizer)
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
-        self._boq = _required_id(tokenizer, tokenizer.bos_token or "<|im_start|>")
-        self._eoq = _required_id(tokenizer, EOQ)
-        self.eos_ids = frozenset({_required_id(tokenizer, tokenizer.eos_token or "<|box_end|>")})
+        self._boq = _required_id(tokenizer, marks.boq)
+        self._eoq = _required_id(tokenizer, marks.eoq)
+        self._conditions = {name: _required_id(tokenizer, token) for name, token in marks.conditions.items()}
+        self.eos_ids = frozenset({_required_id(tokenizer, marks.eoa)})
         self._condition = condition
         try:
             self._condition_ids(condition)
@@ -49,48 +52,55 @@ class HrmTextLanguage:
             raise ModelFormatError(f"condition: {error.message}") from None
 
     def encode(self, task: Generate | Score, window: int) -> Encoded:
+        condition = task.condition or self._condition
         if isinstance(task, Generate):
-            ids, head = self._prompt(task.prompt, task.condition, "prompt")
+            ids, head = self._prompt(task.prompt, condition, "prompt")
             return encode_generate(ids, task.sampling, window, head=head)
         if task.method == "aios_compat":
             raise InvalidRequest("`aios_compat` scoring is for ACTv1 brains; `strict` is expected.", field="scoring")
-        continuations = [self._plain(item, "continuations") for item in task.continuations]
-        ids, head = self._prompt(task.context, task.condition, "prompts")
+        if task.rolling:
+            text = self._ids(task.continuations[0], "prompts", raw=condition == RAW)
+            start = self._prompt("", condition, "prompts")[0] or (self._boq,)
+            return encode_rolling_response(start, text, window)
+        continuations = [self._ids(item, "continuations", raw=condition == RAW) for item in task.continuations]
+        ids, head = self._prompt(task.context, condition, "prompts")
         return encode_score(ids, continuations, window, head=head)
 
     def decode(self, token_ids: Rows[int]) -> str:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
-    def _prompt(self, text: Text, condition: str | None, field: str) -> tuple[tuple[int, ...], int]:
+    def _prompt(self, text: Text, condition: str, field: str) -> tuple[tuple[int, ...], int]:
         """The formatted prompt and the length of the marks it starts with. Given as ids it is used as it is."""
-        given = as_ids(text, self._vocab_size, field)
-        if given is not None:
-            return given, 0
-        assert isinstance(text, str)
-        head = (self._boq, *self._condition_ids(condition or self._condition))
-        return (*head, *self._plain(text.strip(), field), self._eoq), len(head)
+        if condition == RAW or not isinstance(text, str):
+            return self._ids(text, field, raw=True), 0
+        head = (self._boq, *self._condition_ids(condition))
+        return (*head, *self._ids(text.strip(), field, raw=False), self._eoq), len(head)
 
-    def _plain(self, text: Text, field: str) -> tuple[int, ...]:
-        """Ids of text in which the names of special tokens mean nothing special."""
+    def _ids(self, text: Text, field: str, *, raw: bool) -> tuple[int, ...]:
+        """Ids of text alone; the names of special tokens mean those tokens in raw text, and nothing special else."""
         given = as_ids(text, self._vocab_size, field)
         if given is not None:
             return given
-        encoded: Any = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        encoded: Any = self._tokenizer(text, add_special_tokens=False, split_special_tokens=not raw)
         return tuple(encoded["input_ids"])
 
     def _condition_ids(self, condition: str) -> list[int]:
+        if condition == RAW:
+            return []
         names = [name.strip() for name in condition.split(",")]
-        unknown = [name for name in names if name not in CONDITIONS]
+        unknown = [name for name in names if name not in self._conditions]
         if unknown:
-            expected = ", ".join(CONDITIONS)
-            raise InvalidRequest(f"Unknown condition {unknown[0]!r}: expected some of {expected}.", field="condition")
+            expected = ", ".join(self._conditions)
+            problem = f"Unknown condition {unknown[0]!r}: expected some of {expected}, or {RAW} alone."
+            raise InvalidRequest(problem, field="condition")
         if len(set(names)) < len(names):
             raise InvalidRequest("Each condition is expected once at most.", field="condition")
-        return [_required_id(self._tokenizer, CONDITIONS[name]) for name in names]
+        return [self._conditions[name] for name in names]
 
 
 class HrmTextNet:
     is_prefix = True
+    q_head: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, model: HrmTextModel, device: torch.device) -> None:
         shape = model.shape
@@ -112,26 +122,33 @@ class HrmTextNet:
 
 
 def load(options: RunnerOptions) -> PagedRunner:
-    path = Path(options.path)
-    model = load_model(path, getattr(torch, options.dtype))
+    model, marks, own_tokenizer, note = _read(Path(options.path), options)
+    source = options.tokenizer_path or own_tokenizer
+    if source is None:
+        raise ModelFormatError(f"{options.path} names no tokenizer that is here: give one with --tokenizer-path.")
+    language = HrmTextLanguage(load_tokenizer(Path(source)), model.shape.vocab_size, options.condition, marks)
     device = torch.device(options.device)
-    net = HrmTextNet(model.to(device), device)
-    tokenizer = load_tokenizer(Path(options.tokenizer_path) if options.tokenizer_path else path)
-    language = HrmTextLanguage(tokenizer, model.shape.vocab_size, options.condition)
+    net, found = HrmTextNet(model.to(device), device), _describe(model, note)
+    prepare_linears(model, quantize=options.quantize)
     window = min(options.context_window or model.shape.max_positions, model.shape.max_positions)
-    return PagedRunner("hrm-text", _describe(model, options.dtype), net, language, window, options)
+    return PagedRunner("hrm-text", found, net, language, window, options)
+
+
+def _read(path: Path, options: RunnerOptions) -> tuple[HrmTextModel, PromptMarks | None, Path | None, str]:
+    """Model, marks, tokenizer and what there is to say of them, from an export or a raw checkpoint."""
+    dtype = getattr(torch, options.dtype)
+    if (path / "config.json").is_file():
+        return load_model(path, dtype), None, path, options.precision
+    from worker.models.hrm_text_checkpoint import load_checkpoint  # a second of imports that exports do without
+
+    raw = load_checkpoint(path, dtype, use_ema=options.use_ema)
+    return raw.model, raw.marks, raw.tokenizer_path, f"{options.precision}, {raw.note}"
 
 
 def load_model(path: Path, dtype: torch.dtype = torch.float32) -> HrmTextModel:
     """The model of a Hugging Face directory; raises ModelFormatError when weights and config do not match."""
     weights = read_safetensors_dir(path)
-    shape = _shape(json.loads((path / "config.json").read_text()), weights, path)
-    with torch.device("meta"):
-        skeleton = HrmTextModel(shape)
-    check_names(dict(skeleton.named_parameters()), weights, path)
-    model = HrmTextModel(shape).to(dtype)
-    model.load_state_dict(weights)
-    return model.requires_grad_(False).eval()
+    return build_model(_shape(json.loads((path / "config.json").read_text()), weights, path), weights, path, dtype)
 
 
 def _shape(config: dict[str, Any], weights: dict[str, Tensor], path: Path) -> HrmTextShape:
@@ -160,12 +177,21 @@ def _shape(config: dict[str, Any], weights: dict[str, Tensor], path: Path) -> Hr
     )
 
 
-def _describe(model: HrmTextModel, dtype: str) -> str:
+def _describe(model: HrmTextModel, note: str) -> str:
     shape = model.shape
     count = sum(parameter.numel() for parameter in model.parameters())
     return (
         f"HRM-Text: {count / 1e6:.1f} M parameters, hidden {shape.hidden_size}, {shape.num_layers} layers a stack, "
-        f"cycles {shape.h_cycles} x {shape.l_cycles}, vocabulary {shape.vocab_size}, {dtype}"
+        f"cycles {shape.h_cycles} x {shape.l_cycles}, vocabulary {shape.vocab_size}, {note}"
+    )
+
+
+def _marks_of_export(tokenizer: PreTrainedTokenizerBase) -> PromptMarks:
+    """An export keeps no condition mapping: the usual ones are offered, as far as the tokenizer has their tokens."""
+    vocabulary = tokenizer.get_vocab()
+    offered = {name: token for name, token in CONDITIONS.items() if token in vocabulary}
+    return PromptMarks(
+        tokenizer.bos_token or "<|im_start|>", "<|im_end|>", tokenizer.eos_token or "<|box_end|>", offered
     )
 
 

@@ -1,31 +1,37 @@
 """The runner of every mechanism with keys and values: one flat forward over a `Net` a step, tokens by a `Language`."""
 
-import math
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
+from dataclasses import replace
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from shared.errors import FleetError
-from shared.messages import Generate, Score
+from shared.messages import Generate, Score, Task
 from worker.kv.attention import Plan
 from worker.kv.batch import Batch, BatchBuilder
 from worker.kv.store import KVShape, KVStore
+from worker.memory import kv_room
 from worker.models.errors import ModelFormatError
-from worker.runners.base import RunnerOptions, RunnerSpec
-from worker.sampler import broken, sample
-from worker.scoring import score_states
-from worker.sequence import Encoded, Scores, Sequence, Slice, StepResult
+from worker.runners.base import RunnerOptions, RunnerSpec, text_task
+from worker.sampler import sample
+from worker.scoring import score_slices
+from worker.sequence import Encoded, Sampled, Sequence, Slice, StepResult
 
 
 class Net(Protocol):
-    """A loaded network. `is_prefix`: the prompt attends to itself in both directions."""
+    """A loaded network. `is_prefix`: the prompt attends to itself in both directions. `q_head` reads (q_halt,
+    q_continue) off states [..., hidden], where there is one."""
 
     kv_shape: KVShape
     is_prefix: bool
     dtype: torch.dtype
     device: torch.device
+
+    @property
+    def q_head(self) -> Callable[[Tensor], Tensor] | None: ...
 
     def hidden(self, ids: Tensor, plan: Plan, store: KVStore | None) -> Tensor:
         """Last hidden states [T, hidden] of token ids [T]."""
@@ -67,8 +73,8 @@ class PagedRunner:
         self._language = language
         self._store = KVStore(net.kv_shape, num_pages, options.page_size, net.dtype, net.device)
 
-    def encode(self, task: Generate | Score) -> Encoded:
-        return self._language.encode(task, self.spec.context_window)
+    def encode(self, task: Task) -> Encoded:
+        return self._language.encode(text_task(task), self.spec.context_window)
 
     def decode(self, token_ids: Rows[int]) -> str:
         return self._language.decode(token_ids)
@@ -84,11 +90,7 @@ class PagedRunner:
         hidden = self._net.hidden(batch.ids, batch.plan, self._store)
         results: list[StepResult | FleetError] = [None] * len(slices)
         self._sample(batch, hidden, slices, results)
-        for index, predictors in batch.scored:
-            tails = zip(predictors, slices[index].tails, strict=True)
-            scores = tuple(score_states(self._net.logits, hidden[list(states)], tail) for states, tail in tails)
-            is_sound = all(math.isfinite(score.log_likelihood) for score in scores)
-            results[index] = Scores(scores) if is_sound else broken(self.spec.name)
+        self._score(batch, hidden, slices, results)
         return results
 
     def _sample(
@@ -96,11 +98,22 @@ class PagedRunner:
     ) -> None:
         if not batch.samplers:
             return
-        logits = self._net.logits(hidden[[state for _, state in batch.samplers]])
+        states = hidden[[state for _, state in batch.samplers]]
+        logits = self._net.logits(states)
         sequences = [slices[index].sequence for index, _ in batch.samplers]
         chosen = sample(logits, sequences, self.eos_ids, self.spec.name)
+        if self._net.q_head is not None:
+            chosen = [_with_q(item, q) for item, q in zip(chosen, self._net.q_head(states).tolist(), strict=True)]
         for (index, _), item in zip(batch.samplers, chosen, strict=True):
             results[index] = item
+
+    def _score(self, batch: Batch, hidden: Tensor, slices: Rows[Slice], results: list[StepResult | FleetError]) -> None:
+        if not batch.scored:
+            return
+        states, parts = hidden[list(batch.predictors)], [slices[index] for index in batch.scored]
+        scores = score_slices(self._net.logits, states, parts, self.spec.name)
+        for index, result in zip(batch.scored, scores, strict=True):
+            results[index] = result
 
     def _copy_pages(self, slices: Rows[Slice]) -> None:
         """Give sequences that go on in the middle of a shared page a copy of their own."""
@@ -113,15 +126,20 @@ class PagedRunner:
             self._store.copy_pages(sources, targets)
 
 
+def _with_q(result: StepResult | FleetError, q_values: list[float]) -> StepResult | FleetError:
+    return replace(result, q_values=(q_values[0], q_values[1])) if isinstance(result, Sampled) else result
+
+
 def _num_pages(net: Net, window: int, options: RunnerOptions) -> int:
     """Pages for a full batch of full windows, or what the memory budget allows, if at least one window fits."""
     per_page = net.kv_shape.bytes_per_token(net.dtype) * options.page_size
     per_window = -(-window // options.page_size)
-    affordable = options.kv_bytes // per_page
+    room = kv_room(options, net.device)
+    affordable = room.num_bytes // per_page
     if affordable < per_window:
         need = -(-per_window * per_page // 2**20)
         raise ModelFormatError(
             f"One sequence of the context window ({window} tokens) needs {need} MiB of keys and values; "
-            f"kv_memory_mib allows {options.kv_bytes // 2**20}. Raise it or lower the context window."
+            f"{room.source} allows {room.num_bytes // 2**20}. {room.remedy}"
         )
     return min(affordable, per_window * options.max_batch)

@@ -1,0 +1,119 @@
+"""Bodies of `/v1/puzzles/solve`: one grid or several in, as many solutions out, each in its caller's shape.
+
+Knows what a grid looks like in JSON; which grids a model takes is for its worker to say.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
+
+from api.run import Outcome, total_usage
+from api.schemas.fields import RequestBody, refuse
+from api.schemas.usage import UsageBody, usage_body
+from shared.messages import Grid, Halt, Solution, Solve
+
+_MOST_ROWS = 30
+_MOST_CHARACTERS = 128
+_MOST = 2**31 - 1
+_SHAPES = ("grid", "puzzle", "grids", "puzzles")
+_EXPECTED_GRID = (
+    f"expected rows of numbers or rows of text, at most {_MOST_ROWS} by {_MOST_ROWS}, or a Sudoku as a string"
+)
+_EXPECTED_IDENTIFIER = "expected a number from 0 up, or a name"
+
+
+def _as_puzzle(value: Any) -> Any:
+    """A string as it is, rows as tuples."""
+    if isinstance(value, str) and len(value) <= _MOST_CHARACTERS and value.isascii():
+        return value
+    if not isinstance(value, list) or not 0 < len(value) <= _MOST_ROWS or not all(map(_is_row, value)):
+        raise ValueError(_EXPECTED_GRID)
+    return tuple(row if isinstance(row, str) else tuple(row) for row in value)
+
+
+def _is_row(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= _MOST_ROWS and value.isascii()
+    return isinstance(value, list) and len(value) <= _MOST_ROWS and all(_is_number(item) for item in value)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int and abs(value) <= _MOST
+
+
+def _as_identifier(value: Any) -> Any:
+    is_name = isinstance(value, str) and len(value) <= _MOST_CHARACTERS and value.isascii()
+    if not is_name and not (_is_number(value) and value >= 0):
+        raise ValueError(_EXPECTED_IDENTIFIER)
+    return value
+
+
+_PUZZLE_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 9}}},
+        {"type": "array", "items": {"type": "string"}},
+    ]
+}
+Puzzle = Annotated[str | Grid, BeforeValidator(_as_puzzle), WithJsonSchema(_PUZZLE_SCHEMA)]
+Identifier = Annotated[
+    int | str,
+    BeforeValidator(_as_identifier),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string"}]}),
+]
+MaxSteps = Annotated[int, Field(strict=True, ge=1, le=_MOST)]
+
+
+class SolveRequest(RequestBody):
+    """Exactly one of `grid` (or `puzzle`) and `grids` (or `puzzles`)."""
+
+    grid: Puzzle | None = Field(None, validation_alias=AliasChoices("grid", "puzzle"))
+    grids: list[Puzzle] = Field(default_factory=list, min_length=1, validation_alias=AliasChoices("grids", "puzzles"))
+    model: str | None = None
+    identifier: Identifier | None = Field(None, description="ARC: what the task is to the network, by number or name.")
+    halt: Halt | None = Field(None, description="max runs all segments, q_halt stops where the network would.")
+    max_steps: MaxSteps | None = Field(None, description="Most ACT segments; as trained, if not given.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_shape(cls, value: Any) -> Any:
+        given = [name for name in _SHAPES if isinstance(value, dict) and value.get(name) is not None]
+        if isinstance(value, dict) and len(given) != 1:
+            raise refuse("grid", f"expected exactly one of {', '.join(_SHAPES)}, got {' and '.join(given) or 'none'}")
+        return value
+
+    @property
+    def puzzles(self) -> list[str | Grid]:
+        return self.grids if self.grid is None else [self.grid]
+
+    def tasks(self) -> list[Solve]:
+        return [Solve(puzzle, self.identifier, self.halt, self.max_steps) for puzzle in self.puzzles]
+
+
+class SolutionBody(BaseModel):
+    """`confidence` is the network's own, from 0 to 1; `is_halted` tells whether it wanted to stop at that step."""
+
+    grid: Annotated[str | Grid, WithJsonSchema(_PUZZLE_SCHEMA)]
+    confidence: float
+    steps: int
+    is_halted: bool
+
+
+class SolveResponse(BaseModel):
+    model: str
+    solutions: list[SolutionBody]
+    usage: UsageBody
+
+
+def solve_response(model: str, puzzles: list[str | Grid], outcomes: list[Outcome]) -> SolveResponse:
+    """The answers in the order of `puzzles`; one to a string is a string."""
+    bodies = []
+    for puzzle, outcome in zip(puzzles, outcomes, strict=True):
+        assert outcome.solution is not None
+        bodies.append(_solution_body(outcome.solution, as_string=isinstance(puzzle, str)))
+    return SolveResponse(model=model, solutions=bodies, usage=usage_body(total_usage(outcomes)))
+
+
+def _solution_body(solution: Solution, *, as_string: bool) -> SolutionBody:
+    grid = "".join(str(cell) for row in solution.grid for cell in row) if as_string else solution.grid
+    return SolutionBody(grid=grid, confidence=solution.confidence, steps=solution.steps, is_halted=solution.is_halted)

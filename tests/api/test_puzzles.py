@@ -1,0 +1,120 @@
+"""`/v1/puzzles/solve`: what reaches the worker, answers in order and in their caller's shapes, and what is refused."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from shared.errors import InvalidRequest
+from shared.messages import Solve
+from tests.api.echo_worker import EchoWorker, model_info
+
+PATH = "/v1/puzzles/solve"
+SUDOKU = "53..7...." * 9
+
+
+@pytest.fixture
+async def solver(redis_url: str) -> AsyncIterator[EchoWorker]:
+    async with EchoWorker(redis_url, model_info("sudoku", tasks=("solve",))) as worker:
+        yield worker
+
+
+async def test_answers_come_in_order_and_in_their_callers_shapes(client: httpx.AsyncClient, solver: EchoWorker) -> None:
+    grids = [SUDOKU, [[1, 2], [3, 4]], ["# S", "Go "]]
+    answer = await client.post(PATH, json={"grids": grids, "max_steps": 3})
+    assert answer.status_code == 200
+    rest = {"confidence": 0.25, "steps": 3, "is_halted": True}
+    assert answer.json() == {
+        "model": "sudoku",
+        "solutions": [{"grid": SUDOKU.replace(".", "0")} | rest, {"grid": grids[1]} | rest, {"grid": grids[2]} | rest],
+        "usage": {"prompt_tokens": 243, "completion_tokens": 0, "total_tokens": 243},
+    }
+
+
+@pytest.mark.parametrize("name", ["grid", "puzzle", "grids", "puzzles"])
+async def test_each_name_for_a_grid(client: httpx.AsyncClient, solver: EchoWorker, name: str) -> None:
+    answer = await client.post(PATH, json={name: [SUDOKU] if name.endswith("s") else SUDOKU})
+    assert [solution["grid"] for solution in answer.json()["solutions"]] == [SUDOKU.replace(".", "0")]
+    assert [job.task for job in solver.jobs] == [Solve(SUDOKU)]
+
+
+async def test_everything_given_reaches_the_worker(client: httpx.AsyncClient, solver: EchoWorker) -> None:
+    body = {"grid": [[0, 9]], "identifier": "007bbfb7", "halt": "q_halt", "max_steps": 7, "model": "sudoku"}
+    assert (await client.post(PATH, json=body)).status_code == 200
+    body = {"grid": [[0, 9]], "identifier": 5, "halt": None}
+    assert (await client.post(PATH, json=body)).status_code == 200
+    assert [job.task for job in solver.jobs] == [Solve(((0, 9),), "007bbfb7", "q_halt", 7), Solve(((0, 9),), 5)]
+
+
+GRID = {"grid": SUDOKU}
+BAD: list[tuple[Any, str, str]] = [
+    ({}, "grid", "exactly one of grid, puzzle, grids, puzzles, got none"),
+    ({"grid": SUDOKU, "grids": [SUDOKU]}, "grid", "got grid and grids"),
+    ({"grids": []}, "grids", "grids: "),
+    ({"grids": SUDOKU}, "grids", "list"),
+    ({"grids": [SUDOKU, 5]}, "grids", "grids[1]: expected rows of numbers or rows of text"),
+    ({"puzzles": [SUDOKU] * 65}, "grids", "expected at most 64 items in one request, got 65"),
+    ({"grid": []}, "grid", "grid: expected rows"),
+    ({"grid": 5}, "grid", "grid: expected rows"),
+    ({"puzzle": [[True]]}, "puzzle", "puzzle: expected rows"),
+    ({"grid": [[1.0]]}, "grid", "grid: expected rows"),
+    ({"grid": [[2**31]]}, "grid", "grid: expected rows"),
+    ({"grid": [[1] * 31]}, "grid", "grid: expected rows"),
+    ({"grid": [[1]] * 31}, "grid", "grid: expected rows"),
+    ({"grid": ["#" * 31]}, "grid", "grid: expected rows"),
+    ({"grid": "1" * 129}, "grid", "grid: expected rows"),
+    ({"grid": "\ud800"}, "grid", "grid: expected rows"),
+    ({"grid": {"rows": []}}, "grid", "grid: expected rows"),
+    (GRID | {"identifier": -1}, "identifier", "identifier: expected a number from 0 up, or a name"),
+    (GRID | {"identifier": True}, "identifier", "identifier: expected a number"),
+    (GRID | {"identifier": [1]}, "identifier", "identifier: expected a number"),
+    (GRID | {"identifier": "\ud800"}, "identifier", "identifier: expected a number"),
+    (GRID | {"halt": "never"}, "halt", "'max' or 'q_halt'"),
+    (GRID | {"max_steps": 0}, "max_steps", "max_steps: "),
+    (GRID | {"max_steps": "3"}, "max_steps", "max_steps: "),
+    (GRID | {"model": 5}, "model", "model: "),
+    ([], "", "JSON object"),
+]
+
+
+@pytest.mark.parametrize(("body", "field", "complaint"), BAD)
+async def test_a_bad_body_is_refused_by_its_field(
+    client: httpx.AsyncClient, solver: EchoWorker, body: Any, field: str, complaint: str
+) -> None:
+    """In the seed dialect, although the path begins as OpenAI's do; nothing reaches the queue."""
+    answer = await client.post(PATH, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert set(error) == {"code", "message", "field"}
+    assert (error["code"], error["field"] or "") == ("invalid_request", field)
+    assert complaint in error["message"]
+    assert solver.jobs == []
+
+
+async def test_what_only_the_worker_knows_is_a_400_as_well(client: httpx.AsyncClient, solver: EchoWorker) -> None:
+    solver.failure = InvalidRequest("identifier: unknown.", field="identifier").as_event()
+    answer = await client.post(PATH, json=GRID)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (400, "identifier")
+
+
+async def test_each_task_goes_to_models_that_serve_it(client: httpx.AsyncClient, solver: EchoWorker) -> None:
+    """Text to a puzzle model, puzzles to a text model: refused before anything is queued."""
+    for path, body in (("/generate", {"prompts": ["a"]}), ("/v1/completions", {"prompt": "a"})):
+        answer = await client.post(path, json=body | {"model": "sudoku"})
+        assert answer.status_code == 400
+        assert "'sudoku' does not serve the task 'generate'" in answer.json()["error"]["message"]
+    assert solver.jobs == []
+
+
+async def test_a_model_of_text_is_given_no_puzzles(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+    answer = await client.post(PATH, json=GRID)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (400, "model")
+    assert worker.jobs == []
+
+
+async def test_the_schema_can_be_written(client: httpx.AsyncClient) -> None:
+    """Both directions of the route are in the OpenAPI document."""
+    document = (await client.get("/openapi.json")).json()
+    assert {"SolveRequest", "SolveResponse"} <= document["components"]["schemas"].keys()

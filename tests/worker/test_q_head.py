@@ -1,0 +1,165 @@
+"""Implants: the base LM is served unchanged, the head reads its last state, and what is not whole is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from scripts.train_sample import byte_tokenizer
+from shared.messages import Done, Generate, Sampling
+from tests.worker.stepping import generate_all, run
+from worker.kv.attention import Plan, Span
+from worker.models.errors import ModelFormatError
+from worker.models.q_head import find_implant, load_q_head
+from worker.registry import detect, load_runner
+from worker.runners import causal
+from worker.runners.base import RunnerOptions
+
+HIDDEN = 48
+
+
+def head() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return {"weight": torch.randn(2, HIDDEN, generator=generator), "bias": torch.tensor([-5.0, -4.0])}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GPT2LMHeadModel]:
+    torch.manual_seed(2)
+    path = tmp_path_factory.mktemp("base")
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=264, n_positions=96, n_embd=HIDDEN, n_layer=2, n_head=3)).eval()
+    model.generation_config.eos_token_id = 3
+    model.generation_config.pad_token_id = 0
+    model.save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+    return path, model
+
+
+def write_starter(directory: Path, base: Path, **more: Any) -> Path:
+    torch.save(head(), directory / "head.pt")
+    starter = {"model": str(base), "q_head": "head.pt", "max_seq_len": 64, "halt_max_steps": 2, "device": "cuda"} | more
+    (directory / "starter_brain.json").write_text(json.dumps(starter))
+    return directory
+
+
+def test_an_implant_says_what_its_base_says(tmp_path: Path, base: tuple[Path, GPT2LMHeadModel]) -> None:
+    runner = load_runner("auto", RunnerOptions(path=str(write_starter(tmp_path, base[0])), page_size=4))
+    assert (runner.spec.runner, runner.spec.context_window) == ("causal", 64)
+    assert runner.spec.found.endswith("q head head.pt")
+    task = Generate("Hello", Sampling(max_tokens=8, seed=0, temperature=0.0))
+    prompt = torch.tensor([runner.encode(task).prompt_ids])
+    out = base[1].generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False)
+    assert generate_all(runner, [task])[0] == out[0, prompt.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_q_values_are_those_of_the_models_own_last_state(
+    tmp_path: Path, base: tuple[Path, GPT2LMHeadModel], dtype: torch.dtype
+) -> None:
+    """q = W h + b in float32 of transformers' last hidden state at the last position, whatever dtype the LM runs in."""
+    torch.save(head(), tmp_path / "q_head.pt")
+    device = torch.device("cpu")
+    model = GPT2LMHeadModel.from_pretrained(base[0], dtype=dtype, attn_implementation="eager").eval()
+    ids = torch.tensor([7, 30, 41, 99, 12])
+    with torch.no_grad():
+        own = model(ids[None], output_hidden_states=True).hidden_states[-1][0, -1]
+    net = causal.checked_net(model, 96, device, load_q_head(tmp_path / "q_head.pt", HIDDEN))
+    span = Span(0, len(ids), torch.arange(len(ids))[None], has_fresh=True, is_causal=True)
+    with torch.no_grad():
+        hidden = net.hidden(ids, Plan(torch.arange(len(ids)), ids[:1].expand(len(ids)), (span,)), None)
+    assert net.q_head is not None
+    values = net.q_head(hidden[-1:])
+    assert values.dtype == torch.float32 and values.shape == (1, 2)
+    for state, tolerance in ((hidden[-1], 1e-4), (own, 1e-4 if dtype == torch.float32 else 0.2)):
+        expected = head()["weight"].double() @ state.double() + head()["bias"].double()
+        assert torch.allclose(values[0].double(), expected, atol=tolerance)
+
+
+def test_the_answer_tells_the_q_values_of_its_last_state(tmp_path: Path, base: tuple[Path, GPT2LMHeadModel]) -> None:
+    """A41: q_halt and q_continue of the state that gave the last token, for each choice."""
+    runner = load_runner("auto", RunnerOptions(path=str(write_starter(tmp_path, base[0])), page_size=4))
+    task = Generate("Hello", Sampling(max_tokens=5, seed=0, temperature=1.0, n=2))
+    emissions = run(runner, [task], [[]])
+    done = emissions[-1].ended
+    assert isinstance(done, Done) and len(done.q_values) == 2
+    for choice, q_values in enumerate(done.q_values):
+        said = [token for item in emissions if item.choice == choice for token in item.ids]
+        ids = torch.tensor([[*runner.encode(task).prompt_ids, *said[:-1]]])
+        with torch.no_grad():
+            state = base[1](ids, output_hidden_states=True).hidden_states[-1][0, -1]
+        assert q_values == pytest.approx((head()["weight"] @ state + head()["bias"]).tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("base_name", ["model", "base_model", "."])
+def test_a_head_beside_its_base_needs_no_json(
+    tmp_path: Path, base: tuple[Path, GPT2LMHeadModel], base_name: str
+) -> None:
+    target = tmp_path / base_name
+    target.mkdir(exist_ok=True)
+    for file in base[0].iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    torch.save(head(), tmp_path / "q_head.pt")
+    (tmp_path / "lora").mkdir()
+    for path in (tmp_path, tmp_path / "q_head.pt"):
+        assert detect(str(path)) == "causal"
+        implant = find_implant(path)
+        assert implant is not None
+        assert (implant.base.resolve(), implant.q_head) == (target.resolve(), tmp_path / "q_head.pt")
+    assert "q head q_head.pt" in load_runner("auto", RunnerOptions(path=str(tmp_path / "q_head.pt"))).spec.found
+
+
+def test_relative_names_are_of_the_bundle_or_the_working_directory(
+    tmp_path: Path, base: tuple[Path, GPT2LMHeadModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(base[0].parent)
+    write_starter(tmp_path, base[0], model=base[0].name, peft_dir="nowhere")
+    implant = find_implant(tmp_path / "starter_brain.json")
+    assert implant is not None
+    assert implant.base.resolve() == base[0].resolve()
+    assert find_implant(base[0]) is None
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"model": "gpt2"}, "no Hugging Face directory here"),
+        ({"model": 3}, r"Expected `str`, got `int` - at `\$.model`"),
+        ({"q_head": "other.pt"}, r"no q head at .*other\.pt"),
+        ({"peft_dir": "adapters"}, "adapters holds trained adapters"),
+    ],
+)
+def test_parts_that_are_missing_or_not_served_are_named(
+    tmp_path: Path, base: tuple[Path, GPT2LMHeadModel], more: dict[str, Any], expected: str
+) -> None:
+    (tmp_path / "adapters").mkdir()
+    (tmp_path / "adapters" / "adapter_model.safetensors").touch()
+    write_starter(tmp_path, base[0], **more)
+    with pytest.raises(ModelFormatError, match=expected):
+        load_runner("auto", RunnerOptions(path=str(tmp_path)))
+
+
+def test_an_adapter_beside_the_head_is_refused(tmp_path: Path, base: tuple[Path, GPT2LMHeadModel]) -> None:
+    write_starter(tmp_path, base[0])
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelFormatError, match="merge them first"):
+        find_implant(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "expected"),
+    [
+        ({"weight": torch.zeros(2, HIDDEN)}, "missing bias"),
+        (head() | {"extra": torch.zeros(1)}, "unexpected extra"),
+        ({"weight": torch.zeros(2, 8), "bias": torch.zeros(2)}, r"weight has shape \[2, 8\]"),
+        ({"state_dict": head()}, "flat map"),
+    ],
+)
+def test_a_head_of_another_net_is_refused(tmp_path: Path, tensors: dict[str, Any], expected: str) -> None:
+    torch.save(tensors, tmp_path / "q_head.pt")
+    with pytest.raises(ModelFormatError, match=expected):
+        load_q_head(tmp_path / "q_head.pt", HIDDEN)

@@ -1,0 +1,112 @@
+"""The blocks that the ACT networks share, AI-OS ACTv1 and Sapient HRM, under their common parameter names.
+
+A level is a stack of post-norm blocks without biases or norm weights. Attention is handed in with each call, and so are
+rotary tables where positions are rotary: which keys a query sees, and where they are kept, is the caller's business.
+"""
+
+from collections.abc import Callable, Iterable
+from math import sqrt
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(slot, query, key, value), each [..., tokens, heads, head_dim], to the same; a slot is one pass through one layer."""
+
+
+class Sight(NamedTuple):
+    """How tokens look at each other, and their rotary tables [tokens, 1, D] where the positions are rotary."""
+
+    attend: Attend
+    rope: tuple[Tensor, Tensor] | None
+
+
+def whole_rows(mask: Tensor | None) -> Attend:
+    """Attention in rows [B, S, heads, D] that see nothing but themselves: where `mask` [B, 1, S, S] is true, or all."""
+
+    def attend(_: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        query, key, value = (item.transpose(1, 2) for item in (query, key, value))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+
+    return attend
+
+
+def rope_tables(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [tokens, 1, head_size] of `positions` [tokens], in the half-rotated layout, fp32."""
+    frequency = theta ** (-torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32) / head_size)
+    angle = torch.outer(positions.float(), frequency).repeat(1, 2)[:, None]
+    return angle.cos(), angle.sin()
+
+
+def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    cos, sin = rope
+    first, second = x.float().chunk(2, dim=-1)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+class Table(nn.Module):
+    """Rows of token or position embeddings."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.embedding_weight = nn.Parameter(torch.randn(rows, width) / sqrt(width))
+
+
+class Attention(nn.Module):
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv_proj = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
+        self.o_proj = nn.Linear(hidden_size, hidden_size, bias=False)
+
+    def forward(self, x: Tensor, sight: Sight, slot: int) -> Tensor:
+        query, key, value = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
+        if sight.rope is not None:
+            query, key = _rotate(query, sight.rope), _rotate(key, sight.rope)
+        out: Tensor = self.o_proj(sight.attend(slot, query, key, value).flatten(-2))
+        return out
+
+
+class SwiGlu(nn.Module):
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(hidden_size, 2 * intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        out: Tensor = self.down_proj(F.silu(gate) * up)
+        return out
+
+
+class Block(nn.Module):
+    """Post-norm: x = rms(x + attention(x)), then x = rms(x + mlp(x)); the norm has no weights and runs in fp32."""
+
+    def __init__(self, self_attn: Attention, mlp: nn.Module, norm_eps: float) -> None:
+        super().__init__()
+        self.norm_eps = norm_eps
+        self.self_attn = self_attn
+        self.mlp = mlp
+
+    def forward(self, x: Tensor, sight: Sight, slot: int) -> Tensor:
+        x = self._norm(x + self.self_attn(x, sight, slot))
+        return self._norm(x + self.mlp(x))
+
+    def _norm(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], eps=self.norm_eps).to(x.dtype)
+
+
+class Level(nn.Module):
+    """A stack of blocks over `hidden` + `injection`, both [..., tokens, H], whose slots count up from `first_slot`."""
+
+    def __init__(self, blocks: Iterable[Block]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(blocks)
+
+    def forward(self, hidden: Tensor, injection: Tensor, sight: Sight, first_slot: int) -> Tensor:
+        hidden = hidden + injection
+        for number, layer in enumerate(self.layers):
+            hidden = layer(hidden, sight, first_slot + number)
+        return hidden

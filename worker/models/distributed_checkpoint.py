@@ -1,0 +1,90 @@
+"""Reads named tensors out of a torch.distributed.checkpoint directory, in one process and without a process group.
+
+Shards are put together whatever the number of ranks that wrote them. The index of such a checkpoint (`.metadata`) is a
+pickle: it is read by an unpickler that knows the few classes an index is made of, so that no file can run code.
+"""
+
+import pickle
+import warnings
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+
+from worker.models.errors import ModelFormatError
+
+INDEX_FILE = ".metadata"
+
+_INDEX_CLASSES = {
+    "torch.distributed.checkpoint.metadata": {
+        "Metadata", "MetadataIndex", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata",
+        "TensorProperties", "StorageMeta", "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size"},
+    "pathlib": {"Path", "PosixPath", "WindowsPath"},
+    "pathlib._local": {"Path", "PosixPath", "WindowsPath"},
+}  # fmt: skip
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _INDEX_CLASSES.get(module, ()):
+            return super().find_class(module, name)
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which no index needs")
+
+
+class _Reader(FileSystemReader):
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+        """The index; raises ModelFormatError."""
+        file = Path(self.path) / INDEX_FILE
+        try:
+            with file.open("rb") as stream:
+                index = _IndexUnpickler(stream).load()
+        except FileNotFoundError:
+            raise ModelFormatError(f"{file.parent} has no {INDEX_FILE}: it was not saved to the end.") from None
+        except (pickle.UnpicklingError, EOFError, AttributeError, ValueError, IndexError, TypeError) as error:
+            raise ModelFormatError(f"{file} is not the index of a checkpoint: {error}") from error
+        if not isinstance(index, Metadata):
+            raise ModelFormatError(f"{file} is not the index of a checkpoint: it holds a {type(index).__name__}")
+        index.storage_meta = index.storage_meta or StorageMeta()
+        index.storage_meta.load_id = self.load_id
+        return index
+
+
+def tensor_names(directory: Path) -> frozenset[str]:
+    """Names of all tensors in the checkpoint, nested keys joined by dots. Raises ModelFormatError."""
+    index = _Reader(directory).read_metadata()
+    entries = index.state_dict_metadata.items()
+    return frozenset(name for name, entry in entries if isinstance(entry, TensorStorageMetadata))
+
+
+def read_named(directory: Path, names: Collection[str]) -> dict[str, Tensor]:
+    """The named tensors, whole, on the CPU, in the dtype they were saved in; nothing else is read.
+
+    `names` must be among `tensor_names`. Raises ModelFormatError when a shard is missing or damaged.
+    """
+    reader = _Reader(directory)
+    entries = reader.read_metadata().state_dict_metadata
+    tensors: dict[str, Any] = {}
+    for name in names:
+        entry = entries[name]
+        assert isinstance(entry, TensorStorageMetadata)
+        tensors[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which is what is wanted
+            load(tensors, storage_reader=reader, no_dist=True)
+    except CheckpointException as error:
+        causes = "; ".join(f"{type(cause).__name__}: {cause}" for cause, _ in error.failures.values())
+        raise ModelFormatError(f"{directory} cannot be read: {causes}") from error
+    return tensors

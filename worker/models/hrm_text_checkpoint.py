@@ -1,0 +1,208 @@
+"""Raw HRM-Text training checkpoints: the directory that the trainer writes, read as it is, without a conversion.
+
+    all_config.yaml   train_metadata.yaml   fsdp2_epoch_<e>/   (torch.distributed.checkpoint of {"model", "optim"})
+
+Sizes come from the two YAML files, so that a network with a layer lost is refused; the width of the MLP comes from the
+tensors. The moving average of the weights is kept by the optimizer, under the parameter's name
+(`optim.state.<parameter>.param_ema`); a checkpoint that numbers its parameters instead is refused.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+import torch
+import yaml
+from torch import Tensor
+
+from worker.models.distributed_checkpoint import read_named, tensor_names
+from worker.models.errors import ModelFormatError
+from worker.models.hrm_text import HrmTextModel, HrmTextShape, build_model
+from worker.models.hrm_text_prompt import CONDITIONS, PromptMarks
+
+_Kind = TypeVar("_Kind")
+
+_NETWORK = "HierarchicalReasoningModel"
+_EPOCH = re.compile(r"fsdp2_epoch_(\d+)")
+_WEIGHT, _AVERAGE = "model.{}", "optim.state.{}.param_ema"
+_NOT_AVERAGED = "model.zL_init"  # a buffer: no optimizer knows it
+_UNUSED = re.compile(r"model\.(?:zH_init|[HL]_level\.core\.rotary_emb\..*)")  # left by older trainers
+_RENAMED = (
+    (re.compile(r"^model\.([HL])_level\.core\.layers\."), r"model.\1_module.layers."),
+    (re.compile(r"^model\.zL_init$"), "model.z_L_init"),
+    (re.compile(r"^embed_tokens\.embedding_weight$"), "model.embed_tokens.weight"),
+)
+
+
+class _Arch(msgspec.Struct):
+    """`all_config.yaml`, section `arch`: what of the trainer's options this network covers, and no more."""
+
+    n_layers: int
+    hidden_size: int
+    num_heads: int
+    h_cycles: int = msgspec.field(name="H_cycles")
+    l_cycles: int = msgspec.field(name="L_cycles")
+    norm_eps: float
+    rope_theta: float
+    norm_type: Literal["pre"]
+    pos_emb_type: Literal["rope"]
+    init_type: Literal["lecun_normal", "megatron", "fixed_normal"]
+    init_std: float | None = None
+    half_layers: bool = False
+    attn_type: Literal["prefixlm"] = "prefixlm"
+    h_override: dict[str, Any] = msgspec.field(name="H_override", default_factory=dict)
+
+
+class _TokenizerInfo(msgspec.Struct):
+    tokenizer_path: str | None = None
+    boq: str = "<|im_start|>"
+    eoq: str = "<|im_end|>"
+    eoa: str = "<|box_end|>"
+    condition_mapping: dict[str, str] = msgspec.field(default_factory=lambda: dict(CONDITIONS))
+
+
+class _TrainMetadata(msgspec.Struct):
+    max_seq_len: int
+    vocab_size: int | None = None
+    tokenizer_info: _TokenizerInfo = msgspec.field(default_factory=_TokenizerInfo)
+
+
+@dataclass(frozen=True)
+class HrmTextCheckpoint:
+    """A loaded checkpoint: `model` in eval mode on the CPU; `note` says for people which weights were taken."""
+
+    model: HrmTextModel
+    marks: PromptMarks
+    tokenizer_path: Path | None
+    note: str
+
+
+def load_checkpoint(path: Path, dtype: torch.dtype = torch.float32, *, use_ema: bool = True) -> HrmTextCheckpoint:
+    """Load the newest epoch in `path`, or the epoch directory that it names.
+
+    The averaged weights are taken if `use_ema` and the training kept them. Raises ModelFormatError for whatever is
+    missing, not served, or not exactly the network that the configuration describes.
+    """
+    epoch_dir = _epoch_dir(path)
+    config = _read_yaml(epoch_dir.parent / "all_config.yaml")
+    metadata = _converted(_read_yaml(epoch_dir.parent / "train_metadata.yaml"), _TrainMetadata, "train_metadata.yaml")
+    arch = _arch(config)
+    weights, is_average = _read_weights(epoch_dir, use_ema=use_ema, ema_decay=config.get("ema"))
+    model = build_model(_shape(arch, metadata, weights, epoch_dir), weights, epoch_dir, dtype)
+    info = metadata.tokenizer_info
+    return HrmTextCheckpoint(
+        model,
+        PromptMarks(info.boq, info.eoq, info.eoa, info.condition_mapping),
+        _tokenizer_path(info.tokenizer_path, epoch_dir.parent),
+        f"{epoch_dir.name}, {'averaged (EMA)' if is_average else 'plain'} weights",
+    )
+
+
+def _epoch_dir(path: Path) -> Path:
+    directory = path.absolute() if path.is_dir() else path.absolute().parent
+    if _EPOCH.fullmatch(directory.name):
+        return directory
+    epochs = {int(found[1]): entry for entry in directory.iterdir() if (found := _EPOCH.fullmatch(entry.name))}
+    if not epochs:
+        raise ModelFormatError(f"{directory} has no directory fsdp2_epoch_<number>.")
+    return epochs[max(epochs)]
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ModelFormatError(f"{file} cannot be read: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ModelFormatError(f"{file} is not a mapping.")
+    return loaded
+
+
+def _converted(value: object, kind: type[_Kind], source: str) -> _Kind:
+    try:
+        return msgspec.convert(value, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise ModelFormatError(f"{source} is not that of a network served here: {error}") from None
+
+
+def _arch(config: Mapping[str, Any]) -> _Arch:
+    section = config.get("arch")
+    name = section.get("name") if isinstance(section, dict) else None
+    if not str(name).endswith(f"@{_NETWORK}"):
+        raise ModelFormatError(f"all_config.yaml names the network {name!r}; only {_NETWORK} is served.")
+    arch = _converted(section, _Arch, "all_config.yaml, section arch,")
+    if arch.h_override:
+        raise ModelFormatError(f"all_config.yaml overrides {', '.join(arch.h_override)} in the H stack: not served.")
+    return arch
+
+
+def _read_weights(epoch_dir: Path, *, use_ema: bool, ema_decay: object) -> tuple[dict[str, Tensor], bool]:
+    """Tensors by our names, and whether they are the averaged ones. Plain and averaged are never mixed."""
+    present = tensor_names(epoch_dir)
+    prefix = _WEIGHT.format("")
+    raw_names = [name.removeprefix(prefix) for name in present if name.startswith(prefix)]
+    needed = [name for name in raw_names if not _UNUSED.fullmatch(name)]
+    averaged = {name for name in needed if _AVERAGE.format(name) in present}
+    is_average = use_ema and bool(averaged or ema_decay)
+    if is_average and (lacking := sorted({*needed} - averaged - {_NOT_AVERAGED})):
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise ModelFormatError(
+            f"{epoch_dir} keeps no averaged weights (EMA) by the name of {lacking[0]}{more}; "
+            "set use_ema to false to take the plain ones."
+        )
+    source = {name: (_AVERAGE if is_average and name in averaged else _WEIGHT).format(name) for name in needed}
+    tensors = read_named(epoch_dir, source.values())
+    return {_our_name(name): tensors[stored] for name, stored in source.items()}, is_average
+
+
+def _our_name(raw: str) -> str:
+    for pattern, ours in _RENAMED:
+        raw = pattern.sub(ours, raw)
+    return raw
+
+
+def _shape(arch: _Arch, metadata: _TrainMetadata, weights: Mapping[str, Tensor], source: Path) -> HrmTextShape:
+    try:
+        rows = weights["model.embed_tokens.weight"].shape[0]
+        intermediate = weights["model.L_module.layers.0.mlp.down_proj.weight"].shape[-1]
+    except KeyError as missing:
+        raise ModelFormatError(f"{source} is not a complete HRM-Text network: {missing} is missing.") from None
+    if arch.hidden_size % arch.num_heads or (arch.half_layers and arch.n_layers % 2):
+        raise ModelFormatError(
+            f"all_config.yaml: {arch.hidden_size} wide, {arch.num_heads} heads, {arch.n_layers} layers is no network."
+        )
+    return HrmTextShape(
+        vocab_size=metadata.vocab_size or rows,
+        hidden_size=arch.hidden_size,
+        intermediate_size=intermediate,
+        num_heads=arch.num_heads,
+        head_dim=arch.hidden_size // arch.num_heads,
+        num_layers=arch.n_layers // 2 if arch.half_layers else arch.n_layers,
+        h_cycles=arch.h_cycles,
+        l_cycles=arch.l_cycles,
+        embedding_scale=1.0 / _embedding_std(arch),
+        max_positions=metadata.max_seq_len,
+        rope_theta=arch.rope_theta,
+        norm_eps=arch.norm_eps,
+    )
+
+
+def _embedding_std(arch: _Arch) -> float:
+    """The standard deviation that embeddings start from; the forward pass divides by it."""
+    lecun = 1.0 / math.sqrt(arch.hidden_size)
+    if arch.init_type == "lecun_normal":
+        return lecun
+    return arch.init_std or (lecun if arch.init_type == "megatron" else 0.02)
+
+
+def _tokenizer_path(named: str | None, directory: Path) -> Path | None:
+    """Where the tokenizer is found here: the path that training used may be one of another machine."""
+    if named is not None:
+        found = next((place for place in (directory / named, Path(named)) if place.exists()), None)
+        if found is not None:
+            return found
+    return directory if (directory / "tokenizer.json").is_file() else None

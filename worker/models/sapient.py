@@ -1,0 +1,157 @@
+"""The Sapient HRM network for puzzles: its maths under its checkpoint's parameter names, less their common prefix.
+
+It knows nothing of files or grids. One call is one ACT segment over rows of equal, fixed length; the caller keeps each
+row's carry and decides how many segments it gets, so rows of a batch may be at different segments:
+
+    x = sqrt(H) * [puzzle_emb ; E[ids]], with learned positions sqrt(H) * sqrt(1/2) * ([puzzle_emb ; E[ids]] + P)
+    repeat H_cycles: { repeat L_cycles: z_L = L(z_L + z_H + x);  z_H = H(z_H + z_L) }
+
+Unlike AI-OS ACTv1, z_L lives on from cycle to cycle and from segment to segment, and nothing is clamped.
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worker.models.act_blocks import Attention, Block, Level, Sight, SwiGlu, Table, rope_tables, whole_rows
+from worker.models.errors import ModelFormatError
+
+_SLOT = 0
+"""Rows that see themselves whole keep no keys: their attention does not ask which pass it serves."""
+
+
+@dataclass(frozen=True)
+class SapientConfig:
+    """Sizes of one network; `puzzle_emb_ndim` 0 is a network without puzzle embeddings, `seq_len` counts cells.
+
+    Raises ModelFormatError where the numbers describe no network.
+    """
+
+    vocab_size: int
+    seq_len: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    h_layers: int
+    l_layers: int
+    h_cycles: int
+    l_cycles: int
+    halt_max_steps: int
+    pos_encoding: Literal["rope", "learned"]
+    puzzle_emb_ndim: int
+    num_identifiers: int
+    rope_theta: float = 1e4
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads:
+            raise ModelFormatError(f"hidden size {self.hidden_size} does not divide into {self.num_heads} heads")
+        if self.pos_encoding == "rope" and self.hidden_size // self.num_heads % 2:
+            raise ModelFormatError(f"rotary positions need an even head size, not {self.hidden_size // self.num_heads}")
+
+    @property
+    def puzzle_emb_len(self) -> int:
+        """Positions before the first cell, which hold the puzzle embedding."""
+        return -(-self.puzzle_emb_ndim // self.hidden_size)
+
+    @property
+    def num_positions(self) -> int:
+        return self.puzzle_emb_len + self.seq_len
+
+
+class Carry(NamedTuple):
+    """What a segment starts from and leaves: z_H and z_L, each [B, num_positions, H]."""
+
+    z_h: Tensor
+    z_l: Tensor
+
+
+@dataclass(frozen=True)
+class SegmentOutput:
+    """The new carry, and `q_halt` and `q_continue` [B], fp32."""
+
+    carry: Carry
+    q_halt: Tensor
+    q_continue: Tensor
+
+
+class _PuzzleTable(nn.Module):
+    """A row of `width` numbers for each identifier."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(rows, width))
+
+
+def _level(config: SapientConfig, num_layers: int) -> Level:
+    hidden = config.hidden_size
+    return Level(
+        Block(Attention(hidden, config.num_heads), SwiGlu(hidden, config.intermediate_size), config.norm_eps)
+        for _ in range(num_layers)
+    )
+
+
+class SapientModel(nn.Module):
+    """Start rows with `initial_carry`, repeat `forward_segment`, read the cells with `logits`."""
+
+    H_init: Tensor
+    L_init: Tensor
+
+    def __init__(self, config: SapientConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("H_init", torch.randn(config.hidden_size))
+        self.register_buffer("L_init", torch.randn(config.hidden_size))
+        self.embed_tokens = Table(config.vocab_size, config.hidden_size)
+        if config.puzzle_emb_ndim:
+            self.puzzle_emb = _PuzzleTable(config.num_identifiers, config.puzzle_emb_ndim)
+        if config.pos_encoding == "learned":
+            self.embed_pos = Table(config.num_positions, config.hidden_size)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.q_head = nn.Linear(config.hidden_size, 2)
+        self.H_level = _level(config, config.h_layers)
+        self.L_level = _level(config, config.l_layers)
+
+    def initial_carry(self, batch: int) -> Carry:
+        """Of rows that have not run a segment yet: H_init and L_init at every position."""
+        shape = (batch, self.config.num_positions, -1)
+        return Carry(self.H_init.expand(shape), self.L_init.expand(shape))
+
+    def forward_segment(self, ids: Tensor, identifiers: Tensor, carry: Carry) -> SegmentOutput:
+        """One ACT segment of the cells `ids` [B, seq_len] of puzzles known as `identifiers` [B], both int64."""
+        sight, embedding = self._sight(ids.device), self._embed(ids, identifiers)
+        z_h, z_l = carry
+        for _ in range(self.config.h_cycles):
+            for _ in range(self.config.l_cycles):
+                z_l = self.L_level(z_l, z_h + embedding, sight, _SLOT)
+            z_h = self.H_level(z_h, z_l, sight, _SLOT)
+        q_halt, q_continue = self.q_head(z_h[:, 0]).float().unbind(-1)
+        return SegmentOutput(Carry(z_h, z_l), q_halt, q_continue)
+
+    def logits(self, z_h: Tensor) -> Tensor:
+        """fp32 [B, seq_len, V] of the cells, for `z_h` [B, num_positions, H]."""
+        out: Tensor = self.lm_head(z_h[:, self.config.puzzle_emb_len :])
+        return out.float()
+
+    def _sight(self, device: torch.device) -> Sight:
+        config = self.config
+        if config.pos_encoding == "learned":
+            return Sight(whole_rows(None), None)
+        positions = torch.arange(config.num_positions, device=device)
+        size = config.hidden_size // config.num_heads
+        return Sight(whole_rows(None), rope_tables(positions, size, config.rope_theta))
+
+    def _embed(self, ids: Tensor, identifiers: Tensor) -> Tensor:
+        config = self.config
+        embedding = F.embedding(ids, self.embed_tokens.embedding_weight)
+        if config.puzzle_emb_ndim:
+            missing = config.puzzle_emb_len * config.hidden_size - config.puzzle_emb_ndim
+            prefix = F.pad(F.embedding(identifiers, self.puzzle_emb.weights), (0, missing))
+            embedding = torch.cat((prefix.unflatten(-1, (config.puzzle_emb_len, -1)), embedding), dim=1)
+        if config.pos_encoding == "learned":
+            embedding = sqrt(0.5) * (embedding + self.embed_pos.embedding_weight)
+        return sqrt(config.hidden_size) * embedding

@@ -1,0 +1,180 @@
+"""Reads a Sapient HRM checkpoint, a directory of `all_config.yaml` and torch state dicts, into a `SapientModel`.
+
+`all_config.yaml` is what the network was built from, so it is believed, and every tensor must fit it. What the dataset
+decided and the file does not say comes from the tensors: the vocabulary, and by it the puzzle, and how many puzzle
+identifiers there are. Whatever does not match in full is refused.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import yaml
+from torch import Tensor
+
+from worker.models.errors import ModelFormatError
+from worker.models.sapient import SapientConfig, SapientModel
+from worker.models.weights import check_names, read_tensors, without_prefixes
+from worker.puzzles import KINDS, PuzzleKind
+
+_CONFIG = "all_config.yaml"
+_IDENTIFIERS = "identifiers.json"
+_STEP = re.compile(r"step_(\d+)")
+_WRAPPERS = re.compile(r"^(?:_orig_mod\.|module\.|model\.|inner\.)+")  # of torch.compile, DDP, loss head, ACT wrapper
+
+Section = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class SapientCheckpoint:
+    """A loaded network, in eval mode without gradients, the puzzles it solves, and names of puzzle identifiers."""
+
+    model: SapientModel
+    kind: PuzzleKind
+    identifiers: Mapping[str, int]
+    description: str
+
+
+def load_sapient_checkpoint(path: Path, dtype: torch.dtype = torch.float32) -> SapientCheckpoint:
+    """Load what lies at `path`, the directory (its latest step) or a state dict in it, onto the CPU in `dtype`.
+
+    Raises ModelFormatError for whatever is missing, unreadable, or not exactly the network that the files describe.
+    """
+    directory = path if path.is_dir() else path.parent
+    file = path if path.is_file() else _latest(directory)
+    arch, data_path = _read_config(directory / _CONFIG)
+    weights = without_prefixes(read_tensors(file), _WRAPPERS, file)
+    kind = _kind(_rows(weights, "embed_tokens.embedding_weight", file), data_path, file)
+    config = _network(arch, weights, kind, file)
+    with torch.device("meta"):
+        model = SapientModel(config)
+    check_names(model.state_dict(), weights, file)
+    model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
+    model.eval().requires_grad_(False)
+    identifiers = _read_identifiers(directory / _IDENTIFIERS, config)
+    return SapientCheckpoint(model, kind, identifiers, _describe(kind, model, file))
+
+
+def _latest(directory: Path) -> Path:
+    """`checkpoint`, as published, else the state dict of the highest step."""
+    if (directory / "checkpoint").is_file():
+        return directory / "checkpoint"
+    named = ((_STEP.fullmatch(file.name), file) for file in directory.glob("step_*") if file.is_file())
+    found = [(int(match[1]), file) for match, file in named if match]
+    if not found:
+        raise ModelFormatError(f"{directory} has neither a file named checkpoint nor one named step_<number>")
+    return max(found)[1]
+
+
+def _read_config(file: Path) -> tuple[Section, str]:
+    """The `arch` section, and the path of the data set, which names the puzzle."""
+    if not file.is_file():
+        raise ModelFormatError(f"{file.parent} has no {file.name}")
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise ModelFormatError(f"{file} is not valid YAML: {error}") from error
+    arch = config.get("arch") if isinstance(config, dict) else None
+    if not isinstance(arch, dict):
+        raise ModelFormatError(f"{file} has no section arch")
+    name = str(arch.get("name"))
+    if "hrm" not in name.lower():
+        raise ModelFormatError(f"{file} says arch.name is {name!r}, which is no Sapient HRM network")
+    return arch, str(config.get("data_path") or "")
+
+
+def _kind(vocab_size: int, data_path: str, file: Path) -> PuzzleKind:
+    """The puzzle by its vocabulary; a data set that is named after another one is refused."""
+    kind = next((kind for kind in KINDS if kind.vocab_size == vocab_size), None)
+    if kind is None:
+        known = ", ".join(f"{kind.vocab_size} ({kind.name})" for kind in KINDS)
+        raise ModelFormatError(f"{file} has a vocabulary of {vocab_size} tokens, which is no puzzle we know: {known}")
+    words = set(re.split(r"[^a-z]+", Path(data_path).name.lower()))
+    others = words & {kind.name for kind in KINDS} - {kind.name}
+    if others and kind.name not in words:
+        raise ModelFormatError(f"{file} has the vocabulary of {kind.name}, but was trained on {data_path}")
+    return kind
+
+
+def _network(arch: Section, weights: Mapping[str, Tensor], kind: PuzzleKind, file: Path) -> SapientConfig:
+    hidden, puzzle_emb_ndim = _whole(arch, "hidden_size"), _whole(arch, "puzzle_emb_ndim", default=0)
+    down = weights.get("H_level.layers.0.mlp.down_proj.weight")
+    if down is None or down.dim() != 2:
+        raise ModelFormatError(f"{file} has no matrix named H_level.layers.0.mlp.down_proj.weight")
+    return SapientConfig(
+        vocab_size=kind.vocab_size,
+        seq_len=kind.num_cells,
+        hidden_size=hidden,
+        intermediate_size=down.shape[1],
+        num_heads=_whole(arch, "num_heads"),
+        h_layers=_whole(arch, "H_layers"),
+        l_layers=_whole(arch, "L_layers"),
+        h_cycles=_whole(arch, "H_cycles"),
+        l_cycles=_whole(arch, "L_cycles"),
+        halt_max_steps=_whole(arch, "halt_max_steps"),
+        pos_encoding=_positions(arch),
+        puzzle_emb_ndim=puzzle_emb_ndim,
+        num_identifiers=_rows(weights, "puzzle_emb.weights", file) if puzzle_emb_ndim else 1,
+        rope_theta=_positive(arch, "rope_theta", 1e4),
+        norm_eps=_positive(arch, "rms_norm_eps", 1e-5),
+    )
+
+
+def _rows(weights: Mapping[str, Tensor], name: str, file: Path) -> int:
+    if name not in weights:
+        raise ModelFormatError(f"{file} is not a Sapient HRM network: missing {name}")
+    if weights[name].dim() != 2:
+        raise ModelFormatError(f"{file} is not a Sapient HRM network: {name} has shape {list(weights[name].shape)}")
+    return weights[name].shape[0]
+
+
+def _whole(arch: Section, key: str, default: int | None = None) -> int:
+    """A whole number from 1 up, or the default where there is one and the key is absent."""
+    value = arch.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or (value < 1 and value != default):
+        raise ModelFormatError(f"{_CONFIG} says arch.{key} is {value!r}, not a whole number from 1 up")
+    return value
+
+
+def _positive(arch: Section, key: str, default: float) -> float:
+    value = arch.get(key, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise ModelFormatError(f"{_CONFIG} says arch.{key} is {value!r}, not a number over 0")
+    return float(value)
+
+
+def _positions(arch: Section) -> Literal["rope", "learned"]:
+    value = arch.get("pos_encodings")
+    if value == "rope" or value == "learned":
+        return value
+    raise ModelFormatError(f"{_CONFIG} says arch.pos_encodings is {value!r}, neither 'rope' nor 'learned'")
+
+
+def _read_identifiers(file: Path, config: SapientConfig) -> dict[str, int]:
+    """Puzzle identifiers by name, from the data set's list of names, if it was put beside the checkpoint."""
+    if not config.puzzle_emb_ndim or not file.is_file():
+        return {}
+    try:
+        names = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelFormatError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ModelFormatError(f"{file} is not a list of names")
+    if len(names) != config.num_identifiers:
+        raise ModelFormatError(f"{file} has {len(names)} names, but puzzle_emb.weights {config.num_identifiers} rows")
+    return {name: number for number, name in reversed(list(enumerate(names)))}  # of gaps, named alike, the first
+
+
+def _describe(kind: PuzzleKind, model: SapientModel, file: Path) -> str:
+    config = model.config
+    identifiers = f"{config.num_identifiers} identifiers" if config.puzzle_emb_ndim else "no puzzle embedding"
+    count = sum(weight.numel() for name, weight in model.named_parameters() if not name.startswith("puzzle_emb."))
+    return (
+        f"Sapient HRM for {kind.name} ({file.name}): {count / 1e6:.1f} M parameters, hidden {config.hidden_size}, "
+        f"{config.h_layers}+{config.l_layers} layers, {config.h_cycles}x{config.l_cycles} cycles, "
+        f"{config.halt_max_steps} ACT segments, {config.pos_encoding} positions, {identifiers}"
+    )
