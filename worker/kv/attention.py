@@ -34,11 +34,13 @@ class Span:
 
     def bias(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
         """The mask as what is added to the scores, 0 or -inf, made once: keys `window` or more back are hidden too."""
-        mask = self.mask if window is None else self._windowed(window)
-        if mask is not None and window not in self._biases:
+        if window not in self._biases:
+            mask = self.mask if window is None else self._windowed(window)
+            if mask is None:
+                return None
             zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
             self._biases[window] = zeros.masked_fill_(~mask, -torch.inf)
-        return self._biases.get(window)
+        return self._biases[window]
 
     def _windowed(self, window: int) -> Tensor:
         stored = torch.arange(self.num_stored, device=self.positions.device).expand(len(self.positions), -1)
@@ -52,9 +54,13 @@ class Span:
 
 @dataclass(frozen=True)
 class Plan:
-    """One step: `positions` [T] of all tokens, the store's `rows` [K] for those that are `kept` [K] (None: all T)."""
+    """One step: `positions` [T] of all tokens, the store's `rows` [K] for those that are `kept` [K] (None: all T).
+
+    `first_ids` [T]: the id with which each token's row begins.
+    """
 
     positions: Tensor
+    first_ids: Tensor
     spans: tuple[Span, ...]
     rows: Tensor | None = None
     kept: Tensor | None = None
