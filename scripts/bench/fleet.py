@@ -55,6 +55,7 @@ def _turns(
     flags = ["--max-batch-size", str(places)]
     flags += [] if args.quantize == "none" else ["--quantize", args.quantize]
     serving = ["--workers", str(args.workers), "--threads", str(args.threads), "--kv-memory-mib", str(KV_MIB)]
+    serving += ["--no-prefix-cache"]  # turns repeat their prompts
     url = stack.enter_context(fleet(["--model-path", str(path), "--device", "cpu", *serving, *flags]))
     peers = [stack.enter_context(peer(args.threads, [str(path), *flags])) for _ in range(args.workers)]
     theirs = Theirs(path, threads=args.baseline_threads)

@@ -5,12 +5,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from scripts.bench.clock import now
 from shared.messages import Done, Generate, Sampling, Score
+from shared.setting_types import Quantize
+from worker.device import keep_freed_memory
 from worker.engine import Engine
 from worker.loading import warm_up
 from worker.registry import load_runner
@@ -30,11 +31,22 @@ class Said:
 
 
 class Ours:
-    """An engine over a loaded model. `threads` are set for each turn, since both sides share the process."""
+    """An engine over a loaded model. `threads` are set for each turn, since both sides share the process.
 
-    def __init__(self, path: Path, *, threads: int, max_batch: int = 16, quantize: str = "none") -> None:
-        extra: dict[str, Any] = {} if quantize == "none" else {"quantize": quantize}
-        options = RunnerOptions(path=str(path), max_batch=max_batch, kv_bytes=KV_MIB * 2**20, **extra)
+    A row's turns repeat its prompts: what one turn computed must not serve the next, but where `prefix_cache` is meant.
+    """
+
+    def __init__(
+        self, path: Path, *, threads: int, max_batch: int = 16, quantize: Quantize = "none", prefix_cache: bool = False
+    ) -> None:
+        options = RunnerOptions(
+            path=str(path),
+            max_batch=max_batch,
+            kv_bytes=KV_MIB * 2**20,
+            quantize=quantize,
+            prefix_cache=prefix_cache,
+        )
+        keep_freed_memory()
         torch.set_num_threads(threads)
         self._threads = threads
         self._said: dict[str, Said] = {}

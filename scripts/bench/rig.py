@@ -7,6 +7,7 @@ from pathlib import Path
 from scripts.bench import model
 from scripts.bench.ours import Ours
 from scripts.bench.theirs import Theirs
+from shared.setting_types import Quantize
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Rig:
     cache: Path
     threads: int
     baseline_threads: int
-    quantize: str
+    quantize: Quantize
     rounds: int
     load: Load
 
@@ -79,9 +80,10 @@ class Rig:
         return self._ours(model.hrm_text(self.cache, self.size), max_batch=max(self.load.batches))
 
     def causal(self) -> tuple[Ours, Theirs]:
-        """Both sides over the causal net."""
+        """Both sides over the causal net, ours with its prefix cache."""
         path = model.causal(self.cache, self.size)
-        return self._ours(path, max_batch=self.load.concurrent), Theirs(path, threads=self.baseline_threads)
+        ours = self._ours(path, max_batch=self.load.concurrent, prefix_cache=True)
+        return ours, Theirs(path, threads=self.baseline_threads)
 
-    def _ours(self, path: Path, max_batch: int) -> Ours:
-        return Ours(path, threads=self.threads, max_batch=max_batch, quantize=self.quantize)
+    def _ours(self, path: Path, max_batch: int, *, prefix_cache: bool = False) -> Ours:
+        return Ours(path, threads=self.threads, max_batch=max_batch, quantize=self.quantize, prefix_cache=prefix_cache)

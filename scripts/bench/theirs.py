@@ -1,7 +1,7 @@
-"""The other side of a row: `transformers` with the same weights, used in the way that is fastest for it.
+"""The other side of a row: `transformers` with the same weights, used in a way than which none was shown to be faster.
 
-That is one left-padded batch (measured here: its answers are those of each prompt alone, and equal lengths were no
-faster), SDPA attention, the dynamic cache, logits of the wanted positions only, and as many threads as cores.
+That is one left-padded batch (its answers are those of each prompt alone, and groups of equal length took twice as
+long), SDPA attention, the dynamic cache, logits of the wanted positions only, and as many threads as cores.
 """
 
 from collections.abc import Sequence
