@@ -1,0 +1,32 @@
+"""Offline inference: a file of prompts in, a file of answers out."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts.offline import main
+
+
+def run(tmp_path: Path, lines: list[object], *flags: str) -> dict[int, dict[str, object]]:
+    prompts, answers = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    main([str(prompts), str(answers), *flags])
+    return {line["index"]: line for line in map(json.loads, answers.read_text().splitlines())}
+
+
+def test_every_prompt_is_answered_once(tmp_path: Path) -> None:
+    """B66: more prompts than places, of unlike lengths, on the sample model; the sums are right."""
+    sums = [f"{left} + {left + 7} = ?" for left in range(10, 30)]
+    answers = run(tmp_path, [*sums, {"prompt": "3 + 4 = ?", "n": 2, "max_tokens": 5}], "--max-batch-size", "4")
+    assert sorted(answers) == list(range(21))
+    for index in range(20):
+        (choice,) = answers[index]["choices"]  # type: ignore[misc]
+        assert choice["finish_reason"] == "stop"
+        assert choice["text"].endswith(str(2 * (index + 10) + 7)), choice
+    assert len(answers[20]["choices"]) == 2  # type: ignore[arg-type]
+
+
+def test_a_line_that_is_no_task_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="line 2"):
+        run(tmp_path, ["hi", {"prompt": "x", "max_tokens": "many"}], "--model-path", "echo")
