@@ -98,7 +98,11 @@ class Settings(BaseSettings):
     condition: Text = Field(default="direct", description="HRM-Text condition of a prompt that names none")
     use_ema: bool = Field(default=True, description="averaged weights (EMA) of raw HRM-Text checkpoints")
     kv_memory_mib: Count = Field(default=512, description="memory for KV pages of one worker")
-    page_size: Count = Field(default=16, description="tokens in a KV page")
+    page_size: Count | None = Field(
+        default=None,
+        description="tokens in a KV page (none: 16; on cuda in half precision 256, as flash attention asks)",
+    )
+    cuda_graphs: bool = Field(default=True, description="replay decoding steps as CUDA graphs where attention allows")
     prefix_cache: bool = Field(default=True, description="let requests of one tenant share what was computed")
     step_tokens: Count | None = Field(default=None, description="tokens of one step (none: 256 on cpu, else 4096)")
 

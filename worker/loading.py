@@ -65,7 +65,8 @@ def _options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
         max_batch=settings.max_batch_size,
         context_window=entry.context_window or settings.context_window,
         kv_bytes=settings.kv_memory_mib * 2**20,
-        page_size=settings.page_size,
+        page_size=settings.page_size or _page_size(place, entry.dtype or settings.dtype),
+        cuda_graphs=settings.cuda_graphs,
         prefix_cache=settings.prefix_cache,
         step_tokens=settings.step_tokens or (_CPU_STEP_TOKENS if place == "cpu" else _GPU_STEP_TOKENS),
         condition=entry.condition or settings.condition,
@@ -74,6 +75,15 @@ def _options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
         attention=settings.attention,
         use_ema=settings.use_ema,
     )
+
+
+def _page_size(place: str, dtype: str) -> int:
+    """Tokens in a page: few waste the least and share the most, but flash attention wants many."""
+    if place != "cuda" or dtype == "float32":
+        return 16
+    from worker.kv.flash import PAGE_SIZE
+
+    return PAGE_SIZE
 
 
 def warm_up(runner: Runner) -> str:

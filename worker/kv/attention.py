@@ -1,7 +1,8 @@
 """Attention of a step's tokens, laid out flat, as spans that are planned once and used by every layer slot.
 
 A span is a run of rows of equal width. Its keys come from pages of the store, from its own fresh tokens, or from both.
-Masks are boolean, True where a query may look.
+Masks are boolean, True where a query may look. Where `worker.kv.flash` can be used, rows that look at stored tokens
+only are its `PagedSpan`s instead, which gather nothing.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worker.kv.flash import PagedSpan, attend_pages
 from worker.kv.store import KVStore
 
 
@@ -30,19 +32,24 @@ class Span:
     has_fresh: bool = False
     mask: Tensor | None = None
     is_causal: bool = False
-    _by_window: dict[int, Tensor] = field(default_factory=dict)
+    _masks: dict[int | None, Tensor] = field(default_factory=dict)
 
-    def windowed(self, window: int) -> Tensor:
-        """The mask that also hides keys `window` or more positions back; made once."""
-        if window not in self._by_window:
-            stored = torch.arange(self.num_stored, device=self.positions.device).expand(len(self.positions), -1)
-            places = torch.cat((stored, self.positions), dim=1) if self.has_fresh else stored
-            behind = (self.positions[:, :, None] - places[:, None, :])[:, None]
-            mask = behind < window
-            if self.is_causal:
-                mask &= behind >= 0
-            self._by_window[window] = mask if self.mask is None else mask & self.mask
-        return self._by_window[window]
+    def mask_for(self, window: int | None) -> Tensor | None:
+        """What each query sees of the last `window` positions, made once; None where SDPA needs no mask for it."""
+        if window is None and (self.mask is not None or self.pages is None or not self.is_causal):
+            return self.mask
+        if window not in self._masks:
+            self._masks[window] = self._visible(window)
+        return self._masks[window]
+
+    def _visible(self, window: int | None) -> Tensor:
+        stored = torch.arange(self.num_stored, device=self.positions.device).expand(len(self.positions), -1)
+        places = torch.cat((stored, self.positions), dim=1) if self.has_fresh else stored
+        behind = (self.positions[:, :, None] - places[:, None, :])[:, None]
+        mask = behind >= 0 if self.is_causal else torch.ones_like(behind, dtype=torch.bool)
+        if window is not None:
+            mask = mask & (behind < window)
+        return mask if self.mask is None else mask & self.mask
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Plan:
     """One step: `positions` [T] of all tokens, the store's `rows` [K] for those that are `kept` [K] (None: all T)."""
 
     positions: Tensor
-    spans: tuple[Span, ...]
+    spans: tuple[Span | PagedSpan, ...]
     rows: Tensor | None = None
     kept: Tensor | None = None
 
@@ -74,7 +81,12 @@ def attend(
         assert store is not None
         kept = plan.kept
         store.write(slot, plan.rows, key if kept is None else key[kept], value if kept is None else value[kept])
-    parts = [_attend_span(span, store, slot, query, key, value, scale, window) for span in plan.spans]
+    parts = [
+        attend_pages(span, store, slot, query, scale, window)
+        if isinstance(span, PagedSpan)
+        else _attend_span(span, store, slot, query, key, value, scale, window)
+        for span in plan.spans
+    ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -90,7 +102,7 @@ def _attend_span(
 ) -> Tensor:
     rows = span.positions.shape
     keys, values = _keys_and_values(span, store, slot, key, value)
-    mask = span.mask if window is None else span.windowed(window)
+    mask = span.mask_for(window)
     out = F.scaled_dot_product_attention(
         query[span.start : span.stop].unflatten(0, rows).transpose(1, 2),
         keys.transpose(1, 2),

@@ -36,6 +36,10 @@ class KVStore:
         self._keys[slot].flatten(0, 1).index_copy_(0, rows, keys)
         self._values[slot].flatten(0, 1).index_copy_(0, rows, values)
 
+    def pool(self, slot: int) -> tuple[Tensor, Tensor]:
+        """All keys and values of a slot, each [num_pages, page_size, num_heads, head_dim], as they lie in memory."""
+        return self._keys[slot], self._values[slot]
+
     def read(self, slot: int, pages: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, P * page_size, num_heads, head_dim] of `pages` [B, P]."""
         flat, batch = pages.flatten(), pages.shape[0]

@@ -29,6 +29,7 @@ class RunnerOptions:
     segments: str = "compat"
     attention: Literal["bidirectional", "causal"] | None = None
     use_ema: bool = True
+    cuda_graphs: bool = True
 
 
 _ONE_TOKEN = Generate("1", Sampling(max_tokens=1, seed=0, temperature=0.0))

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from shared.errors import InvalidRequest
@@ -61,8 +60,7 @@ def _attention(
     return attend(step.plan, step.store, slot, query, key, value, scale, sliding_window)[None], None
 
 
-ALL_ATTENTION_FUNCTIONS.register(_INTERFACE, _attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(_INTERFACE, lambda *_, **__: None)
+ALL_ATTENTION_FUNCTIONS.register(_INTERFACE, _attention)  # no mask function beside it: then none is ever made
 
 
 class CausalLanguage:
