@@ -103,6 +103,7 @@ class Settings(BaseSettings):
         description="tokens in a KV page (none: 16; on cuda in half precision 256, as flash attention asks)",
     )
     cuda_graphs: bool = Field(default=True, description="replay decoding steps as CUDA graphs where attention allows")
+    compile_layers: bool = Field(default=True, description="compile HRM-Text's layers on cuda (needs a C compiler)")
     prefix_cache: bool = Field(default=True, description="let requests of one tenant share what was computed")
     step_tokens: Count | None = Field(default=None, description="tokens of one step (none: 256 on cpu, else 4096)")
 

@@ -67,6 +67,7 @@ def _options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
         kv_bytes=settings.kv_memory_mib * 2**20,
         page_size=settings.page_size or _page_size(place, entry.dtype or settings.dtype),
         cuda_graphs=settings.cuda_graphs,
+        compile_layers=settings.compile_layers,
         prefix_cache=settings.prefix_cache,
         step_tokens=settings.step_tokens or (_CPU_STEP_TOKENS if place == "cpu" else _GPU_STEP_TOKENS),
         condition=entry.condition or settings.condition,

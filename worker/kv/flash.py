@@ -12,7 +12,6 @@ from itertools import accumulate
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn_out
 
 from worker.kv.store import KVShape, KVStore
 
@@ -76,6 +75,8 @@ def attend_pages(
     span: PagedSpan, store: KVStore | None, slot: int, query: Tensor, scale: float, window: int | None
 ) -> Tensor:
     """Attention output of a span; the arguments are those of `attend`, the span's own keys already stored."""
+    from torch.nn.attention.varlen import varlen_attn_out  # seconds of imports that a CPU does without
+
     assert store is not None
     keys, values = store.pool(slot)
     queries = query[span.start : span.stop]

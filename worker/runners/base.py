@@ -30,6 +30,7 @@ class RunnerOptions:
     attention: Literal["bidirectional", "causal"] | None = None
     use_ema: bool = True
     cuda_graphs: bool = True
+    compile_layers: bool = True
 
 
 _ONE_TOKEN = Generate("1", Sampling(max_tokens=1, seed=0, temperature=0.0))
