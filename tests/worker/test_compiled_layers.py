@@ -57,7 +57,7 @@ def test_layers_that_do_not_compile_run_as_they_are(
 
     plain = net.model.halves
     monkeypatch.setattr(torch, "compile", without_compiler)
-    hrm_text._compile(net, "tiny")
+    hrm_text.compile_net(net, "tiny")
     assert net.model.halves == plain
     assert "model tiny runs uncompiled: Failed to find C compiler" in caplog.text
     runner = hrm_text.load(RunnerOptions(path=str(tmp_path), max_batch=2))

@@ -22,7 +22,7 @@ from worker import loading
 from worker.kv import flash
 from worker.kv.attention import Plan, Span, attend
 from worker.kv.batch import Batch, BatchBuilder
-from worker.kv.flash import paged_span
+from worker.kv.spans import paged_span
 from worker.kv.store import KVShape, KVStore
 from worker.kv.transfer import packed
 from worker.models.errors import ModelFormatError
@@ -79,7 +79,7 @@ def test_in_place_says_what_gathering_says(
     scores = score_all(plain, [scored])[0]
     stand_in(monkeypatch)
     runner = load(model, step_tokens=step_tokens, cuda_graphs=cuda_graphs)
-    assert (runner._decoder is not None) == cuda_graphs
+    assert runner.has_graphs == cuda_graphs
     assert generate_all(runner, asked) == expected
     for ours, theirs in zip(score_all(runner, [scored])[0], scores, strict=True):
         assert ours.log_likelihood == pytest.approx(theirs.log_likelihood, abs=1e-4)
@@ -167,7 +167,7 @@ def test_a_span_in_place_equals_one_that_gathers(
     firsts, pages = [7, 0, 3], [[3, 11, 0], [5, 0, 0], [1, 2, 0]]
     query, fresh = torch.randn(3 * count, 4, 8), torch.zeros(3 * count, 2, 8)
     lengths = [first + count for first in firsts]
-    in_place = paged_span(0, [count] * 3, lengths, pages, 4)
+    in_place = paged_span(0, [count] * 3, lengths, pages, 4, flash.varlen)
     positions = torch.tensor(firsts)[:, None] + torch.arange(count)
     gathering = Span(0, 3 * count, positions, torch.tensor(pages), max(lengths), is_causal=True)
     ours, theirs = (
@@ -180,7 +180,7 @@ def test_a_span_in_place_equals_one_that_gathers(
 def test_the_trial_tells_a_right_kernel_from_wrong_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a build gets wrong is found when the model is loaded, and named."""
     place = "torch.nn.attention.varlen.varlen_attn_out"
-    trial = (CPU, torch.float32, KVShape(3, 2, 8), 256)
+    trial = (flash.varlen, CPU, torch.float32, KVShape(3, 2, 8), 256)
     monkeypatch.setattr(place, naive_varlen_attn_out)
     assert flash.trial(*trial) is None
 
@@ -201,16 +201,32 @@ def test_the_trial_tells_a_right_kernel_from_wrong_ones(monkeypatch: pytest.Monk
     assert "no kernel image" in (flash.trial(*trial) or "")
 
 
-def test_obstacles_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernel_is_chosen_once_and_the_reason_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda, shape, half = torch.device("cuda"), KVShape(1, 2, 64), torch.bfloat16
+    failing: dict[object, str] = {}
+    monkeypatch.setattr(flash, "trial", lambda kernel, *_: failing.get(kernel))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "an old card")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
-    assert "needs CUDA" in (flash.obstacle(CPU, half, shape, 256) or "")
-    assert "float32" in (flash.obstacle(cuda, torch.float32, shape, 256) or "")
-    assert "an old card" in (flash.obstacle(cuda, half, shape, 256) or "")
+
+    def chosen(*given: object) -> tuple[object, str]:
+        return flash.choose_kernel(*given)  # type: ignore[arg-type]
+
+    for given, reason in (
+        ((CPU, half, shape, 256), "needs CUDA"),
+        ((cuda, torch.float32, shape, 256), "float32"),
+        ((cuda, half, shape, 256), "an old card"),
+    ):
+        kernel, why = chosen(*given)
+        assert kernel is None and reason in why
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    assert "head dimension" in (flash.obstacle(cuda, half, KVShape(1, 2, 264), 256) or "")
-    assert "multiple of 256, not 16" in (flash.obstacle(cuda, half, shape, 16) or "")
+    assert "head dimension" in chosen(cuda, half, KVShape(1, 2, 264), 256)[1]
+    assert chosen(cuda, half, shape, 256) == (flash.varlen, "")
+    kernel, why = chosen(cuda, half, shape, 16)
+    assert kernel is flash.in_triton and "multiple of 256" in why
+    failing[flash.varlen] = "it is off"
+    assert chosen(cuda, half, shape, 256) == (flash.in_triton, "it is off")
+    failing[flash.in_triton] = "no triton"
+    assert chosen(cuda, half, shape, 256) == (None, "it is off; no triton")
 
 
 @pytest.mark.parametrize(
@@ -265,8 +281,8 @@ def test_no_tensor_of_a_step_stays_behind() -> None:
         )
     )
     slices = [Slice(decoding, 1), Slice(prompt, 5), Slice(scoring, num_tails=2)]
-    for in_place in (False, True):
-        here, there = (BatchBuilder(4, torch.device(kind), True, in_place).build(slices) for kind in ("cpu", "meta"))
+    for kernel in (None, flash.varlen):
+        here, there = (BatchBuilder(4, torch.device(kind), True, kernel).build(slices) for kind in ("cpu", "meta"))
         found, moved = tensors_of(here), tensors_of(there)
         assert [(item.shape, item.dtype) for item in moved] == [(item.shape, item.dtype) for item in found]
         assert {item.device.type for item in moved} == {"meta"}

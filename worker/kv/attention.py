@@ -2,7 +2,7 @@
 
 A span is a run of rows of equal width. Its keys come from pages of the store, from its own fresh tokens, or from both.
 Masks are boolean, True where a query may look. Where `worker.kv.flash` can be used, rows that look at stored tokens
-only are its `PagedSpan`s instead, which gather nothing.
+only are `PagedSpan`s instead, which gather nothing.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.kv.flash import PagedSpan, attend_pages
+from worker.kv.spans import PagedSpan
 from worker.kv.store import KVStore
 
 
@@ -82,12 +82,19 @@ def attend(
         kept = plan.kept
         store.write(slot, plan.rows, key if kept is None else key[kept], value if kept is None else value[kept])
     parts = [
-        attend_pages(span, store, slot, query, scale, window)
+        _attend_in_place(span, store, slot, query, scale, window)
         if isinstance(span, PagedSpan)
         else _attend_span(span, store, slot, query, key, value, scale, window)
         for span in plan.spans
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _attend_in_place(
+    span: PagedSpan, store: KVStore | None, slot: int, query: Tensor, scale: float, window: int | None
+) -> Tensor:
+    assert store is not None
+    return span.kernel(span, *store.pool(slot), query[span.start : span.stop], scale, window)
 
 
 def _attend_span(

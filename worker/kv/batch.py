@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from worker.kv.attention import Plan, Span, length_groups
-from worker.kv.flash import PagedSpan, paged_span
+from worker.kv.spans import Kernel, PagedSpan, paged_span
 from worker.kv.transfer import to_device
 from worker.sequence import Sequence, Slice
 
@@ -32,13 +32,13 @@ class Batch:
 
 @dataclass
 class BatchBuilder:
-    """Builds one step. `is_prefix`: a prompt sees itself in both directions. `in_place`: the store's pages can be
-    attended to where they lie."""
+    """Builds one step. `is_prefix`: a prompt sees itself in both directions. `kernel`: what attends to the
+    store's pages where they lie, if anything does."""
 
     page_size: int
     device: torch.device
     is_prefix: bool
-    in_place: bool = False
+    kernel: Kernel | None = None
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
@@ -70,7 +70,7 @@ class BatchBuilder:
 
     def _groups(self, lengths: list[int]) -> list[list[int]]:
         """Rows that are computed together: in place all of them, since nothing is padded there."""
-        return [list(range(len(lengths)))] if self.in_place and lengths else length_groups(lengths)
+        return [list(range(len(lengths)))] if self.kernel is not None and lengths else length_groups(lengths)
 
     def _decode(self, group: list[tuple[int, Slice]]) -> None:
         """One new token a row; it looks at all its stored predecessors and at itself."""
@@ -105,9 +105,9 @@ class BatchBuilder:
         """The latest tokens are rows of `count`, stored from `firsts` on; they see what is stored up to themselves."""
         start, width = len(self.ids) - len(firsts) * count, max(firsts) + count
         pages = self._pages(sequences, width)
-        if self.in_place:
+        if self.kernel is not None:
             lengths = [first + count for first in firsts]
-            self.spans.append(paged_span(start, [count] * len(firsts), lengths, pages, self.page_size))
+            self.spans.append(paged_span(start, [count] * len(firsts), lengths, pages, self.page_size, self.kernel))
             return
         positions = self._tensor(list(firsts))[:, None] + torch.arange(count)
         self.spans.append(Span(start, len(self.ids), positions, self._tensor(pages), width, is_causal=True))

@@ -1,22 +1,20 @@
-"""Attention over pages where they lie, on CUDA: torch's flash attention reads the store through a block table.
+"""Attention over pages where they lie, on CUDA in half precision: which kernel does it, if any.
 
-What the built-in kernel (flash attention 2) asks for: bfloat16 or float16, compute capability 8.0 or more, pages of a
-multiple of 256 tokens, and one split, since with more its results over pages are wrong. One split also makes a row's
-result independent of its batch mates. Rows see what is stored up to themselves: causal, aligned at their last token.
+Torch's flash attention (2) takes a block table from torch 2.13 on. It asks for compute capability 8.0, pages of a
+multiple of 256 tokens, and one split, since with more its results over pages are wrong. Where it does not serve, our
+own kernel in Triton does. Either must first pass a trial. Neither splits a row's keys, so that a row's result does not
+depend on its batch mates. Rows see what is stored up to themselves: causal, aligned at their last token.
 """
-
-from collections.abc import Sequence as Rows
-from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worker.kv.spans import Kernel, PagedSpan, paged_span
 from worker.kv.store import KVShape, KVStore
 
 PAGE_SIZE = 256
-"""Tokens of which a page must hold a multiple."""
+"""Tokens of which a page must hold a multiple for torch's kernel."""
 
 _LARGEST_HEAD = 256
 _TRIAL_LENGTHS = (300, 1, 257)
@@ -24,66 +22,14 @@ _TRIAL_QUERIES = (1, 1, 40)
 _TRIAL_TOLERANCE = 0.03
 
 
-@dataclass(frozen=True)
-class PagedSpan:
-    """Flat tokens `start` to `stop`: N rows, each the last tokens of its `lengths` [N] stored ones.
-
-    Row n's tokens begin at `query_starts[n]` [N + 1], counted from `start`; its keys are in the pages
-    `block_table[n]` [N, P] (behind its end: any page). `key_starts` [N + 1] counts the places of the block table.
-    All int32. No row has more than `max_queries` tokens or `max_keys` places.
-    """
-
-    start: int
-    stop: int
-    query_starts: Tensor
-    key_starts: Tensor
-    lengths: Tensor
-    block_table: Tensor
-    max_queries: int
-    max_keys: int
-
-
-def paged_span(
-    start: int,
-    num_queries: Rows[int],
-    lengths: Rows[int],
-    pages: Rows[Rows[int]],
-    page_size: int,
-    device: torch.device | None = None,
-) -> PagedSpan:
-    """The span of rows of `num_queries` tokens each, laid out from `start`, `pages` of each row equally many."""
-
-    def as_ints(values: Rows[int] | Rows[Rows[int]]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=device)
-
-    query_starts = [0, *accumulate(num_queries)]
-    room = len(pages[0]) * page_size
-    key_starts = as_ints(range(0, (len(pages) + 1) * room, room))
-    return PagedSpan(
-        start,
-        start + query_starts[-1],
-        as_ints(query_starts),
-        key_starts,
-        as_ints(lengths),
-        as_ints(pages),
-        max(num_queries),
-        room,
-    )
-
-
-def attend_pages(
-    span: PagedSpan, store: KVStore | None, slot: int, query: Tensor, scale: float, window: int | None
-) -> Tensor:
-    """Attention output of a span; the arguments are those of `attend`, the span's own keys already stored."""
+def varlen(span: PagedSpan, keys: Tensor, values: Tensor, query: Tensor, scale: float, window: int | None) -> Tensor:
+    """Torch's kernel."""
     from torch.nn.attention.varlen import varlen_attn_out  # seconds of imports that a CPU does without
 
-    assert store is not None
-    keys, values = store.pool(slot)
-    queries = query[span.start : span.stop]
-    out = torch.empty_like(queries)
+    out = torch.empty_like(query)
     varlen_attn_out(
         out,
-        queries,
+        query,
         keys,
         values,
         span.query_starts,
@@ -100,8 +46,29 @@ def attend_pages(
     return out
 
 
-def obstacle(device: torch.device, dtype: torch.dtype, shape: KVShape, page_size: int) -> str | None:
-    """Why pages cannot be attended to where they lie, in words for a log; None if they can."""
+def in_triton(span: PagedSpan, keys: Tensor, values: Tensor, query: Tensor, scale: float, window: int | None) -> Tensor:
+    """Ours."""
+    from worker.kv.paged_triton import attend  # Triton comes with torch for CUDA alone
+
+    return attend(span, keys, values, query, scale, window)
+
+
+def choose_kernel(
+    device: torch.device, dtype: torch.dtype, shape: KVShape, page_size: int
+) -> tuple[Kernel | None, str]:
+    """The kernel that attends to pages where they lie, or None, and why no better one, in words for a log."""
+    obstacle = _obstacle(device, dtype, shape)
+    if obstacle:
+        return None, obstacle
+    problem = f"torch's kernel needs page_size to be a multiple of {PAGE_SIZE}" if page_size % PAGE_SIZE else None
+    problem = problem or trial(varlen, device, dtype, shape, page_size)
+    if problem is None:
+        return varlen, ""
+    own_problem = trial(in_triton, device, dtype, shape, page_size)
+    return (in_triton, problem) if own_problem is None else (None, f"{problem}; {own_problem}")
+
+
+def _obstacle(device: torch.device, dtype: torch.dtype, shape: KVShape) -> str | None:
     if device.type != "cuda" or torch.version.hip is not None:
         return f"flash attention over pages needs CUDA, not {device.type if torch.version.hip is None else 'ROCm'}"
     if dtype not in (torch.bfloat16, torch.float16):
@@ -110,13 +77,11 @@ def obstacle(device: torch.device, dtype: torch.dtype, shape: KVShape, page_size
         return f"flash attention needs compute capability 8.0, not that of {torch.cuda.get_device_name(device)}"
     if shape.head_dim % 8 or shape.head_dim > _LARGEST_HEAD:
         return f"flash attention needs a head dimension of a multiple of 8 up to {_LARGEST_HEAD}, not {shape.head_dim}"
-    if page_size % PAGE_SIZE:
-        return f"flash attention over pages needs page_size to be a multiple of {PAGE_SIZE}, not {page_size}"
-    return trial(device, dtype, shape, page_size)
+    return None
 
 
 @torch.inference_mode()
-def trial(device: torch.device, dtype: torch.dtype, shape: KVShape, page_size: int) -> str | None:
+def trial(kernel: Kernel, device: torch.device, dtype: torch.dtype, shape: KVShape, page_size: int) -> str | None:
     """Compare a small attention over shuffled pages with SDPA over the same keys; what is wrong with it, or None."""
     per_row = -(-max(_TRIAL_LENGTHS) // page_size)
     one_slot = KVShape(1, shape.num_heads, shape.head_dim)
@@ -124,15 +89,15 @@ def trial(device: torch.device, dtype: torch.dtype, shape: KVShape, page_size: i
     for pool in store.pool(0):
         pool.normal_()
     table = torch.arange(len(_TRIAL_LENGTHS) * per_row).flip(0).view(-1, per_row)
-    span = paged_span(0, _TRIAL_QUERIES, _TRIAL_LENGTHS, table.tolist(), page_size, device)
+    span = paged_span(0, _TRIAL_QUERIES, _TRIAL_LENGTHS, table.tolist(), page_size, kernel, device)
     query = torch.randn(span.stop, shape.num_heads, shape.head_dim, dtype=dtype, device=device)
     scale = shape.head_dim**-0.5
     try:
-        got = attend_pages(span, store, 0, query, scale, None)
-    except RuntimeError as error:  # a kernel that this build or device lacks
-        return f"flash attention over pages failed its trial: {error}"
+        got = kernel(span, *store.pool(0), query, scale, None)
+    except Exception as error:  # the seam to foreign kernels: a torch without the function, a device without the code
+        return f"{kernel.__name__} failed its trial: {type(error).__name__}: {error}"
     gap = (got - _reference(store, table.to(device), query, scale)).abs().max().item()
-    return None if gap <= _TRIAL_TOLERANCE else f"flash attention over pages is off by {gap:.3g} in its trial"
+    return None if gap <= _TRIAL_TOLERANCE else f"{kernel.__name__} is off by {gap:.3g} in its trial"
 
 
 def _reference(store: KVStore, table: Tensor, query: Tensor, scale: float) -> Tensor:

@@ -100,6 +100,8 @@ class _Block(nn.Module):
 Halves = tuple[Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]], Callable[..., Tensor]]
 """What computes a layer before and after its attention: methods of `_Block`, as they are or compiled."""
 
+PLAIN_HALVES: Halves = (_Block.before, _Block.after)
+
 
 class _Stack(nn.Module):
     def __init__(self, shape: HrmTextShape) -> None:
@@ -135,7 +137,7 @@ class HrmTextModel(nn.Module):
         cos, sin = rope_table(shape.max_positions, shape.head_dim, shape.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        self.halves: Halves = (_Block.before, _Block.after)
+        self.halves = PLAIN_HALVES
 
     def compile_layers(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Fuse what lies between matrix products and attention. All layers are alike: two compilations serve them."""

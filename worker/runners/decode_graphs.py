@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from worker.kv.attention import Plan
-from worker.kv.flash import PagedSpan
+from worker.kv.spans import Kernel, PagedSpan
 from worker.kv.store import KVStore
 from worker.runners.base import RunnerSpec
 from worker.runners.net import Net
@@ -43,7 +43,7 @@ class DecodeGraphs:
     A graph knows addresses, not tensors: whatever it reads must live as long as it does.
     """
 
-    def __init__(self, net: Net, store: KVStore, spec: RunnerSpec, capture: Capture) -> None:
+    def __init__(self, net: Net, store: KVStore, kernel: Kernel, spec: RunnerSpec, capture: Capture) -> None:
         self._page_size = spec.page_size
         self._spare_page = spec.num_pages
         self._pages_per_row = -(-spec.context_window // spec.page_size)
@@ -56,7 +56,7 @@ class DecodeGraphs:
         self._graphs: dict[int, _Graph] = {}
         for size in reversed(self._sizes):  # the largest first: the others find room in the memory it leaves
             self._load([], size)
-            replay, (states, logits) = capture(self._forward(net, store, size))
+            replay, (states, logits) = capture(self._forward(net, store, kernel, size))
             self._graphs[size] = _Graph(replay, states, logits)
 
     def decode(self, slices: Rows[Slice]) -> tuple[Tensor, Tensor] | None:
@@ -83,11 +83,11 @@ class DecodeGraphs:
         staged = torch.tensor(values, dtype=torch.int32, pin_memory=self._input.is_cuda)
         self._input[: len(values)].copy_(staged, non_blocking=True)
 
-    def _forward(self, net: Net, store: KVStore, size: int) -> Forward:
+    def _forward(self, net: Net, store: KVStore, kernel: Kernel, size: int) -> Forward:
         header = self._input[: _HEADER * size].view(_HEADER, size)
         table = self._input[_HEADER * size : (_HEADER + self._pages_per_row) * size].view(size, -1)
         counts, rooms = self._counts[: size + 1], self._rooms[: size + 1]
-        span = PagedSpan(0, size, counts, rooms, header[3], table, max_queries=1, max_keys=self._room)
+        span = PagedSpan(0, size, counts, rooms, header[3], table, 1, self._room, kernel)
 
         def run() -> tuple[Tensor, Tensor]:
             ids, positions, rows = header[:3].long()
@@ -106,11 +106,11 @@ class DecodeGraphs:
         return pages + [self._spare_page] * (self._pages_per_row - len(pages))
 
 
-def capture_decoding(net: Net, store: KVStore, spec: RunnerSpec) -> DecodeGraphs | None:
+def capture_decoding(net: Net, store: KVStore, kernel: Kernel, spec: RunnerSpec) -> DecodeGraphs | None:
     """Graphs for the network, or None, with the reason in the log, where it cannot be captured: it decodes without."""
     try:
         with torch.inference_mode():
-            return DecodeGraphs(net, store, spec, CudaCapture(net.device))
+            return DecodeGraphs(net, store, kernel, spec, CudaCapture(net.device))
     except RuntimeError as error:
         logger.warning("model %s decodes without CUDA graphs: %s", spec.name, error)
         return None

@@ -127,13 +127,13 @@ def load(options: RunnerOptions) -> PagedRunner:
     device = torch.device(options.device)
     net = HrmTextNet(model.to(device), device)
     if device.type == "cuda" and options.compile_layers:
-        _compile(net, options.name)
+        compile_net(net, options.name)
     window = min(options.context_window or model.shape.max_positions, model.shape.max_positions)
     return PagedRunner("hrm-text", _describe(model, note), net, language, window, options)
 
 
 @torch.inference_mode()
-def _compile(net: HrmTextNet, name: str) -> None:
+def compile_net(net: HrmTextNet, name: str) -> None:
     """Compile the layers if a forward of a few tokens then works; else say why not and leave them as they are."""
     plain = net.model.halves
     net.model.compile_layers()

@@ -40,8 +40,8 @@ class PagedRunner:
     def __init__(
         self, kind: str, found: str, net: Net, language: Language, window: int, options: RunnerOptions
     ) -> None:
-        obstacle = flash.obstacle(net.device, net.dtype, net.kv_shape, options.page_size)
-        use_graphs = obstacle is None and options.cuda_graphs
+        self.kernel, obstacle = flash.choose_kernel(net.device, net.dtype, net.kv_shape, options.page_size)
+        use_graphs = self.kernel is not None and options.cuda_graphs
         num_pages = _num_pages(net, window, options, num_spare=int(use_graphs))
         reuse: Literal["prefix", "prompt"] = "prompt" if net.is_prefix else "prefix"
         self.spec = RunnerSpec(
@@ -59,13 +59,17 @@ class PagedRunner:
         self.eos_ids = language.eos_ids
         self._net = net
         self._language = language
-        self._in_place = obstacle is None
         self._store = KVStore(net.kv_shape, num_pages + use_graphs, options.page_size, net.dtype, net.device)
         self._decoder: DecodeGraphs | None = None
-        if obstacle is not None and net.device.type == "cuda":
-            logger.warning("model %s: stored keys are gathered for every step: %s", options.name, obstacle)
-        if use_graphs:
-            self._decoder = capture_decoding(net, self._store, self.spec)
+        if net.device.type == "cuda" and obstacle:
+            what = "our own kernel attends" if self.kernel else "stored keys are gathered for every step"
+            logger.warning("model %s: %s: %s", options.name, what, obstacle)
+        if self.kernel is not None and use_graphs:
+            self._decoder = capture_decoding(net, self._store, self.kernel, self.spec)
+
+    @property
+    def has_graphs(self) -> bool:
+        return self._decoder is not None
 
     def encode(self, task: Task) -> Encoded:
         return self._language.encode(text_task(task), self.spec.context_window)
@@ -85,7 +89,7 @@ class PagedRunner:
         if decoded is not None:
             self._sample(range(len(slices)), *decoded, slices, results)
             return results
-        builder = BatchBuilder(self.spec.page_size, self._net.device, self._net.is_prefix, self._in_place)
+        builder = BatchBuilder(self.spec.page_size, self._net.device, self._net.is_prefix, self.kernel)
         batch = builder.build(slices)
         hidden = self._net.hidden(batch.ids, batch.plan, self._store)
         if batch.samplers:
