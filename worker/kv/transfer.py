@@ -29,9 +29,14 @@ def to_device(record: T, device: torch.device) -> T:
         return tensor
 
     _walk(record, note)
-    moved = iter(packed(found, device))
-    changed: T = _walk(record, lambda _: next(moved))
+    there = iter(moved(found, device))
+    changed: T = _walk(record, lambda _: next(there))
     return changed
+
+
+def moved(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
+    """CPU tensors on `device`; in one copy where that saves round trips."""
+    return packed(tensors, device) if device.type == "cuda" else [item.to(device) for item in tensors]
 
 
 def packed(tensors: list[Tensor], device: torch.device) -> list[Tensor]:

@@ -14,7 +14,7 @@ from shared.messages import Generate, Score, Task
 from worker.kv import flash
 from worker.kv.batch import BatchBuilder
 from worker.kv.store import KVStore
-from worker.kv.transfer import packed
+from worker.kv.transfer import moved
 from worker.models.errors import ModelFormatError
 from worker.runners.base import RunnerOptions, RunnerSpec, text_task
 from worker.runners.decode_graphs import DecodeGraphs, capture_decoding
@@ -125,7 +125,7 @@ class PagedRunner:
         if starting:
             sources = torch.tensor([item.source_page for item in starting])
             targets = torch.tensor([item.pages[item.num_computed // size] for item in starting])
-            self._store.copy_pages(*packed([sources, targets], self._net.device))
+            self._store.copy_pages(*moved([sources, targets], self._net.device))
 
 
 def _with_q(result: StepResult | FleetError, q_values: list[float]) -> StepResult | FleetError:
