@@ -87,11 +87,11 @@ class Admission:
         wanted = default if asked is None else asked
         return TokenBudget(min(wanted, cap), wanted > cap)
 
-    def check_count(self, field: str, count: int) -> None:
-        """Refuse more prompts, or grids, than one request may bring."""
+    def check_count(self, field: str, count: int, what: str = "items") -> None:
+        """Refuse more prompts or grids, or more completions of them, than one request may bring."""
         most = self._limits.max_prompts
         if count > most:
-            raise InvalidRequest(f"{field}: expected at most {most} in one request, got {count}.", field=field)
+            raise InvalidRequest(f"{field}: expected at most {most} {what} in one request, got {count}.", field=field)
 
     async def submit(self, model: ModelInfo, tasks: Sequence[Task], request_id: str) -> list[Job]:
         """One queued job for each task, or none and QueueFull; BrokerUnavailable when Redis does not answer."""

@@ -104,6 +104,7 @@ class Dispatcher:
         for index in range(len(run.jobs)):
             self._metrics.jobs.labels(model, run.results.get(index, otherwise)).inc()
         self._metrics.prompt_tokens.labels(model).inc(run.usage.prompt_tokens)
+        self._metrics.cached_prompt_tokens.labels(model).inc(run.usage.cached_prompt_tokens)
         self._metrics.completion_tokens.labels(model).inc(run.usage.completion_tokens)
 
     def _watch(self, run: Run, receive: Receive) -> list["asyncio.Task[None]"]:

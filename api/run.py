@@ -9,22 +9,52 @@ from dataclasses import dataclass
 
 from api.trail import Usage
 from shared.errors import ClientGone, from_event
-from shared.messages import ContinuationScore, Done, Event, Failed, Job, Solution, Started, Tokens
+from shared.messages import (
+    ContinuationScore,
+    Done,
+    Event,
+    Failed,
+    Generate,
+    Job,
+    Solution,
+    Started,
+    TokenLogprob,
+    Tokens,
+)
 
 Progress = Started | Tokens | Done
 
 _FIRST_EVENT_S = 2.0
 
 
+@dataclass
+class Choice:
+    """One completion of a prompt, as far as it is known. `logprobs` are one for each id, or none at all.
+
+    `q_values` are q_halt and q_continue at its last token, of a model with a q head.
+    """
+
+    text: str = ""
+    finish_reason: str = ""
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    q_values: tuple[float, float] | None = None
+
+    def add(self, event: Tokens) -> None:
+        self.text += event.text
+        self.ids += event.ids
+        self.logprobs += event.logprobs
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """How one job ended well. `num_truncated` prompt tokens did not fit the context window."""
+    """How one job ended well. `num_truncated` and `max_tokens` are what `Started` said."""
 
-    text: str
-    finish_reason: str
+    choices: tuple[Choice, ...]
     usage: Usage
     scores: tuple[ContinuationScore, ...] = ()
     num_truncated: int = 0
+    max_tokens: int | None = None
     solution: Solution | None = None
 
 
@@ -65,19 +95,19 @@ class Run:
 
     async def outcomes(self) -> list[Outcome]:
         """How each job ended, in the order of the jobs. Raises the FleetError of the first that fails."""
-        texts = [""] * len(self.jobs)
-        truncated = [0] * len(self.jobs)
+        choices = [_empty_choices(job) for job in self.jobs]
+        started: dict[int, Started] = {}
         ends: dict[int, Done] = {}
         async for item in self.progress():
             assert item is not None
             index, event = item
             if isinstance(event, Tokens):
-                texts[index] += event.text
+                choices[index][event.choice].add(event)
             elif isinstance(event, Started):
-                truncated[index] = event.num_truncated
+                started[index] = event
             else:
                 ends[index] = event
-        return [_outcome(texts[index], truncated[index], ends[index]) for index in range(len(self.jobs))]
+        return [_outcome(choices[index], started.get(index), ends[index]) for index in range(len(self.jobs))]
 
     def _note(self, index: int, event: Event) -> Progress:
         self.unstarted.pop(index, None)
@@ -86,7 +116,7 @@ class Run:
         del self.unfinished[index]
         if isinstance(event, Done):
             self.results[index] = "done"
-            self.usage += Usage(event.num_prompt_tokens, event.num_completion_tokens)
+            self.usage += usage_of(event)
             return event
         error = from_event(event) if isinstance(event, Failed) else ClientGone("The request was cancelled.")
         self.results[index] = error.code
@@ -97,6 +127,23 @@ def total_usage(outcomes: Iterable[Outcome]) -> Usage:
     return sum((outcome.usage for outcome in outcomes), Usage())
 
 
-def _outcome(text: str, num_truncated: int, done: Done) -> Outcome:
-    usage = Usage(done.num_prompt_tokens, done.num_completion_tokens)
-    return Outcome(text, done.finish_reason, usage, done.scores, num_truncated, done.solution)
+def usage_of(done: Done) -> Usage:
+    return Usage(done.num_prompt_tokens, done.num_completion_tokens, done.num_cached_tokens)
+
+
+def finish_reasons(done: Done) -> tuple[str, ...]:
+    """Why each choice ended."""
+    return done.finish_reasons or (done.finish_reason,)
+
+
+def _empty_choices(job: Job) -> tuple[Choice, ...]:
+    return tuple(Choice() for _ in range(job.task.sampling.n if isinstance(job.task, Generate) else 1))
+
+
+def _outcome(choices: tuple[Choice, ...], started: Started | None, done: Done) -> Outcome:
+    for choice, reason in zip(choices, finish_reasons(done), strict=True):
+        choice.finish_reason = reason
+    for choice, q_values in zip(choices, done.q_values, strict=False):
+        choice.q_values = q_values
+    num_truncated, max_tokens = (started.num_truncated, started.max_tokens) if started else (0, None)
+    return Outcome(choices, usage_of(done), done.scores, num_truncated, max_tokens, done.solution)

@@ -27,7 +27,8 @@ def data(payload: Any) -> bytes:
 
 
 class EventStream(Response):
-    """Sends `frames`; `last_words` renders an error that comes when the stream has begun."""
+    """Sends `frames`; `last_words` renders an error that comes when the stream has begun, `headers` are asked for when
+    it begins."""
 
     media_type = "text/event-stream"
 
@@ -35,10 +36,11 @@ class EventStream(Response):
         self,
         frames: AsyncGenerator[bytes, None],
         last_words: Callable[[FleetError], bytes],
-        headers: dict[str, str] | None = None,
+        headers: Callable[[], dict[str, str]],
     ) -> None:
-        super().__init__(headers=_HEADERS | (headers or {}))
+        super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
+        self._more_headers = headers
         self._frames = frames
         self._last_words = last_words
 
@@ -60,6 +62,7 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _begin(self, send: Send) -> None:
+        self.headers.update(self._more_headers())
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
 
 

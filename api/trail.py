@@ -10,13 +10,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens read and written."""
+    """Tokens read and written; of those read some were computed before."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_prompt_tokens: int = 0
 
     def __add__(self, other: "Usage") -> "Usage":
-        return Usage(self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens)
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cached_prompt_tokens + other.cached_prompt_tokens,
+        )
 
     @property
     def total_tokens(self) -> int:

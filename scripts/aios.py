@@ -9,11 +9,12 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 
 from scripts.embedded_redis import EmbeddedRedis, EmbeddedRedisError
+from scripts.placement import place_workers
 from scripts.supervisor import Role, Supervisor
 from shared.cli import CONFIG_ENV, redis_url, run_role
 from shared.logs import configure_logging
@@ -65,7 +66,6 @@ def run_api(settings: Settings) -> int:
 def run_worker(settings: Settings) -> int:
     """Be a worker, in this process."""
     redis_url(settings)
-    os.environ.update(_thread_limits(settings))
     from worker.__main__ import run
 
     return run(settings)
@@ -73,7 +73,6 @@ def run_worker(settings: Settings) -> int:
 
 def dry_run_worker(settings: Settings) -> int:
     """Load what a worker would load, serve nothing."""
-    os.environ.update(_thread_limits(settings))
     from worker.__main__ import dry_run
 
     return dry_run(settings)
@@ -83,6 +82,7 @@ def serve_hrm(settings: Settings) -> int:
     """Be the fleet: start everything, restart what dies, drain on SIGTERM or Ctrl-C; 0 after a clean stop."""
     configure_logging(settings.log_level, settings.log_format)
     settings = settings.model_copy(update={"port": bindable_port(settings.host, settings.port)})
+    settings, places = place_workers(settings)
     with ExitStack() as stack:
         redis = None
         if settings.redis_url is None:
@@ -92,18 +92,21 @@ def serve_hrm(settings: Settings) -> int:
                 log.error("%s", error)
                 return 1
             settings = settings.model_copy(update={"redis_url": redis.url})
-        return asyncio.run(_supervise(settings, redis))
+        return asyncio.run(_supervise(settings, redis, places))
 
 
-def fleet_roles(settings: Settings) -> list[Role]:
-    """The processes of a fleet, in the order in which they stop: the front drains before the workers that feed it."""
+def fleet_roles(settings: Settings, places: Sequence[Mapping[str, str]]) -> list[Role]:
+    """The processes of a fleet, in the order in which they stop: the front drains before the workers that feed it.
+
+    There is a worker for each of `places`: what its environment has besides.
+    """
     inherited = {name: value for name, value in os.environ.items() if name not in ENV_ALIASES.values()}
     paths = [str(REPO_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = inherited | settings.to_env() | {CONFIG_ENV: os.devnull, "PYTHONPATH": os.pathsep.join(paths)}
     python = (sys.executable, "-P", "-m")  # -P: an `api` folder in the current directory is not ours
     return [
         Role("api", (*python, "api"), env),
-        Role("worker", (*python, "worker"), env | _thread_limits(settings), settings.workers),
+        Role("worker", (*python, "worker"), env, places),
     ]
 
 
@@ -117,8 +120,8 @@ def bindable_port(host: str, port: int) -> int:
         raise SettingsError(f"port: cannot listen on {host} port {port}: {error.strerror}") from error
 
 
-async def _supervise(settings: Settings, redis: EmbeddedRedis | None) -> int:
-    supervisor = Supervisor(fleet_roles(settings), settings.drain_timeout_s + KILL_AFTER_DRAIN_S)
+async def _supervise(settings: Settings, redis: EmbeddedRedis | None, places: Sequence[Mapping[str, str]]) -> int:
+    supervisor = Supervisor(fleet_roles(settings, places), settings.drain_timeout_s + KILL_AFTER_DRAIN_S)
     watches = [asyncio.create_task(_announce(settings))]
     if redis is not None:
         watches.append(asyncio.create_task(_watch_redis(redis, supervisor)))
@@ -160,11 +163,6 @@ async def _is_ready(host: str, port: int) -> bool:
     except (OSError, TimeoutError):
         return False
     return b" 200 " in status
-
-
-def _thread_limits(settings: Settings) -> dict[str, str]:
-    """Must be in the environment before torch is imported."""
-    return {name: str(settings.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
 def _version() -> str:

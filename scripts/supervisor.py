@@ -21,12 +21,12 @@ log = logging.getLogger("aios.supervisor")
 
 @dataclass(frozen=True)
 class Role:
-    """A command to keep running in `count` copies; `env` is the whole environment of each."""
+    """A command to keep running in one copy for each of `copies`: what its environment has on top of `env`."""
 
     name: str
     argv: Sequence[str]
     env: Mapping[str, str]
-    count: int = 1
+    copies: Sequence[Mapping[str, str]] = ({},)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Supervisor:
         ends = [asyncio.Event() for _ in self._roles]
         with signals_call({"SIGTERM": self.stop, "SIGHUP": self.stop, "SIGINT": self.interrupt}):
             keepers = [
-                [asyncio.create_task(self._keep(role, copy, end)) for copy in range(role.count)]
+                [asyncio.create_task(self._keep(role, copy, end)) for copy in range(len(role.copies))]
                 for role, end in zip(self._roles, ends, strict=True)
             ]
             await self._stop.wait()
@@ -103,7 +103,7 @@ class Supervisor:
         try:
             process = await asyncio.create_subprocess_exec(
                 *role.argv,
-                env=dict(role.env),
+                env={**role.env, **role.copies[copy]},
                 stdin=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
                 preexec_fn=die_with_parent(),

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
@@ -114,7 +114,8 @@ def _argument_kind(name: str, field: FieldInfo) -> dict[str, Any]:
 
 
 def _help(name: str, field: FieldInfo) -> str:
-    choices = " | ".join(choices_of(field.annotation))
+    numbers = ("N",) if int in get_args(field.annotation) else ()
+    choices = " | ".join(numbers + choices_of(field.annotation))
     names = ", ".join([env_name(name)] + ([ENV_ALIASES[name]] if name in ENV_ALIASES else []))
     text = f"{field.description}{': ' + choices if choices else ''} (default {_shown(field.default)}) [env: {names}]"
     return text.replace("%", "%%")

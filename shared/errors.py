@@ -2,9 +2,10 @@
 
 FleetError
 ├── InvalidRequest    400   ├── QueueFull          429   ├── BrokerUnavailable 503
-├── ModelNotFound     404   ├── NoWorker           503   ├── DeadlineExceeded  504
-├── JobNotFound       404   ├── QueueTimeout       503   ├── ClientGone        499
-├── PayloadTooLarge   413   ├── Draining           503   └── WorkerFailed      500
+├── ContextExceeded   400   ├── NoWorker           503   ├── NoMemory          503
+├── ModelNotFound     404   ├── QueueTimeout       503   ├── DeadlineExceeded  504
+├── JobNotFound       404   ├── Draining           503   ├── ClientGone        499
+├── PayloadTooLarge   413   │                            └── WorkerFailed      500
 """
 
 from shared.messages import Failed
@@ -29,6 +30,13 @@ class FleetError(Exception):
 
 class InvalidRequest(FleetError):
     code = "invalid_request"
+    status = 400
+
+
+class ContextExceeded(FleetError):
+    """Prompt and answer do not fit the context window; OpenAI's code, which clients look for."""
+
+    code = "context_length_exceeded"
     status = 400
 
 
@@ -76,6 +84,13 @@ class Draining(FleetError):
 
 class BrokerUnavailable(FleetError):
     code = "broker_unavailable"
+    status = 503
+
+
+class NoMemory(FleetError):
+    """The worker lives, but has no memory for this request even alone: another time or another worker may."""
+
+    code = "out_of_memory"
     status = 503
 
 

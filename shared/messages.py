@@ -18,6 +18,11 @@ Halt = Literal["max", "q_halt"]
 """When a puzzle's row stops: after its last permitted ACT segment, or where its own q head says so."""
 
 
+Overflow = Literal["truncate", "clamp", "refuse"]
+"""What gives way when a prompt and `max_tokens` exceed the context window: the prompt's beginning, `max_tokens`, or the
+whole request. A prompt that leaves no room for any answer is refused by `clamp` as well."""
+
+
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     """How to choose tokens. `temperature` 0 is greedy; `top_k` 0, `top_p` 1.0 and `min_p` 0 do not cut.
 
@@ -44,20 +49,29 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Generate(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
-    """Continue one prompt. `condition` None is the model's default."""
+    """Continue one prompt. `condition` None is the model's default.
+
+    Of the prompt at most the last `max_prompt_tokens` are used; what is still too long is a matter of `overflow`.
+    """
 
     prompt: Text
     sampling: Sampling
     condition: str | None = None
+    overflow: Overflow = "truncate"
+    max_prompt_tokens: int | None = None
 
 
 class Score(msgspec.Struct, frozen=True, omit_defaults=True, tag="score"):
-    """Log-likelihood of each continuation given one context. `method` None is the model's default."""
+    """Log-likelihood of each continuation given one context. `method` None is the model's default.
+
+    `rolling`: of a whole text of any length, the only continuation of an empty context.
+    """
 
     context: Text
     continuations: tuple[Text, ...]
     condition: str | None = None
     method: Literal["strict", "aios_compat"] | None = None
+    rolling: bool = False
 
 
 class Solve(msgspec.Struct, frozen=True, omit_defaults=True, tag="solve"):
@@ -88,12 +102,15 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Started(msgspec.Struct, frozen=True, omit_defaults=True, tag="started"):
-    """A worker holds the job; once per epoch. `num_truncated` prompt tokens were cut to fit the context window."""
+    """A worker holds the job; once per epoch. `num_truncated` prompt tokens were cut, and the context window leaves
+    room for `max_tokens` of answer, where that is fewer than the task allows.
+    """
 
     epoch: int
     worker: str
     num_prompt_tokens: int
     num_truncated: int = 0
+    max_tokens: int | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -110,13 +127,14 @@ class TokenLogprob(msgspec.Struct, frozen=True, omit_defaults=True):
 class Tokens(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokens"):
     """Newly sampled ids of one choice and the text that became certain with them; either may be empty, not both.
 
-    `logprobs` are one for each id, if the request asks for them.
+    `logprobs` are one for each id, if the request asks for them. `finish_reason` is set in a choice's last event.
     """
 
     ids: tuple[int, ...]
     text: str = ""
     choice: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: str | None = None
 
 
 class ContinuationScore(msgspec.Struct, frozen=True):

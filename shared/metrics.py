@@ -25,6 +25,9 @@ class Metrics:
             registry=self.registry,
         )
         self.prompt_tokens = Counter("aios_prompt_tokens", "Tokens read.", ["model"], registry=self.registry)
+        self.cached_prompt_tokens = Counter(
+            "aios_cached_prompt_tokens", "Of the tokens read, those computed before.", ["model"], registry=self.registry
+        )
         self.completion_tokens = Counter("aios_completion_tokens", "Tokens written.", ["model"], registry=self.registry)
         self.jobs = Counter("aios_jobs", "Jobs ended, as seen here.", ["model", "outcome"], registry=self.registry)
         self.queue_depth = Gauge(

@@ -16,7 +16,7 @@ from redis.typing import EncodableT
 
 from shared import keys
 from shared.errors import QueueFull, QueueTimeout, WorkerFailed
-from shared.messages import STATE_OF, Cancelled, Failed, Job, decode_job, encode
+from shared.messages import STATE_OF, Cancelled, Failed, Generate, Job, decode_job, encode
 from shared.script import Call, QueueScript
 
 logger = logging.getLogger("aios.queue")
@@ -41,6 +41,11 @@ class Claim:
         """Tells this take of the job from every other, by this worker too."""
         return f"{self.job.id}:{self.epoch}"
 
+    @property
+    def places(self) -> int:
+        """How many of a worker's places the job takes."""
+        return places_of(self.job)
+
 
 @dataclass(frozen=True)
 class Depth:
@@ -59,6 +64,11 @@ def queue_key(job: Job) -> str:
     return keys.queue(job.model, job.priority, int(job.id[:2], 16))
 
 
+def places_of(job: Job) -> int:
+    """One place for each choice of a prompt, one for anything else."""
+    return job.task.sampling.n if isinstance(job.task, Generate) else 1
+
+
 class JobQueue:
     """A view on the queues of one Redis. `result_ttl_s` is how long an ended job and its log can still be read."""
 
@@ -69,33 +79,42 @@ class JobQueue:
 
     async def submit(self, jobs: Sequence[Job], *, max_depth: int, queue_timeout_s: float) -> None:
         """Queue `jobs`, which share model and priority: all of them, or none and QueueFull with a Retry-After."""
-        pairs = [part for job in jobs for part in (job.id, encode(job))]
+        parts = [part for job in jobs for part in (job.id, places_of(job), encode(job))]
         reply = await self._script.call(
             [queue_key(jobs[0]), *(keys.job(job.id) for job in jobs)],
-            ["submit", max_depth, int(queue_timeout_s * 1000), *pairs],
+            ["submit", max_depth, int(queue_timeout_s * 1000), *parts],
         )
         if reply[0] == 0:
             raise _queue_full(*reply[1:], max_depth=max_depth, wanted=len(jobs))
 
-    async def take(self, model: str, priority: str, worker: str, count: int, block_ms: int) -> list[Claim]:
-        """Up to `count` undelivered jobs, waiting at most `block_ms` for the first. For a dedicated connection."""
+    async def take(self, model: str, priority: str, worker: str, places: int, block_ms: int) -> list[Claim]:
+        """Undelivered jobs until they fill `places`, of which the last one may take more than are left.
+
+        Waits at most `block_ms` for the first. For a dedicated connection.
+        """
         stream = keys.queue(model, priority)
         try:
-            reply = await self._redis.xreadgroup(keys.GROUP, worker, {stream: ">"}, count=count, block=block_ms)
+            reply = await self._redis.xreadgroup(keys.GROUP, worker, {stream: ">"}, count=1, block=block_ms)
         except ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
             await self._create_group(stream)
             return []
-        entries = reply[0][1] if reply else []
+        entries: list[Entry] = reply[0][1] if reply else []
+        left = places - sum(map(_places_of_entry, entries))
+        if entries and left > 0:
+            entries += [_entry(item) for item in await self._script.call([stream], ["fill", worker, left])]
         return await self._claim(stream, worker, entries)
 
-    async def take_lapsed(self, model: str, priority: str, worker: str, count: int, lease_s: float) -> list[Claim]:
-        """Up to `count` jobs whose owner has let the lease run out, wherever they stand among those in hand."""
+    async def take_lapsed(self, model: str, priority: str, worker: str, places: int, lease_s: float) -> list[Claim]:
+        """Jobs whose owner has let the lease run out, wherever they stand among those in hand.
+
+        Until they fill `places`, of which the last one may take more than are left.
+        """
         stream, start = keys.queue(model, priority), b"0-0"
         entries: list[Entry] = []
         for _ in range(_MOST_SCANS):
-            room = count - len(entries)
+            room = places - len(entries)
             try:
                 reply = await self._redis.xautoclaim(stream, keys.GROUP, worker, int(lease_s * 1000), start, room)
             except ResponseError as error:
@@ -105,9 +124,11 @@ class JobQueue:
                 return []
             start = reply[0]
             entries += [entry for entry in reply[1] if entry[1]]
-            if start == b"0-0" or len(entries) >= count:
+            if start == b"0-0" or len(entries) >= places:
                 break
-        return await self._claim(stream, worker, entries)
+        fitting = _fitting(entries, places)
+        await self._leave_lapsed(stream, worker, entries[len(fitting) :])
+        return await self._claim(stream, worker, fitting)
 
     async def renew(self, claims: Sequence[Claim], worker: str) -> list[bool]:
         """Restart the lease of each claim; False for one that is no longer this worker's."""
@@ -149,6 +170,12 @@ class JobQueue:
         replies = await self._script.batch(calls)
         return [claim for claim in map(_claim_of, replies) if claim is not None]
 
+    async def _leave_lapsed(self, stream: str, worker: str, entries: Sequence[Entry]) -> None:
+        """Let others find what was found lapsed and is not wanted."""
+        ids: list[bytes | str | int | memoryview[int]] = [entry for entry, _ in entries]
+        if ids:
+            await self._redis.xclaim(stream, keys.GROUP, worker, 0, ids, idle=_GIVEN_UP_IDLE_MS, justid=True)
+
     async def _set_idle(self, claims: Sequence[Claim], worker: str, idle_ms: int) -> list[bool]:
         calls: list[Call] = [(job_keys(item.job)[:2], ["renew", item.epoch, worker, idle_ms]) for item in claims]
         return [bool(reply) for reply in await self._script.batch(calls)]
@@ -171,6 +198,27 @@ def _claim_of(reply: tuple[bytes, int, int] | None) -> Claim | None:
     except DecodeError as error:
         logger.error("a job of another version is left alone: %s", error)
         return None
+
+
+def _entry(reply: tuple[bytes, list[bytes]]) -> Entry:
+    """A stream entry as a script returns it: names and values in one list."""
+    entry, flat = reply
+    return entry, dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _places_of_entry(entry: Entry) -> int:
+    return int(entry[1].get(b"places", 1))
+
+
+def _fitting(entries: Sequence[Entry], places: int) -> list[Entry]:
+    """The first entries, until they fill `places`."""
+    fitting: list[Entry] = []
+    for entry in entries:
+        if places <= 0:
+            break
+        fitting.append(entry)
+        places -= _places_of_entry(entry)
+    return fitting
 
 
 def _queue_full(depth: int, ended: int, span_ms: int, *, max_depth: int, wanted: int) -> QueueFull:

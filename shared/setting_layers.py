@@ -13,7 +13,13 @@ import yaml
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
-ENV_ALIASES = {"model_path": "MODEL_PATH", "host": "HOST", "port": "PORT", "device": "FORCE_DEVICE"}
+ENV_ALIASES = {
+    "model_path": "MODEL_PATH",
+    "host": "HOST",
+    "port": "PORT",
+    "device": "FORCE_DEVICE",
+    "max_gpu_memory_gb": "MAX_GPU_MEM_GB",
+}
 SECTION = ("serve", "hrm")
 
 Layer = dict[str, tuple[Any, str]]

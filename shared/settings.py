@@ -17,16 +17,12 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from shared.setting_layers import Layer, LayerSource, cli_layer, env_layer, env_name, yaml_layer
 from shared.setting_layers import SettingsError as SettingsError
+from shared.setting_types import Count, CountOrAuto, Dtype, Gigabytes, Quantize, Seconds, Share, Text
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 SAMPLE_MODEL = REPO_ROOT / "models" / "sample-hrm-text"
 
 _layers: ContextVar[Sequence[Layer]] = ContextVar("aios_settings_layers", default=())
-
-Text = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class ModelEntry(BaseModel):
@@ -38,6 +34,7 @@ class ModelEntry(BaseModel):
     path: Text
     runner: Literal["auto", "hrm-text", "hrm-act", "hrm-puzzle", "causal", "echo"] = "auto"
     dtype: Dtype | None = None
+    quantize: Quantize | None = None
     context_window: Count | None = None
     tokenizer_path: Text | None = None
     condition: Text | None = None
@@ -67,7 +64,8 @@ class Settings(BaseSettings):
     models: tuple[ModelEntry, ...] = Field(default=(), description="model to serve as id=path, repeatable")
     default_model: Text | None = Field(default=None, description="id used when a request names no model")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="device; cuda also means ROCm")
-    dtype: Dtype = Field(default="float32", description="dtype of weights and activations")
+    dtype: Dtype = Field(default="auto", description="dtype of weights and activations")
+    quantize: Quantize = Field(default="none", description="round the weights of linear layers, on a CPU")
     max_batch_size: Count = Field(default=16, description="sequences decoded together by one worker")
     max_new_tokens: Count = Field(default=256, description="most tokens one answer may have")
     cap_policy: Literal["clamp", "reject"] = Field(default="clamp", description="what to do with a request over a cap")
@@ -78,8 +76,9 @@ class Settings(BaseSettings):
     log_format: Literal["json", "console"] = Field(default="console", description="log lines for machines or people")
     log_bodies: bool = Field(default=False, description="log truncated request bodies")
     redis_url: Text | None = Field(default=None, description="Redis URL (none: `aios serve hrm` embeds one)")
-    workers: Count = Field(default=1, description="worker processes of `aios serve hrm`")
-    threads: Count = Field(default=1, description="torch threads of one worker")
+    workers: CountOrAuto = Field(default=1, description="worker processes of `aios serve hrm`")
+    threads: CountOrAuto = Field(default="auto", description="torch threads of one worker")
+    pin_cores: bool = Field(default=True, description="give each of several workers cores of its own")
     max_queue_depth: int = Field(default=256, ge=0, description="waiting requests before 429")
     max_prompts_per_request: Count = Field(default=64, description="most prompts in one request")
     max_body_bytes: Count = Field(default=1 << 20, description="largest request body")
@@ -97,7 +96,9 @@ class Settings(BaseSettings):
     )
     condition: Text = Field(default="direct", description="HRM-Text condition of a prompt that names none")
     use_ema: bool = Field(default=True, description="averaged weights (EMA) of raw HRM-Text checkpoints")
-    kv_memory_mib: Count = Field(default=512, description="memory for KV pages of one worker")
+    kv_memory_mib: CountOrAuto = Field(default="auto", description="memory for KV pages of one model (auto: 512)")
+    kv_memory_fraction: Share | None = Field(default=None, description="share of free GPU memory for KV (none: 0.9)")
+    max_gpu_memory_gb: Gigabytes | None = Field(default=None, description="most GPU memory of one worker (none: all)")
     page_size: Count | None = Field(
         default=None,
         description="tokens in a KV page (none: 16; on cuda in half precision 256, as flash attention asks)",
@@ -201,13 +202,14 @@ def _without_outranked_models(layers: Sequence[Layer]) -> list[Layer]:
 
 
 def model_entries(settings: Settings) -> tuple[ModelEntry, ...]:
-    """The models to load, with dtype, context window, tokenizer and condition filled in from the fleet-wide settings.
+    """The models to load; what an entry leaves open is filled in from the fleet-wide setting of the same name.
 
     Without `models` it is one entry for `model_path`, named after its directory. Raises SettingsError if the name of
     that directory cannot serve as a model id.
     """
     entries = settings.models or (_entry_of_path(settings.model_path or str(SAMPLE_MODEL)),)
-    common = {name: getattr(settings, name) for name in ("dtype", "context_window", "tokenizer_path", "condition")}
+    fleet_wide = ("dtype", "quantize", "context_window", "tokenizer_path", "condition")
+    common = {name: getattr(settings, name) for name in fleet_wide}
     return tuple(
         entry.model_copy(update={name: value for name, value in common.items() if getattr(entry, name) is None})
         for entry in entries

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import sys
 
 from shared.broker import connect
@@ -9,27 +10,47 @@ from shared.cli import redis_url, run_role
 from shared.logs import configure_logging
 from shared.settings import Settings
 from shared.signals import signals_call
+from worker.device import CORES_ENV, keep_freed_memory, use_cores, use_threads
 from worker.loading import load_models, warm_up
+from worker.machine import survey
 from worker.service import WorkerService
+from worker.shapes import shape_of
 
 EXIT_OK, EXIT_BROKEN = 0, 1
+
+logger = logging.getLogger("aios.worker")
 
 
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT. Raises SettingsError for a model that cannot be loaded."""
     configure_logging(settings.log_level, settings.log_format)
+    prepare_process(settings)
     return asyncio.run(_serve(settings))
 
 
 def dry_run(settings: Settings) -> int:
     """Load every model, try each and say what was found; serves nothing."""
     logging.basicConfig(level=logging.WARNING)
+    prepare_process(settings)
     for model in load_models(settings):
         info = model.info
         mark = " (default)" if info.is_default else ""
         print(f"{info.id}{mark}: {info.found}; context window {info.context_window} tokens")
         print(f"  {warm_up(model.runner)}")
     return EXIT_OK
+
+
+def prepare_process(settings: Settings) -> None:
+    """Threads, cores and malloc, before torch is imported and threads are started, which inherit them."""
+    cores = os.environ.get(CORES_ENV)
+    if cores and settings.pin_cores:
+        use_cores(cores)
+    threads = settings.threads
+    if threads == "auto":
+        threads = shape_of(settings.model_copy(update={"workers": 1}), survey(settings.device)).threads
+    use_threads(threads)
+    keep_freed_memory()
+    logger.info("%d threads on cores %s", threads, cores or "not pinned")
 
 
 async def _serve(settings: Settings) -> int:

@@ -1,30 +1,115 @@
-"""Which device and how many threads this process computes with.
+"""Which device and which dtype this process computes with, and how it uses the processor.
 
 A device that was asked for by name must be there; `auto` takes cuda (ROCm counts as cuda), then mps, then cpu (X14).
 Torch is imported only when a device is chosen: the echo runner needs none.
 """
 
+import ctypes
 import os
+import platform
+import sys
+from typing import TYPE_CHECKING, TypedDict
 
 from shared.settings import SettingsError
 
-
-def choose(wanted: str) -> str:
-    """The device to use. Raises SettingsError when a named one is missing."""
+if TYPE_CHECKING:
     import torch
 
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted == "auto":
-        return next(name for name, is_there in available.items() if is_there)
-    if not available[wanted]:
-        there = ", ".join(name for name, is_there in available.items() if is_there)
-        raise SettingsError(f"device: {wanted!r} was asked for but is not available here; there is {there}")
-    return wanted
+CORES_ENV = "AIOS_WORKER_CORES"
+"""Processors of one worker, as "0,1": written by the supervisor, which alone knows how many share the machine."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
+_MMAP_THRESHOLDS = (1 << 30, 1 << 25)  # glibc before 2.35 takes no more than 32 MiB
+
+
+class Capabilities(TypedDict):
+    """What this machine can accelerate with; name and memory (in units of 2**30 bytes) are the first GPU's."""
+
+    cuda: bool
+    mps: bool
+    gpu_name: str | None
+    memory_gb: float | None
+
+
+def select_device(prefer: str = "auto") -> "torch.device":
+    """The device to use: `prefer` is auto | cuda | mps | cpu. Raises SettingsError when a named one is missing."""
+    import torch
+
+    there = device_capabilities()
+    devices = {"cuda": "cuda:0"} if there["cuda"] else {}
+    devices |= {"mps": "mps"} if there["mps"] else {}
+    devices |= {"cpu": "cpu"}
+    if prefer == "auto":
+        return torch.device(next(iter(devices.values())))
+    if prefer not in devices:
+        raise SettingsError(
+            f"device: {prefer!r} was asked for but is not available here; there is {', '.join(devices)}"
+        )
+    return torch.device(devices[prefer])
+
+
+def device_capabilities() -> Capabilities:
+    import torch
+
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if cuda:
+        facts = torch.cuda.get_device_properties(0)
+        return Capabilities(cuda=True, mps=mps, gpu_name=facts.name, memory_gb=round(facts.total_memory / 2**30, 1))
+    if mps:
+        memory_gb = round(torch.mps.recommended_max_memory() / 2**30, 1)
+        return Capabilities(cuda=False, mps=True, gpu_name=platform.processor(), memory_gb=memory_gb)
+    return Capabilities(cuda=False, mps=False, gpu_name=None, memory_gb=None)
+
+
+def choose_dtype(wanted: str, device: "torch.device") -> str:
+    """`wanted`, or for `auto` what the device is fast with: bfloat16, else float16, on cuda; float32 elsewhere.
+
+    float32 on the CPU is what makes tokens independent of batch mates and workers.
+    """
+    import torch
+
+    if wanted != "auto":
+        return wanted
+    if device.type != "cuda":
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
 
 def use_threads(count: int) -> None:
-    """Fix the number of compute threads; must come before torch is first imported to bind OpenMP too."""
-    os.environ["OMP_NUM_THREADS"] = str(count)
-    import torch
+    """Compute with `count` threads, whether or not torch has been imported yet."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(count)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)
 
-    torch.set_num_threads(count)
+
+def use_cores(processors: str) -> None:
+    """Run only on these processors ("0,1"), with every thread started from now on; does nothing where none can."""
+    if sys.platform == "linux":
+        os.sched_setaffinity(0, map(int, processors.split(",")))
+
+
+def keep_freed_memory() -> None:
+    """Let malloc keep what is freed, for the next step; must come before other threads start. glibc only.
+
+    A step's temporaries are of the same sizes each time, and the large ones, of tens of MiB, would by default be mapped
+    from the kernel and given back each time: writing to them then costs a page fault every 4 KiB, which takes longer
+    than the computing. The engine runs on a thread of its own, and such a thread's arena cannot hold blocks of more
+    than 64 MiB however it is told to: hence one arena for all.
+    """
+    libc = _glibc()
+    if libc is not None:
+        libc.mallopt(_M_ARENA_MAX, 1)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        any(libc.mallopt(_M_MMAP_THRESHOLD, size) for size in _MMAP_THRESHOLDS)
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system once, as after loading, which needs more than serving. glibc only."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if sys.platform == "linux" and platform.libc_ver()[0] == "glibc" else None

@@ -8,9 +8,9 @@ import logging
 import queue
 from collections.abc import Callable
 
-from shared.errors import FleetError, InvalidRequest, WorkerFailed
+from shared.errors import FleetError, InvalidRequest, NoMemory, WorkerFailed
 from worker.request import Emission, Request, Work
-from worker.runners.base import Runner
+from worker.runners.base import OutOfMemory, Runner
 from worker.scheduler import Scheduler
 from worker.sequence import Sampled, Scores, Sequence, Slice, Status, StepResult
 
@@ -47,7 +47,7 @@ class Engine:
         """Admit what has come, run one step for everything that has a place, and say what came of it."""
         emissions = self._admit()
         slices = self._scheduler.plan()
-        for part, result in zip(slices, self._run(slices) if slices else (), strict=True):
+        for part, result in self._run(slices) if slices else ():
             emissions += self._commit(part, result)
         if emissions:
             self._emit(emissions)
@@ -77,19 +77,30 @@ class Engine:
             self._requests[work.key] = request
         return emissions
 
-    def _run(self, slices: list[Slice]) -> list[StepResult | FleetError]:
-        """One step of the runner. If it fails, each half is tried again, so that only the culprit fails.
-
-        A step that needs more memory than there is becomes two smaller ones in the same way.
+    def _run(self, slices: list[Slice]) -> list[tuple[Slice, StepResult | FleetError]]:
+        """One step of the runner: what was computed, and what came of it. If it fails, each half is tried again, so
+        that only the culprit fails; and so that a step with too little memory becomes smaller ones.
         """
+        failure: FleetError
         try:
-            return list(self._runner.step(slices))
+            return list(zip(slices, self._runner.step(slices), strict=True))
+        except OutOfMemory as error:
+            failure = self._lack(slices, error)
         except Exception as error:  # the seam to foreign code: whatever a model raises becomes that job's failure
-            logger.exception("step failed", extra={"batch": len(slices)})
-            if len(slices) == 1:
-                return [error if isinstance(error, FleetError) else WorkerFailed(f"The model failed: {error}")]
-        half = len(slices) // 2
-        return self._run(slices[:half]) + self._run(slices[half:])
+            logger.exception("step failed", extra={"fields": {"batch": len(slices)}})
+            failure = error if isinstance(error, FleetError) else WorkerFailed(f"The model failed: {error}")
+        if len(slices) > 1:
+            half = len(slices) // 2
+            return self._run(slices[:half]) + self._run(slices[half:])
+        smaller = self._scheduler.halve(slices[0]) if isinstance(failure, NoMemory) else None
+        return [(slices[0], failure)] if smaller is None else self._run([smaller])
+
+    def _lack(self, slices: list[Slice], error: OutOfMemory) -> NoMemory:
+        """Let the next steps be smaller; what to tell a job that cannot be."""
+        count, spec = sum(map(self._scheduler.cost, slices)), self._runner.spec
+        logger.warning("model %s: no memory for a step of %d tokens: %s", spec.name, count, error)
+        self._scheduler.shrink(count)
+        return NoMemory(f"{spec.name!r} has no memory for the {count} tokens that this request needs at once.")
 
     def _commit(self, part: Slice, result: StepResult | FleetError) -> list[Emission]:
         request = self._requests.get(part.sequence.key)

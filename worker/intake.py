@@ -1,4 +1,6 @@
-"""What enters the worker: takes as many jobs as there are free places, as token ids, to one engine.
+"""What enters the worker: takes jobs until they fill the free places, one for each choice, as token ids to one engine.
+
+The last job taken may have more choices than places are left: no other is taken until they have places too.
 
 Looks for jobs whose owner's lease has lapsed as well; of those the logged tokens are replayed, never sampled again.
 """
@@ -51,9 +53,9 @@ class Intake:
         self._free = runner.spec.max_batch
         self._freed = asyncio.Event()
 
-    def closed(self) -> None:
-        """A job of this intake has ended: its place is free."""
-        self._free += 1
+    def closed(self, claim: Claim) -> None:
+        """A job of this intake has ended: its places are free."""
+        self._free += claim.places
         self._freed.set()
 
     async def turn(self) -> None:
@@ -66,7 +68,7 @@ class Intake:
         claims = await self._lapsed() or await self._queue.take(*self._address, self._free, _BLOCK_MS)
         for claim in claims:
             self._outbox.open(claim)
-            self._free -= 1
+            self._free -= claim.places
         for claim in claims:
             await self._accept(claim)
 
@@ -101,9 +103,11 @@ class Intake:
             logger.exception("job %s cannot be encoded", claim.job.id)
             self._outbox.add(claim, WorkerFailed(f"The request could not be tokenized: {error}").as_event())
             return
-        started = Started(claim.epoch, self._address[2], len(encoded.prompt_ids), encoded.num_truncated)
+        sampling = task.sampling if isinstance(task, Generate) else None
+        max_tokens = encoded.max_tokens if sampling is not None and encoded.max_tokens < sampling.max_tokens else None
+        worker_id, num_prompt_tokens = self._address[2], len(encoded.prompt_ids)
+        started = Started(claim.epoch, worker_id, num_prompt_tokens, encoded.num_truncated, max_tokens)
         if self._outbox.add(claim, started):
-            sampling = task.sampling if isinstance(task, Generate) else None
             self._engine.submit(Work(claim.key, encoded, sampling, replayed, claim.job.tenant))
 
     async def _replay(self, claim: Claim) -> tuple[tuple[int, ...], ...]:

@@ -1,9 +1,11 @@
 """From settings to loaded, warmed runners. Where a bad path becomes a sentence for the operator."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from shared.messages import Done, Generate, ModelInfo
+from shared.errors import FleetError, from_event
+from shared.messages import Failed, Generate, ModelInfo
 from shared.settings import ModelEntry, Settings, SettingsError, model_entries
 from worker import device
 from worker.engine import Engine
@@ -11,11 +13,16 @@ from worker.models.errors import ModelFormatError
 from worker.registry import detect, load_runner
 from worker.request import Emission, Work
 from worker.runners.base import SMALLEST_WINDOW, Runner, RunnerOptions
+from worker.shapes import DEFAULT_KV_BYTES
 
 logger = logging.getLogger("aios.loading")
 
 _CPU_STEP_TOKENS, _GPU_STEP_TOKENS = 256, 4096
 """Enough for full speed of the matrix products; more would only keep decoding sequences waiting."""
+_PAGE_SIZE, _FLASH_PAGE_SIZE = 16, 256
+"""Tokens in a page: few waste the least and share the most, but torch's flash attention asks for many."""
+_DEFAULT_KV_FRACTION = 0.9
+"""Of the memory that weights leave free on a GPU; the rest is for activations."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +35,19 @@ def load_models(settings: Settings) -> list[LoadedModel]:
     """Load and warm every model of the settings. Raises SettingsError naming the model at fault."""
     entries = model_entries(settings)
     default = settings.default_model or entries[0].id
-    return [_load(entry, settings, is_default=entry.id == default) for entry in entries]
+    if any(entry.runner != "echo" for entry in entries):
+        chosen = device.select_device(settings.device)
+        logger.info("device %s", chosen, extra={"fields": device.device_capabilities()})
+    models = [_load(entry, settings, is_default=entry.id == default) for entry in entries]
+    device.give_back_memory()
+    return models
 
 
 def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedModel:
     try:
         kind = detect(entry.path) if entry.runner == "auto" else entry.runner
-        runner = load_runner(kind, _options(entry, settings, kind))
+        options = _options(entry, settings, kind)
+        runner = load_runner(kind, options) if kind == "echo" else _load_fitting(kind, options)
     except ModelFormatError as error:
         raise SettingsError(f"model {entry.id!r}: {error}") from None
     spec = runner.spec
@@ -43,7 +56,10 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
             f"context_window: model {entry.id!r} would have {spec.context_window} tokens; at least {SMALLEST_WINDOW} "
             "are expected"
         )
-    warm_up(runner)
+    try:
+        warm_up(runner)
+    except FleetError as error:
+        raise SettingsError(f"model {entry.id!r} loads but does not work: {error.message}") from None
     logger.info("model %s: %s", entry.id, spec.found)
     info = ModelInfo(
         entry.id, spec.runner, spec.found, spec.context_window, settings.max_new_tokens, spec.max_batch,
@@ -52,43 +68,68 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
     return LoadedModel(info, runner)
 
 
+def _load_fitting(kind: str, options: RunnerOptions) -> Runner:
+    """Load on a device whose memory is checked before and after."""
+    from worker import memory
+
+    memory.check_weights_fit(options)
+    runner = load_runner(kind, options)
+    memory.check_below_cap(options)
+    return runner
+
+
 def _options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
-    if kind != "echo":
-        device.use_threads(settings.threads)
-    place = "cpu" if kind == "echo" else device.choose(settings.device)
-    return RunnerOptions(
+    options = RunnerOptions(
         path=entry.path,
         name=entry.id,
         tokenizer_path=entry.tokenizer_path,
-        device=place,
-        dtype=entry.dtype or settings.dtype,
+        quantize=entry.quantize or settings.quantize,
         max_batch=settings.max_batch_size,
         context_window=entry.context_window or settings.context_window,
-        kv_bytes=settings.kv_memory_mib * 2**20,
-        page_size=settings.page_size or _page_size(place, entry.dtype or settings.dtype),
+        kv_bytes=DEFAULT_KV_BYTES if settings.kv_memory_mib == "auto" else settings.kv_memory_mib * 2**20,
+        page_size=settings.page_size or _PAGE_SIZE,
         cuda_graphs=settings.cuda_graphs,
         compile_layers=settings.compile_layers,
         prefix_cache=settings.prefix_cache,
-        step_tokens=settings.step_tokens or (_CPU_STEP_TOKENS if place == "cpu" else _GPU_STEP_TOKENS),
+        step_tokens=settings.step_tokens or _CPU_STEP_TOKENS,
         condition=entry.condition or settings.condition,
         scoring=settings.scoring,
         segments=settings.segments,
         attention=settings.attention,
         use_ema=settings.use_ema,
     )
+    return options if kind == "echo" else replace(options, **_placement(entry, settings))
 
 
-def _page_size(place: str, dtype: str) -> int:
-    """Tokens in a page: few waste the least and share the most, but flash attention wants many."""
-    if place != "cuda" or dtype == "float32":
-        return 16
-    from worker.kv.flash import PAGE_SIZE
-
-    return PAGE_SIZE
+def _placement(entry: ModelEntry, settings: Settings) -> dict[str, Any]:
+    """Where a model lies and in what: the options that need torch to be known. Raises SettingsError."""
+    chosen = device.select_device(settings.device)
+    cap = settings.max_gpu_memory_gb
+    fraction = settings.kv_memory_fraction
+    if fraction is not None and (settings.kv_memory_mib != "auto" or chosen.type != "cuda"):
+        raise SettingsError(
+            f"kv_memory_fraction: expected on cuda only, and without kv_memory_mib; the device is {chosen} and "
+            f"kv_memory_mib is {settings.kv_memory_mib}"
+        )
+    if fraction is None and settings.kv_memory_mib == "auto" and chosen.type == "cuda":
+        fraction = _DEFAULT_KV_FRACTION
+    dtype = device.choose_dtype(entry.dtype or settings.dtype, chosen)
+    return {
+        "device": str(chosen),
+        "step_tokens": settings.step_tokens or (_CPU_STEP_TOKENS if chosen.type == "cpu" else _GPU_STEP_TOKENS),
+        "dtype": dtype,
+        "page_size": settings.page_size
+        or (_PAGE_SIZE if chosen.type != "cuda" or dtype == "float32" else _FLASH_PAGE_SIZE),
+        "kv_fraction": None if fraction is None else fraction / len(model_entries(settings)),
+        "max_device_bytes": None if cap is None else int(cap * 2**30),
+    }
 
 
 def warm_up(runner: Runner) -> str:
-    """Do the model's trial through a real engine, so that the first request finds everything ready; says what came."""
+    """Do the model's trial through a real engine, so that the first request finds everything ready; says what came.
+
+    Raises the FleetError that ended it.
+    """
     said: list[Emission] = []
     engine = Engine(runner, said.extend)
     trial = runner.spec.trial
@@ -97,8 +138,9 @@ def warm_up(runner: Runner) -> str:
     while engine.has_work:
         engine.step()
     ended = said[-1].ended
-    if not isinstance(ended, Done):
-        raise SettingsError(f"the model loads but does not work: {ended.message if ended else 'nothing came'}")
+    if isinstance(ended, Failed):
+        raise from_event(ended)
+    assert ended is not None
     if ended.solution is not None:
         return f"answered a blank grid with confidence {ended.solution.confidence:.3f}"
     return f"decoded one token: {''.join(item.text for item in said)!r}"

@@ -124,11 +124,17 @@ class Outbox:
 def _add(news: list[Event], emission: Emission) -> None:
     """Join tokens to the tokens that are still unsent, so that a slow Redis makes fewer, larger events."""
     if emission.ids or emission.text:
+        tokens = Tokens(emission.ids, emission.text, emission.choice, emission.logprobs, emission.finish_reason)
         last = news[-1] if news else None
-        if isinstance(last, Tokens) and last.choice == emission.choice:
-            logprobs = (*last.logprobs, *emission.logprobs)
-            news[-1] = Tokens((*last.ids, *emission.ids), last.text + emission.text, emission.choice, logprobs)
+        if isinstance(last, Tokens) and last.choice == tokens.choice:
+            news[-1] = _joined(last, tokens)
         else:
-            news.append(Tokens(emission.ids, emission.text, emission.choice, emission.logprobs))
+            news.append(tokens)
     if emission.ended is not None:
         news.append(emission.ended)
+
+
+def _joined(one: Tokens, other: Tokens) -> Tokens:
+    """What a choice said, and what it said next."""
+    logprobs = (*one.logprobs, *other.logprobs)
+    return Tokens((*one.ids, *other.ids), one.text + other.text, one.choice, logprobs, other.finish_reason)

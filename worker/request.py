@@ -1,14 +1,16 @@
 """A job inside the engine: its choices with their texts, and when it has ended. Plain Python.
 
 Several choices of one prompt are as many sequences, which the engine steps like any others; the first one's prompt is
-computed for all.
+computed for all. So are the windows of a text that is scored whole.
 """
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
 
-from shared.messages import Done, Failed, Sampling, TokenLogprob
+from shared.messages import ContinuationScore, Done, Failed, Sampling, TokenLogprob
 from worker.noise import fold
 from worker.runners.base import Runner
 from worker.sequence import Encoded, Sampled, Scores, Sequence, Solved
@@ -32,13 +34,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Emission:
-    """What one step says of one choice of a work: new ids, the text that became certain, and the work's end."""
+    """What one step says of one choice of a work: new ids, the text that became certain, why the choice ended if it
+    did, and the work's end."""
 
     key: str
     ids: tuple[int, ...] = ()
     text: str = ""
     choice: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: str | None = None
     ended: Done | Failed | None = None
 
 
@@ -61,39 +65,41 @@ class Request:
         self.open_sequences = list(self.sequences)
 
     def catch_up(self) -> list[Emission]:
-        """Rebuild the texts of replayed tokens; choices that they had already ended are closed."""
+        """Rebuild the texts of replayed tokens; choices that they had already ended are closed.
+
+        The last token of such a choice was logged together with all that was left of its text.
+        """
         emissions = []
         for choice in self._choices:
             for number, token in enumerate(choice.sequence.output_ids):
                 self._read(choice, token, number + 1)
             if choice.sequence.output_ids and (reason := self._reason(choice)):
-                text = choice.text.flush()
                 ended = self._close(choice, reason)
-                if text or ended:
-                    emissions.append(Emission(self.work.key, (), text, choice.sequence.choice, ended=ended))
+                if ended is not None:
+                    emissions.append(Emission(self.work.key, ended=ended))
         return emissions
 
     def push(self, sequence: Sequence, sampled: Sampled) -> Emission:
         """Add a sampled token to its choice."""
         choice = self._choices[sequence.choice]
+        logprobs = () if sampled.logprob is None else (self._named(choice, sampled.token, sampled.logprob),)
         sequence.output_ids.append(sampled.token)
         choice.q_values = sampled.q_values
         text = self._read(choice, sampled.token, len(sequence.output_ids))
         reason = self._reason(choice)
-        logprobs = () if sampled.logprob is None else (self._named(sampled.token, sampled.logprob),)
         ended = None
         if reason is not None:
             text += choice.text.flush()
             ended = self._close(choice, reason)
-        return Emission(self.work.key, (sampled.token,), text, sequence.choice, logprobs, ended)
+        return Emission(self.work.key, (sampled.token,), text, sequence.choice, logprobs, reason, ended)
 
     def score(self, sequence: Sequence, result: Scores) -> list[Emission]:
-        """Add the scores of some continuations; the last ones end the request."""
+        """Add the scores of some continuations; the last ones, of the last window, end the request."""
         sequence.scores += result.scores
         if len(sequence.scores) < len(sequence.encoded.continuations):
             return []
-        ended = self._close(self._choices[0], "score")
-        return [Emission(self.work.key, ended=ended)]
+        ended = self._close(self._choices[sequence.choice], "score")
+        return [Emission(self.work.key, ended=ended)] if ended is not None else []
 
     def solve(self, sequence: Sequence, result: Solved) -> Emission:
         """The end of a puzzle."""
@@ -101,22 +107,25 @@ class Request:
         return Emission(self.work.key, ended=msgspec.structs.replace(done, solution=result.solution) if done else None)
 
     def _read(self, choice: _Choice, token: int, count: int) -> str:
-        """The text that becomes certain with the `count`-th token; tokens that end a response have none."""
+        """The text that becomes certain with the `count`-th token."""
         sampling = self.work.sampling
         assert sampling is not None
-        if token in self._runner.eos_ids or token in sampling.stop_ids:
-            return ""
-        return choice.text.push(token, may_stop=count >= sampling.min_tokens)
+        return "" if self._is_silent(token) else choice.text.push(token, may_stop=count >= sampling.min_tokens)
+
+    def _is_silent(self, token: int) -> bool:
+        """Tokens that end a response have no text, and an end token has none where it is ignored."""
+        sampling = self.work.sampling
+        assert sampling is not None
+        return token in self._runner.eos_ids or token in sampling.stop_ids
 
     def _reason(self, choice: _Choice) -> str | None:
         sampling, sequence = self.work.sampling, choice.sequence
         assert sampling is not None
-        last = sequence.output_ids[-1]
-        if choice.text.is_stopped or last in sampling.stop_ids:
+        count, last = len(sequence.output_ids), sequence.output_ids[-1]
+        is_end = last in sampling.stop_ids or (last in self._runner.eos_ids and not sampling.ignore_eos)
+        if choice.text.is_stopped or (is_end and count >= sampling.min_tokens):
             return "stop"
-        if last in self._runner.eos_ids and not sampling.ignore_eos:
-            return "stop"
-        return "length" if len(sequence.output_ids) >= sequence.encoded.max_tokens else None
+        return "length" if count >= sequence.encoded.max_tokens else None
 
     def _close(self, choice: _Choice, reason: str) -> Done | None:
         """The end of the request if this was its last choice."""
@@ -130,28 +139,44 @@ class Request:
             reasons[0],
             len(self.work.encoded.prompt_ids),
             sum(len(item.output_ids) for item in self.sequences),
-            tuple(self.sequences[0].scores),
-            finish_reasons=reasons if len(reasons) > 1 else (),
+            tuple(map(_total, zip(*(item.scores for item in self.sequences), strict=True))),
+            finish_reasons=reasons if len(reasons) > 1 and self.work.sampling is not None else (),
             num_cached_tokens=min(self.sequences[0].num_cached, len(self.work.encoded.prompt_ids)),
             q_values=q_values if any(q_values) else (),
         )
 
-    def _named(self, token: int, logprob: TokenLogprob) -> TokenLogprob:
-        """The log-probability with the texts of its tokens."""
-        top = tuple((item, self._runner.decode((item,)), value) for item, _, value in logprob.top)
-        return msgspec.structs.replace(logprob, token=self._runner.decode((token,)), top=top)
+    def _named(self, choice: _Choice, token: int, logprob: TokenLogprob) -> TokenLogprob:
+        """The log-probability of the choice's next token, with the texts of it and of its rivals at this place."""
+        top = tuple((item, self._text_of(choice, item), value) for item, _, value in logprob.top)
+        return msgspec.structs.replace(logprob, token=self._text_of(choice, token), top=top)
+
+    def _text_of(self, choice: _Choice, token: int) -> str:
+        return "" if self._is_silent(token) else choice.text.peek(token)
 
 
 def _choices(work: Work, runner: Runner) -> list[_Choice]:
     sampling = work.sampling
+    if sampling is None:
+        parts = enumerate((work.encoded, *work.encoded.windows))
+        sequences = [Sequence(work.key, part, None, number, work.tenant) for number, part in parts]
+        return [_Choice(item, TextStream(runner.decode)) for item in sequences]
     choices: list[_Choice] = []
-    for number in range(sampling.n if sampling is not None else 1):
-        own = None if sampling is None else msgspec.structs.replace(sampling, seed=fold(sampling.seed, number))
+    for number in range(sampling.n):
+        own = msgspec.structs.replace(sampling, seed=fold(sampling.seed, number))
         replayed = work.replayed_ids[number] if number < len(work.replayed_ids) else ()
         parent = choices[0].sequence if choices else None
         sequence = Sequence(
             work.key, work.encoded, own, number, work.tenant, forked_from=parent, output_ids=list(replayed)
         )
-        text = TextStream(runner.decode, sampling.stop if sampling is not None else ())
-        choices.append(_Choice(sequence, text))
+        choices.append(_Choice(sequence, TextStream(runner.decode, sampling.stop)))
     return choices
+
+
+def _total(scores: Iterable[ContinuationScore]) -> ContinuationScore:
+    """Of one continuation over all windows."""
+    parts = tuple(scores)
+    return ContinuationScore(
+        math.fsum(part.log_likelihood for part in parts),
+        sum(part.num_tokens for part in parts),
+        all(part.is_greedy for part in parts),
+    )

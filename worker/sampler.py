@@ -5,13 +5,15 @@ Greedy is temperature 0. Gumbel-max: argmax(logits / T + g) with g = -log(-log(u
 (Gumbel 1954; Maddison et al. 2014).
 """
 
+import math
 from collections.abc import Sequence as Rows
 
 import torch
 from torch import Tensor
 
-from shared.errors import FleetError, WorkerFailed
+from shared.errors import FleetError, InvalidRequest, WorkerFailed
 from shared.messages import Sampling
+from worker.logits import adjust, token_logprobs
 from worker.noise import GOLDEN, MIX1, MIX2, position_key
 from worker.sequence import Sampled, Sequence, StepResult
 
@@ -19,11 +21,21 @@ from worker.sequence import Sampled, Sequence, StepResult
 def sample(
     logits: Tensor, sequences: Rows[Sequence], eos_ids: frozenset[int], model: str
 ) -> list[StepResult | FleetError]:
-    """The next token of each sequence by its row of `logits` [B, V]; WorkerFailed naming `model` where it has none."""
+    """The next token of each sequence by its row of `logits` [B, V]; a FleetError for a row that can have none.
+
+    InvalidRequest for a bias on no token of the vocabulary; WorkerFailed naming `model` for logits that are no numbers.
+    """
     samplings = [item.sampling for item in sequences if item.sampling is not None]
-    chosen = choose(logits, samplings, [len(item.output_ids) for item in sequences])
-    is_sound = torch.isfinite(logits).all(dim=-1).tolist()
-    return [Sampled(token) if sound else broken(model) for token, sound in zip(chosen, is_sound, strict=True)]
+    chosen = choose(adjust(logits, sequences, eos_ids), samplings, [len(item.output_ids) for item in sequences])
+    logprobs = token_logprobs(logits, chosen, samplings)
+    results: list[StepResult | FleetError] = list(map(Sampled, chosen, logprobs))
+    for row, is_sound in enumerate(torch.isfinite(logits).all(dim=-1).tolist()):
+        if not is_sound:
+            results[row] = broken(model)
+        elif any(token >= logits.shape[1] for token, _ in samplings[row].logit_bias):
+            expected = f"logit_bias: token ids from 0 to {logits.shape[1] - 1} are expected."
+            results[row] = InvalidRequest(expected, field="logit_bias")
+    return results
 
 
 def broken(model: str) -> WorkerFailed:
@@ -43,10 +55,27 @@ def choose(logits: Tensor, samplings: Rows[Sampling], positions: Rows[int]) -> l
 def _draw(logits: Tensor, samplings: Rows[Sampling], positions: Rows[int]) -> Tensor:
     temperature = torch.tensor([item.temperature for item in samplings], dtype=torch.float64, device=logits.device)
     scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature[:, None]
-    if any(item.top_k or item.top_p < 1.0 for item in samplings):
-        scaled = scaled.masked_fill(_cut(scaled, samplings), -torch.inf)
+    scaled = keep_allowed(scaled, samplings)
     keys = [position_key(item.seed, position) for item, position in zip(samplings, positions, strict=True)]
     return (scaled + gumbel_noise(keys, logits.shape[1], logits.device)).argmax(dim=-1)
+
+
+def keep_allowed(scaled: Tensor, samplings: Rows[Sampling]) -> Tensor:
+    """`scaled` [B, V], whose rows have their maximum at 0, with the tokens that top-k, top-p or min-p forbid at -inf.
+
+    Top-p counts the mass of what top-k leaves; min-p forbids what is less likely than that share of the likeliest.
+    """
+    cutting = [row for row, item in enumerate(samplings) if item.top_k or item.top_p < 1.0]
+    flooring = [row for row, item in enumerate(samplings) if item.min_p]
+    allowed = scaled.clone() if cutting or flooring else scaled
+    if cutting:
+        forbidden = _cut(scaled[cutting], [samplings[row] for row in cutting])
+        allowed[cutting] = allowed[cutting].masked_fill(forbidden, -torch.inf)
+    if flooring:
+        floors = [math.log(samplings[row].min_p) for row in flooring]
+        floor = torch.tensor(floors, dtype=scaled.dtype, device=scaled.device)[:, None]
+        allowed[flooring] = allowed[flooring].masked_fill(scaled[flooring] < floor, -torch.inf)
+    return allowed
 
 
 def _cut(scaled: Tensor, samplings: Rows[Sampling]) -> Tensor:
@@ -58,7 +87,7 @@ def _cut(scaled: Tensor, samplings: Rows[Sampling]) -> Tensor:
     top_p = torch.tensor([item.top_p for item in samplings], dtype=torch.float64, device=scaled.device)[:, None]
     kept = order.values.masked_fill(rank >= top_k, -torch.inf).softmax(dim=-1)
     before = kept.cumsum(dim=-1) - kept
-    forbidden = (rank >= top_k) | ((before >= top_p) & (rank > 0))
+    forbidden = (rank >= top_k) | ((before >= top_p) & (rank > 0) & (top_p < 1.0))  # rounding may let mass reach 1
     return torch.zeros_like(forbidden).scatter(1, order.indices, forbidden)
 
 

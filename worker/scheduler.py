@@ -3,12 +3,16 @@
 Every step decodes all running sequences and gives what is left of its token budget to prompts, so that neither starves
 the other: a prompt that cannot be cut may exceed the budget, and the steps after it take no prompt until that is paid.
 Of the prompts the oldest gets at least half the budget, the shortest the rest. Pages are taken as sequences grow; when
-they run out, the latest arrival gives its own back and is computed again later.
+they run out, the latest arrival gives its own back and is computed again later. A device that runs out of memory
+gets a smaller budget for a while.
 """
 
 from worker.kv.cache import Cache
 from worker.runners.base import RunnerSpec
 from worker.sequence import Sequence, Slice, Status
+
+_CALM_STEPS = 64
+"""Steps without trouble after which a halved budget is doubled again."""
 
 
 class Scheduler:
@@ -21,6 +25,8 @@ class Scheduler:
         self._running: list[Sequence] = []
         self._arrivals = 0
         self._debt = 0
+        self._budget = spec.step_tokens
+        self._calm_steps = 0
 
     @property
     def has_work(self) -> bool:
@@ -38,12 +44,13 @@ class Scheduler:
 
     def plan(self) -> list[Slice]:
         """Each sequence's share of the next step: those that decode, then prompts and continuations."""
+        self._recover()
         decoding = [self._grow(item) for item in sorted(self._running, key=_arrival) if self._is_decoding(item)]
         slices = [Slice(item, item.num_remaining) for item in decoding if item is not None]
-        budget = self._spec.step_tokens - (self._debt if slices else 0)
+        budget = self._budget - (self._debt if slices else 0)
         prompts = self._prompts(budget) if budget > 0 else []
-        spent = sum(map(self._cost, prompts))
-        self._debt = max(0, self._debt + spent - self._spec.step_tokens)
+        spent = sum(map(self.cost, prompts))
+        self._debt = max(0, self._debt + spent - self._budget)
         return slices + prompts
 
     def commit(self, part: Slice) -> None:
@@ -63,6 +70,30 @@ class Scheduler:
         elif sequence.status is Status.WAITING:
             self._waiting.remove(sequence)
         sequence.status = Status.FINISHED
+
+    def shrink(self, num_tokens: int) -> None:
+        """The device had no memory for a step of `num_tokens`: plan smaller ones."""
+        self._budget = max(1, min(self._budget, num_tokens // 2))
+        self._calm_steps = 0
+
+    def halve(self, part: Slice) -> Slice | None:
+        """About half of a slice, for a device that has no memory for the whole; None if it cannot be cut."""
+        if part.num_tails > 1:
+            return Slice(part.sequence, num_tails=part.num_tails // 2)
+        if part.num_tails or self._cache is None:
+            return None
+        size = max(self._whole(part.sequence), part.num_tokens // 2)
+        return Slice(part.sequence, size) if 0 < size < part.num_tokens else None
+
+    def cost(self, part: Slice) -> int:
+        """Tokens that a slice makes the model compute."""
+        return part.num_tokens + sum(self._tail_cost(part.sequence, tail) for tail in part.tails)
+
+    def _recover(self) -> None:
+        self._calm_steps += 1
+        if self._calm_steps > _CALM_STEPS and self._budget < self._spec.step_tokens:
+            self._budget = min(self._spec.step_tokens, 2 * self._budget)
+            self._calm_steps = 0
 
     def _is_decoding(self, sequence: Sequence) -> bool:
         if self._cache is None:
@@ -91,16 +122,16 @@ class Scheduler:
             return []
         oldest, *others = candidates
         first = self._share(oldest, budget if not others else max(1, budget // 2), must=True)
-        slices, left = ([first], budget - self._cost(first)) if first else ([], budget)
+        slices, left = ([first], budget - self.cost(first)) if first else ([], budget)
         if first is None:
             others = [item for item in others if item.status is Status.RUNNING]
         for sequence in sorted(others, key=lambda item: item.num_remaining):
             part = self._share(sequence, left, must=False)
             if part is not None:
                 slices.append(part)
-                left -= self._cost(part)
+                left -= self.cost(part)
         if first is not None and left > 0:
-            slices[0] = self._share(oldest, self._cost(first) + left, must=True) or first
+            slices[0] = self._share(oldest, self.cost(first) + left, must=True) or first
         return slices
 
     def _candidates(self) -> list[Sequence]:
@@ -125,10 +156,14 @@ class Scheduler:
             return Slice(sequence, sequence.num_remaining)
         if self._cache is None or sequence.num_remaining == 0:
             return self._tails(sequence, budget)
-        whole = 0 if self._spec.chunk_prefill else len(sequence.encoded.prompt_ids) - sequence.num_computed
+        whole = self._whole(sequence)
         if whole > budget and not must:
             return None
         return Slice(sequence, max(whole, 1, min(sequence.num_remaining, budget)))
+
+    def _whole(self, sequence: Sequence) -> int:
+        """How many of its next tokens must be computed in one step."""
+        return 0 if self._spec.chunk_prefill else max(0, len(sequence.encoded.prompt_ids) - sequence.num_computed)
 
     def _start(self, sequence: Sequence) -> bool:
         if self._cache is not None and not self._cache.place(sequence, num_running=len(self._running)):
@@ -147,9 +182,6 @@ class Scheduler:
                 break
             count += 1
         return Slice(sequence, num_tails=count)
-
-    def _cost(self, part: Slice) -> int:
-        return part.num_tokens + sum(self._tail_cost(part.sequence, tail) for tail in part.tails)
 
     def _tail_cost(self, sequence: Sequence, tail: tuple[int, ...]) -> int:
         """Tokens that are computed for one continuation; without keys and values its context is computed again."""

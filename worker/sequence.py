@@ -18,13 +18,19 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class Encoded:
-    """A task as token ids. For generation `continuations` is empty; `max_tokens` is what fits behind the prompt."""
+    """A task as token ids. For generation `continuations` is empty; `max_tokens` is what fits behind the prompt.
+
+    The first `num_given` tokens of each continuation are given, not scored. A text too long for the context window goes
+    on in `windows`, whose scores add to its own.
+    """
 
     prompt_ids: tuple[int, ...]
     max_tokens: int = 0
     continuations: tuple[tuple[int, ...], ...] = ()
     method: str = "strict"
     num_truncated: int = 0
+    num_given: int = 0
+    windows: "tuple[Encoded, ...]" = ()
 
 
 @dataclass(eq=False)
@@ -99,6 +105,11 @@ class Slice:
         """The continuations that this slice scores."""
         start = len(self.sequence.scores)
         return self.sequence.encoded.continuations[start : start + self.num_tails]
+
+    @property
+    def targets(self) -> tuple[tuple[int, ...], ...]:
+        """What is scored of each of them."""
+        return tuple(tail[self.sequence.encoded.num_given :] for tail in self.tails)
 
 
 @dataclass(frozen=True)

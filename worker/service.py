@@ -139,7 +139,7 @@ class WorkerService:
         model = claim.job.model
         if was_stale:
             self._engines[model].abort(claim.key)
-        self._intakes[model].closed()
+        self._intakes[model].closed(claim)
         self._idle.set()
 
     async def _announce(self) -> None:

@@ -32,6 +32,12 @@ class TextStream:
         self._clean, self._seen = self._seen, len(self._ids)
         return self._release(text[len(known) :], may_stop)
 
+    def peek(self, token_id: int) -> str:
+        """The text that a token would add next, stop strings aside; nothing while a character is unfinished."""
+        known = self._decode(self._ids[self._clean : self._seen])
+        text = self._decode([*self._ids[self._clean :], token_id])
+        return "" if text.endswith("\ufffd") else text[len(known) :]
+
     def flush(self) -> str:
         """The rest: what was held back as a possible stop string, and an unfinished character as U+FFFD."""
         if self.is_stopped:
@@ -44,8 +50,10 @@ class TextStream:
         return text + held
 
     def _release(self, new: str, may_stop: bool) -> str:
+        """What is certain with `new` behind what was held; a stop string that was complete before came too early."""
         text = self._held + new
-        found = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stop if stop in text]
+        places = [(text.find(stop, max(0, len(self._held) - len(stop) + 1)), stop) for stop in self._stop]
+        found = [(start + len(stop), start) for start, stop in places if start >= 0]
         if found and may_stop:
             self.is_stopped = True
             self._held = ""

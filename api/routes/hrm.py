@@ -1,18 +1,24 @@
-"""`/generate` and `/loglikelihood`: many prompts in, all answers out, in order."""
+"""`/generate`, `/loglikelihood` and `/loglikelihood_rolling`: many prompts in, all answers out, in order."""
 
 from fastapi import APIRouter, Request, Response
 
-from api.deps import FrontDep, TrailDep
-from api.routes.headers import budget_headers, truncation_headers
-from api.run import total_usage
+from api.deps import Front, FrontDep, TrailDep
+from api.routes.headers import limit_headers
+from api.run import Outcome, total_usage
 from api.schemas.hrm import (
     DEFAULT_MAX_TOKENS,
     GenerateRequest,
     GenerateResponse,
     LoglikelihoodRequest,
     LoglikelihoodResponse,
+    RollingRequest,
+    RollingResponse,
+    ScoringRequest,
     generate_response,
+    loglikelihood_response,
+    rolling_response,
 )
+from api.trail import Trail
 from shared.messages import Score
 
 router = APIRouter(tags=["hrm"])
@@ -30,7 +36,7 @@ async def generate(
     jobs = await front.admission.submit(model, tasks, trail.request_id)
     outcomes = await front.dispatcher.gather(jobs, request.receive)
     trail.usage = total_usage(outcomes)
-    response.headers.update(budget_headers(budget) | truncation_headers(outcomes))
+    response.headers.update(limit_headers(budget, outcomes))
     return generate_response(outcomes)
 
 
@@ -40,17 +46,34 @@ async def loglikelihood(
 ) -> LoglikelihoodResponse:
     """The log-likelihood (nats) of each continuation given the prompt of the same place."""
     front.admission.check_count("prompts", len(body.prompts))
-    model = await front.admission.resolve(body.model, "score")
     places = group_by_prompt(body.prompts)
-    jobs = await front.admission.submit(model, score_tasks(body, places), trail.request_id)
+    outcomes = await scored(body, score_tasks(body, places), request, response, front, trail)
+    groups = zip(places.values(), outcomes, strict=True)
+    scores = {place: score for group, outcome in groups for place, score in zip(group, outcome.scores, strict=True)}
+    return loglikelihood_response([scores[place] for place in range(len(body.prompts))])
+
+
+@router.post("/loglikelihood_rolling")
+async def loglikelihood_rolling(
+    body: RollingRequest, request: Request, response: Response, front: FrontDep, trail: TrailDep
+) -> RollingResponse:
+    """The log-likelihood (nats) of each whole text, of any length."""
+    front.admission.check_count("prompts", len(body.prompts))
+    tasks = [Score("", (text,), body.condition, body.scoring, rolling=True) for text in body.prompts]
+    outcomes = await scored(body, tasks, request, response, front, trail)
+    return rolling_response([score for outcome in outcomes for score in outcome.scores])
+
+
+async def scored(
+    body: ScoringRequest, tasks: list[Score], request: Request, response: Response, front: Front, trail: Trail
+) -> list[Outcome]:
+    """How each task ended; what the server changed goes to the response's headers."""
+    model = await front.admission.resolve(body.model, "score")
+    jobs = await front.admission.submit(model, tasks, trail.request_id)
     outcomes = await front.dispatcher.gather(jobs, request.receive)
     trail.usage = total_usage(outcomes)
-    response.headers.update(truncation_headers(outcomes))
-    ll = [0.0] * len(body.prompts)
-    for group, outcome in zip(places.values(), outcomes, strict=True):
-        for place, score in zip(group, outcome.scores, strict=True):
-            ll[place] = score.log_likelihood
-    return LoglikelihoodResponse(ll=ll)
+    response.headers.update(limit_headers(None, outcomes))
+    return outcomes
 
 
 def group_by_prompt(prompts: list[str]) -> dict[str, list[int]]:

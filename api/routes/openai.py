@@ -3,8 +3,6 @@
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -13,7 +11,8 @@ from api import sse
 from api.deps import Front, FrontDep, TrailDep
 from api.dispatch import Receive
 from api.errors import openai_body, problem_of
-from api.routes.headers import budget_headers, truncation_headers
+from api.routes.chunks import Chunks, Heading
+from api.routes.headers import limit_headers
 from api.run import total_usage
 from api.schemas.openai import (
     DEFAULT_MAX_TOKENS,
@@ -24,10 +23,9 @@ from api.schemas.openai import (
     completion,
     model_body,
 )
-from api.schemas.usage import usage_body
-from api.trail import Trail, Usage
+from api.trail import Trail
 from shared.errors import FleetError
-from shared.messages import Done, Job, Tokens
+from shared.messages import Job, Started
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -48,71 +46,40 @@ async def model(id: str, front: FrontDep) -> Model:
 async def completions(body: CompletionRequest, request: Request, front: FrontDep, trail: TrailDep) -> Response:
     """Complete each prompt; `stream` sends the text as it comes."""
     front.admission.check_count("prompt", len(body.prompt))
+    front.admission.check_count("n", len(body.prompt) * body.n, "completions")
     model = await front.admission.resolve(body.model, "generate")
     budget = front.admission.budget(body.max_tokens, DEFAULT_MAX_TOKENS, model)
     tasks = [body.task(prompt, budget.max_tokens) for prompt in body.prompt]
     jobs = await front.admission.submit(model, tasks, trail.request_id)
     answer = Heading(f"cmpl-{uuid.uuid4().hex}", int(time.time()), model.id)
     if body.stream:
-        chunks = Chunks(answer, body.stream_options.include_usage)
-        frames = stream(front, jobs, request.receive, chunks, trail)
-        return sse.EventStream(frames, last_words, budget_headers(budget))
+        chunks = Chunks(answer, body.n, with_usage=body.stream_options.include_usage)
+        started: dict[int, Started] = {}
+        frames = stream(front, jobs, request.receive, chunks, trail, started)
+        return sse.EventStream(frames, last_words, lambda: limit_headers(budget, started.values()))
     outcomes = await front.dispatcher.gather(jobs, request.receive)
     trail.usage = total_usage(outcomes)
     whole = completion(answer.id, answer.created, answer.model, outcomes)
-    return JSONResponse(whole.model_dump(), headers=budget_headers(budget) | truncation_headers(outcomes))
-
-
-@dataclass(frozen=True)
-class Heading:
-    """What all chunks of one answer have in common."""
-
-    id: str
-    created: int
-    model: str
-
-
-@dataclass(frozen=True)
-class Chunks:
-    """Renders the chunks of one streamed completion."""
-
-    heading: Heading
-    include_usage: bool
-
-    def text(self, index: int, text: str, finish_reason: str | None = None) -> bytes:
-        return self._chunk([{"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}], None)
-
-    def usage(self, usage: Usage) -> bytes:
-        return self._chunk([], usage_body(usage).model_dump())
-
-    def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> bytes:
-        heading = self.heading
-        chunk: dict[str, Any] = {
-            "id": heading.id,
-            "object": "text_completion",
-            "created": heading.created,
-            "model": heading.model,
-            "choices": choices,
-        }
-        return sse.data(chunk | {"usage": usage} if self.include_usage else chunk)
+    return JSONResponse(whole.model_dump(), headers=limit_headers(budget, outcomes))
 
 
 async def stream(
-    front: Front, jobs: Sequence[Job], receive: Receive, chunks: Chunks, trail: Trail
+    front: Front, jobs: Sequence[Job], receive: Receive, chunks: Chunks, trail: Trail, started: dict[int, Started]
 ) -> AsyncGenerator[bytes, None]:
-    """The frames of one streamed completion, all prompts interleaved as their tokens come."""
+    """The frames of one streamed completion, all prompts interleaved as their tokens come. Notes in `started` which
+    have begun: those that had when the first frame comes are what the headers can tell of."""
     async with front.dispatcher.run(jobs, receive) as run:
         async for item in run.progress(front.keepalive_s):
             if item is None:
                 yield sse.KEEP_ALIVE
                 continue
             index, event = item
-            if isinstance(event, Tokens) and event.text:
-                yield chunks.text(index, event.text)
-            elif isinstance(event, Done):
-                yield chunks.text(index, "", event.finish_reason)
+            if isinstance(event, Started):
+                started[index] = event
+            for frame in chunks.of(index, event):
+                yield frame
         trail.usage = run.usage
-        if chunks.include_usage:
+        if chunks.with_usage:
             yield chunks.usage(run.usage)
         yield sse.DONE
 

@@ -4,7 +4,7 @@ JSON null stands for "not given" in all of them.
 """
 
 import secrets
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -12,7 +12,11 @@ from pydantic_core import PydanticCustomError
 from shared.messages import Generate, Sampling, Text
 
 MAX_STOPS = 16
+MAX_STOP_IDS = 64
+MAX_BIASES = 1024
+MAX_TOKEN_ID = 2**31 - 1
 SEED_BITS = 63
+_EXPECTED_BIAS = f"expected an object of at most {MAX_BIASES} token ids, each with a number from -100 to 100"
 
 
 def _is_unicode(value: str) -> str:
@@ -28,6 +32,37 @@ MaxTokens = Annotated[int, Field(strict=True, ge=1, description="Most tokens to 
 Temperature = Annotated[float, Field(strict=True, ge=0, le=2, description="0 is greedy.")]
 TopP = Annotated[float, Field(strict=True, gt=0, le=1)]
 Seed = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**64, description="Equal seeds, equal answers.")]
+TokenId = Annotated[int, Field(strict=True, ge=0, le=MAX_TOKEN_ID)]
+StopIds = Annotated[list[TokenId], Field(max_length=MAX_STOP_IDS, description="Tokens that end the completion.")]
+TopK = Annotated[int, Field(strict=True, ge=-1, le=MAX_TOKEN_ID, description="Likeliest tokens kept; 0 or -1: all.")]
+MinP = Annotated[float, Field(strict=True, ge=0, le=1, description="Least share of the likeliest token's probability.")]
+MinTokens = Annotated[
+    int, Field(strict=True, ge=0, le=MAX_TOKEN_ID, description="Before so many tokens nothing but the cap ends it.")
+]
+Penalty = Annotated[float, Field(strict=True, ge=-2, le=2)]
+RepetitionPenalty = Annotated[float, Field(strict=True, ge=0.01, le=100, description="1 is none; above 1 it deters.")]
+
+
+def _check_bias(value: Any) -> Any:
+    is_object = isinstance(value, dict) and len(value) <= MAX_BIASES
+    if not is_object or not all(_is_token_id(name) and _is_bias(item) for name, item in value.items()):
+        raise ValueError(_EXPECTED_BIAS)
+    return value
+
+
+def _is_token_id(name: str) -> bool:
+    return name.isascii() and name.isdigit() and len(name) <= 10 and int(name) <= MAX_TOKEN_ID
+
+
+def _is_bias(value: Any) -> bool:
+    return type(value) in (int, float) and -100 <= value <= 100
+
+
+LogitBias = Annotated[
+    dict[int, float],
+    BeforeValidator(_check_bias, json_schema_input_type=dict[str, float]),
+    Field(description="Added to the logits of tokens, by their ids; -100 to 100."),
+]
 
 
 def _as_list(value: Any) -> Any:
@@ -55,23 +90,50 @@ class RequestBody(BaseModel):
 class SampledRequest(RequestBody):
     """What every request for text has: which model, and how to choose tokens."""
 
+    max_tokens: MaxTokens | None = None
     temperature: Temperature = 1.0
     top_p: TopP = 1.0
+    top_k: TopK = 0
+    min_p: MinP = 0.0
+    repetition_penalty: RepetitionPenalty = 1.0
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    logit_bias: LogitBias = Field(default_factory=dict)
     seed: Seed | None = None
     stop: Stops = Field(default_factory=list)
+    stop_token_ids: StopIds = Field(default_factory=list)
+    ignore_eos: Annotated[bool, Field(strict=True)] = False
+    min_tokens: MinTokens = 0
     model: str | None = None
     condition: Condition | None = None
 
+    @model_validator(mode="after")
+    def _min_within_max(self) -> Self:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise refuse("min_tokens", f"expected at most max_tokens, which is {self.max_tokens}")
+        return self
+
     def task(self, prompt: Text, max_tokens: int) -> Generate:
         """The work for one prompt; without a seed from the caller each task gets a fresh one."""
-        sampling = Sampling(
+        return Generate(prompt, self.sampling(max_tokens), self.condition)
+
+    def sampling(self, max_tokens: int) -> Sampling:
+        return Sampling(
             max_tokens=max_tokens,
             seed=secrets.randbits(SEED_BITS) if self.seed is None else self.seed & ((1 << SEED_BITS) - 1),
             temperature=self.temperature,
             top_p=self.top_p,
+            top_k=max(0, self.top_k),
             stop=tuple(self.stop),
+            min_p=self.min_p,
+            min_tokens=self.min_tokens,
+            ignore_eos=self.ignore_eos,
+            stop_ids=tuple(self.stop_token_ids),
+            logit_bias=tuple(self.logit_bias.items()),
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
         )
-        return Generate(prompt, sampling, self.condition)
 
 
 def refuse(field: str, expected: str) -> PydanticCustomError:

@@ -1,4 +1,4 @@
-"""Bodies of the seed dialect, shape A: `/generate` with `prompts`, and `/loglikelihood`."""
+"""Bodies of the seed dialect, shape A: `/generate` with `prompts`, `/loglikelihood` and `/loglikelihood_rolling`."""
 
 from typing import Any, Literal
 
@@ -6,7 +6,9 @@ from pydantic import AliasChoices, BaseModel, Field, model_validator
 
 from api.run import Outcome, total_usage
 from api.schemas.fields import AnyText, Condition, MaxTokens, NonEmpty, RequestBody, SampledRequest, Temperature, refuse
+from api.schemas.q_values import QValues, is_absent, q_values_body
 from api.schemas.usage import UsageBody, usage_body
+from shared.messages import ContinuationScore
 
 DEFAULT_MAX_TOKENS = 128
 _SHAPES = ("prompts", "prompt", "inputs")
@@ -33,14 +35,20 @@ class GenerateRequest(SampledRequest):
 class GenerateResponse(BaseModel):
     completions: list[str]
     usage: UsageBody
+    q_values: list[QValues | None] | None = Field(None, exclude_if=is_absent)
 
 
-class LoglikelihoodRequest(RequestBody):
-    prompts: list[AnyText] = Field(min_length=1)
-    continuations: list[NonEmpty] = Field(min_length=1)
+class ScoringRequest(RequestBody):
+    """What every request for log-likelihoods has."""
+
     model: str | None = None
     condition: Condition | None = None
     scoring: Literal["strict", "aios_compat"] | None = None
+
+
+class LoglikelihoodRequest(ScoringRequest):
+    prompts: list[AnyText] = Field(min_length=1)
+    continuations: list[NonEmpty] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _same_length(self) -> "LoglikelihoodRequest":
@@ -52,9 +60,43 @@ class LoglikelihoodRequest(RequestBody):
 
 
 class LoglikelihoodResponse(BaseModel):
+    """Of each continuation: log-likelihood (nats), whether greedy decoding would say it, and its length in tokens."""
+
     ll: list[float]
+    is_greedy: list[bool]
+    num_tokens: list[int]
+
+
+class RollingRequest(ScoringRequest):
+    prompts: list[NonEmpty] = Field(min_length=1)
+
+
+class RollingResponse(BaseModel):
+    """Of each text: log-likelihood (nats) of all its tokens, and their number."""
+
+    ll: list[float]
+    num_tokens: list[int]
+
+
+def loglikelihood_response(scores: list[ContinuationScore]) -> LoglikelihoodResponse:
+    return LoglikelihoodResponse(
+        ll=[score.log_likelihood for score in scores],
+        is_greedy=[score.is_greedy for score in scores],
+        num_tokens=[score.num_tokens for score in scores],
+    )
+
+
+def rolling_response(scores: list[ContinuationScore]) -> RollingResponse:
+    return RollingResponse(
+        ll=[score.log_likelihood for score in scores], num_tokens=[score.num_tokens for score in scores]
+    )
 
 
 def generate_response(outcomes: list[Outcome]) -> GenerateResponse:
-    texts = [outcome.text for outcome in outcomes]
-    return GenerateResponse(completions=texts, usage=usage_body(total_usage(outcomes)))
+    choices = [outcome.choices[0] for outcome in outcomes]
+    values = [q_values_body(choice.q_values) for choice in choices]
+    return GenerateResponse(
+        completions=[choice.text for choice in choices],
+        usage=usage_body(total_usage(outcomes)),
+        q_values=values if any(values) else None,
+    )

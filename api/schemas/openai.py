@@ -1,32 +1,27 @@
 """Bodies of the OpenAI dialect: models, completions, and the chunks of a streamed completion."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
+import msgspec
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 
-from api.run import Outcome, total_usage
-from api.schemas.fields import MaxTokens, RequestBody, SampledRequest, refuse
-from api.schemas.usage import UsageBody, usage_body
-from shared.messages import ModelInfo, Text
+from api.run import Choice, Outcome, total_usage
+from api.schemas.fields import MAX_TOKEN_ID, MaxTokens, RequestBody, SampledRequest, refuse
+from api.schemas.logprobs import Logprobs, logprobs_body
+from api.schemas.q_values import QValues, is_absent, q_values_body
+from api.schemas.usage import DetailedUsageBody, detailed_usage_body
+from shared.messages import Generate, ModelInfo, Sampling, Text
 
 DEFAULT_MAX_TOKENS = 16
+MAX_CHOICES = 16
+MAX_LOGPROBS = 5
 _EXPECTED_PROMPT = (
     "expected a non-empty string, a list of strings, a list of token ids, or a list of lists of token ids"
 )
-_MAX_TOKEN_ID = 2**31 - 1
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
-_ONLY_SUPPORTED: dict[str, Any] = {
-    "n": 1,
-    "best_of": 1,
-    "echo": False,
-    "logprobs": None,
-    "suffix": None,
-    "logit_bias": {},
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-}
+_ONLY_SUPPORTED: dict[str, Any] = {"echo": False, "suffix": None}
 
 
 def _is_text(value: Any) -> bool:
@@ -35,7 +30,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_ids(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(type(i) is int and 0 <= i <= _MAX_TOKEN_ID for i in value)
+    return isinstance(value, list) and len(value) > 0 and all(type(i) is int and 0 <= i <= MAX_TOKEN_ID for i in value)
 
 
 def _as_texts(value: Any) -> Any:
@@ -57,6 +52,19 @@ _PROMPT_SCHEMA = {
 }
 
 
+def _not_zero(value: int) -> int:
+    if value == 0:
+        raise ValueError("expected -1 (as many as fit) or a number of tokens, at least 1")
+    return value
+
+
+TruncateTo = Annotated[
+    int,
+    Field(strict=True, ge=-1, le=MAX_TOKEN_ID, description="Keep that many tokens of the prompt's end; -1: what fits."),
+    AfterValidator(_not_zero),
+]
+
+
 class StreamOptions(RequestBody):
     include_usage: bool = False
 
@@ -64,8 +72,20 @@ class StreamOptions(RequestBody):
 class CompletionRequest(SampledRequest):
     prompt: Annotated[tuple[Text, ...], BeforeValidator(_as_texts), WithJsonSchema(_PROMPT_SCHEMA)]
     max_tokens: MaxTokens | None = Field(None, description="Default 16.")
+    n: Annotated[int, Field(strict=True, ge=1, le=MAX_CHOICES, description="Completions of each prompt.")] = 1
+    best_of: Annotated[int, Field(strict=True, description="Like n, if it is given.")] | None = None
+    logprobs: Annotated[int, Field(strict=True, ge=0, le=MAX_LOGPROBS)] | None = None
+    truncate_prompt_tokens: TruncateTo | None = None
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
+
+    def task(self, prompt: Text, max_tokens: int) -> Generate:
+        """As OpenAI has it, what does not fit the context window is refused, unless the caller wants the prompt cut;
+        a default `max_tokens` is no reason to refuse."""
+        task, keep = super().task(prompt, max_tokens), self.truncate_prompt_tokens
+        if keep is not None:
+            return msgspec.structs.replace(task, overflow="truncate", max_prompt_tokens=keep if keep > 0 else None)
+        return msgspec.structs.replace(task, overflow="clamp" if self.max_tokens is None else "refuse")
 
     @model_validator(mode="before")
     @classmethod
@@ -76,12 +96,22 @@ class CompletionRequest(SampledRequest):
                 raise refuse(name, f"this value is not supported yet; {allowed}")
         return value
 
+    @model_validator(mode="after")
+    def _all_are_returned(self) -> Self:
+        if self.best_of not in (None, self.n):
+            raise refuse("best_of", f"expected to be absent or equal to n, which is {self.n}")
+        return self
+
+    def sampling(self, max_tokens: int) -> Sampling:
+        return msgspec.structs.replace(super().sampling(max_tokens), n=self.n, logprobs=self.logprobs)
+
 
 class CompletionChoice(BaseModel):
     index: int
     text: str
-    logprobs: None = None
+    logprobs: Logprobs | None = None
     finish_reason: str | None
+    q_values: QValues | None = Field(None, exclude_if=is_absent)
 
 
 class Completion(BaseModel):
@@ -90,7 +120,7 @@ class Completion(BaseModel):
     created: int
     model: str
     choices: list[CompletionChoice]
-    usage: UsageBody | None = None
+    usage: DetailedUsageBody | None = None
 
 
 class Model(BaseModel):
@@ -113,10 +143,19 @@ def model_body(model: ModelInfo) -> Model:
 
 
 def completion(id: str, created: int, model: str, outcomes: list[Outcome]) -> Completion:
-    """The whole answer of a completion that was not streamed."""
-    choices = [
-        CompletionChoice(index=index, text=outcome.text, finish_reason=outcome.finish_reason)
-        for index, outcome in enumerate(outcomes)
-    ]
-    usage = usage_body(total_usage(outcomes))
-    return Completion(id=id, created=created, model=model, choices=choices, usage=usage)
+    """The whole answer of a completion that was not streamed: the choices of each prompt stand together."""
+    choices = [choice for outcome in outcomes for choice in outcome.choices]
+    bodies = [_choice_body(index, choice) for index, choice in enumerate(choices)]
+    usage = detailed_usage_body(total_usage(outcomes))
+    return Completion(id=id, created=created, model=model, choices=bodies, usage=usage)
+
+
+def _choice_body(index: int, choice: Choice) -> CompletionChoice:
+    logprobs = logprobs_body(choice.ids, choice.logprobs)
+    return CompletionChoice(
+        index=index,
+        text=choice.text,
+        logprobs=logprobs,
+        finish_reason=choice.finish_reason,
+        q_values=q_values_body(choice.q_values),
+    )

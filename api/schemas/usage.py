@@ -1,4 +1,4 @@
-"""The `usage` object, which all dialects share."""
+"""The `usage` object: the counts that all dialects share, and the details that OpenAI's has beside them."""
 
 from pydantic import BaseModel
 
@@ -11,9 +11,26 @@ class UsageBody(BaseModel):
     total_tokens: int
 
 
+class PromptTokensDetails(BaseModel):
+    cached_tokens: int
+
+
+class DetailedUsageBody(UsageBody):
+    prompt_tokens_details: PromptTokensDetails
+
+
 def usage_body(usage: Usage) -> UsageBody:
     return UsageBody(
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         total_tokens=usage.total_tokens,
+    )
+
+
+def detailed_usage_body(usage: Usage) -> DetailedUsageBody:
+    return DetailedUsageBody(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        total_tokens=usage.total_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_prompt_tokens),
     )

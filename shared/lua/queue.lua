@@ -51,7 +51,7 @@ local function pending_count(queue)
   return summary[1]
 end
 
--- KEYS: queue, job...   ARGV: max_depth, queue_timeout_ms, then (id, spec) for each job
+-- KEYS: queue, job...   ARGV: max_depth, queue_timeout_ms, then (id, places, spec) for each job
 -- All or nothing. Returns {1, depth before} or {0, depth, jobs ended in the last 10 to 20 s, span_ms of that count}.
 local function submit()
   local queue, count = KEYS[1], #KEYS - 1
@@ -64,12 +64,31 @@ local function submit()
     return { 0, depth, ended, now % RATE_BUCKET_MS + RATE_BUCKET_MS }
   end
   for i = 1, count do
-    local id, spec = ARGV[2 * i + 2], ARGV[2 * i + 3]
-    local entry = redis.call('XADD', queue, '*', 'job', id)
+    local id, places, spec = ARGV[3 * i + 1], ARGV[3 * i + 2], ARGV[3 * i + 3]
+    local entry = redis.call('XADD', queue, '*', 'job', id, 'places', places)
     redis.call('HSET', KEYS[i + 1], 'spec', spec, 'state', 'queued', 'epoch', 0, 'last', 0, 'entry', entry,
       'queued_ms', now, 'expires_ms', now + tonumber(ARGV[3]))
   end
   return { 1, depth }
+end
+
+-- KEYS: queue   ARGV: worker, places
+-- Delivers entries one by one until they fill the places, of which the last may take more than are left.
+local function fill()
+  local entries, left = {}, tonumber(ARGV[3])
+  while left > 0 do
+    local reply = redis.call('XREADGROUP', 'GROUP', GROUP, ARGV[2], 'COUNT', 1, 'STREAMS', KEYS[1], '>')
+    if not reply then break end
+    local entry = reply[1][2][1]
+    entries[#entries + 1] = entry
+    local fields = entry[2]
+    local places = 1
+    for i = 1, #fields, 2 do
+      if fields[i] == 'places' then places = tonumber(fields[i + 1]) end
+    end
+    left = left - places
+  end
+  return entries
 end
 
 -- KEYS: queue, job, log   ARGV: entry, worker, channel, ttl_ms, payload of the queue-timeout event, most epochs, payload
@@ -142,6 +161,7 @@ local function forget()
 end
 
 local commands = {
-  submit = submit, claim = claim, write = write, end_job = end_job, renew = renew, forget = forget,
+  submit = submit, fill = fill, claim = claim, write = write, end_job = end_job, renew = renew,
+  forget = forget,
 }
 return commands[ARGV[1]]()

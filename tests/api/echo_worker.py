@@ -1,6 +1,7 @@
 """A worker in the test's own loop that behaves like the echo runner, with a gate to hold it in the middle of a job.
 
-Text comes back word by word; a score is -1.0 for each character of the continuation; a puzzle is its own solution.
+Text comes back word by word, the n-th choice without its first n words; a score is -1.0 for each character of the
+continuation; a puzzle is its own solution.
 """
 
 import asyncio
@@ -20,11 +21,13 @@ from shared.messages import (
     Generate,
     Job,
     ModelInfo,
+    Sampling,
     Score,
     Solution,
     Solve,
     Started,
     Text,
+    TokenLogprob,
     Tokens,
     WorkerInfo,
 )
@@ -51,6 +54,8 @@ class EchoWorker:
         self.gate.set()
         self.failure: Failed | None = None
         self.num_truncated = 0
+        self.num_cached = 0
+        self.max_tokens: int | None = None
         self.jobs: list[Job] = []
         self.stale: list[str] = []
         self._redis = connect(redis_url)
@@ -100,19 +105,27 @@ class EchoWorker:
         return self._score(claim.epoch, task)
 
     def _echo(self, epoch: int, task: Generate) -> list[Event]:
-        words = _words(task.prompt)
-        said = words[: task.sampling.max_tokens]
-        reason = "stop" if len(said) == len(words) else "length"
+        words, sampling = _words(task.prompt), task.sampling
+        said = [words[choice:][: sampling.max_tokens] for choice in range(sampling.n)]
+        reasons = tuple("stop" if len(said[i]) == len(words[i:]) else "length" for i in range(sampling.n))
+        steps = [(number, choice) for number in range(len(words)) for choice in range(sampling.n)]
         return [
-            Started(epoch, "w1", len(words), self.num_truncated),
-            *(Tokens((number,), word) for number, word in enumerate(said)),
-            Done(reason, len(words), len(said)),
+            Started(epoch, "w1", len(words), self.num_truncated, self.max_tokens),
+            *(_tokens(said[i], number, i, reasons[i], sampling) for number, i in steps if number < len(said[i])),
+            Done(
+                reasons[0],
+                len(words),
+                sum(map(len, said)),
+                finish_reasons=reasons if sampling.n > 1 else (),
+                num_cached_tokens=self.num_cached,
+            ),
         ]
 
     def _score(self, epoch: int, task: Score) -> list[Event]:
         scores = tuple(ContinuationScore(-1.0 * len(text), len(text), False) for text in task.continuations)
         num_prompt_tokens = len(_words(task.context))
-        return [Started(epoch, "w1", num_prompt_tokens), Done("score", num_prompt_tokens, 0, scores)]
+        started = Started(epoch, "w1", num_prompt_tokens, self.num_truncated)
+        return [started, Done("score", num_prompt_tokens, 0, scores)]
 
     def _solve(self, epoch: int, task: Solve) -> list[Event]:
         """A string as one row of numbers, as no worker answers in strings."""
@@ -120,6 +133,16 @@ class EchoWorker:
         grid = (tuple(map(int, puzzle.replace(".", "0"))),) if isinstance(puzzle, str) else puzzle
         solution = Solution(grid, 0.25, task.max_steps or 16, True)
         return [Started(epoch, "w1", 81), Done("solve", 81, 0, solution=solution)]
+
+
+def _tokens(words: list[str], number: int, choice: int, reason: str, sampling: Sampling) -> Tokens:
+    """The event of one word, whose token is its place. Its log-probability is -0.5 for each before it."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    if sampling.logprobs is not None:
+        top = ((number, words[number], -0.5 * number), (99, "!", -9.0), (100, "!", -10.0), (101, "", -11.0))
+        logprobs = (TokenLogprob(-0.5 * number, words[number], top[: sampling.logprobs]),)
+    is_last = number + 1 == len(words)
+    return Tokens((number,), words[number], choice, logprobs, reason if is_last else None)
 
 
 def _words(text: Text) -> list[str]:

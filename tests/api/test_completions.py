@@ -44,6 +44,7 @@ async def test_models(client: httpx.AsyncClient, worker: EchoWorker) -> None:
 
 
 async def test_a_completion_has_the_shape_of_openai(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+    worker.num_cached = 1
     answer = (await client.post("/v1/completions", json={"prompt": "one two", "model": "local", "user": "u"})).json()
     assert answer.pop("id").startswith("cmpl-")
     assert isinstance(answer.pop("created"), int)
@@ -51,7 +52,12 @@ async def test_a_completion_has_the_shape_of_openai(client: httpx.AsyncClient, w
         "object": "text_completion",
         "model": "echo",
         "choices": [{"index": 0, "text": "one two", "logprobs": None, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4},
+        "usage": {
+            "prompt_tokens": 2,
+            "completion_tokens": 2,
+            "total_tokens": 4,
+            "prompt_tokens_details": {"cached_tokens": 1},
+        },
     }
     task = worker.jobs[0].task
     assert isinstance(task, Generate)
@@ -78,11 +84,16 @@ async def test_what_a_stream_looks_like(client: httpx.AsyncClient, worker: EchoW
     *chunks, done = frames(answer.text)
     assert done == "data: [DONE]"
     seen = [(c["choices"][0]["text"], c["choices"][0]["finish_reason"]) for c in map(chunk, chunks[:-1])]
-    assert seen == [("a ", None), ("b ", None), ("", "length")]
+    assert seen == [("a ", None), ("b ", "length")]
     assert all(c["usage"] is None for c in map(chunk, chunks[:-1]))
     last = chunk(chunks[-1])
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    assert last["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 2,
+        "total_tokens": 5,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert len({c["id"] for c in map(chunk, chunks)}) == 1
 
 
@@ -155,7 +166,7 @@ async def test_openai_client_errors(sdk: openai.AsyncOpenAI, worker: EchoWorker)
         await sdk.completions.create(model="other", prompt="a")
     assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
     with pytest.raises(openai.BadRequestError) as refused:
-        await sdk.completions.create(model="echo", prompt="a", n=2)
+        await sdk.completions.create(model="echo", prompt="a", n=17)
     assert refused.value.param == "n"
 
 

@@ -26,6 +26,7 @@ async def test_healthz_in_mode_ready(redis: Redis) -> None:
 
 
 async def test_metrics(redis: Redis, worker: EchoWorker) -> None:
+    worker.num_cached = 1
     async with in_memory(redis) as client:
         await client.post("/generate", json={"prompts": ["a b", "c"]})
         await client.post("/generate", json={})
@@ -37,6 +38,7 @@ async def test_metrics(redis: Redis, worker: EchoWorker) -> None:
         'aios_http_requests_total{method="GET",route="unmatched",status="404"} 1.0',
         'aios_http_request_seconds_count{route="/generate"} 2.0',
         'aios_prompt_tokens_total{model="echo"} 3.0',
+        'aios_cached_prompt_tokens_total{model="echo"} 2.0',
         'aios_completion_tokens_total{model="echo"} 3.0',
         'aios_jobs_total{model="echo",outcome="done"} 2.0',
         'aios_queue_depth{model="echo",state="queued"} 0.0',

@@ -55,7 +55,7 @@ BAD: list[tuple[Any, str, str]] = [
     ({"grids": []}, "grids", "grids: "),
     ({"grids": SUDOKU}, "grids", "list"),
     ({"grids": [SUDOKU, 5]}, "grids", "grids[1]: expected rows of numbers or rows of text"),
-    ({"puzzles": [SUDOKU] * 65}, "grids", "expected at most 64 in one request, got 65"),
+    ({"puzzles": [SUDOKU] * 65}, "grids", "expected at most 64 items in one request, got 65"),
     ({"grid": []}, "grid", "grid: expected rows"),
     ({"grid": 5}, "grid", "grid: expected rows"),
     ({"puzzle": [[True]]}, "puzzle", "puzzle: expected rows"),

@@ -36,6 +36,23 @@ GENERATE: list[tuple[Any, str]] = [
     ({"prompts": ["a"], "stop": 5}, "stop"),
     ({"prompts": ["a"], "model": 5}, "model"),
     ({"prompts": ["a"], "condition": ""}, "condition"),
+    ({"prompts": ["a"], "top_k": -2}, "top_k"),
+    ({"prompts": ["a"], "top_k": 2**31}, "top_k"),
+    ({"prompts": ["a"], "top_k": 1.5}, "top_k"),
+    ({"prompts": ["a"], "min_p": 1.1}, "min_p"),
+    ({"prompts": ["a"], "min_p": float("nan")}, "min_p"),
+    ({"prompts": ["a"], "repetition_penalty": 0}, "repetition_penalty"),
+    ({"prompts": ["a"], "repetition_penalty": float("inf")}, "repetition_penalty"),
+    ({"prompts": ["a"], "min_tokens": -1}, "min_tokens"),
+    ({"prompts": ["a"], "min_tokens": 6, "max_tokens": 5}, "min_tokens"),
+    ({"prompts": ["a"], "min_tokens": 6, "max_new_tokens": 5}, "min_tokens"),
+    ({"prompts": ["a"], "ignore_eos": 1}, "ignore_eos"),
+    ({"prompts": ["a"], "stop_token_ids": 5}, "stop_token_ids"),
+    ({"prompts": ["a"], "stop_token_ids": [-1]}, "stop_token_ids[0]"),
+    ({"prompts": ["a"], "stop_token_ids": [2, True]}, "stop_token_ids[1]"),
+    ({"prompts": ["a"], "stop_token_ids": [2] * 65}, "stop_token_ids"),
+    ({"prompts": ["a"], "presence_penalty": 2.5}, "presence_penalty"),
+    ({"prompts": ["a"], "logit_bias": {"x": 1}}, "logit_bias"),
 ]
 
 LOGLIKELIHOOD: list[tuple[Any, str]] = [
@@ -48,24 +65,50 @@ LOGLIKELIHOOD: list[tuple[Any, str]] = [
     ({"prompts": ["a"], "continuations": ["b"], "scoring": "other"}, "scoring"),
 ]
 
+ROLLING: list[tuple[Any, str]] = [
+    ({}, "prompts"),
+    ({"prompts": []}, "prompts"),
+    ({"prompts": [""]}, "prompts[0]"),
+    ({"prompts": ["a"] * 65}, "prompts"),
+    ({"prompts": ["a"], "scoring": "other"}, "scoring"),
+    ({"prompts": ["a"], "condition": ""}, "condition"),
+]
+
 COMPLETIONS: list[tuple[Any, str]] = [
     ({}, "prompt"),
     ({"prompt": ""}, "prompt"),
     ({"prompt": []}, "prompt"),
-    ({"prompt": ["a", [1]], "n": 2}, "n"),
     ({"prompt": [1, "a"]}, "prompt"),
     ({"prompt": [1, True]}, "prompt"),
     ({"prompt": [-1]}, "prompt"),
     ({"prompt": [[1], []]}, "prompt"),
     ({"prompt": "\udfff"}, "prompt"),
-    ({"prompt": "a", "n": 2}, "n"),
+    ({"prompt": "a", "n": 0}, "n"),
+    ({"prompt": "a", "n": 17}, "n"),
+    ({"prompt": "a", "n": True}, "n"),
+    ({"prompt": "a", "n": "2"}, "n"),
+    ({"prompt": ["a"] * 5, "n": 16}, "n"),
+    ({"prompt": ["a"] * 65}, "prompt"),
     ({"prompt": "a", "best_of": 2}, "best_of"),
+    ({"prompt": "a", "n": 2, "best_of": 3}, "best_of"),
+    ({"prompt": "a", "best_of": 1.5}, "best_of"),
     ({"prompt": "a", "echo": True}, "echo"),
-    ({"prompt": "a", "logprobs": 0}, "logprobs"),
+    ({"prompt": "a", "logprobs": -1}, "logprobs"),
+    ({"prompt": "a", "logprobs": 6}, "logprobs"),
+    ({"prompt": "a", "logprobs": True}, "logprobs"),
     ({"prompt": "a", "suffix": "x"}, "suffix"),
-    ({"prompt": "a", "logit_bias": {"5": 1}}, "logit_bias"),
-    ({"prompt": "a", "presence_penalty": 0.5}, "presence_penalty"),
-    ({"prompt": "a", "frequency_penalty": 0.5}, "frequency_penalty"),
+    ({"prompt": "a", "logit_bias": [5]}, "logit_bias"),
+    ({"prompt": "a", "logit_bias": {"five": 1}}, "logit_bias"),
+    ({"prompt": "a", "logit_bias": {"-1": 1}}, "logit_bias"),
+    ({"prompt": "a", "logit_bias": {"99999999999": 1}}, "logit_bias"),
+    ({"prompt": "a", "logit_bias": {"5": 100.5}}, "logit_bias"),
+    ({"prompt": "a", "logit_bias": {"5": "1"}}, "logit_bias"),
+    ({"prompt": "a", "logit_bias": {"5": True}}, "logit_bias"),
+    ({"prompt": "a", "logit_bias": {"5": float("nan")}}, "logit_bias"),
+    ({"prompt": "a", "logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
+    ({"prompt": "a", "presence_penalty": -2.1}, "presence_penalty"),
+    ({"prompt": "a", "frequency_penalty": 2.1}, "frequency_penalty"),
+    ({"prompt": "a", "frequency_penalty": "1"}, "frequency_penalty"),
     ({"prompt": "a", "max_tokens": -1}, "max_tokens"),
     ({"prompt": "a", "stream": "perhaps"}, "stream"),
     ({"prompt": "a", "stream_options": 5}, "stream_options"),
@@ -89,6 +132,14 @@ async def test_generate(client: httpx.AsyncClient, worker: EchoWorker, body: Any
 @pytest.mark.parametrize(("body", "named"), LOGLIKELIHOOD)
 async def test_loglikelihood(client: httpx.AsyncClient, worker: EchoWorker, body: Any, named: str) -> None:
     answer = await post(client, "/loglikelihood", body)
+    assert answer.status_code == 400
+    assert named in answer.json()["error"]["message"]
+    assert worker.jobs == []
+
+
+@pytest.mark.parametrize(("body", "named"), ROLLING)
+async def test_loglikelihood_rolling(client: httpx.AsyncClient, worker: EchoWorker, body: Any, named: str) -> None:
+    answer = await post(client, "/loglikelihood_rolling", body)
     assert answer.status_code == 400
     assert named in answer.json()["error"]["message"]
     assert worker.jobs == []

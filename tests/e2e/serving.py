@@ -35,12 +35,19 @@ class Serving:
     def children(self, role: str) -> list[psutil.Process]:
         """The running processes of one role: `api`, `worker` or `redis-server`."""
         family = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in family if role in child.cmdline()[-1:] or role in child.name()]
+        return [child for child in family if _plays(child, role)]
 
     def stop(self) -> int:
         """SIGTERM, and its exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=60)
+
+
+def _plays(process: psutil.Process, role: str) -> bool:
+    try:
+        return role in process.cmdline()[-1:] or role in process.name()
+    except psutil.NoSuchProcess:  # it died, or is dying, since it was listed
+        return False
 
 
 def _end(process: "subprocess.Popen[str]", family: list[psutil.Process]) -> None:

@@ -1,8 +1,11 @@
 """`--dry-run` as an operator uses it: what was found, or one sentence and a status (A76, A120)."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.worker.broken_models import sick_all, write_model
 
 
 def dry_run(*flags: str) -> "subprocess.CompletedProcess[str]":
@@ -26,3 +29,13 @@ def test_a_bad_path_is_one_clear_sentence(tmp_path: Path) -> None:
         assert "model 'mine'" in done.stderr
         assert "Traceback" not in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_a_broken_checkpoint_is_one_clear_sentence(tmp_path: Path) -> None:
+    """NaN among the weights: the worker does not start, and says which model it is."""
+    broken = sick_all("hrm-text", write_model("hrm-text", tmp_path / "whole"), tmp_path / "broken")
+    done = dry_run("--model", f"mine={broken}")
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.search(r"model 'mine' loads but does not work: .* not finite", last), done.stderr
+    assert "Traceback" not in done.stderr

@@ -9,11 +9,11 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from scripts.train_sample import byte_tokenizer
-from shared.messages import Generate, Sampling
+from shared.messages import Generate, Sampling, Score
 from shared.settings import SAMPLE_MODEL
 from tests.e2e.serving import Serving, serving
 from tests.worker.act_fixtures import Net, write_bundle
-from tests.worker.stepping import generate_all
+from tests.worker.stepping import generate_all, score_all
 from worker.registry import load_runner
 from worker.runners.base import RunnerOptions
 
@@ -50,15 +50,47 @@ def test_each_model_says_what_it_is(fleet: Serving) -> None:
 
 @pytest.mark.parametrize("name", ["brain", "gpt2", "sample"])
 def test_http_says_what_the_runner_says(fleet: Serving, paths: dict[str, Path], name: str) -> None:
-    """Greedy text over HTTP, two prompts at once, equals the runner alone; scores are there and finite."""
+    """Greedy text over HTTP, two prompts at once, equals the runner alone."""
     runner = load_runner("auto", RunnerOptions(path=str(paths[name]), max_batch=1))
     tasks = [Generate(text, Sampling(max_tokens=6, seed=0, temperature=0.0)) for text in PROMPTS]
     expected = [runner.decode([t for t in ids if t not in runner.eos_ids]) for ids in generate_all(runner, tasks)]
     body = {"model": name, "prompts": PROMPTS, "max_tokens": 6, "temperature": 0}
     assert httpx.post(f"{fleet.url}/generate", json=body, timeout=60).json()["completions"] == expected
-    body = {"model": name, "prompts": PROMPTS, "continuations": [" world", " there"]}
-    scores = httpx.post(f"{fleet.url}/loglikelihood", json=body, timeout=60).json()["ll"]
-    assert all(score < 0 for score in scores)
+
+
+@pytest.mark.parametrize("name", ["brain", "gpt2", "sample", "parrot"])
+def test_scores_over_http_are_the_runners(fleet: Serving, paths: dict[str, Path], name: str) -> None:
+    """A35: equal prompts are one context; a text longer than every window but one is scored whole."""
+    runner = load_runner("auto", RunnerOptions(path=str(paths.get(name, "echo")), max_batch=1))
+    tails = [" world", " there", "!", " is a much longer continuation"]
+    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0], ""]
+    tasks = [Score(prompt, (tail,)) for prompt, tail in zip(prompts, tails, strict=True)]
+    body = {"model": name, "prompts": prompts, "continuations": tails}
+    answer = httpx.post(f"{fleet.url}/loglikelihood", json=body, timeout=60).json()
+    expected = [scores[0] for scores in score_all(runner, tasks)]
+    assert answer["ll"] == pytest.approx([score.log_likelihood for score in expected], abs=1e-3)
+    assert answer["is_greedy"] == [score.is_greedy for score in expected]
+    assert answer["num_tokens"] == [score.num_tokens for score in expected] == [len(tail) for tail in tails]
+    texts = ["Once upon a time. " * 9, "x"]
+    rolled = httpx.post(f"{fleet.url}/loglikelihood_rolling", json={"model": name, "prompts": texts}, timeout=60).json()
+    ((long,), (short,)) = score_all(runner, [Score("", (text,), rolling=True) for text in texts])
+    assert rolled["num_tokens"] == [162, 1]
+    assert rolled["ll"] == pytest.approx([long.log_likelihood, short.log_likelihood], abs=1e-2)
+
+
+@pytest.mark.parametrize("name", ["brain", "gpt2"])
+def test_what_does_not_fit_the_window_is_cut_or_refused(fleet: Serving, name: str) -> None:
+    """X20: a context loses its beginning and the answer says so; a continuation is refused with both numbers."""
+    body = {"model": name, "prompts": ["a" * 100 + "b" * 44], "continuations": ["c" * 21]}
+    cut = httpx.post(f"{fleet.url}/loglikelihood", json=body, timeout=60)
+    assert cut.headers["X-Truncated-Prompt-Tokens"] == "100"
+    alone = httpx.post(f"{fleet.url}/loglikelihood", json=body | {"prompts": ["b" * 44]}, timeout=60)
+    assert "X-Truncated-Prompt-Tokens" not in alone.headers
+    assert cut.json()["ll"] == pytest.approx(alone.json()["ll"], abs=1e-3)
+    refused = httpx.post(f"{fleet.url}/loglikelihood", json=body | {"continuations": ["c" * 65]}, timeout=60)
+    assert refused.status_code == 400
+    assert "65 tokens; at most 64" in refused.json()["error"]["message"]
+    assert refused.json()["error"]["field"] == "continuations"
 
 
 def test_the_default_serves_who_names_none(fleet: Serving) -> None:

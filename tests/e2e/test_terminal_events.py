@@ -20,7 +20,7 @@ NUM_JOBS = 500
 
 
 def random_job(rng: random.Random) -> Job:
-    """Long, short, stopping, scoring and invalid jobs; some carry a prompt that ends by itself."""
+    """Long, short, stopping, scoring and invalid jobs, some of several choices; some prompts end by themselves."""
     job_id = keys.new_job_id()
     kind = rng.random()
     if kind < 0.2:
@@ -30,11 +30,12 @@ def random_job(rng: random.Random) -> Job:
         return Job(job_id, "echo", Generate("", Sampling(max_tokens=5, seed=0)))
     prompt = "".join(rng.choices("abcdefgh ", k=rng.randint(1, 40))) + rng.choice(["", " eos"])
     stop = (prompt[:2],) if rng.random() < 0.2 else ()
-    return Job(job_id, "echo", Generate(prompt, Sampling(rng.randint(1, 200), seed=1, stop=stop)))
+    sampling = Sampling(rng.randint(1, 200), seed=1, stop=stop, n=rng.choice((1, 1, 1, 2, 3)))
+    return Job(job_id, "echo", Generate(prompt, sampling))
 
 
 def expected_text(task: Generate) -> str:
-    """What echo says, from its definition alone."""
+    """What echo says in each choice, from its definition alone."""
     said = (task.prompt * 200)[: task.sampling.max_tokens]  # type: ignore[operator]
     if "eos" in task.prompt:  # type: ignore[operator]
         said = said[: len(task.prompt)]
@@ -57,9 +58,13 @@ def check_log(job: Job, events: list[Event], was_cancelled: bool) -> None:
     if isinstance(job.task, Score):
         assert [score.num_tokens for score in terminal[0].scores] == [len(tail) for tail in job.task.continuations]
         return
-    assert "".join(event.text for event in events if isinstance(event, Tokens)) == expected_text(job.task)
-    ids = [token for event in events if isinstance(event, Tokens) for token in event.ids]
-    assert len(ids) == terminal[0].num_completion_tokens, "a token was lost or doubled"
+    tokens = [event for event in events if isinstance(event, Tokens)]
+    for choice in range(job.task.sampling.n):
+        own = [event for event in tokens if event.choice == choice]
+        assert "".join(event.text for event in own) == expected_text(job.task)
+        assert [event.finish_reason is not None for event in own] == [False] * (len(own) - 1) + [True]
+    num_ids = sum(len(event.ids) for event in tokens)
+    assert num_ids == terminal[0].num_completion_tokens, "a token was lost or doubled"
 
 
 async def test_500_random_jobs_end_once_each(redis_server: RedisServer, redis: Redis) -> None:

@@ -38,14 +38,14 @@ def test_a_role_alone_needs_a_redis(
 def test_children_resolve_to_the_parents_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_DEVICE", "cuda")  # must not reach a child that is told cpu
     settings = Settings(device="cpu", workers=3, threads=2, models=(ModelEntry(id="a", path="echo"),))
-    api, worker = fleet_roles(settings)
-    assert [(role.name, role.count, role.argv[-1]) for role in (api, worker)] == [
+    api, worker = fleet_roles(settings, [{"AIOS_WORKER_CORES": str(copy)} for copy in range(3)])
+    assert [(role.name, len(role.copies), role.argv[-1]) for role in (api, worker)] == [
         ("api", 1, "api"),
         ("worker", 3, "worker"),
     ]
     for role in (api, worker):
-        assert resolve({}, role.env, Path(role.env["AIOS_CONFIG"])).settings == settings
-    assert worker.env["OMP_NUM_THREADS"] == "2"
+        for copy in role.copies:
+            assert resolve({}, {**role.env, **copy}, Path(role.env["AIOS_CONFIG"])).settings == settings
 
 
 def test_a_port_in_use_is_refused_and_zero_becomes_a_free_one() -> None:

@@ -37,7 +37,9 @@ class Fleet:
         self.log.touch()
 
     def role(self, name: str, script: str = LIVES, count: int = 1) -> Role:
-        return Role(name, ("sh", "-c", script.replace("{name}", name)), os.environ | {"LOG": str(self.log)}, count)
+        return Role(
+            name, ("sh", "-c", script.replace("{name}", name)), os.environ | {"LOG": str(self.log)}, [{}] * count
+        )
 
     def lines(self) -> list[list[str]]:
         return [line.split() for line in self.log.read_text().splitlines()]
@@ -65,6 +67,19 @@ async def test_a_child_that_dies_is_restarted(fleet: Fleet) -> None:
     assert await running == 0
     assert not any(map(is_running, fleet.pids()))
     assert len(fleet.pids()) == 4
+
+
+async def test_each_copy_has_its_own_environment_and_keeps_it(fleet: Fleet) -> None:
+    says_place = 'echo "at $PLACE $$" >> "$LOG"; [ "$PLACE" = 1 ] || while :; do sleep 0.02; done'
+    role = Role(
+        "worker", ("sh", "-c", says_place), os.environ | {"LOG": str(fleet.log)}, [{"PLACE": "0"}, {"PLACE": "1"}]
+    )
+    supervisor = Supervisor([role], 10, QUICK)
+    running = asyncio.create_task(supervisor.run())
+    await until(lambda: fleet.saw("at", "1", times=3) and fleet.saw("at", "0"), "copy 1 was started three times")
+    supervisor.stop()
+    assert await running == 0
+    assert len([line for line in fleet.lines() if line[1] == "0"]) == 1
 
 
 async def test_a_clean_exit_that_nobody_asked_for_is_a_death_too(fleet: Fleet) -> None:

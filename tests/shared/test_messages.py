@@ -18,6 +18,7 @@ from shared.messages import (
     Solution,
     Solve,
     Started,
+    TokenLogprob,
     Tokens,
     WorkerInfo,
     decode_event,
@@ -32,6 +33,11 @@ GOLDEN: list[tuple[Event, str]] = [
         "84a474797065a773746172746564a565706f636801a6776f726b6572a177b16e756d5f70726f6d70745f746f6b656e7305",
     ),
     (Tokens((7, 300), "ab"), "83a474797065a6746f6b656e73a36964739207cd012ca474657874a26162"),
+    (
+        Tokens((7,), "a", 2, (TokenLogprob(-0.5, "a", ((7, "a", -0.5),)),), "stop"),
+        "86a474797065a6746f6b656e73a36964739107a474657874a161a663686f69636502a86c6f6770726f62739183a76c6f6770726f62cb"
+        "bfe0000000000000a5746f6b656ea161a3746f70919307a161cbbfe0000000000000ad66696e6973685f726561736f6ea473746f70",
+    ),
     (Cancelled(), "81a474797065a963616e63656c6c6564"),
     (
         Done("stop", 5, 2),
@@ -57,10 +63,14 @@ def test_golden_bytes(event: Event, expected: str) -> None:
 JOBS = [
     Job("00" + "a" * 32, "m", Generate("hi", Sampling(max_tokens=4, seed=2**62, temperature=0.5, stop=("x",)))),
     Job("00" + "b" * 32, "m", Generate((1, 2, 3), Sampling(max_tokens=4, seed=0), condition="synth,cot")),
+    Job("00" + "d" * 32, "m", Generate("hi", Sampling(4, 0, 0.5, 0.9, 3, ("x",), 2, 0.1, 2, True, (5,), ((7, -1.5),)))),
+    Job("00" + "e" * 32, "m", Generate("hi", Sampling(4, 0, presence_penalty=1, frequency_penalty=-1, logprobs=0))),
+    Job("00" + "a" * 32, "m", Generate("hi", Sampling(4, seed=0), overflow="refuse", max_prompt_tokens=5)),
     Job("00" + "c" * 32, "m", Score("c", ("a", (4, 5)), method="aios_compat"), tenant="t", request_id="r"),
     Job("00" + "d" * 32, "m", Solve("." * 81)),
     Job("00" + "e" * 32, "m", Solve(((0, 9), (3, 4)), "007bbfb7_t0", "q_halt", 3)),
     Job("00" + "f" * 32, "m", Solve(("# S", "G o"), identifier=7)),
+    Job("00" + "0" * 32, "m", Score("", ("a",), rolling=True)),
 ]
 
 

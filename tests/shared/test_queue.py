@@ -247,6 +247,51 @@ async def test_a_lapsed_job_is_found_behind_many_live_ones(queue: JobQueue) -> N
     assert [claim.job for claim in await queue.take_lapsed("m", "default", "w2", 1, lease_s=60)] == [claims[-1].job]
 
 
+def job_with_choices(n: int) -> Job:
+    return Job(keys.new_job_id(), "m", Generate("hi", Sampling(max_tokens=4, seed=0, n=n)))
+
+
+@pytest.mark.parametrize(
+    ("places", "choices", "taken"),
+    [(4, [1] * 6, 4), (4, [2] * 4, 2), (4, [3, 3, 1], 2), (4, [16, 1], 1), (4, [1, 2], 2), (1, [1, 1], 1), (9, [], 0)],
+)
+async def test_a_take_fills_the_places_and_no_more(
+    queue: JobQueue, places: int, choices: list[int], taken: int
+) -> None:
+    """A job takes a place for each choice; the one that fills the last place may need more. The rest stays queued."""
+    first = new_job()
+    await submit(queue, first, *map(job_with_choices, choices))
+    await take_one(queue)
+    claims = await queue.take("m", "default", "w1", places, 10)
+    assert [claim.places for claim in claims] == choices[:taken]
+    depth = await queue.depth("m", "default")
+    assert (depth.queued, depth.running) == (len(choices) - taken, 1 + taken)
+
+
+async def test_lapsed_jobs_that_find_no_place_are_left_to_others(queue: JobQueue) -> None:
+    """They are lapsed still, and no epoch of theirs is spent."""
+    jobs = [job_with_choices(n) for n in (2, 3, 1, 1)]
+    await submit(queue, *jobs)
+    claims = [await take_one(queue), *await queue.take("m", "default", "w1", 60, 100)]
+    await queue.release(claims, "w1")
+    taken = await queue.take_lapsed("m", "default", "w2", 4, lease_s=60)
+    assert [claim.job for claim in taken] == jobs[:2]
+    rest = await queue.take_lapsed("m", "default", "w3", 4, lease_s=60)
+    assert [(claim.job, claim.epoch) for claim in rest] == [(jobs[2], 2), (jobs[3], 2)]
+
+
+async def test_an_entry_of_an_older_front_takes_one_place(queue: JobQueue, redis: Redis) -> None:
+    """Rolling upgrades: entries once held the job's id alone."""
+    jobs = [new_job() for _ in range(3)]
+    await submit(queue, *jobs)
+    stream = keys.queue("m", "default")
+    await redis.xtrim(stream, 0, approximate=False)
+    for job in jobs:
+        await redis.xadd(stream, {"job": job.id})
+    claims = [await take_one(queue), *await queue.take("m", "default", "w1", 2, 100)]
+    assert [claim.job for claim in claims] == jobs
+
+
 async def test_a_worker_with_something_in_hand_is_not_forgotten(queue: JobQueue) -> None:
     """XGROUP DELCONSUMER would take its pending entries along, and the job with them."""
     await submit(queue, new_job())

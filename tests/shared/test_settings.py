@@ -18,6 +18,13 @@ LAYERED: list[tuple[str, tuple[Any, Any, Any, Any]]] = [
     ("host", ("0.0.0.0", "1.1.1.1", "2.2.2.2", "3.3.3.3")),
     ("model_path", (None, "/yaml", "/env", "/cli")),
     ("device", ("auto", "cpu", "cuda", "mps")),
+    ("dtype", ("auto", "float32", "bfloat16", "float16")),
+    ("workers", (1, 2, "auto", 3)),
+    ("threads", ("auto", 1, 2, "auto")),
+    ("kv_memory_mib", ("auto", 64, 128, "auto")),
+    ("kv_memory_fraction", (None, 0.25, 0.5, 1.0)),
+    ("max_gpu_memory_gb", (None, 8.0, 16.5, 80.0)),
+    ("pin_cores", (True, False, True, False)),
     ("max_batch_size", (16, 2, 3, 4)),
     ("queue_timeout_s", (60.0, 1.5, 2.5, 3.5)),
     ("enable_cors", (False, True, False, True)),
@@ -28,7 +35,7 @@ LAYERED: list[tuple[str, tuple[Any, Any, Any, Any]]] = [
 
 @pytest.fixture(autouse=True)
 def no_outer_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MODEL_PATH", "HOST", "PORT", "FORCE_DEVICE", "AIOS_CONFIG", *Settings().to_env()):
+    for name in ("MODEL_PATH", "HOST", "PORT", "FORCE_DEVICE", "MAX_GPU_MEM_GB", "AIOS_CONFIG", *Settings().to_env()):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -72,11 +79,22 @@ def test_the_highest_layer_present_wins(
 
 
 def test_aliases_are_read_and_yield_to_the_proper_name() -> None:
-    env = {"MODEL_PATH": "/m", "HOST": "h", "PORT": "81", "FORCE_DEVICE": "CPU"}
+    env = {"MODEL_PATH": "/m", "HOST": "h", "PORT": "81", "FORCE_DEVICE": "CPU", "MAX_GPU_MEM_GB": "24"}
     settings = resolve({}, env, None).settings
     assert (settings.model_path, settings.host, settings.port, settings.device) == ("/m", "h", 81, "cpu")
+    assert settings.max_gpu_memory_gb == 24
     resolved = resolve({}, env | {"AIOS_PORT": "82"}, None)
     assert (resolved.settings.port, resolved.origins["port"]) == (82, "AIOS_PORT")
+
+
+def test_a_count_may_be_auto_and_a_bad_one_is_one_problem(capsys: pytest.CaptureFixture[str]) -> None:
+    assert resolve({"workers": "AUTO"}, {}, None).settings.workers == "auto"
+    with pytest.raises(SettingsError) as caught:
+        resolve({"workers": "1.5", "threads": "x"}, {}, None)
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["workers", "threads"]
+    with pytest.raises(SystemExit):
+        run_role("test", lambda settings: 0, ["--help"])
+    assert "one worker: N | auto (default auto)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_two_device_variables_must_agree() -> None:
@@ -99,6 +117,12 @@ def test_an_empty_variable_is_not_set() -> None:
         ("max_batch_size", "0", "greater than or equal to 1"),
         ("max_queue_depth", "-1", "greater than or equal to 0"),
         ("workers", "1.5", "integer"),
+        ("workers", "some", "integer"),
+        ("threads", "0", "greater than or equal to 1"),
+        ("threads", True, "boolean"),
+        ("kv_memory_mib", "none", "integer"),
+        ("kv_memory_fraction", "1.1", "less than or equal to 1"),
+        ("max_gpu_memory_gb", "0", "greater than 0"),
         ("lease_s", "0", "greater than 0"),
         ("queue_timeout_s", "nan", "finite"),
         ("request_timeout_s", "inf", "finite"),
@@ -225,6 +249,7 @@ def test_print_config_shows_values_and_origins_and_hides_passwords(
     assert list(lines) == list(Settings.model_fields)
     assert lines["port"] == ["7", "#", "--port"]
     assert lines["threads"][-1] == "serve.hrm.threads" and lines["host"][-1] == "default"
+    assert lines["dtype"][0] == lines["kv_memory_mib"][0] == "auto"  # resolved only where the machine is known
     assert lines["redis_url"] == ["redis://user:***@host:1/0?password=***", "#", "AIOS_REDIS_URL"]
     assert "s3cr" not in printed
 
@@ -247,7 +272,10 @@ def test_mask_keeps_what_is_no_secret() -> None:
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,8}", fullmatch=True)
 paths = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(lambda t: t.lower() != "none")
-entries = st.builds(ModelEntry, id=names, path=paths, dtype=st.sampled_from([None, "float16"]))
+quantizations = st.sampled_from(["none", "int8"])
+entries = st.builds(
+    ModelEntry, id=names, path=paths, dtype=st.sampled_from([None, "float16"]), quantize=st.none() | quantizations
+)
 overrides = st.fixed_dictionaries(
     {},
     optional={
@@ -257,10 +285,15 @@ overrides = st.fixed_dictionaries(
         "tokenizer_path": st.none() | paths,
         "models": st.lists(entries, max_size=3, unique_by=lambda entry: entry.id).map(tuple),
         "device": st.sampled_from(["auto", "cpu", "cuda", "mps"]),
+        "quantize": quantizations,
         "lease_s": st.floats(min_value=1e-9, max_value=1e9),
         "enable_cors": st.booleans(),
         "cors_origins": st.lists(names, min_size=1).map(tuple),
         "attention": st.sampled_from([None, "causal", "bidirectional"]),
+        "workers": st.just("auto") | st.integers(1, 99),
+        "threads": st.just("auto") | st.integers(1, 99),
+        "kv_memory_mib": st.just("auto") | st.integers(1, 10**6),
+        "kv_memory_fraction": st.none() | st.floats(0.01, 1),
         "redis_url": st.sampled_from([None, "redis://:a,b@h/0"]),
     },
 )

@@ -10,6 +10,7 @@ from shared.messages import Generate, Sampling, Score
 from tests.worker.act_fixtures import Net, write_bundle
 from tests.worker.stepping import generate_all, score_all
 from worker.models.errors import ModelFormatError
+from worker.models.hrm_act import ActOutput
 from worker.registry import load_runner
 from worker.runners.base import RunnerOptions
 from worker.runners.hrm_act import ActRunner
@@ -26,7 +27,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def load(path: Path, **options: str) -> ActRunner:
+def load(path: Path, **options: object) -> ActRunner:
     runner = load_runner("auto", RunnerOptions(path=str(path), max_batch=4, **options))  # type: ignore[arg-type]
     assert isinstance(runner, ActRunner)
     return runner
@@ -105,3 +106,28 @@ def test_a_bundle_without_a_tokenizer_says_what_to_do(tmp_path: Path) -> None:
     write_bundle(tmp_path, NET)
     with pytest.raises(ModelFormatError, match="--tokenizer-path"):
         load(tmp_path)
+
+
+def test_rows_of_all_tails_of_a_step_run_together_and_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strict: 4 tails of two contexts are 3 + 1 + 2 + 1 rows, 5 of them distinct: two passes of at most 4 rows."""
+    runner, passes = load(bundle, step_tokens=1000), list[int]()
+    forward = runner._model.forward_segment
+
+    def counted(ids: torch.Tensor, *rest: torch.Tensor) -> ActOutput:
+        passes.append(len(ids))
+        return forward(ids, *rest)
+
+    monkeypatch.setattr(runner._model, "forward_segment", counted)
+    tasks = [Score((10, 11), ((5, 6, 7), (8,))), Score((30, 31, 32), ((5, 6), (9,)))]
+    found = score_all(runner, tasks)
+    assert passes == [4, 1]
+    monkeypatch.undo()
+    for task, scores in zip(tasks, found, strict=True):
+        for tail, score in zip(task.continuations, scores, strict=True):
+            rows = [[*task.context, *tail[:count]] for count in range(len(tail))]  # type: ignore[list-item]
+            log_probs = [alone(runner, row, 1)[0][-1].double().log_softmax(-1) for row in rows]  # type: ignore[arg-type]
+            expected = sum(float(row[token]) for row, token in zip(log_probs, tail, strict=True))  # type: ignore[arg-type]
+            assert score.log_likelihood == pytest.approx(expected, abs=1e-4)
+            assert score.is_greedy == all(
+                int(row.argmax()) == token for row, token in zip(log_probs, tail, strict=True)
+            )

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer, models
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from scripts.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score
@@ -102,3 +110,33 @@ def test_a_rule_our_attention_does_not_know_is_refused(
     monkeypatch.setattr(causal, "attend", lambda *args: real(*args[:-2], args[-2] * 1.5))
     with pytest.raises(ModelFormatError, match="logits differ"):
         causal.load(options(tiny[0]))
+
+
+def merging_tokenizer() -> PreTrainedTokenizerFast:
+    """Characters and the merges `bc`, `ab` and ` a`, in that order of strength."""
+    vocab = {text: number for number, text in enumerate(["</s>", "a", "b", "c", " ", "ab", "bc", " a"])}
+    model = models.BPE(vocab=vocab, merges=[("b", "c"), ("a", "b"), (" ", "a")])
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), eos_token="</s>")
+
+
+@pytest.mark.parametrize(
+    ("context", "continuation", "expected"),
+    [
+        ("c", "bc", ("c", ["bc"])),
+        ("c ", "a", ("c", [" a"])),  # the space at the end moves over, and merges
+        ("c  ", "b", ("c", [" ", " ", "b"])),
+        ("ab", "c", ("ab", ["bc"])),  # cut behind as many tokens as the context has alone
+        ("a", "b", ("a", ["b"])),  # swallowed by the context: read by itself
+        ("", " a", ("</s>", [" a"])),
+        ("  ", "a", ("</s>", [" ", " a"])),
+    ],
+)
+def test_continuations_are_cut_as_lm_evaluation_harness_does(
+    context: str, continuation: str, expected: tuple[str, list[str]]
+) -> None:
+    """Its rule, by hand, on a tokenizer that merges across the border."""
+    tokenizer = merging_tokenizer()
+    language = causal.CausalLanguage(tokenizer, 8, frozenset())
+    encoded = language.encode(Score(context, (continuation,)), 96)
+    assert "".join(tokenizer.convert_ids_to_tokens(encoded.prompt_ids)) == expected[0]
+    assert tokenizer.convert_ids_to_tokens(encoded.continuations[0]) == expected[1]

@@ -1,24 +1,79 @@
-"""Choosing a device: named and missing is an error, `auto` falls back (D3, D7, X14)."""
+"""Choosing a device and a dtype: named and missing is an error, `auto` falls back (D3, D4, D5, D7, A48, X14)."""
+
+import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from shared.settings import SettingsError
-from worker.device import choose
+from shared.settings import Settings, SettingsError
+from worker.device import choose_dtype, device_capabilities, select_device
+from worker.loading import load_models
+
+
+def offer(monkeypatch: pytest.MonkeyPatch, *, cuda: bool = False, mps: bool = False, bf16: bool = True) -> None:
+    """A machine with these accelerators, as torch would tell of it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    facts = SimpleNamespace(name="A GPU", total_memory=24 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: facts)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 8 * 2**30)
 
 
 @pytest.mark.parametrize(
     ("cuda", "mps", "chosen"),
-    [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu"), (True, False, "cuda")],
+    [(True, True, "cuda:0"), (False, True, "mps"), (False, False, "cpu"), (True, False, "cuda:0")],
 )
 def test_auto_takes_the_best_that_is_there(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, chosen: str) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert choose("auto") == chosen
+    offer(monkeypatch, cuda=cuda, mps=mps)
+    assert select_device("auto") == select_device() == torch.device(chosen)
 
 
-def test_a_named_device_that_is_missing_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SettingsError, match="device: 'cuda' was asked for"):
-        choose("cuda")
-    assert choose("cpu") == "cpu"
+@pytest.mark.parametrize(("wanted", "there"), [("cuda", "mps, cpu"), ("mps", "cuda, cpu")])
+def test_a_named_device_that_is_missing_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, there: str
+) -> None:
+    offer(monkeypatch, cuda=wanted == "mps", mps=wanted == "cuda")
+    with pytest.raises(SettingsError, match=f"device: '{wanted}' was asked for .* there is {there}$"):
+        select_device(wanted)
+    assert select_device("cpu") == torch.device("cpu")
+
+
+def test_a_named_device_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, cuda=True, mps=True)
+    assert [str(select_device(name)) for name in ("cuda", "mps", "cpu")] == ["cuda:0", "mps", "cpu"]
+
+
+def test_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch)
+    assert device_capabilities() == {"cuda": False, "mps": False, "gpu_name": None, "memory_gb": None}
+    offer(monkeypatch, cuda=True)
+    assert device_capabilities() == {"cuda": True, "mps": False, "gpu_name": "A GPU", "memory_gb": 24.0}
+    offer(monkeypatch, mps=True)
+    assert device_capabilities()["memory_gb"] == 8.0
+
+
+@pytest.mark.parametrize(
+    ("device", "bf16", "expected"),
+    [("cuda:0", True, "bfloat16"), ("cuda:0", False, "float16"), ("cpu", True, "float32"), ("mps", True, "float32")],
+)
+def test_auto_dtype_is_what_the_device_is_fast_with(
+    monkeypatch: pytest.MonkeyPatch, device: str, bf16: bool, expected: str
+) -> None:
+    """A48; float32 on the CPU is what P3 is promised for."""
+    offer(monkeypatch, cuda=True, mps=True, bf16=bf16)
+    assert choose_dtype("auto", torch.device(device)) == expected
+    assert choose_dtype("float32", torch.device(device)) == "float32"
+
+
+def test_the_device_is_logged_at_start_with_what_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """D5; and the sample model is served in float32 here, by default."""
+    offer(monkeypatch)
+    with caplog.at_level(logging.INFO):
+        (model,) = load_models(Settings())
+    (line,) = [record for record in caplog.records if record.getMessage() == "device cpu"]
+    assert line.__dict__["fields"]["cuda"] is False
+    assert model.info.found.endswith("float32")

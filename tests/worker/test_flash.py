@@ -241,7 +241,7 @@ def test_the_kernel_is_chosen_once_and_the_reason_is_named(monkeypatch: pytest.M
 def test_pages_are_large_where_flash_attention_asks_for_it(
     monkeypatch: pytest.MonkeyPatch, place: str, dtype: str, given: int | None, expected: int
 ) -> None:
-    monkeypatch.setattr(loading.device, "choose", lambda _: place)
+    monkeypatch.setattr(loading.device, "select_device", lambda _: torch.device(place))
     settings = Settings(dtype=dtype, page_size=given, cuda_graphs=False)
     options = loading._options(ModelEntry(id="m", path="x"), settings, "hrm-text")
     assert (options.page_size, options.cuda_graphs) == (expected, False)

@@ -172,7 +172,7 @@ def test_a_mate_of_a_failing_sequence_loses_nothing(runner: PagedRunner, monkeyp
     def broken(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(paged, "score_states", broken)
+    monkeypatch.setattr(paged, "score_slices", broken)
     emissions = run(runner, [task, Score("x", ("y",))], [[], []])
     assert [token for item in emissions if item.key == "0" for token in item.ids] == expected
     (failed,) = (item.ended for item in emissions if item.key == "1")

@@ -263,3 +263,19 @@ def test_what_can_never_fit_is_refused_and_blocks_nobody() -> None:
         engine.step()
     ended = {item.key: type(item.ended).__name__ for item in said if item.ended is not None}
     assert ended == {"big": "Failed", "fits": "Done"}
+
+
+def test_a_sequence_that_fills_the_store_does_without_its_known_prompt() -> None:
+    """The prompt's last page would be copied: with all other pages taken by the sequence there is no room for both."""
+    ghost, prompt = Ghost(num_pages=9, reuse="prompt", is_prefix_lm=True), tuple(range(1, 23))
+    replayed = tuple(answer(prompt, 11, fold(1, 0)))
+    full = Work("b", Encoded(prompt, 12), Sampling(12, 1), replayed_ids=(replayed,))
+    done: dict[str, Done] = {}
+    said: list[Emission] = []
+    engine = Engine(ghost, said.extend)
+    for item in (generate("a", prompt, 1), full):
+        engine.submit(item)
+        for _ in range(40):
+            engine.step()
+        done |= {item.key: item.ended for item in said if isinstance(item.ended, Done)}
+    assert done.keys() == {"a", "b"}

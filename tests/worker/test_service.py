@@ -1,6 +1,7 @@
 """A worker in trouble: lapsed leases, slow prompts, lost reads, broken parts. Nothing is lost, doubled or leaked."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Sequence
 
@@ -9,15 +10,16 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared import keys
+from shared.errors import FleetError
 from shared.log import Append, LogReader, LogWriter
 from shared.messages import Done, Event, Failed, Generate, Job, ModelInfo, Sampling, Score, Started, Terminal, Tokens
-from shared.queue import Claim, JobQueue
+from shared.queue import Claim, Depth, JobQueue
 from shared.subscriptions import Subscriptions
+from tests.polling import until
 from worker.loading import LoadedModel
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
-from worker.sequence import Encoded, StepResult
-from worker.sequence import Sequence as EngineSequence
+from worker.sequence import Encoded, Slice, StepResult
 from worker.service import WorkerService
 
 
@@ -64,9 +66,9 @@ class Slow(Echo):
         time.sleep(self.tokenizing_s)
         return super().encode(task)
 
-    def step(self, batch: Sequence[EngineSequence]) -> list[StepResult]:
+    def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         time.sleep(self.stepping_s)
-        return super().step(batch)
+        return super().step(slices)
 
 
 async def test_a_worker_that_takes_over_its_own_job_says_everything_once(
@@ -130,6 +132,47 @@ async def test_a_replay_that_cannot_be_read_is_tried_again(redis: Redis, monkeyp
     assert isinstance(await asyncio.wait_for(end_of(redis, job), 20), Done)
     assert (await said_of(redis, job))[0] == "abcabcabc"
     assert worker._intakes["m"]._free == 3
+    stop.set()
+    assert await running is True
+
+
+class Held(Echo):
+    """Steps once the gate is open."""
+
+    def __init__(self, options: RunnerOptions) -> None:
+        super().__init__(options)
+        self.gate = threading.Event()
+
+    def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
+        self.gate.wait(20)
+        return super().step(slices)
+
+
+async def test_choices_take_as_many_places(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job is taken while a place is free, whatever it needs; the rest stays queued. No place is lost."""
+    runner, stop, choices = Held(RunnerOptions("echo", max_batch=4)), asyncio.Event(), [2, 3, 1, 16, 4, 1, 1, 1, 1, 1]
+    worker, queue, taken_before = service(redis), JobQueue(redis), []
+    jobs = [Job(keys.new_job_id(), "m", Generate("abc", Sampling(3, 0, n=n))) for n in choices]
+    opened = worker._outbox.open
+
+    def note(claim: Claim) -> None:
+        taken_before.append(sum(item.places for item in worker._outbox.claims))
+        opened(claim)
+
+    monkeypatch.setattr(worker._outbox, "open", note)
+    await queue.submit(jobs, max_depth=10, queue_timeout_s=60)
+    running = asyncio.create_task(worker.run(lambda: loaded(runner), stop))
+    await until(lambda: len(worker._outbox.claims) == 2, "the places are taken")
+    assert worker._intakes["m"]._free == 4 - 2 - 3
+    assert await queue.depth("m", "default") == Depth(queued=8, running=2)
+    runner.gate.set()
+    for job, n in zip(jobs, choices, strict=True):
+        end = await asyncio.wait_for(end_of(redis, job), 20)
+        assert isinstance(end, Done)
+        assert end.num_completion_tokens == 3 * n
+    assert len(taken_before) == len(jobs)
+    assert max(taken_before) < 4
+    await until(lambda: worker._intakes["m"]._free == 4, "all places are free again")
     stop.set()
     assert await running is True
 

@@ -32,17 +32,24 @@ class Span:
     has_fresh: bool = False
     mask: Tensor | None = None
     is_causal: bool = False
-    _masks: dict[int | None, Tensor] = field(default_factory=dict)
+    _biases: dict[int | None, Tensor] = field(default_factory=dict)
 
-    def mask_for(self, window: int | None) -> Tensor | None:
-        """What each query sees of the last `window` positions, made once; None where SDPA needs no mask for it."""
-        if window is None and (self.mask is not None or self.pages is None or not self.is_causal):
-            return self.mask
-        if window not in self._masks:
-            self._masks[window] = self._visible(window)
-        return self._masks[window]
+    def bias(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        """What is added to the scores, 0 or -inf, made once: what a query does not see, or is `window` or more back.
+
+        None where SDPA needs no mask for it.
+        """
+        if window is None and self.mask is None and (self.pages is None or not self.is_causal):
+            return None
+        if window not in self._biases:
+            mask = self._visible(window)
+            zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+            self._biases[window] = zeros.masked_fill_(~mask, -torch.inf)
+        return self._biases[window]
 
     def _visible(self, window: int | None) -> Tensor:
+        if window is None and self.mask is not None:
+            return self.mask
         stored = torch.arange(self.num_stored, device=self.positions.device).expand(len(self.positions), -1)
         places = torch.cat((stored, self.positions), dim=1) if self.has_fresh else stored
         behind = (self.positions[:, :, None] - places[:, None, :])[:, None]
@@ -109,13 +116,13 @@ def _attend_span(
 ) -> Tensor:
     rows = span.positions.shape
     keys, values = _keys_and_values(span, store, slot, key, value)
-    mask = span.mask_for(window)
+    bias = span.bias(window, query.dtype)
     out = F.scaled_dot_product_attention(
         query[span.start : span.stop].unflatten(0, rows).transpose(1, 2),
         keys.transpose(1, 2),
         values.transpose(1, 2),
-        attn_mask=mask,
-        is_causal=span.is_causal and mask is None,
+        attn_mask=bias,
+        is_causal=span.is_causal and bias is None,
         scale=scale,
         enable_gqa=keys.shape[2] != query.shape[1],
     )

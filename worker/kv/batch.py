@@ -19,15 +19,16 @@ from worker.sequence import Sequence, Slice
 
 @dataclass(frozen=True)
 class Batch:
-    """`ids` [T]. `samplers` are the indices of the slices that sample, `sampled` the flat ones of the states they
-    sample from; `scored` are (slice index, for each continuation the flat indices of the states that predict its
-    tokens)."""
+    """`ids` [T]. `samplers` are the slices that sample, `sampled` the flat indices of the states they sample from;
+    `scored` are the slices with continuations, and `predictors` the flat indices of the states that predict their
+    targets, one after the other."""
 
     ids: Tensor
     plan: Plan
     sampled: Tensor
+    predictors: Tensor
     samplers: tuple[int, ...]
-    scored: tuple[tuple[int, tuple[tuple[int, ...], ...]], ...]
+    scored: tuple[int, ...]
 
 
 @dataclass
@@ -46,7 +47,8 @@ class BatchBuilder:
     spans: list[Span | PagedSpan] = field(default_factory=list)
     samplers: list[int] = field(default_factory=list)
     sampled: list[int] = field(default_factory=list)
-    scored: list[tuple[int, tuple[tuple[int, ...], ...]]] = field(default_factory=list)
+    scored: list[int] = field(default_factory=list)
+    predictors: list[int] = field(default_factory=list)
 
     def build(self, slices: Rows[Slice]) -> Batch:
         decoding = [index for index, part in enumerate(slices) if part.num_tokens == 1 and part.sequence.num_computed]
@@ -65,8 +67,9 @@ class BatchBuilder:
             self._tensor(self.rows) if self.rows else None,
             None if all_kept else self._tensor(self.kept),
         )
-        ids, sampled = self._tensor(self.ids), self._tensor(self.sampled)
-        return to_device(Batch(ids, plan, sampled, tuple(self.samplers), tuple(self.scored)), self.device)
+        ids, sampled, predictors = map(self._tensor, (self.ids, self.sampled, self.predictors))
+        batch = Batch(ids, plan, sampled, predictors, tuple(self.samplers), tuple(self.scored))
+        return to_device(batch, self.device)
 
     def _groups(self, lengths: list[int]) -> list[list[int]]:
         """Rows that are computed together: in place all of them, since nothing is padded there."""
@@ -116,12 +119,11 @@ class BatchBuilder:
         """The context's last token once more, as the root, then every continuation but its last token."""
         context, start = part.sequence.encoded.prompt_ids, len(self.ids)
         owners, depth = [-1], [0]
-        predictors = []
         self.ids.append(context[-1])
         for number, tail in enumerate(part.tails):
             first = len(self.ids)
             self.ids += tail[:-1]
-            predictors.append((start, *range(first, len(self.ids))))
+            self.predictors += (start, *range(first, len(self.ids)))[part.sequence.encoded.num_given :]
             owners += [number] * (len(tail) - 1)
             depth += range(1, len(tail))
         self.positions += [len(context) - 1 + step for step in depth]
@@ -132,7 +134,7 @@ class BatchBuilder:
         pages = self._tensor(self._pages([part.sequence], len(context)))
         span = Span(start, len(self.ids), positions, pages, len(context), has_fresh=True, mask=mask[None, None])
         self.spans.append(span)
-        self.scored.append((index, tuple(predictors)))
+        self.scored.append(index)
 
     def _store(self, sequence: Sequence, first: int, count: int) -> None:
         size, pages = self.page_size, sequence.pages
@@ -147,9 +149,12 @@ class BatchBuilder:
             self.sampled.append(len(self.ids) - 1)
 
     def _pages(self, sequences: Rows[Sequence], width: int) -> list[list[int]]:
-        """The pages of the first `width` tokens of each row [B, P]; behind a row's end, any page."""
+        """The pages of the first `width` tokens of each row [B, P].
+
+        Behind a row's end its last one again: a page of another row may hold NaN, which no mask makes harmless.
+        """
         count = -(-width // self.page_size)
-        return [(item.pages + [0] * count)[:count] for item in sequences]
+        return [(item.pages + item.pages[-1:] * count)[:count] for item in sequences]
 
     def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64)

@@ -25,16 +25,21 @@ class Cache:
     def place(self, sequence: Sequence, *, num_running: int) -> bool:
         """Pages for all tokens of a sequence that starts or starts again, found ones first; False for lack of room.
 
-        A page is left for every running sequence to grow into.
+        A page is left for every running sequence to grow into. A copy of a page needs room beside the page itself: a
+        sequence that has the store for itself and lacks it does without what is known.
         """
-        known, num_known = self._known(sequence)
+        if self._place(sequence, *self._known(sequence), spare=num_running):
+            return True
+        return num_running == 0 and self._place(sequence, [], 0, spare=0)
+
+    def _place(self, sequence: Sequence, known: list[int], num_known: int, *, spare: int) -> bool:
         computed = min(num_known, sequence.num_tokens if sequence.is_scoring else sequence.num_tokens - 1)
         num_shared, is_partial = divmod(computed, self.pages.page_size)
         if is_partial and sequence.is_scoring and computed == sequence.num_tokens:
             num_shared, is_partial = num_shared + 1, 0  # nothing will be written behind the context
         held = known[: num_shared + bool(is_partial)]
         self.pages.share(held)
-        own = self._reserve(self.pages.pages_for(sequence.num_tokens) - num_shared, spare=num_running)
+        own = self._reserve(self.pages.pages_for(sequence.num_tokens) - num_shared, spare=spare)
         if own is None:
             self.pages.release(held)
             return False

@@ -21,7 +21,7 @@ class KVShape:
 class KVStore:
     """Two tensors [num_slots, num_pages, page_size, num_heads, head_dim]; a row is a token's place, page by page.
 
-    Places start as zeros: a masked one must be finite.
+    Places start as zeros, and what is not finite must be cleared: a masked place counts nothing times its value.
     """
 
     def __init__(
@@ -31,6 +31,10 @@ class KVStore:
         self._keys = torch.zeros(size, dtype=dtype, device=device)
         self._values = torch.zeros(size, dtype=dtype, device=device)
 
+    @property
+    def device(self) -> torch.device:
+        return self._keys.device
+
     def write(self, slot: int, rows: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys and values [N, num_heads, head_dim] at `rows` [N]."""
         self._keys[slot].flatten(0, 1).index_copy_(0, rows, keys)
@@ -39,6 +43,11 @@ class KVStore:
     def pool(self, slot: int) -> tuple[Tensor, Tensor]:
         """All keys and values of a slot, each [num_pages, page_size, num_heads, head_dim], as they lie in memory."""
         return self._keys[slot], self._values[slot]
+
+    def clear(self, rows: Tensor) -> None:
+        """Make `rows` [N] zero in every slot."""
+        self._keys.flatten(1, 2)[:, rows] = 0
+        self._values.flatten(1, 2)[:, rows] = 0
 
     def read(self, slot: int, pages: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, P * page_size, num_heads, head_dim] of `pages` [B, P]."""

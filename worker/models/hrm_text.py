@@ -151,7 +151,8 @@ class HrmTextModel(nn.Module):
         shape, core = self.shape, self.model
         z_h = core.embed_tokens(ids) * shape.embedding_scale
         z_l = core.z_L_init.to(z_h.dtype)
-        rope = (self.get_buffer("cos")[positions].to(z_h.dtype), self.get_buffer("sin")[positions].to(z_h.dtype))
+        cos, sin = self.get_buffer("cos")[positions], self.get_buffer("sin")[positions]
+        rope = (cos.to(z_h.dtype), sin.to(z_h.dtype))
         slot = 0
         for _ in range(shape.h_cycles):
             for _ in range(shape.l_cycles):
@@ -183,14 +184,14 @@ def rms_norm(hidden: Tensor, eps: float) -> Tensor:
 
 
 def rope_table(num_positions: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [positions, 1, 1, head_dim], in the half-rotated layout."""
+    """Cosines and signed sines [positions, 1, 1, head_dim], in the half-rotated layout."""
     frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), frequencies)
-    angles = torch.cat((angles, angles), dim=-1)[:, None, None]
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1)[:, None, None], torch.cat((-sin, sin), dim=-1)[:, None, None]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on [T, any, heads, head_dim]."""
+    """Rotary positions on [T, 2, heads, head_dim]; `sin` is negative in its first half."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)

@@ -91,3 +91,10 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as error:
         raise ModelFormatError(f"No tokenizer could be loaded from {path}: {error}") from None
     return tokenizer
+
+
+def start_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """What stands before a text that has nothing before it: bos, else eos; empty if there is neither."""
+    first = tokenizer.bos_token_id
+    start = first if first is not None else tokenizer.eos_token_id
+    return () if start is None else (int(start),)

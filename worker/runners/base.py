@@ -4,23 +4,30 @@ from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from shared.errors import FleetError, InvalidRequest
+from shared.errors import ContextExceeded, FleetError, InvalidRequest
 from shared.messages import Generate, Sampling, Score, Solve, Task, Text
 from worker.sequence import Encoded, Sequence, Slice, StepResult
 
 
 @dataclass(frozen=True)
 class RunnerOptions:
-    """How to load and run one model. Sizes in tokens, `kv_bytes` in bytes; None means the model's own."""
+    """How to load and run one model. Sizes in tokens, `kv_bytes` in bytes; None means the model's own.
+
+    On a GPU `kv_fraction` outranks `kv_bytes`: a share of what the weights leave free. `max_device_bytes` is the most
+    that this process may allocate there; None is all there is.
+    """
 
     path: str
     name: str = "model"
     tokenizer_path: str | None = None
     device: str = "cpu"
     dtype: str = "float32"
+    quantize: Literal["none", "int8"] = "none"
     max_batch: int = 16
     context_window: int | None = None
     kv_bytes: int = 512 * 2**20
+    kv_fraction: float | None = None
+    max_device_bytes: int | None = None
     page_size: int = 16
     prefix_cache: bool = True
     step_tokens: int = 256
@@ -31,6 +38,11 @@ class RunnerOptions:
     use_ema: bool = True
     cuda_graphs: bool = True
     compile_layers: bool = True
+
+    @property
+    def precision(self) -> str:
+        """Of weights and activations, for people."""
+        return self.dtype if self.quantize == "none" else f"{self.dtype} with {self.quantize} linear layers"
 
 
 _ONE_TOKEN = Generate("1", Sampling(max_tokens=1, seed=0, temperature=0.0))
@@ -60,6 +72,10 @@ class RunnerSpec:
     trial: Task = _ONE_TOKEN
 
 
+class OutOfMemory(Exception):
+    """The device has no memory for a step; a step with less in it may fit."""
+
+
 class Runner(Protocol):
     """`encode` may be called from another thread than `step` and `release`."""
 
@@ -72,7 +88,8 @@ class Runner(Protocol):
     def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
         """Compute every slice; one result per slice, in order: a FleetError for one that fails alone.
 
-        A step that raised may be repeated with fewer slices: it must not have moved what it would start from.
+        A step that raised may be repeated with fewer slices: it must not have moved what it would start from. Raises
+        OutOfMemory where fewer or smaller slices could help.
         """
 
     def release(self, sequence: Sequence) -> None:
@@ -86,33 +103,55 @@ SMALLEST_WINDOW = 16
 """Tokens of context below which no model is served: prompt marks, some text and an answer must fit."""
 
 
-def encode_generate(prompt_ids: Rows[int], sampling: Sampling, window: int, *, head: int = 0) -> Encoded:
-    """A prompt and `max_tokens` that fit into the context window together (X20).
+def encode_generate(prompt_ids: Rows[int], task: Generate, window: int, *, vocab_size: int, head: int = 0) -> Encoded:
+    """A prompt and `max_tokens` that fit into the context window together (X20), by the task's own rule.
 
-    A prompt that is too long loses tokens at its beginning, behind the first `head` (the family's own marks), as many
-    as leave room for `max_tokens`; no more than half the window is kept free for the response at a prompt's expense.
-    `head` must be less than half the smallest window.
+    What a prompt loses, it loses at its beginning, behind the first `head` tokens (the family's own marks, less than
+    half the smallest window). `truncate` cuts as many as leave room for `max_tokens`, but keeps no more than half the
+    window free for the answer at the prompt's expense. Raises ContextExceeded, InvalidRequest.
     """
     if not prompt_ids:
         raise InvalidRequest("The prompt is empty: at least one token is expected.", field="prompt")
-    max_tokens = min(sampling.max_tokens, max(window - len(prompt_ids), window // 2))
-    ids, num_cut = _cut(prompt_ids, window - max_tokens, head)
-    return Encoded(ids, max_tokens, num_truncated=num_cut)
+    _check_ids([token for token, _ in task.sampling.logit_bias], vocab_size, "logit_bias")
+    _check_ids(task.sampling.stop_ids, vocab_size, "stop_token_ids")
+    most = task.max_prompt_tokens
+    kept, num_dropped = _cut(prompt_ids, len(prompt_ids) if most is None else max(most, head + 1), head)
+    max_tokens = _room_for_answer(len(kept), task, window)
+    ids, num_cut = _cut(kept, window - max_tokens, head)
+    return Encoded(ids, max_tokens, num_truncated=num_dropped + num_cut)
+
+
+def _room_for_answer(num_prompt_tokens: int, task: Generate, window: int) -> int:
+    asked, left = task.sampling.max_tokens, window - num_prompt_tokens
+    if task.overflow == "truncate":
+        return min(asked, max(left, window // 2))
+    least = asked if task.overflow == "refuse" else 1
+    if least > left:
+        raise ContextExceeded(
+            f"This model's maximum context length is {window} tokens; the request needs {num_prompt_tokens + least} "
+            f"({num_prompt_tokens} in the prompt, {'' if least == asked else 'at least '}{least} for the completion).",
+            field="prompt" if left < 1 else "max_tokens",
+        )
+    return min(asked, left)
 
 
 def encode_score(
     context: Rows[int], continuations: Rows[Rows[int]], window: int, *, method: str = "strict", head: int = 0
 ) -> Encoded:
-    """A context cut at its beginning (behind `head`) so that the longest continuation fits behind it."""
+    """A context cut at its beginning (behind `head`) so that the longest continuation fits behind it.
+
+    Its last token needs no room: it is predicted and never read, except by `aios_compat`.
+    """
     longest = max(len(item) for item in continuations)
     if not context:
         raise InvalidRequest("The prompt has no tokens and the model has no start token.", field="prompts")
     if min(len(item) for item in continuations) == 0:
         raise InvalidRequest("A continuation has no tokens.", field="continuations")
-    if longest + head + 1 >= window:
-        problem = f"A continuation has {longest} tokens; the context window is {window}."
+    room = window - longest + (method == "strict")
+    if room <= head:
+        problem = f"A continuation has {longest} tokens; at most {longest + room - head - 1} fit the context window."
         raise InvalidRequest(problem, field="continuations")
-    ids, num_cut = _cut(context, window - longest, head)
+    ids, num_cut = _cut(context, room, head)
     return Encoded(ids, continuations=tuple(map(tuple, continuations)), method=method, num_truncated=num_cut)
 
 
@@ -132,6 +171,10 @@ def as_ids(text: Text, vocab_size: int, field: str) -> tuple[int, ...] | None:
     """The ids of a prompt given as ids, checked against the vocabulary; None for a prompt given as text."""
     if isinstance(text, str):
         return None
-    if any(not 0 <= token < vocab_size for token in text):
-        raise InvalidRequest(f"Token ids from 0 to {vocab_size - 1} are expected.", field=field)
+    _check_ids(text, vocab_size, field)
     return text
+
+
+def _check_ids(ids: Rows[int], vocab_size: int, field: str) -> None:
+    if any(not 0 <= token < vocab_size for token in ids):
+        raise InvalidRequest(f"{field}: token ids from 0 to {vocab_size - 1} are expected.", field=field)

@@ -22,8 +22,10 @@ from shared.messages import Generate, Score, Text
 from worker.kv.attention import Plan, Span, attend
 from worker.kv.store import KVShape, KVStore
 from worker.models.errors import ModelFormatError
+from worker.models.linear import prepare_linears
 from worker.models.q_head import QHead, find_implant, load_q_head
-from worker.models.weights import load_tokenizer
+from worker.models.weights import load_tokenizer, start_ids
+from worker.rolling import encode_rolling
 from worker.runners.base import RunnerOptions, as_ids, encode_generate, encode_score
 from worker.runners.paged import PagedRunner
 from worker.sequence import Encoded
@@ -66,22 +68,27 @@ ALL_ATTENTION_FUNCTIONS.register(_INTERFACE, _attention)  # no mask function bes
 class CausalLanguage:
     """Prompts with the tokenizer's own special tokens; a continuation's ids are those behind its context's.
 
-    Tokenizing context and continuation together and cutting behind the context is lm-evaluation-harness's rule.
+    Scoring tokenizes as lm-evaluation-harness does: spaces at a context's end belong to the continuation, and both
+    together are cut where the context alone would end.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_ids: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
+        self._start = start_ids(tokenizer)
         self.eos_ids = eos_ids
 
     def encode(self, task: Generate | Score, window: int) -> Encoded:
         if task.condition is not None:
             raise InvalidRequest("This model knows no conditions; leave `condition` out.", field="condition")
         if isinstance(task, Generate):
-            return encode_generate(self._ids(task.prompt, "prompt"), task.sampling, window)
+            return encode_generate(self._ids(task.prompt, "prompt"), task, window, vocab_size=self._vocab_size)
         if task.method == "aios_compat":
             raise InvalidRequest("`aios_compat` scoring is for ACTv1 brains; `strict` is expected.", field="scoring")
-        context = self._ids(task.context, "prompts") or self._start()
+        if task.rolling:
+            return encode_rolling(self._start, self._plain(task.continuations[0], "prompts"), window)
+        text = task.context.rstrip() if isinstance(task.context, str) else task.context
+        context = self._ids(text, "prompts") or self._start
         tails = [self._continuation(task.context, context, item) for item in task.continuations]
         return encode_score(context, tails, window)
 
@@ -89,27 +96,26 @@ class CausalLanguage:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def _continuation(self, context: Text, context_ids: tuple[int, ...], text: Text) -> tuple[int, ...]:
-        if isinstance(context, str) and isinstance(text, str) and context:
-            whole = self._ids(context + text, "continuations")
-            if whole[: len(context_ids)] == context_ids and len(whole) > len(context_ids):
-                return whole[len(context_ids) :]
-        given = as_ids(text, self._vocab_size, "continuations")
-        if given is not None:
-            return given
-        encoded: Any = self._tokenizer(text, add_special_tokens=False)
-        return tuple(encoded["input_ids"])
+        """`context` as it was given, `context_ids` without the spaces at its end."""
+        if not isinstance(context, str) or not isinstance(text, str):
+            return self._plain(text, "continuations")
+        if not context.strip():
+            return self._plain(context + text, "continuations")
+        behind = self._ids(context + text, "continuations")[len(context_ids) :]
+        return behind or self._plain(text, "continuations")  # the context may swallow a continuation
 
     def _ids(self, text: Text, field: str) -> tuple[int, ...]:
+        return self._encoded(text, field, special=True)
+
+    def _plain(self, text: Text, field: str) -> tuple[int, ...]:
+        return self._encoded(text, field, special=False)
+
+    def _encoded(self, text: Text, field: str, *, special: bool) -> tuple[int, ...]:
         given = as_ids(text, self._vocab_size, field)
         if given is not None:
             return given
-        encoded: Any = self._tokenizer(text)
+        encoded: Any = self._tokenizer(text, add_special_tokens=special)
         return tuple(encoded["input_ids"])
-
-    def _start(self) -> tuple[int, ...]:
-        first = self._tokenizer.bos_token_id
-        start = first if first is not None else self._tokenizer.eos_token_id
-        return () if start is None else (int(start),)
 
 
 class CausalNet:
@@ -126,7 +132,6 @@ class CausalNet:
         self.device = device
         self.dtype = model.dtype
         self.q_head = q_head
-        self._head: Callable[[Tensor], Tensor] = model.get_output_embeddings()
         self.kv_shape = KVShape(config.num_hidden_layers, kv_heads, head_dim)
 
     def hidden(self, ids: Tensor, plan: Plan, store: KVStore | None) -> Tensor:
@@ -139,7 +144,8 @@ class CausalNet:
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self._head(hidden).float()
+        head: Callable[[Tensor], Tensor] = self.model.get_output_embeddings()
+        return head(hidden).float()
 
 
 def load(options: RunnerOptions) -> PagedRunner:
@@ -156,8 +162,9 @@ def load(options: RunnerOptions) -> PagedRunner:
     limits = (options.context_window, config.max_position_embeddings, implant.max_seq_len if implant else None)
     window = min(limit for limit in limits if limit)
     count = model.num_parameters() / 1e6
-    found = f"{type(model).__name__}: {count:.1f} M parameters, vocabulary {config.vocab_size}, {options.dtype}"
+    found = f"{type(model).__name__}: {count:.1f} M parameters, vocabulary {config.vocab_size}, {options.precision}"
     found += f", q head {implant.q_head.name}" if implant else ""
+    prepare_linears(model, quantize=options.quantize)
     return PagedRunner("causal", found, net, language, window, options)
 
 
@@ -184,6 +191,8 @@ def _check_against_own_forward(net: CausalNet, path: Path) -> None:
     """Refuse a network whose logits through our attention differ from its own."""
     ids = torch.arange(1, 1 + _SELF_CHECK_TOKENS, device=net.device)[None]
     own = net.model(input_ids=ids, use_cache=False).logits.float()
+    if not torch.isfinite(own).all():
+        raise ModelFormatError(f"Logits of the network in {path} are not finite: its weights are broken.")
     net.model.set_attn_implementation(_INTERFACE)
     positions = torch.arange(_SELF_CHECK_TOKENS, device=net.device)
     span = Span(0, _SELF_CHECK_TOKENS, positions[None], has_fresh=True, is_causal=True)

@@ -7,7 +7,8 @@ a prompt that contains the word `eos` ends where the prompt does.
 from collections.abc import Sequence as Rows
 
 from shared.errors import FleetError
-from shared.messages import ContinuationScore, Generate, Task
+from shared.messages import ContinuationScore, Generate, Task, TokenLogprob
+from worker.rolling import encode_rolling
 from worker.runners.base import RunnerOptions, RunnerSpec, as_ids, encode_generate, encode_score, text_task
 from worker.sequence import Encoded, Sampled, Scores, Sequence, Slice, StepResult
 
@@ -18,7 +19,10 @@ _LOG_LIKELIHOOD_PER_TOKEN = -1.0
 
 
 class Echo:
-    """Deterministic whatever the seed: token i of the answer is character i of the prompt, over and over."""
+    """Deterministic whatever the seed: token i of the answer is character i of the prompt, over and over.
+
+    It is certain of each of them, and ends nothing before `min_tokens`.
+    """
 
     eos_ids = frozenset({EOS})
 
@@ -29,13 +33,15 @@ class Echo:
     def encode(self, task: Task) -> Encoded:
         task = text_task(task)
         if isinstance(task, Generate):
-            return encode_generate(_ids(task.prompt, "prompt"), task.sampling, self.spec.context_window)
+            return encode_generate(_ids(task.prompt, "prompt"), task, self.spec.context_window, vocab_size=_VOCABULARY)
+        if task.rolling:
+            return encode_rolling((EOS,), _ids(task.continuations[0], "prompts"), self.spec.context_window)
         continuations = [_ids(item, "continuations") for item in task.continuations]
         context = _ids(task.context, "prompts") or (EOS,)
         return encode_score(context, continuations, self.spec.context_window)
 
     def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
-        return [_score(part) if part.sequence.is_scoring else Sampled(_next(part.sequence)) for part in slices]
+        return [_score(part) if part.sequence.is_scoring else _say(part.sequence) for part in slices]
 
     def release(self, sequence: Sequence) -> None:
         return
@@ -49,9 +55,17 @@ def _ids(text: str | tuple[int, ...], field: str) -> tuple[int, ...]:
     return given if given is not None else tuple(map(ord, str(text)))
 
 
+def _say(sequence: Sequence) -> Sampled:
+    sampling, token = sequence.sampling, _next(sequence)
+    if sampling is None or sampling.logprobs is None:
+        return Sampled(token)
+    return Sampled(token, TokenLogprob(0.0, top=((token, "", 0.0),) if sampling.logprobs else ()))
+
+
 def _next(sequence: Sequence) -> int:
     prompt, spoken = sequence.encoded.prompt_ids, len(sequence.output_ids)
-    if spoken >= len(prompt) and "eos" in "".join(map(chr, prompt)):
+    may_end = sequence.sampling is not None and spoken >= sequence.sampling.min_tokens
+    if may_end and spoken >= len(prompt) and "eos" in "".join(map(chr, prompt)):
         return EOS
     return prompt[spoken % len(prompt)]
 

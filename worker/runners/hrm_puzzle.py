@@ -5,6 +5,7 @@ the next. `max` runs the segments the network was trained to, as upstream evalua
 q_halt exceeds its q_continue. A request may set both for itself.
 """
 
+import math
 from collections.abc import Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from shared.messages import Halt, Solution, Solve, Task
 from worker.models.sapient import Carry, SapientModel, SegmentOutput
 from worker.models.sapient_checkpoint import load_sapient_checkpoint
 from worker.puzzles import PuzzleKind
+from worker.runners.allocation import tells_out_of_memory
 from worker.runners.base import RunnerOptions, RunnerSpec
+from worker.sampler import broken
 from worker.sequence import Encoded, Sequence, Slice, Solved, StepResult
 
 _LONGEST_RUN = 4
@@ -75,6 +78,7 @@ class PuzzleRunner:
     def release(self, sequence: Sequence) -> None:
         self._progress.pop(sequence.key, None)
 
+    @tells_out_of_memory
     @torch.inference_mode()
     def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
         """One segment for every row. Progress is noted last: a step that raised may be repeated for fewer rows."""
@@ -105,15 +109,20 @@ class PuzzleRunner:
         carry = Carry(torch.stack([row.z_h for row in before]), torch.stack([row.z_l for row in before]))
         return self._model.forward_segment(ids, identifiers, carry)
 
-    def _answers(self, out: SegmentOutput, steps: Rows[int], wants_halt: Rows[bool], rows: Rows[int]) -> list[Solved]:
-        """What each of `rows`, which are over, has to say."""
+    def _answers(
+        self, out: SegmentOutput, steps: Rows[int], wants_halt: Rows[bool], rows: Rows[int]
+    ) -> list[Solved | FleetError]:
+        """What each of `rows`, which are over, has to say; a state that once was no number still is none."""
         if not rows:
             return []
-        tokens = self._model.logits(out.carry.z_h[list(rows)]).argmax(-1).tolist()
+        logits = self._model.logits(out.carry.z_h[list(rows)])
+        tokens, is_sound = logits.argmax(-1).tolist(), torch.isfinite(logits).all(dim=(1, 2)).tolist()
         confidence = out.q_halt.sigmoid().tolist()
         return [
             Solved(Solution(self._kind.decode(cells), confidence[row], steps[row], wants_halt[row]))
-            for row, cells in zip(rows, tokens, strict=True)
+            if sound and math.isfinite(confidence[row])
+            else broken(self.spec.name)
+            for row, cells, sound in zip(rows, tokens, is_sound, strict=True)
         ]
 
     def _number(self, identifier: int | str | None) -> int:

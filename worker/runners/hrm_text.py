@@ -22,7 +22,9 @@ from worker.kv.store import KVShape, KVStore
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_text import HrmTextModel, HrmTextShape, build_model
 from worker.models.hrm_text_prompt import CONDITIONS, RAW, PromptMarks
+from worker.models.linear import prepare_linears
 from worker.models.weights import load_tokenizer, read_safetensors_dir
+from worker.rolling import encode_rolling_response
 from worker.runners.base import RunnerOptions, as_ids, encode_generate, encode_score
 from worker.runners.paged import PagedRunner
 from worker.sequence import Encoded
@@ -56,9 +58,13 @@ class HrmTextLanguage:
         condition = task.condition or self._condition
         if isinstance(task, Generate):
             ids, head = self._prompt(task.prompt, condition, "prompt")
-            return encode_generate(ids, task.sampling, window, head=head)
+            return encode_generate(ids, task, window, vocab_size=self._vocab_size, head=head)
         if task.method == "aios_compat":
             raise InvalidRequest("`aios_compat` scoring is for ACTv1 brains; `strict` is expected.", field="scoring")
+        if task.rolling:
+            text = self._ids(task.continuations[0], "prompts", raw=condition == RAW)
+            start = self._prompt("", condition, "prompts")[0] or (self._boq,)
+            return encode_rolling_response(start, text, window)
         continuations = [self._ids(item, "continuations", raw=condition == RAW) for item in task.continuations]
         ids, head = self._prompt(task.context, condition, "prompts")
         return encode_score(ids, continuations, window, head=head)
@@ -125,11 +131,12 @@ def load(options: RunnerOptions) -> PagedRunner:
         raise ModelFormatError(f"{options.path} names no tokenizer that is here: give one with --tokenizer-path.")
     language = HrmTextLanguage(load_tokenizer(Path(source)), model.shape.vocab_size, options.condition, marks)
     device = torch.device(options.device)
-    net = HrmTextNet(model.to(device), device)
+    net, found = HrmTextNet(model.to(device), device), _describe(model, note)
+    prepare_linears(model, quantize=options.quantize)
     if device.type == "cuda" and options.compile_layers:
         compile_net(net, options.name)
     window = min(options.context_window or model.shape.max_positions, model.shape.max_positions)
-    return PagedRunner("hrm-text", _describe(model, note), net, language, window, options)
+    return PagedRunner("hrm-text", found, net, language, window, options)
 
 
 @torch.inference_mode()
@@ -150,11 +157,11 @@ def _read(path: Path, options: RunnerOptions) -> tuple[HrmTextModel, PromptMarks
     """Model, marks, tokenizer and what there is to say of them, from an export or a raw checkpoint."""
     dtype = getattr(torch, options.dtype)
     if (path / "config.json").is_file():
-        return load_model(path, dtype), None, path, options.dtype
+        return load_model(path, dtype), None, path, options.precision
     from worker.models.hrm_text_checkpoint import load_checkpoint  # a second of imports that exports do without
 
     raw = load_checkpoint(path, dtype, use_ema=options.use_ema)
-    return raw.model, raw.marks, raw.tokenizer_path, f"{options.dtype}, {raw.note}"
+    return raw.model, raw.marks, raw.tokenizer_path, f"{options.precision}, {raw.note}"
 
 
 def load_model(path: Path, dtype: torch.dtype = torch.float32) -> HrmTextModel:

@@ -1,7 +1,6 @@
 """The runner of every mechanism with keys and values: one flat forward over a `Net` a step, tokens by a `Language`."""
 
 import logging
-import math
 from collections.abc import Sequence as Rows
 from dataclasses import replace
 from typing import Literal, Protocol
@@ -11,17 +10,19 @@ from torch import Tensor
 
 from shared.errors import FleetError
 from shared.messages import Generate, Score, Task
-from worker.kv import flash
-from worker.kv.batch import BatchBuilder
+from worker.kv import flash, quarantine
+from worker.kv.batch import Batch, BatchBuilder
 from worker.kv.store import KVStore
 from worker.kv.transfer import moved
+from worker.memory import kv_room
 from worker.models.errors import ModelFormatError
+from worker.runners.allocation import tells_out_of_memory
 from worker.runners.base import RunnerOptions, RunnerSpec, text_task
 from worker.runners.decode_graphs import DecodeGraphs, capture_decoding
 from worker.runners.net import Net
 from worker.sampler import broken, sample
-from worker.scoring import score_states
-from worker.sequence import Encoded, Sampled, Scores, Sequence, Slice, StepResult
+from worker.scoring import score_slices
+from worker.sequence import Encoded, Sampled, Sequence, Slice, StepResult
 
 logger = logging.getLogger("aios.paged")
 
@@ -80,6 +81,7 @@ class PagedRunner:
     def release(self, sequence: Sequence) -> None:
         return
 
+    @tells_out_of_memory
     @torch.inference_mode()
     def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
         """Compute all slices in one forward. A step that raised may be repeated with fewer of them."""
@@ -88,19 +90,24 @@ class PagedRunner:
         decoded = self._decoder.decode(slices) if self._decoder is not None else None
         if decoded is not None:
             self._sample(range(len(slices)), *decoded, slices, results)
-            return results
-        builder = BatchBuilder(self.spec.page_size, self._net.device, self._net.is_prefix, self.kernel)
-        batch = builder.build(slices)
-        hidden = self._net.hidden(batch.ids, batch.plan, self._store)
+        else:
+            self._compute(slices, results)
+        failed = [part for part, result in zip(slices, results, strict=True) if isinstance(result, FleetError)]
+        quarantine.clear(self._store, failed, self.spec.page_size)
+        return results
+
+    def _compute(self, slices: Rows[Slice], results: list[StepResult | FleetError]) -> None:
+        """A step of any kind, into `results`. Parts of prompts say nothing: here they fail if they are no numbers."""
+        size, net = self.spec.page_size, self._net
+        batch = BatchBuilder(size, net.device, net.is_prefix, self.kernel).build(slices)
+        hidden = net.hidden(batch.ids, batch.plan, self._store)
         if batch.samplers:
             states = hidden[batch.sampled]
-            self._sample(batch.samplers, states, self._net.logits(states), slices, results)
-        for index, predictors in batch.scored:
-            tails = zip(predictors, slices[index].tails, strict=True)
-            scores = tuple(score_states(self._net.logits, hidden[list(states)], tail) for states, tail in tails)
-            is_sound = all(math.isfinite(score.log_likelihood) for score in scores)
-            results[index] = Scores(scores) if is_sound else broken(self.spec.name)
-        return results
+            self._sample(batch.samplers, states, net.logits(states), slices, results)
+        self._score(batch, hidden, slices, results)
+        if None in results:
+            for index in quarantine.find_broken(slices, batch.plan, hidden, size):
+                results[index] = broken(self.spec.name)
 
     def _sample(
         self,
@@ -118,6 +125,14 @@ class PagedRunner:
         for index, item in zip(samplers, chosen, strict=True):
             results[index] = item
 
+    def _score(self, batch: Batch, hidden: Tensor, slices: Rows[Slice], results: list[StepResult | FleetError]) -> None:
+        if not batch.scored:
+            return
+        states, parts = hidden[batch.predictors], [slices[index] for index in batch.scored]
+        scores = score_slices(self._net.logits, states, parts, self.spec.name)
+        for index, result in zip(batch.scored, scores, strict=True):
+            results[index] = result
+
     def _copy_pages(self, slices: Rows[Slice]) -> None:
         """Give sequences that go on in the middle of a shared page a copy of their own."""
         size = self.spec.page_size
@@ -132,16 +147,17 @@ def _with_q(result: StepResult | FleetError, q_values: list[float]) -> StepResul
     return replace(result, q_values=(q_values[0], q_values[1])) if isinstance(result, Sampled) else result
 
 
-def _num_pages(net: Net, window: int, options: RunnerOptions, *, num_spare: int) -> int:
+def _num_pages(net: Net, window: int, options: RunnerOptions, *, num_spare: int = 0) -> int:
     """Pages for a full batch of full windows, or what the memory budget allows beside `num_spare` more, if at least one
     window fits."""
     per_page = net.kv_shape.bytes_per_token(net.dtype) * options.page_size
     per_window = -(-window // options.page_size)
-    affordable = options.kv_bytes // per_page - num_spare
+    room = kv_room(options, net.device)
+    affordable = room.num_bytes // per_page - num_spare
     if affordable < per_window:
         need = -(-(per_window + num_spare) * per_page // 2**20)
         raise ModelFormatError(
             f"One sequence of the context window ({window} tokens) needs {need} MiB of keys and values; "
-            f"kv_memory_mib allows {options.kv_bytes // 2**20}. Raise it or lower the context window."
+            f"{room.source} allows {room.num_bytes // 2**20}. {room.remedy}"
         )
     return min(affordable, per_window * options.max_batch)

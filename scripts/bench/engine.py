@@ -1,0 +1,77 @@
+"""The engine beside `transformers`, both in this process, row by row.
+
+python -m scripts.bench.engine --threads 2 --rows decode,single,prefill
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from transformers.utils.logging import disable_progress_bar
+
+from scripts.bench import clock
+from scripts.bench.cost import cost
+from scripts.bench.generation import decode, prefill, single, staggered
+from scripts.bench.measure import header
+from scripts.bench.options import options
+from scripts.bench.prefix import prefix
+from scripts.bench.rig import QUICK, Load, Rig
+from scripts.bench.scoring import scoring
+
+ROWS: dict[str, Callable[[Rig], list[str]]] = {
+    "decode": decode,
+    "single": single,
+    "prefill": prefill,
+    "staggered": staggered,
+    "scoring": scoring,
+    "prefix": prefix,
+    "cost": cost,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print a header, then the rows that `argv` names."""
+    args = _arguments(argv)
+    disable_progress_bar()
+    clock.use(args.clock)
+    facts = ("size", "threads", "baseline_threads", "quantize", "clock")
+    print(header(**{name: getattr(args, name) for name in facts}))
+    load = QUICK if args.quick else Load()
+    with tempfile.TemporaryDirectory() as scratch:
+        rig = Rig(
+            args.size,
+            args.cache or Path(scratch),
+            args.threads,
+            args.baseline_threads,
+            args.quantize,
+            args.rounds,
+            load,
+        )
+        for name in args.rows:
+            for line in ROWS[name](rig):
+                print(line, flush=True)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = options(__doc__)
+    parser.add_argument("--rows", type=_rows, default=list(ROWS), help=f"some of {','.join(ROWS)} (default: all)")
+    parser.add_argument("--clock", choices=list(clock.CLOCKS), default="wall", help="cpu: one thread on each side")
+    args = parser.parse_args(argv)
+    if args.clock == "cpu" and (args.threads, args.baseline_threads) != (1, 1):
+        parser.error("--clock cpu: --threads 1 and --baseline-threads 1 are expected, since waiting threads spin")
+    if args.clock == "cpu" and "staggered" in args.rows:
+        parser.error("--clock cpu: the row `staggered` waits for arrivals, which takes no CPU time; leave it out")
+    return args
+
+
+def _rows(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in ROWS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown row {unknown[0]!r}: some of {','.join(ROWS)} are expected")
+    return names
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Writes the nets that are measured: random weights, a vocabulary of which every token has a text.
+
+The end token's row of the head is zero, so greedy decoding, whose best of thousands of random logits is above zero,
+never says it: every answer has exactly the length that was asked for.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import HrmTextConfig, HrmTextForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from scripts.train_sample import BOQ, CONDITION_TOKENS, EOA, EOQ, PAD
+
+
+@dataclass(frozen=True)
+class Size:
+    """`layers` is the number of blocks in each HRM stack, and of all blocks of the causal net."""
+
+    hidden: int = 512
+    head_dim: int = 64
+    intermediate: int = 1536
+    layers: int = 4
+    vocab: int = 8192
+    positions: int = 2048
+
+
+SIZES = {
+    "reference": Size(),
+    "tiny": Size(hidden=64, head_dim=16, intermediate=96, layers=1, vocab=512, positions=1280),
+}
+FIRST_WORD = 8 + 256
+"""Ids below are special tokens and bytes; from here on each id is a word of plain letters."""
+
+
+def tokenizer(vocab: int) -> PreTrainedTokenizerFast:
+    """Special tokens, the 256 bytes, then words without merges: text is read as bytes, any answer reads as letters."""
+    specials = [PAD, BOQ, EOQ, EOA, *CONDITION_TOKENS.values()]
+    tokens = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokens += [f"w{_letters(number)}" for number in range(vocab - len(tokens))]
+    inner = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(specials)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        bos_token=BOQ,
+        eos_token=EOA,
+        pad_token=PAD,
+        additional_special_tokens=[EOQ, *CONDITION_TOKENS.values()],
+    )
+
+
+def hrm_text(cache: Path, size: str) -> Path:
+    """The directory of the HRM-Text net, written if it is not there: cycles 2 x 3, an initial low state of its own."""
+    shape = SIZES[size]
+    config = HrmTextConfig(
+        **_common(shape), num_hidden_layers=shape.layers, H_cycles=2, L_cycles=3, head_dim=shape.head_dim
+    )
+
+    def build() -> Any:
+        model = HrmTextForCausalLM(config)
+        model.model.z_L_init.data.normal_()
+        return model
+
+    return _written(cache / f"hrm-text-{size}", build, shape)
+
+
+def causal(cache: Path, size: str) -> Path:
+    """The directory of a causal net (Llama's form, grouped queries) with as many blocks as both HRM stacks."""
+    shape = SIZES[size]
+    heads = shape.hidden // shape.head_dim
+    config = LlamaConfig(**_common(shape), num_hidden_layers=2 * shape.layers, num_key_value_heads=heads // 2)
+    return _written(cache / f"causal-{size}", lambda: LlamaForCausalLM(config), shape)
+
+
+def _common(shape: Size) -> dict[str, Any]:
+    return {
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_attention_heads": shape.hidden // shape.head_dim,
+        "max_position_embeddings": shape.positions,
+        "initializer_range": shape.hidden**-0.5,
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 3,
+    }
+
+
+def _written(path: Path, build: Any, shape: Size) -> Path:
+    """Written beside and moved into place, so that a run that was cut off leaves no half net behind."""
+    if not path.exists():
+        torch.manual_seed(0)
+        model = build().eval()
+        model.lm_head.weight.data[model.config.eos_token_id] = 0
+        unfinished = path.with_suffix(".unfinished")
+        model.save_pretrained(unfinished)
+        tokenizer(shape.vocab).save_pretrained(unfinished)
+        unfinished.rename(path)
+    return path
+
+
+def _letters(number: int) -> str:
+    """A word of its own for each number."""
+    text = ""
+    while True:
+        number, digit = divmod(number, 26)
+        text += chr(ord("a") + digit)
+        if number == 0:
+            return text

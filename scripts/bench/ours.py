@@ -1,0 +1,123 @@
+"""Our side of a row: the engine in this process, driven as its thread drives it."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scripts.bench.clock import now
+from shared.messages import Done, Generate, Sampling, Score
+from worker.engine import Engine
+from worker.loading import warm_up
+from worker.registry import load_runner
+from worker.request import Emission, Work
+from worker.runners.base import Runner, RunnerOptions
+
+KV_MIB = 1024
+
+
+@dataclass
+class Said:
+    """What the engine said of one request; times by `clock.now`, infinite until then."""
+
+    ids: list[int] = field(default_factory=list)
+    first_at: float = math.inf
+    ended_at: float = math.inf
+
+
+class Ours:
+    """An engine over a loaded model. `threads` are set for each turn, since both sides share the process."""
+
+    def __init__(self, path: Path, *, threads: int, max_batch: int = 16, quantize: str = "none") -> None:
+        extra: dict[str, Any] = {} if quantize == "none" else {"quantize": quantize}
+        options = RunnerOptions(path=str(path), max_batch=max_batch, kv_bytes=KV_MIB * 2**20, **extra)
+        torch.set_num_threads(threads)
+        self._threads = threads
+        self._said: dict[str, Said] = {}
+        self._ended: dict[str, Done] = {}
+        self.runner: Runner = load_runner("auto", options)
+        warm_up(self.runner)
+        self._engine = Engine(self.runner, self._note)
+
+    def generate(self, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[Said]:
+        """Greedy answers of the given lengths, all asked for at once."""
+        return self.arrivals(prompts, lengths, [0.0] * len(prompts))
+
+    def arrivals(self, prompts: Sequence[Sequence[int]], lengths: Sequence[int], at_s: Sequence[float]) -> list[Said]:
+        """The same with a time of arrival for each, in seconds from now, ascending."""
+        self._begin()
+        begun = now()
+        for number, at in enumerate(at_s):
+            self._step_until(begun + at)
+            self._submit(str(number), prompts[number], lengths[number])
+        self._finish()
+        said = [self._said[str(number)] for number in range(len(prompts))]
+        short = [number for number, length in enumerate(lengths) if len(said[number].ids) != length]
+        assert not short, f"answers {short} have another length than was asked for"
+        return said
+
+    def score(self, contexts: Sequence[Sequence[int]], tails: Sequence[Sequence[Sequence[int]]]) -> list[float]:
+        """Log-likelihoods of the continuations of every context, context by context."""
+        self._begin()
+        for number, (context, continuations) in enumerate(zip(contexts, tails, strict=True)):
+            task = Score(tuple(context), tuple(map(tuple, continuations)))
+            self._engine.submit(Work(str(number), self.runner.encode(task), None))
+        self._finish()
+        done = [self._ended[str(number)] for number in range(len(contexts))]
+        return [score.log_likelihood for end in done for score in end.scores]
+
+    def decode_steps(self, running: Sequence[Sequence[int]], waiting: Sequence[Sequence[int]], count: int) -> float:
+        """Seconds that `count` decode steps of a full batch take while others wait; then all of it is dropped."""
+        self._begin()
+        for number, prompt in enumerate(running):
+            self._submit(str(number), prompt, 2 * count + len(running))
+        while len(self._said) < len(running):
+            self._engine.step()
+        for number, prompt in enumerate(waiting, start=len(running)):
+            self._submit(str(number), prompt, 1)
+        self._engine.step()
+        begun = now()
+        for _ in range(count):
+            self._engine.step()
+        seconds = now() - begun
+        assert len(self._said) == len(running) and not self._ended, "the batch changed while it was measured"
+        for number in range(len(running) + len(waiting)):
+            self._engine.abort(str(number))
+        self._finish()
+        return seconds
+
+    def _submit(self, key: str, prompt: Sequence[int], length: int) -> None:
+        task = Generate(tuple(prompt), Sampling(length, seed=0, temperature=0.0))
+        self._engine.submit(Work(key, self.runner.encode(task), task.sampling))
+
+    def _begin(self) -> None:
+        torch.set_num_threads(self._threads)
+        self._said, self._ended = {}, {}
+
+    def _step_until(self, moment: float) -> None:
+        """Do what there is to do until then."""
+        while (left := moment - now()) > 0:
+            if self._engine.has_work:
+                self._engine.step()
+            else:
+                time.sleep(left)
+
+    def _finish(self) -> None:
+        while self._engine.has_work:
+            self._engine.step()
+
+    def _note(self, emissions: list[Emission]) -> None:
+        at = now()
+        for item in emissions:
+            said = self._said.setdefault(item.key, Said())
+            said.ids += item.ids
+            if item.ids:
+                said.first_at = min(said.first_at, at)
+            if item.ended is not None:
+                assert isinstance(item.ended, Done), item.ended
+                said.ended_at = at
+                self._ended[item.key] = item.ended

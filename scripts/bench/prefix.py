@@ -1,0 +1,30 @@
+"""The row about shared prefixes: time to the first token when a causal model has seen a prompt's beginning before."""
+
+from scripts.bench.measure import Comparison, timed
+from scripts.bench.prompts import draw_prompts
+from scripts.bench.rig import Rig
+
+TAIL_TOKENS = 16
+
+
+def prefix(rig: Rig) -> list[str]:
+    """Each round has a prefix of its own: its first request is cold, its second one shares all but the tail."""
+    ours, theirs = rig.causal()
+    size = rig.load.shared_prefix
+    within, across, num_equal = Comparison(), Comparison(), 0
+    for number in range(-1, rig.rounds):
+        (shared,) = draw_prompts(1, size, size, rig.vocab, seed=number)
+        first, second = draw_prompts(2, TAIL_TOKENS, TAIL_TOKENS, rig.vocab, seed=number + 1000)
+        cold = timed(ours.generate, [shared + first], [1])
+        hit = timed(ours.generate, [shared + second], [1])
+        own = timed(theirs.generate, [shared + second], 1)
+        if number >= 0:
+            within.add(hit.seconds, cold.seconds)
+            across.add(hit.seconds, own.seconds)
+            num_equal += hit.value[0].ids == own.value.ids[0]
+    name = f"prefix {size}+{TAIL_TOKENS} TTFT"
+    return [
+        within.latencies(name, ("hit", "cold")),
+        across.latencies(name, ("hit", "theirs")),
+        f"  first tokens equal: {num_equal} of {rig.rounds}",
+    ]

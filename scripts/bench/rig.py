@@ -1,0 +1,87 @@
+"""What every row is given: how much to do, and both sides over the same net."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from scripts.bench import model
+from scripts.bench.ours import Ours
+from scripts.bench.theirs import Theirs
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much of everything; sizes in tokens, ranges as least and most.
+
+    `interval_s` lies between staggered arrivals. `scored_at_once` contexts are scored in one turn.
+    """
+
+    concurrent: int = 16
+    prompt_tokens: tuple[int, int] = (80, 95)
+    new_tokens: int = 64
+    staggered_tokens: tuple[int, int] = (8, 128)
+    interval_s: float = 0.1
+    contexts: int = 32
+    scored_at_once: int = 4
+    context_tokens: int = 512
+    continuations: int = 4
+    continuation_tokens: int = 8
+    shared_prefix: int = 1024
+    prompt_lengths: tuple[int, ...] = (32, 128, 512, 1024)
+    batches: tuple[int, ...] = (1, 4, 16, 32)
+    queues: tuple[int, ...] = (0, 100, 1000)
+    steps: int = 16
+
+
+QUICK = Load(
+    concurrent=4,
+    prompt_tokens=(20, 30),
+    new_tokens=8,
+    staggered_tokens=(2, 8),
+    interval_s=0.01,
+    contexts=2,
+    scored_at_once=1,
+    context_tokens=64,
+    shared_prefix=64,
+    prompt_lengths=(16, 64),
+    batches=(1, 4),
+    queues=(0, 20),
+    steps=4,
+)
+
+
+@dataclass(frozen=True)
+class Rig:
+    """`size` names the net, `threads` and `quantize` are our side's; nets are written to `cache`."""
+
+    size: str
+    cache: Path
+    threads: int
+    baseline_threads: int
+    quantize: str
+    rounds: int
+    load: Load
+
+    @property
+    def vocab(self) -> int:
+        return model.SIZES[self.size].vocab
+
+    @cached_property
+    def ours(self) -> Ours:
+        return self._ours(model.hrm_text(self.cache, self.size), max_batch=self.load.concurrent)
+
+    @cached_property
+    def theirs(self) -> Theirs:
+        return Theirs(model.hrm_text(self.cache, self.size), threads=self.baseline_threads)
+
+    def wide(self) -> Ours:
+        """Our side with room for the largest batch of the load."""
+        return self._ours(model.hrm_text(self.cache, self.size), max_batch=max(self.load.batches))
+
+    def causal(self) -> tuple[Ours, Theirs]:
+        """Both sides over the causal net."""
+        path = model.causal(self.cache, self.size)
+        return self._ours(path, max_batch=self.load.concurrent), Theirs(path, threads=self.baseline_threads)
+
+    def _ours(self, path: Path, max_batch: int) -> Ours:
+        return Ours(path, threads=self.threads, max_batch=max_batch, quantize=self.quantize)

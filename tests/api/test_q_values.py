@@ -1,0 +1,32 @@
+"""q_halt and q_continue of an implant's answer: from the last event to the bodies, and absent where there are none."""
+
+import pytest
+
+from api.run import Outcome, Run
+from api.schemas.hrm import generate_response
+from api.schemas.openai import completion
+from shared.messages import Done, Generate, Job, Sampling, Tokens
+
+
+async def outcomes(done: Done, n: int) -> list[Outcome]:
+    run = Run([Job("00" + "a" * 32, "m", Generate("hi", Sampling(2, 0, n=n)))])
+    for choice in range(n):
+        run.put(0, Tokens((5,), "x", choice))
+    run.put(0, done)
+    return await run.outcomes()
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_each_choice_tells_its_own(n: int) -> None:
+    reasons = ("stop",) * n if n > 1 else ()
+    done = Done("stop", 1, n, finish_reasons=reasons, q_values=((-1.5, 2.0), (0.25, -3.0))[:n])
+    (outcome,) = await outcomes(done, n)
+    assert generate_response([outcome]).model_dump()["q_values"] == [{"q_halt": -1.5, "q_continue": 2.0}]
+    choices = completion("id", 0, "m", [outcome]).model_dump()["choices"]
+    assert [choice["q_values"]["q_halt"] for choice in choices] == [-1.5, 0.25][:n]
+
+
+async def test_other_models_do_not_mention_them() -> None:
+    (outcome,) = await outcomes(Done("stop", 1, 1), 1)
+    assert "q_values" not in generate_response([outcome]).model_dump()
+    assert "q_values" not in completion("id", 0, "m", [outcome]).model_dump()["choices"][0]

@@ -1,0 +1,43 @@
+"""A whole fleet in the test's own process: a front without a socket, a real worker with real runners, a real Redis."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import httpx
+from redis.asyncio import Redis
+
+from shared.messages import ModelInfo
+from tests.api.fronts import in_memory, until
+from worker.loading import LoadedModel
+from worker.runners.base import Runner
+from worker.service import WorkerService
+
+_MAX_NEW_TOKENS = 64
+
+
+@asynccontextmanager
+async def fleet_inside(
+    redis: Redis, runners: Mapping[str, Runner], **settings: object
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a fleet that serves `runners` by their names; the first is the default. The worker must survive."""
+    worker, stop = WorkerService(redis, lease_s=3, result_ttl_s=60, drain_timeout_s=5), asyncio.Event()
+    default = next(iter(runners))
+    loaded = [
+        LoadedModel(
+            ModelInfo(name, item.spec.runner, "for tests", item.spec.context_window, _MAX_NEW_TOKENS,
+                      item.spec.max_batch, item.spec.tasks, name == default),
+            item,
+        )
+        for name, item in runners.items()
+    ]  # fmt: skip
+    running = asyncio.create_task(worker.run(lambda: loaded, stop))
+    async with in_memory(redis, **settings) as client:
+        await until(lambda: _is_ready(client), "the worker is ready")
+        yield client
+    stop.set()
+    assert await running is True, "a part of the worker broke"
+
+
+async def _is_ready(client: httpx.AsyncClient) -> bool:
+    return (await client.get("/readyz")).status_code == 200

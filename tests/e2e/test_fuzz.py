@@ -1,0 +1,138 @@
+"""Whatever is posted is answered in the dialect's shape and never with a 5xx; the worker behind it lives."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from shared.broker import connect
+from tests.e2e.inside import fleet_inside
+from worker.runners.base import RunnerOptions
+from worker.runners.echo import Echo
+
+OPENAI_KEYS, PLAIN_KEYS = {"message", "type", "param", "code"}, {"code", "message", "field"}
+ANSWER_KEYS = {"/generate": "completions", "/loglikelihood": "ll", "/v1/completions": "choices"}
+
+TEXTS = st.text(max_size=6) | st.sampled_from(["a", "eos", "\ud800", "", "x" * 40])
+NUMBERS = st.integers(-(2**70), 2**70) | st.integers(-3, 70) | st.floats() | st.booleans()
+ANYTHING = st.recursive(
+    st.none() | TEXTS | NUMBERS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=2),
+    max_leaves=5,
+)
+IDS = st.lists(st.integers(-1, 0x110001), max_size=40)
+PROMPTS = st.lists(TEXTS | IDS, max_size=3)
+SAMPLING: dict[str, st.SearchStrategy[Any]] = {
+    "max_tokens": st.integers(1, 40),
+    "max_new_tokens": st.integers(1, 40),
+    "temperature": st.floats(0, 2),
+    "top_p": st.floats(0, 1),
+    "top_k": st.integers(-1, 50),
+    "min_p": st.floats(0, 1),
+    "min_tokens": st.integers(0, 5),
+    "seed": st.integers(-(2**63), 2**64),
+    "stop": TEXTS | st.lists(TEXTS, max_size=17),
+    "stop_token_ids": IDS,
+    "ignore_eos": st.booleans(),
+    "logit_bias": st.dictionaries(st.integers(-1, 0x110001).map(str), st.floats(-101, 101), max_size=3),
+    "repetition_penalty": st.floats(0, 3),
+    "presence_penalty": st.floats(-2, 2),
+    "frequency_penalty": st.floats(-2, 2),
+    "n": st.integers(1, 3),
+    "best_of": st.integers(1, 3),
+    "logprobs": st.integers(0, 5),
+    "model": st.sampled_from(["parrot", "local", "nobody", ""]),
+    "condition": TEXTS,
+}
+FIELDS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "/generate": SAMPLING | {"prompts": PROMPTS, "prompt": TEXTS, "inputs": TEXTS},
+    "/loglikelihood": {"prompts": PROMPTS, "continuations": PROMPTS, "scoring": st.sampled_from(["strict", "other"])},
+    "/v1/completions": SAMPLING
+    | {
+        "prompt": TEXTS | IDS | PROMPTS,
+        "stream": st.booleans(),
+        "stream_options": st.just({"include_usage": True}),
+        "truncate_prompt_tokens": st.integers(-2, 50),
+        "echo": st.booleans(),
+        "suffix": TEXTS,
+    },
+}
+NEEDED = {"/generate": {"prompts"}, "/loglikelihood": {"prompts", "continuations"}, "/v1/completions": {"prompt"}}
+
+
+def bodies(path: str) -> st.SearchStrategy[bytes]:
+    """Mostly objects with the right keys and often the right kinds of values; at times anything, or no JSON at all."""
+    needed = {name: item for name, item in FIELDS[path].items() if name in NEEDED[path]}
+    more = {name: item | ANYTHING for name, item in FIELDS[path].items() if name not in needed}
+    right = st.fixed_dictionaries(needed, optional=more)
+    wrong = st.fixed_dictionaries({}, optional={name: item | ANYTHING for name, item in FIELDS[path].items()})
+    return (right | wrong | ANYTHING).map(lambda body: json.dumps(body).encode()) | st.binary(max_size=12)
+
+
+@pytest.fixture(scope="module")
+def fleet(redis_server: Any) -> Iterator[tuple[asyncio.Runner, httpx.AsyncClient]]:
+    """A fleet on the echo runner that lives as long as the module, in a loop of its own."""
+    redis_server.flush()
+    runners = {"parrot": Echo(RunnerOptions("echo", context_window=32))}
+    with asyncio.Runner() as runner:
+        redis = runner.run(_connect(redis_server.url))
+        inside = fleet_inside(redis, runners, max_new_tokens=8)
+        yield runner, runner.run(inside.__aenter__())
+        runner.run(inside.__aexit__(None, None, None))
+        runner.run(redis.aclose())
+
+
+async def _connect(url: str) -> Any:
+    return connect(url)
+
+
+@pytest.mark.parametrize("path", sorted(FIELDS))
+def test_any_body_is_answered_in_shape(path: str, fleet: tuple[asyncio.Runner, httpx.AsyncClient]) -> None:
+    runner, client = fleet
+    seen: set[int] = set()
+
+    @settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(bodies(path))
+    def try_one(body: bytes) -> None:
+        answer = runner.run(client.post(path, content=body, headers={"Content-Type": "application/json"}))
+        seen.add(answer.status_code)
+        check(path, answer)
+
+    try_one()
+    assert {200, 400} <= seen, "what is sent is all right or all wrong: it proves little"
+    sound = {"prompts": ["ab"], "prompt": "ab", "continuations": ["c"]}
+    body = {name: sound[name] for name in NEEDED[path]}
+    assert runner.run(client.post(path, json=body)).status_code == 200
+
+
+def check(path: str, answer: httpx.Response) -> None:
+    assert answer.status_code in (200, 400, 404), (answer.status_code, answer.text)
+    if answer.headers["content-type"].startswith("text/event-stream"):
+        assert answer.status_code == 200
+        assert answer.text.endswith("data: [DONE]\n\n")
+        assert '"error"' not in answer.text
+        return
+    told = answer.json()
+    if answer.status_code == 200:
+        assert ANSWER_KEYS[path] in told
+        return
+    assert set(told["error"]) == (OPENAI_KEYS if path.startswith("/v1/") else PLAIN_KEYS)
+    assert told["error"]["message"]
+
+
+@pytest.mark.parametrize("number", [2**63, 2**64, 2**200, -(2**70), 1e308, float("inf"), float("nan")])
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
+def test_numbers_that_no_wire_can_carry(
+    path: str, number: float, fleet: tuple[asyncio.Runner, httpx.AsyncClient]
+) -> None:
+    """Every field in turn: what the front lets pass must survive msgpack, the worker and the way back."""
+    runner, client = fleet
+    sound = {"prompts": ["ab"]} if path == "/generate" else {"prompt": "ab"}
+    for name in FIELDS[path]:
+        body = json.dumps(sound | {name: number})
+        check(path, runner.run(client.post(path, content=body, headers={"Content-Type": "application/json"})))

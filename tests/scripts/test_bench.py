@@ -1,0 +1,86 @@
+"""The benchmarks run: every row prints rates and finite ratios on a tiny net, and says what the answers agreed on."""
+
+import math
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts.bench import clock, engine, fleet, model
+from scripts.bench.measure import Comparison, timed
+
+ONCE = ["--size", "tiny", "--quick", "--rounds", "1", "--threads", "1", "--baseline-threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("nets")
+
+
+def ratios(text: str) -> list[float]:
+    """Those of all rows; a row without a finite one above zero fails."""
+    found = [float(number) for number in re.findall(r"ratio (\S+)", text)]
+    assert found and all(math.isfinite(number) and number > 0 for number in found), text
+    return found
+
+
+def test_every_row_of_the_engine_prints_ratios(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    engine.main([*ONCE, "--cache", str(cache)])
+    text = capsys.readouterr().out
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+    assert text.startswith(f"commit {head[:12]}")
+    for row in ("decode x4", "single", "prefill x4", "staggered x4 all", "scoring 64+4x8", "prefix 64+16", "prompt of"):
+        assert re.search(rf"^{re.escape(row)} .*ratio", text, re.MULTILINE), text
+    assert len(ratios(text)) == 16
+    assert re.findall(r"answers equal: (.*)", text) == ["4 of 4", "1 of 1", "4 of 4", "4 of 4"]
+    assert "first tokens equal: 1 of 1" in text
+    (gap,) = re.findall(r"differ by (\S+)", text)
+    assert float(gap) < 1e-3
+
+
+def test_the_fleet_beside_its_engines(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fleet.main([*ONCE, "--cache", str(cache)])
+    text = capsys.readouterr().out
+    assert len(ratios(text)) == 4
+    assert "answers of fleet and theirs equal: 4 of 4" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--rows", "decode,dreams"], "'dreams'"),
+        (["--clock", "cpu", "--threads", "2"], "--threads 1"),
+        (["--clock", "cpu", "--threads", "1", "--baseline-threads", "1"], "staggered"),
+    ],
+)
+def test_what_could_only_mislead_is_refused(flags: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        engine.main(flags)
+    assert named in capsys.readouterr().err
+
+
+def test_cpu_time_of_a_sleep_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "_clock", type(clock._clock)())
+    assert timed(time.sleep, 0.05).seconds >= 0.05
+    clock.use("cpu")
+    assert timed(time.sleep, 0.05).seconds < 0.05
+
+
+def test_a_ratio_above_one_means_that_ours_is_faster() -> None:
+    """Best against best; the disturbed round only shows in the spread."""
+    speed = Comparison()
+    speed.add(ours=1.0, theirs=3.0)
+    speed.add(ours=9.0, theirs=2.0)
+    assert "ours     100.0 tok/s  theirs      50.0 tok/s  ratio 2.00  (median 1.61, 0.22 to 3.00)" in speed.rates(
+        "x", 100, "tok/s"
+    )
+    assert "hit     100.0 ms  cold     200.0 ms  ratio 2.00" in speed.latencies("x", ("hit", "cold"), parts=10)
+
+
+def test_every_token_of_the_vocabulary_is_a_text_of_its_own() -> None:
+    words = model.tokenizer(1000)
+    assert len(words) == 1000
+    texts = [words.decode([token]) for token in range(model.FIRST_WORD, 1000)]
+    assert len(set(texts)) == len(texts) and all(text.isalpha() for text in texts)

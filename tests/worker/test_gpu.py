@@ -1,0 +1,94 @@
+"""The same models on a cuda device: equal tokens in float32, near ones in bfloat16, and a store sized by free memory.
+
+The CPU's float32 answers, which other tests hold against transformers, are the oracle.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts.train_sample import byte_tokenizer
+from shared.messages import Generate, Sampling, Score
+from shared.settings import ModelEntry, Settings, SettingsError
+from tests.worker.act_fixtures import Net, write_bundle
+from tests.worker.stepping import generate_all, score_all
+from tests.worker.test_causal import llama
+from tests.worker.test_hrm_text import write_tiny
+from worker.loading import load_models
+from worker.registry import load_runner
+from worker.runners.base import Runner, RunnerOptions
+
+pytestmark = pytest.mark.gpu
+
+GPU = "cuda:0"
+PROMPTS = ["2x + 3 = 9", "Hello", "Once upon a time there was", "x"]
+CONTINUATIONS = (" world", "12 * 7", "!")
+
+
+def write_hrm_text(path: Path) -> None:
+    write_tiny(path)
+
+
+def write_llama(path: Path) -> None:
+    torch.manual_seed(1)
+    llama().eval().save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+
+
+def write_brain(path: Path) -> None:
+    byte_tokenizer().save_pretrained(path / "tokenizer")
+    write_bundle(path, Net(vocab=264, max_seq_len=64), tokenizer="tokenizer")
+
+
+@pytest.fixture(scope="module", params=[write_hrm_text, write_llama, write_brain], ids=["hrm-text", "llama", "brain"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    write: Callable[[Path], None] = request.param
+    write(path)
+    return path
+
+
+def load(path: Path, device: str, dtype: str = "float32") -> Runner:
+    return load_runner("auto", RunnerOptions(path=str(path), device=device, dtype=dtype, max_batch=4, page_size=4))
+
+
+def tokens(runner: Runner, temperature: float = 0.0) -> list[list[int]]:
+    return generate_all(runner, [Generate(text, Sampling(12, seed=7, temperature=temperature)) for text in PROMPTS])
+
+
+def log_likelihoods(runner: Runner) -> list[float]:
+    scored = score_all(runner, [Score(text, CONTINUATIONS) for text in PROMPTS])
+    return [score.log_likelihood for scores in scored for score in scores]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_float32_decodes_the_cpus_tokens(model: Path, temperature: float) -> None:
+    """Greedy, and drawn: the noise is a hash of integers, so it is the same on any device."""
+    assert tokens(load(model, GPU), temperature) == tokens(load(model, "cpu"), temperature)
+
+
+def test_float32_scores_are_the_cpus(model: Path) -> None:
+    assert log_likelihoods(load(model, GPU)) == pytest.approx(log_likelihoods(load(model, "cpu")), abs=1e-3)
+
+
+def test_bfloat16_is_near(model: Path, record_property: Callable[[str, object], None]) -> None:
+    """How many greedy tokens agree is reported, since a random network nearly ties often; scores must be near."""
+    reference, half = load(model, "cpu"), load(model, GPU, "bfloat16")
+    pairs = [pair for rows in zip(tokens(reference), tokens(half), strict=True) for pair in zip(*rows, strict=False)]
+    record_property("bfloat16_agreement", sum(ours == theirs for ours, theirs in pairs) / len(pairs))
+    assert log_likelihoods(half) == pytest.approx(log_likelihoods(reference), rel=0.1)
+
+
+def test_a_worker_takes_cuda_by_itself_and_sizes_its_store(tmp_path: Path) -> None:
+    """The defaults on a GPU: bfloat16 where it is there, room for a full batch; and a cap that stops the start."""
+    write_tiny(tmp_path)
+    settings = Settings(models=(ModelEntry(id="tiny", path=str(tmp_path)),), page_size=4)
+    (loaded,) = load_models(settings)
+    dtype = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    assert loaded.info.found.endswith(dtype)
+    window = loaded.runner.spec.context_window
+    assert loaded.runner.spec.num_pages == settings.max_batch_size * -(-window // 4)
+    with pytest.raises(SettingsError, match="max_gpu_memory_gb"):
+        load_models(settings.model_copy(update={"max_gpu_memory_gb": 1e-6}))

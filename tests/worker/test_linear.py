@@ -1,0 +1,178 @@
+"""Linear layers for CPU inference against F.linear, against integer arithmetic, and against themselves in company."""
+
+import copy
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from worker.models.errors import ModelFormatError
+from worker.models.linear import Int8Linear, PackedLinear, prepare_linears
+
+ODD_IN, ODD_OUT = 261, 523
+"""No multiple of any vector's width, so that a kernel's remainders are run too."""
+ROW_COUNTS = (1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 64, 257)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    with torch.inference_mode():
+        yield
+    torch.set_num_threads(threads)
+
+
+def both_kinds(bias: bool = True) -> list[nn.Module]:
+    weight = torch.randn(ODD_OUT, ODD_IN) * ODD_IN**-0.5
+    offset = torch.randn(ODD_OUT) if bias else None
+    return [PackedLinear(weight, offset), Int8Linear(weight, offset)]
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(512, 1024), lambda: nn.Linear(512, 1024, bias=False)])
+@pytest.mark.parametrize("lead", [(1,), (16,), (2, 5), (0,), (3, 0)])
+def test_packed_equals_the_layer_it_replaces(make: Callable[[], nn.Module], lead: tuple[int, ...]) -> None:
+    layer = make()
+    model = nn.Sequential(copy.deepcopy(layer))
+    assert prepare_linears(model) == 1
+    assert isinstance(model[0], PackedLinear)
+    x = torch.randn(*lead, 512)
+    torch.testing.assert_close(model(x), layer(x), atol=1e-5, rtol=1e-5)
+
+
+def test_gpt2s_transposed_layer_is_replaced_too() -> None:
+    layer = Conv1D(1024, 512)
+    nn.init.normal_(layer.bias)
+    for quantize, tolerance in (("none", 1e-6), ("int8", 0.05)):
+        model = nn.Sequential(copy.deepcopy(layer))
+        assert prepare_linears(model, quantize=quantize) == 1
+        x = torch.randn(2, 3, 512)
+        torch.testing.assert_close(model(x), layer(x), atol=tolerance, rtol=1e-5)
+
+
+def test_rows_may_lie_anywhere_in_memory() -> None:
+    rows = torch.randn(5, ODD_IN)
+    transposed, strided = rows.t().contiguous().t(), torch.stack((rows, -rows), dim=2)[..., 0]
+    assert not transposed.is_contiguous() and not strided.is_contiguous()
+    for layer in both_kinds():
+        expected = layer(rows)
+        assert torch.equal(layer(transposed), expected)
+        assert torch.equal(layer(strided), expected)
+
+
+def test_no_rows_are_no_trouble() -> None:
+    """An expert that no token chose."""
+    for layer in both_kinds():
+        assert layer(torch.empty(0, ODD_IN)).shape == (0, ODD_OUT)
+        assert layer(torch.empty(2, 0, ODD_IN)).shape == (2, 0, ODD_OUT)
+
+
+def test_a_row_does_not_see_the_values_of_others() -> None:
+    """P3: mates of any size, zeros and numbers that are none change no bit of a row."""
+    rows = torch.randn(6, ODD_IN)
+    for layer in both_kinds():
+        expected = layer(rows)
+        for mate in (1e6, 1e-6, 0.0, float("nan"), float("inf")):
+            mixed = rows.clone()
+            mixed[1::2] *= mate
+            assert torch.equal(layer(mixed)[::2], expected[::2])
+
+
+def test_an_int8_row_is_the_same_in_a_batch_of_any_size() -> None:
+    """Sums of integers are exact, so that not even the order of summation shows."""
+    layer = both_kinds()[1]
+    rows = torch.randn(max(ROW_COUNTS), ODD_IN)
+    expected = layer(rows)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for count in ROW_COUNTS:
+            assert torch.equal(layer(rows[:count]), expected[:count])
+            assert torch.equal(layer(rows[-count:]), expected[-count:])
+
+
+def integer_reference(x: Tensor, weight: Tensor) -> Tensor:
+    """8-bit activations with a scale per row times 7-bit weights with a scale per output, summed in int64."""
+    x_scale = x.abs().amax(-1, keepdim=True).double() / 127
+    w_scale = weight.abs().amax(-1).double() / 63
+    products = (x / x_scale).round().long() @ (weight / w_scale[:, None]).round().long().t()
+    return products * x_scale * w_scale
+
+
+def test_int8_sums_are_exact_at_the_extremes() -> None:
+    """Every pair of neighbours at full scale: 16-bit saturation, as with 8-bit weights, would halve the sums."""
+    signs = torch.tensor([[1, 1, 1, 1], [-1, -1, -1, -1], [1, -1, 1, -1], [1, 1, -1, -1]]).repeat(1, 128).float()
+    x, weight = signs * 3.0, torch.cat((signs, torch.randn(60, 512).sign())) * 0.02
+    torch.testing.assert_close(Int8Linear(weight, None)(x).double(), integer_reference(x, weight), atol=0, rtol=1e-6)
+
+
+def test_int8_is_the_rounding_it_claims_and_near_fp32() -> None:
+    x, weight = torch.randn(16, 512) * torch.logspace(-6, 6, 16)[:, None], torch.randn(256, 512)
+    got, whole = Int8Linear(weight, None)(x).double(), F.linear(x, weight).double()
+    reference = integer_reference(x, weight)
+    scale = whole.pow(2).mean(-1).sqrt()[:, None]
+    assert ((got - reference).abs() / scale).max() < 1e-2, "one step of one product in 512, at a tie"
+    assert ((got - whole) / scale).pow(2).mean().sqrt() < 0.025
+
+
+def test_zeros_stay_zero_and_what_is_no_number_stays_none() -> None:
+    layer = both_kinds(bias=False)[1]
+    x = torch.zeros(3, ODD_IN)
+    x[1, 5] = float("nan")
+    out = layer(x)
+    assert torch.equal(out[::2], torch.zeros(2, ODD_OUT))
+    assert out[1].isnan().all()
+    assert torch.equal(Int8Linear(torch.zeros(8, 16), torch.ones(8))(torch.randn(2, 16)), torch.ones(2, 8))
+
+
+class Net(nn.Module):
+    """One layer of each kind that the rules tell apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(1024, 512)
+        self.wide = nn.Linear(512, 1024)
+        self.square = nn.Linear(512, 512)
+        self.small = nn.Linear(256, 256)
+        self.medium = nn.Linear(256, 512)
+        self.router = nn.Linear(512, 8)
+        self.tied = nn.Linear(512, 1024, bias=False)
+        self.tied.weight = self.embedding.weight
+        self.again = nn.ModuleList([self.wide])
+
+
+@pytest.mark.parametrize(
+    ("quantize", "threads", "expected"),
+    [("none", 1, {"wide"}), ("none", 2, {"wide", "square"}), ("int8", 1, {"wide", "square", "medium", "tied"})],
+)
+def test_which_layers_are_replaced(quantize: str, threads: int, expected: set[str]) -> None:
+    torch.set_num_threads(threads)
+    net = Net()
+    assert prepare_linears(net, quantize=quantize) == len(expected)
+    assert {name for name, child in net.named_children() if isinstance(child, PackedLinear | Int8Linear)} == expected
+    assert net.again[0] is net.wide, "a layer with two places is packed once"
+    kept = {name.partition(".")[0] for name, _ in net.named_parameters()}
+    assert not kept & (expected - {"tied"}), "the weight is not kept a second time"
+
+
+def test_bfloat16_stays_what_it_is_without_int8_and_goes_in_and_out_with_it() -> None:
+    net = Net().to(torch.bfloat16)
+    assert prepare_linears(net) == 0
+    x = torch.randn(3, 512, dtype=torch.bfloat16)
+    expected = net.wide(x)
+    prepare_linears(net, quantize="int8")
+    assert isinstance(net.wide, Int8Linear)
+    torch.testing.assert_close(net.wide(x), expected, atol=0.05, rtol=0.05)
+
+
+def test_int8_is_refused_on_another_device() -> None:
+    with pytest.raises(ModelFormatError, match="for the CPU; this model is on meta"):
+        prepare_linears(nn.Sequential(nn.Linear(512, 512, device="meta")), quantize="int8")
+
+
+def test_int8_is_refused_without_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._C, "_supported_qengines", lambda: [0, 2])
+    with pytest.raises(ModelFormatError, match="fbgemm"):
+        prepare_linears(Net(), quantize="int8")

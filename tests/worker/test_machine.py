@@ -1,0 +1,125 @@
+"""What a machine offers, read from made-up system files: cores and their threads, caches, quotas, memory."""
+
+from pathlib import Path
+
+import pytest
+
+from worker import cgroup, machine
+from worker.machine import cache_bytes, count_gpus, free_memory_bytes, physical_cores, survey
+
+
+def write(root: Path, **files: str) -> Path:
+    for name, text in files.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    return root
+
+
+def hyperthreaded(root: Path) -> Path:
+    """Four cores of two threads, numbered as Intel does; two last-level caches of 8 MiB for two cores each."""
+    for cpu in range(8):
+        core, cache = cpu % 4, cpu % 4 // 2
+        base = {
+            f"cpu{cpu}__topology__thread_siblings_list": f"{core},{core + 4}",
+            f"cpu{cpu}__cache__index0__level": "1",
+            f"cpu{cpu}__cache__index0__type": "Data",
+            f"cpu{cpu}__cache__index0__size": "32K",
+            f"cpu{cpu}__cache__index0__shared_cpu_list": f"{core},{core + 4}",
+            f"cpu{cpu}__cache__index3__level": "3",
+            f"cpu{cpu}__cache__index3__type": "Unified",
+            f"cpu{cpu}__cache__index3__size": "8192K",
+            f"cpu{cpu}__cache__index3__shared_cpu_list": ("0-1,4-5", "2-3,6-7")[cache],
+        }
+        write(root, **base)
+    return root
+
+
+def test_threads_of_one_core_are_one_core(tmp_path: Path) -> None:
+    system = hyperthreaded(tmp_path)
+    assert physical_cores(tuple(range(8)), system) == ((0, 4), (1, 5), (2, 6), (3, 7))
+    assert physical_cores((1, 3, 5), system) == ((1, 5), (3,)), "only what this process may use"
+    assert physical_cores((0, 1), tmp_path / "none") == ((0,), (1,))
+
+
+def test_each_last_level_cache_counts_once(tmp_path: Path) -> None:
+    system = hyperthreaded(tmp_path)
+    assert cache_bytes([0, 1, 2, 3], system) == 16 * 2**20
+    assert cache_bytes([0, 1], system) == 8 * 2**20
+    assert cache_bytes([0], tmp_path / "none") == 0
+
+
+@pytest.mark.parametrize(
+    ("files", "own", "expected"),
+    [
+        ({"cpu.max": "250000 100000"}, "0::/", 2.5),
+        ({"cpu.max": "max 100000"}, "0::/", None),
+        ({"cpu.max": "max 100000", "pod__cpu.max": "150000 100000"}, "0::/pod/box", 1.5),
+        ({"cpu__cpu.cfs_quota_us": "400000", "cpu__cpu.cfs_period_us": "100000"}, "2:cpu:/elsewhere", 4.0),
+        ({"cpu__cpu.cfs_quota_us": "-1", "cpu__cpu.cfs_period_us": "100000"}, "2:cpu:/", None),
+        ({"cpu.max": "100000 100000"}, "9:name=systemd:/", None),
+    ],
+)
+def test_a_quota_of_processor_time(files: dict[str, str], own: str, expected: float | None, tmp_path: Path) -> None:
+    """Both versions; the tightest group above this process decides."""
+    membership = write(tmp_path / "proc", cgroup=own) / "cgroup"
+    assert cgroup.cpu_quota(write(tmp_path / "sys", **files), membership) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "own", "expected"),
+    [
+        ({"memory.max": "1000", "memory.current": "700", "memory.stat": "anon 600\ninactive_file 50"}, "0::/", 350),
+        ({"memory.max": "max", "memory.current": "700"}, "0::/", None),
+        ({"memory__memory.limit_in_bytes": "500", "memory__memory.usage_in_bytes": "900"}, "4:memory:/x", 0),
+        ({"memory__memory.limit_in_bytes": "9223372036854771712"}, "4:memory:/", None),
+        (
+            {
+                "memory__memory.limit_in_bytes": "1000",
+                "memory__memory.usage_in_bytes": "900",
+                "memory__memory.stat": "inactive_file 1\ntotal_inactive_file 200",
+            },
+            "4:memory:/",
+            300,
+        ),
+    ],
+)
+def test_a_limit_of_memory(files: dict[str, str], own: str, expected: int | None, tmp_path: Path) -> None:
+    membership = write(tmp_path / "proc", cgroup=own) / "cgroup"
+    assert cgroup.free_memory_bytes(write(tmp_path / "sys", **files), membership) == expected
+
+
+def test_free_memory_is_what_is_available_below_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meminfo = write(tmp_path, meminfo="MemTotal: 900 kB\nMemAvailable: 300 kB") / "meminfo"
+    monkeypatch.setattr(cgroup, "free_memory_bytes", lambda: None)
+    assert free_memory_bytes(meminfo) == 300 * 2**10
+    monkeypatch.setattr(cgroup, "free_memory_bytes", lambda: 5)
+    assert free_memory_bytes(meminfo) == 5
+
+
+def test_a_survey_obeys_affinity_and_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "physical_cores", lambda processors: ((0,), (1,), (2,), (3,)))
+    monkeypatch.setattr(cgroup, "cpu_quota", lambda: 2.7)
+    found = survey("cpu")
+    assert (len(found.cores), found.num_cores, found.num_gpus) == (4, 2, 0)
+    monkeypatch.setattr(cgroup, "cpu_quota", lambda: 0.5)
+    assert survey("cpu").num_cores == 1
+
+
+def test_no_gpu_is_counted_where_no_driver_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.sys, "platform", "linux")
+    monkeypatch.setattr(machine, "_GPU_NODES", ())
+    monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: pytest.fail("asked torch for nothing"))
+    assert count_gpus() == 0
+
+
+def test_gpus_are_counted_by_torch_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A driver that torch cannot use (a CPU build) is no GPU: the question itself runs, and its answer counts."""
+    monkeypatch.setattr(machine, "_GPU_NODES", (str(tmp_path),))
+    import torch
+
+    assert count_gpus() == (torch.cuda.device_count() or int(torch.backends.mps.is_available()))
+    monkeypatch.setattr(machine, "_COUNT_GPUS", "print(3)")
+    assert count_gpus() == 3
+    monkeypatch.setattr(machine, "_COUNT_GPUS", "raise ImportError('no torch')")
+    assert count_gpus() == 0

@@ -1,0 +1,112 @@
+"""What fits into a GPU's memory, with a GPU made up of three numbers: free, used and the cap."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from shared.settings import ModelEntry, Settings, SettingsError
+from tests.worker.test_hrm_text import write_tiny
+from worker import device, loading, memory
+from worker.kv.store import KVShape
+from worker.models.errors import ModelFormatError
+from worker.runners.base import RunnerOptions
+from worker.runners.paged import _num_pages
+
+CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
+MIB, GIB = 2**20, 2**30
+
+
+def gpu(monkeypatch: pytest.MonkeyPatch, *, free: int, used: int = 0) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: used)
+
+
+def options(**values: Any) -> RunnerOptions:
+    return RunnerOptions("nowhere", device="cuda:0", **values)
+
+
+def test_on_the_cpu_keys_and_values_have_a_fixed_budget() -> None:
+    capped = options(kv_bytes=7, kv_fraction=0.5, max_device_bytes=1)
+    assert memory.kv_room(capped, CPU).num_bytes == 7
+
+
+def test_on_a_gpu_they_get_a_share_of_what_is_free_below_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu(monkeypatch, free=10 * GIB, used=5 * GIB)
+    assert memory.kv_room(options(kv_fraction=0.5), CUDA).num_bytes == 5 * GIB
+    assert memory.kv_room(options(kv_fraction=0.5, max_device_bytes=9 * GIB), CUDA).num_bytes == 2 * GIB
+    assert memory.kv_room(options(kv_fraction=0.5, max_device_bytes=3 * GIB), CUDA).num_bytes == 0
+    assert memory.kv_room(options(kv_bytes=GIB), CUDA).num_bytes == GIB
+    assert memory.kv_room(options(kv_bytes=GIB, max_device_bytes=5 * GIB + 9), CUDA).num_bytes == 9
+
+
+def test_a_window_that_does_not_fit_behind_the_weights_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """D8: weights and one context window, with what to do about it."""
+    net: Any = SimpleNamespace(kv_shape=KVShape(4, 2, 64), dtype=torch.float32, device=CUDA)
+    gpu(monkeypatch, free=10 * GIB, used=GIB)
+    window, cost = 512, 512 * 4 * 2 * 64 * 2 * 4
+    assert _num_pages(net, window, options(kv_fraction=1.0, max_device_bytes=GIB + cost)) == window // 16
+    with pytest.raises(ModelFormatError, match=r"max_gpu_memory_gb allows 1\. .*bfloat16.*context window"):
+        _num_pages(net, window, options(kv_fraction=1.0, max_device_bytes=GIB + cost - 1))
+    gpu(monkeypatch, free=cost - 1)
+    with pytest.raises(ModelFormatError, match=r"free memory of cuda:0 allows 1\. .*bfloat16.*context window"):
+        _num_pages(net, window, options(kv_fraction=1.0))
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """A tiny model for a GPU that is only made up: whoever loads it fails."""
+    monkeypatch.setattr(device, "select_device", lambda prefer: CUDA)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(loading, "load_runner", lambda *_: pytest.fail("it was loaded"))
+    gpu(monkeypatch, free=10 * GIB)
+    write_tiny(tmp_path)
+    return Settings(models=(ModelEntry(id="tiny", path=str(tmp_path)),))
+
+
+@pytest.mark.parametrize(("dtype", "better"), [("float32", "in bfloat16"), ("auto", "smaller model")])
+def test_weights_over_the_cap_are_refused_before_they_are_loaded(settings: Settings, dtype: str, better: str) -> None:
+    capped = settings.model_copy(update={"max_gpu_memory_gb": 1e-6, "dtype": dtype})
+    with pytest.raises(SettingsError, match=f"model 'tiny': .*max_gpu_memory_gb allows .*{better}"):
+        loading.load_models(capped)
+
+
+def test_weights_over_what_is_free_are_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu(monkeypatch, free=1000)
+    with pytest.raises(SettingsError, match="the free memory of cuda:0 allows"):
+        loading.load_models(settings)
+
+
+def test_a_model_that_turns_out_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no header tells the size: after loading."""
+    gpu(monkeypatch, free=GIB, used=3 * GIB)
+    with pytest.raises(ModelFormatError, match=r"1\.0 GB more than max_gpu_memory_gb"):
+        memory.check_below_cap(options(max_device_bytes=2 * GIB))
+    memory.check_below_cap(options(max_device_bytes=3 * GIB))
+    memory.check_below_cap(options())
+
+
+def placed(settings: Settings, **values: Any) -> RunnerOptions:
+    changed = settings.model_copy(update=values)
+    return loading._options(changed.models[0], changed, "hrm-text")
+
+
+def test_settings_become_a_budget(settings: Settings) -> None:
+    """On cuda a share of 0.9, parted by the models; memory given in MiB is taken as given."""
+    found = placed(settings)
+    assert (found.device, found.dtype, found.kv_fraction, found.max_device_bytes) == ("cuda:0", "bfloat16", 0.9, None)
+    two = (*settings.models, ModelEntry(id="b", path="x"))
+    assert placed(settings, models=two, kv_memory_fraction=0.5).kv_fraction == 0.25
+    given = placed(settings, kv_memory_mib=64, max_gpu_memory_gb=1.5)
+    assert (given.kv_fraction, given.kv_bytes, given.max_device_bytes) == (None, 64 * MIB, 1536 * MIB)
+
+
+def test_a_share_is_refused_where_it_means_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match=r"kv_memory_fraction: .*kv_memory_mib is 64"):
+        placed(settings, kv_memory_fraction=0.5, kv_memory_mib=64)
+    monkeypatch.setattr(device, "select_device", lambda prefer: CPU)
+    with pytest.raises(SettingsError, match=r"kv_memory_fraction: .*device is cpu"):
+        placed(settings, kv_memory_fraction=0.5)
+    assert (placed(settings).kv_fraction, placed(settings).kv_bytes) == (None, 512 * MIB)

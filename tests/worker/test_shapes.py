@@ -1,0 +1,116 @@
+"""The rule that picks workers and threads, and the sizes of models that it goes by."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from shared.settings import SAMPLE_MODEL, ModelEntry, Settings
+from worker.machine import Machine
+from worker.model_files import num_parameters, weight_bytes
+from worker.shapes import Shape, plan_workers, shape_of
+
+MIB, GIB = 2**20, 2**30
+
+
+def machine(cores: int = 8, *, cache: int = 32 * MIB, free: int = 64 * GIB, gpus: int = 0) -> Machine:
+    return Machine(tuple((core,) for core in range(cores)), cores, cache, free, gpus)
+
+
+@pytest.mark.parametrize(
+    ("there", "weights", "expected"),
+    [
+        (machine(), 2 * MIB, Shape(8, 1)),  # fits a core's share of 4 MiB
+        (machine(), 4 * MIB, Shape(8, 1)),
+        (machine(), 5 * MIB, Shape(1, 8)),  # streamed from memory
+        (machine(1), 2 * GIB, Shape(1, 1)),
+        (machine(free=4 * GIB), 2 * MIB, Shape(3, 1)),  # 1 GiB and a little each
+        (machine(free=0), 2 * MIB, Shape(1, 1)),  # unknown
+        (machine(gpus=4), 2 * GIB, Shape(4, 1)),
+    ],
+)
+def test_the_rule(there: Machine, weights: int, expected: Shape) -> None:
+    assert plan_workers(there, weights, 512 * MIB) == expected
+
+
+@pytest.mark.parametrize(
+    ("workers", "threads", "weights", "expected"),
+    [
+        (3, 5, GIB, Shape(3, 5)),
+        (2, None, GIB, Shape(2, 4)),
+        (3, None, GIB, Shape(3, 2)),
+        (99, None, GIB, Shape(99, 1)),
+        (2, None, MIB, Shape(2, 1)),
+        (None, 3, GIB, Shape(2, 3)),
+        (None, 3, MIB, Shape(2, 3)),
+        (None, 99, GIB, Shape(1, 99)),
+    ],
+)
+def test_a_number_that_is_given_is_kept(
+    workers: int | None, threads: int | None, weights: int, expected: Shape
+) -> None:
+    assert plan_workers(machine(), weights, 0, workers, threads) == expected
+
+
+def test_given_numbers_are_kept_on_gpus_too() -> None:
+    assert plan_workers(machine(gpus=2), GIB, 0, 5) == Shape(5, 1)
+    assert plan_workers(machine(gpus=2), GIB, 0, None, 4) == Shape(2, 4)
+
+
+sizes = st.integers(0, 64 * GIB)
+
+
+@given(st.integers(1, 256), sizes, sizes, sizes, sizes, st.none() | st.integers(1, 300))
+def test_auto_never_oversubscribes_cores_or_memory(
+    cores: int, cache: int, free: int, weights: int, kv: int, threads: int | None
+) -> None:
+    shape = plan_workers(machine(cores, cache=cache, free=free), weights, kv, None, threads)
+    assert shape.workers >= 1 and shape.threads >= 1
+    if threads is None or threads <= cores:
+        assert shape.workers * shape.threads <= cores
+    assert shape.workers == 1 or shape.workers * (weights + kv) <= free
+
+
+def test_settings_become_a_shape(tmp_path: Path) -> None:
+    """The sample is small; a large file is not; half precision halves it; echo weighs nothing."""
+    auto = Settings(workers="auto")
+    assert shape_of(auto, machine()) == Shape(8, 1)
+    save_file({"w": torch.zeros(MIB + MIB // 2)}, tmp_path / "model.safetensors")
+    large = Settings(workers="auto", models=(ModelEntry(id="a", path=str(tmp_path)),))
+    assert shape_of(large, machine()) == Shape(1, 8)
+    assert shape_of(large.model_copy(update={"dtype": "bfloat16"}), machine()) == Shape(8, 1)
+    both = (*large.models, ModelEntry(id="e", path="echo"))
+    assert shape_of(large.model_copy(update={"models": both, "workers": 2}), machine()) == Shape(2, 4)
+    assert shape_of(Settings(workers="auto", model_path="echo"), machine(free=2 * GIB)) == Shape(4, 1)
+
+
+def test_kv_memory_counts_for_every_model() -> None:
+    models = tuple(ModelEntry(id=name, path=str(SAMPLE_MODEL)) for name in "ab")
+    settings = Settings(workers="auto", models=models, kv_memory_mib=1024)
+    assert shape_of(settings, machine(free=8 * GIB)) == Shape(3, 1)
+
+
+def test_sizes_by_the_headers(tmp_path: Path) -> None:
+    """Whole or in shards, whatever dtype lies there; files that no index names do not count."""
+    save_file({"a": torch.zeros(3, 5), "b": torch.zeros(7, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
+    assert num_parameters(tmp_path) == 22
+    assert [weight_bytes(tmp_path, dtype) for dtype in ("float32", "float16")] == [88, 44]
+    save_file({"c": torch.zeros(100)}, tmp_path / "part-1.safetensors")
+    save_file({"d": torch.zeros(())}, tmp_path / "part-2.safetensors", metadata={"format": "pt"})
+    index = {"weight_map": {"c": "part-1.safetensors", "d": "part-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert num_parameters(tmp_path) == 101
+
+
+def test_sizes_without_headers_are_those_of_the_files(tmp_path: Path) -> None:
+    (tmp_path / "brain.pt").write_bytes(bytes(90))
+    assert num_parameters(tmp_path) is None
+    assert weight_bytes(tmp_path, "float32") == weight_bytes(tmp_path / "brain.pt", "float32") == 90
+    assert weight_bytes(tmp_path / "nowhere", "float32") == 0
+    (tmp_path / "model.safetensors").write_bytes(b"\x05\0\0\0\0\0\0\0no{so")
+    assert num_parameters(tmp_path) is None, "the loader says what is wrong with it"
+    assert weight_bytes(tmp_path, "float32") == 13
