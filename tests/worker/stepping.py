@@ -49,3 +49,32 @@ def run(runner: Runner, tasks: Sequence[Task], said: Sequence[Sequence[int]]) ->
     while engine.has_work:
         engine.step()
     return emissions
+
+
+class Serving:
+    """One engine over time: `said` and `done` are in the order of submission."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.said: list[list[int]] = []
+        self.done: list[Done] = []
+        self._ends: dict[str, Done] = {}
+        self.engine = Engine(runner, self._note)
+
+    def submit(self, task: Generate | Score) -> None:
+        sampling = task.sampling if isinstance(task, Generate) else None
+        self.engine.submit(Work(str(len(self.said)), self.runner.encode(task), sampling))
+        self.said.append([])
+
+    def finish(self, tasks: Sequence[Generate | Score] = ()) -> None:
+        for task in tasks:
+            self.submit(task)
+        while self.engine.has_work:
+            self.engine.step()
+        self.done = [self._ends[str(number)] for number in range(len(self.said))]
+
+    def _note(self, emissions: list[Emission]) -> None:
+        for item in emissions:
+            self.said[int(item.key)] += item.ids
+            if isinstance(item.ended, Done):
+                self._ends[item.key] = item.ended

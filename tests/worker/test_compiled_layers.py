@@ -34,11 +34,11 @@ def test_two_compilations_serve_all_layers_and_widths(tmp_path: Path) -> None:
     with torch.inference_mode():
         for count in (5, 17, 2, 64):
             places = torch.arange(count)
-            plan = Plan(positions=places, spans=(Span(0, count, places[None], has_fresh=True, is_causal=True),))
+            plan = Plan(places, places, (Span(0, count, places[None], has_fresh=True, is_causal=True),))
             assert torch.allclose(compiled.hidden(places, plan, None), plain.hidden(places, plan, None), atol=1e-5)
         assert len(graphs) == 2
         one = torch.arange(1)
-        plan = Plan(positions=one, spans=(Span(0, 1, one[None], has_fresh=True),))
+        plan = Plan(one, one, (Span(0, 1, one[None], has_fresh=True),))
         assert torch.allclose(compiled.hidden(one, plan, None), plain.hidden(one, plan, None), atol=1e-5)
     assert len(graphs) <= 4, "a single token may have compilations of its own"
 

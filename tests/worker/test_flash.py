@@ -16,8 +16,8 @@ from shared.messages import Generate, Sampling, Score
 from shared.settings import ModelEntry, Settings
 from tests.worker.paged_kernel import naive_varlen_attn_out, stand_in
 from tests.worker.stepping import generate_all, score_all
-from tests.worker.test_causal import llama
 from tests.worker.test_hrm_text import PROMPTS, write_tiny
+from tests.worker.tiny_causal import llama
 from worker import loading
 from worker.kv import flash
 from worker.kv.attention import Plan, Span, attend
@@ -171,7 +171,7 @@ def test_a_span_in_place_equals_one_that_gathers(
     positions = torch.tensor(firsts)[:, None] + torch.arange(count)
     gathering = Span(0, 3 * count, positions, torch.tensor(pages), max(lengths), is_causal=True)
     ours, theirs = (
-        attend(Plan(positions=positions.flatten(), spans=(span,)), store, 1, query, fresh, fresh, 0.3, window)
+        attend(Plan(positions.flatten(), positions.flatten(), (span,)), store, 1, query, fresh, fresh, 0.3, window)
         for span in (in_place, gathering)
     )
     assert torch.allclose(ours, theirs, atol=1e-5)

@@ -62,7 +62,7 @@ def our_logits(model: HrmTextModel) -> Tensor:
     span = Span(0, len(ids), positions[None], has_fresh=True, mask=mask[None, None])
     net = hrm_text.HrmTextNet(model, torch.device("cpu"))
     with torch.no_grad():
-        return net.logits(net.hidden(ids, Plan(positions, (span,)), None))
+        return net.logits(net.hidden(ids, Plan(positions, ids[:1].expand(len(ids)), (span,)), None))
 
 
 def own_logits(model: HrmTextForCausalLM) -> Tensor:

@@ -67,11 +67,10 @@ def test_q_values_are_those_of_the_models_own_last_state(
     ids = torch.tensor([7, 30, 41, 99, 12])
     with torch.no_grad():
         own = model(ids[None], output_hidden_states=True).hidden_states[-1][0, -1]
-    net = causal.CausalNet(model, device, load_q_head(tmp_path / "q_head.pt", HIDDEN))
-    causal._check_against_own_forward(net, tmp_path)
+    net = causal.checked_net(model, 96, device, load_q_head(tmp_path / "q_head.pt", HIDDEN))
     span = Span(0, len(ids), torch.arange(len(ids))[None], has_fresh=True, is_causal=True)
     with torch.no_grad():
-        hidden = net.hidden(ids, Plan(torch.arange(len(ids)), (span,)), None)
+        hidden = net.hidden(ids, Plan(torch.arange(len(ids)), ids[:1].expand(len(ids)), (span,)), None)
     assert net.q_head is not None
     values = net.q_head(hidden[-1:])
     assert values.dtype == torch.float32 and values.shape == (1, 2)

@@ -1,6 +1,7 @@
 """Whole texts of any length: how they are cut into windows, and what each mechanism says of them."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -11,14 +12,16 @@ from shared.errors import InvalidRequest
 from shared.messages import ContinuationScore, Done, Generate, Sampling, Score
 from tests.worker.act_fixtures import Net, write_bundle
 from tests.worker.stepping import run, score_all
-from tests.worker.test_causal import gpt2
 from tests.worker.test_hrm_text import write_tiny
 from tests.worker.test_scoring import WINDOW, ids, write_causal
+from tests.worker.tiny_causal import gpt2
 from worker.models.hrm_act import ActModel
 from worker.registry import load_runner
 from worker.rolling import encode_rolling, encode_rolling_response, encode_stretches
 from worker.runners.base import RunnerOptions
 from worker.runners.hrm_act import ActRunner
+from worker.runners.hrm_act_causal import ActCausalNet
+from worker.runners.paged import PagedRunner
 from worker.sequence import Encoded
 
 Ids = tuple[int, ...]
@@ -165,6 +168,28 @@ def test_aios_compat_reads_the_end_of_the_text_once(brain: ActRunner) -> None:
     check(score, expected, 19)
     with pytest.raises(InvalidRequest, match="two are expected"):
         brain.encode(rolling("x", method="aios_compat"))
+
+
+@pytest.mark.parametrize("method", ["strict", "aios_compat"])
+def test_a_causal_brain_is_cut_as_a_causal_lm(tmp_path: Path, method: Literal["strict", "aios_compat"]) -> None:
+    """Windows over pages, whose keys hold whatever is read behind them; `aios_compat` stays upstream's one pass."""
+    byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    write_bundle(tmp_path, Net(vocab=264, max_seq_len=20, causal=True), tokenizer="tokenizer")
+    runner = load_runner("auto", RunnerOptions(path=str(tmp_path), max_batch=4, page_size=4))
+    assert isinstance(runner, PagedRunner) and isinstance(runner._net, ActCausalNet)
+    model, text, expected = runner._net.model, LONG[:50], 0.0
+    encoded = runner.encode(rolling(text, method=method))
+    if method == "strict":
+        assert cut(encoded) == cut(encode_rolling((START,), text, 20))
+    else:
+        assert cut(encoded) == [(text[30:31], text[31:], 0)]
+    for context, tail, _ in cut(encoded):
+        log_probs = act_log_probs(model, (*context, *tail[:-1]))[len(context) - 1 :]
+        expected += sum(float(log_probs[at, token]) for at, token in enumerate(tail))
+    ((score,),) = score_all(runner, [rolling(text, method=method)])
+    check(score, expected, 50 if method == "strict" else 19)
+    byte_ids = runner.encode(Score((), ((40, 41),)))
+    assert byte_ids.prompt_ids == (START,), "an empty context is the start token"
 
 
 def test_the_greedy_flag_and_the_end_are_those_of_all_windows(tmp_path: Path) -> None:

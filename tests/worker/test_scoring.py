@@ -12,8 +12,8 @@ from scripts.train_sample import byte_tokenizer
 from shared.errors import InvalidRequest
 from shared.messages import ContinuationScore, Done, Generate, Sampling, Score
 from tests.worker.stepping import generate_all, run, score_all
-from tests.worker.test_causal import gpt2, llama
 from tests.worker.test_hrm_text import write_tiny
+from tests.worker.tiny_causal import gpt2, llama
 from worker import scoring
 from worker.engine import Engine
 from worker.registry import load_runner

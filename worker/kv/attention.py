@@ -61,9 +61,13 @@ class Span:
 
 @dataclass(frozen=True)
 class Plan:
-    """One step: `positions` [T] of all tokens, the store's `rows` [K] for those that are `kept` [K] (None: all T)."""
+    """One step: `positions` [T] of all tokens, the store's `rows` [K] for those that are `kept` [K] (None: all T).
+
+    `first_ids` [T]: the id with which each token's row begins.
+    """
 
     positions: Tensor
+    first_ids: Tensor
     spans: tuple[Span | PagedSpan, ...]
     rows: Tensor | None = None
     kept: Tensor | None = None

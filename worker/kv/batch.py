@@ -42,6 +42,7 @@ class BatchBuilder:
     kernel: Kernel | None = None
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
+    first_ids: list[int] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
     spans: list[Span | PagedSpan] = field(default_factory=list)
@@ -63,6 +64,7 @@ class BatchBuilder:
         all_kept = len(self.kept) == len(self.ids)
         plan = Plan(
             self._tensor(self.positions),
+            self._tensor(self.first_ids),
             tuple(self.spans),
             self._tensor(self.rows) if self.rows else None,
             None if all_kept else self._tensor(self.kept),
@@ -127,6 +129,7 @@ class BatchBuilder:
             owners += [number] * (len(tail) - 1)
             depth += range(1, len(tail))
         self.positions += [len(context) - 1 + step for step in depth]
+        self.first_ids += [context[0]] * len(depth)
         owner, level = self._tensor(owners), self._tensor(depth)
         own = (owner[:, None] == owner[None, :]) & (level[:, None] >= level[None, :]) & (owner[None, :] >= 0)
         mask = torch.cat((own.new_ones(len(owners), len(context)), own), dim=1)
@@ -141,6 +144,7 @@ class BatchBuilder:
         self.kept += range(len(self.ids), len(self.ids) + count)
         self.ids += sequence.tokens(first, first + count)
         self.positions += range(first, first + count)
+        self.first_ids += [sequence.encoded.prompt_ids[0]] * count
         self.rows += [pages[at // size] * size + at % size for at in range(first, first + count)]
 
     def _note_sampler(self, index: int, part: Slice) -> None:

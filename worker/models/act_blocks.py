@@ -1,10 +1,10 @@
 """The blocks that the ACT networks share, AI-OS ACTv1 and Sapient HRM, under their common parameter names.
 
-A level is a stack of post-norm blocks without biases or norm weights. Which keys a query sees, and whether positions
-are rotary, is the network's business and comes in with each call.
+A level is a stack of post-norm blocks without biases or norm weights. Attention is handed in with each call, and so are
+rotary tables where positions are rotary: which keys a query sees, and where they are kept, is the caller's business.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import sqrt
 from typing import NamedTuple
 
@@ -12,18 +12,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(slot, query, key, value), each [..., tokens, heads, head_dim], to the same; a slot is one pass through one layer."""
+
 
 class Sight(NamedTuple):
-    """Which keys each query sees, `mask` [B, 1, S, S] or None for all, and rotary tables [S, D] where rotary."""
+    """How tokens look at each other, and their rotary tables [tokens, 1, D] where the positions are rotary."""
 
-    mask: Tensor | None
+    attend: Attend
     rope: tuple[Tensor, Tensor] | None
 
 
-def rope_tables(width: int, head_size: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [width, head_size] of positions 0 and up, in the half-rotated layout, fp32."""
-    frequency = theta ** (-torch.arange(0, head_size, 2, device=device, dtype=torch.float32) / head_size)
-    angle = torch.outer(torch.arange(width, device=device, dtype=torch.float32), frequency).repeat(1, 2)
+def whole_rows(mask: Tensor | None) -> Attend:
+    """Attention in rows [B, S, heads, D] that see nothing but themselves: where `mask` [B, 1, S, S] is true, or all."""
+
+    def attend(_: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        query, key, value = (item.transpose(1, 2) for item in (query, key, value))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+
+    return attend
+
+
+def rope_tables(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [tokens, 1, head_size] of `positions` [tokens], in the half-rotated layout, fp32."""
+    frequency = theta ** (-torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32) / head_size)
+    angle = torch.outer(positions.float(), frequency).repeat(1, 2)[:, None]
     return angle.cos(), angle.sin()
 
 
@@ -48,13 +61,11 @@ class Attention(nn.Module):
         self.qkv_proj = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
         self.o_proj = nn.Linear(hidden_size, hidden_size, bias=False)
 
-    def forward(self, x: Tensor, sight: Sight) -> Tensor:
-        heads = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
+    def forward(self, x: Tensor, sight: Sight, slot: int) -> Tensor:
+        query, key, value = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
         if sight.rope is not None:
             query, key = _rotate(query, sight.rope), _rotate(key, sight.rope)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=sight.mask)
-        out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
+        out: Tensor = self.o_proj(sight.attend(slot, query, key, value).flatten(-2))
         return out
 
 
@@ -79,8 +90,8 @@ class Block(nn.Module):
         self.self_attn = self_attn
         self.mlp = mlp
 
-    def forward(self, x: Tensor, sight: Sight) -> Tensor:
-        x = self._norm(x + self.self_attn(x, sight))
+    def forward(self, x: Tensor, sight: Sight, slot: int) -> Tensor:
+        x = self._norm(x + self.self_attn(x, sight, slot))
         return self._norm(x + self.mlp(x))
 
     def _norm(self, x: Tensor) -> Tensor:
@@ -88,14 +99,14 @@ class Block(nn.Module):
 
 
 class Level(nn.Module):
-    """A stack of blocks over `hidden` + `injection`, both [B, S, H]."""
+    """A stack of blocks over `hidden` + `injection`, both [..., tokens, H], whose slots count up from `first_slot`."""
 
     def __init__(self, blocks: Iterable[Block]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(blocks)
 
-    def forward(self, hidden: Tensor, injection: Tensor, sight: Sight) -> Tensor:
+    def forward(self, hidden: Tensor, injection: Tensor, sight: Sight, first_slot: int) -> Tensor:
         hidden = hidden + injection
-        for layer in self.layers:
-            hidden = layer(hidden, sight)
+        for number, layer in enumerate(self.layers):
+            hidden = layer(hidden, sight, first_slot + number)
         return hidden

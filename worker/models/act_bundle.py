@@ -15,9 +15,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from worker.models.act_config import ActConfig
 from worker.models.act_recovery import read_newest
 from worker.models.errors import ModelFormatError
-from worker.models.hrm_act import ActConfig, ActModel
+from worker.models.hrm_act import ActModel
 from worker.models.weights import check_names, read_tensors, without_prefixes
 
 _WEIGHTS_FILES = ("actv1_student.safetensors", "final_model.safetensors", "actv1_student.pt")

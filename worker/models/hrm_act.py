@@ -1,53 +1,19 @@
 """The AI-OS ACTv1 network: its maths under its checkpoint's parameter names.
 
-It knows nothing of files, tokenizers or sampling. One call is one ACT segment over right-padded rows; the caller keeps
-each row's carry and decides how many segments the row gets, so rows of a batch may be at different segments.
+It knows nothing of files, tokenizers or sampling, and attention is handed in. One call is one ACT segment: over
+right-padded rows that see themselves whole, or over a flat run of tokens whose keys the caller keeps. The caller keeps
+the carry, too, and decides how many segments a row gets.
 """
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worker.models.act_blocks import Attention, Block, Level, Sight, SwiGlu, Table, rope_tables
-from worker.models.errors import ModelFormatError
-
-
-@dataclass(frozen=True)
-class ActConfig:
-    """Sizes and switches of one network; `num_experts` 0 is dense, `window_size` None is full attention.
-
-    Raises ModelFormatError where the numbers describe no network.
-    """
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    h_layers: int
-    l_layers: int
-    h_cycles: int
-    l_cycles: int
-    num_experts: int
-    experts_per_token: int
-    pos_encoding: Literal["rope", "learned"]
-    max_seq_len: int
-    halt_max_steps: int
-    window_size: int | None = None
-    rope_theta: float = 1e4
-    norm_eps: float = 1e-5
-    attention: Literal["bidirectional", "causal"] = "bidirectional"
-
-    def __post_init__(self) -> None:
-        if self.hidden_size % self.num_heads:
-            raise ModelFormatError(f"hidden size {self.hidden_size} does not divide into {self.num_heads} heads")
-        if self.pos_encoding == "rope" and self.hidden_size // self.num_heads % 2:
-            raise ModelFormatError(f"rotary positions need an even head size, not {self.hidden_size // self.num_heads}")
-        if self.num_experts and self.experts_per_token > self.num_experts:
-            raise ModelFormatError(f"{self.experts_per_token} experts per token, but only {self.num_experts} experts")
+from worker.models.act_blocks import Attend, Attention, Block, Level, Sight, SwiGlu, Table, rope_tables, whole_rows
+from worker.models.act_config import ActConfig
 
 
 @dataclass(frozen=True)
@@ -112,7 +78,7 @@ class _Experts(nn.Module):
         self.experts = nn.ModuleList(_Expert(config) for _ in range(config.num_experts))
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(0, 1)
+        tokens = x.flatten(0, -2)
         weights, chosen = self.router(tokens)
         out = torch.zeros_like(tokens)
         for number, expert in enumerate(self.experts):
@@ -162,16 +128,16 @@ class _Inner(nn.Module):
 
 
 class ActModel(nn.Module):
-    """ACTv1 as batched segments: start rows with `initial_carry`, repeat `forward_segment`, read with `logits`."""
+    """ACTv1 in segments: start with `initial_carry`, repeat one of the two forwards, read with `logits`."""
 
     def __init__(self, config: ActConfig) -> None:
         super().__init__()
         self.config = config
         self.inner = _Inner(config)
 
-    def initial_carry(self, batch: int, length: int) -> Tensor:
-        """z_H [B, S, H] of rows that have not run a segment yet: H_init at every position."""
-        return self.inner.H_init.expand(batch, length, -1)
+    def initial_carry(self, *shape: int) -> Tensor:
+        """z_H [*shape, H] of tokens that have not run a segment yet: H_init at every position."""
+        return self.inner.H_init.expand(*shape, -1)
 
     def forward_segment(self, ids: Tensor, lengths: Tensor, carry: Tensor) -> ActOutput:
         """One ACT segment of `ids` [B, S] int64, right-padded with any valid id, of which `lengths` [B] are real.
@@ -179,32 +145,45 @@ class ActModel(nn.Module):
         A row's result is that of the row alone; positions at or past its length hold finite numbers without meaning.
         Raises ValueError where S exceeds the longest sequence the network knows.
         """
-        sight, embedding = self._sight(lengths, ids.shape[1]), self._embed(ids)
-        z_h = carry
-        for _ in range(self.config.h_cycles):
-            z_l = self.inner.L_init.expand_as(z_h)
-            for _ in range(self.config.l_cycles):
-                z_l = self.inner.L_level(z_l, z_h + embedding, sight)
-            z_h = self.inner.H_level(z_h, z_l, sight)
-        q_halt, q_continue = self.inner.q_head(z_h[:, 0]).float().unbind(-1)
+        width = ids.shape[1]
+        if width > self.config.max_seq_len:
+            raise ValueError(f"{width} tokens exceed the network's {self.config.max_seq_len}")
+        attend = whole_rows(attention_mask(lengths, width, self.config))
+        z_h = self.forward_tokens(ids, torch.arange(width, device=ids.device), carry, attend)
+        q_halt, q_continue = self.halting(z_h[:, 0])
         return ActOutput(z_h, q_halt, q_continue)
+
+    def forward_tokens(self, ids: Tensor, positions: Tensor, carry: Tensor, attend: Attend, segment: int = 0) -> Tensor:
+        """z_H [..., tokens, H] after one segment, the `segment`-th, of `ids` [..., tokens] at `positions` [tokens].
+
+        Slots are counted through all segments: (segment, H cycle, L cycles before H, layer).
+        """
+        rotary, config = self.config.pos_encoding == "rope", self.config
+        sight = Sight(attend, rope_tables(positions, config.head_dim, config.rope_theta) if rotary else None)
+        embedding, z_h = self._embed(ids, positions), carry
+        slot = segment * config.slots_per_segment
+        for _ in range(config.h_cycles):
+            z_l = self.inner.L_init.expand_as(z_h)
+            for _ in range(config.l_cycles):
+                z_l = self.inner.L_level(z_l, z_h + embedding, sight, slot)
+                slot += config.l_layers
+            z_h = self.inner.H_level(z_h, z_l, sight, slot)
+            slot += config.h_layers
+        return z_h
+
+    def halting(self, first: Tensor) -> tuple[Tensor, Tensor]:
+        """fp32 q_halt and q_continue [...] of rows whose first tokens have z_H `first` [..., H]."""
+        q_halt, q_continue = self.inner.q_head(first).float().unbind(-1)
+        return q_halt, q_continue
 
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 [..., V] within +-20 for `hidden` [..., H]; pass only the positions you need."""
         out: Tensor = self.inner.lm_head(hidden)
         return out.clamp(-20.0, 20.0).float()
 
-    def _sight(self, lengths: Tensor, width: int) -> Sight:
-        if width > self.config.max_seq_len:
-            raise ValueError(f"{width} tokens exceed the network's {self.config.max_seq_len}")
-        rotary = self.config.pos_encoding == "rope"
-        size = self.config.hidden_size // self.config.num_heads
-        rope = rope_tables(width, size, self.config.rope_theta, lengths.device) if rotary else None
-        return Sight(attention_mask(lengths, width, self.config), rope)
-
-    def _embed(self, ids: Tensor) -> Tensor:
+    def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         embedding = F.embedding(ids, self.inner.embed_tokens.embedding_weight)
         if self.config.pos_encoding == "learned":
-            embedding = sqrt(0.5) * (embedding + self.inner.embed_pos.embedding_weight[: ids.shape[1]])
+            embedding = sqrt(0.5) * (embedding + self.inner.embed_pos.embedding_weight[positions])
         scale = sqrt(self.config.hidden_size) if self.config.hidden_size >= 512 else 1.0
         return (scale * embedding).clamp(-10.0, 10.0)

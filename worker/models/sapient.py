@@ -17,8 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worker.models.act_blocks import Attention, Block, Level, Sight, SwiGlu, Table, rope_tables
+from worker.models.act_blocks import Attention, Block, Level, Sight, SwiGlu, Table, rope_tables, whole_rows
 from worker.models.errors import ModelFormatError
+
+_SLOT = 0
+"""Rows that see themselves whole keep no keys: their attention does not ask which pass it serves."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,8 @@ class SapientModel(nn.Module):
         z_h, z_l = carry
         for _ in range(self.config.h_cycles):
             for _ in range(self.config.l_cycles):
-                z_l = self.L_level(z_l, z_h + embedding, sight)
-            z_h = self.H_level(z_h, z_l, sight)
+                z_l = self.L_level(z_l, z_h + embedding, sight, _SLOT)
+            z_h = self.H_level(z_h, z_l, sight, _SLOT)
         q_halt, q_continue = self.q_head(z_h[:, 0]).float().unbind(-1)
         return SegmentOutput(Carry(z_h, z_l), q_halt, q_continue)
 
@@ -137,9 +140,10 @@ class SapientModel(nn.Module):
     def _sight(self, device: torch.device) -> Sight:
         config = self.config
         if config.pos_encoding == "learned":
-            return Sight(None, None)
+            return Sight(whole_rows(None), None)
+        positions = torch.arange(config.num_positions, device=device)
         size = config.hidden_size // config.num_heads
-        return Sight(None, rope_tables(config.num_positions, size, config.rope_theta, device))
+        return Sight(whole_rows(None), rope_tables(positions, size, config.rope_theta))
 
     def _embed(self, ids: Tensor, identifiers: Tensor) -> Tensor:
         config = self.config

@@ -1,68 +1,30 @@
 """Any Hugging Face causal LM, unmodified, through transformers' attention interface over our pages.
 
-The network's own code runs; only its attention function is ours. On loading, a short forward through our path is
-compared with the network's own: a mechanism that our attention does not cover is refused, never served wrong.
+The network's own code runs; only its attention function is ours. On loading it is watched and compared with itself
+(`causal_check`): a mechanism that our attention does not cover is refused, never served wrong.
 """
 
 import inspect
-from collections.abc import Callable
 from collections.abc import Sequence as Rows
-from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from shared.errors import InvalidRequest
 from shared.messages import Generate, Score, Text
-from worker.kv.attention import Plan, Span, attend
-from worker.kv.store import KVShape, KVStore
 from worker.models.errors import ModelFormatError
 from worker.models.linear import prepare_linears
 from worker.models.q_head import QHead, find_implant, load_q_head
 from worker.models.weights import load_tokenizer, start_ids
 from worker.rolling import encode_rolling
 from worker.runners.base import RunnerOptions, as_ids, encode_generate, encode_score
+from worker.runners.causal_check import check_against_own_forward, check_rows, kv_shape, own_logits, refuse_by_config
+from worker.runners.causal_net import CausalNet
 from worker.runners.paged import PagedRunner
 from worker.sequence import Encoded
-
-_INTERFACE = "aios_paged"
-_SELF_CHECK_TOKENS = 8
-_SELF_CHECK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
-
-
-@dataclass(frozen=True)
-class _Step:
-    plan: Plan
-    store: KVStore | None
-
-
-_step: ContextVar[_Step] = ContextVar("aios_step")
-
-
-def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Our attention in the shape transformers asks for: [1, heads, T, head_dim] in, [1, T, heads, head_dim] out."""
-    step = _step.get()
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    slot: Any = module.layer_idx
-    query, key, value = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
-    return attend(step.plan, step.store, slot, query, key, value, scale, sliding_window)[None], None
-
-
-ALL_ATTENTION_FUNCTIONS.register(_INTERFACE, _attention)  # no mask function beside it: then none is ever made
 
 
 class CausalLanguage:
@@ -118,54 +80,32 @@ class CausalLanguage:
         return tuple(encoded["input_ids"])
 
 
-class CausalNet:
-    """`q_head` reads the same last states that the logits are made of, where an implant has one."""
-
-    is_prefix = False
-
-    def __init__(self, model: PreTrainedModel, device: torch.device, q_head: QHead | None = None) -> None:
-        config = model.config.get_text_config()
-        heads = config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        self.model = model
-        self.device = device
-        self.dtype = model.dtype
-        self.q_head = q_head
-        self.kv_shape = KVShape(config.num_hidden_layers, kv_heads, head_dim)
-
-    def hidden(self, ids: Tensor, plan: Plan, store: KVStore | None) -> Tensor:
-        token = _step.set(_Step(plan, store))
-        try:
-            out = self.model.base_model(input_ids=ids[None], position_ids=plan.positions[None], use_cache=False)
-        finally:
-            _step.reset(token)
-        hidden: Tensor = out.last_hidden_state[0]
-        return hidden
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        head: Callable[[Tensor], Tensor] = self.model.get_output_embeddings()
-        return head(hidden).float()
-
-
 def load(options: RunnerOptions) -> PagedRunner:
+    """Raises ModelFormatError for weights that do not match and for mechanisms that our attention does not cover."""
     implant = find_implant(Path(options.path))
     path = implant.base if implant else Path(options.path)
-    model = _load_model(path, getattr(torch, options.dtype))
-    config = model.config.get_text_config()
-    device = torch.device(options.device)
-    q_head = load_q_head(implant.q_head, config.hidden_size).to(device) if implant else None
-    net = CausalNet(nn.Module.to(model, device), device, q_head)
-    _check_against_own_forward(net, path)
+    config = _read_config(path)
+    refuse_by_config(config)
+    text_config, device = config.get_text_config(), torch.device(options.device)
+    q_head = load_q_head(implant.q_head, text_config.hidden_size).to(device) if implant else None
+    model = nn.Module.to(_load_model(path, getattr(torch, options.dtype)), device)
     tokenizer = load_tokenizer(Path(options.tokenizer_path) if options.tokenizer_path else path)
-    language = CausalLanguage(tokenizer, config.vocab_size, _eos_ids(model, tokenizer))
-    limits = (options.context_window, config.max_position_embeddings, implant.max_seq_len if implant else None)
-    window = min(limit for limit in limits if limit)
+    longest = _longest(text_config, options.context_window, implant.max_seq_len if implant else None)
+    net = checked_net(model, longest, device, q_head)
+    language = CausalLanguage(tokenizer, text_config.vocab_size, _eos_ids(model, tokenizer))
     count = model.num_parameters() / 1e6
-    found = f"{type(model).__name__}: {count:.1f} M parameters, vocabulary {config.vocab_size}, {options.precision}"
-    found += f", q head {implant.q_head.name}" if implant else ""
+    found = f"{type(model).__name__}: {count:.1f} M parameters, vocabulary {text_config.vocab_size}"
+    found += f", {options.precision}" + (f", q head {implant.q_head.name}" if implant else "")
     prepare_linears(model, quantize=options.quantize)
-    return PagedRunner("causal", found, net, language, window, options)
+    return PagedRunner("causal", found, net, language, longest, options)
+
+
+def _read_config(path: Path) -> PretrainedConfig:
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelFormatError(f"The config of {path} cannot be read: {error}") from None
+    return config
 
 
 def _load_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -186,22 +126,38 @@ def _load_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     return loaded
 
 
-@torch.inference_mode()
-def _check_against_own_forward(net: CausalNet, path: Path) -> None:
-    """Refuse a network whose logits through our attention differ from its own."""
-    ids = torch.arange(1, 1 + _SELF_CHECK_TOKENS, device=net.device)[None]
-    own = net.model(input_ids=ids, use_cache=False).logits.float()
-    if not torch.isfinite(own).all():
-        raise ModelFormatError(f"Logits of the network in {path} are not finite: its weights are broken.")
-    net.model.set_attn_implementation(_INTERFACE)
-    positions = torch.arange(_SELF_CHECK_TOKENS, device=net.device)
-    span = Span(0, _SELF_CHECK_TOKENS, positions[None], has_fresh=True, is_causal=True)
-    gap = (net.logits(net.hidden(ids[0], Plan(positions, (span,)), None)) - own).abs().max().item()
-    if not gap <= _SELF_CHECK_TOLERANCE[net.dtype] * max(1.0, own.abs().max().item()):
-        name = type(net.model).__name__
-        raise ModelFormatError(
-            f"{name} in {path} has an attention or logit rule not served yet: logits differ by {gap:.3g}."
-        )
+def checked_net(model: PreTrainedModel, longest: int, device: torch.device, q_head: QHead | None = None) -> CausalNet:
+    """The network behind our attention, or ModelFormatError where that does not do what its own does."""
+    model.config.get_text_config().output_router_logits = False  # for a training loss, which nobody asks for here
+    rows = check_rows(model.config, longest)
+    try:
+        own = own_logits(model, rows)
+        if not all(torch.isfinite(logits).all() for logits in own):
+            raise ModelFormatError("The network's logits are not finite: its weights are broken.")
+        net = CausalNet(model, kv_shape(model, longest), device, q_head)
+        check_against_own_forward(net, own, rows)
+    except ModelFormatError:
+        raise
+    except Exception as error:  # the seam to foreign code: a network may stumble over anything of ours
+        raise ModelFormatError(f"{type(model).__name__} does not run through our pages: {error}") from error
+    return net
+
+
+def _longest(config: PretrainedConfig, *wanted: int | None) -> int:
+    """The context window: the least of what is wanted, as far as the network goes.
+
+    A rope that changes its frequencies with the longest row of the batch (`longrope`) goes as far as the first ones do:
+    beyond, a row would depend on its batch mates, and its stored keys on when they were computed.
+    """
+    limits = [*wanted, getattr(config, "max_position_embeddings", None)]
+    rope = getattr(config, "rope_parameters", None) or {}
+    for item in (rope, *rope.values()):
+        if isinstance(item, dict) and item.get("rope_type") == "longrope":
+            limits.append(item.get("original_max_position_embeddings"))
+    known = [limit for limit in limits if limit is not None]
+    if not known:
+        raise ModelFormatError("The config names no longest sequence: give a context_window.")
+    return min(known)
 
 
 def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -22,8 +22,8 @@ from worker.sequence import Slice
 
 logger = logging.getLogger("aios.decode_graphs")
 
-_HEADER = 4
-"""Numbers of a row beside its pages: id, position, place in the store, tokens stored."""
+_HEADER = 5
+"""Numbers of a row beside its pages: id, position, place in the store, tokens stored, id of the row's first token."""
 
 Forward = Callable[[], tuple[Tensor, Tensor]]
 Capture = Callable[[Forward], tuple[Callable[[], None], tuple[Tensor, Tensor]]]
@@ -75,9 +75,8 @@ class DecodeGraphs:
     def _load(self, slices: Rows[Slice], size: int) -> None:
         """Fill the input of `size` rows. Pinned memory is not used again before the copy out of it is done."""
         num_padding = size - len(slices)
-        headers = [self._header(part) for part in slices] + [
-            (0, 0, self._spare_page * self._page_size, 1)
-        ] * num_padding
+        nobody = (0, 0, self._spare_page * self._page_size, 1, 0)
+        headers = [self._header(part) for part in slices] + [nobody] * num_padding
         tables = [self._table(part.sequence.pages) for part in slices] + [self._table([])] * num_padding
         values = [*chain(*zip(*headers, strict=True)), *chain(*tables)]
         staged = torch.tensor(values, dtype=torch.int32, pin_memory=self._input.is_cuda)
@@ -90,16 +89,16 @@ class DecodeGraphs:
         span = PagedSpan(0, size, counts, rooms, header[3], table, 1, self._room, kernel)
 
         def run() -> tuple[Tensor, Tensor]:
-            ids, positions, rows = header[:3].long()
-            states = net.hidden(ids, Plan(positions=positions, spans=(span,), rows=rows), store)
+            ids, positions, rows, _, first_ids = header.long()
+            states = net.hidden(ids, Plan(positions, first_ids, (span,), rows), store)
             return states, net.logits(states)
 
         return run
 
-    def _header(self, part: Slice) -> tuple[int, int, int, int]:
+    def _header(self, part: Slice) -> tuple[int, ...]:
         sequence, at = part.sequence, part.sequence.num_computed
         place = sequence.pages[at // self._page_size] * self._page_size + at % self._page_size
-        return sequence.tokens(at, at + 1)[0], at, place, at + 1
+        return sequence.tokens(at, at + 1)[0], at, place, at + 1, sequence.encoded.prompt_ids[0]
 
     def _table(self, pages: list[int]) -> list[int]:
         assert len(pages) <= self._pages_per_row, "a sequence longer than the context window"

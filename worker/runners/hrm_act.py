@@ -1,4 +1,5 @@
-"""ACTv1 brains: no keys and values, every token is a re-run of the whole row, in one or more ACT segments.
+"""ACTv1 brains. Bidirectional ones keep no keys and values: every token is a re-run of the whole row, in one or more
+ACT segments. Causal ones go to `hrm_act_causal`.
 
 `segments`: `compat` runs one segment a token, as upstream generates; `max` runs halt_max_steps; `q_halt` stops a row
 where its q_halt exceeds its q_continue. Halting is per row: rows that have halted leave the batch.
@@ -7,23 +8,25 @@ bidirectional; `aios_compat` is upstream's one pass that sees the continuation (
 """
 
 from collections.abc import Sequence as Rows
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from shared.errors import FleetError, InvalidRequest
-from shared.messages import Generate, Task, Text
+from shared.errors import FleetError
+from shared.messages import Task
 from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActModel
 from worker.models.linear import prepare_linears
-from worker.models.weights import load_tokenizer, start_ids
-from worker.rolling import encode_stretches
+from worker.models.weights import load_tokenizer
+from worker.rolling import encode_rolling, encode_stretches
+from worker.runners.act_language import ActLanguage
 from worker.runners.allocation import tells_out_of_memory
-from worker.runners.base import RunnerOptions, RunnerSpec, as_ids, encode_generate, encode_score, text_task
+from worker.runners.base import RunnerOptions, RunnerSpec, text_task
+from worker.runners.hrm_act_causal import ActCausalNet
+from worker.runners.paged import PagedRunner
 from worker.sampler import sample
 from worker.scoring import score_slices
 from worker.sequence import Encoded, Sequence, Slice, StepResult
@@ -33,39 +36,20 @@ _Place = tuple[tuple[int, ...], int]
 
 
 class ActRunner:
-    def __init__(
-        self, model: ActModel, tokenizer: PreTrainedTokenizerBase, spec: RunnerSpec, *, segments: str, scoring: str
-    ) -> None:
-        eos = tokenizer.eos_token_id
+    def __init__(self, model: ActModel, language: ActLanguage, spec: RunnerSpec, *, segments: str) -> None:
         self.spec = spec
-        self.eos_ids = frozenset() if eos is None else frozenset({int(eos)})
+        self.eos_ids = language.eos_ids
         self._model = model
-        self._tokenizer = tokenizer
-        self._scoring = scoring
+        self._language = language
         self._max_segments = 1 if segments == "compat" else model.config.halt_max_steps
         self._may_halt = segments == "q_halt"
         self._device = next(model.parameters()).device
 
     def encode(self, task: Task) -> Encoded:
-        """Prompts carry the tokenizer's special tokens, continuations do not; `aios_compat` uses none at all."""
-        task = text_task(task)
-        if task.condition is not None:
-            raise InvalidRequest("This model knows no conditions; leave `condition` out.", field="condition")
-        window = self.spec.context_window
-        if isinstance(task, Generate):
-            ids = self._ids(task.prompt, "prompt", special=True)
-            return encode_generate(ids, task, window, vocab_size=self._model.config.vocab_size)
-        method = task.method or self._scoring
-        if task.rolling:
-            return self._encode_rolling(self._ids(task.continuations[0], "prompts", special=False), method)
-        context = self._ids(task.context, "prompts", special=method == "strict")
-        if method == "strict":
-            context = context or start_ids(self._tokenizer)
-        tails = [self._ids(item, "continuations", special=False) for item in task.continuations]
-        return encode_score(context, tails, window, method=method)
+        return self._language.encode(text_task(task), self.spec.context_window)
 
     def decode(self, token_ids: Rows[int]) -> str:
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        return self._language.decode(token_ids)
 
     def release(self, sequence: Sequence) -> None:
         return
@@ -89,16 +73,6 @@ class ActRunner:
             for index, item in zip(generating, chosen, strict=True):
                 results[index] = item
         return results
-
-    def _encode_rolling(self, text: tuple[int, ...], method: str) -> Encoded:
-        """Each token with all the context that fits; `aios_compat` as upstream: one pass over the end of the text."""
-        window = self.spec.context_window
-        if method == "strict":
-            return encode_stretches(start_ids(self._tokenizer), text, window, size=self.spec.max_batch)
-        if len(text) < 2:
-            raise InvalidRequest("`aios_compat` never scores a text's first token: two are expected.", field="prompts")
-        kept = text[-window:]
-        return Encoded(kept[:1], continuations=(kept[1:],), method=method, num_truncated=len(text) - len(kept))
 
     def _predictors(self, part: Slice) -> list[_Place]:
         """The states that predict the tokens of each tail: at the ends of as many rows, or all of one row."""
@@ -144,24 +118,22 @@ class ActRunner:
                 break
         return settled
 
-    def _ids(self, text: Text, field: str, *, special: bool) -> tuple[int, ...]:
-        given = as_ids(text, self._model.config.vocab_size, field)
-        if given is not None:
-            return given
-        encoded: Any = self._tokenizer(text, add_special_tokens=special)
-        return tuple(encoded["input_ids"])
 
-
-def load(options: RunnerOptions) -> ActRunner:
+def load(options: RunnerOptions) -> ActRunner | PagedRunner:
     bundle = load_act_bundle(Path(options.path), getattr(torch, options.dtype), attention=options.attention)
     source = options.tokenizer_path or bundle.tokenizer_path
     if source is None:
         raise ModelFormatError(f"{options.path} names no tokenizer that is here: give one with --tokenizer-path.")
-    longest = bundle.config.max_seq_len
-    window = min(options.context_window or longest, longest)
+    config, device = bundle.config, torch.device(options.device)
+    window = min(options.context_window or config.max_seq_len, config.max_seq_len)
     found = f"{bundle.description}, {options.precision}"
-    spec = RunnerSpec("hrm-act", options.name, found, window, options.max_batch, step_tokens=options.step_tokens)
-    model = bundle.model.to(options.device)
+    tokenizer, model = load_tokenizer(Path(source)), bundle.model.to(device)
     prepare_linears(model, quantize=options.quantize)
-    tokenizer = load_tokenizer(Path(source))
-    return ActRunner(model, tokenizer, spec, segments=options.segments, scoring=options.scoring)
+    if config.attention == "causal":
+        net = ActCausalNet(model, device, options.segments)
+        language = ActLanguage(tokenizer, config.vocab_size, options.scoring, encode_rolling)
+        return PagedRunner("hrm-act", found, net, language, window, options)
+    by_row = partial(encode_stretches, size=options.max_batch)
+    language = ActLanguage(tokenizer, config.vocab_size, options.scoring, by_row)
+    spec = RunnerSpec("hrm-act", options.name, found, window, options.max_batch, step_tokens=options.step_tokens)
+    return ActRunner(model, language, spec, segments=options.segments)

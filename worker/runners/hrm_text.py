@@ -147,7 +147,7 @@ def compile_net(net: HrmTextNet, name: str) -> None:
     try:
         for count in (2, 1):
             places = torch.arange(count, device=net.device)
-            net.hidden(places, Plan(positions=places, spans=(Span(0, count, places[None], has_fresh=True),)), None)
+            net.hidden(places, Plan(places, places, (Span(0, count, places[None], has_fresh=True),)), None)
     except RuntimeError as error:
         net.model.halves = plain
         logger.warning("model %s runs uncompiled: %s", name, error)

@@ -1,0 +1,70 @@
+"""Text of ACTv1 brains: an ordinary tokenizer, whose special tokens belong to prompts and not to continuations."""
+
+from collections.abc import Callable
+from collections.abc import Sequence as Rows
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from shared.errors import InvalidRequest
+from shared.messages import Generate, Score, Text
+from worker.models.weights import start_ids
+from worker.rolling import Ids
+from worker.runners.base import as_ids, encode_generate, encode_score
+from worker.sequence import Encoded
+
+
+class ActLanguage:
+    """`scoring` is the method for requests that name none; `aios_compat` uses no special tokens at all.
+
+    `encode_whole` makes a task of a whole text: (start ids, text ids, window) -> windows that the network can serve.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        vocab_size: int,
+        scoring: str,
+        encode_whole: Callable[[Ids, Ids, int], Encoded],
+    ) -> None:
+        eos = tokenizer.eos_token_id
+        self.eos_ids = frozenset() if eos is None else frozenset({int(eos)})
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._scoring = scoring
+        self._encode_whole = encode_whole
+        self._start = start_ids(tokenizer)
+
+    def encode(self, task: Generate | Score, window: int) -> Encoded:
+        if task.condition is not None:
+            raise InvalidRequest("This model knows no conditions; leave `condition` out.", field="condition")
+        if isinstance(task, Generate):
+            ids = self._ids(task.prompt, "prompt", special=True)
+            return encode_generate(ids, task, window, vocab_size=self._vocab_size)
+        method = task.method or self._scoring
+        if task.rolling:
+            return self._encode_rolling(self._ids(task.continuations[0], "prompts", special=False), window, method)
+        context = self._ids(task.context, "prompts", special=method == "strict")
+        if method == "strict":
+            context = context or self._start
+        tails = [self._ids(item, "continuations", special=False) for item in task.continuations]
+        return encode_score(context, tails, window, method=method)
+
+    def decode(self, token_ids: Rows[int]) -> str:
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def _encode_rolling(self, text: Ids, window: int, method: str) -> Encoded:
+        """Each token once; `aios_compat` as upstream: one pass over the end of the text."""
+        if method == "strict":
+            return self._encode_whole(self._start, text, window)
+        if len(text) < 2:
+            raise InvalidRequest("`aios_compat` never scores a text's first token: two are expected.", field="prompts")
+        kept = text[-window:]
+        return Encoded(kept[:1], continuations=(kept[1:],), method=method, num_truncated=len(text) - len(kept))
+
+    def _ids(self, text: Text, field: str, *, special: bool) -> tuple[int, ...]:
+        given = as_ids(text, self._vocab_size, field)
+        if given is not None:
+            return given
+        encoded: Any = self._tokenizer(text, add_special_tokens=special)
+        return tuple(encoded["input_ids"])
