@@ -99,7 +99,12 @@ class Settings(BaseSettings):
     kv_memory_mib: CountOrAuto = Field(default="auto", description="memory for KV pages of one model (auto: 512)")
     kv_memory_fraction: Share | None = Field(default=None, description="share of free GPU memory for KV (none: 0.9)")
     max_gpu_memory_gb: Gigabytes | None = Field(default=None, description="most GPU memory of one worker (none: all)")
-    page_size: Count = Field(default=16, description="tokens in a KV page")
+    page_size: Count | None = Field(
+        default=None,
+        description="tokens in a KV page (none: 16; on cuda in half precision 256, as flash attention asks)",
+    )
+    cuda_graphs: bool = Field(default=True, description="replay decoding steps as CUDA graphs where attention allows")
+    compile_layers: bool = Field(default=True, description="compile HRM-Text's layers on cuda (needs a C compiler)")
     prefix_cache: bool = Field(default=True, description="let requests of one tenant share what was computed")
     step_tokens: Count | None = Field(default=None, description="tokens of one step (none: 256 on cpu, else 4096)")
 

@@ -19,6 +19,8 @@ logger = logging.getLogger("aios.loading")
 
 _CPU_STEP_TOKENS, _GPU_STEP_TOKENS = 256, 4096
 """Enough for full speed of the matrix products; more would only keep decoding sequences waiting."""
+_PAGE_SIZE, _FLASH_PAGE_SIZE = 16, 256
+"""Tokens in a page: few waste the least and share the most, but torch's flash attention asks for many."""
 _DEFAULT_KV_FRACTION = 0.9
 """Of the memory that weights leave free on a GPU; the rest is for activations."""
 
@@ -85,7 +87,9 @@ def _options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
         max_batch=settings.max_batch_size,
         context_window=entry.context_window or settings.context_window,
         kv_bytes=DEFAULT_KV_BYTES if settings.kv_memory_mib == "auto" else settings.kv_memory_mib * 2**20,
-        page_size=settings.page_size,
+        page_size=settings.page_size or _PAGE_SIZE,
+        cuda_graphs=settings.cuda_graphs,
+        compile_layers=settings.compile_layers,
         prefix_cache=settings.prefix_cache,
         step_tokens=settings.step_tokens or _CPU_STEP_TOKENS,
         condition=entry.condition or settings.condition,
@@ -109,10 +113,13 @@ def _placement(entry: ModelEntry, settings: Settings) -> dict[str, Any]:
         )
     if fraction is None and settings.kv_memory_mib == "auto" and chosen.type == "cuda":
         fraction = _DEFAULT_KV_FRACTION
+    dtype = device.choose_dtype(entry.dtype or settings.dtype, chosen)
     return {
         "device": str(chosen),
         "step_tokens": settings.step_tokens or (_CPU_STEP_TOKENS if chosen.type == "cpu" else _GPU_STEP_TOKENS),
-        "dtype": device.choose_dtype(entry.dtype or settings.dtype, chosen),
+        "dtype": dtype,
+        "page_size": settings.page_size
+        or (_PAGE_SIZE if chosen.type != "cuda" or dtype == "float32" else _FLASH_PAGE_SIZE),
         "kv_fraction": None if fraction is None else fraction / len(model_entries(settings)),
         "max_device_bytes": None if cap is None else int(cap * 2**30),
     }

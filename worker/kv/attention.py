@@ -1,7 +1,8 @@
 """Attention of a step's tokens, laid out flat, as spans that are planned once and used by every layer slot.
 
 A span is a run of rows of equal width. Its keys come from pages of the store, from its own fresh tokens, or from both.
-Masks are boolean, True where a query may look.
+Masks are boolean, True where a query may look. Where `worker.kv.flash` can be used, rows that look at stored tokens
+only are `PagedSpan`s instead, which gather nothing.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worker.kv.spans import PagedSpan
 from worker.kv.store import KVStore
 
 
@@ -33,22 +35,27 @@ class Span:
     _biases: dict[int | None, Tensor] = field(default_factory=dict)
 
     def bias(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        """The mask as what is added to the scores, 0 or -inf, made once: keys `window` or more back are hidden too."""
+        """What is added to the scores, 0 or -inf, made once: what a query does not see, or is `window` or more back.
+
+        None where SDPA needs no mask for it.
+        """
+        if window is None and self.mask is None and (self.pages is None or not self.is_causal):
+            return None
         if window not in self._biases:
-            mask = self.mask if window is None else self._windowed(window)
-            if mask is None:
-                return None
+            mask = self._visible(window)
             zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
             self._biases[window] = zeros.masked_fill_(~mask, -torch.inf)
         return self._biases[window]
 
-    def _windowed(self, window: int) -> Tensor:
+    def _visible(self, window: int | None) -> Tensor:
+        if window is None and self.mask is not None:
+            return self.mask
         stored = torch.arange(self.num_stored, device=self.positions.device).expand(len(self.positions), -1)
         places = torch.cat((stored, self.positions), dim=1) if self.has_fresh else stored
         behind = (self.positions[:, :, None] - places[:, None, :])[:, None]
-        mask = behind < window
-        if self.is_causal:
-            mask &= behind >= 0
+        mask = behind >= 0 if self.is_causal else torch.ones_like(behind, dtype=torch.bool)
+        if window is not None:
+            mask = mask & (behind < window)
         return mask if self.mask is None else mask & self.mask
 
 
@@ -61,7 +68,7 @@ class Plan:
 
     positions: Tensor
     first_ids: Tensor
-    spans: tuple[Span, ...]
+    spans: tuple[Span | PagedSpan, ...]
     rows: Tensor | None = None
     kept: Tensor | None = None
 
@@ -85,8 +92,20 @@ def attend(
         assert store is not None
         kept = plan.kept
         store.write(slot, plan.rows, key if kept is None else key[kept], value if kept is None else value[kept])
-    parts = [_attend_span(span, store, slot, query, key, value, scale, window) for span in plan.spans]
+    parts = [
+        _attend_in_place(span, store, slot, query, scale, window)
+        if isinstance(span, PagedSpan)
+        else _attend_span(span, store, slot, query, key, value, scale, window)
+        for span in plan.spans
+    ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _attend_in_place(
+    span: PagedSpan, store: KVStore | None, slot: int, query: Tensor, scale: float, window: int | None
+) -> Tensor:
+    assert store is not None
+    return span.kernel(span, *store.pool(slot), query[span.start : span.stop], scale, window)
 
 
 def _attend_span(

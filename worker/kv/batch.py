@@ -1,7 +1,8 @@
 """From slices to one flat batch: token ids, attention spans, and which token's state predicts what.
 
 Decoding rows come first, grouped by length; then prompts, one span a run; then continuations, one span a context, every
-continuation seeing the stored context and itself. Continuations are not stored: nobody goes on from them.
+continuation seeing the stored context and itself. Continuations are not stored: nobody goes on from them. The batch is
+laid out on the CPU and goes to the device in one piece.
 """
 
 from collections.abc import Sequence as Rows
@@ -11,46 +12,54 @@ import torch
 from torch import Tensor
 
 from worker.kv.attention import Plan, Span, length_groups
+from worker.kv.spans import Kernel, PagedSpan, paged_span
+from worker.kv.transfer import to_device
 from worker.sequence import Sequence, Slice
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`ids` [T]. `samplers` are (slice index, flat index of the state to sample from); `scored` are the slices with
-    continuations, and `predictors` the flat indices of the states that predict their targets, one after the other."""
+    """`ids` [T]. `samplers` are the slices that sample, `sampled` the flat indices of the states they sample from;
+    `scored` are the slices with continuations, and `predictors` the flat indices of the states that predict their
+    targets, one after the other."""
 
     ids: Tensor
     plan: Plan
-    samplers: tuple[tuple[int, int], ...]
+    sampled: Tensor
+    predictors: Tensor
+    samplers: tuple[int, ...]
     scored: tuple[int, ...]
-    predictors: tuple[int, ...]
 
 
 @dataclass
 class BatchBuilder:
-    """Builds one step. `is_prefix`: a prompt sees itself in both directions."""
+    """Builds one step. `is_prefix`: a prompt sees itself in both directions. `kernel`: what attends to the
+    store's pages where they lie, if anything does."""
 
     page_size: int
     device: torch.device
     is_prefix: bool
+    kernel: Kernel | None = None
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     first_ids: list[int] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
-    spans: list[Span] = field(default_factory=list)
-    samplers: list[tuple[int, int]] = field(default_factory=list)
+    spans: list[Span | PagedSpan] = field(default_factory=list)
+    samplers: list[int] = field(default_factory=list)
+    sampled: list[int] = field(default_factory=list)
     scored: list[int] = field(default_factory=list)
     predictors: list[int] = field(default_factory=list)
 
     def build(self, slices: Rows[Slice]) -> Batch:
         decoding = [index for index, part in enumerate(slices) if part.num_tokens == 1 and part.sequence.num_computed]
-        for group in length_groups([slices[index].sequence.num_computed + 1 for index in decoding]):
+        for group in self._groups([slices[index].sequence.num_computed + 1 for index in decoding]):
             self._decode([(decoding[at], slices[decoding[at]]) for at in group])
+        done = set(decoding)
         for index, part in enumerate(slices):
             if part.num_tails:
                 self._continue(index, part)
-            elif index not in set(decoding):
+            elif index not in done:
                 self._prefill(index, part)
         all_kept = len(self.kept) == len(self.ids)
         plan = Plan(
@@ -60,7 +69,13 @@ class BatchBuilder:
             self._tensor(self.rows) if self.rows else None,
             None if all_kept else self._tensor(self.kept),
         )
-        return Batch(self._tensor(self.ids), plan, tuple(self.samplers), tuple(self.scored), tuple(self.predictors))
+        ids, sampled, predictors = map(self._tensor, (self.ids, self.sampled, self.predictors))
+        batch = Batch(ids, plan, sampled, predictors, tuple(self.samplers), tuple(self.scored))
+        return to_device(batch, self.device)
+
+    def _groups(self, lengths: list[int]) -> list[list[int]]:
+        """Rows that are computed together: in place all of them, since nothing is padded there."""
+        return [list(range(len(lengths)))] if self.kernel is not None and lengths else length_groups(lengths)
 
     def _decode(self, group: list[tuple[int, Slice]]) -> None:
         """One new token a row; it looks at all its stored predecessors and at itself."""
@@ -68,11 +83,7 @@ class BatchBuilder:
         for index, part in group:
             self._store(part.sequence, part.sequence.num_computed, 1)
             self._note_sampler(index, part)
-        positions = self._tensor(self.positions[start:])[:, None]
-        width = max(self.positions[start:]) + 1
-        mask = torch.arange(width, device=self.device)[None, :] <= positions
-        pages = self._pages([part.sequence for _, part in group], width)
-        self.spans.append(Span(start, len(self.ids), positions, pages, width, mask=mask[:, None, None, :]))
+        self._look_back([part.sequence for _, part in group], self.positions[start:], 1)
 
     def _prefill(self, index: int, part: Slice) -> None:
         """A run of tokens of one sequence: of a prefix prompt at once, of anything else causally."""
@@ -89,13 +100,22 @@ class BatchBuilder:
     def _run(self, sequence: Sequence, first: int, end: int, *, is_causal: bool) -> None:
         start = len(self.ids)
         self._store(sequence, first, end - first)
-        positions = torch.arange(first, end, device=self.device)[None, :]
-        if first == 0:
-            self.spans.append(Span(start, len(self.ids), positions, has_fresh=True, is_causal=is_causal))
+        if first:
+            self._look_back([sequence], [first], end - first)
             return
-        mask = torch.arange(end, device=self.device)[None, :] <= positions[0][:, None]
-        pages = self._pages([sequence], end)
-        self.spans.append(Span(start, len(self.ids), positions, pages, end, mask=mask[None, None]))
+        positions = torch.arange(end)[None, :]
+        self.spans.append(Span(start, len(self.ids), positions, has_fresh=True, is_causal=is_causal))
+
+    def _look_back(self, sequences: Rows[Sequence], firsts: Rows[int], count: int) -> None:
+        """The latest tokens are rows of `count`, stored from `firsts` on; they see what is stored up to themselves."""
+        start, width = len(self.ids) - len(firsts) * count, max(firsts) + count
+        pages = self._pages(sequences, width)
+        if self.kernel is not None:
+            lengths = [first + count for first in firsts]
+            self.spans.append(paged_span(start, [count] * len(firsts), lengths, pages, self.page_size, self.kernel))
+            return
+        positions = self._tensor(list(firsts))[:, None] + torch.arange(count)
+        self.spans.append(Span(start, len(self.ids), positions, self._tensor(pages), width, is_causal=True))
 
     def _continue(self, index: int, part: Slice) -> None:
         """The context's last token once more, as the root, then every continuation but its last token."""
@@ -113,7 +133,8 @@ class BatchBuilder:
         owner, level = self._tensor(owners), self._tensor(depth)
         own = (owner[:, None] == owner[None, :]) & (level[:, None] >= level[None, :]) & (owner[None, :] >= 0)
         mask = torch.cat((own.new_ones(len(owners), len(context)), own), dim=1)
-        positions, pages = self._tensor(self.positions[start:])[None, :], self._pages([part.sequence], len(context))
+        positions = self._tensor(self.positions[start:])[None, :]
+        pages = self._tensor(self._pages([part.sequence], len(context)))
         span = Span(start, len(self.ids), positions, pages, len(context), has_fresh=True, mask=mask[None, None])
         self.spans.append(span)
         self.scored.append(index)
@@ -128,15 +149,16 @@ class BatchBuilder:
 
     def _note_sampler(self, index: int, part: Slice) -> None:
         if part.samples:
-            self.samplers.append((index, len(self.ids) - 1))
+            self.samplers.append(index)
+            self.sampled.append(len(self.ids) - 1)
 
-    def _pages(self, sequences: Rows[Sequence], width: int) -> Tensor:
+    def _pages(self, sequences: Rows[Sequence], width: int) -> list[list[int]]:
         """The pages of the first `width` tokens of each row [B, P].
 
         Behind a row's end its last one again: a page of another row may hold NaN, which no mask makes harmless.
         """
         count = -(-width // self.page_size)
-        return self._tensor([(item.pages + item.pages[-1:] * count)[:count] for item in sequences])
+        return [(item.pages + item.pages[-1:] * count)[:count] for item in sequences]
 
     def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:
-        return torch.tensor(values, device=self.device)
+        return torch.tensor(values, dtype=torch.int64)

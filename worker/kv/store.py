@@ -40,6 +40,10 @@ class KVStore:
         self._keys[slot].flatten(0, 1).index_copy_(0, rows, keys)
         self._values[slot].flatten(0, 1).index_copy_(0, rows, values)
 
+    def pool(self, slot: int) -> tuple[Tensor, Tensor]:
+        """All keys and values of a slot, each [num_pages, page_size, num_heads, head_dim], as they lie in memory."""
+        return self._keys[slot], self._values[slot]
+
     def clear(self, rows: Tensor) -> None:
         """Make `rows` [N] zero in every slot."""
         self._keys.flatten(1, 2)[:, rows] = 0

@@ -12,6 +12,7 @@ l = L_cycles. Parameter names are those of Hugging Face exports.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,11 +54,13 @@ class _Attention(nn.Module):
         self.gqkv_proj = nn.Linear(shape.hidden_size, 4 * width, bias=False)
         self.o_proj = nn.Linear(width, shape.hidden_size, bias=False)
 
-    def forward(self, hidden: Tensor, rope: tuple[Tensor, Tensor], slot: int, attend: Attend) -> Tensor:
+    def project(self, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gate, query, key and value [T, heads, head_dim] of `hidden` [T, hidden]; query and key are rotated."""
         parts = self.gqkv_proj(hidden).unflatten(-1, (4, *self.heads))
-        gate, queries_and_keys, value = parts[:, 0], parts[:, 1:3], parts[:, 3]
-        query, key = rotate(queries_and_keys, *rope).unbind(1)
-        out = attend(slot, query, key, value)
+        query, key = rotate(parts[:, 1:3], *rope).unbind(1)
+        return parts[:, 0], query, key, parts[:, 3]
+
+    def gated(self, gate: Tensor, out: Tensor) -> Tensor:
         gated: Tensor = self.o_proj((torch.sigmoid(gate) * out).flatten(-2))
         return gated
 
@@ -83,10 +86,21 @@ class _Block(nn.Module):
         self.attn = _Attention(shape)
         self.mlp = _Mlp(shape)
 
-    def forward(self, hidden: Tensor, rope: tuple[Tensor, Tensor], slot: int, attend: Attend) -> Tensor:
-        hidden = hidden + self.attn(rms_norm(hidden, self.eps), rope, slot, attend)
+    def before(self, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All of the layer that comes before attention: gate, query, key and value."""
+        return self.attn.project(rms_norm(hidden, self.eps), rope)
+
+    def after(self, hidden: Tensor, gate: Tensor, attended: Tensor) -> Tensor:
+        """All that comes after it."""
+        hidden = hidden + self.attn.gated(gate, attended)
         out: Tensor = hidden + self.mlp(rms_norm(hidden, self.eps))
         return out
+
+
+Halves = tuple[Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]], Callable[..., Tensor]]
+"""What computes a layer before and after its attention: methods of `_Block`, as they are or compiled."""
+
+PLAIN_HALVES: Halves = (_Block.before, _Block.after)
 
 
 class _Stack(nn.Module):
@@ -95,9 +109,13 @@ class _Stack(nn.Module):
         self.eps = shape.norm_eps
         self.layers = nn.ModuleList(_Block(shape) for _ in range(shape.num_layers))
 
-    def forward(self, hidden: Tensor, rope: tuple[Tensor, Tensor], first_slot: int, attend: Attend) -> Tensor:
-        for layer, block in enumerate(self.layers):
-            hidden = block(hidden, rope, first_slot + layer, attend)
+    def forward(
+        self, hidden: Tensor, rope: tuple[Tensor, Tensor], first_slot: int, attend: Attend, halves: Halves
+    ) -> Tensor:
+        before, after = halves
+        for slot, block in enumerate(self.layers, first_slot):
+            gate, query, key, value = before(block, hidden, rope)
+            hidden = after(block, hidden, gate, attend(slot, query, key, value))
         return rms_norm(hidden, self.eps)
 
 
@@ -119,6 +137,14 @@ class HrmTextModel(nn.Module):
         cos, sin = rope_table(shape.max_positions, shape.head_dim, shape.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+        self.halves = PLAIN_HALVES
+
+    def compile_layers(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Fuse what lies between matrix products and attention. All layers are alike: two compilations serve them."""
+        before, after = self.halves
+        before = torch.compile(before, dynamic=True, fullgraph=True, backend=backend)
+        after = torch.compile(after, dynamic=True, fullgraph=True, backend=backend)
+        self.halves = (before, after)
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Last high-level states [T, hidden] of token ids [T] at `positions` [T]."""
@@ -130,9 +156,9 @@ class HrmTextModel(nn.Module):
         slot = 0
         for _ in range(shape.h_cycles):
             for _ in range(shape.l_cycles):
-                z_l = core.L_module(z_l + z_h, rope, slot, attend)
+                z_l = core.L_module(z_l + z_h, rope, slot, attend, self.halves)
                 slot += shape.num_layers
-            z_h = core.H_module(z_h + z_l, rope, slot, attend)
+            z_h = core.H_module(z_h + z_l, rope, slot, attend, self.halves)
             slot += shape.num_layers
         out: Tensor = z_h
         return out
@@ -154,8 +180,7 @@ def build_model(shape: HrmTextShape, weights: Mapping[str, Tensor], source: Path
 
 
 def rms_norm(hidden: Tensor, eps: float) -> Tensor:
-    wide = hidden.float()
-    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(hidden.dtype)
+    return F.rms_norm(hidden, hidden.shape[-1:], eps=eps)
 
 
 def rope_table(num_positions: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,8 @@ class RunnerOptions:
     segments: str = "compat"
     attention: Literal["bidirectional", "causal"] | None = None
     use_ema: bool = True
+    cuda_graphs: bool = True
+    compile_layers: bool = True
 
     @property
     def precision(self) -> str:

@@ -178,7 +178,7 @@ def _paged_logits(net: CausalNet, rows: list[list[int]]) -> Iterator[tuple[int, 
         slices = [Slice(sequence, share) for sequence, share in zip(sequences, shares, strict=True)]
         batch = BatchBuilder(_PAGE_SIZE, net.device, is_prefix=False).build(slices)
         hidden = net.hidden(batch.ids, batch.plan, store)
-        for row, state in batch.samplers:
+        for row, state in zip(batch.samplers, batch.sampled.tolist(), strict=True):
             yield row, sequences[row].num_tokens - 1, net.logits(hidden[state])
         for sequence, share, ids in zip(sequences, shares, rows, strict=True):
             sequence.num_computed += share

@@ -5,6 +5,7 @@ count is taken from the tensors, because exporters write it in three different w
 """
 
 import json
+import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shared.errors import InvalidRequest
 from shared.messages import Generate, Score, Text
-from worker.kv.attention import Plan, attend
+from worker.kv.attention import Plan, Span, attend
 from worker.kv.store import KVShape, KVStore
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_text import HrmTextModel, HrmTextShape, build_model
@@ -27,6 +28,8 @@ from worker.rolling import encode_rolling_response
 from worker.runners.base import RunnerOptions, as_ids, encode_generate, encode_score
 from worker.runners.paged import PagedRunner
 from worker.sequence import Encoded
+
+logger = logging.getLogger("aios.hrm_text")
 
 
 class HrmTextLanguage:
@@ -130,8 +133,24 @@ def load(options: RunnerOptions) -> PagedRunner:
     device = torch.device(options.device)
     net, found = HrmTextNet(model.to(device), device), _describe(model, note)
     prepare_linears(model, quantize=options.quantize)
+    if device.type == "cuda" and options.compile_layers:
+        compile_net(net, options.name)
     window = min(options.context_window or model.shape.max_positions, model.shape.max_positions)
     return PagedRunner("hrm-text", found, net, language, window, options)
+
+
+@torch.inference_mode()
+def compile_net(net: HrmTextNet, name: str) -> None:
+    """Compile the layers if a forward of a few tokens then works; else say why not and leave them as they are."""
+    plain = net.model.halves
+    net.model.compile_layers()
+    try:
+        for count in (2, 1):
+            places = torch.arange(count, device=net.device)
+            net.hidden(places, Plan(places, places, (Span(0, count, places[None], has_fresh=True),)), None)
+    except RuntimeError as error:
+        net.model.halves = plain
+        logger.warning("model %s runs uncompiled: %s", name, error)
 
 
 def _read(path: Path, options: RunnerOptions) -> tuple[HrmTextModel, PromptMarks | None, Path | None, str]:

@@ -1,6 +1,6 @@
 """The runner of every mechanism with keys and values: one flat forward over a `Net` a step, tokens by a `Language`."""
 
-from collections.abc import Callable
+import logging
 from collections.abc import Sequence as Rows
 from dataclasses import replace
 from typing import Literal, Protocol
@@ -10,36 +10,21 @@ from torch import Tensor
 
 from shared.errors import FleetError
 from shared.messages import Generate, Score, Task
-from worker.kv import quarantine
-from worker.kv.attention import Plan
+from worker.kv import flash, quarantine
 from worker.kv.batch import Batch, BatchBuilder
-from worker.kv.store import KVShape, KVStore
+from worker.kv.store import KVStore
+from worker.kv.transfer import moved
 from worker.memory import kv_room
 from worker.models.errors import ModelFormatError
 from worker.runners.allocation import tells_out_of_memory
 from worker.runners.base import RunnerOptions, RunnerSpec, text_task
+from worker.runners.decode_graphs import DecodeGraphs, capture_decoding
+from worker.runners.net import Net
 from worker.sampler import broken, sample
 from worker.scoring import score_slices
 from worker.sequence import Encoded, Sampled, Sequence, Slice, StepResult
 
-
-class Net(Protocol):
-    """A loaded network. `is_prefix`: the prompt attends to itself in both directions. `q_head` reads (q_halt,
-    q_continue) off states [..., hidden], where there is one."""
-
-    kv_shape: KVShape
-    is_prefix: bool
-    dtype: torch.dtype
-    device: torch.device
-
-    @property
-    def q_head(self) -> Callable[[Tensor], Tensor] | None: ...
-
-    def hidden(self, ids: Tensor, plan: Plan, store: KVStore | None) -> Tensor:
-        """Last hidden states [T, hidden] of token ids [T]."""
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[..., hidden] -> [..., vocab] in float32."""
+logger = logging.getLogger("aios.paged")
 
 
 class Language(Protocol):
@@ -56,7 +41,9 @@ class PagedRunner:
     def __init__(
         self, kind: str, found: str, net: Net, language: Language, window: int, options: RunnerOptions
     ) -> None:
-        num_pages = _num_pages(net, window, options)
+        self.kernel, obstacle = flash.choose_kernel(net.device, net.dtype, net.kv_shape, options.page_size)
+        use_graphs = self.kernel is not None and options.cuda_graphs
+        num_pages = _num_pages(net, window, options, num_spare=int(use_graphs))
         reuse: Literal["prefix", "prompt"] = "prompt" if net.is_prefix else "prefix"
         self.spec = RunnerSpec(
             kind,
@@ -73,7 +60,17 @@ class PagedRunner:
         self.eos_ids = language.eos_ids
         self._net = net
         self._language = language
-        self._store = KVStore(net.kv_shape, num_pages, options.page_size, net.dtype, net.device)
+        self._store = KVStore(net.kv_shape, num_pages + use_graphs, options.page_size, net.dtype, net.device)
+        self._decoder: DecodeGraphs | None = None
+        if net.device.type == "cuda" and obstacle:
+            what = "our own kernel attends" if self.kernel else "stored keys are gathered for every step"
+            logger.warning("model %s: %s: %s", options.name, what, obstacle)
+        if self.kernel is not None and use_graphs:
+            self._decoder = capture_decoding(net, self._store, self.kernel, self.spec)
+
+    @property
+    def has_graphs(self) -> bool:
+        return self._decoder is not None
 
     def encode(self, task: Task) -> Encoded:
         return self._language.encode(text_task(task), self.spec.context_window)
@@ -89,41 +86,49 @@ class PagedRunner:
     def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
         """Compute all slices in one forward. A step that raised may be repeated with fewer of them."""
         self._copy_pages(slices)
-        batch = BatchBuilder(self.spec.page_size, self._net.device, self._net.is_prefix).build(slices)
-        hidden = self._net.hidden(batch.ids, batch.plan, self._store)
         results: list[StepResult | FleetError] = [None] * len(slices)
-        self._sample(batch, hidden, slices, results)
-        self._score(batch, hidden, slices, results)
-        self._confine(slices, results, batch.plan, hidden)
+        decoded = self._decoder.decode(slices) if self._decoder is not None else None
+        if decoded is not None:
+            self._sample(range(len(slices)), *decoded, slices, results)
+        else:
+            self._compute(slices, results)
+        failed = [part for part, result in zip(slices, results, strict=True) if isinstance(result, FleetError)]
+        quarantine.clear(self._store, failed, self.spec.page_size)
         return results
 
-    def _confine(self, slices: Rows[Slice], results: list[StepResult | FleetError], plan: Plan, hidden: Tensor) -> None:
-        """Fail parts of prompts that are no numbers, and leave nothing of what fails in the store."""
-        size = self.spec.page_size
+    def _compute(self, slices: Rows[Slice], results: list[StepResult | FleetError]) -> None:
+        """A step of any kind, into `results`. Parts of prompts say nothing: here they fail if they are no numbers."""
+        size, net = self.spec.page_size, self._net
+        batch = BatchBuilder(size, net.device, net.is_prefix, self.kernel).build(slices)
+        hidden = net.hidden(batch.ids, batch.plan, self._store)
+        if batch.samplers:
+            states = hidden[batch.sampled]
+            self._sample(batch.samplers, states, net.logits(states), slices, results)
+        self._score(batch, hidden, slices, results)
         if None in results:
-            for index in quarantine.find_broken(slices, plan, hidden, size):
+            for index in quarantine.find_broken(slices, batch.plan, hidden, size):
                 results[index] = broken(self.spec.name)
-        failed = [part for part, result in zip(slices, results, strict=True) if isinstance(result, FleetError)]
-        quarantine.clear(self._store, failed, size)
 
     def _sample(
-        self, batch: Batch, hidden: Tensor, slices: Rows[Slice], results: list[StepResult | FleetError]
+        self,
+        samplers: Rows[int],
+        states: Tensor,
+        logits: Tensor,
+        slices: Rows[Slice],
+        results: list[StepResult | FleetError],
     ) -> None:
-        if not batch.samplers:
-            return
-        states = hidden[[state for _, state in batch.samplers]]
-        logits = self._net.logits(states)
-        sequences = [slices[index].sequence for index, _ in batch.samplers]
+        """Tokens for the slices that `samplers` lists, by their rows of `states` and `logits`, into `results`."""
+        sequences = [slices[index].sequence for index in samplers]
         chosen = sample(logits, sequences, self.eos_ids, self.spec.name)
         if self._net.q_head is not None:
             chosen = [_with_q(item, q) for item, q in zip(chosen, self._net.q_head(states).tolist(), strict=True)]
-        for (index, _), item in zip(batch.samplers, chosen, strict=True):
+        for index, item in zip(samplers, chosen, strict=True):
             results[index] = item
 
     def _score(self, batch: Batch, hidden: Tensor, slices: Rows[Slice], results: list[StepResult | FleetError]) -> None:
         if not batch.scored:
             return
-        states, parts = hidden[list(batch.predictors)], [slices[index] for index in batch.scored]
+        states, parts = hidden[batch.predictors], [slices[index] for index in batch.scored]
         scores = score_slices(self._net.logits, states, parts, self.spec.name)
         for index, result in zip(batch.scored, scores, strict=True):
             results[index] = result
@@ -133,24 +138,24 @@ class PagedRunner:
         size = self.spec.page_size
         starting = [part.sequence for part in slices if part.sequence.source_page is not None]
         if starting:
-            device = self._net.device
-            sources = torch.tensor([item.source_page for item in starting], device=device)
-            targets = torch.tensor([item.pages[item.num_computed // size] for item in starting], device=device)
-            self._store.copy_pages(sources, targets)
+            sources = torch.tensor([item.source_page for item in starting])
+            targets = torch.tensor([item.pages[item.num_computed // size] for item in starting])
+            self._store.copy_pages(*moved([sources, targets], self._net.device))
 
 
 def _with_q(result: StepResult | FleetError, q_values: list[float]) -> StepResult | FleetError:
     return replace(result, q_values=(q_values[0], q_values[1])) if isinstance(result, Sampled) else result
 
 
-def _num_pages(net: Net, window: int, options: RunnerOptions) -> int:
-    """Pages for a full batch of full windows, or what the memory budget allows, if at least one window fits."""
+def _num_pages(net: Net, window: int, options: RunnerOptions, *, num_spare: int = 0) -> int:
+    """Pages for a full batch of full windows, or what the memory budget allows beside `num_spare` more, if at least one
+    window fits."""
     per_page = net.kv_shape.bytes_per_token(net.dtype) * options.page_size
     per_window = -(-window // options.page_size)
     room = kv_room(options, net.device)
-    affordable = room.num_bytes // per_page
+    affordable = room.num_bytes // per_page - num_spare
     if affordable < per_window:
-        need = -(-per_window * per_page // 2**20)
+        need = -(-(per_window + num_spare) * per_page // 2**20)
         raise ModelFormatError(
             f"One sequence of the context window ({window} tokens) needs {need} MiB of keys and values; "
             f"{room.source} allows {room.num_bytes // 2**20}. {room.remedy}"

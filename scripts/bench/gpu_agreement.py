@@ -1,0 +1,84 @@
+"""How often our greedy choices on a device are those of transformers' own forward over the same tokens.
+
+Half precision rounds, so two right computations disagree where two tokens nearly tie: how often transformers in half
+precision disagrees with itself in full precision is printed beside it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import HrmTextConfig, HrmTextForCausalLM
+
+from scripts.train_sample import byte_tokenizer
+from shared.messages import Generate, Sampling
+from worker.engine import Engine
+from worker.models.hrm_text import HrmTextShape
+from worker.request import Emission, Work
+from worker.runners import hrm_text
+from worker.runners.base import RunnerOptions
+from worker.runners.paged import PagedRunner
+
+PROMPT_LENGTHS = (5, 60, 254, 300)
+
+
+def print_agreement(directory: Path, shape: HrmTextShape, place: torch.device, num_tokens: int) -> None:
+    """Generate `num_tokens` behind prompts of several lengths, then ask transformers at each position."""
+    net = write_model(directory, shape)
+    half = "bfloat16" if place.type == "cuda" else "float32"
+    options = RunnerOptions(
+        str(directory), device=str(place), dtype=half, page_size=256, max_batch=4, context_window=512, kv_bytes=2**32
+    )
+    runner = hrm_text.load(options)
+    name = getattr(runner.kernel, "__name__", "none")
+    print(f"  kernel over pages: {name}, graphs: {runner.has_graphs}, {half}")
+    generator = torch.Generator().manual_seed(0)
+    prompts = [tuple(torch.randint(4, 200, (n,), generator=generator).tolist()) for n in PROMPT_LENGTHS]
+    answers = generate(runner, prompts, num_tokens)
+    exact = [chosen_by(net.to(place), prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    rounded_net = net.to(getattr(torch, half))
+    rounded = [chosen_by(rounded_net, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    ours = [torch.tensor(answer) for answer in answers]
+    print(f"  {sum(map(len, ours))} tokens: ours are transformers' in {share(ours, rounded):.1%}")
+    print(f"  of full precision: ours {share(ours, exact):.1%}, transformers' {share(rounded, exact):.1%}", flush=True)
+
+
+def write_model(directory: Path, shape: HrmTextShape) -> Any:
+    torch.manual_seed(0)
+    config = HrmTextConfig(
+        vocab_size=shape.vocab_size, hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_layers, num_attention_heads=shape.num_heads, head_dim=shape.head_dim,
+        H_cycles=shape.h_cycles, L_cycles=shape.l_cycles, max_position_embeddings=shape.max_positions,
+        initializer_range=1.0 / shape.embedding_scale, embedding_scale=shape.embedding_scale,
+        bos_token_id=1, eos_token_id=3, pad_token_id=0,
+    )  # fmt: skip
+    net = HrmTextForCausalLM(config).eval()
+    net.save_pretrained(directory)
+    byte_tokenizer().save_pretrained(directory)
+    return net
+
+
+def generate(runner: PagedRunner, prompts: list[tuple[int, ...]], num_tokens: int) -> list[list[int]]:
+    emissions: list[Emission] = []
+    engine = Engine(runner, emissions.extend)
+    sampling = Sampling(max_tokens=num_tokens, seed=0, temperature=0.0)
+    for number, prompt in enumerate(prompts):
+        engine.submit(Work(str(number), runner.encode(Generate(prompt, sampling)), sampling))
+    while engine.has_work:
+        engine.step()
+    return [[token for item in emissions if item.key == str(n) for token in item.ids] for n in range(len(prompts))]
+
+
+@torch.inference_mode()
+def chosen_by(net: Any, prompt: tuple[int, ...], answer: list[int]) -> Tensor:
+    """What transformers would say at each position of `answer`, the positions before it as they are."""
+    ids = torch.tensor([[*prompt, *answer]], device=net.device)
+    types = torch.tensor([[1] * len(prompt) + [0] * len(answer)], device=net.device)
+    logits = net(input_ids=ids, token_type_ids=types, use_cache=False).logits[0]
+    chosen: Tensor = logits[len(prompt) - 1 : -1].argmax(-1).cpu()
+    return chosen
+
+
+def share(one: list[Tensor], other: list[Tensor]) -> float:
+    return float((torch.cat(one) == torch.cat(other)).double().mean())

@@ -1,0 +1,26 @@
+"""The GPU benchmark runs to its end without a GPU, since one is too rarely there to find out that it does not."""
+
+import pytest
+
+from scripts.bench import gpu
+
+
+def test_every_part_runs_and_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--small"]) == 0
+    said = capsys.readouterr().out
+    assert "Traceback" not in said
+    for line in ("# device: ", "batch   2: step", "2 x 64 tokens", "ours are transformers' in 100.0%"):
+        assert line in said
+
+
+def test_a_part_that_fails_is_shown_and_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(gpu, "print_decode", fail)
+    assert gpu.main(["--small"]) == 1
+    said = capsys.readouterr().out
+    assert said.count("RuntimeError: out of memory") == 3
+    assert "ours are transformers' in" in said

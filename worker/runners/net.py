@@ -1,0 +1,29 @@
+"""What `PagedRunner` asks of a loaded network: states of a flat batch of tokens, and logits of states."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from worker.kv.attention import Plan
+from worker.kv.store import KVShape, KVStore
+
+
+class Net(Protocol):
+    """A loaded network. `is_prefix`: the prompt attends to itself in both directions. `q_head` reads (q_halt,
+    q_continue) off states [..., hidden], where there is one."""
+
+    kv_shape: KVShape
+    is_prefix: bool
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def q_head(self) -> Callable[[Tensor], Tensor] | None: ...
+
+    def hidden(self, ids: Tensor, plan: Plan, store: KVStore | None) -> Tensor:
+        """Last hidden states [T, hidden] of token ids [T]."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., hidden] -> [..., vocab] in float32."""
