@@ -4,8 +4,8 @@
 
 Each prompt is answered alone, in batches, staggered, in chunks, after preemption, over a known prefix, resumed from a
 log, and as one of several choices. The reference is transformers' own `generate` on the prompt alone; with `--quantize`
-it is the quantized model itself, one sequence at a time. A difference is accepted only where the reference's two best
-logits lie within 1e-4 of each other, and is printed with that gap.
+and for models unknown to transformers, it is the engine itself with one sequence at a time and nothing shared.
+A difference is accepted only where the reference's two best logits lie within 1e-4 of each other; the gap is printed.
 """
 
 import argparse
@@ -14,12 +14,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from shared.messages import Done, Sampling
+from shared.errors import InvalidRequest
+from shared.messages import Done, Generate, Sampling
 from worker import device
 from worker.engine import Engine
 from worker.registry import detect, load_runner
@@ -32,7 +33,34 @@ Prompt = tuple[int, ...]
 Answers = list[list[int]]
 
 
-class Reference:
+class Reference(Protocol):
+    def answer(self, prompt: Prompt, num_tokens: int) -> list[int]: ...
+
+    def gap(self, prompt: Prompt, response: Sequence[int]) -> float:
+        """Distance of the two best logits behind `prompt` and `response`."""
+
+
+class OwnReference:
+    """The engine with one sequence at a time."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def answer(self, prompt: Prompt, num_tokens: int) -> list[int]:
+        return Load([prompt], num_tokens).run(self._runner)[0]
+
+    def gap(self, prompt: Prompt, response: Sequence[int]) -> float:
+        emissions: list[Emission] = []
+        engine = Engine(self._runner, emissions.extend)
+        sampling = Sampling(len(response) + 1, seed=0, temperature=0.0, logprobs=2)
+        engine.submit(Work("gap", Encoded(prompt, len(response) + 1), sampling, (tuple(response),)))
+        while engine.has_work:
+            engine.step()
+        best = emissions[-1].logprobs[0].top
+        return best[0][2] - best[1][2]
+
+
+class TransformersReference:
     """transformers' own unbatched forward of the model in a directory; a prefix-LM is told which tokens are prompt."""
 
     def __init__(self, path: Path, eos_ids: frozenset[int]) -> None:
@@ -52,7 +80,6 @@ class Reference:
         return said
 
     def gap(self, prompt: Prompt, response: Sequence[int]) -> float:
-        """Distance of the two best logits behind `prompt` and `response`."""
         ids = torch.tensor([[*prompt, *response]])
         marks = (
             {"token_type_ids": (torch.arange(ids.shape[1]) < len(prompt)).long()[None]} if self._is_prefix_lm else {}
@@ -101,15 +128,15 @@ class Load:
 Way = Callable[[Sequence[Prompt], int, Answers], Answers]
 
 
-def ways(options: RunnerOptions, kind: str) -> dict[str, Way]:
-    """Name -> how the prompts are answered, given what the reference said."""
+def ways(options: RunnerOptions, kind: str, most_tokens: int) -> dict[str, Way]:
+    """Name -> how the prompts are answered, given what the reference said; none has more than `most_tokens`."""
 
     def loaded(**changes: Any) -> Runner:
         return load_runner(kind, replace(options, **changes))
 
     plain, cold = loaded(), loaded(prefix_cache=False)
     cut = loaded(step_tokens=24, prefix_cache=False)
-    tight = loaded(kv_bytes=_tight_bytes(plain, options), context_window=_TIGHT_WINDOW, prefix_cache=False)
+    tight = _with_few_pages(loaded(prefix_cache=False), most_tokens)
 
     def batches(size: int) -> Way:
         def answer(prompts: Sequence[Prompt], count: int, _: Answers) -> Answers:
@@ -134,13 +161,12 @@ def ways(options: RunnerOptions, kind: str) -> dict[str, Way]:
     }
 
 
-_TIGHT_WINDOW = 256
-
-
-def _tight_bytes(runner: Runner, options: RunnerOptions) -> int:
-    """Memory for little more than one whole window, so that a batch of 16 must give way."""
-    per_page = options.kv_bytes // runner.spec.num_pages
-    return per_page * (_TIGHT_WINDOW // options.page_size + 4)
+def _with_few_pages(runner: Runner, num_tokens: int) -> Runner:
+    """The runner with room for little more than `num_tokens`, so that a batch of 16 must give way again and again."""
+    spec = runner.spec
+    if spec.num_pages:
+        runner.spec = replace(spec, num_pages=min(spec.num_pages, -(-num_tokens // spec.page_size) + 4))
+    return runner
 
 
 def varied_prompts(count: int, vocab_size: int, longest: int, seed: int = 0) -> list[Prompt]:
@@ -179,25 +205,41 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--longest", type=int, default=150)
     parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    device.use_threads(arguments.threads)
-    return 0 if agrees(arguments.model, arguments.prompts, arguments.tokens, arguments.longest) else 1
+    parser.add_argument("--quantize", choices=["none", "int8"], default="none")
+    args = parser.parse_args()
+    device.use_threads(args.threads)
+    options = RunnerOptions(path=args.model, kv_bytes=2**30, quantize=args.quantize)
+    return 0 if agrees(options, args.prompts, args.tokens, args.longest) else 1
 
 
-def agrees(model: str, num_prompts: int, num_tokens: int, longest: int) -> bool:
+def agrees(options: RunnerOptions, num_prompts: int, num_tokens: int, longest: int) -> bool:
     """Whether every path agrees with the reference; prints a line for each."""
-    options = RunnerOptions(path=model, kv_bytes=2**30)
-    kind = detect(model)
-    runner = load_runner(kind, options)
-    reference = Reference(Path(model), runner.eos_ids)
-    vocab_size = int(reference._model.config.get_text_config().vocab_size)
-    prompts = varied_prompts(num_prompts, vocab_size, longest)
+    kind = detect(options.path)
+    runner = load_runner(kind, replace(options, max_batch=1, prefix_cache=False))
+    is_known = kind in ("hrm-text", "causal") and (Path(options.path) / "config.json").is_file()
+    reference: Reference = OwnReference(runner)
+    if is_known and options.quantize == "none":
+        reference = TransformersReference(Path(options.path), runner.eos_ids)
+    prompts = varied_prompts(num_prompts, _vocab_size(runner), longest)
     expected = [reference.answer(prompt, num_tokens) for prompt in prompts]
     verdicts = [
         compare(name, expected, answer(prompts, num_tokens, expected), lambda i, ids: reference.gap(prompts[i], ids))
-        for name, answer in ways(options, kind).items()
+        for name, answer in ways(options, kind, longest + num_tokens).items()
     ]
     return all(verdicts)
+
+
+def _vocab_size(runner: Runner) -> int:
+    """The first id that the model refuses."""
+    low, high = 10, 2**20
+    while low + 1 < high:
+        middle = (low + high) // 2
+        try:
+            runner.encode(Generate((middle,), Sampling(1, seed=0)))
+            low = middle
+        except InvalidRequest:
+            high = middle
+    return high
 
 
 if __name__ == "__main__":

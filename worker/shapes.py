@@ -1,10 +1,12 @@
 """How many workers, of how many threads each, suit a machine and its models. One rule, without torch or system calls.
 
 - On GPUs: one worker a GPU. Its one thread only launches kernels.
-- Weights that fit a core's share of the last-level cache: one single-threaded worker a core. Such a step is made of
-  operations of microseconds, which a second thread's waking and waiting would only prolong.
-- Larger weights: one worker with a thread a core. Every worker streams a copy of its own from memory, which is the
-  bottleneck then; one copy serves the largest batch.
+- On a CPU: one single-threaded worker a core, as many as memory holds. Threads that share a step wait for each other,
+  and for whatever else the core is given to - the front, Redis, the worker's own event loop; workers wait for nobody
+  (docs/benchmarks.md has both shapes measured, for weights that are streamed from memory, too).
+- Cores that are left when memory holds no more workers, or when fewer are asked for, become threads, unless the weights
+  fit a core's share of the last-level cache: a step is made of operations of microseconds then, which a second thread's
+  waking and waiting would only prolong.
 
 No core is kept for the front and Redis: beside a model they need a few per cent of one.
 """
@@ -38,12 +40,12 @@ def plan_workers(
     """
     if machine.num_gpus:
         return Shape(workers or machine.num_gpus, threads or 1)
-    if threads is None:
-        fits_cache = weight_bytes * machine.num_cores <= machine.cache_bytes
-        threads = 1 if fits_cache else max(1, machine.num_cores // (workers or 1))
     if workers is None:
         each = 2 * weight_bytes + kv_bytes + _PROCESS_BYTES  # twice, because loading holds what it reads and the net
-        workers = max(1, min(machine.num_cores // threads, machine.free_memory_bytes // each))
+        workers = max(1, min(machine.num_cores // (threads or 1), machine.free_memory_bytes // each))
+    if threads is None:
+        fits_cache = weight_bytes * machine.num_cores <= machine.cache_bytes
+        threads = 1 if fits_cache else max(1, machine.num_cores // workers)
     return Shape(workers, threads)
 
 

@@ -26,7 +26,9 @@ def machine(cores: int = 8, *, cache: int = 32 * MIB, free: int = 64 * GIB, gpus
     [
         (machine(), 2 * MIB, Shape(8, 1)),  # fits a core's share of 4 MiB
         (machine(), 4 * MIB, Shape(8, 1)),
-        (machine(), 5 * MIB, Shape(1, 8)),  # streamed from memory
+        (machine(), 5 * MIB, Shape(8, 1)),  # streamed from memory
+        (machine(free=16 * GIB), 2 * GIB, Shape(3, 2)),  # memory for three: the cores that are left become threads
+        (machine(free=4 * GIB), 2 * GIB, Shape(1, 8)),
         (machine(1), 2 * GIB, Shape(1, 1)),
         (machine(free=4 * GIB), 2 * MIB, Shape(3, 1)),  # 1 GiB and a little each
         (machine(free=0), 2 * MIB, Shape(1, 1)),  # unknown
@@ -81,8 +83,9 @@ def test_settings_become_a_shape(tmp_path: Path) -> None:
     assert shape_of(auto, machine()) == Shape(8, 1)
     save_file({"w": torch.zeros(MIB + MIB // 2)}, tmp_path / "model.safetensors")
     large = Settings(workers="auto", models=(ModelEntry(id="a", path=str(tmp_path)),))
-    assert shape_of(large, machine()) == Shape(1, 8)
-    assert shape_of(large.model_copy(update={"dtype": "bfloat16"}), machine()) == Shape(8, 1)
+    one = large.model_copy(update={"workers": 1})
+    assert shape_of(one, machine()) == Shape(1, 8)
+    assert shape_of(one.model_copy(update={"dtype": "bfloat16"}), machine()) == Shape(1, 1)
     both = (*large.models, ModelEntry(id="e", path="echo"))
     assert shape_of(large.model_copy(update={"models": both, "workers": 2}), machine()) == Shape(2, 4)
     assert shape_of(Settings(workers="auto", model_path="echo"), machine(free=2 * GIB)) == Shape(4, 1)

@@ -1,0 +1,34 @@
+"""The agreement of all paths, on few prompts: tiny nets of random weights, and the sample model in int8."""
+
+from pathlib import Path
+
+import pytest
+
+from scripts import agreement
+from scripts.bench.model import causal, hrm_text
+from shared.settings import SAMPLE_MODEL
+from worker.models import linear
+from worker.runners.base import RunnerOptions
+
+
+@pytest.mark.parametrize("write", [hrm_text, causal])
+def test_every_path_says_what_transformers_says(
+    write: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """P3: alone, batched, staggered, chunked, preempted, shared, resumed, forked - one answer."""
+    path = write(tmp_path, "tiny")  # type: ignore[operator]
+    assert agreement.agrees(RunnerOptions(path=str(path)), num_prompts=17, num_tokens=10, longest=60)
+    assert capsys.readouterr().out.count("of 17 equal") == 10
+
+
+def test_int8_says_what_int8_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "MIN_INT8_WEIGHTS", 1)
+    options = RunnerOptions(path=str(SAMPLE_MODEL), quantize="int8")
+    assert agreement.agrees(options, num_prompts=17, num_tokens=10, longest=60)
+
+
+def test_a_wrong_answer_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert agreement.compare("x", [[1, 2]], [[1, 2]], lambda index, said: 1.0)
+    assert not agreement.compare("x", [[1, 2]], [[1, 3]], lambda index, said: 0.5 + len(said))
+    assert "differs at token 1, top-2 gap 1.50e+00" in capsys.readouterr().out
+    assert agreement.compare("x", [[1, 2]], [[1, 3]], lambda index, said: 5e-5)
