@@ -93,7 +93,7 @@ async def test_the_seed_dialect_cuts_and_tells(fleet: httpx.AsyncClient) -> None
     assert greedy.status_code == 200
     assert (greedy.headers["X-Truncated-Prompt-Tokens"], greedy.headers["X-Effective-Max-Tokens"]) == ("24", "16")
     scored = await fleet.post("/loglikelihood", json={"prompts": ["a" * 40], "continuations": ["b" * 20]})
-    assert scored.json() == {"ll": [-20.0]}
+    assert scored.json() == {"ll": [-20.0], "is_greedy": [False], "num_tokens": [20]}
     assert int(scored.headers["X-Truncated-Prompt-Tokens"]) >= 40 + 20 - WINDOW - 1
 
 

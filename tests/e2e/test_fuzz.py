@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import hypothesis.strategies as st
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 
 from shared.broker import connect
 from tests.e2e.inside import fleet_inside
@@ -62,6 +62,11 @@ FIELDS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "suffix": TEXTS,
     },
 }
+RIGHT = {
+    "/generate": {"prompts": ["a"]},
+    "/loglikelihood": {"prompts": ["a"], "continuations": ["b"]},
+    "/v1/completions": {"prompt": "a"},
+}
 NEEDED = {"/generate": {"prompts"}, "/loglikelihood": {"prompts", "continuations"}, "/v1/completions": {"prompt"}}
 
 
@@ -98,6 +103,7 @@ def test_any_body_is_answered_in_shape(path: str, fleet: tuple[asyncio.Runner, h
 
     @settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(bodies(path))
+    @example(json.dumps(RIGHT[path]).encode())
     def try_one(body: bytes) -> None:
         answer = runner.run(client.post(path, content=body, headers={"Content-Type": "application/json"}))
         seen.add(answer.status_code)
