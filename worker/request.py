@@ -141,7 +141,7 @@ class Request:
             sum(len(item.output_ids) for item in self.sequences),
             tuple(map(_total, zip(*(item.scores for item in self.sequences), strict=True))),
             finish_reasons=reasons if len(reasons) > 1 and self.work.sampling is not None else (),
-            num_cached_tokens=min(self.sequences[0].num_cached, len(self.work.encoded.prompt_ids)),
+            num_cached_tokens=min(self.sequences[0].num_cached or 0, len(self.work.encoded.prompt_ids)),
             q_values=q_values if any(q_values) else (),
         )
 

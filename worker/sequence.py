@@ -38,9 +38,9 @@ class Sequence:
     """One prompt being continued, or one context being scored (`sampling` None); `key` names its job in the engine.
 
     `output_ids` may start with what an earlier worker said. The first `num_computed` tokens have their keys and values
-    in `pages`; `num_cached` of them were found there. `source_page` is a shared page that the sequence's first step
-    copies into its own, because it goes on writing in the middle of it. `forked_from` is the choice of the same job
-    whose prompt it waits for. `scores` are those of the first continuations.
+    in `pages`; `num_cached` of them were found there when it first started. `source_page` is a shared page that the
+    sequence's first step copies into its own, because it goes on writing in the middle of it. `forked_from` is the
+    choice of the same job whose prompt it waits for. `scores` are those of the first continuations.
     """
 
     key: str
@@ -52,7 +52,7 @@ class Sequence:
     output_ids: list[int] = field(default_factory=list)
     scores: list[ContinuationScore] = field(default_factory=list)
     num_computed: int = 0
-    num_cached: int = 0
+    num_cached: int | None = None
     pages: list[int] = field(default_factory=list)
     source_page: int | None = None
     arrival: int = 0

@@ -215,6 +215,14 @@ def test_a_known_prefix_is_not_computed_again_and_not_shared_between_tenants() -
     assert ghost.num_computed == 20 + 4 + 20
 
 
+def test_what_a_preempted_sequence_finds_again_is_no_hit() -> None:
+    """Two sequences outgrow the store: the later one starts again over pages of its own, and was spared nothing."""
+    ghost = Ghost(num_pages=12, step_tokens=64)
+    done = run(ghost, [generate("a", (1,) * 8, 24), generate("b", (2,) * 8, 24)])
+    assert ghost.num_computed > 2 * (8 + 23), "nobody gave way: this proves nothing"
+    assert [item.num_cached_tokens for item in done.values()] == [0, 0]
+
+
 def test_a_repeated_prompt_costs_one_token_in_a_prefix_lm() -> None:
     """Whole-prompt reuse: the last prompt token is run again over the stored prompt."""
     ghost = Ghost(num_pages=40, step_tokens=64, reuse="prompt", is_prefix_lm=True)

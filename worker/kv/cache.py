@@ -45,7 +45,9 @@ class Cache:
             return False
         sequence.pages = held[:num_shared] + own
         sequence.source_page = held[num_shared] if is_partial else None
-        sequence.num_computed = sequence.num_cached = computed
+        sequence.num_computed = computed
+        if sequence.num_cached is None:  # what it finds when it starts again is its own
+            sequence.num_cached = computed
         return True
 
     def grow(self, sequence: Sequence) -> bool:
