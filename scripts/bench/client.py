@@ -5,14 +5,13 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import perf_counter as now
 from urllib.parse import urlsplit
-
-from scripts.bench.clock import now
 
 
 @dataclass
 class Stream:
-    """One streamed completion; times by `clock.now`."""
+    """One streamed completion; times by `time.perf_counter`."""
 
     begun_at: float
     text: str = ""

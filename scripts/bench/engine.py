@@ -1,4 +1,4 @@
-"""The engine beside `transformers`, both in this process, row by row.
+"""The engine beside `transformers`, each in a process of its own, row by row.
 
 python -m scripts.bench.engine --threads 2 --rows decode,single,prefill
 """
@@ -6,11 +6,11 @@ python -m scripts.bench.engine --threads 2 --rows decode,single,prefill
 import argparse
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
-from scripts.bench import clock
 from scripts.bench.cost import cost
 from scripts.bench.generation import decode, prefill, single, staggered
 from scripts.bench.measure import header
@@ -34,11 +34,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print a header, then the rows that `argv` names."""
     args = _arguments(argv)
     disable_progress_bar()
-    clock.use(args.clock)
-    facts = ("size", "threads", "baseline_threads", "quantize", "clock")
+    facts = ("size", "threads", "baseline_threads", "quantize")
     print(header(**{name: getattr(args, name) for name in facts}))
     load = QUICK if args.quick else Load()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as engines:
         rig = Rig(
             args.size,
             args.cache or Path(scratch),
@@ -47,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.quantize,
             args.rounds,
             load,
+            engines,
         )
         for name in args.rows:
             for line in ROWS[name](rig):
@@ -56,13 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = options(__doc__)
     parser.add_argument("--rows", type=_rows, default=list(ROWS), help=f"some of {','.join(ROWS)} (default: all)")
-    parser.add_argument("--clock", choices=list(clock.CLOCKS), default="wall", help="cpu: one thread on each side")
-    args = parser.parse_args(argv)
-    if args.clock == "cpu" and (args.threads, args.baseline_threads) != (1, 1):
-        parser.error("--clock cpu: --threads 1 and --baseline-threads 1 are expected, since waiting threads spin")
-    if args.clock == "cpu" and "staggered" in args.rows:
-        parser.error("--clock cpu: the row `staggered` waits for arrivals, which takes no CPU time; leave it out")
-    return args
+    return parser.parse_args(argv)
 
 
 def _rows(text: str) -> list[str]:

@@ -7,21 +7,22 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter as now
 
 from transformers.utils.logging import disable_progress_bar
 
 from scripts.bench import model
 from scripts.bench.client import complete_all
-from scripts.bench.clock import now
 from scripts.bench.measure import Comparison, Timed, header, take_turns
 from scripts.bench.options import options
-from scripts.bench.ours import KV_MIB
+from scripts.bench.ours import KV_MIB, Ours
 from scripts.bench.prompts import draw_prompts
 from scripts.bench.rig import QUICK, Load
-from scripts.bench.serve import Peer, fleet, peer
+from scripts.bench.serve import engine, fleet
 from scripts.bench.theirs import Theirs
 
 
@@ -57,7 +58,8 @@ def _turns(
     serving = ["--workers", str(args.workers), "--threads", str(args.threads), "--kv-memory-mib", str(KV_MIB)]
     serving += ["--no-prefix-cache"]  # turns repeat their prompts
     url = stack.enter_context(fleet(["--model-path", str(path), "--device", "cpu", *serving, *flags]))
-    peers = [stack.enter_context(peer(args.threads, [str(path), *flags])) for _ in range(args.workers)]
+    facts = {"threads": args.threads, "max_batch": places, "quantize": args.quantize}
+    engines = [stack.enter_context(engine(path, **facts)) for _ in range(args.workers)]
     theirs = Theirs(path, threads=args.baseline_threads)
     words = model.tokenizer(model.SIZES[args.size].vocab)
 
@@ -68,7 +70,7 @@ def _turns(
     return take_turns(
         args.rounds,
         fleet=lambda: _fleet_turn(url, prompts, length),
-        engine=lambda: _engine_turn(peers, prompts, length),
+        engine=lambda: _engine_turn(engines, prompts, length),
         theirs=static_batch,
     )
 
@@ -79,13 +81,13 @@ def _fleet_turn(url: str, prompts: list[list[int]], length: int) -> Turn:
     return Turn(statistics.median(waits), [stream.text for stream in streams])
 
 
-def _engine_turn(peers: list[Peer], prompts: list[list[int]], length: int) -> Turn:
+def _engine_turn(engines: list[Ours], prompts: list[list[int]], length: int) -> Turn:
     """The prompts dealt out to all engines."""
     begun = now()
-    for number, engine in enumerate(peers):
-        engine.ask({"prompts": prompts[number :: len(peers)], "length": length})
-    answers = [engine.answer() for engine in peers]
-    return Turn(statistics.median(at - begun for answer in answers for at in answer["first_at"]))
+    dealt = [prompts[number :: len(engines)] for number in range(len(engines))]
+    with ThreadPoolExecutor(len(engines)) as callers:
+        said = callers.map(lambda one, some: one.generate(some, [length] * len(some)), engines, dealt)
+        return Turn(statistics.median(item.first_at - begun for some in said for item in some))
 
 
 def _rows(turns: dict[str, list[Timed[Turn]]], tokens: int) -> list[str]:

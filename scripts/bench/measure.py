@@ -7,12 +7,11 @@ import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter as now
 from typing import Generic, TypeVar
 
 import torch
 import transformers
-
-from scripts.bench.clock import now
 
 T = TypeVar("T")
 

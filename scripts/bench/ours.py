@@ -1,14 +1,14 @@
-"""Our side of a row: the engine in this process, driven as its thread drives it."""
+"""Our side of a row: the engine, driven as its thread drives it. See `serve.engine` for one in a process of its own."""
 
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter as now
 
 import torch
 
-from scripts.bench.clock import now
 from shared.messages import Done, Generate, Sampling, Score
 from shared.setting_types import Quantize
 from worker.device import keep_freed_memory
@@ -23,7 +23,7 @@ KV_MIB = 1024
 
 @dataclass
 class Said:
-    """What the engine said of one request; times by `clock.now`, infinite until then."""
+    """What the engine said of one request; times by `time.perf_counter`, infinite until then."""
 
     ids: list[int] = field(default_factory=list)
     first_at: float = math.inf
@@ -31,7 +31,7 @@ class Said:
 
 
 class Ours:
-    """An engine over a loaded model. `threads` are set for each turn, since both sides share the process.
+    """An engine over a loaded model. `threads` are set for each turn: torch keeps them by thread.
 
     A row's turns repeat its prompts: what one turn computed must not serve the next, but where `prefix_cache` is meant.
     """

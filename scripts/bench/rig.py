@@ -1,11 +1,13 @@
 """What every row is given: how much to do, and both sides over the same net."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from scripts.bench import model
 from scripts.bench.ours import Ours
+from scripts.bench.serve import engine
 from scripts.bench.theirs import Theirs
 from shared.setting_types import Quantize
 
@@ -53,7 +55,7 @@ QUICK = Load(
 
 @dataclass(frozen=True)
 class Rig:
-    """`size` names the net, `threads` and `quantize` are our side's; nets are written to `cache`."""
+    """`size` names the net; `threads` and `quantize` are of our side, whose `engines` are ended by their stack."""
 
     size: str
     cache: Path
@@ -62,6 +64,7 @@ class Rig:
     quantize: Quantize
     rounds: int
     load: Load
+    engines: ExitStack
 
     @property
     def vocab(self) -> int:
@@ -86,4 +89,7 @@ class Rig:
         return ours, Theirs(path, threads=self.baseline_threads)
 
     def _ours(self, path: Path, max_batch: int, *, prefix_cache: bool = False) -> Ours:
-        return Ours(path, threads=self.threads, max_batch=max_batch, quantize=self.quantize, prefix_cache=prefix_cache)
+        running = engine(
+            path, threads=self.threads, max_batch=max_batch, quantize=self.quantize, prefix_cache=prefix_cache
+        )
+        return self.engines.enter_context(running)

@@ -1,11 +1,16 @@
 """What the fleet is measured with: `aios serve hrm` as a person starts it, and engines in processes of their own."""
 
-import json
+import multiprocessing
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.managers import BaseManager
+from pathlib import Path
+from typing import Any
+
+from scripts.bench.ours import Ours
 
 _READY = "ready at "
 _STOP_S = 60
@@ -23,44 +28,36 @@ def fleet(flags: Sequence[str]) -> Iterator[str]:
         yield line.removeprefix(_READY).split()[0]
 
 
-class Peer:
-    """One engine in another process: takes a batch of prompts as a line of JSON, says how it went as another."""
+class _Engines(BaseManager):
+    """A process with engines in it; what it hands out are proxies of `Ours`."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
-        self._process = process
 
-    def ask(self, request: dict[str, object]) -> None:
-        assert self._process.stdin is not None
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-
-    def answer(self) -> dict[str, list[float]]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"an engine ended with {self._process.wait()}")
-        said: dict[str, list[float]] = json.loads(line)
-        return said
+_Engines.register("Ours", Ours)
 
 
 @contextmanager
-def peer(threads: int, flags: Sequence[str]) -> Iterator[Peer]:
-    """A ready engine; the thread limits are those that `aios` gives to a worker."""
-    limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    with _process(["-m", "scripts.bench.peer", "--threads", str(threads), *flags], limits) as process:
-        engine = Peer(process)
-        engine.answer()
-        yield engine
+def engine(path: Path, *, threads: int, **options: Any) -> Iterator[Ours]:
+    """`Ours` alone in a process, the counterpart of one worker, with the thread limits that `aios` gives to one."""
+    before = dict(os.environ)
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
+    try:
+        manager = _Engines(ctx=multiprocessing.get_context("spawn"))
+        manager.start()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    with manager:
+        yield manager.Ours(path, threads=threads, **options)  # type: ignore[attr-defined]
 
 
 @contextmanager
-def _process(command: Sequence[str], env: dict[str, str] | None = None) -> "Iterator[subprocess.Popen[str]]":
+def _process(command: Sequence[str]) -> "Iterator[subprocess.Popen[str]]":
     """Ended by SIGTERM, as its user would; killed if it does not."""
     process = subprocess.Popen(
         [sys.executable, *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | (env or {}),
     )
     try:
         yield process

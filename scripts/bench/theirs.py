@@ -7,18 +7,17 @@ long), SDPA attention, the dynamic cache, logits of the wanted positions only, a
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter as now
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, HrmTextForCausalLM, LlamaForCausalLM
 
-from scripts.bench.clock import now
-
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch's answers; when each row had its first token, and when all was said (`clock.now`)."""
+    """A batch's answers; when each row had its first token, and when all was said (`time.perf_counter`)."""
 
     ids: list[list[int]]
     first_at: float
