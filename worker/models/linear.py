@@ -62,7 +62,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
-        peak = wide.abs().amax(-1, keepdim=True)
+        peak = torch.linalg.vector_norm(wide, torch.inf, -1, keepdim=True)
         # A row of zeros becomes NaN here and some finite integers in the kernel, which its peak makes zeros again.
         out: Tensor = _int8_linear(wide / peak, 1 / _PEAK, _ZERO, self._packed)
         out = out.mul_(peak) if self._bias is None else torch.addcmul(self._bias, out, peak)
