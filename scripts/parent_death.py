@@ -1,6 +1,6 @@
 """Ties a child process's life to its parent's: when the parent dies, however it dies, the kernel kills the child.
 
-Linux only (PR_SET_PDEATHSIG); elsewhere `die_with_parent` gives None and a child of a killed parent lives on.
+Linux only (PR_SET_PDEATHSIG); elsewhere a child of a killed parent lives on.
 """
 
 import ctypes
@@ -8,20 +8,21 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 
 _PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None  # found before any fork
 
 
 def die_with_parent() -> Callable[[], None] | None:
     """A `preexec_fn` that has the child killed when the *thread* that starts it ends: call from the main thread."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up before the fork, where loading is safe
-    parent = os.getpid()
+    return None if _prctl is None else partial(die_with, os.getpid())
 
-    def ask_kernel() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the kernel was asked
-            os._exit(1)
 
-    return ask_kernel
+def die_with(parent: int) -> None:
+    """Called in a child of the process `parent`: be killed with it."""
+    if _prctl is None:
+        return
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the kernel was asked
+        os._exit(1)

@@ -12,13 +12,13 @@ def prefix(rig: Rig) -> list[str]:
     ours, theirs = rig.causal()
     size = rig.load.shared_prefix
     within, across, num_equal = Comparison(), Comparison(), 0
-    for number in range(-1, rig.rounds):
+    for number in (rig.rounds, *range(rig.rounds)):  # the first one is thrown away
         (shared,) = draw_prompts(1, size, size, rig.vocab, seed=number)
         first, second = draw_prompts(2, TAIL_TOKENS, TAIL_TOKENS, rig.vocab, seed=number + 1000)
         cold = timed(ours.generate, [shared + first], [1])
         hit = timed(ours.generate, [shared + second], [1])
         own = timed(theirs.generate, [shared + second], 1)
-        if number >= 0:
+        if number < rig.rounds:
             within.add(hit.seconds, cold.seconds)
             across.add(hit.seconds, own.seconds)
             num_equal += hit.value[0].ids == own.value.ids[0]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bench.ours import Ours
+from scripts.parent_death import die_with
 
 _READY = "ready at "
 _STOP_S = 60
@@ -42,7 +43,7 @@ def engine(path: Path, *, threads: int, **options: Any) -> Iterator[Ours]:
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
     try:
         manager = _Engines(ctx=multiprocessing.get_context("spawn"))
-        manager.start()
+        manager.start(die_with, (os.getpid(),))
     finally:
         os.environ.clear()
         os.environ.update(before)
