@@ -42,15 +42,15 @@ local function convict(job)
   call('PEXPIRE', job_key(job.id), a.dead_ttl_ms)
 end
 
--- A suspect runs with nobody beside it. One worker at a time makes itself empty for that.
+-- A suspect runs with nobody beside it. One worker at a time makes itself empty for that, unless one is so already.
 local function may_isolate()
   local keeper = P .. 'isolating:' .. a.model
-  if call('GET', keeper) == a.worker or call('SET', keeper, a.worker, 'NX', 'PX', 3 * a.lease_ms) then
-    call('PEXPIRE', keeper, 3 * a.lease_ms)
+  local is_free = a.is_empty and #taken == 0
+  if is_free or call('GET', keeper) == a.worker or call('SET', keeper, a.worker, 'NX', 'PX', 3 * a.lease_ms) then
+    call('SET', keeper, a.worker, 'PX', 3 * a.lease_ms)
     should_empty = true
-    return a.is_empty and #taken == 0
   end
-  return false
+  return is_free
 end
 
 -- One lapsed job. What others have begun to say goes on only where the same tokens come out.

@@ -122,18 +122,33 @@ async def test_a_job_that_kills_its_workers_is_convicted_alone(redis: Redis) -> 
     assert ends == [DONE] * 3
 
 
-async def test_a_worker_that_empties_itself_takes_nothing_else_and_keeps_others_from_it(redis: Redis) -> None:
-    desk = Desk(redis)
+async def suspect(redis: Redis, desk: Desk) -> None:
     await submit(desk, "t", 1)
     for worker in ("w1", "w2"):
         await crash(redis, desk, (await desk.take(1, worker))[0])
+
+
+async def test_one_worker_at_a_time_empties_itself_for_a_suspect(redis: Redis) -> None:
+    desk = Desk(redis)
+    await suspect(redis, desk)
     await submit(desk, "t", 3)
     busy = await desk.queue("w3").take("00", 4, is_empty=False)
     assert (busy.claims, busy.should_empty) == ((), True)
-    other = await desk.queue("w4").take("00", 1, is_empty=True)
+    other = await desk.queue("w4").take("00", 1, is_empty=False)
     assert (len(other.claims), other.claims[0].is_alone, other.should_empty) == (1, False, False)
     alone = await desk.queue("w3").take("00", 4, is_empty=True)
     assert ([claim.is_alone for claim in alone.claims], alone.should_empty) == ([True], True)
+
+
+async def test_an_empty_worker_need_not_wait_for_one_that_empties_itself(redis: Redis) -> None:
+    desk = Desk(redis)
+    await suspect(redis, desk)
+    await submit(desk, "t", 1)
+    assert (await desk.queue("w3").take("00", 4, is_empty=False)).should_empty
+    (alone,) = await desk.take(4, "w4", is_empty=True)
+    assert alone.is_alone
+    freed = await desk.queue("w3").take("00", 4, is_empty=False)
+    assert (len(freed.claims), freed.should_empty) == (1, False)
 
 
 async def test_who_gets_on_is_not_to_blame(redis: Redis) -> None:
