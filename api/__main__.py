@@ -37,7 +37,7 @@ class Server(uvicorn.Server):
 async def serve(settings: Settings) -> None:
     """Serve until a signal comes, then drain."""
     redis = broker.connect(redis_url(settings))
-    app = create_app(settings, redis)
+    app = create_app(settings, broker.Broker(redis))
     config = uvicorn.Config(
         app,
         host=settings.host,

@@ -12,9 +12,8 @@ from api.dispatch import Dispatcher
 from api.fleet import FleetView
 from shared.broker import UNAVAILABLE
 from shared.errors import BrokerUnavailable, Draining, InvalidRequest, ModelNotFound, NoWorker, QueueFull
-from shared.keys import new_job_id
 from shared.messages import Cancelled, Job, ModelInfo, Task
-from shared.queue import JobQueue
+from shared.submission import Order, Quota, Request, Room, Submissions
 
 LOCAL_MODEL = "local"
 _RETRY_AFTER_S = 2
@@ -28,8 +27,9 @@ class Limits:
     max_new_tokens: int
     cap_policy: Literal["clamp", "reject"]
     max_prompts: int
-    max_queue_depth: int
+    room: Room
     queue_timeout_s: float
+    request_timeout_s: float
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Admission:
     def __init__(
         self,
         fleet: FleetView,
-        queue: JobQueue,
+        submissions: Submissions,
         dispatcher: Dispatcher,
         draining: asyncio.Event,
         limits: Limits,
         default_model: str | None,
     ) -> None:
         self._fleet = fleet
-        self._queue = queue
+        self._submissions = submissions
         self._dispatcher = dispatcher
         self._draining = draining
         self._limits = limits
@@ -95,9 +95,16 @@ class Admission:
 
     async def submit(self, model: ModelInfo, tasks: Sequence[Task], request_id: str) -> list[Job]:
         """One queued job for each task, or none and QueueFull; BrokerUnavailable when Redis does not answer."""
-        jobs = [Job(new_job_id(), model.id, task, request_id=request_id) for task in tasks]
-        depth, patience_s = self._limits.max_queue_depth, self._limits.queue_timeout_s
-        submitting = asyncio.create_task(self._queue.submit(jobs, max_depth=depth, queue_timeout_s=patience_s))
+        limits, quota = self._limits, Quota()
+        order = Order(
+            model.id,
+            tuple(tasks),
+            queue_timeout_s=limits.queue_timeout_s,
+            deadline_s=limits.request_timeout_s,
+            request_id=request_id,
+        )
+        name, jobs = self._submissions.jobs_of(order, quota)
+        submitting = asyncio.create_task(self._submissions.submit(order, name, jobs, quota, limits.room))
         try:
             async with asyncio.timeout(_SUBMIT_TIMEOUT_S):
                 await asyncio.shield(submitting)
@@ -108,7 +115,7 @@ class Admission:
             raise BrokerUnavailable("Redis did not take the request.", retry_after_s=1) from error
         return jobs
 
-    def _abandon(self, submitting: "asyncio.Task[None]", jobs: Sequence[Job]) -> None:
+    def _abandon(self, submitting: "asyncio.Task[Request]", jobs: Sequence[Job]) -> None:
         """Nobody will follow these jobs; they may be queued all the same, even if the answer was lost."""
         if submitting.cancelled() or not isinstance(submitting.exception(), QueueFull):
             self._dispatcher.call_off(jobs, Cancelled("abandoned"))

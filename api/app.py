@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from redis.asyncio import Redis
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
@@ -15,6 +14,7 @@ from api.deps import Front, build_front
 from api.errors import HANDLERS
 from api.middleware import REQUEST_ID, AccessLog, BodyLimit, CrashGuard, RequestId
 from api.routes import health, hrm, openai, puzzles
+from shared.broker import Broker
 from shared.settings import Settings
 
 ROUTERS = (health.router, hrm.router, openai.router, puzzles.router)
@@ -40,9 +40,9 @@ def middleware(settings: Settings, front: Front) -> list[Middleware]:
     ]
 
 
-def create_app(settings: Settings, redis: Redis) -> FastAPI:
-    """The app over `redis`, which stays the caller's to close. `app.state.front` holds its parts."""
-    front = build_front(settings, redis)
+def create_app(settings: Settings, broker: Broker) -> FastAPI:
+    """The app over `broker`, which stays the caller's to close. `app.state.front` holds its parts."""
+    front = build_front(settings, broker)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

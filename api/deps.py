@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from fastapi import Depends, Request
-from redis.asyncio import Redis
 
 from api.admission import Admission, Limits
 from api.dispatch import Dispatcher
 from api.fleet import FleetView
 from api.trail import Trail, trail_of
+from shared import keys
+from shared.broker import Broker
 from shared.log import LogReader
 from shared.metrics import Metrics
 from shared.presence import Presence
-from shared.queue import JobQueue
 from shared.settings import Settings
+from shared.submission import Room, Submissions
 from shared.subscriptions import Subscriptions
 
 
@@ -26,7 +27,7 @@ class Front:
     fleet: FleetView
     admission: Admission
     dispatcher: Dispatcher
-    queue: JobQueue
+    submissions: Submissions
     metrics: Metrics
     draining: asyncio.Event
     subscriptions: Subscriptions
@@ -38,31 +39,32 @@ class Front:
         await self.subscriptions.close()
 
 
-def build_front(settings: Settings, redis: Redis) -> Front:
+def build_front(settings: Settings, broker: Broker) -> Front:
     """Wire the parts together; nothing connects yet."""
     metrics, draining = Metrics(), asyncio.Event()
-    queue = JobQueue(redis, result_ttl_s=settings.result_ttl_s)
-    fleet = FleetView(Presence(redis))
-    subscriptions = Subscriptions(redis)
+    submissions = Submissions(broker, result_ttl_s=settings.result_ttl_s)
+    fleet = FleetView(Presence(broker.client(keys.PRESENCE)))
+    subscriptions = Subscriptions(broker.client(keys.PRESENCE))
     limits = Limits(
         max_new_tokens=settings.max_new_tokens,
         cap_policy=settings.cap_policy,
         max_prompts=settings.max_prompts_per_request,
-        max_queue_depth=settings.max_queue_depth,
+        room=Room(settings.max_queue_depth),
         queue_timeout_s=settings.queue_timeout_s,
+        request_timeout_s=settings.request_timeout_s,
     )
     dispatcher = Dispatcher(
-        queue,
-        LogReader(redis, subscriptions),
+        submissions,
+        LogReader(broker, subscriptions),
         metrics,
         queue_timeout_s=settings.queue_timeout_s,
         request_timeout_s=settings.request_timeout_s,
     )
     return Front(
         fleet=fleet,
-        admission=Admission(fleet, queue, dispatcher, draining, limits, settings.default_model),
+        admission=Admission(fleet, submissions, dispatcher, draining, limits, settings.default_model),
         dispatcher=dispatcher,
-        queue=queue,
+        submissions=submissions,
         metrics=metrics,
         draining=draining,
         subscriptions=subscriptions,

@@ -5,8 +5,7 @@ failed, time ran out, this front shuts down) is ended in Redis. Knows no dialect
 """
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,7 +15,7 @@ from shared.errors import ClientGone, DeadlineExceeded, Draining, FleetError, Qu
 from shared.log import LogReader
 from shared.messages import Cancelled, Failed, Job
 from shared.metrics import Metrics
-from shared.queue import JobQueue
+from shared.submission import Submissions
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -27,9 +26,15 @@ _CLOSE_S = 2.0
 
 class Dispatcher:
     def __init__(
-        self, queue: JobQueue, log: LogReader, metrics: Metrics, *, queue_timeout_s: float, request_timeout_s: float
+        self,
+        submissions: Submissions,
+        log: LogReader,
+        metrics: Metrics,
+        *,
+        queue_timeout_s: float,
+        request_timeout_s: float,
     ) -> None:
-        self._queue = queue
+        self._submissions = submissions
         self._log = log
         self._metrics = metrics
         self._queue_timeout_s = queue_timeout_s
@@ -132,16 +137,14 @@ class Dispatcher:
         """When the time to queue is over, end what no worker has taken: there may be no worker left to do so."""
         await asyncio.sleep(self._queue_timeout_s)
         event = QueueTimeout("No worker took the request in time.").as_event()
-        await self._end(list(run.unstarted.values()), event, only_if_queued=True)
+        await self._end(list(run.unstarted.values()), event, if_waiting=True)
 
-    async def _end(self, jobs: Iterable[Job], event: Failed | Cancelled, *, only_if_queued: bool = False) -> None:
-        remaining, tries = deque(jobs), 0
-        while remaining and tries < _END_TRIES:
+    async def _end(self, jobs: Sequence[Job], event: Failed | Cancelled, *, if_waiting: bool = False) -> None:
+        for _ in range(_END_TRIES):
             try:
-                await self._queue.end(remaining[0], event, only_if_queued=only_if_queued)
-                remaining.popleft()
+                await self._submissions.end(jobs, event, if_waiting=if_waiting)
+                return
             except UNAVAILABLE:
-                tries += 1
                 await asyncio.sleep(_REDIS_AWAY_S)
 
 

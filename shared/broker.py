@@ -11,6 +11,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from shared import keys
+
 
 class CannotWrite(RedisError):
     """Redis answers, but refuses to write just now: no memory left, a replica until a failover, still loading."""
@@ -20,6 +22,20 @@ UNAVAILABLE = (RedisConnectionError, RedisTimeoutError, CannotWrite)
 """What passes by itself: the command may be tried again, if repeating it is safe."""
 
 CONNECT_TIMEOUT_S = 2.0
+
+
+class Broker:
+    """Redis as this process sees it, divided into `shards`: which client to ask about what carries a hash tag."""
+
+    publish = "PUBLISH"
+
+    def __init__(self, redis: Redis, shards: int = 1) -> None:
+        self._redis = redis
+        self.shards = keys.shards(shards)
+
+    def client(self, tag: str) -> Redis:
+        """The client for keys with this hash tag, a shard or `keys.PRESENCE`."""
+        return self._redis
 
 
 def connect(url: str) -> Redis:

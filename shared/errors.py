@@ -3,9 +3,10 @@
 FleetError
 ├── InvalidRequest    400   ├── QueueFull          429   ├── BrokerUnavailable 503
 ├── ContextExceeded   400   ├── NoWorker           503   ├── NoMemory          503
-├── ModelNotFound     404   ├── QueueTimeout       503   ├── DeadlineExceeded  504
-├── JobNotFound       404   ├── Draining           503   ├── ClientGone        499
-├── PayloadTooLarge   413   │                            └── WorkerFailed      500
+├── ModelNotFound     404   ├── OverQuota          429   ├── DeadlineExceeded  504
+├── JobNotFound       404   ├── QueueTimeout       503   ├── ClientGone        499
+├── IdempotencyConflict 409 ├── TooSlow            503   ├── WorkerFailed      500
+├── PayloadTooLarge   413   ├── Draining           503   └── WorkerCrashed     500
 """
 
 from shared.messages import Failed
@@ -50,6 +51,11 @@ class JobNotFound(FleetError):
     status = 404
 
 
+class IdempotencyConflict(FleetError):
+    code = "idempotency_conflict"
+    status = 409
+
+
 class PayloadTooLarge(FleetError):
     code = "payload_too_large"
     status = 413
@@ -57,6 +63,13 @@ class PayloadTooLarge(FleetError):
 
 class QueueFull(FleetError):
     code = "queue_full"
+    status = 429
+
+
+class OverQuota(FleetError):
+    """The tenant has as much open, or asks as often, as it may."""
+
+    code = "rate_limited"
     status = 429
 
 
@@ -74,6 +87,13 @@ class NoWorker(FleetError):
 
 class QueueTimeout(FleetError):
     code = "queue_timeout"
+    status = 503
+
+
+class TooSlow(FleetError):
+    """The queue is so long that the request could not begin before its deadline."""
+
+    code = "deadline_infeasible"
     status = 503
 
 
@@ -101,6 +121,13 @@ class DeadlineExceeded(FleetError):
 
 class WorkerFailed(FleetError):
     code = "worker_failed"
+    status = 500
+
+
+class WorkerCrashed(FleetError):
+    """Every worker that ran the request alone died of it."""
+
+    code = "worker_crashed"
     status = 500
 
 

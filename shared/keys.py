@@ -1,41 +1,93 @@
-"""Every Redis key and channel name, and the job ids they are built from. Nothing else spells a key.
+"""Every Redis key and channel name, and the ids they are built from. Nothing else in Python spells a key; the scripts
+in `lua/` spell those below `prefix`.
 
 All keys of a job and of its queue carry one hash tag, the shard, so that a script may touch them together on a
-cluster. The shard is the first two hex digits of the job id; the other 32 are random.
+cluster. The shard is the first two hex digits of a job's or request's id; the other 32 are random.
 """
 
+import hashlib
 import secrets
 
-GROUP = "workers"
-WORKERS = "aios:{presence}:workers"
-MODELS = "aios:{presence}:models"
+PRESENCE = "presence"
+WORKERS = f"aios:{{{PRESENCE}}}:workers"
+MODELS = f"aios:{{{PRESENCE}}}:models"
+LAYOUT = f"aios:{{{PRESENCE}}}:layout"
 
 
-def new_job_id(shard: int = 0) -> str:
-    """A fresh id: two hex digits of shard, 128 random bits."""
-    return f"{shard:02x}{secrets.token_hex(16)}"
+def new_id(shard: str) -> str:
+    """A fresh id of a job or request: two hex digits of shard, 128 random bits."""
+    return f"{shard}{secrets.token_hex(16)}"
 
 
-def queue(model: str, priority: str, shard: int = 0) -> str:
-    """The work stream of one model and priority class."""
-    return f"aios:{{{shard:02x}}}:queue:{model}:{priority}"
+def is_id(text: str) -> bool:
+    """Whether `text` could be an id; only such text may become part of a key."""
+    return len(text) == 34 and not text.strip("0123456789abcdef")
+
+
+def shards(count: int) -> tuple[str, ...]:
+    """The names of `count` shards, at most 256."""
+    return tuple(f"{number:02x}" for number in range(count))
+
+
+def shard_of(job_id: str) -> str:
+    return job_id[:2]
+
+
+def shard_for(text: str, count: int) -> str:
+    """The shard, of `count`, on which what belongs to `text` lives."""
+    return f"{int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) % count:02x}"
+
+
+def prefix(shard: str) -> str:
+    """What every key of a shard begins with."""
+    return f"aios:{{{shard}}}:"
 
 
 def job(job_id: str) -> str:
     """The hash with the job's spec, state, epoch and last event index."""
-    return f"aios:{{{job_id[:2]}}}:job:{job_id}"
+    return f"{prefix(shard_of(job_id))}job:{job_id}"
 
 
 def log(job_id: str) -> str:
     """The stream of the job's events."""
-    return f"aios:{{{job_id[:2]}}}:log:{job_id}"
+    return f"{prefix(shard_of(job_id))}log:{job_id}"
 
 
 def channel(job_id: str) -> str:
     """The pub/sub channel on which the job's events are published as they are logged."""
-    return f"aios:{{{job_id[:2]}}}:events:{job_id}"
+    return f"{prefix(shard_of(job_id))}events:{job_id}"
+
+
+def request(request_id: str) -> str:
+    """The hash with a request's jobs, tenant and record."""
+    return f"{prefix(shard_of(request_id))}request:{request_id}"
+
+
+def bell(shard: str, model: str) -> str:
+    """The list that is rung when there is something to take."""
+    return f"{prefix(shard)}bell:{model}"
+
+
+def depth(shard: str, model: str) -> str:
+    """The hash with the numbers of waiting jobs, their cost and bytes."""
+    return f"{prefix(shard)}depth:{model}"
+
+
+def leases(shard: str, model: str) -> str:
+    """The sorted set of jobs in workers' hands, by when their leases end."""
+    return f"{prefix(shard)}leases:{model}"
+
+
+def dead(shard: str) -> str:
+    """The stream of jobs that were convicted."""
+    return f"{prefix(shard)}dead"
+
+
+def control(shard: str, worker_id: str) -> str:
+    """The channel that tells a worker which jobs are no longer its own."""
+    return f"{prefix(shard)}worker:{worker_id}"
 
 
 def worker(worker_id: str) -> str:
     """The expiring presence record of one worker."""
-    return f"aios:{{presence}}:worker:{worker_id}"
+    return f"aios:{{{PRESENCE}}}:worker:{worker_id}"

@@ -9,13 +9,12 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
-from redis.typing import EncodableT
 
 from shared import keys
+from shared.broker import Broker
 from shared.errors import BrokerUnavailable
-from shared.messages import STATE_OF, Event, Job, Terminal, decode_event, encode
-from shared.queue import job_keys
-from shared.script import Call, QueueScript
+from shared.messages import STATE_OF, Done, Event, Job, Started, Terminal, Tokens, decode_event, encode
+from shared.script import Script, raw
 from shared.subscriptions import Subscriptions
 
 
@@ -32,35 +31,41 @@ class Append:
 class LogWriter:
     """Appends for a worker."""
 
-    def __init__(self, redis: Redis, *, result_ttl_s: float = 600.0) -> None:
-        self._script = QueueScript(redis)
+    def __init__(self, broker: Broker, *, result_ttl_s: float = 600.0) -> None:
+        self._append = Script(broker, "append")
         self._ttl_ms = int(result_ttl_s * 1000)
 
     async def append(self, appends: Sequence[Append]) -> list[bool]:
-        """All appends in one round trip; False where another epoch owns the job now or it has ended.
+        """All appends, in one round trip for each shard; False where another epoch owns the job now or it has ended.
 
         Safe to repeat after a lost connection: an append that had landed answers True again.
         """
-        calls: list[Call] = []
-        for item in appends:
-            last = item.events[-1]
-            state = STATE_OF[type(last)] if isinstance(last, Terminal) else ""
-            fence: list[EncodableT] = ["write", item.epoch, item.after, keys.channel(item.job.id), state, self._ttl_ms]
-            calls.append((job_keys(item.job), [*fence, *map(encode, item.events)]))
-        return [bool(reply) for reply in await self._script.batch(calls)]
+        shards: dict[str, list[int]] = {}
+        for place, item in enumerate(appends):
+            shards.setdefault(keys.shard_of(item.job.id), []).append(place)
+        landed = [False] * len(appends)
+
+        async def append_to(shard: str, places: list[int]) -> None:
+            packed = [_packed(appends[place]) for place in places]
+            replies = await self._append.call(shard, ttl_ms=self._ttl_ms, appends=packed)
+            for place, reply in zip(places, replies, strict=True):
+                landed[place] = bool(reply)
+
+        await asyncio.gather(*(append_to(shard, places) for shard, places in shards.items()))
+        return landed
 
 
 class LogReader:
     """Reads and follows for a front, and replays for a worker. Without `subscriptions` it can only read."""
 
-    def __init__(self, redis: Redis, subscriptions: Subscriptions | None = None, *, poll_s: float = 1.0) -> None:
-        self._redis = redis
+    def __init__(self, broker: Broker, subscriptions: Subscriptions | None = None, *, poll_s: float = 1.0) -> None:
+        self._broker = broker
         self._subscriptions = subscriptions
         self._poll_s = poll_s
 
     async def read(self, job_id: str, after: int = 0) -> list[tuple[int, Event]]:
         """The events behind index `after`, each with its index."""
-        entries = await self._redis.xrange(keys.log(job_id), min=f"({after}-0")
+        entries = await self._client(job_id).xrange(keys.log(job_id), min=f"({after}-0")
         return [(int(entry.partition(b"-")[0]), decode_event(fields[b"e"])) for entry, fields in entries]
 
     async def follow(self, job_id: str, after: int = 0) -> AsyncIterator[tuple[int, Event]]:
@@ -76,13 +81,16 @@ class LogReader:
                     after = index
                     if isinstance(event, Terminal):
                         return
-                if not await self._redis.exists(keys.job(job_id)):
+                if not await self._client(job_id).exists(keys.job(job_id)):
                     raise BrokerUnavailable("Redis has lost the request.", retry_after_s=1)
                 async for index, event in self._live(inbox, after):
                     yield index, event
                     after = index
                     if isinstance(event, Terminal):
                         return
+
+    def _client(self, job_id: str) -> Redis:
+        return self._broker.client(keys.shard_of(job_id))
 
     async def _live(self, inbox: "asyncio.Queue[bytes]", after: int) -> AsyncIterator[tuple[int, Event]]:
         """Published events while they join up with `after`; ends at a gap or a quiet while, to look at the log."""
@@ -98,3 +106,18 @@ class LogReader:
             if index == after + 1:
                 yield index, decode_event(payload)
                 after = index
+
+
+def _packed(item: Append) -> dict[str, object]:
+    """What `append.lua` makes of it: `cost` is what a job really took."""
+    last = item.events[-1]
+    return {
+        "id": item.job.id,
+        "epoch": item.epoch,
+        "after": item.after,
+        "events": [raw(encode(event)) for event in item.events],
+        "state": STATE_OF[type(last)] if isinstance(last, Terminal) else "",
+        "has_begun": any(isinstance(event, Started) for event in item.events),
+        "has_advanced": any(isinstance(event, Tokens) for event in item.events),
+        "cost": last.num_prompt_tokens + last.num_completion_tokens if isinstance(last, Done) else None,
+    }

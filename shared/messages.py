@@ -18,6 +18,12 @@ Halt = Literal["max", "q_halt"]
 """When a puzzle's row stops: after its last permitted ACT segment, or where its own q head says so."""
 
 
+Priority = Literal["interactive", "default", "bulk"]
+"""A class of requests: better ones are served first."""
+
+PRIORITIES: tuple[Priority, ...] = ("interactive", "default", "bulk")
+"""Best first."""
+
 Overflow = Literal["truncate", "clamp", "refuse"]
 """What gives way when a prompt and `max_tokens` exceed the context window: the prompt's beginning, `max_tokens`, or the
 whole request. A prompt that leaves no room for any answer is refused by `clamp` as well."""
@@ -91,14 +97,18 @@ Task = Generate | Score | Solve
 
 
 class Job(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The unit that is queued, leased and logged: a prompt, a scoring context with its continuations, or a puzzle."""
+    """The unit that is queued, leased and logged: a prompt, a scoring context with its continuations, or a puzzle.
+
+    `is_streamed`: somebody follows it token by token.
+    """
 
     id: str
     model: str
     task: Task
     tenant: str = "public"
-    priority: str = "default"
+    priority: Priority = "default"
     request_id: str = ""
+    is_streamed: bool = False
 
 
 class Started(msgspec.Struct, frozen=True, omit_defaults=True, tag="started"):

@@ -1,43 +1,45 @@
-"""Running queue.lua: one call, or many in one round trip, with refusals of every Redis version told as one error."""
+"""Running the scripts in `lua/`: each behind `common.lua`, with refusals of every Redis version told as one error."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from redis.asyncio import Redis
-from redis.exceptions import ResponseError
-from redis.typing import EncodableT
+import msgspec
+from redis.exceptions import NoScriptError, ResponseError
 
-from shared.broker import CannotWrite
+from shared import keys
+from shared.broker import Broker, CannotWrite
 
-_SOURCE = (Path(__file__).parent / "lua" / "queue.lua").read_text()
+_FOLDER = Path(__file__).parent / "lua"
 _REFUSALS = ("OOM ", "READONLY ", "MISCONF ", "LOADING ", "CLUSTERDOWN ", "MASTERDOWN ")
+_STR32 = b"\xdb"
+_encoder = msgspec.msgpack.Encoder()
 
-Call = tuple[Sequence[str], Sequence[EncodableT]]
-"""Keys and arguments; the first argument is the command."""
 
+class Script:
+    """EVALSHA of `lua/NAME.lua` on one shard, loaded when Redis does not know it. Raises CannotWrite, or redis-py's
+    errors."""
 
-class QueueScript:
-    """EVALSHA, with the script loaded again when Redis does not know it. Raises CannotWrite, or redis-py's errors."""
+    def __init__(self, broker: Broker, name: str) -> None:
+        self._broker = broker
+        self._source = "\n".join((_FOLDER / f"{part}.lua").read_text() for part in ("common", name))
+        self._sha = hashlib.sha1(self._source.encode()).hexdigest()
 
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
-        self._script = redis.register_script(_SOURCE)
-
-    async def call(self, keys: Sequence[str], args: Sequence[EncodableT]) -> Any:
+    async def call(self, shard: str, **args: Any) -> Any:
+        """`args` become the script's map `a`."""
+        client, packed = self._broker.client(shard), _encoder.encode({"publish": self._broker.publish, **args})
         with _refusals_told():
-            return await self._script(keys=keys, args=args)
+            try:
+                return await client.execute_command("EVALSHA", self._sha, 1, keys.prefix(shard), packed)  # type: ignore[no-untyped-call]
+            except NoScriptError:
+                return await client.execute_command("EVAL", self._source, 1, keys.prefix(shard), packed)  # type: ignore[no-untyped-call]
 
-    async def batch(self, calls: Sequence[Call]) -> list[Any]:
-        """The replies of all calls, in one round trip."""
-        if not calls:
-            return []
-        pipe = self._redis.pipeline(transaction=False)
-        for keys, args in calls:
-            await self._script(keys=keys, args=args, client=pipe)
-        with _refusals_told():
-            return list(await pipe.execute())
+
+def raw(data: bytes) -> msgspec.Raw:
+    """Bytes as an argument of a script: Redis's msgpack knows no bytes, but its strings hold any."""
+    return msgspec.Raw(_STR32 + len(data).to_bytes(4, "big") + data)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ POLICY = (
     "worker.puzzles",
     "worker.text",
 )
-REACH_REDIS = ("worker.intake", "worker.outbox", "worker.service", "worker.__main__", "worker.jobs")
+REACH_REDIS = ("worker.intake", "worker.bells", "worker.outbox", "worker.service", "worker.__main__", "worker.jobs")
 
 
 @dataclass

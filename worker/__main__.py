@@ -5,9 +5,10 @@ import logging
 import os
 import sys
 
-from shared.broker import connect
+from shared.broker import Broker, connect
 from shared.cli import redis_url, run_role
 from shared.logs import configure_logging
+from shared.queue import Terms
 from shared.settings import Settings
 from shared.signals import signals_call
 from worker.device import CORES_ENV, keep_freed_memory, use_cores, use_threads
@@ -56,12 +57,8 @@ def prepare_process(settings: Settings) -> None:
 async def _serve(settings: Settings) -> int:
     redis = connect(redis_url(settings))
     stop = asyncio.Event()
-    service = WorkerService(
-        redis,
-        lease_s=settings.lease_s,
-        result_ttl_s=settings.result_ttl_s,
-        drain_timeout_s=settings.drain_timeout_s,
-    )
+    terms = Terms(lease_s=settings.lease_s, result_ttl_s=settings.result_ttl_s)
+    service = WorkerService(Broker(redis), terms, drain_timeout_s=settings.drain_timeout_s)
     try:
         with signals_call({"SIGTERM": stop.set, "SIGINT": stop.set}):
             survived = await service.run(lambda: load_models(settings), stop)

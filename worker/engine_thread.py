@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from worker.engine import Engine
+from worker.progress import beat, resting
 
 logger = logging.getLogger("aios.engine")
 
@@ -33,11 +34,13 @@ class EngineThread(threading.Thread):
                 self._work.clear()
                 for engine in self._engines:
                     while engine.has_work and not self._stopping:
+                        beat()
                         engine.step()
                         if len(self._engines) > 1:
                             self._work.set()
                             break
-                self._work.wait()
+                with resting():
+                    self._work.wait()
         except Exception:  # the thread's last words; the process ends with them
             logger.exception("the engine died")
             self._on_death()

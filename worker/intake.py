@@ -1,21 +1,20 @@
 """What enters the worker: takes jobs until they fill the free places, one for each choice, as token ids to one engine.
 
-The last job taken may have more choices than places are left: no other is taken until they have places too.
-
-Looks for jobs whose owner's lease has lapsed as well; of those the logged tokens are replayed, never sampled again.
+The last job taken may have more choices than places are left: no other is taken until they have places too. Of jobs
+that a lost worker had begun the logged tokens are replayed, never sampled again.
 """
 
 import asyncio
 import contextlib
 import logging
-import time
 
 from redis.exceptions import RedisError
 
 from shared.errors import FleetError, WorkerFailed
 from shared.log import LogReader
 from shared.messages import Generate, Started, Tokens
-from shared.queue import Claim, JobQueue
+from shared.queue import Claim, WorkQueue
+from worker.bells import Bells
 from worker.engine import Engine
 from worker.outbox import Outbox
 from worker.request import Work
@@ -23,35 +22,35 @@ from worker.runners.base import Runner
 
 logger = logging.getLogger("aios.intake")
 
-_BLOCK_MS = 250
+_WAIT_S = 0.5
+"""Between two looks for jobs of lost workers, for which no bell rings."""
 
 
 class Intake:
-    """One model's way in. `priority` names the class stream it serves."""
+    """One model's way in, from all `shards`."""
 
     def __init__(
         self,
-        queue: JobQueue,
+        queue: WorkQueue,
         reader: LogReader,
         outbox: Outbox,
         engine: Engine,
         runner: Runner,
         *,
-        model_id: str,
         worker_id: str,
-        lease_s: float,
-        priority: str = "default",
+        shards: tuple[str, ...],
     ) -> None:
         self._queue = queue
         self._reader = reader
         self._outbox = outbox
         self._engine = engine
         self._runner = runner
-        self._address = (model_id, priority, worker_id)
-        self._lease_s = lease_s
-        self._next_look_s = 0.0
-        self._free = runner.spec.max_batch
+        self._worker_id = worker_id
+        self._shards = list(shards)
+        self._bells = Bells(queue, _WAIT_S)
+        self._most = self._free = runner.spec.max_batch
         self._freed = asyncio.Event()
+        self._should_empty = False
 
     def closed(self, claim: Claim) -> None:
         """A job of this intake has ended: its places are free."""
@@ -60,35 +59,43 @@ class Intake:
 
     async def turn(self) -> None:
         """Take what can be taken now; returns after a short while without work."""
-        if self._free <= 0:
+        if not self._has_room:
+            await self._bells.pass_on()
             self._freed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._freed.wait(), _BLOCK_MS / 1000)
+                await asyncio.wait_for(self._freed.wait(), _WAIT_S)
             return
-        claims = await self._lapsed() or await self._queue.take(*self._address, self._free, _BLOCK_MS)
-        for claim in claims:
+        for shard in list(self._shards):
+            if self._has_room and await self._take(shard):
+                return
+        await self._bells.wait(self._shards)
+
+    async def close(self) -> None:
+        """Wait for the last bell; what it rang for is passed on."""
+        await self._bells.close()
+
+    @property
+    def _has_room(self) -> bool:
+        return self._free == self._most if self._should_empty else self._free > 0
+
+    async def _take(self, shard: str) -> bool:
+        """Whether a shard had anything. The others come first the next time."""
+        taken = await self._queue.take(shard, self._free, is_empty=self._free == self._most)
+        self._should_empty = taken.should_empty
+        self._shards.remove(shard)
+        self._shards.append(shard)
+        for claim in taken.claims:
             self._outbox.open(claim)
             self._free -= claim.places
-        for claim in claims:
+        for claim in taken.claims:
             await self._accept(claim)
-
-    async def leave(self) -> None:
-        """Be forgotten by the queue, unless something is still in this worker's hands."""
-        await self._queue.forget_worker(*self._address)
-
-    async def _lapsed(self) -> list[Claim]:
-        """Jobs to take over, looked for twice in a lease."""
-        if time.monotonic() < self._next_look_s:
-            return []
-        self._next_look_s = time.monotonic() + self._lease_s / 2
-        claims = await self._queue.take_lapsed(*self._address, self._free, self._lease_s)
-        for claim in claims:
-            logger.warning("job %s taken over, epoch %d", claim.job.id, claim.epoch)
-        return claims
+        return bool(taken.claims)
 
     async def _accept(self, claim: Claim) -> None:
         """From a job in hand to a work for the engine. A long prompt must not hold up the renewal of leases."""
         task = claim.job.task
+        if claim.epoch > 1:
+            logger.warning("job %s taken over, epoch %d", claim.job.id, claim.epoch)
         try:
             replayed = await self._replay(claim) if claim.last_index else ()
             encoded = await asyncio.to_thread(self._runner.encode, task)
@@ -105,8 +112,8 @@ class Intake:
             return
         sampling = task.sampling if isinstance(task, Generate) else None
         max_tokens = encoded.max_tokens if sampling is not None and encoded.max_tokens < sampling.max_tokens else None
-        worker_id, num_prompt_tokens = self._address[2], len(encoded.prompt_ids)
-        started = Started(claim.epoch, worker_id, num_prompt_tokens, encoded.num_truncated, max_tokens)
+        num_prompt_tokens = len(encoded.prompt_ids)
+        started = Started(claim.epoch, self._worker_id, num_prompt_tokens, encoded.num_truncated, max_tokens)
         if self._outbox.add(claim, started):
             self._engine.submit(Work(claim.key, encoded, sampling, replayed, claim.job.tenant))
 

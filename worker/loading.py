@@ -9,6 +9,7 @@ from shared.messages import Failed, Generate, ModelInfo
 from shared.settings import ModelEntry, Settings, SettingsError, model_entries
 from worker import device
 from worker.engine import Engine
+from worker.fingerprint import fingerprint
 from worker.models.errors import ModelFormatError
 from worker.registry import detect, load_runner
 from worker.request import Emission, Work
@@ -27,8 +28,11 @@ _DEFAULT_KV_FRACTION = 0.9
 
 @dataclass(frozen=True)
 class LoadedModel:
+    """`fingerprint`: see `worker.fingerprint`."""
+
     info: ModelInfo
     runner: Runner
+    fingerprint: str = ""
 
 
 def load_models(settings: Settings) -> list[LoadedModel]:
@@ -65,7 +69,7 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
         entry.id, spec.runner, spec.found, spec.context_window, settings.max_new_tokens, spec.max_batch,
         tasks=spec.tasks, is_default=is_default,
     )  # fmt: skip
-    return LoadedModel(info, runner)
+    return LoadedModel(info, runner, fingerprint(spec.runner, options))
 
 
 def _load_fitting(kind: str, options: RunnerOptions) -> Runner:

@@ -14,6 +14,7 @@ from shared.broker import UNAVAILABLE
 from shared.log import Append, LogWriter
 from shared.messages import Event, Terminal, Tokens
 from shared.queue import Claim
+from worker.progress import resting
 from worker.request import Emission
 
 logger = logging.getLogger("aios.outbox")
@@ -65,9 +66,15 @@ class Outbox:
         if self._jobs.pop(claim.key, None) is not None:
             self._on_closed(claim, True)
 
+    def ended(self, job_id: str) -> None:
+        """Somebody has ended a job: forget every take of it."""
+        for claim in [claim for claim in self.claims if claim.job.id == job_id]:
+            self.close(claim)
+
     def put(self, emissions: list[Emission]) -> None:
         """From the engine's thread: one step's emissions. Waits while too many steps are unsent."""
-        self._room.acquire()
+        with resting():
+            self._room.acquire()
         self._loop.call_soon_threadsafe(self._collect, emissions)
 
     async def run(self) -> None:

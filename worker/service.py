@@ -14,13 +14,16 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from shared import keys
+from shared.broker import Broker
 from shared.log import LogReader, LogWriter
 from shared.messages import ModelInfo, WorkerInfo
 from shared.presence import Presence
-from shared.queue import Claim, JobQueue
+from shared.queue import Claim, Terms, WorkQueue
+from shared.subscriptions import Subscriptions
+from worker import progress
 from worker.engine import Engine
 from worker.engine_thread import EngineThread
 from worker.intake import Intake
@@ -36,16 +39,18 @@ State = Literal["loading", "ready", "draining"]
 
 
 class WorkerService:
-    def __init__(self, redis: Redis, *, lease_s: float, result_ttl_s: float, drain_timeout_s: float) -> None:
+    def __init__(self, broker: Broker, terms: Terms, *, drain_timeout_s: float) -> None:
         self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-        self._presence = Presence(redis)
-        self._queue = JobQueue(redis, result_ttl_s=result_ttl_s)
-        self._reader = LogReader(redis)
-        self._outbox = Outbox(LogWriter(redis, result_ttl_s=result_ttl_s), self._closed)
-        self._lease_s = lease_s
+        self._broker = broker
+        self._terms = terms
+        self._presence = Presence(broker.client(keys.PRESENCE))
+        self._subscriptions = Subscriptions(broker.client(keys.PRESENCE))
+        self._reader = LogReader(broker)
+        self._outbox = Outbox(LogWriter(broker, result_ttl_s=terms.result_ttl_s), self._closed)
         self._drain_timeout_s = drain_timeout_s
         self._state: State = "loading"
         self._models: tuple[ModelInfo, ...] = ()
+        self._queues: dict[str, WorkQueue] = {}
         self._intakes: dict[str, Intake] = {}
         self._engines: dict[str, Engine] = {}
         self._work = threading.Event()
@@ -61,7 +66,8 @@ class WorkerService:
         finally:
             announcing.cancel()
             await asyncio.gather(announcing, return_exceptions=True)
-            await self._leave()
+            await self._once(lambda: self._presence.leave(self.worker_id))
+            await self._subscriptions.close()
         return not self._is_broken.is_set()
 
     async def _serve(self, loaded: Sequence[LoadedModel], stop: asyncio.Event) -> None:
@@ -72,7 +78,8 @@ class WorkerService:
         died = partial(loop.call_soon_threadsafe, broken.set)
         thread = EngineThread(list(self._engines.values()), self._work, on_death=died)
         thread.start()
-        upkeep = [self._start(self._outbox.run()), self._start(self._forever(self._renew, self._lease_s / 3))]
+        upkeep = [self._start(self._outbox.run()), self._start(self._forever(self._renew, self._terms.lease_s / 3))]
+        upkeep += [self._start(self._hear(shard)) for shard in self._broker.shards]
         self._state, self._models = "ready", tuple(model.info for model in loaded)
         await self._once(self._announce)
         logger.info("ready: %s", ", ".join(self._intakes))
@@ -101,20 +108,30 @@ class WorkerService:
     def _add(self, model: LoadedModel) -> None:
         engine = Engine(model.runner, self._outbox.put, self._work.set)
         self._engines[model.info.id] = engine
+        queue = WorkQueue(
+            self._broker, self._terms, model=model.info.id, worker=self.worker_id, fingerprint=model.fingerprint
+        )
+        self._queues[model.info.id] = queue
         self._intakes[model.info.id] = Intake(
-            self._queue,
+            queue,
             self._reader,
             self._outbox,
             engine,
             model.runner,
-            model_id=model.info.id,
             worker_id=self.worker_id,
-            lease_s=self._lease_s,
+            shards=self._broker.shards,
         )
 
     async def _take(self, intake: Intake, stop: asyncio.Event) -> None:
         while not stop.is_set() and not self._is_broken.is_set():
             await self._once(intake.turn)
+        await intake.close()
+
+    async def _hear(self, shard: str) -> None:
+        """What others have ended is dropped at once, before its next append is refused."""
+        async with self._subscriptions.listen(keys.control(shard, self.worker_id)) as inbox:
+            while True:
+                self._outbox.ended((await inbox.get()).decode())
 
     async def _drain(self, taking: Sequence[asyncio.Task[None]]) -> None:
         """Let jobs in hand end; when time is up, or this worker is broken, hand them to other workers."""
@@ -127,13 +144,21 @@ class WorkerService:
                     await self._idle.wait()
         except TimeoutError:
             logger.warning("%d jobs go back to the queue", len(self._outbox.claims))
-        await self._once(lambda: self._queue.release(self._outbox.claims, self.worker_id))
+        for model, queue in self._queues.items():
+            await self._once(partial(queue.give_back, self._claims(model)))
 
     async def _renew(self) -> None:
-        claims = self._outbox.claims
-        for claim, is_ours in zip(claims, await self._queue.renew(claims, self.worker_id), strict=True):
-            if not is_ours:
+        """Restart the leases while the engine's thread gets on: a step that hangs must not keep its jobs."""
+        silence_s = progress.silence_s()
+        if silence_s > self._terms.lease_s:
+            logger.error("no progress for %.1f s: the leases run out", silence_s)
+            return
+        for model, queue in self._queues.items():
+            for claim in await queue.renew(self._claims(model)):
                 self._outbox.close(claim)
+
+    def _claims(self, model: str) -> list[Claim]:
+        return [claim for claim in self._outbox.claims if claim.job.model == model]
 
     def _closed(self, claim: Claim, was_stale: bool) -> None:
         model = claim.job.model
@@ -144,11 +169,6 @@ class WorkerService:
 
     async def _announce(self) -> None:
         await self._presence.announce(WorkerInfo(self.worker_id, self._state, self._models, len(self._outbox.claims)))
-
-    async def _leave(self) -> None:
-        await self._once(lambda: self._presence.leave(self.worker_id))
-        for intake in self._intakes.values():
-            await self._once(intake.leave)
 
     async def _forever(self, turn: Callable[[], Awaitable[None]], every_s: float) -> None:
         while True:

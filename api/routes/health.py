@@ -13,7 +13,6 @@ from shared.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["health"])
 
-_PRIORITY = "default"
 _PATIENCE_S = 1.0
 
 
@@ -41,7 +40,7 @@ async def metrics(front: FrontDep) -> Response:
     with suppress(BrokerUnavailable, TimeoutError, *UNAVAILABLE):
         async with asyncio.timeout(_PATIENCE_S):
             for model in (await front.fleet.now()).models:
-                depth = await front.queue.depth(model, _PRIORITY)
+                depth = await front.submissions.depth(model)
                 front.metrics.queue_depth.labels(model, "queued").set(depth.queued)
                 front.metrics.queue_depth.labels(model, "running").set(depth.running)
     return Response(front.metrics.render(), media_type=CONTENT_TYPE)

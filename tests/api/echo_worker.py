@@ -11,7 +11,7 @@ from typing import Self
 
 from redis.asyncio import Redis
 
-from shared.broker import connect
+from shared.broker import Broker, connect
 from shared.log import Append, LogWriter
 from shared.messages import (
     ContinuationScore,
@@ -32,7 +32,7 @@ from shared.messages import (
     WorkerInfo,
 )
 from shared.presence import Presence
-from shared.queue import Claim, JobQueue
+from shared.queue import Claim, Terms, WorkQueue
 
 
 def model_info(id: str = "echo", max_new_tokens: int = 1024, **more: object) -> ModelInfo:
@@ -59,6 +59,7 @@ class EchoWorker:
         self.jobs: list[Job] = []
         self.stale: list[str] = []
         self._redis = connect(redis_url)
+        self._broker = Broker(self._redis)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -75,16 +76,19 @@ class EchoWorker:
         await self._redis.aclose()
 
     async def _take(self) -> None:
-        queue = JobQueue(self._redis)
+        queue = WorkQueue(self._broker, Terms(), model=self.model.id, worker="w1", fingerprint="")
         while True:
-            for claim in await queue.take(self.model.id, "default", "w1", 64, 1000):
+            taken = await queue.take("00", 64, is_empty=not self._tasks)
+            if not taken.claims:
+                await queue.await_bell("00", 1)
+            for claim in taken.claims:
                 self.jobs.append(claim.job)
                 task = asyncio.create_task(self._work(claim))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
     async def _work(self, claim: Claim) -> None:
-        writer, after = LogWriter(self._redis), claim.last_index
+        writer, after = LogWriter(self._broker), claim.last_index
         for number, event in enumerate(self._events(claim)):
             if number >= 2:
                 await self.gate.wait()

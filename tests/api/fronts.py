@@ -14,6 +14,7 @@ from api.__main__ import Server
 from api.app import create_app
 from api.deps import Front
 from shared import keys
+from shared.broker import Broker
 from shared.settings import Settings
 
 DEADLINE_S = 10.0
@@ -33,7 +34,7 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], what: str) -> N
 @asynccontextmanager
 async def in_memory(redis: Redis, **settings: object) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a front that has no socket."""
-    app = create_app(Settings(**settings), redis)  # type: ignore[arg-type]
+    app = create_app(Settings(**settings), Broker(redis))  # type: ignore[arg-type]
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as client:
         yield client
     await front_of(app).close()
@@ -42,7 +43,7 @@ async def in_memory(redis: Redis, **settings: object) -> AsyncIterator[httpx.Asy
 @asynccontextmanager
 async def live(redis: Redis, **settings: object) -> AsyncIterator[tuple[httpx.AsyncClient, Front]]:
     """A client of a front that listens on a port."""
-    app = create_app(Settings(**settings), redis)  # type: ignore[arg-type]
+    app = create_app(Settings(**settings), Broker(redis))  # type: ignore[arg-type]
     config = uvicorn.Config(app, "127.0.0.1", 0, log_config=None, access_log=False, timeout_graceful_shutdown=1)
     server = Server(config)
     serving = asyncio.create_task(server.serve())

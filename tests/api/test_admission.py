@@ -6,9 +6,9 @@ from redis.asyncio import Redis
 
 from api.fleet import FleetView
 from shared.presence import Presence
-from shared.queue import JobQueue
 from tests.api.echo_worker import EchoWorker, announce, model_info
 from tests.api.fronts import in_memory, states
+from tests.desk import Desk
 
 
 async def test_a_full_queue_takes_all_jobs_of_a_request_or_none(redis: Redis) -> None:
@@ -20,7 +20,7 @@ async def test_a_full_queue_takes_all_jobs_of_a_request_or_none(redis: Redis) ->
     assert int(answer.headers["Retry-After"]) >= 1
     assert answer.json()["error"]["code"] == "queue_full"
     assert openai_answer.json()["error"]["type"] == "rate_limit_error"
-    assert (await JobQueue(redis).depth("echo", "default")).queued == 0
+    assert await Desk(redis, "echo").counts() == (0, 0)
     assert await states(redis) == []
 
 

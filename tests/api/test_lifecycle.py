@@ -13,10 +13,10 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from shared.broker import connect
+from shared.broker import Broker, connect
 from shared.messages import Cancelled, Failed
-from shared.queue import JobQueue
 from shared.settings import Settings
+from shared.submission import Submissions
 from tests.api.echo_worker import EchoWorker, announce
 from tests.api.fronts import in_memory, live, state, states, until
 from tests.redis_server import start_redis
@@ -61,7 +61,7 @@ async def test_a_failed_job_takes_its_siblings_along(redis: Redis, worker: EchoW
     async with in_memory(redis) as client:
         asking = asyncio.create_task(client.post("/generate", json={"prompts": ["a b", "c d", "e f"]}))
         await until(lambda: len(worker.jobs) == 3, "the jobs run")
-        await JobQueue(redis).end(worker.jobs[1], Failed("worker_failed", "It broke."))
+        await Submissions(Broker(redis)).end([worker.jobs[1]], Failed("worker_failed", "It broke."))
         answer = await asking
         await until(lambda: all_are(redis, ["cancelled", "cancelled", "failed"]), "the siblings are cancelled")
     assert (answer.status_code, answer.json()["error"]["message"]) == (500, "It broke.")
@@ -72,7 +72,7 @@ async def test_a_job_cancelled_by_somebody_else(redis: Redis, worker: EchoWorker
     async with in_memory(redis) as client:
         asking = asyncio.create_task(client.post("/generate", json={"prompts": ["a b"]}))
         await until(lambda: len(worker.jobs) == 1, "the job runs")
-        await JobQueue(redis).end(worker.jobs[0], Cancelled())
+        await Submissions(Broker(redis)).end([worker.jobs[0]], Cancelled())
         assert (await asking).status_code == 499
 
 

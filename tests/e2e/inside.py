@@ -7,7 +7,9 @@ from contextlib import asynccontextmanager
 import httpx
 from redis.asyncio import Redis
 
+from shared.broker import Broker
 from shared.messages import ModelInfo
+from shared.queue import Terms
 from tests.api.fronts import in_memory, until
 from worker.loading import LoadedModel
 from worker.runners.base import Runner
@@ -21,7 +23,7 @@ async def fleet_inside(
     redis: Redis, runners: Mapping[str, Runner], **settings: object
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a fleet that serves `runners` by their names; the first is the default. The worker must survive."""
-    worker, stop = WorkerService(redis, lease_s=3, result_ttl_s=60, drain_timeout_s=5), asyncio.Event()
+    worker, stop = WorkerService(Broker(redis), Terms(result_ttl_s=60), drain_timeout_s=5), asyncio.Event()
     default = next(iter(runners))
     loaded = [
         LoadedModel(

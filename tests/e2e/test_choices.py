@@ -6,7 +6,9 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from shared.broker import Broker
 from shared.messages import ModelInfo
+from shared.queue import Terms
 from tests.api.fronts import in_memory, until
 from worker.loading import LoadedModel
 from worker.runners.base import RunnerOptions
@@ -40,7 +42,7 @@ def joined(stream: str) -> list[dict[str, Any]]:
 
 async def test_a_stream_adds_up_to_the_whole_answer(redis: Redis) -> None:
     stop = asyncio.Event()
-    worker = WorkerService(redis, lease_s=3, result_ttl_s=60, drain_timeout_s=5)
+    worker = WorkerService(Broker(redis), Terms(result_ttl_s=60), drain_timeout_s=5)
     serving = asyncio.create_task(worker.run(loaded, stop))
     async with in_memory(redis) as client:
 

@@ -10,28 +10,26 @@ import signal
 from redis.asyncio import Redis
 
 from shared import keys
-from shared.log import LogReader
 from shared.messages import Cancelled, Done, Event, Failed, Generate, Job, Sampling, Score, Started, Terminal, Tokens
-from shared.queue import JobQueue
+from tests.desk import Desk
 from tests.e2e.fleet import WorkerProcess, start_worker
 from tests.redis_server import RedisServer
 
 NUM_JOBS = 500
 
 
-def random_job(rng: random.Random) -> Job:
-    """Long, short, stopping, scoring and invalid jobs, some of several choices; some prompts end by themselves."""
-    job_id = keys.new_job_id()
+def random_task(rng: random.Random) -> Generate | Score:
+    """Long, short, stopping, scoring and invalid tasks, some of several choices; some prompts end by themselves."""
     kind = rng.random()
     if kind < 0.2:
         tails = tuple("x" * rng.randint(1, 9) for _ in range(rng.randint(1, 4)))
-        return Job(job_id, "echo", Score("context", tails))
+        return Score("context", tails)
     if kind < 0.25:
-        return Job(job_id, "echo", Generate("", Sampling(max_tokens=5, seed=0)))
+        return Generate("", Sampling(max_tokens=5, seed=0))
     prompt = "".join(rng.choices("abcdefgh ", k=rng.randint(1, 40))) + rng.choice(["", " eos"])
     stop = (prompt[:2],) if rng.random() < 0.2 else ()
     sampling = Sampling(rng.randint(1, 200), seed=1, stop=stop, n=rng.choice((1, 1, 1, 2, 3)))
-    return Job(job_id, "echo", Generate(prompt, sampling))
+    return Generate(prompt, sampling)
 
 
 def expected_text(task: Generate) -> str:
@@ -70,16 +68,16 @@ def check_log(job: Job, events: list[Event], was_cancelled: bool) -> None:
 async def test_500_random_jobs_end_once_each(redis_server: RedisServer, redis: Redis) -> None:
     """P1 (first slice), P4, P6: with cancels at random and a worker killed and another stopped half-way."""
     rng = random.Random(20)
-    queue, reader = JobQueue(redis), LogReader(redis)
-    jobs = [random_job(rng) for _ in range(NUM_JOBS)]
+    desk = Desk(redis, "echo")
+    jobs: list[Job] = []
     to_cancel = set(rng.sample(range(NUM_JOBS), 60))
     victim, drained, survivor = await asyncio.gather(*(start_worker(redis_server.url, redis) for _ in range(3)))
     try:
         for start in range(0, NUM_JOBS, 20):
-            await queue.submit(jobs[start : start + 20], max_depth=NUM_JOBS, queue_timeout_s=60)
+            jobs += await desk.submit(*(random_task(rng) for _ in range(20)), max_jobs=NUM_JOBS)
             for index in range(start, start + 20):
                 if index in to_cancel:
-                    await queue.end(jobs[index], Cancelled())
+                    await desk.submissions.end([jobs[index]], Cancelled())
             if start == 200:
                 await kill_with_jobs_in_hand(victim, redis, jobs)
             if start == 300:
@@ -87,9 +85,9 @@ async def test_500_random_jobs_end_once_each(redis_server: RedisServer, redis: R
         await all_ended(redis, jobs)
         assert await drained.wait() == 0
         for index, job in enumerate(jobs):
-            check_log(job, [event for _, event in await reader.read(job.id)], index in to_cancel)
-        assert await num_taken_over(reader, jobs) > 0, "the kill hit nothing, so this proved nothing"
-        await nothing_is_left(redis, queue)
+            check_log(job, await desk.events(job), index in to_cancel)
+        assert await num_taken_over(desk, jobs) > 0, "the kill hit nothing, so this proved nothing"
+        await nothing_is_left(redis, desk)
     finally:
         for worker in (victim, drained, survivor):
             await worker.end()
@@ -118,30 +116,30 @@ async def kill_with_jobs_in_hand(
     await victim.wait()
 
 
-async def num_taken_over(reader: LogReader, jobs: list[Job]) -> int:
-    logs = [await reader.read(job.id) for job in jobs]
-    return sum(any(isinstance(event, Started) and event.epoch > 1 for _, event in log) for log in logs)
+async def num_taken_over(desk: Desk, jobs: list[Job]) -> int:
+    logs = [await desk.events(job) for job in jobs]
+    return sum(any(isinstance(event, Started) and event.epoch > 1 for event in log) for log in logs)
 
 
-async def nothing_is_left(redis: Redis, queue: JobQueue) -> None:
-    """No entry waits, none is pending, and every key of every job has a time to live."""
+async def nothing_is_left(redis: Redis, desk: Desk) -> None:
+    """No job waits, none is leased, no quota is held, and every key of every job has a time to live."""
     async with asyncio.timeout(10):
-        while (depth := await queue.depth("echo", "default")).queued or depth.running:
+        while await desk.counts() != (0, 0):
             await asyncio.sleep(0.02)
     for key in [*await redis.keys("aios:{00}:job:*"), *await redis.keys("aios:{00}:log:*")]:
         assert await redis.pttl(key) > 0, key
+    assert not await redis.keys("aios:{00}:held:*")
 
 
 async def test_a_worker_that_starts_later_finds_the_jobs_that_waited(redis_server: RedisServer, redis: Redis) -> None:
-    """DESIGN 4: the group starts at 0, so nothing queued before the first worker is lost."""
-    queue, reader = JobQueue(redis), LogReader(redis)
-    job = Job(keys.new_job_id(), "echo", Generate("hello", Sampling(max_tokens=5, seed=0)))
-    await queue.submit([job], max_depth=10, queue_timeout_s=60)
+    """Nothing queued before the first worker is lost."""
+    desk = Desk(redis, "echo")
+    (job,) = await desk.submit(Generate("hello", Sampling(max_tokens=5, seed=0)))
     worker: WorkerProcess = await start_worker(redis_server.url, redis)
     try:
         await all_ended(redis, [job])
     finally:
         await worker.end()
-    events = [event for _, event in await reader.read(job.id)]
+    events = await desk.events(job)
     assert isinstance(events[0], Started)
     check_log(job, events, was_cancelled=False)

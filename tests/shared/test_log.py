@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from shared import keys
+from shared.broker import Broker
 from shared.errors import BrokerUnavailable
 from shared.log import Append, LogReader, LogWriter
-from shared.messages import Done, Event, Generate, Job, Sampling, Tokens
-from shared.queue import JobQueue
+from shared.messages import Done, Event, Job, Tokens
 from shared.subscriptions import Subscriptions
+from tests.desk import Desk
 
 
 @pytest.fixture
@@ -22,19 +22,16 @@ async def subscriptions(redis: Redis) -> AsyncIterator[Subscriptions]:
 
 
 async def running_job(redis: Redis) -> Job:
-    job = Job(keys.new_job_id(), "m", Generate("hi", Sampling(max_tokens=4, seed=0)))
-    queue = JobQueue(redis)
-    await queue.submit([job], max_depth=10, queue_timeout_s=60)
-    while not await queue.take("m", "default", "w", 1, 100):
-        pass
-    return job
+    desk = Desk(redis)
+    await desk.submit()
+    return (await desk.take())[0].job
 
 
 async def say(redis: Redis, job: Job, count: int) -> list[Event]:
     """`count` tokens and the end, one append each."""
     events: list[Event] = [*(Tokens((i,), str(i)) for i in range(count)), Done("stop", 1, count)]
     for index, event in enumerate(events):
-        assert await LogWriter(redis).append([Append(job, 1, index, (event,))]) == [True]
+        assert await LogWriter(Broker(redis)).append([Append(job, 1, index, (event,))]) == [True]
     return events
 
 
@@ -44,7 +41,7 @@ async def collect(reader: LogReader, job: Job, after: int = 0) -> list[tuple[int
 
 async def test_followers_early_late_and_from_a_cursor_see_the_same(redis: Redis, subscriptions: Subscriptions) -> None:
     """P2 in the small: the cursor is the event index, the same for everyone."""
-    job, reader = await running_job(redis), LogReader(redis, subscriptions)
+    job, reader = await running_job(redis), LogReader(Broker(redis), subscriptions)
     early = [asyncio.create_task(collect(reader, job)) for _ in range(3)]
     events = await say(redis, job, 30)
     expected = list(enumerate(events, start=1))
@@ -60,7 +57,7 @@ async def test_events_that_pubsub_loses_are_read_from_the_log(
     redis: Redis, subscriptions: Subscriptions, monkeypatch: pytest.MonkeyPatch, lost: set[int]
 ) -> None:
     """DESIGN 3.3: a gap is filled from the log, and a slow look at the log is the safety net."""
-    job, reader = await running_job(redis), LogReader(redis, subscriptions, poll_s=0.05)
+    job, reader = await running_job(redis), LogReader(Broker(redis), subscriptions, poll_s=0.05)
     deliver, seen = subscriptions._dispatch, 0
 
     def lossy(message: dict[str, bytes]) -> None:
@@ -82,12 +79,12 @@ async def test_events_that_pubsub_loses_are_read_from_the_log(
 async def test_following_an_ended_job_needs_no_pubsub(redis: Redis, subscriptions: Subscriptions) -> None:
     job = await running_job(redis)
     events = await say(redis, job, 2)
-    assert [event for _, event in await collect(LogReader(redis, subscriptions), job)] == events
+    assert [event for _, event in await collect(LogReader(Broker(redis), subscriptions), job)] == events
 
 
 async def test_a_job_that_redis_has_lost_is_not_waited_for(redis: Redis, subscriptions: Subscriptions) -> None:
     """P4: never silence. A Redis that came back empty is told to the caller within a poll."""
-    job, reader = await running_job(redis), LogReader(redis, subscriptions, poll_s=0.05)
+    job, reader = await running_job(redis), LogReader(Broker(redis), subscriptions, poll_s=0.05)
     follower = asyncio.create_task(collect(reader, job))
     while not subscriptions._channels:
         await asyncio.sleep(0.005)

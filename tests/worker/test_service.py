@@ -9,12 +9,13 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from shared import keys
+from shared.broker import Broker
 from shared.errors import FleetError
-from shared.log import Append, LogReader, LogWriter
+from shared.log import LogReader
 from shared.messages import Done, Event, Failed, Generate, Job, ModelInfo, Sampling, Score, Started, Terminal, Tokens
-from shared.queue import Claim, Depth, JobQueue
+from shared.queue import Claim, Terms, WorkQueue
 from shared.subscriptions import Subscriptions
+from tests.desk import Desk
 from tests.polling import until
 from worker.loading import LoadedModel
 from worker.runners.base import RunnerOptions
@@ -23,12 +24,12 @@ from worker.sequence import Encoded, Slice, StepResult
 from worker.service import WorkerService
 
 
-def new_job(prompt: str) -> Job:
-    return Job(keys.new_job_id(), "m", Generate(prompt, Sampling(max_tokens=3, seed=0)))
+def task(prompt: str) -> Generate:
+    return Generate(prompt, Sampling(max_tokens=3, seed=0))
 
 
 def service(redis: Redis) -> WorkerService:
-    return WorkerService(redis, lease_s=0.5, result_ttl_s=60, drain_timeout_s=5)
+    return WorkerService(Broker(redis), Terms(lease_s=0.5, result_ttl_s=60), drain_timeout_s=5)
 
 
 def loaded(runner: Echo) -> list[LoadedModel]:
@@ -38,7 +39,7 @@ def loaded(runner: Echo) -> list[LoadedModel]:
 async def end_of(redis: Redis, job: Job) -> Terminal:
     subscriptions = Subscriptions(redis)
     try:
-        async for _, event in LogReader(redis, subscriptions, poll_s=0.1).follow(job.id):
+        async for _, event in LogReader(Broker(redis), subscriptions, poll_s=0.1).follow(job.id):
             if isinstance(event, Terminal):
                 return event
     finally:
@@ -46,13 +47,13 @@ async def end_of(redis: Redis, job: Job) -> Terminal:
     raise AssertionError("a log without an end")
 
 
-def long_job(num_tokens: int = 400) -> Job:
-    return Job(keys.new_job_id(), "m", Generate("abc", Sampling(num_tokens, seed=0)))
+def long_task(num_tokens: int = 400) -> Generate:
+    return Generate("abc", Sampling(num_tokens, seed=0))
 
 
 async def said_of(redis: Redis, job: Job) -> tuple[str, list[int]]:
     """All text of a job's log, and the epochs that began it."""
-    events = [event for _, event in await LogReader(redis).read(job.id)]
+    events = [event for _, event in await LogReader(Broker(redis)).read(job.id)]
     text = "".join(event.text for event in events if isinstance(event, Tokens))
     return text, [event.epoch for event in events if isinstance(event, Started)]
 
@@ -77,14 +78,14 @@ async def test_a_worker_that_takes_over_its_own_job_says_everything_once(
     """P1: a lease that lapses under its own live owner (a suspended laptop) doubles no token and leaks no place."""
     runner = Slow(RunnerOptions("echo", max_batch=3))
     runner.stepping_s = 0.004
-    worker, stop, jobs = service(redis), asyncio.Event(), [long_job(), long_job()]
+    worker, stop = service(redis), asyncio.Event()
 
-    async def no_renewal(claims: Sequence[Claim], worker_id: str) -> list[bool]:
-        return [True] * len(claims)
+    async def no_renewal(queue: WorkQueue, claims: Sequence[Claim]) -> list[Claim]:
+        return []
 
-    monkeypatch.setattr(worker._queue, "renew", no_renewal)
+    monkeypatch.setattr(WorkQueue, "renew", no_renewal)
     running = asyncio.create_task(worker.run(lambda: loaded(runner), stop))
-    await JobQueue(redis).submit(jobs, max_depth=10, queue_timeout_s=60)
+    jobs = await Desk(redis).submit(long_task(), long_task())
     for job in jobs:
         assert isinstance(await asyncio.wait_for(end_of(redis, job), 20), Done)
         text, epochs = await said_of(redis, job)
@@ -97,9 +98,9 @@ async def test_a_worker_that_takes_over_its_own_job_says_everything_once(
 
 async def test_slow_tokenizing_does_not_cost_the_lease(redis: Redis) -> None:
     """A long prompt is tokenized off the loop, and the jobs that wait behind it are in hand already."""
-    runner, stop, jobs = Slow(RunnerOptions("echo", max_batch=4)), asyncio.Event(), [long_job(5) for _ in range(3)]
+    runner, stop = Slow(RunnerOptions("echo", max_batch=4)), asyncio.Event()
     runner.tokenizing_s = 0.6
-    await JobQueue(redis).submit(jobs, max_depth=10, queue_timeout_s=60)
+    jobs = await Desk(redis).submit(*[long_task(5)] * 3)
     running = asyncio.create_task(service(redis).run(lambda: loaded(runner), stop))
     for job in jobs:
         assert isinstance(await asyncio.wait_for(end_of(redis, job), 20), Done)
@@ -110,13 +111,11 @@ async def test_slow_tokenizing_does_not_cost_the_lease(redis: Redis) -> None:
 
 async def test_a_replay_that_cannot_be_read_is_tried_again(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """A short loss of Redis during a takeover costs neither the job nor a place."""
-    job = long_job(9)
-    queue = JobQueue(redis)
-    await queue.submit([job], max_depth=10, queue_timeout_s=60)
-    while not (claims := await queue.take("m", "default", "dead", 1, 100)):
-        pass
-    await LogWriter(redis).append([Append(job, 1, 0, (Tokens((97,), "a"),))])
-    await queue.release(claims, "dead")
+    desk = Desk(redis)
+    (job,) = await desk.submit(long_task(9))
+    claims = await desk.take(1, "dead", fingerprint="")
+    await desk.say(claims[0], Tokens((97,), "a"))
+    await desk.queue("dead").give_back(claims)
     worker, stop, failures = service(redis), asyncio.Event(), 1
     real = worker._reader.read
 
@@ -151,8 +150,7 @@ class Held(Echo):
 async def test_choices_take_as_many_places(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job is taken while a place is free, whatever it needs; the rest stays queued. No place is lost."""
     runner, stop, choices = Held(RunnerOptions("echo", max_batch=4)), asyncio.Event(), [2, 3, 1, 16, 4, 1, 1, 1, 1, 1]
-    worker, queue, taken_before = service(redis), JobQueue(redis), []
-    jobs = [Job(keys.new_job_id(), "m", Generate("abc", Sampling(3, 0, n=n))) for n in choices]
+    worker, desk, taken_before = service(redis), Desk(redis), []
     opened = worker._outbox.open
 
     def note(claim: Claim) -> None:
@@ -160,11 +158,11 @@ async def test_choices_take_as_many_places(redis: Redis, monkeypatch: pytest.Mon
         opened(claim)
 
     monkeypatch.setattr(worker._outbox, "open", note)
-    await queue.submit(jobs, max_depth=10, queue_timeout_s=60)
+    jobs = [(await desk.submit(Generate("abc", Sampling(3, 0, n=n))))[0] for n in choices]
     running = asyncio.create_task(worker.run(lambda: loaded(runner), stop))
     await until(lambda: len(worker._outbox.claims) == 2, "the places are taken")
     assert worker._intakes["m"]._free == 4 - 2 - 3
-    assert await queue.depth("m", "default") == Depth(queued=8, running=2)
+    assert await desk.counts() == (8, 2)
     runner.gate.set()
     for job, n in zip(jobs, choices, strict=True):
         end = await asyncio.wait_for(end_of(redis, job), 20)
@@ -192,9 +190,9 @@ class BadStop(Echo):
 
 
 async def test_a_prompt_that_breaks_the_tokenizer_fails_alone(redis: Redis) -> None:
-    stop, jobs = asyncio.Event(), [new_job("good"), new_job("bad"), new_job("fine")]
+    stop = asyncio.Event()
     running = asyncio.create_task(service(redis).run(lambda: loaded(BadTokenizer(RunnerOptions("echo"))), stop))
-    await JobQueue(redis).submit(jobs, max_depth=10, queue_timeout_s=60)
+    jobs = await Desk(redis).submit(task("good"), task("bad"), task("fine"))
     ends = [await asyncio.wait_for(end_of(redis, job), 20) for job in jobs]
     assert [type(end) for end in ends] == [Done, Failed, Done]
     stop.set()
@@ -203,8 +201,7 @@ async def test_a_prompt_that_breaks_the_tokenizer_fails_alone(redis: Redis) -> N
 
 async def test_a_worker_with_a_dead_engine_ends_and_hands_its_job_over(redis: Redis) -> None:
     """P1: `run` answers False, the process exits, and the next worker finishes the job at once."""
-    job = new_job("abc")
-    await JobQueue(redis).submit([job], max_depth=10, queue_timeout_s=60)
+    (job,) = await Desk(redis).submit(task("abc"))
     broken = service(redis).run(lambda: loaded(BadStop(RunnerOptions("echo"))), asyncio.Event())
     assert await asyncio.wait_for(broken, 20) is False
     stop = asyncio.Event()

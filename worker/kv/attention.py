@@ -14,6 +14,7 @@ from torch import Tensor
 
 from worker.kv.spans import PagedSpan
 from worker.kv.store import KVStore
+from worker.progress import beat
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def attend(
     `key` and `value` may have fewer heads (grouped queries). `window` is the number of positions a query looks back on,
     itself included.
     """
+    beat()
     if plan.rows is not None:
         assert store is not None
         kept = plan.kept

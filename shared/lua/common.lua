@@ -1,0 +1,112 @@
+-- What the scripts share; put in front of each. They alone move a job's state.
+--
+-- KEYS[1] is the prefix of a shard, `aios:{00}:`; every other key begins with it and so lies in the same hash slot.
+-- ARGV[1] is a msgpack map, `a` below. Times are milliseconds of this server's clock, costs are tokens.
+--
+-- job:ID      hash    spec model class tenant state (queued | running | done | failed | cancelled) epoch last (event
+--                     index) cost places entry queued_ms expires_ms (to be taken by then) deadline_ms worker fingerprint
+--                     started (epoch that said so) advanced (epoch that said a token) deaths
+-- log:ID      stream  the events; event index i is the entry `i-0`, so an append lands once or not at all
+-- line:M:C:T  stream  jobs of one model, class and tenant that wait
+-- turns:M:C   zset    tenants that wait, by virtual time: cost served so far
+-- served:M:C  hash    virtual times of all tenants, and the class's own, `*`
+-- leases:M    zset    jobs in workers' hands, by when their leases end
+-- depth:M     hash    `jobs:C` and `cost:C` that wait in a class, and `bytes` that wait in all
+-- ended:M:B   hash    jobs and cost ended in bucket B of time
+-- bell:M      list    rings when there is something to take
+-- held:T      zset    a tenant's jobs that have not ended, by when they came
+-- bucket:T    hash    what is left of a tenant's rate, and when that was so
+-- request:ID  hash    the jobs of one request, its tenant, how often it was followed, the front's record of it
+-- key:T:K     hash    the request that came with idempotency key K, and its body's hash
+-- isolating:M string  the worker that empties itself for a suspect
+-- dead        stream  jobs that were convicted
+-- and channels: events:ID as they are logged, worker:W with ids of jobs that are no longer W's
+
+local P = KEYS[1]
+local a = cmsgpack.unpack(ARGV[1])
+local call = redis.call
+
+local BUCKET_MS = 10000
+local MOST_RINGS = 64
+local SERVED_TTL_MS = 3600000
+
+local time = call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+
+local function job_key(id) return P .. 'job:' .. id end
+local function log_key(id) return P .. 'log:' .. id end
+local function line_key(job) return P .. 'line:' .. job.model .. ':' .. job.class .. ':' .. job.tenant end
+local function class_key(kind, model, class) return P .. kind .. ':' .. model .. ':' .. class end
+local function ended_key(model, at) return P .. 'ended:' .. model .. ':' .. math.floor(at / BUCKET_MS) end
+
+local FIELDS = { 'state', 'epoch', 'last', 'model', 'class', 'tenant', 'cost', 'bytes', 'entry', 'expires_ms',
+  'deadline_ms', 'worker', 'fingerprint', 'started', 'advanced', 'deaths', 'request' }
+
+-- nil for a job that is not there.
+local function read_job(id)
+  local values = call('HMGET', job_key(id), unpack(FIELDS))
+  if not values[1] then return nil end
+  local job = { id = id }
+  for i, field in ipairs(FIELDS) do job[field] = values[i] end
+  return job
+end
+
+local function is_open(job) return job ~= nil and (job.state == 'queued' or job.state == 'running') end
+
+local function ring(model, times)
+  local bell = P .. 'bell:' .. model
+  for _ = 1, times do call('LPUSH', bell, '1') end
+  call('LTRIM', bell, 0, MOST_RINGS - 1)
+end
+
+local function append(job, payloads)
+  local log, channel, last = log_key(job.id), P .. 'events:' .. job.id, tonumber(job.last)
+  for _, payload in ipairs(payloads) do
+    last = last + 1
+    call('XADD', log, last .. '-0', 'e', payload)
+    call(a.publish, channel, last .. ':' .. payload)
+  end
+  job.last = last
+  call('HSET', job_key(job.id), 'last', last)
+end
+
+-- A job leaves its line: it is taken, or ends while it waits.
+local function leave_line(job)
+  local line, turns = line_key(job), class_key('turns', job.model, job.class)
+  call('XDEL', line, job.entry)
+  if call('XLEN', line) == 0 then
+    call('DEL', line)
+    call('ZREM', turns, job.tenant)
+  end
+  local depth = P .. 'depth:' .. job.model
+  call('HINCRBY', depth, 'jobs:' .. job.class, -1)
+  call('HINCRBY', depth, 'cost:' .. job.class, -tonumber(job.cost))
+  call('HINCRBY', depth, 'bytes', -tonumber(job.bytes))
+end
+
+-- A tenant's virtual time moves by what it was served, and its turn with it.
+local function charge(job, cost)
+  local served, turns = class_key('served', job.model, job.class), class_key('turns', job.model, job.class)
+  local at = call('HINCRBY', served, job.tenant, cost)
+  if call('ZSCORE', turns, job.tenant) then call('ZADD', turns, at, job.tenant) end
+  call('PEXPIRE', served, SERVED_TTL_MS)
+end
+
+-- The terminal event is already appended. `cost` is what the job really was, where that is known.
+local function finish(job, state, cost)
+  if job.state == 'queued' then
+    leave_line(job)
+  else
+    call('ZREM', P .. 'leases:' .. job.model, job.id)
+    if cost then charge(job, cost - tonumber(job.cost)) end
+    local ended = ended_key(job.model, now)
+    call('HINCRBY', ended, 'jobs', 1)
+    call('HINCRBY', ended, 'cost', cost or job.cost)
+    call('PEXPIRE', ended, 3 * BUCKET_MS)
+  end
+  call('ZREM', P .. 'held:' .. job.tenant, job.id)
+  job.state = state
+  call('HSET', job_key(job.id), 'state', state, 'ended_ms', now)
+  call('PEXPIRE', job_key(job.id), a.ttl_ms)
+  call('PEXPIRE', log_key(job.id), a.ttl_ms)
+end

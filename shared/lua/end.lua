@@ -1,0 +1,22 @@
+-- a: jobs [id], state, event, ttl_ms, publish, if_waiting (spare those that run), request and followers: spare all if
+--    others have followed the request since there were so many ('' for request: end them anyway)
+-- Ends jobs from outside. The epoch moves on, so that a worker is stale at its next append; it is told, too. Returns
+-- for each job 1 if it ended now.
+
+local function is_followed()
+  return a.request ~= '' and tonumber(call('HGET', P .. 'request:' .. a.request, 'followers') or 0) ~= a.followers
+end
+
+local function end_job(id)
+  local job = read_job(id)
+  if not is_open(job) or (a.if_waiting and job.state == 'running') then return 0 end
+  append(job, { a.event })
+  call('HINCRBY', job_key(id), 'epoch', 1)
+  if job.worker then call(a.publish, P .. 'worker:' .. job.worker, id) end
+  finish(job, a.state)
+  return 1
+end
+
+local ended, spared = {}, is_followed()
+for i, id in ipairs(a.jobs) do ended[i] = spared and 0 or end_job(id) end
+return ended

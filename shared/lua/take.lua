@@ -1,0 +1,132 @@
+-- a: model, worker, fingerprint, places, classes (those wanted, best first), age_ms, lease_ms, most_lapsed, is_empty (the
+--    worker has nothing in hand), ttl_ms, dead_ttl_ms, most_dead, most_epochs, publish, and events to append: expired,
+--    late, convicted.
+-- Jobs whose leases have lapsed come first, then waiting ones until they fill the places; the last may take more than
+-- are left. Returns {{{spec, epoch, last, ms to its deadline, is_alone}...}, whether others still wait, whether this
+-- worker should take nothing more until it is empty}.
+
+local SCANNED = 64
+local DEATHS_TO_SUSPECT, DEATHS_TO_CONVICT = 2, 3
+
+local leases = P .. 'leases:' .. a.model
+local taken, left, should_empty = {}, a.places, false
+
+local function fail(job, state, event)
+  append(job, { event })
+  finish(job, state)
+end
+
+-- The job is the caller's from here on, under a new epoch.
+local function hand_over(job, is_alone)
+  local epoch = tonumber(job.epoch) + 1
+  call('HSET', job_key(job.id), 'state', 'running', 'epoch', epoch, 'worker', a.worker, 'fingerprint', a.fingerprint)
+  call('ZADD', leases, now + a.lease_ms, job.id)
+  local spec, places = unpack(call('HMGET', job_key(job.id), 'spec', 'places'))
+  left = left - tonumber(places)
+  taken[#taken + 1] = { spec, epoch, tonumber(job.last), tonumber(job.deadline_ms) - now, is_alone and 1 or 0 }
+end
+
+-- A job dies when the worker that had started it is gone and it had not got on since it was taken. What got on is not
+-- what kills workers; what was handed back (its lease ends at 0) did not die.
+local function deaths_of(job, lease_end)
+  local deaths = tonumber(job.deaths)
+  if job.advanced == job.epoch then deaths = 0 end
+  if lease_end > 0 and (job.started == job.epoch or job.advanced == job.epoch) then deaths = deaths + 1 end
+  return deaths
+end
+
+local function convict(job)
+  fail(job, 'failed', a.convicted)
+  call('XADD', P .. 'dead', 'MAXLEN', '~', a.most_dead, '*', 'job', job.id, 'model', job.model, 'tenant', job.tenant,
+    'worker', job.worker, 'epochs', job.epoch)
+  call('PEXPIRE', job_key(job.id), a.dead_ttl_ms)
+end
+
+-- A suspect runs with nobody beside it. One worker at a time makes itself empty for that, unless one is so already.
+local function may_isolate()
+  local keeper = P .. 'isolating:' .. a.model
+  local is_free = a.is_empty and #taken == 0
+  if is_free or call('GET', keeper) == a.worker or call('SET', keeper, a.worker, 'NX', 'PX', 3 * a.lease_ms) then
+    call('SET', keeper, a.worker, 'PX', 3 * a.lease_ms)
+    should_empty = true
+  end
+  return is_free
+end
+
+-- One lapsed job. What others have begun to say goes on only where the same tokens come out.
+local function take_over(id, lease_end)
+  local job = read_job(id)
+  if not is_open(job) then
+    call('ZREM', leases, id)
+    return
+  end
+  if tonumber(job.deadline_ms) < now then return fail(job, 'failed', a.late) end
+  if job.advanced and job.fingerprint ~= a.fingerprint then return end
+  local deaths = deaths_of(job, lease_end)
+  if deaths >= DEATHS_TO_CONVICT or tonumber(job.epoch) >= a.most_epochs then return convict(job) end
+  local is_alone = deaths >= DEATHS_TO_SUSPECT
+  if is_alone and not may_isolate() then return end
+  call('HSET', job_key(id), 'deaths', deaths)
+  hand_over(job, is_alone)
+  if is_alone then left = 0 end
+end
+
+local function take_lapsed()
+  local found = call('ZRANGEBYSCORE', leases, '-inf', now, 'WITHSCORES', 'LIMIT', 0, SCANNED)
+  for i = 1, #found, 2 do
+    if left <= 0 or #taken >= a.most_lapsed then return end
+    take_over(found[i], tonumber(found[i + 1]))
+  end
+end
+
+-- The job whose turn it is in a class, nil if none waits: the first of the tenant that was served least.
+local function next_of(class)
+  local tenant = call('ZRANGE', class_key('turns', a.model, class), 0, 0)[1]
+  if not tenant then return nil end
+  local line = line_key({ model = a.model, class = class, tenant = tenant })
+  local entry = call('XRANGE', line, '-', '+', 'COUNT', 1)[1]
+  local waited_ms = now - tonumber(string.match(entry[1], '^%d+'))
+  return { id = entry[2][2], class = class, waited_ms = waited_ms }
+end
+
+-- The best class first; each `age_ms` of waiting lifts a job by one class, so that none waits for ever.
+local function next_job()
+  local best, best_rank
+  for rank, class in ipairs(a.classes) do
+    local job = next_of(class)
+    local lifted = job and rank - math.floor(job.waited_ms / a.age_ms)
+    if job and (not best or lifted < best_rank) then
+      best, best_rank = job, lifted
+    end
+  end
+  return best and read_job(best.id)
+end
+
+-- The class's own virtual time is that of the job it serves; who comes later starts there.
+local function start_clock(job)
+  local at = call('ZSCORE', class_key('turns', job.model, job.class), job.tenant)
+  call('HSET', class_key('served', job.model, job.class), '*', at)
+end
+
+local function take_waiting()
+  while left > 0 and not should_empty do
+    local job = next_job()
+    if not job then return end
+    if tonumber(job.deadline_ms) < now then
+      fail(job, 'failed', a.late)
+    elseif tonumber(job.expires_ms) < now then
+      fail(job, 'failed', a.expired)
+    else
+      start_clock(job)
+      leave_line(job)
+      charge(job, tonumber(job.cost))
+      hand_over(job, false)
+    end
+  end
+end
+
+if left > 0 then take_lapsed() end
+take_waiting()
+local is_more = next_job() ~= nil
+if is_more and #taken > 0 then ring(a.model, 1) end
+return { taken, is_more and 1 or 0, should_empty and 1 or 0 }

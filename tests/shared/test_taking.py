@@ -1,0 +1,191 @@
+"""Who gets what next: classes with ageing, tenants by what they were served, and jobs whose workers died (P1, P7)."""
+
+import asyncio
+
+import pytest
+from redis.asyncio import Redis
+
+from shared import keys
+from shared.messages import Done, Failed, Generate, Job, Priority, Sampling, Started, Tokens
+from shared.queue import Claim
+from tests.desk import DONE, Desk
+
+TOKEN = Tokens((5,), "a")
+
+
+def task(cost: int) -> Generate:
+    return Generate("", Sampling(max_tokens=cost - 1, seed=0))
+
+
+async def submit(desk: Desk, tenant: str, count: int, *, cost: int = 10, priority: Priority = "default") -> list[Job]:
+    return [job for _ in range(count) for job in await desk.submit(task(cost), tenant=tenant, priority=priority)]
+
+
+async def test_the_better_class_comes_first(redis: Redis) -> None:
+    desk = Desk(redis)
+    for priority in ("bulk", "default", "interactive", "bulk", "interactive"):
+        await submit(desk, "t", 1, priority=priority)  # type: ignore[arg-type]
+    assert [claim.job.priority for claim in await desk.take(9)] == [
+        *("interactive", "interactive", "default", "bulk", "bulk")
+    ]
+
+
+async def test_waiting_lifts_a_job_so_that_none_starves(redis: Redis) -> None:
+    """Two classes' worth of waiting, and a bulk job is ahead of fresh interactive ones."""
+    desk = Desk(redis, ageing_s=0.05)
+    (old,) = await submit(desk, "t", 1, priority="bulk")
+    await asyncio.sleep(0.16)
+    await submit(desk, "t", 2, priority="interactive")
+    assert (await desk.take(1))[0].job == old
+
+
+async def test_tenants_share_by_what_they_are_served(redis: Redis) -> None:
+    """A tenant that asks first and for much does not keep out one that asks later and for little."""
+    desk = Desk(redis)
+    await submit(desk, "greedy", 20, cost=100)
+    await submit(desk, "modest", 20, cost=25)
+    order = [(await desk.take(1))[0].job.tenant for _ in range(20)]
+    assert order.count("modest") == 16, "at four times the cost, a quarter of the jobs"
+
+
+async def test_a_rest_earns_no_advantage(redis: Redis) -> None:
+    desk = Desk(redis)
+    await submit(desk, "busy", 30)
+    for _ in range(20):
+        await desk.take(1)
+    await submit(desk, "late", 30)
+    order = [(await desk.take(1))[0].job.tenant for _ in range(10)]
+    assert order.count("late") in (5, 6)
+
+
+async def test_what_was_not_used_is_given_back(redis: Redis) -> None:
+    """Tokens served count, not those that were asked for."""
+    desk = Desk(redis)
+    await submit(desk, "brief", 6, cost=1000)
+    await submit(desk, "long", 6, cost=100)
+    served = {"brief": 0, "long": 0}
+    for _ in range(10):
+        (claim,) = await desk.take(1)
+        served[claim.job.tenant] += 1
+        await desk.say(claim, Done("stop", 1, 9) if claim.job.tenant == "brief" else Done("length", 1, 99))
+    assert served["brief"] == 6
+
+
+async def died(redis: Redis, desk: Desk, claims: list[Claim]) -> None:
+    """Their worker is gone: the leases lapse."""
+    for claim in claims:
+        await redis.zadd(keys.leases("00", desk.model), {claim.job.id: 1}, xx=True)
+
+
+async def test_what_was_begun_goes_on_only_where_the_same_tokens_come_out(redis: Redis) -> None:
+    desk = Desk(redis)
+    await submit(desk, "t", 2)
+    begun, untouched = await desk.take(2)
+    await desk.say(begun, Started(1, "w1", 1), TOKEN)
+    await desk.say(untouched, Started(1, "w1", 1))
+    await desk.queue().give_back([begun, untouched])
+    assert [claim.job for claim in await desk.take(2, "w2", fingerprint="other")] == [untouched.job]
+    assert [claim.job for claim in await desk.take(2, "w3")] == [begun.job]
+
+
+async def crash(redis: Redis, desk: Desk, claim: Claim) -> None:
+    await desk.say(claim, Started(claim.epoch, "w", 1))
+    await died(redis, desk, [claim])
+
+
+async def test_a_job_that_kills_its_workers_is_convicted_alone(redis: Redis) -> None:
+    """P7: two deaths make a suspect, which runs with nothing beside it; the third one convicts it."""
+    desk = Desk(redis)
+    poison, *innocent = await submit(desk, "t", 4)
+    first = await desk.take(4, "w1")
+    for claim in first:
+        await crash(redis, desk, claim)
+    second = await desk.take(4, "w2", is_empty=True)
+    assert [claim.is_alone for claim in second] == [False] * 4
+    for claim in second:
+        if claim.job != poison:
+            assert await desk.say(claim, TOKEN, DONE)
+        else:
+            await crash(redis, desk, claim)
+    assert await desk.take(4, "w3", is_empty=False) == [], "it waits for the worker to be empty"
+    (suspect,) = await desk.take(4, "w3", is_empty=True)
+    assert (suspect.job, suspect.is_alone) == (poison, True)
+    await crash(redis, desk, suspect)
+    assert await desk.take(4, "w4") == []
+    (*_, end) = await desk.events(poison)
+    assert isinstance(end, Failed)
+    assert end.code == "worker_crashed"
+    ((_, dead),) = await redis.xrange(keys.dead("00"))
+    assert dead[b"job"].decode() == poison.id
+    assert await desk.counts() == (0, 0)
+    ends = [(await desk.events(job))[-1] for job in innocent]
+    assert ends == [DONE] * 3
+
+
+async def suspect(redis: Redis, desk: Desk) -> None:
+    await submit(desk, "t", 1)
+    for worker in ("w1", "w2"):
+        await crash(redis, desk, (await desk.take(1, worker))[0])
+
+
+async def test_one_worker_at_a_time_empties_itself_for_a_suspect(redis: Redis) -> None:
+    desk = Desk(redis)
+    await suspect(redis, desk)
+    await submit(desk, "t", 3)
+    busy = await desk.queue("w3").take("00", 4, is_empty=False)
+    assert (busy.claims, busy.should_empty) == ((), True)
+    other = await desk.queue("w4").take("00", 1, is_empty=False)
+    assert (len(other.claims), other.claims[0].is_alone, other.should_empty) == (1, False, False)
+    alone = await desk.queue("w3").take("00", 4, is_empty=True)
+    assert ([claim.is_alone for claim in alone.claims], alone.should_empty) == ([True], True)
+
+
+async def test_an_empty_worker_need_not_wait_for_one_that_empties_itself(redis: Redis) -> None:
+    desk = Desk(redis)
+    await suspect(redis, desk)
+    await submit(desk, "t", 1)
+    assert (await desk.queue("w3").take("00", 4, is_empty=False)).should_empty
+    (alone,) = await desk.take(4, "w4", is_empty=True)
+    assert alone.is_alone
+    freed = await desk.queue("w3").take("00", 4, is_empty=False)
+    assert (len(freed.claims), freed.should_empty) == (1, False)
+
+
+async def test_who_gets_on_is_not_to_blame(redis: Redis) -> None:
+    """Workers that are killed again and again under a long job do not make it a suspect, while each says some more."""
+    desk = Desk(redis)
+    (job,) = await submit(desk, "t", 1)
+    for number in range(10):
+        (claim,) = await desk.take(1, f"w{number}")
+        assert (claim.job, claim.is_alone) == (job, False)
+        await desk.say(claim, Started(claim.epoch, "w", 1), TOKEN)
+        await died(redis, desk, [claim])
+
+
+@pytest.mark.parametrize("how", ["given back", "not begun"])
+async def test_a_death_needs_somebody_who_had_begun(redis: Redis, how: str) -> None:
+    """Drained workers and ones that died with the job in their waiting room say nothing against it."""
+    desk = Desk(redis)
+    await submit(desk, "t", 1)
+    for number in range(6):
+        (claim,) = await desk.take(1, f"w{number}")
+        assert not claim.is_alone
+        if how == "given back":
+            await desk.say(claim, Started(claim.epoch, "w", 1))
+            await desk.queue(f"w{number}").give_back([claim])
+        else:
+            await died(redis, desk, [claim])
+
+
+async def test_a_job_that_no_worker_finishes_is_given_up(redis: Redis) -> None:
+    """P4: it does not go round for ever, whatever the reason."""
+    desk = Desk(redis)
+    (job,) = await submit(desk, "t", 1)
+    epochs = 0
+    while claims := await desk.take(1):
+        epochs += 1
+        await died(redis, desk, claims)
+    assert epochs == 16
+    (*_, end) = await desk.events(job)
+    assert isinstance(end, Failed)
+    assert end.code == "worker_crashed"
