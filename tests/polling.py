@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 DEADLINE_S = 20.0
@@ -16,10 +16,13 @@ def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = DEA
         time.sleep(0.01)
 
 
-async def until(condition: Callable[[], bool], what: str) -> None:
+async def until(condition: Callable[[], bool | Awaitable[bool]], what: str, deadline_s: float = DEADLINE_S) -> None:
     """`wait_until` for a test that shares its loop with what it watches."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
+    deadline = time.monotonic() + deadline_s
+    while True:
+        holds = condition()
+        if holds if isinstance(holds, bool) else await holds:
+            return
         assert time.monotonic() < deadline, f"never happened: {what}"
         await asyncio.sleep(0.01)
 

@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import redis
@@ -23,6 +23,7 @@ class RedisServer:
     directory: Path
     port: int
     executable: str
+    more_options: dict[str, str] = field(default_factory=dict)
     process: "subprocess.Popen[bytes] | None" = None
 
     @property
@@ -44,6 +45,7 @@ class RedisServer:
             "appendonly": "no",
             "daemonize": "no",
             "logfile": self.directory / "redis.log",
+            **self.more_options,
         }
         flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
         self.process = subprocess.Popen([self.executable, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -66,16 +68,16 @@ class RedisServer:
             client.flushall()
 
 
-def start_redis(directory: Path, executable: str | None = None) -> RedisServer:
+def start_redis(directory: Path, executable: str | None = None, **options: str) -> RedisServer:
     """A server on a port that was free a moment ago; tries again when somebody else was faster."""
     for _ in range(_STARTS - 1):
-        server = RedisServer(directory, _free_port(), executable or _executable())
+        server = RedisServer(directory, _free_port(), executable or _executable(), options)
         try:
             server.start()
         except RuntimeError:
             continue
         return server
-    server = RedisServer(directory, _free_port(), executable or _executable())
+    server = RedisServer(directory, _free_port(), executable or _executable(), options)
     server.start()
     return server
 

@@ -1,0 +1,166 @@
+"""Redis is killed and restarted, emptied, or out of memory: nothing acknowledged is lost, and workers live on."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from shared.broker import UNAVAILABLE, Broker, connect
+from shared.errors import BrokerUnavailable, FleetError
+from shared.log import LogReader
+from shared.messages import Done, Generate, Job, ModelInfo, Sampling, Terminal, Tokens
+from shared.queue import Terms
+from shared.subscriptions import Subscriptions
+from tests.desk import Desk
+from tests.polling import until
+from tests.redis_server import RedisServer, start_redis
+from worker.loading import LoadedModel
+from worker.runners.base import RunnerOptions
+from worker.runners.echo import Echo
+from worker.sequence import Slice, StepResult
+from worker.service import WorkerService
+
+LONG = Generate("abc", Sampling(60, seed=0))
+
+
+class Paced(Echo):
+    """Steps when the test says so, or freely."""
+
+    def __init__(self) -> None:
+        super().__init__(RunnerOptions("echo", max_batch=8))
+        self.permits = threading.Semaphore(0)
+        self.is_free = False
+
+    def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
+        if not self.is_free:
+            self.permits.acquire()
+        return super().step(slices)
+
+    def let_go(self) -> None:
+        self.is_free = True
+        self.permits.release(1000)
+
+
+@asynccontextmanager
+async def working(redis: Redis, runner: Paced) -> AsyncIterator[WorkerService]:
+    worker, stop = WorkerService(Broker(redis), Terms(lease_s=1, result_ttl_s=60), drain_timeout_s=5), asyncio.Event()
+    models = [LoadedModel(ModelInfo("m", "echo", "test", 100, 100, 8), runner)]
+    running = asyncio.create_task(worker.run(lambda: models, stop))
+    try:
+        yield worker
+    finally:
+        runner.let_go()
+        stop.set()
+        assert await asyncio.wait_for(running, 20) is True
+
+
+async def ended(desk: Desk, job: Job) -> bool:
+    try:
+        events = await desk.events(job)
+    except UNAVAILABLE:
+        return False
+    return bool(events) and isinstance(events[-1], Terminal)
+
+
+async def says_everything_once(desk: Desk, job: Job) -> None:
+    await until(lambda: ended(desk, job), "the job ends", deadline_s=30)
+    events = await desk.events(job)
+    assert isinstance(events[-1], Done)
+    assert sum(isinstance(event, Terminal) for event in events) == 1
+    assert "".join(event.text for event in events if isinstance(event, Tokens)) == "abc" * 20
+
+
+@pytest.fixture(params=["everysec", "always"])
+def lasting_redis(request: pytest.FixtureRequest, tmp_path: Path) -> RedisServer:
+    return start_redis(tmp_path, appendonly="yes", appendfsync=request.param)
+
+
+async def test_a_redis_that_is_killed_has_what_it_acknowledged(lasting_redis: RedisServer) -> None:
+    """DESIGN 4: with an append-only file, a crash of Redis alone loses nothing that was answered."""
+    redis, runner = connect(lasting_redis.url), Paced()
+    desk = Desk(redis)
+    try:
+        async with working(redis, runner):
+            jobs = await desk.submit(LONG)
+            for number in range(6):
+                jobs = [*jobs, *await desk.submit(LONG)]
+                runner.permits.release(10)
+                if number in (2, 4):
+                    await until(partial(begun, desk, jobs[0]), "something is said")
+                    lasting_redis.stop()
+                    runner.permits.release(10)
+                    lasting_redis.start()
+                    await until(partial(answers, redis), "the client has connected again")
+            runner.let_go()
+            for job in jobs:
+                await says_everything_once(desk, job)
+            await until(lambda: nothing_waits(desk), "nothing is left")
+    finally:
+        await redis.aclose()
+        lasting_redis.stop()
+
+
+async def answers(redis: Redis) -> bool:
+    try:
+        return bool(await redis.ping())
+    except UNAVAILABLE:
+        return False
+
+
+async def begun(desk: Desk, job: Job) -> bool:
+    return any(isinstance(event, Tokens) for event in await desk.events(job))
+
+
+async def nothing_waits(desk: Desk) -> bool:
+    return await desk.counts() == (0, 0)
+
+
+async def test_a_redis_that_comes_back_empty_is_told_of_and_worked_with(redis: Redis) -> None:
+    """P4: the follower hears of the loss, the worker's places are free again, new work is done."""
+    runner, desk, subscriptions = Paced(), Desk(redis), Subscriptions(redis)
+    async with working(redis, runner) as worker:
+        (lost,) = await desk.submit(LONG)
+        runner.permits.release(3)
+        await until(lambda: begun(desk, lost), "something is said")
+        follower = asyncio.create_task(follow(LogReader(desk.broker, subscriptions, poll_s=0.05), lost))
+        await redis.flushall()
+        with pytest.raises(BrokerUnavailable, match="lost"):
+            await asyncio.wait_for(follower, 10)
+        runner.let_go()
+        (job,) = await desk.submit(LONG)
+        await says_everything_once(desk, job)
+        await until(lambda: not worker._outbox.claims, "the lost job is dropped")
+        assert worker._intakes["m"]._free == 8
+    await subscriptions.close()
+
+
+async def follow(reader: LogReader, job: Job) -> None:
+    async for _ in reader.follow(job.id):
+        pass
+
+
+async def test_a_redis_without_memory_stops_the_engine_and_loses_nothing(redis: Redis) -> None:
+    """DESIGN 4: `noeviction`. The worker keeps what it cannot write, within bounds, and writes it when it can."""
+    runner, desk = Paced(), Desk(redis)
+    async with working(redis, runner) as worker:
+        (job,) = await desk.submit(Generate("abc", Sampling(100, seed=0)))
+        runner.permits.release(2)
+        await until(lambda: begun(desk, job), "something is said")
+        await redis.config_set("maxmemory", "1")
+        try:
+            said = len(await desk.events(job))
+            runner.let_go()
+            await until(lambda: worker._outbox._room._value == 0, "the engine waits for the outbox")
+            with pytest.raises(UNAVAILABLE):
+                await desk.submit(LONG)
+            assert len(await desk.events(job)) <= said + 2
+        finally:
+            await redis.config_set("maxmemory", "0")
+        await until(lambda: ended(desk, job), "the job ends", deadline_s=30)
+        text = "".join(event.text for event in await desk.events(job) if isinstance(event, Tokens))
+        assert text == ("abc" * 40)[:100]
