@@ -1,0 +1,152 @@
+"""What a front costs: requests that go all the way through the echo runner, and refusals, with 1, 2 and 4 fronts.
+
+python -m scripts.bench.front --fronts 1,2,4
+
+Answers are asked for in a closed loop (each client sends its next request when the last one is answered), refusals at a
+fixed rate. Everything shares this machine's cores: the client, Redis, the fronts and one worker.
+"""
+
+import argparse
+import asyncio
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from time import perf_counter as now
+
+from redis.asyncio import Redis
+
+from scripts.bench.measure import header
+from scripts.embedded_redis import EmbeddedRedis, free_port
+from shared.broker import connect
+from shared.presence import Presence
+
+_READY_S = 30.0
+_REFUSED_PER_S = 200.0
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Seconds of each answer, by status, over `seconds` of wall time."""
+
+    seconds: float
+    taken: dict[int, list[float]]
+
+    def row(self, name: str, status: int) -> str:
+        taken = sorted(self.taken.get(status, []))
+        others = {code: len(some) for code, some in self.taken.items() if code != status}
+        if not taken:
+            return f"{name:<34} none; others: {others}"
+        p50, p99 = taken[len(taken) // 2], taken[len(taken) * 99 // 100]
+        return (
+            f"{name:<34} {len(taken) / self.seconds:8.0f} /s   p50 {1000 * p50:6.2f} ms   p99 {1000 * p99:6.2f} ms"
+            f"   others: {others or 'none'}"
+        )
+
+
+async def ask(ports: Sequence[int], clients: int, seconds: float, rate_per_s: float = math.inf) -> Answers:
+    """Clients spread over the ports, each with one connection that it keeps, all together at most at `rate_per_s`."""
+    taken: dict[int, list[float]] = {}
+    begun = now()
+    payload = json.dumps({"prompts": ["hello"], "max_tokens": 1}).encode()
+    head = ("POST /generate HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(payload)}")
+    message = "\r\n".join((*head, "", "")).encode() + payload
+
+    async def client(port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while now() - begun < seconds:
+            sent = now()
+            writer.write(message)
+            status = await _status(reader)
+            taken.setdefault(status, []).append(now() - sent)
+            await asyncio.sleep(max(0.0, sent + clients / rate_per_s - now()))
+        writer.close()
+
+    await asyncio.gather(*(client(ports[number % len(ports)]) for number in range(clients)))
+    return Answers(now() - begun, taken)
+
+
+async def _status(reader: asyncio.StreamReader) -> int:
+    """Read one answer to its end."""
+    lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
+    length = next(int(line.partition(":")[2]) for line in lines if line.startswith("content-length:"))
+    await reader.readexactly(length)
+    return int(lines[0].split()[1])
+
+
+@contextmanager
+def role(name: str, url: str, *flags: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """`python -m api` or `python -m worker` on one thread, ended by SIGTERM."""
+    command = [sys.executable, "-m", name, "--redis-url", url, "--log-level", "error", *flags]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def ready(redis: Redis, ports: Sequence[int]) -> None:
+    """Return when a worker is there and all fronts listen."""
+
+    async def is_ready() -> bool:
+        return (await Presence(redis).fleet()).is_ready and all([await _listens(port) for port in ports])
+
+    deadline = now() + _READY_S
+    while not await is_ready():
+        if now() > deadline:
+            raise RuntimeError(f"not ready within {_READY_S:g} s")
+        await asyncio.sleep(0.05)
+
+
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+async def measure(url: str, ports: Sequence[int], clients: int, seconds: float, depth: int) -> str:
+    redis = connect(url)
+    try:
+        await ready(redis, ports)
+    finally:
+        await redis.aclose()
+    await ask(ports, clients, 1.0)  # what is first of all is slow
+    name = f"{len(ports)} front(s), {clients} clients"
+    if depth > 0:
+        return (await ask(ports, clients, seconds)).row(name, 200)
+    return (await ask(ports, clients, seconds, _REFUSED_PER_S)).row(f"{name}, refused", 429)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print a header, then for each number of fronts a row of answers and one of refusals."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fronts", type=_numbers, default=[1, 2, 4], help="how many, one after the other")
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each row")
+    args = parser.parse_args(argv)
+    print(header(clients=args.clients, seconds=args.seconds))
+    for count in args.fronts:
+        for depth in (256, 0):
+            with EmbeddedRedis() as redis, ExitStack() as roles:
+                ports = [free_port() for _ in range(count)]
+                roles.enter_context(role("worker", redis.url, "--model", "echo=echo", "--max-batch-size", "64"))
+                for port in ports:
+                    where = ("--host", "127.0.0.1", "--port", str(port), "--max-queue-depth", str(depth))
+                    roles.enter_context(role("api", redis.url, *where))
+                print(asyncio.run(measure(redis.url, ports, args.clients, args.seconds, depth)), flush=True)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+if __name__ == "__main__":
+    main()
