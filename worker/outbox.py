@@ -40,6 +40,7 @@ class Outbox:
         self._jobs: dict[str, _Open] = {}
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
+        self._sending = asyncio.Lock()
         self._room = threading.Semaphore(max_waiting_steps)
         self._steps_collected = 0
 
@@ -77,8 +78,12 @@ class Outbox:
             self._room.acquire()
         self._loop.call_soon_threadsafe(self._collect, emissions)
 
+    async def flush(self) -> None:
+        """Send what there is."""
+        await self._send()
+
     async def run(self) -> None:
-        """Send news as they come, until cancelled between two round trips."""
+        """Send news as they come, until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -93,6 +98,10 @@ class Outbox:
         self._wake.set()
 
     async def _send(self) -> None:
+        async with self._sending:  # the next append begins where this one ends
+            await self._send_all()
+
+    async def _send_all(self) -> None:
         steps, self._steps_collected = self._steps_collected, 0
         jobs = [job for job in self._jobs.values() if job.news]
         appends = [Append(job.claim.job, job.claim.epoch, job.index, tuple(job.news)) for job in jobs]

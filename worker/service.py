@@ -1,7 +1,7 @@
 """A worker's life: load, announce, take, decode, append, and leave without dropping anything.
 
-Composes queue, intake, engine and outbox; holds no logic of theirs. SIGTERM stops the taking of work; what is in hand
-is finished within the drain time, and what is not finished then goes back to the queue for another worker.
+Composes queue, intake, engine and outbox; holds no logic of theirs. On SIGTERM everything in hand goes back to the
+queue at the next step boundary: what was said is logged, and other workers go on with it.
 """
 
 import asyncio
@@ -34,11 +34,15 @@ logger = logging.getLogger("aios.worker")
 
 _ANNOUNCE_EVERY_S = 1.0
 _RETRY_AFTER_S = 0.5
+_PARTING_S = 0.5
+"""For what is told to Redis at the end, if it listens."""
 
 State = Literal["loading", "ready", "draining"]
 
 
 class WorkerService:
+    """`drain_timeout_s` is the longest wait for the engine's current step at the end."""
+
     def __init__(self, broker: Broker, terms: Terms, *, drain_timeout_s: float) -> None:
         self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._broker = broker
@@ -54,19 +58,24 @@ class WorkerService:
         self._intakes: dict[str, Intake] = {}
         self._engines: dict[str, Engine] = {}
         self._work = threading.Event()
-        self._idle = asyncio.Event()
+        self._leave_by: float | None = None
         self._is_broken = asyncio.Event()
 
     async def run(self, load: Callable[[], list[LoadedModel]], stop: asyncio.Event) -> bool:
-        """Serve until `stop`; False when a part of it broke, which is our own bug. `load` runs in a thread."""
+        """Serve until `stop`; False when a part of it broke, which is our own bug. `load` runs in a thread.
+
+        A load or a step that takes long may still be running in its thread afterwards; nothing of it is used.
+        """
         announcing = self._start(self._forever(self._announce, _ANNOUNCE_EVERY_S))
         try:
-            loaded = await asyncio.to_thread(load)
-            await self._serve(loaded, stop)
+            loading = asyncio.create_task(asyncio.to_thread(load))
+            await _first_of(loading, stop.wait())
+            if loading.done():
+                await self._serve(await loading, stop)
         finally:
             announcing.cancel()
             await asyncio.gather(announcing, return_exceptions=True)
-            await self._once(lambda: self._presence.leave(self.worker_id))
+            await self._part(self._presence.leave(self.worker_id))
             await self._subscriptions.close()
         return not self._is_broken.is_set()
 
@@ -84,14 +93,11 @@ class WorkerService:
         await self._once(self._announce)
         logger.info("ready: %s", ", ".join(self._intakes))
         taking = [self._start(self._take(intake, stop)) for intake in self._intakes.values()]
-        await _first_of(stop, broken)
-        self._state = "draining"
-        await self._once(self._announce)
-        await self._drain(taking)
-        thread.stop()
+        await _first_of(stop.wait(), broken.wait())
+        await self._drain(taking, thread)
         for task in upkeep:
             task.cancel()
-        await asyncio.gather(*upkeep, return_exceptions=True)
+        await self._part(asyncio.gather(*upkeep, return_exceptions=True))
 
     def _start(self, part: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A part that runs as long as the worker; if it raises, the worker hands its jobs over and ends."""
@@ -133,19 +139,37 @@ class WorkerService:
             while True:
                 self._outbox.ended((await inbox.get()).decode())
 
-    async def _drain(self, taking: Sequence[asyncio.Task[None]]) -> None:
-        """Let jobs in hand end; when time is up, or this worker is broken, hand them to other workers."""
-        await asyncio.gather(*taking, return_exceptions=True)
-        limit_s = 0.0 if self._is_broken.is_set() else self._drain_timeout_s
-        try:
-            async with asyncio.timeout(limit_s):
-                while self._outbox.claims:
-                    self._idle.clear()
-                    await self._idle.wait()
-        except TimeoutError:
-            logger.warning("%d jobs go back to the queue", len(self._outbox.claims))
+    async def _drain(self, taking: Sequence[asyncio.Task[None]], thread: EngineThread) -> None:
+        """Hand everything over when the current step has ended, or the time is up: what a step says later is lost, and
+        said again by whoever has the job then."""
+        self._state = "draining"
+        self._leave_by = asyncio.get_running_loop().time() + self._drain_timeout_s + _PARTING_S
+        thread.stop()
+        stepped = asyncio.create_task(asyncio.to_thread(thread.join, self._drain_timeout_s))
+        announced = asyncio.create_task(self._part(self._announce()))
+        await asyncio.wait([stepped, announced], timeout=self._drain_timeout_s)
+        await self._hand_over()
+        await self._part(asyncio.gather(*taking, return_exceptions=True))
+        await self._hand_over()  # what was being taken meanwhile
+
+    async def _hand_over(self) -> None:
+        """Say what there is to say, and let others take what is in hand at once."""
+        await self._part(self._outbox.flush())
         for model, queue in self._queues.items():
-            await self._once(partial(queue.give_back, self._claims(model)))
+            claims = self._claims(model)
+            if claims:
+                logger.info("%d jobs go back to the queue", len(claims))
+            await self._part(queue.give_back(claims))
+            for claim in claims:
+                self._outbox.close(claim)
+
+    async def _part(self, last_words: Awaitable[object]) -> None:
+        """Something that may fail or be cut off on the way out: leases and presence lapse anyway."""
+        try:
+            async with asyncio.timeout_at(self._leave_by):
+                await last_words
+        except (RedisError, TimeoutError) as error:
+            logger.warning("no time or no Redis to leave in order: %r", error)
 
     async def _renew(self) -> None:
         """Restart the leases while the engine's thread gets on: a step that hangs must not keep its jobs."""
@@ -165,7 +189,6 @@ class WorkerService:
         if was_stale:
             self._engines[model].abort(claim.key)
         self._intakes[model].closed(claim)
-        self._idle.set()
 
     async def _announce(self) -> None:
         await self._presence.announce(WorkerInfo(self.worker_id, self._state, self._models, len(self._outbox.claims)))
@@ -184,8 +207,9 @@ class WorkerService:
             await asyncio.sleep(_RETRY_AFTER_S)
 
 
-async def _first_of(*events: asyncio.Event) -> None:
-    waits = [asyncio.create_task(event.wait()) for event in events]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
+async def _first_of(*waits: Awaitable[object]) -> None:
+    """Return when one of them is done; the others are dropped."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
