@@ -74,6 +74,10 @@ class Intake:
         """Wait for the last bell; what it rang for is passed on."""
         await self._bells.close()
 
+    def drop(self) -> None:
+        """There is no time for that."""
+        self._bells.drop()
+
     @property
     def _has_room(self) -> bool:
         return self._free == self._most if self._should_empty else self._free > 0

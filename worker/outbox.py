@@ -30,7 +30,10 @@ class _Open:
 
 
 class Outbox:
-    """`on_closed(claim, was_stale)` is called once for every job opened: its end is logged or its epoch over."""
+    """`on_closed(claim, was_stale)` is called once for every job opened: its end is logged or its epoch over.
+
+    `num_stale` appends came too late: the job was another's by then, or had ended.
+    """
 
     def __init__(
         self, writer: LogWriter, on_closed: Callable[[Claim, bool], None], *, max_waiting_steps: int = 64
@@ -43,6 +46,7 @@ class Outbox:
         self._sending = asyncio.Lock()
         self._room = threading.Semaphore(max_waiting_steps)
         self._steps_collected = 0
+        self.num_stale = 0
 
     @property
     def claims(self) -> list[Claim]:
@@ -125,6 +129,8 @@ class Outbox:
                 delay_s = min(1.0, delay_s * 2)
 
     def _settle(self, job: _Open, append: Append, landed: bool) -> None:
+        if not landed:
+            self.num_stale += 1
         if self._jobs.get(job.claim.key) is not job:
             return
         if not landed:

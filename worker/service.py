@@ -23,19 +23,20 @@ from shared.messages import ModelInfo, WorkerInfo
 from shared.presence import Presence
 from shared.queue import Claim, Terms, WorkQueue
 from shared.subscriptions import Subscriptions
-from worker import progress
 from worker.engine import Engine
 from worker.engine_thread import EngineThread
 from worker.intake import Intake
 from worker.loading import LoadedModel
 from worker.outbox import Outbox
+from worker.progress import Pulse
 
 logger = logging.getLogger("aios.worker")
 
 _ANNOUNCE_EVERY_S = 1.0
 _RETRY_AFTER_S = 0.5
-_PARTING_S = 0.5
-"""For what is told to Redis at the end, if it listens."""
+_MOST_SILENT_LEASES = 10
+_PARTING_S = 0.6
+"""For a take under way to end, and for what is told to Redis then, if it listens."""
 
 State = Literal["loading", "ready", "draining"]
 
@@ -57,12 +58,12 @@ class WorkerService:
         self._queues: dict[str, WorkQueue] = {}
         self._intakes: dict[str, Intake] = {}
         self._engines: dict[str, Engine] = {}
-        self._work = threading.Event()
+        self._work, self._pulse = threading.Event(), Pulse()
         self._leave_by: float | None = None
         self._is_broken = asyncio.Event()
 
     async def run(self, load: Callable[[], list[LoadedModel]], stop: asyncio.Event) -> bool:
-        """Serve until `stop`; False when a part of it broke, which is our own bug. `load` runs in a thread.
+        """Serve until `stop`; False when a part of it broke or hangs. `load` runs in a thread.
 
         A load or a step that takes long may still be running in its thread afterwards; nothing of it is used.
         """
@@ -85,7 +86,7 @@ class WorkerService:
         loop = asyncio.get_running_loop()
         broken = self._is_broken
         died = partial(loop.call_soon_threadsafe, broken.set)
-        thread = EngineThread(list(self._engines.values()), self._work, on_death=died)
+        thread = EngineThread(list(self._engines.values()), self._work, self._pulse, on_death=died)
         thread.start()
         upkeep = [self._start(self._outbox.run()), self._start(self._forever(self._renew, self._terms.lease_s / 3))]
         upkeep += [self._start(self._hear(shard)) for shard in self._broker.shards]
@@ -129,9 +130,16 @@ class WorkerService:
         )
 
     async def _take(self, intake: Intake, stop: asyncio.Event) -> None:
-        while not stop.is_set() and not self._is_broken.is_set():
-            await self._once(intake.turn)
-        await intake.close()
+        """Nothing is taken while the engine's thread seems to hang: it would only be held up, and blamed for it."""
+        try:
+            while not stop.is_set() and not self._is_broken.is_set():
+                if self._pulse.silence_s() > self._terms.lease_s / 2:
+                    await asyncio.sleep(self._terms.lease_s / 10)
+                else:
+                    await self._once(intake.turn)
+            await intake.close()
+        finally:
+            intake.drop()
 
     async def _hear(self, shard: str) -> None:
         """What others have ended is dropped at once, before its next append is refused."""
@@ -149,7 +157,9 @@ class WorkerService:
         announced = asyncio.create_task(self._part(self._announce()))
         await asyncio.wait([stepped, announced], timeout=self._drain_timeout_s)
         await self._hand_over()
-        await self._part(asyncio.gather(*taking, return_exceptions=True))
+        await self._part(asyncio.wait(taking, timeout=_PARTING_S))
+        for task in taking:
+            task.cancel()
         await self._hand_over()  # what was being taken meanwhile
 
     async def _hand_over(self) -> None:
@@ -172,13 +182,16 @@ class WorkerService:
             logger.warning("no time or no Redis to leave in order: %r", error)
 
     async def _renew(self) -> None:
-        """Restart the leases while the engine's thread gets on: a step that hangs must not keep its jobs."""
-        silence_s = progress.silence_s()
-        if silence_s > self._terms.lease_s:
-            logger.error("no progress for %.1f s: the leases run out", silence_s)
+        """A lease ends `lease_s` after the engine's thread last got on: a step that hangs must not keep its jobs."""
+        silence_s, lease_s = self._pulse.silence_s(), self._terms.lease_s
+        if silence_s > _MOST_SILENT_LEASES * lease_s:
+            logger.error("no progress for %.1f s: this worker gives up", silence_s)
+            self._is_broken.set()
+        if silence_s > lease_s:
+            logger.error("no progress for %.1f s: the leases have run out", silence_s)
             return
         for model, queue in self._queues.items():
-            for claim in await queue.renew(self._claims(model)):
+            for claim in await queue.renew(self._claims(model), silence_s=silence_s):
                 self._outbox.close(claim)
 
     def _claims(self, model: str) -> list[Claim]:

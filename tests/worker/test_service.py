@@ -25,7 +25,7 @@ async def test_a_worker_that_takes_over_its_own_job_says_everything_once(
     runner.stepping_s = 0.004
     worker, stop = service(redis), asyncio.Event()
 
-    async def no_renewal(queue: WorkQueue, claims: Sequence[Claim]) -> list[Claim]:
+    async def no_renewal(queue: WorkQueue, claims: Sequence[Claim], *, silence_s: float) -> list[Claim]:
         return []
 
     monkeypatch.setattr(WorkQueue, "renew", no_renewal)
