@@ -7,6 +7,7 @@ that a lost worker had begun the logged tokens are replayed, never sampled again
 import asyncio
 import contextlib
 import logging
+import time
 
 from redis.exceptions import RedisError
 
@@ -84,6 +85,7 @@ class Intake:
 
     async def _take(self, shard: str) -> bool:
         """Whether a shard had anything. The others come first the next time."""
+        asked_s = time.monotonic()
         taken = await self._queue.take(shard, self._free, is_empty=self._free == self._most)
         self._should_empty = taken.should_empty
         self._shards.remove(shard)
@@ -92,10 +94,10 @@ class Intake:
             self._outbox.open(claim)
             self._free -= claim.places
         for claim in taken.claims:
-            await self._accept(claim)
+            await self._accept(claim, asked_s + claim.time_left_s)
         return bool(taken.claims)
 
-    async def _accept(self, claim: Claim) -> None:
+    async def _accept(self, claim: Claim, deadline_s: float) -> None:
         """From a job in hand to a work for the engine. A long prompt must not hold up the renewal of leases."""
         task = claim.job.task
         if claim.epoch > 1:
@@ -119,7 +121,7 @@ class Intake:
         num_prompt_tokens = len(encoded.prompt_ids)
         started = Started(claim.epoch, self._worker_id, num_prompt_tokens, encoded.num_truncated, max_tokens)
         if self._outbox.add(claim, started):
-            self._engine.submit(Work(claim.key, encoded, sampling, replayed, claim.job.tenant))
+            self._engine.submit(Work(claim.key, encoded, sampling, replayed, claim.job.tenant, deadline_s))
 
     async def _replay(self, claim: Claim) -> tuple[tuple[int, ...], ...]:
         """The logged tokens of each choice."""

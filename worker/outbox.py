@@ -145,7 +145,7 @@ class Outbox:
 
 def _add(news: list[Event], emission: Emission) -> None:
     """Join tokens to the tokens that are still unsent, so that a slow Redis makes fewer, larger events."""
-    if emission.ids or emission.text:
+    if emission.ids or emission.text or emission.finish_reason:
         tokens = Tokens(emission.ids, emission.text, emission.choice, emission.logprobs, emission.finish_reason)
         last = news[-1] if news else None
         if isinstance(last, Tokens) and last.choice == tokens.choice:

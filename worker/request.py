@@ -22,7 +22,7 @@ class Work:
     """A job for the engine. `key` is the take it belongs to: two takes of one job are two works.
 
     `replayed_ids` are, for each choice, tokens that the log already holds: they are never sampled again. Works of
-    different `tenant`s share no computed prompt.
+    different `tenant`s share no computed prompt. `deadline_s` is a moment of the engine's clock.
     """
 
     key: str
@@ -30,6 +30,7 @@ class Work:
     sampling: Sampling | None
     replayed_ids: tuple[tuple[int, ...], ...] = ()
     tenant: str = ""
+    deadline_s: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,21 @@ class Request:
         """The end of a puzzle."""
         done = self._close(self._choices[sequence.choice], "solve")
         return Emission(self.work.key, ended=msgspec.structs.replace(done, solution=result.solution) if done else None)
+
+    @property
+    def has_spoken(self) -> bool:
+        """Whether there is something of an answer."""
+        return self.work.sampling is not None and any(item.output_ids for item in self.sequences)
+
+    def stop(self, reason: str) -> list[Emission]:
+        """End what is still open, with what it has said."""
+        emissions = []
+        for choice in self._choices:
+            if choice.sequence in self.open_sequences:
+                text, number = choice.text.flush(), choice.sequence.choice
+                ended = self._close(choice, reason)
+                emissions.append(Emission(self.work.key, (), text, number, finish_reason=reason, ended=ended))
+        return emissions
 
     def _read(self, choice: _Choice, token: int, count: int) -> str:
         """The text that becomes certain with the `count`-th token."""
