@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from shared.messages import ContinuationScore, Done, Failed, Sampling, TokenLogprob
+from shared.messages import PRIORITIES, ContinuationScore, Done, Failed, Priority, Sampling, TokenLogprob
 from worker.noise import fold
 from worker.runners.base import Runner
 from worker.sequence import Encoded, Sampled, Scores, Sequence, Solved
@@ -31,6 +31,11 @@ class Work:
     replayed_ids: tuple[tuple[int, ...], ...] = ()
     tenant: str = ""
     deadline_s: float = math.inf
+    priority: Priority = "default"
+
+    @property
+    def rank(self) -> int:
+        return PRIORITIES.index(self.priority)
 
 
 @dataclass(frozen=True)
@@ -174,16 +179,15 @@ def _choices(work: Work, runner: Runner) -> list[_Choice]:
     sampling = work.sampling
     if sampling is None:
         parts = enumerate((work.encoded, *work.encoded.windows))
-        sequences = [Sequence(work.key, part, None, number, work.tenant) for number, part in parts]
+        sequences = [Sequence(work.key, part, None, number, work.tenant, work.rank) for number, part in parts]
         return [_Choice(item, TextStream(runner.decode)) for item in sequences]
     choices: list[_Choice] = []
     for number in range(sampling.n):
         own = msgspec.structs.replace(sampling, seed=fold(sampling.seed, number))
         replayed = work.replayed_ids[number] if number < len(work.replayed_ids) else ()
         parent = choices[0].sequence if choices else None
-        sequence = Sequence(
-            work.key, work.encoded, own, number, work.tenant, forked_from=parent, output_ids=list(replayed)
-        )
+        place = (work.key, work.encoded, own, number, work.tenant, work.rank)
+        sequence = Sequence(*place, forked_from=parent, output_ids=list(replayed))
         choices.append(_Choice(sequence, TextStream(runner.decode, sampling.stop)))
     return choices
 
