@@ -34,7 +34,7 @@ logger = logging.getLogger("aios.worker")
 
 _ANNOUNCE_EVERY_S = 1.0
 _RETRY_AFTER_S = 0.5
-_MOST_SILENT_LEASES = 10
+_RENEWALS_A_LEASE, _MOST_SILENT_LEASES = 3, 10
 _PARTING_S = 0.6
 """For a take under way to end, and for what is told to Redis then, if it listens."""
 
@@ -59,6 +59,7 @@ class WorkerService:
         self._intakes: dict[str, Intake] = {}
         self._engines: dict[str, Engine] = {}
         self._work, self._pulse = threading.Event(), Pulse()
+        self._num_silent = 0
         self._leave_by: float | None = None
         self._is_broken = asyncio.Event()
 
@@ -88,7 +89,10 @@ class WorkerService:
         died = partial(loop.call_soon_threadsafe, broken.set)
         thread = EngineThread(list(self._engines.values()), self._work, self._pulse, on_death=died)
         thread.start()
-        upkeep = [self._start(self._outbox.run()), self._start(self._forever(self._renew, self._terms.lease_s / 3))]
+        upkeep = [
+            self._start(self._outbox.run()),
+            self._start(self._forever(self._renew, self._terms.lease_s / _RENEWALS_A_LEASE)),
+        ]
         upkeep += [self._start(self._hear(shard)) for shard in self._broker.shards]
         self._state, self._models = "ready", tuple(model.info for model in loaded)
         await self._once(self._announce)
@@ -183,16 +187,22 @@ class WorkerService:
 
     async def _renew(self) -> None:
         """A lease ends `lease_s` after the engine's thread last got on: a step that hangs must not keep its jobs."""
-        silence_s, lease_s = self._pulse.silence_s(), self._terms.lease_s
-        if silence_s > _MOST_SILENT_LEASES * lease_s:
-            logger.error("no progress for %.1f s: this worker gives up", silence_s)
-            self._is_broken.set()
-        if silence_s > lease_s:
-            logger.error("no progress for %.1f s: the leases have run out", silence_s)
+        silence_s = self._pulse.silence_s()
+        if silence_s > self._terms.lease_s:
+            self._bear_silence(silence_s)
             return
+        self._num_silent = 0
         for model, queue in self._queues.items():
             for claim in await queue.renew(self._claims(model), silence_s=silence_s):
                 self._outbox.close(claim)
+
+    def _bear_silence(self, silence_s: float) -> None:
+        """For a while. Turns are counted, not seconds, which a suspended process sleeps through."""
+        self._num_silent += 1
+        logger.error("no progress for %.1f s: the leases have run out", silence_s)
+        if self._num_silent >= _MOST_SILENT_LEASES * _RENEWALS_A_LEASE:
+            logger.error("this worker hangs and gives up")
+            self._is_broken.set()
 
     def _claims(self, model: str) -> list[Claim]:
         return [claim for claim in self._outbox.claims if claim.job.model == model]

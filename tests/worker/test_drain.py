@@ -1,9 +1,12 @@
 """Leaving: a worker that is told to go hands everything over at the next step boundary and is gone in two seconds."""
 
 import asyncio
+import os
 import signal
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 from redis.asyncio import Redis
@@ -11,6 +14,7 @@ from redis.asyncio import Redis
 from shared.messages import Done, Tokens
 from tests.desk import Desk
 from tests.polling import until
+from tests.redis_server import RedisServer
 from tests.worker.services import Gated, Slow, end_of, loaded, long_task, said_of, service, serving
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
@@ -47,6 +51,31 @@ def load(settings):
 process.load_models = load
 process.run(Settings(redis_url=sys.argv[1], lease_s=30))
 """
+
+
+@asynccontextmanager
+async def slow_worker(redis_url: str, phase: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A worker process in the middle of something that takes five seconds."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", SLOW_WORKER, redis_url, phase), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        while phase.encode() not in await asyncio.wait_for(process.stdout.readline(), 20):
+            pass
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def exit_seconds(process: asyncio.subprocess.Process) -> float:
+    """How long it takes to end with 0 on SIGTERM."""
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(process.wait(), 10) == 0
+    return time.monotonic() - begun
 
 
 async def stopped_in(running: "asyncio.Task[bool]", stop: asyncio.Event) -> float:
@@ -106,20 +135,20 @@ async def test_the_only_worker_leaves_its_jobs_to_the_next(redis: Redis) -> None
 async def test_the_process_is_gone_in_two_seconds(redis: Redis, redis_url: str, phase: str) -> None:
     """Whatever its threads are at: each of these takes five seconds and cannot be interrupted."""
     [job] = await Desk(redis).submit(long_task(3))
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", SLOW_WORKER, redis_url, phase), stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        assert process.stdout is not None
-        while phase.encode() not in await asyncio.wait_for(process.stdout.readline(), 20):
-            pass
-        begun = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 10) == 0
-        assert time.monotonic() - begun < 2.0
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    async with slow_worker(redis_url, phase) as process:
+        assert await exit_seconds(process) < 2.0
     async with serving(service(redis), Echo(RunnerOptions("echo", max_batch=4))):
         assert isinstance(await asyncio.wait_for(end_of(redis, job), 2), Done)
+
+
+async def test_nor_does_a_redis_that_does_not_answer_hold_it(
+    redis: Redis, redis_url: str, redis_server: RedisServer
+) -> None:
+    """The lease and the presence record lapse by themselves then."""
+    await Desk(redis).submit(long_task(3))
+    async with slow_worker(redis_url, "step") as process:
+        os.kill(redis_server.pid, signal.SIGSTOP)
+        try:
+            assert await exit_seconds(process) < 2.0
+        finally:
+            os.kill(redis_server.pid, signal.SIGCONT)
