@@ -108,16 +108,16 @@ class LogReader:
                 after = index
 
 
-def _packed(item: Append) -> dict[str, object]:
+def _packed(item: Append) -> tuple[object, ...]:
     """What `append.lua` makes of it: `cost` is what a job really took."""
     last = item.events[-1]
-    return {
-        "id": item.job.id,
-        "epoch": item.epoch,
-        "after": item.after,
-        "events": [raw(encode(event)) for event in item.events],
-        "state": STATE_OF[type(last)] if isinstance(last, Terminal) else "",
-        "has_begun": any(isinstance(event, Started) for event in item.events),
-        "has_advanced": any(isinstance(event, Tokens) for event in item.events),
-        "cost": last.num_prompt_tokens + last.num_completion_tokens if isinstance(last, Done) else None,
-    }
+    return (
+        item.job.id,
+        item.epoch,
+        item.after,
+        [raw(encode(event)) for event in item.events],
+        any(isinstance(event, Started) for event in item.events),
+        any(isinstance(event, Tokens) for event in item.events),
+        STATE_OF[type(last)] if isinstance(last, Terminal) else "",
+        last.num_prompt_tokens + last.num_completion_tokens if isinstance(last, Done) else None,
+    )

@@ -135,9 +135,10 @@ class TokenLogprob(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Tokens(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokens"):
-    """Newly sampled ids of one choice and the text that became certain with them; either may be empty, not both.
+    """Newly sampled ids of one choice and the text that became certain with them; either may be empty.
 
-    `logprobs` are one for each id, if the request asks for them. `finish_reason` is set in a choice's last event.
+    `logprobs` are one for each id, if the request asks for them. `finish_reason` is set in a choice's last event, which
+    may have nothing else.
     """
 
     ids: tuple[int, ...]
@@ -169,9 +170,10 @@ class Solution(msgspec.Struct, frozen=True):
 
 
 class Done(msgspec.Struct, frozen=True, omit_defaults=True, tag="done"):
-    """The job succeeded. `finish_reason` is `stop`, `length`, `score` or `solve`; of several choices `finish_reasons`
-    has each. The keys and values of `num_cached_tokens` prompt tokens were there already. `q_values` are (q_halt,
-    q_continue) of the state that gave each choice its last token, of a model with a q head.
+    """The job succeeded. `finish_reason` is `stop`, `length`, `deadline` (with what was said by then), `score` or
+    `solve`; of several choices `finish_reasons` has each. The keys and values of `num_cached_tokens` prompt tokens were
+    there already. `q_values` are (q_halt, q_continue) of the state that gave each choice its last token, of a model
+    with a q head.
     """
 
     finish_reason: str

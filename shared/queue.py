@@ -122,9 +122,10 @@ class WorkQueue:
         found = [_claim(*item) for item in claims]
         return Taken(tuple(claim for claim in found if claim is not None), bool(should_empty))
 
-    async def renew(self, claims: Sequence[Claim]) -> list[Claim]:
-        """Restart the leases; returns the claims that are no longer this worker's."""
-        return await self._set(claims, self._terms.lease_s)
+    async def renew(self, claims: Sequence[Claim], *, silence_s: float = 0.0) -> list[Claim]:
+        """Let the leases end `lease_s` after the last sign of life, which came `silence_s` ago (less than `lease_s`);
+        returns the claims that are no longer this worker's."""
+        return await self._set(claims, max(0.001, self._terms.lease_s - silence_s))
 
     async def give_back(self, claims: Sequence[Claim]) -> None:
         """Others may take them at once, and nobody is blamed."""

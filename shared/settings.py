@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     max_body_bytes: Count = Field(default=1 << 20, description="largest request body")
     queue_timeout_s: Seconds = Field(default=60.0, description="longest wait in the queue")
     request_timeout_s: Seconds = Field(default=300.0, description="longest life of a request")
-    drain_timeout_s: Seconds = Field(default=30.0, description="time given to running requests at shutdown")
+    drain_timeout_s: Seconds = Field(default=1.0, description="longest wait at shutdown before work is handed over")
     lease_s: Seconds = Field(default=3.0, description="silence after which a worker's jobs are taken over")
     result_ttl_s: Seconds = Field(default=600.0, description="how long finished results are kept")
     keepalive_s: Seconds = Field(default=10.0, description="seconds between SSE keep-alive comments")

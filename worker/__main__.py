@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import sys
+from typing import NoReturn
 
 from shared.broker import Broker, connect
 from shared.cli import redis_url, run_role
@@ -22,11 +23,21 @@ EXIT_OK, EXIT_BROKEN = 0, 1
 logger = logging.getLogger("aios.worker")
 
 
-def run(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT. Raises SettingsError for a model that cannot be loaded."""
+def run(settings: Settings) -> NoReturn:
+    """Serve until SIGTERM or SIGINT, then end the process. Raises SettingsError for a model that cannot be loaded."""
     configure_logging(settings.log_level, settings.log_format)
     prepare_process(settings)
-    return asyncio.run(_serve(settings))
+    with asyncio.Runner() as runner:
+        _end(runner.run(_serve(settings)))
+
+
+def _end(status: int) -> NoReturn:
+    """End the process as it stands. An orderly end would wait for threads that compute what nobody will use: a step,
+    a load, a long prompt."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def dry_run(settings: Settings) -> int:

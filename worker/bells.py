@@ -44,3 +44,9 @@ class Bells:
             except RedisError:
                 continue
         self._waits.clear()
+
+    def drop(self) -> None:
+        """Cut off what still waits. A bell that rings just then is lost: others look by themselves after a while."""
+        for task in self._waits.values():
+            task.cancel()
+        self._waits.clear()

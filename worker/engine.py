@@ -6,9 +6,10 @@ called from any. What a step says goes to `emit` as one batch.
 
 import logging
 import queue
+import time
 from collections.abc import Callable
 
-from shared.errors import FleetError, InvalidRequest, NoMemory, WorkerFailed
+from shared.errors import DeadlineExceeded, FleetError, InvalidRequest, NoMemory, WorkerFailed
 from worker.request import Emission, Request, Work
 from worker.runners.base import OutOfMemory, Runner
 from worker.scheduler import Scheduler
@@ -20,12 +21,22 @@ Emit = Callable[[list[Emission]], None]
 
 
 class Engine:
-    """`emit` is called from the engine's thread with the emissions of each step, `wake` whenever there is new work."""
+    """`emit` is called from the engine's thread with the emissions of each step, `wake` whenever there is new work.
 
-    def __init__(self, runner: Runner, emit: Emit, wake: Callable[[], None] = lambda: None) -> None:
+    `now` is the clock of deadlines, in seconds.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        emit: Emit,
+        wake: Callable[[], None] = lambda: None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._runner = runner
         self._emit = emit
         self._wake = wake
+        self._now = now
         self._scheduler = Scheduler(runner.spec)
         self._requests: dict[str, Request] = {}
         self._inbox: queue.SimpleQueue[Work | str] = queue.SimpleQueue()
@@ -45,7 +56,7 @@ class Engine:
 
     def step(self) -> None:
         """Admit what has come, run one step for everything that has a place, and say what came of it."""
-        emissions = self._admit()
+        emissions = self._admit() + self._expire()
         slices = self._scheduler.plan()
         for part, result in self._run(slices) if slices else ():
             emissions += self._commit(part, result)
@@ -60,6 +71,19 @@ class Engine:
                 self._drop(item)
             else:
                 emissions += self._join(item)
+        return emissions
+
+    def _expire(self) -> list[Emission]:
+        """End what has passed its deadline: an answer with what it has, anything else without a result."""
+        emissions: list[Emission] = []
+        now = self._now()
+        for key, request in list(self._requests.items()):
+            if request.work.deadline_s <= now:
+                late = Emission(
+                    key, ended=DeadlineExceeded("The deadline passed before there was an answer.").as_event()
+                )
+                emissions += request.stop("deadline") if request.has_spoken else [late]
+                self._drop(key)
         return emissions
 
     def _join(self, work: Work) -> list[Emission]:

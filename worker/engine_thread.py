@@ -5,22 +5,25 @@ import threading
 from collections.abc import Callable, Sequence
 
 from worker.engine import Engine
-from worker.progress import beat, resting
+from worker.progress import Pulse, adopt, beat, resting
 
 logger = logging.getLogger("aios.engine")
 
 
 class EngineThread(threading.Thread):
-    """`work` is the event that the engines set when they are given something to do.
+    """`work` is the event that the engines set when they are given something to do, `pulse` shows that they get on.
 
     `on_death` is called from this thread if an engine raises, which is our own bug: the process must go.
     """
 
-    def __init__(self, engines: Sequence[Engine], work: threading.Event, on_death: Callable[[], object]) -> None:
+    def __init__(
+        self, engines: Sequence[Engine], work: threading.Event, pulse: Pulse, on_death: Callable[[], object]
+    ) -> None:
         super().__init__(name="engine", daemon=True)
         self._engines = engines
         self._on_death = on_death
         self._work = work
+        self._pulse = pulse
         self._stopping = False
 
     def stop(self) -> None:
@@ -29,6 +32,7 @@ class EngineThread(threading.Thread):
         self._work.set()
 
     def run(self) -> None:
+        adopt(self._pulse)
         try:
             while not self._stopping:
                 self._work.clear()

@@ -1,18 +1,20 @@
 """What enters the worker: takes jobs until they fill the free places, one for each choice, as token ids to one engine.
 
-The last job taken may have more choices than places are left: no other is taken until they have places too. Of jobs
-that a lost worker had begun the logged tokens are replayed, never sampled again.
+The last job taken may have more choices than places are left: no other is taken until they have places too. Only jobs
+of the best class are taken all the same while worse ones hold places: the engine pauses these for them. Of jobs that a
+lost worker had begun the logged tokens are replayed, never sampled again.
 """
 
 import asyncio
 import contextlib
 import logging
+import time
 
 from redis.exceptions import RedisError
 
 from shared.errors import FleetError, WorkerFailed
 from shared.log import LogReader
-from shared.messages import Generate, Started, Tokens
+from shared.messages import PRIORITIES, Generate, Priority, Started, Tokens
 from shared.queue import Claim, WorkQueue
 from worker.bells import Bells
 from worker.engine import Engine
@@ -24,6 +26,9 @@ logger = logging.getLogger("aios.intake")
 
 _WAIT_S = 0.5
 """Between two looks for jobs of lost workers, for which no bell rings."""
+_LOOK_S = 0.1
+"""Between two looks for urgent jobs of a worker that is full, which hears no bell."""
+_URGENT = PRIORITIES[:1]
 
 
 class Intake:
@@ -48,50 +53,67 @@ class Intake:
         self._worker_id = worker_id
         self._shards = list(shards)
         self._bells = Bells(queue, _WAIT_S)
-        self._most = self._free = runner.spec.max_batch
+        self._most = self._free = self._urgent_free = runner.spec.max_batch
         self._freed = asyncio.Event()
         self._should_empty = False
 
     def closed(self, claim: Claim) -> None:
         """A job of this intake has ended: its places are free."""
-        self._free += claim.places
+        self._count(claim, -1)
         self._freed.set()
 
     async def turn(self) -> None:
         """Take what can be taken now; returns after a short while without work."""
-        if not self._has_room:
-            await self._bells.pass_on()
+        if self._places(PRIORITIES) > 0:
+            if not await self._take_any(PRIORITIES):
+                await self._bells.wait(self._shards)
+            return
+        await self._bells.pass_on()
+        if not await self._take_any(_URGENT):
             self._freed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._freed.wait(), _WAIT_S)
-            return
-        for shard in list(self._shards):
-            if self._has_room and await self._take(shard):
-                return
-        await self._bells.wait(self._shards)
+                await asyncio.wait_for(self._freed.wait(), _LOOK_S if self._places(_URGENT) > 0 else _WAIT_S)
 
     async def close(self) -> None:
         """Wait for the last bell; what it rang for is passed on."""
         await self._bells.close()
 
-    @property
-    def _has_room(self) -> bool:
-        return self._free == self._most if self._should_empty else self._free > 0
+    def drop(self) -> None:
+        """There is no time for that."""
+        self._bells.drop()
 
-    async def _take(self, shard: str) -> bool:
+    def _places(self, priorities: tuple[Priority, ...]) -> int:
+        """How many places are free for jobs of these classes. Urgent ones need only places of worse ones."""
+        if self._should_empty and self._free < self._most:
+            return 0
+        return self._urgent_free if priorities == _URGENT else self._free
+
+    def _count(self, claim: Claim, jobs: int) -> None:
+        self._free -= jobs * claim.places
+        if claim.job.priority in _URGENT:
+            self._urgent_free -= jobs * claim.places
+
+    async def _take_any(self, priorities: tuple[Priority, ...]) -> bool:
         """Whether a shard had anything. The others come first the next time."""
-        taken = await self._queue.take(shard, self._free, is_empty=self._free == self._most)
+        for shard in list(self._shards):
+            if self._places(priorities) > 0 and await self._take(shard, priorities):
+                self._shards.remove(shard)
+                self._shards.append(shard)
+                return True
+        return False
+
+    async def _take(self, shard: str, priorities: tuple[Priority, ...]) -> bool:
+        asked_s, places, is_empty = time.monotonic(), self._places(priorities), self._free == self._most
+        taken = await self._queue.take(shard, places, is_empty=is_empty, priorities=priorities)
         self._should_empty = taken.should_empty
-        self._shards.remove(shard)
-        self._shards.append(shard)
         for claim in taken.claims:
             self._outbox.open(claim)
-            self._free -= claim.places
+            self._count(claim, 1)
         for claim in taken.claims:
-            await self._accept(claim)
+            await self._accept(claim, asked_s + claim.time_left_s)
         return bool(taken.claims)
 
-    async def _accept(self, claim: Claim) -> None:
+    async def _accept(self, claim: Claim, deadline_s: float) -> None:
         """From a job in hand to a work for the engine. A long prompt must not hold up the renewal of leases."""
         task = claim.job.task
         if claim.epoch > 1:
@@ -115,7 +137,8 @@ class Intake:
         num_prompt_tokens = len(encoded.prompt_ids)
         started = Started(claim.epoch, self._worker_id, num_prompt_tokens, encoded.num_truncated, max_tokens)
         if self._outbox.add(claim, started):
-            self._engine.submit(Work(claim.key, encoded, sampling, replayed, claim.job.tenant))
+            job = claim.job
+            self._engine.submit(Work(claim.key, encoded, sampling, replayed, job.tenant, deadline_s, job.priority))
 
     async def _replay(self, claim: Claim) -> tuple[tuple[int, ...], ...]:
         """The logged tokens of each choice."""

@@ -1,7 +1,8 @@
 """What leaves the worker: the events of every job in hand, appended to their logs under the fence.
 
 `put` is called by the engine's thread; everything else belongs to the event loop. All jobs' news since the last round
-trip go out as one. When Redis is away the news wait here, and after `max_waiting_steps` the engine waits too.
+trip go out as one. Tokens of a job that nobody follows token by token are gathered for a while first. When Redis is
+away the news wait here, and after `max_waiting_steps` the engine waits too.
 """
 
 import asyncio
@@ -19,18 +20,31 @@ from worker.request import Emission
 
 logger = logging.getLogger("aios.outbox")
 
+GATHERED_TOKENS, GATHERED_S = 32, 0.5
+"""What is said in one append to a job that nobody follows: so many tokens, or those of so long."""
+
 
 @dataclass
 class _Open:
-    """A job in hand: where its log stands, and what is to be added."""
+    """A job in hand: where its log stands, and what is to be added; `since_s` is when the oldest of that came."""
 
     claim: Claim
     index: int
     news: list[Event] = field(default_factory=list)
+    since_s: float = 0.0
+
+    def is_due(self, now_s: float) -> bool:
+        if self.claim.job.is_streamed or now_s - self.since_s >= GATHERED_S:
+            return bool(self.news)
+        num_tokens = sum(len(event.ids) for event in self.news if isinstance(event, Tokens))
+        return num_tokens >= GATHERED_TOKENS or not all(isinstance(event, Tokens) for event in self.news)
 
 
 class Outbox:
-    """`on_closed(claim, was_stale)` is called once for every job opened: its end is logged or its epoch over."""
+    """`on_closed(claim, was_stale)` is called once for every job opened: its end is logged or its epoch over.
+
+    `num_stale` appends came too late: the job was another's by then, or had ended.
+    """
 
     def __init__(
         self, writer: LogWriter, on_closed: Callable[[Claim, bool], None], *, max_waiting_steps: int = 64
@@ -40,8 +54,10 @@ class Outbox:
         self._jobs: dict[str, _Open] = {}
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
+        self._sending = asyncio.Lock()
         self._room = threading.Semaphore(max_waiting_steps)
         self._steps_collected = 0
+        self.num_stale = 0
 
     @property
     def claims(self) -> list[Claim]:
@@ -77,8 +93,12 @@ class Outbox:
             self._room.acquire()
         self._loop.call_soon_threadsafe(self._collect, emissions)
 
+    async def flush(self) -> None:
+        """Send all there is."""
+        await self._send(is_last=True)
+
     async def run(self) -> None:
-        """Send news as they come, until cancelled between two round trips."""
+        """Send news as they come, until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -89,12 +109,24 @@ class Outbox:
         for emission in emissions:
             job = self._jobs.get(emission.key)
             if job is not None:
+                if not job.news:
+                    self._hold(job)
                 _add(job.news, emission)
         self._wake.set()
 
-    async def _send(self) -> None:
+    def _hold(self, job: _Open) -> None:
+        job.since_s = self._loop.time()
+        if not job.claim.job.is_streamed:
+            self._loop.call_later(GATHERED_S, self._wake.set)
+
+    async def _send(self, *, is_last: bool = False) -> None:
+        async with self._sending:  # the next append begins where this one ends
+            await self._send_due(is_last)
+
+    async def _send_due(self, is_last: bool) -> None:
         steps, self._steps_collected = self._steps_collected, 0
-        jobs = [job for job in self._jobs.values() if job.news]
+        now_s = self._loop.time()
+        jobs = [job for job in self._jobs.values() if job.news and (is_last or job.is_due(now_s))]
         appends = [Append(job.claim.job, job.claim.epoch, job.index, tuple(job.news)) for job in jobs]
         for job in jobs:
             job.news = []
@@ -116,6 +148,8 @@ class Outbox:
                 delay_s = min(1.0, delay_s * 2)
 
     def _settle(self, job: _Open, append: Append, landed: bool) -> None:
+        if not landed:
+            self.num_stale += 1
         if self._jobs.get(job.claim.key) is not job:
             return
         if not landed:
@@ -129,12 +163,13 @@ class Outbox:
 
 
 def _add(news: list[Event], emission: Emission) -> None:
-    """Join tokens to the tokens that are still unsent, so that a slow Redis makes fewer, larger events."""
-    if emission.ids or emission.text:
+    """Join tokens to those of their choice that are still unsent: fewer, larger events."""
+    if emission.ids or emission.text or emission.finish_reason:
         tokens = Tokens(emission.ids, emission.text, emission.choice, emission.logprobs, emission.finish_reason)
-        last = news[-1] if news else None
-        if isinstance(last, Tokens) and last.choice == tokens.choice:
-            news[-1] = _joined(last, tokens)
+        for place, event in enumerate(news):
+            if isinstance(event, Tokens) and event.choice == tokens.choice:
+                news[place] = _joined(event, tokens)
+                break
         else:
             news.append(tokens)
     if emission.ended is not None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from shared.messages import ContinuationScore, Done, Failed, Sampling, TokenLogprob
+from shared.messages import PRIORITIES, ContinuationScore, Done, Failed, Priority, Sampling, TokenLogprob
 from worker.noise import fold
 from worker.runners.base import Runner
 from worker.sequence import Encoded, Sampled, Scores, Sequence, Solved
@@ -22,7 +22,7 @@ class Work:
     """A job for the engine. `key` is the take it belongs to: two takes of one job are two works.
 
     `replayed_ids` are, for each choice, tokens that the log already holds: they are never sampled again. Works of
-    different `tenant`s share no computed prompt.
+    different `tenant`s share no computed prompt. `deadline_s` is a moment of the engine's clock.
     """
 
     key: str
@@ -30,6 +30,12 @@ class Work:
     sampling: Sampling | None
     replayed_ids: tuple[tuple[int, ...], ...] = ()
     tenant: str = ""
+    deadline_s: float = math.inf
+    priority: Priority = "default"
+
+    @property
+    def rank(self) -> int:
+        return PRIORITIES.index(self.priority)
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,21 @@ class Request:
         done = self._close(self._choices[sequence.choice], "solve")
         return Emission(self.work.key, ended=msgspec.structs.replace(done, solution=result.solution) if done else None)
 
+    @property
+    def has_spoken(self) -> bool:
+        """Whether there is something of an answer."""
+        return self.work.sampling is not None and any(item.output_ids for item in self.sequences)
+
+    def stop(self, reason: str) -> list[Emission]:
+        """End what is still open, with what it has said."""
+        emissions = []
+        for choice in self._choices:
+            if choice.sequence in self.open_sequences:
+                text, number = choice.text.flush(), choice.sequence.choice
+                ended = self._close(choice, reason)
+                emissions.append(Emission(self.work.key, (), text, number, finish_reason=reason, ended=ended))
+        return emissions
+
     def _read(self, choice: _Choice, token: int, count: int) -> str:
         """The text that becomes certain with the `count`-th token."""
         sampling = self.work.sampling
@@ -158,16 +179,15 @@ def _choices(work: Work, runner: Runner) -> list[_Choice]:
     sampling = work.sampling
     if sampling is None:
         parts = enumerate((work.encoded, *work.encoded.windows))
-        sequences = [Sequence(work.key, part, None, number, work.tenant) for number, part in parts]
+        sequences = [Sequence(work.key, part, None, number, work.tenant, work.rank) for number, part in parts]
         return [_Choice(item, TextStream(runner.decode)) for item in sequences]
     choices: list[_Choice] = []
     for number in range(sampling.n):
         own = msgspec.structs.replace(sampling, seed=fold(sampling.seed, number))
         replayed = work.replayed_ids[number] if number < len(work.replayed_ids) else ()
         parent = choices[0].sequence if choices else None
-        sequence = Sequence(
-            work.key, work.encoded, own, number, work.tenant, forked_from=parent, output_ids=list(replayed)
-        )
+        place = (work.key, work.encoded, own, number, work.tenant, work.rank)
+        sequence = Sequence(*place, forked_from=parent, output_ids=list(replayed))
         choices.append(_Choice(sequence, TextStream(runner.decode, sampling.stop)))
     return choices
 

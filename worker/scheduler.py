@@ -2,9 +2,9 @@
 
 Every step decodes all running sequences and gives what is left of its token budget to prompts, so that neither starves
 the other: a prompt that cannot be cut may exceed the budget, and the steps after it take no prompt until that is paid.
-Of the prompts the oldest gets at least half the budget, the shortest the rest. Pages are taken as sequences grow; when
-they run out, the latest arrival gives its own back and is computed again later. A device that runs out of memory
-gets a smaller budget for a while.
+Of the prompts the oldest gets at least half the budget, the shortest the rest. Better classes go first. Pages are taken
+as sequences grow; when they run out, or a better class wants the slot, the latest arrival of the lowest class gives its
+own back and is computed again later. A device that runs out of memory gets a smaller budget for a while.
 """
 
 from worker.kv.cache import Cache
@@ -13,6 +13,8 @@ from worker.sequence import Sequence, Slice, Status
 
 _CALM_STEPS = 64
 """Steps without trouble after which a halved budget is doubled again."""
+_PATIENCE_STEPS = 256
+"""Steps of waiting that lift a sequence by one class, for good: so that none is paused for ever."""
 
 
 class Scheduler:
@@ -45,7 +47,9 @@ class Scheduler:
     def plan(self) -> list[Slice]:
         """Each sequence's share of the next step: those that decode, then prompts and continuations."""
         self._recover()
-        decoding = [self._grow(item) for item in sorted(self._running, key=_arrival) if self._is_decoding(item)]
+        self._age()
+        self._make_way()
+        decoding = [self._grow(item) for item in sorted(self._running, key=_turn) if self._is_decoding(item)]
         slices = [Slice(item, item.num_remaining) for item in decoding if item is not None]
         budget = self._budget - (self._debt if slices else 0)
         prompts = self._prompts(budget) if budget > 0 else []
@@ -95,17 +99,42 @@ class Scheduler:
             self._budget = min(self._spec.step_tokens, 2 * self._budget)
             self._calm_steps = 0
 
+    def _age(self) -> None:
+        for item in self._waiting:
+            item.num_waited += 1
+            if item.num_waited % _PATIENCE_STEPS == 0:
+                item.rank = max(0, item.rank - 1)
+
+    def _make_way(self) -> None:
+        """Who waits in a better class gets the slot, and the pages, of the latest in the lowest class."""
+        for item in sorted(self._waiting, key=_turn):
+            if not self._is_above(item):
+                return
+            if self._cache is not None and self._cache.is_being_computed(item, self._unfinished()):
+                continue
+            while not (len(self._running) < self._spec.max_batch and self._start(item)):
+                if not self._is_above(item):
+                    return
+                self._preempt(max(self._running, key=_turn))
+
+    def _is_above(self, sequence: Sequence) -> bool:
+        """Whether something of a lower class is running."""
+        return any(item.rank > sequence.rank for item in self._running)
+
+    def _unfinished(self) -> list[Sequence]:
+        return sorted((item for item in self._running if not self._is_decoding(item)), key=_turn)
+
     def _is_decoding(self, sequence: Sequence) -> bool:
         if self._cache is None:
             return not sequence.encoded.continuations
         return not sequence.is_scoring and sequence.num_computed > 0 and sequence.num_remaining == 1
 
     def _grow(self, sequence: Sequence) -> Sequence | None:
-        """The sequence with room for its next token; the latest arrivals give way. None if it had to itself."""
+        """The sequence with room for its next token; the last in turn give way. None if it had to itself."""
         while sequence.status is Status.RUNNING:
             if self._cache is None or self._cache.grow(sequence):
                 return sequence
-            self._preempt(max(self._running, key=_arrival))
+            self._preempt(max(self._running, key=_turn))
         return None
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -113,7 +142,7 @@ class Scheduler:
         if self._cache is not None:
             self._cache.give_back(sequence, keep=True)
         sequence.status = Status.WAITING
-        self._waiting.insert(0, sequence)
+        self._waiting.append(sequence)
 
     def _prompts(self, budget: int) -> list[Slice]:
         """Shares for prompts and continuations. The oldest one always gets something, and before any other starts."""
@@ -135,11 +164,11 @@ class Scheduler:
         return slices
 
     def _candidates(self) -> list[Sequence]:
-        """Unfinished prompts and continuations by arrival, then those that wait, have a slot, and gain by starting."""
-        unfinished = sorted((item for item in self._running if not self._is_decoding(item)), key=_arrival)
+        """Unfinished prompts and continuations by turn, then those that wait, have a slot, and gain by starting."""
+        unfinished = self._unfinished()
         room = max(0, self._spec.max_batch - len(self._running))
         ready: list[Sequence] = []
-        for item in self._waiting:
+        for item in sorted(self._waiting, key=_turn):
             if len(ready) >= room:
                 break
             if self._cache is None or not self._cache.is_being_computed(item, unfinished + ready):
@@ -191,5 +220,6 @@ class Scheduler:
         return rows * (len(sequence.encoded.prompt_ids) + len(tail))
 
 
-def _arrival(sequence: Sequence) -> int:
-    return sequence.arrival
+def _turn(sequence: Sequence) -> tuple[int, int]:
+    """The better class first, then the older one."""
+    return sequence.rank, sequence.arrival

@@ -40,7 +40,8 @@ class Sequence:
     `output_ids` may start with what an earlier worker said. The first `num_computed` tokens have their keys and values
     in `pages`; `num_cached` of them were found there when it first started. `source_page` is a shared page that the
     sequence's first step copies into its own, because it goes on writing in the middle of it. `forked_from` is the
-    choice of the same job whose prompt it waits for. `scores` are those of the first continuations.
+    choice of the same job whose prompt it waits for. `scores` are those of the first continuations. `rank` 0 is the
+    best class; the sequence waited for `num_waited` steps in all.
     """
 
     key: str
@@ -48,6 +49,7 @@ class Sequence:
     sampling: Sampling | None
     choice: int = 0
     salt: str = ""
+    rank: int = 0
     forked_from: "Sequence | None" = None
     output_ids: list[int] = field(default_factory=list)
     scores: list[ContinuationScore] = field(default_factory=list)
@@ -56,6 +58,7 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     source_page: int | None = None
     arrival: int = 0
+    num_waited: int = 0
     status: Status = Status.NEW
 
     @property

@@ -1,7 +1,7 @@
 """A worker's life: load, announce, take, decode, append, and leave without dropping anything.
 
-Composes queue, intake, engine and outbox; holds no logic of theirs. SIGTERM stops the taking of work; what is in hand
-is finished within the drain time, and what is not finished then goes back to the queue for another worker.
+Composes queue, intake, engine and outbox; holds no logic of theirs. On SIGTERM everything in hand goes back to the
+queue at the next step boundary: what was said is logged, and other workers go on with it.
 """
 
 import asyncio
@@ -23,22 +23,27 @@ from shared.messages import ModelInfo, WorkerInfo
 from shared.presence import Presence
 from shared.queue import Claim, Terms, WorkQueue
 from shared.subscriptions import Subscriptions
-from worker import progress
 from worker.engine import Engine
 from worker.engine_thread import EngineThread
 from worker.intake import Intake
 from worker.loading import LoadedModel
 from worker.outbox import Outbox
+from worker.progress import Pulse
 
 logger = logging.getLogger("aios.worker")
 
 _ANNOUNCE_EVERY_S = 1.0
 _RETRY_AFTER_S = 0.5
+_RENEWALS_A_LEASE, _MOST_SILENT_LEASES = 3, 10
+_PARTING_S = 0.6
+"""For a take under way to end, and for what is told to Redis then, if it listens."""
 
 State = Literal["loading", "ready", "draining"]
 
 
 class WorkerService:
+    """`drain_timeout_s` is the longest wait for the engine's current step at the end."""
+
     def __init__(self, broker: Broker, terms: Terms, *, drain_timeout_s: float) -> None:
         self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._broker = broker
@@ -53,20 +58,26 @@ class WorkerService:
         self._queues: dict[str, WorkQueue] = {}
         self._intakes: dict[str, Intake] = {}
         self._engines: dict[str, Engine] = {}
-        self._work = threading.Event()
-        self._idle = asyncio.Event()
+        self._work, self._pulse = threading.Event(), Pulse()
+        self._num_silent = 0
+        self._leave_by: float | None = None
         self._is_broken = asyncio.Event()
 
     async def run(self, load: Callable[[], list[LoadedModel]], stop: asyncio.Event) -> bool:
-        """Serve until `stop`; False when a part of it broke, which is our own bug. `load` runs in a thread."""
+        """Serve until `stop`; False when a part of it broke or hangs. `load` runs in a thread.
+
+        A load or a step that takes long may still be running in its thread afterwards; nothing of it is used.
+        """
         announcing = self._start(self._forever(self._announce, _ANNOUNCE_EVERY_S))
         try:
-            loaded = await asyncio.to_thread(load)
-            await self._serve(loaded, stop)
+            loading = asyncio.create_task(asyncio.to_thread(load))
+            await _first_of(loading, stop.wait())
+            if loading.done():
+                await self._serve(await loading, stop)
         finally:
             announcing.cancel()
             await asyncio.gather(announcing, return_exceptions=True)
-            await self._once(lambda: self._presence.leave(self.worker_id))
+            await self._part(self._presence.leave(self.worker_id))
             await self._subscriptions.close()
         return not self._is_broken.is_set()
 
@@ -76,22 +87,22 @@ class WorkerService:
         loop = asyncio.get_running_loop()
         broken = self._is_broken
         died = partial(loop.call_soon_threadsafe, broken.set)
-        thread = EngineThread(list(self._engines.values()), self._work, on_death=died)
+        thread = EngineThread(list(self._engines.values()), self._work, self._pulse, on_death=died)
         thread.start()
-        upkeep = [self._start(self._outbox.run()), self._start(self._forever(self._renew, self._terms.lease_s / 3))]
+        upkeep = [
+            self._start(self._outbox.run()),
+            self._start(self._forever(self._renew, self._terms.lease_s / _RENEWALS_A_LEASE)),
+        ]
         upkeep += [self._start(self._hear(shard)) for shard in self._broker.shards]
         self._state, self._models = "ready", tuple(model.info for model in loaded)
         await self._once(self._announce)
         logger.info("ready: %s", ", ".join(self._intakes))
         taking = [self._start(self._take(intake, stop)) for intake in self._intakes.values()]
-        await _first_of(stop, broken)
-        self._state = "draining"
-        await self._once(self._announce)
-        await self._drain(taking)
-        thread.stop()
+        await _first_of(stop.wait(), broken.wait())
+        await self._drain(taking, thread)
         for task in upkeep:
             task.cancel()
-        await asyncio.gather(*upkeep, return_exceptions=True)
+        await self._part(asyncio.gather(*upkeep, return_exceptions=True))
 
     def _start(self, part: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A part that runs as long as the worker; if it raises, the worker hands its jobs over and ends."""
@@ -123,9 +134,16 @@ class WorkerService:
         )
 
     async def _take(self, intake: Intake, stop: asyncio.Event) -> None:
-        while not stop.is_set() and not self._is_broken.is_set():
-            await self._once(intake.turn)
-        await intake.close()
+        """Nothing is taken while the engine's thread seems to hang: it would only be held up, and blamed for it."""
+        try:
+            while not stop.is_set() and not self._is_broken.is_set():
+                if self._pulse.silence_s() > self._terms.lease_s / 2:
+                    await asyncio.sleep(self._terms.lease_s / 10)
+                else:
+                    await self._once(intake.turn)
+            await intake.close()
+        finally:
+            intake.drop()
 
     async def _hear(self, shard: str) -> None:
         """What others have ended is dropped at once, before its next append is refused."""
@@ -133,29 +151,58 @@ class WorkerService:
             while True:
                 self._outbox.ended((await inbox.get()).decode())
 
-    async def _drain(self, taking: Sequence[asyncio.Task[None]]) -> None:
-        """Let jobs in hand end; when time is up, or this worker is broken, hand them to other workers."""
-        await asyncio.gather(*taking, return_exceptions=True)
-        limit_s = 0.0 if self._is_broken.is_set() else self._drain_timeout_s
-        try:
-            async with asyncio.timeout(limit_s):
-                while self._outbox.claims:
-                    self._idle.clear()
-                    await self._idle.wait()
-        except TimeoutError:
-            logger.warning("%d jobs go back to the queue", len(self._outbox.claims))
+    async def _drain(self, taking: Sequence[asyncio.Task[None]], thread: EngineThread) -> None:
+        """Hand everything over when the current step has ended, or the time is up: what a step says later is lost, and
+        said again by whoever has the job then."""
+        self._state = "draining"
+        self._leave_by = asyncio.get_running_loop().time() + self._drain_timeout_s + _PARTING_S
+        thread.stop()
+        stepped = asyncio.create_task(asyncio.to_thread(thread.join, self._drain_timeout_s))
+        announced = asyncio.create_task(self._part(self._announce()))
+        await asyncio.wait([stepped, announced], timeout=self._drain_timeout_s)
+        await self._hand_over()
+        await self._part(asyncio.wait(taking, timeout=_PARTING_S))
+        for task in taking:
+            task.cancel()
+        await self._hand_over()  # what was being taken meanwhile
+
+    async def _hand_over(self) -> None:
+        """Say what there is to say, and let others take what is in hand at once."""
+        await self._part(self._outbox.flush())
         for model, queue in self._queues.items():
-            await self._once(partial(queue.give_back, self._claims(model)))
+            claims = self._claims(model)
+            if claims:
+                logger.info("%d jobs go back to the queue", len(claims))
+            await self._part(queue.give_back(claims))
+            for claim in claims:
+                self._outbox.close(claim)
+
+    async def _part(self, last_words: Awaitable[object]) -> None:
+        """Something that may fail or be cut off on the way out: leases and presence lapse anyway."""
+        try:
+            async with asyncio.timeout_at(self._leave_by):
+                await last_words
+        except (RedisError, TimeoutError) as error:
+            logger.warning("no time or no Redis to leave in order: %r", error)
 
     async def _renew(self) -> None:
-        """Restart the leases while the engine's thread gets on: a step that hangs must not keep its jobs."""
-        silence_s = progress.silence_s()
+        """A lease ends `lease_s` after the engine's thread last got on: a step that hangs must not keep its jobs."""
+        silence_s = self._pulse.silence_s()
         if silence_s > self._terms.lease_s:
-            logger.error("no progress for %.1f s: the leases run out", silence_s)
+            self._bear_silence(silence_s)
             return
+        self._num_silent = 0
         for model, queue in self._queues.items():
-            for claim in await queue.renew(self._claims(model)):
+            for claim in await queue.renew(self._claims(model), silence_s=silence_s):
                 self._outbox.close(claim)
+
+    def _bear_silence(self, silence_s: float) -> None:
+        """For a while. Turns are counted, not seconds, which a suspended process sleeps through."""
+        self._num_silent += 1
+        logger.error("no progress for %.1f s: the leases have run out", silence_s)
+        if self._num_silent >= _MOST_SILENT_LEASES * _RENEWALS_A_LEASE:
+            logger.error("this worker hangs and gives up")
+            self._is_broken.set()
 
     def _claims(self, model: str) -> list[Claim]:
         return [claim for claim in self._outbox.claims if claim.job.model == model]
@@ -165,7 +212,6 @@ class WorkerService:
         if was_stale:
             self._engines[model].abort(claim.key)
         self._intakes[model].closed(claim)
-        self._idle.set()
 
     async def _announce(self) -> None:
         await self._presence.announce(WorkerInfo(self.worker_id, self._state, self._models, len(self._outbox.claims)))
@@ -184,8 +230,9 @@ class WorkerService:
             await asyncio.sleep(_RETRY_AFTER_S)
 
 
-async def _first_of(*events: asyncio.Event) -> None:
-    waits = [asyncio.create_task(event.wait()) for event in events]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
+async def _first_of(*waits: Awaitable[object]) -> None:
+    """Return when one of them is done; the others are dropped."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()

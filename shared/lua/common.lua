@@ -42,12 +42,13 @@ local function ended_key(model, at) return P .. 'ended:' .. model .. ':' .. math
 local FIELDS = { 'state', 'epoch', 'last', 'model', 'class', 'tenant', 'cost', 'bytes', 'entry', 'expires_ms',
   'deadline_ms', 'worker', 'fingerprint', 'started', 'advanced', 'deaths', 'request' }
 
--- nil for a job that is not there.
-local function read_job(id)
-  local values = call('HMGET', job_key(id), unpack(FIELDS))
+-- Some fields of a job, all that scripts need unless told; nil for a job that is not there. The first is `state`.
+local function read_job(id, fields)
+  fields = fields or FIELDS
+  local values = call('HMGET', job_key(id), unpack(fields))
   if not values[1] then return nil end
   local job = { id = id }
-  for i, field in ipairs(FIELDS) do job[field] = values[i] end
+  for i, field in ipairs(fields) do job[field] = values[i] end
   return job
 end
 
@@ -59,7 +60,8 @@ local function ring(model, times)
   call('LTRIM', bell, 0, MOST_RINGS - 1)
 end
 
-local function append(job, payloads)
+-- Further arguments are fields of the job and their new values.
+local function append(job, payloads, ...)
   local log, channel, last = log_key(job.id), P .. 'events:' .. job.id, tonumber(job.last)
   for _, payload in ipairs(payloads) do
     last = last + 1
@@ -67,7 +69,7 @@ local function append(job, payloads)
     call(a.publish, channel, last .. ':' .. payload)
   end
   job.last = last
-  call('HSET', job_key(job.id), 'last', last)
+  call('HSET', job_key(job.id), 'last', last, ...)
 end
 
 -- A job leaves its line: it is taken, or ends while it waits.

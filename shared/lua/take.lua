@@ -10,6 +10,8 @@ local DEATHS_TO_SUSPECT, DEATHS_TO_CONVICT = 2, 3
 
 local leases = P .. 'leases:' .. a.model
 local taken, left, should_empty = {}, a.places, false
+local wanted = {}
+for _, class in ipairs(a.classes) do wanted[class] = true end
 
 local function fail(job, state, event)
   append(job, { event })
@@ -60,6 +62,7 @@ local function take_over(id, lease_end)
     call('ZREM', leases, id)
     return
   end
+  if not wanted[job.class] then return end
   if tonumber(job.deadline_ms) < now then return fail(job, 'failed', a.late) end
   if job.advanced and job.fingerprint ~= a.fingerprint then return end
   local deaths = deaths_of(job, lease_end)

@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from shared.messages import Done, Sampling
+from shared.messages import PRIORITIES, Done, Priority, Sampling
 from tests.worker.ghost import Ghost, answer, score
 from worker.engine import Engine
 from worker.kv.cache import Cache
@@ -101,6 +101,7 @@ class Plan:
     tails: tuple[tuple[int, ...], ...]
     tenant: str
     cancelled_after: int | None
+    priority: Priority
 
 
 PROMPTS = st.lists(st.integers(1, 2), min_size=1, max_size=20).map(tuple)
@@ -113,6 +114,7 @@ PLANS = st.builds(
     tails=st.just(()) | st.lists(TOKENS, min_size=1, max_size=4).map(tuple),
     tenant=st.sampled_from(["a", "b"]),
     cancelled_after=st.none() | st.integers(0, 6),
+    priority=st.sampled_from(PRIORITIES),
 )
 
 
@@ -159,7 +161,7 @@ def test_any_schedule_gives_the_same_answers(
 def work(key: str, plan: Plan) -> Work:
     encoded = Encoded(plan.prompt, 0 if plan.tails else plan.max_tokens, plan.tails)
     sampling = None if plan.tails else Sampling(plan.max_tokens, 5, n=plan.n)
-    return Work(key, encoded, sampling, tenant=plan.tenant)
+    return Work(key, encoded, sampling, tenant=plan.tenant, priority=plan.priority)
 
 
 def check(plan: Plan, said: list[Emission]) -> None:

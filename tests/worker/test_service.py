@@ -1,75 +1,20 @@
 """A worker in trouble: lapsed leases, slow prompts, lost reads, broken parts. Nothing is lost, doubled or leaked."""
 
 import asyncio
-import threading
-import time
 from collections.abc import Sequence
 
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from shared.broker import Broker
-from shared.errors import FleetError
-from shared.log import LogReader
-from shared.messages import Done, Event, Failed, Generate, Job, ModelInfo, Sampling, Score, Started, Terminal, Tokens
-from shared.queue import Claim, Terms, WorkQueue
-from shared.subscriptions import Subscriptions
+from shared.messages import Done, Event, Failed, Generate, Sampling, Score, Tokens
+from shared.queue import Claim, WorkQueue
 from tests.desk import Desk
 from tests.polling import until
-from worker.loading import LoadedModel
+from tests.worker.services import Gated, Slow, end_of, loaded, long_task, said_of, service, task
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
-from worker.sequence import Encoded, Slice, StepResult
-from worker.service import WorkerService
-
-
-def task(prompt: str) -> Generate:
-    return Generate(prompt, Sampling(max_tokens=3, seed=0))
-
-
-def service(redis: Redis) -> WorkerService:
-    return WorkerService(Broker(redis), Terms(lease_s=0.5, result_ttl_s=60), drain_timeout_s=5)
-
-
-def loaded(runner: Echo) -> list[LoadedModel]:
-    return [LoadedModel(ModelInfo("m", "echo", "test", 100, 100, 4), runner)]
-
-
-async def end_of(redis: Redis, job: Job) -> Terminal:
-    subscriptions = Subscriptions(redis)
-    try:
-        async for _, event in LogReader(Broker(redis), subscriptions, poll_s=0.1).follow(job.id):
-            if isinstance(event, Terminal):
-                return event
-    finally:
-        await subscriptions.close()
-    raise AssertionError("a log without an end")
-
-
-def long_task(num_tokens: int = 400) -> Generate:
-    return Generate("abc", Sampling(num_tokens, seed=0))
-
-
-async def said_of(redis: Redis, job: Job) -> tuple[str, list[int]]:
-    """All text of a job's log, and the epochs that began it."""
-    events = [event for _, event in await LogReader(Broker(redis)).read(job.id)]
-    text = "".join(event.text for event in events if isinstance(event, Tokens))
-    return text, [event.epoch for event in events if isinstance(event, Started)]
-
-
-class Slow(Echo):
-    """Tokenizes and steps slowly, on whatever thread it is called."""
-
-    tokenizing_s, stepping_s = 0.0, 0.0
-
-    def encode(self, task: Generate | Score) -> Encoded:
-        time.sleep(self.tokenizing_s)
-        return super().encode(task)
-
-    def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
-        time.sleep(self.stepping_s)
-        return super().step(slices)
+from worker.sequence import Encoded
 
 
 async def test_a_worker_that_takes_over_its_own_job_says_everything_once(
@@ -80,7 +25,7 @@ async def test_a_worker_that_takes_over_its_own_job_says_everything_once(
     runner.stepping_s = 0.004
     worker, stop = service(redis), asyncio.Event()
 
-    async def no_renewal(queue: WorkQueue, claims: Sequence[Claim]) -> list[Claim]:
+    async def no_renewal(queue: WorkQueue, claims: Sequence[Claim], *, silence_s: float) -> list[Claim]:
         return []
 
     monkeypatch.setattr(WorkQueue, "renew", no_renewal)
@@ -135,21 +80,9 @@ async def test_a_replay_that_cannot_be_read_is_tried_again(redis: Redis, monkeyp
     assert await running is True
 
 
-class Held(Echo):
-    """Steps once the gate is open."""
-
-    def __init__(self, options: RunnerOptions) -> None:
-        super().__init__(options)
-        self.gate = threading.Event()
-
-    def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
-        self.gate.wait(20)
-        return super().step(slices)
-
-
 async def test_choices_take_as_many_places(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job is taken while a place is free, whatever it needs; the rest stays queued. No place is lost."""
-    runner, stop, choices = Held(RunnerOptions("echo", max_batch=4)), asyncio.Event(), [2, 3, 1, 16, 4, 1, 1, 1, 1, 1]
+    runner, stop, choices = Gated(RunnerOptions("echo", max_batch=4)), asyncio.Event(), [2, 3, 1, 16, 4, 1, 1, 1, 1, 1]
     worker, desk, taken_before = service(redis), Desk(redis), []
     opened = worker._outbox.open
 

@@ -1,0 +1,154 @@
+"""Leaving: a worker that is told to go hands everything over at the next step boundary and is gone in two seconds."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from redis.asyncio import Redis
+
+from shared.messages import Done, Tokens
+from tests.desk import Desk
+from tests.polling import until
+from tests.redis_server import RedisServer
+from tests.worker.services import Gated, Slow, end_of, loaded, long_task, said_of, service, serving
+from worker.runners.base import RunnerOptions
+from worker.runners.echo import Echo
+
+LONG_LEASE_S = 30.0
+"""Nothing in these tests may be owed to a lease that lapsed."""
+
+SLOW_WORKER = """
+import sys, time
+from shared.settings import Settings
+from shared.messages import ModelInfo
+from tests.worker.services import loaded
+from worker import __main__ as process
+from worker.runners.base import RunnerOptions
+from worker.runners.echo import Echo
+
+class Sleeper(Echo):
+    def encode(self, task):
+        if sys.argv[2] == "encode":
+            print("encode", flush=True)
+            time.sleep(5)
+        return super().encode(task)
+    def step(self, slices):
+        print("step", flush=True)
+        time.sleep(5)
+        return super().step(slices)
+
+def load(settings):
+    if sys.argv[2] == "load":
+        print("load", flush=True)
+        time.sleep(5)
+    return loaded(Sleeper(RunnerOptions("echo", max_batch=4)))
+
+process.load_models = load
+process.run(Settings(redis_url=sys.argv[1], lease_s=30))
+"""
+
+
+@asynccontextmanager
+async def slow_worker(redis_url: str, phase: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A worker process in the middle of something that takes five seconds."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", SLOW_WORKER, redis_url, phase), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        while phase.encode() not in await asyncio.wait_for(process.stdout.readline(), 20):
+            pass
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def exit_seconds(process: asyncio.subprocess.Process) -> float:
+    """How long it takes to end with 0 on SIGTERM."""
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(process.wait(), 10) == 0
+    return time.monotonic() - begun
+
+
+async def stopped_in(running: "asyncio.Task[bool]", stop: asyncio.Event) -> float:
+    begun = time.monotonic()
+    stop.set()
+    assert await running is True
+    return time.monotonic() - begun
+
+
+async def test_another_worker_goes_on_at_once(redis: Redis) -> None:
+    """P1: no token is lost, said twice or waited for; the new owner starts long before the lease would have ended."""
+    slow = Slow(RunnerOptions("echo", max_batch=4))
+    slow.stepping_s = 0.02
+    jobs = await Desk(redis).submit(*[long_task(60)] * 3, is_streamed=True)
+    stop, leaver = asyncio.Event(), service(redis, lease_s=LONG_LEASE_S)
+    running = asyncio.create_task(leaver.run(lambda: loaded(slow), stop))
+    desk = Desk(redis)
+    while not any(isinstance(event, Tokens) for event in await desk.events(jobs[0])):
+        await asyncio.sleep(0.01)
+    async with serving(service(redis, lease_s=LONG_LEASE_S), Echo(RunnerOptions("echo", max_batch=4))):
+        assert await stopped_in(running, stop) < 1.0
+        for job in jobs:
+            assert isinstance(await asyncio.wait_for(end_of(redis, job), 2), Done)
+            assert await said_of(redis, job) == ("abc" * 20, [1, 2])
+    assert leaver._outbox.claims == []
+
+
+async def test_a_long_step_does_not_hold_a_worker(redis: Redis) -> None:
+    """A step of five seconds: its worker leaves without it, and what it says in the end is refused."""
+    stuck, stop = Gated(RunnerOptions("echo", max_batch=4), longest_s=5.0), asyncio.Event()
+    jobs = await Desk(redis).submit(*[long_task(30)] * 2)
+    running = asyncio.create_task(service(redis, lease_s=LONG_LEASE_S).run(lambda: loaded(stuck), stop))
+    await until(lambda: stuck.num_steps == 1, "the step has begun")
+    async with serving(service(redis, lease_s=LONG_LEASE_S), Echo(RunnerOptions("echo", max_batch=4))):
+        assert await stopped_in(running, stop) < 2.0
+        for job in jobs:
+            assert isinstance(await asyncio.wait_for(end_of(redis, job), 2), Done)
+            assert (await said_of(redis, job))[0] == "abc" * 10
+        stuck.gate.set()
+
+
+async def test_the_only_worker_leaves_its_jobs_to_the_next(redis: Redis) -> None:
+    slow, stop = Slow(RunnerOptions("echo", max_batch=4)), asyncio.Event()
+    slow.stepping_s = 0.02
+    [job] = await Desk(redis).submit(long_task(60))
+    leaver = service(redis, lease_s=LONG_LEASE_S)
+    running = asyncio.create_task(leaver.run(lambda: loaded(slow), stop))
+    await until(lambda: len(leaver._outbox.claims) == 1, "it is taken")
+    assert await stopped_in(running, stop) < 1.0
+    assert await Desk(redis).counts() == (0, 1)
+    async with serving(service(redis), Echo(RunnerOptions("echo", max_batch=4))):
+        assert isinstance(await asyncio.wait_for(end_of(redis, job), 2), Done)
+    assert (await said_of(redis, job))[0] == "abc" * 20
+
+
+@pytest.mark.parametrize("phase", ["load", "encode", "step"])
+async def test_the_process_is_gone_in_two_seconds(redis: Redis, redis_url: str, phase: str) -> None:
+    """Whatever its threads are at: each of these takes five seconds and cannot be interrupted."""
+    [job] = await Desk(redis).submit(long_task(3))
+    async with slow_worker(redis_url, phase) as process:
+        assert await exit_seconds(process) < 2.0
+    async with serving(service(redis), Echo(RunnerOptions("echo", max_batch=4))):
+        assert isinstance(await asyncio.wait_for(end_of(redis, job), 2), Done)
+
+
+async def test_nor_does_a_redis_that_does_not_answer_hold_it(
+    redis: Redis, redis_url: str, redis_server: RedisServer
+) -> None:
+    """The lease and the presence record lapse by themselves then."""
+    await Desk(redis).submit(long_task(3))
+    async with slow_worker(redis_url, "step") as process:
+        os.kill(redis_server.pid, signal.SIGSTOP)
+        try:
+            assert await exit_seconds(process) < 2.0
+        finally:
+            os.kill(redis_server.pid, signal.SIGCONT)

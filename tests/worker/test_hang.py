@@ -1,0 +1,100 @@
+"""A lease is progress (P1): a step that hangs loses its jobs though its process lives, one that gets on keeps them."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from redis.asyncio import Redis
+
+from shared.errors import FleetError
+from shared.messages import Done
+from shared.queue import Claim
+from tests.desk import Desk
+from tests.polling import until
+from tests.worker.services import LEASE_S, Gated, end_of, loaded, long_task, said_of, service, serving
+from worker.progress import beat
+from worker.runners.base import RunnerOptions
+from worker.runners.echo import Echo
+from worker.sequence import Slice, StepResult
+
+
+def echo() -> Echo:
+    return Echo(RunnerOptions("echo", max_batch=4))
+
+
+class Zombie(Gated):
+    """Stands still in its third step, when it has said two tokens of each job."""
+
+    def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
+        if self.num_steps < 2:
+            self.num_steps += 1
+            return Echo.step(self, slices)
+        return super().step(slices)
+
+
+async def test_a_hung_step_loses_its_jobs_and_its_late_words_are_refused(redis: Redis) -> None:
+    hung, zombie = Zombie(RunnerOptions("echo", max_batch=4)), service(redis)
+    jobs = await Desk(redis).submit(*[long_task(30)] * 2, is_streamed=True)
+    async with serving(zombie, hung):
+        await until(lambda: hung.num_steps == 3, "the step hangs")
+        hung_since = time.monotonic()
+        async with serving(service(redis), echo()):
+            for job in jobs:
+                assert isinstance(await asyncio.wait_for(end_of(redis, job), 10), Done)
+                assert await said_of(redis, job) == ("abc" * 10, [1, 2])
+        assert time.monotonic() - hung_since > LEASE_S * 0.9, "the lease was not respected"
+        assert len(zombie._outbox.claims) == 2, "it does not know yet: this proves nothing"
+        zombie._queues["m"].renew = none_lost  # type: ignore[method-assign]  # let the appends tell it
+        hung.gate.set()
+        await until(lambda: zombie._outbox.num_stale == 2, "the late appends are refused")
+        await until(lambda: not zombie._engines["m"].has_work, "the sequences are dropped")
+        assert zombie._outbox.claims == []
+        assert zombie._intakes["m"]._free == 4
+    for job in jobs:
+        assert (await said_of(redis, job))[0] == "abc" * 10
+
+
+async def none_lost(claims: Sequence[Claim], *, silence_s: float) -> list[Claim]:
+    return []
+
+
+class Patient(Echo):
+    """Each step takes three leases, in small parts."""
+
+    def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
+        end = time.monotonic() + 3 * LEASE_S
+        while time.monotonic() < end:
+            time.sleep(LEASE_S / 20)
+            beat()
+        return super().step(slices)
+
+
+async def test_a_long_step_that_gets_on_keeps_its_lease(redis: Redis) -> None:
+    """Also while another worker looks for lapsed ones."""
+    worker = service(redis)
+    async with serving(worker, Patient(RunnerOptions("echo", max_batch=4))):
+        [job] = await Desk(redis).submit(long_task(2))
+        await until(lambda: len(worker._outbox.claims) == 1, "it is taken")
+        async with serving(service(redis), echo()):
+            assert isinstance(await asyncio.wait_for(end_of(redis, job), 20), Done)
+    assert await said_of(redis, job) == ("ab", [1])
+
+
+async def test_a_worker_that_hangs_takes_nothing_and_gives_up(redis: Redis) -> None:
+    """`run` answers False, so that the process exits and is started again. What came meanwhile waits for others."""
+    lease_s, hung = 0.2, Gated(RunnerOptions("echo", max_batch=4))
+    worker, desk = service(redis, lease_s=lease_s), Desk(redis)
+    [job] = await desk.submit(long_task(3))
+    running = asyncio.create_task(worker.run(lambda: loaded(hung), asyncio.Event()))
+    await until(lambda: hung.num_steps == 1, "the step hangs")
+    await until(lambda: worker._pulse.silence_s() > lease_s, "the lease has run out")
+    [other] = await desk.submit(long_task(3))
+    begun = time.monotonic()
+    assert await asyncio.wait_for(running, 10) is False
+    assert 8 * lease_s < time.monotonic() - begun < 12 * lease_s + 2
+    assert await desk.counts() == (1, 1)
+    async with serving(service(redis), echo()):
+        for each, epochs in ((job, [1, 2]), (other, [1])):
+            assert isinstance(await asyncio.wait_for(end_of(redis, each), 10), Done)
+            assert await said_of(redis, each) == ("abc", epochs)
+    hung.gate.set()
