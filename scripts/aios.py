@@ -25,6 +25,8 @@ USAGE = """\
 usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers
        aios api [flags]         one front (needs --redis-url)
        aios worker [flags]      one worker (needs --redis-url)
+       aios dead list | show ID | retry ID | drop ID
+                                jobs that were given up because their workers crashed (needs --redis-url)
        aios --version
 Each command lists its flags with --help."""
 EXIT_USAGE = 2
@@ -44,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_role("aios api", run_api, flags)
         case ["worker", *flags]:
             return run_role("aios worker", run_worker, flags, dry_run_worker)
+        case ["dead", *words]:
+            from scripts.dead import main as dead
+
+            return dead(words)
         case ["-V" | "--version"]:
             print(f"aios {_version()}")
             return 0

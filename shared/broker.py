@@ -4,6 +4,9 @@ Only connecting is tried again by itself: a command whose answer was lost may ha
 whether it is safe to repeat. Reads have no time limit: blocking reads and subscriptions wait as long as they like.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
@@ -36,6 +39,16 @@ class Broker:
     def client(self, tag: str) -> Redis:
         """The client for keys with this hash tag, a shard or `keys.PRESENCE`."""
         return self._redis
+
+
+@asynccontextmanager
+async def open_broker(url: str, shards: int = 1) -> AsyncIterator[Broker]:
+    """What every process talks to Redis by, closed at the end; nothing connects yet."""
+    redis = connect(url)
+    try:
+        yield Broker(redis, shards)
+    finally:
+        await redis.aclose()
 
 
 def connect(url: str) -> Redis:
