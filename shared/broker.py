@@ -40,6 +40,10 @@ class Broker:
         """The client for keys with this hash tag, a shard or `keys.PRESENCE`."""
         return self._redis
 
+    async def nodes(self) -> list[Redis]:
+        """A client for each server that has keys of a shard."""
+        return [self._redis]
+
 
 @asynccontextmanager
 async def open_broker(url: str, shards: int = 1) -> AsyncIterator[Broker]:
