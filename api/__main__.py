@@ -36,7 +36,7 @@ class Server(uvicorn.Server):
 
 async def serve(settings: Settings) -> None:
     """Serve until a signal comes, then drain."""
-    async with open_broker(redis_url(settings)) as broker:
+    async with open_broker(redis_url(settings), settings.redis_shards) as broker:
         await _serve(settings, broker)
 
 

@@ -57,7 +57,7 @@ def run(asked: argparse.Namespace, settings: Settings) -> int:
 
 async def _answer(asked: argparse.Namespace, settings: Settings) -> list[str]:
     """The lines to print."""
-    async with open_broker(redis_url(settings)) as broker:
+    async with open_broker(redis_url(settings), settings.redis_shards) as broker:
         graveyard = Graveyard(broker)
         match asked.command:
             case "list":

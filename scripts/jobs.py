@@ -59,7 +59,7 @@ def run(asked: argparse.Namespace, settings: Settings) -> int:
 
 async def _run(asked: argparse.Namespace, settings: Settings) -> int:
     metrics = JanitorMetrics()
-    async with open_broker(redis_url(settings)) as broker:
+    async with open_broker(redis_url(settings), settings.redis_shards) as broker:
         janitor = Janitor(broker, ttl_s=settings.result_ttl_s, dry_run=asked.dry_run)
         if asked.once:
             return await _once(janitor)

@@ -57,7 +57,7 @@ def prepare_process(settings: Settings) -> None:
 async def _serve(settings: Settings) -> int:
     stop = asyncio.Event()
     terms = Terms(lease_s=settings.lease_s, result_ttl_s=settings.result_ttl_s)
-    async with open_broker(redis_url(settings)) as broker:
+    async with open_broker(redis_url(settings), settings.redis_shards) as broker:
         service = WorkerService(broker, terms, drain_timeout_s=settings.drain_timeout_s)
         with signals_call({"SIGTERM": stop.set, "SIGINT": stop.set}):
             survived = await service.run(lambda: load_models(settings), stop)
