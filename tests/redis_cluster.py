@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import redis
 
@@ -51,11 +52,9 @@ def redis_cluster(directory: Path, size: int = 3) -> Iterator[RedisCluster]:
             nodes.append(RedisServer(home, _two_free_ports(), redis_executable(), more=_OPTIONS))
             nodes[-1].start()
         for number, node in enumerate(nodes):
-            with redis.Redis.from_url(node.url) as client:
-                client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)  # type: ignore[no-untyped-call]
-                own = [slot for slot in range(_SLOTS) if slot * size // _SLOTS == number]
-                client.execute_command("CLUSTER", "ADDSLOTS", *own)  # type: ignore[no-untyped-call]
-                client.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)  # type: ignore[no-untyped-call]
+            _ask(node, "SET-CONFIG-EPOCH", number + 1)
+            _ask(node, "ADDSLOTS", *(slot for slot in range(_SLOTS) if slot * size // _SLOTS == number))
+            _ask(node, "MEET", "127.0.0.1", nodes[0].port)
         cluster = RedisCluster(tuple(nodes))
         wait_until(lambda: cluster.states() == {"ok"}, "the cluster is formed")
         yield cluster
@@ -64,24 +63,54 @@ def redis_cluster(directory: Path, size: int = 3) -> Iterator[RedisCluster]:
             node.stop()
 
 
+@contextmanager
+def replica_of(node: RedisServer, cluster: RedisCluster, directory: Path) -> Iterator[RedisServer]:
+    """One more node, with all that `node` has; the others know it."""
+    directory.mkdir()
+    replica = RedisServer(directory, _two_free_ports(), redis_executable(), more=_OPTIONS)
+    replica.start()
+    try:
+        own_id = _ask(replica, "MYID").decode()
+        _ask(replica, "MEET", "127.0.0.1", node.port)
+        everybody = (*cluster.nodes, replica)
+        wait_until(lambda: all(_num_known(each) == len(everybody) for each in everybody), "all have met")
+        _ask(replica, "REPLICATE", _ask(node, "MYID"))
+        for each in cluster.nodes:
+            wait_until(lambda each=each: own_id in str(_ask(each, "SLOTS")), "it is known as a replica")  # type: ignore[misc]
+        yield replica
+    finally:
+        replica.stop()
+
+
 def move(slot: int, origin: RedisServer, target: RedisServer) -> None:
     """Give one slot with its keys to another node."""
-    with redis.Redis.from_url(origin.url) as source, redis.Redis.from_url(target.url) as sink:
-        ids = [client.execute_command("CLUSTER", "MYID").decode() for client in (source, sink)]  # type: ignore[no-untyped-call]
-        sink.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])  # type: ignore[no-untyped-call]
-        source.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])  # type: ignore[no-untyped-call]
-        while names := source.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):  # type: ignore[no-untyped-call]
+    target_id = _ask(target, "MYID")
+    _ask(target, "SETSLOT", slot, "IMPORTING", _ask(origin, "MYID"))
+    _ask(origin, "SETSLOT", slot, "MIGRATING", target_id)
+    with redis.Redis.from_url(origin.url) as source:
+        while names := _ask(origin, "GETKEYSINSLOT", slot, 100):
             source.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *names)  # type: ignore[no-untyped-call]
-        for client in (sink, source):
-            client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[1])  # type: ignore[no-untyped-call]
+    for node in (target, origin):
+        _ask(node, "SETSLOT", slot, "NODE", target_id)
+
+
+def _ask(node: RedisServer, *words: object) -> Any:
+    """What it answers to CLUSTER and `words`."""
+    with redis.Redis.from_url(node.url) as client:
+        return client.execute_command("CLUSTER", *words)  # type: ignore[no-untyped-call]
+
+
+def _told(node: RedisServer) -> dict[str, str]:
+    return dict(line.split(":") for line in _ask(node, "INFO").decode().split())
+
+
+def _num_known(node: RedisServer) -> int:
+    return int(_told(node)["cluster_known_nodes"])
 
 
 def _state(node: RedisServer) -> str:
-    with redis.Redis.from_url(node.url) as client:
-        told = client.execute_command("CLUSTER", "INFO")  # type: ignore[no-untyped-call]
-    fields = told if isinstance(told, dict) else dict(line.split(":") for line in told.decode().split())
-    slots_ok, known = int(fields["cluster_slots_assigned"]), fields["cluster_state"]
-    return known if slots_ok == _SLOTS else "forming"
+    told = _told(node)
+    return told["cluster_state"] if int(told["cluster_slots_assigned"]) == _SLOTS else "forming"
 
 
 def _two_free_ports() -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -15,12 +16,13 @@ from shared.janitor import Janitor
 from shared.log import LogReader
 from shared.messages import Cancelled, Event, Job, Started, Tokens
 from shared.metrics import JanitorMetrics
+from shared.queue import Claim
 from shared.setting_layers import SettingsError
 from shared.submission import Order, Quota, Room
 from shared.subscriptions import Subscriptions
 from tests.desk import DONE, SAY_HI, Desk
 from tests.polling import DEADLINE_S, wait_until
-from tests.redis_cluster import RedisCluster, move, redis_cluster
+from tests.redis_cluster import RedisCluster, move, redis_cluster, replica_of
 
 SHARDS = 4
 
@@ -169,6 +171,37 @@ async def test_a_node_that_restarts_is_waited_for(broker: Broker, cluster: Redis
     for claim in claims:
         assert await desk.say(claim, Tokens((1,), "a"), DONE)
     assert await desk.counts() == (0, 0)
+
+
+async def test_a_replica_takes_over_for_clients_that_go_on(tmp_path: Path) -> None:
+    """A failover: the node is gone for good, and its shards are found where they are now."""
+    with redis_cluster(tmp_path) as cluster:
+        node = cluster.owner(key_slot(b"00"))
+        with replica_of(node, cluster, tmp_path / "replica") as replica:
+            async with open_broker(node.url) as broker:
+                desk = Desk(broker, lease_s=60)
+                await desk.submit()
+                (claim,) = await desk.take(1)
+                async with Redis.from_url(node.url) as dying:
+                    await dying.execute_command("WAIT", 1, 5000)
+                node.stop()
+                async with Redis.from_url(replica.url) as heir:
+                    await heir.execute_command("CLUSTER", "FAILOVER", "TAKEOVER")
+                    async with asyncio.timeout(DEADLINE_S):
+                        while (await heir.info("replication"))["role"] != "master":
+                            await asyncio.sleep(0.01)
+                async with asyncio.timeout(DEADLINE_S):
+                    while not await said(desk, claim):
+                        await asyncio.sleep(0.05)
+                assert await desk.counts() == (0, 0)
+
+
+async def said(desk: Desk, claim: Claim) -> bool:
+    """Whether it could be said; the other nodes need a moment to hear of the failover."""
+    try:
+        return await desk.say(claim, DONE)
+    except UNAVAILABLE:
+        return False
 
 
 async def test_everybody_divides_it_alike(broker: Broker, cluster: RedisCluster) -> None:
