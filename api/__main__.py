@@ -15,7 +15,7 @@ from uvicorn.loops.auto import auto_loop_factory
 
 from api.app import create_app
 from api.deps import Front
-from shared import broker
+from shared.broker import Broker, open_broker
 from shared.cli import redis_url, run_role
 from shared.logs import configure_logging
 from shared.settings import Settings
@@ -36,8 +36,12 @@ class Server(uvicorn.Server):
 
 async def serve(settings: Settings) -> None:
     """Serve until a signal comes, then drain."""
-    redis = broker.connect(redis_url(settings))
-    app = create_app(settings, broker.Broker(redis))
+    async with open_broker(redis_url(settings), settings.redis_shards) as broker:
+        await _serve(settings, broker)
+
+
+async def _serve(settings: Settings, broker: Broker) -> None:
+    app = create_app(settings, broker)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -55,7 +59,6 @@ async def serve(settings: Settings) -> None:
             await server.serve()
     finally:
         stopping.cancel()
-        await redis.aclose()
 
 
 async def _drain_on_signal(signals: "asyncio.Queue[str]", server: Server, front: Front, drain_timeout_s: float) -> None:

@@ -1,7 +1,7 @@
-"""The `aios` command: `aios serve hrm` runs a whole fleet on this machine, `aios api` and `aios worker` run one role.
+"""The `aios` command: `aios serve hrm` runs a whole fleet on this machine, the others run one role or are tools.
 
-A fleet is an embedded Redis (unless `--redis-url` names one), a front and some workers under a supervisor. The children
-get the resolved settings through their environment, so that each setting is resolved once.
+A fleet is an embedded Redis (unless `--redis-url` names one), a front, some workers and a janitor under a supervisor.
+The children get the resolved settings through their environment, so that each setting is resolved once.
 """
 
 import asyncio
@@ -22,9 +22,12 @@ from shared.setting_layers import ENV_ALIASES
 from shared.settings import REPO_ROOT, Settings, SettingsError
 
 USAGE = """\
-usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers
+usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
        aios api [flags]         one front (needs --redis-url)
        aios worker [flags]      one worker (needs --redis-url)
+       aios jobs [flags]        the background role, which tidies up (needs --redis-url; --once, --dry-run)
+       aios dead list | show ID | retry ID | drop ID
+                                jobs that were given up because their workers crashed (needs --redis-url)
        aios --version
 Each command lists its flags with --help."""
 EXIT_USAGE = 2
@@ -44,6 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_role("aios api", run_api, flags)
         case ["worker", *flags]:
             return run_role("aios worker", run_worker, flags, dry_run_worker)
+        case ["jobs", *flags]:
+            from scripts.jobs import main as jobs
+
+            return jobs(flags)
+        case ["dead", *words]:
+            from scripts.dead import main as dead
+
+            return dead(words)
         case ["-V" | "--version"]:
             print(f"aios {_version()}")
             return 0
@@ -107,6 +118,7 @@ def fleet_roles(settings: Settings, places: Sequence[Mapping[str, str]]) -> list
     return [
         Role("api", (*python, "api"), env),
         Role("worker", (*python, "worker"), env, places),
+        Role("jobs", (*python, "scripts.jobs"), env),
     ]
 
 

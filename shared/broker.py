@@ -1,8 +1,14 @@
 """How every process connects to Redis, and which errors mean that Redis is away.
 
-Only connecting is tried again by itself: a command whose answer was lost may have run, and only its caller knows
-whether it is safe to repeat. Reads have no time limit: blocking reads and subscriptions wait as long as they like.
+Connecting is tried again by itself, and so are our scripts (`shared.script`): another command whose answer was lost may
+have run, and only its caller knows whether it is safe to repeat. Reads have no time limit: blocking reads and
+subscriptions wait as long as they like.
 """
+
+import logging
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from typing import cast
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -12,13 +18,17 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared import keys
+from shared.cluster import ELSEWHERE, Cluster
+from shared.setting_layers import SettingsError
+
+logger = logging.getLogger("aios.redis")
 
 
 class CannotWrite(RedisError):
     """Redis answers, but refuses to write just now: no memory left, a replica until a failover, still loading."""
 
 
-UNAVAILABLE = (RedisConnectionError, RedisTimeoutError, CannotWrite)
+UNAVAILABLE = (RedisConnectionError, RedisTimeoutError, CannotWrite, *ELSEWHERE)
 """What passes by itself: the command may be tried again, if repeating it is safe."""
 
 CONNECT_TIMEOUT_S = 2.0
@@ -29,13 +39,47 @@ class Broker:
 
     publish = "PUBLISH"
 
-    def __init__(self, redis: Redis, shards: int = 1) -> None:
+    def __init__(self, redis: Redis | Cluster, shards: int = 1) -> None:
         self._redis = redis
         self.shards = keys.shards(shards)
 
     def client(self, tag: str) -> Redis:
         """The client for keys with this hash tag, a shard or `keys.PRESENCE`."""
-        return self._redis
+        return self._redis.client(tag) if isinstance(self._redis, Cluster) else self._redis
+
+    async def nodes(self) -> list[Redis]:
+        """A client for each server that has keys of a shard."""
+        return await self._redis.nodes(self.shards) if isinstance(self._redis, Cluster) else [self._redis]
+
+    async def settle(self) -> None:
+        """Make sure that all processes divide Redis alike. Raises SettingsError where it is divided otherwise."""
+        client, ours = self.client(keys.PRESENCE), len(self.shards)
+        await cast(Awaitable[object], client.set(keys.LAYOUT, ours, nx=True))
+        theirs = int(await cast(Awaitable[bytes | None], client.get(keys.LAYOUT)) or ours)
+        if theirs != ours:
+            raise SettingsError(
+                f"redis_shards: this Redis is divided into {theirs}, got {ours}; to change that, let the queues run"
+                f" empty, stop the fleet and delete the key {keys.LAYOUT}"
+            )
+
+
+@asynccontextmanager
+async def open_broker(url: str, shards: int = 1) -> AsyncIterator[Broker]:
+    """What every process talks to Redis by, a single server or a cluster; closed at the end.
+
+    Raises SettingsError where others divide the same Redis otherwise. Redis may be away: then nothing is compared.
+    """
+    redis = connect(url)
+    source = redis if url.startswith("unix://") else Cluster(redis)
+    broker = Broker(source, shards)
+    try:
+        try:
+            await broker.settle()
+        except UNAVAILABLE as error:
+            logger.warning("redis is away at the start: %s", error)
+        yield broker
+    finally:
+        await source.aclose()
 
 
 def connect(url: str) -> Redis:

@@ -43,6 +43,17 @@ def prefix(shard: str) -> str:
     return f"aios:{{{shard}}}:"
 
 
+def pattern(kind: str) -> str:
+    """What SCAN finds all keys of a kind by, on every shard."""
+    return f"aios:{{[0-9a-f][0-9a-f]}}:{kind}:*"
+
+
+def parts(key: str, kind: str) -> tuple[str, str]:
+    """The shard of a key that `pattern(kind)` found, and what follows the kind."""
+    shard = key[len("aios:{") :][:2]
+    return shard, key[len(prefix(shard)) + len(kind) + 1 :]
+
+
 def job(job_id: str) -> str:
     """The hash with the job's spec, state, epoch and last event index."""
     return f"{prefix(shard_of(job_id))}job:{job_id}"
@@ -76,6 +87,16 @@ def depth(shard: str, model: str) -> str:
 def leases(shard: str, model: str) -> str:
     """The sorted set of jobs in workers' hands, by when their leases end."""
     return f"{prefix(shard)}leases:{model}"
+
+
+def held(shard: str, tenant: str) -> str:
+    """The sorted set of a tenant's jobs that have not ended."""
+    return f"{prefix(shard)}held:{tenant}"
+
+
+def served(shard: str, model_and_class: str) -> str:
+    """The hash with the virtual times of the tenants of a `MODEL:CLASS`."""
+    return f"{prefix(shard)}served:{model_and_class}"
 
 
 def dead(shard: str) -> str:

@@ -37,3 +37,14 @@ class Metrics:
     def render(self) -> bytes:
         """The exposition text, of type `CONTENT_TYPE`."""
         return generate_latest(self.registry)
+
+
+class JanitorMetrics:
+    """What the background role counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.found = Counter(
+            "aios_janitor_found", "Things the janitor put right, by what they were.", ["what"], registry=self.registry
+        )
+        self.sweeps = Counter("aios_janitor_sweeps", "Sweeps done.", ["sweep"], registry=self.registry)

@@ -3,7 +3,7 @@
 The models hash never expires, so that a front can tell "no worker for this model just now" from "no such model".
 """
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -58,6 +58,17 @@ class Presence:
         pipe.delete(keys.worker(worker_id))
         pipe.srem(keys.WORKERS, worker_id)
         await pipe.execute()
+
+    async def gone(self) -> list[str]:
+        """Ids of workers whose records have expired."""
+        members = await cast(Awaitable[set[bytes]], self._redis.smembers(keys.WORKERS))
+        ids = sorted(name.decode() for name in members)
+        records = await self._redis.mget([keys.worker(name) for name in ids]) if ids else []
+        return [name for name, record in zip(ids, records, strict=True) if record is None]
+
+    async def forget(self, worker_ids: Sequence[str]) -> None:
+        """Take names off the list; one that is alive after all puts itself back."""
+        await cast(Awaitable[int], self._redis.srem(keys.WORKERS, *worker_ids))
 
     async def fleet(self) -> Fleet:
         """Everybody alive now; forgets the ids whose records have expired."""

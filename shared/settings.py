@@ -76,6 +76,9 @@ class Settings(BaseSettings):
     log_format: Literal["json", "console"] = Field(default="console", description="log lines for machines or people")
     log_bodies: bool = Field(default=False, description="log truncated request bodies")
     redis_url: Text | None = Field(default=None, description="Redis URL (none: `aios serve hrm` embeds one)")
+    redis_shards: int = Field(
+        default=1, ge=1, le=256, description="parts of the queues, to spread over a Redis Cluster"
+    )
     workers: CountOrAuto = Field(default=1, description="worker processes of `aios serve hrm`")
     threads: CountOrAuto = Field(default="auto", description="torch threads of one worker")
     pin_cores: bool = Field(default=True, description="give each of several workers cores of its own")

@@ -15,8 +15,8 @@ SAY_HI = Generate("hi", Sampling(max_tokens=4, seed=0))
 class Desk:
     """`lease_s` 0: what is taken has lapsed at once."""
 
-    def __init__(self, redis: Redis, model: str = "m", *, shards: int = 1, **terms: float) -> None:
-        self.broker = Broker(redis, shards)
+    def __init__(self, redis: Redis | Broker, model: str = "m", *, shards: int = 1, **terms: float) -> None:
+        self.broker = redis if isinstance(redis, Broker) else Broker(redis, shards)
         self.submissions = Submissions(self.broker)
         self.writer, self.reader = LogWriter(self.broker), LogReader(self.broker)
         self.model = model

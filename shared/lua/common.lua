@@ -75,7 +75,7 @@ end
 -- A job leaves its line: it is taken, or ends while it waits.
 local function leave_line(job)
   local line, turns = line_key(job), class_key('turns', job.model, job.class)
-  call('XDEL', line, job.entry)
+  if call('XDEL', line, job.entry) == 0 then return end
   if call('XLEN', line) == 0 then
     call('DEL', line)
     call('ZREM', turns, job.tenant)

@@ -1,8 +1,9 @@
 -- a: request {id, key, body, record}, model, class, tenant, classes (best first), jobs [{id, places, cost, spec}],
 --    queue_ms, deadline_ms (both from now), ttl_ms, and limits where 0 is none: max_jobs and max_bytes that wait,
 --    concurrency, rate (requests per second) and burst of the tenant.
--- All jobs of a request are queued, or none is. Returns {'queued'}, {'known', request id} for an idempotency key that came
--- before with the same body, {'conflict'} for one with another body, or {'refused', reason, retry_ms, number, limit}.
+-- All jobs of a request are queued, or none is. Returns {'queued'} (now or by an earlier try), {'known', request id} for
+-- an idempotency key that came before with the same body, {'conflict'} for one with another body, or {'refused', reason,
+-- retry_ms, number, limit}.
 
 -- Cost and jobs per second over the last one or two buckets; nil before anything has ended.
 local function rates()
@@ -38,6 +39,7 @@ local function cost_ahead(depth)
   return sum
 end
 
+if call('EXISTS', P .. 'request:' .. a.request.id) == 1 then return { 'queued' } end
 local known = a.request.key ~= '' and P .. 'key:' .. a.tenant .. ':' .. a.request.key
 if known then
   local body, request = unpack(call('HMGET', known, 'body', 'request'))

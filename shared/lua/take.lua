@@ -42,6 +42,7 @@ local function convict(job)
   call('XADD', P .. 'dead', 'MAXLEN', '~', a.most_dead, '*', 'job', job.id, 'model', job.model, 'tenant', job.tenant,
     'worker', job.worker, 'epochs', job.epoch)
   call('PEXPIRE', job_key(job.id), a.dead_ttl_ms)
+  call('PEXPIRE', log_key(job.id), a.dead_ttl_ms)
 end
 
 -- A suspect runs with nobody beside it. One worker at a time makes itself empty for that, unless one is so already.

@@ -25,12 +25,12 @@ class FrontProcess:
 
 
 @asynccontextmanager
-async def front(redis_url: str) -> AsyncIterator[FrontProcess]:
+async def front(redis_url: str, *flags: str) -> AsyncIterator[FrontProcess]:
     """`python -m api` that answers /healthz; killed at the end if it still runs."""
     port = bindable_port("127.0.0.1", 0)
     command = [sys.executable, "-m", "api", "--redis-url", redis_url, "--host", "127.0.0.1", "--port", str(port)]
     patient = ("--drain-timeout-s", "30", "--log-level", "warning")
-    process = await asyncio.create_subprocess_exec(*command, *CAP, *patient, env=dict(os.environ))
+    process = await asyncio.create_subprocess_exec(*command, *CAP, *flags, *patient, env=dict(os.environ))
     running = FrontProcess(process, f"http://127.0.0.1:{port}")
     try:
         async with asyncio.timeout(30), httpx.AsyncClient() as client:

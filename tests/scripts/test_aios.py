@@ -38,12 +38,13 @@ def test_a_role_alone_needs_a_redis(
 def test_children_resolve_to_the_parents_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_DEVICE", "cuda")  # must not reach a child that is told cpu
     settings = Settings(device="cpu", workers=3, threads=2, models=(ModelEntry(id="a", path="echo"),))
-    api, worker = fleet_roles(settings, [{"AIOS_WORKER_CORES": str(copy)} for copy in range(3)])
-    assert [(role.name, len(role.copies), role.argv[-1]) for role in (api, worker)] == [
+    api, worker, jobs = fleet_roles(settings, [{"AIOS_WORKER_CORES": str(copy)} for copy in range(3)])
+    assert [(role.name, len(role.copies), role.argv[-1]) for role in (api, worker, jobs)] == [
         ("api", 1, "api"),
         ("worker", 3, "worker"),
+        ("jobs", 1, "scripts.jobs"),
     ]
-    for role in (api, worker):
+    for role in (api, worker, jobs):
         for copy in role.copies:
             assert resolve({}, {**role.env, **copy}, Path(role.env["AIOS_CONFIG"])).settings == settings
 

@@ -1,0 +1,90 @@
+"""`aios dead`: what became of jobs that were given up because their workers crashed."""
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from shared.broker import UNAVAILABLE, open_broker
+from shared.cli import EXIT_OK, redis_url, run_role
+from shared.dead import Dead, Graveyard
+from shared.errors import FleetError
+from shared.settings import Settings
+
+PROG = "aios dead"
+EXIT_FAILED = 1
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command named by `argv`; its exit status."""
+    parser = argparse.ArgumentParser(prog=PROG, description="Jobs that were given up because their workers crashed.")
+    parser.add_argument("--redis-url", help="Redis of the fleet [env: AIOS_REDIS_URL]")
+    parser.add_argument("--json", action="store_true", help="print JSON, one document a line")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in {
+        "list": "all of them, the latest first",
+        "show": "its task and its log",
+        "retry": "queue its task again as a new job, and print that one's id",
+        "drop": "forget it",
+    }.items():
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--redis-url", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        if name != "list":
+            command.add_argument("id")
+    asked = parser.parse_args(argv)
+    flags = ["--redis-url", asked.redis_url] if asked.redis_url else []
+    return run_role(PROG, partial(run, asked), flags)
+
+
+def run(asked: argparse.Namespace, settings: Settings) -> int:
+    """Do what was asked; 1 with a line on stderr when there is no such job, or no Redis."""
+    try:
+        lines = asyncio.run(_answer(asked, settings))
+    except (FleetError, *UNAVAILABLE) as error:
+        print(f"{PROG}: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    print(*lines, sep="\n", end="\n" if lines else "")
+    return EXIT_OK
+
+
+async def _answer(asked: argparse.Namespace, settings: Settings) -> list[str]:
+    """The lines to print."""
+    async with open_broker(redis_url(settings), settings.redis_shards) as broker:
+        graveyard = Graveyard(broker)
+        match asked.command:
+            case "list":
+                everyone = await graveyard.everyone()
+                return [json.dumps(_told(dead)) if asked.json else _line(dead) for dead in everyone]
+            case "show":
+                dead, job, events = await graveyard.show(asked.id)
+                shown = {**_told(dead), "task": msgspec.to_builtins(job.task), "log": msgspec.to_builtins(events)}
+                return [json.dumps(shown, ensure_ascii=False, indent=None if asked.json else 2)]
+            case "retry":
+                times = {"queue_timeout_s": settings.queue_timeout_s, "deadline_s": settings.request_timeout_s}
+                new_id = await graveyard.retry(asked.id, **times)
+                return [json.dumps({"id": new_id}) if asked.json else new_id]
+            case _:
+                await graveyard.drop(asked.id)
+                return [json.dumps({"dropped": asked.id})] if asked.json else []
+
+
+def _told(dead: Dead) -> dict[str, Any]:
+    told = asdict(dead)
+    del told["entry"]
+    return told | {"at": _when(dead)}
+
+
+def _line(dead: Dead) -> str:
+    return f"{dead.id}  {_when(dead)}  {dead.model}  {dead.tenant}  {dead.epochs} workers, the last {dead.worker}"
+
+
+def _when(dead: Dead) -> str:
+    return datetime.fromtimestamp(dead.at_ms / 1000, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,138 @@
+"""`aios jobs`: the background role. Runs the janitor's sweeps by arq's clock; arq is known here alone.
+
+What arq reads from Redis is JSON, never pickle. Any number of these roles share the work: arq runs each sweep once. All
+its keys carry one hash tag, so that it runs on a cluster too. Stopping it harms nothing.
+"""
+
+import argparse
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from arq import cron
+from arq.connections import ArqRedis
+from arq.constants import abort_jobs_ss
+from arq.cron import CronJob
+from arq.worker import Worker
+from prometheus_client import start_http_server
+
+from shared.broker import UNAVAILABLE, Broker, open_broker
+from shared.cli import EXIT_OK, redis_url, run_role
+from shared.janitor import Janitor, Sweep
+from shared.logs import configure_logging
+from shared.metrics import JanitorMetrics
+from shared.settings import Settings
+from shared.signals import signals_call
+
+PROG = "aios jobs"
+EXIT_FAILED = 1
+TAG = abort_jobs_ss  # the one key of arq's that cannot carry a tag: the others go where it is
+QUEUE = f"aios:{{{TAG}}}:queue"
+EVERY_S = {"jobs": 10}  # others once a minute
+TIMEOUT_S = 30
+AGAIN_AFTER_S = 1.0
+
+log = logging.getLogger("aios.jobs")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the role with these flags; the exit status."""
+    parser = argparse.ArgumentParser(prog=PROG, add_help=False, allow_abbrev=False)
+    parser.add_argument("--once", action="store_true")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--metrics-port", type=int)
+    asked, flags = parser.parse_known_args(argv)
+    if {"-h", "--help"} & set(flags):
+        print("--once: do every sweep and end; --dry-run: change nothing; --metrics-port N: show counters at port N")
+    return run_role(PROG, partial(run, asked), flags)
+
+
+def run(asked: argparse.Namespace, settings: Settings) -> int:
+    """Sweep once, or until told to stop."""
+    configure_logging(settings.log_level, settings.log_format)
+    return asyncio.run(_run(asked, settings))
+
+
+async def _run(asked: argparse.Namespace, settings: Settings) -> int:
+    metrics = JanitorMetrics()
+    async with open_broker(redis_url(settings), settings.redis_shards) as broker:
+        janitor = Janitor(broker, ttl_s=settings.result_ttl_s, dry_run=asked.dry_run)
+        if asked.once:
+            return await _once(janitor)
+        if asked.metrics_port is not None:
+            start_http_server(asked.metrics_port, registry=metrics.registry)
+        stop = asyncio.Event()
+        with signals_call({"SIGTERM": stop.set, "SIGINT": stop.set}):
+            working = asyncio.create_task(_work(broker, janitor, metrics))
+            stopping = asyncio.create_task(stop.wait())
+            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            working.cancel()
+            ends = await asyncio.gather(working, return_exceptions=True)
+    broken = [end for end in ends if isinstance(end, Exception)]
+    for error in broken:
+        log.error("the background role broke", exc_info=error)
+    return EXIT_FAILED if broken else EXIT_OK
+
+
+async def _once(janitor: Janitor) -> int:
+    """Print what each sweep found, as one line of JSON."""
+    try:
+        print(json.dumps({name: await sweep() for name, sweep in janitor.sweeps.items()}))
+    except UNAVAILABLE as error:
+        print(f"{PROG}: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    return EXIT_OK
+
+
+async def _work(broker: Broker, janitor: Janitor, metrics: JanitorMetrics) -> None:
+    """Sweep for ever; while Redis is away, wait for it."""
+    while True:
+        try:
+            await make_worker(broker, janitor, metrics).async_run()
+        except UNAVAILABLE as error:
+            log.warning("redis: %s", error)
+            await asyncio.sleep(AGAIN_AFTER_S)
+
+
+def make_worker(broker: Broker, janitor: Janitor, metrics: JanitorMetrics, **options: Any) -> Worker:
+    """arq's worker over the broker's connections; it never closes them."""
+    redis = ArqRedis(broker.client(TAG).connection_pool, to_json, json.loads, default_queue_name=QUEUE)
+    return Worker(
+        redis_pool=redis,
+        queue_name=QUEUE,
+        job_serializer=to_json,
+        job_deserializer=json.loads,
+        cron_jobs=[_cron(name, second, sweep, metrics) for second, (name, sweep) in enumerate(janitor.sweeps.items())],
+        handle_signals=False,
+        job_timeout=TIMEOUT_S,
+        keep_result=0,
+        log_results=False,
+        **options,
+    )
+
+
+def to_json(value: Any) -> bytes:
+    """What arq stores; an exception as its words."""
+    return json.dumps(value, default=repr).encode()
+
+
+def _cron(name: str, second: int, sweep: Sweep, metrics: JanitorMetrics) -> CronJob:
+    async def turn(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> None:
+        found = await sweep()
+        metrics.sweeps.labels(name).inc()
+        for what, count in found.items():
+            metrics.found.labels(what).inc(count)
+        if found:
+            log.warning("%s: %s", name, ", ".join(f"{count} {what}" for what, count in found.items()))
+
+    seconds = set(range(second, 60, EVERY_S.get(name, 60)))
+    return cron(turn, name=f"{{{TAG}}}:{name}", second=seconds, max_tries=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""Where the keys of a hash tag live: on the one server there is, or on the node of a cluster that owns the tag's slot.
+
+Which of both it is, is asked of Redis itself. A connection looks its node up whenever it connects, so a client outlives
+failovers and moved slots: a node that refuses a command (MOVED and its like: it did not run) or is away makes its
+connection look again, and the command is sent there. While a slot is on the move its commands are refused.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection
+from redis.asyncio.cluster import ClusterParser
+from redis.crc import key_slot
+from redis.exceptions import AskError, ClusterDownError, NoPermissionError, ResponseError, TryAgainError
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+ELSEWHERE = (AskError, ClusterDownError, TryAgainError)
+"""What a node answers when another one, or none for now, must do it; MOVED is an AskError to redis-py."""
+
+Address = tuple[str, int]
+Slots = list[tuple[int, int, Address]]
+"""First and last slot of a range, and who owns it; empty where there is no cluster."""
+
+
+class CannotConnect(RedisConnectionError):
+    """There was no connection, so that nothing was sent."""
+
+
+class Topology:
+    """What Redis says of itself at `seed`, kept until somebody finds that it is so no longer."""
+
+    def __init__(self, seed: Redis) -> None:
+        self._kwargs = seed.connection_pool.connection_kwargs
+        self._class = seed.connection_pool.connection_class
+        self._seed: Address = (self._kwargs["host"], self._kwargs.get("port", 6379))
+        self._known: Slots | None = None
+        self._nodes: list[Address] = [self._seed]
+        self._asking: asyncio.Task[Slots] | None = None
+
+    async def address(self, tag: str) -> Address:
+        """The server for keys with this hash tag. Raises redis-py's errors if there is none."""
+        if self._known is None:
+            if self._asking is None or self._asking.done():
+                self._asking = asyncio.create_task(self._ask_anybody())
+            self._known = await asyncio.shield(self._asking)
+        if not self._known:
+            return self._seed
+        slot = key_slot(tag.encode())
+        for first, last, owner in self._known:
+            if first <= slot <= last:
+                return owner
+        self._known = None
+        raise RedisConnectionError(f"no node of the cluster owns slot {slot}")
+
+    def forget(self) -> bool:
+        """Something was not where it should be. Whether asking again can help: one server stays where it is."""
+        if self._known:
+            self._known = None
+        return self._known is None
+
+    async def _ask_anybody(self) -> Slots:
+        failure: Exception = RedisConnectionError("no node")
+        for address in [*self._nodes, self._seed]:
+            try:
+                slots = await self._ask(address)
+            except (RedisConnectionError, OSError) as error:
+                failure = error
+                continue
+            self._nodes = sorted({owner for _, _, owner in slots})
+            return slots
+        raise CannotConnect(f"no node of the cluster answers: {failure}") from failure
+
+    async def _ask(self, address: Address) -> Slots:
+        host, port = address
+        kwargs = {**self._kwargs, "host": host, "port": port}
+        pool: ConnectionPool = ConnectionPool(connection_class=self._class, **kwargs)
+        client: Redis = Redis.from_pool(pool)
+        try:
+            return _parsed(await client.execute_command("CLUSTER", "SLOTS"), host)  # type: ignore[no-untyped-call]
+        except ResponseError as error:
+            if isinstance(error, NoPermissionError) or "support disabled" in str(error) or "unknown" in str(error):
+                return []
+            raise
+        finally:
+            await client.aclose()
+
+
+class Cluster:
+    """A client for each hash tag, made when it is first asked for."""
+
+    def __init__(self, seed: Redis) -> None:
+        """`seed` is a client that is never used itself; over TCP."""
+        self._topology = Topology(seed)
+        self._kwargs: Mapping[str, Any] = seed.connection_pool.connection_kwargs
+        self._class = _PlacedTLS if issubclass(seed.connection_pool.connection_class, SSLConnection) else _Placed
+        self._clients: dict[str, Redis] = {}
+
+    def client(self, tag: str) -> Redis:
+        if tag not in self._clients:
+            pool: ConnectionPool = ConnectionPool(
+                connection_class=self._class,
+                topology=self._topology,
+                tag=tag,
+                parser_class=ClusterParser,
+                retry_on_error=list(ELSEWHERE),
+                **self._kwargs,
+            )
+            self._clients[tag] = Redis.from_pool(pool)
+        return self._clients[tag]
+
+    async def nodes(self, tags: Sequence[str]) -> list[Redis]:
+        """One client for each server that has keys of these tags."""
+        by_address = {await self._topology.address(tag): tag for tag in tags}
+        return [self.client(tag) for tag in by_address.values()]
+
+    async def aclose(self) -> None:
+        for client in self._clients.values():
+            await client.aclose()
+
+
+class _Placed(Connection):
+    """A connection to wherever its tag lives."""
+
+    def __init__(self, *, topology: Topology, tag: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._topology = topology
+        self._tag = tag
+
+    async def connect(self) -> None:
+        try:
+            await super().connect()  # type: ignore[no-untyped-call]
+        except RedisConnectionError as error:
+            if type(error) is RedisConnectionError:  # not a refusal: a wrong password, a server that is still loading
+                raise CannotConnect(*error.args) from error
+            raise
+
+    async def _connect(self) -> None:
+        self.host, self.port = await self._topology.address(self._tag)
+        try:
+            await super()._connect()  # type: ignore[no-untyped-call]
+        except OSError as error:
+            if not self._topology.forget():
+                raise
+            raise RedisConnectionError(f"{self.host}:{self.port} is away: {error}") from error
+
+    async def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await super().read_response(*args, **kwargs)
+        except ELSEWHERE:
+            self._topology.forget()
+            raise
+
+
+class _PlacedTLS(_Placed, SSLConnection):
+    """The same over TLS."""
+
+
+def _parsed(answer: Sequence[Sequence[Any]], asked: str) -> Slots:
+    """CLUSTER SLOTS: [first, last, [host, port, ...], replicas...]; a node that knows no name of its own has none."""
+    return [(first, last, ((owner[0] or asked.encode()).decode(), owner[1])) for first, last, owner, *_ in answer]

@@ -1,0 +1,169 @@
+"""Puts right what crashes, flushes and bugs leave behind in Redis. Nothing waits for it: takeover is the workers' own.
+
+Every sweep is short and safe to repeat or to run twice at once, and looks at keys in small batches. Each returns how
+many things it found, by name; with `dry_run` it changes nothing.
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from itertools import groupby
+from typing import Any, cast
+
+from redis.asyncio import Redis
+
+from shared import keys
+from shared.broker import Broker
+from shared.errors import DeadlineExceeded, QueueTimeout
+from shared.messages import PRIORITIES, encode
+from shared.presence import Presence
+from shared.script import Script, raw
+
+Found = Counter[str]
+Sweep = Callable[[], Awaitable[Found]]
+
+_BATCH = 200
+_EXPIRED = raw(encode(QueueTimeout("No worker took the request in time.").as_event()))
+_LATE = raw(encode(DeadlineExceeded("The deadline passed before a worker could answer.").as_event()))
+
+
+class Janitor:
+    """`grace_s`: jobs are left to workers and fronts for so long after they could have acted. What is of no more use
+    stays for `ttl_s`."""
+
+    def __init__(self, broker: Broker, *, ttl_s: float = 600.0, grace_s: float = 10.0, dry_run: bool = False) -> None:
+        self._broker = broker
+        self._presence = Presence(broker.client(keys.PRESENCE))
+        self._tend, self._recount = Script(broker, "tend"), Script(broker, "recount")
+        self._release, self._forget = Script(broker, "release"), Script(broker, "forget")
+        self._ttl_ms, self._grace_ms = int(ttl_s * 1000), int(grace_s * 1000)
+        self._dry_run = dry_run
+        self.sweeps: dict[str, Sweep] = {
+            "jobs": self.jobs,
+            "orphans": self.orphans,
+            "quotas": self.quotas,
+            "depths": self.depths,
+            "tenants": self.tenants,
+            "workers": self.workers,
+        }
+
+    async def jobs(self) -> Found:
+        """Jobs that nobody takes, past their deadlines or their time to wait, are ended; lost ones are found again."""
+        found: Found = Counter()
+        async for shard, ids in self._scan("job"):
+            verdicts = await self._tend.call(
+                shard,
+                jobs=ids,
+                grace_ms=self._grace_ms,
+                ttl_ms=self._ttl_ms,
+                dry_run=self._dry_run,
+                expired=_EXPIRED,
+                late=_LATE,
+            )
+            found.update(f"{verdict.decode()}_jobs" for verdict in verdicts if verdict != b"fine")
+        return found
+
+    async def orphans(self) -> Found:
+        """Logs without a job and requests that would stay for ever expire from now on; the dead whose task has expired
+        are struck off."""
+        found: Found = Counter()
+        for kind in ("log", "request"):
+            async for shard, ids in self._scan(kind):
+                found[f"orphan_{kind}s"] += await self._let_expire(kind, shard, ids)
+        for shard in self._broker.shards:
+            found["expired_dead"] += await self._strike_off(shard)
+        return +found
+
+    async def quotas(self) -> Found:
+        """Jobs that are over, or gone, no longer count as what a tenant has open."""
+        found: Found = Counter()
+        async for shard, tenants in self._scan("held"):
+            for tenant in tenants:
+                scan = partial(self._client(shard).zscan, keys.held(shard, tenant))
+                async for members in _pages(scan):
+                    ids = [member.decode() for member, _ in members]
+                    found["leaked_holders"] += await self._release.call(
+                        shard, tenant=tenant, jobs=ids, dry_run=self._dry_run
+                    )
+        return +found
+
+    async def depths(self) -> Found:
+        """What waits is counted again; entries and turns that lead to nothing leave their lines."""
+        found: Found = Counter()
+        async for shard, models in self._scan("depth"):
+            for model in models:
+                counts = await self._recount.call(shard, model=model, classes=PRIORITIES, dry_run=self._dry_run)
+                found.update(dict(zip(("stray_entries", "idle_turns", "wrong_depths"), counts, strict=True)))
+        return +found
+
+    async def tenants(self) -> Found:
+        """Virtual times of tenants that have nothing open, and no advantage to lose, are forgotten."""
+        found: Found = Counter()
+        async for shard, names in self._scan("served"):
+            for name in names:
+                model, _, priority = name.rpartition(":")
+                async for fields in _pages(partial(self._client(shard).hscan, keys.served(shard, name))):
+                    idle = {"model": model, "class": priority, "tenants": [tenant.decode() for tenant in fields]}
+                    found["idle_tenants"] += await self._forget.call(shard, dry_run=self._dry_run, **idle)
+        return +found
+
+    async def workers(self) -> Found:
+        """Names of workers that are gone leave the list."""
+        gone = await self._presence.gone()
+        if gone and not self._dry_run:
+            await self._presence.forget(gone)
+        return +Counter({"gone_workers": len(gone)})
+
+    async def _let_expire(self, kind: str, shard: str, ids: list[str]) -> int:
+        """How many of these logs or requests had no time to live, though nothing that lasts needs them."""
+        client, name_of = self._client(shard), {"log": keys.log, "request": keys.request}[kind]
+        pipe = client.pipeline(transaction=False)
+        for one in ids:
+            pipe.pttl(name_of(one))
+            pipe.exists(keys.job(one))
+        answers = await pipe.execute()
+        ttls_and_jobs = zip(answers[::2], answers[1::2], strict=True)
+        orphans = [one for one, (ttl, job) in zip(ids, ttls_and_jobs, strict=True) if ttl == -1 and not job]
+        if orphans and not self._dry_run:
+            pipe = client.pipeline(transaction=False)
+            for one in orphans:
+                pipe.pexpire(name_of(one), self._ttl_ms)
+            await pipe.execute()
+        return len(orphans)
+
+    async def _strike_off(self, shard: str) -> int:
+        """How many of the dead had nothing left to show; the oldest are looked at, which expire first."""
+        client = self._client(shard)
+        entries = await client.xrange(keys.dead(shard), count=_BATCH)
+        if not entries:
+            return 0
+        pipe = client.pipeline(transaction=False)
+        for _, fields in entries:
+            pipe.exists(keys.job(fields[b"job"].decode()))
+        there = await pipe.execute()
+        expired = [entry for (entry, _), is_there in zip(entries, there, strict=True) if not is_there]
+        if expired and not self._dry_run:
+            await client.xdel(keys.dead(shard), *expired)
+        return len(expired)
+
+    def _client(self, shard: str) -> Redis:
+        return self._broker.client(shard)
+
+    async def _scan(self, kind: str) -> AsyncIterator[tuple[str, list[str]]]:
+        """What follows `kind:` in the names of all such keys, by shard."""
+        for client in await self._broker.nodes():
+            async for names in _pages(partial(client.scan, match=keys.pattern(kind))):
+                parts = sorted(keys.parts(name.decode(), kind) for name in names)
+                for shard, some in groupby(parts, lambda part: part[0]):
+                    yield shard, [rest for _, rest in some]
+
+
+async def _pages(scan: Callable[..., Awaitable[Any]]) -> AsyncIterator[Any]:
+    """The pages of a SCAN, HSCAN or ZSCAN."""
+    cursor = 0
+    while True:
+        cursor, page = await cast(Awaitable[tuple[int, Any]], scan(cursor=cursor, count=_BATCH))
+        if page:
+            yield page
+        if cursor == 0:
+            return

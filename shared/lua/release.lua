@@ -1,0 +1,11 @@
+-- a: tenant, jobs [id], dry_run
+-- Takes from what a tenant is held to have open the jobs that are over or gone; returns how many.
+
+local held, leaked = P .. 'held:' .. a.tenant, 0
+for _, id in ipairs(a.jobs) do
+  if call('ZSCORE', held, id) and not is_open(read_job(id)) then
+    leaked = leaked + 1
+    if not a.dry_run then call('ZREM', held, id) end
+  end
+end
+return leaked

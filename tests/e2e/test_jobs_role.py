@@ -1,0 +1,20 @@
+"""The background role inside `aios serve hrm`: it is there, it comes back, and nobody waits for it."""
+
+import signal
+
+import httpx
+
+from tests.e2e.serving import serving
+from tests.polling import is_running, wait_until
+
+
+def test_the_fleet_starts_it_and_does_not_need_it() -> None:
+    with serving("--model", "echo=echo", "--log-level", "warning") as fleet:
+        (role,) = fleet.children("scripts.jobs")
+        role.send_signal(signal.SIGSTOP)
+        body = {"prompts": ["abc"], "max_tokens": 6}
+        assert httpx.post(f"{fleet.url}/generate", json=body, timeout=30).json()["completions"] == ["abcabc"]
+        role.kill()
+        wait_until(lambda: not is_running(role.pid), "it is gone")
+        wait_until(lambda: len(fleet.children("scripts.jobs")) == 1, "it is there again")
+        assert fleet.stop() == 0

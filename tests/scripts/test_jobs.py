@@ -1,0 +1,119 @@
+"""`aios jobs`: sweeps by arq's clock or once, and arq never unpickles what is in Redis."""
+
+import asyncio
+import json
+import os
+import pickle
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from scripts.aios import main
+from scripts.jobs import QUEUE, TAG, make_worker
+from shared import keys
+from shared.broker import Broker
+from shared.janitor import Janitor
+from shared.messages import WorkerInfo
+from shared.metrics import JanitorMetrics
+from shared.presence import Presence
+from tests.desk import Desk
+from tests.polling import DEADLINE_S
+
+
+async def plant(redis: Redis) -> str:
+    """A job that waits past its time, with no worker for it; its id."""
+    (job,) = await Desk(redis).submit()
+    await redis.hset(keys.job(job.id), mapping={"expires_ms": "1", "deadline_ms": "1"})  # type: ignore[misc]
+    return job.id
+
+
+async def state(redis: Redis, job_id: str) -> bytes | None:
+    found: bytes | None = await redis.hget(keys.job(job_id), "state")  # type: ignore[misc]
+    return found
+
+
+async def test_once_tells_what_it_would_do_and_then_does_it(
+    redis: Redis, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job_id = await plant(redis)
+
+    async def once(*flags: str) -> object:
+        assert await asyncio.to_thread(main, ["jobs", "--once", "--redis-url", redis_url, *flags]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    told = await once("--dry-run")
+    assert told == {
+        **{"jobs": {"late_jobs": 1}, "orphans": {}, "quotas": {}, "depths": {}, "tenants": {}, "workers": {}}
+    }
+    assert await state(redis, job_id) == b"queued"
+    assert (await once())["jobs"] == {"late_jobs": 1}  # type: ignore[index]
+    assert await state(redis, job_id) == b"failed"
+    assert (await once())["jobs"] == {}  # type: ignore[index]
+
+
+async def test_without_a_redis_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AIOS_REDIS_URL", raising=False)
+    assert await asyncio.to_thread(main, ["jobs", "--once"]) == 2
+    assert await asyncio.to_thread(main, ["jobs", "--once", "--redis-url", "redis://127.0.0.1:1/0"]) == 1
+    assert "aios jobs:" in capsys.readouterr().err
+
+
+async def test_the_role_sweeps_by_itself_and_ends_at_once(redis: Redis, redis_url: str) -> None:
+    """As a process of its own; a SIGTERM in whatever it does harms nothing."""
+    await plant(redis)
+    await Presence(redis).announce(WorkerInfo("here", "ready", ()))
+    command = [sys.executable, "-m", "scripts.jobs", "--redis-url", redis_url]
+    process = await asyncio.create_subprocess_exec(*command, env=dict(os.environ))
+    try:
+        async with asyncio.timeout(3 * DEADLINE_S):
+            while await redis.exists(keys.depth("00", "m")) and await Desk(redis).counts() != (0, 0):
+                assert process.returncode is None
+                await asyncio.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(5):
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+    left = [name async for name in redis.scan_iter("*arq*") if await redis.pttl(name) < 0]
+    assert set(left) <= {QUEUE.encode()}, "what arq leaves behind expires"
+
+
+async def test_a_sweep_is_counted(redis: Redis) -> None:
+    await plant(redis)
+    metrics, broker = JanitorMetrics(), Broker(redis)
+    worker = make_worker(broker, Janitor(broker, grace_s=0), metrics, burst=True)
+    await worker.pool.enqueue_job(f"{{{TAG}}}:jobs", _job_id=f"{{{TAG}}}:jobs:1")
+    await worker.async_run()
+    assert metrics.registry.get_sample_value("aios_janitor_found_total", {"what": "late_jobs"}) == 1
+    assert metrics.registry.get_sample_value("aios_janitor_sweeps_total", {"sweep": "jobs"}) == 1
+
+
+class Bomb:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+async def test_a_pickled_job_is_refused_not_run(redis: Redis, tmp_path: Path) -> None:
+    """Whoever can write to Redis must not run code here."""
+    crater, job_id = tmp_path / "crater", f"{{{TAG}}}:bomb"
+    payload = pickle.dumps({"t": None, "f": f"{{{TAG}}}:jobs", "a": (Bomb(crater),), "k": {}, "et": 1})
+    await redis.set(f"arq:job:{job_id}", payload)
+    await redis.zadd(QUEUE, {job_id: 1})
+    broker = Broker(redis)
+    worker = make_worker(broker, Janitor(broker), JanitorMetrics(), burst=True)
+    await worker.async_run()
+    assert (worker.jobs_failed, worker.jobs_complete) == (1, 0)
+    assert not crater.exists()
+    assert await redis.zcard(QUEUE) == 0 and not await redis.exists(f"arq:job:{job_id}")
+    pickle.loads(payload)
+    assert crater.exists(), "the payload would have worked"

@@ -1,0 +1,232 @@
+"""A real Redis Cluster of three nodes with four shards: the queue works on it, across restarts and moved slots."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+from redis.crc import key_slot
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from scripts.jobs import TAG, make_worker
+from shared import keys
+from shared.broker import UNAVAILABLE, Broker, open_broker
+from shared.janitor import Janitor
+from shared.log import LogReader
+from shared.messages import Cancelled, Event, Job, Started, Tokens
+from shared.metrics import JanitorMetrics
+from shared.queue import Claim
+from shared.setting_layers import SettingsError
+from shared.submission import Order, Quota, Room
+from shared.subscriptions import Subscriptions
+from tests.desk import DONE, SAY_HI, Desk
+from tests.polling import DEADLINE_S, wait_until
+from tests.redis_cluster import RedisCluster, move, redis_cluster, replica_of
+
+SHARDS = 4
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    with redis_cluster(tmp_path_factory.mktemp("cluster")) as running:
+        yield running
+
+
+@pytest.fixture
+async def broker(cluster: RedisCluster) -> AsyncIterator[Broker]:
+    async with open_broker(cluster.url, SHARDS) as broker:
+        for node in await broker.nodes():
+            await node.flushall()
+        yield broker
+
+
+async def on_every_shard(desk: Desk) -> dict[str, Job]:
+    """One waiting job on each."""
+    jobs: dict[str, Job] = {}
+    while len(jobs) < SHARDS:
+        (job,) = await desk.submit(tenant=f"t{len(jobs)}")
+        if jobs.setdefault(keys.shard_of(job.id), job) is not job:
+            await desk.submissions.end([job], Cancelled())
+    return jobs
+
+
+async def test_shards_lie_on_several_nodes(broker: Broker) -> None:
+    assert len(await broker.nodes()) > 1
+    await broker.client("00").set("{00}x", 1)
+    with pytest.raises(UNAVAILABLE):
+        await broker.client("00").set("{01}x", 1)  # another node's, whatever the client tries
+
+
+async def test_jobs_live_on_every_shard_and_are_followed_from_any_node(broker: Broker) -> None:
+    desk, subscriptions = Desk(broker, lease_s=60), Subscriptions(broker.client(keys.PRESENCE))
+    jobs = await on_every_shard(desk)
+    assert await desk.counts() == (SHARDS, 0)
+
+    async def follow(job: Job) -> list[Event]:
+        reader = LogReader(broker, subscriptions, poll_s=60)  # by pub/sub, not by looking again
+        return [event async for _, event in reader.follow(job.id)]
+
+    following = [asyncio.create_task(follow(job)) for job in jobs.values()]
+    claims = await desk.take(9)
+    assert {claim.job.id for claim in claims} == {job.id for job in jobs.values()}
+    said: list[Event] = [Started(1, "w1", 1), Tokens((5,), "a"), DONE]
+    for index, event in enumerate(said):
+        for claim in claims:
+            assert await desk.say(claim, event, after=index)
+    async with asyncio.timeout(DEADLINE_S):
+        assert await asyncio.gather(*following) == [said] * SHARDS
+    await subscriptions.close()
+    assert await desk.counts() == (0, 0)
+
+
+async def test_a_bell_rings_on_every_shard(broker: Broker) -> None:
+    desk = Desk(broker)
+    for shard in await on_every_shard(desk):
+        assert await desk.queue().await_bell(shard, 5)
+
+
+async def test_a_submit_that_is_repeated_queues_once(broker: Broker) -> None:
+    """Its answer was lost, it had run."""
+    desk = Desk(broker)
+    order = Order("m", (SAY_HI,))
+    request_id, jobs = desk.submissions.jobs_of(order, Quota())
+    for _ in range(3):
+        made = await desk.submissions.submit(order, request_id, jobs, Quota(), Room(1))
+        assert made.job_ids == (jobs[0].id,)
+    assert await desk.counts() == (1, 0)
+
+
+async def test_a_script_whose_connection_is_cut_runs_again(broker: Broker, cluster: RedisCluster) -> None:
+    """Every connection of every node is cut between two appends, and behind the back of open ones."""
+    desk = Desk(broker, lease_s=60)
+    await on_every_shard(desk)
+    claims = await desk.take(9)
+    for index in range(5):
+        await cut_all(cluster)
+        for claim in claims:
+            assert await desk.say(claim, Tokens((index,), "a"), after=index)
+
+
+async def cut_all(cluster: RedisCluster) -> None:
+    for node in cluster.nodes:
+        async with Redis.from_url(node.url) as client:
+            await client.client_kill_filter(_type="normal", skipme=True)
+
+
+async def test_a_slot_that_moves_is_found_again(broker: Broker, cluster: RedisCluster) -> None:
+    """MOVED: clients, pipelines and waiting workers go where the slot went, with all that was in it."""
+    desk = Desk(broker, lease_s=60)
+    jobs = await on_every_shard(desk)
+    slot = key_slot(b"00")
+    origin = cluster.owner(slot)
+    target = next(node for node in cluster.nodes if node is not origin)
+    await asyncio.to_thread(move, slot, origin, target)
+    try:
+        assert await desk.counts() == (SHARDS, 0), "a pipeline"
+        claims = await desk.take(9)
+        assert {claim.job.id for claim in claims} == {job.id for job in jobs.values()}, "scripts"
+        assert await desk.events(jobs["00"]) == [], "a read"
+        for claim in claims:
+            assert await desk.say(claim, DONE)
+    finally:
+        await asyncio.to_thread(move, slot, target, origin)
+    assert await desk.counts() == (0, 0)
+
+
+async def test_a_slot_on_the_move_is_unavailable_for_so_long(broker: Broker, cluster: RedisCluster) -> None:
+    """A script must see all keys of its shard or none: between two nodes it is refused."""
+    desk, slot = Desk(broker), key_slot(b"00")
+    origin = cluster.owner(slot)
+    target = next(node for node in cluster.nodes if node is not origin)
+    async with Redis.from_url(origin.url) as source, Redis.from_url(target.url) as sink:
+        target_id = (await sink.execute_command("CLUSTER", "MYID")).decode()
+        await source.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", target_id)
+        with pytest.raises(UNAVAILABLE):
+            await desk.take(1)
+        await source.execute_command("CLUSTER", "SETSLOT", slot, "STABLE")
+    assert await desk.take(1) == []
+
+
+async def test_a_node_that_restarts_is_waited_for(broker: Broker, cluster: RedisCluster) -> None:
+    """While it is away its shards, and then all, are unavailable by name; afterwards all goes on from its file."""
+    desk = Desk(broker, lease_s=60)
+    await on_every_shard(desk)
+    claims = await desk.take(9)
+    node = cluster.owner(key_slot(b"00"))
+    mine = next(claim for claim in claims if keys.shard_of(claim.job.id) == "00")
+    node.stop()
+    try:
+        with pytest.raises(UNAVAILABLE):
+            await desk.say(mine, Tokens((1,), "a"))
+        wait_until(lambda: cluster.states(but=node) == {"fail"}, "the others notice")
+        for claim in claims:
+            with pytest.raises(UNAVAILABLE):
+                await desk.say(claim, Tokens((1,), "a"))
+            with pytest.raises(UNAVAILABLE):
+                await desk.reader.read(claim.job.id)
+    finally:
+        node.start()
+    wait_until(lambda: cluster.states() == {"ok"}, "the cluster is whole again")
+    for claim in claims:
+        assert await desk.say(claim, Tokens((1,), "a"), DONE)
+    assert await desk.counts() == (0, 0)
+
+
+async def test_a_replica_takes_over_for_clients_that_go_on(tmp_path: Path) -> None:
+    """A failover: the node is gone for good, and its shards are found where they are now."""
+    with redis_cluster(tmp_path) as cluster:
+        node = cluster.owner(key_slot(b"00"))
+        with replica_of(node, cluster, tmp_path / "replica") as replica:
+            async with open_broker(node.url) as broker:
+                desk = Desk(broker, lease_s=60)
+                await desk.submit()
+                (claim,) = await desk.take(1)
+                async with Redis.from_url(node.url) as dying:
+                    await dying.execute_command("WAIT", 1, 5000)
+                node.stop()
+                async with Redis.from_url(replica.url) as heir:
+                    await heir.execute_command("CLUSTER", "FAILOVER", "TAKEOVER")
+                    async with asyncio.timeout(DEADLINE_S):
+                        while (await heir.info("replication"))["role"] != "master":
+                            await asyncio.sleep(0.01)
+                async with asyncio.timeout(DEADLINE_S):
+                    while not await said(desk, claim):
+                        await asyncio.sleep(0.05)
+                assert await desk.counts() == (0, 0)
+
+
+async def said(desk: Desk, claim: Claim) -> bool:
+    """Whether it could be said; the other nodes need a moment to hear of the failover."""
+    try:
+        return await desk.say(claim, DONE)
+    except UNAVAILABLE:
+        return False
+
+
+async def test_everybody_divides_it_alike(broker: Broker, cluster: RedisCluster) -> None:
+    await broker.settle()
+    with pytest.raises(SettingsError, match="redis_shards: this Redis is divided into 4, got 2"):
+        async with open_broker(cluster.url, 2):
+            pass
+    async with open_broker(cluster.nodes[2].url, SHARDS) as other:
+        assert len(other.shards) == SHARDS, "any node is a door"
+
+
+async def test_the_janitor_and_its_clock_live_on_it_too(broker: Broker) -> None:
+    desk = Desk(broker)
+    for job in (await on_every_shard(desk)).values():
+        past = {"expires_ms": "1", "deadline_ms": "1"}
+        await broker.client(keys.shard_of(job.id)).hset(keys.job(job.id), mapping=past)  # type: ignore[misc]
+    metrics = JanitorMetrics()
+    worker = make_worker(broker, Janitor(broker, grace_s=0), metrics, burst=True)
+    await worker.pool.enqueue_job(f"{{{TAG}}}:jobs", _job_id=f"{{{TAG}}}:jobs:1")
+    await worker.async_run()
+    assert metrics.registry.get_sample_value("aios_janitor_found_total", {"what": "late_jobs"}) == SHARDS
+    assert await desk.counts() == (0, 0)
+
+
+async def test_without_any_node_the_failure_is_a_connection_error() -> None:
+    async with open_broker("redis://127.0.0.1:1/0", SHARDS) as broker:
+        with pytest.raises(RedisConnectionError):
+            await broker.client("00").get("x")

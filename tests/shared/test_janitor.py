@@ -1,0 +1,202 @@
+"""The janitor on a real Redis: it finds what was planted, puts it right once, and touches nothing that is in use."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from shared import keys
+from shared.janitor import Janitor
+from shared.messages import Done, Failed, Generate, Sampling, Started, Tokens, WorkerInfo
+from shared.presence import Presence
+from tests.desk import DONE, Desk
+
+
+@pytest.fixture
+def desk(redis: Redis) -> Desk:
+    return Desk(redis, shards=2)
+
+
+def janitor(desk: Desk, dry_run: bool = False, grace_s: float = 0) -> Janitor:
+    return Janitor(desk.broker, grace_s=grace_s, dry_run=dry_run)
+
+
+async def sweep_all(desk: Desk, **options: Any) -> dict[str, int]:
+    """Everything that all sweeps found."""
+    found: dict[str, int] = {}
+    for sweep in janitor(desk, **options).sweeps.values():
+        found |= await sweep()
+    return found
+
+
+async def snapshot(redis: Redis) -> dict[bytes, tuple[Any, bool]]:
+    """All keys, what they hold and whether they expire."""
+    read: dict[bytes, Callable[[bytes], Any]] = {
+        b"string": redis.get,
+        b"hash": redis.hgetall,
+        b"list": lambda name: redis.lrange(name, 0, -1),
+        b"set": redis.smembers,
+        b"zset": lambda name: redis.zrange(name, 0, -1, withscores=True),
+        b"stream": redis.xrange,
+    }
+    names = [name async for name in redis.scan_iter()]
+    return {name: (await read[await redis.type(name)](name), await redis.pttl(name) > 0) for name in names}
+
+
+async def found_once(redis: Redis, desk: Desk, expected: dict[str, int], **options: Any) -> None:
+    """A dry run tells and changes nothing; a real one does; a second one finds nothing."""
+    before = await snapshot(redis)
+    assert await sweep_all(desk, dry_run=True, **options) == expected
+    assert await snapshot(redis) == before
+    assert await sweep_all(desk, **options) == expected
+    assert await sweep_all(desk, **options) == {}
+
+
+async def past(redis: Redis, job_id: str, *fields: str) -> None:
+    await redis.hset(keys.job(job_id), mapping=dict.fromkeys(fields, "1"))  # type: ignore[misc]
+
+
+async def test_it_leaves_a_fleet_at_work_alone(redis: Redis) -> None:
+    """Waiting, running, lapsed and ended jobs of several tenants, and a worker alive."""
+    desk = Desk(redis, shards=2, lease_s=60)
+    for tenant in ("a", "b", "a"):
+        for _ in range(4):
+            await desk.submit(tenant=tenant)
+    claims = await desk.take(3)
+    await desk.say(claims[0], Started(1, "w1", 1), DONE)
+    await desk.queue().give_back([claims[1]])
+    await Presence(redis).announce(WorkerInfo("w1", "ready", ()))
+    before = await snapshot(redis)
+    assert await sweep_all(desk) == {}
+    assert await snapshot(redis) == before
+
+
+async def test_what_waits_too_long_ends_though_nobody_takes_it(redis: Redis) -> None:
+    desk = Desk(redis)
+    (late,), (expired,), (fine,) = [await desk.submit() for _ in range(3)]
+    await past(redis, late.id, "deadline_ms", "expires_ms")
+    await past(redis, expired.id, "expires_ms")
+    assert await sweep_all(desk, grace_s=10**10) == {}, "workers and fronts come first"
+    await found_once(redis, desk, {"late_jobs": 1, "expired_jobs": 1})
+    codes = [event.code for job in (late, expired) for event in await desk.events(job) if isinstance(event, Failed)]
+    assert codes == ["deadline_exceeded", "queue_timeout"]
+    assert await desk.events(fine) == []
+    assert await desk.counts() == (1, 0)
+
+
+async def test_a_job_in_hand_is_its_workers_even_past_its_deadline(redis: Redis) -> None:
+    """Whoever holds a lease ends it; once the lease has lapsed and nobody came, the janitor does."""
+    desk = Desk(redis, lease_s=60)
+    (job,) = await desk.submit()
+    (claim,) = await desk.take(1)
+    await past(redis, job.id, "deadline_ms", "expires_ms")
+    assert await sweep_all(desk) == {}
+    await desk.queue().give_back([claim])
+    await found_once(redis, desk, {"late_jobs": 1})
+    assert not await desk.say(claim, DONE), "its worker is stale"
+    assert await desk.counts() == (0, 0)
+
+
+async def test_jobs_that_the_queue_lost_are_found_again(redis: Redis) -> None:
+    """One's lease is gone, one's line: somebody takes them and goes on where they were, and nobody is blamed."""
+    desk = Desk(redis, lease_s=60)
+    (begun,) = await desk.submit()
+    (claim,) = await desk.take(1)
+    await desk.say(claim, Started(1, "w1", 1), Tokens((5,), "a"))
+    (waiting,) = await desk.submit(tenant="acme")
+    await redis.zrem(keys.leases("00", "m"), begun.id)
+    await redis.delete(f"{keys.prefix('00')}line:m:default:acme")
+    await found_once(redis, desk, {"lost_jobs": 2, "idle_turns": 1, "wrong_depths": 3})
+    taken = {claim.job: (claim.last_index, claim.is_alone) for claim in await desk.take(5, "w2")}
+    assert taken == {begun: (2, False), waiting: (0, False)}
+    assert await desk.counts() == (0, 2)
+
+
+async def test_keys_that_nothing_needs_expire(redis: Redis, desk: Desk) -> None:
+    orphan = keys.new_id("01")
+    await redis.xadd(keys.log(orphan), {"e": "x"}, id="1-0")
+    await redis.hset(keys.request(orphan), "followers", "1")  # type: ignore[misc]
+    (over,) = await desk.submit()
+    (claim,) = await desk.take(1)
+    await desk.say(claim, DONE)
+    await redis.persist(keys.job(over.id))
+    await redis.persist(keys.log(over.id))
+    await redis.xadd(keys.dead("01"), {"job": orphan, "model": "m", "tenant": "t", "worker": "w", "epochs": 3})
+    expected = {"lasting_jobs": 1, "orphan_logs": 1, "orphan_requests": 1, "expired_dead": 1}
+    await found_once(redis, desk, expected)
+    for name in (keys.log(orphan), keys.request(orphan), keys.job(over.id), keys.log(over.id)):
+        assert 0 < await redis.pttl(name) <= 600_000
+    assert await desk.events(over) == [DONE]
+
+
+async def test_quotas_are_not_held_by_what_is_over(redis: Redis, desk: Desk) -> None:
+    (job,) = await desk.submit(tenant="acme:x")
+    held = keys.held(keys.shard_of(job.id), "acme:x")
+    (over,) = await desk.submit(tenant="acme:x")
+    claims = await desk.take(2)
+    await desk.say(next(claim for claim in claims if claim.job == over), DONE)
+    await redis.zadd(held, {keys.new_id(keys.shard_of(job.id)): 1, over.id: 1})
+    await found_once(redis, desk, {"leaked_holders": 2})
+    kept = await redis.zrange(held, 0, -1)
+    assert kept == [job.id.encode()]
+
+
+async def test_the_depth_is_counted_again_and_blocked_lines_move(redis: Redis) -> None:
+    """An entry without a job at the head of a line would block its model for ever."""
+    desk = Desk(redis)
+    (gone,) = await desk.submit(tenant="a")
+    (job,) = await desk.submit(tenant="a")
+    await redis.delete(keys.job(gone.id))
+    await redis.hset(keys.depth("00", "m"), mapping={"jobs:bulk": 7, "bytes": -3})  # type: ignore[misc]
+    await redis.zadd(f"{keys.prefix('00')}turns:m:bulk", {"nobody": 0})
+    assert await janitor(desk).quotas() == {"leaked_holders": 1}
+    found = {"stray_entries": 1, "idle_turns": 1, "wrong_depths": 4}
+    await found_once(redis, desk, found)
+    assert [claim.job for claim in await desk.take(5)] == [job]
+    assert set(await redis.hvals(keys.depth("00", "m"))) == {b"0"}  # type: ignore[misc]
+
+
+async def test_virtual_times_without_advantage_are_forgotten(redis: Redis) -> None:
+    """Who was served more than the class's time keeps that; so does who has something open."""
+    desk = Desk(redis)
+    cheap, dear = Generate("", Sampling(max_tokens=9, seed=0)), Generate("", Sampling(max_tokens=99, seed=0))
+    for tenant in ("idle", "ahead", "busy"):
+        await desk.submit(dear if tenant == "ahead" else cheap, tenant=tenant)
+    for claim in await desk.take(3):
+        if claim.job.tenant != "busy":
+            await desk.say(claim, Done("length", 1, 99 if claim.job.tenant == "ahead" else 9))
+    for _ in range(3):
+        await desk.submit(cheap, tenant="driver")
+        (claim,) = await desk.take(1)
+        await desk.say(claim, Done("length", 1, 9))
+    await found_once(redis, desk, {"idle_tenants": 1})
+    left = await redis.hkeys(keys.served("00", "m:default"))  # type: ignore[misc]
+    assert set(left) == {b"*", b"ahead", b"busy", b"driver"}
+
+
+async def test_names_of_gone_workers_leave_the_list(redis: Redis, desk: Desk) -> None:
+    await Presence(redis).announce(WorkerInfo("here", "ready", ()))
+    await redis.sadd(keys.WORKERS, "gone")  # type: ignore[misc]
+    await found_once(redis, desk, {"gone_workers": 1})
+    assert await redis.smembers(keys.WORKERS) == {b"here"}  # type: ignore[misc]
+
+
+async def test_many_keys_are_swept_in_small_batches_beside_work(redis: Redis, desk: Desk) -> None:
+    """Two janitors at once, while a worker takes and ends: every job still ends exactly once."""
+    jobs = [job for _ in range(300) for job in await desk.submit(tenant="t", max_jobs=1000)]
+    for job in jobs[::3]:
+        await past(redis, job.id, "expires_ms")
+
+    async def work() -> None:
+        while claims := await desk.take(20):
+            for claim in claims:
+                await desk.say(claim, DONE)
+
+    await asyncio.gather(work(), janitor(desk).jobs(), janitor(desk).jobs())
+    await sweep_all(desk)
+    for job in jobs:
+        assert len(await desk.events(job)) == 1
+    assert await desk.counts() == (0, 0)
+    assert await sweep_all(desk) == {}
