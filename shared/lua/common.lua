@@ -12,6 +12,7 @@
 -- served:M:C  hash    virtual times of all tenants, and the class's own, `*`
 -- leases:M    zset    jobs in workers' hands, by when their leases end
 -- depth:M     hash    `jobs:C` and `cost:C` that wait in a class, and `bytes` that wait in all
+-- busy:M      string  since when jobs wait, without a moment in which none did
 -- ended:M:B   hash    jobs and cost ended in bucket B of time
 -- bell:M      list    rings when there is something to take
 -- held:T      zset    a tenant's jobs that have not ended, by when they came

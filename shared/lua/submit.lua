@@ -29,6 +29,19 @@ local function drawn()
   return bucket, math.min(a.burst, tonumber(left or a.burst) + elapsed_s * a.rate) - 1
 end
 
+-- Whether jobs have waited all the time that the rates are measured over: only then are they what the workers can do, and
+-- not what was asked of them.
+local function is_saturated(waits)
+  local since = call('GET', P .. 'busy:' .. a.model)
+  return waits > 0 and since and now - tonumber(since) > now % BUCKET_MS + BUCKET_MS
+end
+
+local function all_waiting(depth)
+  local sum = 0
+  for _, class in ipairs(a.classes) do sum = sum + tonumber(call('HGET', depth, 'jobs:' .. class) or 0) end
+  return sum
+end
+
 -- Cost that waits in this class and better ones.
 local function cost_ahead(depth)
   local sum = 0
@@ -74,13 +87,16 @@ local held_bytes = tonumber(call('HGET', depth, 'bytes') or 0)
 if a.max_bytes > 0 and held_bytes + bytes > a.max_bytes then
   return refused('bytes', job_rate and 1 / job_rate, held_bytes, a.max_bytes)
 end
-if a.deadline_ms > 0 and cost_rate then
+local waits = all_waiting(depth)
+if cost_rate and is_saturated(waits) then
   local wait_ms = 1000 * cost_ahead(depth) / cost_rate
   if wait_ms > a.deadline_ms then
     return refused('deadline', (wait_ms - a.deadline_ms) / 1000, wait_ms, a.deadline_ms)
   end
 end
 
+local busy = P .. 'busy:' .. a.model
+if waits == 0 or call('EXISTS', busy) == 0 then call('SET', busy, now, 'PX', SERVED_TTL_MS) end
 if bucket then
   call('HSET', bucket, 'left', tostring(left), 'at_ms', now)
   call('PEXPIRE', bucket, math.ceil(1000 * a.burst / a.rate) + 1000)

@@ -10,8 +10,8 @@ from redis.asyncio import Redis
 from scripts.embedded_redis import find_redis_server
 from shared import keys
 from shared.broker import UNAVAILABLE, connect
-from shared.errors import QueueFull
-from shared.messages import Cancelled, Failed, Generate, Sampling, Started, Tokens
+from shared.errors import QueueFull, TooSlow
+from shared.messages import Cancelled, Done, Failed, Generate, Sampling, Started, Tokens
 from shared.queue import Claim
 from tests.desk import DONE, Desk
 from tests.redis_server import start_redis
@@ -272,3 +272,29 @@ async def test_a_redis_without_memory_is_unavailable_and_says_no_secrets(tmp_pat
     finally:
         await client.aclose()
         server.stop()
+
+
+async def saturate(desk: Desk, redis: Redis, *, since_s: float) -> None:
+    """Fifty tokens a second are served over the last buckets, and something has waited for `since_s`."""
+    for _ in range(10):
+        await desk.submit(Generate("", Sampling(max_tokens=99, seed=0)))
+    for claim in await desk.take(5):
+        await desk.say(claim, Done("length", 1, 99))
+    seconds, _ = await redis.time()
+    await redis.set("aios:{00}:busy:m", int((seconds - since_s) * 1000))
+
+
+async def test_what_cannot_begin_before_its_deadline_is_refused(desk: Desk, redis: Redis) -> None:
+    """P5: by what waits in front of it and the rate measured while something waited, here 25 to 50 tokens a second."""
+    await saturate(desk, redis, since_s=60)
+    with pytest.raises(TooSlow) as refused:
+        await desk.submit(deadline_s=2)
+    assert refused.value.retry_after_s is not None
+    assert 1 <= refused.value.retry_after_s <= 60
+    await desk.submit(deadline_s=60)
+    await desk.submit(deadline_s=2, priority="interactive")
+
+
+async def test_a_rate_that_nothing_waited_for_says_nothing_of_the_workers(desk: Desk, redis: Redis) -> None:
+    await saturate(desk, redis, since_s=1)
+    await desk.submit(deadline_s=2)
