@@ -34,6 +34,8 @@ class Proxy:
         self._pumps: set[asyncio.Task[None]] = set()
         self.is_cut = False
         self._trap: tuple[bytes, Direction] | None = None
+        self._trapped: object = None
+        self.answer = b""
         self._server: asyncio.Server | None = None
         self.to_server, self.to_client = Direction(), Direction()
         self.to_server.release()
@@ -50,8 +52,11 @@ class Proxy:
         return port
 
     def trap(self, word: bytes, way: Direction) -> None:
-        """Hold `way` from the moment at which `word` is on its way to the server: with it, or with its answer."""
-        self._trap = (word, way)
+        """Hold `way` from the moment at which `word` is on its way to the server: with it, or with its answer.
+
+        What the server says to it, in the end, is `answer`.
+        """
+        self._trap, self._trapped, self.answer = (word, way), None, b""
 
     @property
     def is_sprung(self) -> bool:
@@ -91,23 +96,27 @@ class Proxy:
             writer.transport.abort()
             far_writer.transport.abort()
             return
-        self._pump(reader, far_writer, self.to_server)
-        self._pump(far_reader, writer, self.to_client)
+        line = object()
+        self._pump(line, reader, far_writer, self.to_server)
+        self._pump(line, far_reader, writer, self.to_client)
 
-    def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Direction) -> None:
-        pump = asyncio.create_task(self._carry(reader, writer, way))
+    def _pump(
+        self, line: object, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Direction
+    ) -> None:
+        pump = asyncio.create_task(self._carry(line, reader, writer, way))
         self._writers.add(writer)
         self._pumps.add(pump)
         pump.add_done_callback(self._pumps.discard)
         pump.add_done_callback(lambda _: self._writers.discard(writer))
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Direction) -> None:
+    async def _carry(
+        self, line: object, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Direction
+    ) -> None:
         """Until one side closes; then the other side is closed too."""
         try:
             with suppress(ConnectionError):
                 while data := await reader.read(_CHUNK):
-                    if way is self.to_server:
-                        self._look(data)
+                    self._look(line, data, way)
                     await way.open.wait()
                     if way.delay_s:
                         await asyncio.sleep(way.delay_s)
@@ -116,7 +125,9 @@ class Proxy:
         finally:
             writer.close()
 
-    def _look(self, data: bytes) -> None:
-        if self._trap is not None and self._trap[0] in data:
+    def _look(self, line: object, data: bytes, way: Direction) -> None:
+        if way is self.to_server and self._trap is not None and self._trap[0] in data:
             self._trap[1].hold()
-            self._trap = None
+            self._trap, self._trapped = None, line
+        elif way is self.to_client and self._trapped is line and not self.answer:
+            self.answer = data

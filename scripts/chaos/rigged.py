@@ -9,6 +9,7 @@ import re
 import signal
 import time
 from collections.abc import Sequence as Rows
+from dataclasses import replace
 from pathlib import Path
 
 from shared.errors import FleetError
@@ -28,6 +29,7 @@ class RiggedEcho(Echo):
 
     def __init__(self, options: RunnerOptions) -> None:
         super().__init__(options)
+        self.spec = replace(self.spec, step_tokens=options.step_tokens)  # a job that is held must not use up the step
         gates = os.environ.get(GATES_ENV)
         self._gates = Path(gates) if gates else None
         self._step_s = float(os.environ.get(STEP_ENV, "0"))
