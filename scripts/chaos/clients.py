@@ -18,7 +18,7 @@ Mode = Literal["sync", "sse", "scoring", "poll"]
 _DONE = "[DONE]"
 _TRIES = 100
 _PAUSE_S = 0.1
-_ENDED = ("done", "failed", "cancelled", "completed", "succeeded")
+_FAILED = ("failed", "cancelled")
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,11 @@ class Client:
             answer.last_id = str(_checked(await self._http.post(url + answer.ask.path, **order), 202)["id"])
         while True:
             job = _checked(await self._http.get(f"{url}/v1/jobs/{answer.last_id}"))
-            if job["status"] in _ENDED:
-                answer.text = job["result"]["choices"][0]["text"] if job.get("result") else json.dumps(job)
+            if job["state"] == "done":
+                answer.text = job["result"]["choices"][0]["text"]
                 return
+            if job["state"] in _FAILED:
+                raise Refused(json.dumps(job))
             await asyncio.sleep(_PAUSE_S)
 
     def _order(self, ask: Ask) -> dict[str, Any]:

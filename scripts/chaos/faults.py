@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from scripts.chaos.members import Fleet, Member
+from scripts.chaos.polling import came_true
 
 logger = logging.getLogger("aios.chaos")
 
@@ -96,8 +97,11 @@ async def kill_redis(fleet: Fleet, rng: random.Random, toll: Toll) -> None:
     """SIGKILL, and the same Redis again with what its append-only file has kept."""
     toll.faults += 1
     os.kill(fleet.server.pid, signal.SIGKILL)
-    while not fleet.server.revive():
-        await asyncio.sleep(0.005)
+
+    async def is_back() -> bool:
+        return fleet.server.revive()
+
+    await came_true(is_back, 10.0, every_s=0.005)
 
 
 async def roll(fleet: Fleet, toll: Toll) -> None:

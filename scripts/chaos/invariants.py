@@ -6,6 +6,7 @@ from typing import cast
 
 from redis.asyncio import Redis
 
+from scripts.chaos.polling import came_true
 from shared import keys
 from shared.broker import Broker
 from shared.log import LogReader
@@ -58,6 +59,15 @@ async def num_open(redis: Redis) -> int:
     for name in names:
         pipe.hget(name, "state")
     return sum(state in _OPEN for state in await pipe.execute())
+
+
+async def all_ended(redis: Redis, within_s: float) -> bool:
+    """Whether nothing is open any more, within the time."""
+
+    async def is_none_open() -> bool:
+        return await num_open(redis) == 0
+
+    return await came_true(is_none_open, within_s, every_s=0.2)
 
 
 async def violations(redis: Redis) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 from redis.asyncio import Redis
 
+from scripts.chaos.polling import came_true
 from scripts.chaos.proxy import Proxy
 from scripts.embedded_redis import EmbeddedRedis, free_port
 from scripts.parent_death import die_with_parent
@@ -57,8 +58,10 @@ class Member:
         """SIGSTOP; returns when the kernel says that no thread of it runs."""
         self.process.send_signal(signal.SIGSTOP)
         self.is_stopped = True
-        while any(state(task) not in "TtZX" for task in Path(f"/proc/{self.pid}/task").iterdir()):
-            await asyncio.sleep(0.001)
+        await came_true(self._stands_still, _GOING_S, every_s=0.001)
+
+    async def _stands_still(self) -> bool:
+        return set(thread_states(self.pid)) <= set("TtZX")
 
     def resume(self) -> None:
         self.is_stopped = False
@@ -76,10 +79,14 @@ class Member:
         return await self.process.wait(), time.monotonic() - begun
 
 
-def state(process: Path) -> str:
-    """The letter of a process or thread under /proc: R, S, T (stopped), Z...; X for one that is gone."""
+def thread_states(pid: int) -> list[str]:
+    """The letter of each thread of a process: R, S, T (stopped), Z...; X for one that is gone."""
+    return [_state(task / "stat") for task in Path(f"/proc/{pid}/task").iterdir()]
+
+
+def _state(stat: Path) -> str:
     try:
-        return (process / "stat").read_text().rpartition(")")[2].split()[0]
+        return stat.read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return "X"
 
@@ -171,11 +178,12 @@ class Fleet:
 
     async def _await(self, member: Member, holds: Callable[[], Awaitable[bool]]) -> None:
         """RuntimeError with its log when the member ends, or is not ready in time."""
-        deadline = time.monotonic() + _READY_S
-        while not await holds():
-            if not member.is_running or time.monotonic() > deadline:
-                raise RuntimeError(f"{member.role} {member.pid} is not ready:\n{member.log.read_text()[-2000:]}")
-            await asyncio.sleep(0.02)
+
+        async def is_over() -> bool:
+            return not member.is_running or await holds()
+
+        if not await came_true(is_over, _READY_S) or not member.is_running:
+            raise RuntimeError(f"{member.role} {member.pid} is not ready:\n{member.log.read_text()[-2000:]}")
 
     async def _is_announced(self, member: Member) -> bool:
         found = (await Presence(self.redis).fleet()).workers

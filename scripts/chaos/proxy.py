@@ -100,9 +100,7 @@ class Proxy:
         self._pump(line, reader, far_writer, self.to_server)
         self._pump(line, far_reader, writer, self.to_client)
 
-    def _pump(
-        self, line: object, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Direction
-    ) -> None:
+    def _pump(self, line: object, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Direction) -> None:
         pump = asyncio.create_task(self._carry(line, reader, writer, way))
         self._writers.add(writer)
         self._pumps.add(pump)

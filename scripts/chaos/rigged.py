@@ -1,7 +1,8 @@
 """The echo runner with a rig: it can be slow, held at an exact token, and made to crash its process.
 
 A prompt says where: `hold:NAME:K` yields nothing beyond K tokens (or K scores) while the file NAME exists in the folder
-that AIOS_CHAOS_GATES names (a gate that is shut); `poison` kills the process with SIGKILL. AIOS_CHAOS_STEP_S is how long each step takes.
+that AIOS_CHAOS_GATES names (a gate that is shut); `poison` kills the process with SIGKILL. AIOS_CHAOS_STEP_S is how
+long each step takes.
 """
 
 import os

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from scripts.chaos import faults
 from scripts.chaos.clients import Answer, Ask, Client, load
 from scripts.chaos.faults import Fault, Toll, every
-from scripts.chaos.invariants import num_open, traces, violations
+from scripts.chaos.invariants import all_ended, traces, violations
 from scripts.chaos.members import Fleet, fleet
 from scripts.chaos.rigged import POISON, STEP_ENV
 from shared.settings import SAMPLE_MODEL
@@ -44,17 +45,17 @@ class Row:
     wrong: list[str] = field(default_factory=list)
 
 
-RowOf = Callable[[Plan], Awaitable[Row]]
+RowOf = Callable[[Plan], Coroutine[Any, Any, Row]]
 
 
-def fleet_of(plan: Plan, num_fronts: int = 1, **options: Any) -> Any:
+def fleet_of(plan: Plan, num_fronts: int = 1, **options: Any) -> AbstractAsyncContextManager[Fleet]:
     """The fleet of a plan, ready."""
-    flags = ("--lease-s", str(plan.lease_s), "--max-new-tokens", "1024")
+    flags = ["--lease-s", str(plan.lease_s), "--max-new-tokens", "1024"]
     if plan.model == "echo":
-        flags += ("--model", "echo=echo")
+        flags += ["--model", "echo=echo"]
         options = {"worker": "scripts.chaos.worker", "env": {STEP_ENV: str(plan.step_s)}, **options}
     else:
-        flags += ("--model", f"sample={SAMPLE_MODEL}", "--threads", "1", "--device", "cpu", "--dtype", "float32")
+        flags += ["--model", f"sample={SAMPLE_MODEL}", "--threads", "1", "--device", "cpu", "--dtype", "float32"]
     return fleet(plan.workers, num_fronts, worker_flags=flags, front_flags=("--max-queue-depth", "100000"), **options)
 
 
@@ -153,7 +154,7 @@ async def poisoned(plan: Plan) -> Row:
 
 async def _judged(name: str, made: Fleet, answers: Sequence[Answer], toll: Toll, seconds: float) -> Row:
     """The figures that all rows share, and what is wrong with them."""
-    await _all_ended(made)
+    await all_ended(made.redis, _DRAIN_S)
     failed = [answer for answer in answers if answer.error]
     changed = [answer for answer in answers if not answer.error and not answer.is_right]
     hit = {trace.job.request_id for trace in await traces(made.redis) if trace.was_hit}
@@ -174,12 +175,6 @@ async def _judged(name: str, made: Fleet, answers: Sequence[Answer], toll: Toll,
         "seconds": round(seconds, 1),
     }
     return Row(name, figures, wrong)
-
-
-async def _all_ended(made: Fleet) -> None:
-    deadline = time.monotonic() + _DRAIN_S
-    while await num_open(made.redis) and time.monotonic() < deadline:
-        await asyncio.sleep(0.2)
 
 
 async def _run_twice(made: Fleet, asks: Sequence[Ask]) -> int:

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from scripts.chaos import faults
 from scripts.chaos.faults import every
-from scripts.chaos.invariants import num_open, traces, violations
+from scripts.chaos.invariants import all_ended, traces, violations
 from scripts.chaos.rows import Plan, Row, fleet_of
 from shared.broker import Broker
 from shared.messages import Generate, Sampling, Score, Task
@@ -27,8 +27,7 @@ async def submits(plan: Plan) -> Row:
         async with every(_EVERY_S, faults.kill_worker, made) as toll:
             await _submit_all(made.redis, plan.submits)
             submitted_s = time.monotonic() - begun
-            while await num_open(made.redis) and time.monotonic() < begun + _ENDED_BY_S:
-                await asyncio.sleep(0.5)
+            await all_ended(made.redis, _ENDED_BY_S)
             seconds = time.monotonic() - begun
         found = await traces(made.redis)
         wrong = await violations(made.redis)

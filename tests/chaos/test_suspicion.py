@@ -1,0 +1,35 @@
+"""What the queue makes of a worker that dies: whoever was in its engine is suspected, however fast it died."""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import cast
+
+import pytest
+
+from shared import keys
+from tests.chaos.stage import Stage, until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.mark.xfail(strict=True, reason="a job enters the engine before its Started is logged, and only that counts")
+async def test_a_death_counts_before_started_is_logged(stage: Stage) -> None:
+    """P7: a request that kills its worker in its first step is seldom blamed, and crashes up to 16 of them."""
+    await stage.open()
+    proxy = stage.victim.proxy
+    assert proxy is not None
+    proxy.trap(b"started", proxy.to_server)
+    clients = stage.ask("prefill", "client")
+
+    async def some_held() -> bool:
+        return any(map(stage.is_held, await stage.traces("client")))
+
+    await until(some_held, "a job is in the engine")
+    held = [trace.job.id for trace in await stage.traces("client") if stage.is_held(trace)]
+    await stage.victim.kill()
+    stage.fleet.leave(stage.victim)
+    stage.gate.unlink()
+    stage.rescuer.resume()
+    await asyncio.gather(*clients)
+    for id in held:
+        assert await cast(Awaitable[bytes], stage.fleet.redis.hget(keys.job(id), "deaths")) == b"1"
