@@ -6,8 +6,9 @@ from typing import cast
 
 import pytest
 
+from scripts.chaos.polling import came_true
 from shared import keys
-from tests.chaos.stage import Stage, until
+from tests.chaos.stage import LEASE_S, Stage, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -21,10 +22,15 @@ async def test_a_death_counts_before_started_is_logged(stage: Stage) -> None:
     proxy.trap(b"started", proxy.to_server)
     clients = stage.ask("prefill", "client")
 
+    async def is_sprung() -> bool:
+        return proxy.is_sprung
+
+    await until(is_sprung, "the first Started is on its way, and gets no further")
+
     async def some_held() -> bool:
         return any(map(stage.is_held, await stage.traces("client")))
 
-    await until(some_held, "a job is in the engine")
+    await came_true(some_held, 2 * LEASE_S)
     held = [trace.job.id for trace in await stage.traces("client") if stage.is_held(trace)]
     await stage.victim.kill()
     stage.fleet.leave(stage.victim)
