@@ -2,7 +2,6 @@
 random. Each runs until it is cancelled and counts in `Toll` what it did."""
 
 import asyncio
-import logging
 import os
 import random
 import signal
@@ -13,16 +12,16 @@ from dataclasses import dataclass, field
 from scripts.chaos.members import Fleet, Member
 from scripts.chaos.polling import came_true
 
-logger = logging.getLogger("aios.chaos")
-
 Fault = Callable[[Fleet, random.Random, "Toll"], Awaitable[None]]
 
 
 @dataclass
 class Toll:
-    """How many faults there were, and how long members took to go (seconds), where they were asked to."""
+    """How many faults there were, how often the last member that ran was spared, and how long members took to go
+    (seconds), where they were asked to."""
 
     faults: int = 0
+    spared: int = 0
     exits_s: list[float] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
 
@@ -50,47 +49,40 @@ async def every(seconds: float, fault: Fault, fleet: Fleet, seed: int = 1) -> As
 
 
 async def kill_worker(fleet: Fleet, rng: random.Random, toll: Toll) -> None:
-    """SIGKILL; another one is started at once."""
-    victim = rng.choice(_running(fleet.workers))
-    toll.faults += 1
-    fleet.leave(victim)
-    await victim.kill()
-    await fleet.add_worker()
+    """SIGKILL; another one is started at once. The last worker that runs is spared."""
+    victim = _victim(fleet.workers, rng, toll)
+    if victim is not None:
+        fleet.leave(victim)
+        await victim.kill()
+        await fleet.add_worker()
 
 
 async def stop_worker(fleet: Fleet, rng: random.Random, toll: Toll, *, for_s: float = 20.0) -> None:
     """SIGSTOP, and SIGCONT later. The last worker that runs is spared."""
-    running = _running(fleet.workers)
-    if len(running) < 2:
-        logger.info("only one worker runs: it is spared")
-        return
-    victim = rng.choice(running)
-    toll.faults += 1
-    await victim.stop()
-    await asyncio.sleep(for_s)
-    victim.resume()
+    victim = _victim(fleet.workers, rng, toll)
+    if victim is not None:
+        await victim.stop()
+        await asyncio.sleep(for_s)
+        victim.resume()
 
 
 async def kill_front(fleet: Fleet, rng: random.Random, toll: Toll) -> None:
-    """SIGKILL; another one is started at once where it listened."""
-    victim = rng.choice(_running(fleet.fronts))
-    toll.faults += 1
-    fleet.leave(victim)
-    await victim.kill()
-    await fleet.add_front(port_of(victim))
+    """SIGKILL; another one is started at once where it listened. The last front that runs is spared."""
+    victim = _victim(fleet.fronts, rng, toll)
+    if victim is not None:
+        fleet.leave(victim)
+        await victim.kill()
+        await fleet.add_front(port_of(victim))
 
 
 async def cut_worker(fleet: Fleet, rng: random.Random, toll: Toll, *, for_s: float = 4.0) -> None:
     """A worker loses Redis for longer than its leases last. The last one that has it is spared."""
     connected = [member for member in fleet.workers if member.proxy is not None and not member.proxy.is_cut]
-    if len(connected) < 2:
-        return
-    victim = rng.choice(connected)
-    assert victim.proxy is not None
-    toll.faults += 1
-    victim.proxy.cut()
-    await asyncio.sleep(for_s)
-    victim.proxy.restore()
+    victim = _victim(connected, rng, toll)
+    if victim is not None and victim.proxy is not None:
+        victim.proxy.cut()
+        await asyncio.sleep(for_s)
+        victim.proxy.restore()
 
 
 async def kill_redis(fleet: Fleet, rng: random.Random, toll: Toll) -> None:
@@ -139,5 +131,11 @@ def port_of(front: Member) -> int:
     return int(front.url.rpartition(":")[2])
 
 
-def _running(members: list[Member]) -> list[Member]:
-    return [member for member in members if member.is_running and not member.is_stopped]
+def _victim(members: list[Member], rng: random.Random, toll: Toll) -> Member | None:
+    """One of those that run, while there are two or more."""
+    running = [member for member in members if member.is_running and not member.is_stopped]
+    if len(running) < 2:
+        toll.spared += 1
+        return None
+    toll.faults += 1
+    return rng.choice(running)

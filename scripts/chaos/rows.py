@@ -72,17 +72,21 @@ async def with_expected(plan: Plan, client: Client, modes: Sequence[str]) -> lis
     ]
 
 
-async def under_load(name: str, plan: Plan, fault: Fault, **options: Any) -> Row:
-    """A load of sync, SSE and scoring clients who repeat nothing, and one fault after the other."""
-    async with fleet_of(plan, **options) as made:
-        client = Client(lambda: [front.url for front in made.fronts])
+async def under_load(
+    name: str, plan: Plan, fault: Fault, *, is_persistent: bool = False, has_proxies: bool = False
+) -> Row:
+    """A load of sync, SSE and scoring clients, who repeat nothing unless persistent, and one fault after the other."""
+    async with fleet_of(plan, has_proxies=has_proxies) as made:
+        client = Client(lambda: [front.url for front in made.fronts], is_persistent=is_persistent)
         asks = await with_expected(plan, client, ("sse", "sync", "sse", "scoring"))
         begun = time.monotonic()
         async with every(plan.every_s, fault, made) as toll:
             answers = await load(client, asks, plan.clients)
             seconds = time.monotonic() - begun
         await client.close()
-        return await _judged(name, made, answers, toll, seconds)
+        row = await _judged(name, made, answers, toll, seconds)
+        row.wrong += _bars(name, plan, row.figures)
+        return row
 
 
 async def fronts_killed(plan: Plan) -> Row:
@@ -152,6 +156,18 @@ async def poisoned(plan: Plan) -> Row:
         return row
 
 
+def _bars(name: str, plan: Plan, figures: dict[str, Any]) -> list[str]:
+    """What more is asked of rows in which workers are lost."""
+    wrong, gap_s = [], figures["gap p99 s"] or 0.0
+    if name != "redis" and figures["requests hit"] == 0:
+        wrong.append("no request was hit, so this proved nothing")
+    if name != "redis" and gap_s > plan.lease_s + 1:
+        wrong.append(f"the recovery gap is {gap_s} s, and the lease {plan.lease_s} s")
+    if name == "stop" and figures["late appends refused"] == 0:
+        wrong.append("no late append was refused")
+    return wrong
+
+
 async def _judged(name: str, made: Fleet, answers: Sequence[Answer], toll: Toll, seconds: float) -> Row:
     """The figures that all rows share, and what is wrong with them."""
     await all_ended(made.redis, _DRAIN_S)
@@ -168,6 +184,7 @@ async def _judged(name: str, made: Fleet, answers: Sequence[Answer], toll: Toll,
         "asked again": sum(answer.tries > 1 for answer in answers),
         "changed": len(changed),
         "faults": toll.faults,
+        "spared": toll.spared,
         "requests hit": len(hit),
         "gap p50 s": _at(gaps, 0.5),
         "gap p99 s": _at(gaps, 0.99),
@@ -207,7 +224,7 @@ ROWS: dict[str, RowOf] = {
     "kill": partial(under_load, "kill", fault=faults.kill_worker),
     "stop": partial(under_load, "stop", fault=faults.stop_worker),
     "cut": partial(under_load, "cut", fault=faults.cut_worker, has_proxies=True),
-    "redis": partial(under_load, "redis", fault=faults.kill_redis),
+    "redis": partial(under_load, "redis", fault=faults.kill_redis, is_persistent=True),
     "front": fronts_killed,
     "rolling": rolling,
     "poison": poisoned,
