@@ -1,0 +1,200 @@
+"""Clients as they are out there: they wait, stream, poll or score, and know what an undisturbed run would have said.
+
+A client of one front repeats nothing. One that knows several is persistent: when a front goes away it asks the next one
+for the same work, by its idempotency key, or from the last event id it has seen.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, Literal
+
+import httpx
+
+Mode = Literal["sync", "sse", "scoring", "poll"]
+_DONE = "[DONE]"
+_TRIES = 100
+_PAUSE_S = 0.1
+_FAILED = ("failed", "cancelled")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request. `expected` is its whole text, or the sums of its scores; None where it is still to be found out."""
+
+    name: str
+    mode: Mode
+    prompt: str
+    max_tokens: int = 32
+    temperature: float = 0.0
+    continuations: tuple[str, ...] = ()
+    expected: str | None = None
+
+    @property
+    def path(self) -> str:
+        return "/loglikelihood" if self.mode == "scoring" else "/v1/completions"
+
+    @property
+    def body(self) -> dict[str, Any]:
+        if self.mode == "scoring":
+            return {"prompts": [self.prompt] * len(self.continuations), "continuations": list(self.continuations)}
+        sampling = {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": 7}
+        return {"prompt": self.prompt, **sampling, **({"stream": True} if self.mode == "sse" else {})}
+
+
+@dataclass
+class Answer:
+    """What came. `frames` are the times at which the request left and each frame came (seconds, monotonic); `tries`
+    counts how often a front was asked."""
+
+    ask: Ask
+    text: str = ""
+    error: str = ""
+    frames: list[float] = field(default_factory=list)
+    last_id: str = ""
+    tries: int = 0
+
+    @property
+    def is_right(self) -> bool:
+        return not self.error and self.text == self.ask.expected
+
+    @property
+    def gap_s(self) -> float:
+        """The longest wait for a frame."""
+        return max((later - sooner for sooner, later in zip(self.frames, self.frames[1:], strict=False)), default=0.0)
+
+
+class FrontGone(Exception):
+    """The front broke off, or refuses because it is leaving: ask another one."""
+
+
+class Client:
+    """Asks `urls()`, which is looked at for each try: fronts come and go."""
+
+    def __init__(self, urls: Callable[[], Sequence[str]], *, is_persistent: bool = False) -> None:
+        self._urls = urls
+        self._is_persistent = is_persistent
+        self._turn = count()
+        self._http = httpx.AsyncClient(timeout=httpx.Timeout(300, connect=5))
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def ask(self, ask: Ask) -> Answer:
+        """The answer, whatever it takes; what cannot be had is its `error`."""
+        answer = Answer(ask, frames=[time.monotonic()])
+        for answer.tries in range(1, (_TRIES if self._is_persistent else 1) + 1):
+            urls = self._urls()
+            try:
+                await self._try(urls[next(self._turn) % len(urls)], answer)
+                return answer
+            except (FrontGone, httpx.TransportError) as error:
+                answer.error = repr(error)
+            except Refused as error:
+                answer.error = str(error)
+                return answer
+            await asyncio.sleep(_PAUSE_S)
+        return answer
+
+    async def _try(self, url: str, answer: Answer) -> None:
+        match answer.ask.mode:
+            case "sse":
+                await self._stream(url, answer)
+            case "poll":
+                await self._poll(url, answer)
+            case _:
+                said = _checked(await self._http.post(url + answer.ask.path, **self._order(answer.ask)))
+                answer.text = _scores(said) if answer.ask.mode == "scoring" else said["choices"][0]["text"]
+        answer.error = ""
+        answer.frames.append(time.monotonic())
+
+    async def _stream(self, url: str, answer: Answer) -> None:
+        """From the start, or behind the last event that this client has seen."""
+        if answer.last_id:
+            path = f"/v1/jobs/{answer.last_id.partition('.')[0]}/events"
+            asking = self._http.stream("GET", url + path, headers={"Last-Event-ID": answer.last_id})
+        else:
+            answer.text = ""
+            asking = self._http.stream("POST", url + answer.ask.path, **self._order(answer.ask))
+        async with asking as reply:
+            if reply.status_code != 200:
+                await reply.aread()
+                _checked(reply)
+            async for line in reply.aiter_lines():
+                if line.startswith("id:"):
+                    answer.last_id = line[3:].strip()
+                elif line.startswith("data:") and self._take(answer, line[5:].strip()):
+                    return
+        raise FrontGone("the stream broke off")
+
+    def _take(self, answer: Answer, data: str) -> bool:
+        """Whether that was the end."""
+        answer.frames.append(time.monotonic())
+        if data == _DONE:
+            return True
+        chunk = json.loads(data)
+        if "error" in chunk:
+            if self._is_persistent and _is_passing(chunk["error"]):
+                raise FrontGone(data)
+            raise Refused(data)
+        answer.text += "".join(choice["text"] for choice in chunk["choices"])
+        return False
+
+    async def _poll(self, url: str, answer: Answer) -> None:
+        """Submitted once by its key; then looked at until it has ended."""
+        order = self._order(answer.ask)
+        order["headers"]["Prefer"] = "respond-async"
+        if not answer.last_id:
+            answer.last_id = str(_checked(await self._http.post(url + answer.ask.path, **order), 202)["id"])
+        while True:
+            job = _checked(await self._http.get(f"{url}/v1/jobs/{answer.last_id}"))
+            if job["state"] == "done":
+                answer.text = job["result"]["choices"][0]["text"]
+                return
+            if job["state"] in _FAILED:
+                raise Refused(json.dumps(job))
+            await asyncio.sleep(_PAUSE_S)
+
+    def _order(self, ask: Ask) -> dict[str, Any]:
+        headers = {"X-Request-Id": ask.name}
+        if self._is_persistent or ask.mode == "poll":
+            headers["Idempotency-Key"] = ask.name
+        return {"json": ask.body, "headers": headers}
+
+
+class Refused(Exception):
+    """An answer that is no answer, in the server's words."""
+
+
+async def load(client: Client, asks: Iterable[Ask], num_clients: int) -> list[Answer]:
+    """All asks, `num_clients` at a time."""
+    left, answers = iter(asks), []
+
+    async def one_after_the_other() -> None:
+        for ask in left:
+            answers.append(await client.ask(ask))
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(num_clients):
+            group.create_task(one_after_the_other())
+    return answers
+
+
+def _checked(reply: httpx.Response, expected: int = 200) -> Any:
+    if reply.status_code == expected:
+        return reply.json()
+    words = f"{reply.status_code}: {reply.text[:300]}"
+    if reply.status_code == 503:
+        raise FrontGone(words)
+    raise Refused(words)
+
+
+def _is_passing(error: Any) -> bool:
+    return isinstance(error, dict) and error.get("code") in ("draining", "broker_unavailable", "no_worker")
+
+
+def _scores(said: Any) -> str:
+    return json.dumps(said["ll"])

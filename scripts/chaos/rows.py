@@ -1,0 +1,231 @@
+"""The rows of the table: what is done to which fleet under which load, what is measured, and whether it is enough."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from scripts.chaos import faults
+from scripts.chaos.clients import Answer, Ask, Client, load
+from scripts.chaos.faults import Fault, Toll, every
+from scripts.chaos.invariants import all_ended, traces, violations
+from scripts.chaos.members import Fleet, fleet
+from scripts.chaos.rigged import POISON, STEP_ENV
+from shared.settings import SAMPLE_MODEL
+
+_DISTINCT = 40
+_DRAIN_S = 60.0
+_REFUSED = "is no longer ours, dropped"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How large an experiment is. `model` is `echo` (rigged: `step_s` for each step) or `sample` (HRM-Text)."""
+
+    model: str = "echo"
+    requests: int = 800
+    clients: int = 8
+    workers: int = 4
+    every_s: float = 5.0
+    lease_s: float = 3.0
+    step_s: float = 0.02
+    max_tokens: int = 64
+    submits: int = 10_000
+
+
+@dataclass
+class Row:
+    """One line of the table. It passes when `wrong` is empty."""
+
+    name: str
+    figures: dict[str, Any]
+    wrong: list[str] = field(default_factory=list)
+
+
+RowOf = Callable[[Plan], Coroutine[Any, Any, Row]]
+
+
+def fleet_of(plan: Plan, num_fronts: int = 1, **options: Any) -> AbstractAsyncContextManager[Fleet]:
+    """The fleet of a plan, ready."""
+    flags = ["--lease-s", str(plan.lease_s), "--max-new-tokens", "1024"]
+    if plan.model == "echo":
+        flags += ["--model", "echo=echo"]
+        options = {"worker": "scripts.chaos.worker", "env": {STEP_ENV: str(plan.step_s)}, **options}
+    else:
+        flags += ["--model", f"sample={SAMPLE_MODEL}", "--threads", "1", "--device", "cpu", "--dtype", "float32"]
+    return fleet(plan.workers, num_fronts, worker_flags=flags, front_flags=("--max-queue-depth", "100000"), **options)
+
+
+async def with_expected(plan: Plan, client: Client, modes: Sequence[str]) -> list[Ask]:
+    """The asks of a load: some distinct ones again and again. Each says what an undisturbed run of it said."""
+    kinds = [_ask(plan, number, modes[number % len(modes)]) for number in range(min(_DISTINCT, plan.requests))]
+    told = await load(client, [replace(ask, name=f"alone-{ask.name}", mode=_plain(ask)) for ask in kinds], plan.clients)
+    if failed := [answer.error for answer in told if answer.error]:
+        raise RuntimeError(f"the undisturbed run failed: {failed[0]}")
+    said = {answer.ask.name.removeprefix("alone-"): answer.text for answer in told}
+    return [
+        replace(kinds[number % len(kinds)], name=f"ask-{number}", expected=said[kinds[number % len(kinds)].name])
+        for number in range(plan.requests)
+    ]
+
+
+async def under_load(
+    name: str, plan: Plan, fault: Fault, *, is_persistent: bool = False, has_proxies: bool = False
+) -> Row:
+    """A load of sync, SSE and scoring clients, who repeat nothing unless persistent, and one fault after the other."""
+    async with fleet_of(plan, has_proxies=has_proxies) as made:
+        client = Client(lambda: [front.url for front in made.fronts], is_persistent=is_persistent)
+        asks = await with_expected(plan, client, ("sse", "sync", "sse", "scoring"))
+        begun = time.monotonic()
+        async with every(plan.every_s, fault, made) as toll:
+            answers = await load(client, asks, plan.clients)
+            seconds = time.monotonic() - begun
+        await client.close()
+        row = await _judged(name, made, answers, toll, seconds)
+        row.wrong += _bars(name, plan, row.figures)
+        return row
+
+
+async def fronts_killed(plan: Plan) -> Row:
+    """Two fronts, one of them killed every so often; the clients reconnect."""
+    async with fleet_of(plan, 2) as made:
+        urls = [front.url for front in made.fronts]
+        undisturbed, client = Client(lambda: urls), Client(lambda: urls, is_persistent=True)
+        asks = await with_expected(plan, undisturbed, ("sse", "sync", "poll", "scoring"))
+        begun = time.monotonic()
+        async with every(plan.every_s, faults.kill_front, made) as toll:
+            answers = await load(client, asks, plan.clients)
+            seconds = time.monotonic() - begun
+        row = await _judged("front", made, answers, toll, seconds)
+        row.figures["run twice"] = await _run_twice(made, asks)
+        if row.figures["run twice"]:
+            row.wrong.append(f"{row.figures['run twice']} requests were run twice")
+        await client.close()
+        await undisturbed.close()
+        return row
+
+
+async def rolling(plan: Plan) -> Row:
+    """Every worker and both fronts are asked to go, one after the other, while the load goes on."""
+    async with fleet_of(plan, 2) as made:
+        urls = [front.url for front in made.fronts]
+        undisturbed, client = Client(lambda: urls), Client(lambda: urls, is_persistent=True)
+        asks = await with_expected(plan, undisturbed, ("sse", "sync", "sse", "scoring"))
+        toll, begun = Toll(), time.monotonic()
+        loading = asyncio.create_task(load(client, asks, plan.clients))
+        await asyncio.sleep(1)  # the load is on its way
+        await faults.roll(made, toll)
+        is_covered = not loading.done()
+        answers = await loading
+        row = await _judged("rolling", made, answers, toll, time.monotonic() - begun)
+        row.figures["exits s"] = " ".join(f"{exit_s:.2f}" for exit_s in toll.exits_s)
+        if max(toll.exits_s) >= 2:
+            row.wrong.append(f"the slowest exit took {max(toll.exits_s):.2f} s")
+        if any(toll.statuses):
+            row.wrong.append(f"exit statuses {toll.statuses}")
+        if not is_covered:
+            row.wrong.append("the load ended before the last restart")
+        await client.close()
+        await undisturbed.close()
+        return row
+
+
+async def poisoned(plan: Plan) -> Row:
+    """One request in the middle of 64 kills every worker that runs it; workers that end are replaced."""
+    async with fleet_of(replace(plan, workers=3)) as made:
+        client, toll = Client(lambda: [front.url for front in made.fronts]), Toll()
+        asks = [_ask(plan, number, "sync") for number in range(64)]
+        asks = [replace(ask, expected=_echoed(ask)) for ask in asks]
+        asks[31] = replace(asks[31], prompt=POISON, expected=None)
+        replacing = asyncio.create_task(faults.replace_the_dead(made, toll))
+        begun = time.monotonic()
+        answers = await load(client, asks, len(asks))
+        seconds = time.monotonic() - begun
+        replacing.cancel()
+        await asyncio.gather(replacing, return_exceptions=True)
+        [convict] = [answer for answer in answers if answer.ask.prompt == POISON]
+        row = await _judged("poison", made, [answer for answer in answers if answer is not convict], toll, seconds)
+        dead = await made.redis.xlen("aios:{00}:dead")
+        row.figures |= {"crashes": toll.faults, "dead": dead}
+        if "worker_crashed" not in convict.error or dead != 1 or toll.faults > 3:
+            row.wrong.append(f"{toll.faults} crashes, {dead} dead, the poison's client got {convict.error[:200]!r}")
+        await client.close()
+        return row
+
+
+def _bars(name: str, plan: Plan, figures: dict[str, Any]) -> list[str]:
+    """What more is asked of rows in which workers are lost."""
+    wrong, gap_s = [], figures["gap p99 s"] or 0.0
+    if name != "redis" and figures["requests hit"] == 0:
+        wrong.append("no request was hit, so this proved nothing")
+    if name != "redis" and gap_s > plan.lease_s + 1:
+        wrong.append(f"the recovery gap is {gap_s} s, and the lease {plan.lease_s} s")
+    if name == "stop" and figures["late appends refused"] == 0:
+        wrong.append("no late append was refused")
+    return wrong
+
+
+async def _judged(name: str, made: Fleet, answers: Sequence[Answer], toll: Toll, seconds: float) -> Row:
+    """The figures that all rows share, and what is wrong with them."""
+    await all_ended(made.redis, _DRAIN_S)
+    failed = [answer for answer in answers if answer.error]
+    changed = [answer for answer in answers if not answer.error and not answer.is_right]
+    hit = {trace.job.request_id for trace in await traces(made.redis) if trace.was_hit}
+    gaps = sorted(answer.gap_s for answer in answers if answer.ask.name in hit and answer.ask.mode == "sse")
+    wrong = await violations(made.redis)
+    wrong += [f"{answer.ask.name} ({answer.ask.mode}) failed: {answer.error[:200]}" for answer in failed]
+    wrong += [f"{answer.ask.name} ({answer.ask.mode}) said {answer.text[:80]!r}" for answer in changed]
+    figures = {
+        "requests": len(answers),
+        "failed": len(failed),
+        "asked again": sum(answer.tries > 1 for answer in answers),
+        "changed": len(changed),
+        "faults": toll.faults,
+        "spared": toll.spared,
+        "requests hit": len(hit),
+        "gap p50 s": _at(gaps, 0.5),
+        "gap p99 s": _at(gaps, 0.99),
+        "late appends refused": made.log_lines(_REFUSED),
+        "seconds": round(seconds, 1),
+    }
+    return Row(name, figures, wrong)
+
+
+async def _run_twice(made: Fleet, asks: Sequence[Ask]) -> int:
+    """Jobs beyond one for each ask."""
+    names = {ask.name for ask in asks}
+    return sum(trace.job.request_id in names for trace in await traces(made.redis)) - len(names)
+
+
+def _ask(plan: Plan, number: int, mode: str) -> Ask:
+    prompt = f"{number} apples and {3 * number + 1} pears"
+    if mode == "scoring":
+        return Ask(f"kind-{number}", "scoring", prompt, continuations=(" make a pie", " are fruit", f" {number}"))
+    return Ask(f"kind-{number}", mode, prompt, plan.max_tokens, temperature=0.8)  # type: ignore[arg-type]
+
+
+def _plain(ask: Ask) -> Any:
+    """The mode in which an undisturbed run is asked."""
+    return "scoring" if ask.mode == "scoring" else "sync"
+
+
+def _echoed(ask: Ask) -> str:
+    return (ask.prompt * ask.max_tokens)[: ask.max_tokens]
+
+
+def _at(values: Sequence[float], share: float) -> float | None:
+    return round(values[min(len(values) - 1, int(len(values) * share))], 2) if values else None
+
+
+ROWS: dict[str, RowOf] = {
+    "kill": partial(under_load, "kill", fault=faults.kill_worker),
+    "stop": partial(under_load, "stop", fault=faults.stop_worker),
+    "cut": partial(under_load, "cut", fault=faults.cut_worker, has_proxies=True),
+    "redis": partial(under_load, "redis", fault=faults.kill_redis, is_persistent=True),
+    "front": fronts_killed,
+    "rolling": rolling,
+    "poison": poisoned,
+}
