@@ -69,7 +69,7 @@ async def test_500_random_jobs_end_once_each(redis_server: RedisServer, redis: R
     """P1 (first slice), P4, P6: with cancels at random and a worker killed and another stopped half-way."""
     rng = random.Random(20)
     desk = Desk(redis, "echo")
-    jobs: list[Job] = []
+    jobs, more = list[Job](), list[Job]()
     to_cancel = set(rng.sample(range(NUM_JOBS), 60))
     victim, drained, survivor = await asyncio.gather(*(start_worker(redis_server.url, redis) for _ in range(3)))
     try:
@@ -79,14 +79,14 @@ async def test_500_random_jobs_end_once_each(redis_server: RedisServer, redis: R
                 if index in to_cancel:
                     await desk.submissions.end([jobs[index]], Cancelled())
             if start == 200:
-                await kill_with_jobs_in_hand(victim, redis, jobs)
+                more = await kill_with_jobs_in_hand(victim, redis, desk, jobs)
             if start == 300:
                 drained.signal(signal.SIGTERM)
-        await all_ended(redis, jobs)
+        await all_ended(redis, [*jobs, *more])
         assert await drained.wait() == 0
-        for index, job in enumerate(jobs):
+        for index, job in enumerate([*jobs, *more]):
             check_log(job, await desk.events(job), index in to_cancel)
-        assert await num_taken_over(desk, jobs) > 0, "the kill hit nothing, so this proved nothing"
+        assert await num_taken_over(desk, [*jobs, *more]) > 0, "the kill hit nothing, so this proved nothing"
         await nothing_is_left(redis, desk)
     finally:
         for worker in (victim, drained, survivor):
@@ -101,19 +101,23 @@ async def all_ended(redis: Redis, jobs: list[Job], deadline_s: float = 60.0) -> 
 
 
 async def kill_with_jobs_in_hand(
-    victim: WorkerProcess, redis: Redis, jobs: list[Job], deadline_s: float = 20.0
-) -> None:
-    """Freeze the worker when it holds jobs, make sure that it does, and kill it then."""
+    victim: WorkerProcess, redis: Redis, desk: Desk, jobs: list[Job], deadline_s: float = 20.0
+) -> list[Job]:
+    """Freeze the worker when it holds jobs, make sure that it does, and kill it then. Returns jobs that it got for
+    want of others."""
+    more: list[Job] = []
     async with asyncio.timeout(deadline_s):
         while True:
             victim.signal(signal.SIGSTOP)
-            held = [await redis.hmget(keys.job(job.id), "state", "worker") for job in jobs]  # type: ignore[misc]
+            held = [await redis.hmget(keys.job(job.id), "state", "worker") for job in [*jobs, *more]]  # type: ignore[misc]
             if any(state == b"running" and f"-{victim.pid}-".encode() in worker for state, worker in held):
                 break
             victim.signal(signal.SIGCONT)
+            more += await desk.submit(Generate("abc", Sampling(200, seed=0)), max_jobs=NUM_JOBS)
             await asyncio.sleep(0.002)
     victim.signal(signal.SIGKILL)
     await victim.wait()
+    return more
 
 
 async def num_taken_over(desk: Desk, jobs: list[Job]) -> int:
