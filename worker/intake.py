@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from functools import partial
 
 from redis.exceptions import RedisError
 
@@ -136,9 +137,10 @@ class Intake:
         max_tokens = encoded.max_tokens if sampling is not None and encoded.max_tokens < sampling.max_tokens else None
         num_prompt_tokens = len(encoded.prompt_ids)
         started = Started(claim.epoch, self._worker_id, num_prompt_tokens, encoded.num_truncated, max_tokens)
-        if self._outbox.add(claim, started):
-            job = claim.job
-            self._engine.submit(Work(claim.key, encoded, sampling, replayed, job.tenant, deadline_s, job.priority))
+        job = claim.job
+        work = Work(claim.key, encoded, sampling, replayed, job.tenant, deadline_s, job.priority)
+        # Only what is known to have begun is blamed if this worker dies of it.
+        self._outbox.add(claim, started, then=partial(self._engine.submit, work))
 
     async def _replay(self, claim: Claim) -> tuple[tuple[int, ...], ...]:
         """The logged tokens of each choice."""

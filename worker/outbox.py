@@ -26,12 +26,16 @@ GATHERED_TOKENS, GATHERED_S = 32, 0.5
 
 @dataclass
 class _Open:
-    """A job in hand: where its log stands, and what is to be added; `since_s` is when the oldest of that came."""
+    """A job in hand: where its log stands, and what is to be added.
+
+    `since_s` is when the oldest of that came; `then` is called once it is in the log.
+    """
 
     claim: Claim
     index: int
     news: list[Event] = field(default_factory=list)
     since_s: float = 0.0
+    then: Callable[[], None] | None = None
 
     def is_due(self, now_s: float) -> bool:
         if self.claim.job.is_streamed or now_s - self.since_s >= GATHERED_S:
@@ -68,14 +72,13 @@ class Outbox:
         """Take a job in hand. An earlier take of it by this same worker is stale now, and closes by itself."""
         self._jobs[claim.key] = _Open(claim, claim.last_index)
 
-    def add(self, claim: Claim, event: Event) -> bool:
-        """Say something of a job outside the engine's steps; False when it is no longer in hand."""
+    def add(self, claim: Claim, event: Event, then: Callable[[], None] | None = None) -> None:
+        """Say something of a job outside the engine's steps, if it is still in hand; call `then` when it is logged."""
         job = self._jobs.get(claim.key)
-        if job is None:
-            return False
-        job.news.append(event)
-        self._wake.set()
-        return True
+        if job is not None:
+            job.news.append(event)
+            job.then = then
+            self._wake.set()
 
     def close(self, claim: Claim) -> None:
         """Forget a job that is no longer this worker's."""
@@ -128,11 +131,13 @@ class Outbox:
         now_s = self._loop.time()
         jobs = [job for job in self._jobs.values() if job.news and (is_last or job.is_due(now_s))]
         appends = [Append(job.claim.job, job.claim.epoch, job.index, tuple(job.news)) for job in jobs]
+        thens = [job.then for job in jobs]
         for job in jobs:
-            job.news = []
+            job.news, job.then = [], None
         if appends:
-            for job, append, landed in zip(jobs, appends, await self._append(appends), strict=True):
-                self._settle(job, append, landed)
+            for job, append, then, landed in zip(jobs, appends, thens, await self._append(appends), strict=True):
+                if self._settle(job, append, landed) and then is not None:
+                    then()
         if steps:
             self._room.release(steps)
 
@@ -147,19 +152,22 @@ class Outbox:
                 await asyncio.sleep(delay_s)
                 delay_s = min(1.0, delay_s * 2)
 
-    def _settle(self, job: _Open, append: Append, landed: bool) -> None:
+    def _settle(self, job: _Open, append: Append, landed: bool) -> bool:
+        """What an append's answer means; True if the job is still in hand and goes on."""
         if not landed:
             self.num_stale += 1
         if self._jobs.get(job.claim.key) is not job:
-            return
+            return False
         if not landed:
             logger.info("job %s is no longer ours, dropped", job.claim.job.id)
             self.close(job.claim)
-            return
+            return False
         job.index += len(append.events)
         if isinstance(append.events[-1], Terminal):
             del self._jobs[job.claim.key]
             self._on_closed(job.claim, False)
+            return False
+        return True
 
 
 def _add(news: list[Event], emission: Emission) -> None:

@@ -1,21 +1,17 @@
-"""What the queue makes of a worker that dies: whoever was in its engine is suspected, however fast it died."""
+"""Whoever is in a worker's engine is known to be there, however fast the worker dies."""
 
 import asyncio
-from collections.abc import Awaitable
-from typing import cast
 
 import pytest
 
 from scripts.chaos.polling import came_true
-from shared import keys
 from tests.chaos.stage import LEASE_S, Stage, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-@pytest.mark.xfail(strict=True, reason="a job enters the engine before its Started is logged, and only that counts")
-async def test_a_death_counts_before_started_is_logged(stage: Stage) -> None:
-    """P7: a request that kills its worker in its first step is seldom blamed, and crashes up to 16 of them."""
+async def test_nothing_runs_before_it_is_known_to_have_begun(stage: Stage) -> None:
+    """P7: else a request that kills its worker in its first step would not be blamed, and crash many of them."""
     await stage.open()
     proxy = stage.victim.proxy
     assert proxy is not None
@@ -30,12 +26,9 @@ async def test_a_death_counts_before_started_is_logged(stage: Stage) -> None:
     async def some_held() -> bool:
         return any(map(stage.is_held, await stage.traces("client")))
 
-    await came_true(some_held, 2 * LEASE_S)
-    held = [trace.job.id for trace in await stage.traces("client") if stage.is_held(trace)]
+    assert not await came_true(some_held, LEASE_S), "a job is in the engine that nobody would blame"
     await stage.victim.kill()
     stage.fleet.leave(stage.victim)
     stage.gate.unlink()
     stage.rescuer.resume()
     await asyncio.gather(*clients)
-    for id in held:
-        assert await cast(Awaitable[bytes], stage.fleet.redis.hget(keys.job(id), "deaths")) == b"1"
