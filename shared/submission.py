@@ -16,11 +16,12 @@ from shared import keys
 from shared.broker import Broker
 from shared.errors import FleetError, IdempotencyConflict, JobNotFound, OverQuota, QueueFull, TooSlow
 from shared.messages import PRIORITIES, STATE_OF, Cancelled, Failed, Generate, Job, Priority, Score, Task, encode
-from shared.queue import places_of
+from shared.queue import EXPIRED, LATE, places_of
 from shared.script import Script, raw
 
 _CHARACTERS_A_TOKEN = 4
 _PUZZLE_COST = 256
+_OVERDUE_MS = 5_000
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,16 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """How one job stands: its state, its log's newest index, and the seconds left to be taken and to its deadline."""
+
+    state: str
+    last_index: int
+    queue_s: float
+    deadline_s: float
+
+
+@dataclass(frozen=True)
 class Order:
     """A request on its way in. Times in seconds from now. An idempotency `key` is the caller's own text; requests of
     one tenant with the same key are one, if their `body` is the same."""
@@ -93,7 +104,7 @@ class Submissions:
 
     def __init__(self, broker: Broker, *, result_ttl_s: float = 600.0, key_ttl_s: float = 86_400.0) -> None:
         self._broker = broker
-        self._submit, self._end = Script(broker, "submit"), Script(broker, "end")
+        self._submit, self._end, self._look = (Script(broker, name) for name in ("submit", "end", "look"))
         self._ttl_ms, self._key_ttl_ms = int(result_ttl_s * 1000), int(key_ttl_s * 1000)
 
     def jobs_of(self, order: Order, quota: Quota) -> tuple[str, list[Job]]:
@@ -143,7 +154,7 @@ class Submissions:
             case b"queued":
                 return Request(request_id, order.tenant, tuple(job.id for job in jobs), order.record)
             case b"known":
-                return await self.find(answer[1].decode(), order.tenant)
+                return await self._known(answer[1].decode(), order.tenant)
             case b"conflict":
                 raise IdempotencyConflict("This key came before with another body.", field="Idempotency-Key")
             case _:
@@ -160,6 +171,28 @@ class Submissions:
         if fields[0] is None or not secrets.compare_digest(fields[0], tenant.encode()):
             raise missing
         return Request(request_id, tenant, tuple(fields[1].decode().split()), fields[2], int(fields[3]))
+
+    async def look(self, request: Request) -> list[Standing]:
+        """How its jobs stand; what is overdue ends by that. Raises JobNotFound when one has expired."""
+        found = await self._look.call(
+            keys.shard_of(request.id),
+            jobs=request.job_ids,
+            expired=EXPIRED,
+            late=LATE,
+            grace_ms=_OVERDUE_MS,
+            ttl_ms=self._ttl_ms,
+        )
+        if any(len(item) == 1 for item in found):
+            raise JobNotFound("No such job: its result has expired.")
+        return [Standing(state.decode(), last, queue / 1000, left / 1000) for state, last, queue, left in found]
+
+    async def _known(self, request_id: str, tenant: str) -> Request:
+        """The request that came before with the same key."""
+        try:
+            return await self.find(request_id, tenant)
+        except JobNotFound:
+            words = "The request with this key has ended, and its result has expired."
+            raise IdempotencyConflict(words, field="Idempotency-Key") from None
 
     async def follow(self, request: Request) -> int:
         """Count one more follower; returns how many there have been."""
@@ -216,6 +249,16 @@ class Submissions:
         if order.key:
             return keys.shard_for(f"{order.tenant}/{order.key}", count)
         return secrets.choice(self._broker.shards)
+
+
+def state_of(standings: Sequence[Standing]) -> str:
+    """A request's state: queued until a worker has taken one of its jobs, failed or cancelled as soon as one is, done
+    when all are."""
+    states = {standing.state for standing in standings}
+    for state in ("failed", "cancelled"):
+        if state in states:
+            return state
+    return states.pop() if len(states) == 1 else "running"
 
 
 def cost_of(task: Task) -> int:
