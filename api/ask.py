@@ -74,6 +74,7 @@ class Ask:
             self.caller.clamped(self.wishes.priority),
             times.queue_s,
             times.deadline_s,
+            self.wishes.deadline_s is not None,
             request_id=self.trail.request_id,
             is_streamed=is_streamed,
             key=self.wishes.key,

@@ -125,7 +125,8 @@ class Run:
         wait_s = None if quiet_s is None else min(quiet_s, _FIRST_EVENT_S)
         while self.unfinished:
             try:
-                item = await asyncio.wait_for(self._inbox.get(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    item = await self._inbox.get()
             except TimeoutError:
                 yield None
             else:

@@ -14,13 +14,12 @@ from typing import Any, cast
 
 from shared import keys
 from shared.broker import Broker
+from shared.cost import cost_of
 from shared.errors import FleetError, IdempotencyConflict, JobNotFound, OverQuota, QueueFull, TooSlow
-from shared.messages import PRIORITIES, STATE_OF, Cancelled, Failed, Generate, Job, Priority, Score, Task, encode
+from shared.messages import PRIORITIES, STATE_OF, Cancelled, Failed, Job, Priority, Task, encode
 from shared.queue import EXPIRED, LATE, places_of
 from shared.script import Script, raw
 
-_CHARACTERS_A_TOKEN = 4
-_PUZZLE_COST = 256
 _OVERDUE_MS = 5_000
 
 
@@ -71,8 +70,9 @@ class Standing:
 
 @dataclass(frozen=True)
 class Order:
-    """A request on its way in. Times in seconds from now. An idempotency `key` is the caller's own text; requests of
-    one tenant with the same key are one, if their `body` is the same."""
+    """A request on its way in. Times in seconds from now; one that `is_urgent` is refused when what waits before it
+    would take longer than its deadline. An idempotency `key` is the caller's own text; requests of one tenant with the
+    same key are one, if their `body` is the same."""
 
     model: str
     tasks: tuple[Task, ...]
@@ -80,6 +80,7 @@ class Order:
     priority: Priority = "default"
     queue_timeout_s: float = 60.0
     deadline_s: float = 300.0
+    is_urgent: bool = False
     request_id: str = ""
     is_streamed: bool = False
     key: str = ""
@@ -142,6 +143,7 @@ class Submissions:
             ],
             queue_ms=int(order.queue_timeout_s * 1000),
             deadline_ms=int(order.deadline_s * 1000),
+            is_urgent=order.is_urgent,
             ttl_ms=self._ttl_ms,
             max_jobs=_share(room.max_jobs, num_shards),
             max_bytes=_share(room.max_bytes, num_shards),
@@ -259,19 +261,6 @@ def state_of(standings: Sequence[Standing]) -> str:
         if state in states:
             return state
     return states.pop() if len(states) == 1 else "running"
-
-
-def cost_of(task: Task) -> int:
-    """About how many tokens a task will take: what it may say, and its text by rule of thumb."""
-    if isinstance(task, Generate):
-        return _length(task.prompt) + task.sampling.max_tokens * task.sampling.n
-    if isinstance(task, Score):
-        return _length(task.context) + sum(map(_length, task.continuations))
-    return _PUZZLE_COST
-
-
-def _length(text: str | tuple[int, ...]) -> int:
-    return len(text) // _CHARACTERS_A_TOKEN + 1 if isinstance(text, str) else len(text)
 
 
 def _hashed(data: bytes) -> str:
