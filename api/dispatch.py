@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from api.endings import Endings
+from api.errors import HungUp
 from api.record import OnDisconnect, Work
 from api.run import Outcome, Run
 from shared.broker import UNAVAILABLE
@@ -28,10 +29,6 @@ _LATE_S = 1.0  # a worker has that long to stop at the deadline with what it has
 
 class StillRunning(Exception):
     """The caller has waited as long as it wanted to."""
-
-
-class HungUp(ClientGone):
-    """The caller has closed the connection."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from api.trail import trail_of
 from shared.broker import UNAVAILABLE
-from shared.errors import BrokerUnavailable, FleetError, InvalidRequest
+from shared.errors import BrokerUnavailable, ClientGone, FleetError, InvalidRequest
 
 _OPENAI_PREFIX = "/v1/"
 _OWN_PREFIXES = ("/v1/puzzles/", "/v1/jobs/")  # no OpenAI client comes here
@@ -24,6 +24,10 @@ _REJECTED = (409, 429, 503)
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 400: "invalid_request"}
 _SHOWN_PROBLEMS = 3
+
+
+class HungUp(ClientGone):
+    """The caller has closed the connection; nobody is left to be told."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from shared.messages import (
 
 Progress = Started | Tokens | Done
 
-_FIRST_EVENT_S = 2.0
+_FIRST_TOKEN_S = 2.0
 
 
 @dataclass
@@ -120,21 +120,23 @@ class Run:
     async def progress(self, quiet_s: float | None = None) -> AsyncIterator[News | None]:
         """Events of all jobs as they come, until the last is done; None whenever nothing came for `quiet_s`.
 
-        The first wait is shorter, so that a stream can begin. Raises the FleetError of the first job that fails.
+        Waits are shorter before the first token, so that a stream can begin. Raises the FleetError of the first job
+        that fails.
         """
-        wait_s = None if quiet_s is None else min(quiet_s, _FIRST_EVENT_S)
+        wait_s = None if quiet_s is None else min(quiet_s, _FIRST_TOKEN_S)
         while self.unfinished:
             try:
                 async with asyncio.timeout(wait_s):
                     item = await self._inbox.get()
             except TimeoutError:
                 yield None
+                wait_s = quiet_s
             else:
                 if isinstance(item, BaseException):
                     raise item
                 job, index, event = item
                 yield News(job, index, self._note(job, event))
-            wait_s = quiet_s
+                wait_s = wait_s if isinstance(event, Started) else quiet_s
 
     async def outcomes(self) -> list[Outcome]:
         """How each job ended, in the order of the jobs. Raises the FleetError of the first that fails."""

@@ -1,7 +1,7 @@
 """Server-sent events as a response: headers, frames, and errors that come after the first frame.
 
 Until the first frame the status line is open, so an error before it becomes an ordinary error answer. Listens to no
-disconnect: the run behind the frames does, and raises ClientGone.
+disconnect: the run behind the frames does, and raises HungUp.
 
 Every block has data: some clients take one without for an event, and fail. So `retry:` and `id:` stand in the block of
 a frame, and no blank line follows a comment or the last words of a front that drains.
@@ -15,8 +15,9 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api.errors import HungUp
 from api.trail import trail_of
-from shared.errors import ClientGone, Draining, FleetError
+from shared.errors import Draining, FleetError
 
 KEEP_ALIVE = b": keep-alive\n"
 DONE = b"data: [DONE]\n\n"
@@ -65,7 +66,7 @@ class EventStream(Response):
             trail_of(scope).error = error.code
             if isinstance(error, Draining):
                 await _send_frame(send, RECONNECT)
-            elif not isinstance(error, ClientGone):
+            elif not isinstance(error, HungUp):
                 await _send_frame(send, self._last_words(error))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -20,12 +20,13 @@ class Stream:
         self._seen = seen
 
     async def frames(self, run: Run, keepalive_s: float) -> AsyncGenerator[bytes, None]:
-        """Begins when the run does or is slow to, ends when all jobs are done."""
+        """Begins with the first token, or when that is slow to come: what fails at once has a status of its own. Ends
+        when all jobs are done."""
         is_open = self._seen is not None
         async for news in run.progress(keepalive_s):
             if news is not None and isinstance(news.event, Started):
                 self._started[news.job] = news.event
-            if not is_open:
+            elif not is_open:
                 is_open = True
                 yield sse.data(self._telling.opening(), str(self._at))
             if news is None:

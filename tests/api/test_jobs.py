@@ -1,5 +1,6 @@
 """`/v1/jobs`: submitted on any endpoint, asked for on any front, called off once."""
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -103,6 +104,21 @@ async def test_cancelling_is_idempotent_and_keeps_what_was_said(
         worker.gate.set()
         await until(lambda: len(worker.stale) == len(body["prompts"]), "the worker is told")
     assert await Desk(redis, "echo").counts() == (0, 0)
+
+
+async def test_who_follows_a_job_hears_that_it_was_called_off(redis: Redis, worker: EchoWorker) -> None:
+    """P4: one end, in a stream as well; and the same when it is read again."""
+    worker.gate.clear()
+    async with live(redis) as (client, _):
+        body = {"prompt": "a b", "stream": True}
+        id = (await client.post("/v1/completions", json=body, headers=LATER)).json()["id"]
+        following = asyncio.create_task(client.get(f"/v1/jobs/{id}/events"))
+        await until(lambda: _has_said(redis, worker, 1), "the job has said its first word")
+        await client.delete(f"/v1/jobs/{id}")
+        for told in (frames(await following), frames(await client.get(f"/v1/jobs/{id}/events"))):
+            assert [frame.text for frame in told[:2]] == ["", "a "]
+            assert told[2].json["error"]["code"] == "cancelled"
+            assert told[3].data == "[DONE]"
 
 
 async def test_what_is_done_stays_done(client: httpx.AsyncClient, worker: EchoWorker) -> None:
