@@ -1,7 +1,7 @@
 """The front's process: `python -m api [flags]`.
 
-On SIGTERM or SIGINT it stops being ready and refuses new work, lets what is in flight end for up to `drain_timeout_s`,
-and exits with 0. A second signal cuts the wait short.
+On SIGTERM or SIGINT it stops being ready, refuses new work, sends who waits to another front, and exits with 0 within
+two seconds. The jobs go on: any front can tell of them.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from shared.logs import configure_logging
 from shared.settings import Settings
 from shared.signals import signals_call
 
-_LAST_WRITES_S = 5
+_LAST_WRITES_S = 1
 
 log = logging.getLogger("aios.api")
 
@@ -53,7 +53,7 @@ async def _serve(settings: Settings, broker: Broker) -> None:
     )
     server = Server(config)
     signals: asyncio.Queue[str] = asyncio.Queue()
-    stopping = asyncio.create_task(_drain_on_signal(signals, server, app.state.front, settings.drain_timeout_s))
+    stopping = asyncio.create_task(_drain_on_signal(signals, server, app.state.front))
     try:
         with signals_call({name: partial(signals.put_nowait, name) for name in ("SIGTERM", "SIGINT")}):
             await server.serve()
@@ -61,15 +61,10 @@ async def _serve(settings: Settings, broker: Broker) -> None:
         stopping.cancel()
 
 
-async def _drain_on_signal(signals: "asyncio.Queue[str]", server: Server, front: Front, drain_timeout_s: float) -> None:
+async def _drain_on_signal(signals: "asyncio.Queue[str]", server: Server, front: Front) -> None:
     log.info("draining after %s", await signals.get())
     front.draining.set()
-    draining = asyncio.create_task(front.dispatcher.drain(drain_timeout_s))
-    again = asyncio.create_task(signals.get())
-    await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
-    again.cancel()
-    if not draining.done():
-        await front.dispatcher.drain(0)
+    front.dispatcher.drain()
     server.should_exit = True
 
 

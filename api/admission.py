@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from api.dispatch import Dispatcher
+from api.endings import Endings
 from api.fleet import FleetView
 from shared.broker import UNAVAILABLE
-from shared.errors import BrokerUnavailable, Draining, InvalidRequest, ModelNotFound, NoWorker, QueueFull
-from shared.messages import Cancelled, Job, ModelInfo, Task
+from shared.errors import BrokerUnavailable, Draining, FleetError, InvalidRequest, ModelNotFound, NoWorker
+from shared.messages import Cancelled, Job, ModelInfo
 from shared.submission import Order, Quota, Request, Room, Submissions
 
 LOCAL_MODEL = "local"
@@ -33,6 +33,14 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Times:
+    """Seconds from now: until a worker must have taken a request, and until its answer must be there."""
+
+    queue_s: float
+    deadline_s: float
+
+
+@dataclass(frozen=True)
 class TokenBudget:
     """The number of tokens a completion may have; `is_clamped` when the caller would have got more without the cap."""
 
@@ -45,14 +53,14 @@ class Admission:
         self,
         fleet: FleetView,
         submissions: Submissions,
-        dispatcher: Dispatcher,
+        endings: Endings,
         draining: asyncio.Event,
         limits: Limits,
         default_model: str | None,
     ) -> None:
         self._fleet = fleet
         self._submissions = submissions
-        self._dispatcher = dispatcher
+        self._endings = endings
         self._draining = draining
         self._limits = limits
         self._default_model = default_model
@@ -93,29 +101,31 @@ class Admission:
         if count > most:
             raise InvalidRequest(f"{field}: expected at most {most} {what} in one request, got {count}.", field=field)
 
-    async def submit(self, model: ModelInfo, tasks: Sequence[Task], request_id: str) -> list[Job]:
-        """One queued job for each task, or none and QueueFull; BrokerUnavailable when Redis does not answer."""
-        limits, quota = self._limits, Quota()
-        order = Order(
-            model.id,
-            tuple(tasks),
-            queue_timeout_s=limits.queue_timeout_s,
-            deadline_s=limits.request_timeout_s,
-            request_id=request_id,
-        )
+    def times(self, deadline_s: float | None) -> Times:
+        """How long a request may wait and live: as long as the caller says, and the server's maximum at most."""
+        most_s = self._limits.request_timeout_s
+        return Times(self._limits.queue_timeout_s, most_s if deadline_s is None else min(deadline_s, most_s))
+
+    async def submit(self, order: Order, quota: Quota) -> tuple[Request, list[Job]]:
+        """The request with its queued jobs, all or none; no jobs for one that came before with the same key.
+
+        Raises what `Submissions.submit` does, and BrokerUnavailable when Redis does not answer.
+        """
         name, jobs = self._submissions.jobs_of(order, quota)
-        submitting = asyncio.create_task(self._submissions.submit(order, name, jobs, quota, limits.room))
+        submitting = asyncio.create_task(self._submissions.submit(order, name, jobs, quota, self._limits.room))
         try:
             async with asyncio.timeout(_SUBMIT_TIMEOUT_S):
-                await asyncio.shield(submitting)
+                request = await asyncio.shield(submitting)
         except (TimeoutError, asyncio.CancelledError, *UNAVAILABLE) as error:
-            submitting.add_done_callback(lambda task: self._abandon(task, jobs))
+            if not order.key:
+                submitting.add_done_callback(lambda task: self._abandon(task, jobs))
             if isinstance(error, asyncio.CancelledError):
                 raise
             raise BrokerUnavailable("Redis did not take the request.", retry_after_s=1) from error
-        return jobs
+        return request, jobs if request.id == name else []
 
     def _abandon(self, submitting: "asyncio.Task[Request]", jobs: Sequence[Job]) -> None:
-        """Nobody will follow these jobs; they may be queued all the same, even if the answer was lost."""
-        if submitting.cancelled() or not isinstance(submitting.exception(), QueueFull):
-            self._dispatcher.call_off(jobs, Cancelled("abandoned"))
+        """Nobody will follow these jobs, and no key leads to them; they may be queued all the same, even if the answer
+        was lost."""
+        if submitting.cancelled() or not isinstance(submitting.exception(), FleetError):
+            self._endings.call_off([job.id for job in jobs], Cancelled("abandoned"))

@@ -12,13 +12,19 @@ from starlette.middleware.cors import CORSMiddleware
 
 from api.deps import Front, build_front
 from api.errors import HANDLERS
+from api.headers import JOB_ID
+from api.kinds import Kinds
 from api.middleware import REQUEST_ID, AccessLog, BodyLimit, CrashGuard, RequestId
-from api.routes import health, hrm, openai, puzzles
+from api.routes import health, hrm, jobs, openai, puzzles
 from shared.broker import Broker
 from shared.settings import Settings
 
-ROUTERS = (health.router, hrm.router, openai.router, puzzles.router)
-_EXPOSED_HEADERS = (REQUEST_ID, "Retry-After", "X-Effective-Max-Tokens", "X-Truncated-Prompt-Tokens")
+DIALECTS = (hrm.DIALECT, openai.DIALECT, puzzles.DIALECT)
+ROUTERS = (health.router, jobs.router, *(dialect.router for dialect in DIALECTS))
+_EXPOSED_HEADERS = (
+    *(REQUEST_ID, JOB_ID, "Location", "Preference-Applied", "Retry-After", "X-Reject-Reason"),
+    *("X-Effective-Max-Tokens", "X-Truncated-Prompt-Tokens"),
+)
 
 
 def middleware(settings: Settings, front: Front) -> list[Middleware]:
@@ -26,7 +32,7 @@ def middleware(settings: Settings, front: Front) -> list[Middleware]:
     cors = Middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origins,
-        allow_methods=("GET", "POST"),
+        allow_methods=("GET", "POST", "DELETE"),
         allow_headers=("*",),
         allow_credentials=False,
         expose_headers=_EXPOSED_HEADERS,
@@ -42,7 +48,7 @@ def middleware(settings: Settings, front: Front) -> list[Middleware]:
 
 def create_app(settings: Settings, broker: Broker) -> FastAPI:
     """The app over `broker`, which stays the caller's to close. `app.state.front` holds its parts."""
-    front = build_front(settings, broker)
+    front = build_front(settings, broker, Kinds(DIALECTS))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -8,7 +8,10 @@ from fastapi import Depends, Request
 
 from api.admission import Admission, Limits
 from api.dispatch import Dispatcher
+from api.endings import Endings
 from api.fleet import FleetView
+from api.kinds import Kinds
+from api.record import OnDisconnect
 from api.trail import Trail, trail_of
 from shared import keys
 from shared.broker import Broker
@@ -16,7 +19,7 @@ from shared.log import LogReader
 from shared.metrics import Metrics
 from shared.presence import Presence
 from shared.settings import Settings
-from shared.submission import Room, Submissions
+from shared.submission import Quota, Room, Submissions
 from shared.subscriptions import Subscriptions
 
 
@@ -28,10 +31,14 @@ class Front:
     admission: Admission
     dispatcher: Dispatcher
     submissions: Submissions
+    reader: LogReader
+    kinds: Kinds
+    quota: Quota
     metrics: Metrics
     draining: asyncio.Event
     subscriptions: Subscriptions
     keepalive_s: float
+    on_disconnect: OnDisconnect
     healthz_mode: Literal["live", "ready"]
 
     async def close(self) -> None:
@@ -39,36 +46,36 @@ class Front:
         await self.subscriptions.close()
 
 
-def build_front(settings: Settings, broker: Broker) -> Front:
+def build_front(settings: Settings, broker: Broker, kinds: Kinds) -> Front:
     """Wire the parts together; nothing connects yet."""
     metrics, draining = Metrics(), asyncio.Event()
-    submissions = Submissions(broker, result_ttl_s=settings.result_ttl_s)
+    submissions = Submissions(broker, result_ttl_s=settings.result_ttl_s, key_ttl_s=settings.idempotency_ttl_s)
+    endings = Endings(submissions)
     fleet = FleetView(Presence(broker.client(keys.PRESENCE)))
     subscriptions = Subscriptions(broker.client(keys.PRESENCE))
     limits = Limits(
         max_new_tokens=settings.max_new_tokens,
         cap_policy=settings.cap_policy,
         max_prompts=settings.max_prompts_per_request,
-        room=Room(settings.max_queue_depth),
+        room=Room(settings.max_queue_depth, settings.max_queue_bytes),
         queue_timeout_s=settings.queue_timeout_s,
         request_timeout_s=settings.request_timeout_s,
     )
-    dispatcher = Dispatcher(
-        submissions,
-        LogReader(broker, subscriptions),
-        metrics,
-        queue_timeout_s=settings.queue_timeout_s,
-        request_timeout_s=settings.request_timeout_s,
-    )
+    reader = LogReader(broker, subscriptions)
+    dispatcher = Dispatcher(endings, reader, metrics, disconnect_grace_s=settings.disconnect_grace_s)
     return Front(
         fleet=fleet,
-        admission=Admission(fleet, submissions, dispatcher, draining, limits, settings.default_model),
+        admission=Admission(fleet, submissions, endings, draining, limits, settings.default_model),
         dispatcher=dispatcher,
         submissions=submissions,
+        reader=reader,
+        kinds=kinds,
+        quota=Quota(settings.tenant_concurrency, settings.tenant_rate_per_s, settings.tenant_burst),
         metrics=metrics,
         draining=draining,
         subscriptions=subscriptions,
         keepalive_s=settings.keepalive_s,
+        on_disconnect=settings.on_disconnect,
         healthz_mode=settings.healthz_mode,
     )
 

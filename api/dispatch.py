@@ -1,166 +1,184 @@
 """Follows the jobs of a request to their ends, and ends those that nobody waits for any more.
 
-Every way out of `Dispatcher.run` leaves no job behind: whatever had not ended by itself (the caller left, a sibling
-failed, time ran out, this front shuts down) is ended in Redis. Knows no dialect; of HTTP only the ASGI `receive`.
+Every way out of `Dispatcher.run` says what becomes of jobs that had not ended by themselves. They are ended in Redis
+when time has run out, a sibling has failed or the caller has left (and wanted it so); they go on when this front drains
+or the caller will ask again. Knows no dialect; of HTTP only the ASGI `receive`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
+from api.endings import Endings
+from api.errors import HungUp
+from api.record import OnDisconnect, Work
 from api.run import Outcome, Run
 from shared.broker import UNAVAILABLE
 from shared.errors import ClientGone, DeadlineExceeded, Draining, FleetError, QueueTimeout
 from shared.log import LogReader
-from shared.messages import Cancelled, Failed, Job
+from shared.messages import Cancelled
 from shared.metrics import Metrics
-from shared.submission import Submissions
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 _REDIS_AWAY_S = 0.5
-_END_TRIES = 20
-_CLOSE_S = 2.0
+_LATE_S = 1.0  # a worker has that long to stop at the deadline with what it has
+
+
+class StillRunning(Exception):
+    """The caller has waited as long as it wanted to."""
+
+
+@dataclass(frozen=True)
+class Following:
+    """One follower of a request; it had been followed by `followers` others. Times in seconds from now.
+
+    `is_first`: by the front that took it, so that each job is counted in the metrics once.
+    """
+
+    work: Work
+    queue_s: float
+    deadline_s: float
+    on_disconnect: OnDisconnect
+    followers: int = 0
+    is_first: bool = True
 
 
 class Dispatcher:
-    def __init__(
-        self,
-        submissions: Submissions,
-        log: LogReader,
-        metrics: Metrics,
-        *,
-        queue_timeout_s: float,
-        request_timeout_s: float,
-    ) -> None:
-        self._submissions = submissions
+    def __init__(self, endings: Endings, log: LogReader, metrics: Metrics, *, disconnect_grace_s: float) -> None:
+        self._endings = endings
         self._log = log
         self._metrics = metrics
-        self._queue_timeout_s = queue_timeout_s
-        self._request_timeout_s = request_timeout_s
-        self._runs: set[Run] = set()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._endings: set[asyncio.Task[None]] = set()
+        self._disconnect_grace_s = disconnect_grace_s
+        self._runs: dict[Run, str] = {}
+        self._is_draining = False
+        self._minded: set[asyncio.Task[None]] = set()
 
-    async def gather(self, jobs: Sequence[Job], receive: Receive) -> list[Outcome]:
-        """The outcome of each job, in order. Raises the FleetError of the first that fails."""
-        async with self.run(jobs, receive) as run:
+    async def gather(self, following: Following, receive: Receive, wait_s: float | None = None) -> list[Outcome]:
+        """The outcome of each job, in order. Raises the FleetError of the first that fails, StillRunning."""
+        async with self.run(following, receive, wait_s) as run:
             return await run.outcomes()
 
     @asynccontextmanager
-    async def run(self, jobs: Sequence[Job], receive: Receive) -> AsyncIterator[Run]:
-        """Follow queued `jobs` for the caller behind `receive`; on leaving, those that have not ended are ended."""
-        run = Run(jobs)
-        ending: Failed | Cancelled = Cancelled("client")
-        late = DeadlineExceeded(f"The request took longer than {self._request_timeout_s:g} s.")
-        timer = asyncio.get_running_loop().call_later(self._request_timeout_s, run.fail, late)
-        watchers = self._watch(run, receive)
-        self._enter(run)
+    async def run(
+        self, following: Following, receive: Receive | None, wait_s: float | None = None
+    ) -> AsyncIterator[Run]:
+        """Follow the jobs from the beginning for the caller behind `receive`, or for nobody."""
+        run = Run(following.work.request.job_ids, following.work.record.n)
+        timers = self._set_timers(run, following, wait_s)
+        watchers = self._watch(run, following, receive)
+        self._runs[run] = following.work.id
+        if self._is_draining:
+            run.fail(_draining(following.work.id))
+        error: BaseException | None = None
         try:
             yield run
-        except FleetError as error:
-            ending = _ending_after(error)
+        except BaseException as caught:
+            error = caught
             raise
         finally:
-            timer.cancel()
-            self._leave(run, ending)
+            for timer in timers:
+                timer.cancel()
+            del self._runs[run]
+            self._leave(run, following, error)
             for watcher in watchers:
                 watcher.cancel()
             await asyncio.gather(*watchers, return_exceptions=True)
 
-    def call_off(self, jobs: Sequence[Job], ending: Failed | Cancelled) -> None:
-        """End what has not ended of `jobs`, behind the caller's back; tries again while Redis is away."""
-        if jobs:
-            task = asyncio.create_task(self._end(jobs, ending), name="end-jobs")
-            self._endings.add(task)
-            task.add_done_callback(self._endings.discard)
+    def mind(self, following: Following) -> None:
+        """Follow a request that nobody waits for: its time to queue, its deadline, jobs whose sibling has failed."""
+        task = asyncio.create_task(self._mind(replace(following, on_disconnect="continue")), name="mind-request")
+        self._minded.add(task)
+        task.add_done_callback(self._minded.discard)
 
-    async def drain(self, timeout_s: float) -> None:
-        """Return when nothing is followed any more; after `timeout_s` the rest is called off."""
-        try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
-        except TimeoutError:
-            for run in self._runs:
-                run.fail(Draining("This server is shutting down.", retry_after_s=1))
+    def drain(self) -> None:
+        """Send everybody who waits to another front; their jobs go on."""
+        self._is_draining = True
+        for run, request_id in self._runs.items():
+            run.fail(_draining(request_id))
 
     async def close(self) -> None:
-        """Give the endings that are under way a moment."""
-        if self._endings:
-            _, late = await asyncio.wait(self._endings, timeout=_CLOSE_S)
-            for task in late:
-                task.cancel()
+        for task in self._minded:
+            task.cancel()
+        await asyncio.gather(*self._minded, return_exceptions=True)
+        await self._endings.close()
 
-    def _enter(self, run: Run) -> None:
-        self._runs.add(run)
-        self._idle.clear()
+    async def _mind(self, following: Following) -> None:
+        with suppress(FleetError):
+            async with self.run(following, None) as run:
+                async for _ in run.progress():
+                    pass
 
-    def _leave(self, run: Run, ending: Failed | Cancelled) -> None:
-        self._runs.discard(run)
-        if not self._runs:
-            self._idle.set()
-        self._count(run, ending)
-        self.call_off(list(run.unfinished.values()), ending)
+    def _leave(self, run: Run, following: Following, error: BaseException | None) -> None:
+        """Say what becomes of the jobs that have not ended, when following them ended with `error`."""
+        if isinstance(error, Draining | StillRunning):
+            return
+        open_ids, request_id = list(run.unfinished.values()), following.work.id
+        if isinstance(error, FleetError) and not isinstance(error, HungUp):
+            ending = error.as_event() if isinstance(error, DeadlineExceeded) else Cancelled("sibling")
+            self._endings.call_off(open_ids, ending)
+        elif following.on_disconnect != "continue":
+            grace_s = self._disconnect_grace_s if following.on_disconnect == "grace" else 0.0
+            unless = (request_id, following.followers)
+            self._endings.call_off(open_ids, Cancelled("client"), after_s=grace_s, unless_followed=unless)
+        if following.is_first:
+            self._count(run, following, error)
 
-    def _count(self, run: Run, ending: Failed | Cancelled) -> None:
-        model = run.jobs[0].model
-        otherwise = ending.code if isinstance(ending, Failed) else ClientGone.code
-        for index in range(len(run.jobs)):
-            self._metrics.jobs.labels(model, run.results.get(index, otherwise)).inc()
+    def _count(self, run: Run, following: Following, error: BaseException | None) -> None:
+        model = following.work.record.model
+        otherwise = error.code if isinstance(error, FleetError) else ClientGone.code
+        for job in range(len(following.work.request.job_ids)):
+            self._metrics.jobs.labels(model, run.results.get(job, otherwise)).inc()
         self._metrics.prompt_tokens.labels(model).inc(run.usage.prompt_tokens)
         self._metrics.cached_prompt_tokens.labels(model).inc(run.usage.cached_prompt_tokens)
         self._metrics.completion_tokens.labels(model).inc(run.usage.completion_tokens)
 
-    def _watch(self, run: Run, receive: Receive) -> list["asyncio.Task[None]"]:
+    def _set_timers(self, run: Run, following: Following, wait_s: float | None) -> list[asyncio.TimerHandle]:
+        loop = asyncio.get_running_loop()
+        late = DeadlineExceeded("The request took longer than its deadline allows.")
+        timers = [loop.call_later(following.deadline_s + _LATE_S, run.fail, late)]
+        return timers if wait_s is None else [*timers, loop.call_later(wait_s, run.fail, StillRunning())]
+
+    def _watch(self, run: Run, following: Following, receive: Receive | None) -> list["asyncio.Task[None]"]:
         """Tasks for each job, for the caller's leaving and for the time to queue; what they raise fails `run`."""
-        watchers = [asyncio.create_task(self._follow(index, job, run)) for index, job in enumerate(run.jobs)]
-        watchers.append(asyncio.create_task(_notice_disconnect(run, receive)))
-        watchers.append(asyncio.create_task(self._expire(run)))
+        watching = [self._follow(job, job_id, run) for job, job_id in run.unfinished.items()]
+        watching.append(self._expire(run, following.queue_s))
+        if receive is not None:
+            watching.append(_notice_disconnect(run, receive))
+        watchers = [asyncio.create_task(watch) for watch in watching]
         for watcher in watchers:
             watcher.add_done_callback(lambda task: _pass_on(task, run))
         return watchers
 
-    async def _follow(self, index: int, job: Job, run: Run) -> None:
+    async def _follow(self, job: int, job_id: str, run: Run) -> None:
         """Hand over the job's events; while Redis is away, wait for it and go on from the cursor."""
         after = 0
         while True:
             try:
-                async for cursor, event in self._log.follow(job.id, after):
+                async for cursor, event in self._log.follow(job_id, after):
                     after = cursor
-                    run.put(index, event)
+                    run.put(job, cursor, event)
                 return
             except UNAVAILABLE:
                 await asyncio.sleep(_REDIS_AWAY_S)
 
-    async def _expire(self, run: Run) -> None:
+    async def _expire(self, run: Run, queue_s: float) -> None:
         """When the time to queue is over, end what no worker has taken: there may be no worker left to do so."""
-        await asyncio.sleep(self._queue_timeout_s)
+        await asyncio.sleep(queue_s)
         event = QueueTimeout("No worker took the request in time.").as_event()
-        await self._end(list(run.unstarted.values()), event, if_waiting=True)
-
-    async def _end(self, jobs: Sequence[Job], event: Failed | Cancelled, *, if_waiting: bool = False) -> None:
-        for _ in range(_END_TRIES):
-            try:
-                await self._submissions.end(jobs, event, if_waiting=if_waiting)
-                return
-            except UNAVAILABLE:
-                await asyncio.sleep(_REDIS_AWAY_S)
+        await self._endings.end(list(run.unstarted.values()), event, if_waiting=True)
 
 
-def _ending_after(error: FleetError) -> Failed | Cancelled:
-    """The terminal event of the jobs that were still open when their request failed with `error`."""
-    if isinstance(error, DeadlineExceeded):
-        return error.as_event()
-    if isinstance(error, ClientGone):
-        return Cancelled("client")
-    return Cancelled("shutdown" if isinstance(error, Draining) else "sibling")
+def _draining(request_id: str) -> Draining:
+    return Draining("This server is shutting down; the job goes on.", retry_after_s=1, job_id=request_id)
 
 
 async def _notice_disconnect(run: Run, receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    run.fail(ClientGone("The client has left."))
+    run.fail(HungUp("The client has left."))
 
 
 def _pass_on(task: "asyncio.Task[None]", run: Run) -> None:

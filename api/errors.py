@@ -16,43 +16,57 @@ from starlette.responses import JSONResponse, Response
 
 from api.trail import trail_of
 from shared.broker import UNAVAILABLE
-from shared.errors import BrokerUnavailable, FleetError, InvalidRequest
+from shared.errors import BrokerUnavailable, ClientGone, FleetError, InvalidRequest
 
 _OPENAI_PREFIX = "/v1/"
-_OWN_PREFIX = "/v1/puzzles/"  # no OpenAI client comes here
+_OWN_PREFIXES = ("/v1/puzzles/", "/v1/jobs/")  # no OpenAI client comes here
+_REJECTED = (409, 429, 503)
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 400: "invalid_request"}
 _SHOWN_PROBLEMS = 3
 
 
+class HungUp(ClientGone):
+    """The caller has closed the connection; nobody is left to be told."""
+
+
 @dataclass(frozen=True)
 class Problem:
-    """An error as any dialect can tell it."""
+    """An error as any dialect can tell it; `job_id` names work that goes on all the same."""
 
     status: int
     code: str
     message: str
     field: str | None
     headers: Mapping[str, str]
+    job_id: str | None = None
 
 
 def problem_of(error: FleetError) -> Problem:
     wait_s = error.retry_after_s or (1 if error.status in (429, 503) else None)
     headers = {"Retry-After": str(wait_s)} if wait_s is not None else {}
-    return Problem(error.status, error.code, error.message, error.field, headers)
+    if error.status in _REJECTED:
+        headers["X-Reject-Reason"] = error.code
+    if error.job_id is not None:
+        headers["Location"] = f"/v1/jobs/{error.job_id}"
+    return Problem(error.status, error.code, error.message, error.field, headers, error.job_id)
 
 
 def openai_body(problem: Problem) -> dict[str, Any]:
     kind = _OPENAI_TYPES.get(problem.status, "server_error" if problem.status >= 500 else "invalid_request_error")
-    return {"error": {"message": problem.message, "type": kind, "param": problem.field, "code": problem.code}}
+    return _with_job({"message": problem.message, "type": kind, "param": problem.field, "code": problem.code}, problem)
 
 
 def plain_body(problem: Problem) -> dict[str, Any]:
-    return {"error": {"code": problem.code, "message": problem.message, "field": problem.field}}
+    return _with_job({"code": problem.code, "message": problem.message, "field": problem.field}, problem)
+
+
+def _with_job(error: dict[str, Any], problem: Problem) -> dict[str, Any]:
+    return {"error": error} if problem.job_id is None else {"error": error, "id": problem.job_id}
 
 
 def render(problem: Problem, path: str) -> JSONResponse:
-    is_openai = path.startswith(_OPENAI_PREFIX) and not path.startswith(_OWN_PREFIX)
+    is_openai = path.startswith(_OPENAI_PREFIX) and not path.startswith(_OWN_PREFIXES)
     body = openai_body if is_openai else plain_body
     return JSONResponse(body(problem), problem.status, dict(problem.headers))
 

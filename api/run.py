@@ -8,14 +8,13 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 
 from api.trail import Usage
-from shared.errors import ClientGone, from_event
+from shared.errors import ClientGone, FleetError, from_event
 from shared.messages import (
+    Cancelled,
     ContinuationScore,
     Done,
     Event,
     Failed,
-    Generate,
-    Job,
     Solution,
     Started,
     TokenLogprob,
@@ -24,7 +23,7 @@ from shared.messages import (
 
 Progress = Started | Tokens | Done
 
-_FIRST_EVENT_S = 2.0
+_FIRST_TOKEN_S = 2.0
 
 
 @dataclass
@@ -58,69 +57,111 @@ class Outcome:
     solution: Solution | None = None
 
 
-class Run:
-    """Jobs go by their index in the request."""
+class Tally:
+    """What one job of `n` choices has said so far."""
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self.jobs = tuple(jobs)
-        self.unfinished = dict(enumerate(jobs))
-        self.unstarted = dict(enumerate(jobs))
+    def __init__(self, n: int) -> None:
+        self._choices = [Choice() for _ in range(n)]
+        self._started: Started | None = None
+        self._done: Done | None = None
+
+    def add(self, event: Event) -> None:
+        if isinstance(event, Tokens):
+            self._choices[event.choice].add(event)
+        elif isinstance(event, Started):
+            self._started = event
+        elif isinstance(event, Done):
+            self._done = event
+
+    def outcome(self, otherwise: str = "") -> Outcome:
+        """As it stands; choices that have not ended have the reason `otherwise`."""
+        done, started = self._done, self._started
+        reasons = finish_reasons(done) if done else (otherwise,) * len(self._choices)
+        q_values = done.q_values if done and done.q_values else (None,) * len(self._choices)
+        for choice, reason, values in zip(self._choices, reasons, q_values, strict=True):
+            choice.finish_reason, choice.q_values = choice.finish_reason or reason, values
+        return Outcome(
+            tuple(self._choices),
+            usage_of(done) if done else Usage(),
+            done.scores if done else (),
+            started.num_truncated if started else 0,
+            started.max_tokens if started else None,
+            done.solution if done else None,
+        )
+
+
+@dataclass(frozen=True)
+class News:
+    """An event of the job with this number in its request, and the event's index in the job's log."""
+
+    job: int
+    index: int
+    event: Progress
+
+
+class Run:
+    """Jobs go by their number in the request."""
+
+    def __init__(self, job_ids: Sequence[str], n: int = 1) -> None:
+        self.unfinished = dict(enumerate(job_ids))
+        self.unstarted = dict(enumerate(job_ids))
         self.results: dict[int, str] = {}  # "done" or an error code, of the jobs that have ended
         self.usage = Usage()
-        self._inbox: asyncio.Queue[tuple[int, Event] | BaseException] = asyncio.Queue()
+        self._tallies = [Tally(n) for _ in job_ids]
+        self._inbox: asyncio.Queue[tuple[int, int, Event] | BaseException] = asyncio.Queue()
 
-    def put(self, index: int, event: Event) -> None:
-        self._inbox.put_nowait((index, event))
+    def put(self, job: int, index: int, event: Event) -> None:
+        self._inbox.put_nowait((job, index, event))
 
     def fail(self, error: BaseException) -> None:
         """Make `progress` raise."""
         self._inbox.put_nowait(error)
 
-    async def progress(self, quiet_s: float | None = None) -> AsyncIterator[tuple[int, Progress] | None]:
+    async def progress(self, quiet_s: float | None = None) -> AsyncIterator[News | None]:
         """Events of all jobs as they come, until the last is done; None whenever nothing came for `quiet_s`.
 
-        The first wait is shorter, so that a stream can begin. Raises the FleetError of the first job that fails.
+        Waits are shorter before the first token, so that a stream can begin. Raises the FleetError of the first job
+        that fails.
         """
-        wait_s = None if quiet_s is None else min(quiet_s, _FIRST_EVENT_S)
+        wait_s = None if quiet_s is None else min(quiet_s, _FIRST_TOKEN_S)
         while self.unfinished:
             try:
-                item = await asyncio.wait_for(self._inbox.get(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    item = await self._inbox.get()
             except TimeoutError:
                 yield None
+                wait_s = quiet_s
             else:
                 if isinstance(item, BaseException):
                     raise item
-                yield item[0], self._note(*item)
-            wait_s = quiet_s
+                job, index, event = item
+                yield News(job, index, self._note(job, event))
+                wait_s = wait_s if isinstance(event, Started) else quiet_s
 
     async def outcomes(self) -> list[Outcome]:
         """How each job ended, in the order of the jobs. Raises the FleetError of the first that fails."""
-        choices = [_empty_choices(job) for job in self.jobs]
-        started: dict[int, Started] = {}
-        ends: dict[int, Done] = {}
-        async for item in self.progress():
-            assert item is not None
-            index, event = item
-            if isinstance(event, Tokens):
-                choices[index][event.choice].add(event)
-            elif isinstance(event, Started):
-                started[index] = event
-            else:
-                ends[index] = event
-        return [_outcome(choices[index], started.get(index), ends[index]) for index in range(len(self.jobs))]
+        async for news in self.progress():
+            assert news is not None
+            self._tallies[news.job].add(news.event)
+        return [tally.outcome() for tally in self._tallies]
 
-    def _note(self, index: int, event: Event) -> Progress:
-        self.unstarted.pop(index, None)
+    def _note(self, job: int, event: Event) -> Progress:
+        self.unstarted.pop(job, None)
         if isinstance(event, Started | Tokens):
             return event
-        del self.unfinished[index]
+        del self.unfinished[job]
         if isinstance(event, Done):
-            self.results[index] = "done"
+            self.results[job] = "done"
             self.usage += usage_of(event)
             return event
-        error = from_event(event) if isinstance(event, Failed) else ClientGone("The request was cancelled.")
-        self.results[index] = error.code
+        error = error_of(event)
+        self.results[job] = error.code
         raise error
+
+
+def error_of(event: Failed | Cancelled) -> FleetError:
+    """What a job that ended without a result means to who waits for it."""
+    return from_event(event) if isinstance(event, Failed) else ClientGone("The request was cancelled.")
 
 
 def total_usage(outcomes: Iterable[Outcome]) -> Usage:
@@ -134,16 +175,3 @@ def usage_of(done: Done) -> Usage:
 def finish_reasons(done: Done) -> tuple[str, ...]:
     """Why each choice ended."""
     return done.finish_reasons or (done.finish_reason,)
-
-
-def _empty_choices(job: Job) -> tuple[Choice, ...]:
-    return tuple(Choice() for _ in range(job.task.sampling.n if isinstance(job.task, Generate) else 1))
-
-
-def _outcome(choices: tuple[Choice, ...], started: Started | None, done: Done) -> Outcome:
-    for choice, reason in zip(choices, finish_reasons(done), strict=True):
-        choice.finish_reason = reason
-    for choice, q_values in zip(choices, done.q_values, strict=False):
-        choice.q_values = q_values
-    num_truncated, max_tokens = (started.num_truncated, started.max_tokens) if started else (0, None)
-    return Outcome(choices, usage_of(done), done.scores, num_truncated, max_tokens, done.solution)

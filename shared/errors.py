@@ -13,16 +13,20 @@ from shared.messages import Failed
 
 
 class FleetError(Exception):
-    """`field` names the input at fault; `retry_after_s` is set where trying again can help."""
+    """`field` names the input at fault; `retry_after_s` is set where trying again can help, `job_id` where the work
+    goes on and can be asked for."""
 
     code = "internal_error"
     status = 500
 
-    def __init__(self, message: str, *, field: str | None = None, retry_after_s: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, field: str | None = None, retry_after_s: int | None = None, job_id: str | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
         self.retry_after_s = retry_after_s
+        self.job_id = job_id
 
     def as_event(self) -> Failed:
         """The terminal event that tells of this error."""

@@ -96,7 +96,8 @@ class LogReader:
         """Published events while they join up with `after`; ends at a gap or a quiet while, to look at the log."""
         while True:
             try:
-                message = await asyncio.wait_for(inbox.get(), self._poll_s)
+                async with asyncio.timeout(self._poll_s):  # `wait_for` of Python 3.11 can swallow a cancellation
+                    message = await inbox.get()
             except TimeoutError:
                 return
             number, _, payload = message.partition(b":")

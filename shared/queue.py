@@ -23,8 +23,8 @@ logger = logging.getLogger("aios.queue")
 
 _MOST_EPOCHS = 16
 _MOST_DEAD = 10_000
-_EXPIRED = raw(encode(QueueTimeout("No worker took the request in time.").as_event()))
-_LATE = raw(encode(DeadlineExceeded("The deadline passed before a worker could answer.").as_event()))
+EXPIRED = raw(encode(QueueTimeout("No worker took the request in time.").as_event()))
+LATE = raw(encode(DeadlineExceeded("The deadline passed before a worker could answer.").as_event()))
 _CONVICTED = raw(encode(WorkerCrashed("Every worker that ran the request crashed; it was given up.").as_event()))
 
 
@@ -115,8 +115,8 @@ class WorkQueue:
             lease_ms=_ms(terms.lease_s),
             ttl_ms=_ms(terms.result_ttl_s),
             dead_ttl_ms=_ms(terms.dead_ttl_s),
-            expired=_EXPIRED,
-            late=_LATE,
+            expired=EXPIRED,
+            late=LATE,
             convicted=_CONVICTED,
         )
         found = [_claim(*item) for item in claims]

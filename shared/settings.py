@@ -83,11 +83,22 @@ class Settings(BaseSettings):
     threads: CountOrAuto = Field(default="auto", description="torch threads of one worker")
     pin_cores: bool = Field(default=True, description="give each of several workers cores of its own")
     max_queue_depth: int = Field(default=256, ge=0, description="waiting requests before 429")
+    max_queue_bytes: int = Field(default=0, ge=0, description="bytes of waiting requests before 429 (0: any number)")
+    tenant_concurrency: int = Field(default=0, ge=0, description="open jobs of one tenant before 429 (0: any number)")
+    tenant_rate_per_s: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="requests a second of one tenant before 429 (0: any number)"
+    )
+    tenant_burst: Count = Field(default=20, description="requests a tenant may send at once after a rest")
+    idempotency_ttl_s: Seconds = Field(default=86_400.0, description="how long an Idempotency-Key is remembered")
     max_prompts_per_request: Count = Field(default=64, description="most prompts in one request")
     max_body_bytes: Count = Field(default=1 << 20, description="largest request body")
     queue_timeout_s: Seconds = Field(default=60.0, description="longest wait in the queue")
     request_timeout_s: Seconds = Field(default=300.0, description="longest life of a request")
     drain_timeout_s: Seconds = Field(default=1.0, description="longest wait at shutdown before work is handed over")
+    on_disconnect: Literal["cancel", "continue", "grace"] = Field(
+        default="cancel", description="what becomes of work whose caller has left"
+    )
+    disconnect_grace_s: Seconds = Field(default=10.0, description="time to come back in, before `grace` cancels")
     lease_s: Seconds = Field(default=3.0, description="silence after which a worker's jobs are taken over")
     result_ttl_s: Seconds = Field(default=600.0, description="how long finished results are kept")
     keepalive_s: Seconds = Field(default=10.0, description="seconds between SSE keep-alive comments")

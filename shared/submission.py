@@ -14,13 +14,13 @@ from typing import Any, cast
 
 from shared import keys
 from shared.broker import Broker
+from shared.cost import cost_of
 from shared.errors import FleetError, IdempotencyConflict, JobNotFound, OverQuota, QueueFull, TooSlow
-from shared.messages import PRIORITIES, STATE_OF, Cancelled, Failed, Generate, Job, Priority, Score, Task, encode
-from shared.queue import places_of
+from shared.messages import PRIORITIES, STATE_OF, Cancelled, Failed, Job, Priority, Task, encode
+from shared.queue import EXPIRED, LATE, places_of
 from shared.script import Script, raw
 
-_CHARACTERS_A_TOKEN = 4
-_PUZZLE_COST = 256
+_OVERDUE_MS = 5_000
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,20 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """How one job stands: its state, its log's newest index, and the seconds left to be taken and to its deadline."""
+
+    state: str
+    last_index: int
+    queue_s: float
+    deadline_s: float
+
+
+@dataclass(frozen=True)
 class Order:
-    """A request on its way in. Times in seconds from now. An idempotency `key` is the caller's own text; requests of
-    one tenant with the same key are one, if their `body` is the same."""
+    """A request on its way in. Times in seconds from now; one that `is_urgent` is refused when what waits before it
+    would take longer than its deadline. An idempotency `key` is the caller's own text; requests of one tenant with the
+    same key are one, if their `body` is the same."""
 
     model: str
     tasks: tuple[Task, ...]
@@ -69,6 +80,7 @@ class Order:
     priority: Priority = "default"
     queue_timeout_s: float = 60.0
     deadline_s: float = 300.0
+    is_urgent: bool = False
     request_id: str = ""
     is_streamed: bool = False
     key: str = ""
@@ -93,7 +105,7 @@ class Submissions:
 
     def __init__(self, broker: Broker, *, result_ttl_s: float = 600.0, key_ttl_s: float = 86_400.0) -> None:
         self._broker = broker
-        self._submit, self._end = Script(broker, "submit"), Script(broker, "end")
+        self._submit, self._end, self._look = (Script(broker, name) for name in ("submit", "end", "look"))
         self._ttl_ms, self._key_ttl_ms = int(result_ttl_s * 1000), int(key_ttl_s * 1000)
 
     def jobs_of(self, order: Order, quota: Quota) -> tuple[str, list[Job]]:
@@ -131,6 +143,7 @@ class Submissions:
             ],
             queue_ms=int(order.queue_timeout_s * 1000),
             deadline_ms=int(order.deadline_s * 1000),
+            is_urgent=order.is_urgent,
             ttl_ms=self._ttl_ms,
             max_jobs=_share(room.max_jobs, num_shards),
             max_bytes=_share(room.max_bytes, num_shards),
@@ -143,7 +156,7 @@ class Submissions:
             case b"queued":
                 return Request(request_id, order.tenant, tuple(job.id for job in jobs), order.record)
             case b"known":
-                return await self.find(answer[1].decode(), order.tenant)
+                return await self._known(answer[1].decode(), order.tenant)
             case b"conflict":
                 raise IdempotencyConflict("This key came before with another body.", field="Idempotency-Key")
             case _:
@@ -160,6 +173,28 @@ class Submissions:
         if fields[0] is None or not secrets.compare_digest(fields[0], tenant.encode()):
             raise missing
         return Request(request_id, tenant, tuple(fields[1].decode().split()), fields[2], int(fields[3]))
+
+    async def look(self, request: Request) -> list[Standing]:
+        """How its jobs stand; what is overdue ends by that. Raises JobNotFound when one has expired."""
+        found = await self._look.call(
+            keys.shard_of(request.id),
+            jobs=request.job_ids,
+            expired=EXPIRED,
+            late=LATE,
+            grace_ms=_OVERDUE_MS,
+            ttl_ms=self._ttl_ms,
+        )
+        if any(len(item) == 1 for item in found):
+            raise JobNotFound("No such job: its result has expired.")
+        return [Standing(state.decode(), last, queue / 1000, left / 1000) for state, last, queue, left in found]
+
+    async def _known(self, request_id: str, tenant: str) -> Request:
+        """The request that came before with the same key."""
+        try:
+            return await self.find(request_id, tenant)
+        except JobNotFound:
+            words = "The request with this key has ended, and its result has expired."
+            raise IdempotencyConflict(words, field="Idempotency-Key") from None
 
     async def follow(self, request: Request) -> int:
         """Count one more follower; returns how many there have been."""
@@ -218,17 +253,14 @@ class Submissions:
         return secrets.choice(self._broker.shards)
 
 
-def cost_of(task: Task) -> int:
-    """About how many tokens a task will take: what it may say, and its text by rule of thumb."""
-    if isinstance(task, Generate):
-        return _length(task.prompt) + task.sampling.max_tokens * task.sampling.n
-    if isinstance(task, Score):
-        return _length(task.context) + sum(map(_length, task.continuations))
-    return _PUZZLE_COST
-
-
-def _length(text: str | tuple[int, ...]) -> int:
-    return len(text) // _CHARACTERS_A_TOKEN + 1 if isinstance(text, str) else len(text)
+def state_of(standings: Sequence[Standing]) -> str:
+    """A request's state: queued until a worker has taken one of its jobs, failed or cancelled as soon as one is, done
+    when all are."""
+    states = {standing.state for standing in standings}
+    for state in ("failed", "cancelled"):
+        if state in states:
+            return state
+    return states.pop() if len(states) == 1 else "running"
 
 
 def _hashed(data: bytes) -> str:

@@ -1,10 +1,13 @@
 """`/generate`, `/loglikelihood` and `/loglikelihood_rolling`: many prompts in, all answers out, in order."""
 
-from fastapi import APIRouter, Request, Response
+from collections.abc import Sequence
 
-from api.deps import Front, FrontDep, TrailDep
-from api.routes.headers import limit_headers
-from api.run import Outcome, total_usage
+from fastapi import APIRouter, Response
+
+from api.ask import AskDep
+from api.kinds import Dialect, Kind
+from api.record import Work
+from api.run import Outcome
 from api.schemas.hrm import (
     DEFAULT_MAX_TOKENS,
     GenerateRequest,
@@ -13,67 +16,42 @@ from api.schemas.hrm import (
     LoglikelihoodResponse,
     RollingRequest,
     RollingResponse,
-    ScoringRequest,
     generate_response,
     loglikelihood_response,
     rolling_response,
 )
-from api.trail import Trail
 from shared.messages import Score
 
 router = APIRouter(tags=["hrm"])
 
 
-@router.post("/generate")
-async def generate(
-    body: GenerateRequest, request: Request, response: Response, front: FrontDep, trail: TrailDep
-) -> GenerateResponse:
+@router.post("/generate", response_model=GenerateResponse)
+async def generate(body: GenerateRequest, ask: AskDep) -> Response:
     """One completion for each prompt."""
-    front.admission.check_count("prompts", len(body.prompts))
-    model = await front.admission.resolve(body.model, "generate")
-    budget = front.admission.budget(body.max_tokens, DEFAULT_MAX_TOKENS, model)
+    admission = ask.front.admission
+    admission.check_count("prompts", len(body.prompts))
+    model = await admission.resolve(body.model, "generate")
+    budget = admission.budget(body.max_tokens, DEFAULT_MAX_TOKENS, model)
     tasks = [body.task(prompt, budget.max_tokens) for prompt in body.prompts]
-    jobs = await front.admission.submit(model, tasks, trail.request_id)
-    outcomes = await front.dispatcher.gather(jobs, request.receive)
-    trail.usage = total_usage(outcomes)
-    response.headers.update(limit_headers(budget, outcomes))
-    return generate_response(outcomes)
+    return await ask.answer(GENERATE, model, tasks, budget=budget)
 
 
-@router.post("/loglikelihood")
-async def loglikelihood(
-    body: LoglikelihoodRequest, request: Request, response: Response, front: FrontDep, trail: TrailDep
-) -> LoglikelihoodResponse:
+@router.post("/loglikelihood", response_model=LoglikelihoodResponse)
+async def loglikelihood(body: LoglikelihoodRequest, ask: AskDep) -> Response:
     """The log-likelihood (nats) of each continuation given the prompt of the same place."""
-    front.admission.check_count("prompts", len(body.prompts))
+    ask.front.admission.check_count("prompts", len(body.prompts))
+    model = await ask.front.admission.resolve(body.model, "score")
     places = group_by_prompt(body.prompts)
-    outcomes = await scored(body, score_tasks(body, places), request, response, front, trail)
-    groups = zip(places.values(), outcomes, strict=True)
-    scores = {place: score for group, outcome in groups for place, score in zip(group, outcome.scores, strict=True)}
-    return loglikelihood_response([scores[place] for place in range(len(body.prompts))])
+    return await ask.answer(SCORE, model, score_tasks(body, places), notes={"places": list(places.values())})
 
 
-@router.post("/loglikelihood_rolling")
-async def loglikelihood_rolling(
-    body: RollingRequest, request: Request, response: Response, front: FrontDep, trail: TrailDep
-) -> RollingResponse:
+@router.post("/loglikelihood_rolling", response_model=RollingResponse)
+async def loglikelihood_rolling(body: RollingRequest, ask: AskDep) -> Response:
     """The log-likelihood (nats) of each whole text, of any length."""
-    front.admission.check_count("prompts", len(body.prompts))
+    ask.front.admission.check_count("prompts", len(body.prompts))
+    model = await ask.front.admission.resolve(body.model, "score")
     tasks = [Score("", (text,), body.condition, body.scoring, rolling=True) for text in body.prompts]
-    outcomes = await scored(body, tasks, request, response, front, trail)
-    return rolling_response([score for outcome in outcomes for score in outcome.scores])
-
-
-async def scored(
-    body: ScoringRequest, tasks: list[Score], request: Request, response: Response, front: Front, trail: Trail
-) -> list[Outcome]:
-    """How each task ended; what the server changed goes to the response's headers."""
-    model = await front.admission.resolve(body.model, "score")
-    jobs = await front.admission.submit(model, tasks, trail.request_id)
-    outcomes = await front.dispatcher.gather(jobs, request.receive)
-    trail.usage = total_usage(outcomes)
-    response.headers.update(limit_headers(None, outcomes))
-    return outcomes
+    return await ask.answer(ROLLING, model, tasks)
 
 
 def group_by_prompt(prompts: list[str]) -> dict[str, list[int]]:
@@ -89,3 +67,23 @@ def score_tasks(body: LoglikelihoodRequest, places: dict[str, list[int]]) -> lis
         Score(prompt, tuple(body.continuations[place] for place in group), body.condition, body.scoring)
         for prompt, group in places.items()
     ]
+
+
+def _completions(work: Work, outcomes: Sequence[Outcome]) -> GenerateResponse:
+    return generate_response(outcomes)
+
+
+def _scores(work: Work, outcomes: Sequence[Outcome]) -> LoglikelihoodResponse:
+    groups = zip(work.record.notes["places"], outcomes, strict=True)
+    scores = {place: score for group, outcome in groups for place, score in zip(group, outcome.scores, strict=True)}
+    return loglikelihood_response([scores[place] for place in sorted(scores)])
+
+
+def _rolling(work: Work, outcomes: Sequence[Outcome]) -> RollingResponse:
+    return rolling_response([score for outcome in outcomes for score in outcome.scores])
+
+
+GENERATE = Kind("generate", "generate", _completions)
+SCORE = Kind("loglikelihood", "score", _scores)
+ROLLING = Kind("loglikelihood_rolling", "score", _rolling)
+DIALECT = Dialect(router, (GENERATE, SCORE, ROLLING))

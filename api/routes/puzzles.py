@@ -1,20 +1,30 @@
 """`/v1/puzzles/solve`: grids in, solutions out, in order."""
 
-from fastapi import APIRouter, Request
+from collections.abc import Sequence
 
-from api.deps import FrontDep, TrailDep
-from api.run import total_usage
+from fastapi import APIRouter, Response
+
+from api.ask import AskDep
+from api.kinds import Dialect, Kind
+from api.record import Work
+from api.run import Outcome
 from api.schemas.puzzles import SolveRequest, SolveResponse, solve_response
 
 router = APIRouter(tags=["puzzles"])
 
 
-@router.post("/v1/puzzles/solve")
-async def solve(body: SolveRequest, request: Request, front: FrontDep, trail: TrailDep) -> SolveResponse:
+@router.post("/v1/puzzles/solve", response_model=SolveResponse)
+async def solve(body: SolveRequest, ask: AskDep) -> Response:
     """One solution for each grid, with the network's confidence in it and the ACT segments it took."""
-    front.admission.check_count("grids", len(body.puzzles))
-    model = await front.admission.resolve(body.model, "solve")
-    jobs = await front.admission.submit(model, body.tasks(), trail.request_id)
-    outcomes = await front.dispatcher.gather(jobs, request.receive)
-    trail.usage = total_usage(outcomes)
-    return solve_response(model.id, body.puzzles, outcomes)
+    ask.front.admission.check_count("grids", len(body.puzzles))
+    model = await ask.front.admission.resolve(body.model, "solve")
+    notes = {"as_string": [isinstance(puzzle, str) for puzzle in body.puzzles]}
+    return await ask.answer(SOLVE, model, body.tasks(), notes=notes)
+
+
+def _whole(work: Work, outcomes: Sequence[Outcome]) -> SolveResponse:
+    return solve_response(work.record.model, work.record.notes["as_string"], outcomes)
+
+
+SOLVE = Kind("solve", "solve", _whole)
+DIALECT = Dialect(router, (SOLVE,))

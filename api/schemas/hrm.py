@@ -1,5 +1,6 @@
 """Bodies of the seed dialect, shape A: `/generate` with `prompts`, `/loglikelihood` and `/loglikelihood_rolling`."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, Field, model_validator
@@ -92,7 +93,7 @@ def rolling_response(scores: list[ContinuationScore]) -> RollingResponse:
     )
 
 
-def generate_response(outcomes: list[Outcome]) -> GenerateResponse:
+def generate_response(outcomes: Sequence[Outcome]) -> GenerateResponse:
     choices = [outcome.choices[0] for outcome in outcomes]
     values = [q_values_body(choice.q_values) for choice in choices]
     return GenerateResponse(

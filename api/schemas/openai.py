@@ -1,6 +1,8 @@
 """Bodies of the OpenAI dialect: models, completions, and the chunks of a streamed completion."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
@@ -106,6 +108,15 @@ class CompletionRequest(SampledRequest):
         return msgspec.structs.replace(super().sampling(max_tokens), n=self.n, logprobs=self.logprobs)
 
 
+@dataclass(frozen=True)
+class Heading:
+    """What all chunks of one answer have in common."""
+
+    id: str
+    created: int
+    model: str
+
+
 class CompletionChoice(BaseModel):
     index: int
     text: str
@@ -142,12 +153,12 @@ def model_body(model: ModelInfo) -> Model:
     return Model(id=model.id, description=model.found)
 
 
-def completion(id: str, created: int, model: str, outcomes: list[Outcome]) -> Completion:
+def completion(heading: Heading, outcomes: Sequence[Outcome]) -> Completion:
     """The whole answer of a completion that was not streamed: the choices of each prompt stand together."""
     choices = [choice for outcome in outcomes for choice in outcome.choices]
     bodies = [_choice_body(index, choice) for index, choice in enumerate(choices)]
     usage = detailed_usage_body(total_usage(outcomes))
-    return Completion(id=id, created=created, model=model, choices=bodies, usage=usage)
+    return Completion(id=heading.id, created=heading.created, model=heading.model, choices=bodies, usage=usage)
 
 
 def _choice_body(index: int, choice: Choice) -> CompletionChoice:

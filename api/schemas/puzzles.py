@@ -3,6 +3,7 @@
 Knows what a grid looks like in JSON; which grids a model takes is for its worker to say.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
@@ -105,12 +106,12 @@ class SolveResponse(BaseModel):
     usage: UsageBody
 
 
-def solve_response(model: str, puzzles: list[str | Grid], outcomes: list[Outcome]) -> SolveResponse:
-    """The answers in the order of `puzzles`; one to a string is a string."""
+def solve_response(model: str, as_string: Sequence[bool], outcomes: Sequence[Outcome]) -> SolveResponse:
+    """The answers in the order of the puzzles; one to a string is a string."""
     bodies = []
-    for puzzle, outcome in zip(puzzles, outcomes, strict=True):
+    for is_string, outcome in zip(as_string, outcomes, strict=True):
         assert outcome.solution is not None
-        bodies.append(_solution_body(outcome.solution, as_string=isinstance(puzzle, str)))
+        bodies.append(_solution_body(outcome.solution, as_string=is_string))
     return SolveResponse(model=model, solutions=bodies, usage=usage_body(total_usage(outcomes)))
 
 

@@ -104,7 +104,7 @@ local function finish(job, state, cost)
     if cost then charge(job, cost - tonumber(job.cost)) end
     local ended = ended_key(job.model, now)
     call('HINCRBY', ended, 'jobs', 1)
-    call('HINCRBY', ended, 'cost', cost or job.cost)
+    call('HINCRBY', ended, 'cost', job.cost) -- as expected, which is also how waiting work is counted
     call('PEXPIRE', ended, 3 * BUCKET_MS)
   end
   call('ZREM', P .. 'held:' .. job.tenant, job.id)

@@ -1,6 +1,7 @@
 -- a: request {id, key, body, record}, model, class, tenant, classes (best first), jobs [{id, places, cost, spec}],
---    queue_ms, deadline_ms (both from now), ttl_ms, and limits where 0 is none: max_jobs and max_bytes that wait,
---    concurrency, rate (requests per second) and burst of the tenant.
+--    queue_ms, deadline_ms (both from now), is_urgent (refuse what could not begin before its deadline), ttl_ms, and
+--    limits where 0 is none: max_jobs and max_bytes that wait, concurrency, rate (requests per second) and burst of the
+--    tenant.
 -- All jobs of a request are queued, or none is. Returns {'queued'} (now or by an earlier try), {'known', request id} for
 -- an idempotency key that came before with the same body, {'conflict'} for one with another body, or {'refused', reason,
 -- retry_ms, number, limit}.
@@ -88,7 +89,7 @@ if a.max_bytes > 0 and held_bytes + bytes > a.max_bytes then
   return refused('bytes', job_rate and 1 / job_rate, held_bytes, a.max_bytes)
 end
 local waits = all_waiting(depth)
-if cost_rate and is_saturated(waits) then
+if a.is_urgent and cost_rate and is_saturated(waits) then
   local wait_ms = 1000 * cost_ahead(depth) / cost_rate
   if wait_ms > a.deadline_ms then
     return refused('deadline', (wait_ms - a.deadline_ms) / 1000, wait_ms, a.deadline_ms)

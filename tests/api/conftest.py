@@ -6,13 +6,20 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from tests.api.echo_worker import EchoWorker
+from tests.api.echo_worker import EchoWorker, model_info
 from tests.api.fronts import in_memory
 
 
 @pytest.fixture
 async def worker(redis_url: str) -> AsyncIterator[EchoWorker]:
     async with EchoWorker(redis_url) as worker:
+        yield worker
+
+
+@pytest.fixture
+async def able(redis_url: str) -> AsyncIterator[EchoWorker]:
+    """A worker for every endpoint."""
+    async with EchoWorker(redis_url, model_info(tasks=("generate", "score", "solve"))) as worker:
         yield worker
 
 

@@ -1,9 +1,12 @@
 """Fronts for tests: in memory, or a real server on a free port in the test's own loop."""
 
 import asyncio
+import os
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import uvicorn
@@ -53,6 +56,31 @@ async def live(redis: Redis, **settings: object) -> AsyncIterator[tuple[httpx.As
         yield client, front_of(app)
     server.should_exit = True
     await serving
+
+
+@asynccontextmanager
+async def process(
+    redis_url: str, **settings: object
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, httpx.AsyncClient]]:
+    """`python -m api` on a free port, which it tells in its log."""
+    chosen = Settings(redis_url=redis_url, host="127.0.0.1", port=0, **settings)  # type: ignore[arg-type]
+    env = os.environ | chosen.to_env()
+    front = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "api", env=env, stderr=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+    assert front.stderr is not None
+    line, started_s = b"", time.monotonic()
+    while b"running on http://" not in line:
+        line = await asyncio.wait_for(front.stderr.readline(), 20)
+        assert line, f"the front ended after {time.monotonic() - started_s:.1f} s"
+    port = line.split(b"http://127.0.0.1:")[1].split()[0].decode()
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+            yield front, client
+    finally:
+        if front.returncode is None:
+            front.kill()
+            await front.wait()
 
 
 def front_of(app: FastAPI) -> Front:

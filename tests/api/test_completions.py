@@ -1,7 +1,6 @@
 """`/v1/models` and `/v1/completions`, by the bytes on the wire and by the real `openai` client."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from redis.asyncio import Redis
 
 from shared.messages import Failed, Generate
 from tests.api.echo_worker import EchoWorker
+from tests.api.frames import frames, read
 from tests.api.fronts import live, until
 
 
@@ -23,15 +23,6 @@ def openai_client(client: httpx.AsyncClient) -> openai.AsyncOpenAI:
 async def sdk(redis: Redis) -> AsyncIterator[openai.AsyncOpenAI]:
     async with live(redis) as (client, _), openai_client(client) as sdk:
         yield sdk
-
-
-def frames(text: str) -> list[str]:
-    return [frame for frame in text.split("\n\n") if frame]
-
-
-def chunk(frame: str) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(frame.removeprefix("data: "))
-    return value
 
 
 async def test_models(client: httpx.AsyncClient, worker: EchoWorker) -> None:
@@ -81,12 +72,13 @@ async def test_what_a_stream_looks_like(client: httpx.AsyncClient, worker: EchoW
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert (answer.headers["cache-control"], answer.headers["x-accel-buffering"]) == ("no-cache", "no")
     assert "content-length" not in answer.headers
-    *chunks, done = frames(answer.text)
-    assert done == "data: [DONE]"
-    seen = [(c["choices"][0]["text"], c["choices"][0]["finish_reason"]) for c in map(chunk, chunks[:-1])]
-    assert seen == [("a ", None), ("b ", "length")]
-    assert all(c["usage"] is None for c in map(chunk, chunks[:-1]))
-    last = chunk(chunks[-1])
+    assert answer.text.startswith("retry: 1000\nid: ")
+    *chunks, done = frames(answer)
+    assert done.data == "[DONE]"
+    seen = [(c.text, c.json["choices"][0]["finish_reason"]) for c in chunks[:-1]]
+    assert seen == [("", None), ("a ", None), ("b ", "length")]
+    assert all(c.json["usage"] is None for c in chunks[:-1])
+    last = chunks[-1].json
     assert last["choices"] == []
     assert last["usage"] == {
         "prompt_tokens": 3,
@@ -94,7 +86,7 @@ async def test_what_a_stream_looks_like(client: httpx.AsyncClient, worker: EchoW
         "total_tokens": 5,
         "prompt_tokens_details": {"cached_tokens": 0},
     }
-    assert len({c["id"] for c in map(chunk, chunks)}) == 1
+    assert {c.json["id"] for c in chunks} == {f"cmpl-{answer.headers['X-Job-Id']}"}
 
 
 async def test_a_stream_of_several_prompts_is_told_apart_by_index(
@@ -103,8 +95,8 @@ async def test_a_stream_of_several_prompts_is_told_apart_by_index(
     prompts = ["a b c", "d", "e f"]
     answer = await client.post("/v1/completions", json={"prompt": prompts, "stream": True})
     texts = ["", "", ""]
-    for frame in frames(answer.text)[:-1]:
-        [choice] = chunk(frame)["choices"]
+    for frame in frames(answer)[:-1]:
+        [choice] = frame.json["choices"]
         texts[choice["index"]] += choice["text"]
     assert texts == prompts
     assert "usage" not in answer.text
@@ -123,10 +115,10 @@ async def test_a_failure_in_mid_stream_is_an_event_and_then_the_end(redis: Redis
     worker.gate.clear()
     async with live(redis, request_timeout_s=1) as (client, _):
         answer = await client.post("/v1/completions", json={"prompt": "a b", "stream": True})
-    first, error, done = frames(answer.text)
-    assert chunk(first)["choices"][0]["text"] == "a "
-    assert chunk(error)["error"]["code"] == "deadline_exceeded"
-    assert done == "data: [DONE]"
+    opening, first, error, done = frames(answer)
+    assert (opening.text, first.text) == ("", "a ")
+    assert error.json["error"]["code"] == "deadline_exceeded"
+    assert done.data == "[DONE]"
 
 
 async def test_keep_alives_while_nothing_comes(redis: Redis, worker: EchoWorker) -> None:
@@ -183,9 +175,9 @@ async def test_tokens_are_sent_as_they_come(redis: Redis, worker: EchoWorker) ->
     async with live(redis) as (client, _):
         request = client.build_request("POST", "/v1/completions", json={"prompt": "a b", "stream": True})
         answer = await client.send(request, stream=True)
-        lines = answer.aiter_lines()
-        first = await asyncio.wait_for(anext(lines), 5)
-        assert chunk(first)["choices"][0]["text"] == "a "
+        coming = read(answer.aiter_lines())
+        assert (await asyncio.wait_for(anext(coming), 5)).text == ""
+        assert (await asyncio.wait_for(anext(coming), 5)).text == "a "
         await until(lambda: len(worker.jobs) == 1, "the job is taken")
         worker.gate.set()
-        assert [line async for line in lines if line][-1] == "data: [DONE]"
+        assert [frame.data async for frame in coming][-1] == "[DONE]"

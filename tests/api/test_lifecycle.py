@@ -1,12 +1,8 @@
-"""Ways out of a request: the caller leaves, a sibling fails, time runs out, Redis goes, SIGTERM comes."""
+"""Ways out of a request: the caller leaves, a sibling fails, time runs out, Redis goes."""
 
 import asyncio
 import os
 import signal
-import sys
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -15,7 +11,6 @@ from redis.asyncio import Redis
 
 from shared.broker import Broker, connect
 from shared.messages import Cancelled, Failed
-from shared.settings import Settings
 from shared.submission import Submissions
 from tests.api.echo_worker import EchoWorker, announce
 from tests.api.fronts import in_memory, live, state, states, until
@@ -149,69 +144,6 @@ async def test_a_front_may_start_before_redis_and_outlive_its_restart(tmp_path: 
                 assert answer.json()["completions"] == ["a b"]
             server.stop()
     await redis.aclose()
-
-
-async def test_draining_lets_work_in_flight_end_and_refuses_new_work(redis: Redis, worker: EchoWorker) -> None:
-    worker.gate.clear()
-    async with live(redis) as (client, front):
-        asking = asyncio.create_task(client.post("/generate", json={"prompts": ["a b"]}))
-        await until(lambda: len(worker.jobs) == 1, "the job runs")
-        front.draining.set()
-        draining = asyncio.create_task(front.dispatcher.drain(5))
-        refused = await client.post("/generate", json={"prompts": ["a"]})
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
-        assert "Retry-After" in refused.headers
-        assert (await client.get("/readyz")).json()["reason"] == "this server is shutting down"
-        assert not draining.done()
-        worker.gate.set()
-        await draining
-        assert (await asking).json()["completions"] == ["a b"]
-
-
-async def test_draining_calls_off_what_takes_too_long(redis: Redis, worker: EchoWorker) -> None:
-    worker.gate.clear()
-    async with live(redis) as (client, front):
-        asking = asyncio.create_task(client.post("/generate", json={"prompts": ["a b"]}))
-        await until(lambda: len(worker.jobs) == 1, "the job runs")
-        await front.dispatcher.drain(0.01)
-        answer = await asking
-        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
-        await until(lambda: is_state(redis, worker.jobs[0].id, "cancelled"), "the job is cancelled")
-
-
-async def test_the_process_drains_on_sigterm_and_exits_with_0(redis_url: str, worker: EchoWorker) -> None:
-    worker.gate.clear()
-    async with process(redis_url) as (front, client):
-        asking = asyncio.create_task(client.post("/generate", json={"prompts": ["a b"]}))
-        await until(lambda: len(worker.jobs) == 1, "the job runs")
-        front.send_signal(signal.SIGTERM)
-        await until(lambda: is_reason(client, "this server is shutting down"), "readiness drops")
-        assert (await client.post("/generate", json={"prompts": ["a"]})).status_code == 503
-        worker.gate.set()
-        assert (await asking).json()["completions"] == ["a b"]
-        assert await asyncio.wait_for(front.wait(), 10) == 0
-
-
-@asynccontextmanager
-async def process(redis_url: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, httpx.AsyncClient]]:
-    """`python -m api` on a free port, which it tells in its log."""
-    env = os.environ | Settings(redis_url=redis_url, host="127.0.0.1", port=0, log_format="console").to_env()
-    front = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "api", env=env, stderr=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
-    )
-    assert front.stderr is not None
-    line, started_s = b"", time.monotonic()
-    while b"running on http://" not in line:
-        line = await asyncio.wait_for(front.stderr.readline(), 20)
-        assert line, f"the front ended after {time.monotonic() - started_s:.1f} s"
-    port = line.split(b"http://127.0.0.1:")[1].split()[0].decode()
-    try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
-            yield front, client
-    finally:
-        if front.returncode is None:
-            front.kill()
-            await front.wait()
 
 
 async def is_state(redis: Redis, job_id: str, expected: str) -> bool:

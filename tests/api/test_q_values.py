@@ -4,15 +4,17 @@ import pytest
 
 from api.run import Outcome, Run
 from api.schemas.hrm import generate_response
-from api.schemas.openai import completion
-from shared.messages import Done, Generate, Job, Sampling, Tokens
+from api.schemas.openai import Heading, completion
+from shared.messages import Done, Tokens
+
+HEADING = Heading("id", 0, "m")
 
 
 async def outcomes(done: Done, n: int) -> list[Outcome]:
-    run = Run([Job("00" + "a" * 32, "m", Generate("hi", Sampling(2, 0, n=n)))])
+    run = Run(["00" + "a" * 32], n)
     for choice in range(n):
-        run.put(0, Tokens((5,), "x", choice))
-    run.put(0, done)
+        run.put(0, choice + 1, Tokens((5,), "x", choice))
+    run.put(0, n + 1, done)
     return await run.outcomes()
 
 
@@ -22,11 +24,11 @@ async def test_each_choice_tells_its_own(n: int) -> None:
     done = Done("stop", 1, n, finish_reasons=reasons, q_values=((-1.5, 2.0), (0.25, -3.0))[:n])
     (outcome,) = await outcomes(done, n)
     assert generate_response([outcome]).model_dump()["q_values"] == [{"q_halt": -1.5, "q_continue": 2.0}]
-    choices = completion("id", 0, "m", [outcome]).model_dump()["choices"]
+    choices = completion(HEADING, [outcome]).model_dump()["choices"]
     assert [choice["q_values"]["q_halt"] for choice in choices] == [-1.5, 0.25][:n]
 
 
 async def test_other_models_do_not_mention_them() -> None:
     (outcome,) = await outcomes(Done("stop", 1, 1), 1)
     assert "q_values" not in generate_response([outcome]).model_dump()
-    assert "q_values" not in completion("id", 0, "m", [outcome]).model_dump()["choices"][0]
+    assert "q_values" not in completion(HEADING, [outcome]).model_dump()["choices"][0]

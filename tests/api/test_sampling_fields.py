@@ -1,6 +1,5 @@
 """Sampling fields and choices through both dialects: what reaches the worker, and how several choices come back."""
 
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from redis.asyncio import Redis
 from api.schemas.openai import MAX_CHOICES
 from shared.messages import Generate, Sampling
 from tests.api.echo_worker import EchoWorker
+from tests.api.frames import frames
 from tests.api.fronts import live
 
 EXTRAS: dict[str, Any] = {
@@ -146,9 +146,8 @@ async def test_streamed_logprobs_are_the_whole_ones_in_parts(client: httpx.Async
     whole = (await client.post("/v1/completions", json=body)).json()["choices"]
     streamed = await client.post("/v1/completions", json=body | {"stream": True})
     joined: list[dict[str, list[Any]]] = [{} for _ in whole]
-    for frame in streamed.text.split("\n\n"):
-        if frame.startswith("data: {"):
-            [choice] = json.loads(frame.removeprefix("data: "))["choices"]
-            for name, values in choice["logprobs"].items():
-                joined[choice["index"]].setdefault(name, []).extend(values)
+    for frame in frames(streamed)[1:-1]:
+        [choice] = frame.json["choices"]
+        for name, values in choice["logprobs"].items():
+            joined[choice["index"]].setdefault(name, []).extend(values)
     assert joined == [choice["logprobs"] for choice in whole]

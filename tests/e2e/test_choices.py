@@ -1,14 +1,15 @@
 """Several choices with stops and log-probabilities, from HTTP to the engine and back, streamed and not."""
 
 import asyncio
-import json
 from typing import Any
 
+import httpx
 from redis.asyncio import Redis
 
 from shared.broker import Broker
 from shared.messages import ModelInfo
 from shared.queue import Terms
+from tests.api.frames import frames
 from tests.api.fronts import in_memory, until
 from worker.loading import LoadedModel
 from worker.runners.base import RunnerOptions
@@ -23,13 +24,11 @@ def loaded() -> list[LoadedModel]:
     return [LoadedModel(info, Echo(RunnerOptions("echo", name="echo", max_batch=2)))]
 
 
-def joined(stream: str) -> list[dict[str, Any]]:
+def joined(stream: httpx.Response) -> list[dict[str, Any]]:
     """The choices that the chunks of a stream add up to."""
     choices: dict[int, dict[str, Any]] = {}
-    for frame in stream.split("\n\n"):
-        if not frame.startswith("data: {"):
-            continue
-        for part in json.loads(frame.removeprefix("data: "))["choices"]:
+    for frame in frames(stream)[1:-1]:
+        for part in frame.json["choices"]:
             whole = choices.setdefault(part["index"], {"index": part["index"], "text": "", "logprobs": {}})
             assert "finish_reason" not in whole, "said after the end"
             whole["text"] += part["text"]
@@ -54,7 +53,7 @@ async def test_a_stream_adds_up_to_the_whole_answer(redis: Redis) -> None:
         streamed = await client.post("/v1/completions", json=BODY | {"stream": True})
     stop.set()
     assert await serving is True
-    assert joined(streamed.text) == whole["choices"]
+    assert joined(streamed) == whole["choices"]
     told = [(choice["index"], choice["text"], choice["finish_reason"]) for choice in whole["choices"]]
     assert told == [(i, "ab", "stop") for i in range(3)] + [(i, "eose", "stop") for i in range(3, 6)]
     assert whole["usage"]["completion_tokens"] == 3 * 5 + 3 * 5

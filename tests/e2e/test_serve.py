@@ -108,7 +108,7 @@ def test_a_killed_worker_is_replaced_and_its_request_answered() -> None:
             timeout=60,
         ) as stream:
             events = (line for line in stream.iter_lines() if line.startswith("data: {"))
-            first = next(events)
+            _, first = next(events), next(events)
             (victim,) = fleet.children("worker")
             victim.kill()
             rest = list(events)

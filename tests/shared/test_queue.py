@@ -288,13 +288,13 @@ async def test_what_cannot_begin_before_its_deadline_is_refused(desk: Desk, redi
     """P5: by what waits in front of it and the rate measured while something waited, here 25 to 50 tokens a second."""
     await saturate(desk, redis, since_s=60)
     with pytest.raises(TooSlow) as refused:
-        await desk.submit(deadline_s=2)
+        await desk.submit(deadline_s=2, is_urgent=True)
     assert refused.value.retry_after_s is not None
     assert 1 <= refused.value.retry_after_s <= 60
-    await desk.submit(deadline_s=60)
-    await desk.submit(deadline_s=2, priority="interactive")
+    await desk.submit(deadline_s=60, is_urgent=True)
+    await desk.submit(deadline_s=2, is_urgent=True, priority="interactive")
 
 
 async def test_a_rate_that_nothing_waited_for_says_nothing_of_the_workers(desk: Desk, redis: Redis) -> None:
     await saturate(desk, redis, since_s=1)
-    await desk.submit(deadline_s=2)
+    await desk.submit(deadline_s=2, is_urgent=True)

@@ -1,0 +1,71 @@
+"""The forms of an answer: whole, as a stream from any frame on, or a note of where to ask for it.
+
+Knows no dialect: a kind's renderers say what is in them.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+
+from fastapi.responses import JSONResponse, Response
+
+from api import sse
+from api.cursor import Cursor
+from api.deps import Front
+from api.dispatch import Following, Receive
+from api.errors import problem_of
+from api.headers import JOB_ID, answer_headers
+from api.kinds import Kind
+from api.record import Work, work_of
+from api.run import Outcome
+from api.streams import Stream
+from api.trail import Trail
+from shared.errors import FleetError
+from shared.messages import Started
+from shared.submission import Request, state_of
+
+
+async def attached(front: Front, request: Request, cursor: Cursor | None = None) -> Following:
+    """Follow a request that somebody else has submitted. Raises JobNotFound, and InvalidRequest for a wrong cursor."""
+    work, standings = work_of(request), await front.submissions.look(request)
+    if cursor is not None:
+        cursor.check(request.id, [standing.last_index for standing in standings])
+    return Following(
+        work,
+        max(0.0, min(standing.queue_s for standing in standings)),
+        max(0.0, min(standing.deadline_s for standing in standings)),
+        work.record.on_disconnect,
+        await front.submissions.follow(request),
+        is_first=False,
+    )
+
+
+def whole(kind: Kind, work: Work, outcomes: Sequence[Outcome]) -> Response:
+    body = kind.render(work, outcomes).model_dump_json()
+    return Response(body, media_type="application/json", headers=answer_headers(work, outcomes))
+
+
+async def accepted(front: Front, work: Work) -> Response:
+    """202, and where to ask for the answer."""
+    state = state_of(await front.submissions.look(work.request))
+    headers = {"Location": f"/v1/jobs/{work.id}", "Preference-Applied": "respond-async", JOB_ID: work.id}
+    return JSONResponse({"id": work.id, "state": state}, 202, headers)
+
+
+def stream(
+    front: Front, kind: Kind, following: Following, receive: Receive, trail: Trail, seen: Cursor | None = None
+) -> Response:
+    """The frames of the request from its beginning, or from behind `seen`. The headers tell what is known when the
+    first frame comes."""
+    started: dict[int, Started] = {}
+    telling = kind.telling(following.work)
+
+    async def frames() -> AsyncGenerator[bytes, None]:
+        start = Cursor.start(following.work.id, len(following.work.request.job_ids))
+        async with front.dispatcher.run(following, receive) as run:
+            async for frame in Stream(telling, start, seen, started).frames(run, front.keepalive_s):
+                yield frame
+            trail.usage = run.usage
+
+    def last_words(error: FleetError) -> bytes:
+        return sse.data(kind.error_body(problem_of(error))) + sse.DONE
+
+    return sse.EventStream(frames(), last_words, lambda: answer_headers(following.work, started.values()))

@@ -1,0 +1,53 @@
+"""What the front that takes a request leaves in Redis about it, so that any front can tell of it later."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from shared.errors import JobNotFound
+from shared.submission import Request
+
+OnDisconnect = Literal["cancel", "continue", "grace"]
+"""What becomes of work whose caller has left: it ends, goes on, or ends unless somebody follows it soon."""
+
+
+class Record(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`kind` names how it was asked and is answered, `created` is seconds since 1970. Each job has `n` choices; the
+    server's cap made them `capped_at` tokens, where that is fewer than asked. `notes` are the kind's own."""
+
+    kind: str
+    model: str
+    created: int
+    n: int = 1
+    capped_at: int | None = None
+    on_disconnect: OnDisconnect = "cancel"
+    notes: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Work:
+    """A request that is in the fleet, and its record."""
+
+    request: Request
+    record: Record
+
+    @property
+    def id(self) -> str:
+        return self.request.id
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Record)
+
+
+def encode_record(record: Record) -> bytes:
+    return _encoder.encode(record)
+
+
+def work_of(request: Request) -> Work:
+    """Raises JobNotFound for a record that only another version can read."""
+    try:
+        return Work(request, _decoder.decode(request.record))
+    except msgspec.DecodeError as error:
+        raise JobNotFound("This job was created by another version of the server.") from error

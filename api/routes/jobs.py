@@ -1,0 +1,95 @@
+"""`/v1/jobs`: what became of a request that was submitted on any endpoint; its stream, its result, its end.
+
+A caller sees the jobs of its own tenant; all others are not there.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Header, Request
+from fastapi.responses import Response
+
+from api.answers import attached, stream
+from api.caller import CallerDep
+from api.cursor import Cursor
+from api.deps import Front, FrontDep, TrailDep
+from api.errors import plain_body, problem_of
+from api.headers import answer_headers
+from api.kinds import Kind
+from api.record import Work, work_of
+from api.run import Tally, error_of, total_usage
+from api.schemas.usage import usage_body
+from shared.messages import Cancelled, Event, Failed
+from shared.submission import state_of
+
+router = APIRouter(tags=["jobs"])
+
+_ENDED = frozenset({"done", "failed", "cancelled"})
+
+
+@router.get("/v1/jobs/{id}")
+async def job(id: str, front: FrontDep, caller: CallerDep) -> Response:
+    """State, and once it is done the `result`: what the endpoint it was sent to would have answered."""
+    return await _told(front, work_of(await front.submissions.find(id, caller.tenant)))
+
+
+@router.get("/v1/jobs/{id}/events")
+async def events(
+    id: str,
+    request: Request,
+    front: FrontDep,
+    caller: CallerDep,
+    trail: TrailDep,
+    last_event_id: Annotated[str | None, Header(description="The stream goes on behind this frame.")] = None,
+) -> Response:
+    """The request's stream from its beginning, or from behind a frame; during the run and after it."""
+    seen = Cursor.parse(last_event_id) if last_event_id else None
+    following = await attached(front, await front.submissions.find(id, caller.tenant), seen)
+    return stream(front, front.kinds.of(following.work), following, request.receive, trail, seen)
+
+
+@router.delete("/v1/jobs/{id}")
+@router.post("/api/inference/cancel/{id}")
+async def cancel(id: str, front: FrontDep, caller: CallerDep) -> Response:
+    """Call it off, whatever its phase; what has ended stays as it is. What it had said can be read."""
+    request = await front.submissions.find(id, caller.tenant)
+    await front.submissions.end(request.job_ids, Cancelled("client"))
+    return await _told(front, work_of(request))
+
+
+async def _told(front: Front, work: Work) -> Response:
+    kind, state = front.kinds.of(work), state_of(await front.submissions.look(work.request))
+    record = work.record
+    body: dict[str, Any] = {"id": work.id, "object": "job", "state": state, "task": kind.task, "model": record.model}
+    body |= {"created": record.created, "usage": None}
+    headers: Mapping[str, str] = {}
+    if state in _ENDED:
+        logs = await asyncio.gather(*map(front.reader.read, work.request.job_ids))
+        more, headers = _ended(kind, work, state, [[event for _, event in log] for log in logs])
+        body |= more
+    return Response(msgspec.json.encode(body), media_type="application/json", headers=dict(headers))
+
+
+def _ended(kind: Kind, work: Work, state: str, logs: list[list[Event]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What is told of a request that has ended, besides. Of text that was cut short there is a `partial` answer."""
+    tallies = [Tally(work.record.n) for _ in logs]
+    for tally, log in zip(tallies, logs, strict=True):
+        for event in log:
+            tally.add(event)
+    outcomes = [tally.outcome(state) for tally in tallies]
+    more: dict[str, Any] = {"usage": usage_body(total_usage(outcomes)).model_dump()}
+    if state != "done":
+        more |= _failure([event for log in logs for event in log])
+    if state == "done" or kind.task == "generate":
+        rendered = kind.render(work, outcomes).model_dump_json().encode()
+        more["result" if state == "done" else "partial"] = msgspec.Raw(rendered)
+    return more, answer_headers(work, outcomes)
+
+
+def _failure(events: list[Event]) -> dict[str, Any]:
+    """The error of the job that failed first, else that of one that was cancelled."""
+    ends = [event for event in events if isinstance(event, Failed | Cancelled)]
+    first = next((event for event in ends if isinstance(event, Failed)), ends[0])
+    return dict(plain_body(problem_of(error_of(first))))

@@ -1,0 +1,55 @@
+"""The frames of a stream: everything is told from the beginning of the logs, and sent from behind a cursor."""
+
+from collections.abc import AsyncGenerator, Iterator
+
+from api import sse
+from api.cursor import Cursor
+from api.kinds import Telling
+from api.run import News, Run
+from shared.messages import Started
+
+
+class Stream:
+    """One reader's way through a stream. `seen` is where it was; None for one that has seen nothing. Jobs are noted in
+    `started` when they have."""
+
+    def __init__(self, telling: Telling, start: Cursor, seen: Cursor | None, started: dict[int, Started]) -> None:
+        self._telling = telling
+        self._started = started
+        self._at = start
+        self._seen = seen
+
+    async def frames(self, run: Run, keepalive_s: float) -> AsyncGenerator[bytes, None]:
+        """Begins with the first token, or when that is slow to come: what fails at once has a status of its own. Ends
+        when all jobs are done."""
+        is_open = self._seen is not None
+        async for news in run.progress(keepalive_s):
+            if news is not None and isinstance(news.event, Started):
+                self._started[news.job] = news.event
+            elif not is_open:
+                is_open = True
+                yield sse.data(self._telling.opening(), str(self._at))
+            if news is None:
+                yield sse.KEEP_ALIVE
+            else:
+                for frame in self._of(news):
+                    yield frame
+        for frame in self._closing(run):
+            yield frame
+        yield sse.DONE
+
+    def _of(self, news: News) -> Iterator[bytes]:
+        payloads = list(self._telling.of(news.job, news.event))
+        before = self._at
+        for number, payload in enumerate(payloads):
+            is_last = number + 1 == len(payloads)
+            self._at = before.at(news.job, news.index if is_last else news.index - 1, 0 if is_last else number + 1)
+            if self._seen is None or not self._seen.has(news.job, news.index, number):
+                yield sse.data(payload, str(self._at))
+        self._at = self._at.at(news.job, news.index)
+
+    def _closing(self, run: Run) -> Iterator[bytes]:
+        for number, payload in enumerate(self._telling.closing(run.usage)):
+            self._at = self._at.closed(number + 1)
+            if self._seen is None or number >= self._seen.closing:
+                yield sse.data(payload, str(self._at))

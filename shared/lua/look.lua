@@ -1,0 +1,23 @@
+-- a: jobs [id], expired, late (events), grace_ms, ttl_ms, publish
+-- How the jobs of a request stand. What waits too long ends here if nobody else has ended it, as does what runs
+-- `grace_ms` longer than its deadline. Returns for each {state, last event index, ms left to be taken, ms left to the
+-- deadline}, or {''} for one that is gone.
+
+local function stand(id)
+  local job = read_job(id)
+  if not job then return { '' } end
+  local queue_ms, deadline_ms = tonumber(job.expires_ms) - now, tonumber(job.deadline_ms) - now
+  local event = deadline_ms < 0 and a.late or a.expired
+  if (job.state == 'queued' and math.min(queue_ms, deadline_ms) < 0)
+    or (job.state == 'running' and deadline_ms + a.grace_ms < 0) then
+    append(job, { event })
+    call('HINCRBY', job_key(id), 'epoch', 1)
+    if job.worker then call(a.publish, P .. 'worker:' .. job.worker, id) end
+    finish(job, 'failed')
+  end
+  return { job.state, tonumber(job.last), queue_ms, deadline_ms }
+end
+
+local found = {}
+for i, id in ipairs(a.jobs) do found[i] = stand(id) end
+return found

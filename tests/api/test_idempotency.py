@@ -1,0 +1,101 @@
+"""Idempotency-Key: requests with one key and one body are one, whichever front they reach and when."""
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from shared import keys
+from shared.broker import connect
+from tests.api.echo_worker import EchoWorker
+from tests.api.frames import frames, read
+from tests.api.fronts import in_memory, live, until
+from tests.api.test_headers import POSTS
+
+KEY = {"Idempotency-Key": "an order, No. 7"}
+
+
+@pytest.mark.parametrize(("path", "body"), POSTS)
+async def test_the_same_answer_again(
+    client: httpx.AsyncClient, able: EchoWorker, path: str, body: dict[str, Any]
+) -> None:
+    """Seeds, ids, times and frames included; one job in all."""
+    first, second = [await client.post(path, json=body, headers=KEY) for _ in range(2)]
+    assert first.status_code == second.status_code == 200
+    assert first.content == second.content
+    assert first.headers["X-Job-Id"] == second.headers["X-Job-Id"]
+    assert len(able.jobs) == 1
+
+
+async def test_another_body_or_path_is_a_conflict(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+    body = {"prompts": ["a"]}
+    assert (await client.post("/generate", json=body, headers=KEY)).status_code == 200
+    for path, other in (("/generate", {"prompts": ["b"]}), ("/loglikelihood_rolling", body)):
+        answer = await client.post(path, json=other, headers=KEY)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "idempotency_conflict")
+        assert answer.json()["error"]["field"] == "Idempotency-Key"
+        assert answer.headers["X-Reject-Reason"] == "idempotency_conflict"
+    assert len(worker.jobs) == 1
+
+
+async def test_two_fronts_at_once_and_many_callers(redis: Redis, redis_url: str, worker: EchoWorker) -> None:
+    """While it runs: everybody waits for the one run, and gets its answer."""
+    worker.gate.clear()
+    other = connect(redis_url)
+    async with in_memory(redis) as one, in_memory(other) as two:
+        asking = [
+            asyncio.create_task(client.post("/generate", json={"prompts": ["a b c"]}, headers=KEY))
+            for client in (one, two) * 8
+        ]
+        await until(lambda: all_followed(redis, 15), "all others have found the request")
+        worker.gate.set()
+        answers = await asyncio.gather(*asking)
+    await other.aclose()
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.content for answer in answers}) == 1
+    assert len(worker.jobs) == 1
+
+
+async def test_a_stream_is_replayed_in_mid_run(redis: Redis, redis_url: str, worker: EchoWorker) -> None:
+    worker.gate.clear()
+    other, body = connect(redis_url), {"prompt": "a b c d", "stream": True, "logprobs": 2, "n": 2}
+    async with live(redis) as (one, _), live(other) as (two, _):
+        streams = [
+            await client.send(client.build_request("POST", "/v1/completions", json=body, headers=KEY), stream=True)
+            for client in (one, two)
+        ]
+        readers = [read(answer.aiter_lines()) for answer in streams]
+        begun = [[await anext(reader), await anext(reader)] for reader in readers]
+        worker.gate.set()
+        told = [[*start, *[frame async for frame in reader]] for start, reader in zip(begun, readers, strict=True)]
+        again = frames(await two.post("/v1/completions", json=body, headers=KEY))
+    await other.aclose()
+    assert told[0] == told[1] == again
+    assert "".join(frame.text for frame in again) != ""
+    assert len(worker.jobs) == 1
+
+
+async def test_a_key_outlives_the_result_and_says_so(redis: Redis, worker: EchoWorker) -> None:
+    async with in_memory(redis) as client:
+        answer = await client.post("/generate", json={"prompts": ["a"]}, headers=KEY)
+        await redis.delete(keys.request(answer.headers["X-Job-Id"]))
+        again = await client.post("/generate", json={"prompts": ["a"]}, headers=KEY)
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "idempotency_conflict")
+    assert "expired" in again.json()["error"]["message"]
+
+
+async def test_a_key_is_forgotten_in_time(redis: Redis, worker: EchoWorker) -> None:
+    async with in_memory(redis, idempotency_ttl_s=5) as client:
+        await client.post("/generate", json={"prompts": ["a"]}, headers=KEY)
+        [name] = await redis.keys("aios:{00}:key:*")
+        assert 0 < await redis.pttl(name) <= 5000
+        assert b"order" not in name, "a key may be anything, so its hash is what is kept"
+        await redis.delete(name)
+        assert (await client.post("/generate", json={"prompts": ["b"]}, headers=KEY)).status_code == 200
+
+
+async def all_followed(redis: Redis, count: int) -> bool:
+    names = await redis.keys("aios:{00}:request:*")
+    return len(names) == 1 and int(await redis.hget(names[0], "followers")) == count  # type: ignore[misc]

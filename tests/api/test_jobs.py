@@ -1,0 +1,234 @@
+"""`/v1/jobs`: submitted on any endpoint, asked for on any front, called off once."""
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from shared.broker import Broker, connect
+from shared.messages import Failed
+from shared.submission import Submissions
+from tests.api.echo_worker import EchoWorker, announce
+from tests.api.frames import frames
+from tests.api.fronts import in_memory, live, states, until
+from tests.api.test_headers import POSTS
+from tests.desk import Desk
+
+LATER = {"Prefer": "respond-async"}
+WAITS = [{"prompts": ["a b"]}, {"prompts": ["a b", "c d"]}]
+
+
+async def ended(client: httpx.AsyncClient, location: str) -> httpx.Response:
+    """The job, once it has ended."""
+
+    async def has_ended() -> bool:
+        return (await client.get(location)).json()["state"] in ("done", "failed", "cancelled")
+
+    await until(has_ended, "the job ends")
+    return await client.get(location)
+
+
+@pytest.mark.parametrize(("path", "body"), [(path, body) for path, body in POSTS if "stream" not in body])
+async def test_the_result_is_the_answer(redis: Redis, able: EchoWorker, path: str, body: dict[str, Any]) -> None:
+    """The very body that the endpoint would have given, told by another front."""
+    async with in_memory(redis) as one, in_memory(redis) as two:
+        accepted = await one.post(path, json=body, headers=LATER)
+        assert accepted.status_code == 202
+        assert accepted.headers["Preference-Applied"] == "respond-async"
+        id = accepted.json()["id"]
+        assert accepted.headers["Location"] == f"/v1/jobs/{id}"
+        assert accepted.json()["state"] in ("queued", "running", "done")
+        told = (await ended(two, accepted.headers["Location"])).json()
+        waited = (await two.post(path, json=body)).json()
+    assert (told["id"], told["state"], told["model"], told["object"]) == (id, "done", "echo", "job")
+    assert told["task"] == {"/generate": "generate", "/v1/completions": "generate", "/v1/puzzles/solve": "solve"}.get(
+        path, "score"
+    )
+    assert told["usage"]["prompt_tokens"] >= 0
+    if "usage" in waited:
+        assert told["usage"]["total_tokens"] == waited["usage"]["total_tokens"]
+    assert _without_names(told["result"]) == _without_names(waited)
+
+
+async def test_states_of_a_request_of_several_jobs(redis: Redis, worker: EchoWorker) -> None:
+    worker.gate.clear()
+    async with in_memory(redis) as client:
+        accepted = await client.post("/generate", json={"prompts": ["a b", "c d"]}, headers=LATER)
+        location = accepted.headers["Location"]
+        await until(lambda: len(worker.jobs) == 2, "the jobs run")
+        running = (await client.get(location)).json()
+        assert (running["state"], running["usage"]) == ("running", None)
+        assert "result" not in running
+        worker.gate.set()
+        assert (await ended(client, location)).json()["result"]["completions"] == ["a b", "c d"]
+
+
+async def test_a_job_that_waits_is_queued(redis: Redis) -> None:
+    await announce(redis, "echo")
+    async with in_memory(redis) as client:
+        accepted = await client.post("/generate", json={"prompts": ["a"]}, headers=LATER)
+        assert accepted.json()["state"] == "queued"
+        assert (await client.get(accepted.headers["Location"])).json()["state"] == "queued"
+
+
+@pytest.mark.parametrize("wait", ["wait=1", "respond-async, wait=1"])
+async def test_who_waits_a_while_gets_the_answer_or_a_job(redis: Redis, worker: EchoWorker, wait: str) -> None:
+    async with in_memory(redis) as client:
+        whole = await client.post("/generate", json={"prompts": ["a b"]}, headers={"Prefer": wait})
+        assert (whole.status_code, whole.json()["completions"]) == (200, ["a b"])
+        worker.gate.clear()
+        part = await client.post("/generate", json={"prompts": ["c d"]}, headers={"Prefer": wait})
+        assert (part.status_code, part.json()["state"]) == (202, "running")
+        worker.gate.set()
+        assert (await ended(client, part.headers["Location"])).json()["result"]["completions"] == ["c d"]
+
+
+@pytest.mark.parametrize("body", WAITS)
+async def test_cancelling_is_idempotent_and_keeps_what_was_said(
+    redis: Redis, worker: EchoWorker, body: dict[str, list[str]]
+) -> None:
+    worker.gate.clear()
+    async with in_memory(redis) as client:
+        location = (await client.post("/generate", json=body, headers=LATER)).headers["Location"]
+        await until(lambda: _has_said(redis, worker, len(body["prompts"])), "each job has said its first word")
+        for _ in range(2):
+            told = await client.delete(location)
+            assert (told.status_code, told.json()["state"]) == (200, "cancelled")
+            assert told.json()["error"]["code"] == "cancelled"
+            assert told.json()["partial"]["completions"] == [prompt[:2] for prompt in body["prompts"]]
+            assert "result" not in told.json()
+        id = location.rpartition("/")[2]
+        assert (await client.post(f"/api/inference/cancel/{id}")).json() == told.json()
+        worker.gate.set()
+        await until(lambda: len(worker.stale) == len(body["prompts"]), "the worker is told")
+    assert await Desk(redis, "echo").counts() == (0, 0)
+
+
+async def test_who_follows_a_job_hears_that_it_was_called_off(redis: Redis, worker: EchoWorker) -> None:
+    """P4: one end, in a stream as well; and the same when it is read again."""
+    worker.gate.clear()
+    async with live(redis) as (client, _):
+        body = {"prompt": "a b", "stream": True}
+        id = (await client.post("/v1/completions", json=body, headers=LATER)).json()["id"]
+        following = asyncio.create_task(client.get(f"/v1/jobs/{id}/events"))
+        await until(lambda: _has_said(redis, worker, 1), "the job has said its first word")
+        await client.delete(f"/v1/jobs/{id}")
+        for told in (frames(await following), frames(await client.get(f"/v1/jobs/{id}/events"))):
+            assert [frame.text for frame in told[:2]] == ["", "a "]
+            assert told[2].json["error"]["code"] == "cancelled"
+            assert told[3].data == "[DONE]"
+
+
+async def test_what_is_done_stays_done(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+    id = (await client.post("/generate", json={"prompts": ["a"]})).headers["X-Job-Id"]
+    assert (await client.delete(f"/v1/jobs/{id}")).json()["state"] == "done"
+    assert (await client.get(f"/v1/jobs/{id}")).json()["result"]["completions"] == ["a"]
+
+
+async def test_a_failure_is_told_and_takes_its_siblings_along(redis: Redis, worker: EchoWorker) -> None:
+    worker.gate.clear()
+    async with in_memory(redis) as client:
+        body = {"prompts": ["a b", "c d", "e f"]}
+        location = (await client.post("/generate", json=body, headers=LATER)).headers["Location"]
+        await until(lambda: len(worker.jobs) == 3, "the jobs run")
+        await Submissions(Broker(redis)).end([worker.jobs[1]], Failed("worker_failed", "It broke."))
+        await until(lambda: _all_are(redis, ["cancelled", "cancelled", "failed"]), "the siblings are cancelled")
+        told = (await client.get(location)).json()
+    assert (told["state"], told["error"]["code"], told["error"]["message"]) == ("failed", "worker_failed", "It broke.")
+
+
+@pytest.mark.parametrize(
+    "id", ["0" * 34, "", "x", "00" + "g" * 32, "0" * 33, "0" * 35, "00%2F..", "*", "00" + "é" * 32, "a" * 5000]
+)
+async def test_an_unknown_id_is_404_in_every_use(client: httpx.AsyncClient, id: str) -> None:
+    for method, path in (
+        ("GET", f"/v1/jobs/{id}"),
+        ("GET", f"/v1/jobs/{id}/events"),
+        ("DELETE", f"/v1/jobs/{id}"),
+        ("POST", f"/api/inference/cancel/{id}"),
+    ):
+        assert (await client.request(method, path)).status_code == 404, (method, path)
+
+
+async def test_a_foreign_id_is_404_in_every_use(redis: Redis) -> None:
+    """The same as an unknown one; nothing is ended."""
+    await announce(redis, "echo")
+    desk = Desk(redis, "echo")
+    request, (job,) = await desk.request(tenant="somebody else")
+    async with in_memory(redis) as client:
+        unknown = await client.get(f"/v1/jobs/{'0' * 34}")
+        for method, path in (
+            ("GET", f"/v1/jobs/{request.id}"),
+            ("GET", f"/v1/jobs/{request.id}/events"),
+            ("DELETE", f"/v1/jobs/{request.id}"),
+            ("POST", f"/api/inference/cancel/{request.id}"),
+        ):
+            answer = await client.request(method, path)
+            assert (answer.status_code, answer.json()) == (404, unknown.json())
+        body, stolen = {"prompt": "a", "stream": True}, {"Last-Event-ID": f"{request.id}.0"}
+        assert (await client.post("/v1/completions", json=body, headers=stolen)).status_code == 404
+    assert await desk.counts() == (1, 0)
+    assert await desk.events(job) == []
+
+
+async def test_a_job_of_another_version_is_404(redis: Redis) -> None:
+    for record in (b"\x93", b"\x83\xa4kind\xa5other\xa5model\xa1m\xa7created\x01"):
+        request, _ = await Desk(redis).request(record=record)
+        async with in_memory(redis) as client:
+            assert (await client.get(f"/v1/jobs/{request.id}")).status_code == 404
+
+
+@pytest.mark.parametrize(("limit", "code"), [("queue_timeout_s", "queue_timeout"), ("deadline_s", "deadline_exceeded")])
+async def test_what_is_overdue_ends_when_it_is_asked_for(redis: Redis, limit: str, code: str) -> None:
+    """P4: the front that took it is gone, and there is no worker."""
+    await announce(redis, "echo")
+    async with in_memory(redis) as client:
+        first = (await client.post("/generate", json={"prompts": ["a"]}, headers=LATER)).json()["id"]
+        record = await Submissions(Broker(redis)).find(first, "public")
+        request, _ = await Desk(redis, "echo").request(record=record.record, **{limit: 0.001})
+        told = (await ended(client, f"/v1/jobs/{request.id}")).json()
+    assert (told["state"], told["error"]["code"]) == ("failed", code)
+
+
+async def test_a_front_ends_what_it_took_and_nobody_waits_for(redis: Redis) -> None:
+    await announce(redis, "echo")
+    async with in_memory(redis, queue_timeout_s=0.2) as client:
+        await client.post("/generate", json={"prompts": ["a"]}, headers=LATER)
+        await until(lambda: _all_are(redis, ["failed"]), "the job is failed")
+
+
+async def test_events_of_what_has_no_stream_of_its_own(client: httpx.AsyncClient, able: EchoWorker) -> None:
+    for path, body in POSTS[:3]:
+        id = (await client.post(path, json=body, headers=LATER)).json()["id"]
+        opening, whole, done = frames(await client.get(f"/v1/jobs/{id}/events"))
+        assert opening.json == {"id": id, "object": "job", "model": "echo"}
+        assert whole.json == (await client.get(f"/v1/jobs/{id}")).json()["result"]
+        assert done.data == "[DONE]"
+
+
+async def test_a_job_outlives_its_front(redis: Redis, redis_url: str, worker: EchoWorker) -> None:
+    worker.gate.clear()
+    other = connect(redis_url)
+    async with live(other) as (client, _):
+        accepted = await client.post("/v1/completions", json={"prompt": "a b c"}, headers=LATER)
+        await until(lambda: len(worker.jobs) == 1, "the job runs")
+    await other.aclose()
+    worker.gate.set()
+    async with in_memory(redis) as client:
+        told = (await ended(client, accepted.headers["Location"])).json()
+    assert told["result"]["choices"][0]["text"] == "a b c"
+
+
+def _without_names(answer: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in answer.items() if name not in ("id", "created")}
+
+
+async def _all_are(redis: Redis, expected: list[str]) -> bool:
+    return await states(redis) == expected
+
+
+async def _has_said(redis: Redis, worker: EchoWorker, count: int) -> bool:
+    logs = [await Desk(redis, "echo").events(job) for job in worker.jobs]
+    return len(logs) == count and all(len(log) == 2 for log in logs)
