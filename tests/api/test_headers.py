@@ -100,12 +100,13 @@ async def test_each_limit_refuses_with_its_reason(redis: Redis, limits: dict[str
 
 
 async def test_a_deadline_that_cannot_be_kept_is_refused(redis: Redis, worker: EchoWorker) -> None:
-    """The rate is measured on what has ended; then the queue is made too long for it."""
+    """The rate is measured on what has ended; then the queue is made too long for it, and to have been there always."""
     async with in_memory(redis) as client:
         for _ in range(3):
             await client.post("/generate", json={"prompts": ["a b c"]})
         worker.gate.clear()
-        await redis.hset(keys.depth("00", "echo"), "cost:default", 10_000_000)  # type: ignore[misc]
+        await redis.hset(keys.depth("00", "echo"), mapping={"cost:default": 10_000_000, "jobs:default": 1})  # type: ignore[misc]
+        await redis.set("aios:{00}:busy:echo", 1)
         answer = await client.post("/generate", json={"prompts": ["a"]}, headers={"X-Deadline-Ms": "500"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "deadline_infeasible")
     assert answer.headers["X-Reject-Reason"] == "deadline_infeasible"
