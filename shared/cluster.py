@@ -144,6 +144,14 @@ class _Placed(Connection):
                 raise
             raise RedisConnectionError(f"{self.host}:{self.port} is away: {error}") from error
 
+    async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            await super().send_packed_command(*args, **kwargs)
+        except RuntimeError as error:  # uvloop says so of a transport that the server has closed meanwhile
+            if "closed" not in str(error):
+                raise
+            raise RedisConnectionError(f"the connection was closed: {error}") from error
+
     async def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return await super().read_response(*args, **kwargs)

@@ -10,18 +10,18 @@ from shared import keys
 from shared.broker import Broker, open_broker
 from tests.e2e.fleet import start_worker
 from tests.e2e.test_roles_apart import CAP, front
-from tests.polling import wait_until
+from tests.polling import until, wait_until
 from tests.redis_cluster import redis_cluster
 
 SHARDS = 4
 FLAGS = ("--redis-shards", str(SHARDS))
 
 
-async def shards_at_work(broker: Broker) -> set[str]:
-    """Where somebody says something."""
+async def shards_at_work(broker: Broker) -> list[str]:
+    """The shard of each job that says something."""
     pattern = keys.pattern("log")
     logs = [name for node in await broker.nodes() async for name in node.scan_iter(pattern)]
-    return {keys.parts(name.decode(), "log")[0] for name in logs}
+    return [keys.parts(name.decode(), "log")[0] for name in logs]
 
 
 async def test_the_fleet_on_a_cluster_outlives_a_restart_of_a_node(tmp_path: Path) -> None:
@@ -41,9 +41,15 @@ async def test_the_fleet_on_a_cluster_outlives_a_restart_of_a_node(tmp_path: Pat
                     text: str = answer.json()["completions"][0]
                     return text
 
-                asked = [asyncio.create_task(ask("abc", 2000)) for _ in range(12)]
+                async def is_ready() -> bool:
+                    return (await http.get("/readyz")).status_code == 200
+
+                await until(is_ready, "the front has seen the worker")
+                asked = [
+                    asyncio.create_task(ask("abc", 2000)) for _ in range(12)
+                ]  # new work would be refused meanwhile
                 async with asyncio.timeout(30):
-                    while not (shards := await shards_at_work(broker)):
+                    while len(shards := await shards_at_work(broker)) < len(asked):
                         await asyncio.sleep(0.005)
                 node = cluster.owner(key_slot(shards.pop().encode()))
                 node.stop()

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from redis.asyncio import Redis
+from redis.asyncio import Connection, Redis
 from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -230,3 +230,22 @@ async def test_without_any_node_the_failure_is_a_connection_error() -> None:
     async with open_broker("redis://127.0.0.1:1/0", SHARDS) as broker:
         with pytest.raises(RedisConnectionError):
             await broker.client("00").get("x")
+
+
+async def test_a_connection_that_was_closed_under_us_is_made_again(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvloop refuses to write to a closed transport with a RuntimeError, which redis-py lets through."""
+    async with open_broker(redis_url) as broker:
+        client = broker.client("00")
+        await client.ping()
+        send, failures = Connection.send_packed_command, [RuntimeError("unable to perform: the handler is closed")]
+
+        async def send_or_fail(connection: Connection, *args: object, **kwargs: object) -> None:
+            if failures:
+                raise failures.pop()
+            await send(connection, *args, **kwargs)
+
+        monkeypatch.setattr(Connection, "send_packed_command", send_or_fail)
+        assert await client.ping()
+        assert failures == []
