@@ -56,8 +56,9 @@ async def ask(ports: Sequence[int], clients: int, seconds: float, rate_per_s: fl
     head = ("POST /generate HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(payload)}")
     message = "\r\n".join((*head, "", "")).encode() + payload
 
-    async def client(port: int) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async def client(number: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", ports[number % len(ports)])
+        await asyncio.sleep(number / rate_per_s)  # not all at once
         while now() - begun < seconds:
             sent = now()
             writer.write(message)
@@ -66,7 +67,7 @@ async def ask(ports: Sequence[int], clients: int, seconds: float, rate_per_s: fl
             await asyncio.sleep(max(0.0, sent + clients / rate_per_s - now()))
         writer.close()
 
-    await asyncio.gather(*(client(ports[number % len(ports)]) for number in range(clients)))
+    await asyncio.gather(*(client(number) for number in range(clients)))
     return Answers(now() - begun, taken)
 
 
