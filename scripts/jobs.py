@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(asked: argparse.Namespace, settings: Settings) -> int:
     """Sweep once, or until told to stop."""
     configure_logging(settings.log_level, settings.log_format)
+    logging.getLogger("arq").setLevel(logging.WARNING)  # two lines for every sweep are not news
     return asyncio.run(_run(asked, settings))
 
 
