@@ -23,7 +23,7 @@ class Case:
     `sees` are, for each token of the step in flat order, the (key, value) pairs behind and at it, by position.
     """
 
-    def __init__(self, slot: int) -> None:
+    def __init__(self, slot: int, *, is_tiled: bool = False) -> None:
         torch.manual_seed(3)
         self.store = KVStore(KVShape(SLOTS, KV_HEADS, SIZE), 40, PAGE, torch.float32, torch.device("cpu"))
         self._free = iter(torch.randperm(40).tolist())
@@ -32,7 +32,7 @@ class Case:
         self._known: list[list[Pair]] = []
         self.slices = [self._slice(computed, count) for computed, count in stages]
         self.slices.append(self._scoring(context=9, tails=((1, 2, 3, 4, 5), (6,), (7, 8, 9))))
-        self.batch = BatchBuilder(PAGE, torch.device("cpu"), is_prefix=False).build(self.slices)
+        self.batch = BatchBuilder(PAGE, torch.device("cpu"), is_prefix=False, is_tiled=is_tiled).build(self.slices)
         self.query = torch.randn(len(self.batch.ids), HEADS, SIZE)
         self.key, self.value = torch.randn(2, len(self.batch.ids), KV_HEADS, SIZE)
 
@@ -84,11 +84,12 @@ def one_query(query: Tensor, seen: list[Pair]) -> Tensor:
     return out
 
 
+@pytest.mark.parametrize("is_tiled", [False, True])
 @pytest.mark.parametrize("window", [None, 1, 3, 8, 40])
 @pytest.mark.parametrize("slot", range(SLOTS))
-def test_every_stage_in_one_step(slot: int, window: int | None) -> None:
+def test_every_stage_in_one_step(slot: int, window: int | None, is_tiled: bool) -> None:
     """B59, X17: decoding rows of mixed lengths, prompts from the start and the middle, and continuations, together."""
-    case = Case(slot)
+    case = Case(slot, is_tiled=is_tiled)
     got = attend(case.batch.plan, case.store, slot, case.query, case.key, case.value, SCALE, window)
     sees = case.sees()
     assert len(sees) == len(got)

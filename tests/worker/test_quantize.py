@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, HrmTextConfig, HrmTextForC
 from transformers.pytorch_utils import Conv1D
 
 from scripts.train_sample import byte_tokenizer
-from shared.messages import Generate, Sampling, Score
+from shared.messages import Generate, Sampling, Score, TokenLogprob
 from shared.settings import Settings, SettingsError, model_entries
 from tests.worker.act_fixtures import Net, write_bundle
-from tests.worker.stepping import generate_all, score_all
+from tests.worker.stepping import generate_all, run, score_all
 from worker import loading
 from worker.models import linear
 from worker.models.act_bundle import load_act_bundle
@@ -151,6 +152,37 @@ def test_an_int8_batch_says_what_each_says_alone(written: tuple[Path, nn.Module,
     tasks = [Generate(text, Sampling(max_tokens=8, seed=i, temperature=0.9)) for i, text in enumerate(PROMPTS)]
     together = generate_all(runner, tasks)
     assert together == [generate_all(runner, [task])[0] for task in tasks]
+
+
+@pytest.mark.parametrize("write", [write_hrm_text, write_gpt2, write_causal_act])
+def test_int8_says_the_same_in_every_path_to_the_last_bit(
+    write: Callable[[Path], tuple[nn.Module, Logits]], tmp_path: Path
+) -> None:
+    """P3: one more bit in what is rounded to int8 soon changes a token; logprobs show it at once."""
+    torch.manual_seed(2)
+    for place in (tmp_path, tmp_path / "tokenizer"):
+        byte_tokenizer().save_pretrained(place)
+    write(tmp_path)
+    tasks = [
+        Generate(text * 2, Sampling(max_tokens=12, seed=i, temperature=0.9, logprobs=3, ignore_eos=True))
+        for i, text in enumerate(PROMPTS)
+    ]
+    options = RunnerOptions(path=str(tmp_path), max_batch=4, quantize="int8", prefix_cache=False)
+
+    def told(tasks: list[Generate], said: list[list[int]], **changes: Any) -> list[list[tuple[int, TokenLogprob]]]:
+        answers: list[list[tuple[int, TokenLogprob]]] = [[] for _ in tasks]
+        for part in run(load_runner("auto", replace(options, **changes)), tasks, said):
+            answers[int(part.key)] += zip(part.ids, part.logprobs, strict=True)
+        return answers
+
+    nothing: list[list[int]] = [[] for _ in tasks]
+    alone = [told([task], [[]])[0] for task in tasks]
+    assert all(len(items) == 12 for items in alone)
+    assert told(tasks, nothing) == alone, "batched"
+    assert told(tasks, nothing, step_tokens=7) == alone, "chunked, where prompts may be"
+    half = [[token for token, _ in items[:6]] for items in alone]
+    assert told(tasks, half) == [items[6:] for items in alone], "resumed"
+    assert told(tasks * 2, nothing * 2, prefix_cache=True)[len(tasks) :] == alone, "over known prompts"
 
 
 def recorded(kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 A span is a run of rows of equal width. Its keys come from pages of the store, from its own fresh tokens, or from both.
 Masks are boolean, True where a query may look. Where `worker.kv.flash` can be used, rows that look at stored tokens
-only are `PagedSpan`s instead, which gather nothing.
+only are `PagedSpan`s instead, which gather nothing. Where last bits matter, runs of tokens are `TiledSpan`s.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from worker.kv.spans import PagedSpan
 from worker.kv.store import KVStore
+from worker.kv.tiles import TiledSpan
 from worker.progress import beat
 
 
@@ -69,7 +70,7 @@ class Plan:
 
     positions: Tensor
     first_ids: Tensor
-    spans: tuple[Span | PagedSpan, ...]
+    spans: tuple[Span | PagedSpan | TiledSpan, ...]
     rows: Tensor | None = None
     kept: Tensor | None = None
 
@@ -95,19 +96,21 @@ def attend(
         kept = plan.kept
         store.write(slot, plan.rows, key if kept is None else key[kept], value if kept is None else value[kept])
     parts = [
-        _attend_in_place(span, store, slot, query, scale, window)
-        if isinstance(span, PagedSpan)
-        else _attend_span(span, store, slot, query, key, value, scale, window)
+        _attend_span(span, store, slot, query, key, value, scale, window)
+        if isinstance(span, Span)
+        else _attend_stored(span, store, slot, query[span.start : span.stop], scale, window)
         for span in plan.spans
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _attend_in_place(
-    span: PagedSpan, store: KVStore | None, slot: int, query: Tensor, scale: float, window: int | None
+def _attend_stored(
+    span: PagedSpan | TiledSpan, store: KVStore | None, slot: int, query: Tensor, scale: float, window: int | None
 ) -> Tensor:
     assert store is not None
-    return span.kernel(span, *store.pool(slot), query[span.start : span.stop], scale, window)
+    if isinstance(span, PagedSpan):
+        return span.kernel(span, *store.pool(slot), query, scale, window)
+    return span.attend(query, *store.read(slot, span.pages), scale, window)
 
 
 def _attend_span(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from worker.kv.attention import Plan, Span, length_groups
 from worker.kv.spans import Kernel, PagedSpan, paged_span
+from worker.kv.tiles import TiledSpan, tiles_of
 from worker.kv.transfer import to_device
 from worker.sequence import Sequence, Slice
 
@@ -34,25 +35,26 @@ class Batch:
 @dataclass
 class BatchBuilder:
     """Builds one step. `is_prefix`: a prompt sees itself in both directions. `kernel`: what attends to the
-    store's pages where they lie, if anything does."""
+    store's pages where they lie, if anything does. `is_tiled`: no sum depends on how a sequence was cut into steps."""
 
     page_size: int
     device: torch.device
     is_prefix: bool
     kernel: Kernel | None = None
+    is_tiled: bool = False
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     first_ids: list[int] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
-    spans: list[Span | PagedSpan] = field(default_factory=list)
+    spans: list[Span | PagedSpan | TiledSpan] = field(default_factory=list)
     samplers: list[int] = field(default_factory=list)
     sampled: list[int] = field(default_factory=list)
     scored: list[int] = field(default_factory=list)
     predictors: list[int] = field(default_factory=list)
 
     def build(self, slices: Rows[Slice]) -> Batch:
-        decoding = [index for index, part in enumerate(slices) if part.num_tokens == 1 and part.sequence.num_computed]
+        decoding = [index for index, part in enumerate(slices) if self._is_decoding(part)]
         for group in self._groups([slices[index].sequence.num_computed + 1 for index in decoding]):
             self._decode([(decoding[at], slices[decoding[at]]) for at in group])
         done = set(decoding)
@@ -73,6 +75,11 @@ class BatchBuilder:
         batch = Batch(ids, plan, sampled, predictors, tuple(self.samplers), tuple(self.scored))
         return to_device(batch, self.device)
 
+    def _is_decoding(self, part: Slice) -> bool:
+        sequence = part.sequence
+        is_one = part.num_tokens == 1 and sequence.num_computed > 0
+        return is_one and not (self.is_tiled and sequence.num_computed < len(sequence.encoded.prompt_ids) - 1)
+
     def _groups(self, lengths: list[int]) -> list[list[int]]:
         """Rows that are computed together: in place all of them, since nothing is padded there."""
         return [list(range(len(lengths)))] if self.kernel is not None and lengths else length_groups(lengths)
@@ -89,6 +96,9 @@ class BatchBuilder:
         """A run of tokens of one sequence: of a prefix prompt at once, of anything else causally."""
         sequence, first = part.sequence, part.sequence.num_computed
         end = first + part.num_tokens
+        if self.is_tiled:
+            self._tile(sequence, first, end)
+            first = end
         if self.is_prefix and first == 0:
             inside = min(end, len(sequence.encoded.prompt_ids))
             self._run(sequence, 0, inside, is_causal=False)
@@ -106,6 +116,13 @@ class BatchBuilder:
         positions = torch.arange(end)[None, :]
         self.spans.append(Span(start, len(self.ids), positions, has_fresh=True, is_causal=is_causal))
 
+    def _tile(self, sequence: Sequence, first: int, end: int) -> None:
+        start = len(self.ids)
+        self._store(sequence, first, end - first)
+        tiles = tuple(tiles_of(start, first, end, len(sequence.encoded.prompt_ids), is_prefix=self.is_prefix))
+        pages = self._tensor(self._pages([sequence], max(tile.num_keys for tile in tiles)))
+        self.spans.append(TiledSpan(start, len(self.ids), pages, tiles))
+
     def _look_back(self, sequences: Rows[Sequence], firsts: Rows[int], count: int) -> None:
         """The latest tokens are rows of `count`, stored from `firsts` on; they see what is stored up to themselves."""
         start, width = len(self.ids) - len(firsts) * count, max(firsts) + count
@@ -115,7 +132,8 @@ class BatchBuilder:
             self.spans.append(paged_span(start, [count] * len(firsts), lengths, pages, self.page_size, self.kernel))
             return
         positions = self._tensor(list(firsts))[:, None] + torch.arange(count)
-        self.spans.append(Span(start, len(self.ids), positions, self._tensor(pages), width, is_causal=True))
+        room = len(pages[0]) * self.page_size
+        self.spans.append(Span(start, len(self.ids), positions, self._tensor(pages), room, is_causal=True))
 
     def _continue(self, index: int, part: Slice) -> None:
         """The context's last token once more, as the root, then every continuation but its last token."""

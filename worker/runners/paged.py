@@ -59,6 +59,7 @@ class PagedRunner:
         )
         self.eos_ids = language.eos_ids
         self._net = net
+        self._is_tiled = options.quantize != "none"
         self._language = language
         self._store = KVStore(net.kv_shape, num_pages + use_graphs, options.page_size, net.dtype, net.device)
         self._decoder: DecodeGraphs | None = None
@@ -99,7 +100,7 @@ class PagedRunner:
     def _compute(self, slices: Rows[Slice], results: list[StepResult | FleetError]) -> None:
         """A step of any kind, into `results`. Parts of prompts say nothing: here they fail if they are no numbers."""
         size, net = self.spec.page_size, self._net
-        batch = BatchBuilder(size, net.device, net.is_prefix, self.kernel).build(slices)
+        batch = BatchBuilder(size, net.device, net.is_prefix, self.kernel, self._is_tiled).build(slices)
         hidden = net.hidden(batch.ids, batch.plan, self._store)
         if batch.samplers:
             states = hidden[batch.sampled]
