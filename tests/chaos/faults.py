@@ -30,7 +30,7 @@ class Fault:
 async def kill_worker(stage: Stage, phase: str) -> None:
     """What was on its way is lost."""
     await stage.victim.kill()
-    stage.fleet.leave(stage.victim)
+    stage.lose(stage.victim)
     await stage.go_on()
 
 
@@ -72,12 +72,12 @@ async def terminate_worker(stage: Stage, phase: str) -> None:
     await until(drains, "the victim drains")
     await stage.go_on()
     assert await asyncio.wait_for(stage.victim.process.wait(), DEADLINE_S) == 0
-    stage.fleet.leave(stage.victim)
+    stage.lose(stage.victim)
 
 
 async def kill_front(stage: Stage, phase: str) -> None:
     """What it had not told its clients they hear from the other one."""
-    stage.lose_front()
+    stage.lose(stage.front)
     await stage.front.kill()
     await until(stage.have_come_back, "all clients ask the other front")
     stage.victim.proxy.restore()
@@ -86,7 +86,7 @@ async def kill_front(stage: Stage, phase: str) -> None:
 
 async def terminate_front(stage: Stage, phase: str) -> None:
     """It sends its clients away and goes with 0."""
-    stage.lose_front()
+    stage.lose(stage.front)
     status, seconds = await stage.front.terminate()
     assert status == 0 and seconds < _EXIT_S
     await until(stage.have_come_back, "all clients ask the other front")

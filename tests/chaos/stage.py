@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.chaos.asks import Answer, Ask, Mode
@@ -13,10 +14,10 @@ from scripts.chaos.polling import came_true
 from shared.messages import Generate, Tokens, WorkerInfo
 from shared.presence import Presence
 from shared.queue import places_of
+from worker.outbox import GATHERED_TOKENS
 
 LEASE_S = 0.5
 DEADLINE_S = 10.0
-LENGTH = 12
 TAILS = ("a tail of words", "another of them", "and a third one", "more", "yet more", "the last of them")
 ASKED: dict[str, tuple[Mode, int]] = {
     "sync": ("sync", 1),
@@ -28,31 +29,42 @@ ASKED: dict[str, tuple[Mode, int]] = {
 """One of each: how it is asked, and for how many choices."""
 PLACES = sum(n for _, n in ASKED.values())
 
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job is held: behind so many of its tokens (a choice) or scores; it will say `length` tokens."""
+
+    tokens: int
+    scores: int
+    length: int
+
+
+_LAST = Place(GATHERED_TOKENS, len(TAILS) - 1, GATHERED_TOKENS + 1)
 PHASES = {
-    "queued": (0, 0),
-    "prefill": (0, 0),
-    "decode": (3, 2),
-    "unsent": (LENGTH - 1, len(TAILS) - 1),
-    "unacked": (LENGTH - 1, len(TAILS) - 1),
+    "queued": Place(0, 0, 12),
+    "prefill": Place(0, 0, 12),
+    "decode": Place(GATHERED_TOKENS, 2, GATHERED_TOKENS + 12),
+    "unsent": _LAST,
+    "unacked": _LAST,
 }
-"""In the line; taken, nothing said; some tokens logged; the last token on its way to Redis; the answer to it on its way
-back. Each with the tokens of a choice, and the scores, beyond which a job is held."""
+"""In the line; taken, nothing said; some tokens logged (as many as are logged at once); the last token on its way to
+Redis; the answer to it on its way back."""
 
 
 class Stage:
     """Two workers and two fronts. In each scene `victim` gets all jobs, because `rescuer` is stopped at first, and all
-    clients ask `front`, until it is lost and they are sent to `other_front`."""
+    clients ask `front`, until it is lost."""
 
     victim: Member
     rescuer: Member
     front: Member
-    other_front: Member
     gate: Path
 
     def __init__(self, made: Fleet, gates: Path) -> None:
         self.fleet = made
         self.answers: list[Answer] = []
         self._asking: list[asyncio.Task[None]] = []
+        self._coming: list[asyncio.Task[Member]] = []
         self._gates = gates
         self._door = ""
         self._once = Client(lambda: [self._door])
@@ -62,17 +74,14 @@ class Stage:
 
     async def open(self, *, is_persistent: bool = False) -> None:
         """A new scene, with clients who ask once or until they have an answer."""
-        while len(self.fleet.workers) < 2:
-            await self.fleet.add_worker()
-        while len(self.fleet.fronts) < 2:
-            await self.fleet.add_front()
+        await asyncio.gather(*self._coming)
         self.victim, self.rescuer = self.fleet.workers
-        self.front, self.other_front = self.fleet.fronts
+        self.front = self.fleet.fronts[0]
         await self.fleet.await_ready()
         await self.fleet.redis.config_set("appendfsync", "always")  # what is answered is on disk
         await self.rescuer.stop()
         self._door, self._client = self.front.url, self._again if is_persistent else self._once
-        self.answers, self._asking = [], []
+        self.answers, self._asking, self._coming = [], [], []
         self._scenes += 1
         self.gate = self._gates / f"gate{self._scenes}"
         self.gate.touch()
@@ -84,10 +93,12 @@ class Stage:
             self.answers.append(answer)
             self._asking.append(asyncio.create_task(self._client.fill(answer)))
 
-    def lose_front(self) -> None:
-        """Whoever asks again asks the other one."""
-        self._door = self.other_front.url
-        self.fleet.leave(self.front)
+    def lose(self, member: Member) -> None:
+        """It is no longer there; clients ask the other front, and its successor starts while the scene goes on."""
+        self.fleet.leave(member)
+        self._door = self.fleet.fronts[0].url
+        is_front = member is self.front
+        self._coming.append(asyncio.create_task(self.fleet.add_front() if is_front else self.fleet.add_worker()))
 
     async def have_come_back(self) -> bool:
         """Whether each client has been sent away and asks again."""
@@ -101,14 +112,14 @@ class Stage:
         assert [answer for answer in self.answers if not answer.is_right] == []
 
     async def all_in(self, phase: str, name: str) -> bool:
-        """Whether every job of the clients called `name` has come to its place, its log shows that, and its stream too."""
+        """Whether every job of the clients called `name` has come to its place, and its log and stream show that."""
         found = await self.traces(name)
         if len(found) < len(ASKED):
             return False
         if phase == "queued":
             return all(trace.state == "queued" for trace in found)
         return all(self.is_held(trace) and num_tokens(trace) == num_logged(trace, phase) for trace in found) and all(
-            len(answer.text.replace("\n", "")) == answer.ask.n * PHASES[phase][0]
+            sum(map(len, answer.said.values())) == answer.ask.n * PHASES[phase].tokens
             for answer in self.streams
             if f"-{name}-" in answer.ask.name
         )
@@ -133,18 +144,19 @@ class Stage:
         return next((item for item in known if f"-{member.pid}-" in item.id), None)
 
     async def close(self) -> None:
+        await asyncio.gather(*self._coming)
         await self._once.close()
         await self._again.close()
 
 
-def ask(kind: str, name: str, gate: str, held_after: tuple[int, int]) -> Ask:
+def ask(kind: str, name: str, gate: str, place: Place) -> Ask:
     mode, n = ASKED[kind]
-    prompt = f"hold:{gate}:{held_after[mode == 'scoring']} {name}"
     if mode == "scoring":
         expected = json.dumps([-float(len(tail)) for tail in TAILS])
-        return Ask(name, mode, prompt, continuations=TAILS, expected=expected)
-    texts = [prompt[choice : choice + LENGTH] for choice in range(n)]
-    return Ask(name, mode, prompt, LENGTH, n=n, expected="\n".join(texts))
+        return Ask(name, mode, f"hold:{gate}:{place.scores} {name}", continuations=TAILS, expected=expected)
+    prompt = f"hold:{gate}:{place.tokens} {name}"
+    texts = [(prompt * place.length)[choice : choice + place.length] for choice in range(n)]
+    return Ask(name, mode, prompt, place.length, n=n, expected="\n".join(texts))
 
 
 def num_tokens(trace: Trace) -> int:
@@ -153,7 +165,7 @@ def num_tokens(trace: Trace) -> int:
 
 def num_logged(trace: Trace, phase: str) -> int:
     """The tokens that a job has in its log when it is held; scores come with its end."""
-    return places_of(trace.job) * PHASES[phase][0] if isinstance(trace.job.task, Generate) else 0
+    return places_of(trace.job) * PHASES[phase].tokens if isinstance(trace.job.task, Generate) else 0
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:

@@ -37,7 +37,6 @@ async def test_nobody_notices(stage: Stage, name: str, phase: str) -> None:
         assert all(trace.was_hit for trace in found), "the fault hit nothing, so this proved nothing"
     if fault.hits == "worker" and phase in ("prefill", "decode"):
         gap_s = max(answer.frames[-1] for answer in stage.streams) - struck_s
-        print(f"gap {gap_s:.2f}")
         assert gap_s <= _MOST_SILENT_S
 
 

@@ -25,5 +25,5 @@ async def test_nothing_runs_before_it_is_known_to_have_begun(stage: Stage) -> No
 
     assert not await came_true(some_held, LEASE_S), "a job is in the engine that nobody would blame"
     await stage.victim.kill()
-    stage.fleet.leave(stage.victim)
+    stage.lose(stage.victim)
     await stage.go_on()
