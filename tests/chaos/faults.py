@@ -35,29 +35,47 @@ async def kill_worker(stage: Stage, phase: str) -> None:
 
 
 async def stop_worker(stage: Stage, phase: str) -> None:
-    """The victim comes back when others have answered for it; what it still has to say is refused."""
+    """The victim comes back when others have its jobs; what it still has to say is refused."""
     await stage.victim.stop()
-    await stage.go_on()
+    if phase == "unsent":
+        await let_the_rescuer_in(stage)
+    else:
+        await stage.go_on()
     stage.victim.proxy.restore()
     stage.victim.resume()
     if phase == "unsent":
         await until(partial(is_refused, stage.victim.proxy), "its last words are refused")
+        await stage.go_on()
     await until(partial(is_idle, stage), "the victim has dropped what it held")
 
 
 async def cut_worker(stage: Stage, phase: str) -> None:
-    """The victim loses Redis, and what was on its way, until others have answered for it (which takes a lease, unless
-    its jobs had ended). It has gone on alone meanwhile: none of that lands."""
+    """The victim loses Redis, and what was on its way, until others have its jobs (which takes a lease, unless they had
+    ended). It has gone on alone meanwhile: none of that lands."""
     proxy = stage.victim.proxy
     proxy.cut()
-    await stage.go_on()
-    proxy.restore()
     if phase == "unsent":
+        await let_the_rescuer_in(stage)
+        proxy.restore()
         proxy.trap(b"done", proxy.to_client)
         await until(partial(is_sprung, proxy), "it says its last words again")
         proxy.restore()
         await until(partial(is_refused, proxy), "they are refused")
+    await stage.go_on()
+    proxy.restore()
     await until(partial(is_idle, stage), "the victim has dropped what it held")
+
+
+async def let_the_rescuer_in(stage: Stage) -> None:
+    """It takes all jobs over, and is held where the victim was: who speaks now speaks into another's work."""
+    stage.gate.touch()
+    stage.rescuer.resume()
+
+    async def has_all() -> bool:
+        has_taken = all(trace.was_hit for trace in await stage.traces("client"))
+        return has_taken and await stage.all_in("unsent", "client")
+
+    await until(has_all, "the rescuer has all jobs, as far as they were logged")
 
 
 async def terminate_worker(stage: Stage, phase: str) -> None:
