@@ -3,6 +3,7 @@
 Pure ASGI, so that nothing here buffers an answer or hides a disconnect. Order and arguments are in `app.MIDDLEWARE`.
 """
 
+import asyncio
 import logging
 import re
 import time
@@ -13,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import Problem, problem_of, render
 from api.trail import Trail, trail_of
-from shared.errors import ClientGone, PayloadTooLarge
+from shared.errors import ClientGone, Draining, PayloadTooLarge
 from shared.metrics import Metrics
 
 REQUEST_ID = "X-Request-Id"
@@ -99,7 +100,11 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 class CrashGuard:
-    """The seam where a bug becomes a 500 without a stack in the body; the stack goes to the log."""
+    """The seam where a bug becomes a 500 without a stack in the body; the stack goes to the log.
+
+    A server that stops cancels what it cannot wait for, such as a look into a Redis that is mute: whoever has no answer
+    by then is sent to another front.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -114,6 +119,12 @@ class CrashGuard:
 
         try:
             await self._app(scope, receive, send_noting_start)
+        except asyncio.CancelledError:
+            if scope["type"] != "http" or has_begun:
+                raise
+            trail_of(scope).error = Draining.code
+            problem = problem_of(Draining("This server is shutting down.", retry_after_s=1))
+            await render(problem, scope["path"])(scope, receive, send)
         except Exception:
             if scope["type"] != "http":
                 raise

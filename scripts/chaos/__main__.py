@@ -11,8 +11,9 @@ import sys
 import time
 from dataclasses import fields
 
-from scripts.chaos.rows import ROWS, Plan, Row, RowOf
+from scripts.chaos.rows import ROWS, RowOf
 from scripts.chaos.submits import submits
+from scripts.chaos.verdict import Plan, Row
 
 _SHOWN = 5
 ALL_ROWS: dict[str, RowOf] = {**ROWS, "submits": submits}

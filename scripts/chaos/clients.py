@@ -8,63 +8,17 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 
-Mode = Literal["sync", "sse", "scoring", "poll"]
+from scripts.chaos.asks import Answer, Ask
+
 _DONE = "[DONE]"
 _TRIES = 100
 _PAUSE_S = 0.1
 _FAILED = ("failed", "cancelled")
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One request. `expected` is its whole text, or the sums of its scores; None where it is still to be found out."""
-
-    name: str
-    mode: Mode
-    prompt: str
-    max_tokens: int = 32
-    temperature: float = 0.0
-    continuations: tuple[str, ...] = ()
-    expected: str | None = None
-
-    @property
-    def path(self) -> str:
-        return "/loglikelihood" if self.mode == "scoring" else "/v1/completions"
-
-    @property
-    def body(self) -> dict[str, Any]:
-        if self.mode == "scoring":
-            return {"prompts": [self.prompt] * len(self.continuations), "continuations": list(self.continuations)}
-        sampling = {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": 7}
-        return {"prompt": self.prompt, **sampling, **({"stream": True} if self.mode == "sse" else {})}
-
-
-@dataclass
-class Answer:
-    """What came. `frames` are the times at which the request left and each frame came (seconds, monotonic); `tries`
-    counts how often a front was asked."""
-
-    ask: Ask
-    text: str = ""
-    error: str = ""
-    frames: list[float] = field(default_factory=list)
-    last_id: str = ""
-    tries: int = 0
-
-    @property
-    def is_right(self) -> bool:
-        return not self.error and self.text == self.ask.expected
-
-    @property
-    def gap_s(self) -> float:
-        """The longest wait for a frame."""
-        return max((later - sooner for sooner, later in zip(self.frames, self.frames[1:], strict=False)), default=0.0)
 
 
 class FrontGone(Exception):
@@ -85,19 +39,23 @@ class Client:
 
     async def ask(self, ask: Ask) -> Answer:
         """The answer, whatever it takes; what cannot be had is its `error`."""
-        answer = Answer(ask, frames=[time.monotonic()])
+        answer = Answer(ask)
+        await self.fill(answer)
+        return answer
+
+    async def fill(self, answer: Answer) -> None:
+        """The same, for who wants to see it come."""
         for answer.tries in range(1, (_TRIES if self._is_persistent else 1) + 1):
             urls = self._urls()
             try:
                 await self._try(urls[next(self._turn) % len(urls)], answer)
-                return answer
+                return
             except (FrontGone, httpx.TransportError) as error:
                 answer.error = repr(error)
             except Refused as error:
                 answer.error = str(error)
-                return answer
+                return
             await asyncio.sleep(_PAUSE_S)
-        return answer
 
     async def _try(self, url: str, answer: Answer) -> None:
         match answer.ask.mode:
@@ -107,7 +65,7 @@ class Client:
                 await self._poll(url, answer)
             case _:
                 said = _checked(await self._http.post(url + answer.ask.path, **self._order(answer.ask)))
-                answer.text = _scores(said) if answer.ask.mode == "scoring" else said["choices"][0]["text"]
+                answer.said = {0: json.dumps(said["ll"])} if answer.ask.mode == "scoring" else _texts(said)
         answer.error = ""
         answer.frames.append(time.monotonic())
 
@@ -117,7 +75,7 @@ class Client:
             path = f"/v1/jobs/{answer.last_id.partition('.')[0]}/events"
             asking = self._http.stream("GET", url + path, headers={"Last-Event-ID": answer.last_id})
         else:
-            answer.text = ""
+            answer.said = {}
             asking = self._http.stream("POST", url + answer.ask.path, **self._order(answer.ask))
         async with asking as reply:
             if reply.status_code != 200:
@@ -140,7 +98,8 @@ class Client:
             if self._is_persistent and _is_passing(chunk["error"]):
                 raise FrontGone(data)
             raise Refused(data)
-        answer.text += "".join(choice["text"] for choice in chunk["choices"])
+        for choice, text in _texts(chunk).items():
+            answer.said[choice] = answer.said.get(choice, "") + text
         return False
 
     async def _poll(self, url: str, answer: Answer) -> None:
@@ -152,7 +111,7 @@ class Client:
         while True:
             job = _checked(await self._http.get(f"{url}/v1/jobs/{answer.last_id}"))
             if job["state"] == "done":
-                answer.text = job["result"]["choices"][0]["text"]
+                answer.said = _texts(job["result"])
                 return
             if job["state"] in _FAILED:
                 raise Refused(json.dumps(job))
@@ -196,5 +155,5 @@ def _is_passing(error: Any) -> bool:
     return isinstance(error, dict) and error.get("code") in ("draining", "broker_unavailable", "no_worker")
 
 
-def _scores(said: Any) -> str:
-    return json.dumps(said["ll"])
+def _texts(body: Any) -> dict[int, str]:
+    return {choice["index"]: choice["text"] for choice in body["choices"]}

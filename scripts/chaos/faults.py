@@ -77,17 +77,22 @@ async def kill_front(fleet: Fleet, rng: random.Random, toll: Toll) -> None:
 
 async def cut_worker(fleet: Fleet, rng: random.Random, toll: Toll, *, for_s: float = 4.0) -> None:
     """A worker loses Redis for longer than its leases last. The last one that has it is spared."""
-    connected = [member for member in fleet.workers if member.proxy is not None and not member.proxy.is_cut]
+    connected = [member for member in fleet.workers if not member.proxy.is_cut]
     victim = _victim(connected, rng, toll)
-    if victim is not None and victim.proxy is not None:
+    if victim is not None:
         victim.proxy.cut()
         await asyncio.sleep(for_s)
         victim.proxy.restore()
 
 
 async def kill_redis(fleet: Fleet, rng: random.Random, toll: Toll) -> None:
-    """SIGKILL, and the same Redis again with what its append-only file has kept."""
+    """Redis dies and comes back."""
     toll.faults += 1
+    await restart_redis(fleet)
+
+
+async def restart_redis(fleet: Fleet) -> None:
+    """SIGKILL, and the same Redis again with what its append-only file has kept."""
     os.kill(fleet.server.pid, signal.SIGKILL)
 
     async def is_back() -> bool:

@@ -29,14 +29,20 @@ _GOING_S = 60.0
 
 @dataclass
 class Member:
-    """One process. `url` is a front's address, `proxy` its line to Redis if it has one of its own."""
+    """One process. `url` is a front's address, `line` what it has in place of a direct connection to Redis."""
 
     role: str
     process: asyncio.subprocess.Process
     log: Path
     url: str = ""
-    proxy: Proxy | None = None
+    line: Proxy | None = None
     is_stopped: bool = False
+
+    @property
+    def proxy(self) -> Proxy:
+        """Its line to Redis, in a fleet whose members have lines of their own."""
+        assert self.line is not None, "has no line of its own"
+        return self.line
 
     @property
     def pid(self) -> int:
@@ -51,8 +57,8 @@ class Member:
         if self.is_running:
             self.process.kill()
         await self.process.wait()
-        if self.proxy is not None:
-            self.proxy.cut()
+        if self.line is not None:
+            self.line.cut()
 
     async def stop(self) -> None:
         """SIGSTOP; returns when the kernel says that no thread of it runs."""
@@ -94,7 +100,7 @@ def _state(stat: Path) -> str:
 class Fleet:
     """`worker_flags` and `front_flags` go to every such process, `env` on top of the harness's own environment.
 
-    `worker` is the module that workers run. With `has_proxies` each worker has a line of its own to Redis.
+    `worker` is the module that workers run. With `has_proxies` each member has a line of its own to Redis.
     """
 
     def __init__(
@@ -120,13 +126,8 @@ class Fleet:
 
     async def add_worker(self) -> Member:
         """A worker that is ready: its presence says so."""
-        proxy = await Proxy("127.0.0.1", self.server.port).start() if self._has_proxies else None
-        url = self.server.url
-        if proxy is not None:
-            url = url.replace(f":{self.server.port}/", f":{proxy.port}/")
-        flags = ["--redis-url", url, "--log-level", "info", *self._worker_flags]
+        flags = ["--log-level", "info", *self._worker_flags]
         member = await self._start("worker", [self._worker, *flags])
-        member.proxy = proxy
         await self._await(member, lambda: self._is_announced(member))
         self.workers.append(member)
         return member
@@ -134,7 +135,7 @@ class Fleet:
     async def add_front(self, port: int | None = None) -> Member:
         """A front that answers, on `port` or a free one."""
         port = port or free_port()
-        flags = ["--redis-url", self.server.url, "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"]
+        flags = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"]
         member = await self._start("front", ["api", *flags, *self._front_flags])
         member.url = f"http://127.0.0.1:{port}"
         await self._await(member, lambda: self._answers(f"{member.url}/healthz"))
@@ -155,8 +156,8 @@ class Fleet:
     async def close(self) -> None:
         for member in self._everybody:
             await member.kill()
-            if member.proxy is not None:
-                await member.proxy.close()
+            if member.line is not None:
+                await member.line.close()
         await self._http.aclose()
         await self.redis.aclose()
 
@@ -165,6 +166,9 @@ class Fleet:
         return sum(words in line for member in self._everybody for line in member.log.read_text().splitlines())
 
     async def _start(self, role: str, command: Sequence[str]) -> Member:
+        line = await Proxy("127.0.0.1", self.server.port).start() if self._has_proxies else None
+        port = line.port if line is not None else self.server.port
+        command = [*command, "--redis-url", self.server.url.replace(f":{self.server.port}/", f":{port}/")]
         path = self.server.directory / f"{role}-{next(self._numbers)}.log"
         with path.open("wb") as log:
             process = await asyncio.create_subprocess_exec(
@@ -172,7 +176,7 @@ class Fleet:
                 stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
                 env=self._env, preexec_fn=die_with_parent(),
             )  # fmt: skip
-        member = Member(role, process, path)
+        member = Member(role, process, path, line=line)
         self._everybody.append(member)
         return member
 

@@ -4,6 +4,7 @@ Knows nothing of what it carries, but may be told a word to wait for. One direct
 """
 
 import asyncio
+import random
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Self
@@ -13,10 +14,10 @@ _CHUNK = 1 << 16
 
 @dataclass
 class Direction:
-    """What happens to bytes on their way: all come `delay_s` later; while `open` is not set they wait."""
+    """What happens to bytes on their way: all come later by `delay_s` (from, to); while `open` is not set they wait."""
 
     open: asyncio.Event = field(default_factory=asyncio.Event)
-    delay_s: float = 0.0
+    delay_s: tuple[float, float] = (0.0, 0.0)
 
     def hold(self) -> None:
         self.open.clear()
@@ -77,6 +78,10 @@ class Proxy:
         self.to_server.release()
         self.to_client.release()
 
+    def slow(self, from_s: float, to_s: float) -> None:
+        """Whatever comes from now on, either way, comes so much later."""
+        self.to_server.delay_s = self.to_client.delay_s = (from_s, to_s)
+
     async def close(self) -> None:
         if self._server is not None:
             self._server.close()
@@ -116,8 +121,8 @@ class Proxy:
                 while data := await reader.read(_CHUNK):
                     self._look(line, data, way)
                     await way.open.wait()
-                    if way.delay_s:
-                        await asyncio.sleep(way.delay_s)
+                    if any(way.delay_s):
+                        await asyncio.sleep(random.uniform(*way.delay_s))
                     writer.write(data)
                     await writer.drain()
         finally:

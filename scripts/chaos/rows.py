@@ -4,46 +4,21 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from scripts.chaos import faults
-from scripts.chaos.clients import Answer, Ask, Client, load
+from scripts.chaos.asks import Ask
+from scripts.chaos.clients import Client, load
 from scripts.chaos.faults import Fault, Toll, every
-from scripts.chaos.invariants import all_ended, traces, violations
 from scripts.chaos.members import Fleet, fleet
 from scripts.chaos.rigged import POISON, STEP_ENV
+from scripts.chaos.verdict import Plan, Row, at, bars, judged, run_twice
 from shared.settings import SAMPLE_MODEL
 
 _DISTINCT = 40
-_DRAIN_S = 60.0
-_REFUSED = "is no longer ours, dropped"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How large an experiment is. `model` is `echo` (rigged: `step_s` for each step) or `sample` (HRM-Text)."""
-
-    model: str = "echo"
-    requests: int = 800
-    clients: int = 8
-    workers: int = 4
-    every_s: float = 5.0
-    lease_s: float = 3.0
-    step_s: float = 0.02
-    max_tokens: int = 64
-    submits: int = 10_000
-
-
-@dataclass
-class Row:
-    """One line of the table. It passes when `wrong` is empty."""
-
-    name: str
-    figures: dict[str, Any]
-    wrong: list[str] = field(default_factory=list)
-
+_LATE_S = (0.02, 0.1)
 
 RowOf = Callable[[Plan], Coroutine[Any, Any, Row]]
 
@@ -84,8 +59,8 @@ async def under_load(
             answers = await load(client, asks, plan.clients)
             seconds = time.monotonic() - begun
         await client.close()
-        row = await _judged(name, made, answers, toll, seconds)
-        row.wrong += _bars(name, plan, row.figures)
+        row = await judged(name, made, answers, toll, seconds)
+        row.wrong += bars(name, plan, row.figures)
         return row
 
 
@@ -99,12 +74,28 @@ async def fronts_killed(plan: Plan) -> Row:
         async with every(plan.every_s, faults.kill_front, made) as toll:
             answers = await load(client, asks, plan.clients)
             seconds = time.monotonic() - begun
-        row = await _judged("front", made, answers, toll, seconds)
-        row.figures["run twice"] = await _run_twice(made, asks)
+        row = await judged("front", made, answers, toll, seconds)
+        row.figures["run twice"] = await run_twice(made, asks)
         if row.figures["run twice"]:
             row.wrong.append(f"{row.figures['run twice']} requests were run twice")
         await client.close()
         await undisturbed.close()
+        return row
+
+
+async def slow(plan: Plan) -> Row:
+    """Whatever a worker or front says to Redis, and Redis to it, is 20 to 100 ms on its way."""
+    async with fleet_of(plan, has_proxies=True) as made:
+        client = Client(lambda: [front.url for front in made.fronts])
+        asks = await with_expected(plan, client, ("sse", "sync", "poll", "scoring"))
+        for member in made.fronts + made.workers:
+            member.proxy.slow(*_LATE_S)
+        begun = time.monotonic()
+        answers = await load(client, asks, plan.clients)
+        row = await judged("slow", made, answers, Toll(), time.monotonic() - begun)
+        took = sorted(answer.took_s for answer in answers)
+        row.figures |= {"took p50 s": at(took, 0.5), "took p99 s": at(took, 0.99)}
+        await client.close()
         return row
 
 
@@ -120,7 +111,7 @@ async def rolling(plan: Plan) -> Row:
         await faults.roll(made, toll)
         is_covered = not loading.done()
         answers = await loading
-        row = await _judged("rolling", made, answers, toll, time.monotonic() - begun)
+        row = await judged("rolling", made, answers, toll, time.monotonic() - begun)
         row.figures["exits s"] = " ".join(f"{exit_s:.2f}" for exit_s in toll.exits_s)
         if max(toll.exits_s) >= 2:
             row.wrong.append(f"the slowest exit took {max(toll.exits_s):.2f} s")
@@ -147,57 +138,13 @@ async def poisoned(plan: Plan) -> Row:
         replacing.cancel()
         await asyncio.gather(replacing, return_exceptions=True)
         [convict] = [answer for answer in answers if answer.ask.prompt == POISON]
-        row = await _judged("poison", made, [answer for answer in answers if answer is not convict], toll, seconds)
+        row = await judged("poison", made, [answer for answer in answers if answer is not convict], toll, seconds)
         dead = await made.redis.xlen("aios:{00}:dead")
         row.figures |= {"crashes": toll.faults, "dead": dead}
         if "worker_crashed" not in convict.error or dead != 1 or toll.faults > 3:
             row.wrong.append(f"{toll.faults} crashes, {dead} dead, the poison's client got {convict.error[:200]!r}")
         await client.close()
         return row
-
-
-def _bars(name: str, plan: Plan, figures: dict[str, Any]) -> list[str]:
-    """What more is asked of rows in which workers are lost."""
-    wrong, gap_s = [], figures["gap p99 s"] or 0.0
-    if name != "redis" and figures["requests hit"] == 0:
-        wrong.append("no request was hit, so this proved nothing")
-    if name != "redis" and gap_s > plan.lease_s + 1:
-        wrong.append(f"the recovery gap is {gap_s} s, and the lease {plan.lease_s} s")
-    if name == "stop" and figures["late appends refused"] == 0:
-        wrong.append("no late append was refused")
-    return wrong
-
-
-async def _judged(name: str, made: Fleet, answers: Sequence[Answer], toll: Toll, seconds: float) -> Row:
-    """The figures that all rows share, and what is wrong with them."""
-    await all_ended(made.redis, _DRAIN_S)
-    failed = [answer for answer in answers if answer.error]
-    changed = [answer for answer in answers if not answer.error and not answer.is_right]
-    hit = {trace.job.request_id for trace in await traces(made.redis) if trace.was_hit}
-    gaps = sorted(answer.gap_s for answer in answers if answer.ask.name in hit and answer.ask.mode == "sse")
-    wrong = await violations(made.redis)
-    wrong += [f"{answer.ask.name} ({answer.ask.mode}) failed: {answer.error[:200]}" for answer in failed]
-    wrong += [f"{answer.ask.name} ({answer.ask.mode}) said {answer.text[:80]!r}" for answer in changed]
-    figures = {
-        "requests": len(answers),
-        "failed": len(failed),
-        "asked again": sum(answer.tries > 1 for answer in answers),
-        "changed": len(changed),
-        "faults": toll.faults,
-        "spared": toll.spared,
-        "requests hit": len(hit),
-        "gap p50 s": _at(gaps, 0.5),
-        "gap p99 s": _at(gaps, 0.99),
-        "late appends refused": made.log_lines(_REFUSED),
-        "seconds": round(seconds, 1),
-    }
-    return Row(name, figures, wrong)
-
-
-async def _run_twice(made: Fleet, asks: Sequence[Ask]) -> int:
-    """Jobs beyond one for each ask."""
-    names = {ask.name for ask in asks}
-    return sum(trace.job.request_id in names for trace in await traces(made.redis)) - len(names)
 
 
 def _ask(plan: Plan, number: int, mode: str) -> Ask:
@@ -216,15 +163,12 @@ def _echoed(ask: Ask) -> str:
     return (ask.prompt * ask.max_tokens)[: ask.max_tokens]
 
 
-def _at(values: Sequence[float], share: float) -> float | None:
-    return round(values[min(len(values) - 1, int(len(values) * share))], 2) if values else None
-
-
 ROWS: dict[str, RowOf] = {
     "kill": partial(under_load, "kill", fault=faults.kill_worker),
     "stop": partial(under_load, "stop", fault=faults.stop_worker),
     "cut": partial(under_load, "cut", fault=faults.cut_worker, has_proxies=True),
     "redis": partial(under_load, "redis", fault=faults.kill_redis, is_persistent=True),
+    "slow": slow,
     "front": fronts_killed,
     "rolling": rolling,
     "poison": poisoned,

@@ -10,7 +10,8 @@ from redis.asyncio import Redis
 from scripts.chaos import faults
 from scripts.chaos.faults import every
 from scripts.chaos.invariants import all_ended, traces, violations
-from scripts.chaos.rows import Plan, Row, fleet_of
+from scripts.chaos.rows import fleet_of
+from scripts.chaos.verdict import Plan, Row
 from shared.broker import Broker
 from shared.messages import Generate, Sampling, Score, Task
 from shared.submission import Order, Quota, Room, Submissions

@@ -10,10 +10,12 @@ import openai
 import pytest
 from redis.asyncio import Redis
 
+from scripts.chaos.proxy import Proxy
 from shared.broker import connect
 from tests.api.echo_worker import EchoWorker
 from tests.api.frames import frames, read
 from tests.api.fronts import live, process, state, until
+from tests.redis_server import RedisServer
 
 STREAM = {"prompt": "a b c", "stream": True}
 KEY = {"Idempotency-Key": "k"}
@@ -162,6 +164,19 @@ async def test_the_process_exits_in_two_seconds(redis_url: str, worker: EchoWork
     async with process(redis_url) as (_, client):
         rest = frames(await client.get(f"/v1/jobs/{answer.headers['X-Job-Id']}/events"))
         assert "".join(frame.text for frame in rest) == "a b c"
+
+
+async def test_who_is_kept_waiting_by_a_mute_redis_is_sent_on_too(redis_server: RedisServer, redis_url: str) -> None:
+    proxy = await Proxy("127.0.0.1", redis_server.port).start()
+    async with process(f"redis://127.0.0.1:{proxy.port}/0") as (front, client):
+        proxy.trap(b"request:", proxy.to_client)
+        asking = asyncio.create_task(client.get(f"/v1/jobs/00{'0' * 32}"))
+        await until(lambda: proxy.is_sprung, "the front has asked Redis")
+        front.send_signal(signal.SIGTERM)
+        answer = await asking
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
+        assert await asyncio.wait_for(front.wait(), 10) == 0
+    await proxy.close()
 
 
 async def is_state(redis: Redis, worker: EchoWorker, expected: str) -> bool:

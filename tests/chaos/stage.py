@@ -3,69 +3,140 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.chaos.clients import Ask, Client
+from scripts.chaos.asks import Answer, Ask, Mode
+from scripts.chaos.clients import Client
 from scripts.chaos.invariants import Trace, traces
 from scripts.chaos.members import Fleet, Member
 from scripts.chaos.polling import came_true
 from shared.messages import Generate, Tokens, WorkerInfo
 from shared.presence import Presence
+from shared.queue import places_of
+from worker.outbox import GATHERED_TOKENS
 
 LEASE_S = 0.5
 DEADLINE_S = 10.0
-LENGTH = 12
 TAILS = ("a tail of words", "another of them", "and a third one", "more", "yet more", "the last of them")
-MODES = ("sync", "sse", "scoring")
-
-PHASES = {
-    "queued": (0, 0),
-    "prefill": (0, 0),
-    "decode": (3, 2),
-    "unsent": (LENGTH - 1, len(TAILS) - 1),
-    "unacked": (LENGTH - 1, len(TAILS) - 1),
+ASKED: dict[str, tuple[Mode, int]] = {
+    "sync": ("sync", 1),
+    "sse": ("sse", 1),
+    "poll": ("poll", 1),
+    "choices": ("sse", 2),
+    "scoring": ("scoring", 1),
 }
-"""In the line; taken, nothing said; some tokens logged; the last token on its way to Redis; the answer to it on its way
-back. Each with the tokens, and the scores, beyond which a job is held."""
+"""One of each: how it is asked, and for how many choices."""
+PLACES = sum(n for _, n in ASKED.values())
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job is held: behind so many of its tokens (a choice) or scores; it will say `length` tokens."""
+
+    tokens: int
+    scores: int
+    length: int
+
+
+_LAST = Place(GATHERED_TOKENS, len(TAILS) - 1, GATHERED_TOKENS + 1)
+PHASES = {
+    "queued": Place(0, 0, 12),
+    "prefill": Place(0, 0, 12),
+    "decode": Place(GATHERED_TOKENS, 2, GATHERED_TOKENS + 12),
+    "unsent": _LAST,
+    "unacked": _LAST,
+}
+"""In the line; taken, nothing said; some tokens logged (as many as are logged at once); the last token on its way to
+Redis; the answer to it on its way back."""
 
 
 class Stage:
-    """Two workers and one front. In each scene `victim` gets all jobs, because `rescuer` is stopped at first."""
+    """Two workers and two fronts. In each scene `victim` gets all jobs, because `rescuer` is stopped at first, and all
+    clients ask `front`, until it is lost."""
 
     victim: Member
     rescuer: Member
+    front: Member
     gate: Path
 
     def __init__(self, made: Fleet, gates: Path) -> None:
         self.fleet = made
+        self.answers: list[Answer] = []
+        self._asking: list[asyncio.Task[None]] = []
+        self._coming: list[asyncio.Task[Member]] = []
         self._gates = gates
-        self._client = Client(lambda: [front.url for front in made.fronts])
+        self._door = ""
+        self._once = Client(lambda: [self._door])
+        self._again = Client(lambda: [self._door], is_persistent=True)
+        self._client = self._once
         self._scenes = 0
 
-    async def open(self) -> None:
-        while len(self.fleet.workers) < 2:
-            await self.fleet.add_worker()
+    async def open(self, *, is_persistent: bool = False) -> None:
+        """A new scene, with clients who ask once or until they have an answer."""
+        await asyncio.gather(*self._coming)
         self.victim, self.rescuer = self.fleet.workers
+        self.front = self.fleet.fronts[0]
+        await self.fleet.await_ready()
+        await self.fleet.redis.config_set("appendfsync", "always")  # what is answered is on disk
         await self.rescuer.stop()
+        self._door, self._client = self.front.url, self._again if is_persistent else self._once
+        self.answers, self._asking, self._coming = [], [], []
         self._scenes += 1
         self.gate = self._gates / f"gate{self._scenes}"
         self.gate.touch()
 
-    def ask(self, phase: str, name: str) -> list["asyncio.Task[None]"]:
-        """One client of each mode, who fails unless it gets what an undisturbed run says."""
-        tokens, scores = PHASES[phase]
-        return [
-            asyncio.create_task(self._expect(ask(f"{self.gate.name}-{name}-{mode}", mode, self.gate.name, count)))
-            for mode, count in zip(MODES, (tokens, tokens, scores), strict=True)
-        ]
+    def ask(self, phase: str, name: str) -> None:
+        """One client of each mode, who should get what an undisturbed run says."""
+        for kind in ASKED:
+            answer = Answer(ask(kind, f"{self.gate.name}-{name}-{kind}", self.gate.name, PHASES[phase]))
+            self.answers.append(answer)
+            self._asking.append(asyncio.create_task(self._client.fill(answer)))
+
+    def lose(self, member: Member) -> None:
+        """It is no longer there; clients ask the other front, and its successor starts while the scene goes on."""
+        self.fleet.leave(member)
+        self._door = self.fleet.fronts[0].url
+        is_front = member is self.front
+        self._coming.append(asyncio.create_task(self.fleet.add_front() if is_front else self.fleet.add_worker()))
+
+    async def have_come_back(self) -> bool:
+        """Whether each client has been sent away and asks again."""
+        return all(answer.tries > 1 for answer in self.answers)
+
+    async def go_on(self) -> None:
+        """Nothing is held any longer, the rescuer is there, and everybody gets the right answer."""
+        self.gate.unlink(missing_ok=True)
+        self.rescuer.resume()
+        await asyncio.gather(*self._asking)
+        assert [answer for answer in self.answers if not answer.is_right] == []
+
+    async def all_in(self, phase: str, name: str) -> bool:
+        """Whether every job of the clients called `name` has come to its place, and its log and stream show that."""
+        found = await self.traces(name)
+        if len(found) < len(ASKED):
+            return False
+        if phase == "queued":
+            return all(trace.state == "queued" for trace in found)
+        return all(self.is_held(trace) and num_tokens(trace) == num_logged(trace, phase) for trace in found) and all(
+            sum(map(len, answer.said.values())) == answer.ask.n * PHASES[phase].tokens
+            for answer in self.streams
+            if f"-{name}-" in answer.ask.name
+        )
 
     async def traces(self, name: str) -> list[Trace]:
         """The jobs of the clients called `name`."""
         found = await traces(self.fleet.redis)
         return [item for item in found if item.job.request_id.startswith(f"{self.gate.name}-{name}-")]
 
+    @property
+    def streams(self) -> list[Answer]:
+        return [answer for answer in self.answers if answer.ask.mode == "sse"]
+
     def is_held(self, trace: Trace) -> bool:
-        return (self.gate.parent / f"{self.gate.name}.{trace.job.id}:{trace.epoch}").exists()
+        """Whether each choice of a job has come to the gate."""
+        marks = (f"{self.gate.name}.{trace.job.id}:{trace.epoch}.{choice}" for choice in range(places_of(trace.job)))
+        return all((self._gates / mark).exists() for mark in marks)
 
     async def info(self, member: Member) -> WorkerInfo | None:
         """What a worker last said of itself; None when it has left."""
@@ -73,19 +144,19 @@ class Stage:
         return next((item for item in known if f"-{member.pid}-" in item.id), None)
 
     async def close(self) -> None:
-        await self._client.close()
-
-    async def _expect(self, ask: Ask) -> None:
-        answer = await self._client.ask(ask)
-        assert answer.is_right, answer
+        await asyncio.gather(*self._coming)
+        await self._once.close()
+        await self._again.close()
 
 
-def ask(name: str, mode: str, gate: str, held_after: int) -> Ask:
-    prompt = f"hold:{gate}:{held_after} {name}"
+def ask(kind: str, name: str, gate: str, place: Place) -> Ask:
+    mode, n = ASKED[kind]
     if mode == "scoring":
         expected = json.dumps([-float(len(tail)) for tail in TAILS])
-        return Ask(name, "scoring", prompt, continuations=TAILS, expected=expected)
-    return Ask(name, "sse" if mode == "sse" else "sync", prompt, LENGTH, expected=prompt[:LENGTH])
+        return Ask(name, mode, f"hold:{gate}:{place.scores} {name}", continuations=TAILS, expected=expected)
+    prompt = f"hold:{gate}:{place.tokens} {name}"
+    texts = [(prompt * place.length)[choice : choice + place.length] for choice in range(n)]
+    return Ask(name, mode, prompt, place.length, n=n, expected="\n".join(texts))
 
 
 def num_tokens(trace: Trace) -> int:
@@ -94,7 +165,7 @@ def num_tokens(trace: Trace) -> int:
 
 def num_logged(trace: Trace, phase: str) -> int:
     """The tokens that a job has in its log when it is held; scores come with its end."""
-    return PHASES[phase][0] if isinstance(trace.job.task, Generate) else 0
+    return places_of(trace.job) * PHASES[phase].tokens if isinstance(trace.job.task, Generate) else 0
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:

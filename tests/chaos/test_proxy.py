@@ -1,6 +1,7 @@
 """The proxy of the kill matrix, in front of a server that says everything in capitals."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -68,3 +69,11 @@ async def test_a_cut_line_is_broken_until_it_is_restored(proxy: Proxy) -> None:
         await said(await line_to(proxy), b"c")
     proxy.restore()
     assert await said(await line_to(proxy), b"d") == b"D"
+
+
+async def test_a_slow_line_is_late_both_ways(proxy: Proxy) -> None:
+    line = await line_to(proxy)
+    proxy.slow(0.05, 0.06)
+    begun_s = time.monotonic()
+    assert await said(line, b"a") == b"A"
+    assert time.monotonic() - begun_s >= 0.1

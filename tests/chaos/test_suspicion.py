@@ -1,7 +1,5 @@
 """Whoever is in a worker's engine is known to be there, however fast the worker dies."""
 
-import asyncio
-
 import pytest
 
 from scripts.chaos.polling import came_true
@@ -14,9 +12,8 @@ async def test_nothing_runs_before_it_is_known_to_have_begun(stage: Stage) -> No
     """P7: else a request that kills its worker in its first step would not be blamed, and crash many of them."""
     await stage.open()
     proxy = stage.victim.proxy
-    assert proxy is not None
     proxy.trap(b"started", proxy.to_server)
-    clients = stage.ask("prefill", "client")
+    stage.ask("prefill", "client")
 
     async def is_sprung() -> bool:
         return proxy.is_sprung
@@ -28,7 +25,5 @@ async def test_nothing_runs_before_it_is_known_to_have_begun(stage: Stage) -> No
 
     assert not await came_true(some_held, LEASE_S), "a job is in the engine that nobody would blame"
     await stage.victim.kill()
-    stage.fleet.leave(stage.victim)
-    stage.gate.unlink()
-    stage.rescuer.resume()
-    await asyncio.gather(*clients)
+    stage.lose(stage.victim)
+    await stage.go_on()
