@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,19 +19,9 @@ from api.deps import Front
 from shared import keys
 from shared.broker import Broker
 from shared.settings import Settings
+from tests.polling import until
 
-DEADLINE_S = 10.0
-
-
-async def until(condition: Callable[[], bool | Awaitable[bool]], what: str) -> None:
-    """Return once `condition()` holds; AssertionError naming `what` after DEADLINE_S."""
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
-        holds = condition()
-        if holds if isinstance(holds, bool) else await holds:
-            return
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        await asyncio.sleep(0.01)
+_TIMEOUT_S = 10.0
 
 
 @asynccontextmanager
@@ -52,7 +42,7 @@ async def live(redis: Redis, **settings: object) -> AsyncIterator[tuple[httpx.As
     serving = asyncio.create_task(server.serve())
     await until(lambda: server.started, "the front listens")
     port = server.servers[0].sockets[0].getsockname()[1]
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=DEADLINE_S) as client:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=_TIMEOUT_S) as client:
         yield client, front_of(app)
     server.should_exit = True
     await serving

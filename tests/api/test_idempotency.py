@@ -11,8 +11,9 @@ from shared import keys
 from shared.broker import connect
 from tests.api.echo_worker import EchoWorker
 from tests.api.frames import frames, read
-from tests.api.fronts import in_memory, live, until
+from tests.api.fronts import in_memory, live
 from tests.api.test_headers import POSTS
+from tests.polling import until
 
 KEY = {"Idempotency-Key": "an order, No. 7"}
 

@@ -12,9 +12,10 @@ from shared.messages import Failed
 from shared.submission import Submissions
 from tests.api.echo_worker import EchoWorker, announce
 from tests.api.frames import frames
-from tests.api.fronts import in_memory, live, states, until
+from tests.api.fronts import in_memory, live, states
 from tests.api.test_headers import POSTS
 from tests.desk import Desk
+from tests.polling import until
 
 LATER = {"Prefer": "respond-async"}
 WAITS = [{"prompts": ["a b"]}, {"prompts": ["a b", "c d"]}]

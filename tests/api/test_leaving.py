@@ -13,7 +13,8 @@ from redis.asyncio import Redis
 from shared.broker import connect
 from tests.api.echo_worker import EchoWorker
 from tests.api.frames import frames, read
-from tests.api.fronts import live, process, state, until
+from tests.api.fronts import live, process, state
+from tests.polling import until
 
 STREAM = {"prompt": "a b c", "stream": True}
 KEY = {"Idempotency-Key": "k"}
