@@ -1,6 +1,7 @@
 """What every route is given: the parts of this front, made once per app, and the trail of the request at hand."""
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -23,6 +24,11 @@ from shared.submission import Quota, Room, Submissions
 from shared.subscriptions import Subscriptions
 
 
+_CLOSE_S = 0.4
+
+log = logging.getLogger("aios.api")
+
+
 @dataclass(frozen=True)
 class Front:
     """`draining` is set once, when this process has been told to stop."""
@@ -42,8 +48,13 @@ class Front:
     healthz_mode: Literal["live", "ready"]
 
     async def close(self) -> None:
-        await self.dispatcher.close()
-        await self.subscriptions.close()
+        """Give what is under way a moment, and no more than that while Redis hangs: the process is to exit."""
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                await self.dispatcher.close()
+                await self.subscriptions.close()
+        except TimeoutError:
+            log.warning("closed without waiting for Redis any longer")
 
 
 def build_front(settings: Settings, broker: Broker, kinds: Kinds) -> Front:

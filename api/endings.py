@@ -9,7 +9,6 @@ from shared.submission import Submissions
 
 _REDIS_AWAY_S = 0.5
 _TRIES = 20
-_CLOSE_S = 1.0
 
 
 class Endings:
@@ -62,10 +61,7 @@ class Endings:
                 await asyncio.sleep(_REDIS_AWAY_S)
 
     async def close(self) -> None:
-        """Give what is under way a moment."""
+        """Returns when nothing is under way any more; what is when the caller stops waiting is dropped."""
         for timer in self._waiting:
             timer.cancel()
-        if self._under_way:
-            _, late = await asyncio.wait(self._under_way, timeout=_CLOSE_S)
-            for task in late:
-                task.cancel()
+        await asyncio.gather(*self._under_way)
