@@ -111,7 +111,7 @@ local job = { model = a.model, class = a.class, tenant = a.tenant }
 local line, served = line_key(job), class_key('served', a.model, a.class)
 for i, item in ipairs(a.jobs) do
   ids[i] = item.id
-  local entry = call('XADD', line, '*', 'job', item.id, 'places', item.places)
+  local entry = call('XADD', line, '*', 'job', item.id)
   call('HSET', job_key(item.id), 'spec', item.spec, 'model', a.model, 'class', a.class, 'tenant', a.tenant,
     'state', 'queued', 'epoch', 0, 'last', 0, 'cost', item.cost, 'places', item.places, 'bytes', #item.spec, 'entry', entry, 'deaths', 0,
     'queued_ms', now, 'expires_ms', now + a.queue_ms, 'deadline_ms', now + a.deadline_ms, 'request', a.request.id)
