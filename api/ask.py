@@ -15,12 +15,13 @@ from api.cursor import HEADER, Cursor
 from api.deps import Front, FrontDep, TrailDep
 from api.dispatch import Following, Receive, StillRunning
 from api.kinds import Kind
-from api.record import OnDisconnect, Record, Work, encode_record
+from api.record import OnDisconnect, Record, Work, encode_record, work_of
 from api.run import total_usage
 from api.trail import Trail
 from api.wishes import Wishes, WishesDep
 from shared.errors import InvalidRequest
 from shared.messages import ModelInfo, Task
+from shared.requests import new_follower
 from shared.submission import Order
 
 
@@ -66,7 +67,7 @@ class Ask:
 
     async def _submit(self, record: Record, tasks: Sequence[Task], *, is_streamed: bool) -> Following:
         """Queued, or found by its key."""
-        times = self.front.admission.times(self.wishes.deadline_s)
+        times, stays = self.front.admission.times(self.wishes.deadline_s), self.wishes.wait_s != 0
         order = Order(
             record.model,
             tuple(tasks),
@@ -80,19 +81,20 @@ class Ask:
             key=self.wishes.key,
             body=self.path.encode() + b"\n" + self.trail.body,
             record=encode_record(record),
+            follower=new_follower() if stays and record.on_disconnect != "continue" else "",
         )
         request, jobs = await self.front.admission.submit(order, self.caller.quota)
         if not jobs:
-            return await attached(self.front, request)
-        return Following(Work(request, record), times.queue_s, times.deadline_s, record.on_disconnect)
+            return await attached(self.front, request, stays=stays)
+        return Following(Work(request, record), times.queue_s, times.deadline_s, order.follower)
 
     async def _resume(self, kind: Kind) -> Response:
         """The stream that the caller has seen a part of; nothing is created."""
         seen = Cursor.parse(self.wishes.last_event_id)
-        request = await self.front.submissions.find(seen.request_id, self.caller.tenant)
-        following = await attached(self.front, request, seen)
-        if following.work.record.kind != kind.name:
+        request = await self.front.requests.find(seen.request_id, self.caller.tenant)
+        if work_of(request).record.kind != kind.name:
             raise InvalidRequest(f"{HEADER}: expected the id of a frame of this endpoint.", field=HEADER)
+        following = await attached(self.front, request, seen)
         return stream(self.front, kind, following, self.receive, self.trail, seen)
 
     async def _leave(self, following: Following) -> Response:

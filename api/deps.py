@@ -19,10 +19,10 @@ from shared.broker import Broker
 from shared.log import LogReader
 from shared.metrics import Metrics
 from shared.presence import Presence
+from shared.requests import Requests
 from shared.settings import Settings
 from shared.submission import Quota, Room, Submissions
 from shared.subscriptions import Subscriptions
-
 
 _CLOSE_S = 0.4
 
@@ -37,6 +37,7 @@ class Front:
     admission: Admission
     dispatcher: Dispatcher
     submissions: Submissions
+    requests: Requests
     reader: LogReader
     kinds: Kinds
     quota: Quota
@@ -61,7 +62,8 @@ def build_front(settings: Settings, broker: Broker, kinds: Kinds) -> Front:
     """Wire the parts together; nothing connects yet."""
     metrics, draining = Metrics(), asyncio.Event()
     submissions = Submissions(broker, result_ttl_s=settings.result_ttl_s, key_ttl_s=settings.idempotency_ttl_s)
-    endings = Endings(submissions)
+    requests = Requests(broker, result_ttl_s=settings.result_ttl_s)
+    endings = Endings(submissions, requests)
     fleet = FleetView(Presence(broker.client(keys.PRESENCE)))
     subscriptions = Subscriptions(broker.client(keys.PRESENCE))
     limits = Limits(
@@ -79,6 +81,7 @@ def build_front(settings: Settings, broker: Broker, kinds: Kinds) -> Front:
         admission=Admission(fleet, submissions, endings, draining, limits, settings.default_model),
         dispatcher=dispatcher,
         submissions=submissions,
+        requests=requests,
         reader=reader,
         kinds=kinds,
         quota=Quota(settings.tenant_concurrency, settings.tenant_rate_per_s, settings.tenant_burst),

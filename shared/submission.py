@@ -1,4 +1,4 @@
-"""The work queue as a front sees it: submit requests, find them again, end them. States are moved by `lua/` alone.
+"""The work queue as a front sees it: submit requests, and end them. States are moved by `lua/` alone.
 
 A request is one job or several, queued all or not at all, on one shard. A tenant with limits lives on one shard, where
 one script sees all of its work; one without spreads over all of them.
@@ -8,19 +8,17 @@ import asyncio
 import hashlib
 import math
 import secrets
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 from shared import keys
 from shared.broker import Broker
 from shared.cost import cost_of
 from shared.errors import FleetError, IdempotencyConflict, JobNotFound, OverQuota, QueueFull, TooSlow
 from shared.messages import PRIORITIES, STATE_OF, Cancelled, Failed, Job, Priority, Task, encode
-from shared.queue import EXPIRED, LATE, places_of
+from shared.queue import places_of
+from shared.requests import Request, Requests
 from shared.script import Script, raw
-
-_OVERDUE_MS = 5_000
 
 
 @dataclass(frozen=True)
@@ -45,34 +43,10 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Request:
-    """A request that is in the fleet. `record` is what the front that took it needs to tell of it later.
-
-    `followers` is how often it was followed: who followed last decides when it ends for want of a follower.
-    """
-
-    id: str
-    tenant: str
-    job_ids: tuple[str, ...]
-    record: bytes = b""
-    followers: int = 0
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How one job stands: its state, its log's newest index, and the seconds left to be taken and to its deadline."""
-
-    state: str
-    last_index: int
-    queue_s: float
-    deadline_s: float
-
-
-@dataclass(frozen=True)
 class Order:
     """A request on its way in. Times in seconds from now; one that `is_urgent` is refused when what waits before it
     would take longer than its deadline. An idempotency `key` is the caller's own text; requests of one tenant with the
-    same key are one, if their `body` is the same."""
+    same key are one, if their `body` is the same. `follower` follows it from the start ("": nobody)."""
 
     model: str
     tasks: tuple[Task, ...]
@@ -86,6 +60,7 @@ class Order:
     key: str = ""
     body: bytes = b""
     record: bytes = b""
+    follower: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,7 +80,8 @@ class Submissions:
 
     def __init__(self, broker: Broker, *, result_ttl_s: float = 600.0, key_ttl_s: float = 86_400.0) -> None:
         self._broker = broker
-        self._submit, self._end, self._look = (Script(broker, name) for name in ("submit", "end", "look"))
+        self._requests = Requests(broker, result_ttl_s=result_ttl_s)
+        self._submit, self._end = (Script(broker, name) for name in ("submit", "end"))
         self._ttl_ms, self._key_ttl_ms = int(result_ttl_s * 1000), int(key_ttl_s * 1000)
 
     def jobs_of(self, order: Order, quota: Quota) -> tuple[str, list[Job]]:
@@ -136,6 +112,7 @@ class Submissions:
                 "body": _hashed(order.body),
                 "key_ttl_ms": self._key_ttl_ms,
                 "record": raw(order.record),
+                "follower": order.follower,
             },
             jobs=[
                 {"id": job.id, "places": places_of(job), "cost": cost_of(job.task), "spec": raw(encode(job))}
@@ -162,44 +139,13 @@ class Submissions:
             case _:
                 raise _refusal(*answer[1:])
 
-    async def find(self, request_id: str, tenant: str) -> Request:
-        """Raises JobNotFound for a request that is not there, or another tenant's."""
-        missing = JobNotFound("No such job: it does not exist, or its result has expired.")
-        if not keys.is_id(request_id):
-            raise missing
-        client = self._broker.client(keys.shard_of(request_id))
-        asked = client.hmget(keys.request(request_id), ["tenant", "jobs", "record", "followers"])
-        fields = await cast(Awaitable[list[Any]], asked)
-        if fields[0] is None or not secrets.compare_digest(fields[0], tenant.encode()):
-            raise missing
-        return Request(request_id, tenant, tuple(fields[1].decode().split()), fields[2], int(fields[3]))
-
-    async def look(self, request: Request) -> list[Standing]:
-        """How its jobs stand; what is overdue ends by that. Raises JobNotFound when one has expired."""
-        found = await self._look.call(
-            keys.shard_of(request.id),
-            jobs=request.job_ids,
-            expired=EXPIRED,
-            late=LATE,
-            grace_ms=_OVERDUE_MS,
-            ttl_ms=self._ttl_ms,
-        )
-        if any(len(item) == 1 for item in found):
-            raise JobNotFound("No such job: its result has expired.")
-        return [Standing(state.decode(), last, queue / 1000, left / 1000) for state, last, queue, left in found]
-
     async def _known(self, request_id: str, tenant: str) -> Request:
         """The request that came before with the same key."""
         try:
-            return await self.find(request_id, tenant)
+            return await self._requests.find(request_id, tenant)
         except JobNotFound:
             words = "The request with this key has ended, and its result has expired."
             raise IdempotencyConflict(words, field="Idempotency-Key") from None
-
-    async def follow(self, request: Request) -> int:
-        """Count one more follower; returns how many there have been."""
-        client = self._broker.client(keys.shard_of(request.id))
-        return await cast(Awaitable[int], client.hincrby(keys.request(request.id), "followers", 1))
 
     async def end(
         self,
@@ -207,17 +153,16 @@ class Submissions:
         event: Failed | Cancelled,
         *,
         if_waiting: bool = False,
-        unless_followed: tuple[str, int] | None = None,
+        left: tuple[str, str] | None = None,
     ) -> int:
         """End jobs of one request from outside, whatever their phase; returns how many had not ended before.
 
-        `if_waiting` spares those that run. `unless_followed` (request id, followers) spares all if others followed the
-        request since then.
+        `if_waiting` spares those that run. `left` (request id, follower) has left: others that follow spare all.
         """
         ids = [job if isinstance(job, str) else job.id for job in jobs]
         if not ids:
             return 0
-        request, followers = unless_followed or ("", 0)
+        request, follower = left or ("", "")
         ended = await self._end.call(
             keys.shard_of(ids[0]),
             jobs=ids,
@@ -226,7 +171,7 @@ class Submissions:
             ttl_ms=self._ttl_ms,
             if_waiting=if_waiting,
             request=request,
-            followers=followers,
+            follower=follower,
         )
         return sum(ended)
 
@@ -251,16 +196,6 @@ class Submissions:
         if order.key:
             return keys.shard_for(f"{order.tenant}/{order.key}", count)
         return secrets.choice(self._broker.shards)
-
-
-def state_of(standings: Sequence[Standing]) -> str:
-    """A request's state: queued until a worker has taken one of its jobs, failed or cancelled as soon as one is, done
-    when all are."""
-    states = {standing.state for standing in standings}
-    for state in ("failed", "cancelled"):
-        if state in states:
-            return state
-    return states.pop() if len(states) == 1 else "running"
 
 
 def _hashed(data: bytes) -> str:

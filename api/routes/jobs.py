@@ -22,7 +22,7 @@ from api.record import Work, work_of
 from api.run import Tally, error_of, total_usage
 from api.schemas.usage import usage_body
 from shared.messages import Cancelled, Event, Failed
-from shared.submission import state_of
+from shared.requests import state_of
 
 router = APIRouter(tags=["jobs"])
 
@@ -32,7 +32,7 @@ _ENDED = frozenset({"done", "failed", "cancelled"})
 @router.get("/v1/jobs/{id}")
 async def job(id: str, front: FrontDep, caller: CallerDep) -> Response:
     """State, and once it is done the `result`: what the endpoint it was sent to would have answered."""
-    return await _told(front, work_of(await front.submissions.find(id, caller.tenant)))
+    return await _told(front, work_of(await front.requests.find(id, caller.tenant)))
 
 
 @router.get("/v1/jobs/{id}/events")
@@ -46,7 +46,7 @@ async def events(
 ) -> Response:
     """The request's stream from its beginning, or from behind a frame; during the run and after it."""
     seen = Cursor.parse(last_event_id) if last_event_id else None
-    following = await attached(front, await front.submissions.find(id, caller.tenant), seen)
+    following = await attached(front, await front.requests.find(id, caller.tenant), seen)
     return stream(front, front.kinds.of(following.work), following, request.receive, trail, seen)
 
 
@@ -54,13 +54,13 @@ async def events(
 @router.post("/api/inference/cancel/{id}")
 async def cancel(id: str, front: FrontDep, caller: CallerDep) -> Response:
     """Call it off, whatever its phase; what has ended stays as it is. What it had said can be read."""
-    request = await front.submissions.find(id, caller.tenant)
+    request = await front.requests.find(id, caller.tenant)
     await front.submissions.end(request.job_ids, Cancelled("client"))
     return await _told(front, work_of(request))
 
 
 async def _told(front: Front, work: Work) -> Response:
-    kind, state = front.kinds.of(work), state_of(await front.submissions.look(work.request))
+    kind, state = front.kinds.of(work), state_of(await front.requests.look(work.request))
     record = work.record
     body: dict[str, Any] = {"id": work.id, "object": "job", "state": state, "task": kind.task, "model": record.model}
     body |= {"created": record.created, "usage": None}

@@ -87,3 +87,10 @@ async def states(redis: Redis) -> list[str]:
     """The states of all jobs there are."""
     names = [name.decode() async for name in redis.scan_iter(keys.job("00*"))]
     return sorted([await state(redis, name.rpartition(":")[2]) for name in names])
+
+
+async def has_followers(redis: Redis, count: int) -> bool:
+    """Whether there is one request, and so many follow it whose leaving may end it."""
+    names = await redis.keys("aios:{00}:request:*")
+    fields: list[bytes] = await redis.hkeys(names[0]) if len(names) == 1 else []  # type: ignore[misc]
+    return [field.startswith(b"follower:") for field in fields].count(True) == count

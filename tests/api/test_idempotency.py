@@ -11,7 +11,7 @@ from shared import keys
 from shared.broker import connect
 from tests.api.echo_worker import EchoWorker
 from tests.api.frames import frames, read
-from tests.api.fronts import in_memory, live
+from tests.api.fronts import has_followers, in_memory, live
 from tests.api.test_headers import POSTS
 from tests.polling import until
 
@@ -50,7 +50,7 @@ async def test_two_fronts_at_once_and_many_callers(redis: Redis, redis_url: str,
             asyncio.create_task(client.post("/generate", json={"prompts": ["a b c"]}, headers=KEY))
             for client in (one, two) * 8
         ]
-        await until(lambda: all_followed(redis, 15), "all others have found the request")
+        await until(lambda: has_followers(redis, 16), "all have found the request")
         worker.gate.set()
         answers = await asyncio.gather(*asking)
     await other.aclose()
@@ -95,8 +95,3 @@ async def test_a_key_is_forgotten_in_time(redis: Redis, worker: EchoWorker) -> N
         assert b"order" not in name, "a key may be anything, so its hash is what is kept"
         await redis.delete(name)
         assert (await client.post("/generate", json={"prompts": ["b"]}, headers=KEY)).status_code == 200
-
-
-async def all_followed(redis: Redis, count: int) -> bool:
-    names = await redis.keys("aios:{00}:request:*")
-    return len(names) == 1 and int(await redis.hget(names[0], "followers")) == count  # type: ignore[misc]

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from shared.broker import connect
 from tests.api.echo_worker import EchoWorker
 from tests.api.frames import frames, read
-from tests.api.fronts import live, process, state
+from tests.api.fronts import has_followers, live, process, state
 from tests.polling import until
 
 STREAM = {"prompt": "a b c", "stream": True}
@@ -77,7 +77,7 @@ async def test_a_late_disconnect_spares_what_another_front_follows(
     async with live(redis) as (one, old), live(other) as (two, _):
         answer, _ = await begun(one, KEY)
         following = asyncio.create_task(two.post("/v1/completions", json=STREAM, headers=KEY))
-        await until(lambda: has_followers(redis, 1), "the second front follows")
+        await until(lambda: has_followers(redis, 2), "the second front follows")
         await answer.aclose()
         await until(lambda: "aios_jobs_total{" in old.metrics.render().decode(), "the first front has noticed")
         worker.gate.set()
@@ -171,8 +171,3 @@ async def is_state(redis: Redis, worker: EchoWorker, expected: str) -> bool:
 
 async def is_done(client: httpx.AsyncClient, location: str) -> bool:
     return bool((await client.get(location)).json()["state"] == "done")
-
-
-async def has_followers(redis: Redis, count: int) -> bool:
-    [name] = await redis.keys("aios:{00}:request:*")
-    return int(await redis.hget(name, "followers")) == count  # type: ignore[misc]
