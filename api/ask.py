@@ -1,8 +1,8 @@
 """A POST that creates work, from understood tasks to its answer: as many routes as there are, one way through."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -19,10 +19,24 @@ from api.record import OnDisconnect, Record, Work, encode_record, work_of
 from api.run import total_usage
 from api.trail import Trail
 from api.wishes import Wishes, WishesDep
-from shared.errors import InvalidRequest
+from shared.errors import Draining, InvalidRequest, ModelNotFound, NoWorker
 from shared.messages import ModelInfo, Task
 from shared.requests import new_follower
-from shared.submission import Order
+from shared.submission import Key, Order
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a request means to the model that was found for it: tasks of `n` choices each, and notes for its record."""
+
+    tasks: Sequence[Task]
+    budget: TokenBudget | None = None
+    n: int = 1
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def capped_at(self) -> int | None:
+        return self.budget.max_tokens if self.budget is not None and self.budget.is_clamped else None
 
 
 @dataclass(frozen=True)
@@ -37,23 +51,13 @@ class Ask:
     receive: Receive
 
     async def answer(
-        self,
-        kind: Kind,
-        model: ModelInfo,
-        tasks: Sequence[Task],
-        *,
-        budget: TokenBudget | None = None,
-        n: int = 1,
-        notes: Mapping[str, Any] | None = None,
-        is_streamed: bool = False,
+        self, kind: Kind, model: str | None, plan: Callable[[ModelInfo], Plan], *, is_streamed: bool = False
     ) -> Response:
-        """Have `tasks` done, and answer as the caller wishes. Raises the FleetErrors of admission and of the jobs."""
+        """Have what `plan` makes of the model done, and answer as the caller wishes. What the caller comes back to, by
+        a key or a frame, needs no model. Raises the FleetErrors of admission and of the jobs."""
         if is_streamed and self.wishes.last_event_id:
             return await self._resume(kind)
-        capped_at = budget.max_tokens if budget is not None and budget.is_clamped else None
-        notes = dict(notes or {})
-        record = Record(kind.name, model.id, int(time.time()), n, capped_at, self._on_disconnect(), notes)
-        following = await self._submit(record, tasks, is_streamed=is_streamed)
+        following = await self._following(kind, model, plan, is_streamed=is_streamed)
         if self.wishes.wait_s == 0:
             return await self._leave(following)
         if is_streamed:
@@ -65,12 +69,26 @@ class Ask:
         self.trail.usage = total_usage(outcomes)
         return whole(kind, following.work, outcomes)
 
-    async def _submit(self, record: Record, tasks: Sequence[Task], *, is_streamed: bool) -> Following:
-        """Queued, or found by its key."""
-        times, stays = self.front.admission.times(self.wishes.deadline_s), self.wishes.wait_s != 0
+    async def _following(
+        self, kind: Kind, model: str | None, plan: Callable[[ModelInfo], Plan], *, is_streamed: bool
+    ) -> Following:
+        """Queued, or found by its key. The script that queues looks for the key; who finds no model looks before."""
+        try:
+            info = await self.front.admission.resolve(model, kind.task)
+            planned = plan(info)
+        except (Draining, InvalidRequest, ModelNotFound, NoWorker):
+            known = await self.front.submissions.known(self.caller.tenant, self._key, self.caller.quota)
+            if known is None:
+                raise
+            return await attached(self.front, known, stays=self._stays)
+        return await self._submit(kind, info, planned, is_streamed=is_streamed)
+
+    async def _submit(self, kind: Kind, model: ModelInfo, plan: Plan, *, is_streamed: bool) -> Following:
+        on_disconnect, times = self._on_disconnect(), self.front.admission.times(self.wishes.deadline_s)
+        record = Record(kind.name, model.id, int(time.time()), plan.n, plan.capped_at, on_disconnect, dict(plan.notes))
         order = Order(
-            record.model,
-            tuple(tasks),
+            model.id,
+            tuple(plan.tasks),
             self.caller.tenant,
             self.caller.clamped(self.wishes.priority),
             times.queue_s,
@@ -78,15 +96,24 @@ class Ask:
             self.wishes.deadline_s is not None,
             request_id=self.trail.request_id,
             is_streamed=is_streamed,
-            key=self.wishes.key,
-            body=self.path.encode() + b"\n" + self.trail.body,
+            key=self._key,
             record=encode_record(record),
-            follower=new_follower() if stays and record.on_disconnect != "continue" else "",
+            follower=new_follower() if self._stays and on_disconnect != "continue" else "",
         )
         request, jobs = await self.front.admission.submit(order, self.caller.quota)
         if not jobs:
-            return await attached(self.front, request, stays=stays)
+            return await attached(self.front, request, stays=self._stays)
         return Following(Work(request, record), times.queue_s, times.deadline_s, order.follower)
+
+    @property
+    def _key(self) -> Key | None:
+        """What makes this request the same as another one: its key, its path and the bytes of its body."""
+        return Key(self.wishes.key, self.path.encode() + b"\n" + self.trail.body) if self.wishes.key else None
+
+    @property
+    def _stays(self) -> bool:
+        """Whether the caller waits at all."""
+        return self.wishes.wait_s != 0
 
     async def _resume(self, kind: Kind) -> Response:
         """The stream that the caller has seen a part of; nothing is created."""

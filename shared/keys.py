@@ -79,6 +79,11 @@ def follower(name: str) -> str:
     return f"follower:{name}"
 
 
+def idempotency(shard: str, tenant: str, name: str) -> str:
+    """The hash with the request that came with an idempotency key, and its body's digest."""
+    return f"{prefix(shard)}key:{tenant}:{name}"
+
+
 def bell(shard: str, model: str) -> str:
     """The list that is rung when there is something to take."""
     return f"{prefix(shard)}bell:{model}"

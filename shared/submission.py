@@ -8,8 +8,9 @@ import asyncio
 import hashlib
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from shared import keys
 from shared.broker import Broker
@@ -43,10 +44,25 @@ class Room:
 
 
 @dataclass(frozen=True)
+class Key:
+    """An idempotency key, the caller's own text. Requests of one tenant with the same are one, if `body` is, too."""
+
+    text: str
+    body: bytes = b""
+
+    @property
+    def name(self) -> str:
+        return _hashed(self.text.encode())
+
+    @property
+    def digest(self) -> str:
+        return _hashed(self.body)
+
+
+@dataclass(frozen=True)
 class Order:
     """A request on its way in. Times in seconds from now; one that `is_urgent` is refused when what waits before it
-    would take longer than its deadline. An idempotency `key` is the caller's own text; requests of one tenant with the
-    same key are one, if their `body` is the same. `follower` follows it from the start ("": nobody)."""
+    would take longer than its deadline. `follower` follows it from the start ("": nobody)."""
 
     model: str
     tasks: tuple[Task, ...]
@@ -57,8 +73,7 @@ class Order:
     is_urgent: bool = False
     request_id: str = ""
     is_streamed: bool = False
-    key: str = ""
-    body: bytes = b""
+    key: Key | None = None
     record: bytes = b""
     follower: str = ""
 
@@ -86,7 +101,7 @@ class Submissions:
 
     def jobs_of(self, order: Order, quota: Quota) -> tuple[str, list[Job]]:
         """The id of the request that `order` becomes, and its jobs."""
-        shard = self._shard(order, quota)
+        shard = self._shard(order.tenant, order.key, quota)
         jobs = [
             Job(
                 keys.new_id(shard), order.model, task, order.tenant, order.priority, order.request_id, order.is_streamed
@@ -108,8 +123,8 @@ class Submissions:
             classes=PRIORITIES,
             request={
                 "id": request_id,
-                "key": _hashed(order.key.encode()) if order.key else "",
-                "body": _hashed(order.body),
+                "key": order.key.name if order.key else "",
+                "body": order.key.digest if order.key else "",
                 "key_ttl_ms": self._key_ttl_ms,
                 "record": raw(order.record),
                 "follower": order.follower,
@@ -135,17 +150,29 @@ class Submissions:
             case b"known":
                 return await self._known(answer[1].decode(), order.tenant)
             case b"conflict":
-                raise IdempotencyConflict("This key came before with another body.", field="Idempotency-Key")
+                raise _conflict("This key came before with another body.")
             case _:
                 raise _refusal(*answer[1:])
+
+    async def known(self, tenant: str, key: Key | None, quota: Quota) -> Request | None:
+        """The request that came before with this key, None if none did. Raises IdempotencyConflict."""
+        if key is None:
+            return None
+        shard = self._shard(tenant, key, quota)
+        asked = self._broker.client(shard).hmget(keys.idempotency(shard, tenant, key.name), ["body", "request"])
+        body, request_id = await cast(Awaitable[list[bytes | None]], asked)
+        if body is None or request_id is None:
+            return None
+        if body.decode() != key.digest:
+            raise _conflict("This key came before with another body.")
+        return await self._known(request_id.decode(), tenant)
 
     async def _known(self, request_id: str, tenant: str) -> Request:
         """The request that came before with the same key."""
         try:
             return await self._requests.find(request_id, tenant)
         except JobNotFound:
-            words = "The request with this key has ended, and its result has expired."
-            raise IdempotencyConflict(words, field="Idempotency-Key") from None
+            raise _conflict("The request with this key has ended, and its result has expired.") from None
 
     async def end(
         self,
@@ -189,17 +216,21 @@ class Submissions:
         waiting = dict(zip(PRIORITIES, map(sum, zip(*(some for some, _ in found), strict=True)), strict=True))
         return Depth(waiting, sum(running for _, running in found))
 
-    def _shard(self, order: Order, quota: Quota) -> str:
+    def _shard(self, tenant: str, key: Key | None, quota: Quota) -> str:
         count = len(self._broker.shards)
         if quota.is_limited:
-            return keys.shard_for(order.tenant, count)
-        if order.key:
-            return keys.shard_for(f"{order.tenant}/{order.key}", count)
+            return keys.shard_for(tenant, count)
+        if key is not None:
+            return keys.shard_for(f"{tenant}/{key.text}", count)
         return secrets.choice(self._broker.shards)
 
 
 def _hashed(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def _conflict(words: str) -> IdempotencyConflict:
+    return IdempotencyConflict(words, field="Idempotency-Key")
 
 
 def _share(limit: int, shards: int) -> int:
