@@ -14,6 +14,7 @@ from api.dispatch import Following, Receive
 from api.errors import problem_of
 from api.headers import JOB_ID, answer_headers
 from api.kinds import Kind
+from api.patience import redis_answers
 from api.record import Work, work_of
 from api.run import Outcome
 from api.streams import Stream
@@ -23,6 +24,7 @@ from shared.messages import Started
 from shared.requests import Request, state_of
 
 
+@redis_answers()
 async def attached(front: Front, request: Request, cursor: Cursor | None = None, *, stays: bool = True) -> Following:
     """Follow a request that somebody else has submitted; one who does not stay to the end is no follower.
 
@@ -46,6 +48,7 @@ def whole(kind: Kind, work: Work, outcomes: Sequence[Outcome]) -> Response:
     return Response(body, media_type="application/json", headers=answer_headers(work, outcomes))
 
 
+@redis_answers()
 async def accepted(front: Front, work: Work) -> Response:
     """202, and where to ask for the answer."""
     state = state_of(await front.requests.look(work.request))

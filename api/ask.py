@@ -15,6 +15,7 @@ from api.cursor import HEADER, Cursor
 from api.deps import Front, FrontDep, TrailDep
 from api.dispatch import Following, Receive, StillRunning
 from api.kinds import Kind
+from api.patience import redis_answers
 from api.record import OnDisconnect, Record, Work, encode_record, work_of
 from api.run import total_usage
 from api.trail import Trail
@@ -77,7 +78,8 @@ class Ask:
             info = await self.front.admission.resolve(model, kind.task)
             planned = plan(info)
         except (Draining, InvalidRequest, ModelNotFound, NoWorker):
-            known = await self.front.submissions.known(self.caller.tenant, self._key, self.caller.quota)
+            async with redis_answers():
+                known = await self.front.submissions.known(self.caller.tenant, self._key, self.caller.quota)
             if known is None:
                 raise
             return await attached(self.front, known, stays=self._stays)
@@ -115,6 +117,7 @@ class Ask:
         """Whether the caller waits at all."""
         return self.wishes.wait_s != 0
 
+    @redis_answers()
     async def _resume(self, kind: Kind) -> Response:
         """The stream that the caller has seen a part of; nothing is created."""
         seen = Cursor.parse(self.wishes.last_event_id)

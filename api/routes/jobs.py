@@ -18,6 +18,7 @@ from api.deps import Front, FrontDep, TrailDep
 from api.errors import plain_body, problem_of
 from api.headers import answer_headers
 from api.kinds import Kind
+from api.patience import redis_answers
 from api.record import Work, work_of
 from api.run import Tally, error_of, total_usage
 from api.schemas.usage import usage_body
@@ -30,12 +31,14 @@ _ENDED = frozenset({"done", "failed", "cancelled"})
 
 
 @router.get("/v1/jobs/{id}")
+@redis_answers()
 async def job(id: str, front: FrontDep, caller: CallerDep) -> Response:
     """State, and once it is done the `result`: what the endpoint it was sent to would have answered."""
     return await _told(front, work_of(await front.requests.find(id, caller.tenant)))
 
 
 @router.get("/v1/jobs/{id}/events")
+@redis_answers()
 async def events(
     id: str,
     request: Request,
@@ -52,6 +55,7 @@ async def events(
 
 @router.delete("/v1/jobs/{id}")
 @router.post("/api/inference/cancel/{id}")
+@redis_answers()
 async def cancel(id: str, front: FrontDep, caller: CallerDep) -> Response:
     """Call it off, whatever its phase; what has ended stays as it is. What it had said can be read."""
     request = await front.requests.find(id, caller.tenant)
