@@ -25,9 +25,10 @@ _TIMEOUT_S = 10.0
 
 
 @asynccontextmanager
-async def in_memory(redis: Redis, **settings: object) -> AsyncIterator[httpx.AsyncClient]:
+async def in_memory(redis: Redis | Broker, **settings: object) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a front that has no socket."""
-    app = create_app(Settings(**settings), Broker(redis))  # type: ignore[arg-type]
+    broker = redis if isinstance(redis, Broker) else Broker(redis)
+    app = create_app(Settings(**settings), broker)  # type: ignore[arg-type]
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as client:
         yield client
     await front_of(app).close()
