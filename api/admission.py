@@ -13,7 +13,8 @@ from api.fleet import FleetView
 from shared.broker import UNAVAILABLE
 from shared.errors import BrokerUnavailable, Draining, FleetError, InvalidRequest, ModelNotFound, NoWorker
 from shared.messages import Cancelled, Job, ModelInfo
-from shared.submission import Order, Quota, Request, Room, Submissions
+from shared.requests import Request
+from shared.submission import Order, Quota, Room, Submissions
 
 LOCAL_MODEL = "local"
 _RETRY_AFTER_S = 2
@@ -117,15 +118,18 @@ class Admission:
             async with asyncio.timeout(_SUBMIT_TIMEOUT_S):
                 request = await asyncio.shield(submitting)
         except (TimeoutError, asyncio.CancelledError, *UNAVAILABLE) as error:
-            if not order.key:
-                submitting.add_done_callback(lambda task: self._abandon(task, jobs))
+            submitting.add_done_callback(lambda task: self._abandon(task, order, name, jobs))
             if isinstance(error, asyncio.CancelledError):
                 raise
             raise BrokerUnavailable("Redis did not take the request.", retry_after_s=1) from error
         return request, jobs if request.id == name else []
 
-    def _abandon(self, submitting: "asyncio.Task[Request]", jobs: Sequence[Job]) -> None:
-        """Nobody will follow these jobs, and no key leads to them; they may be queued all the same, even if the answer
-        was lost."""
-        if submitting.cancelled() or not isinstance(submitting.exception(), FleetError):
+    def _abandon(self, submitting: "asyncio.Task[Request]", order: Order, name: str, jobs: Sequence[Job]) -> None:
+        """Nobody will follow these jobs, which may be queued all the same, even if the answer was lost. They go on
+        where a key leads to them."""
+        if not submitting.cancelled() and isinstance(submitting.exception(), FleetError):
+            return
+        if not order.key:
             self._endings.call_off([job.id for job in jobs], Cancelled("abandoned"))
+        elif order.follower:
+            self._endings.leave(name, order.follower)

@@ -14,26 +14,31 @@ from api.dispatch import Following, Receive
 from api.errors import problem_of
 from api.headers import JOB_ID, answer_headers
 from api.kinds import Kind
+from api.patience import redis_answers
 from api.record import Work, work_of
 from api.run import Outcome
 from api.streams import Stream
 from api.trail import Trail
 from shared.errors import FleetError
 from shared.messages import Started
-from shared.submission import Request, state_of
+from shared.requests import Request, state_of
 
 
-async def attached(front: Front, request: Request, cursor: Cursor | None = None) -> Following:
-    """Follow a request that somebody else has submitted. Raises JobNotFound, and InvalidRequest for a wrong cursor."""
-    work, standings = work_of(request), await front.submissions.look(request)
+@redis_answers()
+async def attached(front: Front, request: Request, cursor: Cursor | None = None, *, stays: bool = True) -> Following:
+    """Follow a request that somebody else has submitted; one who does not stay to the end is no follower.
+
+    Raises JobNotFound, and InvalidRequest for a wrong cursor.
+    """
+    work, standings = work_of(request), await front.requests.look(request)
+    may_end = stays and work.record.on_disconnect != "continue"
     if cursor is not None:
         cursor.check(request.id, [standing.last_index for standing in standings])
     return Following(
         work,
         max(0.0, min(standing.queue_s for standing in standings)),
         max(0.0, min(standing.deadline_s for standing in standings)),
-        work.record.on_disconnect,
-        await front.submissions.follow(request),
+        await front.requests.follow(request) if may_end else "",
         is_first=False,
     )
 
@@ -43,9 +48,10 @@ def whole(kind: Kind, work: Work, outcomes: Sequence[Outcome]) -> Response:
     return Response(body, media_type="application/json", headers=answer_headers(work, outcomes))
 
 
+@redis_answers()
 async def accepted(front: Front, work: Work) -> Response:
     """202, and where to ask for the answer."""
-    state = state_of(await front.submissions.look(work.request))
+    state = state_of(await front.requests.look(work.request))
     headers = {"Location": f"/v1/jobs/{work.id}", "Preference-Applied": "respond-async", JOB_ID: work.id}
     return JSONResponse({"id": work.id, "state": state}, 202, headers)
 

@@ -1,8 +1,8 @@
 """A POST that creates work, from understood tasks to its answer: as many routes as there are, one way through."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -15,13 +15,29 @@ from api.cursor import HEADER, Cursor
 from api.deps import Front, FrontDep, TrailDep
 from api.dispatch import Following, Receive, StillRunning
 from api.kinds import Kind
-from api.record import OnDisconnect, Record, Work, encode_record
+from api.patience import redis_answers
+from api.record import OnDisconnect, Record, Work, encode_record, work_of
 from api.run import total_usage
 from api.trail import Trail
 from api.wishes import Wishes, WishesDep
-from shared.errors import InvalidRequest
+from shared.errors import Draining, InvalidRequest, ModelNotFound, NoWorker
 from shared.messages import ModelInfo, Task
-from shared.submission import Order
+from shared.requests import new_follower
+from shared.submission import Key, Order
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a request means to the model that was found for it: tasks of `n` choices each, and notes for its record."""
+
+    tasks: Sequence[Task]
+    budget: TokenBudget | None = None
+    n: int = 1
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def capped_at(self) -> int | None:
+        return self.budget.max_tokens if self.budget is not None and self.budget.is_clamped else None
 
 
 @dataclass(frozen=True)
@@ -36,23 +52,13 @@ class Ask:
     receive: Receive
 
     async def answer(
-        self,
-        kind: Kind,
-        model: ModelInfo,
-        tasks: Sequence[Task],
-        *,
-        budget: TokenBudget | None = None,
-        n: int = 1,
-        notes: Mapping[str, Any] | None = None,
-        is_streamed: bool = False,
+        self, kind: Kind, model: str | None, plan: Callable[[ModelInfo], Plan], *, is_streamed: bool = False
     ) -> Response:
-        """Have `tasks` done, and answer as the caller wishes. Raises the FleetErrors of admission and of the jobs."""
+        """Have what `plan` makes of the model done, and answer as the caller wishes. What the caller comes back to, by
+        a key or a frame, needs no model. Raises the FleetErrors of admission and of the jobs."""
         if is_streamed and self.wishes.last_event_id:
             return await self._resume(kind)
-        capped_at = budget.max_tokens if budget is not None and budget.is_clamped else None
-        notes = dict(notes or {})
-        record = Record(kind.name, model.id, int(time.time()), n, capped_at, self._on_disconnect(), notes)
-        following = await self._submit(record, tasks, is_streamed=is_streamed)
+        following = await self._following(kind, model, plan, is_streamed=is_streamed)
         if self.wishes.wait_s == 0:
             return await self._leave(following)
         if is_streamed:
@@ -64,12 +70,27 @@ class Ask:
         self.trail.usage = total_usage(outcomes)
         return whole(kind, following.work, outcomes)
 
-    async def _submit(self, record: Record, tasks: Sequence[Task], *, is_streamed: bool) -> Following:
-        """Queued, or found by its key."""
-        times = self.front.admission.times(self.wishes.deadline_s)
+    async def _following(
+        self, kind: Kind, model: str | None, plan: Callable[[ModelInfo], Plan], *, is_streamed: bool
+    ) -> Following:
+        """Queued, or found by its key. The script that queues looks for the key; who finds no model looks before."""
+        try:
+            info = await self.front.admission.resolve(model, kind.task)
+            planned = plan(info)
+        except (Draining, InvalidRequest, ModelNotFound, NoWorker):
+            async with redis_answers():
+                known = await self.front.submissions.known(self.caller.tenant, self._key, self.caller.quota)
+            if known is None:
+                raise
+            return await attached(self.front, known, stays=self._stays)
+        return await self._submit(kind, info, planned, is_streamed=is_streamed)
+
+    async def _submit(self, kind: Kind, model: ModelInfo, plan: Plan, *, is_streamed: bool) -> Following:
+        on_disconnect, times = self._on_disconnect(), self.front.admission.times(self.wishes.deadline_s)
+        record = Record(kind.name, model.id, int(time.time()), plan.n, plan.capped_at, on_disconnect, dict(plan.notes))
         order = Order(
-            record.model,
-            tuple(tasks),
+            model.id,
+            tuple(plan.tasks),
             self.caller.tenant,
             self.caller.clamped(self.wishes.priority),
             times.queue_s,
@@ -77,22 +98,33 @@ class Ask:
             self.wishes.deadline_s is not None,
             request_id=self.trail.request_id,
             is_streamed=is_streamed,
-            key=self.wishes.key,
-            body=self.path.encode() + b"\n" + self.trail.body,
+            key=self._key,
             record=encode_record(record),
+            follower=new_follower() if self._stays and on_disconnect != "continue" else "",
         )
         request, jobs = await self.front.admission.submit(order, self.caller.quota)
         if not jobs:
-            return await attached(self.front, request)
-        return Following(Work(request, record), times.queue_s, times.deadline_s, record.on_disconnect)
+            return await attached(self.front, request, stays=self._stays)
+        return Following(Work(request, record), times.queue_s, times.deadline_s, order.follower)
 
+    @property
+    def _key(self) -> Key | None:
+        """What makes this request the same as another one: its key, its path and the bytes of its body."""
+        return Key(self.wishes.key, self.path.encode() + b"\n" + self.trail.body) if self.wishes.key else None
+
+    @property
+    def _stays(self) -> bool:
+        """Whether the caller waits at all."""
+        return self.wishes.wait_s != 0
+
+    @redis_answers()
     async def _resume(self, kind: Kind) -> Response:
         """The stream that the caller has seen a part of; nothing is created."""
         seen = Cursor.parse(self.wishes.last_event_id)
-        request = await self.front.submissions.find(seen.request_id, self.caller.tenant)
-        following = await attached(self.front, request, seen)
-        if following.work.record.kind != kind.name:
+        request = await self.front.requests.find(seen.request_id, self.caller.tenant)
+        if work_of(request).record.kind != kind.name:
             raise InvalidRequest(f"{HEADER}: expected the id of a frame of this endpoint.", field=HEADER)
+        following = await attached(self.front, request, seen)
         return stream(self.front, kind, following, self.receive, self.trail, seen)
 
     async def _leave(self, following: Following) -> Response:

@@ -1,6 +1,7 @@
 """What every route is given: the parts of this front, made once per app, and the trail of the request at hand."""
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -18,9 +19,14 @@ from shared.broker import Broker
 from shared.log import LogReader
 from shared.metrics import Metrics
 from shared.presence import Presence
+from shared.requests import Requests
 from shared.settings import Settings
 from shared.submission import Quota, Room, Submissions
 from shared.subscriptions import Subscriptions
+
+_CLOSE_S = 0.4
+
+log = logging.getLogger("aios.api")
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class Front:
     admission: Admission
     dispatcher: Dispatcher
     submissions: Submissions
+    requests: Requests
     reader: LogReader
     kinds: Kinds
     quota: Quota
@@ -42,15 +49,21 @@ class Front:
     healthz_mode: Literal["live", "ready"]
 
     async def close(self) -> None:
-        await self.dispatcher.close()
-        await self.subscriptions.close()
+        """Give what is under way a moment, and no more than that while Redis hangs: the process is to exit."""
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                await self.dispatcher.close()
+                await self.subscriptions.close()
+        except TimeoutError:
+            log.warning("closed without waiting for Redis any longer")
 
 
 def build_front(settings: Settings, broker: Broker, kinds: Kinds) -> Front:
     """Wire the parts together; nothing connects yet."""
     metrics, draining = Metrics(), asyncio.Event()
     submissions = Submissions(broker, result_ttl_s=settings.result_ttl_s, key_ttl_s=settings.idempotency_ttl_s)
-    endings = Endings(submissions)
+    requests = Requests(broker, result_ttl_s=settings.result_ttl_s)
+    endings = Endings(submissions, requests)
     fleet = FleetView(Presence(broker.client(keys.PRESENCE)))
     subscriptions = Subscriptions(broker.client(keys.PRESENCE))
     limits = Limits(
@@ -68,6 +81,7 @@ def build_front(settings: Settings, broker: Broker, kinds: Kinds) -> Front:
         admission=Admission(fleet, submissions, endings, draining, limits, settings.default_model),
         dispatcher=dispatcher,
         submissions=submissions,
+        requests=requests,
         reader=reader,
         kinds=kinds,
         quota=Quota(settings.tenant_concurrency, settings.tenant_rate_per_s, settings.tenant_burst),

@@ -13,7 +13,7 @@ from typing import Any
 
 from api.endings import Endings
 from api.errors import HungUp
-from api.record import OnDisconnect, Work
+from api.record import Work
 from api.run import Outcome, Run
 from shared.broker import UNAVAILABLE
 from shared.errors import ClientGone, DeadlineExceeded, Draining, FleetError, QueueTimeout
@@ -33,16 +33,16 @@ class StillRunning(Exception):
 
 @dataclass(frozen=True)
 class Following:
-    """One follower of a request; it had been followed by `followers` others. Times in seconds from now.
+    """One who follows a request. Times in seconds from now.
 
-    `is_first`: by the front that took it, so that each job is counted in the metrics once.
+    `follower` is its mark, if its leaving may end the request; "" if not. `is_first`: by the front that took it, so
+    that each job is counted in the metrics once.
     """
 
     work: Work
     queue_s: float
     deadline_s: float
-    on_disconnect: OnDisconnect
-    followers: int = 0
+    follower: str = ""
     is_first: bool = True
 
 
@@ -89,7 +89,7 @@ class Dispatcher:
 
     def mind(self, following: Following) -> None:
         """Follow a request that nobody waits for: its time to queue, its deadline, jobs whose sibling has failed."""
-        task = asyncio.create_task(self._mind(replace(following, on_disconnect="continue")), name="mind-request")
+        task = asyncio.create_task(self._mind(replace(following, follower="")), name="mind-request")
         self._minded.add(task)
         task.add_done_callback(self._minded.discard)
 
@@ -113,16 +113,17 @@ class Dispatcher:
 
     def _leave(self, run: Run, following: Following, error: BaseException | None) -> None:
         """Say what becomes of the jobs that have not ended, when following them ended with `error`."""
+        open_ids, left = list(run.unfinished.values()), (following.work.id, following.follower)
         if isinstance(error, Draining | StillRunning):
+            if following.follower:
+                self._endings.leave(*left)
             return
-        open_ids, request_id = list(run.unfinished.values()), following.work.id
         if isinstance(error, FleetError) and not isinstance(error, HungUp):
             ending = error.as_event() if isinstance(error, DeadlineExceeded) else Cancelled("sibling")
             self._endings.call_off(open_ids, ending)
-        elif following.on_disconnect != "continue":
-            grace_s = self._disconnect_grace_s if following.on_disconnect == "grace" else 0.0
-            unless = (request_id, following.followers)
-            self._endings.call_off(open_ids, Cancelled("client"), after_s=grace_s, unless_followed=unless)
+        elif following.follower:
+            grace_s = self._disconnect_grace_s if following.work.record.on_disconnect == "grace" else 0.0
+            self._endings.call_off(open_ids, Cancelled("client"), after_s=grace_s, left=left)
         if following.is_first:
             self._count(run, following, error)
 
@@ -168,7 +169,7 @@ class Dispatcher:
         """When the time to queue is over, end what no worker has taken: there may be no worker left to do so."""
         await asyncio.sleep(queue_s)
         event = QueueTimeout("No worker took the request in time.").as_event()
-        await self._endings.end(list(run.unstarted.values()), event, if_waiting=True)
+        await self._endings.expire(list(run.unstarted.values()), event)
 
 
 def _draining(request_id: str) -> Draining:

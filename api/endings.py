@@ -1,22 +1,27 @@
-"""Ends jobs behind their caller's back, and tries again while Redis is away."""
+"""Ends jobs behind their caller's back, and notes that it has left; tries again while Redis is away."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from shared.broker import UNAVAILABLE
 from shared.messages import Cancelled, Failed
+from shared.requests import Requests
 from shared.submission import Submissions
 
 _REDIS_AWAY_S = 0.5
 _TRIES = 20
-_CLOSE_S = 1.0
 
 
 class Endings:
-    def __init__(self, submissions: Submissions) -> None:
+    def __init__(self, submissions: Submissions, requests: Requests) -> None:
         self._submissions = submissions
+        self._requests = requests
         self._under_way: set[asyncio.Task[None]] = set()
         self._waiting: set[asyncio.TimerHandle] = set()
+
+    def leave(self, request_id: str, follower: str) -> None:
+        """A follower has left, and ends nothing by that."""
+        self._start(lambda: self._requests.leave(request_id, follower))
 
     def call_off(
         self,
@@ -24,15 +29,13 @@ class Endings:
         ending: Failed | Cancelled,
         *,
         after_s: float = 0.0,
-        unless_followed: tuple[str, int] | None = None,
+        left: tuple[str, str] | None = None,
     ) -> None:
-        """End what has not ended of the jobs of one request; `unless_followed` as in `Submissions.end`. What is to come
-        after a while does not come if this front closes before."""
+        """End what has not ended of the jobs of one request; `left` as in `Submissions.end`. What is to come after a
+        while does not come if this front closes before."""
 
         def start() -> None:
-            task = asyncio.create_task(self.end(job_ids, ending, unless_followed=unless_followed), name="end-jobs")
-            self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
+            self._start(lambda: self._submissions.end(job_ids, ending, left=left))
 
         def start_late() -> None:
             self._waiting.discard(timer)
@@ -46,26 +49,26 @@ class Endings:
         timer = asyncio.get_running_loop().call_later(after_s, start_late)
         self._waiting.add(timer)
 
-    async def end(
-        self,
-        job_ids: Sequence[str],
-        ending: Failed | Cancelled,
-        *,
-        if_waiting: bool = False,
-        unless_followed: tuple[str, int] | None = None,
-    ) -> None:
-        for _ in range(_TRIES):
-            try:
-                await self._submissions.end(job_ids, ending, if_waiting=if_waiting, unless_followed=unless_followed)
-                return
-            except UNAVAILABLE:
-                await asyncio.sleep(_REDIS_AWAY_S)
+    async def expire(self, job_ids: Sequence[str], ending: Failed) -> None:
+        """End those that no worker has taken."""
+        await _insist(lambda: self._submissions.end(job_ids, ending, if_waiting=True))
 
     async def close(self) -> None:
-        """Give what is under way a moment."""
+        """Returns when nothing is under way any more; what is when the caller stops waiting is dropped."""
         for timer in self._waiting:
             timer.cancel()
-        if self._under_way:
-            _, late = await asyncio.wait(self._under_way, timeout=_CLOSE_S)
-            for task in late:
-                task.cancel()
+        await asyncio.gather(*self._under_way)
+
+    def _start(self, action: Callable[[], Awaitable[object]]) -> None:
+        task = asyncio.create_task(_insist(action), name="end-jobs")
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+
+
+async def _insist(action: Callable[[], Awaitable[object]]) -> None:
+    for _ in range(_TRIES):
+        try:
+            await action()
+            return
+        except UNAVAILABLE:
+            await asyncio.sleep(_REDIS_AWAY_S)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import msgspec
 
 from shared.errors import JobNotFound
-from shared.submission import Request
+from shared.requests import Request
 
 OnDisconnect = Literal["cancel", "continue", "grace"]
 """What becomes of work whose caller has left: it ends, goes on, or ends unless somebody follows it soon."""

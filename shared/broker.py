@@ -5,9 +5,10 @@ have run, and only its caller knows whether it is safe to repeat. Reads have no 
 subscriptions wait as long as they like.
 """
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import cast
 
 from redis.asyncio import Redis
@@ -32,6 +33,7 @@ UNAVAILABLE = (RedisConnectionError, RedisTimeoutError, CannotWrite, *ELSEWHERE)
 """What passes by itself: the command may be tried again, if repeating it is safe."""
 
 CONNECT_TIMEOUT_S = 2.0
+_CLOSE_S = 0.2
 
 
 class Broker:
@@ -74,12 +76,15 @@ async def open_broker(url: str, shards: int = 1) -> AsyncIterator[Broker]:
     broker = Broker(source, shards)
     try:
         try:
-            await broker.settle()
-        except UNAVAILABLE as error:
-            logger.warning("redis is away at the start: %s", error)
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await broker.settle()
+        except (TimeoutError, *UNAVAILABLE) as error:
+            logger.warning("redis is away at the start: %s", f"{error}" or "it does not answer")
         yield broker
     finally:
-        await source.aclose()
+        with suppress(TimeoutError):  # what has not been sent by now will not be
+            async with asyncio.timeout(_CLOSE_S):
+                await source.aclose()
 
 
 def connect(url: str) -> Redis:

@@ -13,7 +13,7 @@ from shared.broker import Broker
 from shared.errors import JobNotFound
 from shared.log import LogReader
 from shared.messages import Event, Job, decode_job
-from shared.submission import Order, Quota, Room, Submissions
+from shared.submission import Key, Order, Quota, Room, Submissions
 
 _PAGE = 500
 _ANY_NUMBER = 1 << 40
@@ -62,7 +62,7 @@ class Graveyard:
             queue_timeout_s=queue_timeout_s,
             deadline_s=deadline_s,
             request_id=job.request_id,
-            key=f"dead/{job_id}",
+            key=Key(f"dead/{job_id}"),
         )
         request_id, jobs = self._submissions.jobs_of(order, Quota())
         request = await self._submissions.submit(order, request_id, jobs, Quota(), Room(_ANY_NUMBER))

@@ -70,8 +70,18 @@ def channel(job_id: str) -> str:
 
 
 def request(request_id: str) -> str:
-    """The hash with a request's jobs, tenant and record."""
+    """The hash with a request's jobs, tenant, record and followers."""
     return f"{prefix(shard_of(request_id))}request:{request_id}"
+
+
+def follower(name: str) -> str:
+    """The field of a request's hash that notes one who follows it."""
+    return f"follower:{name}"
+
+
+def idempotency(shard: str, tenant: str, name: str) -> str:
+    """The hash with the request that came with an idempotency key, and its body's digest."""
+    return f"{prefix(shard)}key:{tenant}:{name}"
 
 
 def bell(shard: str, model: str) -> str:

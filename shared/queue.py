@@ -100,7 +100,7 @@ class WorkQueue:
         longer wait and the tenant that was served less. `is_empty`: this worker has nothing in hand.
         """
         terms = self._terms
-        claims, _, should_empty = await self._take.call(
+        claims, should_empty = await self._take.call(
             shard,
             model=self._model,
             worker=self._worker,

@@ -1,4 +1,4 @@
-"""The work queue as a front sees it: submit requests, find them again, end them. States are moved by `lua/` alone.
+"""The work queue as a front sees it: submit requests, and end them. States are moved by `lua/` alone.
 
 A request is one job or several, queued all or not at all, on one shard. A tenant with limits lives on one shard, where
 one script sees all of its work; one without spreads over all of them.
@@ -10,17 +10,16 @@ import math
 import secrets
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from shared import keys
 from shared.broker import Broker
 from shared.cost import cost_of
 from shared.errors import FleetError, IdempotencyConflict, JobNotFound, OverQuota, QueueFull, TooSlow
 from shared.messages import PRIORITIES, STATE_OF, Cancelled, Failed, Job, Priority, Task, encode
-from shared.queue import EXPIRED, LATE, places_of
+from shared.queue import places_of
+from shared.requests import Request, Requests
 from shared.script import Script, raw
-
-_OVERDUE_MS = 5_000
 
 
 @dataclass(frozen=True)
@@ -45,34 +44,25 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Request:
-    """A request that is in the fleet. `record` is what the front that took it needs to tell of it later.
+class Key:
+    """An idempotency key, the caller's own text. Requests of one tenant with the same are one, if `body` is, too."""
 
-    `followers` is how often it was followed: who followed last decides when it ends for want of a follower.
-    """
+    text: str
+    body: bytes = b""
 
-    id: str
-    tenant: str
-    job_ids: tuple[str, ...]
-    record: bytes = b""
-    followers: int = 0
+    @property
+    def name(self) -> str:
+        return _hashed(self.text.encode())
 
-
-@dataclass(frozen=True)
-class Standing:
-    """How one job stands: its state, its log's newest index, and the seconds left to be taken and to its deadline."""
-
-    state: str
-    last_index: int
-    queue_s: float
-    deadline_s: float
+    @property
+    def digest(self) -> str:
+        return _hashed(self.body)
 
 
 @dataclass(frozen=True)
 class Order:
     """A request on its way in. Times in seconds from now; one that `is_urgent` is refused when what waits before it
-    would take longer than its deadline. An idempotency `key` is the caller's own text; requests of one tenant with the
-    same key are one, if their `body` is the same."""
+    would take longer than its deadline. `follower` follows it from the start ("": nobody)."""
 
     model: str
     tasks: tuple[Task, ...]
@@ -83,9 +73,9 @@ class Order:
     is_urgent: bool = False
     request_id: str = ""
     is_streamed: bool = False
-    key: str = ""
-    body: bytes = b""
+    key: Key | None = None
     record: bytes = b""
+    follower: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,12 +95,13 @@ class Submissions:
 
     def __init__(self, broker: Broker, *, result_ttl_s: float = 600.0, key_ttl_s: float = 86_400.0) -> None:
         self._broker = broker
-        self._submit, self._end, self._look = (Script(broker, name) for name in ("submit", "end", "look"))
+        self._requests = Requests(broker, result_ttl_s=result_ttl_s)
+        self._submit, self._end = (Script(broker, name) for name in ("submit", "end"))
         self._ttl_ms, self._key_ttl_ms = int(result_ttl_s * 1000), int(key_ttl_s * 1000)
 
     def jobs_of(self, order: Order, quota: Quota) -> tuple[str, list[Job]]:
         """The id of the request that `order` becomes, and its jobs."""
-        shard = self._shard(order, quota)
+        shard = self._shard(order.tenant, order.key, quota)
         jobs = [
             Job(
                 keys.new_id(shard), order.model, task, order.tenant, order.priority, order.request_id, order.is_streamed
@@ -132,10 +123,11 @@ class Submissions:
             classes=PRIORITIES,
             request={
                 "id": request_id,
-                "key": _hashed(order.key.encode()) if order.key else "",
-                "body": _hashed(order.body),
+                "key": order.key.name if order.key else "",
+                "body": order.key.digest if order.key else "",
                 "key_ttl_ms": self._key_ttl_ms,
                 "record": raw(order.record),
+                "follower": order.follower,
             },
             jobs=[
                 {"id": job.id, "places": places_of(job), "cost": cost_of(job.task), "spec": raw(encode(job))}
@@ -158,48 +150,29 @@ class Submissions:
             case b"known":
                 return await self._known(answer[1].decode(), order.tenant)
             case b"conflict":
-                raise IdempotencyConflict("This key came before with another body.", field="Idempotency-Key")
+                raise _conflict("This key came before with another body.")
             case _:
                 raise _refusal(*answer[1:])
 
-    async def find(self, request_id: str, tenant: str) -> Request:
-        """Raises JobNotFound for a request that is not there, or another tenant's."""
-        missing = JobNotFound("No such job: it does not exist, or its result has expired.")
-        if not keys.is_id(request_id):
-            raise missing
-        client = self._broker.client(keys.shard_of(request_id))
-        asked = client.hmget(keys.request(request_id), ["tenant", "jobs", "record", "followers"])
-        fields = await cast(Awaitable[list[Any]], asked)
-        if fields[0] is None or not secrets.compare_digest(fields[0], tenant.encode()):
-            raise missing
-        return Request(request_id, tenant, tuple(fields[1].decode().split()), fields[2], int(fields[3]))
-
-    async def look(self, request: Request) -> list[Standing]:
-        """How its jobs stand; what is overdue ends by that. Raises JobNotFound when one has expired."""
-        found = await self._look.call(
-            keys.shard_of(request.id),
-            jobs=request.job_ids,
-            expired=EXPIRED,
-            late=LATE,
-            grace_ms=_OVERDUE_MS,
-            ttl_ms=self._ttl_ms,
-        )
-        if any(len(item) == 1 for item in found):
-            raise JobNotFound("No such job: its result has expired.")
-        return [Standing(state.decode(), last, queue / 1000, left / 1000) for state, last, queue, left in found]
+    async def known(self, tenant: str, key: Key | None, quota: Quota) -> Request | None:
+        """The request that came before with this key, None if none did. Raises IdempotencyConflict."""
+        if key is None:
+            return None
+        shard = self._shard(tenant, key, quota)
+        asked = self._broker.client(shard).hmget(keys.idempotency(shard, tenant, key.name), ["body", "request"])
+        body, request_id = await cast(Awaitable[list[bytes | None]], asked)
+        if body is None or request_id is None:
+            return None
+        if body.decode() != key.digest:
+            raise _conflict("This key came before with another body.")
+        return await self._known(request_id.decode(), tenant)
 
     async def _known(self, request_id: str, tenant: str) -> Request:
         """The request that came before with the same key."""
         try:
-            return await self.find(request_id, tenant)
+            return await self._requests.find(request_id, tenant)
         except JobNotFound:
-            words = "The request with this key has ended, and its result has expired."
-            raise IdempotencyConflict(words, field="Idempotency-Key") from None
-
-    async def follow(self, request: Request) -> int:
-        """Count one more follower; returns how many there have been."""
-        client = self._broker.client(keys.shard_of(request.id))
-        return await cast(Awaitable[int], client.hincrby(keys.request(request.id), "followers", 1))
+            raise _conflict("The request with this key has ended, and its result has expired.") from None
 
     async def end(
         self,
@@ -207,17 +180,16 @@ class Submissions:
         event: Failed | Cancelled,
         *,
         if_waiting: bool = False,
-        unless_followed: tuple[str, int] | None = None,
+        left: tuple[str, str] | None = None,
     ) -> int:
         """End jobs of one request from outside, whatever their phase; returns how many had not ended before.
 
-        `if_waiting` spares those that run. `unless_followed` (request id, followers) spares all if others followed the
-        request since then.
+        `if_waiting` spares those that run. `left` (request id, follower) has left: others that follow spare all.
         """
         ids = [job if isinstance(job, str) else job.id for job in jobs]
         if not ids:
             return 0
-        request, followers = unless_followed or ("", 0)
+        request, follower = left or ("", "")
         ended = await self._end.call(
             keys.shard_of(ids[0]),
             jobs=ids,
@@ -226,7 +198,7 @@ class Submissions:
             ttl_ms=self._ttl_ms,
             if_waiting=if_waiting,
             request=request,
-            followers=followers,
+            follower=follower,
         )
         return sum(ended)
 
@@ -244,27 +216,21 @@ class Submissions:
         waiting = dict(zip(PRIORITIES, map(sum, zip(*(some for some, _ in found), strict=True)), strict=True))
         return Depth(waiting, sum(running for _, running in found))
 
-    def _shard(self, order: Order, quota: Quota) -> str:
+    def _shard(self, tenant: str, key: Key | None, quota: Quota) -> str:
         count = len(self._broker.shards)
         if quota.is_limited:
-            return keys.shard_for(order.tenant, count)
-        if order.key:
-            return keys.shard_for(f"{order.tenant}/{order.key}", count)
+            return keys.shard_for(tenant, count)
+        if key is not None:
+            return keys.shard_for(f"{tenant}/{key.text}", count)
         return secrets.choice(self._broker.shards)
-
-
-def state_of(standings: Sequence[Standing]) -> str:
-    """A request's state: queued until a worker has taken one of its jobs, failed or cancelled as soon as one is, done
-    when all are."""
-    states = {standing.state for standing in standings}
-    for state in ("failed", "cancelled"):
-        if state in states:
-            return state
-    return states.pop() if len(states) == 1 else "running"
 
 
 def _hashed(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def _conflict(words: str) -> IdempotencyConflict:
+    return IdempotencyConflict(words, field="Idempotency-Key")
 
 
 def _share(limit: int, shards: int) -> int:

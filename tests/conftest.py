@@ -1,5 +1,6 @@
 """Fixtures for all rooms: a real Redis for the session, empty for each test that asks for it."""
 
+import signal
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -28,6 +29,12 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
     client = connect(redis_url)
     yield client
     await client.aclose()
+
+
+def pytest_configure() -> None:
+    """What a shell runs in the background ignores SIGINT, and so would every process that a test starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -6,7 +6,8 @@ from shared.broker import Broker
 from shared.log import Append, LogReader, LogWriter
 from shared.messages import Done, Event, Generate, Job, Priority, Sampling, Task
 from shared.queue import Claim, Terms, WorkQueue
-from shared.submission import Order, Quota, Request, Room, Submissions
+from shared.requests import Request, Requests
+from shared.submission import Order, Quota, Room, Submissions
 
 DONE = Done("stop", 1, 1)
 SAY_HI = Generate("hi", Sampling(max_tokens=4, seed=0))
@@ -17,7 +18,7 @@ class Desk:
 
     def __init__(self, redis: Redis | Broker, model: str = "m", *, shards: int = 1, **terms: float) -> None:
         self.broker = redis if isinstance(redis, Broker) else Broker(redis, shards)
-        self.submissions = Submissions(self.broker)
+        self.submissions, self.requests = Submissions(self.broker), Requests(self.broker)
         self.writer, self.reader = LogWriter(self.broker), LogReader(self.broker)
         self.model = model
         self.terms = terms

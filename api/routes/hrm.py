@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter, Response
 
-from api.ask import AskDep
+from api.ask import AskDep, Plan
 from api.kinds import Dialect, Kind
 from api.record import Work
 from api.run import Outcome
@@ -20,7 +20,7 @@ from api.schemas.hrm import (
     loglikelihood_response,
     rolling_response,
 )
-from shared.messages import Score
+from shared.messages import ModelInfo, Score
 
 router = APIRouter(tags=["hrm"])
 
@@ -30,28 +30,29 @@ async def generate(body: GenerateRequest, ask: AskDep) -> Response:
     """One completion for each prompt."""
     admission = ask.front.admission
     admission.check_count("prompts", len(body.prompts))
-    model = await admission.resolve(body.model, "generate")
-    budget = admission.budget(body.max_tokens, DEFAULT_MAX_TOKENS, model)
-    tasks = [body.task(prompt, budget.max_tokens) for prompt in body.prompts]
-    return await ask.answer(GENERATE, model, tasks, budget=budget)
+
+    def plan(model: ModelInfo) -> Plan:
+        budget = admission.budget(body.max_tokens, DEFAULT_MAX_TOKENS, model)
+        return Plan([body.task(prompt, budget.max_tokens) for prompt in body.prompts], budget)
+
+    return await ask.answer(GENERATE, body.model, plan)
 
 
 @router.post("/loglikelihood", response_model=LoglikelihoodResponse)
 async def loglikelihood(body: LoglikelihoodRequest, ask: AskDep) -> Response:
     """The log-likelihood (nats) of each continuation given the prompt of the same place."""
     ask.front.admission.check_count("prompts", len(body.prompts))
-    model = await ask.front.admission.resolve(body.model, "score")
     places = group_by_prompt(body.prompts)
-    return await ask.answer(SCORE, model, score_tasks(body, places), notes={"places": list(places.values())})
+    plan = Plan(score_tasks(body, places), notes={"places": list(places.values())})
+    return await ask.answer(SCORE, body.model, lambda _: plan)
 
 
 @router.post("/loglikelihood_rolling", response_model=RollingResponse)
 async def loglikelihood_rolling(body: RollingRequest, ask: AskDep) -> Response:
     """The log-likelihood (nats) of each whole text, of any length."""
     ask.front.admission.check_count("prompts", len(body.prompts))
-    model = await ask.front.admission.resolve(body.model, "score")
-    tasks = [Score("", (text,), body.condition, body.scoring, rolling=True) for text in body.prompts]
-    return await ask.answer(ROLLING, model, tasks)
+    plan = Plan([Score("", (text,), body.condition, body.scoring, rolling=True) for text in body.prompts])
+    return await ask.answer(ROLLING, body.model, lambda _: plan)
 
 
 def group_by_prompt(prompts: list[str]) -> dict[str, list[int]]:

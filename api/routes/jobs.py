@@ -18,11 +18,12 @@ from api.deps import Front, FrontDep, TrailDep
 from api.errors import plain_body, problem_of
 from api.headers import answer_headers
 from api.kinds import Kind
+from api.patience import redis_answers
 from api.record import Work, work_of
 from api.run import Tally, error_of, total_usage
 from api.schemas.usage import usage_body
 from shared.messages import Cancelled, Event, Failed
-from shared.submission import state_of
+from shared.requests import state_of
 
 router = APIRouter(tags=["jobs"])
 
@@ -30,12 +31,14 @@ _ENDED = frozenset({"done", "failed", "cancelled"})
 
 
 @router.get("/v1/jobs/{id}")
+@redis_answers()
 async def job(id: str, front: FrontDep, caller: CallerDep) -> Response:
     """State, and once it is done the `result`: what the endpoint it was sent to would have answered."""
-    return await _told(front, work_of(await front.submissions.find(id, caller.tenant)))
+    return await _told(front, work_of(await front.requests.find(id, caller.tenant)))
 
 
 @router.get("/v1/jobs/{id}/events")
+@redis_answers()
 async def events(
     id: str,
     request: Request,
@@ -46,21 +49,22 @@ async def events(
 ) -> Response:
     """The request's stream from its beginning, or from behind a frame; during the run and after it."""
     seen = Cursor.parse(last_event_id) if last_event_id else None
-    following = await attached(front, await front.submissions.find(id, caller.tenant), seen)
+    following = await attached(front, await front.requests.find(id, caller.tenant), seen)
     return stream(front, front.kinds.of(following.work), following, request.receive, trail, seen)
 
 
 @router.delete("/v1/jobs/{id}")
 @router.post("/api/inference/cancel/{id}")
+@redis_answers()
 async def cancel(id: str, front: FrontDep, caller: CallerDep) -> Response:
     """Call it off, whatever its phase; what has ended stays as it is. What it had said can be read."""
-    request = await front.submissions.find(id, caller.tenant)
+    request = await front.requests.find(id, caller.tenant)
     await front.submissions.end(request.job_ids, Cancelled("client"))
     return await _told(front, work_of(request))
 
 
 async def _told(front: Front, work: Work) -> Response:
-    kind, state = front.kinds.of(work), state_of(await front.submissions.look(work.request))
+    kind, state = front.kinds.of(work), state_of(await front.requests.look(work.request))
     record = work.record
     body: dict[str, Any] = {"id": work.id, "object": "job", "state": state, "task": kind.task, "model": record.model}
     body |= {"created": record.created, "usage": None}

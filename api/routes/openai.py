@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter, Response
 
-from api.ask import AskDep
+from api.ask import AskDep, Plan
 from api.deps import FrontDep
 from api.errors import openai_body
 from api.kinds import Dialect, Kind
@@ -21,6 +21,7 @@ from api.schemas.openai import (
     completion,
     model_body,
 )
+from shared.messages import ModelInfo
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -43,11 +44,13 @@ async def completions(body: CompletionRequest, ask: AskDep) -> Response:
     admission = ask.front.admission
     admission.check_count("prompt", len(body.prompt))
     admission.check_count("n", len(body.prompt) * body.n, "completions")
-    model = await admission.resolve(body.model, "generate")
-    budget = admission.budget(body.max_tokens, DEFAULT_MAX_TOKENS, model)
-    tasks = [body.task(prompt, budget.max_tokens) for prompt in body.prompt]
-    notes = {"with_usage": body.stream_options.include_usage}
-    return await ask.answer(COMPLETIONS, model, tasks, budget=budget, n=body.n, notes=notes, is_streamed=body.stream)
+
+    def plan(model: ModelInfo) -> Plan:
+        budget = admission.budget(body.max_tokens, DEFAULT_MAX_TOKENS, model)
+        tasks = [body.task(prompt, budget.max_tokens) for prompt in body.prompt]
+        return Plan(tasks, budget, body.n, {"with_usage": body.stream_options.include_usage})
+
+    return await ask.answer(COMPLETIONS, body.model, plan, is_streamed=body.stream)
 
 
 def _whole(work: Work, outcomes: Sequence[Outcome]) -> Completion:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter, Response
 
-from api.ask import AskDep
+from api.ask import AskDep, Plan
 from api.kinds import Dialect, Kind
 from api.record import Work
 from api.run import Outcome
@@ -17,9 +17,8 @@ router = APIRouter(tags=["puzzles"])
 async def solve(body: SolveRequest, ask: AskDep) -> Response:
     """One solution for each grid, with the network's confidence in it and the ACT segments it took."""
     ask.front.admission.check_count("grids", len(body.puzzles))
-    model = await ask.front.admission.resolve(body.model, "solve")
-    notes = {"as_string": [isinstance(puzzle, str) for puzzle in body.puzzles]}
-    return await ask.answer(SOLVE, model, body.tasks(), notes=notes)
+    plan = Plan(body.tasks(), notes={"as_string": [isinstance(puzzle, str) for puzzle in body.puzzles]})
+    return await ask.answer(SOLVE, body.model, lambda _: plan)
 
 
 def _whole(work: Work, outcomes: Sequence[Outcome]) -> SolveResponse:

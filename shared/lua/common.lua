@@ -17,7 +17,8 @@
 -- bell:M      list    rings when there is something to take
 -- held:T      zset    a tenant's jobs that have not ended, by when they came
 -- bucket:T    hash    what is left of a tenant's rate, and when that was so
--- request:ID  hash    the jobs of one request, its tenant, how often it was followed, the front's record of it
+-- request:ID  hash    the jobs of one request, its tenant, the front's record of it, and `follower:F` for each F that
+--                     may end it by leaving, if it is the last
 -- key:T:K     hash    the request that came with idempotency key K, and its body's hash
 -- isolating:M string  the worker that empties itself for a suspect
 -- dead        stream  jobs that were convicted

@@ -1,10 +1,16 @@
--- a: jobs [id], state, event, ttl_ms, publish, if_waiting (spare those that run), request and followers: spare all if
---    others have followed the request since there were so many ('' for request: end them anyway)
+-- a: jobs [id], state, event, ttl_ms, publish, if_waiting (spare those that run), request and follower: who has left,
+--    so spare all if others follow it ('' for request: end them anyway)
 -- Ends jobs from outside. The epoch moves on, so that a worker is stale at its next append; it is told, too. Returns
 -- for each job 1 if it ended now.
 
 local function is_followed()
-  return a.request ~= '' and tonumber(call('HGET', P .. 'request:' .. a.request, 'followers') or 0) ~= a.followers
+  if a.request == '' then return false end
+  local request = P .. 'request:' .. a.request
+  call('HDEL', request, 'follower:' .. a.follower)
+  for _, field in ipairs(call('HKEYS', request)) do
+    if string.find(field, '^follower:') then return true end
+  end
+  return false
 end
 
 local function end_job(id)

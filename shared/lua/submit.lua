@@ -1,4 +1,4 @@
--- a: request {id, key, body, record}, model, class, tenant, classes (best first), jobs [{id, places, cost, spec}],
+-- a: request {id, key, body, record, follower}, model, class, tenant, classes (best first), jobs [{id, places, cost, spec}],
 --    queue_ms, deadline_ms (both from now), is_urgent (refuse what could not begin before its deadline), ttl_ms, and
 --    limits where 0 is none: max_jobs and max_bytes that wait, concurrency, rate (requests per second) and burst of the
 --    tenant.
@@ -111,7 +111,7 @@ local job = { model = a.model, class = a.class, tenant = a.tenant }
 local line, served = line_key(job), class_key('served', a.model, a.class)
 for i, item in ipairs(a.jobs) do
   ids[i] = item.id
-  local entry = call('XADD', line, '*', 'job', item.id, 'places', item.places)
+  local entry = call('XADD', line, '*', 'job', item.id)
   call('HSET', job_key(item.id), 'spec', item.spec, 'model', a.model, 'class', a.class, 'tenant', a.tenant,
     'state', 'queued', 'epoch', 0, 'last', 0, 'cost', item.cost, 'places', item.places, 'bytes', #item.spec, 'entry', entry, 'deaths', 0,
     'queued_ms', now, 'expires_ms', now + a.queue_ms, 'deadline_ms', now + a.deadline_ms, 'request', a.request.id)
@@ -128,8 +128,9 @@ if not call('ZSCORE', turns, a.tenant) then
   call('HSET', served, a.tenant, at)
   call('ZADD', turns, at, a.tenant)
 end
-call('HSET', P .. 'request:' .. a.request.id, 'tenant', a.tenant, 'jobs', table.concat(ids, ' '), 'followers', 0,
-  'record', a.request.record)
-call('PEXPIRE', P .. 'request:' .. a.request.id, a.deadline_ms + a.ttl_ms)
+local request, follower = P .. 'request:' .. a.request.id, a.request.follower
+call('HSET', request, 'tenant', a.tenant, 'jobs', table.concat(ids, ' '), 'record', a.request.record)
+if follower ~= '' then call('HSET', request, 'follower:' .. follower, now) end
+call('PEXPIRE', request, a.deadline_ms + a.ttl_ms)
 ring(a.model, math.min(count, MOST_RINGS))
 return { 'queued' }

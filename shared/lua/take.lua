@@ -2,10 +2,10 @@
 --    worker has nothing in hand), ttl_ms, dead_ttl_ms, most_dead, most_epochs, publish, and events to append: expired,
 --    late, convicted.
 -- Jobs whose leases have lapsed come first, then waiting ones until they fill the places; the last may take more than
--- are left. Returns {{{spec, epoch, last, ms to its deadline, is_alone}...}, whether others still wait, whether this
--- worker should take nothing more until it is empty}.
+-- are left. Returns {{{spec, epoch, last, ms to its deadline, is_alone}...}, whether this worker should take nothing more
+-- until it is empty}.
 
-local SCANNED = 64
+local PAGE, MOST_SEEN = 64, 256
 local DEATHS_TO_SUSPECT, DEATHS_TO_CONVICT = 2, 3
 
 local leases = P .. 'leases:' .. a.model
@@ -56,30 +56,46 @@ local function may_isolate()
   return is_free
 end
 
--- One lapsed job. What others have begun to say goes on only where the same tokens come out.
+-- One lapsed job. What others have begun to say goes on only where the same tokens come out. Returns whether it is left
+-- to others.
 local function take_over(id, lease_end)
   local job = read_job(id)
   if not is_open(job) then
     call('ZREM', leases, id)
-    return
+    return false
   end
-  if not wanted[job.class] then return end
-  if tonumber(job.deadline_ms) < now then return fail(job, 'failed', a.late) end
-  if job.advanced and job.fingerprint ~= a.fingerprint then return end
+  if not wanted[job.class] then return true end
+  if tonumber(job.deadline_ms) < now then
+    fail(job, 'failed', a.late)
+    return false
+  end
+  if job.advanced and job.fingerprint ~= a.fingerprint then return true end
   local deaths = deaths_of(job, lease_end)
-  if deaths >= DEATHS_TO_CONVICT or tonumber(job.epoch) >= a.most_epochs then return convict(job) end
+  if deaths >= DEATHS_TO_CONVICT or tonumber(job.epoch) >= a.most_epochs then
+    convict(job)
+    return false
+  end
   local is_alone = deaths >= DEATHS_TO_SUSPECT
-  if is_alone and not may_isolate() then return end
+  if is_alone and not may_isolate() then return true end
   call('HSET', job_key(id), 'deaths', deaths)
   hand_over(job, is_alone)
   if is_alone then left = 0 end
+  return false
 end
 
+-- Those that lapsed first come first. Of more than MOST_SEEN one such part is looked at, another one each time: what this
+-- worker may not take hides nothing for long, and costs no more than that.
 local function take_lapsed()
-  local found = call('ZRANGEBYSCORE', leases, '-inf', now, 'WITHSCORES', 'LIMIT', 0, SCANNED)
-  for i = 1, #found, 2 do
-    if left <= 0 or #taken >= a.most_lapsed then return end
-    take_over(found[i], tonumber(found[i + 1]))
+  local parts = math.ceil(call('ZCOUNT', leases, '-inf', now) / MOST_SEEN)
+  local at, seen = parts > 1 and now % parts * MOST_SEEN or 0, 0
+  while seen < MOST_SEEN do
+    local found = call('ZRANGEBYSCORE', leases, '-inf', now, 'WITHSCORES', 'LIMIT', at, PAGE)
+    if #found == 0 then return end
+    for i = 1, #found, 2 do
+      if left <= 0 or #taken >= a.most_lapsed then return end
+      if take_over(found[i], tonumber(found[i + 1])) then at = at + 1 end
+      seen = seen + 1
+    end
   end
 end
 
@@ -131,6 +147,5 @@ end
 
 if left > 0 then take_lapsed() end
 take_waiting()
-local is_more = next_job() ~= nil
-if is_more and #taken > 0 then ring(a.model, 1) end
-return { taken, is_more and 1 or 0, should_empty and 1 or 0 }
+if #taken > 0 and next_job() then ring(a.model, 1) end
+return { taken, should_empty and 1 or 0 }

@@ -48,7 +48,7 @@ async def announce(redis: Redis, *models: str, state: str = "ready") -> None:
 class EchoWorker:
     """`gate` is open unless a test closes it: then a job is started, says its first word and waits."""
 
-    def __init__(self, redis_url: str, model: ModelInfo | None = None) -> None:
+    def __init__(self, redis_url: str, model: ModelInfo | None = None, broker: type[Broker] = Broker) -> None:
         self.model = model or model_info()
         self.gate = asyncio.Event()
         self.gate.set()
@@ -59,7 +59,7 @@ class EchoWorker:
         self.jobs: list[Job] = []
         self.stale: list[str] = []
         self._redis = connect(redis_url)
-        self._broker = Broker(self._redis)
+        self._broker = broker(self._redis)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:

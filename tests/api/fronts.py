@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,25 +19,16 @@ from api.deps import Front
 from shared import keys
 from shared.broker import Broker
 from shared.settings import Settings
+from tests.polling import until
 
-DEADLINE_S = 10.0
-
-
-async def until(condition: Callable[[], bool | Awaitable[bool]], what: str) -> None:
-    """Return once `condition()` holds; AssertionError naming `what` after DEADLINE_S."""
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
-        holds = condition()
-        if holds if isinstance(holds, bool) else await holds:
-            return
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        await asyncio.sleep(0.01)
+_TIMEOUT_S = 10.0
 
 
 @asynccontextmanager
-async def in_memory(redis: Redis, **settings: object) -> AsyncIterator[httpx.AsyncClient]:
+async def in_memory(redis: Redis | Broker, **settings: object) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a front that has no socket."""
-    app = create_app(Settings(**settings), Broker(redis))  # type: ignore[arg-type]
+    broker = redis if isinstance(redis, Broker) else Broker(redis)
+    app = create_app(Settings(**settings), broker)  # type: ignore[arg-type]
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as client:
         yield client
     await front_of(app).close()
@@ -52,7 +43,7 @@ async def live(redis: Redis, **settings: object) -> AsyncIterator[tuple[httpx.As
     serving = asyncio.create_task(server.serve())
     await until(lambda: server.started, "the front listens")
     port = server.servers[0].sockets[0].getsockname()[1]
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=DEADLINE_S) as client:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=_TIMEOUT_S) as client:
         yield client, front_of(app)
     server.should_exit = True
     await serving
@@ -97,3 +88,10 @@ async def states(redis: Redis) -> list[str]:
     """The states of all jobs there are."""
     names = [name.decode() async for name in redis.scan_iter(keys.job("00*"))]
     return sorted([await state(redis, name.rpartition(":")[2]) for name in names])
+
+
+async def has_followers(redis: Redis, count: int) -> bool:
+    """Whether there is one request, and so many follow it whose leaving may end it."""
+    names = await redis.keys("aios:{00}:request:*")
+    fields: list[bytes] = await redis.hkeys(names[0]) if len(names) == 1 else []  # type: ignore[misc]
+    return [field.startswith(b"follower:") for field in fields].count(True) == count

@@ -12,7 +12,8 @@ from redis.asyncio import Redis
 from shared.messages import Failed, Generate
 from tests.api.echo_worker import EchoWorker
 from tests.api.frames import frames, read
-from tests.api.fronts import live, until
+from tests.api.fronts import live
+from tests.polling import until
 
 
 def openai_client(client: httpx.AsyncClient) -> openai.AsyncOpenAI:

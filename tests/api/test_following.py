@@ -7,7 +7,8 @@ from redis.asyncio import Redis
 from shared import keys
 from shared.subscriptions import Subscriptions
 from tests.api.echo_worker import EchoWorker
-from tests.api.fronts import in_memory, until
+from tests.api.fronts import in_memory
+from tests.polling import until
 
 TEXT = "one two three four five"
 

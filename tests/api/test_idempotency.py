@@ -9,10 +9,12 @@ from redis.asyncio import Redis
 
 from shared import keys
 from shared.broker import connect
+from shared.presence import Presence
 from tests.api.echo_worker import EchoWorker
 from tests.api.frames import frames, read
-from tests.api.fronts import in_memory, live, until
+from tests.api.fronts import has_followers, in_memory, live
 from tests.api.test_headers import POSTS
+from tests.polling import until
 
 KEY = {"Idempotency-Key": "an order, No. 7"}
 
@@ -49,7 +51,7 @@ async def test_two_fronts_at_once_and_many_callers(redis: Redis, redis_url: str,
             asyncio.create_task(client.post("/generate", json={"prompts": ["a b c"]}, headers=KEY))
             for client in (one, two) * 8
         ]
-        await until(lambda: all_followed(redis, 15), "all others have found the request")
+        await until(lambda: has_followers(redis, 16), "all have found the request")
         worker.gate.set()
         answers = await asyncio.gather(*asking)
     await other.aclose()
@@ -96,6 +98,50 @@ async def test_a_key_is_forgotten_in_time(redis: Redis, worker: EchoWorker) -> N
         assert (await client.post("/generate", json={"prompts": ["b"]}, headers=KEY)).status_code == 200
 
 
-async def all_followed(redis: Redis, count: int) -> bool:
-    names = await redis.keys("aios:{00}:request:*")
-    return len(names) == 1 and int(await redis.hget(names[0], "followers")) == count  # type: ignore[misc]
+@pytest.mark.parametrize(("path", "body"), POSTS)
+async def test_the_result_is_there_when_no_worker_is(
+    redis: Redis, able: EchoWorker, path: str, body: dict[str, Any]
+) -> None:
+    async with in_memory(redis) as client:
+        first = await client.post(path, json=body, headers=KEY)
+    await Presence(redis).leave("w1")
+    async with in_memory(redis) as client:
+        again = await client.post(path, json=body, headers=KEY)
+        assert (again.status_code, again.content) == (200, first.content)
+        other = await client.post(path, json=body | {"model": "echo"}, headers=KEY)
+        assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_conflict")
+        for headers in ({}, {"Idempotency-Key": "another"}):
+            new = await client.post(path, json=body, headers=headers)
+            assert (new.status_code, new.json()["error"]["code"]) == (503, "no_worker")
+        later = await client.post(path, json=body, headers=KEY | {"Prefer": "respond-async"})
+        assert (later.status_code, later.json()["state"]) == (202, "done")
+
+
+async def test_what_runs_is_found_when_its_worker_seems_gone(redis: Redis, redis_url: str, worker: EchoWorker) -> None:
+    """By its key, and by a frame that was seen."""
+    worker.gate.clear()
+    other, body = connect(redis_url), {"prompt": "a b c", "stream": True}
+    async with in_memory(redis) as one, in_memory(other) as two:
+        asking = asyncio.create_task(one.post("/v1/completions", json=body, headers=KEY))
+        await until(lambda: has_followers(redis, 1), "it is taken")
+        await Presence(redis).leave("w1")
+        again = asyncio.create_task(two.post("/v1/completions", json=body, headers=KEY))
+        await until(lambda: has_followers(redis, 2), "it is found")
+        worker.gate.set()
+        whole = frames(await asking)
+        assert frames(await again) == whole
+        seen = {"Last-Event-ID": whole[0].id}
+        assert frames(await two.post("/v1/completions", json=body, headers=seen)) == whole[1:]
+    await other.aclose()
+
+
+async def test_a_front_that_drains_tells_where_the_work_of_a_key_is(redis: Redis, worker: EchoWorker) -> None:
+    worker.gate.clear()
+    async with live(redis) as (client, front):
+        body, later = {"prompts": ["a b"]}, {"Prefer": "respond-async"}
+        location = (await client.post("/generate", json=body, headers=KEY | later)).headers["Location"]
+        front.draining.set()
+        front.dispatcher.drain()
+        again = await client.post("/generate", json=body, headers=KEY)
+    assert (again.status_code, again.json()["error"]["code"]) == (503, "draining")
+    assert again.headers["Location"] == location

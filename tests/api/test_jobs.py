@@ -12,9 +12,10 @@ from shared.messages import Failed
 from shared.submission import Submissions
 from tests.api.echo_worker import EchoWorker, announce
 from tests.api.frames import frames
-from tests.api.fronts import in_memory, live, states, until
+from tests.api.fronts import in_memory, live, states
 from tests.api.test_headers import POSTS
 from tests.desk import Desk
+from tests.polling import until
 
 LATER = {"Prefer": "respond-async"}
 WAITS = [{"prompts": ["a b"]}, {"prompts": ["a b", "c d"]}]
@@ -186,7 +187,7 @@ async def test_what_is_overdue_ends_when_it_is_asked_for(redis: Redis, limit: st
     await announce(redis, "echo")
     async with in_memory(redis) as client:
         first = (await client.post("/generate", json={"prompts": ["a"]}, headers=LATER)).json()["id"]
-        record = await Submissions(Broker(redis)).find(first, "public")
+        record = await Desk(redis).requests.find(first, "public")
         request, _ = await Desk(redis, "echo").request(record=record.record, **{limit: 0.001})
         told = (await ended(client, f"/v1/jobs/{request.id}")).json()
     assert (told["state"], told["error"]["code"]) == ("failed", code)

@@ -14,7 +14,8 @@ from scripts.chaos.proxy import Proxy
 from shared.broker import connect
 from tests.api.echo_worker import EchoWorker
 from tests.api.frames import frames, read
-from tests.api.fronts import live, process, state, until
+from tests.api.fronts import has_followers, live, process, state
+from tests.polling import until
 from tests.redis_server import RedisServer
 
 STREAM = {"prompt": "a b c", "stream": True}
@@ -78,7 +79,7 @@ async def test_a_late_disconnect_spares_what_another_front_follows(
     async with live(redis) as (one, old), live(other) as (two, _):
         answer, _ = await begun(one, KEY)
         following = asyncio.create_task(two.post("/v1/completions", json=STREAM, headers=KEY))
-        await until(lambda: has_followers(redis, 1), "the second front follows")
+        await until(lambda: has_followers(redis, 2), "the second front follows")
         await answer.aclose()
         await until(lambda: "aios_jobs_total{" in old.metrics.render().decode(), "the first front has noticed")
         worker.gate.set()
@@ -185,8 +186,3 @@ async def is_state(redis: Redis, worker: EchoWorker, expected: str) -> bool:
 
 async def is_done(client: httpx.AsyncClient, location: str) -> bool:
     return bool((await client.get(location)).json()["state"] == "done")
-
-
-async def has_followers(redis: Redis, count: int) -> bool:
-    [name] = await redis.keys("aios:{00}:request:*")
-    return int(await redis.hget(name, "followers")) == count  # type: ignore[misc]

@@ -13,7 +13,8 @@ from shared.broker import Broker, connect
 from shared.messages import Cancelled, Failed
 from shared.submission import Submissions
 from tests.api.echo_worker import EchoWorker, announce
-from tests.api.fronts import in_memory, live, state, states, until
+from tests.api.fronts import in_memory, live, state, states
+from tests.polling import until
 from tests.redis_server import start_redis
 
 

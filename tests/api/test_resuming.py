@@ -17,7 +17,8 @@ from shared.errors import InvalidRequest
 from shared.messages import Failed
 from tests.api.echo_worker import EchoWorker, announce
 from tests.api.frames import Frame, frames, read, read_all
-from tests.api.fronts import in_memory, live, until
+from tests.api.fronts import in_memory, live
+from tests.polling import until
 
 BODY = {
     "prompt": ["a b c", "dd e", "f"],

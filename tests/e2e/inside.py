@@ -10,7 +10,8 @@ from redis.asyncio import Redis
 from shared.broker import Broker
 from shared.messages import ModelInfo
 from shared.queue import Terms
-from tests.api.fronts import in_memory, until
+from tests.api.fronts import in_memory
+from tests.polling import until
 from worker.loading import LoadedModel
 from worker.runners.base import Runner
 from worker.service import WorkerService

@@ -10,7 +10,8 @@ from shared.broker import Broker
 from shared.messages import ModelInfo
 from shared.queue import Terms
 from tests.api.frames import frames
-from tests.api.fronts import in_memory, until
+from tests.api.fronts import in_memory
+from tests.polling import until
 from worker.loading import LoadedModel
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo

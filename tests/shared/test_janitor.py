@@ -117,7 +117,7 @@ async def test_jobs_that_the_queue_lost_are_found_again(redis: Redis) -> None:
 async def test_keys_that_nothing_needs_expire(redis: Redis, desk: Desk) -> None:
     orphan = keys.new_id("01")
     await redis.xadd(keys.log(orphan), {"e": "x"}, id="1-0")
-    await redis.hset(keys.request(orphan), "followers", "1")  # type: ignore[misc]
+    await redis.hset(keys.request(orphan), "follower:f", "1")  # type: ignore[misc]
     (over,) = await desk.submit()
     (claim,) = await desk.take(1)
     await desk.say(claim, DONE)

@@ -9,6 +9,7 @@ from shared import keys
 from shared.messages import Done, Failed, Generate, Job, Priority, Sampling, Started, Tokens
 from shared.queue import Claim
 from tests.desk import DONE, Desk
+from tests.polling import until
 
 TOKEN = Tokens((5,), "a")
 
@@ -86,6 +87,40 @@ async def test_what_was_begun_goes_on_only_where_the_same_tokens_come_out(redis:
     await desk.queue().give_back([begun, untouched])
     assert [claim.job for claim in await desk.take(2, "w2", fingerprint="other")] == [untouched.job]
     assert [claim.job for claim in await desk.take(2, "w3")] == [begun.job]
+
+
+@pytest.mark.parametrize("why", ["class", "fingerprint", "suspicion"])
+async def test_jobs_that_a_worker_may_not_take_hide_none_that_it_may(redis: Redis, why: str) -> None:
+    desk = Desk(redis)
+    await desk.submit(*[task(10)] * 150, priority="bulk", max_jobs=150)
+    others = await desk.take(150)
+    for claim in others:
+        await desk.say(claim, Started(1, "w1", 1), *([TOKEN] if why == "fingerprint" else []))
+        await redis.hset(keys.job(claim.job.id), "deaths", 1 if why == "suspicion" else 0)  # type: ignore[misc]
+    (wanted,) = await submit(desk, "t", 1, priority="interactive")
+    (claim,) = await desk.take(1)
+    await died(redis, desk, others)
+    await redis.zadd(keys.leases("00", "m"), {claim.job.id: 2})
+    priorities: tuple[Priority, ...] = ("interactive",) if why == "class" else ("interactive", "default", "bulk")
+    taken = await desk.take(1, "w2", fingerprint="other", is_empty=False, priorities=priorities)
+    assert [claim.job for claim in taken] == [wanted]
+
+
+async def test_beyond_what_is_looked_at_in_one_go_the_parts_come_in_turn(redis: Redis) -> None:
+    desk = Desk(redis)
+    await desk.submit(*[task(10)] * 600, max_jobs=600)
+    others = await desk.take(600)
+    for claim in others:
+        await desk.say(claim, TOKEN)
+    (wanted,) = await submit(desk, "t", 1)
+    (claim,) = await desk.take(1)
+    await died(redis, desk, others)
+    await redis.zadd(keys.leases("00", "m"), {claim.job.id: 2})
+
+    async def is_taken() -> bool:
+        return [claim.job for claim in await desk.take(1, "w2", fingerprint="other")] == [wanted]
+
+    await until(is_taken, "another part is looked at")
 
 
 async def crash(redis: Redis, desk: Desk, claim: Claim) -> None:

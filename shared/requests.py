@@ -1,0 +1,99 @@
+"""Requests that are in the fleet, as any front finds them again: how their jobs stand, and who follows them.
+
+A follower is one whose leaving may end the request: it is noted in Redis, so that the last one is known to all fronts.
+"""
+
+import secrets
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from shared import keys
+from shared.broker import Broker
+from shared.errors import JobNotFound
+from shared.queue import EXPIRED, LATE
+from shared.script import Script
+
+_OVERDUE_MS = 5_000
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that is in the fleet. `record` is what the front that took it needs to tell of it later."""
+
+    id: str
+    tenant: str
+    job_ids: tuple[str, ...]
+    record: bytes = b""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one job stands: its state, its log's newest index, and the seconds left to be taken and to its deadline."""
+
+    state: str
+    last_index: int
+    queue_s: float
+    deadline_s: float
+
+
+def new_follower() -> str:
+    """What one follower is noted by."""
+    return secrets.token_hex(8)
+
+
+class Requests:
+    """`result_ttl_s`: how long an ended request can be read."""
+
+    def __init__(self, broker: Broker, *, result_ttl_s: float = 600.0) -> None:
+        self._broker = broker
+        self._look, self._follow = Script(broker, "look"), Script(broker, "follow")
+        self._ttl_ms = int(result_ttl_s * 1000)
+
+    async def find(self, request_id: str, tenant: str) -> Request:
+        """Raises JobNotFound for a request that is not there, or another tenant's."""
+        missing = JobNotFound("No such job: it does not exist, or its result has expired.")
+        if not keys.is_id(request_id):
+            raise missing
+        client = self._broker.client(keys.shard_of(request_id))
+        asked = client.hmget(keys.request(request_id), ["tenant", "jobs", "record"])
+        fields = await cast(Awaitable[list[Any]], asked)
+        if fields[0] is None or not secrets.compare_digest(fields[0], tenant.encode()):
+            raise missing
+        return Request(request_id, tenant, tuple(fields[1].decode().split()), fields[2])
+
+    async def look(self, request: Request) -> list[Standing]:
+        """How its jobs stand; what is overdue ends by that. Raises JobNotFound when one has expired."""
+        found = await self._look.call(
+            keys.shard_of(request.id),
+            jobs=request.job_ids,
+            expired=EXPIRED,
+            late=LATE,
+            grace_ms=_OVERDUE_MS,
+            ttl_ms=self._ttl_ms,
+        )
+        if any(len(item) == 1 for item in found):
+            raise JobNotFound("No such job: its result has expired.")
+        return [Standing(state.decode(), last, queue / 1000, left / 1000) for state, last, queue, left in found]
+
+    async def follow(self, request: Request) -> str:
+        """Note one more follower; returns its mark. Raises JobNotFound when the request has expired."""
+        follower = new_follower()
+        if not await self._follow.call(keys.shard_of(request.id), request=request.id, follower=follower):
+            raise JobNotFound("No such job: its result has expired.")
+        return follower
+
+    async def leave(self, request_id: str, follower: str) -> None:
+        """Strike a follower off; nothing ends by that."""
+        client = self._broker.client(keys.shard_of(request_id))
+        await cast(Awaitable[int], client.hdel(keys.request(request_id), keys.follower(follower)))
+
+
+def state_of(standings: Sequence[Standing]) -> str:
+    """A request's state: queued until a worker has taken one of its jobs, failed or cancelled as soon as one is, done
+    when all are."""
+    states = {standing.state for standing in standings}
+    for state in ("failed", "cancelled"):
+        if state in states:
+            return state
+    return states.pop() if len(states) == 1 else "running"

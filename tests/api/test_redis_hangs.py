@@ -1,0 +1,82 @@
+"""A Redis that takes connections and answers nothing: every question to a front has its answer in time all the same."""
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from shared.broker import connect
+from shared.presence import Presence
+from tests.api.echo_worker import EchoWorker
+from tests.api.frames import frames
+from tests.api.fronts import live
+from tests.polling import until
+from tests.redis_server import start_redis
+
+LIMIT_S = 3.0
+STREAM = {"prompt": "a b", "stream": True}
+
+
+async def test_every_question_is_answered(tmp_path: Path) -> None:
+    server = start_redis(tmp_path)
+    redis = connect(server.url)
+    async with EchoWorker(server.url), live(redis) as (client, _):
+        whole = frames(await client.post("/v1/completions", json=STREAM, headers={"Idempotency-Key": "k"}))
+        id = whole[0].id.partition(".")[0]
+        questions: list[tuple[str, str, dict[str, Any]]] = [
+            ("GET", f"/v1/jobs/{id}", {}),
+            ("GET", f"/v1/jobs/{id}/events", {}),
+            ("DELETE", f"/v1/jobs/{id}", {}),
+            ("POST", f"/api/inference/cancel/{id}", {}),
+            ("GET", "/v1/models", {}),
+            ("GET", "/v1/models/echo", {}),
+            ("POST", "/v1/completions", {"json": STREAM, "headers": {"Last-Event-ID": whole[0].id}}),
+            ("POST", "/v1/completions", {"json": STREAM, "headers": {"Idempotency-Key": "k"}}),
+            ("POST", "/v1/completions", {"json": STREAM}),
+            ("GET", "/readyz", {}),
+        ]
+        os.kill(server.pid, signal.SIGSTOP)
+        await until(lambda: is_noticed(client), "what the front knows of the fleet is too old")
+        answers = await asyncio.gather(*(timed(client, *question) for question in questions))
+        for probe in ("/healthz", "/metrics"):
+            assert (await client.get(probe)).status_code == 200
+        os.kill(server.pid, signal.SIGCONT)
+        for question, answer in zip(questions, answers, strict=True):
+            assert answer.status_code == 503, question
+            if question[1] != "/readyz":
+                assert (answer.json()["error"]["code"], answer.headers["Retry-After"]) == ("broker_unavailable", "1")
+        told = (await client.get(f"/v1/jobs/{id}")).json()
+        assert (told["state"], told["result"]["choices"][0]["text"]) == ("done", "a b")
+    await redis.aclose()
+    server.stop()
+
+
+async def test_what_has_a_key_is_looked_for_no_longer_than_that(tmp_path: Path) -> None:
+    """No worker is there as far as the front knows, and then Redis hangs."""
+    server = start_redis(tmp_path)
+    redis = connect(server.url)
+    async with EchoWorker(server.url), live(redis) as (client, front):
+        await Presence(redis).leave("w1")
+        await front.fleet.now()
+        os.kill(server.pid, signal.SIGSTOP)
+        answer = await timed(client, "POST", "/v1/completions", {"json": STREAM, "headers": {"Idempotency-Key": "k"}})
+        os.kill(server.pid, signal.SIGCONT)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "broker_unavailable")
+    await redis.aclose()
+    server.stop()
+
+
+async def is_noticed(client: httpx.AsyncClient) -> bool:
+    return (await client.get("/readyz")).status_code == 503
+
+
+async def timed(client: httpx.AsyncClient, method: str, path: str, more: dict[str, Any]) -> httpx.Response:
+    """The answer, which must come in time."""
+    started_s = time.monotonic()
+    answer = await client.request(method, path, **more)
+    assert time.monotonic() - started_s < LIMIT_S, (method, path)
+    return answer
