@@ -1,6 +1,6 @@
 """What a task will about cost, before a tokenizer has seen it: by that tenants share and waits are foretold."""
 
-from shared.messages import Generate, Score, Task
+from shared.messages import Generate, Read, Score, Task
 
 _CHARACTERS_A_TOKEN = 4
 _PUZZLE_COST = 256
@@ -12,6 +12,8 @@ def cost_of(task: Task) -> int:
         return _length(task.prompt) + task.sampling.max_tokens * task.sampling.n
     if isinstance(task, Score):
         return _length(task.context) + sum(map(_length, task.continuations))
+    if isinstance(task, Read):
+        return _length(task.prompt)
     return _PUZZLE_COST
 
 

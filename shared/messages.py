@@ -80,6 +80,15 @@ class Score(msgspec.Struct, frozen=True, omit_defaults=True, tag="score"):
     rolling: bool = False
 
 
+class Read(msgspec.Struct, frozen=True, omit_defaults=True, tag="read"):
+    """Say the tokens of a prompt, each with its log-probability under what stands before it, as far as the model
+    predicts its prompts, and beside it the `num_top` likeliest. `condition` None is the model's default."""
+
+    prompt: Text
+    num_top: int = 0
+    condition: str | None = None
+
+
 class Solve(msgspec.Struct, frozen=True, omit_defaults=True, tag="solve"):
     """Solve one puzzle, given as a grid or as the cells of a Sudoku in one string.
 
@@ -93,7 +102,10 @@ class Solve(msgspec.Struct, frozen=True, omit_defaults=True, tag="solve"):
     max_steps: int | None = None
 
 
-Task = Generate | Score | Solve
+TextTask = Generate | Score | Read
+"""What a language model does."""
+
+Task = TextTask | Solve
 
 
 class Job(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -124,12 +136,13 @@ class Started(msgspec.Struct, frozen=True, omit_defaults=True, tag="started"):
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A chosen token's log-probability (nats) under the model itself, and the likeliest tokens with theirs.
+    """A token's log-probability (nats) under the model itself, and the likeliest tokens with theirs.
 
-    `token` is the text the token adds; `top` are (token, text, log-probability), likeliest first.
+    `token` is the text the token adds; `top` are (token, text, log-probability), likeliest first. `logprob` is None for
+    a token of a prompt that nothing predicts: its first one, and all that a prefix-LM sees at once.
     """
 
-    logprob: float
+    logprob: float | None
     token: str = ""
     top: tuple[tuple[int, str, float], ...] = ()
 
@@ -170,10 +183,10 @@ class Solution(msgspec.Struct, frozen=True):
 
 
 class Done(msgspec.Struct, frozen=True, omit_defaults=True, tag="done"):
-    """The job succeeded. `finish_reason` is `stop`, `length`, `deadline` (with what was said by then), `score` or
-    `solve`; of several choices `finish_reasons` has each. The keys and values of `num_cached_tokens` prompt tokens were
-    there already. `q_values` are (q_halt, q_continue) of the state that gave each choice its last token, of a model
-    with a q head.
+    """The job succeeded. `finish_reason` is `stop`, `length`, `deadline` (with what was said by then), `score`,
+    `read` or `solve`; of several choices `finish_reasons` has each. The keys and values of `num_cached_tokens` prompt
+    tokens were there already. `q_values` are (q_halt, q_continue) of the state that gave each choice its last token, of
+    a model with a q head.
     """
 
     finish_reason: str
@@ -220,7 +233,7 @@ class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     context_window: int
     max_new_tokens: int
     max_batch: int
-    tasks: tuple[str, ...] = ("generate", "score")
+    tasks: tuple[str, ...] = ("generate", "score", "read")
     is_default: bool = False
 
 

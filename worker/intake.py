@@ -135,8 +135,7 @@ class Intake:
             return
         sampling = task.sampling if isinstance(task, Generate) else None
         max_tokens = encoded.max_tokens if sampling is not None and encoded.max_tokens < sampling.max_tokens else None
-        num_prompt_tokens = len(encoded.prompt_ids)
-        started = Started(claim.epoch, self._worker_id, num_prompt_tokens, encoded.num_truncated, max_tokens)
+        started = Started(claim.epoch, self._worker_id, encoded.num_prompt_tokens, encoded.num_truncated, max_tokens)
         job = claim.job
         work = Work(claim.key, encoded, sampling, replayed, job.tenant, deadline_s, job.priority)
         # Only what is known to have begun is blamed if this worker dies of it.

@@ -4,6 +4,7 @@ Several choices of one prompt are as many sequences, which the engine steps like
 computed for all. So are the windows of a text that is scored whole.
 """
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -71,12 +72,15 @@ class Request:
         self.open_sequences = list(self.sequences)
 
     def catch_up(self) -> list[Emission]:
-        """Rebuild the texts of replayed tokens; choices that they had already ended are closed.
+        """Rebuild the texts of replayed tokens; choices that they had already ended are closed, and readings for which
+        there is nothing to compute.
 
         The last token of such a choice was logged together with all that was left of its text.
         """
         emissions = []
         for choice in self._choices:
+            if choice.sequence.encoded.predicts_nothing:
+                emissions += self.score(choice.sequence, Scores(()))
             for number, token in enumerate(choice.sequence.output_ids):
                 self._read(choice, token, number + 1)
             if choice.sequence.output_ids and (reason := self._reason(choice)):
@@ -102,10 +106,25 @@ class Request:
     def score(self, sequence: Sequence, result: Scores) -> list[Emission]:
         """Add the scores of some continuations; the last ones, of the last window, end the request."""
         sequence.scores += result.scores
+        sequence.token_scores += result.tokens
         if len(sequence.scores) < len(sequence.encoded.continuations):
             return []
-        ended = self._close(self._choices[sequence.choice], "score")
+        choice, is_reading = self._choices[sequence.choice], sequence.encoded.is_reading
+        ended = self._close(choice, "read" if is_reading else "score")
+        if is_reading:
+            return [self._reading(choice, ended)]
         return [Emission(self.work.key, ended=ended)] if ended is not None else []
+
+    def _reading(self, choice: _Choice, ended: Done | None) -> Emission:
+        """The whole prompt with what was found of its tokens, and its end, all at once."""
+        sequence = choice.sequence
+        ids = (*sequence.encoded.prompt_ids, *itertools.chain(*sequence.encoded.continuations))
+        found = [TokenLogprob(None)] * (len(ids) - len(sequence.token_scores)) + sequence.token_scores
+        logprobs, text = [], ""
+        for token, item in zip(ids, found, strict=True):
+            logprobs.append(self._named(choice, token, item))
+            text += choice.text.push(token)
+        return Emission(self.work.key, ids, text + choice.text.flush(), 0, tuple(logprobs), "read", ended)
 
     def solve(self, sequence: Sequence, result: Solved) -> Emission:
         """The end of a puzzle."""
@@ -136,8 +155,7 @@ class Request:
     def _is_silent(self, token: int) -> bool:
         """Tokens that end a response have no text, and an end token has none where it is ignored."""
         sampling = self.work.sampling
-        assert sampling is not None
-        return token in self._runner.eos_ids or token in sampling.stop_ids
+        return sampling is not None and (token in self._runner.eos_ids or token in sampling.stop_ids)
 
     def _reason(self, choice: _Choice) -> str | None:
         sampling, sequence = self.work.sampling, choice.sequence
@@ -158,7 +176,7 @@ class Request:
         q_values = tuple(item.q_values for item in self._choices)
         return Done(
             reasons[0],
-            len(self.work.encoded.prompt_ids),
+            self.work.encoded.num_prompt_tokens,
             sum(len(item.output_ids) for item in self.sequences),
             tuple(map(_total, zip(*(item.scores for item in self.sequences), strict=True))),
             finish_reasons=reasons if len(reasons) > 1 and self.work.sampling is not None else (),

@@ -21,7 +21,7 @@ class Encoded:
     """A task as token ids. For generation `continuations` is empty; `max_tokens` is what fits behind the prompt.
 
     The first `num_given` tokens of each continuation are given, not scored. A text too long for the context window goes
-    on in `windows`, whose scores add to its own.
+    on in `windows`, whose scores add to its own. With `num_top` each scored token is told of, and the likeliest ones.
     """
 
     prompt_ids: tuple[int, ...]
@@ -31,6 +31,20 @@ class Encoded:
     num_truncated: int = 0
     num_given: int = 0
     windows: "tuple[Encoded, ...]" = ()
+    num_top: int | None = None
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether context and continuation are one prompt, whose tokens are told of."""
+        return self.num_top is not None
+
+    @property
+    def predicts_nothing(self) -> bool:
+        return self.is_reading and not self.continuations
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_ids) + (sum(map(len, self.continuations)) if self.is_reading else 0)
 
 
 @dataclass(eq=False)
@@ -40,8 +54,9 @@ class Sequence:
     `output_ids` may start with what an earlier worker said. The first `num_computed` tokens have their keys and values
     in `pages`; `num_cached` of them were found there when it first started. `source_page` is a shared page that the
     sequence's first step copies into its own, because it goes on writing in the middle of it. `forked_from` is the
-    choice of the same job whose prompt it waits for. `scores` are those of the first continuations. `rank` 0 is the
-    best class; the sequence waited for `num_waited` steps in all.
+    choice of the same job whose prompt it waits for. `scores` are those of the first continuations,
+    `token_scores` of their tokens where they are told of. `rank` 0 is the best class; the sequence waited for
+    `num_waited` steps in all.
     """
 
     key: str
@@ -53,6 +68,7 @@ class Sequence:
     forked_from: "Sequence | None" = None
     output_ids: list[int] = field(default_factory=list)
     scores: list[ContinuationScore] = field(default_factory=list)
+    token_scores: list[TokenLogprob] = field(default_factory=list)
     num_computed: int = 0
     num_cached: int | None = None
     pages: list[int] = field(default_factory=list)
@@ -127,9 +143,10 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Scores:
-    """One score for each continuation of the slice, in order."""
+    """One score for each continuation of the slice, in order; `tokens` of all their tokens, where they are told of."""
 
     scores: tuple[ContinuationScore, ...]
+    tokens: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from api.kinds import Dialect, Kind
 from api.record import Work
 from api.routes.chunks import Chunks
 from api.run import Outcome
+from api.schemas.echo import echo_notes, echo_tasks, echoed
 from api.schemas.openai import (
     DEFAULT_MAX_TOKENS,
     Completion,
@@ -47,6 +48,8 @@ async def completions(body: CompletionRequest, ask: AskDep) -> Response:
 
     def plan(model: ModelInfo) -> Plan:
         budget = admission.budget(body.max_tokens, DEFAULT_MAX_TOKENS, model)
+        if body.echo:
+            return Plan(echo_tasks(body, budget.max_tokens), budget, notes=echo_notes(body, budget.max_tokens))
         tasks = [body.task(prompt, budget.max_tokens) for prompt in body.prompt]
         return Plan(tasks, budget, body.n, {"with_usage": body.stream_options.include_usage})
 
@@ -54,7 +57,8 @@ async def completions(body: CompletionRequest, ask: AskDep) -> Response:
 
 
 def _whole(work: Work, outcomes: Sequence[Outcome]) -> Completion:
-    return completion(_heading(work), outcomes)
+    notes = work.record.notes
+    return echoed(_heading(work), outcomes, notes) if "texts" in notes else completion(_heading(work), outcomes)
 
 
 def _chunks(work: Work) -> Chunks:

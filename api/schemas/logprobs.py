@@ -12,11 +12,12 @@ from shared.messages import TokenLogprob
 
 
 class Logprobs(BaseModel):
-    """`text_offset` counts characters from the completion's beginning, a stop string and what it cut off included."""
+    """`text_offset` counts characters from the text's beginning, a stop string and what it cut off included. Tokens of
+    an echoed prompt that nothing predicts have null."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -36,8 +37,10 @@ def logprobs_body(ids: Sequence[int], logprobs: Sequence[TokenLogprob], offset: 
     )
 
 
-def _top(chosen: int, item: TokenLogprob) -> dict[str, float]:
+def _top(chosen: int, item: TokenLogprob) -> dict[str, float] | None:
     """The likeliest tokens, and the chosen one, which need not be among them; it keeps its name."""
+    if item.logprob is None:
+        return None
     named = {_name(chosen, item.token): item.logprob}
     for token, text, value in item.top:
         if token != chosen:

@@ -9,7 +9,7 @@ import msgspec
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from api.run import Choice, Outcome, total_usage
-from api.schemas.fields import MAX_TOKEN_ID, MaxTokens, RequestBody, SampledRequest, refuse
+from api.schemas.fields import MAX_TOKEN_ID, RequestBody, SampledRequest, refuse
 from api.schemas.logprobs import Logprobs, logprobs_body
 from api.schemas.q_values import QValues, is_absent, q_values_body
 from api.schemas.usage import DetailedUsageBody, detailed_usage_body
@@ -23,7 +23,7 @@ _EXPECTED_PROMPT = (
 )
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
-_ONLY_SUPPORTED: dict[str, Any] = {"echo": False, "suffix": None}
+_ONLY_SUPPORTED: dict[str, Any] = {"suffix": None}
 
 
 def _is_text(value: Any) -> bool:
@@ -73,7 +73,8 @@ class StreamOptions(RequestBody):
 
 class CompletionRequest(SampledRequest):
     prompt: Annotated[tuple[Text, ...], BeforeValidator(_as_texts), WithJsonSchema(_PROMPT_SCHEMA)]
-    max_tokens: MaxTokens | None = Field(None, description="Default 16.")
+    max_tokens: Annotated[int, Field(strict=True, ge=0)] | None = Field(None, description="Default 16; 0 with `echo`.")
+    echo: Annotated[bool, Field(strict=True, description="Say the prompt first; its tokens have logprobs too.")] = False
     n: Annotated[int, Field(strict=True, ge=1, le=MAX_CHOICES, description="Completions of each prompt.")] = 1
     best_of: Annotated[int, Field(strict=True, description="Like n, if it is given.")] | None = None
     logprobs: Annotated[int, Field(strict=True, ge=0, le=MAX_LOGPROBS)] | None = None
@@ -97,6 +98,14 @@ class CompletionRequest(SampledRequest):
                 allowed = "it must be absent" if neutral is None else f"expected {neutral!r}"
                 raise refuse(name, f"this value is not supported yet; {allowed}")
         return value
+
+    @model_validator(mode="after")
+    def _echo_is_whole(self) -> Self:
+        if self.max_tokens == 0 and not self.echo:
+            raise refuse("max_tokens", "expected at least 1; 0 is for echo alone")
+        if self.echo and (self.stream or self.n > 1):
+            raise refuse("echo", "expected neither stream nor n above 1 beside it")
+        return self
 
     @model_validator(mode="after")
     def _all_are_returned(self) -> Self:

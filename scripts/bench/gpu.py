@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from scripts.bench.gpu_agreement import print_agreement
-from shared.messages import Generate, Sampling, Score
+from shared.messages import Sampling, TextTask
 from worker.models.hrm_text import PLAIN_HALVES, HrmTextModel, HrmTextShape
 from worker.runners import hrm_text
 from worker.runners.base import RunnerOptions
@@ -56,7 +56,7 @@ class Ids:
 
     eos_ids: frozenset[int] = frozenset()
 
-    def encode(self, task: Generate | Score, window: int) -> Encoded:
+    def encode(self, task: TextTask, window: int) -> Encoded:
         raise NotImplementedError("the benchmark makes its own sequences")
 
     def decode(self, token_ids: Rows[int]) -> str:

@@ -7,10 +7,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from shared.errors import InvalidRequest
-from shared.messages import Generate, Score, Text
+from shared.messages import Generate, Read, Text, TextTask
 from worker.models.weights import start_ids
 from worker.rolling import Ids
-from worker.runners.base import as_ids, encode_generate, encode_score
+from worker.runners.base import as_ids, encode_generate, encode_read, encode_score
 from worker.sequence import Encoded
 
 
@@ -35,12 +35,14 @@ class ActLanguage:
         self._encode_whole = encode_whole
         self._start = start_ids(tokenizer)
 
-    def encode(self, task: Generate | Score, window: int) -> Encoded:
+    def encode(self, task: TextTask, window: int) -> Encoded:
         if task.condition is not None:
             raise InvalidRequest("This model knows no conditions; leave `condition` out.", field="condition")
         if isinstance(task, Generate):
             ids = self._ids(task.prompt, "prompt", special=True)
             return encode_generate(ids, task, window, vocab_size=self._vocab_size)
+        if isinstance(task, Read):
+            return encode_read(self._ids(task.prompt, "prompt", special=True), 1, task, window)
         method = task.method or self._scoring
         if task.rolling:
             return self._encode_rolling(self._ids(task.continuations[0], "prompts", special=False), window, method)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from shared.errors import ContextExceeded, FleetError, InvalidRequest
-from shared.messages import Generate, Sampling, Score, Solve, Task, Text
+from shared.messages import Generate, Read, Sampling, Solve, Task, Text, TextTask
 from worker.sequence import Encoded, Sequence, Slice, StepResult
 
 
@@ -68,7 +68,7 @@ class RunnerSpec:
     page_size: int = 1
     reuse: Literal["prefix", "prompt", "none"] = "none"
     chunk_prefill: bool = True
-    tasks: tuple[str, ...] = ("generate", "score")
+    tasks: tuple[str, ...] = ("generate", "score", "read")
     trial: Task = _ONE_TOKEN
 
 
@@ -155,12 +155,24 @@ def encode_score(
     return Encoded(ids, continuations=tuple(map(tuple, continuations)), method=method, num_truncated=num_cut)
 
 
+def encode_read(prompt_ids: Rows[int], num_seen: int, task: Read, window: int) -> Encoded:
+    """A prompt whose first `num_seen` tokens are seen at once, and the rest of it predicted token by token."""
+    if not prompt_ids:
+        raise InvalidRequest("The prompt is empty: at least one token is expected.", field="prompt")
+    if len(prompt_ids) > window:
+        raise ContextExceeded(
+            f"This model's maximum context length is {window} tokens; the prompt has {len(prompt_ids)}.", field="prompt"
+        )
+    rest = tuple(prompt_ids[num_seen:])
+    return Encoded(tuple(prompt_ids[:num_seen]), continuations=(rest,) if rest else (), num_top=task.num_top)
+
+
 def _cut(ids: Rows[int], room: int, head: int) -> tuple[tuple[int, ...], int]:
     num_cut = max(0, len(ids) - room)
     return (*ids[:head], *ids[head + num_cut :]), num_cut
 
 
-def text_task(task: Task) -> Generate | Score:
+def text_task(task: Task) -> TextTask:
     """The task, which must be one about text. The front checks that too, but a model's kind may change under a name."""
     if isinstance(task, Solve):
         raise InvalidRequest("This model solves no puzzles.", field="model")

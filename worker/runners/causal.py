@@ -14,13 +14,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from shared.errors import InvalidRequest
-from shared.messages import Generate, Score, Text
+from shared.messages import Generate, Read, Text, TextTask
 from worker.models.errors import ModelFormatError
 from worker.models.linear import prepare_linears
 from worker.models.q_head import QHead, find_implant, load_q_head
 from worker.models.weights import load_tokenizer, start_ids
 from worker.rolling import encode_rolling
-from worker.runners.base import RunnerOptions, as_ids, encode_generate, encode_score
+from worker.runners.base import RunnerOptions, as_ids, encode_generate, encode_read, encode_score
 from worker.runners.causal_check import check_against_own_forward, check_rows, kv_shape, own_logits, refuse_by_config
 from worker.runners.causal_net import CausalNet
 from worker.runners.paged import PagedRunner
@@ -40,11 +40,13 @@ class CausalLanguage:
         self._start = start_ids(tokenizer)
         self.eos_ids = eos_ids
 
-    def encode(self, task: Generate | Score, window: int) -> Encoded:
+    def encode(self, task: TextTask, window: int) -> Encoded:
         if task.condition is not None:
             raise InvalidRequest("This model knows no conditions; leave `condition` out.", field="condition")
         if isinstance(task, Generate):
             return encode_generate(self._ids(task.prompt, "prompt"), task, window, vocab_size=self._vocab_size)
+        if isinstance(task, Read):
+            return encode_read(self._ids(task.prompt, "prompt"), 1, task, window)
         if task.method == "aios_compat":
             raise InvalidRequest("`aios_compat` scoring is for ACTv1 brains; `strict` is expected.", field="scoring")
         if task.rolling:

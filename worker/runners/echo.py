@@ -7,9 +7,9 @@ a prompt that contains the word `eos` ends where the prompt does.
 from collections.abc import Sequence as Rows
 
 from shared.errors import FleetError
-from shared.messages import ContinuationScore, Generate, Task, TokenLogprob
+from shared.messages import ContinuationScore, Generate, Read, Task, TokenLogprob
 from worker.rolling import encode_rolling
-from worker.runners.base import RunnerOptions, RunnerSpec, as_ids, encode_generate, encode_score, text_task
+from worker.runners.base import RunnerOptions, RunnerSpec, as_ids, encode_generate, encode_read, encode_score, text_task
 from worker.sequence import Encoded, Sampled, Scores, Sequence, Slice, StepResult
 
 EOS = 0
@@ -34,6 +34,8 @@ class Echo:
         task = text_task(task)
         if isinstance(task, Generate):
             return encode_generate(_ids(task.prompt, "prompt"), task, self.spec.context_window, vocab_size=_VOCABULARY)
+        if isinstance(task, Read):
+            return encode_read(_ids(task.prompt, "prompt"), 1, task, self.spec.context_window)
         if task.rolling:
             return encode_rolling((EOS,), _ids(task.continuations[0], "prompts"), self.spec.context_window)
         continuations = [_ids(item, "continuations") for item in task.continuations]
@@ -72,4 +74,6 @@ def _next(sequence: Sequence) -> int:
 
 def _score(part: Slice) -> Scores:
     lengths = [len(item) for item in part.tails]
-    return Scores(tuple(ContinuationScore(_LOG_LIKELIHOOD_PER_TOKEN * n, n, False) for n in lengths))
+    scores = tuple(ContinuationScore(_LOG_LIKELIHOOD_PER_TOKEN * n, n, False) for n in lengths)
+    is_told = part.sequence.encoded.is_reading
+    return Scores(scores, (TokenLogprob(_LOG_LIKELIHOOD_PER_TOKEN),) * sum(lengths) if is_told else ())

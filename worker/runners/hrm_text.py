@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from shared.errors import InvalidRequest
-from shared.messages import Generate, Score, Text
+from shared.messages import Generate, Read, Text, TextTask
 from worker.kv.attention import Plan, Span, attend
 from worker.kv.store import KVShape, KVStore
 from worker.models.errors import ModelFormatError
@@ -25,7 +25,7 @@ from worker.models.hrm_text_prompt import CONDITIONS, RAW, PromptMarks
 from worker.models.linear import prepare_linears
 from worker.models.weights import load_tokenizer, read_safetensors_dir
 from worker.rolling import encode_rolling_response
-from worker.runners.base import RunnerOptions, as_ids, encode_generate, encode_score
+from worker.runners.base import RunnerOptions, as_ids, encode_generate, encode_read, encode_score
 from worker.runners.paged import PagedRunner
 from worker.sequence import Encoded
 
@@ -54,11 +54,14 @@ class HrmTextLanguage:
         except InvalidRequest as error:
             raise ModelFormatError(f"condition: {error.message}") from None
 
-    def encode(self, task: Generate | Score, window: int) -> Encoded:
+    def encode(self, task: TextTask, window: int) -> Encoded:
         condition = task.condition or self._condition
         if isinstance(task, Generate):
             ids, head = self._prompt(task.prompt, condition, "prompt")
             return encode_generate(ids, task, window, vocab_size=self._vocab_size, head=head)
+        if isinstance(task, Read):
+            ids, _ = self._prompt(task.prompt, condition, "prompt")
+            return encode_read(ids, self._num_seen(ids), task, window)
         if task.method == "aios_compat":
             raise InvalidRequest("`aios_compat` scoring is for ACTv1 brains; `strict` is expected.", field="scoring")
         if task.rolling:
@@ -78,6 +81,10 @@ class HrmTextLanguage:
             return self._ids(text, field, raw=True), 0
         head = (self._boq, *self._condition_ids(condition))
         return (*head, *self._ids(text.strip(), field, raw=False), self._eoq), len(head)
+
+    def _num_seen(self, ids: tuple[int, ...]) -> int:
+        """How much of a prompt the model sees at once: what stands behind the last eoq is a response."""
+        return len(ids) - ids[::-1].index(self._eoq) if self._eoq in ids else len(ids)
 
     def _ids(self, text: Text, field: str, *, raw: bool) -> tuple[int, ...]:
         """Ids of text alone; the names of special tokens mean those tokens in raw text, and nothing special else."""

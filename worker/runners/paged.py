@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from shared.errors import FleetError
-from shared.messages import Generate, Score, Task
+from shared.messages import Task, TextTask
 from worker.kv import flash, quarantine
 from worker.kv.batch import Batch, BatchBuilder
 from worker.kv.store import KVStore
@@ -32,7 +32,7 @@ class Language(Protocol):
 
     eos_ids: frozenset[int]
 
-    def encode(self, task: Generate | Score, window: int) -> Encoded: ...
+    def encode(self, task: TextTask, window: int) -> Encoded: ...
 
     def decode(self, token_ids: Rows[int]) -> str: ...
 
