@@ -11,11 +11,12 @@ import sys
 import time
 from dataclasses import fields
 
+from scripts.chaos.fair import fair
 from scripts.chaos.rows import ROWS, Plan, Row, RowOf
 from scripts.chaos.submits import submits
 
 _SHOWN = 5
-ALL_ROWS: dict[str, RowOf] = {**ROWS, "submits": submits}
+ALL_ROWS: dict[str, RowOf] = {**ROWS, "submits": submits, "fair": fair}
 
 
 def main() -> int:
