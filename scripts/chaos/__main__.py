@@ -11,12 +11,13 @@ import sys
 import time
 from dataclasses import fields
 
+from scripts.chaos.cancel import cancel
 from scripts.chaos.fair import fair
 from scripts.chaos.rows import ROWS, Plan, Row, RowOf
 from scripts.chaos.submits import submits
 
 _SHOWN = 5
-ALL_ROWS: dict[str, RowOf] = {**ROWS, "submits": submits, "fair": fair}
+ALL_ROWS: dict[str, RowOf] = {**ROWS, "submits": submits, "fair": fair, "cancel": cancel}
 
 
 def main() -> int:

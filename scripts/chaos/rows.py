@@ -35,6 +35,7 @@ class Plan:
     max_tokens: int = 64
     ageing_s: float = 10.0
     submits: int = 10_000
+    tries: int = 50
 
 
 @dataclass
