@@ -7,7 +7,7 @@ subscriptions wait as long as they like.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import cast
 
@@ -48,6 +48,13 @@ class Broker:
     def client(self, tag: str) -> Redis:
         """The client for keys with this hash tag, a shard or `keys.PRESENCE`."""
         return self._redis.client(tag) if isinstance(self._redis, Cluster) else self._redis
+
+    def together(self, shards: Sequence[str]) -> list[list[str]]:
+        """The shards, parted so that one command may name all keys of a part: one part where there is one server."""
+        parts: dict[Redis, list[str]] = {}
+        for shard in shards:
+            parts.setdefault(self.client(shard), []).append(shard)
+        return list(parts.values())
 
     async def nodes(self) -> list[Redis]:
         """A client for each server that has keys of a shard."""

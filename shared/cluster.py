@@ -18,6 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 ELSEWHERE = (AskError, ClusterDownError, TryAgainError)
 """What a node answers when another one, or none for now, must do it; MOVED is an AskError to redis-py."""
 
+_ANY = ""
 Address = tuple[str, int]
 Slots = list[tuple[int, int, Address]]
 """First and last slot of a range, and who owns it; empty where there is no cluster."""
@@ -37,6 +38,11 @@ class Topology:
         self._known: Slots | None = None
         self._nodes: list[Address] = [self._seed]
         self._asking: asyncio.Task[Slots] | None = None
+
+    @property
+    def is_one_server(self) -> bool:
+        """Whether Redis has said so."""
+        return self._known == []
 
     async def address(self, tag: str) -> Address:
         """The server for keys with this hash tag. Raises redis-py's errors if there is none."""
@@ -87,7 +93,7 @@ class Topology:
 
 
 class Cluster:
-    """A client for each hash tag, made when it is first asked for."""
+    """A client for each hash tag, made when it is first asked for; one for all where there is no cluster."""
 
     def __init__(self, seed: Redis) -> None:
         """`seed` is a client that is never used itself; over TCP."""
@@ -97,6 +103,8 @@ class Cluster:
         self._clients: dict[str, Redis] = {}
 
     def client(self, tag: str) -> Redis:
+        """The same one for all tags, once it is known that there is one server."""
+        tag = _ANY if self._topology.is_one_server else tag
         if tag not in self._clients:
             pool: ConnectionPool = ConnectionPool(
                 connection_class=self._class,

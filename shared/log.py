@@ -36,22 +36,21 @@ class LogWriter:
         self._ttl_ms = int(result_ttl_s * 1000)
 
     async def append(self, appends: Sequence[Append]) -> list[bool]:
-        """All appends, in one round trip for each shard; False where another epoch owns the job now or it has ended.
+        """All appends, in one round trip for each server; False where another epoch owns the job now or it has ended.
 
         Safe to repeat after a lost connection: an append that had landed answers True again.
         """
         shards: dict[str, list[int]] = {}
         for place, item in enumerate(appends):
             shards.setdefault(keys.shard_of(item.job.id), []).append(place)
+        calls = {
+            shard: {"ttl_ms": self._ttl_ms, "appends": [_packed(appends[place]) for place in places]}
+            for shard, places in shards.items()
+        }
         landed = [False] * len(appends)
-
-        async def append_to(shard: str, places: list[int]) -> None:
-            packed = [_packed(appends[place]) for place in places]
-            replies = await self._append.call(shard, ttl_ms=self._ttl_ms, appends=packed)
+        for places, replies in zip(shards.values(), await self._append.call_all(calls), strict=True):
             for place, reply in zip(places, replies, strict=True):
                 landed[place] = bool(reply)
-
-        await asyncio.gather(*(append_to(shard, places) for shard, places in shards.items()))
         return landed
 
 

@@ -4,12 +4,10 @@ A job is leased to a worker until a moment of Redis's clock and owned by its epo
 only the newest epoch may write to the job's log. Knows nothing of HTTP, models or engines.
 """
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 
@@ -89,7 +87,25 @@ class WorkQueue:
         self._model = model
         self._worker = worker
         self._fingerprint = fingerprint
-        self._take, self._lease = Script(broker, "take"), Script(broker, "lease")
+        self._seek, self._take, self._lease = (Script(broker, name) for name in ("seek", "take", "lease"))
+
+    async def seek(self, shards: Sequence[str], *, priorities: Sequence[Priority] = PRIORITIES) -> list[str]:
+        """Those of `shards`, in their order, where there may be something to take. The shards of one server are looked
+        at in one round trip; of one that is alone on its server only a take tells."""
+        found: set[str] = set()
+        for part in self._broker.together(shards):
+            found.update(part if len(part) == 1 else await self._seek_at_once(part, priorities))
+        return [shard for shard in shards if shard in found]
+
+    async def _seek_at_once(self, shards: Sequence[str], priorities: Sequence[Priority]) -> list[str]:
+        found = await self._seek.call(
+            shards[0],
+            shards=[keys.prefix(shard) for shard in shards],
+            model=self._model,
+            classes=priorities,
+            is_thorough=len(priorities) == len(PRIORITIES),
+        )
+        return [shards[place] for place in found]
 
     async def take(
         self, shard: str, places: int, *, is_empty: bool, priorities: Sequence[Priority] = PRIORITIES
@@ -131,31 +147,38 @@ class WorkQueue:
         """Others may take them at once, and nobody is blamed."""
         await self._set(claims, 0)
 
-    async def await_bell(self, shard: str, timeout_s: float) -> bool:
-        """Whether there may be something to take; False after `timeout_s`."""
-        bell = keys.bell(shard, self._model)
-        waiting = self._broker.client(shard).blpop([bell], timeout_s)  # type: ignore[arg-type]  # parts of seconds, too
-        return await cast(Awaitable[object], waiting) is not None
+    def together(self, shards: Sequence[str]) -> list[list[str]]:
+        """The shards, parted so that the bells of a part can be awaited at once."""
+        return self._broker.together(shards)
+
+    async def await_bell(self, shards: Sequence[str], timeout_s: float) -> str | None:
+        """Which of these shards may have something to take; None after `timeout_s`."""
+        bells = {keys.bell(shard, self._model).encode(): shard for shard in shards}
+        waiting = self._broker.client(shards[0]).blpop(list(bells), timeout_s)  # type: ignore[arg-type]  # parts of seconds, too
+        rung = await cast(Awaitable[tuple[bytes, bytes] | None], waiting)
+        return None if rung is None else bells[rung[0]]
 
     async def ring(self, shard: str) -> None:
         """Somebody else should look."""
         await cast(Awaitable[int], self._broker.client(shard).lpush(keys.bell(shard, self._model), "1"))
 
     async def _set(self, claims: Sequence[Claim], lease_s: float) -> list[Claim]:
-        async def set_one(shard: str, some: list[Claim]) -> list[Claim]:
-            jobs = [{"id": claim.job.id, "epoch": claim.epoch} for claim in some]
-            held = await self._lease.call(shard, model=self._model, jobs=jobs, lease_ms=_ms(lease_s))
-            return [claim for claim, is_ours in zip(some, held, strict=True) if not is_ours]
+        """The claims that are another's by now."""
+        shards: dict[str, list[Claim]] = {}
+        for claim in claims:
+            shards.setdefault(keys.shard_of(claim.job.id), []).append(claim)
+        calls = {shard: self._lease_call(some, lease_s) for shard, some in shards.items()}
+        held = await self._lease.call_all(calls)
+        return [
+            claim
+            for some, are_ours in zip(shards.values(), held, strict=True)
+            for claim, is_ours in zip(some, are_ours, strict=True)
+            if not is_ours
+        ]
 
-        lost = await asyncio.gather(*(set_one(shard, some) for shard, some in _by_shard(claims)))
-        return [claim for some in lost for claim in some]
-
-
-def _by_shard(claims: Iterable[Claim]) -> list[tuple[str, list[Claim]]]:
-    def shard(claim: Claim) -> str:
-        return keys.shard_of(claim.job.id)
-
-    return [(name, list(some)) for name, some in groupby(sorted(claims, key=shard), shard)]
+    def _lease_call(self, claims: Sequence[Claim], lease_s: float) -> dict[str, Any]:
+        jobs = [{"id": claim.job.id, "epoch": claim.epoch} for claim in claims]
+        return {"model": self._model, "jobs": jobs, "lease_ms": _ms(lease_s)}
 
 
 def _claim(spec: bytes, epoch: int, last_index: int, left_ms: int, is_alone: int) -> Claim | None:

@@ -1,7 +1,8 @@
 """Running the scripts in `lua/`: each behind `common.lua`, with refusals of every Redis version told as one error."""
 
+import asyncio
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class Script:
 
     async def call(self, shard: str, **args: Any) -> Any:
         """`args` become the script's map `a`."""
-        packed = _encoder.encode({"publish": self._broker.publish, **args})
+        packed = self._packed(args)
         with _refusals_told():
             try:
                 return await self._run(shard, packed)
@@ -43,12 +44,47 @@ class Script:
             except RedisConnectionError:
                 return await self._run(shard, packed)
 
+    async def call_all(self, calls: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+        """A call for each shard, with its arguments, and the answers in their order. The calls to one server are one
+        round trip.
+        """
+        packed = {shard: self._packed(args) for shard, args in calls.items()}
+        with _refusals_told():
+            parts = await asyncio.gather(*(self._run_part(part, packed) for part in self._broker.together(list(calls))))
+        answers = {shard: answer for part in parts for shard, answer in part.items()}
+        return [answers[shard] for shard in calls]
+
+    async def _run_part(self, shards: Sequence[str], packed: Mapping[str, bytes]) -> dict[str, Any]:
+        try:
+            return await self._run_at_once(shards, packed)
+        except CannotConnect:
+            raise
+        except RedisConnectionError:
+            return await self._run_at_once(shards, packed)
+
+    async def _run_at_once(self, shards: Sequence[str], packed: Mapping[str, bytes]) -> dict[str, Any]:
+        if len(shards) == 1:
+            return {shards[0]: await self._run(shards[0], packed[shards[0]])}
+        pipe = self._broker.client(shards[0]).pipeline(transaction=False)
+        for shard in shards:
+            pipe.execute_command("EVALSHA", self._sha, 1, keys.prefix(shard), packed[shard])
+        answers = dict(zip(shards, await pipe.execute(raise_on_error=False), strict=True))
+        for shard, answer in answers.items():
+            if isinstance(answer, NoScriptError):
+                answers[shard] = await self._run(shard, packed[shard])
+            elif isinstance(answer, Exception):
+                raise answer
+        return answers
+
     async def _run(self, shard: str, packed: bytes) -> Any:
         client = self._broker.client(shard)
         try:
             return await client.execute_command("EVALSHA", self._sha, 1, keys.prefix(shard), packed)  # type: ignore[no-untyped-call]
         except NoScriptError:
             return await client.execute_command("EVAL", self._source, 1, keys.prefix(shard), packed)  # type: ignore[no-untyped-call]
+
+    def _packed(self, args: Mapping[str, Any]) -> bytes:
+        return _encoder.encode({"publish": self._broker.publish, **args})
 
 
 def raw(data: bytes) -> msgspec.Raw:

@@ -100,6 +100,7 @@ class Settings(BaseSettings):
     )
     disconnect_grace_s: Seconds = Field(default=10.0, description="time to come back in, before `grace` cancels")
     lease_s: Seconds = Field(default=3.0, description="silence after which a worker's jobs are taken over")
+    ageing_s: Seconds = Field(default=10.0, ge=0.01, description="time in the queue that lifts a job by one class")
     result_ttl_s: Seconds = Field(default=600.0, description="how long finished results are kept")
     keepalive_s: Seconds = Field(default=10.0, description="seconds between SSE keep-alive comments")
     healthz_mode: Literal["live", "ready"] = Field(default="live", description="/healthz: process up, or also warm")

@@ -10,7 +10,7 @@ import math
 import secrets
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from shared import keys
 from shared.broker import Broker
@@ -205,16 +205,18 @@ class Submissions:
     async def depth(self, model: str) -> Depth:
         """How many jobs of a model wait, by class, and how many are in workers' hands."""
 
-        async def read(shard: str) -> tuple[list[int], int]:
-            pipe = self._broker.client(shard).pipeline(transaction=False)
-            pipe.hmget(keys.depth(shard, model), [f"jobs:{name}" for name in PRIORITIES])
-            pipe.zcard(keys.leases(shard, model))
-            waiting, running = await pipe.execute()
-            return [int(number or 0) for number in waiting], running
+        async def read(shards: Sequence[str]) -> list[Any]:
+            pipe = self._broker.client(shards[0]).pipeline(transaction=False)
+            for shard in shards:
+                pipe.hmget(keys.depth(shard, model), [f"jobs:{name}" for name in PRIORITIES])
+                pipe.zcard(keys.leases(shard, model))
+            return await pipe.execute()
 
-        found = await asyncio.gather(*map(read, self._broker.shards))
-        waiting = dict(zip(PRIORITIES, map(sum, zip(*(some for some, _ in found), strict=True)), strict=True))
-        return Depth(waiting, sum(running for _, running in found))
+        parts = self._broker.together(self._broker.shards)
+        answers = [answer for part in await asyncio.gather(*map(read, parts)) for answer in part]
+        counts = [[int(number or 0) for number in some] for some in answers[::2]]
+        waiting = dict(zip(PRIORITIES, map(sum, zip(*counts, strict=True)), strict=True))
+        return Depth(waiting, sum(answers[1::2]))
 
     def _shard(self, tenant: str, key: Key | None, quota: Quota) -> str:
         count = len(self._broker.shards)

@@ -67,7 +67,7 @@ def prepare_process(settings: Settings) -> None:
 
 async def _serve(settings: Settings) -> int:
     stop = asyncio.Event()
-    terms = Terms(lease_s=settings.lease_s, result_ttl_s=settings.result_ttl_s)
+    terms = Terms(settings.lease_s, settings.ageing_s, result_ttl_s=settings.result_ttl_s)
     async with open_broker(redis_url(settings), settings.redis_shards) as broker:
         service = WorkerService(broker, terms, drain_timeout_s=settings.drain_timeout_s)
         with signals_call({"SIGTERM": stop.set, "SIGINT": stop.set}):

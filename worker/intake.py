@@ -67,7 +67,8 @@ class Intake:
         """Take what can be taken now; returns after a short while without work."""
         if self._places(PRIORITIES) > 0:
             if not await self._take_any(PRIORITIES):
-                await self._bells.wait(self._shards)
+                for shard in await self._bells.wait(self._shards):
+                    self._move(shard, 0)
             return
         await self._bells.pass_on()
         if not await self._take_any(_URGENT):
@@ -96,12 +97,15 @@ class Intake:
 
     async def _take_any(self, priorities: tuple[Priority, ...]) -> bool:
         """Whether a shard had anything. The others come first the next time."""
-        for shard in list(self._shards):
+        for shard in await self._queue.seek(self._shards, priorities=priorities):
             if self._places(priorities) > 0 and await self._take(shard, priorities):
-                self._shards.remove(shard)
-                self._shards.append(shard)
+                self._move(shard, len(self._shards))
                 return True
         return False
+
+    def _move(self, shard: str, place: int) -> None:
+        self._shards.remove(shard)
+        self._shards.insert(place, shard)
 
     async def _take(self, shard: str, priorities: tuple[Priority, ...]) -> bool:
         asked_s, places, is_empty = time.monotonic(), self._places(priorities), self._free == self._most

@@ -13,7 +13,7 @@ from worker.sequence import Sequence, Slice, Status
 
 _CALM_STEPS = 64
 """Steps without trouble after which a halved budget is doubled again."""
-_PATIENCE_STEPS = 256
+PATIENCE_STEPS = 256
 """Steps of waiting that lift a sequence by one class, for good: so that none is paused for ever."""
 
 
@@ -102,7 +102,7 @@ class Scheduler:
     def _age(self) -> None:
         for item in self._waiting:
             item.num_waited += 1
-            if item.num_waited % _PATIENCE_STEPS == 0:
+            if item.num_waited % PATIENCE_STEPS == 0:
                 item.rank = max(0, item.rank - 1)
 
     def _make_way(self) -> None:

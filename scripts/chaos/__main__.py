@@ -11,12 +11,14 @@ import sys
 import time
 from dataclasses import fields
 
+from scripts.chaos.cancel import cancel
+from scripts.chaos.fair import fair
 from scripts.chaos.rows import ROWS, RowOf
 from scripts.chaos.submits import submits
 from scripts.chaos.verdict import Plan, Row
 
 _SHOWN = 5
-ALL_ROWS: dict[str, RowOf] = {**ROWS, "submits": submits}
+ALL_ROWS: dict[str, RowOf] = {**ROWS, "submits": submits, "fair": fair, "cancel": cancel}
 
 
 def main() -> int:

@@ -23,9 +23,12 @@ _LATE_S = (0.02, 0.1)
 RowOf = Callable[[Plan], Coroutine[Any, Any, Row]]
 
 
-def fleet_of(plan: Plan, num_fronts: int = 1, **options: Any) -> AbstractAsyncContextManager[Fleet]:
-    """The fleet of a plan, ready."""
-    flags = ["--lease-s", str(plan.lease_s), "--max-new-tokens", "1024"]
+def fleet_of(
+    plan: Plan, num_fronts: int = 1, *, worker_flags: Sequence[str] = (), **options: Any
+) -> AbstractAsyncContextManager[Fleet]:
+    """The fleet of a plan, ready; `worker_flags` come on top of the plan's own."""
+    flags = ["--lease-s", str(plan.lease_s), "--ageing-s", str(plan.ageing_s), "--max-new-tokens", "1024"]
+    flags += worker_flags
     if plan.model == "echo":
         flags += ["--model", "echo=echo"]
         options = {"worker": "scripts.chaos.worker", "env": {STEP_ENV: str(plan.step_s)}, **options}

@@ -25,7 +25,9 @@ class Plan:
     lease_s: float = 3.0
     step_s: float = 0.02
     max_tokens: int = 64
+    ageing_s: float = 10.0
     submits: int = 10_000
+    tries: int = 50
 
 
 @dataclass

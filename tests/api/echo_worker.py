@@ -80,7 +80,7 @@ class EchoWorker:
         while True:
             taken = await queue.take("00", 64, is_empty=not self._tasks)
             if not taken.claims:
-                await queue.await_bell("00", 1)
+                await queue.await_bell(["00"], 1)
             for claim in taken.claims:
                 self.jobs.append(claim.job)
                 task = asyncio.create_task(self._work(claim))

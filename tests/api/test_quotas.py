@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from shared import keys
 from shared.broker import connect
 from tests.api.echo_worker import announce
-from tests.api.fronts import in_memory
+from tests.api.fronts import in_memory, process
 from tests.desk import DONE, Desk
 
 LATER = {"Prefer": "respond-async"}
@@ -44,6 +44,27 @@ async def test_no_limit_is_exceeded_by_one(redis: Redis, redis_url: str) -> None
     assert set(await redis.hvals(keys.depth("00", "echo"))) == {b"0"}  # type: ignore[misc]
     for connection in connections:
         await connection.aclose()
+
+
+async def test_nor_by_processes(redis: Redis, redis_url: str) -> None:
+    """The same over HTTP, with fronts that share nothing but Redis."""
+    await announce(redis, "echo")
+    limits = {"tenant_concurrency": CONCURRENCY, "max_queue_depth": DEPTH, "max_queue_bytes": BYTES}
+    async with AsyncExitStack() as stack:
+        starting = [stack.enter_async_context(process(redis_url, **limits)) for _ in range(NUM_FRONTS)]
+        fronts = [client for _, client in await asyncio.gather(*starting)]
+        await announce(redis, "echo")
+        watching, working = asyncio.create_task(watch(redis)), asyncio.create_task(work(redis))
+        racing = [race(front, random.Random(number)) for number, front in enumerate(fronts)]
+        codes = [code for some in await asyncio.gather(*racing) for code in some]
+        watching.cancel()
+        working.cancel()
+        [seen, _] = await asyncio.gather(watching, working, return_exceptions=True)
+        assert isinstance(seen, asyncio.CancelledError), seen
+        await end_all(redis, fronts[0])
+    assert {"queue_full", "rate_limited", ""} == set(codes), "both were reached, and nothing else went wrong"
+    assert not await redis.keys("aios:{00}:held:*"), "a leaked quota"
+    assert set(await redis.hvals(keys.depth("00", "echo"))) == {b"0"}  # type: ignore[misc]
 
 
 async def race(front: httpx.AsyncClient, rng: random.Random) -> list[str]:

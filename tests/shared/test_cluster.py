@@ -83,7 +83,7 @@ async def test_jobs_live_on_every_shard_and_are_followed_from_any_node(broker: B
 async def test_a_bell_rings_on_every_shard(broker: Broker) -> None:
     desk = Desk(broker)
     for shard in await on_every_shard(desk):
-        assert await desk.queue().await_bell(shard, 5)
+        assert await desk.queue().await_bell([shard], 5) == shard
 
 
 async def test_a_submit_that_is_repeated_queues_once(broker: Broker) -> None:

@@ -124,6 +124,7 @@ def test_an_empty_variable_is_not_set() -> None:
         ("kv_memory_fraction", "1.1", "less than or equal to 1"),
         ("max_gpu_memory_gb", "0", "greater than 0"),
         ("lease_s", "0", "greater than 0"),
+        ("ageing_s", "0.001", "greater than or equal to 0.01"),
         ("queue_timeout_s", "nan", "finite"),
         ("request_timeout_s", "inf", "finite"),
         ("device", "tpu", "'auto', 'cpu', 'cuda' or 'mps'"),

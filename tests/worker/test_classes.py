@@ -14,7 +14,7 @@ from tests.worker.services import Slow, end_of, long_task, said_of, service, ser
 from worker.engine import Engine
 from worker.request import Emission, Work
 from worker.runners.base import RunnerOptions
-from worker.scheduler import _PATIENCE_STEPS
+from worker.scheduler import PATIENCE_STEPS
 from worker.sequence import Encoded
 
 
@@ -92,12 +92,12 @@ def test_none_is_paused_for_ever() -> None:
     fleet = Fleet(max_batch=1)
     fleet.submit(generate("bulk", "bulk", 40))
     fleet.run(2)
-    for number in range(2 * _PATIENCE_STEPS + 100):
+    for number in range(2 * PATIENCE_STEPS + 100):
         fleet.submit(generate(f"urgent {number}", "interactive", 2))
         fleet.run(1)
     steps = fleet.steps_of("bulk")
     assert len(steps) == 40
-    assert 2 * _PATIENCE_STEPS <= steps[2] < 2 * _PATIENCE_STEPS + 10
+    assert 2 * PATIENCE_STEPS <= steps[2] < 2 * PATIENCE_STEPS + 10
     assert steps[2:] == list(range(steps[2], steps[2] + 38))
 
 

@@ -1,0 +1,42 @@
+"""Calling off over HTTP frees the place for the next job within a step and 50 ms, in each phase and each way.
+
+Real processes; what a worker does inside is told by `tests/worker/test_cancel.py`.
+"""
+
+import statistics
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from scripts.chaos.cancel import PHASES, SLACK_S, WAYS, Cancelling, Phase
+from scripts.chaos.invariants import violations
+from scripts.chaos.members import Fleet, fleet
+from scripts.chaos.rigged import GATES_ENV, STEP_ENV
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+STEP_S, LEASE_S = 0.04, 0.5
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def made(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Fleet, Cancelling]]:
+    gates = tmp_path_factory.mktemp("gates")
+    flags = ("--model", "echo=echo", "--lease-s", str(LEASE_S), "--max-batch-size", "1")
+    rig = {"worker": "scripts.chaos.worker", "env": {STEP_ENV: str(STEP_S), GATES_ENV: str(gates)}}
+    async with fleet(1, 1, worker_flags=flags, **rig) as made:
+        cancelling = Cancelling(made, gates)
+        yield made, cancelling
+        await cancelling.close()
+
+
+@pytest.mark.parametrize("phase", PHASES)
+async def test_the_place_is_another_s_within_a_step(made: tuple[Fleet, Cancelling], phase: Phase) -> None:
+    """Of three tries, one for each way, the median counts: the machine may be busy with something else."""
+    fleet, cancelling = made
+    if phase == "takeover":
+        await fleet.add_worker()
+    tries = [await cancelling.freed(phase, way) for way in WAYS]
+    assert statistics.median(item.taken_s for item in tries) < STEP_S + SLACK_S, tries
+    assert statistics.median(item.token_s for item in tries) < 2 * STEP_S + SLACK_S, tries
+    assert await violations(fleet.redis) == []

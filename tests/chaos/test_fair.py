@@ -1,0 +1,44 @@
+"""Fair sharing on a real worker process with two places: between tenants, between classes, and with time."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from scripts.chaos.crowd import Crowd
+from scripts.chaos.fair import ageing, preemption, shares
+from scripts.chaos.members import fleet
+from scripts.chaos.rigged import STEP_ENV
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+PLACES, STEP_S, AGEING_S = 2, 0.002, 0.3
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def crowd() -> AsyncIterator[Crowd]:
+    flags = ("--model", "echo=echo", "--max-batch-size", str(PLACES), "--ageing-s", str(AGEING_S))
+    rig = {"worker": "scripts.chaos.worker", "env": {STEP_ENV: str(STEP_S)}}
+    async with fleet(1, 0, worker_flags=flags, **rig) as made:
+        crowd = Crowd(made.redis, "echo", PLACES)
+        yield crowd
+        await crowd.close()
+
+
+async def test_tenants_share_by_tokens_served(crowd: Crowd) -> None:
+    """Ten times as many jobs, each twice as long, earn no larger share."""
+    row = await shares(crowd, jobs=30, num_tokens=12)
+    assert not row.wrong, row
+
+
+async def test_interactive_jobs_pause_bulk_and_change_nothing(crowd: Crowd) -> None:
+    """Each has its first token while bulk has more to do than there are places; bulk's texts stay the same."""
+    row = await preemption(crowd, num_urgent=3, num_tokens=400, step_s=STEP_S)
+    assert not row.wrong, row
+
+
+async def test_bulk_ends_among_interactive_jobs_without_end(crowd: Crowd) -> None:
+    """Others go first for as long as the setting says, then it has its turn."""
+    row = await ageing(crowd, num_tokens=8, ageing_s=AGEING_S, step_s=STEP_S)
+    assert not row.wrong, row
+    assert row.figures["interactive ended meanwhile"] > 3 * PLACES, "it was not first at once"

@@ -1,0 +1,174 @@
+"""P5 under a race of fronts, each with a connection of its own: no limit is exceeded by one, whatever their order.
+
+Tenants' concurrency and rate, depth of each class and bytes, all at once; then deadlines by themselves.
+"""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from itertools import combinations
+
+import pytest
+from redis.asyncio import Redis
+
+from shared import keys
+from shared.broker import Broker, connect
+from shared.errors import OverQuota, QueueFull, TooSlow
+from shared.messages import Cancelled, Generate, Job, Priority, Sampling
+from shared.submission import Quota
+from tests.desk import DONE, Desk
+from tests.shared.test_queue import saturate
+
+NUM_FRONTS = 6
+DEPTH, BYTES = 8, 2_600
+QUOTAS = {"one": Quota(5, 60, 9), "other": Quota(9, 25, 4), "free": Quota()}
+CLASSES: tuple[Priority, ...] = ("default", "bulk")
+
+
+@pytest.fixture
+async def connections(redis_url: str) -> AsyncIterator[list[Redis]]:
+    clients = [connect(redis_url) for _ in range(NUM_FRONTS + 2)]
+    yield clients
+    for client in clients:
+        await client.aclose()
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+@pytest.mark.parametrize("seed", range(3))
+async def test_no_limit_is_exceeded_by_one(connections: list[Redis], seed: int, shards: int) -> None:
+    fronts = [Desk(Broker(client, shards)) for client in connections]
+    working, watching = asyncio.create_task(work(fronts[-1])), asyncio.create_task(watch(fronts[-2].broker))
+    racing = [race(front, random.Random(100 * seed + number)) for number, front in enumerate(fronts[:NUM_FRONTS])]
+    told: Counter[str] = Counter()
+    accepted: list[Job] = []
+    for codes, jobs in await asyncio.gather(*racing):
+        told += codes
+        accepted += jobs
+    for task in (working, watching):
+        task.cancel()
+    _, seen = await asyncio.gather(working, watching, return_exceptions=True)
+    assert isinstance(seen, asyncio.CancelledError), seen
+    assert {"one concurrency", "other rate", "depth", "bytes"} <= set(told), "each limit was reached"
+    await check_rates(fronts[0].broker, accepted)
+    await check_nothing_is_held(fronts[0], accepted)
+
+
+async def race(desk: Desk, rng: random.Random) -> tuple[Counter[str], list[Job]]:
+    """What was refused, by limit, and the first job of each request that was not."""
+    told: Counter[str] = Counter()
+    accepted: list[Job] = []
+    open_requests: list[list[Job]] = []
+    for _ in range(60):
+        if open_requests and rng.random() < 0.25:
+            await desk.submissions.end(open_requests.pop(rng.randrange(len(open_requests))), Cancelled())
+        tenant = rng.choice(list(QUOTAS))
+        tasks = [Generate("x" * rng.choice((1, 30, 400)), Sampling(4, seed=0))] * rng.randint(1, 3)
+        limits = {"max_jobs": DEPTH, "max_bytes": BYTES, "tenant": tenant, "priority": rng.choice(CLASSES)}
+        try:
+            jobs = await desk.submit(*tasks, quota=QUOTAS[tenant], **limits)  # type: ignore[arg-type]
+        except OverQuota as error:
+            told[f"{tenant} {'rate' if 'a second' in str(error) else 'concurrency'}"] += 1
+        except QueueFull as error:
+            told["bytes" if "bytes" in str(error) else "depth"] += 1
+        else:
+            open_requests.append(jobs)
+            accepted.append(jobs[0])
+        await asyncio.sleep(rng.choice((0, 0, 0.005)))
+    return told, accepted
+
+
+async def watch(broker: Broker) -> None:
+    """AssertionError at the first moment at which a limit is exceeded. A shard has its part of the fleet's room."""
+    shards = broker.shards
+    while True:
+        async with broker.client(shards[0]).pipeline(transaction=True) as pipe:
+            for shard in shards:
+                pipe.hgetall(keys.depth(shard, "m"))
+                for tenant in QUOTAS:
+                    pipe.zcard(keys.held(shard, tenant))
+            answers = iter(await pipe.execute())
+        waiting: Counter[str] = Counter()
+        held: Counter[str] = Counter()
+        for _ in shards:
+            waiting.update({name.decode(): int(value) for name, value in next(answers).items()})
+            held.update({tenant: next(answers) for tenant in QUOTAS})
+        assert all(waiting[f"jobs:{name}"] <= DEPTH for name in CLASSES), waiting
+        assert 0 <= waiting["bytes"] <= BYTES, waiting
+        assert all(held[name] <= quota.concurrency for name, quota in QUOTAS.items() if quota.is_limited), held
+        await asyncio.sleep(0)
+
+
+async def work(desk: Desk) -> None:
+    """Has up to four jobs in hand, and ends the oldest of them."""
+    held = []
+    while True:
+        held += await desk.take(1)
+        if len(held) > 4:
+            await desk.say(held.pop(0), DONE)
+        await asyncio.sleep(0.005)
+
+
+async def check_rates(broker: Broker, accepted: list[Job]) -> None:
+    """Between any two requests of a tenant there came no more than its burst and what its rate gave back meanwhile."""
+    for tenant, quota in QUOTAS.items():
+        jobs = [job for job in accepted if job.tenant == tenant]
+        times = sorted([int(await field_of(broker, job, "queued_ms")) for job in jobs])
+        for (first, sooner), (last, later) in combinations(enumerate(times), 2) if quota.rate_per_s else ():
+            allowed = quota.burst + quota.rate_per_s * (later - sooner) / 1000
+            assert last - first + 1 <= allowed + 1e-6, (tenant, last - first + 1, later - sooner)
+
+
+async def field_of(broker: Broker, job: Job, name: str) -> bytes:
+    value: bytes = await broker.client(keys.shard_of(job.id)).hget(keys.job(job.id), name)  # type: ignore[misc, assignment]
+    return value
+
+
+async def check_nothing_is_held(desk: Desk, accepted: list[Job]) -> None:
+    """Whatever raced, every counter is at zero when all has ended."""
+    for job in accepted:
+        request = (await field_of(desk.broker, job, "request")).decode()
+        await desk.submissions.end((await desk.requests.find(request, job.tenant)).job_ids, Cancelled())
+    assert await desk.counts() == (0, 0)
+    for shard in desk.broker.shards:
+        client = desk.broker.client(shard)
+        assert not await client.keys(f"{keys.prefix(shard)}held:*")
+        assert set(await client.hvals(keys.depth(shard, "m"))) <= {b"0"}  # type: ignore[misc]
+
+
+async def test_no_more_is_let_in_than_can_begin_before_its_deadline(connections: list[Redis]) -> None:
+    """Each of those let in has as much before it as the measured rate can do by its deadline, and the next had more."""
+    deadline_s, served = 60.0, 500
+    fronts = [Desk(client) for client in connections]
+    await saturate(fronts[0], connections[0], since_s=60)
+    ahead = await waiting_cost(connections[0])
+
+    async def race(desk: Desk) -> tuple[list[Job], int]:
+        jobs, refused = [], 0
+        for _ in range(100):
+            try:
+                jobs += await desk.submit(max_jobs=10_000, deadline_s=deadline_s, is_urgent=True)
+            except TooSlow:
+                refused += 1
+        return jobs, refused
+
+    raced = await asyncio.gather(*map(race, fronts))
+    assert all(refused > 0 for _, refused in raced)
+    waits = sorted([await line_place(connections[0], job) for jobs, _ in raced for job in jobs])
+    assert len(waits) > 100
+    for (queued_ms, _), cost in waits:
+        rate = served / ((queued_ms % 10_000 + 10_000) / 1000)  # over this bucket of ten seconds and the one before
+        assert ahead / rate <= deadline_s + 0.001
+        ahead += cost
+    assert ahead == await waiting_cost(connections[0])
+
+
+async def line_place(redis: Redis, job: Job) -> tuple[tuple[int, int], int]:
+    """Where a job stands in its line, by when it came, and its cost."""
+    entry, cost = await redis.hmget(keys.job(job.id), ["entry", "cost"])  # type: ignore[misc]
+    queued_ms, number = map(int, entry.split(b"-"))
+    return (queued_ms, number), int(cost)
+
+
+async def waiting_cost(redis: Redis) -> int:
+    return int(await redis.hget(keys.depth("00", "m"), "cost:default") or 0)  # type: ignore[misc]

@@ -1,0 +1,112 @@
+"""Many shards on one server cost what one does: one look, one wait and one connection for all of them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import pytest
+from redis.asyncio import Redis
+
+from shared import keys
+from shared.broker import Broker, open_broker
+from shared.log import Append
+from shared.messages import Cancelled, Job, Priority, Tokens
+from shared.submission import Quota
+from tests.desk import Desk
+from worker.bells import Bells
+
+SHARDS = 64
+
+
+@pytest.fixture
+async def desk(redis_url: str) -> AsyncIterator[Desk]:
+    async with open_broker(redis_url, SHARDS) as broker:
+        yield Desk(broker)
+
+
+async def submit(desk: Desk, tenant: str, priority: Priority = "default") -> Job:
+    """A tenant with limits has a shard of its own."""
+    [job] = await desk.submit(tenant=tenant, priority=priority, quota=Quota(concurrency=99))
+    return job
+
+
+def shard_of(job: Job) -> str:
+    return keys.shard_of(job.id)
+
+
+async def test_work_is_found_on_its_shards_in_the_order_asked(desk: Desk) -> None:
+    """What waits and what has lapsed; what another holds is no work."""
+    waiting, lapsed, held = [await submit(desk, name) for name in ("a", "b", "c")]
+    assert len({shard_of(waiting), shard_of(lapsed), shard_of(held)}) == 3
+    queue = desk.queue()
+    for job in (lapsed, held):
+        [claim] = (await queue.take(shard_of(job), 1, is_empty=True)).claims
+        if job is lapsed:
+            await queue.give_back([claim])
+    shards = list(desk.broker.shards)
+    found = await queue.seek(shards)
+    assert found == sorted([shard_of(waiting), shard_of(lapsed)])
+    assert await queue.seek(shards[::-1]) == found[::-1]
+    assert await queue.seek(shards, priorities=("interactive",)) == [shard_of(lapsed)], "its class is not known yet"
+
+
+async def test_one_wait_hears_every_bell(desk: Desk) -> None:
+    queue, shards = desk.queue(), list(desk.broker.shards)
+    waiting = asyncio.create_task(queue.await_bell(shards, 5))
+    job = await submit(desk, "a")
+    assert await waiting == shard_of(job)
+    assert await queue.await_bell(shards, 0.01) is None
+
+
+async def test_what_rang_for_work_that_is_gone_is_silenced_by_a_thorough_look(desk: Desk) -> None:
+    queue, shards = desk.queue(), list(desk.broker.shards)
+    job = await submit(desk, "a")
+    bell = keys.bell(shard_of(job), desk.model)
+    await desk.submissions.end([job], Cancelled())
+    client = desk.broker.client(shard_of(job))
+    assert await queue.seek(shards, priorities=("interactive",)) == []
+    assert await client.exists(bell), "others may wait in other classes, and it was not asked about them"
+    assert await queue.seek(shards) == []
+    assert not await client.exists(bell)
+    again = await submit(desk, "a")
+    assert await queue.seek(shards) == [shard_of(again)]
+    assert await client.exists(bell)
+
+
+@pytest.mark.parametrize("are_scripts_lost", [False, True])
+async def test_one_append_for_jobs_of_many_shards(desk: Desk, redis: Redis, are_scripts_lost: bool) -> None:
+    """Each answer is its own job's: of three the second is stale."""
+    jobs = [await submit(desk, name) for name in ("a", "b", "c")]
+    claims = {claim.job.id: claim for claim in await desk.take()}
+    first, second, third = (claims[job.id] for job in jobs)
+    await desk.submissions.end([second.job], Cancelled())
+    if are_scripts_lost:
+        await redis.script_flush()
+    assert await desk.queue().renew([first, second, third]) == [second]
+    said = [Append(claim.job, claim.epoch, 0, (Tokens((5,), "a"),)) for claim in (first, second, third)]
+    assert await desk.writer.append(said) == [True, False, True]
+    assert await desk.writer.append(said[::-1]) == [True, False, True], "by an earlier try"
+
+
+async def test_few_connections_do(desk: Desk, redis: Redis) -> None:
+    """A worker that waits on all shards, and what it says of jobs on all of them."""
+    before = len(await redis.client_list())
+    bells = Bells(desk.queue(), 1)
+    waiting = asyncio.create_task(bells.wait(desk.broker.shards))
+    claims = []
+    for number in range(20):
+        await submit(desk, f"t{number}")
+        claims += await desk.take()
+    assert len({keys.shard_of(claim.job.id) for claim in claims}) > 10
+    assert await desk.queue().renew(claims) == []
+    assert (await desk.submissions.depth(desk.model)).running == len(claims)
+    assert len(await redis.client_list()) - before <= 4
+    waiting.cancel()
+    with suppress(asyncio.CancelledError):
+        await waiting
+    await bells.close()
+
+
+def test_a_single_server_is_one_part(redis: Redis) -> None:
+    shards = Broker(redis, SHARDS).shards
+    assert Broker(redis, SHARDS).together(shards) == [list(shards)]
