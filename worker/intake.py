@@ -119,7 +119,10 @@ class Intake:
         return bool(taken.claims)
 
     async def _accept(self, claim: Claim, deadline_s: float) -> None:
-        """From a job in hand to a work for the engine. A long prompt must not hold up the renewal of leases."""
+        """From a job in hand to a work for the engine, or to its end where no step is needed.
+
+        A long prompt must not hold up the renewal of leases.
+        """
         task = claim.job.task
         if claim.epoch > 1:
             logger.warning("job %s taken over, epoch %d", claim.job.id, claim.epoch)
@@ -141,6 +144,10 @@ class Intake:
         max_tokens = encoded.max_tokens if sampling is not None and encoded.max_tokens < sampling.max_tokens else None
         started = Started(claim.epoch, self._worker_id, encoded.num_prompt_tokens, encoded.num_truncated, max_tokens)
         job = claim.job
+        if encoded.answer is not None:
+            self._outbox.add(claim, started)
+            self._outbox.add(claim, encoded.answer)
+            return
         work = Work(claim.key, encoded, sampling, replayed, job.tenant, deadline_s, job.priority)
         # Only what is known to have begun is blamed if this worker dies of it.
         self._outbox.add(claim, started, then=partial(self._engine.submit, work))

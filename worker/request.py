@@ -8,13 +8,15 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from shared.messages import PRIORITIES, ContinuationScore, Done, Failed, Priority, Sampling, TokenLogprob
 from worker.noise import fold
+from worker.pooling import joined, mean_of
 from worker.runners.base import Runner
-from worker.sequence import Encoded, Sampled, Scores, Sequence, Solved
+from worker.sequence import Classified, Encoded, Pooled, Sampled, Scores, Sequence, Solved
 from worker.text import TextStream
 
 
@@ -126,10 +128,20 @@ class Request:
             text += choice.text.push(token)
         return Emission(self.work.key, ids, text + choice.text.flush(), 0, tuple(logprobs), "read", ended)
 
+    def pool(self, sequence: Sequence, result: Pooled) -> list[Emission]:
+        """Add the states of some tokens; those of the last ones end the request."""
+        sequence.pooled = joined(sequence.pooled, result)
+        if sequence.pooled.num_tokens < len(sequence.encoded.prompt_ids):
+            return []
+        vector = mean_of(sequence.pooled, normalize=sequence.encoded.is_normalized)
+        return [self._end(sequence, "embed", embedding=vector)]
+
+    def classify(self, sequence: Sequence, result: Classified) -> Emission:
+        return self._end(sequence, "classify", labels=result.labels)
+
     def solve(self, sequence: Sequence, result: Solved) -> Emission:
         """The end of a puzzle."""
-        done = self._close(self._choices[sequence.choice], "solve")
-        return Emission(self.work.key, ended=msgspec.structs.replace(done, solution=result.solution) if done else None)
+        return self._end(sequence, "solve", solution=result.solution)
 
     @property
     def has_spoken(self) -> bool:
@@ -165,6 +177,11 @@ class Request:
         if choice.text.is_stopped or (is_end and count >= sampling.min_tokens):
             return "stop"
         return "length" if count >= sequence.encoded.max_tokens else None
+
+    def _end(self, sequence: Sequence, reason: str, **result: Any) -> Emission:
+        """The end of a request of one sequence, with the field of `Done` that is its result."""
+        done = self._close(self._choices[sequence.choice], reason)
+        return Emission(self.work.key, ended=msgspec.structs.replace(done, **result) if done else None)
 
     def _close(self, choice: _Choice, reason: str) -> Done | None:
         """The end of the request if this was its last choice."""
