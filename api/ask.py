@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 from fastapi.responses import Response
 
 from api.admission import TokenBudget
-from api.answers import accepted, attached, stream, whole
+from api.answers import accepted, attached, stream, timings_at_end, whole
 from api.caller import Caller, CallerDep
 from api.cursor import HEADER, Cursor
 from api.deps import Front, FrontDep, TrailDep
@@ -18,6 +18,7 @@ from api.kinds import Kind
 from api.patience import redis_answers
 from api.record import OnDisconnect, Record, Work, encode_record, work_of
 from api.run import total_usage
+from api.timings import timing_headers
 from api.trail import Trail
 from api.wishes import Wishes, WishesDep
 from shared.errors import Draining, InvalidRequest, ModelNotFound, NoWorker
@@ -62,13 +63,18 @@ class Ask:
         if self.wishes.wait_s == 0:
             return await self._leave(following)
         if is_streamed:
-            return stream(self.front, kind, following, self.receive, self.trail)
+            return self._stream(kind, following)
         try:
             outcomes = await self.front.dispatcher.gather(following, self.receive, self.wishes.wait_s)
         except StillRunning:
             return await self._leave(following)
         self.trail.usage = total_usage(outcomes)
-        return whole(kind, following.work, outcomes)
+        answer = whole(kind, following.work, outcomes)
+        if self.wishes.preferences:
+            answer.headers["Preference-Applied"] = self.wishes.preferences[-1]
+        if self.wishes.with_timings and (timings := await timings_at_end(self.front, following.work, self.trail.usage)):
+            answer.headers.update(timing_headers(timings))
+        return answer
 
     async def _following(
         self, kind: Kind, model: str | None, plan: Callable[[ModelInfo], Plan], *, is_streamed: bool
@@ -125,13 +131,17 @@ class Ask:
         if work_of(request).record.kind != kind.name:
             raise InvalidRequest(f"{HEADER}: expected the id of a frame of this endpoint.", field=HEADER)
         following = await attached(self.front, request, seen)
-        return stream(self.front, kind, following, self.receive, self.trail, seen)
+        return self._stream(kind, following, seen)
+
+    def _stream(self, kind: Kind, following: Following, seen: Cursor | None = None) -> Response:
+        with_timings = self.wishes.with_timings
+        return stream(self.front, kind, following, self.receive, self.trail, seen, with_timings=with_timings)
 
     async def _leave(self, following: Following) -> Response:
         """The caller will ask again."""
         if following.is_first:
             self.front.dispatcher.mind(following)
-        return await accepted(self.front, following.work)
+        return await accepted(self.front, following.work, self.wishes.preferences)
 
     def _on_disconnect(self) -> OnDisconnect:
         """What was submitted to be asked for later goes on when nobody listens."""
