@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from api.cache import CACHE
 from api.deps import Front, build_front
 from api.errors import HANDLERS
 from api.headers import JOB_ID
@@ -23,7 +24,7 @@ DIALECTS = (hrm.DIALECT, openai.DIALECT, puzzles.DIALECT)
 ROUTERS = (health.router, submit.router, jobs.router, *(dialect.router for dialect in DIALECTS))
 _EXPOSED_HEADERS = (
     *(REQUEST_ID, JOB_ID, "Location", "Preference-Applied", "Retry-After", "X-Reject-Reason"),
-    *("X-Effective-Max-Tokens", "X-Truncated-Prompt-Tokens", "Server-Timing", "X-Tokens-Per-Second"),
+    *("X-Effective-Max-Tokens", "X-Truncated-Prompt-Tokens", "Server-Timing", "X-Tokens-Per-Second", CACHE),
 )
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -10,6 +10,7 @@ from fastapi.responses import Response
 
 from api.admission import TokenBudget
 from api.answers import accepted, attached, stream, timings_at_end, whole
+from api.cache import CACHE, AnswerCache, digest_of
 from api.caller import Caller, CallerDep
 from api.cursor import HEADER, Cursor
 from api.deps import Front, FrontDep, TrailDep
@@ -60,6 +61,12 @@ class Ask:
         if is_streamed and self.wishes.last_event_id:
             return await self._resume(kind)
         following = await self._following(kind, model, plan, is_streamed=is_streamed)
+        answer = await self._answer(kind, following, is_streamed=is_streamed)
+        if following.cache:
+            answer.headers[CACHE] = following.cache
+        return answer
+
+    async def _answer(self, kind: Kind, following: Following, *, is_streamed: bool) -> Response:
         if self.wishes.wait_s == 0:
             return await self._leave(following)
         if is_streamed:
@@ -108,10 +115,29 @@ class Ask:
             record=encode_record(record),
             follower=new_follower() if self._stays and on_disconnect != "continue" else "",
         )
+        cache, digest = self.front.cache, self._digest(model, record, plan.tasks)
+        if cache and digest and (before := await self._answered(cache, digest, model)):
+            return before
         request, jobs = await self.front.admission.submit(order, self.caller.quota)
         if not jobs:
             return await attached(self.front, request, stays=self._stays)
-        return Following(Work(request, record), times.queue_s, times.deadline_s, order.follower)
+        if cache and digest:
+            await cache.note(self.caller.tenant, digest, request)
+        outcome = "miss" if digest else ""
+        return Following(Work(request, record), times.queue_s, times.deadline_s, order.follower, cache=outcome)
+
+    def _digest(self, model: ModelInfo, record: Record, tasks: Sequence[Task]) -> str | None:
+        """What to look for among answers given before; a key says by itself which answer it wants."""
+        is_wanted = self.front.cache and self.wishes.cache != "no-store" and not self.wishes.key
+        return digest_of(record, tasks) if is_wanted and model.fingerprint else None
+
+    async def _answered(self, cache: AnswerCache, digest: str, model: ModelInfo) -> Following | None:
+        if self.wishes.cache == "no-cache":
+            return None
+        request = await cache.find(self.caller.tenant, digest, model.fingerprint)
+        if request is None:
+            return None
+        return replace(await attached(self.front, request, stays=False), cache="hit")
 
     @property
     def _key(self) -> Key | None:

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, TypeVar, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
 from fastapi import Depends, Header
 
@@ -12,6 +12,9 @@ from shared.messages import PRIORITIES, Priority
 
 _MOST_KEY = 255
 _Choice = TypeVar("_Choice", bound=str)
+CacheWish = Literal["no-store", "no-cache"]
+"""Neither look for an answer that was given before nor keep this one, or only the latter."""
+
 _DIGITS = re.compile(r"[0-9]{1,12}")
 
 
@@ -28,6 +31,7 @@ class Wishes:
     on_disconnect: OnDisconnect | None = None
     last_event_id: str = ""
     with_timings: bool = False
+    cache: CacheWish | None = None
 
 
 async def wishes_of(
@@ -38,6 +42,7 @@ async def wishes_of(
     x_on_disconnect: Annotated[str | None, Header(description="cancel, continue or grace")] = None,
     last_event_id: Annotated[str | None, Header(description="The stream goes on behind this frame.")] = None,
     x_timings: Annotated[str | None, Header(description="1: tell how long it took, in headers.")] = None,
+    cache_control: Annotated[str | None, Header(description="no-store, or no-cache for a new answer")] = None,
 ) -> Wishes:
     """Raises InvalidRequest that names the header."""
     wait_s, preferences = _preferences(",".join(prefer or ()))
@@ -50,6 +55,7 @@ async def wishes_of(
         _one_of("X-On-Disconnect", x_on_disconnect, get_args(OnDisconnect)),
         last_event_id or "",
         _one_of("X-Timings", x_timings, ("1", "0", "true", "false")) in ("1", "true"),
+        _cache_wish(cache_control or ""),
     )
 
 
@@ -94,6 +100,14 @@ def _preferences(value: str) -> tuple[float | None, tuple[str, ...]]:
     if not _DIGITS.fullmatch(wait):
         raise _refusal("Prefer", "wait=SECONDS, a whole number")
     return float(wait), (*(["respond-async"] if is_async else []), f"wait={wait}")
+
+
+def _cache_wish(value: str) -> CacheWish | None:
+    """RFC 9111; other directives are none of ours."""
+    directives = {part.strip().lower() for part in value.split(",")}
+    if "no-store" in directives:
+        return "no-store"
+    return "no-cache" if directives & {"no-cache", "max-age=0"} else None
 
 
 def _refusal(header: str, expected: str) -> InvalidRequest:

@@ -76,7 +76,7 @@ class EchoWorker:
         await self._redis.aclose()
 
     async def _take(self) -> None:
-        queue = WorkQueue(self._broker, Terms(), model=self.model.id, worker="w1", fingerprint="")
+        queue = WorkQueue(self._broker, Terms(), model=self.model.id, worker="w1", fingerprint=self.model.fingerprint)
         while True:
             taken = await queue.take("00", 64, is_empty=not self._tasks)
             if not taken.claims:
