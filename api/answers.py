@@ -18,7 +18,9 @@ from api.patience import redis_answers
 from api.record import Work, work_of
 from api.run import Outcome
 from api.streams import Stream
-from api.trail import Trail
+from api.timings import Timings, timing_comment, timings_of
+from api.trail import Trail, Usage
+from shared.broker import UNAVAILABLE
 from shared.errors import FleetError
 from shared.messages import Started
 from shared.requests import Request, state_of
@@ -48,19 +50,38 @@ def whole(kind: Kind, work: Work, outcomes: Sequence[Outcome]) -> Response:
     return Response(body, media_type="application/json", headers=answer_headers(work, outcomes))
 
 
+async def timings_at_end(front: Front, work: Work, usage: Usage) -> Timings | None:
+    """Of a request that has ended; None when Redis does not tell: an answer that is there does not depend on it."""
+    try:
+        async with redis_answers():
+            standings = await front.requests.look(work.request)
+    except (FleetError, *UNAVAILABLE):
+        return None
+    return timings_of([standing.times for standing in standings], usage.completion_tokens)
+
+
 @redis_answers()
-async def accepted(front: Front, work: Work) -> Response:
+async def accepted(front: Front, work: Work, preferences: Sequence[str]) -> Response:
     """202, and where to ask for the answer."""
     state = state_of(await front.requests.look(work.request))
-    headers = {"Location": f"/v1/jobs/{work.id}", "Preference-Applied": "respond-async", JOB_ID: work.id}
+    headers = {"Location": f"/v1/jobs/{work.id}", JOB_ID: work.id}
+    if preferences:
+        headers["Preference-Applied"] = ", ".join(preferences)
     return JSONResponse({"id": work.id, "state": state}, 202, headers)
 
 
 def stream(
-    front: Front, kind: Kind, following: Following, receive: Receive, trail: Trail, seen: Cursor | None = None
+    front: Front,
+    kind: Kind,
+    following: Following,
+    receive: Receive,
+    trail: Trail,
+    seen: Cursor | None = None,
+    *,
+    with_timings: bool = False,
 ) -> Response:
     """The frames of the request from its beginning, or from behind `seen`. The headers tell what is known when the
-    first frame comes."""
+    first frame comes, and timings are a comment behind the last one."""
     started: dict[int, Started] = {}
     telling = kind.telling(following.work)
 
@@ -70,6 +91,9 @@ def stream(
             async for frame in Stream(telling, start, seen, started).frames(run, front.keepalive_s):
                 yield frame
             trail.usage = run.usage
+            if with_timings and (timings := await timings_at_end(front, following.work, run.usage)):
+                yield timing_comment(timings)
+            yield sse.DONE
 
     def last_words(error: FleetError) -> bytes:
         return sse.data(kind.error_body(problem_of(error))) + sse.DONE

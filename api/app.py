@@ -10,20 +10,21 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from api.cache import CACHE
 from api.deps import Front, build_front
 from api.errors import HANDLERS
 from api.headers import JOB_ID
 from api.kinds import Kinds
 from api.middleware import REQUEST_ID, AccessLog, BodyLimit, CrashGuard, RequestId
-from api.routes import health, hrm, jobs, openai, puzzles
+from api.routes import health, hrm, jobs, openai, puzzles, submit
 from shared.broker import Broker
 from shared.settings import Settings
 
 DIALECTS = (hrm.DIALECT, openai.DIALECT, puzzles.DIALECT)
-ROUTERS = (health.router, jobs.router, *(dialect.router for dialect in DIALECTS))
+ROUTERS = (health.router, submit.router, jobs.router, *(dialect.router for dialect in DIALECTS))
 _EXPOSED_HEADERS = (
     *(REQUEST_ID, JOB_ID, "Location", "Preference-Applied", "Retry-After", "X-Reject-Reason"),
-    *("X-Effective-Max-Tokens", "X-Truncated-Prompt-Tokens"),
+    *("X-Effective-Max-Tokens", "X-Truncated-Prompt-Tokens", "Server-Timing", "X-Tokens-Per-Second", CACHE),
 )
 
 

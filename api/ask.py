@@ -2,14 +2,15 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.responses import Response
 
 from api.admission import TokenBudget
-from api.answers import accepted, attached, stream, whole
+from api.answers import accepted, attached, stream, timings_at_end, whole
+from api.cache import CACHE, AnswerCache, digest_of
 from api.caller import Caller, CallerDep
 from api.cursor import HEADER, Cursor
 from api.deps import Front, FrontDep, TrailDep
@@ -18,6 +19,7 @@ from api.kinds import Kind
 from api.patience import redis_answers
 from api.record import OnDisconnect, Record, Work, encode_record, work_of
 from api.run import total_usage
+from api.timings import timing_headers
 from api.trail import Trail
 from api.wishes import Wishes, WishesDep
 from shared.errors import Draining, InvalidRequest, ModelNotFound, NoWorker
@@ -59,16 +61,27 @@ class Ask:
         if is_streamed and self.wishes.last_event_id:
             return await self._resume(kind)
         following = await self._following(kind, model, plan, is_streamed=is_streamed)
+        answer = await self._answer(kind, following, is_streamed=is_streamed)
+        if following.cache:
+            answer.headers[CACHE] = following.cache
+        return answer
+
+    async def _answer(self, kind: Kind, following: Following, *, is_streamed: bool) -> Response:
         if self.wishes.wait_s == 0:
             return await self._leave(following)
         if is_streamed:
-            return stream(self.front, kind, following, self.receive, self.trail)
+            return self._stream(kind, following)
         try:
             outcomes = await self.front.dispatcher.gather(following, self.receive, self.wishes.wait_s)
         except StillRunning:
             return await self._leave(following)
         self.trail.usage = total_usage(outcomes)
-        return whole(kind, following.work, outcomes)
+        answer = whole(kind, following.work, outcomes)
+        if self.wishes.preferences:
+            answer.headers["Preference-Applied"] = self.wishes.preferences[-1]
+        if self.wishes.with_timings and (timings := await timings_at_end(self.front, following.work, self.trail.usage)):
+            answer.headers.update(timing_headers(timings))
+        return answer
 
     async def _following(
         self, kind: Kind, model: str | None, plan: Callable[[ModelInfo], Plan], *, is_streamed: bool
@@ -102,10 +115,29 @@ class Ask:
             record=encode_record(record),
             follower=new_follower() if self._stays and on_disconnect != "continue" else "",
         )
+        cache, digest = self.front.cache, self._digest(model, record, plan.tasks)
+        if cache and digest and (before := await self._answered(cache, digest, model)):
+            return before
         request, jobs = await self.front.admission.submit(order, self.caller.quota)
         if not jobs:
             return await attached(self.front, request, stays=self._stays)
-        return Following(Work(request, record), times.queue_s, times.deadline_s, order.follower)
+        if cache and digest:
+            await cache.note(self.caller.tenant, digest, request)
+        outcome = "miss" if digest else ""
+        return Following(Work(request, record), times.queue_s, times.deadline_s, order.follower, cache=outcome)
+
+    def _digest(self, model: ModelInfo, record: Record, tasks: Sequence[Task]) -> str | None:
+        """What to look for among answers given before; a key says by itself which answer it wants."""
+        is_wanted = self.front.cache and self.wishes.cache != "no-store" and not self.wishes.key
+        return digest_of(record, tasks) if is_wanted and model.fingerprint else None
+
+    async def _answered(self, cache: AnswerCache, digest: str, model: ModelInfo) -> Following | None:
+        if self.wishes.cache == "no-cache":
+            return None
+        request = await cache.find(self.caller.tenant, digest, model.fingerprint)
+        if request is None:
+            return None
+        return replace(await attached(self.front, request, stays=False), cache="hit")
 
     @property
     def _key(self) -> Key | None:
@@ -125,13 +157,17 @@ class Ask:
         if work_of(request).record.kind != kind.name:
             raise InvalidRequest(f"{HEADER}: expected the id of a frame of this endpoint.", field=HEADER)
         following = await attached(self.front, request, seen)
-        return stream(self.front, kind, following, self.receive, self.trail, seen)
+        return self._stream(kind, following, seen)
+
+    def _stream(self, kind: Kind, following: Following, seen: Cursor | None = None) -> Response:
+        with_timings = self.wishes.with_timings
+        return stream(self.front, kind, following, self.receive, self.trail, seen, with_timings=with_timings)
 
     async def _leave(self, following: Following) -> Response:
         """The caller will ask again."""
         if following.is_first:
             self.front.dispatcher.mind(following)
-        return await accepted(self.front, following.work)
+        return await accepted(self.front, following.work, self.wishes.preferences)
 
     def _on_disconnect(self) -> OnDisconnect:
         """What was submitted to be asked for later goes on when nobody listens."""

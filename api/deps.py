@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from fastapi import Depends, Request
 
 from api.admission import Admission, Limits
+from api.cache import AnswerCache
 from api.dispatch import Dispatcher
 from api.endings import Endings
 from api.fleet import FleetView
@@ -19,6 +20,7 @@ from shared.broker import Broker
 from shared.log import LogReader
 from shared.metrics import Metrics
 from shared.presence import Presence
+from shared.repeats import Repeats
 from shared.requests import Requests
 from shared.settings import Settings
 from shared.submission import Quota, Room, Submissions
@@ -39,6 +41,7 @@ class Front:
     submissions: Submissions
     requests: Requests
     reader: LogReader
+    cache: AnswerCache | None
     kinds: Kinds
     quota: Quota
     metrics: Metrics
@@ -74,7 +77,7 @@ def build_front(settings: Settings, broker: Broker, kinds: Kinds) -> Front:
         queue_timeout_s=settings.queue_timeout_s,
         request_timeout_s=settings.request_timeout_s,
     )
-    reader = LogReader(broker, subscriptions)
+    reader, cache_s = LogReader(broker, subscriptions), settings.response_cache_ttl_s
     dispatcher = Dispatcher(endings, reader, metrics, disconnect_grace_s=settings.disconnect_grace_s)
     return Front(
         fleet=fleet,
@@ -83,6 +86,7 @@ def build_front(settings: Settings, broker: Broker, kinds: Kinds) -> Front:
         submissions=submissions,
         requests=requests,
         reader=reader,
+        cache=AnswerCache(Repeats(broker, ttl_s=cache_s), requests, reader) if cache_s else None,
         kinds=kinds,
         quota=Quota(settings.tenant_concurrency, settings.tenant_rate_per_s, settings.tenant_burst),
         metrics=metrics,

@@ -36,7 +36,8 @@ class Following:
     """One who follows a request. Times in seconds from now.
 
     `follower` is its mark, if its leaving may end the request; "" if not. `is_first`: by the front that took it, so
-    that each job is counted in the metrics once.
+    that each job is counted in the metrics once. `cache`: "hit" for one that had been answered before, "miss" where
+    none was found, "" where none was looked for.
     """
 
     work: Work
@@ -44,6 +45,7 @@ class Following:
     deadline_s: float
     follower: str = ""
     is_first: bool = True
+    cache: str = ""
 
 
 class Dispatcher:

@@ -19,7 +19,7 @@ from shared.broker import UNAVAILABLE
 from shared.errors import BrokerUnavailable, ClientGone, FleetError, InvalidRequest
 
 _OPENAI_PREFIX = "/v1/"
-_OWN_PREFIXES = ("/v1/puzzles/", "/v1/jobs/")  # no OpenAI client comes here
+_OWN_PREFIXES = ("/v1/puzzles/", "/v1/jobs")  # no OpenAI client comes here
 _REJECTED = (409, 429, 503)
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 400: "invalid_request"}

@@ -36,7 +36,6 @@ class Stream:
                     yield frame
         for frame in self._closing(run):
             yield frame
-        yield sse.DONE
 
     def _of(self, news: News) -> Iterator[bytes]:
         payloads = list(self._telling.of(news.job, news.event))

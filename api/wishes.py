@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, TypeVar, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
 from fastapi import Depends, Header
 
@@ -12,19 +12,26 @@ from shared.messages import PRIORITIES, Priority
 
 _MOST_KEY = 255
 _Choice = TypeVar("_Choice", bound=str)
+CacheWish = Literal["no-store", "no-cache"]
+"""Neither look for an answer that was given before nor keep this one, or only the latter."""
+
 _DIGITS = re.compile(r"[0-9]{1,12}")
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """`wait_s`: None is until the answer is there, 0 is not at all. `last_event_id` names the frame to go on behind."""
+    """`wait_s`: None is until the answer is there, 0 is not at all. `preferences` are those of `Prefer` that are kept.
+    `last_event_id` names the frame to go on behind."""
 
     priority: Priority = "default"
     deadline_s: float | None = None
     key: str = ""
     wait_s: float | None = None
+    preferences: tuple[str, ...] = ()
     on_disconnect: OnDisconnect | None = None
     last_event_id: str = ""
+    with_timings: bool = False
+    cache: CacheWish | None = None
 
 
 async def wishes_of(
@@ -34,15 +41,21 @@ async def wishes_of(
     prefer: Annotated[list[str] | None, Header(description="respond-async, or wait=SECONDS")] = None,
     x_on_disconnect: Annotated[str | None, Header(description="cancel, continue or grace")] = None,
     last_event_id: Annotated[str | None, Header(description="The stream goes on behind this frame.")] = None,
+    x_timings: Annotated[str | None, Header(description="1: tell how long it took, in headers.")] = None,
+    cache_control: Annotated[str | None, Header(description="no-store, or no-cache for a new answer")] = None,
 ) -> Wishes:
     """Raises InvalidRequest that names the header."""
+    wait_s, preferences = _preferences(",".join(prefer or ()))
     return Wishes(
         _one_of("X-Priority", x_priority, PRIORITIES) or "default",
         _deadline_s(x_deadline_ms),
         _key(idempotency_key),
-        _wait_s(",".join(prefer or ())),
+        wait_s,
+        preferences,
         _one_of("X-On-Disconnect", x_on_disconnect, get_args(OnDisconnect)),
         last_event_id or "",
+        _one_of("X-Timings", x_timings, ("1", "0", "true", "false")) in ("1", "true"),
+        _cache_wish(cache_control or ""),
     )
 
 
@@ -74,15 +87,27 @@ def _key(value: str | None) -> str:
     return value
 
 
-def _wait_s(value: str) -> float | None:
-    """RFC 7240; preferences of other names are none of ours. `wait` says how long to wait before responding later."""
-    preferences = [part.partition(";")[0].strip().lower() for part in value.split(",")]
-    waits = [part.partition("=")[2].strip() for part in preferences if part.startswith("wait=")]
-    if waits and not _DIGITS.fullmatch(waits[0]):
+def _preferences(value: str) -> tuple[float | None, tuple[str, ...]]:
+    """RFC 7240; preferences of other names are none of ours, and of each name the first counts. `wait` says how long to
+    wait before responding later."""
+    given: dict[str, str] = {}
+    for part in value.split(","):
+        name, _, argument = part.partition(";")[0].partition("=")
+        given.setdefault(name.strip().lower(), argument.strip().strip('"'))
+    is_async, wait = "respond-async" in given, given.get("wait")
+    if wait is None:
+        return (0.0, ("respond-async",)) if is_async else (None, ())
+    if not _DIGITS.fullmatch(wait):
         raise _refusal("Prefer", "wait=SECONDS, a whole number")
-    if waits:
-        return float(waits[0])
-    return 0.0 if "respond-async" in preferences else None
+    return float(wait), (*(["respond-async"] if is_async else []), f"wait={wait}")
+
+
+def _cache_wish(value: str) -> CacheWish | None:
+    """RFC 9111; other directives are none of ours."""
+    directives = {part.strip().lower() for part in value.split(",")}
+    if "no-store" in directives:
+        return "no-store"
+    return "no-cache" if directives & {"no-cache", "max-age=0"} else None
 
 
 def _refusal(header: str, expected: str) -> InvalidRequest:

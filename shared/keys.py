@@ -84,6 +84,11 @@ def idempotency(shard: str, tenant: str, name: str) -> str:
     return f"{prefix(shard)}key:{tenant}:{name}"
 
 
+def asked(shard: str, tenant: str, digest: str) -> str:
+    """The id of the tenant's last request that asked for what has this digest."""
+    return f"{prefix(shard)}asked:{tenant}:{digest}"
+
+
 def bell(shard: str, model: str) -> str:
     """The list that is rung when there is something to take."""
     return f"{prefix(shard)}bell:{model}"

@@ -20,12 +20,14 @@ from shared.subscriptions import Subscriptions
 
 @dataclass(frozen=True)
 class Append:
-    """Events to add behind index `after`, by the owner of `epoch`; the last of them may be terminal."""
+    """Events to add behind index `after`, by the owner of `epoch`; the last of them may be terminal. The first came
+    to be at `since_s` of the event loop's clock (None: now)."""
 
     job: Job
     epoch: int
     after: int
     events: tuple[Event, ...]
+    since_s: float | None = None
 
 
 class LogWriter:
@@ -43,8 +45,9 @@ class LogWriter:
         shards: dict[str, list[int]] = {}
         for place, item in enumerate(appends):
             shards.setdefault(keys.shard_of(item.job.id), []).append(place)
+        now_s = asyncio.get_running_loop().time()
         calls = {
-            shard: {"ttl_ms": self._ttl_ms, "appends": [_packed(appends[place]) for place in places]}
+            shard: {"ttl_ms": self._ttl_ms, "appends": [_packed(appends[place], now_s) for place in places]}
             for shard, places in shards.items()
         }
         landed = [False] * len(appends)
@@ -108,7 +111,7 @@ class LogReader:
                 after = index
 
 
-def _packed(item: Append) -> tuple[object, ...]:
+def _packed(item: Append, now_s: float) -> tuple[object, ...]:
     """What `append.lua` makes of it: `cost` is what a job really took."""
     last = item.events[-1]
     return (
@@ -120,4 +123,5 @@ def _packed(item: Append) -> tuple[object, ...]:
         any(isinstance(event, Tokens) for event in item.events),
         STATE_OF[type(last)] if isinstance(last, Terminal) else "",
         last.num_prompt_tokens + last.num_completion_tokens if isinstance(last, Done) else None,
+        0 if item.since_s is None else max(0, int((now_s - item.since_s) * 1000)),
     )

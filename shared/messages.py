@@ -175,7 +175,8 @@ STATE_OF: dict[type[Done] | type[Failed] | type[Cancelled], str] = {
 
 
 class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a worker says of a model it serves. `found` is one line for people: what was loaded."""
+    """What a worker says of a model it serves. `found` is one line for people: what was loaded. `fingerprint` stands
+    for all that decides what it answers; "" is not known."""
 
     id: str
     runner: str
@@ -185,6 +186,7 @@ class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     max_batch: int
     tasks: tuple[str, ...] = ("generate", "score", "read")
     is_default: bool = False
+    fingerprint: str = ""
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, omit_defaults=True):

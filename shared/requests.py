@@ -11,6 +11,7 @@ from typing import Any, cast
 from shared import keys
 from shared.broker import Broker
 from shared.errors import JobNotFound
+from shared.messages import PRIORITIES
 from shared.queue import EXPIRED, LATE
 from shared.script import Script
 
@@ -28,13 +29,38 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Times:
+    """When a job was queued, first taken by a worker, had said its first token, and ended: seconds of Redis's clock;
+    None for what has not been."""
+
+    queued_s: float
+    taken_s: float | None
+    first_s: float | None
+    ended_s: float | None
+
+
+@dataclass(frozen=True)
 class Standing:
-    """How one job stands: its state, its log's newest index, and the seconds left to be taken and to its deadline."""
+    """How one job stands: its state, its log's newest index, and the seconds left to be taken and to its deadline.
+
+    `fingerprint` is that of the worker that took it last, "" for none.
+    """
 
     state: str
     last_index: int
     queue_s: float
     deadline_s: float
+    fingerprint: str
+    times: Times
+
+
+@dataclass(frozen=True)
+class Place:
+    """`num_before` jobs will be taken before a request that waits, and it itself in `starts_in_s`: both foretold, by
+    `place.lua`, from what waits on its shard now. None where nothing has ended lately to tell by."""
+
+    num_before: int
+    starts_in_s: float | None
 
 
 def new_follower() -> str:
@@ -47,7 +73,7 @@ class Requests:
 
     def __init__(self, broker: Broker, *, result_ttl_s: float = 600.0) -> None:
         self._broker = broker
-        self._look, self._follow = Script(broker, "look"), Script(broker, "follow")
+        self._look, self._follow, self._place = (Script(broker, name) for name in ("look", "follow", "place"))
         self._ttl_ms = int(result_ttl_s * 1000)
 
     async def find(self, request_id: str, tenant: str) -> Request:
@@ -74,7 +100,15 @@ class Requests:
         )
         if any(len(item) == 1 for item in found):
             raise JobNotFound("No such job: its result has expired.")
-        return [Standing(state.decode(), last, queue / 1000, left / 1000) for state, last, queue, left in found]
+        return [_standing(*item) for item in found]
+
+    async def place(self, request: Request) -> Place | None:
+        """Where the first of its jobs that wait stands; None when none waits."""
+        found = await self._place.call(keys.shard_of(request.id), jobs=request.job_ids, classes=PRIORITIES)
+        if not found:
+            return None
+        num_before, wait_ms = found
+        return Place(num_before, None if wait_ms < 0 else wait_ms / 1000)
 
     async def follow(self, request: Request) -> str:
         """Note one more follower; returns its mark. Raises JobNotFound when the request has expired."""
@@ -97,3 +131,17 @@ def state_of(standings: Sequence[Standing]) -> str:
         if state in states:
             return state
     return states.pop() if len(states) == 1 else "running"
+
+
+def _standing(
+    state: bytes,
+    last: int,
+    queue_ms: int,
+    deadline_ms: int,
+    fingerprint: bytes | None,
+    queued: bytes,
+    *later: bytes | None,
+) -> Standing:
+    taken_s, first_s, ended_s = (None if at is None else int(at) / 1000 for at in later)
+    times = Times(int(queued) / 1000, taken_s, first_s, ended_s)
+    return Standing(state.decode(), last, queue_ms / 1000, deadline_ms / 1000, (fingerprint or b"").decode(), times)

@@ -91,6 +91,9 @@ class Settings(BaseSettings):
     )
     tenant_burst: Count = Field(default=20, description="requests a tenant may send at once after a rest")
     idempotency_ttl_s: Seconds = Field(default=86_400.0, description="how long an Idempotency-Key is remembered")
+    response_cache_ttl_s: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="how long answers are given again (0: never)"
+    )
     max_prompts_per_request: Count = Field(default=64, description="most prompts in one request")
     max_body_bytes: Count = Field(default=1 << 20, description="largest request body")
     queue_timeout_s: Seconds = Field(default=60.0, description="longest wait in the queue")

@@ -66,11 +66,12 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
     except FleetError as error:
         raise SettingsError(f"model {entry.id!r} loads but does not work: {error.message}") from None
     logger.info("model %s: %s", entry.id, spec.found)
+    mark = fingerprint(spec.runner, options)
     info = ModelInfo(
         entry.id, spec.runner, spec.found, spec.context_window, settings.max_new_tokens, spec.max_batch,
-        tasks=spec.tasks, is_default=is_default,
+        tasks=spec.tasks, is_default=is_default, fingerprint=mark,
     )  # fmt: skip
-    return LoadedModel(info, runner, fingerprint(spec.runner, options))
+    return LoadedModel(info, runner, mark)
 
 
 def _load_fitting(kind: str, options: RunnerOptions) -> Runner:

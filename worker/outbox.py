@@ -37,6 +37,11 @@ class _Open:
     since_s: float = 0.0
     then: Callable[[], None] | None = None
 
+    def append(self) -> Append:
+        """All its news. How long they have waited here concerns the first token alone, which opens what it is in."""
+        since_s = self.since_s if isinstance(self.news[0], Tokens) else None
+        return Append(self.claim.job, self.claim.epoch, self.index, tuple(self.news), since_s)
+
     def is_due(self, now_s: float) -> bool:
         if self.claim.job.is_streamed or now_s - self.since_s >= GATHERED_S:
             return bool(self.news)
@@ -130,7 +135,7 @@ class Outbox:
         steps, self._steps_collected = self._steps_collected, 0
         now_s = self._loop.time()
         jobs = [job for job in self._jobs.values() if job.news and (is_last or job.is_due(now_s))]
-        appends = [Append(job.claim.job, job.claim.epoch, job.index, tuple(job.news)) for job in jobs]
+        appends = [job.append() for job in jobs]
         thens = [job.then for job in jobs]
         for job in jobs:
             job.news, job.then = [], None

@@ -1,4 +1,4 @@
-"""`/v1/jobs`: what became of a request that was submitted on any endpoint; its stream, its result, its end.
+"""`/v1/jobs/{id}`: what became of a request that was submitted on any endpoint; its stream, its result, its end.
 
 A caller sees the jobs of its own tenant; all others are not there.
 """
@@ -22,6 +22,7 @@ from api.patience import redis_answers
 from api.record import Work, work_of
 from api.run import Tally, error_of, total_usage
 from api.schemas.usage import usage_body
+from api.timings import timings_of
 from shared.messages import Cancelled, Event, Failed
 from shared.requests import state_of
 
@@ -64,15 +65,20 @@ async def cancel(id: str, front: FrontDep, caller: CallerDep) -> Response:
 
 
 async def _told(front: Front, work: Work) -> Response:
-    kind, state = front.kinds.of(work), state_of(await front.requests.look(work.request))
-    record = work.record
+    standings = await front.requests.look(work.request)
+    kind, state, record = front.kinds.of(work), state_of(standings), work.record
+    place = await front.requests.place(work.request) if state == "queued" else None
     body: dict[str, Any] = {"id": work.id, "object": "job", "state": state, "task": kind.task, "model": record.model}
-    body |= {"created": record.created, "usage": None}
+    body |= {"created": record.created, "queue_position": place and place.num_before + 1}
+    body |= {"starts_in_s": place and place.starts_in_s, "usage": None}
     headers: Mapping[str, str] = {}
+    num_tokens = 0
     if state in _ENDED:
         logs = await asyncio.gather(*map(front.reader.read, work.request.job_ids))
         more, headers = _ended(kind, work, state, [[event for _, event in log] for log in logs])
         body |= more
+        num_tokens = body["usage"]["completion_tokens"]
+    body["timings"] = timings_of([standing.times for standing in standings], num_tokens).model_dump()
     return Response(msgspec.json.encode(body), media_type="application/json", headers=dict(headers))
 
 

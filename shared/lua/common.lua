@@ -5,7 +5,8 @@
 --
 -- job:ID      hash    spec model class tenant state (queued | running | done | failed | cancelled) epoch last (event
 --                     index) cost places entry queued_ms expires_ms (to be taken by then) deadline_ms worker fingerprint
---                     started (epoch that said so) advanced (epoch that said a token) deaths
+--                     started (epoch that said so) advanced (epoch that said a token) deaths, and when it was first
+--                     taken_ms, said its first_ms token, and ended_ms
 -- log:ID      stream  the events; event index i is the entry `i-0`, so an append lands once or not at all
 -- line:M:C:T  stream  jobs of one model, class and tenant that wait
 -- turns:M:C   zset    tenants that wait, by virtual time: cost served so far
@@ -20,6 +21,7 @@
 -- request:ID  hash    the jobs of one request, its tenant, the front's record of it, and `follower:F` for each F that
 --                     may end it by leaving, if it is the last
 -- key:T:K     hash    the request that came with idempotency key K, and its body's hash
+-- asked:T:D   string  the tenant's last request that asked for what has digest D
 -- isolating:M string  the worker that empties itself for a suspect
 -- dead        stream  jobs that were convicted
 -- and channels: events:ID as they are logged, worker:W with ids of jobs that are no longer W's
@@ -60,6 +62,17 @@ local function ring(model, times)
   local bell = P .. 'bell:' .. model
   for _ = 1, times do call('LPUSH', bell, '1') end
   call('LTRIM', bell, 0, MOST_RINGS - 1)
+end
+
+-- Cost and jobs per second over the last one or two buckets; nil before anything has ended.
+local function rates(model)
+  local one, other = ended_key(model, now), ended_key(model, now - BUCKET_MS)
+  local span_s = (now % BUCKET_MS + BUCKET_MS) / 1000
+  local function per_second(field)
+    local sum = tonumber(call('HGET', one, field) or 0) + tonumber(call('HGET', other, field) or 0)
+    return sum > 0 and sum / span_s or nil
+  end
+  return per_second('cost'), per_second('jobs')
 end
 
 -- Further arguments are fields of the job and their new values.

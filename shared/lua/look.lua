@@ -1,7 +1,8 @@
 -- a: jobs [id], expired, late (events), grace_ms, ttl_ms, publish
 -- How the jobs of a request stand. What waits too long ends here if nobody else has ended it, as does what runs
 -- `grace_ms` longer than its deadline. Returns for each {state, last event index, ms left to be taken, ms left to the
--- deadline}, or {''} for one that is gone.
+-- deadline, fingerprint of who took it last, and when it was queued, first taken, said its first token and ended}, or {''}
+-- for one that is gone; nil for what has not been.
 
 local function stand(id)
   local job = read_job(id)
@@ -15,7 +16,8 @@ local function stand(id)
     if job.worker then call(a.publish, P .. 'worker:' .. job.worker, id) end
     finish(job, 'failed')
   end
-  return { job.state, tonumber(job.last), queue_ms, deadline_ms }
+  local times = call('HMGET', job_key(id), 'queued_ms', 'taken_ms', 'first_ms', 'ended_ms')
+  return { job.state, tonumber(job.last), queue_ms, deadline_ms, job.fingerprint, unpack(times) }
 end
 
 local found = {}

@@ -6,17 +6,6 @@
 -- an idempotency key that came before with the same body, {'conflict'} for one with another body, or {'refused', reason,
 -- retry_ms, number, limit}.
 
--- Cost and jobs per second over the last one or two buckets; nil before anything has ended.
-local function rates()
-  local one, other = ended_key(a.model, now), ended_key(a.model, now - BUCKET_MS)
-  local span_s = (now % BUCKET_MS + BUCKET_MS) / 1000
-  local function per_second(field)
-    local sum = tonumber(call('HGET', one, field) or 0) + tonumber(call('HGET', other, field) or 0)
-    return sum > 0 and sum / span_s or nil
-  end
-  return per_second('cost'), per_second('jobs')
-end
-
 local function refused(reason, seconds, number, limit)
   local retry_ms = seconds and math.floor(1000 * math.max(0.001, math.min(seconds, 3600))) or 0
   return { 'refused', reason, retry_ms, math.floor(number), math.floor(limit) }
@@ -67,7 +56,7 @@ for _, job in ipairs(a.jobs) do
   cost, bytes = cost + job.cost, bytes + #job.spec
 end
 local depth, held = P .. 'depth:' .. a.model, P .. 'held:' .. a.tenant
-local cost_rate, job_rate = rates()
+local cost_rate, job_rate = rates(a.model)
 
 if a.concurrency > 0 then
   local open = call('ZCARD', held)

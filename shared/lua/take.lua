@@ -21,7 +21,8 @@ end
 -- The job is the caller's from here on, under a new epoch.
 local function hand_over(job, is_alone)
   local epoch = tonumber(job.epoch) + 1
-  call('HSET', job_key(job.id), 'state', 'running', 'epoch', epoch, 'worker', a.worker, 'fingerprint', a.fingerprint)
+  call('HSET', job_key(job.id), 'state', 'running', 'epoch', epoch, 'worker', a.worker, 'fingerprint', a.fingerprint,
+    unpack(epoch == 1 and { 'taken_ms', now } or {}))
   call('ZADD', leases, now + a.lease_ms, job.id)
   local spec, places = unpack(call('HMGET', job_key(job.id), 'spec', 'places'))
   left = left - tonumber(places)

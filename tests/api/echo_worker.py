@@ -39,9 +39,9 @@ def model_info(id: str = "echo", max_new_tokens: int = 1024, **more: object) -> 
     return ModelInfo(id, "echo", f"{id} for tests", 2048, max_new_tokens, 8, **more)  # type: ignore[arg-type]
 
 
-async def announce(redis: Redis, *models: str, state: str = "ready") -> None:
+async def announce(redis: Redis, *models: str, state: str = "ready", **more: object) -> None:
     """A worker that is there and takes nothing."""
-    infos = tuple(model_info(name) for name in models)
+    infos = tuple(model_info(name, **more) for name in models)
     await Presence(redis).announce(WorkerInfo("idle", state, infos))  # type: ignore[arg-type]
 
 
@@ -76,7 +76,7 @@ class EchoWorker:
         await self._redis.aclose()
 
     async def _take(self) -> None:
-        queue = WorkQueue(self._broker, Terms(), model=self.model.id, worker="w1", fingerprint="")
+        queue = WorkQueue(self._broker, Terms(), model=self.model.id, worker="w1", fingerprint=self.model.fingerprint)
         while True:
             taken = await queue.take("00", 64, is_empty=not self._tasks)
             if not taken.claims:

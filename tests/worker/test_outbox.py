@@ -114,3 +114,22 @@ async def test_a_worker_appends_a_job_that_nobody_follows_a_few_times(redis: Red
     streamed, quiet = [await redis.xlen(f"aios:{{00}}:log:{job.id}") for job in jobs]
     assert streamed > 20
     assert 2 + 3 <= quiet < 15
+
+
+async def test_the_first_token_counts_from_when_it_was_said(redis: Redis) -> None:
+    """Not from when it was sent, which is a while later where nobody follows."""
+    desk = Desk(redis)
+    request, _ = await desk.request(Generate("hi", Sampling(100, 0)))
+    [claim] = await desk.take(16)
+    async with outbox_of(desk) as outbox:
+        outbox.open(claim)
+        outbox.add(claim, Started(1, "w", 1))
+        await events_when(desk, claim.job, 1)
+        say(outbox, claim, 5)
+        await events_when(desk, claim.job, 2)
+        outbox.put([Emission(claim.key, ended=Done("length", 1, 1))])
+        await events_when(desk, claim.job, 3)
+    [standing] = await desk.requests.look(request)
+    assert standing.times.first_s is not None
+    assert standing.times.ended_s is not None
+    assert standing.times.ended_s - standing.times.first_s >= 0.9 * GATHERED_S

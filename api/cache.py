@@ -1,0 +1,80 @@
+"""Answers that are given again to who asks the same: those of a tenant's own finished requests, from their logs.
+
+Only where asking again would compute the same: greedy text, scores, puzzles. Sampled text is not among them, even with
+a seed: who samples wants another draw, and equal seeds give equal text in float32 alone, which a front cannot see.
+What was answered by other weights (another fingerprint than is announced now), cut short by a deadline, failed or
+called off is not given again.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
+
+import msgspec
+
+from api.patience import redis_answers
+from api.record import Record, encode_record
+from shared.broker import UNAVAILABLE
+from shared.errors import BrokerUnavailable, JobNotFound
+from shared.log import LogReader
+from shared.messages import Done, Generate, Task
+from shared.repeats import Repeats
+from shared.requests import Request, Requests
+
+CACHE = "X-Cache"
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def digest_of(record: Record, tasks: Sequence[Task]) -> str | None:
+    """What is asked for, whoever asks and when; None where another try may say something else."""
+    if not all(map(_is_determined, tasks)):
+        return None
+    asked = msgspec.structs.replace(record, created=0, on_disconnect="cancel")
+    return hashlib.sha256(encode_record(asked) + _encoder.encode([_without_seed(task) for task in tasks])).hexdigest()
+
+
+class AnswerCache:
+    def __init__(self, repeats: Repeats, requests: Requests, reader: LogReader) -> None:
+        self._repeats = repeats
+        self._requests = requests
+        self._reader = reader
+
+    @redis_answers()
+    async def find(self, tenant: str, digest: str, fingerprint: str) -> Request | None:
+        """A request that asked the same and was answered whole, by what has this fingerprint."""
+        request_id = await self._repeats.find(tenant, digest)
+        if request_id is None:
+            return None
+        try:
+            request = await self._requests.find(request_id, tenant)
+            standings = await self._requests.look(request)
+        except JobNotFound:
+            return None
+        if any(standing.state != "done" or standing.fingerprint != fingerprint for standing in standings):
+            return None
+        last = [(job, standing.last_index - 1) for job, standing in zip(request.job_ids, standings, strict=True)]
+        ends = await asyncio.gather(*(self._reader.read(job, after) for job, after in last))
+        return request if all(end and _is_whole(end[-1][1]) for end in ends) else None
+
+    async def note(self, tenant: str, digest: str, request: Request) -> None:
+        """A note that gets lost costs one more run, so it is not insisted on."""
+        with suppress(BrokerUnavailable, *UNAVAILABLE):
+            async with redis_answers():
+                await self._repeats.note(tenant, digest, request.id)
+
+
+def _is_determined(task: Task) -> bool:
+    return not isinstance(task, Generate) or task.sampling.temperature == 0
+
+
+def _without_seed(task: Task) -> Task:
+    """One that nobody asked for is drawn for each request; greedy text does not depend on it."""
+    if not isinstance(task, Generate):
+        return task
+    return msgspec.structs.replace(task, sampling=msgspec.structs.replace(task.sampling, seed=0))
+
+
+def _is_whole(event: object) -> bool:
+    return isinstance(event, Done) and "deadline" not in (event.finish_reason, *event.finish_reasons)

@@ -1,0 +1,64 @@
+"""`POST /v1/jobs`: the body of any endpoint under the name of its task, to be done and asked for later."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from api.ask import Ask, AskDep
+from api.routes import hrm, openai, puzzles
+from api.schemas.hrm import GenerateRequest, LoglikelihoodRequest, RollingRequest
+from api.schemas.openai import CompletionRequest
+from api.schemas.puzzles import SolveRequest
+from shared.errors import InvalidRequest
+
+router = APIRouter(tags=["jobs"])
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """What takes such a body, and what it would be at a path of its own."""
+
+    body: type[BaseModel]
+    answer: Callable[[Any, Ask], Awaitable[Response]]
+
+
+TASKS = {
+    "generate": Endpoint(GenerateRequest, hrm.generate),
+    "completions": Endpoint(CompletionRequest, openai.completions),
+    "score": Endpoint(LoglikelihoodRequest, hrm.loglikelihood),
+    "score_rolling": Endpoint(RollingRequest, hrm.loglikelihood_rolling),
+    "solve": Endpoint(SolveRequest, puzzles.solve),
+}
+
+
+class Submission(BaseModel):
+    """The fields beside `task` are those of the endpoint's body."""
+
+    model_config = ConfigDict(extra="allow")
+
+    task: str = Field(strict=True, description=f"One of {', '.join(TASKS)}.", examples=["generate"])
+
+
+class Accepted(BaseModel):
+    """`GET /v1/jobs/{id}` tells more."""
+
+    id: str
+    state: str
+
+
+@router.post("/v1/jobs", status_code=202, response_model=Accepted)
+async def submit(body: Submission, ask: AskDep) -> Response:
+    """202 and the job's address at once; with `Prefer: wait=N`, the endpoint's own answer if it comes in time."""
+    endpoint = TASKS.get(body.task)
+    if endpoint is None:
+        raise InvalidRequest(f"task: expected one of {', '.join(TASKS)}.", field="task")
+    try:
+        fields = endpoint.body.model_validate(body.model_extra)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+    wait_s = ask.wishes.wait_s or 0.0
+    return await endpoint.answer(fields, replace(ask, wishes=replace(ask.wishes, wait_s=wait_s)))

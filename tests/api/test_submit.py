@@ -1,0 +1,141 @@
+"""`POST /v1/jobs` takes what any endpoint takes; `Prefer` holds on every path that creates work."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+from redis.asyncio import Redis
+
+from api.app import ROUTERS
+from api.ask import AskDep
+from api.routes.submit import TASKS, submit
+from tests.api.echo_worker import EchoWorker, announce
+from tests.api.fronts import in_memory
+from tests.api.test_headers import POSTS
+from tests.api.test_jobs import LATER, ended, without_names
+
+SUBMISSIONS: list[tuple[str, str, dict[str, Any]]] = [
+    ("generate", "/generate", {"prompts": ["a b", "c"], "temperature": 0}),
+    ("completions", "/v1/completions", {"prompt": "a b", "n": 2, "logprobs": 1, "seed": 3}),
+    ("score", "/loglikelihood", {"prompts": ["a"], "continuations": ["b"]}),
+    ("score_rolling", "/loglikelihood_rolling", {"prompts": ["a"]}),
+    ("solve", "/v1/puzzles/solve", {"grid": "12.."}),
+]
+
+
+def creating() -> Iterator[APIRoute]:
+    """All routes that create work, by what they depend on."""
+    for router in ROUTERS:
+        for route in router.routes:
+            if isinstance(route, APIRoute) and _depends_on_ask(route.dependant):
+                yield route
+
+
+def _depends_on_ask(dependant: Dependant) -> bool:
+    ask = AskDep.__metadata__[0].dependency  # type: ignore[attr-defined]
+    return any(item.call is ask or _depends_on_ask(item) for item in dependant.dependencies)
+
+
+def test_every_route_that_creates_work_is_a_task_and_is_tested() -> None:
+    endpoints = {route.endpoint for route in creating()}
+    assert endpoints == {endpoint.answer for endpoint in TASKS.values()} | {submit}
+    assert {route.path for route in creating()} == {path for path, _ in POSTS} | {"/v1/jobs"}
+    assert [task for task, _, _ in SUBMISSIONS] == list(TASKS)
+
+
+@pytest.mark.parametrize(("task", "path", "body"), SUBMISSIONS)
+async def test_a_job_of_any_task(
+    client: httpx.AsyncClient, able: EchoWorker, task: str, path: str, body: dict[str, Any]
+) -> None:
+    """202 at once, with the answer of the endpoint for its result."""
+    accepted = await client.post("/v1/jobs", json={"task": task, **body})
+    id = accepted.json()["id"]
+    assert (accepted.status_code, accepted.headers["Location"]) == (202, f"/v1/jobs/{id}")
+    assert accepted.headers["X-Job-Id"] == id
+    assert "Preference-Applied" not in accepted.headers
+    told = (await ended(client, accepted.headers["Location"])).json()
+    assert without_names(told["result"]) == without_names((await client.post(path, json=body)).json())
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [*POSTS, *(("/v1/jobs", {"task": task} | body) for task, _, body in SUBMISSIONS)]
+)
+async def test_preferences_hold_on_every_path(redis: Redis, path: str, body: dict[str, Any]) -> None:
+    """No worker takes it: what has to wait is told to."""
+    await announce(redis, "echo", tasks=("generate", "score", "solve"))
+    async with in_memory(redis) as client:
+        waits = [("respond-async", "respond-async"), ("wait=0", "wait=0")]
+        if "stream" not in body:  # a stream that waits has begun
+            waits += [('respond-async, wait="1"', "respond-async, wait=1"), ("foo, WAIT = 1", "wait=1")]
+        for asked, applied in waits:
+            answer = await client.post(path, json=body, headers={"Prefer": asked})
+            assert (answer.status_code, answer.json()["state"]) == (202, "queued")
+            assert answer.headers["Preference-Applied"] == applied
+            assert answer.headers["Location"] == f"/v1/jobs/{answer.json()['id']}"
+
+
+@pytest.mark.parametrize(("task", "path", "body"), SUBMISSIONS)
+async def test_who_waits_for_a_job_gets_its_answer(
+    client: httpx.AsyncClient, able: EchoWorker, task: str, path: str, body: dict[str, Any]
+) -> None:
+    for to, sent in ((path, body), ("/v1/jobs", {"task": task} | body)):
+        answer = await client.post(to, json=sent, headers={"Prefer": "respond-async, wait=10"})
+        assert (answer.status_code, answer.headers["Preference-Applied"]) == (200, "wait=10")
+        assert "state" not in answer.json()
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"prompts": ["a"]}, "task"),
+        ({"task": 7, "prompts": ["a"]}, "task"),
+        ({"task": "sing", "prompts": ["a"]}, "task"),
+        ({"task": "generate"}, "prompts"),
+        ({"task": "generate", "prompts": [3]}, "prompts"),
+        ({"task": "score", "prompts": ["a", "b"], "continuations": ["a"]}, "continuations"),
+        ({"task": "solve", "grid": "1", "grids": ["1"]}, "grid"),
+    ],
+)
+async def test_what_is_wrong_is_named(
+    client: httpx.AsyncClient, able: EchoWorker, body: dict[str, Any], field: str
+) -> None:
+    answer = await client.post("/v1/jobs", json=body)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (400, field)
+    assert answer.json()["error"]["message"].startswith(field)
+    assert able.jobs == []
+
+
+async def test_a_job_with_a_key_is_one(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+    body = {"task": "completions", "prompt": "a b", "stream": True}
+    first, second = [await client.post("/v1/jobs", json=body, headers={"Idempotency-Key": "k"}) for _ in range(2)]
+    assert first.json()["id"] == second.json()["id"]
+    assert len(worker.jobs) == 1
+    assert worker.jobs[0].is_streamed
+
+
+async def test_what_waits_tells_its_place(redis: Redis, redis_url: str) -> None:
+    """Positions count from 1; the wait is known once something has ended."""
+    await announce(redis, "echo")
+    async with in_memory(redis) as client:
+
+        async def told(location: str) -> tuple[str, int | None, float | None]:
+            body = (await client.get(location)).json()
+            return body["state"], body["queue_position"], body["starts_in_s"]
+
+        locations = [
+            (await client.post("/generate", json={"prompts": ["a b"]}, headers=LATER)).headers["Location"]
+            for _ in range(3)
+        ]
+        assert [await told(location) for location in locations] == [("queued", place, None) for place in (1, 2, 3)]
+        async with EchoWorker(redis_url):
+            for location in locations:
+                await ended(client, location)
+                assert (await told(location))[1:] == (None, None)
+        late = await client.post("/generate", json={"prompts": ["a b"]}, headers=LATER)
+        state, place, starts_in_s = await told(late.headers["Location"])
+        assert (state, place) == ("queued", 1)
+        assert starts_in_s is not None
+        assert 10 / 3 <= starts_in_s <= 20 / 3
