@@ -130,9 +130,9 @@ def load(options: RunnerOptions) -> EncoderRunner:
     tokenizer = load_tokenizer(Path(options.tokenizer_path) if options.tokenizer_path else path)
     pad_id = next((pad for pad in (config.pad_token_id, tokenizer.pad_token_id) if pad is not None), 0)
     check_padding(model, pad_id, is_classifier=is_classifier)
-    prepare_linears(model, quantize=options.quantize)
     found = f"{type(model).__name__}: {model.num_parameters() / 1e6:.1f} M parameters, hidden {config.hidden_size}"
     found += f", {config.num_labels} labels" if is_classifier else ""
+    prepare_linears(model, quantize=options.quantize)
     spec = RunnerSpec(
         "encoder",
         options.name,
