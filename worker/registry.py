@@ -20,6 +20,7 @@ RUNNERS = {
 
 _EPOCH_PREFIX = "fsdp2_epoch_"
 _READING_HEADS = ("ForMaskedLM", "ForPreTraining", "ForSequenceClassification")
+_SPEAKING_HEADS = ("ForCausalLM", "LMHeadModel")
 _READERS = ("electra", "mpnet")
 _IMPLANT_FILES = ("starter_brain.json", "q_head.pt")
 
@@ -62,10 +63,11 @@ def detect(path: str) -> str:
 
 
 def _is_encoder(config: Mapping[str, Any]) -> bool:
-    """Whether the network was saved with a head that reads texts, or bare, of a family that only reads."""
+    """Whether the network was saved with a head that reads texts, or is of a family that does little else."""
     names, family = config.get("architectures") or (), str(config.get("model_type"))
     is_reader = "bert" in family or family in _READERS
-    return any(name.endswith(_READING_HEADS) or (name.endswith("Model") and is_reader) for name in names)
+    speaks = any(name.endswith(_SPEAKING_HEADS) for name in names)
+    return any(name.endswith(_READING_HEADS) for name in names) or (is_reader and not speaks)
 
 
 def _is_puzzle_checkpoint(directory: Path) -> bool:

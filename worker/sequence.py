@@ -53,6 +53,13 @@ class Encoded:
         return len(self.prompt_ids) + (sum(map(len, self.continuations)) if self.is_reading else 0)
 
 
+@dataclass(frozen=True)
+class EncodedText(Encoded):
+    """A text to be labelled: the `top_k` likeliest are wanted, or all."""
+
+    top_k: int | None = None
+
+
 @dataclass(eq=False)
 class Sequence:
     """One prompt being continued, or one context being scored (`sampling` None); `key` names its job in the engine.
