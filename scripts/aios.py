@@ -28,6 +28,8 @@ usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
        aios jobs [flags]        the background role, which tidies up (needs --redis-url; --once, --dry-run)
        aios dead list | show ID | retry ID | drop ID
                                 jobs that were given up because their workers crashed (needs --redis-url)
+       aios keys create NAME | list | revoke ID
+                                who may call, and how much (needs --redis-url)
        aios --version
 Each command lists its flags with --help."""
 EXIT_USAGE = 2
@@ -55,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from scripts.dead import main as dead
 
             return dead(words)
+        case ["keys", *words]:
+            from scripts.keys import main as keys
+
+            return keys(words)
         case ["-V" | "--version"]:
             print(f"aios {_version()}")
             return 0
@@ -111,7 +117,8 @@ def fleet_roles(settings: Settings, places: Sequence[Mapping[str, str]]) -> list
 
     There is a worker for each of `places`: what its environment has besides.
     """
-    inherited = {name: value for name, value in os.environ.items() if name not in ENV_ALIASES.values()}
+    aliases = {name for names in ENV_ALIASES.values() for name in names}
+    inherited = {name: value for name, value in os.environ.items() if name not in aliases}
     paths = [str(REPO_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = inherited | settings.to_env() | {CONFIG_ENV: os.devnull, "PYTHONPATH": os.pathsep.join(paths)}
     python = (sys.executable, "-P", "-m")  # -P: an `api` folder in the current directory is not ours

@@ -20,6 +20,7 @@
 -- request:ID  hash    the jobs of one request, its tenant, the front's record of it, and `follower:F` for each F that
 --                     may end it by leaving, if it is the last
 -- key:T:K     hash    the request that came with idempotency key K, and its body's hash
+-- pace:W:N    zset    the calls of a key W against its limit N, by when they came
 -- isolating:M string  the worker that empties itself for a suspect
 -- dead        stream  jobs that were convicted
 -- and channels: events:ID as they are logged, worker:W with ids of jobs that are no longer W's
