@@ -8,20 +8,23 @@ from typing import Annotated, Literal
 from fastapi import Depends, Request
 
 from api.admission import Admission, Limits
+from api.auth import Auth, build_auth
 from api.dispatch import Dispatcher
 from api.endings import Endings
 from api.fleet import FleetView
 from api.kinds import Kinds
+from api.prohibited import Prohibited, read_terms
 from api.record import OnDisconnect
 from api.trail import Trail, trail_of
 from shared import keys
 from shared.broker import Broker
 from shared.log import LogReader
 from shared.metrics import Metrics
+from shared.pace import Pace
 from shared.presence import Presence
 from shared.requests import Requests
 from shared.settings import Settings
-from shared.submission import Quota, Room, Submissions
+from shared.submission import Room, Submissions
 from shared.subscriptions import Subscriptions
 
 _CLOSE_S = 0.4
@@ -40,7 +43,9 @@ class Front:
     requests: Requests
     reader: LogReader
     kinds: Kinds
-    quota: Quota
+    auth: Auth
+    pace: Pace
+    prohibited: Prohibited
     metrics: Metrics
     draining: asyncio.Event
     subscriptions: Subscriptions
@@ -59,7 +64,7 @@ class Front:
 
 
 def build_front(settings: Settings, broker: Broker, kinds: Kinds) -> Front:
-    """Wire the parts together; nothing connects yet."""
+    """Wire the parts together; nothing connects yet. Raises SettingsError for what only shows here."""
     metrics, draining = Metrics(), asyncio.Event()
     submissions = Submissions(broker, result_ttl_s=settings.result_ttl_s, key_ttl_s=settings.idempotency_ttl_s)
     requests = Requests(broker, result_ttl_s=settings.result_ttl_s)
@@ -84,7 +89,9 @@ def build_front(settings: Settings, broker: Broker, kinds: Kinds) -> Front:
         requests=requests,
         reader=reader,
         kinds=kinds,
-        quota=Quota(settings.tenant_concurrency, settings.tenant_rate_per_s, settings.tenant_burst),
+        auth=build_auth(settings, broker),
+        pace=Pace(broker),
+        prohibited=Prohibited(read_terms(settings.prohibited_terms)),
         metrics=metrics,
         draining=draining,
         subscriptions=subscriptions,

@@ -7,7 +7,6 @@ expired is gone from Redis, and so from all fronts at once.
 import hashlib
 import re
 import secrets
-import time
 from collections.abc import Awaitable
 from typing import cast
 
@@ -17,6 +16,8 @@ from shared import keys
 from shared.broker import Broker
 from shared.messages import PRIORITIES, Priority
 
+ID_LENGTH = 12
+KEY_MARK = "aios_"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -87,8 +88,8 @@ class Keyring:
 
         `lives_s`: seconds until it expires, by Redis's clock; None is never.
         """
-        key = f"aios_{secrets.token_urlsafe(32)}"
-        digest, now = digest_of(key), int(time.time())
+        key = f"{KEY_MARK}{secrets.token_urlsafe(32)}"
+        digest, (now, _) = digest_of(key), await cast(Awaitable[tuple[int, int]], self._redis.time())
         expires_at = None if lives_s is None else now + lives_s
         grant = msgspec.structs.replace(grant, created_at=now, expires_at=expires_at)
         pipe = self._redis.pipeline(transaction=True)
@@ -126,4 +127,4 @@ class Keyring:
 
 def id_of(digest: str) -> str:
     """What people call a key by: the beginning of its digest."""
-    return digest[:12]
+    return digest[:ID_LENGTH]

@@ -7,7 +7,7 @@ FleetError
 ├── JobNotFound       404   ├── QueueTimeout       503   ├── ClientGone        499
 ├── IdempotencyConflict 409 ├── TooSlow            503   ├── WorkerFailed      500
 ├── PayloadTooLarge   413   ├── Draining           503   ├── WorkerCrashed     500
-├── Unauthorized      401   └── Forbidden          403
+├── Unauthorized      401   ├── Forbidden          403   └── ProhibitedContent 400
 """
 
 from shared.messages import Failed
@@ -43,6 +43,13 @@ class ContextExceeded(FleetError):
     """Prompt and answer do not fit the context window; OpenAI's code, which clients look for."""
 
     code = "context_length_exceeded"
+    status = 400
+
+
+class ProhibitedContent(FleetError):
+    """Some text of the request has a term that this fleet's operator does not want."""
+
+    code = "content_filter"
     status = 400
 
 
