@@ -45,14 +45,10 @@ def run(asked: argparse.Namespace, settings: Settings) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    shared.add_argument("--redis-url", help="Redis of the fleet [env: AIOS_REDIS_URL]")
-    shared.add_argument("--redis-shards", help="as the fleet has it [env: AIOS_REDIS_SHARDS]")
-    shared.add_argument("--json", action="store_true", help="print JSON, one document a line")
-    parser = argparse.ArgumentParser(prog=PROG, parents=[shared], description="Who may call the fleet, and how much.")
+    parser = argparse.ArgumentParser(prog=PROG, parents=[_flags()], description="Who may call the fleet, and how much.")
     parser.set_defaults(redis_url=None, redis_shards=None, json=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    create = commands.add_parser("create", parents=[shared], help="make a key; it is shown once and never again")
+    create = commands.add_parser("create", parents=[_flags()], help="make a key; it is shown once and never again")
     create.add_argument("name", type=_checked(check_name), help="whose it is, for people; keys may share a name")
     create.add_argument("--tenant", type=_checked(check_name), help="whose jobs it sees (default: the name)")
     create.add_argument(
@@ -67,10 +63,19 @@ def _parser() -> argparse.ArgumentParser:
         "--expires", type=_checked(_seconds), metavar="TIME", help="how long it holds: 90s, 15m, 12h, 30d"
     )
     create.add_argument("--admin", action="store_true", help="admin routes too")
-    commands.add_parser("list", parents=[shared], help="all that hold, the oldest first")
-    revoke = commands.add_parser("revoke", parents=[shared], help="from now on it opens nothing, on all fronts")
+    commands.add_parser("list", parents=[_flags()], help="all that hold, the oldest first")
+    revoke = commands.add_parser("revoke", parents=[_flags()], help="from now on it opens nothing, on all fronts")
     revoke.add_argument("id", help="as listed, or the key itself")
     return parser
+
+
+def _flags() -> argparse.ArgumentParser:
+    """What may stand before the command and behind it; made anew for each, as parsers change what they are given."""
+    flags = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    flags.add_argument("--redis-url", help="Redis of the fleet [env: AIOS_REDIS_URL]")
+    flags.add_argument("--redis-shards", help="as the fleet has it [env: AIOS_REDIS_SHARDS]")
+    flags.add_argument("--json", action="store_true", help="print JSON, one document a line")
+    return flags
 
 
 async def _answer(asked: argparse.Namespace, settings: Settings) -> list[str]:

@@ -115,7 +115,7 @@ class Keyring:
             for digest, grant in zip(digests, found, strict=True)
             if grant is not None
         }
-        return dict(sorted(grants.items(), key=lambda item: item[1].created_at))
+        return dict(sorted(grants.items(), key=lambda item: (item[1].created_at, item[1].name)))
 
     async def revoke(self, digest: str) -> None:
         """From now on nobody knows it."""
