@@ -18,7 +18,8 @@ from scripts.placement import place_workers
 from scripts.supervisor import Role, Supervisor
 from shared.cli import CONFIG_ENV, redis_url, run_role
 from shared.logs import configure_logging
-from shared.setting_layers import ENV_ALIASES
+from shared.setting_layers import ENV_ALIASES, env_name
+from shared.setting_types import SECRETS
 from shared.settings import REPO_ROOT, Settings, SettingsError
 
 USAGE = """\
@@ -115,17 +116,18 @@ def serve_hrm(settings: Settings) -> int:
 def fleet_roles(settings: Settings, places: Sequence[Mapping[str, str]]) -> list[Role]:
     """The processes of a fleet, in the order in which they stop: the front drains before the workers that feed it.
 
-    There is a worker for each of `places`: what its environment has besides.
+    There is a worker for each of `places`: what its environment has besides. Only the front knows keys.
     """
     aliases = {name for names in ENV_ALIASES.values() for name in names}
     inherited = {name: value for name, value in os.environ.items() if name not in aliases}
     paths = [str(REPO_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = inherited | settings.to_env() | {CONFIG_ENV: os.devnull, "PYTHONPATH": os.pathsep.join(paths)}
+    keyless = {name: value for name, value in env.items() if name not in map(env_name, SECRETS)}
     python = (sys.executable, "-P", "-m")  # -P: an `api` folder in the current directory is not ours
     return [
         Role("api", (*python, "api"), env),
-        Role("worker", (*python, "worker"), env, places),
-        Role("jobs", (*python, "scripts.jobs"), env),
+        Role("worker", (*python, "worker"), keyless, places),
+        Role("jobs", (*python, "scripts.jobs"), keyless),
     ]
 
 

@@ -59,6 +59,6 @@ async def test_there_is_room_again_when_the_window_has_passed(redis: Redis, work
 
 
 async def test_a_rate_for_an_endpoint_that_creates_no_work_stops_the_start(redis: Redis) -> None:
-    for path in ("/generat", "/healthz"):
+    for path in ("/generat", "/healthz", "/v1/models"):
         with pytest.raises(SettingsError, match=r"endpoint_rate_limits: expected one of .*/generate"):
             create_app(Settings(endpoint_rate_limits=f"{path}=1/1"), Broker(redis))  # type: ignore[arg-type]
