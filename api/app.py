@@ -87,6 +87,6 @@ def _routes() -> list[APIRoute]:
 def _check_endpoints(settings: Settings) -> None:
     """What creates work are the POSTs of the dialects. Raises SettingsError for a rate of another path."""
     found = [route for dialect in DIALECTS for route in dialect.router.routes if isinstance(route, APIRoute)]
-    known = {route.path for route in found if "POST" in route.methods}
+    known = {route.path for route in found if "POST" in (route.methods or ())}
     if unknown := sorted(endpoint_rates(settings).keys() - known):
         raise SettingsError(f"endpoint_rate_limits: expected one of {', '.join(sorted(known))}, got {unknown[0]}")
