@@ -1,6 +1,9 @@
 """What a key opens and what it limits, on every front at once; how the lack of one is told; whose jobs it sees."""
 
+import asyncio
 import logging
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -193,6 +196,21 @@ async def test_without_redis_an_unknown_key_is_503_and_one_of_the_environment_is
         assert int(unknown.headers["Retry-After"]) >= 1
         assert (await client.get("/metrics", headers=ANN)).status_code == 200
         assert (await client.get("/metrics")).status_code == 401
+    await redis.aclose()
+
+
+async def test_a_redis_that_hangs_keeps_no_caller_waiting(own_redis: RedisServer) -> None:
+    """Neither the one whose key it may know, nor the one whose requests it counts."""
+    redis = connect(own_redis.url)
+    async with in_memory(redis, **TWO, rate_limit="5/60") as client:
+        os.kill(own_redis.pid, signal.SIGSTOP)
+        async with asyncio.timeout(3):
+            answers = await asyncio.gather(
+                client.get("/v1/jobs/x", headers=bearer("other")), client.post("/generate", json=ASK, headers=ANN)
+            )
+        os.kill(own_redis.pid, signal.SIGCONT)
+    for answer in answers:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "broker_unavailable")
     await redis.aclose()
 
 
