@@ -6,25 +6,35 @@ A new dialect is a schema file, a route file and one line here.
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Security
+from fastapi.routing import APIRoute
+from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from api.auth import endpoint_rates
 from api.cache import CACHE
 from api.deps import Front, build_front
+from api.doors import Doorman
 from api.errors import HANDLERS
 from api.headers import JOB_ID
 from api.kinds import Kinds
 from api.middleware import REQUEST_ID, AccessLog, BodyLimit, CrashGuard, RequestId
 from api.routes import health, hrm, jobs, openai, puzzles, submit
 from shared.broker import Broker
+from shared.setting_layers import SettingsError
 from shared.settings import Settings
 
 DIALECTS = (hrm.DIALECT, openai.DIALECT, puzzles.DIALECT)
 ROUTERS = (health.router, submit.router, jobs.router, *(dialect.router for dialect in DIALECTS))
+_KEYS = [
+    Security(HTTPBearer(auto_error=False)),
+    Security(APIKeyHeader(name="X-API-Key", auto_error=False)),
+]  # for the OpenAPI document; the doorman reads them himself
 _EXPOSED_HEADERS = (
     *(REQUEST_ID, JOB_ID, "Location", "Preference-Applied", "Retry-After", "X-Reject-Reason"),
     *("X-Effective-Max-Tokens", "X-Truncated-Prompt-Tokens", "Server-Timing", "X-Tokens-Per-Second", CACHE),
+    "WWW-Authenticate",
 )
 
 
@@ -43,12 +53,17 @@ def middleware(settings: Settings, front: Front) -> list[Middleware]:
         Middleware(AccessLog, metrics=front.metrics, log_bodies=settings.log_bodies),
         *([cors] if settings.enable_cors else []),
         Middleware(CrashGuard),
+        Middleware(Doorman, auth=front.auth, routes=_routes(), protect_metrics=settings.protect_metrics),
         Middleware(BodyLimit, max_body_bytes=settings.max_body_bytes),
     ]
 
 
 def create_app(settings: Settings, broker: Broker) -> FastAPI:
-    """The app over `broker`, which stays the caller's to close. `app.state.front` holds its parts."""
+    """The app over `broker`, which stays the caller's to close. `app.state.front` holds its parts.
+
+    Raises SettingsError.
+    """
+    _check_endpoints(settings)
     front = build_front(settings, broker, Kinds(DIALECTS))
 
     @asynccontextmanager
@@ -61,5 +76,19 @@ def create_app(settings: Settings, broker: Broker) -> FastAPI:
     )
     app.state.front = front
     for router in ROUTERS:
-        app.include_router(router)
+        is_shut = front.auth.requires_key and router is not health.router
+        app.include_router(router, dependencies=_KEYS if is_shut else [])
     return app
+
+
+def _routes() -> list[APIRoute]:
+    """In the order in which they are tried."""
+    return [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+
+
+def _check_endpoints(settings: Settings) -> None:
+    """What creates work are the POSTs of the dialects. Raises SettingsError for a rate of another path."""
+    found = [route for dialect in DIALECTS for route in dialect.router.routes if isinstance(route, APIRoute)]
+    known = {route.path for route in found if "POST" in (route.methods or ())}
+    if unknown := sorted(endpoint_rates(settings).keys() - known):
+        raise SettingsError(f"endpoint_rate_limits: expected one of {', '.join(sorted(known))}, got {unknown[0]}")

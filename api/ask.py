@@ -99,6 +99,7 @@ class Ask:
         return await self._submit(kind, info, planned, is_streamed=is_streamed)
 
     async def _submit(self, kind: Kind, model: ModelInfo, plan: Plan, *, is_streamed: bool) -> Following:
+        self.caller.check_model(model.id)
         on_disconnect, times = self._on_disconnect(), self.front.admission.times(self.wishes.deadline_s)
         record = Record(kind.name, model.id, int(time.time()), plan.n, plan.capped_at, on_disconnect, dict(plan.notes))
         order = Order(
@@ -175,6 +176,10 @@ class Ask:
 
 
 async def _ask(front: FrontDep, caller: CallerDep, wishes: WishesDep, trail: TrailDep, request: Request) -> Ask:
+    """Raises OverQuota for a caller that comes too often, and ProhibitedContent."""
+    async with redis_answers():
+        await front.pace.keep(caller.id or caller.tenant, caller.rates_of(request.scope["route"].path))
+    front.prohibited.check(trail.body)
     return Ask(front, caller, wishes, trail, request.url.path, request.receive)
 
 

@@ -1,10 +1,13 @@
-"""Who asks: whose work it is, how much of it may be open at once, and how urgent it may call itself."""
+"""Who asks: whose work it is, how much of it may be open at once, how urgent it may call itself, for which models."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from shared.access import Rate
+from shared.errors import Forbidden
 from shared.messages import PRIORITIES, Priority
 from shared.submission import Quota
 
@@ -13,21 +16,41 @@ _UNLIMITED = Quota()
 
 @dataclass(frozen=True)
 class Caller:
-    """Jobs are read, followed and cancelled by callers of their own tenant alone."""
+    """Jobs are read, followed and cancelled by callers of their own tenant alone.
+
+    `id` is that of the key ("": none), by which rates are counted; without `models` all may be used. `rates` are by
+    endpoint, and under "" that of all endpoints together.
+    """
 
     tenant: str = "public"
     quota: Quota = _UNLIMITED
     best_priority: Priority = "interactive"
+    id: str = ""
+    models: frozenset[str] = frozenset()
+    rates: Mapping[str, Rate] = field(default_factory=dict)
+    is_admin: bool = False
 
     def clamped(self, asked: Priority) -> Priority:
         """`asked`, or the best class this caller may have if that is worse."""
         return max(asked, self.best_priority, key=PRIORITIES.index)
 
+    def may_use(self, model: str) -> bool:
+        return not self.models or model in self.models
+
+    def check_model(self, model: str) -> None:
+        """Raises Forbidden."""
+        if not self.may_use(model):
+            raise Forbidden(f"model: this key may not use {model!r}.", field="model")
+
+    def rates_of(self, endpoint: str) -> dict[str, Rate]:
+        """What limits how often this caller may have work done there."""
+        return {name: rate for name, rate in self.rates.items() if name in ("", endpoint)}
+
 
 async def caller_of(request: Request) -> Caller:
-    """The caller behind a request. There are no keys: everybody is the tenant `public`."""
-    quota: Quota = request.app.state.front.quota
-    return Caller(quota=quota)
+    """The caller behind a request, as `doors.Doorman` has found it."""
+    caller: Caller = request.state.caller
+    return caller
 
 
 CallerDep = Annotated[Caller, Depends(caller_of)]

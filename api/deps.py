@@ -8,22 +8,25 @@ from typing import Annotated, Literal
 from fastapi import Depends, Request
 
 from api.admission import Admission, Limits
+from api.auth import Auth, build_auth
 from api.cache import AnswerCache
 from api.dispatch import Dispatcher
 from api.endings import Endings
 from api.fleet import FleetView
 from api.kinds import Kinds
+from api.prohibited import Prohibited, read_terms
 from api.record import OnDisconnect
 from api.trail import Trail, trail_of
 from shared import keys
 from shared.broker import Broker
 from shared.log import LogReader
 from shared.metrics import Metrics
+from shared.pace import Pace
 from shared.presence import Presence
 from shared.repeats import Repeats
 from shared.requests import Requests
 from shared.settings import Settings
-from shared.submission import Quota, Room, Submissions
+from shared.submission import Room, Submissions
 from shared.subscriptions import Subscriptions
 
 _CLOSE_S = 0.4
@@ -43,7 +46,9 @@ class Front:
     reader: LogReader
     cache: AnswerCache | None
     kinds: Kinds
-    quota: Quota
+    auth: Auth
+    pace: Pace
+    prohibited: Prohibited
     metrics: Metrics
     draining: asyncio.Event
     subscriptions: Subscriptions
@@ -62,7 +67,7 @@ class Front:
 
 
 def build_front(settings: Settings, broker: Broker, kinds: Kinds) -> Front:
-    """Wire the parts together; nothing connects yet."""
+    """Wire the parts together; nothing connects yet. Raises SettingsError for what only shows here."""
     metrics, draining = Metrics(), asyncio.Event()
     submissions = Submissions(broker, result_ttl_s=settings.result_ttl_s, key_ttl_s=settings.idempotency_ttl_s)
     requests = Requests(broker, result_ttl_s=settings.result_ttl_s)
@@ -88,7 +93,9 @@ def build_front(settings: Settings, broker: Broker, kinds: Kinds) -> Front:
         reader=reader,
         cache=AnswerCache(Repeats(broker, ttl_s=cache_s), requests, reader) if cache_s else None,
         kinds=kinds,
-        quota=Quota(settings.tenant_concurrency, settings.tenant_rate_per_s, settings.tenant_burst),
+        auth=build_auth(settings, broker),
+        pace=Pace(broker),
+        prohibited=Prohibited(read_terms(settings.prohibited_terms)),
         metrics=metrics,
         draining=draining,
         subscriptions=subscriptions,

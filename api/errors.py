@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from api.trail import trail_of
 from shared.broker import UNAVAILABLE
-from shared.errors import BrokerUnavailable, ClientGone, FleetError, InvalidRequest
+from shared.errors import BrokerUnavailable, ClientGone, FleetError, InvalidRequest, Unauthorized
 
 _OPENAI_PREFIX = "/v1/"
 _OWN_PREFIXES = ("/v1/puzzles/", "/v1/jobs")  # no OpenAI client comes here
@@ -45,6 +45,8 @@ class Problem:
 def problem_of(error: FleetError) -> Problem:
     wait_s = error.retry_after_s or (1 if error.status in (429, 503) else None)
     headers = {"Retry-After": str(wait_s)} if wait_s is not None else {}
+    if error.status == Unauthorized.status:
+        headers["WWW-Authenticate"] = 'Bearer realm="aios"'
     if error.status in _REJECTED:
         headers["X-Reject-Reason"] = error.code
     if error.job_id is not None:

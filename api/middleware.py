@@ -88,6 +88,8 @@ class AccessLog:
             "prompt_tokens": trail.usage.prompt_tokens,
             "completion_tokens": trail.usage.completion_tokens,
         }
+        if trail.key:
+            fields |= {"tenant": trail.tenant, "key": trail.key}
         if trail.error is not None:
             fields["error"] = trail.error
         if self._log_bodies:

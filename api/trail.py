@@ -30,10 +30,14 @@ class Usage:
 
 @dataclass
 class Trail:
+    """`key` is the id of the key that came, "" where none did."""
+
     request_id: str
     usage: Usage = Usage()
     error: str | None = None
     body: bytes = b""
+    tenant: str = ""
+    key: str = ""
 
 
 def trail_of(scope: MutableMapping[str, Any]) -> Trail:

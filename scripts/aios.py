@@ -18,7 +18,8 @@ from scripts.placement import place_workers
 from scripts.supervisor import Role, Supervisor
 from shared.cli import CONFIG_ENV, redis_url, run_role
 from shared.logs import configure_logging
-from shared.setting_layers import ENV_ALIASES
+from shared.setting_layers import ENV_ALIASES, env_name
+from shared.setting_types import SECRETS
 from shared.settings import REPO_ROOT, Settings, SettingsError
 
 USAGE = """\
@@ -28,6 +29,8 @@ usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
        aios jobs [flags]        the background role, which tidies up (needs --redis-url; --once, --dry-run)
        aios dead list | show ID | retry ID | drop ID
                                 jobs that were given up because their workers crashed (needs --redis-url)
+       aios keys create NAME | list | revoke ID
+                                who may call, and how much (needs --redis-url)
        aios --version
 Each command lists its flags with --help."""
 EXIT_USAGE = 2
@@ -55,6 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from scripts.dead import main as dead
 
             return dead(words)
+        case ["keys", *words]:
+            from scripts.keys import main as keys
+
+            return keys(words)
         case ["-V" | "--version"]:
             print(f"aios {_version()}")
             return 0
@@ -109,16 +116,18 @@ def serve_hrm(settings: Settings) -> int:
 def fleet_roles(settings: Settings, places: Sequence[Mapping[str, str]]) -> list[Role]:
     """The processes of a fleet, in the order in which they stop: the front drains before the workers that feed it.
 
-    There is a worker for each of `places`: what its environment has besides.
+    There is a worker for each of `places`: what its environment has besides. Only the front knows keys.
     """
-    inherited = {name: value for name, value in os.environ.items() if name not in ENV_ALIASES.values()}
+    aliases = {name for names in ENV_ALIASES.values() for name in names}
+    inherited = {name: value for name, value in os.environ.items() if name not in aliases}
     paths = [str(REPO_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = inherited | settings.to_env() | {CONFIG_ENV: os.devnull, "PYTHONPATH": os.pathsep.join(paths)}
+    keyless = {name: value for name, value in env.items() if name not in map(env_name, SECRETS)}
     python = (sys.executable, "-P", "-m")  # -P: an `api` folder in the current directory is not ours
     return [
         Role("api", (*python, "api"), env),
-        Role("worker", (*python, "worker"), env, places),
-        Role("jobs", (*python, "scripts.jobs"), env),
+        Role("worker", (*python, "worker"), keyless, places),
+        Role("jobs", (*python, "scripts.jobs"), keyless),
     ]
 
 

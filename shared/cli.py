@@ -13,8 +13,9 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from shared.setting_layers import ENV_ALIASES, env_name, flag_name
-from shared.settings import REPO_ROOT, Resolved, Settings, SettingsError, choices_of, mask_secrets, resolve
+from shared.setting_layers import env_names, flag_name
+from shared.setting_text import choices_of, mask_secrets
+from shared.settings import REPO_ROOT, ModelEntry, Resolved, Settings, SettingsError, resolve
 
 EXIT_OK, EXIT_BAD_SETTINGS = 0, 2
 CONFIG_ENV = "AIOS_CONFIG"
@@ -67,7 +68,8 @@ def render_config(resolved: Resolved) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
-        return "[" + ", ".join(part if isinstance(part, str) else f"{part.id}={part.path}" for part in value) + "]"
+        shown = (f"{part.id}={part.path}" if isinstance(part, ModelEntry) else str(part) for part in value)
+        return f"[{', '.join(shown)}]"
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -116,6 +118,6 @@ def _argument_kind(name: str, field: FieldInfo) -> dict[str, Any]:
 def _help(name: str, field: FieldInfo) -> str:
     numbers = ("N",) if int in get_args(field.annotation) else ()
     choices = " | ".join(numbers + choices_of(field.annotation))
-    names = ", ".join([env_name(name)] + ([ENV_ALIASES[name]] if name in ENV_ALIASES else []))
+    names = ", ".join(env_names(name))
     text = f"{field.description}{': ' + choices if choices else ''} (default {_shown(field.default)}) [env: {names}]"
     return text.replace("%", "%%")

@@ -6,7 +6,8 @@ FleetError
 ├── ModelNotFound     404   ├── OverQuota          429   ├── DeadlineExceeded  504
 ├── JobNotFound       404   ├── QueueTimeout       503   ├── ClientGone        499
 ├── IdempotencyConflict 409 ├── TooSlow            503   ├── WorkerFailed      500
-├── PayloadTooLarge   413   ├── Draining           503   └── WorkerCrashed     500
+├── PayloadTooLarge   413   ├── Draining           503   ├── WorkerCrashed     500
+├── Unauthorized      401   ├── Forbidden          403   └── ProhibitedContent 400
 """
 
 from shared.messages import Failed
@@ -43,6 +44,27 @@ class ContextExceeded(FleetError):
 
     code = "context_length_exceeded"
     status = 400
+
+
+class ProhibitedContent(FleetError):
+    """Some text of the request has a term that this fleet's operator does not want."""
+
+    code = "content_filter"
+    status = 400
+
+
+class Unauthorized(FleetError):
+    """No key where one is needed, or one that is not known, or no longer."""
+
+    code = "invalid_api_key"
+    status = 401
+
+
+class Forbidden(FleetError):
+    """The key is good, but not for this."""
+
+    code = "permission_denied"
+    status = 403
 
 
 class ModelNotFound(FleetError):

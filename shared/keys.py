@@ -11,6 +11,8 @@ import secrets
 PRESENCE = "presence"
 WORKERS = f"aios:{{{PRESENCE}}}:workers"
 MODELS = f"aios:{{{PRESENCE}}}:models"
+ACCESS = "access"
+GRANTS = f"aios:{{{ACCESS}}}:grants"
 LAYOUT = f"aios:{{{PRESENCE}}}:layout"
 
 
@@ -127,3 +129,8 @@ def control(shard: str, worker_id: str) -> str:
 def worker(worker_id: str) -> str:
     """The expiring presence record of one worker."""
     return f"aios:{{{PRESENCE}}}:worker:{worker_id}"
+
+
+def grant(digest: str) -> str:
+    """What the API key with this digest may do; it expires with the key."""
+    return f"aios:{{{ACCESS}}}:grant:{digest}"

@@ -14,11 +14,12 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 ENV_ALIASES = {
-    "model_path": "MODEL_PATH",
-    "host": "HOST",
-    "port": "PORT",
-    "device": "FORCE_DEVICE",
-    "max_gpu_memory_gb": "MAX_GPU_MEM_GB",
+    "model_path": ("MODEL_PATH",),
+    "host": ("HOST",),
+    "port": ("PORT",),
+    "device": ("FORCE_DEVICE",),
+    "max_gpu_memory_gb": ("MAX_GPU_MEM_GB",),
+    "api_keys": ("LEVANTER_API_KEY", "API_KEYS"),
 }
 SECTION = ("serve", "hrm")
 
@@ -43,6 +44,11 @@ class SettingsError(ValueError):
     """A setting that cannot be used; the message names the field, what was expected and where the value came from."""
 
 
+def env_names(field: str) -> tuple[str, ...]:
+    """All variables that set `field`, the first that is set before the others."""
+    return (env_name(field), *ENV_ALIASES.get(field, ()))
+
+
 def env_name(field: str) -> str:
     """The variable that sets `field`: `AIOS_PORT` for `port`."""
     return "AIOS_" + field.upper()
@@ -59,20 +65,28 @@ def cli_layer(argv_values: Mapping[str, Any]) -> Layer:
 
 
 def env_layer(env: Mapping[str, str], fields: Collection[str]) -> Layer:
-    """AIOS_* variables, then their older aliases; an empty variable is one that is not set.
+    """AIOS_* variables, then their other names; an empty variable is one that is not set. Keys are all that any of
+    their variables has.
 
     Raises SettingsError when AIOS_DEVICE and FORCE_DEVICE differ: both claim to force the device.
     """
     layer: Layer = {}
     for field in fields:
-        names = [env_name(field)] + ([ENV_ALIASES[field]] if field in ENV_ALIASES else [])
-        given = [(env[name], name) for name in names if env.get(name)]
+        given = [(env[name], name) for name in env_names(field) if env.get(name)]
         if field == "device" and len({value.lower() for value, _ in given}) > 1:
             both = " and ".join(f"{name}={value}" for value, name in given)
             raise SettingsError(f"device: {both} disagree; expected one of them, or both equal")
+        if field == "api_keys":
+            given = _gathered(given)
         if given:
             layer[field] = given[0]
     return layer
+
+
+def _gathered(given: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The lists of several variables as one; `none` adds nothing."""
+    some = [(value, name) for value, name in given if value.lower() != "none"]
+    return [(",".join(value for value, _ in some), " and ".join(name for _, name in some))] if some else given[:1]
 
 
 def yaml_layer(path: Path | None, fields: Collection[str]) -> Layer:

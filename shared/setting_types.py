@@ -1,8 +1,9 @@
 """The types of settings: their ranges, and numbers that may be left to the machine as `auto`."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, TypeAdapter
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, TypeAdapter
 
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -12,6 +13,12 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantize = Literal["none", "int8"]
 
+RateText = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}/[1-9][0-9]{0,5}$")]
+EndpointRate = Annotated[str, Field(pattern=r"^/[^=,\s]*=[1-9][0-9]{0,5}/[1-9][0-9]{0,5}$")]
+SECRETS = frozenset({"api_keys", "admin_keys"})
+"""Settings whose values are never shown."""
+
+_KEY = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]{0,63}:)?[!-+\--9;-~]{1,255}")
 _count = TypeAdapter(Count)
 
 
@@ -19,5 +26,13 @@ def _count_unless_auto(value: Any) -> Any:
     """Judge a number here, so that a bad one is one problem and not one for each half of the union."""
     return value if value == "auto" else _count.validate_python(value)
 
+
+def _is_key(value: SecretStr) -> SecretStr:
+    if not _KEY.fullmatch(value.get_secret_value()):
+        raise ValueError("expected key or name:key, printable and without spaces, colons and commas")
+    return value
+
+
+ApiKey = Annotated[SecretStr, AfterValidator(_is_key)]
 
 CountOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_count_unless_auto)]

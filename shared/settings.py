@@ -10,47 +10,34 @@ from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared.setting_layers import Layer, LayerSource, cli_layer, env_layer, env_name, yaml_layer
 from shared.setting_layers import SettingsError as SettingsError
-from shared.setting_types import Count, CountOrAuto, Dtype, Gigabytes, Quantize, Seconds, Share, Text
+from shared.setting_models import ModelEntry as ModelEntry
+from shared.setting_text import choices_of, env_text, mask_secrets
+from shared.setting_types import (
+    SECRETS,
+    ApiKey,
+    Count,
+    CountOrAuto,
+    Dtype,
+    EndpointRate,
+    Gigabytes,
+    Quantize,
+    RateText,
+    Seconds,
+    Share,
+    Text,
+)
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 SAMPLE_MODEL = REPO_ROOT / "models" / "sample-hrm-text"
 
 _layers: ContextVar[Sequence[Layer]] = ContextVar("aios_settings_layers", default=())
-
-
-class ModelEntry(BaseModel):
-    """One model to load; `None` means the fleet-wide setting of the same name (see `model_entries`)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
-    path: Text
-    runner: Literal["auto", "hrm-text", "hrm-act", "hrm-puzzle", "causal", "encoder", "echo"] = "auto"
-    dtype: Dtype | None = None
-    quantize: Quantize | None = None
-    context_window: Count | None = None
-    tokenizer_path: Text | None = None
-    condition: Text | None = None
-    chat_template: Text | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            name, equals, path = value.partition("=")
-            if not (name and equals and path):
-                raise ValueError(f"expected id=path, got {value!r}")
-            value = {"id": name, "path": path}
-        if isinstance(value, Mapping) and value.get("path") == "echo":
-            value = {**value, "runner": "echo"}
-        return value
 
 
 class Settings(BaseSettings):
@@ -73,6 +60,16 @@ class Settings(BaseSettings):
     context_window: Count = Field(default=2048, description="most tokens of prompt and answer together")
     enable_cors: bool = Field(default=False, description="answer CORS requests")
     cors_origins: tuple[Text, ...] = Field(default=("*",), min_length=1, description="allowed origins, comma-separated")
+    api_keys: tuple[ApiKey, ...] = Field(default=(), description="keys that may call, comma-separated: key or name:key")
+    admin_keys: tuple[ApiKey, ...] = Field(default=(), description="keys for admin routes too, like api_keys")
+    require_key: Literal["auto", "yes", "no"] = Field(
+        default="auto", description="whether callers need a key (auto: when api_keys or admin_keys has one)"
+    )
+    key_style: Literal["bearer", "x-api-key"] = Field(
+        default="bearer", description="a key missing or wrong is 401, or in the style x-api-key 403 Invalid API Key"
+    )
+    protect_metrics: bool = Field(default=False, description="/metrics only with a key")
+    prohibited_terms: Text | None = Field(default=None, description="file of terms, one a line, to refuse in requests")
     log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(default="info", description="log level")
     log_format: Literal["json", "console"] = Field(default="console", description="log lines for machines or people")
     log_bodies: bool = Field(default=False, description="log truncated request bodies")
@@ -90,6 +87,10 @@ class Settings(BaseSettings):
         default=0.0, ge=0, allow_inf_nan=False, description="requests a second of one tenant before 429 (0: any number)"
     )
     tenant_burst: Count = Field(default=20, description="requests a tenant may send at once after a rest")
+    rate_limit: RateText | None = Field(default=None, description="requests of one key before 429, as times/seconds")
+    endpoint_rate_limits: tuple[EndpointRate, ...] = Field(
+        default=(), description="the same on one endpoint, as /path=times/seconds, comma-separated"
+    )
     idempotency_ttl_s: Seconds = Field(default=86_400.0, description="how long an Idempotency-Key is remembered")
     response_cache_ttl_s: float = Field(
         default=0.0, ge=0, allow_inf_nan=False, description="how long answers are given again (0: never)"
@@ -139,19 +140,27 @@ class Settings(BaseSettings):
             raise ValueError(f"{value} is a boolean")
         if isinstance(value, str) and value.lower() in choices_of(field.annotation):
             return value.lower()
-        if isinstance(value, str) and value.lower() == "none" and field.default is None:
-            return None
+        if isinstance(value, str) and value.lower() == "none" and field.default in (None, ()):
+            return field.default
         return value
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "api_keys", "admin_keys", "endpoint_rate_limits", mode="before")
     @classmethod
-    def _split_origins(cls, value: Any) -> Any:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    def _split_list(cls, value: Any) -> Any:
+        if not isinstance(value, str) or value.lower() == "none":
+            return value
+        return [part.strip() for part in value.split(",") if part.strip()]
+
+    @field_validator("require_key", mode="before")
+    @classmethod
+    def _yes_or_no(cls, value: Any) -> Any:
+        """YAML reads a bare yes as true."""
+        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
     @field_validator("models", mode="before")
     @classmethod
     def _split_models(cls, value: Any) -> Any:
-        if not isinstance(value, str):
+        if not isinstance(value, str) or value.lower() == "none":
             return value
         try:
             return json.loads(value) if value.lstrip().startswith("[") else value.split(",")
@@ -182,7 +191,7 @@ class Settings(BaseSettings):
 
     def to_env(self) -> dict[str, str]:
         """The AIOS_* variables from which `resolve` builds these same settings; `none` stands for None."""
-        return {env_name(name): _env_text(getattr(self, name)) for name in type(self).model_fields}
+        return {env_name(name): env_text(getattr(self, name)) for name in type(self).model_fields}
 
 
 @dataclass(frozen=True)
@@ -238,24 +247,12 @@ def model_entries(settings: Settings) -> tuple[ModelEntry, ...]:
     )
 
 
-def mask_secrets(text: str) -> str:
-    """`text` with every password inside a URL replaced by ***."""
-    return re.sub(r"([?&]password=)[^&\s]*", r"\1***", re.sub(r"(://[^:@/\s]*:)\S*@", r"\1***@", text))
-
-
-def choices_of(annotation: Any) -> tuple[str, ...]:
-    """The strings of a Literal, alone or inside a union; () for any other type."""
-    parts = get_args(annotation)
-    if get_origin(annotation) is Literal:
-        return parts
-    return tuple(choice for part in parts for choice in choices_of(part))
-
-
 def _explain(problem: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     where = [str(part) for part in problem["loc"]]
     message = re.sub(r"^\w+ should (be|have) ", "expected ", problem["msg"].removeprefix("Value error, "))
     value = problem["input"]
-    got = f", got {value!r}" if isinstance(value, str | int | float) and "got" not in message else ""
+    is_shown = isinstance(value, str | int | float) and where[0] not in SECRETS and "got" not in message
+    got = f", got {value!r}" if is_shown else ""
     origin = origins.get(where[0], "arguments")
     return mask_secrets(f"{'.'.join(where)}: {message}{got} (from {origin})")
 
@@ -277,15 +274,3 @@ def _entry_of_path(path: str) -> ModelEntry:
         raise SettingsError(
             f"model_path: {name!r} cannot serve as a model id; name it with --model id={path}"
         ) from None
-
-
-def _env_text(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple) and value and isinstance(value[0], str):
-        return ",".join(value)
-    if isinstance(value, tuple):
-        return json.dumps([entry.model_dump() for entry in value])
-    return str(value)

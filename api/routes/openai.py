@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Response
 
 from api.ask import AskDep, Plan
+from api.caller import CallerDep
 from api.deps import FrontDep
 from api.errors import openai_body
 from api.kinds import Dialect, Kind
@@ -28,15 +29,18 @@ router = APIRouter(prefix="/v1", tags=["openai"])
 
 
 @router.get("/models")
-async def models(front: FrontDep) -> ModelList:
-    """The models that a ready worker serves."""
+async def models(front: FrontDep, caller: CallerDep) -> ModelList:
+    """The models that a ready worker serves and the caller may use."""
     fleet = await front.fleet.now()
-    return ModelList(data=[model_body(fleet.models[name]) for name in sorted(fleet.models) if fleet.serves(name)])
+    names = [name for name in sorted(fleet.models) if fleet.serves(name) and caller.may_use(name)]
+    return ModelList(data=[model_body(fleet.models[name]) for name in names])
 
 
 @router.get("/models/{id:path}")
-async def model(id: str, front: FrontDep) -> Model:
-    return model_body(await front.admission.find(id))
+async def model(id: str, front: FrontDep, caller: CallerDep) -> Model:
+    info = await front.admission.find(id)
+    caller.check_model(info.id)
+    return model_body(info)
 
 
 @router.post("/completions", response_model=Completion)

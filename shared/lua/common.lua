@@ -22,6 +22,7 @@
 --                     may end it by leaving, if it is the last
 -- key:T:K     hash    the request that came with idempotency key K, and its body's hash
 -- asked:T:D   string  the tenant's last request that asked for what has digest D
+-- pace:W:N    zset    the calls of a key W against its limit N, by when they came
 -- isolating:M string  the worker that empties itself for a suspect
 -- dead        stream  jobs that were convicted
 -- and channels: events:ID as they are logged, worker:W with ids of jobs that are no longer W's

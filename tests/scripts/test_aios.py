@@ -49,6 +49,14 @@ def test_children_resolve_to_the_parents_settings(monkeypatch: pytest.MonkeyPatc
             assert resolve({}, {**role.env, **copy}, Path(role.env["AIOS_CONFIG"])).settings == settings
 
 
+def test_only_the_front_is_given_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEYS", "hush-1")
+    settings = resolve({}, {"API_KEYS": "hush-1", "AIOS_ADMIN_KEYS": "hush-2"}, None).settings
+    api, *others = fleet_roles(settings, [{}])
+    assert [api.env[name] for name in ("AIOS_API_KEYS", "AIOS_ADMIN_KEYS")] == ["hush-1", "hush-2"]
+    assert not any("hush" in str(role.env) for role in others)
+
+
 def test_a_port_in_use_is_refused_and_zero_becomes_a_free_one() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SettingsError, match="port: cannot listen"):
         bindable_port("127.0.0.1", taken.getsockname()[1])

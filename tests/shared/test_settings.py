@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.cli import render_config, run_role
-from shared.settings import REPO_ROOT, ModelEntry, Settings, SettingsError, mask_secrets, model_entries, resolve
+from shared.setting_layers import ENV_ALIASES
+from shared.setting_text import mask_secrets
+from shared.settings import REPO_ROOT, ModelEntry, Settings, SettingsError, model_entries, resolve
 
 # field, (default, then what YAML, environment and flag would set it to), as values
 LAYERED: list[tuple[str, tuple[Any, Any, Any, Any]]] = [
@@ -35,7 +37,8 @@ LAYERED: list[tuple[str, tuple[Any, Any, Any, Any]]] = [
 
 @pytest.fixture(autouse=True)
 def no_outer_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MODEL_PATH", "HOST", "PORT", "FORCE_DEVICE", "MAX_GPU_MEM_GB", "AIOS_CONFIG", *Settings().to_env()):
+    aliases = [name for names in ENV_ALIASES.values() for name in names]
+    for name in ("AIOS_CONFIG", *aliases, *Settings().to_env()):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -132,6 +135,12 @@ def test_an_empty_variable_is_not_set() -> None:
         ("cors_origins", ",", "at least 1"),
         ("model_path", "", "at least 1 character"),
         ("model_path", "/models/My Model", "--model id="),
+        ("api_keys", "a b", "key or name:key"),
+        ("admin_keys", "a:b:c", "key or name:key"),
+        ("require_key", "perhaps", "'auto', 'yes' or 'no'"),
+        ("rate_limit", "10", "pattern"),
+        ("rate_limit", "0/60", "pattern"),
+        ("endpoint_rate_limits", "generate=10/60", "pattern"),
         ("models", ["sample"], "id=path"),
         ("models", ["=x"], "id=path"),
         ("models", ["a=x", "b=y", "a=z"], "distinct ids"),
@@ -261,6 +270,27 @@ def test_a_refused_password_is_not_shown(capsys: pytest.CaptureFixture[str]) -> 
     assert "redis_url" in captured.err and "hush" not in captured.err + captured.out
 
 
+def test_keys_come_from_all_their_variables_and_are_never_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = {"AIOS_API_KEYS": "ann:hush-1, hush-2", "LEVANTER_API_KEY": "hush-3", "API_KEYS": "hush-4"}
+    resolved = resolve({}, env, None)
+    keys = [key.get_secret_value() for key in resolved.settings.api_keys]
+    assert keys == ["ann:hush-1", "hush-2", "hush-3", "hush-4"]
+    assert resolved.origins["api_keys"] == "AIOS_API_KEYS and LEVANTER_API_KEY and API_KEYS"
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert run_role("aios test", lambda settings: 1, ["--print-config"]) == 0
+    assert run_role("aios test", lambda settings: 1, ["--admin-keys", "hush 5"]) == 2
+    captured = capsys.readouterr()
+    assert "hush" not in captured.out + captured.err + repr(resolved.settings)
+
+
+def test_yes_in_yaml_is_a_yes(tmp_path: Path) -> None:
+    for written, meant in ((True, "yes"), (False, "no"), ("auto", "auto")):
+        assert resolve({}, {}, write_yaml(tmp_path, {"require_key": written})).settings.require_key == meant
+
+
 def test_a_role_gets_its_settings_and_a_dry_run_its_own_way() -> None:
     run = [lambda settings: settings.port, lambda settings: settings.port + 1]
     assert run_role("test", run[0], ["--port", "5"], run[1]) == 5
@@ -271,7 +301,7 @@ def test_mask_keeps_what_is_no_secret() -> None:
     assert mask_secrets("redis://localhost:6379/0") == "redis://localhost:6379/0"
 
 
-names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,8}", fullmatch=True)
+names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,8}", fullmatch=True).filter(lambda text: text.lower() != "none")
 paths = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(lambda t: t.lower() != "none")
 quantizations = st.sampled_from(["none", "int8"])
 entries = st.builds(
@@ -290,6 +320,9 @@ overrides = st.fixed_dictionaries(
         "lease_s": st.floats(min_value=1e-9, max_value=1e9),
         "enable_cors": st.booleans(),
         "cors_origins": st.lists(names, min_size=1).map(tuple),
+        "api_keys": st.lists(names, max_size=2).map(tuple),
+        "admin_keys": st.lists(names.map("ops:{}".format), max_size=2).map(tuple),
+        "endpoint_rate_limits": st.sampled_from([(), ("/generate=10/60", "/v1/completions=1/1")]),
         "attention": st.sampled_from([None, "causal", "bidirectional"]),
         "workers": st.just("auto") | st.integers(1, 99),
         "threads": st.just("auto") | st.integers(1, 99),

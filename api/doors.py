@@ -1,0 +1,69 @@
+"""Who may call which route, in one place, and the doorman who sees to it before anything of a body is read.
+
+A route that is not named here is for callers: for whoever has a key, where keys are required.
+"""
+
+from collections.abc import Sequence
+from enum import Enum
+
+from starlette.datastructures import Headers
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from api.auth import Auth
+from api.errors import problem_of, render
+from api.trail import trail_of
+from shared.errors import FleetError
+
+
+class Door(Enum):
+    OPEN = "anybody, without a look at keys"
+    CALLER = "anybody, or whoever has a key where keys are required"
+    KEY = "whoever has a key"
+    ADMIN = "whoever has an admin key"
+
+
+_OPEN = frozenset({"/healthz", "/readyz", "/health", "/api/health"})
+_ADMIN: frozenset[str] = frozenset()
+
+
+def door_of(path: str, *, protect_metrics: bool) -> Door:
+    """The door before the route with this path template."""
+    if path in _OPEN:
+        return Door.OPEN
+    if path == "/metrics":
+        return Door.KEY if protect_metrics else Door.OPEN
+    return Door.ADMIN if path in _ADMIN else Door.CALLER
+
+
+class Doorman:
+    """Finds the caller of each request, or refuses it. What matches none of the `routes` gets past: there is no such
+    route, or it tells of the API and nothing of the fleet (`/docs`, `/openapi.json`)."""
+
+    def __init__(self, app: ASGIApp, *, auth: Auth, routes: Sequence[Route], protect_metrics: bool) -> None:
+        self._app = app
+        self._auth = auth
+        self._routes = [(route, door_of(route.path, protect_metrics=protect_metrics)) for route in routes]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        found = self._find(scope) if scope["type"] == "http" else None
+        if found is None or found[1] is Door.OPEN:
+            await self._app(scope, receive, send)
+            return
+        route, door = found
+        is_admin = door is Door.ADMIN
+        try:
+            caller = await self._auth.caller(Headers(scope=scope), needs_key=door is Door.KEY, needs_admin=is_admin)
+        except FleetError as error:
+            scope["route"] = route  # for the log line
+            trail_of(scope).error = error.code
+            await render(problem_of(error), scope["path"])(scope, receive, send)
+            return
+        scope["state"]["caller"] = caller
+        if caller.id:
+            trail_of(scope).tenant, trail_of(scope).key = caller.tenant, caller.id
+        await self._app(scope, receive, send)
+
+    def _find(self, scope: Scope) -> tuple[Route, Door] | None:
+        """The route that will run, as the router finds it."""
+        return next(((route, door) for route, door in self._routes if route.matches(scope)[0] is Match.FULL), None)

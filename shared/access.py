@@ -1,0 +1,130 @@
+"""Who may call: keys, what each of them grants, and where those that were made with `aios keys` are kept.
+
+A key is 256 random bits, so its plain SHA-256 tells nothing of it; Redis holds only that. One that is revoked or has
+expired is gone from Redis, and so from all fronts at once.
+"""
+
+import hashlib
+import re
+import secrets
+from collections.abc import Awaitable
+from typing import cast
+
+import msgspec
+
+from shared import keys
+from shared.broker import Broker
+from shared.messages import PRIORITIES, Priority
+
+ID_LENGTH = 12
+KEY_MARK = "aios_"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """At most so many `times` in any `seconds`."""
+
+    times: int
+    seconds: int
+
+    def __str__(self) -> str:
+        return f"{self.times}/{self.seconds}"
+
+
+class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a key may do. `name` is for people; keys of one `tenant` see each other's jobs. `concurrency` 0 and `rate`
+    None are the fleet's own; without `models` all may be used. `created_at` and `expires_at` in seconds since 1970.
+    """
+
+    name: str
+    tenant: str
+    best_priority: Priority = "interactive"
+    rate: Rate | None = None
+    concurrency: int = 0
+    models: tuple[str, ...] = ()
+    is_admin: bool = False
+    created_at: int = 0
+    expires_at: int | None = None
+
+
+def rate_of(text: str) -> Rate:
+    """`10/60` as ten times in sixty seconds. Raises ValueError."""
+    times, slash, seconds = text.partition("/")
+    if not (slash and times.isascii() and times.isdigit() and seconds.isascii() and seconds.isdigit()):
+        raise ValueError(f"expected times/seconds, such as 10/60, got {text!r}")
+    if not (0 < int(times) < 10**6 and 0 < int(seconds) < 10**6):
+        raise ValueError(f"expected times and seconds from 1 to 999999, got {text!r}")
+    return Rate(int(times), int(seconds))
+
+
+def check_name(text: str) -> str:
+    """A name or tenant, which becomes part of keys in Redis. Raises ValueError."""
+    if not _NAME.fullmatch(text):
+        raise ValueError(f"expected up to 64 letters, digits, dots, underscores and dashes, got {text!r}")
+    return text
+
+
+def check_priority(text: str) -> Priority:
+    """Raises ValueError."""
+    found = next((name for name in PRIORITIES if name == text), None)
+    if found is None:
+        raise ValueError(f"expected one of {', '.join(PRIORITIES)}, got {text!r}")
+    return found
+
+
+def digest_of(key: str) -> str:
+    """What a key is known by wherever it is kept."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+class Keyring:
+    """The keys in Redis. Its methods raise redis-py's errors."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._redis = broker.client(keys.ACCESS)
+
+    async def create(self, grant: Grant, *, lives_s: int | None = None) -> tuple[str, str, Grant]:
+        """A new key, its id, and the grant as it is kept. The key itself is told here and never again.
+
+        `lives_s`: seconds until it expires, by Redis's clock; None is never.
+        """
+        key = f"{KEY_MARK}{secrets.token_urlsafe(32)}"
+        digest, (now, _) = digest_of(key), await cast(Awaitable[tuple[int, int]], self._redis.time())
+        expires_at = None if lives_s is None else now + lives_s
+        grant = msgspec.structs.replace(grant, created_at=now, expires_at=expires_at)
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.set(keys.grant(digest), msgspec.msgpack.encode(grant), ex=lives_s)
+        pipe.sadd(keys.GRANTS, digest)
+        await pipe.execute()
+        return key, id_of(digest), grant
+
+    async def find(self, digest: str) -> Grant | None:
+        """What the key with this digest may do now; None if there is none, or no longer."""
+        found = await cast(Awaitable[bytes | None], self._redis.get(keys.grant(digest)))
+        return None if found is None else msgspec.msgpack.decode(found, type=Grant)
+
+    async def everyone(self) -> dict[str, Grant]:
+        """All that hold, by digest, the oldest first; those that have expired are struck off."""
+        members = await cast(Awaitable[set[bytes]], self._redis.smembers(keys.GRANTS))
+        digests = sorted(member.decode() for member in members)
+        found = await self._redis.mget([keys.grant(digest) for digest in digests]) if digests else []
+        if gone := [digest for digest, grant in zip(digests, found, strict=True) if grant is None]:
+            await cast(Awaitable[int], self._redis.srem(keys.GRANTS, *gone))
+        grants = {
+            digest: msgspec.msgpack.decode(grant, type=Grant)
+            for digest, grant in zip(digests, found, strict=True)
+            if grant is not None
+        }
+        return dict(sorted(grants.items(), key=lambda item: (item[1].created_at, item[1].name)))
+
+    async def revoke(self, digest: str) -> None:
+        """From now on nobody knows it."""
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.delete(keys.grant(digest))
+        pipe.srem(keys.GRANTS, digest)
+        await pipe.execute()
+
+
+def id_of(digest: str) -> str:
+    """What people call a key by: the beginning of its digest."""
+    return digest[:ID_LENGTH]

@@ -1,0 +1,33 @@
+"""Settings as text: what their types allow, what a child's environment says of them, and secrets left out."""
+
+import json
+import re
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, SecretStr
+
+
+def mask_secrets(text: str) -> str:
+    """`text` with every password inside a URL replaced by ***."""
+    return re.sub(r"([?&]password=)[^&\s]*", r"\1***", re.sub(r"(://[^:@/\s]*:)\S*@", r"\1***@", text))
+
+
+def choices_of(annotation: Any) -> tuple[str, ...]:
+    """The strings of a Literal, alone or inside a union; () for any other type."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return parts
+    return tuple(choice for part in parts for choice in choices_of(part))
+
+
+def env_text(value: Any) -> str:
+    """What a child's environment says of a setting; `none` stands for None, and for nothing in a list."""
+    if value is None or value == ():
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, tuple):
+        return str(value)
+    if isinstance(value[0], BaseModel):
+        return json.dumps([entry.model_dump() for entry in value])
+    return ",".join(item.get_secret_value() if isinstance(item, SecretStr) else item for item in value)

@@ -1,0 +1,112 @@
+"""The app's own route table, and for each route who may call it: one that is not in the table below fails here."""
+
+import httpx
+import pytest
+from fastapi.routing import iter_route_contexts
+from redis.asyncio import Redis
+
+from api import doors
+from api.app import create_app
+from api.auth import build_auth
+from shared.broker import Broker
+from shared.settings import Settings
+from tests.api.fronts import in_memory
+
+OPEN, CALLER, ADMIN = "open", "caller", "admin"
+WHO_MAY_CALL = {
+    ("GET", "/openapi.json"): OPEN,
+    ("GET", "/docs"): OPEN,
+    ("GET", "/docs/oauth2-redirect"): OPEN,
+    ("GET", "/redoc"): OPEN,
+    ("GET", "/healthz"): OPEN,
+    ("GET", "/readyz"): OPEN,
+    ("GET", "/metrics"): OPEN,
+    ("GET", "/v1/jobs/{id}"): CALLER,
+    ("GET", "/v1/jobs/{id}/events"): CALLER,
+    ("DELETE", "/v1/jobs/{id}"): CALLER,
+    ("POST", "/api/inference/cancel/{id}"): CALLER,
+    ("POST", "/generate"): CALLER,
+    ("POST", "/loglikelihood"): CALLER,
+    ("POST", "/loglikelihood_rolling"): CALLER,
+    ("GET", "/v1/models"): CALLER,
+    ("GET", "/v1/models/{id:path}"): CALLER,
+    ("POST", "/v1/completions"): CALLER,
+    ("POST", "/v1/puzzles/solve"): CALLER,
+}
+KEYS = {"api_keys": "ann:plain-key", "admin_keys": "boss:admin-key"}
+REFUSED = (401, 403)
+
+
+def routes(redis: Redis) -> list[tuple[str, str]]:
+    """Method and path of every route; HEAD goes with GET."""
+    app = create_app(Settings(), Broker(redis))
+    found = iter_route_contexts(app.routes)
+    return sorted((method, str(route.path)) for route in found for method in (route.methods or ()) if method != "HEAD")
+
+
+def test_every_route_has_been_decided_on(redis: Redis) -> None:
+    assert routes(redis) == sorted(WHO_MAY_CALL)
+
+
+async def statuses(client: httpx.AsyncClient, method: str, path: str) -> list[int]:
+    """What comes without a key, with a wrong one, with a caller's and with an admin's."""
+    url = path.replace("{id}", "0" * 34).replace("{id:path}", "m")
+    keys = [{}, {"X-API-Key": "wrong"}, {"X-API-Key": "plain-key"}, {"Authorization": "Bearer admin-key"}]
+    return [(await client.request(method, url, headers=headers)).status_code for headers in keys]
+
+
+@pytest.mark.parametrize(("route", "who"), WHO_MAY_CALL.items())
+async def test_each_door_lets_in_whom_it_should(redis: Redis, route: tuple[str, str], who: str) -> None:
+    async with in_memory(redis, **KEYS) as client:
+        without, wrong, plain, admin = await statuses(client, *route)
+    assert (without in REFUSED, wrong in REFUSED) == (who != OPEN, who != OPEN)
+    assert (plain in REFUSED) == (who == ADMIN)
+    assert admin not in REFUSED
+
+
+@pytest.mark.parametrize("keys", [{}, KEYS])
+async def test_an_admin_route_needs_an_admin_key_even_where_nobody_needs_one(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch, keys: dict[str, str]
+) -> None:
+    monkeypatch.setattr(doors, "_ADMIN", frozenset({"/v1/models"}))
+    async with in_memory(redis, **keys, require_key="no") as client:
+        without, wrong, plain, admin = await statuses(client, "GET", "/v1/models")
+    assert (without, wrong) == (401, 401)
+    assert (plain, admin) == ((403, 200) if keys else (401, 401))
+
+
+@pytest.mark.parametrize("keys", [{}, KEYS])
+async def test_metrics_may_be_protected(redis: Redis, keys: dict[str, str]) -> None:
+    async with in_memory(redis, **keys, protect_metrics=True) as client:
+        assert await statuses(client, "GET", "/metrics") == ([401, 401, 200, 200] if keys else [401] * 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, False),
+        ({"api_keys": "k"}, True),
+        ({"admin_keys": "k"}, True),
+        ({"api_keys": "k", "require_key": "no"}, False),
+        ({"require_key": "yes"}, True),
+    ],
+)
+async def test_when_a_key_is_required(redis: Redis, settings: dict[str, str], expected: bool) -> None:
+    assert build_auth(Settings(**settings), Broker(redis)).requires_key is expected  # type: ignore[arg-type]
+    async with in_memory(redis, **settings) as client:
+        assert (await client.get("/v1/models")).status_code == (401 if expected else 200)
+        document = (await client.get("/openapi.json")).json()
+    assert ("security" in document["paths"]["/generate"]["post"]) is expected
+    assert "security" not in document["paths"]["/healthz"]["get"]
+
+
+async def test_no_such_route_is_404_or_405_for_everybody(redis: Redis) -> None:
+    async with in_memory(redis, **KEYS) as client:
+        assert await statuses(client, "GET", "/nothing") == [404] * 4
+        assert await statuses(client, "PUT", "/generate") == [405] * 4
+
+
+async def test_a_key_is_asked_for_before_a_body_is_read(redis: Redis) -> None:
+    async with in_memory(redis, **KEYS, max_body_bytes=100) as client:
+        for body in (b"{", b" " * 101):
+            assert (await client.post("/generate", content=body)).status_code == 401

@@ -1,0 +1,92 @@
+"""`aios keys` on a real Redis: made once, listed, revoked by id; what makes no sense is refused by name."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from scripts.aios import main
+from shared.access import Keyring, digest_of
+from shared.broker import Broker
+
+Aios = Callable[..., Any]
+
+
+@pytest.fixture
+def aios(redis_url: str, capsys: pytest.CaptureFixture[str]) -> Aios:
+    """Runs `aios keys ...`: its exit status and what it printed, as JSON where it is."""
+
+    async def run(*words: str) -> tuple[int, Any]:
+        status = await asyncio.to_thread(main, ["keys", "--redis-url", redis_url, *words])
+        out = capsys.readouterr().out
+        return status, [json.loads(line) for line in out.splitlines()] if "--json" in words else out
+
+    return run
+
+
+async def test_a_key_is_made_listed_and_revoked(redis: Redis, aios: Aios) -> None:
+    assert await aios("list") == (0, "")
+    status, out = await aios("create", "ann")
+    key = out.strip()
+    assert status == 0 and len(out.splitlines()) == 1
+    _, (made,) = await aios("create", "bob", "--tenant", "acme", "--best-class", "bulk", "--rate", "10/60", "--json",
+        "--concurrency", "4", "--models", "a,b", "--expires", "30d", "--admin")  # fmt: skip
+    _, (first, second) = await aios("list", "--json")
+    assert made.pop("key") not in json.dumps([first, second])
+    assert second == made
+    assert {name: second[name] for name in ("name", "tenant", "best_priority", "rate", "concurrency", "is_admin")} == {
+        **{"name": "bob", "tenant": "acme", "best_priority": "bulk"},
+        **{"rate": "10/60", "concurrency": 4, "is_admin": True},
+    }
+    assert (second["models"], first["expires_at"]) == (["a", "b"], None)
+    assert (first["name"], first["tenant"], first["id"]) == ("ann", "ann", digest_of(key)[:12])
+    lines = (await aios("list"))[1].splitlines()
+    assert lines[0].startswith(first["id"]) and "until" in lines[1] and "rate 10/60" in lines[1]
+    assert await aios("revoke", first["id"]) == (0, "")
+    assert await Keyring(Broker(redis)).find(digest_of(key)) is None
+    assert [item["id"] for item in (await aios("list", "--json"))[1]] == [second["id"]]
+
+
+async def test_a_key_can_be_revoked_by_itself(redis: Redis, aios: Aios) -> None:
+    key = (await aios("create", "ann"))[1].strip()
+    assert (await aios("revoke", key, "--json"))[1] == [{"revoked": digest_of(key)[:12]}]
+    assert await Keyring(Broker(redis)).everyone() == {}
+
+
+@pytest.mark.parametrize("asked", ["0" * 12, "", "ab", "aios_nothing"])
+async def test_what_is_not_there_cannot_be_revoked(redis: Redis, aios: Aios, asked: str) -> None:
+    await aios("create", "ann")
+    assert await aios("revoke", asked) == (1, "")
+    assert len(await Keyring(Broker(redis)).everyone()) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["create", "a b"],
+        ["create", "a", "--tenant", "*"],
+        ["create", "a", "--rate", "10"],
+        ["create", "a", "--concurrency", "0"],
+        ["create", "a", "--models", ","],
+        ["create", "a", "--expires", "30"],
+        ["create", "a", "--best-class", "urgent"],
+        ["revoke"],
+        [],
+    ],
+)
+def test_nonsense_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["keys", *words])
+    assert caught.value.code == 2
+    assert "expected" in capsys.readouterr().err or not words or words == ["revoke"]
+
+
+def test_without_redis_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AIOS_REDIS_URL", raising=False)
+    assert main(["keys", "list"]) == 2
+    assert "redis_url" in capsys.readouterr().err
+    assert main(["keys", "list", "--redis-url", "redis://127.0.0.1:1"]) == 1
+    assert "aios keys" in capsys.readouterr().err

@@ -1,0 +1,79 @@
+"""Keys in Redis: found by their digests alone, gone when they are revoked or have expired; on a cluster too."""
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from shared import keys
+from shared.access import Grant, Keyring, Rate, check_name, check_priority, digest_of, rate_of
+from shared.broker import Broker, open_broker
+from tests.redis_cluster import redis_cluster
+
+ANN = Grant("ann", "acme", "bulk", Rate(10, 60), 3, ("m", "n"), True)
+
+
+@pytest.fixture
+async def broker(redis: Redis) -> AsyncIterator[Broker]:
+    yield Broker(redis)
+
+
+async def check_life(broker: Broker) -> None:
+    """Made, found, listed, revoked."""
+    keyring = Keyring(broker)
+    key, key_id, made = await keyring.create(ANN)
+    other, _, _ = await keyring.create(Grant("bob", "bob"), lives_s=1000)
+    found = await keyring.find(digest_of(key))
+    assert found == made and digest_of(key).startswith(key_id)
+    assert (found.tenant, found.rate, found.models, found.is_admin) == ("acme", Rate(10, 60), ("m", "n"), True)
+    assert set(await keyring.everyone()) == {digest_of(key), digest_of(other)}
+    assert await keyring.find(digest_of(key + "x")) is None
+    await keyring.revoke(digest_of(key))
+    assert await keyring.find(digest_of(key)) is None
+    assert set(await keyring.everyone()) == {digest_of(other)}
+
+
+async def test_the_life_of_a_key(broker: Broker) -> None:
+    await check_life(broker)
+
+
+async def test_the_life_of_a_key_on_a_cluster(tmp_path: Path) -> None:
+    with redis_cluster(tmp_path) as cluster:
+        async with open_broker(cluster.url, 4) as broker:
+            await check_life(broker)
+
+
+async def test_redis_knows_no_key(broker: Broker, redis: Redis) -> None:
+    key, _, _ = await Keyring(broker).create(ANN)
+    assert len(key) >= 5 + 43, "256 bits"
+    for name in await redis.keys("*"):
+        value = await redis.dump(name)
+        assert key.encode() not in name + value and key[5:].encode() not in name + value
+
+
+async def test_an_expired_key_is_nowhere(broker: Broker, redis: Redis) -> None:
+    """By Redis's clock; its name leaves the list when that is next looked at."""
+    keyring = Keyring(broker)
+    key, _, grant = await keyring.create(ANN, lives_s=100)
+    assert grant.expires_at == grant.created_at + 100
+    assert 99_000 < await redis.pttl(keys.grant(digest_of(key))) <= 100_000
+    await redis.pexpire(keys.grant(digest_of(key)), 0)
+    assert await keyring.find(digest_of(key)) is None
+    assert await keyring.everyone() == {}
+    assert not await redis.exists(keys.GRANTS)
+
+
+@pytest.mark.parametrize(
+    ("check", "bad"),
+    [
+        (rate_of, ["", "10", "/", "0/1", "1/0", "1/1/1", "-1/5", "1.5/1", "1000000/1", "²/1"]),
+        (check_name, ["", "*", "a:b", "a b", "-a", "x" * 65, "ä", "a{b}"]),
+        (check_priority, ["", "urgent"]),
+    ],
+)
+def test_nonsense_is_refused(check: Callable[[str], object], bad: list[str]) -> None:
+    for text in bad:
+        with pytest.raises(ValueError, match="expected"):
+            check(text)
+    assert str(rate_of("10/60")) == "10/60"
