@@ -9,10 +9,13 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from api.ask import Ask, AskDep
-from api.routes import hrm, openai, puzzles
+from api.routes import chat, embeddings, hrm, openai, puzzles, tokens
+from api.schemas.chat import ChatRequest
+from api.schemas.embeddings import EmbeddingsRequest
 from api.schemas.hrm import GenerateRequest, LoglikelihoodRequest, RollingRequest
 from api.schemas.openai import CompletionRequest
 from api.schemas.puzzles import SolveRequest
+from api.schemas.tokens import DetokenizeRequest, TokenizeRequest
 from shared.errors import InvalidRequest
 
 router = APIRouter(tags=["jobs"])
@@ -31,6 +34,10 @@ TASKS = {
     "completions": Endpoint(CompletionRequest, openai.completions),
     "score": Endpoint(LoglikelihoodRequest, hrm.loglikelihood),
     "score_rolling": Endpoint(RollingRequest, hrm.loglikelihood_rolling),
+    "chat": Endpoint(ChatRequest, chat.chat_completions),
+    "embed": Endpoint(EmbeddingsRequest, embeddings.create_embeddings),
+    "tokenize": Endpoint(TokenizeRequest, tokens.tokenize),
+    "detokenize": Endpoint(DetokenizeRequest, tokens.detokenize),
     "solve": Endpoint(SolveRequest, puzzles.solve),
 }
 

@@ -35,7 +35,7 @@ def _is_ids(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(type(i) is int and 0 <= i <= MAX_TOKEN_ID for i in value)
 
 
-def _as_texts(value: Any) -> Any:
+def as_texts(value: Any) -> Any:
     """Any of the four forms as a tuple of prompts."""
     prompts = value if isinstance(value, list) and not _is_ids(value) else [value]
     if not prompts or not all(_is_text(prompt) or _is_ids(prompt) for prompt in prompts):
@@ -44,7 +44,7 @@ def _as_texts(value: Any) -> Any:
 
 
 _IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}}
-_PROMPT_SCHEMA = {
+PROMPT_SCHEMA = {
     "anyOf": [
         {"type": "string"},
         {"type": "array", "items": {"type": "string"}},
@@ -72,7 +72,7 @@ class StreamOptions(RequestBody):
 
 
 class CompletionRequest(SampledRequest):
-    prompt: Annotated[tuple[Text, ...], BeforeValidator(_as_texts), WithJsonSchema(_PROMPT_SCHEMA)]
+    prompt: Annotated[tuple[Text, ...], BeforeValidator(as_texts), WithJsonSchema(PROMPT_SCHEMA)]
     max_tokens: Annotated[int, Field(strict=True, ge=0)] | None = Field(None, description="Default 16; 0 with `echo`.")
     echo: Annotated[bool, Field(strict=True, description="Say the prompt first; its tokens have logprobs too.")] = False
     n: Annotated[int, Field(strict=True, ge=1, le=MAX_CHOICES, description="Completions of each prompt.")] = 1

@@ -1,0 +1,34 @@
+"""`/v1/embeddings` as the OpenAI clients expect it."""
+
+from collections.abc import Sequence
+
+from fastapi import APIRouter, Response
+
+from api.ask import AskDep, Plan
+from api.errors import openai_body
+from api.kinds import Dialect, Kind
+from api.record import Work
+from api.run import Outcome
+from api.schemas.embeddings import Embeddings, EmbeddingsRequest, embeddings
+from shared.messages import ModelInfo
+
+router = APIRouter(prefix="/v1", tags=["openai"])
+
+
+@router.post("/embeddings", response_model=Embeddings)
+async def create_embeddings(body: EmbeddingsRequest, ask: AskDep) -> Response:
+    """One vector for each text: the mean of its tokens' last states."""
+    ask.front.admission.check_count("input", len(body.input))
+
+    def plan(model: ModelInfo) -> Plan:
+        return Plan(body.tasks(), notes={"encoding_format": body.encoding_format})
+
+    return await ask.answer(EMBEDDINGS, body.model, plan)
+
+
+def _whole(work: Work, outcomes: Sequence[Outcome]) -> Embeddings:
+    return embeddings(work.record.model, outcomes, work.record.notes["encoding_format"])
+
+
+EMBEDDINGS = Kind("embeddings", "embed", _whole, error_body=openai_body)
+DIALECT = Dialect(router, (EMBEDDINGS,))

@@ -1,0 +1,166 @@
+"""Bodies of `/v1/chat/completions` as OpenAI documents them. What is not served is refused by name, never ignored."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+import msgspec
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, model_validator
+
+from api.run import Choice, Outcome, total_usage
+from api.schemas.fields import AnyText, MaxTokens, RequestBody, SampledRequest, refuse
+from api.schemas.openai import MAX_CHOICES, Heading, StreamOptions
+from api.schemas.q_values import QValues, is_absent, q_values_body
+from api.schemas.usage import DetailedUsageBody, detailed_usage_body
+from shared.messages import Chat, Generate, Sampling, TokenLogprob, Turn
+
+MAX_TOP_LOGPROBS = 20
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+}
+"""Fields of what is not served, and values that ask for nothing."""
+
+
+def _as_text(value: Any) -> Any:
+    """Content given in parts as one text; parts that are no text are named."""
+    if not isinstance(value, list):
+        return value
+    for part in value:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise ValueError(f"expected parts of type 'text', each with a text; got {kind or type(part).__name__!r}")
+    return "".join(part["text"] for part in value)
+
+
+Content = Annotated[
+    AnyText, BeforeValidator(_as_text, json_schema_input_type=str | list[dict[Literal["type", "text"], str]])
+]
+
+
+class Message(RequestBody):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content
+
+    def turn(self) -> Turn:
+        return Turn("system" if self.role == "developer" else self.role, self.content)
+
+
+class ChatRequest(SampledRequest):
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_tokens: MaxTokens | None = Field(
+        None,
+        validation_alias=AliasChoices("max_completion_tokens", "max_tokens"),
+        description="Default: as many as the server allows and the context window has room for.",
+    )
+    n: Annotated[int, Field(strict=True, ge=1, le=MAX_CHOICES)] = 1
+    logprobs: Annotated[bool, Field(strict=True)] = False
+    top_logprobs: Annotated[int, Field(strict=True, ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_what_is_served(cls, value: Any) -> Any:
+        for name, neutral in _NEUTRAL.items() if isinstance(value, dict) else ():
+            if value.get(name) is not None and value[name] not in neutral:
+                raise refuse(name, "this is not supported; it must be absent")
+        return value
+
+    @model_validator(mode="after")
+    def _top_needs_logprobs(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise refuse("top_logprobs", "expected logprobs to be true beside it")
+        return self
+
+    def chat_task(self, max_tokens: int) -> Generate:
+        """What does not fit the context window is refused; a default `max_tokens` is no reason to."""
+        chat = Chat(tuple(message.turn() for message in self.messages))
+        overflow: Literal["clamp", "refuse"] = "clamp" if self.max_tokens is None else "refuse"
+        return Generate(chat, self.sampling(max_tokens), self.condition, overflow)
+
+    def sampling(self, max_tokens: int) -> Sampling:
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        return msgspec.structs.replace(super().sampling(max_tokens), n=self.n, logprobs=logprobs)
+
+
+class TopLogprob(BaseModel):
+    """`bytes` is the UTF-8 of `token`; a token without text of its own has no bytes."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ChatTokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    content: list[ChatTokenLogprob]
+    refusal: None = None
+
+
+class ChatMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None
+    q_values: QValues | None = Field(None, exclude_if=is_absent)
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: DetailedUsageBody
+
+
+def chat_completion(heading: Heading, outcome: Outcome) -> ChatCompletion:
+    choices = [_choice_body(index, choice) for index, choice in enumerate(outcome.choices)]
+    usage = detailed_usage_body(total_usage([outcome]))
+    return ChatCompletion(id=heading.id, created=heading.created, model=heading.model, choices=choices, usage=usage)
+
+
+def _choice_body(index: int, choice: Choice) -> ChatChoice:
+    return ChatChoice(
+        index=index,
+        message=ChatMessage(content=choice.text),
+        logprobs=chat_logprobs(choice.ids, choice.logprobs),
+        finish_reason=choice.finish_reason,
+        q_values=q_values_body(choice.q_values),
+    )
+
+
+def chat_logprobs(ids: Sequence[int], logprobs: Sequence[TokenLogprob]) -> ChatLogprobs | None:
+    """The object for some tokens of a choice; None if they have no log-probabilities."""
+    if not logprobs or len(logprobs) != len(ids):
+        return None
+    return ChatLogprobs(content=[_token_body(token, item) for token, item in zip(ids, logprobs, strict=True)])
+
+
+def _token_body(token: int, item: TokenLogprob) -> ChatTokenLogprob:
+    top = [_named(other, text, value) for other, text, value in item.top]
+    own = _named(token, item.token, item.logprob if item.logprob is not None else 0.0)
+    return ChatTokenLogprob(**own.model_dump(), top_logprobs=top)
+
+
+def _named(token: int, text: str, logprob: float) -> TopLogprob:
+    return TopLogprob(token=text or f"token_id:{token}", logprob=logprob, bytes=list(text.encode()) if text else None)

@@ -1,0 +1,62 @@
+"""Bodies of `/v1/embeddings` as OpenAI documents them."""
+
+import base64
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
+
+from api.run import Outcome
+from api.schemas.fields import RequestBody
+from api.schemas.openai import PROMPT_SCHEMA, as_texts
+from shared.messages import Embed, Text
+from shared.vectors import unpack
+
+
+class EmbeddingsRequest(RequestBody):
+    input: Annotated[tuple[Text, ...], BeforeValidator(as_texts), WithJsonSchema(PROMPT_SCHEMA)]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(strict=True, ge=1, description="Those of the model, if it is given.")] | None = (
+        None
+    )
+
+    def tasks(self) -> list[Embed]:
+        """A text that does not fit the context window is refused, as OpenAI has it."""
+        return [Embed(text, overflow="refuse") for text in self.input]
+
+
+class Embedding(BaseModel):
+    """`embedding` has length 1; as base64 it is little-endian float32."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingsUsage(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embeddings(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingsUsage
+
+
+def embeddings(model: str, outcomes: Sequence[Outcome], encoding_format: str) -> Embeddings:
+    count = sum(outcome.usage.prompt_tokens for outcome in outcomes)
+    return Embeddings(
+        data=[
+            Embedding(index=index, embedding=_body(outcome.embedding or b"", encoding_format))
+            for index, outcome in enumerate(outcomes)
+        ],
+        model=model,
+        usage=EmbeddingsUsage(prompt_tokens=count, total_tokens=count),
+    )
+
+
+def _body(vector: bytes, encoding_format: str) -> Any:
+    return base64.b64encode(vector).decode() if encoding_format == "base64" else unpack(vector)

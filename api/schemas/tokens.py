@@ -1,0 +1,64 @@
+"""Bodies of `/tokenize` and `/detokenize`, in the shape of vLLM's."""
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from api.run import Outcome
+from api.schemas.chat import Message
+from api.schemas.fields import AnyText, RequestBody, TokenId, refuse
+from shared.messages import Chat, Detokenize, Tokenize
+
+
+class TokenizeRequest(RequestBody):
+    """A text, or a dialogue as the model's chat template writes it."""
+
+    prompt: AnyText | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    model: str | None = None
+    add_special_tokens: Annotated[bool, Field(strict=True)] = True
+    return_token_strs: Annotated[bool, Field(strict=True)] = False
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise refuse("prompt", "expected either prompt or messages")
+        return self
+
+    def task(self) -> Tokenize:
+        turns = tuple(message.turn() for message in self.messages or ())
+        prompt = Chat(turns) if self.prompt is None else self.prompt
+        return Tokenize(prompt, self.add_special_tokens, self.return_token_strs)
+
+
+class TokenizeResponse(BaseModel):
+    """`max_model_len` is the model's context window."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeRequest(RequestBody):
+    tokens: list[TokenId]
+    model: str | None = None
+
+
+class DetokenizeResponse(BaseModel):
+    prompt: str
+
+
+def tokenize_response(outcome: Outcome, window: int, *, with_texts: bool) -> TokenizeResponse:
+    found = outcome.tokenized
+    assert found is not None
+    texts = list(found.texts) if with_texts else None
+    return TokenizeResponse(count=len(found.ids), max_model_len=window, tokens=list(found.ids), token_strs=texts)
+
+
+def detokenize_response(outcome: Outcome) -> DetokenizeResponse:
+    return DetokenizeResponse(prompt=outcome.text or "")
+
+
+def detokenize_task(body: DetokenizeRequest) -> Detokenize:
+    return Detokenize(tuple(body.tokens))
