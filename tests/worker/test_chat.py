@@ -10,12 +10,14 @@ from transformers import PreTrainedTokenizerFast
 from scripts.train_sample import byte_tokenizer
 from shared.errors import ContextExceeded, InvalidRequest
 from shared.messages import Chat, Detokenize, Generate, Prompt, Sampling, Tokenize, Turn
+from shared.settings import ModelEntry, Settings
 from tests.worker.act_fixtures import Net, write_bundle
 from tests.worker.stepping import generate_all
 from tests.worker.test_hrm_text import write_tiny
 from tests.worker.tiny_causal import llama, write
 from worker.chat import DIALOGUE, ChatTemplate
 from worker.fingerprint import fingerprint
+from worker.loading import load_models
 from worker.models.errors import ModelFormatError
 from worker.registry import load_runner
 from worker.runners.base import Runner, RunnerOptions
@@ -116,6 +118,17 @@ def test_the_operators_template_outranks_the_models(causal: Place, tmp_path: Pat
     before = fingerprint("causal", options)
     file.write_text(TERSE + " ")
     assert fingerprint("causal", options) != before
+
+
+def test_a_models_own_setting_outranks_the_fleets(causal: Place, tmp_path: Path) -> None:
+    for name in ("fleet", "own"):
+        (tmp_path / f"{name}.jinja").write_text(f"{name}: {{{{ messages[0].content }}}}")
+    entries = (
+        ModelEntry(id="a", path=str(causal.path)),
+        ModelEntry(id="b", path=str(causal.path), chat_template=str(tmp_path / "own.jinja")),
+    )
+    loaded = load_models(Settings(models=entries, chat_template=str(tmp_path / "fleet.jinja"), device="cpu"))
+    assert [written(model.runner, Chat((USER,))) for model in loaded] == ["fleet:  Hi! ", "own:  Hi! "]
 
 
 @pytest.mark.parametrize(
