@@ -7,16 +7,17 @@ from collections.abc import AsyncGenerator, Sequence
 
 from fastapi.responses import JSONResponse, Response
 
-from api import sse
 from api.cursor import Cursor
 from api.deps import Front
 from api.dispatch import Following, Receive
 from api.errors import problem_of
+from api.framing import Framing
 from api.headers import JOB_ID, answer_headers
 from api.kinds import Kind
 from api.patience import redis_answers
 from api.record import Work, work_of
 from api.run import Outcome
+from api.sse import EventStream
 from api.streams import Stream
 from api.trail import Trail
 from shared.errors import FleetError
@@ -57,21 +58,27 @@ async def accepted(front: Front, work: Work) -> Response:
 
 
 def stream(
-    front: Front, kind: Kind, following: Following, receive: Receive, trail: Trail, seen: Cursor | None = None
+    front: Front,
+    kind: Kind,
+    following: Following,
+    receive: Receive,
+    trail: Trail,
+    seen: Cursor | None = None,
+    framing: Framing | None = None,
 ) -> Response:
-    """The frames of the request from its beginning, or from behind `seen`. The headers tell what is known when the
-    first frame comes."""
+    """The frames of the request from its beginning, or from behind `seen`, in its kind's framing or another one. The
+    headers tell what is known when the first frame comes."""
     started: dict[int, Started] = {}
-    telling = kind.telling(following.work)
+    telling, framing = kind.telling(following.work), framing or kind.framing
 
     async def frames() -> AsyncGenerator[bytes, None]:
         start = Cursor.start(following.work.id, len(following.work.request.job_ids))
         async with front.dispatcher.run(following, receive) as run:
-            async for frame in Stream(telling, start, seen, started).frames(run, front.keepalive_s):
+            async for frame in Stream(telling, framing, start, seen, started).frames(run, front.keepalive_s):
                 yield frame
             trail.usage = run.usage
 
     def last_words(error: FleetError) -> bytes:
-        return sse.data(kind.error_body(problem_of(error))) + sse.DONE
+        return framing.frame(telling.failed(problem_of(error)), "") + framing.end
 
-    return sse.EventStream(frames(), last_words, lambda: answer_headers(following.work, started.values()))
+    return EventStream(frames(), framing, last_words, lambda: answer_headers(following.work, started.values()))

@@ -14,6 +14,7 @@ from api.caller import Caller, CallerDep
 from api.cursor import HEADER, Cursor
 from api.deps import Front, FrontDep, TrailDep
 from api.dispatch import Following, Receive, StillRunning
+from api.framing import Framing
 from api.kinds import Kind
 from api.patience import redis_answers
 from api.record import OnDisconnect, Record, Work, encode_record, work_of
@@ -52,17 +53,24 @@ class Ask:
     receive: Receive
 
     async def answer(
-        self, kind: Kind, model: str | None, plan: Callable[[ModelInfo], Plan], *, is_streamed: bool = False
+        self,
+        kind: Kind,
+        model: str | None,
+        plan: Callable[[ModelInfo], Plan],
+        *,
+        is_streamed: bool = False,
+        framing: Framing | None = None,
     ) -> Response:
-        """Have what `plan` makes of the model done, and answer as the caller wishes. What the caller comes back to, by
-        a key or a frame, needs no model. Raises the FleetErrors of admission and of the jobs."""
+        """Have what `plan` makes of the model done, and answer as the caller wishes; a stream in `framing`, or else in
+        its kind's. What the caller comes back to, by a key or a frame, needs no model. Raises the FleetErrors of
+        admission and of the jobs."""
         if is_streamed and self.wishes.last_event_id:
-            return await self._resume(kind)
+            return await self._resume(kind, framing)
         following = await self._following(kind, model, plan, is_streamed=is_streamed)
         if self.wishes.wait_s == 0:
             return await self._leave(following)
         if is_streamed:
-            return stream(self.front, kind, following, self.receive, self.trail)
+            return stream(self.front, kind, following, self.receive, self.trail, framing=framing)
         try:
             outcomes = await self.front.dispatcher.gather(following, self.receive, self.wishes.wait_s)
         except StillRunning:
@@ -118,14 +126,14 @@ class Ask:
         return self.wishes.wait_s != 0
 
     @redis_answers()
-    async def _resume(self, kind: Kind) -> Response:
+    async def _resume(self, kind: Kind, framing: Framing | None) -> Response:
         """The stream that the caller has seen a part of; nothing is created."""
         seen = Cursor.parse(self.wishes.last_event_id)
         request = await self.front.requests.find(seen.request_id, self.caller.tenant)
         if work_of(request).record.kind != kind.name:
             raise InvalidRequest(f"{HEADER}: expected the id of a frame of this endpoint.", field=HEADER)
         following = await attached(self.front, request, seen)
-        return stream(self.front, kind, following, self.receive, self.trail, seen)
+        return stream(self.front, kind, following, self.receive, self.trail, seen, framing)
 
     async def _leave(self, following: Following) -> Response:
         """The caller will ask again."""

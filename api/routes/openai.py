@@ -6,7 +6,6 @@ from fastapi import APIRouter, Response
 
 from api.ask import AskDep, Plan
 from api.deps import FrontDep
-from api.errors import openai_body
 from api.kinds import Dialect, Kind
 from api.record import Work
 from api.routes.chunks import Chunks
@@ -65,5 +64,5 @@ def _heading(work: Work) -> Heading:
     return Heading(f"cmpl-{work.id}", work.record.created, work.record.model)
 
 
-COMPLETIONS = Kind("completions", "generate", _whole, _chunks, openai_body)
+COMPLETIONS = Kind("completions", "generate", _whole, _chunks)
 DIALECT = Dialect(router, (COMPLETIONS,))
