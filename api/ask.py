@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from fastapi.responses import Response
 
-from api.admission import TokenBudget
+from api.admission import Admission, TokenBudget
 from api.answers import accepted, attached, stream, whole
 from api.caller import Caller, CallerDep
 from api.cursor import HEADER, Cursor
@@ -19,10 +19,11 @@ from api.kinds import Kind
 from api.patience import redis_answers
 from api.record import OnDisconnect, Record, Work, encode_record, work_of
 from api.run import total_usage
+from api.schemas.fields import SampledRequest
 from api.trail import Trail
 from api.wishes import Wishes, WishesDep
 from shared.errors import Draining, InvalidRequest, ModelNotFound, NoWorker
-from shared.messages import ModelInfo, Task
+from shared.messages import ModelInfo, Task, Text
 from shared.requests import new_follower
 from shared.submission import Key, Order
 
@@ -39,6 +40,23 @@ class Plan:
     @property
     def capped_at(self) -> int | None:
         return self.budget.max_tokens if self.budget is not None and self.budget.is_clamped else None
+
+
+def text_plan(
+    admission: Admission,
+    body: SampledRequest,
+    prompts: Sequence[Text],
+    default_max_tokens: int,
+    notes: Mapping[str, Any] | None = None,
+) -> Callable[[ModelInfo], Plan]:
+    """`body.n` completions of each prompt. Raises InvalidRequest for more of them than one request may ask for."""
+    admission.check_count("n", len(prompts) * body.n, "completions")
+
+    def plan(model: ModelInfo) -> Plan:
+        budget = admission.budget(body.max_tokens, default_max_tokens, model)
+        return Plan([body.task(prompt, budget.max_tokens) for prompt in prompts], budget, body.n, notes or {})
+
+    return plan
 
 
 @dataclass(frozen=True)

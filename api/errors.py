@@ -57,6 +57,11 @@ def openai_body(problem: Problem) -> dict[str, Any]:
     return _with_job({"message": problem.message, "type": kind, "param": problem.field, "code": problem.code}, problem)
 
 
+def tgi_body(problem: Problem) -> dict[str, Any]:
+    kind = "overloaded" if problem.status in (429, 503) else "generation" if problem.status >= 500 else "validation"
+    return {"error": problem.message, "error_type": kind}
+
+
 def plain_body(problem: Problem) -> dict[str, Any]:
     return _with_job({"code": problem.code, "message": problem.message, "field": problem.field}, problem)
 
@@ -65,10 +70,11 @@ def _with_job(error: dict[str, Any], problem: Problem) -> dict[str, Any]:
     return {"error": error} if problem.job_id is None else {"error": error, "id": problem.job_id}
 
 
-def render(problem: Problem, path: str) -> JSONResponse:
+def render(problem: Problem, path: str, body: Callable[[Problem], dict[str, Any]] | None = None) -> JSONResponse:
+    """In the form `body`, or else in that of the path."""
     is_openai = path.startswith(_OPENAI_PREFIX) and not path.startswith(_OWN_PREFIXES)
-    body = openai_body if is_openai else plain_body
-    return JSONResponse(body(problem), problem.status, dict(problem.headers))
+    told = (body or (openai_body if is_openai else plain_body))(problem)
+    return JSONResponse(told, problem.status, dict(problem.headers))
 
 
 def invalid_request(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
@@ -94,8 +100,9 @@ def _expectation(error: Mapping[str, Any]) -> str:
 
 
 def _answer(request: Request, problem: Problem) -> Response:
-    trail_of(request.scope).error = problem.code
-    return render(problem, request.url.path)
+    trail = trail_of(request.scope)
+    trail.error = problem.code
+    return render(problem, request.url.path, trail.error_body)
 
 
 async def _on_fleet_error(request: Request, error: FleetError) -> Response:

@@ -3,7 +3,7 @@
 Created by the outermost middleware, filled in by routes and error handlers, read once when the answer has ended.
 """
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +30,13 @@ class Usage:
 
 @dataclass
 class Trail:
+    """`error_body` makes the body of an error for this caller, where the path does not tell its dialect."""
+
     request_id: str
     usage: Usage = Usage()
     error: str | None = None
     body: bytes = b""
+    error_body: Callable[[Any], dict[str, Any]] | None = None
 
 
 def trail_of(scope: MutableMapping[str, Any]) -> Trail:

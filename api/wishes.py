@@ -25,6 +25,7 @@ class Wishes:
     wait_s: float | None = None
     on_disconnect: OnDisconnect | None = None
     last_event_id: str = ""
+    accept: str = ""
 
 
 async def wishes_of(
@@ -34,6 +35,7 @@ async def wishes_of(
     prefer: Annotated[list[str] | None, Header(description="respond-async, or wait=SECONDS")] = None,
     x_on_disconnect: Annotated[str | None, Header(description="cancel, continue or grace")] = None,
     last_event_id: Annotated[str | None, Header(description="The stream goes on behind this frame.")] = None,
+    accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Wishes:
     """Raises InvalidRequest that names the header."""
     return Wishes(
@@ -43,6 +45,7 @@ async def wishes_of(
         _wait_s(",".join(prefer or ())),
         _one_of("X-On-Disconnect", x_on_disconnect, get_args(OnDisconnect)),
         last_event_id or "",
+        (accept or "").lower(),
     )
 
 

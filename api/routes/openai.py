@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter, Response
 
-from api.ask import AskDep, Plan
+from api.ask import AskDep, text_plan
 from api.deps import FrontDep
 from api.kinds import Dialect, Kind
 from api.record import Work
@@ -20,7 +20,7 @@ from api.schemas.openai import (
     completion,
     model_body,
 )
-from shared.messages import ModelInfo
+from api.sse import EVENT_STREAM
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -37,18 +37,13 @@ async def model(id: str, front: FrontDep) -> Model:
     return model_body(await front.admission.find(id))
 
 
-@router.post("/completions", response_model=Completion)
+@router.post("/completions", response_model=Completion, responses=EVENT_STREAM)
 async def completions(body: CompletionRequest, ask: AskDep) -> Response:
     """Complete each prompt; `stream` sends the text as it comes."""
     admission = ask.front.admission
     admission.check_count("prompt", len(body.prompt))
-    admission.check_count("n", len(body.prompt) * body.n, "completions")
-
-    def plan(model: ModelInfo) -> Plan:
-        budget = admission.budget(body.max_tokens, DEFAULT_MAX_TOKENS, model)
-        tasks = [body.task(prompt, budget.max_tokens) for prompt in body.prompt]
-        return Plan(tasks, budget, body.n, {"with_usage": body.stream_options.include_usage})
-
+    notes = {"with_usage": body.stream_options.include_usage}
+    plan = text_plan(admission, body, body.prompt, DEFAULT_MAX_TOKENS, notes)
     return await ask.answer(COMPLETIONS, body.model, plan, is_streamed=body.stream)
 
 
