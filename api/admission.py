@@ -12,7 +12,7 @@ from api.endings import Endings
 from api.fleet import FleetView
 from shared.broker import UNAVAILABLE
 from shared.errors import BrokerUnavailable, Draining, FleetError, InvalidRequest, ModelNotFound, NoWorker
-from shared.messages import Cancelled, Job, ModelInfo
+from shared.messages import Cancelled, Job, ModelInfo, TaskName
 from shared.requests import Request
 from shared.submission import Order, Quota, Room, Submissions
 
@@ -66,7 +66,7 @@ class Admission:
         self._limits = limits
         self._default_model = default_model
 
-    async def resolve(self, name: str | None, task: Literal["generate", "score", "solve"]) -> ModelInfo:
+    async def resolve(self, name: str | None, task: TaskName) -> ModelInfo:
         """The model for new work. Raises Draining, ModelNotFound, NoWorker, InvalidRequest (wrong task)."""
         if self._draining.is_set():
             raise Draining("This server is shutting down.", retry_after_s=1)

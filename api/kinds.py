@@ -6,7 +6,7 @@ and how often, says the same.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -17,8 +17,7 @@ from api.record import Work
 from api.run import Outcome, Progress, Tally
 from api.trail import Usage
 from shared.errors import JobNotFound
-
-TaskName = Literal["generate", "score", "solve"]
+from shared.messages import TaskName
 
 
 class Telling(Protocol):

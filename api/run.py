@@ -15,8 +15,10 @@ from shared.messages import (
     Done,
     Event,
     Failed,
+    Label,
     Solution,
     Started,
+    Tokenized,
     TokenLogprob,
     Tokens,
 )
@@ -55,6 +57,10 @@ class Outcome:
     num_truncated: int = 0
     max_tokens: int | None = None
     solution: Solution | None = None
+    tokenized: Tokenized | None = None
+    text: str | None = None
+    embedding: bytes | None = None
+    labels: tuple[Label, ...] = ()
 
 
 class Tally:
@@ -87,6 +93,10 @@ class Tally:
             started.num_truncated if started else 0,
             started.max_tokens if started else None,
             done.solution if done else None,
+            done.tokenized if done else None,
+            done.text if done else None,
+            done.embedding if done else None,
+            done.labels if done else (),
         )
 
 

@@ -8,15 +8,25 @@ from typing import Literal
 
 import msgspec
 
-Text = str | tuple[int, ...]
-"""A prompt as text, or as token ids that are used as they are."""
-
-Grid = tuple[str | tuple[int, ...], ...]
-"""The rows of a puzzle, top to bottom: each a string with a character a cell, or a tuple with a number a cell."""
-
-Halt = Literal["max", "q_halt"]
-"""When a puzzle's row stops: after its last permitted ACT segment, or where its own q head says so."""
-
+from shared.tasks import Chat as Chat
+from shared.tasks import Classify as Classify
+from shared.tasks import Detokenize as Detokenize
+from shared.tasks import Embed as Embed
+from shared.tasks import Generate as Generate
+from shared.tasks import Grid as Grid
+from shared.tasks import Halt as Halt
+from shared.tasks import Overflow as Overflow
+from shared.tasks import Prompt as Prompt
+from shared.tasks import Sampling as Sampling
+from shared.tasks import Score as Score
+from shared.tasks import Solve as Solve
+from shared.tasks import Task as Task
+from shared.tasks import TaskName as TaskName
+from shared.tasks import Text as Text
+from shared.tasks import Tokenize as Tokenize
+from shared.tasks import TooLong as TooLong
+from shared.tasks import Turn as Turn
+from shared.tasks import name_of as name_of
 
 Priority = Literal["interactive", "default", "bulk"]
 """A class of requests: better ones are served first."""
@@ -24,80 +34,10 @@ Priority = Literal["interactive", "default", "bulk"]
 PRIORITIES: tuple[Priority, ...] = ("interactive", "default", "bulk")
 """Best first."""
 
-Overflow = Literal["truncate", "clamp", "refuse"]
-"""What gives way when a prompt and `max_tokens` exceed the context window: the prompt's beginning, `max_tokens`, or the
-whole request. A prompt that leaves no room for any answer is refused by `clamp` as well."""
-
-
-class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How to choose tokens. `temperature` 0 is greedy; `top_k` 0, `top_p` 1.0 and `min_p` 0 do not cut.
-
-    `n` choices are drawn for the prompt. Before `min_tokens` nothing ends a response: no end token, no stop. `logprobs`
-    counts the likeliest tokens to report beside each chosen one; None reports nothing.
-    """
-
-    max_tokens: int
-    seed: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    stop: tuple[str, ...] = ()
-    n: int = 1
-    min_p: float = 0.0
-    min_tokens: int = 0
-    ignore_eos: bool = False
-    stop_ids: tuple[int, ...] = ()
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logprobs: int | None = None
-
-
-class Generate(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
-    """Continue one prompt. `condition` None is the model's default.
-
-    Of the prompt at most the last `max_prompt_tokens` are used; what is still too long is a matter of `overflow`.
-    """
-
-    prompt: Text
-    sampling: Sampling
-    condition: str | None = None
-    overflow: Overflow = "truncate"
-    max_prompt_tokens: int | None = None
-
-
-class Score(msgspec.Struct, frozen=True, omit_defaults=True, tag="score"):
-    """Log-likelihood of each continuation given one context. `method` None is the model's default.
-
-    `rolling`: of a whole text of any length, the only continuation of an empty context.
-    """
-
-    context: Text
-    continuations: tuple[Text, ...]
-    condition: str | None = None
-    method: Literal["strict", "aios_compat"] | None = None
-    rolling: bool = False
-
-
-class Solve(msgspec.Struct, frozen=True, omit_defaults=True, tag="solve"):
-    """Solve one puzzle, given as a grid or as the cells of a Sudoku in one string.
-
-    `identifier` names what the puzzle's family is to the network, by number or name; None is the blank one. `max_steps`
-    is the most ACT segments; None is what the network was trained to, as None for `halt` is the model's default.
-    """
-
-    puzzle: str | Grid
-    identifier: int | str | None = None
-    halt: Halt | None = None
-    max_steps: int | None = None
-
-
-Task = Generate | Score | Solve
-
 
 class Job(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The unit that is queued, leased and logged: a prompt, a scoring context with its continuations, or a puzzle.
+    """The unit that is queued, leased and logged: a prompt, a scoring context with its continuations, a puzzle, or a
+    text.
 
     `is_streamed`: somebody follows it token by token.
     """
@@ -169,11 +109,28 @@ class Solution(msgspec.Struct, frozen=True):
     is_halted: bool
 
 
+class Tokenized(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A prompt's ids, and if asked for the vocabulary's spelling of each."""
+
+    ids: tuple[int, ...]
+    texts: tuple[str, ...] = ()
+
+
+class Label(msgspec.Struct, frozen=True):
+    """A class that a text may belong to: its probability, or the value itself where the network estimates one."""
+
+    name: str
+    score: float
+
+
 class Done(msgspec.Struct, frozen=True, omit_defaults=True, tag="done"):
-    """The job succeeded. `finish_reason` is `stop`, `length`, `deadline` (with what was said by then), `score` or
-    `solve`; of several choices `finish_reasons` has each. The keys and values of `num_cached_tokens` prompt tokens were
-    there already. `q_values` are (q_halt, q_continue) of the state that gave each choice its last token, of a model
-    with a q head.
+    """The job succeeded. `finish_reason` is `stop`, `length`, `deadline` (with what was said by then), or the
+    name of a task of another kind; of several choices `finish_reasons` has each. The keys and values of
+    `num_cached_tokens` prompt tokens were there already. `q_values` are (q_halt, q_continue) of the state that gave
+    each choice its last token, of a model with a q head.
+
+    Each task of another kind has its own field: `scores`, `solution`, `tokenized`, `text` (of `Detokenize`),
+    `embedding` (little-endian float32: `shared.vectors`) and `labels`, likeliest first.
     """
 
     finish_reason: str
@@ -184,6 +141,10 @@ class Done(msgspec.Struct, frozen=True, omit_defaults=True, tag="done"):
     num_cached_tokens: int = 0
     q_values: tuple[tuple[float, float] | None, ...] = ()
     solution: Solution | None = None
+    tokenized: Tokenized | None = None
+    text: str | None = None
+    embedding: bytes | None = None
+    labels: tuple[Label, ...] = ()
 
 
 class Failed(msgspec.Struct, frozen=True, omit_defaults=True, tag="failed"):

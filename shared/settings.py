@@ -32,12 +32,13 @@ class ModelEntry(BaseModel):
 
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
     path: Text
-    runner: Literal["auto", "hrm-text", "hrm-act", "hrm-puzzle", "causal", "echo"] = "auto"
+    runner: Literal["auto", "hrm-text", "hrm-act", "hrm-puzzle", "causal", "encoder", "echo"] = "auto"
     dtype: Dtype | None = None
     quantize: Quantize | None = None
     context_window: Count | None = None
     tokenizer_path: Text | None = None
     condition: Text | None = None
+    chat_template: Text | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -109,6 +110,9 @@ class Settings(BaseSettings):
         default=None, description="override of the model's own"
     )
     condition: Text = Field(default="direct", description="HRM-Text condition of a prompt that names none")
+    chat_template: Text | None = Field(
+        default=None, description="Jinja file for dialogues (none: the tokenizer's own, else Llama 3's marks)"
+    )
     use_ema: bool = Field(default=True, description="averaged weights (EMA) of raw HRM-Text checkpoints")
     kv_memory_mib: CountOrAuto = Field(default="auto", description="memory for KV pages of one model (auto: 512)")
     kv_memory_fraction: Share | None = Field(default=None, description="share of free GPU memory for KV (none: 0.9)")
@@ -222,7 +226,7 @@ def model_entries(settings: Settings) -> tuple[ModelEntry, ...]:
     that directory cannot serve as a model id.
     """
     entries = settings.models or (_entry_of_path(settings.model_path or str(SAMPLE_MODEL)),)
-    fleet_wide = ("dtype", "quantize", "context_window", "tokenizer_path", "condition")
+    fleet_wide = ("dtype", "quantize", "context_window", "tokenizer_path", "condition", "chat_template")
     common = {name: getattr(settings, name) for name in fleet_wide}
     return tuple(
         entry.model_copy(update={name: value for name, value in common.items() if getattr(entry, name) is None})

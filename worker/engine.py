@@ -13,7 +13,7 @@ from shared.errors import DeadlineExceeded, FleetError, InvalidRequest, NoMemory
 from worker.request import Emission, Request, Work
 from worker.runners.base import OutOfMemory, Runner
 from worker.scheduler import Scheduler
-from worker.sequence import Sampled, Scores, Sequence, Slice, Status, StepResult
+from worker.sequence import Classified, Pooled, Sampled, Scores, Sequence, Slice, Status, StepResult
 
 logger = logging.getLogger("aios.engine")
 
@@ -146,6 +146,10 @@ class Engine:
             return [request.push(sequence, result)]
         if isinstance(result, Scores):
             return request.score(sequence, result)
+        if isinstance(result, Pooled):
+            return request.pool(sequence, result)
+        if isinstance(result, Classified):
+            return [request.classify(sequence, result)]
         return [] if result is None else [request.solve(sequence, result)]
 
     def _drop(self, key: str, *, keep: bool = True) -> None:

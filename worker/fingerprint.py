@@ -15,7 +15,7 @@ SAMPLER_VERSION = 1
 
 _BLOCKS, _BLOCK_BYTES = 8, 1 << 16
 _IRRELEVANT = (
-    *("path", "tokenizer_path", "name"),
+    *("path", "tokenizer_path", "chat_template", "name"),
     *("max_batch", "kv_bytes", "kv_fraction", "max_device_bytes", "page_size", "prefix_cache", "step_tokens"),
 )
 """Options that name, move and size things, and change no token."""
@@ -26,7 +26,7 @@ def fingerprint(runner: str, options: RunnerOptions) -> str:
     digest = hashlib.sha256()
     facts = {name: value for name, value in asdict(options).items() if name not in _IRRELEVANT}
     digest.update(repr((SAMPLER_VERSION, runner, sorted(facts.items()))).encode())
-    for source in (options.path, options.tokenizer_path):
+    for source in (options.path, options.tokenizer_path, options.chat_template):
         for file in _files(source):
             digest.update(f"{file.name}:{file.stat().st_size}".encode())
             digest.update(b"".join(_blocks(file)))

@@ -115,7 +115,10 @@ class Intake:
         return bool(taken.claims)
 
     async def _accept(self, claim: Claim, deadline_s: float) -> None:
-        """From a job in hand to a work for the engine. A long prompt must not hold up the renewal of leases."""
+        """From a job in hand to a work for the engine, or to its end where no step is needed.
+
+        A long prompt must not hold up the renewal of leases.
+        """
         task = claim.job.task
         if claim.epoch > 1:
             logger.warning("job %s taken over, epoch %d", claim.job.id, claim.epoch)
@@ -138,6 +141,10 @@ class Intake:
         num_prompt_tokens = len(encoded.prompt_ids)
         started = Started(claim.epoch, self._worker_id, num_prompt_tokens, encoded.num_truncated, max_tokens)
         job = claim.job
+        if encoded.answer is not None:
+            self._outbox.add(claim, started)
+            self._outbox.add(claim, encoded.answer)
+            return
         work = Work(claim.key, encoded, sampling, replayed, job.tenant, deadline_s, job.priority)
         # Only what is known to have begun is blamed if this worker dies of it.
         self._outbox.add(claim, started, then=partial(self._engine.submit, work))

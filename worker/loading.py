@@ -7,6 +7,7 @@ from typing import Any
 from shared.errors import FleetError, from_event
 from shared.messages import Failed, Generate, ModelInfo
 from shared.settings import ModelEntry, Settings, SettingsError, model_entries
+from shared.vectors import unpack
 from worker import device
 from worker.engine import Engine
 from worker.fingerprint import fingerprint
@@ -97,6 +98,7 @@ def _options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
         prefix_cache=settings.prefix_cache,
         step_tokens=settings.step_tokens or _CPU_STEP_TOKENS,
         condition=entry.condition or settings.condition,
+        chat_template=entry.chat_template,
         scoring=settings.scoring,
         segments=settings.segments,
         attention=settings.attention,
@@ -147,4 +149,8 @@ def warm_up(runner: Runner) -> str:
     assert ended is not None
     if ended.solution is not None:
         return f"answered a blank grid with confidence {ended.solution.confidence:.3f}"
+    if ended.embedding is not None:
+        return f"embedded a text in {len(unpack(ended.embedding))} dimensions"
+    if ended.labels:
+        return f"labelled a text {ended.labels[0].name!r}"
     return f"decoded one token: {''.join(item.text for item in said)!r}"

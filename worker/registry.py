@@ -2,8 +2,9 @@
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from worker.models.errors import ModelFormatError
 from worker.runners.base import Runner, RunnerOptions
@@ -13,10 +14,14 @@ RUNNERS = {
     "hrm-text": "worker.runners.hrm_text:load",
     "hrm-act": "worker.runners.hrm_act:load",
     "causal": "worker.runners.causal:load",
+    "encoder": "worker.runners.encoder:load",
     "hrm-puzzle": "worker.runners.hrm_puzzle:load",
 }
 
 _EPOCH_PREFIX = "fsdp2_epoch_"
+_READING_HEADS = ("ForMaskedLM", "ForPreTraining", "ForSequenceClassification")
+_SPEAKING_HEADS = ("ForCausalLM", "LMHeadModel")
+_READERS = ("electra", "mpnet")
 _IMPLANT_FILES = ("starter_brain.json", "q_head.pt")
 
 
@@ -52,7 +57,17 @@ def detect(path: str) -> str:
         )
         raise ModelFormatError(f"What lies at {path} is no model we know: neither {expected} is there.")
     config = json.loads((directory / "config.json").read_text())
-    return "hrm-text" if config.get("model_type") == "hrm_text" else "causal"
+    if config.get("model_type") == "hrm_text":
+        return "hrm-text"
+    return "encoder" if _is_encoder(config) else "causal"
+
+
+def _is_encoder(config: Mapping[str, Any]) -> bool:
+    """Whether the network was saved with a head that reads texts, or is of a family that does little else."""
+    names, family = config.get("architectures") or (), str(config.get("model_type"))
+    is_reader = "bert" in family or family in _READERS
+    speaks = any(name.endswith(_SPEAKING_HEADS) for name in names)
+    return any(name.endswith(_READING_HEADS) for name in names) or (is_reader and not speaks)
 
 
 def _is_puzzle_checkpoint(directory: Path) -> bool:

@@ -7,13 +7,15 @@ computed for all. So are the windows of a text that is scored whole.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from shared.messages import PRIORITIES, ContinuationScore, Done, Failed, Priority, Sampling, TokenLogprob
 from worker.noise import fold
+from worker.pooling import joined, mean_of
 from worker.runners.base import Runner
-from worker.sequence import Encoded, Sampled, Scores, Sequence, Solved
+from worker.sequence import Classified, Encoded, Pooled, Sampled, Scores, Sequence, Solved
 from worker.text import TextStream
 
 
@@ -107,10 +109,20 @@ class Request:
         ended = self._close(self._choices[sequence.choice], "score")
         return [Emission(self.work.key, ended=ended)] if ended is not None else []
 
+    def pool(self, sequence: Sequence, result: Pooled) -> list[Emission]:
+        """Add the states of some tokens; those of the last ones end the request."""
+        sequence.pooled = joined(sequence.pooled, result)
+        if sequence.pooled.num_tokens < len(sequence.encoded.prompt_ids):
+            return []
+        vector = mean_of(sequence.pooled, normalize=sequence.encoded.is_normalized)
+        return [self._end(sequence, "embed", embedding=vector)]
+
+    def classify(self, sequence: Sequence, result: Classified) -> Emission:
+        return self._end(sequence, "classify", labels=result.labels)
+
     def solve(self, sequence: Sequence, result: Solved) -> Emission:
         """The end of a puzzle."""
-        done = self._close(self._choices[sequence.choice], "solve")
-        return Emission(self.work.key, ended=msgspec.structs.replace(done, solution=result.solution) if done else None)
+        return self._end(sequence, "solve", solution=result.solution)
 
     @property
     def has_spoken(self) -> bool:
@@ -147,6 +159,11 @@ class Request:
         if choice.text.is_stopped or (is_end and count >= sampling.min_tokens):
             return "stop"
         return "length" if count >= sequence.encoded.max_tokens else None
+
+    def _end(self, sequence: Sequence, reason: str, **result: Any) -> Emission:
+        """The end of a request of one sequence, with the field of `Done` that is its result."""
+        done = self._close(self._choices[sequence.choice], reason)
+        return Emission(self.work.key, ended=msgspec.structs.replace(done, **result) if done else None)
 
     def _close(self, choice: _Choice, reason: str) -> Done | None:
         """The end of the request if this was its last choice."""

@@ -3,10 +3,11 @@
 A `Slice` is what one step does for one sequence; `StepResult` is what came of it.
 """
 
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from shared.messages import ContinuationScore, Sampling, Solution, TokenLogprob
+from shared.messages import ContinuationScore, Done, Label, Sampling, Solution, TokenLogprob
 
 
 class Status(Enum):
@@ -21,7 +22,8 @@ class Encoded:
     """A task as token ids. For generation `continuations` is empty; `max_tokens` is what fits behind the prompt.
 
     The first `num_given` tokens of each continuation are given, not scored. A text too long for the context window goes
-    on in `windows`, whose scores add to its own.
+    on in `windows`, whose scores add to its own. `is_pooled`: one vector of the states of all prompt tokens is
+    wanted. `answer` is the end of a task that needs no step.
     """
 
     prompt_ids: tuple[int, ...]
@@ -31,6 +33,9 @@ class Encoded:
     num_truncated: int = 0
     num_given: int = 0
     windows: "tuple[Encoded, ...]" = ()
+    is_pooled: bool = False
+    is_normalized: bool = False
+    answer: Done | None = None
 
 
 @dataclass(eq=False)
@@ -40,8 +45,9 @@ class Sequence:
     `output_ids` may start with what an earlier worker said. The first `num_computed` tokens have their keys and values
     in `pages`; `num_cached` of them were found there when it first started. `source_page` is a shared page that the
     sequence's first step copies into its own, because it goes on writing in the middle of it. `forked_from` is the
-    choice of the same job whose prompt it waits for. `scores` are those of the first continuations. `rank` 0 is the
-    best class; the sequence waited for `num_waited` steps in all.
+    choice of the same job whose prompt it waits for. `scores` are those of the first continuations, `pooled` is what
+    there is of the states of the first `num_computed` tokens. `rank` 0 is the best class; the sequence waited for
+    `num_waited` steps in all.
     """
 
     key: str
@@ -53,6 +59,7 @@ class Sequence:
     forked_from: "Sequence | None" = None
     output_ids: list[int] = field(default_factory=list)
     scores: list[ContinuationScore] = field(default_factory=list)
+    pooled: "Pooled | None" = None
     num_computed: int = 0
     num_cached: int | None = None
     pages: list[int] = field(default_factory=list)
@@ -133,11 +140,26 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Pooled:
+    """The sum of the last hidden states of `num_tokens` tokens, one float for each unit."""
+
+    sums: Rows[float]
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Classified:
+    """What a classifier makes of a text, likeliest first."""
+
+    labels: tuple[Label, ...]
+
+
+@dataclass(frozen=True)
 class Solved:
     """What a puzzle's last ACT segment yields."""
 
     solution: Solution
 
 
-StepResult = Sampled | Scores | Solved | None
+StepResult = Sampled | Scores | Solved | Pooled | Classified | None
 """What a slice yields; nothing for part of a prompt, or an ACT segment that has not halted."""

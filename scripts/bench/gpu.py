@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 from scripts.bench.gpu_agreement import print_agreement
-from shared.messages import Generate, Sampling, Score
+from shared.messages import Sampling
 from worker.models.hrm_text import PLAIN_HALVES, HrmTextModel, HrmTextShape
 from worker.runners import hrm_text
-from worker.runners.base import RunnerOptions
+from worker.runners.base import RunnerOptions, TextTask
 from worker.runners.paged import PagedRunner
 from worker.sequence import Encoded, Sequence, Slice
 
@@ -56,7 +56,7 @@ class Ids:
 
     eos_ids: frozenset[int] = frozenset()
 
-    def encode(self, task: Generate | Score, window: int) -> Encoded:
+    def encode(self, task: TextTask, window: int) -> Encoded:
         raise NotImplementedError("the benchmark makes its own sequences")
 
     def decode(self, token_ids: Rows[int]) -> str:

@@ -1,31 +1,47 @@
 """The wire: pinned bytes, so that a rolling upgrade cannot break unnoticed, and tolerance for what is new."""
 
+import struct
+from typing import get_args
+
 import msgspec
 import pytest
 
+from shared.cost import cost_of
 from shared.errors import FleetError, QueueFull, from_event
 from shared.messages import (
     Cancelled,
+    Chat,
+    Classify,
     ContinuationScore,
+    Detokenize,
     Done,
+    Embed,
     Event,
     Failed,
     Generate,
     Job,
+    Label,
     ModelInfo,
     Sampling,
     Score,
     Solution,
     Solve,
     Started,
+    Task,
+    TaskName,
+    Tokenize,
+    Tokenized,
     TokenLogprob,
     Tokens,
+    Turn,
     WorkerInfo,
     decode_event,
     decode_job,
     decode_worker,
     encode,
+    name_of,
 )
+from shared.vectors import pack, unpack
 
 GOLDEN: list[tuple[Event, str]] = [
     (
@@ -50,6 +66,27 @@ GOLDEN: list[tuple[Event, str]] = [
         "7304b56e756d5f636f6d706c6574696f6e5f746f6b656e7300a8736f6c7574696f6e84a46772696492920102a22347aa"
         "636f6e666964656e6365cb3fe8000000000000a5737465707308a969735f68616c746564c3",
     ),
+    (
+        Done("tokenize", 2, 0, tokenized=Tokenized((1, 300), ("a", "b"))),
+        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea8746f6b656e697a65b16e756d5f70726f6d70745f746f6b656e7302b5"
+        "6e756d5f636f6d706c6574696f6e5f746f6b656e7300a9746f6b656e697a656482a36964739201cd012ca5746578747392a161a162",
+    ),
+    (
+        Done("detokenize", 1, 0, text=""),
+        "85a474797065a4646f6e65ad66696e6973685f726561736f6eaa6465746f6b656e697a65b16e756d5f70726f6d70745f746f6b656e73"
+        "01b56e756d5f636f6d706c6574696f6e5f746f6b656e7300a474657874a0",
+    ),
+    (
+        Done("embed", 3, 0, embedding=pack([0.5, -2.0])),
+        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea5656d626564b16e756d5f70726f6d70745f746f6b656e7303b56e756d"
+        "5f636f6d706c6574696f6e5f746f6b656e7300a9656d62656464696e67c4080000003f000000c0",
+    ),
+    (
+        Done("classify", 3, 0, labels=(Label("good", 0.75),)),
+        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea8636c617373696679b16e756d5f70726f6d70745f746f6b656e7303b5"
+        "6e756d5f636f6d706c6574696f6e5f746f6b656e7300a66c6162656c739182a46e616d65a4676f6f64a573636f7265cb3fe800000000"
+        "0000",
+    ),
 ]  # fmt: skip
 
 
@@ -71,6 +108,12 @@ JOBS = [
     Job("00" + "e" * 32, "m", Solve(((0, 9), (3, 4)), "007bbfb7_t0", "q_halt", 3)),
     Job("00" + "f" * 32, "m", Solve(("# S", "G o"), identifier=7)),
     Job("00" + "0" * 32, "m", Score("", ("a",), rolling=True)),
+    Job("00" + "1" * 32, "m", Generate(Chat((Turn("system", "be"), Turn("assistant", "so"))), Sampling(4, seed=0))),
+    Job("00" + "2" * 32, "m", Tokenize(Chat(()), with_texts=True)),
+    Job("00" + "3" * 32, "m", Tokenize((1, 2), add_special_tokens=False)),
+    Job("00" + "4" * 32, "m", Detokenize((1, 2), skip_special_tokens=True)),
+    Job("00" + "5" * 32, "m", Embed((1, 2), normalize=False, overflow="refuse")),
+    Job("00" + "6" * 32, "m", Classify("a", 2, "refuse")),
 ]
 
 
@@ -87,6 +130,43 @@ def test_golden_bytes_of_a_puzzle() -> None:
         "64656e74696669657202a468616c74a36d6178"
     )
     assert encode(job).hex() == expected
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        (
+            Generate(Chat((Turn("user", "hi"),)), Sampling(4, 0)),
+            "83a474797065a867656e6572617465a670726f6d707481a86d657373616765739182a4726f6c65a475736572a7636f6e74656e74a26869"
+            "a873616d706c696e67de0002aa6d61785f746f6b656e7304a47365656400",
+        ),
+        (Tokenize("hi"), "82a474797065a8746f6b656e697a65a670726f6d7074a26869"),
+        (Detokenize((7,)), "82a474797065aa6465746f6b656e697a65a36964739107"),
+        (Embed("hi", normalize=False), "83a474797065a5656d626564a474657874a26869a96e6f726d616c697a65c2"),
+        (Classify("hi", 2), "83a474797065a8636c617373696679a474657874a26869a5746f705f6b02"),
+    ],
+)
+def test_golden_bytes_of_tasks(task: Task, expected: str) -> None:
+    assert encode(Job("00", "m", task)).hex() == "83a26964a23030a56d6f64656ca16da47461736b" + expected
+
+
+def test_tasks_have_names_and_costs() -> None:
+    """About what they take, whatever they are."""
+    names = [name_of(job.task) for job in JOBS]
+    assert set(names) == set(get_args(TaskName))
+    assert all(cost_of(job.task) > 0 for job in JOBS)
+    words = Chat((Turn("system", "x" * 40), Turn("user", "y" * 40)))
+    assert cost_of(Generate(words, Sampling(8, 0))) == 8 + 2 * 11
+    assert cost_of(Embed("x" * 40)) == cost_of(Classify("x" * 40)) == 11
+    assert cost_of(Tokenize("x" * 4000)) == cost_of(Detokenize((1,) * 4000)) == 1
+
+
+def test_vectors_come_back() -> None:
+    """Four bytes a number, and only whole ones."""
+    assert pack([1.0, -2.5]) == struct.pack("<2f", 1.0, -2.5)
+    assert unpack(pack([1.0, -2.5])) == [1.0, -2.5]
+    with pytest.raises(ValueError, match="multiple"):
+        unpack(b"abc")
 
 
 def test_unknown_fields_and_missing_optional_ones_are_fine() -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from shared.messages import ContinuationScore, Done, Generate, Score, Solution, Solve, Task
+from shared.messages import Classify, ContinuationScore, Done, Embed, Generate, Score, Solution, Solve, Task
 from worker.engine import Engine
 from worker.request import Emission, Work
 from worker.runners.base import Runner
@@ -30,6 +30,18 @@ def solve_all(runner: Runner, tasks: Sequence[Solve]) -> list[Solution]:
     solutions = [done.solution for done in _ends(runner, tasks)]
     assert None not in solutions
     return [solution for solution in solutions if solution is not None]
+
+
+def embed_all(runner: Runner, tasks: Sequence[Embed]) -> list[bytes]:
+    """The vector of each text, the texts read together."""
+    vectors = [done.embedding for done in _ends(runner, tasks)]
+    assert None not in vectors
+    return [vector for vector in vectors if vector is not None]
+
+
+def classify_all(runner: Runner, tasks: Sequence[Classify]) -> list[dict[str, float]]:
+    """The labels of each text, the texts read together."""
+    return [{label.name: label.score for label in done.labels} for done in _ends(runner, tasks)]
 
 
 def _ends(runner: Runner, tasks: Sequence[Task]) -> list[Done]:
@@ -61,12 +73,12 @@ class Serving:
         self._ends: dict[str, Done] = {}
         self.engine = Engine(runner, self._note)
 
-    def submit(self, task: Generate | Score) -> None:
+    def submit(self, task: Task) -> None:
         sampling = task.sampling if isinstance(task, Generate) else None
         self.engine.submit(Work(str(len(self.said)), self.runner.encode(task), sampling))
         self.said.append([])
 
-    def finish(self, tasks: Sequence[Generate | Score] = ()) -> None:
+    def finish(self, tasks: Sequence[Task] = ()) -> None:
         for task in tasks:
             self.submit(task)
         while self.engine.has_work:

@@ -14,6 +14,8 @@ from scripts.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score
 from tests.worker.stepping import Serving, generate_all, run, score_all
 from tests.worker.tiny_causal import FAMILIES, WINDOW, greedy, log_likelihood, mistral, write
+from worker.chat import ChatTemplate
+from worker.models.weights import start_ids
 from worker.noise import fold
 from worker.registry import load_runner
 from worker.runners.base import RunnerOptions
@@ -21,6 +23,7 @@ from worker.runners.causal import CausalLanguage
 from worker.runners.causal_net import CausalNet
 from worker.runners.paged import PagedRunner
 from worker.scheduler import Scheduler
+from worker.vocabulary import Vocabulary
 
 PROMPTS = ("Hello", "Once upon a time", "x", "The capital of France is")
 COUNT = 12
@@ -202,7 +205,8 @@ def test_continuations_are_cut_as_lm_evaluation_harness_does(
 ) -> None:
     """Its rule, by hand, on a tokenizer that merges across the border."""
     tokenizer = merging_tokenizer()
-    language = CausalLanguage(tokenizer, 8, frozenset())
+    vocabulary = Vocabulary(tokenizer, 8, ChatTemplate(tokenizer))
+    language = CausalLanguage(vocabulary, start_ids(tokenizer), frozenset())
     encoded = language.encode(Score(context, (continuation,)), 96)
     assert "".join(tokenizer.convert_ids_to_tokens(encoded.prompt_ids)) == expected[0]
     assert tokenizer.convert_ids_to_tokens(encoded.continuations[0]) == expected[1]

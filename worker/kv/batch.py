@@ -22,7 +22,7 @@ from worker.sequence import Sequence, Slice
 class Batch:
     """`ids` [T]. `samplers` are the slices that sample, `sampled` the flat indices of the states they sample from;
     `scored` are the slices with continuations, and `predictors` the flat indices of the states that predict their
-    targets, one after the other."""
+    targets, one after the other. `pooled` are (slice, first, end) of the flat places whose states are wanted whole."""
 
     ids: Tensor
     plan: Plan
@@ -30,6 +30,7 @@ class Batch:
     predictors: Tensor
     samplers: tuple[int, ...]
     scored: tuple[int, ...]
+    pooled: tuple[tuple[int, int, int], ...]
 
 
 @dataclass
@@ -52,6 +53,7 @@ class BatchBuilder:
     sampled: list[int] = field(default_factory=list)
     scored: list[int] = field(default_factory=list)
     predictors: list[int] = field(default_factory=list)
+    pooled: list[tuple[int, int, int]] = field(default_factory=list)
 
     def build(self, slices: Rows[Slice]) -> Batch:
         decoding = [index for index, part in enumerate(slices) if self._is_decoding(part)]
@@ -72,7 +74,8 @@ class BatchBuilder:
             None if all_kept else self._tensor(self.kept),
         )
         ids, sampled, predictors = map(self._tensor, (self.ids, self.sampled, self.predictors))
-        batch = Batch(ids, plan, sampled, predictors, tuple(self.samplers), tuple(self.scored))
+        chosen = (tuple(self.samplers), tuple(self.scored), tuple(self.pooled))
+        batch = Batch(ids, plan, sampled, predictors, *chosen)
         return to_device(batch, self.device)
 
     def _is_decoding(self, part: Slice) -> bool:
@@ -89,7 +92,7 @@ class BatchBuilder:
         start = len(self.ids)
         for index, part in group:
             self._store(part.sequence, part.sequence.num_computed, 1)
-            self._note_sampler(index, part)
+            self._note(index, part)
         self._look_back([part.sequence for _, part in group], self.positions[start:], 1)
 
     def _prefill(self, index: int, part: Slice) -> None:
@@ -105,7 +108,7 @@ class BatchBuilder:
             first = inside
         if first < end:
             self._run(sequence, first, end, is_causal=True)
-        self._note_sampler(index, part)
+        self._note(index, part)
 
     def _run(self, sequence: Sequence, first: int, end: int, *, is_causal: bool) -> None:
         start = len(self.ids)
@@ -165,7 +168,10 @@ class BatchBuilder:
         self.first_ids += [sequence.encoded.prompt_ids[0]] * count
         self.rows += [pages[at // size] * size + at % size for at in range(first, first + count)]
 
-    def _note_sampler(self, index: int, part: Slice) -> None:
+    def _note(self, index: int, part: Slice) -> None:
+        """What is wanted of the slice whose tokens were stored last."""
+        if part.sequence.encoded.is_pooled:
+            self.pooled.append((index, len(self.ids) - part.num_tokens, len(self.ids)))
         if part.samples:
             self.samplers.append(index)
             self.sampled.append(len(self.ids) - 1)

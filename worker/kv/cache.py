@@ -82,7 +82,7 @@ class Cache:
         self.pages.release(sequence.pages)
         if sequence.source_page is not None:
             self.pages.release([sequence.source_page])
-        sequence.pages, sequence.source_page, sequence.num_computed = [], None, 0
+        sequence.pages, sequence.source_page, sequence.num_computed, sequence.pooled = [], None, 0, None
 
     def is_being_computed(self, sequence: Sequence, others: list[Sequence]) -> bool:
         """Whether waiting pays: one of the `others` is to compute the same beginning, or a sister choice the prompt."""
@@ -98,7 +98,7 @@ class Cache:
     def _num_common(self, one: Sequence, other: Sequence) -> int:
         """How many first tokens the prompts of two sequences could share."""
         size, first, second = self.pages.page_size, one.encoded.prompt_ids, other.encoded.prompt_ids
-        if self._reuse == "none" or one.salt != other.salt or first[:size] != second[:size]:
+        if not self._may_reuse(one) or one.salt != other.salt or first[:size] != second[:size]:
             return 0
         if self._reuse == "prompt":
             return len(first) if first == second else 0
@@ -111,9 +111,13 @@ class Cache:
         prompt, parent = sequence.encoded.prompt_ids, sequence.forked_from
         if parent is not None and parent.status is Status.RUNNING and parent.num_computed >= len(prompt):
             return parent.pages[: self.pages.pages_for(len(prompt))], len(prompt)
-        if self._reuse == "none":
+        if not self._may_reuse(sequence):
             return [], 0
         return self.tree.match(sequence.salt, sequence.token_ids if self._reuse == "prefix" else prompt)
+
+    def _may_reuse(self, sequence: Sequence) -> bool:
+        """Keys and values that are found bring no states with them: what is pooled must be computed."""
+        return self._reuse != "none" and not sequence.encoded.is_pooled
 
     def _reserve(self, count: int, *, spare: int = 0) -> list[int] | None:
         """Free pages, evicted from the tree if need be, so that `spare` more would be left."""

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from shared.errors import InvalidRequest
-from shared.messages import Generate, Score, Text
+from shared.messages import Detokenize, Embed, Generate, Score, Text, Tokenize
 from worker.models.weights import start_ids
 from worker.rolling import Ids
-from worker.runners.base import as_ids, encode_generate, encode_score
+from worker.runners.base import TextTask, encode_generate, encode_score
 from worker.sequence import Encoded
+from worker.vocabulary import Vocabulary
 
 
 class ActLanguage:
@@ -23,24 +23,29 @@ class ActLanguage:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        vocab_size: int,
+        vocabulary: Vocabulary,
         scoring: str,
         encode_whole: Callable[[Ids, Ids, int], Encoded],
     ) -> None:
         eos = tokenizer.eos_token_id
         self.eos_ids = frozenset() if eos is None else frozenset({int(eos)})
-        self._tokenizer = tokenizer
-        self._vocab_size = vocab_size
+        self._vocabulary = vocabulary
         self._scoring = scoring
         self._encode_whole = encode_whole
         self._start = start_ids(tokenizer)
 
-    def encode(self, task: Generate | Score, window: int) -> Encoded:
+    def encode(self, task: TextTask, window: int) -> Encoded:
+        vocabulary = self._vocabulary
+        if isinstance(task, Tokenize | Detokenize | Embed):
+            return vocabulary.encode(task, window)
         if task.condition is not None:
             raise InvalidRequest("This model knows no conditions; leave `condition` out.", field="condition")
         if isinstance(task, Generate):
-            ids = self._ids(task.prompt, "prompt", special=True)
-            return encode_generate(ids, task, window, vocab_size=self._vocab_size)
+            ids = vocabulary.prompt(task.prompt, "prompt")
+            return encode_generate(ids, task, window, vocab_size=vocabulary.size)
+        return self._encode_score(task, window)
+
+    def _encode_score(self, task: Score, window: int) -> Encoded:
         method = task.method or self._scoring
         if task.rolling:
             return self._encode_rolling(self._ids(task.continuations[0], "prompts", special=False), window, method)
@@ -51,7 +56,7 @@ class ActLanguage:
         return encode_score(context, tails, window, method=method)
 
     def decode(self, token_ids: Rows[int]) -> str:
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        return self._vocabulary.decode(token_ids)
 
     def _encode_rolling(self, text: Ids, window: int, method: str) -> Encoded:
         """Each token once; `aios_compat` as upstream: one pass over the end of the text."""
@@ -63,8 +68,4 @@ class ActLanguage:
         return Encoded(kept[:1], continuations=(kept[1:],), method=method, num_truncated=len(text) - len(kept))
 
     def _ids(self, text: Text, field: str, *, special: bool) -> tuple[int, ...]:
-        given = as_ids(text, self._vocab_size, field)
-        if given is not None:
-            return given
-        encoded: Any = self._tokenizer(text, add_special_tokens=special)
-        return tuple(encoded["input_ids"])
+        return self._vocabulary.ids(text, field, special=special)

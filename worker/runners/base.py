@@ -5,7 +5,19 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from shared.errors import ContextExceeded, FleetError, InvalidRequest
-from shared.messages import Generate, Sampling, Score, Solve, Task, Text
+from shared.messages import (
+    Chat,
+    Classify,
+    Detokenize,
+    Embed,
+    Generate,
+    Sampling,
+    Score,
+    Solve,
+    Task,
+    Text,
+    Tokenize,
+)
 from worker.sequence import Encoded, Sequence, Slice, StepResult
 
 
@@ -32,6 +44,7 @@ class RunnerOptions:
     prefix_cache: bool = True
     step_tokens: int = 256
     condition: str = "direct"
+    chat_template: str | None = None
     scoring: str = "strict"
     segments: str = "compat"
     attention: Literal["bidirectional", "causal"] | None = None
@@ -44,6 +57,9 @@ class RunnerOptions:
         """Of weights and activations, for people."""
         return self.dtype if self.quantize == "none" else f"{self.dtype} with {self.quantize} linear layers"
 
+
+TextTask = Generate | Score | Tokenize | Detokenize | Embed
+"""What every language model does."""
 
 _ONE_TOKEN = Generate("1", Sampling(max_tokens=1, seed=0, temperature=0.0))
 
@@ -68,7 +84,7 @@ class RunnerSpec:
     page_size: int = 1
     reuse: Literal["prefix", "prompt", "none"] = "none"
     chunk_prefill: bool = True
-    tasks: tuple[str, ...] = ("generate", "score")
+    tasks: tuple[str, ...] = ("generate", "score", "tokenize", "detokenize", "embed")
     trial: Task = _ONE_TOKEN
 
 
@@ -83,7 +99,7 @@ class Runner(Protocol):
     eos_ids: frozenset[int]
 
     def encode(self, task: Task) -> Encoded:
-        """Token ids of a task; raises InvalidRequest, for a task of another kind too."""
+        """Token ids of a task, or its answer; raises InvalidRequest, for a task of another kind too."""
 
     def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
         """Compute every slice; one result per slice, in order: a FleetError for one that fails alone.
@@ -111,7 +127,7 @@ def encode_generate(prompt_ids: Rows[int], task: Generate, window: int, *, vocab
     window free for the answer at the prompt's expense. Raises ContextExceeded, InvalidRequest.
     """
     if not prompt_ids:
-        raise InvalidRequest("The prompt is empty: at least one token is expected.", field="prompt")
+        raise InvalidRequest("The prompt is empty: at least one token is expected.", field=_field(task))
     _check_ids([token for token, _ in task.sampling.logit_bias], vocab_size, "logit_bias")
     _check_ids(task.sampling.stop_ids, vocab_size, "stop_token_ids")
     most = task.max_prompt_tokens
@@ -119,6 +135,10 @@ def encode_generate(prompt_ids: Rows[int], task: Generate, window: int, *, vocab
     max_tokens = _room_for_answer(len(kept), task, window)
     ids, num_cut = _cut(kept, window - max_tokens, head)
     return Encoded(ids, max_tokens, num_truncated=num_dropped + num_cut)
+
+
+def _field(task: Generate) -> str:
+    return "messages" if isinstance(task.prompt, Chat) else "prompt"
 
 
 def _room_for_answer(num_prompt_tokens: int, task: Generate, window: int) -> int:
@@ -130,7 +150,7 @@ def _room_for_answer(num_prompt_tokens: int, task: Generate, window: int) -> int
         raise ContextExceeded(
             f"This model's maximum context length is {window} tokens; the request needs {num_prompt_tokens + least} "
             f"({num_prompt_tokens} in the prompt, {'' if least == asked else 'at least '}{least} for the completion).",
-            field="prompt" if left < 1 else "max_tokens",
+            field=_field(task) if left < 1 else "max_tokens",
         )
     return min(asked, left)
 
@@ -155,15 +175,33 @@ def encode_score(
     return Encoded(ids, continuations=tuple(map(tuple, continuations)), method=method, num_truncated=num_cut)
 
 
+def encode_text(ids: Rows[int], task: Embed | Classify, window: int, *, num_behind: int = 0) -> Encoded:
+    """A text that is read once. Too long, it loses its end, but for the last `num_behind` tokens, or is refused."""
+    if not ids:
+        raise InvalidRequest("The text has no tokens.", field="input")
+    num_cut = max(0, len(ids) - window)
+    if num_cut and task.overflow == "refuse":
+        problem = f"This model's maximum context length is {window} tokens; the text has {len(ids)}."
+        raise ContextExceeded(problem, field="input")
+    behind = len(ids) - num_behind
+    kept = (*ids[: behind - num_cut], *ids[behind:])
+    is_pooled = isinstance(task, Embed)
+    is_normalized = isinstance(task, Embed) and task.normalize
+    return Encoded(kept, num_truncated=num_cut, is_pooled=is_pooled, is_normalized=is_normalized)
+
+
 def _cut(ids: Rows[int], room: int, head: int) -> tuple[tuple[int, ...], int]:
     num_cut = max(0, len(ids) - room)
     return (*ids[:head], *ids[head + num_cut :]), num_cut
 
 
-def text_task(task: Task) -> Generate | Score:
-    """The task, which must be one about text. The front checks that too, but a model's kind may change under a name."""
+def text_task(task: Task) -> TextTask:
+    """The task, which must be one for a language model. The front checks that too, but a model's kind may change under
+    a name."""
     if isinstance(task, Solve):
         raise InvalidRequest("This model solves no puzzles.", field="model")
+    if isinstance(task, Classify):
+        raise InvalidRequest("This model knows no labels.", field="model")
     return task
 
 

@@ -14,17 +14,19 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from shared.errors import InvalidRequest
-from shared.messages import Generate, Score, Text
+from shared.messages import Detokenize, Embed, Generate, Score, Text, Tokenize
+from worker.chat import ChatTemplate
 from worker.models.errors import ModelFormatError
 from worker.models.linear import prepare_linears
 from worker.models.q_head import QHead, find_implant, load_q_head
 from worker.models.weights import load_tokenizer, start_ids
 from worker.rolling import encode_rolling
-from worker.runners.base import RunnerOptions, as_ids, encode_generate, encode_score
+from worker.runners.base import RunnerOptions, TextTask, encode_generate, encode_score
 from worker.runners.causal_check import check_against_own_forward, check_rows, kv_shape, own_logits, refuse_by_config
 from worker.runners.causal_net import CausalNet
 from worker.runners.paged import PagedRunner
 from worker.sequence import Encoded
+from worker.vocabulary import Ids, Vocabulary
 
 
 class CausalLanguage:
@@ -34,17 +36,23 @@ class CausalLanguage:
     together are cut where the context alone would end.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_ids: frozenset[int]) -> None:
-        self._tokenizer = tokenizer
-        self._vocab_size = vocab_size
-        self._start = start_ids(tokenizer)
+    def __init__(self, vocabulary: Vocabulary, start: Ids, eos_ids: frozenset[int]) -> None:
+        self._vocabulary = vocabulary
+        self._start = start
         self.eos_ids = eos_ids
 
-    def encode(self, task: Generate | Score, window: int) -> Encoded:
+    def encode(self, task: TextTask, window: int) -> Encoded:
+        vocabulary = self._vocabulary
+        if isinstance(task, Tokenize | Detokenize | Embed):
+            return vocabulary.encode(task, window)
         if task.condition is not None:
             raise InvalidRequest("This model knows no conditions; leave `condition` out.", field="condition")
         if isinstance(task, Generate):
-            return encode_generate(self._ids(task.prompt, "prompt"), task, window, vocab_size=self._vocab_size)
+            ids = vocabulary.prompt(task.prompt, "prompt")
+            return encode_generate(ids, task, window, vocab_size=vocabulary.size)
+        return self._encode_score(task, window)
+
+    def _encode_score(self, task: Score, window: int) -> Encoded:
         if task.method == "aios_compat":
             raise InvalidRequest("`aios_compat` scoring is for ACTv1 brains; `strict` is expected.", field="scoring")
         if task.rolling:
@@ -55,7 +63,7 @@ class CausalLanguage:
         return encode_score(context, tails, window)
 
     def decode(self, token_ids: Rows[int]) -> str:
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        return self._vocabulary.decode(token_ids)
 
     def _continuation(self, context: Text, context_ids: tuple[int, ...], text: Text) -> tuple[int, ...]:
         """`context` as it was given, `context_ids` without the spaces at its end."""
@@ -67,17 +75,10 @@ class CausalLanguage:
         return behind or self._plain(text, "continuations")  # the context may swallow a continuation
 
     def _ids(self, text: Text, field: str) -> tuple[int, ...]:
-        return self._encoded(text, field, special=True)
+        return self._vocabulary.ids(text, field, special=True)
 
     def _plain(self, text: Text, field: str) -> tuple[int, ...]:
-        return self._encoded(text, field, special=False)
-
-    def _encoded(self, text: Text, field: str, *, special: bool) -> tuple[int, ...]:
-        given = as_ids(text, self._vocab_size, field)
-        if given is not None:
-            return given
-        encoded: Any = self._tokenizer(text, add_special_tokens=special)
-        return tuple(encoded["input_ids"])
+        return self._vocabulary.ids(text, field, special=False)
 
 
 def load(options: RunnerOptions) -> PagedRunner:
@@ -92,7 +93,9 @@ def load(options: RunnerOptions) -> PagedRunner:
     tokenizer = load_tokenizer(Path(options.tokenizer_path) if options.tokenizer_path else path)
     longest = _longest(text_config, options.context_window, implant.max_seq_len if implant else None)
     net = checked_net(model, longest, device, q_head)
-    language = CausalLanguage(tokenizer, text_config.vocab_size, _eos_ids(model, tokenizer))
+    template = ChatTemplate(tokenizer, options.chat_template)
+    vocabulary = Vocabulary(tokenizer, text_config.vocab_size, template)
+    language = CausalLanguage(vocabulary, start_ids(tokenizer), _eos_ids(model, tokenizer))
     count = model.num_parameters() / 1e6
     found = f"{type(model).__name__}: {count:.1f} M parameters, vocabulary {text_config.vocab_size}"
     found += f", {options.precision}" + (f", q head {implant.q_head.name}" if implant else "")

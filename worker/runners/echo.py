@@ -7,12 +7,24 @@ a prompt that contains the word `eos` ends where the prompt does.
 from collections.abc import Sequence as Rows
 
 from shared.errors import FleetError
-from shared.messages import ContinuationScore, Generate, Task, TokenLogprob
+from shared.messages import (
+    Chat,
+    ContinuationScore,
+    Embed,
+    Generate,
+    Prompt,
+    Score,
+    Task,
+    Tokenize,
+    TokenLogprob,
+)
+from worker.answers import detokenized, tokenized
 from worker.rolling import encode_rolling
-from worker.runners.base import RunnerOptions, RunnerSpec, as_ids, encode_generate, encode_score, text_task
-from worker.sequence import Encoded, Sampled, Scores, Sequence, Slice, StepResult
+from worker.runners.base import RunnerOptions, RunnerSpec, as_ids, encode_generate, encode_score, encode_text, text_task
+from worker.sequence import Encoded, Pooled, Sampled, Scores, Sequence, Slice, StepResult
 
 EOS = 0
+HIDDEN = 8
 _VOCABULARY = 0x110000
 _SURROGATES = range(0xD800, 0xE000)  # code points that are no characters
 _LOG_LIKELIHOOD_PER_TOKEN = -1.0
@@ -21,7 +33,7 @@ _LOG_LIKELIHOOD_PER_TOKEN = -1.0
 class Echo:
     """Deterministic whatever the seed: token i of the answer is character i of the prompt, over and over.
 
-    It is certain of each of them, and ends nothing before `min_tokens`.
+    It is certain of each of them, and ends nothing before `min_tokens`. A vector tells how often characters occur.
     """
 
     eos_ids = frozenset({EOS})
@@ -34,6 +46,17 @@ class Echo:
         task = text_task(task)
         if isinstance(task, Generate):
             return encode_generate(_ids(task.prompt, "prompt"), task, self.spec.context_window, vocab_size=_VOCABULARY)
+        if isinstance(task, Score):
+            return self._encode_score(task)
+        if isinstance(task, Embed):
+            return encode_text(_ids(task.text, "input"), task, self.spec.context_window)
+        if isinstance(task, Tokenize):
+            ids = _ids(task.prompt, "prompt")
+            return tokenized(ids, [self.decode([token]) for token in ids] if task.with_texts else ())
+        ids = _ids(task.ids, "tokens")
+        return detokenized(ids, self.decode(ids))
+
+    def _encode_score(self, task: Score) -> Encoded:
         if task.rolling:
             return encode_rolling((EOS,), _ids(task.continuations[0], "prompts"), self.spec.context_window)
         continuations = [_ids(item, "continuations") for item in task.continuations]
@@ -41,7 +64,7 @@ class Echo:
         return encode_score(context, continuations, self.spec.context_window)
 
     def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
-        return [_score(part) if part.sequence.is_scoring else _say(part.sequence) for part in slices]
+        return [_answer(part) for part in slices]
 
     def release(self, sequence: Sequence) -> None:
         return
@@ -50,7 +73,15 @@ class Echo:
         return "".join("\ufffd" if token in _SURROGATES else chr(token) for token in token_ids if token != EOS)
 
 
-def _ids(text: str | tuple[int, ...], field: str) -> tuple[int, ...]:
+def _answer(part: Slice) -> StepResult:
+    if part.sequence.encoded.is_pooled:
+        return _pool(part.sequence.encoded.prompt_ids)
+    return _score(part) if part.sequence.is_scoring else _say(part.sequence)
+
+
+def _ids(prompt: Prompt, field: str) -> tuple[int, ...]:
+    """Of a dialogue the words, a line a turn."""
+    text = "\n".join(turn.content for turn in prompt.messages) if isinstance(prompt, Chat) else prompt
     given = as_ids(text, _VOCABULARY, field)
     return given if given is not None else tuple(map(ord, str(text)))
 
@@ -68,6 +99,11 @@ def _next(sequence: Sequence) -> int:
     if may_end and spoken >= len(prompt) and "eos" in "".join(map(chr, prompt)):
         return EOS
     return prompt[spoken % len(prompt)]
+
+
+def _pool(ids: Rows[int]) -> Pooled:
+    """A token's state is a one among zeros, at its id modulo the number of units."""
+    return Pooled([float(sum(token % HIDDEN == unit for token in ids)) for unit in range(HIDDEN)], len(ids))
 
 
 def _score(part: Slice) -> Scores:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from shared.errors import FleetError
 from shared.messages import Task
+from worker.chat import ChatTemplate
 from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActModel
@@ -30,6 +31,8 @@ from worker.runners.paged import PagedRunner
 from worker.sampler import sample
 from worker.scoring import score_slices
 from worker.sequence import Encoded, Sequence, Slice, StepResult
+from worker.states import pooled
+from worker.vocabulary import Vocabulary
 
 _Place = tuple[tuple[int, ...], int]
 """A row of token ids, and the index of one of them."""
@@ -72,6 +75,10 @@ class ActRunner:
             chosen = sample(logits, sequences, self.eos_ids, self.spec.name)
             for index, item in zip(generating, chosen, strict=True):
                 results[index] = item
+        for index, part in enumerate(slices):
+            if part.sequence.encoded.is_pooled:
+                row = part.sequence.encoded.prompt_ids
+                results[index] = pooled(self._states([(row, place) for place in range(len(row))]), self.spec.name)
         return results
 
     def _predictors(self, part: Slice) -> list[_Place]:
@@ -128,12 +135,13 @@ def load(options: RunnerOptions) -> ActRunner | PagedRunner:
     window = min(options.context_window or config.max_seq_len, config.max_seq_len)
     found = f"{bundle.description}, {options.precision}"
     tokenizer, model = load_tokenizer(Path(source)), bundle.model.to(device)
+    vocabulary = Vocabulary(tokenizer, config.vocab_size, ChatTemplate(tokenizer, options.chat_template))
     prepare_linears(model, quantize=options.quantize)
     if config.attention == "causal":
         net = ActCausalNet(model, device, options.segments)
-        language = ActLanguage(tokenizer, config.vocab_size, options.scoring, encode_rolling)
+        language = ActLanguage(tokenizer, vocabulary, options.scoring, encode_rolling)
         return PagedRunner("hrm-act", found, net, language, window, options)
     by_row = partial(encode_stretches, size=options.max_batch)
-    language = ActLanguage(tokenizer, config.vocab_size, options.scoring, by_row)
+    language = ActLanguage(tokenizer, vocabulary, options.scoring, by_row)
     spec = RunnerSpec("hrm-act", options.name, found, window, options.max_batch, step_tokens=options.step_tokens)
     return ActRunner(model, language, spec, segments=options.segments)

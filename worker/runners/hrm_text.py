@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from shared.errors import InvalidRequest
-from shared.messages import Generate, Score, Text
+from shared.messages import Chat, Detokenize, Embed, Generate, Prompt, Score, Text, Tokenize
+from worker.chat import DIALOGUE, ChatTemplate
 from worker.kv.attention import Plan, Span, attend
 from worker.kv.store import KVShape, KVStore
 from worker.models.errors import ModelFormatError
@@ -25,9 +26,10 @@ from worker.models.hrm_text_prompt import CONDITIONS, RAW, PromptMarks
 from worker.models.linear import prepare_linears
 from worker.models.weights import load_tokenizer, read_safetensors_dir
 from worker.rolling import encode_rolling_response
-from worker.runners.base import RunnerOptions, as_ids, encode_generate, encode_score
+from worker.runners.base import RunnerOptions, TextTask, encode_generate, encode_score, encode_text
 from worker.runners.paged import PagedRunner
 from worker.sequence import Encoded
+from worker.vocabulary import Vocabulary
 
 logger = logging.getLogger("aios.hrm_text")
 
@@ -39,11 +41,17 @@ class HrmTextLanguage:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, condition: str, marks: PromptMarks | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        vocab_size: int,
+        condition: str,
+        marks: PromptMarks | None = None,
+        chat_template: str | None = None,
     ) -> None:
         marks = marks or _marks_of_export(tokenizer)
-        self._tokenizer = tokenizer
-        self._vocab_size = vocab_size
+        self._template = ChatTemplate(tokenizer, chat_template, DIALOGUE)
+        self._has_marks = self._template.trial.startswith(marks.boq)
+        self._vocabulary = Vocabulary(tokenizer, vocab_size, self._template)
         self._boq = _required_id(tokenizer, marks.boq)
         self._eoq = _required_id(tokenizer, marks.eoq)
         self._conditions = {name: _required_id(tokenizer, token) for name, token in marks.conditions.items()}
@@ -54,11 +62,21 @@ class HrmTextLanguage:
         except InvalidRequest as error:
             raise ModelFormatError(f"condition: {error.message}") from None
 
-    def encode(self, task: Generate | Score, window: int) -> Encoded:
-        condition = task.condition or self._condition
+    def encode(self, task: TextTask, window: int) -> Encoded:
+        if isinstance(task, Tokenize):
+            return self._vocabulary.tokenized(self._tokenize(task), task)
+        if isinstance(task, Detokenize):
+            return self._vocabulary.detokenized(task)
+        if isinstance(task, Embed):
+            ids, head = self._prompt(task.text, None, "input")
+            return encode_text(ids, task, window, num_behind=min(head, 1))
         if isinstance(task, Generate):
-            ids, head = self._prompt(task.prompt, condition, "prompt")
-            return encode_generate(ids, task, window, vocab_size=self._vocab_size, head=head)
+            ids, head = self._prompt(task.prompt, task.condition, "prompt")
+            return encode_generate(ids, task, window, vocab_size=self._vocabulary.size, head=head)
+        return self._encode_score(task, window)
+
+    def _encode_score(self, task: Score, window: int) -> Encoded:
+        condition = task.condition or self._condition
         if task.method == "aios_compat":
             raise InvalidRequest("`aios_compat` scoring is for ACTv1 brains; `strict` is expected.", field="scoring")
         if task.rolling:
@@ -69,11 +87,27 @@ class HrmTextLanguage:
         ids, head = self._prompt(task.context, condition, "prompts")
         return encode_score(ids, continuations, window, head=head)
 
-    def decode(self, token_ids: Rows[int]) -> str:
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+    def _tokenize(self, task: Tokenize) -> tuple[int, ...]:
+        """The marks are this family's special tokens, in a dialogue too."""
+        if isinstance(task.prompt, Chat) or task.add_special_tokens:
+            return self._prompt(task.prompt, None, "prompt")[0]
+        return self._ids(task.prompt, "prompt", raw=self._condition == RAW)
 
-    def _prompt(self, text: Text, condition: str, field: str) -> tuple[tuple[int, ...], int]:
-        """The formatted prompt and the length of the marks it starts with. Given as ids it is used as it is."""
+    def decode(self, token_ids: Rows[int]) -> str:
+        return self._vocabulary.decode(token_ids)
+
+    def _prompt(self, prompt: Prompt, asked: str | None, field: str) -> tuple[tuple[int, ...], int]:
+        """The formatted prompt and the length of the marks it starts with. Given as ids it is used as it is.
+
+        So is a dialogue whose template writes the marks; any other one goes between them like the text of a prompt.
+        """
+        condition = asked or self._condition
+        text = self._template.write(prompt) if isinstance(prompt, Chat) else prompt
+        if isinstance(prompt, Chat) and self._has_marks:
+            if asked is not None:
+                problem = "This model's chat template writes the conditions itself; leave `condition` out."
+                raise InvalidRequest(problem, field="condition")
+            condition = RAW
         if condition == RAW or not isinstance(text, str):
             return self._ids(text, field, raw=True), 0
         head = (self._boq, *self._condition_ids(condition))
@@ -81,11 +115,7 @@ class HrmTextLanguage:
 
     def _ids(self, text: Text, field: str, *, raw: bool) -> tuple[int, ...]:
         """Ids of text alone; the names of special tokens mean those tokens in raw text, and nothing special else."""
-        given = as_ids(text, self._vocab_size, field)
-        if given is not None:
-            return given
-        encoded: Any = self._tokenizer(text, add_special_tokens=False, split_special_tokens=not raw)
-        return tuple(encoded["input_ids"])
+        return self._vocabulary.ids(text, field, special=False, names=raw)
 
     def _condition_ids(self, condition: str) -> list[int]:
         if condition == RAW:
@@ -129,7 +159,8 @@ def load(options: RunnerOptions) -> PagedRunner:
     source = options.tokenizer_path or own_tokenizer
     if source is None:
         raise ModelFormatError(f"{options.path} names no tokenizer that is here: give one with --tokenizer-path.")
-    language = HrmTextLanguage(load_tokenizer(Path(source)), model.shape.vocab_size, options.condition, marks)
+    tokenizer, size = load_tokenizer(Path(source)), model.shape.vocab_size
+    language = HrmTextLanguage(tokenizer, size, options.condition, marks, options.chat_template)
     device = torch.device(options.device)
     net, found = HrmTextNet(model.to(device), device), _describe(model, note)
     prepare_linears(model, quantize=options.quantize)

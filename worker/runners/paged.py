@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from shared.errors import FleetError
-from shared.messages import Generate, Score, Task
+from shared.messages import Task
 from worker.kv import flash, quarantine
 from worker.kv.batch import Batch, BatchBuilder
 from worker.kv.store import KVStore
@@ -17,12 +17,13 @@ from worker.kv.transfer import moved
 from worker.memory import kv_room
 from worker.models.errors import ModelFormatError
 from worker.runners.allocation import tells_out_of_memory
-from worker.runners.base import RunnerOptions, RunnerSpec, text_task
+from worker.runners.base import RunnerOptions, RunnerSpec, TextTask, text_task
 from worker.runners.decode_graphs import DecodeGraphs, capture_decoding
 from worker.runners.net import Net
 from worker.sampler import broken, sample
 from worker.scoring import score_slices
 from worker.sequence import Encoded, Sampled, Sequence, Slice, StepResult
+from worker.states import pooled
 
 logger = logging.getLogger("aios.paged")
 
@@ -32,7 +33,7 @@ class Language(Protocol):
 
     eos_ids: frozenset[int]
 
-    def encode(self, task: Generate | Score, window: int) -> Encoded: ...
+    def encode(self, task: TextTask, window: int) -> Encoded: ...
 
     def decode(self, token_ids: Rows[int]) -> str: ...
 
@@ -106,6 +107,8 @@ class PagedRunner:
             states = hidden[batch.sampled]
             self._sample(batch.samplers, states, net.logits(states), slices, results)
         self._score(batch, hidden, slices, results)
+        for index, first, end in batch.pooled:
+            results[index] = pooled(hidden[first:end], self.spec.name)
         if None in results:
             for index in quarantine.find_broken(slices, batch.plan, hidden, size):
                 results[index] = broken(self.spec.name)

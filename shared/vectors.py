@@ -1,0 +1,22 @@
+"""Vectors on the wire: float32, little-endian, nothing else."""
+
+import sys
+from array import array
+from collections.abc import Iterable
+
+
+def pack(values: Iterable[float]) -> bytes:
+    return _swapped(array("f", values)).tobytes()
+
+
+def unpack(payload: bytes) -> list[float]:
+    """Raises ValueError for what is no whole number of floats."""
+    values = array("f")
+    values.frombytes(payload)
+    return _swapped(values).tolist()
+
+
+def _swapped(values: "array[float]") -> "array[float]":
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values

@@ -1,0 +1,14 @@
+"""Tasks that are answered by encoding them: their end needs no step of the engine."""
+
+from collections.abc import Sequence as Rows
+
+from shared.messages import Done, Tokenized
+from worker.sequence import Encoded
+
+
+def tokenized(ids: tuple[int, ...], texts: Rows[str] = ()) -> Encoded:
+    return Encoded(ids, answer=Done("tokenize", len(ids), 0, tokenized=Tokenized(ids, tuple(texts))))
+
+
+def detokenized(ids: tuple[int, ...], text: str) -> Encoded:
+    return Encoded(ids, answer=Done("detokenize", len(ids), 0, text=text))

@@ -1,0 +1,78 @@
+"""Dialogues as text: by a template of the operator's, else the tokenizer's own, else a built-in one."""
+
+from pathlib import Path
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from shared.errors import InvalidRequest
+from shared.messages import Chat, Turn
+from worker.models.errors import ModelFormatError
+
+LLAMA_3 = """\
+{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message.role }}<|end_header_id|>
+
+{{ message.content | trim }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant\
+<|end_header_id|>
+
+{{ '' }}{% endif %}"""
+"""Turns between the marks of Llama 3, behind the tokenizer's start token, if it has one."""
+
+DIALOGUE = """\
+{% set turns = messages | rejectattr('role', 'equalto', 'system') | list %}\
+{% for message in messages if message.role == 'system' %}{{ message.content | trim ~ '\\n\\n' }}{% endfor %}\
+{% for turn in turns %}{{ turn.content | trim if turns | length == 1 else \
+turn.role | capitalize ~ ': ' ~ turn.content | trim ~ '\\n\\n' }}{% endfor %}\
+{% if turns | length > 1 %}Assistant:{% endif %}"""
+"""Words alone, for models that know no turns: what the system says, then the only turn as it is, or several by name."""
+
+_TRIAL = Chat((Turn("user", "hi"),))
+
+
+class ChatTemplate:
+    """`path` is a Jinja file that outranks the tokenizer's own template; `default` serves where there is neither.
+
+    Raises ModelFormatError for a template that cannot be used.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, path: str | None = None, default: str = LLAMA_3) -> None:
+        self._tokenizer = tokenizer
+        self._template = _read(path) if path else None if tokenizer.chat_template else default
+        try:
+            self.trial = self._apply(_TRIAL)
+        except (TypeError, ValueError) as error:
+            raise ModelFormatError(f"The chat template cannot be used: {error}") from None
+        except TemplateError as error:
+            if not _is_refusal(error):
+                raise ModelFormatError(f"The chat template cannot be used: {error}") from None
+            self.trial = ""
+
+    def write(self, chat: Chat) -> str:
+        """The dialogue up to where the answer begins. Raises InvalidRequest with what the template says against it."""
+        if not chat.messages:
+            raise InvalidRequest("messages: at least one is expected.", field="messages")
+        try:
+            return self._apply(chat)
+        except TemplateError as error:
+            raise InvalidRequest(
+                f"messages: the model's chat template refuses them: {error}", field="messages"
+            ) from None
+
+    def _apply(self, chat: Chat) -> str:
+        turns = [{"role": turn.role, "content": turn.content} for turn in chat.messages]
+        text = self._tokenizer.apply_chat_template(
+            turns, chat_template=self._template, tokenize=False, add_generation_prompt=True
+        )
+        return str(text)
+
+
+def _is_refusal(error: TemplateError) -> bool:
+    """Whether the template itself said no; what Jinja finds wrong with it has a class of its own."""
+    return type(error) is TemplateError
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelFormatError(f"The chat template {path} cannot be read: {error}") from None

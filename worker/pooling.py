@@ -1,0 +1,22 @@
+"""Mean pooling of hidden states, step by step. Plain Python over floats."""
+
+import math
+from array import array
+from operator import add
+
+from shared.vectors import pack
+from worker.sequence import Pooled
+
+
+def joined(one: Pooled | None, other: Pooled) -> Pooled:
+    """The states of some tokens and of those behind them."""
+    if one is None:
+        return other
+    return Pooled(array("d", map(add, one.sums, other.sums)), one.num_tokens + other.num_tokens)
+
+
+def mean_of(pooled: Pooled, *, normalize: bool) -> bytes:
+    """The mean state in the form of the wire; of length 1 if `normalize`, unless it is zero."""
+    mean = [value / pooled.num_tokens for value in pooled.sums]
+    length = math.hypot(*mean) if normalize else 1.0
+    return pack(value / (length or 1.0) for value in mean)

@@ -1,0 +1,222 @@
+"""Any transformers encoder (BERT and its kin) that reads a text in one pass: as a vector, or as labels of a classifier.
+
+The network's own code runs on padded rows under its attention mask. On loading, rows are compared with the same rows
+alone: a network that padding disturbs is refused.
+"""
+
+import math
+from collections.abc import Iterable
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+
+from shared.errors import FleetError, InvalidRequest
+from shared.messages import Classify, Detokenize, Embed, Label, Task, Tokenize, name_of
+from worker.chat import ChatTemplate
+from worker.kv.attention import length_groups
+from worker.models.errors import ModelFormatError
+from worker.models.linear import prepare_linears
+from worker.models.weights import load_tokenizer
+from worker.runners.allocation import tells_out_of_memory
+from worker.runners.base import RunnerOptions, RunnerSpec
+from worker.sampler import broken
+from worker.sequence import Classified, Encoded, Sequence, Slice, StepResult
+from worker.states import pooled
+from worker.vocabulary import Vocabulary
+
+CLASSIFIER = "ForSequenceClassification"
+_TEXT_TASKS = ("embed", "tokenize", "detokenize")
+_UNUSED = "pooler."
+"""Weights of a bare network that pooling by the mean has no use for: many files lack them."""
+_TOLERANCE = {torch.float32: 1e-3}
+_LOW_TOLERANCE = 0.1
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EncodedText(Encoded):
+    """A text to be labelled."""
+
+    top_k: int | None = None
+
+
+class EncoderRunner:
+    eos_ids: frozenset[int] = frozenset()
+
+    def __init__(self, model: PreTrainedModel, vocabulary: Vocabulary, pad_id: int, spec: RunnerSpec) -> None:
+        self.spec = spec
+        self._model = model
+        self._vocabulary = vocabulary
+        self._pad_id = pad_id
+
+    def encode(self, task: Task) -> Encoded:
+        if name_of(task) not in self.spec.tasks or not isinstance(task, Classify | Embed | Tokenize | Detokenize):
+            raise InvalidRequest(f"This model reads texts and does not {name_of(task)}.", field="model")
+        encoded = self._vocabulary.encode(task, self.spec.context_window)
+        if not isinstance(task, Classify):
+            return encoded
+        if task.top_k is not None and task.top_k < 1:
+            raise InvalidRequest(f"top_k: expected at least 1, got {task.top_k}.", field="top_k")
+        return EncodedText(encoded.prompt_ids, num_truncated=encoded.num_truncated, top_k=task.top_k)
+
+    def decode(self, token_ids: Rows[int]) -> str:
+        return self._vocabulary.decode(token_ids)
+
+    def release(self, sequence: Sequence) -> None:
+        return
+
+    @tells_out_of_memory
+    @torch.inference_mode()
+    def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
+        """All texts, those of like length together."""
+        results: list[StepResult | FleetError] = [None] * len(slices)
+        texts = [part.sequence.encoded for part in slices]
+        for is_pooled in (True, False):
+            wanted = [index for index, text in enumerate(texts) if text.is_pooled == is_pooled]
+            read = self._pool if is_pooled else self._classify
+            for group in length_groups([len(texts[index].prompt_ids) for index in wanted]):
+                places = [wanted[at] for at in group]
+                for place, result in zip(places, read([texts[place] for place in places]), strict=True):
+                    results[place] = result
+        return results
+
+    def _pool(self, texts: Rows[Encoded]) -> list[StepResult | FleetError]:
+        states = last_states(self._model, [text.prompt_ids for text in texts], self._pad_id)
+        return [pooled(own, self.spec.name) for own in states]
+
+    def _classify(self, texts: Rows[Encoded]) -> list[StepResult | FleetError]:
+        logits = class_logits(self._model, [text.prompt_ids for text in texts], self._pad_id)
+        return [self._labels(row, text) for row, text in zip(scores_of(logits, self._model.config), texts, strict=True)]
+
+    def _labels(self, scores: list[float], text: Encoded) -> StepResult | FleetError:
+        assert isinstance(text, EncodedText)
+        if not all(map(math.isfinite, scores)):
+            return broken(self.spec.name)
+        names: Any = self._model.config.id2label
+        labels = [Label(str(names[number]), score) for number, score in enumerate(scores)]
+        return Classified(tuple(sorted(labels, key=lambda label: -label.score)[: text.top_k]))
+
+
+def last_states(model: PreTrainedModel, rows: Rows[Ids], pad_id: int) -> list[Tensor]:
+    """Last hidden states [N, hidden] of each row."""
+    states: Tensor = model.base_model(**_padded(rows, pad_id, model.device)).last_hidden_state
+    return [states[at, : len(row)] for at, row in enumerate(rows)]
+
+
+def class_logits(model: PreTrainedModel, rows: Rows[Ids], pad_id: int) -> Tensor:
+    """[B, labels] in float32."""
+    logits: Tensor = model(**_padded(rows, pad_id, model.device)).logits
+    return logits.float()
+
+
+def scores_of(logits: Tensor, config: PretrainedConfig) -> list[list[float]]:
+    """By transformers' rule: a regression as it is, several labels or a single one each by itself, else a softmax."""
+    if config.problem_type == "regression":
+        scores = logits
+    elif config.problem_type == "multi_label_classification" or logits.shape[-1] == 1:
+        scores = logits.sigmoid()
+    else:
+        scores = logits.softmax(-1)
+    rows: list[list[float]] = scores.tolist()
+    return rows
+
+
+def _padded(rows: Rows[Ids], pad_id: int, device: torch.device) -> dict[str, Tensor]:
+    width = max(map(len, rows))
+    ids = [[*row, *[pad_id] * (width - len(row))] for row in rows]
+    mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
+    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+
+
+def load(options: RunnerOptions) -> EncoderRunner:
+    """Raises ModelFormatError for weights that do not match, and for networks that cannot be served in batches."""
+    path = Path(options.path)
+    config = _read_config(path)
+    is_classifier = any(name.endswith(CLASSIFIER) for name in config.architectures or ())
+    model = nn.Module.to(_load_model(path, getattr(torch, options.dtype), is_classifier), torch.device(options.device))
+    tokenizer = load_tokenizer(Path(options.tokenizer_path) if options.tokenizer_path else path)
+    pad_id = next((pad for pad in (config.pad_token_id, tokenizer.pad_token_id) if pad is not None), 0)
+    check_padding(model, pad_id, is_classifier=is_classifier)
+    prepare_linears(model, quantize=options.quantize)
+    found = f"{type(model).__name__}: {model.num_parameters() / 1e6:.1f} M parameters, hidden {config.hidden_size}"
+    found += f", {config.num_labels} labels" if is_classifier else ""
+    spec = RunnerSpec(
+        "encoder",
+        options.name,
+        f"{found}, vocabulary {config.vocab_size}, {options.precision}",
+        min(_limits(model, options.context_window, tokenizer.model_max_length)),
+        options.max_batch,
+        step_tokens=options.step_tokens,
+        tasks=("classify", *_TEXT_TASKS) if is_classifier else _TEXT_TASKS,
+        trial=Classify("a") if is_classifier else Embed("a"),
+    )
+    vocabulary = Vocabulary(tokenizer, config.vocab_size, ChatTemplate(tokenizer, options.chat_template))
+    return EncoderRunner(model, vocabulary, pad_id, spec)
+
+
+def _read_config(path: Path) -> PretrainedConfig:
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelFormatError(f"The config of {path} cannot be read: {error}") from None
+    if config.is_encoder_decoder:
+        raise ModelFormatError(f"{path} holds an encoder-decoder, which is not served.")
+    return config
+
+
+def _load_model(path: Path, dtype: torch.dtype, is_classifier: bool) -> PreTrainedModel:
+    """Heads that are not used may lie in the files; of the network itself nothing may be missing or left over."""
+    kind: Any = AutoModelForSequenceClassification if is_classifier else AutoModel
+    try:
+        model, info = kind.from_pretrained(path, dtype=dtype, local_files_only=True, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelFormatError(f"No encoder could be loaded from {path}: {error}") from None
+    missing = [name for name in info["missing_keys"] if is_classifier or not name.startswith(_UNUSED)]
+    parts = {name for name, _ in model.named_children()}
+    left_over = [
+        name
+        for name in info["unexpected_keys"]
+        if is_classifier or name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0] in parts
+    ]
+    faults = [("missing", missing), ("left over", left_over), ("of another shape", info["mismatched_keys"])]
+    problems = [f"{what}: {', '.join(sorted(map(str, names))[:5])}" for what, names in faults if names]
+    if problems:
+        raise ModelFormatError(f"The weights in {path} do not match the model: {'; '.join(problems)}.")
+    model.config.use_cache = False
+    loaded: PreTrainedModel = model.requires_grad_(False).eval()
+    return loaded
+
+
+@torch.inference_mode()
+def check_padding(model: PreTrainedModel, pad_id: int, *, is_classifier: bool) -> None:
+    """A short row beside a longer one must come out as it does alone."""
+    ids = [token for token in range(min(16, model.config.vocab_size)) if token != pad_id]
+    rows = [tuple(ids[:2]), tuple(ids[1:8])]
+    try:
+        beside = last_states(model, rows, pad_id)
+        alone = [last_states(model, [row], pad_id)[0] for row in rows]
+        if is_classifier:
+            beside += list(class_logits(model, rows, pad_id))
+            alone += [class_logits(model, [row], pad_id)[0] for row in rows]
+    except Exception as error:  # the seam to foreign code: a network may stumble over anything of ours
+        raise ModelFormatError(f"{type(model).__name__} cannot be run on padded rows: {error}") from error
+    allowed = _TOLERANCE.get(model.dtype, _LOW_TOLERANCE)
+    for one, other in zip(beside, alone, strict=True):
+        if not (one - other).abs().max() <= allowed * max(1.0, float(other.abs().max())):
+            raise ModelFormatError(f"{type(model).__name__} says something else when rows are padded.")
+
+
+def _limits(model: PreTrainedModel, *wanted: int | None) -> Iterable[int]:
+    """Everything that bounds the context window. Position tables with a padding row begin behind that."""
+    for limit in (*wanted, getattr(model.config, "max_position_embeddings", None)):
+        if limit is not None:
+            yield int(limit)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings") and module.padding_idx is not None:
+            yield module.num_embeddings - module.padding_idx - 1
