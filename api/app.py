@@ -15,11 +15,19 @@ from api.errors import HANDLERS
 from api.headers import JOB_ID
 from api.kinds import Kinds
 from api.middleware import REQUEST_ID, AccessLog, BodyLimit, CrashGuard, RequestId
-from api.routes import generate, health, hrm, jobs, openai, puzzles, simple_foundation, tgi
+from api.routes import generate, health, hrm, inference, jobs, openai, puzzles, simple_foundation, tgi
 from shared.broker import Broker
 from shared.settings import Settings
 
-DIALECTS = (generate.DIALECT, hrm.DIALECT, tgi.DIALECT, simple_foundation.DIALECT, openai.DIALECT, puzzles.DIALECT)
+DIALECTS = (
+    generate.DIALECT,
+    hrm.DIALECT,
+    tgi.DIALECT,
+    simple_foundation.DIALECT,
+    inference.DIALECT,
+    openai.DIALECT,
+    puzzles.DIALECT,
+)
 ROUTERS = (health.router, jobs.router, *(dialect.router for dialect in DIALECTS))
 _EXPOSED_HEADERS = (
     *(REQUEST_ID, JOB_ID, "Location", "Preference-Applied", "Retry-After", "X-Reject-Reason"),

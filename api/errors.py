@@ -6,7 +6,7 @@ expected; they never carry a stack or the caller's input.
 
 import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -18,6 +18,7 @@ from api.trail import trail_of
 from shared.broker import UNAVAILABLE
 from shared.errors import BrokerUnavailable, ClientGone, FleetError, InvalidRequest
 
+_API_PREFIX = "/api/"
 _OPENAI_PREFIX = "/v1/"
 _OWN_PREFIXES = ("/v1/puzzles/", "/v1/jobs/")  # no OpenAI client comes here
 _REJECTED = (409, 429, 503)
@@ -57,6 +58,11 @@ def openai_body(problem: Problem) -> dict[str, Any]:
     return _with_job({"message": problem.message, "type": kind, "param": problem.field, "code": problem.code}, problem)
 
 
+def api_body(problem: Problem) -> dict[str, Any]:
+    details = {"field": problem.field} if problem.field else {}
+    return _with_job({"code": problem.code, "message": problem.message, "details": details}, problem)
+
+
 def tgi_body(problem: Problem) -> dict[str, Any]:
     kind = "overloaded" if problem.status in (429, 503) else "generation" if problem.status >= 500 else "validation"
     return {"error": problem.message, "error_type": kind}
@@ -72,9 +78,13 @@ def _with_job(error: dict[str, Any], problem: Problem) -> dict[str, Any]:
 
 def render(problem: Problem, path: str, body: Callable[[Problem], dict[str, Any]] | None = None) -> JSONResponse:
     """In the form `body`, or else in that of the path."""
-    is_openai = path.startswith(_OPENAI_PREFIX) and not path.startswith(_OWN_PREFIXES)
-    told = (body or (openai_body if is_openai else plain_body))(problem)
-    return JSONResponse(told, problem.status, dict(problem.headers))
+    return JSONResponse((body or _body_for(path))(problem), problem.status, dict(problem.headers))
+
+
+def _body_for(path: str) -> Callable[[Problem], dict[str, Any]]:
+    if path.startswith(_API_PREFIX):
+        return api_body
+    return openai_body if path.startswith(_OPENAI_PREFIX) and not path.startswith(_OWN_PREFIXES) else plain_body
 
 
 def invalid_request(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
@@ -110,7 +120,9 @@ async def _on_fleet_error(request: Request, error: FleetError) -> Response:
 
 
 async def _on_invalid_body(request: Request, error: RequestValidationError) -> Response:
-    return _answer(request, problem_of(invalid_request(error.errors())))
+    """X7: 400, and 422 where clients of the local server look for it."""
+    problem = problem_of(invalid_request(error.errors()))
+    return _answer(request, replace(problem, status=422) if request.url.path.startswith(_API_PREFIX) else problem)
 
 
 async def _on_http_exception(request: Request, error: HTTPException) -> Response:

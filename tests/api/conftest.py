@@ -19,7 +19,7 @@ async def worker(redis_url: str) -> AsyncIterator[EchoWorker]:
 @pytest.fixture
 async def able(redis_url: str) -> AsyncIterator[EchoWorker]:
     """A worker for every endpoint."""
-    async with EchoWorker(redis_url, model_info(tasks=("generate", "score", "solve"))) as worker:
+    async with EchoWorker(redis_url, model_info(tasks=("generate", "score", "solve", "embed", "classify"))) as worker:
         yield worker
 
 

@@ -14,12 +14,15 @@ from redis.asyncio import Redis
 from shared.broker import Broker, connect
 from shared.log import Append, LogWriter
 from shared.messages import (
+    Classify,
     ContinuationScore,
     Done,
+    Embed,
     Event,
     Failed,
     Generate,
     Job,
+    Label,
     ModelInfo,
     Sampling,
     Score,
@@ -33,6 +36,7 @@ from shared.messages import (
 )
 from shared.presence import Presence
 from shared.queue import Claim, Terms, WorkQueue
+from shared.vectors import pack
 
 
 def model_info(id: str = "echo", max_new_tokens: int = 1024, **more: object) -> ModelInfo:
@@ -106,6 +110,8 @@ class EchoWorker:
             return self._echo(claim.epoch, task)
         if isinstance(task, Solve):
             return self._solve(claim.epoch, task)
+        if isinstance(task, Embed | Classify):
+            return self._read(claim.epoch, task)
         return self._score(claim.epoch, task)
 
     def _echo(self, epoch: int, task: Generate) -> list[Event]:
@@ -137,6 +143,15 @@ class EchoWorker:
         grid = (tuple(map(int, puzzle.replace(".", "0"))),) if isinstance(puzzle, str) else puzzle
         solution = Solution(grid, 0.25, task.max_steps or 16, True)
         return [Started(epoch, "w1", 81), Done("solve", 81, 0, solution=solution)]
+
+    def _read(self, epoch: int, task: Embed | Classify) -> list[Event]:
+        """A vector of the text's length and whether it is normal, labels `long` and `short`."""
+        count = len(_words(task.text))
+        started = Started(epoch, "w1", count, self.num_truncated)
+        if isinstance(task, Embed):
+            return [started, Done("embed", count, 0, embedding=pack([count, task.normalize]))]
+        labels = (Label("short", 0.75), Label("long", 0.25))
+        return [started, Done("classify", count, 0, labels=labels[: task.top_k])]
 
 
 def _tokens(words: list[str], number: int, choice: int, reason: str, sampling: Sampling) -> Tokens:
