@@ -22,6 +22,8 @@ POLICY = (
     "worker.sequence",
     "worker.kv.pages",
     "worker.kv.prefix",
+    "worker.answers",
+    "worker.pooling",
     "worker.puzzles",
     "worker.text",
 )

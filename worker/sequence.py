@@ -38,6 +38,13 @@ class Encoded:
     answer: Done | None = None
 
 
+@dataclass(frozen=True)
+class EncodedText(Encoded):
+    """A text to be labelled: the `top_k` likeliest are wanted, or all."""
+
+    top_k: int | None = None
+
+
 @dataclass(eq=False)
 class Sequence:
     """One prompt being continued, or one context being scored (`sampling` None); `key` names its job in the engine.

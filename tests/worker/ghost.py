@@ -12,7 +12,7 @@ from typing import Literal
 from shared.errors import FleetError
 from shared.messages import ContinuationScore, Generate, Score
 from worker.runners.base import RunnerSpec
-from worker.sequence import Encoded, Sampled, Scores, Sequence, Slice, StepResult
+from worker.sequence import Encoded, Pooled, Sampled, Scores, Sequence, Slice, StepResult
 
 VOCABULARY = 50
 Place = tuple[tuple[int, ...], int]
@@ -104,6 +104,9 @@ class Ghost:
             context = sequence.encoded.prompt_ids
             assert sequence.num_computed == len(context)
             return Scores(tuple(ContinuationScore(score(context, tail), len(tail), False) for tail in part.tails))
+        if sequence.encoded.is_pooled:
+            first = sequence.num_computed
+            return Pooled([float(sum(sequence.tokens(first, first + part.num_tokens)))], part.num_tokens)
         if not part.samples:
             return None
         assert sequence.sampling is not None

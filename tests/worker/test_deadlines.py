@@ -75,10 +75,11 @@ def test_each_choice_ends_for_its_own_reason() -> None:
 
 
 def test_without_an_answer_it_fails() -> None:
-    """Nothing said yet, for want of a place or in a long prompt; and scoring, however far."""
+    """Nothing said yet, for want of a place or in a long prompt; and scoring or reading, however far."""
     long = Work("long", Encoded((1,) * 100, 4), Sampling(4, 5), deadline_s=3.0)
     score = Work("score", Encoded(PROMPT, continuations=((1, 2),) * 20), None, deadline_s=2.0)
-    for late in (long, score):
+    text = Work("text", Encoded((1,) * 100, is_pooled=True), None, deadline_s=3.0)
+    for late in (long, score, text):
         [end] = run(Ghost(num_pages=60, step_tokens=8), late)
         assert isinstance(end.ended, Failed)
         assert end.ended.code == "deadline_exceeded"

@@ -139,6 +139,20 @@ def test_labels_are_those_of_transformers_pipeline(tmp_path: Path, family: str, 
     assert list(most) == list(found[1])[:1]
 
 
+def test_rounded_weights(tmp_path: Path) -> None:
+    """Near the exact vector, and the same beside others."""
+    config = BertConfig(**SHARED | {"hidden_size": 384, "intermediate_size": 384})
+    write(tmp_path, BertModel, config)
+    exact, runner = load(tmp_path), load(tmp_path, quantize="int8")
+    tasks = [Embed(text) for text in TEXTS]
+    found = embed_all(runner, tasks)
+    for vector, plain, task in zip(found, embed_all(exact, tasks), tasks, strict=True):
+        assert unpack(vector) == pytest.approx(unpack(embed_all(runner, [task])[0]), abs=1e-5)
+        assert vector != plain
+        assert unpack(vector) == pytest.approx(unpack(plain), abs=0.05)
+    assert runner.spec.found.partition(",")[0] == exact.spec.found.partition(",")[0]
+
+
 def test_both_kinds_in_one_step(tmp_path: Path) -> None:
     write(tmp_path, *FAMILIES["classifier"])
     runner = load(tmp_path)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from shared.messages import PRIORITIES, Done, Priority, Sampling
+from shared.vectors import pack
 from tests.worker.ghost import Ghost, answer, score
 from worker.engine import Engine
 from worker.kv.cache import Cache
@@ -102,6 +103,7 @@ class Plan:
     tenant: str
     cancelled_after: int | None
     priority: Priority
+    is_pooled: bool = False
 
 
 PROMPTS = st.lists(st.integers(1, 2), min_size=1, max_size=20).map(tuple)
@@ -115,6 +117,7 @@ PLANS = st.builds(
     tenant=st.sampled_from(["a", "b"]),
     cancelled_after=st.none() | st.integers(0, 6),
     priority=st.sampled_from(PRIORITIES),
+    is_pooled=st.sampled_from([False, False, True]),
 )
 
 
@@ -159,6 +162,8 @@ def test_any_schedule_gives_the_same_answers(
 
 
 def work(key: str, plan: Plan) -> Work:
+    if plan.is_pooled:
+        return Work(key, Encoded(plan.prompt, is_pooled=True), None, tenant=plan.tenant, priority=plan.priority)
     encoded = Encoded(plan.prompt, 0 if plan.tails else plan.max_tokens, plan.tails)
     sampling = None if plan.tails else Sampling(plan.max_tokens, 5, n=plan.n)
     return Work(key, encoded, sampling, tenant=plan.tenant, priority=plan.priority)
@@ -170,6 +175,9 @@ def check(plan: Plan, said: list[Emission]) -> None:
         assert plan.cancelled_after is not None
         return
     assert said[-1].ended is ends[0] and len(ends) == 1 and isinstance(ends[0], Done)
+    if plan.is_pooled:
+        assert ends[0].embedding == pack([sum(plan.prompt) / len(plan.prompt)])
+        return
     if plan.tails:
         assert [item.log_likelihood for item in ends[0].scores] == [score(plan.prompt, tail) for tail in plan.tails]
         return

@@ -15,10 +15,11 @@ from shared.messages import (
     Score,
     Solve,
     Task,
+    TaskName,
     Text,
     Tokenize,
 )
-from worker.sequence import Encoded, Sequence, Slice, StepResult
+from worker.sequence import Encoded, EncodedText, Sequence, Slice, StepResult
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class RunnerOptions:
 
 TextTask = Generate | Score | Tokenize | Detokenize | Embed
 """What every language model does."""
+TEXT_TASKS: tuple[TaskName, ...] = ("generate", "score", "tokenize", "detokenize", "embed")
 
 _ONE_TOKEN = Generate("1", Sampling(max_tokens=1, seed=0, temperature=0.0))
 
@@ -84,7 +86,7 @@ class RunnerSpec:
     page_size: int = 1
     reuse: Literal["prefix", "prompt", "none"] = "none"
     chunk_prefill: bool = True
-    tasks: tuple[str, ...] = ("generate", "score", "tokenize", "detokenize", "embed")
+    tasks: tuple[TaskName, ...] = TEXT_TASKS
     trial: Task = _ONE_TOKEN
 
 
@@ -185,9 +187,11 @@ def encode_text(ids: Rows[int], task: Embed | Classify, window: int, *, num_behi
         raise ContextExceeded(problem, field="input")
     behind = len(ids) - num_behind
     kept = (*ids[: behind - num_cut], *ids[behind:])
-    is_pooled = isinstance(task, Embed)
-    is_normalized = isinstance(task, Embed) and task.normalize
-    return Encoded(kept, num_truncated=num_cut, is_pooled=is_pooled, is_normalized=is_normalized)
+    if isinstance(task, Embed):
+        return Encoded(kept, num_truncated=num_cut, is_pooled=True, is_normalized=task.normalize)
+    if task.top_k is not None and task.top_k < 1:
+        raise InvalidRequest(f"top_k: expected at least 1, got {task.top_k}.", field="top_k")
+    return EncodedText(kept, num_truncated=num_cut, top_k=task.top_k)
 
 
 def _cut(ids: Rows[int], room: int, head: int) -> tuple[tuple[int, ...], int]:

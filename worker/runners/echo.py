@@ -9,9 +9,11 @@ from collections.abc import Sequence as Rows
 from shared.errors import FleetError
 from shared.messages import (
     Chat,
+    Classify,
     ContinuationScore,
     Embed,
     Generate,
+    Label,
     Prompt,
     Score,
     Task,
@@ -20,8 +22,17 @@ from shared.messages import (
 )
 from worker.answers import detokenized, tokenized
 from worker.rolling import encode_rolling
-from worker.runners.base import RunnerOptions, RunnerSpec, as_ids, encode_generate, encode_score, encode_text, text_task
-from worker.sequence import Encoded, Pooled, Sampled, Scores, Sequence, Slice, StepResult
+from worker.runners.base import (
+    TEXT_TASKS,
+    RunnerOptions,
+    RunnerSpec,
+    as_ids,
+    encode_generate,
+    encode_score,
+    encode_text,
+    text_task,
+)
+from worker.sequence import Classified, Encoded, EncodedText, Pooled, Sampled, Scores, Sequence, Slice, StepResult
 
 EOS = 0
 HIDDEN = 8
@@ -33,16 +44,20 @@ _LOG_LIKELIHOOD_PER_TOKEN = -1.0
 class Echo:
     """Deterministic whatever the seed: token i of the answer is character i of the prompt, over and over.
 
-    It is certain of each of them, and ends nothing before `min_tokens`. A vector tells how often characters occur.
+    It is certain of each of them, and ends nothing before `min_tokens`. A vector tells how often characters
+    occur, labels how many of them are letters, digits and others.
     """
 
     eos_ids = frozenset({EOS})
 
     def __init__(self, options: RunnerOptions) -> None:
         window = options.context_window or 4096
-        self.spec = RunnerSpec("echo", options.name, "echo: repeats its prompt, no model", window, options.max_batch)
+        found = "echo: repeats its prompt, no model"
+        self.spec = RunnerSpec("echo", options.name, found, window, options.max_batch, tasks=(*TEXT_TASKS, "classify"))
 
     def encode(self, task: Task) -> Encoded:
+        if isinstance(task, Classify):
+            return encode_text(_ids(task.text, "input"), task, self.spec.context_window)
         task = text_task(task)
         if isinstance(task, Generate):
             return encode_generate(_ids(task.prompt, "prompt"), task, self.spec.context_window, vocab_size=_VOCABULARY)
@@ -74,8 +89,11 @@ class Echo:
 
 
 def _answer(part: Slice) -> StepResult:
-    if part.sequence.encoded.is_pooled:
-        return _pool(part.sequence.encoded.prompt_ids)
+    encoded = part.sequence.encoded
+    if encoded.is_pooled:
+        return _pool(encoded.prompt_ids)
+    if isinstance(encoded, EncodedText):
+        return _label(encoded)
     return _score(part) if part.sequence.is_scoring else _say(part.sequence)
 
 
@@ -104,6 +122,14 @@ def _next(sequence: Sequence) -> int:
 def _pool(ids: Rows[int]) -> Pooled:
     """A token's state is a one among zeros, at its id modulo the number of units."""
     return Pooled([float(sum(token % HIDDEN == unit for token in ids)) for unit in range(HIDDEN)], len(ids))
+
+
+def _label(text: EncodedText) -> Classified:
+    characters = list(map(chr, text.prompt_ids))
+    counts = {"letters": sum(map(str.isalpha, characters)), "digits": sum(map(str.isdigit, characters))}
+    counts["others"] = len(characters) - sum(counts.values())
+    labels = [Label(name, count / len(characters)) for name, count in counts.items()]
+    return Classified(tuple(sorted(labels, key=lambda label: -label.score)[: text.top_k]))
 
 
 def _score(part: Slice) -> Scores:

@@ -7,7 +7,6 @@ alone: a network that padding disturbs is refused.
 import math
 from collections.abc import Iterable
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from shared.errors import FleetError, InvalidRequest
-from shared.messages import Classify, Detokenize, Embed, Label, Task, Tokenize, name_of
+from shared.messages import Classify, Detokenize, Embed, Label, Task, TaskName, Tokenize, name_of
 from worker.chat import ChatTemplate
 from worker.kv.attention import length_groups
 from worker.models.errors import ModelFormatError
@@ -25,25 +24,18 @@ from worker.models.weights import load_tokenizer
 from worker.runners.allocation import tells_out_of_memory
 from worker.runners.base import RunnerOptions, RunnerSpec
 from worker.sampler import broken
-from worker.sequence import Classified, Encoded, Sequence, Slice, StepResult
+from worker.sequence import Classified, Encoded, EncodedText, Sequence, Slice, StepResult
 from worker.states import pooled
 from worker.vocabulary import Vocabulary
 
 CLASSIFIER = "ForSequenceClassification"
-_TEXT_TASKS = ("embed", "tokenize", "detokenize")
+_TEXT_TASKS: tuple[TaskName, ...] = ("embed", "tokenize", "detokenize")
 _UNUSED = "pooler."
 """Weights of a bare network that pooling by the mean has no use for: many files lack them."""
 _TOLERANCE = {torch.float32: 1e-3}
 _LOW_TOLERANCE = 0.1
 
 Ids = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class EncodedText(Encoded):
-    """A text to be labelled."""
-
-    top_k: int | None = None
 
 
 class EncoderRunner:
@@ -58,12 +50,7 @@ class EncoderRunner:
     def encode(self, task: Task) -> Encoded:
         if name_of(task) not in self.spec.tasks or not isinstance(task, Classify | Embed | Tokenize | Detokenize):
             raise InvalidRequest(f"This model reads texts and does not {name_of(task)}.", field="model")
-        encoded = self._vocabulary.encode(task, self.spec.context_window)
-        if not isinstance(task, Classify):
-            return encoded
-        if task.top_k is not None and task.top_k < 1:
-            raise InvalidRequest(f"top_k: expected at least 1, got {task.top_k}.", field="top_k")
-        return EncodedText(encoded.prompt_ids, num_truncated=encoded.num_truncated, top_k=task.top_k)
+        return self._vocabulary.encode(task, self.spec.context_window)
 
     def decode(self, token_ids: Rows[int]) -> str:
         return self._vocabulary.decode(token_ids)
@@ -143,9 +130,9 @@ def load(options: RunnerOptions) -> EncoderRunner:
     tokenizer = load_tokenizer(Path(options.tokenizer_path) if options.tokenizer_path else path)
     pad_id = next((pad for pad in (config.pad_token_id, tokenizer.pad_token_id) if pad is not None), 0)
     check_padding(model, pad_id, is_classifier=is_classifier)
-    prepare_linears(model, quantize=options.quantize)
     found = f"{type(model).__name__}: {model.num_parameters() / 1e6:.1f} M parameters, hidden {config.hidden_size}"
     found += f", {config.num_labels} labels" if is_classifier else ""
+    prepare_linears(model, quantize=options.quantize)
     spec = RunnerSpec(
         "encoder",
         options.name,

@@ -75,10 +75,12 @@ class ActRunner:
             chosen = sample(logits, sequences, self.eos_ids, self.spec.name)
             for index, item in zip(generating, chosen, strict=True):
                 results[index] = item
-        for index, part in enumerate(slices):
-            if part.sequence.encoded.is_pooled:
-                row = part.sequence.encoded.prompt_ids
-                results[index] = pooled(self._states([(row, place) for place in range(len(row))]), self.spec.name)
+        whole = [index for index, part in enumerate(slices) if part.sequence.encoded.is_pooled]
+        if whole:
+            rows = [slices[index].sequence.encoded.prompt_ids for index in whole]
+            states = self._states([(row, place) for row in rows for place in range(len(row))])
+            for index, own in zip(whole, states.split([len(row) for row in rows]), strict=True):
+                results[index] = pooled(own, self.spec.name)
         return results
 
     def _predictors(self, part: Slice) -> list[_Place]:
