@@ -68,7 +68,7 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
     logger.info("model %s: %s", entry.id, spec.found)
     info = ModelInfo(
         entry.id, spec.runner, spec.found, spec.context_window, settings.max_new_tokens, spec.max_batch,
-        tasks=spec.tasks, is_default=is_default,
+        tasks=spec.tasks, is_default=is_default, device=options.device, dtype=options.dtype,
     )  # fmt: skip
     return LoadedModel(info, runner, fingerprint(spec.runner, options))
 

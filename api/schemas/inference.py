@@ -113,6 +113,13 @@ class InferenceResponse(BaseModel):
     metrics: TimesBody
 
 
+class Acceleration(BaseModel):
+    """What a model computes with; empty where its worker does not tell."""
+
+    device: str
+    dtype: str
+
+
 class ModelStatus(BaseModel):
     """`unavailable` while no worker serves it; of those that do, `in_flight` jobs of all their models."""
 
@@ -122,6 +129,7 @@ class ModelStatus(BaseModel):
     description: str
     tasks: list[str]
     context_window: int
+    acceleration: Acceleration
     workers: int
     in_flight: int
 
@@ -131,11 +139,14 @@ class ModelStatuses(BaseModel):
 
 
 class ApiHealth(BaseModel):
-    """Workers by their state; models that are served, of those that are known; requests in workers' hands."""
+    """Workers by their state; models that are served, of those that are known; the devices they compute with; the
+    memory of all worker processes together; jobs in their hands."""
 
     status: Literal["ok", "unavailable"]
     workers: dict[str, int]
     models: dict[str, int]
+    devices: list[str]
+    memory_bytes: int
     in_flight: int
 
 
@@ -148,6 +159,7 @@ def model_status(fleet: Fleet, model: ModelInfo) -> ModelStatus:
         description=model.found,
         tasks=list(model.tasks),
         context_window=model.context_window,
+        acceleration=Acceleration(device=model.device, dtype=model.dtype),
         workers=len(workers),
         in_flight=sum(worker.in_flight for worker in workers),
     )
@@ -159,6 +171,8 @@ def api_health(fleet: Fleet) -> ApiHealth:
         status="ok" if fleet.is_ready else "unavailable",
         workers={state: states.count(state) for state in ("loading", "ready", "draining")},
         models={"known": len(fleet.models), "served": sum(map(fleet.serves, fleet.models))},
+        devices=sorted({model.device for worker in _ready(fleet) for model in worker.models if model.device}),
+        memory_bytes=sum(worker.memory_bytes for worker in fleet.workers),
         in_flight=sum(worker.in_flight for worker in fleet.workers),
     )
 

@@ -229,6 +229,7 @@ async def test_d91_d93_status(client: httpx.AsyncClient, worker: EchoWorker, red
         "description": "echo for tests",
         "tasks": ["generate", "score"],
         "context_window": 2048,
+        "acceleration": {"device": "", "dtype": ""},
         "workers": 1,
         "in_flight": 0,
     }
@@ -246,6 +247,8 @@ async def test_d91_d93_status(client: httpx.AsyncClient, worker: EchoWorker, red
             "status": "ok",
             "workers": {"loading": 1, "ready": 1, "draining": 0},
             "models": {"known": 2, "served": 1},
+            "devices": [],
+            "memory_bytes": 0,
             "in_flight": 0,
         },
     )
