@@ -19,6 +19,7 @@ from shared.broker import UNAVAILABLE
 from shared.errors import BrokerUnavailable, ClientGone, FleetError, InvalidRequest
 
 _API_PREFIX = "/api/"
+_TGI_PATH = "/"
 _OPENAI_PREFIX = "/v1/"
 _OWN_PREFIXES = ("/v1/puzzles/", "/v1/jobs/")  # no OpenAI client comes here
 _REJECTED = (409, 429, 503)
@@ -82,6 +83,8 @@ def render(problem: Problem, path: str, body: Callable[[Problem], dict[str, Any]
 
 
 def _body_for(path: str) -> Callable[[Problem], dict[str, Any]]:
+    if path == _TGI_PATH:
+        return tgi_body
     if path.startswith(_API_PREFIX):
         return api_body
     return openai_body if path.startswith(_OPENAI_PREFIX) and not path.startswith(_OWN_PREFIXES) else plain_body

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 
 import msgspec
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 
 from api.ask import Ask, AskDep, Plan
-from api.deps import TrailDep
-from api.errors import tgi_body
 from api.framing import EVENTS
 from api.kinds import Dialect, Kind
 from api.record import Work
@@ -17,15 +15,10 @@ from api.schemas.tgi import DEFAULT_MAX_TOKENS, TgiNotes, TgiRequest, TgiRespons
 from api.sse import EVENT_STREAM
 from shared.messages import ModelInfo
 
-
-async def _speaks_tgi(trail: TrailDep) -> None:
-    trail.error_body = tgi_body
-
-
 router = APIRouter(tags=["tgi"])
 
 
-@router.post("/", response_model=TgiResponses, responses=EVENT_STREAM, dependencies=[Depends(_speaks_tgi)])
+@router.post("/", response_model=TgiResponses, responses=EVENT_STREAM)
 async def root(body: TgiRequest, ask: AskDep) -> Response:
     """The completion in a list, or with `stream` token by token: what clients do with the bare address of a server."""
     return await _answer(LISTED, body, ask, is_streamed=body.stream)

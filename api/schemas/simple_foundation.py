@@ -92,37 +92,38 @@ class CodingRequest(ProblemRequest):
     temperature: Temperature = 0.8
 
 
-class Made(BaseModel):
-    """What all answers have beside their text."""
-
-    generation_time: float
-    input_tokens: int
-    output_tokens: int
-
-
-class PromptResponse(Made):
+class PromptResponse(BaseModel):
     """`generated_texts` has all of them, where several were asked for."""
 
     prompt: str
     generated_text: str
     generated_texts: list[str] | None = Field(None, exclude_if=is_absent)
     tokens_generated: int
+    generation_time: float
+    input_tokens: int
+    output_tokens: int
 
 
-class MathResponse(Made):
+class MathResponse(BaseModel):
     """`answer` is null where the solution states none."""
 
     problem: str
     solution: str
     answer: str | None
+    generation_time: float
+    input_tokens: int
+    output_tokens: int
 
 
-class CodingResponse(Made):
+class CodingResponse(BaseModel):
     """`code` is null where the solution has no fenced block."""
 
     problem: str
     solution: str
     code: str | None
+    generation_time: float
+    input_tokens: int
+    output_tokens: int
 
 
 class ModelDescription(RequestBody):
