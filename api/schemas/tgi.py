@@ -73,11 +73,11 @@ class TgiRequest(RequestBody):
 
 
 class TgiToken(BaseModel):
-    """`special`: it ends the answer and is no text."""
+    """`special`: it ends the answer and is no text. `logprob` is null where it was not asked for."""
 
     id: int
     text: str
-    logprob: float
+    logprob: float | None
     special: bool = False
 
 
@@ -131,7 +131,9 @@ def finish_reason(reason: str, notes: TgiNotes, last_text: str) -> str:
 
 
 def token_bodies(ids: Sequence[int], logprobs: Sequence[TokenLogprob], *, is_end: bool) -> list[TgiToken]:
-    """`is_end`: the last of them ended the answer by itself."""
+    """`is_end`: the last of them ended the answer by itself. Without log-probabilities their texts are not known."""
+    if not logprobs:
+        return [TgiToken(id=id, text="", logprob=None) for id in ids]
     last = len(ids) - 1
     return [
         TgiToken(id=id, text=item.token, logprob=item.logprob, special=is_end and at == last and not item.token)

@@ -195,3 +195,14 @@ async def test_the_client_of_hugging_face_knows_the_errors(address: str, worker:
     worker.failure = QueueFull("Too much.").as_event()
     with pytest.raises(OverloadedError, match="Too much"):
         await asyncio.to_thread(client.text_generation, "a")
+
+
+async def test_a_stream_of_what_was_not_to_be_streamed(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+    """Its log-probabilities were not asked for; the text is whole all the same."""
+    answer = await client.post("/generate", json={"inputs": "a b"})
+    told = frames(await client.get(f"/v1/jobs/{answer.headers['X-Job-Id']}/events"))
+    assert [frame.json["token"] for frame in told] == [
+        {"id": 0, "text": "a ", "logprob": None, "special": False},
+        {"id": 1, "text": "b", "logprob": None, "special": False},
+    ]
+    assert told[-1].json["generated_text"] == "a b"
