@@ -7,16 +7,17 @@ from collections.abc import AsyncGenerator, Sequence
 
 from fastapi.responses import JSONResponse, Response
 
-from api import sse
 from api.cursor import Cursor
 from api.deps import Front
 from api.dispatch import Following, Receive
 from api.errors import problem_of
+from api.framing import Framing
 from api.headers import JOB_ID, answer_headers
 from api.kinds import Kind
 from api.patience import redis_answers
 from api.record import Work, work_of
 from api.run import Outcome
+from api.sse import EventStream
 from api.streams import Stream
 from api.timings import Timings, timing_comment, timings_of
 from api.trail import Trail, Usage
@@ -77,25 +78,28 @@ def stream(
     receive: Receive,
     trail: Trail,
     seen: Cursor | None = None,
+    framing: Framing | None = None,
     *,
     with_timings: bool = False,
 ) -> Response:
-    """The frames of the request from its beginning, or from behind `seen`. The headers tell what is known when the
-    first frame comes, and timings are a comment behind the last one."""
+    """The frames of the request from its beginning, or from behind `seen`, in its kind's framing or another one. The
+    headers tell what is known when the first frame comes; timings are a comment behind the last one, if there may be
+    comments."""
     started: dict[int, Started] = {}
-    telling = kind.telling(following.work)
+    telling, framing = kind.telling(following.work), framing or kind.framing
 
     async def frames() -> AsyncGenerator[bytes, None]:
         start = Cursor.start(following.work.id, len(following.work.request.job_ids))
         async with front.dispatcher.run(following, receive) as run:
-            async for frame in Stream(telling, start, seen, started).frames(run, front.keepalive_s):
+            async for frame in Stream(telling, framing, start, seen, started).frames(run, front.keepalive_s):
                 yield frame
             trail.usage = run.usage
-            if with_timings and (timings := await timings_at_end(front, following.work, run.usage)):
+            has_room = with_timings and framing.keep_alive
+            if has_room and (timings := await timings_at_end(front, following.work, run.usage)):
                 yield timing_comment(timings)
-            yield sse.DONE
+            yield framing.end
 
     def last_words(error: FleetError) -> bytes:
-        return sse.data(kind.error_body(problem_of(error))) + sse.DONE
+        return framing.frame(telling.failed(problem_of(error)), "") + framing.end
 
-    return sse.EventStream(frames(), last_words, lambda: answer_headers(following.work, started.values()))
+    return EventStream(frames(), framing, last_words, lambda: answer_headers(following.work, started.values()))

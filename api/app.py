@@ -20,14 +20,28 @@ from api.errors import HANDLERS
 from api.headers import JOB_ID
 from api.kinds import Kinds
 from api.middleware import REQUEST_ID, AccessLog, BodyLimit, CrashGuard, RequestId
-from api.routes import chat, embeddings, health, hrm, jobs, openai, puzzles, submit, tokens
+from api.routes import (
+    chat,
+    embeddings,
+    generate,
+    health,
+    hrm,
+    inference,
+    jobs,
+    openai,
+    puzzles,
+    simple_foundation,
+    submit,
+    tgi,
+    tokens,
+)
 from shared.broker import Broker
 from shared.setting_layers import SettingsError
 from shared.settings import Settings
 
 DIALECTS = (
-    *(hrm.DIALECT, openai.DIALECT, chat.DIALECT, embeddings.DIALECT),
-    *(tokens.DIALECT, puzzles.DIALECT),
+    *(generate.DIALECT, hrm.DIALECT, tgi.DIALECT, simple_foundation.DIALECT, inference.DIALECT),
+    *(openai.DIALECT, chat.DIALECT, embeddings.DIALECT, tokens.DIALECT, puzzles.DIALECT),
 )
 ROUTERS = (health.router, submit.router, jobs.router, *(dialect.router for dialect in DIALECTS))
 _KEYS = [

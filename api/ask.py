@@ -8,22 +8,24 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from fastapi.responses import Response
 
-from api.admission import TokenBudget
+from api.admission import Admission, TokenBudget
 from api.answers import accepted, attached, stream, timings_at_end, whole
 from api.cache import CACHE, AnswerCache, digest_of
 from api.caller import Caller, CallerDep
 from api.cursor import HEADER, Cursor
 from api.deps import Front, FrontDep, TrailDep
 from api.dispatch import Following, Receive, StillRunning
+from api.framing import Framing
 from api.kinds import Kind
 from api.patience import redis_answers
 from api.record import OnDisconnect, Record, Work, encode_record, work_of
 from api.run import total_usage
+from api.schemas.fields import SampledRequest
 from api.timings import timing_headers
 from api.trail import Trail
 from api.wishes import Wishes, WishesDep
 from shared.errors import Draining, InvalidRequest, ModelNotFound, NoWorker
-from shared.messages import ModelInfo, Task
+from shared.messages import ModelInfo, Task, Text
 from shared.requests import new_follower
 from shared.submission import Key, Order
 
@@ -42,6 +44,23 @@ class Plan:
         return self.budget.max_tokens if self.budget is not None and self.budget.is_clamped else None
 
 
+def text_plan(
+    admission: Admission,
+    body: SampledRequest,
+    prompts: Sequence[Text],
+    default_max_tokens: int,
+    notes: Mapping[str, Any] | None = None,
+) -> Callable[[ModelInfo], Plan]:
+    """`body.n` completions of each prompt. Raises InvalidRequest for more of them than one request may ask for."""
+    admission.check_count("n", len(prompts) * body.n, "completions")
+
+    def plan(model: ModelInfo) -> Plan:
+        budget = admission.budget(body.max_tokens, default_max_tokens, model)
+        return Plan([body.task(prompt, budget.max_tokens) for prompt in prompts], budget, body.n, notes or {})
+
+    return plan
+
+
 @dataclass(frozen=True)
 class Ask:
     """Who asks which front, and what the headers say."""
@@ -54,23 +73,32 @@ class Ask:
     receive: Receive
 
     async def answer(
-        self, kind: Kind, model: str | None, plan: Callable[[ModelInfo], Plan], *, is_streamed: bool = False
+        self,
+        kind: Kind,
+        model: str | None,
+        plan: Callable[[ModelInfo], Plan],
+        *,
+        is_streamed: bool = False,
+        framing: Framing | None = None,
     ) -> Response:
-        """Have what `plan` makes of the model done, and answer as the caller wishes. What the caller comes back to, by
-        a key or a frame, needs no model. Raises the FleetErrors of admission and of the jobs."""
+        """Have what `plan` makes of the model done, and answer as the caller wishes; a stream in `framing`, or else in
+        its kind's. What the caller comes back to, by a key or a frame, needs no model. Raises the FleetErrors of
+        admission and of the jobs."""
         if is_streamed and self.wishes.last_event_id:
-            return await self._resume(kind)
+            return await self._resume(kind, framing)
         following = await self._following(kind, model, plan, is_streamed=is_streamed)
-        answer = await self._answer(kind, following, is_streamed=is_streamed)
+        answer = await self._answer(kind, following, framing, is_streamed=is_streamed)
         if following.cache:
             answer.headers[CACHE] = following.cache
         return answer
 
-    async def _answer(self, kind: Kind, following: Following, *, is_streamed: bool) -> Response:
+    async def _answer(
+        self, kind: Kind, following: Following, framing: Framing | None, *, is_streamed: bool
+    ) -> Response:
         if self.wishes.wait_s == 0:
             return await self._leave(following)
         if is_streamed:
-            return self._stream(kind, following)
+            return self._stream(kind, following, framing=framing)
         try:
             outcomes = await self.front.dispatcher.gather(following, self.receive, self.wishes.wait_s)
         except StillRunning:
@@ -151,18 +179,20 @@ class Ask:
         return self.wishes.wait_s != 0
 
     @redis_answers()
-    async def _resume(self, kind: Kind) -> Response:
+    async def _resume(self, kind: Kind, framing: Framing | None) -> Response:
         """The stream that the caller has seen a part of; nothing is created."""
         seen = Cursor.parse(self.wishes.last_event_id)
         request = await self.front.requests.find(seen.request_id, self.caller.tenant)
         if work_of(request).record.kind != kind.name:
             raise InvalidRequest(f"{HEADER}: expected the id of a frame of this endpoint.", field=HEADER)
         following = await attached(self.front, request, seen)
-        return self._stream(kind, following, seen)
+        return self._stream(kind, following, seen, framing)
 
-    def _stream(self, kind: Kind, following: Following, seen: Cursor | None = None) -> Response:
+    def _stream(
+        self, kind: Kind, following: Following, seen: Cursor | None = None, framing: Framing | None = None
+    ) -> Response:
         with_timings = self.wishes.with_timings
-        return stream(self.front, kind, following, self.receive, self.trail, seen, with_timings=with_timings)
+        return stream(self.front, kind, following, self.receive, self.trail, seen, framing, with_timings=with_timings)
 
     async def _leave(self, following: Following) -> Response:
         """The caller will ask again."""

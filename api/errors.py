@@ -6,7 +6,7 @@ expected; they never carry a stack or the caller's input.
 
 import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -18,6 +18,8 @@ from api.trail import trail_of
 from shared.broker import UNAVAILABLE
 from shared.errors import BrokerUnavailable, ClientGone, FleetError, InvalidRequest, Unauthorized
 
+_API_PREFIX = "/api/"
+_TGI_PATH = "/"
 _OPENAI_PREFIX = "/v1/"
 _OWN_PREFIXES = ("/v1/puzzles/", "/v1/jobs")  # no OpenAI client comes here
 _REJECTED = (409, 429, 503)
@@ -59,6 +61,16 @@ def openai_body(problem: Problem) -> dict[str, Any]:
     return _with_job({"message": problem.message, "type": kind, "param": problem.field, "code": problem.code}, problem)
 
 
+def api_body(problem: Problem) -> dict[str, Any]:
+    details = {"field": problem.field} if problem.field else {}
+    return _with_job({"code": problem.code, "message": problem.message, "details": details}, problem)
+
+
+def tgi_body(problem: Problem) -> dict[str, Any]:
+    kind = "overloaded" if problem.status in (429, 503) else "generation" if problem.status >= 500 else "validation"
+    return {"error": problem.message, "error_type": kind}
+
+
 def plain_body(problem: Problem) -> dict[str, Any]:
     return _with_job({"code": problem.code, "message": problem.message, "field": problem.field}, problem)
 
@@ -67,10 +79,17 @@ def _with_job(error: dict[str, Any], problem: Problem) -> dict[str, Any]:
     return {"error": error} if problem.job_id is None else {"error": error, "id": problem.job_id}
 
 
-def render(problem: Problem, path: str) -> JSONResponse:
-    is_openai = path.startswith(_OPENAI_PREFIX) and not path.startswith(_OWN_PREFIXES)
-    body = openai_body if is_openai else plain_body
-    return JSONResponse(body(problem), problem.status, dict(problem.headers))
+def render(problem: Problem, path: str, body: Callable[[Problem], dict[str, Any]] | None = None) -> JSONResponse:
+    """In the form `body`, or else in that of the path."""
+    return JSONResponse((body or _body_for(path))(problem), problem.status, dict(problem.headers))
+
+
+def _body_for(path: str) -> Callable[[Problem], dict[str, Any]]:
+    if path == _TGI_PATH:
+        return tgi_body
+    if path.startswith(_API_PREFIX):
+        return api_body
+    return openai_body if path.startswith(_OPENAI_PREFIX) and not path.startswith(_OWN_PREFIXES) else plain_body
 
 
 def invalid_request(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
@@ -96,8 +115,9 @@ def _expectation(error: Mapping[str, Any]) -> str:
 
 
 def _answer(request: Request, problem: Problem) -> Response:
-    trail_of(request.scope).error = problem.code
-    return render(problem, request.url.path)
+    trail = trail_of(request.scope)
+    trail.error = problem.code
+    return render(problem, request.url.path, trail.error_body)
 
 
 async def _on_fleet_error(request: Request, error: FleetError) -> Response:
@@ -105,7 +125,9 @@ async def _on_fleet_error(request: Request, error: FleetError) -> Response:
 
 
 async def _on_invalid_body(request: Request, error: RequestValidationError) -> Response:
-    return _answer(request, problem_of(invalid_request(error.errors())))
+    """X7: 400, and 422 where clients of the local server look for it."""
+    problem = problem_of(invalid_request(error.errors()))
+    return _answer(request, replace(problem, status=422) if request.url.path.startswith(_API_PREFIX) else problem)
 
 
 async def _on_http_exception(request: Request, error: HTTPException) -> Response:

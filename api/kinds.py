@@ -4,7 +4,7 @@ Rendering is pure: outcomes or events, and the record of the request, become JSO
 and how often, says the same.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from api.errors import Problem, plain_body
+from api.framing import EVENTS_WITH_DONE, Framing
 from api.record import Work
 from api.run import Outcome, Progress, Tally
 from api.trail import Usage
@@ -23,12 +24,15 @@ class Telling(Protocol):
     """The JSON payloads of one stream. What an event gives depends on the events of its own job alone."""
 
     def opening(self) -> Any:
-        """Says nothing yet, but that the stream has begun."""
+        """Says nothing yet, but that the stream has begun; None where the dialect has no such payload."""
 
     def of(self, job: int, event: Progress) -> Iterable[Any]: ...
 
     def closing(self, usage: Usage) -> Iterable[Any]:
         """Comes when all jobs are done."""
+
+    def failed(self, problem: Problem) -> Any:
+        """The last payload of a stream that ends with an error."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Kind:
     task: TaskName
     render: Callable[[Work, Sequence[Outcome]], BaseModel]
     tell: Callable[[Work], Telling] | None = None
-    error_body: Callable[[Problem], Mapping[str, Any]] = plain_body
+    framing: Framing = EVENTS_WITH_DONE
 
     def telling(self, work: Work) -> Telling:
         return self.tell(work) if self.tell else _Whole(self, work)
@@ -81,3 +85,6 @@ class _Whole:
 
     def closing(self, usage: Usage) -> Iterable[Any]:
         yield self._kind.render(self._work, [tally.outcome() for tally in self._tallies]).model_dump(mode="json")
+
+    def failed(self, problem: Problem) -> Any:
+        return plain_body(problem)

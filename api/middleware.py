@@ -135,7 +135,7 @@ class CrashGuard:
             error_log.exception("unhandled error", extra={"fields": {"request_id": trail.request_id}})
             if not has_begun:
                 problem = Problem(500, "internal_error", f"Internal error; request id {trail.request_id}.", None, {})
-                await render(problem, scope["path"])(scope, receive, send)
+                await render(problem, scope["path"], trail.error_body)(scope, receive, send)
 
 
 class BodyLimit:

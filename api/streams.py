@@ -2,8 +2,8 @@
 
 from collections.abc import AsyncGenerator, Iterator
 
-from api import sse
 from api.cursor import Cursor
+from api.framing import Framing
 from api.kinds import Telling
 from api.run import News, Run
 from shared.messages import Started
@@ -13,29 +13,36 @@ class Stream:
     """One reader's way through a stream. `seen` is where it was; None for one that has seen nothing. Jobs are noted in
     `started` when they have."""
 
-    def __init__(self, telling: Telling, start: Cursor, seen: Cursor | None, started: dict[int, Started]) -> None:
+    def __init__(
+        self, telling: Telling, framing: Framing, start: Cursor, seen: Cursor | None, started: dict[int, Started]
+    ) -> None:
         self._telling = telling
+        self._framing = framing
         self._started = started
         self._at = start
         self._seen = seen
 
     async def frames(self, run: Run, keepalive_s: float) -> AsyncGenerator[bytes, None]:
         """Begins with the first token, or when that is slow to come: what fails at once has a status of its own. Ends
-        when all jobs are done."""
+        when all jobs are done; the end of the framing is the caller's to send."""
         is_open = self._seen is not None
         async for news in run.progress(keepalive_s):
             if news is not None and isinstance(news.event, Started):
                 self._started[news.job] = news.event
             elif not is_open:
                 is_open = True
-                yield sse.data(self._telling.opening(), str(self._at))
+                yield self._opening()
             if news is None:
-                yield sse.KEEP_ALIVE
+                yield self._framing.keep_alive
             else:
                 for frame in self._of(news):
                     yield frame
         for frame in self._closing(run):
             yield frame
+
+    def _opening(self) -> bytes:
+        payload = self._telling.opening()
+        return self._framing.keep_alive if payload is None else self._framing.frame(payload, str(self._at))
 
     def _of(self, news: News) -> Iterator[bytes]:
         payloads = list(self._telling.of(news.job, news.event))
@@ -44,11 +51,11 @@ class Stream:
             is_last = number + 1 == len(payloads)
             self._at = before.at(news.job, news.index if is_last else news.index - 1, 0 if is_last else number + 1)
             if self._seen is None or not self._seen.has(news.job, news.index, number):
-                yield sse.data(payload, str(self._at))
+                yield self._framing.frame(payload, str(self._at))
         self._at = self._at.at(news.job, news.index)
 
     def _closing(self, run: Run) -> Iterator[bytes]:
         for number, payload in enumerate(self._telling.closing(run.usage)):
             self._at = self._at.closed(number + 1)
             if self._seen is None or number >= self._seen.closing:
-                yield sse.data(payload, str(self._at))
+                yield self._framing.frame(payload, str(self._at))

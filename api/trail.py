@@ -3,7 +3,7 @@
 Created by the outermost middleware, filled in by routes and error handlers, read once when the answer has ended.
 """
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,8 @@ class Usage:
 
 @dataclass
 class Trail:
-    """`key` is the id of the key that came, "" where none did."""
+    """`key` is the id of the key that came, "" where none did. `error_body` makes the body of an error for this caller,
+    where the path does not tell its dialect."""
 
     request_id: str
     usage: Usage = Usage()
@@ -38,6 +39,7 @@ class Trail:
     body: bytes = b""
     tenant: str = ""
     key: str = ""
+    error_body: Callable[[Any], dict[str, Any]] | None = None
 
 
 def trail_of(scope: MutableMapping[str, Any]) -> Trail:

@@ -32,6 +32,7 @@ class Wishes:
     last_event_id: str = ""
     with_timings: bool = False
     cache: CacheWish | None = None
+    accept: str = ""
 
 
 async def wishes_of(
@@ -43,6 +44,7 @@ async def wishes_of(
     last_event_id: Annotated[str | None, Header(description="The stream goes on behind this frame.")] = None,
     x_timings: Annotated[str | None, Header(description="1: tell how long it took, in headers.")] = None,
     cache_control: Annotated[str | None, Header(description="no-store, or no-cache for a new answer")] = None,
+    accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Wishes:
     """Raises InvalidRequest that names the header."""
     wait_s, preferences = _preferences(",".join(prefer or ()))
@@ -56,6 +58,7 @@ async def wishes_of(
         last_event_id or "",
         _one_of("X-Timings", x_timings, ("1", "0", "true", "false")) in ("1", "true"),
         _cache_wish(cache_control or ""),
+        (accept or "").lower(),
     )
 
 

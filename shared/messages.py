@@ -176,7 +176,7 @@ STATE_OF: dict[type[Done] | type[Failed] | type[Cancelled], str] = {
 
 class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a worker says of a model it serves. `found` is one line for people: what was loaded. `fingerprint` stands
-    for all that decides what it answers; "" is not known."""
+    for all that decides what it answers; "" is not known. `device` and `dtype` are what it computes with."""
 
     id: str
     runner: str
@@ -187,15 +187,18 @@ class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     tasks: tuple[str, ...] = ("generate", "score", "read")
     is_default: bool = False
     fingerprint: str = ""
+    device: str = ""
+    dtype: str = ""
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One worker's presence record."""
+    """One worker's presence record. `memory_bytes` of this machine's memory are in its process; 0 is unknown."""
 
     id: str
     state: Literal["loading", "ready", "draining"]
     models: tuple[ModelInfo, ...]
     in_flight: int = 0
+    memory_bytes: int = 0
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -69,7 +69,7 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
     mark = fingerprint(spec.runner, options)
     info = ModelInfo(
         entry.id, spec.runner, spec.found, spec.context_window, settings.max_new_tokens, spec.max_batch,
-        tasks=spec.tasks, is_default=is_default, fingerprint=mark,
+        tasks=spec.tasks, is_default=is_default, fingerprint=mark, device=options.device, dtype=options.dtype,
     )  # fmt: skip
     return LoadedModel(info, runner, mark)
 

@@ -87,6 +87,12 @@ def free_memory_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
     return free if allowed is None else min(free, allowed)
 
 
+def resident_bytes(statm: Path = Path("/proc/self/statm")) -> int:
+    """Memory that this process holds; 0 where the system does not tell."""
+    pages = _text(statm).split()[1:2]
+    return int(pages[0]) * os.sysconf("SC_PAGE_SIZE") if pages else 0
+
+
 def count_gpus() -> int:
     """GPUs that torch can use here. It is asked in a process of its own, because importing it is slow and binds
     threads; and not at all where no GPU's driver is loaded."""

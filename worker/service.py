@@ -27,6 +27,7 @@ from worker.engine import Engine
 from worker.engine_thread import EngineThread
 from worker.intake import Intake
 from worker.loading import LoadedModel
+from worker.machine import resident_bytes
 from worker.outbox import Outbox
 from worker.progress import Pulse
 
@@ -214,7 +215,8 @@ class WorkerService:
         self._intakes[model].closed(claim)
 
     async def _announce(self) -> None:
-        await self._presence.announce(WorkerInfo(self.worker_id, self._state, self._models, len(self._outbox.claims)))
+        in_flight, memory = len(self._outbox.claims), resident_bytes()
+        await self._presence.announce(WorkerInfo(self.worker_id, self._state, self._models, in_flight, memory))
 
     async def _forever(self, turn: Callable[[], Awaitable[None]], every_s: float) -> None:
         while True:

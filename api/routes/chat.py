@@ -5,19 +5,19 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Response
 
 from api.ask import AskDep, Plan
-from api.errors import openai_body
 from api.kinds import Dialect, Kind
 from api.record import Work
 from api.routes.chunks import ChatChunks
 from api.run import Outcome
 from api.schemas.chat import ChatCompletion, ChatRequest, chat_completion
 from api.schemas.openai import Heading
+from api.sse import EVENT_STREAM
 from shared.messages import ModelInfo
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
 
-@router.post("/chat/completions", response_model=ChatCompletion)
+@router.post("/chat/completions", response_model=ChatCompletion, responses=EVENT_STREAM)
 async def chat_completions(body: ChatRequest, ask: AskDep) -> Response:
     """Answer a dialogue; `stream` sends the text as it comes."""
     admission = ask.front.admission
@@ -44,5 +44,5 @@ def _heading(work: Work) -> Heading:
     return Heading(f"chatcmpl-{work.id}", work.record.created, work.record.model)
 
 
-CHAT = Kind("chat", "generate", _whole, _chunks, openai_body)
+CHAT = Kind("chat", "generate", _whole, _chunks)
 DIALECT = Dialect(router, (CHAT,))

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Response
 
 from api.ask import AskDep, Plan
-from api.errors import openai_body
 from api.kinds import Dialect, Kind
 from api.record import Work
 from api.run import Outcome
@@ -30,5 +29,5 @@ def _whole(work: Work, outcomes: Sequence[Outcome]) -> Embeddings:
     return embeddings(work.record.model, outcomes, work.record.notes["encoding_format"])
 
 
-EMBEDDINGS = Kind("embeddings", "embed", _whole, error_body=openai_body)
+EMBEDDINGS = Kind("embeddings", "embed", _whole)
 DIALECT = Dialect(router, (EMBEDDINGS,))

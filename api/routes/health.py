@@ -25,6 +25,15 @@ async def healthz(front: FrontDep) -> Response:
     return JSONResponse({"status": "ok", "ready": is_ready})
 
 
+@router.get("/health")
+async def health(front: FrontDep) -> Response:
+    """SimpleFoundation's: healthy when new work would find a worker, else 503."""
+    reason = await reason_not_ready(front)
+    if reason is not None:
+        return JSONResponse({"status": "unhealthy", "ready": False, "reason": reason}, 503)
+    return JSONResponse({"status": "healthy", "ready": True, "model": (await front.admission.find(None)).id})
+
+
 @router.get("/readyz")
 async def readyz(front: FrontDep) -> Response:
     """Whether new work would find a worker."""

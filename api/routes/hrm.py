@@ -1,12 +1,15 @@
-"""`/generate`, `/loglikelihood` and `/loglikelihood_rolling`: many prompts in, all answers out, in order."""
+"""The HRM contract: `/loglikelihood`, `/loglikelihood_rolling`, and `/generate` with `prompts`: many in, all answers
+out, in order."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from fastapi import APIRouter, Response
 
-from api.ask import AskDep, Plan
+from api.ask import Ask, AskDep, Plan, text_plan
 from api.kinds import Dialect, Kind
 from api.record import Work
+from api.routes.texts import Texts
 from api.run import Outcome
 from api.schemas.hrm import (
     DEFAULT_MAX_TOKENS,
@@ -20,22 +23,16 @@ from api.schemas.hrm import (
     loglikelihood_response,
     rolling_response,
 )
-from shared.messages import ModelInfo, Score
+from shared.messages import Score
 
 router = APIRouter(tags=["hrm"])
 
 
-@router.post("/generate", response_model=GenerateResponse)
-async def generate(body: GenerateRequest, ask: AskDep) -> Response:
-    """One completion for each prompt."""
-    admission = ask.front.admission
-    admission.check_count("prompts", len(body.prompts))
-
-    def plan(model: ModelInfo) -> Plan:
-        budget = admission.budget(body.max_tokens, DEFAULT_MAX_TOKENS, model)
-        return Plan([body.task(prompt, budget.max_tokens) for prompt in body.prompts], budget)
-
-    return await ask.answer(GENERATE, body.model, plan)
+async def generate(body: GenerateRequest, ask: Ask, *, is_streamed: bool) -> Response:
+    """Completions of each prompt."""
+    ask.front.admission.check_count("prompts", len(body.prompts))
+    plan = text_plan(ask.front.admission, body, body.prompts, DEFAULT_MAX_TOKENS)
+    return await ask.answer(GENERATE, body.model, plan, is_streamed=is_streamed)
 
 
 @router.post("/loglikelihood", response_model=LoglikelihoodResponse)
@@ -74,6 +71,14 @@ def _completions(work: Work, outcomes: Sequence[Outcome]) -> GenerateResponse:
     return generate_response(outcomes)
 
 
+def _stream(work: Work) -> Texts:
+    return Texts(work.record.n, len(work.request.job_ids), _end)
+
+
+def _end(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    return generate_response(outcomes).model_dump(mode="json", exclude={"completions"})
+
+
 def _scores(work: Work, outcomes: Sequence[Outcome]) -> LoglikelihoodResponse:
     groups = zip(work.record.notes["places"], outcomes, strict=True)
     scores = {place: score for group, outcome in groups for place, score in zip(group, outcome.scores, strict=True)}
@@ -84,7 +89,7 @@ def _rolling(work: Work, outcomes: Sequence[Outcome]) -> RollingResponse:
     return rolling_response([score for outcome in outcomes for score in outcome.scores])
 
 
-GENERATE = Kind("generate", "generate", _completions)
+GENERATE = Kind("generate", "generate", _completions, _stream)
 SCORE = Kind("loglikelihood", "score", _scores)
 ROLLING = Kind("loglikelihood_rolling", "score", _rolling)
 DIALECT = Dialect(router, (GENERATE, SCORE, ROLLING))

@@ -1,13 +1,13 @@
 """`/v1/models` and `/v1/completions` as the OpenAI clients expect them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fastapi import APIRouter, Response
 
-from api.ask import AskDep, Plan
+from api.admission import Admission
+from api.ask import AskDep, Plan, text_plan
 from api.caller import CallerDep
 from api.deps import FrontDep
-from api.errors import openai_body
 from api.kinds import Dialect, Kind
 from api.record import Work
 from api.routes.chunks import Chunks
@@ -23,6 +23,7 @@ from api.schemas.openai import (
     completion,
     model_body,
 )
+from api.sse import EVENT_STREAM
 from shared.messages import ModelInfo
 
 router = APIRouter(prefix="/v1", tags=["openai"])
@@ -43,21 +44,24 @@ async def model(id: str, front: FrontDep, caller: CallerDep) -> Model:
     return model_body(info)
 
 
-@router.post("/completions", response_model=Completion)
+@router.post("/completions", response_model=Completion, responses=EVENT_STREAM)
 async def completions(body: CompletionRequest, ask: AskDep) -> Response:
     """Complete each prompt; `stream` sends the text as it comes."""
     admission = ask.front.admission
     admission.check_count("prompt", len(body.prompt))
-    admission.check_count("n", len(body.prompt) * body.n, "completions")
+    notes = {"with_usage": body.stream_options.include_usage}
+    plan = text_plan(admission, body, body.prompt, DEFAULT_MAX_TOKENS, notes)
+    if body.echo:
+        plan = _echo_plan(admission, body)
+    return await ask.answer(COMPLETIONS, body.model, plan, is_streamed=body.stream)
 
+
+def _echo_plan(admission: Admission, body: CompletionRequest) -> Callable[[ModelInfo], Plan]:
     def plan(model: ModelInfo) -> Plan:
         budget = admission.budget(body.max_tokens, DEFAULT_MAX_TOKENS, model)
-        if body.echo:
-            return Plan(echo_tasks(body, budget.max_tokens), budget, notes=echo_notes(body, budget.max_tokens))
-        tasks = [body.task(prompt, budget.max_tokens) for prompt in body.prompt]
-        return Plan(tasks, budget, body.n, {"with_usage": body.stream_options.include_usage})
+        return Plan(echo_tasks(body, budget.max_tokens), budget, notes=echo_notes(body, budget.max_tokens))
 
-    return await ask.answer(COMPLETIONS, body.model, plan, is_streamed=body.stream)
+    return plan
 
 
 def _whole(work: Work, outcomes: Sequence[Outcome]) -> Completion:
@@ -73,5 +77,5 @@ def _heading(work: Work) -> Heading:
     return Heading(f"cmpl-{work.id}", work.record.created, work.record.model)
 
 
-COMPLETIONS = Kind("completions", "generate", _whole, _chunks, openai_body)
+COMPLETIONS = Kind("completions", "generate", _whole, _chunks)
 DIALECT = Dialect(router, (COMPLETIONS,))

@@ -6,15 +6,16 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from api.ask import Ask, AskDep
-from api.routes import chat, embeddings, hrm, openai, puzzles, tokens
+from api.routes import chat, embeddings, generate, hrm, openai, puzzles, simple_foundation, tokens
 from api.schemas.chat import ChatRequest
 from api.schemas.embeddings import EmbeddingsRequest
-from api.schemas.hrm import GenerateRequest, LoglikelihoodRequest, RollingRequest
+from api.schemas.hrm import LoglikelihoodRequest, RollingRequest
 from api.schemas.openai import CompletionRequest
 from api.schemas.puzzles import SolveRequest
+from api.schemas.simple_foundation import CodingRequest, MathRequest
 from api.schemas.tokens import DetokenizeRequest, TokenizeRequest
 from shared.errors import InvalidRequest
 
@@ -23,14 +24,14 @@ router = APIRouter(tags=["jobs"])
 
 @dataclass(frozen=True)
 class Endpoint:
-    """What takes such a body, and what it would be at a path of its own."""
+    """What takes such a body (a type that pydantic knows), and what it would be at a path of its own."""
 
-    body: type[BaseModel]
+    body: Any
     answer: Callable[[Any, Ask], Awaitable[Response]]
 
 
 TASKS = {
-    "generate": Endpoint(GenerateRequest, hrm.generate),
+    "generate": Endpoint(generate.Body, generate.generate),
     "completions": Endpoint(CompletionRequest, openai.completions),
     "score": Endpoint(LoglikelihoodRequest, hrm.loglikelihood),
     "score_rolling": Endpoint(RollingRequest, hrm.loglikelihood_rolling),
@@ -38,6 +39,8 @@ TASKS = {
     "embed": Endpoint(EmbeddingsRequest, embeddings.create_embeddings),
     "tokenize": Endpoint(TokenizeRequest, tokens.tokenize),
     "detokenize": Endpoint(DetokenizeRequest, tokens.detokenize),
+    "solve_math": Endpoint(MathRequest, simple_foundation.solve_math),
+    "solve_coding": Endpoint(CodingRequest, simple_foundation.solve_coding),
     "solve": Endpoint(SolveRequest, puzzles.solve),
 }
 
@@ -64,7 +67,7 @@ async def submit(body: Submission, ask: AskDep) -> Response:
     if endpoint is None:
         raise InvalidRequest(f"task: expected one of {', '.join(TASKS)}.", field="task")
     try:
-        fields = endpoint.body.model_validate(body.model_extra)
+        fields = TypeAdapter(endpoint.body).validate_python(body.model_extra)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
     wait_s = ask.wishes.wait_s or 0.0

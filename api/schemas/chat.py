@@ -8,7 +8,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, model_vali
 
 from api.run import Choice, Outcome, total_usage
 from api.schemas.fields import AnyText, MaxTokens, RequestBody, SampledRequest, refuse
-from api.schemas.openai import MAX_CHOICES, Heading, StreamOptions
+from api.schemas.openai import Heading, StreamOptions
 from api.schemas.q_values import QValues, is_absent, q_values_body
 from api.schemas.usage import DetailedUsageBody, detailed_usage_body
 from shared.messages import Chat, Generate, Sampling, TokenLogprob, Turn
@@ -62,7 +62,6 @@ class ChatRequest(SampledRequest):
         validation_alias=AliasChoices("max_completion_tokens", "max_tokens"),
         description="Default: as many as the server allows and the context window has room for.",
     )
-    n: Annotated[int, Field(strict=True, ge=1, le=MAX_CHOICES)] = 1
     logprobs: Annotated[bool, Field(strict=True)] = False
     top_logprobs: Annotated[int, Field(strict=True, ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     stream: bool = False

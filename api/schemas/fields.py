@@ -4,6 +4,7 @@ JSON null stands for "not given" in all of them.
 """
 
 import secrets
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -15,6 +16,7 @@ MAX_STOPS = 16
 MAX_STOP_IDS = 64
 MAX_BIASES = 1024
 MAX_TOKEN_ID = 2**31 - 1
+MAX_CHOICES = 16
 SEED_BITS = 63
 _EXPECTED_BIAS = f"expected an object of at most {MAX_BIASES} token ids, each with a number from -100 to 100"
 
@@ -29,6 +31,7 @@ AnyText = Annotated[str, AfterValidator(_is_unicode)]
 NonEmpty = Annotated[str, Field(min_length=1), AfterValidator(_is_unicode)]
 Condition = Annotated[str, Field(min_length=1, max_length=64, description="HRM-Text: names joined by commas.")]
 MaxTokens = Annotated[int, Field(strict=True, ge=1, description="Most tokens to generate; subject to the cap.")]
+Choices = Annotated[int, Field(strict=True, ge=1, le=MAX_CHOICES, description="Completions of each prompt.")]
 Temperature = Annotated[float, Field(strict=True, ge=0, le=2, description="0 is greedy.")]
 TopP = Annotated[float, Field(strict=True, gt=0, le=1)]
 Seed = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**64, description="Equal seeds, equal answers.")]
@@ -91,6 +94,7 @@ class SampledRequest(RequestBody):
     """What every request for text has: which model, and how to choose tokens."""
 
     max_tokens: MaxTokens | None = None
+    n: Choices = 1
     temperature: Temperature = 1.0
     top_p: TopP = 1.0
     top_k: TopK = 0
@@ -125,6 +129,7 @@ class SampledRequest(RequestBody):
             top_p=self.top_p,
             top_k=max(0, self.top_k),
             stop=tuple(self.stop),
+            n=self.n,
             min_p=self.min_p,
             min_tokens=self.min_tokens,
             ignore_eos=self.ignore_eos,
@@ -134,6 +139,15 @@ class SampledRequest(RequestBody):
             frequency_penalty=self.frequency_penalty,
             repetition_penalty=self.repetition_penalty,
         )
+
+
+def refuse_unsupported(value: Any, neutral: Mapping[str, Any]) -> Any:
+    """Refuse, by its name, a field that is given and is not what it is when nobody asks for it; None: it is absent."""
+    for name, harmless in neutral.items() if isinstance(value, dict) else ():
+        if value.get(name) is not None and value[name] != harmless:
+            allowed = "it must be absent" if harmless is None else f"expected {harmless!r}"
+            raise refuse(name, f"this value is not supported yet; {allowed}")
+    return value
 
 
 def refuse(field: str, expected: str) -> PydanticCustomError:

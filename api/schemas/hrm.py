@@ -1,7 +1,7 @@
 """Bodies of the seed dialect, shape A: `/generate` with `prompts`, `/loglikelihood` and `/loglikelihood_rolling`."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, Field, model_validator
 
@@ -12,7 +12,6 @@ from api.schemas.usage import UsageBody, usage_body
 from shared.messages import ContinuationScore
 
 DEFAULT_MAX_TOKENS = 128
-_SHAPES = ("prompts", "prompt", "inputs")
 
 
 class GenerateRequest(SampledRequest):
@@ -22,18 +21,10 @@ class GenerateRequest(SampledRequest):
     )
     temperature: Temperature = 0.7
 
-    @model_validator(mode="before")
-    @classmethod
-    def _one_shape(cls, value: Any) -> Any:
-        given = [name for name in _SHAPES if isinstance(value, dict) and value.get(name) is not None]
-        if len(given) > 1:
-            raise refuse("prompts", f"expected exactly one of prompts, prompt and inputs, got {' and '.join(given)}")
-        if given and given != ["prompts"]:
-            raise refuse("prompts", f"expected this field; the shape with {given[0]!r} is not supported yet")
-        return value
-
 
 class GenerateResponse(BaseModel):
+    """The `n` completions of each prompt stand together."""
+
     completions: list[str]
     usage: UsageBody
     q_values: list[QValues | None] | None = Field(None, exclude_if=is_absent)
@@ -94,7 +85,7 @@ def rolling_response(scores: list[ContinuationScore]) -> RollingResponse:
 
 
 def generate_response(outcomes: Sequence[Outcome]) -> GenerateResponse:
-    choices = [outcome.choices[0] for outcome in outcomes]
+    choices = [choice for outcome in outcomes for choice in outcome.choices]
     values = [q_values_body(choice.q_values) for choice in choices]
     return GenerateResponse(
         completions=[choice.text for choice in choices],

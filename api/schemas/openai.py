@@ -9,14 +9,13 @@ import msgspec
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from api.run import Choice, Outcome, total_usage
-from api.schemas.fields import MAX_TOKEN_ID, RequestBody, SampledRequest, refuse
+from api.schemas.fields import MAX_TOKEN_ID, RequestBody, SampledRequest, refuse, refuse_unsupported
 from api.schemas.logprobs import Logprobs, logprobs_body
 from api.schemas.q_values import QValues, is_absent, q_values_body
 from api.schemas.usage import DetailedUsageBody, detailed_usage_body
 from shared.messages import Generate, ModelInfo, Sampling, Text
 
 DEFAULT_MAX_TOKENS = 16
-MAX_CHOICES = 16
 MAX_LOGPROBS = 5
 _EXPECTED_PROMPT = (
     "expected a non-empty string, a list of strings, a list of token ids, or a list of lists of token ids"
@@ -75,7 +74,6 @@ class CompletionRequest(SampledRequest):
     prompt: Annotated[tuple[Text, ...], BeforeValidator(as_texts), WithJsonSchema(PROMPT_SCHEMA)]
     max_tokens: Annotated[int, Field(strict=True, ge=0)] | None = Field(None, description="Default 16; 0 with `echo`.")
     echo: Annotated[bool, Field(strict=True, description="Say the prompt first; its tokens have logprobs too.")] = False
-    n: Annotated[int, Field(strict=True, ge=1, le=MAX_CHOICES, description="Completions of each prompt.")] = 1
     best_of: Annotated[int, Field(strict=True, description="Like n, if it is given.")] | None = None
     logprobs: Annotated[int, Field(strict=True, ge=0, le=MAX_LOGPROBS)] | None = None
     truncate_prompt_tokens: TruncateTo | None = None
@@ -93,11 +91,7 @@ class CompletionRequest(SampledRequest):
     @model_validator(mode="before")
     @classmethod
     def _only_supported(cls, value: Any) -> Any:
-        for name, neutral in _ONLY_SUPPORTED.items() if isinstance(value, dict) else ():
-            if value.get(name) is not None and value[name] != neutral:
-                allowed = "it must be absent" if neutral is None else f"expected {neutral!r}"
-                raise refuse(name, f"this value is not supported yet; {allowed}")
-        return value
+        return refuse_unsupported(value, _ONLY_SUPPORTED)
 
     @model_validator(mode="after")
     def _echo_is_whole(self) -> Self:
@@ -114,7 +108,7 @@ class CompletionRequest(SampledRequest):
         return self
 
     def sampling(self, max_tokens: int) -> Sampling:
-        return msgspec.structs.replace(super().sampling(max_tokens), n=self.n, logprobs=self.logprobs)
+        return msgspec.structs.replace(super().sampling(max_tokens), logprobs=self.logprobs)
 
 
 @dataclass(frozen=True)

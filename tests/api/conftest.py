@@ -6,7 +6,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from tests.api.echo_worker import EchoWorker, model_info
+from tests.api.echo_worker import ALL_TASKS, EchoWorker, model_info
 from tests.api.fronts import in_memory
 
 
@@ -19,7 +19,7 @@ async def worker(redis_url: str) -> AsyncIterator[EchoWorker]:
 @pytest.fixture
 async def able(redis_url: str) -> AsyncIterator[EchoWorker]:
     """A worker for every endpoint."""
-    async with EchoWorker(redis_url, model_info(tasks=("generate", "score", "solve"))) as worker:
+    async with EchoWorker(redis_url, model_info(tasks=ALL_TASKS)) as worker:
         yield worker
 
 

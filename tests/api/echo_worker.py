@@ -14,25 +14,35 @@ from redis.asyncio import Redis
 from shared.broker import Broker, connect
 from shared.log import Append, LogWriter
 from shared.messages import (
+    Chat,
+    Classify,
     ContinuationScore,
+    Detokenize,
     Done,
+    Embed,
     Event,
     Failed,
     Generate,
     Job,
+    Label,
     ModelInfo,
+    Prompt,
     Sampling,
     Score,
     Solution,
     Solve,
     Started,
-    Text,
+    Tokenize,
+    Tokenized,
     TokenLogprob,
     Tokens,
     WorkerInfo,
 )
 from shared.presence import Presence
 from shared.queue import Claim, Terms, WorkQueue
+from shared.vectors import pack
+
+ALL_TASKS = ("generate", "score", "solve", "embed", "classify", "tokenize", "detokenize")
 
 
 def model_info(id: str = "echo", max_new_tokens: int = 1024, **more: object) -> ModelInfo:
@@ -106,6 +116,10 @@ class EchoWorker:
             return self._echo(claim.epoch, task)
         if isinstance(task, Solve):
             return self._solve(claim.epoch, task)
+        if isinstance(task, Embed | Classify):
+            return self._read(claim.epoch, task)
+        if isinstance(task, Tokenize | Detokenize):
+            return self._spell(claim.epoch, task)
         return self._score(claim.epoch, task)
 
     def _echo(self, epoch: int, task: Generate) -> list[Event]:
@@ -138,6 +152,24 @@ class EchoWorker:
         solution = Solution(grid, 0.25, task.max_steps or 16, True)
         return [Started(epoch, "w1", 81), Done("solve", 81, 0, solution=solution)]
 
+    def _read(self, epoch: int, task: Embed | Classify) -> list[Event]:
+        """A vector of the text's length and whether it is normal, labels `long` and `short`."""
+        count = len(_words(task.text))
+        started = Started(epoch, "w1", count, self.num_truncated)
+        if isinstance(task, Embed):
+            return [started, Done("embed", count, 0, embedding=pack([count, task.normalize]))]
+        labels = (Label("short", 0.75), Label("long", 0.25))
+        return [started, Done("classify", count, 0, labels=labels[: task.top_k])]
+
+    def _spell(self, epoch: int, task: Tokenize | Detokenize) -> list[Event]:
+        """A word's token is its place, and the other way round."""
+        if isinstance(task, Detokenize):
+            text = "".join(_words(task.ids))
+            return [Started(epoch, "w1", len(task.ids)), Done("detokenize", len(task.ids), 0, text=text)]
+        words = _words(task.prompt)
+        found = Tokenized(tuple(range(len(words))), tuple(words) if task.with_texts else ())
+        return [Started(epoch, "w1", len(words)), Done("tokenize", len(words), 0, tokenized=found)]
+
 
 def _tokens(words: list[str], number: int, choice: int, reason: str, sampling: Sampling) -> Tokens:
     """The event of one word, whose token is its place. Its log-probability is -0.5 for each before it."""
@@ -149,5 +181,7 @@ def _tokens(words: list[str], number: int, choice: int, reason: str, sampling: S
     return Tokens((number,), words[number], choice, logprobs, reason if is_last else None)
 
 
-def _words(text: Text) -> list[str]:
+def _words(text: Prompt) -> list[str]:
+    if isinstance(text, Chat):
+        text = " ".join(turn.content for turn in text.messages)
     return re.findall(r"\S+\s*", text) if isinstance(text, str) else [f"#{token} " for token in text]

@@ -16,6 +16,16 @@ POSTS = [
     ("/v1/completions", {"prompt": "a b"}),
     ("/v1/completions", {"prompt": "a b", "stream": True}),
     ("/v1/puzzles/solve", {"grid": "12.."}),
+    ("/", {"inputs": "a b"}),
+    ("/generate_stream", {"prompts": ["a b"], "stream": True}),
+    ("/solve/math", {"problem": "1 + 1"}),
+    ("/solve/coding", {"problem": "say hi"}),
+    ("/api/inference", {"model": "echo", "task": "text-generation", "input": "a b"}),
+    ("/api/inference/stream", {"model": "echo", "task": "text-generation", "input": "a b", "stream": True}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a b"}]}),
+    ("/v1/embeddings", {"input": "a b"}),
+    ("/tokenize", {"prompt": "a b"}),
+    ("/detokenize", {"tokens": [1, 2]}),
 ]
 
 BAD = [

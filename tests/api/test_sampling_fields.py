@@ -8,7 +8,7 @@ import openai
 import pytest
 from redis.asyncio import Redis
 
-from api.schemas.openai import MAX_CHOICES
+from api.schemas.fields import MAX_CHOICES
 from shared.messages import Generate, Sampling
 from tests.api.echo_worker import EchoWorker
 from tests.api.frames import frames

@@ -32,6 +32,22 @@ WHO_MAY_CALL = {
     ("GET", "/v1/models/{id:path}"): CALLER,
     ("POST", "/v1/completions"): CALLER,
     ("POST", "/v1/puzzles/solve"): CALLER,
+    ("POST", "/v1/jobs"): CALLER,
+    ("POST", "/v1/chat/completions"): CALLER,
+    ("POST", "/v1/embeddings"): CALLER,
+    ("POST", "/tokenize"): CALLER,
+    ("POST", "/detokenize"): CALLER,
+    ("POST", "/"): CALLER,
+    ("POST", "/generate_stream"): CALLER,
+    ("POST", "/solve/math"): CALLER,
+    ("POST", "/solve/coding"): CALLER,
+    ("POST", "/api/inference"): CALLER,
+    ("POST", "/api/inference/stream"): CALLER,
+    ("GET", "/model/info"): CALLER,
+    ("GET", "/api/models/status"): CALLER,
+    ("GET", "/api/models/status/{model_id:path}"): CALLER,
+    ("GET", "/api/health"): OPEN,
+    ("GET", "/health"): OPEN,
 }
 KEYS = {"api_keys": "ann:plain-key", "admin_keys": "boss:admin-key"}
 REFUSED = (401, 403)
@@ -50,7 +66,7 @@ def test_every_route_has_been_decided_on(redis: Redis) -> None:
 
 async def statuses(client: httpx.AsyncClient, method: str, path: str) -> list[int]:
     """What comes without a key, with a wrong one, with a caller's and with an admin's."""
-    url = path.replace("{id}", "0" * 34).replace("{id:path}", "m")
+    url = path.replace("{id}", "0" * 34).replace("{id:path}", "m").replace("{model_id:path}", "m")
     keys = [{}, {"X-API-Key": "wrong"}, {"X-API-Key": "plain-key"}, {"Authorization": "Bearer admin-key"}]
     return [(await client.request(method, url, headers=headers)).status_code for headers in keys]
 

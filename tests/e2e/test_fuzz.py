@@ -16,7 +16,14 @@ from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
 
 OPENAI_KEYS, PLAIN_KEYS = {"message", "type", "param", "code"}, {"code", "message", "field"}
-ANSWER_KEYS = {"/generate": "completions", "/loglikelihood": "ll", "/v1/completions": "choices"}
+API_KEYS = {"code", "message", "details"}
+ANSWER_KEYS = {
+    "/generate": {"completions", "generated_text"},
+    "/loglikelihood": {"ll"},
+    "/v1/completions": {"choices"},
+    "/solve/math": {"solution"},
+    "/api/inference": {"result"},
+}
 
 TEXTS = st.text(max_size=6) | st.sampled_from(["a", "eos", "\ud800", "", "x" * 40])
 NUMBERS = st.integers(-(2**70), 2**70) | st.integers(-3, 70) | st.floats() | st.booleans()
@@ -50,7 +57,18 @@ SAMPLING: dict[str, st.SearchStrategy[Any]] = {
     "condition": TEXTS,
 }
 FIELDS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
-    "/generate": SAMPLING | {"prompts": PROMPTS, "prompt": TEXTS, "inputs": TEXTS},
+    "/generate": SAMPLING
+    | {"prompts": PROMPTS, "prompt": TEXTS, "inputs": TEXTS, "do_sample": st.booleans(), "stream": st.booleans()}
+    | {"parameters": st.fixed_dictionaries({}, optional=SAMPLING | {"details": st.booleans()})},
+    "/solve/math": SAMPLING | {"problem": TEXTS, "template": st.just("{problem}") | TEXTS, "stream": st.booleans()},
+    "/api/inference": {
+        "inputs": TEXTS,
+        "task": st.sampled_from(["text-generation", "feature-extraction", "text-classification", "echo", "other"]),
+        "pipeline_tag": st.sampled_from(["conversational", "other"]),
+        "model_id": st.sampled_from(["parrot", "nobody"]),
+        "options": st.fixed_dictionaries({}, optional=SAMPLING | {"normalize": st.booleans()}),
+        "stream": st.booleans(),
+    },
     "/loglikelihood": {"prompts": PROMPTS, "continuations": PROMPTS, "scoring": st.sampled_from(["strict", "other"])},
     "/v1/completions": SAMPLING
     | {
@@ -66,8 +84,10 @@ RIGHT = {
     "/generate": {"prompts": ["a"]},
     "/loglikelihood": {"prompts": ["a"], "continuations": ["b"]},
     "/v1/completions": {"prompt": "a"},
+    "/solve/math": {"problem": "a"},
+    "/api/inference": {"inputs": "a"},
 }
-NEEDED = {"/generate": {"prompts"}, "/loglikelihood": {"prompts", "continuations"}, "/v1/completions": {"prompt"}}
+NEEDED = {path: set(body) for path, body in RIGHT.items()}
 
 
 def bodies(path: str) -> st.SearchStrategy[bytes]:
@@ -110,25 +130,33 @@ def test_any_body_is_answered_in_shape(path: str, fleet: tuple[asyncio.Runner, h
         check(path, answer)
 
     try_one()
-    assert {200, 400} <= seen, "what is sent is all right or all wrong: it proves little"
-    sound = {"prompts": ["ab"], "prompt": "ab", "continuations": ["c"]}
-    body = {name: sound[name] for name in NEEDED[path]}
-    assert runner.run(client.post(path, json=body)).status_code == 200
+    assert {200, invalid_status(path)} <= seen, "what is sent is all right or all wrong: it proves little"
+    assert runner.run(client.post(path, json=RIGHT[path])).status_code == 200
 
 
 def check(path: str, answer: httpx.Response) -> None:
-    assert answer.status_code in (200, 400, 404), (answer.status_code, answer.text)
-    if answer.headers["content-type"].startswith("text/event-stream"):
-        assert answer.status_code == 200
-        assert answer.text.endswith("data: [DONE]\n\n")
+    assert answer.status_code in (200, 400, 404, invalid_status(path)), (answer.status_code, answer.text)
+    if answer.status_code == 200 and not answer.headers["content-type"].startswith("application/json"):
         assert '"error"' not in answer.text
+        assert answer.text.endswith("data: [DONE]\n\n") or not path.startswith("/v1/")
         return
     told = answer.json()
     if answer.status_code == 200:
-        assert ANSWER_KEYS[path] in told
-        return
-    assert set(told["error"]) == (OPENAI_KEYS if path.startswith("/v1/") else PLAIN_KEYS)
-    assert told["error"]["message"]
+        assert ANSWER_KEYS[path] & told.keys()
+    elif isinstance(told["error"], str):
+        assert path == "/generate"
+        assert told.keys() == {"error", "error_type"}
+    else:
+        assert told["error"]["message"]
+        assert told["error"].keys() == error_keys(path)
+
+
+def invalid_status(path: str) -> int:
+    return 422 if path.startswith("/api/") else 400
+
+
+def error_keys(path: str) -> set[str]:
+    return API_KEYS if path.startswith("/api/") else OPENAI_KEYS if path.startswith("/v1/") else PLAIN_KEYS
 
 
 @pytest.mark.parametrize("number", [2**63, 2**64, 2**200, -(2**70), 1e308, float("inf"), float("nan")])

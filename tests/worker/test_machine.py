@@ -1,11 +1,12 @@
 """What a machine offers, read from made-up system files: cores and their threads, caches, quotas, memory."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from worker import cgroup, machine
-from worker.machine import cache_bytes, count_gpus, free_memory_bytes, physical_cores, survey
+from worker.machine import cache_bytes, count_gpus, free_memory_bytes, physical_cores, resident_bytes, survey
 
 
 def write(root: Path, **files: str) -> Path:
@@ -104,6 +105,12 @@ def test_a_survey_obeys_affinity_and_quota(monkeypatch: pytest.MonkeyPatch) -> N
     assert (len(found.cores), found.num_cores, found.num_gpus) == (4, 2, 0)
     monkeypatch.setattr(cgroup, "cpu_quota", lambda: 0.5)
     assert survey("cpu").num_cores == 1
+
+
+def test_the_memory_of_this_process(tmp_path: Path) -> None:
+    (tmp_path / "statm").write_text("900 25 3 1 0 9 0")
+    assert resident_bytes(tmp_path / "statm") == 25 * os.sysconf("SC_PAGE_SIZE")
+    assert resident_bytes(tmp_path / "missing") == 0
 
 
 def test_no_gpu_is_counted_where_no_driver_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,82 @@
+"""The answer that a solution states, and the code that it shows. Pure text in, text out; None where there is none.
+
+What is stated more plainly wins: a box over a sentence, a sentence over an equation; of several of one kind the last.
+"""
+
+import re
+
+_BOX = re.compile(r"\\f?boxed\s*")
+_BARE = re.compile(r"\\?[A-Za-z0-9.,+\-]+")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_STATED = re.compile(
+    r"(?:\banswer(?:\s+to\s+[^\n:]{1,80}?)?\s*(?:is|are|=|:)|####)[ \t]*:?[ \t]*(?P<value>[^\n]+)", re.IGNORECASE
+)
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
+_EQUATION = re.compile(r"(?:^|[^\w=<>!])(?:[A-Za-z]\w?\s*)?=[ \t]*(?P<value>[^=\n]+?)[ \t]*$", re.MULTILINE)
+_FENCE = re.compile(r"^[ \t]*(?P<fence>`{3,}|~{3,})[^\n`]*$", re.MULTILINE)
+_WRAPPED = re.compile(r"\$+(.*?)\$+|\\\((.*?)\\\)|\\\[(.*?)\\\]|\*\*(.*?)\*\*|`(.*?)`", re.DOTALL)
+
+
+def answer_in(solution: str) -> str | None:
+    """From `\\boxed{...}`, "the answer is ...", `#### ...` or `x = ...` at a line's end."""
+    return _boxed(solution) or _stated(solution) or _equated(solution)
+
+
+def code_in(solution: str) -> str | None:
+    """The inside of the last fenced block; one that is not closed, as the text was cut short, reaches to the end."""
+    opening, code = None, None
+    for fence in _FENCE.finditer(solution):
+        if opening is None:
+            opening, code = fence, solution[fence.end() + 1 :]
+        elif _closes(fence, opening):
+            code = solution[opening.end() + 1 : fence.start()]
+            opening = None
+    return None if code is None else code.rstrip("\n")
+
+
+def _closes(fence: re.Match[str], opening: re.Match[str]) -> bool:
+    return fence[0].strip() == fence["fence"] and fence["fence"].startswith(opening["fence"])
+
+
+def _boxed(text: str) -> str | None:
+    """The last box that is whole."""
+    ends = _brace_ends(text)
+    values = [_box_from(text, match.end(), ends) for match in _BOX.finditer(text)]
+    return next((value for value in reversed(values) if value), None)
+
+
+def _box_from(text: str, start: int, ends: dict[int, int]) -> str | None:
+    """What stands in the braces that open at `start`, or the word that stands there without any."""
+    if not text.startswith("{", start):
+        bare = _BARE.match(text, start)
+        return _trimmed(bare[0]) if bare else None
+    return _trimmed(text[start + 1 : ends[start]]) if start in ends else None
+
+
+def _brace_ends(text: str) -> dict[int, int]:
+    """Where each brace that opens is closed; a brace behind a backslash is a sign like any other."""
+    ends, unclosed = {}, []
+    for match in _BRACE.finditer(text):
+        if match[0] == "{":
+            unclosed.append(match.start())
+        elif match[0] == "}" and unclosed:
+            ends[unclosed.pop()] = match.start()
+    return ends
+
+
+def _stated(text: str) -> str | None:
+    values = [_trimmed(_SENTENCE_END.split(match["value"])[0]) for match in _STATED.finditer(text)]
+    return next((value for value in reversed(values) if value), None)
+
+
+def _equated(text: str) -> str | None:
+    values = [_trimmed(match["value"]) for match in _EQUATION.finditer(text)]
+    return next((value for value in reversed(values) if value), None)
+
+
+def _trimmed(value: str) -> str | None:
+    """Without the signs that set it off, and without a full stop behind it."""
+    value = value.strip().rstrip(".,;:").strip()
+    wrapped = _WRAPPED.fullmatch(value)
+    inner = next((group for group in wrapped.groups() if group), "") if wrapped else value
+    return (inner.strip().rstrip(".,;:").strip() if wrapped else value) or None

@@ -1,0 +1,123 @@
+"""SimpleFoundation's way to ask: `/generate` with one `prompt`, problems to solve, and what there is to ask."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+
+from api.ask import Ask, AskDep, text_plan
+from api.deps import FrontDep
+from api.extraction import answer_in, code_in
+from api.framing import TEXT, Framing
+from api.kinds import Dialect, Kind
+from api.record import Work
+from api.routes.texts import Texts
+from api.run import Outcome, total_usage
+from api.schemas.simple_foundation import (
+    CODING_MAX_TOKENS,
+    CODING_TEMPLATE,
+    MATH_MAX_TOKENS,
+    MATH_TEMPLATE,
+    PLACE,
+    PROMPT_MAX_TOKENS,
+    CodingRequest,
+    CodingResponse,
+    MathRequest,
+    MathResponse,
+    ModelDescription,
+    ProblemRequest,
+    PromptRequest,
+    PromptResponse,
+    model_description,
+)
+from api.sse import EVENTS_OR_TEXT
+
+router = APIRouter(tags=["simplefoundation"])
+
+
+async def generate(body: PromptRequest, ask: Ask, *, is_streamed: bool) -> Response:
+    """`is_streamed`: as events, whatever the caller accepts."""
+    notes = {"prompt": body.prompt, "asked_at_s": time.time()}
+    plan = text_plan(ask.front.admission, body, [body.prompt], PROMPT_MAX_TOKENS, notes)
+    framing = None if is_streamed else _framing(ask)
+    return await ask.answer(PROMPT, body.model, plan, is_streamed=is_streamed or body.stream, framing=framing)
+
+
+@router.post("/solve/math", response_model=MathResponse, responses=EVENTS_OR_TEXT)
+async def solve_math(body: MathRequest, ask: AskDep) -> Response:
+    """A solution in words, and the answer that it states."""
+    return await _solve(MATH, body, ask, MATH_TEMPLATE, MATH_MAX_TOKENS)
+
+
+@router.post("/solve/coding", response_model=CodingResponse, responses=EVENTS_OR_TEXT)
+async def solve_coding(body: CodingRequest, ask: AskDep) -> Response:
+    """A solution in words, and the code that it shows."""
+    return await _solve(CODING, body, ask, CODING_TEMPLATE, CODING_MAX_TOKENS)
+
+
+@router.get("/model/info")
+async def model_info(front: FrontDep, model: str | None = None) -> ModelDescription:
+    """What the model is and takes; of the default model, if none is named."""
+    return model_description(await front.admission.find(model))
+
+
+async def _solve(kind: Kind, body: ProblemRequest, ask: Ask, template: str, max_tokens: int) -> Response:
+    prompt = (body.template or template).replace(PLACE, body.problem)
+    notes = {"problem": body.problem, "asked_at_s": time.time()}
+    plan = text_plan(ask.front.admission, body, [prompt], max_tokens, notes)
+    return await ask.answer(kind, body.model, plan, is_streamed=body.stream, framing=_framing(ask))
+
+
+def _framing(ask: Ask) -> Framing | None:
+    """X11: bare text, unless the caller accepts events."""
+    return None if "text/event-stream" in ask.wishes.accept else TEXT
+
+
+def _prompt_response(work: Work, outcomes: Sequence[Outcome]) -> PromptResponse:
+    texts, made = [choice.text for choice in outcomes[0].choices], _made(work, outcomes)
+    return PromptResponse(
+        prompt=work.record.notes["prompt"],
+        generated_text=texts[0],
+        generated_texts=texts if len(texts) > 1 else None,
+        tokens_generated=made["output_tokens"],
+        **made,
+    )
+
+
+def _math_response(work: Work, outcomes: Sequence[Outcome]) -> MathResponse:
+    solution = outcomes[0].choices[0].text
+    problem = work.record.notes["problem"]
+    return MathResponse(problem=problem, solution=solution, answer=answer_in(solution), **_made(work, outcomes))
+
+
+def _coding_response(work: Work, outcomes: Sequence[Outcome]) -> CodingResponse:
+    solution = outcomes[0].choices[0].text
+    problem = work.record.notes["problem"]
+    return CodingResponse(problem=problem, solution=solution, code=code_in(solution), **_made(work, outcomes))
+
+
+def _made(work: Work, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The time is that until this answer, by the clocks of the fronts."""
+    usage = total_usage(outcomes)
+    return {
+        "generation_time": round(max(0.0, time.time() - work.record.notes["asked_at_s"]), 3),
+        "input_tokens": usage.prompt_tokens,
+        "output_tokens": usage.completion_tokens,
+    }
+
+
+def _kind(name: str, render: Callable[[Work, Sequence[Outcome]], BaseModel]) -> Kind:
+    """A stream ends with what the whole answer would have been."""
+
+    def tell(work: Work) -> Texts:
+        return Texts(work.record.n, 1, lambda outcomes: {"text": "", "result": render(work, outcomes).model_dump()})
+
+    return Kind(name, "generate", render, tell)
+
+
+PROMPT = _kind("prompt", _prompt_response)
+MATH = _kind("solve_math", _math_response)
+CODING = _kind("solve_coding", _coding_response)
+DIALECT = Dialect(router, (PROMPT, MATH, CODING))

@@ -1,0 +1,37 @@
+"""A stream of plain text: a payload for each piece of each completion, and what is known of all at the end."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from api.errors import Problem, plain_body
+from api.pieces import Piece, Pieces
+from api.run import Outcome, Progress, Tally
+from api.trail import Usage
+
+
+class Texts:
+    """Of `num_jobs` jobs with `n` completions each; `end` makes the last payload of all outcomes."""
+
+    def __init__(self, n: int, num_jobs: int, end: Callable[[Sequence[Outcome]], dict[str, Any]]) -> None:
+        self._pieces = Pieces(n)
+        self._tallies = [Tally(n) for _ in range(num_jobs)]
+        self._end = end
+
+    def opening(self) -> dict[str, Any]:
+        return _payload(Piece(0))
+
+    def of(self, job: int, event: Progress) -> Iterator[dict[str, Any]]:
+        self._tallies[job].add(event)
+        for piece in self._pieces.of(job, event):
+            if piece.text or piece.finish_reason:
+                yield _payload(piece)
+
+    def closing(self, usage: Usage) -> Iterator[dict[str, Any]]:
+        yield self._end([tally.outcome() for tally in self._tallies])
+
+    def failed(self, problem: Problem) -> dict[str, Any]:
+        return plain_body(problem)
+
+
+def _payload(piece: Piece) -> dict[str, Any]:
+    return {"index": piece.index, "text": piece.text, "finish_reason": piece.finish_reason}

@@ -1,0 +1,77 @@
+"""The frames of a stream as text-generation-inference has them: one for each token, the last with the whole text."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from api.errors import Problem, tgi_body
+from api.pieces import Piece, Pieces
+from api.run import Progress
+from api.schemas.tgi import TgiNotes, TgiToken, finish_reason, token_bodies, top_bodies
+from api.trail import Usage
+from shared.messages import Started
+
+_NO_TOKEN = TgiToken(id=0, text="", logprob=0.0, special=True)
+
+
+class TgiFrames:
+    """Of one job with one completion."""
+
+    def __init__(self, notes: TgiNotes) -> None:
+        self._notes = notes
+        self._pieces = Pieces(1)
+        self._num_prompt_tokens = 0
+        self._num_tokens = 0
+        self._text = notes.prefix
+        self._last = _NO_TOKEN
+        self._last_text = ""
+
+    def opening(self) -> None:
+        return None
+
+    def of(self, job: int, event: Progress) -> Iterator[dict[str, Any]]:
+        if isinstance(event, Started):
+            self._num_prompt_tokens = event.num_prompt_tokens
+        for piece in self._pieces.of(job, event):
+            yield from self._frames(piece)
+
+    def closing(self, usage: Usage) -> Iterator[Any]:
+        return iter(())
+
+    def failed(self, problem: Problem) -> dict[str, Any]:
+        return tgi_body(problem)
+
+    def _frames(self, piece: Piece) -> Iterator[dict[str, Any]]:
+        """Token by token; the piece's end with its last one."""
+        self._text += piece.text
+        tops = [top_bodies(item) for item in piece.logprobs] if self._notes.top_n else []
+        if piece.logprobs:
+            self._last_text = piece.logprobs[-1].token
+        for at, token in enumerate(tokens := self._tokens(piece)):
+            self._last, is_last = token, at + 1 == len(tokens)
+            self._num_tokens += bool(piece.ids)
+            frame: dict[str, Any] = {"index": self._num_tokens, "token": token.model_dump()}
+            if at < len(tops):
+                frame["top_tokens"] = [top.model_dump() for top in tops[at]]
+            yield frame | (self._end(piece.finish_reason) if is_last and piece.finish_reason else _NO_END)
+
+    def _tokens(self, piece: Piece) -> list[TgiToken]:
+        """Their texts are what is added: a token that may begin a stop string adds nothing until that is certain."""
+        tokens = token_bodies(piece.ids, piece.logprobs, is_end=piece.finish_reason == "stop")
+        if "".join(token.text for token in tokens) != piece.text:
+            texts = [""] * (len(tokens) - 1) + [piece.text]
+            tokens = [token.model_copy(update={"text": text}) for token, text in zip(tokens, texts, strict=False)]
+        if tokens or not (piece.text or piece.finish_reason):
+            return tokens
+        return [self._last.model_copy(update={"text": piece.text, "special": not piece.text})]
+
+    def _end(self, reason: str) -> dict[str, Any]:
+        details = {
+            "finish_reason": finish_reason(reason, self._notes, self._last_text),
+            "generated_tokens": self._num_tokens,
+            "seed": self._notes.seed,
+            "input_length": self._num_prompt_tokens,
+        }
+        return {"generated_text": self._text, "details": details}
+
+
+_NO_END: dict[str, Any] = {"generated_text": None, "details": None}

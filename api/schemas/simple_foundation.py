@@ -1,0 +1,148 @@
+"""Bodies of SimpleFoundation: `/generate` with `prompt`, `/solve/math`, `/solve/coding` and `/model/info`.
+
+Times are in seconds. Beside the documented keys there are those that its server really sends.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+from pydantic import AfterValidator, AliasChoices, BaseModel, Field, model_validator
+
+from api.schemas.fields import (
+    Choices,
+    MaxTokens,
+    NonEmpty,
+    RepetitionPenalty,
+    RequestBody,
+    SampledRequest,
+    Temperature,
+    TopK,
+    TopP,
+    refuse_unsupported,
+)
+from api.schemas.q_values import is_absent
+from shared.messages import ModelInfo, Sampling
+
+PROMPT_MAX_TOKENS = 512
+MATH_MAX_TOKENS = 512
+CODING_MAX_TOKENS = 1024
+PLACE = "{problem}"
+MATH_TEMPLATE = (
+    "Solve the following math problem step by step, and put the final answer in \\boxed{}.\n\n"
+    f"Problem: {PLACE}\n\nSolution:\n"
+)
+CODING_TEMPLATE = (
+    "Write code that solves the following problem. Put the code in one fenced block.\n\n"
+    f"Problem: {PLACE}\n\nSolution:\n"
+)
+_MOST_TEMPLATE = 4096
+
+
+def _has_place(value: str) -> str:
+    if PLACE not in value:
+        raise ValueError(f"expected a text with {PLACE} where the problem is to stand")
+    return value
+
+
+Template = Annotated[
+    NonEmpty,
+    Field(max_length=_MOST_TEMPLATE, description=f"What the model is asked, with {PLACE} in it, in place of ours."),
+    AfterValidator(_has_place),
+]
+_MaxTokens = AliasChoices("max_tokens", "max_new_tokens")
+
+
+class FoundationRequest(SampledRequest):
+    """Greedy with `do_sample` false or a temperature of 0. A stream is bare text, or events for who accepts them."""
+
+    temperature: Temperature = 0.7
+    do_sample: Annotated[bool, Field(strict=True)] = True
+    stream: Annotated[bool, Field(strict=True)] = False
+
+    def sampling(self, max_tokens: int) -> Sampling:
+        sampling = super().sampling(max_tokens)
+        return sampling if self.do_sample else msgspec.structs.replace(sampling, temperature=0.0)
+
+
+class PromptRequest(FoundationRequest):
+    prompt: NonEmpty
+    max_tokens: MaxTokens | None = Field(None, validation_alias=_MaxTokens, description="Default 512.")
+    top_p: TopP = 0.9
+    top_k: TopK = 50
+    repetition_penalty: RepetitionPenalty = 1.1
+    n: Choices = Field(1, validation_alias=AliasChoices("num_return_sequences", "n"))
+
+
+class ProblemRequest(FoundationRequest):
+    problem: NonEmpty
+    template: Template | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_solution(cls, value: Any) -> Any:
+        return refuse_unsupported(value, {"n": 1, "num_return_sequences": 1})
+
+
+class MathRequest(ProblemRequest):
+    max_tokens: MaxTokens | None = Field(None, validation_alias=_MaxTokens, description="Default 512.")
+
+
+class CodingRequest(ProblemRequest):
+    max_tokens: MaxTokens | None = Field(None, validation_alias=_MaxTokens, description="Default 1024.")
+    temperature: Temperature = 0.8
+
+
+class PromptResponse(BaseModel):
+    """`generated_texts` has all of them, where several were asked for."""
+
+    prompt: str
+    generated_text: str
+    generated_texts: list[str] | None = Field(None, exclude_if=is_absent)
+    tokens_generated: int
+    generation_time: float
+    input_tokens: int
+    output_tokens: int
+
+
+class MathResponse(BaseModel):
+    """`answer` is null where the solution states none."""
+
+    problem: str
+    solution: str
+    answer: str | None
+    generation_time: float
+    input_tokens: int
+    output_tokens: int
+
+
+class CodingResponse(BaseModel):
+    """`code` is null where the solution has no fenced block."""
+
+    problem: str
+    solution: str
+    code: str | None
+    generation_time: float
+    input_tokens: int
+    output_tokens: int
+
+
+class ModelDescription(RequestBody):
+    model_name: str
+    model_type: str
+    description: str
+    context_window: int
+    max_new_tokens: int
+    max_batch: int
+    tasks: list[str]
+
+
+def model_description(model: ModelInfo) -> ModelDescription:
+    return ModelDescription(
+        model_name=model.id,
+        model_type=model.runner,
+        description=model.found,
+        context_window=model.context_window,
+        max_new_tokens=model.max_new_tokens,
+        max_batch=model.max_batch,
+        tasks=list(model.tasks),
+    )

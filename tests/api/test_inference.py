@@ -1,0 +1,270 @@
+"""Local inference: every task by its name, named events under one id, and what the status routes tell."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from shared.messages import Classify, Embed, Failed, Generate
+from tests.api.echo_worker import EchoWorker, announce
+from tests.api.fronts import live, state
+from tests.polling import until
+
+PATH, STREAM = "/api/inference", "/api/inference/stream"
+TEXT = {"task": "text-generation", "inputs": "a b"}
+NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+
+
+def events(text: str) -> list[tuple[str, Any]]:
+    """The names and payloads of a stream's events."""
+    told = []
+    for block in text.split("\n\n"):
+        fields = dict(line.partition(": ")[::2] for line in block.splitlines() if line and not line.startswith(":"))
+        if "data" in fields:
+            told.append((fields["event"], json.loads(fields["data"])))
+    return told
+
+
+async def test_a_text_is_generated(client: httpx.AsyncClient, able: EchoWorker) -> None:
+    options = {"max_new_tokens": 2, "temperature": 0.5, "top_p": 0.8}
+    answer = await client.post(PATH, json={"task": "text-generation", "inputs": "a b c", "options": options})
+    body = answer.json()
+    assert body.pop("metrics").keys() == {"runtime_ms", "first_token_latency_ms", "tokens_per_second"}
+    assert body == {
+        "correlation_id": answer.headers["X-Job-Id"],
+        "model_id": "echo",
+        "task": "text-generation",
+        "result": {"text": "a b ", "finish_reason": "length"},
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+    }
+    task = able.jobs[0].task
+    assert isinstance(task, Generate)
+    assert (task.sampling.temperature, task.sampling.top_p, task.sampling.n) == (0.5, 0.8, 1)
+
+
+async def test_the_familys_defaults(client: httpx.AsyncClient, able: EchoWorker) -> None:
+    """X2: 50, 1.0, 1.0."""
+    assert (await client.post(PATH, json=TEXT)).status_code == 200
+    task = able.jobs[0].task
+    assert isinstance(task, Generate)
+    assert (task.sampling.max_tokens, task.sampling.temperature, task.sampling.top_p) == (50, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("body", "task", "result"),
+    [
+        (
+            {"task": "text-classification"},
+            Classify("a b"),
+            {"labels": [{"label": "short", "score": 0.75}, {"label": "long", "score": 0.25}]},
+        ),
+        (
+            {"pipeline_tag": "sentiment-analysis", "options": {"top_k": 1}},
+            Classify("a b", 1),
+            {"labels": [{"label": "short", "score": 0.75}]},
+        ),
+        ({"task": "feature-extraction"}, Embed("a b"), {"embedding": [2.0, 1.0], "dimensions": 2}),
+        (
+            {"pipeline_tag": "feature-extraction", "options": {"normalize": False}},
+            Embed("a b", normalize=False),
+            {"embedding": [2.0, 0.0], "dimensions": 2},
+        ),
+    ],
+)
+async def test_other_tasks(client: httpx.AsyncClient, able: EchoWorker, body: Any, task: Any, result: Any) -> None:
+    answer = (await client.post(PATH, json={"inputs": "a b"} | body)).json()
+    assert answer["result"] == result
+    assert able.jobs[0].task == task
+    told = events((await client.post(STREAM, json={"inputs": "a b"} | body)).text)
+    assert [(name, payload["result"]) for name, payload in told] == [("done", result)]
+
+
+@pytest.mark.parametrize("body", [{}, {"task": "echo"}, {"pipeline_tag": "echo"}, {"task": None}])
+async def test_x24_without_a_task_the_inputs_come_back(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
+    """No worker is needed."""
+    answer = await client.post(PATH, json={"inputs": "a b", "model_id": "any"} | body)
+    assert answer.json() == {
+        "correlation_id": answer.headers["X-Request-Id"],
+        "model_id": "any",
+        "task": "echo",
+        "result": {"echo": "a b"},
+        "usage": NO_USAGE,
+        "metrics": {"runtime_ms": 0.0, "first_token_latency_ms": None, "tokens_per_second": None},
+    }
+    streamed = await client.post(STREAM, json={"inputs": "a b"} | body)
+    [(first, token), (last, done)] = events(streamed.text)
+    assert (first, token["token"], last, done["result"]) == ("token", "a b", "done", {"echo": "a b"})
+    assert token["correlation_id"] == done["correlation_id"] == streamed.headers["X-Request-Id"]
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [(STREAM, {}), (PATH, {"stream": True}), (PATH, {"options": {"_stream": True}}), (STREAM, {"options": {}})],
+)
+async def test_d27_to_d32_events(client: httpx.AsyncClient, able: EchoWorker, path: str, more: dict[str, Any]) -> None:
+    answer = await client.post(path, json={"task": "text-generation", "input": "a b c"} | more)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    *tokens, (name, done) = events(answer.text)
+    assert [(name, event["index"], event["token"]) for name, event in tokens] == [
+        ("token", 0, "a "),
+        ("token", 1, "b "),
+        ("token", 2, "c"),
+    ]
+    assert (name, done["result"]) == ("done", {"text": "a b c", "finish_reason": "stop"})
+    assert {event["correlation_id"] for _, event in [*tokens, ("", done)]} == {answer.headers["X-Job-Id"]}
+    metrics = done["metrics"]
+    assert 0 < metrics["first_token_latency_ms"] <= metrics["runtime_ms"] < 10_000
+    assert metrics["tokens_per_second"] > 0
+    assert "[DONE]" not in answer.text
+
+
+async def test_a_reader_goes_on_behind_any_event(client: httpx.AsyncClient, able: EchoWorker) -> None:
+    answer = await client.post(STREAM, json=TEXT)
+    ids = [line.removeprefix("id: ") for line in answer.text.splitlines() if line.startswith("id: ")]
+    path = f"/v1/jobs/{answer.headers['X-Job-Id']}/events"
+    rest = await client.get(path, headers={"Last-Event-ID": ids[0]})
+    assert [(name, event.get("token")) for name, event in events(rest.text)] == [("token", "b"), ("done", None)]
+    again = await client.post(STREAM, json=TEXT, headers={"Last-Event-ID": ids[0]})
+    assert [name for name, _ in events(again.text)] == ["token", "done"]
+
+
+async def test_an_error_in_the_middle_is_an_event(redis: Redis, able: EchoWorker) -> None:
+    able.gate.clear()
+    async with (
+        live(redis) as (client, front),
+        client.stream("POST", STREAM, json=TEXT) as answer,
+    ):
+        text, is_ended = "", False
+        async for part in answer.aiter_text():
+            text += part
+            if "event: token" in text and not is_ended:
+                is_ended = True
+                await front.submissions.end([able.jobs[0].id], Failed("worker_failed", "It broke."))
+    assert [name for name, _ in events(text)] == ["token", "error"]
+    error = {"code": "worker_failed", "message": "It broke.", "details": {}}
+    assert events(text)[1][1] == {"correlation_id": answer.headers["X-Job-Id"], "error": error}
+
+
+async def test_d77_the_correlation_id_cancels(redis: Redis, able: EchoWorker) -> None:
+    able.gate.clear()
+    async with live(redis) as (client, _), client.stream("POST", STREAM, json=TEXT) as answer:
+        parts = answer.aiter_text()
+        text = ""
+        while "event: token" not in text:
+            text += await anext(parts)
+        [(_, token)] = events(text)
+        cancelled = await client.post(f"/api/inference/cancel/{token['correlation_id']}")
+        assert (cancelled.status_code, cancelled.json()["state"]) == (200, "cancelled")
+        text += "".join([part async for part in parts])
+    name, event = events(text)[-1]
+    assert (name, event["error"]["code"]) == ("error", "cancelled")
+
+
+async def test_who_hangs_up_cancels(redis: Redis, able: EchoWorker) -> None:
+    able.gate.clear()
+    async with live(redis) as (client, _):
+        async with client.stream("POST", STREAM, json=TEXT) as answer:
+            await anext(answer.aiter_raw())
+        await until(lambda: is_cancelled(redis, able), "the job is cancelled")
+
+
+async def test_d78_a_deadline_is_a_structured_error(redis: Redis, able: EchoWorker) -> None:
+    able.gate.clear()
+    async with live(redis, request_timeout_s=0.2) as (client, _):
+        answer = await client.post(PATH, json=TEXT)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+
+
+BAD: list[tuple[Any, str, str]] = [
+    ({}, "inputs", "required"),
+    ({"inputs": ""}, "inputs", "at least 1 character"),
+    ({"inputs": 5}, "inputs", "valid string"),
+    ({"inputs": ["a"]}, "inputs", "valid string"),
+    ({"inputs": "a", "task": "image-classification"}, "task", "expected one of echo, text-generation"),
+    ({"inputs": "a", "task": 5}, "task", "name of a task"),
+    ({"inputs": "a", "pipeline_tag": "mask-generation"}, "pipeline_tag", "expected one of text-generation"),
+    ({"inputs": "a", "pipeline_tag": []}, "pipeline_tag", "name of a task"),
+    ({"inputs": "a", "stream": "yes"}, "stream", "valid boolean"),
+    ({"inputs": "a", "options": 5}, "options", "dictionary"),
+    (TEXT | {"options": {"temperature": 3}}, "options", "options.temperature: expected less than or equal to 2"),
+    (TEXT | {"options": {"max_new_tokens": 0}}, "options", "options.max_new_tokens: "),
+    (TEXT | {"options": {"n": 2}}, "n", "not supported"),
+    ({"inputs": "a", "task": "text-classification", "options": {"top_k": 0}}, "options", "options.top_k: "),
+    ({"inputs": "a", "task": "feature-extraction", "options": {"normalize": 1}}, "options", "options.normalize: "),
+    ([], "", "JSON object"),
+]
+
+
+@pytest.mark.parametrize(("body", "field", "expected"), BAD)
+@pytest.mark.parametrize("path", [PATH, STREAM])
+async def test_what_is_wrong_with_a_body(
+    client: httpx.AsyncClient, able: EchoWorker, path: str, body: Any, field: str, expected: str
+) -> None:
+    """X7: 422, with code, message and details."""
+    answer = await client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+    error = answer.json()["error"]
+    assert set(error) == {"code", "message", "details"}
+    assert (error["code"], error["details"].get("field", "")) == ("invalid_request", field)
+    assert expected in error["message"]
+    assert able.jobs == []
+
+
+async def test_a_model_that_is_not_there_or_cannot(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+    unknown = await client.post(PATH, json=TEXT | {"model_id": "nobody"})
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+    unable = await client.post(PATH, json={"inputs": "a", "task": "text-classification"})
+    assert unable.status_code == 400
+    assert "'echo' does not serve the task 'classify'" in unable.json()["error"]["message"]
+
+
+async def test_d91_d93_status(client: httpx.AsyncClient, worker: EchoWorker, redis: Redis) -> None:
+    await announce(redis, "echo", "some/other", state="loading")
+    expected = {
+        "model_id": "echo",
+        "status": "ready",
+        "runner": "echo",
+        "description": "echo for tests",
+        "tasks": ["generate", "score"],
+        "context_window": 2048,
+        "acceleration": {"device": "", "dtype": ""},
+        "workers": 1,
+        "in_flight": 0,
+    }
+    assert (await client.get("/api/models/status/echo")).json() == expected
+    other = (await client.get("/api/models/status/some/other")).json()
+    assert other == expected | {"model_id": "some/other", "status": "unavailable", "workers": 0} | {
+        "description": "some/other for tests"
+    }
+    assert (await client.get("/api/models/status")).json() == {"models": [expected, other]}
+    assert (await client.get("/api/models/status/nobody")).status_code == 404
+    health = await client.get("/api/health")
+    assert (health.status_code, health.json()) == (
+        200,
+        {
+            "status": "ok",
+            "workers": {"loading": 1, "ready": 1, "draining": 0},
+            "models": {"known": 2, "served": 1},
+            "devices": [],
+            "memory_bytes": 0,
+            "in_flight": 0,
+        },
+    )
+
+
+async def test_health_without_a_worker(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/api/health")
+    assert (answer.status_code, answer.json()["status"]) == (503, "unavailable")
+
+
+async def test_the_schema_describes_every_body(client: httpx.AsyncClient) -> None:
+    schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
+    for name in ("TextGenerationRequest", "ClassificationRequest", "FeatureRequest", "EchoRequest"):
+        assert name in schemas
+    assert {"InferenceResponse", "ModelStatus", "ModelStatuses", "ApiHealth", "TgiRequest"} <= schemas.keys()
+
+
+async def is_cancelled(redis: Redis, worker: EchoWorker) -> bool:
+    return await state(redis, worker.jobs[0].id) == "cancelled"

@@ -1,0 +1,231 @@
+"""SimpleFoundation's endpoints: their defaults, their keys, and streams as bare text or as events."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from shared.messages import Failed, Generate
+from tests.api.echo_worker import EchoWorker
+from tests.api.frames import frames
+from tests.api.fronts import in_memory, live, state
+from tests.polling import until
+
+EVENTS = {"Accept": "text/event-stream"}
+
+
+@pytest.fixture
+async def client(redis: Redis) -> AsyncIterator[httpx.AsyncClient]:
+    """Of a front whose cap is above all defaults."""
+    async with in_memory(redis, max_new_tokens=1024) as client:
+        yield client
+
+
+def task_of(worker: EchoWorker) -> Generate:
+    task = worker.jobs[-1].task
+    assert isinstance(task, Generate)
+    return task
+
+
+def untimed(answer: httpx.Response) -> Any:
+    """The body, once its time has been seen to be one."""
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert 0 <= body.pop("generation_time") < 10
+    return body
+
+
+async def test_c8_to_c17_generate(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+    assert untimed(await client.post("/generate", json={"prompt": "a b"})) == {
+        "prompt": "a b",
+        "generated_text": "a b",
+        "tokens_generated": 2,
+        "input_tokens": 2,
+        "output_tokens": 2,
+    }
+    sampling = task_of(worker).sampling
+    assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (512, 0.7, 0.9)
+    assert (sampling.top_k, sampling.repetition_penalty, sampling.n) == (50, 1.1, 1)
+
+
+async def test_everything_given_reaches_the_worker(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+    body = {"prompt": "a b c", "max_new_tokens": 2, "num_return_sequences": 2, "do_sample": False, "top_k": 3}
+    told = untimed(await client.post("/generate", json=body | {"repetition_penalty": 1.0, "condition": "cot"}))
+    assert (told["generated_text"], told["generated_texts"]) == ("a b ", ["a b ", "b c"])
+    assert told["tokens_generated"] == 4
+    task = task_of(worker)
+    assert (task.sampling.max_tokens, task.sampling.temperature, task.sampling.top_k) == (2, 0.0, 3)
+    assert (task.sampling.repetition_penalty, task.condition) == (1.0, "cot")
+
+
+async def test_x3_a_default_above_the_cap_is_no_error(redis: Redis, worker: EchoWorker) -> None:
+    async with in_memory(redis, max_new_tokens=3, cap_policy="reject") as client:
+        answer = await client.post("/generate", json={"prompt": "a b c d"})
+    assert (untimed(answer)["generated_text"], answer.headers["X-Effective-Max-Tokens"]) == ("a b c ", "3")
+
+
+async def test_c18_to_c19_math(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+    told = untimed(await client.post("/solve/math", json={"problem": "2x = 6 so x = 3"}))
+    assert set(told) == {"problem", "solution", "answer", "input_tokens", "output_tokens"}
+    assert (told["problem"], told["answer"]) == ("2x = 6 so x = 3", "3")
+    task = task_of(worker)
+    assert isinstance(task.prompt, str)
+    assert task.prompt.startswith("Solve the following math problem")
+    assert "\n\nProblem: 2x = 6 so x = 3\n\n" in task.prompt
+    assert (task.sampling.max_tokens, task.sampling.temperature) == (512, 0.7)
+
+
+async def test_c20_to_c21_coding(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+    problem = "Say:\n```python\nprint(1)\n```\n"
+    told = untimed(await client.post("/solve/coding", json={"problem": problem}))
+    assert set(told) == {"problem", "solution", "code", "input_tokens", "output_tokens"}
+    assert told["code"] == "print(1)"
+    assert (task_of(worker).sampling.max_tokens, task_of(worker).sampling.temperature) == (1024, 0.8)
+
+
+async def test_a_callers_own_template(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+    body = {"problem": "6 x {problem}", "template": "Q: {problem}\nA: {x}"}
+    assert untimed(await client.post("/solve/math", json=body))["answer"] is None
+    assert task_of(worker).prompt == "Q: 6 x {problem}\nA: {x}"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/generate", {"prompt": "a b ü\nd x = 3"}),
+        ("/solve/math", {"problem": "a b ü\nd x = 3", "template": "{problem}"}),
+        ("/solve/coding", {"problem": "a b ü\nd x = 3", "template": "{problem}"}),
+    ],
+)
+async def test_c32_c33_a_stream_is_text_or_events(
+    client: httpx.AsyncClient, worker: EchoWorker, path: str, body: dict[str, Any]
+) -> None:
+    """X11: the `Accept` header decides; the events end with the whole answer."""
+    text = await client.post(path, json=body | {"stream": True})
+    assert text.headers["content-type"] == "text/plain; charset=utf-8"
+    assert text.text == "a b ü\nd x = 3"
+    answer = await client.post(path, json=body | {"stream": True}, headers=EVENTS)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    *told, end, done = frames(answer)
+    assert (done.data, "".join(frame.json["text"] for frame in told)) == ("[DONE]", text.text)
+    whole = (await client.post(path, json=body)).json()
+    result = end.json["result"]
+    assert whole.pop("generation_time") >= 0
+    assert result.pop("generation_time") >= 0
+    assert result == whole
+    rest = await client.post(path, json=body | {"stream": True}, headers=EVENTS | {"Last-Event-ID": told[1].id})
+    assert [frame.json.get("text") for frame in frames(rest)[:-2]] == [frame.json["text"] for frame in told[2:]]
+
+
+async def test_the_streaming_path_has_events_only(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+    answer = await client.post("/generate_stream", json={"prompt": "a b"})
+    assert [frame.json["text"] for frame in frames(answer)[:-1]] == ["", "a ", "b", ""]
+
+
+async def test_the_documented_clients(redis: Redis, worker: EchoWorker) -> None:
+    """C30 to C32: chunks are printed as they come, and problems are solved by four threads."""
+    worker.gate.clear()
+    async with live(redis) as (client, _):
+        address, first = str(client.base_url), threading.Event()
+
+        def stream() -> str:
+            body = {"problem": "a b", "template": "{problem}", "stream": True}
+            with httpx.stream("POST", f"{address}/solve/math", json=body, timeout=10) as answer:
+                text = ""
+                for chunk in answer.iter_bytes():
+                    text += chunk.decode()
+                    first.set()
+                return text
+
+        streaming = asyncio.create_task(asyncio.to_thread(stream))
+        assert await asyncio.to_thread(first.wait, 10), "the first word comes before the last"
+        worker.gate.set()
+        assert await streaming == "a b"
+        asked = [client.post("/solve/math", json={"problem": f"x = {number}"}) for number in range(4)]
+        answers = [untimed(answer)["answer"] for answer in await asyncio.gather(*asked)]
+    assert answers == ["0", "1", "2", "3"]
+
+
+async def test_text_that_breaks_off_is_no_whole_answer(redis: Redis, worker: EchoWorker) -> None:
+    """There is no place for a sentence: the connection breaks, and clients notice."""
+    worker.gate.clear()
+    async with live(redis) as (client, front):
+        with pytest.raises(httpx.RemoteProtocolError):
+            async with client.stream("POST", "/generate", json={"prompt": "a b", "stream": True}) as answer:
+                async for _ in answer.aiter_raw():
+                    await front.submissions.end([worker.jobs[0].id], Failed("worker_failed", "It broke."))
+
+
+@pytest.mark.parametrize("headers", [{}, EVENTS])
+async def test_who_hangs_up_cancels(redis: Redis, worker: EchoWorker, headers: dict[str, str]) -> None:
+    worker.gate.clear()
+    async with live(redis) as (client, _):
+        body = {"problem": "a b", "stream": True}
+        async with client.stream("POST", "/solve/math", json=body, headers=headers) as answer:
+            await anext(answer.aiter_raw())
+        await until(lambda: is_cancelled(redis, worker), "the job is cancelled")
+
+
+BAD: list[tuple[str, Any, str, str]] = [
+    ("/generate", {"prompt": ""}, "prompt", "at least 1 character"),
+    ("/generate", {"prompt": ["a"]}, "prompt", "valid string"),
+    ("/generate", {"prompt": "\ud800"}, "prompt", "unicode string"),
+    ("/generate", {"prompt": "a", "prompts": ["a"]}, "prompts", "exactly one of prompts, prompt, inputs, got prompts"),
+    ("/generate", {"prompt": "a", "do_sample": 1}, "do_sample", "valid boolean"),
+    ("/generate", {"prompt": "a", "stream": "yes"}, "stream", "valid boolean"),
+    ("/generate", {"prompt": "a", "num_return_sequences": 0}, "num_return_sequences", "greater than or equal to 1"),
+    ("/generate", {"prompt": "a", "num_return_sequences": 17}, "num_return_sequences", "less than or equal to 16"),
+    ("/generate", {"prompt": "a", "max_new_tokens": 0}, "max_new_tokens", "greater than or equal to 1"),
+    ("/generate", {"prompt": "a", "repetition_penalty": 0}, "repetition_penalty", "greater than"),
+    ("/solve/math", {}, "problem", "required"),
+    ("/solve/math", {"problem": 5}, "problem", "valid string"),
+    ("/solve/math", {"problem": "a", "temperature": 2.5}, "temperature", "less than or equal to 2"),
+    ("/solve/math", {"problem": "a", "n": 2}, "n", "not supported"),
+    ("/solve/math", {"problem": "a", "template": "no place"}, "template", "{problem}"),
+    ("/solve/coding", {"problem": ""}, "problem", "at least 1 character"),
+    ("/solve/coding", [], "", "JSON object"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "field", "expected"), BAD)
+async def test_what_is_wrong_with_a_body(
+    client: httpx.AsyncClient, worker: EchoWorker, path: str, body: Any, field: str, expected: str
+) -> None:
+    answer = await client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["code"], error["field"] or "") == ("invalid_request", field)
+    assert field in error["message"]
+    assert expected in error["message"]
+    assert worker.jobs == []
+
+
+async def test_model_info_and_health(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+    assert (await client.get("/health")).json() == {"status": "healthy", "ready": True, "model": "echo"}
+    info = (await client.get("/model/info")).json()
+    assert info == {
+        "model_name": "echo",
+        "model_type": "echo",
+        "description": "echo for tests",
+        "context_window": 2048,
+        "max_new_tokens": 1024,
+        "max_batch": 8,
+        "tasks": ["generate", "score"],
+    }
+    unknown = await client.get("/model/info?model=nobody")
+    assert (unknown.status_code, unknown.json()["error"]["field"]) == (404, "model")
+
+
+async def test_health_without_a_worker(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/health")
+    assert (answer.status_code, answer.json()["status"]) == (503, "unhealthy")
+    assert answer.json()["reason"] == "no worker is ready"
+
+
+async def is_cancelled(redis: Redis, worker: EchoWorker) -> bool:
+    return await state(redis, worker.jobs[0].id) == "cancelled"
