@@ -35,7 +35,7 @@ async def test_one_log_line_per_request_without_its_body(
 ) -> None:
     caplog.set_level(logging.INFO)
     answer = await client.post("/generate", json={"prompts": ["secret words"]})
-    await client.post("/generate", json={"prompt": "secret words"})
+    await client.post("/generate", json={"prompts": "secret words"})
     first, second = lines(caplog)
     assert first.pop("ms") > 0
     assert first == {

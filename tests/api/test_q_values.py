@@ -23,7 +23,8 @@ async def test_each_choice_tells_its_own(n: int) -> None:
     reasons = ("stop",) * n if n > 1 else ()
     done = Done("stop", 1, n, finish_reasons=reasons, q_values=((-1.5, 2.0), (0.25, -3.0))[:n])
     (outcome,) = await outcomes(done, n)
-    assert generate_response([outcome]).model_dump()["q_values"] == [{"q_halt": -1.5, "q_continue": 2.0}]
+    expected = [{"q_halt": -1.5, "q_continue": 2.0}, {"q_halt": 0.25, "q_continue": -3.0}]
+    assert generate_response([outcome]).model_dump()["q_values"] == expected[:n]
     choices = completion(HEADING, [outcome]).model_dump()["choices"]
     assert [choice["q_values"]["q_halt"] for choice in choices] == [-1.5, 0.25][:n]
 
