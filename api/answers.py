@@ -91,11 +91,15 @@ def stream(
     async def frames() -> AsyncGenerator[bytes, None]:
         start = Cursor.start(following.work.id, len(following.work.request.job_ids))
         async with front.dispatcher.run(following, receive) as run:
-            async for frame in Stream(telling, framing, start, seen, started).frames(run, front.keepalive_s):
+            told = Stream(telling, framing, start, seen, started)
+            async for frame in told.frames(run, front.keepalive_s):
                 yield frame
             trail.usage = run.usage
-            has_room = with_timings and framing.keep_alive
-            if has_room and (timings := await timings_at_end(front, following.work, run.usage)):
+            wants = kind.is_timed or with_timings
+            timings = await timings_at_end(front, following.work, run.usage) if wants else None
+            for frame in told.closing(run.usage, timings):
+                yield frame
+            if with_timings and timings is not None and framing.keep_alive:
                 yield timing_comment(timings)
             yield framing.end
 

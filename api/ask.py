@@ -104,10 +104,12 @@ class Ask:
         except StillRunning:
             return await self._leave(following)
         self.trail.usage = total_usage(outcomes)
-        answer = whole(kind, following.work, outcomes)
+        wants = kind.is_timed or self.wishes.with_timings
+        timings = await timings_at_end(self.front, following.work, self.trail.usage) if wants else None
+        answer = whole(kind, replace(following.work, timings=timings), outcomes)
         if self.wishes.preferences:
             answer.headers["Preference-Applied"] = self.wishes.preferences[-1]
-        if self.wishes.with_timings and (timings := await timings_at_end(self.front, following.work, self.trail.usage)):
+        if self.wishes.with_timings and timings is not None:
             answer.headers.update(timing_headers(timings))
         return answer
 

@@ -15,6 +15,7 @@ from api.errors import Problem, plain_body
 from api.framing import EVENTS_WITH_DONE, Framing
 from api.record import Work
 from api.run import Outcome, Progress, Tally
+from api.timings import Timings
 from api.trail import Usage
 from shared.errors import JobNotFound
 from shared.messages import TaskName
@@ -28,8 +29,8 @@ class Telling(Protocol):
 
     def of(self, job: int, event: Progress) -> Iterable[Any]: ...
 
-    def closing(self, usage: Usage) -> Iterable[Any]:
-        """Comes when all jobs are done."""
+    def closing(self, usage: Usage, timings: Timings | None) -> Iterable[Any]:
+        """Comes when all jobs are done; with `timings` if the kind is timed and Redis tells."""
 
     def failed(self, problem: Problem) -> Any:
         """The last payload of a stream that ends with an error."""
@@ -37,13 +38,15 @@ class Telling(Protocol):
 
 @dataclass(frozen=True)
 class Kind:
-    """`name` is found in records. Without `tell` a stream is the whole answer in one frame."""
+    """`name` is found in records. Without `tell` a stream is the whole answer in one frame. Answers that say how long
+    they took are timed."""
 
     name: str
     task: TaskName
     render: Callable[[Work, Sequence[Outcome]], BaseModel]
     tell: Callable[[Work], Telling] | None = None
     framing: Framing = EVENTS_WITH_DONE
+    is_timed: bool = False
 
     def telling(self, work: Work) -> Telling:
         return self.tell(work) if self.tell else _Whole(self, work)
@@ -83,7 +86,7 @@ class _Whole:
         self._tallies[job].add(event)
         return ()
 
-    def closing(self, usage: Usage) -> Iterable[Any]:
+    def closing(self, usage: Usage, timings: Timings | None) -> Iterable[Any]:
         yield self._kind.render(self._work, [tally.outcome() for tally in self._tallies]).model_dump(mode="json")
 
     def failed(self, problem: Problem) -> Any:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from api.timings import Timings
 from shared.errors import JobNotFound
 from shared.requests import Request
 
@@ -27,10 +28,11 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class Work:
-    """A request that is in the fleet, and its record."""
+    """A request that is in the fleet, and its record; once it has ended, how long it took, if its kind is timed."""
 
     request: Request
     record: Record
+    timings: Timings | None = None
 
     @property
     def id(self) -> str:

@@ -6,6 +6,8 @@ from api.cursor import Cursor
 from api.framing import Framing
 from api.kinds import Telling
 from api.run import News, Run
+from api.timings import Timings
+from api.trail import Usage
 from shared.messages import Started
 
 
@@ -24,7 +26,7 @@ class Stream:
 
     async def frames(self, run: Run, keepalive_s: float) -> AsyncGenerator[bytes, None]:
         """Begins with the first token, or when that is slow to come: what fails at once has a status of its own. Ends
-        when all jobs are done; the end of the framing is the caller's to send."""
+        when all jobs are done."""
         is_open = self._seen is not None
         async for news in run.progress(keepalive_s):
             if news is not None and isinstance(news.event, Started):
@@ -37,8 +39,6 @@ class Stream:
             else:
                 for frame in self._of(news):
                     yield frame
-        for frame in self._closing(run):
-            yield frame
 
     def _opening(self) -> bytes:
         payload = self._telling.opening()
@@ -54,8 +54,9 @@ class Stream:
                 yield self._framing.frame(payload, str(self._at))
         self._at = self._at.at(news.job, news.index)
 
-    def _closing(self, run: Run) -> Iterator[bytes]:
-        for number, payload in enumerate(self._telling.closing(run.usage)):
+    def closing(self, usage: Usage, timings: Timings | None) -> Iterator[bytes]:
+        """What follows when all jobs are done."""
+        for number, payload in enumerate(self._telling.closing(usage, timings)):
             self._at = self._at.closed(number + 1)
             if self._seen is None or number >= self._seen.closing:
                 yield self._framing.frame(payload, str(self._at))

@@ -18,6 +18,11 @@ class Timings(BaseModel):
     total_s: float | None
     tokens_per_s: float | None
 
+    @property
+    def first_token_s(self) -> float | None:
+        """From the request's coming to its first token."""
+        return None if self.queue_s is None or self.prefill_s is None else self.queue_s + self.prefill_s
+
 
 def timings_of(times: Sequence[Times], num_completion_tokens: int) -> Timings:
     """Of a request, by the times of its jobs."""

@@ -11,6 +11,7 @@ from api.schemas.chat import chat_logprobs
 from api.schemas.logprobs import logprobs_body
 from api.schemas.openai import Heading
 from api.schemas.usage import detailed_usage_body
+from api.timings import Timings
 from api.trail import Usage
 
 
@@ -33,7 +34,7 @@ class Chunks:
         for piece in self._pieces.of(job, event):
             yield from self._chunks(piece)
 
-    def closing(self, usage: Usage) -> Iterator[dict[str, Any]]:
+    def closing(self, usage: Usage, timings: Timings | None) -> Iterator[dict[str, Any]]:
         if self._with_usage:
             yield self._chunk([], detailed_usage_body(usage).model_dump())
 

@@ -23,6 +23,7 @@ from api.schemas.hrm import (
     loglikelihood_response,
     rolling_response,
 )
+from api.timings import Timings
 from shared.messages import Score
 
 router = APIRouter(tags=["hrm"])
@@ -75,7 +76,7 @@ def _stream(work: Work) -> Texts:
     return Texts(work.record.n, len(work.request.job_ids), _end)
 
 
-def _end(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _end(outcomes: Sequence[Outcome], timings: Timings | None) -> dict[str, Any]:
     return generate_response(outcomes).model_dump(mode="json", exclude={"completions"})
 
 

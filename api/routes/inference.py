@@ -1,7 +1,7 @@
 """Local inference: `/api/inference` for any task, whole or as named events, and what there is to ask."""
 
-import time
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Response
@@ -29,6 +29,7 @@ from api.schemas.inference import (
     TimesBody,
     api_health,
     model_status,
+    times_body,
 )
 from api.schemas.usage import usage_body
 from api.shapes import chosen
@@ -81,7 +82,7 @@ async def _answer(body: InferenceRequest, ask: Ask, *, is_streamed: bool) -> Res
     name = name_of(body.task, body.pipeline_tag)
     if name == ECHO:
         return _echo(body, ask, is_streamed=is_streamed)
-    plan = TASKS[name].plan(body, {"asked_at_s": time.time()}, ask.front.admission)
+    plan = TASKS[name].plan(body, ask.front.admission)
     return await ask.answer(KINDS[name], body.model_id, plan, is_streamed=is_streamed)
 
 
@@ -106,22 +107,14 @@ def _echo(body: InferenceRequest, ask: Ask, *, is_streamed: bool) -> Response:
     return EventStream(frames(), EVENTS, lambda _: b"", dict)
 
 
-def _response(
-    task: InferenceTask, work: Work, outcomes: Sequence[Outcome], first_token_s: float | None = None
-) -> InferenceResponse:
-    asked_at_s, now_s, usage = work.record.notes["asked_at_s"], time.time(), total_usage(outcomes)
-    seconds = max(now_s - asked_at_s, 1e-3)
+def _response(task: InferenceTask, work: Work, outcomes: Sequence[Outcome]) -> InferenceResponse:
     return InferenceResponse(
         correlation_id=work.id,
         model_id=work.record.model,
         task=task.name,
         result=task.result(outcomes[0]),
-        usage=usage_body(usage),
-        metrics=TimesBody(
-            runtime_ms=round(1000 * seconds, 1),
-            first_token_latency_ms=None if first_token_s is None else round(1000 * (first_token_s - asked_at_s), 1),
-            tokens_per_second=round(usage.completion_tokens / seconds, 3) if usage.completion_tokens else None,
-        ),
+        usage=usage_body(total_usage(outcomes)),
+        metrics=times_body(work.timings),
     )
 
 
@@ -130,9 +123,11 @@ def _kind(task: InferenceTask) -> Kind:
         return _response(task, work, outcomes)
 
     def tell(work: Work) -> InferenceEvents:
-        return InferenceEvents(work.id, lambda outcomes, first_s: _response(task, work, outcomes, first_s))
+        return InferenceEvents(
+            work.id, lambda outcomes, timings: _response(task, replace(work, timings=timings), outcomes)
+        )
 
-    return Kind(f"inference/{task.name}", task.needs, render, tell, EVENTS)
+    return Kind(f"inference/{task.name}", task.needs, render, tell, EVENTS, is_timed=True)
 
 
 KINDS = {name: _kind(task) for name, task in TASKS.items()}

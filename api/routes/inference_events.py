@@ -1,6 +1,5 @@
 """The events of a stream of local inference: `token`s, then `done` with the whole answer, or `error`."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,19 +9,19 @@ from api.errors import Problem, api_body
 from api.framing import Named
 from api.pieces import Pieces
 from api.run import Outcome, Progress, Tally
+from api.timings import Timings
 from api.trail import Usage
 
-Finish = Callable[[Sequence[Outcome], float | None], BaseModel]
+Finish = Callable[[Sequence[Outcome], Timings | None], BaseModel]
 
 
 class InferenceEvents:
-    """Of one job; `finish` makes the whole answer of its outcome and of when its first token came (s since 1970)."""
+    """Of one job; `finish` makes the whole answer of its outcome and of how long it took."""
 
     def __init__(self, correlation_id: str, finish: Finish) -> None:
         self._correlation_id = correlation_id
         self._finish = finish
         self._pieces, self._tally = Pieces(1), Tally(1)
-        self._first_token_s: float | None = None
         self._count = 0
 
     def opening(self) -> None:
@@ -32,12 +31,11 @@ class InferenceEvents:
         self._tally.add(event)
         for piece in self._pieces.of(job, event):
             if piece.text:
-                self._first_token_s = self._first_token_s or time.time()
                 yield self._named("token", {"index": self._count, "token": piece.text})
                 self._count += 1
 
-    def closing(self, usage: Usage) -> Iterator[Named]:
-        answer = self._finish([self._tally.outcome()], self._first_token_s)
+    def closing(self, usage: Usage, timings: Timings | None) -> Iterator[Named]:
+        answer = self._finish([self._tally.outcome()], timings)
         yield self._named("done", answer.model_dump(mode="json"))
 
     def failed(self, problem: Problem) -> Named:

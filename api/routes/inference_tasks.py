@@ -3,7 +3,7 @@
 A new task is its options and result in `schemas/inference.py`, and a row here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,19 +32,17 @@ ECHO = "echo"
 
 @dataclass(frozen=True)
 class InferenceTask:
-    """`needs` is what a model must serve. `plan` is given the body, `notes` for the record, and admission."""
+    """`needs` is what a model must serve. `plan` is given the body and admission."""
 
     name: str
     body: type[InferenceRequest]
     needs: TaskName
-    plan: Callable[[Any, Mapping[str, Any], Admission], Callable[[ModelInfo], Plan]]
+    plan: Callable[[Any, Admission], Callable[[ModelInfo], Plan]]
     result: Callable[[Outcome], Result]
 
 
-def _generate(
-    body: TextGenerationRequest, notes: Mapping[str, Any], admission: Admission
-) -> Callable[[ModelInfo], Plan]:
-    return text_plan(admission, body.options, [body.inputs], DEFAULT_MAX_TOKENS, notes)
+def _generate(body: TextGenerationRequest, admission: Admission) -> Callable[[ModelInfo], Plan]:
+    return text_plan(admission, body.options, [body.inputs], DEFAULT_MAX_TOKENS)
 
 
 def _generated(outcome: Outcome) -> TextGenerationResult:
@@ -52,10 +50,8 @@ def _generated(outcome: Outcome) -> TextGenerationResult:
     return TextGenerationResult(text=choice.text, finish_reason=choice.finish_reason)
 
 
-def _classify(
-    body: ClassificationRequest, notes: Mapping[str, Any], admission: Admission
-) -> Callable[[ModelInfo], Plan]:
-    plan = Plan([Classify(body.inputs, body.options.top_k)], notes=notes)
+def _classify(body: ClassificationRequest, admission: Admission) -> Callable[[ModelInfo], Plan]:
+    plan = Plan([Classify(body.inputs, body.options.top_k)])
     return lambda _: plan
 
 
@@ -63,8 +59,8 @@ def _classified(outcome: Outcome) -> ClassificationResult:
     return ClassificationResult(labels=[LabelBody(label=label.name, score=label.score) for label in outcome.labels])
 
 
-def _embed(body: FeatureRequest, notes: Mapping[str, Any], admission: Admission) -> Callable[[ModelInfo], Plan]:
-    plan = Plan([Embed(body.inputs, body.options.normalize)], notes=notes)
+def _embed(body: FeatureRequest, admission: Admission) -> Callable[[ModelInfo], Plan]:
+    plan = Plan([Embed(body.inputs, body.options.normalize)])
     return lambda _: plan
 
 

@@ -4,7 +4,8 @@ A caller sees the jobs of its own tenant; all others are not there.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import msgspec
@@ -24,7 +25,7 @@ from api.run import Tally, error_of, total_usage
 from api.schemas.usage import usage_body
 from api.timings import timings_of
 from shared.messages import Cancelled, Event, Failed
-from shared.requests import state_of
+from shared.requests import Standing, state_of
 
 router = APIRouter(tags=["jobs"])
 
@@ -72,28 +73,32 @@ async def _told(front: Front, work: Work) -> Response:
     body |= {"created": record.created, "queue_position": place and place.num_before + 1}
     body |= {"starts_in_s": place and place.starts_in_s, "usage": None}
     headers: Mapping[str, str] = {}
-    num_tokens = 0
     if state in _ENDED:
         logs = await asyncio.gather(*map(front.reader.read, work.request.job_ids))
-        more, headers = _ended(kind, work, state, [[event for _, event in log] for log in logs])
+        more, headers = _ended(kind, work, standings, [[event for _, event in log] for log in logs])
         body |= more
-        num_tokens = body["usage"]["completion_tokens"]
-    body["timings"] = timings_of([standing.times for standing in standings], num_tokens).model_dump()
+    else:
+        body["timings"] = timings_of([standing.times for standing in standings], 0).model_dump()
     return Response(msgspec.json.encode(body), media_type="application/json", headers=dict(headers))
 
 
-def _ended(kind: Kind, work: Work, state: str, logs: list[list[Event]]) -> tuple[dict[str, Any], dict[str, str]]:
+def _ended(
+    kind: Kind, work: Work, standings: Sequence[Standing], logs: list[list[Event]]
+) -> tuple[dict[str, Any], dict[str, str]]:
     """What is told of a request that has ended, besides. Of text that was cut short there is a `partial` answer."""
+    state = state_of(standings)
     tallies = [Tally(work.record.n) for _ in logs]
     for tally, log in zip(tallies, logs, strict=True):
         for event in log:
             tally.add(event)
     outcomes = [tally.outcome(state) for tally in tallies]
-    more: dict[str, Any] = {"usage": usage_body(total_usage(outcomes)).model_dump()}
+    usage = total_usage(outcomes)
+    timings = timings_of([standing.times for standing in standings], usage.completion_tokens)
+    more: dict[str, Any] = {"usage": usage_body(usage).model_dump(), "timings": timings.model_dump()}
     if state != "done":
         more |= _failure([event for log in logs for event in log])
     if state == "done" or kind.task == "generate":
-        rendered = kind.render(work, outcomes).model_dump_json().encode()
+        rendered = kind.render(replace(work, timings=timings), outcomes).model_dump_json().encode()
         more["result" if state == "done" else "partial"] = msgspec.Raw(rendered)
     return more, answer_headers(work, outcomes)
 

@@ -1,7 +1,7 @@
 """SimpleFoundation's way to ask: `/generate` with one `prompt`, problems to solve, and what there is to ask."""
 
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -33,13 +33,14 @@ from api.schemas.simple_foundation import (
     model_description,
 )
 from api.sse import EVENTS_OR_TEXT
+from api.timings import Timings
 
 router = APIRouter(tags=["simplefoundation"])
 
 
 async def generate(body: PromptRequest, ask: Ask, *, is_streamed: bool) -> Response:
     """`is_streamed`: as events, whatever the caller accepts."""
-    notes = {"prompt": body.prompt, "asked_at_s": time.time()}
+    notes = {"prompt": body.prompt}
     plan = text_plan(ask.front.admission, body, [body.prompt], PROMPT_MAX_TOKENS, notes)
     framing = None if is_streamed else _framing(ask)
     return await ask.answer(PROMPT, body.model, plan, is_streamed=is_streamed or body.stream, framing=framing)
@@ -65,7 +66,7 @@ async def model_info(front: FrontDep, model: str | None = None) -> ModelDescript
 
 async def _solve(kind: Kind, body: ProblemRequest, ask: Ask, template: str, max_tokens: int) -> Response:
     prompt = (body.template or template).replace(PLACE, body.problem)
-    notes = {"problem": body.problem, "asked_at_s": time.time()}
+    notes = {"problem": body.problem}
     plan = text_plan(ask.front.admission, body, [prompt], max_tokens, notes)
     return await ask.answer(kind, body.model, plan, is_streamed=body.stream, framing=_framing(ask))
 
@@ -99,10 +100,10 @@ def _coding_response(work: Work, outcomes: Sequence[Outcome]) -> CodingResponse:
 
 
 def _made(work: Work, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The time is that until this answer, by the clocks of the fronts."""
+    """The time is that from the request's coming to its end; null where Redis does not tell."""
     usage = total_usage(outcomes)
     return {
-        "generation_time": round(max(0.0, time.time() - work.record.notes["asked_at_s"]), 3),
+        "generation_time": work.timings.total_s if work.timings else None,
         "input_tokens": usage.prompt_tokens,
         "output_tokens": usage.completion_tokens,
     }
@@ -112,9 +113,12 @@ def _kind(name: str, render: Callable[[Work, Sequence[Outcome]], BaseModel]) -> 
     """A stream ends with what the whole answer would have been."""
 
     def tell(work: Work) -> Texts:
-        return Texts(work.record.n, 1, lambda outcomes: {"text": "", "result": render(work, outcomes).model_dump()})
+        def end(outcomes: Sequence[Outcome], timings: Timings | None) -> dict[str, Any]:
+            return {"text": "", "result": render(replace(work, timings=timings), outcomes).model_dump()}
 
-    return Kind(name, "generate", render, tell)
+        return Texts(work.record.n, 1, end)
+
+    return Kind(name, "generate", render, tell, is_timed=True)
 
 
 PROMPT = _kind("prompt", _prompt_response)

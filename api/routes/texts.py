@@ -6,13 +6,16 @@ from typing import Any
 from api.errors import Problem, plain_body
 from api.pieces import Piece, Pieces
 from api.run import Outcome, Progress, Tally
+from api.timings import Timings
 from api.trail import Usage
+
+End = Callable[[Sequence[Outcome], Timings | None], dict[str, Any]]
 
 
 class Texts:
-    """Of `num_jobs` jobs with `n` completions each; `end` makes the last payload of all outcomes."""
+    """Of `num_jobs` jobs with `n` completions each; `end` makes the last payload of all outcomes and their timings."""
 
-    def __init__(self, n: int, num_jobs: int, end: Callable[[Sequence[Outcome]], dict[str, Any]]) -> None:
+    def __init__(self, n: int, num_jobs: int, end: End) -> None:
         self._pieces = Pieces(n)
         self._tallies = [Tally(n) for _ in range(num_jobs)]
         self._end = end
@@ -26,8 +29,8 @@ class Texts:
             if piece.text or piece.finish_reason:
                 yield _payload(piece)
 
-    def closing(self, usage: Usage) -> Iterator[dict[str, Any]]:
-        yield self._end([tally.outcome() for tally in self._tallies])
+    def closing(self, usage: Usage, timings: Timings | None) -> Iterator[dict[str, Any]]:
+        yield self._end([tally.outcome() for tally in self._tallies], timings)
 
     def failed(self, problem: Problem) -> dict[str, Any]:
         return plain_body(problem)

@@ -7,6 +7,7 @@ from api.errors import Problem, tgi_body
 from api.pieces import Piece, Pieces
 from api.run import Progress
 from api.schemas.tgi import TgiNotes, TgiToken, finish_reason, token_bodies, top_bodies
+from api.timings import Timings
 from api.trail import Usage
 from shared.messages import Started
 
@@ -34,7 +35,7 @@ class TgiFrames:
         for piece in self._pieces.of(job, event):
             yield from self._frames(piece)
 
-    def closing(self, usage: Usage) -> Iterator[Any]:
+    def closing(self, usage: Usage, timings: Timings | None) -> Iterator[Any]:
         return iter(())
 
     def failed(self, problem: Problem) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pydantic import AliasChoices, BaseModel, Field, model_validator
 
 from api.schemas.fields import MaxTokens, NonEmpty, RequestBody, SampledRequest, refuse_unsupported
 from api.schemas.usage import UsageBody
+from api.timings import Timings
 from shared.messages import ModelInfo, WorkerInfo
 from shared.presence import Fleet
 
@@ -95,11 +96,26 @@ Result = EchoResult | TextGenerationResult | ClassificationResult | FeatureResul
 
 
 class TimesBody(BaseModel):
-    """Of an answer that is not streamed only the whole time is known."""
+    """From the request's coming to its end, and to its first token; tokens are counted while it ran. Null for what is
+    not known: answers that are no text have no first token."""
 
-    runtime_ms: float
+    runtime_ms: float | None
     first_token_latency_ms: float | None
     tokens_per_second: float | None
+
+
+def times_body(timings: Timings | None) -> TimesBody:
+    if timings is None:
+        return TimesBody(runtime_ms=None, first_token_latency_ms=None, tokens_per_second=None)
+    return TimesBody(
+        runtime_ms=_ms(timings.total_s),
+        first_token_latency_ms=_ms(timings.first_token_s),
+        tokens_per_second=timings.tokens_per_s,
+    )
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(1000 * seconds, 1)
 
 
 class InferenceResponse(BaseModel):

@@ -99,7 +99,7 @@ class PromptResponse(BaseModel):
     generated_text: str
     generated_texts: list[str] | None = Field(None, exclude_if=is_absent)
     tokens_generated: int
-    generation_time: float
+    generation_time: float | None
     input_tokens: int
     output_tokens: int
 
@@ -110,7 +110,7 @@ class MathResponse(BaseModel):
     problem: str
     solution: str
     answer: str | None
-    generation_time: float
+    generation_time: float | None
     input_tokens: int
     output_tokens: int
 
@@ -121,7 +121,7 @@ class CodingResponse(BaseModel):
     problem: str
     solution: str
     code: str | None
-    generation_time: float
+    generation_time: float | None
     input_tokens: int
     output_tokens: int
 

@@ -27,6 +27,15 @@ POSTS = [
     ("/tokenize", {"prompt": "a b"}),
     ("/detokenize", {"tokens": [1, 2]}),
 ]
+TASKS_OF_PATHS = {
+    "/loglikelihood": "score",
+    "/loglikelihood_rolling": "score",
+    "/v1/puzzles/solve": "solve",
+    "/v1/embeddings": "embed",
+    "/tokenize": "tokenize",
+    "/detokenize": "detokenize",
+}
+"""What is done on paths that generate nothing."""
 
 BAD = [
     ("X-Priority", "urgent"),
@@ -66,7 +75,10 @@ async def test_a_bad_header_is_named(client: httpx.AsyncClient, worker: EchoWork
         answer = await client.post(path, json=body, headers={header: value})
         assert answer.status_code == 400, (path, answer.text)
         error = answer.json()["error"]
-        assert error.get("field", error.get("param")) == header
+        if isinstance(error, str):  # as TGI has it
+            assert error.startswith(header)
+            continue
+        assert header in (error.get("field"), error.get("param"), error.get("details", {}).get("field"))
         assert error["message"].startswith(header)
     assert worker.jobs == []
 

@@ -227,7 +227,7 @@ async def test_d91_d93_status(client: httpx.AsyncClient, worker: EchoWorker, red
         "status": "ready",
         "runner": "echo",
         "description": "echo for tests",
-        "tasks": ["generate", "score"],
+        "tasks": ["generate", "score", "read"],
         "context_window": 2048,
         "acceleration": {"device": "", "dtype": ""},
         "workers": 1,

@@ -215,7 +215,7 @@ async def test_model_info_and_health(client: httpx.AsyncClient, worker: EchoWork
         "context_window": 2048,
         "max_new_tokens": 1024,
         "max_batch": 8,
-        "tasks": ["generate", "score"],
+        "tasks": ["generate", "score", "read"],
     }
     unknown = await client.get("/model/info?model=nobody")
     assert (unknown.status_code, unknown.json()["error"]["field"]) == (404, "model")

@@ -19,7 +19,7 @@ from shared.messages import Started, Tokens
 from shared.requests import Request, Times
 from tests.api.echo_worker import EchoWorker
 from tests.api.fronts import in_memory, live
-from tests.api.test_headers import POSTS
+from tests.api.test_headers import POSTS, TASKS_OF_PATHS
 from tests.desk import DONE, Desk
 
 TOLD = {"X-Timings": "1"}
@@ -91,7 +91,7 @@ async def test_every_answer_tells_its_timings_when_asked(
     redis: Redis, able: EchoWorker, path: str, body: dict[str, Any]
 ) -> None:
     """In headers, or as a comment where those have gone out; and `/v1/jobs` says the same on another front."""
-    is_text = "prompt" in body or path == "/generate"
+    is_text = path not in TASKS_OF_PATHS
     async with in_memory(redis) as one, in_memory(redis) as two:
         plain, answer = await one.post(path, json=body), await one.post(path, json=body, headers=TOLD)
         told = (await two.get(f"/v1/jobs/{answer.headers['X-Job-Id']}")).json()["timings"]
