@@ -98,6 +98,12 @@ async def test_a_key_is_forgotten_in_time(redis: Redis, worker: EchoWorker) -> N
         assert (await client.post("/generate", json={"prompts": ["b"]}, headers=KEY)).status_code == 200
 
 
+def code_of(answer: httpx.Response) -> str:
+    """TGI has its own place and words for it."""
+    body = answer.json()
+    return str(body["error_type"] if isinstance(body["error"], str) else body["error"]["code"])
+
+
 @pytest.mark.parametrize(("path", "body"), POSTS)
 async def test_the_result_is_there_when_no_worker_is(
     redis: Redis, able: EchoWorker, path: str, body: dict[str, Any]
@@ -109,10 +115,10 @@ async def test_the_result_is_there_when_no_worker_is(
         again = await client.post(path, json=body, headers=KEY)
         assert (again.status_code, again.content) == (200, first.content)
         other = await client.post(path, json=body | {"model": "echo"}, headers=KEY)
-        assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_conflict")
+        assert other.status_code == 409 and code_of(other) in ("idempotency_conflict", "validation")
         for headers in ({}, {"Idempotency-Key": "another"}):
             new = await client.post(path, json=body, headers=headers)
-            assert (new.status_code, new.json()["error"]["code"]) == (503, "no_worker")
+            assert new.status_code == 503 and code_of(new) in ("no_worker", "overloaded")
         later = await client.post(path, json=body, headers=KEY | {"Prefer": "respond-async"})
         assert (later.status_code, later.json()["state"]) == (202, "done")
 
