@@ -22,7 +22,8 @@ def echo_tasks(body: CompletionRequest, max_tokens: int) -> list[Generate | Read
 def echo_notes(body: CompletionRequest, max_tokens: int) -> dict[str, Any]:
     """What `echoed` must know later: the texts of prompts that were given as text, which of them are read."""
     texts = [prompt if isinstance(prompt, str) else None for prompt in body.prompt]
-    return {"texts": texts, "generates": max_tokens > 0, "reads": [_is_read(body, prompt) for prompt in body.prompt]}
+    reads = [_is_read(body, prompt) for prompt in body.prompt]
+    return {"texts": texts, "generates": max_tokens > 0, "reads": reads, "with_logprobs": body.logprobs is not None}
 
 
 def _is_read(body: CompletionRequest, prompt: Text) -> bool:
@@ -34,15 +35,24 @@ def echoed(heading: Heading, outcomes: Sequence[Outcome], notes: Mapping[str, An
     count = len(notes["texts"])
     said = outcomes[:count] if notes["generates"] else ()
     reads = iter(outcomes[len(said) :])
+    with_logprobs = notes["with_logprobs"]
     choices = [
-        _choice(number, text, next(reads).choices[0] if is_read else None, said[number].choices[0] if said else None)
+        _choice(
+            number,
+            text,
+            next(reads).choices[0] if is_read else None,
+            said[number].choices[0] if said else None,
+            with_logprobs=with_logprobs,
+        )
         for number, (text, is_read) in enumerate(zip(notes["texts"], notes["reads"], strict=True))
     ]
     usage = detailed_usage_body(total_usage(said or outcomes))
     return Completion(id=heading.id, created=heading.created, model=heading.model, choices=choices, usage=usage)
 
 
-def _choice(number: int, text: str | None, prompt: Choice | None, answer: Choice | None) -> CompletionChoice:
+def _choice(
+    number: int, text: str | None, prompt: Choice | None, answer: Choice | None, *, with_logprobs: bool
+) -> CompletionChoice:
     """A prompt that was given as text is said as it was given."""
     parts = [part for part in (prompt, answer) if part is not None]
     ids, logprobs = sum((part.ids for part in parts), ()), sum((part.logprobs for part in parts), ())
@@ -50,7 +60,7 @@ def _choice(number: int, text: str | None, prompt: Choice | None, answer: Choice
     return CompletionChoice(
         index=number,
         text="".join(texts),
-        logprobs=logprobs_body(ids, logprobs),
+        logprobs=logprobs_body(ids, logprobs) if with_logprobs else None,
         finish_reason=answer.finish_reason if answer else "length",
         q_values=q_values_body(answer.q_values) if answer else None,
     )

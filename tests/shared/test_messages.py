@@ -22,6 +22,7 @@ from shared.messages import (
     Job,
     Label,
     ModelInfo,
+    Read,
     Sampling,
     Score,
     Solution,
@@ -114,6 +115,7 @@ JOBS = [
     Job("00" + "4" * 32, "m", Detokenize((1, 2), skip_special_tokens=True)),
     Job("00" + "5" * 32, "m", Embed((1, 2), normalize=False, overflow="refuse")),
     Job("00" + "6" * 32, "m", Classify("a", 2, "refuse")),
+    Job("00" + "7" * 32, "m", Read((1, 2), 3, "direct")),
 ]
 
 
@@ -143,6 +145,7 @@ def test_golden_bytes_of_a_puzzle() -> None:
         (Tokenize("hi"), "82a474797065a8746f6b656e697a65a670726f6d7074a26869"),
         (Detokenize((7,)), "82a474797065aa6465746f6b656e697a65a36964739107"),
         (Embed("hi", normalize=False), "83a474797065a5656d626564a474657874a26869a96e6f726d616c697a65c2"),
+        (Read("hi", 2), "83a474797065a472656164a670726f6d7074a26869a76e756d5f746f7002"),
         (Classify("hi", 2), "83a474797065a8636c617373696679a474657874a26869a5746f705f6b02"),
     ],
 )

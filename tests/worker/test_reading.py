@@ -109,6 +109,7 @@ async def test_echo_says_the_prompt_first(redis: Redis) -> None:
 
         plain = await ask(prompt=["abc", [120, 121]])
         assert [choice["text"] for choice in plain["choices"]] == ["abcab", "xyxy"]  # type: ignore[index, attr-defined]
+        assert [choice["logprobs"] for choice in plain["choices"]] == [None, None]  # type: ignore[index, attr-defined]
         told = (await ask(prompt="abc", logprobs=1))["choices"][0]  # type: ignore[index]
         assert told["text"] == "abcab"
         assert told["logprobs"]["tokens"] == ["a", "b", "c", "a", "b"]
