@@ -8,6 +8,7 @@ from api.ask import AskDep, Plan
 from api.kinds import Dialect, Kind
 from api.record import Work
 from api.run import Outcome
+from api.schemas.errors import LATER
 from api.schemas.hrm import (
     DEFAULT_MAX_TOKENS,
     GenerateRequest,
@@ -22,7 +23,7 @@ from api.schemas.hrm import (
 )
 from shared.messages import ModelInfo, Score
 
-router = APIRouter(tags=["hrm"])
+router = APIRouter(tags=["hrm"], responses=LATER)
 
 
 @router.post("/generate", response_model=GenerateResponse)
