@@ -35,6 +35,7 @@ from api.routes import (
     tgi,
     tokens,
 )
+from api.schemas.errors import PLAIN_ERRORS
 from shared.broker import Broker
 from shared.setting_layers import SettingsError
 from shared.settings import Settings
@@ -93,8 +94,9 @@ def create_app(settings: Settings, broker: Broker) -> FastAPI:
     )
     app.state.front = front
     for router in ROUTERS:
-        is_shut = front.auth.requires_key and router is not health.router
-        app.include_router(router, dependencies=_KEYS if is_shut else [])
+        is_probe = router is health.router
+        dependencies = _KEYS if front.auth.requires_key and not is_probe else []
+        app.include_router(router, dependencies=dependencies, responses={} if is_probe else PLAIN_ERRORS)
     return app
 
 

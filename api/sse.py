@@ -6,7 +6,6 @@ disconnect: the run behind the frames does, and raises HungUp.
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -15,15 +14,6 @@ from api.errors import HungUp
 from api.framing import Framing
 from api.trail import trail_of
 from shared.errors import Draining, FleetError
-
-
-def _described(*media_types: str) -> dict[int | str, dict[str, Any]]:
-    """A route's `responses`, for the OpenAPI document."""
-    return {200: {"content": {name: {"schema": {"type": "string"}} for name in media_types}}}
-
-
-EVENT_STREAM = _described("text/event-stream")
-EVENTS_OR_TEXT = _described("text/event-stream", "text/plain")
 
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 

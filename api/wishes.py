@@ -2,9 +2,10 @@
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from fastapi import Depends, Header
+from pydantic import WithJsonSchema
 
 from api.record import OnDisconnect
 from shared.errors import InvalidRequest
@@ -15,7 +16,13 @@ _Choice = TypeVar("_Choice", bound=str)
 CacheWish = Literal["no-store", "no-cache"]
 """Neither look for an answer that was given before nor keep this one, or only the latter."""
 
+_FLAGS = ("1", "0", "true", "false")
 _DIGITS = re.compile(r"[0-9]{1,12}")
+
+
+def _shown(**limits: Any) -> WithJsonSchema:
+    """A header in the OpenAPI document: absent or text, never null."""
+    return WithJsonSchema({"type": "string", **limits})
 
 
 @dataclass(frozen=True)
@@ -36,14 +43,26 @@ class Wishes:
 
 
 async def wishes_of(
-    x_priority: Annotated[str | None, Header(description="interactive, default or bulk")] = None,
-    x_deadline_ms: Annotated[str | None, Header(description="Milliseconds in which an answer is of use.")] = None,
-    idempotency_key: Annotated[str | None, Header(description="Equal keys and bodies are one request.")] = None,
-    prefer: Annotated[list[str] | None, Header(description="respond-async, or wait=SECONDS")] = None,
-    x_on_disconnect: Annotated[str | None, Header(description="cancel, continue or grace")] = None,
-    last_event_id: Annotated[str | None, Header(description="The stream goes on behind this frame.")] = None,
-    x_timings: Annotated[str | None, Header(description="1: tell how long it took, in headers.")] = None,
-    cache_control: Annotated[str | None, Header(description="no-store, or no-cache for a new answer")] = None,
+    x_priority: Annotated[str | None, Header(), _shown(enum=list(PRIORITIES))] = None,
+    x_deadline_ms: Annotated[
+        str | None, Header(description="Milliseconds in which an answer is of use."), _shown(pattern=r"^[1-9]\d{0,11}$")
+    ] = None,
+    idempotency_key: Annotated[
+        str | None,
+        Header(description="Equal keys and bodies are one request."),
+        _shown(minLength=1, maxLength=_MOST_KEY),
+    ] = None,
+    prefer: Annotated[
+        list[str] | None,
+        Header(description="respond-async, or wait=SECONDS"),
+        WithJsonSchema({"type": "array", "items": {"type": "string"}}),
+    ] = None,
+    x_on_disconnect: Annotated[str | None, Header(), _shown(enum=list(get_args(OnDisconnect)))] = None,
+    last_event_id: Annotated[str | None, Header(description="A stream goes on behind this frame."), _shown()] = None,
+    x_timings: Annotated[
+        str | None, Header(description="1: tell how long it took, in headers."), _shown(enum=list(_FLAGS))
+    ] = None,
+    cache_control: Annotated[str | None, Header(description="no-store, or no-cache for a new answer"), _shown()] = None,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Wishes:
     """Raises InvalidRequest that names the header."""
@@ -56,7 +75,7 @@ async def wishes_of(
         preferences,
         _one_of("X-On-Disconnect", x_on_disconnect, get_args(OnDisconnect)),
         last_event_id or "",
-        _one_of("X-Timings", x_timings, ("1", "0", "true", "false")) in ("1", "true"),
+        _one_of("X-Timings", x_timings, _FLAGS) in ("1", "true"),
         _cache_wish(cache_control or ""),
         (accept or "").lower(),
     )

@@ -10,14 +10,14 @@ from api.record import Work
 from api.routes.chunks import ChatChunks
 from api.run import Outcome
 from api.schemas.chat import ChatCompletion, ChatRequest, chat_completion
+from api.schemas.errors import LATER, OPENAI_ERRORS, STREAM
 from api.schemas.openai import Heading
-from api.sse import EVENT_STREAM
 from shared.messages import ModelInfo
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+router = APIRouter(prefix="/v1", tags=["openai"], responses=OPENAI_ERRORS)
 
 
-@router.post("/chat/completions", response_model=ChatCompletion, responses=EVENT_STREAM)
+@router.post("/chat/completions", response_model=ChatCompletion, responses=LATER | STREAM)
 async def chat_completions(body: ChatRequest, ask: AskDep) -> Response:
     """Answer a dialogue; `stream` sends the text as it comes."""
     admission = ask.front.admission

@@ -9,9 +9,10 @@ from api.kinds import Dialect, Kind
 from api.record import Work
 from api.run import Outcome
 from api.schemas.embeddings import Embeddings, EmbeddingsRequest, embeddings
+from api.schemas.errors import LATER, OPENAI_ERRORS
 from shared.messages import ModelInfo
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+router = APIRouter(prefix="/v1", tags=["openai"], responses=OPENAI_ERRORS | LATER)
 
 
 @router.post("/embeddings", response_model=Embeddings)

@@ -12,12 +12,12 @@ from api.deps import TrailDep
 from api.errors import tgi_body
 from api.kinds import Dialect
 from api.routes import hrm, simple_foundation, tgi
+from api.schemas.errors import GENERATE_ERRORS, LATER, STREAM_ALONE, STREAM_OR_TEXT
 from api.schemas.fields import RequestBody
 from api.schemas.hrm import GenerateRequest, GenerateResponse
 from api.schemas.simple_foundation import PromptRequest, PromptResponse
 from api.schemas.tgi import TgiRequest, TgiResponse
 from api.shapes import one_of
-from api.sse import EVENT_STREAM, EVENTS_OR_TEXT
 
 
 async def _speaks_its_dialect(request: Request, trail: TrailDep) -> None:
@@ -34,18 +34,23 @@ _ANSWERS: dict[type[RequestBody], Answer] = {
     PromptRequest: simple_foundation.generate,
     TgiRequest: tgi.generate,
 }
+Answers = GenerateResponse | PromptResponse | TgiResponse
 Body = Annotated[GenerateRequest | PromptRequest | TgiRequest, one_of(_SHAPES)]
 
 router = APIRouter(tags=["generate"], dependencies=[Depends(_speaks_its_dialect)])
 
 
-@router.post("/generate", response_model=GenerateResponse | PromptResponse | TgiResponse, responses=EVENTS_OR_TEXT)
+@router.post(
+    "/generate",
+    response_model=GenerateResponse | PromptResponse | TgiResponse,
+    responses=GENERATE_ERRORS | LATER | STREAM_OR_TEXT,
+)
 async def generate(body: Body, ask: AskDep) -> Response:
     """Completions of prompts."""
     return await _ANSWERS[type(body)](body, ask, is_streamed=False)
 
 
-@router.post("/generate_stream", response_class=Response, responses=EVENT_STREAM)
+@router.post("/generate_stream", response_class=Response, responses=GENERATE_ERRORS | LATER | STREAM_ALONE)
 async def generate_stream(body: Body, ask: AskDep) -> Response:
     """The same as it comes, as server-sent events."""
     return await _ANSWERS[type(body)](body, ask, is_streamed=True)

@@ -2,9 +2,11 @@
 
 import asyncio
 from contextlib import suppress
+from typing import Literal
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
 from api.deps import Front, FrontDep
 from shared.broker import UNAVAILABLE
@@ -16,7 +18,28 @@ router = APIRouter(tags=["health"])
 _PATIENCE_S = 1.0
 
 
-@router.get("/healthz")
+class Liveness(BaseModel):
+    status: Literal["ok", "not ready"]
+    ready: bool
+
+
+class Health(BaseModel):
+    """`model` is the default one; `reason` says why it is not served."""
+
+    status: Literal["healthy", "unhealthy"]
+    ready: bool
+    model: str | None = None
+    reason: str | None = None
+
+
+class Readiness(BaseModel):
+    """`reason` says why not."""
+
+    status: Literal["ready", "not ready"]
+    reason: str | None = None
+
+
+@router.get("/healthz", response_model=Liveness, responses={503: {"model": Liveness}})
 async def healthz(front: FrontDep) -> Response:
     """Up; in the mode `ready` also 503 until a worker is ready."""
     is_ready = await reason_not_ready(front) is None
@@ -25,7 +48,7 @@ async def healthz(front: FrontDep) -> Response:
     return JSONResponse({"status": "ok", "ready": is_ready})
 
 
-@router.get("/health")
+@router.get("/health", response_model=Health, responses={503: {"model": Health}})
 async def health(front: FrontDep) -> Response:
     """SimpleFoundation's: healthy when new work would find a worker, else 503."""
     reason = await reason_not_ready(front)
@@ -34,7 +57,7 @@ async def health(front: FrontDep) -> Response:
     return JSONResponse({"status": "healthy", "ready": True, "model": (await front.admission.find(None)).id})
 
 
-@router.get("/readyz")
+@router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
 async def readyz(front: FrontDep) -> Response:
     """Whether new work would find a worker."""
     reason = await reason_not_ready(front)

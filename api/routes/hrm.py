@@ -11,6 +11,7 @@ from api.kinds import Dialect, Kind
 from api.record import Work
 from api.routes.texts import Texts
 from api.run import Outcome
+from api.schemas.errors import LATER
 from api.schemas.hrm import (
     DEFAULT_MAX_TOKENS,
     GenerateRequest,
@@ -26,7 +27,7 @@ from api.schemas.hrm import (
 from api.timings import Timings
 from shared.messages import Score
 
-router = APIRouter(tags=["hrm"])
+router = APIRouter(tags=["hrm"], responses=LATER)
 
 
 async def generate(body: GenerateRequest, ask: Ask, *, is_streamed: bool) -> Response:

@@ -15,6 +15,7 @@ from api.record import Work
 from api.routes.inference_events import InferenceEvents
 from api.routes.inference_tasks import BODIES, ECHO, TASKS, InferenceTask, body_type, name_of
 from api.run import Outcome, total_usage
+from api.schemas.errors import API_ERRORS, LATER, STREAM, STREAM_ALONE
 from api.schemas.inference import (
     ApiHealth,
     ClassificationRequest,
@@ -33,24 +34,24 @@ from api.schemas.inference import (
 )
 from api.schemas.usage import usage_body
 from api.shapes import chosen
-from api.sse import EVENT_STREAM, EventStream
+from api.sse import EventStream
 from api.trail import Usage
 from shared.errors import ModelNotFound
 
-router = APIRouter(prefix="/api", tags=["inference"])
+router = APIRouter(prefix="/api", tags=["inference"], responses=API_ERRORS)
 
 Body = Annotated[
     EchoRequest | TextGenerationRequest | ClassificationRequest | FeatureRequest, chosen(body_type, BODIES.values())
 ]
 
 
-@router.post("/inference", response_model=InferenceResponse, responses=EVENT_STREAM)
+@router.post("/inference", response_model=InferenceResponse, responses=LATER | STREAM)
 async def inference(body: Body, ask: AskDep) -> Response:
     """Have a task done; without one, the inputs come back."""
     return await _answer(body, ask, is_streamed=body.stream or body.options.stream)
 
 
-@router.post("/inference/stream", response_class=Response, responses=EVENT_STREAM)
+@router.post("/inference/stream", response_class=Response, responses=LATER | STREAM_ALONE)
 async def inference_stream(body: Body, ask: AskDep) -> Response:
     """The same as events: `token` for each piece of text, then `done` or `error`."""
     return await _answer(body, ask, is_streamed=True)

@@ -22,6 +22,7 @@ from api.kinds import Kind
 from api.patience import redis_answers
 from api.record import Work, work_of
 from api.run import Tally, error_of, total_usage
+from api.schemas.jobs import FOLLOWED, JobStatus
 from api.schemas.usage import usage_body
 from api.timings import timings_of
 from shared.messages import Cancelled, Event, Failed
@@ -32,14 +33,14 @@ router = APIRouter(tags=["jobs"])
 _ENDED = frozenset({"done", "failed", "cancelled"})
 
 
-@router.get("/v1/jobs/{id}")
+@router.get("/v1/jobs/{id}", response_model=JobStatus)
 @redis_answers()
 async def job(id: str, front: FrontDep, caller: CallerDep) -> Response:
     """State, and once it is done the `result`: what the endpoint it was sent to would have answered."""
     return await _told(front, work_of(await front.requests.find(id, caller.tenant)))
 
 
-@router.get("/v1/jobs/{id}/events")
+@router.get("/v1/jobs/{id}/events", response_class=Response, responses=FOLLOWED)
 @redis_answers()
 async def events(
     id: str,
@@ -55,8 +56,8 @@ async def events(
     return stream(front, front.kinds.of(following.work), following, request.receive, trail, seen)
 
 
-@router.delete("/v1/jobs/{id}")
-@router.post("/api/inference/cancel/{id}")
+@router.delete("/v1/jobs/{id}", response_model=JobStatus)
+@router.post("/api/inference/cancel/{id}", response_model=JobStatus)
 @redis_answers()
 async def cancel(id: str, front: FrontDep, caller: CallerDep) -> Response:
     """Call it off, whatever its phase; what has ended stays as it is. What it had said can be read."""

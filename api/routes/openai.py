@@ -13,6 +13,7 @@ from api.record import Work
 from api.routes.chunks import Chunks
 from api.run import Outcome
 from api.schemas.echo import echo_notes, echo_tasks, echoed
+from api.schemas.errors import LATER, OPENAI_ERRORS, STREAM
 from api.schemas.openai import (
     DEFAULT_MAX_TOKENS,
     Completion,
@@ -23,10 +24,9 @@ from api.schemas.openai import (
     completion,
     model_body,
 )
-from api.sse import EVENT_STREAM
 from shared.messages import ModelInfo
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+router = APIRouter(prefix="/v1", tags=["openai"], responses=OPENAI_ERRORS)
 
 
 @router.get("/models")
@@ -44,7 +44,7 @@ async def model(id: str, front: FrontDep, caller: CallerDep) -> Model:
     return model_body(info)
 
 
-@router.post("/completions", response_model=Completion, responses=EVENT_STREAM)
+@router.post("/completions", response_model=Completion, responses=LATER | STREAM)
 async def completions(body: CompletionRequest, ask: AskDep) -> Response:
     """Complete each prompt; `stream` sends the text as it comes."""
     admission = ask.front.admission

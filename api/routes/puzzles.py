@@ -8,9 +8,10 @@ from api.ask import AskDep, Plan
 from api.kinds import Dialect, Kind
 from api.record import Work
 from api.run import Outcome
+from api.schemas.errors import LATER
 from api.schemas.puzzles import SolveRequest, SolveResponse, solve_response
 
-router = APIRouter(tags=["puzzles"])
+router = APIRouter(tags=["puzzles"], responses=LATER)
 
 
 @router.post("/v1/puzzles/solve", response_model=SolveResponse)

@@ -15,6 +15,7 @@ from api.kinds import Dialect, Kind
 from api.record import Work
 from api.routes.texts import Texts
 from api.run import Outcome, total_usage
+from api.schemas.errors import LATER, STREAM_OR_TEXT
 from api.schemas.simple_foundation import (
     CODING_MAX_TOKENS,
     CODING_TEMPLATE,
@@ -32,7 +33,6 @@ from api.schemas.simple_foundation import (
     PromptResponse,
     model_description,
 )
-from api.sse import EVENTS_OR_TEXT
 from api.timings import Timings
 
 router = APIRouter(tags=["simplefoundation"])
@@ -46,13 +46,13 @@ async def generate(body: PromptRequest, ask: Ask, *, is_streamed: bool) -> Respo
     return await ask.answer(PROMPT, body.model, plan, is_streamed=is_streamed or body.stream, framing=framing)
 
 
-@router.post("/solve/math", response_model=MathResponse, responses=EVENTS_OR_TEXT)
+@router.post("/solve/math", response_model=MathResponse, responses=LATER | STREAM_OR_TEXT)
 async def solve_math(body: MathRequest, ask: AskDep) -> Response:
     """A solution in words, and the answer that it states."""
     return await _solve(MATH, body, ask, MATH_TEMPLATE, MATH_MAX_TOKENS)
 
 
-@router.post("/solve/coding", response_model=CodingResponse, responses=EVENTS_OR_TEXT)
+@router.post("/solve/coding", response_model=CodingResponse, responses=LATER | STREAM_OR_TEXT)
 async def solve_coding(body: CodingRequest, ask: AskDep) -> Response:
     """A solution in words, and the code that it shows."""
     return await _solve(CODING, body, ask, CODING_TEMPLATE, CODING_MAX_TOKENS)

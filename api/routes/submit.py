@@ -12,7 +12,9 @@ from api.ask import Ask, AskDep
 from api.routes import chat, embeddings, generate, hrm, openai, puzzles, simple_foundation, tokens
 from api.schemas.chat import ChatRequest
 from api.schemas.embeddings import EmbeddingsRequest
+from api.schemas.errors import Accepted
 from api.schemas.hrm import LoglikelihoodRequest, RollingRequest
+from api.schemas.jobs import IN_TIME
 from api.schemas.openai import CompletionRequest
 from api.schemas.puzzles import SolveRequest
 from api.schemas.simple_foundation import CodingRequest, MathRequest
@@ -53,14 +55,7 @@ class Submission(BaseModel):
     task: str = Field(strict=True, description=f"One of {', '.join(TASKS)}.", examples=["generate"])
 
 
-class Accepted(BaseModel):
-    """`GET /v1/jobs/{id}` tells more."""
-
-    id: str
-    state: str
-
-
-@router.post("/v1/jobs", status_code=202, response_model=Accepted)
+@router.post("/v1/jobs", status_code=202, response_model=Accepted, responses=IN_TIME)
 async def submit(body: Submission, ask: AskDep) -> Response:
     """202 and the job's address at once; with `Prefer: wait=N`, the endpoint's own answer if it comes in time."""
     endpoint = TASKS.get(body.task)

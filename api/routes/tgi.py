@@ -11,14 +11,14 @@ from api.kinds import Dialect, Kind
 from api.record import Work
 from api.routes.tgi_frames import TgiFrames
 from api.run import Outcome
+from api.schemas.errors import LATER, STREAM, TGI_ERRORS
 from api.schemas.tgi import DEFAULT_MAX_TOKENS, TgiNotes, TgiRequest, TgiResponse, TgiResponses, notes_of, response
-from api.sse import EVENT_STREAM
 from shared.messages import ModelInfo
 
 router = APIRouter(tags=["tgi"])
 
 
-@router.post("/", response_model=TgiResponses, responses=EVENT_STREAM)
+@router.post("/", response_model=TgiResponses, responses=TGI_ERRORS | LATER | STREAM)
 async def root(body: TgiRequest, ask: AskDep) -> Response:
     """The completion in a list, or with `stream` token by token: what clients do with the bare address of a server."""
     return await _answer(LISTED, body, ask, is_streamed=body.stream)

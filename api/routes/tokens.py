@@ -8,6 +8,7 @@ from api.ask import AskDep, Plan
 from api.kinds import Dialect, Kind
 from api.record import Work
 from api.run import Outcome
+from api.schemas.errors import LATER
 from api.schemas.tokens import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -19,7 +20,7 @@ from api.schemas.tokens import (
 )
 from shared.messages import ModelInfo
 
-router = APIRouter(tags=["tokens"])
+router = APIRouter(tags=["tokens"], responses=LATER)
 
 
 @router.post("/tokenize", response_model=TokenizeResponse)

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from shared.messages import Generate, Sampling, Text
@@ -63,8 +63,16 @@ def _is_bias(value: Any) -> bool:
 
 LogitBias = Annotated[
     dict[int, float],
-    BeforeValidator(_check_bias, json_schema_input_type=dict[str, float]),
-    Field(description="Added to the logits of tokens, by their ids; -100 to 100."),
+    BeforeValidator(_check_bias),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+            "maxProperties": MAX_BIASES,
+        }
+    ),
+    Field(description="Added to the logits of tokens, by their ids."),
 ]
 
 
@@ -74,7 +82,7 @@ def _as_list(value: Any) -> Any:
 
 Stops = Annotated[
     list[NonEmpty],
-    BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
+    BeforeValidator(_as_list, json_schema_input_type=NonEmpty | list[NonEmpty]),
     Field(max_length=MAX_STOPS, description="Text that ends the completion and is left out of it."),
 ]
 

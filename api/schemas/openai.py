@@ -42,13 +42,14 @@ def as_texts(value: Any) -> Any:
     return tuple(prompt if isinstance(prompt, str) else tuple(prompt) for prompt in prompts)
 
 
-_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+_TEXT_SCHEMA = {"type": "string", "minLength": 1}
+_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": MAX_TOKEN_ID}, "minItems": 1}
 PROMPT_SCHEMA = {
     "anyOf": [
-        {"type": "string"},
-        {"type": "array", "items": {"type": "string"}},
+        _TEXT_SCHEMA,
+        {"type": "array", "items": _TEXT_SCHEMA, "minItems": 1},
         _IDS_SCHEMA,
-        {"type": "array", "items": _IDS_SCHEMA},
+        {"type": "array", "items": _IDS_SCHEMA, "minItems": 1},
     ]
 }
 

@@ -1,0 +1,38 @@
+"""The body of `/v1/jobs/{id}`, as the OpenAPI document tells it; `api/routes/jobs.py` writes it."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from api.schemas.errors import EVENTS, JOB_LINKS, PlainError, Responses
+from api.schemas.usage import UsageBody
+from api.timings import Timings
+
+
+class JobStatus(BaseModel):
+    """`result` is there when it is done, `error` when it is not and has ended, `partial` if some text was said by then.
+    `queue_position` counts from 1; both it and `starts_in_s` are null unless it waits."""
+
+    id: str
+    object: Literal["job"]
+    state: Literal["queued", "running", "done", "failed", "cancelled"]
+    task: str
+    model: str
+    created: int
+    queue_position: int | None
+    starts_in_s: float | None
+    usage: UsageBody | None
+    timings: Timings
+    result: Any = None
+    partial: Any = None
+    error: PlainError | None = None
+
+
+IN_TIME: Responses = {
+    202: {"links": JOB_LINKS},
+    200: {
+        "description": "With `Prefer: wait=N`: the endpoint's own answer.",
+        "content": {"application/json": {"schema": {}}, **EVENTS},
+    },
+}
+FOLLOWED: Responses = {200: {"description": "The request's events.", "content": EVENTS}}
