@@ -8,6 +8,7 @@ cd "$root"
 export OMP_NUM_THREADS=1 # two spinning thread pools on two cores make tiny models many times slower
 
 scripts/setup_venv.sh dev
+scripts/setup_node.sh
 rules=0
 scripts/check || rules=$?
 [[ $rules == 0 ]] || echo "test.sh: scripts/check failed with status $rules" >&2
