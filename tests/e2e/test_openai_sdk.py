@@ -133,6 +133,7 @@ async def test_refused_callers_get_the_right_exceptions(redis_url: str, redis: R
             assert (nobody.value.status_code, nobody.value.code) == (503, "no_worker")
             worker = await start_worker(redis_url, redis, "--model", "other=echo")
             try:
+                wait_until(lambda: httpx.get(f"{running.url}/readyz").is_success, "the front knows of the worker")
                 with pytest.raises(openai.AuthenticationError) as unknown:
                     await sdk.with_options(api_key="wrong").completions.create(model="echo", prompt="a")
                 assert unknown.value.code == "invalid_api_key"
