@@ -14,7 +14,7 @@ from tests.e2e.fleet import start_worker
 from tests.e2e.serving import serving
 from tests.e2e.test_keys import aios_keys
 from tests.e2e.test_roles_apart import front
-from tests.polling import wait_until
+from tests.polling import until, wait_until
 
 QUESTION = "Solve for x: 4x - 2 = 10"
 
@@ -133,7 +133,7 @@ async def test_refused_callers_get_the_right_exceptions(redis_url: str, redis: R
             assert (nobody.value.status_code, nobody.value.code) == (503, "no_worker")
             worker = await start_worker(redis_url, redis, "--model", "other=echo")
             try:
-                wait_until(lambda: httpx.get(f"{running.url}/readyz").is_success, "the front knows of the worker")
+                await until(lambda: is_ready(running.url), "the front has heard of the worker")
                 with pytest.raises(openai.AuthenticationError) as unknown:
                     await sdk.with_options(api_key="wrong").completions.create(model="echo", prompt="a")
                 assert unknown.value.code == "invalid_api_key"
@@ -148,3 +148,8 @@ async def test_refused_callers_get_the_right_exceptions(redis_url: str, redis: R
                 assert 0 < int(often.value.response.headers["retry-after"]) <= 600
             finally:
                 await worker.end()
+
+
+async def is_ready(url: str) -> bool:
+    async with httpx.AsyncClient() as http:
+        return (await http.get(f"{url}/readyz")).status_code == 200
