@@ -32,10 +32,19 @@ async def test_a_sync_caller_that_leaves_cancels_its_jobs(
         await until(lambda: len(worker.stale) == len(worker.jobs), "the worker is told")
 
 
-async def test_a_streaming_caller_that_leaves_cancels_its_job(redis: Redis, worker: EchoWorker) -> None:
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v1/completions", {"prompt": "a b"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a b"}]}),
+    ],
+)
+async def test_a_streaming_caller_that_leaves_cancels_its_job(
+    redis: Redis, worker: EchoWorker, path: str, asked: dict[str, object]
+) -> None:
     worker.gate.clear()
     async with live(redis) as (client, front):
-        request = client.build_request("POST", "/v1/completions", json={"prompt": "a b", "stream": True})
+        request = client.build_request("POST", path, json=asked | {"stream": True})
         answer = await client.send(request, stream=True)
         await anext(answer.aiter_lines())
         await answer.aclose()
