@@ -49,10 +49,11 @@ async def completions(body: CompletionRequest, ask: AskDep) -> Response:
     """Complete each prompt; `stream` sends the text as it comes."""
     admission = ask.front.admission
     admission.check_count("prompt", len(body.prompt))
-    notes = {"with_usage": body.stream_options.include_usage}
-    plan = text_plan(admission, body, body.prompt, DEFAULT_MAX_TOKENS, notes)
     if body.echo:
         plan = _echo_plan(admission, body)
+    else:
+        notes = {"with_usage": body.stream_options.include_usage}
+        plan = text_plan(admission, body, body.prompt, DEFAULT_MAX_TOKENS, notes)
     return await ask.answer(COMPLETIONS, body.model, plan, is_streamed=body.stream)
 
 
