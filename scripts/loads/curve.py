@@ -51,6 +51,8 @@ async def _curve(running: Fleet, mix: Mix, asked: argparse.Namespace) -> None:
     heard, window = await closed_loop(callers, mix.asks(1), seconds, clients)
     peak = summary(heard, _counted(window, asked.warm_up))
     print(row(f"closed, {clients} clients", peak), flush=True)
+    if not peak.answered_per_s:
+        raise RuntimeError("nothing was answered in that time: give it more --seconds")
     for number, share in enumerate(asked.shares):
         rate = share * peak.answered_per_s
         before_s = _cpu_s()

@@ -43,7 +43,7 @@ class Mix:
         """Without end. At a rate they are due one after the other: evenly, or as if they knew nothing of each other."""
         rng, at_s = random.Random(seed), 0.0
         while True:
-            if rate_per_s:
+            if rate_per_s > 0:
                 at_s += rng.expovariate(rate_per_s) if is_poisson else 1 / rate_per_s
             length: Length = _drawn(rng, self.lengths)
             yield Ask(at_s, _prompt(rng, length.characters), length.tokens, _drawn(rng, self.classes))

@@ -83,7 +83,7 @@ def test_the_command_prints_one_document(capsys: pytest.CaptureFixture[str]) -> 
 
 
 async def test_a_curve_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    small = ("--seconds", "1", "--warm-up", "0.2", "--lengths", "8:2")
-    await curve.main(["--shapes", "1x1", "--shares", "0.5,3", *small])
+    small = ("--seconds", "3", "--warm-up", "0", "--lengths", "8:20")
+    await curve.main(["--shapes", "1x1", "--shares", "0.5,1.5", *small])
     lines = capsys.readouterr().out.splitlines()
     assert sum("of peak" in line for line in lines) == 2
