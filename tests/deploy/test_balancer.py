@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -142,26 +143,27 @@ async def test_leaving_ends_the_work(stage: Stage, worker: EchoWorker, redis: Re
 
 @pytest.mark.parametrize("method", ["POST", "DELETE", "GET"])
 async def test_what_was_sent_is_not_sent_again(tmp_path: Path, method: str) -> None:
-    async with rude() as (front, port), rude() as (other, second):
-        async with balancing(tmp_path, lambda text: with_fronts(text, [port, second])) as (client, pages):
-            await until(lambda: are_up(pages, 2), "both fronts pass their checks")
-            answer = await client.request(method, "/generate")
+    async with (
+        rude() as (front, port),
+        rude() as (other, second),
+        balancing(tmp_path, lambda text: with_fronts(text, [port, second])) as (client, pages),
+    ):
+        await until(lambda: are_up(pages, 2), "both fronts pass their checks")
+        answer = await client.request(method, "/generate")
     assert answer.status_code == 502
     assert len(front.heads) + len(other.heads) == 1
 
 
 async def test_the_front_is_told_who_asked(tmp_path: Path) -> None:
     """A proxy before this one is believed to have said it already."""
-    async with rude() as (front, port):
-        async with balancing(tmp_path, lambda text: with_fronts(text, [port])) as (client, pages):
-            await until(lambda: are_up(pages, 1), "the front passes its check")
-            await client.get("/name", headers={"Host": "hrm.example"})
-            forwarded = {
-                "X-Forwarded-For": "192.0.2.7",
-                "X-Forwarded-Proto": "https",
-                "X-Forwarded-Host": "out.example",
-            }
-            await client.get("/name", headers=forwarded)
+    forwarded = {"X-Forwarded-For": "192.0.2.7", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "out.example"}
+    async with (
+        rude() as (front, port),
+        balancing(tmp_path, lambda text: with_fronts(text, [port])) as (client, pages),
+    ):
+        await until(lambda: are_up(pages, 1), "the front passes its check")
+        await client.get("/name", headers={"Host": "hrm.example"})
+        await client.get("/name", headers=forwarded)
     direct, by_proxy = (headers_of(head) for head in front.heads)
     assert direct == {("for", "127.0.0.1"), ("proto", "http"), ("host", "hrm.example")}
     assert by_proxy == {("for", "192.0.2.7"), ("for", "127.0.0.1"), ("proto", "https"), ("host", "out.example")}
@@ -190,14 +192,16 @@ async def test_fronts_are_found_by_name_as_they_come_and_go(tmp_path: Path) -> N
     loop = asyncio.get_running_loop()
     names = Names(["127.0.0.1"])
     transport, _ = await loop.create_datagram_endpoint(lambda: names, local_addr=("127.0.0.1", 0))
-    async with rude("127.0.0.1", "127.0.0.2") as (_, port):
-        async with balancing(tmp_path, by_name(transport.get_extra_info("sockname")[1], port)) as (client, pages):
-            for addresses in (["127.0.0.1"], ["127.0.0.1", "127.0.0.2"], ["127.0.0.2"]):
-                names.addresses = addresses
-                count = len(addresses)
-                await until(lambda count=count: are_up(pages, count), f"{addresses} are known")  # type: ignore[misc]
-                told = {(await client.get("/name")).text for _ in range(6)}
-                assert told == set(addresses)
+    dns = transport.get_extra_info("sockname")[1]
+    async with (
+        rude("127.0.0.1", "127.0.0.2") as (_, port),
+        balancing(tmp_path, by_name(dns, port)) as (client, pages),
+    ):
+        for addresses in (["127.0.0.1"], ["127.0.0.1", "127.0.0.2"], ["127.0.0.2"]):
+            names.addresses = addresses
+            await until(partial(are_up, pages, len(addresses)), f"{addresses} are known")
+            told = {(await client.get("/name")).text for _ in range(6)}
+            assert told == set(addresses)
     transport.close()
 
 
