@@ -155,7 +155,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows under the names of the first one's columns."""
     lines = [list(rows[0]), *([str(item.get(name, "-")) for name in rows[0]] for item in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)) for line in lines)
+    padded = ([word.ljust(width) for word, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
 async def compare(sides: Sequence[Side], prompts: Sequence[str], sampling: Sampling, concurrency: int) -> list[Answers]:

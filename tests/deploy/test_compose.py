@@ -156,7 +156,7 @@ def test_prometheus_asks_every_role_once() -> None:
 def test_callers_reach_neither_redis_nor_workers() -> None:
     networks = yaml.safe_load((PLACE / "compose.yaml").read_text())["networks"]
     assert networks["fleet"] == {"internal": True}
-    assert all(CPU[name]["networks"] == ["fleet"] for name in ("redis", "worker", "jobs"))
+    assert all(list(CPU[name]["networks"]) == ["fleet"] for name in ("redis", "worker", "jobs"))
 
 
 def seconds(text: str) -> int:
