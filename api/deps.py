@@ -16,6 +16,7 @@ from api.fleet import FleetView
 from api.kinds import Kinds
 from api.prohibited import Prohibited, read_terms
 from api.record import OnDisconnect
+from api.report import Report
 from api.trail import Trail, trail_of
 from shared import keys
 from shared.broker import Broker
@@ -23,6 +24,7 @@ from shared.log import LogReader
 from shared.metrics import Metrics
 from shared.pace import Pace
 from shared.presence import Presence
+from shared.queues import Queues
 from shared.repeats import Repeats
 from shared.requests import Requests
 from shared.settings import Settings
@@ -50,6 +52,7 @@ class Front:
     pace: Pace
     prohibited: Prohibited
     metrics: Metrics
+    report: Report
     draining: asyncio.Event
     subscriptions: Subscriptions
     keepalive_s: float
@@ -97,6 +100,7 @@ def build_front(settings: Settings, broker: Broker, kinds: Kinds) -> Front:
         pace=Pace(broker),
         prohibited=Prohibited(read_terms(settings.prohibited_terms)),
         metrics=metrics,
+        report=Report(fleet, Queues(broker), metrics),
         draining=draining,
         subscriptions=subscriptions,
         keepalive_s=settings.keepalive_s,
