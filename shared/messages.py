@@ -191,6 +191,9 @@ class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     dtype: str = ""
 
 
+WorkerState = Literal["loading", "ready", "draining"]
+
+
 class ModelLoad(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a worker is doing for one of its models, and has done since it started.
 
@@ -226,7 +229,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     id: str
-    state: Literal["loading", "ready", "draining"]
+    state: WorkerState
     models: tuple[ModelInfo, ...]
     in_flight: int = 0
     memory_bytes: int = 0
