@@ -24,6 +24,7 @@ from shared.log import LogReader
 from shared.metrics import Metrics
 from shared.pace import Pace
 from shared.presence import Presence
+from shared.process import LoopLag, tell
 from shared.queues import Queues
 from shared.repeats import Repeats
 from shared.requests import Requests
@@ -53,6 +54,7 @@ class Front:
     prohibited: Prohibited
     metrics: Metrics
     report: Report
+    lag: LoopLag
     draining: asyncio.Event
     subscriptions: Subscriptions
     keepalive_s: float
@@ -71,7 +73,8 @@ class Front:
 
 def build_front(settings: Settings, broker: Broker, kinds: Kinds) -> Front:
     """Wire the parts together; nothing connects yet. Raises SettingsError for what only shows here."""
-    metrics, draining = Metrics(), asyncio.Event()
+    metrics, draining, lag = Metrics(), asyncio.Event(), LoopLag()
+    tell(metrics.process, broker, lag)
     submissions = Submissions(broker, result_ttl_s=settings.result_ttl_s, key_ttl_s=settings.idempotency_ttl_s)
     requests = Requests(broker, result_ttl_s=settings.result_ttl_s)
     endings = Endings(submissions, requests)
@@ -101,6 +104,7 @@ def build_front(settings: Settings, broker: Broker, kinds: Kinds) -> Front:
         prohibited=Prohibited(read_terms(settings.prohibited_terms)),
         metrics=metrics,
         report=Report(fleet, Queues(broker), metrics),
+        lag=lag,
         draining=draining,
         subscriptions=subscriptions,
         keepalive_s=settings.keepalive_s,

@@ -19,16 +19,14 @@ _MOST_BYTES = 16_384
 logger = logging.getLogger("aios.listener")
 
 
-class Answer(tuple[int, str, bytes]):
-    """Status, content type and body."""
-
-
-Routes = Mapping[str, Callable[[], Awaitable[tuple[int, str, bytes]]]]
+Answer = tuple[int, str, bytes]
+"""Status, content type and body."""
+Routes = Mapping[str, Callable[[], Awaitable[Answer]]]
 
 
 @asynccontextmanager
 async def listening(setting: str, host: str, port: int, routes: Routes) -> AsyncIterator[int]:
-    """Answer with status, content type and body of `routes`; gives the port, a free one for 0.
+    """Answer what `routes` say; gives the port, a free one for 0.
 
     Raises SettingsError, naming the setting, where it cannot listen.
     """

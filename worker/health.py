@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 
-from shared.listener import Routes
+from shared.listener import Answer, Routes
 from shared.metrics import CONTENT_TYPE, WorkerMetrics
 
 Trouble = Callable[[], str | None]
@@ -13,18 +13,18 @@ Trouble = Callable[[], str | None]
 def routes(metrics: WorkerMetrics, hangs: Trouble, not_ready: Trouble) -> Routes:
     """`/healthz` is 503 when the worker does not get on, `/readyz` unless it is there for work."""
 
-    async def healthz() -> tuple[int, str, bytes]:
+    async def healthz() -> Answer:
         return _told("ok", hangs())
 
-    async def readyz() -> tuple[int, str, bytes]:
+    async def readyz() -> Answer:
         return _told("ready", not_ready())
 
-    async def rendered() -> tuple[int, str, bytes]:
+    async def rendered() -> Answer:
         return 200, CONTENT_TYPE, metrics.render()
 
     return {"/healthz": healthz, "/readyz": readyz, "/metrics": rendered}
 
 
-def _told(fine: str, trouble: str | None) -> tuple[int, str, bytes]:
+def _told(fine: str, trouble: str | None) -> Answer:
     body = {"status": fine} if trouble is None else {"status": f"not {fine}", "reason": trouble}
     return (200 if trouble is None else 503), "application/json", json.dumps(body).encode()
