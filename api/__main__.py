@@ -15,6 +15,7 @@ from uvicorn.loops.auto import auto_loop_factory
 
 from api.app import create_app
 from api.deps import Front
+from shared.advice import advise, on_open_files, open_files_limit, redis_advice
 from shared.broker import Broker, open_broker
 from shared.cli import redis_url, run_role
 from shared.listener import Answer, listening
@@ -44,6 +45,7 @@ async def serve(settings: Settings) -> None:
 
 async def _serve(settings: Settings, broker: Broker) -> None:
     app = create_app(settings, broker)
+    advise([*on_open_files(open_files_limit(), settings.max_queue_depth), *await redis_advice(broker)])
     config = uvicorn.Config(
         app,
         host=settings.host,

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NoReturn
 
+from shared.advice import advise, on_threads
 from shared.broker import open_broker
 from shared.cli import redis_url, run_role
 from shared.listener import listening
@@ -66,6 +67,8 @@ def prepare_process(settings: Settings) -> None:
     threads = settings.threads
     if threads == "auto":
         threads = shape_of(settings.model_copy(update={"workers": 1}), survey(settings.device)).threads
+    elif not cores:
+        advise(on_threads(1, threads, survey("cpu").num_cores))
     use_threads(threads)
     keep_freed_memory()
     logger.info("%d threads on cores %s", threads, cores or "not pinned")
