@@ -14,7 +14,7 @@ class Stopwatch:
 
     def __init__(self, metrics: Metrics, model: str, num_jobs: int) -> None:
         self._metrics, self._model = metrics, model
-        self._inter_token = metrics.inter_token.labels(model)
+        self._gaps = metrics.token_gaps(model)
         self._queued_s = time.monotonic()
         self._seen = [0] * num_jobs
         self._started_s: list[float | None] = [None] * num_jobs
@@ -48,7 +48,7 @@ class Stopwatch:
             if started_s is not None:
                 self._metrics.prefill.labels(self._model).observe(now_s - started_s)
         elif count:
-            self._inter_token.observe((now_s - self._last_s[job]) / count)
+            self._gaps.add((now_s - self._last_s[job]) / count)
         self._last_s[job] = now_s
 
     def _end(self, job: int, now_s: float, *, is_done: bool) -> None:
