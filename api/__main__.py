@@ -7,7 +7,7 @@ two seconds. The jobs go on: any front can tell of them.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Generator
+from collections.abc import AsyncIterator, Generator
 from functools import partial
 
 import uvicorn
@@ -15,9 +15,12 @@ from uvicorn.loops.auto import auto_loop_factory
 
 from api.app import create_app
 from api.deps import Front
+from shared.advice import advise, on_open_files, open_files_limit, redis_advice
 from shared.broker import Broker, open_broker
 from shared.cli import redis_url, run_role
+from shared.listener import Answer, listening
 from shared.logs import configure_logging
+from shared.metrics import CONTENT_TYPE
 from shared.settings import Settings
 from shared.signals import signals_call
 
@@ -42,6 +45,7 @@ async def serve(settings: Settings) -> None:
 
 async def _serve(settings: Settings, broker: Broker) -> None:
     app = create_app(settings, broker)
+    advise([*on_open_files(open_files_limit(), settings.max_queue_depth), *await redis_advice(broker)])
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -56,9 +60,24 @@ async def _serve(settings: Settings, broker: Broker) -> None:
     stopping = asyncio.create_task(_drain_on_signal(signals, server, app.state.front))
     try:
         with signals_call({name: partial(signals.put_nowait, name) for name in ("SIGTERM", "SIGINT")}):
-            await server.serve()
+            async with _telling(settings, app.state.front):
+                await server.serve()
     finally:
         stopping.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _telling(settings: Settings, front: Front) -> AsyncIterator[None]:
+    """The metrics at a second port, where one is asked for (X10)."""
+
+    async def rendered() -> Answer:
+        return 200, CONTENT_TYPE, await front.report.render()
+
+    if settings.metrics_port is None:
+        yield
+        return
+    async with listening("metrics_port", settings.host, settings.metrics_port, {"/metrics": rendered}):
+        yield
 
 
 async def _drain_on_signal(signals: "asyncio.Queue[str]", server: Server, front: Front) -> None:

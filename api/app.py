@@ -3,6 +3,7 @@
 A new dialect is a schema file, a route file and one line here.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -86,7 +87,9 @@ def create_app(settings: Settings, broker: Broker) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        lagging = asyncio.create_task(front.lag.watch())
         yield
+        lagging.cancel()
         await front.close()
 
     app = FastAPI(

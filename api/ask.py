@@ -21,10 +21,11 @@ from api.patience import redis_answers
 from api.record import OnDisconnect, Record, Work, encode_record, work_of
 from api.run import total_usage
 from api.schemas.fields import SampledRequest
+from api.stopwatch import Stopwatch
 from api.timings import timing_headers
 from api.trail import Trail
 from api.wishes import Wishes, WishesDep
-from shared.errors import Draining, InvalidRequest, ModelNotFound, NoWorker
+from shared.errors import Draining, FleetError, InvalidRequest, ModelNotFound, NoWorker
 from shared.messages import ModelInfo, Task, Text
 from shared.requests import new_follower
 from shared.submission import Key, Order
@@ -84,9 +85,18 @@ class Ask:
         """Have what `plan` makes of the model done, and answer as the caller wishes; a stream in `framing`, or else in
         its kind's. What the caller comes back to, by a key or a frame, needs no model. Raises the FleetErrors of
         admission and of the jobs."""
+        metrics = self.front.metrics
         if is_streamed and self.wishes.last_event_id:
-            return await self._resume(kind, framing)
-        following = await self._following(kind, model, plan, is_streamed=is_streamed)
+            resumed = await self._resume(kind, framing)
+            metrics.replays.labels("resume").inc()
+            return resumed
+        try:
+            following = await self._following(kind, model, plan, is_streamed=is_streamed)
+        except FleetError as error:
+            metrics.rejections.labels(error.code).inc()
+            raise
+        if not following.is_first:
+            metrics.replays.labels("cache" if following.cache else "key").inc()
         answer = await self._answer(kind, following, framing, is_streamed=is_streamed)
         if following.cache:
             answer.headers[CACHE] = following.cache
@@ -154,8 +164,11 @@ class Ask:
             return await attached(self.front, request, stays=self._stays)
         if cache and digest:
             await cache.note(self.caller.tenant, digest, request)
-        outcome = "miss" if digest else ""
-        return Following(Work(request, record), times.queue_s, times.deadline_s, order.follower, cache=outcome)
+        self.front.metrics.admissions.labels(model.id, order.priority).inc()
+        outcome, watch = "miss" if digest else "", Stopwatch(self.front.metrics, model.id, len(jobs))
+        return Following(
+            Work(request, record), times.queue_s, times.deadline_s, order.follower, cache=outcome, watch=watch
+        )
 
     def _digest(self, model: ModelInfo, record: Record, tasks: Sequence[Task]) -> str | None:
         """What to look for among answers given before; a key says by itself which answer it wants."""
@@ -209,9 +222,13 @@ class Ask:
 
 async def _ask(front: FrontDep, caller: CallerDep, wishes: WishesDep, trail: TrailDep, request: Request) -> Ask:
     """Raises OverQuota for a caller that comes too often, and ProhibitedContent."""
-    async with redis_answers():
-        await front.pace.keep(caller.id or caller.tenant, caller.rates_of(request.scope["route"].path))
-    front.prohibited.check(trail.body)
+    try:
+        async with redis_answers():
+            await front.pace.keep(caller.id or caller.tenant, caller.rates_of(request.scope["route"].path))
+        front.prohibited.check(trail.body)
+    except FleetError as error:
+        front.metrics.rejections.labels(error.code).inc()
+        raise
     return Ask(front, caller, wishes, trail, request.url.path, request.receive)
 
 

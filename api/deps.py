@@ -16,6 +16,7 @@ from api.fleet import FleetView
 from api.kinds import Kinds
 from api.prohibited import Prohibited, read_terms
 from api.record import OnDisconnect
+from api.report import Report
 from api.trail import Trail, trail_of
 from shared import keys
 from shared.broker import Broker
@@ -23,6 +24,8 @@ from shared.log import LogReader
 from shared.metrics import Metrics
 from shared.pace import Pace
 from shared.presence import Presence
+from shared.process import LoopLag, tell
+from shared.queues import Queues
 from shared.repeats import Repeats
 from shared.requests import Requests
 from shared.settings import Settings
@@ -50,6 +53,8 @@ class Front:
     pace: Pace
     prohibited: Prohibited
     metrics: Metrics
+    report: Report
+    lag: LoopLag
     draining: asyncio.Event
     subscriptions: Subscriptions
     keepalive_s: float
@@ -68,7 +73,8 @@ class Front:
 
 def build_front(settings: Settings, broker: Broker, kinds: Kinds) -> Front:
     """Wire the parts together; nothing connects yet. Raises SettingsError for what only shows here."""
-    metrics, draining = Metrics(), asyncio.Event()
+    metrics, draining, lag = Metrics(), asyncio.Event(), LoopLag()
+    tell(metrics.process, broker, lag)
     submissions = Submissions(broker, result_ttl_s=settings.result_ttl_s, key_ttl_s=settings.idempotency_ttl_s)
     requests = Requests(broker, result_ttl_s=settings.result_ttl_s)
     endings = Endings(submissions, requests)
@@ -97,6 +103,8 @@ def build_front(settings: Settings, broker: Broker, kinds: Kinds) -> Front:
         pace=Pace(broker),
         prohibited=Prohibited(read_terms(settings.prohibited_terms)),
         metrics=metrics,
+        report=Report(fleet, Queues(broker), metrics),
+        lag=lag,
         draining=draining,
         subscriptions=subscriptions,
         keepalive_s=settings.keepalive_s,

@@ -15,6 +15,7 @@ from api.endings import Endings
 from api.errors import HungUp
 from api.record import Work
 from api.run import Outcome, Run
+from api.stopwatch import Stopwatch
 from shared.broker import UNAVAILABLE
 from shared.errors import ClientGone, DeadlineExceeded, Draining, FleetError, QueueTimeout
 from shared.log import LogReader
@@ -37,7 +38,7 @@ class Following:
 
     `follower` is its mark, if its leaving may end the request; "" if not. `is_first`: by the front that took it, so
     that each job is counted in the metrics once. `cache`: "hit" for one that had been answered before, "miss" where
-    none was found, "" where none was looked for.
+    none was found, "" where none was looked for. `watch` takes the jobs' times, for the front that took the request.
     """
 
     work: Work
@@ -46,6 +47,7 @@ class Following:
     follower: str = ""
     is_first: bool = True
     cache: str = ""
+    watch: Stopwatch | None = None
 
 
 class Dispatcher:
@@ -146,7 +148,7 @@ class Dispatcher:
 
     def _watch(self, run: Run, following: Following, receive: Receive | None) -> list["asyncio.Task[None]"]:
         """Tasks for each job, for the caller's leaving and for the time to queue; what they raise fails `run`."""
-        watching = [self._follow(job, job_id, run) for job, job_id in run.unfinished.items()]
+        watching = [self._follow(job, job_id, run, following.watch) for job, job_id in run.unfinished.items()]
         watching.append(self._expire(run, following.queue_s))
         if receive is not None:
             watching.append(_notice_disconnect(run, receive))
@@ -155,7 +157,7 @@ class Dispatcher:
             watcher.add_done_callback(lambda task: _pass_on(task, run))
         return watchers
 
-    async def _follow(self, job: int, job_id: str, run: Run) -> None:
+    async def _follow(self, job: int, job_id: str, run: Run, watch: Stopwatch | None) -> None:
         """Hand over the job's events; while Redis is away, wait for it and go on from the cursor."""
         after = 0
         while True:
@@ -163,6 +165,8 @@ class Dispatcher:
                 async for cursor, event in self._log.follow(job_id, after):
                     after = cursor
                     run.put(job, cursor, event)
+                    if watch is not None:
+                        watch.note(job, cursor, event)
                 return
             except UNAVAILABLE:
                 await asyncio.sleep(_REDIS_AWAY_S)

@@ -68,9 +68,11 @@ class AccessLog:
                 status = message["status"]
             await send(message)
 
+        self._metrics.in_progress.inc()
         try:
             await self._app(scope, receive, send_noting_status)
         finally:
+            self._metrics.in_progress.dec()
             self._record(scope, status, time.perf_counter() - started_s)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
@@ -79,6 +81,8 @@ class AccessLog:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._metrics.requests.labels(route, method, status).inc()
         self._metrics.latency.labels(route).observe(seconds)
+        if trail.error is not None:
+            self._metrics.errors.labels(trail.error).inc()
         fields = {
             "request_id": trail.request_id,
             "method": method,

@@ -123,12 +123,20 @@ def fleet_roles(settings: Settings, places: Sequence[Mapping[str, str]]) -> list
     paths = [str(REPO_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = inherited | settings.to_env() | {CONFIG_ENV: os.devnull, "PYTHONPATH": os.pathsep.join(paths)}
     keyless = {name: value for name, value in env.items() if name not in map(env_name, SECRETS)}
+    quiet = keyless | {env_name("metrics_port"): "none"}  # that port is the front's
     python = (sys.executable, "-P", "-m")  # -P: an `api` folder in the current directory is not ours
+    ported = [{**place, **_port_of(settings, copy)} for copy, place in enumerate(places)]
     return [
         Role("api", (*python, "api"), env),
-        Role("worker", (*python, "worker"), keyless, places),
-        Role("jobs", (*python, "scripts.jobs"), keyless),
+        Role("worker", (*python, "worker"), quiet, ported),
+        Role("jobs", (*python, "scripts.jobs"), quiet),
     ]
+
+
+def _port_of(settings: Settings, copy: int) -> dict[str, str]:
+    """Workers have the port that was given and the next ones; 0 is a free one for each."""
+    first = settings.worker_port
+    return {env_name("worker_port"): str(first + copy)} if first else {}
 
 
 def bindable_port(host: str, port: int) -> int:

@@ -44,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=PROG, add_help=False, allow_abbrev=False)
     parser.add_argument("--once", action="store_true")
     parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("--metrics-port", type=int)
     asked, flags = parser.parse_known_args(argv)
     if {"-h", "--help"} & set(flags):
         print("--once: do every sweep and end; --dry-run: change nothing; --metrics-port N: show counters at port N")
@@ -64,8 +63,8 @@ async def _run(asked: argparse.Namespace, settings: Settings) -> int:
         janitor = Janitor(broker, ttl_s=settings.result_ttl_s, dry_run=asked.dry_run)
         if asked.once:
             return await _once(janitor)
-        if asked.metrics_port is not None:
-            start_http_server(asked.metrics_port, registry=metrics.registry)
+        if settings.metrics_port is not None:
+            start_http_server(settings.metrics_port, settings.host, registry=metrics.registry)
         stop = asyncio.Event()
         with signals_call({"SIGTERM": stop.set, "SIGINT": stop.set}):
             working = asyncio.create_task(_work(broker, janitor, metrics))

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from shared.advice import advise, on_threads
 from shared.settings import Settings
 from worker.device import CORES_ENV
 from worker.machine import Machine, survey
@@ -23,6 +24,7 @@ def place_workers(settings: Settings) -> tuple[Settings, list[dict[str, str]]]:
     settings = settings.model_copy(update={"workers": shape.workers, "threads": shape.threads})
     places = worker_envs(shape, machine, os.environ) if settings.pin_cores or machine.num_gpus else []
     log.info("%s on %d cores, %d GPUs", shape, machine.num_cores, machine.num_gpus)
+    advise(on_threads(shape.workers, shape.threads, machine.num_cores))
     return settings, places or [{} for _ in range(shape.workers)]
 
 

@@ -21,6 +21,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from shared import keys
 from shared.cluster import ELSEWHERE, Cluster
 from shared.setting_layers import SettingsError
+from shared.spread import Spread
 
 logger = logging.getLogger("aios.redis")
 
@@ -37,13 +38,17 @@ _CLOSE_S = 0.2
 
 
 class Broker:
-    """Redis as this process sees it, divided into `shards`: which client to ask about what carries a hash tag."""
+    """Redis as this process sees it, divided into `shards`: which client to ask about what carries a hash tag.
+
+    `calls` are the round trips of each script, in seconds.
+    """
 
     publish = "PUBLISH"
 
     def __init__(self, redis: Redis | Cluster, shards: int = 1) -> None:
         self._redis = redis
         self.shards = keys.shards(shards)
+        self.calls: dict[str, Spread] = {}
 
     def client(self, tag: str) -> Redis:
         """The client for keys with this hash tag, a shard or `keys.PRESENCE`."""

@@ -163,3 +163,8 @@ _BY_CODE: dict[str, type[FleetError]] = {kind.code: kind for kind in FleetError.
 def from_event(failed: Failed) -> FleetError:
     """The error behind a `Failed` event; a code this version does not know is an internal error."""
     return _BY_CODE.get(failed.code, FleetError)(failed.message, field=failed.field)
+
+
+def codes_below(status: int) -> frozenset[str]:
+    """The codes of errors whose status is less: below 500 they are the caller's."""
+    return frozenset(code for code, kind in _BY_CODE.items() if kind.status < status)

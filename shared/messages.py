@@ -191,14 +191,54 @@ class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     dtype: str = ""
 
 
-class WorkerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One worker's presence record. `memory_bytes` of this machine's memory are in its process; 0 is unknown."""
+WorkerState = Literal["loading", "ready", "draining"]
+
+
+class ModelLoad(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a worker is doing for one of its models, and has done since it started.
+
+    Rows that take part in steps and that wait inside; pages for keys and values, held by running rows and in all; rows
+    that started, and those of them whose prompt was known in part. `tokens_per_s` were generated lately, `work_per_s`
+    is the cost (`shared.cost`) done in a second of stepping; 0 is not known. Times of the last step, of loading and of
+    the first try.
+    """
 
     id: str
-    state: Literal["loading", "ready", "draining"]
+    running: int = 0
+    waiting: int = 0
+    kv_used: int = 0
+    kv_pages: int = 0
+    prefix_lookups: int = 0
+    prefix_hits: int = 0
+    tokens: int = 0
+    tokens_per_s: float = 0.0
+    work_per_s: float = 0.0
+    step_s: float = 0.0
+    takeovers: int = 0
+    errors: int = 0
+    preemptions: int = 0
+    load_s: float = 0.0
+    warm_up_s: float = 0.0
+
+
+class WorkerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One worker's presence record. `memory_bytes` of this machine's memory are in its process; 0 is unknown.
+
+    `pool` is what the operator calls workers of its kind. One that `is_full` takes nothing until its memory is below
+    the mark again. `device_bytes` are allocated on its GPU, `stale_appends` came too late, `loads` are of its models.
+    """
+
+    id: str
+    state: WorkerState
     models: tuple[ModelInfo, ...]
     in_flight: int = 0
     memory_bytes: int = 0
+    pool: str = "default"
+    is_full: bool = False
+    uptime_s: float = 0.0
+    device_bytes: int = 0
+    stale_appends: int = 0
+    loads: tuple[ModelLoad, ...] = ()
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -52,10 +52,12 @@ class Claim:
 
 @dataclass(frozen=True)
 class Taken:
-    """`should_empty`: a suspect waits for this worker to have nothing else in hand, so take nothing more until then."""
+    """`should_empty`: a suspect waits for this worker to have nothing else in hand, so take nothing more until then.
+    `num_convicted` jobs were given up in passing."""
 
     claims: tuple[Claim, ...] = ()
     should_empty: bool = False
+    num_convicted: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class WorkQueue:
         longer wait and the tenant that was served less. `is_empty`: this worker has nothing in hand.
         """
         terms = self._terms
-        claims, should_empty = await self._take.call(
+        claims, should_empty, num_convicted = await self._take.call(
             shard,
             model=self._model,
             worker=self._worker,
@@ -136,7 +138,7 @@ class WorkQueue:
             convicted=_CONVICTED,
         )
         found = [_claim(*item) for item in claims]
-        return Taken(tuple(claim for claim in found if claim is not None), bool(should_empty))
+        return Taken(tuple(claim for claim in found if claim is not None), bool(should_empty), num_convicted)
 
     async def renew(self, claims: Sequence[Claim], *, silence_s: float = 0.0) -> list[Claim]:
         """Let the leases end `lease_s` after the last sign of life, which came `silence_s` ago (less than `lease_s`);

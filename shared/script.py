@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,11 @@ from redis.exceptions import NoScriptError, ResponseError
 from shared import keys
 from shared.broker import Broker, CannotWrite
 from shared.cluster import ELSEWHERE, CannotConnect
+from shared.spread import Spread
 
 _FOLDER = Path(__file__).parent / "lua"
 _REFUSALS = ("OOM ", "READONLY ", "MISCONF ", "LOADING ", "CLUSTERDOWN ", "MASTERDOWN ")
+_BOUNDS_S = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _STR32 = b"\xdb"
 _encoder = msgspec.msgpack.Encoder()
 
@@ -31,12 +34,13 @@ class Script:
     def __init__(self, broker: Broker, name: str) -> None:
         self._broker = broker
         self._source = "\n".join((_FOLDER / f"{part}.lua").read_text() for part in ("common", name))
+        self._taken_s = broker.calls.setdefault(name, Spread(_BOUNDS_S))
         self._sha = hashlib.sha1(self._source.encode()).hexdigest()
 
     async def call(self, shard: str, **args: Any) -> Any:
         """`args` become the script's map `a`."""
         packed = self._packed(args)
-        with _refusals_told():
+        with _refusals_told(), self._timed():
             try:
                 return await self._run(shard, packed)
             except CannotConnect:
@@ -49,7 +53,7 @@ class Script:
         round trip.
         """
         packed = {shard: self._packed(args) for shard, args in calls.items()}
-        with _refusals_told():
+        with _refusals_told(), self._timed():
             parts = await asyncio.gather(*(self._run_part(part, packed) for part in self._broker.together(list(calls))))
         answers = {shard: answer for part in parts for shard, answer in part.items()}
         return [answers[shard] for shard in calls]
@@ -82,6 +86,15 @@ class Script:
             return await client.execute_command("EVALSHA", self._sha, 1, keys.prefix(shard), packed)  # type: ignore[no-untyped-call]
         except NoScriptError:
             return await client.execute_command("EVAL", self._source, 1, keys.prefix(shard), packed)  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """What fails is counted, too: a Redis that is away takes its time."""
+        begun_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._taken_s.add(time.perf_counter() - begun_s)
 
     def _packed(self, args: Mapping[str, Any]) -> bytes:
         return _encoder.encode({"publish": self._broker.publish, **args})

@@ -27,6 +27,8 @@ from shared.setting_types import (
     Dtype,
     EndpointRate,
     Gigabytes,
+    Name,
+    Port,
     Quantize,
     RateText,
     Seconds,
@@ -46,7 +48,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     host: Text = Field(default="0.0.0.0", description="address the api listens on")
-    port: int = Field(default=8000, ge=0, le=65535, description="port the api listens on; 0 picks a free one")
+    port: Port = Field(default=8000, description="port the api listens on; 0 picks a free one")
     model_path: Text | None = Field(default=None, description="model directory or file, or 'echo' (none: the sample)")
     tokenizer_path: Text | None = Field(default=None, description="tokenizer directory or file (none: the model's own)")
     models: tuple[ModelEntry, ...] = Field(default=(), description="model to serve as id=path, repeatable")
@@ -69,6 +71,8 @@ class Settings(BaseSettings):
         default="bearer", description="a key missing or wrong is 401, or in the style x-api-key 403 Invalid API Key"
     )
     protect_metrics: bool = Field(default=False, description="/metrics only with a key")
+    metrics_port: Port | None = Field(default=None, description="second port for the metrics of a front, or of jobs")
+    worker_port: Port | None = Field(default=None, description="port for a worker's metrics and health")
     prohibited_terms: Text | None = Field(default=None, description="file of terms, one a line, to refuse in requests")
     log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(default="info", description="log level")
     log_format: Literal["json", "console"] = Field(default="console", description="log lines for machines or people")
@@ -78,6 +82,7 @@ class Settings(BaseSettings):
         default=1, ge=1, le=256, description="parts of the queues, to spread over a Redis Cluster"
     )
     workers: CountOrAuto = Field(default=1, description="worker processes of `aios serve hrm`")
+    pool: Name = Field(default="default", description="what workers of this kind are called, in metrics")
     threads: CountOrAuto = Field(default="auto", description="torch threads of one worker")
     pin_cores: bool = Field(default=True, description="give each of several workers cores of its own")
     max_queue_depth: int = Field(default=256, ge=0, description="waiting requests before 429")
@@ -122,6 +127,9 @@ class Settings(BaseSettings):
     kv_memory_mib: CountOrAuto = Field(default="auto", description="memory for KV pages of one model (auto: 512)")
     kv_memory_fraction: Share | None = Field(default=None, description="share of free GPU memory for KV (none: 0.9)")
     max_gpu_memory_gb: Gigabytes | None = Field(default=None, description="most GPU memory of one worker (none: all)")
+    memory_high_water: Share | None = Field(
+        default=None, description="share of memory in use above which a worker takes nothing new (none: any)"
+    )
     page_size: Count | None = Field(
         default=None,
         description="tokens in a KV page (none: 16; on cuda in half precision 256, as flash attention asks)",

@@ -23,11 +23,20 @@ POLICY = (
     "worker.kv.pages",
     "worker.kv.prefix",
     "worker.answers",
+    "worker.counts",
     "worker.pooling",
     "worker.puzzles",
     "worker.text",
 )
-REACH_REDIS = ("worker.intake", "worker.bells", "worker.outbox", "worker.service", "worker.__main__", "worker.jobs")
+REACH_REDIS = (
+    "worker.intake",
+    "worker.meter",
+    "worker.bells",
+    "worker.outbox",
+    "worker.service",
+    "worker.__main__",
+    "worker.jobs",
+)
 
 
 @dataclass

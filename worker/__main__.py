@@ -4,15 +4,22 @@ import asyncio
 import logging
 import os
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import NoReturn
 
+from shared.advice import advise, on_threads
 from shared.broker import open_broker
 from shared.cli import redis_url, run_role
+from shared.listener import listening
 from shared.logs import configure_logging
+from shared.metrics import WorkerMetrics
 from shared.queue import Terms
 from shared.settings import Settings
 from shared.signals import signals_call
+from worker import health
 from worker.device import CORES_ENV, keep_freed_memory, use_cores, use_threads
+from worker.high_water import HighWater
 from worker.loading import load_models, warm_up
 from worker.machine import survey
 from worker.service import WorkerService
@@ -60,6 +67,8 @@ def prepare_process(settings: Settings) -> None:
     threads = settings.threads
     if threads == "auto":
         threads = shape_of(settings.model_copy(update={"workers": 1}), survey(settings.device)).threads
+    elif not cores:
+        advise(on_threads(1, threads, survey("cpu").num_cores))
     use_threads(threads)
     keep_freed_memory()
     logger.info("%d threads on cores %s", threads, cores or "not pinned")
@@ -69,10 +78,30 @@ async def _serve(settings: Settings) -> int:
     stop = asyncio.Event()
     terms = Terms(settings.lease_s, settings.ageing_s, result_ttl_s=settings.result_ttl_s)
     async with open_broker(redis_url(settings), settings.redis_shards) as broker:
-        service = WorkerService(broker, terms, drain_timeout_s=settings.drain_timeout_s)
+        service = WorkerService(
+            broker,
+            terms,
+            drain_timeout_s=settings.drain_timeout_s,
+            pool=settings.pool,
+            high_water=HighWater(settings.memory_high_water),
+        )
         with signals_call({"SIGTERM": stop.set, "SIGINT": stop.set}):
-            survived = await service.run(lambda: load_models(settings), stop)
+            async with _telling(settings, service):
+                survived = await service.run(lambda: load_models(settings), stop)
     return EXIT_OK if survived else EXIT_BROKEN
+
+
+@asynccontextmanager
+async def _telling(settings: Settings, service: WorkerService) -> AsyncIterator[None]:
+    """Answer probes and scrapers, where there is a port for that."""
+    if settings.worker_port is None:
+        yield
+        return
+    metrics = WorkerMetrics()
+    service.tell(metrics)
+    told = health.routes(metrics, service.hangs, service.not_ready)
+    async with listening("worker_port", settings.host, settings.worker_port, told):
+        yield
 
 
 if __name__ == "__main__":

@@ -23,14 +23,22 @@ def cpu_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/
 
 def free_memory_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
     """Bytes left below the tightest limit, file cache that can be dropped not counted; None where there is none."""
-    left = []
+    return min((max(0, limit - used) for limit, used in _memory(root, own)), default=None)
+
+
+def memory_share(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
+    """What is in use of the tightest limit, from 0 to 1, counted in the same way; None where there is none."""
+    return max((used / limit for limit, used in _memory(root, own) if limit), default=None)
+
+
+def _memory(root: Path, own: Path) -> Iterator[tuple[int, int]]:
+    """Limit and bytes in use of each group that has a limit."""
     for place in _places(root, own, "memory"):
         limit, used = _number(place / "memory.max"), _number(place / "memory.current")
         if limit is None:
             limit, used = _number(place / "memory.limit_in_bytes"), _number(place / "memory.usage_in_bytes")
         if limit is not None and limit < _UNLIMITED_BYTES:
-            left.append(max(0, limit - (used or 0) + _droppable(place / "memory.stat")))
-    return min(left, default=None)
+            yield limit, (used or 0) - _droppable(place / "memory.stat")
 
 
 def _places(root: Path, own: Path, controller: str) -> Iterator[Path]:

@@ -48,6 +48,14 @@ def select_device(prefer: str = "auto") -> "torch.device":
     return torch.device(devices[prefer])
 
 
+def device_memory() -> tuple[int, int]:
+    """Bytes of the GPU that this process has allocated, and all there are; zeros where it uses none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return 0, 0
+    return torch.cuda.memory_reserved(), torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+
+
 def device_capabilities() -> Capabilities:
     import torch
 

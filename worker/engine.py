@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 
 from shared.errors import DeadlineExceeded, FleetError, InvalidRequest, NoMemory, WorkerFailed
+from worker.counts import Counts, count_for
 from worker.request import Emission, Request, Work
 from worker.runners.base import OutOfMemory, Runner
-from worker.scheduler import Scheduler
+from worker.scheduler import Load, Scheduler
 from worker.sequence import Classified, Pooled, Sampled, Scores, Sequence, Slice, Status, StepResult
 
 logger = logging.getLogger("aios.engine")
@@ -37,6 +38,7 @@ class Engine:
         self._emit = emit
         self._wake = wake
         self._now = now
+        self.counts = Counts()
         self._scheduler = Scheduler(runner.spec)
         self._requests: dict[str, Request] = {}
         self._inbox: queue.SimpleQueue[Work | str] = queue.SimpleQueue()
@@ -54,11 +56,16 @@ class Engine:
     def has_work(self) -> bool:
         return self._scheduler.has_work or not self._inbox.empty()
 
+    @property
+    def load(self) -> Load:
+        """What it holds now, as any thread may ask."""
+        return self._scheduler.load
+
     def step(self) -> None:
         """Admit what has come, run one step for everything that has a place, and say what came of it."""
         emissions = self._admit() + self._expire()
         slices = self._scheduler.plan()
-        for part, result in self._run(slices) if slices else ():
+        for part, result in self._timed(slices) if slices else ():
             emissions += self._commit(part, result)
         if emissions:
             self._emit(emissions)
@@ -101,6 +108,13 @@ class Engine:
             self._requests[work.key] = request
         return emissions
 
+    def _timed(self, slices: list[Slice]) -> list[tuple[Slice, StepResult | FleetError]]:
+        count_for(self.counts)
+        begun_s = time.perf_counter()
+        results = self._run(slices)
+        self.counts.note_step(len(slices), time.perf_counter() - begun_s)
+        return results
+
     def _run(self, slices: list[Slice]) -> list[tuple[Slice, StepResult | FleetError]]:
         """One step of the runner: what was computed, and what came of it. If it fails, each half is tried again, so
         that only the culprit fails; and so that a step with too little memory becomes smaller ones.
@@ -131,8 +145,11 @@ class Engine:
         if request is None:  # another choice of the same request failed in this step
             return []
         if isinstance(result, FleetError):
+            self.counts.num_failures += 1
             self._drop(request.work.key, keep=False)
             return [Emission(request.work.key, ended=result.as_event())]
+        if not part.sequence.output_ids:
+            self.counts.num_prompt_tokens += self._scheduler.cost(part)
         self._scheduler.commit(part)
         emissions = self._say(request, part.sequence, result)
         if part.sequence not in request.open_sequences:
@@ -143,6 +160,7 @@ class Engine:
 
     def _say(self, request: Request, sequence: Sequence, result: StepResult) -> list[Emission]:
         if isinstance(result, Sampled):
+            self.counts.num_tokens += 1
             return [request.push(sequence, result)]
         if isinstance(result, Scores):
             return request.score(sequence, result)

@@ -33,7 +33,8 @@ _URGENT = PRIORITIES[:1]
 
 
 class Intake:
-    """One model's way in, from all `shards`."""
+    """One model's way in, from all `shards`. `num_taken_over` jobs had been in other hands, or here before, and
+    `num_convicted` were given up because workers had crashed on them."""
 
     def __init__(
         self,
@@ -57,6 +58,7 @@ class Intake:
         self._most = self._free = self._urgent_free = runner.spec.max_batch
         self._freed = asyncio.Event()
         self._should_empty = False
+        self.num_taken_over = self.num_convicted = 0
 
     def closed(self, claim: Claim) -> None:
         """A job of this intake has ended: its places are free."""
@@ -111,6 +113,7 @@ class Intake:
         asked_s, places, is_empty = time.monotonic(), self._places(priorities), self._free == self._most
         taken = await self._queue.take(shard, places, is_empty=is_empty, priorities=priorities)
         self._should_empty = taken.should_empty
+        self.num_convicted += taken.num_convicted
         for claim in taken.claims:
             self._outbox.open(claim)
             self._count(claim, 1)
@@ -125,6 +128,7 @@ class Intake:
         """
         task = claim.job.task
         if claim.epoch > 1:
+            self.num_taken_over += 1
             logger.warning("job %s taken over, epoch %d", claim.job.id, claim.epoch)
         try:
             replayed = await self._replay(claim) if claim.last_index else ()

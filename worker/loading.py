@@ -1,6 +1,7 @@
 """From settings to loaded, warmed runners. Where a bad path becomes a sentence for the operator."""
 
 import logging
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,11 +30,13 @@ _DEFAULT_KV_FRACTION = 0.9
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """`fingerprint`: see `worker.fingerprint`."""
+    """`fingerprint`: see `worker.fingerprint`. It took `load_s` to load, and its first try `warm_up_s`."""
 
     info: ModelInfo
     runner: Runner
     fingerprint: str = ""
+    load_s: float = 0.0
+    warm_up_s: float = 0.0
 
 
 def load_models(settings: Settings) -> list[LoadedModel]:
@@ -49,6 +52,7 @@ def load_models(settings: Settings) -> list[LoadedModel]:
 
 
 def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedModel:
+    begun_s = time.monotonic()
     try:
         kind = detect(entry.path) if entry.runner == "auto" else entry.runner
         options = _options(entry, settings, kind)
@@ -61,17 +65,19 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
             f"context_window: model {entry.id!r} would have {spec.context_window} tokens; at least {SMALLEST_WINDOW} "
             "are expected"
         )
+    loaded_s = time.monotonic()
     try:
         warm_up(runner)
     except FleetError as error:
         raise SettingsError(f"model {entry.id!r} loads but does not work: {error.message}") from None
-    logger.info("model %s: %s", entry.id, spec.found)
+    load_s, warm_up_s = loaded_s - begun_s, time.monotonic() - loaded_s
+    logger.info("model %s: %s; loaded in %.1f s, tried in %.1f s", entry.id, spec.found, load_s, warm_up_s)
     mark = fingerprint(spec.runner, options)
     info = ModelInfo(
         entry.id, spec.runner, spec.found, spec.context_window, settings.max_new_tokens, spec.max_batch,
         tasks=spec.tasks, is_default=is_default, fingerprint=mark, device=options.device, dtype=options.dtype,
     )  # fmt: skip
-    return LoadedModel(info, runner, mark)
+    return LoadedModel(info, runner, mark, load_s, warm_up_s)
 
 
 def _load_fitting(kind: str, options: RunnerOptions) -> Runner:

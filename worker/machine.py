@@ -87,10 +87,17 @@ def free_memory_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
     return free if allowed is None else min(free, allowed)
 
 
-def resident_bytes(statm: Path = Path("/proc/self/statm")) -> int:
-    """Memory that this process holds; 0 where the system does not tell."""
-    pages = _text(statm).split()[1:2]
-    return int(pages[0]) * os.sysconf("SC_PAGE_SIZE") if pages else 0
+def memory_share(meminfo: Path = Path("/proc/meminfo")) -> float:
+    """How much of its memory is in use: of the tightest control group with a limit, or else of the machine; 0 where
+    the system does not tell."""
+    in_group = cgroup.memory_share()
+    if in_group is not None:
+        return in_group
+    fields = {
+        name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in _text(meminfo).splitlines())
+    }
+    total, free = fields.get("MemTotal", 0), fields.get("MemAvailable", 0)
+    return 1 - free / total if total else 0.0
 
 
 def count_gpus() -> int:

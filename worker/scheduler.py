@@ -7,6 +7,8 @@ as sequences grow; when they run out, or a better class wants the slot, the late
 own back and is computed again later. A device that runs out of memory gets a smaller budget for a while.
 """
 
+from dataclasses import dataclass
+
 from worker.kv.cache import Cache
 from worker.runners.base import RunnerSpec
 from worker.sequence import Sequence, Slice, Status
@@ -15,6 +17,23 @@ _CALM_STEPS = 64
 """Steps without trouble after which a halved budget is doubled again."""
 PATIENCE_STEPS = 256
 """Steps of waiting that lift a sequence by one class, for good: so that none is paused for ever."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much there is: sequences that take part in steps and that wait; pages in all, held by the former, and known
+    to the prefix tree alone; since the start how often one was paused, and what the ones that started found computed.
+    """
+
+    running: int
+    waiting: int
+    num_preempted: int
+    num_pages: int = 0
+    pages_held: int = 0
+    pages_cached: int = 0
+    num_started: int = 0
+    num_hits: int = 0
+    num_hit_tokens: int = 0
 
 
 class Scheduler:
@@ -29,6 +48,19 @@ class Scheduler:
         self._debt = 0
         self._budget = spec.step_tokens
         self._calm_steps = 0
+        self._num_preempted = 0
+
+    @property
+    def load(self) -> Load:
+        """May be asked for by any thread, so it looks at copies; what moves meanwhile is counted here or there."""
+        counts = len(self._running), len(self._waiting), self._num_preempted
+        cache = self._cache
+        if cache is None:
+            return Load(*counts)
+        held = len({page for item in list(self._running) for page in list(item.pages)})
+        pages = cache.pages.num_pages
+        cached = max(0, pages - cache.pages.num_free - held)
+        return Load(*counts, pages, held, cached, cache.num_started, cache.num_hits, cache.num_hit_tokens)
 
     @property
     def has_work(self) -> bool:
@@ -138,6 +170,7 @@ class Scheduler:
         return None
 
     def _preempt(self, sequence: Sequence) -> None:
+        self._num_preempted += 1
         self._running.remove(sequence)
         if self._cache is not None:
             self._cache.give_back(sequence, keep=True)

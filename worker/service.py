@@ -12,22 +12,25 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from redis.exceptions import RedisError
 
 from shared import keys
 from shared.broker import Broker
 from shared.log import LogReader, LogWriter
-from shared.messages import ModelInfo, WorkerInfo
+from shared.messages import ModelInfo, WorkerState
+from shared.metrics import WorkerMetrics
 from shared.presence import Presence
+from shared.process import LoopLag
 from shared.queue import Claim, Terms, WorkQueue
 from shared.subscriptions import Subscriptions
 from worker.engine import Engine
 from worker.engine_thread import EngineThread
+from worker.high_water import HighWater
 from worker.intake import Intake
 from worker.loading import LoadedModel
-from worker.machine import resident_bytes
+from worker.meter import Meter
 from worker.outbox import Outbox
 from worker.progress import Pulse
 
@@ -39,13 +42,19 @@ _RENEWALS_A_LEASE, _MOST_SILENT_LEASES = 3, 10
 _PARTING_S = 0.6
 """For a take under way to end, and for what is told to Redis then, if it listens."""
 
-State = Literal["loading", "ready", "draining"]
-
 
 class WorkerService:
-    """`drain_timeout_s` is the longest wait for the engine's current step at the end."""
+    """`drain_timeout_s` is the longest wait for the engine's current step at the end; `pool` is a name for people."""
 
-    def __init__(self, broker: Broker, terms: Terms, *, drain_timeout_s: float) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        terms: Terms,
+        *,
+        drain_timeout_s: float,
+        pool: str = "default",
+        high_water: HighWater | None = None,
+    ) -> None:
         self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._broker = broker
         self._terms = terms
@@ -54,15 +63,33 @@ class WorkerService:
         self._reader = LogReader(broker)
         self._outbox = Outbox(LogWriter(broker, result_ttl_s=terms.result_ttl_s), self._closed)
         self._drain_timeout_s = drain_timeout_s
-        self._state: State = "loading"
+        self._state: WorkerState = "loading"
         self._models: tuple[ModelInfo, ...] = ()
         self._queues: dict[str, WorkQueue] = {}
         self._intakes: dict[str, Intake] = {}
         self._engines: dict[str, Engine] = {}
         self._work, self._pulse = threading.Event(), Pulse()
+        self._lag, self._high_water = LoopLag(), high_water or HighWater()
+        self._meter = Meter(self._outbox, self._pulse, self._high_water, pool=pool)
         self._num_silent = 0
         self._leave_by: float | None = None
         self._is_broken = asyncio.Event()
+
+    def tell(self, metrics: WorkerMetrics) -> None:
+        """Let the worker's metrics be read."""
+        self._meter.tell(metrics, self._broker, self._lag, lambda: self._state)
+
+    def hangs(self) -> str | None:
+        """What keeps the worker from getting on, None when nothing does: it has work and shows no sign of life for as
+        long as a lease lasts, or a part of it broke."""
+        if self._is_broken.is_set():
+            return "a part of the worker broke"
+        silence_s = self._pulse.silence_s()
+        return f"no progress for {silence_s:.1f} s" if silence_s > self._terms.lease_s else None
+
+    def not_ready(self) -> str | None:
+        """Why the worker takes no work, None when it does."""
+        return self.hangs() or (None if self._state == "ready" else self._state)
 
     async def run(self, load: Callable[[], list[LoadedModel]], stop: asyncio.Event) -> bool:
         """Serve until `stop`; False when a part of it broke or hangs. `load` runs in a thread.
@@ -70,6 +97,7 @@ class WorkerService:
         A load or a step that takes long may still be running in its thread afterwards; nothing of it is used.
         """
         announcing = self._start(self._forever(self._announce, _ANNOUNCE_EVERY_S))
+        lagging = self._start(self._lag.watch())
         try:
             loading = asyncio.create_task(asyncio.to_thread(load))
             await _first_of(loading, stop.wait())
@@ -77,7 +105,8 @@ class WorkerService:
                 await self._serve(await loading, stop)
         finally:
             announcing.cancel()
-            await asyncio.gather(announcing, return_exceptions=True)
+            lagging.cancel()
+            await asyncio.gather(announcing, lagging, return_exceptions=True)
             await self._part(self._presence.leave(self.worker_id))
             await self._subscriptions.close()
         return not self._is_broken.is_set()
@@ -133,12 +162,14 @@ class WorkerService:
             worker_id=self.worker_id,
             shards=self._broker.shards,
         )
+        self._meter.add(model, engine, self._intakes[model.info.id])
 
     async def _take(self, intake: Intake, stop: asyncio.Event) -> None:
-        """Nothing is taken while the engine's thread seems to hang: it would only be held up, and blamed for it."""
+        """Nothing is taken while the engine's thread seems to hang: it would only be held up, and blamed for it; nor
+        while there is no memory for more."""
         try:
             while not stop.is_set() and not self._is_broken.is_set():
-                if self._pulse.silence_s() > self._terms.lease_s / 2:
+                if self._pulse.silence_s() > self._terms.lease_s / 2 or self._high_water.is_over:
                     await asyncio.sleep(self._terms.lease_s / 10)
                 else:
                     await self._once(intake.turn)
@@ -212,11 +243,13 @@ class WorkerService:
         model = claim.job.model
         if was_stale:
             self._engines[model].abort(claim.key)
+        else:
+            self._meter.closed(claim)
         self._intakes[model].closed(claim)
 
     async def _announce(self) -> None:
-        in_flight, memory = len(self._outbox.claims), resident_bytes()
-        await self._presence.announce(WorkerInfo(self.worker_id, self._state, self._models, in_flight, memory))
+        self._high_water.look()
+        await self._presence.announce(self._meter.info(self.worker_id, self._state, self._models))
 
     async def _forever(self, turn: Callable[[], Awaitable[None]], every_s: float) -> None:
         while True:

@@ -1,7 +1,6 @@
 """Liveness, readiness and metrics, for probes and scrapers rather than callers."""
 
 import asyncio
-from contextlib import suppress
 from typing import Literal
 
 from fastapi import APIRouter, Response
@@ -9,7 +8,6 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from api.deps import Front, FrontDep
-from shared.broker import UNAVAILABLE
 from shared.errors import BrokerUnavailable
 from shared.metrics import CONTENT_TYPE
 
@@ -68,14 +66,8 @@ async def readyz(front: FrontDep) -> Response:
 
 @router.get("/metrics", include_in_schema=False)
 async def metrics(front: FrontDep) -> Response:
-    """Prometheus text; queue depths are read as it is asked for, and left as they were while Redis is away."""
-    with suppress(BrokerUnavailable, TimeoutError, *UNAVAILABLE):
-        async with asyncio.timeout(_PATIENCE_S):
-            for model in (await front.fleet.now()).models:
-                depth = await front.submissions.depth(model)
-                front.metrics.queue_depth.labels(model, "queued").set(depth.queued)
-                front.metrics.queue_depth.labels(model, "running").set(depth.running)
-    return Response(front.metrics.render(), media_type=CONTENT_TYPE)
+    """Prometheus text; what is told of the fleet is read as it is asked for."""
+    return Response(await front.report.render(), media_type=CONTENT_TYPE)
 
 
 async def reason_not_ready(front: Front) -> str | None:

@@ -3,13 +3,13 @@
 --    late, convicted.
 -- Jobs whose leases have lapsed come first, then waiting ones until they fill the places; the last may take more than
 -- are left. Returns {{{spec, epoch, last, ms to its deadline, is_alone}...}, whether this worker should take nothing more
--- until it is empty}.
+-- until it is empty, how many jobs were given up}.
 
 local PAGE, MOST_SEEN = 64, 256
 local DEATHS_TO_SUSPECT, DEATHS_TO_CONVICT = 2, 3
 
 local leases = P .. 'leases:' .. a.model
-local taken, left, should_empty = {}, a.places, false
+local taken, left, should_empty, convicted = {}, a.places, false, 0
 local wanted = {}
 for _, class in ipairs(a.classes) do wanted[class] = true end
 
@@ -39,6 +39,7 @@ local function deaths_of(job, lease_end)
 end
 
 local function convict(job)
+  convicted = convicted + 1
   fail(job, 'failed', a.convicted)
   call('XADD', P .. 'dead', 'MAXLEN', '~', a.most_dead, '*', 'job', job.id, 'model', job.model, 'tenant', job.tenant,
     'worker', job.worker, 'epochs', job.epoch)
@@ -149,4 +150,4 @@ end
 if left > 0 then take_lapsed() end
 take_waiting()
 if #taken > 0 and next_job() then ring(a.model, 1) end
-return { taken, should_empty and 1 or 0 }
+return { taken, should_empty and 1 or 0, convicted }

@@ -49,6 +49,15 @@ def test_children_resolve_to_the_parents_settings(monkeypatch: pytest.MonkeyPatc
             assert resolve({}, {**role.env, **copy}, Path(role.env["AIOS_CONFIG"])).settings == settings
 
 
+def test_each_process_has_a_port_of_its_own_for_metrics() -> None:
+    settings = Settings(worker_port=9090, metrics_port=8001)
+    api, worker, jobs = fleet_roles(settings, [{"A": "b"}, {}])
+    assert worker.copies == [{"A": "b", "AIOS_WORKER_PORT": "9090"}, {"AIOS_WORKER_PORT": "9091"}]
+    assert [role.env["AIOS_METRICS_PORT"] for role in (api, worker, jobs)] == ["8001", "none", "none"]
+    _, free, _ = fleet_roles(Settings(worker_port=0), [{}, {}])
+    assert (free.env["AIOS_WORKER_PORT"], free.copies) == ("0", [{}, {}])
+
+
 def test_only_the_front_is_given_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEYS", "hush-1")
     settings = resolve({}, {"API_KEYS": "hush-1", "AIOS_ADMIN_KEYS": "hush-2"}, None).settings

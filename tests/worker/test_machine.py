@@ -1,12 +1,11 @@
 """What a machine offers, read from made-up system files: cores and their threads, caches, quotas, memory."""
 
-import os
 from pathlib import Path
 
 import pytest
 
 from worker import cgroup, machine
-from worker.machine import cache_bytes, count_gpus, free_memory_bytes, physical_cores, resident_bytes, survey
+from worker.machine import cache_bytes, count_gpus, free_memory_bytes, memory_share, physical_cores, survey
 
 
 def write(root: Path, **files: str) -> Path:
@@ -107,10 +106,15 @@ def test_a_survey_obeys_affinity_and_quota(monkeypatch: pytest.MonkeyPatch) -> N
     assert survey("cpu").num_cores == 1
 
 
-def test_the_memory_of_this_process(tmp_path: Path) -> None:
-    (tmp_path / "statm").write_text("900 25 3 1 0 9 0")
-    assert resident_bytes(tmp_path / "statm") == 25 * os.sysconf("SC_PAGE_SIZE")
-    assert resident_bytes(tmp_path / "missing") == 0
+def test_the_share_of_memory_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's limit outranks the machine."""
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:  1000 kB\nMemFree: 1 kB\nMemAvailable: 250 kB\nHugePages_Total: 0\n")
+    monkeypatch.setattr(cgroup, "memory_share", lambda: None)
+    assert memory_share(meminfo) == 0.75
+    assert memory_share(tmp_path / "missing") == 0.0
+    monkeypatch.setattr(cgroup, "memory_share", lambda: 0.5)
+    assert memory_share(meminfo) == 0.5
 
 
 def test_no_gpu_is_counted_where_no_driver_is(monkeypatch: pytest.MonkeyPatch) -> None:

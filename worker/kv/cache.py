@@ -11,12 +11,16 @@ from worker.sequence import Sequence, Slice, Status
 
 
 class Cache:
-    """`reuse` of the spec says what may be shared: any `prefix`, a whole `prompt`, or nothing between requests."""
+    """`reuse` of the spec says what may be shared: any `prefix`, a whole `prompt`, or nothing between requests.
+
+    Of `num_started` sequences `num_hits` found something computed, `num_hit_tokens` in all.
+    """
 
     def __init__(self, spec: RunnerSpec) -> None:
         self.pages = PageTable(spec.num_pages, spec.page_size)
         self.tree = PrefixTree(self.pages, whole_prompts=spec.reuse == "prompt")
         self._reuse = spec.reuse
+        self.num_started = self.num_hits = self.num_hit_tokens = 0
 
     def can_hold(self, sequence: Sequence) -> bool:
         """Whether the sequence would fit with everything else gone."""
@@ -48,6 +52,9 @@ class Cache:
         sequence.num_computed = computed
         if sequence.num_cached is None:  # what it finds when it starts again is its own
             sequence.num_cached = computed
+            self.num_started += 1
+            self.num_hits += computed > 0
+            self.num_hit_tokens += computed
         return True
 
     def grow(self, sequence: Sequence) -> bool:

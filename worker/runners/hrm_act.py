@@ -17,6 +17,7 @@ from torch import Tensor
 from shared.errors import FleetError
 from shared.messages import Task
 from worker.chat import ChatTemplate
+from worker.counts import count_segments
 from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActModel
@@ -122,6 +123,7 @@ class ActRunner:
             is_last = segment == self._max_segments
             halted = (out.q_halt > out.q_continue) & self._may_halt | is_last
             settled[active[halted]] = out.hidden[halted]
+            count_segments(len(active), int(halted.sum()))
             active, carry = active[~halted], out.carry[~halted]
             if not len(active):
                 break

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from worker.counts import count_segments
 from worker.kv.attention import Plan, attend
 from worker.kv.store import KVShape, KVStore
 from worker.models.hrm_act import ActModel
@@ -47,6 +48,7 @@ class ActCausalNet:
 
         depths = self._row_depths(plan.first_ids) if self._may_halt else None
         count = self._max_segments if depths is None else int(depths.max())
+        count_segments(len(ids) * count if depths is None else int(depths.sum()), len(ids))
         settled = carry = self.model.initial_carry(len(ids))
         for segment in range(count):
             carry = self.model.forward_tokens(ids, plan.positions, carry, look, segment)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from shared.errors import FleetError, InvalidRequest
 from shared.messages import Halt, Solution, Solve, Task
+from worker.counts import count_segments
 from worker.models.sapient import Carry, SapientModel, SegmentOutput
 from worker.models.sapient_checkpoint import load_sapient_checkpoint
 from worker.puzzles import PuzzleKind
@@ -94,6 +95,7 @@ class PuzzleRunner:
         ]
         answers = iter(self._answers(out, steps, wants_halt, [row for row, over in enumerate(is_over) if over]))
         results: list[StepResult | FleetError] = [next(answers) if over else None for over in is_over]
+        count_segments(len(batch), sum(is_over))
         for item, z_h, z_l, done in zip(batch, *out.carry, steps, strict=True):
             self._progress[item.key] = _Progress(z_h, z_l, done)
         return results

@@ -1,0 +1,60 @@
+"""How long the jobs of one request took, as the front that took it saw their events come: for the histograms.
+
+One who follows a job again sees its events again, all at once; only the first look at each counts.
+"""
+
+import time
+
+from shared.messages import Done, Event, Started, Tokens
+from shared.metrics import Metrics
+
+
+class Stopwatch:
+    """Runs from its making, which is when the request was queued."""
+
+    def __init__(self, metrics: Metrics, model: str, num_jobs: int) -> None:
+        self._metrics, self._model = metrics, model
+        self._gaps = metrics.token_gaps(model)
+        self._queued_s = time.monotonic()
+        self._seen = [0] * num_jobs
+        self._started_s: list[float | None] = [None] * num_jobs
+        self._first_s: list[float | None] = [None] * num_jobs
+        self._last_s = [0.0] * num_jobs
+
+    def note(self, job: int, index: int, event: Event) -> None:
+        """An event of the job with this number in its request; `index` is its place in the job's log."""
+        if index <= self._seen[job]:
+            return
+        self._seen[job] = index
+        now_s = time.monotonic()
+        if isinstance(event, Tokens):
+            self._tokens(job, now_s, len(event.ids))
+        elif isinstance(event, Started):
+            self._start(job, now_s)
+        else:
+            self._end(job, now_s, is_done=isinstance(event, Done))
+
+    def _start(self, job: int, now_s: float) -> None:
+        """The first time; who takes the job over later starts in the middle of it."""
+        if self._started_s[job] is None:
+            self._started_s[job] = now_s
+            self._metrics.queue_wait.labels(self._model).observe(now_s - self._queued_s)
+
+    def _tokens(self, job: int, now_s: float, count: int) -> None:
+        if self._first_s[job] is None:
+            self._first_s[job] = now_s
+            self._metrics.first_token.labels(self._model).observe(now_s - self._queued_s)
+            started_s = self._started_s[job]
+            if started_s is not None:
+                self._metrics.prefill.labels(self._model).observe(now_s - started_s)
+        elif count:
+            self._gaps.add((now_s - self._last_s[job]) / count)
+        self._last_s[job] = now_s
+
+    def _end(self, job: int, now_s: float, *, is_done: bool) -> None:
+        if not is_done:
+            return
+        self._metrics.job_time.labels(self._model).observe(now_s - self._queued_s)
+        first_s = self._first_s[job]
+        if first_s is not None:
+            self._metrics.decode.labels(self._model).observe(now_s - first_s)

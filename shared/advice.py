@@ -1,0 +1,76 @@
+"""What an operator should know at the start: one line for each thing around the fleet that is not as it should be, and
+none where all is well. Nothing is changed, and nothing is refused."""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from shared.broker import CONNECT_TIMEOUT_S, UNAVAILABLE, Broker
+
+logger = logging.getLogger("aios.advice")
+
+_OTHER_FILES = 512  # connections to Redis, libraries, and jobs that run rather than wait
+
+
+def advise(lines: Sequence[str]) -> None:
+    for line in lines:
+        logger.warning("%s", line)
+
+
+def on_open_files(limit: int | None, max_queue_depth: int) -> list[str]:
+    """For a front, whose callers each hold a connection: `limit` as `ulimit -n` shows it, None for none."""
+    need = 2 * max_queue_depth + _OTHER_FILES
+    if limit is None or limit >= need:
+        return []
+    return [
+        f"ulimit -n is {limit}: a front whose queues hold {max_queue_depth} requests may need {need} connections;"
+        f" raise it (`ulimit -n {need}`, LimitNOFILE=, --ulimit nofile=) or lower --max-queue-depth"
+    ]
+
+
+def on_threads(workers: int, threads: int, num_cores: int) -> list[str]:
+    """For the workers of one machine."""
+    if workers * threads <= num_cores:
+        return []
+    return [
+        f"{workers} workers of {threads} threads are more than the {num_cores} cores here: threads that wait for each"
+        " other make steps many times slower; lower --threads or --workers, or leave them to `auto`"
+    ]
+
+
+def on_redis(info: Mapping[str, Any]) -> list[str]:
+    """By the answer to INFO."""
+    lines = []
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        lines.append(
+            f"Redis has maxmemory-policy {policy}: it may drop queued requests without a word; set it to noeviction"
+        )
+    if info.get("aof_enabled", 1) == 0:
+        lines.append("Redis has appendonly no: what is queued when it restarts is lost; set it to yes")
+    return lines
+
+
+async def redis_advice(broker: Broker) -> list[str]:
+    """What there is to say of each server; nothing of one that is away, or does not let us ask."""
+    lines: dict[str, None] = {}
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            for client in await broker.nodes():
+                lines |= dict.fromkeys(on_redis(await client.info()))
+    except (TimeoutError, ResponseError, *UNAVAILABLE) as error:
+        logger.info("Redis was not asked how it is set up: %r", error)
+    return list(lines)
+
+
+def open_files_limit() -> int | None:
+    """The soft limit of this process; None where there is none, or none is known."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft

@@ -1,0 +1,148 @@
+"""The kinds of metrics that `shared/metrics.py` lists: counted as things happen, told when somebody asks, or another
+name of one of these.
+
+Each process has its own registry; nothing registers globally.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from shared.spread import Spread
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # series that nobody asks for
+
+Kind = Literal["counter", "gauge", "histogram"]
+Values = Mapping[tuple[str, ...], float]
+Spreads = Mapping[tuple[str, ...], Spread]
+_C = TypeVar("_C", bound=Collector)
+Source = Counter | Gauge | Histogram | Collector
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A metric as it is exported: a counter's name ends in `_total`."""
+
+    name: str
+    kind: Kind
+    labels: tuple[str, ...]
+    meaning: str
+
+
+class Sheet:
+    """The metrics of one process, as a list and as a registry."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.listed: list[Listed] = []
+
+    def counter(self, name: str, meaning: str, *labels: str) -> Counter:
+        self._list(name, "counter", labels, meaning)
+        return Counter(name, meaning, labels, registry=self.registry)
+
+    def gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
+        self._list(name, "gauge", labels, meaning)
+        return Gauge(name, meaning, labels, registry=self.registry)
+
+    def histogram(self, name: str, meaning: str, *labels: str, bounds: tuple[float, ...]) -> Histogram:
+        self._list(name, "histogram", labels, meaning)
+        return Histogram(name, meaning, labels, buckets=bounds, registry=self.registry)
+
+    def told(self, name: str, kind: Literal["counter", "gauge"], meaning: str, *labels: str) -> "Told":
+        return self._add(Told(self._list(name, kind, labels, meaning)))
+
+    def told_spread(self, name: str, meaning: str, *labels: str) -> "ToldSpread":
+        return self._add(ToldSpread(self._list(name, "histogram", labels, meaning)))
+
+    def alias(
+        self,
+        name: str,
+        source: Source,
+        meaning: str,
+        labels: Mapping[str, str] | None = None,
+        where: Callable[[Mapping[str, str]], bool] = lambda labels: True,
+    ) -> None:
+        """Another name of `source`, summed over all its labels but those that `labels` gives new names; of the series
+        for which `where` holds."""
+        kept = labels or {}
+        [family] = source.collect()
+        listed = self._list(name, _kind(family), tuple(kept.values()), meaning)
+        self._add(_Alias(listed, source, kept, where))
+
+    def render(self) -> bytes:
+        """The exposition text, of type `CONTENT_TYPE` in `shared.metrics`."""
+        return generate_latest(self.registry)
+
+    def _list(self, name: str, kind: Kind, labels: tuple[str, ...], meaning: str) -> Listed:
+        listed = Listed(name, kind, labels, meaning)
+        self.listed.append(listed)
+        return listed
+
+    def _add(self, collector: _C) -> _C:
+        self.registry.register(collector)
+        return collector
+
+
+class Told(Collector):
+    """A counter or gauge whose values are read when somebody asks: `read` answers a number for each set of labels."""
+
+    def __init__(self, listed: Listed) -> None:
+        self._listed = listed
+        self.read: Callable[[], Values] = dict
+
+    def show(self, values: Values) -> None:
+        """Tell these from now on."""
+        self.read = lambda: values
+
+    def collect(self) -> Iterable[Metric]:
+        of_kind = CounterMetricFamily if self._listed.kind == "counter" else GaugeMetricFamily
+        family = of_kind(self._listed.name, self._listed.meaning, labels=self._listed.labels)
+        for labels, value in self.read().items():
+            family.add_metric(labels, value)
+        yield family
+
+
+class ToldSpread(Collector):
+    """A histogram that is kept as a `Spread` for each set of labels."""
+
+    def __init__(self, listed: Listed) -> None:
+        self._listed = listed
+        self.read: Callable[[], Spreads] = dict
+
+    def collect(self) -> Iterable[Metric]:
+        family = HistogramMetricFamily(self._listed.name, self._listed.meaning, labels=self._listed.labels)
+        for labels, spread in self.read().items():
+            family.add_metric(labels, spread.cumulative(), spread.total)
+        yield family
+
+
+class _Alias(Collector):
+    def __init__(
+        self, listed: Listed, source: Source, labels: Mapping[str, str], where: Callable[[Mapping[str, str]], bool]
+    ) -> None:
+        self._listed, self._source, self._labels, self._where = listed, source, labels, where
+
+    def collect(self) -> Iterable[Metric]:
+        name = self._listed.name.removesuffix("_total")
+        for family in self._source.collect():
+            sums: dict[tuple[str, tuple[tuple[str, str], ...]], float] = defaultdict(float)
+            for sample in family.samples:
+                if self._where(sample.labels):
+                    kept = [(new, sample.labels[old]) for old, new in self._labels.items()]
+                    kept += [("le", sample.labels["le"])] if "le" in sample.labels else []
+                    sums[sample.name.removeprefix(family.name), tuple(kept)] += sample.value
+            metric = Metric(name, self._listed.meaning, family.type)
+            for (suffix, kept_labels), value in sums.items():
+                metric.add_sample(name + suffix, dict(kept_labels), value)
+            yield metric
+
+
+def _kind(family: Metric) -> Kind:
+    kinds: dict[str, Kind] = {"counter": "counter", "gauge": "gauge", "histogram": "histogram"}
+    return kinds[family.type]

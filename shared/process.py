@@ -1,0 +1,50 @@
+"""What a process knows of itself: its memory, when it began, and whether its event loop keeps up."""
+
+import asyncio
+import os
+import time
+from collections import deque
+from pathlib import Path
+
+from shared.broker import Broker
+from shared.metrics import ProcessMetrics
+
+_TURN_S = 0.5
+_TURNS = 30  # fifteen seconds: what a scrape must not miss
+
+
+class LoopLag:
+    """How late the event loop was at its worst, lately."""
+
+    def __init__(self) -> None:
+        self._late_s: deque[float] = deque([0.0], maxlen=_TURNS)
+
+    @property
+    def worst_s(self) -> float:
+        return max(self._late_s)
+
+    async def watch(self) -> None:
+        """Until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due_s = loop.time() + _TURN_S
+            await asyncio.sleep(_TURN_S)
+            self._late_s.append(max(0.0, loop.time() - due_s))
+
+
+def tell(metrics: ProcessMetrics, broker: Broker, lag: LoopLag) -> None:
+    """Let the metrics of a process be read."""
+    began_s = time.time()
+    metrics.redis_calls.read = lambda: {(call,): spread for call, spread in list(broker.calls.items())}
+    metrics.memory.read = lambda: {(): resident_bytes()}
+    metrics.lag.read = lambda: {(): lag.worst_s}
+    metrics.started.show({(): began_s})
+
+
+def resident_bytes(statm: Path = Path("/proc/self/statm")) -> int:
+    """Memory that this process holds; 0 where the system does not tell."""
+    try:
+        pages = statm.read_text().split()[1:2]
+    except OSError:
+        return 0
+    return int(pages[0]) * os.sysconf("SC_PAGE_SIZE") if pages else 0

@@ -1,0 +1,180 @@
+"""What a front tells: of its requests, of their times, and of the fleet, with no more series than there are names."""
+
+import asyncio
+import re
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from api.report import ASSUMED_WORK_PER_S, of_queues, of_workers, work_per_s
+from shared.broker import Broker
+from shared.cost import cost_of
+from shared.messages import PRIORITIES, Generate, ModelInfo, ModelLoad, Sampling, WorkerInfo
+from shared.presence import Fleet, Presence
+from shared.queues import Line, QueueState
+from tests.api.echo_worker import EchoWorker
+from tests.api.fronts import in_memory, live
+from tests.desk import Desk
+
+MODEL = ModelInfo("m", "echo", "test", 100, 100, 4)
+ASK = {"prompts": ["a b c d"], "max_tokens": 4}
+
+
+async def samples(client: httpx.AsyncClient) -> dict[str, float]:
+    """Each series with its value."""
+    lines = (await client.get("/metrics")).text.splitlines()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+
+async def test_times_tokens_and_admissions(redis: Redis, worker: EchoWorker) -> None:
+    async with in_memory(redis) as client:
+        assert (await client.post("/generate", json=ASK)).status_code == 200
+        assert (await client.post("/generate", json=ASK, headers={"X-Priority": "bulk"})).status_code == 200
+        found = await samples(client)
+    for name in ("ttft", "queue", "prefill", "decode", "job"):
+        assert found[f'aios_{name}_seconds_count{{model="echo"}}'] == 2, name
+        assert 0 <= found[f'aios_{name}_seconds_sum{{model="echo"}}'] < 20
+    assert found['aios_inter_token_seconds_count{model="echo"}'] > 0
+    assert found['aios_admissions_total{class="default",model="echo"}'] >= 1
+    assert sum(value for name, value in found.items() if name.startswith("aios_admissions_total")) == 2
+    assert found['aios_redis_call_seconds_count{call="submit"}'] == 2
+    assert found["aios_http_requests_in_progress"] == 1  # this one
+    assert found["aios_process_memory_bytes"] > 2**20
+    assert found["aios_redis_up"] == 1
+
+
+async def test_a_parted_request_is_timed_once(redis: Redis, worker: EchoWorker) -> None:
+    """Who stops waiting leaves somebody behind, who sees all events again."""
+    async with in_memory(redis) as client:
+        worker.gate.clear()
+        answer = await client.post("/generate", json=ASK, headers={"Prefer": "wait=1"})
+        assert answer.status_code == 202
+        worker.gate.set()
+        async with asyncio.timeout(10):
+            while 'aios_job_seconds_count{model="echo"}' not in (found := await samples(client)):
+                await asyncio.sleep(0.01)
+    assert found['aios_queue_seconds_count{model="echo"}'] == found['aios_ttft_seconds_count{model="echo"}'] == 1
+
+
+async def test_rejections_errors_and_replays(redis: Redis, worker: EchoWorker) -> None:
+    async with in_memory(redis) as client:
+        again = {"Idempotency-Key": "k"}
+        assert (await client.post("/generate", json=ASK, headers=again)).status_code == 200
+        assert (await client.post("/generate", json=ASK, headers=again)).status_code == 200
+        assert (await client.post("/generate", json={**ASK, "model": "none"})).status_code == 404
+        assert (await client.post("/generate", json={})).status_code == 400
+        found = await samples(client)
+    assert found['aios_replays_total{kind="key"}'] == 1
+    assert found['aios_rejections_total{reason="model_not_found"}'] == 1
+    assert found['aios_errors_total{code="invalid_request"}'] == 1
+    assert found["requests_total"] == 4
+    assert found["latency_seconds_count"] == 4
+    assert found['model_requests_total{endpoint="/generate"}'] == 4
+    assert found['model_latency_seconds_count{endpoint="/generate"}'] == 4
+    assert "errors_total" not in found, "these were the callers' own"
+
+
+async def test_the_fleet_is_told_alike_by_every_front(redis: Redis) -> None:
+    task = Generate("x" * 40, Sampling(max_tokens=89, seed=0))
+    await Desk(redis).submit(task, task, priority="bulk")
+    for number, state in enumerate(("ready", "ready", "loading")):
+        load = ModelLoad("m", work_per_s=50.0, tokens_per_s=3.0, warm_up_s=number + 1.0, load_s=2.0)
+        size = {"memory_bytes": 10, "device_bytes": 5}
+        info = WorkerInfo(f"w{number}", state, (MODEL,), pool="gpu", is_full=number == 1, loads=(load,), **size)  # type: ignore[arg-type]
+        await Presence(redis).announce(info)
+    async with in_memory(redis) as one, in_memory(redis) as other:
+        found, same = await samples(one), await samples(other)
+    assert cost_of(task) == 100
+    expected = {
+        'aios_queue_depth{model="m",state="queued"}': 2,
+        'aios_queue_waiting{class="bulk",model="m"}': 2,
+        'aios_queue_work_seconds{class="bulk",model="m"}': 2.0,
+        'aios_queue_work_seconds{class="default",model="m"}': 0,
+        'aios_work_per_second{model="m"}': 100,
+        'aios_workers{pool="gpu",state="ready"}': 1,
+        'aios_workers{pool="gpu",state="full"}': 1,
+        'aios_workers{pool="gpu",state="loading"}': 1,
+        'aios_model_workers{model="m",pool="gpu"}': 2,
+        "aios_active_models": 1,
+        "active_models": 1,
+        'aios_workers_memory_bytes{kind="device"}': 15,
+        "memory_bytes_used": 45,
+        'tokens_per_second{model="m"}': 9,
+        'compile_seconds{model="m"}': 3,
+        "aios_dead_jobs": 0,
+    }
+    for name, value in expected.items():
+        assert found[name] == same[name] == value, name
+    assert 0 < found['aios_queue_oldest_seconds{class="bulk",model="m"}'] < 20
+
+
+def fleet(*workers: WorkerInfo) -> Fleet:
+    return Fleet(workers, {"m": MODEL})
+
+
+def ready(rate: float) -> WorkerInfo:
+    return WorkerInfo("w", "ready", (MODEL,), loads=(ModelLoad("m", work_per_s=rate),))
+
+
+@pytest.mark.parametrize(
+    ("workers", "expected"),
+    [
+        ((), 0.0),
+        ((ready(30), ready(50)), 80.0),
+        ((ready(30), ready(50), ready(0)), 120.0),
+        ((ready(0), WorkerInfo("old", "ready", (MODEL,))), 2 * ASSUMED_WORK_PER_S),
+        ((WorkerInfo("w", "draining", (MODEL,)),), 0.0),
+    ],
+)
+def test_who_has_not_shown_its_rate_is_taken_for_as_fast_as_others(
+    workers: tuple[WorkerInfo, ...], expected: float
+) -> None:
+    assert work_per_s(fleet(*workers), "m") == expected
+
+
+def test_work_without_workers_has_seconds_too() -> None:
+    """So that a fleet can be scaled up from none."""
+    queue = QueueState({name: Line(1, 250, 1.0) for name in PRIORITIES}, 10, 0)
+    assert of_queues({"m": queue}, fleet())["work_seconds"]["m", "bulk"] == 250 / ASSUMED_WORK_PER_S
+    assert of_workers(fleet())["active_models"] == {(): 0}
+
+
+async def test_odd_requests_make_no_new_series(redis: Redis, worker: EchoWorker) -> None:
+    """Unknown models, paths, methods, tenants, keys and ids: what they are called is told nowhere."""
+
+    async def odd(client: httpx.AsyncClient, number: int) -> None:
+        name = f"odd{number}"
+        await client.get(f"/{name}")
+        await client.request(name.upper(), "/generate")
+        await client.post("/generate", json={**ASK, "model": name})
+        await client.post("/v1/completions", json={"model": name, "prompt": name})
+        await client.post("/generate", json={name: name})
+        await client.get(f"/v1/jobs/{name}")
+        await client.delete(f"/v1/jobs/00{number:032x}")
+        headers = {"Authorization": f"Bearer {name}", "X-Request-Id": name, "Idempotency-Key": name}
+        await client.post("/generate", json=ASK, headers=headers)
+
+    async with in_memory(redis) as client:
+        await odd(client, 0)
+        await samples(client)
+        before = await samples(client)
+        for number in range(1, 6):
+            await odd(client, number)
+        after = await samples(client)
+    assert after.keys() == before.keys()
+    assert not [name for name in after if re.search("odd|ODD", name)]
+
+
+async def test_redis_away_is_told(redis: Redis, worker: EchoWorker) -> None:
+    """By the one gauge for it; what was read of the fleet before is not told again."""
+    async with in_memory(Broker(Redis(port=1)), response_cache_ttl_s=0) as client:
+        found = await samples(client)
+    assert found["aios_redis_up"] == 0
+    assert not [name for name in found if name.startswith(("aios_queue_depth", "aios_workers"))]
+
+
+async def test_a_running_front_watches_its_loop(redis: Redis) -> None:
+    async with live(redis) as (client, front):
+        assert (await samples(client))["aios_event_loop_lag_seconds"] >= 0
+        assert front.lag.worst_s < 20

@@ -1,0 +1,59 @@
+"""One line for what is wrong around the fleet, and none where all is well."""
+
+import logging
+
+import pytest
+from redis.asyncio import Redis
+
+from shared.advice import advise, on_open_files, on_redis, on_threads, open_files_limit, redis_advice
+from shared.broker import Broker, connect
+
+
+@pytest.mark.parametrize(
+    ("limit", "depth", "lines"), [(1024, 256, 0), (1023, 256, 1), (1024, 4096, 1), (None, 10**6, 0)]
+)
+def test_too_few_open_files(limit: int | None, depth: int, lines: int) -> None:
+    said = on_open_files(limit, depth)
+    assert len(said) == lines
+    assert all(f"ulimit -n is {limit}" in line and str(2 * depth + 512) in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("workers", "threads", "cores", "lines"), [(2, 1, 2, 0), (2, 2, 4, 0), (2, 2, 2, 1), (1, 3, 2, 1)]
+)
+def test_too_many_threads(workers: int, threads: int, cores: int, lines: int) -> None:
+    assert len(on_threads(workers, threads, cores)) == lines
+
+
+def test_how_redis_should_be_set_up() -> None:
+    assert on_redis({"maxmemory_policy": "noeviction", "aof_enabled": 1}) == on_redis({}) == []
+    [policy, appendonly] = on_redis({"maxmemory_policy": "allkeys-lru", "aof_enabled": 0})
+    assert "allkeys-lru" in policy and "noeviction" in policy
+    assert "appendonly no" in appendonly
+
+
+async def test_a_real_redis_is_asked(redis: Redis) -> None:
+    """The one of these tests has no append-only file."""
+    settings = {"maxmemory-policy": "volatile-lru", "appendonly": "no"}
+    before = {name: (await redis.config_get(name))[name] for name in settings}
+    for name, value in settings.items():
+        await redis.config_set(name, value)
+    try:
+        said = await redis_advice(Broker(redis))
+    finally:
+        for name, value in before.items():
+            await redis.config_set(name, value)
+    assert [line.split()[2] for line in said] == ["maxmemory-policy", "appendonly"]
+
+
+async def test_a_redis_that_is_away_is_nothing_to_say_of() -> None:
+    client = connect("redis://127.0.0.1:1/0")
+    assert await redis_advice(Broker(client)) == []
+    await client.aclose()
+
+
+def test_each_is_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        advise(["one", "100 %"])
+    assert [record.getMessage() for record in caplog.records] == ["one", "100 %"]
+    assert open_files_limit() is None or open_files_limit() > 0  # type: ignore[operator]

@@ -1,0 +1,79 @@
+"""Every kind of runner has done a step of its own before its worker is ready (A116, B37), and segments are counted."""
+
+from collections.abc import Sequence
+
+import pytest
+from transformers import BertConfig, BertModel
+
+from shared.errors import FleetError
+from shared.messages import Generate, Sampling, Solve
+from shared.settings import ModelEntry, Settings
+from tests.worker import sapient_fixtures
+from tests.worker.broken_models import write_model
+from tests.worker.test_encoder import SHARED, write
+from worker import loading
+from worker.engine import Engine
+from worker.registry import RUNNERS, load_runner
+from worker.request import Work
+from worker.runners.base import Runner, RunnerOptions
+from worker.sequence import Slice, StepResult
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("models")
+    for kind in ("hrm-text", "hrm-act", "causal"):
+        write_model(kind, root / kind)
+    write(root / "encoder", BertModel, BertConfig(**SHARED))
+    sapient_fixtures.write_checkpoint(root / "hrm-puzzle", sapient_fixtures.Net(halt_max_steps=3))
+    return {kind: "echo" if kind == "echo" else str(root / kind) for kind in RUNNERS}
+
+
+@pytest.mark.parametrize("kind", RUNNERS)
+def test_one_step_is_done_while_loading(kind: str, paths: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def watched(name: str, options: RunnerOptions) -> Runner:
+        runner = load_runner(name, options)
+        step = runner.step
+
+        def stepped(slices: Sequence[Slice]) -> list[StepResult | FleetError]:
+            sizes.append(len(slices))
+            return step(slices)
+
+        monkeypatch.setattr(runner, "step", stepped)
+        return runner
+
+    monkeypatch.setattr(loading, "load_runner", watched)
+    settings = Settings(models=(ModelEntry(id="m", path=paths[kind]),), device="cpu", context_window=64)
+    [model] = loading.load_models(settings)
+    assert model.info.runner == kind
+    assert sizes == [1]
+    assert model.warm_up_s > 0
+    assert model.load_s > 0
+
+
+@pytest.mark.parametrize("segments", ["compat", "max"])
+def test_segments_of_a_brain_are_counted_by_token(paths: dict[str, str], segments: str) -> None:
+    runner = load_runner("hrm-act", RunnerOptions(path=paths["hrm-act"], segments=segments))
+    engine = Engine(runner, lambda emissions: None)
+    task = Generate("ab", Sampling(max_tokens=4, seed=0, ignore_eos=True))
+    engine.submit(Work("k", runner.encode(task), task.sampling))
+    while engine.has_work:
+        engine.step()
+    counts = engine.counts
+    assert (counts.num_tokens, counts.num_settled) == (4, 4)
+    each = 1 if segments == "compat" else runner._max_segments  # type: ignore[attr-defined]
+    assert counts.num_segments == 4 * each
+
+
+def test_segments_of_puzzles_are_counted_by_puzzle(paths: dict[str, str]) -> None:
+    runner = load_runner("hrm-puzzle", RunnerOptions(path=paths["hrm-puzzle"]))
+    engine = Engine(runner, lambda emissions: None)
+    trial = runner.spec.trial
+    assert isinstance(trial, Solve)
+    for number in range(2):
+        engine.submit(Work(f"k{number}", runner.encode(Solve(trial.puzzle, max_steps=2 + number)), None))
+    while engine.has_work:
+        engine.step()
+    assert (engine.counts.num_segments, engine.counts.num_settled) == (2 + 3, 2)

@@ -1,0 +1,34 @@
+"""Whether this worker has room for more work in the memory of its machine, or of its container.
+
+A GPU's memory is not looked at: keys and values take most of it at the start, by plan, and a step that finds none is
+planned smaller.
+"""
+
+import logging
+from collections.abc import Callable
+
+from worker.machine import memory_share
+
+logger = logging.getLogger("aios.memory")
+
+
+class HighWater:
+    """`is_over` as long as more than `mark` of the memory was in use at the last look; never without a mark."""
+
+    def __init__(self, mark: float | None = None, read: Callable[[], float] = memory_share) -> None:
+        self._mark = mark
+        self._read = read
+        self.share = 0.0
+        self.is_over = False
+
+    def look(self) -> None:
+        """Read it again; costs a few small files."""
+        self.share = self._read()
+        is_over = self._mark is not None and self.share > self._mark
+        if is_over and not self.is_over:
+            logger.warning(
+                "%.0f %% of the memory is in use: nothing new is taken until there is room", 100 * self.share
+            )
+        elif self.is_over and not is_over:
+            logger.warning("%.0f %% of the memory is in use: work is taken again", 100 * self.share)
+        self.is_over = is_over

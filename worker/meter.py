@@ -1,0 +1,167 @@
+"""What a worker tells of itself: its record in presence once a second, and its metrics when somebody asks.
+
+Reads what the parts of the worker count anyway; nothing here is called by a step.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import get_args
+
+from shared.broker import Broker
+from shared.cost import cost_of
+from shared.messages import ModelInfo, ModelLoad, WorkerInfo, WorkerState
+from shared.metric_kinds import Values
+from shared.metrics import WorkerMetrics
+from shared.process import LoopLag, resident_bytes, tell
+from shared.queue import Claim
+from worker.device import device_memory
+from worker.engine import Engine
+from worker.high_water import HighWater
+from worker.intake import Intake
+from worker.loading import LoadedModel
+from worker.outbox import Outbox
+from worker.progress import Pulse
+
+STATES = (*get_args(WorkerState), "full")
+_LATELY = 10
+_WORK_LATELY = 60
+_ENOUGH_S = 0.2
+"""Announcements, and so seconds, over which tokens and work are measured; and the stepping that tells of the latter."""
+
+
+@dataclass
+class _Metered:
+    """One model. `work` is the cost of the jobs that were done, `tokens` and `works` are (clock or seconds of stepping,
+    count) at the last announcements."""
+
+    model: LoadedModel
+    engine: Engine
+    intake: Intake
+    work: int = 0
+    tokens: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_LATELY + 1))
+    works: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_WORK_LATELY + 1))
+    work_per_s: float = 0.0
+
+    def sample(self, now_s: float) -> None:
+        counts = self.engine.counts
+        self.tokens.append((now_s, counts.num_tokens))
+        self.works.append((counts.steps_s.total, self.work))
+        stepped_s, done = (last - first for first, last in zip(self.works[0], self.works[-1], strict=True))
+        if done > 0 and stepped_s > _ENOUGH_S:
+            self.work_per_s = done / stepped_s
+
+    @property
+    def tokens_per_s(self) -> float:
+        (first_s, first), (last_s, last) = self.tokens[0], self.tokens[-1]
+        return (last - first) / (last_s - first_s) if last_s > first_s else 0.0
+
+    def told(self) -> ModelLoad:
+        load, counts = self.engine.load, self.engine.counts
+        return ModelLoad(
+            self.model.info.id,
+            running=load.running,
+            waiting=load.waiting,
+            kv_used=load.pages_held,
+            kv_pages=load.num_pages,
+            prefix_lookups=load.num_started,
+            prefix_hits=load.num_hits,
+            tokens=counts.num_tokens,
+            tokens_per_s=round(self.tokens_per_s, 3),
+            work_per_s=round(self.work_per_s, 3),
+            step_s=round(counts.last_step_s, 6),
+            takeovers=self.intake.num_taken_over,
+            errors=counts.num_failures,
+            preemptions=load.num_preempted,
+            load_s=round(self.model.load_s, 3),
+            warm_up_s=round(self.model.warm_up_s, 3),
+        )
+
+
+class Meter:
+    """`pool` is what the operator calls workers of this kind."""
+
+    def __init__(self, outbox: Outbox, pulse: Pulse, high_water: HighWater, *, pool: str) -> None:
+        self._outbox = outbox
+        self._pulse = pulse
+        self._high_water = high_water
+        self._pool = pool
+        self._began_s = time.monotonic()
+        self._metered: dict[str, _Metered] = {}
+
+    def add(self, model: LoadedModel, engine: Engine, intake: Intake) -> None:
+        self._metered[model.info.id] = _Metered(model, engine, intake)
+
+    def closed(self, claim: Claim) -> None:
+        """A job was done here; what it was expected to cost is how waiting work is counted, too."""
+        self._metered[claim.job.model].work += cost_of(claim.job.task)
+
+    def info(self, worker_id: str, state: WorkerState, models: tuple[ModelInfo, ...]) -> WorkerInfo:
+        """The record in presence; asked for about once a second, and rates are measured from one time to another."""
+        now_s = time.monotonic()
+        for item in self._metered.values():
+            item.sample(now_s)
+        return WorkerInfo(
+            worker_id,
+            state,
+            models,
+            in_flight=len(self._outbox.claims),
+            memory_bytes=resident_bytes(),
+            pool=self._pool,
+            is_full=self._high_water.is_over,
+            uptime_s=round(now_s - self._began_s, 1),
+            device_bytes=device_memory()[0] if self._metered else 0,
+            stale_appends=self._outbox.num_stale,
+            loads=tuple(item.told() for item in self._metered.values()),
+        )
+
+    def tell(self, metrics: WorkerMetrics, broker: Broker, lag: LoopLag, state_of: Callable[[], WorkerState]) -> None:
+        """Let the metrics of the worker be read."""
+        tell(metrics.process, broker, lag)
+        metrics.state.read = lambda: {(name,): name == self._shown(state_of()) for name in STATES}
+        metrics.silence.read = lambda: {(): self._pulse.silence_s()}
+        metrics.memory_share.read = lambda: {(): self._high_water.share}
+        metrics.stale_appends.read = lambda: {(): self._outbox.num_stale}
+        metrics.device_memory.read = self._device_memory
+        metrics.batch.read = lambda: {(name,): item.engine.counts.rows for name, item in self._items()}
+        metrics.step.read = lambda: {(name,): item.engine.counts.steps_s for name, item in self._items()}
+        for metric, value in _BY_MODEL.items():
+            getattr(metrics, metric).read = partial(self._each, value)
+
+    def _each(self, value: Callable[[_Metered], float]) -> Values:
+        return {(name,): value(item) for name, item in self._items()}
+
+    def _items(self) -> list[tuple[str, _Metered]]:
+        return list(self._metered.items())
+
+    def _shown(self, state: WorkerState) -> str:
+        return "full" if state == "ready" and self._high_water.is_over else state
+
+    def _device_memory(self) -> Values:
+        allocated, total = device_memory() if self._metered else (0, 0)
+        return {("allocated",): allocated, ("total",): total} if total else {}
+
+
+_BY_MODEL: dict[str, Callable[[_Metered], float]] = {
+    "running": lambda item: item.engine.load.running,
+    "waiting": lambda item: item.engine.load.waiting,
+    "tokens": lambda item: item.engine.counts.num_tokens,
+    "prompt_tokens": lambda item: item.engine.counts.num_prompt_tokens,
+    "failures": lambda item: item.engine.counts.num_failures,
+    "preemptions": lambda item: item.engine.load.num_preempted,
+    "kv_pages": lambda item: item.engine.load.num_pages,
+    "kv_used": lambda item: item.engine.load.pages_held,
+    "kv_cached": lambda item: item.engine.load.pages_cached,
+    "prefix_lookups": lambda item: item.engine.load.num_started,
+    "prefix_hits": lambda item: item.engine.load.num_hits,
+    "prefix_tokens": lambda item: item.engine.load.num_hit_tokens,
+    "segments": lambda item: item.engine.counts.num_segments,
+    "settled": lambda item: item.engine.counts.num_settled,
+    "load_s": lambda item: item.model.load_s,
+    "warm_up_s": lambda item: item.model.warm_up_s,
+    "takeovers": lambda item: item.intake.num_taken_over,
+    "convictions": lambda item: item.intake.num_convicted,
+}
+"""The metrics that are one number a model, by their names in `WorkerMetrics`."""
