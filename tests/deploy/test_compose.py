@@ -35,7 +35,7 @@ def test_the_example_of_an_environment_has_every_variable_with_its_default() -> 
 @pytest.mark.parametrize("name", sorted(OURS))
 def test_our_roles_are_given_settings_that_hold(name: str, files: tuple[str, ...]) -> None:
     environment = services(*files)[name]["environment"]
-    known = {env_name(field) for field in Settings.model_fields} | {"AIOS_WORKER_PORT"}
+    known = {env_name(field) for field in Settings.model_fields}
     assert set(environment) <= known
     settings = resolve({}, environment, None).settings
     assert settings.redis_url == (None if name == "hrm" else "redis://redis:6379/0")
@@ -45,7 +45,7 @@ def test_our_roles_are_given_settings_that_hold(name: str, files: tuple[str, ...
 
 def test_without_a_file_of_variables_roles_have_the_fleet_s_defaults() -> None:
     """But for what a container needs: logs for machines, one thread a worker, and what names places."""
-    others = {"redis_url", "log_format", "threads", "device"}
+    others = {"redis_url", "log_format", "threads", "device", "worker_port"}
     for name in OURS:
         settings = resolve({}, CPU[name]["environment"], None).settings
         differ = {field for field in Settings.model_fields if getattr(settings, field) != getattr(Settings(), field)}
