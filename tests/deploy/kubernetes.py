@@ -25,13 +25,7 @@ def _list(items: Any) -> dict[str, Any]:
 
 
 TEXT, NUMBER = {"type": "string", "minLength": 1}, {"type": "integer", "minimum": 0}
-ENDPOINT = _object(
-    "port",
-    port=TEXT,
-    path=TEXT,
-    interval=TEXT,
-    authorization=_object("credentials", credentials=_object("name", "key", name=TEXT, key=TEXT)),
-)
+ENDPOINT = _object("port", port=TEXT, path=TEXT, interval=TEXT)
 TRIGGER = _object(
     "type",
     "metadata",

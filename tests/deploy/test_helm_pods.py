@@ -53,11 +53,13 @@ def test_every_container_that_stays_is_probed_at_a_port_of_its_own(file: Path) -
 @every_file
 def test_roles_are_asked_where_they_answer(file: Path) -> None:
     paths = {"api": ["/healthz", "/readyz"], "worker": ["/healthz", "/readyz"], "jobs": ["/metrics", "/metrics"]}
-    ports = {"api": 8000, "worker": 9090, "jobs": 9091}
+    ports = {"api": [8000, 9090], "worker": [9090], "jobs": [9091]}
     for _, container in role_containers(release_of(file)):
         role = container["name"]
         assert [container[name]["httpGet"]["path"] for name in ("livenessProbe", "readinessProbe")] == paths[role]
-        assert [port["containerPort"] for port in container["ports"]] == [ports[role]]
+        assert [port["containerPort"] for port in container["ports"]] == ports[role]
+        if role == "api":
+            assert plain_env(container)["AIOS_METRICS_PORT"] == "9090"
         if role == "worker":
             assert plain_env(container)["AIOS_WORKER_PORT"] == "9090"
         if role == "jobs":

@@ -32,10 +32,15 @@ def test_selectors_find_the_pods_they_mean(file: Path) -> None:
         (maker,) = [made for made in makers if service["spec"]["selector"].items() <= labels[name_of(made)].items()]
         ports = {port["name"] for port in maker["spec"]["template"]["spec"]["containers"][0]["ports"]}
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
-    for chooser in release.of("PodDisruptionBudget", "ServiceMonitor", "PodMonitor", "NetworkPolicy"):
+    for chooser in release.of("PodDisruptionBudget", "PodMonitor", "NetworkPolicy"):
         selector = chooser["spec"].get("podSelector") or chooser["spec"]["selector"]
         found = [name for name, given in labels.items() if _selects(selector, given)]
-        assert found, chooser["metadata"]["name"]
+        assert found, name_of(chooser)
+    for monitor in release.of("ServiceMonitor"):
+        found = [
+            made for made in release.of("Service") if _selects(monitor["spec"]["selector"], made["metadata"]["labels"])
+        ]
+        assert [port["name"] for made in found for port in made["spec"]["ports"]] == ["metrics"]
 
 
 def _selects(selector: Document, labels: dict[str, str]) -> bool:
@@ -116,6 +121,16 @@ def test_redis_hears_the_roles_alone(file: Path) -> None:
         }
         heard = {name for name, labels in pods.items() if _selects(peer["podSelector"], labels)}
         assert heard == {name for name in pods if not name.endswith("-redis")}
+
+
+def test_fronts_are_called_by_those_who_may_and_scraped_by_others() -> None:
+    release = release_of(CHART / "ci" / "ingress-tls.yaml")
+    peers = release.values["networkPolicy"]
+    (called,) = release.one("NetworkPolicy", "-api")["spec"]["ingress"]
+    assert (called["from"][:-1], called["ports"]) == (peers["frontsFrom"], [{"port": "http"}])
+    assert _selects(called["from"][-1]["podSelector"], release.one("Pod", "-test")["metadata"]["labels"])
+    (scraped,) = release.one("NetworkPolicy", "-metrics")["spec"]["ingress"]
+    assert (scraped["from"], scraped["ports"]) == (peers["metricsFrom"], [{"port": "metrics"}])
 
 
 def test_pools_are_scaled_by_the_metrics_that_fronts_export() -> None:
