@@ -57,11 +57,11 @@ class Release:
         return str(data[item["key"]])
 
 
-def render(values: Document, chart: Path = CHART) -> Release:
+def render(values: Document, chart: Path = CHART, name: str = "demo") -> Release:
     """Raises helm.HelmError for values that the schema or a template refuses."""
     with helm.Chart.load(chart) as loaded:
         merged = loaded.merge_values(values)
-        files = loaded.render(values, name="demo", namespace="ns")
+        files = loaded.render(values, name=name, namespace="ns")
     texts = [text for name, text in files.items() if name.endswith(".yaml")]
     documents = tuple(document for text in texts for document in yaml.safe_load_all(text) if document)
     (notes,) = [text for name, text in files.items() if name.endswith("NOTES.txt")]

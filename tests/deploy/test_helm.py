@@ -1,12 +1,13 @@
 """The chart renders, lints and is what Kubernetes takes, for every values file in its `ci` folder."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from shared.setting_models import ModelEntry
 from tests.deploy.charts import CHART, POD_MAKERS, ROOT, VALUES, every_file, helm, name_of, release_of, render
 from tests.deploy.kubernetes import CUSTOM, NEWEST, OLDEST, problems
 
@@ -58,88 +59,6 @@ def test_the_checks_find_what_is_wrong() -> None:
     assert problems(monitor | {"spec": monitor["spec"] | {"triggers": []}})
 
 
-@pytest.mark.parametrize(
-    ("values", "named"),
-    [
-        ({"worker": {}}, "worker"),
-        ({"api": {"replicas": -1}}, "replicas"),
-        ({"api": {"replica": 2}}, "replica"),
-        ({"api": {"resources": {"requests": {"memory": "1 GB"}}}}, "memory"),
-        ({"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
-        ({"settings": {"port": 9000}}, "port"),
-        ({"settings": {"drain_timeout_s": 0}}, "drain_timeout_s"),
-        ({"api": {"settings": {"api_keys": "secret"}}}, "api_keys"),
-        ({"workerPools": {"Sample": {}}}, "Sample"),
-        ({"workerPools": {"sample": None}}, "workerPools"),
-        ({"workerPools": {"sample": {"gpu": {"count": 2}}}}, "count"),
-        ({"workerPools": {"sample": {"models": [{"id": "maths"}]}}}, "path"),
-        ({"workerPools": {"sample": {"models": [{"id": "maths", "path": "echo", "runer": "echo"}]}}}, "runer"),
-        ({"workerPools": {"sample": {"modelVolume": {"kind": "nfs"}}}}, "kind"),
-        ({"workerPools": {"sample": {"modelVolume": {"kind": "pvc"}}}}, "existingClaim"),
-        ({"workerPools": {"sample": {"modelVolume": {"kind": "image"}}}}, "modelVolume.image"),
-        ({"workerPools": {"sample": {"modelVolume": {"kind": "copy", "image": "a"}}}}, "modelVolume.command"),
-        ({"workerPools": {"sample": {"autoscaling": {"kind": "hpa"}}}}, "kind"),
-        ({"workerPools": {"sample": {"autoscaling": {"minReplicas": 0}}}}, "minReplicas"),
-        ({"workerPools": {"sample": {"autoscaling": {"kind": "external"}}}}, "needs the pool's models"),
-        (
-            {
-                "workerPools": {
-                    "sample": {
-                        "models": [{"id": "maths", "path": "echo"}],
-                        "autoscaling": {"kind": "external", "minReplicas": 9},
-                    }
-                }
-            },
-            "minReplicas is above maxReplicas",
-        ),
-        (
-            {"workerPools": {"sample": {"models": [{"id": "maths", "path": "echo"}], "autoscaling": {"kind": "keda"}}}},
-            "prometheus.address",
-        ),
-        ({"api": {"autoscaling": {"minReplicas": 11}}}, "minReplicas is above maxReplicas"),
-        ({"defaultModel": "maths"}, "defaultModel"),
-        ({"redis": {"enabled": False}}, "externalRedis"),
-        ({"redis": {"maxmemory": "lots"}}, "maxmemory"),
-        ({"externalRedis": {"url": "redis://:secret@redis:6379"}}, "url"),
-        ({"ingress": {"enabled": True}}, "hosts"),
-    ],
-)
-def test_values_that_make_no_sense_are_refused_by_name(values: dict[str, Any], named: str) -> None:
-    with pytest.raises(helm.HelmError) as refused:
-        render(values)
-    assert named in str(refused.value)
-
-
-def test_the_schema_knows_what_a_model_may_have() -> None:
-    with helm.Chart.load(CHART) as chart:
-        schema = chart.schema
-    assert schema is not None
-    assert set(schema["definitions"]["model"]["properties"]) == set(ModelEntry.model_fields)
-
-
-def test_every_value_has_a_place_in_the_schema_and_a_default() -> None:
-    """All objects are closed, and every property of theirs that has properties is in values.yaml."""
-    with helm.Chart.load(CHART) as chart:
-        schema, values = chart.schema, chart.values
-    assert schema is not None
-    _same_keys(schema, values, schema["definitions"], "values")
-
-
-def _same_keys(schema: Any, value: Any, definitions: dict[str, Any], where: str) -> None:
-    if "$ref" in schema:
-        name = schema["$ref"].rpartition("/")[2]
-        if name in ("settings", "model"):
-            return
-        schema = definitions[name]
-    if "properties" not in schema:
-        return
-    assert schema["additionalProperties"] is False, where
-    assert set(schema["properties"]) - {"global"} >= set(value), where
-    for key, inner in schema["properties"].items():
-        if key in value and isinstance(value[key], dict):
-            _same_keys(inner, value[key], definitions, f"{where}.{key}")
-
-
 def test_what_a_pool_says_outranks_the_defaults_even_when_it_is_nothing() -> None:
     pool = {"replicas": 0, "podDisruptionBudget": {"enabled": False}, "gpu": {"count": 0}, "sharedMemory": ""}
     defaults = {"gpu": {"count": 1}, "sharedMemory": "1Gi"}
@@ -188,6 +107,31 @@ def test_the_notes_name_what_is_there(file: Path) -> None:
     for word in made.notes.replace(" service/", " deployment/").split():
         if word.startswith("deployment/"):
             assert word.removeprefix("deployment/") in names
+
+
+def test_the_pages_example_is_the_fleet_it_speaks_of() -> None:
+    page = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    example = next(block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "workerPools" in block)
+    made = render(yaml.safe_load(example), name="aios-fleet")
+    names = {f"{document['kind'].lower()}/{name_of(document)}" for document in made.documents}
+    spoken_of = set(re.findall(r"(?:deployment|service)/[a-z-]+", page))
+    assert len(spoken_of) >= 3
+    assert spoken_of <= names
+
+
+@pytest.mark.parametrize(
+    ("resource", "keys"),
+    [
+        ("nvidia.com/gpu", ["nvidia.com/gpu"]),
+        ("nvidia.com/mig-1g.10gb", ["nvidia.com/mig-1g.10gb", "nvidia.com/gpu"]),
+        ("amd.com/gpu", ["amd.com/gpu"]),
+    ],
+)
+def test_a_pool_with_a_gpu_tolerates_the_taints_of_its_nodes(resource: str, keys: list[str]) -> None:
+    made = render({"workerPools": {"sample": {"gpu": {"count": 1, "resource": resource}}}})
+    pod = made.one("Deployment", "-sample")["spec"]["template"]["spec"]
+    assert [toleration["key"] for toleration in pod["tolerations"]] == keys
+    assert pod["containers"][0]["resources"]["limits"][resource] == 1
 
 
 def test_the_charts_version_is_the_projects() -> None:

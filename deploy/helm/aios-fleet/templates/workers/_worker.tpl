@@ -16,11 +16,13 @@
 {{- end -}}
 {{- end -}}
 
-{{/* The pool, tolerating the taint that keeps others off its GPUs. */}}
+{{/* The pool, tolerating the taints that keep others off its GPUs: by the resource, or by all of its vendor's. */}}
 {{- define "aios.tolerant" -}}
 {{- $tolerations := .tolerations -}}
 {{- if .gpu.count -}}
-{{- $tolerations = append $tolerations (dict "key" .gpu.resource "operator" "Exists" "effect" "NoSchedule") -}}
+{{- range list .gpu.resource (printf "%s/gpu" (dir .gpu.resource)) | uniq -}}
+{{- $tolerations = append $tolerations (dict "key" . "operator" "Exists" "effect" "NoSchedule") -}}
+{{- end -}}
 {{- end -}}
 {{- merge (dict "tolerations" $tolerations) . | toYaml -}}
 {{- end -}}
