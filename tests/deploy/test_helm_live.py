@@ -1,5 +1,6 @@
-"""What the chart only hands on, tried for real: the script of `helm test` on a fleet, Redis's arguments on a Redis."""
+"""What the chart only hands on, tried for real: the script of `helm test` on a front, Redis's arguments on a Redis."""
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -7,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import redis
+from redis import AuthenticationError, ConnectionError
+from redis import Redis as BlockingRedis
+from redis.asyncio import Redis
 
 from scripts.aios import bindable_port
+from tests.api.echo_worker import EchoWorker
+from tests.api.fronts import live
 from tests.deploy.charts import CHART, release_of
-from tests.e2e.serving import serving
 from tests.polling import wait_until
 
 
@@ -26,13 +30,19 @@ def smoke_test(url: str, keys: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_helm_test_tells_a_fleet_that_serves_from_one_that_does_not() -> None:
-    with serving("--model-path", "echo", "--api-keys", "ci:hush-1,hush-2") as fleet:
-        well, badly = smoke_test(fleet.url, "ci:hush-1, hush-2"), smoke_test(fleet.url, "wrong")
+async def test_helm_test_says_whether_a_fleet_serves(redis: Redis, redis_url: str) -> None:
+    async def ask(keys: str) -> "subprocess.CompletedProcess[str]":
+        async with live(redis, api_keys="ci:hush-1,hush-2") as (client, _):
+            return await asyncio.to_thread(smoke_test, str(client.base_url).rstrip("/"), keys)
+
+    alone = await ask("ci:hush-1")
+    async with EchoWorker(redis_url):
+        well, stranger = await ask("ci:hush-1, hush-2"), await ask("wrong")
     assert (well.returncode, well.stderr) == (0, "")
     assert "completions" in well.stdout
-    assert badly.returncode == 1
-    assert "401" in badly.stderr
+    assert alone.returncode == stranger.returncode == 1
+    assert "no worker is ready" in alone.stderr
+    assert "401" in stranger.stderr
 
 
 def test_redis_takes_the_arguments_it_is_given(tmp_path: Path) -> None:
@@ -45,20 +55,20 @@ def test_redis_takes_the_arguments_it_is_given(tmp_path: Path) -> None:
     port = bindable_port("127.0.0.1", 0)
     process = subprocess.Popen([server, *args, "--port", str(port)], stdout=subprocess.DEVNULL)
     try:
-        client = redis.Redis(port=port, password="hush", socket_timeout=5)
+        client = BlockingRedis(port=port, password="hush", socket_timeout=5)
         wait_until(lambda: _answers(client), "redis answers", deadline_s=20)
         wanted = {"maxmemory": str(768 << 20), "maxmemory-policy": "noeviction", "appendonly": "yes"}
         assert wanted.items() <= client.config_get("*").items()
-        with pytest.raises(redis.AuthenticationError):
-            redis.Redis(port=port).ping()
+        with pytest.raises(AuthenticationError):
+            BlockingRedis(port=port).ping()
     finally:
         process.terminate()
         process.wait(timeout=20)
     assert list(tmp_path.glob("appendonly*"))
 
 
-def _answers(client: "redis.Redis") -> bool:
+def _answers(client: BlockingRedis) -> bool:
     try:
         return bool(client.ping())
-    except redis.ConnectionError:
+    except ConnectionError:
         return False
