@@ -1,0 +1,144 @@
+"""The chart renders, lints and is what Kubernetes takes, for every values file in its `ci` folder."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.deploy.charts import CHART, POD_MAKERS, ROOT, VALUES, every_file, helm, name_of, release_of, render
+from tests.deploy.kubernetes import CUSTOM, NEWEST, OLDEST, problems
+
+
+def test_there_are_values_for_every_way_to_deploy() -> None:
+    assert len(VALUES) >= 6
+    kinds = {document["kind"] for file in VALUES for document in release_of(file).documents}
+    assert kinds >= {kind for _, kind in CUSTOM} | {
+        "Ingress",
+        "HorizontalPodAutoscaler",
+        "StatefulSet",
+        "NetworkPolicy",
+    }
+
+
+@every_file
+def test_lint_has_nothing_to_say(file: Path) -> None:
+    values = release_of(file).values
+    report = helm.lint(CHART, values, strict=True, kube_version=f"v{OLDEST}.0")
+    severe = [message for message in report["messages"] if message["severity"] > 1]
+    assert (severe, report["errors"]) == ([], [])
+
+
+@every_file
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_kubernetes_takes_every_document(file: Path, version: str) -> None:
+    for document in release_of(file).documents:
+        if version != OLDEST or not _has_image_volume(document):
+            assert problems(document, version) == [], name_of(document)
+
+
+def _has_image_volume(document: dict[str, Any]) -> bool:
+    """Which the oldest Kubernetes that the chart names does not know."""
+    volumes = document["spec"]["template"]["spec"]["volumes"] if document["kind"] in POD_MAKERS else []
+    return any("image" in volume for volume in volumes)
+
+
+@every_file
+def test_no_two_documents_have_one_name(file: Path) -> None:
+    names = [(document["kind"], name_of(document)) for document in release_of(file).documents]
+    assert len(set(names)) == len(names)
+
+
+def test_the_checks_find_what_is_wrong() -> None:
+    document = release_of(VALUES[0]).one("Deployment", "-api")
+    wrong = document | {"spec": document["spec"] | {"replicsa": 2}}
+    assert "replicsa" in problems(wrong)[0]
+    monitor = release_of(CHART / "ci" / "keda.yaml").one("ScaledObject", "-maths")
+    assert problems(monitor | {"spec": monitor["spec"] | {"triggers": []}})
+
+
+def test_what_a_pool_says_outranks_the_defaults_even_when_it_is_nothing() -> None:
+    pool = {"replicas": 0, "podDisruptionBudget": {"enabled": False}, "gpu": {"count": 0}, "sharedMemory": ""}
+    defaults = {"gpu": {"count": 1}, "sharedMemory": "1Gi"}
+    made = render({"workerDefaults": defaults, "workerPools": {"sample": pool}})
+    deployment = made.one("Deployment", "-worker-sample")
+    assert deployment["spec"]["replicas"] == 0
+    assert "nvidia.com/gpu" not in str(deployment)
+    assert "shm" not in str(deployment)
+    assert [budget["metadata"]["name"] for budget in made.of("PodDisruptionBudget")] == ["demo-aios-fleet-api"]
+
+
+def test_a_change_of_one_pools_settings_starts_only_that_pool_again() -> None:
+    def digests(settings: dict[str, Any]) -> dict[str, str]:
+        made = render({"workerPools": {"a": {}, "b": {"settings": settings}}})
+        return {
+            name_of(document): document["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+            for document in made.of("Deployment")
+        }
+
+    before, after = digests({"max_batch_size": 8}), digests({"max_batch_size": 9})
+    assert {name for name in before if before[name] != after[name]} == {"demo-aios-fleet-worker-b"}
+
+
+def test_alerts_that_lie_in_the_chart_become_a_rule(tmp_path: Path) -> None:
+    chart = Path(shutil.copytree(CHART, tmp_path / "aios-fleet"))
+    alerts = tmp_path / "alerts.yaml"
+    alerts.write_text(
+        "groups:\n- name: ours\n  rules:\n"
+        "  - {alert: Late, expr: 'up == 0', annotations: {summary: '{{ $labels.job }} is gone'}}\n"
+    )
+    (chart / "files" / "alerts.yaml").unlink(missing_ok=True)
+    wanted = {"monitoring": {"rules": {"enabled": True}}}
+    with pytest.raises(helm.HelmError, match=r"monitoring\.rules: no"):
+        render(wanted, chart)
+    (chart / "files" / "alerts.yaml").symlink_to(alerts)
+    (rule,) = render(wanted, chart).of("PrometheusRule")
+    assert problems(rule) == []
+    assert rule["spec"]["groups"][0]["rules"][0]["annotations"] == {"summary": "{{ $labels.job }} is gone"}
+
+
+@every_file
+def test_the_notes_name_what_is_there(file: Path) -> None:
+    made = release_of(file)
+    names = {name_of(document) for document in made.documents}
+    assert made.one("Service", "-api")["metadata"]["name"] in made.notes
+    for word in made.notes.replace(" service/", " deployment/").split():
+        if word.startswith("deployment/"):
+            assert word.removeprefix("deployment/") in names
+
+
+def test_the_pages_example_is_the_fleet_it_speaks_of() -> None:
+    page = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    example = next(block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "workerPools" in block)
+    made = render(yaml.safe_load(example), name="aios-fleet")
+    names = {f"{document['kind'].lower()}/{name_of(document)}" for document in made.documents}
+    spoken_of = set(re.findall(r"(?:deployment|service)/[a-z-]+", page))
+    assert len(spoken_of) >= 3
+    assert spoken_of <= names
+
+
+@pytest.mark.parametrize(
+    ("resource", "keys"),
+    [
+        ("nvidia.com/gpu", ["nvidia.com/gpu"]),
+        ("nvidia.com/mig-1g.10gb", ["nvidia.com/mig-1g.10gb", "nvidia.com/gpu"]),
+        ("amd.com/gpu", ["amd.com/gpu"]),
+    ],
+)
+def test_a_pool_with_a_gpu_tolerates_the_taints_of_its_nodes(resource: str, keys: list[str]) -> None:
+    made = render({"workerPools": {"sample": {"gpu": {"count": 1, "resource": resource}}}})
+    pod = made.one("Deployment", "-sample")["spec"]["template"]["spec"]
+    assert [toleration["key"] for toleration in pod["tolerations"]] == keys
+    assert pod["containers"][0]["resources"]["limits"][resource] == 1
+
+
+def test_the_charts_version_is_the_projects() -> None:
+    with helm.Chart.load(CHART) as chart:
+        version = chart.metadata["appVersion"]
+    assert f'\nversion = "{version}"\n' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_nothing_is_rendered_for_a_pool_that_is_off() -> None:
+    assert "spare" not in str(release_of(CHART / "ci" / "keda.yaml").documents)

@@ -1,0 +1,90 @@
+"""Values that make no sense are refused, by the schema or by a template, with the name of what is wrong."""
+
+from typing import Any
+
+import pytest
+
+from shared.setting_models import ModelEntry
+from tests.deploy.charts import CHART, helm, render
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"worker": {}}, "worker"),
+        ({"api": {"replicas": -1}}, "replicas"),
+        ({"api": {"replica": 2}}, "replica"),
+        ({"api": {"resources": {"requests": {"memory": "1 GB"}}}}, "memory"),
+        ({"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
+        ({"settings": {"port": 9000}}, "port"),
+        ({"settings": {"drain_timeout_s": 0}}, "drain_timeout_s"),
+        ({"api": {"settings": {"api_keys": "secret"}}}, "api_keys"),
+        ({"workerPools": {"Sample": {}}}, "Sample"),
+        ({"workerPools": {"sample": None}}, "workerPools"),
+        ({"workerPools": {"sample": {"gpu": {"count": 2}}}}, "count"),
+        ({"workerPools": {"sample": {"models": [{"id": "maths"}]}}}, "path"),
+        ({"workerPools": {"sample": {"models": [{"id": "maths", "path": "echo", "runer": "echo"}]}}}, "runer"),
+        ({"workerPools": {"sample": {"modelVolume": {"kind": "nfs"}}}}, "kind"),
+        ({"workerPools": {"sample": {"modelVolume": {"kind": "pvc"}}}}, "existingClaim"),
+        ({"workerPools": {"sample": {"modelVolume": {"kind": "image"}}}}, "modelVolume.image"),
+        ({"workerPools": {"sample": {"modelVolume": {"kind": "copy", "image": "a"}}}}, "modelVolume.command"),
+        ({"workerPools": {"sample": {"autoscaling": {"kind": "hpa"}}}}, "kind"),
+        ({"workerPools": {"sample": {"autoscaling": {"minReplicas": 0}}}}, "minReplicas"),
+        ({"workerPools": {"sample": {"autoscaling": {"kind": "external"}}}}, "needs the pool's models"),
+        (
+            {
+                "workerPools": {
+                    "sample": {
+                        "models": [{"id": "maths", "path": "echo"}],
+                        "autoscaling": {"kind": "external", "minReplicas": 9},
+                    }
+                }
+            },
+            "minReplicas is above maxReplicas",
+        ),
+        (
+            {"workerPools": {"sample": {"models": [{"id": "maths", "path": "echo"}], "autoscaling": {"kind": "keda"}}}},
+            "prometheus.address",
+        ),
+        ({"api": {"autoscaling": {"minReplicas": 11}}}, "minReplicas is above maxReplicas"),
+        ({"defaultModel": "maths"}, "defaultModel"),
+        ({"redis": {"enabled": False}}, "externalRedis"),
+        ({"redis": {"maxmemory": "lots"}}, "maxmemory"),
+        ({"externalRedis": {"url": "redis://:secret@redis:6379"}}, "url"),
+        ({"ingress": {"enabled": True}}, "hosts"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused_by_name(values: dict[str, Any], named: str) -> None:
+    with pytest.raises(helm.HelmError) as refused:
+        render(values)
+    assert named in str(refused.value)
+
+
+def test_the_schema_knows_what_a_model_may_have() -> None:
+    with helm.Chart.load(CHART) as chart:
+        schema = chart.schema
+    assert schema is not None
+    assert set(schema["definitions"]["model"]["properties"]) == set(ModelEntry.model_fields)
+
+
+def test_every_value_has_a_place_in_the_schema_and_a_default() -> None:
+    """All objects are closed, and every property of theirs that has properties is in values.yaml."""
+    with helm.Chart.load(CHART) as chart:
+        schema, values = chart.schema, chart.values
+    assert schema is not None
+    _same_keys(schema, values, schema["definitions"], "values")
+
+
+def _same_keys(schema: Any, value: Any, definitions: dict[str, Any], where: str) -> None:
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        if name in ("settings", "model"):
+            return
+        schema = definitions[name]
+    if "properties" not in schema:
+        return
+    assert schema["additionalProperties"] is False, where
+    assert set(schema["properties"]) - {"global"} >= set(value), where
+    for key, inner in schema["properties"].items():
+        if key in value and isinstance(value[key], dict):
+            _same_keys(inner, value[key], definitions, f"{where}.{key}")

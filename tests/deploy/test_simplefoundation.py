@@ -1,0 +1,66 @@
+"""The plain manifests: SimpleFoundation's names, with requests and probes, and as locked up as the chart's Pods."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scripts.aios import KILL_AFTER_DRAIN_S, fleet_roles, main
+from shared.settings import resolve
+from tests.deploy.kubernetes import NEWEST, OLDEST, problems
+
+FOLDER = Path(__file__).parents[2] / "deploy" / "examples" / "simplefoundation"
+DEPLOYMENT, SERVICE = (yaml.safe_load((FOLDER / name).read_text()) for name in ("deployment.yaml", "service.yaml"))
+POD: dict[str, Any] = DEPLOYMENT["spec"]["template"]["spec"]
+(CONTAINER,) = POD["containers"]
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_kubernetes_takes_them(version: str) -> None:
+    assert problems(DEPLOYMENT, version) == problems(SERVICE, version) == []
+
+
+def test_the_deployment_has_the_names_it_is_known_by() -> None:
+    assert (DEPLOYMENT["metadata"]["name"], DEPLOYMENT["spec"]["replicas"]) == ("simplefoundation", 1)
+    assert CONTAINER["name"] == "model-server"
+    assert [port["containerPort"] for port in CONTAINER["ports"]] == [8000]
+    assert CONTAINER["env"] == [{"name": "MODEL_PATH", "value": "/app/model"}]
+    (volume,) = [volume for volume in POD["volumes"] if volume["name"] == "model-volume"]
+    assert volume["persistentVolumeClaim"]["claimName"] == "model-pvc"
+    (mount,) = [mount for mount in CONTAINER["volumeMounts"] if mount["name"] == "model-volume"]
+    assert mount["mountPath"] == "/app/model"
+    assert CONTAINER["resources"]["limits"]["nvidia.com/gpu"] == 1
+
+
+def test_the_service_has_its_name_and_finds_the_pod() -> None:
+    assert SERVICE["metadata"]["name"] == "simplefoundation-service"
+    assert SERVICE["spec"]["type"] == "LoadBalancer"
+    assert [(port["port"], port["targetPort"]) for port in SERVICE["spec"]["ports"]] == [(80, 8000)]
+    labels = DEPLOYMENT["spec"]["template"]["metadata"]["labels"]
+    assert SERVICE["spec"]["selector"] == DEPLOYMENT["spec"]["selector"]["matchLabels"] == labels
+
+
+def test_it_has_requests_probes_and_no_rights() -> None:
+    assert CONTAINER["resources"]["requests"].keys() == {"cpu", "memory"}
+    assert CONTAINER["livenessProbe"]["httpGet"]["path"] == "/healthz"
+    assert CONTAINER["readinessProbe"]["httpGet"]["path"] == CONTAINER["startupProbe"]["httpGet"]["path"] == "/readyz"
+    assert CONTAINER["securityContext"]["readOnlyRootFilesystem"] is True
+    assert CONTAINER["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert POD["securityContext"]["runAsUser"] == 10001
+
+
+def test_its_command_is_real_and_its_grace_is_enough(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env = {item["name"]: item["value"] for item in CONTAINER["env"]}
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert main([*CONTAINER["args"], "--print-config"]) == 0
+    assert "/app/model" in capsys.readouterr().out
+    settings = resolve({}, env, None).settings
+    num_stops = len(fleet_roles(settings, [{}]))
+    sleep = CONTAINER["lifecycle"]["preStop"]["sleep"]["seconds"]
+    needed = sleep + num_stops * math.ceil(settings.drain_timeout_s + KILL_AFTER_DRAIN_S)
+    assert POD["terminationGracePeriodSeconds"] >= needed
