@@ -191,14 +191,23 @@ class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     dtype: str = ""
 
 
+Residence = Literal["loaded", "unloading", "unloaded", "loading"]
+"""Whether a served model is in a worker's memory: `unloading` while jobs in hand end, `loading` for one that waits."""
+
+
 class WorkerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One worker's presence record. `memory_bytes` of this machine's memory are in its process; 0 is unknown."""
+    """One worker's presence record. `memory_bytes` of this machine's memory are in its process; 0 is unknown.
+
+    `residences` are those of `models` that are not just loaded, `unloads` the last order of each that it has obeyed.
+    """
 
     id: str
     state: Literal["loading", "ready", "draining"]
     models: tuple[ModelInfo, ...]
     in_flight: int = 0
     memory_bytes: int = 0
+    residences: dict[str, Residence] = {}
+    unloads: dict[str, int] = {}
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -27,7 +27,15 @@ POLICY = (
     "worker.puzzles",
     "worker.text",
 )
-REACH_REDIS = ("worker.intake", "worker.bells", "worker.outbox", "worker.service", "worker.__main__", "worker.jobs")
+REACH_REDIS = (
+    "worker.intake",
+    "worker.bells",
+    "worker.outbox",
+    "worker.slot",
+    "worker.service",
+    "worker.__main__",
+    "worker.jobs",
+)
 
 
 @dataclass

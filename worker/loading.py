@@ -1,7 +1,9 @@
 """From settings to loaded, warmed runners. Where a bad path becomes a sentence for the operator."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from shared.errors import FleetError, from_event
@@ -29,10 +31,11 @@ _DEFAULT_KV_FRACTION = 0.9
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """`fingerprint`: see `worker.fingerprint`."""
+    """`again` loads it once more, from what lies there then. `fingerprint`: see `worker.fingerprint`."""
 
     info: ModelInfo
     runner: Runner
+    again: "Callable[[], LoadedModel]"
     fingerprint: str = ""
 
 
@@ -71,7 +74,7 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
         entry.id, spec.runner, spec.found, spec.context_window, settings.max_new_tokens, spec.max_batch,
         tasks=spec.tasks, is_default=is_default, fingerprint=mark, device=options.device, dtype=options.dtype,
     )  # fmt: skip
-    return LoadedModel(info, runner, mark)
+    return LoadedModel(info, runner, partial(_load, entry, settings, is_default=is_default), mark)
 
 
 def _load_fitting(kind: str, options: RunnerOptions) -> Runner:
