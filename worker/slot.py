@@ -152,7 +152,7 @@ class Slot:
         logger.info("model %s is unloaded", self.info.id)
 
     async def _look(self) -> None:
-        if not await self.queue.seek(self._bench.broker.shards):
+        if not await self.queue.has_work(self._bench.broker.shards):
             self._waiting_since_s = None
         elif await self._is_ours():
             await self._load()

@@ -16,20 +16,16 @@ from api.routes.inference_events import InferenceEvents
 from api.routes.inference_tasks import BODIES, ECHO, TASKS, InferenceTask, body_type, name_of
 from api.run import Outcome, total_usage
 from api.schemas.errors import API_ERRORS, LATER, STREAM, STREAM_ALONE
+from api.schemas.fleet import ApiHealth, ModelStatus, ModelStatuses, api_health, model_status
 from api.schemas.inference import (
-    ApiHealth,
     ClassificationRequest,
     EchoRequest,
     EchoResult,
     FeatureRequest,
     InferenceRequest,
     InferenceResponse,
-    ModelStatus,
-    ModelStatuses,
     TextGenerationRequest,
     TimesBody,
-    api_health,
-    model_status,
     times_body,
 )
 from api.schemas.usage import usage_body

@@ -231,11 +231,12 @@ async def test_d91_d93_status(client: httpx.AsyncClient, worker: EchoWorker, red
         "context_window": 2048,
         "acceleration": {"device": "", "dtype": ""},
         "workers": 1,
+        "loaded": 1,
         "in_flight": 0,
     }
     assert (await client.get("/api/models/status/echo")).json() == expected
     other = (await client.get("/api/models/status/some/other")).json()
-    assert other == expected | {"model_id": "some/other", "status": "unavailable", "workers": 0} | {
+    assert other == expected | {"model_id": "some/other", "status": "unavailable", "workers": 0, "loaded": 0} | {
         "description": "some/other for tests"
     }
     assert (await client.get("/api/models/status")).json() == {"models": [expected, other]}
