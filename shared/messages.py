@@ -199,6 +199,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """One worker's presence record. `memory_bytes` of this machine's memory are in its process; 0 is unknown.
 
     `residences` are those of `models` that are not just loaded, `unloads` the last order of each that it has obeyed.
+    `obstacles` tells of models that it was to serve and cannot, for lack of a device, what to do about that.
     """
 
     id: str
@@ -208,6 +209,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     memory_bytes: int = 0
     residences: dict[str, Residence] = {}
     unloads: dict[str, int] = {}
+    obstacles: dict[str, str] = {}
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -41,6 +41,11 @@ class Fleet:
         """Where the model stands on each worker that serves it."""
         return [worker.residences.get(model_id, "loaded") for worker in self.serving(model_id)]
 
+    def obstacle(self, model_id: str) -> str | None:
+        """Why no worker serves this model, if those that were to lack a device, and what to do about it."""
+        found = (worker.obstacles.get(model_id) for worker in self.workers)
+        return None if self.serves(model_id) else next(filter(None, found), None)
+
     @property
     def default_model(self) -> str | None:
         """The id that serves requests which name no model: one marked so before others, one served before all."""

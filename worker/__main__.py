@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import sys
+from functools import partial
 from typing import NoReturn
 
 from shared.broker import open_broker
@@ -13,7 +14,7 @@ from shared.queue import Terms
 from shared.settings import Settings
 from shared.signals import signals_call
 from worker.device import CORES_ENV, keep_freed_memory, use_cores, use_threads
-from worker.loading import load_models, warm_up
+from worker.loading import LoadedModel, load_models, obstacles, warm_up
 from worker.machine import survey
 from worker.service import WorkerService
 from worker.shapes import shape_of
@@ -44,6 +45,8 @@ def dry_run(settings: Settings) -> int:
     """Load every model, try each and say what was found; serves nothing."""
     logging.basicConfig(level=logging.WARNING)
     prepare_process(settings)
+    for obstacle in obstacles(settings).values():
+        print(obstacle)
     for model in load_models(settings):
         info = model.info
         mark = " (default)" if info.is_default else ""
@@ -71,8 +74,14 @@ async def _serve(settings: Settings) -> int:
     async with open_broker(redis_url(settings), settings.redis_shards) as broker:
         service = WorkerService(broker, terms, drain_timeout_s=settings.drain_timeout_s)
         with signals_call({"SIGTERM": stop.set, "SIGINT": stop.set}):
-            survived = await service.run(lambda: load_models(settings), stop)
+            survived = await service.run(partial(_load, settings, service), stop)
     return EXIT_OK if survived else EXIT_BROKEN
+
+
+def _load(settings: Settings, service: WorkerService) -> list[LoadedModel]:
+    models = load_models(settings)
+    service.obstacles = obstacles(settings)
+    return models
 
 
 if __name__ == "__main__":

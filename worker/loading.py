@@ -40,15 +40,33 @@ class LoadedModel:
 
 
 def load_models(settings: Settings) -> list[LoadedModel]:
-    """Load and warm every model of the settings. Raises SettingsError naming the model at fault."""
+    """Load and warm every model of the settings but those with `obstacles`.
+
+    Raises SettingsError naming the model at fault, or if none is left.
+    """
     entries = model_entries(settings)
     default = settings.default_model or entries[0].id
     if any(entry.runner != "echo" for entry in entries):
         chosen = device.select_device(settings.device)
         logger.info("device %s", chosen, extra={"fields": device.device_capabilities()})
-    models = [_load(entry, settings, is_default=entry.id == default) for entry in entries]
+    missing = obstacles(settings)
+    if len(missing) == len(entries):
+        raise SettingsError(missing[entries[0].id])
+    models = [_load(entry, settings, is_default=entry.id == default) for entry in entries if entry.id not in missing]
     device.give_back_memory()
     return models
+
+
+def obstacles(settings: Settings) -> dict[str, str]:
+    """The models that are not loaded because they require a GPU and there is none, each with what to do about it."""
+    names = [entry.id for entry in model_entries(settings) if entry.gpu_required]
+    if not names or device.select_device(settings.device).type != "cpu":
+        return {}
+    remedy = (
+        "start a worker where there is a GPU (CUDA or MPS), or serve it without gpu_required, with `quantize: int8` to "
+        "make the most of a CPU"
+    )
+    return {name: f"model: {name!r} requires a GPU, and there is none; {remedy}." for name in names}
 
 
 def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedModel:

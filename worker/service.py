@@ -42,7 +42,8 @@ State = Literal["loading", "ready", "draining"]
 
 
 class WorkerService:
-    """`drain_timeout_s` is the longest wait for the engine's current step at the end."""
+    """`drain_timeout_s` is the longest wait for the engine's current step at the end. `obstacles` are announced: models
+    that are not among those loaded, and why."""
 
     def __init__(self, broker: Broker, terms: Terms, *, drain_timeout_s: float) -> None:
         self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -54,6 +55,7 @@ class WorkerService:
         self._outbox = Outbox(LogWriter(broker, result_ttl_s=terms.result_ttl_s), self._closed)
         self._drain_timeout_s = drain_timeout_s
         self._state: State = "loading"
+        self.obstacles: dict[str, str] = {}
         self._slots: dict[str, Slot] = {}
         self._orders: dict[str, int] | None = None
         self._work, self._pulse = threading.Event(), Pulse()
@@ -205,13 +207,14 @@ class WorkerService:
         """Say what there is, and hear which models are to go."""
         slots = self._slots if self._state != "loading" else {}
         worker = WorkerInfo(
-            self.worker_id,
-            self._state,
-            tuple(slot.info for slot in slots.values()),
-            len(self._outbox.claims),
-            resident_bytes(),
-            {name: slot.residence for name, slot in slots.items() if slot.residence != "loaded"},
-            {name: slot.obeyed for name, slot in slots.items() if slot.obeyed},
+            id=self.worker_id,
+            state=self._state,
+            models=tuple(slot.info for slot in slots.values()),
+            in_flight=len(self._outbox.claims),
+            memory_bytes=resident_bytes(),
+            residences={name: slot.residence for name, slot in slots.items() if slot.residence != "loaded"},
+            unloads={name: slot.obeyed for name, slot in slots.items() if slot.obeyed},
+            obstacles=self.obstacles,
         )
         self._obey(await self._presence.announce(worker))
 

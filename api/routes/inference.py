@@ -32,7 +32,7 @@ from api.schemas.usage import usage_body
 from api.shapes import chosen
 from api.sse import EventStream
 from api.trail import Usage
-from shared.errors import ModelNotFound
+from shared.errors import DeviceUnavailable, ModelNotFound
 
 router = APIRouter(prefix="/api", tags=["inference"], responses=API_ERRORS)
 
@@ -63,6 +63,8 @@ async def statuses(front: FrontDep) -> ModelStatuses:
 @router.get("/models/status/{model_id:path}")
 async def status(model_id: str, front: FrontDep) -> ModelStatus:
     fleet = await front.fleet.now()
+    if (obstacle := fleet.obstacle(model_id)) is not None:
+        raise DeviceUnavailable(obstacle, field="model_id")
     if model_id not in fleet.models:
         raise ModelNotFound(f"model_id: {model_id!r} does not exist.", field="model_id")
     return model_status(fleet, fleet.models[model_id])
