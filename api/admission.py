@@ -11,7 +11,15 @@ from typing import Literal
 from api.endings import Endings
 from api.fleet import FleetView
 from shared.broker import UNAVAILABLE
-from shared.errors import BrokerUnavailable, Draining, FleetError, InvalidRequest, ModelNotFound, NoWorker
+from shared.errors import (
+    BrokerUnavailable,
+    DeviceUnavailable,
+    Draining,
+    FleetError,
+    InvalidRequest,
+    ModelNotFound,
+    NoWorker,
+)
 from shared.messages import Cancelled, Job, ModelInfo, TaskName
 from shared.requests import Request
 from shared.submission import Order, Quota, Room, Submissions
@@ -67,20 +75,27 @@ class Admission:
         self._default_model = default_model
 
     async def resolve(self, name: str | None, task: TaskName) -> ModelInfo:
-        """The model for new work. Raises Draining, ModelNotFound, NoWorker, InvalidRequest (wrong task)."""
+        """The model for new work. Raises Draining, InvalidRequest (wrong task) and what `find` does."""
         if self._draining.is_set():
             raise Draining("This server is shutting down.", retry_after_s=1)
         model = await self.find(name)
         if task not in model.tasks:
-            raise InvalidRequest(f"model: {model.id!r} does not serve the task {task!r}.", field="model")
+            known = ", ".join(map(repr, model.tasks))
+            problem = f"model: {model.id!r} does not serve the task {task!r}; it serves {known}."
+            raise InvalidRequest(problem, field="model")
         return model
 
     async def find(self, name: str | None) -> ModelInfo:
-        """The served model that `name` stands for; None and "local" stand for the default one."""
+        """The served model that `name` stands for; None and "local" stand for the default one.
+
+        Raises DeviceUnavailable, ModelNotFound, NoWorker.
+        """
         fleet = await self._fleet.now()
         if name is None or (name == LOCAL_MODEL and name not in fleet.models):
             name = self._default_model or fleet.default_model
-        elif fleet.models and name not in fleet.models and name != self._default_model:
+        if name is not None and (obstacle := fleet.obstacle(name)) is not None:
+            raise DeviceUnavailable(obstacle, field="model")
+        if name is not None and fleet.models and name not in fleet.models and name != self._default_model:
             expected = "expected one of those that GET /v1/models lists"
             raise ModelNotFound(f"model: {name!r} does not exist; {expected}.", field="model")
         if name is None or name not in fleet.models:

@@ -35,6 +35,7 @@ from api.routes import (
     submit,
     tgi,
     tokens,
+    unload,
 )
 from api.schemas.errors import PLAIN_ERRORS
 from shared.broker import Broker
@@ -45,7 +46,7 @@ DIALECTS = (
     *(generate.DIALECT, hrm.DIALECT, tgi.DIALECT, simple_foundation.DIALECT, inference.DIALECT),
     *(openai.DIALECT, chat.DIALECT, embeddings.DIALECT, tokens.DIALECT, puzzles.DIALECT),
 )
-ROUTERS = (health.router, submit.router, jobs.router, *(dialect.router for dialect in DIALECTS))
+ROUTERS = (health.router, submit.router, jobs.router, unload.router, *(dialect.router for dialect in DIALECTS))
 _KEYS = [
     Security(HTTPBearer(auto_error=False)),
     Security(APIKeyHeader(name="X-API-Key", auto_error=False)),

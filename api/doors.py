@@ -24,7 +24,7 @@ class Door(Enum):
 
 
 _OPEN = frozenset({"/healthz", "/readyz", "/health", "/api/health"})
-_ADMIN: frozenset[str] = frozenset()
+_ADMIN = frozenset({"/api/models/unload/{model_id:path}", "/api/models/{task}/{model_id:path}"})
 
 
 def door_of(path: str, *, protect_metrics: bool) -> Door:

@@ -29,6 +29,14 @@ class FleetView:
             raise BrokerUnavailable("Redis is not reachable.", retry_after_s=1)
         return fleet
 
+    async def order_unload(self, model_id: str) -> int:
+        """Have every worker give the model's memory back; returns the order. Raises BrokerUnavailable."""
+        try:
+            async with asyncio.timeout(_READ_TIMEOUT_S):
+                return await self._presence.order_unload(model_id)
+        except (TimeoutError, *UNAVAILABLE) as error:
+            raise BrokerUnavailable("Redis did not take the order.", retry_after_s=1) from error
+
     async def _read(self) -> Fleet | None:
         try:
             async with asyncio.timeout(_READ_TIMEOUT_S):

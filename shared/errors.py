@@ -7,7 +7,8 @@ FleetError
 ├── JobNotFound       404   ├── QueueTimeout       503   ├── ClientGone        499
 ├── IdempotencyConflict 409 ├── TooSlow            503   ├── WorkerFailed      500
 ├── PayloadTooLarge   413   ├── Draining           503   ├── WorkerCrashed     500
-├── Unauthorized      401   ├── Forbidden          403   └── ProhibitedContent 400
+├── Unauthorized      401   ├── Forbidden          403   ├── ProhibitedContent 400
+└── DeviceUnavailable 400
 """
 
 from shared.messages import Failed
@@ -50,6 +51,13 @@ class ProhibitedContent(FleetError):
     """Some text of the request has a term that this fleet's operator does not want."""
 
     code = "content_filter"
+    status = 400
+
+
+class DeviceUnavailable(FleetError):
+    """The model is to run on a device that no worker has."""
+
+    code = "device_unavailable"
     status = 400
 
 

@@ -11,6 +11,7 @@ import secrets
 PRESENCE = "presence"
 WORKERS = f"aios:{{{PRESENCE}}}:workers"
 MODELS = f"aios:{{{PRESENCE}}}:models"
+UNLOADS = f"aios:{{{PRESENCE}}}:unloads"
 ACCESS = "access"
 GRANTS = f"aios:{{{ACCESS}}}:grants"
 LAYOUT = f"aios:{{{PRESENCE}}}:layout"

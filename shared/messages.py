@@ -192,6 +192,8 @@ class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 WorkerState = Literal["loading", "ready", "draining"]
+Residence = Literal["loaded", "unloading", "unloaded", "loading"]
+"""Whether a served model is in a worker's memory: `unloading` while jobs in hand end, `loading` for one that waits."""
 
 
 class ModelLoad(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -226,6 +228,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `pool` is what the operator calls workers of its kind. One that `is_full` takes nothing until its memory is below
     the mark again. `device_bytes` are allocated on its GPU, `stale_appends` came too late, `loads` are of its models.
+    `residences` are those of `models` that are not just loaded, `unloads` the last order of each that it has obeyed.
+    `obstacles` tells of models that it was to serve and cannot, for lack of a device, what to do about that.
     """
 
     id: str
@@ -239,6 +243,9 @@ class WorkerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     device_bytes: int = 0
     stale_appends: int = 0
     loads: tuple[ModelLoad, ...] = ()
+    residences: dict[str, Residence] = {}
+    unloads: dict[str, int] = {}
+    obstacles: dict[str, str] = {}
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -1,6 +1,7 @@
 """Who is there: workers announce themselves and their models by records that expire; fronts read them.
 
 The models hash never expires, so that a front can tell "no worker for this model just now" from "no such model".
+Orders to unload lie in a hash, which workers read as they announce themselves: none is lost with a message.
 """
 
 from collections.abc import Awaitable, Sequence
@@ -10,7 +11,9 @@ from typing import cast
 from redis.asyncio import Redis
 
 from shared import keys
-from shared.messages import ModelInfo, WorkerInfo, decode_model, decode_worker, encode
+from shared.messages import ModelInfo, Residence, WorkerInfo, decode_model, decode_worker, encode
+
+_ORDER_TTL_S = 3600
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,21 @@ class Fleet:
 
     def serves(self, model_id: str) -> bool:
         """Whether a ready worker has this model."""
+        return bool(self.serving(model_id))
+
+    def serving(self, model_id: str) -> list[WorkerInfo]:
+        """The ready workers that have this model, in memory or not."""
         ready = (worker for worker in self.workers if worker.state == "ready")
-        return any(model.id == model_id for worker in ready for model in worker.models)
+        return [worker for worker in ready if any(model.id == model_id for model in worker.models)]
+
+    def residences(self, model_id: str) -> list[Residence]:
+        """Where the model stands on each worker that serves it."""
+        return [worker.residences.get(model_id, "loaded") for worker in self.serving(model_id)]
+
+    def obstacle(self, model_id: str) -> str | None:
+        """Why no worker serves this model, if those that were to lack a device, and what to do about it."""
+        found = (worker.obstacles.get(model_id) for worker in self.workers)
+        return None if self.serves(model_id) else next(filter(None, found), None)
 
     @property
     def default_model(self) -> str | None:
@@ -44,14 +60,26 @@ class Presence:
         self._redis = redis
         self._ttl_ms = int(ttl_s * 1000)
 
-    async def announce(self, worker: WorkerInfo) -> None:
-        """Be seen for another `ttl_s`."""
+    async def announce(self, worker: WorkerInfo) -> dict[str, int]:
+        """Be seen for another `ttl_s`. Returns the last order to unload of each model that had one lately."""
         pipe = self._redis.pipeline(transaction=False)
         pipe.set(keys.worker(worker.id), encode(worker), px=self._ttl_ms)
         pipe.sadd(keys.WORKERS, worker.id)
         for model in worker.models:
             pipe.hset(keys.MODELS, mapping={model.id: encode(model)})
+        pipe.hgetall(keys.UNLOADS)
+        orders = (await pipe.execute())[-1]
+        return {model.decode(): int(order) for model, order in orders.items()}
+
+    async def order_unload(self, model_id: str) -> int:
+        """Have every worker give the model's memory back. Returns the order; later ones are greater."""
+        seconds, micros = await self._redis.time()
+        order = seconds * 1_000_000 + micros
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.hset(keys.UNLOADS, model_id, str(order))
+        pipe.expire(keys.UNLOADS, _ORDER_TTL_S)
         await pipe.execute()
+        return int(order)
 
     async def leave(self, worker_id: str) -> None:
         pipe = self._redis.pipeline(transaction=False)

@@ -99,6 +99,10 @@ class WorkQueue:
             found.update(part if len(part) == 1 else await self._seek_at_once(part, priorities))
         return [shard for shard in shards if shard in found]
 
+    async def has_work(self, shards: Sequence[str]) -> bool:
+        """Whether a job waits on one of `shards`, or its lease has lapsed; nothing is taken."""
+        return any([await self._seek_at_once(part, PRIORITIES) for part in self._broker.together(shards)])
+
     async def _seek_at_once(self, shards: Sequence[str], priorities: Sequence[Priority]) -> list[str]:
         found = await self._seek.call(
             shards[0],

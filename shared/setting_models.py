@@ -9,7 +9,10 @@ from shared.setting_types import Count, Dtype, Quantize, Text
 
 
 class ModelEntry(BaseModel):
-    """One model to load; `None` means the fleet-wide setting of the same name (see `settings.model_entries`)."""
+    """One model to load; `None` means the fleet-wide setting of the same name (see `settings.model_entries`).
+
+    One that is `gpu_required` is not loaded where there is no GPU, and requests for it are told so.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -22,6 +25,7 @@ class ModelEntry(BaseModel):
     tokenizer_path: Text | None = None
     condition: Text | None = None
     chat_template: Text | None = None
+    gpu_required: bool = False
 
     @model_validator(mode="before")
     @classmethod

@@ -33,6 +33,7 @@ REACH_REDIS = (
     "worker.meter",
     "worker.bells",
     "worker.outbox",
+    "worker.slot",
     "worker.service",
     "worker.__main__",
     "worker.jobs",

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import NoReturn
 
 from shared.advice import advise, on_threads
@@ -20,7 +21,7 @@ from shared.signals import signals_call
 from worker import health
 from worker.device import CORES_ENV, keep_freed_memory, use_cores, use_threads
 from worker.high_water import HighWater
-from worker.loading import load_models, warm_up
+from worker.loading import LoadedModel, load_models, obstacles, warm_up
 from worker.machine import survey
 from worker.service import WorkerService
 from worker.shapes import shape_of
@@ -51,6 +52,8 @@ def dry_run(settings: Settings) -> int:
     """Load every model, try each and say what was found; serves nothing."""
     logging.basicConfig(level=logging.WARNING)
     prepare_process(settings)
+    for obstacle in obstacles(settings).values():
+        print(obstacle)
     for model in load_models(settings):
         info = model.info
         mark = " (default)" if info.is_default else ""
@@ -87,8 +90,14 @@ async def _serve(settings: Settings) -> int:
         )
         with signals_call({"SIGTERM": stop.set, "SIGINT": stop.set}):
             async with _telling(settings, service):
-                survived = await service.run(lambda: load_models(settings), stop)
+                survived = await service.run(partial(_load, settings, service), stop)
     return EXIT_OK if survived else EXIT_BROKEN
+
+
+def _load(settings: Settings, service: WorkerService) -> list[LoadedModel]:
+    models = load_models(settings)
+    service.obstacles = obstacles(settings)
+    return models
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ Torch is imported only when a device is chosen: the echo runner needs none.
 """
 
 import ctypes
+import gc
 import os
 import platform
 import sys
@@ -113,7 +114,12 @@ def keep_freed_memory() -> None:
 
 
 def give_back_memory() -> None:
-    """Return freed memory to the system once, as after loading, which needs more than serving. glibc only."""
+    """Free what nobody holds and return it to the system once: after loading, which needs more than serving, and when a
+    model has gone. Of the processor's memory with glibc only."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)

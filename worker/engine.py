@@ -138,7 +138,8 @@ class Engine:
         count, spec = sum(map(self._scheduler.cost, slices)), self._runner.spec
         logger.warning("model %s: no memory for a step of %d tokens: %s", spec.name, count, error)
         self._scheduler.shrink(count)
-        return NoMemory(f"{spec.name!r} has no memory for the {count} tokens that this request needs at once.")
+        problem = f"{spec.name!r} has no memory for the {count} tokens that this request needs at once"
+        return NoMemory(f"{problem}: fewer tokens may fit, or smaller weights (bfloat16 on a GPU, int8 on a CPU).")
 
     def _commit(self, part: Slice, result: StepResult | FleetError) -> list[Emission]:
         request = self._requests.get(part.sequence.key)

@@ -2,7 +2,9 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from shared.errors import FleetError, from_event
@@ -30,25 +32,45 @@ _DEFAULT_KV_FRACTION = 0.9
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """`fingerprint`: see `worker.fingerprint`. It took `load_s` to load, and its first try `warm_up_s`."""
+    """`again` loads it once more, from what lies there then. `fingerprint`: see `worker.fingerprint`. Loading took
+    `load_s`, its first try `warm_up_s`."""
 
     info: ModelInfo
     runner: Runner
+    again: "Callable[[], LoadedModel]"
     fingerprint: str = ""
     load_s: float = 0.0
     warm_up_s: float = 0.0
 
 
 def load_models(settings: Settings) -> list[LoadedModel]:
-    """Load and warm every model of the settings. Raises SettingsError naming the model at fault."""
+    """Load and warm every model of the settings but those with `obstacles`.
+
+    Raises SettingsError naming the model at fault, or if none is left.
+    """
     entries = model_entries(settings)
     default = settings.default_model or entries[0].id
     if any(entry.runner != "echo" for entry in entries):
         chosen = device.select_device(settings.device)
         logger.info("device %s", chosen, extra={"fields": device.device_capabilities()})
-    models = [_load(entry, settings, is_default=entry.id == default) for entry in entries]
+    missing = obstacles(settings)
+    if len(missing) == len(entries):
+        raise SettingsError(missing[entries[0].id])
+    models = [_load(entry, settings, is_default=entry.id == default) for entry in entries if entry.id not in missing]
     device.give_back_memory()
     return models
+
+
+def obstacles(settings: Settings) -> dict[str, str]:
+    """The models that are not loaded because they require a GPU and there is none, each with what to do about it."""
+    names = [entry.id for entry in model_entries(settings) if entry.gpu_required]
+    if not names or device.select_device(settings.device).type != "cpu":
+        return {}
+    remedy = (
+        "start a worker where there is a GPU (CUDA or MPS), or serve it without gpu_required, with `quantize: int8` to "
+        "make the most of a CPU"
+    )
+    return {name: f"model: {name!r} requires a GPU, and there is none; {remedy}." for name in names}
 
 
 def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedModel:
@@ -77,7 +99,7 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
         entry.id, spec.runner, spec.found, spec.context_window, settings.max_new_tokens, spec.max_batch,
         tasks=spec.tasks, is_default=is_default, fingerprint=mark, device=options.device, dtype=options.dtype,
     )  # fmt: skip
-    return LoadedModel(info, runner, mark, load_s, warm_up_s)
+    return LoadedModel(info, runner, partial(_load, entry, settings, is_default=is_default), mark, load_s, warm_up_s)
 
 
 def _load_fitting(kind: str, options: RunnerOptions) -> Runner:

@@ -25,7 +25,7 @@ class Room:
 
 def room_left(device: torch.device, max_bytes: int | None) -> Room | None:
     """What this process may still allocate on a GPU: of what is free, and of `max_bytes`; None where neither limits."""
-    remedy = "Serve the weights in bfloat16, or lower the context window."
+    remedy = "Serve the weights in bfloat16, lower the context window, or serve the model in int8 on the CPU."
     rooms = []
     if device.type == "cuda":
         rooms.append(Room(torch.cuda.mem_get_info(device)[0], f"the free memory of {device}", remedy))

@@ -94,6 +94,10 @@ class Meter:
     def add(self, model: LoadedModel, engine: Engine, intake: Intake) -> None:
         self._metered[model.info.id] = _Metered(model, engine, intake)
 
+    def remove(self, model_id: str) -> None:
+        """It is no longer in memory; its series end, and begin again at 0 with the next `add`."""
+        del self._metered[model_id]
+
     def closed(self, claim: Claim) -> None:
         """A job was done here; what it was expected to cost is how waiting work is counted, too."""
         self._metered[claim.job.model].work += cost_of(claim.job.task)

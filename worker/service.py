@@ -1,7 +1,7 @@
 """A worker's life: load, announce, take, decode, append, and leave without dropping anything.
 
-Composes queue, intake, engine and outbox; holds no logic of theirs. On SIGTERM everything in hand goes back to the
-queue at the next step boundary: what was said is logged, and other workers go on with it.
+Composes the slots of its models, the engines' thread and the outbox; holds no logic of theirs. On SIGTERM everything in
+hand goes back to the queue at the next step boundary: what was said is logged, and other workers go on with it.
 """
 
 import asyncio
@@ -14,25 +14,25 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
+import msgspec
 from redis.exceptions import RedisError
 
 from shared import keys
 from shared.broker import Broker
 from shared.log import LogReader, LogWriter
-from shared.messages import ModelInfo, WorkerState
+from shared.messages import WorkerState
 from shared.metrics import WorkerMetrics
 from shared.presence import Presence
 from shared.process import LoopLag
-from shared.queue import Claim, Terms, WorkQueue
+from shared.queue import Claim, Terms
 from shared.subscriptions import Subscriptions
-from worker.engine import Engine
 from worker.engine_thread import EngineThread
 from worker.high_water import HighWater
-from worker.intake import Intake
 from worker.loading import LoadedModel
 from worker.meter import Meter
 from worker.outbox import Outbox
 from worker.progress import Pulse
+from worker.slot import Bench, Slot
 
 logger = logging.getLogger("aios.worker")
 
@@ -44,7 +44,8 @@ _PARTING_S = 0.6
 
 
 class WorkerService:
-    """`drain_timeout_s` is the longest wait for the engine's current step at the end; `pool` is a name for people."""
+    """`drain_timeout_s` is the longest wait for the engine's current step at the end; `pool` is a name for people.
+    `obstacles` are announced: models that are not among those loaded, and why."""
 
     def __init__(
         self,
@@ -64,10 +65,9 @@ class WorkerService:
         self._outbox = Outbox(LogWriter(broker, result_ttl_s=terms.result_ttl_s), self._closed)
         self._drain_timeout_s = drain_timeout_s
         self._state: WorkerState = "loading"
-        self._models: tuple[ModelInfo, ...] = ()
-        self._queues: dict[str, WorkQueue] = {}
-        self._intakes: dict[str, Intake] = {}
-        self._engines: dict[str, Engine] = {}
+        self.obstacles: dict[str, str] = {}
+        self._slots: dict[str, Slot] = {}
+        self._orders: dict[str, int] | None = None
         self._work, self._pulse = threading.Event(), Pulse()
         self._lag, self._high_water = LoopLag(), high_water or HighWater()
         self._meter = Meter(self._outbox, self._pulse, self._high_water, pool=pool)
@@ -99,7 +99,7 @@ class WorkerService:
         announcing = self._start(self._forever(self._announce, _ANNOUNCE_EVERY_S))
         lagging = self._start(self._lag.watch())
         try:
-            loading = asyncio.create_task(asyncio.to_thread(load))
+            loading = asyncio.create_task(self._load(load))
             await _first_of(loading, stop.wait())
             if loading.done():
                 await self._serve(await loading, stop)
@@ -111,24 +111,38 @@ class WorkerService:
             await self._subscriptions.close()
         return not self._is_broken.is_set()
 
-    async def _serve(self, loaded: Sequence[LoadedModel], stop: asyncio.Event) -> None:
-        for model in loaded:
-            self._add(model)
-        loop = asyncio.get_running_loop()
-        broken = self._is_broken
-        died = partial(loop.call_soon_threadsafe, broken.set)
-        thread = EngineThread(list(self._engines.values()), self._work, self._pulse, on_death=died)
+    async def _load(self, load: Callable[[], list[LoadedModel]]) -> EngineThread:
+        """A slot for each model, which alone holds it from now on. Returns what will step them."""
+        models = await asyncio.to_thread(load)
+        died = partial(asyncio.get_running_loop().call_soon_threadsafe, self._is_broken.set)
+        thread = EngineThread(self._work, self._pulse, on_death=died)
+        bench = Bench(
+            self._broker,
+            self._terms,
+            self.worker_id,
+            self._presence,
+            self._reader,
+            self._outbox,
+            self._meter,
+            thread,
+            self._work,
+            tell=partial(self._once, self._announce),
+        )
+        self._slots = {model.info.id: Slot(model, bench) for model in models}
+        return thread
+
+    async def _serve(self, thread: EngineThread, stop: asyncio.Event) -> None:
         thread.start()
         upkeep = [
             self._start(self._outbox.run()),
             self._start(self._forever(self._renew, self._terms.lease_s / _RENEWALS_A_LEASE)),
         ]
         upkeep += [self._start(self._hear(shard)) for shard in self._broker.shards]
-        self._state, self._models = "ready", tuple(model.info for model in loaded)
+        self._state = "ready"
         await self._once(self._announce)
-        logger.info("ready: %s", ", ".join(self._intakes))
-        taking = [self._start(self._take(intake, stop)) for intake in self._intakes.values()]
-        await _first_of(stop.wait(), broken.wait())
+        logger.info("ready: %s", ", ".join(self._slots))
+        taking = [self._start(self._take(slot, stop)) for slot in self._slots.values()]
+        await _first_of(stop.wait(), self._is_broken.wait())
         await self._drain(taking, thread)
         for task in upkeep:
             task.cancel()
@@ -146,25 +160,7 @@ class WorkerService:
         task.add_done_callback(check)
         return task
 
-    def _add(self, model: LoadedModel) -> None:
-        engine = Engine(model.runner, self._outbox.put, self._work.set)
-        self._engines[model.info.id] = engine
-        queue = WorkQueue(
-            self._broker, self._terms, model=model.info.id, worker=self.worker_id, fingerprint=model.fingerprint
-        )
-        self._queues[model.info.id] = queue
-        self._intakes[model.info.id] = Intake(
-            queue,
-            self._reader,
-            self._outbox,
-            engine,
-            model.runner,
-            worker_id=self.worker_id,
-            shards=self._broker.shards,
-        )
-        self._meter.add(model, engine, self._intakes[model.info.id])
-
-    async def _take(self, intake: Intake, stop: asyncio.Event) -> None:
+    async def _take(self, slot: Slot, stop: asyncio.Event) -> None:
         """Nothing is taken while the engine's thread seems to hang: it would only be held up, and blamed for it; nor
         while there is no memory for more."""
         try:
@@ -172,10 +168,10 @@ class WorkerService:
                 if self._pulse.silence_s() > self._terms.lease_s / 2 or self._high_water.is_over:
                     await asyncio.sleep(self._terms.lease_s / 10)
                 else:
-                    await self._once(intake.turn)
-            await intake.close()
+                    await self._once(slot.turn)
+            await slot.close()
         finally:
-            intake.drop()
+            slot.drop()
 
     async def _hear(self, shard: str) -> None:
         """What others have ended is dropped at once, before its next append is refused."""
@@ -201,11 +197,11 @@ class WorkerService:
     async def _hand_over(self) -> None:
         """Say what there is to say, and let others take what is in hand at once."""
         await self._part(self._outbox.flush())
-        for model, queue in self._queues.items():
-            claims = self._claims(model)
+        for slot in self._slots.values():
+            claims = slot.claims
             if claims:
                 logger.info("%d jobs go back to the queue", len(claims))
-            await self._part(queue.give_back(claims))
+            await self._part(slot.queue.give_back(claims))
             for claim in claims:
                 self._outbox.close(claim)
 
@@ -224,8 +220,8 @@ class WorkerService:
             self._bear_silence(silence_s)
             return
         self._num_silent = 0
-        for model, queue in self._queues.items():
-            for claim in await queue.renew(self._claims(model), silence_s=silence_s):
+        for slot in self._slots.values():
+            for claim in await slot.queue.renew(slot.claims, silence_s=silence_s):
                 self._outbox.close(claim)
 
     def _bear_silence(self, silence_s: float) -> None:
@@ -236,20 +232,29 @@ class WorkerService:
             logger.error("this worker hangs and gives up")
             self._is_broken.set()
 
-    def _claims(self, model: str) -> list[Claim]:
-        return [claim for claim in self._outbox.claims if claim.job.model == model]
-
     def _closed(self, claim: Claim, was_stale: bool) -> None:
-        model = claim.job.model
-        if was_stale:
-            self._engines[model].abort(claim.key)
-        else:
-            self._meter.closed(claim)
-        self._intakes[model].closed(claim)
+        self._slots[claim.job.model].closed(claim, was_stale)
 
     async def _announce(self) -> None:
+        """Say what there is, and hear which models are to go."""
         self._high_water.look()
-        await self._presence.announce(self._meter.info(self.worker_id, self._state, self._models))
+        slots = self._slots if self._state != "loading" else {}
+        worker = msgspec.structs.replace(
+            self._meter.info(self.worker_id, self._state, tuple(slot.info for slot in slots.values())),
+            residences={name: slot.residence for name, slot in slots.items() if slot.residence != "loaded"},
+            unloads={name: slot.obeyed for name, slot in slots.items() if slot.obeyed},
+            obstacles=self.obstacles,
+        )
+        self._obey(await self._presence.announce(worker))
+
+    def _obey(self, orders: dict[str, int]) -> None:
+        """Orders that were given before this worker came are not its own."""
+        if self._orders is None:
+            self._orders = orders
+        for name, slot in self._slots.items():
+            if name in orders and orders[name] != self._orders.get(name):
+                self._orders[name] = orders[name]
+                slot.unload(orders[name])
 
     async def _forever(self, turn: Callable[[], Awaitable[None]], every_s: float) -> None:
         while True:

@@ -16,27 +16,23 @@ from api.routes.inference_events import InferenceEvents
 from api.routes.inference_tasks import BODIES, ECHO, TASKS, InferenceTask, body_type, name_of
 from api.run import Outcome, total_usage
 from api.schemas.errors import API_ERRORS, LATER, STREAM, STREAM_ALONE
+from api.schemas.fleet import ApiHealth, ModelStatus, ModelStatuses, api_health, model_status
 from api.schemas.inference import (
-    ApiHealth,
     ClassificationRequest,
     EchoRequest,
     EchoResult,
     FeatureRequest,
     InferenceRequest,
     InferenceResponse,
-    ModelStatus,
-    ModelStatuses,
     TextGenerationRequest,
     TimesBody,
-    api_health,
-    model_status,
     times_body,
 )
 from api.schemas.usage import usage_body
 from api.shapes import chosen
 from api.sse import EventStream
 from api.trail import Usage
-from shared.errors import ModelNotFound
+from shared.errors import DeviceUnavailable, ModelNotFound
 
 router = APIRouter(prefix="/api", tags=["inference"], responses=API_ERRORS)
 
@@ -67,6 +63,8 @@ async def statuses(front: FrontDep) -> ModelStatuses:
 @router.get("/models/status/{model_id:path}")
 async def status(model_id: str, front: FrontDep) -> ModelStatus:
     fleet = await front.fleet.now()
+    if (obstacle := fleet.obstacle(model_id)) is not None:
+        raise DeviceUnavailable(obstacle, field="model_id")
     if model_id not in fleet.models:
         raise ModelNotFound(f"model_id: {model_id!r} does not exist.", field="model_id")
     return model_status(fleet, fleet.models[model_id])

@@ -3,15 +3,13 @@
 Times are in milliseconds, as the front measures them: from when it took the request, to when it could answer.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, Field, model_validator
 
 from api.schemas.fields import MaxTokens, NonEmpty, RequestBody, SampledRequest, refuse_unsupported
 from api.schemas.usage import UsageBody
 from api.timings import Timings
-from shared.messages import ModelInfo, WorkerInfo
-from shared.presence import Fleet
 
 DEFAULT_MAX_TOKENS = 50
 _Streamed = Annotated[bool, Field(strict=True, validation_alias=AliasChoices("stream", "_stream"))]
@@ -127,71 +125,3 @@ class InferenceResponse(BaseModel):
     result: Result
     usage: UsageBody
     metrics: TimesBody
-
-
-class Acceleration(BaseModel):
-    """What a model computes with; empty where its worker does not tell."""
-
-    device: str
-    dtype: str
-
-
-class ModelStatus(BaseModel):
-    """`unavailable` while no worker serves it; of those that do, `in_flight` jobs of all their models."""
-
-    model_id: str
-    status: Literal["ready", "unavailable"]
-    runner: str
-    description: str
-    tasks: list[str]
-    context_window: int
-    acceleration: Acceleration
-    workers: int
-    in_flight: int
-
-
-class ModelStatuses(BaseModel):
-    models: list[ModelStatus]
-
-
-class ApiHealth(BaseModel):
-    """Workers by their state; models that are served, of those that are known; the devices they compute with; the
-    memory of all worker processes together; jobs in their hands."""
-
-    status: Literal["ok", "unavailable"]
-    workers: dict[str, int]
-    models: dict[str, int]
-    devices: list[str]
-    memory_bytes: int
-    in_flight: int
-
-
-def model_status(fleet: Fleet, model: ModelInfo) -> ModelStatus:
-    workers = [worker for worker in _ready(fleet) if any(served.id == model.id for served in worker.models)]
-    return ModelStatus(
-        model_id=model.id,
-        status="ready" if workers else "unavailable",
-        runner=model.runner,
-        description=model.found,
-        tasks=list(model.tasks),
-        context_window=model.context_window,
-        acceleration=Acceleration(device=model.device, dtype=model.dtype),
-        workers=len(workers),
-        in_flight=sum(worker.in_flight for worker in workers),
-    )
-
-
-def api_health(fleet: Fleet) -> ApiHealth:
-    states = [worker.state for worker in fleet.workers]
-    return ApiHealth(
-        status="ok" if fleet.is_ready else "unavailable",
-        workers={state: states.count(state) for state in ("loading", "ready", "draining")},
-        models={"known": len(fleet.models), "served": sum(map(fleet.serves, fleet.models))},
-        devices=sorted({model.device for worker in _ready(fleet) for model in worker.models if model.device}),
-        memory_bytes=sum(worker.memory_bytes for worker in fleet.workers),
-        in_flight=sum(worker.in_flight for worker in fleet.workers),
-    )
-
-
-def _ready(fleet: Fleet) -> list[WorkerInfo]:
-    return [worker for worker in fleet.workers if worker.state == "ready"]

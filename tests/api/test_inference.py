@@ -7,7 +7,8 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from shared.messages import Classify, Embed, Failed, Generate
+from shared.messages import Classify, Embed, Failed, Generate, WorkerInfo
+from shared.presence import Presence
 from tests.api.echo_worker import EchoWorker, announce
 from tests.api.fronts import live, state
 from tests.polling import until
@@ -217,7 +218,26 @@ async def test_a_model_that_is_not_there_or_cannot(client: httpx.AsyncClient, wo
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
     unable = await client.post(PATH, json={"inputs": "a", "task": "text-classification"})
     assert unable.status_code == 400
-    assert "'echo' does not serve the task 'classify'" in unable.json()["error"]["message"]
+    told = "model: 'echo' does not serve the task 'classify'; it serves 'generate', 'score', 'read'."
+    assert unable.json()["error"]["message"] == told
+
+
+async def test_d6_a_model_without_its_device(client: httpx.AsyncClient, worker: EchoWorker, redis: Redis) -> None:
+    """X23: 400, the code, and what to do; until a worker has the device."""
+    lacking = WorkerInfo("cpu", "ready", (), obstacles={"big": "model: 'big' requires a GPU; find one."})
+    await Presence(redis, ttl_s=60).announce(lacking)
+    for path in (PATH, STREAM):
+        answer = await client.post(path, json=TEXT | {"model_id": "big"})
+        error = {"code": "device_unavailable", "message": lacking.obstacles["big"], "details": {"field": "model"}}
+        assert (answer.status_code, answer.json()["error"]) == (400, error)
+    assert (await client.get("/api/models/status/big")).json()["error"]["code"] == "device_unavailable"
+    assert (await client.post("/v1/completions", json={"prompt": "a", "model": "big"})).status_code == 400
+    await announce(redis, "big")
+    await until(lambda: is_served(client, "big"), "a worker that has it is seen")
+
+
+async def is_served(client: httpx.AsyncClient, name: str) -> bool:
+    return (await client.get(f"/api/models/status/{name}")).json().get("status") == "ready"
 
 
 async def test_d91_d93_status(client: httpx.AsyncClient, worker: EchoWorker, redis: Redis) -> None:
@@ -231,11 +251,12 @@ async def test_d91_d93_status(client: httpx.AsyncClient, worker: EchoWorker, red
         "context_window": 2048,
         "acceleration": {"device": "", "dtype": ""},
         "workers": 1,
+        "loaded": 1,
         "in_flight": 0,
     }
     assert (await client.get("/api/models/status/echo")).json() == expected
     other = (await client.get("/api/models/status/some/other")).json()
-    assert other == expected | {"model_id": "some/other", "status": "unavailable", "workers": 0} | {
+    assert other == expected | {"model_id": "some/other", "status": "unavailable", "workers": 0, "loaded": 0} | {
         "description": "some/other for tests"
     }
     assert (await client.get("/api/models/status")).json() == {"models": [expected, other]}

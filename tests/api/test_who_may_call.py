@@ -48,6 +48,8 @@ WHO_MAY_CALL = {
     ("GET", "/model/info"): CALLER,
     ("GET", "/api/models/status"): CALLER,
     ("GET", "/api/models/status/{model_id:path}"): CALLER,
+    ("POST", "/api/models/unload/{model_id:path}"): ADMIN,
+    ("DELETE", "/api/models/{task}/{model_id:path}"): ADMIN,
     ("GET", "/api/health"): OPEN,
     ("GET", "/health"): OPEN,
 }
@@ -75,6 +77,7 @@ def test_the_table_for_people_says_the_same() -> None:
 async def statuses(client: httpx.AsyncClient, method: str, path: str) -> list[int]:
     """What comes without a key, with a wrong one, with a caller's and with an admin's."""
     url = path.replace("{id}", "0" * 34).replace("{id:path}", "m").replace("{model_id:path}", "m")
+    url = url.replace("{task}", "feature-extraction")
     keys = [{}, {"X-API-Key": "wrong"}, {"X-API-Key": "plain-key"}, {"Authorization": "Bearer admin-key"}]
     return [(await client.request(method, url, headers=headers)).status_code for headers in keys]
 

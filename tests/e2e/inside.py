@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 
 import httpx
 from redis.asyncio import Redis
@@ -26,15 +27,14 @@ async def fleet_inside(
     """A client of a fleet that serves `runners` by their names; the first is the default. The worker must survive."""
     worker, stop = WorkerService(Broker(redis), Terms(result_ttl_s=60), drain_timeout_s=5), asyncio.Event()
     default = next(iter(runners))
-    loaded = [
-        LoadedModel(
-            ModelInfo(name, item.spec.runner, "for tests", item.spec.context_window, _MAX_NEW_TOKENS,
-                      item.spec.max_batch, item.spec.tasks, name == default),
-            item,
-        )
-        for name, item in runners.items()
-    ]  # fmt: skip
-    running = asyncio.create_task(worker.run(lambda: loaded, stop))
+
+    def loaded(name: str) -> LoadedModel:
+        runner, spec = runners[name], runners[name].spec
+        window, most, is_default = spec.context_window, _MAX_NEW_TOKENS, name == default
+        info = ModelInfo(name, spec.runner, "for tests", window, most, spec.max_batch, spec.tasks, is_default)
+        return LoadedModel(info, runner, partial(loaded, name))
+
+    running = asyncio.create_task(worker.run(lambda: [loaded(name) for name in runners], stop))
     async with in_memory(redis, **settings) as client:
         await until(lambda: _is_ready(client), "the worker is ready")
         yield client

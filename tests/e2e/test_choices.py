@@ -22,7 +22,7 @@ BODY = {"prompt": ["abc.", "eos"], "n": 3, "logprobs": 1, "stop": ["c.a", "!"], 
 
 def loaded() -> list[LoadedModel]:
     info = ModelInfo("echo", "echo", "test", 100, 100, 2, is_default=True)
-    return [LoadedModel(info, Echo(RunnerOptions("echo", name="echo", max_batch=2)))]
+    return [LoadedModel(info, Echo(RunnerOptions("echo", name="echo", max_batch=2)), lambda: loaded()[0])]
 
 
 def joined(stream: httpx.Response) -> list[dict[str, Any]]:

@@ -50,8 +50,8 @@ class Paced(Echo):
 @asynccontextmanager
 async def working(redis: Redis, runner: Paced) -> AsyncIterator[WorkerService]:
     worker, stop = WorkerService(Broker(redis), Terms(lease_s=1, result_ttl_s=60), drain_timeout_s=5), asyncio.Event()
-    models = [LoadedModel(ModelInfo("m", "echo", "test", 100, 100, 8), runner)]
-    running = asyncio.create_task(worker.run(lambda: models, stop))
+    model = LoadedModel(ModelInfo("m", "echo", "test", 100, 100, 8), runner, lambda: model)
+    running = asyncio.create_task(worker.run(lambda: [model], stop))
     try:
         yield worker
     finally:
@@ -141,7 +141,7 @@ async def test_a_redis_that_comes_back_empty_is_told_of_and_worked_with(redis: R
         (job,) = await desk.submit(LONG)
         await says_everything_once(desk, job)
         await until(lambda: not worker._outbox.claims, "the lost job is dropped")
-        assert worker._intakes["m"]._free == 8
+        assert worker._slots["m"].intake._free == 8
     await subscriptions.close()
 
 

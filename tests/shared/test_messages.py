@@ -187,6 +187,9 @@ def test_events_and_presence_round_trip() -> None:
     assert decode_event(encode(done)) == done
     worker = WorkerInfo("w", "ready", (ModelInfo("m", "echo", "found", 10, 5, 2, is_default=True),), 3)
     assert decode_worker(encode(worker)) == worker
+    more = WorkerInfo("w", "ready", (), residences={"m": "loading"}, unloads={"m": 2**60}, obstacles={"n": "why"})
+    assert decode_worker(encode(more)) == more
+    assert set(msgspec.msgpack.decode(encode(worker))) == {"id", "state", "models", "in_flight"}
 
 
 def test_an_error_survives_the_wire_with_its_status() -> None:

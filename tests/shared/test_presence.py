@@ -2,6 +2,7 @@
 
 from redis.asyncio import Redis
 
+from shared import keys
 from shared.messages import ModelInfo, WorkerInfo
 from shared.presence import Fleet, Presence
 
@@ -34,3 +35,25 @@ def test_the_default_is_marked_and_served() -> None:
     assert Fleet((WorkerInfo("w", "ready", (other,)),), known).default_model == "aa"
     assert Fleet((), known).default_model == "a"
     assert Fleet((), {}).default_model is None
+
+
+async def test_orders_to_unload_are_heard_with_each_announcement(redis: Redis) -> None:
+    """The last one of each model; later ones are greater."""
+    presence, worker = Presence(redis), WorkerInfo("w", "ready", (model("m"),))
+    assert await presence.announce(worker) == {}
+    first, other = await presence.order_unload("m"), await presence.order_unload("n")
+    assert await presence.announce(worker) == {"m": first, "n": other}
+    second = await presence.order_unload("m")
+    assert second > first
+    assert (await presence.announce(worker))["m"] == second
+    assert 0 < await redis.ttl(keys.UNLOADS) <= 3600
+
+
+def test_what_an_obstacle_means() -> None:
+    """Nothing where another worker serves the model."""
+    lacking = WorkerInfo("a", "ready", (), obstacles={"m": "no GPU"})
+    able = WorkerInfo("b", "ready", (model("m"),), residences={"m": "unloaded"})
+    assert Fleet((lacking,), {}).obstacle("m") == "no GPU"
+    assert Fleet((lacking,), {}).obstacle("n") is None
+    both = Fleet((lacking, able), {"m": model("m")})
+    assert (both.obstacle("m"), both.serves("m"), both.residences("m")) == (None, True, ["unloaded"])

@@ -50,6 +50,20 @@ async def test_work_is_found_on_its_shards_in_the_order_asked(desk: Desk) -> Non
     assert await queue.seek(shards, priorities=("interactive",)) == [shard_of(lapsed)], "its class is not known yet"
 
 
+@pytest.mark.parametrize("count", [1, SHARDS])
+async def test_whether_there_is_work_is_looked_up_even_on_a_single_shard(redis_url: str, count: int) -> None:
+    async with open_broker(redis_url, count) as broker:
+        desk = Desk(broker)
+        queue = desk.queue()
+        assert not await queue.has_work(broker.shards)
+        job = await submit(desk, "a")
+        assert await queue.has_work(broker.shards)
+        [claim] = (await queue.take(shard_of(job), 1, is_empty=True)).claims
+        assert not await queue.has_work(broker.shards)
+        await queue.give_back([claim])
+        assert await queue.has_work(broker.shards)
+
+
 async def test_one_wait_hears_every_bell(desk: Desk) -> None:
     queue, shards = desk.queue(), list(desk.broker.shards)
     waiting = asyncio.create_task(queue.await_bell(shards, 5))

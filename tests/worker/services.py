@@ -36,7 +36,8 @@ def service(redis: Redis, *, lease_s: float = LEASE_S) -> WorkerService:
 
 
 def loaded(runner: Runner) -> list[LoadedModel]:
-    return [LoadedModel(ModelInfo("m", "echo", "test", 100, 100, 4), runner)]
+    info = ModelInfo("m", "echo", "test", 100, 100, 4)
+    return [LoadedModel(info, runner, lambda: loaded(runner)[0])]
 
 
 @asynccontextmanager

@@ -45,15 +45,15 @@ class Paced(Ghost):
 
 
 def sequences(worker: WorkerService) -> list[Sequence]:
-    return list(worker._engines["m"]._scheduler._running)
+    return list(worker._slots["m"].engine._scheduler._running)
 
 
 def is_free(worker: WorkerService) -> bool:
     """All places, all pages and nothing in hand."""
-    scheduler = worker._engines["m"]._scheduler
+    scheduler = worker._slots["m"].engine._scheduler
     assert scheduler._cache is not None
     return (
-        worker._intakes["m"]._free == MAX_BATCH
+        worker._slots["m"].intake._free == MAX_BATCH
         and not worker._outbox.claims
         and scheduler._cache.pages.num_free == NUM_PAGES
         and not scheduler.has_work
@@ -113,7 +113,7 @@ async def test_a_cancelled_job_behind_a_full_engine_is_gone_too(redis: Redis) ->
         await seconds_until(lambda: len(sequences(worker)) == 1)
         [wide] = await desk.submit(Generate(SHORT, Sampling(300, 0, n=3)))
         await seconds_until(lambda: len(sequences(worker)) == 2)
-        assert worker._intakes["m"]._free == -2
+        assert worker._slots["m"].intake._free == -2
         await desk.submissions.end([wide], Cancelled())
-        await seconds_until(lambda: worker._intakes["m"]._free == 1 and len(sequences(worker)) == 1)
-        assert not worker._engines["m"]._scheduler._waiting
+        await seconds_until(lambda: worker._slots["m"].intake._free == 1 and len(sequences(worker)) == 1)
+        assert not worker._slots["m"].engine._scheduler._waiting

@@ -118,7 +118,10 @@ async def test_a_full_worker_takes_an_urgent_job_all_the_same(redis: Redis) -> N
         for job, text in ((bulk[0], ("abc" * 67)[:200]), (bulk[1], ("abc" * 67)[:200]), (waiting[0], "abc" * 10)):
             assert isinstance(await asyncio.wait_for(end_of(redis, job), 10), Done)
             assert await said_of(redis, job) == (text, [1])
-        await until(lambda: worker._intakes["m"]._free == worker._intakes["m"]._urgent_free == 2, "all places are free")
+        await until(
+            lambda: worker._slots["m"].intake._free == worker._slots["m"].intake._urgent_free == 2,
+            "all places are free",
+        )
 
 
 async def test_what_a_dead_worker_left_goes_to_places_of_its_own_class(redis: Redis) -> None:

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from shared.settings import Settings, SettingsError
+from shared.settings import ModelEntry, Settings, SettingsError
 from worker.device import choose_dtype, device_capabilities, select_device
-from worker.loading import load_models
+from worker.loading import load_models, obstacles
 
 
 def offer(monkeypatch: pytest.MonkeyPatch, *, cuda: bool = False, mps: bool = False, bf16: bool = True) -> None:
@@ -77,3 +77,18 @@ def test_the_device_is_logged_at_start_with_what_it_is(
     (line,) = [record for record in caplog.records if record.getMessage() == "device cpu"]
     assert line.__dict__["fields"]["cuda"] is False
     assert model.info.found.endswith("float32")
+
+
+def test_d6_a_model_that_requires_a_gpu_is_left_out_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are served; a worker that would serve none does not start."""
+    offer(monkeypatch)
+    big, small = ModelEntry(id="big", path="x", gpu_required=True), ModelEntry(id="small", path="echo")
+    settings = Settings(models=(big, small))
+    assert [model.info.id for model in load_models(settings)] == ["small"]
+    assert obstacles(settings).keys() == {"big"}
+    assert "'big' requires a GPU" in obstacles(settings)["big"]
+    with pytest.raises(SettingsError, match=r"'big' requires a GPU.*quantize: int8"):
+        load_models(Settings(models=(big,)))
+    offer(monkeypatch, cuda=True)
+    assert obstacles(settings) == {}
+    assert obstacles(settings.model_copy(update={"device": "cpu"})).keys() == {"big"}

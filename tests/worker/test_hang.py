@@ -44,12 +44,12 @@ async def test_a_hung_step_loses_its_jobs_and_its_late_words_are_refused(redis: 
                 assert await said_of(redis, job) == ("abc" * 10, [1, 2])
         assert time.monotonic() - hung_since > LEASE_S * 0.9, "the lease was not respected"
         assert len(zombie._outbox.claims) == 2, "it does not know yet: this proves nothing"
-        zombie._queues["m"].renew = none_lost  # type: ignore[method-assign]  # let the appends tell it
+        zombie._slots["m"].queue.renew = none_lost  # type: ignore[method-assign]  # let the appends tell it
         hung.gate.set()
         await until(lambda: zombie._outbox.num_stale == 2, "the late appends are refused")
-        await until(lambda: not zombie._engines["m"].has_work, "the sequences are dropped")
+        await until(lambda: not zombie._slots["m"].engine.has_work, "the sequences are dropped")
         assert zombie._outbox.claims == []
-        assert zombie._intakes["m"]._free == 4
+        assert zombie._slots["m"].intake._free == 4
     for job in jobs:
         assert (await said_of(redis, job))[0] == "abc" * 10
 

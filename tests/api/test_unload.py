@@ -1,0 +1,130 @@
+"""Unloading by HTTP: the order reaches the workers' hash, and the answer tells how many have obeyed."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from api.routes import unload
+from shared import keys
+from shared.messages import Residence, WorkerInfo
+from shared.presence import Presence
+from tests.api.echo_worker import model_info
+from tests.api.fronts import in_memory
+from tests.polling import until
+
+ADMIN = {"X-API-Key": "root"}
+UNLOAD, DELETE = ("POST", "/api/models/unload/some/m"), ("DELETE", "/api/models/text-generation/some/m")
+
+
+@pytest.fixture
+async def client(redis: Redis) -> AsyncIterator[httpx.AsyncClient]:
+    async with in_memory(redis, admin_keys="ops:root") as client:
+        client.headers.update(ADMIN)
+        yield client
+
+
+async def seen(redis: Redis, name: str, residence: Residence = "loaded", order: int = 0) -> int:
+    """A worker announces itself as it would; the order it finds."""
+    residences: dict[str, Residence] = {} if residence == "loaded" else {"some/m": residence}
+    orders = {"some/m": order} if order else {}
+    worker = WorkerInfo(name, "ready", (model_info("some/m"),), residences=residences, unloads=orders)
+    return (await Presence(redis, ttl_s=60).announce(worker)).get("some/m", 0)
+
+
+async def ordered(redis: Redis, name: str) -> int:
+    await until(lambda: is_ordered(redis), "it is ordered")
+    return await seen(redis, name)
+
+
+async def is_ordered(redis: Redis) -> bool:
+    return bool(await redis.exists(keys.UNLOADS))
+
+
+async def status(client: httpx.AsyncClient) -> tuple[str, int, int]:
+    body = (await client.get("/api/models/status/some/m")).json()
+    return body["status"], body["workers"], body["loaded"]
+
+
+@pytest.mark.parametrize("way", [UNLOAD, DELETE])
+async def test_it_waits_for_every_worker(redis: Redis, client: httpx.AsyncClient, way: tuple[str, str]) -> None:
+    await seen(redis, "w1")
+    await seen(redis, "w2")
+    asked = asyncio.create_task(client.request(*way))
+    order = await ordered(redis, "w1")
+    await seen(redis, "w1", "unloaded", order)
+    assert not asked.done()
+    await seen(redis, "w2", "loaded", order)  # it was needed again since
+    answer = await asked
+    told = {"model_id": "some/m", "status": "unloaded", "workers": 2, "unloaded": 2}
+    assert (answer.status_code, answer.json()) == (200, told)
+
+
+async def test_it_does_not_wait_for_long(
+    redis: Redis, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unload, "_PATIENCE_S", 0.1)
+    await seen(redis, "w1")
+    answer = await client.request(*UNLOAD)
+    told = {"model_id": "some/m", "status": "unloading", "workers": 1, "unloaded": 0}
+    assert (answer.status_code, answer.json()) == (202, told)
+    again = await client.request(*UNLOAD)
+    assert again.status_code == 202
+    first = await seen(redis, "w1")
+    await client.request(*UNLOAD)
+    assert await seen(redis, "w1") > first > 0, "orders are told apart"
+
+
+async def test_where_nobody_serves_it_nothing_is_left_to_do(redis: Redis, client: httpx.AsyncClient) -> None:
+    await seen(redis, "w1")
+    await Presence(redis).leave("w1")
+    answer = await client.request(*UNLOAD)
+    assert (answer.status_code, answer.json()["status"], answer.json()["workers"]) == (200, "unloaded", 0)
+
+
+@pytest.mark.parametrize(
+    ("residences", "expected"),
+    [
+        (["loaded", "unloaded"], ("ready", 2, 1)),
+        (["unloaded", "loading"], ("loading", 2, 0)),
+        (["unloaded", "unloading"], ("unloading", 2, 0)),
+        (["unloaded", "unloaded"], ("unloaded", 2, 0)),
+    ],
+)
+async def test_d91_status(
+    redis: Redis, client: httpx.AsyncClient, residences: list[Residence], expected: tuple[str, int, int]
+) -> None:
+    """An unloaded model is served all the same."""
+    for number, residence in enumerate(residences):
+        await seen(redis, f"w{number}", residence)
+    assert await status(client) == expected
+    assert (await client.get("/v1/models/some/m")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected", "field"),
+    [
+        ("POST", "/api/models/unload/nobody", 404, "model_id"),
+        ("DELETE", "/api/models/text-generation/nobody", 404, "model_id"),
+        ("DELETE", "/api/models/text-classification/some/m", 400, "task"),
+        ("DELETE", "/api/models/image-generation/some/m", 400, "task"),
+    ],
+)
+async def test_what_is_refused(
+    redis: Redis, client: httpx.AsyncClient, method: str, path: str, expected: int, field: str
+) -> None:
+    await seen(redis, "w1")
+    answer = await client.request(method, path)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["details"]["field"]) == (expected, field)
+    assert not await is_ordered(redis)
+
+
+async def test_it_is_for_admins(redis: Redis) -> None:
+    await seen(redis, "w1")
+    async with in_memory(redis, api_keys="ann:plain") as client:
+        assert (await client.request(*UNLOAD)).status_code == 401
+        assert (await client.request(*UNLOAD, headers={"X-API-Key": "plain"})).status_code == 403
+    assert not await is_ordered(redis)

@@ -1,0 +1,242 @@
+"""Unloading in a worker: what is in hand ends, memory comes back, and the next job finds the model loaded again."""
+
+import asyncio
+import gc
+import weakref
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from shared.messages import Done, Generate, Job, ModelInfo, Residence, Sampling, WorkerInfo
+from shared.presence import Presence
+from shared.settings import ModelEntry, Settings, SettingsError
+from tests.desk import Desk
+from tests.polling import until
+from tests.worker.services import LEASE_S, Gated, end_of, long_task, said_of, service, task
+from tests.worker.test_hrm_text import write_tiny
+from worker import slot
+from worker.loading import LoadedModel, load_models
+from worker.runners.base import Runner, RunnerOptions
+from worker.runners.echo import Echo
+from worker.service import WorkerService
+
+MAX_BATCH = 4
+Make = Callable[[], Runner]
+
+
+def model(name: str, make: Make) -> LoadedModel:
+    info = ModelInfo(name, "echo", "test", 100, 100, MAX_BATCH)
+    return LoadedModel(info, make(), partial(model, name, make))
+
+
+def echo() -> Runner:
+    return Echo(RunnerOptions("echo", max_batch=MAX_BATCH))
+
+
+@asynccontextmanager
+async def at_work(
+    redis: Redis, load: Callable[[], list[LoadedModel]], *, lease_s: float = LEASE_S
+) -> AsyncIterator[WorkerService]:
+    """A worker that is ready; it must survive."""
+    worker, stop = service(redis, lease_s=lease_s), asyncio.Event()
+    running = asyncio.create_task(worker.run(load, stop))
+    await until(lambda: worker._state == "ready" or running.done(), "the worker is ready")
+    try:
+        yield worker
+    finally:
+        stop.set()
+        assert await asyncio.wait_for(running, 20) is True
+
+
+async def unload(redis: Redis, *workers: WorkerService, name: str = "m") -> None:
+    """Order it, and wait until all have told that they obeyed."""
+    order = await Presence(redis).order_unload(name)
+    for worker in workers:
+        await until(lambda worker=worker: told(redis, worker, name, order), "the worker obeys")
+
+
+async def told(redis: Redis, worker: WorkerService, name: str, order: int) -> bool:
+    fleet = await Presence(redis).fleet()
+    return any(item.id == worker.worker_id and item.unloads.get(name) == order for item in fleet.workers)
+
+
+def residence(worker: WorkerService, name: str = "m") -> Residence:
+    return worker._slots[name].residence
+
+
+async def ended(redis: Redis, job: Job) -> Done:
+    end = await asyncio.wait_for(end_of(redis, job), 20)
+    assert isinstance(end, Done)
+    return end
+
+
+async def test_d22_load_infer_unload_infer_again(redis: Redis, tmp_path: Path) -> None:
+    """The same words by the same weights, after everything of them was freed."""
+    write_tiny(tmp_path)
+    settings = Settings(models=(ModelEntry(id="m", path=str(tmp_path)),), max_batch_size=2, device="cpu", threads=1)
+    desk, ask = Desk(redis), Generate("2x + 3 = 9", Sampling(max_tokens=8, seed=3))
+    async with at_work(redis, lambda: load_models(settings), lease_s=10) as worker:
+        [first] = await desk.submit(ask)
+        await ended(redis, first)
+        runner = worker._slots["m"].intake._runner
+        parts = [weakref.ref(item) for item in (runner, runner._net, runner._store._keys)]  # type: ignore[attr-defined]
+        parts.append(weakref.ref(worker._slots["m"].engine._scheduler._cache.tree))  # type: ignore[union-attr]
+        del runner
+        await unload(redis, worker)
+        gc.collect()
+        assert [part() for part in parts] == [None] * 4
+        assert residence(worker) == "unloaded"
+        assert (await Presence(redis).fleet()).residences("m") == ["unloaded"]
+        [second] = await desk.submit(ask)
+        await ended(redis, second)
+        assert residence(worker) == "loaded"
+        assert (await said_of(redis, second))[0] == (await said_of(redis, first))[0] != ""
+
+
+async def test_jobs_in_hand_end_and_queued_ones_wait_for_the_model(redis: Redis) -> None:
+    gated, desk = Gated(RunnerOptions("echo", max_batch=MAX_BATCH)), Desk(redis)
+    made: list[Runner] = []
+
+    def make() -> Runner:
+        made.append(echo() if made else gated)
+        return made[-1]
+
+    async with at_work(redis, lambda: [model("m", make)], lease_s=30) as worker:
+        jobs = await desk.submit(*[long_task(9)] * (MAX_BATCH + 2))
+        await until(lambda: gated.num_steps == 1, "a step is under way")
+        order = await Presence(redis).order_unload("m")
+        await until(lambda: residence(worker) == "unloading", "the order is heard")
+        assert await desk.counts() == (2, MAX_BATCH)
+        assert not await told(redis, worker, "m", order)
+        gated.gate.set()
+        for job in jobs:
+            await ended(redis, job)
+            assert await said_of(redis, job) == ("abc" * 3, [1])
+        await until(lambda: told(redis, worker, "m", order), "the worker obeyed")
+        assert len(made) == 2
+        assert worker._slots["m"].intake._free == MAX_BATCH
+
+
+async def test_another_model_goes_on_while_one_is_loaded_again(redis: Redis) -> None:
+    """On a CPU: its jobs are taken and answered, and the one that waits keeps its place."""
+    loading, may_load = asyncio.Event(), asyncio.Event()
+    loop, made = asyncio.get_running_loop(), []
+
+    def make() -> Runner:
+        made.append(1)
+        if len(made) > 1:
+            loop.call_soon_threadsafe(loading.set)
+            asyncio.run_coroutine_threadsafe(may_load.wait(), loop).result(20)
+        return echo()
+
+    async with at_work(redis, lambda: [model("m", make), model("other", echo)]) as worker:
+        await unload(redis, worker)
+        assert residence(worker, "other") == "loaded"
+        [waiting] = await Desk(redis).submit(task("abc"))
+        await asyncio.wait_for(loading.wait(), 10)
+        assert (await Presence(redis).fleet()).residences("m") == ["loading"]
+        [job] = await Desk(redis, "other").submit(long_task(50))
+        assert (await ended(redis, job)).num_completion_tokens == 50
+        assert await Desk(redis).counts() == (1, 0)
+        may_load.set()
+        await ended(redis, waiting)
+    assert (await said_of(redis, waiting))[1] == [1]
+
+
+async def test_a_model_on_a_gpu_is_loaded_while_the_others_stand_still(redis: Redis) -> None:
+    """Nobody takes that for a hang: their jobs keep their leases, and go on."""
+    gated = Gated(RunnerOptions("echo", max_batch=MAX_BATCH))
+    steps_while_loading: list[int] = []
+
+    def make() -> Runner:
+        before = gated.num_steps
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(3 * LEASE_S), loop).result(20)  # a load takes a while
+        steps_while_loading.append(gated.num_steps - before)
+        return echo()
+
+    def on_gpu() -> LoadedModel:
+        return LoadedModel(ModelInfo("m", "echo", "test", 100, 100, 4, device="cuda:0"), make(), on_gpu)
+
+    loop = asyncio.get_running_loop()
+    gated.gate.set()
+    async with at_work(redis, lambda: [on_gpu(), model("other", lambda: gated)]) as worker:
+        await unload(redis, worker)
+        [busy] = await Desk(redis, "other").submit(long_task(3000))
+        await until(lambda: gated.num_steps > 0, "the other one is at work")
+        [job] = await Desk(redis).submit(task("abc"))
+        await ended(redis, job)
+        assert (await ended(redis, busy)).num_completion_tokens == 3000
+    assert (await said_of(redis, busy))[1] == [1]
+    assert steps_while_loading == [0, 0]
+
+
+async def test_work_is_left_to_others_that_have_the_model(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until they have it no longer, or let it wait for too long."""
+    presence, info = Presence(redis, ttl_s=60), model("m", echo).info
+    async with at_work(redis, lambda: [model("m", echo)]) as worker:
+        await unload(redis, worker)
+        await presence.announce(WorkerInfo("other", "ready", (info,)))
+        [first] = await Desk(redis).submit(task("abc"))
+        await until(lambda: worker._slots["m"]._waiting_since_s is not None, "it is seen")
+        await presence.announce(WorkerInfo("other", "ready", (info,), residences={"m": "loading"}))
+        assert residence(worker) == "unloaded"
+        await presence.announce(WorkerInfo("other", "ready", (info,), residences={"m": "unloaded"}))
+        await ended(redis, first)
+        await unload(redis, worker)
+        await presence.announce(WorkerInfo("other", "ready", (info,)))
+        monkeypatch.setattr(slot, "_PATIENCE_S", 0.0)
+        [second] = await Desk(redis).submit(task("abc"))
+        await ended(redis, second)
+
+
+async def test_an_order_of_before_does_not_concern_a_worker(redis: Redis) -> None:
+    order = await Presence(redis).order_unload("m")
+    async with at_work(redis, lambda: [model("m", echo)]) as worker:
+        [job] = await Desk(redis).submit(task("abc"))
+        await ended(redis, job)
+        assert residence(worker) == "loaded"
+        assert worker._orders == {"m": order}
+        await unload(redis, worker)
+        await unload(redis, worker)  # once more: there is nothing left to do
+        await redis.flushall()
+        await worker._announce()
+        assert residence(worker) == "unloaded"
+
+
+async def test_a_model_that_cannot_be_loaded_again_ends_the_worker(redis: Redis) -> None:
+    """As at the start; what waits is left to others."""
+    made: list[int] = []
+
+    def make() -> Runner:
+        made.append(1)
+        if len(made) > 1:
+            raise SettingsError("model 'm': There is no model at x: the path does not exist.")
+        return echo()
+
+    worker = service(redis)
+    running = asyncio.create_task(worker.run(lambda: [model("m", make)], asyncio.Event()))
+    await until(lambda: worker._state == "ready", "the worker is ready")
+    await unload(redis, worker)
+    [job] = await Desk(redis).submit(task("abc"))
+    assert await asyncio.wait_for(running, 20) is False
+    async with at_work(redis, lambda: [model("m", echo)]):
+        await ended(redis, job)
+
+
+async def test_a_worker_leaves_while_it_unloads_or_is_unloaded(redis: Redis) -> None:
+    gated = Gated(RunnerOptions("echo", max_batch=MAX_BATCH))
+    async with at_work(redis, lambda: [model("m", echo)]) as worker:
+        await unload(redis, worker)
+    [job] = await Desk(redis).submit(long_task(5))
+    async with at_work(redis, lambda: [model("m", lambda: gated)], lease_s=30) as worker:
+        await until(lambda: gated.num_steps == 1, "a step is under way")
+        await Presence(redis).order_unload("m")
+        await until(lambda: residence(worker) == "unloading", "the order is heard")
+    gated.gate.set()
+    async with at_work(redis, lambda: [model("m", echo)]):
+        await ended(redis, job)
+    assert (await said_of(redis, job))[0] == "abcab"
