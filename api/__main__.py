@@ -17,7 +17,7 @@ from api.app import create_app
 from api.deps import Front
 from shared.broker import Broker, open_broker
 from shared.cli import redis_url, run_role
-from shared.logs import configure_logging
+from shared.logs import configure_logging, fields
 from shared.settings import Settings
 from shared.signals import signals_call
 
@@ -56,13 +56,15 @@ async def _serve(settings: Settings, broker: Broker) -> None:
     stopping = asyncio.create_task(_drain_on_signal(signals, server, app.state.front))
     try:
         with signals_call({name: partial(signals.put_nowait, name) for name in ("SIGTERM", "SIGINT")}):
+            log.info("front starting", extra=fields(host=settings.host, port=settings.port))
             await server.serve()
+            log.info("front stopped")
     finally:
         stopping.cancel()
 
 
 async def _drain_on_signal(signals: "asyncio.Queue[str]", server: Server, front: Front) -> None:
-    log.info("draining after %s", await signals.get())
+    log.info("front draining", extra=fields(signal=await signals.get()))
     front.draining.set()
     front.dispatcher.drain()
     server.should_exit = True

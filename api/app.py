@@ -66,13 +66,14 @@ def middleware(settings: Settings, front: Front) -> list[Middleware]:
         allow_credentials=False,
         expose_headers=_EXPOSED_HEADERS,
     )
+    log_bodies = settings.log_bodies or settings.log_level == "debug"
     return [
         Middleware(RequestId),
-        Middleware(AccessLog, metrics=front.metrics, log_bodies=settings.log_bodies),
+        Middleware(AccessLog, metrics=front.metrics, log_bodies=log_bodies),
         *([cors] if settings.enable_cors else []),
         Middleware(CrashGuard),
         Middleware(Doorman, auth=front.auth, routes=_routes(), protect_metrics=settings.protect_metrics),
-        Middleware(BodyLimit, max_body_bytes=settings.max_body_bytes),
+        Middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, log_bodies=log_bodies),
     ]
 
 

@@ -87,6 +87,7 @@ class Ask:
         if is_streamed and self.wishes.last_event_id:
             return await self._resume(kind, framing)
         following = await self._following(kind, model, plan, is_streamed=is_streamed)
+        following.leave_in(self.trail)
         answer = await self._answer(kind, following, framing, is_streamed=is_streamed)
         if following.cache:
             answer.headers[CACHE] = following.cache

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from shared.logs import fields
 from shared.settings import Settings
 from worker.device import CORES_ENV
 from worker.machine import Machine, survey
@@ -22,7 +23,8 @@ def place_workers(settings: Settings) -> tuple[Settings, list[dict[str, str]]]:
     shape = shape_of(settings, machine)
     settings = settings.model_copy(update={"workers": shape.workers, "threads": shape.threads})
     places = worker_envs(shape, machine, os.environ) if settings.pin_cores or machine.num_gpus else []
-    log.info("%s on %d cores, %d GPUs", shape, machine.num_cores, machine.num_gpus)
+    on = {"num_cores": machine.num_cores, "num_gpus": machine.num_gpus}
+    log.info("workers placed", extra=fields(shape=str(shape), **on))
     return settings, places or [{} for _ in range(shape.workers)]
 
 

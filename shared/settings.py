@@ -71,8 +71,10 @@ class Settings(BaseSettings):
     protect_metrics: bool = Field(default=False, description="/metrics only with a key")
     prohibited_terms: Text | None = Field(default=None, description="file of terms, one a line, to refuse in requests")
     log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(default="info", description="log level")
-    log_format: Literal["json", "console"] = Field(default="console", description="log lines for machines or people")
-    log_bodies: bool = Field(default=False, description="log truncated request bodies")
+    log_format: Literal["json", "console", "classic"] = Field(
+        default="json", description="log lines for machines or people"
+    )
+    log_bodies: bool = Field(default=False, description="log the beginnings of requests and answers (debug does, too)")
     redis_url: Text | None = Field(default=None, description="Redis URL (none: `aios serve hrm` embeds one)")
     redis_shards: int = Field(
         default=1, ge=1, le=256, description="parts of the queues, to spread over a Redis Cluster"

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from shared.broker import open_broker
 from shared.cli import redis_url, run_role
-from shared.logs import configure_logging
+from shared.logs import configure_logging, fields
 from shared.queue import Terms
 from shared.settings import Settings
 from shared.signals import signals_call
@@ -62,7 +62,7 @@ def prepare_process(settings: Settings) -> None:
         threads = shape_of(settings.model_copy(update={"workers": 1}), survey(settings.device)).threads
     use_threads(threads)
     keep_freed_memory()
-    logger.info("%d threads on cores %s", threads, cores or "not pinned")
+    logger.info("threads chosen", extra=fields(threads=threads, cores=cores or "not pinned"))
 
 
 async def _serve(settings: Settings) -> int:

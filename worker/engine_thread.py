@@ -46,5 +46,5 @@ class EngineThread(threading.Thread):
                 with resting():
                     self._work.wait()
         except Exception:  # the thread's last words; the process ends with them
-            logger.exception("the engine died")
+            logger.exception("engine died")
             self._on_death()

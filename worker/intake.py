@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from shared.errors import FleetError, WorkerFailed
 from shared.log import LogReader
+from shared.logs import job_fields
 from shared.messages import PRIORITIES, Generate, Priority, Started, Tokens
 from shared.queue import Claim, WorkQueue
 from worker.bells import Bells
@@ -125,19 +126,19 @@ class Intake:
         """
         task = claim.job.task
         if claim.epoch > 1:
-            logger.warning("job %s taken over, epoch %d", claim.job.id, claim.epoch)
+            logger.warning("job taken over", extra=job_fields(claim.job, epoch=claim.epoch, worker=self._worker_id))
         try:
             replayed = await self._replay(claim) if claim.last_index else ()
             encoded = await asyncio.to_thread(self._runner.encode, task)
         except RedisError as error:
-            logger.warning("job %s cannot be replayed now: %s", claim.job.id, error)
+            logger.warning("job not replayed", extra=job_fields(claim.job, error=str(error)))
             self._outbox.close(claim)  # its lease lapses, and somebody takes it again
             return
         except FleetError as error:
             self._outbox.add(claim, error.as_event())
             return
         except Exception as error:  # the seam to a tokenizer: whatever it raises is that job's failure
-            logger.exception("job %s cannot be encoded", claim.job.id)
+            logger.exception("job not encoded", extra=job_fields(claim.job))
             self._outbox.add(claim, WorkerFailed(f"The request could not be tokenized: {error}").as_event())
             return
         sampling = task.sampling if isinstance(task, Generate) else None

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from shared.errors import FleetError, from_event
+from shared.logs import fields
 from shared.messages import Failed, Generate, ModelInfo
 from shared.settings import ModelEntry, Settings, SettingsError, model_entries
 from shared.vectors import unpack
@@ -42,7 +43,7 @@ def load_models(settings: Settings) -> list[LoadedModel]:
     default = settings.default_model or entries[0].id
     if any(entry.runner != "echo" for entry in entries):
         chosen = device.select_device(settings.device)
-        logger.info("device %s", chosen, extra={"fields": device.device_capabilities()})
+        logger.info("device chosen", extra=fields(device=str(chosen), **device.device_capabilities()))
     models = [_load(entry, settings, is_default=entry.id == default) for entry in entries]
     device.give_back_memory()
     return models
@@ -65,7 +66,7 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
         warm_up(runner)
     except FleetError as error:
         raise SettingsError(f"model {entry.id!r} loads but does not work: {error.message}") from None
-    logger.info("model %s: %s", entry.id, spec.found)
+    logger.info("model loaded", extra=fields(model=entry.id, found=spec.found))
     mark = fingerprint(spec.runner, options)
     info = ModelInfo(
         entry.id, spec.runner, spec.found, spec.context_window, settings.max_new_tokens, spec.max_batch,

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from shared.broker import UNAVAILABLE
 from shared.log import Append, LogWriter
-from shared.messages import Event, Terminal, Tokens
+from shared.logs import fields, job_fields
+from shared.messages import Done, Event, Failed, Terminal, Tokens
 from shared.queue import Claim
 from worker.progress import resting
 from worker.request import Emission
@@ -153,7 +154,7 @@ class Outbox:
             try:
                 return await self._writer.append(appends)
             except UNAVAILABLE as error:
-                logger.warning("redis is away, %d appends wait: %s", len(appends), error)
+                logger.warning("redis away, appends wait", extra=fields(num_appends=len(appends), error=str(error)))
                 await asyncio.sleep(delay_s)
                 delay_s = min(1.0, delay_s * 2)
 
@@ -164,15 +165,24 @@ class Outbox:
         if self._jobs.get(job.claim.key) is not job:
             return False
         if not landed:
-            logger.info("job %s is no longer ours, dropped", job.claim.job.id)
+            logger.info("job dropped", extra=job_fields(job.claim.job, epoch=job.claim.epoch))
             self.close(job.claim)
             return False
         job.index += len(append.events)
         if isinstance(append.events[-1], Terminal):
             del self._jobs[job.claim.key]
+            _log_end(job.claim, append.events[-1])
             self._on_closed(job.claim, False)
             return False
         return True
+
+
+def _log_end(claim: Claim, end: Terminal) -> None:
+    if isinstance(end, Failed):
+        logger.warning("job failed", extra=job_fields(claim.job, model=claim.job.model, error=end.code))
+    elif isinstance(end, Done):
+        tokens = {"prompt_tokens": end.num_prompt_tokens, "completion_tokens": end.num_completion_tokens}
+        logger.debug("job done", extra=job_fields(claim.job, model=claim.job.model, **tokens))
 
 
 def _add(news: list[Event], emission: Emission) -> None:

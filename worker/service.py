@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 from shared import keys
 from shared.broker import Broker
 from shared.log import LogReader, LogWriter
+from shared.logs import fields
 from shared.messages import ModelInfo, WorkerInfo
 from shared.presence import Presence
 from shared.queue import Claim, Terms, WorkQueue
@@ -69,6 +70,7 @@ class WorkerService:
 
         A load or a step that takes long may still be running in its thread afterwards; nothing of it is used.
         """
+        logger.info("worker starting", extra=fields(worker=self.worker_id))
         announcing = self._start(self._forever(self._announce, _ANNOUNCE_EVERY_S))
         try:
             loading = asyncio.create_task(asyncio.to_thread(load))
@@ -80,6 +82,7 @@ class WorkerService:
             await asyncio.gather(announcing, return_exceptions=True)
             await self._part(self._presence.leave(self.worker_id))
             await self._subscriptions.close()
+        logger.info("worker stopped", extra=fields(worker=self.worker_id, is_broken=self._is_broken.is_set()))
         return not self._is_broken.is_set()
 
     async def _serve(self, loaded: Sequence[LoadedModel], stop: asyncio.Event) -> None:
@@ -97,7 +100,7 @@ class WorkerService:
         upkeep += [self._start(self._hear(shard)) for shard in self._broker.shards]
         self._state, self._models = "ready", tuple(model.info for model in loaded)
         await self._once(self._announce)
-        logger.info("ready: %s", ", ".join(self._intakes))
+        logger.info("worker ready", extra=fields(worker=self.worker_id, models=list(self._intakes)))
         taking = [self._start(self._take(intake, stop)) for intake in self._intakes.values()]
         await _first_of(stop.wait(), broken.wait())
         await self._drain(taking, thread)
@@ -110,7 +113,7 @@ class WorkerService:
 
         def check(task: asyncio.Task[None]) -> None:
             if not task.cancelled() and (error := task.exception()) is not None:
-                logger.error("a part of the worker broke", exc_info=error)
+                logger.error("worker part broke", exc_info=error)
                 self._is_broken.set()
 
         task = asyncio.create_task(part)
@@ -156,6 +159,8 @@ class WorkerService:
         """Hand everything over when the current step has ended, or the time is up: what a step says later is lost, and
         said again by whoever has the job then."""
         self._state = "draining"
+        in_hand = len(self._outbox.claims)
+        logger.info("worker draining", extra=fields(worker=self.worker_id, num_jobs=in_hand))
         self._leave_by = asyncio.get_running_loop().time() + self._drain_timeout_s + _PARTING_S
         thread.stop()
         stepped = asyncio.create_task(asyncio.to_thread(thread.join, self._drain_timeout_s))
@@ -173,7 +178,8 @@ class WorkerService:
         for model, queue in self._queues.items():
             claims = self._claims(model)
             if claims:
-                logger.info("%d jobs go back to the queue", len(claims))
+                ids = [claim.job.id for claim in claims]
+                logger.info("jobs handed back", extra=fields(model=model, num_jobs=len(ids), job_ids=ids))
             await self._part(queue.give_back(claims))
             for claim in claims:
                 self._outbox.close(claim)
@@ -184,7 +190,7 @@ class WorkerService:
             async with asyncio.timeout_at(self._leave_by):
                 await last_words
         except (RedisError, TimeoutError) as error:
-            logger.warning("no time or no Redis to leave in order: %r", error)
+            logger.warning("worker left in disorder", extra=fields(error=repr(error)))
 
     async def _renew(self) -> None:
         """A lease ends `lease_s` after the engine's thread last got on: a step that hangs must not keep its jobs."""
@@ -200,9 +206,9 @@ class WorkerService:
     def _bear_silence(self, silence_s: float) -> None:
         """For a while. Turns are counted, not seconds, which a suspended process sleeps through."""
         self._num_silent += 1
-        logger.error("no progress for %.1f s: the leases have run out", silence_s)
+        logger.error("no progress, leases run out", extra=fields(silence_s=round(silence_s, 1)))
         if self._num_silent >= _MOST_SILENT_LEASES * _RENEWALS_A_LEASE:
-            logger.error("this worker hangs and gives up")
+            logger.error("worker hangs and gives up", extra=fields(worker=self.worker_id))
             self._is_broken.set()
 
     def _claims(self, model: str) -> list[Claim]:
@@ -228,7 +234,7 @@ class WorkerService:
         try:
             await turn()
         except RedisError as error:
-            logger.warning("redis: %s", error)
+            logger.warning("redis trouble", extra=fields(error=str(error)))
             await asyncio.sleep(_RETRY_AFTER_S)
 
 
