@@ -20,6 +20,7 @@ from shared.cli import redis_url, run_role
 from shared.logs import configure_logging, fields
 from shared.settings import Settings
 from shared.signals import signals_call
+from shared.tracing import Tracing, open_tracing
 
 _LAST_WRITES_S = 1
 
@@ -36,12 +37,14 @@ class Server(uvicorn.Server):
 
 async def serve(settings: Settings) -> None:
     """Serve until a signal comes, then drain."""
+    tracing = open_tracing(settings.otlp_endpoint, "api")
     async with open_broker(redis_url(settings), settings.redis_shards) as broker:
-        await _serve(settings, broker)
+        await _serve(settings, broker, tracing)
+    tracing.close()
 
 
-async def _serve(settings: Settings, broker: Broker) -> None:
-    app = create_app(settings, broker)
+async def _serve(settings: Settings, broker: Broker, tracing: Tracing) -> None:
+    app = create_app(settings, broker, tracing)
     config = uvicorn.Config(
         app,
         host=settings.host,

@@ -36,9 +36,11 @@ from api.routes import (
     tokens,
 )
 from api.schemas.errors import PLAIN_ERRORS
+from api.traced import Traced
 from shared.broker import Broker
 from shared.setting_layers import SettingsError
 from shared.settings import Settings
+from shared.tracing import NO_TRACING, Tracing
 
 DIALECTS = (
     *(generate.DIALECT, hrm.DIALECT, tgi.DIALECT, simple_foundation.DIALECT, inference.DIALECT),
@@ -56,7 +58,7 @@ _EXPOSED_HEADERS = (
 )
 
 
-def middleware(settings: Settings, front: Front) -> list[Middleware]:
+def middleware(settings: Settings, front: Front, tracing: Tracing) -> list[Middleware]:
     """Outermost first."""
     cors = Middleware(
         CORSMiddleware,
@@ -69,6 +71,7 @@ def middleware(settings: Settings, front: Front) -> list[Middleware]:
     log_bodies = settings.log_bodies or settings.log_level == "debug"
     return [
         Middleware(RequestId),
+        *([Middleware(Traced, tracing=tracing)] if tracing.is_on else []),
         Middleware(AccessLog, metrics=front.metrics, log_bodies=log_bodies),
         *([cors] if settings.enable_cors else []),
         Middleware(CrashGuard),
@@ -77,8 +80,8 @@ def middleware(settings: Settings, front: Front) -> list[Middleware]:
     ]
 
 
-def create_app(settings: Settings, broker: Broker) -> FastAPI:
-    """The app over `broker`, which stays the caller's to close. `app.state.front` holds its parts.
+def create_app(settings: Settings, broker: Broker, tracing: Tracing = NO_TRACING) -> FastAPI:
+    """The app over `broker` and `tracing`, which stay the caller's to close. `app.state.front` holds its parts.
 
     Raises SettingsError.
     """
@@ -90,8 +93,13 @@ def create_app(settings: Settings, broker: Broker) -> FastAPI:
         yield
         await front.close()
 
+    # FastAPI's own telemetry would trace each request once more, with what is in the query of its URL.
     app = FastAPI(
-        title="AI-OS HRM fleet", middleware=middleware(settings, front), exception_handlers=HANDLERS, lifespan=lifespan
+        title="AI-OS HRM fleet",
+        middleware=middleware(settings, front, tracing),
+        exception_handlers=HANDLERS,
+        lifespan=lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.front = front
     for router in ROUTERS:

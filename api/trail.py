@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.marks import Marks
+from shared.tracing import NO_SPAN, Span
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Usage:
 class Trail:
     """`key` is the id of the key that came, "" where none did. `error_body` makes the body of an error for this caller,
     where the path does not tell its dialect. `marks` are those of its jobs, where this front took them; `trace_id` is
-    that of its trace, if it has one."""
+    that of its trace, if it has one, and `span` the server's."""
 
     request_id: str
     usage: Usage = Usage()
@@ -46,6 +47,7 @@ class Trail:
     job_ids: tuple[str, ...] = ()
     marks: Marks | None = None
     trace_id: str | None = None
+    span: Span = NO_SPAN
     error_body: Callable[[Any], dict[str, Any]] | None = None
 
 

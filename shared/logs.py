@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from shared.messages import Job
+from shared.tracing import trace_id_of
 
 Style = Literal["json", "console", "classic"]
 
@@ -21,7 +22,6 @@ _TEXT: dict[Style, str] = {
     "console": "%(asctime)s %(levelname)s %(name)s: %(message)s",
     "classic": "%(asctime)s - %(name)s - %(levelname)s - %(message)s",
 }
-_TRACE_ID_AT = 1
 
 
 def configure_logging(level: str, style: Style, config: Path = Path("logging.yaml")) -> None:
@@ -49,12 +49,6 @@ def fields(**values: Any) -> dict[str, Any]:
 def job_fields(job: Job, **more: Any) -> dict[str, Any]:
     """The same for a line that concerns a job: whose it is, and where its trace is if there is one."""
     return fields(job_id=job.id, request_id=job.request_id or None, trace_id=trace_id_of(job.trace), **more)
-
-
-def trace_id_of(trace: dict[str, str]) -> str | None:
-    """The id in W3C trace headers: 32 hex digits."""
-    parts = trace.get("traceparent", "").split("-")
-    return parts[_TRACE_ID_AT] if len(parts) > _TRACE_ID_AT else None
 
 
 class JsonLines(logging.Formatter):

@@ -9,7 +9,7 @@ import hashlib
 import math
 import secrets
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from shared import keys
@@ -62,7 +62,7 @@ class Key:
 @dataclass(frozen=True)
 class Order:
     """A request on its way in. Times in seconds from now; one that `is_urgent` is refused when what waits before it
-    would take longer than its deadline. `follower` follows it from the start ("": nobody)."""
+    would take longer than its deadline. `follower` follows it from the start ("": nobody). `trace`: as in `Job`."""
 
     model: str
     tasks: tuple[Task, ...]
@@ -76,6 +76,7 @@ class Order:
     key: Key | None = None
     record: bytes = b""
     follower: str = ""
+    trace: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class Submissions:
         shard = self._shard(order.tenant, order.key, quota)
         jobs = [
             Job(
-                keys.new_id(shard), order.model, task, order.tenant, order.priority, order.request_id, order.is_streamed
+                *(keys.new_id(shard), order.model, task, order.tenant, order.priority),
+                *(order.request_id, order.is_streamed, order.trace),
             )
             for task in order.tasks
         ]

@@ -12,6 +12,7 @@ from shared.logs import configure_logging, fields
 from shared.queue import Terms
 from shared.settings import Settings
 from shared.signals import signals_call
+from shared.tracing import open_tracing
 from worker.device import CORES_ENV, keep_freed_memory, use_cores, use_threads
 from worker.loading import load_models, warm_up
 from worker.machine import survey
@@ -68,10 +69,12 @@ def prepare_process(settings: Settings) -> None:
 async def _serve(settings: Settings) -> int:
     stop = asyncio.Event()
     terms = Terms(settings.lease_s, settings.ageing_s, result_ttl_s=settings.result_ttl_s)
+    tracing = open_tracing(settings.otlp_endpoint, "worker")
     async with open_broker(redis_url(settings), settings.redis_shards) as broker:
-        service = WorkerService(broker, terms, drain_timeout_s=settings.drain_timeout_s)
+        service = WorkerService(broker, terms, drain_timeout_s=settings.drain_timeout_s, tracing=tracing)
         with signals_call({"SIGTERM": stop.set, "SIGINT": stop.set}):
             survived = await service.run(lambda: load_models(settings), stop)
+    tracing.close()
     return EXIT_OK if survived else EXIT_BROKEN
 
 

@@ -24,6 +24,7 @@ from shared.messages import ModelInfo, WorkerInfo
 from shared.presence import Presence
 from shared.queue import Claim, Terms, WorkQueue
 from shared.subscriptions import Subscriptions
+from shared.tracing import NO_TRACING, Tracing
 from worker.engine import Engine
 from worker.engine_thread import EngineThread
 from worker.intake import Intake
@@ -46,10 +47,11 @@ State = Literal["loading", "ready", "draining"]
 class WorkerService:
     """`drain_timeout_s` is the longest wait for the engine's current step at the end."""
 
-    def __init__(self, broker: Broker, terms: Terms, *, drain_timeout_s: float) -> None:
+    def __init__(self, broker: Broker, terms: Terms, *, drain_timeout_s: float, tracing: Tracing = NO_TRACING) -> None:
         self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._broker = broker
         self._terms = terms
+        self._tracing = tracing
         self._presence = Presence(broker.client(keys.PRESENCE))
         self._subscriptions = Subscriptions(broker.client(keys.PRESENCE))
         self._reader = LogReader(broker)
@@ -135,6 +137,7 @@ class WorkerService:
             model.runner,
             worker_id=self.worker_id,
             shards=self._broker.shards,
+            tracing=self._tracing,
         )
 
     async def _take(self, intake: Intake, stop: asyncio.Event) -> None:
@@ -182,7 +185,7 @@ class WorkerService:
                 logger.info("jobs handed back", extra=fields(model=model, num_jobs=len(ids), job_ids=ids))
             await self._part(queue.give_back(claims))
             for claim in claims:
-                self._outbox.close(claim)
+                self._outbox.close(claim, "handed_back")
 
     async def _part(self, last_words: Awaitable[object]) -> None:
         """Something that may fail or be cut off on the way out: leases and presence lapse anyway."""
@@ -201,7 +204,7 @@ class WorkerService:
         self._num_silent = 0
         for model, queue in self._queues.items():
             for claim in await queue.renew(self._claims(model), silence_s=silence_s):
-                self._outbox.close(claim)
+                self._outbox.close(claim, "lapsed")
 
     def _bear_silence(self, silence_s: float) -> None:
         """For a while. Turns are counted, not seconds, which a suspended process sleeps through."""

@@ -1,11 +1,7 @@
 """Nothing secret gets into any line that a front or a worker logs, whatever the level and wherever it came in."""
 
-import asyncio
 import json
-import os
-import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -13,36 +9,12 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.presence import Presence
+from tests.e2e.roles import running
 from tests.polling import until
 from tests.redis_server import RedisServer, free_port
 
 KEY, WRONG, IN_QUERY, REDIS = "hush-known-key", "hush-wrong-key", "hush-in-query", "hush-redis"
 ASK = {"prompt": "a b c", "max_tokens": 4}
-
-
-@asynccontextmanager
-async def running(role: str, *flags: str, **env: str) -> AsyncIterator[list[str]]:
-    """The lines that a process of this role has logged; ended by SIGTERM."""
-    command = [sys.executable, "-m", role, "--log-level", "debug", *flags]
-    process = await asyncio.create_subprocess_exec(
-        *command, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, stdout=-1, stderr=asyncio.subprocess.STDOUT
-    )
-    lines: list[str] = []
-
-    async def read() -> None:
-        assert process.stdout is not None
-        async for line in process.stdout:
-            lines.append(line.decode().rstrip("\n"))
-
-    reading = asyncio.create_task(read())
-    try:
-        yield lines
-        process.terminate()
-        await asyncio.wait_for(process.wait(), 20)
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await reading
 
 
 @pytest.fixture
@@ -75,8 +47,8 @@ async def test_no_line_tells_a_secret(redis: Redis, secret_url: str) -> None:
     async def is_ready() -> bool:
         return any(worker.state == "ready" for worker in (await Presence(redis).fleet()).workers)
 
-    async with running("worker", "--model", "echo=echo", **env) as worker_lines:
-        flags = ("--host", "127.0.0.1", "--port", str(port))
+    async with running("worker", "--log-level", "debug", "--model", "echo=echo", **env) as worker_lines:
+        flags = ("--log-level", "debug", "--host", "127.0.0.1", "--port", str(port))
         async with running("api", *flags, AIOS_API_KEYS=f"ann:{KEY}", **env) as front_lines:
             await until(is_ready, "the worker is ready")
             await until(lambda: "Uvicorn running on" in "".join(front_lines), "the front listens")
