@@ -5,7 +5,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.trail import trail_of
 from shared.errors import ClientGone
-from shared.tracing import HEADERS, Span, Tracing, trace_id_of
+from shared.tracing import Span, Trace, Tracing
 
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics", "/health", "/api/health"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -47,9 +47,9 @@ class Traced:
             "user_agent.original": headers.get("user-agent"),
             "aios.request_id": trail.request_id,
         }
-        within = {name: headers[name] for name in HEADERS if name in headers}
+        within = Trace(headers.get("traceparent", ""), headers.get("tracestate", ""))
         trail.span = self._tracing.span(_method(scope), within, "server", attributes)
-        trail.trace_id = trace_id_of(trail.span.trace)
+        trail.trace_id = trail.span.trace.id
         return trail.span
 
 

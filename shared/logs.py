@@ -14,7 +14,6 @@ from typing import Any, Literal
 import yaml
 
 from shared.messages import Job
-from shared.tracing import trace_id_of
 
 Style = Literal["json", "console", "classic"]
 
@@ -48,7 +47,7 @@ def fields(**values: Any) -> dict[str, Any]:
 
 def job_fields(job: Job, **more: Any) -> dict[str, Any]:
     """The same for a line that concerns a job: whose it is, and where its trace is if there is one."""
-    return fields(job_id=job.id, request_id=job.request_id or None, trace_id=trace_id_of(job.trace), **more)
+    return fields(job_id=job.id, request_id=job.request_id or None, trace_id=job.trace.id, **more)
 
 
 class JsonLines(logging.Formatter):

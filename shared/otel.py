@@ -6,7 +6,7 @@ OTEL_EXPORTER_OTLP_HEADERS, OTEL_SDK_DISABLED.
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from opentelemetry import trace as api
 from opentelemetry.context import Context
@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from shared.tracing import Attributes, Kind, Span, Tracing
+from shared.tracing import Attributes, Kind, Span, Trace, Tracing
 
 _CLOSE_S = 0.5
 _KINDS: dict[Kind, api.SpanKind] = {
@@ -36,10 +36,10 @@ class OpenSpan(Span):
         self._span = span
 
     @property
-    def trace(self) -> dict[str, str]:
+    def trace(self) -> Trace:
         headers: dict[str, str] = {}
         _w3c.inject(headers, api.set_span_in_context(self._span, Context()))
-        return headers
+        return Trace(**headers)
 
     def child(
         self, name: str, kind: Kind = "internal", attributes: Attributes | None = None, *, start_ns: int | None = None
@@ -47,8 +47,8 @@ class OpenSpan(Span):
         above = api.set_span_in_context(self._span, Context())
         return _begin(self._tracer, name, above, kind, attributes, start_ns)
 
-    def link(self, trace: Mapping[str, str]) -> None:
-        context = api.get_current_span(_w3c.extract(trace, Context())).get_span_context()
+    def link(self, trace: Trace) -> None:
+        context = api.get_current_span(_context_of(trace)).get_span_context()
         if context.is_valid:
             self._span.add_link(context)
 
@@ -80,13 +80,13 @@ class OpenTracing(Tracing):
     def span(
         self,
         name: str,
-        within: Mapping[str, str],
+        within: Trace,
         kind: Kind = "internal",
         attributes: Attributes | None = None,
         *,
         start_ns: int | None = None,
     ) -> Span:
-        return _begin(self._tracer, name, _w3c.extract(within, Context()), kind, attributes, start_ns)
+        return _begin(self._tracer, name, _context_of(within), kind, attributes, start_ns)
 
     def close(self) -> None:
         """A collector that is away must not hold up the end of the process."""
@@ -98,6 +98,10 @@ class OpenTracing(Tracing):
 def over_http(endpoint: str, role: str) -> OpenTracing:
     """In batches, to `endpoint`/v1/traces."""
     return OpenTracing(BatchSpanProcessor(OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces")), role)
+
+
+def _context_of(trace: Trace) -> Context:
+    return _w3c.extract({"traceparent": trace.traceparent, "tracestate": trace.tracestate}, Context())
 
 
 def _begin(

@@ -9,7 +9,7 @@ import hashlib
 import math
 import secrets
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 from shared import keys
@@ -20,6 +20,7 @@ from shared.messages import PRIORITIES, STATE_OF, Cancelled, Failed, Job, Priori
 from shared.queue import places_of
 from shared.requests import Request, Requests
 from shared.script import Script, raw
+from shared.tracing import NO_TRACE, Trace
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Order:
     key: Key | None = None
     record: bytes = b""
     follower: str = ""
-    trace: dict[str, str] = field(default_factory=dict)
+    trace: Trace = NO_TRACE
 
 
 @dataclass(frozen=True)

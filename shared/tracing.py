@@ -8,20 +8,28 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Literal, Self
 
-from shared.setting_layers import SettingsError
+import msgspec
 
 Kind = Literal["internal", "server", "producer", "consumer"]
 Attributes = Mapping[str, str | bool | int | float | Sequence[str] | None]
 """None is left out."""
 
-HEADERS = ("traceparent", "tracestate")
-_TRACE_ID_AT = 1
+_ID_AT = 1
 
 
-def trace_id_of(trace: Mapping[str, str]) -> str | None:
-    """The id in W3C trace headers: 32 hex digits."""
-    parts = trace.get("traceparent", "").split("-")
-    return parts[_TRACE_ID_AT] if len(parts) > _TRACE_ID_AT else None
+class Trace(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The W3C headers by which a trace is handed on; both are empty where there is none."""
+
+    traceparent: str = ""
+    tracestate: str = ""
+
+    @property
+    def id(self) -> str | None:
+        """32 hex digits."""
+        return self.traceparent.split("-")[_ID_AT] if self.traceparent else None
+
+
+NO_TRACE = Trace()
 
 
 class Span:
@@ -31,16 +39,16 @@ class Span:
     """
 
     @property
-    def trace(self) -> dict[str, str]:
-        """W3C headers by which others go on with the trace behind this span; none for one that is not there."""
-        return {}
+    def trace(self) -> Trace:
+        """By which others go on behind this span."""
+        return NO_TRACE
 
     def child(
         self, name: str, kind: Kind = "internal", attributes: Attributes | None = None, *, start_ns: int | None = None
     ) -> "Span":
         return NO_SPAN
 
-    def link(self, trace: Mapping[str, str]) -> None:
+    def link(self, trace: Trace) -> None:
         """Point at a span that is not above this one."""
 
     def rename(self, name: str) -> None: ...
@@ -67,13 +75,13 @@ class Tracing:
     def span(
         self,
         name: str,
-        within: Mapping[str, str],
+        within: Trace,
         kind: Kind = "internal",
         attributes: Attributes | None = None,
         *,
         start_ns: int | None = None,
     ) -> Span:
-        """A span of the trace that these headers name; of a new one if they name none, or nonsense."""
+        """A span of the trace that `within` names; of a new one if it names none, or nonsense."""
         return NO_SPAN
 
     def close(self) -> None:
@@ -90,6 +98,8 @@ def open_tracing(endpoint: str | None, role: str) -> Tracing:
     """
     if endpoint is None:
         return NO_TRACING
+    from shared.setting_layers import SettingsError
+
     try:
         from shared.otel import over_http
     except ImportError as error:

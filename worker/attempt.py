@@ -6,7 +6,7 @@ Told by intake and outbox what happens; no span is made for a token. A job witho
 import time
 
 from shared.messages import Chat, Done, Embed, Event, Failed, Generate, Job, Terminal, name_of
-from shared.tracing import NO_SPAN, Attributes, Span, Tracing
+from shared.tracing import NO_SPAN, NO_TRACE, Attributes, Span, Trace, Tracing
 from worker.request import Emission
 
 
@@ -20,11 +20,11 @@ class Attempt:
         self._error: str | None = None
 
     @property
-    def trace(self) -> dict[str, str]:
+    def trace(self) -> Trace:
         """By which a later attempt finds this one."""
         return self._span.trace
 
-    def follows(self, trace: dict[str, str]) -> None:
+    def follows(self, trace: Trace) -> None:
         """Another worker began the job before, as `trace`."""
         self._span.link(trace)
 
@@ -76,7 +76,7 @@ UNTRACED = Attempt()
 
 def begin(tracing: Tracing, job: Job, epoch: int, waited_s: float, worker_id: str) -> Attempt:
     """A job was taken now, for the `epoch`-th time, `waited_s` after it was queued."""
-    if not tracing.is_on or not job.trace:
+    if not tracing.is_on or job.trace == NO_TRACE:
         return UNTRACED
     now_ns = time.time_ns()
     ids: Attributes = {"aios.job_id": job.id, "aios.model": job.model, "aios.attempt": epoch}

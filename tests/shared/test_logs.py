@@ -10,6 +10,7 @@ import pytest
 
 from shared.logs import configure_logging, fields, job_fields
 from shared.messages import Generate, Job, Sampling
+from shared.tracing import Trace
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +67,7 @@ def test_the_classic_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_a_line_about_a_job_tells_whose_it_is() -> None:
     task = Generate("hi", Sampling(max_tokens=1, seed=0))
-    trace = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+    trace = Trace(f"00-{'a' * 32}-{'b' * 16}-01")
     assert job_fields(Job("j", "m", task, request_id="r", trace=trace), epoch=2) == {
         "fields": {"job_id": "j", "request_id": "r", "trace_id": "a" * 32, "epoch": 2}
     }

@@ -11,7 +11,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from shared.setting_layers import SettingsError
 from shared.settings import Settings, resolve
-from shared.tracing import NO_SPAN, NO_TRACING, Tracing, open_tracing, trace_id_of
+from shared.tracing import NO_SPAN, NO_TRACE, NO_TRACING, Trace, Tracing, open_tracing
 from tests.collector import collecting
 from tests.redis_server import free_port
 from tests.spans import PARENT
@@ -60,9 +60,9 @@ def test_one_module_knows_the_library() -> None:
 def test_without_an_endpoint_there_is_none() -> None:
     tracing = open_tracing(None, "api")
     assert tracing is NO_TRACING
-    with tracing.span("x", {"traceparent": PARENT}) as span:
+    with tracing.span("x", Trace(PARENT)) as span:
         assert span is span.child("y") is NO_SPAN
-        assert span.trace == {}
+        assert span.trace is NO_TRACE
         span.set({"a": 1})
     tracing.close()
 
@@ -83,8 +83,8 @@ def test_the_endpoint_comes_by_both_variables() -> None:
 
 
 def test_the_id_is_read_without_the_library() -> None:
-    assert trace_id_of({"traceparent": PARENT}) == "ab" * 16
-    assert trace_id_of({}) is trace_id_of({"traceparent": ""}) is None
+    assert Trace(PARENT).id == "ab" * 16
+    assert NO_TRACE.id is None
 
 
 def test_spans_arrive_at_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,16 +102,16 @@ def test_spans_arrive_at_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _post_two(tracing: Tracing) -> None:
-    with pytest.raises(KeyError), tracing.span("above", {"traceparent": PARENT, "tracestate": "a=b"}) as span:
+    with pytest.raises(KeyError), tracing.span("above", Trace(PARENT, "a=b")) as span:
         span.child("below").end()
-        assert span.trace["tracestate"] == "a=b"
+        assert span.trace.tracestate == "a=b"
         raise KeyError("x")
     tracing.close()
 
 
 def test_a_collector_that_is_away_holds_nobody_up() -> None:
     tracing = open_tracing(f"http://127.0.0.1:{free_port()}", "api")
-    tracing.span("x", {}).end()
+    tracing.span("x", NO_TRACE).end()
     started_s = time.monotonic()
     tracing.close()
     assert time.monotonic() - started_s < 1
