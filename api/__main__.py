@@ -19,10 +19,11 @@ from shared.advice import advise, on_open_files, open_files_limit, redis_advice
 from shared.broker import Broker, open_broker
 from shared.cli import redis_url, run_role
 from shared.listener import Answer, listening
-from shared.logs import configure_logging
+from shared.logs import configure_logging, fields
 from shared.metrics import CONTENT_TYPE
 from shared.settings import Settings
 from shared.signals import signals_call
+from shared.tracing import Tracing, open_tracing
 
 _LAST_WRITES_S = 1
 
@@ -39,12 +40,14 @@ class Server(uvicorn.Server):
 
 async def serve(settings: Settings) -> None:
     """Serve until a signal comes, then drain."""
+    tracing = open_tracing(settings.otlp_endpoint, "api")
     async with open_broker(redis_url(settings), settings.redis_shards) as broker:
-        await _serve(settings, broker)
+        await _serve(settings, broker, tracing)
+    tracing.close()
 
 
-async def _serve(settings: Settings, broker: Broker) -> None:
-    app = create_app(settings, broker)
+async def _serve(settings: Settings, broker: Broker, tracing: Tracing) -> None:
+    app = create_app(settings, broker, tracing)
     advise([*on_open_files(open_files_limit(), settings.max_queue_depth), *await redis_advice(broker)])
     config = uvicorn.Config(
         app,
@@ -60,8 +63,10 @@ async def _serve(settings: Settings, broker: Broker) -> None:
     stopping = asyncio.create_task(_drain_on_signal(signals, server, app.state.front))
     try:
         with signals_call({name: partial(signals.put_nowait, name) for name in ("SIGTERM", "SIGINT")}):
+            log.info("front starting", extra=fields(host=settings.host, port=settings.port))
             async with _telling(settings, app.state.front):
                 await server.serve()
+            log.info("front stopped")
     finally:
         stopping.cancel()
 
@@ -81,7 +86,7 @@ async def _telling(settings: Settings, front: Front) -> AsyncIterator[None]:
 
 
 async def _drain_on_signal(signals: "asyncio.Queue[str]", server: Server, front: Front) -> None:
-    log.info("draining after %s", await signals.get())
+    log.info("front draining", extra=fields(signal=await signals.get()))
     front.draining.set()
     front.dispatcher.drain()
     server.should_exit = True

@@ -87,6 +87,7 @@ def stream(
     comments."""
     started: dict[int, Started] = {}
     telling, framing = kind.telling(following.work), framing or kind.framing
+    following.leave_in(trail)
 
     async def frames() -> AsyncGenerator[bytes, None]:
         start = Cursor.start(following.work.id, len(following.work.request.job_ids))

@@ -38,9 +38,11 @@ from api.routes import (
     unload,
 )
 from api.schemas.errors import PLAIN_ERRORS
+from api.traced import Traced
 from shared.broker import Broker
 from shared.setting_layers import SettingsError
 from shared.settings import Settings
+from shared.tracing import NO_TRACING, Tracing
 
 DIALECTS = (
     *(generate.DIALECT, hrm.DIALECT, tgi.DIALECT, simple_foundation.DIALECT, inference.DIALECT),
@@ -58,7 +60,7 @@ _EXPOSED_HEADERS = (
 )
 
 
-def middleware(settings: Settings, front: Front) -> list[Middleware]:
+def middleware(settings: Settings, front: Front, tracing: Tracing) -> list[Middleware]:
     """Outermost first."""
     cors = Middleware(
         CORSMiddleware,
@@ -68,18 +70,20 @@ def middleware(settings: Settings, front: Front) -> list[Middleware]:
         allow_credentials=False,
         expose_headers=_EXPOSED_HEADERS,
     )
+    log_bodies = settings.log_bodies or settings.log_level == "debug"
     return [
         Middleware(RequestId),
-        Middleware(AccessLog, metrics=front.metrics, log_bodies=settings.log_bodies),
+        *([Middleware(Traced, tracing=tracing)] if tracing.is_on else []),
+        Middleware(AccessLog, metrics=front.metrics, log_bodies=log_bodies),
         *([cors] if settings.enable_cors else []),
         Middleware(CrashGuard),
         Middleware(Doorman, auth=front.auth, routes=_routes(), protect_metrics=settings.protect_metrics),
-        Middleware(BodyLimit, max_body_bytes=settings.max_body_bytes),
+        Middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, log_bodies=log_bodies),
     ]
 
 
-def create_app(settings: Settings, broker: Broker) -> FastAPI:
-    """The app over `broker`, which stays the caller's to close. `app.state.front` holds its parts.
+def create_app(settings: Settings, broker: Broker, tracing: Tracing = NO_TRACING) -> FastAPI:
+    """The app over `broker` and `tracing`, which stay the caller's to close. `app.state.front` holds its parts.
 
     Raises SettingsError.
     """
@@ -93,8 +97,13 @@ def create_app(settings: Settings, broker: Broker) -> FastAPI:
         lagging.cancel()
         await front.close()
 
+    # FastAPI's own telemetry would trace each request once more, with what is in the query of its URL.
     app = FastAPI(
-        title="AI-OS HRM fleet", middleware=middleware(settings, front), exception_handlers=HANDLERS, lifespan=lifespan
+        title="AI-OS HRM fleet",
+        middleware=middleware(settings, front, tracing),
+        exception_handlers=HANDLERS,
+        lifespan=lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.front = front
     for router in ROUTERS:

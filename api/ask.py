@@ -29,6 +29,7 @@ from shared.errors import DeviceUnavailable, Draining, FleetError, InvalidReques
 from shared.messages import ModelInfo, Task, Text
 from shared.requests import new_follower
 from shared.submission import Key, Order
+from shared.tracing import Attributes
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Ask:
         except FleetError as error:
             metrics.rejections.labels(error.code).inc()
             raise
+        following.leave_in(self.trail)
         if not following.is_first:
             metrics.replays.labels("cache" if following.cache else "key").inc()
         answer = await self._answer(kind, following, framing, is_streamed=is_streamed)
@@ -159,7 +161,10 @@ class Ask:
         cache, digest = self.front.cache, self._digest(model, record, plan.tasks)
         if cache and digest and (before := await self._answered(cache, digest, model)):
             return before
-        request, jobs = await self.front.admission.submit(order, self.caller.quota)
+        told: Attributes = {"aios.model": model.id, "aios.num_jobs": len(order.tasks), "aios.class": order.priority}
+        with self.trail.span.child("submit", "producer", told) as span:
+            order = replace(order, trace=span.trace)
+            request, jobs = await self.front.admission.submit(order, self.caller.quota)
         if not jobs:
             return await attached(self.front, request, stays=self._stays)
         if cache and digest:

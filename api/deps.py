@@ -68,7 +68,7 @@ class Front:
                 await self.dispatcher.close()
                 await self.subscriptions.close()
         except TimeoutError:
-            log.warning("closed without waiting for Redis any longer")
+            log.warning("redis not waited for at close")
 
 
 def build_front(settings: Settings, broker: Broker, kinds: Kinds) -> Front:

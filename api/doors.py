@@ -3,6 +3,7 @@
 A route that is not named here is for callers: for whoever has a key, where keys are required.
 """
 
+import logging
 from collections.abc import Sequence
 from enum import Enum
 
@@ -13,7 +14,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api.auth import Auth
 from api.errors import problem_of, render
 from api.trail import trail_of
-from shared.errors import FleetError
+from shared.errors import FleetError, Forbidden, Unauthorized
+from shared.logs import fields
+
+security_log = logging.getLogger("aios.security")
 
 
 class Door(Enum):
@@ -56,13 +60,22 @@ class Doorman:
             caller = await self._auth.caller(Headers(scope=scope), needs_key=door is Door.KEY, needs_admin=is_admin)
         except FleetError as error:
             scope["route"] = route  # for the log line
-            trail_of(scope).error = error.code
+            self._report(error, scope, route)
             await render(problem_of(error), scope["path"])(scope, receive, send)
             return
         scope["state"]["caller"] = caller
-        if caller.id:
-            trail_of(scope).tenant, trail_of(scope).key = caller.tenant, caller.id
+        trail_of(scope).tenant, trail_of(scope).key = caller.tenant, caller.id
         await self._app(scope, receive, send)
+
+    @staticmethod
+    def _report(error: FleetError, scope: Scope, route: Route) -> None:
+        """For the access log, and who was refused by its key for the security log."""
+        trail = trail_of(scope)
+        trail.error = error.code
+        if isinstance(error, Unauthorized | Forbidden):
+            client = scope.get("client")
+            said = fields(request_id=trail.request_id, route=route.path, error=error.code, client=client and client[0])
+            security_log.warning("caller refused", extra=said)
 
     def _find(self, scope: Scope) -> tuple[Route, Door] | None:
         """The route that will run, as the router finds it."""

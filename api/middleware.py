@@ -13,8 +13,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import Problem, problem_of, render
+from api.request_line import said_of
 from api.trail import Trail, trail_of
 from shared.errors import ClientGone, Draining, PayloadTooLarge
+from shared.logs import fields
 from shared.metrics import Metrics
 
 REQUEST_ID = "X-Request-Id"
@@ -48,7 +50,8 @@ class RequestId:
 
 
 class AccessLog:
-    """One log line and one observation per request, when its answer has ended."""
+    """One log line and one observation per request, when its answer has ended; how the answer began, if bodies are
+    logged."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, log_bodies: bool) -> None:
         self._app = app
@@ -60,12 +63,14 @@ class AccessLog:
             await self._app(scope, receive, send)
             return
         started_s = time.perf_counter()
-        status = ClientGone.status  # unless an answer begins
+        status, answer = ClientGone.status, b""  # unless an answer begins
 
         async def send_noting_status(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answer
             if message["type"] == "http.response.start":
                 status = message["status"]
+            elif self._log_bodies and len(answer) < _SHOWN_BODY:
+                answer += message.get("body", b"")[:_SHOWN_BODY]
             await send(message)
 
         self._metrics.in_progress.inc()
@@ -73,9 +78,9 @@ class AccessLog:
             await self._app(scope, receive, send_noting_status)
         finally:
             self._metrics.in_progress.dec()
-            self._record(scope, status, time.perf_counter() - started_s)
+            self._record(scope, status, time.perf_counter() - started_s, answer)
 
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, status: int, seconds: float, answer: bytes) -> None:
         trail = trail_of(scope)
         route = getattr(scope.get("route"), "path", "unmatched")
         method = scope["method"] if scope["method"] in _METHODS else "other"
@@ -83,22 +88,9 @@ class AccessLog:
         self._metrics.latency.labels(route).observe(seconds)
         if trail.error is not None:
             self._metrics.errors.labels(trail.error).inc()
-        fields = {
-            "request_id": trail.request_id,
-            "method": method,
-            "route": route,
-            "status": status,
-            "ms": round(seconds * 1000, 1),
-            "prompt_tokens": trail.usage.prompt_tokens,
-            "completion_tokens": trail.usage.completion_tokens,
-        }
-        if trail.key:
-            fields |= {"tenant": trail.tenant, "key": trail.key}
-        if trail.error is not None:
-            fields["error"] = trail.error
-        if self._log_bodies:
-            fields["body"] = trail.body[:_SHOWN_BODY].decode(errors="replace")
-        access_log.log(logging.DEBUG if route in _PROBES else logging.INFO, "request", extra={"fields": fields})
+        said = {"method": method, "route": route, "status": status, "total_ms": round(seconds * 1000, 1)}
+        said |= said_of(trail) | ({"answer": _shown(answer)} if self._log_bodies else {})
+        access_log.log(logging.DEBUG if route in _PROBES else logging.INFO, "request", extra=fields(**said))
 
 
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -136,17 +128,20 @@ class CrashGuard:
                 raise
             trail = trail_of(scope)
             trail.error = "internal_error"
-            error_log.exception("unhandled error", extra={"fields": {"request_id": trail.request_id}})
+            said = fields(request_id=trail.request_id, trace_id=trail.trace_id)
+            error_log.exception("unhandled error", extra=said)
             if not has_begun:
                 problem = Problem(500, "internal_error", f"Internal error; request id {trail.request_id}.", None, {})
                 await render(problem, scope["path"], trail.error_body)(scope, receive, send)
 
 
 class BodyLimit:
-    """Reads the whole body, refuses one that is too large (announced or not), and hands it on in one piece."""
+    """Reads the whole body, refuses one that is too large (announced or not), and hands it on in one piece. Its
+    beginning is logged if bodies are."""
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, log_bodies: bool) -> None:
         self._app = app
+        self._log_bodies = log_bodies
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -163,7 +158,11 @@ class BodyLimit:
         if len(body) > self._max_body_bytes:
             await self._refuse(scope, receive, send)
             return
-        trail_of(scope).body = body
+        trail = trail_of(scope)
+        trail.body = body
+        if self._log_bodies and body:
+            said = fields(request_id=trail.request_id, trace_id=trail.trace_id)
+            access_log.info("Processing request: %s", _shown(body), extra=said)
         await self._app(scope, _replay(body, receive), send)
 
     async def _read(self, receive: Receive) -> bytes | None:
@@ -181,6 +180,10 @@ class BodyLimit:
         error = PayloadTooLarge(f"Expected a body of at most {self._max_body_bytes} bytes; this is larger.")
         trail_of(scope).error = error.code
         await render(problem_of(error), scope["path"])(scope, receive, send)
+
+
+def _shown(body: bytes) -> str:
+    return body[:_SHOWN_BODY].decode(errors="replace")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

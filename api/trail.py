@@ -7,6 +7,9 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from api.marks import Marks
+from shared.tracing import NO_SPAN, Span
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -31,7 +34,8 @@ class Usage:
 @dataclass
 class Trail:
     """`key` is the id of the key that came, "" where none did. `error_body` makes the body of an error for this caller,
-    where the path does not tell its dialect."""
+    where the path does not tell its dialect. `marks` are those of its jobs, where this front took them; `trace_id` is
+    that of its trace, if it has one, and `span` the server's."""
 
     request_id: str
     usage: Usage = Usage()
@@ -39,6 +43,11 @@ class Trail:
     body: bytes = b""
     tenant: str = ""
     key: str = ""
+    model: str | None = None
+    job_ids: tuple[str, ...] = ()
+    marks: Marks | None = None
+    trace_id: str | None = None
+    span: Span = NO_SPAN
     error_body: Callable[[Any], dict[str, Any]] | None = None
 
 

@@ -17,7 +17,7 @@ from scripts.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from scripts.placement import place_workers
 from scripts.supervisor import Role, Supervisor
 from shared.cli import CONFIG_ENV, redis_url, run_role
-from shared.logs import configure_logging
+from shared.logs import configure_logging, fields
 from shared.setting_layers import ENV_ALIASES, env_name
 from shared.setting_types import SECRETS
 from shared.settings import REPO_ROOT, Settings, SettingsError
@@ -107,7 +107,7 @@ def serve_hrm(settings: Settings) -> int:
             try:
                 redis = stack.enter_context(EmbeddedRedis())
             except EmbeddedRedisError as error:
-                log.error("%s", error)
+                log.error("embedded redis failed", extra=fields(error=str(error)))
                 return 1
             settings = settings.model_copy(update={"redis_url": redis.url})
         return asyncio.run(_supervise(settings, redis, places))
@@ -167,9 +167,9 @@ async def _watch_redis(redis: EmbeddedRedis, supervisor: Supervisor) -> None:
         await asyncio.sleep(REDIS_CHECK_S)
         try:
             if redis.revive():
-                log.warning("redis-server died and runs again as process %d", redis.pid)
+                log.warning("embedded redis restarted", extra=fields(pid=redis.pid))
         except EmbeddedRedisError as error:
-            log.error("%s", error)
+            log.error("embedded redis failed", extra=fields(error=str(error)))
             return supervisor.stop(exit_code=1)
 
 

@@ -23,7 +23,7 @@ from prometheus_client import start_http_server
 from shared.broker import UNAVAILABLE, Broker, open_broker
 from shared.cli import EXIT_OK, redis_url, run_role
 from shared.janitor import Janitor, Sweep
-from shared.logs import configure_logging
+from shared.logs import configure_logging, fields
 from shared.metrics import JanitorMetrics
 from shared.settings import Settings
 from shared.signals import signals_call
@@ -75,7 +75,7 @@ async def _run(asked: argparse.Namespace, settings: Settings) -> int:
             ends = await asyncio.gather(working, return_exceptions=True)
     broken = [end for end in ends if isinstance(end, Exception)]
     for error in broken:
-        log.error("the background role broke", exc_info=error)
+        log.error("background role broke", exc_info=error)
     return EXIT_FAILED if broken else EXIT_OK
 
 
@@ -95,7 +95,7 @@ async def _work(broker: Broker, janitor: Janitor, metrics: JanitorMetrics) -> No
         try:
             await make_worker(broker, janitor, metrics).async_run()
         except UNAVAILABLE as error:
-            log.warning("redis: %s", error)
+            log.warning("redis trouble", extra=fields(error=str(error)))
             await asyncio.sleep(AGAIN_AFTER_S)
 
 
@@ -128,7 +128,7 @@ def _cron(name: str, second: int, sweep: Sweep, metrics: JanitorMetrics) -> Cron
         for what, count in found.items():
             metrics.found.labels(what).inc(count)
         if found:
-            log.warning("%s: %s", name, ", ".join(f"{count} {what}" for what, count in found.items()))
+            log.warning("sweep put things right", extra=fields(sweep=name, found=found))
 
     seconds = set(range(second, 60, EVERY_S.get(name, 60)))
     return cron(turn, name=f"{{{TAG}}}:{name}", second=seconds, max_tries=1)

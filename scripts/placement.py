@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from shared.advice import advise, on_threads
+from shared.logs import fields
 from shared.settings import Settings
 from worker.device import CORES_ENV
 from worker.machine import Machine, survey
@@ -23,7 +24,8 @@ def place_workers(settings: Settings) -> tuple[Settings, list[dict[str, str]]]:
     shape = shape_of(settings, machine)
     settings = settings.model_copy(update={"workers": shape.workers, "threads": shape.threads})
     places = worker_envs(shape, machine, os.environ) if settings.pin_cores or machine.num_gpus else []
-    log.info("%s on %d cores, %d GPUs", shape, machine.num_cores, machine.num_gpus)
+    on = {"num_cores": machine.num_cores, "num_gpus": machine.num_gpus}
+    log.info("workers placed", extra=fields(shape=str(shape), **on))
     advise(on_threads(shape.workers, shape.threads, machine.num_cores))
     return settings, places or [{} for _ in range(shape.workers)]
 

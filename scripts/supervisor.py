@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scripts.parent_death import die_with_parent
+from shared.logs import fields
 from shared.signals import signals_call
 
 BAD_SETTINGS = 2  # exit status of a child that would fail in the same way again
@@ -91,11 +92,12 @@ class Supervisor:
             if end.is_set():
                 return
             if code == BAD_SETTINGS:
-                log.error("%s %d refuses its settings (exit status %d): stopping", role.name, copy, code)
+                log.error("process refuses its settings", extra=fields(role=role.name, copy=copy, status=code))
                 return self.stop(BAD_SETTINGS)
             failures = 1 if time.monotonic() - started > self._backoff.longest_s else failures + 1
             delay_s = self._backoff.delay_s(failures)
-            log.warning("%s %d ended with status %d: restarting in %.1f s", role.name, copy, code, delay_s)
+            ended = fields(role=role.name, copy=copy, status=code, restart_in_s=delay_s)
+            log.warning("process ended", extra=ended)
             await _first_of(end.wait(), timeout_s=delay_s)
 
     async def _run_once(self, role: Role, copy: int, end: asyncio.Event) -> int:
@@ -109,15 +111,15 @@ class Supervisor:
                 preexec_fn=die_with_parent(),
             )
         except OSError as error:
-            log.error("%s %d cannot be started: %s", role.name, copy, error)
+            log.error("process not started", extra=fields(role=role.name, copy=copy, error=str(error)))
             return NOT_STARTED
-        log.info("%s %d runs as process %d", role.name, copy, process.pid)
+        log.info("process runs", extra=fields(role=role.name, copy=copy, pid=process.pid))
         await _first_of(process.wait(), end.wait())
         if process.returncode is None:
             process.terminate()
             await _first_of(process.wait(), self._hurry.wait(), timeout_s=self._grace_s)
         if process.returncode is None:
-            log.warning("%s %d does not end: killing process %d", role.name, copy, process.pid)
+            log.warning("process killed", extra=fields(role=role.name, copy=copy, pid=process.pid))
             process.kill()
         return await process.wait()
 

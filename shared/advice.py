@@ -9,6 +9,7 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from shared.broker import CONNECT_TIMEOUT_S, UNAVAILABLE, Broker
+from shared.logs import fields
 
 logger = logging.getLogger("aios.advice")
 
@@ -17,7 +18,7 @@ _OTHER_FILES = 512  # connections to Redis, libraries, and jobs that run rather 
 
 def advise(lines: Sequence[str]) -> None:
     for line in lines:
-        logger.warning("%s", line)
+        logger.warning("advice", extra=fields(advice=line))
 
 
 def on_open_files(limit: int | None, max_queue_depth: int) -> list[str]:
@@ -62,7 +63,7 @@ async def redis_advice(broker: Broker) -> list[str]:
             for client in await broker.nodes():
                 lines |= dict.fromkeys(on_redis(await client.info()))
     except (TimeoutError, ResponseError, *UNAVAILABLE) as error:
-        logger.info("Redis was not asked how it is set up: %r", error)
+        logger.info("redis setup not known", extra=fields(error=repr(error)))
     return list(lines)
 
 

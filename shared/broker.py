@@ -20,6 +20,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared import keys
 from shared.cluster import ELSEWHERE, Cluster
+from shared.logs import fields
 from shared.setting_layers import SettingsError
 from shared.spread import Spread
 
@@ -91,7 +92,8 @@ async def open_broker(url: str, shards: int = 1) -> AsyncIterator[Broker]:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await broker.settle()
         except (TimeoutError, *UNAVAILABLE) as error:
-            logger.warning("redis is away at the start: %s", f"{error}" or "it does not answer")
+            reason = f"{error}" or "it does not answer"
+            logger.warning("redis away at start", extra=fields(error=reason))
         yield broker
     finally:
         with suppress(TimeoutError):  # what has not been sent by now will not be

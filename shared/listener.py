@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
+from shared.logs import fields
 from shared.setting_layers import SettingsError
 
 _PATIENCE_S = 5.0
@@ -37,7 +38,7 @@ async def listening(setting: str, host: str, port: int, routes: Routes) -> Async
                 writer.write(await _answer(reader, routes))
                 await writer.drain()
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            logger.debug("a caller of port %d was given up", port)
+            logger.debug("caller given up", extra=fields(port=port))
         finally:
             writer.close()
 
@@ -47,7 +48,7 @@ async def listening(setting: str, host: str, port: int, routes: Routes) -> Async
         raise SettingsError(f"{setting}: cannot listen on {host} port {port}: {error.strerror}") from error
     async with server:
         found = int(server.sockets[0].getsockname()[1])
-        logger.info("%s on %s port %d", ", ".join(routes), host, found)
+        logger.info("port opened", extra=fields(host=host, port=found, paths=list(routes)))
         yield found
 
 

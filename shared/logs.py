@@ -1,6 +1,7 @@
-"""Log lines of every process: JSON for machines or key=value for people, on stderr, or as a `logging.yaml` says.
+"""Log lines of every process: JSON for machines, or text for people, on stderr, or as a `logging.yaml` says.
 
-A record's `fields` (passed as `extra={"fields": {...}}`) become keys of the line.
+The message of each of our lines is the name of an event, always the same words; what varies is in the record's fields,
+which become keys of the line. `docs/logs.md` lists the events.
 """
 
 import json
@@ -12,21 +13,41 @@ from typing import Any, Literal
 
 import yaml
 
+from shared.messages import Job
 
-def configure_logging(level: str, style: Literal["json", "console"], config: Path = Path("logging.yaml")) -> None:
+Style = Literal["json", "console", "classic"]
+
+_TEXT: dict[Style, str] = {
+    "console": "%(asctime)s %(levelname)s %(name)s: %(message)s",
+    "classic": "%(asctime)s - %(name)s - %(levelname)s - %(message)s",
+}
+
+
+def configure_logging(level: str, style: Style, config: Path = Path("logging.yaml")) -> None:
     """Send everything this process logs to stderr in one format.
 
     A `logging.yaml` in the working directory, in dictConfig form, is applied instead; one that cannot be applied, such
     as one that names classes not installed here, is passed over with a warning (X12).
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if style == "json" else ConsoleLines())
+    handler.setFormatter(JsonLines() if style == "json" else TextLines(_TEXT[style]))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     if config.is_file():
         try:
             logging.config.dictConfig(yaml.safe_load(config.read_text(encoding="utf-8")))
         except (ValueError, TypeError, AttributeError, ImportError, OSError, yaml.YAMLError) as error:
-            logging.getLogger("aios.logs").warning("%s is passed over: %s", config, error)
+            log = logging.getLogger("aios.logs")
+            log.warning("logging.yaml passed over", extra=fields(file=str(config), error=str(error)))
+
+
+def fields(**values: Any) -> dict[str, Any]:
+    """What a line says besides its event: the `extra` of a logging call. None is left out."""
+    return {"fields": {name: value for name, value in values.items() if value is not None}}
+
+
+def job_fields(job: Job, **more: Any) -> dict[str, Any]:
+    """The same for a line that concerns a job: whose it is, and where its trace is if there is one."""
+    return fields(job_id=job.id, request_id=job.request_id or None, trace_id=job.trace.id, **more)
 
 
 class JsonLines(logging.Formatter):
@@ -43,11 +64,10 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-class ConsoleLines(logging.Formatter):
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+class TextLines(logging.Formatter):
+    """The fields as name=value behind the message."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        fields: dict[str, Any] = getattr(record, "fields", {})
-        pairs = (f"{name}={value!r}" if isinstance(value, str) else f"{name}={value}" for name, value in fields.items())
+        values: dict[str, Any] = getattr(record, "fields", {})
+        pairs = (f"{name}={value!r}" if isinstance(value, str) else f"{name}={value}" for name, value in values.items())
         return " ".join([super().formatMessage(record), *pairs])

@@ -28,6 +28,7 @@ from shared.tasks import Tokenize as Tokenize
 from shared.tasks import TooLong as TooLong
 from shared.tasks import Turn as Turn
 from shared.tasks import name_of as name_of
+from shared.tracing import NO_TRACE, Trace
 
 Priority = Literal["interactive", "default", "bulk"]
 """A class of requests: better ones are served first."""
@@ -40,7 +41,7 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
     """The unit that is queued, leased and logged: a prompt, a scoring context with its continuations, a puzzle, or a
     text.
 
-    `is_streamed`: somebody follows it token by token.
+    `is_streamed`: somebody follows it token by token. `trace`: the one that its request belongs to.
     """
 
     id: str
@@ -50,11 +51,12 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
     priority: Priority = "default"
     request_id: str = ""
     is_streamed: bool = False
+    trace: Trace = NO_TRACE
 
 
 class Started(msgspec.Struct, frozen=True, omit_defaults=True, tag="started"):
     """A worker holds the job; once per epoch. `num_truncated` prompt tokens were cut, and the context window leaves
-    room for `max_tokens` of answer, where that is fewer than the task allows.
+    room for `max_tokens` of answer, where that is fewer than the task allows. `trace`: that of this take of the job.
     """
 
     epoch: int
@@ -62,6 +64,7 @@ class Started(msgspec.Struct, frozen=True, omit_defaults=True, tag="started"):
     num_prompt_tokens: int
     num_truncated: int = 0
     max_tokens: int | None = None
+    trace: Trace = NO_TRACE
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -14,6 +14,7 @@ import msgspec
 from shared import keys
 from shared.broker import Broker
 from shared.errors import DeadlineExceeded, QueueTimeout, WorkerCrashed
+from shared.logs import fields, job_fields
 from shared.messages import PRIORITIES, Generate, Job, Priority, decode_job, encode
 from shared.script import Script, raw
 
@@ -30,7 +31,8 @@ _CONVICTED = raw(encode(WorkerCrashed("Every worker that ran the request crashed
 class Claim:
     """A job in the hands of one worker. `last_index` is the newest event in its log at the time of the take.
 
-    `time_left_s` was left to its deadline then. One that is `alone` has crashed workers before, or seems to have.
+    `time_left_s` was left to its deadline then, and `waited_s` had passed since it was queued. One that is `alone` has
+    crashed workers before, or seems to have.
     """
 
     job: Job
@@ -38,6 +40,7 @@ class Claim:
     last_index: int
     time_left_s: float = 3600.0
     is_alone: bool = False
+    waited_s: float = 0.0
 
     @property
     def key(self) -> str:
@@ -122,7 +125,7 @@ class WorkQueue:
         longer wait and the tenant that was served less. `is_empty`: this worker has nothing in hand.
         """
         terms = self._terms
-        claims, should_empty, num_convicted = await self._take.call(
+        claims, should_empty, convicted = await self._take.call(
             shard,
             model=self._model,
             worker=self._worker,
@@ -141,8 +144,10 @@ class WorkQueue:
             late=LATE,
             convicted=_CONVICTED,
         )
+        for item in convicted:
+            _log_conviction(*item)
         found = [_claim(*item) for item in claims]
-        return Taken(tuple(claim for claim in found if claim is not None), bool(should_empty), num_convicted)
+        return Taken(tuple(claim for claim in found if claim is not None), bool(should_empty), len(convicted))
 
     async def renew(self, claims: Sequence[Claim], *, silence_s: float = 0.0) -> list[Claim]:
         """Let the leases end `lease_s` after the last sign of life, which came `silence_s` ago (less than `lease_s`);
@@ -187,13 +192,23 @@ class WorkQueue:
         return {"model": self._model, "jobs": jobs, "lease_ms": _ms(lease_s)}
 
 
-def _claim(spec: bytes, epoch: int, last_index: int, left_ms: int, is_alone: int) -> Claim | None:
+def _claim(spec: bytes, epoch: int, last_index: int, left_ms: int, is_alone: int, waited_ms: int) -> Claim | None:
     """None for a job that only a newer version can read: its lease lapses, and it is left to that."""
     try:
-        return Claim(decode_job(spec), epoch, last_index, left_ms / 1000, bool(is_alone))
+        return Claim(decode_job(spec), epoch, last_index, left_ms / 1000, bool(is_alone), waited_ms / 1000)
     except msgspec.DecodeError as error:
-        logger.error("a job of another version is left alone: %s", error)
+        logger.error("job of another version left alone", extra=fields(error=str(error)))
         return None
+
+
+def _log_conviction(spec: bytes, worker: bytes, epochs: int) -> None:
+    try:
+        job = decode_job(spec)
+    except msgspec.DecodeError as error:
+        logger.error("job of another version left alone", extra=fields(error=str(error)))
+        return
+    said = job_fields(job, model=job.model, tenant=job.tenant, last_worker=worker.decode(), epochs=epochs)
+    logger.error("job convicted", extra=said)
 
 
 def _ms(seconds: float) -> int:

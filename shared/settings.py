@@ -75,8 +75,11 @@ class Settings(BaseSettings):
     worker_port: Port | None = Field(default=None, description="port for a worker's metrics and health")
     prohibited_terms: Text | None = Field(default=None, description="file of terms, one a line, to refuse in requests")
     log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(default="info", description="log level")
-    log_format: Literal["json", "console"] = Field(default="console", description="log lines for machines or people")
-    log_bodies: bool = Field(default=False, description="log truncated request bodies")
+    log_format: Literal["json", "console", "classic"] = Field(
+        default="json", description="log lines for machines or people"
+    )
+    log_bodies: bool = Field(default=False, description="log the beginnings of requests and answers (debug does, too)")
+    otlp_endpoint: Text | None = Field(default=None, description="OTLP collector to send traces to (none: no tracing)")
     redis_url: Text | None = Field(default=None, description="Redis URL (none: `aios serve hrm` embeds one)")
     redis_shards: int = Field(
         default=1, ge=1, le=256, description="parts of the queues, to spread over a Redis Cluster"
@@ -181,6 +184,13 @@ class Settings(BaseSettings):
         ids = [entry.id for entry in value]
         if repeated := sorted({name for name in ids if ids.count(name) > 1}):
             raise ValueError(f"expected distinct ids, got {', '.join(repeated)} more than once")
+        return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _web_address(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("expected http:// or https://")
         return value
 
     @field_validator("redis_url")

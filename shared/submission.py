@@ -20,6 +20,7 @@ from shared.messages import PRIORITIES, STATE_OF, Cancelled, Failed, Job, Priori
 from shared.queue import places_of
 from shared.requests import Request, Requests
 from shared.script import Script, raw
+from shared.tracing import NO_TRACE, Trace
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Key:
 @dataclass(frozen=True)
 class Order:
     """A request on its way in. Times in seconds from now; one that `is_urgent` is refused when what waits before it
-    would take longer than its deadline. `follower` follows it from the start ("": nobody)."""
+    would take longer than its deadline. `follower` follows it from the start ("": nobody). `trace`: as in `Job`."""
 
     model: str
     tasks: tuple[Task, ...]
@@ -76,6 +77,7 @@ class Order:
     key: Key | None = None
     record: bytes = b""
     follower: str = ""
+    trace: Trace = NO_TRACE
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ class Submissions:
         shard = self._shard(order.tenant, order.key, quota)
         jobs = [
             Job(
-                keys.new_id(shard), order.model, task, order.tenant, order.priority, order.request_id, order.is_streamed
+                *(keys.new_id(shard), order.model, task, order.tenant, order.priority),
+                *(order.request_id, order.is_streamed, order.trace),
             )
             for task in order.tasks
         ]

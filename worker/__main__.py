@@ -13,11 +13,12 @@ from shared.advice import advise, on_threads
 from shared.broker import open_broker
 from shared.cli import redis_url, run_role
 from shared.listener import listening
-from shared.logs import configure_logging
+from shared.logs import configure_logging, fields
 from shared.metrics import WorkerMetrics
 from shared.queue import Terms
 from shared.settings import Settings
 from shared.signals import signals_call
+from shared.tracing import open_tracing
 from worker import health
 from worker.device import CORES_ENV, keep_freed_memory, use_cores, use_threads
 from worker.high_water import HighWater
@@ -74,12 +75,13 @@ def prepare_process(settings: Settings) -> None:
         advise(on_threads(1, threads, survey("cpu").num_cores))
     use_threads(threads)
     keep_freed_memory()
-    logger.info("%d threads on cores %s", threads, cores or "not pinned")
+    logger.info("threads chosen", extra=fields(threads=threads, cores=cores or "not pinned"))
 
 
 async def _serve(settings: Settings) -> int:
     stop = asyncio.Event()
     terms = Terms(settings.lease_s, settings.ageing_s, result_ttl_s=settings.result_ttl_s)
+    tracing = open_tracing(settings.otlp_endpoint, "worker")
     async with open_broker(redis_url(settings), settings.redis_shards) as broker:
         service = WorkerService(
             broker,
@@ -87,10 +89,12 @@ async def _serve(settings: Settings) -> int:
             drain_timeout_s=settings.drain_timeout_s,
             pool=settings.pool,
             high_water=HighWater(settings.memory_high_water),
+            tracing=tracing,
         )
         with signals_call({"SIGTERM": stop.set, "SIGINT": stop.set}):
             async with _telling(settings, service):
                 survived = await service.run(partial(_load, settings, service), stop)
+    tracing.close()
     return EXIT_OK if survived else EXIT_BROKEN
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from shared.errors import DeadlineExceeded, FleetError, InvalidRequest, NoMemory, WorkerFailed
+from shared.logs import fields
 from worker.counts import Counts, count_for
 from worker.request import Emission, Request, Work
 from worker.runners.base import OutOfMemory, Runner
@@ -125,7 +126,8 @@ class Engine:
         except OutOfMemory as error:
             failure = self._lack(slices, error)
         except Exception as error:  # the seam to foreign code: whatever a model raises becomes that job's failure
-            logger.exception("step failed", extra={"fields": {"batch": len(slices)}})
+            ids = sorted({part.sequence.key.partition(":")[0] for part in slices})
+            logger.exception("step failed", extra=fields(model=self._runner.spec.name, batch=len(slices), job_ids=ids))
             failure = error if isinstance(error, FleetError) else WorkerFailed(f"The model failed: {error}")
         if len(slices) > 1:
             half = len(slices) // 2
@@ -136,7 +138,7 @@ class Engine:
     def _lack(self, slices: list[Slice], error: OutOfMemory) -> NoMemory:
         """Let the next steps be smaller; what to tell a job that cannot be."""
         count, spec = sum(map(self._scheduler.cost, slices)), self._runner.spec
-        logger.warning("model %s: no memory for a step of %d tokens: %s", spec.name, count, error)
+        logger.warning("no memory for step", extra=fields(model=spec.name, num_tokens=count, error=str(error)))
         self._scheduler.shrink(count)
         problem = f"{spec.name!r} has no memory for the {count} tokens that this request needs at once"
         return NoMemory(f"{problem}: fewer tokens may fit, or smaller weights (bfloat16 on a GPU, int8 on a CPU).")

@@ -59,7 +59,7 @@ class EngineThread(threading.Thread):
                     with resting():
                         self._work.wait()
         except Exception:  # the thread's last words; the process ends with them
-            logger.exception("the engine died")
+            logger.exception("engine died")
             self._on_death()
 
     def _change(self, change: Callable[[], object]) -> None:

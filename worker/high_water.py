@@ -7,6 +7,7 @@ planned smaller.
 import logging
 from collections.abc import Callable
 
+from shared.logs import fields
 from worker.machine import memory_share
 
 logger = logging.getLogger("aios.memory")
@@ -26,9 +27,7 @@ class HighWater:
         self.share = self._read()
         is_over = self._mark is not None and self.share > self._mark
         if is_over and not self.is_over:
-            logger.warning(
-                "%.0f %% of the memory is in use: nothing new is taken until there is room", 100 * self.share
-            )
+            logger.warning("memory full, nothing taken", extra=fields(share=round(self.share, 3)))
         elif self.is_over and not is_over:
-            logger.warning("%.0f %% of the memory is in use: work is taken again", 100 * self.share)
+            logger.warning("memory free, work taken again", extra=fields(share=round(self.share, 3)))
         self.is_over = is_over

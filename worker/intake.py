@@ -15,8 +15,11 @@ from redis.exceptions import RedisError
 
 from shared.errors import FleetError, WorkerFailed
 from shared.log import LogReader
+from shared.logs import job_fields
 from shared.messages import PRIORITIES, Generate, Priority, Started, Tokens
 from shared.queue import Claim, WorkQueue
+from shared.tracing import NO_TRACING, Tracing
+from worker.attempt import Attempt, begin
 from worker.bells import Bells
 from worker.engine import Engine
 from worker.outbox import Outbox
@@ -46,6 +49,7 @@ class Intake:
         *,
         worker_id: str,
         shards: tuple[str, ...],
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         self._queue = queue
         self._reader = reader
@@ -53,6 +57,7 @@ class Intake:
         self._engine = engine
         self._runner = runner
         self._worker_id = worker_id
+        self._tracing = tracing
         self._shards = list(shards)
         self._bells = Bells(queue, _WAIT_S)
         self._most = self._free = self._urgent_free = runner.spec.max_batch
@@ -114,14 +119,18 @@ class Intake:
         taken = await self._queue.take(shard, places, is_empty=is_empty, priorities=priorities)
         self._should_empty = taken.should_empty
         self.num_convicted += taken.num_convicted
-        for claim in taken.claims:
-            self._outbox.open(claim)
+        attempts = [self._begin(claim) for claim in taken.claims]
+        for claim, attempt in zip(taken.claims, attempts, strict=True):
+            self._outbox.open(claim, attempt)
             self._count(claim, 1)
-        for claim in taken.claims:
-            await self._accept(claim, asked_s + claim.time_left_s)
+        for claim, attempt in zip(taken.claims, attempts, strict=True):
+            await self._accept(claim, attempt, asked_s + claim.time_left_s)
         return bool(taken.claims)
 
-    async def _accept(self, claim: Claim, deadline_s: float) -> None:
+    def _begin(self, claim: Claim) -> Attempt:
+        return begin(self._tracing, claim.job, claim.epoch, claim.waited_s, self._worker_id)
+
+    async def _accept(self, claim: Claim, attempt: Attempt, deadline_s: float) -> None:
         """From a job in hand to a work for the engine, or to its end where no step is needed.
 
         A long prompt must not hold up the renewal of leases.
@@ -129,24 +138,26 @@ class Intake:
         task = claim.job.task
         if claim.epoch > 1:
             self.num_taken_over += 1
-            logger.warning("job %s taken over, epoch %d", claim.job.id, claim.epoch)
+            logger.warning("job taken over", extra=job_fields(claim.job, epoch=claim.epoch, worker=self._worker_id))
         try:
-            replayed = await self._replay(claim) if claim.last_index else ()
+            replayed = await self._replay(claim, attempt) if claim.last_index else ()
             encoded = await asyncio.to_thread(self._runner.encode, task)
         except RedisError as error:
-            logger.warning("job %s cannot be replayed now: %s", claim.job.id, error)
-            self._outbox.close(claim)  # its lease lapses, and somebody takes it again
+            logger.warning("job not replayed", extra=job_fields(claim.job, error=str(error)))
+            self._outbox.close(claim, "not_replayed")  # its lease lapses, and somebody takes it again
             return
         except FleetError as error:
             self._outbox.add(claim, error.as_event())
             return
         except Exception as error:  # the seam to a tokenizer: whatever it raises is that job's failure
-            logger.exception("job %s cannot be encoded", claim.job.id)
+            logger.exception("job not encoded", extra=job_fields(claim.job))
             self._outbox.add(claim, WorkerFailed(f"The request could not be tokenized: {error}").as_event())
             return
         sampling = task.sampling if isinstance(task, Generate) else None
         max_tokens = encoded.max_tokens if sampling is not None and encoded.max_tokens < sampling.max_tokens else None
-        started = Started(claim.epoch, self._worker_id, encoded.num_prompt_tokens, encoded.num_truncated, max_tokens)
+        attempt.encoded(encoded.num_prompt_tokens, sum(map(len, replayed)))
+        numbers = (encoded.num_prompt_tokens, encoded.num_truncated, max_tokens)
+        started = Started(claim.epoch, self._worker_id, *numbers, attempt.trace)
         job = claim.job
         if encoded.answer is not None:
             self._outbox.add(claim, started)
@@ -156,11 +167,13 @@ class Intake:
         # Only what is known to have begun is blamed if this worker dies of it.
         self._outbox.add(claim, started, then=partial(self._engine.submit, work))
 
-    async def _replay(self, claim: Claim) -> tuple[tuple[int, ...], ...]:
-        """The logged tokens of each choice."""
+    async def _replay(self, claim: Claim, attempt: Attempt) -> tuple[tuple[int, ...], ...]:
+        """The logged tokens of each choice. `attempt` is told of those that logged them."""
         said: list[list[int]] = []
         for _, event in await self._reader.read(claim.job.id):
-            if isinstance(event, Tokens):
+            if isinstance(event, Started):
+                attempt.follows(event.trace)
+            elif isinstance(event, Tokens):
                 said += [[] for _ in range(event.choice + 1 - len(said))]
                 said[event.choice] += event.ids
         return tuple(map(tuple, said))

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from shared.errors import FleetError, from_event
+from shared.logs import fields
 from shared.messages import Failed, Generate, ModelInfo
 from shared.settings import ModelEntry, Settings, SettingsError, model_entries
 from shared.vectors import unpack
@@ -52,7 +53,7 @@ def load_models(settings: Settings) -> list[LoadedModel]:
     default = settings.default_model or entries[0].id
     if any(entry.runner != "echo" for entry in entries):
         chosen = device.select_device(settings.device)
-        logger.info("device %s", chosen, extra={"fields": device.device_capabilities()})
+        logger.info("device chosen", extra=fields(device=str(chosen), **device.device_capabilities()))
     missing = obstacles(settings)
     if len(missing) == len(entries):
         raise SettingsError(missing[entries[0].id])
@@ -93,7 +94,8 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
     except FleetError as error:
         raise SettingsError(f"model {entry.id!r} loads but does not work: {error.message}") from None
     load_s, warm_up_s = loaded_s - begun_s, time.monotonic() - loaded_s
-    logger.info("model %s: %s; loaded in %.1f s, tried in %.1f s", entry.id, spec.found, load_s, warm_up_s)
+    times = {"load_s": round(load_s, 1), "warm_up_s": round(warm_up_s, 1)}
+    logger.info("model loaded", extra=fields(model=entry.id, found=spec.found, **times))
     mark = fingerprint(spec.runner, options)
     info = ModelInfo(
         entry.id, spec.runner, spec.found, spec.context_window, settings.max_new_tokens, spec.max_batch,

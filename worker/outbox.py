@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 
 from shared.broker import UNAVAILABLE
 from shared.log import Append, LogWriter
-from shared.messages import Event, Terminal, Tokens
+from shared.logs import fields, job_fields
+from shared.messages import Done, Event, Failed, Terminal, Tokens
 from shared.queue import Claim
+from worker.attempt import UNTRACED, Attempt
 from worker.progress import resting
 from worker.request import Emission
 
@@ -33,6 +35,7 @@ class _Open:
 
     claim: Claim
     index: int
+    attempt: Attempt
     news: list[Event] = field(default_factory=list)
     since_s: float = 0.0
     then: Callable[[], None] | None = None
@@ -73,27 +76,30 @@ class Outbox:
         """Every job in hand."""
         return [job.claim for job in self._jobs.values()]
 
-    def open(self, claim: Claim) -> None:
+    def open(self, claim: Claim, attempt: Attempt = UNTRACED) -> None:
         """Take a job in hand. An earlier take of it by this same worker is stale now, and closes by itself."""
-        self._jobs[claim.key] = _Open(claim, claim.last_index)
+        self._jobs[claim.key] = _Open(claim, claim.last_index, attempt)
 
     def add(self, claim: Claim, event: Event, then: Callable[[], None] | None = None) -> None:
         """Say something of a job outside the engine's steps, if it is still in hand; call `then` when it is logged."""
         job = self._jobs.get(claim.key)
         if job is not None:
             job.news.append(event)
+            job.attempt.ended(event)
             job.then = then
             self._wake.set()
 
-    def close(self, claim: Claim) -> None:
-        """Forget a job that is no longer this worker's."""
-        if self._jobs.pop(claim.key, None) is not None:
+    def close(self, claim: Claim, why: str) -> None:
+        """Forget a job that is no longer this worker's; `why` is for its trace."""
+        job = self._jobs.pop(claim.key, None)
+        if job is not None:
+            job.attempt.dropped(why)
             self._on_closed(claim, True)
 
     def ended(self, job_id: str) -> None:
         """Somebody has ended a job: forget every take of it."""
         for claim in [claim for claim in self.claims if claim.job.id == job_id]:
-            self.close(claim)
+            self.close(claim, "ended_elsewhere")
 
     def put(self, emissions: list[Emission]) -> None:
         """From the engine's thread: one step's emissions. Waits while too many steps are unsent."""
@@ -120,6 +126,7 @@ class Outbox:
                 if not job.news:
                     self._hold(job)
                 _add(job.news, emission)
+                job.attempt.said(emission)
         self._wake.set()
 
     def _hold(self, job: _Open) -> None:
@@ -153,7 +160,7 @@ class Outbox:
             try:
                 return await self._writer.append(appends)
             except UNAVAILABLE as error:
-                logger.warning("redis is away, %d appends wait: %s", len(appends), error)
+                logger.warning("redis away, appends wait", extra=fields(num_appends=len(appends), error=str(error)))
                 await asyncio.sleep(delay_s)
                 delay_s = min(1.0, delay_s * 2)
 
@@ -164,15 +171,25 @@ class Outbox:
         if self._jobs.get(job.claim.key) is not job:
             return False
         if not landed:
-            logger.info("job %s is no longer ours, dropped", job.claim.job.id)
-            self.close(job.claim)
+            logger.info("job dropped", extra=job_fields(job.claim.job, epoch=job.claim.epoch))
+            self.close(job.claim, "stale")
             return False
         job.index += len(append.events)
         if isinstance(append.events[-1], Terminal):
             del self._jobs[job.claim.key]
+            job.attempt.published()
+            _log_end(job.claim, append.events[-1])
             self._on_closed(job.claim, False)
             return False
         return True
+
+
+def _log_end(claim: Claim, end: Terminal) -> None:
+    if isinstance(end, Failed):
+        logger.warning("job failed", extra=job_fields(claim.job, model=claim.job.model, error=end.code))
+    elif isinstance(end, Done):
+        tokens = {"prompt_tokens": end.num_prompt_tokens, "completion_tokens": end.num_completion_tokens}
+        logger.debug("job done", extra=job_fields(claim.job, model=claim.job.model, **tokens))
 
 
 def _add(news: list[Event], emission: Emission) -> None:

@@ -20,12 +20,14 @@ from redis.exceptions import RedisError
 from shared import keys
 from shared.broker import Broker
 from shared.log import LogReader, LogWriter
+from shared.logs import fields
 from shared.messages import WorkerState
 from shared.metrics import WorkerMetrics
 from shared.presence import Presence
 from shared.process import LoopLag
 from shared.queue import Claim, Terms
 from shared.subscriptions import Subscriptions
+from shared.tracing import NO_TRACING, Tracing
 from worker.engine_thread import EngineThread
 from worker.high_water import HighWater
 from worker.loading import LoadedModel
@@ -55,10 +57,12 @@ class WorkerService:
         drain_timeout_s: float,
         pool: str = "default",
         high_water: HighWater | None = None,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._broker = broker
         self._terms = terms
+        self._tracing = tracing
         self._presence = Presence(broker.client(keys.PRESENCE))
         self._subscriptions = Subscriptions(broker.client(keys.PRESENCE))
         self._reader = LogReader(broker)
@@ -96,6 +100,7 @@ class WorkerService:
 
         A load or a step that takes long may still be running in its thread afterwards; nothing of it is used.
         """
+        logger.info("worker starting", extra=fields(worker=self.worker_id))
         announcing = self._start(self._forever(self._announce, _ANNOUNCE_EVERY_S))
         lagging = self._start(self._lag.watch())
         try:
@@ -109,6 +114,7 @@ class WorkerService:
             await asyncio.gather(announcing, lagging, return_exceptions=True)
             await self._part(self._presence.leave(self.worker_id))
             await self._subscriptions.close()
+        logger.info("worker stopped", extra=fields(worker=self.worker_id, is_broken=self._is_broken.is_set()))
         return not self._is_broken.is_set()
 
     async def _load(self, load: Callable[[], list[LoadedModel]]) -> EngineThread:
@@ -124,6 +130,7 @@ class WorkerService:
             self._reader,
             self._outbox,
             self._meter,
+            self._tracing,
             thread,
             self._work,
             tell=partial(self._once, self._announce),
@@ -140,7 +147,7 @@ class WorkerService:
         upkeep += [self._start(self._hear(shard)) for shard in self._broker.shards]
         self._state = "ready"
         await self._once(self._announce)
-        logger.info("ready: %s", ", ".join(self._slots))
+        logger.info("worker ready", extra=fields(worker=self.worker_id, models=list(self._slots)))
         taking = [self._start(self._take(slot, stop)) for slot in self._slots.values()]
         await _first_of(stop.wait(), self._is_broken.wait())
         await self._drain(taking, thread)
@@ -153,7 +160,7 @@ class WorkerService:
 
         def check(task: asyncio.Task[None]) -> None:
             if not task.cancelled() and (error := task.exception()) is not None:
-                logger.error("a part of the worker broke", exc_info=error)
+                logger.error("worker part broke", exc_info=error)
                 self._is_broken.set()
 
         task = asyncio.create_task(part)
@@ -183,6 +190,8 @@ class WorkerService:
         """Hand everything over when the current step has ended, or the time is up: what a step says later is lost, and
         said again by whoever has the job then."""
         self._state = "draining"
+        in_hand = len(self._outbox.claims)
+        logger.info("worker draining", extra=fields(worker=self.worker_id, num_jobs=in_hand))
         self._leave_by = asyncio.get_running_loop().time() + self._drain_timeout_s + _PARTING_S
         thread.stop()
         stepped = asyncio.create_task(asyncio.to_thread(thread.join, self._drain_timeout_s))
@@ -200,10 +209,11 @@ class WorkerService:
         for slot in self._slots.values():
             claims = slot.claims
             if claims:
-                logger.info("%d jobs go back to the queue", len(claims))
+                ids = [claim.job.id for claim in claims]
+                logger.info("jobs handed back", extra=fields(model=slot.info.id, num_jobs=len(ids), job_ids=ids))
             await self._part(slot.queue.give_back(claims))
             for claim in claims:
-                self._outbox.close(claim)
+                self._outbox.close(claim, "handed_back")
 
     async def _part(self, last_words: Awaitable[object]) -> None:
         """Something that may fail or be cut off on the way out: leases and presence lapse anyway."""
@@ -211,7 +221,7 @@ class WorkerService:
             async with asyncio.timeout_at(self._leave_by):
                 await last_words
         except (RedisError, TimeoutError) as error:
-            logger.warning("no time or no Redis to leave in order: %r", error)
+            logger.warning("worker left in disorder", extra=fields(error=repr(error)))
 
     async def _renew(self) -> None:
         """A lease ends `lease_s` after the engine's thread last got on: a step that hangs must not keep its jobs."""
@@ -222,14 +232,14 @@ class WorkerService:
         self._num_silent = 0
         for slot in self._slots.values():
             for claim in await slot.queue.renew(slot.claims, silence_s=silence_s):
-                self._outbox.close(claim)
+                self._outbox.close(claim, "lapsed")
 
     def _bear_silence(self, silence_s: float) -> None:
         """For a while. Turns are counted, not seconds, which a suspended process sleeps through."""
         self._num_silent += 1
-        logger.error("no progress for %.1f s: the leases have run out", silence_s)
+        logger.error("no progress, leases run out", extra=fields(silence_s=round(silence_s, 1)))
         if self._num_silent >= _MOST_SILENT_LEASES * _RENEWALS_A_LEASE:
-            logger.error("this worker hangs and gives up")
+            logger.error("worker hangs and gives up", extra=fields(worker=self.worker_id))
             self._is_broken.set()
 
     def _closed(self, claim: Claim, was_stale: bool) -> None:
@@ -266,7 +276,7 @@ class WorkerService:
         try:
             await turn()
         except RedisError as error:
-            logger.warning("redis: %s", error)
+            logger.warning("redis trouble", extra=fields(error=str(error)))
             await asyncio.sleep(_RETRY_AFTER_S)
 
 

@@ -16,9 +16,11 @@ from functools import partial
 
 from shared.broker import Broker
 from shared.log import LogReader
+from shared.logs import fields
 from shared.messages import ModelInfo, Residence
 from shared.presence import Presence
 from shared.queue import Claim, Terms, WorkQueue
+from shared.tracing import Tracing
 from worker.device import give_back_memory
 from worker.engine import Engine
 from worker.engine_thread import EngineThread
@@ -46,6 +48,7 @@ class Bench:
     reader: LogReader
     outbox: Outbox
     meter: Meter
+    tracing: Tracing
     thread: EngineThread
     work: threading.Event
     tell: Callable[[], Awaitable[None]]
@@ -127,6 +130,7 @@ class Slot:
             model.runner,
             worker_id=bench.worker_id,
             shards=bench.broker.shards,
+            tracing=bench.tracing,
         )
         bench.meter.add(model, self._engine, self._intake)
         bench.thread.add(self._engine)
@@ -155,7 +159,7 @@ class Slot:
         self._engine = self._intake = None
         await asyncio.to_thread(give_back_memory)
         self.residence = "unloaded"
-        logger.info("model %s is unloaded", self.info.id)
+        logger.info("model unloaded", extra=fields(model=self.info.id))
 
     async def _look(self) -> None:
         if not await self.queue.has_work(self._bench.broker.shards):
@@ -187,7 +191,8 @@ class Slot:
             self._place(await asyncio.to_thread(_loaded, self._again, stands))
         finally:
             done.set()
-        logger.info("model %s is loaded again after %.1f s", self.info.id, time.monotonic() - begun_s)
+        took_s = round(time.monotonic() - begun_s, 1)
+        logger.info("model loaded again", extra=fields(model=self.info.id, took_s=took_s))
         await self._bench.tell()
 
 

@@ -10,7 +10,7 @@ from scripts.chaos.invariants import all_ended, traces, violations
 from scripts.chaos.members import Fleet
 
 _DRAIN_S = 60.0
-_REFUSED = "is no longer ours, dropped"
+_REFUSED = "job dropped"
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,14 @@
 --    worker has nothing in hand), ttl_ms, dead_ttl_ms, most_dead, most_epochs, publish, and events to append: expired,
 --    late, convicted.
 -- Jobs whose leases have lapsed come first, then waiting ones until they fill the places; the last may take more than
--- are left. Returns {{{spec, epoch, last, ms to its deadline, is_alone}...}, whether this worker should take nothing more
--- until it is empty, how many jobs were given up}.
+-- are left. Returns {{{spec, epoch, last, ms to its deadline, is_alone, ms since it was queued}...}, whether this worker
+-- should take nothing more until it is empty, {{spec, its last worker, epochs}...} of convicted jobs}.
 
 local PAGE, MOST_SEEN = 64, 256
 local DEATHS_TO_SUSPECT, DEATHS_TO_CONVICT = 2, 3
 
 local leases = P .. 'leases:' .. a.model
-local taken, left, should_empty, convicted = {}, a.places, false, 0
+local taken, left, should_empty, convicted = {}, a.places, false, {}
 local wanted = {}
 for _, class in ipairs(a.classes) do wanted[class] = true end
 
@@ -24,9 +24,10 @@ local function hand_over(job, is_alone)
   call('HSET', job_key(job.id), 'state', 'running', 'epoch', epoch, 'worker', a.worker, 'fingerprint', a.fingerprint,
     unpack(epoch == 1 and { 'taken_ms', now } or {}))
   call('ZADD', leases, now + a.lease_ms, job.id)
-  local spec, places = unpack(call('HMGET', job_key(job.id), 'spec', 'places'))
+  local spec, places, queued_ms = unpack(call('HMGET', job_key(job.id), 'spec', 'places', 'queued_ms'))
   left = left - tonumber(places)
-  taken[#taken + 1] = { spec, epoch, tonumber(job.last), tonumber(job.deadline_ms) - now, is_alone and 1 or 0 }
+  taken[#taken + 1] = { spec, epoch, tonumber(job.last), tonumber(job.deadline_ms) - now, is_alone and 1 or 0,
+    now - tonumber(queued_ms) }
 end
 
 -- A job dies when the worker that had started it is gone and it had not got on since it was taken. What got on is not
@@ -39,12 +40,12 @@ local function deaths_of(job, lease_end)
 end
 
 local function convict(job)
-  convicted = convicted + 1
   fail(job, 'failed', a.convicted)
   call('XADD', P .. 'dead', 'MAXLEN', '~', a.most_dead, '*', 'job', job.id, 'model', job.model, 'tenant', job.tenant,
     'worker', job.worker, 'epochs', job.epoch)
   call('PEXPIRE', job_key(job.id), a.dead_ttl_ms)
   call('PEXPIRE', log_key(job.id), a.dead_ttl_ms)
+  convicted[#convicted + 1] = { call('HGET', job_key(job.id), 'spec'), job.worker, tonumber(job.epoch) }
 end
 
 -- A suspect runs with nobody beside it. One worker at a time makes itself empty for that, unless one is so already.

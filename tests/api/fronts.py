@@ -19,25 +19,30 @@ from api.deps import Front
 from shared import keys
 from shared.broker import Broker
 from shared.settings import Settings
+from shared.tracing import NO_TRACING, Tracing
 from tests.polling import until
 
 _TIMEOUT_S = 10.0
 
 
 @asynccontextmanager
-async def in_memory(redis: Redis | Broker, **settings: object) -> AsyncIterator[httpx.AsyncClient]:
+async def in_memory(
+    redis: Redis | Broker, *, tracing: Tracing = NO_TRACING, **settings: object
+) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a front that has no socket."""
     broker = redis if isinstance(redis, Broker) else Broker(redis)
-    app = create_app(Settings(**settings), broker)  # type: ignore[arg-type]
+    app = create_app(Settings(**settings), broker, tracing)  # type: ignore[arg-type]
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as client:
         yield client
     await front_of(app).close()
 
 
 @asynccontextmanager
-async def live(redis: Redis, **settings: object) -> AsyncIterator[tuple[httpx.AsyncClient, Front]]:
+async def live(
+    redis: Redis, *, tracing: Tracing = NO_TRACING, **settings: object
+) -> AsyncIterator[tuple[httpx.AsyncClient, Front]]:
     """A client of a front that listens on a port."""
-    app = create_app(Settings(**settings), Broker(redis))  # type: ignore[arg-type]
+    app = create_app(Settings(**settings), Broker(redis), tracing)  # type: ignore[arg-type]
     config = uvicorn.Config(app, "127.0.0.1", 0, log_config=None, access_log=False, timeout_graceful_shutdown=1)
     server = Server(config)
     serving = asyncio.create_task(server.serve())

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from api.admission import Admission
 from tests.api.echo_worker import EchoWorker
 from tests.api.fronts import in_memory
+from tests.logged import fields_of
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
@@ -37,7 +38,9 @@ async def test_one_log_line_per_request_without_its_body(
     answer = await client.post("/generate", json={"prompts": ["secret words"]})
     await client.post("/generate", json={"prompts": "secret words"})
     first, second = lines(caplog)
-    assert first.pop("ms") > 0
+    queue_ms, prefill_ms, decode_ms = (first.pop(f"{name}_ms") for name in ("queue", "prefill", "decode"))
+    assert first.pop("total_ms") >= queue_ms + prefill_ms + decode_ms > 0
+    assert first.pop("tokens_per_s") > 0
     assert first == {
         "request_id": answer.headers["X-Request-Id"],
         "method": "POST",
@@ -45,8 +48,15 @@ async def test_one_log_line_per_request_without_its_body(
         "status": 200,
         "prompt_tokens": 2,
         "completion_tokens": 2,
+        "tenant": "public",
+        "model": "echo",
+        "job_id": worker.jobs[0].id,
+        "num_jobs": 1,
+        "worker": "w1",
+        "attempts": 1,
     }
-    assert (second["status"], second["error"]) == (400, "invalid_request")
+    assert (second["status"], second["error"], "job_id" in second) == (400, "invalid_request", False)
+    assert worker.jobs[0].request_id == first["request_id"], "the worker's lines have it, too"
     assert "secret" not in caplog.text
 
 
@@ -56,18 +66,47 @@ async def test_a_stream_is_logged_when_it_has_ended(
     caplog.set_level(logging.INFO)
     await client.post("/v1/completions", json={"prompt": "a b", "stream": True})
     [line] = lines(caplog)
-    assert (line["route"], line["completion_tokens"]) == ("/v1/completions", 2)
+    assert (line["route"], line["completion_tokens"], line["num_jobs"]) == ("/v1/completions", 2, 1)
+    assert line["queue_ms"] >= 0 and line["decode_ms"] >= 0
 
 
-async def test_bodies_are_logged_on_demand_and_cut(
-    redis: Redis, worker: EchoWorker, caplog: pytest.LogCaptureFixture
+async def test_what_came_back_to_earlier_work_has_no_times_of_its_own(
+    client: httpx.AsyncClient, worker: EchoWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    async with in_memory(redis, log_bodies=True) as client:
-        await client.post("/generate", json={"prompts": ["x" * 5000]})
-    [line] = lines(caplog)
-    assert line["body"].startswith('{"prompts":["xxx')
-    assert len(line["body"]) == 1000
+    for _ in range(2):
+        await client.post("/generate", json={"prompts": ["a b", "c"]}, headers={"Idempotency-Key": "k"})
+    first, second = lines(caplog)
+    assert first["num_jobs"] == second["num_jobs"] == 2
+    assert first["job_id"] == second["job_id"]
+    assert "queue_ms" in first and "queue_ms" not in second
+
+
+async def test_one_who_leaves_is_logged_with_the_job(
+    client: httpx.AsyncClient, worker: EchoWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    worker.gate.clear()
+    answer = await client.post("/v1/jobs", json={"task": "generate", "prompts": ["a"]})
+    await client.delete(answer.headers["Location"])
+    [line, other] = lines(caplog)
+    assert (line["status"], line["num_jobs"], "decode_ms" in line) == (202, 1, False)
+    assert other["status"] == 200
+
+
+@pytest.mark.parametrize("settings", [{"log_bodies": True}, {"log_level": "debug"}])
+async def test_bodies_are_logged_on_demand_and_cut(
+    redis: Redis, worker: EchoWorker, caplog: pytest.LogCaptureFixture, settings: dict[str, object]
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with in_memory(redis, **settings) as client:
+        answer = await client.post("/generate", json={"prompts": ["x" * 5000]})
+    begun, ended = (record for record in caplog.records if record.name == "aios.access")
+    assert begun.getMessage().startswith('Processing request: {"prompts":["xxx')
+    assert len(begun.getMessage()) == len("Processing request: ") + 1000
+    assert begun.__dict__["fields"]["request_id"] == ended.__dict__["fields"]["request_id"]
+    assert ended.__dict__["fields"]["answer"] == answer.text[:1000]
+    assert fields_of(caplog, "request") == [ended.__dict__["fields"]]
 
 
 async def pieces() -> AsyncIterator[bytes]:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scripts import placement
 from scripts.placement import core_shares, place_workers, worker_envs
 from shared.settings import Settings
+from tests.logged import fields_of
 from worker.machine import Machine
 from worker.shapes import Shape
 
@@ -72,6 +73,7 @@ def test_auto_becomes_numbers_and_is_logged(monkeypatch: pytest.MonkeyPatch, cap
     with caplog.at_level(logging.INFO):
         settings, places = place_workers(Settings(workers="auto"))
     assert (settings.workers, settings.threads, len(places)) == (4, 1, 4)
-    assert "4 workers of 1 thread on 4 cores" in caplog.text
+    [said] = fields_of(caplog, "workers placed")
+    assert (said["shape"], said["num_cores"]) == ("4 workers of 1 thread", 4)
     settings, places = place_workers(Settings(workers=2, threads=1, pin_cores=False))
     assert (settings.workers, settings.threads, places) == (2, 1, [{}, {}])

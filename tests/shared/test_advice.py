@@ -7,6 +7,7 @@ from redis.asyncio import Redis
 
 from shared.advice import advise, on_open_files, on_redis, on_threads, open_files_limit, redis_advice
 from shared.broker import Broker, connect
+from tests.logged import fields_of
 
 
 @pytest.mark.parametrize(
@@ -55,5 +56,5 @@ async def test_a_redis_that_is_away_is_nothing_to_say_of() -> None:
 def test_each_is_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         advise(["one", "100 %"])
-    assert [record.getMessage() for record in caplog.records] == ["one", "100 %"]
+    assert fields_of(caplog, "advice") == [{"advice": "one"}, {"advice": "100 %"}]
     assert open_files_limit() is None or open_files_limit() > 0  # type: ignore[operator]

@@ -2,12 +2,15 @@
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from shared.logs import configure_logging
+from shared.logs import configure_logging, fields, job_fields
+from shared.messages import Generate, Job, Sampling
+from shared.tracing import Trace
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +55,20 @@ def test_a_logging_yaml_for_another_program_is_passed_over(
     shown = capsys.readouterr().err
     assert "passed over" in shown
     assert "goes on" in shown
+
+
+def test_the_classic_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """C46, with the fields behind the message."""
+    configure_logging("info", "classic", tmp_path / "none.yaml")
+    logging.getLogger("aios.x").info("it is so", extra=fields(count=2, model="m", nothing=None))
+    line = capsys.readouterr().err.rstrip()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - aios.x - INFO - it is so count=2 model='m'", line)
+
+
+def test_a_line_about_a_job_tells_whose_it_is() -> None:
+    task = Generate("hi", Sampling(max_tokens=1, seed=0))
+    trace = Trace(f"00-{'a' * 32}-{'b' * 16}-01")
+    assert job_fields(Job("j", "m", task, request_id="r", trace=trace), epoch=2) == {
+        "fields": {"job_id": "j", "request_id": "r", "trace_id": "a" * 32, "epoch": 2}
+    }
+    assert job_fields(Job("j", "m", task)) == {"fields": {"job_id": "j"}}

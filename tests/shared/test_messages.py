@@ -42,6 +42,7 @@ from shared.messages import (
     encode,
     name_of,
 )
+from shared.tracing import Trace
 from shared.vectors import pack, unpack
 
 GOLDEN: list[tuple[Event, str]] = [
@@ -170,6 +171,17 @@ def test_vectors_come_back() -> None:
     assert unpack(pack([1.0, -2.5])) == [1.0, -2.5]
     with pytest.raises(ValueError, match="multiple"):
         unpack(b"abc")
+
+
+def test_a_trace_is_optional_on_the_wire() -> None:
+    """A front that does not trace says nothing of it, and its job is as it was; so with a worker's Started."""
+    plain = Job("00", "m", Tokenize("hi"))
+    traced = msgspec.structs.replace(plain, trace=Trace(f"00-{'a' * 32}-{'b' * 16}-01", "x=y"))
+    assert decode_job(encode(traced)) == traced
+    assert b"trace" not in encode(decode_job(encode(plain)))
+    started = Started(1, "w", 5, trace=traced.trace)
+    assert decode_event(encode(started)) == started
+    assert len({plain, traced}) == 2
 
 
 def test_unknown_fields_and_missing_optional_ones_are_fine() -> None:

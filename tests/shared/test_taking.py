@@ -9,6 +9,7 @@ from shared import keys
 from shared.messages import Done, Failed, Generate, Job, Priority, Sampling, Started, Tokens
 from shared.queue import Claim
 from tests.desk import DONE, Desk
+from tests.logged import fields_of
 from tests.polling import until
 
 TOKEN = Tokens((5,), "a")
@@ -128,7 +129,7 @@ async def crash(redis: Redis, desk: Desk, claim: Claim) -> None:
     await died(redis, desk, [claim])
 
 
-async def test_a_job_that_kills_its_workers_is_convicted_alone(redis: Redis) -> None:
+async def test_a_job_that_kills_its_workers_is_convicted_alone(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
     """P7: two deaths make a suspect, which runs with nothing beside it; the third one convicts it."""
     desk = Desk(redis)
     poison, *innocent = await submit(desk, "t", 4)
@@ -152,6 +153,8 @@ async def test_a_job_that_kills_its_workers_is_convicted_alone(redis: Redis) -> 
     assert end.code == "worker_crashed"
     ((_, dead),) = await redis.xrange(keys.dead("00"))
     assert dead[b"job"].decode() == poison.id
+    [said] = fields_of(caplog, "job convicted")
+    assert (said["job_id"], said["tenant"], said["last_worker"], said["epochs"]) == (poison.id, "t", "w3", 3)
     assert await desk.counts() == (0, 0)
     ends = [(await desk.events(job))[-1] for job in innocent]
     assert ends == [DONE] * 3

@@ -47,7 +47,7 @@ class Warnings(logging.Handler):
         self.texts: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
+        self.texts.append(record.__dict__["fields"]["error"])
 
 
 def main(path: Path, more_mib: int) -> None:

@@ -14,6 +14,7 @@ from shared.log import LogReader
 from shared.messages import Generate, Job, ModelInfo, Sampling, Score, Started, Terminal, Tokens
 from shared.queue import Terms
 from shared.subscriptions import Subscriptions
+from shared.tracing import NO_TRACING, Tracing
 from worker.loading import LoadedModel
 from worker.runners.base import Runner, RunnerOptions
 from worker.runners.echo import Echo
@@ -31,8 +32,9 @@ def long_task(num_tokens: int = 400) -> Generate:
     return Generate("abc", Sampling(num_tokens, seed=0))
 
 
-def service(redis: Redis, *, lease_s: float = LEASE_S) -> WorkerService:
-    return WorkerService(Broker(redis), Terms(lease_s=lease_s, result_ttl_s=60), drain_timeout_s=1)
+def service(redis: Redis, *, lease_s: float = LEASE_S, tracing: Tracing = NO_TRACING) -> WorkerService:
+    terms = Terms(lease_s=lease_s, result_ttl_s=60)
+    return WorkerService(Broker(redis), terms, drain_timeout_s=1, tracing=tracing)
 
 
 def loaded(runner: Runner) -> list[LoadedModel]:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.logged import fields_of
 from tests.worker.act_fixtures import Net, random_weights, write_bundle
 from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
@@ -45,7 +46,8 @@ def test_a_finished_save_that_was_not_renamed_counts(
     before = sorted(file.name for file in tmp_path.iterdir())
     with caplog.at_level(logging.INFO):
         assert torch.equal(loaded_head(tmp_path), newer[HEAD])
-    assert f"{NAME}.tmp is a finished save that was never renamed" in caplog.text
+    [said] = fields_of(caplog, "finished save never renamed, taken")
+    assert said == {"path": str(tmp_path / f"{NAME}.tmp"), "taken_for": NAME}
     assert sorted(file.name for file in tmp_path.iterdir()) == before, "the bundle is not ours to change"
 
 
@@ -64,7 +66,7 @@ def test_a_save_that_was_cut_off_does_not_count(tmp_path: Path, kept: int, caplo
     save_file(newer, unfinished)
     unfinished.write_bytes(unfinished.read_bytes()[:kept])
     assert torch.equal(loaded_head(tmp_path), weights[HEAD])
-    assert "not written to the end" in caplog.text
+    assert fields_of(caplog, "unfinished save left aside") == [{"path": str(unfinished)}]
     (tmp_path / NAME).unlink()
     with pytest.raises(ModelFormatError, match="has no weights file"):
         load_act_bundle(tmp_path)
@@ -92,7 +94,8 @@ def test_parallel_checkpoints_are_averaged_in_float32(tmp_path: Path, caplog: py
     write_parts(tmp_path, parts)
     with caplog.at_level(logging.INFO):
         found = load_act_bundle(tmp_path).model.state_dict()
-    assert "mean of 3 parallel checkpoints" in caplog.text
+    [said] = fields_of(caplog, "no final weights, parallel checkpoints averaged")
+    assert said["num_parts"] == 3
     for name, tensor in found.items():
         mean = torch.stack([part[name].double() for part in parts]).mean(0)
         assert torch.allclose(tensor.double(), mean, atol=1e-6, rtol=1e-6), name

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from shared.messages import Generate, Sampling
+from tests.logged import fields_of
 from tests.worker.stepping import generate_all
 from tests.worker.test_hrm_text import PROMPTS, write_tiny
 from worker.kv.attention import Plan, Span
@@ -59,7 +60,8 @@ def test_layers_that_do_not_compile_run_as_they_are(
     monkeypatch.setattr(torch, "compile", without_compiler)
     hrm_text.compile_net(net, "tiny")
     assert net.model.halves == plain
-    assert "model tiny runs uncompiled: Failed to find C compiler" in caplog.text
+    [said] = fields_of(caplog, "layers not compiled")
+    assert said == {"model": "tiny", "error": "Failed to find C compiler"}
     runner = hrm_text.load(RunnerOptions(path=str(tmp_path), max_batch=2))
     task = Generate(PROMPTS[0], Sampling(max_tokens=3, seed=0))
     assert len(generate_all(runner, [task])[0]) == 3

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from shared.settings import ModelEntry, Settings, SettingsError
+from tests.logged import fields_of
 from worker.device import choose_dtype, device_capabilities, select_device
 from worker.loading import load_models, obstacles
 
@@ -74,8 +75,8 @@ def test_the_device_is_logged_at_start_with_what_it_is(
     offer(monkeypatch)
     with caplog.at_level(logging.INFO):
         (model,) = load_models(Settings())
-    (line,) = [record for record in caplog.records if record.getMessage() == "device cpu"]
-    assert line.__dict__["fields"]["cuda"] is False
+    [said] = fields_of(caplog, "device chosen")
+    assert (said["device"], said["cuda"]) == ("cpu", False)
     assert model.info.found.endswith("float32")
 
 

@@ -12,6 +12,7 @@ from shared.queue import Claim, WorkQueue
 from tests.desk import Desk
 from tests.polling import until
 from tests.worker.services import Gated, Slow, end_of, loaded, long_task, said_of, service, task
+from worker.attempt import Attempt
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
 from worker.sequence import Encoded
@@ -86,9 +87,9 @@ async def test_choices_take_as_many_places(redis: Redis, monkeypatch: pytest.Mon
     worker, desk, taken_before = service(redis), Desk(redis), []
     opened = worker._outbox.open
 
-    def note(claim: Claim) -> None:
+    def note(claim: Claim, attempt: Attempt) -> None:
         taken_before.append(sum(item.places for item in worker._outbox.claims))
-        opened(claim)
+        opened(claim, attempt)
 
     monkeypatch.setattr(worker._outbox, "open", note)
     jobs = [(await desk.submit(Generate("abc", Sampling(3, 0, n=n))))[0] for n in choices]

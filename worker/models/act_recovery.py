@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from shared.logs import fields
 from worker.models.errors import ModelFormatError
 from worker.models.weights import check_names, read_tensors
 
@@ -29,7 +30,9 @@ def read_newest(directory: Path, names: Sequence[str]) -> tuple[dict[str, Tensor
     parts = sorted((directory / "parallel_checkpoints").glob("gpu*_final.safetensors"))
     if not parts:
         raise ModelFormatError(f"{directory} has no weights file, looked for {', '.join(names)}")
-    logger.info("%s: no final weights file, so the mean of %d parallel checkpoints is taken", directory, len(parts))
+    logger.info(
+        "no final weights, parallel checkpoints averaged", extra=fields(path=str(directory), num_parts=len(parts))
+    )
     return _mean(parts), parts[0].parent
 
 
@@ -42,9 +45,9 @@ def _newest_save(file: Path) -> Path | None:
     if there is not None and unfinished.stat().st_mtime_ns <= there.stat().st_mtime_ns:
         return there
     if not _is_whole(unfinished):
-        logger.warning("%s was not written to the end and is left aside", unfinished)
+        logger.warning("unfinished save left aside", extra=fields(path=str(unfinished)))
         return there
-    logger.info("%s is a finished save that was never renamed, and is taken for %s", unfinished, file.name)
+    logger.info("finished save never renamed, taken", extra=fields(path=str(unfinished), taken_for=file.name))
     return unfinished
 
 

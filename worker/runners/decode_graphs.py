@@ -13,6 +13,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from shared.logs import fields
 from worker.kv.attention import Plan
 from worker.kv.spans import Kernel, PagedSpan
 from worker.kv.store import KVStore
@@ -111,7 +112,7 @@ def capture_decoding(net: Net, store: KVStore, kernel: Kernel, spec: RunnerSpec)
         with torch.inference_mode():
             return DecodeGraphs(net, store, kernel, spec, CudaCapture(net.device))
     except RuntimeError as error:
-        logger.warning("model %s decodes without CUDA graphs: %s", spec.name, error)
+        logger.warning("decoding without CUDA graphs", extra=fields(model=spec.name, error=str(error)))
         return None
 
 

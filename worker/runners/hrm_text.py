@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from shared.errors import InvalidRequest
+from shared.logs import fields
 from shared.messages import Chat, Detokenize, Embed, Generate, Prompt, Read, Score, Text, Tokenize
 from worker.chat import DIALOGUE, ChatTemplate
 from worker.kv.attention import Plan, Span, attend
@@ -188,7 +189,7 @@ def compile_net(net: HrmTextNet, name: str) -> None:
             net.hidden(places, Plan(places, places, (Span(0, count, places[None], has_fresh=True),)), None)
     except RuntimeError as error:
         net.model.halves = plain
-        logger.warning("model %s runs uncompiled: %s", name, error)
+        logger.warning("layers not compiled", extra=fields(model=name, error=str(error)))
 
 
 def _read(path: Path, options: RunnerOptions) -> tuple[HrmTextModel, PromptMarks | None, Path | None, str]:

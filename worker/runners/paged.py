@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from shared.errors import FleetError
+from shared.logs import fields
 from shared.messages import Task
 from worker.kv import flash, quarantine
 from worker.kv.batch import Batch, BatchBuilder
@@ -65,8 +66,9 @@ class PagedRunner:
         self._store = KVStore(net.kv_shape, num_pages + use_graphs, options.page_size, net.dtype, net.device)
         self._decoder: DecodeGraphs | None = None
         if net.device.type == "cuda" and obstacle:
-            what = "our own kernel attends" if self.kernel else "stored keys are gathered for every step"
-            logger.warning("model %s: %s: %s", options.name, what, obstacle)
+            instead = "our own kernel" if self.kernel else "stored keys gathered for every step"
+            said = fields(model=options.name, instead=instead, error=obstacle)
+            logger.warning("flash attention not used", extra=said)
         if self.kernel is not None and use_graphs:
             self._decoder = capture_decoding(net, self._store, self.kernel, self.spec)
 

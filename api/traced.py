@@ -1,0 +1,78 @@
+"""The server's span of each request, which goes on with its caller's trace. Only there where tracing is on."""
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.trail import trail_of
+from shared.errors import ClientGone
+from shared.tracing import Span, Trace, Tracing
+
+_PROBES = frozenset({"/healthz", "/readyz", "/metrics", "/health", "/api/health"})
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Traced:
+    """Puts the span into the request's trail, and ends it with its answer. The query of the URL is not told: clients
+    put keys there."""
+
+    def __init__(self, app: ASGIApp, *, tracing: Tracing) -> None:
+        self._app = app
+        self._tracing = tracing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in _PROBES:
+            await self._app(scope, receive, send)
+            return
+        span, status = self._begin(scope), ClientGone.status  # unless an answer begins
+
+        async def send_noting_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting_status)
+        finally:
+            _end(span, scope, status)
+
+    def _begin(self, scope: Scope) -> Span:
+        headers, client = Headers(scope=scope), scope.get("client")
+        trail = trail_of(scope)
+        attributes = {
+            "http.request.method": _method(scope),
+            "url.path": scope["path"],
+            "url.scheme": scope["scheme"],
+            "client.address": client[0] if client else None,
+            "user_agent.original": headers.get("user-agent"),
+            "aios.request_id": trail.request_id,
+        }
+        within = Trace(headers.get("traceparent", ""), headers.get("tracestate", ""))
+        trail.span = self._tracing.span(_method(scope), within, "server", attributes)
+        trail.trace_id = trail.span.trace.id
+        return trail.span
+
+
+def _method(scope: Scope) -> str:
+    return scope["method"] if scope["method"] in _METHODS else "_OTHER"
+
+
+def _end(span: Span, scope: Scope, status: int) -> None:
+    """A request that is refused has not failed; one whose caller has left has."""
+    trail, route = trail_of(scope), getattr(scope.get("route"), "path", None)
+    if route is not None:
+        span.rename(f"{_method(scope)} {route}")
+    span.set(
+        {
+            "http.route": route,
+            "http.response.status_code": status,
+            "aios.tenant": trail.tenant or None,
+            "aios.model": trail.model,
+            "aios.job_id": trail.job_ids[0] if trail.job_ids else None,
+            "aios.num_jobs": len(trail.job_ids) or None,
+            "gen_ai.usage.input_tokens": trail.usage.prompt_tokens or None,
+            "gen_ai.usage.output_tokens": trail.usage.completion_tokens or None,
+        }
+    )
+    is_refused = 400 <= status < ClientGone.status
+    span.end(None if is_refused else trail.error or (str(status) if status >= ClientGone.status else None))

@@ -1,0 +1,115 @@
+"""OpenTelemetry behind `shared.tracing`; loaded only where tracing is on.
+
+Its own variables hold besides: OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER, OTEL_BSP_*,
+OTEL_EXPORTER_OTLP_HEADERS, OTEL_SDK_DISABLED.
+"""
+
+import os
+import threading
+from collections.abc import Sequence
+
+from opentelemetry import trace as api
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from shared.tracing import Attributes, Kind, Span, Trace, Tracing
+
+_CLOSE_S = 0.5
+_KINDS: dict[Kind, api.SpanKind] = {
+    "internal": api.SpanKind.INTERNAL,
+    "server": api.SpanKind.SERVER,
+    "producer": api.SpanKind.PRODUCER,
+    "consumer": api.SpanKind.CONSUMER,
+}
+_w3c = TraceContextTextMapPropagator()
+
+Kept = dict[str, str | bool | int | float | Sequence[str]]
+
+
+class OpenSpan(Span):
+    def __init__(self, tracer: api.Tracer, span: api.Span) -> None:
+        self._tracer = tracer
+        self._span = span
+
+    @property
+    def trace(self) -> Trace:
+        headers: dict[str, str] = {}
+        _w3c.inject(headers, api.set_span_in_context(self._span, Context()))
+        return Trace(**headers)
+
+    def child(
+        self, name: str, kind: Kind = "internal", attributes: Attributes | None = None, *, start_ns: int | None = None
+    ) -> Span:
+        above = api.set_span_in_context(self._span, Context())
+        return _begin(self._tracer, name, above, kind, attributes, start_ns)
+
+    def link(self, trace: Trace) -> None:
+        context = api.get_current_span(_context_of(trace)).get_span_context()
+        if context.is_valid:
+            self._span.add_link(context)
+
+    def rename(self, name: str) -> None:
+        self._span.update_name(name)
+
+    def set(self, attributes: Attributes) -> None:
+        self._span.set_attributes(_kept(attributes))
+
+    def end(self, error: str | None = None, *, at_ns: int | None = None) -> None:
+        if error is not None:
+            self._span.set_attribute("error.type", error)
+            self._span.set_status(api.StatusCode.ERROR, error)
+        self._span.end(at_ns)
+
+
+class OpenTracing(Tracing):
+    """Spans of the process `role` go to `processor`."""
+
+    is_on = True
+
+    def __init__(self, processor: SpanProcessor, role: str) -> None:
+        is_named = "OTEL_SERVICE_NAME" in os.environ or SERVICE_NAME in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+        resource = Resource.create({} if is_named else {SERVICE_NAME: f"aios-{role}"})
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self._provider.add_span_processor(processor)
+        self._tracer = self._provider.get_tracer("aios")
+
+    def span(
+        self,
+        name: str,
+        within: Trace,
+        kind: Kind = "internal",
+        attributes: Attributes | None = None,
+        *,
+        start_ns: int | None = None,
+    ) -> Span:
+        return _begin(self._tracer, name, _context_of(within), kind, attributes, start_ns)
+
+    def close(self) -> None:
+        """A collector that is away must not hold up the end of the process."""
+        closing = threading.Thread(target=self._provider.shutdown, daemon=True)
+        closing.start()
+        closing.join(_CLOSE_S)
+
+
+def over_http(endpoint: str, role: str) -> OpenTracing:
+    """In batches, to `endpoint`/v1/traces."""
+    return OpenTracing(BatchSpanProcessor(OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces")), role)
+
+
+def _context_of(trace: Trace) -> Context:
+    return _w3c.extract({"traceparent": trace.traceparent, "tracestate": trace.tracestate}, Context())
+
+
+def _begin(
+    tracer: api.Tracer, name: str, above: Context, kind: Kind, attributes: Attributes | None, start_ns: int | None
+) -> OpenSpan:
+    kept = _kept(attributes or {})
+    return OpenSpan(tracer, tracer.start_span(name, above, _KINDS[kind], kept, start_time=start_ns))
+
+
+def _kept(attributes: Attributes) -> Kept:
+    return {name: value for name, value in attributes.items() if value is not None}

@@ -1,0 +1,117 @@
+"""Tracing as a switch: nothing of it when off, a sentence where the library is missing, OTLP when on."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from shared.setting_layers import SettingsError
+from shared.settings import Settings, resolve
+from shared.tracing import NO_SPAN, NO_TRACE, NO_TRACING, Trace, Tracing, open_tracing
+from tests.collector import collecting
+from tests.redis_server import free_port
+from tests.spans import PARENT
+
+ROOT = Path(__file__).parents[2]
+WORKER = """
+import worker.__main__, worker.service, worker.runners.echo, scripts.aios, scripts.jobs
+from shared.tracing import open_tracing
+open_tracing(None, "worker")
+"""
+FRONT = """
+import fastapi
+of_its_own.update(sys.modules)  # FastAPI loads the library's interface by itself
+from api.app import create_app
+from api.__main__ import serve
+from shared.broker import Broker, connect
+from shared.settings import Settings
+app = create_app(Settings(), Broker(connect("redis://127.0.0.1:1")))
+assert "Traced" not in [item.cls.__name__ for item in app.user_middleware]
+"""
+
+
+@pytest.mark.parametrize("role", [WORKER, FRONT], ids=["worker", "front"])
+def test_when_off_nothing_of_it_is_loaded(role: str) -> None:
+    ours = (
+        "[name for name in sys.modules if name.startswith(('opentelemetry', 'shared.otel')) and name not in of_its_own]"
+    )
+    code = f"import sys\nof_its_own = {{}}\n{role}\nprint(*{ours})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_one_module_knows_the_library() -> None:
+    knowing = set()
+    for room in ("api", "shared", "worker", "scripts"):
+        for file in (ROOT / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                knowing |= {file.name for name in names if name.startswith("opentelemetry")}
+    assert knowing == {"otel.py"}
+
+
+def test_without_an_endpoint_there_is_none() -> None:
+    tracing = open_tracing(None, "api")
+    assert tracing is NO_TRACING
+    with tracing.span("x", Trace(PARENT)) as span:
+        assert span is span.child("y") is NO_SPAN
+        assert span.trace is NO_TRACE
+        span.set({"a": 1})
+    tracing.close()
+
+
+def test_a_missing_library_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "shared.otel", None)
+    with pytest.raises(SettingsError, match=r"otlp_endpoint: .*aios-hrm-fleet\[tracing\]"):
+        open_tracing("http://localhost:4318", "api")
+
+
+def test_the_endpoint_comes_by_both_variables() -> None:
+    url = "http://collector:4318"
+    for name in ("AIOS_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
+        assert resolve({}, {name: url}, None).settings.otlp_endpoint == url
+    assert Settings().otlp_endpoint is None
+    with pytest.raises(SettingsError, match="otlp_endpoint"):
+        resolve({"otlp_endpoint": "collector:4318"}, {}, None)
+
+
+def test_the_id_is_read_without_the_library() -> None:
+    assert Trace(PARENT).id == "ab" * 16
+    assert NO_TRACE.id is None
+
+
+def test_spans_arrive_at_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
+    with collecting() as collector:
+        _post_two(open_tracing(collector.url, "worker"))
+    [(path, body)] = collector.posted
+    [resource] = ExportTraceServiceRequest.FromString(body).resource_spans
+    spans = {span.name: span for span in resource.scope_spans[0].spans}
+    assert path == "/v1/traces"
+    assert {item.key: item.value.string_value for item in resource.resource.attributes}["service.name"] == "aios-worker"
+    assert spans["above"].trace_id.hex() == "ab" * 16
+    assert spans["below"].parent_span_id == spans["above"].span_id
+    assert spans["above"].status.message == "KeyError"
+
+
+def _post_two(tracing: Tracing) -> None:
+    with pytest.raises(KeyError), tracing.span("above", Trace(PARENT, "a=b")) as span:
+        span.child("below").end()
+        assert span.trace.tracestate == "a=b"
+        raise KeyError("x")
+    tracing.close()
+
+
+def test_a_collector_that_is_away_holds_nobody_up() -> None:
+    tracing = open_tracing(f"http://127.0.0.1:{free_port()}", "api")
+    tracing.span("x", NO_TRACE).end()
+    started_s = time.monotonic()
+    tracing.close()
+    assert time.monotonic() - started_s < 1

@@ -1,0 +1,116 @@
+"""One take of a job, as its trace shows it: how long it waited, then encode, prefill, decode and publish.
+
+Told by intake and outbox what happens; no span is made for a token. A job without a trace has none here either.
+"""
+
+import time
+
+from shared.messages import Chat, Done, Embed, Event, Failed, Generate, Job, Terminal, name_of
+from shared.tracing import NO_SPAN, NO_TRACE, Attributes, Span, Trace, Tracing
+from worker.request import Emission
+
+
+class Attempt:
+    """Ends once, by `published` or `dropped`. Without spans, whatever is called does nothing."""
+
+    def __init__(self, span: Span = NO_SPAN, phase: Span = NO_SPAN, *, is_generated: bool = False) -> None:
+        self._span, self._phase = span, phase
+        self._is_generated = is_generated
+        self._num_tokens = 0
+        self._error: str | None = None
+
+    @property
+    def trace(self) -> Trace:
+        """By which a later attempt finds this one."""
+        return self._span.trace
+
+    def follows(self, trace: Trace) -> None:
+        """Another worker began the job before, as `trace`."""
+        self._span.link(trace)
+
+    def encoded(self, num_prompt_tokens: int, num_replayed: int) -> None:
+        """The job goes to the engine."""
+        self._begin("prefill" if self._is_generated else "compute")
+        self._phase.set({"gen_ai.usage.input_tokens": num_prompt_tokens, "aios.replayed_tokens": num_replayed or None})
+
+    def said(self, emission: Emission) -> None:
+        """What a step made of it."""
+        if self._span is NO_SPAN:
+            return
+        if emission.ids and self._is_generated:
+            if self._num_tokens == 0:
+                self._begin("decode")
+            self._num_tokens += len(emission.ids)
+        if emission.ended is not None:
+            self.ended(emission.ended)
+
+    def ended(self, event: Event) -> None:
+        """Its last word is there, and on its way to Redis."""
+        if self._span is NO_SPAN or not isinstance(event, Terminal):
+            return
+        if self._num_tokens:
+            self._phase.set({"gen_ai.usage.output_tokens": self._num_tokens})
+        if isinstance(event, Failed):
+            self._error = event.code
+        elif isinstance(event, Done):
+            self._span.set(_answered(event))
+        self._begin("publish", self._error)
+
+    def published(self) -> None:
+        """Its last word is in the log."""
+        self._phase.end()
+        self._span.end(self._error)
+
+    def dropped(self, why: str) -> None:
+        """It is no longer this worker's."""
+        self._phase.end(why)
+        self._span.end(why)
+
+    def _begin(self, phase: str, error: str | None = None) -> None:
+        self._phase.end(error)
+        self._phase = self._span.child(phase)
+
+
+UNTRACED = Attempt()
+
+
+def begin(tracing: Tracing, job: Job, epoch: int, waited_s: float, worker_id: str) -> Attempt:
+    """A job was taken now, for the `epoch`-th time, `waited_s` after it was queued."""
+    if not tracing.is_on or job.trace == NO_TRACE:
+        return UNTRACED
+    now_ns = time.time_ns()
+    ids: Attributes = {"aios.job_id": job.id, "aios.model": job.model, "aios.attempt": epoch}
+    if epoch == 1:
+        waiting = tracing.span("queue", job.trace, "consumer", ids, start_ns=now_ns - int(waited_s * 1e9))
+        waiting.end(at_ns=now_ns)
+    told = {**ids, **_asked(job), "aios.worker": worker_id, "aios.request_id": job.request_id}
+    name = f"{told['gen_ai.operation.name']} {job.model}"
+    span = tracing.span(name, job.trace, attributes=told, start_ns=now_ns)
+    return Attempt(span, span.child("encode", start_ns=now_ns), is_generated=isinstance(job.task, Generate))
+
+
+def _asked(job: Job) -> Attributes:
+    task = job.task
+    if isinstance(task, Generate):
+        sampling, operation = task.sampling, "chat" if isinstance(task.prompt, Chat) else "text_completion"
+        return {
+            "gen_ai.operation.name": operation,
+            "gen_ai.request.model": job.model,
+            "gen_ai.request.max_tokens": sampling.max_tokens,
+            "gen_ai.request.temperature": sampling.temperature,
+            "gen_ai.request.top_p": sampling.top_p,
+            "gen_ai.request.seed": sampling.seed,
+            "gen_ai.request.choice.count": sampling.n if sampling.n > 1 else None,
+            "gen_ai.request.stream": job.is_streamed,
+        }
+    operation = "embeddings" if isinstance(task, Embed) else name_of(task)
+    return {"gen_ai.operation.name": operation, "gen_ai.request.model": job.model}
+
+
+def _answered(done: Done) -> Attributes:
+    return {
+        "gen_ai.response.finish_reasons": done.finish_reasons or (done.finish_reason,),
+        "gen_ai.usage.input_tokens": done.num_prompt_tokens,
+        "gen_ai.usage.cache_read.input_tokens": done.num_cached_tokens or None,
+        "gen_ai.usage.output_tokens": done.num_completion_tokens,
+    }
