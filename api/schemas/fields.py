@@ -3,8 +3,9 @@
 JSON null stands for "not given" in all of them.
 """
 
+import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
@@ -149,12 +150,12 @@ class SampledRequest(RequestBody):
         )
 
 
-def refuse_unsupported(value: Any, neutral: Mapping[str, Any]) -> Any:
-    """Refuse, by its name, a field that is given and is not what it is when nobody asks for it; None: it is absent."""
+def refuse_unsupported(value: Any, neutral: Mapping[str, Sequence[Any]]) -> Any:
+    """Refuse, by its name, a field of what is not served, unless it has one of the values that ask for nothing."""
     for name, harmless in neutral.items() if isinstance(value, dict) else ():
-        if value.get(name) is not None and value[name] != harmless:
-            allowed = "it must be absent" if harmless is None else f"expected {harmless!r}"
-            raise refuse(name, f"this value is not supported yet; {allowed}")
+        if value.get(name) is not None and value[name] not in harmless:
+            allowed = " or ".join(["absent", *map(json.dumps, harmless)])
+            raise refuse(name, f"this is not supported; it must be {allowed}")
     return value
 
 

@@ -30,7 +30,7 @@ class TextGenerationOptions(SampledRequest):
     @model_validator(mode="before")
     @classmethod
     def _one_text(cls, value: Any) -> Any:
-        return refuse_unsupported(value, {"n": 1})
+        return refuse_unsupported(value, {"n": (1,)})
 
 
 class ClassificationOptions(Options):

@@ -22,8 +22,6 @@ _EXPECTED_PROMPT = (
 )
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
-_ONLY_SUPPORTED: dict[str, Any] = {"suffix": None}
-
 
 def _is_text(value: Any) -> bool:
     """A string that is not empty and has no lone surrogates, which no encoding could carry."""
@@ -70,6 +68,11 @@ TruncateTo = Annotated[
 class StreamOptions(RequestBody):
     include_usage: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _only_supported(cls, value: Any) -> Any:
+        return refuse_unsupported(value, {"include_obfuscation": (False,)})
+
 
 class CompletionRequest(SampledRequest):
     prompt: Annotated[tuple[Text, ...], BeforeValidator(as_texts), WithJsonSchema(PROMPT_SCHEMA)]
@@ -92,7 +95,7 @@ class CompletionRequest(SampledRequest):
     @model_validator(mode="before")
     @classmethod
     def _only_supported(cls, value: Any) -> Any:
-        return refuse_unsupported(value, _ONLY_SUPPORTED)
+        return refuse_unsupported(value, {"suffix": ()})
 
     @model_validator(mode="after")
     def _echo_is_whole(self) -> Self:

@@ -80,7 +80,7 @@ class ProblemRequest(FoundationRequest):
     @model_validator(mode="before")
     @classmethod
     def _one_solution(cls, value: Any) -> Any:
-        return refuse_unsupported(value, {"n": 1, "num_return_sequences": 1})
+        return refuse_unsupported(value, {"n": (1,), "num_return_sequences": (1,)})
 
 
 class MathRequest(ProblemRequest):

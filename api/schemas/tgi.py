@@ -18,14 +18,14 @@ from shared.messages import Generate, Sampling, TokenLogprob
 DEFAULT_MAX_TOKENS = 100
 MAX_TOP_TOKENS = 5
 _WARPERS = frozenset({"temperature", "top_k", "top_p"})
-_ONLY_SUPPORTED: dict[str, Any] = {
-    "best_of": 1,
-    "n": 1,
-    "typical_p": 1.0,
-    "watermark": False,
-    "decoder_input_details": False,
-    "grammar": None,
-    "adapter_id": None,
+_NEUTRAL: dict[str, Sequence[Any]] = {
+    "best_of": (1,),
+    "n": (1,),
+    "typical_p": (1.0,),
+    "watermark": (False,),
+    "decoder_input_details": (False,),
+    "grammar": (),
+    "adapter_id": (),
 }
 
 
@@ -47,7 +47,7 @@ class TgiParameters(SampledRequest):
     @model_validator(mode="before")
     @classmethod
     def _only_supported(cls, value: Any) -> Any:
-        return refuse_unsupported(value, _ONLY_SUPPORTED)
+        return refuse_unsupported(value, _NEUTRAL)
 
     @property
     def is_sampled(self) -> bool:
