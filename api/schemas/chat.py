@@ -7,10 +7,10 @@ import msgspec
 from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, model_validator
 
 from api.run import Choice, Outcome, total_usage
-from api.schemas.fields import AnyText, MaxTokens, RequestBody, SampledRequest, refuse, refuse_unsupported
+from api.schemas.fields import AnyText, MaxTokens, RequestBody, SampledRequest, refuse, refuse_unsupported, shown
 from api.schemas.openai import Heading, StreamOptions
 from api.schemas.q_values import QValues, is_absent, q_values_body
-from api.schemas.usage import DetailedUsageBody, detailed_usage_body
+from api.schemas.usage import USAGE, DetailedUsageBody, detailed_usage_body
 from shared.messages import Chat, Generate, Sampling, TokenLogprob, Turn
 
 MAX_TOP_LOGPROBS = 20
@@ -40,6 +40,8 @@ _NEUTRAL_IN_MESSAGES: dict[str, Sequence[Any]] = {
     "audio": (),
     "refusal": (),
 }
+_QUESTION = {"role": "user", "content": "Compute: 347 + 285"}
+_ANSWER = {"role": "assistant", "content": "+(347+285) 12 13 06\n= 632", "refusal": None}
 
 
 def _as_text(value: Any) -> Any:
@@ -72,6 +74,11 @@ class Message(RequestBody):
 
 
 class ChatRequest(SampledRequest):
+    model_config = shown(
+        {"model": "local", "messages": [_QUESTION], "max_tokens": 100, "temperature": 0},
+        {"messages": [_QUESTION], "max_completion_tokens": 2, "logprobs": True, "top_logprobs": 2, "n": 2},
+    )
+
     messages: Annotated[list[Message], Field(min_length=1)]
     max_tokens: MaxTokens | None = Field(
         None,
@@ -137,6 +144,17 @@ class ChatChoice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
+    model_config = shown(
+        {
+            "id": "chatcmpl-00cf843ff02a3ad39ce6240fd1e6d73494",
+            "object": "chat.completion",
+            "created": 1795252550,
+            "model": "sample-hrm-text",
+            "choices": [{"index": 0, "message": _ANSWER, "logprobs": None, "finish_reason": "stop"}],
+            "usage": USAGE,
+        }
+    )
+
     id: str
     object: Literal["chat.completion"] = "chat.completion"
     created: int

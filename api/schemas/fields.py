@@ -88,6 +88,12 @@ Stops = Annotated[
 ]
 
 
+def shown(*examples: Any) -> ConfigDict:
+    """The `model_config` of a body that the OpenAPI document shows by examples: of the sample model, unless they name
+    another. All are sent, and answers compared, by `tests/e2e/test_openapi_examples.py`."""
+    return ConfigDict(json_schema_extra={"examples": list(examples)})
+
+
 class RequestBody(BaseModel):
     """Ignores unknown fields and fields that are null."""
 
