@@ -78,12 +78,12 @@ class _Beside:
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         body = handler(schema)
         shapes = [handler.resolve_ref_schema(part) for part in body.get("anyOf", [body])]
-        examples = [{"task": self.task} | example for shape in shapes for example in shape["examples"]]
+        examples = [{"task": self.task} | example for shape in shapes for example in shape.get("examples", [])]
         task = {"type": "object", "properties": {"task": {"type": "string", "const": self.task}}, "required": ["task"]}
         return {"allOf": [task, body], "examples": examples}
 
 
-def _submitted(task: str) -> TypeAliasType:
+def _submitted(task: str) -> Any:
     """The body of `POST /v1/jobs` with this task, a schema of its own by the name it gets here."""
     name = "".join(map(str.capitalize, task.split("_")))
     return TypeAliasType(f"{name}Job", Annotated[TASKS[task].body, _Beside(task)])

@@ -18,6 +18,7 @@ _PROMPTED = re.compile(r"^\$ ((?:.*\\\n)*.*)\n", re.MULTILINE)
 _LINE = re.compile(r"^(?![#\s])((?:.*\\\n)*.*)\n", re.MULTILINE)
 _COMMENT = re.compile(r"^(?:#|//) ?(.*)$", re.MULTILINE)
 _END = "end-of-an-example"
+_PATIENCE_S = 200  # lm-evaluation-harness takes its time to load
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def outputs(block: Block, place: Path, replaced: Mapping[str, str], environ: Map
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     own = {"PATH": path, "PYTHONPATH": str(ROOT), "CURL_HOME": str(place)}
     env = os.environ | own | dict(environ)
-    done = subprocess.run(program, capture_output=True, text=True, timeout=100, check=False, cwd=place, env=env)
+    done = subprocess.run(program, capture_output=True, text=True, timeout=_PATIENCE_S, check=False, cwd=place, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.split(f"\n{_END}\n")[: len(commands)]
 

@@ -20,10 +20,12 @@ JSON = "application/json"
 
 
 class Operation(NamedTuple):
-    """`answers` are the bodies shown under `status`, the one that says it went well."""
+    """`answers` are the bodies shown under `status`, the one that says it went well; `bare` names the shapes that its
+    body may have and of which there is no example."""
 
     path: str
     requests: list[Any]
+    bare: list[str]
     status: int
     answers: list[Any]
 
@@ -34,12 +36,16 @@ def document() -> dict[str, Any]:
     return create_app(Settings(), broker).openapi()
 
 
-def examples_of(schema: dict[str, Any]) -> list[Any]:
-    """Those of a schema, or else of all that it may be."""
+def shapes_of(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """All that it may be."""
     if "$ref" in schema:
-        return examples_of(document()["components"]["schemas"][schema["$ref"].rpartition("/")[2]])
+        return shapes_of(document()["components"]["schemas"][schema["$ref"].rpartition("/")[2]])
     parts = schema.get("anyOf", []) + schema.get("oneOf", [])
-    return schema.get("examples") or [example for part in parts for example in examples_of(part)]
+    return [shape for part in parts for shape in shapes_of(part)] or [schema]
+
+
+def examples_of(shapes: list[dict[str, Any]]) -> list[Any]:
+    return [example for shape in shapes for example in shape.get("examples", [])]
 
 
 def operations() -> Iterator[Operation]:
@@ -50,8 +56,9 @@ def operations() -> Iterator[Operation]:
                 status = min(int(code) for code in operation["responses"] if code.isdigit())
                 status = 202 if path == "/v1/jobs" else status
                 answer = operation["responses"][str(status)].get("content", {}).get(JSON, {}).get("schema", {})
-                requests = examples_of(operation["requestBody"]["content"][JSON]["schema"])
-                yield Operation(path, requests, status, examples_of(answer))
+                shapes = shapes_of(operation["requestBody"]["content"][JSON]["schema"])
+                bare = [str(shape) for shape in shapes if not shape.get("examples")]
+                yield Operation(path, examples_of(shapes), bare, status, examples_of(shapes_of(answer)))
 
 
 OPERATIONS = list(operations())
@@ -81,7 +88,7 @@ def fits(answer: Any, example: Any) -> bool:
 
 def test_there_is_an_example_for_every_body() -> None:
     assert len(OPERATIONS) >= 15
-    assert [operation.path for operation in OPERATIONS if not operation.requests] == []
+    assert [(operation.path, operation.bare) for operation in OPERATIONS if operation.bare] == []
     assert sum(len(operation.answers) for operation in OPERATIONS) >= 10
 
 
