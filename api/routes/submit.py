@@ -2,11 +2,14 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, TypeAdapter, ValidationError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+from typing_extensions import TypeAliasType
 
 from api.ask import Ask, AskDep
 from api.routes import chat, embeddings, generate, hrm, openai, puzzles, simple_foundation, tokens
@@ -52,7 +55,38 @@ class Submission(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    task: str = Field(strict=True, description=f"One of {', '.join(TASKS)}.", examples=["generate"])
+    task: str = Field(strict=True)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """One of the bodies of the table, told apart by `task`."""
+        parts = {task: handler(TypeAdapter(_submitted(task)).core_schema)["$ref"] for task in TASKS}
+        return {
+            "title": cls.__name__,
+            "description": cls.__doc__,
+            "oneOf": [{"$ref": part} for part in parts.values()],
+            "discriminator": {"propertyName": "task", "mapping": parts},
+        }
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """What the document says of an endpoint's body with this task beside its fields."""
+
+    task: str
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        body = handler(schema)
+        shapes = [handler.resolve_ref_schema(part) for part in body.get("anyOf", [body])]
+        examples = [{"task": self.task} | example for shape in shapes for example in shape.get("examples", [])]
+        task = {"type": "object", "properties": {"task": {"type": "string", "const": self.task}}, "required": ["task"]}
+        return {"allOf": [task, body], "examples": examples}
+
+
+def _submitted(task: str) -> Any:
+    """The body of `POST /v1/jobs` with this task, a schema of its own by the name it gets here."""
+    name = "".join(map(str.capitalize, task.split("_")))
+    return TypeAliasType(f"{name}Job", Annotated[TASKS[task].body, _Beside(task)])
 
 
 @router.post("/v1/jobs", status_code=202, response_model=Accepted, responses=IN_TIME)

@@ -7,14 +7,14 @@ import msgspec
 from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, model_validator
 
 from api.run import Choice, Outcome, total_usage
-from api.schemas.fields import AnyText, MaxTokens, RequestBody, SampledRequest, refuse
+from api.schemas.fields import AnyText, MaxTokens, RequestBody, SampledRequest, refuse, refuse_unsupported, shown
 from api.schemas.openai import Heading, StreamOptions
 from api.schemas.q_values import QValues, is_absent, q_values_body
-from api.schemas.usage import DetailedUsageBody, detailed_usage_body
+from api.schemas.usage import USAGE, DetailedUsageBody, detailed_usage_body
 from shared.messages import Chat, Generate, Sampling, TokenLogprob, Turn
 
 MAX_TOP_LOGPROBS = 20
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
+_NEUTRAL: dict[str, Sequence[Any]] = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
@@ -24,11 +24,24 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
+    "moderation": (),
     "web_search_options": (),
     "reasoning_effort": ("none",),
     "verbosity": ("medium",),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+    "prompt_cache_options": (),
 }
 """Fields of what is not served, and values that ask for nothing."""
+_NEUTRAL_IN_MESSAGES: dict[str, Sequence[Any]] = {
+    "name": (),
+    "tool_calls": ([],),
+    "function_call": (),
+    "audio": (),
+    "refusal": (),
+}
+_QUESTION = {"role": "user", "content": "Compute: 347 + 285"}
+_ANSWER = {"role": "assistant", "content": "+(347+285) 12 13 06\n= 632", "refusal": None}
 
 
 def _as_text(value: Any) -> Any:
@@ -52,11 +65,21 @@ class Message(RequestBody):
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
 
+    @model_validator(mode="before")
+    @classmethod
+    def _only_what_is_served(cls, value: Any) -> Any:
+        return refuse_unsupported(value, _NEUTRAL_IN_MESSAGES)
+
     def turn(self) -> Turn:
         return Turn("system" if self.role == "developer" else self.role, self.content)
 
 
 class ChatRequest(SampledRequest):
+    model_config = shown(
+        {"model": "local", "messages": [_QUESTION], "max_tokens": 100, "temperature": 0},
+        {"messages": [_QUESTION], "max_completion_tokens": 2, "logprobs": True, "top_logprobs": 2, "n": 2},
+    )
+
     messages: Annotated[list[Message], Field(min_length=1)]
     max_tokens: MaxTokens | None = Field(
         None,
@@ -71,10 +94,7 @@ class ChatRequest(SampledRequest):
     @model_validator(mode="before")
     @classmethod
     def _only_what_is_served(cls, value: Any) -> Any:
-        for name, neutral in _NEUTRAL.items() if isinstance(value, dict) else ():
-            if value.get(name) is not None and value[name] not in neutral:
-                raise refuse(name, "this is not supported; it must be absent")
-        return value
+        return refuse_unsupported(value, _NEUTRAL)
 
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> Self:
@@ -125,6 +145,17 @@ class ChatChoice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
+    model_config = shown(
+        {
+            "id": "chatcmpl-00cf843ff02a3ad39ce6240fd1e6d73494",
+            "object": "chat.completion",
+            "created": 1795252550,
+            "model": "sample-hrm-text",
+            "choices": [{"index": 0, "message": _ANSWER, "logprobs": None, "finish_reason": "stop"}],
+            "usage": USAGE,
+        }
+    )
+
     id: str
     object: Literal["chat.completion"] = "chat.completion"
     created: int

@@ -7,13 +7,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from api.run import Outcome
-from api.schemas.fields import RequestBody
+from api.schemas.fields import RequestBody, shown
 from api.schemas.openai import PROMPT_SCHEMA, as_texts
 from shared.messages import Embed, Text
 from shared.vectors import unpack
 
 
 class EmbeddingsRequest(RequestBody):
+    model_config = shown({"model": "local", "input": ["two and two", "four"]}, {"input": [26, 228, 18, 228, 27]})
+
     input: Annotated[tuple[Text, ...], BeforeValidator(as_texts), WithJsonSchema(PROMPT_SCHEMA)]
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"

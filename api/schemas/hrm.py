@@ -6,7 +6,17 @@ from typing import Literal
 from pydantic import AliasChoices, BaseModel, Field, model_validator
 
 from api.run import Outcome, total_usage
-from api.schemas.fields import AnyText, Condition, MaxTokens, NonEmpty, RequestBody, SampledRequest, Temperature, refuse
+from api.schemas.fields import (
+    AnyText,
+    Condition,
+    MaxTokens,
+    NonEmpty,
+    RequestBody,
+    SampledRequest,
+    Temperature,
+    refuse,
+    shown,
+)
 from api.schemas.q_values import QValues, is_absent, q_values_body
 from api.schemas.usage import UsageBody, usage_body
 from shared.messages import ContinuationScore
@@ -15,6 +25,11 @@ DEFAULT_MAX_TOKENS = 128
 
 
 class GenerateRequest(SampledRequest):
+    model_config = shown(
+        {"prompts": ["Solve for x: 2x + 3 = 9", "Compute: 347 + 285"], "temperature": 0},
+        {"prompts": ["Once upon a time"], "max_tokens": 8, "top_p": 0.9, "seed": 7, "n": 2, "stop": ["."]},
+    )
+
     prompts: list[NonEmpty] = Field(min_length=1)
     max_tokens: MaxTokens | None = Field(
         None, validation_alias=AliasChoices("max_tokens", "max_new_tokens"), description="Default 128."
@@ -24,6 +39,13 @@ class GenerateRequest(SampledRequest):
 
 class GenerateResponse(BaseModel):
     """The `n` completions of each prompt stand together."""
+
+    model_config = shown(
+        {
+            "completions": ["2x = 9 - 3\n+(009-003) 06 00 00\n2x = 6\nx = 6 / 2\nx = 3", "+(347+285) 12 13 06\n= 632"],
+            "usage": {"prompt_tokens": 47, "completion_tokens": 80, "total_tokens": 127},
+        }
+    )
 
     completions: list[str]
     usage: UsageBody
@@ -39,6 +61,8 @@ class ScoringRequest(RequestBody):
 
 
 class LoglikelihoodRequest(ScoringRequest):
+    model_config = shown({"prompts": ["Hello"], "continuations": [" world"]})
+
     prompts: list[AnyText] = Field(min_length=1)
     continuations: list[NonEmpty] = Field(min_length=1)
 
@@ -54,17 +78,23 @@ class LoglikelihoodRequest(ScoringRequest):
 class LoglikelihoodResponse(BaseModel):
     """Of each continuation: log-likelihood (nats), whether greedy decoding would say it, and its length in tokens."""
 
+    model_config = shown({"ll": [-106.5], "is_greedy": [False], "num_tokens": [6]})
+
     ll: list[float]
     is_greedy: list[bool]
     num_tokens: list[int]
 
 
 class RollingRequest(ScoringRequest):
+    model_config = shown({"prompts": ["Hello world"]})
+
     prompts: list[NonEmpty] = Field(min_length=1)
 
 
 class RollingResponse(BaseModel):
     """Of each text: log-likelihood (nats) of all its tokens, and their number."""
+
+    model_config = shown({"ll": [-182.7], "num_tokens": [11]})
 
     ll: list[float]
     num_tokens: list[int]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, Field, model_validator
 
-from api.schemas.fields import MaxTokens, NonEmpty, RequestBody, SampledRequest, refuse_unsupported
+from api.schemas.fields import MaxTokens, NonEmpty, RequestBody, SampledRequest, refuse_unsupported, shown
 from api.schemas.usage import UsageBody
 from api.timings import Timings
 
@@ -28,7 +28,7 @@ class TextGenerationOptions(SampledRequest):
     @model_validator(mode="before")
     @classmethod
     def _one_text(cls, value: Any) -> Any:
-        return refuse_unsupported(value, {"n": 1})
+        return refuse_unsupported(value, {"n": (1,)})
 
 
 class ClassificationOptions(Options):
@@ -50,18 +50,30 @@ class InferenceRequest(RequestBody):
 
 
 class EchoRequest(InferenceRequest):
+    model_config = shown({"inputs": "Hello"})
+
     options: Options = Field(default_factory=lambda: Options.model_validate({}))
 
 
 class TextGenerationRequest(InferenceRequest):
+    model_config = shown(
+        {"task": "text-generation", "inputs": "Compute: 347 + 285", "options": {"temperature": 0, "max_tokens": 60}}
+    )
+
     options: TextGenerationOptions = Field(default_factory=lambda: TextGenerationOptions.model_validate({}))
 
 
 class ClassificationRequest(InferenceRequest):
+    model_config = shown(
+        {"task": "text-classification", "inputs": "I like it.", "model_id": "classifier", "options": {"top_k": 2}}
+    )
+
     options: ClassificationOptions = Field(default_factory=lambda: ClassificationOptions.model_validate({}))
 
 
 class FeatureRequest(InferenceRequest):
+    model_config = shown({"pipeline_tag": "feature-extraction", "inputs": "Hello", "options": {"normalize": True}})
+
     options: FeatureOptions = Field(default_factory=lambda: FeatureOptions.model_validate({}))
 
 

@@ -9,10 +9,10 @@ import msgspec
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from api.run import Choice, Outcome, total_usage
-from api.schemas.fields import MAX_TOKEN_ID, RequestBody, SampledRequest, refuse, refuse_unsupported
+from api.schemas.fields import MAX_TOKEN_ID, RequestBody, SampledRequest, refuse, refuse_unsupported, shown
 from api.schemas.logprobs import Logprobs, logprobs_body
 from api.schemas.q_values import QValues, is_absent, q_values_body
-from api.schemas.usage import DetailedUsageBody, detailed_usage_body
+from api.schemas.usage import USAGE, DetailedUsageBody, detailed_usage_body
 from shared.messages import Generate, ModelInfo, Sampling, Text
 
 DEFAULT_MAX_TOKENS = 16
@@ -21,8 +21,6 @@ _EXPECTED_PROMPT = (
     "expected a non-empty string, a list of strings, a list of token ids, or a list of lists of token ids"
 )
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-
-_ONLY_SUPPORTED: dict[str, Any] = {"suffix": None}
 
 
 def _is_text(value: Any) -> bool:
@@ -70,8 +68,19 @@ TruncateTo = Annotated[
 class StreamOptions(RequestBody):
     include_usage: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _only_supported(cls, value: Any) -> Any:
+        return refuse_unsupported(value, {"include_obfuscation": (False,)})
+
 
 class CompletionRequest(SampledRequest):
+    model_config = shown(
+        {"model": "local", "prompt": "Compute: 347 + 285", "max_tokens": 100, "temperature": 0},
+        {"prompt": "Compute: 3 + 4", "max_tokens": 2, "echo": True, "logprobs": 1, "temperature": 0},
+        {"prompt": ["Hello", "Once upon a time"], "n": 2, "seed": 7, "stop": "\n"},
+    )
+
     prompt: Annotated[tuple[Text, ...], BeforeValidator(as_texts), WithJsonSchema(PROMPT_SCHEMA)]
     max_tokens: Annotated[int, Field(strict=True, ge=0)] | None = Field(None, description="Default 16; 0 with `echo`.")
     echo: Annotated[bool, Field(strict=True, description="Say the prompt first; its tokens have logprobs too.")] = False
@@ -92,7 +101,7 @@ class CompletionRequest(SampledRequest):
     @model_validator(mode="before")
     @classmethod
     def _only_supported(cls, value: Any) -> Any:
-        return refuse_unsupported(value, _ONLY_SUPPORTED)
+        return refuse_unsupported(value, {"suffix": ()})
 
     @model_validator(mode="after")
     def _echo_is_whole(self) -> Self:
@@ -130,6 +139,17 @@ class CompletionChoice(BaseModel):
 
 
 class Completion(BaseModel):
+    model_config = shown(
+        {
+            "id": "cmpl-00cf843ff02a3ad39ce6240fd1e6d73494",
+            "object": "text_completion",
+            "created": 1795252550,
+            "model": "sample-hrm-text",
+            "choices": [{"index": 0, "text": "+(347+285) 12 13 06\n= 632", "logprobs": None, "finish_reason": "stop"}],
+            "usage": USAGE,
+        }
+    )
+
     id: str
     object: Literal["text_completion"] = "text_completion"
     created: int

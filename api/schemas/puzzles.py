@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from api.run import Outcome, total_usage
-from api.schemas.fields import RequestBody, refuse
+from api.schemas.fields import RequestBody, refuse, shown
 from api.schemas.usage import UsageBody, usage_body
 from shared.messages import Grid, Halt, Solution, Solve
 
@@ -67,6 +67,13 @@ MaxSteps = Annotated[int, Field(strict=True, ge=1, le=_MOST)]
 
 class SolveRequest(RequestBody):
     """Exactly one of `grid` (or `puzzle`) and `grids` (or `puzzles`)."""
+
+    model_config = shown(
+        {
+            "model": "sudoku",
+            "grid": "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79",
+        }
+    )
 
     grid: Puzzle | None = Field(None, validation_alias=AliasChoices("grid", "puzzle"))
     grids: list[Puzzle] = Field(default_factory=list, min_length=1, validation_alias=AliasChoices("grids", "puzzles"))

@@ -19,6 +19,7 @@ from api.schemas.fields import (
     TopK,
     TopP,
     refuse_unsupported,
+    shown,
 )
 from api.schemas.q_values import is_absent
 from shared.messages import ModelInfo, Sampling
@@ -65,6 +66,8 @@ class FoundationRequest(SampledRequest):
 
 
 class PromptRequest(FoundationRequest):
+    model_config = shown({"prompt": "Solve for x: 2x + 3 = 9", "do_sample": False, "repetition_penalty": 1.0})
+
     prompt: NonEmpty
     max_tokens: MaxTokens | None = Field(None, validation_alias=_MaxTokens, description="Default 512.")
     top_p: TopP = 0.9
@@ -80,20 +83,35 @@ class ProblemRequest(FoundationRequest):
     @model_validator(mode="before")
     @classmethod
     def _one_solution(cls, value: Any) -> Any:
-        return refuse_unsupported(value, {"n": 1, "num_return_sequences": 1})
+        return refuse_unsupported(value, {"n": (1,), "num_return_sequences": (1,)})
 
 
 class MathRequest(ProblemRequest):
+    model_config = shown({"problem": "Solve for x: 2x + 3 = 9", "template": PLACE, "temperature": 0})
+
     max_tokens: MaxTokens | None = Field(None, validation_alias=_MaxTokens, description="Default 512.")
 
 
 class CodingRequest(ProblemRequest):
+    model_config = shown({"problem": "Write a function that adds two numbers.", "max_tokens": 64, "seed": 7})
+
     max_tokens: MaxTokens | None = Field(None, validation_alias=_MaxTokens, description="Default 1024.")
     temperature: Temperature = 0.8
 
 
 class PromptResponse(BaseModel):
     """`generated_texts` has all of them, where several were asked for."""
+
+    model_config = shown(
+        {
+            "prompt": "Solve for x: 2x + 3 = 9",
+            "generated_text": "2x = 9 - 3\n+(009-003) 06 00 00\n2x = 6\nx = 6 / 2\nx = 3",
+            "tokens_generated": 54,
+            "generation_time": 0.2,
+            "input_tokens": 26,
+            "output_tokens": 54,
+        }
+    )
 
     prompt: str
     generated_text: str
@@ -106,6 +124,17 @@ class PromptResponse(BaseModel):
 
 class MathResponse(BaseModel):
     """`answer` is null where the solution states none."""
+
+    model_config = shown(
+        {
+            "problem": "Solve for x: 2x + 3 = 9",
+            "solution": "2x = 9 - 3\n+(009-003) 06 00 00\n2x = 6\nx = 6 / 2\nx = 3",
+            "answer": "3",
+            "generation_time": 0.2,
+            "input_tokens": 26,
+            "output_tokens": 54,
+        }
+    )
 
     problem: str
     solution: str

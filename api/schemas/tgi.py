@@ -11,21 +11,30 @@ import msgspec
 from pydantic import AliasChoices, BaseModel, Field, RootModel, model_validator
 
 from api.run import Outcome
-from api.schemas.fields import MAX_TOKEN_ID, MaxTokens, NonEmpty, RequestBody, SampledRequest, Stops, refuse_unsupported
+from api.schemas.fields import (
+    MAX_TOKEN_ID,
+    MaxTokens,
+    NonEmpty,
+    RequestBody,
+    SampledRequest,
+    Stops,
+    refuse_unsupported,
+    shown,
+)
 from api.schemas.q_values import is_absent
 from shared.messages import Generate, Sampling, TokenLogprob
 
 DEFAULT_MAX_TOKENS = 100
 MAX_TOP_TOKENS = 5
 _WARPERS = frozenset({"temperature", "top_k", "top_p"})
-_ONLY_SUPPORTED: dict[str, Any] = {
-    "best_of": 1,
-    "n": 1,
-    "typical_p": 1.0,
-    "watermark": False,
-    "decoder_input_details": False,
-    "grammar": None,
-    "adapter_id": None,
+_NEUTRAL: dict[str, Sequence[Any]] = {
+    "best_of": (1,),
+    "n": (1,),
+    "typical_p": (1.0,),
+    "watermark": (False,),
+    "decoder_input_details": (False,),
+    "grammar": (),
+    "adapter_id": (),
 }
 
 
@@ -47,7 +56,7 @@ class TgiParameters(SampledRequest):
     @model_validator(mode="before")
     @classmethod
     def _only_supported(cls, value: Any) -> Any:
-        return refuse_unsupported(value, _ONLY_SUPPORTED)
+        return refuse_unsupported(value, _NEUTRAL)
 
     @property
     def is_sampled(self) -> bool:
@@ -59,6 +68,11 @@ class TgiParameters(SampledRequest):
 
 
 class TgiRequest(RequestBody):
+    model_config = shown(
+        {"inputs": "Solve for x: 2x + 3 = 9", "parameters": {"max_new_tokens": 60}},
+        {"inputs": "Compute: 3 + 4", "parameters": {"max_new_tokens": 2, "details": True}},
+    )
+
     inputs: NonEmpty
     parameters: TgiParameters = Field(default_factory=lambda: TgiParameters.model_validate({}))
     stream: Annotated[bool, Field(strict=True)] = False
@@ -91,12 +105,16 @@ class TgiDetails(BaseModel):
 
 
 class TgiResponse(BaseModel):
+    model_config = shown({"generated_text": "2x = 9 - 3\n+(009-003) 06 00 00\n2x = 6\nx = 6 / 2\nx = 3"})
+
     generated_text: str
     details: TgiDetails | None = Field(None, exclude_if=is_absent)
 
 
 class TgiResponses(RootModel[list[TgiResponse]]):
     """What `POST /` answers."""
+
+    model_config = shown([{"generated_text": "2x = 9 - 3\n+(009-003) 06 00 00\n2x = 6\nx = 6 / 2\nx = 3"}])
 
 
 class TgiNotes(msgspec.Struct, frozen=True):

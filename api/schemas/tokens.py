@@ -6,12 +6,14 @@ from pydantic import BaseModel, Field, model_validator
 
 from api.run import Outcome
 from api.schemas.chat import Message
-from api.schemas.fields import AnyText, RequestBody, TokenId, refuse
+from api.schemas.fields import AnyText, RequestBody, TokenId, refuse, shown
 from shared.messages import Chat, Detokenize, Tokenize
 
 
 class TokenizeRequest(RequestBody):
     """A text, or a dialogue as the model's chat template writes it."""
+
+    model_config = shown({"prompt": "3 + 4"}, {"messages": [{"role": "user", "content": "3 + 4"}]})
 
     prompt: AnyText | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
@@ -34,6 +36,10 @@ class TokenizeRequest(RequestBody):
 class TokenizeResponse(BaseModel):
     """`max_model_len` is the model's context window."""
 
+    model_config = shown(
+        {"count": 8, "max_model_len": 512, "tokens": [1, 4, 26, 228, 18, 228, 27, 2], "token_strs": None}
+    )
+
     count: int
     max_model_len: int
     tokens: list[int]
@@ -41,11 +47,15 @@ class TokenizeResponse(BaseModel):
 
 
 class DetokenizeRequest(RequestBody):
+    model_config = shown({"tokens": [26, 228, 18, 228, 27]})
+
     tokens: list[TokenId]
     model: str | None = None
 
 
 class DetokenizeResponse(BaseModel):
+    model_config = shown({"prompt": "3 + 4"})
+
     prompt: str
 
 

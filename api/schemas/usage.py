@@ -4,6 +4,14 @@ from pydantic import BaseModel
 
 from api.trail import Usage
 
+USAGE = {
+    "prompt_tokens": 21,
+    "completion_tokens": 26,
+    "total_tokens": 47,
+    "prompt_tokens_details": {"cached_tokens": 0},
+}
+"""Of the examples of whole answers."""
+
 
 class UsageBody(BaseModel):
     prompt_tokens: int

@@ -161,3 +161,22 @@ async def test_what_waits_tells_its_place(redis: Redis, redis_url: str) -> None:
         assert (state, place) == ("queued", 1)
         assert starts_in_s is not None
         assert 10 / 3 <= starts_in_s <= 20 / 3
+
+
+async def test_the_document_has_a_body_for_every_task(client: httpx.AsyncClient) -> None:
+    """Told apart by `task`, each with the fields of its endpoint's own body."""
+    document = (await client.get("/openapi.json")).json()
+    schemas, paths = document["components"]["schemas"], document["paths"]
+
+    def body_of(path: str) -> Any:
+        schema = paths[path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        return {name: part for name, part in schema.items() if name != "title"}
+
+    submission = schemas[body_of("/v1/jobs")["$ref"].rpartition("/")[2]]
+    mapping = submission["discriminator"]["mapping"]
+    assert submission["discriminator"]["propertyName"] == "task"
+    assert submission["oneOf"] == [{"$ref": mapping[task]} for task in TASKS]
+    for task, path, _ in SUBMISSIONS:
+        beside, body = schemas[mapping[task].rpartition("/")[2]]["allOf"]
+        assert (beside["properties"]["task"]["const"], beside["required"]) == (task, ["task"])
+        assert body == body_of(path)
