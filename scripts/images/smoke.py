@@ -80,7 +80,7 @@ def try_worker(engine: Engine, report: Report, tag: str) -> None:
     """A front and a worker, each in its container, serve the sample model through a Redis outside."""
     port = free_port()
     with EmbeddedRedis() as redis:
-        env = {"AIOS_REDIS_URL": redis.url, "AIOS_PORT": str(port)}
+        env = {"AIOS_REDIS_URL": redis.url, "AIOS_PORT": str(port), "AIOS_WORKER_PORT": str(free_port())}
         started = time.monotonic()
         with (
             running(engine, image_name("api", tag), env) as front,
@@ -88,6 +88,7 @@ def try_worker(engine: Engine, report: Report, tag: str) -> None:
         ):
             await_status(front, port, "/readyz", 200)
             report.ready_s = time.monotonic() - started
+            worker.execute(*report.image.health[1:])
             check_answer(port, solves=True)
             report.stop_s = stop(worker)
             stop(front)
