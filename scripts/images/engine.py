@@ -50,7 +50,7 @@ class Engine:
         said: dict[str, Any] = json.loads(self.call("image", "inspect", image))[0]
         config = said["Config"]
         health = config.get("Healthcheck") or said.get("Healthcheck") or {"Test": ["NONE"]}  # Docker's place, podman's
-        return Image(image, said["Size"], config["User"], tuple(health["Test"]))
+        return Image(image, said["Size"], config.get("User", ""), tuple(health["Test"]))
 
     def run(self, image: str, *arguments: str, entrypoint: str | None = None) -> str:
         """Run a container to its end; what it printed. Raises EngineError if it ends with another status than 0."""
