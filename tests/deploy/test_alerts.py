@@ -39,6 +39,11 @@ def test_runbooks_are_of_the_agreed_names() -> None:
     }
 
 
+def test_the_guide_has_every_alert() -> None:
+    guide = (ROOT / "docs" / "metrics.md").read_text()
+    assert re.findall(r"^\| `(Aios\w+)` \|", guide, re.MULTILINE) == list(ALERTS)
+
+
 @pytest.mark.skipif(not RUNBOOK.exists(), reason="the runbook is not written yet")
 def test_the_runbook_has_every_anchor() -> None:
     headings = re.findall(r"^#+ (.+)$", RUNBOOK.read_text(), re.MULTILINE)
