@@ -30,7 +30,8 @@ async def test_running_roles_tell_what_is_asked_for(redis: Redis) -> None:
         for sample in family.samples:
             told.setdefault(sample.name, set()).update(sample.labels)
     wanted = asked() - OTHERS.keys() - _NOT_HERE
-    assert not wanted - told.keys()
+    missing = wanted - told.keys()
+    assert not missing
     for name in wanted:
         assert told[name] | TARGET == exported()[name].labels, name
 
