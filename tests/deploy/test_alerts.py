@@ -1,0 +1,84 @@
+"""Alert rules: they ask for what is exported, say what to do, and fire when they should."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+from shared.errors import FleetError, codes_below
+from tests.deploy.asked import ALERTS, PROMETHEUS, RECORDED, checker
+from tests.deploy.compose_files import ROOT
+from tests.deploy.exported import OTHERS, exported
+
+RUNBOOK = ROOT / "docs" / "operations.md"
+TESTED = yaml.safe_load((PROMETHEUS / "alerts.test.yaml").read_text())["tests"]
+
+
+def test_rules_ask_for_what_is_exported() -> None:
+    for rule in ALERTS.values():
+        checker().check(rule["expr"])
+
+
+def test_an_alert_says_how_bad_it_is_and_what_to_do() -> None:
+    for name, rule in ALERTS.items():
+        assert name.startswith("Aios") and re.fullmatch(r"\d+[sm]", rule["for"]), name
+        assert rule["labels"]["severity"] in ("warning", "critical"), name
+        assert set(rule["annotations"]) == {"summary", "description", "runbook"}, name
+        labels = checker().check(rule["expr"])
+        named = set(re.findall(r"\$labels\.(\w+)", " ".join(rule["annotations"].values())))
+        assert labels is not None and named <= labels, name
+
+
+def test_runbooks_are_of_the_agreed_names() -> None:
+    anchors = {rule["annotations"]["runbook"].removeprefix("docs/operations.md#") for rule in ALERTS.values()}
+    assert anchors == {
+        *("queue-grows", "no-worker", "slow-first-token", "errors", "redis", "memory", "takeovers", "dead-jobs"),
+        *("rejections", "stale-workers", "cache", "front-down"),
+    }
+
+
+def test_the_guide_has_every_alert() -> None:
+    guide = (ROOT / "docs" / "metrics.md").read_text()
+    assert re.findall(r"^\| `(Aios\w+)` \|", guide, re.MULTILINE) == list(ALERTS)
+
+
+@pytest.mark.skipif(not RUNBOOK.exists(), reason="the runbook is not written yet")
+def test_the_runbook_has_every_anchor() -> None:
+    headings = re.findall(r"^#+ (.+)$", RUNBOOK.read_text(), re.MULTILINE)
+    slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    slugs |= set(re.findall(r'<a (?:id|name)="([\w-]+)"', RUNBOOK.read_text()))
+    wanted = {rule["annotations"]["runbook"].partition("#")[2] for rule in ALERTS.values()}
+    assert wanted <= slugs
+
+
+def test_errors_of_ours_are_all_that_are_not_the_callers() -> None:
+    [rule] = [rule for rule in RECORDED if rule["record"] == "aios:errors:ratio5m"]
+    [codes] = re.findall(r'code=~"([^"]+)"', rule["expr"])
+    assert set(codes.split("|")) == codes_below(600) - codes_below(500) | {FleetError.code}
+
+
+def test_every_alert_is_seen_to_fire_and_not_to_fire() -> None:
+    fired: dict[str, set[bool]] = {name: set() for name in ALERTS}
+    for case in (case for test in TESTED for case in test.get("promql_expr_test", [])):
+        [name] = re.findall(r'alertname="(\w+)"', case["expr"])
+        fired[name].add(bool(case["exp_samples"]))
+    assert fired == {name: {True, False} for name in ALERTS}
+
+
+def test_series_of_the_rules_tests_are_as_they_are_exported() -> None:
+    known = {**exported(), **OTHERS}
+    for series in (series["series"] for test in TESTED for series in test["input_series"]):
+        name, labels = re.findall(r"^(\w+)", series)[0], set(re.findall(r"(\w+)=", series))
+        assert labels <= known[name].labels and labels | {"job"} >= known[name].labels - {"call"}, series
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool")
+@pytest.mark.parametrize(
+    "command",
+    [("check", "rules", "alerts.yaml"), ("check", "config", "prometheus.yaml"), ("test", "rules", "alerts.test.yaml")],
+)
+def test_promtool_agrees(command: tuple[str, ...]) -> None:
+    done = subprocess.run(["promtool", *command], cwd=PROMETHEUS, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,72 @@
+"""Every name that somebody asks for is told by running roles, with the labels that the list in the code promises."""
+
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from redis.asyncio import Redis
+
+from scripts.jobs import TAG, make_worker
+from shared import keys
+from shared.broker import Broker
+from shared.janitor import Janitor
+from shared.messages import Generate, Sampling
+from shared.metrics import JanitorMetrics, WorkerMetrics
+from tests.api.fronts import in_memory
+from tests.deploy.asked import ALERTS, BOARD, checker, documented, plain
+from tests.deploy.exported import OTHERS, TARGET, exported
+from tests.desk import Desk
+from tests.polling import until
+from tests.worker.services import service, serving
+from worker.runners.base import RunnerOptions
+from worker.runners.echo import Echo
+
+_NOT_HERE = {"aios_worker_device_memory_bytes"}
+"""Told where there is a GPU."""
+
+
+async def test_running_roles_tell_what_is_asked_for(redis: Redis) -> None:
+    texts = [*await front_and_worker(redis), await janitor(redis)]
+    told: dict[str, set[str]] = {}
+    for family in (family for text in texts for family in text_string_to_metric_families(text)):
+        for sample in family.samples:
+            told.setdefault(sample.name, set()).update(sample.labels)
+    wanted = asked() - OTHERS.keys() - _NOT_HERE
+    missing = wanted - told.keys()
+    assert not missing
+    for name in wanted:
+        assert told[name] | TARGET == exported()[name].labels, name
+
+
+async def front_and_worker(redis: Redis) -> list[str]:
+    """What they tell after some answers, a repetition and a refusal."""
+    worker, metrics = service(redis), WorkerMetrics()
+    worker.tell(metrics)
+    async with serving(worker, Echo(RunnerOptions("echo", max_batch=4))), in_memory(redis) as client:
+        await until(lambda: worker.not_ready() is None, "the worker is ready")
+        ask, again = {"prompts": ["a b c d"], "max_tokens": 3}, {"Idempotency-Key": "k"}
+        for _ in range(2):
+            assert (await client.post("/generate", json=ask, headers=again)).status_code == 200
+        assert (await client.post("/generate", json={**ask, "model": "none"})).status_code == 404
+        return [(await client.get("/metrics")).text, metrics.render().decode()]
+
+
+async def janitor(redis: Redis) -> str:
+    """What it tells after a sweep that found something."""
+    task = Generate("a", Sampling(max_tokens=1, seed=0))
+    [job] = await Desk(redis).submit(task)
+    await redis.hset(keys.job(job.id), mapping={"expires_ms": "1", "deadline_ms": "1"})  # type: ignore[misc]
+    metrics, broker = JanitorMetrics(), Broker(redis)
+    worker = make_worker(broker, Janitor(broker, grace_s=0), metrics, burst=True)
+    await worker.pool.enqueue_job(f"{{{TAG}}}:jobs", _job_id=f"{{{TAG}}}:jobs:1")
+    await worker.async_run()
+    return generate_latest(metrics.registry).decode()
+
+
+def asked() -> set[str]:
+    """The names in all expressions, but for those that rules record."""
+    check = checker()
+    for expression in [rule["expr"] for rule in ALERTS.values()] + documented():
+        check.check(plain(expression))
+    for panel in BOARD["panels"]:
+        for target in panel.get("targets", []):
+            check.check(plain(target["expr"]))
+    return {name for name in check.used if ":" not in name}

@@ -1,0 +1,58 @@
+"""Whatever else asks Prometheus asks for what is exported; and the check sees what would tell nothing."""
+
+import re
+
+import pytest
+
+from tests.deploy.asked import checker, documented, in_templates, plain
+from tests.deploy.compose_files import ROOT
+from tests.deploy.exported import exported
+from tests.deploy.promql import Misfit
+
+
+def test_guides_ask_for_what_is_exported() -> None:
+    found = documented()
+    assert len(found) >= 8
+    for expression in found:
+        checker().check(plain(expression))
+
+
+def test_templates_ask_for_what_is_exported() -> None:
+    for expression in in_templates():
+        checker().check(plain(expression))
+
+
+def test_files_that_are_deployed_name_no_other_metrics() -> None:
+    for path in (path for path in (ROOT / "deploy").rglob("*") if path.suffix in (".yaml", ".tpl", ".json", ".cfg")):
+        names = set(re.findall(r"(?<![\w./-])aios_[a-z0-9_]+", path.read_text()))
+        assert names <= exported().keys(), path
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "aios_nothing",
+        "aios_queue_depth + ",
+        "aios_ttft_seconds",
+        "aios_jobs_total",
+        'aios_queue_depth{pool="a"}',
+        'aios_queue_depth{state="waiting"}',
+        'aios_queue_waiting{class=~"bulk|batch"}',
+        'sum(rate(aios_errors_total{code="oops"}[5m]))',
+        'aios_janitor_found_total{what="x"}',
+        "rate(aios_queue_depth[5m])",
+        "max_over_time(aios_jobs_total[5m])",
+        "sum by (pool) (aios_queue_depth)",
+        "histogram_quantile(0.9, sum(rate(aios_ttft_seconds_bucket[5m])))",
+        "histogram_quantile(0.9, rate(aios_ttft_seconds_sum[5m]))",
+        "aios_workers / aios_queue_depth",
+        "aios_workers and on (model) aios_queue_depth",
+        "aios_workers and ignoring (pool) aios_queue_depth",
+        "topk(3, rate(aios_queue_depth[5m]))",
+        "label_replace(aios_workers, 'a', '$1', 'pool', '(.*)')",
+        "aios_queue_depth[5m:1m]",
+    ],
+)
+def test_the_check_sees_what_would_tell_nothing(expression: str) -> None:
+    with pytest.raises(Misfit):
+        checker().check(expression)
