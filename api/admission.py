@@ -81,7 +81,8 @@ class Admission:
         if name is None or (name == LOCAL_MODEL and name not in fleet.models):
             name = self._default_model or fleet.default_model
         elif fleet.models and name not in fleet.models and name != self._default_model:
-            raise ModelNotFound(f"model: {name!r} does not exist.", field="model")
+            expected = "expected one of those that GET /v1/models lists"
+            raise ModelNotFound(f"model: {name!r} does not exist; {expected}.", field="model")
         if name is None or name not in fleet.models:
             raise NoWorker("No worker has loaded a model yet.", retry_after_s=_RETRY_AFTER_S)
         if not fleet.serves(name):

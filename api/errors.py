@@ -26,6 +26,19 @@ _REJECTED = (409, 429, 503)
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 400: "invalid_request"}
 _SHOWN_PROBLEMS = 3
+_EXPECTED_BODY = "Expected a JSON object as the body"
+_UNREADABLE: dict[type, str] = {
+    UnicodeDecodeError: "this is not UTF-8",
+    RecursionError: "this is nested too deeply",
+    ValueError: "this has a number of too many digits",
+}
+"""What FastAPI tells of a body that it cannot read only by the cause of its error."""
+_EXPECTED = {
+    "missing": "this field is required",
+    "bool_parsing": "expected a boolean",
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "expected an object"),
+}
+"""Where pydantic's own words for a kind of error are about Python."""
 
 
 class HungUp(ClientGone):
@@ -95,9 +108,10 @@ def _body_for(path: str) -> Callable[[Problem], dict[str, Any]]:
 def invalid_request(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
     """What pydantic found wrong, as `field: what was expected`, joined by semicolons."""
     if errors[0]["type"] == "json_invalid":
-        return InvalidRequest(f"The body is not valid JSON: {errors[0]['ctx']['error']} at {errors[0]['loc'][-1]}.")
+        where = f"{errors[0]['ctx']['error']} at character {errors[0]['loc'][-1]}"
+        return InvalidRequest(f"{_EXPECTED_BODY}; this is not valid JSON: {where}.")
     if errors[0]["loc"] == ("body",) and errors[0]["type"] in ("missing", "model_attributes_type", "dict_type"):
-        return InvalidRequest("Expected a JSON object as the body, with Content-Type: application/json.")
+        return InvalidRequest(f"{_EXPECTED_BODY}, with Content-Type: application/json.")
     named = [(_path_of(error), _expectation(error)) for error in errors[:_SHOWN_PROBLEMS]]
     message = "; ".join(f"{path}: {text}" if path else text for path, text in named)
     first = errors[0].get("ctx", {}).get("field") or named[0][0].partition("[")[0].partition(".")[0]
@@ -110,6 +124,8 @@ def _path_of(error: Mapping[str, Any]) -> str:
 
 
 def _expectation(error: Mapping[str, Any]) -> str:
+    if error["type"] in _EXPECTED:
+        return _EXPECTED[error["type"]]
     message: str = error["msg"].removeprefix("Value error, ").removesuffix(" after validation, not 0")
     return re.sub(r"^\w+ should (?:be|have) ", "expected ", message)
 
@@ -125,12 +141,18 @@ async def _on_fleet_error(request: Request, error: FleetError) -> Response:
 
 
 async def _on_invalid_body(request: Request, error: RequestValidationError) -> Response:
+    return _refused(request, invalid_request(error.errors()))
+
+
+def _refused(request: Request, error: InvalidRequest) -> Response:
     """X7: 400, and 422 where clients of the local server look for it."""
-    problem = problem_of(invalid_request(error.errors()))
+    problem = problem_of(error)
     return _answer(request, replace(problem, status=422) if request.url.path.startswith(_API_PREFIX) else problem)
 
 
 async def _on_http_exception(request: Request, error: HTTPException) -> Response:
+    if (reason := _UNREADABLE.get(type(error.__cause__))) is not None:
+        return _refused(request, InvalidRequest(f"{_EXPECTED_BODY}; {reason}."))
     code = _HTTP_CODES.get(error.status_code, "http_error")
     return _answer(request, Problem(error.status_code, code, str(error.detail), None, error.headers or {}))
 

@@ -178,7 +178,7 @@ class BodyLimit:
         return body
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = PayloadTooLarge(f"The body is larger than {self._max_body_bytes} bytes.")
+        error = PayloadTooLarge(f"Expected a body of at most {self._max_body_bytes} bytes; this is larger.")
         trail_of(scope).error = error.code
         await render(problem_of(error), scope["path"])(scope, receive, send)
 

@@ -35,6 +35,8 @@ def _as_text(value: Any) -> Any:
     """Content given in parts as one text; parts that are no text are named."""
     if not isinstance(value, list):
         return value
+    if not value:
+        raise ValueError("expected a text, or at least one part of type 'text'")
     for part in value:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text" or not isinstance(part.get("text"), str):
@@ -42,9 +44,8 @@ def _as_text(value: Any) -> Any:
     return "".join(part["text"] for part in value)
 
 
-Content = Annotated[
-    AnyText, BeforeValidator(_as_text, json_schema_input_type=str | list[dict[Literal["type", "text"], str]])
-]
+_Parts = Annotated[list[dict[Literal["type", "text"], str]], Field(min_length=1)]
+Content = Annotated[AnyText, BeforeValidator(_as_text, json_schema_input_type=str | _Parts)]
 
 
 class Message(RequestBody):

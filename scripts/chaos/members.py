@@ -142,6 +142,15 @@ class Fleet:
         self.fronts.append(member)
         return member
 
+    async def add_janitor(self, *flags: str) -> Member:
+        """The background role; nobody waits for it."""
+        return await self._start("janitor", ["scripts.jobs", *flags])
+
+    @property
+    def everybody(self) -> list[Member]:
+        """Who runs now."""
+        return [member for member in self._everybody if member.is_running]
+
     async def await_ready(self) -> None:
         """Every front sees a worker."""
         for front in self.fronts:

@@ -175,8 +175,8 @@ def _tokens(words: list[str], number: int, choice: int, reason: str, sampling: S
     """The event of one word, whose token is its place. Its log-probability is -0.5 for each before it."""
     logprobs: tuple[TokenLogprob, ...] = ()
     if sampling.logprobs is not None:
-        top = ((number, words[number], -0.5 * number), (99, "!", -9.0), (100, "!", -10.0), (101, "", -11.0))
-        logprobs = (TokenLogprob(-0.5 * number, words[number], top[: sampling.logprobs]),)
+        top = ((number, words[number], 0.5 * -number), (99, "!", -9.0), (100, "!", -10.0), (101, "", -11.0))
+        logprobs = (TokenLogprob(0.5 * -number, words[number], top[: sampling.logprobs]),)
     is_last = number + 1 == len(words)
     return Tokens((number,), words[number], choice, logprobs, reason if is_last else None)
 

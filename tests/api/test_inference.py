@@ -187,7 +187,7 @@ BAD: list[tuple[Any, str, str]] = [
     ({"inputs": "a", "pipeline_tag": "mask-generation"}, "pipeline_tag", "expected one of text-generation"),
     ({"inputs": "a", "pipeline_tag": []}, "pipeline_tag", "name of a task"),
     ({"inputs": "a", "stream": "yes"}, "stream", "valid boolean"),
-    ({"inputs": "a", "options": 5}, "options", "dictionary"),
+    ({"inputs": "a", "options": 5}, "options", "expected an object"),
     (TEXT | {"options": {"temperature": 3}}, "options", "options.temperature: expected less than or equal to 2"),
     (TEXT | {"options": {"max_new_tokens": 0}}, "options", "options.max_new_tokens: "),
     (TEXT | {"options": {"n": 2}}, "n", "not supported"),

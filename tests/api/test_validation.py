@@ -1,14 +1,13 @@
-"""Each bad body is answered with 400 and a message that names the field; nothing reaches the queue."""
+"""Each bad field is answered with 400 and a message that names it; nothing reaches the queue. Kinds of wrong bodies,
+on every endpoint, are in `test_wrong_input.py`."""
 
 import json
 from typing import Any
 
 import httpx
 import pytest
-from redis.asyncio import Redis
 
 from tests.api.echo_worker import EchoWorker
-from tests.api.fronts import in_memory
 
 GENERATE: list[tuple[Any, str]] = [
     ({}, "prompts"),
@@ -156,30 +155,6 @@ async def test_completions(client: httpx.AsyncClient, worker: EchoWorker, body: 
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
     assert param in error["message"]
     assert worker.jobs == []
-
-
-@pytest.mark.parametrize("content", [b"{", b"", b"[1]", b'"x"', b"\xff\xfe", b"[" * 100_000, b"null"])
-async def test_a_body_that_is_no_json_object(client: httpx.AsyncClient, worker: EchoWorker, content: bytes) -> None:
-    for path in ("/generate", "/generate_stream", "/solve/math", "/api/inference", "/v1/completions"):
-        answer = await client.post(path, content=content, headers={"Content-Type": "application/json"})
-        assert answer.status_code in ((400, 422) if path.startswith("/api/") else (400,))
-        assert answer.json()["error"]["code"] == "invalid_request"
-    answer = await client.post("/", content=content, headers={"Content-Type": "application/json"})
-    assert (answer.status_code, answer.json()["error_type"]) == (400, "validation")
-
-
-async def test_a_body_that_is_too_large_in_every_dialect(redis: Redis, worker: EchoWorker) -> None:
-    async with in_memory(redis, max_body_bytes=10_000_000) as client:
-        for path in ("/generate", "/generate_stream", "/", "/solve/math", "/api/inference", "/v1/completions"):
-            answer = await client.post(path, content=b" " * 10_000_001)
-            assert answer.status_code == 413
-            assert "larger than 10000000 bytes" in answer.text
-
-
-async def test_a_body_of_another_type(client: httpx.AsyncClient, worker: EchoWorker) -> None:
-    answer = await client.post("/generate", data={"prompts": "a"})
-    assert answer.status_code == 400
-    assert "JSON object" in answer.json()["error"]["message"]
 
 
 async def test_unknown_paths_and_methods(client: httpx.AsyncClient) -> None:

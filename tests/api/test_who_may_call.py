@@ -1,5 +1,7 @@
 """The app's own route table, and for each route who may call it: one that is not in the table below fails here."""
 
+import re
+
 import httpx
 import pytest
 from fastapi.routing import iter_route_contexts
@@ -9,7 +11,7 @@ from api import doors
 from api.app import create_app
 from api.auth import build_auth
 from shared.broker import Broker
-from shared.settings import Settings
+from shared.settings import REPO_ROOT, Settings
 from tests.api.fronts import in_memory
 
 OPEN, CALLER, ADMIN = "open", "caller", "admin"
@@ -62,6 +64,12 @@ def routes(redis: Redis) -> list[tuple[str, str]]:
 
 def test_every_route_has_been_decided_on(redis: Redis) -> None:
     assert routes(redis) == sorted(WHO_MAY_CALL)
+
+
+def test_the_table_for_people_says_the_same() -> None:
+    """SECURITY.md."""
+    rows = re.findall(r"^\| ([A-Z]+) \| `(\S+)` \| (\w+) \|$", (REPO_ROOT / "SECURITY.md").read_text(), re.MULTILINE)
+    assert sorted(((method, path), who) for method, path, who in rows) == sorted(WHO_MAY_CALL.items())
 
 
 async def statuses(client: httpx.AsyncClient, method: str, path: str) -> list[int]:

@@ -4,10 +4,14 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import httpx
 from redis.asyncio import Redis
 
+from scripts.aios import bindable_port
 from shared.presence import Presence
 
 
@@ -51,3 +55,32 @@ async def start_worker(url: str, redis: Redis, *flags: str, model: str = "echo=e
 async def _is_ready(redis: Redis, pid: int) -> bool:
     fleet = await Presence(redis).fleet()
     return any(worker.state == "ready" and f"-{pid}-" in worker.id for worker in fleet.workers)
+
+
+@dataclass
+class FrontProcess:
+    process: asyncio.subprocess.Process
+    url: str
+
+
+@asynccontextmanager
+async def front(redis_url: str, *flags: str) -> AsyncIterator[FrontProcess]:
+    """`python -m api` that answers /healthz; killed at the end if it still runs."""
+    port = bindable_port("127.0.0.1", 0)
+    command = [sys.executable, "-m", "api", "--redis-url", redis_url, "--host", "127.0.0.1", "--port", str(port)]
+    patient = ("--drain-timeout-s", "30", "--log-level", "warning")
+    process = await asyncio.create_subprocess_exec(*command, *flags, *patient, env=dict(os.environ))
+    running = FrontProcess(process, f"http://127.0.0.1:{port}")
+    try:
+        async with asyncio.timeout(30), httpx.AsyncClient() as client:
+            while True:
+                try:
+                    await client.get(f"{running.url}/healthz")
+                    break
+                except httpx.TransportError:
+                    await asyncio.sleep(0.05)
+        yield running
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()

@@ -8,8 +8,8 @@ from redis.crc import key_slot
 
 from shared import keys
 from shared.broker import Broker, open_broker
-from tests.e2e.fleet import start_worker
-from tests.e2e.test_roles_apart import CAP, front
+from tests.e2e.fleet import front, start_worker
+from tests.e2e.test_roles_apart import CAP
 from tests.polling import until, wait_until
 from tests.redis_cluster import redis_cluster
 
@@ -28,7 +28,7 @@ async def test_the_fleet_on_a_cluster_outlives_a_restart_of_a_node(tmp_path: Pat
     """Requests spread over the shards; those under way when a node goes away end with all of their text."""
     with redis_cluster(tmp_path) as cluster:
         async with (
-            front(cluster.url, *FLAGS) as door,
+            front(cluster.url, *CAP, *FLAGS) as door,
             open_broker(cluster.url, SHARDS) as broker,
             httpx.AsyncClient(base_url=door.url, timeout=90) as http,
         ):

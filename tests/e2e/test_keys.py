@@ -9,8 +9,7 @@ import openai
 import pytest
 from redis.asyncio import Redis
 
-from tests.e2e.fleet import start_worker
-from tests.e2e.test_roles_apart import front
+from tests.e2e.fleet import front, start_worker
 
 
 async def aios_keys(redis_url: str, *words: str) -> str:

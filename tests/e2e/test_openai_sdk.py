@@ -10,10 +10,9 @@ from openai.types.chat import ChatCompletionChunk
 from redis.asyncio import Redis
 
 from shared.settings import SAMPLE_MODEL
-from tests.e2e.fleet import start_worker
+from tests.e2e.fleet import front, start_worker
 from tests.e2e.serving import serving
 from tests.e2e.test_keys import aios_keys
-from tests.e2e.test_roles_apart import front
 from tests.polling import until, wait_until
 
 QUESTION = "Solve for x: 4x - 2 = 10"

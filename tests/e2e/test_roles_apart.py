@@ -1,51 +1,16 @@
 """Fronts and workers as separate processes on one Redis, as compose and Helm will run them (issue item 2)."""
 
 import asyncio
-import os
 import signal
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
 from redis.asyncio import Redis
 
-from scripts.aios import bindable_port
-from tests.e2e.fleet import start_worker
+from tests.e2e.fleet import front, start_worker
 from tests.redis_server import RedisServer
 
 CAP = ("--max-new-tokens", "2000")
-
-
-@dataclass
-class FrontProcess:
-    process: asyncio.subprocess.Process
-    url: str
-
-
-@asynccontextmanager
-async def front(redis_url: str, *flags: str) -> AsyncIterator[FrontProcess]:
-    """`python -m api` that answers /healthz; killed at the end if it still runs."""
-    port = bindable_port("127.0.0.1", 0)
-    command = [sys.executable, "-m", "api", "--redis-url", redis_url, "--host", "127.0.0.1", "--port", str(port)]
-    patient = ("--drain-timeout-s", "30", "--log-level", "warning")
-    process = await asyncio.create_subprocess_exec(*command, *CAP, *flags, *patient, env=dict(os.environ))
-    running = FrontProcess(process, f"http://127.0.0.1:{port}")
-    try:
-        async with asyncio.timeout(30), httpx.AsyncClient() as client:
-            while True:
-                try:
-                    await client.get(f"{running.url}/healthz")
-                    break
-                except httpx.TransportError:
-                    await asyncio.sleep(0.05)
-        yield running
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 async def ended(http: httpx.AsyncClient, url: str) -> dict[str, Any]:
@@ -59,8 +24,8 @@ async def ended(http: httpx.AsyncClient, url: str) -> dict[str, Any]:
 async def test_any_front_any_worker_and_both_drain(redis_server: RedisServer, redis: Redis) -> None:
     """A118, DESIGN 8: no sticky sessions; A114: SIGTERM loses no request that is under way: a front sends it on."""
     async with (
-        front(redis_server.url) as first,
-        front(redis_server.url) as second,
+        front(redis_server.url, *CAP) as first,
+        front(redis_server.url, *CAP) as second,
         httpx.AsyncClient(timeout=60) as http,
     ):
         assert (await http.get(f"{first.url}/readyz")).status_code == 503

@@ -1,0 +1,158 @@
+"""Every endpoint that creates work and every way to be wrong: the right status, in the dialect's form, and a sentence
+that names the field and says what was expected. What is wrong with single fields is in `test_validation.py`."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.api.standing import Standing, standing
+from tests.api.test_submit import creating
+from tests.api.wrong_fields import BOTH, EMPTY, MISSING, RANGE, RIGHT, TYPE, WRONG
+from tests.redis_server import RedisServer
+
+KEY = {"Authorization": "Bearer right"}
+JSON = {"Content-Type": "application/json"}
+MOST_BYTES = 1 << 20
+DEEP: list[Any] = []
+for _ in range(300):
+    DEEP = [DEEP]
+
+ONE_WAY = RIGHT.keys() - {"/generate", "/generate_stream", "/tokenize", "/v1/puzzles/solve", "/v1/jobs"}
+"""Where there is nothing of which both could be given."""
+MAY_BE_EMPTY = {"/detokenize"}
+ROWS_OF_ALL = [
+    pytest.param(path, changes, named, expected, id=f"{path} {kind} {number}")
+    for path, kinds in WRONG.items()
+    for kind, rows in kinds.items()
+    for number, (changes, named, expected) in enumerate(rows)
+]
+
+
+@pytest.fixture(scope="module")
+def fleet(redis_server: RedisServer) -> Iterator[Standing]:
+    with standing(redis_server, api_keys="right", max_body_bytes=MOST_BYTES) as fleet:
+        yield fleet
+        assert fleet.worker.jobs == [], "something wrong became work"
+
+
+def test_every_kind_is_tried_on_every_endpoint() -> None:
+    """By the app's own route table."""
+    assert RIGHT.keys() == WRONG.keys() == {route.path for route in creating()}
+    for path, kinds in WRONG.items():
+        assert {MISSING, TYPE, RANGE} <= kinds.keys()
+        assert (BOTH in kinds) == (path not in ONE_WAY)
+        assert (EMPTY in kinds) == (path not in MAY_BE_EMPTY)
+
+
+def post(fleet: Standing, path: str, content: bytes, key: dict[str, str] = KEY) -> httpx.Response:
+    return fleet.post(path, content=content, headers=JSON | key)
+
+
+def sentence(path: str, answer: httpx.Response, body: Any = None) -> tuple[str, str | None]:
+    """The message, and the field at fault as the dialect tells it; on the way it is seen to have the dialect's form."""
+    error = answer.json()["error"]
+    if path == "/" or (path.startswith("/generate") and "inputs" in (body or {})):
+        assert answer.json() == {"error": error, "error_type": "validation"}
+        return error, None
+    if path.startswith("/api/"):
+        assert error.keys() == {"code", "message", "details"}
+        return error["message"], error["details"].get("field")
+    if path in ("/v1/completions", "/v1/chat/completions", "/v1/embeddings"):
+        assert error.keys() == {"message", "type", "param", "code"}
+        return error["message"], error["param"]
+    assert error.keys() == {"code", "message", "field"}
+    return error["message"], error["field"]
+
+
+def refused(path: str) -> int:
+    """X7: the status of a wrong body."""
+    return 422 if path.startswith("/api/") else 400
+
+
+@pytest.mark.parametrize(("path", "changes", "named", "expected"), ROWS_OF_ALL)
+def test_a_wrong_field(fleet: Standing, path: str, changes: dict[str, Any], named: str, expected: str) -> None:
+    body = {name: value for name, value in (RIGHT[path] | changes).items() if value is not None}
+    answer = post(fleet, path, json.dumps(body).encode())
+    assert answer.status_code == refused(path)
+    message, field = sentence(path, answer, body)
+    assert message.startswith(f"{named}: {expected}")
+    assert field in (None, named.partition("[")[0].partition(".")[0])
+    assert field is not None or isinstance(answer.json()["error"], str), "only TGI has no place for it"
+
+
+@pytest.mark.parametrize("path", RIGHT)
+def test_a_field_that_is_nested_deeply(fleet: Standing, path: str) -> None:
+    [name, *_] = RIGHT[path]
+    answer = post(fleet, path, json.dumps(RIGHT[path] | {name: DEEP}).encode())
+    assert answer.status_code == refused(path)
+    message, _ = sentence(path, answer)
+    assert message.startswith(name) and ": expected " in message
+
+
+BODIES = {
+    "not UTF-8": (b'{"prompts": ["\xff"], "prompt": "\xff"}', "this is not UTF-8"),
+    "deep": (b"[" * 100_000, "this is nested too deeply"),
+    "deep object": (b'{"a":' * 100_000, "this is nested too deeply"),
+    "long number": (b'{"seed": ' + b"1" * 5000 + b"}", "this has a number of too many digits"),
+    "cut off": (b'{"prompts": ["a"', "this is not valid JSON: Expecting ',' delimiter at character 16"),
+    "no JSON": (b"prompts=a", "this is not valid JSON"),
+    "nothing": (b"", "with Content-Type: application/json"),
+    "list": (b"[1]", "with Content-Type: application/json"),
+    "null": (b"null", "with Content-Type: application/json"),
+}
+
+
+@pytest.mark.parametrize("path", RIGHT)
+@pytest.mark.parametrize("kind", BODIES)
+def test_a_body_that_is_no_json_object(fleet: Standing, path: str, kind: str) -> None:
+    content, told = BODIES[kind]
+    answer = post(fleet, path, content)
+    assert answer.status_code == refused(path)
+    message, field = sentence(path, answer)
+    assert message.startswith("Expected a JSON object as the body") and told in message
+    assert field is None
+
+
+@pytest.mark.parametrize("path", RIGHT)
+def test_a_body_of_another_type(fleet: Standing, path: str) -> None:
+    answer = fleet.post(path, data={"prompts": "a"}, headers=KEY)
+    assert answer.status_code == refused(path)
+    message, _ = sentence(path, answer)
+    assert message == "Expected a JSON object as the body, with Content-Type: application/json."
+
+
+@pytest.mark.parametrize("path", RIGHT)
+def test_a_body_of_ten_megabytes(fleet: Standing, path: str) -> None:
+    [name, *_] = RIGHT[path]
+    answer = post(fleet, path, json.dumps(RIGHT[path] | {name: "x" * 10_000_000}).encode())
+    assert answer.status_code == 413
+    message, _ = sentence(path, answer)
+    assert message == f"Expected a body of at most {MOST_BYTES} bytes; this is larger."
+
+
+@pytest.mark.parametrize("path", RIGHT)
+def test_an_unknown_model(fleet: Standing, path: str) -> None:
+    answer = post(fleet, path, json.dumps(RIGHT[path] | {"model": "nobody"}).encode())
+    assert answer.status_code == 404
+    message, field = sentence(path, answer)
+    assert message == "model: 'nobody' does not exist; expected one of those that GET /v1/models lists."
+    assert field == (None if path == "/" else "model")
+
+
+@pytest.mark.parametrize("path", RIGHT)
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ({}, "Expected an API key, in Authorization: Bearer KEY or X-API-Key: KEY."),
+        ({"X-API-Key": "wrong"}, "The API key is not known"),
+        ({"Authorization": "Bearer wrong"}, "The API key is not known"),
+    ],
+)
+def test_a_bad_key(fleet: Standing, path: str, key: dict[str, str], told: str) -> None:
+    answer = post(fleet, path, json.dumps(RIGHT[path]).encode(), key)
+    assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, 'Bearer realm="aios"')
+    message, _ = sentence(path, answer)
+    assert message.startswith(told)

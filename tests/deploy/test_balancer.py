@@ -1,0 +1,215 @@
+"""The balancer of deploy/compose: the real HAProxy with the repository's configuration, before real fronts."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from shared.messages import WorkerInfo
+from shared.presence import Presence
+from tests.api.echo_worker import EchoWorker
+from tests.api.frames import Frame, frames, read
+from tests.api.fronts import process, states
+from tests.deploy.balancer import HAPROXY, Names, balancing, num_up, rude, with_fronts
+from tests.polling import until
+
+pytestmark = pytest.mark.skipif(not Path(HAPROXY).is_file(), reason="needs haproxy (apt-get install haproxy)")
+
+BODY = {"prompt": "a b c d", "stream": True}
+
+
+@dataclass
+class Stage:
+    """Two fronts that are ready, and the balancer before them."""
+
+    fronts: list[asyncio.subprocess.Process]
+    client: httpx.AsyncClient
+    pages: httpx.AsyncClient
+
+    async def begin(self) -> tuple[httpx.Response, AsyncIterator[Frame], str]:
+        """A stream whose worker stands still behind the first word, and the id of that word's frame."""
+        request = self.client.build_request("POST", "/v1/completions", json=BODY)
+        answer = await asyncio.wait_for(self.client.send(request, stream=True), 10)
+        coming = read(answer.aiter_lines())
+        async with asyncio.timeout(10):
+            told = [await anext(coming), await anext(coming)]
+        assert [frame.text for frame in told] == ["", "a "]
+        return answer, coming, told[-1].id
+
+    async def kill(self, number: int) -> None:
+        self.fronts[number].kill()
+        await self.fronts[number].wait()
+
+
+@pytest.fixture
+async def worker(redis_url: str, redis: Redis) -> AsyncIterator[EchoWorker]:
+    """It says that it is there for as long as the test runs."""
+    async with EchoWorker(redis_url) as worker:
+        staying = asyncio.create_task(stay(redis, worker))
+        yield worker
+        staying.cancel()
+
+
+async def stay(redis: Redis, worker: EchoWorker) -> None:
+    while True:
+        await Presence(redis).announce(WorkerInfo("w1", "ready", (worker.model,)))
+        await asyncio.sleep(1)
+
+
+@pytest.fixture
+async def stage(worker: EchoWorker, redis_url: str, tmp_path: Path) -> AsyncIterator[Stage]:
+    async with AsyncExitStack() as stack:
+        fronts = [await stack.enter_async_context(process(redis_url)) for _ in range(2)]
+        ports = [client.base_url.port or 0 for _, client in fronts]
+        client, pages = await stack.enter_async_context(balancing(tmp_path, lambda text: with_fronts(text, ports)))
+        await until(lambda: are_up(pages, 2), "both fronts are ready")
+        yield Stage([front for front, _ in fronts], client, pages)
+
+
+async def are_up(pages: httpx.AsyncClient, count: int, backend: str = "ready") -> bool:
+    return await num_up(pages, backend) == count
+
+
+async def is_answering(client: httpx.AsyncClient) -> bool:
+    answer = await client.post("/v1/completions", json={"prompt": "e f"})
+    return answer.status_code == 200 and answer.json()["choices"][0]["text"] == "e f"
+
+
+async def test_pieces_of_a_stream_pass_as_they_come(stage: Stage, worker: EchoWorker) -> None:
+    """The first one is here while the worker cannot have said the rest."""
+    worker.gate.clear()
+    answer, coming, _ = await stage.begin()
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    worker.gate.set()
+    rest = [frame async for frame in coming]
+    assert "".join(frame.text for frame in rest) == "b c d"
+    assert rest[-1].data == "[DONE]"
+
+
+async def test_requests_go_to_the_other_front_from_the_moment_one_is_killed(stage: Stage) -> None:
+    """Before a check has noticed too: a connection that is refused is made elsewhere."""
+    await stage.kill(0)
+    assert [await is_answering(stage.client) for _ in range(6)] == [True] * 6
+    await until(lambda: are_up(stage.pages, 1), "the check has noticed")
+    assert await is_answering(stage.client)
+
+
+async def test_a_stream_whose_front_is_killed_goes_on_by_its_last_event_id(stage: Stage, worker: EchoWorker) -> None:
+    worker.gate.clear()
+    answers = [await stage.begin(), await stage.begin()]  # one on each front: the least busy one is next
+    await stage.kill(0)
+    broken = []
+    for answer, coming, seen in answers:
+        try:
+            async with asyncio.timeout(1):
+                await anext(coming)
+        except httpx.RemoteProtocolError:
+            broken.append((answer, seen))
+        except TimeoutError:
+            continue
+    assert len(broken) == 1
+    worker.gate.set()
+    [(answer, seen)] = broken
+    again = frames(await stage.client.post("/v1/completions", json=BODY, headers={"Last-Event-ID": seen}))
+    url = f"/v1/jobs/{answer.headers['X-Job-Id']}/events"
+    followed = frames(await stage.client.get(url, headers={"Last-Event-ID": seen}))
+    for rest in (again, followed):
+        assert "".join(frame.text for frame in rest) == "b c d"
+        assert rest[-1].data == "[DONE]"
+    assert len(worker.jobs) == 2, "nothing was computed twice"
+
+
+async def test_leaving_ends_the_work(stage: Stage, worker: EchoWorker, redis: Redis) -> None:
+    """Who leaves a stream, and who leaves before the first byte of an answer."""
+    worker.gate.clear()
+    answer, _, _ = await stage.begin()
+    whole = asyncio.create_task(stage.client.post("/v1/completions", json={"prompt": "e f g"}))
+    await until(lambda: len(worker.jobs) == 2, "both are being worked at")
+    await answer.aclose()
+    whole.cancel()
+
+    async def are_cancelled() -> bool:
+        return await states(redis) == ["cancelled", "cancelled"]
+
+    await until(are_cancelled, "the fronts have been told")
+
+
+@pytest.mark.parametrize("method", ["POST", "DELETE", "GET"])
+async def test_what_was_sent_is_not_sent_again(tmp_path: Path, method: str) -> None:
+    async with (
+        rude() as (front, port),
+        rude() as (other, second),
+        balancing(tmp_path, lambda text: with_fronts(text, [port, second])) as (client, pages),
+    ):
+        await until(lambda: are_up(pages, 2), "both fronts pass their checks")
+        answer = await client.request(method, "/generate")
+    assert answer.status_code == 502
+    assert len(front.heads) + len(other.heads) == 1
+
+
+async def test_the_front_is_told_who_asked(tmp_path: Path) -> None:
+    """A proxy before this one is believed to have said it already."""
+    forwarded = {"X-Forwarded-For": "192.0.2.7", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "out.example"}
+    async with (
+        rude() as (front, port),
+        balancing(tmp_path, lambda text: with_fronts(text, [port])) as (client, pages),
+    ):
+        await until(lambda: are_up(pages, 1), "the front passes its check")
+        await client.get("/name", headers={"Host": "hrm.example"})
+        await client.get("/name", headers=forwarded)
+    direct, by_proxy = (headers_of(head) for head in front.heads)
+    assert direct == {("for", "127.0.0.1"), ("proto", "http"), ("host", "hrm.example")}
+    assert by_proxy == {("for", "192.0.2.7"), ("for", "127.0.0.1"), ("proto", "https"), ("host", "out.example")}
+
+
+def headers_of(head: str) -> set[tuple[str, str]]:
+    return set(re.findall(r"^x-forwarded-(\w+): (.*?)\r$", head, re.MULTILINE | re.IGNORECASE))
+
+
+async def test_without_a_worker_the_front_itself_says_so(redis_url: str, tmp_path: Path) -> None:
+    """Not the balancer, which knows no reason; and jobs can still be asked for."""
+    async with process(redis_url) as (_, direct):
+        port = direct.base_url.port or 0
+        async with balancing(tmp_path, lambda text: with_fronts(text, [port])) as (client, pages):
+            await until(lambda: are_up(pages, 1, "alive"), "the front lives")
+            refused = await client.post("/generate", json={"prompts": ["a"]})
+            assert (refused.status_code, refused.headers["X-Reject-Reason"]) == (503, "no_worker")
+            assert "Retry-After" in refused.headers
+            async with EchoWorker(redis_url):
+                await until(lambda: are_up(pages, 1), "the front is ready")
+                assert (await client.post("/generate", json={"prompts": ["a b"]})).json()["completions"] == ["a b"]
+
+
+async def test_fronts_are_found_by_name_as_they_come_and_go(tmp_path: Path) -> None:
+    """What `--scale api=N` does: the name `api` gets more addresses, or fewer."""
+    loop = asyncio.get_running_loop()
+    names = Names(["127.0.0.1"])
+    transport, _ = await loop.create_datagram_endpoint(lambda: names, local_addr=("127.0.0.1", 0))
+    dns = transport.get_extra_info("sockname")[1]
+    async with (
+        rude("127.0.0.1", "127.0.0.2") as (_, port),
+        balancing(tmp_path, by_name(dns, port)) as (client, pages),
+    ):
+        for addresses in (["127.0.0.1"], ["127.0.0.1", "127.0.0.2"], ["127.0.0.2"]):
+            names.addresses = addresses
+            await until(partial(are_up, pages, len(addresses)), f"{addresses} are known")
+            told = {(await client.get("/name")).text for _ in range(6)}
+            assert told == set(addresses)
+    transport.close()
+
+
+def by_name(dns: int, port: int) -> Callable[[str], str]:
+    """The configuration with another name server and another port of the fronts."""
+
+    def change(config: str) -> str:
+        changed = config.replace("parse-resolv-conf", f"nameserver here 127.0.0.1:{dns}")
+        return changed.replace("api:8000", f"api.test:{port}")
+
+    return change

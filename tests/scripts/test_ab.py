@@ -1,0 +1,70 @@
+"""scripts/ab.py: one fleet in three dialects says the same; what differs and what fails is told."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from scripts.ab import Answer, Answers, Sampling, Side, agreement, ask_all, body_of, compare, main, row
+from tests.api.echo_worker import EchoWorker
+from tests.api.fronts import live
+
+PROMPTS = ["a b c d", "one two", "x"]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(3), Sampling(3, 0.7, 0.9, 7)])
+async def test_a_fleet_agrees_with_itself_in_every_dialect(redis: Redis, redis_url: str, sampling: Sampling) -> None:
+    async with EchoWorker(redis_url) as worker, live(redis) as (client, _):
+        url = str(client.base_url).rstrip("/")
+        sides = [Side("aios", url), Side("openai", f"{url}/v1"), Side("tgi", url)]
+        answers = [await ask_all(client, side, PROMPTS, sampling, 2) for side in sides]
+        asked = [job.task.sampling for job in worker.jobs]  # type: ignore[union-attr]
+    for other in answers[1:]:
+        assert agreement(PROMPTS, answers[0], other) == {"compared": 3, "equal": 3}
+    for of in answers:
+        assert [answer.num_tokens for answer in of.answers] == [3, 2, 1]
+    told = {(had.max_tokens, had.temperature, had.top_p) for had in asked}
+    assert told == {(3, sampling.temperature, sampling.top_p)}
+    assert {had.seed for had in asked} == {7} if sampling.temperature else True
+
+
+async def test_two_fronts_and_two_models_are_compared(redis: Redis, redis_url: str) -> None:
+    async with EchoWorker(redis_url), live(redis) as (one, _), live(redis) as (two, _):
+        sides = [Side("aios", str(one.base_url), "echo"), Side("openai", f"{two.base_url}/v1", "absent")]
+        known, unknown = await compare(sides, PROMPTS, Sampling(), 1)
+    assert (row(known)["errors"], row(known)["tokens"]) == (0, 7)
+    assert row(unknown)["errors"] == 3 and "p50_ms" not in row(unknown)
+    assert "404" in (unknown.answers[0].error or "")
+
+
+def test_the_first_difference_is_shown_where_it_begins() -> None:
+    one = Answers(Side("aios", "http://a"), [Answer(1, "same"), Answer(1, "x = 3"), Answer(1, error="503")], 3)
+    two = Answers(Side("tgi", "http://b"), [Answer(1, "same"), Answer(1, "x = 4"), Answer(1, "fine")], 3)
+    difference = {"prompt": "one two", "at": 4, "a": "x = 3", "b": "x = 4"}
+    assert agreement(PROMPTS, one, two) == {"compared": 2, "equal": 1, "first_difference": difference}
+
+
+def test_tgi_is_not_given_what_it_refuses() -> None:
+    """A93: no temperature of 0, no top_p of 1."""
+    side = Side("tgi", "http://b")
+    greedy, sampled = (body_of(side, "a", Sampling(5, heat, 1.0, 7))["parameters"] for heat in (0.0, 0.7))
+    assert greedy == {"max_new_tokens": 5, "do_sample": False, "details": True}
+    assert sampled == {"max_new_tokens": 5, "do_sample": True, "details": True, "temperature": 0.7, "seed": 7}
+
+
+async def test_the_command_prints_a_table(
+    redis: Redis, redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts").write_text("a b\n\nc\n")
+    async with EchoWorker(redis_url), live(redis) as (client, _):
+        url = str(client.base_url)
+        command = [f"aios={url}", f"tgi={url}", "--prompts", str(tmp_path / "prompts")]
+        assert await asyncio.to_thread(main, command) == 0
+        head, *rows = capsys.readouterr().out.splitlines()
+        assert head.split()[0] == "side" and len(rows) == 3 and rows[-1] == "equal texts: 2 of 2"
+        assert await asyncio.to_thread(main, [*command, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["equal"] == 2
+    assert await asyncio.to_thread(main, command) == 1, "nobody is there any more"
+    assert "ConnectError" in capsys.readouterr().err
