@@ -9,8 +9,10 @@ CUT = "~"
 
 @dataclass(frozen=True)
 class Column:
-    """Columns of a low `rank` are left out first, those of rank 0 never. Names stand left and may be shortened to
-    `least` characters; numbers stand right and stay whole."""
+    """Columns of a low `rank` are left out first, all of the same at once, those of rank 0 never.
+
+    Names stand left and may be shortened to `least` characters; numbers stand right and stay whole.
+    """
 
     title: str
     cells: Sequence[str]
@@ -35,7 +37,8 @@ def table(columns: Sequence[Column], width: int) -> list[str]:
     """The title line and a line for each row, none wider than `width`."""
     kept = list(columns)
     while _total([column.smallest for column in kept]) > width and any(column.rank for column in kept):
-        kept.remove(min((column for column in kept if column.rank), key=lambda column: column.rank))
+        least = min(column.rank for column in kept if column.rank)
+        kept = [column for column in kept if column.rank != least]
     widths = [column.natural for column in kept]
     while _total(widths) > width:
         spare = [size - column.smallest for size, column in zip(widths, kept, strict=True)]

@@ -19,11 +19,15 @@ def size() -> tuple[int, int]:
 
 
 def draw(lines: Sequence[str]) -> None:
-    """Over what was there, without a flicker; the last row tells how much is below it."""
+    """Over what was there, without a flicker; the last row tells how much is below it.
+
+    Lines are cleared before they are written: behind one of full width the cursor is still on its last character.
+    """
     _, rows = size()
     if len(lines) > rows:
         lines = [*lines[: rows - 1], f"({len(lines) - rows + 1} more lines)"]
-    sys.stdout.write(_HOME + "\r\n".join(line + _REST_OF_LINE for line in lines) + _REST_OF_SCREEN)
+    rest = "\n" + _REST_OF_SCREEN if len(lines) < rows else ""
+    sys.stdout.write(_HOME + "\n".join(_REST_OF_LINE + line for line in lines) + rest)
     sys.stdout.flush()
 
 
