@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 from scripts.embedded_redis import EmbeddedRedis, EmbeddedRedisError
@@ -27,6 +28,8 @@ usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
        aios api [flags]         one front (needs --redis-url)
        aios worker [flags]      one worker (needs --redis-url)
        aios jobs [flags]        the background role, which tidies up (needs --redis-url; --once, --dry-run)
+       aios status [--json]     the fleet now; exits with 0 if a worker is ready (needs --redis-url)
+       aios top [--front URL]   the fleet as it works, in place (needs --redis-url)
        aios dead list | show ID | retry ID | drop ID
                                 jobs that were given up because their workers crashed (needs --redis-url)
        aios keys create NAME | list | revoke ID
@@ -50,18 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_role("aios api", run_api, flags)
         case ["worker", *flags]:
             return run_role("aios worker", run_worker, flags, dry_run_worker)
-        case ["jobs", *flags]:
-            from scripts.jobs import main as jobs
-
-            return jobs(flags)
-        case ["dead", *words]:
-            from scripts.dead import main as dead
-
-            return dead(words)
-        case ["keys", *words]:
-            from scripts.keys import main as keys
-
-            return keys(words)
+        case [("jobs" | "status" | "top" | "dead" | "keys") as name, *words]:
+            return int(import_module(f"scripts.{name}").main(words))
         case ["-V" | "--version"]:
             print(f"aios {_version()}")
             return 0

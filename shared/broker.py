@@ -66,6 +66,11 @@ class Broker:
         """A client for each server that has keys of a shard."""
         return await self._redis.nodes(self.shards) if isinstance(self._redis, Cluster) else [self._redis]
 
+    async def as_settled(self) -> "Broker":
+        """The same Redis, divided as its fleet has settled; as this one, if there has been no fleet yet."""
+        theirs = await cast(Awaitable[bytes | None], self.client(keys.PRESENCE).get(keys.LAYOUT))
+        return Broker(self._redis, int(theirs)) if theirs else self
+
     async def settle(self) -> None:
         """Make sure that all processes divide Redis alike. Raises SettingsError where it is divided otherwise."""
         client, ours = self.client(keys.PRESENCE), len(self.shards)
@@ -84,10 +89,7 @@ async def open_broker(url: str, shards: int = 1) -> AsyncIterator[Broker]:
 
     Raises SettingsError where others divide the same Redis otherwise. Redis may be away: then nothing is compared.
     """
-    redis = connect(url)
-    source = redis if url.startswith("unix://") else Cluster(redis)
-    broker = Broker(source, shards)
-    try:
+    async with open_unsettled(url, shards) as broker:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await broker.settle()
@@ -95,6 +97,15 @@ async def open_broker(url: str, shards: int = 1) -> AsyncIterator[Broker]:
             reason = f"{error}" or "it does not answer"
             logger.warning("redis away at start", extra=fields(error=reason))
         yield broker
+
+
+@asynccontextmanager
+async def open_unsettled(url: str, shards: int = 1) -> AsyncIterator[Broker]:
+    """The same for those who only look: how Redis is divided is neither compared nor written down."""
+    redis = connect(url)
+    source = redis if url.startswith("unix://") else Cluster(redis)
+    try:
+        yield Broker(source, shards)
     finally:
         with suppress(TimeoutError):  # what has not been sent by now will not be
             async with asyncio.timeout(_CLOSE_S):

@@ -205,7 +205,7 @@ class ModelLoad(msgspec.Struct, frozen=True, omit_defaults=True):
     Rows that take part in steps and that wait inside; pages for keys and values, held by running rows and in all; rows
     that started, and those of them whose prompt was known in part. `tokens_per_s` were generated lately, `work_per_s`
     is the cost (`shared.cost`) done in a second of stepping; 0 is not known. Times of the last step, of loading and of
-    the first try.
+    the first try. `jobs` ended here, `errors` of them because the engine failed.
     """
 
     id: str
@@ -224,6 +224,7 @@ class ModelLoad(msgspec.Struct, frozen=True, omit_defaults=True):
     preemptions: int = 0
     load_s: float = 0.0
     warm_up_s: float = 0.0
+    jobs: int = 0
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, omit_defaults=True):

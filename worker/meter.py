@@ -34,12 +34,13 @@ _ENOUGH_S = 0.2
 
 @dataclass
 class _Metered:
-    """One model. `work` is the cost of the jobs that were done, `tokens` and `works` are (clock or seconds of stepping,
-    count) at the last announcements."""
+    """One model. `num_jobs` were done, and `work` is what they cost; `tokens` and `works` are (clock or seconds of
+    stepping, count) at the last announcements."""
 
     model: LoadedModel
     engine: Engine
     intake: Intake
+    num_jobs: int = 0
     work: int = 0
     tokens: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_LATELY + 1))
     works: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_WORK_LATELY + 1))
@@ -77,6 +78,7 @@ class _Metered:
             preemptions=load.num_preempted,
             load_s=round(self.model.load_s, 3),
             warm_up_s=round(self.model.warm_up_s, 3),
+            jobs=self.num_jobs,
         )
 
 
@@ -100,7 +102,9 @@ class Meter:
 
     def closed(self, claim: Claim) -> None:
         """A job was done here; what it was expected to cost is how waiting work is counted, too."""
-        self._metered[claim.job.model].work += cost_of(claim.job.task)
+        item = self._metered[claim.job.model]
+        item.num_jobs += 1
+        item.work += cost_of(claim.job.task)
 
     def info(self, worker_id: str, state: WorkerState, models: tuple[ModelInfo, ...]) -> WorkerInfo:
         """The record in presence; asked for about once a second, and rates are measured from one time to another."""

@@ -7,7 +7,7 @@ local MOST_TENANTS = 256
 
 local function oldest_ms(model, class)
   local oldest = 0
-  for _, tenant in ipairs(call('ZREVRANGE', class_key('turns', model, class), 0, MOST_TENANTS - 1)) do
+  for _, tenant in ipairs(call('ZRANGE', class_key('turns', model, class), 0, MOST_TENANTS - 1, 'REV')) do
     local entry = call('XRANGE', line_key({ model = model, class = class, tenant = tenant }), '-', '+', 'COUNT', 1)[1]
     if entry then oldest = math.max(oldest, now - tonumber(string.match(entry[1], '^%d+'))) end
   end

@@ -90,6 +90,9 @@ async def test_a_fleet_works_with_a_user_for_each_role(guarded: RedisServer) -> 
             assert (await http.get("/metrics")).status_code == 200
             assert set(json.loads(await aios("jobs", "--once", "--redis-url", url_of(guarded, "jobs"))))
             assert await aios("dead", "list", "--redis-url", operator) == ""
+            told = json.loads(await aios("status", "--json", "--redis-url", operator))
+            assert (told["status"], len(told["redis"])) == ("ready", 1)
+            assert "ready" in await aios("top", "--once", "--redis-url", operator)
             role = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "scripts.jobs", "--redis-url", url_of(guarded, "jobs"), "--log-level", "warning"
             )

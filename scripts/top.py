@@ -1,0 +1,166 @@
+"""`aios top`: the fleet, again and again: in place on a terminal, else one snapshot after the other."""
+
+import argparse
+import asyncio
+import itertools
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from shutil import get_terminal_size
+from typing import Generic, TypeVar
+
+from scripts.status import EXITS
+from scripts.watch import fronts
+from scripts.watch.fronts import Fronts, scrape
+from scripts.watch.rates import rates
+from scripts.watch.screen import Requests, View, screen
+from scripts.watch.snapshot import Snapshot, look
+from shared.broker import Broker, open_unsettled
+from shared.cli import EXIT_OK, redis_url, run_role
+from shared.settings import Settings
+from shared.signals import signals_call
+
+PROG = "aios top"
+_T = TypeVar("_T")
+WINDOW_S = 10.0
+"""Rates are of this long, once it has been watched."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Show the fleet until somebody has seen enough; its exit status."""
+    asked = _parser().parse_args(argv)
+    flags = ["--redis-url", asked.redis_url] if asked.redis_url else []
+    return run_role(PROG, partial(run, asked), flags)
+
+
+def run(asked: argparse.Namespace, settings: Settings) -> int:
+    """0 when somebody left; after `--count` looks what `aios status` would have ended with."""
+    return asyncio.run(_watch(asked, redis_url(settings)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROG, description="The fleet as it works. q or Ctrl-C leaves.")
+    parser.add_argument("--redis-url", help="Redis of the fleet [env: AIOS_REDIS_URL]")
+    parser.add_argument(
+        "--front", action="append", default=[], type=_url, metavar="URL",
+        help="a front to ask for latencies and errors (its port, or --metrics-port); may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--every", type=_seconds, default=1.0, metavar="SECONDS", help="between two looks (default 1)")
+    parser.add_argument("--count", type=_count, metavar="N", help="end after N looks")
+    parser.add_argument("--once", action="store_const", dest="count", const=1, help="the same as --count 1")
+    return parser
+
+
+async def _watch(asked: argparse.Namespace, url: str) -> int:
+    """Signals and `q` cancel the looking, wherever it is."""
+    async with open_unsettled(url) as broker:
+        watcher = Watcher(broker, asked.front)
+        is_live = sys.stdout.isatty() and os.name == "posix" and asked.count is None
+        shown = _live(watcher, asked.every) if is_live else _plain(watcher, asked.every, asked.count)
+        looking = asyncio.create_task(shown)
+        with signals_call({"SIGINT": looking.cancel, "SIGTERM": looking.cancel}):
+            try:
+                return await looking
+            except asyncio.CancelledError:
+                return EXIT_OK
+
+
+async def _live(watcher: "Watcher", every_s: float) -> int:
+    from scripts.watch.terminal import canvas, draw, size  # not on Windows
+
+    this = asyncio.current_task()
+    assert this is not None
+    view: View | None = None
+
+    def redraw() -> None:
+        if view is not None:
+            draw(screen(view, size()[0]))
+
+    def on_key(key: str) -> None:
+        if key in "qQ":
+            this.cancel()
+
+    with canvas(on_key), signals_call({"SIGWINCH": redraw}):
+        draw([f"{PROG}: looking"])
+        while True:
+            view = await watcher.view()
+            redraw()
+            await asyncio.sleep(every_s)
+
+
+async def _plain(watcher: "Watcher", every_s: float, count: int | None) -> int:
+    """One after the other, with an empty line between; ends early when nobody reads on."""
+    for number in itertools.count(1):
+        view = await watcher.view()
+        try:
+            print(*screen(view, get_terminal_size().columns), sep="\n", flush=True)
+            if number == count:
+                return EXITS[view.now.status]
+            print()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes there
+            return EXIT_OK
+        await asyncio.sleep(every_s)
+    raise AssertionError("it counts on")
+
+
+class Watcher:
+    """Looks at a fleet and remembers what it saw lately."""
+
+    def __init__(self, broker: Broker, front_urls: Sequence[str]) -> None:
+        self._broker = broker
+        self._urls = front_urls
+        self._snapshots: Recent[Snapshot] = Recent()
+        self._fronts: Recent[Fronts] = Recent()
+
+    async def view(self) -> View:
+        now, requests = await asyncio.gather(look(self._broker), self._requests())
+        if now.status == "redis_away":
+            return View(now, requests=requests)
+        before, elapsed_s = self._snapshots.add(now)
+        return View(now, rates(before, now) if before else None, elapsed_s, requests)
+
+    async def _requests(self) -> Requests | None:
+        if not self._urls:
+            return None
+        now = await asyncio.to_thread(scrape, self._urls)
+        before, elapsed_s = self._fronts.add(now)
+        front_rates = fronts.rates(before, now, elapsed_s) if before else None
+        return Requests(len(now.counts), now.problems, front_rates, fronts.latencies(before, now))
+
+
+class Recent(Generic[_T]):
+    """Things seen over the last `WINDOW_S`, and one from before that."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, _T]] = deque()
+
+    def add(self, thing: _T) -> tuple[_T | None, float]:
+        """What was seen about `WINDOW_S` ago, or first, and the seconds since; None if there was nothing yet."""
+        now_s = time.monotonic()
+        while len(self._seen) > 1 and now_s - self._seen[1][0] >= WINDOW_S:
+            self._seen.popleft()
+        self._seen.append((now_s, thing))
+        at_s, before = self._seen[0]
+        return (before, now_s - at_s) if len(self._seen) > 1 else (None, 0.0)
+
+
+def _url(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(f"expected a URL as http://HOST:8000, got {text!r}")
+    return text
+
+
+def _seconds(text: str) -> float:
+    if not (text.replace(".", "", 1).isdecimal() and 0.1 <= float(text) <= 3600):
+        raise argparse.ArgumentTypeError(f"expected seconds from 0.1 to 3600, got {text!r}")
+    return float(text)
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected a number of looks above 0, got {text!r}")
+    return int(text)

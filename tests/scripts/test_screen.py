@@ -1,0 +1,135 @@
+"""What `aios status` and `aios top` show, letter by letter, and that it fits any width."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from scripts.watch.fronts import Latencies
+from scripts.watch.rates import Rates
+from scripts.watch.screen import Requests, View, screen
+from scripts.watch.snapshot import Model, Server, Snapshot, Waiting, Worker, WorkerModel
+from scripts.watch.table import Column, shorten, table
+from scripts.watch.units import age, amount, memory, span
+
+GOLDEN = Path(__file__).parent / "golden"
+NOTHING = Waiting(0, 0.0, 0.0)
+
+
+def load(name: str, **told: float) -> WorkerModel:
+    fields = {field: 0 for field in WorkerModel.__struct_fields__[1:]} | {"max_batch": 16}
+    return WorkerModel(id=name, **fields | told)  # type: ignore[arg-type]
+
+
+def model(name: str, workers: int, running: int, tokens_per_s: float, **classes: Waiting) -> Model:
+    lines = {"interactive": NOTHING, "default": NOTHING, "bulk": NOTHING} | classes
+    waiting = sum(line.waiting for line in lines.values())
+    return Model(
+        name, "hrm_text", "cuda", "bfloat16", name == "hrm", workers, tokens_per_s, 4321.0, running, waiting,
+        waiting * 700, lines,
+    )  # fmt: skip
+
+
+BUSY = load("hrm", running=14, waiting=3, kv_used=210, kv_pages=4096, tokens_per_s=812.4, step_s=0.0172, errors=2,
+            takeovers=1, prefix_lookups=40, prefix_hits=10)  # fmt: skip
+NOW = Snapshot(
+    "2026-11-21T14:50:30+00:00",
+    "ready",
+    workers=(
+        Worker("gpu-node-7.cluster.local-4711-63d9ef", "ready", "h100", 93_784.0, 17, 5 << 30, 40 << 30, 0,
+               (BUSY, load("sapient/a-very-long-name-of-a-model"))),
+        Worker("vm-25310-738046", "full", "default", 65.0, 0, 48_771_072, 0, 0, (load("hrm", step_s=0.003),)),
+        Worker("vm-25311-000000", "loading", "default", 2.5, 0, 1 << 20, 0, 0, ()),
+    ),
+    models=(
+        model("hrm", 1, 14, 812.4, default=Waiting(3, 0.42, 1.9), bulk=Waiting(1250, 4000.0, 9000.0)),
+        model("sapient/a-very-long-name-of-a-model", 1, 0, 0.0),
+    ),
+    dead_jobs=3,
+    redis=(Server("7.0.15", 6379, 300_000, 1_400_000, 4 << 30, 21, 12_345, True),),
+)  # fmt: skip
+REQUESTS = Requests(
+    1,
+    {"http://10.0.0.2:8000": "Connection refused"},
+    {"requests": 12.25, "errors": 0.5, "rejections": 1200.0},
+    (
+        Latencies("hrm", True, {"ttft": (0.081, 0.227), "inter_token": (0.0005, 0.00095), "job": (1.25, 75.0)}),
+        Latencies("sapient/a-very-long-name-of-a-model", False, {"job": (0.5, 1.0)}),
+    ),
+)
+VIEW = View(NOW, Rates(1543.2, 12.0, 0.25), 10.2, REQUESTS)
+AWAY = View(Snapshot("2026-11-21T14:50:30+00:00", "redis_away", "Error 111 connecting to " + "x" * 100))
+EMPTY = View(Snapshot("2026-11-21T14:50:30+00:00", "not_ready"), hints=())
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_busy_fleet(width: int) -> None:
+    text = "\n".join(screen(VIEW, width)) + "\n"
+    assert text == (GOLDEN / f"top-{width}.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("width", [20, 40, 79, 80, 100, 120, 300])
+@pytest.mark.parametrize("view", [VIEW, AWAY, EMPTY, replace(VIEW, requests=None)])
+def test_no_line_is_too_wide_and_all_are_ascii(view: View, width: int) -> None:
+    lines = screen(view, width)
+    assert max(map(len, lines)) <= width
+    assert all(line.isascii() and (line.isprintable() or not line) for line in lines)
+
+
+def test_what_is_missing_is_said() -> None:
+    assert "REDIS IS AWAY" in screen(AWAY, 80)[0]
+    assert {"no model has been announced", "no worker is alive"} < set(screen(EMPTY, 80))
+    assert "NOT READY" in screen(EMPTY, 80)[0]
+    assert "--front" in screen(replace(VIEW, requests=None), 80)[-1]
+
+
+def test_what_a_terminal_would_obey_is_not_printed() -> None:
+    evil = msgspec.structs.replace(NOW.workers[1], pool="\x1b[2J\n")
+    lines = screen(View(msgspec.structs.replace(NOW, workers=(evil,))), 120)
+    assert not any("\x1b" in line or "\n" in line for line in lines)
+
+
+def test_a_table_drops_what_matters_least_and_then_shortens_names() -> None:
+    columns = [
+        Column("NAME", ["abcdefghijklmnop", "q"], is_name=True, least=6),
+        Column("A", ["1", "22"], rank=1),
+        Column("B", ["3", "4"], rank=2),
+    ]
+    assert table(columns, 30) == ["NAME               A  B", "abcdefghijklmnop   1  3", "q                 22  4"]
+    assert table(columns, 14) == ["NAME      A  B", "abc~nop   1  3", "q        22  4"]
+    assert table(columns, 12) == ["NAME       B", "abcd~mnop  3", "q          4"]
+    assert all(len(line) <= 9 for line in table(columns, 9))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (0.25, "0.25"), (12.34, "12.3"), (456, "456"), (7890, "7.9k"), (123456, "123k")]
+)
+def test_amounts(value: float, text: str) -> None:
+    assert amount(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(12, "12B"), (1536, "1.5K"), (48 << 20, "48M"), (2 << 30, "2.0G"), (5000 << 40, "5000T")]
+)
+def test_memory(value: int, text: str) -> None:
+    assert memory(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0"), (4e-6, "4us"), (0.0031, "3.1ms"), (0.042, "42ms"), (0.9996, "1.0s"), (1.24, "1.2s"), (185, "3m05s")],
+)
+def test_times(seconds: float, text: str) -> None:
+    assert age(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(2.9, "2s"), (60, "1m00s"), (7640, "2h07m"), (788_500, "9d03h"), (86_399, "23h59m")]
+)
+def test_spans(seconds: float, text: str) -> None:
+    assert span(seconds) == text
+
+
+def test_shortened_names_keep_both_ends() -> None:
+    assert (shorten("abcdefghij", 5), shorten("abc", 3), shorten("a\x1bb", 9)) == ("ab~ij", "abc", "a?b")

@@ -1,0 +1,189 @@
+"""`aios top` in a terminal of its own, and where there is none."""
+
+import asyncio
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fcntl import ioctl
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from scripts import top
+from scripts.aios import main
+from scripts.top import Recent
+from shared.messages import ModelInfo, ModelLoad, WorkerInfo
+from shared.presence import Presence
+from tests.polling import DEADLINE_S
+from tests.redis_server import start_redis
+
+ENTER, LEAVE = "\x1b[?1049h", "\x1b[?1049l"
+COMMAND = [sys.executable, "-m", "scripts.aios", "top", "--every", "0.1", "--redis-url"]
+WORKER = WorkerInfo("w1", "ready", (ModelInfo("m", "echo", "t", 9, 9, 4),), uptime_s=9, loads=(ModelLoad("m"),))
+
+
+class Terminal:
+    """What a person has before them: `screen` is what was printed since the last full drawing began."""
+
+    def __init__(self, url: str, rows: int = 24, columns: int = 80) -> None:
+        self.ours, theirs = pty.openpty()
+        self._theirs = theirs
+        self.resize(rows, columns)
+        self.printed = ""
+        self.process = subprocess.Popen(
+            [*COMMAND, url], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+        )
+
+    def resize(self, rows: int, columns: int) -> None:
+        ioctl(self.ours, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    @property
+    def modes(self) -> int:
+        """Whether it waits for whole lines, and shows what is typed."""
+        return int(termios.tcgetattr(self._theirs)[3]) & (termios.ICANON | termios.ECHO)
+
+    def shows(self, text: str) -> None:
+        """Wait until it is printed from now on."""
+        deadline = time.monotonic() + DEADLINE_S
+        seen = ""
+        while text not in seen:
+            assert time.monotonic() < deadline, f"{text!r} is not in {seen[-3000:]!r}"
+            seen += self.read()
+        self.printed += seen
+
+    def read(self) -> str:
+        ready, _, _ = select.select([self.ours], [], [], 0.05)
+        return os.read(self.ours, 65_536).decode() if ready else ""
+
+    def type(self, text: str) -> None:
+        os.write(self.ours, text.encode())
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self.ours)
+        os.close(self._theirs)
+
+
+@contextmanager
+def terminal(url: str, **size: int) -> Iterator[Terminal]:
+    made = Terminal(url, **size)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def ended(url: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """What it came to without a terminal."""
+    return subprocess.run([*COMMAND, url, *flags], check=False, capture_output=True, text=True, timeout=30)
+
+
+def test_it_draws_and_q_leaves_everything_as_it_was(redis_url: str) -> None:
+    with terminal(redis_url) as seen:
+        before = seen.modes
+        seen.shows(ENTER)
+        seen.shows("no worker is alive")
+        seen.shows("\x1b[H")  # and draws again
+        assert before and seen.modes != before
+        seen.type("xq")
+        seen.shows(LEAVE)
+        assert seen.process.wait(10) == 0
+        assert seen.modes == before
+        assert "\x1b[?25h" in seen.printed and "Traceback" not in seen.printed
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_as_well(redis_url: str, how: signal.Signals) -> None:
+    with terminal(redis_url) as seen:
+        before = seen.modes
+        seen.shows("no worker is alive")
+        seen.process.send_signal(how)
+        seen.shows(LEAVE)
+        assert seen.process.wait(10) == 0
+        assert seen.modes == before and "Traceback" not in seen.printed
+
+
+async def test_it_keeps_to_the_size_of_the_terminal(redis: Redis, redis_url: str) -> None:
+    await Presence(redis, ttl_s=60).announce(WORKER)
+    with terminal(redis_url, rows=6, columns=50) as seen:
+        seen.shows("more lines)")
+        drawing = seen.printed.rpartition("\x1b[H")[2]
+        lines = re.sub(r"\x1b\[\??\d*[a-zA-Z]", "", drawing).split("\r\n")
+        assert len(lines) == 6 and max(map(len, lines)) <= 50
+        seen.resize(40, 120)
+        seen.process.send_signal(signal.SIGWINCH)
+        seen.shows("WORKER")
+        seen.type("q")
+        assert seen.process.wait(10) == 0
+
+
+def test_it_outlives_a_redis_that_comes_and_goes(tmp_path: Path) -> None:
+    server = start_redis(tmp_path)
+    try:
+        with terminal(server.url) as seen:
+            seen.shows("NOT READY")
+            server.stop()
+            seen.shows("REDIS IS AWAY")
+            server.start()
+            seen.shows("NOT READY")
+            seen.type("q")
+            assert seen.process.wait(10) == 0
+    finally:
+        server.stop()
+
+
+def test_without_a_terminal_snapshots_follow_each_other(redis_url: str) -> None:
+    done = ended(redis_url, "--count", "3")
+    assert (done.returncode, done.stdout.count("NOT READY"), done.stderr) == (1, 3, "")
+    assert "\x1b" not in done.stdout and done.stdout.count("\n\naios") == 2
+
+
+def test_who_reads_only_the_beginning_gets_no_traceback(redis_url: str) -> None:
+    process = subprocess.Popen([*COMMAND, redis_url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    assert "NOT READY" in process.stdout.readline()
+    process.stdout.close()
+    assert (process.wait(20), process.stderr.read()) == (0, "")
+    process.stderr.close()
+
+
+async def test_once_ends_with_the_status_of_the_fleet(redis: Redis, redis_url: str) -> None:
+    await Presence(redis, ttl_s=60).announce(WORKER)
+    done = await asyncio.to_thread(ended, redis_url, "--once", "--front", "http://127.0.0.1:1")
+    assert done.returncode == 0
+    assert "0 of 1 fronts answer" in done.stdout and "1 of 1 workers ready" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words", [["--every", "0"], ["--every", "x"], ["--count", "0"], ["--front", "file:///etc/passwd"], ["more"]]
+)
+def test_nonsense_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["top", *words])
+    assert caught.value.code == 2
+    assert "expected" in capsys.readouterr().err or words == ["more"]
+
+
+def test_the_window_of_rates_slides(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(top.time, "monotonic", lambda: now[0])
+    recent: Recent[int] = Recent()
+    assert recent.add(0) == (None, 0.0)
+    for second in range(1, 30):
+        now[0] += 1
+        before, elapsed_s = recent.add(second)
+        assert (before, elapsed_s) == (max(0, second - 10), min(second, 10))
+    now[0] += 60
+    assert recent.add(99) == (29, 60)
