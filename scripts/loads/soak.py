@@ -3,8 +3,8 @@
     python -m scripts.loads.soak --minutes 15
 
 Two workers of the sample model, two fronts and the janitor, asked for `--share` of what they can do: mixed lengths and
-classes, one caller in twenty leaving in the middle. Results live for 30 seconds, so that what Redis holds is level
-after a minute. Exits with 1 when something grew by more than `--most-growth` between the two halves that count, or a
+classes, one caller in twenty leaving in the middle. Results live for 30 seconds and requests for 60, so that what Redis
+holds is level after two minutes. Exits with 1 when something grew by more than `--most-growth` between the two halves that count, or a
 request failed.
 """
 
@@ -32,7 +32,7 @@ from shared import keys
 
 LENGTHS, CLASSES = "40:16x2,200:48x2,400:96", "interactive=1,default=2,bulk=1"
 LEAVES_EVERY, LEAVES_AFTER_S = 20, 0.3
-RESULT_TTL_S = "30"
+RESULT_TTL_S, REQUEST_TIMEOUT_S = "30", "60"
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _MIB = 2**20
 
@@ -62,7 +62,8 @@ async def main(argv: Sequence[str] | None = None) -> int:
     print(header(minutes=asked.minutes, share=asked.share), flush=True)
     model = ("--model", asked.model) if asked.model else ()
     worker = ("--threads", "1", "--result-ttl-s", RESULT_TTL_S, *model)
-    async with fleet(2, 2, worker_flags=worker, front_flags=("--result-ttl-s", RESULT_TTL_S)) as running:
+    front = ("--result-ttl-s", RESULT_TTL_S, "--request-timeout-s", REQUEST_TIMEOUT_S)
+    async with fleet(2, 2, worker_flags=worker, front_flags=front) as running:
         await running.add_janitor("--result-ttl-s", RESULT_TTL_S)
         return await _soak(running, asked)
 
