@@ -4,8 +4,8 @@
 
 Two workers of the sample model, two fronts and the janitor, asked for `--share` of what they can do: mixed lengths and
 classes, one caller in twenty leaving in the middle. Results live for 30 seconds and requests for 60, so that what Redis
-holds is level after two minutes. Exits with 1 when something grew by more than `--most-growth` between the two halves that count, or a
-request failed.
+holds is level after two minutes. Exits with 1 when something grew by more than `--most-growth` from the second fifth of
+the time to the last, when a request failed, or when jobs are left behind.
 """
 
 import argparse
