@@ -55,7 +55,7 @@ class Following:
 
     def leave_in(self, trail: Trail) -> None:
         """What the log line of the caller's request tells of this one; times by the front that took it alone."""
-        trail.job_ids, trail.model = self.work.request.job_ids, self.work.record.model
+        trail.told_id, trail.job_ids, trail.model = self.work.id, self.work.request.job_ids, self.work.record.model
         trail.marks = self.marks if self.is_first else None
 
 

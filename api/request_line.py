@@ -14,6 +14,7 @@ def said_of(trail: Trail) -> dict[str, Any]:
         "tenant": trail.tenant or None,
         "key": trail.key or None,
         "model": trail.model,
+        "x_job_id": trail.told_id,
         "job_id": trail.job_ids[0] if trail.job_ids else None,
         "num_jobs": len(trail.job_ids) or None,
         "prompt_tokens": trail.usage.prompt_tokens,

@@ -34,8 +34,8 @@ class Usage:
 @dataclass
 class Trail:
     """`key` is the id of the key that came, "" where none did. `error_body` makes the body of an error for this caller,
-    where the path does not tell its dialect. `marks` are those of its jobs, where this front took them; `trace_id` is
-    that of its trace, if it has one, and `span` the server's."""
+    where the path does not tell its dialect. `told_id` is what the caller knows its jobs by. `marks` are those of its
+    jobs, where this front took them; `trace_id` is that of its trace, if it has one, and `span` the server's."""
 
     request_id: str
     usage: Usage = Usage()
@@ -44,6 +44,7 @@ class Trail:
     tenant: str = ""
     key: str = ""
     model: str | None = None
+    told_id: str | None = None
     job_ids: tuple[str, ...] = ()
     marks: Marks | None = None
     trace_id: str | None = None

@@ -50,6 +50,7 @@ async def test_one_log_line_per_request_without_its_body(
         "completion_tokens": 2,
         "tenant": "public",
         "model": "echo",
+        "x_job_id": answer.headers["X-Job-Id"],
         "job_id": worker.jobs[0].id,
         "num_jobs": 1,
         "worker": "w1",

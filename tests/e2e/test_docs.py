@@ -27,6 +27,8 @@ PAGES = {
 
 ELSEWHERE = {
     "docs/compose.md": "speaks of containers, which are built and run where there is an engine for them",
+    "docs/metrics.md": "shows a terminal; tests/scripts/test_top.py draws it",
+    "docs/operations.md": "needs roles apart; test_runbook.py follows it",
     "docs/baselines.md": "records what was measured beside another server",
 }
 """Pages with requests that are not run here, and why."""
