@@ -15,6 +15,8 @@ import httptools
 
 from scripts.loads.plan import Ask
 
+_IDLE_S = 3.0
+"""A connection is used again within this time: servers close those that are idle for some seconds (uvicorn: 5)."""
 _TEXT, _NO_TEXT, _USAGE = b'"text":"', b'"text":""', b'"usage"'
 
 
@@ -43,7 +45,7 @@ class Caller:
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
         self._headers = headers or {}
-        self._idle: list[_Connection] = []
+        self._idle: list[tuple[_Connection, float]] = []
 
     async def ask(self, ask: Ask, due: float) -> Heard:
         """`due` by `perf_counter`; whatever delayed the asking itself is part of the times."""
@@ -51,7 +53,7 @@ class Caller:
         try:
             connection = await self._connection()
             await connection.ask(self._message(ask), heard, due)
-            self._idle.append(connection)
+            self._idle.append((connection, now()))
         except OSError as error:
             heard.status, heard.reason = 0, type(error).__name__
         heard.ended_at = now()
@@ -59,14 +61,15 @@ class Caller:
         return heard
 
     def close(self) -> None:
-        for connection in self._idle:
+        for connection, _ in self._idle:
             connection.close()
 
     async def _connection(self) -> "_Connection":
         while self._idle:
-            connection = self._idle.pop()
-            if connection.is_open:
+            connection, since = self._idle.pop()
+            if connection.is_open and now() - since < _IDLE_S:
                 return connection
+            connection.close()
         _, connection = await asyncio.get_running_loop().create_connection(_Connection, self._host, self._port)
         return connection
 
