@@ -19,6 +19,7 @@ ENV_ALIASES = {
     "port": ("PORT",),
     "device": ("FORCE_DEVICE",),
     "max_gpu_memory_gb": ("MAX_GPU_MEM_GB",),
+    "workers": ("TEXT_WORKERS",),
     "otlp_endpoint": ("OTEL_EXPORTER_OTLP_ENDPOINT",),
     "api_keys": ("LEVANTER_API_KEY", "API_KEYS"),
 }

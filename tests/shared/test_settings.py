@@ -83,9 +83,9 @@ def test_the_highest_layer_present_wins(
 
 def test_aliases_are_read_and_yield_to_the_proper_name() -> None:
     env = {"MODEL_PATH": "/m", "HOST": "h", "PORT": "81", "FORCE_DEVICE": "CPU", "MAX_GPU_MEM_GB": "24"}
-    settings = resolve({}, env, None).settings
+    settings = resolve({}, env | {"TEXT_WORKERS": "2"}, None).settings
     assert (settings.model_path, settings.host, settings.port, settings.device) == ("/m", "h", 81, "cpu")
-    assert settings.max_gpu_memory_gb == 24
+    assert (settings.max_gpu_memory_gb, settings.workers) == (24, 2)
     resolved = resolve({}, env | {"AIOS_PORT": "82"}, None)
     assert (resolved.settings.port, resolved.origins["port"]) == (82, "AIOS_PORT")
 
