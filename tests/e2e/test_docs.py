@@ -27,6 +27,7 @@ PAGES = {
 
 ELSEWHERE = {
     "docs/compose.md": "speaks of containers, which are built and run where there is an engine for them",
+    "docs/load.md": "puts loads on fleets; tests/scripts/test_load.py puts small ones",
     "docs/metrics.md": "shows a terminal; tests/scripts/test_top.py draws it",
     "docs/operations.md": "needs roles apart; test_runbook.py follows it",
     "docs/baselines.md": "records what was measured beside another server",

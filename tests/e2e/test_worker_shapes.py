@@ -1,5 +1,6 @@
 """`aios serve hrm --workers auto` as it runs: one pinned worker a core, and the same core after a restart."""
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -30,7 +31,8 @@ def test_auto_gives_each_core_a_worker_of_its_own(two_cores: list[list[int]]) ->
     if len(two_cores) < 2:
         pytest.skip("one core: nothing to share")
     with serving("--workers", "auto") as fleet:
-        assert any("2 workers of 1 thread on 2 cores" in line for line in fleet.lines), fleet.lines
+        [placed] = [json.loads(line) for line in fleet.lines if '"workers placed"' in line]
+        assert (placed["shape"], placed["num_cores"]) == ("2 workers of 1 thread", 2)
         workers = fleet.children("worker")
         wait_until(lambda: places(workers) == two_cores, "each is on its core")
         body = httpx.post(
