@@ -13,6 +13,7 @@ from shared.setting_layers import SettingsError
 from shared.settings import Settings, resolve
 from shared.tracing import NO_SPAN, NO_TRACE, NO_TRACING, Trace, Tracing, open_tracing
 from tests.collector import collecting
+from tests.polling import wait_until
 from tests.redis_server import free_port
 from tests.spans import PARENT
 
@@ -91,6 +92,7 @@ def test_spans_arrive_at_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
     with collecting() as collector:
         _post_two(open_tracing(collector.url, "worker"))
+        wait_until(lambda: collector.posted, "they came; closing waits for that only so long")
     [(path, body)] = collector.posted
     [resource] = ExportTraceServiceRequest.FromString(body).resource_spans
     spans = {span.name: span for span in resource.scope_spans[0].spans}
