@@ -8,12 +8,11 @@ or the caller will ask again. Knows no dialect; of HTTP only the ASGI `receive`.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from api.endings import Endings
 from api.errors import HungUp
-from api.marks import Marks
 from api.record import Work
 from api.run import Outcome, Run
 from api.stopwatch import Stopwatch
@@ -40,8 +39,7 @@ class Following:
 
     `follower` is its mark, if its leaving may end the request; "" if not. `is_first`: by the front that took it, so
     that each job is counted in the metrics once. `cache`: "hit" for one that had been answered before, "miss" where
-    none was found, "" where none was looked for. `watch` takes the jobs' times for the metrics, for the front that took
-    the request; `marks` are noted for its log line while it is followed.
+    none was found, "" where none was looked for. `watch` takes the jobs' times, for the front that took the request.
     """
 
     work: Work
@@ -51,12 +49,11 @@ class Following:
     is_first: bool = True
     cache: str = ""
     watch: Stopwatch | None = None
-    marks: Marks = field(default_factory=Marks)
 
     def leave_in(self, trail: Trail) -> None:
         """What the log line of the caller's request tells of this one; times by the front that took it alone."""
         trail.told_id, trail.job_ids, trail.model = self.work.id, self.work.request.job_ids, self.work.record.model
-        trail.marks = self.marks if self.is_first else None
+        trail.watch = self.watch
 
 
 class Dispatcher:
@@ -79,7 +76,7 @@ class Dispatcher:
         self, following: Following, receive: Receive | None, wait_s: float | None = None
     ) -> AsyncIterator[Run]:
         """Follow the jobs from the beginning for the caller behind `receive`, or for nobody."""
-        run = Run(following.work.request.job_ids, following.work.record.n, following.marks)
+        run = Run(following.work.request.job_ids, following.work.record.n)
         timers = self._set_timers(run, following, wait_s)
         watchers = self._watch(run, following, receive)
         self._runs[run] = following.work.id

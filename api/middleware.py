@@ -83,7 +83,7 @@ class AccessLog:
     def _record(self, scope: Scope, status: int, seconds: float, answer: bytes) -> None:
         trail = trail_of(scope)
         route = getattr(scope.get("route"), "path", "unmatched")
-        method = scope["method"] if scope["method"] in _METHODS else "other"
+        method = scope["method"] if scope["method"] in METHODS else "other"
         self._metrics.requests.labels(route, method, status).inc()
         self._metrics.latency.labels(route).observe(seconds)
         if trail.error is not None:
@@ -94,7 +94,7 @@ class AccessLog:
 
 
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class CrashGuard:

@@ -21,9 +21,9 @@ def said_of(trail: Trail) -> dict[str, Any]:
         "completion_tokens": trail.usage.completion_tokens,
         "error": trail.error,
     }
-    if trail.marks is not None:
-        said |= {"worker": trail.marks.worker, "attempts": trail.marks.attempts or None}
-        said |= _times(trail.marks.timings(trail.usage.completion_tokens))
+    if trail.watch is not None:
+        said |= {"worker": trail.watch.worker, "attempts": trail.watch.attempts or None}
+        said |= _times(trail.watch.timings(trail.usage.completion_tokens))
     return said
 
 

@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 
-from api.marks import Marks
 from api.trail import Usage
 from shared.errors import ClientGone, FleetError, from_event
 from shared.messages import (
@@ -113,8 +112,7 @@ class News:
 class Run:
     """Jobs go by their number in the request."""
 
-    def __init__(self, job_ids: Sequence[str], n: int = 1, marks: Marks | None = None) -> None:
-        self.marks = marks or Marks()
+    def __init__(self, job_ids: Sequence[str], n: int = 1) -> None:
         self.unfinished = dict(enumerate(job_ids))
         self.unstarted = dict(enumerate(job_ids))
         self.results: dict[int, str] = {}  # "done" or an error code, of the jobs that have ended
@@ -123,7 +121,6 @@ class Run:
         self._inbox: asyncio.Queue[tuple[int, int, Event] | BaseException] = asyncio.Queue()
 
     def put(self, job: int, index: int, event: Event) -> None:
-        self.marks.note(event)
         self._inbox.put_nowait((job, index, event))
 
     def fail(self, error: BaseException) -> None:

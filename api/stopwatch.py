@@ -1,18 +1,26 @@
-"""How long the jobs of one request took, as the front that took it saw their events come: for the histograms.
+"""How long the jobs of one request took, as the front that took it saw their events come: by its own clock, with no
+question to Redis. For the histograms, and for the request's log line.
 
 One who follows a job again sees its events again, all at once; only the first look at each counts.
 """
 
 import time
 
+from api.timings import Timings, timings_of
 from shared.messages import Done, Event, Started, Tokens
 from shared.metrics import Metrics
+from shared.requests import Times
 
 
 class Stopwatch:
-    """Runs from its making, which is when the request was queued."""
+    """Runs from its making, which is when the request was queued. `worker` is the one that began a job last, `attempts`
+    how often one was begun. Of an answer that is not streamed the first token is seen with what was gathered behind it,
+    up to half a second late.
+    """
 
     def __init__(self, metrics: Metrics, model: str, num_jobs: int) -> None:
+        self.worker: str | None = None
+        self.attempts = 0
         self._metrics, self._model = metrics, model
         self._gaps = metrics.token_gaps(model)
         self._queued_s = time.monotonic()
@@ -20,6 +28,7 @@ class Stopwatch:
         self._started_s: list[float | None] = [None] * num_jobs
         self._first_s: list[float | None] = [None] * num_jobs
         self._last_s = [0.0] * num_jobs
+        self._ended_s: list[float | None] = [None] * num_jobs
 
     def note(self, job: int, index: int, event: Event) -> None:
         """An event of the job with this number in its request; `index` is its place in the job's log."""
@@ -30,9 +39,15 @@ class Stopwatch:
         if isinstance(event, Tokens):
             self._tokens(job, now_s, len(event.ids))
         elif isinstance(event, Started):
+            self.worker, self.attempts = event.worker, max(self.attempts, event.epoch)
             self._start(job, now_s)
         else:
             self._end(job, now_s, is_done=isinstance(event, Done))
+
+    def timings(self, num_completion_tokens: int) -> Timings:
+        """Of the request, as far as it has got."""
+        parts = zip(self._started_s, self._first_s, self._ended_s, strict=True)
+        return timings_of([Times(self._queued_s, *times) for times in parts], num_completion_tokens)
 
     def _start(self, job: int, now_s: float) -> None:
         """The first time; who takes the job over later starts in the middle of it."""
@@ -52,6 +67,7 @@ class Stopwatch:
         self._last_s[job] = now_s
 
     def _end(self, job: int, now_s: float, *, is_done: bool) -> None:
+        self._ended_s[job] = now_s
         if not is_done:
             return
         self._metrics.job_time.labels(self._model).observe(now_s - self._queued_s)

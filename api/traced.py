@@ -3,12 +3,12 @@
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.middleware import METHODS
 from api.trail import trail_of
 from shared.errors import ClientGone
 from shared.tracing import Span, Trace, Tracing
 
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics", "/health", "/api/health"})
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class Traced:
@@ -54,7 +54,7 @@ class Traced:
 
 
 def _method(scope: Scope) -> str:
-    return scope["method"] if scope["method"] in _METHODS else "_OTHER"
+    return scope["method"] if scope["method"] in METHODS else "_OTHER"
 
 
 def _end(span: Span, scope: Scope, status: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from api.marks import Marks
+from api.stopwatch import Stopwatch
 from shared.tracing import NO_SPAN, Span
 
 
@@ -34,7 +34,7 @@ class Usage:
 @dataclass
 class Trail:
     """`key` is the id of the key that came, "" where none did. `error_body` makes the body of an error for this caller,
-    where the path does not tell its dialect. `told_id` is what the caller knows its jobs by. `marks` are those of its
+    where the path does not tell its dialect. `told_id` is what the caller knows its jobs by. `watch` timed its
     jobs, where this front took them; `trace_id` is that of its trace, if it has one, and `span` the server's."""
 
     request_id: str
@@ -46,7 +46,7 @@ class Trail:
     model: str | None = None
     told_id: str | None = None
     job_ids: tuple[str, ...] = ()
-    marks: Marks | None = None
+    watch: Stopwatch | None = None
     trace_id: str | None = None
     span: Span = NO_SPAN
     error_body: Callable[[Any], dict[str, Any]] | None = None
