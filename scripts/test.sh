@@ -1,5 +1,8 @@
 #!/usr/bin/env bash
-# Everything that must hold: the rules (scripts/check), then the tests, fast ones first. Arguments go to pytest.
+# Everything that must hold: the rules (scripts/check), then the tests, on all cores, fast ones first.
+# usage: scripts/test.sh [pytest arguments]
+#   Paths or node ids under tests/ among the arguments replace the whole suite, and run in one process:
+#   scripts/test.sh tests/api/test_chat.py::test_x -x
 # Ends with pytest's closing line; the exit status is pytest's, or else that of the rules.
 set -euo pipefail
 
@@ -13,10 +16,21 @@ rules=0
 scripts/check || rules=$?
 [[ $rules == 0 ]] || echo "test.sh: scripts/check failed with status $rules" >&2
 
-mapfile -t units < <(find tests -mindepth 1 -maxdepth 1 \( -type d ! -name e2e ! -name '[_.]*' -o -name 'test_*.py' \) | sort)
-if [[ -d tests/e2e ]]; then
-    units+=(tests/e2e)
+units=()
+for argument in "$@"; do
+    case $argument in
+    tests | tests/* | ./tests/* | "$root"/tests/*) units+=("$argument") ;;
+    esac
+done
+spread=()
+if ((${#units[@]} == 0)); then
+    mapfile -t units < <(find tests -mindepth 1 -maxdepth 1 \( -type d ! -name e2e ! -name '[_.]*' -o -name 'test_*.py' \) | sort)
+    [[ ! -d tests/e2e ]] || units+=(tests/e2e)
+    set -- "$@" "${units[@]}"
+    cores=$(getconf _NPROCESSORS_ONLN)
+    # One process a core, but each collects the whole suite. The tests of a file stay together: they share fleets.
+    spread=(-n "$((cores < 4 ? cores : 4))" --dist loadfile --no-loadscope-reorder)
 fi
 tests=0
-.venv/bin/python -m pytest -q "$@" "${units[@]}" || tests=$?
+.venv/bin/python -m pytest -q "${spread[@]}" "$@" || tests=$?
 exit $((tests ? tests : rules))

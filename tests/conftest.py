@@ -9,10 +9,13 @@ from redis.asyncio import Redis
 from shared.broker import connect
 from tests.redis_server import RedisServer, start_redis
 
+pytest_plugins = ("tests.leftovers",)
+
 
 @pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+def redis_server(tmp_path_factory: pytest.TempPathFactory, kept_pids: set[int]) -> Iterator[RedisServer]:
     server = start_redis(tmp_path_factory.mktemp("redis"))
+    kept_pids.add(server.pid)
     yield server
     server.stop()
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 DEADLINE_S = 20.0
 
+ALL_DAY_S = 86_400.0
+"""For what must not run out while a test runs, however slow the machine is: a worker's announcement, for instance."""
+
 
 def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:
     """Return once `condition()` holds; AssertionError naming `what` after `deadline_s`."""

@@ -41,6 +41,7 @@ from shared.messages import (
 from shared.presence import Presence
 from shared.queue import Claim, Terms, WorkQueue
 from shared.vectors import pack
+from tests.polling import ALL_DAY_S
 
 ALL_TASKS = ("generate", "score", "solve", "embed", "classify", "tokenize", "detokenize")
 
@@ -52,7 +53,7 @@ def model_info(id: str = "echo", max_new_tokens: int = 1024, **more: object) -> 
 async def announce(redis: Redis, *models: str, state: str = "ready", **more: object) -> None:
     """A worker that is there and takes nothing."""
     infos = tuple(model_info(name, **more) for name in models)
-    await Presence(redis).announce(WorkerInfo("idle", state, infos))  # type: ignore[arg-type]
+    await Presence(redis, ttl_s=ALL_DAY_S).announce(WorkerInfo("idle", state, infos))  # type: ignore[arg-type]
 
 
 class EchoWorker:
@@ -73,7 +74,7 @@ class EchoWorker:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        await Presence(self._redis).announce(WorkerInfo("w1", "ready", (self.model,)))
+        await Presence(self._redis, ttl_s=ALL_DAY_S).announce(WorkerInfo("w1", "ready", (self.model,)))
         self._loop = asyncio.create_task(self._take())
         return self
 

@@ -8,13 +8,9 @@ from typing import Any
 import httpx
 
 from shared.broker import connect
-from shared.messages import WorkerInfo
-from shared.presence import Presence
 from tests.api.echo_worker import ALL_TASKS, EchoWorker, model_info
 from tests.api.fronts import in_memory
 from tests.redis_server import RedisServer
-
-_ALL_DAY_S = 86_400.0
 
 
 class Standing:
@@ -49,5 +45,4 @@ async def _enter(stack: AsyncExitStack, url: str, settings: dict[str, object]) -
     redis = connect(url)
     stack.push_async_callback(redis.aclose)
     worker = await stack.enter_async_context(EchoWorker(url, model_info(tasks=ALL_TASKS)))
-    await Presence(redis, ttl_s=_ALL_DAY_S).announce(WorkerInfo("w1", "ready", (worker.model,)))
     return await stack.enter_async_context(in_memory(redis, **settings)), worker

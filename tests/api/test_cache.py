@@ -17,7 +17,7 @@ from tests.api.echo_worker import EchoWorker, model_info
 from tests.api.frames import frames
 from tests.api.fronts import in_memory, live
 from tests.desk import Desk
-from tests.polling import until
+from tests.polling import ALL_DAY_S, until
 
 TTL_S = 60.0
 GREEDY = {"prompt": "a b c", "temperature": 0}
@@ -127,7 +127,7 @@ async def test_other_weights_answer_for_themselves(redis: Redis, cached: httpx.A
     """A new checkpoint under the same name; an answer by the old one is not taken for its own while both are there."""
     _, old = await ask(cached)
     fresh = msgspec.structs.replace(marked.model, fingerprint="f2")
-    await Presence(redis).announce(WorkerInfo("w2", "ready", (fresh,)))
+    await Presence(redis, ttl_s=ALL_DAY_S).announce(WorkerInfo("w2", "ready", (fresh,)))
     async with in_memory(redis, response_cache_ttl_s=TTL_S) as client:
         for _ in range(2):  # the worker at hand has the old weights still
             told, id = await ask(client)

@@ -16,6 +16,7 @@ from shared.queues import Line, QueueState
 from tests.api.echo_worker import EchoWorker
 from tests.api.fronts import in_memory, live
 from tests.desk import Desk
+from tests.polling import ALL_DAY_S
 
 MODEL = ModelInfo("m", "echo", "test", 100, 100, 4)
 ASK = {"prompts": ["a b c d"], "max_tokens": 4}
@@ -82,7 +83,7 @@ async def test_the_fleet_is_told_alike_by_every_front(redis: Redis) -> None:
         load = ModelLoad("m", work_per_s=50.0, tokens_per_s=3.0, warm_up_s=number + 1.0, load_s=2.0)
         size = {"memory_bytes": 10, "device_bytes": 5}
         info = WorkerInfo(f"w{number}", state, (MODEL,), pool="gpu", is_full=number == 1, loads=(load,), **size)  # type: ignore[arg-type]
-        await Presence(redis).announce(info)
+        await Presence(redis, ttl_s=ALL_DAY_S).announce(info)
     async with in_memory(redis) as one, in_memory(redis) as other:
         found, same = await samples(one), await samples(other)
     assert cost_of(task) == 100

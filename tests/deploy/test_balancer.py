@@ -12,8 +12,6 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from shared.messages import WorkerInfo
-from shared.presence import Presence
 from tests.api.echo_worker import EchoWorker
 from tests.api.frames import Frame, frames, read
 from tests.api.fronts import process, states
@@ -50,17 +48,8 @@ class Stage:
 
 @pytest.fixture
 async def worker(redis_url: str, redis: Redis) -> AsyncIterator[EchoWorker]:
-    """It says that it is there for as long as the test runs."""
     async with EchoWorker(redis_url) as worker:
-        staying = asyncio.create_task(stay(redis, worker))
         yield worker
-        staying.cancel()
-
-
-async def stay(redis: Redis, worker: EchoWorker) -> None:
-    while True:
-        await Presence(redis).announce(WorkerInfo("w1", "ready", (worker.model,)))
-        await asyncio.sleep(1)
 
 
 @pytest.fixture

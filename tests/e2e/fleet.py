@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from scripts.aios import bindable_port
 from shared.presence import Presence
+from tests.polling import until
 
 
 @dataclass
@@ -61,6 +62,15 @@ async def _is_ready(redis: Redis, pid: int) -> bool:
 class FrontProcess:
     process: asyncio.subprocess.Process
     url: str
+
+    async def ready(self) -> None:
+        """Return when it sees a worker: what it knows of the fleet may be half a second old."""
+        async with httpx.AsyncClient(base_url=self.url) as client:
+            await until(lambda: _answers_ready(client), "the front sees a worker", deadline_s=60)
+
+
+async def _answers_ready(client: httpx.AsyncClient) -> bool:
+    return (await client.get("/readyz")).status_code == 200
 
 
 @asynccontextmanager

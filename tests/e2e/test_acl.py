@@ -75,6 +75,7 @@ async def test_a_fleet_works_with_a_user_for_each_role(guarded: RedisServer) -> 
     ):
         workers = [await start_worker(worker_url, tester, "--lease-s", "0.5") for _ in range(2)]
         try:
+            await running.ready()
             body = {"prompts": ["abc"] * 4, "max_tokens": 200}
             asked = asyncio.create_task(http.post("/generate", json={**body, "seed": 1}))
             while not [name async for name in tester.scan_iter("aios:{00}:log:*")]:

@@ -10,7 +10,7 @@ from shared import keys
 from shared.broker import Broker, open_broker
 from tests.e2e.fleet import front, start_worker
 from tests.e2e.test_roles_apart import CAP
-from tests.polling import until, wait_until
+from tests.polling import wait_until
 from tests.redis_cluster import redis_cluster
 
 SHARDS = 4
@@ -30,7 +30,7 @@ async def test_the_fleet_on_a_cluster_outlives_a_restart_of_a_node(tmp_path: Pat
         async with (
             front(cluster.url, *CAP, *FLAGS) as door,
             open_broker(cluster.url, SHARDS) as broker,
-            httpx.AsyncClient(base_url=door.url, timeout=90) as http,
+            httpx.AsyncClient(base_url=door.url, timeout=120) as http,
         ):
             worker = await start_worker(cluster.url, broker.client(keys.PRESENCE), *CAP, *FLAGS)
             try:
@@ -41,10 +41,7 @@ async def test_the_fleet_on_a_cluster_outlives_a_restart_of_a_node(tmp_path: Pat
                     text: str = answer.json()["completions"][0]
                     return text
 
-                async def is_ready() -> bool:
-                    return (await http.get("/readyz")).status_code == 200
-
-                await until(is_ready, "the front has seen the worker")
+                await door.ready()
                 asked = [
                     asyncio.create_task(ask("abc", 2000)) for _ in range(12)
                 ]  # new work would be refused meanwhile

@@ -26,6 +26,8 @@ async def test_keys_are_made_used_and_revoked_while_the_fleet_runs(redis_url: st
     async with front(redis_url, *flags) as first, front(redis_url, *flags) as second, httpx.AsyncClient() as http:
         worker = await start_worker(redis_url, redis)
         try:
+            await first.ready()
+            await second.ready()
             assert (await http.get(f"{first.url}/healthz")).status_code == 200
             key, other = await asyncio.gather(*(aios_keys(redis_url, "create", name) for name in ("ann", "bob")))
             ann, bob = (openai.AsyncOpenAI(base_url=f"{first.url}/v1", api_key=item) for item in (key, other))

@@ -13,7 +13,7 @@ from shared.settings import SAMPLE_MODEL
 from tests.e2e.fleet import front, start_worker
 from tests.e2e.serving import serving
 from tests.e2e.test_keys import aios_keys
-from tests.polling import until, wait_until
+from tests.polling import wait_until
 
 QUESTION = "Solve for x: 4x - 2 = 10"
 
@@ -132,7 +132,7 @@ async def test_refused_callers_get_the_right_exceptions(redis_url: str, redis: R
             assert (nobody.value.status_code, nobody.value.code) == (503, "no_worker")
             worker = await start_worker(redis_url, redis, "--model", "other=echo")
             try:
-                await until(lambda: is_ready(running.url), "the front has heard of the worker")
+                await running.ready()
                 with pytest.raises(openai.AuthenticationError) as unknown:
                     await sdk.with_options(api_key="wrong").completions.create(model="echo", prompt="a")
                 assert unknown.value.code == "invalid_api_key"
@@ -147,8 +147,3 @@ async def test_refused_callers_get_the_right_exceptions(redis_url: str, redis: R
                 assert 0 < int(often.value.response.headers["retry-after"]) <= 600
             finally:
                 await worker.end()
-
-
-async def is_ready(url: str) -> bool:
-    async with httpx.AsyncClient() as http:
-        return (await http.get(f"{url}/readyz")).status_code == 200

@@ -33,6 +33,8 @@ async def test_any_front_any_worker_and_both_drain(redis_server: RedisServer, re
         assert (refused.status_code, "Retry-After" in refused.headers) == (503, True)
         workers = [await start_worker(redis_server.url, redis, *CAP) for _ in range(2)]
         try:
+            await first.ready()
+            await second.ready()
             long = {"prompts": ["abc"] * 8, "max_tokens": 2000}
             asked = [asyncio.create_task(http.post(f"{item.url}/generate", json=long)) for item in (first, second)]
             while not [key async for key in redis.scan_iter("aios:{00}:log:*")]:

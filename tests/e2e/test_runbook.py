@@ -63,6 +63,7 @@ async def test_its_commands_work_on_a_fleet(redis_url: str, redis: Redis, tmp_pa
         told = {}
         await run(f"curl -s {running.url}/generate --json '{{}}'", env)  # an error to look for
         try:
+            await running.ready()
             for command in commands():
                 here = command.replace("localhost:8000", running.url.removeprefix("http://"))
                 here = here.replace("localhost:9090", f"127.0.0.1:{port}").replace("unload/maths", "unload/sample")
@@ -82,17 +83,19 @@ async def test_a_roll_of_workers_and_fronts(redis_url: str, redis: Redis) -> Non
     old = await start_worker(redis_url, redis)
     new = None
     try:
-        async with front(redis_url) as first, httpx.AsyncClient(timeout=30) as http:
+        async with front(redis_url) as first, httpx.AsyncClient(timeout=60) as http:
+            await first.ready()
             asked = asyncio.create_task(
                 http.post(f"{first.url}/generate", json={"prompts": ["abc"] * 8, "max_tokens": 200})
             )
             new = await start_worker(redis_url, redis)
             old.signal(signal.SIGTERM)
-            assert await asyncio.wait_for(old.wait(), 10) == 0
+            assert await asyncio.wait_for(old.wait(), 60) == 0
             assert len((await asked).json()["completions"]) == 8
             async with front(redis_url) as second:
+                await second.ready()
                 first.process.send_signal(signal.SIGTERM)
-                assert await asyncio.wait_for(first.process.wait(), 10) == 0
+                assert await asyncio.wait_for(first.process.wait(), 60) == 0
                 assert (await http.post(f"{second.url}/generate", json={"prompts": ["abc"]})).status_code == 200
     finally:
         await old.end()

@@ -52,6 +52,7 @@ async def test_a_fleet_over_tls(tmp_path: Path) -> None:
         async with front(url) as running, httpx.AsyncClient(base_url=running.url, timeout=60) as http:
             worker = await start_worker(url, plain)
             try:
+                await running.ready()
                 answer = await http.post("/generate_stream", json={"prompts": ["abc"], "max_tokens": 6})
                 assert answer.text.rstrip().endswith("[DONE]")
             finally:

@@ -20,7 +20,7 @@ from shared.messages import WorkerInfo
 from shared.metrics import JanitorMetrics
 from shared.presence import Presence
 from tests.desk import Desk
-from tests.polling import DEADLINE_S
+from tests.polling import ALL_DAY_S, DEADLINE_S
 
 
 async def plant(redis: Redis) -> str:
@@ -64,7 +64,7 @@ async def test_without_a_redis_it_says_so(capsys: pytest.CaptureFixture[str], mo
 async def test_the_role_sweeps_by_itself_and_ends_at_once(redis: Redis, redis_url: str) -> None:
     """As a process of its own; a SIGTERM in whatever it does harms nothing."""
     await plant(redis)
-    await Presence(redis).announce(WorkerInfo("here", "ready", ()))
+    await Presence(redis, ttl_s=ALL_DAY_S).announce(WorkerInfo("here", "ready", ()))
     command = [sys.executable, "-m", "scripts.jobs", "--redis-url", redis_url]
     process = await asyncio.create_subprocess_exec(*command, env=dict(os.environ))
     try:

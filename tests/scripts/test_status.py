@@ -20,7 +20,7 @@ from shared.presence import Presence
 from shared.settings import REPO_ROOT
 from tests.desk import Desk
 from tests.e2e.fleet import start_worker
-from tests.polling import until
+from tests.polling import ALL_DAY_S, until
 from tests.redis_cluster import redis_cluster
 
 Aios = Callable[..., Any]
@@ -81,7 +81,7 @@ async def test_two_real_workers(redis: Redis, redis_url: str, aios: Aios) -> Non
 
 
 async def test_what_waits_is_told_by_class(redis: Redis, aios: Aios) -> None:
-    await Presence(redis).announce(worker("w1", work_per_s=10.0))
+    await Presence(redis, ttl_s=ALL_DAY_S).announce(worker("w1", work_per_s=10.0))
     desk = Desk(redis)
     await desk.submit(Generate("x" * 400, Sampling(max_tokens=100, seed=0)), priority="bulk")
     await redis.xadd(keys.dead("00"), {"job": "x"})
@@ -96,13 +96,13 @@ async def test_what_waits_is_told_by_class(redis: Redis, aios: Aios) -> None:
 @pytest.mark.parametrize("state", [None, "loading", "draining"])
 async def test_no_ready_worker_is_1(redis: Redis, aios: Aios, state: str | None) -> None:
     if state is not None:
-        await Presence(redis).announce(worker("w1", state))
+        await Presence(redis, ttl_s=ALL_DAY_S).announce(worker("w1", state))
     status, told = await aios("--json")
     assert (status, told["status"], len(told["workers"])) == (1, "not_ready", int(state is not None))
 
 
 async def test_a_worker_without_room_in_memory_is_full(redis: Redis, aios: Aios) -> None:
-    await Presence(redis).announce(WorkerInfo("w", "ready", (MODEL,), is_full=True))
+    await Presence(redis, ttl_s=ALL_DAY_S).announce(WorkerInfo("w", "ready", (MODEL,), is_full=True))
     status, told = await aios("--json")
     assert (status, told["workers"][0]["state"]) == (0, "full")
 
@@ -131,7 +131,7 @@ async def test_shards_are_found_and_nothing_is_settled(redis: Redis, redis_url: 
         assert (await look(early)).status == "not_ready"
         assert await redis.keys("*") == []
         async with open_broker(redis_url, 3) as broker:
-            await Presence(redis).announce(worker("w1"))
+            await Presence(redis, ttl_s=ALL_DAY_S).announce(worker("w1"))
             for tenant in "abcdef":
                 await Desk(broker).submit(tenant=tenant)
         assert [model.waiting for model in (await look(early)).models] == [6]
@@ -140,7 +140,7 @@ async def test_shards_are_found_and_nothing_is_settled(redis: Redis, redis_url: 
 async def test_a_cluster_is_one_fleet(tmp_path: Path) -> None:
     with redis_cluster(tmp_path) as cluster:
         async with open_broker(cluster.url, 8) as broker:
-            await Presence(broker.client(keys.PRESENCE)).announce(worker("w1"))
+            await Presence(broker.client(keys.PRESENCE), ttl_s=ALL_DAY_S).announce(worker("w1"))
             for tenant in "abcdef":
                 await Desk(broker).submit(tenant=tenant)
             async with open_unsettled(cluster.url) as watching:
@@ -152,7 +152,7 @@ async def test_a_cluster_is_one_fleet(tmp_path: Path) -> None:
 async def test_many_workers_and_jobs_are_as_few_round_trips(redis: Redis) -> None:
     desk = Desk(redis)
     for number in range(30):
-        await Presence(redis).announce(worker(f"w{number}"))
+        await Presence(redis, ttl_s=ALL_DAY_S).announce(worker(f"w{number}"))
         await desk.submit(tenant=f"t{number % 5}")
     await look(Broker(redis))  # the script is known from now on
     await redis.config_resetstat()
@@ -192,7 +192,7 @@ def test_the_page_names_every_field() -> None:
 async def test_rates_are_by_the_workers_own_clocks(redis: Redis) -> None:
     async def seen(*workers: WorkerInfo) -> Snapshot:
         for info in workers:
-            await Presence(redis).announce(info)
+            await Presence(redis, ttl_s=ALL_DAY_S).announce(info)
         return await look(Broker(redis))
 
     def at(name: str, uptime_s: float, tokens: int, jobs: int, errors: int = 0) -> WorkerInfo:

@@ -12,6 +12,7 @@ from shared.janitor import Janitor
 from shared.messages import Done, Failed, Generate, Sampling, Started, Tokens, WorkerInfo
 from shared.presence import Presence
 from tests.desk import DONE, Desk
+from tests.polling import ALL_DAY_S
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ async def test_it_leaves_a_fleet_at_work_alone(redis: Redis) -> None:
     claims = await desk.take(3)
     await desk.say(claims[0], Started(1, "w1", 1), DONE)
     await desk.queue().give_back([claims[1]])
-    await Presence(redis).announce(WorkerInfo("w1", "ready", ()))
+    await Presence(redis, ttl_s=ALL_DAY_S).announce(WorkerInfo("w1", "ready", ()))
     before = await snapshot(redis)
     assert await sweep_all(desk) == {}
     assert await snapshot(redis) == before
@@ -178,7 +179,7 @@ async def test_virtual_times_without_advantage_are_forgotten(redis: Redis) -> No
 
 
 async def test_names_of_gone_workers_leave_the_list(redis: Redis, desk: Desk) -> None:
-    await Presence(redis).announce(WorkerInfo("here", "ready", ()))
+    await Presence(redis, ttl_s=ALL_DAY_S).announce(WorkerInfo("here", "ready", ()))
     await redis.sadd(keys.WORKERS, "gone")  # type: ignore[misc]
     await found_once(redis, desk, {"gone_workers": 1})
     assert await redis.smembers(keys.WORKERS) == {b"here"}  # type: ignore[misc]
