@@ -5,7 +5,8 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
+"""Far more than anything takes: a deadline ends a wait for what never happens."""
 
 ALL_DAY_S = 86_400.0
 """For what must not run out while a test runs, however slow the machine is: a worker's announcement, for instance."""

@@ -74,7 +74,7 @@ def test_code(solution: str, code: str | None) -> None:
 )
 def test_long_texts_take_no_long_time(part: str) -> None:
     """What a model says is no friend: nothing here may grow with the square of it beyond reason."""
-    started_s = time.monotonic()
+    started_s = time.thread_time()  # what others do on the machine meanwhile does not count
     answer_in(part * 2000)
     code_in(part * 2000)
-    assert time.monotonic() - started_s < 2
+    assert time.thread_time() - started_s < 2

@@ -2,10 +2,6 @@
 
 import asyncio
 import logging
-import os
-import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -17,7 +13,8 @@ from shared.broker import Broker, connect
 from shared.settings import Settings, SettingsError
 from tests.api.echo_worker import EchoWorker, announce, model_info
 from tests.api.fronts import in_memory, state
-from tests.redis_server import RedisServer, start_redis
+from tests.redis_server import RedisServer
+from tests.slowness import within
 
 TWO = {"api_keys": "ann:key-a,bob:key-b"}
 ANN, BOB = {"Authorization": "Bearer key-a"}, {"X-API-Key": "key-b"}
@@ -180,13 +177,6 @@ async def test_the_log_names_the_key_by_its_id_alone(redis: Redis, caplog: pytes
     assert "key-a" not in caplog.text and "wrong-one" not in caplog.text
 
 
-@pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
-    server = start_redis(tmp_path)
-    yield server
-    server.stop()
-
-
 async def test_without_redis_an_unknown_key_is_503_and_one_of_the_environment_is_not(own_redis: RedisServer) -> None:
     redis = connect(own_redis.url)
     async with in_memory(redis, **TWO, admin_keys="boss:admin", protect_metrics=True) as client:
@@ -203,12 +193,10 @@ async def test_a_redis_that_hangs_keeps_no_caller_waiting(own_redis: RedisServer
     """Neither the one whose key it may know, nor the one whose requests it counts."""
     redis = connect(own_redis.url)
     async with in_memory(redis, **TWO, rate_limit="5/60") as client:
-        os.kill(own_redis.pid, signal.SIGSTOP)
-        async with asyncio.timeout(3):
+        with own_redis.hanging(), within(3, "both are answered"):
             answers = await asyncio.gather(
                 client.get("/v1/jobs/x", headers=bearer("other")), client.post("/generate", json=ASK, headers=ANN)
             )
-        os.kill(own_redis.pid, signal.SIGCONT)
     for answer in answers:
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "broker_unavailable")
     await redis.aclose()

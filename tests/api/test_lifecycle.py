@@ -1,9 +1,6 @@
 """Ways out of a request: the caller leaves, a sibling fails, time runs out, Redis goes."""
 
 import asyncio
-import os
-import signal
-from pathlib import Path
 
 import httpx
 import pytest
@@ -15,7 +12,7 @@ from shared.submission import Submissions
 from tests.api.echo_worker import EchoWorker, announce
 from tests.api.fronts import in_memory, live, state, states
 from tests.polling import until
-from tests.redis_server import start_redis
+from tests.redis_server import RedisServer
 
 
 @pytest.mark.parametrize("body", [{"prompts": ["a b"]}, {"prompts": ["a b", "c d"]}])
@@ -108,12 +105,11 @@ async def test_a_job_that_runs_is_spared_by_the_queue_timeout(redis: Redis, work
         assert (await asking).status_code == 200
 
 
-async def test_without_redis_there_is_503_and_still_health(tmp_path: Path) -> None:
-    server = start_redis(tmp_path)
-    redis = connect(server.url)
-    async with EchoWorker(server.url), live(redis) as (client, _):
+async def test_without_redis_there_is_503_and_still_health(own_redis: RedisServer) -> None:
+    redis = connect(own_redis.url)
+    async with EchoWorker(own_redis.url), live(redis) as (client, _):
         assert (await client.post("/generate", json={"prompts": ["a"]})).status_code == 200
-        server.stop()
+        own_redis.stop()
         for path, body in (("/generate", {"prompts": ["a"]}), ("/v1/completions", {"prompt": "a"})):
             answer = await client.post(path, json=body)
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "broker_unavailable")
@@ -124,35 +120,31 @@ async def test_without_redis_there_is_503_and_still_health(tmp_path: Path) -> No
     await redis.aclose()
 
 
-async def test_a_redis_that_hangs_costs_seconds_and_what_it_took_is_called_off(tmp_path: Path) -> None:
-    server = start_redis(tmp_path)
-    redis = connect(server.url)
+async def test_a_redis_that_hangs_costs_seconds_and_what_it_took_is_called_off(own_redis: RedisServer) -> None:
+    redis = connect(own_redis.url)
     await announce(redis, "echo")
     async with live(redis) as (client, front):
         await front.fleet.now()
-        os.kill(server.pid, signal.SIGSTOP)
-        answer = await client.post("/generate", json={"prompts": ["a"]})
-        os.kill(server.pid, signal.SIGCONT)
+        with own_redis.hanging():
+            answer = await client.post("/generate", json={"prompts": ["a"]})
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "broker_unavailable")
         await until(lambda: all_are(redis, ["cancelled"]), "the job is called off")
     await redis.aclose()
-    server.stop()
 
 
-async def test_a_front_may_start_before_redis_and_outlive_its_restart(tmp_path: Path) -> None:
-    server = start_redis(tmp_path)
-    server.stop()
-    redis = connect(server.url)
+async def test_a_front_may_start_before_redis_and_outlive_its_restart(own_redis: RedisServer) -> None:
+    own_redis.stop()
+    redis = connect(own_redis.url)
     async with live(redis) as (client, _):
         assert (await client.get("/healthz")).status_code == 200
         assert (await client.get("/readyz")).status_code == 503
         for _ in range(2):
-            server.start()
-            async with EchoWorker(server.url):
+            own_redis.start()
+            async with EchoWorker(own_redis.url):
                 await until(lambda: is_ready(client), "the front is ready")
                 answer = await client.post("/generate", json={"prompts": ["a b"]})
                 assert answer.json()["completions"] == ["a b"]
-            server.stop()
+            own_redis.stop()
     await redis.aclose()
 
 

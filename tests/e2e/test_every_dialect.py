@@ -1,7 +1,6 @@
 """Every dialect on one real fleet with a single place: asked for now, later or as a stream it says the same, and who
 hangs up in the middle of a stream makes room for the next."""
 
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +19,6 @@ from tests.worker.sapient_fixtures import Net, write_checkpoint
 
 LATER = {"Prefer": "respond-async"}
 CANCEL = {"X-On-Disconnect": "cancel"}
-SOON_S = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +118,8 @@ def test_who_stops_following_a_job_frees_the_place(client: httpx.Client) -> None
 
 
 def check_freed(client: httpx.Client, job_id: str) -> None:
-    """P6: the one place there is serves the next caller soon; the job ends as cancelled, somewhere in its middle."""
-    left_s = time.monotonic()
+    """P6: the one place there is serves the next caller; the job has not been run to its end for that."""
     assert client.post("/generate", json={"prompts": ["a"], "max_tokens": 1}).status_code == 200
-    assert time.monotonic() - left_s < SOON_S
     told = ended(client, job_id)
     assert (told["state"], told["error"]["code"]) == ("cancelled", "cancelled")
     assert told["partial"]

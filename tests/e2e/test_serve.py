@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers import AutoTokenizer, HrmTextForCausalLM
 from shared.settings import SAMPLE_MODEL
 from tests.e2e.serving import Serving, serving
 from tests.polling import is_running, wait_until
+from tests.slowness import within
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +38,8 @@ def generate(client: httpx.Client, **body: object) -> Any:
 
 def test_a101_two_prompts_within_two_seconds(client: httpx.Client) -> None:
     """A101, A104, A131: the quick test of the README."""
-    start = time.monotonic()
-    body = generate(client, prompts=["Hello", "Once upon a time"], max_tokens=8, temperature=0.7, top_p=0.9)
-    assert time.monotonic() - start < 2
+    with within(2, "both are answered"):
+        body = generate(client, prompts=["Hello", "Once upon a time"], max_tokens=8, temperature=0.7, top_p=0.9)
     assert len(body["completions"]) == 2
     usage = body["usage"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]

@@ -5,13 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from scripts.supervisor import Backoff, Role, Supervisor
-from tests.polling import is_running, until, wait_until
+from tests.polling import DEADLINE_S, is_running, until, wait_until
 
 QUICK = Backoff(first_s=0.01, longest_s=0.05)
 LIVES = (
@@ -25,7 +24,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the ba
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 roles = [Role(name, ["sh", "-c", script], {"PATH": "/usr/bin:/bin", "LOG": sys.argv[1]})
          for name, script in zip(sys.argv[2::2], sys.argv[3::2])]
-sys.exit(asyncio.run(Supervisor(roles, grace_s=30).run()))
+sys.exit(asyncio.run(Supervisor(roles, grace_s=600).run()))
 """
 
 
@@ -129,19 +128,17 @@ def test_a_signal_stops_the_roles_in_their_order(fleet: Fleet, number: signal.Si
     process.send_signal(number)
     if number is not signal.SIGINT:
         process.send_signal(number)  # as `timeout` and some init processes do; it hurries nobody
-    assert process.wait(20) == 0
+    assert process.wait(DEADLINE_S) == 0
     assert [line[:2] for line in fleet.lines()[2:]] == [["down", "api"], ["down", "worker"]]
 
 
 def test_a_second_ctrl_c_kills(fleet: Fleet) -> None:
     seen = 'trap \'echo "term deaf $$" >> "$LOG"\' TERM; echo "up deaf $$" >> "$LOG"; while :; do sleep 0.02; done'
     process = start(fleet, f"deaf={seen}")
-    started = time.monotonic()
     process.send_signal(signal.SIGINT)
     wait_until(lambda: fleet.saw("term", "deaf"), "the child was asked to drain")
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
-    assert time.monotonic() - started < 15  # less than the grace of 30 s
+    assert process.wait(DEADLINE_S) == 0, "it waits for the grace, which is longer"
     assert not any(map(is_running, fleet.pids()))
 
 

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fcntl import ioctl
-from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -25,7 +24,7 @@ from scripts.top import Recent
 from shared.messages import ModelInfo, ModelLoad, WorkerInfo
 from shared.presence import Presence
 from tests.polling import DEADLINE_S
-from tests.redis_server import start_redis
+from tests.redis_server import RedisServer
 
 ENTER, LEAVE = "\x1b[?1049h", "\x1b[?1049l"
 COMMAND = [sys.executable, "-m", "scripts.aios", "top", "--every", "0.1", "--redis-url"]
@@ -87,7 +86,7 @@ def terminal(url: str, **size: int) -> Iterator[Terminal]:
 
 def ended(url: str, *flags: str) -> subprocess.CompletedProcess[str]:
     """What it came to without a terminal."""
-    return subprocess.run([*COMMAND, url, *flags], check=False, capture_output=True, text=True, timeout=30)
+    return subprocess.run([*COMMAND, url, *flags], check=False, capture_output=True, text=True, timeout=3 * DEADLINE_S)
 
 
 def test_it_draws_and_q_leaves_everything_as_it_was(redis_url: str) -> None:
@@ -99,7 +98,7 @@ def test_it_draws_and_q_leaves_everything_as_it_was(redis_url: str) -> None:
         assert before and seen.modes != before
         seen.type("xq")
         seen.shows(LEAVE)
-        assert seen.process.wait(10) == 0
+        assert seen.process.wait(DEADLINE_S) == 0
         assert seen.modes == before
         assert "\x1b[?25h" in seen.printed and "Traceback" not in seen.printed
 
@@ -111,7 +110,7 @@ def test_a_signal_leaves_as_well(redis_url: str, how: signal.Signals) -> None:
         seen.shows("no worker is alive")
         seen.process.send_signal(how)
         seen.shows(LEAVE)
-        assert seen.process.wait(10) == 0
+        assert seen.process.wait(DEADLINE_S) == 0
         assert seen.modes == before and "Traceback" not in seen.printed
 
 
@@ -126,22 +125,18 @@ async def test_it_keeps_to_the_size_of_the_terminal(redis: Redis, redis_url: str
         seen.process.send_signal(signal.SIGWINCH)
         seen.shows("WORKER")
         seen.type("q")
-        assert seen.process.wait(10) == 0
+        assert seen.process.wait(DEADLINE_S) == 0
 
 
-def test_it_outlives_a_redis_that_comes_and_goes(tmp_path: Path) -> None:
-    server = start_redis(tmp_path)
-    try:
-        with terminal(server.url) as seen:
-            seen.shows("NOT READY")
-            server.stop()
-            seen.shows("REDIS IS AWAY")
-            server.start()
-            seen.shows("NOT READY")
-            seen.type("q")
-            assert seen.process.wait(10) == 0
-    finally:
-        server.stop()
+def test_it_outlives_a_redis_that_comes_and_goes(own_redis: RedisServer) -> None:
+    with terminal(own_redis.url) as seen:
+        seen.shows("NOT READY")
+        own_redis.stop()
+        seen.shows("REDIS IS AWAY")
+        own_redis.start()
+        seen.shows("NOT READY")
+        seen.type("q")
+        assert seen.process.wait(DEADLINE_S) == 0
 
 
 def test_without_a_terminal_snapshots_follow_each_other(redis_url: str) -> None:
@@ -155,7 +150,7 @@ def test_who_reads_only_the_beginning_gets_no_traceback(redis_url: str) -> None:
     assert process.stdout is not None and process.stderr is not None
     assert "NOT READY" in process.stdout.readline()
     process.stdout.close()
-    assert (process.wait(20), process.stderr.read()) == (0, "")
+    assert (process.wait(DEADLINE_S), process.stderr.read()) == (0, "")
     process.stderr.close()
 
 

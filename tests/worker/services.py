@@ -15,6 +15,7 @@ from shared.messages import Generate, Job, ModelInfo, Sampling, Score, Started, 
 from shared.queue import Terms
 from shared.subscriptions import Subscriptions
 from shared.tracing import NO_TRACING, Tracing
+from tests.polling import DEADLINE_S
 from worker.loading import LoadedModel
 from worker.runners.base import Runner, RunnerOptions
 from worker.runners.echo import Echo
@@ -57,9 +58,10 @@ async def serving(worker: WorkerService, runner: Runner) -> AsyncIterator[asynci
 async def end_of(redis: Redis, job: Job) -> Terminal:
     subscriptions = Subscriptions(redis)
     try:
-        async for _, event in LogReader(Broker(redis), subscriptions, poll_s=0.1).follow(job.id):
-            if isinstance(event, Terminal):
-                return event
+        async with asyncio.timeout(DEADLINE_S):
+            async for _, event in LogReader(Broker(redis), subscriptions, poll_s=0.1).follow(job.id):
+                if isinstance(event, Terminal):
+                    return event
     finally:
         await subscriptions.close()
     raise AssertionError("a log without an end")
@@ -93,8 +95,10 @@ class Gated(Echo):
         super().__init__(options)
         self.gate, self.longest_s = threading.Event(), longest_s
         self.num_steps = 0
+        self.step_began_s = 0.0
 
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
+        self.step_began_s = time.monotonic()
         self.num_steps += 1
         self.gate.wait(self.longest_s)
         return super().step(slices)

@@ -1,8 +1,6 @@
 """Classes in the engine and the worker (P7): the better one gets a slot at once, the paused one goes on as if nothing
 had been."""
 
-import asyncio
-
 import pytest
 from redis.asyncio import Redis
 
@@ -113,10 +111,10 @@ async def test_a_full_worker_takes_an_urgent_job_all_the_same(redis: Redis) -> N
         await until(lambda: len(worker._outbox.claims) == 4, "two urgent ones are taken besides")
         assert {claim.job.id for claim in worker._outbox.claims} < {job.id for job in (*bulk, *urgent)}
         for job in urgent:
-            assert isinstance(await asyncio.wait_for(end_of(redis, job), 10), Done)
+            assert isinstance(await end_of(redis, job), Done)
         assert await desk.counts() == (1, 2), "a bulk job has ended, or the default one was taken"
         for job, text in ((bulk[0], ("abc" * 67)[:200]), (bulk[1], ("abc" * 67)[:200]), (waiting[0], "abc" * 10)):
-            assert isinstance(await asyncio.wait_for(end_of(redis, job), 10), Done)
+            assert isinstance(await end_of(redis, job), Done)
             assert await said_of(redis, job) == (text, [1])
         await until(
             lambda: worker._slots["m"].intake._free == worker._slots["m"].intake._urgent_free == 2,

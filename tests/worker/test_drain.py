@@ -1,10 +1,8 @@
 """Leaving: a worker that is told to go hands everything over at the next step boundary and is gone in two seconds."""
 
 import asyncio
-import os
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,13 +11,14 @@ from redis.asyncio import Redis
 
 from shared.messages import Done, Tokens
 from tests.desk import Desk
-from tests.polling import until
+from tests.polling import DEADLINE_S, until
 from tests.redis_server import RedisServer
+from tests.slowness import within
 from tests.worker.services import Gated, Slow, end_of, loaded, long_task, said_of, service, serving
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
 
-LONG_LEASE_S = 30.0
+LONG_LEASE_S = 600.0
 """Nothing in these tests may be owed to a lease that lapsed."""
 
 SLOW_WORKER = """
@@ -35,33 +34,33 @@ class Sleeper(Echo):
     def encode(self, task):
         if sys.argv[2] == "encode":
             print("encode", flush=True)
-            time.sleep(5)
+            time.sleep(600)
         return super().encode(task)
     def step(self, slices):
         print("step", flush=True)
-        time.sleep(5)
+        time.sleep(600)
         return super().step(slices)
 
 def load(settings):
     if sys.argv[2] == "load":
         print("load", flush=True)
-        time.sleep(5)
+        time.sleep(600)
     return loaded(Sleeper(RunnerOptions("echo", max_batch=4)))
 
 process.load_models = load
-process.run(Settings(redis_url=sys.argv[1], lease_s=30))
+process.run(Settings(redis_url=sys.argv[1], lease_s=600))
 """
 
 
 @asynccontextmanager
 async def slow_worker(redis_url: str, phase: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A worker process in the middle of something that takes five seconds."""
+    """A worker process in the middle of something that takes ten minutes."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", SLOW_WORKER, redis_url, phase), stdout=asyncio.subprocess.PIPE
     )
     try:
         assert process.stdout is not None
-        while phase.encode() not in await asyncio.wait_for(process.stdout.readline(), 20):
+        while phase.encode() not in await asyncio.wait_for(process.stdout.readline(), DEADLINE_S):
             pass
         yield process
     finally:
@@ -70,19 +69,17 @@ async def slow_worker(redis_url: str, phase: str) -> AsyncIterator[asyncio.subpr
             await process.wait()
 
 
-async def exit_seconds(process: asyncio.subprocess.Process) -> float:
-    """How long it takes to end with 0 on SIGTERM."""
-    begun = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    assert await asyncio.wait_for(process.wait(), 10) == 0
-    return time.monotonic() - begun
+async def check_exit(process: asyncio.subprocess.Process) -> None:
+    """It ends with 0 on SIGTERM, in time."""
+    with within(2, "the worker process exits"):
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
 
 
-async def stopped_in(running: "asyncio.Task[bool]", stop: asyncio.Event) -> float:
-    begun = time.monotonic()
-    stop.set()
-    assert await running is True
-    return time.monotonic() - begun
+async def check_stop(running: "asyncio.Task[bool]", stop: asyncio.Event, limit_s: float) -> None:
+    with within(limit_s, "the worker stops"):
+        stop.set()
+        assert await running is True
 
 
 async def test_another_worker_goes_on_at_once(redis: Redis) -> None:
@@ -96,23 +93,23 @@ async def test_another_worker_goes_on_at_once(redis: Redis) -> None:
     while not any(isinstance(event, Tokens) for event in await desk.events(jobs[0])):
         await asyncio.sleep(0.01)
     async with serving(service(redis, lease_s=LONG_LEASE_S), Echo(RunnerOptions("echo", max_batch=4))):
-        assert await stopped_in(running, stop) < 1.0
+        await check_stop(running, stop, limit_s=1.0)
         for job in jobs:
-            assert isinstance(await asyncio.wait_for(end_of(redis, job), 2), Done)
+            assert isinstance(await end_of(redis, job), Done)
             assert await said_of(redis, job) == ("abc" * 20, [1, 2])
     assert leaver._outbox.claims == []
 
 
 async def test_a_long_step_does_not_hold_a_worker(redis: Redis) -> None:
-    """A step of five seconds: its worker leaves without it, and what it says in the end is refused."""
-    stuck, stop = Gated(RunnerOptions("echo", max_batch=4), longest_s=5.0), asyncio.Event()
+    """A step of a minute: its worker leaves without it, and what it says in the end is refused."""
+    stuck, stop = Gated(RunnerOptions("echo", max_batch=4), longest_s=60), asyncio.Event()
     jobs = await Desk(redis).submit(*[long_task(30)] * 2)
     running = asyncio.create_task(service(redis, lease_s=LONG_LEASE_S).run(lambda: loaded(stuck), stop))
     await until(lambda: stuck.num_steps == 1, "the step has begun")
     async with serving(service(redis, lease_s=LONG_LEASE_S), Echo(RunnerOptions("echo", max_batch=4))):
-        assert await stopped_in(running, stop) < 2.0
+        await check_stop(running, stop, limit_s=2.0)
         for job in jobs:
-            assert isinstance(await asyncio.wait_for(end_of(redis, job), 2), Done)
+            assert isinstance(await end_of(redis, job), Done)
             assert (await said_of(redis, job))[0] == "abc" * 10
         stuck.gate.set()
 
@@ -124,21 +121,21 @@ async def test_the_only_worker_leaves_its_jobs_to_the_next(redis: Redis) -> None
     leaver = service(redis, lease_s=LONG_LEASE_S)
     running = asyncio.create_task(leaver.run(lambda: loaded(slow), stop))
     await until(lambda: len(leaver._outbox.claims) == 1, "it is taken")
-    assert await stopped_in(running, stop) < 1.0
+    await check_stop(running, stop, limit_s=1.0)
     assert await Desk(redis).counts() == (0, 1)
     async with serving(service(redis), Echo(RunnerOptions("echo", max_batch=4))):
-        assert isinstance(await asyncio.wait_for(end_of(redis, job), 2), Done)
+        assert isinstance(await end_of(redis, job), Done)
     assert (await said_of(redis, job))[0] == "abc" * 20
 
 
 @pytest.mark.parametrize("phase", ["load", "encode", "step"])
 async def test_the_process_is_gone_in_two_seconds(redis: Redis, redis_url: str, phase: str) -> None:
-    """Whatever its threads are at: each of these takes five seconds and cannot be interrupted."""
+    """Whatever its threads are at: each of these takes ten minutes and cannot be interrupted."""
     [job] = await Desk(redis).submit(long_task(3))
     async with slow_worker(redis_url, phase) as process:
-        assert await exit_seconds(process) < 2.0
+        await check_exit(process)
     async with serving(service(redis), Echo(RunnerOptions("echo", max_batch=4))):
-        assert isinstance(await asyncio.wait_for(end_of(redis, job), 2), Done)
+        assert isinstance(await end_of(redis, job), Done)
 
 
 async def test_nor_does_a_redis_that_does_not_answer_hold_it(
@@ -147,8 +144,5 @@ async def test_nor_does_a_redis_that_does_not_answer_hold_it(
     """The lease and the presence record lapse by themselves then."""
     await Desk(redis).submit(long_task(3))
     async with slow_worker(redis_url, "step") as process:
-        os.kill(redis_server.pid, signal.SIGSTOP)
-        try:
-            assert await exit_seconds(process) < 2.0
-        finally:
-            os.kill(redis_server.pid, signal.SIGCONT)
+        with redis_server.hanging():
+            await check_exit(process)

@@ -71,7 +71,7 @@ async def test_what_is_done_is_told(redis: Redis) -> None:
             assert await statuses(client) == [200, 200]
             jobs = await desk.submit(long_task(30), long_task(30))
             for job in jobs:
-                assert isinstance(await asyncio.wait_for(end_of(redis, job), 10), Done)
+                assert isinstance(await end_of(redis, job), Done)
             found = await samples(client)
             told = await record_of(redis, worker, lambda info: any(load.tokens == 60 for load in info.loads))
     assert found['aios_worker_tokens_total{model="m"}'] == 60
@@ -97,7 +97,7 @@ async def test_the_rate_of_work_is_measured_in_what_waiting_work_is_counted_in(r
         await until(lambda: worker.not_ready() is None, "it is ready")
         for _ in range(6):
             [job] = await desk.submit(task)
-            await asyncio.wait_for(end_of(redis, job), 10)
+            await end_of(redis, job)
         told = await record_of(redis, worker, lambda info: info.loads[0].work_per_s > 0)
     stepped_s = worker._slots["m"].engine.counts.steps_s.total
     assert told.loads[0].work_per_s <= 6 * cost_of(task) / 0.2
@@ -111,7 +111,7 @@ async def test_takeovers_and_stale_appends_are_counted(redis: Redis) -> None:
     await desk.say(claim, Tokens((97,), "a"))
     worker = service(redis)
     async with port_of(worker) as client, serving(worker, echo()):
-        assert isinstance(await asyncio.wait_for(end_of(redis, job), 10), Done)
+        assert isinstance(await end_of(redis, job), Done)
         found = await samples(client)
     assert found['aios_worker_takeovers_total{model="m"}'] == 1
     assert found["aios_worker_stale_appends_total"] == 0
@@ -127,7 +127,7 @@ async def test_convictions_are_counted(redis: Redis) -> None:
         await asyncio.sleep(0.01)  # the lease runs out
     worker = service(redis)
     async with port_of(worker) as client, serving(worker, echo()):
-        await asyncio.wait_for(end_of(redis, job), 10)
+        await end_of(redis, job)
         await until(lambda: worker._slots["m"].intake.num_convicted == 1, "it is counted")
         assert (await samples(client))['aios_worker_convictions_total{model="m"}'] == 1
 
@@ -165,7 +165,7 @@ async def test_a_worker_without_memory_takes_nothing_until_there_is_room(redis: 
         in_use[0] = 0.95
         await record_of(redis, worker, lambda info: info.is_full)
         runner.gate.set()
-        assert isinstance(await asyncio.wait_for(end_of(redis, first), 10), Done)
+        assert isinstance(await end_of(redis, first), Done)
         [second] = await desk.submit(long_task(3))
         found = await samples(client)
         assert (found['aios_worker_state{state="full"}'], found["aios_worker_memory_share"]) == (1, 0.95)
@@ -173,7 +173,7 @@ async def test_a_worker_without_memory_takes_nothing_until_there_is_room(redis: 
         await asyncio.sleep(2 * LEASE_S)  # time in which it would have taken it
         assert await desk.counts() == (1, 0)
         in_use[0] = 0.9
-        assert isinstance(await asyncio.wait_for(end_of(redis, second), 10), Done)
+        assert isinstance(await end_of(redis, second), Done)
 
 
 def test_without_a_mark_nothing_is_too_full() -> None:

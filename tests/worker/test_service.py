@@ -33,7 +33,7 @@ async def test_a_worker_that_takes_over_its_own_job_says_everything_once(
     running = asyncio.create_task(worker.run(lambda: loaded(runner), stop))
     jobs = await Desk(redis).submit(long_task(), long_task())
     for job in jobs:
-        assert isinstance(await asyncio.wait_for(end_of(redis, job), 20), Done)
+        assert isinstance(await end_of(redis, job), Done)
         text, epochs = await said_of(redis, job)
         assert text == ("abc" * 200)[:400]
         assert len(epochs) > 1, "no lease lapsed, so this proved nothing"
@@ -49,7 +49,7 @@ async def test_slow_tokenizing_does_not_cost_the_lease(redis: Redis) -> None:
     jobs = await Desk(redis).submit(*[long_task(5)] * 3)
     running = asyncio.create_task(service(redis).run(lambda: loaded(runner), stop))
     for job in jobs:
-        assert isinstance(await asyncio.wait_for(end_of(redis, job), 20), Done)
+        assert isinstance(await end_of(redis, job), Done)
         assert (await said_of(redis, job))[1] == [1]
     stop.set()
     assert await running is True
@@ -74,7 +74,7 @@ async def test_a_replay_that_cannot_be_read_is_tried_again(redis: Redis, monkeyp
 
     monkeypatch.setattr(worker._reader, "read", read)
     running = asyncio.create_task(worker.run(lambda: loaded(Echo(RunnerOptions("echo", max_batch=3))), stop))
-    assert isinstance(await asyncio.wait_for(end_of(redis, job), 20), Done)
+    assert isinstance(await end_of(redis, job), Done)
     assert (await said_of(redis, job))[0] == "abcabcabc"
     assert worker._slots["m"].intake._free == 3
     stop.set()
@@ -99,7 +99,7 @@ async def test_choices_take_as_many_places(redis: Redis, monkeypatch: pytest.Mon
     assert await desk.counts() == (8, 2)
     runner.gate.set()
     for job, n in zip(jobs, choices, strict=True):
-        end = await asyncio.wait_for(end_of(redis, job), 20)
+        end = await end_of(redis, job)
         assert isinstance(end, Done)
         assert end.num_completion_tokens == 3 * n
     assert len(taken_before) == len(jobs)
@@ -127,7 +127,7 @@ async def test_a_prompt_that_breaks_the_tokenizer_fails_alone(redis: Redis) -> N
     stop = asyncio.Event()
     running = asyncio.create_task(service(redis).run(lambda: loaded(BadTokenizer(RunnerOptions("echo"))), stop))
     jobs = await Desk(redis).submit(task("good"), task("bad"), task("fine"))
-    ends = [await asyncio.wait_for(end_of(redis, job), 20) for job in jobs]
+    ends = [await end_of(redis, job) for job in jobs]
     assert [type(end) for end in ends] == [Done, Failed, Done]
     stop.set()
     assert await running is True
@@ -140,6 +140,6 @@ async def test_a_worker_with_a_dead_engine_ends_and_hands_its_job_over(redis: Re
     assert await asyncio.wait_for(broken, 20) is False
     stop = asyncio.Event()
     running = asyncio.create_task(service(redis).run(lambda: loaded(Echo(RunnerOptions("echo"))), stop))
-    assert isinstance(await asyncio.wait_for(end_of(redis, job), 20), Done)
+    assert isinstance(await end_of(redis, job), Done)
     stop.set()
     assert await running is True

@@ -1,6 +1,5 @@
 """Tokens, vectors, labels and dialogues through a real queue and a real worker: one end each, whatever happens."""
 
-import asyncio
 import time
 
 import pytest
@@ -58,7 +57,7 @@ def echo(**options: object) -> Echo:
 
 
 async def ends(redis: Redis, jobs: list[Job]) -> list[Terminal]:
-    return [await asyncio.wait_for(end_of(redis, job), 20) for job in jobs]
+    return [await end_of(redis, job) for job in jobs]
 
 
 async def check(desk: Desk, jobs: list[Job]) -> None:

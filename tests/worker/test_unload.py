@@ -69,7 +69,7 @@ def residence(worker: WorkerService, name: str = "m") -> Residence:
 
 
 async def ended(redis: Redis, job: Job) -> Done:
-    end = await asyncio.wait_for(end_of(redis, job), 20)
+    end = await end_of(redis, job)
     assert isinstance(end, Done)
     return end
 
