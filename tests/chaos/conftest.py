@@ -1,22 +1,48 @@
-"""One stage for each file of tests: its processes are started once."""
+"""One stage for each file of tests: its processes are started once, and again when a test has failed."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
+from contextlib import asynccontextmanager
 
 import pytest
 import pytest_asyncio
 
 from scripts.chaos.members import fleet
 from scripts.chaos.rigged import GATES_ENV
+from tests.chaos.sharing import HAS_FAILED, Shared
 from tests.chaos.stage import LEASE_S, PLACES, Stage
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
-    gates = tmp_path_factory.mktemp("gates")
+async def shared_stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shared[Stage]]:
     size = ("--max-batch-size", str(PLACES), "--step-tokens", "4000")
     flags = ("--model", "echo=echo", "--lease-s", str(LEASE_S), *size)
-    rig = {"worker": "scripts.chaos.worker", "env": {GATES_ENV: str(gates)}, "has_proxies": True}
-    async with fleet(2, 2, worker_flags=flags, **rig) as made:
-        stage = Stage(made, gates)
+
+    @asynccontextmanager
+    async def made() -> AsyncIterator[Stage]:
+        gates = tmp_path_factory.mktemp("gates")
+        rig = {"worker": "scripts.chaos.worker", "env": {GATES_ENV: str(gates)}, "has_proxies": True}
+        async with fleet(2, 2, worker_flags=flags, **rig) as members:
+            stage = Stage(members, gates)
+            try:
+                yield stage
+            finally:
+                await stage.close()
+
+    shared = Shared(made)
+    yield shared
+    await shared.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def stage(shared_stage: Shared[Stage], request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
+    async with shared_stage.lent_to(request.node) as stage:
         yield stage
-        await stage.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let the fixtures that a test shares with others know of its failure."""
+    report = yield
+    if report.failed:
+        item.stash[HAS_FAILED] = True
+    return report

@@ -14,10 +14,10 @@ from scripts.chaos.polling import came_true
 from shared.messages import Generate, Tokens, WorkerInfo
 from shared.presence import Presence
 from shared.queue import places_of
+from tests.polling import DEADLINE_S
 from worker.outbox import GATHERED_TOKENS
 
 LEASE_S = 0.5
-DEADLINE_S = 10.0
 TAILS = ("a tail of words", "another of them", "and a third one", "more", "yet more", "the last of them")
 ASKED: dict[str, tuple[Mode, int]] = {
     "sync": ("sync", 1),
@@ -144,7 +144,10 @@ class Stage:
         return next((item for item in known if f"-{member.pid}-" in item.id), None)
 
     async def close(self) -> None:
-        await asyncio.gather(*self._coming)
+        """Also after a scene that failed, in which clients may wait and members may not come."""
+        for asking in self._asking:
+            asking.cancel()
+        await asyncio.gather(*self._asking, *self._coming, return_exceptions=True)
         await self._once.close()
         await self._again.close()
 

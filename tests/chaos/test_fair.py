@@ -1,6 +1,7 @@
 """Fair sharing on a real worker process with two places: between tenants, between classes, and with time."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 import pytest_asyncio
@@ -9,20 +10,36 @@ from scripts.chaos.crowd import Crowd
 from scripts.chaos.fair import ageing, preemption, shares
 from scripts.chaos.members import fleet
 from scripts.chaos.rigged import STEP_ENV
+from tests.chaos.sharing import Shared
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PLACES, STEP_S, AGEING_S = 2, 0.002, 0.3
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def crowd() -> AsyncIterator[Crowd]:
+@asynccontextmanager
+async def new_crowd() -> AsyncIterator[Crowd]:
     flags = ("--model", "echo=echo", "--max-batch-size", str(PLACES), "--ageing-s", str(AGEING_S))
     rig = {"worker": "scripts.chaos.worker", "env": {STEP_ENV: str(STEP_S)}}
     async with fleet(1, 0, worker_flags=flags, **rig) as made:
         crowd = Crowd(made.redis, "echo", PLACES)
+        try:
+            yield crowd
+        finally:
+            await crowd.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared() -> AsyncIterator[Shared[Crowd]]:
+    shared = Shared(new_crowd)
+    yield shared
+    await shared.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def crowd(shared: Shared[Crowd], request: pytest.FixtureRequest) -> AsyncIterator[Crowd]:
+    async with shared.lent_to(request.node) as crowd:
         yield crowd
-        await crowd.close()
 
 
 async def test_tenants_share_by_tokens_served(crowd: Crowd) -> None:
