@@ -21,7 +21,8 @@ from shared.cli import CONFIG_ENV, redis_url, run_role
 from shared.logs import configure_logging, fields
 from shared.setting_layers import ENV_ALIASES, env_name
 from shared.setting_types import SECRETS
-from shared.settings import REPO_ROOT, Settings, SettingsError
+from shared.settings import FINISH_S, HAND_OVER_S, REPO_ROOT, Settings, SettingsError
+from shared.supervised import REDIS_ENDS_ENV
 
 USAGE = """\
 usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
@@ -102,14 +103,17 @@ def serve_hrm(settings: Settings) -> int:
             except EmbeddedRedisError as error:
                 log.error("embedded redis failed", extra=fields(error=str(error)))
                 return 1
-            settings = settings.model_copy(update={"redis_url": redis.url})
+            drain_s = settings.drain_timeout_s or FINISH_S
+            settings = settings.model_copy(update={"redis_url": redis.url, "drain_timeout_s": drain_s})
         return asyncio.run(_supervise(settings, redis, places))
 
 
-def fleet_roles(settings: Settings, places: Sequence[Mapping[str, str]]) -> list[Role]:
+def fleet_roles(settings: Settings, places: Sequence[Mapping[str, str]], *, redis_ends: bool = False) -> list[Role]:
     """The processes of a fleet, in the order in which they stop: the front drains before the workers that feed it.
 
-    There is a worker for each of `places`: what its environment has besides. Only the front knows keys.
+    There is a worker for each of `places`: what its environment has besides. Only the front knows keys. Where Redis
+    ends with the fleet (`redis_ends`), the front has all the time there is to finish what is in flight; when it has
+    gone, there is nothing left for the others to wait for.
     """
     aliases = {name for names in ENV_ALIASES.values() for name in names}
     inherited = {name: value for name, value in os.environ.items() if name not in aliases}
@@ -117,12 +121,17 @@ def fleet_roles(settings: Settings, places: Sequence[Mapping[str, str]]) -> list
     env = inherited | settings.to_env() | {CONFIG_ENV: os.devnull, "PYTHONPATH": os.pathsep.join(paths)}
     keyless = {name: value for name, value in env.items() if name not in map(env_name, SECRETS)}
     quiet = keyless | {env_name("metrics_port"): "none"}  # that port is the front's
+    grace_s = settings.drain_s + KILL_AFTER_DRAIN_S
+    if redis_ends:
+        env = env | {REDIS_ENDS_ENV: "1"}
+        quiet = quiet | {env_name("drain_timeout_s"): str(HAND_OVER_S)}
+    others_grace_s = HAND_OVER_S + KILL_AFTER_DRAIN_S if redis_ends else grace_s
     python = (sys.executable, "-P", "-m")  # -P: an `api` folder in the current directory is not ours
     ported = [{**place, **_port_of(settings, copy)} for copy, place in enumerate(places)]
     return [
-        Role("api", (*python, "api"), env),
-        Role("worker", (*python, "worker"), quiet, ported),
-        Role("jobs", (*python, "scripts.jobs"), quiet),
+        Role("api", (*python, "api"), env, grace_s=grace_s),
+        Role("worker", (*python, "worker"), quiet, ported, grace_s=others_grace_s),
+        Role("jobs", (*python, "scripts.jobs"), quiet, grace_s=others_grace_s),
     ]
 
 
@@ -143,7 +152,7 @@ def bindable_port(host: str, port: int) -> int:
 
 
 async def _supervise(settings: Settings, redis: EmbeddedRedis | None, places: Sequence[Mapping[str, str]]) -> int:
-    supervisor = Supervisor(fleet_roles(settings, places), settings.drain_timeout_s + KILL_AFTER_DRAIN_S)
+    supervisor = Supervisor(fleet_roles(settings, places, redis_ends=redis is not None))
     watches = [asyncio.create_task(_announce(settings))]
     if redis is not None:
         watches.append(asyncio.create_task(_watch_redis(redis, supervisor)))
