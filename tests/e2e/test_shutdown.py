@@ -3,7 +3,7 @@
 import json
 import signal
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -13,7 +13,6 @@ from tests.e2e.serving import Serving, serving
 from tests.polling import is_running, wait_until
 
 ECHO = ("--model-path", "echo", "--max-new-tokens", "1000000", "--context-window", "2000000", "--threads", "1")
-LONG = 8_000
 ENDLESS = 900_000
 
 
@@ -32,8 +31,8 @@ def stream(url: str, max_tokens: int) -> list[str]:
         return list(answer.iter_lines())
 
 
-def is_in_state(url: str, job_id: str, states: tuple[str, ...]) -> bool:
-    return httpx.get(f"{url}/v1/jobs/{job_id}", timeout=60).json()["state"] in states
+def state(url: str, job_id: str) -> str:
+    return str(httpx.get(f"{url}/v1/jobs/{job_id}", timeout=60).json()["state"])
 
 
 def is_said(fleet: Serving, words: str) -> bool:
@@ -46,45 +45,45 @@ def submit(url: str, max_tokens: int) -> str:
     return str(send(url, "/generate", body, {"Prefer": "respond-async"}).json()["id"])
 
 
-def ask(fleet: Serving, pool: ThreadPoolExecutor, max_tokens: int) -> tuple[str, "Future[Any]", "Future[Any]"]:
-    """A job to be polled, which runs, and behind it one caller that waits and one that reads a stream."""
-    job_id = submit(fleet.url, max_tokens)
-    waiting = pool.submit(send, fleet.url, "/generate", {"prompts": ["abc"], "max_tokens": max_tokens})
-    reading = pool.submit(stream, fleet.url, max_tokens)
-    wait_until(lambda: is_in_state(fleet.url, job_id, ("running",)), "the job runs")
-    depth = 'aios_queue_depth{class="default",model="echo"} 2.0'
-    wait_until(lambda: depth in httpx.get(f"{fleet.url}/metrics", timeout=60).text, "two wait behind it")
-    return job_id, waiting, reading
+def submit_behind(url: str, num_waiting: int) -> str:
+    """A short job, submitted when so many others wait; its id."""
+    submitted: list[str] = []
+
+    def is_behind() -> bool:
+        submitted.append(submit(url, 3))
+        status = httpx.get(f"{url}/v1/jobs/{submitted[-1]}", timeout=60).json()
+        if status["queue_position"] == num_waiting + 1:
+            return True
+        httpx.delete(f"{url}/v1/jobs/{submitted[-1]}", timeout=60)
+        return False
+
+    wait_until(is_behind, f"{num_waiting} jobs wait")
+    return submitted[-1]
 
 
 def test_what_is_in_flight_is_finished_and_what_is_new_is_refused() -> None:
-    """P4: one that runs and two that wait have all been accepted, so they are answered."""
+    """P4: what waits for the one place has been accepted, so it is answered once the place is free."""
     with serving(*ECHO, "--max-batch-size", "1") as fleet, ThreadPoolExecutor() as pool:
         url = fleet.url
-        job_id, waiting, reading = ask(fleet, pool, LONG)
+        first_id = submit(url, ENDLESS)
+        wait_until(lambda: state(url, first_id) == "running", "the first job runs")
+        waiting = pool.submit(send, url, "/generate", {"prompts": ["abc"], "max_tokens": 300})
+        reading = pool.submit(stream, url, 300)
+        last_id = submit_behind(url, 2)
         fleet.process.send_signal(signal.SIGTERM)
         wait_until(lambda: is_said(fleet, "front draining"), "the front drains")
         refused = send(url, "/generate", {"prompts": ["abc"], "max_tokens": 5})
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
         assert httpx.get(f"{url}/readyz", timeout=60).status_code == 503
-        wait_until(lambda: is_in_state(url, job_id, ("done",)), "the polled job is done and can be read")
-        expected = ("abc" * LONG)[:LONG]
+        assert state(url, first_id) == "running" and state(url, last_id) == "queued"
+        assert httpx.delete(f"{url}/v1/jobs/{first_id}", timeout=60).status_code == 200
+        wait_until(lambda: state(url, last_id) == "done", "the last job is done and can be read")
         answer = waiting.result(timeout=60)
-        assert (answer.status_code, answer.json()["completions"]) == (200, [expected])
+        assert (answer.status_code, answer.json()["completions"]) == (200, ["abc" * 100])
         lines = reading.result(timeout=60)
-        assert stream_text(lines) == expected
+        assert stream_text(lines) == "abc" * 100
         assert lines[-2] == "data: [DONE]"
         assert fleet.process.wait(timeout=60) == 0
-
-
-def test_a_job_that_nobody_follows_is_finished_and_can_be_read_once_more() -> None:
-    with serving(*ECHO) as fleet:
-        url = fleet.url
-        job_id = submit(url, LONG)
-        fleet.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: is_in_state(url, job_id, ("done", "failed", "cancelled")), "the job has ended")
-        body = httpx.get(f"{url}/v1/jobs/{job_id}", timeout=60).json()
-        assert body["result"]["completions"] == [("abc" * LONG)[:LONG]]
 
 
 def test_what_is_left_at_the_end_of_the_time_is_told_that_it_is_lost() -> None:
@@ -92,17 +91,22 @@ def test_what_is_left_at_the_end_of_the_time_is_told_that_it_is_lost() -> None:
     flags = ("--max-batch-size", "1", "--drain-timeout-s", "0.5")
     with serving(*ECHO, *flags) as fleet, ThreadPoolExecutor() as pool:
         url = fleet.url
-        job_id, waiting, reading = ask(fleet, pool, ENDLESS)
-        fleet.process.send_signal(signal.SIGTERM)
+        body = {"prompt": "abc", "max_tokens": ENDLESS, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as reading:
+            lines = reading.iter_lines()
+            next(line for line in lines if "abc" in line)
+            waiting = pool.submit(send, url, "/generate", {"prompts": ["abc"], "max_tokens": 5})
+            job_id = submit_behind(url, 1)
+            fleet.process.send_signal(signal.SIGTERM)
+            last = [line for line in lines if line][-2:]
+            assert json.loads(last[0].removeprefix("data: "))["error"]["code"] == "shut_down"
+            assert last[1] == "data: [DONE]"
         answer = waiting.result(timeout=60)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shut_down")
         assert "goes on" not in answer.text
         assert "Location" not in answer.headers
-        lines = [line for line in reading.result(timeout=60) if line]
-        assert json.loads(lines[-2].removeprefix("data: "))["error"]["code"] == "shut_down"
-        assert lines[-1] == "data: [DONE]"
-        body = httpx.get(f"{url}/v1/jobs/{job_id}", timeout=60).json()
-        assert (body["state"], body["error"]["code"]) == ("failed", "shut_down")
+        status = httpx.get(f"{url}/v1/jobs/{job_id}", timeout=60).json()
+        assert (status["state"], status["error"]["code"]) == ("failed", "shut_down")
         assert fleet.process.wait(timeout=60) == 0
         (line,) = [json.loads(line) for line in fleet.lines if "work cut off by shutdown" in line]
         assert line["num_jobs"] == 3
