@@ -9,10 +9,12 @@ import logging
 import os
 import socket
 import sys
+import sysconfig
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 from scripts.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from scripts.placement import place_workers
@@ -38,6 +40,10 @@ usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
        aios --version
 Each command lists its flags with --help."""
 EXIT_USAGE = 2
+EXTRAS = {
+    "api": ("fastapi", "uvicorn"),
+    "worker": ("torch", "transformers", "tokenizers", "safetensors", "numpy", "jinja2"),
+}
 KILL_AFTER_DRAIN_S = 10.0  # a child still there this long after the end of its drain never will end
 REDIS_CHECK_S = 0.5
 READY_CHECK_S = 0.2
@@ -69,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_api(settings: Settings) -> int:
     """Be a front, in this process."""
+    require_extras("api")
     redis_url(settings)
     from api.__main__ import run
 
@@ -77,6 +84,7 @@ def run_api(settings: Settings) -> int:
 
 def run_worker(settings: Settings) -> int:
     """Be a worker, in this process."""
+    require_extras("worker")
     redis_url(settings)
     from worker.__main__ import run
 
@@ -85,6 +93,7 @@ def run_worker(settings: Settings) -> int:
 
 def dry_run_worker(settings: Settings) -> int:
     """Load what a worker would load, serve nothing."""
+    require_extras("worker")
     from worker.__main__ import dry_run
 
     return dry_run(settings)
@@ -92,6 +101,7 @@ def dry_run_worker(settings: Settings) -> int:
 
 def serve_hrm(settings: Settings) -> int:
     """Be the fleet: start everything, restart what dies, drain on SIGTERM or Ctrl-C; 0 after a clean stop."""
+    require_extras("api", "worker")
     configure_logging(settings.log_level, settings.log_format)
     settings = settings.model_copy(update={"port": bindable_port(settings.host, settings.port)})
     settings, places = place_workers(settings)
@@ -117,8 +127,7 @@ def fleet_roles(settings: Settings, places: Sequence[Mapping[str, str]], *, redi
     """
     aliases = {name for names in ENV_ALIASES.values() for name in names}
     inherited = {name: value for name, value in os.environ.items() if name not in aliases}
-    paths = [str(REPO_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    env = inherited | settings.to_env() | {CONFIG_ENV: os.devnull, "PYTHONPATH": os.pathsep.join(paths)}
+    env = inherited | settings.to_env() | {CONFIG_ENV: os.devnull, "PYTHONPATH": _python_path()}
     keyless = {name: value for name, value in env.items() if name not in map(env_name, SECRETS)}
     quiet = keyless | {env_name("metrics_port"): "none"}  # that port is the front's
     grace_s = settings.drain_s + KILL_AFTER_DRAIN_S
@@ -135,10 +144,30 @@ def fleet_roles(settings: Settings, places: Sequence[Mapping[str, str]], *, redi
     ]
 
 
+def _python_path() -> str:
+    """What lets children find our packages in a checkout, from any directory. Where they are installed they are found
+    anyway, and must not come before Python's own modules."""
+    paths = [os.environ.get("PYTHONPATH", "")]
+    if str(REPO_ROOT) != sysconfig.get_path("purelib"):
+        paths.insert(0, str(REPO_ROOT))
+    return os.pathsep.join(path for path in paths if path)
+
+
 def _port_of(settings: Settings, copy: int) -> dict[str, str]:
     """Workers have the port that was given and the next ones; 0 is a free one for each."""
     first = settings.worker_port
     return {env_name("worker_port"): str(first + copy)} if first else {}
+
+
+def require_extras(*names: str) -> None:
+    """Raise SettingsError, with what to install, if a package of these extras is not there."""
+    missing = [module for name in names for module in EXTRAS[name] if find_spec(module) is None]
+    if missing:
+        wanted = "all" if len(names) > 1 else names[0]
+        raise SettingsError(
+            f"not installed: {', '.join(missing)}; pip install 'aios-hrm-fleet[{wanted}]'"
+            " (on a CPU torch==2.13.0 first, from https://download.pytorch.org/whl/cpu)"
+        )
 
 
 def bindable_port(host: str, port: int) -> int:

@@ -37,7 +37,19 @@ from shared.setting_types import (
 )
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
-SAMPLE_MODEL = REPO_ROOT / "models" / "sample-hrm-text"
+
+
+def _sample_model() -> Path:
+    """In a checkout it lies beside our packages, in an installed wheel inside this one (setup.py)."""
+    places = (REPO_ROOT / "models", Path(__file__).resolve().parent / "models")
+    candidates = [place / "sample-hrm-text" for place in places]
+    for candidate in candidates:
+        if (candidate / "config.json").is_file():
+            return candidate
+    return candidates[0]
+
+
+SAMPLE_MODEL = _sample_model()
 
 # How long a process that is told to stop waits: for its step, where others go on with the work; for all that is in
 # flight, where nobody would.
