@@ -1,12 +1,14 @@
 """The front's process: `python -m api [flags]`.
 
 On SIGTERM or SIGINT it stops being ready, refuses new work, sends who waits to another front, and exits with 0 within
-two seconds. The jobs go on: any front can tell of them.
+two seconds. The jobs go on: any front can tell of them. Where Redis ends with the fleet nobody could: there it finishes
+what is in flight first, until the time is over or a second signal comes.
 """
 
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import AsyncIterator, Generator
 from functools import partial
 
@@ -15,6 +17,7 @@ from uvicorn.loops.auto import auto_loop_factory
 
 from api.app import create_app
 from api.deps import Front
+from api.finish import Finish, cut_off_error
 from shared.advice import advise, on_open_files, open_files_limit, redis_advice
 from shared.broker import Broker, open_broker
 from shared.cli import redis_url, run_role
@@ -22,7 +25,8 @@ from shared.listener import Answer, listening
 from shared.logs import configure_logging, fields
 from shared.metrics import CONTENT_TYPE
 from shared.settings import Settings
-from shared.signals import signals_call
+from shared.signals import StopSignals, signals_call
+from shared.supervised import redis_ends_with_fleet, report_ready
 from shared.tracing import Tracing, open_tracing
 
 _LAST_WRITES_S = 1
@@ -31,7 +35,12 @@ log = logging.getLogger("aios.api")
 
 
 class Server(uvicorn.Server):
-    """Leaves signals to `serve`, which drains before it stops."""
+    """Leaves signals to `serve`, which drains before it stops; tells a supervisor when it listens."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            report_ready()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -60,9 +69,10 @@ async def _serve(settings: Settings, broker: Broker, tracing: Tracing) -> None:
     )
     server = Server(config)
     signals: asyncio.Queue[str] = asyncio.Queue()
-    stopping = asyncio.create_task(_drain_on_signal(signals, server, app.state.front))
+    stopping = asyncio.create_task(_drain_on_signal(signals, server, app.state.front, settings.drain_s))
+    stop_signals = StopSignals(signals.put_nowait, partial(signals.put_nowait, "again"))
     try:
-        with signals_call({name: partial(signals.put_nowait, name) for name in ("SIGTERM", "SIGINT")}):
+        with signals_call(stop_signals.actions(("SIGTERM", "SIGINT"))):
             log.info("front starting", extra=fields(host=settings.host, port=settings.port))
             async with _telling(settings, app.state.front):
                 await server.serve()
@@ -85,11 +95,28 @@ async def _telling(settings: Settings, front: Front) -> AsyncIterator[None]:
         yield
 
 
-async def _drain_on_signal(signals: "asyncio.Queue[str]", server: Server, front: Front) -> None:
+async def _drain_on_signal(signals: "asyncio.Queue[str]", server: Server, front: Front, time_s: float) -> None:
     log.info("front draining", extra=fields(signal=await signals.get()))
     front.draining.set()
-    front.dispatcher.drain()
+    if redis_ends_with_fleet():
+        await _finish(signals, Finish(front, lambda: bool(server.server_state.tasks)), time_s)
+        front.dispatcher.drain(lambda request_id: cut_off_error())
+    else:
+        front.dispatcher.drain()
     server.should_exit = True
+
+
+async def _finish(signals: "asyncio.Queue[str]", finish: Finish, time_s: float) -> None:
+    """Finish what is in flight; a second signal cuts it off."""
+    finishing = asyncio.create_task(finish.run(time_s))
+    hurried = asyncio.create_task(signals.get())
+    await asyncio.wait({finishing, hurried}, return_when=asyncio.FIRST_COMPLETED)
+    hurried.cancel()
+    if finishing.done():
+        await finishing
+    else:
+        finishing.cancel()
+        await finish.cut_off()
 
 
 def run(settings: Settings) -> int:

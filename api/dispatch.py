@@ -63,7 +63,7 @@ class Dispatcher:
         self._metrics = metrics
         self._disconnect_grace_s = disconnect_grace_s
         self._runs: dict[Run, str] = {}
-        self._is_draining = False
+        self._drained: Callable[[str], FleetError] | None = None
         self._minded: set[asyncio.Task[None]] = set()
 
     async def gather(self, following: Following, receive: Receive, wait_s: float | None = None) -> list[Outcome]:
@@ -80,8 +80,8 @@ class Dispatcher:
         timers = self._set_timers(run, following, wait_s)
         watchers = self._watch(run, following, receive)
         self._runs[run] = following.work.id
-        if self._is_draining:
-            run.fail(_draining(following.work.id))
+        if self._drained is not None:
+            run.fail(self._drained(following.work.id))
         error: BaseException | None = None
         try:
             yield run
@@ -103,11 +103,22 @@ class Dispatcher:
         self._minded.add(task)
         task.add_done_callback(self._minded.discard)
 
-    def drain(self) -> None:
-        """Send everybody who waits to another front; their jobs go on."""
-        self._is_draining = True
+    @property
+    def num_followed(self) -> int:
+        """Requests that are followed, by callers or for nobody."""
+        return len(self._runs)
+
+    @property
+    def num_minded(self) -> int:
+        """Those of them that nobody waits for."""
+        return len(self._minded)
+
+    def drain(self, error: Callable[[str], FleetError] | None = None) -> None:
+        """Send everybody who waits away, now and from now on: to another front, as their jobs go on, or with the error
+        that is made of their request's id."""
+        self._drained = error or _draining
         for run, request_id in self._runs.items():
-            run.fail(_draining(request_id))
+            run.fail(self._drained(request_id))
 
     async def close(self) -> None:
         for task in self._minded:

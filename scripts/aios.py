@@ -9,10 +9,12 @@ import logging
 import os
 import socket
 import sys
+import sysconfig
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 from scripts.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from scripts.placement import place_workers
@@ -21,7 +23,8 @@ from shared.cli import CONFIG_ENV, redis_url, run_role
 from shared.logs import configure_logging, fields
 from shared.setting_layers import ENV_ALIASES, env_name
 from shared.setting_types import SECRETS
-from shared.settings import REPO_ROOT, Settings, SettingsError
+from shared.settings import FINISH_S, HAND_OVER_S, REPO_ROOT, Settings, SettingsError
+from shared.supervised import REDIS_ENDS_ENV
 
 USAGE = """\
 usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
@@ -37,6 +40,10 @@ usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
        aios --version
 Each command lists its flags with --help."""
 EXIT_USAGE = 2
+EXTRAS = {
+    "api": ("fastapi", "uvicorn"),
+    "worker": ("torch", "transformers", "tokenizers", "safetensors", "numpy", "jinja2"),
+}
 KILL_AFTER_DRAIN_S = 10.0  # a child still there this long after the end of its drain never will end
 REDIS_CHECK_S = 0.5
 READY_CHECK_S = 0.2
@@ -68,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_api(settings: Settings) -> int:
     """Be a front, in this process."""
+    require_extras("api")
     redis_url(settings)
     from api.__main__ import run
 
@@ -76,6 +84,7 @@ def run_api(settings: Settings) -> int:
 
 def run_worker(settings: Settings) -> int:
     """Be a worker, in this process."""
+    require_extras("worker")
     redis_url(settings)
     from worker.__main__ import run
 
@@ -84,6 +93,7 @@ def run_worker(settings: Settings) -> int:
 
 def dry_run_worker(settings: Settings) -> int:
     """Load what a worker would load, serve nothing."""
+    require_extras("worker")
     from worker.__main__ import dry_run
 
     return dry_run(settings)
@@ -91,6 +101,7 @@ def dry_run_worker(settings: Settings) -> int:
 
 def serve_hrm(settings: Settings) -> int:
     """Be the fleet: start everything, restart what dies, drain on SIGTERM or Ctrl-C; 0 after a clean stop."""
+    require_extras("api", "worker")
     configure_logging(settings.log_level, settings.log_format)
     settings = settings.model_copy(update={"port": bindable_port(settings.host, settings.port)})
     settings, places = place_workers(settings)
@@ -102,34 +113,61 @@ def serve_hrm(settings: Settings) -> int:
             except EmbeddedRedisError as error:
                 log.error("embedded redis failed", extra=fields(error=str(error)))
                 return 1
-            settings = settings.model_copy(update={"redis_url": redis.url})
+            drain_s = settings.drain_timeout_s or FINISH_S
+            settings = settings.model_copy(update={"redis_url": redis.url, "drain_timeout_s": drain_s})
         return asyncio.run(_supervise(settings, redis, places))
 
 
-def fleet_roles(settings: Settings, places: Sequence[Mapping[str, str]]) -> list[Role]:
+def fleet_roles(settings: Settings, places: Sequence[Mapping[str, str]], *, redis_ends: bool = False) -> list[Role]:
     """The processes of a fleet, in the order in which they stop: the front drains before the workers that feed it.
 
-    There is a worker for each of `places`: what its environment has besides. Only the front knows keys.
+    There is a worker for each of `places`: what its environment has besides. Only the front knows keys. Where Redis
+    ends with the fleet (`redis_ends`), the front has all the time there is to finish what is in flight; when it has
+    gone, there is nothing left for the others to wait for.
     """
     aliases = {name for names in ENV_ALIASES.values() for name in names}
     inherited = {name: value for name, value in os.environ.items() if name not in aliases}
-    paths = [str(REPO_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    env = inherited | settings.to_env() | {CONFIG_ENV: os.devnull, "PYTHONPATH": os.pathsep.join(paths)}
+    env = inherited | settings.to_env() | {CONFIG_ENV: os.devnull, "PYTHONPATH": _python_path()}
     keyless = {name: value for name, value in env.items() if name not in map(env_name, SECRETS)}
     quiet = keyless | {env_name("metrics_port"): "none"}  # that port is the front's
+    grace_s = settings.drain_s + KILL_AFTER_DRAIN_S
+    if redis_ends:
+        env = env | {REDIS_ENDS_ENV: "1"}
+        quiet = quiet | {env_name("drain_timeout_s"): str(HAND_OVER_S)}
+    others_grace_s = HAND_OVER_S + KILL_AFTER_DRAIN_S if redis_ends else grace_s
     python = (sys.executable, "-P", "-m")  # -P: an `api` folder in the current directory is not ours
     ported = [{**place, **_port_of(settings, copy)} for copy, place in enumerate(places)]
     return [
-        Role("api", (*python, "api"), env),
-        Role("worker", (*python, "worker"), quiet, ported),
-        Role("jobs", (*python, "scripts.jobs"), quiet),
+        Role("api", (*python, "api"), env, grace_s=grace_s),
+        Role("worker", (*python, "worker"), quiet, ported, grace_s=others_grace_s),
+        Role("jobs", (*python, "scripts.jobs"), quiet, grace_s=others_grace_s),
     ]
+
+
+def _python_path() -> str:
+    """What lets children find our packages in a checkout, from any directory. Where they are installed they are found
+    anyway, and must not come before Python's own modules."""
+    paths = [os.environ.get("PYTHONPATH", "")]
+    if str(REPO_ROOT) != sysconfig.get_path("purelib"):
+        paths.insert(0, str(REPO_ROOT))
+    return os.pathsep.join(path for path in paths if path)
 
 
 def _port_of(settings: Settings, copy: int) -> dict[str, str]:
     """Workers have the port that was given and the next ones; 0 is a free one for each."""
     first = settings.worker_port
     return {env_name("worker_port"): str(first + copy)} if first else {}
+
+
+def require_extras(*names: str) -> None:
+    """Raise SettingsError, with what to install, if a package of these extras is not there."""
+    missing = [module for name in names for module in EXTRAS[name] if find_spec(module) is None]
+    if missing:
+        wanted = "all" if len(names) > 1 else names[0]
+        raise SettingsError(
+            f"not installed: {', '.join(missing)}; pip install 'aios-hrm-fleet[{wanted}]'"
+            " (on a CPU torch==2.13.0 first, from https://download.pytorch.org/whl/cpu)"
+        )
 
 
 def bindable_port(host: str, port: int) -> int:
@@ -143,7 +181,7 @@ def bindable_port(host: str, port: int) -> int:
 
 
 async def _supervise(settings: Settings, redis: EmbeddedRedis | None, places: Sequence[Mapping[str, str]]) -> int:
-    supervisor = Supervisor(fleet_roles(settings, places), settings.drain_timeout_s + KILL_AFTER_DRAIN_S)
+    supervisor = Supervisor(fleet_roles(settings, places, redis_ends=redis is not None))
     watches = [asyncio.create_task(_announce(settings))]
     if redis is not None:
         watches.append(asyncio.create_task(_watch_redis(redis, supervisor)))

@@ -124,7 +124,10 @@ class EmbeddedRedis:
                 self._process.wait()
 
     def _remove(self) -> None:
-        self._end_process()
+        """Its files go with it, so it need not bring them to an end."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _log_tail(self) -> str:

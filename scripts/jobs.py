@@ -27,6 +27,7 @@ from shared.logs import configure_logging, fields
 from shared.metrics import JanitorMetrics
 from shared.settings import Settings
 from shared.signals import signals_call
+from shared.supervised import report_ready
 
 PROG = "aios jobs"
 EXIT_FAILED = 1
@@ -67,6 +68,7 @@ async def _run(asked: argparse.Namespace, settings: Settings) -> int:
             start_http_server(settings.metrics_port, settings.host, registry=metrics.registry)
         stop = asyncio.Event()
         with signals_call({"SIGTERM": stop.set, "SIGINT": stop.set}):
+            report_ready()
             working = asyncio.create_task(_work(broker, janitor, metrics))
             stopping = asyncio.create_task(stop.wait())
             await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -6,28 +6,40 @@ exit statuses; it knows nothing of models, HTTP or Redis.
 
 import asyncio
 import logging
+import os
+import signal
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from scripts.parent_death import die_with_parent
 from shared.logs import fields
-from shared.signals import signals_call
+from shared.signals import StopSignals, signals_call
+from shared.supervised import REPORT_ENV, read_report
 
 BAD_SETTINGS = 2  # exit status of a child that would fail in the same way again
+GAVE_UP = 1
 NOT_STARTED = 127  # as a shell says it
+MOST_FAILED_STARTS = 5
+
+_REPORT_BYTES = 4096
+
 log = logging.getLogger("aios.supervisor")
 
 
 @dataclass(frozen=True)
 class Role:
-    """A command to keep running in one copy for each of `copies`: what its environment has on top of `env`."""
+    """A command to keep running in one copy for each of `copies`: what its environment has on top of `env`.
+
+    `grace_s` is how long a copy may take to end after SIGTERM.
+    """
 
     name: str
     argv: Sequence[str]
     env: Mapping[str, str]
     copies: Sequence[Mapping[str, str]] = ({},)
+    grace_s: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -42,20 +54,34 @@ class Backoff:
         return float(min(self.longest_s, self.first_s * 2 ** min(failures - 1, 32)))
 
 
-class Supervisor:
-    """Keeps `roles` running until `stop` is called or a child exits with BAD_SETTINGS.
+@dataclass(frozen=True)
+class Life:
+    """How one run of a child went: its exit status, whether it had been ready, and why it ended, in its own words if it
+    left any."""
 
-    On the way out the roles end one after the other, in the order given: all copies of a role get SIGTERM and
-    `grace_s` seconds to drain, then SIGKILL.
+    status: int
+    was_ready: bool
+    reason: str
+
+
+class Supervisor:
+    """Keeps `roles` running until `stop` is called or one of them cannot run at all.
+
+    That is so when a child that never was ready exits with BAD_SETTINGS, or when one dies MOST_FAILED_STARTS times in a
+    row before it is ready while no other copy of its role is. A child that dies at its work, of a poisonous request
+    say, is started again without end.
+
+    On the way out the roles end one after the other, in the order given: all copies of a role get SIGTERM and their
+    role's grace to drain, then SIGKILL. A second signal kills all that still runs.
     """
 
-    def __init__(self, roles: Sequence[Role], grace_s: float, backoff: Backoff | None = None) -> None:
+    def __init__(self, roles: Sequence[Role], backoff: Backoff | None = None) -> None:
         self._roles = roles
-        self._grace_s = grace_s
         self._backoff = backoff or Backoff()
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._exit_code = 0
+        self._ready: dict[str, set[int]] = {role.name: set() for role in roles}
 
     def stop(self, exit_code: int = 0) -> None:
         """Begin the orderly stop, after which `run` returns `exit_code`; a second call changes nothing."""
@@ -63,16 +89,16 @@ class Supervisor:
             self._exit_code = exit_code
             self._stop.set()
 
-    def interrupt(self) -> None:
-        """Ctrl-C: begin the orderly stop; a second one kills what is still running."""
-        if self._stop.is_set():
-            self._hurry.set()
+    def hurry(self) -> None:
+        """Kill what still runs instead of waiting for it."""
         self.stop()
+        self._hurry.set()
 
     async def run(self) -> int:
-        """Returns 0 after a stop that was asked for, BAD_SETTINGS after a child gave that up."""
+        """Returns 0 after a stop that was asked for, BAD_SETTINGS or GAVE_UP when a role cannot run."""
         ends = [asyncio.Event() for _ in self._roles]
-        with signals_call({"SIGTERM": self.stop, "SIGHUP": self.stop, "SIGINT": self.interrupt}):
+        stop_signals = StopSignals(self._on_signal, self.hurry)
+        with signals_call(stop_signals.actions()):
             keepers = [
                 [asyncio.create_task(self._keep(role, copy, end)) for copy in range(len(role.copies))]
                 for role, end in zip(self._roles, ends, strict=True)
@@ -83,45 +109,123 @@ class Supervisor:
                 await asyncio.gather(*tasks)
         return self._exit_code
 
+    def _on_signal(self, name: str) -> None:
+        if not self._stop.is_set():
+            log.info("fleet stopping", extra=fields(signal=name))
+        self.stop()
+
     async def _keep(self, role: Role, copy: int, end: asyncio.Event) -> None:
         """Run one copy of `role` again and again until `end`."""
         failures = 0
+        failed_starts = 0
+        ever_ready = False
         while not end.is_set():
             started = time.monotonic()
-            code = await self._run_once(role, copy, end)
+            life = await self._run_once(role, copy, end)
             if end.is_set():
                 return
-            if code == BAD_SETTINGS:
-                log.error("process refuses its settings", extra=fields(role=role.name, copy=copy, status=code))
-                return self.stop(BAD_SETTINGS)
+            ever_ready = ever_ready or life.was_ready
+            failed_starts = 0 if life.was_ready else failed_starts + 1
+            if self._cannot_run(role, copy, life, failed_starts, ever_ready=ever_ready):
+                return
             failures = 1 if time.monotonic() - started > self._backoff.longest_s else failures + 1
             delay_s = self._backoff.delay_s(failures)
-            ended = fields(role=role.name, copy=copy, status=code, restart_in_s=delay_s)
-            log.warning("process ended", extra=ended)
+            log.warning(
+                "process ended",
+                extra=fields(role=role.name, copy=copy, status=life.status, reason=life.reason, restart_in_s=delay_s),
+            )
             await _first_of(end.wait(), timeout_s=delay_s)
 
-    async def _run_once(self, role: Role, copy: int, end: asyncio.Event) -> int:
-        """Start a child, wait until it exits or `end` is set, end it in the second case; return its exit status."""
+    def _cannot_run(self, role: Role, copy: int, life: Life, failed_starts: int, *, ever_ready: bool) -> bool:
+        """Whether there is no use in another start; then the fleet is told to stop, and the log says why."""
+        ended = fields(role=role.name, copy=copy, status=life.status, reason=life.reason)
+        if life.status == BAD_SETTINGS and not ever_ready:
+            log.error("process refuses its settings", extra=ended)
+            self.stop(BAD_SETTINGS)
+            return True
+        if failed_starts >= MOST_FAILED_STARTS and not self._ready[role.name]:
+            log.error("process never gets ready, the fleet ends", extra=ended)
+            self.stop(GAVE_UP)
+            return True
+        return False
+
+    async def _run_once(self, role: Role, copy: int, end: asyncio.Event) -> Life:
+        """Start a child, wait until it exits or `end` is set, end it in the second case; return how it went."""
+        read_end, write_end = os.pipe()
+        os.set_blocking(read_end, False)
+        report = Report(read_end, lambda: self._ready[role.name].add(copy))
+        try:
+            status = await self._run_reporting(role, copy, end, write_end)
+        finally:
+            self._ready[role.name].discard(copy)
+            report.close()
+        return Life(status, report.is_ready, report.reason or status_in_words(status))
+
+    async def _run_reporting(self, role: Role, copy: int, end: asyncio.Event, write_end: int) -> int:
+        """Start a child that reports through `write_end`, which is closed here; return its exit status."""
         try:
             process = await asyncio.create_subprocess_exec(
                 *role.argv,
-                env={**role.env, **role.copies[copy]},
+                env={**role.env, **role.copies[copy], REPORT_ENV: str(write_end)},
                 stdin=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
                 preexec_fn=die_with_parent(),
+                pass_fds=(write_end,),
             )
         except OSError as error:
             log.error("process not started", extra=fields(role=role.name, copy=copy, error=str(error)))
             return NOT_STARTED
+        finally:
+            os.close(write_end)
         log.info("process runs", extra=fields(role=role.name, copy=copy, pid=process.pid))
         await _first_of(process.wait(), end.wait())
         if process.returncode is None:
             process.terminate()
-            await _first_of(process.wait(), self._hurry.wait(), timeout_s=self._grace_s)
+            await _first_of(process.wait(), self._hurry.wait(), timeout_s=role.grace_s)
         if process.returncode is None:
             log.warning("process killed", extra=fields(role=role.name, copy=copy, pid=process.pid))
             process.kill()
         return await process.wait()
+
+
+class Report:
+    """What a child says through its pipe: whether it is ready, which calls `on_ready`, and why it ends."""
+
+    def __init__(self, read_end: int, on_ready: Callable[[], object]) -> None:
+        self._read_end = read_end
+        self._on_ready = on_ready
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(read_end, self._read)
+        self.is_ready = False
+        self.reason = ""
+
+    def close(self) -> None:
+        """Read what is left, then read no more."""
+        self._read()
+        self._loop.remove_reader(self._read_end)
+        os.close(self._read_end)
+
+    def _read(self) -> None:
+        try:
+            said = os.read(self._read_end, _REPORT_BYTES)
+        except BlockingIOError:
+            return
+        if not said:
+            self._loop.remove_reader(self._read_end)  # without writers it would be readable for ever
+        is_ready, reason = read_report(said)
+        self.reason = reason or self.reason
+        if is_ready and not self.is_ready:
+            self.is_ready = True
+            self._on_ready()
+
+
+def status_in_words(status: int) -> str:
+    """An exit status as people know it: `exit status 1`, `killed by SIGKILL`."""
+    if status >= 0:
+        return f"exit status {status}"
+    name = signal.Signals(-status).name
+    hint = " (out of memory?)" if name == "SIGKILL" else ""
+    return f"killed by {name}{hint}"
 
 
 async def _first_of(*waits: Coroutine[Any, Any, object], timeout_s: float | None = None) -> None:

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from shared.setting_layers import env_names, flag_name
 from shared.setting_text import choices_of, mask_secrets
 from shared.settings import REPO_ROOT, ModelEntry, Resolved, Settings, SettingsError, resolve
+from shared.supervised import report_failure
 
 EXIT_OK, EXIT_BAD_SETTINGS = 0, 2
 CONFIG_ENV = "AIOS_CONFIG"
@@ -44,8 +45,13 @@ def run_role(prog: str, run: Run, argv: Sequence[str] | None = None, dry_run: Ru
         chosen = dry_run if dry_run is not None and arguments.dry_run else run
         return chosen(resolved.settings)
     except SettingsError as error:
-        print(f"{prog}: {mask_secrets(str(error))}", file=sys.stderr)
+        reason = mask_secrets(str(error))
+        print(f"{prog}: {reason}", file=sys.stderr)
+        report_failure(reason)
         return EXIT_BAD_SETTINGS
+    except Exception as error:
+        report_failure(mask_secrets(f"{type(error).__name__}: {error}"))
+        raise
 
 
 def redis_url(settings: Settings) -> str:

@@ -8,7 +8,7 @@ FleetError
 ├── IdempotencyConflict 409 ├── TooSlow            503   ├── WorkerFailed      500
 ├── PayloadTooLarge   413   ├── Draining           503   ├── WorkerCrashed     500
 ├── Unauthorized      401   ├── Forbidden          403   ├── ProhibitedContent 400
-└── DeviceUnavailable 400
+├── DeviceUnavailable 400   └── ShutDown           503
 """
 
 from shared.messages import Failed
@@ -133,6 +133,13 @@ class TooSlow(FleetError):
 
 class Draining(FleetError):
     code = "draining"
+    status = 503
+
+
+class ShutDown(FleetError):
+    """The fleet ended, with its Redis, before the work was done; unlike `Draining`, nothing goes on."""
+
+    code = "shut_down"
     status = 503
 
 

@@ -37,7 +37,24 @@ from shared.setting_types import (
 )
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
-SAMPLE_MODEL = REPO_ROOT / "models" / "sample-hrm-text"
+
+
+def _sample_model() -> Path:
+    """In a checkout it lies beside our packages, in an installed wheel inside this one (setup.py)."""
+    places = (REPO_ROOT / "models", Path(__file__).resolve().parent / "models")
+    candidates = [place / "sample-hrm-text" for place in places]
+    for candidate in candidates:
+        if (candidate / "config.json").is_file():
+            return candidate
+    return candidates[0]
+
+
+SAMPLE_MODEL = _sample_model()
+
+# How long a process that is told to stop waits: for its step, where others go on with the work; for all that is in
+# flight, where nobody would.
+HAND_OVER_S = 1.0
+FINISH_S = 20.0
 
 _layers: ContextVar[Sequence[Layer]] = ContextVar("aios_settings_layers", default=())
 
@@ -107,7 +124,10 @@ class Settings(BaseSettings):
     max_body_bytes: Count = Field(default=1 << 20, description="largest request body")
     queue_timeout_s: Seconds = Field(default=60.0, description="longest wait in the queue")
     request_timeout_s: Seconds = Field(default=300.0, description="longest life of a request")
-    drain_timeout_s: Seconds = Field(default=1.0, description="longest wait at shutdown before work is handed over")
+    drain_timeout_s: Seconds | None = Field(
+        default=None,
+        description="longest wait at shutdown for what is in flight (none: 20 in a fleet with its own Redis, else 1)",
+    )
     on_disconnect: Literal["cancel", "continue", "grace"] = Field(
         default="cancel", description="what becomes of work whose caller has left"
     )
@@ -206,6 +226,11 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments, then the layers `resolve` is merging; nothing hidden is read."""
         return (init_settings, *(LayerSource(settings_cls, layer) for layer in _layers.get()))
+
+    @property
+    def drain_s(self) -> float:
+        """How long a process that is told to stop waits for what is in flight."""
+        return HAND_OVER_S if self.drain_timeout_s is None else self.drain_timeout_s
 
     def to_env(self) -> dict[str, str]:
         """The AIOS_* variables from which `resolve` builds these same settings; `none` stands for None."""

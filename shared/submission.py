@@ -22,6 +22,9 @@ from shared.requests import Request, Requests
 from shared.script import Script, raw
 from shared.tracing import NO_TRACE, Trace
 
+_OPEN = (b"queued", b"running")
+_SCANNED = 200
+
 
 @dataclass(frozen=True)
 class Quota:
@@ -204,6 +207,29 @@ class Submissions:
             follower=follower,
         )
         return sum(ended)
+
+    async def open_jobs(self) -> list[str]:
+        """The ids of all jobs in Redis that have not ended, whoever submitted them."""
+        open_ids: list[str] = []
+        for client in await self._broker.nodes():
+            async for name in client.scan_iter(match=keys.pattern("held"), count=_SCANNED):
+                ids = [job_id.decode() for job_id in await client.zrange(name, 0, -1)]
+                pipe = client.pipeline(transaction=False)
+                for job_id in ids:
+                    pipe.hget(keys.job(job_id), "state")
+                states = await pipe.execute()
+                open_ids += [job_id for job_id, state in zip(ids, states, strict=True) if state in _OPEN]
+        return open_ids
+
+    async def end_all(self, job_ids: Sequence[str], event: Failed | Cancelled) -> int:
+        """`end` for jobs of any requests."""
+        by_shard: dict[str, list[str]] = {}
+        for job_id in job_ids:
+            by_shard.setdefault(keys.shard_of(job_id), []).append(job_id)
+        ended = 0
+        for shard_ids in by_shard.values():
+            ended += await self.end(shard_ids, event)
+        return ended
 
     async def depth(self, model: str) -> Depth:
         """How many jobs of a model wait, by class, and how many are in workers' hands."""

@@ -17,7 +17,8 @@ from shared.logs import configure_logging, fields
 from shared.metrics import WorkerMetrics
 from shared.queue import Terms
 from shared.settings import Settings
-from shared.signals import signals_call
+from shared.signals import StopSignals, signals_call
+from shared.supervised import report_ready
 from shared.tracing import open_tracing
 from worker import health
 from worker.device import CORES_ENV, keep_freed_memory, use_cores, use_threads
@@ -86,12 +87,14 @@ async def _serve(settings: Settings) -> int:
         service = WorkerService(
             broker,
             terms,
-            drain_timeout_s=settings.drain_timeout_s,
+            drain_timeout_s=settings.drain_s,
             pool=settings.pool,
             high_water=HighWater(settings.memory_high_water),
             tracing=tracing,
+            on_ready=report_ready,
         )
-        with signals_call({"SIGTERM": stop.set, "SIGINT": stop.set}):
+        stop_signals = StopSignals(lambda name: stop.set(), partial(_end, EXIT_OK))
+        with signals_call(stop_signals.actions(("SIGTERM", "SIGINT"))):
             async with _telling(settings, service):
                 survived = await service.run(partial(_load, settings, service), stop)
     tracing.close()

@@ -46,8 +46,9 @@ _PARTING_S = 0.6
 
 
 class WorkerService:
-    """`drain_timeout_s` is the longest wait for the engine's current step at the end; `pool` is a name for people.
-    `obstacles` are announced: models that are not among those loaded, and why."""
+    """`drain_timeout_s` is the longest wait for the engine's current step at the end; `pool` is a name for people;
+    `on_ready` is called before the first job is taken. `obstacles` are announced: models that are not among those
+    loaded, and why."""
 
     def __init__(
         self,
@@ -58,11 +59,13 @@ class WorkerService:
         pool: str = "default",
         high_water: HighWater | None = None,
         tracing: Tracing = NO_TRACING,
+        on_ready: Callable[[], object] = lambda: None,
     ) -> None:
         self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._broker = broker
         self._terms = terms
         self._tracing = tracing
+        self._on_ready = on_ready
         self._presence = Presence(broker.client(keys.PRESENCE))
         self._subscriptions = Subscriptions(broker.client(keys.PRESENCE))
         self._reader = LogReader(broker)
@@ -146,6 +149,7 @@ class WorkerService:
         ]
         upkeep += [self._start(self._hear(shard)) for shard in self._broker.shards]
         self._state = "ready"
+        self._on_ready()  # before the first job: what crashes the worker from now on is not its start
         await self._once(self._announce)
         logger.info("worker ready", extra=fields(worker=self.worker_id, models=list(self._slots)))
         taking = [self._start(self._take(slot, stop)) for slot in self._slots.values()]

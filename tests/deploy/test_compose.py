@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from scripts.aios import KILL_AFTER_DRAIN_S
+from scripts.aios import KILL_AFTER_DRAIN_S, fleet_roles
 from shared.setting_layers import env_name
-from shared.settings import Settings, resolve
+from shared.settings import FINISH_S, Settings, resolve
 from tests.deploy.compose_files import FILES, PLACE, ROOT, env_example, health_port, services, variables
 
 CPU, ALL = services("compose.yaml"), services()
@@ -113,7 +113,13 @@ def test_containers_are_confined_watched_and_given_time(name: str) -> None:
     assert set(service["logging"]["options"]) == {"max-size", "max-file"}
     assert service["restart"] == "unless-stopped"
     assert {"test", "interval", "timeout", "retries", "start_period"} <= set(service["healthcheck"])
-    assert seconds(service["stop_grace_period"]) >= Settings().drain_timeout_s + KILL_AFTER_DRAIN_S
+    assert seconds(service["stop_grace_period"]) >= Settings().drain_s + KILL_AFTER_DRAIN_S
+
+
+def test_a_whole_fleet_in_one_container_has_time_to_finish_what_is_in_flight() -> None:
+    settings = Settings(drain_timeout_s=FINISH_S)
+    graces_s = [role.grace_s for role in fleet_roles(settings, [{}], redis_ends=True)]
+    assert seconds(ALL["hrm"]["stop_grace_period"]) >= sum(graces_s)
 
 
 def test_nothing_starts_before_what_it_needs() -> None:

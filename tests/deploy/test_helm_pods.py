@@ -101,7 +101,7 @@ def test_settings_and_arguments_are_real_ones(file: Path, tmp_path: Path, monkey
 def test_a_pods_grace_is_longer_than_its_sleep_and_drain(file: Path, tmp_path: Path) -> None:
     for pod, container in role_containers(release_of(file)):
         sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-        drain = settings_of(release_of(file), pod, container, tmp_path).drain_timeout_s
+        drain = settings_of(release_of(file), pod, container, tmp_path).drain_s
         assert pod["terminationGracePeriodSeconds"] == sleep + math.ceil(drain) + KILL_AFTER_DRAIN_S
 
 

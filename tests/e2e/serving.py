@@ -5,14 +5,16 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 
 from tests.polling import wait_until
 
+AIOS = (sys.executable, "-m", "scripts.aios")
 _READY = re.compile(r"ready at (http://\S+)")
 
 
@@ -66,10 +68,10 @@ def _end(process: "subprocess.Popen[str]", family: list[psutil.Process]) -> None
 
 
 @contextmanager
-def serving(*flags: str) -> Iterator[Serving]:
+def serving(*flags: str, command: Sequence[str] = AIOS, cwd: Path | None = None) -> Iterator[Serving]:
     """A ready fleet on a free port; whatever is left of it at the end is killed by pid."""
-    command = [sys.executable, "-m", "scripts.aios", "serve", "hrm", "--host", "127.0.0.1", "--port", "0", *flags]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    words = [*command, "serve", "hrm", "--host", "127.0.0.1", "--port", "0", *flags]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd)
     fleet = Serving(process)
     assert process.stdout is not None
     reader = threading.Thread(target=lambda: fleet.lines.extend(iter(process.stdout.readline, "")), daemon=True)  # type: ignore[union-attr]

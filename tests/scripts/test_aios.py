@@ -58,6 +58,17 @@ def test_each_process_has_a_port_of_its_own_for_metrics() -> None:
     assert (free.env["AIOS_WORKER_PORT"], free.copies) == ("0", [{}, {}])
 
 
+def test_only_a_front_whose_redis_ends_with_it_finishes_what_is_in_flight() -> None:
+    settings = Settings(drain_timeout_s=30)
+    own = fleet_roles(settings, [{}], redis_ends=True)
+    assert [role.env.get("AIOS_REDIS_ENDS_WITH_FLEET") for role in own] == ["1", None, None]
+    assert [role.env["AIOS_DRAIN_TIMEOUT_S"] for role in own] == ["30.0", "1.0", "1.0"]
+    assert [role.grace_s for role in own] == [40, 11, 11]
+    others = fleet_roles(settings, [{}])
+    assert not any("AIOS_REDIS_ENDS_WITH_FLEET" in role.env for role in others)
+    assert [role.grace_s for role in others] == [40, 40, 40]
+
+
 def test_only_the_front_is_given_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEYS", "hush-1")
     settings = resolve({}, {"API_KEYS": "hush-1", "AIOS_ADMIN_KEYS": "hush-2"}, None).settings

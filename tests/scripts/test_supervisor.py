@@ -5,26 +5,28 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from scripts.supervisor import Backoff, Role, Supervisor
+from scripts.supervisor import Backoff, Role, Supervisor, status_in_words
 from tests.polling import DEADLINE_S, is_running, until, wait_until
 
 QUICK = Backoff(first_s=0.01, longest_s=0.05)
 LIVES = (
     'echo "up {name} $$" >> "$LOG"; trap \'echo "down {name} $$" >> "$LOG"; exit 0\' TERM; while :; do sleep 0.02; done'
 )
+READY = 'echo ready > "/proc/self/fd/$AIOS_REPORT_FD"; '
 DEAF = 'trap "" TERM; echo "up deaf $$" >> "$LOG"; while :; do sleep 0.02; done'
 MAIN = """
 import asyncio, signal, sys
 from scripts.supervisor import Role, Supervisor
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores them
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-roles = [Role(name, ["sh", "-c", script], {"PATH": "/usr/bin:/bin", "LOG": sys.argv[1]})
+roles = [Role(name, ["sh", "-c", script], {"PATH": "/usr/bin:/bin", "LOG": sys.argv[1]}, grace_s=600)
          for name, script in zip(sys.argv[2::2], sys.argv[3::2])]
-sys.exit(asyncio.run(Supervisor(roles, grace_s=600).run()))
+sys.exit(asyncio.run(Supervisor(roles).run()))
 """
 
 
@@ -35,10 +37,9 @@ class Fleet:
         self.log = directory / "log"
         self.log.touch()
 
-    def role(self, name: str, script: str = LIVES, count: int = 1) -> Role:
-        return Role(
-            name, ("sh", "-c", script.replace("{name}", name)), os.environ | {"LOG": str(self.log)}, [{}] * count
-        )
+    def role(self, name: str, script: str = LIVES, count: int = 1, grace_s: float = 10.0) -> Role:
+        argv = ("sh", "-c", script.replace("{name}", name))
+        return Role(name, argv, os.environ | {"LOG": str(self.log)}, [{}] * count, grace_s=grace_s)
 
     def lines(self) -> list[list[str]]:
         return [line.split() for line in self.log.read_text().splitlines()]
@@ -56,7 +57,7 @@ def fleet(tmp_path: Path) -> Fleet:
 
 
 async def test_a_child_that_dies_is_restarted(fleet: Fleet) -> None:
-    supervisor = Supervisor([fleet.role("api"), fleet.role("worker", count=2)], 10, QUICK)
+    supervisor = Supervisor([fleet.role("api"), fleet.role("worker", count=2)], QUICK)
     running = asyncio.create_task(supervisor.run())
     await until(lambda: fleet.saw("up", "worker", times=2) and fleet.saw("up", "api"), "all are up")
     victim = next(int(line[2]) for line in fleet.lines() if line[1] == "worker")
@@ -69,11 +70,11 @@ async def test_a_child_that_dies_is_restarted(fleet: Fleet) -> None:
 
 
 async def test_each_copy_has_its_own_environment_and_keeps_it(fleet: Fleet) -> None:
-    says_place = 'echo "at $PLACE $$" >> "$LOG"; [ "$PLACE" = 1 ] || while :; do sleep 0.02; done'
+    says_place = READY + 'echo "at $PLACE $$" >> "$LOG"; [ "$PLACE" = 1 ] || while :; do sleep 0.02; done'
     role = Role(
         "worker", ("sh", "-c", says_place), os.environ | {"LOG": str(fleet.log)}, [{"PLACE": "0"}, {"PLACE": "1"}]
     )
-    supervisor = Supervisor([role], 10, QUICK)
+    supervisor = Supervisor([role], QUICK)
     running = asyncio.create_task(supervisor.run())
     await until(lambda: fleet.saw("at", "1", times=3) and fleet.saw("at", "0"), "copy 1 was started three times")
     supervisor.stop()
@@ -82,7 +83,7 @@ async def test_each_copy_has_its_own_environment_and_keeps_it(fleet: Fleet) -> N
 
 
 async def test_a_clean_exit_that_nobody_asked_for_is_a_death_too(fleet: Fleet) -> None:
-    supervisor = Supervisor([fleet.role("short", 'echo "up short $$" >> "$LOG"')], 10, QUICK)
+    supervisor = Supervisor([fleet.role("short", READY + 'echo "up short $$" >> "$LOG"')], QUICK)
     running = asyncio.create_task(supervisor.run())
     await until(lambda: fleet.saw("up", times=3), "it has run three times")
     supervisor.stop()
@@ -91,22 +92,86 @@ async def test_a_clean_exit_that_nobody_asked_for_is_a_death_too(fleet: Fleet) -
 
 async def test_bad_settings_stop_everyone_with_that_status(fleet: Fleet) -> None:
     wait_for_api = 'until grep -q "up api" "$LOG"; do sleep 0.01; done; echo "up worker $$" >> "$LOG"; exit 2'
-    supervisor = Supervisor([fleet.role("api"), fleet.role("worker", wait_for_api)], 10, QUICK)
+    supervisor = Supervisor([fleet.role("api"), fleet.role("worker", wait_for_api)], QUICK)
     assert await supervisor.run() == 2
     assert fleet.saw("down", "api") and not any(map(is_running, fleet.pids()))
     assert sum(line[:2] == ["up", "worker"] for line in fleet.lines()) == 1
 
 
-async def test_a_command_that_does_not_exist_is_tried_again(fleet: Fleet) -> None:
-    supervisor = Supervisor([Role("none", ("/does/not/exist",), {}), fleet.role("api")], 10, QUICK)
+def events(caplog: pytest.LogCaptureFixture, name: str) -> list[dict[str, object]]:
+    return [record.__dict__["fields"] for record in caplog.records if record.getMessage() == name]
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "reason"),
+    [
+        ('echo "up bad $$" >> "$LOG"; exit 1', 1, "exit status 1"),
+        ('echo "up bad $$" >> "$LOG"; kill -9 $$', -9, "killed by SIGKILL (out of memory?)"),
+        (
+            'echo "up bad $$" >> "$LOG"; echo "OSError: no such model" > "/proc/self/fd/$AIOS_REPORT_FD"; exit 1',
+            1,
+            "OSError: no such model",
+        ),
+    ],
+)
+async def test_one_that_never_gets_ready_ends_the_fleet_which_says_why(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture, script: str, status: int, reason: str
+) -> None:
+    supervisor = Supervisor([fleet.role("api"), fleet.role("bad", script)], QUICK)
+    assert await asyncio.wait_for(supervisor.run(), 20) == 1
+    (said,) = events(caplog, "process never gets ready, the fleet ends")
+    assert said == {"role": "bad", "copy": 0, "status": status, "reason": reason}
+    assert fleet.saw("up", "bad", times=5) and not fleet.saw("up", "bad", times=6)
+    assert not any(map(is_running, fleet.pids()))
+
+
+async def test_a_command_that_does_not_exist_ends_the_fleet(fleet: Fleet) -> None:
+    supervisor = Supervisor([Role("none", ("/does/not/exist",), {}), fleet.role("api")], QUICK)
+    assert await asyncio.wait_for(supervisor.run(), 20) == 1
+
+
+async def test_one_that_dies_at_its_work_is_started_again_without_end(fleet: Fleet) -> None:
+    """P7: poisonous requests crash workers many times over before all of them are convicted."""
+    dies = READY + 'echo "up worker $$" >> "$LOG"; kill -9 $$'
+    supervisor = Supervisor([fleet.role("worker", dies)], QUICK)
     running = asyncio.create_task(supervisor.run())
-    await until(lambda: fleet.saw("up", "api"), "the other role is up")
+    await until(lambda: fleet.saw("up", "worker", times=12), "it was started twelve times")
+    assert not running.done()
+    supervisor.stop()
+    assert await running == 0
+
+
+async def test_failed_starts_count_in_a_row(fleet: Fleet) -> None:
+    """Four failures, a life at work, four failures: it goes on."""
+    script = (
+        'echo "up worker $$" >> "$LOG"; [ $(($(grep -c "up worker" "$LOG") % 5)) = 0 ] || exit 1; ' + READY + "exit 1"
+    )
+    supervisor = Supervisor([fleet.role("worker", script)], QUICK)
+    running = asyncio.create_task(supervisor.run())
+    await until(lambda: fleet.saw("up", "worker", times=14), "it was started fourteen times")
+    assert not running.done()
+    supervisor.stop()
+    assert await running == 0
+
+
+@pytest.mark.parametrize("status", [1, 2])
+async def test_a_fleet_with_one_good_copy_goes_on(fleet: Fleet, caplog: pytest.LogCaptureFixture, status: int) -> None:
+    """The other one had been at work, and can no longer start: its model's files are gone, say."""
+    works = READY + 'echo "up worker $$" >> "$LOG"; '
+    lives = works + "while :; do sleep 0.02; done"
+    once = f'[ -e "$LOG.once" ] && {{ echo "up bad $$" >> "$LOG"; exit {status}; }}; touch "$LOG.once"; ' + works
+    argv = ("sh", "-c", f'if [ "$PLACE" = 0 ]; then {lives}; else {once}fi')
+    role = Role("worker", argv, os.environ | {"LOG": str(fleet.log)}, [{"PLACE": "0"}, {"PLACE": "1"}])
+    supervisor = Supervisor([role], QUICK)
+    running = asyncio.create_task(supervisor.run())
+    await until(lambda: fleet.saw("up", "bad", times=8), "it has failed eight times")
+    assert not running.done()
     supervisor.stop()
     assert await running == 0
 
 
 async def test_who_does_not_drain_in_time_is_killed(fleet: Fleet) -> None:
-    supervisor = Supervisor([fleet.role("deaf", DEAF)], 0.1, QUICK)
+    supervisor = Supervisor([fleet.role("deaf", DEAF, grace_s=0.1)], QUICK)
     running = asyncio.create_task(supervisor.run())
     await until(lambda: fleet.saw("up", "deaf"), "it is up")
     supervisor.stop()
@@ -132,12 +197,15 @@ def test_a_signal_stops_the_roles_in_their_order(fleet: Fleet, number: signal.Si
     assert [line[:2] for line in fleet.lines()[2:]] == [["down", "api"], ["down", "worker"]]
 
 
-def test_a_second_ctrl_c_kills(fleet: Fleet) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_second_signal_kills(fleet: Fleet, number: signal.Signals) -> None:
     seen = 'trap \'echo "term deaf $$" >> "$LOG"\' TERM; echo "up deaf $$" >> "$LOG"; while :; do sleep 0.02; done'
     process = start(fleet, f"deaf={seen}")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     wait_until(lambda: fleet.saw("term", "deaf"), "the child was asked to drain")
-    process.send_signal(signal.SIGINT)
+    if number is not signal.SIGINT:
+        time.sleep(0.4)  # sooner it counts as the same signal
+    process.send_signal(number)
     assert process.wait(DEADLINE_S) == 0, "it waits for the grace, which is longer"
     assert not any(map(is_running, fleet.pids()))
 
@@ -152,3 +220,8 @@ def test_children_do_not_outlive_a_killed_supervisor(fleet: Fleet) -> None:
 
 def test_backoff_doubles_up_to_its_limit() -> None:
     assert [Backoff().delay_s(n) for n in (1, 2, 3, 4, 5, 6, 1000)] == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+
+
+def test_a_status_is_told_as_people_know_it() -> None:
+    told = [status_in_words(status) for status in (0, 3, -9, -11)]
+    assert told == ["exit status 0", "exit status 3", "killed by SIGKILL (out of memory?)", "killed by SIGSEGV"]

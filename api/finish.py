@@ -1,0 +1,76 @@
+"""The end of a front whose Redis ends with it: what is in flight is finished first, for nobody could go on with it.
+
+New work is refused meanwhile, by admission. What has not ended when the time is over is ended with an error that says
+so, which all who follow it are told.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from api.deps import Front
+from shared.broker import UNAVAILABLE
+from shared.errors import ShutDown
+from shared.logs import fields
+
+_LOOK_S = 0.05
+_ADMITTING_S = 2.5  # a request that was let in before the signal is in Redis by then
+_TELLING_S = 1.0  # for followers to be told what was cut off
+_LAST_POLL_S = 2.0  # for those who poll, to ask once more
+
+log = logging.getLogger("aios.api")
+
+
+class Finish:
+    """`is_asked`: whether a caller waits for an answer of this front, of any kind."""
+
+    def __init__(self, front: Front, is_asked: Callable[[], bool]) -> None:
+        self._front = front
+        self._is_asked = is_asked
+        self._began_s = asyncio.get_running_loop().time()
+        self._has_pollers = False
+
+    async def run(self, time_s: float) -> None:
+        """Return when nothing is in flight any more; what is left after `time_s` is ended."""
+        try:
+            async with asyncio.timeout(time_s):
+                while await self._is_busy():  # noqa: ASYNC110 - what is awaited is in Redis
+                    await asyncio.sleep(_LOOK_S)
+        except TimeoutError:
+            await self.cut_off()
+        if self._has_pollers:
+            await asyncio.sleep(_LAST_POLL_S)
+
+    async def cut_off(self) -> None:
+        """End all jobs, and wait until their followers have been told."""
+        error = cut_off_error()
+        submissions = self._front.submissions
+        try:
+            async with asyncio.timeout(_TELLING_S):
+                num_ended = await submissions.end_all(await submissions.open_jobs(), error.as_event())
+                log.warning("work cut off by shutdown", extra=fields(num_jobs=num_ended))
+                while self._front.dispatcher.num_followed:  # noqa: ASYNC110 - a second at most
+                    await asyncio.sleep(_LOOK_S)
+        except (TimeoutError, *UNAVAILABLE) as trouble:
+            log.warning("work cut off by shutdown", extra=fields(error=repr(trouble)))
+
+    async def _is_busy(self) -> bool:
+        dispatcher = self._front.dispatcher
+        if dispatcher.num_minded:
+            self._has_pollers = True
+        if dispatcher.num_followed:
+            return True
+        try:
+            open_jobs = await self._front.submissions.open_jobs()
+        except UNAVAILABLE:  # it is started again, with what it had
+            return True
+        if open_jobs:
+            self._has_pollers = True
+            return True
+        age_s = asyncio.get_running_loop().time() - self._began_s
+        return self._is_asked() and age_s < _ADMITTING_S
+
+
+def cut_off_error() -> ShutDown:
+    """What callers are told of work that ends with the fleet."""
+    return ShutDown("The server was shut down before this request was done; it is cancelled.", retry_after_s=1)
