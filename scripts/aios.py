@@ -96,6 +96,8 @@ def serve_hrm(settings: Settings) -> int:
     """Be the fleet: start everything, restart what dies, drain on SIGTERM or Ctrl-C; 0 after a clean stop."""
     configure_logging(settings.log_level, settings.log_format)
     tell_general_variables(settings)
+    if settings.redis_url is not None:
+        redis_url(settings)
     if settings.prohibited_terms is not None:
         read_text(settings, "prohibited_terms")
     check_model_paths(settings)

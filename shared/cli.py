@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
+from shared.broker import fault_of_url
 from shared.logs import fields
 from shared.paths import fault_of
 from shared.setting_layers import env_names, flag_name, general_variables
@@ -61,6 +62,10 @@ def redis_url(settings: Settings) -> str:
         raise SettingsError(
             "redis_url: expected a URL in --redis-url or AIOS_REDIS_URL (`aios serve hrm` starts its own)"
         )
+    fault = fault_of_url(settings.redis_url)
+    if fault is not None:
+        remedy = "name one like redis://host:6379/0 by --redis-url or AIOS_REDIS_URL"
+        raise settings.refusal("redis_url", f"{settings.redis_url} is no URL of a Redis: {fault}", remedy)
     return settings.redis_url
 
 

@@ -105,6 +105,24 @@ def path_cells(place: Path) -> Iterator[Cell]:
     yield Cell("worker", [], ["model_path: ", "it does not exist", "(from MODEL_PATH)"], {"MODEL_PATH": f"{place}/no"})
 
 
+def redis_cells() -> Iterator[Cell]:
+    """URLs that redis-py takes apart late, or never."""
+    wrong = {
+        "redis://h:99999999/0": "host or port",
+        "redis://:hush/hush@h/0": "%2F",
+        "redis://h/x": "the database is a number",
+        "redis://h/0?foo=bar": "'foo'",
+        "redis://h/0?socket_timeout=x": "'socket_timeout'",
+        "rediss://h/0?ssl_ca_certs=/no/where": "'/no/where': it does not exist",
+        "redis://": "no host",
+        "unix://": "no path",
+    }
+    for role in ("serve", "api", "worker", "jobs"):
+        for url, words in wrong.items():
+            argv = ["--model", "echo=echo", "--port", "0", "--redis-url", url]
+            yield Cell(role, argv, ["redis_url: ", words, "(from --redis-url)"])
+
+
 def outcomes(cells: list[Cell], redis_url: str, *, as_nobody: bool) -> list[dict[str, Any]]:
     asked = []
     for cell in cells:
@@ -128,6 +146,7 @@ def check(cells: list[Cell], redis_url: str, *, as_nobody: bool = False) -> None
         sentences = [line for line in told["said"].splitlines() if not line.startswith("{")]  # the others are the log
         assert told["status"] == 2, (str(cell), told)
         assert len(sentences) == 1, (str(cell), told)
+        assert "hush" not in told["said"]
         missing = [word for word in cell.words if word not in sentences[0]]
         assert not missing, (str(cell), missing, sentences[0])
 
@@ -141,6 +160,10 @@ def test_every_path_setting_of_every_role(redis_url: str, tmp_path: Path) -> Non
     place = tmp_path / "with 'quotes' and spaces"
     place.mkdir()
     check(list(path_cells(place)), redis_url)
+
+
+def test_a_redis_that_cannot_be_named(redis_url: str) -> None:
+    check(list(redis_cells()), redis_url)
 
 
 def test_no_port_or_path_setting_is_left_out() -> None:
