@@ -20,8 +20,8 @@ from api.deps import Front
 from api.finish import Finish, cut_off_error
 from shared.advice import advise, on_open_files, open_files_limit, redis_advice
 from shared.broker import Broker, open_broker
-from shared.cli import redis_url, run_role
-from shared.listener import Answer, listening
+from shared.cli import redis_url, run_role, tell_general_variables
+from shared.listener import Answer, listening, open_port, port_of
 from shared.logs import configure_logging, fields
 from shared.metrics import CONTENT_TYPE
 from shared.settings import Settings
@@ -73,9 +73,10 @@ async def _serve(settings: Settings, broker: Broker, tracing: Tracing) -> None:
     stop_signals = StopSignals(signals.put_nowait, partial(signals.put_nowait, "again"))
     try:
         with signals_call(stop_signals.actions(("SIGTERM", "SIGINT"))):
-            log.info("front starting", extra=fields(host=settings.host, port=settings.port))
             async with _telling(settings, app.state.front):
-                await server.serve()
+                with open_port(settings, "port") as sockets:
+                    log.info("front starting", extra=fields(host=settings.host, port=port_of(sockets)))
+                    await server.serve(sockets)
             log.info("front stopped")
     finally:
         stopping.cancel()
@@ -91,7 +92,7 @@ async def _telling(settings: Settings, front: Front) -> AsyncIterator[None]:
     if settings.metrics_port is None:
         yield
         return
-    async with listening("metrics_port", settings.host, settings.metrics_port, {"/metrics": rendered}):
+    async with listening(settings, "metrics_port", {"/metrics": rendered}):
         yield
 
 
@@ -122,6 +123,7 @@ async def _finish(signals: "asyncio.Queue[str]", finish: Finish, time_s: float) 
 def run(settings: Settings) -> int:
     """Serve until told to stop; the exit status."""
     configure_logging(settings.log_level, settings.log_format)
+    tell_general_variables(settings)
     with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
         runner.run(serve(settings))
     return 0

@@ -101,7 +101,7 @@ def build_front(settings: Settings, broker: Broker, kinds: Kinds) -> Front:
         kinds=kinds,
         auth=build_auth(settings, broker),
         pace=Pace(broker),
-        prohibited=Prohibited(read_terms(settings.prohibited_terms)),
+        prohibited=Prohibited(read_terms(settings)),
         metrics=metrics,
         report=Report(fleet, Queues(broker), metrics),
         lag=lag,

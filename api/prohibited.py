@@ -7,11 +7,11 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from shared.errors import ProhibitedContent
-from shared.setting_layers import SettingsError
+from shared.paths import read_text
+from shared.settings import Settings
 
 
 class Prohibited:
@@ -33,14 +33,11 @@ class Prohibited:
                 raise ProhibitedContent(f"{path}: Prohibited content in request", field=re.split(r"[.\[]", path)[0])
 
 
-def read_terms(path: str | None) -> list[str]:
+def read_terms(settings: Settings) -> list[str]:
     """One a line; empty lines and those that begin with # are none. Raises SettingsError."""
-    if path is None:
+    if settings.prohibited_terms is None:
         return []
-    try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"prohibited_terms: expected a readable text file: {path}: {error}") from error
+    lines = read_text(settings, "prohibited_terms").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 

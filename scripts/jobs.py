@@ -9,7 +9,8 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -18,13 +19,13 @@ from arq.connections import ArqRedis
 from arq.constants import abort_jobs_ss
 from arq.cron import CronJob
 from arq.worker import Worker
-from prometheus_client import start_http_server
 
 from shared.broker import UNAVAILABLE, Broker, open_broker
-from shared.cli import EXIT_OK, redis_url, run_role
+from shared.cli import EXIT_OK, redis_url, run_role, tell_general_variables
 from shared.janitor import Janitor, Sweep
+from shared.listener import Answer, listening
 from shared.logs import configure_logging, fields
-from shared.metrics import JanitorMetrics
+from shared.metrics import CONTENT_TYPE, JanitorMetrics
 from shared.settings import Settings
 from shared.signals import signals_call
 from shared.supervised import report_ready
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(asked: argparse.Namespace, settings: Settings) -> int:
     """Sweep once, or until told to stop."""
     configure_logging(settings.log_level, settings.log_format)
+    tell_general_variables(settings)
     logging.getLogger("arq").setLevel(logging.WARNING)  # two lines for every sweep are not news
     return asyncio.run(_run(asked, settings))
 
@@ -64,17 +66,34 @@ async def _run(asked: argparse.Namespace, settings: Settings) -> int:
         janitor = Janitor(broker, ttl_s=settings.result_ttl_s, dry_run=asked.dry_run)
         if asked.once:
             return await _once(janitor)
-        if settings.metrics_port is not None:
-            start_http_server(settings.metrics_port, settings.host, registry=metrics.registry)
-        stop = asyncio.Event()
-        with signals_call({"SIGTERM": stop.set, "SIGINT": stop.set}):
-            report_ready()
-            working = asyncio.create_task(_work(broker, janitor, metrics))
-            stopping = asyncio.create_task(stop.wait())
-            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            stopping.cancel()
-            working.cancel()
-            ends = await asyncio.gather(working, return_exceptions=True)
+        async with _telling(settings, metrics):
+            return await _sweep_until_stopped(broker, janitor, metrics)
+
+
+@asynccontextmanager
+async def _telling(settings: Settings, metrics: JanitorMetrics) -> AsyncIterator[None]:
+    """The counters at a port, where one is asked for."""
+
+    async def rendered() -> Answer:
+        return 200, CONTENT_TYPE, metrics.render()
+
+    if settings.metrics_port is None:
+        yield
+        return
+    async with listening(settings, "metrics_port", {"/metrics": rendered}):
+        yield
+
+
+async def _sweep_until_stopped(broker: Broker, janitor: Janitor, metrics: JanitorMetrics) -> int:
+    stop = asyncio.Event()
+    with signals_call({"SIGTERM": stop.set, "SIGINT": stop.set}):
+        report_ready()
+        working = asyncio.create_task(_work(broker, janitor, metrics))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        working.cancel()
+        ends = await asyncio.gather(working, return_exceptions=True)
     broken = [end for end in ends if isinstance(end, Exception)]
     for error in broken:
         log.error("background role broke", exc_info=error)

@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import cast
+from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -21,6 +22,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from shared import keys
 from shared.cluster import ELSEWHERE, Cluster
 from shared.logs import fields
+from shared.paths import fault_of
 from shared.setting_layers import SettingsError
 from shared.spread import Spread
 
@@ -36,6 +38,7 @@ UNAVAILABLE = (RedisConnectionError, RedisTimeoutError, CannotWrite, *ELSEWHERE)
 
 CONNECT_TIMEOUT_S = 2.0
 _CLOSE_S = 0.2
+_FILES_OF_TLS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 
 class Broker:
@@ -110,6 +113,36 @@ async def open_unsettled(url: str, shards: int = 1) -> AsyncIterator[Broker]:
         with suppress(TimeoutError):  # what has not been sent by now will not be
             async with asyncio.timeout(_CLOSE_S):
                 await source.aclose()
+
+
+def fault_of_url(url: str) -> str | None:
+    """What is wrong with a Redis URL, None if a server may be looked for there; nothing connects."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:  # its words could hold a piece of a password
+        return "its host or port cannot be read (in a password, write / as %2F, # as %23, ? as %3F and % as %25)"
+    database = parts.path.strip("/")
+    if parts.scheme == "unix":
+        if not parts.path:
+            return "no path of a socket"
+    elif not parts.hostname or port == 0:
+        return "no host and port"
+    elif database and not database.isdecimal():
+        return f"the database is a number, not {database!r}"
+    try:
+        pool = connect(url).connection_pool
+        pool.connection_class(**pool.connection_kwargs)
+    except ValueError as error:
+        return str(error)
+    except TypeError as error:  # of redis-py, for an option that it does not know
+        return str(error).rpartition(") ")[2]
+    for option in _FILES_OF_TLS:
+        path = pool.connection_kwargs.get(option)
+        fault = fault_of(path, may_be_directory=False) if path else None
+        if fault is not None:
+            return f"cannot read {option} {path!r}: {fault}"
+    return None
 
 
 def connect(url: str) -> Redis:

@@ -5,6 +5,7 @@ the same configuration and answer a bad setting with one line and status 2 (the 
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,8 +14,12 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from shared.setting_layers import env_names, flag_name
+from shared.broker import fault_of_url
+from shared.logs import fields
+from shared.paths import fault_of
+from shared.setting_layers import env_names, flag_name, general_variables
 from shared.setting_text import choices_of, mask_secrets
+from shared.setting_types import SECRETS
 from shared.settings import REPO_ROOT, ModelEntry, Resolved, Settings, SettingsError, resolve
 from shared.supervised import report_failure
 
@@ -27,12 +32,15 @@ FLAG_ALIASES = {
 
 Run = Callable[[Settings], int]
 
+log = logging.getLogger("aios.settings")
+
 
 def run_role(prog: str, run: Run, argv: Sequence[str] | None = None, dry_run: Run | None = None) -> int:
     """Parse the flags, then `run(settings)`, or `dry_run(settings)` for --dry-run where a role has one.
 
     Returns the exit status. A SettingsError, from parsing or from the role itself, is one line on stderr and status 2.
     """
+    resolved = None
     parser = _parser(prog)
     if dry_run is not None:
         parser.add_argument("--dry-run", action="store_true", help="load the models, report and exit; serves nothing")
@@ -45,7 +53,7 @@ def run_role(prog: str, run: Run, argv: Sequence[str] | None = None, dry_run: Ru
         chosen = dry_run if dry_run is not None and arguments.dry_run else run
         return chosen(resolved.settings)
     except SettingsError as error:
-        reason = mask_secrets(str(error))
+        reason = mask_secrets(_with_origin(str(error), resolved))
         print(f"{prog}: {reason}", file=sys.stderr)
         report_failure(reason)
         return EXIT_BAD_SETTINGS
@@ -60,7 +68,32 @@ def redis_url(settings: Settings) -> str:
         raise SettingsError(
             "redis_url: expected a URL in --redis-url or AIOS_REDIS_URL (`aios serve hrm` starts its own)"
         )
+    fault = fault_of_url(settings.redis_url)
+    if fault is not None:
+        remedy = "name one like redis://host:6379/0 by --redis-url or AIOS_REDIS_URL"
+        raise settings.refusal("redis_url", f"{settings.redis_url} is no URL of a Redis: {fault}", remedy)
     return settings.redis_url
+
+
+def tell_general_variables(settings: Settings) -> None:
+    """Log which settings came from variables that are not ours alone: HOST is also conda's, PORT many a platform's."""
+    found: dict[str, str] = {}
+    for name in Settings.model_fields:
+        for variable in general_variables(settings.origin(name)):
+            if variable in os.environ:  # a child of `aios serve hrm` has it from its parent, who has told
+                found[variable] = "***" if name in SECRETS else mask_secrets(os.environ[variable])
+    if found:
+        log.info("settings from general variables", extra=fields(variables=found))
+
+
+def _with_origin(problem: str, resolved: Resolved | None) -> str:
+    """What was found to be wrong after all was resolved, and where it came from if that is not said yet."""
+    name = problem.partition(":")[0]
+    if problem.startswith("model ") and resolved is not None:
+        name = "models" if resolved.settings.models else "model_path"
+    if resolved is None or "(from " in problem or resolved.origins.get(name, "default") == "default":
+        return problem
+    return f"{problem} (from {resolved.origins[name]})"
 
 
 def render_config(resolved: Resolved) -> str:
@@ -82,13 +115,20 @@ def _shown(value: Any) -> str:
 def _resolve(arguments: argparse.Namespace) -> Resolved:
     values = {name: getattr(arguments, name) for name in Settings.model_fields}
     chosen = arguments.config or os.environ.get(CONFIG_ENV)
-    return resolve(values, os.environ, Path(chosen) if chosen else _default_config_path())
+    if not chosen:
+        return resolve(values, os.environ, _default_config_path())
+    fault = fault_of(chosen, may_be_directory=False)
+    if fault is not None:
+        origin = "--config" if arguments.config else CONFIG_ENV
+        remedy = f"name a YAML file that this process may read by --config or {CONFIG_ENV}"
+        raise SettingsError(f"config: cannot read {chosen!r}: {fault} (from {origin}); {remedy}")
+    return resolve(values, os.environ, Path(os.path.expanduser(chosen)))
 
 
 def _default_config_path() -> Path | None:
     """`config/default.yaml` of the current directory, else of the repository, else None."""
-    candidates = (Path.cwd() / "config" / "default.yaml", REPO_ROOT / "config" / "default.yaml")
-    return next((path for path in candidates if path.is_file()), None)
+    candidates = (Path("config", "default.yaml"), REPO_ROOT / "config" / "default.yaml")
+    return next((path for path in candidates if os.path.isfile(path)), None)
 
 
 def _dashed(argv: Sequence[str]) -> list[str]:

@@ -1,21 +1,28 @@
-"""A small HTTP server for probes and scrapers, in a process that serves nothing else: GET of a few paths, one a
-connection.
+"""Listening: the one place where a port is opened, and a small HTTP server for probes and scrapers.
 
-It runs in the process's event loop, so one that does not answer is a loop that does not get on.
+The server answers GET of a few paths, one a connection, in a process that serves nothing else there. It runs in the
+process's event loop, so one that does not answer is a loop that does not get on.
 """
 
 import asyncio
+import errno
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import urlsplit
 
 from shared.logs import fields
-from shared.setting_layers import SettingsError
+from shared.setting_layers import SettingsError, env_name, flag_name
+from shared.settings import Settings
 
 _PATIENCE_S = 5.0
 _MOST_BYTES = 16_384
+_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+"""An address of another machine, or of a kind that this machine does not speak: ::1 where there is no IPv6."""
 
 logger = logging.getLogger("aios.listener")
 
@@ -25,11 +32,30 @@ Answer = tuple[int, str, bytes]
 Routes = Mapping[str, Callable[[], Awaitable[Answer]]]
 
 
-@asynccontextmanager
-async def listening(setting: str, host: str, port: int, routes: Routes) -> AsyncIterator[int]:
-    """Answer what `routes` say; gives the port, a free one for 0.
+@contextmanager
+def open_port(settings: Settings, setting: str) -> Iterator[list[socket.socket]]:
+    """Listen at the port that `setting` names, on every address of `settings.host`; closed at the end.
 
-    Raises SettingsError, naming the setting, where it cannot listen.
+    For 0 it is one free port for all addresses. Raises SettingsError, which names the setting at fault: the port, or
+    the host where it is no address of this machine.
+    """
+    sockets = _bind_all(settings, setting)
+    try:
+        yield sockets
+    finally:
+        _close(sockets)
+
+
+def port_of(sockets: list[socket.socket]) -> int:
+    """The port that `open_port` opened."""
+    return int(sockets[0].getsockname()[1])
+
+
+@asynccontextmanager
+async def listening(settings: Settings, setting: str, routes: Routes) -> AsyncIterator[int]:
+    """Answer what `routes` say at the port that `setting` names; gives the port.
+
+    Raises SettingsError as `open_port` does.
     """
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -42,14 +68,79 @@ async def listening(setting: str, host: str, port: int, routes: Routes) -> Async
         finally:
             writer.close()
 
+    async with AsyncExitStack() as stack:
+        sockets = stack.enter_context(open_port(settings, setting))
+        port = port_of(sockets)
+        for item in sockets:
+            await stack.enter_async_context(await asyncio.start_server(serve, sock=item, limit=_MOST_BYTES))
+        logger.info("port opened", extra=fields(host=settings.host, port=port, paths=list(routes)))
+        yield port
+
+
+def _bind_all(settings: Settings, setting: str) -> list[socket.socket]:
+    port = int(getattr(settings, setting))
+    sockets: list[socket.socket] = []
+    elsewhere = 0
     try:
-        server = await asyncio.start_server(serve, host, port, limit=_MOST_BYTES)
+        for family, address in _addresses(settings):
+            chosen = port_of(sockets) if sockets else port
+            try:
+                sockets.append(_bind(family, (address[0], chosen, *address[2:])))
+            except OSError as error:
+                if error.errno not in _NOT_HERE:
+                    raise
+                elsewhere = error.errno
     except OSError as error:
-        raise SettingsError(f"{setting}: cannot listen on {host} port {port}: {error.strerror}") from error
-    async with server:
-        found = int(server.sockets[0].getsockname()[1])
-        logger.info("port opened", extra=fields(host=host, port=found, paths=list(routes)))
-        yield found
+        _close(sockets)
+        if sockets and not port:  # what is free on one address may be taken on the next
+            return _bind_all(settings, setting)
+        problem = f"cannot listen on {settings.host} port {port}: {_words(error.errno)}"
+        remedy = f"name another port by {flag_name(setting)} or {env_name(setting)}, or 0 for a free one"
+        raise settings.refusal(setting, problem, remedy) from None
+    if not sockets:
+        raise _host_refusal(settings, _words(elsewhere))
+    return sockets
+
+
+def _bind(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.socket:
+    # With its protocol: asyncio sends small writes at once (TCP_NODELAY) only where it is sure that this is TCP.
+    opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        if os.name == "posix":  # elsewhere it would let two processes have the same port
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        opened.bind(address)
+        opened.listen()
+    except OSError:
+        opened.close()
+        raise
+    return opened
+
+
+def _addresses(settings: Settings) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
+    """The families and addresses of the host, each once."""
+    try:
+        found = socket.getaddrinfo(settings.host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise _host_refusal(settings, str(error.strerror).lower()) from None
+    except ValueError as error:  # of what cannot even be asked for: a part that is empty or too long, a null
+        raise _host_refusal(settings, str(error)) from None
+    return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+
+
+def _host_refusal(settings: Settings, reason: str) -> SettingsError:
+    problem = f"{settings.host!r} is no address of this machine: {reason}"
+    return settings.refusal("host", problem, "name one by --host or AIOS_HOST, or 0.0.0.0 for all of them")
+
+
+def _words(number: int | None) -> str:
+    return os.strerror(number or 0).lower()
+
+
+def _close(sockets: list[socket.socket]) -> None:
+    for item in sockets:
+        item.close()
 
 
 async def _answer(reader: asyncio.StreamReader, routes: Routes) -> bytes:

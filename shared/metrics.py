@@ -208,3 +208,4 @@ class JanitorMetrics:
             "aios_janitor_found_total", "Things the janitor put right, by what they were.", "what"
         )
         self.sweeps = sheet.counter("aios_janitor_sweeps_total", "Sweeps done.", "sweep")
+        self.render = sheet.render

@@ -5,6 +5,7 @@ outranks which, is said in `shared/settings.py`.
 """
 
 import difflib
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import yaml
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+
+from shared.setting_text import reason
 
 ENV_ALIASES = {
     "model_path": ("MODEL_PATH",),
@@ -24,6 +27,8 @@ ENV_ALIASES = {
     "api_keys": ("LEVANTER_API_KEY", "API_KEYS"),
 }
 SECTION = ("serve", "hrm")
+ORIGINS_ENV = "AIOS_SETTING_ORIGINS"
+"""Tells a child of `aios serve hrm` where its parent had each setting from: names and origins, as JSON."""
 
 Layer = dict[str, tuple[Any, str]]
 
@@ -73,6 +78,7 @@ def env_layer(env: Mapping[str, str], fields: Collection[str]) -> Layer:
     Raises SettingsError when AIOS_DEVICE and FORCE_DEVICE differ: both claim to force the device.
     """
     layer: Layer = {}
+    first_origins = json.loads(env.get(ORIGINS_ENV) or "{}")
     for field in fields:
         given = [(env[name], name) for name in env_names(field) if env.get(name)]
         if field == "device" and len({value.lower() for value, _ in given}) > 1:
@@ -81,8 +87,15 @@ def env_layer(env: Mapping[str, str], fields: Collection[str]) -> Layer:
         if field == "api_keys":
             given = _gathered(given)
         if given:
-            layer[field] = given[0]
+            value, origin = given[0]
+            layer[field] = (value, first_origins.get(field, origin))
     return layer
+
+
+def general_variables(origin: str) -> list[str]:
+    """The variables among an origin's words that do not begin with AIOS_, and so may have been meant for others."""
+    known = {name for names in ENV_ALIASES.values() for name in names}
+    return [word for word in origin.split(" and ") if word in known]
 
 
 def _gathered(given: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -113,8 +126,11 @@ def yaml_layer(path: Path | None, fields: Collection[str]) -> Layer:
 def _section(path: Path) -> dict[Any, Any]:
     try:
         section: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"config: expected a readable YAML file: {path}: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"config: expected a readable YAML file: {path}: {reason(error)}") from error
+    except yaml.YAMLError as error:
+        words = " ".join(str(error).split())
+        raise SettingsError(f"config: expected a readable YAML file: {path}: {words}") from error
     for key in SECTION:
         section = _mapping(section, path, f"around `{key}`").get(key)
     return _mapping(section, path, f"under `{'.'.join(SECTION)}`")

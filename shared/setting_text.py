@@ -1,5 +1,7 @@
-"""Settings as text: what their types allow, what a child's environment says of them, and secrets left out."""
+"""Settings as text: what their types allow, what a child's environment says of them, why a file cannot be read, and
+secrets left out."""
 
+import errno
 import json
 import re
 from typing import Any, Literal, get_args, get_origin
@@ -31,3 +33,13 @@ def env_text(value: Any) -> str:
     if isinstance(value[0], BaseModel):
         return json.dumps([entry.model_dump() for entry in value])
     return ",".join(item.get_secret_value() if isinstance(item, SecretStr) else item for item in value)
+
+
+def reason(error: OSError | ValueError) -> str:
+    """The words of an error of opening or reading a file, without the file's name."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
+    if not isinstance(error, OSError):
+        return str(error)
+    words = {errno.ENOENT: "it does not exist", errno.EISDIR: "it is a directory"}
+    return words.get(error.errno or 0) or str(error.strerror).lower()

@@ -5,14 +5,16 @@ whether a model directory or a device exists, which is the worker's business.
 """
 
 import json
+import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared.setting_layers import Layer, LayerSource, cli_layer, env_layer, env_name, yaml_layer
@@ -60,9 +62,13 @@ _layers: ContextVar[Sequence[Layer]] = ContextVar("aios_settings_layers", defaul
 
 
 class Settings(BaseSettings):
-    """Frozen settings of one process, in the order of `--help`, `--print-config` and config/default.yaml."""
+    """Frozen settings of one process, in the order of `--help`, `--print-config` and config/default.yaml.
+
+    Two are equal when their values are, wherever these came from.
+    """
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    _origins: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
     host: Text = Field(default="0.0.0.0", description="address the api listens on")
     port: Port = Field(default=8000, description="port the api listens on; 0 picks a free one")
@@ -232,6 +238,20 @@ class Settings(BaseSettings):
         """How long a process that is told to stop waits for what is in flight."""
         return HAND_OVER_S if self.drain_timeout_s is None else self.drain_timeout_s
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Settings) and dict(self) == dict(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(dict(self).items()))
+
+    def origin(self, name: str) -> str:
+        """Where a setting came from: `--port`, `AIOS_PORT`, `FILE: serve.hrm.port` or `default`."""
+        return self._origins.get(name, "default")
+
+    def refusal(self, name: str, problem: str, remedy: str) -> SettingsError:
+        """The error for a setting that only turns out to be unusable when it is used."""
+        return SettingsError(f"{name}: {problem} (from {self.origin(name)}); {remedy}")
+
     def to_env(self) -> dict[str, str]:
         """The AIOS_* variables from which `resolve` builds these same settings; `none` stands for None."""
         return {env_name(name): env_text(getattr(self, name)) for name in type(self).model_fields}
@@ -262,6 +282,7 @@ def resolve(argv_values: Mapping[str, Any], env: Mapping[str, str], yaml_path: P
         raise SettingsError("\n".join(_explain(problem, origins) for problem in error.errors())) from None
     finally:
         _layers.reset(token)
+    settings._origins = origins
     _check_default_model(settings, origins["default_model"])
     return Resolved(settings, origins)
 
@@ -281,7 +302,7 @@ def model_entries(settings: Settings) -> tuple[ModelEntry, ...]:
     Without `models` it is one entry for `model_path`, named after its directory. Raises SettingsError if the name of
     that directory cannot serve as a model id.
     """
-    entries = settings.models or (_entry_of_path(settings.model_path or str(SAMPLE_MODEL)),)
+    entries = settings.models or (_entry_of_path(settings),)
     fleet_wide = ("dtype", "quantize", "context_window", "tokenizer_path", "condition", "chat_template")
     common = {name: getattr(settings, name) for name in fleet_wide}
     return tuple(
@@ -307,13 +328,19 @@ def _check_default_model(settings: Settings, origin: str) -> None:
         raise SettingsError(f"default_model: expected one of {known}, got {settings.default_model!r} (from {origin})")
 
 
-def _entry_of_path(path: str) -> ModelEntry:
-    place = Path(path).expanduser().absolute()
-    is_file = place.is_file() or place.suffix in {".pt", ".pth", ".bin", ".safetensors"}
+def _entry_of_path(settings: Settings) -> ModelEntry:
+    path = settings.model_path or str(SAMPLE_MODEL)
+    place = Path(os.path.expanduser(path)).absolute()  # Path's own raises for a user who is not there
+    is_file = os.path.isfile(place) or place.suffix in {".pt", ".pth", ".bin", ".safetensors"}
     name = "echo" if path == "echo" else (place.parent if is_file else place).name
     try:
         return ModelEntry(id=name, path=path)
     except ValidationError:
-        raise SettingsError(
-            f"model_path: {name!r} cannot serve as a model id; name it with --model id={path}"
-        ) from None
+        named = shlex.quote(f"{_as_model_id(name)}={path}")
+        problem = f"{name!r} cannot serve as a model id"
+        raise settings.refusal("model_path", problem, f"name it with --model {named}") from None
+
+
+def _as_model_id(name: str) -> str:
+    """What is left of a name as an id: `my-model` of `my model`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "model"

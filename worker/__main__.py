@@ -11,10 +11,11 @@ from typing import NoReturn
 
 from shared.advice import advise, on_threads
 from shared.broker import open_broker
-from shared.cli import redis_url, run_role
+from shared.cli import redis_url, run_role, tell_general_variables
 from shared.listener import listening
 from shared.logs import configure_logging, fields
 from shared.metrics import WorkerMetrics
+from shared.paths import check_model_paths
 from shared.queue import Terms
 from shared.settings import Settings
 from shared.signals import StopSignals, signals_call
@@ -36,6 +37,8 @@ logger = logging.getLogger("aios.worker")
 def run(settings: Settings) -> NoReturn:
     """Serve until SIGTERM or SIGINT, then end the process. Raises SettingsError for a model that cannot be loaded."""
     configure_logging(settings.log_level, settings.log_format)
+    tell_general_variables(settings)
+    check_model_paths(settings)
     prepare_process(settings)
     with asyncio.Runner() as runner:
         _end(runner.run(_serve(settings)))
@@ -53,6 +56,7 @@ def _end(status: int) -> NoReturn:
 def dry_run(settings: Settings) -> int:
     """Load every model, try each and say what was found; serves nothing."""
     logging.basicConfig(level=logging.WARNING)
+    check_model_paths(settings)
     prepare_process(settings)
     for obstacle in obstacles(settings).values():
         print(obstacle)
@@ -116,7 +120,7 @@ async def _telling(settings: Settings, service: WorkerService) -> AsyncIterator[
     metrics = WorkerMetrics()
     service.tell(metrics)
     told = health.routes(metrics, service.hangs, service.not_ready)
-    async with listening("worker_port", settings.host, settings.worker_port, told):
+    async with listening(settings, "worker_port", told):
         yield
 
 

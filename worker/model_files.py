@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from itertools import chain
 from math import prod
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,9 @@ def weight_bytes(path: Path, dtype: str) -> int:
 
 
 def _weight_files(path: Path) -> Iterable[Path]:
-    if path.is_file():
+    if isfile(path):  # Path's own raises for what may not be looked at
         return [path]
-    by_kind = ([file for file in path.glob(f"*{suffix}") if file.is_file()] for suffix in _SUFFIXES)
+    by_kind = ([file for file in path.glob(f"*{suffix}") if isfile(file)] for suffix in _SUFFIXES)
     return next(filter(None, by_kind), [])
 
 

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from api.prohibited import Prohibited, read_terms
 from shared.errors import ProhibitedContent
-from shared.settings import SettingsError
+from shared.settings import Settings, SettingsError
 from tests.api.echo_worker import EchoWorker
 from tests.api.fronts import in_memory
 
@@ -77,4 +77,4 @@ def test_a_file_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     for path in (tmp_path / "none", tmp_path / "binary", tmp_path):
         with pytest.raises(SettingsError, match="prohibited_terms"):
-            read_terms(str(path))
+            read_terms(Settings(prohibited_terms=str(path)))

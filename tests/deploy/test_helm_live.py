@@ -12,11 +12,11 @@ from redis import AuthenticationError, ConnectionError
 from redis import Redis as BlockingRedis
 from redis.asyncio import Redis
 
-from scripts.aios import bindable_port
 from tests.api.echo_worker import EchoWorker
 from tests.api.fronts import live
 from tests.deploy.charts import CHART, release_of
 from tests.polling import wait_until
+from tests.redis_server import free_port
 
 
 def smoke_test(url: str, keys: str) -> "subprocess.CompletedProcess[str]":
@@ -52,7 +52,7 @@ def test_redis_takes_the_arguments_it_is_given(tmp_path: Path) -> None:
     pods = dict(release_of(CHART / "ci" / "keda.yaml").pods())
     (container,) = pods["demo-aios-fleet-redis"]["containers"]
     args = [{"/data": str(tmp_path), "$(REDISCLI_AUTH)": "hush"}.get(arg, arg) for arg in container["args"]]
-    port = bindable_port("127.0.0.1", 0)
+    port = free_port()
     process = subprocess.Popen([server, *args, "--port", str(port)], stdout=subprocess.DEVNULL)
     try:
         client = BlockingRedis(port=port, password="hush", socket_timeout=5)

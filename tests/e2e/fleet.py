@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import httpx
 from redis.asyncio import Redis
 
-from scripts.aios import bindable_port
 from shared.presence import Presence
 from tests.polling import until
+from tests.redis_server import free_port
 
 
 @dataclass
@@ -76,7 +76,7 @@ async def _answers_ready(client: httpx.AsyncClient) -> bool:
 @asynccontextmanager
 async def front(redis_url: str, *flags: str) -> AsyncIterator[FrontProcess]:
     """`python -m api` that answers /healthz; killed at the end if it still runs."""
-    port = bindable_port("127.0.0.1", 0)
+    port = free_port()
     command = [sys.executable, "-m", "api", "--redis-url", redis_url, "--host", "127.0.0.1", "--port", str(port)]
     patient = ("--drain-timeout-s", "30", "--log-level", "warning")
     process = await asyncio.create_subprocess_exec(*command, *flags, *patient, env=dict(os.environ))

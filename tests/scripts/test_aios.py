@@ -1,11 +1,13 @@
 """The `aios` command: what it accepts, and what it hands to the processes it starts."""
 
+import os
 import socket
 from pathlib import Path
 
 import pytest
 
 from scripts.aios import bindable_port, fleet_roles, main
+from shared.cli import tell_general_variables
 from shared.settings import ModelEntry, Settings, SettingsError, resolve
 
 
@@ -77,7 +79,36 @@ def test_only_the_front_is_given_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any("hush" in str(role.env) for role in others)
 
 
-def test_a_port_in_use_is_refused_and_zero_becomes_a_free_one() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SettingsError, match="port: cannot listen"):
-        bindable_port("127.0.0.1", taken.getsockname()[1])
-    assert bindable_port("127.0.0.1", 0) > 0
+def test_a_fleets_ports_are_looked_at_before_anything_is_started() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for name in ("port", "metrics_port", "worker_port"):
+            values = {"host": "127.0.0.1", "port": 0} | {name: port}
+            with pytest.raises(SettingsError, match=f"^{name}: cannot listen on 127.0.0.1 port {port}: "):
+                bindable_port(Settings(**values))
+    free = bindable_port(Settings(host="127.0.0.1", port=0))
+    assert bindable_port(Settings(host="127.0.0.1", port=free)) == free
+
+
+def test_ports_of_one_fleet_must_differ() -> None:
+    free = bindable_port(Settings(host="127.0.0.1", port=0))
+    with pytest.raises(SettingsError, match=r"^metrics_port: cannot listen"):
+        bindable_port(Settings(host="127.0.0.1", port=free, metrics_port=free))
+    with pytest.raises(SettingsError, match=r"^worker_port: 2 workers have the ports 65535 and up, beyond 65535"):
+        bindable_port(Settings(host="127.0.0.1", port=0, worker_port=65_535), workers=2)
+
+
+def test_a_child_tells_of_a_setting_as_its_parent_had_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PORT", "8123")
+    settings = resolve({"device": "cpu"}, {"PORT": "8123"}, None).settings
+    _, worker, _ = fleet_roles(settings, [{}])
+    child = resolve({}, worker.env, Path(os.devnull)).settings
+    assert [child.origin(name) for name in ("port", "device", "host")] == ["PORT", "--device", "default"]
+    with caplog.at_level("INFO"):
+        tell_general_variables(settings)
+        assert caplog.records[0].fields == {"variables": {"PORT": "8123"}}  # type: ignore[attr-defined]
+        monkeypatch.delenv("PORT")  # as for a child
+        tell_general_variables(child)
+    assert len(caplog.records) == 1

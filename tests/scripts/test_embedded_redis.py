@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 import redis
 
+from scripts import embedded_redis
 from scripts.embedded_redis import EmbeddedRedis, EmbeddedRedisError, find_redis_server
 from tests.polling import is_running, wait_until
 
 OWNER = """
 import sys
+from scripts import embedded_redis
 from scripts.embedded_redis import EmbeddedRedis
 with EmbeddedRedis() as server:
     print(server.pid, server.directory, flush=True)
@@ -118,3 +120,63 @@ def test_one_that_does_not_start_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(EmbeddedRedisError, match="does not start"), EmbeddedRedis():
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["redis-server"]
+
+
+@pytest.mark.parametrize(
+    "name", ["with spaces", "it's", 'a "quote"', "back\\slash", "two\nlines", "# $HOME %s {0}", "\udce9"]
+)
+def test_a_temporary_directory_may_have_any_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis has rules of its own for quotes, spaces and comments in its configuration."""
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+    with EmbeddedRedis() as server, redis.Redis.from_url(server.url) as client:
+        client.set("kept", "yes")
+        client.config_set("appendfsync", "always")
+        client.set("also", "yes")
+        assert (server.directory / "redis.log").read_bytes()
+        before = server.pid
+        os.kill(before, signal.SIGKILL)
+        wait_until(lambda: not is_running(before), "the killed server is gone")
+        wait_until(server.revive, "the server is started again")
+        client.connection_pool.disconnect()
+        assert client.mget("kept", "also") == [b"yes", b"yes"]
+    assert list((tmp_path / name).iterdir()) == []
+
+
+def test_what_a_server_says_before_it_logs_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = fake_server(tmp_path, "7.0.0")
+    server.write_text(server.read_text() + 'test "$1" = --version || { echo "no such setting" >&2; exit 1; }\n')
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with (
+        pytest.raises(EmbeddedRedisError, match=r"does not start:\sRedis server .*\sno such setting$"),
+        EmbeddedRedis(),
+    ):
+        pass
+
+
+def test_a_real_servers_complaint_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded_redis, "_CONFIG", embedded_redis._CONFIG + "no-such-setting yes\n")
+    with pytest.raises(EmbeddedRedisError, match="no-such-setting"), EmbeddedRedis():
+        pass
+
+
+def test_without_a_directory_for_its_files_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(EmbeddedRedisError, match=r"TMPDIR.*--redis-url"), EmbeddedRedis():
+        pass
+
+
+def test_a_server_that_is_no_program_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = tmp_path / "redis-server"
+    server.write_text("#!/no/such/interpreter\n")
+    server.chmod(0o755)
+    monkeypatch.setattr(embedded_redis, "find_redis_server", lambda: str(server))
+    with pytest.raises(EmbeddedRedisError, match="does not start in "), EmbeddedRedis():
+        pass
+
+
+def test_a_server_on_a_relative_path_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_server(tmp_path, "7.0.0")
+    monkeypatch.chdir(tmp_path.parent)
+    monkeypatch.setenv("PATH", tmp_path.name, prepend=os.pathsep)
+    assert find_redis_server() == str(tmp_path / "redis-server")

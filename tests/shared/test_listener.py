@@ -1,12 +1,17 @@
 """The small HTTP server: a few paths, and nothing that a caller sends harms it."""
 
 import asyncio
+import errno
+import os
+import socket
 
 import httpx
 import pytest
 
-from shared.listener import Answer, listening
-from shared.setting_layers import SettingsError
+from shared.listener import Answer, listening, open_port, port_of
+from shared.settings import Settings, SettingsError
+
+HERE = Settings(host="127.0.0.1", port=0)
 
 
 async def hello() -> Answer:
@@ -14,7 +19,7 @@ async def hello() -> Answer:
 
 
 async def test_it_answers_its_paths_alone() -> None:
-    async with listening("p", "127.0.0.1", 0, {"/hello": hello}) as port, httpx.AsyncClient() as client:
+    async with listening(HERE, "port", {"/hello": hello}) as port, httpx.AsyncClient() as client:
         url = f"http://127.0.0.1:{port}"
         found = await client.get(f"{url}/hello?x=1")
         assert (found.status_code, found.text, found.headers["content-type"]) == (200, "hello", "text/plain")
@@ -25,7 +30,7 @@ async def test_it_answers_its_paths_alone() -> None:
 
 @pytest.mark.parametrize("sent", [b"\r\n\r\n", b"x" * 20_000, b"\x00\xff \r\n\r\n", b"GET /hello"])
 async def test_nonsense_harms_nobody(sent: bytes) -> None:
-    async with listening("p", "127.0.0.1", 0, {"/hello": hello}) as port:
+    async with listening(HERE, "port", {"/hello": hello}) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(sent)
         writer.write_eof()
@@ -37,7 +42,53 @@ async def test_nonsense_harms_nobody(sent: bytes) -> None:
 
 
 async def test_a_port_in_use_is_told_by_the_settings_name() -> None:
-    async with listening("first", "127.0.0.1", 0, {}) as port:
+    async with listening(HERE, "port", {}) as port:
+        settings = Settings(host="127.0.0.1", worker_port=port)
         with pytest.raises(SettingsError, match="worker_port: cannot listen on "):
-            async with listening("worker_port", "127.0.0.1", port, {}):
+            async with listening(settings, "worker_port", {}):
                 pass
+
+
+async def test_a_host_has_one_port_on_all_its_addresses() -> None:
+    """`localhost` may be two addresses; whichever a caller takes answers."""
+    settings = Settings(host="localhost", port=0)
+    async with listening(settings, "port", {"/hello": hello}) as port, httpx.AsyncClient() as client:
+        assert (await client.get(f"http://localhost:{port}/hello")).text == "hello"
+    with open_port(settings, "port") as sockets:
+        assert {item.getsockname()[1] for item in sockets} == {port_of(sockets)}
+        families = {entry[0] for entry in socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)}
+        assert {item.family for item in sockets} <= families
+
+
+async def test_small_answers_are_sent_at_once() -> None:
+    """asyncio turns Nagle's algorithm off only for sockets that it knows to be TCP, and streams are small writes."""
+    delays: list[int] = []
+
+    async def look(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        delays.append(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    with open_port(HERE, "port") as (item,):
+        async with await asyncio.start_server(look, sock=item):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port_of([item]))
+            await reader.read()
+            writer.close()
+    assert delays == [1]
+
+
+@pytest.mark.parametrize(
+    ("number", "setting", "words"),
+    [
+        (errno.EACCES, "port", "permission denied"),
+        (errno.EADDRINUSE, "port", "address already in use"),
+        (errno.EADDRNOTAVAIL, "host", "cannot assign requested address"),
+        (errno.EAFNOSUPPORT, "host", "address family not supported"),
+    ],
+)
+def test_the_setting_at_fault_is_named(number: int, setting: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    with pytest.raises(SettingsError, match=f"^{setting}: .*{words}"), open_port(Settings(port=80), "port"):
+        pass

@@ -1,6 +1,8 @@
 """Settings: who outranks whom, what is refused and how that is said, and that children get what the parent had."""
 
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +39,14 @@ LAYERED: list[tuple[str, tuple[Any, Any, Any, Any]]] = [
 
 @pytest.fixture(autouse=True)
 def no_outer_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    aliases = [name for names in ENV_ALIASES.values() for name in names]
-    for name in ("AIOS_CONFIG", *aliases, *Settings().to_env()):
-        monkeypatch.delenv(name, raising=False)
+    for name in os.environ.keys() - without_settings(os.environ).keys():
+        monkeypatch.delenv(name)
+
+
+def without_settings(env: Mapping[str, str]) -> dict[str, str]:
+    """An environment without any variable that sets one of ours."""
+    aliases = {name for names in ENV_ALIASES.values() for name in names}
+    return {name: value for name, value in env.items() if not name.startswith("AIOS_") and name not in aliases}
 
 
 def write_yaml(directory: Path, section: object) -> Path:
@@ -134,7 +141,7 @@ def test_an_empty_variable_is_not_set() -> None:
         ("enable_cors", "perhaps", "boolean"),
         ("cors_origins", ",", "at least 1"),
         ("model_path", "", "at least 1 character"),
-        ("model_path", "/models/My Model", "--model id="),
+        ("model_path", "/models/My Model", "--model 'My-Model=/models/My Model'"),
         ("api_keys", "a b", "key or name:key"),
         ("admin_keys", "a:b:c", "key or name:key"),
         ("require_key", "perhaps", "'auto', 'yes' or 'no'"),

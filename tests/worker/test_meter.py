@@ -14,6 +14,7 @@ from shared.messages import Done, Generate, Sampling, Started, Tokens, WorkerInf
 from shared.metrics import WorkerMetrics
 from shared.presence import Presence
 from shared.queue import Terms
+from shared.settings import Settings
 from tests.desk import Desk
 from tests.polling import until
 from tests.worker.services import LEASE_S, Gated, Slow, end_of, long_task, service, serving
@@ -34,7 +35,7 @@ async def port_of(worker: WorkerService) -> AsyncIterator[httpx.AsyncClient]:
     worker.tell(metrics)
     routes = health.routes(metrics, worker.hangs, worker.not_ready)
     async with (
-        listening("worker_port", "127.0.0.1", 0, routes) as port,
+        listening(Settings(host="127.0.0.1", worker_port=0), "worker_port", routes) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
     ):
         yield client

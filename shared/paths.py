@@ -1,0 +1,68 @@
+"""Files and directories that settings name: looked at before they are needed, so that a wrong one is one sentence."""
+
+import os
+import stat
+
+from shared.setting_layers import env_name, flag_name
+from shared.setting_text import reason
+from shared.settings import ModelEntry, Settings, SettingsError, model_entries
+
+_MODEL_PATHS = {"path": "directory or file", "tokenizer_path": "directory or file", "chat_template": "file"}
+"""What an entry of the models names, and what each of these may be."""
+
+
+def read_text(settings: Settings, name: str) -> str:
+    """The text of the file that setting `name` names. Raises SettingsError."""
+    path = str(getattr(settings, name))
+    try:
+        with open(os.path.expanduser(path), encoding="utf-8") as stream:
+            return stream.read()
+    except (OSError, ValueError) as error:
+        raise settings.refusal(name, f"cannot read {path!r}: {reason(error)}", _remedy(name, "text file")) from None
+
+
+def check_model_paths(settings: Settings) -> None:
+    """Look at every path of the models. Raises SettingsError for the first that cannot be read.
+
+    What a GPU is required for may lie on another machine, and is left to a worker that has one.
+    """
+    for entry in model_entries(settings):
+        if entry.gpu_required:
+            continue
+        for field, kind in _MODEL_PATHS.items():
+            path = getattr(entry, field)
+            if path is None or (field == "path" and entry.runner == "echo"):
+                continue
+            fault = fault_of(path, may_be_directory=kind != "file")
+            if fault is not None:
+                raise _path_refusal(settings, entry, field, fault)
+
+
+def fault_of(path: str, *, may_be_directory: bool) -> str | None:
+    """Why a path cannot be read, None if it can."""
+    place = os.path.expanduser(path)
+    try:
+        mode = os.stat(place).st_mode
+        if stat.S_ISDIR(mode):
+            if not may_be_directory:
+                return "it is a directory"
+            os.scandir(place).close()
+        elif stat.S_ISREG(mode):  # what is neither may wait for a writer, or be read only once
+            open(place, "rb").close()
+    except (OSError, ValueError) as error:
+        return reason(error)
+    return None
+
+
+def _path_refusal(settings: Settings, entry: ModelEntry, field: str, fault: str) -> SettingsError:
+    name = "model_path" if field == "path" else field
+    own = next((given for given in settings.models if given.id == entry.id), None)
+    if own is not None and getattr(own, field) is not None:
+        name = "models"
+    shown = "" if name == field else f"the {field.replace('_', ' ')} " if field != "path" else ""
+    problem = f"model {entry.id!r}: cannot read {shown}{getattr(entry, field)!r}: {fault}"
+    return settings.refusal(name, problem, _remedy(name, _MODEL_PATHS[field]))
+
+
+def _remedy(name: str, kind: str) -> str:
+    return f"name a {kind} that this process may read by {flag_name(name)} or {env_name(name)}"
