@@ -23,7 +23,7 @@ import redis
 from scripts.parent_death import die_with_parent
 
 OLDEST_USABLE = (6, 2)
-START_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 _BIND_ATTEMPTS = 5
 

@@ -63,7 +63,8 @@ class Subscriptions:
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
-        await self._pubsub.aclose()  # type: ignore[no-untyped-call]
+        with suppress(*UNAVAILABLE):  # a connection that does not close in time is given up all the same
+            await self._pubsub.aclose()  # type: ignore[no-untyped-call]
 
     async def _subscribe(self, name: str) -> None:
         try:

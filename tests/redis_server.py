@@ -15,7 +15,7 @@ from pathlib import Path
 
 import redis
 
-_START_TIMEOUT_S = 10.0
+_START_TIMEOUT_S = 60.0
 _STARTS = 5
 
 

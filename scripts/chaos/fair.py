@@ -4,7 +4,7 @@ import asyncio
 import random
 import statistics
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -47,8 +47,17 @@ async def shares(crowd: Crowd, jobs: int, num_tokens: int) -> Row:
     return Row("shares", figures, wrong if is_flooded else [*wrong, "the flood had dried up"])
 
 
-async def preemption(crowd: Crowd, num_urgent: int, num_tokens: int, step_s: float) -> Row:
-    """Bulk holds every place, and more of it waits. Interactive jobs come one by one, at any moment of a step."""
+def _unstretched() -> float:
+    return 1.0
+
+
+async def preemption(
+    crowd: Crowd, num_urgent: int, num_tokens: int, step_s: float, *, slowness: Callable[[], float] = _unstretched
+) -> Row:
+    """Bulk holds every place, and more of it waits. Interactive jobs come one by one, at any moment of a step.
+
+    `slowness` tells how many times as slow as a quiet one the machine is: the limit is stretched by that.
+    """
     rng = random.Random(5)
     alone = await crowd.texts(await crowd.submit("bulk", 2 * crowd.places, num_tokens, "bulk"))
     bulk, waits, open_jobs = await crowd.submit("bulk", 2 * crowd.places, num_tokens, "bulk"), [], []
@@ -62,7 +71,8 @@ async def preemption(crowd: Crowd, num_urgent: int, num_tokens: int, step_s: flo
         open_jobs.append(await crowd.num_in(bulk, "queued", "running"))
         await crowd.texts(urgent)
     changed = sum(one != other for one, other in zip(await crowd.texts(bulk), alone, strict=True))
-    median, limit = statistics.median(waits), _FIRST_TOKEN_STEPS + _FIRST_TOKEN_S / step_s
+    median = statistics.median(waits)
+    limit = (_FIRST_TOKEN_STEPS + _FIRST_TOKEN_S / step_s) * slowness()
     figures = {
         "interactive": num_urgent,
         "steps to first token p50": round(median, 1),
@@ -78,12 +88,14 @@ async def preemption(crowd: Crowd, num_urgent: int, num_tokens: int, step_s: flo
     return Row("preemption", figures, wrong)
 
 
-async def ageing(crowd: Crowd, num_tokens: int, ageing_s: float, step_s: float) -> Row:
+async def ageing(
+    crowd: Crowd, num_tokens: int, ageing_s: float, step_s: float, *, slowness: Callable[[], float] = _unstretched
+) -> Row:
     """Interactive jobs without end, three times as many at once as there are places, and one bulk job among them.
 
     In the line it is first after three times `ageing_s`; in the engine it is paused at most twice `PATIENCE_STEPS`.
     """
-    limit_s = 3 * ageing_s + (2 * PATIENCE_STEPS + 2 * num_tokens) * (step_s + _OVERHEAD_S)
+    limit_s = 3 * ageing_s + (2 * PATIENCE_STEPS + 2 * num_tokens) * (step_s + _OVERHEAD_S) * slowness()
     async with _stream(crowd, 3 * crowd.places, num_tokens) as served:
         await crowd.filled()
         begun, before, waiting = time.monotonic(), len(served), []

@@ -20,9 +20,9 @@ from shared import keys
 from shared.broker import Broker
 from shared.settings import Settings
 from shared.tracing import NO_TRACING, Tracing
-from tests.polling import until
+from tests.polling import DEADLINE_S, until
 
-_TIMEOUT_S = 10.0
+_TIMEOUT_S = 60.0
 
 
 @asynccontextmanager
@@ -67,11 +67,11 @@ async def process(
     assert front.stderr is not None
     line, started_s = b"", time.monotonic()
     while b"running on http://" not in line:
-        line = await asyncio.wait_for(front.stderr.readline(), 20)
+        line = await asyncio.wait_for(front.stderr.readline(), DEADLINE_S)
         assert line, f"the front ended after {time.monotonic() - started_s:.1f} s"
     port = line.split(b"http://127.0.0.1:")[1].split()[0].decode()
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             yield front, client
     finally:
         if front.returncode is None:

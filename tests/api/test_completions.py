@@ -13,7 +13,7 @@ from shared.messages import Failed, Generate
 from tests.api.echo_worker import EchoWorker
 from tests.api.frames import frames, read
 from tests.api.fronts import live
-from tests.polling import until
+from tests.polling import DEADLINE_S, until
 
 
 def openai_client(client: httpx.AsyncClient) -> openai.AsyncOpenAI:
@@ -177,8 +177,8 @@ async def test_tokens_are_sent_as_they_come(redis: Redis, worker: EchoWorker) ->
         request = client.build_request("POST", "/v1/completions", json={"prompt": "a b", "stream": True})
         answer = await client.send(request, stream=True)
         coming = read(answer.aiter_lines())
-        assert (await asyncio.wait_for(anext(coming), 5)).text == ""
-        assert (await asyncio.wait_for(anext(coming), 5)).text == "a "
+        assert (await asyncio.wait_for(anext(coming), DEADLINE_S)).text == ""
+        assert (await asyncio.wait_for(anext(coming), DEADLINE_S)).text == "a "
         await until(lambda: len(worker.jobs) == 1, "the job is taken")
         worker.gate.set()
         assert [frame.data async for frame in coming][-1] == "[DONE]"

@@ -8,21 +8,21 @@ from shared import keys
 from shared.subscriptions import Subscriptions
 from tests.api.echo_worker import EchoWorker
 from tests.api.fronts import in_memory
-from tests.polling import until
+from tests.polling import ALL_DAY_S, DEADLINE_S, until
 
 TEXT = "one two three four five"
 
 
 async def test_listeners_that_come_at_once_share_one_connection(redis: Redis) -> None:
-    subscriptions = Subscriptions(redis)
+    subscriptions = Subscriptions(redis, confirm_timeout_s=ALL_DAY_S)
     names = [f"channel-{number}" for number in range(8)]
 
     async def hear(name: str) -> bytes:
         async with subscriptions.listen(name) as inbox:
             await redis.publish(name, name)
-            return await asyncio.wait_for(inbox.get(), 5)
+            return await inbox.get()
 
-    async with asyncio.timeout(2):  # less than the wait for a confirmation that never comes
+    async with asyncio.timeout(DEADLINE_S):  # less than the wait for a confirmation that never comes
         heard = await asyncio.gather(*map(hear, names))
     assert heard == [name.encode() for name in names]
     assert len(await redis.client_list(_type="pubsub")) <= 1
@@ -56,7 +56,7 @@ async def test_a_request_survives_the_loss_of_all_connections(redis: Redis, work
         for kind in ("normal", "pubsub"):
             await redis.client_kill_filter(_type=kind, skipme=True)
         worker.gate.set()
-        answer = await asyncio.wait_for(asking, 10)
+        answer = await asyncio.wait_for(asking, DEADLINE_S)
     assert answer.json()["choices"][0]["text"] == TEXT
 
 

@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 from shared.messages import Failed
 from tests.api.echo_worker import EchoWorker
 from tests.api.frames import frames, read
-from tests.api.fronts import live, state
+from tests.api.fronts import live, states
 from tests.polling import until
 
 PATH = "/generate_stream"
@@ -63,7 +63,7 @@ async def test_who_hangs_up_cancels(redis: Redis, worker: EchoWorker, body: dict
     async with live(redis) as (client, _):
         async with client.stream("POST", PATH, json=body) as answer:
             await anext(read(answer.aiter_lines()))
-        await until(lambda: is_cancelled(redis, worker), "the job is cancelled")
+        await until(lambda: is_cancelled(redis), "the job is cancelled")
 
 
 async def test_what_is_wrong_with_a_body(client: httpx.AsyncClient, worker: EchoWorker) -> None:
@@ -73,5 +73,5 @@ async def test_what_is_wrong_with_a_body(client: httpx.AsyncClient, worker: Echo
     assert worker.jobs == []
 
 
-async def is_cancelled(redis: Redis, worker: EchoWorker) -> bool:
-    return await state(redis, worker.jobs[0].id) == "cancelled"
+async def is_cancelled(redis: Redis) -> bool:
+    return await states(redis) == ["cancelled"]

@@ -13,7 +13,7 @@ from scripts.chaos.proxy import Proxy
 from shared.broker import connect
 from tests.api.echo_worker import EchoWorker
 from tests.api.frames import frames, read
-from tests.api.fronts import has_followers, live, process, state
+from tests.api.fronts import has_followers, live, process, states
 from tests.polling import until
 from tests.redis_server import RedisServer
 from tests.slowness import within
@@ -50,11 +50,11 @@ async def test_what_becomes_of_work_whose_caller_has_left(
         answer, _ = await begun(client, {"X-On-Disconnect": header} if header else None)
         await answer.aclose()
         if ends:
-            await until(lambda: is_state(redis, worker, "cancelled"), "the job is cancelled")
+            await until(lambda: is_state(redis, "cancelled"), "the job is cancelled")
         else:
             await until(lambda: "aios_jobs_total{" in front.metrics.render().decode(), "the front has noticed")
             worker.gate.set()
-            await until(lambda: is_state(redis, worker, "done"), "the job goes on to its end")
+            await until(lambda: is_state(redis, "done"), "the job goes on to its end")
 
 
 async def test_who_comes_back_in_time_finds_it_running(redis: Redis, worker: EchoWorker) -> None:
@@ -96,7 +96,7 @@ async def test_submitted_work_goes_on_when_a_reader_leaves(redis: Redis, worker:
         await anext(answer.aiter_lines())
         await answer.aclose()
         worker.gate.set()
-        await until(lambda: is_state(redis, worker, "done"), "the job goes on to its end")
+        await until(lambda: is_state(redis, "done"), "the job goes on to its end")
 
 
 async def test_draining_sends_everybody_to_another_front(redis: Redis, redis_url: str, worker: EchoWorker) -> None:
@@ -179,8 +179,9 @@ async def test_who_is_kept_waiting_by_a_mute_redis_is_sent_on_too(redis_server: 
     await proxy.close()
 
 
-async def is_state(redis: Redis, worker: EchoWorker, expected: str) -> bool:
-    return await state(redis, worker.jobs[0].id) == expected
+async def is_state(redis: Redis, expected: str) -> bool:
+    """Whether the only job is in this state."""
+    return await states(redis) == [expected]
 
 
 async def is_done(client: httpx.AsyncClient, location: str) -> bool:

@@ -14,7 +14,7 @@ from shared.broker import Broker, connect
 from tests.api.echo_worker import EchoWorker
 from tests.api.frames import frames
 from tests.api.fronts import in_memory
-from tests.polling import until
+from tests.polling import DEADLINE_S, until
 
 WORDS = [f"w{number} " for number in range(40)]
 BODY = {"prompt": "".join(WORDS), "max_tokens": len(WORDS)}
@@ -105,7 +105,7 @@ async def test_every_answer_is_whole_and_in_order(redis: Redis, redis_url: str, 
         await until(lambda: num_heard(redis, NUM_RUNS), "the front follows all")
         lose()
         worker.gate.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_S):
             assert (await whole).json()["choices"][0]["text"] == BODY["prompt"]
             told = frames(await stream)
             await until(lambda: is_done(client, later.headers["Location"]), "the job is done")

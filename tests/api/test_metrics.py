@@ -16,7 +16,7 @@ from shared.queues import Line, QueueState
 from tests.api.echo_worker import EchoWorker
 from tests.api.fronts import in_memory, live
 from tests.desk import Desk
-from tests.polling import ALL_DAY_S
+from tests.polling import ALL_DAY_S, DEADLINE_S
 
 MODEL = ModelInfo("m", "echo", "test", 100, 100, 4)
 ASK = {"prompts": ["a b c d"], "max_tokens": 4}
@@ -52,7 +52,7 @@ async def test_a_parted_request_is_timed_once(redis: Redis, worker: EchoWorker) 
         answer = await client.post("/generate", json=ASK, headers={"Prefer": "wait=1"})
         assert answer.status_code == 202
         worker.gate.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_S):
             while 'aios_job_seconds_count{model="echo"}' not in (found := await samples(client)):
                 await asyncio.sleep(0.01)
     assert found['aios_queue_seconds_count{model="echo"}'] == found['aios_ttft_seconds_count{model="echo"}'] == 1

@@ -11,6 +11,7 @@ from shared.broker import Broker, connect
 from shared.settings import Settings, SettingsError
 from tests.api.echo_worker import EchoWorker, announce
 from tests.api.fronts import in_memory
+from tests.polling import DEADLINE_S
 
 TWO = {"api_keys": "ann:key-a,bob:key-b"}
 ANN, BOB = ({"X-API-Key": key, "Prefer": "respond-async"} for key in ("key-a", "key-b"))
@@ -53,7 +54,7 @@ async def test_there_is_room_again_when_the_window_has_passed(redis: Redis, work
     async with in_memory(redis, rate_limit="1/1") as client:
         assert (await client.post("/generate", json=ASK)).status_code == 200
         assert (await client.post("/generate", json=ASK)).status_code == 429
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_S):
             while (await client.post("/generate", json=ASK)).status_code != 200:
                 await asyncio.sleep(0.05)
 

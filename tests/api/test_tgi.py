@@ -171,7 +171,7 @@ async def test_the_client_of_hugging_face(address: str, worker: EchoWorker, path
     """Whole, token by token, with and without details, from the bare address and from the endpoint's."""
 
     def ask() -> list[Any]:
-        client = InferenceClient(model=address.rstrip("/") + path, timeout=10)
+        client = InferenceClient(model=address.rstrip("/") + path, timeout=60)
         text = client.text_generation("a b c", max_new_tokens=2)
         whole = client.text_generation("a b c", details=True)
         pieces = list(client.text_generation("a b c", stream=True))
@@ -186,7 +186,7 @@ async def test_the_client_of_hugging_face(address: str, worker: EchoWorker, path
 
 
 async def test_the_client_of_hugging_face_knows_the_errors(address: str, worker: EchoWorker) -> None:
-    client = InferenceClient(model=address, timeout=10)
+    client = InferenceClient(model=address, timeout=60)
     with pytest.raises(ValidationError, match=r"parameters\.temperature"):
         await asyncio.to_thread(client.text_generation, "a", temperature=9.0)
     with pytest.raises(ValidationError, match="grammar"):

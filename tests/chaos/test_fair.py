@@ -11,6 +11,7 @@ from scripts.chaos.fair import ageing, preemption, shares
 from scripts.chaos.members import fleet
 from scripts.chaos.rigged import STEP_ENV
 from tests.chaos.sharing import Shared
+from tests.slowness import slowness
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -50,12 +51,12 @@ async def test_tenants_share_by_tokens_served(crowd: Crowd) -> None:
 
 async def test_interactive_jobs_pause_bulk_and_change_nothing(crowd: Crowd) -> None:
     """Each has its first token while bulk has more to do than there are places; bulk's texts stay the same."""
-    row = await preemption(crowd, num_urgent=3, num_tokens=400, step_s=STEP_S)
+    row = await preemption(crowd, num_urgent=3, num_tokens=400, step_s=STEP_S, slowness=slowness)
     assert not row.wrong, row
 
 
 async def test_bulk_ends_among_interactive_jobs_without_end(crowd: Crowd) -> None:
     """Others go first for as long as the setting says, then it has its turn."""
-    row = await ageing(crowd, num_tokens=8, ageing_s=AGEING_S, step_s=STEP_S)
+    row = await ageing(crowd, num_tokens=8, ageing_s=AGEING_S, step_s=STEP_S, slowness=slowness)
     assert not row.wrong, row
     assert row.figures["interactive ended meanwhile"] > 3 * PLACES, "it was not first at once"

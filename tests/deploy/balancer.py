@@ -38,8 +38,8 @@ async def balancing(
     process = await asyncio.create_subprocess_exec(HAPROXY, "-q", "-db", "-f", str(directory / "haproxy.cfg"))
     try:
         async with (
-            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
-            httpx.AsyncClient(base_url=f"http://127.0.0.1:{watch}", timeout=5) as pages,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{watch}", timeout=60) as pages,
         ):
             await until(lambda: _is_up(process, pages), "the balancer listens")
             yield client, pages

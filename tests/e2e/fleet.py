@@ -12,7 +12,7 @@ import httpx
 from redis.asyncio import Redis
 
 from shared.presence import Presence
-from tests.polling import until
+from tests.polling import DEADLINE_S, until
 from tests.redis_server import free_port
 
 
@@ -42,7 +42,7 @@ async def start_worker(url: str, redis: Redis, *flags: str, model: str = "echo=e
     command = [sys.executable, "-m", "worker", "--redis-url", url, "--model", model, "--log-level", "warning", *flags]
     process = await asyncio.create_subprocess_exec(*command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(DEADLINE_S):
             while not await _is_ready(redis, process.pid):
                 assert process.returncode is None, f"the worker ended with {process.returncode}"
                 await asyncio.sleep(0.05)
@@ -66,7 +66,7 @@ class FrontProcess:
     async def ready(self) -> None:
         """Return when it sees a worker: what it knows of the fleet may be half a second old."""
         async with httpx.AsyncClient(base_url=self.url) as client:
-            await until(lambda: _answers_ready(client), "the front sees a worker", deadline_s=60)
+            await until(lambda: _answers_ready(client), "the front sees a worker", deadline_s=180)
 
 
 async def _answers_ready(client: httpx.AsyncClient) -> bool:
@@ -82,7 +82,7 @@ async def front(redis_url: str, *flags: str) -> AsyncIterator[FrontProcess]:
     process = await asyncio.create_subprocess_exec(*command, *flags, *patient, env=dict(os.environ))
     running = FrontProcess(process, f"http://127.0.0.1:{port}")
     try:
-        async with asyncio.timeout(30), httpx.AsyncClient() as client:
+        async with asyncio.timeout(DEADLINE_S), httpx.AsyncClient() as client:
             while True:
                 try:
                     await client.get(f"{running.url}/healthz")

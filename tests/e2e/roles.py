@@ -6,6 +6,8 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from tests.polling import DEADLINE_S
+
 
 @asynccontextmanager
 async def running(role: str, *flags: str, **env: str) -> AsyncIterator[list[str]]:
@@ -25,7 +27,7 @@ async def running(role: str, *flags: str, **env: str) -> AsyncIterator[list[str]
     try:
         yield lines
         process.terminate()
-        await asyncio.wait_for(process.wait(), 20)
+        await asyncio.wait_for(process.wait(), DEADLINE_S)
     finally:
         if process.returncode is None:
             process.kill()

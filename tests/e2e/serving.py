@@ -42,7 +42,7 @@ class Serving:
     def stop(self) -> int:
         """SIGTERM, and its exit status."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=120)
 
 
 def _plays(process: psutil.Process, role: str) -> bool:
@@ -58,7 +58,7 @@ def _end(process: "subprocess.Popen[str]", family: list[psutil.Process]) -> None
         family += psutil.Process(process.pid).children(recursive=True)
         process.terminate()
     try:
-        process.wait(timeout=30)
+        process.wait(timeout=120)
     finally:
         for child in family:
             if child.is_running():
@@ -78,7 +78,7 @@ def serving(*flags: str, command: Sequence[str] = AIOS, cwd: Path | None = None)
     reader.start()
     family: list[psutil.Process] = []
     try:
-        wait_until(lambda: fleet.is_ready, "the fleet is ready", deadline_s=60)
+        wait_until(lambda: fleet.is_ready, "the fleet is ready", deadline_s=180)
         family = psutil.Process(process.pid).children(recursive=True)
         yield fleet
     finally:

@@ -10,7 +10,7 @@ from shared import keys
 from shared.broker import Broker, open_broker
 from tests.e2e.fleet import front, start_worker
 from tests.e2e.test_roles_apart import CAP
-from tests.polling import wait_until
+from tests.polling import DEADLINE_S, wait_until
 from tests.redis_cluster import redis_cluster
 
 SHARDS = 4
@@ -45,7 +45,7 @@ async def test_the_fleet_on_a_cluster_outlives_a_restart_of_a_node(tmp_path: Pat
                 asked = [
                     asyncio.create_task(ask("abc", 2000)) for _ in range(12)
                 ]  # new work would be refused meanwhile
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(DEADLINE_S):
                     while len(shards := await shards_at_work(broker)) < len(asked):
                         await asyncio.sleep(0.005)
                 node = cluster.owner(key_slot(shards.pop().encode()))

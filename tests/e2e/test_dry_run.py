@@ -10,7 +10,7 @@ from tests.worker.broken_models import sick_all, write_model
 
 def dry_run(*flags: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "scripts.aios", "serve", "hrm", "--dry-run", *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
 
 
 def test_it_loads_decodes_and_says_what_it_found() -> None:

@@ -10,13 +10,14 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.e2e.fleet import front, start_worker
+from tests.polling import DEADLINE_S
 
 
 async def aios_keys(redis_url: str, *words: str) -> str:
     """What the command prints."""
     command = [sys.executable, "-m", "scripts.aios", "keys", *words, "--redis-url", redis_url]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=dict(os.environ))
-    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    out, _ = await asyncio.wait_for(process.communicate(), DEADLINE_S)
     assert process.returncode == 0
     return out.decode().strip()
 

@@ -27,7 +27,7 @@ async def secret_url(redis: Redis, redis_server: RedisServer) -> AsyncIterator[s
 
 async def asked(port: int) -> list[int]:
     """The statuses of calls with keys everywhere a key may come."""
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
         calls = [
             ("/v1/completions", {"Authorization": f"Bearer {KEY}"}),
             ("/v1/completions", {"X-API-Key": KEY}),

@@ -18,7 +18,7 @@ from shared.messages import Done, Generate, Job, ModelInfo, Sampling, Terminal, 
 from shared.queue import Terms
 from shared.subscriptions import Subscriptions
 from tests.desk import Desk
-from tests.polling import until
+from tests.polling import DEADLINE_S, until
 from tests.redis_server import start_redis
 from worker.loading import LoadedModel
 from worker.runners.base import RunnerOptions
@@ -57,7 +57,7 @@ async def working(redis: Redis, runner: Paced) -> AsyncIterator[WorkerService]:
     finally:
         runner.let_go()
         stop.set()
-        assert await asyncio.wait_for(running, 20) is True
+        assert await asyncio.wait_for(running, DEADLINE_S) is True
 
 
 async def ended(desk: Desk, job: Job) -> bool:
@@ -69,7 +69,7 @@ async def ended(desk: Desk, job: Job) -> bool:
 
 
 async def says_everything_once(desk: Desk, job: Job) -> None:
-    await until(lambda: ended(desk, job), "the job ends", deadline_s=30)
+    await until(lambda: ended(desk, job), "the job ends", deadline_s=60)
     events = await desk.events(job)
     assert isinstance(events[-1], Done)
     assert sum(isinstance(event, Terminal) for event in events) == 1
@@ -136,7 +136,7 @@ async def test_a_redis_that_comes_back_empty_is_told_of_and_worked_with(redis: R
         follower = asyncio.create_task(follow(LogReader(desk.broker, subscriptions, poll_s=0.05), lost))
         await redis.flushall()
         with pytest.raises(BrokerUnavailable, match="lost"):
-            await asyncio.wait_for(follower, 10)
+            await asyncio.wait_for(follower, DEADLINE_S)
         runner.let_go()
         (job,) = await desk.submit(LONG)
         await says_everything_once(desk, job)
@@ -167,6 +167,6 @@ async def test_a_redis_without_memory_stops_the_engine_and_loses_nothing(redis: 
             assert len(await desk.events(job)) <= said + 2
         finally:
             await redis.config_set("maxmemory", "0")
-        await until(lambda: ended(desk, job), "the job ends", deadline_s=30)
+        await until(lambda: ended(desk, job), "the job ends", deadline_s=60)
         text = "".join(event.text for event in await desk.events(job) if isinstance(event, Tokens))
         assert text == ("abc" * 40)[:100]

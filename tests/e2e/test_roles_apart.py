@@ -8,6 +8,7 @@ import httpx
 from redis.asyncio import Redis
 
 from tests.e2e.fleet import front, start_worker
+from tests.polling import DEADLINE_S
 from tests.redis_server import RedisServer
 
 CAP = ("--max-new-tokens", "2000")
@@ -15,7 +16,7 @@ CAP = ("--max-new-tokens", "2000")
 
 async def ended(http: httpx.AsyncClient, url: str) -> dict[str, Any]:
     """The job, once it is done."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(DEADLINE_S):
         while (told := (await http.get(url)).json())["state"] in ("queued", "running"):
             await asyncio.sleep(0.05)
     return dict(told)

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from shared.settings import REPO_ROOT
 from tests.e2e.fleet import front, start_worker
+from tests.polling import DEADLINE_S
 from tests.redis_server import free_port
 
 PAGE = (REPO_ROOT / "docs" / "operations.md").read_text()
@@ -90,12 +91,12 @@ async def test_a_roll_of_workers_and_fronts(redis_url: str, redis: Redis) -> Non
             )
             new = await start_worker(redis_url, redis)
             old.signal(signal.SIGTERM)
-            assert await asyncio.wait_for(old.wait(), 60) == 0
+            assert await asyncio.wait_for(old.wait(), DEADLINE_S) == 0
             assert len((await asked).json()["completions"]) == 8
             async with front(redis_url) as second:
                 await second.ready()
                 first.process.send_signal(signal.SIGTERM)
-                assert await asyncio.wait_for(first.process.wait(), 60) == 0
+                assert await asyncio.wait_for(first.process.wait(), DEADLINE_S) == 0
                 assert (await http.post(f"{second.url}/generate", json={"prompts": ["abc"]})).status_code == 200
     finally:
         await old.end()

@@ -13,6 +13,7 @@ from shared import keys
 from shared.messages import Cancelled, Done, Event, Failed, Generate, Job, Sampling, Score, Started, Terminal, Tokens
 from tests.desk import Desk
 from tests.e2e.fleet import WorkerProcess, start_worker
+from tests.polling import DEADLINE_S
 from tests.redis_server import RedisServer
 
 NUM_JOBS = 500
@@ -127,7 +128,7 @@ async def num_taken_over(desk: Desk, jobs: list[Job]) -> int:
 
 async def nothing_is_left(redis: Redis, desk: Desk) -> None:
     """No job waits, none is leased, no quota is held, and every key of every job has a time to live."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE_S):
         while await desk.counts() != (0, 0):
             await asyncio.sleep(0.02)
     for key in [*await redis.keys("aios:{00}:job:*"), *await redis.keys("aios:{00}:log:*")]:

@@ -16,7 +16,7 @@ from shared.presence import Presence
 from shared.settings import SAMPLE_MODEL
 from tests.api.fronts import in_memory, live
 from tests.logged import fields_of
-from tests.polling import until
+from tests.polling import DEADLINE_S, until
 from tests.spans import PARENT, Kept, id_of, parent_of, told, trace_ids
 from tests.worker.services import Gated, Slow, service, serving
 from worker.registry import load_runner
@@ -139,7 +139,7 @@ async def test_a_takeover_is_in_the_same_trace(redis: Redis) -> None:
         asking = asyncio.create_task(client.post("/v1/completions", json=ASK, headers={"traceparent": PARENT}))
         await until(lambda: stuck.num_steps > 0, "the first worker has the job, and stands still")
         async with serving(service(redis, tracing=kept.tracing), echo()):
-            answer = await asyncio.wait_for(asking, 20)
+            answer = await asyncio.wait_for(asking, DEADLINE_S)
             stuck.gate.set()
             await until(lambda: len(kept.all("text_completion m")) == 2, "both attempts have ended")
     assert answer.status_code == 200

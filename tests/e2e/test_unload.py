@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from scripts.train_sample import byte_tokenizer
 from tests.api.fronts import in_memory
 from tests.e2e.fleet import start_worker
-from tests.polling import until
+from tests.polling import DEADLINE_S, until
 
 ADMIN = {"X-API-Key": "root"}
 ASK = {"prompts": ["Hello", "Once upon a time"], "max_tokens": 6, "temperature": 0}
@@ -31,7 +31,7 @@ async def test_a_worker_gives_its_memory_back_and_takes_it_again(
         async with in_memory(redis, admin_keys="ops:root", require_key="no") as client:
             before = (await ask(client)).json()
             full = psutil.Process(worker.pid).memory_info().rss
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(DEADLINE_S):
                 while (told := await client.post("/api/models/unload/big", headers=ADMIN)).status_code == 202:
                     continue
             assert told.json() == {"model_id": "big", "status": "unloaded", "workers": 1, "unloaded": 1}

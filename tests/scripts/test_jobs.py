@@ -73,7 +73,7 @@ async def test_the_role_sweeps_by_itself_and_ends_at_once(redis: Redis, redis_ur
                 assert process.returncode is None
                 await asyncio.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_S):
             assert await process.wait() == 0
     finally:
         if process.returncode is None:

@@ -22,7 +22,7 @@ from tests.shared.test_queue import saturate
 
 NUM_FRONTS = 6
 DEPTH, BYTES = 8, 2_600
-QUOTAS = {"one": Quota(5, 60, 9), "other": Quota(9, 25, 4), "free": Quota()}
+QUOTAS = {"one": Quota(5, 60, 9), "other": Quota(9, 2, 4), "free": Quota()}
 CLASSES: tuple[Priority, ...] = ("default", "bulk")
 
 

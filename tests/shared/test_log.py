@@ -12,6 +12,7 @@ from shared.log import Append, LogReader, LogWriter
 from shared.messages import Done, Event, Job, Tokens
 from shared.subscriptions import Subscriptions
 from tests.desk import Desk
+from tests.polling import DEADLINE_S
 
 
 @pytest.fixture
@@ -90,4 +91,4 @@ async def test_a_job_that_redis_has_lost_is_not_waited_for(redis: Redis, subscri
         await asyncio.sleep(0.005)
     await redis.flushall()
     with pytest.raises(BrokerUnavailable, match="lost"):
-        await asyncio.wait_for(follower, 5)
+        await asyncio.wait_for(follower, DEADLINE_S)

@@ -11,6 +11,7 @@ from shared.log import LogWriter
 from shared.messages import Done, Event, Generate, Job, Sampling, Started, Tokens
 from shared.queue import Claim
 from tests.desk import Desk
+from tests.polling import DEADLINE_S
 from tests.worker.services import Slow, end_of, service, serving
 from worker.outbox import GATHERED_S, GATHERED_TOKENS, Outbox
 from worker.request import Emission
@@ -28,7 +29,7 @@ async def outbox_of(desk: Desk) -> AsyncIterator[Outbox]:
 
 async def events_when(desk: Desk, job: Job, count: int) -> list[Event]:
     """The log's events once there are so many."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE_S):
         while len(events := await desk.events(job)) < count:
             await asyncio.sleep(0.01)
     return events

@@ -66,7 +66,7 @@ glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is 
 def run(code: str, *args: str, **env: str) -> str:
     command = [sys.executable, "-c", code, *args]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AIOS_")} | env
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -10,7 +10,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from shared.messages import Done, Event, Failed, Generate, Sampling, Score, Tokens
 from shared.queue import Claim, WorkQueue
 from tests.desk import Desk
-from tests.polling import until
+from tests.polling import DEADLINE_S, until
 from tests.worker.services import Gated, Slow, end_of, loaded, long_task, said_of, service, task
 from worker.attempt import Attempt
 from worker.runners.base import RunnerOptions
@@ -137,7 +137,7 @@ async def test_a_worker_with_a_dead_engine_ends_and_hands_its_job_over(redis: Re
     """P1: `run` answers False, the process exits, and the next worker finishes the job at once."""
     (job,) = await Desk(redis).submit(task("abc"))
     broken = service(redis).run(lambda: loaded(BadStop(RunnerOptions("echo"))), asyncio.Event())
-    assert await asyncio.wait_for(broken, 20) is False
+    assert await asyncio.wait_for(broken, DEADLINE_S) is False
     stop = asyncio.Event()
     running = asyncio.create_task(service(redis).run(lambda: loaded(Echo(RunnerOptions("echo"))), stop))
     assert isinstance(await end_of(redis, job), Done)

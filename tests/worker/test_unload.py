@@ -15,7 +15,7 @@ from shared.messages import Done, Generate, Job, ModelInfo, Residence, Sampling,
 from shared.presence import Presence
 from shared.settings import ModelEntry, Settings, SettingsError
 from tests.desk import Desk
-from tests.polling import until
+from tests.polling import DEADLINE_S, until
 from tests.worker.services import LEASE_S, Gated, end_of, long_task, said_of, service, task
 from tests.worker.test_hrm_text import write_tiny
 from worker import slot
@@ -49,7 +49,7 @@ async def at_work(
         yield worker
     finally:
         stop.set()
-        assert await asyncio.wait_for(running, 20) is True
+        assert await asyncio.wait_for(running, DEADLINE_S) is True
 
 
 async def unload(redis: Redis, *workers: WorkerService, name: str = "m") -> None:
@@ -137,7 +137,7 @@ async def test_another_model_goes_on_while_one_is_loaded_again(redis: Redis) -> 
         await unload(redis, worker)
         assert residence(worker, "other") == "loaded"
         [waiting] = await Desk(redis).submit(task("abc"))
-        await asyncio.wait_for(loading.wait(), 10)
+        await asyncio.wait_for(loading.wait(), DEADLINE_S)
         assert (await Presence(redis).fleet()).residences("m") == ["loading"]
         [job] = await Desk(redis, "other").submit(long_task(50))
         assert (await ended(redis, job)).num_completion_tokens == 50
@@ -222,7 +222,7 @@ async def test_a_model_that_cannot_be_loaded_again_ends_the_worker(redis: Redis)
     await until(lambda: worker._state == "ready", "the worker is ready")
     await unload(redis, worker)
     [job] = await Desk(redis).submit(task("abc"))
-    assert await asyncio.wait_for(running, 20) is False
+    assert await asyncio.wait_for(running, DEADLINE_S) is False
     async with at_work(redis, lambda: [model("m", echo)]):
         await ended(redis, job)
 
