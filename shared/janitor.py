@@ -46,7 +46,6 @@ class Janitor:
             "orphans": self.orphans,
             "quotas": self.quotas,
             "depths": self.depths,
-            "reservations": self.reservations,
             "tenants": self.tenants,
             "workers": self.workers,
         }
@@ -79,8 +78,9 @@ class Janitor:
         return +found
 
     async def quotas(self) -> Found:
-        """Jobs that are over, or gone, no longer count as what a tenant has open."""
-        found: Found = Counter()
+        """Jobs that are over, or gone, no longer count as what a tenant has open; nor do others against limits that are
+        counted for several shards."""
+        found = await self._reserved() if self._reservations.are_needed else Counter()
         async for shard, tenants in self._scan("held"):
             for tenant in tenants:
                 scan = partial(self._client(shard).zscan, keys.held(shard, tenant))
@@ -98,29 +98,6 @@ class Janitor:
             for model in models:
                 counts = await self._recount.call(shard, model=model, classes=PRIORITIES, dry_run=self._dry_run)
                 found.update(dict(zip(("stray_entries", "idle_turns", "wrong_depths"), counts, strict=True)))
-        return +found
-
-    async def reservations(self) -> Found:
-        """Where there are several shards: what has left is settled, and so are jobs that left without a note."""
-        found: Found = Counter()
-        if not self._reservations.are_needed:
-            return found
-        gone: dict[str, list[str]] = {}
-        async for tenant, job_ids in self._counted():
-            states = await self._states(job_ids)
-            still = ("queued", "running") if tenant else ("queued",)
-            gone.setdefault(tenant, []).extend(job_id for job_id, state in states.items() if state not in still)
-        # Only what was gone before the notes are read must be among them.
-        noted = await self._reservations.departures()
-        are_noted = {one.job_id for entries in noted.values() for one in entries.values()}
-        if not self._dry_run:
-            await self._reservations.settle_all()
-        for tenant, job_ids in gone.items():
-            unnoted = [job_id for job_id in job_ids if job_id not in are_noted]
-            stale = await self._still_counted(tenant, unnoted)
-            found["stale_reservations"] += len(stale)
-            if stale and not self._dry_run:
-                await self._reservations.settle_departures([Departure(job_id, tenant) for job_id in stale])
         return +found
 
     async def tenants(self) -> Found:
@@ -172,6 +149,27 @@ class Janitor:
         if expired and not self._dry_run:
             await client.xdel(keys.dead(shard), *expired)
         return len(expired)
+
+    async def _reserved(self) -> Found:
+        """Settle what has left, and what left without a note."""
+        gone: dict[str, list[str]] = {}
+        async for tenant, job_ids in self._counted():
+            states = await self._states(job_ids)
+            still = ("queued", "running") if tenant else ("queued",)
+            gone.setdefault(tenant, []).extend(job_id for job_id, state in states.items() if state not in still)
+        # Only what was gone before the notes are read must be among them.
+        noted = await self._reservations.departures()
+        are_noted = {one.job_id for entries in noted.values() for one in entries.values()}
+        if not self._dry_run:
+            await self._reservations.settle_all()
+        num_stale = 0
+        for tenant, job_ids in gone.items():
+            unnoted = [job_id for job_id in job_ids if job_id not in are_noted]
+            stale = await self._still_counted(tenant, unnoted)
+            num_stale += len(stale)
+            if stale and not self._dry_run:
+                await self._reservations.settle_departures([Departure(job_id, tenant) for job_id in stale])
+        return +Counter({"stale_reservations": num_stale})
 
     async def _counted(self) -> AsyncIterator[tuple[str, list[str]]]:
         """Jobs let in a while ago that count against limits: as waiting (the tenant is ""), or as their tenant's."""

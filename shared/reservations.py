@@ -103,12 +103,12 @@ class Reservations:
             departures = [departure for entries in noted.values() for departure in entries.values()]
             overdue = await self._call_settle(left=departures)
             await self._strike(noted)
-            if overdue:
-                came = await self._have_come(overdue)
+            came = await self._have_come(overdue)
+            if came:
                 confirmed = [request_id for request_id, has_come in came.items() if has_come]
                 voided = [request_id for request_id, has_come in came.items() if not has_come]
                 await self._call_settle(confirmed=confirmed, voided=voided)
-            if all(len(entries) < _PAGE for entries in noted.values()):
+            if not came and all(len(entries) < _PAGE for entries in noted.values()):
                 return
 
     async def settle_departures(self, departures: Sequence[Departure]) -> None:
