@@ -1,7 +1,7 @@
 """What it costs to let a request in, or to refuse it: `python -m scripts.bench.submits [--shards N...]`.
 
-Requests of one short prompt are submitted straight to the queue of a Redis of its own, with so many at once. CPU time is
-that of the server and of this process, for each request.
+Requests of one short prompt are submitted straight to the queue of a Redis of its own, with so many at once. CPU time
+is that of the server and of this process, for each request.
 """
 
 import argparse

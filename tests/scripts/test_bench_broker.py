@@ -1,4 +1,4 @@
-"""The broker's benchmarks do what they say: each token is appended once, by few commands; submits queue or are refused."""
+"""The benchmarks of the broker do what they say: each token is appended once, by few commands; submits queue or not."""
 
 import pytest
 from redis.asyncio import Redis
