@@ -128,7 +128,7 @@ class Admission:
 
         Raises what `Submissions.submit` does, and BrokerUnavailable when Redis does not answer.
         """
-        name, jobs = self._submissions.jobs_of(order, quota)
+        name, jobs = self._submissions.jobs_of(order)
         submitting = asyncio.create_task(self._submissions.submit(order, name, jobs, quota, self._limits.room))
         try:
             async with asyncio.timeout(_SUBMIT_TIMEOUT_S):

@@ -134,7 +134,7 @@ class Ask:
             planned = plan(info)
         except (DeviceUnavailable, Draining, InvalidRequest, ModelNotFound, NoWorker):
             async with redis_answers():
-                known = await self.front.submissions.known(self.caller.tenant, self._key, self.caller.quota)
+                known = await self.front.submissions.known(self.caller.tenant, self._key)
             if known is None:
                 raise
             return await attached(self.front, known, stays=self._stays)

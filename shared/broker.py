@@ -65,6 +65,13 @@ class Broker:
             parts.setdefault(self.client(shard), []).append(shard)
         return list(parts.values())
 
+    async def by_server(self, shards: Sequence[str]) -> list[list[str]]:
+        """The shards, parted by server: a pipeline of the client of one of a part may name the keys of all of it. Other
+        than with `together` it is refused while a slot moves, and has to be sent again."""
+        if isinstance(self._redis, Cluster):
+            return await self._redis.by_server(shards)
+        return [list(shards)] if shards else []
+
     async def nodes(self) -> list[Redis]:
         """A client for each server that has keys of a shard."""
         return await self._redis.nodes(self.shards) if isinstance(self._redis, Cluster) else [self._redis]

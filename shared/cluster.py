@@ -122,6 +122,14 @@ class Cluster:
         by_address = {await self._topology.address(tag): tag for tag in tags}
         return [self.client(tag) for tag in by_address.values()]
 
+    async def by_server(self, tags: Sequence[str]) -> list[list[str]]:
+        """The tags, parted by the server that has their keys now: the client of one of a part serves for all of it, as
+        long as no slot moves."""
+        parts: dict[Address, list[str]] = {}
+        for tag in tags:
+            parts.setdefault(await self._topology.address(tag), []).append(tag)
+        return list(parts.values())
+
     async def aclose(self) -> None:
         for client in self._clients.values():
             await client.aclose()

@@ -64,7 +64,7 @@ class Graveyard:
             request_id=job.request_id,
             key=Key(f"dead/{job_id}"),
         )
-        request_id, jobs = self._submissions.jobs_of(order, Quota())
+        request_id, jobs = self._submissions.jobs_of(order)
         request = await self._submissions.submit(order, request_id, jobs, Quota(), Room(_ANY_NUMBER))
         await self._forget(dead)
         return request.job_ids[0]

@@ -5,11 +5,12 @@ many things it found, by name; with `dry_run` it changes nothing.
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any, cast
 
+import msgspec
 from redis.asyncio import Redis
 
 from shared import keys
@@ -17,6 +18,7 @@ from shared.broker import Broker
 from shared.errors import DeadlineExceeded, QueueTimeout
 from shared.messages import PRIORITIES, encode
 from shared.presence import Presence
+from shared.reservations import Departure, Reservations
 from shared.script import Script, raw
 
 Found = Counter[str]
@@ -35,6 +37,7 @@ class Janitor:
         self._broker = broker
         self._presence = Presence(broker.client(keys.PRESENCE))
         self._tend, self._recount = Script(broker, "tend"), Script(broker, "recount")
+        self._reservations = Reservations(broker)
         self._release, self._forget = Script(broker, "release"), Script(broker, "forget")
         self._ttl_ms, self._grace_ms = int(ttl_s * 1000), int(grace_s * 1000)
         self._dry_run = dry_run
@@ -75,8 +78,9 @@ class Janitor:
         return +found
 
     async def quotas(self) -> Found:
-        """Jobs that are over, or gone, no longer count as what a tenant has open."""
-        found: Found = Counter()
+        """Jobs that are over, or gone, no longer count as what a tenant has open; nor do others against limits that are
+        counted for several shards."""
+        found = await self._reserved() if self._reservations.are_needed else Counter()
         async for shard, tenants in self._scan("held"):
             for tenant in tenants:
                 scan = partial(self._client(shard).zscan, keys.held(shard, tenant))
@@ -146,6 +150,66 @@ class Janitor:
             await client.xdel(keys.dead(shard), *expired)
         return len(expired)
 
+    async def _reserved(self) -> Found:
+        """Settle what has left, and what left without a note."""
+        gone: dict[str, list[str]] = {}
+        async for tenant, job_ids in self._counted():
+            states = await self._states(job_ids)
+            still = ("queued", "running") if tenant else ("queued",)
+            gone.setdefault(tenant, []).extend(job_id for job_id, state in states.items() if state not in still)
+        # Only what was gone before the notes are read must be among them.
+        noted = await self._reservations.departures()
+        are_noted = {one.job_id for entries in noted.values() for one in entries.values()}
+        if not self._dry_run:
+            await self._reservations.settle_all()
+        num_stale = 0
+        for tenant, job_ids in gone.items():
+            unnoted = [job_id for job_id in job_ids if job_id not in are_noted]
+            stale = await self._still_counted(tenant, unnoted)
+            num_stale += len(stale)
+            if stale and not self._dry_run:
+                await self._reservations.settle_departures([Departure(job_id, tenant) for job_id in stale])
+        return +Counter({"stale_reservations": num_stale})
+
+    async def _counted(self) -> AsyncIterator[tuple[str, list[str]]]:
+        """Jobs let in a while ago that count against limits: as waiting (the tenant is ""), or as their tenant's."""
+        client = self._client(keys.ADMISSION)
+        seconds, microseconds = await client.time()
+        before_ms = seconds * 1000 + microseconds // 1000 - self._grace_ms
+        async for takes in _pages(partial(client.hscan, keys.RESERVED)):
+            yield "", [job_id.decode() for job_id, taken in takes.items() if _reserved_ms(taken) <= before_ms]
+        async for names in _pages(partial(client.scan, match=f"{keys.held(keys.ADMISSION, '*')}")):
+            for name in names:
+                tenant = name.decode()[len(keys.held(keys.ADMISSION, "")) :]
+                async for members in _pages(partial(client.zscan, name)):
+                    yield tenant, [job_id.decode() for job_id, at_ms in members if at_ms <= before_ms]
+
+    async def _still_counted(self, tenant: str, job_ids: Sequence[str]) -> list[str]:
+        """Those of them that nobody has settled meanwhile."""
+        pipe = self._client(keys.ADMISSION).pipeline(transaction=False)
+        for job_id in job_ids:
+            if tenant:
+                pipe.zscore(keys.held(keys.ADMISSION, tenant), job_id)
+            else:
+                pipe.hget(keys.RESERVED, job_id)
+        answers = await pipe.execute()
+        return [job_id for job_id, answer in zip(job_ids, answers, strict=True) if answer is not None]
+
+    async def _states(self, job_ids: Sequence[str]) -> dict[str, str]:
+        """The state of each, "" of one that is gone."""
+        states: dict[str, str] = {}
+        by_shard: dict[str, list[str]] = {}
+        for job_id in job_ids:
+            by_shard.setdefault(keys.shard_of(job_id), []).append(job_id)
+        for shards in await self._broker.by_server(list(by_shard)):
+            of_server = [job_id for shard in shards for job_id in by_shard[shard]]
+            pipe = self._client(shards[0]).pipeline(transaction=False)
+            for job_id in of_server:
+                pipe.hget(keys.job(job_id), "state")
+            answers = await pipe.execute()
+            states |= {job_id: (state or b"").decode() for job_id, state in zip(of_server, answers, strict=True)}
+        return states
+
     def _client(self, shard: str) -> Redis:
         return self._broker.client(shard)
 
@@ -156,6 +220,12 @@ class Janitor:
                 parts = sorted(keys.parts(name.decode(), kind) for name in names)
                 for shard, some in groupby(parts, lambda part: part[0]):
                     yield shard, [rest for _, rest in some]
+
+
+def _reserved_ms(taken: bytes) -> int:
+    """When a job was let in, by what `reserve.lua` noted of it."""
+    at_ms: int = msgspec.msgpack.decode(taken)["at_ms"]
+    return at_ms
 
 
 async def _pages(scan: Callable[..., Awaitable[Any]]) -> AsyncIterator[Any]:

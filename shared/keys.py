@@ -15,6 +15,10 @@ UNLOADS = f"aios:{{{PRESENCE}}}:unloads"
 ACCESS = "access"
 GRANTS = f"aios:{{{ACCESS}}}:grants"
 LAYOUT = f"aios:{{{PRESENCE}}}:layout"
+ADMISSION = "admission"
+"""The hash tag under which limits are counted where there are several shards."""
+RESERVED = f"aios:{{{ADMISSION}}}:reserved"
+UNCONFIRMED = f"aios:{{{ADMISSION}}}:unconfirmed"
 
 
 def new_id(shard: str) -> str:
@@ -98,7 +102,7 @@ def bell(shard: str, model: str) -> str:
 
 
 def depth(shard: str, model: str) -> str:
-    """The hash with the numbers of waiting jobs, their cost and bytes."""
+    """The hash with the numbers of waiting jobs, their cost and bytes: of a shard, or of all under ADMISSION."""
     return f"{prefix(shard)}depth:{model}"
 
 
@@ -108,8 +112,13 @@ def leases(shard: str, model: str) -> str:
 
 
 def held(shard: str, tenant: str) -> str:
-    """The sorted set of a tenant's jobs that have not ended."""
+    """The sorted set of a tenant's jobs that have not ended: of a shard, or of all under ADMISSION."""
     return f"{prefix(shard)}held:{tenant}"
+
+
+def left(shard: str) -> str:
+    """The stream of jobs that wait no more, or have ended, and are not settled yet."""
+    return f"{prefix(shard)}left"
 
 
 def served(shard: str, model_and_class: str) -> str:

@@ -25,15 +25,15 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 class Script:
-    """EVALSHA of `lua/NAME.lua` on one shard, loaded when Redis does not know it. Raises CannotWrite, or redis-py's
-    errors.
+    """EVALSHA of `lua/NAME.lua` on one shard, behind `common.lua` and what it `needs`; loaded when Redis does not know
+    it. Raises CannotWrite, or redis-py's errors.
 
     Every script is safe to repeat, so one whose answer was lost with its connection is run once more.
     """
 
-    def __init__(self, broker: Broker, name: str) -> None:
+    def __init__(self, broker: Broker, name: str, *, needs: Sequence[str] = ()) -> None:
         self._broker = broker
-        self._source = "\n".join((_FOLDER / f"{part}.lua").read_text() for part in ("common", name))
+        self._source = "\n".join((_FOLDER / f"{part}.lua").read_text() for part in ("common", *needs, name))
         self._taken_s = broker.calls.setdefault(name, Spread(_BOUNDS_S))
         self._sha = hashlib.sha1(self._source.encode()).hexdigest()
 
@@ -97,7 +97,8 @@ class Script:
             self._taken_s.add(time.perf_counter() - begun_s)
 
     def _packed(self, args: Mapping[str, Any]) -> bytes:
-        return _encoder.encode({"publish": self._broker.publish, **args})
+        common = {"publish": self._broker.publish, "has_many_shards": len(self._broker.shards) > 1}
+        return _encoder.encode({**common, **args})
 
 
 def raw(data: bytes) -> msgspec.Raw:

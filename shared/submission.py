@@ -1,7 +1,7 @@
 """The work queue as a front sees it: submit requests, and end them. States are moved by `lua/` alone.
 
-A request is one job or several, queued all or not at all, on one shard. A tenant with limits lives on one shard, where
-one script sees all of its work; one without spreads over all of them.
+A request is one job or several, queued all or not at all, on one shard. Limits are the whole fleet's: on a single shard
+the script that queues decides on them; where there are several, `shared.reservations` does so before.
 """
 
 import asyncio
@@ -15,10 +15,11 @@ from typing import Any, cast
 from shared import keys
 from shared.broker import Broker
 from shared.cost import cost_of
-from shared.errors import FleetError, IdempotencyConflict, JobNotFound, OverQuota, QueueFull, TooSlow
+from shared.errors import BrokerUnavailable, FleetError, IdempotencyConflict, JobNotFound, OverQuota, QueueFull, TooSlow
 from shared.messages import PRIORITIES, STATE_OF, Cancelled, Failed, Job, Priority, Task, encode
 from shared.queue import places_of
 from shared.requests import Request, Requests
+from shared.reservations import Reservations
 from shared.script import Script, raw
 from shared.tracing import NO_TRACE, Trace
 
@@ -33,10 +34,6 @@ class Quota:
     concurrency: int = 0
     rate_per_s: float = 0.0
     burst: int = 1
-
-    @property
-    def is_limited(self) -> bool:
-        return self.concurrency > 0 or self.rate_per_s > 0
 
 
 @dataclass(frozen=True)
@@ -101,12 +98,14 @@ class Submissions:
     def __init__(self, broker: Broker, *, result_ttl_s: float = 600.0, key_ttl_s: float = 86_400.0) -> None:
         self._broker = broker
         self._requests = Requests(broker, result_ttl_s=result_ttl_s)
-        self._submit, self._end = (Script(broker, name) for name in ("submit", "end"))
+        self._reservations = Reservations(broker)
+        self._submit = Script(broker, "submit", needs=("limits",))
+        self._end = Script(broker, "end")
         self._ttl_ms, self._key_ttl_ms = int(result_ttl_s * 1000), int(key_ttl_s * 1000)
 
-    def jobs_of(self, order: Order, quota: Quota) -> tuple[str, list[Job]]:
+    def jobs_of(self, order: Order) -> tuple[str, list[Job]]:
         """The id of the request that `order` becomes, and its jobs."""
-        shard = self._shard(order.tenant, order.key, quota)
+        shard = self._shard(order.tenant, order.key)
         jobs = [
             Job(
                 *(keys.new_id(shard), order.model, task, order.tenant, order.priority),
@@ -121,12 +120,35 @@ class Submissions:
 
         Raises QueueFull, OverQuota, TooSlow (each with a Retry-After where there is one), IdempotencyConflict.
         """
-        shard, num_shards = keys.shard_of(request_id), len(self._broker.shards)
+        limits = {
+            "max_jobs": room.max_jobs,
+            "max_bytes": room.max_bytes,
+            "concurrency": quota.concurrency,
+            "rate": quota.rate_per_s,
+            "burst": quota.burst,
+            "is_urgent": order.is_urgent,
+        }
+        about = {
+            "model": order.model,
+            "class": order.priority,
+            "tenant": order.tenant,
+            "classes": PRIORITIES,
+            "deadline_ms": int(order.deadline_s * 1000),
+        }
+        specs = [encode(job) for job in jobs]
+        costs = [cost_of(job.task) for job in jobs]
+        is_reserved = self._reservations.are_needed
+        if is_reserved:
+            parts = zip(jobs, costs, specs, strict=True)
+            needs = [{"id": job.id, "cost": cost, "bytes": len(spec)} for job, cost, spec in parts]
+            refused = await self._reservations.reserve(request_id, jobs=needs, **about, **limits)
+            if refused is not None:
+                before = await self.known(order.tenant, order.key)
+                if before is not None:
+                    return before
+                raise _refusal(quota, *refused[1:])
         answer = await self._submit.call(
-            shard,
-            model=order.model,
-            tenant=order.tenant,
-            classes=PRIORITIES,
+            keys.shard_of(request_id),
             request={
                 "id": request_id,
                 "key": order.key.name if order.key else "",
@@ -136,20 +158,19 @@ class Submissions:
                 "follower": order.follower,
             },
             jobs=[
-                {"id": job.id, "places": places_of(job), "cost": cost_of(job.task), "spec": raw(encode(job))}
-                for job in jobs
+                {"id": job.id, "places": places_of(job), "cost": cost, "spec": raw(spec)}
+                for job, cost, spec in zip(jobs, costs, specs, strict=True)
             ],
             queue_ms=int(order.queue_timeout_s * 1000),
-            deadline_ms=int(order.deadline_s * 1000),
-            is_urgent=order.is_urgent,
             ttl_ms=self._ttl_ms,
-            max_jobs=_share(room.max_jobs, num_shards),
-            max_bytes=_share(room.max_bytes, num_shards),
-            concurrency=quota.concurrency,
-            rate=quota.rate_per_s,
-            burst=quota.burst,
-            **{"class": order.priority},
+            is_reserved=is_reserved,
+            **about,
+            **({} if is_reserved else limits),
         )
+        if is_reserved and answer[0] == b"queued":
+            self._reservations.confirm(request_id)
+        elif is_reserved:
+            await self._reservations.void(request_id)
         match answer[0]:
             case b"queued":
                 return Request(request_id, order.tenant, tuple(job.id for job in jobs), order.record)
@@ -157,14 +178,16 @@ class Submissions:
                 return await self._known(answer[1].decode(), order.tenant)
             case b"conflict":
                 raise _conflict("This key came before with another body.")
+            case b"void":
+                raise BrokerUnavailable("Redis took too long to take the request.", retry_after_s=1)
             case _:
-                raise _refusal(*answer[1:])
+                raise _refusal(quota, *answer[1:])
 
-    async def known(self, tenant: str, key: Key | None, quota: Quota) -> Request | None:
+    async def known(self, tenant: str, key: Key | None) -> Request | None:
         """The request that came before with this key, None if none did. Raises IdempotencyConflict."""
         if key is None:
             return None
-        shard = self._shard(tenant, key, quota)
+        shard = self._shard(tenant, key)
         asked = self._broker.client(shard).hmget(keys.idempotency(shard, tenant, key.name), ["body", "request"])
         body, request_id = await cast(Awaitable[list[bytes | None]], asked)
         if body is None or request_id is None:
@@ -247,12 +270,10 @@ class Submissions:
         waiting = dict(zip(PRIORITIES, map(sum, zip(*counts, strict=True)), strict=True))
         return Depth(waiting, sum(answers[1::2]))
 
-    def _shard(self, tenant: str, key: Key | None, quota: Quota) -> str:
-        count = len(self._broker.shards)
-        if quota.is_limited:
-            return keys.shard_for(tenant, count)
+    def _shard(self, tenant: str, key: Key | None) -> str:
+        """Any one, but requests with the same idempotency key meet on the same."""
         if key is not None:
-            return keys.shard_for(f"{tenant}/{key.text}", count)
+            return keys.shard_for(f"{tenant}/{key.text}", len(self._broker.shards))
         return secrets.choice(self._broker.shards)
 
 
@@ -264,23 +285,21 @@ def _conflict(words: str) -> IdempotencyConflict:
     return IdempotencyConflict(words, field="Idempotency-Key")
 
 
-def _share(limit: int, shards: int) -> int:
-    """What one of `shards` may hold so that all together stay below `limit`."""
-    return limit if limit == 0 else max(1, limit // shards)
-
-
-def _refusal(reason: bytes, retry_ms: int, number: int, limit: int) -> FleetError:
+def _refusal(quota: Quota, reason: bytes, retry_ms: int, number: int, limit: int, asked: int) -> FleetError:
+    """`number` of `limit` are taken, and the request takes `asked`."""
     retry_after_s = min(60, max(1, math.ceil(retry_ms / 1000))) if retry_ms else 5
     match reason:
         case b"depth":
-            return QueueFull(f"The queue is full: {number} of {limit} places are taken.", retry_after_s=retry_after_s)
+            words = f"The queue is full: {number} of {limit} places are taken, and the request takes {asked}."
+            return QueueFull(words, retry_after_s=retry_after_s)
         case b"bytes":
-            return QueueFull(f"The queue is full: {number} of {limit} bytes wait.", retry_after_s=retry_after_s)
+            words = f"The queue is full: {number} of {limit} bytes wait, and the request has {asked}."
+            return QueueFull(words, retry_after_s=retry_after_s)
         case b"concurrency":
-            words = f"{number} of the {limit} requests that may be open at once are."
+            words = f"{number} of the {limit} requests that may be open at once are, and this is {asked} more."
             return OverQuota(words, retry_after_s=retry_after_s)
         case b"rate":
-            return OverQuota(f"More than {number} requests a second.", retry_after_s=retry_after_s)
+            return OverQuota(f"More than {quota.rate_per_s:g} requests a second.", retry_after_s=retry_after_s)
         case _:
             words = f"The wait is about {number / 1000:.1f} s, and the deadline {limit / 1000:.1f} s."
             return TooSlow(words, retry_after_s=retry_after_s)

@@ -33,7 +33,7 @@ class Desk:
         self, *tasks: Task, quota: Quota | None = None, max_jobs: int = 100, max_bytes: int = 0, **order: object
     ) -> tuple[Request, list[Job]]:
         made, quota = Order(self.model, tasks or (SAY_HI,), **order), quota or Quota()  # type: ignore[arg-type]
-        request_id, jobs = self.submissions.jobs_of(made, quota)
+        request_id, jobs = self.submissions.jobs_of(made)
         return await self.submissions.submit(made, request_id, jobs, quota, Room(max_jobs, max_bytes)), jobs
 
     def queue(self, worker: str = "w1", fingerprint: str = "f") -> WorkQueue:

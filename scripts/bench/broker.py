@@ -57,7 +57,7 @@ async def take_jobs(broker: Broker, count: int, num_tokens: int) -> list[Claim]:
     task = Generate("hello", Sampling(num_tokens, seed=0))
     order, quota = Order("bench", (task,) * count, is_streamed=True), Quota()
     submissions = Submissions(broker)
-    request_id, jobs = submissions.jobs_of(order, quota)
+    request_id, jobs = submissions.jobs_of(order)
     await submissions.submit(order, request_id, jobs, quota, Room(count))
     queue = WorkQueue(broker, Terms(), model="bench", worker="bench", fingerprint="")
     return list((await queue.take(broker.shards[0], count, is_empty=True)).claims)

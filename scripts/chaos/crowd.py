@@ -37,7 +37,7 @@ class Crowd:
         sampling = Sampling(num_tokens, seed=7, temperature=0.8, ignore_eos=True)
         tasks = tuple(Generate(f"{number} of {tenant}", sampling) for number in range(count))
         order = Order(self.model, tasks, tenant, priority, queue_timeout_s=600, deadline_s=600, is_streamed=True)
-        request_id, jobs = self._submissions.jobs_of(order, Quota())
+        request_id, jobs = self._submissions.jobs_of(order)
         return await self._submissions.submit(order, request_id, jobs, Quota(), Room(max_jobs=100_000))
 
     async def call_off(self, request: Request) -> None:

@@ -56,7 +56,7 @@ async def _submit_all(redis: Redis, count: int) -> None:
     async def some() -> None:
         for task in left:
             order = Order("echo", (task,), queue_timeout_s=600, deadline_s=600)
-            request_id, jobs = submissions.jobs_of(order, Quota())
+            request_id, jobs = submissions.jobs_of(order)
             await submissions.submit(order, request_id, jobs, Quota(), Room(max_jobs=count))
 
     async with asyncio.TaskGroup() as group:

@@ -25,7 +25,15 @@
 -- pace:W:N    zset    the calls of a key W against its limit N, by when they came
 -- isolating:M string  the worker that empties itself for a suspect
 -- dead        stream  jobs that were convicted
+-- left        stream  where there are several shards: jobs that wait no more, or have ended, and are not settled yet
+-- void:ID     string  a request that never came although it had been let in; it may not come any more
 -- and channels: events:ID as they are logged, worker:W with ids of jobs that are no longer W's
+--
+-- Several shards share one more hash tag, `{admission}`, under which the limits are counted for the whole fleet: depth,
+-- busy, ended, held and bucket as above, and
+-- reserved     hash   of each job that was let in and is not known to have left its line: what it takes there
+-- unconfirmed  zset   requests that were let in and are not known to be queued, by when they were
+-- entrants     hash   the tenant and jobs of each of those
 
 local P = KEYS[1]
 local a = cmsgpack.unpack(ARGV[1])
@@ -88,6 +96,11 @@ local function append(job, payloads, ...)
   call('HSET', job_key(job.id), 'last', last, ...)
 end
 
+-- Where there are several shards, the limits are counted elsewhere: those who count are told by this what to settle.
+local function note_left(...)
+  if a.has_many_shards then call('XADD', P .. 'left', '*', ...) end
+end
+
 -- A job leaves its line: it is taken, or ends while it waits.
 local function leave_line(job)
   local line, turns = line_key(job), class_key('turns', job.model, job.class)
@@ -100,6 +113,7 @@ local function leave_line(job)
   call('HINCRBY', depth, 'jobs:' .. job.class, -1)
   call('HINCRBY', depth, 'cost:' .. job.class, -tonumber(job.cost))
   call('HINCRBY', depth, 'bytes', -tonumber(job.bytes))
+  note_left('job', job.id)
 end
 
 -- A tenant's virtual time moves by what it was served, and its turn with it.
@@ -114,7 +128,9 @@ end
 local function finish(job, state, cost)
   if job.state == 'queued' then
     leave_line(job)
+    note_left('job', job.id, 'tenant', job.tenant)
   else
+    note_left('job', job.id, 'tenant', job.tenant, 'model', job.model, 'cost', job.cost)
     call('ZREM', P .. 'leases:' .. job.model, job.id)
     if cost then charge(job, cost - tonumber(job.cost)) end
     local ended = ended_key(job.model, now)

@@ -1,8 +1,12 @@
-"""The broker's benchmark runs and counts what it says: each token appended once, by few commands."""
+"""The benchmarks of the broker do what they say: each token is appended once, by few commands; submits queue or not."""
 
+import pytest
 from redis.asyncio import Redis
 
+from scripts.bench import submits
 from scripts.bench.broker import measure
+from shared.broker import Broker
+from shared.submission import Submissions
 
 
 async def test_every_row_is_there(redis: Redis) -> None:
@@ -12,3 +16,12 @@ async def test_every_row_is_there(redis: Redis) -> None:
     assert 4.0 <= rows["commands per token"] < 4.5
     lengths = [await redis.xlen(key) async for key in redis.scan_iter("aios:{00}:log:*")]
     assert lengths == [30] * 8
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+async def test_submits_are_let_in_and_refused(redis: Redis, shards: int) -> None:
+    submissions = Submissions(Broker(redis, shards))
+    for max_jobs, num_queued in ((100, 20), (20, 20)):
+        line = await submits.measure(redis, submissions, 20, 4, max_jobs)
+        assert line.endswith("us of the front")
+        assert (await submissions.depth("bench")).queued == num_queued

@@ -90,7 +90,7 @@ async def test_a_submit_that_is_repeated_queues_once(broker: Broker) -> None:
     """Its answer was lost, it had run."""
     desk = Desk(broker)
     order = Order("m", (SAY_HI,))
-    request_id, jobs = desk.submissions.jobs_of(order, Quota())
+    request_id, jobs = desk.submissions.jobs_of(order)
     for _ in range(3):
         made = await desk.submissions.submit(order, request_id, jobs, Quota(), Room(1))
         assert made.job_ids == (jobs[0].id,)

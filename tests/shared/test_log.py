@@ -6,13 +6,15 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from shared.broker import Broker
+from scripts.chaos.proxy import Proxy
+from shared import keys
+from shared.broker import Broker, connect
 from shared.errors import BrokerUnavailable
 from shared.log import Append, LogReader, LogWriter
 from shared.messages import Done, Event, Job, Tokens
 from shared.subscriptions import Subscriptions
 from tests.desk import Desk
-from tests.polling import DEADLINE_S
+from tests.polling import DEADLINE_S, until
 
 
 @pytest.fixture
@@ -75,6 +77,31 @@ async def test_events_that_pubsub_loses_are_read_from_the_log(
     events = await say(redis, job, 10)
     assert await follower == list(enumerate(events, start=1))
     assert seen > 0, "pub/sub was never in play"
+
+
+async def test_the_log_is_read_once_the_subscription_is_confirmed(redis: Redis, redis_url: str) -> None:
+    """What is said before Redis knows of the follower is found in the log: nothing is left to the slow look at it."""
+    host, port = redis.connection_pool.connection_kwargs["host"], redis.connection_pool.connection_kwargs["port"]
+    proxy = await Proxy(host, port).start()
+    line = connect(f"redis://127.0.0.1:{proxy.port}/0")
+    subscriptions = Subscriptions(line, confirm_timeout_s=60)
+    job, reader = await running_job(redis), LogReader(Broker(redis), subscriptions, poll_s=60)
+    proxy.trap(b"SUBSCRIBE", proxy.to_server)
+    follower = asyncio.create_task(collect(reader, job))
+    try:
+        await until(lambda: proxy.is_sprung, "Redis is about to be asked for the channel")
+        for _ in range(20):
+            await redis.ping()  # whoever reads the log too early has done so by now
+        events = await say(redis, job, 3)
+        assert await redis.pubsub_numsub(keys.channel(job.id)) == [(keys.channel(job.id).encode(), 0)]
+        proxy.to_server.release()
+        assert await asyncio.wait_for(follower, 10) == list(enumerate(events, start=1))
+    finally:
+        follower.cancel()
+        await asyncio.gather(follower, return_exceptions=True)
+        await subscriptions.close()
+        await line.aclose()
+        await proxy.close()
 
 
 async def test_following_an_ended_job_needs_no_pubsub(redis: Redis, subscriptions: Subscriptions) -> None:

@@ -1,6 +1,7 @@
 """Many shards on one server cost what one does: one look, one wait and one connection for all of them."""
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
@@ -11,7 +12,7 @@ from shared import keys
 from shared.broker import Broker, open_broker
 from shared.log import Append
 from shared.messages import Cancelled, Job, Priority, Tokens
-from shared.submission import Quota
+from shared.submission import Key
 from tests.desk import Desk
 from worker.bells import Bells
 
@@ -25,9 +26,12 @@ async def desk(redis_url: str) -> AsyncIterator[Desk]:
 
 
 async def submit(desk: Desk, tenant: str, priority: Priority = "default") -> Job:
-    """A tenant with limits has a shard of its own."""
-    [job] = await desk.submit(tenant=tenant, priority=priority, quota=Quota(concurrency=99))
-    return job
+    """A tenant's jobs lie on one shard, since their keys lead there."""
+    while True:
+        key = Key(secrets.token_hex(8))
+        if keys.shard_for(f"{tenant}/{key.text}", SHARDS) == keys.shard_for(tenant, SHARDS):
+            _, jobs = await desk.request(tenant=tenant, priority=priority, key=key)
+            return jobs[0]
 
 
 def shard_of(job: Job) -> str:

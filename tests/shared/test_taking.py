@@ -124,6 +124,28 @@ async def test_beyond_what_is_looked_at_in_one_go_the_parts_come_in_turn(redis: 
     await until(is_taken, "another part is looked at")
 
 
+@pytest.mark.parametrize("has_died", [True, False])
+async def test_a_lapsed_job_past_its_deadline_ends_and_is_nobodys(redis: Redis, has_died: bool) -> None:
+    """It is not handed out again, whether its worker died or gave it back; others that lapsed with it are."""
+    desk = Desk(redis, lease_s=60)
+    late, fine = await submit(desk, "t", 2)
+    claims = await desk.take(2, "w1")
+    await desk.say(claims[0], Started(1, "w1", 1), TOKEN)
+    await redis.hset(keys.job(late.id), "deadline_ms", 1)  # type: ignore[misc]
+    if has_died:
+        await died(redis, desk, claims)
+    else:
+        await desk.queue().give_back(claims)
+    assert [claim.job for claim in await desk.take(5, "w2")] == [fine]
+    *said, end = await desk.events(late)
+    assert said == [Started(1, "w1", 1), TOKEN]
+    assert isinstance(end, Failed)
+    assert end.code == "deadline_exceeded"
+    assert not await desk.say(claims[0], TOKEN, after=2), "its worker is stale"
+    assert await desk.counts() == (0, 1)
+    assert await redis.zrange(keys.held("00", "t"), 0, -1) == [fine.id.encode()]
+
+
 async def crash(redis: Redis, desk: Desk, claim: Claim) -> None:
     await desk.say(claim, Started(claim.epoch, "w", 1))
     await died(redis, desk, [claim])

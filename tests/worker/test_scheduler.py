@@ -269,6 +269,31 @@ def test_after_a_prompt_that_cannot_be_cut_decoding_has_its_share() -> None:
     assert "next" in steps[at + 5] or any("next" in step for step in steps[:at])
 
 
+@pytest.mark.parametrize(("length", "num_steps"), [(80, 4), (72, 3)])
+def test_what_a_prompt_took_too_much_is_paid_and_then_forgotten(length: int, num_steps: int) -> None:
+    """One that comes behind a prompt of five budgets starts four steps later: not at once, and not never. Half a budget
+    that is left is enough to start with."""
+    ghost = Ghost(num_pages=400, step_tokens=16, is_prefix_lm=True, reuse="none")
+    engine = Engine(ghost, lambda said: None)
+    engine.submit(generate("d", (1,), 60))
+    engine.step()
+
+    def steps_until(key: str) -> int:
+        """How many steps are made before the one that computes this prompt."""
+        before = len(ghost.steps)
+        while not any(item == key for item, _, _ in ghost.steps[-1]):
+            engine.step()
+            assert len(ghost.steps) - before < 20, "it never starts"
+        return len(ghost.steps) - 1 - before
+
+    engine.submit(generate("long", (2,) * length, 1))
+    assert steps_until("long") == 0
+    engine.submit(generate("next", (3,) * 16, 1))
+    assert steps_until("next") == num_steps
+    engine.submit(generate("last", (4,) * 8, 1))
+    assert steps_until("last") == 0
+
+
 def test_what_can_never_fit_is_refused_and_blocks_nobody() -> None:
     ghost = Ghost(num_pages=2)
     cache = Cache(ghost.spec)

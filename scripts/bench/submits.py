@@ -1,0 +1,84 @@
+"""What it costs to let a request in, or to refuse it: `python -m scripts.bench.submits [--shards N...]`.
+
+Requests of one short prompt are submitted straight to the queue of a Redis of its own, with so many at once. CPU time
+is that of the server and of this process, for each request.
+"""
+
+import argparse
+import asyncio
+import resource
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from redis.asyncio import Redis
+
+from scripts.bench.measure import commit
+from scripts.embedded_redis import EmbeddedRedis
+from shared.broker import Broker, connect
+from shared.errors import QueueFull
+from shared.messages import Generate, Sampling
+from shared.submission import Order, Quota, Room, Submissions
+
+_ANY_NUMBER = 1 << 40
+_TASK = Generate("hello " * 20, Sampling(16, seed=0))
+
+
+async def submit(submissions: Submissions, max_jobs: int) -> None:
+    """One request. Raises QueueFull."""
+    order = Order("bench", (_TASK,))
+    request_id, jobs = submissions.jobs_of(order)
+    await submissions.submit(order, request_id, jobs, Quota(), Room(max_jobs))
+
+
+async def measure(redis: Redis, submissions: Submissions, count: int, at_once: int, max_jobs: int) -> str:
+    """One line: requests a second, and microseconds of CPU of both sides for each."""
+    left = iter(range(count))
+
+    async def some() -> None:
+        for _ in left:
+            with suppress(QueueFull):
+                await submit(submissions, max_jobs)
+
+    redis_s, own_s, clock_s = await redis_cpu_s(redis), own_cpu_s(), time.perf_counter()
+    await asyncio.gather(*(some() for _ in range(at_once)))
+    seconds = time.perf_counter() - clock_s
+    own_us = 1e6 * (own_cpu_s() - own_s) / count
+    redis_us = 1e6 * (await redis_cpu_s(redis) - redis_s) / count
+    return f"{count / seconds:8,.0f} /s {redis_us:8,.0f} us of Redis {own_us:8,.0f} us of the front"
+
+
+async def redis_cpu_s(redis: Redis) -> float:
+    info = await redis.info("cpu")
+    return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
+
+
+def own_cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+async def main(counts: Sequence[int], requests: int, at_once: int, rounds: int) -> None:
+    with EmbeddedRedis() as server:
+        redis = connect(server.url)
+        version = (await redis.info("server"))["redis_version"]
+        print(f"commit {commit()}  Redis {version}  {requests} requests, {at_once} at once", flush=True)
+        for _ in range(rounds):
+            for shards in counts:
+                await redis.flushall()
+                submissions = Submissions(Broker(redis, shards))
+                let_in = await measure(redis, submissions, requests, at_once, _ANY_NUMBER)
+                print(f"{shards:>3} shards, let in  {let_in}", flush=True)
+                refused = await measure(redis, submissions, requests, at_once, requests)
+                print(f"{shards:>3} shards, refused {refused}", flush=True)
+        await redis.aclose()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--shards", type=int, nargs="+", default=[1, 4, 64], help="in how many parts the queues lie")
+    parser.add_argument("--requests", type=int, default=2000, help="requests that are let in, and that are refused")
+    parser.add_argument("--at-once", type=int, default=32, help="requests that wait for Redis together")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each, in turn")
+    given = parser.parse_args()
+    asyncio.run(main(given.shards, given.requests, given.at_once, given.rounds))

@@ -1,0 +1,85 @@
+-- Whether a request may come in; in front of `submit` and `reserve`, whose `a` has model, class, tenant, classes (best
+-- first), deadline_ms, is_urgent (refuse what could not begin before its deadline) and limits where 0 is none: max_jobs
+-- and max_bytes that wait, concurrency, rate (requests per second) and burst of the tenant.
+-- It counts what is below the prefix it is run with: the one shard's there is, or the whole fleet's.
+
+local depth, held, busy = P .. 'depth:' .. a.model, P .. 'held:' .. a.tenant, P .. 'busy:' .. a.model
+
+local function refused(reason, seconds, number, limit, asked)
+  local retry_ms = seconds and math.floor(1000 * math.max(0.001, math.min(seconds, 3600))) or 0
+  return { 'refused', reason, retry_ms, math.floor(number), math.floor(limit), math.floor(asked or 0) }
+end
+
+-- The tokens left in the tenant's bucket once this request has taken one; below zero it may not.
+local function drawn()
+  local left, at = unpack(call('HMGET', P .. 'bucket:' .. a.tenant, 'left', 'at_ms'))
+  local elapsed_s = math.max(0, now - tonumber(at or now)) / 1000
+  return math.min(a.burst, tonumber(left or a.burst) + elapsed_s * a.rate) - 1
+end
+
+-- Whether jobs have waited all the time that the rates are measured over: only then are they what the workers can do, and
+-- not what was asked of them.
+local function is_saturated(waits)
+  local since = call('GET', busy)
+  return waits > 0 and since and now - tonumber(since) > now % BUCKET_MS + BUCKET_MS
+end
+
+local function all_waiting()
+  local sum = 0
+  for _, class in ipairs(a.classes) do sum = sum + tonumber(call('HGET', depth, 'jobs:' .. class) or 0) end
+  return sum
+end
+
+-- Cost that waits in this class and better ones.
+local function cost_ahead()
+  local sum = 0
+  for _, class in ipairs(a.classes) do
+    sum = sum + tonumber(call('HGET', depth, 'cost:' .. class) or 0)
+    if class == a.class then break end
+  end
+  return sum
+end
+
+-- Nil where there is room for `count` jobs of so many bytes.
+local function refusal(count, bytes)
+  local cost_rate, job_rate = rates(a.model)
+  if a.concurrency > 0 then
+    local open = call('ZCARD', held)
+    local over = open + count - a.concurrency
+    if over > 0 then return refused('concurrency', job_rate and over / job_rate, open, a.concurrency, count) end
+  end
+  if a.rate > 0 then
+    local left = drawn()
+    if left < 0 then return refused('rate', -left / a.rate, a.rate, a.burst) end
+  end
+  local waiting = tonumber(call('HGET', depth, 'jobs:' .. a.class) or 0)
+  local over = waiting + count - a.max_jobs
+  if over > 0 then return refused('depth', job_rate and over / job_rate, waiting, a.max_jobs, count) end
+  local held_bytes = tonumber(call('HGET', depth, 'bytes') or 0)
+  if a.max_bytes > 0 and held_bytes + bytes > a.max_bytes then
+    return refused('bytes', job_rate and 1 / job_rate, held_bytes, a.max_bytes, bytes)
+  end
+  if a.is_urgent and cost_rate and is_saturated(all_waiting()) then
+    local wait_ms = 1000 * cost_ahead() / cost_rate
+    if wait_ms > a.deadline_ms then
+      return refused('deadline', (wait_ms - a.deadline_ms) / 1000, wait_ms, a.deadline_ms)
+    end
+  end
+end
+
+local function add_depth(count, cost, bytes)
+  call('HINCRBY', depth, 'jobs:' .. a.class, count)
+  call('HINCRBY', depth, 'cost:' .. a.class, cost)
+  call('HINCRBY', depth, 'bytes', bytes)
+end
+
+-- A request that was not refused comes in.
+local function enter(count, cost, bytes)
+  if a.rate > 0 then
+    local bucket, left = P .. 'bucket:' .. a.tenant, drawn()
+    call('HSET', bucket, 'left', tostring(left), 'at_ms', now)
+    call('PEXPIRE', bucket, math.ceil(1000 * a.burst / a.rate) + 1000)
+  end
+  if all_waiting() == 0 or call('EXISTS', busy) == 0 then call('SET', busy, now, 'PX', SERVED_TTL_MS) end
+  add_depth(count, cost, bytes)
+end

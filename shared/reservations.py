@@ -1,0 +1,221 @@
+"""Limits of the whole fleet where its queues lie on several shards, which no script can see together.
+
+A request is let in by one script that counts for all shards (`reserve.lua`), and then queued on its own. What leaves a
+line or ends is noted by its shard, in the same script that moves it, and settled later: by a front that is about to
+refuse, by one that submits, once a second, and by the janitor. So what is counted is never less than what is there, and
+a refusal is never founded on what has already left.
+
+A front that dies between the two steps leaves a reservation that nobody confirms. After a while it is looked up on its
+shard: one whose request is not there is given back, and the request cannot come any more.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from shared import keys
+from shared.broker import UNAVAILABLE, Broker
+from shared.script import Script
+
+Found = TypeVar("Found")
+
+_PAGE = 1000
+_MOST_PAGES = 100
+_EVERY_S = 1.0
+_ANSWER_S = 1.0
+"""How long one server may take to tell what has left: without it, its jobs count as if they were there."""
+_UNCONFIRMED_MS = 5_000
+"""Longer than a front waits for Redis to take a request."""
+_VOID_MS = 600_000
+
+
+@dataclass(frozen=True)
+class Departure:
+    """A job that has left its line. `tenant` is "" unless it has ended, `model` is "" unless it had run."""
+
+    job_id: str
+    tenant: str = ""
+    model: str = ""
+    cost: int = 0
+    at_ms: int = 0
+
+
+class Reservations:
+    """For one process. Everything but `reserve` is safe at any time, in any number of processes, and to repeat."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._reserve = Script(broker, "reserve", needs=("limits",))
+        self._settle = Script(broker, "settle")
+        self._void = Script(broker, "void")
+        self._confirmed: list[str] = []
+        self._settling: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[None] | None = None
+        self._settled_s = 0.0
+
+    @property
+    def are_needed(self) -> bool:
+        """One shard counts by itself."""
+        return len(self._broker.shards) > 1
+
+    async def reserve(self, request_id: str, **asked: Any) -> list[Any] | None:
+        """Let a request in, whose jobs and limits are `asked`. Returns None, or what `reserve.lua` says against it."""
+        answer = await self._try(request_id, asked)
+        if answer[0] == b"refused" and answer[1] != b"rate":  # a rate gives back by the clock alone
+            await self.settle()
+            answer = await self._try(request_id, asked)
+        return list(answer) if answer[0] == b"refused" else None
+
+    def confirm(self, request_id: str) -> None:
+        """The request is queued. Redis is told with what is asked of it next."""
+        self._confirmed.append(request_id)
+        if time.monotonic() - self._settled_s > _EVERY_S and self._next is None:
+            self._settled_s = time.monotonic()
+            self._next = asyncio.create_task(self._settle_after(self._settling))
+
+    async def void(self, request_id: str) -> None:
+        """The request will not come."""
+        with suppress(*UNAVAILABLE):  # then it stays unconfirmed, and is found by that
+            await self._call_settle(voided=[request_id])
+
+    async def settle(self) -> None:
+        """Give back what has left until now, as far as Redis can be reached. Those who ask at once share one look."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._settle_after(self._settling))
+        await asyncio.shield(self._next)
+
+    async def _settle_after(self, before: "asyncio.Task[None] | None") -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        self._settling = self._next
+        self._next = None
+        with suppress(*UNAVAILABLE):
+            await self.settle_all()
+        self._settled_s = time.monotonic()
+
+    async def settle_all(self) -> None:
+        """The same, by itself. Raises redis-py's errors when what counts cannot be reached."""
+        for _ in range(_MOST_PAGES):
+            noted = await self.departures()
+            departures = [departure for entries in noted.values() for departure in entries.values()]
+            overdue = await self._call_settle(left=departures)
+            await self._strike(noted)
+            came = await self._have_come(overdue)
+            if came:
+                confirmed = [request_id for request_id, has_come in came.items() if has_come]
+                voided = [request_id for request_id, has_come in came.items() if not has_come]
+                await self._call_settle(confirmed=confirmed, voided=voided)
+            if not came and all(len(entries) < _PAGE for entries in noted.values()):
+                return
+
+    async def settle_departures(self, departures: Sequence[Departure]) -> None:
+        """Give back what these jobs took: they have left, though no shard has noted it."""
+        await self._call_settle(left=departures)
+
+    async def departures(self) -> dict[str, dict[bytes, Departure]]:
+        """What each shard has noted and nobody has settled, by the note's id; none of a server that does not answer."""
+
+        async def read(shards: Sequence[str]) -> dict[str, dict[bytes, Departure]]:
+            pipe = self._broker.client(shards[0]).pipeline(transaction=False)
+            for shard in shards:
+                pipe.xrange(keys.left(shard), count=_PAGE)
+            answers = await pipe.execute()
+            return {
+                shard: {entry: _departure(entry, fields) for entry, fields in entries}
+                for shard, entries in zip(shards, answers, strict=True)
+                if entries
+            }
+
+        parts = await self._at_each_server(self._broker.shards, read)
+        return {shard: entries for part in parts for shard, entries in part.items()}
+
+    async def _strike(self, noted: dict[str, dict[bytes, Departure]]) -> None:
+        """What is settled need not be noted any more."""
+
+        async def strike(shards: Sequence[str]) -> None:
+            pipe = self._broker.client(shards[0]).pipeline(transaction=False)
+            for shard in shards:
+                pipe.xdel(keys.left(shard), *noted[shard])
+            await pipe.execute()
+
+        await self._at_each_server(list(noted), strike)
+
+    async def _have_come(self, request_ids: Sequence[str]) -> dict[str, bool]:
+        """Whether these requests are on their shards; of those that are not, none will be."""
+        by_shard: dict[str, list[str]] = {}
+        for request_id in request_ids:
+            by_shard.setdefault(keys.shard_of(request_id), []).append(request_id)
+
+        async def look(shards: Sequence[str]) -> dict[str, bool]:
+            calls = {shard: {"requests": by_shard[shard], "keep_ms": _VOID_MS} for shard in shards}
+            answers = await self._void.call_all(calls)
+            return {
+                request_id: bool(has_come)
+                for shard, came in zip(shards, answers, strict=True)
+                for request_id, has_come in zip(by_shard[shard], came, strict=True)
+            }
+
+        parts = await self._at_each_server(list(by_shard), look)
+        return {request_id: has_come for part in parts for request_id, has_come in part.items()}
+
+    async def _at_each_server(
+        self, shards: Sequence[str], ask: Callable[[Sequence[str]], Awaitable[Found]]
+    ) -> list[Found]:
+        """What was found by asking each server about its shards, all at once; nothing of one that does not answer."""
+        found: list[Found] = []
+
+        async def one(part: Sequence[str]) -> None:
+            with suppress(TimeoutError, *UNAVAILABLE):
+                async with asyncio.timeout(_ANSWER_S):
+                    found.append(await ask(part))
+
+        parts = await self._broker.by_server(shards)
+        await asyncio.gather(*(one(part) for part in parts))
+        return found
+
+    async def _try(self, request_id: str, asked: dict[str, Any]) -> list[Any]:
+        confirmed = self._take_confirmed()
+        answer: list[Any] = await self._reserve.call(
+            keys.ADMISSION,
+            request=request_id,
+            confirmed=confirmed,
+            **asked,
+        )
+        return answer
+
+    def _take_confirmed(self) -> list[str]:
+        """What has not been told yet. If the telling fails, these requests are overdue some day, and are looked up."""
+        confirmed = self._confirmed
+        self._confirmed = []
+        return confirmed
+
+    async def _call_settle(
+        self,
+        *,
+        left: Sequence[Departure] = (),
+        confirmed: Sequence[str] = (),
+        voided: Sequence[str] = (),
+    ) -> list[str]:
+        """Returns the requests that have been unconfirmed for too long."""
+        overdue = await self._settle.call(
+            keys.ADMISSION,
+            left=[(one.job_id, one.tenant, one.model, one.cost, one.at_ms) for one in left],
+            confirmed=[*self._take_confirmed(), *confirmed],
+            voided=voided,
+            unconfirmed_ms=_UNCONFIRMED_MS,
+        )
+        return [request_id.decode() for request_id in overdue]
+
+
+def _departure(entry: bytes, fields: dict[bytes, bytes]) -> Departure:
+    told = {name.decode(): value.decode() for name, value in fields.items()}
+    return Departure(
+        told["job"],
+        told.get("tenant", ""),
+        told.get("model", ""),
+        int(told.get("cost", 0)),
+        int(entry.partition(b"-")[0]),
+    )
