@@ -9,7 +9,7 @@ _REPLACEMENT = "\ufffd"
 _CONTEXT = 8
 """Tokens of a prompt before which its answer is decoded, if they have text."""
 _WINDOW = 64
-"""Tokens without any text after which a window moves on all the same."""
+"""Tokens without any text behind which a window moves on all the same."""
 _PARTS = 3
 """The most tokens of a character that is not complete: its last byte is missing."""
 
@@ -25,10 +25,12 @@ class TextStream:
     def __init__(self, decode: Decode, stop: tuple[str, ...] = (), prompt_ids: Sequence[int] = ()) -> None:
         self._decode = decode
         self._stop = stop
-        # The ids from `_begin` on are decoded together. Up to `_seen` their text is `_known`, and has been told.
+        # The ids from `_begin` on are decoded together. Up to `_seen` their text is `_known`, and has been told. At
+        # `_moved` the window moved last.
         self._ids = list(_context(decode, prompt_ids))
         self._begin = 0
         self._seen = len(self._ids)
+        self._moved = self._seen
         self._known = decode(self._ids) if self._ids else ""
         # A prompt that ends in the middle of a character: its text up to there.
         self._ends_in_part = self._known.endswith(_REPLACEMENT)
@@ -97,8 +99,9 @@ class TextStream:
         self.num_amended += len(self._known) - len(self._still_true(text))
         newest = self._decode(self._ids[self._seen :])
         stands_alone = newest != "" and not newest.startswith(_REPLACEMENT)
-        if stands_alone or len(self._ids) - self._begin > _WINDOW:
+        if stands_alone or len(self._ids) - self._moved > _WINDOW:
             self._begin = self._seen
+            self._moved = len(self._ids)
             text = newest
         self._seen = len(self._ids)
         self._known = text
@@ -134,7 +137,7 @@ def _context(decode: Decode, ids: Sequence[int]) -> Sequence[int]:
         text = decode(ids[-size:])
         if text.strip() and not text.startswith(_REPLACEMENT):
             return ids[-size:]
-        size *= 2
+        size += 1 if size < 2 * _CONTEXT else size
     return ids
 
 
