@@ -49,7 +49,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one job ended well. `num_truncated` and `max_tokens` are what `Started` said."""
+    """How one job ended well. `num_truncated` and `max_tokens` are what `Started` said, `num_amended` is of `Done`."""
 
     choices: tuple[Choice, ...]
     usage: Usage
@@ -61,6 +61,7 @@ class Outcome:
     text: str | None = None
     embedding: bytes | None = None
     labels: tuple[Label, ...] = ()
+    num_amended: int = 0
 
 
 class Tally:
@@ -97,6 +98,7 @@ class Tally:
             done.text if done else None,
             done.embedding if done else None,
             done.labels if done else (),
+            done.num_amended if done else 0,
         )
 
 

@@ -132,7 +132,8 @@ class Done(msgspec.Struct, frozen=True, omit_defaults=True, tag="done"):
     """The job succeeded. `finish_reason` is `stop`, `length`, `deadline` (with what was said by then), or the
     name of a task of another kind; of several choices `finish_reasons` has each. The keys and values of
     `num_cached_tokens` prompt tokens were there already. `q_values` are (q_halt, q_continue) of the state that gave
-    each choice its last token, of a model with a q head.
+    each choice its last token, of a model with a q head. The first choice completes a character that the prompt ended
+    in the middle of: in the prompt's own text its `num_amended` last characters stand for that.
 
     Each task of another kind has its own field: `scores`, `solution`, `tokenized`, `text` (of `Detokenize`),
     `embedding` (little-endian float32: `shared.vectors`) and `labels`, likeliest first.
@@ -150,6 +151,7 @@ class Done(msgspec.Struct, frozen=True, omit_defaults=True, tag="done"):
     text: str | None = None
     embedding: bytes | None = None
     labels: tuple[Label, ...] = ()
+    num_amended: int = 0
 
 
 class Failed(msgspec.Struct, frozen=True, omit_defaults=True, tag="failed"):

@@ -7,6 +7,8 @@ from transformers import PreTrainedTokenizerBase
 
 from shared.errors import InvalidRequest
 from shared.messages import Chat, Turn
+from worker.bounded_template import BoundedTemplate
+from worker.foreign import blamed, is_foreign, words_of
 from worker.models.errors import ModelFormatError
 
 LLAMA_3 = """\
@@ -37,36 +39,37 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, path: str | None = None, default: str = LLAMA_3) -> None:
         self._tokenizer = tokenizer
-        self._template = _read(path) if path else None if tokenizer.chat_template else default
+        source = _read(path) if path else None if tokenizer.chat_template else default
         try:
+            self._template = BoundedTemplate(source or tokenizer.get_chat_template())
             self.trial = self._apply(_TRIAL)
-        except (TypeError, ValueError) as error:
-            raise ModelFormatError(f"The chat template cannot be used: {error}") from None
-        except TemplateError as error:
+        except BaseException as error:
+            if not is_foreign(error):
+                raise
             if not _is_refusal(error):
-                raise ModelFormatError(f"The chat template cannot be used: {error}") from None
+                raise ModelFormatError(f"The chat template cannot be used: {words_of(error)}") from None
             self.trial = ""
 
     def write(self, chat: Chat) -> str:
         """The dialogue up to where the answer begins. Raises InvalidRequest with what the template says against it."""
         if not chat.messages:
             raise InvalidRequest("messages: at least one is expected.", field="messages")
-        try:
+        with blamed("messages", "the model's chat template refuses them"):
             return self._apply(chat)
-        except TemplateError as error:
-            raise InvalidRequest(
-                f"messages: the model's chat template refuses them: {error}", field="messages"
-            ) from None
 
     def _apply(self, chat: Chat) -> str:
         turns = [{"role": turn.role, "content": turn.content} for turn in chat.messages]
-        text = self._tokenizer.apply_chat_template(
-            turns, chat_template=self._template, tokenize=False, add_generation_prompt=True
+        return self._template.render(
+            sum(len(turn.content) for turn in chat.messages),
+            messages=turns,
+            tools=None,
+            documents=None,
+            add_generation_prompt=True,
+            **self._tokenizer.special_tokens_map,
         )
-        return str(text)
 
 
-def _is_refusal(error: TemplateError) -> bool:
+def _is_refusal(error: BaseException) -> bool:
     """Whether the template itself said no; what Jinja finds wrong with it has a class of its own."""
     return type(error) is TemplateError
 

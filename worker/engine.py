@@ -90,16 +90,25 @@ class Engine:
                 late = Emission(
                     key, ended=DeadlineExceeded("The deadline passed before there was an answer.").as_event()
                 )
-                emissions += request.stop("deadline") if request.has_spoken else [late]
+                emissions += self._stopped(request) if request.has_spoken else [late]
                 self._drop(key)
         return emissions
 
+    def _stopped(self, request: Request) -> list[Emission]:
+        try:
+            return request.stop("deadline")
+        except FleetError as error:
+            return [Emission(request.work.key, ended=error.as_event())]
+
     def _join(self, work: Work) -> list[Emission]:
         """Take a job in. Replayed tokens rebuild its text; if they had already ended it, only the end is missing."""
-        request = Request(work, self._runner)
-        if not all(map(self._scheduler.can_hold, request.sequences)):
-            return [Emission(work.key, ended=InvalidRequest("The request is too large for the model.").as_event())]
-        emissions = request.catch_up()
+        try:
+            request = Request(work, self._runner)
+            if not all(map(self._scheduler.can_hold, request.sequences)):
+                raise InvalidRequest("The request is too large for the model.")
+            emissions = request.catch_up()
+        except FleetError as error:
+            return [Emission(work.key, ended=error.as_event())]
         for sequence in request.sequences:
             if sequence in request.open_sequences:
                 self._scheduler.add(sequence)
@@ -148,18 +157,24 @@ class Engine:
         if request is None:  # another choice of the same request failed in this step
             return []
         if isinstance(result, FleetError):
-            self.counts.num_failures += 1
-            self._drop(request.work.key, keep=False)
-            return [Emission(request.work.key, ended=result.as_event())]
+            return [self._failed(request, result)]
         if not part.sequence.output_ids:
             self.counts.num_prompt_tokens += self._scheduler.cost(part)
         self._scheduler.commit(part)
-        emissions = self._say(request, part.sequence, result)
+        try:
+            emissions = self._say(request, part.sequence, result)
+        except FleetError as error:  # its tokens cannot be decoded
+            return [self._failed(request, error)]
         if part.sequence not in request.open_sequences:
             self._leave(part.sequence)
         if not request.open_sequences:
             del self._requests[request.work.key]
         return emissions
+
+    def _failed(self, request: Request, error: FleetError) -> Emission:
+        self.counts.num_failures += 1
+        self._drop(request.work.key, keep=False)
+        return Emission(request.work.key, ended=error.as_event())
 
     def _say(self, request: Request, sequence: Sequence, result: StepResult) -> list[Emission]:
         if isinstance(result, Sampled):

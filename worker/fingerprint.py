@@ -10,7 +10,7 @@ from pathlib import Path
 
 from worker.runners.base import RunnerOptions
 
-SAMPLER_VERSION = 1
+SAMPLER_VERSION = 2
 """To be raised with every change after which the same seed says something else."""
 
 _BLOCKS, _BLOCK_BYTES = 8, 1 << 16

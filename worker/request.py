@@ -199,6 +199,7 @@ class Request:
             finish_reasons=reasons if len(reasons) > 1 and self.work.sampling is not None else (),
             num_cached_tokens=min(self.sequences[0].num_cached or 0, len(self.work.encoded.prompt_ids)),
             q_values=q_values if any(q_values) else (),
+            num_amended=self._choices[0].text.num_amended,
         )
 
     def _named(self, choice: _Choice, token: int, logprob: TokenLogprob) -> TokenLogprob:
@@ -223,7 +224,8 @@ def _choices(work: Work, runner: Runner) -> list[_Choice]:
         parent = choices[0].sequence if choices else None
         place = (work.key, work.encoded, own, number, work.tenant, work.rank)
         sequence = Sequence(*place, forked_from=parent, output_ids=list(replayed))
-        choices.append(_Choice(sequence, TextStream(runner.decode, sampling.stop)))
+        text = TextStream(runner.decode, sampling.stop, prompt_ids=work.encoded.prompt_ids)
+        choices.append(_Choice(sequence, text))
     return choices
 
 

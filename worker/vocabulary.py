@@ -1,40 +1,73 @@
 """A model's tokenizer with its chat template: texts and dialogues as token ids, and ids as text."""
 
+import itertools
+from collections.abc import Iterator
 from collections.abc import Sequence as Rows
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from shared.errors import WorkerFailed
 from shared.messages import Chat, Classify, Detokenize, Embed, Prompt, Text, Tokenize
 from worker.answers import detokenized, tokenized
 from worker.chat import ChatTemplate
-from worker.runners.base import as_ids, encode_text
+from worker.foreign import blamed, is_foreign, words_of
+from worker.models.errors import ModelFormatError
+from worker.runners.base import as_ids, check_ids, encode_text
 from worker.sequence import Encoded
 
 Ids = tuple[int, ...]
 
+_PROBES = ("a", "1", ".", "the", "\u4e00")
+"""Texts of which most tokenizers know one, to see what they put around them."""
+_MOST_PROBES = 64
+
 
 class Vocabulary:
-    """Ids from 0 to `size` - 1. `field` of the methods is the input to blame."""
+    """Ids from 0 to `size` - 1. `field` of the methods is the input to blame.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int, template: ChatTemplate) -> None:
+    A tokenizer may add marks of its own before a text and behind it. What it adds behind is no part of a prompt that
+    goes on, unless the model's family was trained so (`keeps_end_marks`).
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        size: int,
+        template: ChatTemplate,
+        *,
+        keeps_end_marks: bool = False,
+    ) -> None:
         self.size = size
         self._tokenizer = tokenizer
         self._template = template
+        self._keeps_end_marks = keeps_end_marks
+        self.start_marks = _start_marks(tokenizer)
 
     def ids(self, text: Text, field: str, *, special: bool, names: bool = True) -> Ids:
-        """With the tokenizer's own marks if `special`. Without `names` those of special tokens are plain text."""
+        """With all the tokenizer's own marks if `special`. Without `names` those of special tokens are plain text."""
         given = as_ids(text, self.size, field)
         if given is not None:
             return given
         how = {} if names else {"split_special_tokens": True}
-        encoded: Any = self._tokenizer(text, add_special_tokens=special, **how)
-        return tuple(encoded["input_ids"])
+        with blamed(field, "the model's tokenizer cannot read it"):
+            encoded: Any = self._tokenizer(text, add_special_tokens=special, **how)
+            ids = tuple(encoded["input_ids"])
+        return self.known(ids, field)
+
+    def open_ids(self, text: Text, field: str) -> Ids:
+        """Of a text that goes on: with the marks that the tokenizer puts before it, without those behind it."""
+        plain = self.ids(text, field, special=False)
+        if not isinstance(text, str):
+            return plain
+        return self.known((*self.start_marks, *plain), field)
 
     def prompt(self, prompt: Prompt, field: str, *, special: bool = True) -> Ids:
         """A dialogue's template writes the special tokens itself, so that none is there twice."""
         if isinstance(prompt, Chat):
             return self.ids(self._template.write(prompt), "messages", special=False)
+        if special and not self._keeps_end_marks:
+            return self.open_ids(prompt, field)
         return self.ids(prompt, field, special=special)
 
     def encode(self, task: Tokenize | Detokenize | Embed | Classify, window: int) -> Encoded:
@@ -51,11 +84,28 @@ class Vocabulary:
         given = as_ids(text, self.size, "input")
         if given is not None:
             return given, 0
-        encoded: Any = self._tokenizer(text, return_special_tokens_mask=True)
-        ids, is_mark = tuple(encoded["input_ids"]), encoded["special_tokens_mask"]
-        return ids, next((place for place, mark in enumerate(reversed(is_mark)) if not mark), 0)
+        with blamed("input", "the model's tokenizer cannot read it"):
+            encoded: Any = self._tokenizer(text, return_special_tokens_mask=True)
+            ids = tuple(encoded["input_ids"])
+            is_mark = encoded["special_tokens_mask"]
+        num_behind = next((place for place, mark in enumerate(reversed(is_mark)) if not mark), 0)
+        return self.known(ids, "input"), num_behind
+
+    def known(self, ids: Ids, field: str) -> Ids:
+        """The ids of a text. A tokenizer may have tokens, added ones above all, that the network knows nothing of."""
+        check_ids(ids, self.size, field, lambda token: str(self._tokenizer.convert_ids_to_tokens(token)))
+        return ids
 
     def decode(self, token_ids: Rows[int], *, skip_special_tokens: bool = True) -> str:
+        """Raises WorkerFailed where the tokenizer cannot."""
+        try:
+            return self._text(token_ids, skip_special_tokens=skip_special_tokens)
+        except BaseException as error:
+            if not is_foreign(error):
+                raise
+            raise WorkerFailed(f"The model's tokenizer cannot decode its answer: {words_of(error)}") from error
+
+    def _text(self, token_ids: Rows[int], *, skip_special_tokens: bool) -> str:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
     def tokenized(self, ids: Ids, task: Tokenize) -> Encoded:
@@ -65,4 +115,31 @@ class Vocabulary:
 
     def detokenized(self, task: Detokenize) -> Encoded:
         ids = as_ids(task.ids, self.size, "tokens") or ()
-        return detokenized(ids, self.decode(ids, skip_special_tokens=task.skip_special_tokens))
+        with blamed("tokens", "the model's tokenizer cannot decode them"):
+            text = self._text(ids, skip_special_tokens=task.skip_special_tokens)
+        return detokenized(ids, text)
+
+
+def _start_marks(tokenizer: PreTrainedTokenizerBase) -> Ids:
+    """What the tokenizer of its own accord puts before a text. Raises ModelFormatError if it cannot read any."""
+    try:
+        for probe in _probes(tokenizer):
+            plain = tokenizer.encode(probe, add_special_tokens=False)
+            framed = tokenizer.encode(probe, add_special_tokens=True)
+            for place in range(len(framed)) if plain else ():
+                if framed[place : place + len(plain)] == plain:
+                    return tuple(framed[:place])
+    except BaseException as error:
+        if not is_foreign(error):
+            raise
+        raise ModelFormatError(f"The tokenizer cannot be used: {words_of(error)}") from error
+    return ()
+
+
+def _probes(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Texts of which it will know one: usual ones, then some of its own tokens."""
+    yield from _PROBES
+    special = set(tokenizer.all_special_ids)
+    ordinary = (token for token in sorted(tokenizer.get_vocab().values()) if token not in special)
+    for token in itertools.islice(ordinary, _MOST_PROBES):
+        yield str(tokenizer.decode([token]))

@@ -41,7 +41,7 @@ def echoed(heading: Heading, outcomes: Sequence[Outcome], notes: Mapping[str, An
             number,
             text,
             next(reads).choices[0] if is_read else None,
-            said[number].choices[0] if said else None,
+            said[number] if said else None,
             with_logprobs=with_logprobs,
         )
         for number, (text, is_read) in enumerate(zip(notes["texts"], notes["reads"], strict=True))
@@ -51,12 +51,15 @@ def echoed(heading: Heading, outcomes: Sequence[Outcome], notes: Mapping[str, An
 
 
 def _choice(
-    number: int, text: str | None, prompt: Choice | None, answer: Choice | None, *, with_logprobs: bool
+    number: int, text: str | None, prompt: Choice | None, said: Outcome | None, *, with_logprobs: bool
 ) -> CompletionChoice:
     """A prompt that was given as text is said as it was given."""
+    answer = said.choices[0] if said is not None else None
+    if text is None and prompt is not None:
+        text = _without_part(prompt.text, said.num_amended) if said is not None else prompt.text
     parts = [part for part in (prompt, answer) if part is not None]
     ids, logprobs = sum((part.ids for part in parts), ()), sum((part.logprobs for part in parts), ())
-    texts = [prompt.text if text is None and prompt else text or "", answer.text if answer else ""]
+    texts = [text or "", answer.text if answer else ""]
     return CompletionChoice(
         index=number,
         text="".join(texts),
@@ -64,3 +67,10 @@ def _choice(
         finish_reason=answer.finish_reason if answer else "length",
         q_values=q_values_body(answer.q_values) if answer else None,
     )
+
+
+def _without_part(text: str, count: int) -> str:
+    """A prompt's text, less at most `count` U+FFFD at its end: they stand for the beginning of the answer's first
+    character."""
+    whole = text.rstrip("\ufffd")
+    return text[: max(len(whole), len(text) - count)]

@@ -9,7 +9,7 @@ from shared.errors import InvalidRequest
 from shared.messages import Detokenize, Embed, Generate, Read, Score, Text, Tokenize
 from worker.models.weights import start_ids
 from worker.rolling import Ids
-from worker.runners.base import TextTask, encode_generate, encode_read, encode_score
+from worker.runners.base import TextTask, encode_generate, encode_read, encode_score, known_ids
 from worker.sequence import Encoded
 from worker.vocabulary import Vocabulary
 
@@ -28,7 +28,7 @@ class ActLanguage:
         encode_whole: Callable[[Ids, Ids, int], Encoded],
     ) -> None:
         eos = tokenizer.eos_token_id
-        self.eos_ids = frozenset() if eos is None else frozenset({int(eos)})
+        self.eos_ids = known_ids([] if eos is None else [int(eos)], vocabulary.size)
         self._vocabulary = vocabulary
         self._scoring = scoring
         self._encode_whole = encode_whole
@@ -53,7 +53,7 @@ class ActLanguage:
             return self._encode_rolling(self._ids(task.continuations[0], "prompts", special=False), window, method)
         context = self._ids(task.context, "prompts", special=method == "strict")
         if method == "strict":
-            context = context or self._start
+            context = context or self._vocabulary.known(self._start, "prompts")
         tails = [self._ids(item, "continuations", special=False) for item in task.continuations]
         return encode_score(context, tails, window, method=method)
 
@@ -63,7 +63,7 @@ class ActLanguage:
     def _encode_rolling(self, text: Ids, window: int, method: str) -> Encoded:
         """Each token once; `aios_compat` as upstream: one pass over the end of the text."""
         if method == "strict":
-            return self._encode_whole(self._start, text, window)
+            return self._encode_whole(self._vocabulary.known(self._start, "prompts"), text, window)
         if len(text) < 2:
             raise InvalidRequest("`aios_compat` never scores a text's first token: two are expected.", field="prompts")
         kept = text[-window:]

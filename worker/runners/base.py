@@ -1,5 +1,6 @@
 """What the engine asks of a model: three verbs and a spec. Capabilities are data; nobody asks which model it is."""
 
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -131,8 +132,8 @@ def encode_generate(prompt_ids: Rows[int], task: Generate, window: int, *, vocab
     """
     if not prompt_ids:
         raise InvalidRequest("The prompt is empty: at least one token is expected.", field=_field(task))
-    _check_ids([token for token, _ in task.sampling.logit_bias], vocab_size, "logit_bias")
-    _check_ids(task.sampling.stop_ids, vocab_size, "stop_token_ids")
+    check_ids([token for token, _ in task.sampling.logit_bias], vocab_size, "logit_bias")
+    check_ids(task.sampling.stop_ids, vocab_size, "stop_token_ids")
     most = task.max_prompt_tokens
     kept, num_dropped = _cut(prompt_ids, len(prompt_ids) if most is None else max(most, head + 1), head)
     max_tokens = _room_for_answer(len(kept), task, window)
@@ -226,10 +227,19 @@ def as_ids(text: Text, vocab_size: int, field: str) -> tuple[int, ...] | None:
     """The ids of a prompt given as ids, checked against the vocabulary; None for a prompt given as text."""
     if isinstance(text, str):
         return None
-    _check_ids(text, vocab_size, field)
+    check_ids(text, vocab_size, field)
     return text
 
 
-def _check_ids(ids: Rows[int], vocab_size: int, field: str) -> None:
-    if any(not 0 <= token < vocab_size for token in ids):
-        raise InvalidRequest(f"{field}: token ids from 0 to {vocab_size - 1} are expected.", field=field)
+def check_ids(ids: Rows[int], vocab_size: int, field: str, texts: Callable[[int], str] | None = None) -> None:
+    """Raise InvalidRequest that names the first id of no token; of ids that come from a text its piece too."""
+    for token in ids:
+        if 0 <= token < vocab_size:
+            continue
+        named = str(token) if texts is None else f"{token} for {texts(token)!r}"
+        raise InvalidRequest(f"{field}: token ids from 0 to {vocab_size - 1} are expected, got {named}.", field=field)
+
+
+def known_ids(ids: Iterable[int], vocab_size: int) -> frozenset[int]:
+    """Those of the ids that the network can say at all: a tokenizer may name others."""
+    return frozenset(token for token in ids if 0 <= token < vocab_size)

@@ -21,7 +21,7 @@ from worker.models.linear import prepare_linears
 from worker.models.q_head import QHead, find_implant, load_q_head
 from worker.models.weights import load_tokenizer, start_ids
 from worker.rolling import encode_rolling
-from worker.runners.base import RunnerOptions, TextTask, encode_generate, encode_read, encode_score
+from worker.runners.base import RunnerOptions, TextTask, encode_generate, encode_read, encode_score, known_ids
 from worker.runners.causal_check import check_against_own_forward, check_rows, kv_shape, own_logits, refuse_by_config
 from worker.runners.causal_net import CausalNet
 from worker.runners.paged import PagedRunner
@@ -30,10 +30,10 @@ from worker.vocabulary import Ids, Vocabulary
 
 
 class CausalLanguage:
-    """Prompts with the tokenizer's own special tokens; a continuation's ids are those behind its context's.
+    """Prompts behind the tokenizer's own special tokens; a continuation's ids are those behind its context's.
 
     Scoring tokenizes as lm-evaluation-harness does: spaces at a context's end belong to the continuation, and both
-    together are cut where the context alone would end.
+    together are cut where the context alone would end. Marks that the tokenizer puts behind a text are no part of it.
     """
 
     def __init__(self, vocabulary: Vocabulary, start: Ids, eos_ids: frozenset[int]) -> None:
@@ -58,9 +58,10 @@ class CausalLanguage:
         if task.method == "aios_compat":
             raise InvalidRequest("`aios_compat` scoring is for ACTv1 brains; `strict` is expected.", field="scoring")
         if task.rolling:
-            return encode_rolling(self._start, self._plain(task.continuations[0], "prompts"), window)
+            start = self._vocabulary.known(self._start or self._vocabulary.start_marks, "prompts")
+            return encode_rolling(start, self._plain(task.continuations[0], "prompts"), window)
         text = task.context.rstrip() if isinstance(task.context, str) else task.context
-        context = self._ids(text, "prompts") or self._start
+        context = self._open(text, "prompts") or self._vocabulary.known(self._start, "prompts")
         tails = [self._continuation(task.context, context, item) for item in task.continuations]
         return encode_score(context, tails, window)
 
@@ -73,11 +74,11 @@ class CausalLanguage:
             return self._plain(text, "continuations")
         if not context.strip():
             return self._plain(context + text, "continuations")
-        behind = self._ids(context + text, "continuations")[len(context_ids) :]
+        behind = self._open(context + text, "continuations")[len(context_ids) :]
         return behind or self._plain(text, "continuations")  # the context may swallow a continuation
 
-    def _ids(self, text: Text, field: str) -> tuple[int, ...]:
-        return self._vocabulary.ids(text, field, special=True)
+    def _open(self, text: Text, field: str) -> tuple[int, ...]:
+        return self._vocabulary.open_ids(text, field)
 
     def _plain(self, text: Text, field: str) -> tuple[int, ...]:
         return self._vocabulary.ids(text, field, special=False)
@@ -97,7 +98,8 @@ def load(options: RunnerOptions) -> PagedRunner:
     net = checked_net(model, longest, device, q_head)
     template = ChatTemplate(tokenizer, options.chat_template)
     vocabulary = Vocabulary(tokenizer, text_config.vocab_size, template)
-    language = CausalLanguage(vocabulary, start_ids(tokenizer), _eos_ids(model, tokenizer))
+    eos_ids = known_ids(_eos_ids(model, tokenizer), vocabulary.size)
+    language = CausalLanguage(vocabulary, start_ids(tokenizer), eos_ids)
     count = model.num_parameters() / 1e6
     found = f"{type(model).__name__}: {count:.1f} M parameters, vocabulary {text_config.vocab_size}"
     found += f", {options.precision}" + (f", q head {implant.q_head.name}" if implant else "")

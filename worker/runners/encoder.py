@@ -143,7 +143,8 @@ def load(options: RunnerOptions) -> EncoderRunner:
         tasks=("classify", *_TEXT_TASKS) if is_classifier else _TEXT_TASKS,
         trial=Classify("a") if is_classifier else Embed("a"),
     )
-    vocabulary = Vocabulary(tokenizer, config.vocab_size, ChatTemplate(tokenizer, options.chat_template))
+    template = ChatTemplate(tokenizer, options.chat_template)
+    vocabulary = Vocabulary(tokenizer, config.vocab_size, template, keeps_end_marks=True)
     return EncoderRunner(model, vocabulary, pad_id, spec)
 
 

@@ -139,7 +139,8 @@ def load(options: RunnerOptions) -> ActRunner | PagedRunner:
     window = min(options.context_window or config.max_seq_len, config.max_seq_len)
     found = f"{bundle.description}, {options.precision}"
     tokenizer, model = load_tokenizer(Path(source)), bundle.model.to(device)
-    vocabulary = Vocabulary(tokenizer, config.vocab_size, ChatTemplate(tokenizer, options.chat_template))
+    template = ChatTemplate(tokenizer, options.chat_template)
+    vocabulary = Vocabulary(tokenizer, config.vocab_size, template, keeps_end_marks=True)
     prepare_linears(model, quantize=options.quantize)
     if config.attention == "causal":
         net = ActCausalNet(model, device, options.segments)

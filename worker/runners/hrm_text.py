@@ -85,7 +85,7 @@ class HrmTextLanguage:
             raise InvalidRequest("`aios_compat` scoring is for ACTv1 brains; `strict` is expected.", field="scoring")
         if task.rolling:
             text = self._ids(task.continuations[0], "prompts", raw=condition == RAW)
-            start = self._prompt("", condition, "prompts")[0] or (self._boq,)
+            start = self._prompt("", condition, "prompts")[0] or self._vocabulary.known((self._boq,), "prompts")
             return encode_rolling_response(start, text, window)
         continuations = [self._ids(item, "continuations", raw=condition == RAW) for item in task.continuations]
         ids, head = self._prompt(task.context, condition, "prompts")
@@ -115,7 +115,8 @@ class HrmTextLanguage:
         if condition == RAW or not isinstance(text, str):
             return self._ids(text, field, raw=True), 0
         head = (self._boq, *self._condition_ids(condition))
-        return (*head, *self._ids(text.strip(), field, raw=False), self._eoq), len(head)
+        ids = (*head, *self._ids(text.strip(), field, raw=False), self._eoq)
+        return self._vocabulary.known(ids, field), len(head)
 
     def _num_seen(self, ids: tuple[int, ...]) -> int:
         """How much of a prompt the model sees at once: what stands behind the last eoq is a response."""

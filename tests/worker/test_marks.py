@@ -1,0 +1,190 @@
+"""Marks that a tokenizer adds are no text: scores, prompts and rolling texts for tokenizers of every kind.
+
+The rule is lm-evaluation-harness's, written out here; the numbers are those of the network's own forward.
+"""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from shared.errors import InvalidRequest
+from shared.messages import Chat, Detokenize, Embed, Generate, Read, Sampling, Score, Task, Tokenize, Turn
+from shared.vectors import unpack
+from tests.worker.stepping import embed_all, run, score_all
+from tests.worker.tiny_causal import greedy, log_likelihood
+from tests.worker.tokenizer_kinds import KINDS, MARKS, SIZE, tokenizer_of
+from worker.chat import ChatTemplate
+from worker.models.weights import start_ids
+from worker.registry import load_runner
+from worker.runners.base import Runner, RunnerOptions
+from worker.runners.causal import CausalLanguage
+from worker.vocabulary import Vocabulary
+
+CONTEXT = "hello world"
+CONTINUATIONS = (" paris", " play", " ten", ".", " hello paris")
+ONCE = Sampling(4, seed=0, temperature=0.0)
+
+Model = tuple[Runner, LlamaForCausalLM, PreTrainedTokenizerFast]
+
+
+def own_marks(marks: str) -> tuple[list[int], list[int]]:
+    """Ids that stand before a text and behind it."""
+    return [0] * (marks in ("start", "both")), [1] * (marks in ("end", "both"))
+
+
+def plain(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def split(tokenizer: PreTrainedTokenizerFast, marks: str, context: str, tail: str) -> tuple[list[int], list[int]]:
+    """The ids of a context and of what follows it, as lm-evaluation-harness cuts them."""
+    start, _ = own_marks(marks)
+    bare = context.rstrip()
+    context_ids = start + plain(tokenizer, bare)
+    whole = start + plain(tokenizer, context + tail)
+    return context_ids, whole[len(context_ids) :]
+
+
+@pytest.mark.parametrize("marks", MARKS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_continuation_is_what_follows_the_contexts_ids(kind: str, marks: str) -> None:
+    tokenizer = tokenizer_of(kind, marks)
+    vocabulary = Vocabulary(tokenizer, SIZE, ChatTemplate(tokenizer))
+    language = CausalLanguage(vocabulary, start_ids(tokenizer), frozenset())
+    start, end = own_marks(marks)
+    assert tokenizer(CONTEXT)["input_ids"] == start + plain(tokenizer, CONTEXT) + end
+    for context in (CONTEXT, f"{CONTEXT}  ", "hel", "b"):
+        for tail in (*CONTINUATIONS, "lo", "c"):
+            context_ids, tail_ids = split(tokenizer, marks, context, tail)
+            encoded = language.encode(Score(context, (tail,)), 96)
+            assert encoded.prompt_ids == tuple(context_ids or [0])
+            assert encoded.continuations[0] == tuple(tail_ids or plain(tokenizer, tail)), (context, tail)
+    empty = language.encode(Score("", (CONTEXT,)), 96)
+    assert (empty.prompt_ids, empty.continuations) == ((0,), (tuple(plain(tokenizer, CONTEXT)),))
+    rolling = language.encode(Score("", (CONTEXT,), rolling=True), 96)
+    assert (rolling.prompt_ids, rolling.continuations) == ((0,), (tuple(plain(tokenizer, CONTEXT)),))
+    opened = tuple(start + plain(tokenizer, CONTEXT))
+    assert language.encode(Generate(CONTEXT, ONCE), 96).prompt_ids == opened
+    reading = language.encode(Read(CONTEXT), 96)
+    assert (*reading.prompt_ids, *reading.continuations[0]) == opened
+    answer = language.encode(Tokenize(CONTEXT), 96).answer
+    assert answer is not None and answer.tokenized is not None and answer.tokenized.ids == opened
+    assert language.encode(Embed(CONTEXT), 96).prompt_ids == tuple(tokenizer(CONTEXT)["input_ids"])
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LlamaForCausalLM]:
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=SIZE, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=64, bos_token_id=0, eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(4)
+    path = tmp_path_factory.mktemp("llama")
+    model.save_pretrained(path)
+    return path, model
+
+
+@pytest.fixture(params=[("word_piece", "both"), ("metaspace", "end"), ("byte_level", "start"), ("llama", "none")])
+def served(request: pytest.FixtureRequest, llama: tuple[Path, LlamaForCausalLM], tmp_path: Path) -> Model:
+    tokenizer = tokenizer_of(*request.param)
+    tokenizer.save_pretrained(tmp_path)
+    options = RunnerOptions(str(llama[0]), tokenizer_path=str(tmp_path), max_batch=4, page_size=4)
+    served_tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    served_tokenizer.name_or_path = request.param[1]
+    return load_runner("causal", options), llama[1], served_tokenizer
+
+
+def test_scores_are_those_of_the_networks_own_forward(served: Model) -> None:
+    runner, model, tokenizer = served
+    [scores] = score_all(runner, [Score(CONTEXT, CONTINUATIONS)])
+    for tail, score in zip(CONTINUATIONS, scores, strict=True):
+        context_ids, tail_ids = split(tokenizer, tokenizer.name_or_path, CONTEXT, tail)
+        own = log_likelihood(model, tuple(context_ids), tuple(tail_ids))
+        assert score.log_likelihood == pytest.approx(own, abs=1e-4)
+        assert score.num_tokens == len(tail_ids)
+    assert len({round(score.log_likelihood, 3) for score in scores[:3]}) == 3
+    [alone] = score_all(runner, [Score("", (CONTEXT,), rolling=True)])
+    assert alone[0].log_likelihood == pytest.approx(
+        log_likelihood(model, (0,), tuple(plain(tokenizer, CONTEXT))), abs=1e-4
+    )
+
+
+def test_answers_and_readings_go_on_with_the_prompts_text(served: Model) -> None:
+    runner, model, tokenizer = served
+    start, _ = own_marks(tokenizer.name_or_path)
+    prompt = (*start, *plain(tokenizer, CONTEXT))
+    said = [token for item in run(runner, [Generate(CONTEXT, ONCE)], [[]]) for token in item.ids]
+    assert said == greedy(model, prompt, 4)
+    [reading] = run(runner, [Read(CONTEXT)], [[]])
+    assert reading.ids == prompt
+    told = [item.logprob for item in reading.logprobs[1:] if item.logprob is not None]
+    assert math.fsum(told) == pytest.approx(log_likelihood(model, prompt[:1], prompt[1:]), abs=1e-4)
+
+
+def test_vectors_see_all_marks(served: Model) -> None:
+    """As transformers encodes a text that is whole."""
+    runner, model, tokenizer = served
+    [vector] = embed_all(runner, [Embed(CONTEXT, normalize=False)])
+    with torch.no_grad():
+        states = model.model(torch.tensor([tokenizer(CONTEXT)["input_ids"]])).last_hidden_state[0].mean(0)
+    assert torch.tensor(unpack(vector)) == pytest.approx(states, rel=1e-4, abs=1e-5)
+
+
+@pytest.fixture(scope="module", params=["causal", "encoder"])
+def narrow(
+    request: pytest.FixtureRequest, llama: tuple[Path, LlamaForCausalLM], tmp_path_factory: pytest.TempPathFactory
+) -> Runner:
+    """A model whose tokenizer has a token that its network does not know."""
+    path = tmp_path_factory.mktemp("narrow")
+    tokenizer = tokenizer_of("word_piece", "both")
+    tokenizer.add_tokens([f"<extra_{number}>" for number in range(SIZE)])
+    tokenizer.save_pretrained(path)
+    if request.param == "causal":
+        return load_runner("causal", RunnerOptions(str(llama[0]), tokenizer_path=str(path), max_batch=4))
+    config = BertConfig(
+        vocab_size=SIZE, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(path)
+    return load_runner("encoder", RunnerOptions(str(path), max_batch=4))
+
+
+STRANGE = f"a <extra_{SIZE - 1}> b"
+REFUSED: list[tuple[Task, str]] = [
+    (Generate(STRANGE, ONCE), "prompt"),
+    (Generate(Chat((Turn("user", STRANGE),)), ONCE), "messages"),
+    (Generate("a", Sampling(1, seed=0, logit_bias=((SIZE, 1.0),))), "logit_bias"),
+    (Generate("a", Sampling(1, seed=0, stop_ids=(SIZE,), min_tokens=1)), "stop_token_ids"),
+    (Score(STRANGE, ("a",)), "prompts"),
+    (Score("a", (STRANGE,)), "continuations"),
+    (Score((4,), ("a", STRANGE)), "continuations"),
+    (Score("", (STRANGE,), rolling=True), "prompts"),
+    (Read(STRANGE), "prompt"),
+    (Tokenize(STRANGE), "prompt"),
+    (Embed(STRANGE), "input"),
+    (Embed((SIZE,)), "input"),
+    (Detokenize((SIZE,)), "tokens"),
+]
+
+
+READ_BY_ENCODERS = Embed | Tokenize | Detokenize
+
+
+def test_an_id_that_the_network_does_not_know_is_named_with_its_field(narrow: Runner) -> None:
+    for task, field in REFUSED:
+        if narrow.spec.runner == "encoder" and not isinstance(task, READ_BY_ENCODERS):
+            continue
+        with pytest.raises(InvalidRequest) as caught:
+            narrow.encode(task)
+        assert caught.value.field == field
+        expected = f"{field}: token ids from 0 to {SIZE - 1} are expected, got "
+        token = re.fullmatch(rf"{expected}(\d+)( for '<extra_{SIZE - 1}>')?\.", caught.value.message)
+        assert token is not None, caught.value.message
+        assert int(token[1]) >= SIZE and (int(token[1]) == SIZE) == (token[2] is None)
