@@ -6,6 +6,7 @@ A new dialect is a schema file, a route file and one line here.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Security
 from fastapi.routing import APIRoute
@@ -108,9 +109,26 @@ def create_app(settings: Settings, broker: Broker, tracing: Tracing = NO_TRACING
     app.state.front = front
     for router in ROUTERS:
         is_probe = router is health.router
-        dependencies = _KEYS if front.auth.requires_key and not is_probe else []
+        dependencies = [] if is_probe or settings.require_key == "no" else _KEYS
         app.include_router(router, dependencies=dependencies, responses={} if is_probe else PLAIN_ERRORS)
+    if front.auth.may_be_open:
+        _document_keys_as_optional(app)
     return app
+
+
+def _document_keys_as_optional(app: FastAPI) -> None:
+    """Where callers need a key only once there is one, the document says that requests may come without."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                if "security" in operation and {} not in operation["security"]:
+                    operation["security"].insert(0, {})
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _routes() -> list[APIRoute]:

@@ -3,6 +3,7 @@
 A route that is not named here is for callers: for whoever has a key, where keys are required.
 """
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from enum import Enum
@@ -64,6 +65,7 @@ class Doorman:
             await render(problem_of(error), scope["path"])(scope, receive, send)
             return
         scope["state"]["caller"] = caller
+        scope["state"]["caller_found_s"] = asyncio.get_running_loop().time()
         trail_of(scope).tenant, trail_of(scope).key = caller.tenant, caller.id
         await self._app(scope, receive, send)
 

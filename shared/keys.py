@@ -14,6 +14,7 @@ MODELS = f"aios:{{{PRESENCE}}}:models"
 UNLOADS = f"aios:{{{PRESENCE}}}:unloads"
 ACCESS = "access"
 GRANTS = f"aios:{{{ACCESS}}}:grants"
+KEYS_MADE = f"aios:{{{ACCESS}}}:made"
 LAYOUT = f"aios:{{{PRESENCE}}}:layout"
 
 

@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     api_keys: tuple[ApiKey, ...] = Field(default=(), description="keys that may call, comma-separated: key or name:key")
     admin_keys: tuple[ApiKey, ...] = Field(default=(), description="keys for admin routes too, like api_keys")
     require_key: Literal["auto", "yes", "no"] = Field(
-        default="auto", description="whether callers need a key (auto: when api_keys or admin_keys has one)"
+        default="auto", description="whether callers need a key (auto: once there is one, here or of `aios keys`)"
     )
     key_style: Literal["bearer", "x-api-key"] = Field(
         default="bearer", description="a key missing or wrong is 401, or in the style x-api-key 403 Invalid API Key"
