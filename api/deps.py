@@ -91,9 +91,7 @@ def build_front(settings: Settings, broker: Broker, kinds: Kinds) -> Front:
     )
     reader, cache_s = LogReader(broker, subscriptions), settings.response_cache_ttl_s
     auth = build_auth(settings, broker)
-    dispatcher = Dispatcher(
-        endings, reader, metrics, Revocations(auth), disconnect_grace_s=settings.disconnect_grace_s
-    )
+    dispatcher = Dispatcher(endings, reader, metrics, Revocations(auth), disconnect_grace_s=settings.disconnect_grace_s)
     return Front(
         fleet=fleet,
         admission=Admission(fleet, submissions, endings, draining, limits, settings.default_model),

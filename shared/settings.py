@@ -28,7 +28,9 @@ from shared.setting_types import (
     EndpointRate,
     Gigabytes,
     Name,
+    PathPrefix,
     Port,
+    Proxy,
     Quantize,
     RateText,
     Seconds,
@@ -49,6 +51,11 @@ class Settings(BaseSettings):
 
     host: Text = Field(default="0.0.0.0", description="address the api listens on")
     port: Port = Field(default=8000, description="port the api listens on; 0 picks a free one")
+    root_path: PathPrefix | None = Field(default=None, description="path under which a proxy shows the api, as /hrm")
+    forwarded_allow_ips: tuple[Proxy, ...] = Field(
+        default=("127.0.0.1", "::1"), description="proxies whose X-Forwarded headers are believed, comma-separated"
+    )
+    keep_alive_s: Seconds = Field(default=100.0, description="seconds before the api closes an idle connection")
     model_path: Text | None = Field(default=None, description="model directory or file, or 'echo' (none: the sample)")
     tokenizer_path: Text | None = Field(default=None, description="tokenizer directory or file (none: the model's own)")
     models: tuple[ModelEntry, ...] = Field(default=(), description="model to serve as id=path, repeatable")
@@ -155,7 +162,14 @@ class Settings(BaseSettings):
             return field.default
         return value
 
-    @field_validator("cors_origins", "api_keys", "admin_keys", "endpoint_rate_limits", mode="before")
+    @field_validator("forwarded_allow_ips", mode="before")
+    @classmethod
+    def _nobody(cls, value: Any) -> Any:
+        return () if isinstance(value, str) and value.lower() == "none" else value
+
+    @field_validator(
+        "cors_origins", "api_keys", "admin_keys", "endpoint_rate_limits", "forwarded_allow_ips", mode="before"
+    )
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         if not isinstance(value, str) or value.lower() == "none":
