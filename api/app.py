@@ -22,6 +22,7 @@ from api.errors import HANDLERS
 from api.headers import JOB_ID
 from api.kinds import Kinds
 from api.middleware import REQUEST_ID, AccessLog, BodyLimit, CrashGuard, RequestId
+from api.paths import Methods, Paths, RouteTable
 from api.routes import (
     chat,
     embeddings,
@@ -66,19 +67,23 @@ def middleware(settings: Settings, front: Front, tracing: Tracing) -> list[Middl
     cors = Middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origins,
-        allow_methods=("GET", "POST", "DELETE"),
+        allow_methods=("GET", "HEAD", "POST", "DELETE"),
         allow_headers=("*",),
         allow_credentials=False,
         expose_headers=_EXPOSED_HEADERS,
     )
     log_bodies = settings.log_bodies or settings.log_level == "debug"
+    routes = _routes()
+    table = RouteTable(routes)
     return [
         Middleware(RequestId),
+        Middleware(Paths, table=table, root_path=settings.root_path or ""),
         *([Middleware(Traced, tracing=tracing)] if tracing.is_on else []),
         Middleware(AccessLog, metrics=front.metrics, log_bodies=log_bodies),
         *([cors] if settings.enable_cors else []),
         Middleware(CrashGuard),
-        Middleware(Doorman, auth=front.auth, routes=_routes(), protect_metrics=settings.protect_metrics),
+        Middleware(Methods, table=table),
+        Middleware(Doorman, auth=front.auth, routes=routes, protect_metrics=settings.protect_metrics),
         Middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, log_bodies=log_bodies),
     ]
 
@@ -103,6 +108,7 @@ def create_app(settings: Settings, broker: Broker, tracing: Tracing = NO_TRACING
         title="AI-OS HRM fleet",
         middleware=middleware(settings, front, tracing),
         exception_handlers=HANDLERS,
+        redirect_slashes=False,
         lifespan=lifespan,
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )

@@ -240,7 +240,7 @@ async def _ask(front: FrontDep, caller: CallerDep, wishes: WishesDep, trail: Tra
     except FleetError as error:
         front.metrics.rejections.labels(error.code).inc()
         raise
-    return Ask(front, caller, wishes, trail, request.url.path, request.receive)
+    return Ask(front, caller, wishes, trail, trail.path, request.receive)
 
 
 AskDep = Annotated[Ask, Depends(_ask)]

@@ -62,7 +62,7 @@ class Doorman:
         except FleetError as error:
             scope["route"] = route  # for the log line
             self._report(error, scope, route)
-            await render(problem_of(error), scope["path"])(scope, receive, send)
+            await render(problem_of(error), trail_of(scope).path)(scope, receive, send)
             return
         scope["state"]["caller"] = caller
         scope["state"]["caller_found_s"] = asyncio.get_running_loop().time()

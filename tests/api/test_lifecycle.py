@@ -128,7 +128,7 @@ async def test_a_redis_that_hangs_costs_seconds_and_what_it_took_is_called_off(t
     server = start_redis(tmp_path)
     redis = connect(server.url)
     await announce(redis, "echo")
-    async with live(redis) as (client, front):
+    async with live(redis, require_key="no") as (client, front):
         await front.fleet.now()
         os.kill(server.pid, signal.SIGSTOP)
         answer = await client.post("/generate", json={"prompts": ["a"]})
