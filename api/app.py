@@ -20,6 +20,7 @@ from api.deps import Front, build_front
 from api.doors import Doorman
 from api.errors import HANDLERS
 from api.headers import JOB_ID
+from api.home import NAME
 from api.kinds import Kinds
 from api.middleware import REQUEST_ID, AccessLog, BodyLimit, CrashGuard, RequestId
 from api.paths import Methods, Paths, RouteTable
@@ -28,6 +29,7 @@ from api.routes import (
     embeddings,
     generate,
     health,
+    home,
     hrm,
     inference,
     jobs,
@@ -50,7 +52,14 @@ DIALECTS = (
     *(generate.DIALECT, hrm.DIALECT, tgi.DIALECT, simple_foundation.DIALECT, inference.DIALECT),
     *(openai.DIALECT, chat.DIALECT, embeddings.DIALECT, tokens.DIALECT, puzzles.DIALECT),
 )
-ROUTERS = (health.router, submit.router, jobs.router, unload.router, *(dialect.router for dialect in DIALECTS))
+ROUTERS = (
+    home.router,
+    health.router,
+    submit.router,
+    jobs.router,
+    unload.router,
+    *(dialect.router for dialect in DIALECTS),
+)
 _KEYS = [
     Security(HTTPBearer(auto_error=False)),
     Security(APIKeyHeader(name="X-API-Key", auto_error=False)),
@@ -105,7 +114,7 @@ def create_app(settings: Settings, broker: Broker, tracing: Tracing = NO_TRACING
 
     # FastAPI's own telemetry would trace each request once more, with what is in the query of its URL.
     app = FastAPI(
-        title="AI-OS HRM fleet",
+        title=NAME,
         middleware=middleware(settings, front, tracing),
         exception_handlers=HANDLERS,
         redirect_slashes=False,
@@ -114,7 +123,7 @@ def create_app(settings: Settings, broker: Broker, tracing: Tracing = NO_TRACING
     )
     app.state.front = front
     for router in ROUTERS:
-        is_probe = router is health.router
+        is_probe = router in (home.router, health.router)
         dependencies = [] if is_probe or settings.require_key == "no" else _KEYS
         app.include_router(router, dependencies=dependencies, responses={} if is_probe else PLAIN_ERRORS)
     if front.auth.may_be_open:

@@ -37,7 +37,7 @@ class RouteTable:
 
     def is_callers(self, path: str) -> bool:
         """Whether the path is one for callers, or a document: neither health, metrics nor an operator's."""
-        doors = {door_of(route.path, protect_metrics=False) for route in self.at(path)}
+        doors = {door_of(route, protect_metrics=False) for route in self.at(path)}
         return doors == {Door.CALLER} or path in _DOCUMENTS
 
 
