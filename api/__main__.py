@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Generator
 from functools import partial
 
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.loops.auto import auto_loop_factory
 
 from api.app import create_app
@@ -58,16 +59,7 @@ async def serve(settings: Settings) -> None:
 async def _serve(settings: Settings, broker: Broker, tracing: Tracing) -> None:
     app = create_app(settings, broker, tracing)
     advise([*on_open_files(open_files_limit(), settings.max_queue_depth), *await redis_advice(broker)])
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_LAST_WRITES_S,
-    )
-    server = Server(config)
+    server = Server(server_config(app, settings))
     signals: asyncio.Queue[str] = asyncio.Queue()
     stopping = asyncio.create_task(_drain_on_signal(signals, server, app.state.front, settings.drain_s))
     stop_signals = StopSignals(signals.put_nowait, partial(signals.put_nowait, "again"))
@@ -80,6 +72,24 @@ async def _serve(settings: Settings, broker: Broker, tracing: Tracing) -> None:
             log.info("front stopped")
     finally:
         stopping.cancel()
+
+
+def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How the server listens. The prefix of `root_path` is the app's own business (`api/paths.py`), because uvicorn
+    knows only proxies that strip it."""
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=True,
+        forwarded_allow_ips=list(settings.forwarded_allow_ips),
+        # uvicorn hands the number to a timer, which takes parts of a second too
+        timeout_keep_alive=settings.keep_alive_s,  # type: ignore[arg-type]
+        timeout_graceful_shutdown=_LAST_WRITES_S,
+    )
 
 
 @contextlib.asynccontextmanager

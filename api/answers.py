@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from fastapi.responses import JSONResponse, Response
 
+from api.caller import Caller
 from api.cursor import Cursor
 from api.deps import Front
 from api.dispatch import Following, Receive
@@ -28,7 +29,9 @@ from shared.requests import Request, state_of
 
 
 @redis_answers()
-async def attached(front: Front, request: Request, cursor: Cursor | None = None, *, stays: bool = True) -> Following:
+async def attached(
+    front: Front, request: Request, caller: Caller, cursor: Cursor | None = None, *, stays: bool = True
+) -> Following:
     """Follow a request that somebody else has submitted; one who does not stay to the end is no follower.
 
     Raises JobNotFound, and InvalidRequest for a wrong cursor.
@@ -43,6 +46,7 @@ async def attached(front: Front, request: Request, cursor: Cursor | None = None,
         max(0.0, min(standing.deadline_s for standing in standings)),
         await front.requests.follow(request) if may_end else "",
         is_first=False,
+        caller=caller,
     )
 
 

@@ -6,6 +6,7 @@ A new dialect is a schema file, a route file and one line here.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Security
 from fastapi.routing import APIRoute
@@ -19,13 +20,16 @@ from api.deps import Front, build_front
 from api.doors import Doorman
 from api.errors import HANDLERS
 from api.headers import JOB_ID
+from api.home import NAME
 from api.kinds import Kinds
 from api.middleware import REQUEST_ID, AccessLog, BodyLimit, CrashGuard, RequestId
+from api.paths import Methods, Paths, RouteTable
 from api.routes import (
     chat,
     embeddings,
     generate,
     health,
+    home,
     hrm,
     inference,
     jobs,
@@ -48,7 +52,14 @@ DIALECTS = (
     *(generate.DIALECT, hrm.DIALECT, tgi.DIALECT, simple_foundation.DIALECT, inference.DIALECT),
     *(openai.DIALECT, chat.DIALECT, embeddings.DIALECT, tokens.DIALECT, puzzles.DIALECT),
 )
-ROUTERS = (health.router, submit.router, jobs.router, unload.router, *(dialect.router for dialect in DIALECTS))
+ROUTERS = (
+    home.router,
+    health.router,
+    submit.router,
+    jobs.router,
+    unload.router,
+    *(dialect.router for dialect in DIALECTS),
+)
 _KEYS = [
     Security(HTTPBearer(auto_error=False)),
     Security(APIKeyHeader(name="X-API-Key", auto_error=False)),
@@ -65,19 +76,23 @@ def middleware(settings: Settings, front: Front, tracing: Tracing) -> list[Middl
     cors = Middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origins,
-        allow_methods=("GET", "POST", "DELETE"),
+        allow_methods=("GET", "HEAD", "POST", "DELETE"),
         allow_headers=("*",),
         allow_credentials=False,
         expose_headers=_EXPOSED_HEADERS,
     )
     log_bodies = settings.log_bodies or settings.log_level == "debug"
+    routes = _routes()
+    table = RouteTable(routes)
     return [
         Middleware(RequestId),
+        Middleware(Paths, table=table, root_path=settings.root_path or ""),
         *([Middleware(Traced, tracing=tracing)] if tracing.is_on else []),
         Middleware(AccessLog, metrics=front.metrics, log_bodies=log_bodies),
         *([cors] if settings.enable_cors else []),
         Middleware(CrashGuard),
-        Middleware(Doorman, auth=front.auth, routes=_routes(), protect_metrics=settings.protect_metrics),
+        Middleware(Methods, table=table),
+        Middleware(Doorman, auth=front.auth, routes=routes, protect_metrics=settings.protect_metrics),
         Middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, log_bodies=log_bodies),
     ]
 
@@ -99,18 +114,36 @@ def create_app(settings: Settings, broker: Broker, tracing: Tracing = NO_TRACING
 
     # FastAPI's own telemetry would trace each request once more, with what is in the query of its URL.
     app = FastAPI(
-        title="AI-OS HRM fleet",
+        title=NAME,
         middleware=middleware(settings, front, tracing),
         exception_handlers=HANDLERS,
+        redirect_slashes=False,
         lifespan=lifespan,
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.front = front
     for router in ROUTERS:
-        is_probe = router is health.router
-        dependencies = _KEYS if front.auth.requires_key and not is_probe else []
+        is_probe = router in (home.router, health.router)
+        dependencies = [] if is_probe or settings.require_key == "no" else _KEYS
         app.include_router(router, dependencies=dependencies, responses={} if is_probe else PLAIN_ERRORS)
+    if front.auth.may_be_open:
+        _document_keys_as_optional(app)
     return app
+
+
+def _document_keys_as_optional(app: FastAPI) -> None:
+    """Where callers need a key only once there is one, the document says that requests may come without."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                if "security" in operation and {} not in operation["security"]:
+                    operation["security"].insert(0, {})
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _routes() -> list[APIRoute]:

@@ -137,7 +137,7 @@ class Ask:
                 known = await self.front.submissions.known(self.caller.tenant, self._key)
             if known is None:
                 raise
-            return await attached(self.front, known, stays=self._stays)
+            return await attached(self.front, known, self.caller, stays=self._stays)
         return await self._submit(kind, info, planned, is_streamed=is_streamed)
 
     async def _submit(self, kind: Kind, model: ModelInfo, plan: Plan, *, is_streamed: bool) -> Following:
@@ -166,13 +166,19 @@ class Ask:
             order = replace(order, trace=span.trace)
             request, jobs = await self.front.admission.submit(order, self.caller.quota)
         if not jobs:
-            return await attached(self.front, request, stays=self._stays)
+            return await attached(self.front, request, self.caller, stays=self._stays)
         if cache and digest:
             await cache.note(self.caller.tenant, digest, request)
         self.front.metrics.admissions.labels(model.id, order.priority).inc()
         outcome, watch = "miss" if digest else "", Stopwatch(self.front.metrics, model.id, len(jobs))
         return Following(
-            Work(request, record), times.queue_s, times.deadline_s, order.follower, cache=outcome, watch=watch
+            Work(request, record),
+            times.queue_s,
+            times.deadline_s,
+            order.follower,
+            cache=outcome,
+            watch=watch,
+            caller=self.caller,
         )
 
     def _digest(self, model: ModelInfo, record: Record, tasks: Sequence[Task]) -> str | None:
@@ -186,7 +192,7 @@ class Ask:
         request = await cache.find(self.caller.tenant, digest, model.fingerprint)
         if request is None:
             return None
-        return replace(await attached(self.front, request, stays=False), cache="hit")
+        return replace(await attached(self.front, request, self.caller, stays=False), cache="hit")
 
     @property
     def _key(self) -> Key | None:
@@ -205,7 +211,7 @@ class Ask:
         request = await self.front.requests.find(seen.request_id, self.caller.tenant)
         if work_of(request).record.kind != kind.name:
             raise InvalidRequest(f"{HEADER}: expected the id of a frame of this endpoint.", field=HEADER)
-        following = await attached(self.front, request, seen)
+        following = await attached(self.front, request, self.caller, seen)
         return self._stream(kind, following, seen, framing)
 
     def _stream(
@@ -234,7 +240,7 @@ async def _ask(front: FrontDep, caller: CallerDep, wishes: WishesDep, trail: Tra
     except FleetError as error:
         front.metrics.rejections.labels(error.code).inc()
         raise
-    return Ask(front, caller, wishes, trail, request.url.path, request.receive)
+    return Ask(front, caller, wishes, trail, trail.path, request.receive)
 
 
 AskDep = Annotated[Ask, Depends(_ask)]

@@ -1,9 +1,10 @@
 """From the key in a request's headers to its caller.
 
 Keys of the environment are known by this process; any other is looked for in Redis, once for each request, so that one
-that is revoked or has expired is refused from that moment on.
+that is revoked or has expired is refused from that moment on. What is under way then is ended by `api/revocations.py`.
 """
 
+import asyncio
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from api.caller import Caller
 from api.patience import redis_answers
 from shared.access import Grant, Keyring, Rate, digest_of, id_of, rate_of
 from shared.broker import UNAVAILABLE, Broker
-from shared.errors import BrokerUnavailable, Forbidden, Unauthorized
+from shared.errors import BrokerUnavailable, FleetError, Forbidden, Unauthorized
 from shared.setting_layers import SettingsError
 from shared.settings import Settings
 from shared.submission import Quota
@@ -33,7 +34,7 @@ class Terms:
     rate: Rate | None = None
     endpoint_rates: Mapping[str, Rate] | None = None
 
-    def caller(self, id: str, grant: Grant) -> Caller:
+    def caller(self, id: str, grant: Grant, digest: str = "") -> Caller:
         rate = grant.rate or self.rate
         return Caller(
             tenant=grant.tenant,
@@ -43,16 +44,67 @@ class Terms:
             models=frozenset(grant.models),
             rates={**(self.endpoint_rates or {}), **({"": rate} if rate else {})},
             is_admin=grant.is_admin,
+            digest=digest,
         )
 
 
+class FirstKey:
+    """Whether a key has ever been made in Redis. That can only become true, and then it is not asked again.
+
+    Until then Redis is asked at most every `max_age_s`, by one reader for all requests. A read that fails is remembered
+    as long, so a hanging Redis costs its time once.
+    """
+
+    def __init__(self, keyring: Keyring, *, max_age_s: float = 0.5) -> None:
+        self.is_known = False
+        self._keyring = keyring
+        self._max_age_s = max_age_s
+        self._reading: asyncio.Task[bool | None] | None = None
+        self._expires_s = 0.0
+
+    async def is_made(self) -> bool:
+        """As it was at most `max_age_s` ago. Raises BrokerUnavailable: who cannot tell lets nobody in."""
+        if self.is_known:
+            return True
+        is_old = asyncio.get_running_loop().time() >= self._expires_s
+        if self._reading is None or (self._reading.done() and is_old):
+            self._reading = asyncio.create_task(self._read(), name="first-key")
+        is_made = await asyncio.shield(self._reading)
+        if is_made is None:
+            raise BrokerUnavailable("Redis is not reachable, which knows whether keys are needed.", retry_after_s=1)
+        self.is_known = is_made
+        return is_made
+
+    async def _read(self) -> bool | None:
+        loop = asyncio.get_running_loop()
+        as_of_s = loop.time()
+        try:
+            async with redis_answers():
+                return await self._keyring.has_made_keys()
+        except (BrokerUnavailable, *UNAVAILABLE):
+            as_of_s = loop.time()
+            return None
+        finally:
+            self._expires_s = as_of_s + self._max_age_s
+
+
 class Auth:
-    """`known`: the grants of the environment's keys, by digest."""
+    """`known`: the grants of the environment's keys, by digest. Where keys are not required anyway, they are as soon as
+    `first_key` has been made, if it is given."""
 
     def __init__(
-        self, keyring: Keyring, known: Mapping[str, Grant], terms: Terms, *, requires_key: bool, style: Style = "bearer"
+        self,
+        keyring: Keyring,
+        known: Mapping[str, Grant],
+        terms: Terms,
+        *,
+        requires_key: bool,
+        first_key: FirstKey | None = None,
+        style: Style = "bearer",
     ) -> None:
-        self.requires_key = requires_key
+        self.may_be_open = not requires_key and first_key is not None
+        self._requires_key = requires_key
+        self._first_key = first_key
         self._keyring = keyring
         self._known = known
         self._terms = terms
@@ -64,32 +116,74 @@ class Auth:
 
         Where keys are not needed, one that is not known counts for nothing: clients that always send some may call.
         """
-        needs_key = needs_key or needs_admin or self.requires_key
         header, key = _credentials(headers)
         found = await self._find(key) if key else None
         if found is None:
-            if needs_key:
+            if needs_key or needs_admin or await self.requires_key():
                 raise self._refusal(header)
             return self._anonymous
         if needs_admin and not found.is_admin:
             raise Forbidden("This needs an admin key.")
         return found
 
+    async def requires_key(self) -> bool:
+        """Whether who has no key is refused. Raises BrokerUnavailable when that is not known."""
+        if self._first_key is None:
+            return self._requires_key
+        return self._requires_key or await self._first_key.is_made()
+
+    def can_change(self, caller: Caller) -> bool:
+        """Whether the caller may be refused later, while this process runs."""
+        if caller.digest:
+            return True
+        return not caller.id and self.may_be_open
+
+    async def again(self, caller: Caller) -> Caller:
+        """The caller as it may call now. Raises as `caller` does."""
+        [now] = await self.again_all([caller])
+        if isinstance(now, FleetError):
+            raise now
+        return now
+
+    async def again_all(self, callers: Sequence[Caller]) -> list[Caller | FleetError]:
+        """Each caller as it may call now, or the error of one that may not: one read of all keys in Redis together.
+
+        Raises BrokerUnavailable.
+        """
+        digests = sorted({caller.digest for caller in callers if caller.digest})
+        try:
+            async with redis_answers():
+                grants = await self._keyring.find_all(digests)
+        except UNAVAILABLE as error:
+            raise _away() from error
+        told: list[Caller | FleetError] = []
+        for caller in callers:
+            if caller.digest in grants:
+                told.append(self._terms.caller(caller.id, grants[caller.digest], caller.digest))
+            elif caller.digest:
+                told.append(Unauthorized("The API key was revoked, or has expired."))
+            elif self.can_change(caller) and await self.requires_key():
+                told.append(Unauthorized("Callers need an API key now."))
+            else:
+                told.append(caller)
+        return told
+
     async def _find(self, key: str) -> Caller | None:
         digest, grant = digest_of(key), None
         for known, its_grant in self._known.items():  # all of them, so that the time tells nothing
             if hmac.compare_digest(known, digest):
                 grant = its_grant
-        if grant is None:
-            grant = await self._kept(digest)
-        return None if grant is None else self._terms.caller(id_of(digest), grant)
+        if grant is not None:
+            return self._terms.caller(id_of(digest), grant)
+        kept = await self._kept(digest)
+        return None if kept is None else self._terms.caller(id_of(digest), kept, digest)
 
     async def _kept(self, digest: str) -> Grant | None:
         try:
             async with redis_answers():
                 return await self._keyring.find(digest)
         except UNAVAILABLE as error:
-            raise BrokerUnavailable("Redis is not reachable, which knows the keys.", retry_after_s=1) from error
+            raise _away() from error
 
     def _refusal(self, header: str | None) -> Unauthorized | Forbidden:
         if self._style == "x-api-key" and header != _BEARER:
@@ -110,8 +204,20 @@ def build_auth(settings: Settings, broker: Broker) -> Auth:
         rate_of(settings.rate_limit) if settings.rate_limit else None,
         endpoint_rates(settings),
     )
-    needs = settings.require_key == "yes" or (settings.require_key == "auto" and bool(known or admins))
-    return Auth(Keyring(broker), {**known, **admins}, terms, requires_key=needs, style=settings.key_style)
+    keyring = Keyring(broker)
+    is_auto = settings.require_key == "auto"
+    return Auth(
+        keyring,
+        {**known, **admins},
+        terms,
+        requires_key=settings.require_key == "yes" or (is_auto and bool(known or admins)),
+        first_key=FirstKey(keyring) if is_auto else None,
+        style=settings.key_style,
+    )
+
+
+def _away() -> BrokerUnavailable:
+    return BrokerUnavailable("Redis is not reachable, which knows the keys.", retry_after_s=1)
 
 
 def endpoint_rates(settings: Settings) -> dict[str, Rate]:

@@ -1,5 +1,6 @@
 """Who asks: whose work it is, how much of it may be open at once, how urgent it may call itself, for which models."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -11,6 +12,8 @@ from shared.errors import Forbidden
 from shared.messages import PRIORITIES, Priority
 from shared.submission import Quota
 
+FRESH_S = 1.0
+"""How long it holds that somebody may call, where it can change."""
 _UNLIMITED = Quota()
 
 
@@ -19,7 +22,8 @@ class Caller:
     """Jobs are read, followed and cancelled by callers of their own tenant alone.
 
     `id` is that of the key ("": none), by which rates are counted; without `models` all may be used. `rates` are by
-    endpoint, and under "" that of all endpoints together.
+    endpoint, and under "" that of all endpoints together. `digest` is that of a key which Redis holds, and which can be
+    revoked; "" for all others.
     """
 
     tenant: str = "public"
@@ -29,6 +33,7 @@ class Caller:
     models: frozenset[str] = frozenset()
     rates: Mapping[str, Rate] = field(default_factory=dict)
     is_admin: bool = False
+    digest: str = ""
 
     def clamped(self, asked: Priority) -> Priority:
         """`asked`, or the best class this caller may have if that is worse."""
@@ -48,9 +53,16 @@ class Caller:
 
 
 async def caller_of(request: Request) -> Caller:
-    """The caller behind a request, as `doors.Doorman` has found it."""
+    """The caller behind a request, as `doors.Doorman` has found it.
+
+    A body may take its time, and the key be revoked meanwhile: then the caller is looked for again.
+    """
     caller: Caller = request.state.caller
-    return caller
+    age_s = asyncio.get_running_loop().time() - request.state.caller_found_s
+    if age_s <= FRESH_S:
+        return caller
+    fresh: Caller = await request.app.state.front.auth.again(caller)
+    return fresh
 
 
 CallerDep = Annotated[Caller, Depends(caller_of)]

@@ -17,6 +17,7 @@ from api.kinds import Kinds
 from api.prohibited import Prohibited, read_terms
 from api.record import OnDisconnect
 from api.report import Report
+from api.revocations import Revocations
 from api.trail import Trail, trail_of
 from shared import keys
 from shared.broker import Broker
@@ -89,7 +90,8 @@ def build_front(settings: Settings, broker: Broker, kinds: Kinds) -> Front:
         request_timeout_s=settings.request_timeout_s,
     )
     reader, cache_s = LogReader(broker, subscriptions), settings.response_cache_ttl_s
-    dispatcher = Dispatcher(endings, reader, metrics, disconnect_grace_s=settings.disconnect_grace_s)
+    auth = build_auth(settings, broker)
+    dispatcher = Dispatcher(endings, reader, metrics, Revocations(auth), disconnect_grace_s=settings.disconnect_grace_s)
     return Front(
         fleet=fleet,
         admission=Admission(fleet, submissions, endings, draining, limits, settings.default_model),
@@ -99,7 +101,7 @@ def build_front(settings: Settings, broker: Broker, kinds: Kinds) -> Front:
         reader=reader,
         cache=AnswerCache(Repeats(broker, ttl_s=cache_s), requests, reader) if cache_s else None,
         kinds=kinds,
-        auth=build_auth(settings, broker),
+        auth=auth,
         pace=Pace(broker),
         prohibited=Prohibited(read_terms(settings)),
         metrics=metrics,

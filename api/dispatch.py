@@ -11,14 +11,24 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from api.caller import Caller
 from api.endings import Endings
 from api.errors import HungUp
 from api.record import Work
+from api.revocations import Revocations
 from api.run import Outcome, Run
 from api.stopwatch import Stopwatch
 from api.trail import Trail
 from shared.broker import UNAVAILABLE
-from shared.errors import ClientGone, DeadlineExceeded, Draining, FleetError, QueueTimeout
+from shared.errors import (
+    ClientGone,
+    DeadlineExceeded,
+    Draining,
+    FleetError,
+    Forbidden,
+    QueueTimeout,
+    Unauthorized,
+)
 from shared.log import LogReader
 from shared.messages import Cancelled
 from shared.metrics import Metrics
@@ -26,6 +36,8 @@ from shared.metrics import Metrics
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 _REDIS_AWAY_S = 0.5
+_LEFT = (HungUp, Unauthorized, Forbidden)
+"""By its own will or because it may not call any more: the caller is not there, and its jobs are as they were."""
 _LATE_S = 1.0  # a worker has that long to stop at the deadline with what it has
 
 
@@ -49,6 +61,7 @@ class Following:
     is_first: bool = True
     cache: str = ""
     watch: Stopwatch | None = None
+    caller: Caller | None = None
 
     def leave_in(self, trail: Trail) -> None:
         """What the log line of the caller's request tells of this one; times by the front that took it alone."""
@@ -57,9 +70,18 @@ class Following:
 
 
 class Dispatcher:
-    def __init__(self, endings: Endings, log: LogReader, metrics: Metrics, *, disconnect_grace_s: float) -> None:
+    def __init__(
+        self,
+        endings: Endings,
+        log: LogReader,
+        metrics: Metrics,
+        revocations: Revocations,
+        *,
+        disconnect_grace_s: float,
+    ) -> None:
         self._endings = endings
         self._log = log
+        self._revocations = revocations
         self._metrics = metrics
         self._disconnect_grace_s = disconnect_grace_s
         self._runs: dict[Run, str] = {}
@@ -99,7 +121,7 @@ class Dispatcher:
 
     def mind(self, following: Following) -> None:
         """Follow a request that nobody waits for: its time to queue, its deadline, jobs whose sibling has failed."""
-        task = asyncio.create_task(self._mind(replace(following, follower="")), name="mind-request")
+        task = asyncio.create_task(self._mind(replace(following, follower="", caller=None)), name="mind-request")
         self._minded.add(task)
         task.add_done_callback(self._minded.discard)
 
@@ -139,7 +161,7 @@ class Dispatcher:
             if following.follower:
                 self._endings.leave(*left)
             return
-        if isinstance(error, FleetError) and not isinstance(error, HungUp):
+        if isinstance(error, FleetError) and not isinstance(error, _LEFT):
             ending = error.as_event() if isinstance(error, DeadlineExceeded) else Cancelled("sibling")
             self._endings.call_off(open_ids, ending)
         elif following.follower:
@@ -150,7 +172,9 @@ class Dispatcher:
 
     def _count(self, run: Run, following: Following, error: BaseException | None) -> None:
         model = following.work.record.model
-        otherwise = error.code if isinstance(error, FleetError) else ClientGone.code
+        otherwise = ClientGone.code
+        if isinstance(error, FleetError) and not isinstance(error, _LEFT):
+            otherwise = error.code
         for job in range(len(following.work.request.job_ids)):
             self._metrics.jobs.labels(model, run.results.get(job, otherwise)).inc()
         self._metrics.prompt_tokens.labels(model).inc(run.usage.prompt_tokens)
@@ -169,6 +193,8 @@ class Dispatcher:
         watching.append(self._expire(run, following.queue_s))
         if receive is not None:
             watching.append(_notice_disconnect(run, receive))
+        if following.caller is not None and self._revocations.concerns(following.caller):
+            watching.append(self._notice_revocation(run, following.caller, following.work.record.model))
         watchers = [asyncio.create_task(watch) for watch in watching]
         for watcher in watchers:
             watcher.add_done_callback(lambda task: _pass_on(task, run))
@@ -187,6 +213,9 @@ class Dispatcher:
                 return
             except UNAVAILABLE:
                 await asyncio.sleep(_REDIS_AWAY_S)
+
+    async def _notice_revocation(self, run: Run, caller: Caller, model: str) -> None:
+        run.fail(await self._revocations.told(caller, model))
 
     async def _expire(self, run: Run, queue_s: float) -> None:
         """When the time to queue is over, end what no worker has taken: there may be no worker left to do so."""

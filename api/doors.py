@@ -3,6 +3,7 @@
 A route that is not named here is for callers: for whoever has a key, where keys are required.
 """
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from enum import Enum
@@ -27,17 +28,17 @@ class Door(Enum):
     ADMIN = "whoever has an admin key"
 
 
-_OPEN = frozenset({"/healthz", "/readyz", "/health", "/api/health"})
+_OPEN = frozenset({"/", "/healthz", "/readyz", "/health", "/api/health"})
 _ADMIN = frozenset({"/api/models/unload/{model_id:path}", "/api/models/{task}/{model_id:path}"})
 
 
-def door_of(path: str, *, protect_metrics: bool) -> Door:
-    """The door before the route with this path template."""
-    if path in _OPEN:
+def door_of(route: Route, *, protect_metrics: bool) -> Door:
+    """The door before a route, by its path template and methods."""
+    if route.path in _OPEN and route.methods == {"GET"}:
         return Door.OPEN
-    if path == "/metrics":
+    if route.path == "/metrics":
         return Door.KEY if protect_metrics else Door.OPEN
-    return Door.ADMIN if path in _ADMIN else Door.CALLER
+    return Door.ADMIN if route.path in _ADMIN else Door.CALLER
 
 
 class Doorman:
@@ -47,7 +48,7 @@ class Doorman:
     def __init__(self, app: ASGIApp, *, auth: Auth, routes: Sequence[Route], protect_metrics: bool) -> None:
         self._app = app
         self._auth = auth
-        self._routes = [(route, door_of(route.path, protect_metrics=protect_metrics)) for route in routes]
+        self._routes = [(route, door_of(route, protect_metrics=protect_metrics)) for route in routes]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = self._find(scope) if scope["type"] == "http" else None
@@ -61,9 +62,10 @@ class Doorman:
         except FleetError as error:
             scope["route"] = route  # for the log line
             self._report(error, scope, route)
-            await render(problem_of(error), scope["path"])(scope, receive, send)
+            await render(problem_of(error), trail_of(scope).path)(scope, receive, send)
             return
         scope["state"]["caller"] = caller
+        scope["state"]["caller_found_s"] = asyncio.get_running_loop().time()
         trail_of(scope).tenant, trail_of(scope).key = caller.tenant, caller.id
         await self._app(scope, receive, send)
 

@@ -14,9 +14,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from api.encodings import ACCEPTED
 from api.trail import trail_of
 from shared.broker import UNAVAILABLE
-from shared.errors import BrokerUnavailable, ClientGone, FleetError, InvalidRequest, Unauthorized
+from shared.errors import BrokerUnavailable, ClientGone, FleetError, InvalidRequest, Unauthorized, UnsupportedEncoding
 
 _API_PREFIX = "/api/"
 _TGI_PATH = "/"
@@ -62,6 +63,8 @@ def problem_of(error: FleetError) -> Problem:
     headers = {"Retry-After": str(wait_s)} if wait_s is not None else {}
     if error.status == Unauthorized.status:
         headers["WWW-Authenticate"] = 'Bearer realm="aios"'
+    if isinstance(error, UnsupportedEncoding):
+        headers["Accept-Encoding"] = ACCEPTED
     if error.status in _REJECTED:
         headers["X-Reject-Reason"] = error.code
     if error.job_id is not None:
@@ -133,7 +136,7 @@ def _expectation(error: Mapping[str, Any]) -> str:
 def _answer(request: Request, problem: Problem) -> Response:
     trail = trail_of(request.scope)
     trail.error = problem.code
-    return render(problem, request.url.path, trail.error_body)
+    return render(problem, trail.path, trail.error_body)
 
 
 async def _on_fleet_error(request: Request, error: FleetError) -> Response:
@@ -147,7 +150,8 @@ async def _on_invalid_body(request: Request, error: RequestValidationError) -> R
 def _refused(request: Request, error: InvalidRequest) -> Response:
     """X7: 400, and 422 where clients of the local server look for it."""
     problem = problem_of(error)
-    return _answer(request, replace(problem, status=422) if request.url.path.startswith(_API_PREFIX) else problem)
+    is_local = trail_of(request.scope).path.startswith(_API_PREFIX)
+    return _answer(request, replace(problem, status=422) if is_local else problem)
 
 
 async def _on_http_exception(request: Request, error: HTTPException) -> Response:

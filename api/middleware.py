@@ -12,10 +12,11 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.encodings import HEADER, decoded
 from api.errors import Problem, problem_of, render
 from api.request_line import said_of
 from api.trail import Trail, trail_of
-from shared.errors import ClientGone, Draining, PayloadTooLarge
+from shared.errors import ClientGone, Draining, FleetError, PayloadTooLarge
 from shared.logs import fields
 from shared.metrics import Metrics
 
@@ -122,7 +123,7 @@ class CrashGuard:
                 raise
             trail_of(scope).error = Draining.code
             problem = problem_of(Draining("This server is shutting down.", retry_after_s=1))
-            await render(problem, scope["path"])(scope, receive, send)
+            await render(problem, trail_of(scope).path)(scope, receive, send)
         except Exception:
             if scope["type"] != "http":
                 raise
@@ -132,12 +133,12 @@ class CrashGuard:
             error_log.exception("unhandled error", extra=said)
             if not has_begun:
                 problem = Problem(500, "internal_error", f"Internal error; request id {trail.request_id}.", None, {})
-                await render(problem, scope["path"], trail.error_body)(scope, receive, send)
+                await render(problem, trail.path, trail.error_body)(scope, receive, send)
 
 
 class BodyLimit:
-    """Reads the whole body, refuses one that is too large (announced or not), and hands it on in one piece. Its
-    beginning is logged if bodies are."""
+    """Reads the whole body and hands it on in one piece, unpacked. Refuses one that is too large, announced or not,
+    packed or unpacked. Its beginning is logged if bodies are."""
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int, log_bodies: bool) -> None:
         self._app = app
@@ -148,15 +149,25 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        announced = headers.get("content-length", "")
         if announced.isdigit() and int(announced) > self._max_body_bytes:
-            await self._refuse(scope, receive, send)
+            await self._refuse(self._too_large(), scope, receive, send)
             return
         body = await self._read(receive)
         if body is None:
             return
         if len(body) > self._max_body_bytes:
-            await self._refuse(scope, receive, send)
+            await self._refuse(self._too_large(), scope, receive, send)
+            return
+        codings = ",".join(headers.getlist(HEADER))
+        try:
+            body = decoded(body, codings, max_bytes=self._max_body_bytes)
+        except PayloadTooLarge:
+            await self._refuse(self._too_large("unpacked, "), scope, receive, send)
+            return
+        except FleetError as error:
+            await self._refuse(error, scope, receive, send)
             return
         trail = trail_of(scope)
         trail.body = body
@@ -176,10 +187,13 @@ class BodyLimit:
             has_more = message.get("more_body", False)
         return body
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = PayloadTooLarge(f"Expected a body of at most {self._max_body_bytes} bytes; this is larger.")
+    def _too_large(self, how: str = "") -> PayloadTooLarge:
+        return PayloadTooLarge(f"Expected a body of at most {self._max_body_bytes} bytes; {how}this is larger.")
+
+    @staticmethod
+    async def _refuse(error: FleetError, scope: Scope, receive: Receive, send: Send) -> None:
         trail_of(scope).error = error.code
-        await render(problem_of(error), scope["path"])(scope, receive, send)
+        await render(problem_of(error), trail_of(scope).path)(scope, receive, send)
 
 
 def _shown(body: bytes) -> str:

@@ -19,8 +19,10 @@ _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class EventStream(Response):
-    """Sends `frames`; `last_words` renders an error that comes when the stream has begun, `headers` are asked for when
-    it begins."""
+    """Sends `frames`, or nothing but the head of the answer where that is all that was asked for.
+
+    `last_words` renders an error that comes when the stream has begun, `headers` are asked for when it begins.
+    """
 
     def __init__(
         self,
@@ -38,6 +40,10 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_begun = False
+        if trail_of(scope).is_head:
+            await self._begin(send)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
         try:
             async with aclosing(self._frames) as frames:
                 async for frame in frames:

@@ -20,7 +20,7 @@ class Traced:
         self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in _PROBES:
+        if scope["type"] != "http" or trail_of(scope).path in _PROBES:
             await self._app(scope, receive, send)
             return
         span, status = self._begin(scope), ClientGone.status  # unless an answer begins

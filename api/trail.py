@@ -34,10 +34,14 @@ class Usage:
 @dataclass
 class Trail:
     """`key` is the id of the key that came, "" where none did. `error_body` makes the body of an error for this caller,
-    where the path does not tell its dialect. `told_id` is what the caller knows its jobs by. `watch` timed its
-    jobs, where this front took them; `trace_id` is that of its trace, if it has one, and `span` the server's."""
+    where the path does not tell its dialect. `path` is that of a route, without a proxy's prefix; a request with
+    `is_head` wants the headers alone, and must begin nothing. `told_id` is what the caller knows its jobs by. `watch`
+    timed its jobs, where this front took them; `trace_id` is that of its trace, if it has one, and `span` the server's.
+    """
 
     request_id: str
+    path: str = ""
+    is_head: bool = False
     usage: Usage = Usage()
     error: str | None = None
     body: bytes = b""

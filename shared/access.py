@@ -1,13 +1,13 @@
 """Who may call: keys, what each of them grants, and where those that were made with `aios keys` are kept.
 
 A key is 256 random bits, so its plain SHA-256 tells nothing of it; Redis holds only that. One that is revoked or has
-expired is gone from Redis, and so from all fronts at once.
+expired is gone from Redis, and so from all fronts at once. That there has been one stays known.
 """
 
 import hashlib
 import re
 import secrets
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import cast
 
 import msgspec
@@ -95,33 +95,52 @@ class Keyring:
         pipe = self._redis.pipeline(transaction=True)
         pipe.set(keys.grant(digest), msgspec.msgpack.encode(grant), ex=lives_s)
         pipe.sadd(keys.GRANTS, digest)
+        pipe.set(keys.KEYS_MADE, 1)
         await pipe.execute()
         return key, id_of(digest), grant
+
+    async def has_made_keys(self) -> bool:
+        """Whether a key has ever been made here. One that was revoked or has expired counts: a fleet that had keys does
+        not open again by losing the last."""
+        found = self._redis.exists(keys.KEYS_MADE, keys.GRANTS)
+        return bool(await cast(Awaitable[int], found))
 
     async def find(self, digest: str) -> Grant | None:
         """What the key with this digest may do now; None if there is none, or no longer."""
         found = await cast(Awaitable[bytes | None], self._redis.get(keys.grant(digest)))
         return None if found is None else msgspec.msgpack.decode(found, type=Grant)
 
+    async def find_all(self, digests: Sequence[str]) -> dict[str, Grant]:
+        """The same for several keys, in one round trip; those that do not hold are left out."""
+        if not digests:
+            return {}
+        found = await self._redis.mget([keys.grant(digest) for digest in digests])
+        grants = {}
+        for digest, grant in zip(digests, found, strict=True):
+            if grant is not None:
+                grants[digest] = msgspec.msgpack.decode(grant, type=Grant)
+        return grants
+
     async def everyone(self) -> dict[str, Grant]:
         """All that hold, by digest, the oldest first; those that have expired are struck off."""
         members = await cast(Awaitable[set[bytes]], self._redis.smembers(keys.GRANTS))
         digests = sorted(member.decode() for member in members)
-        found = await self._redis.mget([keys.grant(digest) for digest in digests]) if digests else []
-        if gone := [digest for digest, grant in zip(digests, found, strict=True) if grant is None]:
-            await cast(Awaitable[int], self._redis.srem(keys.GRANTS, *gone))
-        grants = {
-            digest: msgspec.msgpack.decode(grant, type=Grant)
-            for digest, grant in zip(digests, found, strict=True)
-            if grant is not None
-        }
+        grants = await self.find_all(digests)
+        gone = [digest for digest in digests if digest not in grants]
+        if gone:
+            await self._strike_off(gone)
         return dict(sorted(grants.items(), key=lambda item: (item[1].created_at, item[1].name)))
 
     async def revoke(self, digest: str) -> None:
         """From now on nobody knows it."""
+        await self._redis.delete(keys.grant(digest))
+        await self._strike_off([digest])
+
+    async def _strike_off(self, digests: Sequence[str]) -> None:
+        """Take keys that do not hold from the list. Older versions left no other trace of them."""
         pipe = self._redis.pipeline(transaction=True)
-        pipe.delete(keys.grant(digest))
-        pipe.srem(keys.GRANTS, digest)
+        pipe.set(keys.KEYS_MADE, 1)
+        pipe.srem(keys.GRANTS, *digests)
         await pipe.execute()
 
 

@@ -8,7 +8,7 @@ FleetError
 ├── IdempotencyConflict 409 ├── TooSlow            503   ├── WorkerFailed      500
 ├── PayloadTooLarge   413   ├── Draining           503   ├── WorkerCrashed     500
 ├── Unauthorized      401   ├── Forbidden          403   ├── ProhibitedContent 400
-├── DeviceUnavailable 400   └── ShutDown           503
+├── DeviceUnavailable 400   ├── ShutDown           503   └── UnsupportedEncoding 415
 """
 
 from shared.messages import Failed
@@ -93,6 +93,13 @@ class IdempotencyConflict(FleetError):
 class PayloadTooLarge(FleetError):
     code = "payload_too_large"
     status = 413
+
+
+class UnsupportedEncoding(FleetError):
+    """A body is compressed in a way that is not understood."""
+
+    code = "unsupported_encoding"
+    status = 415
 
 
 class QueueFull(FleetError):

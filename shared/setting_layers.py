@@ -20,6 +20,7 @@ ENV_ALIASES = {
     "model_path": ("MODEL_PATH",),
     "host": ("HOST",),
     "port": ("PORT",),
+    "forwarded_allow_ips": ("FORWARDED_ALLOW_IPS",),
     "device": ("FORCE_DEVICE",),
     "max_gpu_memory_gb": ("MAX_GPU_MEM_GB",),
     "workers": ("TEXT_WORKERS",),

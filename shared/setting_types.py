@@ -1,5 +1,6 @@
 """The types of settings: their ranges, and numbers that may be left to the machine as `auto`."""
 
+import ipaddress
 import re
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,7 @@ EndpointRate = Annotated[str, Field(pattern=r"^/[^=,\s]*=[1-9][0-9]{0,5}/[1-9][0
 SECRETS = frozenset({"api_keys", "admin_keys"})
 """Settings whose values are never shown."""
 
+_PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
 _KEY = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]{0,63}:)?[!-+\--9;-~]{1,255}")
 _count = TypeAdapter(Count)
 
@@ -35,6 +37,26 @@ def _is_key(value: SecretStr) -> SecretStr:
     return value
 
 
+def _as_prefix(value: str) -> str:
+    prefix = value.rstrip("/")
+    if not _PREFIX.fullmatch(prefix):
+        raise ValueError("expected a path, as /hrm or /teams/hrm")
+    return prefix
+
+
+def _is_proxy(value: str) -> str:
+    """An address or a network; `*` is everybody."""
+    if value == "*":
+        return value
+    try:
+        ipaddress.ip_network(value)
+    except ValueError:
+        raise ValueError("expected addresses, networks as 10.0.0.0/8, or *") from None
+    return value
+
+
+PathPrefix = Annotated[str, AfterValidator(_as_prefix)]
+Proxy = Annotated[str, AfterValidator(_is_proxy)]
 ApiKey = Annotated[SecretStr, AfterValidator(_is_key)]
 
 CountOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_count_unless_auto)]

@@ -30,7 +30,9 @@ from shared.setting_types import (
     EndpointRate,
     Gigabytes,
     Name,
+    PathPrefix,
     Port,
+    Proxy,
     Quantize,
     RateText,
     Seconds,
@@ -72,6 +74,11 @@ class Settings(BaseSettings):
 
     host: Text = Field(default="0.0.0.0", description="address the api listens on")
     port: Port = Field(default=8000, description="port the api listens on; 0 picks a free one")
+    root_path: PathPrefix | None = Field(default=None, description="path under which a proxy shows the api, as /hrm")
+    forwarded_allow_ips: tuple[Proxy, ...] = Field(
+        default=("127.0.0.1", "::1"), description="proxies whose X-Forwarded headers are believed, comma-separated"
+    )
+    keep_alive_s: Seconds = Field(default=100.0, description="seconds before the api closes an idle connection")
     model_path: Text | None = Field(default=None, description="model directory or file, or 'echo' (none: the sample)")
     tokenizer_path: Text | None = Field(default=None, description="tokenizer directory or file (none: the model's own)")
     models: tuple[ModelEntry, ...] = Field(default=(), description="model to serve as id=path, repeatable")
@@ -88,7 +95,7 @@ class Settings(BaseSettings):
     api_keys: tuple[ApiKey, ...] = Field(default=(), description="keys that may call, comma-separated: key or name:key")
     admin_keys: tuple[ApiKey, ...] = Field(default=(), description="keys for admin routes too, like api_keys")
     require_key: Literal["auto", "yes", "no"] = Field(
-        default="auto", description="whether callers need a key (auto: when api_keys or admin_keys has one)"
+        default="auto", description="whether callers need a key (auto: once there is one, here or of `aios keys`)"
     )
     key_style: Literal["bearer", "x-api-key"] = Field(
         default="bearer", description="a key missing or wrong is 401, or in the style x-api-key 403 Invalid API Key"
@@ -181,7 +188,14 @@ class Settings(BaseSettings):
             return field.default
         return value
 
-    @field_validator("cors_origins", "api_keys", "admin_keys", "endpoint_rate_limits", mode="before")
+    @field_validator("forwarded_allow_ips", mode="before")
+    @classmethod
+    def _nobody(cls, value: Any) -> Any:
+        return () if isinstance(value, str) and value.lower() == "none" else value
+
+    @field_validator(
+        "cors_origins", "api_keys", "admin_keys", "endpoint_rate_limits", "forwarded_allow_ips", mode="before"
+    )
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         if not isinstance(value, str) or value.lower() == "none":

@@ -52,7 +52,8 @@ async def events(
 ) -> Response:
     """The request's stream from its beginning, or from behind a frame; during the run and after it."""
     seen = Cursor.parse(last_event_id) if last_event_id else None
-    following = await attached(front, await front.requests.find(id, caller.tenant), seen)
+    found = await front.requests.find(id, caller.tenant)
+    following = await attached(front, found, caller, seen, stays=not trail.is_head)
     return stream(front, front.kinds.of(following.work), following, request.receive, trail, seen)
 
 

@@ -13,7 +13,8 @@ Responses = dict[int | str, dict[str, Any]]
 
 _REFUSED = (
     "The request is refused: 400 wrong input, 401 and 403 no key or a key that is not for this, 404 unknown model or "
-    "job, 409 an idempotency key of another body, 413 too large, 429 too much or too often (`Retry-After`)."
+    "job, 409 an idempotency key of another body, 413 too large, 415 a Content-Encoding that is not understood, 429 "
+    "too much or too often (`Retry-After`)."
 )
 _FAILED = (
     "The fleet cannot do it: 503 no worker, no room before the deadline, or Redis is away (`Retry-After`); 504 the "

@@ -138,7 +138,7 @@ async def test_a_key_may_use_some_models(redis: Redis, redis_url: str) -> None:
 async def test_a_grant_limits_class_and_concurrency(redis: Redis) -> None:
     await announce(redis, "echo")
     key = bearer(await make(redis, best_priority="bulk", concurrency=2)) | LATER
-    async with in_memory(redis) as client:
+    async with in_memory(redis, require_key="no") as client:
         answers = [
             await client.post("/generate", json=ASK, headers=key | {"X-Priority": "interactive"}) for _ in range(3)
         ]
@@ -160,7 +160,7 @@ async def test_the_rate_of_a_grant_outranks_the_fleets(redis: Redis) -> None:
 async def test_where_no_key_is_needed_an_unknown_one_counts_for_nothing(redis: Redis, worker: EchoWorker) -> None:
     """OpenAI's clients always send one."""
     known = await make(redis)
-    async with in_memory(redis) as client:
+    async with in_memory(redis, require_key="no") as client:
         for headers in ({}, bearer("sk-local"), bearer(known)):
             assert (await client.post("/generate", json=ASK, headers=headers)).status_code == 200
     assert [job.tenant for job in worker.jobs] == ["public", "public", "cy"]

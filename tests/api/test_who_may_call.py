@@ -20,6 +20,7 @@ WHO_MAY_CALL = {
     ("GET", "/docs"): OPEN,
     ("GET", "/docs/oauth2-redirect"): OPEN,
     ("GET", "/redoc"): OPEN,
+    ("GET", "/"): OPEN,
     ("GET", "/healthz"): OPEN,
     ("GET", "/readyz"): OPEN,
     ("GET", "/metrics"): OPEN,
@@ -112,6 +113,7 @@ async def test_metrics_may_be_protected(redis: Redis, keys: dict[str, str]) -> N
     ("settings", "expected"),
     [
         ({}, False),
+        ({"require_key": "no"}, False),
         ({"api_keys": "k"}, True),
         ({"admin_keys": "k"}, True),
         ({"api_keys": "k", "require_key": "no"}, False),
@@ -119,11 +121,18 @@ async def test_metrics_may_be_protected(redis: Redis, keys: dict[str, str]) -> N
     ],
 )
 async def test_when_a_key_is_required(redis: Redis, settings: dict[str, str], expected: bool) -> None:
-    assert build_auth(Settings(**settings), Broker(redis)).requires_key is expected  # type: ignore[arg-type]
+    auth = build_auth(Settings(**settings), Broker(redis))  # type: ignore[arg-type]
+    assert await auth.requires_key() is expected
     async with in_memory(redis, **settings) as client:
         assert (await client.get("/v1/models")).status_code == (401 if expected else 200)
         document = (await client.get("/openapi.json")).json()
-    assert ("security" in document["paths"]["/generate"]["post"]) is expected
+    told = document["paths"]["/generate"]["post"].get("security", [])
+    if expected:
+        assert told and {} not in told
+    elif settings.get("require_key") == "no":
+        assert told == []
+    else:
+        assert told[0] == {} and len(told) > 1, "a key may be needed later, so it is optional"
     assert "security" not in document["paths"]["/healthz"]["get"]
 
 

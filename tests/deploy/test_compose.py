@@ -45,7 +45,7 @@ def test_our_roles_are_given_settings_that_hold(name: str, files: tuple[str, ...
 
 def test_without_a_file_of_variables_roles_have_the_fleet_s_defaults() -> None:
     """But for what a container needs: logs for machines, one thread a worker, and what names places."""
-    others = {"redis_url", "log_format", "threads", "device", "worker_port"}
+    others = {"redis_url", "log_format", "threads", "device", "worker_port", "forwarded_allow_ips"}
     for name in OURS:
         settings = resolve({}, CPU[name]["environment"], None).settings
         differ = {field for field in Settings.model_fields if getattr(settings, field) != getattr(Settings(), field)}
@@ -142,6 +142,15 @@ def test_the_balancer_finds_the_fronts_and_is_gone_in_time() -> None:
     assert seconds(stop) < seconds(CPU["balancer"]["stop_grace_period"])
     [server] = re.findall(r"timeout server (\w+)", HAPROXY)
     assert seconds(server) > Settings().request_timeout_s
+
+
+def test_a_connection_is_kept_longer_by_whoever_stands_further_back() -> None:
+    """Cloud balancers and nginx keep idle connections for 60 s: one that is closed behind them loses a request."""
+    [balancer] = re.findall(r"timeout http-keep-alive (\w+)", HAPROXY)
+    front = resolve({}, CPU["api"]["environment"], None).settings.keep_alive_s
+    nginx = re.findall(r"keepalive_timeout (\w+);", (ROOT / "docs" / "compose.md").read_text())
+    assert [seconds(text) for text in nginx] == [60]
+    assert 60 < seconds(balancer) < front
 
 
 def test_prometheus_asks_every_role_once() -> None:

@@ -52,6 +52,10 @@ from tests.deploy.charts import CHART, helm, render
         ({"redis": {"maxmemory": "lots"}}, "maxmemory"),
         ({"externalRedis": {"url": "redis://:secret@redis:6379"}}, "url"),
         ({"ingress": {"enabled": True}}, "hosts"),
+        (
+            {"ingress": {"enabled": True, "hosts": ["a.example"]}, "api": {"settings": {"keep_alive_s": 60}}},
+            "keep_alive_s",
+        ),
     ],
 )
 def test_values_that_make_no_sense_are_refused_by_name(values: dict[str, Any], named: str) -> None:

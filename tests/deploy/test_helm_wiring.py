@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from shared.settings import Settings
 from tests.deploy.charts import (
     CHART,
     EXTERNAL,
@@ -13,6 +14,7 @@ from tests.deploy.charts import (
     name_of,
     plain_env,
     release_of,
+    render,
     role_containers,
     texts_at,
 )
@@ -61,6 +63,16 @@ def test_what_is_referred_to_is_made_or_declared_to_be_somebody_elses(file: Path
             assert {mount["name"] for mount in container.get("volumeMounts", [])} <= volumes
     for rule in [rule for ingress in release.of("Ingress") for rule in ingress["spec"]["rules"]]:
         assert rule["http"]["paths"][0]["backend"]["service"]["name"] in made
+
+
+def test_the_ingress_takes_the_prefix_and_fronts_keep_connections_longer_than_it() -> None:
+    values = {"ingress": {"enabled": True, "hosts": ["a.example"]}, "settings": {"root_path": "/hrm"}}
+    release = render(values)
+    (rule,) = release.one("Ingress", "-api")["spec"]["rules"]
+    assert rule["http"]["paths"][0]["path"] == "/hrm"
+    template = (CHART / "templates" / "api" / "ingress.yaml").read_text()
+    assert f"default {Settings().keep_alive_s:.0f} $settings.keep_alive_s" in template
+    assert Settings().keep_alive_s > 90, "nginx keeps its connections for 60 s, Traefik for 90 s"
 
 
 def references(pod: Document) -> Iterator[str]:

@@ -329,6 +329,8 @@ overrides = st.fixed_dictionaries(
         "cors_origins": st.lists(names, min_size=1).map(tuple),
         "api_keys": st.lists(names, max_size=2).map(tuple),
         "admin_keys": st.lists(names.map("ops:{}".format), max_size=2).map(tuple),
+        "forwarded_allow_ips": st.sampled_from([(), ("*",), ("10.0.0.0/8", "::1")]),
+        "root_path": st.sampled_from([None, "/hrm", "/a/b"]),
         "endpoint_rate_limits": st.sampled_from([(), ("/generate=10/60", "/v1/completions=1/1")]),
         "attention": st.sampled_from([None, "causal", "bidirectional"]),
         "workers": st.just("auto") | st.integers(1, 99),

@@ -1,0 +1,136 @@
+"""Which route a request means: below a proxy's prefix, with a slash at its end, with a method that follows from others.
+
+Pure ASGI around the app. Nothing here redirects: what is meant is served, anything else is a plain 404 or 405.
+"""
+
+from collections.abc import Sequence
+
+from starlette.datastructures import MutableHeaders
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.doors import Door, door_of
+from api.trail import trail_of
+
+_DOCUMENTS = frozenset({"/docs", "/redoc", "/openapi.json"})
+
+
+class RouteTable:
+    """The app's routes, asked by path alone."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self._routes = routes
+
+    def at(self, path: str) -> list[Route]:
+        """Those that some method finds at this path, in the order in which they are tried."""
+        return [route for route in self._routes if route.path_regex.match(path)]
+
+    def allowed(self, path: str) -> list[str]:
+        """What `Allow` says of this path; empty where there is nothing."""
+        methods = {method for route in self.at(path) for method in route.methods or ()}
+        if "GET" in methods:
+            methods.add("HEAD")
+        if methods:
+            methods.add("OPTIONS")
+        return sorted(methods)
+
+    def is_callers(self, path: str) -> bool:
+        """Whether the path is one for callers, or a document: neither health, metrics nor an operator's."""
+        doors = {door_of(route, protect_metrics=False) for route in self.at(path)}
+        return doors == {Door.CALLER} or path in _DOCUMENTS
+
+
+class Paths:
+    """Takes the prefix `root_path` from the path, whether or not a proxy has done so, and a slash from its end.
+
+    What is left is `Trail.path`. For those inside, the scope says it as ASGI wants it: a path that begins with
+    `root_path`.
+    """
+
+    def __init__(self, app: ASGIApp, *, table: RouteTable, root_path: str) -> None:
+        self._app = app
+        self._table = table
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = self._meant(scope["path"])
+        trail_of(scope).path = path
+        scope["path"] = self._root_path + path
+        scope["root_path"] = self._root_path
+
+        async def send_with_prefix(message: Message) -> None:
+            """Answers name other paths of ours by `Location` alone."""
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if headers.get("location", "").startswith("/"):
+                    headers["location"] = self._root_path + headers["location"]
+            await send(message)
+
+        await self._app(scope, receive, send_with_prefix if self._root_path else send)
+
+    def _meant(self, path: str) -> str:
+        """A path that begins with the prefix may be one from which it was taken already: `/api` begins some of ours."""
+        as_it_is = self._without_slash(path)
+        if not self._root_path or not f"{path}/".startswith(f"{self._root_path}/"):
+            return as_it_is
+        inner = self._without_slash(path[len(self._root_path) :] or "/")
+        is_stripped = self._table.at(as_it_is) and not self._table.at(inner)
+        return as_it_is if is_stripped else inner
+
+    def _without_slash(self, path: str) -> str:
+        """A proxy may deny `/metrics` by its exact path; that must not be had by another name."""
+        shorter = path[:-1]
+        if not path.endswith("/") or not shorter or shorter.endswith("/"):
+            return path
+        return shorter if self._table.is_callers(shorter) else path
+
+
+class Methods:
+    """HEAD is answered wherever GET is, without a body; OPTIONS says what there is, and so does every 405."""
+
+    def __init__(self, app: ASGIApp, *, table: RouteTable) -> None:
+        self._app = app
+        self._table = table
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = trail_of(scope).path
+        if scope["method"] == "HEAD" and "GET" in self._table.allowed(path):
+            await self._head(scope, receive, send)
+            return
+        if scope["method"] == "OPTIONS" and (routes := self._table.at(path)):
+            scope["route"] = routes[0]  # for the log line
+            answer = Response(status_code=204, headers={"Allow": ", ".join(self._table.allowed(path))})
+            await answer(scope, receive, send)
+            return
+
+        async def send_with_allow(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 405:
+                allowed = self._table.allowed(path)
+                if allowed:
+                    MutableHeaders(scope=message)["Allow"] = ", ".join(allowed)
+            await send(message)
+
+        await self._app(scope, receive, send_with_allow)
+
+    async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As GET, to the routes; to the log and the server it stays HEAD."""
+        trail_of(scope).is_head = True
+        asked = {**scope, "method": "GET"}
+
+        async def send_without_body(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        try:
+            await self._app(asked, receive, send_without_body)
+        finally:
+            if "route" in asked:
+                scope["route"] = asked["route"]

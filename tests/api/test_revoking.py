@@ -1,0 +1,280 @@
+"""A fleet closes with the first key that is made for it, and what is under way ends for whoever loses its key."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+from redis.asyncio import Redis
+
+from api.auth import FirstKey
+from api.caller import FRESH_S
+from shared import keys
+from shared.access import Grant, Keyring, digest_of
+from shared.broker import Broker, connect
+from tests.api.echo_worker import EchoWorker, announce
+from tests.api.frames import Frame, read
+from tests.api.fronts import in_memory, live, state, states
+from tests.polling import until
+from tests.redis_server import RedisServer, start_redis
+
+ASK = {"prompt": "a b c", "stream": True}
+BOUND_S = 5.0
+"""How long a test waits for what should come in about a second, on a machine that is busy."""
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is under way is looked at more often than otherwise."""
+    assert FRESH_S == 1.0, "as docs/access.md says"
+    monkeypatch.setattr("api.revocations.FRESH_S", 0.1)
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+async def make(redis: Redis, name: str = "cy", lives_s: int | None = None, **grant: object) -> str:
+    made = Grant(**{"name": name, "tenant": "cy", **grant})  # type: ignore[arg-type]
+    return (await Keyring(Broker(redis)).create(made, lives_s=lives_s))[0]
+
+
+async def revoke(redis: Redis, key: str) -> None:
+    await Keyring(Broker(redis)).revoke(digest_of(key))
+
+
+async def expire(redis: Redis, key: str) -> None:
+    await redis.pexpire(keys.grant(digest_of(key)), 0)
+
+
+async def narrow(redis: Redis, key: str) -> None:
+    """Another grant for the same key, which leaves out the model."""
+    grant = msgspec.msgpack.encode(Grant("cy", "cy", models=("other",)))
+    await redis.set(keys.grant(digest_of(key)), grant)
+
+
+def is_closed(client: httpx.AsyncClient) -> Callable[[], Awaitable[bool]]:
+    async def look() -> bool:
+        return (await client.get("/v1/models")).status_code == 401
+
+    return look
+
+
+# A fleet that closes
+
+
+async def test_the_first_key_closes_every_front(redis: Redis, redis_url: str) -> None:
+    await announce(redis, "echo")
+    other = connect(redis_url)
+    async with in_memory(redis) as first, in_memory(other) as second:
+        for client in (first, second):
+            assert (await client.get("/v1/models")).status_code == 200
+        key = await make(redis)
+        for client in (first, second):
+            await until(is_closed(client), "the front is closed", BOUND_S)
+            assert (await client.post("/v1/completions", json=ASK)).status_code == 401
+            assert (await client.get("/v1/models", headers=bearer("sk-unknown"))).status_code == 401
+            assert (await client.get("/v1/models", headers=bearer(key))).status_code == 200
+            assert (await client.get("/healthz")).status_code == 200
+    async with in_memory(redis) as third:
+        assert (await third.get("/v1/models")).status_code == 401, "a front that starts later is closed from the start"
+    await other.aclose()
+
+
+@pytest.mark.parametrize("end", [revoke, expire])
+async def test_it_does_not_open_again_with_the_end_of_the_last_key(
+    redis: Redis, end: Callable[[Redis, str], Awaitable[None]]
+) -> None:
+    key = await make(redis)
+    await end(redis, key)
+    assert await Keyring(Broker(redis)).everyone() == {}, "and an operator who looks changes nothing"
+    async with in_memory(redis) as client:
+        assert (await client.get("/v1/models")).status_code == 401
+    async with in_memory(redis, require_key="no") as client:
+        assert (await client.get("/v1/models")).status_code == 200
+
+
+async def test_keys_of_an_older_version_close_it_too(redis: Redis) -> None:
+    """That left no mark but the list of its keys."""
+    key = await make(redis)
+    await redis.delete(keys.KEYS_MADE)
+    async with in_memory(redis) as client:
+        assert (await client.get("/v1/models")).status_code == 401
+    await revoke(redis, key)
+    async with in_memory(redis) as client:
+        assert (await client.get("/v1/models")).status_code == 401
+
+
+class CountingKeyring(Keyring):
+    def __init__(self, broker: Broker) -> None:
+        super().__init__(broker)
+        self.num_reads = 0
+
+    async def has_made_keys(self) -> bool:
+        self.num_reads += 1
+        return await super().has_made_keys()
+
+
+async def test_redis_is_not_asked_for_each_request(redis: Redis) -> None:
+    keyring = CountingKeyring(Broker(redis))
+    first_key = FirstKey(keyring, max_age_s=1000)
+    assert await asyncio.gather(*(first_key.is_made() for _ in range(50))) == [False] * 50
+    assert keyring.num_reads == 1
+    await make(redis)
+    always = FirstKey(keyring, max_age_s=0)
+    assert [await always.is_made() for _ in range(3)] == [True] * 3
+    assert keyring.num_reads == 2, "once it is known it is known for good"
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    server = start_redis(tmp_path)
+    yield server
+    server.stop()
+
+
+async def test_without_redis_nobody_gets_in_without_a_key(own_redis: RedisServer) -> None:
+    """Not to what needs no worker, either: the echo of local inference."""
+    redis = connect(own_redis.url)
+    async with in_memory(redis) as client:
+        own_redis.stop()
+        answer = await client.post("/api/inference", json={"task": "echo", "inputs": "a"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "broker_unavailable")
+    await redis.aclose()
+
+
+async def test_a_redis_that_hangs_lets_nobody_in_and_keeps_nobody_waiting(own_redis: RedisServer) -> None:
+    redis = connect(own_redis.url)
+    async with in_memory(redis) as client:
+        os.kill(own_redis.pid, signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(BOUND_S):
+                asked = [client.post("/api/inference", json={"task": "echo", "inputs": "a"}) for _ in range(3)]
+                answers = await asyncio.gather(*asked)
+        finally:
+            os.kill(own_redis.pid, signal.SIGCONT)
+    assert [answer.status_code for answer in answers] == [503] * 3
+    await redis.aclose()
+
+
+# What is under way
+
+
+async def begun(coming: AsyncIterator[Frame]) -> None:
+    """Read a stream up to its first word."""
+    async with asyncio.timeout(BOUND_S):
+        async for frame in coming:
+            if frame.text:
+                return
+
+
+async def rest(coming: AsyncIterator[Frame]) -> list[Frame]:
+    async with asyncio.timeout(BOUND_S):
+        return [frame async for frame in coming]
+
+
+def told(frames: list[Frame]) -> tuple[str, str]:
+    """The code of the error that a stream ended with, and its very last words."""
+    return frames[-2].json["error"]["code"], frames[-1].data
+
+
+@pytest.mark.parametrize(
+    ("lose", "code"), [(revoke, "invalid_api_key"), (expire, "invalid_api_key"), (narrow, "permission_denied")]
+)
+async def test_a_running_stream_ends_with_its_key(
+    redis: Redis, worker: EchoWorker, lose: Callable[[Redis, str], Awaitable[None]], code: str
+) -> None:
+    """And so does the work, as if its caller had left. Another key's stream beside it goes on."""
+    worker.gate.clear()
+    lost, kept = await make(redis), await make(redis, "di")
+    async with live(redis) as (client, _):
+        streams = [client.stream("POST", "/v1/completions", json=ASK, headers=bearer(key)) for key in (lost, kept)]
+        async with streams[0] as ending, streams[1] as lasting:
+            coming, going_on = read(ending.aiter_lines()), read(lasting.aiter_lines())
+            await begun(coming)
+            await begun(going_on)
+            await lose(redis, lost)
+            assert told(await rest(coming)) == (code, "[DONE]")
+
+            async def is_cancelled() -> bool:
+                return await states(redis) == ["cancelled", "running"]
+
+            await until(is_cancelled, "the work has ended")
+            worker.gate.set()
+            frames = await rest(going_on)
+            assert "".join(frame.text for frame in frames) == "b c"
+
+
+async def test_an_answer_that_is_waited_for_is_refused(redis: Redis, worker: EchoWorker) -> None:
+    worker.gate.clear()
+    key = await make(redis)
+    async with live(redis) as (client, _):
+        waiting = asyncio.create_task(client.post("/generate", json={"prompts": ["a b c"]}, headers=bearer(key)))
+        await until(lambda: len(worker.jobs) == 1, "the job is being worked at")
+        await revoke(redis, key)
+        async with asyncio.timeout(BOUND_S):
+            answer = await waiting
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+    await until(lambda: is_state(redis, worker.jobs[0].id, "cancelled"), "the work has ended")
+
+
+async def is_state(redis: Redis, job_id: str, expected: str) -> bool:
+    return await state(redis, job_id) == expected
+
+
+async def test_a_job_for_later_goes_on_and_is_the_tenants(redis: Redis, worker: EchoWorker) -> None:
+    """Keys are changed without a loss: the follower is cut off, and the tenant's other key reads the result."""
+    worker.gate.clear()
+    old, new = await make(redis), await make(redis)
+    async with live(redis) as (client, front):
+        later = bearer(old) | {"Prefer": "respond-async"}
+        location = (await client.post("/v1/completions", json=ASK, headers=later)).headers["Location"]
+        async with client.stream("GET", f"{location}/events", headers=bearer(old)) as followed:
+            coming = read(followed.aiter_lines())
+            await begun(coming)
+            await revoke(redis, old)
+            assert told(await rest(coming))[0] == "invalid_api_key"
+        worker.gate.set()
+
+        async def is_done() -> bool:
+            answer = await client.get(location, headers=bearer(new))
+            return bool(answer.json()["state"] == "done")
+
+        await until(is_done, "the job is done")
+        assert 'outcome="done"' in front.metrics.render().decode()
+
+
+async def test_streams_without_a_key_end_when_the_fleet_closes(redis: Redis, worker: EchoWorker) -> None:
+    worker.gate.clear()
+    async with live(redis) as (client, _), live(redis, require_key="no") as (other, _):
+        streams = [front.stream("POST", "/v1/completions", json=ASK) for front in (client, other)]
+        async with streams[0] as ending, streams[1] as lasting:
+            coming, going_on = read(ending.aiter_lines()), read(lasting.aiter_lines())
+            await begun(coming)
+            await begun(going_on)
+            await make(redis)
+            assert told(await rest(coming))[0] == "invalid_api_key"
+            worker.gate.set()
+            assert "".join(frame.text for frame in await rest(going_on)) == "b c"
+
+
+async def test_a_key_that_is_revoked_while_a_body_comes_opens_nothing(
+    redis: Redis, worker: EchoWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.caller.FRESH_S", 0.0)
+    key = await make(redis)
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"prompts": '
+        await revoke(redis, key)
+        yield b'["a"]}'
+
+    async with in_memory(redis) as client:
+        headers = bearer(key) | {"Content-Type": "application/json", "Prefer": "respond-async"}
+        answer = await client.post("/generate", content=body(), headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+    assert await states(redis) == []
