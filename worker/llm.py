@@ -73,6 +73,8 @@ PuzzleInput = str | Sequence[str] | Sequence[Sequence[int]]
 
 Result = TypeVar("Result")
 
+_LOOK_UP_S = 0.5
+
 
 class ModelSettings(TypedDict, total=False):
     """The settings of a fleet that say how a model is loaded and run (docs/settings.md); each has its default."""
@@ -281,12 +283,21 @@ class LLM:
 
         # All are encoded before the first begins, so that they share their steps from the first one on.
         prepared = [self._prepare(prompt, own) for prompt, own in zip(prompts, each, strict=True)]
-        return _results([self._begin_answer(one) for one in prepared])
+        return self._results(prepared, self._begin_answer)
 
     def _run(self, tasks: Sequence[Task]) -> list[Done]:
         """Return what tasks without an answer in words come to, all of them computed together."""
-        prepared = [self._encode(task) for task in tasks]
-        return _results([self._begin(one) for one in prepared])
+        return self._results([self._encode(task) for task in tasks], self._begin)
+
+    def _results(self, prepared: "Sequence[_Prepared]", begin: "Callable[[_Prepared], Future[Result]]") -> list[Result]:
+        """Return all results, or raise the first error. However the caller leaves, nothing goes on for them."""
+        try:
+            futures = [begin(one) for one in prepared]
+            _wait_for(futures)
+            return [future.result() for future in futures]
+        finally:
+            for one in prepared:
+                self._drop(one.key)
 
     def _prepare(self, prompt: Prompt, params: SamplingParams) -> "_Prepared":
         return self._encode(params.task(prompt, self.info.context_window))
@@ -427,17 +438,16 @@ def _end(thread: EngineThread, mail: _Mail) -> None:
     mail.end_all(ClientGone("The LLM was closed."))
 
 
-def _results(futures: "Sequence[Future[Result]]") -> list[Result]:
-    """Return all results, or raise the first error. Nothing goes on for a caller who has left."""
-    try:
-        wait(futures, return_when=FIRST_EXCEPTION)
-        for future in futures:
-            if future.done():
-                future.result()
-        return [future.result() for future in futures]
-    finally:
-        for future in futures:
-            future.cancel()
+def _wait_for(futures: "Sequence[Future[Any]]") -> None:
+    """Return when all have ended well. Raises the first error.
+
+    It looks up now and then: a Ctrl-C that comes just before a wait begins does not end that wait.
+    """
+    open_ones = set(futures)
+    while open_ones:
+        ended, open_ones = wait(open_ones, timeout=_LOOK_UP_S, return_when=FIRST_EXCEPTION)
+        for future in ended:
+            future.result()
 
 
 def _ignore(_: Emission) -> None:
