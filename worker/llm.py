@@ -499,9 +499,20 @@ def _turn(message: Mapping[str, Any]) -> Turn:
         role = "system"
     if role not in ("system", "user", "assistant"):
         raise _invalid("messages", f"expected the role system, developer, user or assistant, got {role!r}")
-    if not isinstance(content, str):
-        raise _invalid("messages", f"expected a text as content, got {type(content).__name__}")
-    return Turn(role, _text(content, "messages", may_be_empty=True))
+    return Turn(role, _text(_content(content), "messages", may_be_empty=True))
+
+
+def _content(value: Any) -> str:
+    """A text, or parts of type `text`, as OpenAI's clients write them."""
+    parts = [{"type": "text", "text": value}] if isinstance(value, str) else value
+    if not isinstance(parts, Sequence) or not parts:
+        raise _invalid("messages", f"expected a text as content, got {type(value).__name__}")
+    text = ""
+    for part in parts:
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise _invalid("messages", "expected parts of type 'text', each with a text")
+        text += part["text"]
+    return text
 
 
 def _prompts(value: Any) -> list[Prompt]:
