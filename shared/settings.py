@@ -301,6 +301,14 @@ def resolve(argv_values: Mapping[str, Any], env: Mapping[str, str], yaml_path: P
     return Resolved(settings, origins)
 
 
+def settings_of(values: Mapping[str, Any]) -> Settings:
+    """Settings that a program gives by name, and defaults; no file or variable is read. Raises SettingsError."""
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(problem, {}) for problem in error.errors())) from None
+
+
 def _without_outranked_models(layers: Sequence[Layer]) -> list[Layer]:
     """A model path outranks a list of models from a lower layer: without it there, the path decides."""
     decided = next((rank for rank, layer in enumerate(layers) if "model_path" in layer), len(layers))

@@ -1,0 +1,350 @@
+"""The engine from Python: whoever calls, however they leave, nobody hangs and nothing goes on for nobody.
+
+On the echo, which needs no torch. That answers equal those over HTTP: `tests/e2e/test_llm.py`.
+"""
+
+import asyncio
+import dataclasses
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Rows
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from api.schemas.openai import CompletionRequest
+from shared.errors import ClientGone, ContextExceeded, Draining, FleetError, InvalidRequest, WorkerFailed
+from shared.settings import Settings, SettingsError
+from tests.polling import until, wait_until
+from worker import llm as module
+from worker.llm import LLM, ModelSettings, SamplingParams
+from worker.runners.base import RunnerOptions
+from worker.runners.echo import Echo
+from worker.sequence import Sequence, Slice, StepResult
+
+LONG = SamplingParams(max_tokens=2000)
+
+
+class Watched(Echo):
+    """An echo that tells what is asked of it. Its step `held_at` begins and does not end before `gate` is open."""
+
+    def __init__(self, options: RunnerOptions) -> None:
+        super().__init__(options)
+        self.num_steps = 0
+        self.released: list[str] = []
+        self.held_at: int | None = None
+        self.holds = threading.Event()
+        self.gate = threading.Event()
+        self.interrupts = False
+
+    def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
+        self.num_steps += 1
+        if self.num_steps == self.held_at:
+            self.holds.set()
+            if self.interrupts:
+                os.kill(os.getpid(), signal.SIGINT)
+            assert self.gate.wait(60)
+        return super().step(slices)
+
+    def release(self, sequence: Sequence) -> None:
+        super().release(sequence)
+        self.released.append(sequence.key)
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    """The runner of every LLM that is made in the test."""
+    runner = Watched(RunnerOptions("echo", name="echo", max_batch=4, context_window=2048))
+
+    def load(settings: Settings) -> list[Any]:
+        (model,) = load_models(settings)
+        return [dataclasses.replace(model, runner=runner)]
+
+    load_models = module.load_models
+    monkeypatch.setattr(module, "load_models", load)
+    return runner
+
+
+@pytest.fixture
+def llm(watched: Watched) -> Iterator[LLM]:
+    with LLM("echo") as made:
+        yield made
+
+
+def engine_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "engine"}
+
+
+def texts(outputs: list[module.RequestOutput]) -> list[str]:
+    return [choice.text for output in outputs for choice in output.outputs]
+
+
+def test_answers_stand_in_the_order_of_their_prompts(llm: LLM) -> None:
+    """More prompts than places, of unlike lengths, some of several choices."""
+    prompts = [f"prompt {number} " for number in range(9)]
+    params = [SamplingParams(max_tokens=20 - number, n=1 + number % 2) for number in range(9)]
+    outputs = llm.generate(prompts, params)
+    assert [output.prompt for output in outputs] == prompts
+    for prompt, own, output in zip(prompts, params, outputs, strict=True):
+        assert [choice.text for choice in output.outputs] == [(prompt * 3)[: own.max_tokens]] * (own.n)
+        assert [choice.index for choice in output.outputs] == list(range(own.n))
+        assert {choice.finish_reason for choice in output.outputs} == {"length"}
+        assert output.prompt_token_ids == tuple(map(ord, prompt))
+
+
+def test_every_form_of_a_prompt(llm: LLM) -> None:
+    ids = [ord(character) for character in "abc"]
+    for prompts in ("abc", ["abc"], ids, [ids], tuple(ids), {"prompt": "abc"}, [{"prompt_token_ids": ids}]):
+        assert texts(llm.generate(prompts, SamplingParams(max_tokens=4))) == ["abca"], prompts  # type: ignore[arg-type]
+    assert llm.generate([]) == []
+
+
+async def test_it_works_where_an_event_loop_runs(llm: LLM) -> None:
+    """As in a notebook: the calls that wait do not want a loop of their own."""
+    assert texts(llm.generate("abc", SamplingParams(max_tokens=4))) == ["abca"]
+    chunks = [chunk async for chunk in llm.stream_generate("abc", SamplingParams(max_tokens=4, n=2))]
+    for index in range(2):
+        own = [chunk for chunk in chunks if chunk.index == index]
+        assert "".join(chunk.text for chunk in own) == "abca"
+        assert [chunk.finish_reason for chunk in own if chunk.finish_reason] == ["length"]
+
+
+def test_many_threads_share_one(llm: LLM) -> None:
+    def ask(number: int) -> str:
+        (text,) = texts(llm.generate(f"{number},", SamplingParams(max_tokens=30)))
+        return text
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(40)))
+    assert answers == [(f"{number}," * 30)[:30] for number in range(40)]
+
+
+def test_ctrl_c_drops_what_was_asked(llm: LLM, watched: Watched) -> None:
+    watched.held_at, watched.interrupts = 5, True
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(["one ", "two "], LONG)
+    watched.gate.set()
+    wait_until(lambda: len(watched.released) == 2, "both prompts are dropped")
+    assert watched.num_steps == 5
+    assert texts(llm.generate("abc", SamplingParams(max_tokens=4))) == ["abca"]
+
+
+async def test_a_stream_that_is_closed_early_computes_no_more(llm: LLM, watched: Watched) -> None:
+    watched.held_at = 5
+    stream = llm.stream_generate("abc", LONG)
+    await anext(stream)
+    await stream.aclose()  # type: ignore[attr-defined]
+    watched.gate.set()
+    await until(lambda: watched.released != [], "the sequence is dropped")
+    assert watched.num_steps <= 5
+
+
+async def test_a_stream_whose_reader_is_cancelled_computes_no_more(llm: LLM, watched: Watched) -> None:
+    watched.held_at = 5
+    begun = asyncio.Event()
+
+    async def read() -> None:
+        async for _ in llm.stream_generate("abc", LONG):
+            begun.set()
+
+    reader = asyncio.create_task(read())
+    await begun.wait()
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    watched.gate.set()
+    await until(lambda: watched.released != [], "the sequence is dropped")
+    assert watched.num_steps <= 5
+
+
+def test_a_loop_that_is_closed_under_its_stream_harms_nobody(llm: LLM, watched: Watched) -> None:
+    watched.held_at = 5
+    loop = asyncio.new_event_loop()
+    stream = llm.stream_generate("abc", LONG)
+    loop.run_until_complete(anext(stream))  # type: ignore[arg-type]
+    loop.close()
+    watched.gate.set()
+    wait_until(lambda: watched.released != [], "the sequence is dropped")
+    assert texts(llm.generate("abc", SamplingParams(max_tokens=4))) == ["abca"]
+
+
+def test_a_future_that_is_cancelled_is_dropped(llm: LLM, watched: Watched) -> None:
+    watched.held_at = 5
+    future = llm.submit("abc", LONG)
+    assert watched.holds.wait(30)
+    assert future.cancel()
+    watched.gate.set()
+    wait_until(lambda: watched.released != [], "it is dropped")
+    assert watched.num_steps == 5
+    assert llm.submit("xyz", SamplingParams(max_tokens=4)).result(timeout=30).outputs[0].text == "xyzx"
+
+
+def test_one_prompt_that_fails_ends_the_call(llm: LLM, watched: Watched) -> None:
+    """With its own error, and without waiting for the others."""
+
+    def step(slices: Rows[Slice]) -> list[StepResult | FleetError]:
+        results = Echo.step(watched, slices)
+        for place, part in enumerate(slices):
+            if part.sequence.encoded.prompt_ids == (ord("!"),):
+                results[place] = WorkerFailed("no numbers")
+        return results
+
+    watched.step = step  # type: ignore[method-assign]
+    with pytest.raises(WorkerFailed, match="no numbers"):
+        llm.generate(["abc", "!", "xyz"], LONG)
+    wait_until(lambda: len(watched.released) == 3, "the others are dropped")
+
+
+def test_nobody_waits_for_an_engine_that_broke(llm: LLM, watched: Watched) -> None:
+    def release(sequence: Sequence) -> None:
+        raise RuntimeError("a fault of our own")
+
+    watched.release = release  # type: ignore[method-assign]
+    with pytest.raises(WorkerFailed):
+        llm.generate(["abc", "xyz"], SamplingParams(max_tokens=4))
+    with pytest.raises(WorkerFailed):
+        llm.generate("abc")
+
+
+def test_closing_ends_what_is_in_hand_and_frees_the_model(watched: Watched) -> None:
+    before = engine_threads()
+    llm = LLM("echo")
+    watched.held_at = 5
+    future = llm.submit("abc", LONG)
+    assert watched.holds.wait(30)
+    watched.gate.set()
+    llm.close()
+    llm.close()
+    with pytest.raises(ClientGone):
+        future.result(timeout=0)
+    for call in (lambda: llm.generate("abc"), lambda: llm.score("a", "b"), lambda: llm.submit("abc")):
+        with pytest.raises(Draining):
+            call()
+    assert engine_threads() <= before
+
+
+def test_an_llm_that_nobody_holds_is_gone() -> None:
+    before = engine_threads()
+    llm = LLM("echo")
+    assert texts(llm.generate("abc", SamplingParams(max_tokens=4))) == ["abca"]
+    remains = weakref.ref(llm)
+    del llm
+    gc.collect()
+    assert remains() is None
+    assert engine_threads() <= before
+
+
+@pytest.mark.parametrize("end", ["", "raise SystemExit(0)", "llm.close()"])
+def test_a_program_may_end_in_the_middle(end: str) -> None:
+    program = (
+        f"from worker.llm import *; llm = LLM('echo'); f = llm.submit('abc', SamplingParams(max_tokens=2000)); {end}"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_it_loads_neither_redis_nor_a_server() -> None:
+    program = "import sys; from worker.llm import LLM; LLM('echo').generate('hi'); print({*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert not {"redis", "fastapi", "uvicorn", "torch"} & eval(done.stdout)
+
+
+WRONG: dict[str, tuple[Callable[[LLM], object], str]] = {
+    "an empty prompt": (lambda llm: llm.generate(["a", ""]), "prompts"),
+    "half a character": (lambda llm: llm.generate("\ud800"), "prompts"),
+    "a number": (lambda llm: llm.generate(3), "prompts"),  # type: ignore[arg-type]
+    "no prompt in it": (lambda llm: llm.generate({"text": "a"}), "prompts"),
+    "ids with a boolean": (lambda llm: llm.generate([[1, True]]), "prompts"),
+    "ids beyond the vocabulary": (lambda llm: llm.generate([[1, 2**30]]), "prompt"),
+    "too few parameters": (lambda llm: llm.generate(["a", "b"], [SamplingParams()]), "sampling_params"),
+    "a text for a dialogue": (lambda llm: llm.chat("hello"), "messages"),  # type: ignore[arg-type]
+    "a turn of nobody": (lambda llm: llm.chat([{"role": "robot", "content": "a"}]), "messages"),
+    "a turn without words": (lambda llm: llm.chat([{"role": "user", "content": None}]), "messages"),
+    "an empty continuation": (lambda llm: llm.score("a", ["b", ""]), "continuations"),
+    "more contexts": (lambda llm: llm.score(["a", "b"], ["c"]), "contexts"),
+    "one puzzle": (lambda llm: llm.solve("." * 81), "puzzles"),
+    "a puzzle for a model of texts": (lambda llm: llm.solve(["." * 81]), "model"),
+    "temperature": (lambda llm: SamplingParams(temperature=float("nan")), "temperature"),
+    "stop": (lambda llm: SamplingParams(stop=["a", ""]), "stop"),
+    "logit_bias": (lambda llm: SamplingParams(logit_bias={-1: 1.0}), "logit_bias"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_named(llm: LLM, case: str) -> None:
+    call, field = WRONG[case]
+    with pytest.raises(InvalidRequest) as caught:
+        call(llm)
+    assert caught.value.field == field
+
+
+def test_what_is_too_long_is_refused_unless_it_may_be_cut(llm: LLM) -> None:
+    prompt = "abc" * 3000
+    with pytest.raises(ContextExceeded):
+        llm.generate(prompt)
+    cut = SamplingParams(max_tokens=4, truncate_prompt_tokens=5)
+    assert texts(llm.generate(prompt, cut)) == ["bcab"]
+    assert len(texts(llm.generate("abc", SamplingParams(max_tokens=None)))[0]) == 2048 - 3
+
+
+def test_settings_are_those_of_a_model(tmp_path: object) -> None:
+    assert ModelSettings.__annotations__.keys() < Settings.model_fields.keys()
+    with pytest.raises(SettingsError, match=r"^port: no setting of a model"):
+        LLM("echo", port=80)  # type: ignore[call-arg]
+    with pytest.raises(SettingsError, match=r"^quantize: .*got 'int3'"):
+        LLM("echo", quantize="int3")  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="There is no model at"):
+        LLM(f"{tmp_path}/nowhere")
+
+
+FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "n": st.integers(0, 17),
+    "max_tokens": st.integers(0, 40),
+    "temperature": st.floats(-0.1, 2.1),
+    "top_p": st.floats(0, 1.1),
+    "top_k": st.integers(-2, 9),
+    "min_p": st.floats(-0.1, 1.1),
+    "repetition_penalty": st.floats(0, 101),
+    "presence_penalty": st.floats(-2.1, 2.1),
+    "frequency_penalty": st.floats(-2.1, 2.1),
+    "logit_bias": st.dictionaries(st.integers(0, 9), st.floats(-100.1, 100.1), max_size=2),
+    "seed": st.integers(-(2**63) - 1, 2**64),
+    "stop": st.lists(st.text("ab", max_size=2), max_size=2),
+    "stop_token_ids": st.lists(st.integers(-1, 9), max_size=2),
+    "ignore_eos": st.booleans(),
+    "min_tokens": st.integers(-1, 40),
+    "logprobs": st.integers(-1, 5),
+    "truncate_prompt_tokens": st.integers(-2, 9),
+}
+
+
+@given(st.fixed_dictionaries({}, optional=FIELDS))
+def test_parameters_mean_what_they_mean_over_http(fields: dict[str, Any]) -> None:
+    """Whatever a body may say can be said here and is the same task; what is no number of its range is refused by both,
+    but for the front's own cap on choices."""
+    fields = {"seed": 1} | fields
+    named = {str(token): bias for token, bias in fields.get("logit_bias", {}).items()}
+    try:
+        body = CompletionRequest.model_validate({"prompt": "x"} | fields | {"logit_bias": named})
+    except ValidationError:
+        if fields.get("n", 1) <= 16:
+            with pytest.raises(InvalidRequest):
+                SamplingParams(**fields)
+        return
+    if body.max_tokens is None and body.min_tokens > 16:
+        return  # here, as in vLLM, the default limit counts
+    expected = body.task("x", body.max_tokens or 16)
+    task = SamplingParams(**fields).task("x", 100)
+    assert task.sampling == expected.sampling
+    assert task.max_prompt_tokens == expected.max_prompt_tokens
+    assert (task.overflow == "truncate") == (expected.overflow == "truncate")

@@ -1,0 +1,583 @@
+"""The engine from Python: one model in this process, without HTTP and without Redis.
+
+    from worker.llm import LLM, SamplingParams
+
+    with LLM("models/sample-hrm-text") as llm:
+        (output,) = llm.generate("Compute: 347 + 285", SamplingParams(temperature=0, max_tokens=100))
+        print(output.outputs[0].text)
+
+The names are vLLM's. One thread steps the engine; every method may be called from any thread, and from a notebook,
+whose event loop is already running. Answers are those that the same model gives over HTTP.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, InvalidStateError, wait
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypedDict, TypeGuard, TypeVar, Unpack
+
+from shared.errors import ClientGone, Draining, FleetError, InvalidRequest, WorkerFailed, from_event
+from shared.messages import (
+    Chat,
+    Classify,
+    ContinuationScore,
+    Detokenize,
+    Done,
+    Embed,
+    Failed,
+    Generate,
+    Grid,
+    Halt,
+    Label,
+    ModelInfo,
+    Prompt,
+    Score,
+    Solution,
+    Solve,
+    Task,
+    Text,
+    Tokenize,
+    Turn,
+)
+from shared.settings import SAMPLE_MODEL, Settings, SettingsError, settings_of
+from shared.vectors import unpack
+from worker import device
+from worker.engine import Engine
+from worker.engine_thread import EngineThread
+from worker.loading import load_models
+from worker.machine import survey
+from worker.outputs import Answers, StreamChunk, chunk_of
+from worker.outputs import CompletionOutput as CompletionOutput
+from worker.outputs import Logprob as Logprob
+from worker.outputs import RequestOutput as RequestOutput
+from worker.progress import Pulse
+from worker.request import Emission, Work
+from worker.runners.base import Runner
+from worker.sampling_params import SamplingParams as SamplingParams
+from worker.sequence import Encoded
+from worker.shapes import shape_of
+
+PromptInput = str | Sequence[int] | Mapping[str, Any]
+"""A text, token ids, or one of them as `{"prompt": text}` or `{"prompt_token_ids": ids}`."""
+Messages = Sequence[Mapping[str, Any]]
+"""A dialogue, each turn as `{"role": "user", "content": "..."}`."""
+TextInput = str | Sequence[int]
+PuzzleInput = str | Sequence[str] | Sequence[Sequence[int]]
+
+Result = TypeVar("Result")
+
+_LOOK_UP_S = 0.5
+
+
+class ModelSettings(TypedDict, total=False):
+    """The settings of a fleet that say how a model is loaded and run (docs/settings.md); each has its default."""
+
+    tokenizer_path: str | Path
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    dtype: Literal["auto", "float32", "float16", "bfloat16"]
+    quantize: Literal["none", "int8"]
+    max_batch_size: int
+    context_window: int
+    threads: int | Literal["auto"]
+    scoring: Literal["strict", "aios_compat"]
+    segments: Literal["compat", "max", "q_halt"]
+    attention: Literal["bidirectional", "causal"]
+    condition: str
+    chat_template: str | Path
+    use_ema: bool
+    kv_memory_mib: int | Literal["auto"]
+    kv_memory_fraction: float
+    max_gpu_memory_gb: float
+    page_size: int
+    cuda_graphs: bool
+    compile_layers: bool
+    prefix_cache: bool
+    step_tokens: int
+
+
+class LLM:
+    """A model directory or file, loaded. `info` tells what was found there.
+
+    Raises SettingsError for a model or a setting that cannot be used. Methods raise the errors of `shared.errors`, such
+    as InvalidRequest for what the model cannot do and ContextExceeded for what is too long for it.
+
+    Loading sets the number of torch's threads for the whole process, and lets malloc keep memory that is freed; `close`
+    gives that back.
+    """
+
+    def __init__(self, model: str | Path = SAMPLE_MODEL, **settings: Unpack[ModelSettings]) -> None:
+        chosen = _settings(model, settings)
+        _prepare_process(chosen)
+        (loaded,) = load_models(chosen)
+        self.info: ModelInfo = loaded.info
+
+        # The thread knows the mail and not this object, which so can be freed, and the thread ended with it.
+        work = threading.Event()
+        self._mail = _Mail()
+        engine = Engine(loaded.runner, self._mail.deliver, work.set)
+        broken = WorkerFailed("The engine broke down.")
+        thread = EngineThread(work, Pulse(), on_death=partial(self._mail.end_all, broken))
+        thread.add(engine)
+        thread.start()
+        self._parts: _Parts | None = _Parts(loaded.runner, engine, thread)
+        self._finalizer = weakref.finalize(self, _end, thread, self._mail)
+
+        self._keys = itertools.count()
+        self._encoding = threading.Lock()
+
+    def close(self) -> None:
+        """Drop what is in hand, end the engine's thread and free the model. May be called again."""
+        self._finalizer()
+        self._parts = None
+        device.give_back_memory()
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def generate(
+        self,
+        prompts: PromptInput | Sequence[PromptInput],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer all prompts in one batch. `sampling_params` are for all of them, or one for each.
+
+        The first prompt that fails ends the call with its error, and the other prompts with it. So does Ctrl-C.
+        """
+        return self._generate(_prompts(prompts), sampling_params)
+
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer a dialogue, or each of several, written as the model's chat template says."""
+        dialogues: Sequence[Any] = [messages] if _is_dialogue(messages) else messages
+        return self._generate([_chat(dialogue) for dialogue in dialogues], sampling_params)
+
+    def submit(self, prompt: PromptInput, sampling_params: SamplingParams | None = None) -> "Future[RequestOutput]":
+        """Begin to answer one prompt, and return at once. Cancelling the future drops the prompt."""
+        return self._begin_answer(self._prepare(_prompt(prompt), sampling_params or SamplingParams()))
+
+    async def stream_generate(
+        self, prompt: PromptInput | Messages, sampling_params: SamplingParams | None = None
+    ) -> AsyncIterator[StreamChunk]:
+        """Answer a prompt, or a dialogue, chunk by chunk. Closing the iterator early drops the rest."""
+        asked = _chat(prompt) if _is_dialogue(prompt) else _prompt(prompt)
+        started = await asyncio.to_thread(self._prepare, asked, sampling_params or SamplingParams())
+        key = started.key
+        loop = asyncio.get_running_loop()
+        news: asyncio.Queue[Emission] = asyncio.Queue()
+
+        def hear(emission: Emission) -> None:
+            try:
+                loop.call_soon_threadsafe(news.put_nowait, emission)
+            except RuntimeError:  # the loop was closed under the iterator: nobody will read on
+                self._drop(key)
+
+        self._start(started, hear)
+        try:
+            while True:
+                emission = await news.get()
+                if isinstance(emission.ended, Failed):
+                    raise from_event(emission.ended)
+                yield chunk_of(emission)
+                if emission.ended is not None:
+                    return
+        finally:
+            self._drop(key)
+
+    def score(
+        self,
+        contexts: TextInput | Sequence[TextInput],
+        continuations: TextInput | Sequence[TextInput],
+        *,
+        condition: str | None = None,
+        method: Literal["strict", "aios_compat"] | None = None,
+    ) -> list[ContinuationScore]:
+        """Return of each continuation its log-likelihood (nats), its number of tokens, and whether it is greedy.
+
+        Contexts and continuations are pairs, or one context has all the continuations. Each distinct context is
+        computed once.
+        """
+        tails = _texts(continuations, "continuations")
+        heads = _texts(contexts, "contexts", may_be_empty=True)
+        if len(heads) == 1:
+            heads *= len(tails)
+        if len(heads) != len(tails):
+            problem = f"expected one, or as many as continuations, which are {len(tails)}; got {len(heads)}"
+            raise InvalidRequest(f"contexts: {problem}.", field="contexts")
+
+        places: dict[Text, list[int]] = {}
+        for place, head in enumerate(heads):
+            places.setdefault(head, []).append(place)
+        tasks = []
+        for head, group in places.items():
+            tasks.append(Score(head, tuple(tails[place] for place in group), condition, method))
+
+        found: dict[int, ContinuationScore] = {}
+        for group, done in zip(places.values(), self._run(tasks), strict=True):
+            found.update(zip(group, done.scores, strict=True))
+        return [found[place] for place in range(len(tails))]
+
+    def score_rolling(
+        self, texts: TextInput | Sequence[TextInput], *, condition: str | None = None
+    ) -> list[ContinuationScore]:
+        """Return the log-likelihood (nats) of each whole text, of any length, and its number of tokens."""
+        tasks = [Score("", (text,), condition, rolling=True) for text in _texts(texts, "texts")]
+        return [done.scores[0] for done in self._run(tasks)]
+
+    def embed(self, texts: TextInput | Sequence[TextInput], *, normalize: bool = True) -> list[list[float]]:
+        """Return a vector for each text, of length 1 if `normalize`."""
+        tasks = [Embed(text, normalize) for text in _texts(texts, "texts")]
+        return [unpack(done.embedding or b"") for done in self._run(tasks)]
+
+    def classify(self, texts: TextInput | Sequence[TextInput], *, top_k: int | None = None) -> list[list[Label]]:
+        """Return the labels that a classifier gives each text, likeliest first: `top_k` of them, or all."""
+        tasks = [Classify(text, top_k) for text in _texts(texts, "texts")]
+        return [list(done.labels) for done in self._run(tasks)]
+
+    def solve(
+        self,
+        puzzles: Sequence[PuzzleInput],
+        *,
+        identifier: int | str | None = None,
+        halt: Halt | None = None,
+        max_steps: int | None = None,
+    ) -> list[Solution]:
+        """Solve a list of puzzles, each a Sudoku in one string, or the rows of a grid."""
+        if isinstance(puzzles, str):
+            raise InvalidRequest("puzzles: expected a list of puzzles, got a text.", field="puzzles")
+        tasks = [Solve(_puzzle(puzzle), identifier, halt, max_steps) for puzzle in puzzles]
+        return [done.solution for done in self._run(tasks) if done.solution is not None]
+
+    def tokenize(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """Return a text's token ids."""
+        (done,) = self._run([Tokenize(text, add_special_tokens)])
+        assert done.tokenized is not None
+        return done.tokenized.ids
+
+    def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Return the text of token ids."""
+        (done,) = self._run([Detokenize(_ids(token_ids, "token_ids"), skip_special_tokens)])
+        return done.text or ""
+
+    def _generate(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[RequestOutput]:
+        if params is None:
+            params = SamplingParams()
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
+        if len(each) != len(prompts):
+            problem = f"expected one, or as many as prompts, which are {len(prompts)}; got {len(each)}"
+            raise InvalidRequest(f"sampling_params: {problem}.", field="sampling_params")
+
+        # All are encoded before the first begins, so that they share their steps from the first one on.
+        prepared = [self._prepare(prompt, own) for prompt, own in zip(prompts, each, strict=True)]
+        return self._results(prepared, self._begin_answer)
+
+    def _run(self, tasks: Sequence[Task]) -> list[Done]:
+        """Return what tasks without an answer in words come to, all of them computed together."""
+        return self._results([self._encode(task) for task in tasks], self._begin)
+
+    def _results(self, prepared: "Sequence[_Prepared]", begin: "Callable[[_Prepared], Future[Result]]") -> list[Result]:
+        """Return all results, or raise the first error. However the caller leaves, nothing goes on for them."""
+        try:
+            futures = [begin(one) for one in prepared]
+            _wait_for(futures)
+            return [future.result() for future in futures]
+        finally:
+            for one in prepared:
+                self._drop(one.key)
+
+    def _prepare(self, prompt: Prompt, params: SamplingParams) -> "_Prepared":
+        return self._encode(params.task(prompt, self.info.context_window))
+
+    def _encode(self, task: Task) -> "_Prepared":
+        """A tokenizer is not for two threads at once."""
+        parts = self._open_parts()
+        try:
+            with self._encoding:
+                encoded = parts.runner.encode(task)
+        except FleetError:
+            raise
+        except Exception as error:  # the seam to a tokenizer, whatever it raises, as in worker/intake.py
+            raise WorkerFailed(f"The request could not be tokenized: {error}") from error
+        return _Prepared(str(next(self._keys)), task, encoded)
+
+    def _begin_answer(self, prepared: "_Prepared") -> "Future[RequestOutput]":
+        task = prepared.task
+        assert isinstance(task, Generate)
+        prompt = task.prompt if isinstance(task.prompt, str) else None
+        answers = Answers(prepared.key, prompt, prepared.encoded.prompt_ids, task.sampling.n)
+        return self._begin_future(prepared, answers.add, answers.whole)
+
+    def _begin(self, prepared: "_Prepared") -> "Future[Done]":
+        answer = prepared.encoded.answer
+        if answer is None:
+            return self._begin_future(prepared, _ignore, _as_it_is)
+        future: Future[Done] = Future()
+        future.set_result(answer)
+        return future
+
+    def _begin_future(
+        self, prepared: "_Prepared", add: Callable[[Emission], None], whole: Callable[[Done], Result]
+    ) -> "Future[Result]":
+        future: Future[Result] = Future()
+
+        def hear(emission: Emission) -> None:
+            add(emission)
+            # A future that its owner cancelled meanwhile takes neither.
+            with contextlib.suppress(InvalidStateError):
+                if isinstance(emission.ended, Failed):
+                    future.set_exception(from_event(emission.ended))
+                elif emission.ended is not None:
+                    future.set_result(whole(emission.ended))
+
+        self._start(prepared, hear)
+        future.add_done_callback(partial(self._drop_cancelled, prepared.key))
+        return future
+
+    def _start(self, prepared: "_Prepared", hear: Callable[[Emission], None]) -> None:
+        parts, task = self._open_parts(), prepared.task
+        self._mail.expect(prepared.key, hear)
+        sampling = task.sampling if isinstance(task, Generate) else None
+        parts.engine.submit(Work(prepared.key, prepared.encoded, sampling))
+
+    def _drop_cancelled(self, key: str, future: "Future[Any]") -> None:
+        if future.cancelled():
+            self._drop(key)
+
+    def _drop(self, key: str) -> None:
+        """Compute nothing more for it, unless it has ended."""
+        parts = self._parts
+        if self._mail.forget(key) and parts is not None:
+            parts.engine.abort(key)
+
+    def _open_parts(self) -> "_Parts":
+        parts = self._parts
+        if parts is None:
+            raise Draining("This LLM is closed.")
+        if not parts.thread.is_alive():
+            raise WorkerFailed("The engine's thread is gone: it broke down, or this process was forked from another.")
+        return parts
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What an open LLM holds."""
+
+    runner: Runner
+    engine: Engine
+    thread: EngineThread
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A task in tokens. `key` is its name in the engine."""
+
+    key: str
+    task: Task
+    encoded: Encoded
+
+
+class _Mail:
+    """Hands what steps say to whoever waits for it. `deliver` is called by the engine's thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._listeners: dict[str, Callable[[Emission], None]] = {}
+        self._end: FleetError | None = None
+
+    def expect(self, key: str, hear: Callable[[Emission], None]) -> None:
+        """Let `hear` be called with each emission of `key`, up to its end. Raises what all were ended with."""
+        with self._lock:
+            if self._end is not None:
+                raise self._end
+            self._listeners[key] = hear
+
+    def forget(self, key: str) -> bool:
+        """Return whether it had not ended."""
+        with self._lock:
+            return self._listeners.pop(key, None) is not None
+
+    def deliver(self, emissions: Sequence[Emission]) -> None:
+        for emission in emissions:
+            with self._lock:
+                hear = self._listeners.get(emission.key)
+                if emission.ended is not None:
+                    self._listeners.pop(emission.key, None)
+            if hear is not None:
+                hear(emission)
+
+    def end_all(self, error: FleetError) -> None:
+        """Tell all who wait, and all who come later, that there is nothing to wait for."""
+        with self._lock:
+            self._end = error
+            listeners = self._listeners
+            self._listeners = {}
+        for key, hear in listeners.items():
+            hear(Emission(key, ended=error.as_event()))
+
+
+def _end(thread: EngineThread, mail: _Mail) -> None:
+    """End the engine after its current step, and whatever waits for it. Runs at the latest when the interpreter ends:
+    torch must not compute while it is taken apart."""
+    thread.stop()
+    if threading.current_thread() is not thread:
+        thread.join()
+    mail.end_all(ClientGone("The LLM was closed."))
+
+
+def _wait_for(futures: "Sequence[Future[Any]]") -> None:
+    """Return when all have ended well. Raises the first error.
+
+    It looks up now and then: a Ctrl-C that comes just before a wait begins does not end that wait.
+    """
+    open_ones = set(futures)
+    while open_ones:
+        ended, open_ones = wait(open_ones, timeout=_LOOK_UP_S, return_when=FIRST_EXCEPTION)
+        for future in ended:
+            future.result()
+
+
+def _ignore(_: Emission) -> None:
+    pass
+
+
+def _as_it_is(done: Done) -> Done:
+    return done
+
+
+def _settings(model: str | Path, given: ModelSettings) -> Settings:
+    """Raises SettingsError."""
+    known = ModelSettings.__annotations__
+    strange = sorted(given.keys() - known.keys())
+    if strange:
+        raise SettingsError(f"{strange[0]}: no setting of a model; expected {', '.join(known)}")
+    values: dict[str, Any] = {"model_path": str(model)}
+    for name, value in given.items():
+        values[name] = str(value) if isinstance(value, Path) else value
+    return settings_of(values)
+
+
+def _prepare_process(settings: Settings) -> None:
+    """Threads and malloc as in a worker (`worker/__main__.py`); a number of threads that the user chose stays."""
+    threads = settings.threads
+    if threads == "auto" and "OMP_NUM_THREADS" not in os.environ:
+        threads = shape_of(settings.model_copy(update={"workers": 1}), survey(settings.device)).threads
+    if threads != "auto":
+        device.use_threads(threads)
+    device.keep_freed_memory()
+
+
+def _is_dialogue(value: Any) -> TypeGuard[Messages]:
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    return is_list and len(value) > 0 and isinstance(value[0], Mapping) and "role" in value[0]
+
+
+def _chat(messages: Messages) -> Chat:
+    """Raises InvalidRequest."""
+    if not _is_dialogue(messages):
+        raise _invalid("messages", "expected a list of turns, each with `role` and `content`")
+    return Chat(tuple(map(_turn, messages)))
+
+
+def _turn(message: Mapping[str, Any]) -> Turn:
+    role = message.get("role")
+    content = message.get("content")
+    if role == "developer":
+        role = "system"
+    if role not in ("system", "user", "assistant"):
+        raise _invalid("messages", f"expected the role system, developer, user or assistant, got {role!r}")
+    return Turn(role, _text(_content(content), "messages", may_be_empty=True))
+
+
+def _content(value: Any) -> str:
+    """A text, or parts of type `text`, as OpenAI's clients write them."""
+    parts = [{"type": "text", "text": value}] if isinstance(value, str) else value
+    if not isinstance(parts, Sequence) or not parts:
+        raise _invalid("messages", f"expected a text as content, got {type(value).__name__}")
+    text = ""
+    for part in parts:
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise _invalid("messages", "expected parts of type 'text', each with a text")
+        text += part["text"]
+    return text
+
+
+def _prompts(value: Any) -> list[Prompt]:
+    """One prompt or several. Raises InvalidRequest."""
+    if isinstance(value, str | Mapping) or _is_ids(value):
+        return [_prompt(value)]
+    if not isinstance(value, Sequence):
+        raise _invalid("prompts", f"expected a text, token ids, or a list of prompts, got {type(value).__name__}")
+    return [_prompt(item) for item in value]
+
+
+def _prompt(value: Any) -> Text:
+    """Raises InvalidRequest."""
+    if isinstance(value, Mapping):
+        ids = value.get("prompt_token_ids")
+        value = value.get("prompt") if ids is None else ids
+    return _text_or_ids(value, "prompts")
+
+
+def _texts(value: Any, field: str, *, may_be_empty: bool = False) -> list[Text]:
+    """One text or several. Raises InvalidRequest."""
+    if isinstance(value, str) or _is_ids(value):
+        value = [value]
+    if not isinstance(value, Sequence):
+        raise _invalid(field, f"expected a text, token ids, or a list of them, got {type(value).__name__}")
+    return [_text_or_ids(item, field, may_be_empty=may_be_empty) for item in value]
+
+
+def _text_or_ids(value: Any, field: str, *, may_be_empty: bool = False) -> Text:
+    if isinstance(value, str):
+        return _text(value, field, may_be_empty=may_be_empty)
+    if isinstance(value, Sequence) and (_is_ids(value) or (may_be_empty and not value)):
+        return _ids(value, field)
+    raise _invalid(field, f"expected a text or token ids, got {type(value).__name__}")
+
+
+def _text(value: str, field: str, *, may_be_empty: bool = False) -> str:
+    if not value and not may_be_empty:
+        raise _invalid(field, "expected a text that is not empty")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise _invalid(field, "expected Unicode text, got half a surrogate pair")
+    return value
+
+
+def _is_ids(value: Any) -> bool:
+    is_list = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+    return is_list and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
+
+
+def _ids(value: Sequence[int], field: str) -> tuple[int, ...]:
+    if value and not _is_ids(value):
+        raise _invalid(field, "expected whole numbers")
+    return tuple(value)
+
+
+def _puzzle(value: Any) -> str | Grid:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, Sequence):
+        raise _invalid("puzzles", f"expected a text or rows, got {type(value).__name__}")
+    rows: list[str | tuple[int, ...]] = []
+    for row in value:
+        rows.append(row if isinstance(row, str) else _ids(row, "puzzles"))
+    return tuple(rows)
+
+
+def _invalid(field: str, problem: str) -> InvalidRequest:
+    return InvalidRequest(f"{field}: {problem}.", field=field)

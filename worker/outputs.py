@@ -1,0 +1,141 @@
+"""What the Python interface answers with: the names are vLLM's."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from shared.messages import Done, TokenLogprob
+from worker.request import Emission
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """The log-probability (nats) of a token at one place, and the text that it adds there.
+
+    `rank` 1 is the likeliest token; None is a chosen token that is not among the likeliest.
+    """
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+Logprobs = list[dict[int, Logprob]]
+"""For each token of an answer: the chosen one and the likeliest ones, by their ids."""
+
+
+@dataclass(frozen=True)
+class CompletionOutput:
+    """One answer. `finish_reason` is `stop` or `length`. `logprobs` is None where they were not asked for.
+
+    `q_values` are q_halt and q_continue of the state that gave the last token, of a model with a q head.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    logprobs: Logprobs | None = None
+    cumulative_logprob: float | None = None
+    q_values: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """A prompt and its `n` answers. `prompt` is None where it was given as ids or as a dialogue.
+
+    `prompt_token_ids` are those that were read. The keys and values of `num_cached_tokens` of them were there already.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: tuple[int, ...]
+    outputs: list[CompletionOutput]
+    num_cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class StreamChunk:
+    """What a step adds to the answer `index`: tokens, and the text that became certain with them; either may be empty.
+
+    `finish_reason` is set in the last chunk of an answer.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: Logprobs | None = None
+    finish_reason: str | None = None
+
+
+@dataclass
+class _Draft:
+    """An answer that is still being written."""
+
+    texts: list[str] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: str = ""
+
+
+class Answers:
+    """Gathers what steps say of a prompt until its `n` answers are whole."""
+
+    def __init__(self, request_id: str, prompt: str | None, prompt_ids: tuple[int, ...], n: int) -> None:
+        self._request_id = request_id
+        self._prompt = prompt
+        self._prompt_ids = prompt_ids
+        self._drafts = [_Draft() for _ in range(n)]
+
+    def add(self, emission: Emission) -> None:
+        draft = self._drafts[emission.choice]
+        draft.texts.append(emission.text)
+        draft.ids += emission.ids
+        draft.logprobs += emission.logprobs
+        if emission.finish_reason is not None:
+            draft.finish_reason = emission.finish_reason
+
+    def whole(self, done: Done) -> RequestOutput:
+        outputs = [_completion(index, draft, done) for index, draft in enumerate(self._drafts)]
+        return RequestOutput(self._request_id, self._prompt, self._prompt_ids, outputs, done.num_cached_tokens)
+
+
+def chunk_of(emission: Emission) -> StreamChunk:
+    return StreamChunk(
+        emission.choice,
+        emission.text,
+        emission.ids,
+        logprobs=_logprobs(emission.ids, emission.logprobs),
+        finish_reason=emission.finish_reason,
+    )
+
+
+def _completion(index: int, draft: _Draft, done: Done) -> CompletionOutput:
+    logprobs = _logprobs(draft.ids, draft.logprobs)
+    total = None
+    if logprobs is not None:
+        total = math.fsum(item.logprob for item in draft.logprobs if item.logprob is not None)
+    return CompletionOutput(
+        index,
+        "".join(draft.texts),
+        tuple(draft.ids),
+        draft.finish_reason,
+        logprobs=logprobs,
+        cumulative_logprob=total,
+        q_values=done.q_values[index] if done.q_values else None,
+    )
+
+
+def _logprobs(ids: Sequence[int], found: Sequence[TokenLogprob]) -> Logprobs | None:
+    if not found:
+        return None
+    return [_table(token, item) for token, item in zip(ids, found, strict=True)]
+
+
+def _table(chosen: int, found: TokenLogprob) -> dict[int, Logprob]:
+    table: dict[int, Logprob] = {}
+    if found.logprob is not None:
+        table[chosen] = Logprob(found.logprob, None, found.token)
+    for rank, (token, text, value) in enumerate(found.top, start=1):
+        table[token] = Logprob(value, rank, text)
+    return table
