@@ -24,8 +24,10 @@ for argument in "$@"; do
 done
 spread=()
 if ((${#units[@]} == 0)); then
-    mapfile -t units < <(find tests -mindepth 1 -maxdepth 1 \( -type d ! -name e2e ! -name '[_.]*' -o -name 'test_*.py' \) | sort)
-    [[ ! -d tests/e2e ]] || units+=(tests/e2e)
+    slow=(tests/scripts tests/chaos tests/e2e)
+    mapfile -t units < <(find tests -mindepth 1 -maxdepth 1 \( -type d ! -name '[_.]*' -o -name 'test_*.py' \) |
+        grep -vxF "$(printf '%s\n' "${slow[@]}")" | sort)
+    units+=("${slow[@]}")
     set -- "$@" "${units[@]}"
     cores=$(getconf _NPROCESSORS_ONLN)
     # One process a core, but each collects the whole suite. The tests of a file stay together: they share fleets.

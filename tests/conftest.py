@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
 from shared.broker import connect
@@ -46,9 +47,14 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 def pytest_configure() -> None:
-    """What a shell runs in the background ignores SIGINT, and so would every process that a test starts."""
+    """Let no property fail because an example took long.
+
+    What a shell runs in the background ignores SIGINT, and so would every process that a test starts."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.register_profile("patient", patient)
+    settings.load_profile("patient")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -8,20 +8,21 @@ from shared.messages import Done, Event, Generate, Job, Priority, Sampling, Task
 from shared.queue import Claim, Terms, WorkQueue
 from shared.requests import Request, Requests
 from shared.submission import Order, Quota, Room, Submissions
+from tests.polling import ALL_DAY_S
 
 DONE = Done("stop", 1, 1)
 SAY_HI = Generate("hi", Sampling(max_tokens=4, seed=0))
 
 
 class Desk:
-    """`lease_s` 0: what is taken has lapsed at once."""
+    """`lease_s` 0: what is taken has lapsed at once. Leases last all day where none is named."""
 
     def __init__(self, redis: Redis | Broker, model: str = "m", *, shards: int = 1, **terms: float) -> None:
         self.broker = redis if isinstance(redis, Broker) else Broker(redis, shards)
         self.submissions, self.requests = Submissions(self.broker), Requests(self.broker)
         self.writer, self.reader = LogWriter(self.broker), LogReader(self.broker)
         self.model = model
-        self.terms = terms
+        self.terms = {"lease_s": ALL_DAY_S, **terms}
 
     async def submit(
         self, *tasks: Task, quota: Quota | None = None, max_jobs: int = 100, max_bytes: int = 0, **order: object

@@ -87,7 +87,9 @@ class EchoWorker:
         await self._redis.aclose()
 
     async def _take(self) -> None:
-        queue = WorkQueue(self._broker, Terms(), model=self.model.id, worker="w1", fingerprint=self.model.fingerprint)
+        # Its leases never lapse: it renews none, and it says a job from the start each time.
+        terms = Terms(lease_s=ALL_DAY_S)
+        queue = WorkQueue(self._broker, terms, model=self.model.id, worker="w1", fingerprint=self.model.fingerprint)
         while True:
             taken = await queue.take("00", 64, is_empty=not self._tasks)
             if not taken.claims:

@@ -114,7 +114,7 @@ async def test_a_failure_before_the_first_token_decides_the_status(
 
 async def test_a_failure_in_mid_stream_is_an_event_and_then_the_end(redis: Redis, worker: EchoWorker) -> None:
     worker.gate.clear()
-    async with live(redis, request_timeout_s=1) as (client, _):
+    async with live(redis, request_timeout_s=2) as (client, _):
         answer = await client.post("/v1/completions", json={"prompt": "a b", "stream": True})
     opening, first, error, done = frames(answer)
     assert (opening.text, first.text) == ("", "a ")
@@ -165,7 +165,7 @@ async def test_openai_client_errors(sdk: openai.AsyncOpenAI, worker: EchoWorker)
 
 async def test_openai_client_gets_an_error_in_mid_stream(redis: Redis, worker: EchoWorker) -> None:
     worker.gate.clear()
-    async with live(redis, request_timeout_s=1) as (client, _), openai_client(client) as sdk:
+    async with live(redis, request_timeout_s=2) as (client, _), openai_client(client) as sdk:
         stream = await sdk.completions.create(model="echo", prompt="a b", stream=True)
         with pytest.raises(openai.APIError, match="took longer"):
             [chunk async for chunk in stream]

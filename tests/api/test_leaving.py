@@ -59,12 +59,13 @@ async def test_what_becomes_of_work_whose_caller_has_left(
 
 async def test_who_comes_back_in_time_finds_it_running(redis: Redis, worker: EchoWorker) -> None:
     worker.gate.clear()
-    async with live(redis, disconnect_grace_s=0.3) as (client, front):
+    async with live(redis, disconnect_grace_s=1.5) as (client, front):
         answer, _ = await begun(client, {"X-On-Disconnect": "grace"})
         await answer.aclose()
         await until(lambda: "aios_jobs_total{" in front.metrics.render().decode(), "the front has noticed")
         back = asyncio.create_task(client.get(f"/v1/jobs/{answer.headers['X-Job-Id']}/events"))
-        _, pending = await asyncio.wait({back}, timeout=0.6)
+        await until(lambda: has_followers(redis, 2), "the caller is back before the grace is over")
+        _, pending = await asyncio.wait({back}, timeout=2)
         assert pending, "the grace is over, and it runs"
         worker.gate.set()
         assert "".join(frame.text for frame in frames(await back)) == "a b c"

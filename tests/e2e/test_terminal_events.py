@@ -94,7 +94,7 @@ async def test_500_random_jobs_end_once_each(redis_server: RedisServer, redis: R
             await worker.end()
 
 
-async def all_ended(redis: Redis, jobs: list[Job], deadline_s: float = 60.0) -> None:
+async def all_ended(redis: Redis, jobs: list[Job], deadline_s: float = 150.0) -> None:
     async with asyncio.timeout(deadline_s):
         for job in jobs:
             while await redis.hget(keys.job(job.id), "state") not in (b"done", b"failed", b"cancelled"):  # type: ignore[misc]
@@ -102,7 +102,7 @@ async def all_ended(redis: Redis, jobs: list[Job], deadline_s: float = 60.0) -> 
 
 
 async def kill_with_jobs_in_hand(
-    victim: WorkerProcess, redis: Redis, desk: Desk, jobs: list[Job], deadline_s: float = 20.0
+    victim: WorkerProcess, redis: Redis, desk: Desk, jobs: list[Job], deadline_s: float = DEADLINE_S
 ) -> list[Job]:
     """Freeze the worker when it holds jobs, make sure that it does, and kill it then. Returns jobs that it got for
     want of others."""

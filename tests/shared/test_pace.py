@@ -1,7 +1,6 @@
 """Never more calls in a window than a rate allows, whoever asks and however often; what is refused leaves no trace."""
 
 import asyncio
-import time
 
 import pytest
 from redis.asyncio import Redis
@@ -11,6 +10,7 @@ from shared.broker import Broker
 from shared.errors import OverQuota
 from shared.pace import Pace
 from shared.script import Script
+from tests.polling import until
 
 
 async def tried(pace: Pace, who: str, **rates: Rate) -> bool:
@@ -22,25 +22,26 @@ async def tried(pace: Pace, who: str, **rates: Rate) -> bool:
 
 
 async def test_no_window_has_more_than_its_share(redis: Redis) -> None:
-    """Hammered for two seconds and a half by four at once."""
-    rate, passed = Rate(7, 1), []
-    end = time.monotonic() + 2.5
+    """Hammered by four at once, until the share was used up twice and a third one was begun."""
+    rate = Rate(7, 1)
+    passed: set[tuple[bytes, float]] = set()
 
     async def hammer() -> None:
         pace = Pace(Broker(redis))
-        while time.monotonic() < end:
+        while True:
             await tried(pace, "ann", all=rate)
             await asyncio.sleep(0.002)
 
-    async def watch() -> None:
-        while time.monotonic() < end:
-            entries = await redis.zrange("aios:{00}:pace:ann:all", 0, -1, withscores=True)
-            passed.extend((mark, at) for mark, at in entries)
-            await asyncio.sleep(0.01)
+    async def has_begun_a_third() -> bool:
+        passed.update(await redis.zrange("aios:{00}:pace:ann:all", 0, -1, withscores=True))
+        return len(passed) > 14
 
-    await asyncio.gather(*(hammer() for _ in range(4)), watch())
-    times = sorted(at for _, at in set(passed))
-    assert len(times) in (14, 21), "all of the share was used, each time"
+    hammering = [asyncio.create_task(hammer()) for _ in range(4)]
+    await until(has_begun_a_third, "fifteen have passed")
+    for task in hammering:
+        task.cancel()
+    await asyncio.gather(*hammering, return_exceptions=True)
+    times = sorted(at for _, at in passed)
     assert all(later - earlier >= 1000 for earlier, later in zip(times, times[7:], strict=False))
 
 

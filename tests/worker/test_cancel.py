@@ -13,6 +13,8 @@ from redis.asyncio import Redis
 from shared.errors import FleetError
 from shared.messages import Cancelled, Generate, Job, Sampling
 from tests.desk import Desk
+from tests.polling import DEADLINE_S
+from tests.slowness import slowness
 from tests.worker.ghost import Ghost
 from tests.worker.services import service, serving
 from worker.sequence import Encoded, Sequence, Slice, StepResult
@@ -36,7 +38,7 @@ class Paced(Ghost):
     def encode(self, task: object) -> Encoded:
         assert isinstance(task, Generate) and isinstance(task.prompt, str)
         self.num_encoding += 1
-        self.gate.wait(10)
+        self.gate.wait(DEADLINE_S)
         return Encoded(tuple(map(ord, task.prompt)), task.sampling.max_tokens)
 
     def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
@@ -72,7 +74,7 @@ def is_in(phase: str, worker: WorkerService, ghost: Paced) -> bool:
 async def seconds_until(condition: Callable[[], bool]) -> float:
     begun = time.monotonic()
     while not condition():
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < DEADLINE_S
         await asyncio.sleep(0.001)
     return time.monotonic() - begun
 
@@ -81,6 +83,7 @@ async def seconds_until(condition: Callable[[], bool]) -> float:
 async def test_a_cancelled_job_is_gone_within_a_step(redis: Redis, phase: str) -> None:
     """Of five tries the median counts: the machine may be busy with something else."""
     ghost, worker, desk, took = Paced(), service(redis, lease_s=30), Desk(redis), []
+    stretched = slowness()
     async with serving(worker, ghost):
         for _ in range(5):
             ghost.num_encoding = 0
@@ -95,7 +98,7 @@ async def test_a_cancelled_job_is_gone_within_a_step(redis: Redis, phase: str) -
             took.append(await seconds_until(lambda: is_free(worker)))
             await check_log(desk, job)
             ghost.gate.set()
-    assert statistics.median(took) < STEP_S + SLACK_S, took
+    assert statistics.median(took) < (STEP_S + SLACK_S) * max(stretched, slowness()), took
 
 
 async def check_log(desk: Desk, job: Job) -> None:

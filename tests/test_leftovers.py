@@ -1,0 +1,62 @@
+"""A process that a test leaves behind fails the run by name, and is ended; so is an orphan of one that is gone."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from shared.settings import REPO_ROOT
+from tests.polling import is_running
+
+LEAVES_A_STOPPED_ONE = """
+import signal, subprocess
+
+def test_that_fails_and_leaves():
+    process = subprocess.Popen(["sleep", "1000"])
+    process.send_signal(signal.SIGSTOP)
+    assert False
+"""
+LEAVES_AN_ORPHAN = """
+import subprocess
+
+def test_that_passes_and_leaves():
+    subprocess.run(["sh", "-c", "sleep 1000 >/dev/null & exit 0"])
+"""
+LEAVES_NONE = """
+import subprocess
+
+def test_that_ends_what_it_starts():
+    process = subprocess.Popen(["sleep", "1000"])
+    process.kill()
+    process.wait()
+
+def test_that_does_not_wait():
+    subprocess.Popen(["true"])
+"""
+
+
+def run(directory: Path, **files: str) -> "subprocess.CompletedProcess[str]":
+    """What pytest says of files of tests that have our plugin and nothing else of ours."""
+    for name, text in files.items():
+        (directory / f"test_{name}.py").write_text(text)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.leftovers"]
+    inner = {**os.environ, "PYTHONPATH": str(REPO_ROOT)}
+    return subprocess.run(
+        [*command, "-c", os.devnull, "--rootdir", str(directory), str(directory)],
+        cwd=directory, env=inner, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_what_is_left_fails_the_run_and_is_ended(tmp_path: Path) -> None:
+    done = run(tmp_path, one=LEAVES_A_STOPPED_ONE, other=LEAVES_AN_ORPHAN)
+    assert done.returncode == 1, done.stdout
+    assert "1 failed, 1 passed, 2 errors" in done.stdout
+    left = dict(re.findall(r"process (\d+) \(sleep 1000\), started in test_(?:one|other).py::(\w+)", done.stdout))
+    assert sorted(left.values()) == ["test_that_fails_and_leaves", "test_that_passes_and_leaves"], done.stdout
+    assert not any(is_running(int(pid)) for pid in left)
+
+
+def test_who_cleans_up_passes(tmp_path: Path) -> None:
+    done = run(tmp_path, none=LEAVES_NONE)
+    assert done.returncode == 0, done.stdout
