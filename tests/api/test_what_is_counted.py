@@ -1,18 +1,21 @@
 """Each metric of a front is moved by what its definition says, and by nothing else."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import httpx
 import pytest
 from redis.asyncio import Redis
 
+from shared.broker import Broker
 from shared.errors import FleetError, codes_below, codes_from
 from shared.messages import Failed
 from shared.metrics import Metrics
+from shared.submission import Submissions
 from tests.api.echo_worker import EchoWorker, announce
 from tests.api.frames import read
 from tests.api.fronts import in_memory, live, state
+from tests.api.staying import staying_worker
 from tests.polling import until
 
 ASK = {"prompts": ["a b c"]}
@@ -20,6 +23,12 @@ OURS = {
     *("internal_error", "worker_failed", "worker_crashed", "no_worker", "queue_timeout", "deadline_infeasible"),
     *("draining", "broker_unavailable", "out_of_memory", "deadline_exceeded"),
 }
+
+
+@pytest.fixture
+async def worker(redis_url: str) -> AsyncIterator[EchoWorker]:
+    async with staying_worker(redis_url) as worker:
+        yield worker
 
 
 async def counted(client: httpx.AsyncClient) -> dict[str, float]:
@@ -177,9 +186,6 @@ async def test_siblings_of_a_job_that_failed_are_cancelled_ones(redis: Redis, wo
 
 async def fail(redis: Redis, job_id: str) -> None:
     """End the job as its worker would."""
-    from shared.broker import Broker
-    from shared.submission import Submissions
-
     await Submissions(Broker(redis)).end([job_id], Failed("worker_failed", "it broke"))
 
 
