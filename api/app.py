@@ -84,11 +84,12 @@ def middleware(settings: Settings, front: Front, tracing: Tracing) -> list[Middl
     log_bodies = settings.log_bodies or settings.log_level == "debug"
     routes = _routes()
     table = RouteTable(routes)
+    work_paths = _endpoints() | {"/v1/jobs"}
     return [
         Middleware(RequestId),
         Middleware(Paths, table=table, root_path=settings.root_path or ""),
         *([Middleware(Traced, tracing=tracing)] if tracing.is_on else []),
-        Middleware(AccessLog, metrics=front.metrics, log_bodies=log_bodies),
+        Middleware(AccessLog, metrics=front.metrics, work_paths=work_paths, log_bodies=log_bodies),
         *([cors] if settings.enable_cors else []),
         Middleware(CrashGuard),
         Middleware(Methods, table=table),
@@ -151,9 +152,14 @@ def _routes() -> list[APIRoute]:
     return [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
 
 
-def _check_endpoints(settings: Settings) -> None:
-    """What creates work are the POSTs of the dialects. Raises SettingsError for a rate of another path."""
+def _endpoints() -> set[str]:
+    """The paths of what creates work: the POSTs of the dialects."""
     found = [route for dialect in DIALECTS for route in dialect.router.routes if isinstance(route, APIRoute)]
-    known = {route.path for route in found if "POST" in (route.methods or ())}
+    return {route.path for route in found if "POST" in (route.methods or ())}
+
+
+def _check_endpoints(settings: Settings) -> None:
+    """Raises SettingsError for a rate of another path."""
+    known = _endpoints()
     if unknown := sorted(endpoint_rates(settings).keys() - known):
         raise SettingsError(f"endpoint_rate_limits: expected one of {', '.join(sorted(known))}, got {unknown[0]}")

@@ -25,7 +25,7 @@ from api.stopwatch import Stopwatch
 from api.timings import timing_headers
 from api.trail import Trail
 from api.wishes import Wishes, WishesDep
-from shared.errors import DeviceUnavailable, Draining, FleetError, InvalidRequest, ModelNotFound, NoWorker
+from shared.errors import DeviceUnavailable, Draining, InvalidRequest, ModelNotFound, NoWorker
 from shared.messages import ModelInfo, Task, Text
 from shared.requests import new_follower
 from shared.submission import Key, Order
@@ -91,11 +91,7 @@ class Ask:
             resumed = await self._resume(kind, framing)
             metrics.replays.labels("resume").inc()
             return resumed
-        try:
-            following = await self._following(kind, model, plan, is_streamed=is_streamed)
-        except FleetError as error:
-            metrics.rejections.labels(error.code).inc()
-            raise
+        following = await self._following(kind, model, plan, is_streamed=is_streamed)
         following.leave_in(self.trail)
         if not following.is_first:
             metrics.replays.labels("cache" if following.cache else "key").inc()
@@ -233,13 +229,9 @@ class Ask:
 
 async def _ask(front: FrontDep, caller: CallerDep, wishes: WishesDep, trail: TrailDep, request: Request) -> Ask:
     """Raises OverQuota for a caller that comes too often, and ProhibitedContent."""
-    try:
-        async with redis_answers():
-            await front.pace.keep(caller.id or caller.tenant, caller.rates_of(request.scope["route"].path))
-        front.prohibited.check(trail.body)
-    except FleetError as error:
-        front.metrics.rejections.labels(error.code).inc()
-        raise
+    async with redis_answers():
+        await front.pace.keep(caller.id or caller.tenant, caller.rates_of(request.scope["route"].path))
+    front.prohibited.check(trail.body)
     return Ask(front, caller, wishes, trail, trail.path, request.receive)
 
 

@@ -167,14 +167,17 @@ class Dispatcher:
         elif following.follower:
             grace_s = self._disconnect_grace_s if following.work.record.on_disconnect == "grace" else 0.0
             self._endings.call_off(open_ids, Cancelled("client"), after_s=grace_s, left=left)
-        if following.is_first:
+        if following.is_first and open_ids and isinstance(error, _LEFT):
+            self.mind(following)  # whether its jobs end, and how, is not the caller's to say: others may follow them
+        elif following.is_first:
             self._count(run, following, error)
 
     def _count(self, run: Run, following: Following, error: BaseException | None) -> None:
         model = following.work.record.model
+        has_failed = any(result != "done" for result in run.results.values())
         otherwise = ClientGone.code
-        if isinstance(error, FleetError) and not isinstance(error, _LEFT):
-            otherwise = error.code
+        if isinstance(error, FleetError) and not has_failed:
+            otherwise = error.code  # else one has failed, and its siblings were called off
         for job in range(len(following.work.request.job_ids)):
             self._metrics.jobs.labels(model, run.results.get(job, otherwise)).inc()
         self._metrics.prompt_tokens.labels(model).inc(run.usage.prompt_tokens)

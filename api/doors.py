@@ -52,15 +52,18 @@ class Doorman:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = self._find(scope) if scope["type"] == "http" else None
-        if found is None or found[1] is Door.OPEN:
+        if found is None:
             await self._app(scope, receive, send)
             return
         route, door = found
+        scope["route"] = route  # for the log line and the metrics, if the request does not get as far as the router
+        if door is Door.OPEN:
+            await self._app(scope, receive, send)
+            return
         is_admin = door is Door.ADMIN
         try:
             caller = await self._auth.caller(Headers(scope=scope), needs_key=door is Door.KEY, needs_admin=is_admin)
         except FleetError as error:
-            scope["route"] = route  # for the log line
             self._report(error, scope, route)
             await render(problem_of(error), trail_of(scope).path)(scope, receive, send)
             return

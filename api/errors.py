@@ -157,7 +157,8 @@ def _refused(request: Request, error: InvalidRequest) -> Response:
 async def _on_http_exception(request: Request, error: HTTPException) -> Response:
     if (reason := _UNREADABLE.get(type(error.__cause__))) is not None:
         return _refused(request, InvalidRequest(f"{_EXPECTED_BODY}; {reason}."))
-    code = _HTTP_CODES.get(error.status_code, "http_error")
+    is_ours = error.status_code >= FleetError.status
+    code = _HTTP_CODES.get(error.status_code, FleetError.code if is_ours else "http_error")
     return _answer(request, Problem(error.status_code, code, str(error.detail), None, error.headers or {}))
 
 

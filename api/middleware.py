@@ -8,6 +8,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -52,11 +53,12 @@ class RequestId:
 
 class AccessLog:
     """One log line and one observation per request, when its answer has ended; how the answer began, if bodies are
-    logged."""
+    logged. A POST to one of the `work_paths` asks for work."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, log_bodies: bool) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, work_paths: Collection[str], log_bodies: bool) -> None:
         self._app = app
         self._metrics = metrics
+        self._work_paths = work_paths
         self._log_bodies = log_bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,6 +91,9 @@ class AccessLog:
         self._metrics.latency.labels(route).observe(seconds)
         if trail.error is not None:
             self._metrics.errors.labels(trail.error).inc()
+        is_work = method == "POST" and route in self._work_paths
+        if trail.error is not None and is_work and trail.told_id is None:
+            self._metrics.rejections.labels(trail.error).inc()
         said = {"method": method, "route": route, "status": status, "total_ms": round(seconds * 1000, 1)}
         said |= said_of(trail) | ({"answer": _shown(answer)} if self._log_bodies else {})
         access_log.log(logging.DEBUG if route in _PROBES else logging.INFO, "request", extra=fields(**said))

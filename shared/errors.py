@@ -190,3 +190,10 @@ def from_event(failed: Failed) -> FleetError:
 def codes_below(status: int) -> frozenset[str]:
     """The codes of errors whose status is less: below 500 they are the caller's."""
     return frozenset(code for code, kind in _BY_CODE.items() if kind.status < status)
+
+
+def codes_from(status: int) -> frozenset[str]:
+    """The codes of errors with this status and above: from 500 on they are the fleet's own. Any other code is none of
+    these, whoever made it up: what is not known to be ours is not counted as ours."""
+    kinds: list[type[FleetError]] = [FleetError, *_BY_CODE.values()]
+    return frozenset(kind.code for kind in kinds if kind.status >= status)

@@ -155,6 +155,7 @@ async def _answer(reader: asyncio.StreamReader, routes: Routes) -> bytes:
         status, kind, body = await routes[path]()
     lines = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+        *(["Allow: GET, HEAD"] if status == HTTPStatus.METHOD_NOT_ALLOWED else []),
         f"Content-Type: {kind}",
         f"Content-Length: {len(body)}",
         "Connection: close",

@@ -4,7 +4,7 @@ Labels are bounded: route templates, announced models and pools, classes, error 
 prompts, tenants or ids. `docs/metrics.md` is the same list for people; a test compares them.
 """
 
-from shared.errors import codes_below
+from shared.errors import codes_from
 from shared.metric_kinds import Sheet
 from shared.spread import Spread
 
@@ -76,7 +76,13 @@ class Metrics:
         self.registry = sheet.registry
         self.render = sheet.render
         self.process, self.fleet = ProcessMetrics(sheet), FleetMetrics(sheet)
-        self.requests = sheet.counter("aios_http_requests_total", "Requests answered.", "route", "method", "status")
+        self.requests = sheet.counter(
+            "aios_http_requests_total",
+            "Requests ended; 499 are callers who left before an answer.",
+            "route",
+            "method",
+            "status",
+        )
         self.latency = sheet.histogram(
             "aios_http_request_seconds",
             "Time from a request's first byte to the end of its answer.",
@@ -84,25 +90,31 @@ class Metrics:
             bounds=_LATENCY_BOUNDS_S,
         )
         self.in_progress = sheet.gauge("aios_http_requests_in_progress", "Requests being answered.")
-        self.errors = sheet.counter("aios_errors_total", "Answers and streams that ended in an error.", "code")
+        self.errors = sheet.counter(
+            "aios_errors_total", "Answers and streams that ended in an error, probes left out.", "code"
+        )
         self.admissions = sheet.counter("aios_admissions_total", "Requests that became work.", "model", "class")
-        self.rejections = sheet.counter("aios_rejections_total", "Requests that did not become work.", "reason")
+        self.rejections = sheet.counter(
+            "aios_rejections_total", "Requests for work that were refused before they became any.", "reason"
+        )
         self.replays = sheet.counter(
             "aios_replays_total", "Answers told again: found by `key`, by `cache`, or a stream's `resume`.", "kind"
         )
-        self.prompt_tokens = sheet.counter("aios_prompt_tokens_total", "Tokens read.", "model")
+        self.prompt_tokens = sheet.counter("aios_prompt_tokens_total", "Tokens read for jobs that were done.", "model")
         self.cached_prompt_tokens = sheet.counter(
             "aios_cached_prompt_tokens_total", "Of the tokens read, those computed before.", "model"
         )
-        self.completion_tokens = sheet.counter("aios_completion_tokens_total", "Tokens written.", "model")
-        self.jobs = sheet.counter("aios_jobs_total", "Jobs ended, as seen here.", "model", "outcome")
+        self.completion_tokens = sheet.counter(
+            "aios_completion_tokens_total", "Tokens written by jobs that were done.", "model"
+        )
+        self.jobs = sheet.counter("aios_jobs_total", "Jobs ended, of those that this front took.", "model", "outcome")
         self.first_token = sheet.histogram(
             "aios_ttft_seconds", "From a job's submission to its first token.", "model", bounds=_LATENCY_BOUNDS_S
         )
         self._gaps: dict[tuple[str, ...], Spread] = {}
         inter_token = sheet.told_spread(
             "aios_inter_token_seconds",
-            "Between a stream's events, divided by the tokens that came; once an event.",
+            "Between a job's events, divided by the tokens that came; once an event.",
             "model",
         )
         inter_token.read = lambda: self._gaps
@@ -126,7 +138,7 @@ class Metrics:
 
     def _add_aliases(self, sheet: Sheet) -> None:
         """Names that others know these by (X10)."""
-        endpoint, theirs = {"route": "endpoint"}, codes_below(500)
+        endpoint, ours = {"route": "endpoint"}, codes_from(500)
         sheet.alias("model_requests_total", self.requests, "C48: aios_http_requests_total.", endpoint)
         sheet.alias("model_latency_seconds", self.latency, "C48: aios_http_request_seconds.", endpoint)
         sheet.alias("requests_total", self.requests, "D60: aios_http_requests_total, all together.")
@@ -135,7 +147,7 @@ class Metrics:
             "errors_total",
             self.errors,
             "D60: aios_errors_total of the fleet's own making (status 500 and above).",
-            where=lambda labels: labels.get("code") not in theirs,
+            where=lambda labels: labels.get("code") in ours,
         )
 
 

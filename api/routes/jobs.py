@@ -54,6 +54,8 @@ async def events(
     seen = Cursor.parse(last_event_id) if last_event_id else None
     found = await front.requests.find(id, caller.tenant)
     following = await attached(front, found, caller, seen, stays=not trail.is_head)
+    if seen is not None and not trail.is_head:
+        front.metrics.replays.labels("resume").inc()
     return stream(front, front.kinds.of(following.work), following, request.receive, trail, seen)
 
 

@@ -38,4 +38,4 @@ async def test_redis_hangs_while_it_is_asked_and_jobs_are_called_off(own_redis: 
 
 
 async def has_left(client: httpx.AsyncClient) -> bool:
-    return "aios_jobs_total{" in (await client.get("/metrics")).text
+    return 'aios_errors_total{code="cancelled"}' in (await client.get("/metrics")).text

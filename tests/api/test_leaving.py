@@ -9,6 +9,7 @@ import openai
 import pytest
 from redis.asyncio import Redis
 
+from api.deps import Front
 from scripts.chaos.proxy import Proxy
 from shared.broker import connect
 from tests.api.echo_worker import EchoWorker
@@ -29,6 +30,11 @@ async def begun(client: httpx.AsyncClient, headers: dict[str, str] | None = None
     coming = read(answer.aiter_lines())
     assert [(await anext(coming)).text, (await anext(coming)).text] == ["", "a "]
     return answer, coming
+
+
+def has_noticed(front: Front) -> bool:
+    """That a caller has left."""
+    return 'aios_errors_total{code="cancelled"}' in front.metrics.render().decode()
 
 
 @pytest.mark.parametrize(
@@ -52,7 +58,7 @@ async def test_what_becomes_of_work_whose_caller_has_left(
         if ends:
             await until(lambda: is_state(redis, "cancelled"), "the job is cancelled")
         else:
-            await until(lambda: "aios_jobs_total{" in front.metrics.render().decode(), "the front has noticed")
+            await until(lambda: has_noticed(front), "the front has noticed")
             worker.gate.set()
             await until(lambda: is_state(redis, "done"), "the job goes on to its end")
 
@@ -62,7 +68,7 @@ async def test_who_comes_back_in_time_finds_it_running(redis: Redis, worker: Ech
     async with live(redis, disconnect_grace_s=1.5) as (client, front):
         answer, _ = await begun(client, {"X-On-Disconnect": "grace"})
         await answer.aclose()
-        await until(lambda: "aios_jobs_total{" in front.metrics.render().decode(), "the front has noticed")
+        await until(lambda: has_noticed(front), "the front has noticed")
         back = asyncio.create_task(client.get(f"/v1/jobs/{answer.headers['X-Job-Id']}/events"))
         await until(lambda: has_followers(redis, 2), "the caller is back before the grace is over")
         _, pending = await asyncio.wait({back}, timeout=2)
@@ -82,7 +88,7 @@ async def test_a_late_disconnect_spares_what_another_front_follows(
         following = asyncio.create_task(two.post("/v1/completions", json=STREAM, headers=KEY))
         await until(lambda: has_followers(redis, 2), "the second front follows")
         await answer.aclose()
-        await until(lambda: "aios_jobs_total{" in old.metrics.render().decode(), "the first front has noticed")
+        await until(lambda: has_noticed(old), "the first front has noticed")
         worker.gate.set()
         assert "".join(frame.text for frame in frames(await following)) == "a b c"
     await other.aclose()

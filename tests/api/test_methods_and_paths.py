@@ -1,6 +1,7 @@
 """What is served at a path besides what its route says: HEAD, OPTIONS, a slash at its end, a prefix."""
 
 import re
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ from redis.asyncio import Redis
 from api.app import ROUTERS
 from tests.api.echo_worker import EchoWorker, announce, model_info
 from tests.api.fronts import has_followers, in_memory, live, states
+from tests.api.staying import staying_worker
 from tests.polling import until
 
 ROUTES = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
@@ -42,8 +44,8 @@ def shape_of(answer: httpx.Response) -> str:
 
 
 @pytest.fixture
-async def worker(redis_url: str) -> Any:
-    async with EchoWorker(redis_url, model_info("org/name")) as worker:
+async def worker(redis_url: str) -> AsyncIterator[EchoWorker]:
+    async with staying_worker(redis_url, model_info("org/name")) as worker:
         yield worker
 
 

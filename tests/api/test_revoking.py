@@ -19,6 +19,7 @@ from shared.broker import Broker, connect
 from tests.api.echo_worker import EchoWorker, announce
 from tests.api.frames import Frame, read
 from tests.api.fronts import in_memory, live, state, states
+from tests.api.staying import staying_worker
 from tests.polling import until
 from tests.redis_server import RedisServer, start_redis
 
@@ -32,6 +33,12 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is under way is looked at more often than otherwise."""
     assert FRESH_S == 1.0, "as docs/access.md says"
     monkeypatch.setattr("api.revocations.FRESH_S", 0.1)
+
+
+@pytest.fixture
+async def worker(redis_url: str) -> AsyncIterator[EchoWorker]:
+    async with staying_worker(redis_url) as worker:
+        yield worker
 
 
 def bearer(key: str) -> dict[str, str]:
