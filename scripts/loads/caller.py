@@ -74,7 +74,13 @@ class Caller:
         return connection
 
     def _message(self, ask: Ask) -> bytes:
-        body = {"prompts": [ask.prompt], "max_tokens": ask.tokens, "temperature": 0.7, "seed": 1, "ignore_eos": True}
+        body = {
+            "prompts": ask.prompts,
+            "max_tokens": ask.tokens,
+            "temperature": 0.7,
+            "seed": 1,
+            "ignore_eos": not ask.may_end,
+        }
         payload = json.dumps(body).encode()
         headers = {"Host": self._host, "Content-Type": "application/json", "X-Priority": ask.priority, **self._headers}
         lines = ["POST /generate_stream HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]

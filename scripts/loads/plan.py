@@ -19,20 +19,26 @@ class Length:
 
 @dataclass(frozen=True)
 class Ask:
-    """One request, due `at_s` after the load began (0 where a client asks as soon as it can)."""
+    """One request, due `at_s` after the load began (0 where a client asks as soon as it can).
+
+    Each of its prompts is answered with `tokens` tokens, or with fewer where the model may end by itself.
+    """
 
     at_s: float
-    prompt: str
+    prompts: tuple[str, ...]
     tokens: int
     priority: str
+    may_end: bool = False
 
 
 @dataclass(frozen=True)
 class Mix:
-    """Lengths and classes with their weights."""
+    """Lengths and classes with their weights, and how many prompts a request has."""
 
     lengths: tuple[tuple[Length, float], ...]
     classes: tuple[tuple[str, float], ...] = (("default", 1.0),)
+    num_prompts: int = 1
+    may_end: bool = False
 
     @property
     def mean_tokens(self) -> float:
@@ -46,7 +52,8 @@ class Mix:
             if rate_per_s > 0:
                 at_s += rng.expovariate(rate_per_s) if is_poisson else 1 / rate_per_s
             length: Length = _drawn(rng, self.lengths)
-            yield Ask(at_s, _prompt(rng, length.characters), length.tokens, _drawn(rng, self.classes))
+            prompts = tuple(_prompt(rng, length.characters) for _ in range(self.num_prompts))
+            yield Ask(at_s, prompts, length.tokens, _drawn(rng, self.classes), may_end=self.may_end)
 
 
 def lengths_of(text: str) -> tuple[tuple[Length, float], ...]:

