@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from scripts.embedded_redis import EmbeddedRedis, EmbeddedRedisError
+from scripts.local_fleet import LocalFleet, announced
 from scripts.placement import place_workers
 from scripts.supervisor import Role, Supervisor
 from shared.cli import CONFIG_ENV, redis_url, run_role
@@ -30,14 +31,16 @@ USAGE = """\
 usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
        aios api [flags]         one front (needs --redis-url)
        aios worker [flags]      one worker (needs --redis-url)
-       aios jobs [flags]        the background role, which tidies up (needs --redis-url; --once, --dry-run)
-       aios status [--json]     the fleet now; exits with 0 if a worker is ready (needs --redis-url)
-       aios top [--front URL]   the fleet as it works, in place (needs --redis-url)
+       aios jobs [flags]        the background role, which tidies up (--once, --dry-run)
+       aios status [--json]     the fleet now; exits with 0 if a worker is ready
+       aios top [--front URL]   the fleet as it works, in place
        aios dead list | show ID | retry ID | drop ID
-                                jobs that were given up because their workers crashed (needs --redis-url)
+                                jobs that were given up because their workers crashed
        aios keys create NAME | list | revoke ID
-                                who may call, and how much (needs --redis-url)
+                                who may call, and how much
        aios --version
+Without --redis-url the last four, and aios jobs, find the fleet that `aios serve hrm` runs on this machine; where
+several run, --port chooses one.
 Each command lists its flags with --help."""
 EXIT_USAGE = 2
 EXTRAS = {
@@ -115,7 +118,26 @@ def serve_hrm(settings: Settings) -> int:
                 return 1
             drain_s = settings.drain_timeout_s or FINISH_S
             settings = settings.model_copy(update={"redis_url": redis.url, "drain_timeout_s": drain_s})
+        stack.enter_context(announced(_local_fleet(settings)))
         return asyncio.run(_supervise(settings, redis, places))
+
+
+def _local_fleet(settings: Settings) -> LocalFleet:
+    return LocalFleet(
+        pid=os.getpid(),
+        port=settings.port,
+        url=local_url(settings),
+        redis_url=redis_url(settings),
+        redis_shards=settings.redis_shards,
+        has_open_metrics=not settings.protect_metrics,
+    )
+
+
+def local_url(settings: Settings) -> str:
+    """Where the front answers on this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{settings.port}"
 
 
 def fleet_roles(settings: Settings, places: Sequence[Mapping[str, str]], *, redis_ends: bool = False) -> list[Role]:

@@ -13,6 +13,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, HrmTextForCausalLM
 
+from scripts.aios import main
+from scripts.local_fleet import running_fleets
 from shared.settings import SAMPLE_MODEL
 from tests.e2e.serving import Serving, serving
 from tests.polling import is_running, wait_until
@@ -72,6 +74,27 @@ def test_equations_are_solved_over_http(client: httpx.Client) -> None:
     assert crowd[1] == alone[0]
 
 
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["status"], "1 of 1 workers ready"),
+        (["top", "--once"], "1 of 1 workers ready"),
+        (["keys", "create", "ann"], "aios_"),
+        (["keys", "list"], "tenant ann"),
+        (["dead", "list"], ""),
+        (["jobs", "--once", "--dry-run"], "workers"),
+    ],
+)
+def test_tools_find_the_fleet_beside_them(
+    fleet: Serving, words: list[str], shown: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows the address and the password of its Redis."""
+    monkeypatch.delenv("AIOS_REDIS_URL", raising=False)
+    assert main([*words, "--port", fleet.url.rpartition(":")[2]]) == 0
+    assert main(words) == 0
+    assert shown in capsys.readouterr().out
+
+
 def test_16_prompts_five_times_with_stable_memory(fleet: Serving, client: httpx.Client) -> None:
     """A106, A133: no crash, and the worker is not larger after run five than after run two."""
     worker = fleet.children("worker")[0]
@@ -125,5 +148,7 @@ def test_sigterm_ends_everything_cleanly() -> None:
     with serving("--model-path", "echo", "--workers", "2") as fleet:
         family = psutil.Process(fleet.process.pid).children(recursive=True)
         assert len(fleet.children("worker")) == 2
+        assert len(running_fleets()) == 1
         assert fleet.stop() == 0
+        assert running_fleets() == []
         assert not [child for child in family if is_running(child.pid)]
