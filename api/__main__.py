@@ -18,11 +18,11 @@ from uvicorn.loops.auto import auto_loop_factory
 from api.app import create_app
 from api.deps import Front
 from api.finish import Finish, cut_off_error
-from shared.advice import advise, on_open_files, open_files_limit, redis_advice
+from shared.advice import advise, on_open_door, on_open_files, open_files_limit, redis_advice
 from shared.broker import Broker, open_broker
 from shared.cli import redis_url, run_role
 from shared.listener import Answer, listening
-from shared.logs import configure_logging, fields
+from shared.logs import chosen_style, configure_logging, fields
 from shared.metrics import CONTENT_TYPE
 from shared.settings import Settings
 from shared.signals import StopSignals, signals_call
@@ -57,6 +57,8 @@ async def serve(settings: Settings) -> None:
 
 async def _serve(settings: Settings, broker: Broker, tracing: Tracing) -> None:
     app = create_app(settings, broker, tracing)
+    requires_key = app.state.front.auth.requires_key
+    advise(on_open_door(settings.host, settings.port, requires_key=requires_key))
     advise([*on_open_files(open_files_limit(), settings.max_queue_depth), *await redis_advice(broker)])
     config = uvicorn.Config(
         app,
@@ -122,6 +124,8 @@ async def _finish(signals: "asyncio.Queue[str]", finish: Finish, time_s: float) 
 def run(settings: Settings) -> int:
     """Serve until told to stop; the exit status."""
     configure_logging(settings.log_level, settings.log_format)
+    if chosen_style(settings.log_format) == "console":
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its start lines say what ours say
     with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
         runner.run(serve(settings))
     return 0

@@ -5,6 +5,7 @@ The children get the resolved settings through their environment, so that each s
 """
 
 import asyncio
+import json
 import logging
 import os
 import socket
@@ -20,11 +21,15 @@ from scripts.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from scripts.local_fleet import LocalFleet, announced
 from scripts.placement import place_workers
 from scripts.supervisor import Role, Supervisor
+from shared import keys
+from shared.broker import UNAVAILABLE, open_broker
 from shared.cli import CONFIG_ENV, redis_url, run_role
-from shared.logs import configure_logging, fields
+from shared.logs import chosen_style, configure_logging, fields
+from shared.messages import ModelInfo
+from shared.presence import Fleet, Presence
 from shared.setting_layers import ENV_ALIASES, env_name
 from shared.setting_types import SECRETS
-from shared.settings import FINISH_S, HAND_OVER_S, REPO_ROOT, Settings, SettingsError
+from shared.settings import FINISH_S, HAND_OVER_S, REPO_ROOT, SAMPLE_MODEL, Settings, SettingsError
 from shared.supervised import REDIS_ENDS_ENV
 
 USAGE = """\
@@ -43,6 +48,7 @@ Without --redis-url the last four, and aios jobs, find the fleet that `aios serv
 several run, --port chooses one.
 Each command lists its flags with --help."""
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # as a shell says it
 EXTRAS = {
     "api": ("fastapi", "uvicorn"),
     "worker": ("torch", "transformers", "tokenizers", "safetensors", "numpy", "jinja2"),
@@ -56,7 +62,15 @@ log = logging.getLogger("aios.serve")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command named by `argv` and return its exit status."""
-    match list(sys.argv[1:] if argv is None else argv):
+    try:
+        return run(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:  # before a role has its own way to end
+        return EXIT_INTERRUPTED
+
+
+def run(argv: list[str]) -> int:
+    """Raises KeyboardInterrupt."""
+    match argv:
         case ["serve", "hrm", *flags]:
             return run_role("aios serve hrm", serve_hrm, flags, dry_run_worker)
         case ["api", *flags]:
@@ -106,7 +120,8 @@ def serve_hrm(settings: Settings) -> int:
     """Be the fleet: start everything, restart what dies, drain on SIGTERM or Ctrl-C; 0 after a clean stop."""
     require_extras("api", "worker")
     configure_logging(settings.log_level, settings.log_format)
-    settings = settings.model_copy(update={"port": bindable_port(settings.host, settings.port)})
+    port = bindable_port(settings.host, settings.port)
+    settings = settings.model_copy(update={"port": port, "log_format": chosen_style(settings.log_format)})
     settings, places = place_workers(settings)
     with ExitStack() as stack:
         redis = None
@@ -229,11 +244,43 @@ async def _watch_redis(redis: EmbeddedRedis, supervisor: Supervisor) -> None:
 async def _announce(settings: Settings) -> None:
     """Print one line for people once the fleet answers."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    while not await _is_ready(host, settings.port):  # noqa: ASYNC110 - what is awaited is in another process
+    while (fleet := await _ready_fleet(settings, host)) is None:  # noqa: ASYNC110 - it is in other processes
         await asyncio.sleep(READY_CHECK_S)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
-    body = '{"prompts": ["Solve for x: 3x + 5 = 20"], "max_tokens": 128}'
-    print(f"ready at {url}  try: curl -s {url}/generate -H 'Content-Type: application/json' -d '{body}'", flush=True)
+    print(ready_line(settings, fleet), flush=True)
+
+
+def ready_line(settings: Settings, fleet: Fleet) -> str:
+    """Where the fleet answers, with which models, where that is documented, and what to type next."""
+    url = local_url(settings)
+    default = settings.default_model or fleet.default_model
+    names = [name for name in fleet.models if name != default]
+    shown = ", ".join([f"{default} (default)" if names else str(default), *names])
+    has_keys = bool(settings.api_keys or settings.admin_keys)
+    needs_key = settings.require_key == "yes" or (settings.require_key == "auto" and has_keys)
+    key = " -H 'Authorization: Bearer YOUR-KEY'" if needs_key else ""
+    return (
+        f"ready at {url}  model: {shown}  docs: {url}/docs  try: {_example(url, key, fleet.models.get(str(default)))}"
+    )
+
+
+def _example(url: str, key: str, model: ModelInfo | None) -> str:
+    """A command that can be pasted, of which the default model makes sense."""
+    if model is None or "generate" not in model.tasks:
+        return f"curl -s {url}/v1/models{key}"
+    prompt = "Solve for x: 3x + 5 = 20" if model.id == SAMPLE_MODEL.name else "Hello"
+    body = json.dumps({"prompts": [prompt], "max_tokens": 128})
+    return f"curl -s {url}/generate{key} -H 'Content-Type: application/json' -d '{body}'"
+
+
+async def _ready_fleet(settings: Settings, host: str) -> Fleet | None:
+    """Its workers and models, None if new work would not find a worker yet."""
+    if not await _is_ready(host, settings.port):
+        return None
+    try:
+        async with open_broker(redis_url(settings), settings.redis_shards) as broker:
+            return await Presence(broker.client(keys.PRESENCE)).fleet()
+    except UNAVAILABLE:
+        return None
 
 
 async def _is_ready(host: str, port: int) -> bool:

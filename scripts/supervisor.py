@@ -111,7 +111,7 @@ class Supervisor:
 
     def _on_signal(self, name: str) -> None:
         if not self._stop.is_set():
-            log.info("fleet stopping", extra=fields(signal=name))
+            log.info("fleet stopping, a second signal ends it at once", extra=fields(signal=name))
         self.stop()
 
     async def _keep(self, role: Role, copy: int, end: asyncio.Event) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shlex
+import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -72,6 +74,19 @@ def test_equations_are_solved_over_http(client: httpx.Client) -> None:
     alone = generate(client, prompts=["Once upon"], temperature=1.5, seed=11, max_tokens=40)["completions"]
     crowd = generate(client, prompts=["a", "Once upon", "bc"], temperature=1.5, seed=11, max_tokens=40)["completions"]
     assert crowd[1] == alone[0]
+
+
+def test_machines_get_json_lines_and_people_one_that_says_it_is_ready(fleet: Serving) -> None:
+    """No progress bar of a library stands between them."""
+    others = [line for line in fleet.lines if not line.startswith("{")]
+    assert len(others) == 1, others
+    url, model = fleet.url, SAMPLE_MODEL.name
+    assert others[0].startswith(f"ready at {url}  model: {model}  docs: {url}/docs  try: curl -s {url}/generate")
+    assert httpx.get(f"{url}/docs", timeout=60).status_code == 200
+    assert all(json.loads(line)["message"] for line in fleet.lines if line != others[0])
+    command = others[0].split("  try: ")[1]
+    done = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout)["completions"][0].endswith("x = 5")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +163,8 @@ def test_sigterm_ends_everything_cleanly() -> None:
     with serving("--model-path", "echo", "--workers", "2") as fleet:
         family = psutil.Process(fleet.process.pid).children(recursive=True)
         assert len(fleet.children("worker")) == 2
-        assert len(running_fleets()) == 1
+        assert fleet.url in [found.url for found in running_fleets()]
+        url = fleet.url
         assert fleet.stop() == 0
-        assert running_fleets() == []
+        assert url not in [found.url for found in running_fleets()]
         assert not [child for child in family if is_running(child.pid)]

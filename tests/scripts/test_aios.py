@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.aios import bindable_port, fleet_roles, main
+from scripts.aios import bindable_port, fleet_roles, main, ready_line
+from shared.messages import ModelInfo, TaskName
+from shared.presence import Fleet
 from shared.settings import ModelEntry, Settings, SettingsError, resolve
 
 
@@ -56,6 +58,26 @@ def test_each_process_has_a_port_of_its_own_for_metrics() -> None:
     assert [role.env["AIOS_METRICS_PORT"] for role in (api, worker, jobs)] == ["8001", "none", "none"]
     _, free, _ = fleet_roles(Settings(worker_port=0), [{}, {}])
     assert (free.env["AIOS_WORKER_PORT"], free.copies) == ("0", [{}, {}])
+
+
+def ready_fleet(*tasks: TaskName) -> Fleet:
+    model = ModelInfo("m", "causal", "for tests", 512, 256, 8, tasks, is_default=True)
+    return Fleet((), {"m": model})
+
+
+def test_the_ready_line_has_what_to_type_next() -> None:
+    settings = Settings(host="0.0.0.0", port=8123)
+    line = ready_line(settings, ready_fleet("generate"))
+    assert line.startswith("ready at http://127.0.0.1:8123  model: m  docs: http://127.0.0.1:8123/docs  try: curl -s ")
+    assert "/generate" in line and "Authorization" not in line
+    assert ready_line(settings, ready_fleet("embed")).endswith("try: curl -s http://127.0.0.1:8123/v1/models")
+    assert ready_line(Settings(host="::", port=1), ready_fleet()).startswith("ready at http://[::1]:1 ")
+
+
+def test_the_ready_line_says_that_a_key_is_needed_and_never_which() -> None:
+    settings = resolve({}, {"API_KEYS": "hush-1"}, None).settings
+    line = ready_line(settings, ready_fleet("generate"))
+    assert "-H 'Authorization: Bearer YOUR-KEY'" in line and "hush" not in line
 
 
 def test_only_a_front_whose_redis_ends_with_it_finishes_what_is_in_flight() -> None:
