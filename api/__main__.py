@@ -2,7 +2,7 @@
 
 On SIGTERM or SIGINT it stops being ready, refuses new work, sends who waits to another front, and exits with 0 within
 two seconds. The jobs go on: any front can tell of them. Where Redis ends with the fleet nobody could: there it finishes
-what is in flight first, until the time is over or a second signal comes.
+what is in flight first, until the time is over. Who has no patience for that kills it, as its supervisor does.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from shared.listener import Answer, listening
 from shared.logs import chosen_style, configure_logging, fields
 from shared.metrics import CONTENT_TYPE
 from shared.settings import Settings
-from shared.signals import StopSignals, signals_call
+from shared.signals import signals_call
 from shared.supervised import redis_ends_with_fleet, report_ready
 from shared.tracing import Tracing, open_tracing
 
@@ -72,9 +72,8 @@ async def _serve(settings: Settings, broker: Broker, tracing: Tracing) -> None:
     server = Server(config)
     signals: asyncio.Queue[str] = asyncio.Queue()
     stopping = asyncio.create_task(_drain_on_signal(signals, server, app.state.front, settings.drain_s))
-    stop_signals = StopSignals(signals.put_nowait, partial(signals.put_nowait, "again"))
     try:
-        with signals_call(stop_signals.actions(("SIGTERM", "SIGINT"))):
+        with signals_call({name: partial(signals.put_nowait, name) for name in ("SIGTERM", "SIGINT")}):
             log.info("front starting", extra=fields(host=settings.host, port=settings.port))
             async with _telling(settings, app.state.front):
                 await server.serve()
@@ -100,25 +99,14 @@ async def _telling(settings: Settings, front: Front) -> AsyncIterator[None]:
 async def _drain_on_signal(signals: "asyncio.Queue[str]", server: Server, front: Front, time_s: float) -> None:
     log.info("front draining", extra=fields(signal=await signals.get()))
     front.draining.set()
-    if redis_ends_with_fleet():
-        await _finish(signals, Finish(front, lambda: bool(server.server_state.tasks)), time_s)
-        front.dispatcher.drain(lambda request_id: cut_off_error())
-    else:
-        front.dispatcher.drain()
-    server.should_exit = True
-
-
-async def _finish(signals: "asyncio.Queue[str]", finish: Finish, time_s: float) -> None:
-    """Finish what is in flight; a second signal cuts it off."""
-    finishing = asyncio.create_task(finish.run(time_s))
-    hurried = asyncio.create_task(signals.get())
-    await asyncio.wait({finishing, hurried}, return_when=asyncio.FIRST_COMPLETED)
-    hurried.cancel()
-    if finishing.done():
-        await finishing
-    else:
-        finishing.cancel()
-        await finish.cut_off()
+    try:
+        if redis_ends_with_fleet():
+            await Finish(front, lambda: bool(server.server_state.tasks)).run(time_s)
+            front.dispatcher.drain(lambda request_id: cut_off_error())
+        else:
+            front.dispatcher.drain()
+    finally:
+        server.should_exit = True
 
 
 def run(settings: Settings) -> int:

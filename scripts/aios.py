@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import sysconfig
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib import import_module
@@ -20,7 +21,7 @@ from importlib.util import find_spec
 from scripts.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from scripts.local_fleet import LocalFleet, announced
 from scripts.placement import place_workers
-from scripts.supervisor import Role, Supervisor
+from scripts.supervisor import MOST_FAILED_STARTS, Role, Supervisor
 from shared import keys
 from shared.broker import UNAVAILABLE, open_broker
 from shared.cli import CONFIG_ENV, redis_url, run_role
@@ -55,6 +56,7 @@ EXTRAS = {
 }
 KILL_AFTER_DRAIN_S = 10.0  # a child still there this long after the end of its drain never will end
 REDIS_CHECK_S = 0.5
+REDIS_LIVES_S = 10.0  # one that dies sooner did not really start
 READY_CHECK_S = 0.2
 
 log = logging.getLogger("aios.serve")
@@ -230,14 +232,23 @@ async def _supervise(settings: Settings, redis: EmbeddedRedis | None, places: Se
 
 
 async def _watch_redis(redis: EmbeddedRedis, supervisor: Supervisor) -> None:
-    """Start Redis again when it dies; its append-only file brings the queue back."""
+    """Start Redis again when it dies; its append-only file brings the queue back. Gives up when it dies again and again
+    soon after its start, of a full disk say."""
+    quick_deaths = 0
+    started_s = time.monotonic()
     while True:
         await asyncio.sleep(REDIS_CHECK_S)
         try:
-            if redis.revive():
-                log.warning("embedded redis restarted", extra=fields(pid=redis.pid))
+            if not redis.revive():
+                continue
         except EmbeddedRedisError as error:
             log.error("embedded redis failed", extra=fields(error=str(error)))
+            return supervisor.stop(exit_code=1)
+        log.warning("embedded redis restarted", extra=fields(pid=redis.pid))
+        quick_deaths = quick_deaths + 1 if time.monotonic() - started_s < REDIS_LIVES_S else 0
+        started_s = time.monotonic()
+        if quick_deaths >= MOST_FAILED_STARTS:
+            log.error("embedded redis failed", extra=fields(error="it died again and again soon after its start"))
             return supervisor.stop(exit_code=1)
 
 

@@ -17,7 +17,7 @@ from shared.logs import configure_logging, fields
 from shared.metrics import WorkerMetrics
 from shared.queue import Terms
 from shared.settings import Settings
-from shared.signals import StopSignals, signals_call
+from shared.signals import signals_call
 from shared.supervised import report_ready
 from shared.tracing import open_tracing
 from worker import health
@@ -100,8 +100,7 @@ async def _serve(settings: Settings) -> int:
             tracing=tracing,
             on_ready=report_ready,
         )
-        stop_signals = StopSignals(lambda name: stop.set(), partial(_end, EXIT_OK))
-        with signals_call(stop_signals.actions(("SIGTERM", "SIGINT"))):
+        with signals_call({"SIGTERM": stop.set, "SIGINT": stop.set}):
             async with _telling(settings, service):
                 survived = await service.run(partial(_load, settings, service), stop)
     tracing.close()

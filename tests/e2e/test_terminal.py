@@ -72,7 +72,7 @@ def on_terminal(*flags: str) -> Iterator[Seen]:
 
 
 def test_a_terminal_gets_lines_to_be_read_one_that_says_ready_and_a_warning() -> None:
-    with on_terminal("--model-path", "echo") as seen:
+    with on_terminal("--threads", "1") as seen:
         wait_until(lambda: "ready at " in seen.printed or seen.process.poll() is not None, "ready", deadline_s=60)
         family = psutil.Process(seen.process.pid).children(recursive=True)
         seen.type("\x03")
@@ -80,7 +80,9 @@ def test_a_terminal_gets_lines_to_be_read_one_that_says_ready_and_a_warning() ->
         assert not [child for child in family if is_running(child.pid)]
     lines = seen.printed.replace("^C", "").splitlines()
     (ready,) = [line for line in lines if line.startswith("ready at ")]
-    assert re.match(r"ready at (http://127\.0\.0\.1:\d+)  model: echo  docs: \1/docs  try: curl -s \1/generate ", ready)
+    assert re.match(
+        r"ready at (http://127\.0\.0\.1:\d+)  model: sample-hrm-text  docs: \1/docs  try: curl -s \1/generate ", ready
+    )
     logged = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ (INFO|WARNING) aios\.[a-z_.]+: ")
     assert [line for line in lines if line != ready and not logged.match(line)] == []
     (warning,) = [line for line in lines if " WARNING " in line and "network" in line]
