@@ -223,7 +223,7 @@ async def _supervise(settings: Settings, redis: EmbeddedRedis | None, places: Se
     supervisor = Supervisor(fleet_roles(settings, places, redis_ends=redis is not None))
     watches = [asyncio.create_task(_announce(settings))]
     if redis is not None:
-        watches.append(asyncio.create_task(_watch_redis(redis, supervisor)))
+        watches.append(asyncio.create_task(watch_redis(redis, supervisor)))
     try:
         return await supervisor.run()
     finally:
@@ -231,7 +231,7 @@ async def _supervise(settings: Settings, redis: EmbeddedRedis | None, places: Se
             watch.cancel()
 
 
-async def _watch_redis(redis: EmbeddedRedis, supervisor: Supervisor) -> None:
+async def watch_redis(redis: EmbeddedRedis, supervisor: Supervisor) -> None:
     """Start Redis again when it dies; its append-only file brings the queue back. Gives up when it dies again and again
     soon after its start, of a full disk say."""
     quick_deaths = 0
