@@ -2,7 +2,7 @@
 
 On SIGTERM or SIGINT it stops being ready, refuses new work, sends who waits to another front, and exits with 0 within
 two seconds. The jobs go on: any front can tell of them. Where Redis ends with the fleet nobody could: there it finishes
-what is in flight first, until the time is over or a second signal comes.
+what is in flight first, until the time is over. Who has no patience for that kills it, as its supervisor does.
 """
 
 import asyncio
@@ -19,14 +19,15 @@ from uvicorn.loops.auto import auto_loop_factory
 from api.app import create_app
 from api.deps import Front
 from api.finish import Finish, cut_off_error
-from shared.advice import advise, on_open_files, open_files_limit, redis_advice
+from shared.advice import advise, on_open_door, on_open_files, open_files_limit, redis_advice
 from shared.broker import Broker, open_broker
 from shared.cli import redis_url, run_role, tell_general_variables
+from shared.errors import BrokerUnavailable
 from shared.listener import Answer, listening, open_port, port_of
-from shared.logs import configure_logging, fields
+from shared.logs import chosen_style, configure_logging, fields
 from shared.metrics import CONTENT_TYPE
 from shared.settings import Settings
-from shared.signals import StopSignals, signals_call
+from shared.signals import signals_call
 from shared.supervised import redis_ends_with_fleet, report_ready
 from shared.tracing import Tracing, open_tracing
 
@@ -58,13 +59,14 @@ async def serve(settings: Settings) -> None:
 
 async def _serve(settings: Settings, broker: Broker, tracing: Tracing) -> None:
     app = create_app(settings, broker, tracing)
+    requires_key = await _requires_key(app.state.front)
+    advise(on_open_door(settings.host, settings.port, requires_key=requires_key))
     advise([*on_open_files(open_files_limit(), settings.max_queue_depth), *await redis_advice(broker)])
     server = Server(server_config(app, settings))
     signals: asyncio.Queue[str] = asyncio.Queue()
     stopping = asyncio.create_task(_drain_on_signal(signals, server, app.state.front, settings.drain_s))
-    stop_signals = StopSignals(signals.put_nowait, partial(signals.put_nowait, "again"))
     try:
-        with signals_call(stop_signals.actions(("SIGTERM", "SIGINT"))):
+        with signals_call({name: partial(signals.put_nowait, name) for name in ("SIGTERM", "SIGINT")}):
             async with _telling(settings, app.state.front):
                 with open_port(settings, "port") as sockets:
                     log.info("front starting", extra=fields(host=settings.host, port=port_of(sockets)))
@@ -72,6 +74,14 @@ async def _serve(settings: Settings, broker: Broker, tracing: Tracing) -> None:
             log.info("front stopped")
     finally:
         stopping.cancel()
+
+
+async def _requires_key(front: Front) -> bool:
+    """Return whether callers need a key. While Redis, which knows that, is away, nobody may call without."""
+    try:
+        return await front.auth.requires_key()
+    except BrokerUnavailable:
+        return True
 
 
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
@@ -109,31 +119,22 @@ async def _telling(settings: Settings, front: Front) -> AsyncIterator[None]:
 async def _drain_on_signal(signals: "asyncio.Queue[str]", server: Server, front: Front, time_s: float) -> None:
     log.info("front draining", extra=fields(signal=await signals.get()))
     front.draining.set()
-    if redis_ends_with_fleet():
-        await _finish(signals, Finish(front, lambda: bool(server.server_state.tasks)), time_s)
-        front.dispatcher.drain(lambda request_id: cut_off_error())
-    else:
-        front.dispatcher.drain()
-    server.should_exit = True
-
-
-async def _finish(signals: "asyncio.Queue[str]", finish: Finish, time_s: float) -> None:
-    """Finish what is in flight; a second signal cuts it off."""
-    finishing = asyncio.create_task(finish.run(time_s))
-    hurried = asyncio.create_task(signals.get())
-    await asyncio.wait({finishing, hurried}, return_when=asyncio.FIRST_COMPLETED)
-    hurried.cancel()
-    if finishing.done():
-        await finishing
-    else:
-        finishing.cancel()
-        await finish.cut_off()
+    try:
+        if redis_ends_with_fleet():
+            await Finish(front, lambda: bool(server.server_state.tasks)).run(time_s)
+            front.dispatcher.drain(lambda request_id: cut_off_error())
+        else:
+            front.dispatcher.drain()
+    finally:
+        server.should_exit = True
 
 
 def run(settings: Settings) -> int:
     """Serve until told to stop; the exit status."""
     configure_logging(settings.log_level, settings.log_format)
     tell_general_variables(settings)
+    if chosen_style(settings.log_format) == "console":
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its start lines say what ours say
     with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
         runner.run(serve(settings))
     return 0

@@ -16,6 +16,7 @@ from shared.logs import fields
 _LOOK_S = 0.05
 _ADMITTING_S = 2.5  # a request that was let in before the signal is in Redis by then
 _TELLING_S = 1.0  # for followers to be told what was cut off
+_REDIS_AWAY_S = 5.0  # longer than it takes to be started again
 _LAST_POLL_S = 2.0  # for those who poll, to ask once more
 
 log = logging.getLogger("aios.api")
@@ -27,7 +28,9 @@ class Finish:
     def __init__(self, front: Front, is_asked: Callable[[], bool]) -> None:
         self._front = front
         self._is_asked = is_asked
-        self._began_s = asyncio.get_running_loop().time()
+        self._now_s = asyncio.get_running_loop().time
+        self._began_s = self._now_s()
+        self._redis_seen_s = self._began_s
         self._has_pollers = False
 
     async def run(self, time_s: float) -> None:
@@ -37,11 +40,11 @@ class Finish:
                 while await self._is_busy():  # noqa: ASYNC110 - what is awaited is in Redis
                     await asyncio.sleep(_LOOK_S)
         except TimeoutError:
-            await self.cut_off()
+            await self._cut_off()
         if self._has_pollers:
             await asyncio.sleep(_LAST_POLL_S)
 
-    async def cut_off(self) -> None:
+    async def _cut_off(self) -> None:
         """End all jobs, and wait until their followers have been told."""
         error = cut_off_error()
         submissions = self._front.submissions
@@ -55,20 +58,17 @@ class Finish:
             log.warning("work cut off by shutdown", extra=fields(error=repr(trouble)))
 
     async def _is_busy(self) -> bool:
-        dispatcher = self._front.dispatcher
-        if dispatcher.num_minded:
-            self._has_pollers = True
-        if dispatcher.num_followed:
-            return True
+        """Whether to wait on: something is open, or may become so, and Redis is there for it."""
         try:
             open_jobs = await self._front.submissions.open_jobs()
-        except UNAVAILABLE:  # it is started again, with what it had
-            return True
-        if open_jobs:
+        except UNAVAILABLE:  # its supervisor starts it again, with what it had, or else stops this front
+            return self._now_s() - self._redis_seen_s < _REDIS_AWAY_S
+        self._redis_seen_s = self._now_s()
+        num_followed = self._front.dispatcher.num_followed
+        if self._front.dispatcher.num_minded or (open_jobs and not num_followed):
             self._has_pollers = True
-            return True
-        age_s = asyncio.get_running_loop().time() - self._began_s
-        return self._is_asked() and age_s < _ADMITTING_S
+        is_admitting = self._is_asked() and self._now_s() - self._began_s < _ADMITTING_S
+        return bool(open_jobs) or num_followed > 0 or is_admitting
 
 
 def cut_off_error() -> ShutDown:

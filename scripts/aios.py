@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import sysconfig
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib import import_module
@@ -17,37 +18,46 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from scripts.embedded_redis import EmbeddedRedis, EmbeddedRedisError
+from scripts.local_fleet import LocalFleet, announced
 from scripts.placement import place_workers
-from scripts.supervisor import Role, Supervisor
+from scripts.supervisor import MOST_FAILED_STARTS, Role, Supervisor
+from shared import keys
+from shared.broker import UNAVAILABLE, open_broker
 from shared.cli import CONFIG_ENV, redis_url, run_role, tell_general_variables
 from shared.listener import open_port, port_of
-from shared.logs import configure_logging, fields
+from shared.logs import chosen_style, configure_logging, fields
+from shared.messages import ModelInfo
 from shared.paths import check_model_paths, read_text
+from shared.presence import Fleet, Presence
 from shared.setting_layers import ENV_ALIASES, ORIGINS_ENV, env_name
 from shared.setting_types import SECRETS
-from shared.settings import FINISH_S, HAND_OVER_S, REPO_ROOT, Settings, SettingsError
+from shared.settings import FINISH_S, HAND_OVER_S, REPO_ROOT, SAMPLE_MODEL, Settings, SettingsError
 from shared.supervised import REDIS_ENDS_ENV
 
 USAGE = """\
 usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
        aios api [flags]         one front (needs --redis-url)
        aios worker [flags]      one worker (needs --redis-url)
-       aios jobs [flags]        the background role, which tidies up (needs --redis-url; --once, --dry-run)
-       aios status [--json]     the fleet now; exits with 0 if a worker is ready (needs --redis-url)
-       aios top [--front URL]   the fleet as it works, in place (needs --redis-url)
+       aios jobs [flags]        the background role, which tidies up (--once, --dry-run)
+       aios status [--json]     the fleet now; exits with 0 if a worker is ready
+       aios top [--front URL]   the fleet as it works, in place
        aios dead list | show ID | retry ID | drop ID
-                                jobs that were given up because their workers crashed (needs --redis-url)
+                                jobs that were given up because their workers crashed
        aios keys create NAME | list | revoke ID
-                                who may call, and how much (needs --redis-url)
+                                who may call, and how much
        aios --version
+Without --redis-url the last four, and aios jobs, find the fleet that `aios serve hrm` runs on this machine; where
+several run, --port chooses one.
 Each command lists its flags with --help."""
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # as a shell says it
 EXTRAS = {
     "api": ("fastapi", "uvicorn"),
     "worker": ("torch", "transformers", "tokenizers", "safetensors", "numpy", "jinja2"),
 }
 KILL_AFTER_DRAIN_S = 10.0  # a child still there this long after the end of its drain never will end
 REDIS_CHECK_S = 0.5
+REDIS_LIVES_S = 10.0  # one that dies sooner did not really start
 READY_CHECK_S = 0.2
 HIGHEST_PORT = 65_535
 
@@ -56,7 +66,15 @@ log = logging.getLogger("aios.serve")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command named by `argv` and return its exit status."""
-    match list(sys.argv[1:] if argv is None else argv):
+    try:
+        return run(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:  # before a role has its own way to end
+        return EXIT_INTERRUPTED
+
+
+def run(argv: list[str]) -> int:
+    """Raises KeyboardInterrupt."""
+    match argv:
         case ["serve", "hrm", *flags]:
             return run_role("aios serve hrm", serve_hrm, flags, dry_run_worker)
         case ["api", *flags]:
@@ -113,7 +131,8 @@ def serve_hrm(settings: Settings) -> int:
         read_text(settings, "prohibited_terms")
     check_model_paths(settings)
     settings, places = place_workers(settings)
-    settings = settings.model_copy(update={"port": bindable_port(settings, len(places))})
+    port = bindable_port(settings, len(places))
+    settings = settings.model_copy(update={"port": port, "log_format": chosen_style(settings.log_format)})
     with ExitStack() as stack:
         redis = None
         if settings.redis_url is None:
@@ -124,7 +143,26 @@ def serve_hrm(settings: Settings) -> int:
                 return 1
             drain_s = settings.drain_timeout_s or FINISH_S
             settings = settings.model_copy(update={"redis_url": redis.url, "drain_timeout_s": drain_s})
+        stack.enter_context(announced(_local_fleet(settings)))
         return asyncio.run(_supervise(settings, redis, places))
+
+
+def _local_fleet(settings: Settings) -> LocalFleet:
+    return LocalFleet(
+        pid=os.getpid(),
+        port=settings.port,
+        url=local_url(settings),
+        redis_url=redis_url(settings),
+        redis_shards=settings.redis_shards,
+        has_open_metrics=not settings.protect_metrics,
+    )
+
+
+def local_url(settings: Settings) -> str:
+    """Where the front answers on this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{settings.port}"
 
 
 def fleet_roles(settings: Settings, places: Sequence[Mapping[str, str]], *, redis_ends: bool = False) -> list[Role]:
@@ -203,7 +241,7 @@ async def _supervise(settings: Settings, redis: EmbeddedRedis | None, places: Se
     supervisor = Supervisor(fleet_roles(settings, places, redis_ends=redis is not None))
     watches = [asyncio.create_task(_announce(settings))]
     if redis is not None:
-        watches.append(asyncio.create_task(_watch_redis(redis, supervisor)))
+        watches.append(asyncio.create_task(watch_redis(redis, supervisor)))
     try:
         return await supervisor.run()
     finally:
@@ -211,26 +249,67 @@ async def _supervise(settings: Settings, redis: EmbeddedRedis | None, places: Se
             watch.cancel()
 
 
-async def _watch_redis(redis: EmbeddedRedis, supervisor: Supervisor) -> None:
-    """Start Redis again when it dies; its append-only file brings the queue back."""
+async def watch_redis(redis: EmbeddedRedis, supervisor: Supervisor) -> None:
+    """Start Redis again when it dies; its append-only file brings the queue back. Gives up when it dies again and again
+    soon after its start, of a full disk say."""
+    quick_deaths = 0
+    started_s = time.monotonic()
     while True:
         await asyncio.sleep(REDIS_CHECK_S)
         try:
-            if redis.revive():
-                log.warning("embedded redis restarted", extra=fields(pid=redis.pid))
+            if not redis.revive():
+                continue
         except EmbeddedRedisError as error:
             log.error("embedded redis failed", extra=fields(error=str(error)))
+            return supervisor.stop(exit_code=1)
+        log.warning("embedded redis restarted", extra=fields(pid=redis.pid))
+        quick_deaths = quick_deaths + 1 if time.monotonic() - started_s < REDIS_LIVES_S else 0
+        started_s = time.monotonic()
+        if quick_deaths >= MOST_FAILED_STARTS:
+            log.error("embedded redis failed", extra=fields(error="it died again and again soon after its start"))
             return supervisor.stop(exit_code=1)
 
 
 async def _announce(settings: Settings) -> None:
     """Print one line for people once the fleet answers."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    while not await _is_ready(host, settings.port):  # noqa: ASYNC110 - what is awaited is in another process
+    while (fleet := await _ready_fleet(settings, host)) is None:  # noqa: ASYNC110 - it is in other processes
         await asyncio.sleep(READY_CHECK_S)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
-    body = '{"prompts": ["Solve for x: 3x + 5 = 20"], "max_tokens": 128}'
-    print(f"ready at {url}  try: curl -s {url}/generate -H 'Content-Type: application/json' -d '{body}'", flush=True)
+    print(ready_line(settings, fleet), flush=True)
+
+
+def ready_line(settings: Settings, fleet: Fleet) -> str:
+    """Where the fleet answers, with which models, where that is documented, and what to type next."""
+    url = local_url(settings)
+    default = settings.default_model or fleet.default_model
+    names = [name for name in fleet.models if name != default]
+    shown = ", ".join([f"{default} (default)" if names else str(default), *names])
+    has_keys = bool(settings.api_keys or settings.admin_keys)
+    needs_key = settings.require_key == "yes" or (settings.require_key == "auto" and has_keys)
+    key = " -H 'Authorization: Bearer YOUR-KEY'" if needs_key else ""
+    return (
+        f"ready at {url}  model: {shown}  docs: {url}/docs  try: {_example(url, key, fleet.models.get(str(default)))}"
+    )
+
+
+def _example(url: str, key: str, model: ModelInfo | None) -> str:
+    """A command that can be pasted, of which the default model makes sense."""
+    if model is None or "generate" not in model.tasks:
+        return f"curl -s {url}/v1/models{key}"
+    prompt = "Solve for x: 3x + 5 = 20" if model.id == SAMPLE_MODEL.name else "Hello"
+    body = json.dumps({"prompts": [prompt], "max_tokens": 128})
+    return f"curl -s {url}/generate{key} -H 'Content-Type: application/json' -d '{body}'"
+
+
+async def _ready_fleet(settings: Settings, host: str) -> Fleet | None:
+    """Its workers and models, None if new work would not find a worker yet."""
+    if not await _is_ready(host, settings.port):
+        return None
+    try:
+        async with open_broker(redis_url(settings), settings.redis_shards) as broker:
+            return await Presence(broker.client(keys.PRESENCE)).fleet()
+    except UNAVAILABLE:
+        return None
 
 
 async def _is_ready(host: str, port: int) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from scripts.local_fleet import PORT_HELP, with_local_fleet
 from shared.broker import UNAVAILABLE, open_broker
 from shared.cli import EXIT_OK, redis_url, run_role
 from shared.dead import Dead, Graveyard
@@ -26,6 +27,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command named by `argv`; its exit status."""
     parser = argparse.ArgumentParser(prog=PROG, description="Jobs that were given up because their workers crashed.")
     parser.add_argument("--redis-url", help="Redis of the fleet [env: AIOS_REDIS_URL]")
+    parser.add_argument("--port", type=int, help=PORT_HELP)
     parser.add_argument("--json", action="store_true", help="print JSON, one document a line")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in {
@@ -36,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
     }.items():
         command = commands.add_parser(name, help=text)
         command.add_argument("--redis-url", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        command.add_argument("--port", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         if name != "list":
             command.add_argument("id")
@@ -46,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run(asked: argparse.Namespace, settings: Settings) -> int:
     """Do what was asked; 1 with a line on stderr when there is no such job, or no Redis."""
+    settings, _ = with_local_fleet(settings, asked.port)
     try:
         lines = asyncio.run(_answer(asked, settings))
     except (FleetError, *UNAVAILABLE) as error:

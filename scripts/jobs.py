@@ -20,6 +20,7 @@ from arq.constants import abort_jobs_ss
 from arq.cron import CronJob
 from arq.worker import Worker
 
+from scripts.local_fleet import with_local_fleet
 from shared.broker import UNAVAILABLE, Broker, open_broker
 from shared.cli import EXIT_OK, redis_url, run_role, tell_general_variables
 from shared.janitor import Janitor, Sweep
@@ -46,14 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=PROG, add_help=False, allow_abbrev=False)
     parser.add_argument("--once", action="store_true")
     parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--port", type=int)
     asked, flags = parser.parse_known_args(argv)
     if {"-h", "--help"} & set(flags):
-        print("--once: do every sweep and end; --dry-run: change nothing; --metrics-port N: show counters at port N")
+        print("--once: do every sweep and end; --dry-run: change nothing; --metrics-port N: show counters at port N;")
+        print("--port N: for the fleet of this machine with that port, if several run here")
     return run_role(PROG, partial(run, asked), flags)
 
 
 def run(asked: argparse.Namespace, settings: Settings) -> int:
     """Sweep once, or until told to stop."""
+    settings, _ = with_local_fleet(settings, asked.port)
     configure_logging(settings.log_level, settings.log_format)
     tell_general_variables(settings)
     logging.getLogger("arq").setLevel(logging.WARNING)  # two lines for every sweep are not news

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
+from scripts.local_fleet import PORT_HELP, with_local_fleet
 from shared.access import ID_LENGTH, KEY_MARK, Grant, Keyring, check_name, check_priority, digest_of, id_of, rate_of
 from shared.broker import UNAVAILABLE, open_broker
 from shared.cli import EXIT_OK, redis_url, run_role
@@ -35,6 +36,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run(asked: argparse.Namespace, settings: Settings) -> int:
     """Do what was asked; 1 with a line on stderr when there is no such key, or no Redis."""
+    settings, _ = with_local_fleet(settings, asked.port)
     try:
         lines = asyncio.run(_answer(asked, settings))
     except (NoSuchKey, *UNAVAILABLE) as error:
@@ -46,7 +48,7 @@ def run(asked: argparse.Namespace, settings: Settings) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROG, parents=[_flags()], description="Who may call the fleet, and how much.")
-    parser.set_defaults(redis_url=None, redis_shards=None, json=False)
+    parser.set_defaults(redis_url=None, redis_shards=None, port=None, json=False)
     commands = parser.add_subparsers(dest="command", required=True)
     create = commands.add_parser("create", parents=[_flags()], help="make a key; it is shown once and never again")
     create.add_argument("name", type=_checked(check_name), help="whose it is, for people; keys may share a name")
@@ -74,6 +76,7 @@ def _flags() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     flags.add_argument("--redis-url", help="Redis of the fleet [env: AIOS_REDIS_URL]")
     flags.add_argument("--redis-shards", help="as the fleet has it [env: AIOS_REDIS_SHARDS]")
+    flags.add_argument("--port", type=int, help=PORT_HELP)
     flags.add_argument("--json", action="store_true", help="print JSON, one document a line")
     return flags
 

@@ -25,7 +25,7 @@ def place_workers(settings: Settings) -> tuple[Settings, list[dict[str, str]]]:
     settings = settings.model_copy(update={"workers": shape.workers, "threads": shape.threads})
     places = worker_envs(shape, machine, os.environ) if settings.pin_cores or machine.num_gpus else []
     on = {"num_cores": machine.num_cores, "num_gpus": machine.num_gpus}
-    log.info("workers placed", extra=fields(shape=str(shape), **on))
+    log.info("workers placed", extra=fields(shape=str(shape), why=shape.why, **on))
     advise(on_threads(shape.workers, shape.threads, machine.num_cores))
     return settings, places or [{} for _ in range(shape.workers)]
 

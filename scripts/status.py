@@ -8,6 +8,7 @@ from shutil import get_terminal_size
 
 import msgspec
 
+from scripts.local_fleet import PORT_HELP, with_local_fleet
 from scripts.watch.screen import View, screen
 from scripts.watch.snapshot import Snapshot, Status, look
 from shared.broker import open_unsettled
@@ -25,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
         description="The fleet as Redis knows it. Exits with 0 if a worker is ready, 1 if none, 2 without Redis.",
     )
     parser.add_argument("--redis-url", help="Redis of the fleet [env: AIOS_REDIS_URL]")
+    parser.add_argument("--port", type=int, help=PORT_HELP)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     asked = parser.parse_args(argv)
     flags = ["--redis-url", asked.redis_url] if asked.redis_url else []
@@ -33,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run(asked: argparse.Namespace, settings: Settings) -> int:
     """Look once and print it."""
+    settings, _ = with_local_fleet(settings, asked.port)
     now = asyncio.run(_look(redis_url(settings)))
     if asked.json:
         print(msgspec.json.encode(now).decode())

@@ -11,11 +11,12 @@ import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from scripts.parent_death import die_with_parent
 from shared.logs import fields
-from shared.signals import StopSignals, signals_call
+from shared.signals import signals_call
 from shared.supervised import REPORT_ENV, read_report
 
 BAD_SETTINGS = 2  # exit status of a child that would fail in the same way again
@@ -24,6 +25,7 @@ NOT_STARTED = 127  # as a shell says it
 MOST_FAILED_STARTS = 5
 
 _REPORT_BYTES = 4096
+_SAME_SIGNAL_S = 0.3
 
 log = logging.getLogger("aios.supervisor")
 
@@ -111,7 +113,7 @@ class Supervisor:
 
     def _on_signal(self, name: str) -> None:
         if not self._stop.is_set():
-            log.info("fleet stopping", extra=fields(signal=name))
+            log.info("fleet stopping, a second signal ends it at once", extra=fields(signal=name))
         self.stop()
 
     async def _keep(self, role: Role, copy: int, end: asyncio.Event) -> None:
@@ -217,6 +219,30 @@ class Report:
         if is_ready and not self.is_ready:
             self.is_ready = True
             self._on_ready()
+
+
+class StopSignals:
+    """Calls `stop` at the first signal that ends a process, and `hurry` at a later one.
+
+    `timeout` and some init systems send SIGTERM to a process and to its group: within a moment these are one signal.
+    """
+
+    def __init__(self, stop: Callable[[str], object], hurry: Callable[[], object]) -> None:
+        self._stop = stop
+        self._hurry = hurry
+        self._stopped_at_s: float | None = None
+
+    def actions(self) -> dict[str, Callable[[], None]]:
+        """For `signals_call`."""
+        return {name: partial(self.receive, name) for name in ("SIGTERM", "SIGINT", "SIGHUP")}
+
+    def receive(self, name: str) -> None:
+        now_s = time.monotonic()
+        if self._stopped_at_s is None:
+            self._stopped_at_s = now_s
+            self._stop(name)
+        elif name == "SIGINT" or now_s - self._stopped_at_s > _SAME_SIGNAL_S:
+            self._hurry()
 
 
 def status_in_words(status: int) -> str:

@@ -12,6 +12,7 @@ from functools import partial
 from shutil import get_terminal_size
 from typing import Generic, TypeVar
 
+from scripts.local_fleet import PORT_HELP, with_local_fleet
 from scripts.status import EXITS
 from scripts.watch import fronts
 from scripts.watch.fronts import Fronts, scrape
@@ -38,12 +39,16 @@ def main(argv: Sequence[str]) -> int:
 
 def run(asked: argparse.Namespace, settings: Settings) -> int:
     """0 when somebody left; after `--count` looks what `aios status` would have ended with."""
+    settings, fleet = with_local_fleet(settings, asked.port)
+    if fleet is not None and fleet.has_open_metrics and not asked.front:
+        asked.front = [fleet.url]
     return asyncio.run(_watch(asked, redis_url(settings)))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROG, description="The fleet as it works. q or Ctrl-C leaves.")
     parser.add_argument("--redis-url", help="Redis of the fleet [env: AIOS_REDIS_URL]")
+    parser.add_argument("--port", type=int, help=PORT_HELP)
     parser.add_argument(
         "--front", action="append", default=[], type=_url, metavar="URL",
         help="a front to ask for latencies and errors (its port, or --metrics-port); may be repeated",

@@ -4,6 +4,7 @@ none where all is well. Nothing is changed, and nothing is refused."""
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -40,6 +41,24 @@ def on_threads(workers: int, threads: int, num_cores: int) -> list[str]:
         f"{workers} workers of {threads} threads are more than the {num_cores} cores here: threads that wait for each"
         " other make steps many times slower; lower --threads or --workers, or leave them to `auto`"
     ]
+
+
+def on_open_door(host: str, port: int, *, requires_key: bool) -> list[str]:
+    """For a front that listens at `host`: loopback is this machine's own."""
+    if requires_key or is_loopback(host):
+        return []
+    return [
+        f"anybody on the network who reaches {host} port {port} may call: make keys needed (--api-keys), or listen to"
+        " this machine alone (--host 127.0.0.1)"
+    ]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens at `host`."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def on_redis(info: Mapping[str, Any]) -> list[str]:

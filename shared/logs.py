@@ -15,7 +15,7 @@ import yaml
 
 from shared.messages import Job
 
-Style = Literal["json", "console", "classic"]
+Style = Literal["auto", "json", "console", "classic"]
 
 _TEXT: dict[Style, str] = {
     "console": "%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -23,15 +23,24 @@ _TEXT: dict[Style, str] = {
 }
 
 
+def chosen_style(style: Style) -> Style:
+    """`auto` is for people where stderr is a terminal, else for machines."""
+    if style != "auto":
+        return style
+    return "console" if sys.stderr.isatty() else "json"
+
+
 def configure_logging(level: str, style: Style, config: Path = Path("logging.yaml")) -> None:
-    """Send everything this process logs to stderr in one format.
+    """Send everything this process logs to stderr in one format, warnings of libraries included.
 
     A `logging.yaml` in the working directory, in dictConfig form, is applied instead; one that cannot be applied, such
     as one that names classes not installed here, is passed over with a warning (X12).
     """
     handler = logging.StreamHandler(sys.stderr)
+    style = chosen_style(style)
     handler.setFormatter(JsonLines() if style == "json" else TextLines(_TEXT[style]))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
     if config.is_file():
         try:
             logging.config.dictConfig(yaml.safe_load(config.read_text(encoding="utf-8")))

@@ -105,8 +105,8 @@ class Settings(BaseSettings):
     worker_port: Port | None = Field(default=None, description="port for a worker's metrics and health")
     prohibited_terms: Text | None = Field(default=None, description="file of terms, one a line, to refuse in requests")
     log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(default="info", description="log level")
-    log_format: Literal["json", "console", "classic"] = Field(
-        default="json", description="log lines for machines or people"
+    log_format: Literal["auto", "json", "console", "classic"] = Field(
+        default="auto", description="log lines for machines or people (auto: console on a terminal, else json)"
     )
     log_bodies: bool = Field(default=False, description="log the beginnings of requests and answers (debug does, too)")
     otlp_endpoint: Text | None = Field(default=None, description="OTLP collector to send traces to (none: no tracing)")

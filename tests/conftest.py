@@ -1,5 +1,6 @@
 """Fixtures for all rooms: a real Redis for the session, empty for each test that asks for it."""
 
+import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -12,6 +13,12 @@ from shared.broker import connect
 from tests.redis_server import RedisServer, start_redis
 
 pytest_plugins = ("tests.leftovers",)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fleets_of_these_tests_alone(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whatever else runs on this machine is not found by the tools, nor do others find what tests start."""
+    os.environ["AIOS_RUN_DIR"] = str(tmp_path_factory.mktemp("fleets"))
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from shared.metrics import WorkerMetrics
 from shared.paths import check_model_paths
 from shared.queue import Terms
 from shared.settings import Settings
-from shared.signals import StopSignals, signals_call
+from shared.signals import signals_call
 from shared.supervised import report_ready
 from shared.tracing import open_tracing
 from worker import health
@@ -69,18 +69,25 @@ def dry_run(settings: Settings) -> int:
 
 
 def prepare_process(settings: Settings) -> None:
-    """Threads, cores and malloc, before torch is imported and threads are started, which inherit them."""
+    """Threads, cores and malloc, before torch is imported and threads are started, which inherit them.
+
+    Libraries draw no progress bars: they would stand between the log's lines.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     cores = os.environ.get(CORES_ENV)
     if cores and settings.pin_cores:
         use_cores(cores)
     threads = settings.threads
+    why = "threads: as set"
     if threads == "auto":
-        threads = shape_of(settings.model_copy(update={"workers": 1}), survey(settings.device)).threads
+        shape = shape_of(settings.model_copy(update={"workers": 1}), survey(settings.device))
+        threads = shape.threads
+        why = shape.why
     elif not cores:
         advise(on_threads(1, threads, survey("cpu").num_cores))
     use_threads(threads)
     keep_freed_memory()
-    logger.info("threads chosen", extra=fields(threads=threads, cores=cores or "not pinned"))
+    logger.info("threads chosen", extra=fields(threads=threads, why=why, cores=cores or "not pinned"))
 
 
 async def _serve(settings: Settings) -> int:
@@ -97,8 +104,7 @@ async def _serve(settings: Settings) -> int:
             tracing=tracing,
             on_ready=report_ready,
         )
-        stop_signals = StopSignals(lambda name: stop.set(), partial(_end, EXIT_OK))
-        with signals_call(stop_signals.actions(("SIGTERM", "SIGINT"))):
+        with signals_call({"SIGTERM": stop.set, "SIGINT": stop.set}):
             async with _telling(settings, service):
                 survived = await service.run(partial(_load, settings, service), stop)
     tracing.close()

@@ -11,7 +11,7 @@
 No core is kept for the front and Redis: beside a model they need a few per cent of one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from shared.settings import ModelEntry, Settings, model_entries
@@ -24,8 +24,11 @@ _PROCESS_BYTES = 512 * 2**20  # an interpreter with torch and transformers, and 
 
 @dataclass(frozen=True)
 class Shape:
+    """`why` names the rules that decided."""
+
     workers: int
     threads: int
+    why: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{_counted(self.workers, 'worker')} of {_counted(self.threads, 'thread')}"
@@ -38,15 +41,41 @@ def plan_workers(
 
     Unless `workers` is given, the workers fit into free memory together.
     """
+    workers, why_workers = _workers(machine, weight_bytes, kv_bytes, workers, threads)
+    threads, why_threads = _threads(machine, weight_bytes, workers, threads)
+    return Shape(workers, threads, f"{why_workers}; {why_threads}")
+
+
+def _workers(
+    machine: Machine, weight_bytes: int, kv_bytes: int, workers: int | None, threads: int | None
+) -> tuple[int, str]:
+    """How many, and by which rule."""
+    if workers is not None:
+        return workers, "workers: as set"
     if machine.num_gpus:
-        return Shape(workers or machine.num_gpus, threads or 1)
-    if workers is None:
-        each = 2 * weight_bytes + kv_bytes + _PROCESS_BYTES  # twice, because loading holds what it reads and the net
-        workers = max(1, min(machine.num_cores // (threads or 1), machine.free_memory_bytes // each))
-    if threads is None:
-        fits_cache = weight_bytes * machine.num_cores <= machine.cache_bytes
-        threads = 1 if fits_cache else max(1, machine.num_cores // workers)
-    return Shape(workers, threads)
+        return machine.num_gpus, "workers: one a GPU"
+    each = 2 * weight_bytes + kv_bytes + _PROCESS_BYTES  # twice, because loading holds what it reads and the net
+    if machine.free_memory_bytes == 0:
+        return 1, "workers: one, as free memory is not known"
+    by_cores = machine.num_cores // (threads or 1)
+    by_memory = machine.free_memory_bytes // each
+    if by_memory < by_cores:
+        return max(1, by_memory), "workers: as many as free memory holds"
+    return max(1, by_cores), "workers: one a core" if threads in (
+        None,
+        1,
+    ) else "workers: as many as cores for their threads"
+
+
+def _threads(machine: Machine, weight_bytes: int, workers: int, threads: int | None) -> tuple[int, str]:
+    """How many of each of `workers`, and by which rule."""
+    if threads is not None:
+        return threads, "threads: as set"
+    if machine.num_gpus:
+        return 1, "threads: one, which launches kernels"
+    if weight_bytes * machine.num_cores <= machine.cache_bytes:
+        return 1, "threads: one, for weights that fit a core's share of the cache"
+    return max(1, machine.num_cores // workers), "threads: the cores shared out among the workers"
 
 
 def shape_of(settings: Settings, machine: Machine) -> Shape:

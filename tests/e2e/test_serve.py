@@ -2,6 +2,8 @@
 
 import json
 import math
+import shlex
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +14,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, HrmTextForCausalLM
 
+from scripts.aios import main
+from scripts.local_fleet import running_fleets
 from shared.settings import SAMPLE_MODEL
 from tests.e2e.serving import Serving, serving
 from tests.polling import is_running, wait_until
@@ -71,6 +75,40 @@ def test_equations_are_solved_over_http(client: httpx.Client) -> None:
     assert crowd[1] == alone[0]
 
 
+def test_machines_get_json_lines_and_people_one_that_says_it_is_ready(fleet: Serving) -> None:
+    """No progress bar of a library stands between them."""
+    others = [line for line in fleet.lines if not line.startswith("{")]
+    assert len(others) == 1, others
+    url, model = fleet.url, SAMPLE_MODEL.name
+    assert others[0].startswith(f"ready at {url}  model: {model}  docs: {url}/docs  try: curl -s {url}/generate")
+    assert httpx.get(f"{url}/docs", timeout=60).status_code == 200
+    assert all(json.loads(line)["message"] for line in fleet.lines if line != others[0])
+    command = others[0].split("  try: ")[1]
+    done = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout)["completions"][0].endswith("x = 5")
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["status"], "1 of 1 workers ready"),
+        (["top", "--once"], "1 of 1 workers ready"),
+        (["keys", "create", "ann"], "aios_"),
+        (["keys", "list"], "tenant ann"),
+        (["dead", "list"], ""),
+        (["jobs", "--once", "--dry-run"], "workers"),
+    ],
+)
+def test_tools_find_the_fleet_beside_them(
+    fleet: Serving, words: list[str], shown: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows the address and the password of its Redis."""
+    monkeypatch.delenv("AIOS_REDIS_URL", raising=False)
+    assert main([*words, "--port", fleet.url.rpartition(":")[2]]) == 0
+    assert main(words) == 0
+    assert shown in capsys.readouterr().out
+
+
 def test_16_prompts_five_times_with_stable_memory(fleet: Serving, client: httpx.Client) -> None:
     """A106, A133: no crash, and the worker is not larger after run five than after run two."""
     worker = fleet.children("worker")[0]
@@ -124,5 +162,8 @@ def test_sigterm_ends_everything_cleanly() -> None:
     with serving("--model-path", "echo", "--workers", "2") as fleet:
         family = psutil.Process(fleet.process.pid).children(recursive=True)
         assert len(fleet.children("worker")) == 2
+        assert fleet.url in [found.url for found in running_fleets()]
+        url = fleet.url
         assert fleet.stop() == 0
+        assert url not in [found.url for found in running_fleets()]
         assert not [child for child in family if is_running(child.pid)]

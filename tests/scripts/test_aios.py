@@ -1,14 +1,21 @@
 """The `aios` command: what it accepts, and what it hands to the processes it starts."""
 
+import asyncio
 import os
 import socket
 from pathlib import Path
 
 import pytest
 
-from scripts.aios import bindable_port, fleet_roles, main
+from scripts import aios
+from scripts.aios import bindable_port, fleet_roles, main, ready_line
+from scripts.embedded_redis import EmbeddedRedis
+from scripts.supervisor import Supervisor
 from shared.cli import tell_general_variables
+from shared.messages import ModelInfo, TaskName
+from shared.presence import Fleet
 from shared.settings import ModelEntry, Settings, SettingsError, resolve
+from tests.polling import until
 
 
 @pytest.mark.parametrize("argv", [[], ["serve"], ["serve", "other"], ["nonsense"]])
@@ -58,6 +65,57 @@ def test_each_process_has_a_port_of_its_own_for_metrics() -> None:
     assert [role.env["AIOS_METRICS_PORT"] for role in (api, worker, jobs)] == ["8001", "none", "none"]
     _, free, _ = fleet_roles(Settings(worker_port=0), [{}, {}])
     assert (free.env["AIOS_WORKER_PORT"], free.copies) == ("0", [{}, {}])
+
+
+class MortalRedis(EmbeddedRedis):
+    """Dies whenever it is looked at, `times` in all."""
+
+    pid = 1  # type: ignore[assignment]
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def revive(self) -> bool:
+        self.times -= 1
+        return self.times >= 0
+
+
+@pytest.mark.parametrize(("deaths", "lives_s", "status"), [(4, 10.0, 0), (5, 10.0, 1), (50, 0.0, 0)])
+async def test_a_redis_that_dies_again_and_again_ends_the_fleet(
+    deaths: int, lives_s: float, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deaths count that come within `lives_s` of a start."""
+    monkeypatch.setattr(aios, "REDIS_CHECK_S", 0.001)
+    monkeypatch.setattr(aios, "REDIS_LIVES_S", lives_s)
+    supervisor = Supervisor([])
+    redis = MortalRedis(deaths)
+    watching = asyncio.create_task(aios.watch_redis(redis, supervisor))
+    await until(lambda: redis.times < 0 or watching.done(), "it has died so often")
+    await asyncio.sleep(0)
+    assert watching.done() == (status == 1)
+    watching.cancel()
+    supervisor.stop()
+    assert await supervisor.run() == status
+
+
+def ready_fleet(*tasks: TaskName) -> Fleet:
+    model = ModelInfo("m", "causal", "for tests", 512, 256, 8, tasks, is_default=True)
+    return Fleet((), {"m": model})
+
+
+def test_the_ready_line_has_what_to_type_next() -> None:
+    settings = Settings(host="0.0.0.0", port=8123)
+    line = ready_line(settings, ready_fleet("generate"))
+    assert line.startswith("ready at http://127.0.0.1:8123  model: m  docs: http://127.0.0.1:8123/docs  try: curl -s ")
+    assert "/generate" in line and "Authorization" not in line
+    assert ready_line(settings, ready_fleet("embed")).endswith("try: curl -s http://127.0.0.1:8123/v1/models")
+    assert ready_line(Settings(host="::", port=1), ready_fleet()).startswith("ready at http://[::1]:1 ")
+
+
+def test_the_ready_line_says_that_a_key_is_needed_and_never_which() -> None:
+    settings = resolve({}, {"API_KEYS": "hush-1"}, None).settings
+    line = ready_line(settings, ready_fleet("generate"))
+    assert "-H 'Authorization: Bearer YOUR-KEY'" in line and "hush" not in line
 
 
 def test_only_a_front_whose_redis_ends_with_it_finishes_what_is_in_flight() -> None:

@@ -13,7 +13,6 @@ import pytest
 import redis
 
 from scripts import embedded_redis
-from scripts.embedded_redis import EmbeddedRedis, EmbeddedRedisError, find_redis_server
 from scripts.embedded_redis import EmbeddedRedis, EmbeddedRedisError, bundled_servers, find_redis_server
 from tests.polling import is_running, wait_until
 

@@ -75,5 +75,6 @@ def test_auto_becomes_numbers_and_is_logged(monkeypatch: pytest.MonkeyPatch, cap
     assert (settings.workers, settings.threads, len(places)) == (4, 1, 4)
     [said] = fields_of(caplog, "workers placed")
     assert (said["shape"], said["num_cores"]) == ("4 workers of 1 thread", 4)
+    assert said["why"].startswith("workers: one a core; threads: ")
     settings, places = place_workers(Settings(workers=2, threads=1, pin_cores=False))
     assert (settings.workers, settings.threads, places) == (2, 1, [{}, {}])

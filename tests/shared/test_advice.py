@@ -5,7 +5,7 @@ import logging
 import pytest
 from redis.asyncio import Redis
 
-from shared.advice import advise, on_open_files, on_redis, on_threads, open_files_limit, redis_advice
+from shared.advice import advise, on_open_door, on_open_files, on_redis, on_threads, open_files_limit, redis_advice
 from shared.broker import Broker, connect
 from tests.logged import fields_of
 
@@ -24,6 +24,26 @@ def test_too_few_open_files(limit: int | None, depth: int, lines: int) -> None:
 )
 def test_too_many_threads(workers: int, threads: int, cores: int, lines: int) -> None:
     assert len(on_threads(workers, threads, cores)) == lines
+
+
+@pytest.mark.parametrize(
+    ("host", "requires_key", "lines"),
+    [
+        ("0.0.0.0", False, 1),
+        ("::", False, 1),
+        ("192.0.2.7", False, 1),
+        ("fleet.example.org", False, 1),
+        ("0.0.0.0", True, 0),
+        ("127.0.0.1", False, 0),
+        ("127.1.2.3", False, 0),
+        ("::1", False, 0),
+        ("localhost", False, 0),
+    ],
+)
+def test_a_door_that_is_open_to_the_network(host: str, requires_key: bool, lines: int) -> None:
+    said = on_open_door(host, 8000, requires_key=requires_key)
+    assert len(said) == lines
+    assert all("anybody on the network" in line and "--api-keys" in line for line in said)
 
 
 def test_how_redis_should_be_set_up() -> None:

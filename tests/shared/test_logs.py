@@ -3,12 +3,14 @@
 import json
 import logging
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from shared.logs import configure_logging, fields, job_fields
+from shared.logs import chosen_style, configure_logging, fields, job_fields
 from shared.messages import Generate, Job, Sampling
 from shared.tracing import Trace
 
@@ -33,6 +35,23 @@ def test_console_lines_are_for_people(capsys: pytest.CaptureFixture[str], tmp_pa
     logging.getLogger("x").info("not shown")
     logging.getLogger("x").warning("shown", extra={"fields": {"route": "/generate"}})
     assert capsys.readouterr().err.rstrip().endswith("WARNING x: shown route='/generate'")
+
+
+@pytest.mark.parametrize(("is_terminal", "style"), [(True, "console"), (False, "json")])
+def test_auto_is_for_people_on_a_terminal(is_terminal: bool, style: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal)
+    assert chosen_style("auto") == style
+    assert [chosen_style("json"), chosen_style("classic")] == ["json", "classic"]
+
+
+def test_a_warning_of_a_library_is_a_line_too() -> None:
+    """In a process of its own: pytest takes warnings for itself."""
+    code = "import warnings; from shared.logs import configure_logging; configure_logging('info', 'auto')"
+    command = [sys.executable, "-c", f"{code}; warnings.warn('odd weights')"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    line = json.loads(done.stderr)
+    assert (line["level"], line["logger"]) == ("warning", "py.warnings")
+    assert "odd weights" in line["message"]
 
 
 def test_a_logging_yaml_is_honoured(tmp_path: Path) -> None:

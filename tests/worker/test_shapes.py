@@ -40,6 +40,35 @@ def test_the_rule(there: Machine, weights: int, expected: Shape) -> None:
 
 
 @pytest.mark.parametrize(
+    ("there", "asked", "weights", "why"),
+    [
+        (
+            machine(),
+            (None, None),
+            MIB,
+            "workers: one a core; threads: one, for weights that fit a core's share of the cache",
+        ),
+        (machine(), (None, None), GIB, "workers: one a core; threads: the cores shared out among the workers"),
+        (
+            machine(free=4 * GIB),
+            (None, None),
+            MIB,
+            "workers: as many as free memory holds; threads: one, for weights that fit a core's share of the cache",
+        ),
+        (machine(free=0), (None, 2), MIB, "workers: one, as free memory is not known; threads: as set"),
+        (machine(), (None, 3), MIB, "workers: as many as cores for their threads; threads: as set"),
+        (machine(), (1, None), GIB, "workers: as set; threads: the cores shared out among the workers"),
+        (machine(gpus=2), (None, None), GIB, "workers: one a GPU; threads: one, which launches kernels"),
+        (machine(gpus=2), (3, 1), GIB, "workers: as set; threads: as set"),
+    ],
+)
+def test_the_rule_that_decided_is_told(
+    there: Machine, asked: tuple[int | None, int | None], weights: int, why: str
+) -> None:
+    assert plan_workers(there, weights, 512 * MIB, *asked).why == why
+
+
+@pytest.mark.parametrize(
     ("workers", "threads", "weights", "expected"),
     [
         (3, 5, GIB, Shape(3, 5)),

@@ -1,0 +1,174 @@
+"""The fleets of this user on this machine, as the tools find them: one file for each in a private folder.
+
+`aios serve hrm` holds a lock on its file as long as it lives, however it ends. So a file that can be locked is stale,
+and is removed. The file holds the password of the fleet's Redis: the folder is open to its owner alone.
+"""
+
+import json
+import logging
+import os
+import secrets
+import stat
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from shared.logs import fields
+from shared.setting_layers import SettingsError
+from shared.settings import Settings
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a fleet has no Redis of its own either
+    fcntl = None  # type: ignore[assignment]
+
+FOLDER_ENV = "AIOS_RUN_DIR"
+PORT_HELP = "which of the fleets that run on this machine, by the port of its front"
+_SUFFIX = ".fleet.json"
+
+log = logging.getLogger("aios.serve")
+
+
+@dataclass(frozen=True)
+class LocalFleet:
+    """`url` is where it answers; `has_open_metrics`: its `/metrics` asks for no key."""
+
+    pid: int
+    port: int
+    url: str
+    redis_url: str
+    redis_shards: int
+    has_open_metrics: bool
+
+
+@contextmanager
+def announced(fleet: LocalFleet) -> Iterator[None]:
+    """Let the tools find `fleet` in this context. Where no folder can be had they do not, and a warning says so."""
+    try:
+        file, descriptor = _write(fleet)
+    except OSError as error:
+        log.warning("fleet not found by tools", extra=fields(error=str(error)))
+        yield
+        return
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def running_fleets() -> list[LocalFleet]:
+    """Those that run now, by their ports. Files of others are removed."""
+    found: list[LocalFleet] = []
+    for folder in _folders():
+        if fcntl is None or not _is_private(folder):
+            continue
+        for file in folder.glob(f"*{_SUFFIX}"):
+            fleet = _read(file)
+            if fleet is not None:
+                found.append(fleet)
+    return sorted(found, key=lambda fleet: fleet.port)
+
+
+def choose_fleet(port: int | None = None) -> LocalFleet:
+    """The one fleet that runs here, or the one of several with this port. Raises SettingsError."""
+    running = running_fleets()
+    chosen = [fleet for fleet in running if port is None or fleet.port == port]
+    if len(chosen) == 1:
+        return chosen[0]
+    if not running:
+        raise SettingsError(
+            "redis_url: expected a URL in --redis-url or AIOS_REDIS_URL: no `aios serve hrm` of this user runs here"
+        )
+    shown = ", ".join(f"{fleet.url} (process {fleet.pid})" for fleet in running)
+    if chosen:
+        raise SettingsError(f"redis_url: several fleets run here: {shown}; choose one by --port, or give --redis-url")
+    raise SettingsError(f"port: no fleet with port {port} runs here; there is {shown}")
+
+
+def with_local_fleet(settings: Settings, port: int | None = None) -> tuple[Settings, LocalFleet | None]:
+    """The settings with a Redis: the one they name, else that of the fleet that runs here, which is then returned too.
+
+    Raises SettingsError.
+    """
+    if settings.redis_url is not None:
+        if port is not None:
+            raise SettingsError(
+                "port: chooses a fleet of this machine, but redis_url names one; expected one of the two"
+            )
+        return settings, None
+    fleet = choose_fleet(port)
+    found = {"redis_url": fleet.redis_url, "redis_shards": fleet.redis_shards}
+    return settings.model_copy(update=found), fleet
+
+
+def _folders() -> Sequence[Path]:
+    """Where files may lie, the best place first: one shell of a user may know of a runtime folder and another not."""
+    if os.environ.get(FOLDER_ENV):
+        return [Path(os.environ[FOLDER_ENV])]
+    folders = []
+    if os.environ.get("XDG_RUNTIME_DIR"):
+        folders.append(Path(os.environ["XDG_RUNTIME_DIR"]) / "aios")
+    folders.append(Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "aios")
+    folders.append(Path(tempfile.gettempdir()) / f"aios-{_uid()}")
+    return folders
+
+
+def _write(fleet: LocalFleet) -> tuple[Path, int]:
+    """The file, in place and locked, and the descriptor that holds the lock."""
+    if fcntl is None:
+        raise OSError("no file locks on this system")
+    problem = OSError("no folder")
+    for folder in _folders():
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not _is_private(folder):
+                raise PermissionError(f"{folder} is open to others")
+            return _write_in(folder, fleet)
+        except OSError as error:
+            problem = error
+    raise problem
+
+
+def _write_in(folder: Path, fleet: LocalFleet) -> tuple[Path, int]:
+    name = f"{fleet.pid}-{secrets.token_hex(4)}"
+    unfinished = folder / f"{name}.part"
+    descriptor = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.write(descriptor, json.dumps(asdict(fleet)).encode())
+        file = folder / f"{name}{_SUFFIX}"
+        unfinished.rename(file)
+    except OSError:
+        os.close(descriptor)
+        unfinished.unlink(missing_ok=True)
+        raise
+    return file, descriptor
+
+
+def _read(file: Path) -> LocalFleet | None:
+    """None for a file that nobody holds any more, which is removed, or that another version wrote."""
+    try:
+        with file.open("rb") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return LocalFleet(**json.loads(stream.read()))
+            file.unlink(missing_ok=True)
+            return None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _is_private(folder: Path) -> bool:
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == _uid() and not found.st_mode & 0o077
+
+
+def _uid() -> int:
+    return os.getuid() if hasattr(os, "getuid") else 0

@@ -1,0 +1,91 @@
+"""What a person sees who starts a fleet in a terminal, and leaves it with Ctrl-C."""
+
+import fcntl
+import os
+import pty
+import re
+import subprocess
+import sys
+import termios
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+
+from tests.polling import is_running, wait_until
+
+
+class Seen:
+    """A process on a terminal of its own, and what it has printed there."""
+
+    def __init__(self, *command: str) -> None:
+        self._master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            command,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            preexec_fn=_take_terminal,  # noqa: PLW1509 - it makes one system call
+        )
+        os.close(slave)
+        self.printed = ""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def type(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            family = psutil.Process(self.process.pid).children(recursive=True)
+            self.process.kill()
+            for child in family:
+                if child.is_running():
+                    child.kill()
+        self.process.wait()
+        self._reader.join(timeout=5)
+        os.close(self._master)
+
+    def _read(self) -> None:
+        while True:
+            try:
+                data = os.read(self._master, 4096)
+            except OSError:  # the last of its other side's holders has ended
+                return
+            self.printed += data.decode(errors="replace")
+
+
+def _take_terminal() -> None:
+    """Make the terminal the one whose Ctrl-C this process gets."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+@contextmanager
+def on_terminal(*flags: str) -> Iterator[Seen]:
+    seen = Seen(sys.executable, "-m", "scripts.aios", "serve", "hrm", "--port", "0", *flags)
+    try:
+        yield seen
+    finally:
+        seen.close()
+
+
+def test_a_terminal_gets_lines_to_be_read_one_that_says_ready_and_a_warning() -> None:
+    with on_terminal("--threads", "1") as seen:
+        wait_until(lambda: "ready at " in seen.printed or seen.process.poll() is not None, "ready", deadline_s=60)
+        family = psutil.Process(seen.process.pid).children(recursive=True)
+        seen.type("\x03")
+        assert seen.process.wait(timeout=60) == 0
+        assert not [child for child in family if is_running(child.pid)]
+    lines = seen.printed.replace("^C", "").splitlines()
+    (ready,) = [line for line in lines if line.startswith("ready at ")]
+    assert re.match(
+        r"ready at (http://127\.0\.0\.1:\d+)  model: sample-hrm-text  docs: \1/docs  try: curl -s \1/generate ", ready
+    )
+    logged = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ (INFO|WARNING) aios\.[a-z_.]+: ")
+    assert [line for line in lines if line != ready and not logged.match(line)] == []
+    (warning,) = [line for line in lines if " WARNING " in line and "network" in line]
+    assert "anybody on the network" in warning and "--api-keys" in warning
+    assert lines.index(warning) < lines.index(ready)
+    assert "Traceback" not in seen.printed
