@@ -20,7 +20,7 @@ from api.doors import Doorman
 from api.errors import HANDLERS
 from api.headers import JOB_ID
 from api.kinds import Kinds
-from api.middleware import REQUEST_ID, AccessLog, BodyLimit, CrashGuard, RequestId
+from api.middleware import REQUEST_ID, AccessLog, BodyLimit, CrashGuard, RequestId, Seeded
 from api.routes import (
     chat,
     embeddings,
@@ -74,7 +74,8 @@ def middleware(settings: Settings, front: Front, tracing: Tracing) -> list[Middl
     return [
         Middleware(RequestId),
         *([Middleware(Traced, tracing=tracing)] if tracing.is_on else []),
-        Middleware(AccessLog, metrics=front.metrics, log_bodies=log_bodies),
+        Middleware(AccessLog, metrics=front.metrics, log_bodies=log_bodies, log_requests=settings.access_log),
+        *([Middleware(Seeded, seed=settings.seed)] if settings.seed is not None else []),
         *([cors] if settings.enable_cors else []),
         Middleware(CrashGuard),
         Middleware(Doorman, auth=front.auth, routes=_routes(), protect_metrics=settings.protect_metrics),

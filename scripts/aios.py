@@ -21,7 +21,7 @@ from shared.cli import CONFIG_ENV, redis_url, run_role, tell_general_variables
 from shared.listener import open_port, port_of
 from shared.logs import configure_logging, fields
 from shared.paths import check_model_paths, read_text
-from shared.setting_layers import ENV_ALIASES, ORIGINS_ENV, env_name
+from shared.setting_layers import ORIGINS_ENV, env_name, general_names
 from shared.setting_types import SECRETS
 from shared.settings import REPO_ROOT, Settings
 
@@ -43,6 +43,8 @@ KILL_AFTER_DRAIN_S = 10.0  # a child still there this long after the end of its 
 REDIS_CHECK_S = 0.5
 READY_CHECK_S = 0.2
 HIGHEST_PORT = 65_535
+FRONT_ELSEWHERE_ENV = "AIOS_FRONT_ELSEWHERE"
+"""Set where the process that starts this fleet is its front (`scripts/old_names/app.py`)."""
 
 log = logging.getLogger("aios.serve")
 
@@ -120,21 +122,27 @@ def fleet_roles(settings: Settings, places: Sequence[Mapping[str, str]]) -> list
 
     There is a worker for each of `places`: what its environment has besides. Only the front knows keys.
     """
-    aliases = {name for names in ENV_ALIASES.values() for name in names}
-    inherited = {name: value for name, value in os.environ.items() if name not in aliases}
-    paths = [str(REPO_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    origins = {name: settings.origin(name) for name in Settings.model_fields}
-    ours = {CONFIG_ENV: os.devnull, ORIGINS_ENV: json.dumps(origins), "PYTHONPATH": os.pathsep.join(paths)}
-    env = inherited | settings.to_env() | ours
+    env = child_env(settings)
     keyless = {name: value for name, value in env.items() if name not in map(env_name, SECRETS)}
     quiet = keyless | {env_name("metrics_port"): "none"}  # that port is the front's
     python = (sys.executable, "-P", "-m")  # -P: an `api` folder in the current directory is not ours
     ported = [{**place, **_port_of(settings, copy)} for copy, place in enumerate(places)]
-    return [
+    roles = [
         Role("api", (*python, "api"), env),
         Role("worker", (*python, "worker"), quiet, ported),
         Role("jobs", (*python, "scripts.jobs"), quiet),
     ]
+    return roles[1:] if FRONT_ELSEWHERE_ENV in os.environ else roles
+
+
+def child_env(settings: Settings) -> dict[str, str]:
+    """The environment of a process that is to have these settings: it reads no file, and knows where they came from."""
+    told_otherwise = general_names()
+    inherited = {name: value for name, value in os.environ.items() if name not in told_otherwise}
+    paths = [str(REPO_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    origins = {name: settings.origin(name) for name in Settings.model_fields}
+    ours = {CONFIG_ENV: os.devnull, ORIGINS_ENV: json.dumps(origins), "PYTHONPATH": os.pathsep.join(paths)}
+    return inherited | settings.to_env() | ours
 
 
 def _port_of(settings: Settings, copy: int) -> dict[str, str]:
@@ -163,7 +171,7 @@ def bindable_port(settings: Settings, workers: int = 1) -> int:
 
 async def _supervise(settings: Settings, redis: EmbeddedRedis | None, places: Sequence[Mapping[str, str]]) -> int:
     supervisor = Supervisor(fleet_roles(settings, places), settings.drain_timeout_s + KILL_AFTER_DRAIN_S)
-    watches = [asyncio.create_task(_announce(settings))]
+    watches = [] if FRONT_ELSEWHERE_ENV in os.environ else [asyncio.create_task(_announce(settings))]
     if redis is not None:
         watches.append(asyncio.create_task(_watch_redis(redis, supervisor)))
     try:
