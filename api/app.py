@@ -22,7 +22,7 @@ from api.errors import HANDLERS
 from api.headers import JOB_ID
 from api.home import NAME
 from api.kinds import Kinds
-from api.middleware import REQUEST_ID, AccessLog, BodyLimit, CrashGuard, RequestId
+from api.middleware import REQUEST_ID, AccessLog, BodyLimit, CrashGuard, RequestId, Seeded
 from api.paths import Methods, Paths, RouteTable
 from api.routes import (
     chat,
@@ -89,7 +89,14 @@ def middleware(settings: Settings, front: Front, tracing: Tracing) -> list[Middl
         Middleware(RequestId),
         Middleware(Paths, table=table, root_path=settings.root_path or ""),
         *([Middleware(Traced, tracing=tracing)] if tracing.is_on else []),
-        Middleware(AccessLog, metrics=front.metrics, work_paths=work_paths, log_bodies=log_bodies),
+        Middleware(
+            AccessLog,
+            metrics=front.metrics,
+            work_paths=work_paths,
+            log_bodies=log_bodies,
+            log_requests=settings.access_log,
+        ),
+        *([Middleware(Seeded, seed=settings.seed)] if settings.seed is not None else []),
         *([cors] if settings.enable_cors else []),
         Middleware(CrashGuard),
         Middleware(Methods, table=table),

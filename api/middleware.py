@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.encodings import HEADER, decoded
 from api.errors import Problem, problem_of, render
 from api.request_line import said_of
+from api.schemas.fields import fleets_seed
 from api.trail import Trail, trail_of
 from shared.errors import ClientGone, Draining, FleetError, PayloadTooLarge
 from shared.logs import fields
@@ -55,10 +56,19 @@ class AccessLog:
     """One log line and one observation per request, when its answer has ended; how the answer began, if bodies are
     logged. A POST to one of the `work_paths` asks for work."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, work_paths: Collection[str], log_bodies: bool) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        work_paths: Collection[str],
+        log_bodies: bool,
+        log_requests: bool = True,
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._work_paths = work_paths
+        self._log_requests = log_requests
         self._log_bodies = log_bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,7 +106,20 @@ class AccessLog:
             self._metrics.rejections.labels(trail.error).inc()
         said = {"method": method, "route": route, "status": status, "total_ms": round(seconds * 1000, 1)}
         said |= said_of(trail) | ({"answer": _shown(answer)} if self._log_bodies else {})
-        access_log.log(logging.DEBUG if route in _PROBES else logging.INFO, "request", extra=fields(**said))
+        is_news = self._log_requests and route not in _PROBES
+        access_log.log(logging.INFO if is_news else logging.DEBUG, "request", extra=fields(**said))
+
+
+class Seeded:
+    """Gives requests that name no seed the fleet's."""
+
+    def __init__(self, app: ASGIApp, *, seed: int) -> None:
+        self._app = app
+        self._seed = seed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        fleets_seed.set(self._seed)
+        await self._app(scope, receive, send)
 
 
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})

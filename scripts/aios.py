@@ -29,7 +29,7 @@ from shared.logs import chosen_style, configure_logging, fields
 from shared.messages import ModelInfo
 from shared.paths import check_model_paths, read_text
 from shared.presence import Fleet, Presence
-from shared.setting_layers import ENV_ALIASES, ORIGINS_ENV, env_name
+from shared.setting_layers import ORIGINS_ENV, env_name, general_names
 from shared.setting_types import SECRETS
 from shared.settings import FINISH_S, HAND_OVER_S, REPO_ROOT, SAMPLE_MODEL, Settings, SettingsError
 from shared.supervised import REDIS_ENDS_ENV
@@ -60,6 +60,8 @@ REDIS_CHECK_S = 0.5
 REDIS_LIVES_S = 10.0  # one that dies sooner did not really start
 READY_CHECK_S = 0.2
 HIGHEST_PORT = 65_535
+FRONT_ELSEWHERE_ENV = "AIOS_FRONT_ELSEWHERE"
+"""Set where the process that starts this fleet is its front (`scripts/old_names/app.py`)."""
 
 log = logging.getLogger("aios.serve")
 
@@ -172,11 +174,7 @@ def fleet_roles(settings: Settings, places: Sequence[Mapping[str, str]], *, redi
     ends with the fleet (`redis_ends`), the front has all the time there is to finish what is in flight; when it has
     gone, there is nothing left for the others to wait for.
     """
-    aliases = {name for names in ENV_ALIASES.values() for name in names}
-    inherited = {name: value for name, value in os.environ.items() if name not in aliases}
-    origins = {name: settings.origin(name) for name in Settings.model_fields}
-    ours = {CONFIG_ENV: os.devnull, ORIGINS_ENV: json.dumps(origins), "PYTHONPATH": _python_path()}
-    env = inherited | settings.to_env() | ours
+    env = child_env(settings)
     keyless = {name: value for name, value in env.items() if name not in map(env_name, SECRETS)}
     quiet = keyless | {env_name("metrics_port"): "none"}  # that port is the front's
     grace_s = settings.drain_s + KILL_AFTER_DRAIN_S
@@ -186,11 +184,21 @@ def fleet_roles(settings: Settings, places: Sequence[Mapping[str, str]], *, redi
     others_grace_s = HAND_OVER_S + KILL_AFTER_DRAIN_S if redis_ends else grace_s
     python = (sys.executable, "-P", "-m")  # -P: an `api` folder in the current directory is not ours
     ported = [{**place, **_port_of(settings, copy)} for copy, place in enumerate(places)]
-    return [
+    roles = [
         Role("api", (*python, "api"), env, grace_s=grace_s),
         Role("worker", (*python, "worker"), quiet, ported, grace_s=others_grace_s),
         Role("jobs", (*python, "scripts.jobs"), quiet, grace_s=others_grace_s),
     ]
+    return roles[1:] if FRONT_ELSEWHERE_ENV in os.environ else roles
+
+
+def child_env(settings: Settings) -> dict[str, str]:
+    """The environment of a process that is to have these settings: it reads no file, and knows where they came from."""
+    told_otherwise = general_names()
+    inherited = {name: value for name, value in os.environ.items() if name not in told_otherwise}
+    origins = {name: settings.origin(name) for name in Settings.model_fields}
+    ours = {CONFIG_ENV: os.devnull, ORIGINS_ENV: json.dumps(origins), "PYTHONPATH": _python_path()}
+    return inherited | settings.to_env() | ours
 
 
 def _python_path() -> str:
@@ -239,7 +247,7 @@ def require_extras(*names: str) -> None:
 
 async def _supervise(settings: Settings, redis: EmbeddedRedis | None, places: Sequence[Mapping[str, str]]) -> int:
     supervisor = Supervisor(fleet_roles(settings, places, redis_ends=redis is not None))
-    watches = [asyncio.create_task(_announce(settings))]
+    watches = [] if FRONT_ELSEWHERE_ENV in os.environ else [asyncio.create_task(_announce(settings))]
     if redis is not None:
         watches.append(asyncio.create_task(watch_redis(redis, supervisor)))
     try:

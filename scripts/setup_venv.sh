@@ -13,8 +13,11 @@ fail() {
 }
 
 find_python() { # 3.12 and 3.11 first: what CI runs, with a Redis in a wheel (later ones have a Valkey)
-    local name
-    for name in ${PYTHON:-python3.12 python3.11 python3 python3.13 python3.14}; do
+    local name names=(python3.12 python3.11 python3 python3.13 python3.14)
+    if [[ -n ${PYTHON:-} ]]; then
+        names=("$PYTHON") # one name, which may hold spaces
+    fi
+    for name in "${names[@]}"; do
         if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
             echo "$name"
             return

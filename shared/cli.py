@@ -5,10 +5,11 @@ the same configuration and answer a bad setting with one line and status 2 (the 
 """
 
 import argparse
+import difflib
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,7 +18,7 @@ from pydantic.fields import FieldInfo
 from shared.broker import fault_of_url
 from shared.logs import fields
 from shared.paths import fault_of
-from shared.setting_layers import env_names, flag_name, general_variables
+from shared.setting_layers import env_names, flag_name, general_variables, switch_flags, switch_names
 from shared.setting_text import choices_of, mask_secrets
 from shared.setting_types import SECRETS
 from shared.settings import REPO_ROOT, ModelEntry, Resolved, Settings, SettingsError, resolve
@@ -29,24 +30,36 @@ FLAG_ALIASES = {
     "tokenizer_path": ["--tokenizer"],
     "model_path": ["--checkpoint-path", "--hf-checkpoint"],
 }
+"""Other names of a flag. Of all that a setting has, one may be given."""
 
 Run = Callable[[Settings], int]
 
 log = logging.getLogger("aios.settings")
 
 
-def run_role(prog: str, run: Run, argv: Sequence[str] | None = None, dry_run: Run | None = None) -> int:
+def run_role(
+    prog: str,
+    run: Run,
+    argv: Sequence[str] | None = None,
+    dry_run: Run | None = None,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+) -> int:
     """Parse the flags, then `run(settings)`, or `dry_run(settings)` for --dry-run where a role has one.
 
     Returns the exit status. A SettingsError, from parsing or from the role itself, is one line on stderr and status 2.
+    `defaults` are this command's own, by field name.
     """
     resolved = None
     parser = _parser(prog)
     if dry_run is not None:
         parser.add_argument("--dry-run", action="store_true", help="load the models, report and exit; serves nothing")
-    arguments = parser.parse_args(_dashed(sys.argv[1:] if argv is None else argv))
+    words = _dashed(sys.argv[1:] if argv is None else argv)
+    arguments, unknown = parser.parse_known_args(words)
     try:
-        resolved = _resolve(arguments)
+        if unknown:
+            raise _no_such_flag(unknown[0], parser)
+        resolved = _resolve(arguments, _flags_used(words), defaults or {})
         if arguments.print_config:
             print(render_config(resolved))
             return EXIT_OK
@@ -73,6 +86,11 @@ def redis_url(settings: Settings) -> str:
         remedy = "name one like redis://host:6379/0 by --redis-url or AIOS_REDIS_URL"
         raise settings.refusal("redis_url", f"{settings.redis_url} is no URL of a Redis: {fault}", remedy)
     return settings.redis_url
+
+
+def resolve_environment(defaults: Mapping[str, Any]) -> Settings:
+    """The settings of a process that has no flags of ours. Raises SettingsError."""
+    return _resolve(_parser("").parse_args([]), {}, defaults).settings
 
 
 def tell_general_variables(settings: Settings) -> None:
@@ -112,17 +130,37 @@ def _shown(value: Any) -> str:
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _resolve(arguments: argparse.Namespace) -> Resolved:
+def _resolve(arguments: argparse.Namespace, flags: Mapping[str, str], defaults: Mapping[str, Any]) -> Resolved:
     values = {name: getattr(arguments, name) for name in Settings.model_fields}
     chosen = arguments.config or os.environ.get(CONFIG_ENV)
-    if not chosen:
-        return resolve(values, os.environ, _default_config_path())
-    fault = fault_of(chosen, may_be_directory=False)
+    path = Path(os.path.expanduser(chosen)) if chosen else _default_config_path()
+    fault = fault_of(chosen, may_be_directory=False) if chosen else None
     if fault is not None:
         origin = "--config" if arguments.config else CONFIG_ENV
         remedy = f"name a YAML file that this process may read by --config or {CONFIG_ENV}"
         raise SettingsError(f"config: cannot read {chosen!r}: {fault} (from {origin}); {remedy}")
-    return resolve(values, os.environ, Path(os.path.expanduser(chosen)))
+    return resolve(values, os.environ, path, flags=flags, defaults=defaults)
+
+
+def _flags_used(words: Sequence[str]) -> dict[str, str]:
+    """By which of its flags each setting was given. Raises SettingsError for two that exclude each other."""
+    given = {word.partition("=")[0] for word in words if word.startswith("--")}
+    used: dict[str, str] = {}
+    for name in Settings.model_fields:
+        others = (*FLAG_ALIASES.get(name, ()), *switch_flags(name))
+        found = [flag for flag in (flag_name(name), *others) if flag in given]
+        if len(found) > 1:
+            raise SettingsError(f"{name}: {' and '.join(found)} exclude each other; expected one of them")
+        used |= dict.fromkeys([name] if found else [], "".join(found))
+    return used
+
+
+def _no_such_flag(word: str, parser: argparse.ArgumentParser) -> SettingsError:
+    flag = word.partition("=")[0]
+    known = [name for action in parser._actions for name in action.option_strings]
+    close = difflib.get_close_matches(flag, known, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return SettingsError(f"{flag}: there is no such flag; {hint}--help lists those there are")
 
 
 def _default_config_path() -> Path | None:
@@ -150,6 +188,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     for name, field in Settings.model_fields.items():
         flags = [flag_name(name), *FLAG_ALIASES.get(name, [])]
         parser.add_argument(*flags, dest=name, default=None, help=_help(name, field), **_argument_kind(name, field))
+        for flag, value in switch_flags(name).items():
+            help_ = f"the same as {flag_name(name)} {value}"
+            parser.add_argument(flag, dest=name, action="store_const", const=value, default=None, help=help_)
     return parser
 
 
@@ -164,6 +205,6 @@ def _argument_kind(name: str, field: FieldInfo) -> dict[str, Any]:
 def _help(name: str, field: FieldInfo) -> str:
     numbers = ("N",) if int in get_args(field.annotation) else ()
     choices = " | ".join(numbers + choices_of(field.annotation))
-    names = ", ".join(env_names(name))
+    names = ", ".join((*env_names(name), *switch_names(name)))
     text = f"{field.description}{': ' + choices if choices else ''} (default {_shown(field.default)}) [env: {names}]"
     return text.replace("%", "%%")

@@ -1,6 +1,7 @@
 """Files and directories that settings name: looked at before they are needed, so that a wrong one is one sentence."""
 
 import os
+import re
 import stat
 
 from shared.setting_layers import env_name, flag_name
@@ -9,6 +10,7 @@ from shared.settings import ModelEntry, Settings, SettingsError, model_entries
 
 _MODEL_PATHS = {"path": "directory or file", "tokenizer_path": "directory or file", "chat_template": "file"}
 """What an entry of the models names, and what each of these may be."""
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def read_text(settings: Settings, name: str) -> str:
@@ -60,8 +62,14 @@ def _path_refusal(settings: Settings, entry: ModelEntry, field: str, fault: str)
     if own is not None and getattr(own, field) is not None:
         name = "models"
     shown = "" if name == field else f"the {field.replace('_', ' ')} " if field != "path" else ""
-    problem = f"model {entry.id!r}: cannot read {shown}{getattr(entry, field)!r}: {fault}"
-    return settings.refusal(name, problem, _remedy(name, _MODEL_PATHS[field]))
+    path = getattr(entry, field)
+    problem = f"model {entry.id!r}: cannot read {shown}{path!r}: {fault}"
+    remedy = _remedy(name, _MODEL_PATHS[field])
+    if _HUB_NAME.fullmatch(path):
+        remedy += (
+            f"; nothing is fetched from a hub here: `hf download {path} --local-dir DIRECTORY` does that beforehand"
+        )
+    return settings.refusal(name, problem, remedy)
 
 
 def _remedy(name: str, kind: str) -> str:

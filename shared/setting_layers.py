@@ -27,6 +27,18 @@ ENV_ALIASES = {
     "otlp_endpoint": ("OTEL_EXPORTER_OTLP_ENDPOINT",),
     "api_keys": ("LEVANTER_API_KEY", "API_KEYS"),
 }
+ENV_SWITCHES = {"LOAD_IN_4BIT": ("quantize", "4bit"), "LOAD_IN_8BIT": ("quantize", "int8")}
+"""Variables that are true or false, and the setting that a true one gives a value."""
+TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+NOT_OBEYED = {
+    "TRUST_REMOTE_CODE": (("auto", "never"), "code that comes with a model is never run here; convert the model first"),
+    "ALLOW_UNSANDBOXED": (FALSE, "code that comes with a model is never run here, with a sandbox or without"),
+    "ENABLE_LARGE_MODELS": (TRUE, "large models are not told apart; --max-gpu-memory-gb bounds what a worker takes"),
+    "MAX_LOADED_MODELS": ((), "every model that is named is loaded; name fewer"),
+    "MEMORY_WATERMARK": ((), "no model is unloaded for want of memory; --memory-high-water lets a worker take no more"),
+}
+"""Variables of the servers that this one replaces: the values that ask for what is so anyway, and why others are
+refused. To pass over them in silence would promise what is not done."""
 SECTION = ("serve", "hrm")
 ORIGINS_ENV = "AIOS_SETTING_ORIGINS"
 """Tells a child of `aios serve hrm` where its parent had each setting from: names and origins, as JSON."""
@@ -53,8 +65,23 @@ class SettingsError(ValueError):
 
 
 def env_names(field: str) -> tuple[str, ...]:
-    """All variables that set `field`, the first that is set before the others."""
+    """All variables that hold a value of `field`, the first that is set before the others."""
     return (env_name(field), *ENV_ALIASES.get(field, ()))
+
+
+def switch_names(field: str) -> tuple[str, ...]:
+    """The variables that set `field` by being true."""
+    return tuple(name for name, (switched, _) in ENV_SWITCHES.items() if switched == field)
+
+
+def general_names() -> set[str]:
+    """All variables that set something and do not begin with AIOS_."""
+    return {name for names in ENV_ALIASES.values() for name in names} | set(ENV_SWITCHES)
+
+
+def switch_flags(field: str) -> dict[str, str]:
+    """The flags that give `field` a value by being there, and that value: `--load-in-8bit` for LOAD_IN_8BIT."""
+    return {_as_flag(name): value for name, (switched, value) in ENV_SWITCHES.items() if switched == field}
 
 
 def env_name(field: str) -> str:
@@ -64,20 +91,29 @@ def env_name(field: str) -> str:
 
 def flag_name(field: str) -> str:
     """The flag that sets `field`: `--max-batch-size`; models are given one by one, as `--model`."""
-    return "--model" if field == "models" else "--" + field.replace("_", "-")
+    return "--model" if field == "models" else _as_flag(field)
 
 
-def cli_layer(argv_values: Mapping[str, Any]) -> Layer:
-    """The flags given, by field name; None means not given."""
-    return {field: (value, flag_name(field)) for field, value in argv_values.items() if value is not None}
+def _as_flag(name: str) -> str:
+    return "--" + name.lower().replace("_", "-")
+
+
+def cli_layer(argv_values: Mapping[str, Any], flags: Mapping[str, str] | None = None) -> Layer:
+    """The flags given, by field name; None means not given. `flags`: by which of its names a field was given."""
+    named = flags or {}
+    return {
+        field: (value, named.get(field, flag_name(field))) for field, value in argv_values.items() if value is not None
+    }
 
 
 def env_layer(env: Mapping[str, str], fields: Collection[str]) -> Layer:
     """AIOS_* variables, then their other names; an empty variable is one that is not set. Keys are all that any of
     their variables has.
 
-    Raises SettingsError when AIOS_DEVICE and FORCE_DEVICE differ: both claim to force the device.
+    Raises SettingsError when AIOS_DEVICE and FORCE_DEVICE differ, both claiming to force the device, when both 4 and 8
+    bits are asked for, and for what is not obeyed.
     """
+    refuse_not_obeyed(env)
     layer: Layer = {}
     first_origins = json.loads(env.get(ORIGINS_ENV) or "{}")
     for field in fields:
@@ -87,15 +123,39 @@ def env_layer(env: Mapping[str, str], fields: Collection[str]) -> Layer:
             raise SettingsError(f"device: {both} disagree; expected one of them, or both equal")
         if field == "api_keys":
             given = _gathered(given)
+        if field == "quantize":
+            given += _switched_on(env)
         if given:
             value, origin = given[0]
             layer[field] = (value, first_origins.get(field, origin))
     return layer
 
 
+def refuse_not_obeyed(env: Mapping[str, str]) -> None:
+    """Raise SettingsError for a variable that asks for what is not done here."""
+    for name, (harmless, why) in NOT_OBEYED.items():
+        value = env.get(name, "")
+        if value and value.lower() not in harmless:
+            raise SettingsError(f"{name}: cannot be obeyed, got {value!r}: {why}, and leave the variable out")
+
+
+def _switched_on(env: Mapping[str, str]) -> list[tuple[str, str]]:
+    """What the switches for fewer bits ask for: the value, and the variable that says so."""
+    found = []
+    for name, (_, value) in ENV_SWITCHES.items():
+        text = env.get(name, "").lower()
+        if text and text not in (*TRUE, *FALSE):
+            raise SettingsError(f"{name}: expected true or false, got {env[name]!r}")
+        if text in TRUE:
+            found.append((value, name))
+    if len(found) > 1:
+        raise SettingsError("quantize: LOAD_IN_4BIT and LOAD_IN_8BIT exclude each other; expected one of them")
+    return found
+
+
 def general_variables(origin: str) -> list[str]:
     """The variables among an origin's words that do not begin with AIOS_, and so may have been meant for others."""
-    known = {name for names in ENV_ALIASES.values() for name in names}
+    known = general_names()
     return [word for word in origin.split(" and ") if word in known]
 
 

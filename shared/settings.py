@@ -60,6 +60,7 @@ SAMPLE_MODEL = _sample_model()
 HAND_OVER_S = 1.0
 FINISH_S = 20.0
 
+_FOUR_BITS = ("4bit", "int4", "nf4", "fp4")
 _layers: ContextVar[Sequence[Layer]] = ContextVar("aios_settings_layers", default=())
 
 
@@ -108,6 +109,7 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "console", "classic"] = Field(
         default="auto", description="log lines for machines or people (auto: console on a terminal, else json)"
     )
+    access_log: bool = Field(default=True, description="log a line for each request")
     log_bodies: bool = Field(default=False, description="log the beginnings of requests and answers (debug does, too)")
     otlp_endpoint: Text | None = Field(default=None, description="OTLP collector to send traces to (none: no tracing)")
     redis_url: Text | None = Field(default=None, description="Redis URL (none: `aios serve hrm` embeds one)")
@@ -149,6 +151,9 @@ class Settings(BaseSettings):
     ageing_s: Seconds = Field(default=10.0, ge=0.01, description="time in the queue that lifts a job by one class")
     result_ttl_s: Seconds = Field(default=600.0, description="how long finished results are kept")
     keepalive_s: Seconds = Field(default=10.0, description="seconds between SSE keep-alive comments")
+    seed: int | None = Field(
+        default=None, ge=0, lt=2**63, description="seed of requests that name none (none: another one for each)"
+    )
     healthz_mode: Literal["live", "ready"] = Field(default="live", description="/healthz: process up, or also warm")
     scoring: Literal["strict", "aios_compat"] = Field(default="strict", description="how log-likelihoods are computed")
     segments: Literal["compat", "max", "q_halt"] = Field(default="compat", description="how ACT segments halt")
@@ -170,6 +175,7 @@ class Settings(BaseSettings):
         default=None,
         description="tokens in a KV page (none: 16; on cuda in half precision 256, as flash attention asks)",
     )
+    flash_attention: bool = Field(default=True, description="attend by a flash attention kernel on cuda, if one fits")
     cuda_graphs: bool = Field(default=True, description="replay decoding steps as CUDA graphs where attention allows")
     compile_layers: bool = Field(default=True, description="compile HRM-Text's layers on cuda (needs a C compiler)")
     prefix_cache: bool = Field(default=True, description="let requests of one tenant share what was computed")
@@ -201,6 +207,16 @@ class Settings(BaseSettings):
         if not isinstance(value, str) or value.lower() == "none":
             return value
         return [part.strip() for part in value.split(",") if part.strip()]
+
+    @field_validator("quantize", mode="before")
+    @classmethod
+    def _enough_bits(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.lower() in _FOUR_BITS:
+            raise ValueError(
+                "weights of 4 bits are not served yet; expected int8 (--quantize int8, LOAD_IN_8BIT=true), which takes"
+                " a quarter of float32's memory on a CPU, or bfloat16 on a GPU (--dtype bfloat16), which takes half"
+            )
+        return value
 
     @field_validator("require_key", mode="before")
     @classmethod
@@ -279,13 +295,25 @@ class Resolved:
     origins: Mapping[str, str]
 
 
-def resolve(argv_values: Mapping[str, Any], env: Mapping[str, str], yaml_path: Path | None) -> Resolved:
+def resolve(
+    argv_values: Mapping[str, Any],
+    env: Mapping[str, str],
+    yaml_path: Path | None,
+    *,
+    flags: Mapping[str, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Resolved:
     """Merge the layers (`argv_values` by field name, None = not given; no YAML if `yaml_path` is None) and validate.
+
+    `flags` are the names by which values were given, where these are not the usual ones; `defaults` a command's own.
 
     Raises SettingsError, whose message has one line per bad field.
     """
     known = tuple(Settings.model_fields)
-    layers = _without_outranked_models([cli_layer(argv_values), env_layer(env, known), yaml_layer(yaml_path, known)])
+    layers = _without_outranked_models(
+        [cli_layer(argv_values, flags), env_layer(env, known), yaml_layer(yaml_path, known)]
+    )
+    layers.append({name: (value, "default") for name, value in (defaults or {}).items()})
     origins = dict.fromkeys(known, "default")
     for layer in reversed(layers):
         origins |= {name: origin for name, (_, origin) in layer.items()}

@@ -124,6 +124,7 @@ def _options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
         context_window=entry.context_window or settings.context_window,
         kv_bytes=DEFAULT_KV_BYTES if settings.kv_memory_mib == "auto" else settings.kv_memory_mib * 2**20,
         page_size=settings.page_size or _PAGE_SIZE,
+        flash_attention=settings.flash_attention,
         cuda_graphs=settings.cuda_graphs,
         compile_layers=settings.compile_layers,
         prefix_cache=settings.prefix_cache,
@@ -151,12 +152,12 @@ def _placement(entry: ModelEntry, settings: Settings) -> dict[str, Any]:
     if fraction is None and settings.kv_memory_mib == "auto" and chosen.type == "cuda":
         fraction = _DEFAULT_KV_FRACTION
     dtype = device.choose_dtype(entry.dtype or settings.dtype, chosen)
+    is_flash = settings.flash_attention and chosen.type == "cuda" and dtype != "float32"
     return {
         "device": str(chosen),
         "step_tokens": settings.step_tokens or (_CPU_STEP_TOKENS if chosen.type == "cpu" else _GPU_STEP_TOKENS),
         "dtype": dtype,
-        "page_size": settings.page_size
-        or (_PAGE_SIZE if chosen.type != "cuda" or dtype == "float32" else _FLASH_PAGE_SIZE),
+        "page_size": settings.page_size or (_FLASH_PAGE_SIZE if is_flash else _PAGE_SIZE),
         "kv_fraction": None if fraction is None else fraction / len(model_entries(settings)),
         "max_device_bytes": None if cap is None else int(cap * 2**30),
     }

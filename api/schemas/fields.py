@@ -6,6 +6,7 @@ JSON null stands for "not given" in all of them.
 import json
 import secrets
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
@@ -19,7 +20,15 @@ MAX_BIASES = 1024
 MAX_TOKEN_ID = 2**31 - 1
 MAX_CHOICES = 16
 SEED_BITS = 63
+fleets_seed: ContextVar[int | None] = ContextVar("fleets_seed", default=None)
+"""The seed of requests that name none, where the fleet has one."""
 _EXPECTED_BIAS = f"expected an object of at most {MAX_BIASES} token ids, each with a number from -100 to 100"
+
+
+def draw_seed() -> int:
+    """The seed for a request that names none: the fleet's, else another one each time."""
+    given = fleets_seed.get()
+    return secrets.randbits(SEED_BITS) if given is None else given
 
 
 def _is_unicode(value: str) -> str:
@@ -133,13 +142,13 @@ class SampledRequest(RequestBody):
         return self
 
     def task(self, prompt: Text, max_tokens: int) -> Generate:
-        """The work for one prompt; without a seed from the caller each task gets a fresh one."""
+        """The work for one prompt; without a seed from the caller each task is given one."""
         return Generate(prompt, self.sampling(max_tokens), self.condition)
 
     def sampling(self, max_tokens: int) -> Sampling:
         return Sampling(
             max_tokens=max_tokens,
-            seed=secrets.randbits(SEED_BITS) if self.seed is None else self.seed & ((1 << SEED_BITS) - 1),
+            seed=draw_seed() if self.seed is None else self.seed & ((1 << SEED_BITS) - 1),
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=max(0, self.top_k),

@@ -3,7 +3,6 @@
 The wire's facts are in TGI's own documentation of `/generate` and `/generate_stream`.
 """
 
-import secrets
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -18,6 +17,7 @@ from api.schemas.fields import (
     RequestBody,
     SampledRequest,
     Stops,
+    draw_seed,
     refuse_unsupported,
     shown,
 )
@@ -131,7 +131,7 @@ def notes_of(body: TgiRequest) -> TgiNotes:
     """A missing seed is drawn here, since it is told."""
     given = body.parameters
     if given.is_sampled and given.seed is None:
-        given.seed = secrets.randbits(63)
+        given.seed = draw_seed()
     return TgiNotes(
         body.inputs if given.return_full_text else "",
         given.details,

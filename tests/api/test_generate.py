@@ -1,6 +1,7 @@
 """`/generate`: answers in order, usage, the token cap, seeds, and what reaches the worker."""
 
 import httpx
+import pytest
 from redis.asyncio import Redis
 
 from shared.messages import Generate
@@ -56,6 +57,19 @@ async def test_a_missing_seed_is_drawn_for_each_prompt(client: httpx.AsyncClient
     seeds = {task_of(worker, number).sampling.seed for number in (0, 1)}
     assert len(seeds) == 2
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/generate_stream"])
+async def test_a_fleet_may_have_a_seed_for_requests_that_name_none(path: str, redis: Redis, worker: EchoWorker) -> None:
+    body = {"prompts": ["a"]} if path == "/generate" else {"prompt": "a"}
+    if path == "/generate_stream":
+        body = {"inputs": "a", "parameters": {"do_sample": True}}  # type: ignore[dict-item]
+    async with in_memory(redis, seed=41) as client:
+        for _ in range(2):
+            assert (await client.post(path, json=body)).status_code == 200
+        own = {"parameters": {"do_sample": True, "seed": 5}} if path == "/generate_stream" else {"seed": 5}
+        assert (await client.post(path, json=body | own)).status_code == 200
+    assert [task_of(worker, number).sampling.seed for number in range(3)] == [41, 41, 5]
 
 
 async def test_an_explicit_max_tokens_over_the_cap_is_clamped(redis: Redis, worker: EchoWorker) -> None:

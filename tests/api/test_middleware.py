@@ -152,3 +152,11 @@ async def test_a_bug_is_a_500_without_a_stack(
     assert answer.headers["X-Request-Id"] in answer.text
     assert "secret" not in answer.text
     assert "ZeroDivisionError" in caplog.text
+
+
+async def test_requests_may_go_unlogged(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="aios.access"):
+        for wanted in (False, True):
+            async with in_memory(redis, access_log=wanted) as client:
+                await client.get("/v1/models")
+            assert bool(lines(caplog)) is wanted

@@ -63,10 +63,20 @@ def test_the_copy_among_the_designs_is_one() -> None:
     assert (ROOT / "docs" / "design" / "Dockerfile").read_text() == TEXT
 
 
+def rooms() -> set[str]:
+    """The packages at the top of the tree."""
+    patterns = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    return {pattern.removesuffix("*") for pattern in patterns} - entry_points().keys()
+
+
+def entry_points() -> dict[str, Path]:
+    """The packages that older documents name, and where they lie."""
+    return {place.name: place for place in (ROOT / "scripts" / "entry_points").iterdir() if place.is_dir()}
+
+
 def test_what_is_copied_exists_and_is_let_through() -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    rooms = {pattern.removesuffix("*") for pattern in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]}
-    assert allowed == rooms | {"config", "models", "pyproject.toml", "constraints.txt"}
+    assert allowed == rooms() | {"config", "models", "pyproject.toml", "constraints.txt"}
     for name in allowed:
         assert (ROOT / name).exists(), name
     for _, name, words in instructions():
@@ -78,10 +88,13 @@ def test_what_is_copied_exists_and_is_let_through() -> None:
 
 
 def test_every_room_is_installed_by_its_place() -> None:
-    rooms = re.search(r"for room in ([\w ]+);", TEXT)
-    assert rooms is not None
-    patterns = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
-    assert sorted(rooms[1].split()) == sorted(pattern.removesuffix("*") for pattern in patterns)
+    made = re.search(r"for room in ([\w ]+);", TEXT)
+    assert made is not None
+    assert set(made[1].split()) == rooms()
+    named = re.search(r"for name in ([\w/ ]+);", TEXT)
+    assert named is not None
+    inner = {f"{name}/{room.name}" for name, place in entry_points().items() for room in place.iterdir()}
+    assert set(named[1].split()) == {path for path in inner if "__pycache__" not in path}
 
 
 @pytest.mark.parametrize("image", sorted(IMAGES))

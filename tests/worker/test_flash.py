@@ -249,6 +249,18 @@ def test_pages_are_large_where_flash_attention_asks_for_it(
     assert (options.page_size, options.cuda_graphs) == (expected, False)
 
 
+def test_without_flash_attention_no_kernel_is_looked_for(
+    model: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading.device, "select_device", lambda _: torch.device("cuda"))
+    settings = Settings(dtype="bfloat16", flash_attention=False)
+    options = loading._options(ModelEntry(id="m", path="x"), settings, "hrm-text")
+    assert (options.page_size, options.flash_attention) == (16, False)
+    stand_in(monkeypatch)
+    assert load(model).kernel is not None
+    assert load(model, flash_attention=False).kernel is None
+
+
 def test_the_page_of_padding_comes_out_of_the_budget(model: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     pages = 16  # one window
     per_page = load(model)._net.kv_shape.bytes_per_token(torch.float32) * 4

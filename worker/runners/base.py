@@ -52,6 +52,7 @@ class RunnerOptions:
     segments: str = "compat"
     attention: Literal["bidirectional", "causal"] | None = None
     use_ema: bool = True
+    flash_attention: bool = True
     cuda_graphs: bool = True
     compile_layers: bool = True
 

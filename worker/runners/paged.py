@@ -13,6 +13,7 @@ from shared.logs import fields
 from shared.messages import Task
 from worker.kv import flash, quarantine
 from worker.kv.batch import Batch, BatchBuilder
+from worker.kv.spans import Kernel
 from worker.kv.store import KVStore
 from worker.kv.transfer import moved
 from worker.memory import kv_room
@@ -43,7 +44,10 @@ class PagedRunner:
     def __init__(
         self, kind: str, found: str, net: Net, language: Language, window: int, options: RunnerOptions
     ) -> None:
-        self.kernel, obstacle = flash.choose_kernel(net.device, net.dtype, net.kv_shape, options.page_size)
+        self.kernel: Kernel | None = None
+        obstacle = ""
+        if options.flash_attention:
+            self.kernel, obstacle = flash.choose_kernel(net.device, net.dtype, net.kv_shape, options.page_size)
         use_graphs = self.kernel is not None and options.cuda_graphs
         num_pages = _num_pages(net, window, options, num_spare=int(use_graphs))
         reuse: Literal["prefix", "prompt"] = "prompt" if net.is_prefix else "prefix"

@@ -16,11 +16,11 @@
 
 {{/* What Deployments, Services and policies select by. Takes (root, component) and maybe pool. */}}
 {{- define "aios.selector" -}}
-app.kubernetes.io/name: {{ include "aios.name" .root }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/name: {{ include "aios.name" .root | quote }}
+app.kubernetes.io/instance: {{ quote .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- with .pool }}
-aios-fleet/pool: {{ . }}
+aios-fleet/pool: {{ quote . }}
 {{- end }}
 {{- end -}}
 

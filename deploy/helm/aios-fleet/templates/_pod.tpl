@@ -1,7 +1,7 @@
 {{/* What all Pods of the chart share. */}}
 
 {{- define "aios.podSecurity" -}}
-serviceAccountName: {{ include "aios.serviceAccountName" . }}
+serviceAccountName: {{ include "aios.serviceAccountName" . | quote }}
 automountServiceAccountToken: false
 enableServiceLinks: false # a Service's variables could be taken for settings: AIOS_PORT
 securityContext:
@@ -14,7 +14,7 @@ securityContext:
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ quote . }}
   {{- end }}
 {{- end }}
 {{- end -}}
@@ -38,7 +38,7 @@ tolerations: {{- toYaml . | nindent 2 }}
 affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ quote . }}
 {{- end }}
 {{- end -}}
 
@@ -58,7 +58,7 @@ topologySpreadConstraints:
 {{- define "aios.password" -}}
 - name: {{ .as }}
   valueFrom:
-    secretKeyRef: {name: {{ .auth.existingSecret }}, key: {{ .auth.passwordKey }}}
+    secretKeyRef: {name: {{ quote .auth.existingSecret }}, key: {{ quote .auth.passwordKey }}}
 {{- end -}}
 
 {{/* The variables that every role has. Takes the root. */}}
@@ -70,7 +70,7 @@ topologySpreadConstraints:
   {{- with .Values.externalRedis }}
   {{- if .existingSecret }}
   valueFrom:
-    secretKeyRef: {name: {{ .existingSecret }}, key: {{ .urlKey }}}
+    secretKeyRef: {name: {{ quote .existingSecret }}, key: {{ quote .urlKey }}}
   {{- else }}
   value: {{ quote .url }}
   {{- end }}

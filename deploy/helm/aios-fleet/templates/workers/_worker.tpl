@@ -38,7 +38,7 @@
 {{- define "aios.modelMount" -}}
 {{- with .modelVolume -}}
 {{- if eq .kind "pvc" -}}
-- {name: models, mountPath: /models, readOnly: true{{ with .subPath }}, subPath: {{ . }}{{ end }}}
+- {name: models, mountPath: /models, readOnly: true{{ with .subPath }}, subPath: {{ quote . }}{{ end }}}
 {{- else if ne .kind "none" -}}
 - {name: models, mountPath: /models, readOnly: true}
 {{- end -}}
@@ -50,10 +50,10 @@
 {{- with .volume -}}
 {{- if eq .kind "pvc" -}}
 - name: models
-  persistentVolumeClaim: {claimName: {{ required "modelVolume.existingClaim: needed by kind pvc" .existingClaim }}, readOnly: true}
+  persistentVolumeClaim: {claimName: {{ required "modelVolume.existingClaim: needed by kind pvc" .existingClaim | quote }}, readOnly: true}
 {{- else if eq .kind "image" -}}
 - name: models
-  image: {reference: {{ required "modelVolume.image: needed by kind image" .image }}, pullPolicy: {{ $.root.Values.image.pullPolicy }}}
+  image: {reference: {{ required "modelVolume.image: needed by kind image" .image | quote }}, pullPolicy: {{ $.root.Values.image.pullPolicy }}}
 {{- else if eq .kind "copy" -}}
 - name: models
   emptyDir: {sizeLimit: {{ .size }}}

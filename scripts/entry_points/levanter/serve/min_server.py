@@ -1,0 +1,10 @@
+"""`python -m levanter.serve.min_server [flags]`, or `uvicorn levanter.serve.min_server:app`: a fleet of one machine."""
+
+import sys
+
+if __name__ == "__main__":
+    from scripts.old_names.commands import min_server
+
+    sys.exit(min_server())
+else:
+    from scripts.old_names.app import app as app

@@ -1,0 +1,70 @@
+"""`uvicorn levanter.serve.min_server:app`: a whole fleet behind one name, begun and ended with the server."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+
+from tests.polling import wait_until
+from tests.redis_server import free_port
+from tests.shared.test_settings import without_settings
+
+
+@contextmanager
+def uvicorn(port: int, log: Path, **env: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """The server in a directory that is not ours; killed at the end with all that it started."""
+    command = [sys.executable, "-m", "uvicorn", "levanter.serve.min_server:app", "--port", str(port)]
+    environment = {**without_settings(os.environ), "OMP_NUM_THREADS": "1", **env}
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=log.parent, env=environment, stdout=output, stderr=output)
+    family: list[psutil.Process] = []
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            family = psutil.Process(process.pid).children(recursive=True)
+            process.kill()
+        process.wait()
+        for child in family:
+            if child.is_running():
+                child.kill()
+
+
+def is_warm(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/healthz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_uvicorn_serves_a_fleet_and_ends_it(tmp_path: Path) -> None:
+    """B16, B17: healthy when a worker is warm; AIOS_SEED stands for --seed."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with uvicorn(port, tmp_path / "log", AIOS_MODELS="mine=echo", LOAD_IN_8BIT="true") as process:
+        wait_until(lambda: process.poll() is not None or is_warm(url), "a worker is warm", deadline_s=60)
+        body = {"prompt": "ab", "max_tokens": 4}
+        answer = httpx.post(f"{url}/v1/completions", json=body, timeout=30)
+        assert answer.json()["choices"][0]["text"] == "abab"
+        assert [model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]] == ["mine"]
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert {"api"}.isdisjoint(child.cmdline()[-1] for child in family)
+        assert any("redis-server" in child.name() for child in family)
+        process.terminate()
+        process.wait(timeout=60)
+        _, alive = psutil.wait_procs(family, timeout=20)
+        assert alive == []
+    assert "settings from general variables" in (tmp_path / "log").read_text()
+
+
+def test_uvicorn_is_told_why_a_fleet_does_not_start(tmp_path: Path) -> None:
+    with uvicorn(free_port(), tmp_path / "log", MODEL_PATH="/no/where") as process:
+        assert process.wait(timeout=60) != 0
+    said = (tmp_path / "log").read_text()
+    assert "model_path: model 'where': cannot read '/no/where': it does not exist (from MODEL_PATH)" in said
+    assert "Traceback" not in said

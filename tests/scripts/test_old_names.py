@@ -1,0 +1,192 @@
+"""The commands that older documents name: found by their names, with their flags and variables on our settings."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scripts import aios, jobs
+from scripts.old_names import commands
+from shared.cli import run_role
+from shared.setting_layers import NOT_OBEYED
+from shared.settings import Settings, SettingsError, resolve
+from tests.shared.test_settings import without_settings
+
+MODULES = {
+    "aios.serve.hrm_server": commands.hrm_server,
+    "levanter.serve.min_server": commands.min_server,
+    "inference.server.model_server": commands.model_server,
+}
+SERVE = ("serve", "hrm")
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """What is served instead of being served, in an environment that sets nothing."""
+    settings: list[Settings] = []
+    for place in (aios, commands):
+        monkeypatch.setattr(place, "serve_hrm", lambda given: settings.append(given) or 0)
+    for name in os.environ.keys() - without_settings(os.environ).keys():
+        monkeypatch.delenv(name)
+    return settings
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_python_finds_it_in_any_directory(module: str, tmp_path: Path) -> None:
+    """A74, B35, C3: the package is installed under that name."""
+    asked = [sys.executable, "-m", module, "--print-config", "--port", "8123"]
+    env = without_settings(os.environ)
+    done = subprocess.run(asked, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert "8123" in done.stdout and "--port" in done.stdout
+    asked = [sys.executable, "-m", module, "--prot", "1"]
+    refused = subprocess.run(asked, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 2
+    hint = "--prot: there is no such flag; did you mean --port? --help lists those there are"
+    assert refused.stderr == f"python -m {module}: {hint}\n"
+
+
+@pytest.mark.parametrize("command", MODULES.values())
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--model_path", "/m", "--host", "h", "--port", "1"], {"model_path": "/m", "host": "h", "port": 1}),
+        (["--model-path=/m", "--tokenizer-path", "/t"], {"model_path": "/m", "tokenizer_path": "/t"}),
+        (["--hf-checkpoint", "/m", "--tokenizer", "/t"], {"model_path": "/m", "tokenizer_path": "/t"}),
+        (["--checkpoint-path", "/m"], {"model_path": "/m"}),
+        (["--load_in_8bit", "--no_flash_attention"], {"quantize": "int8", "flash_attention": False}),
+        (
+            ["--seed", "7", "--log-level", "debug", "--no-access-log"],
+            {"seed": 7, "log_level": "debug", "access_log": False},
+        ),
+        (["--access-log"], {"access_log": True}),
+        (["--healthz-mode", "ready"], {"healthz_mode": "ready"}),
+        (["--device", "cpu", "--enable-cors", "--cors-origins", "*"], {"device": "cpu", "enable_cors": True}),
+    ],
+)
+def test_flags_are_those_of_the_documents(
+    command: Callable[[list[str]], int], flags: list[str], expected: dict[str, object], served: list[Settings]
+) -> None:
+    assert command(flags) == 0
+    (settings,) = served
+    assert {name: getattr(settings, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--hf-checkpoint", "/a", "--checkpoint-path", "/b"], ["model_path: ", "exclude each other"]),
+        (["--checkpoint-path", "/b", "--hf_checkpoint=/a"], ["model_path: ", "exclude each other"]),
+        (["--model-path", "/a", "--checkpoint-path", "/b"], ["model_path: ", "exclude each other"]),
+        (["--tokenizer", "/a", "--tokenizer-path", "/b"], ["tokenizer_path: ", "exclude each other"]),
+        (["--load_in_4bit", "--load_in_8bit"], ["quantize: ", "--load-in-4bit and --load-in-8bit exclude each other"]),
+        (["--load_in_4bit"], ["quantize: ", "4 bits", "int8", "(from --load-in-4bit)"]),
+        (["--quantize", "nf4"], ["quantize: ", "4 bits", "(from --quantize)"]),
+        (["--hf-checkpoint", "/no/where", "--port", "x"], ["port: ", "(from --port)"]),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    flags: list[str], words: list[str], served: list[Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """B33, X15."""
+    for command in MODULES.values():
+        assert command(flags) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert all(word in said for word in words), said
+    assert served == []
+
+
+def test_only_min_server_waits_until_the_model_is_warm(served: list[Settings], tmp_path: Path) -> None:
+    """X6; a file, a variable and a flag outrank the command's default."""
+    for command in MODULES.values():
+        assert command([]) == 0
+    assert [settings.healthz_mode for settings in served] == ["live", "ready", "live"]
+    config = tmp_path / "config.yaml"
+    config.write_text("serve: {hrm: {healthz_mode: live}}")
+    assert commands.min_server(["--config", str(config)]) == 0
+    assert served[-1].healthz_mode == "live"
+
+
+def every_role() -> dict[str, Callable[[list[str]], int]]:
+    return {
+        **MODULES,
+        "serve": lambda flags: aios.main([*SERVE, *flags]),
+        "api": lambda flags: aios.main(["api", *flags]),
+        "worker": lambda flags: aios.main(["worker", *flags]),
+        "jobs": jobs.main,
+    }
+
+
+@pytest.mark.parametrize("role", every_role())
+def test_a_variable_is_obeyed_or_refused_by_every_role(
+    role: str, served: list[Settings], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """C6, D17, D71, D72, D105: none is passed over in silence."""
+    run = every_role()[role]
+    asked = {name: "1" for name in NOT_OBEYED} | {"ENABLE_LARGE_MODELS": "0", "LOAD_IN_4BIT": "true"}
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+        assert run(["--print-config"]) == 2
+        said = capsys.readouterr().err
+        assert name in said and said.count("\n") == 1
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("LOAD_IN_8BIT", "true")
+    assert run(["--print-config"]) == 0
+    assert re.search(r"^quantize +int8 +# LOAD_IN_8BIT$", capsys.readouterr().out, re.MULTILINE)
+    assert served == []
+
+
+def test_switches_of_the_environment() -> None:
+    assert resolve({}, {"LOAD_IN_8BIT": "TRUE"}, None).settings.quantize == "int8"
+    assert resolve({}, {"LOAD_IN_8BIT": "1"}, None).origins["quantize"] == "LOAD_IN_8BIT"
+    assert resolve({}, {"LOAD_IN_4BIT": "false", "LOAD_IN_8BIT": "off"}, None).settings.quantize == "none"
+    assert resolve({}, {"LOAD_IN_8BIT": "true", "AIOS_QUANTIZE": "none"}, None).settings.quantize == "none"
+    assert resolve({"quantize": "int8"}, {"LOAD_IN_4BIT": "true"}, None).settings.quantize == "int8"
+    for env, words in (
+        ({"LOAD_IN_4BIT": "true"}, r"4 bits.*\(from LOAD_IN_4BIT\)"),
+        ({"LOAD_IN_4BIT": "1", "LOAD_IN_8BIT": "1"}, "exclude each other"),
+        ({"LOAD_IN_8BIT": "perhaps"}, "expected true or false"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            resolve({}, env, None)
+
+
+def test_what_is_so_anyway_may_be_asked_for() -> None:
+    harmless = {"TRUST_REMOTE_CODE": "never", "ALLOW_UNSANDBOXED": "0", "ENABLE_LARGE_MODELS": "1"}
+    assert resolve({}, harmless, None).settings == Settings()
+
+
+def test_a_real_package_of_that_name_is_found_before_ours(tmp_path: Path) -> None:
+    real = tmp_path / "levanter" / "__init__.py"
+    real.parent.mkdir()
+    real.write_text("")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    asked = [sys.executable, "-c", "import levanter; print(levanter.__file__)"]
+    done = subprocess.run(asked, env=env, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(real)
+
+
+def test_a_model_in_hugging_faces_cache_is_served_under_its_name(
+    served: list[Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """B97, as far as it goes without fetching anything."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    place = tmp_path / "models--org--net"
+    (place / "snapshots" / "abc").mkdir(parents=True)
+    (place / "snapshots" / "abc" / "config.json").write_text("{}")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("abc")
+    for flags in (["--hf-checkpoint", "org/net"], ["--hf_checkpoint=org/net"]):
+        assert commands.min_server([*flags, "--tokenizer", "/t"]) == 0
+        (entry,) = served[-1].models
+        assert (entry.id, entry.path) == ("org/net", str(place / "snapshots" / "abc"))
+    assert commands.min_server(["--hf-checkpoint", "org/other"]) == 0
+    assert served[-1].model_path == "org/other"
+    assert run_role("worker", aios.dry_run_worker, ["--hf-checkpoint", "org/other"]) == 2
+    assert "hf download org/other" in capsys.readouterr().err
