@@ -27,14 +27,8 @@ from pathlib import Path
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 
-_QUEUE = (
-    "tests/shared/test_queue.py",
-    "tests/shared/test_taking.py",
-    "tests/shared/test_limits.py",
-    "tests/shared/test_reservations.py",
-    "tests/shared/test_place.py",
-    "tests/shared/test_janitor.py",
-)
+_QUEUE = ("tests/shared/test_queue.py", "tests/shared/test_taking.py")
+_RESERVATIONS = ("tests/shared/test_reservations.py",)
 TESTS: dict[str, tuple[str, ...]] = {
     "worker/scheduler.py": (
         "tests/worker/test_scheduler.py",
@@ -44,24 +38,23 @@ TESTS: dict[str, tuple[str, ...]] = {
     "worker/sampler.py": ("tests/worker/test_sampler.py", "tests/worker/test_broken_numbers.py"),
     "worker/text.py": ("tests/worker/test_policy.py",),
     "worker/scoring.py": ("tests/worker/test_scoring.py", "tests/worker/test_broken_numbers.py"),
-    "shared/submission.py": _QUEUE,
+    "shared/submission.py": (*_QUEUE, "tests/shared/test_limits.py"),
     "shared/queue.py": (*_QUEUE, "tests/shared/test_shards.py"),
-    "shared/reservations.py": ("tests/shared/test_reservations.py",),
+    "shared/reservations.py": _RESERVATIONS,
     "api/admission.py": (
         "tests/api/test_admission.py",
         "tests/api/test_submit.py",
-        "tests/api/test_headers.py",
         "tests/api/test_validation.py",
         "tests/api/test_idempotency.py",
         "tests/api/test_redis_hangs.py",
     ),
-    "shared/lua/common.lua": _QUEUE,
-    "shared/lua/limits.lua": _QUEUE,
-    "shared/lua/submit.lua": _QUEUE,
-    "shared/lua/reserve.lua": ("tests/shared/test_reservations.py",),
-    "shared/lua/settle.lua": ("tests/shared/test_reservations.py",),
-    "shared/lua/void.lua": ("tests/shared/test_reservations.py",),
-    "shared/lua/take.lua": _QUEUE,
+    "shared/lua/common.lua": (*_QUEUE, "tests/shared/test_place.py", "tests/shared/test_janitor.py"),
+    "shared/lua/limits.lua": ("tests/shared/test_queue.py", "tests/shared/test_limits.py"),
+    "shared/lua/submit.lua": (*_QUEUE, "tests/shared/test_place.py", "tests/api/test_followers.py"),
+    "shared/lua/reserve.lua": _RESERVATIONS,
+    "shared/lua/settle.lua": _RESERVATIONS,
+    "shared/lua/void.lua": _RESERVATIONS,
+    "shared/lua/take.lua": ("tests/shared/test_taking.py", "tests/shared/test_queue.py"),
     "shared/lua/append.lua": (*_QUEUE, "tests/shared/test_log.py"),
     "shared/lua/end.lua": (*_QUEUE, "tests/api/test_followers.py"),
     "shared/lua/lease.lua": _QUEUE,
