@@ -49,7 +49,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/api/test_redis_hangs.py",
     ),
     "shared/lua/common.lua": (*_QUEUE, "tests/shared/test_place.py", "tests/shared/test_janitor.py"),
-    "shared/lua/limits.lua": ("tests/shared/test_queue.py", "tests/shared/test_limits.py"),
+    "shared/lua/limits.lua": ("tests/shared/test_queue.py", "tests/shared/test_limits.py", *_RESERVATIONS),
     "shared/lua/submit.lua": (*_QUEUE, "tests/shared/test_place.py", "tests/api/test_followers.py"),
     "shared/lua/reserve.lua": _RESERVATIONS,
     "shared/lua/settle.lua": _RESERVATIONS,
