@@ -162,20 +162,22 @@ class Janitor:
         are_noted = {one.job_id for entries in noted.values() for one in entries.values()}
         if not self._dry_run:
             await self._reservations.settle_all()
+        now_ms = await self._now_ms()
         num_stale = 0
         for tenant, job_ids in gone.items():
             unnoted = [job_id for job_id in job_ids if job_id not in are_noted]
             stale = await self._still_counted(tenant, unnoted)
             num_stale += len(stale)
             if stale and not self._dry_run:
-                await self._reservations.settle_departures([Departure(job_id, tenant) for job_id in stale])
+                await self._reservations.settle_departures(
+                    [Departure(job_id, tenant, at_ms=now_ms) for job_id in stale]
+                )
         return +Counter({"stale_reservations": num_stale})
 
     async def _counted(self) -> AsyncIterator[tuple[str, list[str]]]:
         """Jobs let in a while ago that count against limits: as waiting (the tenant is ""), or as their tenant's."""
         client = self._client(keys.ADMISSION)
-        seconds, microseconds = await client.time()
-        before_ms = seconds * 1000 + microseconds // 1000 - self._grace_ms
+        before_ms = await self._now_ms() - self._grace_ms
         async for takes in _pages(partial(client.hscan, keys.RESERVED)):
             yield "", [job_id.decode() for job_id, taken in takes.items() if _reserved_ms(taken) <= before_ms]
         async for names in _pages(partial(client.scan, match=f"{keys.held(keys.ADMISSION, '*')}")):
@@ -183,6 +185,11 @@ class Janitor:
                 tenant = name.decode()[len(keys.held(keys.ADMISSION, "")) :]
                 async for members in _pages(partial(client.zscan, name)):
                     yield tenant, [job_id.decode() for job_id, at_ms in members if at_ms <= before_ms]
+
+    async def _now_ms(self) -> int:
+        """By the clock of the server that counts."""
+        seconds, microseconds = await self._client(keys.ADMISSION).time()
+        return int(seconds) * 1000 + int(microseconds) // 1000
 
     async def _still_counted(self, tenant: str, job_ids: Sequence[str]) -> list[str]:
         """Those of them that nobody has settled meanwhile."""

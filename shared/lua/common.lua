@@ -32,6 +32,8 @@
 -- Several shards share one more hash tag, `{admission}`, under which the limits are counted for the whole fleet: depth,
 -- busy, ended, held and bucket as above, and
 -- reserved     hash   of each job that was let in and is not known to have left its line: what it takes there
+-- waiting:M    zset   the same jobs of one model, by when they were let in
+-- settled:M    string when something of one model was settled last
 -- unconfirmed  zset   requests that were let in and are not known to be queued, by when they were
 -- entrants     hash   the tenant and jobs of each of those
 

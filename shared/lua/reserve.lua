@@ -21,6 +21,7 @@ for i, job in ipairs(a.jobs) do
   ids[i] = job.id
   local takes = { model = a.model, class = a.class, cost = job.cost, bytes = job.bytes, at_ms = now }
   call('HSET', P .. 'reserved', job.id, cmsgpack.pack(takes))
+  call('ZADD', P .. 'waiting:' .. a.model, now, job.id)
   call('ZADD', held, now, job.id)
 end
 call('ZADD', P .. 'unconfirmed', now, a.request)

@@ -6,15 +6,34 @@
 
 local MOST_UNCONFIRMED = 100
 
+-- Returns what it took, nil where that has come back before.
 local function leave(id)
   local takes = call('HGET', P .. 'reserved', id)
-  if not takes then return end
+  if not takes then return nil end
   call('HDEL', P .. 'reserved', id)
   takes = cmsgpack.unpack(takes)
+  call('ZREM', P .. 'waiting:' .. takes.model, id)
   local depth = P .. 'depth:' .. takes.model
   call('HINCRBY', depth, 'jobs:' .. takes.class, -1)
   call('HINCRBY', depth, 'cost:' .. takes.class, -takes.cost)
   call('HINCRBY', depth, 'bytes', -takes.bytes)
+  return takes
+end
+
+-- Since when jobs of a model wait without a moment in which none did, now that it is known until when some have waited:
+-- from now backwards as long as their stays follow on one another. What came before the last time this was asked was
+-- known then, and is in `busy` already.
+local function restart_clock(model, stays)
+  local oldest = call('ZRANGE', P .. 'waiting:' .. model, 0, 0, 'WITHSCORES')[2]
+  local since = tonumber(oldest or now)
+  table.sort(stays, function(one, other) return one.to_ms > other.to_ms end)
+  for _, stay in ipairs(stays) do
+    if stay.to_ms < since then break end
+    since = math.min(since, stay.from_ms)
+  end
+  local asked = P .. 'settled:' .. model
+  if since > tonumber(call('GET', asked) or 0) then call('SET', P .. 'busy:' .. model, since, 'PX', SERVED_TTL_MS) end
+  call('SET', asked, now, 'PX', SERVED_TTL_MS)
 end
 
 local function count_ended(model, cost, at_ms)
@@ -44,12 +63,18 @@ local function void(request)
   forget(request)
 end
 
+local stays = {}
 for _, job in ipairs(a.left) do
   local id, tenant, model, cost, at_ms = unpack(job)
-  leave(id)
+  local takes = leave(id)
+  if takes then
+    stays[takes.model] = stays[takes.model] or {}
+    table.insert(stays[takes.model], { from_ms = takes.at_ms, to_ms = at_ms })
+  end
   local has_ended = tenant ~= '' and call('ZREM', P .. 'held:' .. tenant, id) == 1
   if has_ended and model ~= '' then count_ended(model, cost, at_ms) end
 end
+for model, its_stays in pairs(stays) do restart_clock(model, its_stays) end
 for _, request in ipairs(a.confirmed) do forget(request) end
 for _, request in ipairs(a.voided) do void(request) end
 return call('ZRANGEBYSCORE', P .. 'unconfirmed', '-inf', now - a.unconfirmed_ms, 'LIMIT', 0, MOST_UNCONFIRMED)

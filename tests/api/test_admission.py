@@ -5,6 +5,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.fleet import FleetView
+from shared.broker import Broker
 from shared.presence import Presence
 from tests.api.echo_worker import EchoWorker, announce, model_info
 from tests.api.fronts import in_memory, states
@@ -22,6 +23,20 @@ async def test_a_full_queue_takes_all_jobs_of_a_request_or_none(redis: Redis) ->
     assert openai_answer.json()["error"]["type"] == "rate_limit_error"
     assert await Desk(redis, "echo").counts() == (0, 0)
     assert await states(redis) == []
+
+
+@pytest.mark.parametrize("shards", [1, 64])
+async def test_a_queue_in_many_parts_is_one_queue(redis: Redis, shards: int) -> None:
+    """What fits is taken although no part alone would have room for it; one more is not, and is told the numbers."""
+    await announce(redis, "echo")
+    async with in_memory(Broker(redis, shards), max_queue_depth=6) as client:
+        body, later = {"prompts": ["a"] * 5}, {"Prefer": "respond-async"}
+        assert (await client.post("/generate", json=body, headers=later)).status_code == 202
+        assert (await client.post("/generate", json={"prompts": ["a"]}, headers=later)).status_code == 202
+        full = await client.post("/generate", json={"prompts": ["a"]}, headers=later)
+    assert (full.status_code, full.json()["error"]["code"]) == (429, "queue_full")
+    assert "6 of 6 places are taken, and the request takes 1" in full.json()["error"]["message"]
+    assert int(full.headers["Retry-After"]) >= 1
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions"])

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx
@@ -15,7 +16,12 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import AuthenticationError, NoPermissionError
 
+from shared import keys
+from shared.broker import open_unsettled
+from shared.errors import QueueFull
+from shared.janitor import Janitor
 from shared.settings import REPO_ROOT
+from tests.desk import DONE, SAY_HI, Desk
 from tests.e2e.fleet import front, start_worker
 from tests.redis_server import RedisServer, start_redis
 
@@ -112,6 +118,26 @@ async def test_a_fleet_works_with_a_user_for_each_role(guarded: RedisServer) -> 
                 await worker.end()
     assert await denied(tester) == []
     await tester.aclose()
+
+
+async def test_so_it_does_on_several_shards(guarded: RedisServer) -> None:
+    """Fronts let in, are refused, settle what left and look up what never came; workers note what leaves."""
+    async with AsyncExitStack() as stack:
+        brokers = {
+            user: await stack.enter_async_context(open_unsettled(url_of(guarded, user), 4))
+            for user in ("front", "worker", "jobs")
+        }
+        front_desk, worker_desk = Desk(brokers["front"], "acl"), Desk(brokers["worker"], "acl", lease_s=60)
+        await front_desk.submit(SAY_HI, SAY_HI, max_jobs=2)
+        with pytest.raises(QueueFull):
+            await front_desk.submit(max_jobs=2)
+        for claim in await worker_desk.take(1):
+            assert await worker_desk.say(claim, DONE)
+        await front_desk.submit(max_jobs=2)
+        await brokers["front"].client(keys.ADMISSION).zadd(keys.UNCONFIRMED, {keys.new_id("03"): 1})
+        with pytest.raises(QueueFull):
+            await front_desk.submit(max_jobs=2)
+        assert await Janitor(brokers["jobs"], grace_s=0).quotas() == {}
 
 
 @pytest.mark.parametrize(

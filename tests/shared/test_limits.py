@@ -4,6 +4,7 @@ Tenants' concurrency and rate, depth of each class and bytes, all at once; then 
 """
 
 import asyncio
+import math
 import random
 import time
 from collections import Counter
@@ -15,10 +16,10 @@ from redis.asyncio import Redis
 
 from shared import keys
 from shared.broker import Broker, connect
-from shared.errors import OverQuota, QueueFull, TooSlow
-from shared.messages import Cancelled, Generate, Job, Priority, Sampling
+from shared.errors import FleetError, OverQuota, QueueFull, TooSlow
+from shared.messages import Cancelled, Generate, Job, Priority, Sampling, Task
 from shared.submission import Quota
-from tests.desk import DONE, Desk
+from tests.desk import DONE, SAY_HI, Desk
 from tests.shared.test_queue import saturate
 
 NUM_FRONTS = 6
@@ -186,3 +187,47 @@ async def line_place(redis: Redis, job: Job) -> tuple[tuple[int, int], int]:
 
 async def waiting_cost(redis: Redis) -> int:
     return int(await redis.hget(keys.depth("00", "m"), "cost:default") or 0)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+async def test_when_to_come_again_is_told_by_what_ended_lately(connections: list[Redis], shards: int) -> None:
+    """Twenty jobs in this and the last bucket of ten seconds: the next place is free after a twentieth of that time."""
+    desk = Desk(Broker(connections[0], shards), lease_s=60)
+    with pytest.raises(QueueFull) as unknown:
+        await desk.submit(max_jobs=0)
+    assert unknown.value.retry_after_s == 5, "nothing has ended yet"
+    await desk.submit(*[SAY_HI] * 20)
+    for claim in await desk.take(20):
+        assert await desk.say(claim, DONE)
+    await desk.submit(*[SAY_HI] * 30)
+    tag = keys.ADMISSION if shards > 1 else "00"
+    await connections[0].set(f"{keys.prefix(tag)}busy:m", 1)
+    five = [SAY_HI] * 5
+    await told(desk, five, 15 / 20, max_jobs=20)
+    await told(desk, five, 10 / 20, quota=Quota(concurrency=25))
+    await told(desk, five, 1 / 20, max_bytes=1)
+    await told(desk, five, 30 / 20, less_s=2, is_urgent=True, deadline_s=2)
+    await desk.submit(tenant="slow", quota=Quota(rate_per_s=0.1, burst=1))
+    with pytest.raises(OverQuota) as late:
+        await desk.submit(tenant="slow", quota=Quota(rate_per_s=0.1, burst=1))
+    assert late.value.retry_after_s == 10
+
+
+async def told(desk: Desk, tasks: list[Task], share: float, *, less_s: float = 0, **order: object) -> None:
+    """The request is refused, and it is said that there is room after this share of the time that is looked back at."""
+    before_ms = after_ms = 1
+    retry_after_s: int | None = None
+    while not 0 < before_ms // 10_000 == after_ms // 10_000:
+        before_ms = await now_ms(desk)
+        with pytest.raises(FleetError) as refused:
+            await desk.submit(*tasks, **order)  # type: ignore[arg-type]
+        after_ms = await now_ms(desk)
+        retry_after_s = refused.value.retry_after_s
+    least, most = [max(1, math.ceil(share * (at % 10_000 + 10_000) / 1000 - less_s)) for at in (before_ms, after_ms)]
+    assert retry_after_s is not None
+    assert least <= retry_after_s <= most
+
+
+async def now_ms(desk: Desk) -> int:
+    seconds, microseconds = await desk.broker.client("00").time()
+    return int(seconds) * 1000 + int(microseconds) // 1000

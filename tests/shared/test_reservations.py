@@ -4,6 +4,7 @@ When all has ended nothing is held, whatever was killed on the way.
 """
 
 import asyncio
+import math
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -21,6 +22,7 @@ from shared.queue import Claim
 from shared.submission import Key, Order, Quota, Room
 from tests.desk import DONE, SAY_HI, Desk
 from tests.redis_cluster import RedisCluster, redis_cluster
+from tests.shared.test_limits import now_ms
 
 NUM_FRONTS = 4
 SHARDS = 64
@@ -170,7 +172,7 @@ async def check_nothing_is_held(broker: Broker) -> None:
         client = broker.client(tag)
         prefix = keys.prefix(tag)
         kinds = {name.decode().removeprefix(prefix).partition(":")[0] async for name in client.scan_iter(f"{prefix}*")}
-        assert not kinds & {"held", "reserved", "unconfirmed", "entrants", "line", "turns", "leases"}, kinds
+        assert not kinds & {"held", "reserved", "unconfirmed", "entrants", "waiting", "line", "turns", "leases"}, kinds
         assert await client.xlen(keys.left(tag)) == 0
         assert set(await client.hvals(keys.depth(tag, "m"))) <= {b"0"}  # type: ignore[misc]
 
@@ -233,7 +235,7 @@ async def test_keys_of_one_tenant_may_have_different_limits(connections: list[Re
 
 @COUNTS
 async def test_a_rate_is_the_whole_fleets(connections: list[Redis], shards: int) -> None:
-    """A burst of seven, and one more in a thousand seconds, by whichever front and shard."""
+    """A burst of seven, and one more in a thousand seconds, by whichever front and shard; never more than the burst."""
     fronts = desks(connections, shards)
     quota = Quota(rate_per_s=0.001, burst=7)
     told: Counter[str] = Counter()
@@ -245,10 +247,16 @@ async def test_a_rate_is_the_whole_fleets(connections: list[Redis], shards: int)
                 told["in"] += 1
             except OverQuota as error:
                 told[error.message] += 1
-                assert error.retry_after_s == 60
+                assert error.retry_after_s == 60, "a thousand, but no caller is sent away for longer"
 
     await asyncio.gather(*map(come, fronts))
     assert told == {"in": 7, "More than 0.001 requests a second.": 13}
+    bucket = f"{keys.prefix(counted_at(shards))}bucket:public"
+    for passed_s, regained in ((3_000, 3), (100_000, 7)):
+        await connections[0].hincrby(bucket, "at_ms", -1000 * passed_s)  # type: ignore[misc]
+        told.clear()
+        await asyncio.gather(*map(come, fronts))
+        assert told["in"] == regained
 
 
 @COUNTS
@@ -408,6 +416,57 @@ async def test_a_deadline_is_judged_by_what_all_shards_do(redis: Redis, shards: 
     with pytest.raises(TooSlow):
         await desk.submit(is_urgent=True, deadline_s=2.0)
     await desk.submit(is_urgent=True, deadline_s=60.0)
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+async def test_a_queue_that_was_empty_meanwhile_has_not_been_busy_for_long(redis: Redis, shards: int) -> None:
+    """Workers that had time to spare could do more than they did: their rate refuses nobody."""
+    desk = Desk(redis, shards=shards, lease_s=60)
+    quiet(desk)
+    await desk.submit()
+    await redis.set(f"{keys.prefix(counted_at(shards))}busy:m", 1)
+    for claim in await desk.take(1):
+        await desk.say(claim, DONE)
+    await desk.submit()
+    await desk.submit(is_urgent=True, deadline_s=0.1)
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+async def test_a_queue_is_busy_for_as_long_as_somebody_waits(redis: Redis, shards: int) -> None:
+    """Whoever that is: those who leave before the next ones come end it, however late that is settled."""
+    desk = Desk(redis, shards=shards, lease_s=60)
+    quiet(desk)
+    busy = f"{keys.prefix(counted_at(shards))}busy:m"
+    waiting = await desk.submit()
+    since = await redis.get(busy)
+    for _ in range(3):
+        waiting += await desk.submit()
+        await asyncio.sleep(0.003)
+        await desk.submissions.end([waiting.pop(0)], Cancelled())
+        await desk.submissions._reservations.settle()
+        assert await redis.get(busy) == since
+    for _ in range(3):
+        waiting += await desk.submit()
+        await asyncio.sleep(0.003)
+        await desk.submissions.end([waiting.pop(0)], Cancelled())
+    await desk.submissions._reservations.settle()
+    assert await redis.get(busy) == since, "what left before the last of them came, and what came before it left"
+    await desk.submissions.end([waiting.pop()], Cancelled())
+    await asyncio.sleep(0.003)
+    before_ms = await now_ms(desk)
+    waiting += await desk.submit()
+    await desk.submissions._reservations.settle()
+    assert before_ms <= int(await redis.get(busy) or 0) <= await now_ms(desk)
+
+
+def counted_at(shards: int) -> str:
+    """The hash tag of what counts for all of them."""
+    return keys.ADMISSION if shards > 1 else "00"
+
+
+def quiet(desk: Desk) -> None:
+    """It settles nothing by itself."""
+    desk.submissions._reservations._settled_s = math.inf
 
 
 async def taken_at_once(desk: Desk) -> list[Claim]:

@@ -188,6 +188,48 @@ async def suspect(redis: Redis, desk: Desk) -> None:
         await crash(redis, desk, (await desk.take(1, worker))[0])
 
 
+async def test_a_suspect_runs_with_nothing_beside_it(redis: Redis) -> None:
+    """Not even with what has lapsed after it, or waits, though there are places."""
+    desk = Desk(redis)
+    (other,) = await submit(desk, "t", 1)
+    (begun,) = await desk.take(1)
+    await suspect(redis, desk)
+    await submit(desk, "t", 1)
+    await redis.zadd(keys.leases("00", "m"), {other.id: 2}, xx=True)
+    (alone,) = await desk.take(4, "w3", is_empty=True)
+    assert (alone.is_alone, alone.job == begun.job) == (True, False)
+    assert {claim.is_alone for claim in await desk.take(4, "w4", is_empty=True)} == {False}
+
+
+@pytest.mark.parametrize("kind", ["over", "late", "deadly"])
+async def test_what_ends_in_passing_hides_nothing(redis: Redis, kind: str) -> None:
+    """More of it than is looked at in one page stands before a job that can be taken."""
+    desk = Desk(redis)
+    await desk.submit(*[task(10)] * 70)
+    passed = await desk.take(70)
+    (wanted,) = await submit(desk, "t", 1)
+    (claim,) = await desk.take(1)
+    for other in passed:
+        await desk.say(other, *([DONE] if kind == "over" else [Started(1, "w1", 1)]))
+        changes = {"late": {"deadline_ms": 1}, "deadly": {"deaths": 2}}.get(kind, {"places": 1})
+        await redis.hset(keys.job(other.job.id), mapping=changes)  # type: ignore[arg-type, misc]
+        await redis.zadd(keys.leases("00", "m"), {other.job.id: 1})
+    await redis.zadd(keys.leases("00", "m"), {claim.job.id: 2}, xx=True)
+    assert [claim.job for claim in await desk.take(1, "w2")] == [wanted]
+    assert await redis.zcard(keys.leases("00", "m")) == 1
+    assert await desk.counts() == (0, 1)
+
+
+async def test_the_dead_and_what_they_said_are_kept_for_long(redis: Redis) -> None:
+    desk = Desk(redis, result_ttl_s=600, dead_ttl_s=7200)
+    await suspect(redis, desk)
+    (claim,) = await desk.take(1, "w3", is_empty=True)
+    await crash(redis, desk, claim)
+    assert await desk.take(1, "w4") == []
+    for name in (keys.job(claim.job.id), keys.log(claim.job.id)):
+        assert 7_100_000 < await redis.pttl(name) <= 7_200_000
+
+
 async def test_one_worker_at_a_time_empties_itself_for_a_suspect(redis: Redis) -> None:
     desk = Desk(redis)
     await suspect(redis, desk)

@@ -49,6 +49,46 @@ def test_text_that_may_become_a_stop_string_is_held_back() -> None:
     assert [stream.push(byte) for byte in b"xENy"] == ["x", "", "", "ENy"]
 
 
+def test_without_stop_strings_nothing_is_held_back() -> None:
+    stream = TextStream(lambda ids: utf8(list(ids)))
+    assert [stream.push(byte) for byte in b"ab"] == ["a", "b"]
+
+
+def test_after_a_stop_string_nothing_comes() -> None:
+    stream = TextStream(lambda ids: utf8(list(ids)), ("END",))
+    assert "".join(stream.push(byte) for byte in b"a END b END") == "a "
+    assert stream.flush() == ""
+
+
+def test_a_stop_string_that_came_too_early_is_text_and_stays_that() -> None:
+    """The first "ab" is complete before it may stop, inside what is held back for another one; the second one stops."""
+    stream = TextStream(lambda ids: utf8(list(ids)), ("ab", "xabyz"))
+    said = [stream.push(byte, may_stop=place > 2) for place, byte in enumerate(b"xabq ab")]
+    assert said == ["", "", "", "xabq", " ", "", ""]
+    assert stream.is_stopped
+    alone = TextStream(lambda ids: utf8(list(ids)), ("ab",))
+    assert [alone.push(byte, may_stop=False) for byte in b"ab"] == ["", "ab"]
+
+
+def test_the_beginning_of_a_stop_string_is_held_back_inside_a_token() -> None:
+    tokens = ["a xE", "ND"]
+    stream = TextStream(lambda ids: "".join(tokens[i] for i in ids), ("END",))
+    assert [stream.push(0), stream.push(1)] == ["a x", ""]
+    assert stream.is_stopped
+
+
+@pytest.mark.parametrize(("before", "token"), [("a", "b"), ("", "é"), ("é", "b")])
+def test_what_a_token_would_add_is_told_beforehand(before: str, token: str) -> None:
+    """Whole characters, and nothing of one that is unfinished; asking changes nothing."""
+    *first, last = token.encode()
+    stream = TextStream(lambda ids: utf8(list(ids)))
+    assert "".join(stream.push(byte) for byte in before.encode()) == before
+    for byte in first:
+        assert stream.peek(byte) == ""
+        assert stream.push(byte) == ""
+    assert [stream.peek(last), stream.peek(last), stream.push(last)] == [token] * 3
+
+
 def test_an_unfinished_character_comes_out_at_the_end() -> None:
     stream = TextStream(lambda ids: utf8(list(ids)))
     assert [stream.push(byte) for byte in "é".encode()[:1]] == [""]
