@@ -58,7 +58,8 @@ def text_plan(
 
     def plan(model: ModelInfo) -> Plan:
         budget = admission.budget(body.max_tokens, default_max_tokens, model)
-        return Plan([body.task(prompt, budget.max_tokens) for prompt in prompts], budget, body.n, notes or {})
+        asked = body.suited(model.prompting)
+        return Plan([asked.task(prompt, budget.max_tokens) for prompt in prompts], budget, body.n, notes or {})
 
     return plan
 

@@ -9,12 +9,17 @@ _BOX = re.compile(r"\\f?boxed\s*")
 _BARE = re.compile(r"\\?[A-Za-z0-9.,+\-]+")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _STATED = re.compile(
-    r"(?:\banswer(?:\s+to\s+[^\n:]{1,80}?)?\s*(?:is|are|=|:)|####)[ \t]*:?[ \t]*(?P<value>[^\n]+)", re.IGNORECASE
+    r"(?:\banswer(?:\s{1,8}to\s{1,8}[^\n:]{1,80}?)?\s{0,8}(?:is|are|=|:)|####)[ \t]*:?[ \t]*(?P<value>[^\n]+)",
+    re.IGNORECASE,
 )
+"""Counts are bounded: a search takes time in proportion to the text, whatever a model was made to say."""
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
-_EQUATION = re.compile(r"(?:^|[^\w=<>!])(?:[A-Za-z]\w?\s*)?=[ \t]*(?P<value>[^=\n]+?)[ \t]*$", re.MULTILINE)
+_NO_SIDE = re.compile(r"[\w=<>!]")
+"""A sign that an equals sign may not follow at once, unless it ends a name."""
+_NAME = re.compile(r"(?:^|[^\w=<>!])[A-Za-z]\w?$")
+_NAME_SIZE = 3
 _FENCE = re.compile(r"^[ \t]*(?P<fence>`{3,}|~{3,})[^\n`]*$", re.MULTILINE)
-_WRAPPED = re.compile(r"\$+(.*?)\$+|\\\((.*?)\\\)|\\\[(.*?)\\\]|\*\*(.*?)\*\*|`(.*?)`", re.DOTALL)
+_WRAPPINGS = (("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"))
 
 
 def answer_in(solution: str) -> str | None:
@@ -70,13 +75,37 @@ def _stated(text: str) -> str | None:
 
 
 def _equated(text: str) -> str | None:
-    values = [_trimmed(match["value"]) for match in _EQUATION.finditer(text)]
-    return next((value for value in reversed(values) if value), None)
+    """Behind the last equals sign of the last line that has one at a name or at nothing."""
+    for line in reversed(text.split("\n")):
+        left, equals, value = line.rpartition("=")
+        if equals and _is_side(left):
+            found = _trimmed(value)
+            if found:
+                return found
+    return None
+
+
+def _is_side(left: str) -> bool:
+    if not left or not _NO_SIDE.match(left[-1]):
+        return True
+    return _NAME.search(left[-_NAME_SIZE:]) is not None
 
 
 def _trimmed(value: str) -> str | None:
     """Without the signs that set it off, and without a full stop behind it."""
     value = value.strip().rstrip(".,;:").strip()
-    wrapped = _WRAPPED.fullmatch(value)
-    inner = next((group for group in wrapped.groups() if group), "") if wrapped else value
-    return (inner.strip().rstrip(".,;:").strip() if wrapped else value) or None
+    inner = _unwrapped(value)
+    if inner is not None:
+        value = inner.strip().rstrip(".,;:").strip()
+    return value or None
+
+
+def _unwrapped(value: str) -> str | None:
+    """What stands between the signs of a formula or of an emphasis; None without them."""
+    if len(value) > 1 and value.startswith("$") and value.endswith("$"):
+        return value.strip("$")
+    for opening, closing in _WRAPPINGS:
+        is_long = len(value) >= len(opening) + len(closing)
+        if is_long and value.startswith(opening) and value.endswith(closing):
+            return value[len(opening) : -len(closing)]
+    return None

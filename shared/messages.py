@@ -179,9 +179,26 @@ STATE_OF: dict[type[Done] | type[Failed] | type[Cancelled], str] = {
 """The job state that each terminal event leaves behind."""
 
 
+class Prompting(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a model is asked where the caller leaves it open: the texts around problems, with {problem} in them, and how
+    tokens are chosen. None is the endpoint's own default."""
+
+    math: str | None = None
+    coding: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+NO_PROMPTING = Prompting()
+
+
 class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a worker says of a model it serves. `found` is one line for people: what was loaded. `fingerprint` stands
-    for all that decides what it answers; "" is not known. `device` and `dtype` are what it computes with."""
+    for all that decides what it answers; "" is not known. `device` and `dtype` are what it computes with. `prompting`
+    is what its entry or its directory declares."""
 
     id: str
     runner: str
@@ -194,6 +211,7 @@ class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     fingerprint: str = ""
     device: str = ""
     dtype: str = ""
+    prompting: Prompting = NO_PROMPTING
 
 
 WorkerState = Literal["loading", "ready", "draining"]

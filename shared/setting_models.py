@@ -3,15 +3,45 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from shared.setting_types import Count, Dtype, Quantize, Text
+
+PLACE = "{problem}"
+"""Where a problem stands in a template."""
+MOST_TEMPLATE = 4096
+"""Characters of a template."""
+
+
+def has_place(value: str) -> str:
+    """Raises ValueError for a template without a place for the problem."""
+    if PLACE not in value:
+        raise ValueError(f"expected a text with {PLACE} where the problem is to stand")
+    return value
+
+
+Template = Annotated[str, Field(min_length=1, max_length=MOST_TEMPLATE), AfterValidator(has_place)]
+
+
+class PromptingEntry(BaseModel):
+    """How a model is asked where the caller leaves it open: `shared.messages.Prompting`, with its ranges."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    math: Template | None = None
+    coding: Template | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
 
 
 class ModelEntry(BaseModel):
     """One model to load; `None` means the fleet-wide setting of the same name (see `settings.model_entries`).
 
-    One that is `gpu_required` is not loaded where there is no GPU, and requests for it are told so.
+    One that is `gpu_required` is not loaded where there is no GPU, and requests for it are told so. `prompting`
+    outranks what the model's own directory declares, field by field.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -26,6 +56,7 @@ class ModelEntry(BaseModel):
     condition: Text | None = None
     chat_template: Text | None = None
     gpu_required: bool = False
+    prompting: PromptingEntry | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -40,6 +40,10 @@ class OutOfTime(BaseException):
     """Raised inside a template that computes for too long. No Exception: nothing on the way may hold it up."""
 
 
+class TooMuch(TemplateError):
+    """A template makes or computes more than any dialogue needs."""
+
+
 class BoundedTemplate:
     """Raises what Jinja raises for a template that it cannot read."""
 
@@ -60,14 +64,13 @@ class BoundedTemplate:
         self._template: Template = environment.from_string(source)
 
     def render(self, num_characters: int, **values: Any) -> str:
-        """What the template makes of a dialogue of `num_characters`. Raises whatever it raises, and TemplateError for
-        one that makes too much of it, or computes for too long."""
+        """What the template makes of a dialogue of `num_characters`. Raises whatever it raises, and TooMuch."""
         token = _most.set(_MOST_ADDED + _MOST_TIMES * num_characters)
         try:
             with _watch(_TIME_LIMIT_S):
                 return self._written(values)
         except OutOfTime:
-            raise TemplateError(f"it computes for more than {_TIME_LIMIT_S:g} s") from None
+            raise TooMuch(f"it computes for more than {_TIME_LIMIT_S:g} s") from None
         finally:
             _most.reset(token)
 
@@ -99,7 +102,7 @@ def _joined(parts: tuple[Any, ...]) -> str:
 
 def _check(size: int) -> None:
     if size > _most.get():
-        raise TemplateError(f"it makes a text of more than {_most.get()} characters of them")
+        raise TooMuch(f"it makes a text of more than {_most.get()} characters of them")
 
 
 def _length(value: Any) -> int:
@@ -134,12 +137,12 @@ def _modulo(left: Any, right: Any) -> Any:
 
 def _check_number(bits: int) -> None:
     if bits > _MOST_BITS:
-        raise TemplateError(f"it makes a number of more than {_MOST_BITS} bits")
+        raise TooMuch(f"it makes a number of more than {_MOST_BITS} bits")
 
 
 def _check_format(pattern: str, width: re.Pattern[str]) -> None:
     if width.search(pattern):
-        raise TemplateError(f"it asks for a width that is too large: {pattern[:80]!r}")
+        raise TooMuch(f"it asks for a width that is too large: {pattern[:80]!r}")
 
 
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {"+": _plus, "*": _times, "**": _power, "%": _modulo}

@@ -5,11 +5,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from shared.errors import FleetError, from_event
 from shared.logs import fields
-from shared.messages import Failed, Generate, ModelInfo
+from shared.messages import Failed, Generate, ModelInfo, Prompting
+from shared.setting_models import PromptingEntry
 from shared.settings import ModelEntry, Settings, SettingsError, model_entries
 from shared.vectors import unpack
 from worker import device
@@ -22,6 +26,9 @@ from worker.runners.base import SMALLEST_WINDOW, Runner, RunnerOptions
 from worker.shapes import DEFAULT_KV_BYTES
 
 logger = logging.getLogger("aios.loading")
+
+PROMPTING_FILE = "prompting.json"
+"""In a model's directory: how it is asked, where the caller and the model's entry leave it open."""
 
 _CPU_STEP_TOKENS, _GPU_STEP_TOKENS = 256, 4096
 """Enough for full speed of the matrix products; more would only keep decoding sequences waiting."""
@@ -100,8 +107,31 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
     info = ModelInfo(
         entry.id, spec.runner, spec.found, spec.context_window, settings.max_new_tokens, spec.max_batch,
         tasks=spec.tasks, is_default=is_default, fingerprint=mark, device=options.device, dtype=options.dtype,
+        prompting=prompting_of(entry),
     )  # fmt: skip
     return LoadedModel(info, runner, partial(_load, entry, settings, is_default=is_default), mark, load_s, warm_up_s)
+
+
+def prompting_of(entry: ModelEntry) -> Prompting:
+    """What the entry says of how the model is asked, and else its own directory. Raises SettingsError."""
+    declared = {} if entry.runner == "echo" else _declared_prompting(Path(entry.path).expanduser())
+    if entry.prompting is not None:
+        declared |= entry.prompting.model_dump(exclude_none=True)
+    return Prompting(**declared)
+
+
+def _declared_prompting(path: Path) -> dict[str, Any]:
+    directory = path if path.is_dir() else path.parent
+    file = directory / PROMPTING_FILE
+    if not file.is_file():
+        return {}
+    try:
+        declared = PromptingEntry.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        field = ".".join(map(str, problem["loc"]))
+        raise SettingsError(f"{file}: {field or 'the file'}: {problem['msg']}") from None
+    return declared.model_dump(exclude_none=True)
 
 
 def _load_fitting(kind: str, options: RunnerOptions) -> Runner:

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
-from api.ask import Ask, AskDep, text_plan
+from api.ask import Ask, AskDep, Plan, text_plan
 from api.deps import FrontDep
 from api.extraction import answer_in, code_in
 from api.framing import TEXT, Framing
@@ -21,7 +21,6 @@ from api.schemas.simple_foundation import (
     CODING_TEMPLATE,
     MATH_MAX_TOKENS,
     MATH_TEMPLATE,
-    PLACE,
     PROMPT_MAX_TOKENS,
     CodingRequest,
     CodingResponse,
@@ -34,6 +33,8 @@ from api.schemas.simple_foundation import (
     model_description,
 )
 from api.timings import Timings
+from shared.messages import ModelInfo, Prompting
+from shared.setting_models import PLACE
 
 router = APIRouter(tags=["simplefoundation"])
 
@@ -49,13 +50,13 @@ async def generate(body: PromptRequest, ask: Ask, *, is_streamed: bool) -> Respo
 @router.post("/solve/math", response_model=MathResponse, responses=LATER | STREAM_OR_TEXT)
 async def solve_math(body: MathRequest, ask: AskDep) -> Response:
     """A solution in words, and the answer that it states."""
-    return await _solve(MATH, body, ask, MATH_TEMPLATE, MATH_MAX_TOKENS)
+    return await _solve(MATH, body, ask, lambda prompting: prompting.math or MATH_TEMPLATE, MATH_MAX_TOKENS)
 
 
 @router.post("/solve/coding", response_model=CodingResponse, responses=LATER | STREAM_OR_TEXT)
 async def solve_coding(body: CodingRequest, ask: AskDep) -> Response:
     """A solution in words, and the code that it shows."""
-    return await _solve(CODING, body, ask, CODING_TEMPLATE, CODING_MAX_TOKENS)
+    return await _solve(CODING, body, ask, lambda prompting: prompting.coding or CODING_TEMPLATE, CODING_MAX_TOKENS)
 
 
 @router.get("/model/info")
@@ -64,10 +65,17 @@ async def model_info(front: FrontDep, model: str | None = None) -> ModelDescript
     return model_description(await front.admission.find(model))
 
 
-async def _solve(kind: Kind, body: ProblemRequest, ask: Ask, template: str, max_tokens: int) -> Response:
-    prompt = (body.template or template).replace(PLACE, body.problem)
+async def _solve(
+    kind: Kind, body: ProblemRequest, ask: Ask, template_of: Callable[[Prompting], str], max_tokens: int
+) -> Response:
+    """`template_of` what the model declares, for a caller who brings no template."""
     notes = {"problem": body.problem}
-    plan = text_plan(ask.front.admission, body, [prompt], max_tokens, notes)
+
+    def plan(model: ModelInfo) -> Plan:
+        template = body.template or template_of(model.prompting)
+        prompt = template.replace(PLACE, body.problem)
+        return text_plan(ask.front.admission, body, [prompt], max_tokens, notes)(model)
+
     return await ask.answer(kind, body.model, plan, is_streamed=body.stream, framing=_framing(ask))
 
 

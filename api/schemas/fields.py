@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from shared.messages import Generate, Sampling, Text
+from shared.messages import Generate, Prompting, Sampling, Text
 
 MAX_STOPS = 16
 MAX_STOP_IDS = 64
@@ -139,6 +139,10 @@ class SampledRequest(RequestBody):
     def _min_within_max(self) -> Self:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise refuse("min_tokens", f"expected at most max_tokens, which is {self.max_tokens}")
+        return self
+
+    def suited(self, prompting: Prompting) -> Self:
+        """The same with what a model declares for fields that the caller leaves open; most dialects keep their own."""
         return self
 
     def task(self, prompt: Text, max_tokens: int) -> Generate:

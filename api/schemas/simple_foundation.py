@@ -3,7 +3,7 @@
 Times are in seconds. Beside the documented keys there are those that its server really sends.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import msgspec
 from pydantic import AfterValidator, AliasChoices, BaseModel, Field, model_validator
@@ -22,12 +22,12 @@ from api.schemas.fields import (
     shown,
 )
 from api.schemas.q_values import is_absent
-from shared.messages import ModelInfo, Sampling
+from shared.messages import ModelInfo, Prompting, Sampling
+from shared.setting_models import MOST_TEMPLATE, PLACE, has_place
 
 PROMPT_MAX_TOKENS = 512
 MATH_MAX_TOKENS = 512
 CODING_MAX_TOKENS = 1024
-PLACE = "{problem}"
 MATH_TEMPLATE = (
     "Solve the following math problem step by step, and put the final answer in \\boxed{}.\n\n"
     f"Problem: {PLACE}\n\nSolution:\n"
@@ -36,29 +36,34 @@ CODING_TEMPLATE = (
     "Write code that solves the following problem. Put the code in one fenced block.\n\n"
     f"Problem: {PLACE}\n\nSolution:\n"
 )
-_MOST_TEMPLATE = 4096
-
-
-def _has_place(value: str) -> str:
-    if PLACE not in value:
-        raise ValueError(f"expected a text with {PLACE} where the problem is to stand")
-    return value
-
+_DECLARED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""Fields for which a model may have defaults of its own."""
 
 Template = Annotated[
     NonEmpty,
-    Field(max_length=_MOST_TEMPLATE, description=f"What the model is asked, with {PLACE} in it, in place of ours."),
-    AfterValidator(_has_place),
+    Field(max_length=MOST_TEMPLATE, description=f"What the model is asked, with {PLACE} in it; else as it declares."),
+    AfterValidator(has_place),
 ]
 _MaxTokens = AliasChoices("max_tokens", "max_new_tokens")
 
 
 class FoundationRequest(SampledRequest):
-    """Greedy with `do_sample` false or a temperature of 0. A stream is bare text, or events for who accepts them."""
+    """Greedy with `do_sample` false or a temperature of 0. A stream is bare text, or events for who accepts them.
+
+    What is left open is as the model declares, else as here.
+    """
 
     temperature: Temperature = 0.7
     do_sample: Annotated[bool, Field(strict=True)] = True
     stream: Annotated[bool, Field(strict=True)] = False
+
+    def suited(self, prompting: Prompting) -> Self:
+        declared = {}
+        for name in _DECLARED:
+            value = getattr(prompting, name)
+            if value is not None and name not in self.model_fields_set:
+                declared[name] = value
+        return self.model_copy(update=declared)
 
     def sampling(self, max_tokens: int) -> Sampling:
         sampling = super().sampling(max_tokens)
@@ -87,7 +92,7 @@ class ProblemRequest(FoundationRequest):
 
 
 class MathRequest(ProblemRequest):
-    model_config = shown({"problem": "Solve for x: 2x + 3 = 9", "template": PLACE, "temperature": 0})
+    model_config = shown({"problem": "Solve for x: 2x + 3 = 9", "seed": 7})
 
     max_tokens: MaxTokens | None = Field(None, validation_alias=_MaxTokens, description="Default 512.")
 
@@ -145,7 +150,18 @@ class MathResponse(BaseModel):
 
 
 class CodingResponse(BaseModel):
-    """`code` is null where the solution has no fenced block."""
+    """`code` is null where the solution has no fenced block, as that of a model which writes no code."""
+
+    model_config = shown(
+        {
+            "problem": "Write a function that adds two numbers.",
+            "solution": "I solve linear equations and integer arithmetic.",
+            "code": None,
+            "generation_time": 0.2,
+            "input_tokens": 42,
+            "output_tokens": 49,
+        }
+    )
 
     problem: str
     solution: str

@@ -78,3 +78,13 @@ def test_long_texts_take_no_long_time(part: str) -> None:
     answer_in(part * 2000)
     code_in(part * 2000)
     assert time.thread_time() - started_s < 2
+
+
+@pytest.mark.parametrize("text", ["={0}=", "= {1}a", "answer to{0}\n", "x{0}= a{0}=", "= **{0}a"])
+def test_long_runs_of_one_sign_take_no_long_time(text: str) -> None:
+    """Of computing, in proportion to the text: no sign may be given to two parts of a pattern in turn."""
+    long = text.format(" " * 1200, "$" * 1200)
+    started_s = time.process_time()
+    answer_in(long)
+    code_in(long)
+    assert time.process_time() - started_s < 1

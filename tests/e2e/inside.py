@@ -9,7 +9,7 @@ import httpx
 from redis.asyncio import Redis
 
 from shared.broker import Broker
-from shared.messages import ModelInfo
+from shared.messages import NO_PROMPTING, ModelInfo, Prompting
 from shared.queue import Terms
 from tests.api.fronts import in_memory
 from tests.polling import until
@@ -22,7 +22,7 @@ _MAX_NEW_TOKENS = 64
 
 @asynccontextmanager
 async def fleet_inside(
-    redis: Redis, runners: Mapping[str, Runner], **settings: object
+    redis: Redis, runners: Mapping[str, Runner], prompting: Prompting = NO_PROMPTING, **settings: object
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a fleet that serves `runners` by their names; the first is the default. The worker must survive."""
     worker, stop = WorkerService(Broker(redis), Terms(result_ttl_s=60), drain_timeout_s=5), asyncio.Event()
@@ -31,7 +31,9 @@ async def fleet_inside(
     def loaded(name: str) -> LoadedModel:
         runner, spec = runners[name], runners[name].spec
         window, most, is_default = spec.context_window, _MAX_NEW_TOKENS, name == default
-        info = ModelInfo(name, spec.runner, "for tests", window, most, spec.max_batch, spec.tasks, is_default)
+        info = ModelInfo(
+            name, spec.runner, "for tests", window, most, spec.max_batch, spec.tasks, is_default, prompting=prompting
+        )
         return LoadedModel(info, runner, partial(loaded, name))
 
     running = asyncio.create_task(worker.run(lambda: [loaded(name) for name in runners], stop))
