@@ -40,11 +40,10 @@ class ChatTemplate:
         self._template = _read(path) if path else None if tokenizer.chat_template else default
         try:
             self.trial = self._apply(_TRIAL)
-        except (TypeError, ValueError) as error:
-            raise ModelFormatError(f"The chat template cannot be used: {error}") from None
-        except TemplateError as error:
+        except Exception as error:  # a template is foreign code, and raises whatever it likes
             if not _is_refusal(error):
-                raise ModelFormatError(f"The chat template cannot be used: {error}") from None
+                problem = f"The chat template cannot be used: {error}; correct it, or give another as chat_template."
+                raise ModelFormatError(problem) from error
             self.trial = ""
 
     def write(self, chat: Chat) -> str:
@@ -66,7 +65,7 @@ class ChatTemplate:
         return str(text)
 
 
-def _is_refusal(error: TemplateError) -> bool:
+def _is_refusal(error: Exception) -> bool:
     """Whether the template itself said no; what Jinja finds wrong with it has a class of its own."""
     return type(error) is TemplateError
 
@@ -75,4 +74,4 @@ def _read(path: str) -> str:
     try:
         return Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelFormatError(f"The chat template {path} cannot be read: {error}") from None
+        raise ModelFormatError(f"The chat template {path} cannot be read: {error}; correct chat_template.") from None

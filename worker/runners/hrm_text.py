@@ -4,13 +4,12 @@ Prompt: boq, condition tokens, prompt, eoq, all of it seen at once; the response
 count is taken from the tensors, because exporters write it in three different ways.
 """
 
-import json
 import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -22,10 +21,12 @@ from worker.chat import DIALOGUE, ChatTemplate
 from worker.kv.attention import Plan, Span, attend
 from worker.kv.store import KVShape, KVStore
 from worker.models.errors import ModelFormatError
+from worker.models.hf_directory import CONFIG, check_directory, directory_of, is_there
 from worker.models.hrm_text import HrmTextModel, HrmTextShape, build_model
 from worker.models.hrm_text_prompt import CONDITIONS, RAW, PromptMarks
 from worker.models.linear import prepare_linears
-from worker.models.weights import load_tokenizer, read_safetensors_dir
+from worker.models.reading import Count, Positive, converted
+from worker.models.weights import load_tokenizer, matrix_shape, read_safetensors_dir
 from worker.rolling import encode_rolling_response
 from worker.runners.base import RunnerOptions, TextTask, encode_generate, encode_read, encode_score, encode_text
 from worker.runners.paged import PagedRunner
@@ -33,6 +34,24 @@ from worker.sequence import Encoded
 from worker.vocabulary import Vocabulary
 
 logger = logging.getLogger("aios.hrm_text")
+
+
+class _Rope(msgspec.Struct):
+    rope_theta: Positive | None = None
+
+
+class _ExportConfig(msgspec.Struct):
+    """What of `config.json` tells what the tensors of an export do not."""
+
+    num_attention_heads: Count
+    h_cycles: Count = msgspec.field(name="H_cycles")
+    l_cycles: Count = msgspec.field(name="L_cycles")
+    max_position_embeddings: Count
+    embedding_scale: Positive | None = None
+    initializer_range: Positive | None = None
+    rope_parameters: _Rope | None = None
+    rope_theta: Positive = 10000.0
+    rms_norm_eps: Positive = 1e-6
 
 
 class HrmTextLanguage:
@@ -195,7 +214,8 @@ def compile_net(net: HrmTextNet, name: str) -> None:
 def _read(path: Path, options: RunnerOptions) -> tuple[HrmTextModel, PromptMarks | None, Path | None, str]:
     """Model, marks, tokenizer and what there is to say of them, from an export or a raw checkpoint."""
     dtype = getattr(torch, options.dtype)
-    if (path / "config.json").is_file():
+    path = directory_of(path)
+    if is_there(path / CONFIG):
         return load_model(path, dtype), None, path, options.precision
     from worker.models.hrm_text_checkpoint import load_checkpoint  # a second of imports that exports do without
 
@@ -205,34 +225,41 @@ def _read(path: Path, options: RunnerOptions) -> tuple[HrmTextModel, PromptMarks
 
 def load_model(path: Path, dtype: torch.dtype = torch.float32) -> HrmTextModel:
     """The model of a Hugging Face directory; raises ModelFormatError when weights and config do not match."""
+    declared = check_directory(path)
     weights = read_safetensors_dir(path)
-    return build_model(_shape(json.loads((path / "config.json").read_text()), weights, path), weights, path, dtype)
+    config = converted(declared, _ExportConfig, path / CONFIG)
+    return build_model(_shape(config, weights, path), weights, path, dtype)
 
 
-def _shape(config: dict[str, Any], weights: dict[str, Tensor], path: Path) -> HrmTextShape:
-    try:
-        vocab_size, hidden = weights["model.embed_tokens.weight"].shape
-        intermediate = weights["model.L_module.layers.0.mlp.down_proj.weight"].shape[1]
-        num_heads, h_cycles, l_cycles = (int(config[key]) for key in ("num_attention_heads", "H_cycles", "L_cycles"))
-    except KeyError as missing:
-        raise ModelFormatError(f"{path} is not a complete HRM-Text export: {missing} is missing.") from None
-    head_dim = weights["model.L_module.layers.0.attn.o_proj.weight"].shape[1] // num_heads
-    layers = {int(name.split(".")[3]) for name in weights if name.startswith("model.L_module.layers.")}
-    rope = config.get("rope_parameters") or {}
+def _shape(config: _ExportConfig, weights: dict[str, Tensor], path: Path) -> HrmTextShape:
+    vocab_size, hidden = matrix_shape(weights, "model.embed_tokens.weight", path)
+    _, intermediate = matrix_shape(weights, "model.L_module.layers.0.mlp.down_proj.weight", path)
+    _, width = matrix_shape(weights, "model.L_module.layers.0.attn.o_proj.weight", path)
+    layers = {name.split(".")[3] for name in weights if name.startswith("model.L_module.layers.")}
+    rope = config.rope_parameters or _Rope()
     return HrmTextShape(
         vocab_size=vocab_size,
         hidden_size=hidden,
         intermediate_size=intermediate,
-        num_heads=num_heads,
-        head_dim=head_dim,
+        num_heads=config.num_attention_heads,
+        head_dim=width // config.num_attention_heads,
         num_layers=len(layers),
-        h_cycles=h_cycles,
-        l_cycles=l_cycles,
-        embedding_scale=config.get("embedding_scale") or 1.0 / config["initializer_range"],
-        max_positions=config["max_position_embeddings"],
-        rope_theta=rope.get("rope_theta", config.get("rope_theta", 10000.0)),
-        norm_eps=config.get("rms_norm_eps", 1e-6),
+        h_cycles=config.h_cycles,
+        l_cycles=config.l_cycles,
+        embedding_scale=_embedding_scale(config, path),
+        max_positions=config.max_position_embeddings,
+        rope_theta=rope.rope_theta or config.rope_theta,
+        norm_eps=config.rms_norm_eps,
     )
+
+
+def _embedding_scale(config: _ExportConfig, path: Path) -> float:
+    if config.embedding_scale is not None:
+        return config.embedding_scale
+    if config.initializer_range is None:
+        problem = f"{path / CONFIG} has neither embedding_scale nor initializer_range"
+        raise ModelFormatError(f"{problem}; correct it from the training's configuration.")
+    return 1.0 / config.initializer_range
 
 
 def _describe(model: HrmTextModel, note: str) -> str:
