@@ -17,6 +17,7 @@ from shared.errors import (
     Draining,
     FleetError,
     InvalidRequest,
+    ModelFailed,
     ModelNotFound,
     NoWorker,
 )
@@ -75,10 +76,14 @@ class Admission:
         self._default_model = default_model
 
     async def resolve(self, name: str | None, task: TaskName) -> ModelInfo:
-        """The model for new work. Raises Draining, InvalidRequest (wrong task) and what `find` does."""
+        """The model for new work. Raises Draining, InvalidRequest (wrong task), ModelFailed and what `find` does."""
         if self._draining.is_set():
             raise Draining("This server is shutting down.", retry_after_s=1)
         model = await self.find(name)
+        failure = (await self._fleet.now()).failure(model.id)
+        if failure is not None:
+            problem = f"The model {model.id!r} cannot be loaded: {failure.reason}"
+            raise ModelFailed(problem, retry_after_s=failure.retry_in_s)
         if task not in model.tasks:
             known = ", ".join(map(repr, model.tasks))
             problem = f"model: {model.id!r} does not serve the task {task!r}; it serves {known}."

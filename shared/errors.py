@@ -8,7 +8,8 @@ FleetError
 ├── IdempotencyConflict 409 ├── TooSlow            503   ├── WorkerFailed      500
 ├── PayloadTooLarge   413   ├── Draining           503   ├── WorkerCrashed     500
 ├── Unauthorized      401   ├── Forbidden          403   ├── ProhibitedContent 400
-├── DeviceUnavailable 400   ├── ShutDown           503   └── UnsupportedEncoding 415
+├── DeviceUnavailable 400   ├── ShutDown           503   ├── UnsupportedEncoding 415
+└── ModelFailed       503
 """
 
 from shared.messages import Failed
@@ -123,6 +124,13 @@ class ClientGone(FleetError):
 
 class NoWorker(FleetError):
     code = "no_worker"
+    status = 503
+
+
+class ModelFailed(FleetError):
+    """Every worker that serves the model failed to load it again; they go on trying."""
+
+    code = "model_failed"
     status = 503
 
 

@@ -247,6 +247,13 @@ class ModelLoad(msgspec.Struct, frozen=True, omit_defaults=True):
     jobs: int = 0
 
 
+class LoadFailure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a served model could not be loaded again, and in how many seconds its worker tries once more."""
+
+    reason: str
+    retry_in_s: int = 1
+
+
 class WorkerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """One worker's presence record. `memory_bytes` of this machine's memory are in its process; 0 is unknown.
 
@@ -254,6 +261,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     the mark again. `device_bytes` are allocated on its GPU, `stale_appends` came too late, `loads` are of its models.
     `residences` are those of `models` that are not just loaded, `unloads` the last order of each that it has obeyed.
     `obstacles` tells of models that it was to serve and cannot, for lack of a device, what to do about that.
+    `failures` are of those `models` that it could not load again; their residence is `unloaded`.
     """
 
     id: str
@@ -270,6 +278,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     residences: dict[str, Residence] = {}
     unloads: dict[str, int] = {}
     obstacles: dict[str, str] = {}
+    failures: dict[str, LoadFailure] = {}
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -11,7 +11,7 @@ from typing import cast
 from redis.asyncio import Redis
 
 from shared import keys
-from shared.messages import ModelInfo, Residence, WorkerInfo, decode_model, decode_worker, encode
+from shared.messages import LoadFailure, ModelInfo, Residence, WorkerInfo, decode_model, decode_worker, encode
 
 _ORDER_TTL_S = 3600
 
@@ -40,6 +40,17 @@ class Fleet:
     def residences(self, model_id: str) -> list[Residence]:
         """Where the model stands on each worker that serves it."""
         return [worker.residences.get(model_id, "loaded") for worker in self.serving(model_id)]
+
+    def failure(self, model_id: str) -> LoadFailure | None:
+        """Why the model cannot be had: every ready worker that serves it failed to load it. Of several the one that
+        tries again first."""
+        failures = []
+        for worker in self.serving(model_id):
+            failure = worker.failures.get(model_id)
+            if failure is None:
+                return None
+            failures.append(failure)
+        return min(failures, key=lambda failure: failure.retry_in_s, default=None)
 
     def obstacle(self, model_id: str) -> str | None:
         """Why no worker serves this model, if those that were to lack a device, and what to do about it."""

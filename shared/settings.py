@@ -160,7 +160,9 @@ class Settings(BaseSettings):
     attention: Literal["bidirectional", "causal"] | None = Field(
         default=None, description="override of the model's own"
     )
-    condition: Text = Field(default="direct", description="HRM-Text condition of a prompt that names none")
+    condition: Text | None = Field(
+        default=None, description="HRM-Text condition of a prompt that names none (none: direct, or raw without it)"
+    )
     chat_template: Text | None = Field(
         default=None, description="Jinja file for dialogues (none: the tokenizer's own, else Llama 3's marks)"
     )

@@ -24,7 +24,7 @@ from shared.tracing import open_tracing
 from worker import health
 from worker.device import CORES_ENV, keep_freed_memory, use_cores, use_threads
 from worker.high_water import HighWater
-from worker.loading import LoadedModel, load_models, obstacles, warm_up
+from worker.loading import LoadedModel, load_known_models, load_models, obstacles, warm_up
 from worker.machine import survey
 from worker.service import WorkerService
 from worker.shapes import shape_of
@@ -112,7 +112,7 @@ async def _serve(settings: Settings) -> int:
 
 
 def _load(settings: Settings, service: WorkerService) -> list[LoadedModel]:
-    models = load_models(settings)
+    models, service.failed = load_known_models(settings, service.known_models)
     service.obstacles = obstacles(settings)
     return models
 

@@ -47,7 +47,8 @@ class ChatTemplate:
             if not is_foreign(error):
                 raise
             if not _is_refusal(error):
-                raise ModelFormatError(f"The chat template cannot be used: {words_of(error)}") from None
+                problem = f"The chat template cannot be used: {words_of(error)}"
+                raise ModelFormatError(f"{problem}; correct it, or give another as chat_template.") from error
             self.trial = ""
 
     def write(self, chat: Chat) -> str:
@@ -78,4 +79,4 @@ def _read(path: str) -> str:
     try:
         return Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelFormatError(f"The chat template {path} cannot be read: {error}") from None
+        raise ModelFormatError(f"The chat template {path} cannot be read: {error}; correct chat_template.") from None

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,8 @@ from shared.vectors import unpack
 from worker import device
 from worker.engine import Engine
 from worker.fingerprint import fingerprint
-from worker.models.errors import ModelFormatError
+from worker.models.errors import ModelFormatError, is_out_of_memory
+from worker.models.reading import reason_of, unusable
 from worker.registry import detect, load_runner
 from worker.request import Emission, Work
 from worker.runners.base import SMALLEST_WINDOW, Runner, RunnerOptions
@@ -51,9 +52,31 @@ class LoadedModel:
     warm_up_s: float = 0.0
 
 
+@dataclass(frozen=True)
+class FailedModel:
+    """A model that the fleet has served before and that this worker could not load, with the reason; `info` is what
+    was known of it then. `again` tries once more."""
+
+    info: ModelInfo
+    again: "Callable[[], LoadedModel]"
+    reason: str
+
+
 def load_models(settings: Settings) -> list[LoadedModel]:
     """Load and warm every model of the settings but those with `obstacles`.
 
+    Raises SettingsError naming the model at fault, or if none is left.
+    """
+    return load_known_models(settings, {})[0]
+
+
+def load_known_models(
+    settings: Settings, known: Mapping[str, ModelInfo]
+) -> tuple[list[LoadedModel], list[FailedModel]]:
+    """Load and warm every model of the settings but those with `obstacles`.
+
+    A worker that is started again, while the files of one model are damaged, must not take the others down: models
+    that the fleet has served before, which are `known`, may fail as long as another one loads.
     Raises SettingsError naming the model at fault, or if none is left.
     """
     entries = model_entries(settings)
@@ -64,9 +87,22 @@ def load_models(settings: Settings) -> list[LoadedModel]:
     missing = obstacles(settings)
     if len(missing) == len(entries):
         raise SettingsError(missing[entries[0].id])
-    models = [_load(entry, settings, is_default=entry.id == default) for entry in entries if entry.id not in missing]
+    models: list[LoadedModel] = []
+    failed: list[FailedModel] = []
+    for entry in entries:
+        if entry.id in missing:
+            continue
+        load = partial(_load, entry, settings, is_default=entry.id == default)
+        try:
+            models.append(load())
+        except SettingsError as error:
+            if entry.id not in known:
+                raise
+            failed.append(FailedModel(known[entry.id], load, str(error)))
+    if failed and not models:
+        raise SettingsError(failed[0].reason)
     device.give_back_memory()
-    return models
+    return models, failed
 
 
 def obstacles(settings: Settings) -> dict[str, str]:
@@ -88,7 +124,12 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
         options = _options(entry, settings, kind)
         runner = load_runner(kind, options) if kind == "echo" else _load_fitting(kind, options)
     except ModelFormatError as error:
-        raise SettingsError(f"model {entry.id!r}: {error}") from None
+        raise SettingsError(_sentence(entry, str(error))) from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        problem = f"does not fit into memory ({reason_of(error)}); serve a smaller one, or lower context_window."
+        raise SettingsError(_sentence(entry, problem)) from error
     spec = runner.spec
     if spec.context_window < SMALLEST_WINDOW:
         raise SettingsError(
@@ -99,11 +140,15 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
     try:
         warm_up(runner)
     except FleetError as error:
-        raise SettingsError(f"model {entry.id!r} loads but does not work: {error.message}") from None
+        problem = f"model {entry.id!r} loads but does not work: {error.message}"
+        raise SettingsError(f"{problem} Its files in {entry.path} are broken; copy them again.") from None
     load_s, warm_up_s = loaded_s - begun_s, time.monotonic() - loaded_s
     times = {"load_s": round(load_s, 1), "warm_up_s": round(warm_up_s, 1)}
     logger.info("model loaded", extra=fields(model=entry.id, found=spec.found, **times))
-    mark = fingerprint(spec.runner, options)
+    try:
+        mark = fingerprint(spec.runner, options)
+    except OSError as error:
+        raise SettingsError(_sentence(entry, str(unusable(error.filename or entry.path, error)))) from error
     info = ModelInfo(
         entry.id, spec.runner, spec.found, spec.context_window, settings.max_new_tokens, spec.max_batch,
         tasks=spec.tasks, is_default=is_default, fingerprint=mark, device=options.device, dtype=options.dtype,
@@ -127,11 +172,19 @@ def _declared_prompting(path: Path) -> dict[str, Any]:
         return {}
     try:
         declared = PromptingEntry.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise SettingsError(f"{file}: cannot be read: {error.strerror}; make it readable, or remove it") from error
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         field = ".".join(map(str, problem["loc"]))
         raise SettingsError(f"{file}: {field or 'the file'}: {problem['msg']}") from None
     return declared.model_dump(exclude_none=True)
+
+
+def _sentence(entry: ModelEntry, problem: str) -> str:
+    """What is wrong with a model, in one line that names where it lies."""
+    said = problem if entry.path in problem else f"{problem.rstrip('.')} (in {entry.path})."
+    return " ".join(f"model {entry.id!r}: {said}".split())
 
 
 def _load_fitting(kind: str, options: RunnerOptions) -> Runner:

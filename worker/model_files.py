@@ -51,6 +51,9 @@ def _safetensors(path: Path) -> list[Path]:
 def _elements(file: Path) -> int:
     """Numbers in a safetensors file: a little-endian length, then as many bytes of JSON with every tensor's shape."""
     with file.open("rb") as stream:
-        header: dict[str, Any] = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        num_bytes = int.from_bytes(stream.read(8), "little")
+        if num_bytes > file.stat().st_size:  # of a damaged file; so much memory may not be there
+            raise ValueError(f"{file} has a header longer than itself")
+        header: dict[str, Any] = json.loads(stream.read(num_bytes))
     shapes = (entry["shape"] for name, entry in header.items() if name != "__metadata__")
     return sum(chain(map(prod, shapes)))

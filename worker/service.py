@@ -5,6 +5,7 @@ hand goes back to the queue at the next step boundary: what was said is logged, 
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -21,7 +22,7 @@ from shared import keys
 from shared.broker import Broker
 from shared.log import LogReader, LogWriter
 from shared.logs import fields
-from shared.messages import WorkerState
+from shared.messages import LoadFailure, ModelInfo, WorkerState
 from shared.metrics import WorkerMetrics
 from shared.presence import Presence
 from shared.process import LoopLag
@@ -30,7 +31,7 @@ from shared.subscriptions import Subscriptions
 from shared.tracing import NO_TRACING, Tracing
 from worker.engine_thread import EngineThread
 from worker.high_water import HighWater
-from worker.loading import LoadedModel
+from worker.loading import FailedModel, LoadedModel
 from worker.meter import Meter
 from worker.outbox import Outbox
 from worker.progress import Pulse
@@ -47,8 +48,9 @@ _PARTING_S = 0.6
 
 class WorkerService:
     """`drain_timeout_s` is the longest wait for the engine's current step at the end; `pool` is a name for people;
-    `on_ready` is called before the first job is taken. `obstacles` are announced: models that are not among those
-    loaded, and why."""
+    `on_ready` is called before the first job is taken.
+    `obstacles` are announced: models that are not among those loaded, and why. `known_models` are those that the fleet
+    had when the worker started; of these some may be among `failed`, with slots that try to load them again."""
 
     def __init__(
         self,
@@ -73,6 +75,8 @@ class WorkerService:
         self._drain_timeout_s = drain_timeout_s
         self._state: WorkerState = "loading"
         self.obstacles: dict[str, str] = {}
+        self.known_models: dict[str, ModelInfo] = {}
+        self.failed: list[FailedModel] = []
         self._slots: dict[str, Slot] = {}
         self._orders: dict[str, int] | None = None
         self._work, self._pulse = threading.Event(), Pulse()
@@ -122,6 +126,8 @@ class WorkerService:
 
     async def _load(self, load: Callable[[], list[LoadedModel]]) -> EngineThread:
         """A slot for each model, which alone holds it from now on. Returns what will step them."""
+        with contextlib.suppress(RedisError):
+            self.known_models = (await self._presence.fleet()).models
         models = await asyncio.to_thread(load)
         died = partial(asyncio.get_running_loop().call_soon_threadsafe, self._is_broken.set)
         thread = EngineThread(self._work, self._pulse, on_death=died)
@@ -138,7 +144,8 @@ class WorkerService:
             self._work,
             tell=partial(self._once, self._announce),
         )
-        self._slots = {model.info.id: Slot(model, bench) for model in models}
+        every: list[LoadedModel | FailedModel] = [*models, *self.failed]
+        self._slots = {model.info.id: Slot(model, bench) for model in every}
         return thread
 
     async def _serve(self, thread: EngineThread, stop: asyncio.Event) -> None:
@@ -253,11 +260,17 @@ class WorkerService:
         """Say what there is, and hear which models are to go."""
         self._high_water.look()
         slots = self._slots if self._state != "loading" else {}
+        failures: dict[str, LoadFailure] = {}
+        for name, slot in slots.items():
+            failure = slot.failure
+            if failure is not None:
+                failures[name] = failure
         worker = msgspec.structs.replace(
             self._meter.info(self.worker_id, self._state, tuple(slot.info for slot in slots.values())),
             residences={name: slot.residence for name, slot in slots.items() if slot.residence != "loaded"},
             unloads={name: slot.obeyed for name, slot in slots.items() if slot.obeyed},
             obstacles=self.obstacles,
+            failures=failures,
         )
         self._obey(await self._presence.announce(worker))
 

@@ -3,11 +3,16 @@
 Only the slot moves its model between `loaded`, `unloading`, `unloaded` and `loading`. An unloaded model hears no bell,
 which is for workers that have it: its slot looks now and then whether jobs wait, and leaves them to workers that have
 the model, or are about to, unless these let them wait for long.
+
+A model that cannot be loaded again concerns nobody else: its slot says why, ends the jobs that wait for it where no
+other worker could answer them, and tries again later and later.
 """
 
 import asyncio
 import contextlib
 import logging
+import math
+import re
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -15,18 +20,22 @@ from dataclasses import dataclass
 from functools import partial
 
 from shared.broker import Broker
+from shared.errors import ModelFailed
 from shared.log import LogReader
 from shared.logs import fields
-from shared.messages import ModelInfo, Residence
+from shared.messages import LoadFailure, ModelInfo, Residence, WorkerInfo
 from shared.presence import Presence
 from shared.queue import Claim, Terms, WorkQueue
+from shared.settings import SettingsError
 from shared.tracing import Tracing
+from worker.attempt import begin
 from worker.device import give_back_memory
 from worker.engine import Engine
 from worker.engine_thread import EngineThread
 from worker.intake import Intake
-from worker.loading import LoadedModel
+from worker.loading import FailedModel, LoadedModel
 from worker.meter import Meter
+from worker.models.reading import reason_of
 from worker.outbox import Outbox
 
 logger = logging.getLogger("aios.slot")
@@ -35,6 +44,14 @@ _LOOK_S = 0.5
 """Between two looks for work of a model that is not loaded, or for the end of the last job of one that is to go."""
 _PATIENCE_S = 10.0
 """For so long others that have the model may let work wait before one more worker loads it."""
+_FIRST_RETRY_S = 1.0
+_LONGEST_RETRY_S = 60.0
+"""A model that could not be loaded is tried again after 1, 2, 4 ... seconds."""
+_REFUSED_AT_ONCE = 64
+"""Places of jobs that are taken from a shard at once only to be ended."""
+
+_ABSOLUTE_PATH = re.compile(r"(?<![\w.])/(?:[^\s/:,;'\"()]+/)+(?=[^\s/:,;'\"()])")
+"""Directories before a name: callers are told of the file, not where it lies on the machine."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +74,29 @@ class Bench:
 class Slot:
     """`obeyed` is the last order to unload that has been carried out, 0 before any."""
 
-    def __init__(self, model: LoadedModel, bench: Bench) -> None:
+    def __init__(self, model: LoadedModel | FailedModel, bench: Bench) -> None:
         self._bench = bench
         self._again = model.again
         self._order = 0
         self.obeyed = 0
         self._ended = asyncio.Event()
         self._waiting_since_s: float | None = None
-        self._place(model)
+        self._num_failures = 0
+        self._reason = ""
+        self._retry_at_s = 0.0
+        if isinstance(model, LoadedModel):
+            self._place(model)
+        else:
+            self._leave_empty(model)
+
+    @property
+    def failure(self) -> LoadFailure | None:
+        """Why the model could not be loaded, for callers; None while there is nothing wrong."""
+        if not self._num_failures:
+            return None
+        left_s = math.ceil(self._retry_at_s - time.monotonic())
+        reason = self._reason.removeprefix(f"model {self.info.id!r}: ")
+        return LoadFailure(_ABSOLUTE_PATH.sub("", reason), max(1, left_s))
 
     @property
     def engine(self) -> Engine:
@@ -89,17 +121,21 @@ class Slot:
 
     def closed(self, claim: Claim, was_stale: bool) -> None:
         """A job in hand has ended, or is another's."""
+        self._ended.set()
+        if self._intake is None:  # it was only taken to be refused
+            return
         if was_stale:
             self.engine.abort(claim.key)
         else:
             self._bench.meter.closed(claim)
-        self.intake.closed(claim)
-        self._ended.set()
+        self._intake.closed(claim)
 
     async def turn(self) -> None:
         """Whatever is next: take, give back or load. Returns after a short while where there is nothing to do."""
         if self._order != self.obeyed:
             await self._obey()
+        elif self._num_failures:
+            await self._bear_failure()
         elif self._intake is None:
             await self._look()
         else:
@@ -136,20 +172,46 @@ class Slot:
         bench.thread.add(self._engine)
         self.residence: Residence = "loaded"
 
+    def _leave_empty(self, model: FailedModel) -> None:
+        bench = self._bench
+        self.info = model.info
+        self.queue = WorkQueue(
+            bench.broker,
+            bench.terms,
+            model=model.info.id,
+            worker=bench.worker_id,
+            fingerprint=model.info.fingerprint,
+        )
+        self._engine = None
+        self._intake = None
+        self.residence = "unloaded"
+        self._note_failure(model.reason)
+
     async def _obey(self) -> None:
-        """Once more until nothing is in hand; the order is the one that was given last."""
+        """Once more until nothing is in hand; the order is the one that was given last.
+
+        A model that could not be loaded is tried again for the next work, not before.
+        """
         order = self._order
         if self._intake is not None:
             self.residence = "unloading"
             await self._intake.close()
-            self._ended.clear()
-            if self.claims:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._ended.wait(), _LOOK_S)
-                return
+        if await self._has_claims():
+            return
+        if self._intake is not None:
             await self._free()
+        self._num_failures = 0
         self.obeyed = order
         await self._bench.tell()
+
+    async def _has_claims(self) -> bool:
+        """Whether jobs are in hand still; if so, after waiting a short while for one to end."""
+        self._ended.clear()
+        if not self.claims:
+            return False
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), _LOOK_S)
+        return True
 
     async def _free(self) -> None:
         self._bench.meter.remove(self.info.id)
@@ -175,25 +237,83 @@ class Slot:
         self._waiting_since_s = now_s if self._waiting_since_s is None else self._waiting_since_s
         if now_s - self._waiting_since_s >= _PATIENCE_S:
             return True
-        others = (await self._bench.presence.fleet()).serving(self.info.id)
-        residences = [other.residences.get(self.info.id) for other in others if other.id != self._bench.worker_id]
+        residences = [other.residences.get(self.info.id) for other in await self._others()]
         return not any(residence in (None, "loading") for residence in residences)
+
+    async def _others(self) -> list[WorkerInfo]:
+        """The other workers that serve the model."""
+        fleet = await self._bench.presence.fleet()
+        return [other for other in fleet.serving(self.info.id) if other.id != self._bench.worker_id]
 
     async def _load(self) -> None:
         """Other models go on meanwhile, unless loading touches what they compute with: a GPU, or torch's default dtype.
-        Raises what loading raises, which ends the worker as it does at its start."""
+        Where loading fails they go on, too."""
         self.residence, self._waiting_since_s = "loading", None
         await self._bench.tell()
         begun_s, done = time.monotonic(), threading.Event()
         is_apart = self.info.device in ("", "cpu") and self.info.dtype in ("", "float32")
         stands = None if is_apart else self._bench.thread.rest_until(done)
         try:
-            self._place(await asyncio.to_thread(_loaded, self._again, stands))
+            model = await asyncio.to_thread(_loaded, self._again, stands)
+        except Exception as error:  # whatever is wrong with one model must not end the others
+            self.residence = "unloaded"
+            self._note_failure(_told(self.info.id, error))
+            await asyncio.to_thread(give_back_memory)
+            await self._bench.tell()
+            return
         finally:
             done.set()
+        self._num_failures = 0
+        self._place(model)
         took_s = round(time.monotonic() - begun_s, 1)
         logger.info("model loaded again", extra=fields(model=self.info.id, took_s=took_s))
         await self._bench.tell()
+
+    def _note_failure(self, reason: str) -> None:
+        self._num_failures += 1
+        self._reason = reason
+        wait_s = min(_LONGEST_RETRY_S, _FIRST_RETRY_S * 2 ** min(self._num_failures - 1, 32))
+        self._retry_at_s = time.monotonic() + wait_s
+        said = fields(model=self.info.id, error=reason, retry_in_s=wait_s)
+        logger.error("model not loaded", extra=said)
+
+    async def _bear_failure(self) -> None:
+        """Try again when it is time; until then nobody waits for this worker in vain."""
+        if await self._has_claims():
+            return
+        if self._retry_at_s <= time.monotonic():
+            await self._load()
+            if self._num_failures == 0:
+                return
+        if await self.queue.has_work(self._bench.broker.shards) and not await self._can_others():
+            await self._refuse_waiting()
+            return
+        left_s = self._retry_at_s - time.monotonic()
+        await asyncio.sleep(min(max(0.0, left_s), _LOOK_S))
+
+    async def _can_others(self) -> bool:
+        """Whether another worker has the model, or has not failed to load it."""
+        return any(self.info.id not in other.failures for other in await self._others())
+
+    async def _refuse_waiting(self) -> None:
+        """Take what waits and end it with the reason; nothing else is taken until that is logged."""
+        failure = self.failure
+        assert failure is not None
+        error = ModelFailed(f"The model {self.info.id!r} cannot be loaded: {failure.reason}")
+        bench = self._bench
+        for shard in bench.broker.shards:
+            taken = await self.queue.take(shard, _REFUSED_AT_ONCE, is_empty=True)
+            for claim in taken.claims:
+                bench.outbox.open(claim, begin(bench.tracing, claim.job, claim.epoch, claim.waited_s, bench.worker_id))
+                bench.outbox.add(claim, error.as_event())
+
+
+def _told(model_id: str, error: Exception) -> str:
+    """A sentence on why loading failed. What is no fault of the files is logged whole, for it may be ours."""
+    if isinstance(error, SettingsError):
+        return str(error)
+    logger.error("model loader broke", exc_info=error, extra=fields(model=model_id))
+    return f"model {model_id!r}: {reason_of(error)}"
 
 
 def _loaded(again: Callable[[], LoadedModel], stands: threading.Event | None) -> LoadedModel:

@@ -53,14 +53,14 @@ async def inference_stream(body: Body, ask: AskDep) -> Response:
     return await _answer(body, ask, is_streamed=True)
 
 
-@router.get("/models/status")
+@router.get("/models/status", response_model_exclude_none=True)
 async def statuses(front: FrontDep) -> ModelStatuses:
     """All models that a worker has served."""
     fleet = await front.fleet.now()
     return ModelStatuses(models=[model_status(fleet, fleet.models[name]) for name in sorted(fleet.models)])
 
 
-@router.get("/models/status/{model_id:path}")
+@router.get("/models/status/{model_id:path}", response_model_exclude_none=True)
 async def status(model_id: str, front: FrontDep) -> ModelStatus:
     fleet = await front.fleet.now()
     if (obstacle := fleet.obstacle(model_id)) is not None:

@@ -1,5 +1,6 @@
 """What a front tells of its fleet under `/api`: which models are in whose memory, and how many are at work."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel
@@ -24,11 +25,12 @@ class Acceleration(BaseModel):
 
 
 class ModelStatus(BaseModel):
-    """`unavailable` while no worker serves it. Of the `workers` that do, so many have it `loaded`. `in_flight` jobs of
-    all their models are in their hands. A request for one that is `unloaded` loads it."""
+    """`unavailable` while no worker serves it, `failed` while those that serve it cannot load it, for which there is a
+    `reason`; they try again. Of the `workers` that serve it, so many have it `loaded`. `in_flight` jobs of all their
+    models are in their hands. A request for one that is `unloaded` loads it."""
 
     model_id: str
-    status: Literal["ready", "loading", "unloading", "unloaded", "unavailable"]
+    status: Literal["ready", "loading", "unloading", "unloaded", "failed", "unavailable"]
     runner: str
     description: str
     tasks: list[str]
@@ -37,6 +39,7 @@ class ModelStatus(BaseModel):
     workers: int
     loaded: int
     in_flight: int
+    reason: str | None = None
 
 
 class ModelStatuses(BaseModel):
@@ -66,9 +69,10 @@ class ApiHealth(BaseModel):
 
 def model_status(fleet: Fleet, model: ModelInfo) -> ModelStatus:
     workers, residences = fleet.serving(model.id), fleet.residences(model.id)
+    failure = fleet.failure(model.id)
     return ModelStatus(
         model_id=model.id,
-        status=next((status for residence, status in _STATUSES if residence in residences), "unavailable"),
+        status="failed" if failure else _status_of(residences),
         runner=model.runner,
         description=model.found,
         tasks=list(model.tasks),
@@ -77,7 +81,15 @@ def model_status(fleet: Fleet, model: ModelInfo) -> ModelStatus:
         workers=len(workers),
         loaded=residences.count("loaded"),
         in_flight=sum(worker.in_flight for worker in workers),
+        reason=failure.reason if failure else None,
     )
+
+
+def _status_of(residences: Sequence[Residence]) -> Literal["ready", "loading", "unloading", "unloaded", "unavailable"]:
+    for residence, status in _STATUSES:
+        if residence in residences:
+            return status
+    return "unavailable"
 
 
 def unloading(fleet: Fleet, model_id: str, order: int) -> Unloading:
@@ -93,11 +105,15 @@ def api_health(fleet: Fleet) -> ApiHealth:
     return ApiHealth(
         status="ok" if fleet.is_ready else "unavailable",
         workers={state: states.count(state) for state in ("loading", "ready", "draining")},
-        models={"known": len(fleet.models), "served": sum(map(fleet.serves, fleet.models))},
+        models={"known": len(fleet.models), "served": sum(_can_serve(fleet, name) for name in fleet.models)},
         devices=sorted({model.device for worker in _ready(fleet) for model in worker.models if model.device}),
         memory_bytes=sum(worker.memory_bytes for worker in fleet.workers),
         in_flight=sum(worker.in_flight for worker in fleet.workers),
     )
+
+
+def _can_serve(fleet: Fleet, model_id: str) -> bool:
+    return fleet.serves(model_id) and fleet.failure(model_id) is None
 
 
 def _ready(fleet: Fleet) -> list[WorkerInfo]:

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from api.routes import unload
 from shared import keys
-from shared.messages import Residence, WorkerInfo
+from shared.messages import LoadFailure, Residence, WorkerInfo
 from shared.presence import Presence
 from tests.api.echo_worker import model_info
 from tests.api.fronts import in_memory
@@ -120,6 +120,34 @@ async def test_what_is_refused(
     error = answer.json()["error"]
     assert (answer.status_code, error["details"]["field"]) == (expected, field)
     assert not await is_ordered(redis)
+
+
+async def test_a_model_that_cannot_be_loaded_is_told_of(redis: Redis, client: httpx.AsyncClient) -> None:
+    """New work is refused with the reason at once; the fleet's other models are not concerned."""
+    models = (model_info("some/m"), model_info("other"))
+    why = {"some/m": LoadFailure("model.safetensors is not there; copy it again.", 7)}
+    failing = WorkerInfo("w1", "ready", models, residences={"some/m": "unloaded"}, failures=why)
+    await Presence(redis, ttl_s=60).announce(failing)
+    answer = await client.post("/generate", json={"model": "some/m", "prompts": ["a"]})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_failed")
+    assert "copy it again" in answer.json()["error"]["message"]
+    assert (answer.headers["Retry-After"], answer.headers["X-Reject-Reason"]) == ("7", "model_failed")
+    body = (await client.get("/api/models/status/some/m")).json()
+    assert (body["status"], body["reason"]) == ("failed", "model.safetensors is not there; copy it again.")
+    other = (await client.get("/api/models/status/other")).json()
+    assert other["status"] == "ready"
+    assert "reason" not in other
+    assert (await client.get("/api/health")).json()["models"] == {"known": 2, "served": 1}
+
+
+async def test_a_model_that_another_worker_has_is_served(redis: Redis, client: httpx.AsyncClient) -> None:
+    models = (model_info("some/m"),)
+    why = {"some/m": LoadFailure("why", 7)}
+    await Presence(redis, ttl_s=60).announce(
+        WorkerInfo("w1", "ready", models, residences={"some/m": "unloaded"}, failures=why)
+    )
+    await seen(redis, "w2")
+    assert await status(client) == ("ready", 2, 1)
 
 
 async def test_it_is_for_admins(redis: Redis) -> None:

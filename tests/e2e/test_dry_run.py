@@ -39,3 +39,16 @@ def test_a_broken_checkpoint_is_one_clear_sentence(tmp_path: Path) -> None:
     last = done.stderr.strip().splitlines()[-1]
     assert re.search(r"model 'mine' loads but does not work: .* not finite", last), done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_directory_is_one_clear_sentence(tmp_path: Path) -> None:
+    """Cut weights: what stops the process is said in its last line, with the file and what to do."""
+    model = write_model("causal", tmp_path / "cut")
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    done = dry_run("--model", f"mine={model}")
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert f"model 'mine': {weights} cannot be read" in last
+    assert "copy it again" in last
+    assert "Traceback" not in done.stderr

@@ -1,6 +1,7 @@
 """Unloading over HTTP from real worker processes: their memory shrinks, and the next request has the model back."""
 
 import asyncio
+from pathlib import Path
 
 import httpx
 import psutil
@@ -39,8 +40,38 @@ async def test_a_worker_gives_its_memory_back_and_takes_it_again(
             assert (await client.get("/api/models/status/big")).json()["status"] == "unloaded"
             assert (await ask(client)).json() == before
             await until(lambda: is_ready(client), "the fleet is told")
+            await loses_its_files(client, worker.process, Path(str(tmp_path)), before)
     finally:
         await worker.end()
+
+
+async def loses_its_files(
+    client: httpx.AsyncClient, worker: asyncio.subprocess.Process, path: Path, before: object
+) -> None:
+    """A request for an unloaded model without files is told why, the worker lives, and the model comes back."""
+    await until(lambda: is_unloaded(client), "the model is unloaded")
+    weights = path / "model.safetensors"
+    weights.rename(path / "away")
+    refused = await client.post("/generate", json=ASK, timeout=60)
+    assert refused.status_code == 503
+    assert refused.json()["error"]["code"] == "model_failed"
+    await until(lambda: is_failed(client), "the fleet is told")
+    refused = await client.post("/generate", json=ASK, timeout=60)
+    assert (refused.status_code, refused.headers["X-Reject-Reason"]) == (503, "model_failed")
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert worker.returncode is None
+    (path / "away").rename(weights)
+    await until(lambda: is_ready(client), "the model is back by itself")
+    assert (await ask(client)).json() == before
+
+
+async def is_unloaded(client: httpx.AsyncClient) -> bool:
+    return (await client.post("/api/models/unload/big", headers=ADMIN)).status_code == 200
+
+
+async def is_failed(client: httpx.AsyncClient) -> bool:
+    told = (await client.get("/api/models/status/big")).json()
+    return bool(told["status"] == "failed" and "has no weights" in told["reason"])
 
 
 async def is_ready(client: httpx.AsyncClient) -> bool:

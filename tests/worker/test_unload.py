@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from shared.messages import Done, Generate, Job, ModelInfo, Residence, Sampling, WorkerInfo
 from shared.presence import Presence
-from shared.settings import ModelEntry, Settings, SettingsError
+from shared.settings import ModelEntry, Settings
 from tests.desk import Desk
 from tests.polling import DEADLINE_S, until
 from tests.worker.services import LEASE_S, Gated, end_of, long_task, said_of, service, task
@@ -205,26 +205,6 @@ async def test_an_order_of_before_does_not_concern_a_worker(redis: Redis) -> Non
         await redis.flushall()
         await worker._announce()
         assert residence(worker) == "unloaded"
-
-
-async def test_a_model_that_cannot_be_loaded_again_ends_the_worker(redis: Redis) -> None:
-    """As at the start; what waits is left to others."""
-    made: list[int] = []
-
-    def make() -> Runner:
-        made.append(1)
-        if len(made) > 1:
-            raise SettingsError("model 'm': There is no model at x: the path does not exist.")
-        return echo()
-
-    worker = service(redis)
-    running = asyncio.create_task(worker.run(lambda: [model("m", make)], asyncio.Event()))
-    await until(lambda: worker._state == "ready", "the worker is ready")
-    await unload(redis, worker)
-    [job] = await Desk(redis).submit(task("abc"))
-    assert await asyncio.wait_for(running, DEADLINE_S) is False
-    async with at_work(redis, lambda: [model("m", echo)]):
-        await ended(redis, job)
 
 
 async def test_a_worker_leaves_while_it_unloads_or_is_unloaded(redis: Redis) -> None:

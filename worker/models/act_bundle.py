@@ -5,7 +5,6 @@ dialects and a network built from the wrong one loads with random layers. Whatev
 It does not open the tokenizer; which file counts after an interrupted training is `act_recovery`'s business.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +17,9 @@ from torch import Tensor
 from worker.models.act_config import ActConfig
 from worker.models.act_recovery import read_newest
 from worker.models.errors import ModelFormatError
+from worker.models.hf_directory import is_there
 from worker.models.hrm_act import ActModel
+from worker.models.reading import read_json_object
 from worker.models.weights import check_names, read_tensors, without_prefixes
 
 _WEIGHTS_FILES = ("actv1_student.safetensors", "final_model.safetensors", "actv1_student.pt")
@@ -50,7 +51,7 @@ def load_act_bundle(path: Path, dtype: torch.dtype = torch.float32, attention: A
     Raises ModelFormatError for whatever is missing, unreadable, or not exactly the network that the tensors describe.
     """
     if not path.exists():
-        raise ModelFormatError(f"{path} does not exist")
+        raise ModelFormatError(f"{path} does not exist; give the path of a brain.")
     brain = _read_brain(_directory(path))
     tensors, weights_file = (read_tensors(path), path) if path.is_file() else read_newest(path, _weights_names(brain))
     weights = without_prefixes(tensors, _WRAPPERS, weights_file)
@@ -72,15 +73,9 @@ def _directory(path: Path) -> Path:
 
 def _read_brain(directory: Path) -> dict[str, object]:
     file = directory / "brain.json"
-    if not file.is_file():
-        raise ModelFormatError(f"{directory} has no brain.json")
-    try:
-        brain = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelFormatError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(brain, dict):
-        raise ModelFormatError(f"{file} is not a JSON object")
-    return brain
+    if not is_there(file):
+        raise ModelFormatError(f"{directory} has no brain.json; copy it there.")
+    return read_json_object(file)
 
 
 def _weights_names(brain: Mapping[str, object]) -> tuple[str, ...]:
@@ -122,9 +117,10 @@ def _config(brain: Mapping[str, object], weights: Weights, file: Path) -> ActCon
 
 def _size(weights: Weights, name: str, dim: int, file: Path) -> int:
     if name not in weights:
-        raise ModelFormatError(f"{file} is not an ACTv1 network: missing {name}")
+        raise ModelFormatError(f"{file} is not an ACTv1 network: missing {name}; copy it again.")
     if weights[name].dim() <= dim:
-        raise ModelFormatError(f"{file} is not an ACTv1 network: {name} has shape {list(weights[name].shape)}")
+        shape = list(weights[name].shape)
+        raise ModelFormatError(f"{file} is not an ACTv1 network: {name} has shape {shape}; copy it again.")
     return weights[name].shape[dim]
 
 
@@ -147,7 +143,8 @@ def _whole(brain: Mapping[str, object], spellings: tuple[str, ...], default: int
     if value is None:
         return default
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ModelFormatError(f"brain.json says {spellings[0]} is {value!r}, not a whole number from {least} up")
+        problem = f"brain.json says {spellings[0]} is {value!r}, not a whole number from {least} up"
+        raise ModelFormatError(f"{problem}; correct it.")
     return value
 
 
@@ -155,7 +152,8 @@ def _picks(brain: Mapping[str, object], spellings: tuple[str, ...], choice: str,
     """Whether brain.json says `choice`; it may also say `over`, the default, and nothing else."""
     value = _declared(brain, spellings)
     if value not in (None, choice, over):
-        raise ModelFormatError(f"brain.json says {spellings[0]} is {value!r}, neither {over!r} nor {choice!r}")
+        problem = f"brain.json says {spellings[0]} is {value!r}, neither {over!r} nor {choice!r}"
+        raise ModelFormatError(f"{problem}; correct it.")
     return value == choice
 
 

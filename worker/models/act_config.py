@@ -42,8 +42,10 @@ class ActConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
-            raise ModelFormatError(f"hidden size {self.hidden_size} does not divide into {self.num_heads} heads")
+            problem = f"hidden size {self.hidden_size} does not divide into {self.num_heads} heads"
+            raise ModelFormatError(f"{problem}; correct brain.json.")
         if self.pos_encoding == "rope" and self.head_dim % 2:
-            raise ModelFormatError(f"rotary positions need an even head size, not {self.head_dim}")
+            raise ModelFormatError(f"rotary positions need an even head size, not {self.head_dim}; correct brain.json.")
         if self.num_experts and self.experts_per_token > self.num_experts:
-            raise ModelFormatError(f"{self.experts_per_token} experts per token, but only {self.num_experts} experts")
+            problem = f"{self.experts_per_token} experts per token, but only {self.num_experts} experts"
+            raise ModelFormatError(f"{problem}; correct brain.json.")

@@ -29,7 +29,7 @@ def read_newest(directory: Path, names: Sequence[str]) -> tuple[dict[str, Tensor
             return read_tensors(file), file
     parts = sorted((directory / "parallel_checkpoints").glob("gpu*_final.safetensors"))
     if not parts:
-        raise ModelFormatError(f"{directory} has no weights file, looked for {', '.join(names)}")
+        raise ModelFormatError(f"{directory} has no weights file, looked for {', '.join(names)}; copy one there.")
     logger.info(
         "no final weights, parallel checkpoints averaged", extra=fields(path=str(directory), num_parts=len(parts))
     )

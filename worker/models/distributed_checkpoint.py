@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from worker.models.errors import ModelFormatError
+from worker.models.reading import COPY_AGAIN, reading, reason_of, unusable
 
 INDEX_FILE = ".metadata"
 
@@ -48,14 +49,17 @@ class _Reader(FileSystemReader):
         """The index; raises ModelFormatError."""
         file = Path(self.path) / INDEX_FILE
         try:
-            with file.open("rb") as stream:
-                index = _IndexUnpickler(stream).load()
+            stream = file.open("rb")
         except FileNotFoundError:
-            raise ModelFormatError(f"{file.parent} has no {INDEX_FILE}: it was not saved to the end.") from None
-        except (pickle.UnpicklingError, EOFError, AttributeError, ValueError, IndexError, TypeError) as error:
-            raise ModelFormatError(f"{file} is not the index of a checkpoint: {error}") from error
+            problem = f"{file.parent} has no {INDEX_FILE}: it was not saved to the end"
+            raise ModelFormatError(f"{problem}; copy it again, or take an earlier epoch.") from None
+        except OSError as error:
+            raise unusable(file, error) from error
+        with stream, reading(f"{file} is not the index of a checkpoint and"):
+            index = _IndexUnpickler(stream).load()
         if not isinstance(index, Metadata):
-            raise ModelFormatError(f"{file} is not the index of a checkpoint: it holds a {type(index).__name__}")
+            problem = f"{file} is not the index of a checkpoint: it holds a {type(index).__name__}"
+            raise ModelFormatError(f"{problem}; {COPY_AGAIN}.")
         index.storage_meta = index.storage_meta or StorageMeta()
         index.storage_meta.load_id = self.load_id
         return index
@@ -81,10 +85,10 @@ def read_named(directory: Path, names: Collection[str]) -> dict[str, Tensor]:
         assert isinstance(entry, TensorStorageMetadata)
         tensors[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), reading(directory):
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which is what is wanted
             load(tensors, storage_reader=reader, no_dist=True)
-    except CheckpointException as error:
-        causes = "; ".join(f"{type(cause).__name__}: {cause}" for cause, _ in error.failures.values())
-        raise ModelFormatError(f"{directory} cannot be read: {causes}") from error
+    except CheckpointException as error:  # no Exception, so that the seam lets it pass
+        causes = "; ".join(reason_of(cause) for cause, _ in error.failures.values())
+        raise ModelFormatError(f"{directory} cannot be read: {causes}; {COPY_AGAIN}.") from error
     return tensors

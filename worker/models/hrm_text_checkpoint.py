@@ -12,19 +12,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 import torch
-import yaml
 from torch import Tensor
 
 from worker.models.distributed_checkpoint import read_named, tensor_names
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_text import HrmTextModel, HrmTextShape, build_model
 from worker.models.hrm_text_prompt import CONDITIONS, PromptMarks
-
-_Kind = TypeVar("_Kind")
+from worker.models.reading import Count, Positive, converted, read_yaml_mapping, unusable
+from worker.models.weights import matrix_shape
 
 _NETWORK = "HierarchicalReasoningModel"
 _EPOCH = re.compile(r"fsdp2_epoch_(\d+)")
@@ -41,17 +40,17 @@ _RENAMED = (
 class _Arch(msgspec.Struct):
     """`all_config.yaml`, section `arch`: what of the trainer's options this network covers, and no more."""
 
-    n_layers: int
-    hidden_size: int
-    num_heads: int
-    h_cycles: int = msgspec.field(name="H_cycles")
-    l_cycles: int = msgspec.field(name="L_cycles")
-    norm_eps: float
-    rope_theta: float
+    n_layers: Count
+    hidden_size: Count
+    num_heads: Count
+    h_cycles: Count = msgspec.field(name="H_cycles")
+    l_cycles: Count = msgspec.field(name="L_cycles")
+    norm_eps: Positive
+    rope_theta: Positive
     norm_type: Literal["pre"]
     pos_emb_type: Literal["rope"]
     init_type: Literal["lecun_normal", "megatron", "fixed_normal"]
-    init_std: float | None = None
+    init_std: Positive | None = None
     half_layers: bool = False
     attn_type: Literal["prefixlm"] = "prefixlm"
     h_override: dict[str, Any] = msgspec.field(name="H_override", default_factory=dict)
@@ -66,8 +65,8 @@ class _TokenizerInfo(msgspec.Struct):
 
 
 class _TrainMetadata(msgspec.Struct):
-    max_seq_len: int
-    vocab_size: int | None = None
+    max_seq_len: Count
+    vocab_size: Count | None = None
     tokenizer_info: _TokenizerInfo = msgspec.field(default_factory=_TokenizerInfo)
 
 
@@ -88,9 +87,11 @@ def load_checkpoint(path: Path, dtype: torch.dtype = torch.float32, *, use_ema: 
     missing, not served, or not exactly the network that the configuration describes.
     """
     epoch_dir = _epoch_dir(path)
-    config = _read_yaml(epoch_dir.parent / "all_config.yaml")
-    metadata = _converted(_read_yaml(epoch_dir.parent / "train_metadata.yaml"), _TrainMetadata, "train_metadata.yaml")
-    arch = _arch(config)
+    config_file = epoch_dir.parent / "all_config.yaml"
+    metadata_file = epoch_dir.parent / "train_metadata.yaml"
+    config = read_yaml_mapping(config_file)
+    metadata = converted(read_yaml_mapping(metadata_file), _TrainMetadata, metadata_file, strict=False)
+    arch = _arch(config, config_file)
     weights, is_average = _read_weights(epoch_dir, use_ema=use_ema, ema_decay=config.get("ema"))
     model = build_model(_shape(arch, metadata, weights, epoch_dir), weights, epoch_dir, dtype)
     info = metadata.tokenizer_info
@@ -106,37 +107,29 @@ def _epoch_dir(path: Path) -> Path:
     directory = path.absolute() if path.is_dir() else path.absolute().parent
     if _EPOCH.fullmatch(directory.name):
         return directory
-    epochs = {int(found[1]): entry for entry in directory.iterdir() if (found := _EPOCH.fullmatch(entry.name))}
+    epochs: dict[int, Path] = {}
+    try:
+        for entry in directory.iterdir():
+            found = _EPOCH.fullmatch(entry.name)
+            if found:
+                epochs[int(found[1])] = entry
+    except OSError as error:
+        raise unusable(directory, error) from error
     if not epochs:
-        raise ModelFormatError(f"{directory} has no directory fsdp2_epoch_<number>.")
+        raise ModelFormatError(f"{directory} has no directory fsdp2_epoch_<number>; copy it there.")
     return epochs[max(epochs)]
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ModelFormatError(f"{file} cannot be read: {error}") from error
-    if not isinstance(loaded, dict):
-        raise ModelFormatError(f"{file} is not a mapping.")
-    return loaded
-
-
-def _converted(value: object, kind: type[_Kind], source: str) -> _Kind:
-    try:
-        return msgspec.convert(value, kind, strict=False)
-    except msgspec.ValidationError as error:
-        raise ModelFormatError(f"{source} is not that of a network served here: {error}") from None
-
-
-def _arch(config: Mapping[str, Any]) -> _Arch:
+def _arch(config: Mapping[str, Any], file: Path) -> _Arch:
     section = config.get("arch")
     name = section.get("name") if isinstance(section, dict) else None
     if not str(name).endswith(f"@{_NETWORK}"):
-        raise ModelFormatError(f"all_config.yaml names the network {name!r}; only {_NETWORK} is served.")
-    arch = _converted(section, _Arch, "all_config.yaml, section arch,")
+        problem = f"{file} names the network {name!r}; only {_NETWORK} is served"
+        raise ModelFormatError(f"{problem}, so serve another checkpoint.")
+    arch = converted(section, _Arch, f"{file}, section arch,", strict=False)
     if arch.h_override:
-        raise ModelFormatError(f"all_config.yaml overrides {', '.join(arch.h_override)} in the H stack: not served.")
+        problem = f"{file} overrides {', '.join(arch.h_override)} in the H stack, which is not served"
+        raise ModelFormatError(f"{problem}; serve a checkpoint without that.")
     return arch
 
 
@@ -166,14 +159,12 @@ def _our_name(raw: str) -> str:
 
 
 def _shape(arch: _Arch, metadata: _TrainMetadata, weights: Mapping[str, Tensor], source: Path) -> HrmTextShape:
-    try:
-        rows = weights["model.embed_tokens.weight"].shape[0]
-        intermediate = weights["model.L_module.layers.0.mlp.down_proj.weight"].shape[-1]
-    except KeyError as missing:
-        raise ModelFormatError(f"{source} is not a complete HRM-Text network: {missing} is missing.") from None
+    rows, _ = matrix_shape(weights, "model.embed_tokens.weight", source)
+    _, intermediate = matrix_shape(weights, "model.L_module.layers.0.mlp.down_proj.weight", source)
     if arch.hidden_size % arch.num_heads or (arch.half_layers and arch.n_layers % 2):
         raise ModelFormatError(
-            f"all_config.yaml: {arch.hidden_size} wide, {arch.num_heads} heads, {arch.n_layers} layers is no network."
+            f"all_config.yaml: {arch.hidden_size} wide, {arch.num_heads} heads, {arch.n_layers} layers is no network; "
+            "correct it."
         )
     return HrmTextShape(
         vocab_size=metadata.vocab_size or rows,

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 RAW = "raw"
 """The condition of a prompt that carries its marks itself, or wants none."""
 
+USUAL = "direct"
+"""The condition of a prompt that names none, where a tokenizer knows it."""
+
 CONDITIONS = {
     "direct": "<|object_ref_start|>",
     "cot": "<|object_ref_end|>",

@@ -110,7 +110,9 @@ def _has_packed_kernel(weight: Tensor) -> bool:
 def _require_int8(model: nn.Module) -> None:
     elsewhere = {parameter.device.type for parameter in model.parameters()} - {"cpu"}
     if elsewhere:
-        raise ModelFormatError(f"int8 weights are for the CPU; this model is on {', '.join(sorted(elsewhere))}.")
+        raise ModelFormatError(
+            f"int8 weights are for the CPU; this model is on {', '.join(sorted(elsewhere))}; leave quantize out."
+        )
     if "fbgemm" not in torch.backends.quantized.supported_engines:
         raise ModelFormatError(
             "int8 weights need an x86 CPU with AVX2, and PyTorch's fbgemm kernels; they are missing."

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worker.models.errors import ModelFormatError
+from worker.models.hf_directory import is_there
+from worker.models.reading import Count, converted, read_json_object
 from worker.models.weights import check_names, read_tensors
 
 STARTER_FILE, HEAD_FILE = "starter_brain.json", "q_head.pt"
@@ -47,7 +49,7 @@ class Implant:
 class _Starter(msgspec.Struct):
     model: str
     q_head: str
-    max_seq_len: int | None = None
+    max_seq_len: Count | None = None
     peft_dir: str | None = None
 
 
@@ -58,16 +60,17 @@ def find_implant(path: Path) -> Implant | None:
     """
     directory = path if path.is_dir() else path.parent
     starter_file = directory / STARTER_FILE
-    if starter_file.is_file():
+    if is_there(starter_file):
         starter = _read_starter(starter_file)
         adapters = [directory / "lora", *([_place(directory, starter.peft_dir)] if starter.peft_dir else [])]
         implant = Implant(_place(directory, starter.model), _place(directory, starter.q_head), starter.max_seq_len)
-    elif (directory / HEAD_FILE).is_file():
+    elif is_there(directory / HEAD_FILE):
         adapters, implant = [directory / "lora"], Implant(_base_beside(directory), directory / HEAD_FILE)
     else:
         return None
-    if not (implant.base / "config.json").is_file():
-        raise ModelFormatError(f"{directory}: the base model {implant.base} is no Hugging Face directory here.")
+    if not is_there(implant.base / "config.json"):
+        problem = f"{directory}: the base model {implant.base} is no Hugging Face directory here"
+        raise ModelFormatError(f"{problem}; copy it there, or name it in {STARTER_FILE}.")
     for place in adapters:
         if place.is_dir() and any(place.iterdir()):
             raise ModelFormatError(f"{place} holds trained adapters (LoRA), which are not served: merge them first.")
@@ -76,18 +79,15 @@ def find_implant(path: Path) -> Implant | None:
 
 def load_q_head(file: Path, hidden_size: int) -> QHead:
     """The head in `file` for states of `hidden_size`; raises ModelFormatError for anything else."""
-    if not file.is_file():
-        raise ModelFormatError(f"There is no q head at {file}.")
+    if not is_there(file):
+        raise ModelFormatError(f"There is no q head at {file}; copy it there, or name it in {STARTER_FILE}.")
     tensors = read_tensors(file)
     check_names({"weight": torch.empty(2, hidden_size), "bias": torch.empty(2)}, tensors, file)
     return QHead(tensors["weight"].float(), tensors["bias"].float())
 
 
 def _read_starter(file: Path) -> _Starter:
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=_Starter)
-    except msgspec.DecodeError as error:
-        raise ModelFormatError(f"{file} cannot be used: {error}") from None
+    return converted(read_json_object(file), _Starter, file)
 
 
 def _place(directory: Path, named: str) -> Path:

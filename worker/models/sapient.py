@@ -49,9 +49,11 @@ class SapientConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
-            raise ModelFormatError(f"hidden size {self.hidden_size} does not divide into {self.num_heads} heads")
+            problem = f"hidden size {self.hidden_size} does not divide into {self.num_heads} heads"
+            raise ModelFormatError(f"{problem}; correct all_config.yaml.")
         if self.pos_encoding == "rope" and self.hidden_size // self.num_heads % 2:
-            raise ModelFormatError(f"rotary positions need an even head size, not {self.hidden_size // self.num_heads}")
+            problem = f"rotary positions need an even head size, not {self.hidden_size // self.num_heads}"
+            raise ModelFormatError(f"{problem}; correct all_config.yaml.")
 
     @property
     def puzzle_emb_len(self) -> int:

@@ -5,7 +5,6 @@ decided and the file does not say comes from the tensors: the vocabulary, and by
 identifiers there are. Whatever does not match in full is refused.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import yaml
 from torch import Tensor
 
 from worker.models.errors import ModelFormatError
+from worker.models.hf_directory import is_there
+from worker.models.reading import read_json, read_yaml
 from worker.models.sapient import SapientConfig, SapientModel
-from worker.models.weights import check_names, read_tensors, without_prefixes
+from worker.models.weights import check_names, matrix_shape, read_tensors, without_prefixes
 from worker.puzzles import KINDS, PuzzleKind
 
 _CONFIG = "all_config.yaml"
@@ -66,24 +66,22 @@ def _latest(directory: Path) -> Path:
     named = ((_STEP.fullmatch(file.name), file) for file in directory.glob("step_*") if file.is_file())
     found = [(int(match[1]), file) for match, file in named if match]
     if not found:
-        raise ModelFormatError(f"{directory} has neither a file named checkpoint nor one named step_<number>")
+        problem = f"{directory} has neither a file named checkpoint nor one named step_<number>"
+        raise ModelFormatError(f"{problem}; copy one there.")
     return max(found)[1]
 
 
 def _read_config(file: Path) -> tuple[Section, str]:
     """The `arch` section, and the path of the data set, which names the puzzle."""
-    if not file.is_file():
-        raise ModelFormatError(f"{file.parent} has no {file.name}")
-    try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise ModelFormatError(f"{file} is not valid YAML: {error}") from error
+    if not is_there(file):
+        raise ModelFormatError(f"{file.parent} has no {file.name}; copy it there.")
+    config = read_yaml(file)
     arch = config.get("arch") if isinstance(config, dict) else None
     if not isinstance(arch, dict):
-        raise ModelFormatError(f"{file} has no section arch")
+        raise ModelFormatError(f"{file} has no section arch; copy it again.")
     name = str(arch.get("name"))
     if "hrm" not in name.lower():
-        raise ModelFormatError(f"{file} says arch.name is {name!r}, which is no Sapient HRM network")
+        raise ModelFormatError(f"{file} says arch.name is {name!r}, which is no Sapient HRM network; serve another.")
     return arch, str(config.get("data_path") or "")
 
 
@@ -92,11 +90,13 @@ def _kind(vocab_size: int, data_path: str, file: Path) -> PuzzleKind:
     kind = next((kind for kind in KINDS if kind.vocab_size == vocab_size), None)
     if kind is None:
         known = ", ".join(f"{kind.vocab_size} ({kind.name})" for kind in KINDS)
-        raise ModelFormatError(f"{file} has a vocabulary of {vocab_size} tokens, which is no puzzle we know: {known}")
+        problem = f"{file} has a vocabulary of {vocab_size} tokens, which is no puzzle we know: {known}"
+        raise ModelFormatError(f"{problem}; serve another.")
     words = set(re.split(r"[^a-z]+", Path(data_path).name.lower()))
     others = words & {kind.name for kind in KINDS} - {kind.name}
     if others and kind.name not in words:
-        raise ModelFormatError(f"{file} has the vocabulary of {kind.name}, but was trained on {data_path}")
+        problem = f"{file} has the vocabulary of {kind.name}, but was trained on {data_path}"
+        raise ModelFormatError(f"{problem}; copy the {_CONFIG} that belongs to it.")
     return kind
 
 
@@ -104,7 +104,8 @@ def _network(arch: Section, weights: Mapping[str, Tensor], kind: PuzzleKind, fil
     hidden, puzzle_emb_ndim = _whole(arch, "hidden_size"), _whole(arch, "puzzle_emb_ndim", default=0)
     down = weights.get("H_level.layers.0.mlp.down_proj.weight")
     if down is None or down.dim() != 2:
-        raise ModelFormatError(f"{file} has no matrix named H_level.layers.0.mlp.down_proj.weight")
+        problem = f"{file} has no matrix named H_level.layers.0.mlp.down_proj.weight"
+        raise ModelFormatError(f"{problem}; copy it again.")
     return SapientConfig(
         vocab_size=kind.vocab_size,
         seq_len=kind.num_cells,
@@ -125,25 +126,22 @@ def _network(arch: Section, weights: Mapping[str, Tensor], kind: PuzzleKind, fil
 
 
 def _rows(weights: Mapping[str, Tensor], name: str, file: Path) -> int:
-    if name not in weights:
-        raise ModelFormatError(f"{file} is not a Sapient HRM network: missing {name}")
-    if weights[name].dim() != 2:
-        raise ModelFormatError(f"{file} is not a Sapient HRM network: {name} has shape {list(weights[name].shape)}")
-    return weights[name].shape[0]
+    rows, _ = matrix_shape(weights, name, file)
+    return rows
 
 
 def _whole(arch: Section, key: str, default: int | None = None) -> int:
     """A whole number from 1 up, or the default where there is one and the key is absent."""
     value = arch.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool) or (value < 1 and value != default):
-        raise ModelFormatError(f"{_CONFIG} says arch.{key} is {value!r}, not a whole number from 1 up")
+        raise ModelFormatError(f"{_CONFIG} says arch.{key} is {value!r}, not a whole number from 1 up; correct it.")
     return value
 
 
 def _positive(arch: Section, key: str, default: float) -> float:
     value = arch.get(key, default)
     if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        raise ModelFormatError(f"{_CONFIG} says arch.{key} is {value!r}, not a number over 0")
+        raise ModelFormatError(f"{_CONFIG} says arch.{key} is {value!r}, not a number over 0; correct it.")
     return float(value)
 
 
@@ -151,21 +149,19 @@ def _positions(arch: Section) -> Literal["rope", "learned"]:
     value = arch.get("pos_encodings")
     if value == "rope" or value == "learned":
         return value
-    raise ModelFormatError(f"{_CONFIG} says arch.pos_encodings is {value!r}, neither 'rope' nor 'learned'")
+    raise ModelFormatError(f"{_CONFIG} says arch.pos_encodings is {value!r}, neither 'rope' nor 'learned'; correct it.")
 
 
 def _read_identifiers(file: Path, config: SapientConfig) -> dict[str, int]:
     """Puzzle identifiers by name, from the data set's list of names, if it was put beside the checkpoint."""
-    if not config.puzzle_emb_ndim or not file.is_file():
+    if not config.puzzle_emb_ndim or not is_there(file):
         return {}
-    try:
-        names = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelFormatError(f"{file} is not valid JSON: {error}") from error
+    names = read_json(file)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ModelFormatError(f"{file} is not a list of names")
+        raise ModelFormatError(f"{file} is not a list of names; correct or remove it.")
     if len(names) != config.num_identifiers:
-        raise ModelFormatError(f"{file} has {len(names)} names, but puzzle_emb.weights {config.num_identifiers} rows")
+        problem = f"{file} has {len(names)} names, but puzzle_emb.weights {config.num_identifiers} rows"
+        raise ModelFormatError(f"{problem}; correct or remove it.")
     return {name: number for number, name in reversed(list(enumerate(names)))}  # of gaps, named alike, the first
 
 

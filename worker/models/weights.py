@@ -1,35 +1,40 @@
 """Reading weights and tokenizers from disk, and refusing what does not match. Knows file formats, no architectures."""
 
-import json
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from worker.models.errors import ModelFormatError
+from worker.models.hf_directory import CONFIG, check_directory, check_tokenizer, directory_of, is_there, weight_files
+from worker.models.reading import COPY_AGAIN, reading, unusable
 
+_PLAIN_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _FAULTS_NAMED = 8
+
+NO_NETWORK = "config.json may not be that of these weights: copy both again"
+"""What to do where files that are whole make no network."""
 
 
 def read_safetensors_dir(path: Path) -> dict[str, Tensor]:
-    """All tensors of a Hugging Face directory: `model.safetensors`, or the shards its index names."""
-    index = path / "model.safetensors.index.json"
-    single = path / "model.safetensors"
-    if index.is_file():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    elif single.is_file():
-        shards = [single.name]
-    else:
-        raise ModelFormatError(f"{path} has no model.safetensors and no model.safetensors.index.json.")
+    """All tensors of a Hugging Face directory: `model.safetensors`, or the shards its index names.
+
+    Raises ModelFormatError.
+    """
+    files = weight_files(path)
+    if not files:
+        raise ModelFormatError(
+            f"{path} has no model.safetensors and no model.safetensors.index.json; copy them there, "
+            "or convert the weights that are there to safetensors."
+        )
     tensors: dict[str, Tensor] = {}
-    for shard in shards:
-        tensors |= load_file(path / shard)
+    for file in files:
+        with reading(file):
+            tensors |= load_file(file)
     return tensors
 
 
@@ -38,21 +43,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises ModelFormatError when it is neither, is damaged, or holds anything but named tensors.
     """
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise unusable(path, error) from error
+    with file, reading(path, kind="weights"):
         head = file.read(9)
         file.seek(0)
-        try:
-            if head.startswith(b"PK\x03\x04"):  # an open file, since torch goes by the suffix of a path
-                loaded: object = torch.load(file, map_location="cpu", weights_only=True)
-            elif head[8:] == b"{":
-                loaded = load_file(path)
-            else:
-                raise ModelFormatError(f"{path} is neither a safetensors file nor a torch zip file")
-        except (SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
-            raise ModelFormatError(f"{path} cannot be read as weights: {reason}") from error
+        if head.startswith(b"PK\x03\x04"):  # an open file, since torch goes by the suffix of a path
+            loaded: object = torch.load(file, map_location="cpu", weights_only=True)
+        elif head[8:] == b"{":
+            loaded = load_file(path)
+        else:
+            raise ModelFormatError(f"{path} is neither a safetensors file nor a torch zip file; copy it again.")
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise ModelFormatError(f"{path} holds something other than a flat map of named tensors")
+        raise ModelFormatError(f"{path} holds something other than a flat map of named tensors; copy or save it again.")
     return {str(name): tensor for name, tensor in loaded.items()}
 
 
@@ -62,7 +67,7 @@ def without_prefixes(tensors: Mapping[str, Tensor], wrappers: re.Pattern[str], s
     for name, tensor in tensors.items():
         bare = wrappers.sub("", name)
         if bare in weights:
-            raise ModelFormatError(f"{source} holds {bare} twice, under different prefixes")
+            raise ModelFormatError(f"{source} holds {bare} twice, under different prefixes; save it again.")
         weights[bare] = tensor
     return weights
 
@@ -77,20 +82,52 @@ def check_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], sou
         for name in shared
         if found[name].shape != expected[name].shape
     ]
-    faults += [f"{name} is {found[name].dtype}" for name in shared if not found[name].is_floating_point()]
+    faults += [f"{name} is {found[name].dtype}" for name in shared if found[name].dtype not in _PLAIN_DTYPES]
     if faults:
         more = f", and {len(faults) - _FAULTS_NAMED} more" if len(faults) > _FAULTS_NAMED else ""
-        raise ModelFormatError(f"{source} does not hold one whole network: {', '.join(faults[:_FAULTS_NAMED])}{more}")
+        problem = f"{source} does not hold one whole network: {', '.join(faults[:_FAULTS_NAMED])}{more}"
+        raise ModelFormatError(f"{problem}; copy it again, with the configuration it belongs to.")
+
+
+def matrix_shape(weights: Mapping[str, Tensor], name: str, source: Path) -> tuple[int, int]:
+    """Rows and columns of a matrix. Raises ModelFormatError where there is none of that name."""
+    if name not in weights:
+        raise ModelFormatError(f"{source} is not one whole network: {name} is missing; copy it again.")
+    shape = weights[name].shape
+    if len(shape) != 2:
+        problem = f"{source} does not hold the network it should: {name} has shape {list(shape)}"
+        raise ModelFormatError(f"{problem}; copy it again.")
+    return shape[0], shape[1]
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a local directory, or of the directory of a file in it; never asks a hub."""
-    path = path.parent if path.is_file() else path
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelFormatError(f"No tokenizer could be loaded from {path}: {error}") from None
+    path = directory_of(path)
+    if not is_there(path):
+        raise ModelFormatError(f"There is no tokenizer at {path}: give the directory of one with --tokenizer-path.")
+    check_tokenizer(path)
+    with reading(f"The tokenizer in {path}", "copy its files again, or name another with --tokenizer-path"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
+    if not isinstance(tokenizer.model_max_length, int | float):
+        problem = f"{path / 'tokenizer_config.json'} says model_max_length is {tokenizer.model_max_length!r}"
+        raise ModelFormatError(f"{problem}, no number; correct it.")
     return tokenizer
+
+
+def read_config(path: Path) -> PretrainedConfig:
+    """The config of a Hugging Face directory whose files are whole; no code in it is run. Raises ModelFormatError."""
+    declared = check_directory(path)
+    file = path / CONFIG
+    if "auto_map" in declared and declared.get("model_type") not in CONFIG_MAPPING:
+        raise ModelFormatError(
+            f"{file} asks for code of the model's own (auto_map), which is not run here; serve a model that the "
+            "installed transformers knows."
+        )
+    with reading(file, f"correct it, or {COPY_AGAIN}"):
+        config: PretrainedConfig = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    return config
 
 
 def start_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 
 from shared.errors import FleetError
+from worker.models.errors import is_out_of_memory
 from worker.runners.base import OutOfMemory
 from worker.sequence import Slice, StepResult
 
 Step = Callable[[Any, Rows[Slice]], list[StepResult | FleetError]]
-
-_COMPLAINTS = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def tells_out_of_memory(step: Step) -> Step:
@@ -28,7 +27,7 @@ def tells_out_of_memory(step: Step) -> Step:
         try:
             return step(runner, slices)
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             problem = str(error).partition("\n")[0]
         if torch.accelerator.is_available():
@@ -36,8 +35,3 @@ def tells_out_of_memory(step: Step) -> Step:
         raise OutOfMemory(problem)
 
     return guarded
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or any(complaint in str(error) for complaint in _COMPLAINTS)

@@ -46,7 +46,7 @@ class RunnerOptions:
     page_size: int = 16
     prefix_cache: bool = True
     step_tokens: int = 256
-    condition: str = "direct"
+    condition: str | None = None
     chat_template: str | None = None
     scoring: str = "strict"
     segments: str = "compat"

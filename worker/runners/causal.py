@@ -11,15 +11,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from shared.errors import InvalidRequest
 from shared.messages import Detokenize, Embed, Generate, Read, Score, Text, Tokenize
 from worker.chat import ChatTemplate
 from worker.models.errors import ModelFormatError
+from worker.models.hf_directory import directory_of, read_generation_defaults
 from worker.models.linear import prepare_linears
 from worker.models.q_head import QHead, find_implant, load_q_head
-from worker.models.weights import load_tokenizer, start_ids
+from worker.models.reading import reading, reason_of
+from worker.models.weights import NO_NETWORK, load_tokenizer, read_config, start_ids
 from worker.rolling import encode_rolling
 from worker.runners.base import RunnerOptions, TextTask, encode_generate, encode_read, encode_score, known_ids
 from worker.runners.causal_check import check_against_own_forward, check_rows, kv_shape, own_logits, refuse_by_config
@@ -87,8 +89,9 @@ class CausalLanguage:
 def load(options: RunnerOptions) -> PagedRunner:
     """Raises ModelFormatError for weights that do not match and for mechanisms that our attention does not cover."""
     implant = find_implant(Path(options.path))
-    path = implant.base if implant else Path(options.path)
-    config = _read_config(path)
+    path = implant.base if implant else directory_of(Path(options.path))
+    config = read_config(path)
+    generation = read_generation_defaults(path)
     refuse_by_config(config)
     text_config, device = config.get_text_config(), torch.device(options.device)
     q_head = load_q_head(implant.q_head, text_config.hidden_size).to(device) if implant else None
@@ -98,7 +101,7 @@ def load(options: RunnerOptions) -> PagedRunner:
     net = checked_net(model, longest, device, q_head)
     template = ChatTemplate(tokenizer, options.chat_template)
     vocabulary = Vocabulary(tokenizer, text_config.vocab_size, template)
-    eos_ids = known_ids(_eos_ids(model, tokenizer), vocabulary.size)
+    eos_ids = known_ids(_eos_ids(model, generation.eos_token_id, tokenizer), vocabulary.size)
     language = CausalLanguage(vocabulary, start_ids(tokenizer), eos_ids)
     count = model.num_parameters() / 1e6
     found = f"{type(model).__name__}: {count:.1f} M parameters, vocabulary {text_config.vocab_size}"
@@ -107,28 +110,26 @@ def load(options: RunnerOptions) -> PagedRunner:
     return PagedRunner("causal", found, net, language, longest, options)
 
 
-def _read_config(path: Path) -> PretrainedConfig:
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelFormatError(f"The config of {path} cannot be read: {error}") from None
-    return config
-
-
 def _load_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
-    try:
+    with reading(path, NO_NETWORK, kind="a causal language model"):
         loading: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, local_files_only=True, output_loading_info=True, attn_implementation="eager"
+            path,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are told of by name below
+            attn_implementation="eager",
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelFormatError(f"No causal language model could be loaded from {path}: {error}") from None
     model, info = loading
-    unmatched = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    unmatched = {key: sorted(map(str, info[key])) for key in ("mismatched_keys", "missing_keys", "unexpected_keys")}
     problems = [f"{key.replace('_', ' ')} {', '.join(names[:5])}" for key, names in unmatched.items() if names]
     if problems:
-        raise ModelFormatError(f"The weights in {path} do not match the model: {'; '.join(problems)}.")
+        problem = f"The weights in {path} do not match the model of config.json: {'; '.join(problems)}"
+        raise ModelFormatError(f"{problem}; copy both again.")
     if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
-        raise ModelFormatError(f"{type(model).__name__} takes no position ids and cannot be served from pages.")
+        problem = f"{type(model).__name__} takes no position ids and cannot be served from pages"
+        raise ModelFormatError(f"{problem}; serve another model.")
     loaded: PreTrainedModel = model.requires_grad_(False).eval()
     return loaded
 
@@ -140,13 +141,14 @@ def checked_net(model: PreTrainedModel, longest: int, device: torch.device, q_he
     try:
         own = own_logits(model, rows)
         if not all(torch.isfinite(logits).all() for logits in own):
-            raise ModelFormatError("The network's logits are not finite: its weights are broken.")
+            raise ModelFormatError("The network's logits are not finite: its weights are broken; copy them again.")
         net = CausalNet(model, kv_shape(model, longest), device, q_head)
         check_against_own_forward(net, own, rows)
     except ModelFormatError:
         raise
     except Exception as error:  # the seam to foreign code: a network may stumble over anything of ours
-        raise ModelFormatError(f"{type(model).__name__} does not run through our pages: {error}") from error
+        problem = f"{type(model).__name__} does not run through our pages: {reason_of(error)}"
+        raise ModelFormatError(f"{problem}; serve another model.") from error
     return net
 
 
@@ -167,9 +169,10 @@ def _longest(config: PretrainedConfig, *wanted: int | None) -> int:
     return min(known)
 
 
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def _eos_ids(
+    model: PreTrainedModel, generation: int | list[int] | None, tokenizer: PreTrainedTokenizerBase
+) -> frozenset[int]:
     """Every id that ends a response, by generation config, else by config, and by tokenizer; there may be none."""
-    generation = model.generation_config.eos_token_id if model.generation_config else None
     declared = generation if generation is not None else model.config.get_text_config().eos_token_id
     listed = declared if isinstance(declared, list) else [declared]
     return frozenset(int(item) for item in [*listed, tokenizer.eos_token_id] if item is not None)

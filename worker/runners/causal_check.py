@@ -89,7 +89,7 @@ def refuse_by_config(config: PretrainedConfig) -> None:
     elif others:
         problem = f"it has layers of type {', '.join(others)}"
     if problem is not None:
-        raise ModelFormatError(f"{config.model_type} cannot be served from pages: {problem}.")
+        raise ModelFormatError(f"{config.model_type} cannot be served from pages: {problem}; serve another model.")
 
 
 @torch.inference_mode()
@@ -104,7 +104,7 @@ def kv_shape(model: PreTrainedModel, longest: int) -> KVShape:
         _calls.reset(token)
     problem = _problem(calls, longest)
     if problem is not None:
-        raise ModelFormatError(f"{type(model).__name__} cannot be served from pages: {problem}.")
+        raise ModelFormatError(f"{type(model).__name__} cannot be served from pages: {problem}; serve another model.")
     ((heads, head_dim),) = calls.shapes
     return KVShape(len(calls.slots), heads, head_dim)
 
@@ -145,7 +145,8 @@ def check_against_own_forward(net: CausalNet, own: list[Tensor], rows: list[list
     gap = max((logits - expected).abs().max().item() for logits, expected in pairs)
     if not gap <= _TOLERANCE[net.dtype] * scale:
         name = type(net.model).__name__
-        raise ModelFormatError(f"{name} has an attention or logit rule not served yet: logits differ by {gap:.3g}.")
+        problem = f"{name} has an attention or logit rule not served yet: logits differ by {gap:.3g}"
+        raise ModelFormatError(f"{problem}; serve another model.")
 
 
 @torch.inference_mode()

@@ -12,15 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from shared.errors import FleetError, InvalidRequest
 from shared.messages import Classify, Detokenize, Embed, Label, Task, TaskName, Tokenize, name_of
 from worker.chat import ChatTemplate
 from worker.kv.attention import length_groups
 from worker.models.errors import ModelFormatError
+from worker.models.hf_directory import directory_of
 from worker.models.linear import prepare_linears
-from worker.models.weights import load_tokenizer
+from worker.models.reading import reading, reason_of
+from worker.models.weights import NO_NETWORK, load_tokenizer, read_config
 from worker.runners.allocation import tells_out_of_memory
 from worker.runners.base import RunnerOptions, RunnerSpec
 from worker.sampler import broken
@@ -123,8 +125,10 @@ def _padded(rows: Rows[Ids], pad_id: int, device: torch.device) -> dict[str, Ten
 
 def load(options: RunnerOptions) -> EncoderRunner:
     """Raises ModelFormatError for weights that do not match, and for networks that cannot be served in batches."""
-    path = Path(options.path)
-    config = _read_config(path)
+    path = directory_of(Path(options.path))
+    config = read_config(path)
+    if config.is_encoder_decoder:
+        raise ModelFormatError(f"{path} holds an encoder-decoder, which is not served; serve another model.")
     is_classifier = any(name.endswith(CLASSIFIER) for name in config.architectures or ())
     model = nn.Module.to(_load_model(path, getattr(torch, options.dtype), is_classifier), torch.device(options.device))
     tokenizer = load_tokenizer(Path(options.tokenizer_path) if options.tokenizer_path else path)
@@ -148,23 +152,18 @@ def load(options: RunnerOptions) -> EncoderRunner:
     return EncoderRunner(model, vocabulary, pad_id, spec)
 
 
-def _read_config(path: Path) -> PretrainedConfig:
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelFormatError(f"The config of {path} cannot be read: {error}") from None
-    if config.is_encoder_decoder:
-        raise ModelFormatError(f"{path} holds an encoder-decoder, which is not served.")
-    return config
-
-
 def _load_model(path: Path, dtype: torch.dtype, is_classifier: bool) -> PreTrainedModel:
     """Heads that are not used may lie in the files; of the network itself nothing may be missing or left over."""
     kind: Any = AutoModelForSequenceClassification if is_classifier else AutoModel
-    try:
-        model, info = kind.from_pretrained(path, dtype=dtype, local_files_only=True, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelFormatError(f"No encoder could be loaded from {path}: {error}") from None
+    with reading(path, NO_NETWORK, kind="an encoder"):
+        model, info = kind.from_pretrained(
+            path,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are told of by name below
+        )
     missing = [name for name in info["missing_keys"] if is_classifier or not name.startswith(_UNUSED)]
     parts = {name for name, _ in model.named_children()}
     left_over = [
@@ -172,10 +171,11 @@ def _load_model(path: Path, dtype: torch.dtype, is_classifier: bool) -> PreTrain
         for name in info["unexpected_keys"]
         if is_classifier or name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0] in parts
     ]
-    faults = [("missing", missing), ("left over", left_over), ("of another shape", info["mismatched_keys"])]
+    faults = [("of another shape", info["mismatched_keys"]), ("missing", missing), ("left over", left_over)]
     problems = [f"{what}: {', '.join(sorted(map(str, names))[:5])}" for what, names in faults if names]
     if problems:
-        raise ModelFormatError(f"The weights in {path} do not match the model: {'; '.join(problems)}.")
+        problem = f"The weights in {path} do not match the model of config.json: {'; '.join(problems)}"
+        raise ModelFormatError(f"{problem}; copy both again.")
     model.config.use_cache = False
     loaded: PreTrainedModel = model.requires_grad_(False).eval()
     return loaded
@@ -193,11 +193,15 @@ def check_padding(model: PreTrainedModel, pad_id: int, *, is_classifier: bool) -
             beside += list(class_logits(model, rows, pad_id))
             alone += [class_logits(model, [row], pad_id)[0] for row in rows]
     except Exception as error:  # the seam to foreign code: a network may stumble over anything of ours
-        raise ModelFormatError(f"{type(model).__name__} cannot be run on padded rows: {error}") from error
+        problem = f"{type(model).__name__} cannot be run on padded rows: {reason_of(error)}"
+        raise ModelFormatError(f"{problem}; serve another model.") from error
+    if not all(torch.isfinite(states).all() for states in [*alone, *beside]):
+        raise ModelFormatError("The network's states are not finite: its weights are broken; copy them again.")
     allowed = _TOLERANCE.get(model.dtype, _LOW_TOLERANCE)
     for one, other in zip(beside, alone, strict=True):
         if not (one - other).abs().max() <= allowed * max(1.0, float(other.abs().max())):
-            raise ModelFormatError(f"{type(model).__name__} says something else when rows are padded.")
+            problem = f"{type(model).__name__} says something else when rows are padded"
+            raise ModelFormatError(f"{problem}; serve another model.")
 
 
 def _limits(model: PreTrainedModel, *wanted: int | None) -> Iterable[int]:

@@ -4,13 +4,13 @@ Prompt: boq, condition tokens, prompt, eoq, all of it seen at once; the response
 count is taken from the tensors, because exporters write it in three different ways.
 """
 
-import json
 import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -22,10 +22,12 @@ from worker.chat import DIALOGUE, ChatTemplate
 from worker.kv.attention import Plan, Span, attend
 from worker.kv.store import KVShape, KVStore
 from worker.models.errors import ModelFormatError
+from worker.models.hf_directory import CONFIG, check_directory, directory_of, is_there, read_generation_defaults
 from worker.models.hrm_text import HrmTextModel, HrmTextShape, build_model
-from worker.models.hrm_text_prompt import CONDITIONS, RAW, PromptMarks
+from worker.models.hrm_text_prompt import CONDITIONS, RAW, USUAL, PromptMarks
 from worker.models.linear import prepare_linears
-from worker.models.weights import load_tokenizer, read_safetensors_dir
+from worker.models.reading import Count, Positive, converted
+from worker.models.weights import load_tokenizer, matrix_shape, read_safetensors_dir, start_ids
 from worker.rolling import encode_rolling_response
 from worker.runners.base import RunnerOptions, TextTask, encode_generate, encode_read, encode_score, encode_text
 from worker.runners.paged import PagedRunner
@@ -35,28 +37,62 @@ from worker.vocabulary import Vocabulary
 logger = logging.getLogger("aios.hrm_text")
 
 
+class _Rope(msgspec.Struct):
+    rope_theta: Positive | None = None
+
+
+class _ExportConfig(msgspec.Struct):
+    """What of `config.json` tells what the tensors of an export do not."""
+
+    num_attention_heads: Count
+    h_cycles: Count = msgspec.field(name="H_cycles")
+    l_cycles: Count = msgspec.field(name="L_cycles")
+    max_position_embeddings: Count
+    embedding_scale: Positive | None = None
+    initializer_range: Positive | None = None
+    rope_parameters: _Rope | None = None
+    rope_theta: Positive = 10000.0
+    rms_norm_eps: Positive = 1e-6
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The tokens around a prompt: boq, those of its conditions, the prompt, eoq."""
+
+    boq: int
+    eoq: int
+    conditions: dict[str, int]
+
+
 class HrmTextLanguage:
     """Names of conditions may be joined by commas; their tokens follow in the order given. `raw` adds nothing at all.
 
-    `marks` None: those of an export, whose tokenizer knows boq and eoa as its first and last token.
+    `marks` None: those of an export, whose tokenizer knows boq and eoa as its first and last token. Of an export whose
+    tokenizer lacks them, prompts are read raw; `note` then says why, and "" otherwise. `ends` are further ids that end
+    a response. `condition` None is the usual one: `direct` where it can be had, else raw.
+
+    Raises ModelFormatError for a condition that cannot be had, and for a checkpoint whose marks the tokenizer lacks.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         vocab_size: int,
-        condition: str,
+        condition: str | None = None,
         marks: PromptMarks | None = None,
         chat_template: str | None = None,
+        *,
+        ends: frozenset[int] = frozenset(),
     ) -> None:
-        marks = marks or _marks_of_export(tokenizer)
+        known = marks or _marks_of_export(tokenizer)
         self._template = ChatTemplate(tokenizer, chat_template, DIALOGUE)
-        self._has_marks = self._template.trial.startswith(marks.boq)
         self._vocabulary = Vocabulary(tokenizer, vocab_size, self._template)
-        self._boq = _required_id(tokenizer, marks.boq)
-        self._eoq = _required_id(tokenizer, marks.eoq)
-        self._conditions = {name: _required_id(tokenizer, token) for name, token in marks.conditions.items()}
-        self.eos_ids = frozenset({_required_id(tokenizer, marks.eoa)})
+        self._frame, self.note = _frame_of(known, tokenizer, is_export=marks is None)
+        self._has_marks = self._frame is not None and self._template.trial.startswith(known.boq)
+        self._start = start_ids(tokenizer) if self._frame is None else (self._frame.boq,)
+        self.eos_ids = ends | _end_of(known, tokenizer, is_export=marks is None)
+        if condition is None:
+            condition = self._usual_condition() if marks is None else USUAL
         self._condition = condition
         try:
             self._condition_ids(condition)
@@ -85,7 +121,7 @@ class HrmTextLanguage:
             raise InvalidRequest("`aios_compat` scoring is for ACTv1 brains; `strict` is expected.", field="scoring")
         if task.rolling:
             text = self._ids(task.continuations[0], "prompts", raw=condition == RAW)
-            start = self._prompt("", condition, "prompts")[0] or self._vocabulary.known((self._boq,), "prompts")
+            start = self._prompt("", condition, "prompts")[0] or self._vocabulary.known(self._start, "prompts")
             return encode_rolling_response(start, text, window)
         continuations = [self._ids(item, "continuations", raw=condition == RAW) for item in task.continuations]
         ids, head = self._prompt(task.context, condition, "prompts")
@@ -114,13 +150,17 @@ class HrmTextLanguage:
             condition = RAW
         if condition == RAW or not isinstance(text, str):
             return self._ids(text, field, raw=True), 0
-        head = (self._boq, *self._condition_ids(condition))
-        ids = (*head, *self._ids(text.strip(), field, raw=False), self._eoq)
+        conditions = self._condition_ids(condition)
+        assert self._frame is not None  # without one there are no conditions
+        head = (self._frame.boq, *conditions)
+        ids = (*head, *self._ids(text.strip(), field, raw=False), self._frame.eoq)
         return self._vocabulary.known(ids, field), len(head)
 
     def _num_seen(self, ids: tuple[int, ...]) -> int:
         """How much of a prompt the model sees at once: what stands behind the last eoq is a response."""
-        return len(ids) - ids[::-1].index(self._eoq) if self._eoq in ids else len(ids)
+        if self._frame is None or self._frame.eoq not in ids:
+            return len(ids)
+        return len(ids) - ids[::-1].index(self._frame.eoq)
 
     def _ids(self, text: Text, field: str, *, raw: bool) -> tuple[int, ...]:
         """Ids of text alone; the names of special tokens mean those tokens in raw text, and nothing special else."""
@@ -130,14 +170,25 @@ class HrmTextLanguage:
         if condition == RAW:
             return []
         names = [name.strip() for name in condition.split(",")]
-        unknown = [name for name in names if name not in self._conditions]
+        known = self._frame.conditions if self._frame is not None else {}
+        unknown = [name for name in names if name not in known]
         if unknown:
-            expected = ", ".join(self._conditions)
-            problem = f"Unknown condition {unknown[0]!r}: expected some of {expected}, or {RAW} alone."
+            expected = f"some of {', '.join(known)}, or {RAW} alone" if known else f"{RAW}, as its tokenizer knows none"
+            problem = f"Unknown condition {unknown[0]!r}: expected {expected}."
             raise InvalidRequest(problem, field="condition")
         if len(set(names)) < len(names):
             raise InvalidRequest("Each condition is expected once at most.", field="condition")
-        return [self._conditions[name] for name in names]
+        return [known[name] for name in names]
+
+    def _usual_condition(self) -> str:
+        """`direct`, or raw where an export's tokenizer lacks that, which is noted."""
+        if self._frame is None:
+            return RAW
+        if USUAL in self._frame.conditions:
+            return USUAL
+        there = ", ".join(self._frame.conditions) or "none"
+        self.note = f"prompts read raw: the tokenizer has no token of the condition {USUAL} (of others: {there})"
+        return RAW
 
 
 class HrmTextNet:
@@ -164,12 +215,17 @@ class HrmTextNet:
 
 
 def load(options: RunnerOptions) -> PagedRunner:
-    model, marks, own_tokenizer, note = _read(Path(options.path), options)
+    path = Path(options.path)
+    model, marks, own_tokenizer, note = _read(path, options)
     source = options.tokenizer_path or own_tokenizer
     if source is None:
         raise ModelFormatError(f"{options.path} names no tokenizer that is here: give one with --tokenizer-path.")
     tokenizer, size = load_tokenizer(Path(source)), model.shape.vocab_size
-    language = HrmTextLanguage(tokenizer, size, options.condition, marks, options.chat_template)
+    ends = _declared_ends(path) if marks is None else frozenset()
+    language = HrmTextLanguage(tokenizer, size, options.condition, marks, options.chat_template, ends=ends)
+    if language.note:
+        logger.warning("prompts read raw", extra=fields(model=options.name, reason=language.note))
+        note += f", {language.note}"
     device = torch.device(options.device)
     net, found = HrmTextNet(model.to(device), device), _describe(model, note)
     prepare_linears(model, quantize=options.quantize)
@@ -196,7 +252,8 @@ def compile_net(net: HrmTextNet, name: str) -> None:
 def _read(path: Path, options: RunnerOptions) -> tuple[HrmTextModel, PromptMarks | None, Path | None, str]:
     """Model, marks, tokenizer and what there is to say of them, from an export or a raw checkpoint."""
     dtype = getattr(torch, options.dtype)
-    if (path / "config.json").is_file():
+    path = directory_of(path)
+    if is_there(path / CONFIG):
         return load_model(path, dtype), None, path, options.precision
     from worker.models.hrm_text_checkpoint import load_checkpoint  # a second of imports that exports do without
 
@@ -206,34 +263,41 @@ def _read(path: Path, options: RunnerOptions) -> tuple[HrmTextModel, PromptMarks
 
 def load_model(path: Path, dtype: torch.dtype = torch.float32) -> HrmTextModel:
     """The model of a Hugging Face directory; raises ModelFormatError when weights and config do not match."""
+    declared = check_directory(path)
     weights = read_safetensors_dir(path)
-    return build_model(_shape(json.loads((path / "config.json").read_text()), weights, path), weights, path, dtype)
+    config = converted(declared, _ExportConfig, path / CONFIG)
+    return build_model(_shape(config, weights, path), weights, path, dtype)
 
 
-def _shape(config: dict[str, Any], weights: dict[str, Tensor], path: Path) -> HrmTextShape:
-    try:
-        vocab_size, hidden = weights["model.embed_tokens.weight"].shape
-        intermediate = weights["model.L_module.layers.0.mlp.down_proj.weight"].shape[1]
-        num_heads, h_cycles, l_cycles = (int(config[key]) for key in ("num_attention_heads", "H_cycles", "L_cycles"))
-    except KeyError as missing:
-        raise ModelFormatError(f"{path} is not a complete HRM-Text export: {missing} is missing.") from None
-    head_dim = weights["model.L_module.layers.0.attn.o_proj.weight"].shape[1] // num_heads
-    layers = {int(name.split(".")[3]) for name in weights if name.startswith("model.L_module.layers.")}
-    rope = config.get("rope_parameters") or {}
+def _shape(config: _ExportConfig, weights: dict[str, Tensor], path: Path) -> HrmTextShape:
+    vocab_size, hidden = matrix_shape(weights, "model.embed_tokens.weight", path)
+    _, intermediate = matrix_shape(weights, "model.L_module.layers.0.mlp.down_proj.weight", path)
+    _, width = matrix_shape(weights, "model.L_module.layers.0.attn.o_proj.weight", path)
+    layers = {name.split(".")[3] for name in weights if name.startswith("model.L_module.layers.")}
+    rope = config.rope_parameters or _Rope()
     return HrmTextShape(
         vocab_size=vocab_size,
         hidden_size=hidden,
         intermediate_size=intermediate,
-        num_heads=num_heads,
-        head_dim=head_dim,
+        num_heads=config.num_attention_heads,
+        head_dim=width // config.num_attention_heads,
         num_layers=len(layers),
-        h_cycles=h_cycles,
-        l_cycles=l_cycles,
-        embedding_scale=config.get("embedding_scale") or 1.0 / config["initializer_range"],
-        max_positions=config["max_position_embeddings"],
-        rope_theta=rope.get("rope_theta", config.get("rope_theta", 10000.0)),
-        norm_eps=config.get("rms_norm_eps", 1e-6),
+        h_cycles=config.h_cycles,
+        l_cycles=config.l_cycles,
+        embedding_scale=_embedding_scale(config, path),
+        max_positions=config.max_position_embeddings,
+        rope_theta=rope.rope_theta or config.rope_theta,
+        norm_eps=config.rms_norm_eps,
     )
+
+
+def _embedding_scale(config: _ExportConfig, path: Path) -> float:
+    if config.embedding_scale is not None:
+        return config.embedding_scale
+    if config.initializer_range is None:
+        problem = f"{path / CONFIG} has neither embedding_scale nor initializer_range"
+        raise ModelFormatError(f"{problem}; correct it from the training's configuration.")
+    return 1.0 / config.initializer_range
 
 
 def _describe(model: HrmTextModel, note: str) -> str:
@@ -254,8 +318,37 @@ def _marks_of_export(tokenizer: PreTrainedTokenizerBase) -> PromptMarks:
     )
 
 
+def _frame_of(marks: PromptMarks, tokenizer: PreTrainedTokenizerBase, *, is_export: bool) -> tuple[_Frame | None, str]:
+    """The tokens around a prompt and "", or None and why a prompt goes without.
+
+    A raw checkpoint was trained with the marks that it names: a tokenizer without them is not its own.
+    """
+    vocabulary = tokenizer.get_vocab()
+    lacking = [mark for mark in (marks.boq, marks.eoq) if mark not in vocabulary]
+    if lacking and is_export:
+        return None, f"prompts read raw, without conditions: the tokenizer has no {' and no '.join(lacking)}"
+    conditions = {name: _required_id(tokenizer, token) for name, token in marks.conditions.items()}
+    return _Frame(_required_id(tokenizer, marks.boq), _required_id(tokenizer, marks.eoq), conditions), ""
+
+
+def _end_of(marks: PromptMarks, tokenizer: PreTrainedTokenizerBase, *, is_export: bool) -> frozenset[int]:
+    """eoa, which an export's tokenizer may lack."""
+    if is_export and marks.eoa not in tokenizer.get_vocab():
+        return frozenset()
+    return frozenset({_required_id(tokenizer, marks.eoa)})
+
+
+def _declared_ends(path: Path) -> frozenset[int]:
+    """The ids that an export's `generation_config.json` says end a response."""
+    declared = read_generation_defaults(directory_of(path)).eos_token_id
+    if declared is None:
+        return frozenset()
+    return frozenset(declared if isinstance(declared, list) else [declared])
+
+
 def _required_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     found = tokenizer.get_vocab().get(token)
     if found is None:
-        raise ModelFormatError(f"The tokenizer has no {token!r}, which the HRM-Text prompt format needs.")
+        problem = f"The tokenizer has no {token!r}, which the HRM-Text prompt format needs"
+        raise ModelFormatError(f"{problem}; name the one of its training with --tokenizer-path.")
     return int(found)

@@ -1,0 +1,204 @@
+"""A model that cannot be loaded again: it fails its own requests with a reason, and comes back by itself.
+
+Nothing else suffers, neither the worker's other models nor, where another worker has it, the model itself.
+"""
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from shared.messages import Done, Failed, Job, LoadFailure, ModelInfo, WorkerInfo
+from shared.presence import Fleet, Presence
+from shared.settings import ModelEntry, Settings, SettingsError
+from tests.desk import Desk
+from tests.polling import until
+from tests.worker.broken_models import write_model
+from tests.worker.services import end_of, long_task, service, task
+from tests.worker.test_unload import at_work, echo, ended, model, residence, unload
+from worker import slot
+from worker.loading import LoadedModel, load_known_models, load_models
+from worker.runners.base import Runner
+from worker.service import WorkerService
+
+GONE = SettingsError("model 'm': There is no model at /srv/models/gone: the path does not exist.")
+TOLD = "There is no model at gone: the path does not exist."
+
+
+class Files:
+    """What lies where a model is loaded from: nothing but `error` for as long as that is set."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.num_loads = 0
+
+    def make(self) -> Runner:
+        self.num_loads += 1
+        if self.error is not None:
+            raise self.error
+        return echo()
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slot, "_LOOK_S", 0.05)
+    monkeypatch.setattr(slot, "_FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr(slot, "_LONGEST_RETRY_S", 0.2)
+
+
+async def failure(redis: Redis) -> LoadFailure | None:
+    return (await Presence(redis).fleet()).failure("m")
+
+
+async def failed(redis: Redis, job: Job) -> Failed:
+    end = await asyncio.wait_for(end_of(redis, job), 20)
+    assert isinstance(end, Failed)
+    return end
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (GONE, TOLD),
+        (MemoryError(), "MemoryError"),
+        (AttributeError("a slip of ours"), "AttributeError: a slip of ours"),
+    ],
+)
+async def test_only_its_own_requests_fail_until_it_is_back(redis: Redis, error: Exception, reason: str) -> None:
+    files = Files()
+    desk, other = Desk(redis), Desk(redis, "other")
+    async with at_work(redis, lambda: [model("m", files.make), model("other", echo)], lease_s=10) as worker:
+        await unload(redis, worker)
+        files.error = error
+        [busy] = await other.submit(long_task(300))
+        [job, second] = await desk.submit(task("abc"), task("abc"))
+        for one in (job, second):
+            end = await failed(redis, one)
+            assert end.code == "model_failed"
+            assert end.message.endswith(reason)
+        told = await failure(redis)
+        assert told is not None
+        assert told.reason == reason
+        assert await desk.counts() == (0, 0)
+        assert (await ended(redis, busy)).num_completion_tokens == 300
+        [after] = await other.submit(task("abc"))
+        await ended(redis, after)
+
+        files.error = None
+        await until(lambda: residence(worker) == "loaded", "it comes back by itself")
+        await worker._announce()
+        assert await failure(redis) is None
+        [late] = await desk.submit(task("abc"))
+        await ended(redis, late)
+
+
+async def test_an_answer_of_another_worker_is_waited_for(redis: Redis) -> None:
+    """Nothing is refused while somebody else has the model or has not yet tried to load it."""
+    files, desk, presence = Files(), Desk(redis), Presence(redis, ttl_s=60)
+    info = model("m", echo).info
+    async with at_work(redis, lambda: [model("m", files.make)]) as worker:
+        await unload(redis, worker)
+        files.error = GONE
+        await presence.announce(WorkerInfo("other", "ready", (info,), residences={"m": "unloaded"}))
+        [job] = await desk.submit(task("abc"))
+        await until(lambda: files.num_loads > 3, "it has tried again")
+        assert await desk.counts() == (1, 0)
+        assert await failure(redis) is None
+        await presence.announce(
+            WorkerInfo("other", "ready", (info,), residences={"m": "unloaded"}, failures={"m": LoadFailure("no")})
+        )
+        assert (await failed(redis, job)).code == "model_failed"
+
+
+async def test_an_order_to_unload_ends_the_trying(redis: Redis) -> None:
+    files = Files()
+    async with at_work(redis, lambda: [model("m", files.make)]) as worker:
+        await unload(redis, worker)
+        files.error = GONE
+        [job] = await Desk(redis).submit(task("abc"))
+        await failed(redis, job)
+        await unload(redis, worker)
+        assert await failure(redis) is None
+        tried = files.num_loads
+        files.error = None
+        [again] = await Desk(redis).submit(task("abc"))
+        await ended(redis, again)
+        assert files.num_loads == tried + 1
+
+
+async def test_it_is_tried_later_and_later(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slot, "_FIRST_RETRY_S", 1.0)
+    monkeypatch.setattr(slot, "_LONGEST_RETRY_S", 60.0)
+    async with at_work(redis, lambda: [model("m", echo)]) as worker:
+        item = worker._slots["m"]
+        waits = []
+        for _ in range(8):
+            item._note_failure("why")
+            assert item.failure is not None
+            waits.append(item.failure.retry_in_s)
+        item._num_failures = 0
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_a_fleet_with_a_failed_model_knows_the_first_to_try_again() -> None:
+    info = ModelInfo("m", "echo", "test", 100, 100, 4)
+
+    def worker(name: str, retry_in_s: int | None) -> WorkerInfo:
+        failures = {} if retry_in_s is None else {"m": LoadFailure(name, retry_in_s)}
+        return WorkerInfo(name, "ready", (info,), failures=failures)
+
+    both = Fleet((worker("a", 9), worker("b", 3)), {"m": info})
+    assert both.failure("m") == LoadFailure("b", 3)
+    assert Fleet((worker("a", 9), worker("b", None)), {"m": info}).failure("m") is None
+    assert Fleet((), {"m": info}).failure("m") is None
+
+
+def settings_of(**paths: object) -> Settings:
+    entries = tuple(ModelEntry(id=name, path=str(path)) for name, path in paths.items())
+    return Settings(models=entries, max_batch_size=2, device="cpu", threads=1)
+
+
+async def test_a_worker_that_is_started_again_lets_a_known_model_wait(redis: Redis, tmp_path: Path) -> None:
+    """Its files went while it was loaded; then the worker died of something else."""
+    path = write_model("causal", tmp_path / "model")
+    settings, away = settings_of(m=path, other="echo"), tmp_path / "away"
+
+    def start(worker: WorkerService) -> list[LoadedModel]:
+        models, worker.failed = load_known_models(settings, worker.known_models)
+        return models
+
+    async def run_until(stop: asyncio.Event, worker: WorkerService) -> "asyncio.Task[bool]":
+        running = asyncio.create_task(worker.run(lambda: start(worker), stop))
+        await until(lambda: worker._state == "ready" or running.done(), "the worker is ready")
+        return running
+
+    stop, first = asyncio.Event(), service(redis, lease_s=10)
+    running = await run_until(stop, first)
+    stop.set()
+    assert await running is True
+
+    shutil.move(path, away)
+    with pytest.raises(SettingsError, match="model 'm'"):
+        load_models(settings)  # at a first start that is what the operator must hear
+    stop, second = asyncio.Event(), service(redis, lease_s=10)
+    running = await run_until(stop, second)
+    try:
+        [job] = await Desk(redis, "other").submit(task("abc"))
+        assert isinstance(await asyncio.wait_for(end_of(redis, job), 20), Done)
+        [refused] = await Desk(redis).submit(task("abc"))
+        assert (await failed(redis, refused)).code == "model_failed"
+        shutil.move(away, path)
+        await until(lambda: residence(second) == "loaded", "it comes back by itself")
+        [job] = await Desk(redis).submit(task("abc"))
+        assert isinstance(await asyncio.wait_for(end_of(redis, job), 20), Done)
+    finally:
+        stop.set()
+        assert await running is True
+
+
+def test_where_no_model_is_left_the_start_fails(tmp_path: Path) -> None:
+    settings = settings_of(m=tmp_path / "none")
+    with pytest.raises(SettingsError, match="does not exist"):
+        load_known_models(settings, {"m": ModelInfo("m", "causal", "test", 100, 100, 4)})

@@ -1,0 +1,115 @@
+"""Reads the small files of a model directory. What foreign readers raise becomes one sentence.
+
+Each sentence names the file and what to do about it.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import yaml
+
+from worker.models.errors import ModelFormatError, is_out_of_memory
+
+logger = logging.getLogger("aios.models")
+
+COPY_AGAIN = "copy it again from where it came from"
+_GIVE_ACCESS = "let the user that runs the worker read it"
+_LONGEST_REASON = 300
+
+Count = Annotated[int, msgspec.Meta(gt=0)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+"""Numbers of a configuration, for the fields of structs."""
+
+_Kind = TypeVar("_Kind")
+
+
+@contextmanager
+def reading(source: Path | str, remedy: str = COPY_AGAIN, *, kind: str = "") -> Iterator[None]:
+    """The seam to libraries that read `source`, a file or a directory, as something of a `kind`.
+
+    Raises ModelFormatError for whatever they raise. No code of our own belongs into it: our bugs
+    must stay tracebacks. A lack of memory is no fault of the files and passes.
+    """
+    try:
+        yield
+    except ModelFormatError:
+        raise
+    except Exception as error:  # a library raises anything on a damaged file
+        if is_out_of_memory(error):
+            raise
+        logger.debug("model file not read", exc_info=error)
+        raise unusable(source, error, remedy, kind=kind) from error
+
+
+def unusable(source: Path | str, error: Exception, remedy: str = COPY_AGAIN, *, kind: str = "") -> ModelFormatError:
+    """The sentence about a file that cannot be used."""
+    if isinstance(error, PermissionError):
+        remedy = _GIVE_ACCESS
+    as_what = f" as {kind}" if kind else ""
+    return ModelFormatError(f"{source} cannot be read{as_what}: {reason_of(error)}; {remedy}.")
+
+
+def reason_of(error: BaseException) -> str:
+    """The class of an error and the beginning of its message, in one line."""
+    message = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        message = error.strerror  # without the path, which the sentence names anyway
+    said = " ".join(message.split())
+    if len(said) > _LONGEST_REASON:
+        said = said[:_LONGEST_REASON] + "..."
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file holds. Raises ModelFormatError."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise unusable(file, error) from error
+    except (ValueError, RecursionError) as error:
+        problem = f"{file} is not valid JSON: {reason_of(error)}; {COPY_AGAIN}."
+        raise ModelFormatError(problem) from error
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ModelFormatError."""
+    loaded = read_json(file)
+    if not isinstance(loaded, dict):
+        raise ModelFormatError(f"{file} is not a JSON object; {COPY_AGAIN}.")
+    return loaded
+
+
+def read_yaml(file: Path) -> Any:
+    """What a YAML file holds. Raises ModelFormatError."""
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise unusable(file, error) from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        problem = f"{file} is not valid YAML: {reason_of(error)}; {COPY_AGAIN}."
+        raise ModelFormatError(problem) from error
+
+
+def read_yaml_mapping(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ModelFormatError."""
+    loaded = read_yaml(file)
+    if not isinstance(loaded, dict):
+        raise ModelFormatError(f"{file} is not a YAML mapping; {COPY_AGAIN}.")
+    return loaded
+
+
+def converted(value: object, kind: type[_Kind], source: Path | str, *, strict: bool = True) -> _Kind:
+    """`value` as a struct; unless `strict`, numbers may be written as strings, as YAML has it.
+
+    Raises ModelFormatError naming `source` and the field.
+    """
+    try:
+        return msgspec.convert(value, kind, strict=strict)
+    except msgspec.ValidationError as error:
+        problem = f"{source} is not that of a network served here: {error}"
+        raise ModelFormatError(f"{problem}; correct it, or copy it again.") from None
