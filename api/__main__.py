@@ -37,11 +37,13 @@ log = logging.getLogger("aios.api")
 
 
 class Server(uvicorn.Server):
-    """Leaves signals to `serve`, which drains before it stops; tells a supervisor when it listens."""
+    """Leaves signals to `serve`, which drains before it stops; says when it answers, to a supervisor too."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            log.info("front ready", extra=fields(host=host, port=port))
             report_ready()
 
     @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Fronts for tests: in memory, or a real server on a free port in the test's own loop."""
 
 import asyncio
+import json
 import os
 import sys
 import time
@@ -64,19 +65,25 @@ async def process(
     front = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "api", env=env, stderr=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
     )
-    assert front.stderr is not None
-    line, started_s = b"", time.monotonic()
-    while b"running on http://" not in line:
-        line = await asyncio.wait_for(front.stderr.readline(), DEADLINE_S)
-        assert line, f"the front ended after {time.monotonic() - started_s:.1f} s"
-    port = line.split(b"http://127.0.0.1:")[1].split()[0].decode()
     try:
+        port = await asyncio.wait_for(_port_of(front), DEADLINE_S)
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             yield front, client
     finally:
         if front.returncode is None:
             front.kill()
             await front.wait()
+
+
+async def _port_of(front: asyncio.subprocess.Process) -> int:
+    """Return the port that the front names in its log, once it answers."""
+    assert front.stderr is not None
+    started_s = time.monotonic()
+    line = b""
+    while b'"front ready"' not in line:
+        line = await front.stderr.readline()
+        assert line, f"the front ended after {time.monotonic() - started_s:.1f} s"
+    return int(json.loads(line)["port"])
 
 
 def front_of(app: FastAPI) -> Front:

@@ -51,7 +51,7 @@ async def test_no_line_tells_a_secret(redis: Redis, secret_url: str) -> None:
         flags = ("--log-level", "debug", "--host", "127.0.0.1", "--port", str(port))
         async with running("api", *flags, AIOS_API_KEYS=f"ann:{KEY}", **env) as front_lines:
             await until(is_ready, "the worker is ready")
-            await until(lambda: "Uvicorn running on" in "".join(front_lines), "the front listens")
+            await until(lambda: '"front ready"' in "".join(front_lines), "the front listens")
             assert await asked(port) == [200, 200, 200, 404, 401, 401]
     lines = [*front_lines, *worker_lines]
     assert [line for line in lines if "hush" in line] == []

@@ -30,7 +30,7 @@ async def test_front_and_worker_send_the_halves_of_a_trace(redis: Redis, redis_u
             running("api", *front_flags, **env) as front_lines,
         ):
             await until(is_ready, "the worker is ready")
-            await until(lambda: "Uvicorn running on" in "".join(front_lines), "the front listens")
+            await until(lambda: '"front ready"' in "".join(front_lines), "the front listens")
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
                 ask = {"prompt": "a b", "max_tokens": 8}
                 answer = await http.post("/v1/completions", json=ask, headers={"traceparent": PARENT})
