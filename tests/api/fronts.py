@@ -64,14 +64,14 @@ async def process(
     front = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "api", env=env, stderr=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
     )
-    assert front.stderr is not None
-    line, started_s = b"", time.monotonic()
-    while b"running on http://" not in line:
-        line = await asyncio.wait_for(front.stderr.readline(), DEADLINE_S)
-        assert line, f"the front ended after {time.monotonic() - started_s:.1f} s"
-    port = line.split(b"http://127.0.0.1:")[1].split()[0].decode()
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        assert front.stderr is not None
+        line, started_s = b"", time.monotonic()
+        while b"running on http://" not in line:
+            line = await asyncio.wait_for(front.stderr.readline(), DEADLINE_S)
+            assert line, f"the front ended after {time.monotonic() - started_s:.1f} s"
+        port = line.split(b"http://127.0.0.1:")[1].split()[0].decode()
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=_TIMEOUT_S) as client:
             yield front, client
     finally:
         if front.returncode is None:
