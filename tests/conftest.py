@@ -13,6 +13,8 @@ from shared.broker import connect
 from tests.redis_server import RedisServer, start_redis
 
 pytest_plugins = ("tests.leftovers",)
+# Modules that tests share say what was not as it must be, as tests do themselves.
+pytest.register_assert_rewrite("tests.api", "tests.chaos", "tests.deploy", "tests.e2e", "tests.worker")
 
 
 @pytest.fixture(scope="session", autouse=True)

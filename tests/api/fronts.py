@@ -67,7 +67,7 @@ async def process(
     )
     try:
         port = await asyncio.wait_for(_port_of(front), DEADLINE_S)
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=_TIMEOUT_S) as client:
             yield front, client
     finally:
         if front.returncode is None:

@@ -109,7 +109,8 @@ class Stage:
         self.gate.unlink(missing_ok=True)
         self.rescuer.resume()
         await asyncio.gather(*self._asking)
-        assert [answer for answer in self.answers if not answer.is_right] == []
+        wrong = [(answer.ask.name, answer.error, answer.said) for answer in self.answers if not answer.is_right]
+        assert wrong == []
 
     async def all_in(self, phase: str, name: str) -> bool:
         """Whether every job of the clients called `name` has come to its place, and its log and stream show that."""

@@ -63,7 +63,11 @@ def test_redis_takes_the_arguments_it_is_given(tmp_path: Path) -> None:
             BlockingRedis(port=port).ping()
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        try:
+            process.wait(timeout=60)
+        finally:
+            process.kill()
+            process.wait()
     assert list(tmp_path.glob("appendonly*"))
 
 

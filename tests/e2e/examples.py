@@ -18,7 +18,7 @@ _PROMPTED = re.compile(r"^\$ ((?:.*\\\n)*.*)\n", re.MULTILINE)
 _LINE = re.compile(r"^(?![#\s])((?:.*\\\n)*.*)\n", re.MULTILINE)
 _COMMENT = re.compile(r"^(?:#|//) ?(.*)$", re.MULTILINE)
 _END = "end-of-an-example"
-_PATIENCE_S = 200  # lm-evaluation-harness takes its time to load
+_PATIENCE_S = 300  # lm-evaluation-harness takes its time to load
 
 
 @dataclass(frozen=True)

@@ -103,11 +103,16 @@ async def test_a_fleet_works_with_a_user_for_each_role(guarded: RedisServer) -> 
             role = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "scripts.jobs", "--redis-url", url_of(guarded, "jobs"), "--log-level", "warning"
             )
-            while not [name async for name in tester.scan_iter("arq:*")]:
-                assert role.returncode is None
-                await asyncio.sleep(0.05)
-            role.send_signal(signal.SIGTERM)
-            assert await role.wait() == 0
+            try:
+                while not [name async for name in tester.scan_iter("arq:*")]:
+                    assert role.returncode is None
+                    await asyncio.sleep(0.05)
+                role.send_signal(signal.SIGTERM)
+                assert await role.wait() == 0
+            finally:
+                if role.returncode is None:
+                    role.kill()
+                await role.wait()
             workers[1].signal(signal.SIGTERM)
             assert await workers[1].wait() == 0
             (key_id, *_) = (await aios("keys", "list", "--redis-url", operator)).split()

@@ -102,7 +102,7 @@ def run_of(block: Block) -> Block:
 RUN = [block for block in map(run_of, BLOCKS) if block.examples]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("block", RUN, ids=[f"{block.page}: {block.examples[0].command[:60]}" for block in RUN])
 def test_examples_print_what_the_page_says(block: Block, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     if block.language == "js" and not NODE.exists():

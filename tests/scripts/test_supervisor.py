@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ class Fleet:
     def __init__(self, directory: Path) -> None:
         self.log = directory / "log"
         self.log.touch()
+        self.supervisors: list[subprocess.Popen[bytes]] = []
 
     def role(self, name: str, script: str = LIVES, count: int = 1, grace_s: float = 10.0) -> Role:
         argv = ("sh", "-c", script.replace("{name}", name))
@@ -52,8 +54,12 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(tmp_path: Path) -> Fleet:
-    return Fleet(tmp_path)
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
+    fleet = Fleet(tmp_path)
+    yield fleet
+    for process in fleet.supervisors:
+        process.kill()  # its children go with it
+        process.wait()
 
 
 async def test_a_child_that_dies_is_restarted(fleet: Fleet) -> None:
@@ -182,6 +188,7 @@ async def test_who_does_not_drain_in_time_is_killed(fleet: Fleet) -> None:
 def start(fleet: Fleet, *scripts: str) -> subprocess.Popen[bytes]:
     named = [word for script in scripts for word in script.split("=", 1)]
     process = subprocess.Popen([sys.executable, "-c", MAIN, str(fleet.log), *named])
+    fleet.supervisors.append(process)
     wait_until(lambda: fleet.saw("up", times=len(scripts)), "all are up")
     return process
 

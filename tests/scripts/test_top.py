@@ -147,11 +147,15 @@ def test_without_a_terminal_snapshots_follow_each_other(redis_url: str) -> None:
 
 def test_who_reads_only_the_beginning_gets_no_traceback(redis_url: str) -> None:
     process = subprocess.Popen([*COMMAND, redis_url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stderr is not None
-    assert "NOT READY" in process.stdout.readline()
-    process.stdout.close()
-    assert (process.wait(DEADLINE_S), process.stderr.read()) == (0, "")
-    process.stderr.close()
+    try:
+        assert process.stdout is not None and process.stderr is not None
+        assert "NOT READY" in process.stdout.readline()
+        process.stdout.close()
+        assert (process.wait(DEADLINE_S), process.stderr.read()) == (0, "")
+        process.stderr.close()
+    finally:
+        process.kill()
+        process.wait()
 
 
 async def test_once_ends_with_the_status_of_the_fleet(redis: Redis, redis_url: str) -> None:
