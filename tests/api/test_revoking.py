@@ -3,13 +3,14 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx
 import msgspec
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from api.auth import FirstKey
 from api.caller import FRESH_S
@@ -267,6 +268,38 @@ async def test_streams_without_a_key_end_when_the_fleet_closes(redis: Redis, wor
             assert told(await rest(coming))[0] == "invalid_api_key"
             worker.gate.set()
             assert "".join(frame.text for frame in await rest(going_on)) == "b c"
+
+
+async def test_while_redis_cannot_be_asked_nobody_is_cut_off(
+    redis: Redis, worker: EchoWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And as soon as it can be asked again, whoever has lost its key is."""
+    worker.gate.clear()
+    key = await make(redis)
+    find_all = Keyring.find_all
+    num_tries = 0
+    is_away = True
+
+    async def find_if_there(keyring: Keyring, digests: Sequence[str]) -> dict[str, Grant]:
+        nonlocal num_tries
+        num_tries += 1
+        if is_away:
+            raise RedisConnectionError("away")
+        return await find_all(keyring, digests)
+
+    monkeypatch.setattr(Keyring, "find_all", find_if_there)
+    async with (
+        live(redis) as (client, _),
+        client.stream("POST", "/v1/completions", json=ASK, headers=bearer(key)) as answer,
+    ):
+        coming = read(answer.aiter_lines())
+        await begun(coming)
+        await revoke(redis, key)
+        ending = asyncio.create_task(rest(coming))
+        await until(lambda: num_tries >= 3, "it has been tried", BOUND_S)
+        assert not ending.done()
+        is_away = False
+        assert told(await ending)[0] == "invalid_api_key"
 
 
 async def test_a_key_that_is_revoked_while_a_body_comes_opens_nothing(
