@@ -119,6 +119,11 @@ async def test_it_works_where_an_event_loop_runs(llm: LLM) -> None:
         assert [chunk.finish_reason for chunk in own if chunk.finish_reason] == ["length"]
 
 
+def test_more_choices_than_places(llm: LLM) -> None:
+    (output,) = llm.generate("abc", SamplingParams(max_tokens=4, n=11))
+    assert [choice.text for choice in output.outputs] == ["abca"] * 11
+
+
 def test_many_threads_share_one(llm: LLM) -> None:
     def ask(number: int) -> str:
         (text,) = texts(llm.generate(f"{number},", SamplingParams(max_tokens=30)))
@@ -147,6 +152,17 @@ async def test_a_stream_that_is_closed_early_computes_no_more(llm: LLM, watched:
     watched.gate.set()
     await until(lambda: watched.released != [], "the sequence is dropped")
     assert watched.num_steps <= 5
+
+
+async def test_leaving_the_loop_closes_the_stream(llm: LLM, watched: Watched) -> None:
+    watched.held_at = 5
+    async for _ in llm.stream_generate("abc", LONG):
+        break
+    for _ in range(5):  # turns of the loop, which closes the iterator by itself
+        await asyncio.sleep(0)
+    watched.gate.set()
+    await until(lambda: watched.released != [], "the sequence is dropped")
+    assert watched.num_steps <= 6
 
 
 async def test_a_stream_whose_reader_is_cancelled_computes_no_more(llm: LLM, watched: Watched) -> None:
@@ -242,6 +258,25 @@ def test_an_llm_that_nobody_holds_is_gone() -> None:
     gc.collect()
     assert remains() is None
     assert engine_threads() <= before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks there")
+def test_a_forked_process_is_told_that_it_has_no_engine() -> None:
+    """Where it would wait for ever."""
+    program = """if True:
+        import os
+        from shared.errors import WorkerFailed
+        from worker.llm import LLM
+        llm = LLM("echo")
+        if os.fork() == 0:
+            try:
+                llm.generate("abc")
+            except WorkerFailed as error:
+                os._exit(7)
+        print(os.waitstatus_to_exitcode(os.wait()[1]))
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "7\n"
 
 
 @pytest.mark.parametrize("end", ["", "raise SystemExit(0)", "llm.close()"])
