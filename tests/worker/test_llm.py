@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from api.schemas.openai import CompletionRequest
 from shared.errors import ClientGone, ContextExceeded, Draining, FleetError, InvalidRequest, WorkerFailed
-from shared.settings import Settings, SettingsError
+from shared.settings import ModelEntry, Settings, SettingsError
 from tests.polling import until, wait_until
 from worker import llm as module
 from worker.llm import LLM, ModelSettings, SamplingParams
@@ -333,13 +333,16 @@ def test_what_is_too_long_is_refused_unless_it_may_be_cut(llm: LLM) -> None:
 
 
 def test_settings_are_those_of_a_model(tmp_path: object) -> None:
-    assert ModelSettings.__annotations__.keys() < Settings.model_fields.keys()
+    assert ModelSettings.__annotations__.keys() - {"runner"} < Settings.model_fields.keys()
+    assert ModelEntry.model_fields.keys() - {"id", "path", "gpu_required"} < ModelSettings.__annotations__.keys()
     with pytest.raises(SettingsError, match=r"^port: no setting of a model"):
         LLM("echo", port=80)  # type: ignore[call-arg]
     with pytest.raises(SettingsError, match=r"^quantize: .*got 'int3'"):
         LLM("echo", quantize="int3")  # type: ignore[arg-type]
-    with pytest.raises(SettingsError, match="There is no model at"):
-        LLM(f"{tmp_path}/nowhere")
+    with pytest.raises(SettingsError, match=r"There is no model at .*/a name with spaces"):
+        LLM(f"{tmp_path}/a name with spaces")
+    with pytest.raises(SettingsError, match=r"runner: .*got 'magic'"):
+        LLM(str(tmp_path), runner="magic")  # type: ignore[arg-type]
 
 
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
