@@ -36,6 +36,14 @@ FOREIGN = {
 """Flags of curl, docker, vLLM and TGI that stand alone in a sentence."""
 
 
+OTHERS = {
+    "OPENAI_API_KEY", "OTEL_BSP_SCHEDULE_DELAY", "extra_body", "extra_headers", "forward_dtype", "max_autotune",
+    "page_manager", "paged_attention", "prompt_cache_key", "prompt_cache_retention", "rawPredict", "redis_exporter",
+    "safety_identifier", "target_delimiter", "trust_remote_code", "use_cpu_device",
+}  # fmt: skip
+"""Words set as code that are of other programs, or of their files."""
+
+
 def pages() -> list[object]:
     return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES]
 
@@ -142,6 +150,30 @@ def test_flags_that_stand_alone_exist(page: Path) -> None:
     for code in _INLINE.findall(_FENCED.sub("", page.read_text())):
         if code.startswith("--"):
             assert _FLAG.findall(code)[0] in known, code
+
+
+@pytest.fixture(scope="module")
+def sources() -> str:
+    """All that is ours, but for pages and this test."""
+    found = [ROOT / "pyproject.toml", ROOT / "Dockerfile"]
+    for tree in ("api", "worker", "shared", "scripts", "deploy", "config", "tests"):
+        found += (
+            path for path in (ROOT / tree).rglob("*") if path.suffix in SUFFIXES and "node_modules" not in path.parts
+        )
+    return "".join(path.read_text() for path in found if path.is_file() and path != Path(__file__))
+
+
+SUFFIXES = {".py", ".lua", ".yaml", ".sh", ".ps1", ".cfg", ".acl", ".json", ".tpl", ".mjs"}
+
+
+@pytest.mark.parametrize("page", pages())
+def test_words_of_ours_exist(page: Path, sources: str) -> None:
+    """Codes, fields, headers and names of functions, which are set as code."""
+    settings = {name for field in Settings.model_fields for name in env_names(field)}
+    for code in _INLINE.findall(_FENCED.sub("", page.read_text())):
+        if re.fullmatch(r"[A-Za-z_]+(_[A-Za-z_]+)+|[a-z]+[A-Z]\w+|X-[\w-]+", code):
+            parts = code.removesuffix("_ms")  # times are named as they are told
+            assert code in OTHERS or code in settings or code in sources or parts in sources, code
 
 
 @pytest.mark.parametrize("page", pages())

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import re
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -79,6 +80,7 @@ _LOOK_UP_S = 0.5
 class ModelSettings(TypedDict, total=False):
     """The settings of a fleet that say how a model is loaded and run (docs/settings.md); each has its default."""
 
+    runner: Literal["auto", "hrm-text", "hrm-act", "hrm-puzzle", "causal", "encoder"]
     tokenizer_path: str | Path
     device: Literal["auto", "cpu", "cuda", "mps"]
     dtype: Literal["auto", "float32", "float16", "bfloat16"]
@@ -464,10 +466,16 @@ def _settings(model: str | Path, given: ModelSettings) -> Settings:
     strange = sorted(given.keys() - known.keys())
     if strange:
         raise SettingsError(f"{strange[0]}: no setting of a model; expected {', '.join(known)}")
-    values: dict[str, Any] = {"model_path": str(model)}
+    values: dict[str, Any] = {}
     for name, value in given.items():
         values[name] = str(value) if isinstance(value, Path) else value
-    return settings_of(values)
+    # An id of our own: a directory may have any name, spaces too.
+    path = Path(model).expanduser()
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.absolute().name).lstrip("._-") or "model"
+    entry = {"id": name[:128], "path": "echo" if str(model) == "echo" else str(path)}
+    if "runner" in values:
+        entry["runner"] = values.pop("runner")
+    return settings_of({**values, "models": (entry,)})
 
 
 def _prepare_process(settings: Settings) -> None:

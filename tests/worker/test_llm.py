@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from api.schemas.openai import CompletionRequest
 from shared.errors import ClientGone, ContextExceeded, Draining, FleetError, InvalidRequest, WorkerFailed
-from shared.settings import Settings, SettingsError
+from shared.settings import ModelEntry, Settings, SettingsError
 from tests.polling import until, wait_until
 from worker import llm as module
 from worker.llm import LLM, ModelSettings, SamplingParams
@@ -119,6 +119,11 @@ async def test_it_works_where_an_event_loop_runs(llm: LLM) -> None:
         assert [chunk.finish_reason for chunk in own if chunk.finish_reason] == ["length"]
 
 
+def test_more_choices_than_places(llm: LLM) -> None:
+    (output,) = llm.generate("abc", SamplingParams(max_tokens=4, n=11))
+    assert [choice.text for choice in output.outputs] == ["abca"] * 11
+
+
 def test_many_threads_share_one(llm: LLM) -> None:
     def ask(number: int) -> str:
         (text,) = texts(llm.generate(f"{number},", SamplingParams(max_tokens=30)))
@@ -147,6 +152,17 @@ async def test_a_stream_that_is_closed_early_computes_no_more(llm: LLM, watched:
     watched.gate.set()
     await until(lambda: watched.released != [], "the sequence is dropped")
     assert watched.num_steps <= 5
+
+
+async def test_leaving_the_loop_closes_the_stream(llm: LLM, watched: Watched) -> None:
+    watched.held_at = 5
+    async for _ in llm.stream_generate("abc", LONG):
+        break
+    for _ in range(5):  # turns of the loop, which closes the iterator by itself
+        await asyncio.sleep(0)
+    watched.gate.set()
+    await until(lambda: watched.released != [], "the sequence is dropped")
+    assert watched.num_steps <= 6
 
 
 async def test_a_stream_whose_reader_is_cancelled_computes_no_more(llm: LLM, watched: Watched) -> None:
@@ -244,6 +260,25 @@ def test_an_llm_that_nobody_holds_is_gone() -> None:
     assert engine_threads() <= before
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks there")
+def test_a_forked_process_is_told_that_it_has_no_engine() -> None:
+    """Where it would wait for ever."""
+    program = """if True:
+        import os
+        from shared.errors import WorkerFailed
+        from worker.llm import LLM
+        llm = LLM("echo")
+        if os.fork() == 0:
+            try:
+                llm.generate("abc")
+            except WorkerFailed as error:
+                os._exit(7)
+        print(os.waitstatus_to_exitcode(os.wait()[1]))
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "7\n"
+
+
 @pytest.mark.parametrize("end", ["", "raise SystemExit(0)", "llm.close()"])
 def test_a_program_may_end_in_the_middle(end: str) -> None:
     program = (
@@ -298,13 +333,16 @@ def test_what_is_too_long_is_refused_unless_it_may_be_cut(llm: LLM) -> None:
 
 
 def test_settings_are_those_of_a_model(tmp_path: object) -> None:
-    assert ModelSettings.__annotations__.keys() < Settings.model_fields.keys()
+    assert ModelSettings.__annotations__.keys() - {"runner"} < Settings.model_fields.keys()
+    assert ModelEntry.model_fields.keys() - {"id", "path", "gpu_required"} < ModelSettings.__annotations__.keys()
     with pytest.raises(SettingsError, match=r"^port: no setting of a model"):
         LLM("echo", port=80)  # type: ignore[call-arg]
     with pytest.raises(SettingsError, match=r"^quantize: .*got 'int3'"):
         LLM("echo", quantize="int3")  # type: ignore[arg-type]
-    with pytest.raises(SettingsError, match="There is no model at"):
-        LLM(f"{tmp_path}/nowhere")
+    with pytest.raises(SettingsError, match=r"There is no model at .*/a name with spaces"):
+        LLM(f"{tmp_path}/a name with spaces")
+    with pytest.raises(SettingsError, match=r"runner: .*got 'magic'"):
+        LLM(str(tmp_path), runner="magic")  # type: ignore[arg-type]
 
 
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
