@@ -112,8 +112,10 @@ class Supervisor:
         return self._exit_code
 
     def _on_signal(self, name: str) -> None:
-        if not self._stop.is_set():
-            log.info("fleet stopping, a second signal ends it at once", extra=fields(signal=name))
+        if self._stop.is_set():  # for a reason of its own, which may take a while
+            self.hurry()
+            return
+        log.info("fleet stopping, a second signal ends it at once", extra=fields(signal=name))
         self.stop()
 
     async def _keep(self, role: Role, copy: int, end: asyncio.Event) -> None:
