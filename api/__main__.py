@@ -7,6 +7,7 @@ two seconds. The jobs go on: any front can tell of them.
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import AsyncIterator, Generator
 from functools import partial
 
@@ -32,6 +33,11 @@ log = logging.getLogger("aios.api")
 
 class Server(uvicorn.Server):
     """Leaves signals to `serve`, which drains before it stops."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:  # uvicorn says where it runs only of sockets that it opened
+            self._log_started_message(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
