@@ -118,8 +118,11 @@ class Seeded:
         self._seed = seed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        fleets_seed.set(self._seed)
-        await self._app(scope, receive, send)
+        token = fleets_seed.set(self._seed)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            fleets_seed.reset(token)
 
 
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
