@@ -252,6 +252,7 @@ async def test_a_rate_is_the_whole_fleets(connections: list[Redis], shards: int)
     await asyncio.gather(*map(come, fronts))
     assert told == {"in": 7, "More than 0.001 requests a second.": 13}
     bucket = f"{keys.prefix(counted_at(shards))}bucket:public"
+    assert 6_900_000 < await connections[0].pttl(bucket) <= 7_001_000, "as long as it takes to fill, and a second"
     for passed_s, regained in ((3_000, 3), (100_000, 7)):
         await connections[0].hincrby(bucket, "at_ms", -1000 * passed_s)  # type: ignore[misc]
         told.clear()
