@@ -255,6 +255,21 @@ async def test_an_empty_worker_need_not_wait_for_one_that_empties_itself(redis: 
     assert (len(freed.claims), freed.should_empty) == (1, False)
 
 
+async def test_what_is_given_back_rings_for_others(redis: Redis) -> None:
+    """Once for each job, at once; a lease that goes on tells nobody."""
+    desk = Desk(redis, lease_s=60)
+    await submit(desk, "t", 2)
+    claims = await desk.take(2)
+    await redis.delete(keys.bell("00", "m"))
+    queue = desk.queue()
+    assert await queue.renew(claims) == []
+    assert await redis.llen(keys.bell("00", "m")) == 0  # type: ignore[misc]
+    await queue.give_back(claims)
+    assert await redis.llen(keys.bell("00", "m")) == 2  # type: ignore[misc]
+    assert await queue.await_bell(["00"], 5) == "00"
+    assert len(await desk.take(2, "w2")) == 2
+
+
 async def test_the_first_take_and_the_first_token_are_noted_once(redis: Redis) -> None:
     """A takeover, and what comes after it, changes neither."""
     desk = Desk(redis)
