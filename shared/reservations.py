@@ -1,12 +1,14 @@
-"""Limits of the whole fleet where its queues lie on several shards, which no script can see together.
+"""Limits of the whole fleet where its queues lie on several shards, which no script sees together.
 
-A request is let in by one script that counts for all shards (`reserve.lua`), and then queued on its own. What leaves a
-line or ends is noted by its shard, in the same script that moves it, and settled later: by a front that is about to
-refuse, by one that submits, once a second, and by the janitor. So what is counted is never less than what is there, and
-a refusal is never founded on what has already left.
+A request is let in by one script that counts for all shards (`reserve.lua`), and then queued on its
+own. What leaves a line or ends is noted by its shard, in the same script that moves it, and settled
+later: by a front that is about to refuse, by one that submits, once a second, and by the janitor.
+So what is counted is never less than what is there, and a refusal is never founded on what has
+already left.
 
-A front that dies between the two steps leaves a reservation that nobody confirms. After a while it is looked up on its
-shard: one whose request is not there is given back, and the request cannot come any more.
+A front that dies between the two steps leaves a reservation that nobody confirms. After a while it
+is looked up on its shard: one whose request is not there is given back, and the request cannot come
+any more.
 """
 
 import asyncio
@@ -26,7 +28,7 @@ _PAGE = 1000
 _MOST_PAGES = 100
 _EVERY_S = 1.0
 _ANSWER_S = 1.0
-"""How long one server may take to tell what has left: without it, its jobs count as if they were there."""
+"""How long one server may take to tell what has left; after that its jobs count as if they waited."""
 _UNCONFIRMED_MS = 5_000
 """Longer than a front waits for Redis to take a request."""
 _VOID_MS = 600_000
@@ -34,7 +36,7 @@ _VOID_MS = 600_000
 
 @dataclass(frozen=True)
 class Departure:
-    """A job that has left its line. `tenant` is "" unless it has ended, `model` is "" unless it had run."""
+    """A job that has left its line. `tenant` is "" unless it has ended, `model` unless it had run."""
 
     job_id: str
     tenant: str = ""
@@ -44,7 +46,7 @@ class Departure:
 
 
 class Reservations:
-    """For one process. Everything but `reserve` is safe at any time, in any number of processes, and to repeat."""
+    """For one process. All but `reserve` is safe at any time, in many processes, and to repeat."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -62,7 +64,10 @@ class Reservations:
         return len(self._broker.shards) > 1
 
     async def reserve(self, request_id: str, **asked: Any) -> list[Any] | None:
-        """Let a request in, whose jobs and limits are `asked`. Returns None, or what `reserve.lua` says against it."""
+        """Let a request in, whose jobs and limits are `asked`.
+
+        Returns None, or what `reserve.lua` says against it.
+        """
         answer = await self._try(request_id, asked)
         if answer[0] == b"refused" and answer[1] != b"rate":  # a rate gives back by the clock alone
             await self.settle()
@@ -82,7 +87,10 @@ class Reservations:
             await self._call_settle(voided=[request_id])
 
     async def settle(self) -> None:
-        """Give back what has left until now, as far as Redis can be reached. Those who ask at once share one look."""
+        """Give back what has left until now, as far as Redis can be reached.
+
+        Those who ask at once share one look.
+        """
         if self._next is None:
             self._next = asyncio.create_task(self._settle_after(self._settling))
         await asyncio.shield(self._next)
@@ -116,7 +124,10 @@ class Reservations:
         await self._call_settle(left=departures)
 
     async def departures(self) -> dict[str, dict[bytes, Departure]]:
-        """What each shard has noted and nobody has settled, by the note's id; none of a server that does not answer."""
+        """What each shard has noted and nobody has settled, by the note's id.
+
+        Nothing of a server that does not answer.
+        """
 
         async def read(shards: Sequence[str]) -> dict[str, dict[bytes, Departure]]:
             pipe = self._broker.client(shards[0]).pipeline(transaction=False)
@@ -164,7 +175,10 @@ class Reservations:
     async def _at_each_server(
         self, shards: Sequence[str], ask: Callable[[Sequence[str]], Awaitable[Found]]
     ) -> list[Found]:
-        """What was found by asking each server about its shards, all at once; nothing of one that does not answer."""
+        """What was found by asking each server about its shards, all at once.
+
+        Nothing of one that does not answer.
+        """
         found: list[Found] = []
 
         async def one(part: Sequence[str]) -> None:
@@ -187,7 +201,10 @@ class Reservations:
         return answer
 
     def _take_confirmed(self) -> list[str]:
-        """What has not been told yet. If the telling fails, these requests are overdue some day, and are looked up."""
+        """What has not been told yet.
+
+        If the telling fails, these requests are overdue some day, and are looked up.
+        """
         confirmed = self._confirmed
         self._confirmed = []
         return confirmed

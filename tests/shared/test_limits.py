@@ -210,7 +210,7 @@ async def test_when_to_come_again_is_told_by_what_ended_lately(connections: list
     await desk.submit(tenant="slow", quota=Quota(rate_per_s=0.1, burst=1))
     with pytest.raises(OverQuota) as late:
         await desk.submit(tenant="slow", quota=Quota(rate_per_s=0.1, burst=1))
-    assert late.value.retry_after_s == 10
+    assert late.value.retry_after_s in (9, 10)
 
 
 async def told(desk: Desk, tasks: list[Task], share: float, *, less_s: float = 0, **order: object) -> None:

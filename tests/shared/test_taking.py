@@ -1,6 +1,7 @@
 """Who gets what next: classes with ageing, tenants by what they were served, and jobs whose workers died (P1, P7)."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from redis.asyncio import Redis
@@ -8,6 +9,7 @@ from redis.asyncio import Redis
 from shared import keys
 from shared.messages import Done, Failed, Generate, Job, Priority, Sampling, Started, Tokens
 from shared.queue import Claim
+from shared.requests import Times
 from tests.desk import DONE, Desk
 from tests.logged import fields_of
 from tests.polling import until
@@ -251,6 +253,51 @@ async def test_an_empty_worker_need_not_wait_for_one_that_empties_itself(redis: 
     assert alone.is_alone
     freed = await desk.queue("w3").take("00", 4, is_empty=False)
     assert (len(freed.claims), freed.should_empty) == (1, False)
+
+
+async def test_what_is_given_back_rings_for_others(redis: Redis) -> None:
+    """Once for each job, at once; a lease that goes on tells nobody."""
+    desk = Desk(redis, lease_s=60)
+    await submit(desk, "t", 2)
+    claims = await desk.take(2)
+    await redis.delete(keys.bell("00", "m"))
+    queue = desk.queue()
+    assert await queue.renew(claims) == []
+    assert await redis.llen(keys.bell("00", "m")) == 0  # type: ignore[misc]
+    await queue.give_back(claims)
+    assert await redis.llen(keys.bell("00", "m")) == 2  # type: ignore[misc]
+    assert await queue.await_bell(["00"], 5) == "00"
+    assert len(await desk.take(2, "w2")) == 2
+
+
+async def test_the_first_take_and_the_first_token_are_noted_once(redis: Redis) -> None:
+    """A takeover, and what comes after it, changes neither."""
+    desk = Desk(redis)
+    request, _ = await desk.request(task(10))
+
+    async def times() -> Times:
+        [standing] = await desk.requests.look(request)
+        return standing.times
+
+    (first,) = await desk.take(1, "w1")
+    taken = await times()
+    assert taken.taken_s is not None
+    assert taken.queued_s <= taken.taken_s
+    assert (taken.first_s, taken.ended_s) == (None, None)
+    await desk.say(first, Started(1, "w1", 1), TOKEN)
+    begun = await times()
+    assert begun.first_s is not None
+    assert begun.first_s >= taken.taken_s
+    await died(redis, desk, [first])
+    await asyncio.sleep(0.005)
+    (second,) = await desk.take(1, "w2")
+    await desk.say(second, Started(2, "w2", 1), TOKEN)
+    assert await times() == begun
+    await desk.say(second, DONE, after=4)
+    ended = await times()
+    assert ended.ended_s is not None
+    assert replace(ended, ended_s=None) == begun
+    assert ended.ended_s > begun.first_s
 
 
 async def test_who_gets_on_is_not_to_blame(redis: Redis) -> None:
