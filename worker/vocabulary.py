@@ -1,7 +1,7 @@
 """A model's tokenizer with its chat template: texts and dialogues as token ids, and ids as text."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from collections.abc import Sequence as Rows
 from typing import Any
 
@@ -123,10 +123,13 @@ class Vocabulary:
 def _start_marks(tokenizer: PreTrainedTokenizerBase) -> Ids:
     """What the tokenizer of its own accord puts before a text. Raises ModelFormatError if it cannot read any."""
     try:
-        for probe in _probes(tokenizer):
+        special = set(tokenizer.all_special_ids)
+        for probe in _probes(tokenizer, special):
             plain = tokenizer.encode(probe, add_special_tokens=False)
+            if not plain or special.intersection(plain):  # an unknown token may be the same as a mark
+                continue
             framed = tokenizer.encode(probe, add_special_tokens=True)
-            for place in range(len(framed)) if plain else ():
+            for place in range(len(framed)):
                 if framed[place : place + len(plain)] == plain:
                     return tuple(framed[:place])
     except BaseException as error:
@@ -136,10 +139,9 @@ def _start_marks(tokenizer: PreTrainedTokenizerBase) -> Ids:
     return ()
 
 
-def _probes(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+def _probes(tokenizer: PreTrainedTokenizerBase, special: Set[int]) -> Iterator[str]:
     """Texts of which it will know one: usual ones, then some of its own tokens."""
     yield from _PROBES
-    special = set(tokenizer.all_special_ids)
     ordinary = (token for token in sorted(tokenizer.get_vocab().values()) if token not in special)
     for token in itertools.islice(ordinary, _MOST_PROBES):
         yield str(tokenizer.decode([token]))

@@ -22,6 +22,7 @@ from shared.messages import (
     Job,
     Label,
     ModelInfo,
+    Prompting,
     Read,
     Sampling,
     Score,
@@ -38,6 +39,7 @@ from shared.messages import (
     WorkerInfo,
     decode_event,
     decode_job,
+    decode_model,
     decode_worker,
     encode,
     name_of,
@@ -61,6 +63,11 @@ GOLDEN: list[tuple[Event, str]] = [
         Done("stop", 5, 2),
         "84a474797065a4646f6e65ad66696e6973685f726561736f6ea473746f70b16e756d5f70726f6d70745f746f6b656e73"
         "05b56e756d5f636f6d706c6574696f6e5f746f6b656e7302",
+    ),
+    (
+        Done("length", 3, 1, num_amended=1),
+        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea66c656e677468b16e756d5f70726f6d70745f746f6b656e7303"
+        "b56e756d5f636f6d706c6574696f6e5f746f6b656e7301ab6e756d5f616d656e64656401",
     ),
     (
         Done("solve", 4, 0, solution=Solution(((1, 2), "#G"), 0.75, 8, True)),
@@ -199,6 +206,8 @@ def test_events_and_presence_round_trip() -> None:
     assert decode_event(encode(done)) == done
     worker = WorkerInfo("w", "ready", (ModelInfo("m", "echo", "found", 10, 5, 2, is_default=True),), 3)
     assert decode_worker(encode(worker)) == worker
+    asked = ModelInfo("m", "echo", "found", 10, 5, 2, prompting=Prompting("{problem}", top_k=3, temperature=0.0))
+    assert decode_model(encode(asked)) == asked
     more = WorkerInfo("w", "ready", (), residences={"m": "loading"}, unloads={"m": 2**60}, obstacles={"n": "why"})
     assert decode_worker(encode(more)) == more
     assert set(msgspec.msgpack.decode(encode(worker))) == {"id", "state", "models", "in_flight"}

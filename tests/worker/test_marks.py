@@ -6,9 +6,11 @@ The rule is lm-evaluation-harness's, written out here; the numbers are those of 
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from shared.errors import InvalidRequest
@@ -74,6 +76,21 @@ def test_a_continuation_is_what_follows_the_contexts_ids(kind: str, marks: str) 
     answer = language.encode(Tokenize(CONTEXT), 96).answer
     assert answer is not None and answer.tokenized is not None and answer.tokenized.ids == opened
     assert language.encode(Embed(CONTEXT), 96).prompt_ids == tuple(tokenizer(CONTEXT)["input_ids"])
+
+
+@pytest.mark.parametrize("words", [["<s>", "</s>", "zz"], ["<s>", "</s>", "a"]])
+@pytest.mark.parametrize("marks", MARKS)
+def test_start_marks_of_tokenizers_that_know_little(words: list[str], marks: str) -> None:
+    """None of the usual texts, perhaps, and what they do not know they may write as a mark."""
+    bare = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<s>"))
+    bare.pre_tokenizer = pre_tokenizers.Whitespace()
+    ids: list[Any] = [("<s>", 0), ("</s>", 1)]
+    bare.post_processor = processors.TemplateProcessing(single=MARKS[marks], pair=None, special_tokens=ids)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bare, bos_token="<s>", eos_token="</s>", unk_token="<s>")
+    vocabulary = Vocabulary(tokenizer, 3, ChatTemplate(tokenizer))
+    start, _ = own_marks(marks)
+    assert vocabulary.open_ids(words[2], "prompt") == (*start, 2)
+    assert vocabulary.open_ids("", "prompt") == tuple(start)
 
 
 @pytest.fixture(scope="module")
