@@ -55,6 +55,15 @@ class Vocabulary:
         ids, is_mark = tuple(encoded["input_ids"]), encoded["special_tokens_mask"]
         return ids, next((place for place, mark in enumerate(reversed(is_mark)) if not mark), 0)
 
+    def num_leading(self, text: str) -> int:
+        """Tokens that `text` has where more text follows it: without a mark at its end."""
+        if not text:
+            return 0
+        encoded: Any = self._tokenizer(text)
+        ids = encoded["input_ids"]
+        has_mark = bool(ids) and ids[-1] in self._tokenizer.all_special_ids
+        return len(ids) - has_mark
+
     def decode(self, token_ids: Rows[int], *, skip_special_tokens: bool = True) -> str:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
