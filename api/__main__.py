@@ -42,14 +42,10 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            # uvicorn says where it runs only of sockets that it opened itself
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             log.info("front ready", extra=fields(host=host, port=port))
             report_ready()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started and sockets:  # uvicorn says where it runs only of sockets that it opened
-            self._log_started_message(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

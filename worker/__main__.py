@@ -64,6 +64,8 @@ def dry_run(settings: Settings) -> int:
         info = model.info
         mark = " (default)" if info.is_default else ""
         print(f"{info.id}{mark}: {info.found}; context window {info.context_window} tokens")
+        for name, reason in model.not_obeyed.items():
+            print(f"  {name} is not obeyed: {reason}")
         print(f"  {warm_up(model.runner)}")
     return EXIT_OK
 

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ _DEFAULT_KV_FRACTION = 0.9
 @dataclass(frozen=True)
 class LoadedModel:
     """`again` loads it once more, from what lies there then. `fingerprint`: see `worker.fingerprint`. Loading took
-    `load_s`, its first try `warm_up_s`."""
+    `load_s`, its first try `warm_up_s`. Files that are `not_obeyed` ask for something in vain, each with the reason."""
 
     info: ModelInfo
     runner: Runner
@@ -50,6 +50,7 @@ class LoadedModel:
     fingerprint: str = ""
     load_s: float = 0.0
     warm_up_s: float = 0.0
+    not_obeyed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,9 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
     load_s, warm_up_s = loaded_s - begun_s, time.monotonic() - loaded_s
     times = {"load_s": round(load_s, 1), "warm_up_s": round(warm_up_s, 1)}
     logger.info("model loaded", extra=fields(model=entry.id, found=spec.found, **times))
+    ignored = _not_obeyed(entry, spec.runner)
+    for name, reason in ignored.items():
+        logger.warning("file not obeyed", extra=fields(model=entry.id, file=name, reason=reason))
     try:
         mark = fingerprint(spec.runner, options)
     except OSError as error:
@@ -154,7 +158,27 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
         tasks=spec.tasks, is_default=is_default, fingerprint=mark, device=options.device, dtype=options.dtype,
         prompting=prompting_of(entry),
     )  # fmt: skip
-    return LoadedModel(info, runner, partial(_load, entry, settings, is_default=is_default), mark, load_s, warm_up_s)
+    return LoadedModel(
+        info,
+        runner,
+        again=partial(_load, entry, settings, is_default=is_default),
+        fingerprint=mark,
+        load_s=load_s,
+        warm_up_s=warm_up_s,
+        not_obeyed=ignored,
+    )
+
+
+def _not_obeyed(entry: ModelEntry, runner: str) -> dict[str, str]:
+    """What files of a Hugging Face directory ask for in vain."""
+    if runner not in ("causal", "encoder", "hrm-text"):
+        return {}
+    from worker.models.hf_directory import directory_of, not_obeyed
+
+    try:
+        return not_obeyed(directory_of(Path(entry.path)))
+    except ModelFormatError as error:
+        raise SettingsError(_sentence(entry, str(error))) from error
 
 
 def prompting_of(entry: ModelEntry) -> Prompting:

@@ -60,6 +60,11 @@ def detect(path: str) -> str:
         return "hrm-text"
     if _is_puzzle_checkpoint(names):
         return "hrm-puzzle"
+    return _by_config(directory, names)
+
+
+def _by_config(directory: Path, names: Set[str]) -> str:
+    """The runner for a Hugging Face directory. Raises ModelFormatError where it is none."""
     if "config.json" not in names and "adapter_config.json" in names:
         raise ModelFormatError(
             f"{directory} holds a PEFT adapter (adapter_config.json) and no model: merge it into its base model "
@@ -71,11 +76,13 @@ def detect(path: str) -> str:
             "config.json (a Hugging Face model), all_config.yaml with checkpoint or step_<N> (a Sapient HRM) nor "
             f"{_EPOCH_PREFIX}<number> (a raw HRM-Text checkpoint)"
         )
-        raise ModelFormatError(f"What lies at {path} is no model we know: neither {expected} is there.")
+        raise ModelFormatError(f"What lies at {directory} is no model we know: neither {expected} is there.")
     file = directory / "config.json"
     config = converted(read_json_object(file), _Config, file)
     if config.model_type == "hrm_text":
         return "hrm-text"
+    if names & {"modules.json", "1_Pooling"}:  # of sentence-transformers, whatever the network is
+        return "encoder"
     return "encoder" if _is_encoder(config) else "causal"
 
 

@@ -96,6 +96,15 @@ class Vocabulary:
         check_ids(ids, self.size, field, lambda token: str(self._tokenizer.convert_ids_to_tokens(token)))
         return ids
 
+    def num_leading(self, text: str) -> int:
+        """Tokens that `text` has where more text follows it: without a mark at its end."""
+        if not text:
+            return 0
+        encoded: Any = self._tokenizer(text)
+        ids = encoded["input_ids"]
+        has_mark = bool(ids) and ids[-1] in self._tokenizer.all_special_ids
+        return len(ids) - has_mark
+
     def decode(self, token_ids: Rows[int], *, skip_special_tokens: bool = True) -> str:
         """Raises WorkerFailed where the tokenizer cannot."""
         try:

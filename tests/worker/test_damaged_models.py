@@ -346,3 +346,16 @@ def test_a_lack_of_memory_is_told_as_one(whole: Whole, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(causal, "checked_net", lacking)
     assert "does not fit into memory" in refusal(whole("causal"))
+
+
+def test_what_is_not_obeyed_is_said(copied: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
+    path = copied("causal")
+    wishes = {"eos_token_id": [3, 5], "do_sample": True, "temperature": 0.6, "top_p": 0.9}
+    (path / "generation_config.json").write_text(json.dumps(wishes))
+    (path / "preprocessor_config.json").write_text("{}")
+    settings = Settings(models=(ModelEntry(id="mine", path=str(path)),), max_batch_size=2, device="cpu", threads=1)
+    [model] = load_models(settings)
+    assert sorted(model.not_obeyed) == ["generation_config.json", "preprocessor_config.json"]
+    assert "temperature 0.6, top_p 0.9" in model.not_obeyed["generation_config.json"]
+    assert [record.getMessage() for record in caplog.records].count("file not obeyed") == 2
+    assert model.runner.eos_ids >= {3, 5}

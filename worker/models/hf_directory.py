@@ -21,6 +21,9 @@ ADAPTER_CONFIG = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
+_SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+_MORE_TEMPLATES = "additional_chat_templates"
 _TORCH_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _FOREIGN_FILES = ("*.gguf", "tf_model*.h5", "flax_model*.msgpack", "*.onnx", "consolidated*.pth")
 _TOKENIZER_JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -86,6 +89,26 @@ def read_generation_defaults(path: Path) -> GenerationDefaults:
     if any(end is not None and end < 0 for end in listed):
         raise ModelFormatError(f"{file} says eos_token_id is {ends}, which is no token id; correct it.")
     return defaults
+
+
+def not_obeyed(path: Path) -> dict[str, str]:
+    """Files of a directory whose wishes are not carried out, each with what becomes of them.
+
+    Raises ModelFormatError.
+    """
+    found: dict[str, str] = {}
+    defaults = msgspec.structs.asdict(read_generation_defaults(path))
+    asked = [f"{name} {defaults[name]}" for name in _SAMPLING if defaults[name] is not None]
+    if asked:
+        found[GENERATION_CONFIG] = f"requests say how to sample, and the dialects' defaults: not {', '.join(asked)}"
+    for name in _PROCESSORS:
+        if is_there(path / name):
+            found[name] = "texts alone are read"
+    if is_there(path / _MORE_TEMPLATES):
+        found[_MORE_TEMPLATES] = "only the default chat template is used; name another file as chat_template"
+    if is_there(path / CONFIG) and "auto_map" in read_json_object(path / CONFIG):
+        found[CONFIG] = "code of the model's own (auto_map) is not run"
+    return found
 
 
 def check_weights(path: Path) -> None:

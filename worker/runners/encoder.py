@@ -7,9 +7,11 @@ alone: a network that padding disturbs is refused.
 import math
 from collections.abc import Iterable
 from collections.abc import Sequence as Rows
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
@@ -22,6 +24,7 @@ from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import directory_of
 from worker.models.linear import prepare_linears
 from worker.models.reading import reading, reason_of
+from worker.models.sentence import SentenceModules, read_sentence_modules
 from worker.models.weights import NO_NETWORK, load_tokenizer, read_config
 from worker.runners.allocation import tells_out_of_memory
 from worker.runners.base import RunnerOptions, RunnerSpec
@@ -40,11 +43,29 @@ _LOW_TOLERANCE = 0.1
 Ids = tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class EncodedSentence(Encoded):
+    """A text of which the first `num_unpooled` tokens are read and take no part in its vector."""
+
+    num_unpooled: int = 0
+
+
 class EncoderRunner:
     eos_ids: frozenset[int] = frozenset()
 
-    def __init__(self, model: PreTrainedModel, vocabulary: Vocabulary, pad_id: int, spec: RunnerSpec) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        vocabulary: Vocabulary,
+        pad_id: int,
+        spec: RunnerSpec,
+        sentence: SentenceModules | None = None,
+    ) -> None:
         self.spec = spec
+        self._sentence = sentence
+        self._num_unpooled = 0
+        if sentence is not None and not sentence.includes_prompt:
+            self._num_unpooled = vocabulary.num_leading(sentence.prompt)
         self._model = model
         self._vocabulary = vocabulary
         self._pad_id = pad_id
@@ -52,7 +73,13 @@ class EncoderRunner:
     def encode(self, task: Task) -> Encoded:
         if name_of(task) not in self.spec.tasks or not isinstance(task, Classify | Embed | Tokenize | Detokenize):
             raise InvalidRequest(f"This model reads texts and does not {name_of(task)}.", field="model")
-        return self._vocabulary.encode(task, self.spec.context_window)
+        sentence = self._sentence
+        if sentence is None or not isinstance(task, Embed) or not isinstance(task.text, str):
+            return self._vocabulary.encode(task, self.spec.context_window)
+        whole = msgspec.structs.replace(task, text=sentence.text(task.text))
+        encoded = self._vocabulary.encode(whole, self.spec.context_window)
+        num_unpooled = min(self._num_unpooled, len(encoded.prompt_ids) - 1)
+        return EncodedSentence(**{**vars(encoded), "num_unpooled": num_unpooled})
 
     def decode(self, token_ids: Rows[int]) -> str:
         return self._vocabulary.decode(token_ids)
@@ -77,7 +104,15 @@ class EncoderRunner:
 
     def _pool(self, texts: Rows[Encoded]) -> list[StepResult | FleetError]:
         states = last_states(self._model, [text.prompt_ids for text in texts], self._pad_id)
-        return [pooled(own, self.spec.name) for own in states]
+        if self._sentence is None:
+            return [pooled(own, self.spec.name) for own in states]
+        return [self._vector(own, text) for own, text in zip(states, texts, strict=True)]
+
+    def _vector(self, states: Tensor, text: Encoded) -> StepResult | FleetError:
+        """A vector that is whole already: the mean of itself."""
+        assert self._sentence is not None
+        num_unpooled = text.num_unpooled if isinstance(text, EncodedSentence) else 0
+        return pooled(self._sentence.vector(states, num_unpooled)[None], self.spec.name)
 
     def _classify(self, texts: Rows[Encoded]) -> list[StepResult | FleetError]:
         logits = class_logits(self._model, [text.prompt_ids for text in texts], self._pad_id)
@@ -137,11 +172,18 @@ def load(options: RunnerOptions) -> EncoderRunner:
     found = f"{type(model).__name__}: {model.num_parameters() / 1e6:.1f} M parameters, hidden {config.hidden_size}"
     found += f", {config.num_labels} labels" if is_classifier else ""
     prepare_linears(model, quantize=options.quantize)
+    sentence = read_sentence_modules(path, config.hidden_size)
+    most_tokens = None
+    if sentence is not None:
+        found += f", {sentence.description}"
+        most_tokens = sentence.max_tokens
+        for step in sentence.steps:
+            step.to(options.device)
     spec = RunnerSpec(
         "encoder",
         options.name,
         f"{found}, vocabulary {config.vocab_size}, {options.precision}",
-        min(_limits(model, options.context_window, tokenizer.model_max_length)),
+        min(_limits(model, options.context_window, tokenizer.model_max_length, most_tokens)),
         options.max_batch,
         step_tokens=options.step_tokens,
         tasks=("classify", *_TEXT_TASKS) if is_classifier else _TEXT_TASKS,
@@ -149,7 +191,7 @@ def load(options: RunnerOptions) -> EncoderRunner:
     )
     template = ChatTemplate(tokenizer, options.chat_template)
     vocabulary = Vocabulary(tokenizer, config.vocab_size, template, keeps_end_marks=True)
-    return EncoderRunner(model, vocabulary, pad_id, spec)
+    return EncoderRunner(model, vocabulary, pad_id, spec, sentence)
 
 
 def _load_model(path: Path, dtype: torch.dtype, is_classifier: bool) -> PreTrainedModel:

@@ -1,0 +1,128 @@
+"""Sentence-embedding directories: vectors are sentence-transformers' own, and what is not known is refused by name.
+
+Compared with golden vectors (`tests/worker/sentence_models.py` makes them), and with the package itself where it is.
+"""
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shared.messages import Embed
+from shared.settings import ModelEntry, Settings, SettingsError
+from shared.vectors import unpack
+from tests.worker.sentence_models import CASES, DENSE, GOLDEN, HIDDEN, TANH, TEXTS, own_vectors, write_sentence_model
+from tests.worker.stepping import embed_all
+from worker.loading import LoadedModel, load_models
+from worker.registry import detect
+
+GOLDEN_VECTORS = json.loads(GOLDEN.read_text())
+FOUND = {
+    "cls": "pooled by cls",
+    "several": "pooled by cls + mean + lasttoken",
+    "new spelling": "pooled by mean + cls",
+    "dense, normalized": "pooled by cls + max, dense 48 to 7 (Identity), of length 1",
+    "prompt": "pooled by mean, prompt 'Find: ' before every text",
+    "short": "pooled by mean, texts of at most 16 tokens",
+}
+
+
+def load(path: Path) -> LoadedModel:
+    settings = Settings(models=(ModelEntry(id="m", path=str(path)),), max_batch_size=3, device="cpu", threads=1)
+    [model] = load_models(settings)
+    return model
+
+
+def vectors_of(model: LoadedModel, *, normalize: bool = False) -> list[torch.Tensor]:
+    found = embed_all(model.runner, [Embed(text, normalize=normalize) for text in TEXTS])
+    return [torch.tensor(unpack(vector)) for vector in found]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_vectors_are_those_of_sentence_transformers(tmp_path: Path, case: str) -> None:
+    path = write_sentence_model(tmp_path / "model", case)
+    assert detect(str(path)) == "encoder"
+    model = load(path)
+    assert FOUND.get(case, "pooled by") in model.info.found
+    found = vectors_of(model)
+    expected = [GOLDEN_VECTORS[case]]
+    if find_spec("sentence_transformers") is not None:
+        expected.append(own_vectors(path))
+    for vectors in expected:
+        for vector, own in zip(found, vectors, strict=True):
+            assert len(own) == len(vector)
+            assert vector == pytest.approx(torch.tensor(own), rel=1e-3, abs=2e-4)
+
+
+def test_the_cases_differ() -> None:
+    """Otherwise any of them could be served for another."""
+    firsts = [tuple(vectors[1]) for vectors in GOLDEN_VECTORS.values()]
+    assert len(set(firsts)) == len(firsts)
+
+
+def test_a_request_may_ask_for_length_one(tmp_path: Path) -> None:
+    model = load(write_sentence_model(tmp_path / "model", "max"))
+    for vector, plain in zip(vectors_of(model, normalize=True), vectors_of(model), strict=True):
+        assert vector == pytest.approx(plain / plain.norm(), abs=1e-5)
+
+
+def test_a_pooling_directory_alone_is_obeyed(tmp_path: Path) -> None:
+    """Without `modules.json`."""
+    path = write_sentence_model(tmp_path / "model", "cls")
+    (path / "modules.json").unlink()
+    for vector, own in zip(vectors_of(load(path)), GOLDEN_VECTORS["cls"], strict=True):
+        assert vector == pytest.approx(torch.tensor(own), rel=1e-3, abs=2e-4)
+
+
+Change = Callable[[Path], None]
+
+
+def written(name: str, content: Any) -> Change:
+    def change(path: Path) -> None:
+        (path / name).write_text(json.dumps(content))
+
+    return change
+
+
+def lost(name: str) -> Change:
+    return lambda path: (path / name).unlink()
+
+
+HEAD = [{"type": "a.Transformer"}, {"type": "a.Pooling", "path": "1_Pooling"}]
+REFUSED: list[tuple[Change, str]] = [
+    (written("1_Pooling/config.json", []), "1_Pooling/config.json is not a JSON object"),
+    (lost("1_Pooling/config.json"), "1_Pooling/config.json"),
+    (written("1_Pooling/config.json", {"pooling_mode": "median"}), "median"),
+    (written("1_Pooling/config.json", {"word_embedding_dimension": 768}), "768 wide"),
+    (written("modules.json", {}), "modules.json"),
+    (written("modules.json", []), "modules.json"),
+    (written("modules.json", [{"type": "a.Transformer", "path": ""}]), "nothing behind the network"),
+    (written("modules.json", [*HEAD, {"type": "b.LSTM"}]), "LSTM"),
+    (written("modules.json", [{"type": "a.Router"}, {"type": "a.Pooling", "path": "1_Pooling"}]), "modules.json"),
+    (written("2_Dense/config.json", DENSE | {"activation_function": "mine.Snake"}), "mine.Snake"),
+    (written("2_Dense/config.json", DENSE | {"in_features": 9}), "takes 9 numbers"),
+    (written("2_Dense/config.json", DENSE | {"activation_function": TANH, "out_features": 8}), "linear.weight"),
+    (lost("2_Dense/model.safetensors"), "2_Dense"),
+    (written("config_sentence_transformers.json", {"default_prompt_name": "query", "prompts": {}}), "query"),
+    (written("sentence_bert_config.json", {"max_seq_length": "long"}), "max_seq_length"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "named"), REFUSED)
+def test_what_is_not_known_or_damaged_is_refused(tmp_path: Path, change: Change, named: str) -> None:
+    path = write_sentence_model(tmp_path / "model", "dense")
+    change(path)
+    with pytest.raises(SettingsError, match=named):
+        load(path)
+
+
+def test_prompts_without_a_default_are_told_of(tmp_path: Path) -> None:
+    path = write_sentence_model(tmp_path / "model", "mean")
+    written("config_sentence_transformers.json", {"prompts": {"query": "q: ", "passage": "p: "}})(path)
+    model = load(path)
+    assert "prompts (query, passage) left to callers" in model.info.found
+    assert len(vectors_of(model)[0]) == HIDDEN

@@ -1,0 +1,275 @@
+"""What a sentence-transformers directory says of making one vector of a text's states, and the vector made so.
+
+    modules.json                      which modules follow the network, in which order
+    1_Pooling/config.json             how states become one vector; several ways are joined
+    2_Dense/, 2_Normalize/            what is done to that vector
+    config_sentence_transformers.json prompts, and which one stands before every text
+    sentence_bert_config.json         the longest text
+
+Source of the formats and rules: sentence-transformers 6.2. What is not known here is refused by name, never left out.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worker.models.errors import ModelFormatError
+from worker.models.hf_directory import is_there
+from worker.models.reading import Count, converted, read_json, read_json_object
+from worker.models.weights import check_names, read_tensors
+
+_POOLING = "Pooling"
+_KINDS = ("Dense", "Normalize")
+_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+"""Older spellings, in the order in which several are joined."""
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "Identity": nn.Identity,
+    "Tanh": nn.Tanh,
+    "ReLU": nn.ReLU,
+    "GELU": nn.GELU,
+    "SiLU": nn.SiLU,
+    "Sigmoid": nn.Sigmoid,
+}
+_LAST_STATES = (None, "last_hidden_state")
+
+
+class _Module(msgspec.Struct):
+    """An entry of `modules.json`; `type` is a Python path, of which the last part tells."""
+
+    type: str
+    path: str = ""
+
+
+class _Dense(msgspec.Struct):
+    in_features: Count
+    out_features: Count
+    bias: bool = True
+    activation_function: str = "torch.nn.modules.activation.Tanh"
+    module_input_name: str = "sentence_embedding"
+    module_output_name: str | None = None
+    use_residual: bool = False
+
+
+class _Limits(msgspec.Struct):
+    """`sentence_bert_config.json`."""
+
+    max_seq_length: Count | None = None
+    do_lower_case: bool = False
+    modality_config: dict[str, Any] | None = None
+
+
+class _Prompts(msgspec.Struct):
+    """`config_sentence_transformers.json`."""
+
+    prompts: dict[str, str] = {}
+    default_prompt_name: str | None = None
+
+
+@dataclass(frozen=True)
+class SentenceModules:
+    """How a text becomes a vector. `modes` of pooling are joined; `steps` are done to what that gives, in order.
+
+    `prompt` stands before every text. Where it is not `includes_prompt`, its tokens are read and not pooled.
+    `max_tokens` None: as many as the network reads. `description` is for people.
+    """
+
+    modes: tuple[str, ...]
+    steps: tuple[nn.Module, ...]
+    includes_prompt: bool
+    prompt: str
+    is_lower_case: bool
+    max_tokens: int | None
+    description: str = field(default="")
+
+    def vector(self, states: Tensor, num_unpooled: int) -> Tensor:
+        """One vector in float32 of last states [N, hidden], of which the first `num_unpooled` are left out."""
+        parts = [_pooled(states.double(), mode, num_unpooled) for mode in self.modes]
+        vector = torch.cat(parts).float()
+        for step in self.steps:
+            vector = step(vector)
+        return vector
+
+    def text(self, text: str) -> str:
+        """What is read in place of `text`."""
+        whole = self.prompt + text
+        return whole.lower() if self.is_lower_case else whole
+
+
+class _Normalize(nn.Module):
+    def forward(self, vector: Tensor) -> Tensor:
+        return F.normalize(vector, dim=-1)
+
+
+class _DenseStep(nn.Module):
+    def __init__(self, config: _Dense, activation: nn.Module) -> None:
+        super().__init__()
+        self.linear = nn.Linear(config.in_features, config.out_features, bias=config.bias)
+        self.activation = activation
+        self.has_residual = config.use_residual
+        if config.use_residual and config.in_features != config.out_features:
+            self.residual: nn.Module = nn.Linear(config.in_features, config.out_features, bias=False)
+        else:
+            self.residual = nn.Identity()
+
+    def forward(self, vector: Tensor) -> Tensor:
+        out: Tensor = self.activation(self.linear(vector))
+        return out + self.residual(vector) if self.has_residual else out
+
+
+def is_sentence_directory(names: set[str]) -> bool:
+    """Whether a directory with entries of these names has modules behind its network."""
+    return "config.json" in names and bool(names & {"modules.json", "1_Pooling"})
+
+
+def read_sentence_modules(path: Path, hidden_size: int) -> SentenceModules | None:
+    """What lies in a directory; None where it is none of sentence-transformers'. Raises ModelFormatError."""
+    names = {entry.name for entry in path.iterdir()}
+    if not is_sentence_directory(names):
+        return None
+    first, *rest = _modules(path, names)
+    limits = _limits(path / first.path)
+    if not rest or _kind(rest[0]) != _POOLING:
+        named = ", ".join(_kind(module) for module in rest) or "nothing"
+        raise ModelFormatError(f"{path / 'modules.json'} has {named} behind the network; serve one with Pooling first.")
+    modes, includes_prompt = _pooling(path / rest[0].path / "config.json", hidden_size)
+    steps: list[nn.Module] = []
+    told = ["pooled by " + " + ".join(modes)]
+    width = hidden_size * len(modes)
+    for module in rest[1:]:
+        step, width, words = _step(path / module.path, _kind(module), width)
+        steps.append(step)
+        told.append(words)
+    prompt, prompt_words = _prompt(path)
+    told += prompt_words
+    if limits.max_seq_length is not None:
+        told.append(f"texts of at most {limits.max_seq_length} tokens")
+    if limits.do_lower_case:
+        told.append("in lower case")
+    return SentenceModules(
+        modes=modes,
+        steps=tuple(steps),
+        includes_prompt=includes_prompt,
+        prompt=prompt,
+        is_lower_case=limits.do_lower_case,
+        max_tokens=limits.max_seq_length,
+        description=", ".join(told),
+    )
+
+
+def _modules(path: Path, names: set[str]) -> list[_Module]:
+    """The modules in their order; without `modules.json`, what directories like `1_Pooling` there are."""
+    if "modules.json" in names:
+        file = path / "modules.json"
+        modules = converted(read_json(file), list[_Module], file)
+        if not modules or _kind(modules[0]) != "Transformer" or modules[0].path:
+            raise ModelFormatError(f"{file} does not begin with the network in this directory; serve another model.")
+        return modules
+    found = [_Module("Transformer")]
+    numbered = [name for name in names if name.partition("_")[0].isdigit()]
+    for name in sorted(numbered, key=lambda name: int(name.partition("_")[0])):
+        found.append(_Module(name.partition("_")[2], name))
+    return found
+
+
+def _kind(module: _Module) -> str:
+    return module.type.rpartition(".")[2]
+
+
+def _limits(directory: Path) -> _Limits:
+    file = directory / "sentence_bert_config.json"
+    if not is_there(file):
+        return _Limits()
+    limits = converted(read_json_object(file), _Limits, file)
+    text = (limits.modality_config or {}).get("text")
+    output = text.get("method_output_name") if isinstance(text, dict) else None
+    if output not in _LAST_STATES:
+        raise ModelFormatError(f"{file} asks for {output!r} of the network, not its last states; serve another model.")
+    return limits
+
+
+def _pooling(file: Path, hidden_size: int) -> tuple[tuple[str, ...], bool]:
+    """The ways of pooling, and whether a prompt's tokens take part."""
+    config = read_json_object(file)
+    given = config.get("pooling_mode")
+    if given is None:
+        modes = [mode for flag, mode in _FLAGS.items() if config.get(flag)] or ["mean"]
+    else:
+        modes = given if isinstance(given, list) else [given]
+    unknown = [mode for mode in modes if mode not in _FLAGS.values()]
+    if unknown or not modes:
+        raise ModelFormatError(f"{file} asks for the pooling {unknown or modes}, which is not known; correct it.")
+    width = config.get("embedding_dimension", config.get("word_embedding_dimension", hidden_size))
+    if width != hidden_size:
+        raise ModelFormatError(f"{file} is for states {width} wide, the network's have {hidden_size}; copy both again.")
+    return tuple(modes), bool(config.get("include_prompt", True))
+
+
+def _step(directory: Path, kind: str, width: int) -> tuple[nn.Module, int, str]:
+    """A module behind pooling, how wide its vector is, and words for people."""
+    if kind == "Normalize":
+        return _Normalize(), width, "of length 1"
+    if kind != "Dense":
+        raise ModelFormatError(
+            f"{directory} is a {kind}, and only {', '.join(_KINDS)} are served; serve another model."
+        )
+    file = directory / "config.json"
+    config = converted(read_json_object(file), _Dense, file)
+    name = config.activation_function.rpartition(".")[2]
+    activation = _ACTIVATIONS.get(name) if config.activation_function.startswith("torch.nn.") else None
+    if activation is None:
+        problem = f"{file} asks for the activation {config.activation_function!r}"
+        raise ModelFormatError(f"{problem}, which is not known; serve another model.")
+    if {config.module_input_name, config.module_output_name or "sentence_embedding"} != {"sentence_embedding"}:
+        raise ModelFormatError(f"{file} is not for the vector of a sentence; serve another model.")
+    if config.in_features != width:
+        raise ModelFormatError(f"{file} takes {config.in_features} numbers where {width} come; copy it again.")
+    step = _DenseStep(config, activation())
+    weights = directory / "model.safetensors"
+    tensors = read_tensors(weights if is_there(weights) else directory / "pytorch_model.bin")
+    check_names(step.state_dict(), tensors, directory)
+    step.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    words = f"dense {config.in_features} to {config.out_features} ({name})"
+    return step.eval().requires_grad_(False), config.out_features, words
+
+
+def _prompt(path: Path) -> tuple[str, list[str]]:
+    """What stands before every text, and words for people; other prompts are the caller's to write."""
+    file = path / "config_sentence_transformers.json"
+    if not is_there(file):
+        return "", []
+    config = converted(read_json_object(file), _Prompts, file)
+    default = config.default_prompt_name
+    if default is None:
+        named = [name for name, prompt in config.prompts.items() if prompt]
+        return "", [f"prompts ({', '.join(named)}) left to callers"] if named else []
+    if default not in config.prompts:
+        raise ModelFormatError(f"{file} has no prompt {default!r}, its default_prompt_name; correct it.")
+    return config.prompts[default], [f"prompt {config.prompts[default]!r} before every text"]
+
+
+def _pooled(states: Tensor, mode: str, num_unpooled: int) -> Tensor:
+    """Of states [N, hidden] those behind the first `num_unpooled`, in one of the ways."""
+    kept = states[num_unpooled:]
+    if mode == "cls":
+        return kept[0]
+    if mode == "lasttoken":
+        return kept[-1]
+    if mode == "max":
+        return kept.max(dim=0).values
+    if mode == "weightedmean":
+        weights = torch.arange(num_unpooled + 1, len(states) + 1, dtype=states.dtype, device=states.device)
+        return (kept * weights[:, None]).sum(dim=0) / weights.sum()
+    total = kept.sum(dim=0)
+    return total / (len(kept) if mode == "mean" else len(kept) ** 0.5)
