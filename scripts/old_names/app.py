@@ -16,7 +16,7 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.app import create_app
-from scripts.aios import FRONT_ELSEWHERE_ENV, KILL_AFTER_DRAIN_S, REDIS_CHECK_S, child_env
+from scripts.aios import FRONT_ELSEWHERE_ENV, REDIS_CHECK_S, child_env
 from scripts.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from scripts.old_names.commands import MIN_SERVER_DEFAULTS
 from scripts.parent_death import die_with_parent
@@ -28,6 +28,8 @@ from shared.setting_layers import env_name
 from shared.setting_text import mask_secrets
 from shared.settings import Settings, SettingsError
 from shared.tracing import open_tracing
+
+END_S = 60.0  # beyond the drain: longer than a supervisor needs, which kills what has not drained
 
 log = logging.getLogger("aios.serve")
 
@@ -103,7 +105,7 @@ async def workers(settings: Settings) -> AsyncIterator[None]:
         if child.returncode is None:
             child.terminate()
         try:
-            await asyncio.wait_for(child.wait(), settings.drain_s + KILL_AFTER_DRAIN_S)
+            await asyncio.wait_for(child.wait(), settings.drain_s + END_S)
         except TimeoutError:
             child.kill()
             await child.wait()
