@@ -49,7 +49,7 @@ async def test_a_streaming_caller_that_leaves_cancels_its_job(
         await anext(answer.aiter_lines())
         await answer.aclose()
         await until(lambda: is_state(redis, worker.jobs[0].id, "cancelled"), "the job is cancelled")
-        assert 'outcome="cancelled"} 1.0' in front.metrics.render().decode()
+        await until(lambda: 'outcome="cancelled"} 1.0' in front.metrics.render().decode(), "the front has counted it")
 
 
 async def test_a_caller_that_leaves_the_queue_cancels_its_job(redis: Redis) -> None:
