@@ -27,12 +27,10 @@ class RouteTable:
         return [route for route in self._routes if route.path_regex.match(path)]
 
     def allowed(self, path: str) -> list[str]:
-        """What `Allow` says of this path; empty where there is nothing."""
+        """What is done at this path, besides telling so by OPTIONS; empty where there is nothing."""
         methods = {method for route in self.at(path) for method in route.methods or ()}
         if "GET" in methods:
             methods.add("HEAD")
-        if methods:
-            methods.add("OPTIONS")
         return sorted(methods)
 
     def is_callers(self, path: str) -> bool:
@@ -106,7 +104,8 @@ class Methods:
             return
         if scope["method"] == "OPTIONS" and (routes := self._table.at(path)):
             scope["route"] = routes[0]  # for the log line
-            answer = Response(status_code=204, headers={"Allow": ", ".join(self._table.allowed(path))})
+            allowed = [*self._table.allowed(path), "OPTIONS"]
+            answer = Response(status_code=204, headers={"Allow": ", ".join(allowed)})
             await answer(scope, receive, send)
             return
 

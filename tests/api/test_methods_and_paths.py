@@ -107,7 +107,7 @@ async def test_head_needs_the_key_that_get_needs(redis: Redis) -> None:
 @pytest.mark.parametrize("path", PATHS)
 async def test_options_and_refusals_say_what_there_is(redis: Redis, path: str) -> None:
     methods = methods_of(path)
-    expected = methods | ({"HEAD"} if "GET" in methods else set()) | {"OPTIONS"}
+    expected = methods | ({"HEAD"} if "GET" in methods else set())
     async with in_memory(redis, api_keys="ann:key-a") as client:
         options = await client.options(url(path, "00" * 17))
         refused = await client.request("PATCH", url(path, "00" * 17))
@@ -116,8 +116,8 @@ async def test_options_and_refusals_say_what_there_is(redis: Redis, path: str) -
     assert refused.status_code == 405
     assert refused.json()["error"], "in the shape of the path's dialect"
     assert head.status_code != 405 or "GET" not in methods
-    for answer in (options, refused):
-        assert set(answer.headers["Allow"].split(", ")) == expected
+    assert set(options.headers["Allow"].split(", ")) == expected | {"OPTIONS"}
+    assert set(refused.headers["Allow"].split(", ")) == expected
     if head.status_code == 405:
         assert set(head.headers["Allow"].split(", ")) == expected
 
