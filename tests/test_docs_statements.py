@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.setting_layers import env_names, flag_name
+from shared.setting_layers import env_names, flag_name, switch_flags
 from shared.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,7 +22,7 @@ TREES = ("api", "worker", "shared", "scripts", "tests", "docs", "config", "deplo
 _FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 _OURS = re.compile(
     r"(?:^|[|;&(] *|\$ |\bin |\bexec )(?:\.venv/bin/)?(aios|python3? -m [\w.]+|scripts/\w+\.sh)((?: [^|;&#`\n]*)?)",
     re.MULTILINE,
@@ -37,7 +37,7 @@ FOREIGN = {
 
 
 OTHERS = {
-    "OPENAI_API_KEY", "OTEL_BSP_SCHEDULE_DELAY", "extra_body", "extra_headers", "forward_dtype", "max_autotune",
+    "OPENAI_API_KEY", "OTEL_BSP_SCHEDULE_DELAY", "extra_body", "extra_headers", "forward_dtype", "idle_timeout", "max_autotune",
     "page_manager", "paged_attention", "prompt_cache_key", "prompt_cache_retention", "rawPredict", "redis_exporter",
     "safety_identifier", "target_delimiter", "trust_remote_code", "use_cpu_device",
 }  # fmt: skip
@@ -67,12 +67,18 @@ def anchors(page: Path) -> set[str]:
     return {slug(heading) for heading in headings} | set(re.findall(r'<a id="([^"]+)"', text))
 
 
+def flags_in(text: str) -> list[str]:
+    """The flags of a command line, as they are listed: dashes and underscores are the same."""
+    return [flag.replace("_", "-") for flag in _FLAG.findall(text)]
+
+
 def literals(*sources: Path) -> set[str]:
     """The flags that stand in these sources as strings."""
     return {flag for source in sources for flag in re.findall(r'"(--[a-z][a-z0-9-]*)"', source.read_text())}
 
 
 SETTINGS = {flag_name(field) for field in Settings.model_fields}
+SETTINGS |= {flag for field in Settings.model_fields for flag in switch_flags(field)}
 SETTINGS |= {"--no-" + flag[2:] for flag in SETTINGS} | {"--config", "--print-config", "--dry-run", "--help"}
 
 
@@ -140,7 +146,7 @@ def test_commands_and_their_flags_exist(page: Path) -> None:
                 assert source_of(command.rsplit(maxsplit=1)[-1]) is not None, command
             if command.endswith(".sh"):
                 assert (ROOT / command).is_file(), command
-            for flag in _FLAG.findall(arguments):
+            for flag in flags_in(arguments):
                 assert flag in flags_of(command, arguments), f"{command}{arguments}: {flag}"
 
 
@@ -149,7 +155,7 @@ def test_flags_that_stand_alone_exist(page: Path) -> None:
     known = SETTINGS | FOREIGN | literals(*(ROOT / "scripts").rglob("*.py"))
     for code in _INLINE.findall(_FENCED.sub("", page.read_text())):
         if code.startswith("--"):
-            assert _FLAG.findall(code)[0] in known, code
+            assert flags_in(code)[0] in known, code
 
 
 @pytest.fixture(scope="module")

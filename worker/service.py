@@ -144,8 +144,8 @@ class WorkerService:
             self._work,
             tell=partial(self._once, self._announce),
         )
-        every: list[LoadedModel | FailedModel] = [*models, *self.failed]
-        self._slots = {model.info.id: Slot(model, bench) for model in every}
+        held: list[LoadedModel | FailedModel] = [*models, *self.failed]
+        self._slots = {model.info.id: Slot(model, bench) for model in held}
         return thread
 
     async def _serve(self, thread: EngineThread, stop: asyncio.Event) -> None:
