@@ -35,10 +35,10 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/worker/test_classes.py",
         "tests/worker/test_out_of_memory.py",
     ),
-    "worker/sampler.py": ("tests/worker/test_sampler.py", "tests/worker/test_broken_numbers.py"),
+    "worker/sampler.py": ("tests/worker/test_sampler.py",),
     "worker/text.py": ("tests/worker/test_policy.py",),
-    "worker/scoring.py": ("tests/worker/test_scoring.py", "tests/worker/test_broken_numbers.py"),
-    "shared/submission.py": (*_QUEUE, "tests/shared/test_limits.py"),
+    "worker/scoring.py": ("tests/worker/test_scoring.py",),
+    "shared/submission.py": (*_QUEUE, "tests/shared/test_limits.py", *_RESERVATIONS),
     "shared/queue.py": (*_QUEUE, "tests/shared/test_shards.py"),
     "shared/reservations.py": _RESERVATIONS,
     "api/admission.py": (

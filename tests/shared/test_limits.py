@@ -200,6 +200,7 @@ async def test_when_to_come_again_is_told_by_what_ended_lately(connections: list
     for claim in await desk.take(20):
         assert await desk.say(claim, DONE)
     await desk.submit(*[SAY_HI] * 30)
+    await desk.submissions._reservations.settle()
     tag = keys.ADMISSION if shards > 1 else "00"
     await connections[0].set(f"{keys.prefix(tag)}busy:m", 1)
     five = [SAY_HI] * 5

@@ -16,7 +16,8 @@ from worker.kv.pages import PageTable
 from worker.kv.prefix import PrefixTree
 from worker.noise import fold
 from worker.request import Emission, Work
-from worker.sequence import Encoded
+from worker.scheduler import Scheduler
+from worker.sequence import Encoded, Sequence
 
 Reuse = Literal["prefix", "prompt", "none"]
 
@@ -292,6 +293,21 @@ def test_what_a_prompt_took_too_much_is_paid_and_then_forgotten(length: int, num
     assert steps_until("next") == num_steps
     engine.submit(generate("last", (4,) * 8, 1))
     assert steps_until("last") == 0
+
+
+@pytest.mark.parametrize(
+    ("num_pages", "is_prefix_lm", "halves"), [(40, False, [4, 2, 1]), (40, True, []), (0, False, [])]
+)
+def test_a_slice_is_halved_as_far_as_it_can_be_cut(num_pages: int, is_prefix_lm: bool, halves: list[int]) -> None:
+    """Not at all where the prompt must be seen whole, or where there are no keys and values to go on from."""
+    scheduler = Scheduler(Ghost(num_pages=num_pages, is_prefix_lm=is_prefix_lm, reuse="none").spec)
+    scheduler.add(Sequence("a", Encoded((1,) * 8, 1), Sampling(1, 1)))
+    [part] = scheduler.plan()
+    sizes = []
+    while (half := scheduler.halve(part)) is not None and len(sizes) < 9:
+        part = half
+        sizes.append(part.num_tokens)
+    assert sizes == halves
 
 
 def test_what_can_never_fit_is_refused_and_blocks_nobody() -> None:
