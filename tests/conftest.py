@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
 from shared.broker import connect
-from tests.redis_server import RedisServer, start_redis
+from tests.redis_server import RedisServer, patient, start_redis
 
 pytest_plugins = ("tests.leftovers",)
 # Modules that tests share say what was not as it must be, as tests do themselves.
@@ -40,7 +40,7 @@ def redis_url(redis_server: RedisServer) -> str:
 
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    client = connect(redis_url)
+    client = patient(connect(redis_url))
     yield client
     await client.aclose()
 

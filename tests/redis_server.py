@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import redis
+from redis.asyncio import Redis as AsyncRedis
 
 _START_TIMEOUT_S = 60.0
 _STARTS = 5
@@ -93,6 +94,12 @@ def start_redis(directory: Path, executable: str | None = None, **options: str) 
     server = RedisServer(directory, free_port(), executable or redis_executable(), more=options)
     server.start()
     return server
+
+
+def patient(client: AsyncRedis) -> AsyncRedis:
+    """The client as it is, but for how long it waits for a connection: a busy machine takes its time."""
+    client.connection_pool.connection_kwargs["socket_connect_timeout"] = _START_TIMEOUT_S
+    return client
 
 
 def redis_executable() -> str:

@@ -42,6 +42,7 @@ from shared.presence import Presence
 from shared.queue import Claim, Terms, WorkQueue
 from shared.vectors import pack
 from tests.polling import ALL_DAY_S
+from tests.redis_server import patient
 
 ALL_TASKS = ("generate", "score", "solve", "embed", "classify", "tokenize", "detokenize")
 
@@ -69,7 +70,7 @@ class EchoWorker:
         self.max_tokens: int | None = None
         self.jobs: list[Job] = []
         self.stale: list[str] = []
-        self._redis = connect(redis_url)
+        self._redis = patient(connect(redis_url))
         self._broker = broker(self._redis)
         self._tasks: set[asyncio.Task[None]] = set()
 

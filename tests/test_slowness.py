@@ -1,0 +1,43 @@
+"""Stretched limits still fail for what does nothing but take its time, and spare what the machine holds up."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests import slowness as module
+from tests.polling import wait_until
+from tests.slowness import slowness, within
+
+
+def test_what_waits_for_too_long_fails() -> None:
+    with pytest.raises(AssertionError, match="it waits: "), within(0.001, "it waits"):
+        time.sleep(0.5)
+
+
+def test_what_is_held_up_by_others_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty times as slow: half a second is as good as 25 ms."""
+    monkeypatch.setattr(module, "slowness", lambda: 20.0)
+    with within(0.05, "it works"):
+        time.sleep(0.5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="cores are chosen on Linux")
+def test_slowness_is_what_others_take() -> None:
+    """Beside four busy loops on the same core a second of work takes some more."""
+    own = os.sched_getaffinity(0)
+    core = {min(own)}
+    os.sched_setaffinity(0, core)
+    try:
+        loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+        try:
+            wait_until(lambda: slowness() > 2, "the loops run")
+        finally:
+            for loop in loops:
+                loop.kill()
+                loop.wait()
+    finally:
+        os.sched_setaffinity(0, own)
+    assert slowness() >= 1
