@@ -37,9 +37,9 @@ FOREIGN = {
 
 
 OTHERS = {
-    "OPENAI_API_KEY", "OTEL_BSP_SCHEDULE_DELAY", "extra_body", "extra_headers", "forward_dtype", "idle_timeout", "max_autotune",
-    "page_manager", "paged_attention", "prompt_cache_key", "prompt_cache_retention", "rawPredict", "redis_exporter",
-    "safety_identifier", "target_delimiter", "trust_remote_code", "use_cpu_device",
+    "OPENAI_API_KEY", "OTEL_BSP_SCHEDULE_DELAY", "extra_body", "extra_headers", "forward_dtype", "idle_timeout",
+    "max_autotune", "page_manager", "paged_attention", "prompt_cache_key", "prompt_cache_retention", "rawPredict",
+    "redis_exporter", "safety_identifier", "target_delimiter", "trust_remote_code", "use_cpu_device",
 }  # fmt: skip
 """Words set as code that are of other programs, or of their files."""
 
@@ -152,7 +152,7 @@ def test_commands_and_their_flags_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", pages())
 def test_flags_that_stand_alone_exist(page: Path) -> None:
-    known = SETTINGS | FOREIGN | literals(*(ROOT / "scripts").rglob("*.py"))
+    known = SETTINGS | FOREIGN | literals(ROOT / "shared/cli.py", *(ROOT / "scripts").rglob("*.py"))
     for code in _INLINE.findall(_FENCED.sub("", page.read_text())):
         if code.startswith("--"):
             assert flags_in(code)[0] in known, code

@@ -21,7 +21,7 @@ from tests.polling import until
 ASK = {"prompts": ["a b c"]}
 OURS = {
     *("internal_error", "worker_failed", "worker_crashed", "no_worker", "queue_timeout", "deadline_infeasible"),
-    *("draining", "broker_unavailable", "out_of_memory", "deadline_exceeded"),
+    *("draining", "shut_down", "broker_unavailable", "out_of_memory", "deadline_exceeded", "model_failed"),
 }
 
 
