@@ -88,3 +88,11 @@ def test_noise_looks_like_gumbel() -> None:
     assert noise.mean().item() == pytest.approx(0.5772, abs=0.03)
     assert noise.var().item() == pytest.approx(1.6449, abs=0.06)
     assert abs(torch.corrcoef(noise)[0, 1].item()) < 0.03
+
+
+@pytest.mark.parametrize("shift", [-40.0, 0.0, 40.0])
+def test_min_p_is_a_share_of_the_likeliest_wherever_the_logits_lie(shift: float) -> None:
+    """Of tokens with 4, 2 and 1 parts, a floor of 0.4 leaves the first two."""
+    logits = torch.tensor([[4.0, 2.0, 1.0]]).log() + shift
+    drawn = {choose(logits, [Sampling(1, seed, temperature=1.0, min_p=0.4)], [0])[0] for seed in range(200)}
+    assert drawn == {0, 1}
