@@ -17,6 +17,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 _GOES_BY_S = 5.0
 """A process whose parent was just killed may take a moment to follow it."""
 
+_RESOURCE_TRACKER = "from multiprocessing.resource_tracker import main"
+
 _kept: set[int] = set()
 
 
@@ -58,7 +60,10 @@ def _running() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if process.pid not in _kept and process.status() != psutil.STATUS_ZOMBIE:
+            if process.pid in _kept or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            # Python's own helper, which watches what this process shares and ends with it.
+            if _RESOURCE_TRACKER not in " ".join(process.cmdline()):
                 found.append(process)
         except psutil.NoSuchProcess:
             continue
