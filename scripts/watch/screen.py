@@ -146,7 +146,16 @@ def _workers(workers: Sequence[Worker], width: int) -> list[str]:
         Column("GPU", [memory(own.device_bytes) if own and own.device_bytes else "" for own in owners], rank=2),
         Column("UP", [span(own.uptime_s) if own else "" for own in owners], rank=5),
     ]
-    return table(columns, width)
+    return [*table(columns, width), *_failures(workers, width)]
+
+
+def _failures(workers: Sequence[Worker], width: int) -> list[str]:
+    """The models that workers could not load again, and why."""
+    lines: list[str] = []
+    for worker in workers:
+        for model, reason in worker.failures.items():
+            lines += wrap(f"{worker.id}: {model} failed: {reason}", width)
+    return lines
 
 
 def _pages(load: WorkerModel) -> str:

@@ -45,7 +45,10 @@ class WorkerModel(msgspec.Struct, frozen=True):
 
 
 class Worker(msgspec.Struct, frozen=True):
-    """`state` is `loading`, `ready`, `full` or `draining`; one that is loading tells no models yet."""
+    """`state` is `loading`, `ready`, `full` or `draining`; one that is loading tells no models yet.
+
+    `failures` are of those of its models that it could not load again, each with the reason.
+    """
 
     id: str
     state: str
@@ -56,6 +59,7 @@ class Worker(msgspec.Struct, frozen=True):
     device_bytes: int
     stale_appends: int
     models: tuple[WorkerModel, ...]
+    failures: dict[str, str] = {}
 
 
 class Waiting(msgspec.Struct, frozen=True):
@@ -150,6 +154,7 @@ def _worker(told: WorkerInfo) -> Worker:
         told.device_bytes,
         told.stale_appends,
         tuple(_worker_model(model, loads.get(model.id, ModelLoad(model.id))) for model in told.models),
+        {name: failure.reason for name, failure in told.failures.items()},
     )
 
 

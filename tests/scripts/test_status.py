@@ -12,10 +12,11 @@ from redis.asyncio import Redis
 
 from scripts.aios import main
 from scripts.watch.rates import Rates, rates
+from scripts.watch.screen import View, screen
 from scripts.watch.snapshot import Model, Server, Snapshot, Waiting, Worker, WorkerModel, look
 from shared import keys
 from shared.broker import Broker, open_broker, open_unsettled
-from shared.messages import Generate, ModelInfo, ModelLoad, Sampling, WorkerInfo
+from shared.messages import Generate, LoadFailure, ModelInfo, ModelLoad, Sampling, WorkerInfo
 from shared.presence import Presence
 from shared.settings import REPO_ROOT
 from tests.desk import Desk
@@ -105,6 +106,15 @@ async def test_a_worker_without_room_in_memory_is_full(redis: Redis, aios: Aios)
     await Presence(redis, ttl_s=ALL_DAY_S).announce(WorkerInfo("w", "ready", (MODEL,), is_full=True))
     status, told = await aios("--json")
     assert (status, told["workers"][0]["state"]) == (0, "full")
+
+
+async def test_a_model_that_could_not_be_loaded_again_is_told_with_the_reason(redis: Redis, aios: Aios) -> None:
+    failures = {"m": LoadFailure("config.json: not found; restore the file.")}
+    await Presence(redis, ttl_s=ALL_DAY_S).announce(WorkerInfo("w", "ready", (MODEL,), failures=failures))
+    _, told = await aios("--json")
+    assert told["workers"][0]["failures"] == {"m": "config.json: not found; restore the file."}
+    view = View(await look(Broker(redis)))
+    assert "w: m failed: config.json: not found; restore the file." in screen(view, 200)
 
 
 def test_without_redis_it_is_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

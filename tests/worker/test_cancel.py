@@ -47,6 +47,9 @@ class Paced(Ghost):
 
 
 def sequences(worker: WorkerService) -> list[Sequence]:
+    """None while the model is being loaded."""
+    if worker.not_ready():
+        return []
     return list(worker._slots["m"].engine._scheduler._running)
 
 
