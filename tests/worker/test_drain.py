@@ -41,13 +41,13 @@ class Sleeper(Echo):
         time.sleep(600)
         return super().step(slices)
 
-def load(settings):
+def load(settings, known):
     if sys.argv[2] == "load":
         print("load", flush=True)
         time.sleep(600)
-    return loaded(Sleeper(RunnerOptions("echo", max_batch=4)))
+    return loaded(Sleeper(RunnerOptions("echo", max_batch=4))), []
 
-process.load_models = load
+process.load_known_models = load
 process.run(Settings(redis_url=sys.argv[1], lease_s=600))
 """
 
