@@ -57,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(asked: argparse.Namespace, settings: Settings) -> int:
     """Sweep once, or until told to stop."""
-    settings, _ = with_local_fleet(settings, asked.port)
+    # Beside a Redis URL the port is what it is for all roles: where a front listens.
+    port = asked.port if settings.redis_url is None else None
+    settings, _ = with_local_fleet(settings, port)
     configure_logging(settings.log_level, settings.log_format)
     tell_general_variables(settings)
     logging.getLogger("arq").setLevel(logging.WARNING)  # two lines for every sweep are not news

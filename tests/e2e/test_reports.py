@@ -43,5 +43,5 @@ def test_a_role_says_that_it_is_ready(redis_url: str, words: tuple[str, ...]) ->
 
 def test_a_role_that_cannot_start_says_why(redis_url: str) -> None:
     with supervised("worker", "--redis-url", redis_url, "--model-path", "/does/not/exist") as (process, report):
-        assert b"There is no model at /does/not/exist" in report.read()
+        assert b"cannot read '/does/not/exist': it does not exist" in report.read()
         assert process.wait(30) == 2
