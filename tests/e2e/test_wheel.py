@@ -85,9 +85,11 @@ def test_it_serves_the_sample_from_an_empty_folder(
 
 
 def test_every_module_and_its_data_are_in_it(wheel: Path, source: Path) -> None:
-    rooms = [source / room for room in ("api", "worker", "shared", "scripts")]
-    files = [file for room in rooms for suffix in ("py", "lua") for file in room.rglob(f"*.{suffix}")]
-    expected = {str(file.relative_to(source)) for file in files}
+    old_names = source / "scripts" / "entry_points"  # installed under the names of the folders in it
+    expected = {str(file.relative_to(old_names)) for file in old_names.rglob("*.py")}
+    for room in ("api", "worker", "shared", "scripts"):
+        files = [*(source / room).rglob("*.py"), *(source / room).rglob("*.lua")]
+        expected |= {str(file.relative_to(source)) for file in files if not file.is_relative_to(old_names)}
     models = [file for file in (source / "models").rglob("*") if file.is_file()]
     expected |= {f"shared/{file.relative_to(source)}" for file in models}
     assert set(contents(wheel)) == expected
