@@ -44,6 +44,8 @@ _LOOK_S = 0.5
 """Between two looks for work of a model that is not loaded, or for the end of the last job of one that is to go."""
 _PATIENCE_S = 10.0
 """For so long others that have the model may let work wait before one more worker loads it."""
+_RESTART_S = 30.0
+"""How long a worker that has gone is waited for: a supervisor starts it again, and it loads its models."""
 _FIRST_RETRY_S = 1.0
 _LONGEST_RETRY_S = 60.0
 """A model that could not be loaded is tried again after 1, 2, 4 ... seconds."""
@@ -82,6 +84,8 @@ class Slot:
         self._ended = asyncio.Event()
         self._waiting_since_s: float | None = None
         self._num_failures = 0
+        self._able_others: set[str] = set()
+        self._able_at_s = 0.0
         self._reason = ""
         self._retry_at_s = 0.0
         if isinstance(model, LoadedModel):
@@ -285,15 +289,27 @@ class Slot:
             await self._load()
             if self._num_failures == 0:
                 return
-        if await self.queue.has_work(self._bench.broker.shards) and not await self._can_others():
+        can_others = await self._can_others()
+        if await self.queue.has_work(self._bench.broker.shards) and not can_others:
             await self._refuse_waiting()
             return
         left_s = self._retry_at_s - time.monotonic()
         await asyncio.sleep(min(max(0.0, left_s), _LOOK_S))
 
     async def _can_others(self) -> bool:
-        """Whether another worker has the model, or has not failed to load it."""
-        return any(self.info.id not in other.failures for other in await self._others())
+        """Return whether another worker has the model, or has not failed to load it.
+
+        One that could and has gone may have died: it is started again, and goes on with what it had.
+        """
+        others = await self._others()
+        now_s = time.monotonic()
+        able = {other.id for other in others if self.info.id not in other.failures}
+        if able:
+            self._able_others = able
+            self._able_at_s = now_s
+            return True
+        has_gone = not self._able_others <= {other.id for other in others}
+        return has_gone and now_s - self._able_at_s < _RESTART_S
 
     async def _refuse_waiting(self) -> None:
         """Take what waits and end it with the reason; nothing else is taken until that is logged."""

@@ -112,6 +112,24 @@ async def test_an_answer_of_another_worker_is_waited_for(redis: Redis) -> None:
         assert (await failed(redis, job)).code == "model_failed"
 
 
+async def test_a_worker_that_had_it_and_died_is_waited_for(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it was saying is gone on with when it is back, which takes a moment."""
+    files, desk, presence = Files(), Desk(redis), Presence(redis, ttl_s=60)
+    info = model("m", echo).info
+    async with at_work(redis, lambda: [model("m", files.make)]) as worker:
+        await presence.announce(WorkerInfo("other", "ready", (info,), residences={"m": "unloaded"}))
+        await unload(redis, worker)
+        files.error = GONE
+        [job] = await desk.submit(task("abc"))
+        await until(lambda: files.num_loads > 4, "it has tried again, and seen the other one")
+        await presence.leave("other")
+        tried = files.num_loads
+        await until(lambda: files.num_loads > tried + 3, "it goes on trying")
+        assert await desk.counts() == (1, 0)
+        monkeypatch.setattr(slot, "_RESTART_S", 0.0)
+        assert (await failed(redis, job)).code == "model_failed"
+
+
 async def test_an_order_to_unload_ends_the_trying(redis: Redis) -> None:
     files = Files()
     async with at_work(redis, lambda: [model("m", files.make)]) as worker:
