@@ -150,13 +150,14 @@ def serve_hrm(settings: Settings) -> int:
 
 
 def _local_fleet(settings: Settings) -> LocalFleet:
+    has_front = FRONT_ELSEWHERE_ENV not in os.environ
     return LocalFleet(
         pid=os.getpid(),
-        port=settings.port,
-        url=local_url(settings),
+        port=settings.port if has_front else 0,
+        url=local_url(settings) if has_front else "another server's front",
         redis_url=redis_url(settings),
         redis_shards=settings.redis_shards,
-        has_open_metrics=not settings.protect_metrics,
+        has_open_metrics=has_front and not settings.protect_metrics,
     )
 
 
