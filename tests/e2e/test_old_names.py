@@ -21,7 +21,8 @@ from tests.shared.test_settings import without_settings
 def uvicorn(port: int, log: Path, **env: str) -> Iterator["subprocess.Popen[bytes]"]:
     """The server in a directory that is not ours; killed at the end with all that it started."""
     command = [sys.executable, "-m", "uvicorn", "levanter.serve.min_server:app", "--port", str(port)]
-    environment = {**without_settings(os.environ), "OMP_NUM_THREADS": "1", **env}
+    own = {"OMP_NUM_THREADS": "1", "AIOS_RUN_DIR": str(log.parent / "run")}
+    environment = {**without_settings(os.environ), **own, **env}
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=log.parent, env=environment, stdout=output, stderr=output)
     family: list[psutil.Process] = []
@@ -48,10 +49,8 @@ def test_uvicorn_serves_a_fleet_and_ends_it(tmp_path: Path, monkeypatch: pytest.
     """B16, B17: healthy when a worker is warm; AIOS_SEED stands for --seed."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    run_dir = str(tmp_path / "run")
-    monkeypatch.setenv("AIOS_RUN_DIR", run_dir)
-    env = {"AIOS_MODELS": "mine=echo", "LOAD_IN_8BIT": "true", "AIOS_RUN_DIR": run_dir}
-    with uvicorn(port, tmp_path / "log", **env) as process:
+    monkeypatch.setenv("AIOS_RUN_DIR", str(tmp_path / "run"))
+    with uvicorn(port, tmp_path / "log", AIOS_MODELS="mine=echo", LOAD_IN_8BIT="true") as process:
         wait_until(lambda: process.poll() is not None or is_warm(url), "a worker is warm", deadline_s=60)
         body = {"prompt": "ab", "max_tokens": 4}
         answer = httpx.post(f"{url}/v1/completions", json=body, timeout=30)
