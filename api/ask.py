@@ -25,7 +25,7 @@ from api.stopwatch import Stopwatch
 from api.timings import timing_headers
 from api.trail import Trail
 from api.wishes import Wishes, WishesDep
-from shared.errors import DeviceUnavailable, Draining, InvalidRequest, ModelNotFound, NoWorker
+from shared.errors import DeviceUnavailable, Draining, InvalidRequest, ModelFailed, ModelNotFound, NoWorker
 from shared.messages import ModelInfo, Task, Text
 from shared.requests import new_follower
 from shared.submission import Key, Order
@@ -129,7 +129,7 @@ class Ask:
         try:
             info = await self.front.admission.resolve(model, kind.task)
             planned = plan(info)
-        except (DeviceUnavailable, Draining, InvalidRequest, ModelNotFound, NoWorker):
+        except (DeviceUnavailable, Draining, InvalidRequest, ModelFailed, ModelNotFound, NoWorker):
             async with redis_answers():
                 known = await self.front.submissions.known(self.caller.tenant, self._key)
             if known is None:

@@ -8,7 +8,7 @@ or the caller will ask again. Knows no dialect; of HTTP only the ASGI `receive`.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from api.caller import Caller
@@ -45,9 +45,13 @@ class StillRunning(Exception):
     """The caller has waited as long as it wanted to."""
 
 
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
 @dataclass(frozen=True)
 class Following:
-    """One who follows a request. Times in seconds from now.
+    """One who follows a request. Times in seconds from `since_s` on, which is now.
 
     `follower` is its mark, if its leaving may end the request; "" if not. `is_first`: by the front that took it, so
     that each job is counted in the metrics once. `cache`: "hit" for one that had been answered before, "miss" where
@@ -62,6 +66,7 @@ class Following:
     cache: str = ""
     watch: Stopwatch | None = None
     caller: Caller | None = None
+    since_s: float = field(default_factory=_now_s)
 
     def leave_in(self, trail: Trail) -> None:
         """What the log line of the caller's request tells of this one; times by the front that took it alone."""
@@ -187,13 +192,14 @@ class Dispatcher:
     def _set_timers(self, run: Run, following: Following, wait_s: float | None) -> list[asyncio.TimerHandle]:
         loop = asyncio.get_running_loop()
         late = DeadlineExceeded("The request took longer than its deadline allows.")
-        timers = [loop.call_later(following.deadline_s + _LATE_S, run.fail, late)]
+        late_at_s = following.since_s + following.deadline_s + _LATE_S
+        timers = [loop.call_at(late_at_s, run.fail, late)]
         return timers if wait_s is None else [*timers, loop.call_later(wait_s, run.fail, StillRunning())]
 
     def _watch(self, run: Run, following: Following, receive: Receive | None) -> list["asyncio.Task[None]"]:
         """Tasks for each job, for the caller's leaving and for the time to queue; what they raise fails `run`."""
         watching = [self._follow(job, job_id, run, following.watch) for job, job_id in run.unfinished.items()]
-        watching.append(self._expire(run, following.queue_s))
+        watching.append(self._expire(run, following.since_s + following.queue_s))
         if receive is not None:
             watching.append(_notice_disconnect(run, receive))
         if following.caller is not None and self._revocations.concerns(following.caller):
@@ -220,9 +226,9 @@ class Dispatcher:
     async def _notice_revocation(self, run: Run, caller: Caller, model: str) -> None:
         run.fail(await self._revocations.told(caller, model))
 
-    async def _expire(self, run: Run, queue_s: float) -> None:
+    async def _expire(self, run: Run, at_s: float) -> None:
         """When the time to queue is over, end what no worker has taken: there may be no worker left to do so."""
-        await asyncio.sleep(queue_s)
+        await asyncio.sleep(max(0.0, at_s - _now_s()))
         event = QueueTimeout("No worker took the request in time.").as_event()
         await self._endings.expire(list(run.unstarted.values()), event)
 

@@ -22,6 +22,7 @@ from scripts.local_fleet import LocalFleet, announced
 from scripts.placement import place_workers
 from scripts.supervisor import MOST_FAILED_STARTS, Role, Supervisor
 from shared import keys
+from shared.access import Keyring
 from shared.broker import UNAVAILABLE, open_broker
 from shared.cli import CONFIG_ENV, redis_url, run_role, tell_general_variables
 from shared.listener import open_port, port_of
@@ -150,13 +151,14 @@ def serve_hrm(settings: Settings) -> int:
 
 
 def _local_fleet(settings: Settings) -> LocalFleet:
+    has_front = FRONT_ELSEWHERE_ENV not in os.environ
     return LocalFleet(
         pid=os.getpid(),
-        port=settings.port,
-        url=local_url(settings),
+        port=settings.port if has_front else 0,
+        url=local_url(settings) if has_front else "another server's front",
         redis_url=redis_url(settings),
         redis_shards=settings.redis_shards,
-        has_open_metrics=not settings.protect_metrics,
+        has_open_metrics=has_front and not settings.protect_metrics,
     )
 
 
@@ -283,17 +285,28 @@ async def _announce(settings: Settings) -> None:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
     while (fleet := await _ready_fleet(settings, host)) is None:  # noqa: ASYNC110 - it is in other processes
         await asyncio.sleep(READY_CHECK_S)
-    print(ready_line(settings, fleet), flush=True)
+    print(ready_line(settings, fleet, needs_key=await callers_need_key(settings)), flush=True)
 
 
-def ready_line(settings: Settings, fleet: Fleet) -> str:
+async def callers_need_key(settings: Settings) -> bool:
+    """Whether callers need a key now: one of the settings, or of those made with `aios keys`."""
+    if settings.require_key != "auto":
+        return settings.require_key == "yes"
+    if settings.api_keys or settings.admin_keys:
+        return True
+    try:
+        async with open_broker(redis_url(settings), settings.redis_shards) as broker:
+            return await Keyring(broker).has_made_keys()
+    except UNAVAILABLE:  # then nobody may call without
+        return True
+
+
+def ready_line(settings: Settings, fleet: Fleet, *, needs_key: bool) -> str:
     """Where the fleet answers, with which models, where that is documented, and what to type next."""
     url = local_url(settings)
     default = settings.default_model or fleet.default_model
     names = [name for name in fleet.models if name != default]
     shown = ", ".join([f"{default} (default)" if names else str(default), *names])
-    has_keys = bool(settings.api_keys or settings.admin_keys)
-    needs_key = settings.require_key == "yes" or (settings.require_key == "auto" and has_keys)
     key = " -H 'Authorization: Bearer YOUR-KEY'" if needs_key else ""
     return (
         f"ready at {url}  model: {shown}  docs: {url}/docs  try: {_example(url, key, fleet.models.get(str(default)))}"

@@ -33,7 +33,10 @@ log = logging.getLogger("aios.serve")
 
 @dataclass(frozen=True)
 class LocalFleet:
-    """`url` is where it answers; `has_open_metrics`: its `/metrics` asks for no key."""
+    """`url` is where it answers; `has_open_metrics`: its `/metrics` asks for no key.
+
+    Of a fleet whose front is in another server's process neither is known: its `port` is 0.
+    """
 
     pid: int
     port: int
@@ -111,7 +114,9 @@ def _folders() -> Sequence[Path]:
     folders = []
     if os.environ.get("XDG_RUNTIME_DIR"):
         folders.append(Path(os.environ["XDG_RUNTIME_DIR"]) / "aios")
-    folders.append(Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "aios")
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    if not state.startswith("~"):  # as it does for a user without a home
+        folders.append(Path(state) / "aios")
     folders.append(Path(tempfile.gettempdir()) / f"aios-{_uid()}")
     return folders
 

@@ -84,7 +84,8 @@ def redis_url(settings: Settings) -> str:
     fault = fault_of_url(settings.redis_url)
     if fault is not None:
         remedy = "name one like redis://host:6379/0 by --redis-url or AIOS_REDIS_URL"
-        raise settings.refusal("redis_url", f"{settings.redis_url} is no URL of a Redis: {fault}", remedy)
+        shown = "".join(settings.redis_url.split())  # a password with a space in it would not be known for one
+        raise settings.refusal("redis_url", f"{shown} is no URL of a Redis: {fault}", remedy)
     return settings.redis_url
 
 

@@ -9,12 +9,13 @@ from redis.asyncio import Redis
 
 from shared import keys
 from shared.broker import connect
+from shared.messages import LoadFailure, WorkerInfo
 from shared.presence import Presence
 from tests.api.echo_worker import EchoWorker
 from tests.api.frames import frames, read
 from tests.api.fronts import has_followers, in_memory, live
 from tests.api.test_headers import POSTS
-from tests.polling import until
+from tests.polling import ALL_DAY_S, until
 
 KEY = {"Idempotency-Key": "an order, No. 7"}
 
@@ -121,6 +122,20 @@ async def test_the_result_is_there_when_no_worker_is(
             assert new.status_code == 503 and code_of(new) in ("no_worker", "overloaded")
         later = await client.post(path, json=body, headers=KEY | {"Prefer": "respond-async"})
         assert (later.status_code, later.json()["state"]) == (202, "done")
+
+
+async def test_the_result_is_there_when_its_model_cannot_be_loaded_again(redis: Redis, worker: EchoWorker) -> None:
+    """The model was unloaded after the work was done; new work is refused with the reason."""
+    body = {"prompts": ["a"]}
+    async with in_memory(redis) as client:
+        first = await client.post("/generate", json=body, headers=KEY)
+    failures = {worker.model.id: LoadFailure("its files are gone.")}
+    await Presence(redis, ttl_s=ALL_DAY_S).announce(WorkerInfo("w1", "ready", (worker.model,), failures=failures))
+    async with in_memory(redis) as client:
+        again = await client.post("/generate", json=body, headers=KEY)
+        assert (again.status_code, again.content) == (200, first.content)
+        new = await client.post("/generate", json=body)
+        assert (new.status_code, code_of(new)) == (503, "model_failed")
 
 
 async def test_what_runs_is_found_when_its_worker_seems_gone(redis: Redis, redis_url: str, worker: EchoWorker) -> None:

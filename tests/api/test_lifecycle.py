@@ -6,6 +6,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from shared import keys
 from shared.broker import Broker, connect
 from shared.messages import Cancelled, Failed
 from shared.submission import Submissions
@@ -93,6 +94,18 @@ async def test_a_job_that_no_worker_takes_in_time(redis: Redis) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "queue_timeout")
     assert int(answer.headers["Retry-After"]) >= 1
     assert await states(redis) == ["failed"]
+
+
+async def test_a_caller_who_waits_for_a_while_does_not_lengthen_the_time_to_queue(redis: Redis) -> None:
+    await announce(redis, "echo")
+    async with in_memory(redis, queue_timeout_s=2.2) as client:
+        waits = {"Prefer": "respond-async, wait=2"}
+        answer = await client.post("/generate", json={"prompts": ["a b"]}, headers=waits)
+        assert (answer.status_code, answer.json()["state"]) == (202, "queued")
+        await until(lambda: all_are(redis, ["failed"]), "the job is failed")
+    (name,) = [name async for name in redis.scan_iter(keys.pattern("job"))]
+    queued_ms, ended_ms = await redis.hmget(name, ["queued_ms", "ended_ms"])
+    assert int(ended_ms) - int(queued_ms) < 4100, "its time began when it was queued"
 
 
 async def test_a_job_that_runs_is_spared_by_the_queue_timeout(redis: Redis, worker: EchoWorker) -> None:

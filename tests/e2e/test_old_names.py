@@ -9,7 +9,9 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
+from scripts.local_fleet import running_fleets
 from tests.polling import wait_until
 from tests.redis_server import free_port
 from tests.shared.test_settings import without_settings
@@ -19,7 +21,8 @@ from tests.shared.test_settings import without_settings
 def uvicorn(port: int, log: Path, **env: str) -> Iterator["subprocess.Popen[bytes]"]:
     """The server in a directory that is not ours; killed at the end with all that it started."""
     command = [sys.executable, "-m", "uvicorn", "levanter.serve.min_server:app", "--port", str(port)]
-    environment = {**without_settings(os.environ), "OMP_NUM_THREADS": "1", **env}
+    own = {"OMP_NUM_THREADS": "1", "AIOS_RUN_DIR": str(log.parent / "run")}
+    environment = {**without_settings(os.environ), **own, **env}
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=log.parent, env=environment, stdout=output, stderr=output)
     family: list[psutil.Process] = []
@@ -42,16 +45,19 @@ def is_warm(url: str) -> bool:
         return False
 
 
-def test_uvicorn_serves_a_fleet_and_ends_it(tmp_path: Path) -> None:
+def test_uvicorn_serves_a_fleet_and_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """B16, B17: healthy when a worker is warm; AIOS_SEED stands for --seed."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
+    monkeypatch.setenv("AIOS_RUN_DIR", str(tmp_path / "run"))
     with uvicorn(port, tmp_path / "log", AIOS_MODELS="mine=echo", LOAD_IN_8BIT="true") as process:
         wait_until(lambda: process.poll() is not None or is_warm(url), "a worker is warm", deadline_s=60)
         body = {"prompt": "ab", "max_tokens": 4}
         answer = httpx.post(f"{url}/v1/completions", json=body, timeout=30)
         assert answer.json()["choices"][0]["text"] == "abab"
         assert [model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]] == ["mine"]
+        found = [(fleet.port, fleet.has_open_metrics) for fleet in running_fleets()]
+        assert found == [(0, False)], "the port of uvicorn is not known to who tells of the fleet"
         family = psutil.Process(process.pid).children(recursive=True)
         assert {"api"}.isdisjoint(child.cmdline()[-1] for child in family)
         assert any("redis-server" in child.name() for child in family)

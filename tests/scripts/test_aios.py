@@ -6,11 +6,14 @@ import socket
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
 from scripts import aios
-from scripts.aios import bindable_port, fleet_roles, main, ready_line
+from scripts.aios import bindable_port, callers_need_key, fleet_roles, main, ready_line
 from scripts.embedded_redis import EmbeddedRedis
 from scripts.supervisor import Supervisor
+from shared.access import Grant, Keyring
+from shared.broker import Broker
 from shared.cli import tell_general_variables
 from shared.messages import ModelInfo, TaskName
 from shared.presence import Fleet
@@ -105,17 +108,30 @@ def ready_fleet(*tasks: TaskName) -> Fleet:
 
 def test_the_ready_line_has_what_to_type_next() -> None:
     settings = Settings(host="0.0.0.0", port=8123)
-    line = ready_line(settings, ready_fleet("generate"))
+    line = ready_line(settings, ready_fleet("generate"), needs_key=False)
     assert line.startswith("ready at http://127.0.0.1:8123  model: m  docs: http://127.0.0.1:8123/docs  try: curl -s ")
     assert "/generate" in line and "Authorization" not in line
-    assert ready_line(settings, ready_fleet("embed")).endswith("try: curl -s http://127.0.0.1:8123/v1/models")
-    assert ready_line(Settings(host="::", port=1), ready_fleet()).startswith("ready at http://[::1]:1 ")
+    assert ready_line(settings, ready_fleet("embed"), needs_key=False).endswith(
+        "try: curl -s http://127.0.0.1:8123/v1/models"
+    )
+    line = ready_line(Settings(host="::", port=1), ready_fleet(), needs_key=False)
+    assert line.startswith("ready at http://[::1]:1 ")
 
 
-def test_the_ready_line_says_that_a_key_is_needed_and_never_which() -> None:
+async def test_the_ready_line_says_that_a_key_is_needed_and_never_which() -> None:
     settings = resolve({}, {"API_KEYS": "hush-1"}, None).settings
-    line = ready_line(settings, ready_fleet("generate"))
+    line = ready_line(settings, ready_fleet("generate"), needs_key=await callers_need_key(settings))
     assert "-H 'Authorization: Bearer YOUR-KEY'" in line and "hush" not in line
+
+
+async def test_a_key_is_needed_once_one_was_made_in_a_redis_that_is_not_the_fleets_own(
+    redis: Redis, redis_url: str
+) -> None:
+    settings = Settings(redis_url=redis_url)
+    assert not await callers_need_key(settings)
+    await Keyring(Broker(redis)).create(Grant("ann", "ann"))
+    assert await callers_need_key(settings)
+    assert not await callers_need_key(settings.model_copy(update={"require_key": "no"}))
 
 
 def test_only_a_front_whose_redis_ends_with_it_finishes_what_is_in_flight() -> None:

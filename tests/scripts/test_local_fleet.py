@@ -59,6 +59,20 @@ def test_it_is_found_from_a_shell_without_a_session(lost: str, tmp_path: Path, m
         assert running_fleets() == [fleet()]
 
 
+def test_a_user_without_a_home_needs_none(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whom the system does not know, in an environment that tells nothing."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    with announced(fleet()):
+        assert running_fleets() == [fleet()]
+        assert [place.parent for place in tmp_path.glob("aios-*/*")] == [tmp_path / f"aios-{os.getuid()}"]
+
+
 def test_without_any_folder_the_fleet_runs_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.cli import render_config, run_role
+from shared.cli import redis_url, render_config, run_role
 from shared.setting_layers import ENV_ALIASES
 from shared.setting_text import mask_secrets
 from shared.settings import REPO_ROOT, ModelEntry, Settings, SettingsError, model_entries, resolve
@@ -275,6 +275,17 @@ def test_a_refused_password_is_not_shown(capsys: pytest.CaptureFixture[str]) -> 
     assert run_role("aios test", lambda settings: 0, ["--redis-url", "reddis://:hush@host"]) == 2
     captured = capsys.readouterr()
     assert "redis_url" in captured.err and "hush" not in captured.err + captured.out
+
+
+@pytest.mark.parametrize("password", ["hush", "hush/", "hush#", "hush?", "hush hush", "hush@", "hush:"])
+def test_nor_is_one_in_a_url_that_is_none(password: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def need_redis(settings: Settings) -> int:
+        redis_url(settings)
+        return 0
+
+    assert run_role("aios test", need_redis, ["--redis-url", f"redis://:{password}@host:99999/0"]) == 2
+    captured = capsys.readouterr()
+    assert "is no URL of a Redis" in captured.err and "hush" not in captured.err + captured.out
 
 
 def test_keys_come_from_all_their_variables_and_are_never_shown(
