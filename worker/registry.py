@@ -81,7 +81,9 @@ def _by_config(directory: Path, names: Set[str]) -> str:
     config = converted(read_json_object(file), _Config, file)
     if config.model_type == "hrm_text":
         return "hrm-text"
-    if names & {"modules.json", "1_Pooling"}:  # of sentence-transformers, whatever the network is
+    from worker.models.hf_directory import is_sentence_directory  # safetensors, which the echo runner does without
+
+    if is_sentence_directory(directory):  # whatever the network is
         return "encoder"
     return "encoder" if _is_encoder(config) else "causal"
 

@@ -28,6 +28,8 @@ MODES = {
     "lasttoken": "pooling_mode_lasttoken",
 }
 PROMPTS = {"prompts": {"query": "Find: ", "document": ""}, "default_prompt_name": "query"}
+LONG_CAPITALS = {"prompts": {"query": "\u1e9e\u1e9e: "}, "default_prompt_name": "query"}
+"""Of three bytes each; the small letter has two."""
 DENSE = {"in_features": HIDDEN, "out_features": 7, "bias": True}
 TANH = "torch.nn.modules.activation.Tanh"
 
@@ -50,6 +52,10 @@ CASES: dict[str, dict[str, Any]] = {
     "prompt not pooled, weighted": {"modes": ["weightedmean", "cls"], "prompts": PROMPTS, "include_prompt": False},
     "short": {"modes": ["mean"], "limits": {"max_seq_length": 16, "do_lower_case": False}},
     "lower case": {"modes": ["mean"], "limits": {"max_seq_length": 40, "do_lower_case": True}},
+    "lower case, prompt not pooled": {
+        "modes": ["mean"], "prompts": LONG_CAPITALS, "include_prompt": False,
+        "limits": {"max_seq_length": 40, "do_lower_case": True},
+    },
     "causal": {"modes": ["lasttoken"], "steps": ["Normalize"], "network": "causal"},
 }  # fmt: skip
 

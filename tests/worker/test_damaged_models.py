@@ -340,6 +340,19 @@ def test_a_bug_of_ours_stays_a_traceback(whole: Whole, monkeypatch: pytest.Monke
         load(whole("causal"))
 
 
+@pytest.mark.parametrize("kind", ["causal", "hrm-text", "encoder"])
+def test_a_tokenizer_whose_reader_panics(copied: Callable[[str], Path], kind: str) -> None:
+    """Rust's panics are no Exception: one must neither end a start with a traceback nor a worker that loads again."""
+    path = copied(kind)
+    file = path / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": ""}
+    file.write_text(json.dumps(tokenizer))
+    said = refusal(path)
+    assert "The tokenizer in" in said
+    assert "PanicException" in said
+
+
 def test_a_lack_of_memory_is_told_as_one(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     def lacking(*_: object, **__: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64000000000 bytes.")

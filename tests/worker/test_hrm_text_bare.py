@@ -120,6 +120,29 @@ def test_everything_else_works_without_marks(write: Write) -> None:
     assert runner.eos_ids == {3}  # of generation_config.json
 
 
+def test_without_a_generation_config_answers_end_as_config_json_says(write: Write) -> None:
+    """As transformers has it."""
+    path = write()
+    (path / "generation_config.json").unlink()
+    assert load(path).runner.eos_ids == {3}
+
+
+@pytest.mark.parametrize("specials", [(), (EOQ, EOA)])
+def test_behind_an_empty_context_the_start_token_predicts(write: Write, specials: tuple[str, ...]) -> None:
+    """If there is one: an end token serves as start, as it does for other families."""
+    runner = load(write(*specials)).runner
+    task = Score("", ("ab",))
+    if not specials:
+        with pytest.raises(InvalidRequest, match="no start token"):
+            runner.encode(task)
+        return
+    encoded = runner.encode(task)
+    assert encoded.prompt_ids == (3,)
+    assert encoded.prompt_ids == runner.encode(Score("", ("ab",), rolling=True)).prompt_ids
+    [[score]] = score_all(runner, [task])
+    assert score.num_tokens == 2
+
+
 def test_conditions_that_are_there_can_be_asked_for(write: Write) -> None:
     runner = load(write(BOQ, EOQ, EOA, CONDITION_TOKENS["cot"])).runner
     tokens = runner.encode(ask("ab", "cot")).prompt_ids

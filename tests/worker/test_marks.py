@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from shared.errors import InvalidRequest
@@ -76,6 +76,19 @@ def test_a_continuation_is_what_follows_the_contexts_ids(kind: str, marks: str) 
     answer = language.encode(Tokenize(CONTEXT), 96).answer
     assert answer is not None and answer.tokenized is not None and answer.tokenized.ids == opened
     assert language.encode(Embed(CONTEXT), 96).prompt_ids == tuple(tokenizer(CONTEXT)["input_ids"])
+
+
+@pytest.mark.parametrize("marks", MARKS)
+def test_a_context_without_tokens_takes_nothing_from_what_follows(marks: str) -> None:
+    """Characters that the tokenizer's normalizer leaves out."""
+    tokenizer = tokenizer_of("word_piece", marks)
+    tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer()
+    language = CausalLanguage(Vocabulary(tokenizer, SIZE, ChatTemplate(tokenizer)), start_ids(tokenizer), frozenset())
+    for context in ("\x01", "\u200b "):
+        assert plain(tokenizer, context) == []
+        encoded = language.encode(Score(context, ("paris play",)), 96)
+        assert encoded.prompt_ids == (0,)
+        assert encoded.continuations == (tuple(plain(tokenizer, "paris play")),)
 
 
 @pytest.mark.parametrize("words", [["<s>", "</s>", "zz"], ["<s>", "</s>", "a"]])

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import BertConfig, BertForSequenceClassification
 
-from shared.messages import Embed
+from scripts.train_sample import byte_tokenizer
+from shared.messages import Classify, Embed
 from shared.settings import ModelEntry, Settings, SettingsError
 from shared.vectors import unpack
 from tests.worker.sentence_models import CASES, DENSE, GOLDEN, HIDDEN, TANH, TEXTS, own_vectors, write_sentence_model
-from tests.worker.stepping import embed_all
+from tests.worker.stepping import classify_all, embed_all
 from worker.loading import LoadedModel, load_models
 from worker.registry import detect
 
@@ -126,3 +128,34 @@ def test_prompts_without_a_default_are_told_of(tmp_path: Path) -> None:
     model = load(path)
     assert "prompts (query, passage) left to callers" in model.info.found
     assert len(vectors_of(model)[0]) == HIDDEN
+
+
+def test_a_reranker_is_its_network(tmp_path: Path) -> None:
+    """As sentence-transformers 6.2 writes one: modules, and no pooling. Its score is the classifier's own."""
+    path = tmp_path / "model"
+    torch.manual_seed(5)
+    config = BertConfig(
+        vocab_size=264, hidden_size=HIDDEN, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=64, initializer_range=0.3, pad_token_id=0, num_labels=1,
+    )  # fmt: skip
+    network = BertForSequenceClassification(config).eval()
+    network.save_pretrained(path)
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(path)
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+    ]
+    written("modules.json", modules)(path)
+    text = {"method": "forward", "method_output_name": "logits"}
+    written("sentence_bert_config.json", {"modality_config": {"text": text}, "module_output_name": "scores"})(path)
+    identity = "torch.nn.modules.linear.Identity"
+    written("config_sentence_transformers.json", {"model_type": "CrossEncoder", "activation_fn": identity})(path)
+
+    assert detect(str(path)) == "encoder"
+    model = load(path)
+    assert "pooled by" not in model.info.found
+    assert identity in model.not_obeyed["config_sentence_transformers.json"]
+    [scores] = classify_all(model.runner, [Classify(TEXTS[1])])
+    with torch.no_grad():
+        own = network(torch.tensor([tokenizer(TEXTS[1])["input_ids"]])).logits.sigmoid()
+    assert list(scores.values()) == pytest.approx([float(own)], abs=1e-5)

@@ -18,6 +18,7 @@ from worker.models.reading import COPY_AGAIN, converted, read_json_object, readi
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
+SENTENCE_CONFIG = "config_sentence_transformers.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
@@ -38,6 +39,17 @@ class _Index(msgspec.Struct):
     """Which shard holds which tensor."""
 
     weight_map: dict[str, str]
+
+
+class _SentenceConfig(msgspec.Struct):
+    """What `config_sentence_transformers.json` says a directory is for."""
+
+    model_type: str | None = None
+    activation_fn: str | None = None
+
+    @property
+    def is_reranker(self) -> bool:
+        return self.model_type == "CrossEncoder"
 
 
 class GenerationDefaults(msgspec.Struct):
@@ -78,6 +90,22 @@ def is_there(file: Path) -> bool:
     return os.path.lexists(file)
 
 
+def is_sentence_directory(path: Path) -> bool:
+    """Whether a directory has modules behind its network that make vectors. Raises ModelFormatError.
+
+    sentence-transformers writes `modules.json` for a reranker too, of which the network alone is a classifier.
+    """
+    has_modules = is_there(path / "modules.json") or is_there(path / "1_Pooling")
+    return is_there(path / CONFIG) and has_modules and not _read_sentence_config(path).is_reranker
+
+
+def _read_sentence_config(path: Path) -> _SentenceConfig:
+    file = path / SENTENCE_CONFIG
+    if not is_there(file):
+        return _SentenceConfig()
+    return converted(read_json_object(file), _SentenceConfig, file)
+
+
 def read_generation_defaults(path: Path) -> GenerationDefaults:
     """What a directory's `generation_config.json` says; nothing where there is none. Raises ModelFormatError."""
     file = path / GENERATION_CONFIG
@@ -101,6 +129,10 @@ def not_obeyed(path: Path) -> dict[str, str]:
     asked = [f"{name} {defaults[name]}" for name in _SAMPLING if defaults[name] is not None]
     if asked:
         found[GENERATION_CONFIG] = f"requests say how to sample, and the dialects' defaults: not {', '.join(asked)}"
+    sentence = _read_sentence_config(path)
+    if sentence.is_reranker and sentence.activation_fn is not None:
+        rule = "scores of labels are by transformers' rule (a single one through a sigmoid)"
+        found[SENTENCE_CONFIG] = f"{rule}: not by {sentence.activation_fn}"
     for name in _PROCESSORS:
         if is_there(path / name):
             found[name] = "texts alone are read"

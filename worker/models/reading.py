@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import yaml
 
+from worker.foreign import is_foreign
 from worker.models.errors import ModelFormatError, is_out_of_memory
 
 logger = logging.getLogger("aios.models")
@@ -39,14 +40,14 @@ def reading(source: Path | str, remedy: str = COPY_AGAIN, *, kind: str = "") -> 
         yield
     except ModelFormatError:
         raise
-    except Exception as error:  # a library raises anything on a damaged file
-        if is_out_of_memory(error):
+    except BaseException as error:  # a library raises anything on a damaged file, Rust's panics too
+        if not is_foreign(error) or is_out_of_memory(error):
             raise
         logger.debug("model file not read", exc_info=error)
         raise unusable(source, error, remedy, kind=kind) from error
 
 
-def unusable(source: Path | str, error: Exception, remedy: str = COPY_AGAIN, *, kind: str = "") -> ModelFormatError:
+def unusable(source: Path | str, error: BaseException, remedy: str = COPY_AGAIN, *, kind: str = "") -> ModelFormatError:
     """The sentence about a file that cannot be used."""
     if isinstance(error, PermissionError):
         remedy = _GIVE_ACCESS

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worker.models.errors import ModelFormatError
-from worker.models.hf_directory import is_there
+from worker.models.hf_directory import SENTENCE_CONFIG, is_sentence_directory, is_there
 from worker.models.reading import Count, converted, read_json, read_json_object
 from worker.models.weights import check_names, read_tensors
 
@@ -128,16 +128,11 @@ class _DenseStep(nn.Module):
         return out + self.residual(vector) if self.has_residual else out
 
 
-def is_sentence_directory(names: set[str]) -> bool:
-    """Whether a directory with entries of these names has modules behind its network."""
-    return "config.json" in names and bool(names & {"modules.json", "1_Pooling"})
-
-
 def read_sentence_modules(path: Path, hidden_size: int) -> SentenceModules | None:
     """What lies in a directory; None where it is none of sentence-transformers'. Raises ModelFormatError."""
-    names = {entry.name for entry in path.iterdir()}
-    if not is_sentence_directory(names):
+    if not is_sentence_directory(path):
         return None
+    names = {entry.name for entry in path.iterdir()}
     first, *rest = _modules(path, names)
     limits = _limits(path / first.path)
     if not rest or _kind(rest[0]) != _POOLING:
@@ -246,7 +241,7 @@ def _step(directory: Path, kind: str, width: int) -> tuple[nn.Module, int, str]:
 
 def _prompt(path: Path) -> tuple[str, list[str]]:
     """What stands before every text, and words for people; other prompts are the caller's to write."""
-    file = path / "config_sentence_transformers.json"
+    file = path / SENTENCE_CONFIG
     if not is_there(file):
         return "", []
     config = converted(read_json_object(file), _Prompts, file)

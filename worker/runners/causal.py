@@ -63,20 +63,21 @@ class CausalLanguage:
             start = self._vocabulary.known(self._start or self._vocabulary.start_marks, "prompts")
             return encode_rolling(start, self._plain(task.continuations[0], "prompts"), window)
         text = task.context.rstrip() if isinstance(task.context, str) else task.context
-        context = self._open(text, "prompts") or self._vocabulary.known(self._start, "prompts")
-        tails = [self._continuation(task.context, context, item) for item in task.continuations]
+        opened = self._open(text, "prompts")
+        tails = [self._continuation(task.context, len(opened), item) for item in task.continuations]
+        context = opened or self._vocabulary.known(self._start, "prompts")
         return encode_score(context, tails, window)
 
     def decode(self, token_ids: Rows[int]) -> str:
         return self._vocabulary.decode(token_ids)
 
-    def _continuation(self, context: Text, context_ids: tuple[int, ...], text: Text) -> tuple[int, ...]:
-        """`context` as it was given, `context_ids` without the spaces at its end."""
+    def _continuation(self, context: Text, num_before: int, text: Text) -> tuple[int, ...]:
+        """`context` as it was given; without the spaces at its end it has `num_before` tokens, perhaps none at all."""
         if not isinstance(context, str) or not isinstance(text, str):
             return self._plain(text, "continuations")
         if not context.strip():
             return self._plain(context + text, "continuations")
-        behind = self._open(context + text, "continuations")[len(context_ids) :]
+        behind = self._open(context + text, "continuations")[num_before:]
         return behind or self._plain(text, "continuations")  # the context may swallow a continuation
 
     def _open(self, text: Text, field: str) -> tuple[int, ...]:

@@ -65,7 +65,7 @@ class EncoderRunner:
         self._sentence = sentence
         self._num_unpooled = 0
         if sentence is not None and not sentence.includes_prompt:
-            self._num_unpooled = vocabulary.num_leading(sentence.prompt)
+            self._num_unpooled = vocabulary.num_leading(sentence.text(""))
         self._model = model
         self._vocabulary = vocabulary
         self._pad_id = pad_id

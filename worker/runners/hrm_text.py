@@ -26,7 +26,7 @@ from worker.models.hf_directory import CONFIG, check_directory, directory_of, is
 from worker.models.hrm_text import HrmTextModel, HrmTextShape, build_model
 from worker.models.hrm_text_prompt import CONDITIONS, RAW, USUAL, PromptMarks
 from worker.models.linear import prepare_linears
-from worker.models.reading import Count, Positive, converted
+from worker.models.reading import Count, Positive, converted, read_json_object
 from worker.models.weights import load_tokenizer, matrix_shape, read_safetensors_dir, start_ids
 from worker.rolling import encode_rolling_response
 from worker.runners.base import RunnerOptions, TextTask, encode_generate, encode_read, encode_score, encode_text
@@ -53,6 +53,12 @@ class _ExportConfig(msgspec.Struct):
     rope_parameters: _Rope | None = None
     rope_theta: Positive = 10000.0
     rms_norm_eps: Positive = 1e-6
+
+
+class _EndConfig(msgspec.Struct):
+    """What of `config.json` tells where a response ends."""
+
+    eos_token_id: int | list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,8 @@ class HrmTextLanguage:
             return encode_rolling_response(start, text, window)
         continuations = [self._ids(item, "continuations", raw=condition == RAW) for item in task.continuations]
         ids, head = self._prompt(task.context, condition, "prompts")
-        return encode_score(ids, continuations, window, head=head)
+        context = ids or self._vocabulary.known(self._start, "prompts")
+        return encode_score(context, continuations, window, head=head)
 
     def _tokenize(self, task: Tokenize) -> tuple[int, ...]:
         """The marks are this family's special tokens, in a dialogue too."""
@@ -339,8 +346,11 @@ def _end_of(marks: PromptMarks, tokenizer: PreTrainedTokenizerBase, *, is_export
 
 
 def _declared_ends(path: Path) -> frozenset[int]:
-    """The ids that an export's `generation_config.json` says end a response."""
-    declared = read_generation_defaults(directory_of(path)).eos_token_id
+    """The ids that end a response by an export's `generation_config.json`, else by its `config.json`."""
+    path = directory_of(path)
+    declared = read_generation_defaults(path).eos_token_id
+    if declared is None:
+        declared = converted(read_json_object(path / CONFIG), _EndConfig, path / CONFIG).eos_token_id
     if declared is None:
         return frozenset()
     return frozenset(declared if isinstance(declared, list) else [declared])
