@@ -19,6 +19,7 @@ from uvicorn.loops.auto import auto_loop_factory
 from api.app import create_app
 from api.deps import Front
 from api.finish import Finish, cut_off_error
+from api.protocol import Protocol
 from shared.advice import advise, on_open_door, on_open_files, open_files_limit, redis_advice
 from shared.broker import Broker, open_broker
 from shared.cli import redis_url, run_role, tell_general_variables
@@ -94,6 +95,7 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         app,
         host=settings.host,
         port=settings.port,
+        http=Protocol,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -28,6 +28,8 @@ class RouteTable:
 
     def allowed(self, path: str) -> list[str]:
         """What is done at this path, besides telling so by OPTIONS; empty where there is nothing."""
+        if path in _DOCUMENTS:
+            return ["GET", "HEAD"]
         methods = {method for route in self.at(path) for method in route.methods or ()}
         if "GET" in methods:
             methods.add("HEAD")
@@ -102,8 +104,10 @@ class Methods:
         if scope["method"] == "HEAD" and "GET" in self._table.allowed(path):
             await self._head(scope, receive, send)
             return
-        if scope["method"] == "OPTIONS" and (routes := self._table.at(path)):
-            scope["route"] = routes[0]  # for the log line
+        if scope["method"] == "OPTIONS" and self._table.allowed(path):
+            routes = self._table.at(path)
+            if routes:  # for the log line
+                scope["route"] = routes[0]
             allowed = [*self._table.allowed(path), "OPTIONS"]
             answer = Response(status_code=204, headers={"Allow": ", ".join(allowed)})
             await answer(scope, receive, send)

@@ -21,8 +21,9 @@ from shared.settings import Settings
 
 _PATIENCE_S = 5.0
 _MOST_BYTES = 16_384
-_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-"""An address of another machine, or of a kind that this machine does not speak: ::1 where there is no IPv6."""
+_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL)
+"""An address of another machine, of a kind that this machine does not speak (::1 where there is no IPv6), or one that
+needs the name of an interface with it (fe80::1)."""
 
 logger = logging.getLogger("aios.listener")
 

@@ -382,9 +382,15 @@ def _check_default_model(settings: Settings, origin: str) -> None:
 
 def _entry_of_path(settings: Settings) -> ModelEntry:
     path = settings.model_path or str(SAMPLE_MODEL)
-    place = Path(os.path.expanduser(path)).absolute()  # Path's own raises for a user who is not there
+    if path == "echo":
+        return ModelEntry(id=path, path=path)
+    try:
+        place = Path(os.path.expanduser(path)).absolute()  # Path's own raises for a user who is not there
+    except FileNotFoundError:
+        problem = f"{path!r} lies in this process's directory, which is gone"
+        raise settings.refusal("model_path", problem, "change to one that is there, or name a whole path") from None
     is_file = os.path.isfile(place) or place.suffix in {".pt", ".pth", ".bin", ".safetensors"}
-    name = "echo" if path == "echo" else (place.parent if is_file else place).name
+    name = (place.parent if is_file else place).name
     try:
         return ModelEntry(id=name, path=path)
     except ValidationError:

@@ -15,7 +15,16 @@ from typing import Any, cast
 from shared import keys
 from shared.broker import Broker
 from shared.cost import cost_of
-from shared.errors import BrokerUnavailable, FleetError, IdempotencyConflict, JobNotFound, OverQuota, QueueFull, TooSlow
+from shared.errors import (
+    BrokerUnavailable,
+    FleetError,
+    IdempotencyConflict,
+    InvalidRequest,
+    JobNotFound,
+    OverQuota,
+    QueueFull,
+    TooSlow,
+)
 from shared.messages import PRIORITIES, STATE_OF, Cancelled, Failed, Job, Priority, Task, encode
 from shared.queue import places_of
 from shared.requests import Request, Requests
@@ -24,6 +33,12 @@ from shared.script import Script, raw
 from shared.tracing import NO_TRACE, Trace
 
 _OPEN = (b"queued", b"running")
+_WHOLE = {
+    b"depth": "The request takes {asked} places in the queue, which has {limit}.",
+    b"bytes": "The request has {asked} bytes for the queue, which holds {limit}.",
+    b"concurrency": "The request opens {asked} at once, and {limit} may be open.",
+}
+"""What is said of a request that no waiting would let in, by the limit that it exceeds alone."""
 _SCANNED = 200
 
 
@@ -118,7 +133,8 @@ class Submissions:
     async def submit(self, order: Order, request_id: str, jobs: Sequence[Job], quota: Quota, room: Room) -> Request:
         """Queue all `jobs`, or find the request that came before with the same idempotency key.
 
-        Raises QueueFull, OverQuota, TooSlow (each with a Retry-After where there is one), IdempotencyConflict.
+        Raises QueueFull, OverQuota, TooSlow (each with a Retry-After where there is one), IdempotencyConflict, and
+        InvalidRequest for one that takes more than there is.
         """
         limits = {
             "max_jobs": room.max_jobs,
@@ -286,7 +302,9 @@ def _conflict(words: str) -> IdempotencyConflict:
 
 
 def _refusal(quota: Quota, reason: bytes, retry_ms: int, number: int, limit: int, asked: int) -> FleetError:
-    """`number` of `limit` are taken, and the request takes `asked`."""
+    """`number` of `limit` are taken, and the request takes `asked`: later it may fit, unless that is more than all."""
+    if 0 < limit < asked and reason in _WHOLE:
+        return InvalidRequest(f"{_WHOLE[reason].format(limit=limit, asked=asked)} Ask for less at once.")
     retry_after_s = min(60, max(1, math.ceil(retry_ms / 1000))) if retry_ms else 5
     match reason:
         case b"depth":

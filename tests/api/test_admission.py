@@ -15,14 +15,31 @@ from tests.desk import Desk
 async def test_a_full_queue_takes_all_jobs_of_a_request_or_none(redis: Redis) -> None:
     await announce(redis, "echo")
     async with in_memory(redis, max_queue_depth=3) as client:
-        answer = await client.post("/generate", json={"prompts": ["a"] * 4})
-        openai_answer = await client.post("/v1/completions", json={"prompt": ["a"] * 4, "stream": True})
+        later = await client.post("/generate", json={"prompts": ["a"] * 2}, headers={"Prefer": "respond-async"})
+        answer = await client.post("/generate", json={"prompts": ["a"] * 2})
+        openai_answer = await client.post("/v1/completions", json={"prompt": ["a"] * 2, "stream": True})
+    assert later.status_code == 202
     assert answer.status_code == openai_answer.status_code == 429
     assert int(answer.headers["Retry-After"]) >= 1
     assert answer.json()["error"]["code"] == "queue_full"
     assert openai_answer.json()["error"]["type"] == "rate_limit_error"
-    assert await Desk(redis, "echo").counts() == (0, 0)
-    assert await states(redis) == []
+    assert await Desk(redis, "echo").counts() == (2, 0)
+    assert await states(redis) == ["queued", "queued"]
+
+
+@pytest.mark.parametrize("shards", [1, 64])
+@pytest.mark.parametrize("limit", [{"max_queue_depth": 3}, {"tenant_concurrency": 3}, {"max_queue_bytes": 300}])
+async def test_what_never_fits_is_no_matter_of_waiting(redis: Redis, shards: int, limit: dict[str, int]) -> None:
+    """A client that is told to come again would do so for ever; it is told what there is instead."""
+    await announce(redis, "echo")
+    async with in_memory(Broker(redis, shards), **limit) as client:
+        answer = await client.post("/generate", json={"prompts": ["a"] * 4})
+        fits = await client.post("/generate", json={"prompts": ["a"]}, headers={"Prefer": "respond-async"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
+    assert str(next(iter(limit.values()))) in answer.json()["error"]["message"]
+    assert "Retry-After" not in answer.headers
+    assert fits.status_code == 202
+    assert len(await redis.keys("aios:*:job:*")) == 1
 
 
 @pytest.mark.parametrize("shards", [1, 64])

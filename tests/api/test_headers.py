@@ -105,7 +105,7 @@ async def test_a_deadline_that_passes_is_504(redis: Redis) -> None:
         ({"tenant_concurrency": 1}, "rate_limited"),
         ({"tenant_rate_per_s": 0.001, "tenant_burst": 1}, "rate_limited"),
         ({"max_queue_depth": 1}, "queue_full"),
-        ({"max_queue_bytes": 300}, "queue_full"),
+        ({"max_queue_bytes": 500}, "queue_full"),
     ],
 )
 async def test_each_limit_refuses_with_its_reason(redis: Redis, limits: dict[str, object], code: str) -> None:

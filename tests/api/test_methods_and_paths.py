@@ -122,6 +122,17 @@ async def test_options_and_refusals_say_what_there_is(redis: Redis, path: str) -
         assert set(head.headers["Allow"].split(", ")) == expected
 
 
+@pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json"])
+async def test_documents_say_what_there_is_too(redis: Redis, path: str) -> None:
+    async with in_memory(redis) as client:
+        options = await client.options(path)
+        page = await client.get(path)
+        head = await client.head(path)
+    assert (options.status_code, options.headers["Allow"]) == (204, "GET, HEAD, OPTIONS")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["Content-Length"] == page.headers["Content-Length"] == str(len(page.content))
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "OPTIONS", "TRACE"])
 async def test_where_nothing_is_there_is_no_method(redis: Redis, method: str) -> None:
     async with in_memory(redis) as client:

@@ -206,7 +206,7 @@ async def test_when_to_come_again_is_told_by_what_ended_lately(connections: list
     five = [SAY_HI] * 5
     await told(desk, five, 15 / 20, max_jobs=20)
     await told(desk, five, 10 / 20, quota=Quota(concurrency=25))
-    await told(desk, five, 1 / 20, max_bytes=1)
+    await told(desk, five, 1 / 20, max_bytes=2000)
     await told(desk, five, 30 / 20, less_s=2, is_urgent=True, deadline_s=2)
     await desk.submit(tenant="slow", quota=Quota(rate_per_s=0.1, burst=1))
     with pytest.raises(OverQuota) as late:

@@ -84,6 +84,7 @@ async def test_small_answers_are_sent_at_once() -> None:
         (errno.EADDRINUSE, "port", "address already in use"),
         (errno.EADDRNOTAVAIL, "host", "cannot assign requested address"),
         (errno.EAFNOSUPPORT, "host", "address family not supported"),
+        (errno.EINVAL, "host", "invalid argument"),
     ],
 )
 def test_the_setting_at_fault_is_named(number: int, setting: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:

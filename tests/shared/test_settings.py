@@ -219,6 +219,18 @@ def test_a_model_path_outranks_a_list_from_a_lower_layer(tmp_path: Path) -> None
     assert [entry.id for entry in model_entries(resolve({"model_path": "/m/other"}, {}, path).settings)] == ["other"]
 
 
+def test_a_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a shell stands that another one has removed: only what lies there cannot be had."""
+    place = tmp_path / "gone"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    place.rmdir()
+    assert model_entries(resolve({"model_path": "echo"}, {}, None).settings)[0].runner == "echo"
+    assert model_entries(resolve({"model_path": "/m/one"}, {}, None).settings)[0].id == "one"
+    with pytest.raises(SettingsError, match=r"^model_path: 'one' lies in .* gone \(from --model-path\)"):
+        resolve({"model_path": "one"}, {}, None)
+
+
 @pytest.mark.parametrize(
     ("model_path", "expected"),
     [

@@ -1,0 +1,68 @@
+"""How connections are read: uvicorn's protocol, for clients that it would misunderstand or let take all memory.
+
+A client that offers to go on in another protocol is answered in HTTP/1.1, as RFC 9110 allows. Java's HttpClient offers
+`Upgrade: h2c` with every first request; the parser would drop the body of that request and whatever follows it.
+
+A head, which is the request line with its headers, has a bound, because the parser joins whatever comes.
+"""
+
+import re
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD_BYTES = 65_536
+"""Of a head that is not whole yet. Proxies allow less, 8 to 32 KiB unless they are told otherwise."""
+
+_HEAD_END = b"\r\n\r\n"
+_OFFER = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
+_TOO_LARGE = b"The request line and its headers are too large."
+_REFUSAL = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    b"content-type: text/plain; charset=utf-8\r\n"
+    b"content-length: %d\r\n"
+    b"connection: close\r\n"
+    b"\r\n"
+    b"%s"
+) % (len(_TOO_LARGE), _TOO_LARGE)
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection. `_num_head_bytes` is how much has come of a head that is not whole; None while a body comes."""
+
+    _num_head_bytes: int | None = 0
+
+    def data_received(self, data: bytes) -> None:
+        if self._num_head_bytes == 0:
+            data = without_offer(data)
+        if self._num_head_bytes is not None:
+            self._num_head_bytes += len(data)
+        super().data_received(data)
+        if self._num_head_bytes is not None and self._num_head_bytes > MAX_HEAD_BYTES:
+            self._refuse()
+
+    def on_headers_complete(self) -> None:
+        self._num_head_bytes = None
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._num_head_bytes = 0
+        super().on_message_complete()
+
+    def _refuse(self) -> None:
+        """End the connection; while an earlier request is being answered nothing may be written in between."""
+        if self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.write(_REFUSAL)
+        self.transport.close()
+
+
+def without_offer(data: bytes) -> bytes:
+    """Return the data without the `Upgrade` headers of the head that it begins with.
+
+    Only where the head is whole: what stands behind it is a body, of which no byte may be lost.
+    """
+    end = data.find(_HEAD_END)
+    if end < 0:
+        return data
+    return _OFFER.sub(b"", data[:end]) + data[end:]
