@@ -111,7 +111,9 @@ def _folders() -> Sequence[Path]:
     folders = []
     if os.environ.get("XDG_RUNTIME_DIR"):
         folders.append(Path(os.environ["XDG_RUNTIME_DIR"]) / "aios")
-    folders.append(Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "aios")
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser(os.path.join("~", ".local", "state"))
+    if os.path.isabs(state):  # a user without an entry and without HOME, as in containers, has none
+        folders.append(Path(state) / "aios")
     folders.append(Path(tempfile.gettempdir()) / f"aios-{_uid()}")
     return folders
 

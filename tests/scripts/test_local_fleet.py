@@ -59,6 +59,19 @@ def test_it_is_found_from_a_shell_without_a_session(lost: str, tmp_path: Path, m
         assert running_fleets() == [fleet()]
 
 
+def test_it_is_found_where_the_user_has_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number without an entry in passwd, as containers run under."""
+
+    def no_entry(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    with announced(fleet()):
+        assert running_fleets() == [fleet()]
+
+
 def test_without_any_folder_the_fleet_runs_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
