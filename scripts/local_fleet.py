@@ -114,8 +114,8 @@ def _folders() -> Sequence[Path]:
     folders = []
     if os.environ.get("XDG_RUNTIME_DIR"):
         folders.append(Path(os.environ["XDG_RUNTIME_DIR"]) / "aios")
-    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    if not state.startswith("~"):  # as it does for a user without a home
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser(os.path.join("~", ".local", "state"))
+    if os.path.isabs(state):  # a user without an entry and without HOME, as in containers, has none
         folders.append(Path(state) / "aios")
     folders.append(Path(tempfile.gettempdir()) / f"aios-{_uid()}")
     return folders

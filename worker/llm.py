@@ -278,7 +278,10 @@ class LLM:
     ) -> list[RequestOutput]:
         if params is None:
             params = SamplingParams()
-        each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
+        if isinstance(params, Sequence) and not isinstance(params, str | bytes):
+            each = params
+        else:
+            each = [params] * len(prompts)
         if len(each) != len(prompts):
             problem = f"expected one, or as many as prompts, which are {len(prompts)}; got {len(each)}"
             raise InvalidRequest(f"sampling_params: {problem}.", field="sampling_params")
@@ -302,6 +305,8 @@ class LLM:
                 self._drop(one.key)
 
     def _prepare(self, prompt: Prompt, params: SamplingParams) -> "_Prepared":
+        if not isinstance(params, SamplingParams):
+            raise _invalid("sampling_params", f"expected SamplingParams, got {type(params).__name__}")
         return self._encode(params.task(prompt, self.info.context_window))
 
     def _encode(self, task: Task) -> "_Prepared":
@@ -470,7 +475,7 @@ def _settings(model: str | Path, given: ModelSettings) -> Settings:
     for name, value in given.items():
         values[name] = str(value) if isinstance(value, Path) else value
     # An id of our own: a directory may have any name, spaces too.
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))  # Path's own raises for a user who is not there
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.absolute().name).lstrip("._-") or "model"
     entry = {"id": name[:128], "path": "echo" if str(model) == "echo" else str(path)}
     if "runner" in values:
@@ -566,7 +571,7 @@ def _text(value: str, field: str, *, may_be_empty: bool = False) -> str:
 
 
 def _is_ids(value: Any) -> bool:
-    is_list = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+    is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value) > 0
     return is_list and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
 
 

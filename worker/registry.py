@@ -71,6 +71,9 @@ def _by_config(directory: Path, names: Set[str]) -> str:
             "(merge_and_unload, then save_pretrained)."
         )
     if "config.json" not in names:
+        from worker.models.hf_directory import check_weights_format  # needs safetensors, which echo does not
+
+        check_weights_format(directory)
         expected = (
             "brain.json (an AI-OS brain), q_head.pt or starter_brain.json (an AI-OS implant), "
             "config.json (a Hugging Face model), all_config.yaml with checkpoint or step_<N> (a Sapient HRM) nor "
@@ -94,7 +97,7 @@ def _directory(place: Path) -> Path:
         mode = place.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         raise ModelFormatError(f"There is no model at {place}: the path does not exist.") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError of a NUL in the name
         raise unusable(place, error) from error
     return place if stat.S_ISDIR(mode) else place.parent
 

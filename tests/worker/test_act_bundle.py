@@ -193,6 +193,8 @@ def test_unreadable_bundles_are_refused_in_words(tmp_path: Path) -> None:
         (tmp_path / "brain.json").write_text(text)
         assert complaint in message(tmp_path)
     weights_file.write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    assert "is a pointer of Git LFS" in message(tmp_path)
+    weights_file.write_bytes(b"neither of them")
     assert "is neither a safetensors file nor a torch zip file" in message(tmp_path)
     for damage in (b"\xff\0\0\0\0\0\0\0{}", b"PK\x03\x04 cut short"):
         weights_file.write_bytes(damage)

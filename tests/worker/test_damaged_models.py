@@ -143,6 +143,19 @@ def test_a_damaged_file_is_named(
         assert named in said, said
 
 
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+
+
+@pytest.mark.parametrize(("kind", "file"), [("causal", "model.safetensors"), ("causal", "tokenizer.json"),
+    ("causal-shards", "model-00001-of-00002.safetensors"), ("hrm-text", "model.safetensors"),
+    ("encoder", "model.safetensors"), ("brain", "actv1_student.safetensors"), ("sapient", "checkpoint"),
+    ("sapient", "all_config.yaml"), ("implant", "head.pt")])  # fmt: skip
+def test_what_a_clone_without_git_lfs_leaves(copied: Callable[[str], Path], kind: str, file: str) -> None:
+    path = copied(kind)
+    (path / file).write_text(LFS_POINTER)
+    assert f"{path / file} is a pointer of Git LFS" in refusal(path)
+
+
 def test_optional_files_must_be_whole_where_they_are(copied: Callable[[str], Path]) -> None:
     path = copied("causal")
     for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
@@ -276,6 +289,15 @@ def test_a_tensor_that_is_wrong(
         assert TENSORS[kind].removeprefix("bert.") in said
 
 
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_q_head_that_is_not_of_numbers(copied: Callable[[str], Path], name: str) -> None:
+    path = copied("implant")
+    head = {"weight": torch.ones(2, 32), "bias": torch.zeros(2)}
+    head[name][1] = torch.nan
+    torch.save(head, path / "head.pt")
+    assert "head.pt holds numbers that are not finite" in refusal(path)
+
+
 def test_weights_of_other_programs_and_adapters(copied: Callable[[str], Path]) -> None:
     path = copied("causal")
     (path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
@@ -287,7 +309,9 @@ def test_weights_of_other_programs_and_adapters(copied: Callable[[str], Path]) -
 def test_weights_only_of_another_program(copied: Callable[[str], Path]) -> None:
     path = copied("causal")
     (path / "model.safetensors").rename(path / "model.gguf")
-    assert "model.gguf" in refusal(path)
+    assert "weights only in model.gguf" in refusal(path)
+    (path / "config.json").unlink()  # as they are often handed on
+    assert "weights only in model.gguf" in refusal(path)
 
 
 @pytest.mark.parametrize("template", ["{% if %}", "{{ 1/0 }}", "{{ messages + 1 }}", "{{ messages.x.y }}"])

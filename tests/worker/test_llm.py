@@ -302,6 +302,9 @@ WRONG: dict[str, tuple[Callable[[LLM], object], str]] = {
     "ids with a boolean": (lambda llm: llm.generate([[1, True]]), "prompts"),
     "ids beyond the vocabulary": (lambda llm: llm.generate([[1, 2**30]]), "prompt"),
     "too few parameters": (lambda llm: llm.generate(["a", "b"], [SamplingParams()]), "sampling_params"),
+    "parameters in a dictionary": (lambda llm: llm.generate("a", {"n": 2}), "sampling_params"),  # type: ignore[arg-type]
+    "parameters among others": (lambda llm: llm.generate(["a"], [{}]), "sampling_params"),  # type: ignore[list-item]
+    "bytes": (lambda llm: llm.generate(b"abc"), "prompts"),
     "a text for a dialogue": (lambda llm: llm.chat("hello"), "messages"),  # type: ignore[arg-type]
     "a turn of nobody": (lambda llm: llm.chat([{"role": "robot", "content": "a"}]), "messages"),
     "a turn without words": (lambda llm: llm.chat([{"role": "user", "content": None}]), "messages"),
@@ -343,6 +346,9 @@ def test_settings_are_those_of_a_model(tmp_path: object) -> None:
         LLM("echo", quantize="int3")  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match=r"There is no model at .*/a name with spaces"):
         LLM(f"{tmp_path}/a name with spaces")
+    for impossible in ("~nobody-of-this-name/model", "a\0b"):
+        with pytest.raises(SettingsError, match=r"^model '"):
+            LLM(impossible)
     with pytest.raises(SettingsError, match=r"runner: .*got 'magic'"):
         LLM(str(tmp_path), runner="magic")  # type: ignore[arg-type]
 

@@ -150,13 +150,18 @@ def check_weights(path: Path) -> None:
         _check_safetensors(file)
     if files or any(is_there(path / name) for name in _TORCH_FILES):
         return
+    check_weights_format(path)
+    raise ModelFormatError(f"{path} has no weights: neither {SINGLE} nor {INDEX} is there; copy them again.")
+
+
+def check_weights_format(path: Path) -> None:
+    """Refuse weights of other programs in a directory that has none of ours. Raises ModelFormatError."""
     foreign = [file.name for pattern in _FOREIGN_FILES for file in path.glob(pattern)]
     if foreign:
         raise ModelFormatError(
             f"{path} has weights only in {foreign[0]}, a format not served: convert them to safetensors "
             "(load them with transformers, then save_pretrained)."
         )
-    raise ModelFormatError(f"{path} has no weights: neither {SINGLE} nor {INDEX} is there; copy them again.")
 
 
 def weight_files(path: Path) -> list[Path]:

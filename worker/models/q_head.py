@@ -83,6 +83,8 @@ def load_q_head(file: Path, hidden_size: int) -> QHead:
         raise ModelFormatError(f"There is no q head at {file}; copy it there, or name it in {STARTER_FILE}.")
     tensors = read_tensors(file)
     check_names({"weight": torch.empty(2, hidden_size), "bias": torch.empty(2)}, tensors, file)
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        raise ModelFormatError(f"{file} holds numbers that are not finite; copy it again.")
     return QHead(tensors["weight"].float(), tensors["bias"].float())
 
 

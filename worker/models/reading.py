@@ -20,6 +20,7 @@ logger = logging.getLogger("aios.models")
 
 COPY_AGAIN = "copy it again from where it came from"
 _GIVE_ACCESS = "let the user that runs the worker read it"
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _LONGEST_REASON = 300
 
 Count = Annotated[int, msgspec.Meta(gt=0)]
@@ -52,7 +53,23 @@ def unusable(source: Path | str, error: BaseException, remedy: str = COPY_AGAIN,
     if isinstance(error, PermissionError):
         remedy = _GIVE_ACCESS
     as_what = f" as {kind}" if kind else ""
-    return ModelFormatError(f"{source} cannot be read{as_what}: {reason_of(error)}; {remedy}.")
+    return faulty(source, f"cannot be read{as_what}: {reason_of(error)}; {remedy}.")
+
+
+def faulty(source: Path | str, problem: str) -> ModelFormatError:
+    """The sentence about a file with this problem; where a pointer of Git LFS stands in its place, that is the one."""
+    if _is_lfs_pointer(source):
+        problem = "is a pointer of Git LFS, not the file itself: get it by `git lfs pull` there, or copy it again."
+    return ModelFormatError(f"{source} {problem}")
+
+
+def _is_lfs_pointer(source: Path | str) -> bool:
+    """Whether a clone without Git LFS left this small text."""
+    try:
+        with open(source, "rb") as file:
+            return file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except (OSError, ValueError):
+        return False
 
 
 def reason_of(error: BaseException) -> str:
@@ -73,8 +90,7 @@ def read_json(file: Path) -> Any:
     except OSError as error:
         raise unusable(file, error) from error
     except (ValueError, RecursionError) as error:
-        problem = f"{file} is not valid JSON: {reason_of(error)}; {COPY_AGAIN}."
-        raise ModelFormatError(problem) from error
+        raise faulty(file, f"is not valid JSON: {reason_of(error)}; {COPY_AGAIN}.") from error
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
@@ -92,15 +108,14 @@ def read_yaml(file: Path) -> Any:
     except OSError as error:
         raise unusable(file, error) from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        problem = f"{file} is not valid YAML: {reason_of(error)}; {COPY_AGAIN}."
-        raise ModelFormatError(problem) from error
+        raise faulty(file, f"is not valid YAML: {reason_of(error)}; {COPY_AGAIN}.") from error
 
 
 def read_yaml_mapping(file: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ModelFormatError."""
     loaded = read_yaml(file)
     if not isinstance(loaded, dict):
-        raise ModelFormatError(f"{file} is not a YAML mapping; {COPY_AGAIN}.")
+        raise faulty(file, f"is not a YAML mapping; {COPY_AGAIN}.")
     return loaded
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import is_there
-from worker.models.reading import read_json, read_yaml
+from worker.models.reading import faulty, read_json, read_yaml
 from worker.models.sapient import SapientConfig, SapientModel
 from worker.models.weights import check_names, matrix_shape, read_tensors, without_prefixes
 from worker.puzzles import KINDS, PuzzleKind
@@ -78,7 +78,7 @@ def _read_config(file: Path) -> tuple[Section, str]:
     config = read_yaml(file)
     arch = config.get("arch") if isinstance(config, dict) else None
     if not isinstance(arch, dict):
-        raise ModelFormatError(f"{file} has no section arch; copy it again.")
+        raise faulty(file, "has no section arch; copy it again.")
     name = str(arch.get("name"))
     if "hrm" not in name.lower():
         raise ModelFormatError(f"{file} says arch.name is {name!r}, which is no Sapient HRM network; serve another.")

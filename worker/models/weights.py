@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PretrainedCo
 
 from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import CONFIG, check_directory, check_tokenizer, directory_of, is_there, weight_files
-from worker.models.reading import COPY_AGAIN, reading, unusable
+from worker.models.reading import COPY_AGAIN, faulty, reading, unusable
 
 _PLAIN_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _FAULTS_NAMED = 8
@@ -55,7 +55,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         elif head[8:] == b"{":
             loaded = load_file(path)
         else:
-            raise ModelFormatError(f"{path} is neither a safetensors file nor a torch zip file; copy it again.")
+            raise faulty(path, "is neither a safetensors file nor a torch zip file; copy it again.")
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise ModelFormatError(f"{path} holds something other than a flat map of named tensors; copy or save it again.")
     return {str(name): tensor for name, tensor in loaded.items()}
