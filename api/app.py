@@ -6,7 +6,6 @@ A new dialect is a schema file, a route file and one line here.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI, Security
 from fastapi.routing import APIRoute
@@ -14,6 +13,7 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from api import document
 from api.auth import endpoint_rates
 from api.cache import CACHE
 from api.deps import Front, build_front
@@ -102,6 +102,7 @@ def middleware(settings: Settings, front: Front, tracing: Tracing) -> list[Middl
         Middleware(Methods, table=table),
         Middleware(Doorman, auth=front.auth, routes=routes, protect_metrics=settings.protect_metrics),
         Middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, log_bodies=log_bodies),
+        Middleware(document.MadeAside),
     ]
 
 
@@ -135,23 +136,8 @@ def create_app(settings: Settings, broker: Broker, tracing: Tracing = NO_TRACING
         dependencies = [] if is_probe or settings.require_key == "no" else _KEYS
         app.include_router(router, dependencies=dependencies, responses={} if is_probe else PLAIN_ERRORS)
     if front.auth.may_be_open:
-        _document_keys_as_optional(app)
+        document.say_keys_are_optional(app)
     return app
-
-
-def _document_keys_as_optional(app: FastAPI) -> None:
-    """Where callers need a key only once there is one, the document says that requests may come without."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = generate()
-        for operations in document["paths"].values():
-            for operation in operations.values():
-                if "security" in operation and {} not in operation["security"]:
-                    operation["security"].insert(0, {})
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _routes() -> list[APIRoute]:

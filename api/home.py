@@ -9,6 +9,8 @@ from html import escape
 
 from pydantic import BaseModel
 
+from api import document
+
 NAME = "AI-OS HRM fleet"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 _PROMPT = "Compute: 347 + 285"
@@ -36,7 +38,7 @@ class Home(BaseModel):
 def links_below(root_path: str) -> dict[str, str]:
     paths = {
         "documentation": "/docs",
-        "openapi": "/openapi.json",
+        "openapi": document.PATH,
         "models": "/v1/models",
         "health": "/healthz",
         "readiness": "/readyz",

@@ -10,10 +10,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api import document
 from api.doors import Door, door_of
 from api.trail import trail_of
 
-_DOCUMENTS = frozenset({"/docs", "/redoc", "/openapi.json"})
+_DOCUMENTS = frozenset({"/docs", "/redoc", document.PATH})
 
 
 class RouteTable:
