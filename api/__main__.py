@@ -22,7 +22,7 @@ from api.finish import Finish, cut_off_error
 from api.protocol import Protocol
 from shared.advice import advise, on_open_door, on_open_files, open_files_limit, redis_advice
 from shared.broker import Broker, open_broker
-from shared.cli import redis_url, run_role, tell_general_variables
+from shared.cli import redis_url, run_role, tell_of_variables
 from shared.errors import BrokerUnavailable
 from shared.listener import Answer, listening, open_port, port_of
 from shared.logs import chosen_style, configure_logging, fields
@@ -137,7 +137,7 @@ async def _drain_on_signal(signals: "asyncio.Queue[str]", server: Server, front:
 def run(settings: Settings) -> int:
     """Serve until told to stop; the exit status."""
     configure_logging(settings.log_level, settings.log_format)
-    tell_general_variables(settings)
+    tell_of_variables(settings)
     if chosen_style(settings.log_format) == "console":
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its start lines say what ours say
     with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:

@@ -98,7 +98,8 @@ def of_workers(fleet: Fleet) -> dict[str, Values]:
 
 
 def _ready(fleet: Fleet, model: str) -> list[WorkerInfo]:
-    ready = [worker for worker in fleet.workers if worker.state == "ready"]
+    """Those that serve it: it may be one of their models and have failed to load."""
+    ready = [worker for worker in fleet.workers if worker.state == "ready" and model not in worker.failures]
     return [worker for worker in ready if any(item.id == model for item in worker.models)]
 
 

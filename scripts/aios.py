@@ -24,7 +24,7 @@ from scripts.supervisor import MOST_FAILED_STARTS, Role, Supervisor
 from shared import keys
 from shared.access import Keyring
 from shared.broker import UNAVAILABLE, open_broker
-from shared.cli import CONFIG_ENV, redis_url, run_role, tell_general_variables
+from shared.cli import CONFIG_ENV, redis_url, run_role, tell_of_variables
 from shared.listener import open_port, port_of
 from shared.logs import chosen_style, configure_logging, fields
 from shared.messages import ModelInfo
@@ -127,7 +127,7 @@ def serve_hrm(settings: Settings) -> int:
     """Be the fleet: start everything, restart what dies, drain on SIGTERM or Ctrl-C; 0 after a clean stop."""
     require_extras("api", "worker")
     configure_logging(settings.log_level, settings.log_format)
-    tell_general_variables(settings)
+    tell_of_variables(settings)
     if settings.redis_url is not None:
         redis_url(settings)
     if settings.prohibited_terms is not None:

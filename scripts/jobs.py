@@ -22,7 +22,7 @@ from arq.worker import Worker
 
 from scripts.local_fleet import with_local_fleet
 from shared.broker import UNAVAILABLE, Broker, open_broker
-from shared.cli import EXIT_OK, redis_url, run_role, tell_general_variables
+from shared.cli import EXIT_OK, redis_url, run_role, tell_of_variables
 from shared.janitor import Janitor, Sweep
 from shared.listener import Answer, listening
 from shared.logs import configure_logging, fields
@@ -61,7 +61,7 @@ def run(asked: argparse.Namespace, settings: Settings) -> int:
     port = asked.port if settings.redis_url is None else None
     settings, _ = with_local_fleet(settings, port)
     configure_logging(settings.log_level, settings.log_format)
-    tell_general_variables(settings)
+    tell_of_variables(settings)
     logging.getLogger("arq").setLevel(logging.WARNING)  # two lines for every sweep are not news
     return asyncio.run(_run(asked, settings))
 

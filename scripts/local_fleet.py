@@ -156,6 +156,8 @@ def _write_in(folder: Path, fleet: LocalFleet) -> tuple[Path, int]:
 def _read(file: Path) -> LocalFleet | None:
     """None for a file that nobody holds any more, which is removed, or that another version wrote."""
     try:
+        if not file.is_file():  # to open a pipe would wait for its writer
+            return None
         with file.open("rb") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that must hold: the rules (scripts/check), then the tests, on all cores, fast ones first.
+# Everything that must hold: the rules (scripts/check), then the tests, on all cores, slow ones last.
 # usage: scripts/test.sh [pytest arguments]
 #   Paths or node ids under tests/ among the arguments replace the whole suite, and run in one process:
 #   scripts/test.sh tests/api/test_chat.py::test_x -x
@@ -30,8 +30,9 @@ if ((${#units[@]} == 0)); then
     units+=("${slow[@]}")
     set -- "$@" "${units[@]}"
     cores=$(getconf _NPROCESSORS_ONLN)
-    # One process a core, but each collects the whole suite. The tests of a file stay together: they share fleets.
-    spread=(-n "$((cores < 4 ? cores : 4))" --dist loadfile --no-loadscope-reorder)
+    # Two processes a core, for much of the suite waits for other processes; no more than 8, for each collects all of it.
+    # The tests of a file stay together: they share fleets.
+    spread=(-n "$((cores < 4 ? 2 * cores : 8))" --dist loadfile --no-loadscope-reorder)
 fi
 tests=0
 .venv/bin/python -m pytest -q "${spread[@]}" "$@" || tests=$?

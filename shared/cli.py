@@ -18,7 +18,14 @@ from pydantic.fields import FieldInfo
 from shared.broker import fault_of_url
 from shared.logs import fields
 from shared.paths import fault_of
-from shared.setting_layers import env_names, flag_name, general_variables, switch_flags, switch_names
+from shared.setting_layers import (
+    env_names,
+    flag_name,
+    general_variables,
+    misspelt_variables,
+    switch_flags,
+    switch_names,
+)
 from shared.setting_text import choices_of, mask_secrets
 from shared.setting_types import SECRETS
 from shared.settings import REPO_ROOT, ModelEntry, Resolved, Settings, SettingsError, resolve
@@ -94,8 +101,10 @@ def resolve_environment(defaults: Mapping[str, Any]) -> Settings:
     return _resolve(_parser("").parse_args([]), {}, defaults).settings
 
 
-def tell_general_variables(settings: Settings) -> None:
-    """Log which settings came from variables that are not ours alone: HOST is also conda's, PORT many a platform's."""
+def tell_of_variables(settings: Settings) -> None:
+    """Log which settings came from variables that are not ours alone (HOST is also conda's, PORT many a platform's),
+    and which variables seem to be misspelt.
+    """
     found: dict[str, str] = {}
     for name in Settings.model_fields:
         for variable in general_variables(settings.origin(name)):
@@ -103,6 +112,8 @@ def tell_general_variables(settings: Settings) -> None:
                 found[variable] = "***" if name in SECRETS else mask_secrets(os.environ[variable])
     if found:
         log.info("settings from general variables", extra=fields(variables=found))
+    for name, meant in misspelt_variables(os.environ, Settings.model_fields).items():
+        log.warning("variable sets nothing", extra=fields(variable=name, nearest=meant))
 
 
 def _with_origin(problem: str, resolved: Resolved | None) -> str:

@@ -39,6 +39,7 @@ NOT_OBEYED = {
 }
 """Variables of the servers that this one replaces: the values that ask for what is so anyway, and why others are
 refused. To pass over them in silence would promise what is not done."""
+_ALIKE = 0.75  # of 1: finds MAX_BATCH for MAX_BATCH_SIZE
 SECTION = ("serve", "hrm")
 ORIGINS_ENV = "AIOS_SETTING_ORIGINS"
 """Tells a child of `aios serve hrm` where its parent had each setting from: names and origins, as JSON."""
@@ -157,6 +158,20 @@ def general_variables(origin: str) -> list[str]:
     """The variables among an origin's words that do not begin with AIOS_, and so may have been meant for others."""
     known = general_names()
     return [word for word in origin.split(" and ") if word in known]
+
+
+def misspelt_variables(env: Mapping[str, str], fields: Collection[str]) -> dict[str, str]:
+    """The AIOS_* variables that set nothing, and what they were nearly called. None of a child, whose parent told."""
+    if ORIGINS_ENV in env:
+        return {}
+    known = [env_name(field) for field in fields]
+    found = {}
+    for name in env:
+        if name.startswith("AIOS_") and name not in known:
+            close = difflib.get_close_matches(name.removeprefix("AIOS_").lower(), fields, n=1, cutoff=_ALIKE)
+            if close:
+                found[name] = env_name(close[0])
+    return found
 
 
 def _gathered(given: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -10,8 +10,13 @@ from pydantic import BaseModel, SecretStr
 
 
 def mask_secrets(text: str) -> str:
-    """`text` with every password inside a URL replaced by ***."""
-    return re.sub(r"([?&]password=)[^&\s]*", r"\1***", re.sub(r"(://[^:@/\s]*:)\S*@", r"\1***@", text))
+    """`text` with every password inside a URL replaced by ***, and a user without one, which may be a password.
+
+    A password may hold spaces and @ itself: all is taken for it up to the last @ of the line.
+    """
+    text = re.sub(r"(://[^:@/\s]*:).*@", r"\1***@", text)
+    text = re.sub(r"(://)[^:@/\s]+@", r"\1***@", text)
+    return re.sub(r"([?&]password=)[^&\s]*", r"\1***", text)
 
 
 def choices_of(annotation: Any) -> tuple[str, ...]:

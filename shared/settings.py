@@ -208,6 +208,8 @@ class Settings(BaseSettings):
     def _split_list(cls, value: Any) -> Any:
         if not isinstance(value, str) or value.lower() == "none":
             return value
+        if re.fullmatch(r"\s*\[.*\]\s*", value):
+            raise ValueError("expected values with commas between them, not a JSON list")
         return [part.strip() for part in value.split(",") if part.strip()]
 
     @field_validator("quantize", mode="before")

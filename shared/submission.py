@@ -39,7 +39,7 @@ _WHOLE = {
     b"concurrency": "The request opens {asked} at once, and {limit} may be open.",
 }
 """What is said of a request that no waiting would let in, by the limit that it exceeds alone."""
-_SCANNED = 200
+_SCANNED = 1000
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from shared.advice import advise, on_threads
 from shared.broker import open_broker
-from shared.cli import redis_url, run_role, tell_general_variables
+from shared.cli import redis_url, run_role, tell_of_variables
 from shared.listener import listening
 from shared.logs import configure_logging, fields
 from shared.metrics import WorkerMetrics
@@ -37,7 +37,7 @@ logger = logging.getLogger("aios.worker")
 def run(settings: Settings) -> NoReturn:
     """Serve until SIGTERM or SIGINT, then end the process. Raises SettingsError for a model that cannot be loaded."""
     configure_logging(settings.log_level, settings.log_format)
-    tell_general_variables(settings)
+    tell_of_variables(settings)
     check_model_paths(settings)
     prepare_process(settings)
     with asyncio.Runner() as runner:

@@ -21,7 +21,7 @@ from scripts.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from scripts.old_names.commands import MIN_SERVER_DEFAULTS
 from scripts.parent_death import die_with_parent
 from shared.broker import open_broker
-from shared.cli import redis_url, resolve_environment, tell_general_variables
+from shared.cli import redis_url, resolve_environment, tell_of_variables
 from shared.logs import configure_logging, fields
 from shared.paths import check_model_paths
 from shared.setting_layers import env_name
@@ -65,7 +65,7 @@ async def fleet() -> AsyncIterator[ASGIApp]:
     """The front of a fleet that lives as long as the context. Raises SettingsError and EmbeddedRedisError."""
     settings = resolve_environment(MIN_SERVER_DEFAULTS)
     configure_logging(settings.log_level, settings.log_format)
-    tell_general_variables(settings)
+    tell_of_variables(settings)
     check_model_paths(settings)
     if settings.redis_url is not None:
         async with front(settings) as app:
@@ -80,11 +80,13 @@ async def fleet() -> AsyncIterator[ASGIApp]:
 async def front(settings: Settings) -> AsyncIterator[ASGIApp]:
     """The front on the Redis that the settings name, and beside it all that works for it."""
     tracing = open_tracing(settings.otlp_endpoint, "api")
-    async with open_broker(redis_url(settings), settings.redis_shards) as broker:
-        app = create_app(settings, broker, tracing)
-        async with app.router.lifespan_context(app), workers(settings):
-            yield app
-    tracing.close()
+    try:
+        async with open_broker(redis_url(settings), settings.redis_shards) as broker:
+            app = create_app(settings, broker, tracing)
+            async with app.router.lifespan_context(app), workers(settings):
+                yield app
+    finally:
+        tracing.close()
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from api.report import ASSUMED_WORK_PER_S, of_queues, of_workers, work_per_s
 from shared.broker import Broker
 from shared.cost import cost_of
-from shared.messages import PRIORITIES, Generate, ModelInfo, ModelLoad, Sampling, WorkerInfo
+from shared.messages import PRIORITIES, Generate, LoadFailure, ModelInfo, ModelLoad, Sampling, WorkerInfo
 from shared.presence import Fleet, Presence
 from shared.queues import Line, QueueState
 from tests.api.echo_worker import EchoWorker
@@ -84,6 +84,8 @@ async def test_the_fleet_is_told_alike_by_every_front(redis: Redis) -> None:
         size = {"memory_bytes": 10, "device_bytes": 5}
         info = WorkerInfo(f"w{number}", state, (MODEL,), pool="gpu", is_full=number == 1, loads=(load,), **size)  # type: ignore[arg-type]
         await Presence(redis, ttl_s=ALL_DAY_S).announce(info)
+    has_failed = WorkerInfo("w3", "ready", (MODEL,), pool="cpu", failures={"m": LoadFailure("no file")})
+    await Presence(redis, ttl_s=ALL_DAY_S).announce(has_failed)
     async with in_memory(redis) as one, in_memory(redis) as other:
         found, same = await samples(one), await samples(other)
     assert cost_of(task) == 100
@@ -97,6 +99,7 @@ async def test_the_fleet_is_told_alike_by_every_front(redis: Redis) -> None:
         'aios_workers{pool="gpu",state="full"}': 1,
         'aios_workers{pool="gpu",state="loading"}': 1,
         'aios_model_workers{model="m",pool="gpu"}': 2,
+        'aios_workers{pool="cpu",state="ready"}': 1,
         "aios_active_models": 1,
         "active_models": 1,
         'aios_workers_memory_bytes{kind="device"}': 15,
@@ -105,6 +108,7 @@ async def test_the_fleet_is_told_alike_by_every_front(redis: Redis) -> None:
         'compile_seconds{model="m"}': 3,
         "aios_dead_jobs": 0,
     }
+    assert 'aios_model_workers{model="m",pool="cpu"}' not in found, "it could not load the model"
     for name, value in expected.items():
         assert found[name] == same[name] == value, name
     assert 0 < found['aios_queue_oldest_seconds{class="bulk",model="m"}'] < 20

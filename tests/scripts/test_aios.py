@@ -14,7 +14,7 @@ from scripts.embedded_redis import EmbeddedRedis
 from scripts.supervisor import Supervisor
 from shared.access import Grant, Keyring
 from shared.broker import Broker
-from shared.cli import tell_general_variables
+from shared.cli import tell_of_variables
 from shared.messages import ModelInfo, TaskName
 from shared.presence import Fleet
 from shared.settings import ModelEntry, Settings, SettingsError, resolve
@@ -181,8 +181,22 @@ def test_a_child_tells_of_a_setting_as_its_parent_had_it(
     child = resolve({}, worker.env, Path(os.devnull)).settings
     assert [child.origin(name) for name in ("port", "device", "host")] == ["PORT", "--device", "default"]
     with caplog.at_level("INFO"):
-        tell_general_variables(settings)
+        tell_of_variables(settings)
         assert caplog.records[0].fields == {"variables": {"PORT": "8123"}}  # type: ignore[attr-defined]
         monkeypatch.delenv("PORT")  # as for a child
-        tell_general_variables(child)
+        tell_of_variables(child)
     assert len(caplog.records) == 1
+
+
+def test_a_misspelt_variable_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("AIOS_MAX_BATCH", "4")
+    monkeypatch.setenv("AIOS_APIKEYS", "secret")
+    tell_of_variables(Settings())
+    assert [(record.levelname, record.fields) for record in caplog.records] == [  # type: ignore[attr-defined]
+        ("WARNING", {"variable": "AIOS_MAX_BATCH", "nearest": "AIOS_MAX_BATCH_SIZE"}),
+        ("WARNING", {"variable": "AIOS_APIKEYS", "nearest": "AIOS_API_KEYS"}),
+    ]
+    _, worker, _ = fleet_roles(Settings(), [{"AIOS_WORKER_CORES": "0"}])
+    monkeypatch.setattr("os.environ", {**os.environ, **worker.env, **worker.copies[0]})
+    tell_of_variables(Settings())
+    assert len(caplog.records) == 2, "a child says nothing again, and knows what its parent gave it"

@@ -50,6 +50,15 @@ def test_a_fleet_is_found_while_it_runs_and_its_password_is_its_owners(folder: P
     assert list(folder.iterdir()) == []
 
 
+def test_what_is_no_file_is_passed_over(folder: Path) -> None:
+    """A pipe above all: to open one would wait for ever."""
+    folder.mkdir(mode=0o700)
+    os.mkfifo(folder / "pipe.fleet.json")
+    (folder / "folder.fleet.json").mkdir()
+    with announced(fleet()):
+        assert running_fleets() == [fleet()]
+
+
 @pytest.mark.parametrize("lost", ["XDG_RUNTIME_DIR", "XDG_STATE_HOME"])
 def test_it_is_found_from_a_shell_without_a_session(lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And where one of the folders cannot be had, as in a container, the next one serves."""

@@ -316,6 +316,13 @@ def test_keys_come_from_all_their_variables_and_are_never_shown(
     assert "hush" not in captured.out + captured.err + repr(resolved.settings)
 
 
+@pytest.mark.parametrize("variable", ["API_KEYS", "AIOS_API_KEYS", "AIOS_CORS_ORIGINS"])
+def test_a_json_list_is_not_taken_for_a_value(variable: str) -> None:
+    """Its brackets and quotes would become a part of the keys."""
+    with pytest.raises(SettingsError, match=f"expected values with commas between them, not a JSON list.*{variable}"):
+        resolve({}, {variable: '["one","two"]'}, None)
+
+
 def test_yes_in_yaml_is_a_yes(tmp_path: Path) -> None:
     for written, meant in ((True, "yes"), (False, "no"), ("auto", "auto")):
         assert resolve({}, {}, write_yaml(tmp_path, {"require_key": written})).settings.require_key == meant
@@ -328,7 +335,26 @@ def test_a_role_gets_its_settings_and_a_dry_run_its_own_way() -> None:
 
 
 def test_mask_keeps_what_is_no_secret() -> None:
-    assert mask_secrets("redis://localhost:6379/0") == "redis://localhost:6379/0"
+    for text in ("redis://localhost:6379/0", "http://127.0.0.1:80/a, http://[::1]:81/b", "see https://x.org/@a/b"):
+        assert mask_secrets(text) == text
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:geheim@h:1/0", "redis://:***@h:1/0"),
+        ("redis://me:geheim@h", "redis://me:***@h"),
+        ("redis://me:ge heim@h", "redis://me:***@h"),
+        ("redis://me:geheim@ge/heim@h", "redis://me:***@h"),
+        ("redis://geheim@h:6379", "redis://***@h:6379"),
+        ("unix:///run/r.sock?db=1&password=geheim&x=1", "unix:///run/r.sock?db=1&password=***&x=1"),
+    ],
+)
+def test_a_password_is_masked_wherever_in_a_url_it_stands(url: str, shown: str) -> None:
+    assert mask_secrets(url) == shown
+    assert mask_secrets(f"redis_url: expected a URL, got {url} (from --redis-url)") == (
+        f"redis_url: expected a URL, got {shown} (from --redis-url)"
+    )
 
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,8}", fullmatch=True).filter(lambda text: text.lower() != "none")

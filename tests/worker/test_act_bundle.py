@@ -112,6 +112,15 @@ def test_integer_weights_are_refused(tmp_path: Path) -> None:
         load_act_bundle(tmp_path)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_head_that_could_not_decide_is_refused(tmp_path: Path, number: float) -> None:
+    weights = random_weights(Net())
+    weights["inner.q_head.weight"][1, 0] = number
+    write_bundle(tmp_path, weights=weights)
+    with pytest.raises(ModelFormatError, match=r"numbers that are not finite, in inner.q_head.weight; copy it again"):
+        load_act_bundle(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("weights_format", "filename"),
     [

@@ -295,7 +295,7 @@ def test_a_q_head_that_is_not_of_numbers(copied: Callable[[str], Path], name: st
     head = {"weight": torch.ones(2, 32), "bias": torch.zeros(2)}
     head[name][1] = torch.nan
     torch.save(head, path / "head.pt")
-    assert "head.pt holds numbers that are not finite" in refusal(path)
+    assert f"head.pt holds numbers that are not finite, in {name}" in refusal(path)
 
 
 def test_weights_of_other_programs_and_adapters(copied: Callable[[str], Path]) -> None:

@@ -20,12 +20,13 @@ from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import is_there
 from worker.models.hrm_act import ActModel
 from worker.models.reading import read_json_object
-from worker.models.weights import check_names, read_tensors, without_prefixes
+from worker.models.weights import check_finite, check_names, read_tensors, without_prefixes
 
 _WEIGHTS_FILES = ("actv1_student.safetensors", "final_model.safetensors", "actv1_student.pt")
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+")  # of DDP, torch.compile and PEFT
 _LAYER = re.compile(r"^inner\.([HL])_level\.layers\.(\d+)\.")
 _MLP = "inner.H_level.layers.0.mlp."
+_Q_HEAD = "inner.q_head."
 _POSITIONS = "inner.embed_pos.embedding_weight"
 
 Weights = Mapping[str, Tensor]
@@ -61,6 +62,7 @@ def load_act_bundle(path: Path, dtype: torch.dtype = torch.float32, attention: A
     with torch.device("meta"):
         model = ActModel(config)
     check_names(model.state_dict(), weights, weights_file)
+    check_finite({name: weights[name] for name in weights if name.startswith(_Q_HEAD)}, weights_file)
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
     model.eval().requires_grad_(False)
     name = str(brain.get("name") or brain.get("brain_id") or _directory(path).resolve().name)

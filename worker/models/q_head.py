@@ -17,7 +17,7 @@ from torch import Tensor
 from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import is_there
 from worker.models.reading import Count, converted, read_json_object
-from worker.models.weights import check_names, read_tensors
+from worker.models.weights import check_finite, check_names, read_tensors
 
 STARTER_FILE, HEAD_FILE = "starter_brain.json", "q_head.pt"
 
@@ -83,8 +83,7 @@ def load_q_head(file: Path, hidden_size: int) -> QHead:
         raise ModelFormatError(f"There is no q head at {file}; copy it there, or name it in {STARTER_FILE}.")
     tensors = read_tensors(file)
     check_names({"weight": torch.empty(2, hidden_size), "bias": torch.empty(2)}, tensors, file)
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-        raise ModelFormatError(f"{file} holds numbers that are not finite; copy it again.")
+    check_finite(tensors, file)
     return QHead(tensors["weight"].float(), tensors["bias"].float())
 
 

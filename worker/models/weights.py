@@ -89,6 +89,13 @@ def check_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], sou
         raise ModelFormatError(f"{problem}; copy it again, with the configuration it belongs to.")
 
 
+def check_finite(tensors: Mapping[str, Tensor], source: Path) -> None:
+    """For what decides without its values being looked at again, as a head that halts. Raises ModelFormatError."""
+    broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise ModelFormatError(f"{source} holds numbers that are not finite, in {', '.join(broken)}; copy it again.")
+
+
 def matrix_shape(weights: Mapping[str, Tensor], name: str, source: Path) -> tuple[int, int]:
     """Rows and columns of a matrix. Raises ModelFormatError where there is none of that name."""
     if name not in weights:
