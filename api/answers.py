@@ -1,6 +1,6 @@
 """The forms of an answer: whole, as a stream from any frame on, or a note of where to ask for it.
 
-Knows no dialect: a kind's renderers say what is in them.
+Knows no dialect: an endpoint's renderers say what is in them.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -11,11 +11,11 @@ from api.caller import Caller
 from api.cursor import Cursor
 from api.deps import Front
 from api.dispatch import Following, Receive
-from api.errors import problem_of
+from api.endpoint import Endpoint
 from api.framing import Framing
 from api.headers import JOB_ID, answer_headers
-from api.kinds import Kind
 from api.patience import redis_answers
+from api.problem import problem_of
 from api.record import Work, work_of
 from api.run import Outcome
 from api.sse import EventStream
@@ -50,8 +50,8 @@ async def attached(
     )
 
 
-def whole(kind: Kind, work: Work, outcomes: Sequence[Outcome]) -> Response:
-    body = kind.render(work, outcomes).model_dump_json()
+def whole(endpoint: Endpoint, work: Work, outcomes: Sequence[Outcome]) -> Response:
+    body = endpoint.render(work, outcomes).model_dump_json()
     return Response(body, media_type="application/json", headers=answer_headers(work, outcomes))
 
 
@@ -77,7 +77,7 @@ async def accepted(front: Front, work: Work, preferences: Sequence[str]) -> Resp
 
 def stream(
     front: Front,
-    kind: Kind,
+    endpoint: Endpoint,
     following: Following,
     receive: Receive,
     trail: Trail,
@@ -86,11 +86,13 @@ def stream(
     *,
     with_timings: bool = False,
 ) -> Response:
-    """The frames of the request from its beginning, or from behind `seen`, in its kind's framing or another one. The
-    headers tell what is known when the first frame comes; timings are a comment behind the last one, if there may be
-    comments."""
+    """The frames of the request from its beginning, or from behind `seen`, in its endpoint's framing or another one.
+
+    The headers tell what is known when the first frame comes. Timings are a comment behind the last one, if there may
+    be comments.
+    """
     started: dict[int, Started] = {}
-    telling, framing = kind.telling(following.work), framing or kind.framing
+    telling, framing = endpoint.telling(following.work), framing or endpoint.framing
     following.leave_in(trail)
 
     async def frames() -> AsyncGenerator[bytes, None]:
@@ -100,7 +102,7 @@ def stream(
             async for frame in told.frames(run, front.keepalive_s):
                 yield frame
             trail.usage = run.usage
-            wants = kind.is_timed or with_timings
+            wants = endpoint.is_timed or with_timings
             timings = await timings_at_end(front, following.work, run.usage) if wants else None
             for frame in told.closing(run.usage, timings):
                 yield frame

@@ -7,13 +7,14 @@ from typing import Annotated, Literal
 
 from fastapi import Depends, Request
 
-from api.admission import Admission, Limits
+from api.admission import Admission
 from api.auth import Auth, build_auth
 from api.cache import AnswerCache
 from api.dispatch import Dispatcher
 from api.endings import Endings
+from api.endpoint import Endpoints
 from api.fleet import FleetView
-from api.kinds import Kinds
+from api.limits import Limits
 from api.prohibited import Prohibited, read_terms
 from api.record import OnDisconnect
 from api.report import Report
@@ -49,7 +50,7 @@ class Front:
     requests: Requests
     reader: LogReader
     cache: AnswerCache | None
-    kinds: Kinds
+    endpoints: Endpoints
     auth: Auth
     pace: Pace
     prohibited: Prohibited
@@ -72,7 +73,7 @@ class Front:
             log.warning("redis not waited for at close")
 
 
-def build_front(settings: Settings, broker: Broker, kinds: Kinds) -> Front:
+def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Front:
     """Wire the parts together; nothing connects yet. Raises SettingsError for what only shows here."""
     metrics, draining, lag = Metrics(), asyncio.Event(), LoopLag()
     tell(metrics.process, broker, lag)
@@ -100,7 +101,7 @@ def build_front(settings: Settings, broker: Broker, kinds: Kinds) -> Front:
         requests=requests,
         reader=reader,
         cache=AnswerCache(Repeats(broker, ttl_s=cache_s), requests, reader) if cache_s else None,
-        kinds=kinds,
+        endpoints=endpoints,
         auth=auth,
         pace=Pace(broker),
         prohibited=Prohibited(read_terms(settings)),

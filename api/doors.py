@@ -1,19 +1,18 @@
-"""Who may call which route, in one place, and the doorman who sees to it before anything of a body is read.
-
-A route that is not named here is for callers: for whoever has a key, where keys are required.
-"""
+"""The doorman, who sees to it that a request may pass before anything of its body is read."""
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from enum import Enum
 
+from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
-from starlette.routing import Match, Route
+from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.auth import Auth
-from api.errors import problem_of, render
+from api.dialect import Door
+from api.errors import render
+from api.problem import problem_of
+from api.route_table import METRICS, RouteTable
 from api.trail import trail_of
 from shared.errors import FleetError, Forbidden, Unauthorized
 from shared.logs import fields
@@ -21,34 +20,15 @@ from shared.logs import fields
 security_log = logging.getLogger("aios.security")
 
 
-class Door(Enum):
-    OPEN = "anybody, without a look at keys"
-    CALLER = "anybody, or whoever has a key where keys are required"
-    KEY = "whoever has a key"
-    ADMIN = "whoever has an admin key"
-
-
-_OPEN = frozenset({"/", "/healthz", "/readyz", "/health", "/api/health"})
-_ADMIN = frozenset({"/api/models/unload/{model_id:path}", "/api/models/{task}/{model_id:path}"})
-
-
-def door_of(route: Route, *, protect_metrics: bool) -> Door:
-    """The door before a route, by its path template and methods."""
-    if route.path in _OPEN and route.methods == {"GET"}:
-        return Door.OPEN
-    if route.path == "/metrics":
-        return Door.KEY if protect_metrics else Door.OPEN
-    return Door.ADMIN if route.path in _ADMIN else Door.CALLER
-
-
 class Doorman:
-    """Finds the caller of each request, or refuses it. What matches none of the `routes` gets past: there is no such
-    route, or it tells of the API and nothing of the fleet (`/docs`, `/openapi.json`)."""
+    """Finds the caller of each request, or refuses it. What matches no route gets past: there is none, or it tells of
+    the API and nothing of the fleet (`/docs`, `/openapi.json`)."""
 
-    def __init__(self, app: ASGIApp, *, auth: Auth, routes: Sequence[Route], protect_metrics: bool) -> None:
+    def __init__(self, app: ASGIApp, *, auth: Auth, table: RouteTable, protect_metrics: bool) -> None:
         self._app = app
         self._auth = auth
-        self._routes = [(route, door_of(route, protect_metrics=protect_metrics)) for route in routes]
+        self._table = table
+        self._protect_metrics = protect_metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = self._find(scope) if scope["type"] == "http" else None
@@ -65,7 +45,7 @@ class Doorman:
             caller = await self._auth.caller(Headers(scope=scope), needs_key=door is Door.KEY, needs_admin=is_admin)
         except FleetError as error:
             self._report(error, scope, route)
-            await render(problem_of(error), trail_of(scope).path)(scope, receive, send)
+            await render(problem_of(error), trail_of(scope))(scope, receive, send)
             return
         scope["state"]["caller"] = caller
         scope["state"]["caller_found_s"] = asyncio.get_running_loop().time()
@@ -73,7 +53,7 @@ class Doorman:
         await self._app(scope, receive, send)
 
     @staticmethod
-    def _report(error: FleetError, scope: Scope, route: Route) -> None:
+    def _report(error: FleetError, scope: Scope, route: APIRoute) -> None:
         """For the access log, and who was refused by its key for the security log."""
         trail = trail_of(scope)
         trail.error = error.code
@@ -82,6 +62,10 @@ class Doorman:
             said = fields(request_id=trail.request_id, route=route.path, error=error.code, client=client and client[0])
             security_log.warning("caller refused", extra=said)
 
-    def _find(self, scope: Scope) -> tuple[Route, Door] | None:
+    def _find(self, scope: Scope) -> tuple[APIRoute, Door] | None:
         """The route that will run, as the router finds it."""
-        return next(((route, door) for route, door in self._routes if route.matches(scope)[0] is Match.FULL), None)
+        for entry in self._table.entries:
+            if entry.route.matches(scope)[0] is Match.FULL:
+                is_closed = entry.route.path == METRICS and self._protect_metrics
+                return entry.route, Door.KEY if is_closed else entry.door
+        return None

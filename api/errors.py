@@ -6,7 +6,7 @@ expected; they never carry a stack or the caller's input.
 
 import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -14,17 +14,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from api.encodings import ACCEPTED
-from api.trail import trail_of
+from api.problem import Problem, problem_of
+from api.trail import Trail, trail_of
 from shared.broker import UNAVAILABLE
-from shared.errors import BrokerUnavailable, ClientGone, FleetError, InvalidRequest, Unauthorized, UnsupportedEncoding
+from shared.errors import BrokerUnavailable, ClientGone, FleetError, InvalidRequest
 
-_API_PREFIX = "/api/"
-_TGI_PATH = "/"
-_OPENAI_PREFIX = "/v1/"
-_OWN_PREFIXES = ("/v1/puzzles/", "/v1/jobs")  # no OpenAI client comes here
-_REJECTED = (409, 429, 503)
-_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 400: "invalid_request"}
 _SHOWN_PROBLEMS = 3
 _EXPECTED_BODY = "Expected a JSON object as the body"
@@ -46,66 +40,9 @@ class HungUp(ClientGone):
     """The caller has closed the connection; nobody is left to be told."""
 
 
-@dataclass(frozen=True)
-class Problem:
-    """An error as any dialect can tell it; `job_id` names work that goes on all the same."""
-
-    status: int
-    code: str
-    message: str
-    field: str | None
-    headers: Mapping[str, str]
-    job_id: str | None = None
-
-
-def problem_of(error: FleetError) -> Problem:
-    wait_s = error.retry_after_s or (1 if error.status in (429, 503) else None)
-    headers = {"Retry-After": str(wait_s)} if wait_s is not None else {}
-    if error.status == Unauthorized.status:
-        headers["WWW-Authenticate"] = 'Bearer realm="aios"'
-    if isinstance(error, UnsupportedEncoding):
-        headers["Accept-Encoding"] = ACCEPTED
-    if error.status in _REJECTED:
-        headers["X-Reject-Reason"] = error.code
-    if error.job_id is not None:
-        headers["Location"] = f"/v1/jobs/{error.job_id}"
-    return Problem(error.status, error.code, error.message, error.field, headers, error.job_id)
-
-
-def openai_body(problem: Problem) -> dict[str, Any]:
-    kind = _OPENAI_TYPES.get(problem.status, "server_error" if problem.status >= 500 else "invalid_request_error")
-    return _with_job({"message": problem.message, "type": kind, "param": problem.field, "code": problem.code}, problem)
-
-
-def api_body(problem: Problem) -> dict[str, Any]:
-    details = {"field": problem.field} if problem.field else {}
-    return _with_job({"code": problem.code, "message": problem.message, "details": details}, problem)
-
-
-def tgi_body(problem: Problem) -> dict[str, Any]:
-    kind = "overloaded" if problem.status in (429, 503) else "generation" if problem.status >= 500 else "validation"
-    return {"error": problem.message, "error_type": kind}
-
-
-def plain_body(problem: Problem) -> dict[str, Any]:
-    return _with_job({"code": problem.code, "message": problem.message, "field": problem.field}, problem)
-
-
-def _with_job(error: dict[str, Any], problem: Problem) -> dict[str, Any]:
-    return {"error": error} if problem.job_id is None else {"error": error, "id": problem.job_id}
-
-
-def render(problem: Problem, path: str, body: Callable[[Problem], dict[str, Any]] | None = None) -> JSONResponse:
-    """In the form `body`, or else in that of the path."""
-    return JSONResponse((body or _body_for(path))(problem), problem.status, dict(problem.headers))
-
-
-def _body_for(path: str) -> Callable[[Problem], dict[str, Any]]:
-    if path == _TGI_PATH:
-        return tgi_body
-    if path.startswith(_API_PREFIX):
-        return api_body
-    return openai_body if path.startswith(_OPENAI_PREFIX) and not path.startswith(_OWN_PREFIXES) else plain_body
+def render(problem: Problem, trail: Trail) -> JSONResponse:
+    """In the form of the path's dialect, or of the body's where several share a path."""
+    return JSONResponse(trail.errors.body(problem), problem.status, dict(problem.headers))
 
 
 def invalid_request(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
@@ -136,7 +73,7 @@ def _expectation(error: Mapping[str, Any]) -> str:
 def _answer(request: Request, problem: Problem) -> Response:
     trail = trail_of(request.scope)
     trail.error = problem.code
-    return render(problem, trail.path, trail.error_body)
+    return render(problem, trail)
 
 
 async def _on_fleet_error(request: Request, error: FleetError) -> Response:
@@ -148,10 +85,8 @@ async def _on_invalid_body(request: Request, error: RequestValidationError) -> R
 
 
 def _refused(request: Request, error: InvalidRequest) -> Response:
-    """X7: 400, and 422 where clients of the local server look for it."""
-    problem = problem_of(error)
-    is_local = trail_of(request.scope).path.startswith(_API_PREFIX)
-    return _answer(request, replace(problem, status=422) if is_local else problem)
+    status = trail_of(request.scope).errors.invalid_body
+    return _answer(request, replace(problem_of(error), status=status))
 
 
 async def _on_http_exception(request: Request, error: HTTPException) -> Response:

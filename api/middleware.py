@@ -14,7 +14,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.encodings import HEADER, decoded
-from api.errors import Problem, problem_of, render
+from api.errors import render
+from api.problem import Problem, problem_of
 from api.request_line import said_of
 from api.schemas.fields import fleets_seed
 from api.trail import Trail, trail_of
@@ -106,7 +107,7 @@ class AccessLog:
             self._metrics.rejections.labels(trail.error).inc()
         said = {"method": method, "route": route, "status": status, "total_ms": round(seconds * 1000, 1)}
         said |= said_of(trail) | ({"answer": _shown(answer)} if self._log_bodies else {})
-        is_news = self._log_requests and route not in _PROBES
+        is_news = self._log_requests and not trail.is_probe
         access_log.log(logging.INFO if is_news else logging.DEBUG, "request", extra=fields(**said))
 
 
@@ -125,7 +126,6 @@ class Seeded:
             fleets_seed.reset(token)
 
 
-_PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -154,7 +154,7 @@ class CrashGuard:
                 raise
             trail_of(scope).error = Draining.code
             problem = problem_of(Draining("This server is shutting down.", retry_after_s=1))
-            await render(problem, trail_of(scope).path)(scope, receive, send)
+            await render(problem, trail_of(scope))(scope, receive, send)
         except Exception:
             if scope["type"] != "http":
                 raise
@@ -164,7 +164,7 @@ class CrashGuard:
             error_log.exception("unhandled error", extra=said)
             if not has_begun:
                 problem = Problem(500, "internal_error", f"Internal error; request id {trail.request_id}.", None, {})
-                await render(problem, trail.path, trail.error_body)(scope, receive, send)
+                await render(problem, trail)(scope, receive, send)
 
 
 class BodyLimit:
@@ -224,7 +224,7 @@ class BodyLimit:
     @staticmethod
     async def _refuse(error: FleetError, scope: Scope, receive: Receive, send: Send) -> None:
         trail_of(scope).error = error.code
-        await render(problem_of(error), trail_of(scope).path)(scope, receive, send)
+        await render(problem_of(error), trail_of(scope))(scope, receive, send)
 
 
 def _shown(body: bytes) -> str:

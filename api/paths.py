@@ -3,43 +3,12 @@
 Pure ASGI around the app. Nothing here redirects: what is meant is served, anything else is a plain 404 or 405.
 """
 
-from collections.abc import Sequence
-
 from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import document
-from api.doors import Door, door_of
+from api.route_table import RouteTable
 from api.trail import trail_of
-
-_DOCUMENTS = frozenset({"/docs", "/redoc", document.PATH})
-
-
-class RouteTable:
-    """The app's routes, asked by path alone."""
-
-    def __init__(self, routes: Sequence[Route]) -> None:
-        self._routes = routes
-
-    def at(self, path: str) -> list[Route]:
-        """Those that some method finds at this path, in the order in which they are tried."""
-        return [route for route in self._routes if route.path_regex.match(path)]
-
-    def allowed(self, path: str) -> list[str]:
-        """What is done at this path, besides telling so by OPTIONS; empty where there is nothing."""
-        if path in _DOCUMENTS:
-            return ["GET", "HEAD"]
-        methods = {method for route in self.at(path) for method in route.methods or ()}
-        if "GET" in methods:
-            methods.add("HEAD")
-        return sorted(methods)
-
-    def is_callers(self, path: str) -> bool:
-        """Whether the path is one for callers, or a document: neither health, metrics nor an operator's."""
-        doors = {door_of(route, protect_metrics=False) for route in self.at(path)}
-        return doors == {Door.CALLER} or path in _DOCUMENTS
 
 
 class Paths:
@@ -59,7 +28,10 @@ class Paths:
             await self._app(scope, receive, send)
             return
         path = self._meant(scope["path"])
-        trail_of(scope).path = path
+        trail = trail_of(scope)
+        trail.path = path
+        trail.errors = self._table.errors_at(path)
+        trail.is_probe = self._table.is_probe(path)
         scope["path"] = self._root_path + path
         scope["root_path"] = self._root_path
 

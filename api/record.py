@@ -14,10 +14,10 @@ OnDisconnect = Literal["cancel", "continue", "grace"]
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`kind` names how it was asked and is answered, `created` is seconds since 1970. Each job has `n` choices; the
-    server's cap made them `capped_at` tokens, where that is fewer than asked. `notes` are the kind's own."""
+    """`endpoint` names how it was asked and is answered, `created` is seconds since 1970. Each job has `n` choices; the
+    server's cap made them `capped_at` tokens, where that is fewer than asked. `notes` are the endpoint's own."""
 
-    kind: str
+    endpoint: str = msgspec.field(name="kind")
     model: str
     created: int
     n: int = 1
@@ -28,7 +28,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class Work:
-    """A request that is in the fleet, and its record; once it has ended, how long it took, if its kind is timed."""
+    """A request that is in the fleet, and its record; once it has ended, how long it took, if its endpoint is timed."""
 
     request: Request
     record: Record

@@ -3,8 +3,8 @@
 from collections.abc import AsyncGenerator, Iterator
 
 from api.cursor import Cursor
+from api.endpoint import Telling
 from api.framing import Framing
-from api.kinds import Telling
 from api.run import News, Run
 from api.timings import Timings
 from api.trail import Usage

@@ -8,8 +8,6 @@ from api.trail import trail_of
 from shared.errors import ClientGone
 from shared.tracing import Span, Trace, Tracing
 
-_PROBES = frozenset({"/healthz", "/readyz", "/metrics", "/health", "/api/health"})
-
 
 class Traced:
     """Puts the span into the request's trail, and ends it with its answer. The query of the URL is not told: clients
@@ -20,7 +18,7 @@ class Traced:
         self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or trail_of(scope).path in _PROBES:
+        if scope["type"] != "http" or trail_of(scope).is_probe:
             await self._app(scope, receive, send)
             return
         span, status = self._begin(scope), ClientGone.status  # unless an answer begins

@@ -3,10 +3,11 @@
 Created by the outermost middleware, filled in by routes and error handlers, read once when the answer has ended.
 """
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from api.error_format import PLAIN, ErrorFormat
 from api.stopwatch import Stopwatch
 from shared.tracing import NO_SPAN, Span
 
@@ -33,15 +34,18 @@ class Usage:
 
 @dataclass
 class Trail:
-    """`key` is the id of the key that came, "" where none did. `error_body` makes the body of an error for this caller,
-    where the path does not tell its dialect. `path` is that of a route, without a proxy's prefix; a request with
-    `is_head` wants the headers alone, and must begin nothing. `told_id` is what the caller knows its jobs by. `watch`
-    timed its jobs, where this front took them; `trace_id` is that of its trace, if it has one, and `span` the server's.
+    """`key` is the id of the key that came, "" where none did.
+
+    `path` is that of a route, without a proxy's prefix, and `errors` the form in which this caller is told of them. A
+    request with `is_head` wants the headers alone, and must begin nothing; one with `is_probe` is a machine's, of which
+    nothing is told. `told_id` is what the caller knows its jobs by. `watch` timed its jobs, where this front took them;
+    `trace_id` is that of its trace, if it has one, and `span` the server's.
     """
 
     request_id: str
     path: str = ""
     is_head: bool = False
+    is_probe: bool = False
     usage: Usage = Usage()
     error: str | None = None
     body: bytes = b""
@@ -53,7 +57,7 @@ class Trail:
     watch: Stopwatch | None = None
     trace_id: str | None = None
     span: Span = NO_SPAN
-    error_body: Callable[[Any], dict[str, Any]] | None = None
+    errors: ErrorFormat = PLAIN
 
 
 def trail_of(scope: MutableMapping[str, Any]) -> Trail:

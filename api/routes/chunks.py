@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from api.errors import Problem, openai_body
+from api.error_format import OPENAI
 from api.pieces import Piece, Pieces
+from api.problem import Problem
 from api.run import Progress
 from api.schemas.chat import chat_logprobs
 from api.schemas.logprobs import logprobs_body
@@ -39,7 +40,7 @@ class Chunks:
             yield self._chunk([], detailed_usage_body(usage).model_dump())
 
     def failed(self, problem: Problem) -> dict[str, Any]:
-        return openai_body(problem)
+        return OPENAI.body(problem)
 
     def _chunks(self, piece: Piece) -> Iterator[dict[str, Any]]:
         if piece.text or piece.logprobs or piece.finish_reason:

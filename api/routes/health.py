@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from api.deps import Front, FrontDep
+from api.dialect import Dialect, Door
 from shared.errors import BrokerUnavailable
 from shared.metrics import CONTENT_TYPE
 
@@ -80,3 +81,6 @@ async def reason_not_ready(front: Front) -> str | None:
     except (BrokerUnavailable, TimeoutError):
         return "Redis is not reachable"
     return None if fleet.is_ready else "no worker is ready"
+
+
+DIALECT = Dialect(router=router, door=Door.OPEN, are_probes=True)

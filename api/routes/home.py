@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request, Response
 
 from api.deps import Front, FrontDep
+from api.dialect import Dialect, Door
 from api.home import NAME, POLICY, Home, HomeModel, example_of, links_below, page, wants_html
 from api.routes.health import reason_not_ready
 from shared.errors import BrokerUnavailable
@@ -51,3 +52,6 @@ async def _models(front: Front) -> list[HomeModel]:
 
 def _model(info: ModelInfo, *, is_default: bool) -> HomeModel:
     return HomeModel(id=info.id, description=info.found, tasks=list(info.tasks), is_default=is_default)
+
+
+DIALECT = Dialect(router=router, door=Door.OPEN)

@@ -4,14 +4,13 @@ out, in order."""
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter, Response
-
-from api.ask import Ask, AskDep, Plan, text_plan
-from api.kinds import Dialect, Kind
+from api.dialect import Dialect
+from api.endpoint import Endpoint, Plan, Post
+from api.limits import Limits
+from api.plans import text_plan
 from api.record import Work
 from api.routes.texts import Texts
 from api.run import Outcome
-from api.schemas.errors import LATER
 from api.schemas.hrm import (
     DEFAULT_MAX_TOKENS,
     GenerateRequest,
@@ -25,33 +24,23 @@ from api.schemas.hrm import (
     rolling_response,
 )
 from api.timings import Timings
-from shared.messages import Score
-
-router = APIRouter(tags=["hrm"], responses=LATER)
+from shared.messages import ModelInfo, Score
 
 
-async def generate(body: GenerateRequest, ask: Ask, *, is_streamed: bool) -> Response:
-    """Completions of each prompt."""
-    ask.front.admission.check_count("prompts", len(body.prompts))
-    plan = text_plan(ask.front.admission, body, body.prompts, DEFAULT_MAX_TOKENS)
-    return await ask.answer(GENERATE, body.model, plan, is_streamed=is_streamed)
+def _plan_generate(body: GenerateRequest, model: ModelInfo, limits: Limits) -> Plan:
+    limits.check_count("prompts", len(body.prompts))
+    return text_plan(body, body.prompts, DEFAULT_MAX_TOKENS, model, limits)
 
 
-@router.post("/loglikelihood", response_model=LoglikelihoodResponse)
-async def loglikelihood(body: LoglikelihoodRequest, ask: AskDep) -> Response:
-    """The log-likelihood (nats) of each continuation given the prompt of the same place."""
-    ask.front.admission.check_count("prompts", len(body.prompts))
+def _plan_score(body: LoglikelihoodRequest, model: ModelInfo, limits: Limits) -> Plan:
+    limits.check_count("prompts", len(body.prompts))
     places = group_by_prompt(body.prompts)
-    plan = Plan(score_tasks(body, places), notes={"places": list(places.values())})
-    return await ask.answer(SCORE, body.model, lambda _: plan)
+    return Plan(score_tasks(body, places), notes={"places": list(places.values())})
 
 
-@router.post("/loglikelihood_rolling", response_model=RollingResponse)
-async def loglikelihood_rolling(body: RollingRequest, ask: AskDep) -> Response:
-    """The log-likelihood (nats) of each whole text, of any length."""
-    ask.front.admission.check_count("prompts", len(body.prompts))
-    plan = Plan([Score("", (text,), body.condition, body.scoring, rolling=True) for text in body.prompts])
-    return await ask.answer(ROLLING, body.model, lambda _: plan)
+def _plan_rolling(body: RollingRequest, model: ModelInfo, limits: Limits) -> Plan:
+    limits.check_count("prompts", len(body.prompts))
+    return Plan([Score("", (text,), body.condition, body.scoring, rolling=True) for text in body.prompts])
 
 
 def group_by_prompt(prompts: list[str]) -> dict[str, list[int]]:
@@ -91,7 +80,26 @@ def _rolling(work: Work, outcomes: Sequence[Outcome]) -> RollingResponse:
     return rolling_response([score for outcome in outcomes for score in outcome.scores])
 
 
-GENERATE = Kind("generate", "generate", _completions, _stream)
-SCORE = Kind("loglikelihood", "score", _scores)
-ROLLING = Kind("loglikelihood_rolling", "score", _rolling)
-DIALECT = Dialect(router, (GENERATE, SCORE, ROLLING))
+GENERATE = Endpoint("generate", "generate", GenerateRequest, GenerateResponse, _plan_generate, _completions, _stream)
+SCORE = Endpoint("loglikelihood", "score", LoglikelihoodRequest, LoglikelihoodResponse, _plan_score, _scores)
+ROLLING = Endpoint("loglikelihood_rolling", "score", RollingRequest, RollingResponse, _plan_rolling, _rolling)
+DIALECT = Dialect(
+    (
+        Post(
+            "/loglikelihood",
+            "loglikelihood",
+            "The log-likelihood (nats) of each continuation given the prompt of the same place.",
+            (SCORE,),
+            tag="hrm",
+            job_task="score",
+        ),
+        Post(
+            "/loglikelihood_rolling",
+            "loglikelihood_rolling",
+            "The log-likelihood (nats) of each whole text, of any length.",
+            (ROLLING,),
+            tag="hrm",
+            job_task="score_rolling",
+        ),
+    )
+)

@@ -5,9 +5,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from api.errors import Problem, api_body
+from api.error_format import API
 from api.framing import Named
 from api.pieces import Pieces
+from api.problem import Problem
 from api.run import Outcome, Progress, Tally
 from api.timings import Timings
 from api.trail import Usage
@@ -39,7 +40,7 @@ class InferenceEvents:
         yield self._named("done", answer.model_dump(mode="json"))
 
     def failed(self, problem: Problem) -> Named:
-        return self._named("error", api_body(problem))
+        return self._named("error", API.body(problem))
 
     def _named(self, name: str, body: dict[str, Any]) -> Named:
         return Named(name, {"correlation_id": self._correlation_id} | body)

@@ -3,46 +3,94 @@
 A new task is its options and result in `schemas/inference.py`, and a row here.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
-from api.admission import Admission
-from api.ask import Plan, text_plan
-from api.run import Outcome
+from api.endpoint import Endpoint, Instant, Plan
+from api.error_format import API
+from api.framing import EVENTS, Named
+from api.limits import Limits
+from api.plans import text_plan
+from api.record import Work
+from api.routes.inference_events import InferenceEvents
+from api.run import Outcome, total_usage
 from api.schemas.fields import refuse
 from api.schemas.inference import (
     DEFAULT_MAX_TOKENS,
     ClassificationRequest,
     ClassificationResult,
     EchoRequest,
+    EchoResult,
     FeatureRequest,
     FeatureResult,
     InferenceRequest,
+    InferenceResponse,
     LabelBody,
     Result,
     TextGenerationRequest,
     TextGenerationResult,
+    TimesBody,
+    times_body,
 )
+from api.schemas.usage import usage_body
+from api.timings import Timings
+from api.trail import Usage
 from shared.messages import Classify, Embed, ModelInfo, TaskName
 from shared.vectors import unpack
 
-ECHO = "echo"
+_ECHO = "echo"
 
 
-@dataclass(frozen=True)
-class InferenceTask:
-    """`needs` is what a model must serve. `plan` is given the body and admission."""
-
-    name: str
-    body: type[InferenceRequest]
-    needs: TaskName
-    plan: Callable[[Any, Admission], Callable[[ModelInfo], Plan]]
-    result: Callable[[Outcome], Result]
+def _model(body: InferenceRequest) -> str | None:
+    return body.model_id
 
 
-def _generate(body: TextGenerationRequest, admission: Admission) -> Callable[[ModelInfo], Plan]:
-    return text_plan(admission, body.options, [body.inputs], DEFAULT_MAX_TOKENS)
+def _is_streamed(body: Any) -> bool:
+    return bool(body.stream or body.options.stream)
+
+
+def _endpoint(
+    name: str,
+    task: TaskName,
+    body: type[InferenceRequest],
+    plan: Callable[[Any, ModelInfo, Limits], Plan],
+    result: Callable[[Outcome], Result],
+) -> Endpoint:
+    def render(work: Work, outcomes: Sequence[Outcome]) -> InferenceResponse:
+        return InferenceResponse(
+            correlation_id=work.id,
+            model_id=work.record.model,
+            task=name,
+            result=result(outcomes[0]),
+            usage=usage_body(total_usage(outcomes)),
+            metrics=times_body(work.timings),
+        )
+
+    def tell(work: Work) -> InferenceEvents:
+        def finish(outcomes: Sequence[Outcome], timings: Timings | None) -> InferenceResponse:
+            return render(replace(work, timings=timings), outcomes)
+
+        return InferenceEvents(work.id, finish)
+
+    return Endpoint(
+        f"inference/{name}",
+        task,
+        body,
+        InferenceResponse,
+        plan,
+        render,
+        tell,
+        EVENTS,
+        errors=API,
+        is_timed=True,
+        model_of=_model,
+        is_streamed=_is_streamed,
+    )
+
+
+def _generate(body: TextGenerationRequest, model: ModelInfo, limits: Limits) -> Plan:
+    return text_plan(body.options, [body.inputs], DEFAULT_MAX_TOKENS, model, limits)
 
 
 def _generated(outcome: Outcome) -> TextGenerationResult:
@@ -50,18 +98,16 @@ def _generated(outcome: Outcome) -> TextGenerationResult:
     return TextGenerationResult(text=choice.text, finish_reason=choice.finish_reason)
 
 
-def _classify(body: ClassificationRequest, admission: Admission) -> Callable[[ModelInfo], Plan]:
-    plan = Plan([Classify(body.inputs, body.options.top_k)])
-    return lambda _: plan
+def _classify(body: ClassificationRequest, model: ModelInfo, limits: Limits) -> Plan:
+    return Plan([Classify(body.inputs, body.options.top_k)])
 
 
 def _classified(outcome: Outcome) -> ClassificationResult:
     return ClassificationResult(labels=[LabelBody(label=label.name, score=label.score) for label in outcome.labels])
 
 
-def _embed(body: FeatureRequest, admission: Admission) -> Callable[[ModelInfo], Plan]:
-    plan = Plan([Embed(body.inputs, body.options.normalize)])
-    return lambda _: plan
+def _embed(body: FeatureRequest, model: ModelInfo, limits: Limits) -> Plan:
+    return Plan([Embed(body.inputs, body.options.normalize)])
 
 
 def _embedded(outcome: Outcome) -> FeatureResult:
@@ -69,13 +115,33 @@ def _embedded(outcome: Outcome) -> FeatureResult:
     return FeatureResult(embedding=vector, dimensions=len(vector))
 
 
-_ROWS = (
-    InferenceTask("text-generation", TextGenerationRequest, "generate", _generate, _generated),
-    InferenceTask("text-classification", ClassificationRequest, "classify", _classify, _classified),
-    InferenceTask("feature-extraction", FeatureRequest, "embed", _embed, _embedded),
+def _echo(body: EchoRequest, request_id: str) -> InferenceResponse:
+    """No work for any model: answered under the request's own id."""
+    return InferenceResponse(
+        correlation_id=request_id,
+        model_id=body.model_id,
+        task=_ECHO,
+        result=EchoResult(echo=body.inputs),
+        usage=usage_body(Usage()),
+        metrics=TimesBody(runtime_ms=0.0, first_token_latency_ms=None, tokens_per_second=None),
+    )
+
+
+def _tell_echo(body: EchoRequest, answer: InferenceResponse) -> Iterator[Named]:
+    yield Named("token", {"correlation_id": answer.correlation_id, "index": 0, "token": body.inputs})
+    yield Named("done", answer.model_dump(mode="json"))
+
+
+TASKS = {
+    "text-generation": _endpoint("text-generation", "generate", TextGenerationRequest, _generate, _generated),
+    "text-classification": _endpoint("text-classification", "classify", ClassificationRequest, _classify, _classified),
+    "feature-extraction": _endpoint("feature-extraction", "embed", FeatureRequest, _embed, _embedded),
+}
+ENDPOINTS: tuple[Endpoint | Instant, ...] = (
+    *TASKS.values(),
+    Instant(EchoRequest, InferenceResponse, _echo, _tell_echo, EVENTS, API, _is_streamed),
 )
-TASKS = {task.name: task for task in _ROWS}
-_TAGS = {name: name for name in (*TASKS, ECHO)} | {
+_TAGS = {name: name for name in (*TASKS, _ECHO)} | {
     "text2text-generation": "text-generation",
     "conversational": "text-generation",
     "sentiment-analysis": "text-classification",
@@ -83,7 +149,7 @@ _TAGS = {name: name for name in (*TASKS, ECHO)} | {
 }
 """Hugging Face's names of tasks, and ours."""
 
-BODIES: dict[str, type[InferenceRequest]] = {ECHO: EchoRequest} | {task.name: task.body for task in _ROWS}
+BODIES: dict[str, type[Any]] = {_ECHO: EchoRequest} | {name: endpoint.body for name, endpoint in TASKS.items()}
 
 
 def name_of(task: Any, tag: Any) -> str:
@@ -92,10 +158,10 @@ def name_of(task: Any, tag: Any) -> str:
         raise refuse("task", f"expected one of {', '.join(BODIES)}")
     if task is None and tag is not None and tag not in _TAGS:
         raise refuse("pipeline_tag", f"expected one of {', '.join(_TAGS)}")
-    return str(task or _TAGS[tag or ECHO])
+    return str(task or _TAGS[tag or _ECHO])
 
 
-def body_type(body: dict[str, Any]) -> type[InferenceRequest]:
+def body_type(body: dict[str, Any]) -> type[Any]:
     task, tag = body.get("task"), body.get("pipeline_tag")
     for name, value in (("task", task), ("pipeline_tag", tag)):
         if value is not None and not isinstance(value, str):

@@ -16,10 +16,12 @@ from api.answers import attached, stream
 from api.caller import CallerDep
 from api.cursor import Cursor
 from api.deps import Front, FrontDep, TrailDep
-from api.errors import plain_body, problem_of
+from api.dialect import Dialect
+from api.endpoint import Endpoint
+from api.error_format import PLAIN
 from api.headers import answer_headers
-from api.kinds import Kind
 from api.patience import redis_answers
+from api.problem import problem_of
 from api.record import Work, work_of
 from api.run import Tally, error_of, total_usage
 from api.schemas.jobs import FOLLOWED, JobStatus
@@ -56,7 +58,7 @@ async def events(
     following = await attached(front, found, caller, seen, stays=not trail.is_head)
     if seen is not None and not trail.is_head:
         front.metrics.replays.labels("resume").inc()
-    return stream(front, front.kinds.of(following.work), following, request.receive, trail, seen)
+    return stream(front, front.endpoints.of(following.work), following, request.receive, trail, seen)
 
 
 @router.delete("/v1/jobs/{id}", response_model=JobStatus)
@@ -71,15 +73,24 @@ async def cancel(id: str, front: FrontDep, caller: CallerDep) -> Response:
 
 async def _told(front: Front, work: Work) -> Response:
     standings = await front.requests.look(work.request)
-    kind, state, record = front.kinds.of(work), state_of(standings), work.record
+    endpoint, record = front.endpoints.of(work), work.record
+    state = state_of(standings)
     place = await front.requests.place(work.request) if state == "queued" else None
-    body: dict[str, Any] = {"id": work.id, "object": "job", "state": state, "task": kind.task, "model": record.model}
-    body |= {"created": record.created, "queue_position": place and place.num_before + 1}
-    body |= {"starts_in_s": place and place.starts_in_s, "usage": None}
+    body: dict[str, Any] = {
+        "id": work.id,
+        "object": "job",
+        "state": state,
+        "task": endpoint.task,
+        "model": record.model,
+        "created": record.created,
+        "queue_position": place and place.num_before + 1,
+        "starts_in_s": place and place.starts_in_s,
+        "usage": None,
+    }
     headers: Mapping[str, str] = {}
     if state in _ENDED:
         logs = await asyncio.gather(*map(front.reader.read, work.request.job_ids))
-        more, headers = _ended(kind, work, standings, [[event for _, event in log] for log in logs])
+        more, headers = _ended(endpoint, work, standings, [[event for _, event in log] for log in logs])
         body |= more
     else:
         body["timings"] = timings_of([standing.times for standing in standings], 0).model_dump()
@@ -87,7 +98,7 @@ async def _told(front: Front, work: Work) -> Response:
 
 
 def _ended(
-    kind: Kind, work: Work, standings: Sequence[Standing], logs: list[list[Event]]
+    endpoint: Endpoint, work: Work, standings: Sequence[Standing], logs: list[list[Event]]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What is told of a request that has ended, besides. Of text that was cut short there is a `partial` answer."""
     state = state_of(standings)
@@ -101,8 +112,8 @@ def _ended(
     more: dict[str, Any] = {"usage": usage_body(usage).model_dump(), "timings": timings.model_dump()}
     if state != "done":
         more |= _failure([event for log in logs for event in log])
-    if state == "done" or kind.task == "generate":
-        rendered = kind.render(replace(work, timings=timings), outcomes).model_dump_json().encode()
+    if state == "done" or endpoint.task == "generate":
+        rendered = endpoint.render(replace(work, timings=timings), outcomes).model_dump_json().encode()
         more["result" if state == "done" else "partial"] = msgspec.Raw(rendered)
     return more, answer_headers(work, outcomes)
 
@@ -111,4 +122,7 @@ def _failure(events: list[Event]) -> dict[str, Any]:
     """The error of the job that failed first, else that of one that was cancelled."""
     ends = [event for event in events if isinstance(event, Failed | Cancelled)]
     first = next((event for event in ends if isinstance(event, Failed)), ends[0])
-    return dict(plain_body(problem_of(error_of(first))))
+    return PLAIN.body(problem_of(error_of(first)))
+
+
+DIALECT = Dialect(router=router, prefix="/v1/jobs")

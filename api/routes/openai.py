@@ -1,19 +1,21 @@
 """`/v1/models` and `/v1/completions` as the OpenAI clients expect them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter
 
-from api.admission import Admission
-from api.ask import AskDep, Plan, text_plan
 from api.caller import CallerDep
 from api.deps import FrontDep
-from api.kinds import Dialect, Kind
+from api.dialect import Dialect
+from api.endpoint import Endpoint, Plan, Post
+from api.error_format import OPENAI
+from api.limits import Limits
+from api.plans import text_plan
 from api.record import Work
 from api.routes.chunks import Chunks
 from api.run import Outcome
 from api.schemas.echo import echo_notes, echo_tasks, echoed
-from api.schemas.errors import LATER, OPENAI_ERRORS, STREAM
+from api.schemas.errors import OpenAIErrorBody, errors_of
 from api.schemas.openai import (
     DEFAULT_MAX_TOKENS,
     Completion,
@@ -26,7 +28,7 @@ from api.schemas.openai import (
 )
 from shared.messages import ModelInfo
 
-router = APIRouter(prefix="/v1", tags=["openai"], responses=OPENAI_ERRORS)
+router = APIRouter(prefix="/v1", tags=["openai"], responses=errors_of(OpenAIErrorBody))
 
 
 @router.get("/models")
@@ -44,25 +46,13 @@ async def model(id: str, front: FrontDep, caller: CallerDep) -> Model:
     return model_body(info)
 
 
-@router.post("/completions", response_model=Completion, responses=LATER | STREAM)
-async def completions(body: CompletionRequest, ask: AskDep) -> Response:
-    """Complete each prompt; `stream` sends the text as it comes."""
-    admission = ask.front.admission
-    admission.check_count("prompt", len(body.prompt))
+def _plan(body: CompletionRequest, model: ModelInfo, limits: Limits) -> Plan:
+    limits.check_count("prompt", len(body.prompt))
     if body.echo:
-        plan = _echo_plan(admission, body)
-    else:
-        notes = {"with_usage": body.stream_options.include_usage}
-        plan = text_plan(admission, body, body.prompt, DEFAULT_MAX_TOKENS, notes)
-    return await ask.answer(COMPLETIONS, body.model, plan, is_streamed=body.stream)
-
-
-def _echo_plan(admission: Admission, body: CompletionRequest) -> Callable[[ModelInfo], Plan]:
-    def plan(model: ModelInfo) -> Plan:
-        budget = admission.budget(body.max_tokens, DEFAULT_MAX_TOKENS, model)
+        budget = limits.budget(body.max_tokens, DEFAULT_MAX_TOKENS, model)
         return Plan(echo_tasks(body, budget.max_tokens), budget, notes=echo_notes(body, budget.max_tokens))
-
-    return plan
+    notes = {"with_usage": body.stream_options.include_usage}
+    return text_plan(body, body.prompt, DEFAULT_MAX_TOKENS, model, limits, notes)
 
 
 def _whole(work: Work, outcomes: Sequence[Outcome]) -> Completion:
@@ -78,5 +68,19 @@ def _heading(work: Work) -> Heading:
     return Heading(f"cmpl-{work.id}", work.record.created, work.record.model)
 
 
-COMPLETIONS = Kind("completions", "generate", _whole, _chunks)
-DIALECT = Dialect(router, (COMPLETIONS,))
+COMPLETIONS = Endpoint("completions", "generate", CompletionRequest, Completion, _plan, _whole, _chunks, errors=OPENAI)
+DIALECT = Dialect(
+    (
+        Post(
+            "/v1/completions",
+            "completions",
+            "Complete each prompt; `stream` sends the text as it comes.",
+            (COMPLETIONS,),
+            tag="openai",
+            job_task="completions",
+        ),
+    ),
+    router,
+    prefix="/v1/",
+    errors=OPENAI,
+)

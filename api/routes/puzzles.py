@@ -2,29 +2,35 @@
 
 from collections.abc import Sequence
 
-from fastapi import APIRouter, Response
-
-from api.ask import AskDep, Plan
-from api.kinds import Dialect, Kind
+from api.dialect import Dialect
+from api.endpoint import Endpoint, Plan, Post
+from api.limits import Limits
 from api.record import Work
 from api.run import Outcome
-from api.schemas.errors import LATER
 from api.schemas.puzzles import SolveRequest, SolveResponse, solve_response
+from shared.messages import ModelInfo
 
-router = APIRouter(tags=["puzzles"], responses=LATER)
 
-
-@router.post("/v1/puzzles/solve", response_model=SolveResponse)
-async def solve(body: SolveRequest, ask: AskDep) -> Response:
-    """One solution for each grid, with the network's confidence in it and the ACT segments it took."""
-    ask.front.admission.check_count("grids", len(body.puzzles))
-    plan = Plan(body.tasks(), notes={"as_string": [isinstance(puzzle, str) for puzzle in body.puzzles]})
-    return await ask.answer(SOLVE, body.model, lambda _: plan)
+def _plan(body: SolveRequest, model: ModelInfo, limits: Limits) -> Plan:
+    limits.check_count("grids", len(body.puzzles))
+    return Plan(body.tasks(), notes={"as_string": [isinstance(puzzle, str) for puzzle in body.puzzles]})
 
 
 def _whole(work: Work, outcomes: Sequence[Outcome]) -> SolveResponse:
     return solve_response(work.record.model, work.record.notes["as_string"], outcomes)
 
 
-SOLVE = Kind("solve", "solve", _whole)
-DIALECT = Dialect(router, (SOLVE,))
+SOLVE = Endpoint("solve", "solve", SolveRequest, SolveResponse, _plan, _whole)
+DIALECT = Dialect(
+    (
+        Post(
+            "/v1/puzzles/solve",
+            "solve",
+            "One solution for each grid, with the network's confidence in it and the ACT segments it took.",
+            (SOLVE,),
+            tag="puzzles",
+            job_task="solve",
+        ),
+    ),
+    prefix="/v1/puzzles/",
+)

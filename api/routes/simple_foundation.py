@@ -4,18 +4,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter
 from pydantic import BaseModel
 
-from api.ask import Ask, AskDep, Plan, text_plan
 from api.deps import FrontDep
+from api.dialect import Dialect
+from api.endpoint import Endpoint, Plan, Post
 from api.extraction import answer_in, code_in
-from api.framing import TEXT, Framing
-from api.kinds import Dialect, Kind
+from api.framing import TEXT
+from api.limits import Limits
+from api.plans import text_plan
 from api.record import Work
 from api.routes.texts import Texts
 from api.run import Outcome, total_usage
-from api.schemas.errors import LATER, STREAM_OR_TEXT
 from api.schemas.simple_foundation import (
     CODING_MAX_TOKENS,
     CODING_TEMPLATE,
@@ -33,30 +34,10 @@ from api.schemas.simple_foundation import (
     model_description,
 )
 from api.timings import Timings
-from shared.messages import ModelInfo, Prompting
+from shared.messages import ModelInfo
 from shared.setting_models import PLACE
 
 router = APIRouter(tags=["simplefoundation"])
-
-
-async def generate(body: PromptRequest, ask: Ask, *, is_streamed: bool) -> Response:
-    """`is_streamed`: as events, whatever the caller accepts."""
-    notes = {"prompt": body.prompt}
-    plan = text_plan(ask.front.admission, body, [body.prompt], PROMPT_MAX_TOKENS, notes)
-    framing = None if is_streamed else _framing(ask)
-    return await ask.answer(PROMPT, body.model, plan, is_streamed=is_streamed or body.stream, framing=framing)
-
-
-@router.post("/solve/math", response_model=MathResponse, responses=LATER | STREAM_OR_TEXT)
-async def solve_math(body: MathRequest, ask: AskDep) -> Response:
-    """A solution in words, and the answer that it states."""
-    return await _solve(MATH, body, ask, lambda prompting: prompting.math or MATH_TEMPLATE, MATH_MAX_TOKENS)
-
-
-@router.post("/solve/coding", response_model=CodingResponse, responses=LATER | STREAM_OR_TEXT)
-async def solve_coding(body: CodingRequest, ask: AskDep) -> Response:
-    """A solution in words, and the code that it shows."""
-    return await _solve(CODING, body, ask, lambda prompting: prompting.coding or CODING_TEMPLATE, CODING_MAX_TOKENS)
 
 
 @router.get("/model/info")
@@ -65,23 +46,22 @@ async def model_info(front: FrontDep, model: str | None = None) -> ModelDescript
     return model_description(await front.admission.find(model))
 
 
-async def _solve(
-    kind: Kind, body: ProblemRequest, ask: Ask, template_of: Callable[[Prompting], str], max_tokens: int
-) -> Response:
-    """`template_of` what the model declares, for a caller who brings no template."""
-    notes = {"problem": body.problem}
-
-    def plan(model: ModelInfo) -> Plan:
-        template = body.template or template_of(model.prompting)
-        prompt = template.replace(PLACE, body.problem)
-        return text_plan(ask.front.admission, body, [prompt], max_tokens, notes)(model)
-
-    return await ask.answer(kind, body.model, plan, is_streamed=body.stream, framing=_framing(ask))
+def _plan_prompt(body: PromptRequest, model: ModelInfo, limits: Limits) -> Plan:
+    return text_plan(body, [body.prompt], PROMPT_MAX_TOKENS, model, limits, {"prompt": body.prompt})
 
 
-def _framing(ask: Ask) -> Framing | None:
-    """X11: bare text, unless the caller accepts events."""
-    return None if "text/event-stream" in ask.wishes.accept else TEXT
+def _plan_math(body: MathRequest, model: ModelInfo, limits: Limits) -> Plan:
+    return _plan_problem(body, model.prompting.math or MATH_TEMPLATE, MATH_MAX_TOKENS, model, limits)
+
+
+def _plan_coding(body: CodingRequest, model: ModelInfo, limits: Limits) -> Plan:
+    return _plan_problem(body, model.prompting.coding or CODING_TEMPLATE, CODING_MAX_TOKENS, model, limits)
+
+
+def _plan_problem(body: ProblemRequest, template: str, max_tokens: int, model: ModelInfo, limits: Limits) -> Plan:
+    """`template` is for a caller who brings none."""
+    prompt = (body.template or template).replace(PLACE, body.problem)
+    return text_plan(body, [prompt], max_tokens, model, limits, {"problem": body.problem})
 
 
 def _prompt_response(work: Work, outcomes: Sequence[Outcome]) -> PromptResponse:
@@ -117,7 +97,13 @@ def _made(work: Work, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def _kind(name: str, render: Callable[[Work, Sequence[Outcome]], BaseModel]) -> Kind:
+def _endpoint(
+    name: str,
+    body: type[BaseModel],
+    answer: type[BaseModel],
+    plan: Callable[[Any, ModelInfo, Limits], Plan],
+    render: Callable[[Work, Sequence[Outcome]], BaseModel],
+) -> Endpoint:
     """A stream ends with what the whole answer would have been."""
 
     def tell(work: Work) -> Texts:
@@ -126,10 +112,30 @@ def _kind(name: str, render: Callable[[Work, Sequence[Outcome]], BaseModel]) -> 
 
         return Texts(work.record.n, 1, end)
 
-    return Kind(name, "generate", render, tell, is_timed=True)
+    return Endpoint(name, "generate", body, answer, plan, render, tell, bare_framing=TEXT, is_timed=True)
 
 
-PROMPT = _kind("prompt", _prompt_response)
-MATH = _kind("solve_math", _math_response)
-CODING = _kind("solve_coding", _coding_response)
-DIALECT = Dialect(router, (PROMPT, MATH, CODING))
+PROMPT = _endpoint("prompt", PromptRequest, PromptResponse, _plan_prompt, _prompt_response)
+MATH = _endpoint("solve_math", MathRequest, MathResponse, _plan_math, _math_response)
+CODING = _endpoint("solve_coding", CodingRequest, CodingResponse, _plan_coding, _coding_response)
+DIALECT = Dialect(
+    (
+        Post(
+            "/solve/math",
+            "solve_math",
+            "A solution in words, and the answer that it states.",
+            (MATH,),
+            tag="simplefoundation",
+            job_task="solve_math",
+        ),
+        Post(
+            "/solve/coding",
+            "solve_coding",
+            "A solution in words, and the code that it shows.",
+            (CODING,),
+            tag="simplefoundation",
+            job_task="solve_coding",
+        ),
+    ),
+    router,
+)

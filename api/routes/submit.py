@@ -1,6 +1,5 @@
 """`POST /v1/jobs`: the body of any endpoint under the name of its task, to be done and asked for later."""
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -11,43 +10,18 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 from typing_extensions import TypeAliasType
 
-from api.ask import Ask, AskDep
-from api.routes import chat, embeddings, generate, hrm, openai, puzzles, simple_foundation, tokens
-from api.schemas.chat import ChatRequest
-from api.schemas.embeddings import EmbeddingsRequest
+from api.context import ContextDep
+from api.dialect import Dialect
+from api.dialects import POSTS
+from api.handler import answer
 from api.schemas.errors import Accepted
-from api.schemas.hrm import LoglikelihoodRequest, RollingRequest
 from api.schemas.jobs import IN_TIME
-from api.schemas.openai import CompletionRequest
-from api.schemas.puzzles import SolveRequest
-from api.schemas.simple_foundation import CodingRequest, MathRequest
-from api.schemas.tokens import DetokenizeRequest, TokenizeRequest
 from shared.errors import InvalidRequest
 
 router = APIRouter(tags=["jobs"])
 
-
-@dataclass(frozen=True)
-class Endpoint:
-    """What takes such a body (a type that pydantic knows), and what it would be at a path of its own."""
-
-    body: Any
-    answer: Callable[[Any, Ask], Awaitable[Response]]
-
-
-TASKS = {
-    "generate": Endpoint(generate.Body, generate.generate),
-    "completions": Endpoint(CompletionRequest, openai.completions),
-    "score": Endpoint(LoglikelihoodRequest, hrm.loglikelihood),
-    "score_rolling": Endpoint(RollingRequest, hrm.loglikelihood_rolling),
-    "chat": Endpoint(ChatRequest, chat.chat_completions),
-    "embed": Endpoint(EmbeddingsRequest, embeddings.create_embeddings),
-    "tokenize": Endpoint(TokenizeRequest, tokens.tokenize),
-    "detokenize": Endpoint(DetokenizeRequest, tokens.detokenize),
-    "solve_math": Endpoint(MathRequest, simple_foundation.solve_math),
-    "solve_coding": Endpoint(CodingRequest, simple_foundation.solve_coding),
-    "solve": Endpoint(SolveRequest, puzzles.solve),
-}
+PATH = "/v1/jobs"
+TASKS = {post.job_task: post for post in POSTS if post.job_task}
 
 
 class Submission(BaseModel):
@@ -86,18 +60,21 @@ class _Beside:
 def _submitted(task: str) -> Any:
     """The body of `POST /v1/jobs` with this task, a schema of its own by the name it gets here."""
     name = "".join(map(str.capitalize, task.split("_")))
-    return TypeAliasType(f"{name}Job", Annotated[TASKS[task].body, _Beside(task)])
+    return TypeAliasType(f"{name}Job", Annotated[TASKS[task].body_type, _Beside(task)])
 
 
-@router.post("/v1/jobs", status_code=202, response_model=Accepted, responses=IN_TIME)
-async def submit(body: Submission, ask: AskDep) -> Response:
+@router.post(PATH, status_code=202, response_model=Accepted, responses=IN_TIME)
+async def submit(body: Submission, context: ContextDep) -> Response:
     """202 and the job's address at once; with `Prefer: wait=N`, the endpoint's own answer if it comes in time."""
-    endpoint = TASKS.get(body.task)
-    if endpoint is None:
+    post = TASKS.get(body.task)
+    if post is None:
         raise InvalidRequest(f"task: expected one of {', '.join(TASKS)}.", field="task")
     try:
-        fields = TypeAdapter(endpoint.body).validate_python(body.model_extra)
+        fields = TypeAdapter(post.body_type).validate_python(body.model_extra)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
-    wait_s = ask.wishes.wait_s or 0.0
-    return await endpoint.answer(fields, replace(ask, wishes=replace(ask.wishes, wait_s=wait_s)))
+    wait_s = context.wishes.wait_s or 0.0
+    return await answer(replace(context, wishes=replace(context.wishes, wait_s=wait_s)), post, fields)
+
+
+DIALECT = Dialect(router=router)

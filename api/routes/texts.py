@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from api.errors import Problem, plain_body
+from api.error_format import PLAIN
 from api.pieces import Piece, Pieces
+from api.problem import Problem
 from api.run import Outcome, Progress, Tally
 from api.timings import Timings
 from api.trail import Usage
@@ -33,7 +34,7 @@ class Texts:
         yield self._end([tally.outcome() for tally in self._tallies], timings)
 
     def failed(self, problem: Problem) -> dict[str, Any]:
-        return plain_body(problem)
+        return PLAIN.body(problem)
 
 
 def _payload(piece: Piece) -> dict[str, Any]:

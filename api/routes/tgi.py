@@ -3,40 +3,28 @@
 from collections.abc import Sequence
 
 import msgspec
-from fastapi import APIRouter, Response
 
-from api.ask import Ask, AskDep, Plan
+from api.dialect import Dialect
+from api.endpoint import Endpoint, Plan, Post
+from api.error_format import TGI
 from api.framing import EVENTS
-from api.kinds import Dialect, Kind
+from api.limits import Limits
 from api.record import Work
 from api.routes.tgi_frames import TgiFrames
 from api.run import Outcome
-from api.schemas.errors import LATER, STREAM, TGI_ERRORS
 from api.schemas.tgi import DEFAULT_MAX_TOKENS, TgiNotes, TgiRequest, TgiResponse, TgiResponses, notes_of, response
 from shared.messages import ModelInfo
 
-router = APIRouter(tags=["tgi"])
 
-
-@router.post("/", response_model=TgiResponses, responses=TGI_ERRORS | LATER | STREAM)
-async def root(body: TgiRequest, ask: AskDep) -> Response:
-    """The completion in a list, or with `stream` token by token: what clients do with the bare address of a server."""
-    return await _answer(LISTED, body, ask, is_streamed=body.stream)
-
-
-async def generate(body: TgiRequest, ask: Ask, *, is_streamed: bool) -> Response:
-    return await _answer(ONE, body, ask, is_streamed=is_streamed or body.stream)
-
-
-async def _answer(kind: Kind, body: TgiRequest, ask: Ask, *, is_streamed: bool) -> Response:
+def _plan(body: TgiRequest, model: ModelInfo, limits: Limits) -> Plan:
     notes = notes_of(body)
+    budget = limits.budget(body.parameters.max_tokens, DEFAULT_MAX_TOKENS, model)
+    task = body.task(budget.max_tokens, with_tokens=body.stream or notes.has_details)
+    return Plan([task], budget, notes=msgspec.structs.asdict(notes))
 
-    def plan(model: ModelInfo) -> Plan:
-        budget = ask.front.admission.budget(body.parameters.max_tokens, DEFAULT_MAX_TOKENS, model)
-        task = body.task(budget.max_tokens, with_tokens=is_streamed or notes.has_details)
-        return Plan([task], budget, notes=msgspec.structs.asdict(notes))
 
-    return await ask.answer(kind, body.model or body.parameters.model, plan, is_streamed=is_streamed)
+def _model(body: TgiRequest) -> str | None:
+    return body.model or body.parameters.model
 
 
 def _notes(work: Work) -> TgiNotes:
@@ -55,6 +43,18 @@ def _frames(work: Work) -> TgiFrames:
     return TgiFrames(_notes(work))
 
 
-ONE = Kind("tgi", "generate", _one, _frames, EVENTS)
-LISTED = Kind("tgi_list", "generate", _listed, _frames, EVENTS)
-DIALECT = Dialect(router, (ONE, LISTED))
+ONE = Endpoint("tgi", "generate", TgiRequest, TgiResponse, _plan, _one, _frames, EVENTS, errors=TGI, model_of=_model)
+LISTED = Endpoint(
+    "tgi_list", "generate", TgiRequest, TgiResponses, _plan, _listed, _frames, EVENTS, errors=TGI, model_of=_model
+)
+DIALECT = Dialect(
+    (
+        Post(
+            "/",
+            "root",
+            "The completion in a list, or with `stream` token by token: asked at the bare address of a server.",
+            (LISTED,),
+            tag="tgi",
+        ),
+    )
+)

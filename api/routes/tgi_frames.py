@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-from api.errors import Problem, tgi_body
+from api.error_format import TGI
 from api.pieces import Piece, Pieces
+from api.problem import Problem
 from api.run import Progress
 from api.schemas.tgi import TgiNotes, TgiToken, finish_reason, token_bodies, top_bodies
 from api.timings import Timings
@@ -39,7 +40,7 @@ class TgiFrames:
         return iter(())
 
     def failed(self, problem: Problem) -> dict[str, Any]:
-        return tgi_body(problem)
+        return TGI.body(problem)
 
     def _frames(self, piece: Piece) -> Iterator[dict[str, Any]]:
         """Token by token; the piece's end with its last one."""

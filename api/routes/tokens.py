@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 
-from fastapi import APIRouter, Response
-
-from api.ask import AskDep, Plan
-from api.kinds import Dialect, Kind
+from api.dialect import Dialect
+from api.endpoint import Endpoint, Plan, Post
+from api.limits import Limits
 from api.record import Work
 from api.run import Outcome
-from api.schemas.errors import LATER
 from api.schemas.tokens import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -20,24 +18,13 @@ from api.schemas.tokens import (
 )
 from shared.messages import ModelInfo
 
-router = APIRouter(tags=["tokens"], responses=LATER)
+
+def _plan_tokenize(body: TokenizeRequest, model: ModelInfo, limits: Limits) -> Plan:
+    return Plan([body.task()], notes={"window": model.context_window, "with_texts": body.return_token_strs})
 
 
-@router.post("/tokenize", response_model=TokenizeResponse)
-async def tokenize(body: TokenizeRequest, ask: AskDep) -> Response:
-    """The ids that the model would read for a prompt or a dialogue."""
-
-    def plan(model: ModelInfo) -> Plan:
-        return Plan([body.task()], notes={"window": model.context_window, "with_texts": body.return_token_strs})
-
-    return await ask.answer(TOKENIZE, body.model, plan)
-
-
-@router.post("/detokenize", response_model=DetokenizeResponse)
-async def detokenize(body: DetokenizeRequest, ask: AskDep) -> Response:
-    """The text of token ids."""
-    plan = Plan([detokenize_task(body)])
-    return await ask.answer(DETOKENIZE, body.model, lambda _: plan)
+def _plan_detokenize(body: DetokenizeRequest, model: ModelInfo, limits: Limits) -> Plan:
+    return Plan([detokenize_task(body)])
 
 
 def _tokens(work: Work, outcomes: Sequence[Outcome]) -> TokenizeResponse:
@@ -49,6 +36,18 @@ def _text(work: Work, outcomes: Sequence[Outcome]) -> DetokenizeResponse:
     return detokenize_response(outcomes[0])
 
 
-TOKENIZE = Kind("tokenize", "tokenize", _tokens)
-DETOKENIZE = Kind("detokenize", "detokenize", _text)
-DIALECT = Dialect(router, (TOKENIZE, DETOKENIZE))
+TOKENIZE = Endpoint("tokenize", "tokenize", TokenizeRequest, TokenizeResponse, _plan_tokenize, _tokens)
+DETOKENIZE = Endpoint("detokenize", "detokenize", DetokenizeRequest, DetokenizeResponse, _plan_detokenize, _text)
+DIALECT = Dialect(
+    (
+        Post(
+            "/tokenize",
+            "tokenize",
+            "The ids that the model would read for a prompt or a dialogue.",
+            (TOKENIZE,),
+            tag="tokens",
+            job_task="tokenize",
+        ),
+        Post("/detokenize", "detokenize", "The text of token ids.", (DETOKENIZE,), tag="tokens", job_task="detokenize"),
+    )
+)

@@ -8,12 +8,13 @@ from fastapi import APIRouter, Path
 from fastapi.responses import JSONResponse
 
 from api.deps import Front, FrontDep
+from api.dialect import Dialect, Door
 from api.routes.inference_tasks import TASKS
-from api.schemas.errors import API_ERRORS, Responses
+from api.schemas.errors import ApiErrorBody, Responses, errors_of
 from api.schemas.fleet import Unloading, unloading
 from shared.errors import InvalidRequest, ModelNotFound
 
-router = APIRouter(prefix="/api/models", tags=["inference"], responses=API_ERRORS)
+router = APIRouter(prefix="/api/models", tags=["inference"], responses=errors_of(ApiErrorBody))
 
 _PATIENCE_S, _LOOK_S = 5.0, 0.2
 ModelId = Annotated[str, Path(description="May contain slashes.")]
@@ -39,7 +40,7 @@ async def _unload(front: Front, model_id: str, task: str | None = None) -> JSONR
     fleet = await front.fleet.now()
     if model_id not in fleet.models:
         raise ModelNotFound(f"model_id: {model_id!r} does not exist.", field="model_id")
-    if task is not None and TASKS[task].needs not in fleet.models[model_id].tasks:
+    if task is not None and TASKS[task].task not in fleet.models[model_id].tasks:
         raise InvalidRequest(f"task: {model_id!r} does not serve {task}.", field="task")
     order = await front.fleet.order_unload(model_id)
     state = unloading(fleet, model_id, order)
@@ -49,3 +50,6 @@ async def _unload(front: Front, model_id: str, task: str | None = None) -> JSONR
                 await asyncio.sleep(_LOOK_S)  # the fleet is read no oftener than that anyway
                 state = unloading(await front.fleet.now(), model_id, order)
     return JSONResponse(state.model_dump(), 200 if state.status == "unloaded" else 202)
+
+
+DIALECT = Dialect(router=router, door=Door.ADMIN)

@@ -3,6 +3,8 @@
 `api/errors.py` writes the errors. Whatever is wrong with a request is a 400, so FastAPI's own 422 has no place here.
 """
 
+from functools import reduce
+from operator import or_
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -75,15 +77,12 @@ class Accepted(BaseModel):
     state: str
 
 
-def _errors(body: Any) -> Responses:
+def errors_of(*bodies: type[BaseModel]) -> Responses:
+    """For a route whose errors have one of these bodies."""
+    body: Any = reduce(or_, bodies)
     return {"4XX": {"model": body, "description": _REFUSED}, "5XX": {"model": body, "description": _FAILED}}
 
 
-PLAIN_ERRORS = _errors(PlainErrorBody)
-OPENAI_ERRORS = _errors(OpenAIErrorBody)
-API_ERRORS = _errors(ApiErrorBody)
-TGI_ERRORS = _errors(TgiErrorBody)
-GENERATE_ERRORS = _errors(PlainErrorBody | TgiErrorBody)
 _JOB = {
     "job": "job_v1_jobs__id__get",
     "events": "events_v1_jobs__id__events_get",

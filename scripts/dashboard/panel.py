@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from shared.probes import PROBES
+
 OF_MODEL = 'model=~"$model"'
-NOT_PROBES = 'route!~"/healthz|/health|/api/health|/readyz|/metrics"'
+NOT_PROBES = f'route!~"{"|".join(PROBES)}"'
 _I = "$__rate_interval"
 
 

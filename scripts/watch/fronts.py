@@ -10,6 +10,8 @@ from http.client import HTTPException
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from shared.probes import PROBES
+
 TIMES = ("ttft", "inter_token", "queue", "job")
 """The histograms `aios_*_seconds`, by model."""
 _BUCKETS = {f"aios_{name}_seconds_bucket": name for name in TIMES}
@@ -18,7 +20,6 @@ _COUNTERS = {
     "aios_errors_total": "errors",
     "aios_rejections_total": "rejections",
 }
-_PROBES = ("/metrics", "/healthz", "/readyz")
 _TIMEOUT_S = 2.0
 
 Buckets = Mapping[float, float]
@@ -75,7 +76,7 @@ def parse(text: str) -> Counts:
     buckets: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            if sample.name in _COUNTERS and sample.labels.get("route") not in _PROBES:
+            if sample.name in _COUNTERS and sample.labels.get("route") not in PROBES:
                 counters[_COUNTERS[sample.name]] += sample.value
             elif sample.name in _BUCKETS:
                 series = buckets[_BUCKETS[sample.name], sample.labels["model"]]

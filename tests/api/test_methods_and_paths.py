@@ -6,16 +6,15 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi.routing import APIRoute
 from redis.asyncio import Redis
 
-from api.app import ROUTERS
+from api.app import TABLE
 from tests.api.echo_worker import EchoWorker, announce, model_info
 from tests.api.fronts import has_followers, in_memory, live, states
 from tests.api.staying import staying_worker
 from tests.polling import until
 
-ROUTES = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+ROUTES = [entry.route for entry in TABLE.entries]
 GETS = sorted({route.path for route in ROUTES if "GET" in route.methods})
 PATHS = sorted({route.path for route in ROUTES})
 DOCUMENTS = ["/docs", "/redoc", "/openapi.json"]

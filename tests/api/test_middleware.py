@@ -8,7 +8,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from api.admission import Admission
+from api.limits import Limits
 from tests.api.echo_worker import EchoWorker
 from tests.api.fronts import in_memory
 from tests.logged import fields_of
@@ -145,7 +145,7 @@ async def test_a_bug_is_a_500_without_a_stack(
     def boom(*_: object) -> None:
         raise ZeroDivisionError("secret detail")
 
-    monkeypatch.setattr(Admission, "check_count", boom)
+    monkeypatch.setattr(Limits, "check_count", boom)
     answer = await client.post("/v1/completions", json={"prompt": "a"})
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "internal_error"

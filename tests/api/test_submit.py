@@ -10,9 +10,10 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from redis.asyncio import Redis
 
-from api.app import ROUTERS
-from api.ask import AskDep
-from api.routes.submit import TASKS, submit
+from api import dialects
+from api.app import TABLE
+from api.context import ContextDep
+from api.routes.submit import TASKS
 from tests.api.echo_worker import ALL_TASKS, EchoWorker, announce
 from tests.api.fronts import in_memory
 from tests.api.test_headers import POSTS
@@ -39,22 +40,22 @@ OTHER_WAYS = {"/", "/generate_stream", "/api/inference", "/api/inference/stream"
 
 def creating() -> Iterator[APIRoute]:
     """All routes that create work, by what they depend on."""
-    for router in ROUTERS:
-        for route in router.routes:
-            if isinstance(route, APIRoute) and _depends_on_ask(route.dependant):
-                yield route
+    for entry in TABLE.entries:
+        if _depends_on_context(entry.route.dependant):
+            yield entry.route
 
 
-def _depends_on_ask(dependant: Dependant) -> bool:
-    ask = AskDep.__metadata__[0].dependency  # type: ignore[attr-defined]
-    return any(item.call is ask or _depends_on_ask(item) for item in dependant.dependencies)
+def _depends_on_context(dependant: Dependant) -> bool:
+    context = ContextDep.__metadata__[0].dependency  # type: ignore[attr-defined]
+    return any(item.call is context or _depends_on_context(item) for item in dependant.dependencies)
 
 
-def test_every_route_that_creates_work_is_a_task_and_is_tested() -> None:
-    endpoints = {route.endpoint for route in creating() if route.path not in OTHER_WAYS}
-    assert endpoints == {endpoint.answer for endpoint in TASKS.values()} | {submit}
-    assert {route.path for route in creating()} == {path for path, _ in POSTS} | {"/v1/jobs"}
-    assert [task for task, _, _ in SUBMISSIONS] == list(TASKS)
+def test_every_route_that_creates_work_is_a_row_and_is_tested() -> None:
+    paths = {post.path for post in dialects.POSTS}
+    assert {route.path for route in creating()} == paths | {"/v1/jobs"}
+    assert {path for path, _ in POSTS} == paths
+    assert {post.path for post in dialects.POSTS if not post.job_task} == OTHER_WAYS
+    assert sorted(task for task, _, _ in SUBMISSIONS) == sorted(TASKS)
 
 
 @pytest.mark.parametrize(("task", "path", "body"), SUBMISSIONS)

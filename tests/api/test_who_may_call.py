@@ -7,10 +7,10 @@ import pytest
 from fastapi.routing import iter_route_contexts
 from redis.asyncio import Redis
 
-from api import doors
-from api.app import create_app
+from api.app import TABLE, create_app
 from api.auth import build_auth
 from shared.broker import Broker
+from shared.probes import PROBES
 from shared.settings import REPO_ROOT, Settings
 from tests.api.fronts import in_memory
 
@@ -69,6 +69,11 @@ def test_every_route_has_been_decided_on(redis: Redis) -> None:
     assert routes(redis) == sorted(WHO_MAY_CALL)
 
 
+def test_the_probes_are_those_that_everybody_knows() -> None:
+    assert sorted(entry.route.path for entry in TABLE.entries if entry.is_probe) == sorted(PROBES)
+    assert f'route!~"{"|".join(PROBES)}"' in (REPO_ROOT / "deploy/prometheus/alerts.yaml").read_text()
+
+
 def test_the_table_for_people_says_the_same() -> None:
     """SECURITY.md."""
     rows = re.findall(r"^\| ([A-Z]+) \| `(\S+)` \| (\w+) \|$", (REPO_ROOT / "SECURITY.md").read_text(), re.MULTILINE)
@@ -94,13 +99,12 @@ async def test_each_door_lets_in_whom_it_should(redis: Redis, route: tuple[str, 
 
 @pytest.mark.parametrize("keys", [{}, KEYS])
 async def test_an_admin_route_needs_an_admin_key_even_where_nobody_needs_one(
-    redis: Redis, monkeypatch: pytest.MonkeyPatch, keys: dict[str, str]
+    redis: Redis, keys: dict[str, str]
 ) -> None:
-    monkeypatch.setattr(doors, "_ADMIN", frozenset({"/v1/models"}))
     async with in_memory(redis, **keys, require_key="no") as client:
-        without, wrong, plain, admin = await statuses(client, "GET", "/v1/models")
+        without, wrong, plain, admin = await statuses(client, "POST", "/api/models/unload/{model_id:path}")
     assert (without, wrong) == (401, 401)
-    assert (plain, admin) == ((403, 200) if keys else (401, 401))
+    assert (plain, admin) == ((403, 404) if keys else (401, 401)), "there is no such model"
 
 
 @pytest.mark.parametrize("keys", [{}, KEYS])

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fastapi.routing import APIRoute
 from redis.asyncio import Redis
 
-from api.app import ROUTERS
+from api.app import TABLE
 from shared.broker import Broker
 from shared.errors import FleetError, codes_below
 from shared.janitor import Janitor
@@ -52,7 +51,7 @@ OTHERS = {
 
 _BROKER = Broker(Redis(port=1))  # asked for nothing
 _CODES = codes_below(600) | {FleetError.code}
-_ROUTES = {route.path for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)}
+_ROUTES = {entry.route.path for entry in TABLE.entries}
 _VALUES: dict[str, set[str]] = {
     "class": set(PRIORITIES),
     "code": set(_CODES),

@@ -1,0 +1,17 @@
+"""The dialects in which work is asked for. A new one is a schema file, a file of rows, and a line here."""
+
+from api.routes import chat, embeddings, generate, hrm, inference, openai, puzzles, simple_foundation, tgi, tokens
+
+DIALECTS = (
+    generate.DIALECT,
+    hrm.DIALECT,
+    tgi.DIALECT,
+    simple_foundation.DIALECT,
+    inference.DIALECT,
+    openai.DIALECT,
+    chat.DIALECT,
+    embeddings.DIALECT,
+    tokens.DIALECT,
+    puzzles.DIALECT,
+)
+POSTS = tuple(post for dialect in DIALECTS for post in dialect.posts)

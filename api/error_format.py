@@ -1,0 +1,51 @@
+"""The forms in which dialects tell of an error. A new one is a row here, and its schema in `schemas/errors.py`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from api.problem import Problem
+from api.schemas.errors import ApiErrorBody, OpenAIErrorBody, PlainErrorBody, TgiErrorBody
+
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+@dataclass(frozen=True)
+class ErrorFormat:
+    """`body` makes the JSON of an error, whose `schema` is for the OpenAPI document. X7: a body that is not understood
+    has the status `invalid_body`."""
+
+    body: Callable[[Problem], dict[str, Any]]
+    schema: type[BaseModel]
+    invalid_body: int = 400
+
+
+def _with_job(error: dict[str, Any], problem: Problem) -> dict[str, Any]:
+    return {"error": error} if problem.job_id is None else {"error": error, "id": problem.job_id}
+
+
+def _plain(problem: Problem) -> dict[str, Any]:
+    return _with_job({"code": problem.code, "message": problem.message, "field": problem.field}, problem)
+
+
+def _openai(problem: Problem) -> dict[str, Any]:
+    kind = _OPENAI_TYPES.get(problem.status, "server_error" if problem.status >= 500 else "invalid_request_error")
+    return _with_job({"message": problem.message, "type": kind, "param": problem.field, "code": problem.code}, problem)
+
+
+def _api(problem: Problem) -> dict[str, Any]:
+    details = {"field": problem.field} if problem.field else {}
+    return _with_job({"code": problem.code, "message": problem.message, "details": details}, problem)
+
+
+def _tgi(problem: Problem) -> dict[str, Any]:
+    kind = "overloaded" if problem.status in (429, 503) else "generation" if problem.status >= 500 else "validation"
+    return {"error": problem.message, "error_type": kind}
+
+
+PLAIN = ErrorFormat(_plain, PlainErrorBody)
+OPENAI = ErrorFormat(_openai, OpenAIErrorBody)
+API = ErrorFormat(_api, ApiErrorBody, invalid_body=422)
+TGI = ErrorFormat(_tgi, TgiErrorBody)

@@ -1,0 +1,55 @@
+"""What one request may ask for, and how long it may take. Pure: knows neither the fleet nor Redis."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from shared.errors import InvalidRequest
+from shared.messages import ModelInfo
+from shared.submission import Room
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds from now: until a worker must have taken a request, and until its answer must be there."""
+
+    queue_s: float
+    deadline_s: float
+
+
+@dataclass(frozen=True)
+class TokenBudget:
+    """The number of tokens a completion may have; `is_clamped` when the caller would have got more without the cap."""
+
+    max_tokens: int
+    is_clamped: bool
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`room` is how much may wait at once."""
+
+    max_new_tokens: int
+    cap_policy: Literal["clamp", "reject"]
+    max_prompts: int
+    room: Room
+    queue_timeout_s: float
+    request_timeout_s: float
+
+    def budget(self, asked: int | None, default: int, model: ModelInfo) -> TokenBudget:
+        """`asked` or else the dialect's default, within the cap. Raises InvalidRequest where the policy says so."""
+        cap = min(self.max_new_tokens, model.max_new_tokens)
+        if asked is not None and asked > cap and self.cap_policy == "reject":
+            raise InvalidRequest(f"max_tokens: expected at most {cap}, got {asked}.", field="max_tokens")
+        wanted = default if asked is None else asked
+        return TokenBudget(min(wanted, cap), wanted > cap)
+
+    def check_count(self, field: str, count: int, what: str = "items") -> None:
+        """Refuse more prompts or grids, or more completions of them, than one request may bring."""
+        most = self.max_prompts
+        if count > most:
+            raise InvalidRequest(f"{field}: expected at most {most} {what} in one request, got {count}.", field=field)
+
+    def times(self, deadline_s: float | None) -> Times:
+        """How long a request may wait and live: as long as the caller says, and the server's maximum at most."""
+        most_s = self.request_timeout_s
+        return Times(self.queue_timeout_s, most_s if deadline_s is None else min(deadline_s, most_s))

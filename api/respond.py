@@ -1,0 +1,82 @@
+"""From work that is followed to an answer as the caller wishes: whole, a stream, or a note of where to ask for it."""
+
+from dataclasses import replace
+
+from fastapi.responses import Response
+
+from api.answers import accepted, attached, stream, timings_at_end, whole
+from api.cache import CACHE
+from api.context import Context
+from api.cursor import HEADER, Cursor
+from api.dispatch import Following, StillRunning
+from api.endpoint import Endpoint
+from api.framing import Framing
+from api.patience import redis_answers
+from api.record import work_of
+from api.run import total_usage
+from api.timings import timing_headers
+from shared.errors import InvalidRequest
+
+
+async def respond(
+    context: Context, endpoint: Endpoint, following: Following, framing: Framing | None, *, is_streamed: bool
+) -> Response:
+    """Raises the FleetErrors of the jobs."""
+    following.leave_in(context.trail)
+    if not following.is_first:
+        context.front.metrics.replays.labels("cache" if following.cache else "key").inc()
+    if not context.stays:
+        answer = await _leave(context, following)
+    elif is_streamed:
+        answer = _stream(context, endpoint, following, framing)
+    else:
+        answer = await _whole(context, endpoint, following)
+    if following.cache:
+        answer.headers[CACHE] = following.cache
+    return answer
+
+
+@redis_answers()
+async def resume(context: Context, endpoint: Endpoint, framing: Framing | None) -> Response:
+    """The stream that the caller has seen a part of; nothing is created."""
+    seen = Cursor.parse(context.wishes.last_event_id)
+    request = await context.front.requests.find(seen.request_id, context.caller.tenant)
+    if work_of(request).record.endpoint != endpoint.name:
+        raise InvalidRequest(f"{HEADER}: expected the id of a frame of this endpoint.", field=HEADER)
+    following = await attached(context.front, request, context.caller, seen)
+    answer = _stream(context, endpoint, following, framing, seen)
+    context.front.metrics.replays.labels("resume").inc()
+    return answer
+
+
+async def _whole(context: Context, endpoint: Endpoint, following: Following) -> Response:
+    front, wishes, trail = context.front, context.wishes, context.trail
+    try:
+        outcomes = await front.dispatcher.gather(following, context.receive, wishes.wait_s)
+    except StillRunning:
+        return await _leave(context, following)
+    trail.usage = total_usage(outcomes)
+    timings = None
+    if endpoint.is_timed or wishes.with_timings:
+        timings = await timings_at_end(front, following.work, trail.usage)
+    answer = whole(endpoint, replace(following.work, timings=timings), outcomes)
+    if wishes.preferences:
+        answer.headers["Preference-Applied"] = wishes.preferences[-1]
+    if wishes.with_timings and timings is not None:
+        answer.headers.update(timing_headers(timings))
+    return answer
+
+
+def _stream(
+    context: Context, endpoint: Endpoint, following: Following, framing: Framing | None, seen: Cursor | None = None
+) -> Response:
+    with_timings = context.wishes.with_timings
+    front, trail = context.front, context.trail
+    return stream(front, endpoint, following, context.receive, trail, seen, framing, with_timings=with_timings)
+
+
+async def _leave(context: Context, following: Following) -> Response:
+    """The caller will ask again."""
+    if following.is_first:
+        context.front.dispatcher.mind(following)
+    return await accepted(context.front, following.work, context.wishes.preferences)

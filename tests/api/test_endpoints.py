@@ -1,0 +1,127 @@
+"""The table of endpoints: its rows work without HTTP, and a dialect with errors of its own is a file of rows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import BaseModel, TypeAdapter
+from redis.asyncio import Redis
+
+from api.app import PARTS, create_app
+from api.dialect import Dialect
+from api.dialects import POSTS
+from api.endpoint import Endpoint, Plan, Post
+from api.error_format import ErrorFormat
+from api.limits import Limits
+from api.plans import text_plan
+from api.problem import Problem
+from api.record import Record, Work
+from api.route_table import RouteTable
+from api.run import Choice, Outcome
+from api.schemas.fields import SampledRequest
+from api.trail import Usage
+from shared.broker import Broker
+from shared.errors import InvalidRequest
+from shared.messages import ContinuationScore, Label, ModelInfo, Solution, Tokenized
+from shared.requests import Request
+from shared.settings import Settings
+from shared.submission import Room
+from shared.vectors import pack
+from tests.api.echo_worker import ALL_TASKS, EchoWorker, model_info
+from tests.api.test_headers import POSTS as BODIES
+
+LIMITS = Limits(64, "clamp", 8, Room(8), 1.0, 2.0)
+OUTCOME = Outcome(
+    (Choice("said", "stop", (5,)),),
+    Usage(1, 1),
+    scores=(ContinuationScore(-1.0, 1, True),),
+    solution=Solution(((1, 2), (3, 4)), 0.5, 3, True),
+    tokenized=Tokenized((1, 2)),
+    text="text",
+    embedding=pack([0.0, 1.0]),
+    labels=(Label("good", 0.9),),
+)
+
+
+@pytest.mark.parametrize(("path", "fields"), BODIES)
+def test_a_row_plans_and_renders_without_a_request(path: str, fields: dict[str, Any]) -> None:
+    """From fields to tasks, and from outcomes to the endpoint's own answer: no app, no Redis, no loop."""
+    [post] = [post for post in POSTS if post.path == path]
+    body = TypeAdapter(post.body_type).validate_python(fields)
+    endpoint = post.endpoint_of(body)
+    assert isinstance(endpoint, Endpoint)
+    plan = endpoint.plan(body, model_info(tasks=ALL_TASKS), LIMITS)
+    assert len(plan.tasks) == 1
+    record = Record(endpoint.name, "echo", 0, plan.n, notes=dict(plan.notes))
+    whole = endpoint.render(Work(Request("id", "tenant", ("job",)), record), [OUTCOME])
+    assert isinstance(whole, endpoint.answer)
+
+
+def test_no_two_rows_have_a_name_or_a_path() -> None:
+    assert len({post.path for post in POSTS}) == len(POSTS)
+    names: dict[str, Any] = {}
+    for post in POSTS:
+        for endpoint in post.endpoints:
+            if isinstance(endpoint, Endpoint):
+                assert names.setdefault(endpoint.name, endpoint) is endpoint
+
+
+class OddRequest(SampledRequest):
+    say: str
+
+
+class OddAnswer(BaseModel):
+    said: list[str]
+
+
+class OddError(BaseModel):
+    wrong: str
+    where: str | None
+
+
+def _odd(problem: Problem) -> dict[str, Any]:
+    return {"wrong": problem.message, "where": problem.field}
+
+
+def _plan(body: OddRequest, model: ModelInfo, limits: Limits) -> Plan:
+    if body.say == "nothing":
+        raise InvalidRequest("say: expected something.", field="say")
+    return text_plan(body, [body.say], 4, model, limits)
+
+
+def _render(work: Work, outcomes: Sequence[Outcome]) -> OddAnswer:
+    return OddAnswer(said=[choice.text for choice in outcomes[0].choices])
+
+
+ODD = ErrorFormat(_odd, OddError, invalid_body=418)
+SAY = Endpoint("odd", "generate", OddRequest, OddAnswer, _plan, _render, errors=ODD)
+DIALECT = Dialect((Post("/odd/say", "say", "Say it.", (SAY,), tag="odd"),), prefix="/odd/", errors=ODD)
+
+
+async def test_a_dialect_with_errors_of_its_own_is_its_rows(redis: Redis, worker: EchoWorker) -> None:
+    """What comes before its handler, in it and behind it, and paths that are not there, all speak it."""
+    table = RouteTable((*PARTS, DIALECT))
+    app = create_app(Settings(api_keys="k", max_body_bytes=200), Broker(redis), table=table)  # type: ignore[arg-type]
+    key = {"X-API-Key": "k"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as client:
+        answer = await client.post("/odd/say", json={"say": "a b", "temperature": 0}, headers=key)
+        assert (answer.status_code, list(answer.json())) == (200, ["said"])
+        asked_later = await client.get(f"/v1/jobs/{answer.headers['X-Job-Id']}", headers=key)
+        assert asked_later.json()["result"] == answer.json()
+        refusals = [
+            await client.post("/odd/say", json={"say": "a b"}),
+            await client.post("/odd/say", json={"say": 3}, headers=key),
+            await client.post("/odd/say", json={"say": "nothing"}, headers=key),
+            await client.post("/odd/say", json={"say": "a b", "model": "nobody"}, headers=key),
+            await client.post("/odd/say", json={"say": "a" * 300}, headers=key),
+            await client.put("/odd/say", headers=key),
+            await client.get("/odd/else", headers=key),
+        ]
+        document = (await client.get("/openapi.json")).json()
+    await app.state.front.close()
+    assert [refusal.status_code for refusal in refusals] == [401, 418, 400, 404, 413, 405, 404]
+    for refusal in refusals:
+        assert refusal.json().keys() == {"wrong", "where"}, refusal.text
+    told = document["paths"]["/odd/say"]["post"]["responses"]["4XX"]["content"]["application/json"]["schema"]
+    assert told == {"$ref": "#/components/schemas/OddError"}
