@@ -91,8 +91,8 @@ def redis_url(settings: Settings) -> str:
     fault = fault_of_url(settings.redis_url)
     if fault is not None:
         remedy = "name one like redis://host:6379/0 by --redis-url or AIOS_REDIS_URL"
-        shown = "".join(settings.redis_url.split())  # a password with a space in it would not be known for one
-        raise settings.refusal("redis_url", f"{shown} is no URL of a Redis: {fault}", remedy)
+        url = "".join(settings.redis_url.split())  # a password with a space in it would not be known for one
+        raise settings.refusal("redis_url", f"{url} is no URL of a Redis: {fault}", remedy)
     return settings.redis_url
 
 
@@ -128,17 +128,17 @@ def _with_origin(problem: str, resolved: Resolved | None) -> str:
 
 def render_config(resolved: Resolved) -> str:
     """One line per field, its value and where it came from; passwords masked."""
-    rows = [(name, mask_secrets(_shown(getattr(resolved.settings, name)))) for name in Settings.model_fields]
+    rows = [(name, mask_secrets(shown(getattr(resolved.settings, name)))) for name in Settings.model_fields]
     name_width, value_width = (max(len(row[column]) for row in rows) for column in (0, 1))
     return "\n".join(
         f"{name:{name_width}}  {value:{min(value_width, 40)}}  # {resolved.origins[name]}" for name, value in rows
     )
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     if isinstance(value, tuple):
-        shown = (f"{part.id}={part.path}" if isinstance(part, ModelEntry) else str(part) for part in value)
-        return f"[{', '.join(shown)}]"
+        parts = (f"{part.id}={part.path}" if isinstance(part, ModelEntry) else str(part) for part in value)
+        return f"[{', '.join(parts)}]"
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -218,5 +218,5 @@ def _help(name: str, field: FieldInfo) -> str:
     numbers = ("N",) if int in get_args(field.annotation) else ()
     choices = " | ".join(numbers + choices_of(field.annotation))
     names = ", ".join((*env_names(name), *switch_names(name)))
-    text = f"{field.description}{': ' + choices if choices else ''} (default {_shown(field.default)}) [env: {names}]"
+    text = f"{field.description}{': ' + choices if choices else ''} (default {shown(field.default)}) [env: {names}]"
     return text.replace("%", "%%")

@@ -1,0 +1,29 @@
+"""docs/settings.md names every setting, as it is."""
+
+import pytest
+
+from scripts.settings_table import PAGE, page_with, table
+from shared.settings import Settings
+
+
+def test_the_page_has_the_table_of_today() -> None:
+    """If not: python -m scripts.settings_table --write."""
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == page_with(table(), page)
+
+
+def test_every_setting_is_a_row() -> None:
+    rows = table().splitlines()[2:]
+    assert len(rows) == len(Settings.model_fields)
+    for name, row in zip(Settings.model_fields, rows, strict=True):
+        assert f"`AIOS_{name.upper()}`" in row
+    assert next(row for row in rows if "`--port`" in row) == (
+        "| `--port` | `AIOS_PORT` `PORT` | `8000` | port the api listens on; 0 picks a free one |"
+    )
+    assert "`--no-access-log`" in next(row for row in rows if "`--access-log`" in row)
+    assert "`LOAD_IN_8BIT`" in next(row for row in rows if "`--quantize`" in row)
+
+
+def test_a_page_without_a_place_for_it_is_not_touched() -> None:
+    with pytest.raises(ValueError, match="expected the table between"):
+        page_with(table(), "# Settings\n")
