@@ -43,6 +43,7 @@ log = logging.getLogger("aios.api")
 class Front:
     """`draining` is set once, when this process has been told to stop."""
 
+    broker: Broker
     fleet: FleetView
     admission: Admission
     dispatcher: Dispatcher
@@ -94,6 +95,7 @@ def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Fro
     auth = build_auth(settings, broker)
     dispatcher = Dispatcher(endings, reader, metrics, Revocations(auth), disconnect_grace_s=settings.disconnect_grace_s)
     return Front(
+        broker=broker,
         fleet=fleet,
         admission=Admission(fleet, submissions, endings, draining, limits, settings.default_model),
         dispatcher=dispatcher,

@@ -10,9 +10,9 @@ import msgspec
 
 from scripts.local_fleet import PORT_HELP, with_local_fleet
 from scripts.watch.screen import View, screen
-from scripts.watch.snapshot import Snapshot, Status, look
 from shared.broker import open_unsettled
 from shared.cli import redis_url, run_role
+from shared.fleet.snapshot import Snapshot, Status, look
 from shared.settings import Settings
 
 PROG = "aios status"

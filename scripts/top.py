@@ -18,9 +18,9 @@ from scripts.watch import fronts
 from scripts.watch.fronts import Fronts, scrape
 from scripts.watch.rates import rates
 from scripts.watch.screen import Requests, View, screen
-from scripts.watch.snapshot import Snapshot, look
 from shared.broker import Broker, open_unsettled
 from shared.cli import EXIT_OK, redis_url, run_role
+from shared.fleet.snapshot import Snapshot, look
 from shared.settings import Settings
 from shared.signals import signals_call
 

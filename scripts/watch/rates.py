@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from scripts.watch.snapshot import Snapshot, Worker
+from shared.fleet.snapshot import Snapshot, Worker
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from textwrap import wrap
 
 from scripts.watch.fronts import Latencies
 from scripts.watch.rates import Rates
-from scripts.watch.snapshot import Model, Server, Snapshot, Worker, WorkerModel
 from scripts.watch.table import Column, shorten, table
 from scripts.watch.units import age, amount, memory, span
+from shared.fleet.snapshot import Model, Server, Snapshot, Worker, WorkerModel
 
 _LEAST_NAME = 12
 _HOW_TO = "latencies: name fronts that can be asked for them, --front http://HOST:8000"

@@ -7,9 +7,9 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from api.report import ASSUMED_WORK_PER_S, of_queues, of_workers, work_per_s
 from shared.broker import Broker
 from shared.cost import cost_of
+from shared.fleet.sums import ASSUMED_WORK_PER_S, of_queues, of_workers, work_per_s
 from shared.messages import PRIORITIES, Generate, LoadFailure, ModelInfo, ModelLoad, Sampling, WorkerInfo
 from shared.presence import Fleet, Presence
 from shared.queues import Line, QueueState

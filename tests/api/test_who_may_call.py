@@ -51,6 +51,7 @@ WHO_MAY_CALL = {
     ("GET", "/api/models/status/{model_id:path}"): CALLER,
     ("POST", "/api/models/unload/{model_id:path}"): ADMIN,
     ("DELETE", "/api/models/{task}/{model_id:path}"): ADMIN,
+    ("GET", "/v1/fleet"): ADMIN,
     ("GET", "/api/health"): OPEN,
     ("GET", "/health"): OPEN,
 }

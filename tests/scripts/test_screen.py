@@ -9,9 +9,9 @@ import pytest
 from scripts.watch.fronts import Latencies
 from scripts.watch.rates import Rates
 from scripts.watch.screen import Requests, View, screen
-from scripts.watch.snapshot import Model, Server, Snapshot, Waiting, Worker, WorkerModel
 from scripts.watch.table import Column, shorten, table
 from scripts.watch.units import age, amount, memory, span
+from shared.fleet.snapshot import Model, Server, Snapshot, Waiting, Worker, WorkerModel
 
 GOLDEN = Path(__file__).parent / "golden"
 NOTHING = Waiting(0, 0.0, 0.0)

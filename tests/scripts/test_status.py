@@ -13,9 +13,9 @@ from redis.asyncio import Redis
 from scripts.aios import main
 from scripts.watch.rates import Rates, rates
 from scripts.watch.screen import View, screen
-from scripts.watch.snapshot import Model, Server, Snapshot, Waiting, Worker, WorkerModel, look
 from shared import keys
 from shared.broker import Broker, open_broker, open_unsettled
+from shared.fleet.snapshot import Model, Server, Snapshot, Waiting, Worker, WorkerModel, look
 from shared.messages import Generate, LoadFailure, ModelInfo, ModelLoad, Sampling, WorkerInfo
 from shared.presence import Presence
 from shared.settings import REPO_ROOT

@@ -13,9 +13,9 @@ import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
-from api.report import Values, of_queues, of_workers
 from shared import keys
 from shared.broker import UNAVAILABLE, Broker
+from shared.fleet.sums import Values, of_queues, of_workers
 from shared.messages import PRIORITIES, ModelInfo, ModelLoad, WorkerInfo
 from shared.presence import Fleet, Presence
 from shared.queues import Queues, QueueState
@@ -101,7 +101,7 @@ class Server(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """`aios status --json`. Fields are added, never renamed; `version` would change if one had to be.
+    """`aios status --json` and `GET /v1/fleet`. Fields are added, never renamed; `version` would change if one were.
 
     `problem` says why Redis could not be read; then all the rest is empty. `redis` is empty if INFO is not allowed.
     """

@@ -1,0 +1,32 @@
+"""`/v1/fleet`: what operators are told of the whole fleet, by any front."""
+
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Response
+from pydantic import RootModel
+
+from api.deps import FrontDep
+from api.dialect import Dialect, Door
+from shared.errors import BrokerUnavailable
+from shared.fleet.snapshot import look
+
+router = APIRouter(tags=["fleet"])
+
+_PATIENCE_S = 2.0
+
+
+class FleetNow(RootModel[dict[str, Any]]):
+    """Workers, models with their queues, and servers of Redis, as `aios status --json` tells them."""
+
+
+@router.get("/v1/fleet", response_model=FleetNow)
+async def fleet(front: FrontDep) -> Response:
+    """The fleet at this moment; nothing is changed. 503 where Redis does not tell."""
+    now = await look(front.broker, _PATIENCE_S)
+    if now.problem is not None:
+        raise BrokerUnavailable(now.problem, retry_after_s=1)
+    return Response(msgspec.json.encode(now), media_type="application/json")
+
+
+DIALECT = Dialect(router=router, door=Door.ADMIN, prefix="/v1/fleet")
