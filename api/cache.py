@@ -18,9 +18,10 @@ from api.record import Record, encode_record
 from shared.broker import UNAVAILABLE
 from shared.errors import BrokerUnavailable, JobNotFound
 from shared.log import LogReader
-from shared.messages import Done, Generate, Task
+from shared.messages import Done, Task
 from shared.repeats import Repeats
 from shared.requests import Request, Requests
+from shared.task_table import info_of
 
 CACHE = "X-Cache"
 
@@ -29,10 +30,11 @@ _encoder = msgspec.msgpack.Encoder()
 
 def digest_of(record: Record, tasks: Sequence[Task]) -> str | None:
     """What is asked for, whoever asks and when; None where another try may say something else."""
-    if not all(map(_is_determined, tasks)):
+    repeated = [info_of(task).repeated(task) for task in tasks]
+    if None in repeated:
         return None
     asked = msgspec.structs.replace(record, created=0, on_disconnect="cancel")
-    return hashlib.sha256(encode_record(asked) + _encoder.encode([_without_seed(task) for task in tasks])).hexdigest()
+    return hashlib.sha256(encode_record(asked) + _encoder.encode(repeated)).hexdigest()
 
 
 class AnswerCache:
@@ -65,16 +67,5 @@ class AnswerCache:
                 await self._repeats.note(tenant, digest, request.id)
 
 
-def _is_determined(task: Task) -> bool:
-    return not isinstance(task, Generate) or task.sampling.temperature == 0
-
-
-def _without_seed(task: Task) -> Task:
-    """One that nobody asked for is drawn for each request; greedy text does not depend on it."""
-    if not isinstance(task, Generate):
-        return task
-    return msgspec.structs.replace(task, sampling=msgspec.structs.replace(task.sampling, seed=0))
-
-
 def _is_whole(event: object) -> bool:
-    return isinstance(event, Done) and "deadline" not in (event.finish_reason, *event.finish_reasons)
+    return isinstance(event, Done) and "deadline" not in (event.finish_reason, *event.generated.finish_reasons)

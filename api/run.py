@@ -6,23 +6,13 @@ Fed by the dispatcher, read by one route. Knows neither Redis nor HTTP.
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from api.trail import Usage
-from shared.errors import ClientGone, FleetError, from_event
-from shared.messages import (
-    Cancelled,
-    ContinuationScore,
-    Done,
-    Event,
-    Failed,
-    Label,
-    Solution,
-    Started,
-    Tokenized,
-    TokenLogprob,
-    Tokens,
-)
+from shared.errors import ClientGone, FleetError, WorkerFailed, from_event
+from shared.messages import Cancelled, Done, Event, Failed, Generated, Result, Started, TokenLogprob, Tokens
 
+SomeResult = TypeVar("SomeResult", bound=Result)
 Progress = Started | Tokens | Done
 
 _FIRST_TOKEN_S = 2.0
@@ -49,19 +39,24 @@ class Choice:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one job ended well. `num_truncated` and `max_tokens` are what `Started` said, `num_amended` is of `Done`."""
+    """How one job ended well. `num_truncated` and `max_tokens` are what `Started` said, `result` is of `Done`."""
 
     choices: tuple[Choice, ...]
     usage: Usage
-    scores: tuple[ContinuationScore, ...] = ()
+    result: Result | None = None
     num_truncated: int = 0
     max_tokens: int | None = None
-    solution: Solution | None = None
-    tokenized: Tokenized | None = None
-    text: str | None = None
-    embedding: bytes | None = None
-    labels: tuple[Label, ...] = ()
-    num_amended: int = 0
+
+    def as_a(self, kind: type[SomeResult]) -> SomeResult:
+        """The result of a task that has results of this kind. Raises WorkerFailed if a worker of another version gave
+        none."""
+        if not isinstance(self.result, kind):
+            raise WorkerFailed("The worker that did this speaks another version of the protocol.")
+        return self.result
+
+    @property
+    def num_amended(self) -> int:
+        return self.result.num_amended if isinstance(self.result, Generated) else 0
 
 
 class Tally:
@@ -84,21 +79,16 @@ class Tally:
         """As it stands; choices that have not ended have the reason `otherwise`."""
         done, started = self._done, self._started
         reasons = finish_reasons(done) if done else (otherwise,) * len(self._choices)
-        q_values = done.q_values if done and done.q_values else (None,) * len(self._choices)
+        generated = done.generated if done else Generated()
+        q_values = generated.q_values or (None,) * len(self._choices)
         for choice, reason, values in zip(self._choices, reasons, q_values, strict=True):
             choice.finish_reason, choice.q_values = choice.finish_reason or reason, values
         return Outcome(
             tuple(self._choices),
             usage_of(done) if done else Usage(),
-            done.scores if done else (),
+            done.result if done else None,
             started.num_truncated if started else 0,
             started.max_tokens if started else None,
-            done.solution if done else None,
-            done.tokenized if done else None,
-            done.text if done else None,
-            done.embedding if done else None,
-            done.labels if done else (),
-            done.num_amended if done else 0,
         )
 
 
@@ -186,4 +176,4 @@ def usage_of(done: Done) -> Usage:
 
 def finish_reasons(done: Done) -> tuple[str, ...]:
     """Why each choice ended."""
-    return done.finish_reasons or (done.finish_reason,)
+    return done.generated.finish_reasons or (done.finish_reason,)

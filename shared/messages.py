@@ -8,6 +8,16 @@ from typing import Literal
 
 import msgspec
 
+from shared.results import ContinuationScore as ContinuationScore
+from shared.results import Detokenized as Detokenized
+from shared.results import Embedded as Embedded
+from shared.results import Generated as Generated
+from shared.results import Label as Label
+from shared.results import Labelled as Labelled
+from shared.results import Result as Result
+from shared.results import Scored as Scored
+from shared.results import Solution as Solution
+from shared.results import Tokenized as Tokenized
 from shared.tasks import Chat as Chat
 from shared.tasks import Classify as Classify
 from shared.tasks import Detokenize as Detokenize
@@ -93,65 +103,24 @@ class Tokens(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokens"):
     finish_reason: str | None = None
 
 
-class ContinuationScore(msgspec.Struct, frozen=True):
-    """Sum of the continuation's token log-probabilities (nats), its length, and whether greedy would have said it."""
-
-    log_likelihood: float
-    num_tokens: int
-    is_greedy: bool
-
-
-class Solution(msgspec.Struct, frozen=True):
-    """A puzzle's answer after `steps` ACT segments, and what the q head makes of it.
-
-    `confidence` is sigmoid(q_halt), the network's own probability that the grid is right; `is_halted` tells whether it
-    wanted to stop there (q_halt > q_continue).
-    """
-
-    grid: Grid
-    confidence: float
-    steps: int
-    is_halted: bool
-
-
-class Tokenized(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A prompt's ids, and if asked for the vocabulary's spelling of each."""
-
-    ids: tuple[int, ...]
-    texts: tuple[str, ...] = ()
-
-
-class Label(msgspec.Struct, frozen=True):
-    """A class that a text may belong to: its probability, or the value itself where the network estimates one."""
-
-    name: str
-    score: float
-
-
 class Done(msgspec.Struct, frozen=True, omit_defaults=True, tag="done"):
-    """The job succeeded. `finish_reason` is `stop`, `length`, `deadline` (with what was said by then), or the
-    name of a task of another kind; of several choices `finish_reasons` has each. The keys and values of
-    `num_cached_tokens` prompt tokens were there already. `q_values` are (q_halt, q_continue) of the state that gave
-    each choice its last token, of a model with a q head. The first choice completes a character that the prompt ended
-    in the middle of: in the prompt's own text its `num_amended` last characters stand for that.
-
-    Each task of another kind has its own field: `scores`, `solution`, `tokenized`, `text` (of `Detokenize`),
-    `embedding` (little-endian float32: `shared.vectors`) and `labels`, likeliest first.
+    """The job succeeded. `finish_reason` is `stop`, `length`, `deadline` (with what was said by then), or the name of a
+    task of another kind. The keys and values of `num_cached_tokens` prompt tokens were there already.
     """
 
     finish_reason: str
     num_prompt_tokens: int
     num_completion_tokens: int
-    scores: tuple[ContinuationScore, ...] = ()
-    finish_reasons: tuple[str, ...] = ()
     num_cached_tokens: int = 0
-    q_values: tuple[tuple[float, float] | None, ...] = ()
-    solution: Solution | None = None
-    tokenized: Tokenized | None = None
-    text: str | None = None
-    embedding: bytes | None = None
-    labels: tuple[Label, ...] = ()
-    num_amended: int = 0
+    result: Result | None = None
+
+    @property
+    def generated(self) -> Generated:
+        """The result of an answer in tokens."""
+        return self.result if isinstance(self.result, Generated) else _NOTHING_BESIDES
+
+
+_NOTHING_BESIDES = Generated()
 
 
 class Failed(msgspec.Struct, frozen=True, omit_defaults=True, tag="failed"):
@@ -224,7 +193,7 @@ class ModelLoad(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Rows that take part in steps and that wait inside; pages for keys and values, held by running rows and in all; rows
     that started, and those of them whose prompt was known in part. `tokens_per_s` were generated lately, `work_per_s`
-    is the cost (`shared.cost`) done in a second of stepping; 0 is not known. Times of the last step, of loading and of
+    is the cost (`task_table`) done in a second of stepping; 0 is not known. Times of the last step, of loading and of
     the first try. `jobs` ended here, `errors` of them because the engine failed.
     """
 

@@ -15,8 +15,9 @@ from shared import keys
 from shared.broker import Broker
 from shared.errors import DeadlineExceeded, QueueTimeout, WorkerCrashed
 from shared.logs import fields, job_fields
-from shared.messages import PRIORITIES, Generate, Job, Priority, decode_job, encode
+from shared.messages import PRIORITIES, Job, Priority, decode_job, encode
 from shared.script import Script, raw
+from shared.task_table import places_of
 
 logger = logging.getLogger("aios.queue")
 
@@ -50,7 +51,7 @@ class Claim:
     @property
     def places(self) -> int:
         """How many of a worker's places the job takes."""
-        return places_of(self.job)
+        return places_of(self.job.task)
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,6 @@ class Terms:
     lapsed_at_once: int = 8
     result_ttl_s: float = 600.0
     dead_ttl_s: float = 7 * 86_400.0
-
-
-def places_of(job: Job) -> int:
-    """One place for each choice of a prompt, one for anything else."""
-    return job.task.sampling.n if isinstance(job.task, Generate) else 1
 
 
 class WorkQueue:

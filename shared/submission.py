@@ -14,7 +14,6 @@ from typing import Any, cast
 
 from shared import keys
 from shared.broker import Broker
-from shared.cost import cost_of
 from shared.errors import (
     BrokerUnavailable,
     FleetError,
@@ -26,10 +25,10 @@ from shared.errors import (
     TooSlow,
 )
 from shared.messages import PRIORITIES, STATE_OF, Cancelled, Failed, Job, Priority, Task, encode
-from shared.queue import places_of
 from shared.requests import Request, Requests
 from shared.reservations import Reservations
 from shared.script import Script, raw
+from shared.task_table import cost_of, places_of
 from shared.tracing import NO_TRACE, Trace
 
 _OPEN = (b"queued", b"running")
@@ -174,7 +173,7 @@ class Submissions:
                 "follower": order.follower,
             },
             jobs=[
-                {"id": job.id, "places": places_of(job), "cost": cost, "spec": raw(spec)}
+                {"id": job.id, "places": places_of(job.task), "cost": cost, "spec": raw(spec)}
                 for job, cost, spec in zip(jobs, costs, specs, strict=True)
             ],
             queue_ms=int(order.queue_timeout_s * 1000),

@@ -3,7 +3,7 @@
 Part of `shared.messages`, which has the rules of the wire.
 """
 
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 
@@ -157,5 +157,5 @@ TaskName = Literal["generate", "score", "read", "solve", "tokenize", "detokenize
 """Their tags."""
 
 
-def name_of(task: Task) -> str:
-    return str(task.__struct_config__.tag)
+def name_of(task: Task) -> TaskName:
+    return cast(TaskName, task.__struct_config__.tag)

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence as Rows
 
-from shared.messages import Done, Tokenized
+from shared.messages import Detokenized, Done, Tokenized
 from worker.sequence import Encoded
 
 
 def tokenized(ids: tuple[int, ...], texts: Rows[str] = ()) -> Encoded:
-    return Encoded(ids, answer=Done("tokenize", len(ids), 0, tokenized=Tokenized(ids, tuple(texts))))
+    return Encoded(ids, answer=Done("tokenize", len(ids), 0, result=Tokenized(ids, tuple(texts))))
 
 
 def detokenized(ids: tuple[int, ...], text: str) -> Encoded:
-    return Encoded(ids, answer=Done("detokenize", len(ids), 0, text=text))
+    return Encoded(ids, answer=Done("detokenize", len(ids), 0, result=Detokenized(text)))

@@ -109,7 +109,7 @@ def _asked(job: Job) -> Attributes:
 
 def _answered(done: Done) -> Attributes:
     return {
-        "gen_ai.response.finish_reasons": done.finish_reasons or (done.finish_reason,),
+        "gen_ai.response.finish_reasons": done.generated.finish_reasons or (done.finish_reason,),
         "gen_ai.usage.input_tokens": done.num_prompt_tokens,
         "gen_ai.usage.cache_read.input_tokens": done.num_cached_tokens or None,
         "gen_ai.usage.output_tokens": done.num_completion_tokens,

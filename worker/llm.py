@@ -30,21 +30,27 @@ from shared.messages import (
     Classify,
     ContinuationScore,
     Detokenize,
+    Detokenized,
     Done,
     Embed,
+    Embedded,
     Failed,
     Generate,
     Grid,
     Halt,
     Label,
+    Labelled,
     ModelInfo,
     Prompt,
+    Result,
     Score,
+    Scored,
     Solution,
     Solve,
     Task,
     Text,
     Tokenize,
+    Tokenized,
     Turn,
 )
 from shared.settings import SAMPLE_MODEL, Settings, SettingsError, settings_of
@@ -72,7 +78,8 @@ Messages = Sequence[Mapping[str, Any]]
 TextInput = str | Sequence[int]
 PuzzleInput = str | Sequence[str] | Sequence[Sequence[int]]
 
-Result = TypeVar("Result")
+Whole = TypeVar("Whole")
+SomeResult = TypeVar("SomeResult", bound=Result)
 
 _LOOK_UP_S = 0.5
 
@@ -227,8 +234,8 @@ class LLM:
             tasks.append(Score(head, tuple(tails[place] for place in group), condition, method))
 
         found: dict[int, ContinuationScore] = {}
-        for group, done in zip(places.values(), self._run(tasks), strict=True):
-            found.update(zip(group, done.scores, strict=True))
+        for group, scored in zip(places.values(), self._run(tasks, Scored), strict=True):
+            found.update(zip(group, scored.scores, strict=True))
         return [found[place] for place in range(len(tails))]
 
     def score_rolling(
@@ -236,17 +243,17 @@ class LLM:
     ) -> list[ContinuationScore]:
         """Return the log-likelihood (nats) of each whole text, of any length, and its number of tokens."""
         tasks = [Score("", (text,), condition, rolling=True) for text in _texts(texts, "texts")]
-        return [done.scores[0] for done in self._run(tasks)]
+        return [scored.scores[0] for scored in self._run(tasks, Scored)]
 
     def embed(self, texts: TextInput | Sequence[TextInput], *, normalize: bool = True) -> list[list[float]]:
         """Return a vector for each text, of length 1 if `normalize`."""
         tasks = [Embed(text, normalize) for text in _texts(texts, "texts")]
-        return [unpack(done.embedding or b"") for done in self._run(tasks)]
+        return [unpack(embedded.vector) for embedded in self._run(tasks, Embedded)]
 
     def classify(self, texts: TextInput | Sequence[TextInput], *, top_k: int | None = None) -> list[list[Label]]:
         """Return the labels that a classifier gives each text, likeliest first: `top_k` of them, or all."""
         tasks = [Classify(text, top_k) for text in _texts(texts, "texts")]
-        return [list(done.labels) for done in self._run(tasks)]
+        return [list(labelled.labels) for labelled in self._run(tasks, Labelled)]
 
     def solve(
         self,
@@ -260,18 +267,17 @@ class LLM:
         if isinstance(puzzles, str):
             raise InvalidRequest("puzzles: expected a list of puzzles, got a text.", field="puzzles")
         tasks = [Solve(_puzzle(puzzle), identifier, halt, max_steps) for puzzle in puzzles]
-        return [done.solution for done in self._run(tasks) if done.solution is not None]
+        return self._run(tasks, Solution)
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Return a text's token ids."""
-        (done,) = self._run([Tokenize(text, add_special_tokens)])
-        assert done.tokenized is not None
-        return done.tokenized.ids
+        (tokenized,) = self._run([Tokenize(text, add_special_tokens)], Tokenized)
+        return tokenized.ids
 
     def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Return the text of token ids."""
-        (done,) = self._run([Detokenize(_ids(token_ids, "token_ids"), skip_special_tokens)])
-        return done.text or ""
+        (detokenized,) = self._run([Detokenize(_ids(token_ids, "token_ids"), skip_special_tokens)], Detokenized)
+        return detokenized.text
 
     def _generate(
         self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
@@ -290,11 +296,12 @@ class LLM:
         prepared = [self._prepare(prompt, own) for prompt, own in zip(prompts, each, strict=True)]
         return self._results(prepared, self._begin_answer)
 
-    def _run(self, tasks: Sequence[Task]) -> list[Done]:
-        """Return what tasks without an answer in words come to, all of them computed together."""
-        return self._results([self._encode(task) for task in tasks], self._begin)
+    def _run(self, tasks: Sequence[Task], kind: type[SomeResult]) -> list[SomeResult]:
+        """Return the results of tasks without an answer in words, all of them computed together."""
+        ends = self._results([self._encode(task) for task in tasks], self._begin)
+        return [_result_of(end, kind) for end in ends]
 
-    def _results(self, prepared: "Sequence[_Prepared]", begin: "Callable[[_Prepared], Future[Result]]") -> list[Result]:
+    def _results(self, prepared: "Sequence[_Prepared]", begin: "Callable[[_Prepared], Future[Whole]]") -> list[Whole]:
         """Return all results, or raise the first error. However the caller leaves, nothing goes on for them."""
         try:
             futures = [begin(one) for one in prepared]
@@ -337,9 +344,9 @@ class LLM:
         return future
 
     def _begin_future(
-        self, prepared: "_Prepared", add: Callable[[Emission], None], whole: Callable[[Done], Result]
-    ) -> "Future[Result]":
-        future: Future[Result] = Future()
+        self, prepared: "_Prepared", add: Callable[[Emission], None], whole: Callable[[Done], Whole]
+    ) -> "Future[Whole]":
+        future: Future[Whole] = Future()
 
         def hear(emission: Emission) -> None:
             add(emission)
@@ -434,6 +441,11 @@ class _Mail:
             self._listeners = {}
         for key, hear in listeners.items():
             hear(Emission(key, ended=error.as_event()))
+
+
+def _result_of(done: Done, kind: type[SomeResult]) -> SomeResult:
+    assert isinstance(done.result, kind), done
+    return done.result
 
 
 def _end(thread: EngineThread, mail: _Mail) -> None:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from shared.errors import FleetError, from_event
 from shared.logs import fields
-from shared.messages import Failed, Generate, ModelInfo, Prompting
+from shared.messages import Embedded, Failed, Generate, Labelled, ModelInfo, Prompting, Solution
 from shared.setting_models import PromptingEntry
 from shared.settings import ModelEntry, Settings, SettingsError, model_entries
 from shared.vectors import unpack
@@ -286,10 +286,11 @@ def warm_up(runner: Runner) -> str:
     if isinstance(ended, Failed):
         raise from_event(ended)
     assert ended is not None
-    if ended.solution is not None:
-        return f"answered a blank grid with confidence {ended.solution.confidence:.3f}"
-    if ended.embedding is not None:
-        return f"embedded a text in {len(unpack(ended.embedding))} dimensions"
-    if ended.labels:
-        return f"labelled a text {ended.labels[0].name!r}"
+    result = ended.result
+    if isinstance(result, Solution):
+        return f"answered a blank grid with confidence {result.confidence:.3f}"
+    if isinstance(result, Embedded):
+        return f"embedded a text in {len(unpack(result.vector))} dimensions"
+    if isinstance(result, Labelled):
+        return f"labelled a text {result.labels[0].name!r}"
     return f"decoded one token: {''.join(item.text for item in said)!r}"

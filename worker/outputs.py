@@ -122,7 +122,7 @@ def _completion(index: int, draft: _Draft, done: Done) -> CompletionOutput:
         draft.finish_reason,
         logprobs=logprobs,
         cumulative_logprob=total,
-        q_values=done.q_values[index] if done.q_values else None,
+        q_values=done.generated.q_values[index] if done.generated.q_values else None,
     )
 
 

@@ -8,11 +8,23 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
-from shared.messages import PRIORITIES, ContinuationScore, Done, Failed, Priority, Sampling, TokenLogprob
+from shared.messages import (
+    PRIORITIES,
+    ContinuationScore,
+    Done,
+    Embedded,
+    Failed,
+    Generated,
+    Labelled,
+    Priority,
+    Result,
+    Sampling,
+    Scored,
+    TokenLogprob,
+)
 from worker.noise import fold
 from worker.pooling import joined, mean_of
 from worker.runners.base import Runner
@@ -134,14 +146,14 @@ class Request:
         if sequence.pooled.num_tokens < len(sequence.encoded.prompt_ids):
             return []
         vector = mean_of(sequence.pooled, normalize=sequence.encoded.is_normalized)
-        return [self._end(sequence, "embed", embedding=vector)]
+        return [self._end(sequence, "embed", Embedded(vector))]
 
     def classify(self, sequence: Sequence, result: Classified) -> Emission:
-        return self._end(sequence, "classify", labels=result.labels)
+        return self._end(sequence, "classify", Labelled(result.labels))
 
     def solve(self, sequence: Sequence, result: Solved) -> Emission:
         """The end of a puzzle."""
-        return self._end(sequence, "solve", solution=result.solution)
+        return self._end(sequence, "solve", result.solution)
 
     @property
     def has_spoken(self) -> bool:
@@ -178,10 +190,10 @@ class Request:
             return "stop"
         return "length" if count >= sequence.encoded.max_tokens else None
 
-    def _end(self, sequence: Sequence, reason: str, **result: Any) -> Emission:
-        """The end of a request of one sequence, with the field of `Done` that is its result."""
+    def _end(self, sequence: Sequence, reason: str, result: Result) -> Emission:
+        """The end of a request of one sequence, with its result."""
         done = self._close(self._choices[sequence.choice], reason)
-        return Emission(self.work.key, ended=msgspec.structs.replace(done, **result) if done else None)
+        return Emission(self.work.key, ended=msgspec.structs.replace(done, result=result) if done else None)
 
     def _close(self, choice: _Choice, reason: str) -> Done | None:
         """The end of the request if this was its last choice."""
@@ -189,18 +201,29 @@ class Request:
         self.open_sequences.remove(choice.sequence)
         if self.open_sequences:
             return None
-        reasons = tuple(item.reason or "" for item in self._choices)
-        q_values = tuple(item.q_values for item in self._choices)
         return Done(
-            reasons[0],
+            self._choices[0].reason or "",
             self.work.encoded.num_prompt_tokens,
             sum(len(item.output_ids) for item in self.sequences),
-            tuple(map(_total, zip(*(item.scores for item in self.sequences), strict=True))),
-            finish_reasons=reasons if len(reasons) > 1 and self.work.sampling is not None else (),
             num_cached_tokens=min(self.sequences[0].num_cached or 0, len(self.work.encoded.prompt_ids)),
-            q_values=q_values if any(q_values) else (),
-            num_amended=self._choices[0].text.num_amended,
+            result=self._scored() if self.work.sampling is None else self._generated(),
         )
+
+    def _scored(self) -> Scored | None:
+        """The sums over all windows; None where there are no continuations, or they are a prompt that is read."""
+        if self.work.encoded.is_reading or not self.work.encoded.continuations:
+            return None
+        return Scored(tuple(map(_total, zip(*(item.scores for item in self.sequences), strict=True))))
+
+    def _generated(self) -> Generated | None:
+        reasons = tuple(item.reason or "" for item in self._choices)
+        q_values = tuple(item.q_values for item in self._choices)
+        result = Generated(
+            reasons if len(reasons) > 1 else (),
+            q_values if any(q_values) else (),
+            self._choices[0].text.num_amended,
+        )
+        return None if result == Generated() else result
 
     def _named(self, choice: _Choice, token: int, logprob: TokenLogprob) -> TokenLogprob:
         """The log-probability of the choice's next token, with the texts of it and of its rivals at this place."""

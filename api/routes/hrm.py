@@ -24,7 +24,7 @@ from api.schemas.hrm import (
     rolling_response,
 )
 from api.timings import Timings
-from shared.messages import ModelInfo, Score
+from shared.messages import ContinuationScore, ModelInfo, Score, Scored
 
 
 def _plan_generate(body: GenerateRequest, model: ModelInfo, limits: Limits) -> Plan:
@@ -71,13 +71,14 @@ def _end(outcomes: Sequence[Outcome], timings: Timings | None) -> dict[str, Any]
 
 
 def _scores(work: Work, outcomes: Sequence[Outcome]) -> LoglikelihoodResponse:
-    groups = zip(work.record.notes["places"], outcomes, strict=True)
-    scores = {place: score for group, outcome in groups for place, score in zip(group, outcome.scores, strict=True)}
+    scores: dict[int, ContinuationScore] = {}
+    for group, outcome in zip(work.record.notes["places"], outcomes, strict=True):
+        scores.update(zip(group, outcome.as_a(Scored).scores, strict=True))
     return loglikelihood_response([scores[place] for place in sorted(scores)])
 
 
 def _rolling(work: Work, outcomes: Sequence[Outcome]) -> RollingResponse:
-    return rolling_response([score for outcome in outcomes for score in outcome.scores])
+    return rolling_response([score for outcome in outcomes for score in outcome.as_a(Scored).scores])
 
 
 GENERATE = Endpoint("generate", "generate", GenerateRequest, GenerateResponse, _plan_generate, _completions, _stream)

@@ -36,7 +36,8 @@ from api.schemas.inference import (
 from api.schemas.usage import usage_body
 from api.timings import Timings
 from api.trail import Usage
-from shared.messages import Classify, Embed, ModelInfo, TaskName
+from shared.messages import Classify, Embed, Embedded, Labelled, ModelInfo, TaskName
+from shared.task_table import TASKS as INFOS
 from shared.vectors import unpack
 
 _ECHO = "echo"
@@ -51,12 +52,13 @@ def _is_streamed(body: Any) -> bool:
 
 
 def _endpoint(
-    name: str,
     task: TaskName,
     body: type[InferenceRequest],
     plan: Callable[[Any, ModelInfo, Limits], Plan],
     result: Callable[[Outcome], Result],
 ) -> Endpoint:
+    name = INFOS[task].pipeline_tags[0]
+
     def render(work: Work, outcomes: Sequence[Outcome]) -> InferenceResponse:
         return InferenceResponse(
             correlation_id=work.id,
@@ -103,7 +105,8 @@ def _classify(body: ClassificationRequest, model: ModelInfo, limits: Limits) -> 
 
 
 def _classified(outcome: Outcome) -> ClassificationResult:
-    return ClassificationResult(labels=[LabelBody(label=label.name, score=label.score) for label in outcome.labels])
+    labels = outcome.as_a(Labelled).labels
+    return ClassificationResult(labels=[LabelBody(label=label.name, score=label.score) for label in labels])
 
 
 def _embed(body: FeatureRequest, model: ModelInfo, limits: Limits) -> Plan:
@@ -111,7 +114,7 @@ def _embed(body: FeatureRequest, model: ModelInfo, limits: Limits) -> Plan:
 
 
 def _embedded(outcome: Outcome) -> FeatureResult:
-    vector = unpack(outcome.embedding or b"")
+    vector = unpack(outcome.as_a(Embedded).vector)
     return FeatureResult(embedding=vector, dimensions=len(vector))
 
 
@@ -132,22 +135,19 @@ def _tell_echo(body: EchoRequest, answer: InferenceResponse) -> Iterator[Named]:
     yield Named("done", answer.model_dump(mode="json"))
 
 
-TASKS = {
-    "text-generation": _endpoint("text-generation", "generate", TextGenerationRequest, _generate, _generated),
-    "text-classification": _endpoint("text-classification", "classify", ClassificationRequest, _classify, _classified),
-    "feature-extraction": _endpoint("feature-extraction", "embed", FeatureRequest, _embed, _embedded),
-}
+_ROWS = (
+    _endpoint("generate", TextGenerationRequest, _generate, _generated),
+    _endpoint("classify", ClassificationRequest, _classify, _classified),
+    _endpoint("embed", FeatureRequest, _embed, _embedded),
+)
+TASKS = {INFOS[endpoint.task].pipeline_tags[0]: endpoint for endpoint in _ROWS}
+"""By Hugging Face's first name of each."""
 ENDPOINTS: tuple[Endpoint | Instant, ...] = (
     *TASKS.values(),
     Instant(EchoRequest, InferenceResponse, _echo, _tell_echo, EVENTS, API, _is_streamed),
 )
-_TAGS = {name: name for name in (*TASKS, _ECHO)} | {
-    "text2text-generation": "text-generation",
-    "conversational": "text-generation",
-    "sentiment-analysis": "text-classification",
-    "sentence-similarity": "feature-extraction",
-}
-"""Hugging Face's names of tasks, and ours."""
+_TAGS = {tag: info.pipeline_tags[0] for info in INFOS.values() for tag in info.pipeline_tags} | {_ECHO: _ECHO}
+"""All of its names of tasks, and ours."""
 
 BODIES: dict[str, type[Any]] = {_ECHO: EchoRequest} | {name: endpoint.body for name, endpoint in TASKS.items()}
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 from api.run import Outcome
 from api.schemas.fields import RequestBody, shown
 from api.schemas.openai import PROMPT_SCHEMA, as_texts
-from shared.messages import Embed, Text
+from shared.messages import Embed, Embedded, Text
 from shared.vectors import unpack
 
 
@@ -52,7 +52,7 @@ def embeddings(model: str, outcomes: Sequence[Outcome], encoding_format: str) ->
     count = sum(outcome.usage.prompt_tokens for outcome in outcomes)
     return Embeddings(
         data=[
-            Embedding(index=index, embedding=_body(outcome.embedding or b"", encoding_format))
+            Embedding(index=index, embedding=_body(outcome.as_a(Embedded).vector, encoding_format))
             for index, outcome in enumerate(outcomes)
         ],
         model=model,

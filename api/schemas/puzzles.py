@@ -117,8 +117,7 @@ def solve_response(model: str, as_string: Sequence[bool], outcomes: Sequence[Out
     """The answers in the order of the puzzles; one to a string is a string."""
     bodies = []
     for is_string, outcome in zip(as_string, outcomes, strict=True):
-        assert outcome.solution is not None
-        bodies.append(_solution_body(outcome.solution, as_string=is_string))
+        bodies.append(_solution_body(outcome.as_a(Solution), as_string=is_string))
     return SolveResponse(model=model, solutions=bodies, usage=usage_body(total_usage(outcomes)))
 
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, model_validator
 from api.run import Outcome
 from api.schemas.chat import Message
 from api.schemas.fields import AnyText, RequestBody, TokenId, refuse, shown
-from shared.messages import Chat, Detokenize, Tokenize
+from shared.messages import Chat, Detokenize, Detokenized, Tokenize, Tokenized
 
 
 class TokenizeRequest(RequestBody):
@@ -60,14 +60,13 @@ class DetokenizeResponse(BaseModel):
 
 
 def tokenize_response(outcome: Outcome, window: int, *, with_texts: bool) -> TokenizeResponse:
-    found = outcome.tokenized
-    assert found is not None
+    found = outcome.as_a(Tokenized)
     texts = list(found.texts) if with_texts else None
     return TokenizeResponse(count=len(found.ids), max_model_len=window, tokens=list(found.ids), token_strs=texts)
 
 
 def detokenize_response(outcome: Outcome) -> DetokenizeResponse:
-    return DetokenizeResponse(prompt=outcome.text or "")
+    return DetokenizeResponse(prompt=outcome.as_a(Detokenized).text)
 
 
 def detokenize_task(body: DetokenizeRequest) -> Detokenize:

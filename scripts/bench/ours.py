@@ -9,7 +9,7 @@ from time import perf_counter as now
 
 import torch
 
-from shared.messages import Done, Generate, Sampling, Score
+from shared.messages import Done, Generate, Sampling, Score, Scored
 from shared.setting_types import Quantize
 from worker.device import keep_freed_memory
 from worker.engine import Engine
@@ -79,8 +79,10 @@ class Ours:
             task = Score(tuple(context), tuple(map(tuple, continuations)))
             self._engine.submit(Work(str(number), self.runner.encode(task), None))
         self._finish()
-        done = [self._ended[str(number)] for number in range(len(contexts))]
-        return [score.log_likelihood for end in done for score in end.scores]
+        results = [self._ended[str(number)].result for number in range(len(contexts))]
+        scored = [result for result in results if isinstance(result, Scored)]
+        assert len(scored) == len(contexts)
+        return [score.log_likelihood for one in scored for score in one.scores]
 
     def decode_steps(self, running: Sequence[Sequence[int]], waiting: Sequence[Sequence[int]], count: int) -> float:
         """Seconds that `count` decode steps of a full batch take while others wait; then all of it is dropped."""

@@ -18,17 +18,22 @@ from shared.messages import (
     Classify,
     ContinuationScore,
     Detokenize,
+    Detokenized,
     Done,
     Embed,
+    Embedded,
     Event,
     Failed,
     Generate,
+    Generated,
     Job,
     Label,
+    Labelled,
     ModelInfo,
     Prompt,
     Sampling,
     Score,
+    Scored,
     Solution,
     Solve,
     Started,
@@ -138,8 +143,8 @@ class EchoWorker:
                 reasons[0],
                 len(words),
                 sum(map(len, said)),
-                finish_reasons=reasons if sampling.n > 1 else (),
                 num_cached_tokens=self.num_cached,
+                result=Generated(reasons) if sampling.n > 1 else None,
             ),
         ]
 
@@ -147,32 +152,32 @@ class EchoWorker:
         scores = tuple(ContinuationScore(-1.0 * len(text), len(text), False) for text in task.continuations)
         num_prompt_tokens = len(_words(task.context))
         started = Started(epoch, "w1", num_prompt_tokens, self.num_truncated)
-        return [started, Done("score", num_prompt_tokens, 0, scores)]
+        return [started, Done("score", num_prompt_tokens, 0, result=Scored(scores))]
 
     def _solve(self, epoch: int, task: Solve) -> list[Event]:
         """A string as one row of numbers, as no worker answers in strings."""
         puzzle = task.puzzle
         grid = (tuple(map(int, puzzle.replace(".", "0"))),) if isinstance(puzzle, str) else puzzle
         solution = Solution(grid, 0.25, task.max_steps or 16, True)
-        return [Started(epoch, "w1", 81), Done("solve", 81, 0, solution=solution)]
+        return [Started(epoch, "w1", 81), Done("solve", 81, 0, result=solution)]
 
     def _read(self, epoch: int, task: Embed | Classify) -> list[Event]:
         """A vector of the text's length and whether it is normal, labels `long` and `short`."""
         count = len(_words(task.text))
         started = Started(epoch, "w1", count, self.num_truncated)
         if isinstance(task, Embed):
-            return [started, Done("embed", count, 0, embedding=pack([count, task.normalize]))]
+            return [started, Done("embed", count, 0, result=Embedded(pack([count, task.normalize])))]
         labels = (Label("short", 0.75), Label("long", 0.25))
-        return [started, Done("classify", count, 0, labels=labels[: task.top_k])]
+        return [started, Done("classify", count, 0, result=Labelled(labels[: task.top_k]))]
 
     def _spell(self, epoch: int, task: Tokenize | Detokenize) -> list[Event]:
         """A word's token is its place, and the other way round."""
         if isinstance(task, Detokenize):
             text = "".join(_words(task.ids))
-            return [Started(epoch, "w1", len(task.ids)), Done("detokenize", len(task.ids), 0, text=text)]
+            return [Started(epoch, "w1", len(task.ids)), Done("detokenize", len(task.ids), 0, result=Detokenized(text))]
         words = _words(task.prompt)
         found = Tokenized(tuple(range(len(words))), tuple(words) if task.with_texts else ())
-        return [Started(epoch, "w1", len(words)), Done("tokenize", len(words), 0, tokenized=found)]
+        return [Started(epoch, "w1", len(words)), Done("tokenize", len(words), 0, result=found)]
 
 
 def _tokens(words: list[str], number: int, choice: int, reason: str, sampling: Sampling) -> Tokens:

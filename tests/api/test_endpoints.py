@@ -23,7 +23,19 @@ from api.schemas.fields import SampledRequest
 from api.trail import Usage
 from shared.broker import Broker
 from shared.errors import InvalidRequest
-from shared.messages import ContinuationScore, Label, ModelInfo, Solution, Tokenized
+from shared.messages import (
+    ContinuationScore,
+    Detokenized,
+    Embedded,
+    Generated,
+    Label,
+    Labelled,
+    ModelInfo,
+    Result,
+    Scored,
+    Solution,
+    Tokenized,
+)
 from shared.requests import Request
 from shared.settings import Settings
 from shared.submission import Room
@@ -32,16 +44,15 @@ from tests.api.echo_worker import ALL_TASKS, EchoWorker, model_info
 from tests.api.test_headers import POSTS as BODIES
 
 LIMITS = Limits(64, "clamp", 8, Room(8), 1.0, 2.0)
-OUTCOME = Outcome(
-    (Choice("said", "stop", (5,)),),
-    Usage(1, 1),
-    scores=(ContinuationScore(-1.0, 1, True),),
-    solution=Solution(((1, 2), (3, 4)), 0.5, 3, True),
-    tokenized=Tokenized((1, 2)),
-    text="text",
-    embedding=pack([0.0, 1.0]),
-    labels=(Label("good", 0.9),),
-)
+RESULTS: dict[str, Result] = {
+    "generate": Generated(),
+    "score": Scored((ContinuationScore(-1.0, 1, True),)),
+    "solve": Solution(((1, 2), (3, 4)), 0.5, 3, True),
+    "tokenize": Tokenized((1, 2)),
+    "detokenize": Detokenized("text"),
+    "embed": Embedded(pack([0.0, 1.0])),
+    "classify": Labelled((Label("good", 0.9),)),
+}
 
 
 @pytest.mark.parametrize(("path", "fields"), BODIES)
@@ -54,7 +65,8 @@ def test_a_row_plans_and_renders_without_a_request(path: str, fields: dict[str, 
     plan = endpoint.plan(body, model_info(tasks=ALL_TASKS), LIMITS)
     assert len(plan.tasks) == 1
     record = Record(endpoint.name, "echo", 0, plan.n, notes=dict(plan.notes))
-    whole = endpoint.render(Work(Request("id", "tenant", ("job",)), record), [OUTCOME])
+    outcome = Outcome((Choice("said", "stop", (5,)),), Usage(1, 1), RESULTS[endpoint.task])
+    whole = endpoint.render(Work(Request("id", "tenant", ("job",)), record), [outcome])
     assert isinstance(whole, endpoint.answer)
 
 

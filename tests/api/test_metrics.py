@@ -8,11 +8,11 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.broker import Broker
-from shared.cost import cost_of
 from shared.fleet.sums import ASSUMED_WORK_PER_S, of_queues, of_workers, work_per_s
 from shared.messages import PRIORITIES, Generate, LoadFailure, ModelInfo, ModelLoad, Sampling, WorkerInfo
 from shared.presence import Fleet, Presence
 from shared.queues import Line, QueueState
+from shared.task_table import cost_of
 from tests.api.echo_worker import EchoWorker
 from tests.api.fronts import in_memory, live
 from tests.desk import Desk

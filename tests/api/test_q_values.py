@@ -5,7 +5,7 @@ import pytest
 from api.run import Outcome, Run
 from api.schemas.hrm import generate_response
 from api.schemas.openai import Heading, completion
-from shared.messages import Done, Tokens
+from shared.messages import Done, Generated, Tokens
 
 HEADING = Heading("id", 0, "m")
 
@@ -21,7 +21,7 @@ async def outcomes(done: Done, n: int) -> list[Outcome]:
 @pytest.mark.parametrize("n", [1, 2])
 async def test_each_choice_tells_its_own(n: int) -> None:
     reasons = ("stop",) * n if n > 1 else ()
-    done = Done("stop", 1, n, finish_reasons=reasons, q_values=((-1.5, 2.0), (0.25, -3.0))[:n])
+    done = Done("stop", 1, n, result=Generated(reasons, ((-1.5, 2.0), (0.25, -3.0))[:n]))
     (outcome,) = await outcomes(done, n)
     expected = [{"q_halt": -1.5, "q_continue": 2.0}, {"q_halt": 0.25, "q_continue": -3.0}]
     assert generate_response([outcome]).model_dump()["q_values"] == expected[:n]

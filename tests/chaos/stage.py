@@ -13,7 +13,7 @@ from scripts.chaos.members import Fleet, Member
 from scripts.chaos.polling import came_true
 from shared.messages import Generate, Tokens, WorkerInfo
 from shared.presence import Presence
-from shared.queue import places_of
+from shared.task_table import places_of
 from tests.polling import DEADLINE_S
 from worker.outbox import GATHERED_TOKENS
 
@@ -136,7 +136,8 @@ class Stage:
 
     def is_held(self, trace: Trace) -> bool:
         """Whether each choice of a job has come to the gate."""
-        marks = (f"{self.gate.name}.{trace.job.id}:{trace.epoch}.{choice}" for choice in range(places_of(trace.job)))
+        choices = range(places_of(trace.job.task))
+        marks = (f"{self.gate.name}.{trace.job.id}:{trace.epoch}.{choice}" for choice in choices)
         return all((self._gates / mark).exists() for mark in marks)
 
     async def info(self, member: Member) -> WorkerInfo | None:
@@ -169,7 +170,7 @@ def num_tokens(trace: Trace) -> int:
 
 def num_logged(trace: Trace, phase: str) -> int:
     """The tokens that a job has in its log when it is held; scores come with its end."""
-    return places_of(trace.job) * PHASES[phase].tokens if isinstance(trace.job.task, Generate) else 0
+    return places_of(trace.job.task) * PHASES[phase].tokens if isinstance(trace.job.task, Generate) else 0
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:

@@ -10,11 +10,25 @@ import signal
 from redis.asyncio import Redis
 
 from shared import keys
-from shared.messages import Cancelled, Done, Event, Failed, Generate, Job, Sampling, Score, Started, Terminal, Tokens
+from shared.messages import (
+    Cancelled,
+    Done,
+    Event,
+    Failed,
+    Generate,
+    Job,
+    Sampling,
+    Score,
+    Scored,
+    Started,
+    Terminal,
+    Tokens,
+)
 from tests.desk import Desk
 from tests.e2e.fleet import WorkerProcess, start_worker
 from tests.polling import DEADLINE_S
 from tests.redis_server import RedisServer
+from tests.worker.stepping import end_of
 
 NUM_JOBS = 500
 
@@ -55,7 +69,8 @@ def check_log(job: Job, events: list[Event], was_cancelled: bool) -> None:
         return
     assert isinstance(terminal[0], Done)
     if isinstance(job.task, Score):
-        assert [score.num_tokens for score in terminal[0].scores] == [len(tail) for tail in job.task.continuations]
+        scores = end_of(terminal[0], Scored).scores
+        assert [score.num_tokens for score in scores] == [len(tail) for tail in job.task.continuations]
         return
     tokens = [event for event in events if isinstance(event, Tokens)]
     for choice in range(job.task.sampling.n):

@@ -6,7 +6,6 @@ from typing import get_args
 import msgspec
 import pytest
 
-from shared.cost import cost_of
 from shared.errors import FleetError, QueueFull, from_event
 from shared.messages import (
     Cancelled,
@@ -14,18 +13,24 @@ from shared.messages import (
     Classify,
     ContinuationScore,
     Detokenize,
+    Detokenized,
     Done,
     Embed,
+    Embedded,
     Event,
     Failed,
     Generate,
+    Generated,
     Job,
     Label,
+    Labelled,
     ModelInfo,
     Prompting,
     Read,
+    Result,
     Sampling,
     Score,
+    Scored,
     Solution,
     Solve,
     Started,
@@ -44,6 +49,7 @@ from shared.messages import (
     encode,
     name_of,
 )
+from shared.task_table import TASKS, cost_of, info_of, places_of
 from shared.tracing import Trace
 from shared.vectors import pack, unpack
 
@@ -65,36 +71,40 @@ GOLDEN: list[tuple[Event, str]] = [
         "05b56e756d5f636f6d706c6574696f6e5f746f6b656e7302",
     ),
     (
-        Done("length", 3, 1, num_amended=1),
-        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea66c656e677468b16e756d5f70726f6d70745f746f6b656e7303"
-        "b56e756d5f636f6d706c6574696f6e5f746f6b656e7301ab6e756d5f616d656e64656401",
+        Done("length", 3, 1, result=Generated(num_amended=1)),
+        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea66c656e677468b16e756d5f70726f6d70745f746f6b656e7303b5"
+        "6e756d5f636f6d706c6574696f6e5f746f6b656e7301a6726573756c7482a474797065a867656e6572617465ab6e756d5f616d65"
+        "6e64656401",
     ),
     (
-        Done("solve", 4, 0, solution=Solution(((1, 2), "#G"), 0.75, 8, True)),
-        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea5736f6c7665b16e756d5f70726f6d70745f746f6b656e"
-        "7304b56e756d5f636f6d706c6574696f6e5f746f6b656e7300a8736f6c7574696f6e84a46772696492920102a22347aa"
-        "636f6e666964656e6365cb3fe8000000000000a5737465707308a969735f68616c746564c3",
+        Done("solve", 4, 0, result=Solution(((1, 2), "#G"), 0.75, 8, True)),
+        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea5736f6c7665b16e756d5f70726f6d70745f746f6b656e7304b56e"
+        "756d5f636f6d706c6574696f6e5f746f6b656e7300a6726573756c7485a474797065a5736f6c7665a46772696492920102a22347"
+        "aa636f6e666964656e6365cb3fe8000000000000a5737465707308a969735f68616c746564c3",
     ),
     (
-        Done("tokenize", 2, 0, tokenized=Tokenized((1, 300), ("a", "b"))),
-        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea8746f6b656e697a65b16e756d5f70726f6d70745f746f6b656e7302b5"
-        "6e756d5f636f6d706c6574696f6e5f746f6b656e7300a9746f6b656e697a656482a36964739201cd012ca5746578747392a161a162",
+        Done("tokenize", 2, 0, result=Tokenized((1, 300), ("a", "b"))),
+        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea8746f6b656e697a65b16e756d5f70726f6d70745f746f6b656e73"
+        "02b56e756d5f636f6d706c6574696f6e5f746f6b656e7300a6726573756c7483a474797065a8746f6b656e697a65a36964739201"
+        "cd012ca5746578747392a161a162",
     ),
     (
-        Done("detokenize", 1, 0, text=""),
-        "85a474797065a4646f6e65ad66696e6973685f726561736f6eaa6465746f6b656e697a65b16e756d5f70726f6d70745f746f6b656e73"
-        "01b56e756d5f636f6d706c6574696f6e5f746f6b656e7300a474657874a0",
+        Done("detokenize", 1, 0, result=Detokenized("")),
+        "85a474797065a4646f6e65ad66696e6973685f726561736f6eaa6465746f6b656e697a65b16e756d5f70726f6d70745f746f6b65"
+        "6e7301b56e756d5f636f6d706c6574696f6e5f746f6b656e7300a6726573756c7482a474797065aa6465746f6b656e697a65a474"
+        "657874a0",
     ),
     (
-        Done("embed", 3, 0, embedding=pack([0.5, -2.0])),
-        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea5656d626564b16e756d5f70726f6d70745f746f6b656e7303b56e756d"
-        "5f636f6d706c6574696f6e5f746f6b656e7300a9656d62656464696e67c4080000003f000000c0",
+        Done("embed", 3, 0, result=Embedded(pack([0.5, -2.0]))),
+        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea5656d626564b16e756d5f70726f6d70745f746f6b656e7303b56e"
+        "756d5f636f6d706c6574696f6e5f746f6b656e7300a6726573756c7482a474797065a5656d626564a6766563746f72c408000000"
+        "3f000000c0",
     ),
     (
-        Done("classify", 3, 0, labels=(Label("good", 0.75),)),
-        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea8636c617373696679b16e756d5f70726f6d70745f746f6b656e7303b5"
-        "6e756d5f636f6d706c6574696f6e5f746f6b656e7300a66c6162656c739182a46e616d65a4676f6f64a573636f7265cb3fe800000000"
-        "0000",
+        Done("classify", 3, 0, result=Labelled((Label("good", 0.75),))),
+        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea8636c617373696679b16e756d5f70726f6d70745f746f6b656e73"
+        "03b56e756d5f636f6d706c6574696f6e5f746f6b656e7300a6726573756c7482a474797065a8636c617373696679a66c6162656c"
+        "739182a46e616d65a4676f6f64a573636f7265cb3fe8000000000000",
     ),
 ]  # fmt: skip
 
@@ -202,7 +212,7 @@ def test_unknown_fields_and_missing_optional_ones_are_fine() -> None:
 
 
 def test_events_and_presence_round_trip() -> None:
-    done = Done("score", 3, 0, (ContinuationScore(-1.5, 2, True),))
+    done = Done("score", 3, 0, result=Scored((ContinuationScore(-1.5, 2, True),)))
     assert decode_event(encode(done)) == done
     worker = WorkerInfo("w", "ready", (ModelInfo("m", "echo", "found", 10, 5, 2, is_default=True),), 3)
     assert decode_worker(encode(worker)) == worker
@@ -220,3 +230,22 @@ def test_an_error_survives_the_wire_with_its_status() -> None:
         assert (type(back), back.message, back.field) == (kind, "why", "prompt")
     assert QueueFull.status == 429
     assert type(from_event(Failed("from_the_future", "?"))) is FleetError
+
+
+def test_every_task_has_a_row() -> None:
+    assert set(TASKS) == set(get_args(TaskName))
+    for name, info in TASKS.items():
+        assert info.spec.__struct_config__.tag == name
+        assert info.result is None or info.result.__struct_config__.tag == name
+    assert {info.spec for info in TASKS.values()} == set(get_args(Task))
+    assert {info.result for info in TASKS.values()} - {None} == set(get_args(Result))
+
+
+def test_what_may_be_answered_again() -> None:
+    greedy, other, sampled = (
+        Generate("a", Sampling(4, seed, temperature=heat)) for seed, heat in ((1, 0), (2, 0), (3, 1))
+    )
+    assert info_of(greedy).repeated(greedy) == info_of(other).repeated(other)
+    assert info_of(sampled).repeated(sampled) is None
+    assert info_of(Embed("a")).repeated(Embed("a")) == Embed("a")
+    assert [places_of(task) for task in (Generate("a", Sampling(4, 0, n=3)), Embed("a"))] == [3, 1]

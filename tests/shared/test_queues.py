@@ -5,10 +5,10 @@ import asyncio
 from redis.asyncio import Redis
 
 from shared.broker import Broker
-from shared.cost import cost_of
 from shared.janitor import Janitor
 from shared.messages import Cancelled, Generate, Sampling
 from shared.queues import Line, Queues
+from shared.task_table import cost_of
 from tests.desk import SAY_HI, Desk
 
 LONG = Generate("x" * 400, Sampling(max_tokens=100, seed=0))

@@ -1,11 +1,28 @@
 """Runs a runner through a real engine, without threads or Redis: what every oracle test needs."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
-from shared.messages import Classify, ContinuationScore, Done, Embed, Generate, Score, Solution, Solve, Task
+from shared.messages import (
+    Classify,
+    ContinuationScore,
+    Done,
+    Embed,
+    Embedded,
+    Generate,
+    Labelled,
+    Result,
+    Score,
+    Scored,
+    Solution,
+    Solve,
+    Task,
+)
 from worker.engine import Engine
 from worker.request import Emission, Work
 from worker.runners.base import Runner
+
+SomeResult = TypeVar("SomeResult", bound=Result)
 
 
 def generate_all(
@@ -22,26 +39,30 @@ def generate_all(
 
 def score_all(runner: Runner, tasks: Sequence[Score]) -> list[tuple[ContinuationScore, ...]]:
     """The scores of each task, the tasks scored together."""
-    return [done.scores for done in _ends(runner, tasks)]
+    return [end_of(done, Scored).scores for done in _ends(runner, tasks)]
 
 
 def solve_all(runner: Runner, tasks: Sequence[Solve]) -> list[Solution]:
     """The solution of each puzzle, the puzzles solved together."""
-    solutions = [done.solution for done in _ends(runner, tasks)]
-    assert None not in solutions
-    return [solution for solution in solutions if solution is not None]
+    return [end_of(done, Solution) for done in _ends(runner, tasks)]
 
 
 def embed_all(runner: Runner, tasks: Sequence[Embed]) -> list[bytes]:
     """The vector of each text, the texts read together."""
-    vectors = [done.embedding for done in _ends(runner, tasks)]
-    assert None not in vectors
-    return [vector for vector in vectors if vector is not None]
+    return [end_of(done, Embedded).vector for done in _ends(runner, tasks)]
 
 
 def classify_all(runner: Runner, tasks: Sequence[Classify]) -> list[dict[str, float]]:
     """The labels of each text, the texts read together."""
-    return [{label.name: label.score for label in done.labels} for done in _ends(runner, tasks)]
+    ends = [end_of(done, Labelled) for done in _ends(runner, tasks)]
+    return [{label.name: label.score for label in end.labels} for end in ends]
+
+
+def end_of(done: object, kind: type[SomeResult]) -> SomeResult:
+    """The result of a job that is done."""
+    assert isinstance(done, Done), done
+    assert isinstance(done.result, kind), done
+    return done.result
 
 
 def _ends(runner: Runner, tasks: Sequence[Task]) -> list[Done]:

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from scripts.train_sample import byte_tokenizer
-from shared.messages import Generate, Sampling, Score
+from shared.messages import Generate, Sampling, Score, Scored
 from tests.worker.act_fixtures import Net, write_bundle
 from tests.worker.act_reference import Weights, reference
-from tests.worker.stepping import Serving, generate_all, run
+from tests.worker.stepping import Serving, end_of, generate_all, run
 from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActModel
@@ -194,7 +194,7 @@ def test_scores_equal_the_plain_row(brain: Brain, mode: str) -> None:
     serving.finish(tasks)
     for task, done in zip(tasks, serving.done, strict=True):
         assert isinstance(task.context, tuple)
-        for tail, score in zip(tails, done.scores, strict=True):
+        for tail, score in zip(tails, end_of(done, Scored).scores, strict=True):
             table = brain.logits(mode, [*task.context, *tail]).double().log_softmax(-1)
             expected = sum(float(table[len(task.context) - 1 + at, token]) for at, token in enumerate(tail))
             assert score.log_likelihood == pytest.approx(expected, abs=1e-4)

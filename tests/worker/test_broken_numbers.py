@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from shared.messages import Done, Failed, Generate, Sampling, Score, Solve
+from shared.messages import Done, Failed, Generate, Sampling, Score, Scored, Solve
 from shared.settings import ModelEntry, Settings, SettingsError
 from tests.worker import sapient_fixtures
 from tests.worker.broken_models import SICK, sick_all, sick_row, write_model
-from tests.worker.stepping import run
+from tests.worker.stepping import end_of, run
 from worker.engine import Engine
 from worker.loading import load_models
 from worker.registry import load_runner
@@ -114,7 +114,7 @@ def test_a_broken_context_cannot_be_scored_and_spoils_no_other(pair: tuple[str, 
     assert talk.has_failed("bad") and talk.has_failed("bad tail")
     want, got = expected.end("sound"), talk.end("sound")
     assert isinstance(want, Done) and isinstance(got, Done)
-    for one, other in zip(want.scores, got.scores, strict=True):
+    for one, other in zip(end_of(want, Scored).scores, end_of(got, Scored).scores, strict=True):
         assert other.log_likelihood == pytest.approx(one.log_likelihood, abs=1e-4)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from scripts.train_sample import byte_tokenizer
-from shared.messages import Generate, Sampling, Score
-from tests.worker.stepping import Serving, generate_all, run, score_all
+from shared.messages import Generate, Sampling, Score, Scored
+from tests.worker.stepping import Serving, end_of, generate_all, run, score_all
 from tests.worker.tiny_causal import FAMILIES, WINDOW, greedy, log_likelihood, mistral, write
 from worker.chat import ChatTemplate
 from worker.models.weights import start_ids
@@ -146,7 +146,7 @@ def test_scores_equal_the_models_own_forward(tiny: Tiny, step_tokens: int) -> No
     for task, done in zip([*tasks, *tasks], serving.done, strict=True):
         encoded = runner.encode(task)
         expected = [log_likelihood(tiny.model, encoded.prompt_ids, tail) for tail in encoded.continuations]
-        assert [score.log_likelihood for score in done.scores] == pytest.approx(expected, abs=2e-3)
+        assert [score.log_likelihood for score in end_of(done, Scored).scores] == pytest.approx(expected, abs=2e-3)
 
 
 class Negated(nn.Module):

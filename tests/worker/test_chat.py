@@ -9,10 +9,10 @@ from transformers import PreTrainedTokenizerFast
 
 from scripts.train_sample import byte_tokenizer
 from shared.errors import ContextExceeded, InvalidRequest
-from shared.messages import Chat, Detokenize, Generate, Prompt, Sampling, Tokenize, Turn
+from shared.messages import Chat, Detokenize, Generate, Prompt, Sampling, Tokenize, Tokenized, Turn
 from shared.settings import ModelEntry, Settings
 from tests.worker.act_fixtures import Net, write_bundle
-from tests.worker.stepping import generate_all
+from tests.worker.stepping import end_of, generate_all
 from tests.worker.test_hrm_text import write_tiny
 from tests.worker.tiny_causal import llama, write
 from worker.chat import DIALOGUE, ChatTemplate
@@ -195,10 +195,11 @@ def test_act_brains_write_dialogues_as_causal_models_do(tmp_path: Path, is_causa
 
 def tokens(runner: Runner, task: Tokenize) -> tuple[tuple[int, ...], tuple[str, ...]]:
     answer = runner.encode(task).answer
-    assert answer is not None and answer.tokenized is not None
+    found = end_of(answer, Tokenized)
+    assert answer is not None
     assert (answer.finish_reason, answer.num_completion_tokens) == ("tokenize", 0)
-    assert answer.num_prompt_tokens == len(answer.tokenized.ids)
-    return answer.tokenized.ids, answer.tokenized.texts
+    assert answer.num_prompt_tokens == len(found.ids)
+    return found.ids, found.texts
 
 
 def test_token_ids_of_a_causal_model(causal: Place) -> None:

@@ -69,7 +69,7 @@ def test_each_choice_ends_for_its_own_reason() -> None:
     said = run(Ghost(num_pages=40, max_batch=2), generate("a", max_tokens=4, n=4, deadline_s=5.0))
     [done] = [item.ended for item in said if item.ended is not None]
     assert isinstance(done, Done)
-    assert sorted(done.finish_reasons) == ["deadline", "deadline", "length", "length"]
+    assert sorted(done.generated.finish_reasons) == ["deadline", "deadline", "length", "length"]
     assert sorted(item.choice for item in said if item.finish_reason) == [0, 1, 2, 3]
     assert said[-1].ended is done
 

@@ -10,10 +10,10 @@ from transformers import HrmTextForCausalLM, PreTrainedModel
 
 from scripts.train_sample import byte_tokenizer
 from shared.errors import ContextExceeded, InvalidRequest
-from shared.messages import Done, Embed, Failed, Generate, Sampling, Score
+from shared.messages import Embed, Embedded, Failed, Generate, Sampling, Score
 from shared.vectors import unpack
 from tests.worker.act_fixtures import Net, write_bundle
-from tests.worker.stepping import Serving, embed_all, run
+from tests.worker.stepping import Serving, embed_all, end_of, run
 from tests.worker.test_hrm_text import write_tiny
 from tests.worker.tiny_causal import gpt2, mistral, write
 from worker.engine import Engine
@@ -83,8 +83,7 @@ def test_beside_other_tasks_and_found_prefixes(causal: tuple[Path, PreTrainedMod
     for number, text in ((1, TEXTS[3]), (4, TEXTS[1]), (5, TEXTS[1])):
         end = serving.done[number]
         assert (end.finish_reason, end.num_cached_tokens, end.num_completion_tokens) == ("embed", 0, 0)
-        assert end.embedding is not None
-        check(runner, [end.embedding], [own_mean(model, runner.encode(Embed(text)).prompt_ids)])
+        check(runner, [end_of(end, Embedded).vector], [own_mean(model, runner.encode(Embed(text)).prompt_ids)])
 
 
 def test_a_text_that_gave_its_place_up_is_read_again(causal: tuple[Path, PreTrainedModel]) -> None:
@@ -103,8 +102,8 @@ def test_a_text_that_gave_its_place_up_is_read_again(causal: tuple[Path, PreTrai
     assert row.pooled is None
     while engine.has_work:
         engine.step()
-    [vector] = [item.ended.embedding for item in said if isinstance(item.ended, Done) and item.ended.embedding]
-    check(runner, [vector], [own_mean(model, runner.encode(task).prompt_ids)])
+    [end] = [item.ended for item in said if item.ended is not None]
+    check(runner, [end_of(end, Embedded).vector], [own_mean(model, runner.encode(task).prompt_ids)])
 
 
 def test_too_long(causal: tuple[Path, PreTrainedModel]) -> None:

@@ -31,10 +31,23 @@ from transformers import (
 )
 
 from shared.errors import ContextExceeded, InvalidRequest
-from shared.messages import Chat, Classify, Detokenize, Done, Embed, Generate, Sampling, Tokenize, Turn
+from shared.messages import (
+    Chat,
+    Classify,
+    Detokenize,
+    Detokenized,
+    Embed,
+    Embedded,
+    Generate,
+    Labelled,
+    Sampling,
+    Tokenize,
+    Tokenized,
+    Turn,
+)
 from shared.settings import ModelEntry, Settings
 from shared.vectors import unpack
-from tests.worker.stepping import classify_all, embed_all, run
+from tests.worker.stepping import classify_all, embed_all, end_of, run
 from worker.loading import load_models, warm_up
 from worker.models.errors import ModelFormatError
 from worker.registry import detect, load_runner
@@ -158,9 +171,8 @@ def test_both_kinds_in_one_step(tmp_path: Path) -> None:
     runner = load(tmp_path)
     vector, label = Embed(TEXTS[0]), Classify(TEXTS[1], top_k=1)
     one, other = (item.ended for item in sorted(run(runner, [vector, label], [[], []]), key=lambda item: item.key))
-    assert isinstance(one, Done) and one.embedding is not None and isinstance(other, Done)
-    assert unpack(one.embedding) == pytest.approx(unpack(embed_all(runner, [vector])[0]), abs=1e-5)
-    assert other.labels[0].name == next(iter(classify_all(runner, [label])[0]))
+    assert unpack(end_of(one, Embedded).vector) == pytest.approx(unpack(embed_all(runner, [vector])[0]), abs=1e-5)
+    assert end_of(other, Labelled).labels[0].name == next(iter(classify_all(runner, [label])[0]))
 
 
 def test_too_long(tmp_path: Path) -> None:
@@ -192,12 +204,11 @@ def test_what_it_does_not_do(tmp_path: Path) -> None:
 def test_tokens(tmp_path: Path) -> None:
     write(tmp_path, *FAMILIES["bert"])
     runner = load(tmp_path)
-    answer = runner.encode(Tokenize("good film", with_texts=True)).answer
-    assert answer is not None and answer.tokenized is not None
-    assert answer.tokenized.texts == ("[CLS]", "good", "film", "[SEP]")
-    assert runner.encode(Detokenize(answer.tokenized.ids)).answer.text == "[CLS] good film [SEP]"  # type: ignore[union-attr]
-    bare = runner.encode(Tokenize("good film", add_special_tokens=False)).answer
-    assert bare is not None and bare.tokenized is not None and bare.tokenized.ids == answer.tokenized.ids[1:-1]
+    found = end_of(runner.encode(Tokenize("good film", with_texts=True)).answer, Tokenized)
+    assert found.texts == ("[CLS]", "good", "film", "[SEP]")
+    assert end_of(runner.encode(Detokenize(found.ids)).answer, Detokenized).text == "[CLS] good film [SEP]"
+    bare = end_of(runner.encode(Tokenize("good film", add_special_tokens=False)).answer, Tokenized)
+    assert bare.ids == found.ids[1:-1]
     assert runner.encode(Tokenize(Chat((Turn("user", "good"),)))).answer is not None
 
 

@@ -14,9 +14,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from shared.errors import InvalidRequest
-from shared.messages import Chat, Detokenize, Embed, Generate, Read, Sampling, Score, Task, Tokenize, Turn
+from shared.messages import Chat, Detokenize, Embed, Generate, Read, Sampling, Score, Task, Tokenize, Tokenized, Turn
 from shared.vectors import unpack
-from tests.worker.stepping import embed_all, run, score_all
+from tests.worker.stepping import embed_all, end_of, run, score_all
 from tests.worker.tiny_causal import greedy, log_likelihood
 from tests.worker.tokenizer_kinds import KINDS, MARKS, SIZE, tokenizer_of
 from worker.chat import ChatTemplate
@@ -74,7 +74,7 @@ def test_a_continuation_is_what_follows_the_contexts_ids(kind: str, marks: str) 
     reading = language.encode(Read(CONTEXT), 96)
     assert (*reading.prompt_ids, *reading.continuations[0]) == opened
     answer = language.encode(Tokenize(CONTEXT), 96).answer
-    assert answer is not None and answer.tokenized is not None and answer.tokenized.ids == opened
+    assert end_of(answer, Tokenized).ids == opened
     assert language.encode(Embed(CONTEXT), 96).prompt_ids == tuple(tokenizer(CONTEXT)["input_ids"])
 
 

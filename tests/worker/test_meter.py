@@ -8,13 +8,13 @@ import httpx
 from redis.asyncio import Redis
 
 from shared.broker import Broker
-from shared.cost import cost_of
 from shared.listener import listening
 from shared.messages import Done, Generate, Sampling, Started, Tokens, WorkerInfo
 from shared.metrics import WorkerMetrics
 from shared.presence import Presence
 from shared.queue import Terms
 from shared.settings import Settings
+from shared.task_table import cost_of
 from tests.desk import Desk
 from tests.polling import until
 from tests.worker.services import LEASE_S, Gated, Slow, end_of, long_task, service, serving

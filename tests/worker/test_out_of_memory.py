@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from shared.errors import FleetError
-from shared.messages import Done, Failed, Generate, Sampling
+from shared.messages import Done, Failed, Generate, Sampling, Scored
 from tests.worker.broken_models import write_model
 from tests.worker.ghost import Ghost, answer, score
-from tests.worker.stepping import generate_all
+from tests.worker.stepping import end_of, generate_all
 from tests.worker.test_scheduler import PLANS, Reuse, check, work
 from tests.worker.test_scheduler import Plan as Load
 from worker.engine import Engine
@@ -89,7 +89,8 @@ def test_continuations_are_scored_in_smaller_groups() -> None:
     said = finish(ghost, [Work("a", Encoded((1, 2, 3, 4, 5), continuations=tails), None)])
     done = ends(said)["a"]
     assert isinstance(done, Done)
-    assert [item.log_likelihood for item in done.scores] == [score((1, 2, 3, 4, 5), tail) for tail in tails]
+    scores = end_of(done, Scored).scores
+    assert [item.log_likelihood for item in scores] == [score((1, 2, 3, 4, 5), tail) for tail in tails]
 
 
 def test_what_cannot_be_made_smaller_fails_alone_and_the_engine_lives() -> None:

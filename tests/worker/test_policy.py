@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 
 from shared.errors import FleetError
-from shared.messages import Done, Failed, Generate, Sampling, Score
-from tests.worker.stepping import run
+from shared.messages import Done, Failed, Generate, Sampling, Score, Scored
+from tests.worker.stepping import end_of, run
 from worker.engine import Engine
 from worker.request import Emission, Work
 from worker.runners.base import RunnerOptions
@@ -171,7 +171,7 @@ def test_echo_scores_by_length() -> None:
     emissions = run(echo(), [Score("ctx", ("a", "bcd"))], [[]])
     done = emissions[0].ended
     assert isinstance(done, Done)
-    assert [score.log_likelihood for score in done.scores] == [-1.0, -3.0]
+    assert [score.log_likelihood for score in end_of(done, Scored).scores] == [-1.0, -3.0]
 
 
 def test_replayed_text_held_back_before_the_takeover_is_not_lost() -> None:

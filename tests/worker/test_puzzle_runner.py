@@ -203,7 +203,7 @@ def test_nothing_is_kept_of_rows_that_have_left(path: Path) -> None:
     for key, expected in zip("1234", solve_all(load(path), [*map(Solve, PUZZLES[1:])]), strict=True):
         end = solved[key]
         assert isinstance(end, Done) and (end.finish_reason, end.num_prompt_tokens) == ("solve", 81)
-        assert end.solution is not None and end.solution.grid == expected.grid
+        assert isinstance(end.result, Solution) and end.result.grid == expected.grid
 
 
 def test_a_step_that_failed_is_repeated_not_skipped(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,4 +241,4 @@ def test_warm_up_and_bfloat16(path: Path) -> None:
     assert runner.spec.found.endswith("bfloat16")
     ends = [item.ended for item in run(runner, [runner.spec.trial], [[]])]
     assert not any(isinstance(end, Failed) for end in ends)
-    assert [end.solution.steps for end in ends if isinstance(end, Done) and end.solution] == [1]
+    assert [end.result.steps for end in ends if isinstance(end, Done) and isinstance(end.result, Solution)] == [1]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from shared.errors import FleetError
-from shared.messages import Done, Failed, Generate, Sampling, TokenLogprob, Tokens
+from shared.messages import Done, Failed, Generate, Generated, Sampling, TokenLogprob, Tokens
 from tests.worker.stepping import run
 from worker.engine import Engine
 from worker.outbox import _add
@@ -64,7 +64,7 @@ def test_each_choice_ends_by_itself() -> None:
     emissions = answer("abcdX", Round(options()), n=5, max_tokens=4, stop=("cd", "X"))
     assert texts(emissions, 5) == ["ab", "b", "", "d", ""]
     reasons = ("stop", "stop", "stop", "stop", "stop")
-    assert done_of(emissions) == Done("stop", 5, 4 + 3 + 2 + 2 + 1, finish_reasons=reasons)
+    assert done_of(emissions) == Done("stop", 5, 4 + 3 + 2 + 2 + 1, result=Generated(reasons))
     ends = [(item.choice, item.finish_reason) for item in emissions if item.finish_reason]
     assert sorted(ends) == list(enumerate(reasons))
     for choice in range(5):
@@ -75,7 +75,7 @@ def test_each_choice_ends_by_itself() -> None:
 def test_choices_may_end_for_different_reasons() -> None:
     emissions = answer("abcX", Round(options()), n=3, max_tokens=2, stop=("X",))
     assert texts(emissions, 3) == ["ab", "bc", "c"]
-    assert done_of(emissions).finish_reasons == ("length", "length", "stop")
+    assert done_of(emissions).generated.finish_reasons == ("length", "length", "stop")
 
 
 @settings(max_examples=300, deadline=None)

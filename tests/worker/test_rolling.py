@@ -9,9 +9,9 @@ from transformers import GPT2LMHeadModel, HrmTextForCausalLM
 
 from scripts.train_sample import byte_tokenizer
 from shared.errors import InvalidRequest
-from shared.messages import ContinuationScore, Done, Generate, Sampling, Score
+from shared.messages import ContinuationScore, Done, Generate, Sampling, Score, Scored
 from tests.worker.act_fixtures import Net, write_bundle
-from tests.worker.stepping import run, score_all
+from tests.worker.stepping import end_of, run, score_all
 from tests.worker.test_hrm_text import write_tiny
 from tests.worker.test_scoring import WINDOW, ids, write_causal
 from tests.worker.tiny_causal import gpt2
@@ -205,5 +205,5 @@ def test_the_greedy_flag_and_the_end_are_those_of_all_windows(tmp_path: Path) ->
     for key, length, is_greedy in (("0", 15, True), ("1", 18, False)):
         done = ends[key]
         assert isinstance(done, Done)
-        assert (done.finish_reason, done.finish_reasons, done.num_completion_tokens) == ("score", (), 0)
-        assert [(score.num_tokens, score.is_greedy) for score in done.scores] == [(length, is_greedy)]
+        assert (done.finish_reason, done.num_completion_tokens) == ("score", 0)
+        assert [(score.num_tokens, score.is_greedy) for score in end_of(done, Scored).scores] == [(length, is_greedy)]

@@ -7,9 +7,10 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from shared.messages import PRIORITIES, Done, Priority, Sampling
+from shared.messages import PRIORITIES, Done, Embedded, Priority, Sampling, Scored
 from shared.vectors import pack
 from tests.worker.ghost import Ghost, answer, score
+from tests.worker.stepping import end_of
 from worker.engine import Engine
 from worker.kv.cache import Cache
 from worker.kv.pages import PageTable
@@ -177,16 +178,17 @@ def check(plan: Plan, said: list[Emission]) -> None:
         return
     assert said[-1].ended is ends[0] and len(ends) == 1 and isinstance(ends[0], Done)
     if plan.is_pooled:
-        assert ends[0].embedding == pack([sum(plan.prompt) / len(plan.prompt)])
+        assert end_of(ends[0], Embedded).vector == pack([sum(plan.prompt) / len(plan.prompt)])
         return
     if plan.tails:
-        assert [item.log_likelihood for item in ends[0].scores] == [score(plan.prompt, tail) for tail in plan.tails]
+        scores = end_of(ends[0], Scored).scores
+        assert [item.log_likelihood for item in scores] == [score(plan.prompt, tail) for tail in plan.tails]
         return
     for choice in range(plan.n):
         ids = [token for item in said if item.choice == choice for token in item.ids]
         assert ids == answer(plan.prompt, plan.max_tokens, fold(5, choice))
     assert ends[0].num_completion_tokens == plan.n * plan.max_tokens
-    assert len(ends[0].finish_reasons) == (plan.n if plan.n > 1 else 0)
+    assert len(ends[0].generated.finish_reasons) == (plan.n if plan.n > 1 else 0)
 
 
 def run(ghost: Ghost, works: list[Work]) -> dict[str, Done]:

@@ -10,8 +10,8 @@ from transformers import HrmTextForCausalLM, PreTrainedModel
 
 from scripts.train_sample import byte_tokenizer
 from shared.errors import InvalidRequest
-from shared.messages import ContinuationScore, Done, Generate, Sampling, Score
-from tests.worker.stepping import generate_all, run, score_all
+from shared.messages import ContinuationScore, Done, Generate, Sampling, Score, Scored
+from tests.worker.stepping import end_of, generate_all, run, score_all
 from tests.worker.test_hrm_text import write_tiny
 from tests.worker.tiny_causal import gpt2, llama
 from worker import scoring
@@ -132,7 +132,7 @@ def test_scores_survive_preemption(tiny: Model, monkeypatch: pytest.MonkeyPatch)
     emissions = run(runner, [Generate(ids(20, 1), sampling), Generate(ids(21, 2), sampling), score], [[], [], []])
     (done,) = (item.ended for item in emissions if item.key == "2")
     assert isinstance(done, Done)
-    check(tiny[1], score, done.scores)
+    check(tiny[1], score, end_of(done, Scored).scores)
     assert any(pushed), "no context gave way between two of its continuations"
 
 
@@ -182,7 +182,7 @@ def test_a_context_that_comes_again_is_found(tiny: Model, monkeypatch: pytest.Mo
             engine.step()
     for task, emission in zip(tasks, said, strict=True):
         assert isinstance(emission.ended, Done)
-        check(tiny[1], task, emission.ended.scores)
+        check(tiny[1], task, end_of(emission.ended, Scored).scores)
     assert counted.forwards == [40, 1 + 5, 1 + 8 + 3, 1]
 
 

@@ -11,12 +11,15 @@ from shared.messages import (
     Chat,
     Classify,
     Detokenize,
+    Detokenized,
     Done,
     Embed,
+    Embedded,
     Failed,
     Generate,
     Job,
     Label,
+    Labelled,
     Sampling,
     Started,
     Task,
@@ -45,9 +48,9 @@ TASKS: dict[str, Task] = {
 }
 ENDS = {
     "chat": Done("length", 3, 2),
-    "tokenize": Done("tokenize", 2, 0, tokenized=Tokenized((104, 105), ("h", "i"))),
-    "detokenize": Done("detokenize", 2, 0, text="hi"),
-    "classify": Done("classify", 5, 0, labels=(Label("letters", 0.6), Label("digits", 0.4))),
+    "tokenize": Done("tokenize", 2, 0, result=Tokenized((104, 105), ("h", "i"))),
+    "detokenize": Done("detokenize", 2, 0, result=Detokenized("hi")),
+    "classify": Done("classify", 5, 0, result=Labelled((Label("letters", 0.6), Label("digits", 0.4)))),
 }
 STEPPED = ("embed", "classify")
 
@@ -71,10 +74,10 @@ async def check(desk: Desk, jobs: list[Job]) -> None:
 def is_as_expected(name: str, end: Terminal) -> bool:
     if name != "embed":
         return end == ENDS[name]
-    assert isinstance(end, Done) and end.embedding is not None
+    assert isinstance(end, Done) and isinstance(end.result, Embedded)
     vector = [0.0] * HIDDEN
     vector[104 % HIDDEN], vector[105 % HIDDEN] = 0.5, 0.5
-    return unpack(end.embedding) == vector and (end.finish_reason, end.num_prompt_tokens) == ("embed", 2)
+    return unpack(end.result.vector) == vector and (end.finish_reason, end.num_prompt_tokens) == ("embed", 2)
 
 
 async def test_each_task_ends_once_with_its_result(redis: Redis) -> None:
@@ -168,7 +171,8 @@ async def test_what_is_cut_is_told(redis: Redis) -> None:
         jobs = await desk.submit(Embed("x" * 20), Embed("x" * 20, overflow="refuse"), Classify("1" * 20))
         cut, refused, labelled = await ends(redis, jobs)
         assert isinstance(cut, Done) and cut.num_prompt_tokens == 16
-        assert isinstance(labelled, Done) and labelled.labels[0] == Label("digits", 1.0)
+        assert isinstance(labelled, Done) and isinstance(labelled.result, Labelled)
+        assert labelled.result.labels[0] == Label("digits", 1.0)
         assert isinstance(refused, Failed) and (refused.code, refused.field) == ("context_length_exceeded", "input")
         [started] = [event for event in await desk.events(jobs[0]) if isinstance(event, Started)]
         assert started.num_truncated == 4

@@ -1,0 +1,82 @@
+"""What comes of a task: the one `result` of a job's `Done`, as workers write it and fronts read it.
+
+Part of `shared.messages`, which has the rules of the wire. The tag of each is its task's name. `Read` has none: it
+says nothing but tokens.
+"""
+
+import msgspec
+
+from shared.tasks import Grid
+
+
+class Generated(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
+    """What there is to say of an answer besides its tokens; left out where that is nothing.
+
+    Of several choices `finish_reasons` has each. `q_values` are (q_halt, q_continue) of the state that gave each choice
+    its last token, of a model with a q head. The first choice completes a character that the prompt ended in the middle
+    of: in the prompt's own text its `num_amended` last characters stand for that.
+    """
+
+    finish_reasons: tuple[str, ...] = ()
+    q_values: tuple[tuple[float, float] | None, ...] = ()
+    num_amended: int = 0
+
+
+class ContinuationScore(msgspec.Struct, frozen=True):
+    """Sum of the continuation's token log-probabilities (nats), its length, and whether greedy would have said it."""
+
+    log_likelihood: float
+    num_tokens: int
+    is_greedy: bool
+
+
+class Scored(msgspec.Struct, frozen=True, tag="score"):
+    """One score for each continuation, in order."""
+
+    scores: tuple[ContinuationScore, ...]
+
+
+class Solution(msgspec.Struct, frozen=True, tag="solve"):
+    """A puzzle's answer after `steps` ACT segments, and what the q head makes of it.
+
+    `confidence` is sigmoid(q_halt), the network's own probability that the grid is right; `is_halted` tells whether it
+    wanted to stop there (q_halt > q_continue).
+    """
+
+    grid: Grid
+    confidence: float
+    steps: int
+    is_halted: bool
+
+
+class Tokenized(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokenize"):
+    """A prompt's ids, and if asked for the vocabulary's spelling of each."""
+
+    ids: tuple[int, ...]
+    texts: tuple[str, ...] = ()
+
+
+class Detokenized(msgspec.Struct, frozen=True, tag="detokenize"):
+    text: str
+
+
+class Embedded(msgspec.Struct, frozen=True, tag="embed"):
+    """A vector, as little-endian float32 (`shared.vectors`)."""
+
+    vector: bytes
+
+
+class Label(msgspec.Struct, frozen=True):
+    """A class that a text may belong to: its probability, or the value itself where the network estimates one."""
+
+    name: str
+    score: float
+
+
+class Labelled(msgspec.Struct, frozen=True, tag="classify"):
+    """Likeliest first."""
+
+    labels: tuple[Label, ...]
+
+
+Result = Generated | Scored | Solution | Tokenized | Detokenized | Embedded | Labelled

@@ -1,0 +1,139 @@
+"""What fronts and workers must know of every task, in one table: a new one is its structs and a row here.
+
+What a task does stands with the models that serve it, and how it is asked for with the endpoints.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+
+from shared.messages import (
+    Chat,
+    Classify,
+    Detokenize,
+    Detokenized,
+    Embed,
+    Embedded,
+    Generate,
+    Generated,
+    Labelled,
+    Prompt,
+    Read,
+    Result,
+    Score,
+    Scored,
+    Solution,
+    Solve,
+    Task,
+    TaskName,
+    Tokenize,
+    Tokenized,
+    name_of,
+)
+
+_CHARACTERS_A_TOKEN = 4
+_PUZZLE_COST = 256
+_NO_STEP_COST = 1
+
+AnyTask = TypeVar("AnyTask", bound=Task)
+
+
+def _one(task: Task) -> int:
+    return 1
+
+
+def _itself(task: AnyTask) -> AnyTask:
+    return task
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """`spec` is what is asked for, `result` what comes of it; None: nothing but tokens.
+
+    `cost` is about how many tokens it will take, before a tokenizer has seen it: by that tenants share and waits are
+    foretold. `places` are what it takes of a worker's batch. `repeated` is the task without what makes no difference to
+    its answer; None where another try may say something else. `pipeline_tags` are Hugging Face's names of it.
+    """
+
+    spec: type[Task]
+    result: type[Result] | None
+    cost: Callable[[Any], int]
+    places: Callable[[Any], int] = _one
+    repeated: Callable[[Any], Task | None] = _itself
+    pipeline_tags: tuple[str, ...] = ()
+
+
+def _length(text: Prompt) -> int:
+    if isinstance(text, Chat):
+        return sum(_length(turn.content) for turn in text.messages)
+    return len(text) // _CHARACTERS_A_TOKEN + 1 if isinstance(text, str) else len(text)
+
+
+def _cost_of_answer(task: Generate) -> int:
+    return _length(task.prompt) + task.sampling.max_tokens * task.sampling.n
+
+
+def _cost_of_scores(task: Score) -> int:
+    return _length(task.context) + sum(map(_length, task.continuations))
+
+
+def _cost_of_prompt(task: Read) -> int:
+    return _length(task.prompt)
+
+
+def _cost_of_text(task: Embed | Classify) -> int:
+    return _length(task.text)
+
+
+def _cost_without_steps(task: Task) -> int:
+    return _NO_STEP_COST
+
+
+def _cost_of_puzzle(task: Solve) -> int:
+    return _PUZZLE_COST
+
+
+def _num_choices(task: Generate) -> int:
+    return task.sampling.n
+
+
+def _greedy(task: Generate) -> Generate | None:
+    """Greedy text does not depend on the seed, which is drawn for each request where nobody asked for one."""
+    if task.sampling.temperature != 0:
+        return None
+    return msgspec.structs.replace(task, sampling=msgspec.structs.replace(task.sampling, seed=0))
+
+
+TASKS: dict[TaskName, TaskInfo] = {
+    "generate": TaskInfo(
+        Generate,
+        Generated,
+        cost=_cost_of_answer,
+        places=_num_choices,
+        repeated=_greedy,
+        pipeline_tags=("text-generation", "text2text-generation", "conversational"),
+    ),
+    "score": TaskInfo(Score, Scored, cost=_cost_of_scores),
+    "read": TaskInfo(Read, None, cost=_cost_of_prompt),
+    "solve": TaskInfo(Solve, Solution, cost=_cost_of_puzzle),
+    "tokenize": TaskInfo(Tokenize, Tokenized, cost=_cost_without_steps),
+    "detokenize": TaskInfo(Detokenize, Detokenized, cost=_cost_without_steps),
+    "embed": TaskInfo(Embed, Embedded, cost=_cost_of_text, pipeline_tags=("feature-extraction", "sentence-similarity")),
+    "classify": TaskInfo(
+        Classify, Labelled, cost=_cost_of_text, pipeline_tags=("text-classification", "sentiment-analysis")
+    ),
+}
+
+
+def info_of(task: Task) -> TaskInfo:
+    return TASKS[name_of(task)]
+
+
+def cost_of(task: Task) -> int:
+    return info_of(task).cost(task)
+
+
+def places_of(task: Task) -> int:
+    return info_of(task).places(task)
