@@ -62,7 +62,7 @@ class Admission:
         return model
 
     async def find(self, name: str | None) -> ModelInfo:
-        """The served model that `name` stands for; None and "local" stand for the default one.
+        """The model that `name` stands for, served or awaited; None and "local" stand for the default one.
 
         Raises DeviceUnavailable, ModelNotFound, NoWorker.
         """
@@ -76,7 +76,7 @@ class Admission:
             raise ModelNotFound(f"model: {name!r} does not exist; {expected}.", field="model")
         if name is None or name not in fleet.models:
             raise NoWorker("No worker has loaded a model yet.", retry_after_s=_RETRY_AFTER_S)
-        if not fleet.serves(name):
+        if not fleet.may_serve(name, self.limits.absent_grace_s):
             raise NoWorker(f"No worker that serves {name!r} is ready.", retry_after_s=_RETRY_AFTER_S)
         return fleet.models[name]
 

@@ -90,6 +90,7 @@ def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Fro
         room=Room(settings.max_queue_depth, settings.max_queue_bytes),
         queue_timeout_s=settings.queue_timeout_s,
         request_timeout_s=settings.request_timeout_s,
+        absent_grace_s=settings.absent_grace_s,
     )
     reader, cache_s = LogReader(broker, subscriptions), settings.response_cache_ttl_s
     auth = build_auth(settings, broker)

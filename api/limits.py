@@ -26,7 +26,7 @@ class TokenBudget:
 
 @dataclass(frozen=True)
 class Limits:
-    """`room` is how much may wait at once."""
+    """`room` is how much may wait at once. Work waits for a model that was served `absent_grace_s` ago at most."""
 
     max_new_tokens: int
     cap_policy: Literal["clamp", "reject"]
@@ -34,6 +34,7 @@ class Limits:
     room: Room
     queue_timeout_s: float
     request_timeout_s: float
+    absent_grace_s: float = 0.0
 
     def budget(self, asked: int | None, default: int, model: ModelInfo) -> TokenBudget:
         """`asked` or else the dialect's default, within the cap. Raises InvalidRequest where the policy says so."""

@@ -142,6 +142,11 @@ def worker(worker_id: str) -> str:
     return f"aios:{{{PRESENCE}}}:worker:{worker_id}"
 
 
+def last_served(model_id: str) -> str:
+    """A mark whose time to live tells when a ready worker last served the model."""
+    return f"aios:{{{PRESENCE}}}:last-served:{model_id}"
+
+
 def grant(digest: str) -> str:
     """What the API key with this digest may do; it expires with the key."""
     return f"aios:{{{ACCESS}}}:grant:{digest}"

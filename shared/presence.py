@@ -1,27 +1,34 @@
 """Who is there: workers announce themselves and their models by records that expire; fronts read them.
 
-The models hash never expires, so that a front can tell "no worker for this model just now" from "no such model".
+The models hash never expires, so that a front can tell "no worker for this model just now" from "no such model". How
+long ago a model was served is told by a mark's time to live: no clock of a worker or a front is asked.
 Orders to unload lie in a hash, which workers read as they announce themselves: none is lost with a message.
 """
 
+import math
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from redis.asyncio import Redis
 
 from shared import keys
 from shared.messages import LoadFailure, ModelInfo, Residence, WorkerInfo, decode_model, decode_worker, encode
+from shared.setting_types import MOST_ABSENT_S
 
 _ORDER_TTL_S = 3600
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """The workers alive, and every model ever announced by id."""
+    """The workers alive, and every model ever announced by id.
+
+    `absences` are the seconds since a ready worker served a model, of those that some did lately and none does now.
+    """
 
     workers: tuple[WorkerInfo, ...]
     models: dict[str, ModelInfo]
+    absences: dict[str, float] = field(default_factory=dict)
 
     @property
     def is_ready(self) -> bool:
@@ -36,6 +43,10 @@ class Fleet:
         """The ready workers that have this model, in memory or not."""
         ready = (worker for worker in self.workers if worker.state == "ready")
         return [worker for worker in ready if any(model.id == model_id for model in worker.models)]
+
+    def may_serve(self, model_id: str, grace_s: float) -> bool:
+        """Whether work for this model finds a worker, or one may be back that served it at most so long ago."""
+        return self.serves(model_id) or self.absences.get(model_id, math.inf) <= grace_s
 
     def residences(self, model_id: str) -> list[Residence]:
         """Where the model stands on each worker that serves it."""
@@ -78,6 +89,8 @@ class Presence:
         pipe.sadd(keys.WORKERS, worker.id)
         for model in worker.models:
             pipe.hset(keys.MODELS, mapping={model.id: encode(model)})
+            if worker.state == "ready" and model.id not in worker.failures:
+                pipe.set(keys.last_served(model.id), 1, ex=MOST_ABSENT_S)
         pipe.hgetall(keys.UNLOADS)
         orders = (await pipe.execute())[-1]
         return {model.decode(): int(order) for model, order in orders.items()}
@@ -120,7 +133,17 @@ class Presence:
         gone = [name for name, record in zip(ids, records, strict=True) if record is None]
         if gone:
             await cast(Awaitable[int], self._redis.srem(keys.WORKERS, *gone))
-        return Fleet(
+        fleet = Fleet(
             workers=tuple(decode_worker(record) for record in records if record is not None),
             models={name.decode(): decode_model(record) for name, record in models.items()},
         )
+        return replace(fleet, absences=await self._absences([name for name in fleet.models if not fleet.serves(name)]))
+
+    async def _absences(self, model_ids: Sequence[str]) -> dict[str, float]:
+        if not model_ids:
+            return {}
+        pipe = self._redis.pipeline(transaction=False)
+        for model_id in model_ids:
+            pipe.pttl(keys.last_served(model_id))
+        left_ms = dict(zip(model_ids, await pipe.execute(), strict=True))
+        return {name: MOST_ABSENT_S - left / 1000 for name, left in left_ms.items() if left > 0}

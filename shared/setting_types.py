@@ -18,6 +18,8 @@ Quantize = Literal["none", "int8"]
 
 RateText = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}/[1-9][0-9]{0,5}$")]
 EndpointRate = Annotated[str, Field(pattern=r"^/[^=,\s]*=[1-9][0-9]{0,5}/[1-9][0-9]{0,5}$")]
+MOST_ABSENT_S = 30 * 86_400
+"""For how long it is known when a model was last served."""
 SECRETS = frozenset({"api_keys", "admin_keys"})
 """Settings whose values are never shown."""
 

@@ -22,6 +22,7 @@ from shared.setting_layers import SettingsError as SettingsError
 from shared.setting_models import ModelEntry as ModelEntry
 from shared.setting_text import choices_of, env_text, mask_secrets
 from shared.setting_types import (
+    MOST_ABSENT_S,
     SECRETS,
     ApiKey,
     Count,
@@ -139,6 +140,12 @@ class Settings(BaseSettings):
     max_body_bytes: Count = Field(default=1 << 20, description="largest request body")
     queue_timeout_s: Seconds = Field(default=60.0, description="longest wait in the queue")
     request_timeout_s: Seconds = Field(default=300.0, description="longest life of a request")
+    absent_grace_s: float = Field(
+        default=30.0,
+        ge=0,
+        le=MOST_ABSENT_S,
+        description="how long work is queued for a model that no worker serves any more, before 503",
+    )
     drain_timeout_s: Seconds | None = Field(
         default=None,
         description="longest wait at shutdown for what is in flight (none: 20 in a fleet with its own Redis, else 1)",

@@ -72,7 +72,7 @@ async def metrics(front: FrontDep) -> Response:
 
 
 async def reason_not_ready(front: Front) -> str | None:
-    """None when new work would find a worker."""
+    """None when new work would find a worker, or wait for one that may soon be back."""
     if front.draining.is_set():
         return "this server is shutting down"
     try:
@@ -80,7 +80,9 @@ async def reason_not_ready(front: Front) -> str | None:
             fleet = await front.fleet.now()
     except (BrokerUnavailable, TimeoutError):
         return "Redis is not reachable"
-    return None if fleet.is_ready else "no worker is ready"
+    grace_s = front.admission.limits.absent_grace_s
+    is_awaited = any(absent_s <= grace_s for absent_s in fleet.absences.values())
+    return None if fleet.is_ready or is_awaited else "no worker is ready"
 
 
 DIALECT = Dialect(router=router, door=Door.OPEN, are_probes=True)

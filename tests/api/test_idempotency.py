@@ -112,7 +112,7 @@ async def test_the_result_is_there_when_no_worker_is(
     async with in_memory(redis) as client:
         first = await client.post(path, json=body, headers=KEY)
     await Presence(redis).leave("w1")
-    async with in_memory(redis) as client:
+    async with in_memory(redis, absent_grace_s=0) as client:
         again = await client.post(path, json=body, headers=KEY)
         assert (again.status_code, again.content) == (200, first.content)
         other = await client.post(path, json=body | {"model": "echo"}, headers=KEY)

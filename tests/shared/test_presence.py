@@ -3,8 +3,9 @@
 from redis.asyncio import Redis
 
 from shared import keys
-from shared.messages import ModelInfo, WorkerInfo
+from shared.messages import LoadFailure, ModelInfo, WorkerInfo
 from shared.presence import Fleet, Presence
+from shared.setting_types import MOST_ABSENT_S
 
 
 def model(name: str, *, is_default: bool = False) -> ModelInfo:
@@ -57,3 +58,22 @@ def test_what_an_obstacle_means() -> None:
     assert Fleet((lacking,), {}).obstacle("n") is None
     both = Fleet((lacking, able), {"m": model("m")})
     assert (both.obstacle("m"), both.serves("m"), both.residences("m")) == (None, True, ["unloaded"])
+
+
+async def test_how_long_a_model_has_not_been_served_is_known(redis: Redis) -> None:
+    """By a worker that is ready and has loaded it; of one that loads or has failed nothing is learnt."""
+    presence = Presence(redis, ttl_s=60)
+    await presence.announce(WorkerInfo("w1", "draining", (model("m"),)))
+    failed = WorkerInfo("w2", "ready", (model("n"), model("o")), failures={"n": LoadFailure("no file")})
+    await presence.announce(failed)
+    fleet = await presence.fleet()
+    assert fleet.absences == {}
+    assert (fleet.may_serve("m", 60), fleet.may_serve("o", 0)) == (False, True)
+    await presence.leave("w2")
+    before = await presence.fleet()
+    assert before.absences.keys() == {"o"}
+    assert 0 <= before.absences["o"] < 60
+    await redis.pexpire(keys.last_served("o"), int((MOST_ABSENT_S - 100) * 1000))
+    after = await presence.fleet()
+    assert 100 <= after.absences["o"] < 160
+    assert (after.may_serve("o", 99), after.may_serve("o", 160)) == (False, True)

@@ -1,0 +1,62 @@
+"""A restart of a fleet's only worker, drained or killed: what is asked for meanwhile waits, and nothing fails."""
+
+import asyncio
+import signal
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from shared.broker import Broker
+from shared.presence import Presence
+from shared.submission import Submissions
+from tests.e2e.fleet import FrontProcess, front, start_worker
+from tests.polling import until
+
+NUM_REQUESTS, NUM_CLIENTS = 100, 8
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+async def test_a_hundred_requests_across_a_restart(redis_url: str, redis: Redis, how: signal.Signals) -> None:
+    worker = await start_worker(redis_url, redis)
+    try:
+        async with front(redis_url) as running:
+            await running.ready()
+            done: list[int] = []
+            asking = asyncio.create_task(_ask_all(running, done))
+            await until(lambda: asking.done() or len(done) >= 20, "some are answered")
+            worker.signal(how)
+            await worker.wait()
+            await until(lambda: _has_gone(redis), "nobody is there")
+            answered = len(done)
+            await until(lambda: asking.done() or _waits(redis), "work waits for a worker")
+            worker = await start_worker(redis_url, redis)
+            await asking
+    finally:
+        await worker.end()
+    assert answered < NUM_REQUESTS, "some were asked for while nobody was there"
+    assert sorted(done) == list(range(NUM_REQUESTS))
+
+
+async def _ask_all(running: FrontProcess, done: list[int]) -> None:
+    """Each of the clients sends its next request when the last one is answered; the first that fails ends all."""
+    numbers = iter(range(NUM_REQUESTS))
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        for number in numbers:
+            answer = await client.post("/generate", json={"prompts": [f"number{number:03}"], "max_tokens": 9})
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["completions"] == [f"number{number:03}"]
+            done.append(number)
+
+    async with httpx.AsyncClient(base_url=running.url, timeout=60) as client, asyncio.TaskGroup() as group:
+        for _ in range(NUM_CLIENTS):
+            group.create_task(ask(client))
+
+
+async def _has_gone(redis: Redis) -> bool:
+    return not (await Presence(redis).fleet()).workers
+
+
+async def _waits(redis: Redis) -> bool:
+    return (await Submissions(Broker(redis)).depth("echo")).queued >= NUM_CLIENTS
