@@ -11,7 +11,7 @@ from api.finish import Finish
 from shared.broker import connect
 from tests.api.echo_worker import EchoWorker
 from tests.api.fronts import live, state, states
-from tests.polling import until
+from tests.polling import DEADLINE_S, until
 from tests.redis_server import start_redis
 
 LATER = {"Prefer": "respond-async"}
@@ -29,7 +29,7 @@ def nobody() -> bool:
 async def test_who_has_nothing_in_flight_leaves_at_once(redis: Redis, worker: EchoWorker) -> None:
     async with live(redis) as (client, front):
         assert (await client.post("/generate", json={"prompts": ["a b"]})).status_code == 200
-        await asyncio.wait_for(Finish(front, nobody).run(300), 10)
+        await asyncio.wait_for(Finish(front, nobody).run(300), DEADLINE_S)
 
 
 async def test_it_stays_for_a_request_that_was_let_in_and_is_not_queued_yet(redis: Redis) -> None:
@@ -39,7 +39,7 @@ async def test_it_stays_for_a_request_that_was_let_in_and_is_not_queued_yet(redi
         _, pending = await asyncio.wait({finishing}, timeout=0.3)
         assert pending
         is_asked = False
-        await asyncio.wait_for(finishing, 10)
+        await asyncio.wait_for(finishing, DEADLINE_S)
 
 
 async def test_it_stays_for_jobs_that_another_front_took(redis: Redis, redis_url: str, worker: EchoWorker) -> None:
@@ -54,7 +54,7 @@ async def test_it_stays_for_jobs_that_another_front_took(redis: Redis, redis_url
         _, pending = await asyncio.wait({finishing}, timeout=0.3)
         assert pending
         worker.gate.set()
-        await asyncio.wait_for(finishing, 10)
+        await asyncio.wait_for(finishing, DEADLINE_S)
         assert await states(redis) == ["done", "done"]
     await other.aclose()
 
@@ -68,7 +68,7 @@ async def test_what_is_open_at_the_end_of_the_time_ends_once_whoever_took_it(
         asking = asyncio.create_task(one.post("/generate", json={"prompts": ["a b", "c d"]}))
         id = (await two.post("/v1/completions", json={"prompt": "e f"}, headers=LATER)).json()["id"]
         await until(lambda: len(worker.jobs) == 3, "the jobs run")
-        await asyncio.wait_for(Finish(front, nobody).run(0.1), 10)
+        await asyncio.wait_for(Finish(front, nobody).run(0.1), DEADLINE_S)
         answer = await asking
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shut_down")
         assert int(answer.headers["Retry-After"]) == 1
@@ -87,7 +87,7 @@ async def test_it_does_not_wait_for_a_redis_that_stays_away(tmp_path: Path, monk
     try:
         async with live(redis) as (_, front):
             server.stop()
-            await asyncio.wait_for(Finish(front, nobody).run(300), 30)
+            await asyncio.wait_for(Finish(front, nobody).run(300), DEADLINE_S)
     finally:
         server.stop()
         await redis.aclose()

@@ -25,8 +25,8 @@ from tests.polling import until
 from tests.redis_server import RedisServer, start_redis
 
 ASK = {"prompt": "a b c", "stream": True}
-BOUND_S = 5.0
-"""How long a test waits for what should come in about a second, on a machine that is busy."""
+BOUND_S = 20.0
+"""How long a test waits on a busy machine for what should come in a second or two; what is wrong never comes."""
 
 
 @pytest.fixture(autouse=True)
@@ -296,7 +296,7 @@ async def test_while_redis_cannot_be_asked_nobody_is_cut_off(
         await begun(coming)
         await revoke(redis, key)
         ending = asyncio.create_task(rest(coming))
-        await until(lambda: num_tries >= 3, "it has been tried", BOUND_S)
+        await until(lambda: num_tries >= 3, "it has been tried")
         assert not ending.done()
         is_away = False
         assert told(await ending)[0] == "invalid_api_key"

@@ -25,7 +25,7 @@ def running(argv: list[str], env: dict[str, str], directory: Path) -> Iterator["
     try:
         yield process
         process.terminate()
-        assert process.wait(timeout=60) == 0, (directory / "log").read_text()
+        assert process.wait(timeout=180) == 0, (directory / "log").read_text()
     finally:
         process.kill()
         process.wait()

@@ -55,7 +55,7 @@ def test_redis_takes_the_arguments_it_is_given(tmp_path: Path) -> None:
     port = free_port()
     process = subprocess.Popen([server, *args, "--port", str(port)], stdout=subprocess.DEVNULL)
     try:
-        client = BlockingRedis(port=port, password="hush", socket_timeout=60)
+        client = BlockingRedis(port=port, password="hush", socket_timeout=180)
         wait_until(lambda: _answers(client), "redis answers")
         wanted = {"maxmemory": str(768 << 20), "maxmemory-policy": "noeviction", "appendonly": "yes"}
         assert wanted.items() <= client.config_get("*").items()
@@ -64,7 +64,7 @@ def test_redis_takes_the_arguments_it_is_given(tmp_path: Path) -> None:
     finally:
         process.terminate()
         try:
-            process.wait(timeout=60)
+            process.wait(timeout=180)
         finally:
             process.kill()
             process.wait()

@@ -17,7 +17,7 @@ from tests.api.frames import frames
 from tests.api.fronts import process
 from tests.api.staying import staying_worker
 from tests.deploy.balancer import HAPROXY
-from tests.polling import until
+from tests.polling import DEADLINE_S, until
 from tests.redis_server import free_port
 
 pytestmark = [
@@ -140,7 +140,7 @@ async def test_only_proxies_that_are_named_are_believed(
         assert (await client.get("/hrm/v1/models", headers=sent)).status_code == 401
         assert front.stderr is not None
         while True:
-            line = json.loads(await asyncio.wait_for(front.stderr.readline(), 10))
+            line = json.loads(await asyncio.wait_for(front.stderr.readline(), DEADLINE_S))
             if line["logger"] == "aios.security":
                 break
         assert line["client"] == address

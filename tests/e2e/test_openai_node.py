@@ -21,7 +21,7 @@ def test_models_completions_chats_streams_and_errors() -> None:
     models = ("--model", f"sample={SAMPLE_MODEL}", "--model", "echo=echo", "--default-model", "sample")
     with serving(*models, "--threads", "1", "--max-new-tokens", "400") as fleet:
         command = ["node", str(FOLDER / "openai_sdk.mjs"), fleet.url]
-        told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=60).stdout)
+        told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=180).stdout)
         job = f"{fleet.url}/v1/jobs/{told['left'].removeprefix('cmpl-')}"
         wait_until(lambda: httpx.get(job).json()["state"] not in ("queued", "running"), "the stream left ends")
         assert httpx.get(job).json()["state"] == "cancelled"

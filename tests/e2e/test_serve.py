@@ -30,7 +30,7 @@ def fleet() -> Iterator[Serving]:
 
 @pytest.fixture
 def client(fleet: Serving) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=fleet.url, timeout=60) as http:
+    with httpx.Client(base_url=fleet.url, timeout=180) as http:
         yield http
 
 
@@ -81,10 +81,10 @@ def test_machines_get_json_lines_and_people_one_that_says_it_is_ready(fleet: Ser
     assert len(others) == 1, others
     url, model = fleet.url, SAMPLE_MODEL.name
     assert others[0].startswith(f"ready at {url}  model: {model}  docs: {url}/docs  try: curl -s {url}/generate")
-    assert httpx.get(f"{url}/docs", timeout=60).status_code == 200
+    assert httpx.get(f"{url}/docs", timeout=180).status_code == 200
     assert all(json.loads(line)["message"] for line in fleet.lines if line != others[0])
     command = others[0].split("  try: ")[1]
-    done = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=180, check=True)
     assert json.loads(done.stdout)["completions"][0].endswith("x = 5")
 
 
@@ -141,7 +141,7 @@ def test_a_killed_worker_is_replaced_and_its_request_answered() -> None:
             "POST",
             f"{fleet.url}/v1/completions",
             json={"prompt": "abc", "max_tokens": 3000, "stream": True},
-            timeout=60,
+            timeout=180,
         ) as stream:
             events = (line for line in stream.iter_lines() if line.startswith("data: {"))
             _, first = next(events), next(events)
@@ -152,7 +152,7 @@ def test_a_killed_worker_is_replaced_and_its_request_answered() -> None:
         assert said == "abc" * 1000, "no token lost, doubled or changed"
         wait_until(lambda: [child.pid for child in fleet.children("worker")] != [victim.pid], "a new worker runs")
         assert '"finish_reason":"length"' in rest[-1].replace(" ", "")
-        body = httpx.post(f"{fleet.url}/generate", json={"prompts": ["xyz"], "max_tokens": 7}, timeout=60).json()
+        body = httpx.post(f"{fleet.url}/generate", json={"prompts": ["xyz"], "max_tokens": 7}, timeout=180).json()
         assert body["completions"] == ["xyzxyzx"]
 
 

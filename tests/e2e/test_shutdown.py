@@ -17,7 +17,7 @@ ENDLESS = 900_000
 
 
 def send(url: str, path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> httpx.Response:
-    return httpx.post(f"{url}{path}", json=body, headers=headers, timeout=60)
+    return httpx.post(f"{url}{path}", json=body, headers=headers, timeout=180)
 
 
 def stream_text(lines: list[str]) -> str:
@@ -27,12 +27,12 @@ def stream_text(lines: list[str]) -> str:
 
 def stream(url: str, max_tokens: int) -> list[str]:
     body = {"prompt": "abc", "max_tokens": max_tokens, "stream": True}
-    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer:
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=180) as answer:
         return list(answer.iter_lines())
 
 
 def state(url: str, job_id: str) -> str:
-    return str(httpx.get(f"{url}/v1/jobs/{job_id}", timeout=60).json()["state"])
+    return str(httpx.get(f"{url}/v1/jobs/{job_id}", timeout=180).json()["state"])
 
 
 def is_said(fleet: Serving, words: str) -> bool:
@@ -51,10 +51,10 @@ def submit_behind(url: str, num_waiting: int) -> str:
 
     def is_behind() -> bool:
         submitted.append(submit(url, 3))
-        status = httpx.get(f"{url}/v1/jobs/{submitted[-1]}", timeout=60).json()
+        status = httpx.get(f"{url}/v1/jobs/{submitted[-1]}", timeout=180).json()
         if status["queue_position"] == num_waiting + 1:
             return True
-        httpx.delete(f"{url}/v1/jobs/{submitted[-1]}", timeout=60)
+        httpx.delete(f"{url}/v1/jobs/{submitted[-1]}", timeout=180)
         return False
 
     wait_until(is_behind, f"{num_waiting} jobs wait")
@@ -74,16 +74,16 @@ def test_what_is_in_flight_is_finished_and_what_is_new_is_refused() -> None:
         wait_until(lambda: is_said(fleet, "front draining"), "the front drains")
         refused = send(url, "/generate", {"prompts": ["abc"], "max_tokens": 5})
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
-        assert httpx.get(f"{url}/readyz", timeout=60).status_code == 503
+        assert httpx.get(f"{url}/readyz", timeout=180).status_code == 503
         assert state(url, first_id) == "running" and state(url, last_id) == "queued"
-        assert httpx.delete(f"{url}/v1/jobs/{first_id}", timeout=60).status_code == 200
+        assert httpx.delete(f"{url}/v1/jobs/{first_id}", timeout=180).status_code == 200
         wait_until(lambda: state(url, last_id) == "done", "the last job is done and can be read")
-        answer = waiting.result(timeout=60)
+        answer = waiting.result(timeout=180)
         assert (answer.status_code, answer.json()["completions"]) == (200, ["abc" * 100])
-        lines = reading.result(timeout=60)
+        lines = reading.result(timeout=180)
         assert stream_text(lines) == "abc" * 100
         assert lines[-2] == "data: [DONE]"
-        assert fleet.process.wait(timeout=60) == 0
+        assert fleet.process.wait(timeout=180) == 0
 
 
 def test_what_is_left_at_the_end_of_the_time_is_told_that_it_is_lost() -> None:
@@ -92,7 +92,7 @@ def test_what_is_left_at_the_end_of_the_time_is_told_that_it_is_lost() -> None:
     with serving(*ECHO, *flags) as fleet, ThreadPoolExecutor() as pool:
         url = fleet.url
         body = {"prompt": "abc", "max_tokens": ENDLESS, "stream": True}
-        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as reading:
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=180) as reading:
             lines = reading.iter_lines()
             next(line for line in lines if "abc" in line)
             waiting = pool.submit(send, url, "/generate", {"prompts": ["abc"], "max_tokens": 5})
@@ -101,13 +101,13 @@ def test_what_is_left_at_the_end_of_the_time_is_told_that_it_is_lost() -> None:
             last = [line for line in lines if line][-2:]
             assert json.loads(last[0].removeprefix("data: "))["error"]["code"] == "shut_down"
             assert last[1] == "data: [DONE]"
-        answer = waiting.result(timeout=60)
+        answer = waiting.result(timeout=180)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shut_down")
         assert "goes on" not in answer.text
         assert "Location" not in answer.headers
-        status = httpx.get(f"{url}/v1/jobs/{job_id}", timeout=60).json()
+        status = httpx.get(f"{url}/v1/jobs/{job_id}", timeout=180).json()
         assert (status["state"], status["error"]["code"]) == ("failed", "shut_down")
-        assert fleet.process.wait(timeout=60) == 0
+        assert fleet.process.wait(timeout=180) == 0
         (line,) = [json.loads(line) for line in fleet.lines if "work cut off by shutdown" in line]
         assert line["num_jobs"] == 3
 
@@ -122,6 +122,6 @@ def test_a_second_signal_ends_at_once() -> None:
         time.sleep(0.4)  # sooner it counts as the same signal, which some init systems send twice
         hurried_s = time.monotonic()
         fleet.process.send_signal(signal.SIGTERM)
-        assert fleet.process.wait(timeout=60) == 0
+        assert fleet.process.wait(timeout=180) == 0
         assert time.monotonic() - hurried_s < 5  # a second on a machine that is not busy
         assert not [child for child in family if is_running(child.pid)]

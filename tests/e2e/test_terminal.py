@@ -76,7 +76,7 @@ def test_a_terminal_gets_lines_to_be_read_one_that_says_ready_and_a_warning() ->
         wait_until(lambda: "ready at " in seen.printed or seen.process.poll() is not None, "ready", deadline_s=60)
         family = psutil.Process(seen.process.pid).children(recursive=True)
         seen.type("\x03")
-        assert seen.process.wait(timeout=60) == 0
+        assert seen.process.wait(timeout=180) == 0
         assert not [child for child in family if is_running(child.pid)]
     lines = seen.printed.replace("^C", "").splitlines()
     (ready,) = [line for line in lines if line.startswith("ready at ")]

@@ -40,10 +40,10 @@ def test_python_finds_it_in_any_directory(module: str, tmp_path: Path) -> None:
     """A74, B35, C3: the package is installed under that name."""
     asked = [sys.executable, "-m", module, "--print-config", "--port", "8123"]
     env = without_settings(os.environ)
-    done = subprocess.run(asked, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(asked, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=180, check=True)
     assert "8123" in done.stdout and "--port" in done.stdout
     asked = [sys.executable, "-m", module, "--prot", "1"]
-    refused = subprocess.run(asked, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
+    refused = subprocess.run(asked, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=180, check=False)
     assert refused.returncode == 2
     hint = "--prot: there is no such flag; did you mean --port? --help lists those there are"
     assert refused.stderr == f"python -m {module}: {hint}\n"

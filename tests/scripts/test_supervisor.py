@@ -124,7 +124,7 @@ async def test_one_that_never_gets_ready_ends_the_fleet_which_says_why(
     fleet: Fleet, caplog: pytest.LogCaptureFixture, script: str, status: int, reason: str
 ) -> None:
     supervisor = Supervisor([fleet.role("api"), fleet.role("bad", script)], QUICK)
-    assert await asyncio.wait_for(supervisor.run(), 20) == 1
+    assert await asyncio.wait_for(supervisor.run(), DEADLINE_S) == 1
     (said,) = events(caplog, "process never gets ready, the fleet ends")
     assert said == {"role": "bad", "copy": 0, "status": status, "reason": reason}
     assert fleet.saw("up", "bad", times=5) and not fleet.saw("up", "bad", times=6)
@@ -133,7 +133,7 @@ async def test_one_that_never_gets_ready_ends_the_fleet_which_says_why(
 
 async def test_a_command_that_does_not_exist_ends_the_fleet(fleet: Fleet) -> None:
     supervisor = Supervisor([Role("none", ("/does/not/exist",), {}), fleet.role("api")], QUICK)
-    assert await asyncio.wait_for(supervisor.run(), 20) == 1
+    assert await asyncio.wait_for(supervisor.run(), DEADLINE_S) == 1
 
 
 async def test_one_that_dies_at_its_work_is_started_again_without_end(fleet: Fleet) -> None:

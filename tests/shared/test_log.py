@@ -95,7 +95,7 @@ async def test_the_log_is_read_once_the_subscription_is_confirmed(redis: Redis, 
         events = await say(redis, job, 3)
         assert await redis.pubsub_numsub(keys.channel(job.id)) == [(keys.channel(job.id).encode(), 0)]
         proxy.to_server.release()
-        assert await asyncio.wait_for(follower, 10) == list(enumerate(events, start=1))
+        assert await asyncio.wait_for(follower, DEADLINE_S) == list(enumerate(events, start=1))
     finally:
         follower.cancel()
         await asyncio.gather(follower, return_exceptions=True)

@@ -48,7 +48,7 @@ def test_a_warning_of_a_library_is_a_line_too() -> None:
     """In a process of its own: pytest takes warnings for itself."""
     code = "import warnings; from shared.logs import configure_logging; configure_logging('info', 'auto')"
     command = [sys.executable, "-c", f"{code}; warnings.warn('odd weights')"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
     line = json.loads(done.stderr)
     assert (line["level"], line["logger"]) == ("warning", "py.warnings")
     assert "odd weights" in line["message"]

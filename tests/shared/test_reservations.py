@@ -21,6 +21,7 @@ from shared.messages import Cancelled, Generate, Job, Priority, Sampling, encode
 from shared.queue import Claim
 from shared.submission import Key, Order, Quota, Room
 from tests.desk import DONE, SAY_HI, Desk
+from tests.polling import DEADLINE_S
 from tests.redis_cluster import RedisCluster, redis_cluster
 from tests.shared.test_limits import now_ms
 
@@ -384,7 +385,7 @@ async def test_notes_do_not_heap_up(redis: Redis) -> None:
     async def noted() -> int:
         return sum([await redis.xlen(keys.left(shard)) for shard in desk.broker.shards])
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE_S):
         while await noted():
             await asyncio.sleep(0.01)
 

@@ -14,7 +14,7 @@ from shared.messages import Done, Failed, Job, LoadFailure, ModelInfo, WorkerInf
 from shared.presence import Fleet, Presence
 from shared.settings import ModelEntry, Settings, SettingsError
 from tests.desk import Desk
-from tests.polling import until
+from tests.polling import DEADLINE_S, until
 from tests.worker.broken_models import write_model
 from tests.worker.services import end_of, long_task, service, task
 from tests.worker.test_unload import at_work, echo, ended, model, residence, unload
@@ -53,7 +53,7 @@ async def failure(redis: Redis) -> LoadFailure | None:
 
 
 async def failed(redis: Redis, job: Job) -> Failed:
-    end = await asyncio.wait_for(end_of(redis, job), 20)
+    end = await asyncio.wait_for(end_of(redis, job), DEADLINE_S)
     assert isinstance(end, Failed)
     return end
 
@@ -204,13 +204,13 @@ async def test_a_worker_that_is_started_again_lets_a_known_model_wait(redis: Red
     running = await run_until(stop, second)
     try:
         [job] = await Desk(redis, "other").submit(task("abc"))
-        assert isinstance(await asyncio.wait_for(end_of(redis, job), 20), Done)
+        assert isinstance(await asyncio.wait_for(end_of(redis, job), DEADLINE_S), Done)
         [refused] = await Desk(redis).submit(task("abc"))
         assert (await failed(redis, refused)).code == "model_failed"
         shutil.move(away, path)
         await until(lambda: residence(second) == "loaded", "it comes back by itself")
         [job] = await Desk(redis).submit(task("abc"))
-        assert isinstance(await asyncio.wait_for(end_of(redis, job), 20), Done)
+        assert isinstance(await asyncio.wait_for(end_of(redis, job), DEADLINE_S), Done)
     finally:
         stop.set()
         assert await running is True
