@@ -4,14 +4,14 @@ from api.routes import chat, embeddings, generate, hrm, inference, openai, puzzl
 
 DIALECTS = (
     generate.DIALECT,
-    hrm.DIALECT,
-    tgi.DIALECT,
-    simple_foundation.DIALECT,
-    inference.DIALECT,
     openai.DIALECT,
+    hrm.DIALECT,
     chat.DIALECT,
     embeddings.DIALECT,
     tokens.DIALECT,
+    simple_foundation.DIALECT,
     puzzles.DIALECT,
+    tgi.DIALECT,
+    inference.DIALECT,
 )
 POSTS = tuple(post for dialect in DIALECTS for post in dialect.posts)

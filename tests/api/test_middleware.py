@@ -140,7 +140,7 @@ async def test_cors_only_when_enabled_and_without_credentials(redis: Redis) -> N
 
 
 async def test_a_bug_is_a_500_without_a_stack(
-    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    client: httpx.AsyncClient, worker: EchoWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def boom(*_: object) -> None:
         raise ZeroDivisionError("secret detail")

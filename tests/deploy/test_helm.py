@@ -142,3 +142,13 @@ def test_the_charts_version_is_the_projects() -> None:
 
 def test_nothing_is_rendered_for_a_pool_that_is_off() -> None:
     assert "spare" not in str(release_of(CHART / "ci" / "keda.yaml").documents)
+
+
+def test_a_pool_may_start_from_nothing() -> None:
+    """KEDA starts it when work waits, and fronts let work wait for so long."""
+    made = release_of(CHART / "ci" / "from-zero.yaml")
+    scaled = made.one("ScaledObject", "-nightly")["spec"]
+    assert scaled["minReplicaCount"] == 0
+    assert "aios_queue_work_seconds" in scaled["triggers"][0]["metadata"]["query"]
+    settings = yaml.safe_load(made.one("ConfigMap", "-config")["data"]["api.yaml"])["serve"]["hrm"]
+    assert settings["absent_grace_s"] == 2_592_000

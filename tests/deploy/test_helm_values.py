@@ -8,6 +8,12 @@ from shared.setting_models import ModelEntry
 from tests.deploy.charts import CHART, helm, render
 
 
+def _from_zero(kind: str) -> dict[str, Any]:
+    scaling = {"kind": kind, "minReplicas": 0}
+    pool = {"models": [{"id": "maths", "path": "echo"}], "autoscaling": scaling}
+    return {"workerPools": {"sample": pool}, "prometheus": {"address": "http://prometheus:9090"}}
+
+
 @pytest.mark.parametrize(
     ("values", "named"),
     [
@@ -29,7 +35,10 @@ from tests.deploy.charts import CHART, helm, render
         ({"workerPools": {"sample": {"modelVolume": {"kind": "image"}}}}, "modelVolume.image"),
         ({"workerPools": {"sample": {"modelVolume": {"kind": "copy", "image": "a"}}}}, "modelVolume.command"),
         ({"workerPools": {"sample": {"autoscaling": {"kind": "hpa"}}}}, "kind"),
-        ({"workerPools": {"sample": {"autoscaling": {"minReplicas": 0}}}}, "minReplicas"),
+        ({"workerPools": {"sample": {"autoscaling": {"minReplicas": -1}}}}, "minReplicas"),
+        (_from_zero("external"), "minReplicas 0 needs kind keda"),
+        (_from_zero("keda"), "minReplicas 0 needs api.settings.absent_grace_s"),
+        (_from_zero("keda") | {"settings": {"absent_grace_s": 60}}, "minReplicas 0 needs api.settings.absent_grace_s"),
         ({"workerPools": {"sample": {"autoscaling": {"kind": "external"}}}}, "needs the pool's models"),
         (
             {

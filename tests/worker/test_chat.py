@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from scripts.train_sample import byte_tokenizer
 from shared.errors import ContextExceeded, InvalidRequest
-from shared.messages import Chat, Detokenize, Generate, Prompt, Sampling, Tokenize, Tokenized, Turn
+from shared.messages import Chat, Detokenize, Detokenized, Generate, Prompt, Sampling, Tokenize, Tokenized, Turn
 from shared.settings import ModelEntry, Settings
 from tests.worker.act_fixtures import Net, write_bundle
 from tests.worker.stepping import end_of, generate_all
@@ -71,9 +71,7 @@ def encoded(runner: Runner, prompt: Prompt, condition: str | None = None) -> Enc
 
 def written(runner: Runner, prompt: Prompt) -> str:
     """The prompt as the model sees it, the names of special tokens included."""
-    text = runner.encode(Detokenize(tokens(runner, Tokenize(prompt))[0])).answer
-    assert text is not None and text.text is not None
-    return text.text
+    return end_of(runner.encode(Detokenize(tokens(runner, Tokenize(prompt))[0])).answer, Detokenized).text
 
 
 def test_a_tokenizers_own_template(causal: Place) -> None:
@@ -226,9 +224,9 @@ def test_text_of_token_ids(causal: Place) -> None:
     ids = tokens(runner, Tokenize("Hé!"))[0]
     for skip, expected in ((False, f"{BOS}Hé!"), (True, "Hé!")):
         answer = runner.encode(Detokenize(ids, skip_special_tokens=skip)).answer
-        assert answer is not None and (answer.text, answer.num_prompt_tokens) == (expected, len(ids))
-    empty = runner.encode(Detokenize(())).answer
-    assert empty is not None and empty.text == ""
+        assert end_of(answer, Detokenized).text == expected
+        assert answer is not None and answer.num_prompt_tokens == len(ids)
+    assert end_of(runner.encode(Detokenize(())).answer, Detokenized).text == ""
     for task in (Detokenize((264,)), Tokenize((1, -1))):
         with pytest.raises(InvalidRequest, match="from 0 to 263"):
             runner.encode(task)

@@ -85,8 +85,8 @@ def test_the_answer_tells_the_q_values_of_its_last_state(tmp_path: Path, base: t
     task = Generate("Hello", Sampling(max_tokens=5, seed=0, temperature=1.0, n=2))
     emissions = run(runner, [task], [[]])
     done = emissions[-1].ended
-    assert isinstance(done, Done) and len(done.q_values) == 2
-    for choice, q_values in enumerate(done.q_values):
+    assert isinstance(done, Done) and len(done.generated.q_values) == 2
+    for choice, q_values in enumerate(done.generated.q_values):
         said = [token for item in emissions if item.choice == choice for token in item.ids]
         ids = torch.tensor([[*runner.encode(task).prompt_ids, *said[:-1]]])
         with torch.no_grad():
