@@ -1,8 +1,10 @@
 """The dialects in which work is asked for. A new one is a schema file, a file of rows, and a line here."""
 
+from api.dialect import Dialect
 from api.routes import chat, embeddings, generate, hrm, inference, openai, puzzles, simple_foundation, tgi, tokens
+from shared import plugins
 
-DIALECTS = (
+_BUILT_IN = (
     generate.DIALECT,
     openai.DIALECT,
     hrm.DIALECT,
@@ -14,4 +16,5 @@ DIALECTS = (
     tgi.DIALECT,
     inference.DIALECT,
 )
+DIALECTS: tuple[Dialect, ...] = (*_BUILT_IN, *plugins.load("aios.endpoints").values())
 POSTS = tuple(post for dialect in DIALECTS for post in dialect.posts)

@@ -4,16 +4,21 @@ Frozen values, encoded as msgpack maps. Unknown fields are ignored and new ones 
 workers of neighbouring versions understand each other; `tests/shared/test_messages.py` pins the bytes.
 """
 
-from typing import Literal
+from functools import cache, reduce
+from operator import or_
+from typing import Any, Generic, Literal
 
 import msgspec
+from typing_extensions import TypeVar
 
+from shared import results, tasks
 from shared.results import ContinuationScore as ContinuationScore
 from shared.results import Detokenized as Detokenized
 from shared.results import Embedded as Embedded
 from shared.results import Generated as Generated
 from shared.results import Label as Label
 from shared.results import Labelled as Labelled
+from shared.results import OtherResult as OtherResult
 from shared.results import Result as Result
 from shared.results import Scored as Scored
 from shared.results import Solution as Solution
@@ -25,6 +30,7 @@ from shared.tasks import Embed as Embed
 from shared.tasks import Generate as Generate
 from shared.tasks import Grid as Grid
 from shared.tasks import Halt as Halt
+from shared.tasks import OtherTask as OtherTask
 from shared.tasks import Overflow as Overflow
 from shared.tasks import Prompt as Prompt
 from shared.tasks import Read as Read
@@ -47,7 +53,11 @@ PRIORITIES: tuple[Priority, ...] = ("interactive", "default", "bulk")
 """Best first."""
 
 
-class Job(msgspec.Struct, frozen=True, omit_defaults=True):
+SomeTask = TypeVar("SomeTask", default=Task)
+SomeResult = TypeVar("SomeResult", default=Result)
+
+
+class Job(msgspec.Struct, Generic[SomeTask], frozen=True, omit_defaults=True):
     """The unit that is queued, leased and logged: a prompt, a scoring context with its continuations, a puzzle, or a
     text.
 
@@ -56,7 +66,7 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
 
     id: str
     model: str
-    task: Task
+    task: SomeTask
     tenant: str = "public"
     priority: Priority = "default"
     request_id: str = ""
@@ -103,7 +113,7 @@ class Tokens(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokens"):
     finish_reason: str | None = None
 
 
-class Done(msgspec.Struct, frozen=True, omit_defaults=True, tag="done"):
+class Done(msgspec.Struct, Generic[SomeResult], frozen=True, omit_defaults=True, tag="done"):
     """The job succeeded. `finish_reason` is `stop`, `length`, `deadline` (with what was said by then), or the name of a
     task of another kind. The keys and values of `num_cached_tokens` prompt tokens were there already.
     """
@@ -112,7 +122,7 @@ class Done(msgspec.Struct, frozen=True, omit_defaults=True, tag="done"):
     num_prompt_tokens: int
     num_completion_tokens: int
     num_cached_tokens: int = 0
-    result: Result | None = None
+    result: SomeResult | None = None
 
     @property
     def generated(self) -> Generated:
@@ -251,10 +261,32 @@ class WorkerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_job_decoder = msgspec.msgpack.Decoder(Job)
-_event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 _worker_decoder = msgspec.msgpack.Decoder(WorkerInfo)
 _model_decoder = msgspec.msgpack.Decoder(ModelInfo)
+_specs: list[type] = [*tasks.BUILT_IN]
+_results: list[type] = [*results.BUILT_IN]
+
+
+def learn(spec: type, result: type | None) -> None:
+    """Understand one more task, and what comes of it."""
+    _specs.append(spec)
+    if result is not None:
+        _results.append(result)
+    _job_decoder.cache_clear()
+    _event_decoder.cache_clear()
+
+
+@cache
+def _job_decoder() -> msgspec.msgpack.Decoder[Job]:
+    known: Any = reduce(or_, _specs)
+    return msgspec.msgpack.Decoder(Job[known])
+
+
+@cache
+def _event_decoder() -> msgspec.msgpack.Decoder[Event]:
+    known: Any = reduce(or_, _results)
+    events: Any = Started | Tokens | Done[known] | Failed | Cancelled
+    return msgspec.msgpack.Decoder(events)
 
 
 def encode(message: Job | Event | WorkerInfo | ModelInfo) -> bytes:
@@ -263,11 +295,11 @@ def encode(message: Job | Event | WorkerInfo | ModelInfo) -> bytes:
 
 
 def decode_job(payload: bytes) -> Job:
-    return _job_decoder.decode(payload)
+    return _job_decoder().decode(payload)
 
 
 def decode_event(payload: bytes) -> Event:
-    return _event_decoder.decode(payload)
+    return _event_decoder().decode(payload)
 
 
 def decode_worker(payload: bytes) -> WorkerInfo:

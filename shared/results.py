@@ -79,4 +79,9 @@ class Labelled(msgspec.Struct, frozen=True, tag="classify"):
     labels: tuple[Label, ...]
 
 
-Result = Generated | Scored | Solution | Tokenized | Detokenized | Embedded | Labelled
+class OtherResult(msgspec.Struct, frozen=True):
+    """What the result of a plugin's task derives from, with that task's tag."""
+
+
+Result = Generated | Scored | Solution | Tokenized | Detokenized | Embedded | Labelled | OtherResult
+BUILT_IN = (Generated, Scored, Solution, Tokenized, Detokenized, Embedded, Labelled)

@@ -1,10 +1,11 @@
 """One model of a fleet in its settings."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from shared import plugins
 from shared.setting_types import Count, Dtype, Quantize, Text
 
 PLACE = "{problem}"
@@ -20,6 +21,18 @@ def has_place(value: str) -> str:
     return value
 
 
+RUNNERS = ("auto", "hrm-text", "hrm-act", "hrm-puzzle", "causal", "encoder", "echo")
+
+
+def _is_runner(value: str) -> str:
+    """Raises ValueError for what neither this project nor a plugin has."""
+    known = (*RUNNERS, *plugins.entries("aios.runners"))
+    if value not in known:
+        raise ValueError(f"expected one of {', '.join(known)}")
+    return value
+
+
+RunnerName = Annotated[str, AfterValidator(_is_runner)]
 Template = Annotated[str, Field(min_length=1, max_length=MOST_TEMPLATE), AfterValidator(has_place)]
 
 
@@ -48,7 +61,7 @@ class ModelEntry(BaseModel):
 
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
     path: Text
-    runner: Literal["auto", "hrm-text", "hrm-act", "hrm-puzzle", "causal", "encoder", "echo"] = "auto"
+    runner: RunnerName = "auto"
     dtype: Dtype | None = None
     quantize: Quantize | None = None
     context_window: Count | None = None

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from shared import plugins
 from shared.messages import (
     Chat,
     Classify,
@@ -30,8 +31,10 @@ from shared.messages import (
     TaskName,
     Tokenize,
     Tokenized,
+    learn,
     name_of,
 )
+from shared.plugins import PluginError
 
 _CHARACTERS_A_TOKEN = 4
 _PUZZLE_COST = 256
@@ -125,6 +128,18 @@ TASKS: dict[TaskName, TaskInfo] = {
         Classify, Labelled, cost=_cost_of_text, pipeline_tags=("text-classification", "sentiment-analysis")
     ),
 }
+
+
+def _add(name: TaskName, info: TaskInfo) -> None:
+    """A plugin's row. Raises PluginError where the name is not its own."""
+    if name in TASKS or info.spec.__struct_config__.tag != name:
+        raise PluginError(f"aios.tasks: {name!r} is taken, or is not the tag of its own task.")
+    TASKS[name] = info
+    learn(info.spec, info.result)
+
+
+for _name, _info in plugins.load("aios.tasks").items():
+    _add(_name, _info)
 
 
 def info_of(task: Task) -> TaskInfo:

@@ -3,7 +3,7 @@
 Part of `shared.messages`, which has the rules of the wire.
 """
 
-from typing import Literal, cast
+from typing import Literal
 
 import msgspec
 
@@ -150,12 +150,16 @@ class Classify(msgspec.Struct, frozen=True, omit_defaults=True, tag="classify"):
     overflow: TooLong = "truncate"
 
 
-Task = Generate | Score | Read | Solve | Tokenize | Detokenize | Embed | Classify
+class OtherTask(msgspec.Struct, frozen=True):
+    """What the task of a plugin derives from, with a tag of its own."""
 
 
-TaskName = Literal["generate", "score", "read", "solve", "tokenize", "detokenize", "embed", "classify"]
+Task = Generate | Score | Read | Solve | Tokenize | Detokenize | Embed | Classify | OtherTask
+BUILT_IN = (Generate, Score, Read, Solve, Tokenize, Detokenize, Embed, Classify)
+
+TaskName = str
 """Their tags."""
 
 
 def name_of(task: Task) -> TaskName:
-    return cast(TaskName, task.__struct_config__.tag)
+    return str(task.__struct_config__.tag)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from shared.errors import FleetError, from_event
 from shared.logs import fields
-from shared.messages import Embedded, Failed, Generate, Labelled, ModelInfo, Prompting, Solution
+from shared.messages import Embedded, Failed, Generate, Labelled, ModelInfo, Prompting, Solution, name_of
 from shared.setting_models import PromptingEntry
 from shared.settings import ModelEntry, Settings, SettingsError, model_entries
 from shared.vectors import unpack
@@ -275,11 +275,13 @@ def warm_up(runner: Runner) -> str:
 
     Raises the FleetError that ended it.
     """
-    said: list[Emission] = []
-    engine = Engine(runner, said.extend)
     trial = runner.spec.trial
-    sampling = trial.sampling if isinstance(trial, Generate) else None
-    engine.submit(Work("warm-up", runner.encode(trial), sampling))
+    encoded = runner.encode(trial)
+    said: list[Emission] = []
+    if encoded.answer is not None:
+        return f"answered a {name_of(trial)} task"
+    engine = Engine(runner, said.extend)
+    engine.submit(Work("warm-up", encoded, trial.sampling if isinstance(trial, Generate) else None))
     while engine.has_work:
         engine.step()
     ended = said[-1].ended

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from shared import plugins
 from worker.models.errors import ModelFormatError
 from worker.models.reading import converted, read_json_object, unusable
 from worker.runners.base import Runner, RunnerOptions
@@ -18,7 +19,7 @@ RUNNERS = {
     "causal": "worker.runners.causal:load",
     "encoder": "worker.runners.encoder:load",
     "hrm-puzzle": "worker.runners.hrm_puzzle:load",
-}
+} | {name: entry.value for name, entry in plugins.entries("aios.runners").items()}
 
 _EPOCH_PREFIX = "fsdp2_epoch_"
 _READING_HEADS = ("ForMaskedLM", "ForPreTraining", "ForSequenceClassification")

@@ -1,5 +1,6 @@
 """The wheel, and the one made from the source archive, in an environment that has nothing else of this project."""
 
+import json
 import os
 import re
 import shutil
@@ -127,3 +128,25 @@ def test_what_is_not_installed_is_named(installed: Path, tmp_path: Path) -> None
     assert "not installed: fastapi, uvicorn, torch" in done.stderr
     assert "pip install 'aios-hrm-fleet[all]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_plugin_adds_a_task_what_does_it_and_how_it_is_asked_for(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of this project is changed: a package is installed beside it. The last test of this environment."""
+    shutil.copytree(REPO_ROOT / "tests" / "fixtures" / "plugin", tmp_path / "plugin")
+    plugin = wheel_of(tmp_path / "plugin", tmp_path / "out")
+    pip = (sys.executable, "-m", "pip", "--python", installed / "bin" / "python")
+    run(*pip, "install", "--no-index", "--no-deps", plugin, cwd=tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setenv("AIOS_MODELS", json.dumps([{"id": "mirror", "path": str(tmp_path), "runner": "mirror"}]))
+    with serving(command=(str(installed / "bin" / "aios"),), cwd=tmp_path) as fleet:
+        body = {"texts": ["abc", "d e"]}
+        assert httpx.post(f"{fleet.url}/mirror", json=body, timeout=180).json() == {"texts": ["cba", "e d"]}
+        job = {"task": "mirror", **body, "by_word": True}
+        later = httpx.post(f"{fleet.url}/v1/jobs", json=job, headers={"Prefer": "wait=180"}, timeout=180)
+        assert later.json() == {"texts": ["abc", "e d"]}
+        refused = httpx.post(f"{fleet.url}/generate", json={"prompts": ["a"]}, timeout=180)
+        assert "serves 'mirror'" in refused.json()["error"]["message"]
+        assert "/mirror" in httpx.get(f"{fleet.url}/openapi.json", timeout=180).json()["paths"]
+        assert fleet.stop() == 0

@@ -12,6 +12,7 @@ from shared.messages import (
     Detokenize,
     Embed,
     Generate,
+    OtherTask,
     Read,
     Sampling,
     Score,
@@ -20,6 +21,7 @@ from shared.messages import (
     TaskName,
     Text,
     Tokenize,
+    name_of,
 )
 from worker.sequence import Encoded, EncodedText, Sequence, Slice, StepResult
 
@@ -221,6 +223,8 @@ def text_task(task: Task) -> TextTask:
         raise InvalidRequest("This model solves no puzzles.", field="model")
     if isinstance(task, Classify):
         raise InvalidRequest("This model knows no labels.", field="model")
+    if isinstance(task, OtherTask):
+        raise InvalidRequest(f"This model does not serve the task {name_of(task)!r}.", field="model")
     return task
 
 
