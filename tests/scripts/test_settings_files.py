@@ -1,15 +1,16 @@
-"""docs/settings.md names every setting, as it is."""
+"""docs/settings.md and config/default.yaml name every setting, as it is."""
 
 import pytest
 
-from scripts.settings_table import PAGE, page_with, table
+from scripts.settings_files import PAGE, YAML, default_yaml, page_with, table
 from shared.settings import Settings
 
 
-def test_the_page_has_the_table_of_today() -> None:
-    """If not: python -m scripts.settings_table --write."""
+def test_they_are_those_of_today() -> None:
+    """If not: python -m scripts.settings_files."""
     page = PAGE.read_text(encoding="utf-8")
     assert page == page_with(table(), page)
+    assert YAML.read_text(encoding="utf-8") == default_yaml()
 
 
 def test_every_setting_is_a_row() -> None:

@@ -1,0 +1,95 @@
+"""What lists all settings, made from the settings themselves: config/default.yaml, and the table of docs/settings.md.
+
+python -m scripts.settings_files    # after a setting was added or changed; a test compares them
+"""
+
+import json
+from typing import Any, get_args
+
+from pydantic.fields import FieldInfo
+
+from shared.cli import FLAG_ALIASES, shown
+from shared.setting_layers import env_name, env_names, flag_name, switch_flags, switch_names
+from shared.setting_models import RUNNERS
+from shared.setting_text import choices_of
+from shared.setting_types import SECRETS
+from shared.settings import REPO_ROOT, Settings
+
+PAGE = REPO_ROOT / "docs" / "settings.md"
+YAML = REPO_ROOT / "config" / "default.yaml"
+_BEGIN = "<!-- made by python -m scripts.settings_files -->\n"
+_END = "<!-- end of the table -->\n"
+
+
+_HEAD = """\
+# Settings of the fleet. A command-line flag outranks an environment variable (AIOS_<KEY>), which outranks this file.
+# Every key is shown with its default; uncomment what you change. `aios serve hrm --print-config` shows what holds.
+# Made by python -m scripts.settings_files.
+serve:
+  hrm:
+"""
+_ENTRIES = f"""\
+    #   each entry is id=path or a mapping; runner is {" | ".join(RUNNERS)}:
+    #   [sample=models/sample-hrm-text, {{id: brain, path: brains/actv1, runner: hrm-act, dtype: float32,
+    #    quantize: int8, context_window: 256, tokenizer_path: tokenizers/base}},
+    #    {{id: maths, path: xl, condition: "synth,cot", gpu_required: true}}]
+"""
+_WIDTH = 32
+
+
+def default_yaml() -> str:
+    return _HEAD + "".join(_yaml_lines(name, field) for name, field in Settings.model_fields.items())
+
+
+def _yaml_lines(name: str, field: FieldInfo) -> str:
+    setting = f"{name}: {_yaml(field.default)}"
+    told = f"{field.description}{': ' if _choices(field) else ''}{' | '.join(_choices(field))}"
+    advice = f" (better in {env_name(name)})" if name in SECRETS else ""
+    line = f"    # {setting:<{_WIDTH}}{'' if len(setting) < _WIDTH else '  '}# {told}{advice}\n"
+    return line + (_ENTRIES if name == "models" else "")
+
+
+def _yaml(value: Any) -> str:
+    """JSON is YAML; a bare word needs no quotes."""
+    return value if isinstance(value, str) and value.isidentifier() else json.dumps(value)
+
+
+def _choices(field: FieldInfo) -> list[str]:
+    names = list(choices_of(field.annotation))
+    return ["N", *names] if names and int in get_args(field.annotation) else names
+
+
+def table() -> str:
+    rows = [_row(name, field) for name, field in Settings.model_fields.items()]
+    return "\n".join(["| setting | variables | default | |", "|---|---|---|---|", *rows, ""])
+
+
+def page_with(table: str, page: str) -> str:
+    """The page with this table in place of its own. Raises ValueError where it has no place for one."""
+    before, begin, rest = page.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise ValueError(f"{PAGE.name}: expected the table between {_BEGIN.strip()} and {_END.strip()}")
+    return f"{before}{begin}{table}{end}{after}"
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    flags = [flag_name(name), *FLAG_ALIASES.get(name, []), *switch_flags(name)]
+    if field.annotation is bool:
+        flags.append(flag_name(name).replace("--", "--no-", 1))
+    variables = (*env_names(name), *switch_names(name))
+    told = f"{field.description}{': ' if _choices(field) else ''}{', '.join(_choices(field))}"
+    return f"| {_code(flags)} | {_code(variables)} | `{shown(field.default)}` | {told.replace('|', chr(92) + '|')} |"
+
+
+def _code(words: list[str] | tuple[str, ...]) -> str:
+    return " ".join(f"`{word}`" for word in words)
+
+
+def main() -> None:
+    YAML.write_text(default_yaml(), encoding="utf-8")
+    PAGE.write_text(page_with(table(), PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
