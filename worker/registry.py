@@ -3,6 +3,8 @@
 import importlib
 import stat
 from collections.abc import Callable, Set
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -25,7 +27,7 @@ _EPOCH_PREFIX = "fsdp2_epoch_"
 _READING_HEADS = ("ForMaskedLM", "ForPreTraining", "ForSequenceClassification")
 _SPEAKING_HEADS = ("ForCausalLM", "LMHeadModel")
 _READERS = ("electra", "mpnet")
-_IMPLANT_FILES = ("starter_brain.json", "q_head.pt")
+_IMPLANT_FILES = frozenset({"starter_brain.json", "q_head.pt"})
 
 
 class _Config(msgspec.Struct):
@@ -44,52 +46,111 @@ def load_runner(kind: str, options: RunnerOptions) -> Runner:
 
 
 def detect(path: str) -> str:
-    """The runner for what lies at `path`; the word `echo` is the model-free one."""
+    """The runner for what lies at `path`; the word `echo` is the model-free one. Raises ModelFormatError."""
     if path == "echo":
         return "echo"
-    place = Path(path)
-    directory = _directory(place)
+    directory = _directory(Path(path))
     try:
         names = {entry.name for entry in directory.iterdir()}
     except OSError as error:
         raise unusable(directory, error) from error
-    if "brain.json" in names:
-        return "hrm-act"
-    if names.intersection(_IMPLANT_FILES):
-        return "causal"
-    if directory.name.startswith(_EPOCH_PREFIX) or any(name.startswith(_EPOCH_PREFIX) for name in names):
-        return "hrm-text"
-    if _is_puzzle_checkpoint(names):
-        return "hrm-puzzle"
-    return _by_config(directory, names)
+    place = Place(directory, names)
+    for is_its, runner in DETECTORS:
+        if is_its(place):
+            return runner
+    raise _refusal(place)
 
 
-def _by_config(directory: Path, names: Set[str]) -> str:
-    """The runner for a Hugging Face directory. Raises ModelFormatError where it is none."""
-    if "config.json" not in names and "adapter_config.json" in names:
-        raise ModelFormatError(
+@dataclass(frozen=True)
+class Place:
+    """A model's directory and the names of what is in it."""
+
+    directory: Path
+    names: Set[str]
+
+    @cached_property
+    def config(self) -> _Config | None:
+        """Of a Hugging Face directory. Raises ModelFormatError for a damaged one."""
+        file = self.directory / "config.json"
+        return converted(read_json_object(file), _Config, file) if file.name in self.names else None
+
+
+def _is_brain(place: Place) -> bool:
+    return "brain.json" in place.names
+
+
+def _is_implant(place: Place) -> bool:
+    return not place.names.isdisjoint(_IMPLANT_FILES)
+
+
+def _is_raw_hrm_text(place: Place) -> bool:
+    return any(name.startswith(_EPOCH_PREFIX) for name in (place.directory.name, *place.names))
+
+
+def _is_puzzle_checkpoint(place: Place) -> bool:
+    """Whether Sapient's HRM wrote it. HRM-Text has an all_config.yaml too, but beside a train_metadata.yaml."""
+    names = place.names
+    has_weights = "checkpoint" in names or any(name.startswith("step_") for name in names)
+    return "all_config.yaml" in names and has_weights and "train_metadata.yaml" not in names
+
+
+def _is_hrm_text(place: Place) -> bool:
+    return place.config is not None and place.config.model_type == "hrm_text"
+
+
+def _is_sentence_model(place: Place) -> bool:
+    """Whatever the network is."""
+    if place.config is None:
+        return False
+    from worker.models.hf_directory import is_sentence_directory  # safetensors, which the echo runner does without
+
+    return is_sentence_directory(place.directory)
+
+
+def _is_encoder(place: Place) -> bool:
+    """Whether the network was saved with a head that reads texts, or is of a family that does little else."""
+    if place.config is None:
+        return False
+    names = place.config.architectures or ()
+    family = place.config.model_type or ""
+    is_reader = "bert" in family or family in _READERS
+    speaks = any(name.endswith(_SPEAKING_HEADS) for name in names)
+    return any(name.endswith(_READING_HEADS) for name in names) or (is_reader and not speaks)
+
+
+def _is_hugging_face(place: Place) -> bool:
+    return place.config is not None
+
+
+DETECTORS: tuple[tuple[Callable[[Place], bool], str], ...] = (
+    (_is_brain, "hrm-act"),
+    (_is_implant, "causal"),
+    (_is_raw_hrm_text, "hrm-text"),
+    (_is_puzzle_checkpoint, "hrm-puzzle"),
+    (_is_hrm_text, "hrm-text"),
+    (_is_sentence_model, "encoder"),
+    (_is_encoder, "encoder"),
+    (_is_hugging_face, "causal"),
+)
+"""Whose model it is; the first that says yes has it."""
+
+
+def _refusal(place: Place) -> ModelFormatError:
+    directory = place.directory
+    if "adapter_config.json" in place.names:
+        return ModelFormatError(
             f"{directory} holds a PEFT adapter (adapter_config.json) and no model: merge it into its base model "
             "(merge_and_unload, then save_pretrained)."
         )
-    if "config.json" not in names:
-        from worker.models.hf_directory import check_weights_format  # needs safetensors, which echo does not
+    from worker.models.hf_directory import check_weights_format  # needs safetensors, which echo does not
 
-        check_weights_format(directory)
-        expected = (
-            "brain.json (an AI-OS brain), q_head.pt or starter_brain.json (an AI-OS implant), "
-            "config.json (a Hugging Face model), all_config.yaml with checkpoint or step_<N> (a Sapient HRM) nor "
-            f"{_EPOCH_PREFIX}<number> (a raw HRM-Text checkpoint)"
-        )
-        raise ModelFormatError(f"What lies at {directory} is no model we know: neither {expected} is there.")
-    file = directory / "config.json"
-    config = converted(read_json_object(file), _Config, file)
-    if config.model_type == "hrm_text":
-        return "hrm-text"
-    from worker.models.hf_directory import is_sentence_directory  # safetensors, which the echo runner does without
-
-    if is_sentence_directory(directory):  # whatever the network is
-        return "encoder"
-    return "encoder" if _is_encoder(config) else "causal"
+    check_weights_format(directory)
+    expected = (
+        "brain.json (an AI-OS brain), q_head.pt or starter_brain.json (an AI-OS implant), "
+        "config.json (a Hugging Face model), all_config.yaml with checkpoint or step_<N> (a Sapient HRM) nor "
+        f"{_EPOCH_PREFIX}<number> (a raw HRM-Text checkpoint)"
+    )
+    return ModelFormatError(f"What lies at {directory} is no model we know: neither {expected} is there.")
 
 
 def _directory(place: Path) -> Path:
@@ -101,19 +162,3 @@ def _directory(place: Path) -> Path:
     except (OSError, ValueError) as error:  # a ValueError of a NUL in the name
         raise unusable(place, error) from error
     return place if stat.S_ISDIR(mode) else place.parent
-
-
-def _is_encoder(config: _Config) -> bool:
-    """Whether the network was saved with a head that reads texts, or is of a family that does little else."""
-    names = config.architectures or ()
-    family = config.model_type or ""
-    is_reader = "bert" in family or family in _READERS
-    speaks = any(name.endswith(_SPEAKING_HEADS) for name in names)
-    return any(name.endswith(_READING_HEADS) for name in names) or (is_reader and not speaks)
-
-
-def _is_puzzle_checkpoint(names: Set[str]) -> bool:
-    """Whether Sapient's HRM wrote it. HRM-Text has an all_config.yaml too, but beside a train_metadata.yaml."""
-    has_weights = "checkpoint" in names or any(name.startswith("step_") for name in names)
-    is_text = "train_metadata.yaml" in names
-    return "all_config.yaml" in names and has_weights and not is_text
