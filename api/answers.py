@@ -92,13 +92,14 @@ def stream(
     be comments.
     """
     started: dict[int, Started] = {}
-    telling, framing = endpoint.telling(following.work), framing or endpoint.framing
+    renderer = endpoint.stream_renderer(following.work)
+    framing = framing or endpoint.framing
     following.leave_in(trail)
 
     async def frames() -> AsyncGenerator[bytes, None]:
         start = Cursor.start(following.work.id, len(following.work.request.job_ids))
         async with front.dispatcher.run(following, receive) as run:
-            told = Stream(telling, framing, start, seen, started)
+            told = Stream(renderer, framing, start, seen, started)
             async for frame in told.frames(run, front.keepalive_s):
                 yield frame
             trail.usage = run.usage
@@ -111,6 +112,6 @@ def stream(
             yield framing.end
 
     def last_words(error: FleetError) -> bytes:
-        return framing.frame(telling.failed(problem_of(error)), "") + framing.end
+        return framing.frame(renderer.failed(problem_of(error)), "") + framing.end
 
     return EventStream(frames(), framing, last_words, lambda: answer_headers(following.work, started.values()))

@@ -13,7 +13,7 @@ from api import document
 from api.auth import endpoint_rates
 from api.cache import CACHE
 from api.deps import Front, build_front
-from api.dialect import Door
+from api.dialect import Access
 from api.dialects import DIALECTS
 from api.doors import Doorman
 from api.endpoint import Endpoints
@@ -105,8 +105,8 @@ def create_app(settings: Settings, broker: Broker, tracing: Tracing = NO_TRACING
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.front = front
-    for router, door in table.routers:
-        is_open = door is Door.OPEN
+    for router, access in table.routers:
+        is_open = access is Access.OPEN
         app.include_router(
             router,
             dependencies=[] if is_open or settings.require_key == "no" else _KEYS,

@@ -1,4 +1,4 @@
-"""Who asks which front for work, and what the headers say: all that is known before the body is understood."""
+"""The context of a request for work: all that is known before its body is parsed."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -25,23 +25,25 @@ class Context:
 
     @property
     def key(self) -> Key | None:
-        """What makes this request the same as another one: its key, its path and the bytes of its body."""
+        """The idempotency key. Two requests are one if the key, the path and the bytes of the body are equal."""
         wishes, trail = self.wishes, self.trail
         return Key(wishes.key, trail.path.encode() + b"\n" + trail.body) if wishes.key else None
 
     @property
     def stays(self) -> bool:
-        """Whether the caller waits at all."""
+        """True unless the caller wants a 202 at once."""
         return self.wishes.wait_s != 0
 
     @property
     def on_disconnect(self) -> OnDisconnect:
-        """What was submitted to be asked for later goes on when nobody listens."""
-        return self.wishes.on_disconnect or (self.front.on_disconnect if self.wishes.wait_s is None else "continue")
+        """A job that is polled goes on when nobody listens, unless a header says otherwise."""
+        if self.wishes.on_disconnect is not None:
+            return self.wishes.on_disconnect
+        return self.front.on_disconnect if self.wishes.wait_s is None else "continue"
 
 
 async def _context(front: FrontDep, caller: CallerDep, wishes: WishesDep, trail: TrailDep, request: Request) -> Context:
-    """Raises OverQuota for a caller that comes too often, and ProhibitedContent."""
+    """Raise OverQuota for a caller that comes too often, and ProhibitedContent."""
     async with redis_answers():
         await front.pace.keep(caller.id or caller.tenant, caller.rates_of(request.scope["route"].path))
     front.prohibited.check(trail.body)

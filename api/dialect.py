@@ -1,4 +1,4 @@
-"""What a dialect adds to the front, and who may call it."""
+"""Dialects: groups of routes that belong together, and who may call them."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -9,25 +9,26 @@ from api.endpoint import Post
 from api.error_format import PLAIN, ErrorFormat
 
 
-class Door(Enum):
-    OPEN = "anybody, without a look at keys"
-    CALLER = "anybody, or whoever has a key where keys are required"
-    KEY = "whoever has a key"
-    ADMIN = "whoever has an admin key"
+class Access(Enum):
+    """Who may call a route."""
+
+    OPEN = "anybody; keys are not looked at"
+    CALLER = "anybody, or callers with a key where keys are required"
+    KEY = "callers with a key"
+    ADMIN = "callers with an admin key"
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """`posts` ask for work; `router` has all other routes.
+    """Routes that ask for work (`posts`), and all other routes (`router`).
 
-    `door` is before those of `router`: work is asked for by callers. Where `are_probes`, machines ask all day, and
-    neither the log nor traces tell of it. What is told of errors at paths that begin with `prefix` has the form
-    `errors`, also where there is no such route.
+    `access` is that of `router`; any caller may ask for work. Probes (`are_probes`) are neither logged nor traced.
+    Errors at paths that begin with `prefix` have the format `errors`, also where no route is found.
     """
 
     posts: tuple[Post, ...] = ()
     router: APIRouter | None = None
-    door: Door = Door.CALLER
+    access: Access = Access.CALLER
     are_probes: bool = False
     prefix: str = ""
     errors: ErrorFormat = PLAIN

@@ -1,4 +1,4 @@
-"""The dialects in which work is asked for. A new one is a schema file, a file of rows, and a line here."""
+"""The dialects that ask for work. A new one is a schema file, a file of rows, and a line here."""
 
 from api.dialect import Dialect
 from api.routes import chat, embeddings, generate, hrm, inference, openai, puzzles, simple_foundation, tgi, tokens

@@ -12,9 +12,9 @@ PATH = "/openapi.json"
 
 
 class MadeAside:
-    """Makes the document before FastAPI is first asked for it, in a thread.
+    """Generate the document in a thread, before FastAPI serves it for the first time.
 
-    That takes half a second or more, in which streams must go on and answers of Redis must be read in time.
+    That takes half a second or more. Meanwhile streams must go on, and answers of Redis must be read in time.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -29,7 +29,7 @@ class MadeAside:
 
 
 def say_keys_are_optional(app: FastAPI) -> None:
-    """For a front whose callers need a key only once there is one: the document says that requests may come without."""
+    """Let the document say that keys are optional, for a front that needs them only once there is one."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:

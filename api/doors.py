@@ -9,7 +9,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.auth import Auth
-from api.dialect import Door
+from api.dialect import Access
 from api.errors import render
 from api.problem import problem_of
 from api.route_table import METRICS, RouteTable
@@ -35,14 +35,14 @@ class Doorman:
         if found is None:
             await self._app(scope, receive, send)
             return
-        route, door = found
+        route, access = found
         scope["route"] = route  # for the log line and the metrics, if the request does not get as far as the router
-        if door is Door.OPEN:
+        if access is Access.OPEN:
             await self._app(scope, receive, send)
             return
-        is_admin = door is Door.ADMIN
+        is_admin = access is Access.ADMIN
         try:
-            caller = await self._auth.caller(Headers(scope=scope), needs_key=door is Door.KEY, needs_admin=is_admin)
+            caller = await self._auth.caller(Headers(scope=scope), needs_key=access is Access.KEY, needs_admin=is_admin)
         except FleetError as error:
             self._report(error, scope, route)
             await render(problem_of(error), trail_of(scope))(scope, receive, send)
@@ -62,10 +62,10 @@ class Doorman:
             said = fields(request_id=trail.request_id, route=route.path, error=error.code, client=client and client[0])
             security_log.warning("caller refused", extra=said)
 
-    def _find(self, scope: Scope) -> tuple[APIRoute, Door] | None:
+    def _find(self, scope: Scope) -> tuple[APIRoute, Access] | None:
         """The route that will run, as the router finds it."""
         for entry in self._table.entries:
             if entry.route.matches(scope)[0] is Match.FULL:
                 is_closed = entry.route.path == METRICS and self._protect_metrics
-                return entry.route, Door.KEY if is_closed else entry.door
+                return entry.route, Access.KEY if is_closed else entry.access
         return None

@@ -1,7 +1,7 @@
-"""Ways to ask for work and to be answered, as data: HTTP, `/v1/jobs` and the tests read the same rows.
+"""The table of endpoints: one row for each way to ask for work. HTTP, `/v1/jobs` and tests read the same rows.
 
-A row's functions are pure. A body becomes tasks, and outcomes or events and the record of the request become JSON: so
-whichever front tells of it, when and how often, says the same.
+The functions of a row are pure: a body becomes tasks, and outcomes become JSON. So every front renders the same answer
+from the same record, at any time and any number of times.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,24 +24,24 @@ from shared.errors import JobNotFound
 from shared.messages import ModelInfo, Task, TaskName
 
 
-class Telling(Protocol):
-    """The JSON payloads of one stream. What an event gives depends on the events of its own job alone."""
+class StreamRenderer(Protocol):
+    """Renders the JSON payloads of one stream. The payloads of an event depend on the events of its own job alone."""
 
     def opening(self) -> Any:
-        """Says nothing yet, but that the stream has begun; None where the dialect has no such payload."""
+        """Return the payload that begins the stream, or None in a dialect without one."""
 
     def of(self, job: int, event: Progress) -> Iterable[Any]: ...
 
     def closing(self, usage: Usage, timings: Timings | None) -> Iterable[Any]:
-        """Comes when all jobs are done; with `timings` if the endpoint is timed and Redis tells."""
+        """Return the payloads that follow when all jobs are done. `timings` is None unless the endpoint is timed."""
 
     def failed(self, problem: Problem) -> Any:
-        """The last payload of a stream that ends with an error."""
+        """Return the last payload of a stream that ends with an error."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a body means to the model that was found for it: tasks of `n` choices each, and notes for its record."""
+class TaskPlan:
+    """The tasks of a request, of `n` choices each, and notes that rendering will need."""
 
     tasks: Sequence[Task]
     budget: TokenBudget | None = None
@@ -50,10 +50,12 @@ class Plan:
 
     @property
     def capped_at(self) -> int | None:
-        return self.budget.max_tokens if self.budget is not None and self.budget.is_clamped else None
+        if self.budget is None or not self.budget.is_clamped:
+            return None
+        return self.budget.max_tokens
 
 
-def _stream_of(body: Any) -> bool:
+def _has_stream(body: Any) -> bool:
     return bool(getattr(body, "stream", False))
 
 
@@ -63,57 +65,66 @@ def _model_of(body: Any) -> str | None:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """`name` is found in records; `task` is what a model must serve.
+    """A way to ask for work that workers do.
 
-    `plan` raises InvalidRequest for what the limits or the model forbid. `answer` is what `render` makes. Without
-    `tell` a stream is the whole answer in one frame. A stream that the body asked for is in `bare_framing`, where there
-    is one, for callers who do not accept events (X11). Answers that say how long they took are timed.
+    `name` stands in the records of requests. `task` must be served by the model.
+    `plan` raises InvalidRequest where the limits or the model forbid the body.
+    `render` returns an `answer`. Without `stream` a stream is the whole answer in one frame.
+    `bare_framing` replaces `framing` for callers who set `stream` and do not accept events.
+    A timed endpoint tells in its answers how long they took.
     """
 
     name: str
     task: TaskName
     body: type[BaseModel]
     answer: Any
-    plan: Callable[[Any, ModelInfo, Limits], Plan]
+    plan: Callable[[Any, ModelInfo, Limits], TaskPlan]
     render: Callable[[Work, Sequence[Outcome]], BaseModel]
-    tell: Callable[[Work], Telling] | None = None
+    stream: Callable[[Work], StreamRenderer] | None = None
     framing: Framing = EVENTS_WITH_DONE
     bare_framing: Framing | None = None
     errors: ErrorFormat = PLAIN
     is_timed: bool = False
     model_of: Callable[[Any], str | None] = _model_of
-    is_streamed: Callable[[Any], bool] = _stream_of
+    is_streamed: Callable[[Any], bool] = _has_stream
 
-    def telling(self, work: Work) -> Telling:
-        return self.tell(work) if self.tell else _Whole(self, work)
+    def stream_renderer(self, work: Work) -> StreamRenderer:
+        if self.stream is None:
+            return _WholeAnswer(self, work)
+        return self.stream(work)
 
 
 @dataclass(frozen=True)
-class Instant:
-    """An endpoint that needs no model: the front answers, with the id of the request. `tell` makes the payloads of a
-    stream of the body and its whole answer."""
+class ImmediateEndpoint:
+    """A way to ask that needs no model: the front answers by itself.
+
+    `render` gets the body and the id of the request. `stream` returns the payloads of a stream, from the body and the
+    whole answer.
+    """
 
     body: type[BaseModel]
     answer: Any
     render: Callable[[Any, str], BaseModel]
-    tell: Callable[[Any, Any], Iterable[Any]]
+    stream: Callable[[Any, Any], Iterable[Any]]
     framing: Framing = EVENTS
     errors: ErrorFormat = PLAIN
-    is_streamed: Callable[[Any], bool] = _stream_of
+    is_streamed: Callable[[Any], bool] = _has_stream
 
 
 @dataclass(frozen=True)
 class Post:
-    """A path at which work is asked for, by an endpoint, or by several that the type of the parsed `body` tells apart.
+    """A path, and the endpoints that it serves. The type of the parsed body tells several apart.
 
-    `name` and `summary` are for the OpenAPI document. `by_key`: the keys by which bodies are told apart before they are
-    parsed, for errors in the dialect of the caller. `job_task` is its name in `POST /v1/jobs`.
+    `name` and `summary` are for the OpenAPI document.
+    `body` is the union of the endpoints' bodies, with what chooses among them; None for a single endpoint.
+    `by_key` tells dialects apart by a key of the body before it is parsed: errors are in the caller's dialect.
+    `job_task` is the name of this path in `POST /v1/jobs`; "" where it has none.
     """
 
     path: str
     name: str
     summary: str
-    endpoints: tuple[Endpoint | Instant, ...]
+    endpoints: tuple[Endpoint | ImmediateEndpoint, ...]
     tag: str
     body: Any = None
     by_key: Mapping[str, Endpoint] = field(default_factory=dict)
@@ -122,7 +133,9 @@ class Post:
 
     @property
     def body_type(self) -> Any:
-        return self.endpoints[0].body if self.body is None else self.body
+        if self.body is None:
+            return self.endpoints[0].body
+        return self.body
 
     @property
     def answer(self) -> Any:
@@ -130,32 +143,40 @@ class Post:
 
     @property
     def errors(self) -> ErrorFormat:
-        """Of a body whose dialect is not known."""
+        """The format for a body whose dialect is not known."""
         return self.endpoints[0].errors
 
-    def endpoint_of(self, body: Any) -> Endpoint | Instant:
+    def endpoint_of(self, body: Any) -> Endpoint | ImmediateEndpoint:
         return next(endpoint for endpoint in self.endpoints if type(body) is endpoint.body)
 
     def errors_of(self, fields: Mapping[str, Any]) -> ErrorFormat:
-        """For a body with these fields, which may be wrong."""
-        return next((endpoint.errors for key, endpoint in self.by_key.items() if key in fields), self.errors)
+        """Return the format for a body with these fields, which may be wrong."""
+        for key, endpoint in self.by_key.items():
+            if key in fields:
+                return endpoint.errors
+        return self.errors
 
 
 class Endpoints:
-    """All that answer later, by name."""
+    """The endpoints by name: a record leads back to the one that renders it."""
 
     def __init__(self, posts: Iterable[Post]) -> None:
-        found = [endpoint for post in posts for endpoint in post.endpoints if isinstance(endpoint, Endpoint)]
-        self._by_name = {endpoint.name: endpoint for endpoint in found}
+        self._by_name: dict[str, Endpoint] = {}
+        for post in posts:
+            for endpoint in post.endpoints:
+                if isinstance(endpoint, Endpoint):
+                    self._by_name[endpoint.name] = endpoint
 
     def of(self, work: Work) -> Endpoint:
-        """Raises JobNotFound for one that only another version knows."""
+        """Raise JobNotFound for an endpoint that only another version has."""
         if work.record.endpoint not in self._by_name:
             raise JobNotFound("This job was created by another version of the server.")
         return self._by_name[work.record.endpoint]
 
 
-class _Whole:
+class _WholeAnswer:
+    """The stream of an endpoint that has none of its own."""
+
     def __init__(self, endpoint: Endpoint, work: Work) -> None:
         self._endpoint = endpoint
         self._work = work

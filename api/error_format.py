@@ -1,4 +1,4 @@
-"""The forms in which dialects tell of an error. A new one is a row here, and its schema in `schemas/errors.py`."""
+"""The formats of errors, by dialect. A new one is a row here, and its schema in `schemas/errors.py`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +14,7 @@ _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rat
 
 @dataclass(frozen=True)
 class ErrorFormat:
-    """`body` makes the JSON of an error, whose `schema` is for the OpenAPI document. X7: a body that is not understood
-    has the status `invalid_body`."""
+    """`body` returns the JSON of an error, of type `schema`. `invalid_body` is the status of a body that is not valid."""
 
     body: Callable[[Problem], dict[str, Any]]
     schema: type[BaseModel]

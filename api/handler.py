@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from api.context import Context, ContextDep
 from api.deps import TrailDep
-from api.endpoint import Endpoint, Instant, Post
+from api.endpoint import Endpoint, ImmediateEndpoint, Post
 from api.respond import respond, resume
 from api.schemas.errors import LATER, STREAM, STREAM_ALONE, STREAM_OR_TEXT, Responses, errors_of
 from api.sse import EventStream
@@ -19,12 +19,12 @@ from api.submit import submit
 
 
 async def answer(context: Context, post: Post, body: Any) -> Response:
-    """What the endpoint that the body means makes of it. Raises the FleetErrors of admission and of the jobs."""
+    """Have the body's endpoint do the work, and return its answer. Raise the FleetErrors of admission and the jobs."""
     endpoint = post.endpoint_of(body)
     if post.always_streams and "stream" in endpoint.body.model_fields:
         body = body.model_copy(update={"stream": True})
     is_streamed = post.always_streams or endpoint.is_streamed(body)
-    if isinstance(endpoint, Instant):
+    if isinstance(endpoint, ImmediateEndpoint):
         return _instantly(context, endpoint, body, is_streamed=is_streamed)
     accepts_events = post.always_streams or "text/event-stream" in context.wishes.accept
     framing = None if accepts_events else endpoint.bare_framing
@@ -35,7 +35,7 @@ async def answer(context: Context, post: Post, body: Any) -> Response:
 
 
 def add_route(router: APIRouter, post: Post) -> None:
-    """Serve the row at its path."""
+    """Serve a row at its path."""
 
     async def handler(body: Any, context: ContextDep) -> Response:
         return await answer(context, post, body)
@@ -48,7 +48,7 @@ def add_route(router: APIRouter, post: Post) -> None:
 
 
 def _peeking(post: Post) -> list[Any]:
-    """Where dialects share a path: what is wrong with a body is told in the form of the one that it seems to be of."""
+    """Where dialects share a path, choose the format of errors by the body's keys."""
     if not post.by_key:
         return []
 
@@ -62,7 +62,7 @@ def _peeking(post: Post) -> list[Any]:
 
 
 def _responses(post: Post) -> Responses:
-    """What the OpenAPI document tells besides the answer itself."""
+    """Return the responses that the OpenAPI document lists besides the answer itself."""
     formats = [endpoint.errors.schema for endpoint in post.endpoints]
     endpoints = [endpoint for endpoint in post.endpoints if isinstance(endpoint, Endpoint)]
     found = errors_of(*dict.fromkeys(formats)) | LATER
@@ -75,13 +75,13 @@ def _responses(post: Post) -> Responses:
     return found
 
 
-def _instantly(context: Context, endpoint: Instant, body: Any, *, is_streamed: bool) -> Response:
+def _instantly(context: Context, endpoint: ImmediateEndpoint, body: Any, *, is_streamed: bool) -> Response:
     whole = endpoint.render(body, context.trail.request_id)
     if not is_streamed:
         return Response(whole.model_dump_json(), media_type="application/json")
 
     async def frames() -> AsyncGenerator[bytes, None]:
-        for payload in endpoint.tell(body, whole):
+        for payload in endpoint.stream(body, whole):
             yield endpoint.framing.frame(payload, "")
 
     return EventStream(frames(), endpoint.framing, lambda _: b"", dict)

@@ -1,4 +1,4 @@
-"""What one request may ask for, and how long it may take. Pure: knows neither the fleet nor Redis."""
+"""Limits of one request: tokens, prompts, time. Pure: knows neither the fleet nor Redis."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +10,7 @@ from shared.submission import Room
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds from now: until a worker must have taken a request, and until its answer must be there."""
+    """Seconds from now until a worker must have taken a request, and until its answer must be there."""
 
     queue_s: float
     deadline_s: float
@@ -37,20 +37,20 @@ class Limits:
     absent_grace_s: float = 0.0
 
     def budget(self, asked: int | None, default: int, model: ModelInfo) -> TokenBudget:
-        """`asked` or else the dialect's default, within the cap. Raises InvalidRequest where the policy says so."""
+        """Return `asked`, or else `default`, within the cap. Raise InvalidRequest above it if the policy is reject."""
         cap = min(self.max_new_tokens, model.max_new_tokens)
         if asked is not None and asked > cap and self.cap_policy == "reject":
             raise InvalidRequest(f"max_tokens: expected at most {cap}, got {asked}.", field="max_tokens")
         wanted = default if asked is None else asked
-        return TokenBudget(min(wanted, cap), wanted > cap)
+        return TokenBudget(min(wanted, cap), is_clamped=wanted > cap)
 
     def check_count(self, field: str, count: int, what: str = "items") -> None:
-        """Refuse more prompts or grids, or more completions of them, than one request may bring."""
+        """Raise InvalidRequest for more prompts, grids or completions than one request may have."""
         most = self.max_prompts
         if count > most:
             raise InvalidRequest(f"{field}: expected at most {most} {what} in one request, got {count}.", field=field)
 
     def times(self, deadline_s: float | None) -> Times:
-        """How long a request may wait and live: as long as the caller says, and the server's maximum at most."""
+        """Return how long a request may wait and run: until the caller's deadline, or the server's if that is earlier."""
         most_s = self.request_timeout_s
         return Times(self.queue_timeout_s, most_s if deadline_s is None else min(deadline_s, most_s))

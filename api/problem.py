@@ -1,4 +1,4 @@
-"""An error as any dialect can tell it."""
+"""Errors as values: status, code, message and headers, before a dialect formats them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""From work that is followed to an answer as the caller wishes: whole, a stream, or a note of where to ask for it."""
+"""Answer a request whose work was submitted: whole, as a stream, or with a 202 and the address of the job."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ from shared.errors import InvalidRequest
 async def respond(
     context: Context, endpoint: Endpoint, following: Following, framing: Framing | None, *, is_streamed: bool
 ) -> Response:
-    """Raises the FleetErrors of the jobs."""
+    """Answer in the form that the caller asked for. Raise the FleetErrors of the jobs."""
     following.leave_in(context.trail)
     if not following.is_first:
         context.front.metrics.replays.labels("cache" if following.cache else "key").inc()
@@ -38,7 +38,7 @@ async def respond(
 
 @redis_answers()
 async def resume(context: Context, endpoint: Endpoint, framing: Framing | None) -> Response:
-    """The stream that the caller has seen a part of; nothing is created."""
+    """Go on with the stream that the caller has seen a part of. Nothing is submitted."""
     seen = Cursor.parse(context.wishes.last_event_id)
     request = await context.front.requests.find(seen.request_id, context.caller.tenant)
     if work_of(request).record.endpoint != endpoint.name:
@@ -76,7 +76,7 @@ def _stream(
 
 
 async def _leave(context: Context, following: Following) -> Response:
-    """The caller will ask again."""
+    """Answer 202: the caller will ask again."""
     if following.is_first:
         context.front.dispatcher.mind(following)
     return await accepted(context.front, following.work, context.wishes.preferences)

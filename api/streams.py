@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Iterator
 
 from api.cursor import Cursor
-from api.endpoint import Telling
+from api.endpoint import StreamRenderer
 from api.framing import Framing
 from api.run import News, Run
 from api.timings import Timings
@@ -16,9 +16,14 @@ class Stream:
     `started` when they have."""
 
     def __init__(
-        self, telling: Telling, framing: Framing, start: Cursor, seen: Cursor | None, started: dict[int, Started]
+        self,
+        renderer: StreamRenderer,
+        framing: Framing,
+        start: Cursor,
+        seen: Cursor | None,
+        started: dict[int, Started],
     ) -> None:
-        self._telling = telling
+        self._renderer = renderer
         self._framing = framing
         self._started = started
         self._at = start
@@ -41,11 +46,11 @@ class Stream:
                     yield frame
 
     def _opening(self) -> bytes:
-        payload = self._telling.opening()
+        payload = self._renderer.opening()
         return self._framing.keep_alive if payload is None else self._framing.frame(payload, str(self._at))
 
     def _of(self, news: News) -> Iterator[bytes]:
-        payloads = list(self._telling.of(news.job, news.event))
+        payloads = list(self._renderer.of(news.job, news.event))
         before = self._at
         for number, payload in enumerate(payloads):
             is_last = number + 1 == len(payloads)
@@ -56,7 +61,7 @@ class Stream:
 
     def closing(self, usage: Usage, timings: Timings | None) -> Iterator[bytes]:
         """What follows when all jobs are done."""
-        for number, payload in enumerate(self._telling.closing(usage, timings)):
+        for number, payload in enumerate(self._renderer.closing(usage, timings)):
             self._at = self._at.closed(number + 1)
             if self._seen is None or number >= self._seen.closing:
                 yield self._framing.frame(payload, str(self._at))

@@ -1,4 +1,4 @@
-"""From a body that was understood to work: queued, or found by its key or among answers given before."""
+"""Submit the work that a body asks for, or find it: by its key, or among answers given before."""
 
 import time
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from api.answers import attached
 from api.cache import AnswerCache, digest_of
 from api.context import Context
 from api.dispatch import Following
-from api.endpoint import Endpoint, Plan
+from api.endpoint import Endpoint, TaskPlan
 from api.patience import redis_answers
 from api.record import Record, Work, encode_record
 from api.stopwatch import Stopwatch
@@ -21,8 +21,11 @@ from shared.tracing import Attributes
 
 
 async def submit(context: Context, endpoint: Endpoint, body: Any, *, is_streamed: bool) -> Following:
-    """Queued, or found by its key. The script that queues looks for the key; who finds no model looks before: what the
-    caller comes back to needs no model."""
+    """Queue the tasks of the body, or find the request that came before with the same key.
+
+    The script that queues looks for the key. Where no model is found the key is looked up here: work that the caller
+    comes back to needs no model any more.
+    """
     front = context.front
     try:
         model = await front.admission.resolve(endpoint.model_of(body), endpoint.task)
@@ -37,7 +40,7 @@ async def submit(context: Context, endpoint: Endpoint, body: Any, *, is_streamed
 
 
 async def _submit(
-    context: Context, endpoint: Endpoint, model: ModelInfo, plan: Plan, *, is_streamed: bool
+    context: Context, endpoint: Endpoint, model: ModelInfo, plan: TaskPlan, *, is_streamed: bool
 ) -> Following:
     front, caller, wishes, trail = context.front, context.caller, context.wishes, context.trail
     caller.check_model(model.id)
@@ -62,8 +65,8 @@ async def _submit(
     digest = _digest(context, model, record, plan.tasks)
     if cache and digest and (before := await _answered(context, cache, digest, model)):
         return before
-    told: Attributes = {"aios.model": model.id, "aios.num_jobs": len(order.tasks), "aios.class": order.priority}
-    with trail.span.child("submit", "producer", told) as span:
+    attributes: Attributes = {"aios.model": model.id, "aios.num_jobs": len(order.tasks), "aios.class": order.priority}
+    with trail.span.child("submit", "producer", attributes) as span:
         order = replace(order, trace=span.trace)
         request, jobs = await front.admission.submit(order, caller.quota)
     if not jobs:
@@ -83,9 +86,13 @@ async def _submit(
 
 
 def _digest(context: Context, model: ModelInfo, record: Record, tasks: Sequence[Task]) -> str | None:
-    """What to look for among answers given before; a key says by itself which answer it wants."""
-    is_wanted = context.front.cache and context.wishes.cache != "no-store" and not context.wishes.key
-    return digest_of(record, tasks) if is_wanted and model.fingerprint else None
+    """Return the digest by which an answer given before is found; None where none may be used.
+
+    A request with an idempotency key says by the key which answer it wants.
+    """
+    if context.front.cache is None or context.wishes.cache == "no-store" or context.wishes.key:
+        return None
+    return digest_of(record, tasks) if model.fingerprint else None
 
 
 async def _answered(context: Context, cache: AnswerCache, digest: str, model: ModelInfo) -> Following | None:

@@ -1,4 +1,4 @@
-"""What lists all settings, made from the settings themselves: config/default.yaml, and the table of docs/settings.md.
+"""Generate the files that list all settings: config/default.yaml, and the table of docs/settings.md.
 
 python -m scripts.settings_files    # after a setting was added or changed; a test compares them
 """
@@ -50,7 +50,7 @@ def _yaml_lines(name: str, field: FieldInfo) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """JSON is YAML; a bare word needs no quotes."""
+    """Return the value as YAML: JSON, but for a bare word."""
     return value if isinstance(value, str) and value.isidentifier() else json.dumps(value)
 
 
@@ -65,7 +65,7 @@ def table() -> str:
 
 
 def page_with(table: str, page: str) -> str:
-    """The page with this table in place of its own. Raises ValueError where it has no place for one."""
+    """Return the page with this table. Raise ValueError if the page has no markers for it."""
     before, begin, rest = page.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not begin or not end:

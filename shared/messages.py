@@ -126,7 +126,7 @@ class Done(msgspec.Struct, Generic[SomeResult], frozen=True, omit_defaults=True,
 
     @property
     def generated(self) -> Generated:
-        """The result of an answer in tokens."""
+        """The result of `Generate`; an empty one for other tasks."""
         return self.result if isinstance(self.result, Generated) else _NOTHING_BESIDES
 
 
@@ -267,8 +267,8 @@ _specs: list[type] = [*tasks.BUILT_IN]
 _results: list[type] = [*results.BUILT_IN]
 
 
-def learn(spec: type, result: type | None) -> None:
-    """Understand one more task, and what comes of it."""
+def register_task(spec: type, result: type | None) -> None:
+    """Let the decoders know a task of a plugin, and its result."""
     _specs.append(spec)
     if result is not None:
         _results.append(result)

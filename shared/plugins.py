@@ -1,4 +1,4 @@
-"""What installed packages add to the tables of this project, by entry points.
+"""Plugins: rows that installed packages add to the tables of this project, by entry points.
 
 `aios.tasks` names a `TaskInfo`, `aios.runners` a function that loads a model, `aios.endpoints` a `Dialect`.
 """
@@ -14,7 +14,7 @@ class PluginError(Exception):
 
 @cache
 def entries(group: str) -> dict[str, EntryPoint]:
-    """By name. Raises PluginError for two packages that claim one."""
+    """Return the entry points by name. Raise PluginError if two packages have the same name."""
     found: dict[str, EntryPoint] = {}
     for entry in entry_points(group=group):
         before = found.setdefault(entry.name, entry)
@@ -24,7 +24,7 @@ def entries(group: str) -> dict[str, EntryPoint]:
 
 
 def load(group: str) -> dict[str, Any]:
-    """What the entry points name. Raises PluginError with the package and what went wrong in it."""
+    """Import what the entry points name. Raise PluginError with the package and its error."""
     found = {}
     for name, entry in entries(group).items():
         try:

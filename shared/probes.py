@@ -1,3 +1,3 @@
-"""The paths at which machines ask all day whether a process is up. No log, trace, rate or dashboard tells of them."""
+"""Paths of probes and scrapers. Logs, traces, rates and dashboards leave them out."""
 
 PROBES = ("/healthz", "/health", "/api/health", "/readyz", "/metrics")

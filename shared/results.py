@@ -1,4 +1,4 @@
-"""What comes of a task: the one `result` of a job's `Done`, as workers write it and fronts read it.
+"""Results of tasks: the `result` of a job's `Done`, written by workers and read by fronts.
 
 Part of `shared.messages`, which has the rules of the wire. The tag of each is its task's name. `Read` has none: it
 says nothing but tokens.
@@ -10,7 +10,7 @@ from shared.tasks import Grid
 
 
 class Generated(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
-    """What there is to say of an answer besides its tokens; left out where that is nothing.
+    """An answer in tokens, besides the tokens themselves. Left out where all of it is default.
 
     Of several choices `finish_reasons` has each. `q_values` are (q_halt, q_continue) of the state that gave each choice
     its last token, of a model with a q head. The first choice completes a character that the prompt ended in the middle
@@ -80,7 +80,7 @@ class Labelled(msgspec.Struct, frozen=True, tag="classify"):
 
 
 class OtherResult(msgspec.Struct, frozen=True):
-    """What the result of a plugin's task derives from, with that task's tag."""
+    """Base of the results of plugins. The tag of each is its task's name."""
 
 
 Result = Generated | Scored | Solution | Tokenized | Detokenized | Embedded | Labelled | OtherResult

@@ -1,6 +1,6 @@
-"""What fronts and workers must know of every task, in one table: a new one is its structs and a row here.
+"""The table of tasks: what fronts and workers must know of each. A new one is its structs and a row here.
 
-What a task does stands with the models that serve it, and how it is asked for with the endpoints.
+Runners do the tasks; endpoints ask for them.
 """
 
 from collections.abc import Callable
@@ -31,8 +31,8 @@ from shared.messages import (
     TaskName,
     Tokenize,
     Tokenized,
-    learn,
     name_of,
+    register_task,
 )
 from shared.plugins import PluginError
 
@@ -53,11 +53,13 @@ def _itself(task: AnyTask) -> AnyTask:
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """`spec` is what is asked for, `result` what comes of it; None: nothing but tokens.
+    """One task. `spec` is the struct of its inputs and options, `result` that of its result; None: tokens only.
 
-    `cost` is about how many tokens it will take, before a tokenizer has seen it: by that tenants share and waits are
-    foretold. `places` are what it takes of a worker's batch. `repeated` is the task without what makes no difference to
-    its answer; None where another try may say something else. `pipeline_tags` are Hugging Face's names of it.
+    `cost` estimates its tokens before a tokenizer has seen it: tenants share by it, and waits are estimated from it.
+    `places` is the number of rows that it takes in a worker's batch.
+    `repeated` returns the task without what makes no difference to its answer, for the cache; None if two runs may
+    answer differently.
+    `pipeline_tags` are Hugging Face's names of the task.
     """
 
     spec: type[Task]
@@ -103,7 +105,7 @@ def _num_choices(task: Generate) -> int:
 
 
 def _greedy(task: Generate) -> Generate | None:
-    """Greedy text does not depend on the seed, which is drawn for each request where nobody asked for one."""
+    """Return the task with seed 0 if it is greedy: a seed that nobody asked for is drawn for each request."""
     if task.sampling.temperature != 0:
         return None
     return msgspec.structs.replace(task, sampling=msgspec.structs.replace(task.sampling, seed=0))
@@ -131,11 +133,11 @@ TASKS: dict[TaskName, TaskInfo] = {
 
 
 def _add(name: TaskName, info: TaskInfo) -> None:
-    """A plugin's row. Raises PluginError where the name is not its own."""
+    """Add the row of a plugin. Raise PluginError if the name is taken, or is not the tag of its struct."""
     if name in TASKS or info.spec.__struct_config__.tag != name:
         raise PluginError(f"aios.tasks: {name!r} is taken, or is not the tag of its own task.")
     TASKS[name] = info
-    learn(info.spec, info.result)
+    register_task(info.spec, info.result)
 
 
 for _name, _info in plugins.load("aios.tasks").items():

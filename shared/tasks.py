@@ -151,7 +151,7 @@ class Classify(msgspec.Struct, frozen=True, omit_defaults=True, tag="classify"):
 
 
 class OtherTask(msgspec.Struct, frozen=True):
-    """What the task of a plugin derives from, with a tag of its own."""
+    """Base of the tasks of plugins. Each has a tag of its own, its name."""
 
 
 Task = Generate | Score | Read | Solve | Tokenize | Detokenize | Embed | Classify | OtherTask

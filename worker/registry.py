@@ -46,7 +46,7 @@ def load_runner(kind: str, options: RunnerOptions) -> Runner:
 
 
 def detect(path: str) -> str:
-    """The runner for what lies at `path`; the word `echo` is the model-free one. Raises ModelFormatError."""
+    """Return the name of the runner for the model at `path`, or for the word `echo`. Raise ModelFormatError."""
     if path == "echo":
         return "echo"
     directory = _directory(Path(path))
@@ -63,14 +63,14 @@ def detect(path: str) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """A model's directory and the names of what is in it."""
+    """A model's directory, and the names of its files."""
 
     directory: Path
     names: Set[str]
 
     @cached_property
     def config(self) -> _Config | None:
-        """Of a Hugging Face directory. Raises ModelFormatError for a damaged one."""
+        """The config of a Hugging Face directory. Raise ModelFormatError for a damaged one."""
         file = self.directory / "config.json"
         return converted(read_json_object(file), _Config, file) if file.name in self.names else None
 
@@ -88,7 +88,7 @@ def _is_raw_hrm_text(place: Place) -> bool:
 
 
 def _is_puzzle_checkpoint(place: Place) -> bool:
-    """Whether Sapient's HRM wrote it. HRM-Text has an all_config.yaml too, but beside a train_metadata.yaml."""
+    """Return whether Sapient's HRM wrote it. HRM-Text has an all_config.yaml too, beside a train_metadata.yaml."""
     names = place.names
     has_weights = "checkpoint" in names or any(name.startswith("step_") for name in names)
     return "all_config.yaml" in names and has_weights and "train_metadata.yaml" not in names
@@ -99,7 +99,7 @@ def _is_hrm_text(place: Place) -> bool:
 
 
 def _is_sentence_model(place: Place) -> bool:
-    """Whatever the network is."""
+    """Return whether sentence-transformers wrote it, whatever the network is."""
     if place.config is None:
         return False
     from worker.models.hf_directory import is_sentence_directory  # safetensors, which the echo runner does without
@@ -108,7 +108,7 @@ def _is_sentence_model(place: Place) -> bool:
 
 
 def _is_encoder(place: Place) -> bool:
-    """Whether the network was saved with a head that reads texts, or is of a family that does little else."""
+    """Return whether the network has a head that reads texts, or is of a family that does little else."""
     if place.config is None:
         return False
     names = place.config.architectures or ()
@@ -132,7 +132,7 @@ DETECTORS: tuple[tuple[Callable[[Place], bool], str], ...] = (
     (_is_encoder, "encoder"),
     (_is_hugging_face, "causal"),
 )
-"""Whose model it is; the first that says yes has it."""
+"""Questions to a directory, and the runner for it. The first question with the answer yes decides."""
 
 
 def _refusal(place: Place) -> ModelFormatError:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from api.dialect import Dialect
-from api.endpoint import Endpoint, Plan, Post
+from api.endpoint import Endpoint, Post, TaskPlan
 from api.error_format import OPENAI
 from api.limits import Limits
 from api.record import Work
@@ -14,11 +14,11 @@ from api.schemas.openai import Heading
 from shared.messages import ModelInfo
 
 
-def _plan(body: ChatRequest, model: ModelInfo, limits: Limits) -> Plan:
+def _plan(body: ChatRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     limits.check_count("n", body.n, "completions")
     budget = limits.budget(body.max_tokens, model.max_new_tokens, model)
     notes = {"with_usage": body.stream_options.include_usage}
-    return Plan([body.chat_task(budget.max_tokens)], budget, body.n, notes)
+    return TaskPlan([body.chat_task(budget.max_tokens)], budget, body.n, notes)
 
 
 def _whole(work: Work, outcomes: Sequence[Outcome]) -> ChatCompletion:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from api.dialect import Dialect
-from api.endpoint import Endpoint, Plan, Post
+from api.endpoint import Endpoint, Post, TaskPlan
 from api.error_format import OPENAI
 from api.limits import Limits
 from api.record import Work
@@ -12,9 +12,9 @@ from api.schemas.embeddings import Embeddings, EmbeddingsRequest, embeddings
 from shared.messages import ModelInfo
 
 
-def _plan(body: EmbeddingsRequest, model: ModelInfo, limits: Limits) -> Plan:
+def _plan(body: EmbeddingsRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     limits.check_count("input", len(body.input))
-    return Plan(body.tasks(), notes={"encoding_format": body.encoding_format})
+    return TaskPlan(body.tasks(), notes={"encoding_format": body.encoding_format})
 
 
 def _whole(work: Work, outcomes: Sequence[Outcome]) -> Embeddings:

@@ -1,4 +1,4 @@
-"""`/v1/fleet`: what operators are told of the whole fleet, by any front."""
+"""`/v1/fleet`: the state of the whole fleet, for operators."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 from pydantic import RootModel
 
 from api.deps import FrontDep
-from api.dialect import Dialect, Door
+from api.dialect import Access, Dialect
 from shared.errors import BrokerUnavailable
 from shared.fleet.snapshot import look
 
@@ -22,11 +22,11 @@ class FleetNow(RootModel[dict[str, Any]]):
 
 @router.get("/v1/fleet", response_model=FleetNow)
 async def fleet(front: FrontDep) -> Response:
-    """The fleet at this moment; nothing is changed. 503 where Redis does not tell."""
+    """Return the fleet at this moment. 503 if Redis does not answer."""
     now = await look(front.broker, _PATIENCE_S)
     if now.problem is not None:
         raise BrokerUnavailable(now.problem, retry_after_s=1)
     return Response(msgspec.json.encode(now), media_type="application/json")
 
 
-DIALECT = Dialect(router=router, door=Door.ADMIN, prefix="/v1/fleet")
+DIALECT = Dialect(router=router, access=Access.ADMIN, prefix="/v1/fleet")

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from api.deps import Front, FrontDep
-from api.dialect import Dialect, Door
+from api.dialect import Access, Dialect
 from shared.errors import BrokerUnavailable
 from shared.metrics import CONTENT_TYPE
 
@@ -85,4 +85,4 @@ async def reason_not_ready(front: Front) -> str | None:
     return None if fleet.is_ready or is_awaited else "no worker is ready"
 
 
-DIALECT = Dialect(router=router, door=Door.OPEN, are_probes=True)
+DIALECT = Dialect(router=router, access=Access.OPEN, are_probes=True)

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request, Response
 
 from api.deps import Front, FrontDep
-from api.dialect import Dialect, Door
+from api.dialect import Access, Dialect
 from api.home import NAME, POLICY, Home, HomeModel, example_of, links_below, page, wants_html
 from api.routes.health import reason_not_ready
 from shared.errors import BrokerUnavailable
@@ -54,4 +54,4 @@ def _model(info: ModelInfo, *, is_default: bool) -> HomeModel:
     return HomeModel(id=info.id, description=info.found, tasks=list(info.tasks), is_default=is_default)
 
 
-DIALECT = Dialect(router=router, door=Door.OPEN)
+DIALECT = Dialect(router=router, access=Access.OPEN)

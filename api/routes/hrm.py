@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from api.dialect import Dialect
-from api.endpoint import Endpoint, Plan, Post
+from api.endpoint import Endpoint, Post, TaskPlan
 from api.limits import Limits
 from api.plans import text_plan
 from api.record import Work
@@ -27,20 +27,20 @@ from api.timings import Timings
 from shared.messages import ContinuationScore, ModelInfo, Score, Scored
 
 
-def _plan_generate(body: GenerateRequest, model: ModelInfo, limits: Limits) -> Plan:
+def _plan_generate(body: GenerateRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     limits.check_count("prompts", len(body.prompts))
     return text_plan(body, body.prompts, DEFAULT_MAX_TOKENS, model, limits)
 
 
-def _plan_score(body: LoglikelihoodRequest, model: ModelInfo, limits: Limits) -> Plan:
+def _plan_score(body: LoglikelihoodRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     limits.check_count("prompts", len(body.prompts))
     places = group_by_prompt(body.prompts)
-    return Plan(score_tasks(body, places), notes={"places": list(places.values())})
+    return TaskPlan(score_tasks(body, places), notes={"places": list(places.values())})
 
 
-def _plan_rolling(body: RollingRequest, model: ModelInfo, limits: Limits) -> Plan:
+def _plan_rolling(body: RollingRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     limits.check_count("prompts", len(body.prompts))
-    return Plan([Score("", (text,), body.condition, body.scoring, rolling=True) for text in body.prompts])
+    return TaskPlan([Score("", (text,), body.condition, body.scoring, rolling=True) for text in body.prompts])
 
 
 def group_by_prompt(prompts: list[str]) -> dict[str, list[int]]:

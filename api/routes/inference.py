@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from api.deps import FrontDep
-from api.dialect import Dialect, Door
+from api.dialect import Access, Dialect
 from api.endpoint import Post
 from api.error_format import API
 from api.routes.inference_tasks import BODIES, ENDPOINTS, body_type
@@ -72,4 +72,4 @@ DIALECT = Dialect(
     prefix="/api/",
     errors=API,
 )
-HEALTH = Dialect(router=probes, door=Door.OPEN, are_probes=True)
+HEALTH = Dialect(router=probes, access=Access.OPEN, are_probes=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from api.endpoint import Endpoint, Instant, Plan
+from api.endpoint import Endpoint, ImmediateEndpoint, TaskPlan
 from api.error_format import API
 from api.framing import EVENTS, Named
 from api.limits import Limits
@@ -54,7 +54,7 @@ def _is_streamed(body: Any) -> bool:
 def _endpoint(
     task: TaskName,
     body: type[InferenceRequest],
-    plan: Callable[[Any, ModelInfo, Limits], Plan],
+    plan: Callable[[Any, ModelInfo, Limits], TaskPlan],
     result: Callable[[Outcome], Result],
 ) -> Endpoint:
     name = INFOS[task].pipeline_tags[0]
@@ -91,7 +91,7 @@ def _endpoint(
     )
 
 
-def _generate(body: TextGenerationRequest, model: ModelInfo, limits: Limits) -> Plan:
+def _generate(body: TextGenerationRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     return text_plan(body.options, [body.inputs], DEFAULT_MAX_TOKENS, model, limits)
 
 
@@ -100,8 +100,8 @@ def _generated(outcome: Outcome) -> TextGenerationResult:
     return TextGenerationResult(text=choice.text, finish_reason=choice.finish_reason)
 
 
-def _classify(body: ClassificationRequest, model: ModelInfo, limits: Limits) -> Plan:
-    return Plan([Classify(body.inputs, body.options.top_k)])
+def _classify(body: ClassificationRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
+    return TaskPlan([Classify(body.inputs, body.options.top_k)])
 
 
 def _classified(outcome: Outcome) -> ClassificationResult:
@@ -109,8 +109,8 @@ def _classified(outcome: Outcome) -> ClassificationResult:
     return ClassificationResult(labels=[LabelBody(label=label.name, score=label.score) for label in labels])
 
 
-def _embed(body: FeatureRequest, model: ModelInfo, limits: Limits) -> Plan:
-    return Plan([Embed(body.inputs, body.options.normalize)])
+def _embed(body: FeatureRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
+    return TaskPlan([Embed(body.inputs, body.options.normalize)])
 
 
 def _embedded(outcome: Outcome) -> FeatureResult:
@@ -142,9 +142,9 @@ _ROWS = (
 )
 TASKS = {INFOS[endpoint.task].pipeline_tags[0]: endpoint for endpoint in _ROWS}
 """By Hugging Face's first name of each."""
-ENDPOINTS: tuple[Endpoint | Instant, ...] = (
+ENDPOINTS: tuple[Endpoint | ImmediateEndpoint, ...] = (
     *TASKS.values(),
-    Instant(EchoRequest, InferenceResponse, _echo, _tell_echo, EVENTS, API, _is_streamed),
+    ImmediateEndpoint(EchoRequest, InferenceResponse, _echo, _tell_echo, EVENTS, API, _is_streamed),
 )
 _TAGS = {tag: info.pipeline_tags[0] for info in INFOS.values() for tag in info.pipeline_tags} | {_ECHO: _ECHO}
 """All of its names of tasks, and ours."""

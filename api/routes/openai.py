@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from api.caller import CallerDep
 from api.deps import FrontDep
 from api.dialect import Dialect
-from api.endpoint import Endpoint, Plan, Post
+from api.endpoint import Endpoint, Post, TaskPlan
 from api.error_format import OPENAI
 from api.limits import Limits
 from api.plans import text_plan
@@ -46,11 +46,11 @@ async def model(id: str, front: FrontDep, caller: CallerDep) -> Model:
     return model_body(info)
 
 
-def _plan(body: CompletionRequest, model: ModelInfo, limits: Limits) -> Plan:
+def _plan(body: CompletionRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     limits.check_count("prompt", len(body.prompt))
     if body.echo:
         budget = limits.budget(body.max_tokens, DEFAULT_MAX_TOKENS, model)
-        return Plan(echo_tasks(body, budget.max_tokens), budget, notes=echo_notes(body, budget.max_tokens))
+        return TaskPlan(echo_tasks(body, budget.max_tokens), budget, notes=echo_notes(body, budget.max_tokens))
     notes = {"with_usage": body.stream_options.include_usage}
     return text_plan(body, body.prompt, DEFAULT_MAX_TOKENS, model, limits, notes)
 

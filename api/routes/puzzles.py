@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from api.dialect import Dialect
-from api.endpoint import Endpoint, Plan, Post
+from api.endpoint import Endpoint, Post, TaskPlan
 from api.limits import Limits
 from api.record import Work
 from api.run import Outcome
@@ -11,9 +11,9 @@ from api.schemas.puzzles import SolveRequest, SolveResponse, solve_response
 from shared.messages import ModelInfo
 
 
-def _plan(body: SolveRequest, model: ModelInfo, limits: Limits) -> Plan:
+def _plan(body: SolveRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     limits.check_count("grids", len(body.puzzles))
-    return Plan(body.tasks(), notes={"as_string": [isinstance(puzzle, str) for puzzle in body.puzzles]})
+    return TaskPlan(body.tasks(), notes={"as_string": [isinstance(puzzle, str) for puzzle in body.puzzles]})
 
 
 def _whole(work: Work, outcomes: Sequence[Outcome]) -> SolveResponse:

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from api.deps import FrontDep
 from api.dialect import Dialect
-from api.endpoint import Endpoint, Plan, Post
+from api.endpoint import Endpoint, Post, TaskPlan
 from api.extraction import answer_in, code_in
 from api.framing import TEXT
 from api.limits import Limits
@@ -46,19 +46,19 @@ async def model_info(front: FrontDep, model: str | None = None) -> ModelDescript
     return model_description(await front.admission.find(model))
 
 
-def _plan_prompt(body: PromptRequest, model: ModelInfo, limits: Limits) -> Plan:
+def _plan_prompt(body: PromptRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     return text_plan(body, [body.prompt], PROMPT_MAX_TOKENS, model, limits, {"prompt": body.prompt})
 
 
-def _plan_math(body: MathRequest, model: ModelInfo, limits: Limits) -> Plan:
+def _plan_math(body: MathRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     return _plan_problem(body, model.prompting.math or MATH_TEMPLATE, MATH_MAX_TOKENS, model, limits)
 
 
-def _plan_coding(body: CodingRequest, model: ModelInfo, limits: Limits) -> Plan:
+def _plan_coding(body: CodingRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     return _plan_problem(body, model.prompting.coding or CODING_TEMPLATE, CODING_MAX_TOKENS, model, limits)
 
 
-def _plan_problem(body: ProblemRequest, template: str, max_tokens: int, model: ModelInfo, limits: Limits) -> Plan:
+def _plan_problem(body: ProblemRequest, template: str, max_tokens: int, model: ModelInfo, limits: Limits) -> TaskPlan:
     """`template` is for a caller who brings none."""
     prompt = (body.template or template).replace(PLACE, body.problem)
     return text_plan(body, [prompt], max_tokens, model, limits, {"problem": body.problem})
@@ -101,7 +101,7 @@ def _endpoint(
     name: str,
     body: type[BaseModel],
     answer: type[BaseModel],
-    plan: Callable[[Any, ModelInfo, Limits], Plan],
+    plan: Callable[[Any, ModelInfo, Limits], TaskPlan],
     render: Callable[[Work, Sequence[Outcome]], BaseModel],
 ) -> Endpoint:
     """A stream ends with what the whole answer would have been."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from api.dialect import Dialect
-from api.endpoint import Endpoint, Plan, Post
+from api.endpoint import Endpoint, Post, TaskPlan
 from api.error_format import TGI
 from api.framing import EVENTS
 from api.limits import Limits
@@ -16,11 +16,11 @@ from api.schemas.tgi import DEFAULT_MAX_TOKENS, TgiNotes, TgiRequest, TgiRespons
 from shared.messages import ModelInfo
 
 
-def _plan(body: TgiRequest, model: ModelInfo, limits: Limits) -> Plan:
+def _plan(body: TgiRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     notes = notes_of(body)
     budget = limits.budget(body.parameters.max_tokens, DEFAULT_MAX_TOKENS, model)
     task = body.task(budget.max_tokens, with_tokens=body.stream or notes.has_details)
-    return Plan([task], budget, notes=msgspec.structs.asdict(notes))
+    return TaskPlan([task], budget, notes=msgspec.structs.asdict(notes))
 
 
 def _model(body: TgiRequest) -> str | None:

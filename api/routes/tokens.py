@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from api.dialect import Dialect
-from api.endpoint import Endpoint, Plan, Post
+from api.endpoint import Endpoint, Post, TaskPlan
 from api.limits import Limits
 from api.record import Work
 from api.run import Outcome
@@ -19,12 +19,12 @@ from api.schemas.tokens import (
 from shared.messages import ModelInfo
 
 
-def _plan_tokenize(body: TokenizeRequest, model: ModelInfo, limits: Limits) -> Plan:
-    return Plan([body.task()], notes={"window": model.context_window, "with_texts": body.return_token_strs})
+def _plan_tokenize(body: TokenizeRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
+    return TaskPlan([body.task()], notes={"window": model.context_window, "with_texts": body.return_token_strs})
 
 
-def _plan_detokenize(body: DetokenizeRequest, model: ModelInfo, limits: Limits) -> Plan:
-    return Plan([detokenize_task(body)])
+def _plan_detokenize(body: DetokenizeRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
+    return TaskPlan([detokenize_task(body)])
 
 
 def _tokens(work: Work, outcomes: Sequence[Outcome]) -> TokenizeResponse:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path
 from fastapi.responses import JSONResponse
 
 from api.deps import Front, FrontDep
-from api.dialect import Dialect, Door
+from api.dialect import Access, Dialect
 from api.routes.inference_tasks import TASKS
 from api.schemas.errors import ApiErrorBody, Responses, errors_of
 from api.schemas.fleet import Unloading, unloading
@@ -52,4 +52,4 @@ async def _unload(front: Front, model_id: str, task: str | None = None) -> JSONR
     return JSONResponse(state.model_dump(), 200 if state.status == "unloaded" else 202)
 
 
-DIALECT = Dialect(router=router, door=Door.ADMIN)
+DIALECT = Dialect(router=router, access=Access.ADMIN)

@@ -1,1 +1,1 @@
-"""The whole fleet at one moment: who is there, what waits, and sums of that."""
+"""The fleet at one moment: workers, models, queues, and sums over them."""

@@ -1,4 +1,4 @@
-"""Sums over the fleet: the numbers that `/metrics`, `aios status` and `GET /v1/fleet` tell, counted once."""
+"""Sums over the fleet, for `/metrics`, `aios status` and `GET /v1/fleet` alike."""
 
 from collections.abc import Iterable, Mapping
 

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from api.app import PARTS, create_app
 from api.dialect import Dialect
 from api.dialects import POSTS
-from api.endpoint import Endpoint, Plan, Post
+from api.endpoint import Endpoint, Post, TaskPlan
 from api.error_format import ErrorFormat
 from api.limits import Limits
 from api.plans import text_plan
@@ -96,7 +96,7 @@ def _odd(problem: Problem) -> dict[str, Any]:
     return {"wrong": problem.message, "where": problem.field}
 
 
-def _plan(body: OddRequest, model: ModelInfo, limits: Limits) -> Plan:
+def _plan(body: OddRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     if body.say == "nothing":
         raise InvalidRequest("say: expected something.", field="say")
     return text_plan(body, [body.say], 4, model, limits)
