@@ -14,7 +14,7 @@ _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rat
 
 @dataclass(frozen=True)
 class ErrorFormat:
-    """`body` returns the JSON of an error, of type `schema`. `invalid_body` is the status of a body that is not valid."""
+    """`body` returns the JSON of an error, of type `schema`. `invalid_body` is the status of an invalid body."""
 
     body: Callable[[Problem], dict[str, Any]]
     schema: type[BaseModel]

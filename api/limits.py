@@ -51,6 +51,6 @@ class Limits:
             raise InvalidRequest(f"{field}: expected at most {most} {what} in one request, got {count}.", field=field)
 
     def times(self, deadline_s: float | None) -> Times:
-        """Return how long a request may wait and run: until the caller's deadline, or the server's if that is earlier."""
+        """Return how long a request may wait and run: until its deadline, but no longer than any request may."""
         most_s = self.request_timeout_s
         return Times(self.queue_timeout_s, most_s if deadline_s is None else min(deadline_s, most_s))
