@@ -31,7 +31,7 @@ class Paths:
         trail = trail_of(scope)
         trail.path = path
         trail.errors = self._table.errors_at(path)
-        trail.is_probe = self._table.is_probe(path)
+        trail.is_probe = path in self._table.probe_paths
         scope["path"] = self._root_path + path
         scope["root_path"] = self._root_path
 

@@ -20,7 +20,6 @@ _DOCUMENTS = frozenset({"/docs", "/redoc", document.PATH})
 class Entry:
     route: APIRoute
     access: Access
-    is_probe: bool = False
 
 
 class RouteTable:
@@ -30,11 +29,14 @@ class RouteTable:
         self.routers: list[tuple[APIRouter, Access]] = []
         self.entries: list[Entry] = []
         self.posts: list[Post] = []
+        self.probe_paths: set[str] = set()
         self._errors_below: dict[str, ErrorFormat] = {}
         self._errors_at: dict[str, ErrorFormat] = {}
         for dialect in dialects:
             if dialect.router is not None:
-                self._add(dialect.router, dialect.access, is_probe=dialect.are_probes)
+                self._add(dialect.router, dialect.access)
+                if dialect.are_probes:
+                    self.probe_paths |= {route.path for route in _routes_of(dialect.router)}
             asking = APIRouter()
             for post in dialect.posts:
                 add_route(asking, post)
@@ -66,9 +68,6 @@ class RouteTable:
         """Return whether the path is for callers, or a document: neither health, metrics nor an operator's."""
         return {entry.access for entry in self._at(path)} == {Access.CALLER} or path in _DOCUMENTS
 
-    def is_probe(self, path: str) -> bool:
-        return any(entry.is_probe for entry in self._at(path))
-
     def errors_at(self, path: str) -> ErrorFormat:
         """Return the format of the endpoint at this path, else of the dialect with the longest matching prefix."""
         if path in self._errors_at:
@@ -79,8 +78,12 @@ class RouteTable:
     def _at(self, path: str) -> list[Entry]:
         return [entry for entry in self.entries if entry.route.path_regex.match(path)]
 
-    def _add(self, router: APIRouter, access: Access, *, is_probe: bool = False) -> None:
-        routes = [route for route in router.routes if isinstance(route, APIRoute)]
+    def _add(self, router: APIRouter, access: Access) -> None:
+        routes = _routes_of(router)
         if routes:
             self.routers.append((router, access))
-            self.entries += [Entry(route, access, is_probe) for route in routes]
+            self.entries += [Entry(route, access) for route in routes]
+
+
+def _routes_of(router: APIRouter) -> list[APIRoute]:
+    return [route for route in router.routes if isinstance(route, APIRoute)]

@@ -146,8 +146,8 @@ ENDPOINTS: tuple[Endpoint | ImmediateEndpoint, ...] = (
     *TASKS.values(),
     ImmediateEndpoint(EchoRequest, InferenceResponse, _echo, _tell_echo, EVENTS, API, _is_streamed),
 )
-_TAGS = {tag: info.pipeline_tags[0] for info in INFOS.values() for tag in info.pipeline_tags} | {_ECHO: _ECHO}
-"""All of its names of tasks, and ours."""
+_TAGS = {tag: name for name, endpoint in TASKS.items() for tag in INFOS[endpoint.task].pipeline_tags} | {_ECHO: _ECHO}
+"""All of its names of these tasks, and ours."""
 
 BODIES: dict[str, type[Any]] = {_ECHO: EchoRequest} | {name: endpoint.body for name, endpoint in TASKS.items()}
 
