@@ -289,6 +289,16 @@ def test_a_tensor_that_is_wrong(
         assert TENSORS[kind].removeprefix("bert.") in said
 
 
+@pytest.mark.parametrize("kind", ["causal", "causal-shards", "encoder"])
+def test_more_layers_than_any_files_hold(copied: Callable[[str], Path], kind: str) -> None:
+    """Nothing is built of them: that would take hours, and all memory."""
+    path = copied(kind)
+    config = json.loads((path / "config.json").read_text())
+    config["num_hidden_layers"] = 1_000_000
+    (path / "config.json").write_text(json.dumps(config))
+    assert "config.json" in refusal(path)
+
+
 @pytest.mark.parametrize("name", ["weight", "bias"])
 def test_a_q_head_that_is_not_of_numbers(copied: Callable[[str], Path], name: str) -> None:
     path = copied("implant")

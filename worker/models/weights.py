@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
@@ -15,6 +16,7 @@ from worker.models.reading import COPY_AGAIN, faulty, reading, unusable
 
 _PLAIN_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _FAULTS_NAMED = 8
+_MOST_LAYERS_A_TENSOR = 4  # layers may share their weights
 
 NO_NETWORK = "config.json may not be that of these weights: copy both again"
 """What to do where files that are whole make no network."""
@@ -134,7 +136,20 @@ def read_config(path: Path) -> PretrainedConfig:
         )
     with reading(file, f"correct it, or {COPY_AGAIN}"):
         config: PretrainedConfig = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    _check_num_layers(config, path)
     return config
+
+
+def _check_num_layers(config: PretrainedConfig, path: Path) -> None:
+    """Raise ModelFormatError for many more layers than tensors: transformers would build them before it compares."""
+    num_layers = getattr(config, "num_hidden_layers", 0)
+    num_tensors = 0
+    for file in weight_files(path):
+        with reading(file), safe_open(file, "pt") as tensors:
+            num_tensors += len(tensors.keys())
+    if isinstance(num_layers, int) and num_layers > _MOST_LAYERS_A_TENSOR * num_tensors:
+        problem = f"{path / CONFIG} says num_hidden_layers is {num_layers}, and there are {num_tensors} tensors"
+        raise ModelFormatError(f"{problem}: {NO_NETWORK}.")
 
 
 def start_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
