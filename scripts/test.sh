@@ -15,6 +15,7 @@ memory=""
 has_room() { (($(df --output=avail -k /dev/shm 2>/dev/null | tail -n 1) > 4 * 1024 * 1024)); }
 if [[ -z ${TMPDIR:-} ]] && has_room && memory=$(mktemp -d /dev/shm/aios-tests.XXXXXX); then
     trap 'rm -rf "$memory"' EXIT
+    chmod 1777 "$memory" # as of any folder for them: some tests become another user
     printf '#!/bin/sh\n' >"$memory/runs" && chmod +x "$memory/runs"
     ! "$memory/runs" 2>/dev/null || export TMPDIR=$memory
 fi
