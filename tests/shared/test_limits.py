@@ -234,9 +234,14 @@ async def told(desk: Desk, tasks: list[Task], share: float, *, less_s: float = 0
             await desk.submit(*tasks, **order)  # type: ignore[arg-type]
         after_ms = await now_ms(desk)
         retry_after_s = refused.value.retry_after_s
-    least, most = [max(1, math.ceil(share * (at % 10_000 + 10_000) / 1000 - less_s)) for at in (before_ms, after_ms)]
     assert retry_after_s is not None
-    assert least <= retry_after_s <= most
+    assert _told_at(before_ms, share, less_s) <= retry_after_s <= _told_at(after_ms, share, less_s)
+
+
+def _told_at(ms: int, share: float, less_s: float) -> int:
+    """The seconds that are told at this moment. Redis tells whole milliseconds, and parts of one are left out."""
+    wait_ms = math.floor(share * (ms % 10_000 + 10_000) - 1000 * less_s)
+    return max(1, math.ceil(wait_ms / 1000))
 
 
 async def now_ms(desk: Desk) -> int:
