@@ -284,6 +284,18 @@ async def test_the_same_key_takes_one_place(connections: list[Redis], shards: in
     assert len(before) == 1
 
 
+@COUNTS
+async def test_what_comes_again_takes_one_turn_of_its_rate(connections: list[Redis], shards: int) -> None:
+    """What a repetition took comes back, and no more than that."""
+    fronts = desks(connections, shards)
+    quota = Quota(rate_per_s=0.001, burst=5)
+    for desk in fronts[:3]:
+        await desk.request(key=Key("k"), quota=quota)
+    bucket = f"{keys.prefix(counted_at(shards))}bucket:public"
+    left = float(await connections[0].hget(bucket, "left") or 0)  # type: ignore[misc]
+    assert 4 <= left < 4.5, "burst, less one"
+
+
 async def test_fronts_are_killed_between_any_two_steps(connections: list[Redis]) -> None:
     """No limit is exceeded meanwhile; when all has ended and been looked after, all of the room is there again."""
     rng = random.Random(7)
