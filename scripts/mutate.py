@@ -37,7 +37,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "worker/sampler.py": ("tests/worker/test_sampler.py",),
     "worker/text.py": ("tests/worker/test_policy.py",),
-    "worker/scoring.py": ("tests/worker/test_scoring.py",),
+    "worker/scoring.py": ("tests/worker/test_scoring.py", "tests/worker/test_reading.py"),
     "shared/submission.py": (*_QUEUE, "tests/shared/test_limits.py", *_RESERVATIONS),
     "shared/queue.py": (*_QUEUE, "tests/shared/test_shards.py"),
     "shared/reservations.py": _RESERVATIONS,
