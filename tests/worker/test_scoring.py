@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import HrmTextForCausalLM, PreTrainedModel
 
 from scripts.train_sample import byte_tokenizer
-from shared.errors import InvalidRequest
+from shared.errors import InvalidRequest, WorkerFailed
 from shared.messages import ContinuationScore, Done, Generate, Sampling, Score, Scored
 from tests.worker.stepping import end_of, generate_all, run, score_all
 from tests.worker.test_hrm_text import write_tiny
@@ -21,7 +21,7 @@ from worker.request import Emission, Work
 from worker.runners.base import RunnerOptions
 from worker.runners.paged import PagedRunner
 from worker.scheduler import Scheduler
-from worker.sequence import Sequence
+from worker.sequence import Encoded, Scores, Sequence, Slice
 
 Ids = tuple[int, ...]
 Model = tuple[Path, PreTrainedModel]
@@ -231,3 +231,21 @@ def test_the_longest_continuation_and_the_longest_context(tiny: Model) -> None:
     assert refused.value.field == "continuations"
     partly = runner.encode(Score(ids(90, 0), (ids(17, 1),)))
     assert (partly.prompt_ids, partly.num_truncated) == (ids(90, 0)[10:], 10)
+
+
+def test_one_continuation_that_has_no_number_spoils_its_slice_alone() -> None:
+    """The first two continuations are of one context; the logits for the second one are broken."""
+    pair = Sequence("pair", Encoded((1,), continuations=((2,), (3,))), None)
+    single = Sequence("single", Encoded((1,), continuations=((4,),)), None)
+    states = torch.eye(3, 8)
+
+    def logits(some: Tensor) -> Tensor:
+        rows = some.clone()
+        rows[some[:, 1] == 1] = torch.nan
+        return rows
+
+    slices = [Slice(pair, num_tails=2), Slice(single, num_tails=1)]
+    spoiled, sound = scoring.score_slices(logits, states, slices, "mine")
+    assert isinstance(spoiled, WorkerFailed)
+    assert isinstance(sound, Scores)
+    assert len(sound.scores) == 1
