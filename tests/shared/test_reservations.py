@@ -284,6 +284,28 @@ async def test_the_same_key_takes_one_place(connections: list[Redis], shards: in
     assert len(before) == 1
 
 
+async def test_those_who_settle_at_once_share_one_look(
+    connections: list[Redis], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And who comes while it goes on gets the next one: what left meanwhile may not have been seen."""
+    reservations = Desk(Broker(connections[0], 4)).submissions._reservations
+    num_looks, goes_on, may_end = 0, asyncio.Event(), asyncio.Event()
+
+    async def look() -> None:
+        nonlocal num_looks
+        num_looks += 1
+        goes_on.set()
+        await may_end.wait()
+
+    monkeypatch.setattr(reservations, "settle_all", look)
+    first = [asyncio.create_task(reservations.settle()) for _ in range(5)]
+    await goes_on.wait()
+    later = [asyncio.create_task(reservations.settle()) for _ in range(5)]
+    may_end.set()
+    await asyncio.gather(*first, *later)
+    assert num_looks == 2
+
+
 @COUNTS
 async def test_what_comes_again_takes_one_turn_of_its_rate(connections: list[Redis], shards: int) -> None:
     """What a repetition took comes back, and no more than that."""
