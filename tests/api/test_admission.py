@@ -1,5 +1,8 @@
 """What is refused at the door: a full queue, unknown models, no worker; and that nothing is queued then."""
 
+import asyncio
+from typing import Any
+
 import httpx
 import pytest
 from redis.asyncio import Redis
@@ -7,9 +10,12 @@ from redis.asyncio import Redis
 from api.fleet import FleetView
 from shared.broker import Broker
 from shared.presence import Presence
+from shared.requests import Request
+from shared.submission import Submissions
 from tests.api.echo_worker import EchoWorker, announce, model_info
 from tests.api.fronts import in_memory, states
 from tests.desk import Desk
+from tests.polling import until
 
 
 async def test_a_full_queue_takes_all_jobs_of_a_request_or_none(redis: Redis) -> None:
@@ -101,3 +107,28 @@ async def test_a_view_of_the_fleet_is_kept_for_a_while(redis: Redis) -> None:
     await announce(redis, "echo")
     assert not (await kept.now()).is_ready
     assert (await fresh.now()).is_ready
+
+
+async def test_work_that_redis_takes_when_its_caller_was_refused_is_called_off(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would follow it."""
+    await announce(redis, "echo")
+    submit, may_answer = Submissions.submit, asyncio.Event()
+
+    async def late(submissions: Submissions, *order: Any) -> Request:
+        request = await submit(submissions, *order)
+        await may_answer.wait()
+        return request
+
+    async def are(state: str) -> bool:
+        return await states(redis) == [state]
+
+    monkeypatch.setattr(Submissions, "submit", late)
+    monkeypatch.setattr("api.admission._SUBMIT_TIMEOUT_S", 0.05)
+    async with in_memory(redis) as client:
+        answer = await client.post("/generate", json={"prompts": ["a"]})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "broker_unavailable")
+        await until(lambda: are("queued"), "Redis has taken it")
+        may_answer.set()
+        await until(lambda: are("cancelled"), "it is called off")
