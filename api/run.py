@@ -48,8 +48,7 @@ class Outcome:
     max_tokens: int | None = None
 
     def as_a(self, kind: type[SomeResult]) -> SomeResult:
-        """The result of a task that has results of this kind. Raises WorkerFailed if a worker of another version gave
-        none."""
+        """Return the result, which is of this kind. Raise WorkerFailed if a worker of another version gave none."""
         if not isinstance(self.result, kind):
             raise WorkerFailed("The worker that did this speaks another version of the protocol.")
         return self.result

@@ -4,14 +4,13 @@ python -m scripts.settings_files    # after a setting was added or changed; a te
 """
 
 import json
-from typing import Any, get_args
+from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from shared.cli import FLAG_ALIASES, shown
+from shared.cli import FLAG_ALIASES, shown, shown_choices
 from shared.setting_layers import env_name, env_names, flag_name, switch_flags, switch_names
 from shared.setting_models import RUNNERS
-from shared.setting_text import choices_of
 from shared.setting_types import SECRETS
 from shared.settings import REPO_ROOT, Settings
 
@@ -43,9 +42,8 @@ def default_yaml() -> str:
 
 def _yaml_lines(name: str, field: FieldInfo) -> str:
     setting = f"{name}: {_yaml(field.default)}"
-    told = f"{field.description}{': ' if _choices(field) else ''}{' | '.join(_choices(field))}"
     advice = f" (better in {env_name(name)})" if name in SECRETS else ""
-    line = f"    # {setting:<{_WIDTH}}{'' if len(setting) < _WIDTH else '  '}# {told}{advice}\n"
+    line = f"    # {setting:<{_WIDTH}}{'' if len(setting) < _WIDTH else '  '}# {_told(field, ' | ')}{advice}\n"
     return line + (_ENTRIES if name == "models" else "")
 
 
@@ -54,9 +52,12 @@ def _yaml(value: Any) -> str:
     return value if isinstance(value, str) and value.isidentifier() else json.dumps(value)
 
 
-def _choices(field: FieldInfo) -> list[str]:
-    names = list(choices_of(field.annotation))
-    return ["N", *names] if names and int in get_args(field.annotation) else names
+def _told(field: FieldInfo, separator: str) -> str:
+    """Return the description, with the choices behind it."""
+    choices = separator.join(shown_choices(field))
+    if not choices:
+        return str(field.description)
+    return f"{field.description}: {choices}"
 
 
 def table() -> str:
@@ -78,8 +79,8 @@ def _row(name: str, field: FieldInfo) -> str:
     if field.annotation is bool:
         flags.append(flag_name(name).replace("--", "--no-", 1))
     variables = (*env_names(name), *switch_names(name))
-    told = f"{field.description}{': ' if _choices(field) else ''}{', '.join(_choices(field))}"
-    return f"| {_code(flags)} | {_code(variables)} | `{shown(field.default)}` | {told.replace('|', chr(92) + '|')} |"
+    told = _told(field, ", ").replace("|", r"\|")
+    return f"| {_code(flags)} | {_code(variables)} | `{shown(field.default)}` | {told} |"
 
 
 def _code(words: list[str] | tuple[str, ...]) -> str:

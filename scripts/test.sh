@@ -12,7 +12,11 @@ export OMP_NUM_THREADS=1 # two spinning thread pools on two cores make tiny mode
 
 # Temporary files lie in memory where there is room: on a disk that others keep busy a Redis that syncs stands still.
 memory=""
-has_room() { (($(df --output=avail -k /dev/shm 2>/dev/null | tail -n 1) > 4 * 1024 * 1024)); }
+has_room() {
+    local free_kib
+    free_kib=$(df --output=avail -k /dev/shm 2>/dev/null | tail -n 1)
+    ((${free_kib:-0} > 4 * 1024 * 1024))
+}
 if [[ -z ${TMPDIR:-} ]] && has_room && memory=$(mktemp -d /dev/shm/aios-tests.XXXXXX); then
     trap 'rm -rf "$memory"' EXIT
     chmod 1777 "$memory" # as of any folder for them: some tests become another user

@@ -91,8 +91,7 @@ def redis_url(settings: Settings) -> str:
     fault = fault_of_url(settings.redis_url)
     if fault is not None:
         remedy = "name one like redis://host:6379/0 by --redis-url or AIOS_REDIS_URL"
-        url = "".join(settings.redis_url.split())  # a password with a space in it would not be known for one
-        raise settings.refusal("redis_url", f"{url} is no URL of a Redis: {fault}", remedy)
+        raise settings.refusal("redis_url", f"{settings.redis_url} is no URL of a Redis: {fault}", remedy)
     return settings.redis_url
 
 
@@ -136,6 +135,7 @@ def render_config(resolved: Resolved) -> str:
 
 
 def shown(value: Any) -> str:
+    """Return a setting's value as people read it."""
     if isinstance(value, tuple):
         parts = (f"{part.id}={part.path}" if isinstance(part, ModelEntry) else str(part) for part in value)
         return f"[{', '.join(parts)}]"
@@ -214,9 +214,16 @@ def _argument_kind(name: str, field: FieldInfo) -> dict[str, Any]:
     return {"metavar": name.rsplit("_", 1)[-1].upper()}
 
 
+def shown_choices(field: FieldInfo) -> list[str]:
+    """Return the words that a setting may be, with N for a number; none for a setting that is no choice."""
+    words = list(choices_of(field.annotation))
+    if words and int in get_args(field.annotation):
+        return ["N", *words]
+    return words
+
+
 def _help(name: str, field: FieldInfo) -> str:
-    numbers = ("N",) if int in get_args(field.annotation) else ()
-    choices = " | ".join(numbers + choices_of(field.annotation))
+    choices = " | ".join(shown_choices(field))
     names = ", ".join((*env_names(name), *switch_names(name)))
     text = f"{field.description}{': ' + choices if choices else ''} (default {shown(field.default)}) [env: {names}]"
     return text.replace("%", "%%")

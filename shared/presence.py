@@ -45,8 +45,12 @@ class Fleet:
         return [worker for worker in ready if any(model.id == model_id for model in worker.models)]
 
     def may_serve(self, model_id: str, grace_s: float) -> bool:
-        """Whether work for this model finds a worker, or one may be back that served it at most so long ago."""
+        """Return whether a worker is ready for this model, or one may be back that served it `grace_s` ago at most."""
         return self.serves(model_id) or self.absences.get(model_id, math.inf) <= grace_s
+
+    def may_serve_some(self, grace_s: float) -> bool:
+        """Return whether a worker is ready, or one may be back that served any model `grace_s` ago at most."""
+        return self.is_ready or min(self.absences.values(), default=math.inf) <= grace_s
 
     def residences(self, model_id: str) -> list[Residence]:
         """Where the model stands on each worker that serves it."""

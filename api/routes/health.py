@@ -80,9 +80,9 @@ async def reason_not_ready(front: Front) -> str | None:
             fleet = await front.fleet.now()
     except (BrokerUnavailable, TimeoutError):
         return "Redis is not reachable"
-    grace_s = front.admission.limits.absent_grace_s
-    is_awaited = any(absent_s <= grace_s for absent_s in fleet.absences.values())
-    return None if fleet.is_ready or is_awaited else "no worker is ready"
+    if fleet.may_serve_some(front.admission.limits.absent_grace_s):
+        return None
+    return "no worker is ready"
 
 
 DIALECT = Dialect(router=router, access=Access.OPEN, are_probes=True)

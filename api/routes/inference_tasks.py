@@ -69,7 +69,7 @@ def _endpoint(
             metrics=times_body(work.timings),
         )
 
-    def tell(work: Work) -> InferenceEvents:
+    def stream(work: Work) -> InferenceEvents:
         def finish(outcomes: Sequence[Outcome], timings: Timings | None) -> InferenceResponse:
             return render(replace(work, timings=timings), outcomes)
 
@@ -82,7 +82,7 @@ def _endpoint(
         InferenceResponse,
         plan,
         render,
-        tell,
+        stream,
         EVENTS,
         errors=API,
         is_timed=True,
@@ -130,7 +130,7 @@ def _echo(body: EchoRequest, request_id: str) -> InferenceResponse:
     )
 
 
-def _tell_echo(body: EchoRequest, answer: InferenceResponse) -> Iterator[Named]:
+def _stream_echo(body: EchoRequest, answer: InferenceResponse) -> Iterator[Named]:
     yield Named("token", {"correlation_id": answer.correlation_id, "index": 0, "token": body.inputs})
     yield Named("done", answer.model_dump(mode="json"))
 
@@ -144,7 +144,7 @@ TASKS = {INFOS[endpoint.task].pipeline_tags[0]: endpoint for endpoint in _ROWS}
 """By Hugging Face's first name of each."""
 ENDPOINTS: tuple[Endpoint | ImmediateEndpoint, ...] = (
     *TASKS.values(),
-    ImmediateEndpoint(EchoRequest, InferenceResponse, _echo, _tell_echo, EVENTS, API, _is_streamed),
+    ImmediateEndpoint(EchoRequest, InferenceResponse, _echo, _stream_echo, EVENTS, API, _is_streamed),
 )
 _TAGS = {tag: name for name, endpoint in TASKS.items() for tag in INFOS[endpoint.task].pipeline_tags} | {_ECHO: _ECHO}
 """All of its names of these tasks, and ours."""

@@ -106,13 +106,13 @@ def _endpoint(
 ) -> Endpoint:
     """A stream ends with what the whole answer would have been."""
 
-    def tell(work: Work) -> Texts:
+    def stream(work: Work) -> Texts:
         def end(outcomes: Sequence[Outcome], timings: Timings | None) -> dict[str, Any]:
             return {"text": "", "result": render(replace(work, timings=timings), outcomes).model_dump()}
 
         return Texts(work.record.n, 1, end)
 
-    return Endpoint(name, "generate", body, answer, plan, render, tell, bare_framing=TEXT, is_timed=True)
+    return Endpoint(name, "generate", body, answer, plan, render, stream, bare_framing=TEXT, is_timed=True)
 
 
 PROMPT = _endpoint("prompt", PromptRequest, PromptResponse, _plan_prompt, _prompt_response)
