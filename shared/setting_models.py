@@ -21,7 +21,9 @@ def has_place(value: str) -> str:
     return value
 
 
-RUNNERS = ("auto", "hrm-text", "hrm-act", "hrm-puzzle", "causal", "encoder", "echo")
+RUNNERS = ("auto", "hrm-text", "hrm-act", "hrm-puzzle", "causal", "encoder", "echo", "echo-task")
+WITHOUT_FILES = ("echo", "echo-task")
+"""The runners that need no model: their names stand in place of a path."""
 
 
 def _is_runner(value: str) -> str:
@@ -79,6 +81,6 @@ class ModelEntry(BaseModel):
             if not (name and equals and path):
                 raise ValueError(f"expected id=path, got {value!r}")
             value = {"id": name, "path": path}
-        if isinstance(value, Mapping) and value.get("path") == "echo":
-            value = {**value, "runner": "echo"}
+        if isinstance(value, Mapping) and value.get("path") in WITHOUT_FILES:
+            value = {**value, "runner": value["path"]}
         return value

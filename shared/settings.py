@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from shared.setting_layers import Layer, LayerSource, cli_layer, env_layer, env_name, yaml_layer
 from shared.setting_layers import SettingsError as SettingsError
+from shared.setting_models import WITHOUT_FILES
 from shared.setting_models import ModelEntry as ModelEntry
 from shared.setting_text import choices_of, env_text, mask_secrets
 from shared.setting_types import (
@@ -30,6 +31,7 @@ from shared.setting_types import (
     Dtype,
     EndpointRate,
     Gigabytes,
+    Milliseconds,
     Name,
     PathPrefix,
     Port,
@@ -189,6 +191,9 @@ class Settings(BaseSettings):
     compile_layers: bool = Field(default=True, description="compile HRM-Text's layers on cuda (needs a C compiler)")
     prefix_cache: bool = Field(default=True, description="let requests of one tenant share what was computed")
     step_tokens: Count | None = Field(default=None, description="tokens of one step (none: 256 on cpu, else 4096)")
+    batch_wait_ms: Milliseconds = Field(
+        default=5.0, description="how long a batch of tasks that are done whole waits for more of them"
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -391,7 +396,7 @@ def _check_default_model(settings: Settings, origin: str) -> None:
 
 def _entry_of_path(settings: Settings) -> ModelEntry:
     path = settings.model_path or str(SAMPLE_MODEL)
-    if path == "echo":
+    if path in WITHOUT_FILES:
         return ModelEntry(id=path, path=path)
     try:
         place = Path(os.path.expanduser(path)).absolute()  # Path's own raises for a user who is not there

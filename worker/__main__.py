@@ -101,6 +101,7 @@ async def _serve(settings: Settings) -> int:
             broker,
             terms,
             drain_timeout_s=settings.drain_s,
+            batch_wait_s=settings.batch_wait_ms / 1000,
             pool=settings.pool,
             high_water=HighWater(settings.memory_high_water),
             tracing=tracing,

@@ -12,19 +12,20 @@ from pydantic import ValidationError
 
 from shared.errors import FleetError, from_event
 from shared.logs import fields
-from shared.messages import Embedded, Failed, Generate, Labelled, ModelInfo, Prompting, Solution, name_of
-from shared.setting_models import PromptingEntry
+from shared.messages import Embedded, Failed, Labelled, ModelInfo, Prompting, Solution, name_of
+from shared.setting_models import WITHOUT_FILES, PromptingEntry
 from shared.settings import ModelEntry, Settings, SettingsError, model_entries
 from shared.vectors import unpack
 from worker import device
-from worker.engine import Engine
+from worker.engines import AnyRunner, engine_for
 from worker.fingerprint import fingerprint
 from worker.models.errors import ModelFormatError, is_out_of_memory
 from worker.models.reading import reason_of, unusable
 from worker.registry import detect, load_runner
-from worker.request import Emission, Work
-from worker.runners.base import SMALLEST_WINDOW, Runner, RunnerOptions
+from worker.request import Emission
+from worker.runners.base import SMALLEST_WINDOW, RunnerOptions
 from worker.shapes import DEFAULT_KV_BYTES
+from worker.take import Take
 
 logger = logging.getLogger("aios.loading")
 
@@ -45,7 +46,7 @@ class LoadedModel:
     `load_s`, its first try `warm_up_s`. Files that are `not_obeyed` ask for something in vain, each with the reason."""
 
     info: ModelInfo
-    runner: Runner
+    runner: AnyRunner
     again: "Callable[[], LoadedModel]"
     fingerprint: str = ""
     load_s: float = 0.0
@@ -82,7 +83,7 @@ def load_known_models(
     """
     entries = model_entries(settings)
     default = settings.default_model or entries[0].id
-    if any(entry.runner != "echo" for entry in entries):
+    if any(entry.runner not in WITHOUT_FILES for entry in entries):
         chosen = device.select_device(settings.device)
         logger.info("device chosen", extra=fields(device=str(chosen), **device.device_capabilities()))
     missing = obstacles(settings)
@@ -123,7 +124,7 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
     try:
         kind = detect(entry.path) if entry.runner == "auto" else entry.runner
         options = _options(entry, settings, kind)
-        runner = load_runner(kind, options) if kind == "echo" else _load_fitting(kind, options)
+        runner = load_runner(kind, options) if kind in WITHOUT_FILES else _load_fitting(kind, options)
     except ModelFormatError as error:
         raise SettingsError(_sentence(entry, str(error))) from error
     except (MemoryError, RuntimeError) as error:
@@ -132,7 +133,7 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
         problem = f"does not fit into memory ({reason_of(error)}); serve a smaller one, or lower context_window."
         raise SettingsError(_sentence(entry, problem)) from error
     spec = runner.spec
-    if spec.context_window < SMALLEST_WINDOW:
+    if spec.mechanism == "sequence" and spec.context_window < SMALLEST_WINDOW:
         raise SettingsError(
             f"context_window: model {entry.id!r} would have {spec.context_window} tokens; at least {SMALLEST_WINDOW} "
             "are expected"
@@ -183,7 +184,7 @@ def _not_obeyed(entry: ModelEntry, runner: str) -> dict[str, str]:
 
 def prompting_of(entry: ModelEntry) -> Prompting:
     """What the entry says of how the model is asked, and else its own directory. Raises SettingsError."""
-    declared = {} if entry.runner == "echo" else _declared_prompting(Path(entry.path).expanduser())
+    declared = {} if entry.runner in WITHOUT_FILES else _declared_prompting(Path(entry.path).expanduser())
     if entry.prompting is not None:
         declared |= entry.prompting.model_dump(exclude_none=True)
     return Prompting(**declared)
@@ -211,7 +212,7 @@ def _sentence(entry: ModelEntry, problem: str) -> str:
     return " ".join(f"model {entry.id!r}: {said}".split())
 
 
-def _load_fitting(kind: str, options: RunnerOptions) -> Runner:
+def _load_fitting(kind: str, options: RunnerOptions) -> AnyRunner:
     """Load on a device whose memory is checked before and after."""
     from worker import memory
 
@@ -243,7 +244,7 @@ def _options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
         attention=settings.attention,
         use_ema=settings.use_ema,
     )
-    return options if kind == "echo" else replace(options, **_placement(entry, settings))
+    return options if kind in WITHOUT_FILES else replace(options, **_placement(entry, settings))
 
 
 def _placement(entry: ModelEntry, settings: Settings) -> dict[str, Any]:
@@ -270,18 +271,18 @@ def _placement(entry: ModelEntry, settings: Settings) -> dict[str, Any]:
     }
 
 
-def warm_up(runner: Runner) -> str:
+def warm_up(runner: AnyRunner) -> str:
     """Do the model's trial through a real engine, so that the first request finds everything ready; says what came.
 
     Raises the FleetError that ended it.
     """
     trial = runner.spec.trial
-    encoded = runner.encode(trial)
     said: list[Emission] = []
-    if encoded.answer is not None:
+    engine = engine_for(runner, said.extend)
+    work = engine.prepare(Take("warm-up", trial))
+    if work.answer is not None:
         return f"answered a {name_of(trial)} task"
-    engine = Engine(runner, said.extend)
-    engine.submit(Work("warm-up", encoded, trial.sampling if isinstance(trial, Generate) else None))
+    engine.submit(work)
     while engine.has_work:
         engine.step()
     ended = said[-1].ended
@@ -295,4 +296,6 @@ def warm_up(runner: Runner) -> str:
         return f"embedded a text in {len(unpack(result.vector))} dimensions"
     if isinstance(result, Labelled):
         return f"labelled a text {result.labels[0].name!r}"
+    if runner.spec.mechanism == "task":
+        return f"did a {name_of(trial)} task"
     return f"decoded one token: {''.join(item.text for item in said)!r}"

@@ -5,7 +5,7 @@
 --
 -- job:ID      hash    spec model class tenant state (queued | running | done | failed | cancelled) epoch last (event
 --                     index) cost places entry queued_ms expires_ms (to be taken by then) deadline_ms worker fingerprint
---                     started (epoch that said so) advanced (epoch that said a token) deaths, and when it was first
+--                     started (epoch that said so) advanced (epoch that got on: said a token, or came further) deaths, and when it was first
 --                     taken_ms, said its first_ms token, and ended_ms
 -- log:ID      stream  the events; event index i is the entry `i-0`, so an append lands once or not at all
 -- line:M:C:T  stream  jobs of one model, class and tenant that wait
@@ -55,7 +55,7 @@ local function class_key(kind, model, class) return P .. kind .. ':' .. model ..
 local function ended_key(model, at) return P .. 'ended:' .. model .. ':' .. math.floor(at / BUCKET_MS) end
 
 local FIELDS = { 'state', 'epoch', 'last', 'model', 'class', 'tenant', 'cost', 'bytes', 'entry', 'expires_ms',
-  'deadline_ms', 'worker', 'fingerprint', 'started', 'advanced', 'deaths', 'request' }
+  'deadline_ms', 'worker', 'fingerprint', 'started', 'advanced', 'first_ms', 'deaths', 'request' }
 
 -- Some fields of a job, all that scripts need unless told; nil for a job that is not there. The first is `state`.
 local function read_job(id, fields)

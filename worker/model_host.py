@@ -1,10 +1,10 @@
 """One model of a worker: takes jobs while it is loaded, gives its memory back when told to, loads again for new work.
 
-Only the slot moves its model between `loaded`, `unloading`, `unloaded` and `loading`. An unloaded model hears no bell,
-which is for workers that have it: its slot looks now and then whether jobs wait, and leaves them to workers that have
+Only the host moves its model between `loaded`, `unloading`, `unloaded` and `loading`. An unloaded model hears no bell,
+which is for workers that have it: its host looks now and then whether jobs wait, and leaves them to workers that have
 the model, or are about to, unless these let them wait for long.
 
-A model that cannot be loaded again concerns nobody else: its slot says why, ends the jobs that wait for it where no
+A model that cannot be loaded again concerns nobody else: its host says why, ends the jobs that wait for it where no
 other worker could answer them, and tries again later and later.
 """
 
@@ -15,7 +15,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,15 +30,16 @@ from shared.settings import SettingsError
 from shared.tracing import Tracing
 from worker.attempt import begin
 from worker.device import give_back_memory
-from worker.engine import Engine
 from worker.engine_thread import EngineThread
+from worker.engines import AnyEngine, engine_for
 from worker.intake import Intake
+from worker.ledger import Ledger
 from worker.loading import FailedModel, LoadedModel
 from worker.meter import Meter
 from worker.models.reading import reason_of
 from worker.outbox import Outbox
 
-logger = logging.getLogger("aios.slot")
+logger = logging.getLogger("aios.host")
 
 _LOOK_S = 0.5
 """Between two looks for work of a model that is not loaded, or for the end of the last job of one that is to go."""
@@ -57,27 +58,31 @@ _ABSOLUTE_PATH = re.compile(r"(?<![\w.])/(?:[^\s/:,;'\"()]+/)+(?=[^\s/:,;'\"()])
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What all slots of a worker share. `work` wakes `thread`; `tell` announces the worker as it is now."""
+class HostContext:
+    """What all hosts of a worker share. `threads` are those that compute, by mechanism.
+
+    A batch of tasks that are done whole waits `batch_wait_s` for more. `tell` announces the worker as it is now.
+    """
 
     broker: Broker
     terms: Terms
     worker_id: str
     presence: Presence
     reader: LogReader
+    ledger: Ledger
     outbox: Outbox
     meter: Meter
     tracing: Tracing
-    thread: EngineThread
-    work: threading.Event
+    threads: Mapping[str, EngineThread]
+    batch_wait_s: float
     tell: Callable[[], Awaitable[None]]
 
 
-class Slot:
-    """`obeyed` is the last order to unload that has been carried out, 0 before any."""
+class ModelHost:
+    """`obeyed` is the last order to unload that has been carried out, 0 before any. `thread` computes for the model."""
 
-    def __init__(self, model: LoadedModel | FailedModel, bench: Bench) -> None:
-        self._bench = bench
+    def __init__(self, model: LoadedModel | FailedModel, context: HostContext) -> None:
+        self._context = context
         self._again = model.again
         self._order = 0
         self.obeyed = 0
@@ -88,6 +93,7 @@ class Slot:
         self._able_at_s = 0.0
         self._reason = ""
         self._retry_at_s = 0.0
+        self.thread = context.threads["sequence"]
         if isinstance(model, LoadedModel):
             self._place(model)
         else:
@@ -103,7 +109,7 @@ class Slot:
         return LoadFailure(_ABSOLUTE_PATH.sub("", reason), max(1, left_s))
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> AnyEngine:
         """Of a model that is loaded."""
         assert self._engine is not None
         return self._engine
@@ -117,7 +123,7 @@ class Slot:
     @property
     def claims(self) -> list[Claim]:
         """The model's jobs in hand."""
-        return [claim for claim in self._bench.outbox.claims if claim.job.model == self.info.id]
+        return self._context.ledger.claims_of(self.info.id)
 
     def unload(self, order: int) -> None:
         """Take nothing more, end what is in hand, and free the model's memory; jobs that come later load it again."""
@@ -131,7 +137,7 @@ class Slot:
         if was_stale:
             self.engine.abort(claim.key)
         else:
-            self._bench.meter.closed(claim)
+            self._context.meter.closed(claim)
         self._intake.closed(claim)
 
     async def turn(self) -> None:
@@ -156,34 +162,39 @@ class Slot:
             self._intake.drop()
 
     def _place(self, model: LoadedModel) -> None:
-        bench = self._bench
+        context = self._context
         self.info: ModelInfo = model.info
         self.queue = WorkQueue(
-            bench.broker, bench.terms, model=model.info.id, worker=bench.worker_id, fingerprint=model.fingerprint
+            context.broker, context.terms, model=model.info.id, worker=context.worker_id, fingerprint=model.fingerprint
         )
-        self._engine: Engine | None = Engine(model.runner, bench.outbox.put, bench.work.set)
+        spec = model.runner.spec
+        self.thread = context.threads[spec.mechanism]
+        self._engine: AnyEngine | None = engine_for(
+            model.runner, context.outbox.put, self.thread.wake, batch_wait_s=context.batch_wait_s
+        )
         self._intake: Intake | None = Intake(
             self.queue,
-            bench.reader,
-            bench.outbox,
+            context.reader,
+            context.ledger,
+            context.outbox,
             self._engine,
-            model.runner,
-            worker_id=bench.worker_id,
-            shards=bench.broker.shards,
-            tracing=bench.tracing,
+            max_batch=spec.max_batch,
+            worker_id=context.worker_id,
+            shards=context.broker.shards,
+            tracing=context.tracing,
         )
-        bench.meter.add(model, self._engine, self._intake)
-        bench.thread.add(self._engine)
+        context.meter.add(model, self._engine, self._intake)
+        self.thread.add(self._engine)
         self.residence: Residence = "loaded"
 
     def _leave_empty(self, model: FailedModel) -> None:
-        bench = self._bench
+        context = self._context
         self.info = model.info
         self.queue = WorkQueue(
-            bench.broker,
-            bench.terms,
+            context.broker,
+            context.terms,
             model=model.info.id,
-            worker=bench.worker_id,
+            worker=context.worker_id,
             fingerprint=model.info.fingerprint,
         )
         self._engine = None
@@ -206,7 +217,7 @@ class Slot:
             await self._free()
         self._num_failures = 0
         self.obeyed = order
-        await self._bench.tell()
+        await self._context.tell()
 
     async def _has_claims(self) -> bool:
         """Whether jobs are in hand still; if so, after waiting a short while for one to end."""
@@ -218,9 +229,9 @@ class Slot:
         return True
 
     async def _free(self) -> None:
-        self._bench.meter.remove(self.info.id)
+        self._context.meter.remove(self.info.id)
         gone, loop = asyncio.Event(), asyncio.get_running_loop()
-        self._bench.thread.remove(self.engine, partial(loop.call_soon_threadsafe, gone.set))
+        self.thread.remove(self.engine, partial(loop.call_soon_threadsafe, gone.set))
         await gone.wait()
         self._engine = self._intake = None
         await asyncio.to_thread(give_back_memory)
@@ -228,7 +239,7 @@ class Slot:
         logger.info("model unloaded", extra=fields(model=self.info.id))
 
     async def _look(self) -> None:
-        if not await self.queue.has_work(self._bench.broker.shards):
+        if not await self.queue.has_work(self._context.broker.shards):
             self._waiting_since_s = None
         elif await self._is_ours():
             await self._load()
@@ -246,24 +257,26 @@ class Slot:
 
     async def _others(self) -> list[WorkerInfo]:
         """The other workers that serve the model."""
-        fleet = await self._bench.presence.fleet()
-        return [other for other in fleet.serving(self.info.id) if other.id != self._bench.worker_id]
+        fleet = await self._context.presence.fleet()
+        return [other for other in fleet.serving(self.info.id) if other.id != self._context.worker_id]
 
     async def _load(self) -> None:
         """Other models go on meanwhile, unless loading touches what they compute with: a GPU, or torch's default dtype.
         Where loading fails they go on, too."""
         self.residence, self._waiting_since_s = "loading", None
-        await self._bench.tell()
+        await self._context.tell()
         begun_s, done = time.monotonic(), threading.Event()
         is_apart = self.info.device in ("", "cpu") and self.info.dtype in ("", "float32")
-        stands = None if is_apart else self._bench.thread.rest_until(done)
+        stands = []
+        if not is_apart:
+            stands = [thread.rest_until(done) for thread in self._context.threads.values()]
         try:
             model = await asyncio.to_thread(_loaded, self._again, stands)
         except Exception as error:  # whatever is wrong with one model must not end the others
             self.residence = "unloaded"
             self._note_failure(_told(self.info.id, error))
             await asyncio.to_thread(give_back_memory)
-            await self._bench.tell()
+            await self._context.tell()
             return
         finally:
             done.set()
@@ -271,7 +284,7 @@ class Slot:
         self._place(model)
         took_s = round(time.monotonic() - begun_s, 1)
         logger.info("model loaded again", extra=fields(model=self.info.id, took_s=took_s))
-        await self._bench.tell()
+        await self._context.tell()
 
     def _note_failure(self, reason: str) -> None:
         self._num_failures += 1
@@ -290,7 +303,7 @@ class Slot:
             if self._num_failures == 0:
                 return
         can_others = await self._can_others()
-        if await self.queue.has_work(self._bench.broker.shards) and not can_others:
+        if await self.queue.has_work(self._context.broker.shards) and not can_others:
             await self._refuse_waiting()
             return
         left_s = self._retry_at_s - time.monotonic()
@@ -316,12 +329,13 @@ class Slot:
         failure = self.failure
         assert failure is not None
         error = ModelFailed(f"The model {self.info.id!r} cannot be loaded: {failure.reason}")
-        bench = self._bench
-        for shard in bench.broker.shards:
+        context = self._context
+        for shard in context.broker.shards:
             taken = await self.queue.take(shard, _REFUSED_AT_ONCE, is_empty=True)
             for claim in taken.claims:
-                bench.outbox.open(claim, begin(bench.tracing, claim.job, claim.epoch, claim.waited_s, bench.worker_id))
-                bench.outbox.add(claim, error.as_event())
+                attempt = begin(context.tracing, claim.job, claim.epoch, claim.waited_s, context.worker_id)
+                context.ledger.open(claim, attempt)
+                context.outbox.add(claim, error.as_event())
 
 
 def _told(model_id: str, error: Exception) -> str:
@@ -332,9 +346,9 @@ def _told(model_id: str, error: Exception) -> str:
     return f"model {model_id!r}: {reason_of(error)}"
 
 
-def _loaded(again: Callable[[], LoadedModel], stands: threading.Event | None) -> LoadedModel:
-    if stands is not None:
-        stands.wait()
+def _loaded(again: Callable[[], LoadedModel], stands: Sequence[threading.Event]) -> LoadedModel:
+    for event in stands:
+        event.wait()
     model = again()
     give_back_memory()
     return model
