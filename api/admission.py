@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from api.endings import Endings
 from api.fleet import FleetView
 from api.limits import Limits
+from api.patience import redis_answers_in_time
 from shared.broker import UNAVAILABLE
 from shared.errors import (
     BrokerUnavailable,
@@ -26,7 +27,6 @@ from shared.submission import Order, Quota, Submissions
 
 LOCAL_MODEL = "local"
 _RETRY_AFTER_S = 2
-_SUBMIT_TIMEOUT_S = 2.0
 
 
 class Admission:
@@ -88,7 +88,7 @@ class Admission:
         name, jobs = self._submissions.jobs_of(order)
         submitting = asyncio.create_task(self._submissions.submit(order, name, jobs, quota, self.limits.room))
         try:
-            async with asyncio.timeout(_SUBMIT_TIMEOUT_S):
+            async with redis_answers_in_time():
                 request = await asyncio.shield(submitting)
         except (TimeoutError, asyncio.CancelledError, *UNAVAILABLE) as error:
             submitting.add_done_callback(lambda task: self._abandon(task, order, name, jobs))
