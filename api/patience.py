@@ -19,6 +19,7 @@ async def redis_answers_in_time() -> AsyncIterator[None]:
     """
     loop = asyncio.get_running_loop()
     num_ticks = 0
+    timer: asyncio.TimerHandle | None = None
     async with asyncio.timeout(None) as timeout:
 
         def tick() -> None:
