@@ -23,7 +23,7 @@ from api.home import NAME
 from api.middleware import REQUEST_ID, AccessLog, BodyLimit, CrashGuard, RequestId, Seeded
 from api.paths import Methods, Paths
 from api.route_table import RouteTable
-from api.routes import fleet, health, home, inference, jobs, submit, unload
+from api.routes import catalogue, fleet, health, home, inference, jobs, submit, unload
 from api.schemas.errors import PlainErrorBody, errors_of
 from api.traced import Traced
 from shared.broker import Broker
@@ -33,7 +33,7 @@ from shared.tracing import NO_TRACING, Tracing
 
 PARTS = (
     *(home.DIALECT, health.DIALECT, inference.HEALTH),
-    *(submit.DIALECT, jobs.DIALECT, unload.DIALECT, fleet.DIALECT),
+    *(submit.DIALECT, jobs.DIALECT, unload.DIALECT, catalogue.DIALECT, fleet.DIALECT),
     *DIALECTS,
 )
 TABLE = RouteTable(PARTS)

@@ -44,10 +44,12 @@ usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
        aios top [--front URL]   the fleet as it works, in place
        aios dead list | show ID | retry ID | drop ID
                                 jobs that were given up because their workers crashed
+       aios models list | add ID PATH | remove ID | pin ID | unpin ID | load ID | unload ID
+                                the models that the fleet knows
        aios keys create NAME | list | revoke ID
                                 who may call, and how much
        aios --version
-Without --redis-url the last four, and aios jobs, find the fleet that `aios serve hrm` runs on this machine; where
+Without --redis-url the last five, and aios jobs, find the fleet that `aios serve hrm` runs on this machine; where
 several run, --port chooses one.
 Each command lists its flags with --help."""
 EXIT_USAGE = 2
@@ -84,7 +86,7 @@ def run(argv: list[str]) -> int:
             return run_role("aios api", run_api, flags)
         case ["worker", *flags]:
             return run_role("aios worker", run_worker, flags, dry_run_worker)
-        case [("jobs" | "status" | "top" | "dead" | "keys") as name, *words]:
+        case [("jobs" | "status" | "top" | "dead" | "keys" | "models") as name, *words]:
             return int(import_module(f"scripts.{name}").main(words))
         case ["-V" | "--version"]:
             print(f"aios {_version()}")

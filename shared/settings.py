@@ -182,6 +182,12 @@ class Settings(BaseSettings):
     memory_high_water: Share | None = Field(
         default=None, description="share of memory in use above which a worker takes nothing new (none: any)"
     )
+    max_loaded_models: Count | None = Field(
+        default=None, description="models that one worker holds in memory at once (none: as many as fit)"
+    )
+    memory_watermark: Share = Field(
+        default=0.85, description="share of the memory that may be in use when a model is loaded for work that waits"
+    )
     page_size: Count | None = Field(
         default=None,
         description="tokens in a KV page (none: 16; on cuda in half precision 256, as flash attention asks)",
@@ -369,12 +375,14 @@ def model_entries(settings: Settings) -> tuple[ModelEntry, ...]:
     that directory cannot serve as a model id.
     """
     entries = settings.models or (_entry_of_path(settings),)
+    return tuple(completed(entry, settings) for entry in entries)
+
+
+def completed(entry: ModelEntry, settings: Settings) -> ModelEntry:
+    """Return the entry with what it leaves open filled in from the fleet-wide setting of the same name."""
     fleet_wide = ("dtype", "quantize", "context_window", "tokenizer_path", "condition", "chat_template")
     common = {name: getattr(settings, name) for name in fleet_wide}
-    return tuple(
-        entry.model_copy(update={name: value for name, value in common.items() if getattr(entry, name) is None})
-        for entry in entries
-    )
+    return entry.model_copy(update={name: value for name, value in common.items() if getattr(entry, name) is None})
 
 
 def _explain(problem: Mapping[str, Any], origins: Mapping[str, str]) -> str:

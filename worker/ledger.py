@@ -54,6 +54,13 @@ class Ledger:
         """The jobs in hand of one model."""
         return [claim for claim in self.claims if claim.job.model == model]
 
+    def by_model(self) -> dict[str, list[Claim]]:
+        """Return the jobs in hand of each model that has any."""
+        found: dict[str, list[Claim]] = {}
+        for claim in self.claims:
+            found.setdefault(claim.job.model, []).append(claim)
+        return found
+
     def get(self, key: str) -> Entry | None:
         """Return the job of a claim with this key, None if it is no longer in hand."""
         return self._entries.get(key)

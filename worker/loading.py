@@ -8,16 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace as replace_struct
 from pydantic import ValidationError
 
 from shared.errors import FleetError, from_event
 from shared.logs import fields
 from shared.messages import Embedded, Failed, Labelled, ModelInfo, Prompting, Solution, name_of
 from shared.setting_models import WITHOUT_FILES, PromptingEntry
-from shared.settings import ModelEntry, Settings, SettingsError, model_entries
+from shared.settings import ModelEntry, Settings, SettingsError, completed, model_entries
 from shared.vectors import unpack
 from worker import device
 from worker.engines import AnyRunner, engine_for
+from worker.facts import facts_of
 from worker.fingerprint import fingerprint
 from worker.models.errors import ModelFormatError, is_out_of_memory
 from worker.models.reading import reason_of, unusable
@@ -42,12 +44,16 @@ _DEFAULT_KV_FRACTION = 0.9
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """`again` loads it once more, from what lies there then. `fingerprint`: see `worker.fingerprint`. Loading took
-    `load_s`, its first try `warm_up_s`. Files that are `not_obeyed` ask for something in vain, each with the reason."""
+    """`again` loads it once more, from what lies there then. It takes `num_bytes` of memory.
+
+    `fingerprint`: see `worker.fingerprint`. Loading took `load_s`, its first try `warm_up_s`. Files that are
+    `not_obeyed` ask for something in vain, each with the reason.
+    """
 
     info: ModelInfo
     runner: AnyRunner
     again: "Callable[[], LoadedModel]"
+    num_bytes: int = 0
     fingerprint: str = ""
     load_s: float = 0.0
     warm_up_s: float = 0.0
@@ -55,13 +61,16 @@ class LoadedModel:
 
 
 @dataclass(frozen=True)
-class FailedModel:
-    """A model that the fleet has served before and that this worker could not load, with the reason; `info` is what
-    was known of it then. `again` tries once more."""
+class UnloadedModel:
+    """A model that is not in memory. `info` and `num_bytes` are what is known of it before it is loaded.
+
+    `again` loads it. `reason` says why it could not be loaded; "" where nobody has tried.
+    """
 
     info: ModelInfo
     again: "Callable[[], LoadedModel]"
-    reason: str
+    reason: str = ""
+    num_bytes: int = 0
 
 
 def load_models(settings: Settings) -> list[LoadedModel]:
@@ -73,13 +82,13 @@ def load_models(settings: Settings) -> list[LoadedModel]:
 
 
 def load_known_models(
-    settings: Settings, known: Mapping[str, ModelInfo]
-) -> tuple[list[LoadedModel], list[FailedModel]]:
-    """Load and warm every model of the settings but those with `obstacles`.
+    settings: Settings, known: Mapping[str, ModelInfo], *, most: int | None = None
+) -> tuple[list[LoadedModel], list[UnloadedModel]]:
+    """Load and warm the models of the settings but those with `obstacles`, `most` of them at the most.
 
-    A worker that is started again, while the files of one model are damaged, must not take the others down: models
-    that the fleet has served before, which are `known`, may fail as long as another one loads.
-    Raises SettingsError naming the model at fault, or if none is left.
+    The default model comes first. A worker that is started again, while the files of one model are damaged, must not
+    take the others down: models that the fleet has served before, which are `known`, may fail as long as another one
+    loads. Raises SettingsError naming the model at fault, or if none is left.
     """
     entries = model_entries(settings)
     default = settings.default_model or entries[0].id
@@ -90,21 +99,39 @@ def load_known_models(
     if len(missing) == len(entries):
         raise SettingsError(missing[entries[0].id])
     models: list[LoadedModel] = []
-    failed: list[FailedModel] = []
-    for entry in entries:
+    unloaded: list[UnloadedModel] = []
+    for entry in sorted(entries, key=lambda entry: entry.id != default):
         if entry.id in missing:
             continue
         load = partial(_load, entry, settings, is_default=entry.id == default)
+        if most is not None and len(models) >= most:
+            unloaded.append(survey(entry, settings, is_default=entry.id == default))
+            continue
         try:
             models.append(load())
         except SettingsError as error:
             if entry.id not in known:
                 raise
-            failed.append(FailedModel(known[entry.id], load, str(error)))
-    if failed and not models:
-        raise SettingsError(failed[0].reason)
+            unloaded.append(UnloadedModel(known[entry.id], load, str(error)))
+    if unloaded and not models:
+        raise SettingsError(unloaded[0].reason)
     device.give_back_memory()
-    return models, failed
+    return models, unloaded
+
+
+def survey(entry: ModelEntry, settings: Settings, *, is_default: bool = False) -> UnloadedModel:
+    """Return what the files tell of a model that is loaded when work comes for it. Raise SettingsError.
+
+    What an entry of the catalogue leaves open is as the settings of this worker say.
+    """
+    entry = completed(entry, settings)
+    load = partial(_load, entry, settings, is_default=is_default)
+    try:
+        facts = facts_of(entry, settings)
+    except ModelFormatError as error:
+        raise SettingsError(_sentence(entry, str(error))) from error
+    info = replace_struct(facts.info, is_default=is_default, prompting=prompting_of(entry))
+    return UnloadedModel(info, load, num_bytes=facts.num_bytes)
 
 
 def obstacles(settings: Settings) -> dict[str, str]:
@@ -121,6 +148,7 @@ def obstacles(settings: Settings) -> dict[str, str]:
 
 def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedModel:
     begun_s = time.monotonic()
+    bytes_before = device.bytes_in_use()
     try:
         kind = detect(entry.path) if entry.runner == "auto" else entry.runner
         options = _options(entry, settings, kind)
@@ -163,6 +191,7 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
         info,
         runner,
         again=partial(_load, entry, settings, is_default=is_default),
+        num_bytes=max(0, device.bytes_in_use() - bytes_before),
         fingerprint=mark,
         load_s=load_s,
         warm_up_s=warm_up_s,

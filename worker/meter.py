@@ -11,10 +11,11 @@ from functools import partial
 from typing import get_args
 
 from shared.broker import Broker
+from shared.memory import resident_bytes
 from shared.messages import ModelInfo, ModelLoad, WorkerInfo, WorkerState
 from shared.metric_kinds import Values
 from shared.metrics import WorkerMetrics
-from shared.process import LoopLag, resident_bytes, tell
+from shared.process import LoopLag, tell
 from shared.queue import Claim
 from shared.task_table import cost_of
 from worker.device import device_memory

@@ -11,7 +11,8 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any
 
@@ -27,14 +28,19 @@ from shared.metrics import WorkerMetrics
 from shared.presence import Presence
 from shared.process import LoopLag
 from shared.queue import Claim, Terms
+from shared.setting_models import ModelEntry
+from shared.settings import SettingsError
 from shared.subscriptions import Subscriptions
 from shared.tracing import NO_TRACING, Tracing
+from worker.budget import Budget, Memory
+from worker.device import memory_in_use
 from worker.engine_thread import EngineThread
 from worker.high_water import HighWater
+from worker.known_models import KnownModel, KnownModels
 from worker.ledger import Ledger
-from worker.loading import FailedModel, LoadedModel
+from worker.loading import LoadedModel, UnloadedModel
 from worker.meter import Meter
-from worker.model_host import HostContext, ModelHost
+from worker.model_host import HostContext
 from worker.outbox import Outbox
 
 logger = logging.getLogger("aios.worker")
@@ -52,7 +58,9 @@ class WorkerService:
     taken.
 
     `obstacles` are announced: models that are not among those loaded, and why. `known_models` are those that the fleet
-    had when the worker started; of these some may be among `failed`, with hosts that try to load them again."""
+    had when the worker started; of these some may be among `unloaded`, which are loaded for work that waits. What
+    `budget` has no room for goes first. `survey` tells what a model of the catalogue is; without it none is served.
+    """
 
     def __init__(
         self,
@@ -61,6 +69,8 @@ class WorkerService:
         *,
         drain_timeout_s: float,
         batch_wait_s: float = 0.0,
+        budget: Budget | None = None,
+        survey: Callable[[ModelEntry], UnloadedModel] | None = None,
         pool: str = "default",
         high_water: HighWater | None = None,
         tracing: Tracing = NO_TRACING,
@@ -78,13 +88,17 @@ class WorkerService:
         self._outbox = Outbox(LogWriter(broker, result_ttl_s=terms.result_ttl_s), self._ledger)
         self._drain_timeout_s = drain_timeout_s
         self._batch_wait_s = batch_wait_s
+        self._budget = budget or Budget()
+        self._survey = survey or _knows_none
         self._state: WorkerState = "loading"
         self.obstacles: dict[str, str] = {}
         self.known_models: dict[str, ModelInfo] = {}
-        self.failed: list[FailedModel] = []
-        self._hosts: dict[str, ModelHost] = {}
+        self.unloaded: list[UnloadedModel] = []
+        self._known: KnownModels | None = None
+        self._serving: set[asyncio.Task[None]] = set()
         self._orders: dict[str, int] | None = None
         self._is_broken = asyncio.Event()
+        self._stop = asyncio.Event()
         self._threads = self._make_threads()
         self._lag, self._high_water = LoopLag(), high_water or HighWater()
         self._meter = Meter(self._ledger, self._outbox, self.silence_s, self._high_water, pool=pool)
@@ -117,6 +131,7 @@ class WorkerService:
         A load or a step that takes long may still be running in its thread afterwards; nothing of it is used.
         """
         logger.info("worker starting", extra=fields(worker=self.worker_id))
+        self._stop = stop
         announcing = self._start(self._forever(self._announce, _ANNOUNCE_EVERY_S))
         lagging = self._start(self._lag.watch())
         try:
@@ -139,8 +154,13 @@ class WorkerService:
         died = partial(asyncio.get_running_loop().call_soon_threadsafe, self._is_broken.set)
         return {"sequence": EngineThread(died, "engine"), "task": EngineThread(died, "tasks")}
 
+    @property
+    def models(self) -> dict[str, KnownModel]:
+        """The models that this worker can serve, by id; none before they are known."""
+        return {} if self._known is None else self._known.by_id
+
     async def _load(self, load: Callable[[], list[LoadedModel]]) -> None:
-        """Make a host for each model, which alone holds it from now on."""
+        """Load what is served from the start; its hosts alone hold it from now on."""
         with contextlib.suppress(RedisError):
             self.known_models = (await self._presence.fleet()).models
         models = await asyncio.to_thread(load)
@@ -158,10 +178,18 @@ class WorkerService:
             batch_wait_s=self._batch_wait_s,
             tell=partial(self._once, self._announce),
         )
-        held: list[LoadedModel | FailedModel] = [*models, *self.failed]
-        self._hosts = {model.info.id: ModelHost(model, context) for model in held}
+        self._known = KnownModels(
+            context,
+            [*models, *self.unloaded],
+            self._budget,
+            survey=self._survey,
+            memory=_memory,
+            on_loaded=self._serve_model,
+        )
 
     async def _serve(self, stop: asyncio.Event) -> None:
+        known = self._known
+        assert known is not None
         for thread in self._threads.values():
             thread.start()
         upkeep = [
@@ -169,13 +197,17 @@ class WorkerService:
             self._start(self._forever(self._renew, self._terms.lease_s / _RENEWALS_A_LEASE)),
         ]
         upkeep += [self._start(self._hear(shard)) for shard in self._broker.shards]
+        looking = self._start(self._look_after(known))
         self._state = "ready"
         self._on_ready()  # before the first job: what crashes the worker from now on is not its start
         await self._once(self._announce)
-        logger.info("worker ready", extra=fields(worker=self.worker_id, models=list(self._hosts)))
-        taking = [self._start(self._take(host, stop)) for host in self._hosts.values()]
+        logger.info("worker ready", extra=fields(worker=self.worker_id, models=list(self.models)))
+        for model in self.models.values():
+            if model.host is not None:
+                self._serve_model(model)
         await _first_of(stop.wait(), self._is_broken.wait())
-        await self._drain(taking)
+        looking.cancel()
+        await self._drain()
         for task in upkeep:
             task.cancel()
         await self._part(asyncio.gather(*upkeep, return_exceptions=True))
@@ -192,18 +224,38 @@ class WorkerService:
         task.add_done_callback(check)
         return task
 
-    async def _take(self, host: ModelHost, stop: asyncio.Event) -> None:
+    async def _look_after(self, known: KnownModels) -> None:
+        """Load and refuse what has to be, for models that are not in memory."""
+        while True:
+            await self._once(known.look)
+            await known.changed()
+
+    def _serve_model(self, model: KnownModel) -> None:
+        """Take jobs of a model that is in memory, until it is to go or the worker is."""
+        task = self._start(self._take(model))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def _take(self, model: KnownModel) -> None:
         """Nothing is taken while the model's thread seems to hang: it would only be held up, and blamed for it; nor
         while there is no memory for more."""
+        host = model.host
+        assert host is not None
+        assert self._known is not None
         try:
-            while not stop.is_set() and not self._is_broken.is_set():
+            while not model.must_go and not self._is_over():
                 if host.thread.pulse.silence_s() > self._terms.lease_s / 2 or self._high_water.is_over:
                     await asyncio.sleep(self._terms.lease_s / 10)
                 else:
-                    await self._once(host.turn)
-            await host.close()
+                    await self._once(host.intake.turn)
+            await host.intake.close()
         finally:
-            host.drop()
+            host.intake.drop()
+        del host  # it is to be freed
+        await self._known.serve(model, self._is_over)
+
+    def _is_over(self) -> bool:
+        return self._stop.is_set() or self._is_broken.is_set()
 
     async def _hear(self, shard: str) -> None:
         """What others have ended is dropped at once, before its next append is refused."""
@@ -211,7 +263,7 @@ class WorkerService:
             while True:
                 self._ledger.ended((await inbox.get()).decode())
 
-    async def _drain(self, taking: Sequence[asyncio.Task[None]]) -> None:
+    async def _drain(self) -> None:
         """Hand everything over when the current steps have ended, or the time is up: what a step says later is lost,
         and said again by whoever has the job then.
 
@@ -228,26 +280,31 @@ class WorkerService:
             parts.append(asyncio.create_task(self._drain_thread(thread)))
         parts.append(asyncio.create_task(self._part(self._announce())))
         await asyncio.wait(parts, timeout=self._drain_timeout_s)
-        await self._hand_over(self._hosts.values())
-        await self._part(asyncio.wait(taking, timeout=_PARTING_S))
+        await self._hand_over(self.models.values())
+        taking = list(self._serving)
+        if taking:
+            await self._part(asyncio.wait(taking, timeout=_PARTING_S))
         for task in taking:
             task.cancel()
-        await self._hand_over(self._hosts.values())  # what was being taken meanwhile
+        await self._hand_over(self.models.values())  # what was being taken meanwhile
 
     async def _drain_thread(self, thread: EngineThread) -> None:
         """Hand over what a thread has in hand once its current step has ended, if it does in time."""
         await asyncio.to_thread(thread.join, self._drain_timeout_s)
-        await self._hand_over([host for host in self._hosts.values() if host.thread is thread])
+        own = [model for model in self.models.values() if model.host is not None and model.host.thread is thread]
+        await self._hand_over(own)
 
-    async def _hand_over(self, hosts: Iterable[ModelHost]) -> None:
-        """Say what there is to say, and let others take at once what these hosts have in hand."""
+    async def _hand_over(self, models: Iterable[KnownModel]) -> None:
+        """Say what there is to say, and let others take at once what is in hand of these models."""
         await self._part(self._outbox.flush())
-        for host in hosts:
-            claims = host.claims
-            if claims:
-                ids = [claim.job.id for claim in claims]
-                logger.info("jobs handed back", extra=fields(model=host.info.id, num_jobs=len(ids), job_ids=ids))
-            await self._part(host.queue.give_back(claims))
+        in_hand = self._ledger.by_model()
+        for model in models:
+            claims = in_hand.get(model.info.id, [])
+            if not claims:
+                continue
+            ids = [claim.job.id for claim in claims]
+            logger.info("jobs handed back", extra=fields(model=model.info.id, num_jobs=len(ids), job_ids=ids))
+            await self._part(model.queue.give_back(claims))
             for claim in claims:
                 self._ledger.close(claim, "handed_back")
 
@@ -266,11 +323,14 @@ class WorkerService:
             self._bear_silence(silence_s)
         else:
             self._num_silent = 0
-        for host in self._hosts.values():
-            silence_s = host.thread.pulse.silence_s()
+        for name, claims in self._ledger.by_model().items():
+            model = self.models[name]
+            silence_s = 0.0
+            if model.host is not None:
+                silence_s = model.host.thread.pulse.silence_s()
             if silence_s > self._terms.lease_s:
                 continue
-            for claim in await host.queue.renew(host.claims, silence_s=silence_s):
+            for claim in await model.queue.renew(claims, silence_s=silence_s):
                 self._ledger.close(claim, "lapsed")
 
     def _bear_silence(self, silence_s: float) -> None:
@@ -282,21 +342,24 @@ class WorkerService:
             self._is_broken.set()
 
     def _closed(self, claim: Claim, was_stale: bool) -> None:
-        self._hosts[claim.job.model].closed(claim, was_stale)
+        model = self.models[claim.job.model]
+        model.used_s = time.monotonic()
+        if model.host is not None:  # else it was only taken to be refused
+            model.host.closed(claim, was_stale)
 
     async def _announce(self) -> None:
         """Say what there is, and hear which models are to go."""
         self._high_water.look()
-        hosts = self._hosts if self._state != "loading" else {}
+        models = self.models if self._state != "loading" else {}
         failures: dict[str, LoadFailure] = {}
-        for name, host in hosts.items():
-            failure = host.failure
+        for name, model in models.items():
+            failure = model.failure
             if failure is not None:
                 failures[name] = failure
         worker = msgspec.structs.replace(
-            self._meter.info(self.worker_id, self._state, tuple(host.info for host in hosts.values())),
-            residences={name: host.residence for name, host in hosts.items() if host.residence != "loaded"},
-            unloads={name: host.obeyed for name, host in hosts.items() if host.obeyed},
+            self._meter.info(self.worker_id, self._state, tuple(model.info for model in models.values())),
+            residences={name: model.residence for name, model in models.items() if model.residence != "loaded"},
+            unloads={name: model.obeyed for name, model in models.items() if model.obeyed},
             obstacles=self.obstacles,
             failures=failures,
         )
@@ -306,10 +369,10 @@ class WorkerService:
         """Orders that were given before this worker came are not its own."""
         if self._orders is None:
             self._orders = orders
-        for name, host in self._hosts.items():
+        for name, model in self.models.items():
             if name in orders and orders[name] != self._orders.get(name):
                 self._orders[name] = orders[name]
-                host.unload(orders[name])
+                model.order = orders[name]
 
     async def _forever(self, turn: Callable[[], Awaitable[None]], every_s: float) -> None:
         while True:
@@ -323,6 +386,16 @@ class WorkerService:
         except RedisError as error:
             logger.warning("redis trouble", extra=fields(error=str(error)))
             await asyncio.sleep(_RETRY_AFTER_S)
+
+
+def _knows_none(entry: ModelEntry) -> UnloadedModel:
+    """Survey no model of the catalogue."""
+    raise SettingsError(f"model {entry.id!r}: this worker serves only its own models")
+
+
+def _memory() -> Memory:
+    total_bytes, used_bytes = memory_in_use()
+    return Memory(total_bytes, used_bytes)
 
 
 async def _first_of(*waits: Awaitable[object]) -> None:

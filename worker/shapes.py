@@ -83,13 +83,13 @@ def shape_of(settings: Settings, machine: Machine) -> Shape:
     """What `workers` and `threads` come to for the models of the settings."""
     entries = [entry for entry in model_entries(settings) if entry.runner not in WITHOUT_FILES]
     kv_bytes = DEFAULT_KV_BYTES if settings.kv_memory_mib == "auto" else settings.kv_memory_mib * 2**20
-    sizes = [weight_bytes(Path(entry.path), _kind_of_weights(entry)) for entry in entries]
+    sizes = [weight_bytes(Path(entry.path), kind_of_weights(entry)) for entry in entries]
     return plan_workers(
         machine, sum(sizes), kv_bytes * len(entries), _number(settings.workers), _number(settings.threads)
     )
 
 
-def _kind_of_weights(entry: ModelEntry) -> str:
+def kind_of_weights(entry: ModelEntry) -> str:
     if entry.quantize == "int8":
         return "int8"
     return "float32" if entry.dtype in (None, "auto") else str(entry.dtype)

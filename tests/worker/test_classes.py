@@ -117,7 +117,7 @@ async def test_a_full_worker_takes_an_urgent_job_all_the_same(redis: Redis) -> N
             assert isinstance(await end_of(redis, job), Done)
             assert await said_of(redis, job) == (text, [1])
         await until(
-            lambda: worker._hosts["m"].intake._free == worker._hosts["m"].intake._urgent_free == 2,
+            lambda: worker.models["m"].host.intake._free == worker.models["m"].host.intake._urgent_free == 2,
             "all places are free",
         )
 

@@ -44,12 +44,12 @@ async def test_a_hung_step_loses_its_jobs_and_its_late_words_are_refused(redis: 
                 assert await said_of(redis, job) == ("abc" * 10, [1, 2])
         assert time.monotonic() - hung.step_began_s > LEASE_S * 0.9, "the lease was not respected"
         assert len(zombie._ledger.claims) == 2, "it does not know yet: this proves nothing"
-        zombie._hosts["m"].queue.renew = none_lost  # type: ignore[method-assign]  # let the appends tell it
+        zombie.models["m"].queue.renew = none_lost  # type: ignore[method-assign]  # let the appends tell it
         hung.gate.set()
         await until(lambda: zombie._outbox.num_stale == 2, "the late appends are refused")
-        await until(lambda: not zombie._hosts["m"].engine.has_work, "the sequences are dropped")
+        await until(lambda: not zombie.models["m"].host.engine.has_work, "the sequences are dropped")
         assert zombie._ledger.claims == []
-        assert zombie._hosts["m"].intake._free == 4
+        assert zombie.models["m"].host.intake._free == 4
     for job in jobs:
         assert (await said_of(redis, job))[0] == "abc" * 10
 

@@ -115,8 +115,8 @@ async def test_a_cancelled_one_frees_its_place(redis: Redis, name: str) -> None:
         await until(lambda: runner.num_steps == 1, "the step has begun")
         assert await desk.submissions.end([job], Cancelled()) == 1
         runner.gate.set()
-        await until(lambda: worker._hosts["m"].intake._free == 4, "its place is free")
-        await until(lambda: not worker._hosts["m"].engine.has_work, "the engine forgets it")
+        await until(lambda: worker.models["m"].host.intake._free == 4, "its place is free")
+        await until(lambda: not worker.models["m"].host.engine.has_work, "the engine forgets it")
         assert isinstance((await ends(redis, [job]))[0], Cancelled)
         await check(desk, [job])
 

@@ -132,7 +132,7 @@ async def test_a_long_task_holds_up_no_token(redis: Redis) -> None:
 
 
 def stepping(worker: WorkerService) -> bool:
-    return "t" in worker._hosts and worker._hosts["t"].engine.load.running == 1
+    return "t" in worker.models and worker.models["t"].host.engine.load.running == 1
 
 
 async def test_a_drain_waits_for_a_task_but_others_do_not(redis: Redis) -> None:
