@@ -23,6 +23,7 @@ from scripts.placement import place_workers
 from scripts.supervisor import MOST_FAILED_STARTS, Role, Supervisor
 from shared import keys
 from shared.access import Keyring
+from shared.artifact_files import check_place
 from shared.broker import UNAVAILABLE, open_broker
 from shared.cli import CONFIG_ENV, redis_url, run_role, tell_of_variables
 from shared.listener import open_port, port_of
@@ -132,6 +133,7 @@ def serve_hrm(settings: Settings) -> int:
         redis_url(settings)
     if settings.prohibited_terms is not None:
         read_text(settings, "prohibited_terms")
+    check_place(settings)
     check_model_paths(settings)
     settings, places = place_workers(settings)
     port = bindable_port(settings, len(places))
@@ -146,6 +148,8 @@ def serve_hrm(settings: Settings) -> int:
                 return 1
             drain_s = settings.drain_timeout_s or FINISH_S
             settings = settings.model_copy(update={"redis_url": redis.url, "drain_timeout_s": drain_s})
+            if settings.artifact_url is None:  # private as Redis's own files are, and gone with them
+                settings = settings.model_copy(update={"artifact_url": str(redis.directory / "artifacts")})
         stack.enter_context(announced(_local_fleet(settings)))
         return asyncio.run(_supervise(settings, redis, places))
 
@@ -159,6 +163,7 @@ def _local_fleet(settings: Settings) -> LocalFleet:
         redis_url=redis_url(settings),
         redis_shards=settings.redis_shards,
         has_open_metrics=has_front and not settings.protect_metrics,
+        artifact_url=settings.artifact_url,
     )
 
 
