@@ -8,9 +8,7 @@ from shared.errors import InvalidRequest
 _TOKEN = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"
 _MEDIA_TYPE = re.compile(rf"({_TOKEN}/{_TOKEN})\s*(?:;(.*))?", re.DOTALL)
 _CHARSET = re.compile(r"\s*charset\s*=\s*\"?([A-Za-z0-9_.:-]{1,40})\"?\s*", re.IGNORECASE)
-_TEXTS = re.compile(
-    r"text/.*|application/(?:json|xml|javascript|yaml|x-ndjson|jsonl|.*\+json|.*\+xml)"
-)
+_TEXTS = re.compile(r"text/.*|application/(?:json|xml|javascript|yaml|x-ndjson|jsonl|.*\+json|.*\+xml)")
 _SHOWN = re.compile(
     r"image/(?:png|jpeg|gif|webp|avif|bmp)|audio/[a-z0-9.-]+|video/[a-z0-9.-]+"
     r"|text/plain|application/json"
@@ -26,9 +24,7 @@ def media_type_of(text: str, *, field: str) -> str:
     """
     found = _MEDIA_TYPE.fullmatch(text.strip())
     if found is None:
-        raise InvalidRequest(
-            f"{field}: expected a media type, such as image/png, got {text[:64]!r}.", field=field
-        )
+        raise InvalidRequest(f"{field}: expected a media type, such as image/png, got {text[:64]!r}.", field=field)
     essence = found[1].lower()
     for parameter in (found[2] or "").split(";"):
         charset = _CHARSET.fullmatch(parameter)

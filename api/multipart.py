@@ -127,9 +127,7 @@ class _Reading:
     def _count_head(self, num_bytes: int) -> None:
         self._num_head_bytes += num_bytes
         if self._num_head_bytes > _MOST_HEAD_BYTES:
-            raise PayloadTooLarge(
-                f"Expected at most {_MOST_HEAD_BYTES} bytes in the headers of a part."
-            )
+            raise PayloadTooLarge(f"Expected at most {_MOST_HEAD_BYTES} bytes in the headers of a part.")
 
     def _on_header_end(self) -> None:
         self._head[self._header.lower()] = self._value
@@ -156,9 +154,7 @@ class _Reading:
             return
         self._text += data[start:end]
         if len(self._text) > _MOST_FIELD_BYTES:
-            raise PayloadTooLarge(
-                f"{self._field[:64]}: expected at most {_MOST_FIELD_BYTES} bytes."
-            )
+            raise PayloadTooLarge(f"{self._field[:64]}: expected at most {_MOST_FIELD_BYTES} bytes.")
 
     def _on_part_end(self) -> None:
         if self._field == FILE:

@@ -38,7 +38,6 @@ class Prohibited:
             if self._pattern.search(_folded(text)):
                 raise _refusal(path)
 
-
     def check_text(self, text: str, *, field: str) -> None:
         """Raise ProhibitedContent."""
         if self._pattern is not None and self._pattern.search(_folded(text)):

@@ -62,9 +62,7 @@ class Examined:
         await self._upload.write(data)
 
 
-async def keep(
-    front: Front, request: Request, upload: Upload, label: Label, *, key: str
-) -> Artifact:
+async def keep(front: Front, request: Request, upload: Upload, label: Label, *, key: str) -> Artifact:
     """Make an artifact of what was uploaded, if its caller may still call.
 
     Raise Unauthorized, and what an upload raises.

@@ -54,7 +54,7 @@ Each command lists its flags with --help."""
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # as a shell says it
 EXTRAS = {
-    "api": ("fastapi", "uvicorn"),
+    "api": ("fastapi", "uvicorn", "python_multipart"),
     "worker": ("torch", "transformers", "tokenizers", "safetensors", "numpy", "jinja2"),
 }
 KILL_AFTER_DRAIN_S = 10.0  # a child still there this long after the end of its drain never will end
@@ -147,11 +147,15 @@ def serve_hrm(settings: Settings) -> int:
                 log.error("embedded redis failed", extra=fields(error=str(error)))
                 return 1
             drain_s = settings.drain_timeout_s or FINISH_S
-            settings = settings.model_copy(update={"redis_url": redis.url, "drain_timeout_s": drain_s})
-            if settings.artifact_url is None:  # private as Redis's own files are, and gone with them
-                settings = settings.model_copy(update={"artifact_url": str(redis.directory / "artifacts")})
+            settings = with_embedded(settings, redis).model_copy(update={"drain_timeout_s": drain_s})
         stack.enter_context(announced(_local_fleet(settings)))
         return asyncio.run(_supervise(settings, redis, places))
+
+
+def with_embedded(settings: Settings, redis: EmbeddedRedis) -> Settings:
+    """Return the settings of a fleet with a Redis of its own."""
+    artifact_url = settings.artifact_url or redis.artifact_url
+    return settings.model_copy(update={"redis_url": redis.url, "artifact_url": artifact_url})
 
 
 def _local_fleet(settings: Settings) -> LocalFleet:

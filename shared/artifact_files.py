@@ -5,6 +5,7 @@ loaded by the first call that needs it.
 """
 
 import os
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, BinaryIO, cast
 
@@ -32,17 +33,23 @@ class ArtifactFiles:
         source = self._path(_UNFINISHED, artifact_id)
         self._file_system.mv(source, self._path(_FINISHED, artifact_id))
 
-    def open(self, artifact_id: str) -> BinaryIO:
-        """Raise FileNotFoundError."""
+    def open(self, artifact_id: str, start: int) -> BinaryIO | None:
+        """Return a file to read from `start` on, None if it is not there."""
         path = self._path(_FINISHED, artifact_id)
-        return cast(BinaryIO, self._file_system.open(path, "rb"))
+        try:
+            file = cast(BinaryIO, self._file_system.open(path, "rb"))
+        except FileNotFoundError:
+            return None
+        file.seek(start)
+        return file
 
     def remove(self, artifact_id: str) -> None:
         """Remove the file, finished or not, if it is there."""
         for folder in (_UNFINISHED, _FINISHED):
             path = self._path(folder, artifact_id)
-            if self._file_system.exists(path):
-                self._file_system.rm_file(path)
+            with suppress(FileNotFoundError):
+                if self._file_system.exists(path):
+                    self._file_system.rm_file(path)
 
     def _path(self, folder: str, artifact_id: str) -> str:
         return f"{self._root}/{folder}/{artifact_id}"

@@ -169,19 +169,17 @@ class ArtifactStore:
             raise _not_found(artifact_id)
         return found
 
-    async def read(
-        self, artifact: Artifact, start: int = 0, stop: int | None = None
-    ) -> AsyncGenerator[bytes, None]:
+    async def read(self, artifact: Artifact, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
         """Return the bytes from `start` up to `stop`, in pieces.
 
         Raise ArtifactNotFound or StorageUnavailable before there is a first piece.
         """
         end = artifact.num_bytes if stop is None else min(stop, artifact.num_bytes)
         if artifact.is_file:
-            try:
-                file = await self.aside(self._opened, artifact.id, start)
-            except FileNotFoundError:
-                raise _not_found(artifact.id) from None
+            files = self.files
+            file = None if files is None else await self.aside(files.open, artifact.id, start)
+            if file is None:
+                raise _not_found(artifact.id)
             return self._pieces_of_file(file, end - start)
         name = keys.artifact_bytes(artifact.id)
         data = await self._ask(self._redis.getrange(name, start, end - 1))
@@ -193,9 +191,7 @@ class ArtifactStore:
         """Return all bytes. Raise ArtifactNotFound, PayloadTooLarge or StorageUnavailable."""
         artifact = await self.find(tenant, artifact_id)
         if artifact.num_bytes > max_bytes:
-            raise PayloadTooLarge(
-                f"{artifact_id}: expected at most {max_bytes} bytes; this has {artifact.num_bytes}."
-            )
+            raise PayloadTooLarge(f"{artifact_id}: expected at most {max_bytes} bytes; this has {artifact.num_bytes}.")
         pieces = [piece async for piece in await self.read(artifact)]
         return b"".join(pieces)
 
@@ -270,9 +266,7 @@ class ArtifactStore:
             ends = await self._discarded(ids, "")
             num_gone += len(ids) - ends.count(_NOT_THERE)
             if self.files is not None:
-                await self._remove_files(
-                    [id for id, end in zip(ids, ends, strict=True) if end == _WITH_FILE]
-                )
+                await self._remove_files([id for id, end in zip(ids, ends, strict=True) if end == _WITH_FILE])
         return num_gone
 
     async def _clear_loose(self, now_ms: int) -> int:
@@ -363,9 +357,7 @@ class ArtifactStore:
                     is_file=data is None,
                 )
             case b"conflict":
-                raise IdempotencyConflict(
-                    "This key came before with something else.", field="Idempotency-Key"
-                )
+                raise IdempotencyConflict("This key came before with something else.", field="Idempotency-Key")
             case b"quota":
                 raise OverStorageQuota(
                     f"Artifacts take {answer[1]} of the {self._quota_bytes} bytes that one tenant"
@@ -379,17 +371,13 @@ class ArtifactStore:
     async def aside(self, call: Callable[..., _Answer], *args: Any) -> _Answer:
         """Return what a call that blocks returns, from a thread.
 
-        The one place that knows errors of files. Raise FileNotFoundError and StorageUnavailable.
+        The one place that knows errors of files. Raise StorageUnavailable.
         """
         try:
             return await asyncio.to_thread(call, *args)
-        except FileNotFoundError:
-            raise
         except Exception as error:  # every kind of storage behind fsspec has errors of its own
             logger.warning("artifact storage failed", extra=fields(error=repr(error)))
-            raise StorageUnavailable(
-                "The place for artifacts does not answer, or is full.", retry_after_s=5
-            ) from error
+            raise StorageUnavailable("The place for artifacts does not answer, or is full.", retry_after_s=5) from error
 
     # Redis and files.
 
@@ -405,12 +393,8 @@ class ArtifactStore:
         seconds, microseconds = await self._ask(self._redis.time())
         return int(seconds) * 1000 + int(microseconds) // 1000
 
-    async def _ids(
-        self, owned: str, start: int, stop: int, *, is_oldest_first: bool
-    ) -> list[str]:
-        found = await self._ask(
-            lambda: self._redis.zrange(owned, start, stop, desc=not is_oldest_first)
-        )
+    async def _ids(self, owned: str, start: int, stop: int, *, is_oldest_first: bool) -> list[str]:
+        found = await self._ask(lambda: self._redis.zrange(owned, start, stop, desc=not is_oldest_first))
         return [member.decode() for member in found]
 
     async def _find_all(self, ids: Sequence[str]) -> list[Artifact | None]:
@@ -432,16 +416,8 @@ class ArtifactStore:
 
     async def _remove_file(self, artifact_id: str) -> None:
         assert self.files is not None
-        with suppress(FileNotFoundError):  # somebody else was faster
-            await self.aside(self.files.remove, artifact_id)
+        await self.aside(self.files.remove, artifact_id)
         await self._ask(self._redis.zrem(keys.LOOSE, artifact_id))
-
-    def _opened(self, artifact_id: str, start: int) -> BinaryIO:
-        if self.files is None:
-            raise FileNotFoundError(artifact_id)
-        file = self.files.open(artifact_id)
-        file.seek(start)
-        return file
 
     async def _pieces_of_file(self, file: BinaryIO, num_bytes: int) -> AsyncGenerator[bytes, None]:
         try:
@@ -582,9 +558,7 @@ class BlockingArtifacts:
         return asyncio.run_coroutine_threadsafe(reading, self._loop).result()
 
 
-def open_artifacts(
-    settings: Settings, broker: Broker, *, patience_s: float | None = None
-) -> ArtifactStore:
+def open_artifacts(settings: Settings, broker: Broker, *, patience_s: float | None = None) -> ArtifactStore:
     """Return the store that the settings describe. Raise SettingsError for a bad place."""
     check_place(settings)
     return ArtifactStore(

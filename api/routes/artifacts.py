@@ -57,9 +57,7 @@ async def create_artifact(
 
 
 @router.get("/{id}", response_class=Response, responses=BYTES)
-async def artifact(
-    id: str, request: Request, front: FrontDep, caller: CallerDep, trail: TrailDep
-) -> Response:
+async def artifact(id: str, request: Request, front: FrontDep, caller: CallerDep, trail: TrailDep) -> Response:
     """The bytes, or a part of them."""
     found = await front.artifacts.find(caller.tenant, id)
     return await bytes_of(front, found, request, trail)
@@ -101,9 +99,7 @@ async def _read_all(request: Request, max_bytes: int) -> bytes:
     async for piece in pieces_of(request):
         body += piece
         if len(body) > max_bytes:
-            raise PayloadTooLarge(
-                f"Expected a JSON body of at most {max_bytes} bytes; send the bytes as they are."
-            )
+            raise PayloadTooLarge(f"Expected a JSON body of at most {max_bytes} bytes; send the bytes as they are.")
     return body
 
 

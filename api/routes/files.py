@@ -55,9 +55,7 @@ _After = Annotated[
 
 
 @router.post("", response_model=StoredFile, openapi_extra=request_body(_FORM))
-async def create_file(
-    request: Request, front: FrontDep, caller: CallerDep, key: KeyDep
-) -> StoredFile:
+async def create_file(request: Request, front: FrontDep, caller: CallerDep, key: KeyDep) -> StoredFile:
     """Keep a file. The same bytes again are the same file, which then lives on."""
     await admit(front, caller, request)
     content_type = request.headers.get("content-type", "")
@@ -107,9 +105,7 @@ async def file(id: str, front: FrontDep, caller: CallerDep) -> StoredFile:
 
 
 @router.get("/{id}/content", response_class=Response, responses=BYTES)
-async def content(
-    id: str, request: Request, front: FrontDep, caller: CallerDep, trail: TrailDep
-) -> Response:
+async def content(id: str, request: Request, front: FrontDep, caller: CallerDep, trail: TrailDep) -> Response:
     """The bytes of a file, or a part of them."""
     artifact = await front.artifacts.find(caller.tenant, id)
     return await bytes_of(front, artifact, request, trail)
