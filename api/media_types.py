@@ -1,4 +1,4 @@
-"""Media types as callers say them: which are well-formed, which are text, which a browser may show."""
+"""Media types as callers say them: which are well-formed, are text, may be shown by browsers."""
 
 import re
 from urllib.parse import quote
@@ -8,7 +8,11 @@ from shared.errors import InvalidRequest
 _TOKEN = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"
 _MEDIA_TYPE = re.compile(rf"({_TOKEN}/{_TOKEN})\s*(?:;(.*))?", re.DOTALL)
 _CHARSET = re.compile(r"\s*charset\s*=\s*\"?([A-Za-z0-9_.:-]{1,40})\"?\s*", re.IGNORECASE)
-_TEXTS = re.compile(r"text/.*|application/(?:json|xml|javascript|yaml|x-ndjson|jsonl|.*\+json|.*\+xml)")
+_TEXTS = re.compile(
+    r"text/.*"
+    r"|application/(?:json|xml|javascript|yaml|x-ndjson|jsonl)"
+    r"|application/.*\+(?:json|xml)"
+)
 _SHOWN = re.compile(
     r"image/(?:png|jpeg|gif|webp|avif|bmp)|audio/[a-z0-9.-]+|video/[a-z0-9.-]+"
     r"|text/plain|application/json"
@@ -24,7 +28,8 @@ def media_type_of(text: str, *, field: str) -> str:
     """
     found = _MEDIA_TYPE.fullmatch(text.strip())
     if found is None:
-        raise InvalidRequest(f"{field}: expected a media type, such as image/png, got {text[:64]!r}.", field=field)
+        expected = "expected a media type, such as image/png"
+        raise InvalidRequest(f"{field}: {expected}, got {text[:64]!r}.", field=field)
     essence = found[1].lower()
     for parameter in (found[2] or "").split(";"):
         charset = _CHARSET.fullmatch(parameter)
@@ -47,7 +52,7 @@ def disposition(media_type: str, name: str) -> str:
 
 
 def file_name(text: str) -> str:
-    """Return the last part of a path that a caller calls a file by, without what cannot be printed."""
+    """Return the last part of the path that a caller names a file by, if it can be printed."""
     last = re.split(r"[/\\]", text)[-1]
     printable = "".join(character for character in last if character.isprintable())
     return printable.encode("utf-8", errors="replace")[:_MOST_NAME].decode(errors="ignore")

@@ -1,4 +1,4 @@
-"""Reading `multipart/form-data` as it comes: one file, which is handed on in pieces, and short fields.
+"""Reading `multipart/form-data` as it comes: one file, handed on in pieces, and short fields.
 
 Nothing is kept that has no bound: not the number of parts, nor their heads, nor the fields.
 """
@@ -127,7 +127,8 @@ class _Reading:
     def _count_head(self, num_bytes: int) -> None:
         self._num_head_bytes += num_bytes
         if self._num_head_bytes > _MOST_HEAD_BYTES:
-            raise PayloadTooLarge(f"Expected at most {_MOST_HEAD_BYTES} bytes in the headers of a part.")
+            most = f"at most {_MOST_HEAD_BYTES} bytes"
+            raise PayloadTooLarge(f"Expected {most} in the headers of a part.")
 
     def _on_header_end(self) -> None:
         self._head[self._header.lower()] = self._value
@@ -154,7 +155,8 @@ class _Reading:
             return
         self._text += data[start:end]
         if len(self._text) > _MOST_FIELD_BYTES:
-            raise PayloadTooLarge(f"{self._field[:64]}: expected at most {_MOST_FIELD_BYTES} bytes.")
+            most = f"at most {_MOST_FIELD_BYTES} bytes"
+            raise PayloadTooLarge(f"{self._field[:64]}: expected {most}.")
 
     def _on_part_end(self) -> None:
         if self._field == FILE:

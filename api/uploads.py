@@ -1,4 +1,4 @@
-"""Bodies that are kept as artifacts as they come, piece by piece, and answers that are artifacts."""
+"""Bodies that become artifacts as they come, piece by piece, and answers that are artifacts."""
 
 import re
 from collections.abc import AsyncGenerator
@@ -62,7 +62,14 @@ class Examined:
         await self._upload.write(data)
 
 
-async def keep(front: Front, request: Request, upload: Upload, label: Label, *, key: str) -> Artifact:
+async def keep(
+    front: Front,
+    request: Request,
+    upload: Upload,
+    label: Label,
+    *,
+    key: str,
+) -> Artifact:
     """Make an artifact of what was uploaded, if its caller may still call.
 
     Raise Unauthorized, and what an upload raises.

@@ -140,7 +140,7 @@ class ArtifactStore:
         self._upload_ms = int(upload_s * 1000)
 
     def upload(self, tenant: str) -> "Upload":
-        """Begin to take bytes that come piece by piece: `async with store.upload(...) as upload`."""
+        """Return what takes bytes as they come: `async with store.upload(...) as upload`."""
         return Upload(self, tenant)
 
     async def put(
@@ -164,17 +164,26 @@ class ArtifactStore:
 
     async def find(self, tenant: str, artifact_id: str) -> Artifact:
         """Raise ArtifactNotFound for one that is not there, whose time is over, or of others."""
-        [found] = await self._find_all([artifact_id] if keys.is_artifact_id(artifact_id) else [])
+        if not keys.is_artifact_id(artifact_id):
+            raise _not_found(artifact_id)
+        [found] = await self._find_all([artifact_id])
         if found is None or found.tenant != tenant:
             raise _not_found(artifact_id)
         return found
 
-    async def read(self, artifact: Artifact, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
+    async def read(
+        self,
+        artifact: Artifact,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> AsyncGenerator[bytes, None]:
         """Return the bytes from `start` up to `stop`, in pieces.
 
         Raise ArtifactNotFound or StorageUnavailable before there is a first piece.
         """
         end = artifact.num_bytes if stop is None else min(stop, artifact.num_bytes)
+        if start >= end:
+            return _pieces(b"")
         if artifact.is_file:
             files = self.files
             file = None if files is None else await self.aside(files.open, artifact.id, start)
@@ -191,7 +200,8 @@ class ArtifactStore:
         """Return all bytes. Raise ArtifactNotFound, PayloadTooLarge or StorageUnavailable."""
         artifact = await self.find(tenant, artifact_id)
         if artifact.num_bytes > max_bytes:
-            raise PayloadTooLarge(f"{artifact_id}: expected at most {max_bytes} bytes; this has {artifact.num_bytes}.")
+            has = f"this has {artifact.num_bytes}"
+            raise PayloadTooLarge(f"{artifact_id}: expected at most {max_bytes} bytes; {has}.")
         pieces = [piece async for piece in await self.read(artifact)]
         return b"".join(pieces)
 
@@ -204,7 +214,7 @@ class ArtifactStore:
         purpose: str = "",
         is_oldest_first: bool = False,
     ) -> tuple[list[Artifact], bool]:
-        """Return the tenant's artifacts in the order in which they came, and whether there are more.
+        """Return the tenant's artifacts in the order in which they came; and whether more follow.
 
         They begin behind the artifact `after`. Raise ArtifactNotFound if that is not there.
         """
@@ -264,9 +274,13 @@ class ArtifactStore:
             if not ids:
                 break
             ends = await self._discarded(ids, "")
-            num_gone += len(ids) - ends.count(_NOT_THERE)
+            num_discarded = len(ids) - ends.count(_NOT_THERE)
+            num_gone += num_discarded
+            left = [id for id, end in zip(ids, ends, strict=True) if end == _WITH_FILE]
             if self.files is not None:
-                await self._remove_files([id for id, end in zip(ids, ends, strict=True) if end == _WITH_FILE])
+                await self._remove_files(left)
+            if num_discarded == 0:  # others are at it, too
+                break
         return num_gone
 
     async def _clear_loose(self, now_ms: int) -> int:
@@ -301,11 +315,20 @@ class ArtifactStore:
         await self._ask(self._redis.zadd(keys.LOOSE, {artifact_id: until_ms}))
 
     async def take_back(self, artifact_id: str, file: BinaryIO | None) -> None:
-        """Remove a file that has become no artifact; if that cannot be now, the janitor will."""
+        """Remove a file that has become no artifact; if that cannot be now, the janitor will.
+
+        The answer of `store` may have been lost, and the file have a record: then it stays. One
+        that is due gets none any more.
+        """
         with suppress(StorageUnavailable, BrokerUnavailable, *UNAVAILABLE):
             if file is not None:
                 await self.aside(file.close)
-            await self._remove_file(artifact_id)
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.zadd(keys.LOOSE, {artifact_id: 0}, xx=True)
+            pipe.zscore(keys.LOOSE, artifact_id)
+            _, due_ms = await self._ask(pipe.execute())
+            if due_ms is not None:
+                await self._remove_file(artifact_id)
 
     async def record(
         self,
@@ -354,10 +377,11 @@ class ArtifactStore:
                     purpose=label.purpose,
                     created_at=answer[2] // 1000,
                     expires_at=answer[3] // 1000,
-                    is_file=data is None,
+                    is_file=answer[4] == 1,
                 )
             case b"conflict":
-                raise IdempotencyConflict("This key came before with something else.", field="Idempotency-Key")
+                words = "This key came before with something else."
+                raise IdempotencyConflict(words, field="Idempotency-Key")
             case b"quota":
                 raise OverStorageQuota(
                     f"Artifacts take {answer[1]} of the {self._quota_bytes} bytes that one tenant"
@@ -377,7 +401,8 @@ class ArtifactStore:
             return await asyncio.to_thread(call, *args)
         except Exception as error:  # every kind of storage behind fsspec has errors of its own
             logger.warning("artifact storage failed", extra=fields(error=repr(error)))
-            raise StorageUnavailable("The place for artifacts does not answer, or is full.", retry_after_s=5) from error
+            words = "The place for artifacts does not answer, or is full."
+            raise StorageUnavailable(words, retry_after_s=5) from error
 
     # Redis and files.
 
@@ -394,13 +419,12 @@ class ArtifactStore:
         return int(seconds) * 1000 + int(microseconds) // 1000
 
     async def _ids(self, owned: str, start: int, stop: int, *, is_oldest_first: bool) -> list[str]:
-        found = await self._ask(lambda: self._redis.zrange(owned, start, stop, desc=not is_oldest_first))
+        asked = self._redis.zrange(owned, start, stop, desc=not is_oldest_first)
+        found = await self._ask(asked)
         return [member.decode() for member in found]
 
     async def _find_all(self, ids: Sequence[str]) -> list[Artifact | None]:
         """Return the artifacts with these ids, None for each that is not there any more."""
-        if not ids:
-            return [None]
         pipe = self._redis.pipeline(transaction=False)
         pipe.time()
         for artifact_id in ids:
@@ -558,7 +582,12 @@ class BlockingArtifacts:
         return asyncio.run_coroutine_threadsafe(reading, self._loop).result()
 
 
-def open_artifacts(settings: Settings, broker: Broker, *, patience_s: float | None = None) -> ArtifactStore:
+def open_artifacts(
+    settings: Settings,
+    broker: Broker,
+    *,
+    patience_s: float | None = None,
+) -> ArtifactStore:
     """Return the store that the settings describe. Raise SettingsError for a bad place."""
     check_place(settings)
     return ArtifactStore(

@@ -57,7 +57,13 @@ async def create_artifact(
 
 
 @router.get("/{id}", response_class=Response, responses=BYTES)
-async def artifact(id: str, request: Request, front: FrontDep, caller: CallerDep, trail: TrailDep) -> Response:
+async def artifact(
+    id: str,
+    request: Request,
+    front: FrontDep,
+    caller: CallerDep,
+    trail: TrailDep,
+) -> Response:
     """The bytes, or a part of them."""
     found = await front.artifacts.find(caller.tenant, id)
     return await bytes_of(front, found, request, trail)
@@ -68,8 +74,8 @@ def _media_type(request: Request) -> str:
     media_type = media_type_of(given, field="Content-Type")
     if media_type == _BY_ACCIDENT:
         raise InvalidRequest(
-            "Content-Type: expected what the bytes are, such as image/png, got what curl says unless"
-            " it is told otherwise: -H 'Content-Type: image/png'.",
+            "Content-Type: expected what the bytes are, got what curl says unless it is told"
+            " otherwise: -H 'Content-Type: image/png'.",
             field="Content-Type",
         )
     if media_type == MEDIA_TYPE:
@@ -99,7 +105,8 @@ async def _read_all(request: Request, max_bytes: int) -> bytes:
     async for piece in pieces_of(request):
         body += piece
         if len(body) > max_bytes:
-            raise PayloadTooLarge(f"Expected a JSON body of at most {max_bytes} bytes; send the bytes as they are.")
+            most = f"at most {max_bytes} bytes"
+            raise PayloadTooLarge(f"Expected a JSON body of {most}; send the bytes as they are.")
     return body
 
 
@@ -108,7 +115,8 @@ def _parsed(body: bytes) -> InlineArtifact:
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
-        raise InvalidRequest("Expected a JSON object as the body; this is not valid JSON.") from None
+        words = "Expected a JSON object as the body; this is not valid JSON."
+        raise InvalidRequest(words) from None
     try:
         return InlineArtifact.model_validate(value)
     except ValidationError as error:

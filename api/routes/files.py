@@ -1,7 +1,7 @@
 """`/v1/files` as the OpenAI clients expect it: files are artifacts of the caller's tenant."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import WithJsonSchema
@@ -29,9 +29,10 @@ from shared.errors import InvalidRequest
 router = APIRouter(prefix="/v1/files", tags=["files"], responses=errors_of(OpenAIErrorBody))
 
 PATH = "/v1/files"
+_ANY: dict[str, Any] = {"*/*": {}}
 BYTES: Responses = {
-    200: {"description": "The bytes, with the media type that they came with.", "content": {"*/*": {}}},
-    206: {"description": "The part that `Range` asks for.", "content": {"*/*": {}}},
+    200: {"description": "The bytes, with the media type they came with.", "content": _ANY},
+    206: {"description": "The part that `Range` asks for.", "content": _ANY},
     304: {"description": "`If-None-Match` names these bytes."},
 }
 """What a route may answer that sends an artifact."""
@@ -55,7 +56,12 @@ _After = Annotated[
 
 
 @router.post("", response_model=StoredFile, openapi_extra=request_body(_FORM))
-async def create_file(request: Request, front: FrontDep, caller: CallerDep, key: KeyDep) -> StoredFile:
+async def create_file(
+    request: Request,
+    front: FrontDep,
+    caller: CallerDep,
+    key: KeyDep,
+) -> StoredFile:
     """Keep a file. The same bytes again are the same file, which then lives on."""
     await admit(front, caller, request)
     content_type = request.headers.get("content-type", "")
@@ -105,7 +111,13 @@ async def file(id: str, front: FrontDep, caller: CallerDep) -> StoredFile:
 
 
 @router.get("/{id}/content", response_class=Response, responses=BYTES)
-async def content(id: str, request: Request, front: FrontDep, caller: CallerDep, trail: TrailDep) -> Response:
+async def content(
+    id: str,
+    request: Request,
+    front: FrontDep,
+    caller: CallerDep,
+    trail: TrailDep,
+) -> Response:
     """The bytes of a file, or a part of them."""
     artifact = await front.artifacts.find(caller.tenant, id)
     return await bytes_of(front, artifact, request, trail)

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr
 
 from shared.artifacts import Artifact
 
-_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+_PIXEL = "R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 
 
 class StoredFile(BaseModel):
@@ -52,7 +52,7 @@ class InlineArtifact(BaseModel):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"data": f"data:image/png;base64,{_PIXEL}", "filename": "pixel.png"},
+                {"data": f"data:image/gif;base64,{_PIXEL}", "filename": "pixel.gif"},
                 {"data": "aGVsbG8=", "media_type": "text/plain"},
             ]
         }

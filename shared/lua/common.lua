@@ -46,7 +46,7 @@
 -- expiring     zset   all artifacts, by when their time is over
 -- used         hash   what each tenant's artifacts take of its quota
 -- in_redis     string bytes of all artifacts that lie in Redis
--- loose        zset   files without a record, being written or to be removed, by when they may be
+-- loose        zset   files without a record: until when they may get one, and are not to be removed
 -- key:T:K      string what came with idempotency key K, as its digest
 
 local P = KEYS[1]
