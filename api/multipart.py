@@ -5,11 +5,15 @@ Nothing is kept that has no bound: not the number of parts, nor their heads, nor
 
 from collections.abc import AsyncIterable, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from shared.errors import InvalidRequest, PayloadTooLarge
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 MEDIA_TYPE = "multipart/form-data"
 FILE = "file"
@@ -90,7 +94,7 @@ class _Reading:
     _text: bytes = b""
     _pieces: list[bytes] = field(default_factory=list)
 
-    def callbacks(self) -> dict[str, Callable[..., None]]:
+    def callbacks(self) -> "MultipartCallbacks":
         return {
             "on_part_begin": self._on_part_begin,
             "on_header_field": self._on_header_field,

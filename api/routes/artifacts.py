@@ -29,7 +29,7 @@ _BY_ACCIDENT = "application/x-www-form-urlencoded"
 """What curl says of whatever it posts, unless it is told otherwise."""
 _BODY = {
     _JSON: {"schema": InlineArtifact.model_json_schema()},
-    "*/*": {"schema": {"type": "string", "format": "binary"}},
+    DEFAULT_MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}},
 }
 _Name = Annotated[str, Query(description="What to call it, where the body is the bytes.")]
 

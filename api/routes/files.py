@@ -53,6 +53,12 @@ _After = Annotated[
     Query(description="The id behind which the list begins."),
     WithJsonSchema({"type": "string"}),
 ]
+_Order = Annotated[
+    str | None,
+    Query(),
+    WithJsonSchema({"type": "string", "enum": ["asc", "desc"]}),
+]
+_Purpose = Annotated[str | None, Query(), WithJsonSchema({"type": "string"})]
 
 
 @router.post("", response_model=StoredFile, openapi_extra=request_body(_FORM))
@@ -86,8 +92,8 @@ async def files(
     caller: CallerDep,
     limit: _Limit = None,
     after: _After = None,
-    order: Annotated[str | None, Query(), WithJsonSchema({"enum": ["asc", "desc"]})] = None,
-    purpose: Annotated[str | None, Query(), WithJsonSchema({"type": "string"})] = None,
+    order: _Order = None,
+    purpose: _Purpose = None,
 ) -> StoredFiles:
     """The files of the caller's tenant, the latest first."""
     found, has_more = await front.artifacts.page(
