@@ -166,6 +166,8 @@ def part(name: str, data: str, filename: str | None = None, more: str = "") -> s
 END = f"--{BOUNDARY}--\r\n"
 FILE, PURPOSE = part("file", "abc", "a.txt"), part("purpose", "user_data")
 
+LONG_LINE = f"X-Long: {'x' * 4100}\r\n"
+
 BROKEN: list[tuple[str, str, int, str]] = [
     ("nothing", "", 400, "cut off"),
     ("no parts", END, 400, ""),
@@ -183,7 +185,8 @@ BROKEN: list[tuple[str, str, int, str]] = [
     ("no time", FILE + PURPOSE + part("expires_after[seconds]", "-1") + END, 400, "expires_after"),
     ("many parts", PURPOSE * 17 + END, 413, "at most 16 parts"),
     ("a long field", part("purpose", "x" * 5000) + END, 413, "purpose: expected at most 4096"),
-    ("a long head", part("file", "a", "a", f"X-Long: {'x' * 9000}\r\n") + END, 413, "headers of a part"),
+    ("a long head", part("file", "a", "a", LONG_LINE * 2) + END, 413, "headers of a part"),
+    ("a long line", part("file", "a", "a", f"X-Long: {'x' * 9000}\r\n") + END, 400, "not well-formed"),
 ]
 
 
@@ -535,7 +538,7 @@ TERMS = "Forbidden\ntwo words\n"
         (b"so FORBIDDEN it is", "text/plain", True),
         (b"so FORBIDDEN it is", "application/octet-stream", True),
         (b"two \n words", "text/markdown", True),
-        ("\uff46orbidden".encode(), "application/json", True),
+        ("\uff46orbidden".encode(), "application/yaml", True),
         (b"x" * (65_536 - 4) + b"forbidden", "text/plain", True),
         (b"two" + b" " * 200_000 + b"words", "text/plain", True),
         (b"x" * MIB + b"forbidden", "text/csv", True),
