@@ -27,6 +27,7 @@ from shared.artifacts import (
 from shared.broker import Broker
 from shared.errors import (
     ArtifactNotFound,
+    BrokerUnavailable,
     IdempotencyConflict,
     InvalidRequest,
     OverStorageQuota,
@@ -344,15 +345,49 @@ async def test_what_a_dead_front_was_writing_is_removed_in_time(redis: Redis, pl
     assert await store.page("ann", limit=9) == ([], False)
 
 
-async def test_what_dies_between_file_and_record_is_removed(redis: Redis, store: ArtifactStore, place: Path) -> None:
-    upload = store.upload("ann")
-    await upload.write(LARGE)
-    await upload._append(b"")
-    await upload._finish()
-    assert files_in(place) == [upload.id]
-    await redis.zadd(keys.LOOSE, {upload.id: 1})
+async def test_what_dies_between_file_and_record_is_removed(
+    redis: Redis, store: ArtifactStore, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is finished. Once it is due it gets no record any more, so that nobody removes a file that has one."""
+    record = store.record
+    told: list[Any] = []
+
+    async def die(*args: Any, **options: Any) -> None:
+        told.append((args, options))
+        raise ConnectionAbortedError
+
+    async def never(*_: object) -> None:
+        """Whoever is dead takes nothing back."""
+
+    monkeypatch.setattr(store, "record", die)
+    monkeypatch.setattr(store, "take_back", never)
+    with pytest.raises(ConnectionAbortedError):
+        await store.put("ann", LARGE)
+    [name] = files_in(place)
+    await redis.zadd(keys.LOOSE, {name: 1})
+    [(args, options)] = told
+    with pytest.raises(InvalidRequest, match="took too long"):
+        await record(*args, **options)
     assert await store.clear() == {"loose_files": 1}
     await check_nothing_is_left(redis, place)
+
+
+async def test_a_file_stays_whose_record_was_written_though_nobody_heard(
+    redis: Redis, store: ArtifactStore, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = store.record
+
+    async def lost(*args: Any, **options: Any) -> None:
+        await record(*args, **options)
+        raise BrokerUnavailable("Redis does not answer.")
+
+    monkeypatch.setattr(store, "record", lost)
+    with pytest.raises(BrokerUnavailable):
+        await store.put("ann", LARGE)
+    [artifact], _ = await store.page("ann", limit=9)
+    assert files_in(place) == [artifact.id]
+    assert await content(store, artifact) == LARGE
+    assert await redis.zcard(keys.LOOSE) == 0
 
 
 async def test_a_repeated_script_stores_once(redis: Redis, store: ArtifactStore, place: Path) -> None:
