@@ -85,7 +85,8 @@ class AccessLog:
             nonlocal status, answer, is_shown
             if message["type"] == "http.response.start":
                 status = message["status"]
-                is_shown = self._log_bodies and is_text(Headers(raw=message["headers"]).get("content-type", ""))
+                media_type = Headers(raw=message["headers"]).get("content-type", "")
+                is_shown = self._log_bodies and is_text(media_type)
             elif is_shown and len(answer) < _SHOWN_BODY:
                 answer += message.get("body", b"")[:_SHOWN_BODY]
             await send(message)
@@ -241,10 +242,12 @@ class BodyLimit:
 
     async def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Whoever reads more than the bound is told so by an error, which becomes the answer."""
-        headers, trail = Headers(scope=scope), trail_of(scope)
-        if any(coding.strip().lower() not in ("", "identity") for coding in headers.getlist(HEADER)):
-            error = UnsupportedEncoding(f"{HEADER}: expected none; what is uploaded is kept as it comes.", field=HEADER)
-            await self._refuse(error, scope, receive, send)
+        headers = Headers(scope=scope)
+        trail = trail_of(scope)
+        coding = ",".join(headers.getlist(HEADER)).strip().lower()
+        if coding not in ("", "identity"):
+            words = f"{HEADER}: expected none; what is uploaded is kept as it comes."
+            await self._refuse(UnsupportedEncoding(words, field=HEADER), scope, receive, send)
             return
         trail.num_uploaded = 0
         if self._log_bodies:
