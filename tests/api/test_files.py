@@ -444,6 +444,15 @@ async def test_a_body_over_the_cap(redis: Redis, place: Path, path: str) -> None
         assert (await client.post(path, **(form() if head == HEAD else {"content": SMALL}))).status_code == 200
 
 
+async def test_who_is_refused_on_the_way_hears_of_it_over_a_connection(redis: Redis, place: Path) -> None:
+    async with live(redis, artifact_url=str(place), max_upload_bytes=MIB) as (client, _):
+        for content in (in_pieces(LARGE * 4), bytes(2 * MIB)):
+            answer = await client.post("/v1/artifacts", content=content, headers=PLAIN)
+            check_refused(answer, 413, "payload_too_large", f"at most {MIB} bytes")
+        assert (await client.post("/v1/artifacts", content=SMALL, headers=PLAIN)).status_code == 200
+    assert files_in(place) == []
+
+
 async def test_json_is_read_whole_and_so_has_the_cap_of_other_bodies(redis: Redis) -> None:
     async with in_memory(redis, max_body_bytes=1000) as client:
         body = {"data": base64.b64encode(bytes(1000)).decode()}
