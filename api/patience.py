@@ -6,8 +6,9 @@ from contextlib import asynccontextmanager
 
 from shared.errors import BrokerUnavailable
 
+MOST_S = 2.0
 _TICK_S = 0.25
-_MOST_TICKS = 8
+_MOST_TICKS = int(MOST_S / _TICK_S)
 
 
 @asynccontextmanager

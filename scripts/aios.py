@@ -23,6 +23,7 @@ from scripts.placement import place_workers
 from scripts.supervisor import MOST_FAILED_STARTS, Role, Supervisor
 from shared import keys
 from shared.access import Keyring
+from shared.artifact_files import check_place
 from shared.broker import UNAVAILABLE, open_broker
 from shared.cli import CONFIG_ENV, redis_url, run_role, tell_of_variables
 from shared.listener import open_port, port_of
@@ -55,7 +56,7 @@ Each command lists its flags with --help."""
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # as a shell says it
 EXTRAS = {
-    "api": ("fastapi", "uvicorn"),
+    "api": ("fastapi", "uvicorn", "python_multipart"),
     "worker": ("torch", "transformers", "tokenizers", "safetensors", "numpy", "jinja2"),
 }
 KILL_AFTER_DRAIN_S = 10.0  # a child still there this long after the end of its drain never will end
@@ -134,6 +135,7 @@ def serve_hrm(settings: Settings) -> int:
         redis_url(settings)
     if settings.prohibited_terms is not None:
         read_text(settings, "prohibited_terms")
+    check_place(settings)
     check_model_paths(settings)
     settings, places = place_workers(settings)
     port = bindable_port(settings, len(places))
@@ -147,9 +149,15 @@ def serve_hrm(settings: Settings) -> int:
                 log.error("embedded redis failed", extra=fields(error=str(error)))
                 return 1
             drain_s = settings.drain_timeout_s or FINISH_S
-            settings = settings.model_copy(update={"redis_url": redis.url, "drain_timeout_s": drain_s})
+            settings = with_embedded(settings, redis).model_copy(update={"drain_timeout_s": drain_s})
         stack.enter_context(announced(_local_fleet(settings)))
         return asyncio.run(_supervise(settings, redis, places))
+
+
+def with_embedded(settings: Settings, redis: EmbeddedRedis) -> Settings:
+    """Return the settings of a fleet with a Redis of its own."""
+    artifact_url = settings.artifact_url or redis.artifact_url
+    return settings.model_copy(update={"redis_url": redis.url, "artifact_url": artifact_url})
 
 
 def _local_fleet(settings: Settings) -> LocalFleet:
@@ -161,6 +169,7 @@ def _local_fleet(settings: Settings) -> LocalFleet:
         redis_url=redis_url(settings),
         redis_shards=settings.redis_shards,
         has_open_metrics=has_front and not settings.protect_metrics,
+        artifact_url=settings.artifact_url,
     )
 
 

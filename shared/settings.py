@@ -139,7 +139,17 @@ class Settings(BaseSettings):
         default=0.0, ge=0, allow_inf_nan=False, description="how long answers are given again (0: never)"
     )
     max_prompts_per_request: Count = Field(default=64, description="most prompts in one request")
-    max_body_bytes: Count = Field(default=1 << 20, description="largest request body")
+    max_body_bytes: Count = Field(default=1 << 20, description="largest request body, but for uploads")
+    max_upload_bytes: Count = Field(default=1 << 28, description="largest upload, and largest artifact")
+    artifact_url: Text | None = Field(
+        default=None,
+        description="directory, or URL as s3://bucket/folder, for artifacts above 256 KiB (none: `aios serve hrm` with"
+        " its own Redis makes one, other fleets keep none)",
+    )
+    artifact_ttl_s: Seconds = Field(default=86_400.0, description="how long artifacts are kept")
+    artifact_quota_bytes: int = Field(
+        default=1 << 30, ge=0, description="bytes of artifacts that one tenant may keep (0: any number)"
+    )
     queue_timeout_s: Seconds = Field(default=60.0, description="longest wait in the queue")
     request_timeout_s: Seconds = Field(default=300.0, description="longest life of a request")
     absent_grace_s: float = Field(

@@ -36,6 +36,18 @@
 -- settled:M    string when something of one model was settled last
 -- unconfirmed  zset   requests that were let in and are not known to be queued, by when they were
 -- entrants     hash   the tenant and jobs of each of those
+--
+-- Under the hash tag `{artifacts}` lies what is known of artifacts, and the bytes of small ones:
+-- artifact:ID  hash   tenant digest media_type name purpose num_bytes charge is_file created_ms
+--                     expires_ms
+-- bytes:ID     string the bytes, unless they lie in a file
+-- digest:T:D   string the tenant's artifact whose bytes have digest D
+-- owned:T      zset   a tenant's artifacts, by when they came
+-- expiring     zset   all artifacts, by when their time is over
+-- used         hash   what each tenant's artifacts take of its quota
+-- in_redis     string bytes of all artifacts that lie in Redis
+-- loose        zset   files without a record: until when they may get one, and are not to be removed
+-- key:T:K      string what came with idempotency key K, as its digest
 
 local P = KEYS[1]
 local a = cmsgpack.unpack(ARGV[1])
