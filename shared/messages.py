@@ -12,6 +12,7 @@ import msgspec
 from typing_extensions import TypeVar
 
 from shared import results, tasks
+from shared.results import ArtifactRef as ArtifactRef
 from shared.results import ContinuationScore as ContinuationScore
 from shared.results import Detokenized as Detokenized
 from shared.results import Embedded as Embedded
@@ -127,7 +128,8 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True, tag="progress"):
 
 class Done(msgspec.Struct, Generic[SomeResult], frozen=True, omit_defaults=True, tag="done"):
     """The job succeeded. `finish_reason` is `stop`, `length`, `deadline` (with what was said by then), or the name of a
-    task of another kind. The keys and values of `num_cached_tokens` prompt tokens were there already.
+    task of another kind. The keys and values of `num_cached_tokens` prompt tokens were there already. What a task made
+    that is bytes lies in `artifacts`, in its own order.
     """
 
     finish_reason: str
@@ -135,6 +137,7 @@ class Done(msgspec.Struct, Generic[SomeResult], frozen=True, omit_defaults=True,
     num_completion_tokens: int
     num_cached_tokens: int = 0
     result: SomeResult | None = None
+    artifacts: tuple[ArtifactRef, ...] = ()
 
     @property
     def generated(self) -> Generated:

@@ -36,6 +36,7 @@ async def listing(front: FrontDep) -> CatalogueListing:
 async def add(body: CatalogueEntry, front: FrontDep) -> CatalogueChange:
     """Let every worker that can read the model's path serve it. One with the same id is changed."""
     is_new = await _catalogue(front).add(body)
+    front.fleet.look_again()
     return CatalogueChange(model_id=body.id, done="added" if is_new else "changed")
 
 
@@ -45,6 +46,7 @@ async def remove(model_id: ModelId, front: FrontDep) -> CatalogueChange:
     """Let workers forget a model, once its jobs in hand have ended."""
     if not await _catalogue(front).remove(model_id):
         raise ModelNotFound(f"model_id: {model_id!r} is not in the catalogue.", field="model_id")
+    front.fleet.look_again()
     return CatalogueChange(model_id=model_id, done="removed")
 
 
