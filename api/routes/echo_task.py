@@ -16,7 +16,7 @@ from shared.messages import ModelInfo
 
 
 class EchoTaskRequest(RequestBody):
-    model_config = shown({"text": "tick ", "steps": 3, "step_ms": 10})
+    model_config = shown({"model": "tasks", "text": "tick ", "steps": 3, "step_ms": 10})
 
     text: NonEmpty
     steps: int = Field(1, ge=1, strict=True)

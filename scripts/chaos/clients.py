@@ -65,7 +65,9 @@ class Client:
                 await self._poll(url, answer)
             case _:
                 said = _checked(await self._http.post(url + answer.ask.path, **self._order(answer.ask)))
-                answer.said = {0: json.dumps(said["ll"])} if answer.ask.mode == "scoring" else _texts(said)
+                _take_whole(answer, said)
+        if answer.ask.steps:
+            answer.said = {0: await self._file(url, answer.file_id)}
         answer.error = ""
         answer.frames.append(time.monotonic())
 
@@ -88,6 +90,12 @@ class Client:
                     return
         raise FrontGone("the stream broke off")
 
+    async def _file(self, url: str, file_id: str) -> str:
+        reply = await self._http.get(f"{url}/v1/artifacts/{file_id}")
+        if reply.status_code != 200:
+            _checked(reply)
+        return reply.text
+
     def _take(self, answer: Answer, data: str) -> bool:
         """Whether that was the end."""
         answer.frames.append(time.monotonic())
@@ -98,6 +106,9 @@ class Client:
             if self._is_persistent and _is_passing(chunk["error"]):
                 raise FrontGone(data)
             raise Refused(data)
+        if answer.ask.steps:
+            _take_step(answer, chunk)
+            return False
         for choice, text in _texts(chunk).items():
             answer.said[choice] = answer.said.get(choice, "") + text
         return False
@@ -111,7 +122,7 @@ class Client:
         while True:
             job = _checked(await self._http.get(f"{url}/v1/jobs/{answer.last_id}"))
             if job["state"] == "done":
-                answer.said = _texts(job["result"])
+                _take_whole(answer, job["result"])
                 return
             if job["state"] in _FAILED:
                 raise Refused(json.dumps(job))
@@ -153,6 +164,24 @@ def _checked(reply: httpx.Response, expected: int = 200) -> Any:
 
 def _is_passing(error: Any) -> bool:
     return isinstance(error, dict) and error.get("code") in ("draining", "broker_unavailable", "no_worker")
+
+
+def _take_whole(answer: Answer, body: Any) -> None:
+    """Take an answer that came at once."""
+    if answer.ask.steps:
+        answer.file_id = body["file"]["id"]
+    elif answer.ask.mode == "scoring":
+        answer.said = {0: json.dumps(body["ll"])}
+    else:
+        answer.said = _texts(body)
+
+
+def _take_step(answer: Answer, frame: Any) -> None:
+    """Take a frame of a task that is done whole: its opening, a step, or the whole answer."""
+    if frame.get("object") == "job.progress":
+        answer.steps_done.append(frame["done"])
+    elif "file" in frame:
+        _take_whole(answer, frame)
 
 
 def _texts(body: Any) -> dict[int, str]:

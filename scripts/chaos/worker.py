@@ -1,4 +1,4 @@
-"""`python -m worker` with the rigged echo runner in the place of the plain one; the same flags."""
+"""`python -m worker` with the rigged echo runners in the place of the plain ones; the same flags."""
 
 import sys
 
@@ -8,4 +8,5 @@ from worker.registry import RUNNERS
 
 if __name__ == "__main__":
     RUNNERS["echo"] = "scripts.chaos.rigged:RiggedEcho"
+    RUNNERS["echo-task"] = "scripts.chaos.rigged:RiggedEchoTask"
     sys.exit(run_role("python -m scripts.chaos.worker", run))

@@ -13,16 +13,20 @@ from tests.chaos.stage import LEASE_S, PLACES, Stage
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared_stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shared[Stage]]:
-    size = ("--max-batch-size", str(PLACES), "--step-tokens", "4000")
-    flags = ("--model", "echo=echo", "--lease-s", str(LEASE_S), *size)
+async def shared_stage(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Shared[Stage]]:
+    """A stage of the module's own kind, which it names `STAGE`."""
+    kind = getattr(request.module, "STAGE", Stage)
+    size = ("--max-batch-size", str(PLACES), "--step-tokens", "4000", "--batch-wait-ms", "5000")
+    flags = ("--model", "echo=echo", "--model", "tasks=echo-task", "--lease-s", str(LEASE_S), *size)
 
     @asynccontextmanager
     async def made() -> AsyncIterator[Stage]:
         gates = tmp_path_factory.mktemp("gates")
         rig = {"worker": "scripts.chaos.worker", "env": {GATES_ENV: str(gates)}, "has_proxies": True}
         async with fleet(2, 2, worker_flags=flags, **rig) as members:
-            stage = Stage(members, gates)
+            stage = kind(members, gates)
             try:
                 yield stage
             finally:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from scripts.chaos.faults import restart_redis
 from scripts.chaos.proxy import Proxy
-from tests.chaos.stage import PLACES, Stage, until
+from tests.chaos.stage import DONE, PLACES, Stage, until
 from tests.polling import DEADLINE_S
 from tests.slowness import slowness
 
@@ -59,7 +59,7 @@ async def cut_worker(stage: Stage, phase: str) -> None:
     if phase == "unsent":
         await let_the_rescuer_in(stage)
         proxy.restore()
-        proxy.trap(b"done", proxy.to_client)
+        proxy.trap(DONE, proxy.to_client)
         await until(partial(is_sprung, proxy), "it says its last words again")
         proxy.restore()
         await until(partial(is_refused, proxy), "they are refused")

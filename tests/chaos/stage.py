@@ -2,16 +2,19 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from scripts.chaos.asks import Answer, Ask, Mode
 from scripts.chaos.clients import Client
 from scripts.chaos.invariants import Trace, traces
 from scripts.chaos.members import Fleet, Member
 from scripts.chaos.polling import came_true
-from shared.messages import Generate, Tokens, WorkerInfo
+from scripts.chaos.rigged import mark_of
+from shared.echo_task import EchoTask
+from shared.messages import Generate, Progress, Started, Tokens, WorkerInfo
 from shared.presence import Presence
 from shared.task_table import places_of
 from tests.polling import DEADLINE_S
@@ -51,10 +54,20 @@ PHASES = {
 Redis; the answer to it on its way back."""
 
 
+DONE = b"\xa4type\xa4done"
+"""The tag of an answer's end, as msgpack has it; steps of a task tell what is `done`, too."""
+NUM_STEPS = 4
+STEP_MS = 60
+"""Longer than the time between two reports of progress, so that each step is told."""
+STEPS_DONE = {"queued": 0, "prefill": 0, "decode": 2, "unsent": NUM_STEPS - 1, "unacked": NUM_STEPS - 1}
+"""The steps of a task that are done in each phase, when it is held in the next one."""
+
+
 class Stage:
     """Two workers and two fronts. In each scene `victim` gets all jobs, because `rescuer` is stopped at first, and all
-    clients ask `front`, until it is lost."""
+    clients ask `front`, until it is lost. `asked` are the kinds of clients."""
 
+    asked: ClassVar[Sequence[str]] = tuple(ASKED)
     victim: Member
     rescuer: Member
     front: Member
@@ -88,10 +101,13 @@ class Stage:
 
     def ask(self, phase: str, name: str) -> None:
         """One client of each mode, who should get what an undisturbed run says."""
-        for kind in ASKED:
-            answer = Answer(ask(kind, f"{self.gate.name}-{name}-{kind}", self.gate.name, PHASES[phase]))
+        for kind in self.asked:
+            answer = Answer(self.asking(kind, f"{self.gate.name}-{name}-{kind}", phase))
             self.answers.append(answer)
             self._asking.append(asyncio.create_task(self._client.fill(answer)))
+
+    def asking(self, kind: str, name: str, phase: str) -> Ask:
+        return ask(kind, name, self.gate.name, PHASES[phase])
 
     def lose(self, member: Member) -> None:
         """It is no longer there; clients ask the other front, and its successor starts while the scene goes on."""
@@ -115,15 +131,21 @@ class Stage:
     async def all_in(self, phase: str, name: str) -> bool:
         """Whether every job of the clients called `name` has come to its place, and its log and stream show that."""
         found = await self.traces(name)
-        if len(found) < len(ASKED):
+        if len(found) < len(self.asked):
             return False
         if phase == "queued":
             return all(trace.state == "queued" for trace in found)
-        return all(self.is_held(trace) and num_tokens(trace) == num_logged(trace, phase) for trace in found) and all(
-            sum(map(len, answer.said.values())) == answer.ask.n * PHASES[phase].tokens
-            for answer in self.streams
-            if f"-{name}-" in answer.ask.name
-        )
+        if not all(self.is_held(trace) and self.is_logged(trace, phase) for trace in found):
+            return False
+        streams = [answer for answer in self.streams if f"-{name}-" in answer.ask.name]
+        return all(self.is_told(answer, phase) for answer in streams)
+
+    def is_logged(self, trace: Trace, phase: str) -> bool:
+        return num_tokens(trace) == num_logged(trace, phase)
+
+    def is_told(self, answer: Answer, phase: str) -> bool:
+        """Return whether who streams has heard all there is."""
+        return sum(map(len, answer.said.values())) == answer.ask.n * PHASES[phase].tokens
 
     async def traces(self, name: str) -> list[Trace]:
         """The jobs of the clients called `name`."""
@@ -152,6 +174,32 @@ class Stage:
         await asyncio.gather(*self._asking, *self._coming, return_exceptions=True)
         await self._once.close()
         await self._again.close()
+
+
+class TaskStage(Stage):
+    """The same for tasks that are done whole: one that waits, one that streams, one that polls."""
+
+    asked = ("sync", "sse", "poll")
+
+    def asking(self, kind: str, name: str, phase: str) -> Ask:
+        text = f"hold:{self.gate.name}:{STEPS_DONE[phase]} {name} "
+        mode = ASKED[kind][0]
+        return Ask(name, mode, text, steps=NUM_STEPS, step_ms=STEP_MS, expected=text * NUM_STEPS)
+
+    def is_held(self, trace: Trace) -> bool:
+        assert isinstance(trace.job.task, EchoTask)
+        starts = [event for event in trace.events if isinstance(event, Started)]
+        if not starts or starts[-1].epoch != trace.epoch:
+            return False
+        pid = int(starts[-1].worker.split("-")[-2])
+        return (self._gates / mark_of(trace.job.task.text, pid)).exists()
+
+    def is_logged(self, trace: Trace, phase: str) -> bool:
+        told = [event.done for event in trace.events if isinstance(event, Progress)]
+        return max(told, default=0) == STEPS_DONE[phase]
+
+    def is_told(self, answer: Answer, phase: str) -> bool:
+        return answer.steps_done == list(range(1, STEPS_DONE[phase] + 1))
 
 
 def ask(kind: str, name: str, gate: str, place: Place) -> Ask:

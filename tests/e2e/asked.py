@@ -87,6 +87,7 @@ EVERYTHING = [
     Asked("tokenize", "/tokenize", {"prompt": PROMPT, "return_token_strs": True}),
     Asked("detokenize", "/detokenize", {"tokens": [26, 228, 18]}),
     Asked("solve", "/v1/puzzles/solve", {"grids": [SUDOKU, "." * 81], "model": "sudoku"}),
+    Asked("echo_task", "/v1/echo-task", {"text": PROMPT, "steps": 3, "step_ms": 5, "model": "tasks"}),
 ]
 
 JSON, EVENTS, TEXT = "application/json", "text/event-stream", "text/plain"
@@ -109,5 +110,7 @@ STREAMS: list[tuple[str, str, dict[str, Any]]] = [
     ("/v1/completions", EVENTS, {"prompt": PROMPT} | LONG | _STREAM),
     ("/v1/chat/completions", EVENTS, DIALOGUE | LONG | _STREAM),
     ("/v1/jobs", EVENTS, {"task": "chat"} | DIALOGUE | LONG | _STREAM),
+    ("/v1/echo-task", EVENTS, {"text": "a", "steps": 1000, "step_ms": 60, "model": "tasks"} | _STREAM),
 ]
-"""Every stream there is, by what it is sent as: four hundred tokens each, with nothing that would end them before."""
+"""Every stream there is, by what it is sent as: four hundred tokens each, or a minute, with nothing that would end them
+before."""

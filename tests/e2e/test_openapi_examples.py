@@ -69,10 +69,12 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """Of a fleet with the sample model, and the models that examples name."""
     sudoku = tmp_path_factory.mktemp("sudoku")
     write_checkpoint(sudoku, Net(halt_max_steps=2), filename="step_1", data_path="data/sudoku-extreme-1k-aug-1000")
-    models = {SAMPLE_MODEL.name: SAMPLE_MODEL, "classifier": "echo", "sudoku": sudoku}
+    models = {SAMPLE_MODEL.name: SAMPLE_MODEL, "classifier": "echo", "sudoku": sudoku, "tasks": "echo-task"}
     flags = [flag for name, path in models.items() for flag in ("--model", f"{name}={path}")]
     flags += ["--default-model", SAMPLE_MODEL.name, "--threads", "1", "--max-batch-size", "4"]
-    with serving(*flags) as fleet, httpx.Client(base_url=fleet.url, timeout=60) as http:
+    flags += ["--admin-keys", "ops:boss"]
+    headers = {"X-API-Key": "boss"}
+    with serving(*flags) as fleet, httpx.Client(base_url=fleet.url, timeout=60, headers=headers) as http:
         yield http
 
 

@@ -53,13 +53,18 @@ class EchoTaskRunner:
         for step in range(first.steps):
             if not any([progress.is_wanted(item) for item in range(len(tasks))]):
                 break
-            # Nothing beats inside a step, as in one long call of a foreign library.
-            step_s = first.step_ms / 1000
-            with silent_for(at_most_s=2 * step_s):
-                time.sleep(step_s)
+            self.take_step(tasks, step, progress)
             for item, task in enumerate(tasks):
                 assert isinstance(task, EchoTask)
                 texts[item] += task.text
                 progress.report(item, step + 1, first.steps)
         result = EchoedTask(first.steps)
         return [TaskOutput(result, (NewFile(text.encode(), "text/plain; charset=utf-8"),)) for text in texts]
+
+    def take_step(self, tasks: Sequence[Task], step: int, progress: BatchProgress) -> None:
+        """Be busy. Nothing beats inside a step, as in one long call of a foreign library."""
+        first = tasks[0]
+        assert isinstance(first, EchoTask)
+        step_s = first.step_ms / 1000
+        with silent_for(at_most_s=2 * step_s):
+            time.sleep(step_s)
