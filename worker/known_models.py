@@ -297,9 +297,15 @@ class KnownModels:
         elif isinstance(verdict, Evict) and may_evict:
             for model_id in verdict.ids:
                 self.by_id[model_id].is_evicted = True
+                await self._wake(self.by_id[model_id])
             logger.info("models make room", extra=fields(model=known.info.id, evicted=list(verdict.ids)))
         elif isinstance(verdict, Refuse):
             known.note_failure(verdict.reason)
+
+    async def _wake(self, known: KnownModel) -> None:
+        """End the wait for work of a model that is to go: its bell rings, for this worker or another one."""
+        for part in self._context.broker.together(self._context.broker.shards):
+            await known.queue.ring(part[0])
 
     async def _residents(self) -> list[Resident]:
         loaded = [known for known in self.by_id.values() if known.residence != "unloaded"]

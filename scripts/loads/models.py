@@ -1,0 +1,151 @@
+"""Many more models than fit: are all asked, with none failed, while memory stays flat?
+
+    python -m scripts.loads.models --models 100 --budget 3 --clients 8
+
+One worker holds `--budget` models of a catalogue of `--models`, all of them copies of the sample model, and one that is
+damaged. First every model is asked in turn, then the clients ask a working set of five of them for a while, and the
+damaged one now and then. Exits with 1 when a request of a sound model failed, when one of the damaged model did not,
+when more models were in memory than may be, or when the worker grew by more than `--most-growth`.
+"""
+
+import argparse
+import asyncio
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter as now
+
+import httpx
+
+from scripts.bench.measure import header
+from scripts.chaos.members import Fleet, fleet
+from shared.catalogue import Catalogue
+from shared.messages import WorkerInfo
+from shared.presence import Presence
+from shared.setting_models import ModelEntry
+from shared.settings import SAMPLE_MODEL
+
+_WORKING_SET = 5
+_MIB = 2**20
+_ASK = {"prompt": "Compute: 347 + 285", "max_tokens": 8, "temperature": 0}
+
+
+class Tally:
+    """What became of the requests, and what the worker held meanwhile."""
+
+    def __init__(self) -> None:
+        self.num_answered = 0
+        self.failures: list[str] = []
+        self.num_poisoned_failed = 0
+        self.poisoned_answers: list[str] = []
+        self.most_loaded = 0
+        self.mib: list[float] = []
+
+
+async def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=int, default=100)
+    parser.add_argument("--budget", type=int, default=3)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=60.0, help="for which the working set is asked")
+    parser.add_argument("--most-growth", type=float, default=0.1)
+    asked = parser.parse_args(argv)
+    print(header(models=asked.models, budget=asked.budget, clients=asked.clients), flush=True)
+    flags = ["--model", "first=echo", "--max-loaded-models", str(asked.budget), "--threads", "1"]
+    flags += ["--kv-memory-mib", "16", "--queue-timeout-s", "120"]
+    with tempfile.TemporaryDirectory() as directory:
+        damaged = Path(directory) / "damaged"
+        shutil.copytree(SAMPLE_MODEL, damaged)
+        (damaged / "model.safetensors").write_bytes(b"no weights")
+        async with fleet(1, 1, worker_flags=flags, front_flags=("--queue-timeout-s", "120")) as running:
+            return await _run(running, asked, damaged)
+
+
+async def _run(running: Fleet, asked: argparse.Namespace, damaged: Path) -> int:
+    catalogue = Catalogue(running.redis)
+    names = [f"m{number}" for number in range(asked.models)]
+    for name in names:
+        await catalogue.add(ModelEntry(id=name, path=str(SAMPLE_MODEL)))
+    await catalogue.add(ModelEntry(id="damaged", path=str(damaged)))
+    await _known(running, len(names) + 2)
+
+    tally = Tally()
+    watching = asyncio.create_task(_watch(running, tally))
+    async with httpx.AsyncClient(base_url=running.fronts[0].url, timeout=180) as http:
+        while len((await http.get("/v1/models")).json()["data"]) < len(names) + 2:
+            await asyncio.sleep(0.2)
+        begun_s = now()
+        for name in names:
+            await _ask(http, name, tally)
+        print(f"each of {len(names)} models once: {now() - begun_s:.1f} s, {len(tally.failures)} failed", flush=True)
+        num_before = tally.num_answered
+        ends_s = now() + asked.seconds
+        poison = asyncio.create_task(_ask_damaged(http, tally, ends_s))
+        clients = [_client(http, names[:_WORKING_SET], number, tally, ends_s) for number in range(asked.clients)]
+        await asyncio.gather(*clients, poison)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+
+    answered = tally.num_answered - num_before
+    print(f"{asked.clients} clients on {_WORKING_SET} models: {answered} answered in {asked.seconds:.0f} s")
+    print(f"failed: {len(tally.failures)}; of the damaged model {tally.num_poisoned_failed} of", end=" ")
+    print(f"{tally.num_poisoned_failed + len(tally.poisoned_answers)}")
+    third = len(tally.mib) // 3
+    growth = max(tally.mib[-third:]) / max(tally.mib[third : 2 * third]) - 1
+    print(f"most in memory at once: {tally.most_loaded}; worker {tally.mib[-1]:.0f} MiB, grew by {growth:.1%}")
+    for words in (*tally.failures[:5], *tally.poisoned_answers[:5]):
+        print(words)
+    is_fine = not tally.failures and not tally.poisoned_answers and tally.num_poisoned_failed > 0
+    return 0 if is_fine and tally.most_loaded <= asked.budget and growth <= asked.most_growth else 1
+
+
+async def _client(http: httpx.AsyncClient, names: Sequence[str], number: int, tally: Tally, ends_s: float) -> None:
+    while now() < ends_s:
+        await _ask(http, names[number % len(names)], tally)
+        number += 1
+
+
+async def _ask(http: httpx.AsyncClient, name: str, tally: Tally) -> None:
+    answer = await http.post("/v1/completions", json={"model": name, **_ASK})
+    if answer.status_code == 200:
+        tally.num_answered += 1
+    else:
+        tally.failures.append(f"{name}: {answer.status_code} {answer.text[:200]}")
+
+
+async def _ask_damaged(http: httpx.AsyncClient, tally: Tally, ends_s: float) -> None:
+    while now() < ends_s:
+        answer = await http.post("/v1/completions", json={"model": "damaged", **_ASK})
+        if answer.status_code == 503 and "cannot be loaded" in answer.text:
+            tally.num_poisoned_failed += 1
+        else:
+            tally.poisoned_answers.append(answer.text)
+        await asyncio.sleep(1.0)
+
+
+async def _watch(running: Fleet, tally: Tally) -> None:
+    while True:
+        for worker in await _workers(running):
+            residences = worker.residences
+            loaded = [model.id for model in worker.models if residences.get(model.id, "loaded") != "unloaded"]
+            tally.most_loaded = max(tally.most_loaded, len(loaded))
+            tally.mib.append(worker.memory_bytes / _MIB)
+        await asyncio.sleep(0.5)
+
+
+async def _known(running: Fleet, count: int) -> None:
+    """Return when the worker knows so many models."""
+    while True:
+        if any(len(worker.models) >= count for worker in await _workers(running)):
+            return
+        await asyncio.sleep(0.2)
+
+
+async def _workers(running: Fleet) -> tuple[WorkerInfo, ...]:
+    return (await Presence(running.redis).fleet()).workers
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
