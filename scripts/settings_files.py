@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from scripts.generated_pages import code, page_with, table_of
 from shared.cli import FLAG_ALIASES, shown, shown_choices
 from shared.setting_layers import env_name, env_names, flag_name, switch_flags, switch_names
 from shared.setting_models import RUNNERS
@@ -16,9 +17,7 @@ from shared.settings import REPO_ROOT, Settings
 
 PAGE = REPO_ROOT / "docs" / "settings.md"
 YAML = REPO_ROOT / "config" / "default.yaml"
-_BEGIN = "<!-- made by python -m scripts.settings_files -->\n"
-_END = "<!-- end of the table -->\n"
-
+MARK = "made by python -m scripts.settings_files"
 
 _HEAD = """\
 # Settings of the fleet. A command-line flag outranks an environment variable (AIOS_<KEY>), which outranks this file.
@@ -62,34 +61,26 @@ def _told(field: FieldInfo, separator: str) -> str:
 
 def table() -> str:
     rows = [_row(name, field) for name, field in Settings.model_fields.items()]
-    return "\n".join(["| setting | variables | default | |", "|---|---|---|---|", *rows, ""])
+    return table_of(["setting", "variables", "default", ""], rows)
 
 
-def page_with(table: str, page: str) -> str:
-    """Return the page with this table. Raise ValueError if the page has no markers for it."""
-    before, begin, rest = page.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise ValueError(f"{PAGE.name}: expected the table between {_BEGIN.strip()} and {_END.strip()}")
-    return f"{before}{begin}{table}{end}{after}"
+def page() -> str:
+    """Return docs/settings.md as it should be."""
+    return page_with(table(), PAGE.read_text(encoding="utf-8"), MARK)
 
 
-def _row(name: str, field: FieldInfo) -> str:
+def _row(name: str, field: FieldInfo) -> list[str]:
     flags = [flag_name(name), *FLAG_ALIASES.get(name, []), *switch_flags(name)]
     if field.annotation is bool:
         flags.append(flag_name(name).replace("--", "--no-", 1))
     variables = (*env_names(name), *switch_names(name))
-    told = _told(field, ", ").replace("|", r"\|")
-    return f"| {_code(flags)} | {_code(variables)} | `{shown(field.default)}` | {told} |"
-
-
-def _code(words: list[str] | tuple[str, ...]) -> str:
-    return " ".join(f"`{word}`" for word in words)
+    default = code(shown(field.default))
+    return [code(*flags), code(*variables), default, _told(field, ", ")]
 
 
 def main() -> None:
     YAML.write_text(default_yaml(), encoding="utf-8")
-    PAGE.write_text(page_with(table(), PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
 import pytest
 
-from scripts.settings_files import PAGE, YAML, default_yaml, page_with, table
+from scripts.generated_pages import page_with
+from scripts.settings_files import PAGE, YAML, default_yaml, page, table
 from shared.settings import Settings
 
 
 def test_they_are_those_of_today() -> None:
     """If not: python -m scripts.settings_files."""
-    page = PAGE.read_text(encoding="utf-8")
-    assert page == page_with(table(), page)
+    assert PAGE.read_text(encoding="utf-8") == page()
     assert YAML.read_text(encoding="utf-8") == default_yaml()
 
 
@@ -26,5 +26,5 @@ def test_every_setting_is_a_row() -> None:
 
 
 def test_a_page_without_a_place_for_it_is_not_touched() -> None:
-    with pytest.raises(ValueError, match="expected the table between"):
-        page_with(table(), "# Settings\n")
+    with pytest.raises(ValueError, match="expected a table between <!-- mark -->"):
+        page_with(table(), "# Settings\n", "mark")
