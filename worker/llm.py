@@ -53,6 +53,7 @@ from shared.messages import (
     Tokenized,
     Turn,
 )
+from shared.setting_types import Quantize
 from shared.settings import SAMPLE_MODEL, Settings, SettingsError, settings_of
 from shared.vectors import unpack
 from worker import device
@@ -91,7 +92,7 @@ class ModelSettings(TypedDict, total=False):
     tokenizer_path: str | Path
     device: Literal["auto", "cpu", "cuda", "mps"]
     dtype: Literal["auto", "float32", "float16", "bfloat16"]
-    quantize: Literal["none", "int8"]
+    quantize: Quantize
     max_batch_size: int
     context_window: int
     threads: int | Literal["auto"]

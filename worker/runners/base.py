@@ -5,6 +5,7 @@ from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from shared.accelerators import ACCELERATORS
 from shared.errors import ContextExceeded, FleetError, InvalidRequest
 from shared.messages import (
     Chat,
@@ -31,7 +32,7 @@ class RunnerOptions:
     """How to load and run one model. Sizes in tokens, `kv_bytes` in bytes; None means the model's own.
 
     On a GPU `kv_fraction` outranks `kv_bytes`: a share of what the weights leave free. `max_device_bytes` is the most
-    that this process may allocate there; None is all there is.
+    that this process may allocate there; None is all there is. `quantize` is a row of `shared/accelerators.py`.
     """
 
     path: str
@@ -39,7 +40,7 @@ class RunnerOptions:
     tokenizer_path: str | None = None
     device: str = "cpu"
     dtype: str = "float32"
-    quantize: Literal["none", "int8"] = "none"
+    quantize: str = "none"
     max_batch: int = 16
     context_window: int | None = None
     kv_bytes: int = 512 * 2**20
@@ -61,7 +62,8 @@ class RunnerOptions:
     @property
     def precision(self) -> str:
         """Of weights and activations, for people."""
-        return self.dtype if self.quantize == "none" else f"{self.dtype} with {self.quantize} linear layers"
+        precision = ACCELERATORS[self.quantize].precision
+        return f"{self.dtype} with {precision}" if precision else self.dtype
 
 
 TextTask = Generate | Score | Read | Tokenize | Detokenize | Embed

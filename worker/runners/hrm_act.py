@@ -16,12 +16,12 @@ from torch import Tensor
 
 from shared.errors import FleetError
 from shared.messages import Task
+from worker.accelerators import prepare
 from worker.chat import ChatTemplate
 from worker.counts import count_segments
 from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActModel
-from worker.models.linear import prepare_linears
 from worker.models.weights import load_tokenizer
 from worker.rolling import encode_rolling, encode_stretches
 from worker.runners.act_language import ActLanguage
@@ -141,7 +141,7 @@ def load(options: RunnerOptions) -> ActRunner | PagedRunner:
     tokenizer, model = load_tokenizer(Path(source)), bundle.model.to(device)
     template = ChatTemplate(tokenizer, options.chat_template)
     vocabulary = Vocabulary(tokenizer, config.vocab_size, template, keeps_end_marks=True)
-    prepare_linears(model, quantize=options.quantize)
+    prepare(model, options)
     if config.attention == "causal":
         net = ActCausalNet(model, device, options.segments)
         language = ActLanguage(tokenizer, vocabulary, options.scoring, encode_rolling)

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from shared.errors import InvalidRequest
 from shared.logs import fields
 from shared.messages import Chat, Detokenize, Embed, Generate, Prompt, Read, Score, Text, Tokenize
+from worker.accelerators import prepare
 from worker.chat import DIALOGUE, ChatTemplate
 from worker.kv.attention import Plan, Span, attend
 from worker.kv.store import KVShape, KVStore
@@ -25,7 +26,6 @@ from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import CONFIG, check_directory, directory_of, is_there, read_generation_defaults
 from worker.models.hrm_text import HrmTextModel, HrmTextShape, build_model
 from worker.models.hrm_text_prompt import CONDITIONS, RAW, USUAL, PromptMarks
-from worker.models.linear import prepare_linears
 from worker.models.reading import Count, Positive, converted, read_json_object
 from worker.models.weights import load_tokenizer, matrix_shape, read_safetensors_dir, start_ids
 from worker.rolling import encode_rolling_response
@@ -235,7 +235,7 @@ def load(options: RunnerOptions) -> PagedRunner:
         note += f", {language.note}"
     device = torch.device(options.device)
     net, found = HrmTextNet(model.to(device), device), _describe(model, note)
-    prepare_linears(model, quantize=options.quantize)
+    prepare(model, options)
     if device.type == "cuda" and options.compile_layers:
         compile_net(net, options.name)
     window = min(options.context_window or model.shape.max_positions, model.shape.max_positions)

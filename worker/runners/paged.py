@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from shared.accelerators import ACCELERATORS
 from shared.errors import FleetError
 from shared.logs import fields
 from shared.messages import Task
@@ -65,7 +66,7 @@ class PagedRunner:
         )
         self.eos_ids = language.eos_ids
         self._net = net
-        self._is_tiled = options.quantize != "none"
+        self._is_tiled = ACCELERATORS[options.quantize].rounds_activations
         self._language = language
         self._store = KVStore(net.kv_shape, num_pages + use_graphs, options.page_size, net.dtype, net.device)
         self._decoder: DecodeGraphs | None = None
