@@ -13,6 +13,9 @@ from pydantic import ValidationError
 from shared.errors import FleetError, from_event
 from shared.logs import fields
 from shared.messages import Embedded, Failed, Generate, Labelled, ModelInfo, Prompting, Solution, name_of
+from shared.model_options import options_of
+from shared.runner_options import Options, PagedOptions
+from shared.runner_table import AUTO
 from shared.setting_models import PromptingEntry
 from shared.settings import ModelEntry, Settings, SettingsError, model_entries
 from shared.vectors import unpack
@@ -121,7 +124,7 @@ def obstacles(settings: Settings) -> dict[str, str]:
 def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedModel:
     begun_s = time.monotonic()
     try:
-        kind = detect(entry.path) if entry.runner == "auto" else entry.runner
+        kind = detect(entry.path) if entry.runner == AUTO else entry.runner
         options = _options(entry, settings, kind)
         runner = load_runner(kind, options) if kind == "echo" else _load_fitting(kind, options)
     except ModelFormatError as error:
@@ -222,6 +225,7 @@ def _load_fitting(kind: str, options: RunnerOptions) -> Runner:
 
 
 def _options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
+    own = options_of(entry, dict(settings), kind)
     options = RunnerOptions(
         path=entry.path,
         name=entry.id,
@@ -231,22 +235,14 @@ def _options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
         context_window=entry.context_window or settings.context_window,
         kv_bytes=DEFAULT_KV_BYTES if settings.kv_memory_mib == "auto" else settings.kv_memory_mib * 2**20,
         page_size=settings.page_size or _PAGE_SIZE,
-        flash_attention=settings.flash_attention,
-        cuda_graphs=settings.cuda_graphs,
-        compile_layers=settings.compile_layers,
         prefix_cache=settings.prefix_cache,
         step_tokens=settings.step_tokens or _CPU_STEP_TOKENS,
-        condition=entry.condition or settings.condition,
-        chat_template=entry.chat_template,
-        scoring=settings.scoring,
-        segments=settings.segments,
-        attention=settings.attention,
-        use_ema=settings.use_ema,
+        own=own,
     )
-    return options if kind == "echo" else replace(options, **_placement(entry, settings))
+    return options if kind == "echo" else replace(options, **_placement(entry, settings, own))
 
 
-def _placement(entry: ModelEntry, settings: Settings) -> dict[str, Any]:
+def _placement(entry: ModelEntry, settings: Settings, own: Options) -> dict[str, Any]:
     """Where a model lies and in what: the options that need torch to be known. Raises SettingsError."""
     chosen = device.select_device(settings.device)
     cap = settings.max_gpu_memory_gb
@@ -259,7 +255,8 @@ def _placement(entry: ModelEntry, settings: Settings) -> dict[str, Any]:
     if fraction is None and settings.kv_memory_mib == "auto" and chosen.type == "cuda":
         fraction = _DEFAULT_KV_FRACTION
     dtype = device.choose_dtype(entry.dtype or settings.dtype, chosen)
-    is_flash = settings.flash_attention and chosen.type == "cuda" and dtype != "float32"
+    may_flash = isinstance(own, PagedOptions) and own.flash_attention
+    is_flash = may_flash and chosen.type == "cuda" and dtype != "float32"
     return {
         "device": str(chosen),
         "step_tokens": settings.step_tokens or (_CPU_STEP_TOKENS if chosen.type == "cpu" else _GPU_STEP_TOKENS),

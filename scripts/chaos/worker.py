@@ -3,9 +3,9 @@
 import sys
 
 from shared.cli import run_role
+from shared.runner_table import RUNNERS, RunnerInfo
 from worker.__main__ import run
-from worker.registry import RUNNERS
 
 if __name__ == "__main__":
-    RUNNERS["echo"] = "scripts.chaos.rigged:RiggedEcho"
+    RUNNERS["echo"] = RunnerInfo("scripts.chaos.rigged:RiggedEcho")
     sys.exit(run_role("python -m scripts.chaos.worker", run))

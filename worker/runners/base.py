@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 from shared.accelerators import ACCELERATORS
 from shared.errors import ContextExceeded, FleetError, InvalidRequest
@@ -24,7 +24,10 @@ from shared.messages import (
     Tokenize,
     name_of,
 )
+from shared.runner_options import Options
 from worker.sequence import Encoded, EncodedText, Sequence, Slice, StepResult
+
+SomeOptions = TypeVar("SomeOptions", bound=Options)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class RunnerOptions:
 
     On a GPU `kv_fraction` outranks `kv_bytes`: a share of what the weights leave free. `max_device_bytes` is the most
     that this process may allocate there; None is all there is. `quantize` is a row of `shared/accelerators.py`.
+    `own` are the options that the runner declares (`shared/runner_options.py`); the others are for all of them.
     """
 
     path: str
@@ -49,15 +53,14 @@ class RunnerOptions:
     page_size: int = 16
     prefix_cache: bool = True
     step_tokens: int = 256
-    condition: str | None = None
-    chat_template: str | None = None
-    scoring: str = "strict"
-    segments: str = "compat"
-    attention: Literal["bidirectional", "causal"] | None = None
-    use_ema: bool = True
-    flash_attention: bool = True
-    cuda_graphs: bool = True
-    compile_layers: bool = True
+    own: Options | None = None
+
+    def declared(self, kind: type[SomeOptions]) -> SomeOptions:
+        """Return what the runner has declared for itself; the defaults of all if nothing is given."""
+        if self.own is None:
+            return kind()
+        assert isinstance(self.own, kind), f"{type(self.own).__name__} for a runner with {kind.__name__}"
+        return self.own
 
     @property
     def precision(self) -> str:

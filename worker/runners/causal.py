@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from shared.errors import InvalidRequest
 from shared.messages import Detokenize, Embed, Generate, Read, Score, Text, Tokenize
+from shared.runner_options import PagedOptions
 from worker.accelerators import prepare
 from worker.chat import ChatTemplate
 from worker.models.errors import ModelFormatError
@@ -100,7 +101,7 @@ def load(options: RunnerOptions) -> PagedRunner:
     tokenizer = load_tokenizer(Path(options.tokenizer_path) if options.tokenizer_path else path)
     longest = _longest(text_config, options.context_window, implant.max_seq_len if implant else None)
     net = checked_net(model, longest, device, q_head)
-    template = ChatTemplate(tokenizer, options.chat_template)
+    template = ChatTemplate(tokenizer, options.declared(PagedOptions).chat_template)
     vocabulary = Vocabulary(tokenizer, text_config.vocab_size, template)
     eos_ids = known_ids(_eos_ids(model, generation.eos_token_id, tokenizer), vocabulary.size)
     language = CausalLanguage(vocabulary, start_ids(tokenizer), eos_ids)

@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, Pretrain
 
 from shared.errors import FleetError, InvalidRequest
 from shared.messages import Classify, Detokenize, Embed, Label, Task, TaskName, Tokenize, name_of
+from shared.runner_options import TextOptions
 from worker.accelerators import prepare
 from worker.chat import ChatTemplate
 from worker.kv.attention import length_groups
@@ -189,7 +190,7 @@ def load(options: RunnerOptions) -> EncoderRunner:
         tasks=("classify", *_TEXT_TASKS) if is_classifier else _TEXT_TASKS,
         trial=Classify("a") if is_classifier else Embed("a"),
     )
-    template = ChatTemplate(tokenizer, options.chat_template)
+    template = ChatTemplate(tokenizer, options.declared(TextOptions).chat_template)
     vocabulary = Vocabulary(tokenizer, config.vocab_size, template, keeps_end_marks=True)
     return EncoderRunner(model, vocabulary, pad_id, spec, sentence)
 

@@ -1,0 +1,67 @@
+"""The table of runners: what serves a model, and the options that it declares.
+
+A new runner is a file and a row here. A package adds rows by the entry points `aios.runners` and,
+for options, `aios.runner_options` (docs/plugins.md).
+"""
+
+from dataclasses import dataclass
+
+from shared import plugins
+from shared.plugins import PluginError
+from shared.runner_options import (
+    HrmActOptions,
+    HrmTextOptions,
+    Options,
+    PagedOptions,
+    PuzzleOptions,
+    TextOptions,
+)
+
+AUTO = "auto"
+"""In place of a runner's name: the one that a model's files ask for."""
+
+
+@dataclass(frozen=True)
+class RunnerInfo:
+    """One runner. `target` names the function (module:attribute) that loads a model.
+
+    Workers import it when they are asked for it.
+    """
+
+    target: str
+    options: type[Options] = Options
+
+
+RUNNERS = {
+    "hrm-text": RunnerInfo("worker.runners.hrm_text:load", HrmTextOptions),
+    "hrm-act": RunnerInfo("worker.runners.hrm_act:load", HrmActOptions),
+    "hrm-puzzle": RunnerInfo("worker.runners.hrm_puzzle:load", PuzzleOptions),
+    "causal": RunnerInfo("worker.runners.causal:load", PagedOptions),
+    "encoder": RunnerInfo("worker.runners.encoder:load", TextOptions),
+    "echo": RunnerInfo("worker.runners.echo:Echo"),
+}
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all runners, those of plugins behind our own."""
+    return (*RUNNERS, *plugins.entries("aios.runners"))
+
+
+def info_of(name: str) -> RunnerInfo:
+    """Return the row of a runner. Raise PluginError for a plugin whose options are none."""
+    if name in RUNNERS:
+        return RUNNERS[name]
+    entry = plugins.entries("aios.runners")[name]
+    options = plugins.load("aios.runner_options").get(name, Options)
+    if not (isinstance(options, type) and issubclass(options, Options)):
+        expected = "a subclass of shared.runner_options.Options"
+        raise PluginError(f"aios.runner_options: {name!r}: expected {expected}, got {options!r}.")
+    return RunnerInfo(entry.value, options)
+
+
+def known_options() -> set[str]:
+    """Return the names of all options that some runner declares."""
+    found: set[str] = set()
+    for name in names():
+        found |= info_of(name).options.model_fields.keys()
+    return found
