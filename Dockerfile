@@ -78,7 +78,8 @@ ENV PATH=/opt/aios/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     AIOS_COMPILE_LAYERS=false
 RUN groupadd --gid 10001 aios \
-    && useradd --uid 10001 --gid aios --home-dir /tmp --no-create-home --shell /usr/sbin/nologin aios
+    && useradd --uid 10001 --gid aios --home-dir /tmp --no-create-home --shell /usr/sbin/nologin aios \
+    && install --directory --owner=aios --group=aios --mode=0700 /artifacts
 # config/ and models/ are looked for beside shared/: so our sources stay in one folder, and are not in site-packages.
 WORKDIR /app
 STOPSIGNAL SIGTERM

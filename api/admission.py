@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from api.endings import Endings
 from api.fleet import FleetView
 from api.limits import Limits
+from api.patience import redis_answers_in_time
 from shared.broker import UNAVAILABLE
 from shared.errors import (
     BrokerUnavailable,
@@ -26,7 +27,6 @@ from shared.submission import Order, Quota, Submissions
 
 LOCAL_MODEL = "local"
 _RETRY_AFTER_S = 2
-_SUBMIT_TIMEOUT_S = 2.0
 
 
 class Admission:
@@ -55,7 +55,7 @@ class Admission:
         if failure is not None:
             problem = f"The model {model.id!r} cannot be loaded: {failure.reason}"
             raise ModelFailed(problem, retry_after_s=failure.retry_in_s)
-        if task not in model.tasks:
+        if model.tasks and task not in model.tasks:
             known = ", ".join(map(repr, model.tasks))
             problem = f"model: {model.id!r} does not serve the task {task!r}; it serves {known}."
             raise InvalidRequest(problem, field="model")
@@ -71,6 +71,8 @@ class Admission:
             name = self._default_model or fleet.default_model
         if name is not None and (obstacle := fleet.obstacle(name)) is not None:
             raise DeviceUnavailable(obstacle, field="model")
+        if name in fleet.catalogued and name not in fleet.models:
+            return _not_looked_at(name, self.limits)
         if name is not None and fleet.models and name not in fleet.models and name != self._default_model:
             expected = "expected one of those that GET /v1/models lists"
             raise ModelNotFound(f"model: {name!r} does not exist; {expected}.", field="model")
@@ -88,7 +90,7 @@ class Admission:
         name, jobs = self._submissions.jobs_of(order)
         submitting = asyncio.create_task(self._submissions.submit(order, name, jobs, quota, self.limits.room))
         try:
-            async with asyncio.timeout(_SUBMIT_TIMEOUT_S):
+            async with redis_answers_in_time():
                 request = await asyncio.shield(submitting)
         except (TimeoutError, asyncio.CancelledError, *UNAVAILABLE) as error:
             submitting.add_done_callback(lambda task: self._abandon(task, order, name, jobs))
@@ -106,3 +108,11 @@ class Admission:
             self._endings.call_off([job.id for job in jobs], Cancelled("abandoned"))
         elif order.follower:
             self._endings.leave(name, order.follower)
+
+
+def _not_looked_at(model_id: str, limits: Limits) -> ModelInfo:
+    """Return what is known of a model of the catalogue that no worker has seen yet: that it may come.
+
+    Its tasks are not known, and which it serves is for its worker to say.
+    """
+    return ModelInfo(model_id, "", "in the catalogue, not seen yet", 0, limits.max_new_tokens, 1, tasks=())

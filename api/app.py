@@ -23,7 +23,7 @@ from api.home import NAME
 from api.middleware import REQUEST_ID, AccessLog, BodyLimit, CrashGuard, RequestId, Seeded
 from api.paths import Methods, Paths
 from api.route_table import RouteTable
-from api.routes import fleet, health, home, inference, jobs, submit, unload
+from api.routes import artifacts, catalogue, files, fleet, health, home, inference, jobs, submit, unload
 from api.schemas.errors import PlainErrorBody, errors_of
 from api.traced import Traced
 from shared.broker import Broker
@@ -33,7 +33,8 @@ from shared.tracing import NO_TRACING, Tracing
 
 PARTS = (
     *(home.DIALECT, health.DIALECT, inference.HEALTH),
-    *(submit.DIALECT, jobs.DIALECT, unload.DIALECT, fleet.DIALECT),
+    *(submit.DIALECT, jobs.DIALECT, unload.DIALECT, catalogue.DIALECT, fleet.DIALECT),
+    *(files.DIALECT, artifacts.DIALECT),
     *DIALECTS,
 )
 TABLE = RouteTable(PARTS)
@@ -44,7 +45,7 @@ _KEYS = [
 _EXPOSED_HEADERS = (
     *(REQUEST_ID, JOB_ID, "Location", "Preference-Applied", "Retry-After", "X-Reject-Reason"),
     *("X-Effective-Max-Tokens", "X-Truncated-Prompt-Tokens", "Server-Timing", "X-Tokens-Per-Second", CACHE),
-    "WWW-Authenticate",
+    *("WWW-Authenticate", "ETag", "Accept-Ranges", "Content-Range", "Content-Disposition"),
 )
 
 
@@ -75,7 +76,13 @@ def middleware(settings: Settings, front: Front, tracing: Tracing, table: RouteT
         Middleware(CrashGuard),
         Middleware(Methods, table=table),
         Middleware(Doorman, auth=front.auth, table=table, protect_metrics=settings.protect_metrics),
-        Middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, log_bodies=log_bodies),
+        Middleware(
+            BodyLimit,
+            max_body_bytes=settings.max_body_bytes,
+            max_upload_bytes=settings.max_upload_bytes,
+            upload_paths=table.upload_paths,
+            log_bodies=log_bodies,
+        ),
         Middleware(document.MadeAside),
     ]
 

@@ -15,12 +15,14 @@ from api.endings import Endings
 from api.endpoint import Endpoints
 from api.fleet import FleetView
 from api.limits import Limits
+from api.patience import MOST_S
 from api.prohibited import Prohibited, read_terms
 from api.record import OnDisconnect
 from api.report import Report
 from api.revocations import Revocations
 from api.trail import Trail, trail_of
 from shared import keys
+from shared.artifacts import ArtifactStore, open_artifacts
 from shared.broker import Broker
 from shared.log import LogReader
 from shared.metrics import Metrics
@@ -55,6 +57,8 @@ class Front:
     auth: Auth
     pace: Pace
     prohibited: Prohibited
+    artifacts: ArtifactStore
+    max_body_bytes: int
     metrics: Metrics
     report: Report
     lag: LoopLag
@@ -108,6 +112,8 @@ def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Fro
         auth=auth,
         pace=Pace(broker),
         prohibited=Prohibited(read_terms(settings)),
+        artifacts=open_artifacts(settings, broker, patience_s=MOST_S),
+        max_body_bytes=settings.max_body_bytes,
         metrics=metrics,
         report=Report(fleet, Queues(broker), metrics),
         lag=lag,

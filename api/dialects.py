@@ -1,7 +1,19 @@
 """The dialects that ask for work. A new one is a schema file, a file of rows, and a line here."""
 
 from api.dialect import Dialect
-from api.routes import chat, embeddings, generate, hrm, inference, openai, puzzles, simple_foundation, tgi, tokens
+from api.routes import (
+    chat,
+    echo_task,
+    embeddings,
+    generate,
+    hrm,
+    inference,
+    openai,
+    puzzles,
+    simple_foundation,
+    tgi,
+    tokens,
+)
 from shared import plugins
 
 _BUILT_IN = (
@@ -15,6 +27,7 @@ _BUILT_IN = (
     puzzles.DIALECT,
     tgi.DIALECT,
     inference.DIALECT,
+    echo_task.DIALECT,
 )
 DIALECTS: tuple[Dialect, ...] = (*_BUILT_IN, *plugins.load("aios.endpoints").values())
 POSTS = tuple(post for dialect in DIALECTS for post in dialect.posts)

@@ -17,11 +17,11 @@ from api.framing import EVENTS, EVENTS_WITH_DONE, Framing
 from api.limits import Limits, TokenBudget
 from api.problem import Problem
 from api.record import Work
-from api.run import Outcome, Progress, Tally
+from api.run import JobEvent, Outcome, Tally
 from api.timings import Timings
 from api.trail import Usage
 from shared.errors import JobNotFound
-from shared.messages import ModelInfo, Task, TaskName
+from shared.messages import ModelInfo, Progress, Task, TaskName
 
 
 class StreamRenderer(Protocol):
@@ -30,7 +30,7 @@ class StreamRenderer(Protocol):
     def opening(self) -> Any:
         """Return the payload that begins the stream, or None in a dialect without one."""
 
-    def of(self, job: int, event: Progress) -> Iterable[Any]: ...
+    def of(self, job: int, event: JobEvent) -> Iterable[Any]: ...
 
     def closing(self, usage: Usage, timings: Timings | None) -> Iterable[Any]:
         """Return the payloads that follow when all jobs are done. `timings` is None unless the endpoint is timed."""
@@ -174,6 +174,18 @@ class Endpoints:
         return self._by_name[work.record.endpoint]
 
 
+def progress_payload(request_id: str, job: int, progress: Progress) -> dict[str, Any]:
+    """Return the payload of a stream that tells how far the job with this number has come."""
+    return {
+        "id": request_id,
+        "object": "job.progress",
+        "job": job,
+        "done": progress.done,
+        "total": progress.total,
+        "note": progress.note,
+    }
+
+
 class _WholeAnswer:
     """The stream of an endpoint that has none of its own."""
 
@@ -185,9 +197,10 @@ class _WholeAnswer:
     def opening(self) -> Any:
         return {"id": self._work.id, "object": "job", "model": self._work.record.model}
 
-    def of(self, job: int, event: Progress) -> Iterable[Any]:
+    def of(self, job: int, event: JobEvent) -> Iterable[Any]:
         self._tallies[job].add(event)
-        return ()
+        if isinstance(event, Progress):
+            yield progress_payload(self._work.id, job, event)
 
     def closing(self, usage: Usage, timings: Timings | None) -> Iterable[Any]:
         outcomes = [tally.outcome() for tally in self._tallies]

@@ -5,11 +5,10 @@ A read that fails is remembered as long as one that succeeds: a hanging Redis co
 
 import asyncio
 
+from api.patience import redis_answers_in_time
 from shared.broker import UNAVAILABLE
 from shared.errors import BrokerUnavailable
 from shared.presence import Fleet, Presence
-
-_READ_TIMEOUT_S = 2.0
 
 
 class FleetView:
@@ -32,14 +31,14 @@ class FleetView:
     async def order_unload(self, model_id: str) -> int:
         """Have every worker give the model's memory back; returns the order. Raises BrokerUnavailable."""
         try:
-            async with asyncio.timeout(_READ_TIMEOUT_S):
+            async with redis_answers_in_time():
                 return await self._presence.order_unload(model_id)
         except (TimeoutError, *UNAVAILABLE) as error:
             raise BrokerUnavailable("Redis did not take the order.", retry_after_s=1) from error
 
     async def _read(self) -> Fleet | None:
         try:
-            async with asyncio.timeout(_READ_TIMEOUT_S):
+            async with redis_answers_in_time():
                 return await self._presence.fleet()
         except (TimeoutError, *UNAVAILABLE):
             return None

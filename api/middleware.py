@@ -15,11 +15,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.encodings import HEADER, decoded
 from api.errors import render
+from api.media_types import is_text
 from api.problem import Problem, problem_of
 from api.request_line import said_of
 from api.schemas.fields import fleets_seed
 from api.trail import Trail, trail_of
-from shared.errors import ClientGone, Draining, FleetError, PayloadTooLarge
+from shared.errors import ClientGone, Draining, FleetError, PayloadTooLarge, UnsupportedEncoding
 from shared.logs import fields
 from shared.metrics import Metrics
 
@@ -78,12 +79,15 @@ class AccessLog:
             return
         started_s = time.perf_counter()
         status, answer = ClientGone.status, b""  # unless an answer begins
+        is_shown = False
 
         async def send_noting_status(message: Message) -> None:
-            nonlocal status, answer
+            nonlocal status, answer, is_shown
             if message["type"] == "http.response.start":
                 status = message["status"]
-            elif self._log_bodies and len(answer) < _SHOWN_BODY:
+                media_type = Headers(raw=message["headers"]).get("content-type", "")
+                is_shown = self._log_bodies and is_text(media_type)
+            elif is_shown and len(answer) < _SHOWN_BODY:
                 answer += message.get("body", b"")[:_SHOWN_BODY]
             await send(message)
 
@@ -169,33 +173,51 @@ class CrashGuard:
 
 class BodyLimit:
     """Reads the whole body and hands it on in one piece, unpacked. Refuses one that is too large, announced or not,
-    packed or unpacked. Its beginning is logged if bodies are."""
+    packed or unpacked. Its beginning is logged if bodies are.
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int, log_bodies: bool) -> None:
+    A body that is posted to one of the `upload_paths` is handed on as it comes, and refused as soon as it is too large.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int,
+        log_bodies: bool,
+        max_upload_bytes: int = 0,
+        upload_paths: Collection[str] = (),
+    ) -> None:
         self._app = app
         self._log_bodies = log_bodies
         self._max_body_bytes = max_body_bytes
+        self._max_upload_bytes = max_upload_bytes
+        self._upload_paths = upload_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        is_upload = scope["method"] == "POST" and trail_of(scope).path in self._upload_paths
+        max_bytes = self._max_upload_bytes if is_upload else self._max_body_bytes
         announced = headers.get("content-length", "")
-        if announced.isdigit() and int(announced) > self._max_body_bytes:
-            await self._refuse(self._too_large(), scope, receive, send)
+        if announced.isdigit() and int(announced) > max_bytes:
+            await self._refuse(_too_large(max_bytes), scope, receive, send)
+            return
+        if is_upload:
+            await self._hand_on(scope, receive, send)
             return
         body = await self._read(receive)
         if body is None:
             return
-        if len(body) > self._max_body_bytes:
-            await self._refuse(self._too_large(), scope, receive, send)
+        if len(body) > max_bytes:
+            await self._refuse(_too_large(max_bytes), scope, receive, send)
             return
         codings = ",".join(headers.getlist(HEADER))
         try:
             body = decoded(body, codings, max_bytes=self._max_body_bytes)
         except PayloadTooLarge:
-            await self._refuse(self._too_large("unpacked, "), scope, receive, send)
+            await self._refuse(_too_large(max_bytes, "unpacked, "), scope, receive, send)
             return
         except FleetError as error:
             await self._refuse(error, scope, receive, send)
@@ -218,13 +240,38 @@ class BodyLimit:
             has_more = message.get("more_body", False)
         return body
 
-    def _too_large(self, how: str = "") -> PayloadTooLarge:
-        return PayloadTooLarge(f"Expected a body of at most {self._max_body_bytes} bytes; {how}this is larger.")
+    async def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Whoever reads more than the bound is told so by an error, which becomes the answer."""
+        headers = Headers(scope=scope)
+        trail = trail_of(scope)
+        coding = ",".join(headers.getlist(HEADER)).strip().lower()
+        if coding not in ("", "identity"):
+            words = f"{HEADER}: expected none; what is uploaded is kept as it comes."
+            await self._refuse(UnsupportedEncoding(words, field=HEADER), scope, receive, send)
+            return
+        trail.num_uploaded = 0
+        if self._log_bodies:
+            said = fields(request_id=trail.request_id, trace_id=trail.trace_id)
+            shown = f"an upload of {headers.get('content-length', 'some')} bytes"
+            access_log.info("Processing request: %s", shown, extra=said)
+
+        async def receive_bounded() -> Message:
+            message = await receive()
+            trail.num_uploaded = (trail.num_uploaded or 0) + len(message.get("body", b""))
+            if trail.num_uploaded > self._max_upload_bytes:
+                raise _too_large(self._max_upload_bytes)
+            return message
+
+        await self._app(scope, receive_bounded, send)
 
     @staticmethod
     async def _refuse(error: FleetError, scope: Scope, receive: Receive, send: Send) -> None:
         trail_of(scope).error = error.code
         await render(problem_of(error), trail_of(scope))(scope, receive, send)
+
+
+def _too_large(max_bytes: int, how: str = "") -> PayloadTooLarge:
+    return PayloadTooLarge(f"Expected a body of at most {max_bytes} bytes; {how}this is larger.")
 
 
 def _shown(body: bytes) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from api.run import Progress, finish_reasons
+from api.run import JobEvent, finish_reasons
 from shared.messages import Done, TokenLogprob, Tokens
 
 
@@ -26,7 +26,7 @@ class Pieces:
         self._n = n
         self._ended: set[int] = set()
 
-    def of(self, job: int, event: Progress) -> Iterator[Piece]:
+    def of(self, job: int, event: JobEvent) -> Iterator[Piece]:
         if isinstance(event, Tokens):
             index = job * self._n + event.choice
             if event.finish_reason is not None:

@@ -19,6 +19,7 @@ def said_of(trail: Trail) -> dict[str, Any]:
         "num_jobs": len(trail.job_ids) or None,
         "prompt_tokens": trail.usage.prompt_tokens,
         "completion_tokens": trail.usage.completion_tokens,
+        "upload_bytes": trail.num_uploaded,
         "error": trail.error,
     }
     if trail.watch is not None:

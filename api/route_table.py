@@ -30,6 +30,7 @@ class RouteTable:
         self.entries: list[Entry] = []
         self.posts: list[Post] = []
         self.probe_paths: set[str] = set()
+        self.upload_paths: set[str] = set()
         self._errors_below: dict[str, ErrorFormat] = {}
         self._errors_at: dict[str, ErrorFormat] = {}
         for dialect in dialects:
@@ -37,6 +38,7 @@ class RouteTable:
                 self._add(dialect.router, dialect.access)
                 if dialect.are_probes:
                     self.probe_paths |= {route.path for route in _routes_of(dialect.router)}
+            self.upload_paths |= dialect.uploads
             asking = APIRouter()
             for post in dialect.posts:
                 add_route(asking, post)

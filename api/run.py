@@ -10,10 +10,22 @@ from typing import TypeVar
 
 from api.trail import Usage
 from shared.errors import ClientGone, FleetError, WorkerFailed, from_event
-from shared.messages import Cancelled, Done, Event, Failed, Generated, Result, Started, TokenLogprob, Tokens
+from shared.messages import (
+    Cancelled,
+    Done,
+    Event,
+    Failed,
+    Generated,
+    Progress,
+    Result,
+    Started,
+    TokenLogprob,
+    Tokens,
+)
 
 SomeResult = TypeVar("SomeResult", bound=Result)
-Progress = Started | Tokens | Done
+JobEvent = Started | Tokens | Progress | Done
+"""What a job that has not failed may say."""
 
 _FIRST_TOKEN_S = 2.0
 
@@ -97,7 +109,7 @@ class News:
 
     job: int
     index: int
-    event: Progress
+    event: JobEvent
 
 
 class Run:
@@ -146,9 +158,9 @@ class Run:
             self._tallies[news.job].add(news.event)
         return [tally.outcome() for tally in self._tallies]
 
-    def _note(self, job: int, event: Event) -> Progress:
+    def _note(self, job: int, event: Event) -> JobEvent:
         self.unstarted.pop(job, None)
-        if isinstance(event, Started | Tokens):
+        if isinstance(event, Started | Tokens | Progress):
             return event
         del self.unfinished[job]
         if isinstance(event, Done):

@@ -7,7 +7,7 @@ One who follows a job again sees its events again, all at once; only the first l
 import time
 
 from api.timings import Timings, timings_of
-from shared.messages import Done, Event, Started, Tokens
+from shared.messages import Done, Event, Started, Terminal, Tokens
 from shared.metrics import Metrics
 from shared.requests import Times
 
@@ -41,7 +41,7 @@ class Stopwatch:
         elif isinstance(event, Started):
             self.worker, self.attempts = event.worker, max(self.attempts, event.epoch)
             self._start(job, now_s)
-        else:
+        elif isinstance(event, Terminal):
             self._end(job, now_s, is_done=isinstance(event, Done))
 
     def timings(self, num_completion_tokens: int) -> Timings:

@@ -40,6 +40,7 @@ class Trail:
     request with `is_head` wants the headers alone, and must begin nothing; one with `is_probe` is a machine's, of which
     nothing is told. `told_id` is what the caller knows its jobs by. `watch` timed its jobs, where this front took them;
     `trace_id` is that of its trace, if it has one, and `span` the server's.
+    `num_uploaded` are the bytes of an upload that have come; its `body` is not kept.
     """
 
     request_id: str
@@ -49,6 +50,7 @@ class Trail:
     usage: Usage = Usage()
     error: str | None = None
     body: bytes = b""
+    num_uploaded: int | None = None
     tenant: str = ""
     key: str = ""
     model: str | None = None

@@ -25,6 +25,13 @@ def _shown(**limits: Any) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", **limits})
 
 
+KeyHeader = Annotated[
+    str | None,
+    Header(alias="idempotency-key", description="Equal keys and bodies are one request."),
+    _shown(minLength=1, maxLength=_MOST_KEY),
+]
+
+
 @dataclass(frozen=True)
 class Wishes:
     """`wait_s`: None is until the answer is there, 0 is not at all. `preferences` are those of `Prefer` that are kept.
@@ -47,11 +54,7 @@ async def wishes_of(
     x_deadline_ms: Annotated[
         str | None, Header(description="Milliseconds in which an answer is of use."), _shown(pattern=r"^[1-9]\d{0,11}$")
     ] = None,
-    idempotency_key: Annotated[
-        str | None,
-        Header(description="Equal keys and bodies are one request."),
-        _shown(minLength=1, maxLength=_MOST_KEY),
-    ] = None,
+    idempotency_key: KeyHeader = None,
     prefer: Annotated[
         list[str] | None,
         Header(description="respond-async, or wait=SECONDS"),
@@ -82,6 +85,14 @@ async def wishes_of(
 
 
 WishesDep = Annotated[Wishes, Depends(wishes_of)]
+
+
+async def key_of(idempotency_key: KeyHeader = None) -> str:
+    """Return the idempotency key alone, "" if there is none. Raise InvalidRequest."""
+    return _key(idempotency_key)
+
+
+KeyDep = Annotated[str, Depends(key_of)]
 
 
 def _one_of(header: str, value: str | None, allowed: tuple[_Choice, ...]) -> _Choice | None:

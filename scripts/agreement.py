@@ -24,7 +24,7 @@ from shared.errors import InvalidRequest
 from shared.messages import Done, Generate, Sampling
 from worker import device
 from worker.engine import Engine
-from worker.registry import detect, load_runner
+from worker.registry import detect, load_sequence_runner
 from worker.request import Emission, Work
 from worker.runners.base import Runner, RunnerOptions
 from worker.sequence import Encoded
@@ -133,7 +133,7 @@ def ways(options: RunnerOptions, kind: str, most_tokens: int) -> dict[str, Way]:
     """Name -> how the prompts are answered, given what the reference said; none has more than `most_tokens`."""
 
     def loaded(**changes: Any) -> Runner:
-        return load_runner(kind, replace(options, **changes))
+        return load_sequence_runner(kind, replace(options, **changes))
 
     plain, cold = loaded(), loaded(prefix_cache=False)
     cut = loaded(step_tokens=24, prefix_cache=False)
@@ -216,7 +216,7 @@ def main() -> int:
 def agrees(options: RunnerOptions, num_prompts: int, num_tokens: int, longest: int) -> bool:
     """Whether every path agrees with the reference; prints a line for each."""
     kind = detect(options.path)
-    runner = load_runner(kind, replace(options, max_batch=1, prefix_cache=False))
+    runner = load_sequence_runner(kind, replace(options, max_batch=1, prefix_cache=False))
     is_known = kind in ("hrm-text", "causal") and (Path(options.path) / "config.json").is_file()
     reference: Reference = OwnReference(runner)
     if is_known and options.quantize == "none":

@@ -23,6 +23,7 @@ from scripts.placement import place_workers
 from scripts.supervisor import MOST_FAILED_STARTS, Role, Supervisor
 from shared import keys
 from shared.access import Keyring
+from shared.artifact_files import check_place
 from shared.broker import UNAVAILABLE, open_broker
 from shared.cli import CONFIG_ENV, redis_url, run_role, tell_of_variables
 from shared.listener import open_port, port_of
@@ -44,16 +45,18 @@ usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
        aios top [--front URL]   the fleet as it works, in place
        aios dead list | show ID | retry ID | drop ID
                                 jobs that were given up because their workers crashed
+       aios models list | add ID PATH | remove ID | pin ID | unpin ID | load ID | unload ID
+                                the models that the fleet knows
        aios keys create NAME | list | revoke ID
                                 who may call, and how much
        aios --version
-Without --redis-url the last four, and aios jobs, find the fleet that `aios serve hrm` runs on this machine; where
+Without --redis-url the last five, and aios jobs, find the fleet that `aios serve hrm` runs on this machine; where
 several run, --port chooses one.
 Each command lists its flags with --help."""
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # as a shell says it
 EXTRAS = {
-    "api": ("fastapi", "uvicorn"),
+    "api": ("fastapi", "uvicorn", "python_multipart"),
     "worker": ("torch", "transformers", "tokenizers", "safetensors", "numpy", "jinja2"),
 }
 KILL_AFTER_DRAIN_S = 10.0  # a child still there this long after the end of its drain never will end
@@ -84,7 +87,7 @@ def run(argv: list[str]) -> int:
             return run_role("aios api", run_api, flags)
         case ["worker", *flags]:
             return run_role("aios worker", run_worker, flags, dry_run_worker)
-        case [("jobs" | "status" | "top" | "dead" | "keys") as name, *words]:
+        case [("jobs" | "status" | "top" | "dead" | "keys" | "models") as name, *words]:
             return int(import_module(f"scripts.{name}").main(words))
         case ["-V" | "--version"]:
             print(f"aios {_version()}")
@@ -132,6 +135,7 @@ def serve_hrm(settings: Settings) -> int:
         redis_url(settings)
     if settings.prohibited_terms is not None:
         read_text(settings, "prohibited_terms")
+    check_place(settings)
     check_model_paths(settings)
     settings, places = place_workers(settings)
     port = bindable_port(settings, len(places))
@@ -145,9 +149,15 @@ def serve_hrm(settings: Settings) -> int:
                 log.error("embedded redis failed", extra=fields(error=str(error)))
                 return 1
             drain_s = settings.drain_timeout_s or FINISH_S
-            settings = settings.model_copy(update={"redis_url": redis.url, "drain_timeout_s": drain_s})
+            settings = with_embedded(settings, redis).model_copy(update={"drain_timeout_s": drain_s})
         stack.enter_context(announced(_local_fleet(settings)))
         return asyncio.run(_supervise(settings, redis, places))
+
+
+def with_embedded(settings: Settings, redis: EmbeddedRedis) -> Settings:
+    """Return the settings of a fleet with a Redis of its own."""
+    artifact_url = settings.artifact_url or redis.artifact_url
+    return settings.model_copy(update={"redis_url": redis.url, "artifact_url": artifact_url})
 
 
 def _local_fleet(settings: Settings) -> LocalFleet:
@@ -159,6 +169,7 @@ def _local_fleet(settings: Settings) -> LocalFleet:
         redis_url=redis_url(settings),
         redis_shards=settings.redis_shards,
         has_open_metrics=has_front and not settings.protect_metrics,
+        artifact_url=settings.artifact_url,
     )
 
 

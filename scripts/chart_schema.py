@@ -6,7 +6,7 @@ It is made of the settings of a model, and of the options that runners declare.
 import json
 from typing import Any
 
-from shared.runner_table import RUNNERS
+from shared.runner_table import AUTO, RUNNERS
 from shared.setting_models import ModelEntry
 from shared.settings import REPO_ROOT
 
@@ -21,6 +21,7 @@ def model_schema() -> dict[str, Any]:
     """Return the JSON schema of an entry of the models."""
     whole = ModelEntry.model_json_schema()
     schema = _plain(whole, whole["$defs"])
+    schema["properties"]["runner"] = {"enum": [AUTO, *RUNNERS]}
     schema["properties"]["options"] = options_schema()
     return schema
 

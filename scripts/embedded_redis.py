@@ -63,6 +63,11 @@ class EmbeddedRedis:
         return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
 
     @property
+    def artifact_url(self) -> str:
+        """A directory for artifacts, which is gone with what Redis knows of them."""
+        return str(self.directory / "artifacts")
+
+    @property
     def pid(self) -> int:
         assert self._process is not None, "not started"
         return self._process.pid

@@ -10,7 +10,7 @@ from shared.messages import Generate, Sampling
 from shared.settings import SAMPLE_MODEL
 from worker.device import use_threads
 from worker.engine import Engine
-from worker.registry import load_runner
+from worker.registry import load_sequence_runner
 from worker.request import Emission, Work
 from worker.runners.base import Runner, RunnerOptions
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500, help="problems of each kind")
     args = parser.parse_args()
     use_threads(1)
-    runner = load_runner("hrm-text", RunnerOptions(path=args.model_path, max_batch=32))
+    runner = load_sequence_runner("hrm-text", RunnerOptions(path=args.model_path, max_batch=32))
     print(f"{args.count} held-out problems of each kind, exact:")
     for kind in KINDS:
         print(f"  {kind:10} {exact_share(runner, held_out(kind, args.count)):.3f}", flush=True)

@@ -21,6 +21,7 @@ from arq.cron import CronJob
 from arq.worker import Worker
 
 from scripts.local_fleet import with_local_fleet
+from shared.artifacts import open_artifacts
 from shared.broker import UNAVAILABLE, Broker, open_broker
 from shared.cli import EXIT_OK, redis_url, run_role, tell_of_variables
 from shared.janitor import Janitor, Sweep
@@ -69,7 +70,8 @@ def run(asked: argparse.Namespace, settings: Settings) -> int:
 async def _run(asked: argparse.Namespace, settings: Settings) -> int:
     metrics = JanitorMetrics()
     async with open_broker(redis_url(settings), settings.redis_shards) as broker:
-        janitor = Janitor(broker, ttl_s=settings.result_ttl_s, dry_run=asked.dry_run)
+        artifacts = open_artifacts(settings, broker)
+        janitor = Janitor(broker, ttl_s=settings.result_ttl_s, dry_run=asked.dry_run, artifacts=artifacts)
         if asked.once:
             return await _once(janitor)
         async with _telling(settings, metrics):

@@ -44,6 +44,7 @@ class LocalFleet:
     redis_url: str
     redis_shards: int
     has_open_metrics: bool
+    artifact_url: str | None = None
 
 
 @contextmanager
@@ -103,7 +104,9 @@ def with_local_fleet(settings: Settings, port: int | None = None) -> tuple[Setti
             )
         return settings, None
     fleet = choose_fleet(port)
-    found = {"redis_url": fleet.redis_url, "redis_shards": fleet.redis_shards}
+    found: dict[str, object] = {"redis_url": fleet.redis_url, "redis_shards": fleet.redis_shards}
+    if settings.artifact_url is None:
+        found["artifact_url"] = fleet.artifact_url
     return settings.model_copy(update=found), fleet
 
 

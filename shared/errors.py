@@ -9,6 +9,7 @@ FleetError
 ├── PayloadTooLarge   413   ├── Draining           503   ├── WorkerCrashed     500
 ├── Unauthorized      401   ├── Forbidden          403   ├── ProhibitedContent 400
 ├── DeviceUnavailable 400   ├── ShutDown           503   ├── UnsupportedEncoding 415
+├── ArtifactNotFound  404   ├── StorageUnavailable 503   ├── OverStorageQuota  413
 └── ModelFailed       503
 """
 
@@ -86,6 +87,11 @@ class JobNotFound(FleetError):
     status = 404
 
 
+class ArtifactNotFound(FleetError):
+    code = "artifact_not_found"
+    status = 404
+
+
 class IdempotencyConflict(FleetError):
     code = "idempotency_conflict"
     status = 409
@@ -93,6 +99,13 @@ class IdempotencyConflict(FleetError):
 
 class PayloadTooLarge(FleetError):
     code = "payload_too_large"
+    status = 413
+
+
+class OverStorageQuota(FleetError):
+    """The tenant's artifacts take as much room as they may: some have to go, trying again does not help."""
+
+    code = "storage_quota_exceeded"
     status = 413
 
 
@@ -160,6 +173,13 @@ class ShutDown(FleetError):
 
 class BrokerUnavailable(FleetError):
     code = "broker_unavailable"
+    status = 503
+
+
+class StorageUnavailable(FleetError):
+    """Where the bytes of artifacts lie does not answer, or has no room."""
+
+    code = "storage_unavailable"
     status = 503
 
 

@@ -14,6 +14,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from shared import keys
+from shared.artifacts import ArtifactStore
 from shared.broker import Broker
 from shared.errors import DeadlineExceeded, QueueTimeout
 from shared.messages import PRIORITIES, encode
@@ -31,15 +32,24 @@ _LATE = raw(encode(DeadlineExceeded("The deadline passed before a worker could a
 
 class Janitor:
     """`grace_s`: jobs are left to workers and fronts for so long after they could have acted. What is of no more use
-    stays for `ttl_s`."""
+    stays for `ttl_s`. Files of `artifacts` are removed where that store has a place for them."""
 
-    def __init__(self, broker: Broker, *, ttl_s: float = 600.0, grace_s: float = 10.0, dry_run: bool = False) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        *,
+        ttl_s: float = 600.0,
+        grace_s: float = 10.0,
+        dry_run: bool = False,
+        artifacts: ArtifactStore | None = None,
+    ) -> None:
         self._broker = broker
         self._presence = Presence(broker.client(keys.PRESENCE))
         self._tend, self._recount = Script(broker, "tend"), Script(broker, "recount")
         self._reservations = Reservations(broker)
         self._release, self._forget = Script(broker, "release"), Script(broker, "forget")
         self._ttl_ms, self._grace_ms = int(ttl_s * 1000), int(grace_s * 1000)
+        self._artifacts = artifacts or ArtifactStore(broker)
         self._dry_run = dry_run
         self.sweeps: dict[str, Sweep] = {
             "jobs": self.jobs,
@@ -48,6 +58,7 @@ class Janitor:
             "depths": self.depths,
             "tenants": self.tenants,
             "workers": self.workers,
+            "artifacts": self.artifacts,
         }
 
     async def jobs(self) -> Found:
@@ -117,6 +128,11 @@ class Janitor:
         if gone and not self._dry_run:
             await self._presence.forget(gone)
         return +Counter({"gone_workers": len(gone)})
+
+    async def artifacts(self) -> Found:
+        """Artifacts whose time is over go, with their bytes and what they take of quotas, and so do files that were
+        never finished."""
+        return await self._artifacts.clear(dry_run=self._dry_run)
 
     async def _let_expire(self, kind: str, shard: str, ids: list[str]) -> int:
         """How many of these logs or requests had no time to live, though nothing that lasts needs them."""

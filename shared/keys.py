@@ -12,6 +12,10 @@ PRESENCE = "presence"
 WORKERS = f"aios:{{{PRESENCE}}}:workers"
 MODELS = f"aios:{{{PRESENCE}}}:models"
 UNLOADS = f"aios:{{{PRESENCE}}}:unloads"
+CATALOGUE = f"aios:{{{PRESENCE}}}:catalogue"
+CATALOGUE_VERSION = f"aios:{{{PRESENCE}}}:catalogue_version"
+PINNED = f"aios:{{{PRESENCE}}}:pinned"
+LOADS = f"aios:{{{PRESENCE}}}:loads"
 ACCESS = "access"
 GRANTS = f"aios:{{{ACCESS}}}:grants"
 KEYS_MADE = f"aios:{{{ACCESS}}}:made"
@@ -20,6 +24,12 @@ ADMISSION = "admission"
 """The hash tag under which limits are counted where there are several shards."""
 RESERVED = f"aios:{{{ADMISSION}}}:reserved"
 UNCONFIRMED = f"aios:{{{ADMISSION}}}:unconfirmed"
+ARTIFACTS = "artifacts"
+"""The hash tag of all that Redis knows of artifacts."""
+EXPIRING = f"aios:{{{ARTIFACTS}}}:expiring"
+LOOSE = f"aios:{{{ARTIFACTS}}}:loose"
+USED = f"aios:{{{ARTIFACTS}}}:used"
+_ARTIFACT_MARK = "file-"
 
 
 def new_id(shard: str) -> str:
@@ -150,3 +160,29 @@ def last_served(model_id: str) -> str:
 def grant(digest: str) -> str:
     """What the API key with this digest may do; it expires with the key."""
     return f"aios:{{{ACCESS}}}:grant:{digest}"
+
+
+def new_artifact_id() -> str:
+    """Return a fresh id of an artifact: a mark, 128 random bits."""
+    return f"{_ARTIFACT_MARK}{secrets.token_hex(16)}"
+
+
+def is_artifact_id(text: str) -> bool:
+    """Return whether `text` could be an artifact's id; only such text may name a key or a file."""
+    digits = text.removeprefix(_ARTIFACT_MARK)
+    return text != digits and len(digits) == 32 and not digits.strip("0123456789abcdef")
+
+
+def artifact(artifact_id: str) -> str:
+    """The hash with the record of an artifact."""
+    return f"{prefix(ARTIFACTS)}artifact:{artifact_id}"
+
+
+def artifact_bytes(artifact_id: str) -> str:
+    """The bytes of an artifact that is small enough to lie in Redis."""
+    return f"{prefix(ARTIFACTS)}bytes:{artifact_id}"
+
+
+def artifacts_of(tenant: str) -> str:
+    """The sorted set of a tenant's artifacts, by when they came."""
+    return f"{prefix(ARTIFACTS)}owned:{tenant}"

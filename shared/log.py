@@ -13,9 +13,23 @@ from redis.asyncio import Redis
 from shared import keys
 from shared.broker import Broker
 from shared.errors import BrokerUnavailable
-from shared.messages import STATE_OF, Done, Event, Job, Started, Terminal, Tokens, decode_event, encode
+from shared.messages import (
+    STATE_OF,
+    Done,
+    Event,
+    Job,
+    Progress,
+    Started,
+    Terminal,
+    Tokens,
+    decode_event,
+    encode,
+)
 from shared.script import Script, raw
 from shared.subscriptions import Subscriptions
+
+_NEWEST = 4
+"""Events among which the newest progress is looked for: behind it there may be a start, after a takeover."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,15 @@ class LogReader:
         entries = await self._client(job_id).xrange(keys.log(job_id), min=f"({after}-0")
         return [(int(entry.partition(b"-")[0]), decode_event(fields[b"e"])) for entry, fields in entries]
 
+    async def newest_progress(self, job_id: str) -> Progress | None:
+        """Return the last progress that was logged, None where there is none among the last events."""
+        entries = await self._client(job_id).xrevrange(keys.log(job_id), count=_NEWEST)
+        for _, fields in entries:
+            event = decode_event(fields[b"e"])
+            if isinstance(event, Progress):
+                return event
+        return None
+
     async def follow(self, job_id: str, after: int = 0) -> AsyncIterator[tuple[int, Event]]:
         """Every event behind `after` in order, each once, up to and with the terminal one.
 
@@ -120,6 +143,7 @@ def _packed(item: Append, now_s: float) -> tuple[object, ...]:
         item.after,
         [raw(encode(event)) for event in item.events],
         any(isinstance(event, Started) for event in item.events),
+        any(isinstance(event, Tokens | Progress) for event in item.events),
         any(isinstance(event, Tokens) for event in item.events),
         STATE_OF[type(last)] if isinstance(last, Terminal) else "",
         last.num_prompt_tokens + last.num_completion_tokens if isinstance(last, Done) else None,

@@ -114,6 +114,18 @@ class Tokens(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokens"):
     finish_reason: str | None = None
 
 
+class Progress(msgspec.Struct, frozen=True, omit_defaults=True, tag="progress"):
+    """How far a task has come that says nothing before its end: `done` of `total` steps, or of an unknown number.
+
+    `note` is for people. A log holds growing numbers only: who takes a job over, and begins again, is silent until it
+    has come further than the one before.
+    """
+
+    done: int
+    total: int | None = None
+    note: str = ""
+
+
 class Done(msgspec.Struct, Generic[SomeResult], frozen=True, omit_defaults=True, tag="done"):
     """The job succeeded. `finish_reason` is `stop`, `length`, `deadline` (with what was said by then), or the name of a
     task of another kind. The keys and values of `num_cached_tokens` prompt tokens were there already.
@@ -148,7 +160,7 @@ class Cancelled(msgspec.Struct, frozen=True, omit_defaults=True, tag="cancelled"
     reason: str = "client"
 
 
-Event = Started | Tokens | Done | Failed | Cancelled
+Event = Started | Tokens | Progress | Done | Failed | Cancelled
 Terminal = Done | Failed | Cancelled
 
 STATE_OF: dict[type[Done] | type[Failed] | type[Cancelled], str] = {
@@ -241,9 +253,10 @@ _results: list[type] = [*results.BUILT_IN]
 
 
 def register_task(spec: type, result: type | None) -> None:
-    """Let the decoders know a task of a plugin, and its result."""
-    _specs.append(spec)
-    if result is not None:
+    """Let the decoders know a task of the table, and its result."""
+    if spec not in _specs:
+        _specs.append(spec)
+    if result is not None and result not in _results:
         _results.append(result)
     _job_decoder.cache_clear()
     _event_decoder.cache_clear()
@@ -258,7 +271,7 @@ def _job_decoder() -> msgspec.msgpack.Decoder[Job]:
 @cache
 def _event_decoder() -> msgspec.msgpack.Decoder[Event]:
     known: Any = reduce(or_, _results)
-    events: Any = Started | Tokens | Done[known] | Failed | Cancelled
+    events: Any = Started | Tokens | Progress | Done[known] | Failed | Cancelled
     return msgspec.msgpack.Decoder(events)
 
 

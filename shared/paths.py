@@ -4,6 +4,7 @@ import os
 import re
 import stat
 
+from shared.runner_table import WITHOUT_FILES
 from shared.setting_layers import env_name, flag_name
 from shared.setting_text import reason
 from shared.settings import ModelEntry, Settings, SettingsError, model_entries
@@ -33,7 +34,7 @@ def check_model_paths(settings: Settings) -> None:
             continue
         for field, kind in _MODEL_PATHS.items():
             path = getattr(entry, field)
-            if path is None or (field == "path" and entry.runner == "echo"):
+            if path is None or (field == "path" and entry.runner in WITHOUT_FILES):
                 continue
             fault = fault_of(path, may_be_directory=kind != "file")
             if fault is not None:

@@ -24,11 +24,13 @@ class Fleet:
     """The workers alive, and every model ever announced by id.
 
     `absences` are the seconds since a ready worker served a model, of those that some did lately and none does now.
+    Work may wait for a model that is `catalogued` until a worker comes for it.
     """
 
     workers: tuple[WorkerInfo, ...]
     models: dict[str, ModelInfo]
     absences: dict[str, float] = field(default_factory=dict)
+    catalogued: frozenset[str] = frozenset()
 
     @property
     def is_ready(self) -> bool:
@@ -45,8 +47,13 @@ class Fleet:
         return [worker for worker in ready if any(model.id == model_id for model in worker.models)]
 
     def may_serve(self, model_id: str, grace_s: float) -> bool:
-        """Return whether a worker is ready for this model, or one may be back that served it `grace_s` ago at most."""
-        return self.serves(model_id) or self.absences.get(model_id, math.inf) <= grace_s
+        """Return whether a worker is ready for this model, or may come for it.
+
+        One may come for a model of the catalogue, and one may be back that served it `grace_s` ago at most.
+        """
+        if model_id in self.catalogued or self.serves(model_id):
+            return True
+        return self.absences.get(model_id, math.inf) <= grace_s
 
     def may_serve_some(self, grace_s: float) -> bool:
         """Return whether a worker is ready, or one may be back that served any model `grace_s` ago at most."""
@@ -109,6 +116,10 @@ class Presence:
         await pipe.execute()
         return int(order)
 
+    async def forget_model(self, model_id: str) -> None:
+        """Let nobody know a model any more; a worker that serves it makes it known again."""
+        await cast(Awaitable[int], self._redis.hdel(keys.MODELS, model_id))
+
     async def leave(self, worker_id: str) -> None:
         pipe = self._redis.pipeline(transaction=False)
         pipe.delete(keys.worker(worker_id))
@@ -131,7 +142,8 @@ class Presence:
         pipe = self._redis.pipeline(transaction=False)
         pipe.smembers(keys.WORKERS)
         pipe.hgetall(keys.MODELS)
-        members, models = await pipe.execute()
+        pipe.hkeys(keys.CATALOGUE)
+        members, models, catalogued = await pipe.execute()
         ids = sorted(members)
         records = await self._redis.mget([keys.worker(name.decode()) for name in ids]) if ids else []
         gone = [name for name, record in zip(ids, records, strict=True) if record is None]
@@ -140,6 +152,7 @@ class Presence:
         fleet = Fleet(
             workers=tuple(decode_worker(record) for record in records if record is not None),
             models={name.decode(): decode_model(record) for name, record in models.items()},
+            catalogued=frozenset(name.decode() for name in catalogued),
         )
         return replace(fleet, absences=await self._absences([name for name in fleet.models if not fleet.serves(name)]))
 

@@ -1,12 +1,11 @@
 """What a process knows of itself: its memory, when it began, and whether its event loop keeps up."""
 
 import asyncio
-import os
 import time
 from collections import deque
-from pathlib import Path
 
 from shared.broker import Broker
+from shared.memory import resident_bytes
 from shared.metrics import ProcessMetrics
 
 _TURN_S = 0.5
@@ -39,12 +38,3 @@ def tell(metrics: ProcessMetrics, broker: Broker, lag: LoopLag) -> None:
     metrics.memory.read = lambda: {(): resident_bytes()}
     metrics.lag.read = lambda: {(): lag.worst_s}
     metrics.started.show({(): began_s})
-
-
-def resident_bytes(statm: Path = Path("/proc/self/statm")) -> int:
-    """Memory that this process holds; 0 where the system does not tell."""
-    try:
-        pages = statm.read_text().split()[1:2]
-    except OSError:
-        return 0
-    return int(pages[0]) * os.sysconf("SC_PAGE_SIZE") if pages else 0

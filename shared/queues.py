@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shared import keys
 from shared.broker import Broker
 from shared.messages import PRIORITIES, Priority
 from shared.script import Script
@@ -45,6 +46,25 @@ class Queues:
         found = await self._queues.call_all(calls)
         states = {model: _sum([_state(*answer[1 + place]) for answer in found]) for place, model in enumerate(models)}
         return states, sum(answer[0] for answer in found)
+
+
+class WaitingModels:
+    """Which of many models have work, in one round trip for each server."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._waiting = Script(broker, "waiting")
+
+    async def among(self, models: Sequence[str]) -> set[str]:
+        """Return those of the models for which a job waits, or has been left by its worker."""
+        found: set[str] = set()
+        if not models:
+            return found
+        for part in self._broker.together(self._broker.shards):
+            prefixes = [keys.prefix(shard) for shard in part]
+            places = await self._waiting.call(part[0], shards=prefixes, models=models, classes=PRIORITIES)
+            found.update(models[place] for place in places)
+        return found
 
 
 def _state(running: int, num_bytes: int, *lines: tuple[int, int, int]) -> QueueState:

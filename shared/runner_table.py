@@ -25,11 +25,13 @@ AUTO = "auto"
 class RunnerInfo:
     """One runner. `target` names the function (module:attribute) that loads a model.
 
-    Workers import it when they are asked for it.
+    Workers import it when they are asked for it. One without `has_files` needs no model: its name
+    stands in place of a path.
     """
 
     target: str
     options: type[Options] = Options
+    has_files: bool = True
 
 
 RUNNERS = {
@@ -38,8 +40,12 @@ RUNNERS = {
     "hrm-puzzle": RunnerInfo("worker.runners.hrm_puzzle:load", PuzzleOptions),
     "causal": RunnerInfo("worker.runners.causal:load", PagedOptions),
     "encoder": RunnerInfo("worker.runners.encoder:load", TextOptions),
-    "echo": RunnerInfo("worker.runners.echo:Echo"),
+    "echo": RunnerInfo("worker.runners.echo:Echo", has_files=False),
+    "echo-task": RunnerInfo("worker.runners.echo_task:EchoTaskRunner", has_files=False),
 }
+
+WITHOUT_FILES = tuple(name for name, info in RUNNERS.items() if not info.has_files)
+"""The runners that need no model."""
 
 
 def names() -> tuple[str, ...]:

@@ -4,10 +4,10 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from shared import runner_table
-from shared.runner_table import AUTO, RUNNERS
+from shared.runner_table import AUTO, WITHOUT_FILES
 from shared.setting_types import Count, Dtype, Quantize, Text
 
 PLACE = "{problem}"
@@ -40,7 +40,7 @@ def _is_plain(value: Any) -> Any:
 
 
 OptionValue = Annotated[Any, AfterValidator(_is_plain)]
-RunnerName = Annotated[str, AfterValidator(_is_runner), WithJsonSchema({"enum": [AUTO, *RUNNERS]})]
+RunnerName = Annotated[str, AfterValidator(_is_runner)]
 Template = Annotated[
     str,
     Field(min_length=1, max_length=MOST_TEMPLATE, json_schema_extra={"pattern": re.escape(PLACE)}),
@@ -96,8 +96,8 @@ class ModelEntry(BaseModel):
             if not (name and equals and path):
                 raise ValueError(f"expected id=path, got {value!r}")
             value = {"id": name, "path": path}
-        if isinstance(value, Mapping) and value.get("path") == "echo":
-            value = {**value, "runner": "echo"}
+        if isinstance(value, Mapping) and value.get("path") in WITHOUT_FILES:
+            value = {**value, "runner": value["path"]}
         return value
 
 

@@ -28,6 +28,7 @@ from shared.runner_options import (
     TextOptions,
     setting_of,
 )
+from shared.runner_table import WITHOUT_FILES
 from shared.setting_layers import Layer, LayerSource, cli_layer, env_layer, env_name, yaml_layer
 from shared.setting_layers import SettingsError as SettingsError
 from shared.setting_models import GivenOption
@@ -42,6 +43,7 @@ from shared.setting_types import (
     Dtype,
     EndpointRate,
     Gigabytes,
+    Milliseconds,
     Name,
     PathPrefix,
     Port,
@@ -149,7 +151,17 @@ class Settings(BaseSettings):
         default=0.0, ge=0, allow_inf_nan=False, description="how long answers are given again (0: never)"
     )
     max_prompts_per_request: Count = Field(default=64, description="most prompts in one request")
-    max_body_bytes: Count = Field(default=1 << 20, description="largest request body")
+    max_body_bytes: Count = Field(default=1 << 20, description="largest request body, but for uploads")
+    max_upload_bytes: Count = Field(default=1 << 28, description="largest upload, and largest artifact")
+    artifact_url: Text | None = Field(
+        default=None,
+        description="directory, or URL as s3://bucket/folder, for artifacts above 256 KiB (none: `aios serve hrm` with"
+        " its own Redis makes one, other fleets keep none)",
+    )
+    artifact_ttl_s: Seconds = Field(default=86_400.0, description="how long artifacts are kept")
+    artifact_quota_bytes: int = Field(
+        default=1 << 30, ge=0, description="bytes of artifacts that one tenant may keep (0: any number)"
+    )
     queue_timeout_s: Seconds = Field(default=60.0, description="longest wait in the queue")
     request_timeout_s: Seconds = Field(default=300.0, description="longest life of a request")
     absent_grace_s: float = Field(
@@ -189,6 +201,12 @@ class Settings(BaseSettings):
     memory_high_water: Share | None = Field(
         default=None, description="share of memory in use above which a worker takes nothing new (none: any)"
     )
+    max_loaded_models: Count | None = Field(
+        default=None, description="models that one worker holds in memory at once (none: as many as fit)"
+    )
+    memory_watermark: Share = Field(
+        default=0.85, description="share of the memory that may be in use when a model is loaded for work that waits"
+    )
     page_size: Count | None = Field(
         default=None,
         description="tokens in a KV page (none: 16; on cuda in half precision 256, as flash attention asks)",
@@ -198,6 +216,9 @@ class Settings(BaseSettings):
     compile_layers: bool = setting_of(HrmTextOptions, "compile_layers")
     prefix_cache: bool = Field(default=True, description="let requests of one tenant share what was computed")
     step_tokens: Count | None = Field(default=None, description="tokens of one step (none: 256 on cpu, else 4096)")
+    batch_wait_ms: Milliseconds = Field(
+        default=5.0, description="how long a batch of tasks that are done whole waits for more of them"
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -366,12 +387,14 @@ def model_entries(settings: Settings) -> tuple[ModelEntry, ...]:
     that directory cannot serve as a model id, and for an option that is for no model.
     """
     entries = with_options(settings.models or (_entry_of_path(settings),), settings.options)
+    return tuple(completed(entry, settings) for entry in entries)
+
+
+def completed(entry: ModelEntry, settings: Settings) -> ModelEntry:
+    """Return the entry with what it leaves open filled in from the fleet-wide setting of the same name."""
     fleet_wide = ("dtype", "quantize", "context_window", "tokenizer_path", "condition", "chat_template")
     common = {name: getattr(settings, name) for name in fleet_wide}
-    return tuple(
-        entry.model_copy(update={name: value for name, value in common.items() if getattr(entry, name) is None})
-        for entry in entries
-    )
+    return entry.model_copy(update={name: value for name, value in common.items() if getattr(entry, name) is None})
 
 
 def _explain(problem: Mapping[str, Any], origins: Mapping[str, str]) -> str:
@@ -403,7 +426,7 @@ def _check_models(settings: Settings, origins: Mapping[str, str]) -> None:
 
 def _entry_of_path(settings: Settings) -> ModelEntry:
     path = settings.model_path or str(SAMPLE_MODEL)
-    if path == "echo":
+    if path in WITHOUT_FILES:
         return ModelEntry(id=path, path=path)
     try:
         place = Path(os.path.expanduser(path)).absolute()  # Path's own raises for a user who is not there

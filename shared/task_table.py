@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from shared import plugins
+from shared.echo_task import EchoedTask, EchoTask
 from shared.messages import (
     Chat,
     Classify,
@@ -100,6 +101,10 @@ def _cost_of_puzzle(task: Solve) -> int:
     return _PUZZLE_COST
 
 
+def _cost_of_steps(task: EchoTask) -> int:
+    return task.steps
+
+
 def _num_choices(task: Generate) -> int:
     return task.sampling.n
 
@@ -129,7 +134,10 @@ TASKS: dict[TaskName, TaskInfo] = {
     "classify": TaskInfo(
         Classify, Labelled, cost=_cost_of_text, pipeline_tags=("text-classification", "sentiment-analysis")
     ),
+    "echo_task": TaskInfo(EchoTask, EchoedTask, cost=_cost_of_steps),
 }
+for _info in TASKS.values():
+    register_task(_info.spec, _info.result)
 
 
 def _add(name: TaskName, info: TaskInfo) -> None:

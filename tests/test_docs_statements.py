@@ -37,6 +37,7 @@ FOREIGN = {
 
 
 OTHERS = {
+    "AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL",
     "OPENAI_API_KEY", "OTEL_BSP_SCHEDULE_DELAY", "extra_body", "extra_headers", "forward_dtype", "idle_timeout",
     "max_autotune", "page_manager", "paged_attention", "prompt_cache_key", "prompt_cache_retention", "rawPredict",
     "redis_exporter", "safety_identifier", "target_delimiter", "trust_remote_code", "use_cpu_device",

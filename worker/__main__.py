@@ -21,11 +21,11 @@ from shared.settings import Settings
 from shared.signals import signals_call
 from shared.supervised import report_ready
 from shared.tracing import open_tracing
-from worker import health
+from worker import health, machine
+from worker.budget import Budget
 from worker.device import CORES_ENV, keep_freed_memory, use_cores, use_threads
 from worker.high_water import HighWater
-from worker.loading import LoadedModel, load_known_models, load_models, obstacles, warm_up
-from worker.machine import survey
+from worker.loading import LoadedModel, load_known_models, load_models, obstacles, survey, warm_up
 from worker.service import WorkerService
 from worker.shapes import shape_of
 
@@ -82,11 +82,11 @@ def prepare_process(settings: Settings) -> None:
     threads = settings.threads
     why = "threads: as set"
     if threads == "auto":
-        shape = shape_of(settings.model_copy(update={"workers": 1}), survey(settings.device))
+        shape = shape_of(settings.model_copy(update={"workers": 1}), machine.survey(settings.device))
         threads = shape.threads
         why = shape.why
     elif not cores:
-        advise(on_threads(1, threads, survey("cpu").num_cores))
+        advise(on_threads(1, threads, machine.survey("cpu").num_cores))
     use_threads(threads)
     keep_freed_memory()
     logger.info("threads chosen", extra=fields(threads=threads, why=why, cores=cores or "not pinned"))
@@ -101,6 +101,9 @@ async def _serve(settings: Settings) -> int:
             broker,
             terms,
             drain_timeout_s=settings.drain_s,
+            batch_wait_s=settings.batch_wait_ms / 1000,
+            survey=partial(survey, settings=settings),
+            budget=Budget(settings.max_loaded_models, settings.memory_watermark),
             pool=settings.pool,
             high_water=HighWater(settings.memory_high_water),
             tracing=tracing,
@@ -114,7 +117,8 @@ async def _serve(settings: Settings) -> int:
 
 
 def _load(settings: Settings, service: WorkerService) -> list[LoadedModel]:
-    models, service.failed = load_known_models(settings, service.known_models)
+    most = settings.max_loaded_models
+    models, service.unloaded = load_known_models(settings, service.known_models, most=most)
     service.obstacles = obstacles(settings)
     return models
 

@@ -26,6 +26,12 @@ def free_memory_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/pr
     return min((max(0, limit - used) for limit, used in _memory(root, own)), default=None)
 
 
+def memory_in_use(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> tuple[int, int] | None:
+    """Return the tightest limit (bytes) and what is in use of it, counted in the same way; None where there is none."""
+    limited = [(limit, used) for limit, used in _memory(root, own) if limit]
+    return max(limited, key=lambda item: item[1] / item[0], default=None)
+
+
 def memory_share(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
     """What is in use of the tightest limit, from 0 to 1, counted in the same way; None where there is none."""
     return max((used / limit for limit, used in _memory(root, own) if limit), default=None)

@@ -11,7 +11,9 @@ import platform
 import sys
 from typing import TYPE_CHECKING, TypedDict
 
+from shared.memory import resident_bytes
 from shared.settings import SettingsError
+from worker import machine
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +57,24 @@ def device_memory() -> tuple[int, int]:
     if torch is None or not torch.cuda.is_initialized():
         return 0, 0
     return torch.cuda.memory_reserved(), torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+
+
+def memory_in_use() -> tuple[int, int]:
+    """Return the bytes of memory in all, and those in use: of the GPU where this process uses one, else of the machine
+    or its container. Zeros where the system does not tell."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return machine.memory_in_use()
+    free, total = torch.cuda.mem_get_info()
+    return total, total - free
+
+
+def bytes_in_use() -> int:
+    """Return the bytes that this process holds: on the GPU where it uses one, else in memory; 0 where unknown."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return resident_bytes()
+    return int(torch.cuda.memory_allocated())
 
 
 def device_capabilities() -> Capabilities:

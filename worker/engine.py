@@ -11,11 +11,13 @@ from collections.abc import Callable
 
 from shared.errors import DeadlineExceeded, FleetError, InvalidRequest, NoMemory, WorkerFailed
 from shared.logs import fields
+from shared.messages import Generate
 from worker.counts import Counts, count_for
 from worker.request import Emission, Request, Work
 from worker.runners.base import OutOfMemory, Runner
 from worker.scheduler import Load, Scheduler
 from worker.sequence import Classified, Pooled, Sampled, Scores, Sequence, Slice, Status, StepResult
+from worker.take import Take
 
 logger = logging.getLogger("aios.engine")
 
@@ -44,6 +46,12 @@ class Engine:
         self._requests: dict[str, Request] = {}
         self._inbox: queue.SimpleQueue[Work | str] = queue.SimpleQueue()
 
+    def prepare(self, take: Take) -> Work:
+        """Turn a task that was taken into token ids. Raise a FleetError for one that the model cannot do."""
+        encoded = self._runner.encode(take.task)
+        sampling = take.task.sampling if isinstance(take.task, Generate) else None
+        return Work(take.key, encoded, sampling, take.replayed_ids, take.tenant, take.deadline_s, take.priority)
+
     def submit(self, work: Work) -> None:
         self._inbox.put(work)
         self._wake()
@@ -54,8 +62,17 @@ class Engine:
         self._wake()
 
     @property
+    def accepts(self) -> bool:
+        """Return True: sequences join between steps."""
+        return True
+
+    @property
     def has_work(self) -> bool:
         return self._scheduler.has_work or not self._inbox.empty()
+
+    @property
+    def due_in_s(self) -> float | None:
+        return 0.0 if self.has_work else None
 
     @property
     def load(self) -> Load:

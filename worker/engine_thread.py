@@ -1,38 +1,52 @@
-"""The one thread that computes. Steps every engine that has work, and sleeps while none has."""
+"""A thread that computes: it steps every engine that has work, and sleeps while none has."""
 
 import logging
 import queue
 import threading
 from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
-from worker.engine import Engine
 from worker.progress import Pulse, adopt, beat, resting
 
 logger = logging.getLogger("aios.engine")
 
 
+class Stepped(Protocol):
+    """An engine, as its thread sees it."""
+
+    @property
+    def due_in_s(self) -> float | None:
+        """Return the seconds until there is something to do, None for an engine without work."""
+
+    def step(self) -> None: ...
+
+
 class EngineThread(threading.Thread):
-    """`work` is the event that the engines set when they are given something to do, `pulse` shows that they get on.
+    """`pulse` shows whether the engines get on.
 
     Engines come and go between two steps. `on_death` is called from this thread if an engine raises, which is our own
     bug: the process must go.
     """
 
-    def __init__(self, work: threading.Event, pulse: Pulse, on_death: Callable[[], object]) -> None:
-        super().__init__(name="engine", daemon=True)
-        self._engines: list[Engine] = []
+    def __init__(self, on_death: Callable[[], object], name: str = "engine") -> None:
+        super().__init__(name=name, daemon=True)
+        self.pulse = Pulse()
+        self._engines: list[Stepped] = []
         self._changes: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._on_death = on_death
-        self._work = work
-        self._pulse = pulse
+        self._work = threading.Event()
         self._stopping = False
 
-    def add(self, engine: Engine) -> None:
+    def wake(self) -> None:
+        """Look for work: an engine was given some. May be called from any thread."""
+        self._work.set()
+
+    def add(self, engine: Stepped) -> None:
         """Step it too, from now on."""
         self._change(partial(self._engines.append, engine))
 
-    def remove(self, engine: Engine, then: Callable[[], object]) -> None:
+    def remove(self, engine: Stepped, then: Callable[[], object]) -> None:
         """Let go of an engine after its current step, and call `then` from this thread."""
         self._change(partial(self._engines.remove, engine))
         self._change(then)
@@ -50,14 +64,15 @@ class EngineThread(threading.Thread):
         self._work.set()
 
     def run(self) -> None:
-        adopt(self._pulse)
+        adopt(self.pulse)
         try:
             while not self._stopping:
                 self._work.clear()
                 self._make_changes()
-                if not self._step_all():
+                due_in_s = self._step_due()
+                if due_in_s != 0:
                     with resting():
-                        self._work.wait()
+                        self._work.wait(due_in_s)
         except Exception:  # the thread's last words; the process ends with them
             logger.exception("engine died")
             self._on_death()
@@ -70,16 +85,25 @@ class EngineThread(threading.Thread):
         while not self._changes.empty():
             self._changes.get()()
 
-    def _step_all(self) -> bool:
-        """One step of every engine with work; False if none had any. Between two rounds no name here holds an engine:
-        one that is removed is to be freed."""
-        has_stepped = False
+    def _step_due(self) -> float | None:
+        """Step every engine that is due once. Return in how many seconds to look again: 0 if any was stepped, None if
+        none has work.
+
+        Between two rounds no name here holds an engine: one that is removed is to be freed.
+        """
+        waits_s: list[float] = []
         for engine in self._engines:
-            if engine.has_work and not self._stopping:
+            if self._stopping:
+                break
+            due_in_s = engine.due_in_s
+            if due_in_s is None:
+                continue
+            if due_in_s <= 0:
                 beat()
                 engine.step()
-                has_stepped = True
-        return has_stepped
+                due_in_s = 0.0
+            waits_s.append(due_in_s)
+        return min(waits_s, default=None)
 
 
 def _rest(stands: threading.Event, done: threading.Event) -> None:

@@ -16,15 +16,15 @@ from redis.exceptions import RedisError
 from shared.errors import FleetError, WorkerFailed
 from shared.log import LogReader
 from shared.logs import job_fields
-from shared.messages import PRIORITIES, Generate, Priority, Started, Tokens
+from shared.messages import PRIORITIES, Priority, Progress, Started, Tokens
 from shared.queue import Claim, WorkQueue
 from shared.tracing import NO_TRACING, Tracing
 from worker.attempt import Attempt, begin
 from worker.bells import Bells
-from worker.engine import Engine
+from worker.engines import AnyEngine
+from worker.ledger import Ledger
 from worker.outbox import Outbox
-from worker.request import Work
-from worker.runners.base import Runner
+from worker.take import Take
 
 logger = logging.getLogger("aios.intake")
 
@@ -43,24 +43,25 @@ class Intake:
         self,
         queue: WorkQueue,
         reader: LogReader,
+        ledger: Ledger,
         outbox: Outbox,
-        engine: Engine,
-        runner: Runner,
+        engine: AnyEngine,
         *,
+        max_batch: int,
         worker_id: str,
         shards: tuple[str, ...],
         tracing: Tracing = NO_TRACING,
     ) -> None:
         self._queue = queue
         self._reader = reader
+        self._ledger = ledger
         self._outbox = outbox
         self._engine = engine
-        self._runner = runner
         self._worker_id = worker_id
         self._tracing = tracing
         self._shards = list(shards)
         self._bells = Bells(queue, _WAIT_S)
-        self._most = self._free = self._urgent_free = runner.spec.max_batch
+        self._most = self._free = self._urgent_free = max_batch
         self._freed = asyncio.Event()
         self._should_empty = False
         self.num_taken_over = self.num_convicted = 0
@@ -95,6 +96,8 @@ class Intake:
         """How many places are free for jobs of these classes. Urgent ones need only places of worse ones."""
         if self._should_empty and self._free < self._most:
             return 0
+        if not self._engine.accepts:
+            return 0
         return self._urgent_free if priorities == _URGENT else self._free
 
     def _count(self, claim: Claim, jobs: int) -> None:
@@ -121,7 +124,7 @@ class Intake:
         self.num_convicted += taken.num_convicted
         attempts = [self._begin(claim) for claim in taken.claims]
         for claim, attempt in zip(taken.claims, attempts, strict=True):
-            self._outbox.open(claim, attempt)
+            self._ledger.open(claim, attempt)
             self._count(claim, 1)
         for claim, attempt in zip(taken.claims, attempts, strict=True):
             await self._accept(claim, attempt, asked_s + claim.time_left_s)
@@ -135,16 +138,17 @@ class Intake:
 
         A long prompt must not hold up the renewal of leases.
         """
-        task = claim.job.task
+        job = claim.job
         if claim.epoch > 1:
             self.num_taken_over += 1
             logger.warning("job taken over", extra=job_fields(claim.job, epoch=claim.epoch, worker=self._worker_id))
         try:
-            replayed = await self._replay(claim, attempt) if claim.last_index else ()
-            encoded = await asyncio.to_thread(self._runner.encode, task)
+            replayed_ids = await self._replay(claim, attempt) if claim.last_index else ()
+            take = Take(claim.key, job.task, job.tenant, deadline_s, job.priority, replayed_ids)
+            work = await asyncio.to_thread(self._engine.prepare, take)
         except RedisError as error:
             logger.warning("job not replayed", extra=job_fields(claim.job, error=str(error)))
-            self._outbox.close(claim, "not_replayed")  # its lease lapses, and somebody takes it again
+            self._ledger.close(claim, "not_replayed")  # its lease lapses, and somebody takes it again
             return
         except FleetError as error:
             self._outbox.add(claim, error.as_event())
@@ -153,22 +157,24 @@ class Intake:
             logger.exception("job not encoded", extra=job_fields(claim.job))
             self._outbox.add(claim, WorkerFailed(f"The request could not be tokenized: {error}").as_event())
             return
-        sampling = task.sampling if isinstance(task, Generate) else None
-        max_tokens = encoded.max_tokens if sampling is not None and encoded.max_tokens < sampling.max_tokens else None
-        attempt.encoded(encoded.num_prompt_tokens, sum(map(len, replayed)))
-        numbers = (encoded.num_prompt_tokens, encoded.num_truncated, max_tokens)
-        started = Started(claim.epoch, self._worker_id, *numbers, attempt.trace)
-        job = claim.job
-        if encoded.answer is not None:
+        attempt.encoded(work.num_prompt_tokens, sum(map(len, replayed_ids)))
+        started = Started(
+            claim.epoch,
+            self._worker_id,
+            work.num_prompt_tokens,
+            work.num_truncated,
+            work.max_tokens,
+            attempt.trace,
+        )
+        if work.answer is not None:
             self._outbox.add(claim, started)
-            self._outbox.add(claim, encoded.answer)
+            self._outbox.add(claim, work.answer)
             return
-        work = Work(claim.key, encoded, sampling, replayed, job.tenant, deadline_s, job.priority)
         # Only what is known to have begun is blamed if this worker dies of it.
         self._outbox.add(claim, started, then=partial(self._engine.submit, work))
 
     async def _replay(self, claim: Claim, attempt: Attempt) -> tuple[tuple[int, ...], ...]:
-        """The logged tokens of each choice. `attempt` is told of those that logged them."""
+        """Return the logged tokens of each choice. `attempt` is told of those that logged them."""
         said: list[list[int]] = []
         for _, event in await self._reader.read(claim.job.id):
             if isinstance(event, Started):
@@ -176,4 +182,6 @@ class Intake:
             elif isinstance(event, Tokens):
                 said += [[] for _ in range(event.choice + 1 - len(said))]
                 said[event.choice] += event.ids
+            elif isinstance(event, Progress):
+                self._ledger.note_progress(claim, event)
         return tuple(map(tuple, said))

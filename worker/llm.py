@@ -54,6 +54,7 @@ from shared.messages import (
     Turn,
 )
 from shared.runner_options import Attention, Scoring, Segments
+from shared.runner_table import WITHOUT_FILES
 from shared.setting_types import Quantize
 from shared.settings import SAMPLE_MODEL, Settings, SettingsError, settings_of
 from shared.vectors import unpack
@@ -66,7 +67,6 @@ from worker.outputs import Answers, StreamChunk, chunk_of
 from worker.outputs import CompletionOutput as CompletionOutput
 from worker.outputs import Logprob as Logprob
 from worker.outputs import RequestOutput as RequestOutput
-from worker.progress import Pulse
 from worker.request import Emission, Work
 from worker.runners.base import Runner
 from worker.sampling_params import SamplingParams as SamplingParams
@@ -132,16 +132,19 @@ class LLM:
         _prepare_process(chosen)
         (loaded,) = load_models(chosen)
         self.info: ModelInfo = loaded.info
+        if loaded.runner.spec.mechanism != "sequence":
+            remedy = "serve it with a fleet (`aios serve`)"
+            raise SettingsError(f"model {self.info.id!r}: its tasks are done whole, and not by LLM; {remedy}.")
+        runner = loaded.runner
 
         # The thread knows the mail and not this object, which so can be freed, and the thread ended with it.
-        work = threading.Event()
         self._mail = _Mail()
-        engine = Engine(loaded.runner, self._mail.deliver, work.set)
         broken = WorkerFailed("The engine broke down.")
-        thread = EngineThread(work, Pulse(), on_death=partial(self._mail.end_all, broken))
+        thread = EngineThread(on_death=partial(self._mail.end_all, broken))
+        engine = Engine(runner, self._mail.deliver, thread.wake)
         thread.add(engine)
         thread.start()
-        self._parts: _Parts | None = _Parts(loaded.runner, engine, thread)
+        self._parts: _Parts | None = _Parts(runner, engine, thread)
         self._finalizer = weakref.finalize(self, _end, thread, self._mail)
 
         self._keys = itertools.count()
@@ -495,7 +498,7 @@ def _settings(model: str | Path, given: ModelSettings) -> Settings:
     # An id of our own: a directory may have any name, spaces too.
     path = Path(os.path.expanduser(model))  # Path's own raises for a user who is not there
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.absolute().name).lstrip("._-") or "model"
-    entry: dict[str, Any] = {"id": name[:128], "path": "echo" if str(model) == "echo" else str(path)}
+    entry: dict[str, Any] = {"id": name[:128], "path": str(model) if str(model) in WITHOUT_FILES else str(path)}
     if "runner" in values:
         entry["runner"] = values.pop("runner")
     if "options" in values:

@@ -8,26 +8,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace as replace_struct
 from pydantic import ValidationError
 
 from shared.errors import FleetError, from_event
 from shared.logs import fields
-from shared.messages import Embedded, Failed, Generate, Labelled, ModelInfo, Prompting, Solution, name_of
+from shared.messages import Embedded, Failed, Labelled, ModelInfo, Prompting, Solution, name_of
 from shared.model_options import options_of
 from shared.runner_options import Options, PagedOptions
-from shared.runner_table import AUTO
+from shared.runner_table import AUTO, WITHOUT_FILES
 from shared.setting_models import PromptingEntry
-from shared.settings import ModelEntry, Settings, SettingsError, model_entries
+from shared.settings import ModelEntry, Settings, SettingsError, completed, model_entries
 from shared.vectors import unpack
 from worker import device
-from worker.engine import Engine
+from worker.engines import AnyRunner, engine_for
+from worker.facts import facts_of
 from worker.fingerprint import fingerprint
 from worker.models.errors import ModelFormatError, is_out_of_memory
 from worker.models.reading import reason_of, unusable
 from worker.registry import detect, load_runner
-from worker.request import Emission, Work
-from worker.runners.base import SMALLEST_WINDOW, Runner, RunnerOptions
+from worker.request import Emission
+from worker.runners.base import SMALLEST_WINDOW, RunnerOptions
 from worker.shapes import DEFAULT_KV_BYTES
+from worker.take import Take
 
 logger = logging.getLogger("aios.loading")
 
@@ -44,12 +47,16 @@ _DEFAULT_KV_FRACTION = 0.9
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """`again` loads it once more, from what lies there then. `fingerprint`: see `worker.fingerprint`. Loading took
-    `load_s`, its first try `warm_up_s`. Files that are `not_obeyed` ask for something in vain, each with the reason."""
+    """`again` loads it once more, from what lies there then. It takes `num_bytes` of memory.
+
+    `fingerprint`: see `worker.fingerprint`. Loading took `load_s`, its first try `warm_up_s`. Files that are
+    `not_obeyed` ask for something in vain, each with the reason.
+    """
 
     info: ModelInfo
-    runner: Runner
+    runner: AnyRunner
     again: "Callable[[], LoadedModel]"
+    num_bytes: int = 0
     fingerprint: str = ""
     load_s: float = 0.0
     warm_up_s: float = 0.0
@@ -57,13 +64,16 @@ class LoadedModel:
 
 
 @dataclass(frozen=True)
-class FailedModel:
-    """A model that the fleet has served before and that this worker could not load, with the reason; `info` is what
-    was known of it then. `again` tries once more."""
+class UnloadedModel:
+    """A model that is not in memory. `info` and `num_bytes` are what is known of it before it is loaded.
+
+    `again` loads it. `reason` says why it could not be loaded; "" where nobody has tried.
+    """
 
     info: ModelInfo
     again: "Callable[[], LoadedModel]"
-    reason: str
+    reason: str = ""
+    num_bytes: int = 0
 
 
 def load_models(settings: Settings) -> list[LoadedModel]:
@@ -75,38 +85,56 @@ def load_models(settings: Settings) -> list[LoadedModel]:
 
 
 def load_known_models(
-    settings: Settings, known: Mapping[str, ModelInfo]
-) -> tuple[list[LoadedModel], list[FailedModel]]:
-    """Load and warm every model of the settings but those with `obstacles`.
+    settings: Settings, known: Mapping[str, ModelInfo], *, most: int | None = None
+) -> tuple[list[LoadedModel], list[UnloadedModel]]:
+    """Load and warm the models of the settings but those with `obstacles`, `most` of them at the most.
 
-    A worker that is started again, while the files of one model are damaged, must not take the others down: models
-    that the fleet has served before, which are `known`, may fail as long as another one loads.
-    Raises SettingsError naming the model at fault, or if none is left.
+    The default model comes first. A worker that is started again, while the files of one model are damaged, must not
+    take the others down: models that the fleet has served before, which are `known`, may fail as long as another one
+    loads. Raises SettingsError naming the model at fault, or if none is left.
     """
     entries = model_entries(settings)
     default = settings.default_model or entries[0].id
-    if any(entry.runner != "echo" for entry in entries):
+    if any(entry.runner not in WITHOUT_FILES for entry in entries):
         chosen = device.select_device(settings.device)
         logger.info("device chosen", extra=fields(device=str(chosen), **device.device_capabilities()))
     missing = obstacles(settings)
     if len(missing) == len(entries):
         raise SettingsError(missing[entries[0].id])
     models: list[LoadedModel] = []
-    failed: list[FailedModel] = []
-    for entry in entries:
+    unloaded: list[UnloadedModel] = []
+    for entry in sorted(entries, key=lambda entry: entry.id != default):
         if entry.id in missing:
             continue
         load = partial(_load, entry, settings, is_default=entry.id == default)
+        if most is not None and len(models) >= most:
+            unloaded.append(survey(entry, settings, is_default=entry.id == default))
+            continue
         try:
             models.append(load())
         except SettingsError as error:
             if entry.id not in known:
                 raise
-            failed.append(FailedModel(known[entry.id], load, str(error)))
-    if failed and not models:
-        raise SettingsError(failed[0].reason)
+            unloaded.append(UnloadedModel(known[entry.id], load, str(error)))
+    if unloaded and not models:
+        raise SettingsError(unloaded[0].reason)
     device.give_back_memory()
-    return models, failed
+    return models, unloaded
+
+
+def survey(entry: ModelEntry, settings: Settings, *, is_default: bool = False) -> UnloadedModel:
+    """Return what the files tell of a model that is loaded when work comes for it. Raise SettingsError.
+
+    What an entry of the catalogue leaves open is as the settings of this worker say.
+    """
+    entry = completed(entry, settings)
+    load = partial(_load, entry, settings, is_default=is_default)
+    try:
+        facts = facts_of(entry, settings)
+    except ModelFormatError as error:
+        raise SettingsError(_sentence(entry, str(error))) from error
+    info = replace_struct(facts.info, is_default=is_default, prompting=prompting_of(entry))
+    return UnloadedModel(info, load, num_bytes=facts.num_bytes)
 
 
 def obstacles(settings: Settings) -> dict[str, str]:
@@ -123,10 +151,11 @@ def obstacles(settings: Settings) -> dict[str, str]:
 
 def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedModel:
     begun_s = time.monotonic()
+    bytes_before = device.bytes_in_use()
     try:
         kind = detect(entry.path) if entry.runner == AUTO else entry.runner
         options = _options(entry, settings, kind)
-        runner = load_runner(kind, options) if kind == "echo" else _load_fitting(kind, options)
+        runner = load_runner(kind, options) if kind in WITHOUT_FILES else _load_fitting(kind, options)
     except ModelFormatError as error:
         raise SettingsError(_sentence(entry, str(error))) from error
     except (MemoryError, RuntimeError) as error:
@@ -135,7 +164,7 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
         problem = f"does not fit into memory ({reason_of(error)}); serve a smaller one, or lower context_window."
         raise SettingsError(_sentence(entry, problem)) from error
     spec = runner.spec
-    if spec.context_window < SMALLEST_WINDOW:
+    if spec.mechanism == "sequence" and spec.context_window < SMALLEST_WINDOW:
         raise SettingsError(
             f"context_window: model {entry.id!r} would have {spec.context_window} tokens; at least {SMALLEST_WINDOW} "
             "are expected"
@@ -165,6 +194,7 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
         info,
         runner,
         again=partial(_load, entry, settings, is_default=is_default),
+        num_bytes=max(0, device.bytes_in_use() - bytes_before),
         fingerprint=mark,
         load_s=load_s,
         warm_up_s=warm_up_s,
@@ -186,7 +216,7 @@ def _not_obeyed(entry: ModelEntry, runner: str) -> dict[str, str]:
 
 def prompting_of(entry: ModelEntry) -> Prompting:
     """What the entry says of how the model is asked, and else its own directory. Raises SettingsError."""
-    declared = {} if entry.runner == "echo" else _declared_prompting(Path(entry.path).expanduser())
+    declared = {} if entry.runner in WITHOUT_FILES else _declared_prompting(Path(entry.path).expanduser())
     if entry.prompting is not None:
         declared |= entry.prompting.model_dump(exclude_none=True)
     return Prompting(**declared)
@@ -214,7 +244,7 @@ def _sentence(entry: ModelEntry, problem: str) -> str:
     return " ".join(f"model {entry.id!r}: {said}".split())
 
 
-def _load_fitting(kind: str, options: RunnerOptions) -> Runner:
+def _load_fitting(kind: str, options: RunnerOptions) -> AnyRunner:
     """Load on a device whose memory is checked before and after."""
     from worker import memory
 
@@ -239,7 +269,7 @@ def _options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
         step_tokens=settings.step_tokens or _CPU_STEP_TOKENS,
         own=own,
     )
-    return options if kind == "echo" else replace(options, **_placement(entry, settings, own))
+    return options if kind in WITHOUT_FILES else replace(options, **_placement(entry, settings, own))
 
 
 def _placement(entry: ModelEntry, settings: Settings, own: Options) -> dict[str, Any]:
@@ -267,18 +297,18 @@ def _placement(entry: ModelEntry, settings: Settings, own: Options) -> dict[str,
     }
 
 
-def warm_up(runner: Runner) -> str:
+def warm_up(runner: AnyRunner) -> str:
     """Do the model's trial through a real engine, so that the first request finds everything ready; says what came.
 
     Raises the FleetError that ended it.
     """
     trial = runner.spec.trial
-    encoded = runner.encode(trial)
     said: list[Emission] = []
-    if encoded.answer is not None:
+    engine = engine_for(runner, said.extend)
+    work = engine.prepare(Take("warm-up", trial))
+    if work.answer is not None:
         return f"answered a {name_of(trial)} task"
-    engine = Engine(runner, said.extend)
-    engine.submit(Work("warm-up", encoded, trial.sampling if isinstance(trial, Generate) else None))
+    engine.submit(work)
     while engine.has_work:
         engine.step()
     ended = said[-1].ended
@@ -292,4 +322,6 @@ def warm_up(runner: Runner) -> str:
         return f"embedded a text in {len(unpack(result.vector))} dimensions"
     if isinstance(result, Labelled):
         return f"labelled a text {result.labels[0].name!r}"
+    if runner.spec.mechanism == "task":
+        return f"did a {name_of(trial)} task"
     return f"decoded one token: {''.join(item.text for item in said)!r}"

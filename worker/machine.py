@@ -93,11 +93,23 @@ def memory_share(meminfo: Path = Path("/proc/meminfo")) -> float:
     in_group = cgroup.memory_share()
     if in_group is not None:
         return in_group
-    fields = {
-        name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in _text(meminfo).splitlines())
-    }
-    total, free = fields.get("MemTotal", 0), fields.get("MemAvailable", 0)
-    return 1 - free / total if total else 0.0
+    total, used = _memory(meminfo)
+    return used / total if total else 0.0
+
+
+def memory_in_use(meminfo: Path = Path("/proc/meminfo")) -> tuple[int, int]:
+    """Return the bytes of memory in all, and those in use: of the tightest control group with a limit, or else of the
+    machine; zeros where the system does not tell."""
+    return cgroup.memory_in_use() or _memory(meminfo)
+
+
+def _memory(meminfo: Path) -> tuple[int, int]:
+    kib: dict[str, int] = {}
+    for line in _text(meminfo).splitlines():
+        name, _, rest = line.partition(":")
+        kib[name] = int(rest.split()[0])
+    total = kib.get("MemTotal", 0)
+    return total * 2**10, (total - kib.get("MemAvailable", 0)) * 2**10
 
 
 def count_gpus() -> int:

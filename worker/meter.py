@@ -11,20 +11,21 @@ from functools import partial
 from typing import Any, get_args
 
 from shared.broker import Broker
+from shared.memory import resident_bytes
 from shared.messages import ModelInfo, ModelLoad, WorkerInfo, WorkerState
 from shared.metric_kinds import Values
 from shared.metrics import WorkerMetrics
 from shared.model_load import NUMBERS
-from shared.process import LoopLag, resident_bytes, tell
+from shared.process import LoopLag, tell
 from shared.queue import Claim
 from shared.task_table import cost_of
 from worker.device import device_memory
-from worker.engine import Engine
+from worker.engines import AnyEngine
 from worker.high_water import HighWater
 from worker.intake import Intake
+from worker.ledger import Ledger
 from worker.loading import LoadedModel
 from worker.outbox import Outbox
-from worker.progress import Pulse
 
 STATES = (*get_args(WorkerState), "full")
 _LATELY = 10
@@ -39,7 +40,7 @@ class _Metered:
     stepping, count) at the last announcements."""
 
     model: LoadedModel
-    engine: Engine
+    engine: AnyEngine
     intake: Intake
     num_jobs: int = 0
     work: int = 0
@@ -70,15 +71,24 @@ class _Metered:
 class Meter:
     """`pool` is what the operator calls workers of this kind."""
 
-    def __init__(self, outbox: Outbox, pulse: Pulse, high_water: HighWater, *, pool: str) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        outbox: Outbox,
+        silence_s: Callable[[], float],
+        high_water: HighWater,
+        *,
+        pool: str,
+    ) -> None:
+        self._ledger = ledger
         self._outbox = outbox
-        self._pulse = pulse
+        self._silence_s = silence_s
         self._high_water = high_water
         self._pool = pool
         self._began_s = time.monotonic()
         self._metered: dict[str, _Metered] = {}
 
-    def add(self, model: LoadedModel, engine: Engine, intake: Intake) -> None:
+    def add(self, model: LoadedModel, engine: AnyEngine, intake: Intake) -> None:
         self._metered[model.info.id] = _Metered(model, engine, intake)
 
     def remove(self, model_id: str) -> None:
@@ -100,7 +110,7 @@ class Meter:
             worker_id,
             state,
             models,
-            in_flight=len(self._outbox.claims),
+            in_flight=len(self._ledger.claims),
             memory_bytes=resident_bytes(),
             pool=self._pool,
             is_full=self._high_water.is_over,
@@ -114,7 +124,7 @@ class Meter:
         """Let the metrics of the worker be read."""
         tell(metrics.process, broker, lag)
         metrics.state.read = lambda: {(name,): name == self._shown(state_of()) for name in STATES}
-        metrics.silence.read = lambda: {(): self._pulse.silence_s()}
+        metrics.silence.read = lambda: {(): self._silence_s()}
         metrics.memory_share.read = lambda: {(): self._high_water.share}
         metrics.stale_appends.read = lambda: {(): self._outbox.num_stale}
         metrics.device_memory.read = self._device_memory

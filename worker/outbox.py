@@ -1,69 +1,37 @@
-"""What leaves the worker: the events of every job in hand, appended to their logs under the fence.
+"""What leaves the worker: the news of every job in hand, appended to their logs under the fence.
 
-`put` is called by the engine's thread; everything else belongs to the event loop. All jobs' news since the last round
+`put` is called by threads that compute; everything else belongs to the event loop. All jobs' news since the last round
 trip go out as one. Tokens of a job that nobody follows token by token are gathered for a while first. When Redis is
-away the news wait here, and after `max_waiting_steps` the engine waits too.
+away the news wait here, and after `max_waiting_steps` the engines wait too.
 """
 
 import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from shared.broker import UNAVAILABLE
 from shared.log import Append, LogWriter
 from shared.logs import fields, job_fields
-from shared.messages import Done, Event, Failed, Terminal, Tokens
+from shared.messages import Done, Event, Failed, Progress, Terminal, Tokens
 from shared.queue import Claim
-from worker.attempt import UNTRACED, Attempt
+from worker.ledger import Entry, Ledger
 from worker.progress import resting
 from worker.request import Emission
 
 logger = logging.getLogger("aios.outbox")
 
-GATHERED_TOKENS, GATHERED_S = 32, 0.5
+GATHERED_TOKENS = 32
+GATHERED_S = 0.5
 """What is said in one append to a job that nobody follows: so many tokens, or those of so long."""
 
 
-@dataclass
-class _Open:
-    """A job in hand: where its log stands, and what is to be added.
-
-    `since_s` is when the oldest of that came; `then` is called once it is in the log.
-    """
-
-    claim: Claim
-    index: int
-    attempt: Attempt
-    news: list[Event] = field(default_factory=list)
-    since_s: float = 0.0
-    then: Callable[[], None] | None = None
-
-    def append(self) -> Append:
-        """All its news. How long they have waited here concerns the first token alone, which opens what it is in."""
-        since_s = self.since_s if isinstance(self.news[0], Tokens) else None
-        return Append(self.claim.job, self.claim.epoch, self.index, tuple(self.news), since_s)
-
-    def is_due(self, now_s: float) -> bool:
-        if self.claim.job.is_streamed or now_s - self.since_s >= GATHERED_S:
-            return bool(self.news)
-        num_tokens = sum(len(event.ids) for event in self.news if isinstance(event, Tokens))
-        return num_tokens >= GATHERED_TOKENS or not all(isinstance(event, Tokens) for event in self.news)
-
-
 class Outbox:
-    """`on_closed(claim, was_stale)` is called once for every job opened: its end is logged or its epoch over.
+    """`num_stale` appends came too late: the job was another's by then, or had ended."""
 
-    `num_stale` appends came too late: the job was another's by then, or had ended.
-    """
-
-    def __init__(
-        self, writer: LogWriter, on_closed: Callable[[Claim, bool], None], *, max_waiting_steps: int = 64
-    ) -> None:
+    def __init__(self, writer: LogWriter, ledger: Ledger, *, max_waiting_steps: int = 64) -> None:
         self._writer = writer
-        self._on_closed = on_closed
-        self._jobs: dict[str, _Open] = {}
+        self._ledger = ledger
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._sending = asyncio.Lock()
@@ -71,38 +39,17 @@ class Outbox:
         self._steps_collected = 0
         self.num_stale = 0
 
-    @property
-    def claims(self) -> list[Claim]:
-        """Every job in hand."""
-        return [job.claim for job in self._jobs.values()]
-
-    def open(self, claim: Claim, attempt: Attempt = UNTRACED) -> None:
-        """Take a job in hand. An earlier take of it by this same worker is stale now, and closes by itself."""
-        self._jobs[claim.key] = _Open(claim, claim.last_index, attempt)
-
     def add(self, claim: Claim, event: Event, then: Callable[[], None] | None = None) -> None:
-        """Say something of a job outside the engine's steps, if it is still in hand; call `then` when it is logged."""
-        job = self._jobs.get(claim.key)
-        if job is not None:
-            job.news.append(event)
-            job.attempt.ended(event)
-            job.then = then
+        """Say something of a job outside an engine's steps, if it is still in hand; call `then` when it is logged."""
+        entry = self._ledger.get(claim.key)
+        if entry is not None:
+            entry.news.append(event)
+            entry.attempt.ended(event)
+            entry.then = then
             self._wake.set()
 
-    def close(self, claim: Claim, why: str) -> None:
-        """Forget a job that is no longer this worker's; `why` is for its trace."""
-        job = self._jobs.pop(claim.key, None)
-        if job is not None:
-            job.attempt.dropped(why)
-            self._on_closed(claim, True)
-
-    def ended(self, job_id: str) -> None:
-        """Somebody has ended a job: forget every take of it."""
-        for claim in [claim for claim in self.claims if claim.job.id == job_id]:
-            self.close(claim, "ended_elsewhere")
-
     def put(self, emissions: list[Emission]) -> None:
-        """From the engine's thread: one step's emissions. Waits while too many steps are unsent."""
+        """Take one step's emissions from the thread that computed them. Waits while too many steps are unsent."""
         with resting():
             self._room.acquire()
         self._loop.call_soon_threadsafe(self._collect, emissions)
@@ -121,17 +68,19 @@ class Outbox:
     def _collect(self, emissions: Sequence[Emission]) -> None:
         self._steps_collected += 1
         for emission in emissions:
-            job = self._jobs.get(emission.key)
-            if job is not None:
-                if not job.news:
-                    self._hold(job)
-                _add(job.news, emission)
-                job.attempt.said(emission)
+            entry = self._ledger.get(emission.key)
+            if entry is not None:
+                if not entry.news:
+                    self._hold(entry)
+                if emission.progress is not None:
+                    entry.note_progress(emission.progress)
+                _add(entry.news, emission)
+                entry.attempt.said(emission)
         self._wake.set()
 
-    def _hold(self, job: _Open) -> None:
-        job.since_s = self._loop.time()
-        if not job.claim.job.is_streamed:
+    def _hold(self, entry: Entry) -> None:
+        entry.since_s = self._loop.time()
+        if not entry.claim.job.is_streamed:
             self._loop.call_later(GATHERED_S, self._wake.set)
 
     async def _send(self, *, is_last: bool = False) -> None:
@@ -139,16 +88,19 @@ class Outbox:
             await self._send_due(is_last)
 
     async def _send_due(self, is_last: bool) -> None:
-        steps, self._steps_collected = self._steps_collected, 0
+        steps = self._steps_collected
+        self._steps_collected = 0
         now_s = self._loop.time()
-        jobs = [job for job in self._jobs.values() if job.news and (is_last or job.is_due(now_s))]
-        appends = [job.append() for job in jobs]
-        thens = [job.then for job in jobs]
-        for job in jobs:
-            job.news, job.then = [], None
+        entries = [entry for entry in self._ledger.entries if entry.news and (is_last or _is_due(entry, now_s))]
+        appends = [_append(entry) for entry in entries]
+        thens = [entry.then for entry in entries]
+        for entry in entries:
+            entry.news = []
+            entry.then = None
         if appends:
-            for job, append, then, landed in zip(jobs, appends, thens, await self._append(appends), strict=True):
-                if self._settle(job, append, landed) and then is not None:
+            landed = await self._append(appends)
+            for entry, append, then, has_landed in zip(entries, appends, thens, landed, strict=True):
+                if self._settle(entry, append, has_landed) and then is not None:
                     then()
         if steps:
             self._room.release(steps)
@@ -164,24 +116,42 @@ class Outbox:
                 await asyncio.sleep(delay_s)
                 delay_s = min(1.0, delay_s * 2)
 
-    def _settle(self, job: _Open, append: Append, landed: bool) -> bool:
-        """What an append's answer means; True if the job is still in hand and goes on."""
-        if not landed:
+    def _settle(self, entry: Entry, append: Append, has_landed: bool) -> bool:
+        """Do what an append's answer asks for. Return whether the job is still in hand and goes on."""
+        if not has_landed:
             self.num_stale += 1
-        if self._jobs.get(job.claim.key) is not job:
+        if self._ledger.get(entry.claim.key) is not entry:
             return False
-        if not landed:
-            logger.info("job dropped", extra=job_fields(job.claim.job, epoch=job.claim.epoch))
-            self.close(job.claim, "stale")
+        if not has_landed:
+            logger.info("job dropped", extra=job_fields(entry.claim.job, epoch=entry.claim.epoch))
+            self._ledger.close(entry.claim, "stale")
             return False
-        job.index += len(append.events)
-        if isinstance(append.events[-1], Terminal):
-            del self._jobs[job.claim.key]
-            job.attempt.published()
-            _log_end(job.claim, append.events[-1])
-            self._on_closed(job.claim, False)
+        entry.index += len(append.events)
+        last = append.events[-1]
+        if isinstance(last, Terminal):
+            _log_end(entry.claim, last)
+            self._ledger.finish(entry)
             return False
         return True
+
+
+def _append(entry: Entry) -> Append:
+    """Return all news of a job. How long they have waited concerns the first token alone, which opens what it is in."""
+    since_s = entry.since_s if isinstance(entry.news[0], Tokens) else None
+    return Append(entry.claim.job, entry.claim.epoch, entry.index, tuple(entry.news), since_s)
+
+
+def _is_due(entry: Entry, now_s: float) -> bool:
+    """Return whether the news of a job must wait no longer."""
+    if entry.claim.job.is_streamed or now_s - entry.since_s >= GATHERED_S:
+        return True
+    num_tokens = 0
+    for event in entry.news:
+        if isinstance(event, Tokens):
+            num_tokens += len(event.ids)
+        elif not isinstance(event, Progress):
+            return True
+    return num_tokens >= GATHERED_TOKENS
 
 
 def _log_end(claim: Claim, end: Terminal) -> None:
@@ -207,6 +177,6 @@ def _add(news: list[Event], emission: Emission) -> None:
 
 
 def _joined(one: Tokens, other: Tokens) -> Tokens:
-    """What a choice said, and what it said next."""
+    """Return what a choice said, and what it said next."""
     logprobs = (*one.logprobs, *other.logprobs)
     return Tokens((*one.ids, *other.ids), one.text + other.text, one.choice, logprobs, other.finish_reason)

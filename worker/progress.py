@@ -1,6 +1,6 @@
-"""Whether an engine's thread gets on: what its leases depend on.
+"""Whether a thread that computes gets on: what the leases of its jobs depend on.
 
-`beat` costs next to nothing and is called by whatever takes time: steps, layers, segments. Each engine thread has a
+`beat` costs next to nothing and is called by whatever takes time: steps, layers, segments. Each such thread has a
 pulse of its own, which the event loop reads.
 """
 
@@ -11,34 +11,52 @@ from contextvars import ContextVar
 
 
 class Pulse:
-    """When the last sign of life came; None while there is nothing to do."""
+    """When the last sign of life came; None while there is nothing to do.
+
+    A moment in the future is one until which silence was announced.
+    """
 
     def __init__(self) -> None:
         self.last_s: float | None = None
 
     def silence_s(self) -> float:
-        """Seconds since the last sign of life of a thread that has work; 0 for one that rests."""
+        """Return the seconds since the last sign of life of a thread that has work; 0 for one that rests."""
         last_s = self.last_s
-        return 0.0 if last_s is None else time.monotonic() - last_s
+        if last_s is None:
+            return 0.0
+        return max(0.0, time.monotonic() - last_s)
 
 
 _own = ContextVar("pulse", default=Pulse())  # noqa: B039 - threads that nobody watches share one
 
 
 def adopt(pulse: Pulse) -> None:
-    """Whatever this thread does from now on shows in `pulse`."""
+    """Let whatever this thread does from now on show in `pulse`."""
     _own.set(pulse)
 
 
 def beat() -> None:
-    """Something got done."""
+    """Note that something got done."""
     _own.get().last_s = time.monotonic()
 
 
 @contextmanager
 def resting() -> Iterator[None]:
-    """For a wait on somebody else: silence means nothing then."""
+    """Wait for somebody else: silence means nothing then."""
     _own.get().last_s = None
+    try:
+        yield
+    finally:
+        beat()
+
+
+@contextmanager
+def silent_for(at_most_s: float) -> Iterator[None]:
+    """Call what cannot beat by itself, such as one long step of a foreign library.
+
+    The thread is thought to hang only when it has been silent for longer than this.
+    """
+    _own.get().last_s = time.monotonic() + at_most_s
     try:
         yield
     finally:

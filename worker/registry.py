@@ -10,7 +10,8 @@ import msgspec
 
 from shared import runner_table
 from shared.plugins import import_target
-from shared.runner_table import AUTO
+from shared.runner_table import AUTO, WITHOUT_FILES
+from worker.engines import AnyRunner
 from worker.models.errors import ModelFormatError
 from worker.models.reading import converted, read_json_object, unusable
 from worker.runners.base import Runner, RunnerOptions
@@ -29,17 +30,25 @@ class _Config(msgspec.Struct):
     architectures: list[str] | None = None
 
 
-def load_runner(kind: str, options: RunnerOptions) -> Runner:
+def load_runner(kind: str, options: RunnerOptions) -> AnyRunner:
     """Load a model; `kind` auto looks at the files. Raises ModelFormatError with a sentence for the operator."""
     name = detect(options.path) if kind == AUTO else kind
-    factory: Callable[[RunnerOptions], Runner] = import_target(runner_table.info_of(name).target)
+    factory: Callable[[RunnerOptions], AnyRunner] = import_target(runner_table.info_of(name).target)
     return factory(options)
 
 
+def load_sequence_runner(kind: str, options: RunnerOptions) -> Runner:
+    """Load a model whose sequences are stepped. Raise ModelFormatError for one whose tasks are done whole."""
+    runner = load_runner(kind, options)
+    if runner.spec.mechanism != "sequence":
+        raise ModelFormatError(f"The tasks of {options.path} are done whole: it has no sequences to step.")
+    return runner
+
+
 def detect(path: str) -> str:
-    """Return the name of the runner for the model at `path`, or for the word `echo`. Raise ModelFormatError."""
-    if path == "echo":
-        return "echo"
+    """Return the name of the runner for the model at `path`, or that stands there itself. Raise ModelFormatError."""
+    if path in WITHOUT_FILES:
+        return path
     directory = _directory(Path(path))
     try:
         names = {entry.name for entry in directory.iterdir()}

@@ -20,6 +20,7 @@ from shared.messages import (
     Generated,
     Labelled,
     Priority,
+    Progress,
     Result,
     Sampling,
     Scored,
@@ -52,11 +53,30 @@ class Work:
     def rank(self) -> int:
         return PRIORITIES.index(self.priority)
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        return self.encoded.num_prompt_tokens
+
+    @property
+    def num_truncated(self) -> int:
+        return self.encoded.num_truncated
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Return the room for an answer where that is less than the task allows."""
+        if self.sampling is None or self.encoded.max_tokens >= self.sampling.max_tokens:
+            return None
+        return self.encoded.max_tokens
+
+    @property
+    def answer(self) -> Done | None:
+        return self.encoded.answer
+
 
 @dataclass(frozen=True)
 class Emission:
     """What one step says of one choice of a work: new ids, the text that became certain, why the choice ended if it
-    did, and the work's end."""
+    did, how far a task has come that is done whole, and the work's end."""
 
     key: str
     ids: tuple[int, ...] = ()
@@ -65,6 +85,7 @@ class Emission:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: str | None = None
     ended: Done | Failed | None = None
+    progress: Progress | None = None
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """A worker's life: load, announce, take, decode, append, and leave without dropping anything.
 
-Composes the slots of its models, the engines' thread and the outbox; holds no logic of theirs. On SIGTERM everything in
-hand goes back to the queue at the next step boundary: what was said is logged, and other workers go on with it.
+Composes the hosts of its models, the threads that compute and the outbox; holds no logic of theirs. On SIGTERM
+everything in hand goes back to the queue at the next step boundary: what was said is logged, and other workers go on
+with it.
 """
 
 import asyncio
@@ -10,8 +11,8 @@ import logging
 import os
 import secrets
 import socket
-import threading
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any
 
@@ -27,15 +28,20 @@ from shared.metrics import WorkerMetrics
 from shared.presence import Presence
 from shared.process import LoopLag
 from shared.queue import Claim, Terms
+from shared.setting_models import ModelEntry
+from shared.settings import SettingsError
 from shared.subscriptions import Subscriptions
 from shared.tracing import NO_TRACING, Tracing
+from worker.budget import Budget, Memory
+from worker.device import memory_in_use
 from worker.engine_thread import EngineThread
 from worker.high_water import HighWater
-from worker.loading import FailedModel, LoadedModel
+from worker.known_models import KnownModel, KnownModels
+from worker.ledger import Ledger
+from worker.loading import LoadedModel, UnloadedModel
 from worker.meter import Meter
+from worker.model_host import HostContext
 from worker.outbox import Outbox
-from worker.progress import Pulse
-from worker.slot import Bench, Slot
 
 logger = logging.getLogger("aios.worker")
 
@@ -47,10 +53,14 @@ _PARTING_S = 0.6
 
 
 class WorkerService:
-    """`drain_timeout_s` is the longest wait for the engine's current step at the end; `pool` is a name for people;
-    `on_ready` is called before the first job is taken.
+    """`drain_timeout_s` is the longest wait for the engines' current steps at the end. A batch of tasks that are done
+    whole waits `batch_wait_s` for more. `pool` is a name for people; `on_ready` is called before the first job is
+    taken.
+
     `obstacles` are announced: models that are not among those loaded, and why. `known_models` are those that the fleet
-    had when the worker started; of these some may be among `failed`, with slots that try to load them again."""
+    had when the worker started; of these some may be among `unloaded`, which are loaded for work that waits. What
+    `budget` has no room for goes first. `survey` tells what a model of the catalogue is; without it none is served.
+    """
 
     def __init__(
         self,
@@ -58,6 +68,9 @@ class WorkerService:
         terms: Terms,
         *,
         drain_timeout_s: float,
+        batch_wait_s: float = 0.0,
+        budget: Budget | None = None,
+        survey: Callable[[ModelEntry], UnloadedModel] | None = None,
         pool: str = "default",
         high_water: HighWater | None = None,
         tracing: Tracing = NO_TRACING,
@@ -71,20 +84,26 @@ class WorkerService:
         self._presence = Presence(broker.client(keys.PRESENCE))
         self._subscriptions = Subscriptions(broker.client(keys.PRESENCE))
         self._reader = LogReader(broker)
-        self._outbox = Outbox(LogWriter(broker, result_ttl_s=terms.result_ttl_s), self._closed)
+        self._ledger = Ledger(self._closed)
+        self._outbox = Outbox(LogWriter(broker, result_ttl_s=terms.result_ttl_s), self._ledger)
         self._drain_timeout_s = drain_timeout_s
+        self._batch_wait_s = batch_wait_s
+        self._budget = budget or Budget()
+        self._survey = survey or _knows_none
         self._state: WorkerState = "loading"
         self.obstacles: dict[str, str] = {}
         self.known_models: dict[str, ModelInfo] = {}
-        self.failed: list[FailedModel] = []
-        self._slots: dict[str, Slot] = {}
+        self.unloaded: list[UnloadedModel] = []
+        self._known: KnownModels | None = None
+        self._serving: set[asyncio.Task[None]] = set()
         self._orders: dict[str, int] | None = None
-        self._work, self._pulse = threading.Event(), Pulse()
+        self._is_broken = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._threads = self._make_threads()
         self._lag, self._high_water = LoopLag(), high_water or HighWater()
-        self._meter = Meter(self._outbox, self._pulse, self._high_water, pool=pool)
+        self._meter = Meter(self._ledger, self._outbox, self.silence_s, self._high_water, pool=pool)
         self._num_silent = 0
         self._leave_by: float | None = None
-        self._is_broken = asyncio.Event()
 
     def tell(self, metrics: WorkerMetrics) -> None:
         """Let the worker's metrics be read."""
@@ -95,8 +114,12 @@ class WorkerService:
         long as a lease lasts, or a part of it broke."""
         if self._is_broken.is_set():
             return "a part of the worker broke"
-        silence_s = self._pulse.silence_s()
+        silence_s = self.silence_s()
         return f"no progress for {silence_s:.1f} s" if silence_s > self._terms.lease_s else None
+
+    def silence_s(self) -> float:
+        """Return the seconds since the last sign of life of the thread that has been silent longest."""
+        return max(thread.pulse.silence_s() for thread in self._threads.values())
 
     def not_ready(self) -> str | None:
         """Why the worker takes no work, None when it does."""
@@ -108,13 +131,15 @@ class WorkerService:
         A load or a step that takes long may still be running in its thread afterwards; nothing of it is used.
         """
         logger.info("worker starting", extra=fields(worker=self.worker_id))
+        self._stop = stop
         announcing = self._start(self._forever(self._announce, _ANNOUNCE_EVERY_S))
         lagging = self._start(self._lag.watch())
         try:
             loading = asyncio.create_task(self._load(load))
             await _first_of(loading, stop.wait())
             if loading.done():
-                await self._serve(await loading, stop)
+                await loading
+                await self._serve(stop)
         finally:
             announcing.cancel()
             lagging.cancel()
@@ -124,44 +149,65 @@ class WorkerService:
         logger.info("worker stopped", extra=fields(worker=self.worker_id, is_broken=self._is_broken.is_set()))
         return not self._is_broken.is_set()
 
-    async def _load(self, load: Callable[[], list[LoadedModel]]) -> EngineThread:
-        """A slot for each model, which alone holds it from now on. Returns what will step them."""
+    def _make_threads(self) -> dict[str, EngineThread]:
+        """Return a thread for each mechanism: a task that is done whole and takes long must delay no token."""
+        died = partial(asyncio.get_running_loop().call_soon_threadsafe, self._is_broken.set)
+        return {"sequence": EngineThread(died, "engine"), "task": EngineThread(died, "tasks")}
+
+    @property
+    def models(self) -> dict[str, KnownModel]:
+        """The models that this worker can serve, by id; none before they are known."""
+        return {} if self._known is None else self._known.by_id
+
+    async def _load(self, load: Callable[[], list[LoadedModel]]) -> None:
+        """Load what is served from the start; its hosts alone hold it from now on."""
         with contextlib.suppress(RedisError):
             self.known_models = (await self._presence.fleet()).models
         models = await asyncio.to_thread(load)
-        died = partial(asyncio.get_running_loop().call_soon_threadsafe, self._is_broken.set)
-        thread = EngineThread(self._work, self._pulse, on_death=died)
-        bench = Bench(
+        context = HostContext(
             self._broker,
             self._terms,
             self.worker_id,
             self._presence,
             self._reader,
+            self._ledger,
             self._outbox,
             self._meter,
             self._tracing,
-            thread,
-            self._work,
+            self._threads,
+            batch_wait_s=self._batch_wait_s,
             tell=partial(self._once, self._announce),
         )
-        held: list[LoadedModel | FailedModel] = [*models, *self.failed]
-        self._slots = {model.info.id: Slot(model, bench) for model in held}
-        return thread
+        self._known = KnownModels(
+            context,
+            [*models, *self.unloaded],
+            self._budget,
+            survey=self._survey,
+            memory=_memory,
+            on_loaded=self._serve_model,
+        )
 
-    async def _serve(self, thread: EngineThread, stop: asyncio.Event) -> None:
-        thread.start()
+    async def _serve(self, stop: asyncio.Event) -> None:
+        known = self._known
+        assert known is not None
+        for thread in self._threads.values():
+            thread.start()
         upkeep = [
             self._start(self._outbox.run()),
             self._start(self._forever(self._renew, self._terms.lease_s / _RENEWALS_A_LEASE)),
         ]
         upkeep += [self._start(self._hear(shard)) for shard in self._broker.shards]
+        looking = self._start(self._look_after(known))
         self._state = "ready"
         self._on_ready()  # before the first job: what crashes the worker from now on is not its start
         await self._once(self._announce)
-        logger.info("worker ready", extra=fields(worker=self.worker_id, models=list(self._slots)))
-        taking = [self._start(self._take(slot, stop)) for slot in self._slots.values()]
+        logger.info("worker ready", extra=fields(worker=self.worker_id, models=list(self.models)))
+        for model in self.models.values():
+            if model.host is not None:
+                self._serve_model(model)
         await _first_of(stop.wait(), self._is_broken.wait())
-        await self._drain(taking, thread)
+        looking.cancel()
+        await self._drain()
         for task in upkeep:
             task.cancel()
         await self._part(asyncio.gather(*upkeep, return_exceptions=True))
@@ -178,53 +224,89 @@ class WorkerService:
         task.add_done_callback(check)
         return task
 
-    async def _take(self, slot: Slot, stop: asyncio.Event) -> None:
-        """Nothing is taken while the engine's thread seems to hang: it would only be held up, and blamed for it; nor
+    async def _look_after(self, known: KnownModels) -> None:
+        """Load and refuse what has to be, for models that are not in memory."""
+        while True:
+            await self._once(known.look)
+            await known.changed()
+
+    def _serve_model(self, model: KnownModel) -> None:
+        """Take jobs of a model that is in memory, until it is to go or the worker is."""
+        task = self._start(self._take(model))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def _take(self, model: KnownModel) -> None:
+        """Nothing is taken while the model's thread seems to hang: it would only be held up, and blamed for it; nor
         while there is no memory for more."""
+        host = model.host
+        assert host is not None
+        assert self._known is not None
         try:
-            while not stop.is_set() and not self._is_broken.is_set():
-                if self._pulse.silence_s() > self._terms.lease_s / 2 or self._high_water.is_over:
+            while not model.must_go and not self._is_over():
+                if host.thread.pulse.silence_s() > self._terms.lease_s / 2 or self._high_water.is_over:
                     await asyncio.sleep(self._terms.lease_s / 10)
                 else:
-                    await self._once(slot.turn)
-            await slot.close()
+                    await self._once(host.intake.turn)
+            await host.intake.close()
         finally:
-            slot.drop()
+            host.intake.drop()
+        del host  # it is to be freed
+        await self._known.serve(model, self._is_over)
+
+    def _is_over(self) -> bool:
+        return self._stop.is_set() or self._is_broken.is_set()
 
     async def _hear(self, shard: str) -> None:
         """What others have ended is dropped at once, before its next append is refused."""
         async with self._subscriptions.listen(keys.control(shard, self.worker_id)) as inbox:
             while True:
-                self._outbox.ended((await inbox.get()).decode())
+                self._ledger.ended((await inbox.get()).decode())
 
-    async def _drain(self, taking: Sequence[asyncio.Task[None]], thread: EngineThread) -> None:
-        """Hand everything over when the current step has ended, or the time is up: what a step says later is lost, and
-        said again by whoever has the job then."""
+    async def _drain(self) -> None:
+        """Hand everything over when the current steps have ended, or the time is up: what a step says later is lost,
+        and said again by whoever has the job then.
+
+        A task that is done whole may take all the time there is. What the other thread has in hand does not wait for
+        it.
+        """
         self._state = "draining"
-        in_hand = len(self._outbox.claims)
+        in_hand = len(self._ledger.claims)
         logger.info("worker draining", extra=fields(worker=self.worker_id, num_jobs=in_hand))
         self._leave_by = asyncio.get_running_loop().time() + self._drain_timeout_s + _PARTING_S
-        thread.stop()
-        stepped = asyncio.create_task(asyncio.to_thread(thread.join, self._drain_timeout_s))
-        announced = asyncio.create_task(self._part(self._announce()))
-        await asyncio.wait([stepped, announced], timeout=self._drain_timeout_s)
-        await self._hand_over()
-        await self._part(asyncio.wait(taking, timeout=_PARTING_S))
+        parts: list[asyncio.Task[None]] = []
+        for thread in self._threads.values():
+            thread.stop()
+            parts.append(asyncio.create_task(self._drain_thread(thread)))
+        parts.append(asyncio.create_task(self._part(self._announce())))
+        await asyncio.wait(parts, timeout=self._drain_timeout_s)
+        await self._hand_over(self.models.values())
+        taking = list(self._serving)
+        if taking:
+            await self._part(asyncio.wait(taking, timeout=_PARTING_S))
         for task in taking:
             task.cancel()
-        await self._hand_over()  # what was being taken meanwhile
+        await self._hand_over(self.models.values())  # what was being taken meanwhile
 
-    async def _hand_over(self) -> None:
-        """Say what there is to say, and let others take what is in hand at once."""
+    async def _drain_thread(self, thread: EngineThread) -> None:
+        """Hand over what a thread has in hand once its current step has ended, if it does in time."""
+        await asyncio.to_thread(thread.join, self._drain_timeout_s)
+        own = [model for model in self.models.values() if model.host is not None and model.host.thread is thread]
+        await self._hand_over(own)
+
+    async def _hand_over(self, models: Iterable[KnownModel]) -> None:
+        """Say what there is to say, and let others take at once what is in hand of these models."""
         await self._part(self._outbox.flush())
-        for slot in self._slots.values():
-            claims = slot.claims
-            if claims:
-                ids = [claim.job.id for claim in claims]
-                logger.info("jobs handed back", extra=fields(model=slot.info.id, num_jobs=len(ids), job_ids=ids))
-            await self._part(slot.queue.give_back(claims))
+        in_hand = self._ledger.by_model()
+        for model in models:
+            claims = in_hand.get(model.info.id, [])
+            if not claims:
+                continue
+            ids = [claim.job.id for claim in claims]
+            logger.info("jobs handed back", extra=fields(model=model.info.id, num_jobs=len(ids), job_ids=ids))
+            await self._part(model.queue.give_back(claims))
             for claim in claims:
-                self._outbox.close(claim, "handed_back")
+                self._ledger.close(claim, "handed_back")
 
     async def _part(self, last_words: Awaitable[object]) -> None:
         """Something that may fail or be cut off on the way out: leases and presence lapse anyway."""
@@ -235,15 +317,21 @@ class WorkerService:
             logger.warning("worker left in disorder", extra=fields(error=repr(error)))
 
     async def _renew(self) -> None:
-        """A lease ends `lease_s` after the engine's thread last got on: a step that hangs must not keep its jobs."""
-        silence_s = self._pulse.silence_s()
+        """Let leases end `lease_s` after their thread last got on: a step that hangs must not keep its jobs."""
+        silence_s = self.silence_s()
         if silence_s > self._terms.lease_s:
             self._bear_silence(silence_s)
-            return
-        self._num_silent = 0
-        for slot in self._slots.values():
-            for claim in await slot.queue.renew(slot.claims, silence_s=silence_s):
-                self._outbox.close(claim, "lapsed")
+        else:
+            self._num_silent = 0
+        for name, claims in self._ledger.by_model().items():
+            model = self.models[name]
+            silence_s = 0.0
+            if model.host is not None:
+                silence_s = model.host.thread.pulse.silence_s()
+            if silence_s > self._terms.lease_s:
+                continue
+            for claim in await model.queue.renew(claims, silence_s=silence_s):
+                self._ledger.close(claim, "lapsed")
 
     def _bear_silence(self, silence_s: float) -> None:
         """For a while. Turns are counted, not seconds, which a suspended process sleeps through."""
@@ -254,21 +342,24 @@ class WorkerService:
             self._is_broken.set()
 
     def _closed(self, claim: Claim, was_stale: bool) -> None:
-        self._slots[claim.job.model].closed(claim, was_stale)
+        model = self.models[claim.job.model]
+        model.used_s = time.monotonic()
+        if model.host is not None:  # else it was only taken to be refused
+            model.host.closed(claim, was_stale)
 
     async def _announce(self) -> None:
         """Say what there is, and hear which models are to go."""
         self._high_water.look()
-        slots = self._slots if self._state != "loading" else {}
+        models = self.models if self._state != "loading" else {}
         failures: dict[str, LoadFailure] = {}
-        for name, slot in slots.items():
-            failure = slot.failure
+        for name, model in models.items():
+            failure = model.failure
             if failure is not None:
                 failures[name] = failure
         worker = msgspec.structs.replace(
-            self._meter.info(self.worker_id, self._state, tuple(slot.info for slot in slots.values())),
-            residences={name: slot.residence for name, slot in slots.items() if slot.residence != "loaded"},
-            unloads={name: slot.obeyed for name, slot in slots.items() if slot.obeyed},
+            self._meter.info(self.worker_id, self._state, tuple(model.info for model in models.values())),
+            residences={name: model.residence for name, model in models.items() if model.residence != "loaded"},
+            unloads={name: model.obeyed for name, model in models.items() if model.obeyed},
             obstacles=self.obstacles,
             failures=failures,
         )
@@ -278,10 +369,10 @@ class WorkerService:
         """Orders that were given before this worker came are not its own."""
         if self._orders is None:
             self._orders = orders
-        for name, slot in self._slots.items():
+        for name, model in self.models.items():
             if name in orders and orders[name] != self._orders.get(name):
                 self._orders[name] = orders[name]
-                slot.unload(orders[name])
+                model.order = orders[name]
 
     async def _forever(self, turn: Callable[[], Awaitable[None]], every_s: float) -> None:
         while True:
@@ -295,6 +386,16 @@ class WorkerService:
         except RedisError as error:
             logger.warning("redis trouble", extra=fields(error=str(error)))
             await asyncio.sleep(_RETRY_AFTER_S)
+
+
+def _knows_none(entry: ModelEntry) -> UnloadedModel:
+    """Survey no model of the catalogue."""
+    raise SettingsError(f"model {entry.id!r}: this worker serves only its own models")
+
+
+def _memory() -> Memory:
+    total_bytes, used_bytes = memory_in_use()
+    return Memory(total_bytes, used_bytes)
 
 
 async def _first_of(*waits: Awaitable[object]) -> None:

@@ -14,6 +14,7 @@ No core is kept for the front and Redis: beside a model they need a few per cent
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shared.runner_table import WITHOUT_FILES
 from shared.settings import ModelEntry, Settings, model_entries
 from worker.machine import Machine
 from worker.model_files import weight_bytes
@@ -80,15 +81,15 @@ def _threads(machine: Machine, weight_bytes: int, workers: int, threads: int | N
 
 def shape_of(settings: Settings, machine: Machine) -> Shape:
     """What `workers` and `threads` come to for the models of the settings."""
-    entries = [entry for entry in model_entries(settings) if entry.runner != "echo"]
+    entries = [entry for entry in model_entries(settings) if entry.runner not in WITHOUT_FILES]
     kv_bytes = DEFAULT_KV_BYTES if settings.kv_memory_mib == "auto" else settings.kv_memory_mib * 2**20
-    sizes = [weight_bytes(Path(entry.path), _kind_of_weights(entry)) for entry in entries]
+    sizes = [weight_bytes(Path(entry.path), kind_of_weights(entry)) for entry in entries]
     return plan_workers(
         machine, sum(sizes), kv_bytes * len(entries), _number(settings.workers), _number(settings.threads)
     )
 
 
-def _kind_of_weights(entry: ModelEntry) -> str:
+def kind_of_weights(entry: ModelEntry) -> str:
     if entry.quantize == "int8":
         return "int8"
     return "float32" if entry.dtype in (None, "auto") else str(entry.dtype)

@@ -7,7 +7,7 @@ from typing import Any
 from api.error_format import OPENAI
 from api.pieces import Piece, Pieces
 from api.problem import Problem
-from api.run import Progress
+from api.run import JobEvent
 from api.schemas.chat import chat_logprobs
 from api.schemas.logprobs import logprobs_body
 from api.schemas.openai import Heading
@@ -31,7 +31,7 @@ class Chunks:
     def opening(self) -> dict[str, Any]:
         return self._choice(Piece(0))
 
-    def of(self, job: int, event: Progress) -> Iterator[dict[str, Any]]:
+    def of(self, job: int, event: JobEvent) -> Iterator[dict[str, Any]]:
         for piece in self._pieces.of(job, event):
             yield from self._chunks(piece)
 

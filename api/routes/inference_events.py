@@ -9,7 +9,7 @@ from api.error_format import API
 from api.framing import Named
 from api.pieces import Pieces
 from api.problem import Problem
-from api.run import Outcome, Progress, Tally
+from api.run import JobEvent, Outcome, Tally
 from api.timings import Timings
 from api.trail import Usage
 
@@ -28,7 +28,7 @@ class InferenceEvents:
     def opening(self) -> None:
         return None
 
-    def of(self, job: int, event: Progress) -> Iterator[Named]:
+    def of(self, job: int, event: JobEvent) -> Iterator[Named]:
         self._tally.add(event)
         for piece in self._pieces.of(job, event):
             if piece.text:

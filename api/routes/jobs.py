@@ -86,6 +86,7 @@ async def _told(front: Front, work: Work) -> Response:
         "queue_position": place and place.num_before + 1,
         "starts_in_s": place and place.starts_in_s,
         "usage": None,
+        "progress": None,
     }
     headers: Mapping[str, str] = {}
     if state in _ENDED:
@@ -94,7 +95,20 @@ async def _told(front: Front, work: Work) -> Response:
         body |= more
     else:
         body["timings"] = timings_of([standing.times for standing in standings], 0).model_dump()
+        body["progress"] = await _progress(front, work, standings)
     return Response(msgspec.json.encode(body), media_type="application/json", headers=dict(headers))
+
+
+async def _progress(front: Front, work: Work, standings: Sequence[Standing]) -> dict[str, Any] | None:
+    """Return how far the only job of a request has come, or how many of several jobs have ended."""
+    job_ids = work.request.job_ids
+    if len(job_ids) > 1:
+        num_ended = sum(standing.state in _ENDED for standing in standings)
+        return {"done": num_ended, "total": len(job_ids), "note": ""}
+    progress = await front.reader.newest_progress(job_ids[0])
+    if progress is None:
+        return None
+    return {"done": progress.done, "total": progress.total, "note": progress.note}
 
 
 def _ended(

@@ -6,7 +6,7 @@ from typing import Any
 from api.error_format import PLAIN
 from api.pieces import Piece, Pieces
 from api.problem import Problem
-from api.run import Outcome, Progress, Tally
+from api.run import JobEvent, Outcome, Tally
 from api.timings import Timings
 from api.trail import Usage
 
@@ -24,7 +24,7 @@ class Texts:
     def opening(self) -> dict[str, Any]:
         return _payload(Piece(0))
 
-    def of(self, job: int, event: Progress) -> Iterator[dict[str, Any]]:
+    def of(self, job: int, event: JobEvent) -> Iterator[dict[str, Any]]:
         self._tallies[job].add(event)
         for piece in self._pieces.of(job, event):
             if piece.text or piece.finish_reason:

@@ -6,7 +6,7 @@ from typing import Any
 from api.error_format import TGI
 from api.pieces import Piece, Pieces
 from api.problem import Problem
-from api.run import Progress
+from api.run import JobEvent
 from api.schemas.tgi import TgiNotes, TgiToken, finish_reason, token_bodies, top_bodies
 from api.timings import Timings
 from api.trail import Usage
@@ -30,7 +30,7 @@ class TgiFrames:
     def opening(self) -> None:
         return None
 
-    def of(self, job: int, event: Progress) -> Iterator[dict[str, Any]]:
+    def of(self, job: int, event: JobEvent) -> Iterator[dict[str, Any]]:
         if isinstance(event, Started):
             self._num_prompt_tokens = event.num_prompt_tokens
         for piece in self._pieces.of(job, event):

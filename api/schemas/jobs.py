@@ -9,9 +9,18 @@ from api.schemas.usage import UsageBody
 from api.timings import Timings
 
 
+class JobProgress(BaseModel):
+    """`done` of `total` steps of a request of one job, or of its jobs. `total` is null where that is not known."""
+
+    done: int
+    total: int | None
+    note: str
+
+
 class JobStatus(BaseModel):
     """`result` is there when it is done, `error` when it is not and has ended, `partial` if some text was said by then.
-    `queue_position` counts from 1; both it and `starts_in_s` are null unless it waits."""
+    `queue_position` counts from 1; both it and `starts_in_s` are null unless it waits. `progress` is null unless it is
+    open, and of one job that tells of none."""
 
     id: str
     object: Literal["job"]
@@ -23,6 +32,7 @@ class JobStatus(BaseModel):
     starts_in_s: float | None
     usage: UsageBody | None
     timings: Timings
+    progress: JobProgress | None
     result: Any = None
     partial: Any = None
     error: PlainError | None = None

@@ -14,7 +14,7 @@ from shared.setting_types import Quantize
 from worker.device import keep_freed_memory
 from worker.engine import Engine
 from worker.loading import warm_up
-from worker.registry import load_runner
+from worker.registry import load_sequence_runner
 from worker.request import Emission, Work
 from worker.runners.base import Runner, RunnerOptions
 
@@ -51,7 +51,7 @@ class Ours:
         self._threads = threads
         self._said: dict[str, Said] = {}
         self._ended: dict[str, Done] = {}
-        self.runner: Runner = load_runner("auto", options)
+        self.runner: Runner = load_sequence_runner("auto", options)
         warm_up(self.runner)
         self._engine = Engine(self.runner, self._note)
 

@@ -23,7 +23,7 @@ from worker.device import use_threads
 from worker.engine import Engine
 from worker.models import linear
 from worker.models.act_bundle import load_act_bundle
-from worker.registry import detect, load_runner
+from worker.registry import detect, load_sequence_runner
 from worker.request import Emission, Work
 from worker.runners.base import Runner, RunnerOptions
 
@@ -123,7 +123,7 @@ def main() -> None:
         RunnerOptions(path=args.model_path, max_batch=32, context_window=_WINDOW, quantize="none"),
         RunnerOptions(path=args.model_path, max_batch=32, context_window=_WINDOW, quantize="int8"),
     ]
-    runners = [load_runner("auto", option) for option in options]
+    runners = [load_sequence_runner("auto", option) for option in options]
     print(runners[1].spec.found)
     compare(Path(args.model_path), args.prompts, runners)
     for kind in KINDS if args.problems else ():

@@ -16,7 +16,7 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.app import create_app
-from scripts.aios import FRONT_ELSEWHERE_ENV, REDIS_CHECK_S, child_env
+from scripts.aios import FRONT_ELSEWHERE_ENV, REDIS_CHECK_S, child_env, with_embedded
 from scripts.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from scripts.old_names.commands import MIN_SERVER_DEFAULTS
 from scripts.parent_death import die_with_parent
@@ -72,7 +72,7 @@ async def fleet() -> AsyncIterator[ASGIApp]:
             yield app
         return
     with EmbeddedRedis() as redis:
-        async with front(settings.model_copy(update={"redis_url": redis.url})) as app, watched(_revive(redis)):
+        async with front(with_embedded(settings, redis)) as app, watched(_revive(redis)):
             yield app
 
 

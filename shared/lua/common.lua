@@ -5,7 +5,7 @@
 --
 -- job:ID      hash    spec model class tenant state (queued | running | done | failed | cancelled) epoch last (event
 --                     index) cost places entry queued_ms expires_ms (to be taken by then) deadline_ms worker fingerprint
---                     started (epoch that said so) advanced (epoch that said a token) deaths, and when it was first
+--                     started (epoch that said so) advanced (epoch that got on: said a token, or came further) deaths, and when it was first
 --                     taken_ms, said its first_ms token, and ended_ms
 -- log:ID      stream  the events; event index i is the entry `i-0`, so an append lands once or not at all
 -- line:M:C:T  stream  jobs of one model, class and tenant that wait
@@ -36,6 +36,18 @@
 -- settled:M    string when something of one model was settled last
 -- unconfirmed  zset   requests that were let in and are not known to be queued, by when they were
 -- entrants     hash   the tenant and jobs of each of those
+--
+-- Under the hash tag `{artifacts}` lies what is known of artifacts, and the bytes of small ones:
+-- artifact:ID  hash   tenant digest media_type name purpose num_bytes charge is_file created_ms
+--                     expires_ms
+-- bytes:ID     string the bytes, unless they lie in a file
+-- digest:T:D   string the tenant's artifact whose bytes have digest D
+-- owned:T      zset   a tenant's artifacts, by when they came
+-- expiring     zset   all artifacts, by when their time is over
+-- used         hash   what each tenant's artifacts take of its quota
+-- in_redis     string bytes of all artifacts that lie in Redis
+-- loose        zset   files without a record: until when they may get one, and are not to be removed
+-- key:T:K      string what came with idempotency key K, as its digest
 
 local P = KEYS[1]
 local a = cmsgpack.unpack(ARGV[1])
@@ -55,7 +67,7 @@ local function class_key(kind, model, class) return P .. kind .. ':' .. model ..
 local function ended_key(model, at) return P .. 'ended:' .. model .. ':' .. math.floor(at / BUCKET_MS) end
 
 local FIELDS = { 'state', 'epoch', 'last', 'model', 'class', 'tenant', 'cost', 'bytes', 'entry', 'expires_ms',
-  'deadline_ms', 'worker', 'fingerprint', 'started', 'advanced', 'deaths', 'request' }
+  'deadline_ms', 'worker', 'fingerprint', 'started', 'advanced', 'first_ms', 'deaths', 'request' }
 
 -- Some fields of a job, all that scripts need unless told; nil for a job that is not there. The first is `state`.
 local function read_job(id, fields)

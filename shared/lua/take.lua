@@ -72,7 +72,7 @@ local function take_over(id, lease_end)
     fail(job, 'failed', a.late)
     return false
   end
-  if job.advanced and job.fingerprint ~= a.fingerprint then return true end
+  if job.first_ms and job.fingerprint ~= a.fingerprint then return true end
   local deaths = deaths_of(job, lease_end)
   if deaths >= DEATHS_TO_CONVICT or tonumber(job.epoch) >= a.most_epochs then
     convict(job)

@@ -12,6 +12,7 @@ from typing import Self
 from redis.asyncio import Redis
 
 from shared.broker import Broker, connect
+from shared.echo_task import EchoedTask, EchoTask
 from shared.log import Append, LogWriter
 from shared.messages import (
     Chat,
@@ -30,6 +31,7 @@ from shared.messages import (
     Label,
     Labelled,
     ModelInfo,
+    Progress,
     Prompt,
     Sampling,
     Score,
@@ -49,7 +51,7 @@ from shared.vectors import pack
 from tests.polling import ALL_DAY_S
 from tests.redis_server import patient
 
-ALL_TASKS = ("generate", "score", "solve", "embed", "classify", "tokenize", "detokenize")
+ALL_TASKS = ("generate", "score", "solve", "embed", "classify", "tokenize", "detokenize", "echo_task")
 
 
 def model_info(id: str = "echo", max_new_tokens: int = 1024, **more: object) -> ModelInfo:
@@ -127,6 +129,8 @@ class EchoWorker:
             return self._solve(claim.epoch, task)
         if isinstance(task, Embed | Classify):
             return self._read(claim.epoch, task)
+        if isinstance(task, EchoTask):
+            return self._take_steps(claim.epoch, task)
         if isinstance(task, Tokenize | Detokenize):
             return self._spell(claim.epoch, task)
         return self._score(claim.epoch, task)
@@ -169,6 +173,12 @@ class EchoWorker:
             return [started, Done("embed", count, 0, result=Embedded(pack([count, task.normalize])))]
         labels = (Label("short", 0.75), Label("long", 0.25))
         return [started, Done("classify", count, 0, result=Labelled(labels[: task.top_k]))]
+
+    def _take_steps(self, epoch: int, task: EchoTask) -> list[Event]:
+        """Two events come before the gate: the start and the first step."""
+        steps = [Progress(done, task.steps) for done in range(1, task.steps + 1)]
+        end = Done("echo_task", 0, 0, result=EchoedTask(task.text * task.steps))
+        return [Started(epoch, "w1", 0), *steps, end]
 
     def _spell(self, epoch: int, task: Tokenize | Detokenize) -> list[Event]:
         """A word's token is its place, and the other way round."""

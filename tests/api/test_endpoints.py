@@ -22,6 +22,7 @@ from api.run import Choice, Outcome
 from api.schemas.fields import SampledRequest
 from api.trail import Usage
 from shared.broker import Broker
+from shared.echo_task import EchoedTask
 from shared.errors import InvalidRequest
 from shared.messages import (
     ContinuationScore,
@@ -52,6 +53,7 @@ RESULTS: dict[str, Result] = {
     "detokenize": Detokenized("text"),
     "embed": Embedded(pack([0.0, 1.0])),
     "classify": Labelled((Label("good", 0.9),)),
+    "echo_task": EchoedTask("a"),
 }
 
 

@@ -26,6 +26,7 @@ POSTS = [
     ("/v1/embeddings", {"input": "a b"}),
     ("/tokenize", {"prompt": "a b"}),
     ("/detokenize", {"tokens": [1, 2]}),
+    ("/v1/echo-task", {"text": "a", "steps": 2}),
 ]
 TASKS_OF_PATHS = {
     "/loglikelihood": "score",
@@ -34,6 +35,7 @@ TASKS_OF_PATHS = {
     "/v1/embeddings": "embed",
     "/tokenize": "tokenize",
     "/detokenize": "detokenize",
+    "/v1/echo-task": "echo_task",
 }
 """What is done on paths that generate nothing."""
 

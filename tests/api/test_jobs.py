@@ -210,6 +210,39 @@ async def test_events_of_what_has_no_stream_of_its_own(client: httpx.AsyncClient
         assert done.data == "[DONE]"
 
 
+async def test_a_job_tells_how_far_it_has_come(client: httpx.AsyncClient, able: EchoWorker) -> None:
+    """To those who poll, and to those who follow; each step once."""
+    able.gate.clear()
+    id = (await client.post("/v1/jobs", json={"task": "echo_task", "text": "a", "steps": 3})).json()["id"]
+
+    async def progress() -> Any:
+        return (await client.get(f"/v1/jobs/{id}")).json()["progress"]
+
+    async def has_begun() -> bool:
+        return await progress() is not None
+
+    await until(has_begun, "the first step is told")
+    assert await progress() == {"done": 1, "total": 3, "note": ""}
+    able.gate.set()
+    told = (await ended(client, f"/v1/jobs/{id}")).json()
+    assert (told["progress"], told["result"]) == (None, {"text": "aaa"})
+    opening, *steps, whole, done = frames(await client.get(f"/v1/jobs/{id}/events"))
+    assert opening.json["object"] == "job"
+    expected = [{"id": id, "object": "job.progress", "job": 0, "done": n, "total": 3, "note": ""} for n in (1, 2, 3)]
+    assert [step.json for step in steps] == expected
+    assert (whole.json, done.data) == ({"text": "aaa"}, "[DONE]")
+    rest = frames(await client.get(f"/v1/jobs/{id}/events", headers={"Last-Event-ID": steps[0].id}))
+    assert [frame.data for frame in rest] == [frame.data for frame in (*steps[1:], whole, done)]
+
+
+async def test_progress_of_several_jobs_is_how_many_have_ended(redis: Redis, able: EchoWorker) -> None:
+    able.gate.clear()
+    async with in_memory(redis) as client:
+        id = (await client.post("/generate", json={"prompts": ["a", "b c"]}, headers=LATER)).json()["id"]
+        await until(lambda: len(able.jobs) == 2, "the jobs run")
+        assert (await client.get(f"/v1/jobs/{id}")).json()["progress"] == {"done": 0, "total": 2, "note": ""}
+
+
 async def test_a_job_outlives_its_front(redis: Redis, redis_url: str, worker: EchoWorker) -> None:
     worker.gate.clear()
     other = connect(redis_url)

@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 
+from shared import keys
 from shared.broker import connect
 from shared.presence import Presence
 from tests.api.echo_worker import EchoWorker
@@ -34,6 +35,9 @@ async def test_every_question_is_answered(own_redis: RedisServer) -> None:
             ("POST", "/v1/completions", {"json": STREAM, "headers": {"Last-Event-ID": whole[0].id}}),
             ("POST", "/v1/completions", {"json": STREAM, "headers": {"Idempotency-Key": "k"}}),
             ("POST", "/v1/completions", {"json": STREAM}),
+            ("GET", "/v1/files", {}),
+            ("GET", f"/v1/artifacts/{keys.new_artifact_id()}", {}),
+            ("POST", "/v1/files", {"files": {"file": ("a.txt", b"a")}, "data": {"purpose": "batch"}}),
             ("GET", "/readyz", {}),
         ]
         with own_redis.hanging():

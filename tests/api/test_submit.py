@@ -31,6 +31,7 @@ SUBMISSIONS: list[tuple[str, str, dict[str, Any]]] = [
     ("solve_math", "/solve/math", {"problem": "1 + 1"}),
     ("solve_coding", "/solve/coding", {"problem": "say hi"}),
     ("solve", "/v1/puzzles/solve", {"grid": "12.."}),
+    ("echo_task", "/v1/echo-task", {"text": "a", "steps": 2}),
 ]
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from api.routes.tgi_frames import TgiFrames
-from api.run import Progress
+from api.run import JobEvent
 from api.schemas.tgi import TgiNotes
 from shared.messages import Done, Started, TokenLogprob, Tokens
 
@@ -19,7 +19,7 @@ def said(*tokens: tuple[int, str], text: str | None = None, reason: str | None =
 
 
 END = Done("stop", 4, 3)
-CASES: list[tuple[TgiNotes, list[Progress], list[tuple[int, str, bool]], str]] = [
+CASES: list[tuple[TgiNotes, list[JobEvent], list[tuple[int, str, bool]], str]] = [
     (
         GREEDY,
         [said((5, "a"), (6, "b")), said((EOS, ""), reason="stop")],
@@ -46,7 +46,7 @@ CASES: list[tuple[TgiNotes, list[Progress], list[tuple[int, str, bool]], str]] =
 
 
 @pytest.mark.parametrize(("notes", "events", "tokens", "reason"), CASES)
-def test_frames(notes: TgiNotes, events: list[Progress], tokens: list[tuple[int, str, bool]], reason: str) -> None:
+def test_frames(notes: TgiNotes, events: list[JobEvent], tokens: list[tuple[int, str, bool]], reason: str) -> None:
     telling = TgiFrames(notes)
     frames = [frame for event in [Started(1, "w", 4), *events] for frame in telling.of(0, event)]
     shown = [(frame["token"]["id"], frame["token"]["text"], frame["token"]["special"]) for frame in frames]

@@ -22,6 +22,7 @@ ASK = {"prompts": ["a b c"]}
 OURS = {
     *("internal_error", "worker_failed", "worker_crashed", "no_worker", "queue_timeout", "deadline_infeasible"),
     *("draining", "shut_down", "broker_unavailable", "out_of_memory", "deadline_exceeded", "model_failed"),
+    "storage_unavailable",
 }
 
 

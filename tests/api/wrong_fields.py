@@ -20,6 +20,7 @@ RIGHT: dict[str, dict[str, Any]] = {
     "/tokenize": {"prompt": "a"},
     "/detokenize": {"tokens": [1]},
     "/v1/puzzles/solve": {"grid": "12.."},
+    "/v1/echo-task": {"text": "a"},
     "/v1/jobs": {"prompts": ["a"], "task": "generate"},
 }
 """A right body, whose first field it cannot do without."""
@@ -167,6 +168,15 @@ WRONG: dict[str, dict[str, list[Row]]] = {
         ],
         BOTH: [({"grids": ["12.."]}, "grid", ONE_GRID + "grid and grids")],
         EMPTY: [({"grid": None, "grids": []}, "grids", "expected at least 1 item"), ({"grid": []}, "grid", ROWS)],
+    },
+    "/v1/echo-task": {
+        MISSING: [({"text": None}, "text", "this field is required")],
+        TYPE: [({"text": 5}, "text", "expected a valid string"), ({"steps": "5"}, "steps", "expected a valid integer")],
+        RANGE: [
+            ({"steps": 0}, "steps", "expected greater than or equal to 1"),
+            ({"step_ms": -1}, "step_ms", "expected greater than or equal to 0"),
+        ],
+        EMPTY: [({"text": []}, "text", "expected a valid string")],
     },
     "/v1/jobs": THREE_SHAPES
     | {

@@ -45,7 +45,7 @@ def test_our_roles_are_given_settings_that_hold(name: str, files: tuple[str, ...
 
 def test_without_a_file_of_variables_roles_have_the_fleet_s_defaults() -> None:
     """But for what a container needs: logs for machines, one thread a worker, and what names places."""
-    others = {"redis_url", "log_format", "threads", "device", "worker_port", "forwarded_allow_ips"}
+    others = {"redis_url", "log_format", "threads", "device", "worker_port", "forwarded_allow_ips", "artifact_url"}
     for name in OURS:
         settings = resolve({}, CPU[name]["environment"], None).settings
         differ = {field for field in Settings.model_fields if getattr(settings, field) != getattr(Settings(), field)}
@@ -97,12 +97,22 @@ def test_hrm_has_the_shape_of_the_guide() -> None:
 def test_what_is_mounted_is_in_the_repository() -> None:
     for name, service in CPU.items():
         for source in (volume.split(":")[0] for volume in service.get("volumes", [])):
-            assert (PLACE / source).exists() if source.startswith(".") else source == name, (name, source)
+            if source.startswith("."):
+                assert (PLACE / source).exists(), (name, source)
+            else:
+                assert source in (name, "artifacts"), (name, source)
     provisioned = ROOT / "deploy" / "grafana" / "provisioning"
     [provider] = yaml.safe_load((provisioned / "dashboards" / "aios.yaml").read_text())["providers"]
     [source] = yaml.safe_load((provisioned / "datasources" / "prometheus.yaml").read_text())["datasources"]
     assert provider["options"]["path"] == "/etc/aios/dashboards", "deploy/grafana is mounted at /etc/aios"
     assert source["url"] == f"http://prometheus:{health_port(CPU['prometheus'])}"
+
+
+def test_roles_share_the_place_of_artifacts() -> None:
+    for name in ("api", "worker", "jobs"):
+        assert "artifacts:/artifacts" in CPU[name]["volumes"]
+        assert CPU[name]["environment"]["AIOS_ARTIFACT_URL"] == "/artifacts"
+    assert "--owner=aios --group=aios --mode=0700 /artifacts" in (ROOT / "Dockerfile").read_text()
 
 
 @pytest.mark.parametrize("name", CPU)

@@ -37,6 +37,7 @@ def test_a_role_passes_its_health_check(redis_server: RedisServer, tmp_path: Pat
     listens = str(health_port(service))
     flags = [str(port) if word == listens else word for word in service["command"]]
     env = service["environment"] | {"AIOS_REDIS_URL": redis_server.url, "AIOS_PORT": str(port)}
+    env["AIOS_ARTIFACT_URL"] = str(tmp_path / "artifacts")
     check = [word.replace(f":{listens}/", f":{port}/") for word in health_argv(service)]
     assert check[0] == "python3"
     with running([sys.executable, "-m", "scripts.aios", *flags], env, tmp_path) as process:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from shared.settings import Settings
 from tests.deploy.charts import (
     CHART,
@@ -63,6 +65,21 @@ def test_what_is_referred_to_is_made_or_declared_to_be_somebody_elses(file: Path
             assert {mount["name"] for mount in container.get("volumeMounts", [])} <= volumes
     for rule in [rule for ingress in release.of("Ingress") for rule in ingress["spec"]["rules"]]:
         assert rule["http"]["paths"][0]["backend"]["service"]["name"] in made
+
+
+@pytest.mark.parametrize(
+    ("settings", "largest"),
+    [
+        ({}, Settings().max_upload_bytes),
+        ({"max_upload_bytes": 1 << 20}, 1 << 20),
+        ({"max_upload_bytes": 1 << 20, "max_body_bytes": 1 << 22}, 1 << 22),
+        ({"max_upload_bytes": 5 << 30}, 5 << 30),
+    ],
+)
+def test_the_ingress_lets_in_what_fronts_take(settings: dict[str, int], largest: int) -> None:
+    release = render({"ingress": {"enabled": True, "hosts": ["a.example"]}, "settings": settings})
+    annotations = release.one("Ingress", "-api")["metadata"]["annotations"]
+    assert annotations["nginx.ingress.kubernetes.io/proxy-body-size"] == str(largest)
 
 
 def test_the_ingress_takes_the_prefix_and_fronts_keep_connections_longer_than_it() -> None:

@@ -17,6 +17,7 @@ from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 from shared import keys
+from shared.artifacts import IN_REDIS_BYTES, ArtifactStore
 from shared.broker import open_unsettled
 from shared.errors import QueueFull
 from shared.janitor import Janitor
@@ -68,13 +69,13 @@ async def denied(redis: AsyncRedis) -> list[tuple[bytes, bytes, bytes]]:
     return [(entry[b"username"], entry[b"context"], entry[b"object"]) for entry in fields]
 
 
-async def test_a_fleet_works_with_a_user_for_each_role(guarded: RedisServer) -> None:
+async def test_a_fleet_works_with_a_user_for_each_role(guarded: RedisServer, tmp_path: Path) -> None:
     """All dialects' ways through Redis: sync, stream, job, cancel, takeover, keys, rates, sweeps, the dead."""
     tester = AsyncRedis.from_url(url_of(guarded, "tester"))
     operator, worker_url = url_of(guarded, "operator"), url_of(guarded, "worker")
     key = await aios("keys", "create", "ann", "--rate", "100/60", "--concurrency", "50", "--redis-url", operator)
     headers = {"Authorization": f"Bearer {key}"}
-    flags = ("--require-key", "yes", "--response-cache-ttl-s", "60")
+    flags = ("--require-key", "yes", "--response-cache-ttl-s", "60", "--artifact-url", str(tmp_path))
     async with (
         front(url_of(guarded, "front"), *flags) as running,
         httpx.AsyncClient(base_url=running.url, headers=headers, timeout=60) as http,
@@ -94,6 +95,15 @@ async def test_a_fleet_works_with_a_user_for_each_role(guarded: RedisServer) -> 
                 await http.post("/v1/jobs", json={"task": "generate", **body}, headers={"Idempotency-Key": "k"})
             ).json()
             assert (await http.delete(f"/v1/jobs/{job['id']}")).status_code == 200
+            for content in (b"small", bytes(IN_REDIS_BYTES + 1)):
+                form = {"files": {"file": ("a", content)}, "data": {"purpose": "batch"}}
+                file = (await http.post("/v1/files", **form, headers={"Idempotency-Key": f"{len(content)}"})).json()
+                assert (await http.get(f"/v1/files/{file['id']}/content")).content == content
+                listed = (await http.get("/v1/files", params={"limit": 1})).json()
+                assert [one["id"] for one in listed["data"]] == [file["id"]]
+                assert (await http.get("/v1/files", params={"after": file["id"], "order": "asc"})).status_code == 200
+                assert (await http.get("/v1/files", params={"after": file["id"]})).status_code == 200
+                assert (await http.delete(f"/v1/files/{file['id']}")).status_code == 200
             assert (await http.get("/metrics")).status_code == 200
             assert set(json.loads(await aios("jobs", "--once", "--redis-url", url_of(guarded, "jobs"))))
             assert await aios("dead", "list", "--redis-url", operator) == ""
@@ -125,7 +135,7 @@ async def test_a_fleet_works_with_a_user_for_each_role(guarded: RedisServer) -> 
     await tester.aclose()
 
 
-async def test_so_it_does_on_several_shards(guarded: RedisServer) -> None:
+async def test_so_it_does_on_several_shards(guarded: RedisServer, tmp_path: Path) -> None:
     """Fronts let in, are refused, settle what left and look up what never came; workers note what leaves."""
     async with AsyncExitStack() as stack:
         brokers = {
@@ -143,6 +153,16 @@ async def test_so_it_does_on_several_shards(guarded: RedisServer) -> None:
         with pytest.raises(QueueFull):
             await front_desk.submit(max_jobs=2)
         assert await Janitor(brokers["jobs"], grace_s=0).quotas() == {}
+        for content in (b"small", bytes(IN_REDIS_BYTES + 1)):
+            artifact = await ArtifactStore(brokers["worker"], str(tmp_path)).put("acl", content)
+            read = await ArtifactStore(brokers["worker"], str(tmp_path)).read_all("acl", artifact.id, max_bytes=1 << 20)
+            assert read == content
+            tester = AsyncRedis.from_url(url_of(guarded, "tester"))
+            await tester.hset(keys.artifact(artifact.id), "expires_ms", 1)  # type: ignore[misc]
+            await tester.zadd(keys.EXPIRING, {artifact.id: 1})
+            await tester.aclose()
+        store = ArtifactStore(brokers["jobs"], str(tmp_path))
+        assert await Janitor(brokers["jobs"], artifacts=store).artifacts() == {"expired_artifacts": 2}
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from tests.worker.sapient_fixtures import Net, write_checkpoint
 PAGES = {
     "README.md": "sample",
     "docs/api.md": "sample",
+    "docs/artifacts.md": "sample",
     "docs/clients.md": "sample",
     "docs/access.md": "trial",
     "docs/delivery.md": "trial",

@@ -52,7 +52,7 @@ def operations() -> Iterator[Operation]:
     """Those that take a body."""
     for path, methods in document()["paths"].items():
         for operation in methods.values():
-            if "requestBody" in operation:
+            if JSON in operation.get("requestBody", {}).get("content", {}):
                 status = min(int(code) for code in operation["responses"] if code.isdigit())
                 status = 202 if path == "/v1/jobs" else status
                 answer = operation["responses"][str(status)].get("content", {}).get(JSON, {}).get("schema", {})

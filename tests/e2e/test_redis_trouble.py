@@ -140,8 +140,8 @@ async def test_a_redis_that_comes_back_empty_is_told_of_and_worked_with(redis: R
         runner.let_go()
         (job,) = await desk.submit(LONG)
         await says_everything_once(desk, job)
-        await until(lambda: not worker._outbox.claims, "the lost job is dropped")
-        assert worker._slots["m"].intake._free == 8
+        await until(lambda: not worker._ledger.claims, "the lost job is dropped")
+        assert worker.models["m"].host.intake._free == 8
     await subscriptions.close()
 
 

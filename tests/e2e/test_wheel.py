@@ -125,7 +125,7 @@ def test_what_is_not_installed_is_named(installed: Path, tmp_path: Path) -> None
     command = [str(installed / "bin" / "python"), "-c", code, "serve", "hrm"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 2
-    assert "not installed: fastapi, uvicorn, torch" in done.stderr
+    assert "not installed: fastapi, uvicorn, python_multipart, torch" in done.stderr
     assert "pip install 'aios-hrm-fleet[all]'" in done.stderr
     assert "Traceback" not in done.stderr
 

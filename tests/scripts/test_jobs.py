@@ -46,7 +46,8 @@ async def test_once_tells_what_it_would_do_and_then_does_it(
 
     told = await once("--dry-run")
     assert told == {
-        **{"jobs": {"late_jobs": 1}, "orphans": {}, "quotas": {}, "depths": {}, "tenants": {}, "workers": {}}
+        **{"jobs": {"late_jobs": 1}, "orphans": {}, "quotas": {}, "depths": {}, "tenants": {}, "workers": {}},
+        "artifacts": {},
     }
     assert await state(redis, job_id) == b"queued"
     assert (await once())["jobs"] == {"late_jobs": 1}  # type: ignore[index]

@@ -11,6 +11,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from scripts.jobs import TAG, make_worker
 from shared import keys
+from shared.artifacts import IN_REDIS_BYTES, ArtifactStore
 from shared.broker import UNAVAILABLE, Broker, open_broker
 from shared.janitor import Janitor
 from shared.log import LogReader
@@ -224,6 +225,20 @@ async def test_the_janitor_and_its_clock_live_on_it_too(broker: Broker) -> None:
     await worker.async_run()
     assert metrics.registry.get_sample_value("aios_janitor_found_total", {"what": "late_jobs"}) == SHARDS
     assert await desk.counts() == (0, 0)
+
+
+async def test_artifacts_live_on_one_node(broker: Broker, tmp_path: Path) -> None:
+    store = ArtifactStore(broker, str(tmp_path))
+    large = bytes(2 * IN_REDIS_BYTES)
+    put = [await store.put("ann", data) for data in (b"small", large)]
+    assert [await store.find("ann", artifact.id) for artifact in put] == put
+    assert {artifact.id for artifact in (await store.page("ann", limit=9))[0]} == {one.id for one in put}
+    assert await store.read_all("ann", put[1].id, max_bytes=len(large)) == large
+    await store.delete("ann", put[0].id)
+    await broker.client(keys.ARTIFACTS).hset(keys.artifact(put[1].id), "expires_ms", 1)  # type: ignore[misc]
+    await broker.client(keys.ARTIFACTS).zadd(keys.EXPIRING, {put[1].id: 1})
+    assert await Janitor(broker, artifacts=store).artifacts() == {"expired_artifacts": 1}
+    assert await store.used_bytes("ann") == 0
 
 
 async def test_without_any_node_the_failure_is_a_connection_error() -> None:

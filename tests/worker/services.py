@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 from redis.asyncio import Redis
 
@@ -16,8 +17,9 @@ from shared.queue import Terms
 from shared.subscriptions import Subscriptions
 from shared.tracing import NO_TRACING, Tracing
 from tests.polling import DEADLINE_S
+from worker.engines import AnyRunner
 from worker.loading import LoadedModel
-from worker.runners.base import Runner, RunnerOptions
+from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
 from worker.sequence import Encoded, Slice, StepResult
 from worker.service import WorkerService
@@ -38,16 +40,25 @@ def service(redis: Redis, *, lease_s: float = LEASE_S, tracing: Tracing = NO_TRA
     return WorkerService(Broker(redis), terms, drain_timeout_s=1, tracing=tracing)
 
 
-def loaded(runner: Runner) -> list[LoadedModel]:
-    info = ModelInfo("m", "echo", "test", 100, 100, 4)
-    return [LoadedModel(info, runner, lambda: loaded(runner)[0])]
+def loaded(*runners: AnyRunner) -> list[LoadedModel]:
+    """A model `m` that decodes, a model `t` whose tasks are done whole, or both."""
+    found = []
+    for runner in runners:
+        name = {"sequence": "m", "task": "t"}[runner.spec.mechanism]
+        info = ModelInfo(name, runner.spec.runner, "test", 100, 100, 4)
+        found.append(LoadedModel(info, runner, partial(_again, runner)))
+    return found
+
+
+def _again(runner: AnyRunner) -> LoadedModel:
+    return loaded(runner)[0]
 
 
 @asynccontextmanager
-async def serving(worker: WorkerService, runner: Runner) -> AsyncIterator[asyncio.Event]:
+async def serving(worker: WorkerService, *runners: AnyRunner) -> AsyncIterator[asyncio.Event]:
     """A worker at work; the event ends it, as does the end of the block."""
     stop = asyncio.Event()
-    running = asyncio.create_task(worker.run(lambda: loaded(runner), stop))
+    running = asyncio.create_task(worker.run(lambda: loaded(*runners), stop))
     try:
         yield stop
     finally:

@@ -50,16 +50,16 @@ def sequences(worker: WorkerService) -> list[Sequence]:
     """None while the model is being loaded."""
     if worker.not_ready():
         return []
-    return list(worker._slots["m"].engine._scheduler._running)
+    return list(worker.models["m"].host.engine._scheduler._running)
 
 
 def is_free(worker: WorkerService) -> bool:
     """All places, all pages and nothing in hand."""
-    scheduler = worker._slots["m"].engine._scheduler
+    scheduler = worker.models["m"].host.engine._scheduler
     assert scheduler._cache is not None
     return (
-        worker._slots["m"].intake._free == MAX_BATCH
-        and not worker._outbox.claims
+        worker.models["m"].host.intake._free == MAX_BATCH
+        and not worker._ledger.claims
         and scheduler._cache.pages.num_free == NUM_PAGES
         and not scheduler.has_work
     )
@@ -119,7 +119,7 @@ async def test_a_cancelled_job_behind_a_full_engine_is_gone_too(redis: Redis) ->
         await seconds_until(lambda: len(sequences(worker)) == 1)
         [wide] = await desk.submit(Generate(SHORT, Sampling(300, 0, n=3)))
         await seconds_until(lambda: len(sequences(worker)) == 2)
-        assert worker._slots["m"].intake._free == -2
+        assert worker.models["m"].host.intake._free == -2
         await desk.submissions.end([wide], Cancelled())
-        await seconds_until(lambda: worker._slots["m"].intake._free == 1 and len(sequences(worker)) == 1)
-        assert not worker._slots["m"].engine._scheduler._waiting
+        await seconds_until(lambda: worker.models["m"].host.intake._free == 1 and len(sequences(worker)) == 1)
+        assert not worker.models["m"].host.engine._scheduler._waiting

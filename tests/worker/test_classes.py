@@ -105,11 +105,11 @@ async def test_a_full_worker_takes_an_urgent_job_all_the_same(redis: Redis) -> N
     slow.stepping_s = 0.01
     async with serving(worker, slow):
         bulk = await desk.submit(*[long_task(200)] * 2, priority="bulk")
-        await until(lambda: len(worker._outbox.claims) == 2, "the worker is full")
+        await until(lambda: len(worker._ledger.claims) == 2, "the worker is full")
         waiting = await desk.submit(long_task(30), priority="default")
         urgent = await desk.submit(*[long_task(30)] * 5, priority="interactive")
-        await until(lambda: len(worker._outbox.claims) == 4, "two urgent ones are taken besides")
-        assert {claim.job.id for claim in worker._outbox.claims} < {job.id for job in (*bulk, *urgent)}
+        await until(lambda: len(worker._ledger.claims) == 4, "two urgent ones are taken besides")
+        assert {claim.job.id for claim in worker._ledger.claims} < {job.id for job in (*bulk, *urgent)}
         for job in urgent:
             assert isinstance(await end_of(redis, job), Done)
         assert await desk.counts() == (1, 2), "a bulk job has ended, or the default one was taken"
@@ -117,7 +117,7 @@ async def test_a_full_worker_takes_an_urgent_job_all_the_same(redis: Redis) -> N
             assert isinstance(await end_of(redis, job), Done)
             assert await said_of(redis, job) == (text, [1])
         await until(
-            lambda: worker._slots["m"].intake._free == worker._slots["m"].intake._urgent_free == 2,
+            lambda: worker.models["m"].host.intake._free == worker.models["m"].host.intake._urgent_free == 2,
             "all places are free",
         )
 

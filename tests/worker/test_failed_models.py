@@ -18,7 +18,7 @@ from tests.polling import DEADLINE_S, until
 from tests.worker.broken_models import write_model
 from tests.worker.services import end_of, long_task, service, task
 from tests.worker.test_unload import at_work, echo, ended, model, residence, unload
-from worker import slot
+from worker import known_models
 from worker.loading import LoadedModel, load_known_models, load_models
 from worker.runners.base import Runner
 from worker.service import WorkerService
@@ -43,9 +43,9 @@ class Files:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slot, "_LOOK_S", 0.05)
-    monkeypatch.setattr(slot, "_FIRST_RETRY_S", 0.05)
-    monkeypatch.setattr(slot, "_LONGEST_RETRY_S", 0.2)
+    monkeypatch.setattr(known_models, "LOOK_S", 0.05)
+    monkeypatch.setattr(known_models, "_FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr(known_models, "_LONGEST_RETRY_S", 0.2)
 
 
 async def failure(redis: Redis) -> LoadFailure | None:
@@ -126,7 +126,7 @@ async def test_a_worker_that_had_it_and_died_is_waited_for(redis: Redis, monkeyp
         tried = files.num_loads
         await until(lambda: files.num_loads > tried + 3, "it goes on trying")
         assert await desk.counts() == (1, 0)
-        monkeypatch.setattr(slot, "_RESTART_S", 0.0)
+        monkeypatch.setattr(known_models, "_RESTART_S", 0.0)
         assert (await failed(redis, job)).code == "model_failed"
 
 
@@ -147,16 +147,16 @@ async def test_an_order_to_unload_ends_the_trying(redis: Redis) -> None:
 
 
 async def test_it_is_tried_later_and_later(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slot, "_FIRST_RETRY_S", 1.0)
-    monkeypatch.setattr(slot, "_LONGEST_RETRY_S", 60.0)
+    monkeypatch.setattr(known_models, "_FIRST_RETRY_S", 1.0)
+    monkeypatch.setattr(known_models, "_LONGEST_RETRY_S", 60.0)
     async with at_work(redis, lambda: [model("m", echo)]) as worker:
-        item = worker._slots["m"]
+        item = worker.models["m"]
         waits = []
         for _ in range(8):
-            item._note_failure("why")
+            item.note_failure("why")
             assert item.failure is not None
             waits.append(item.failure.retry_in_s)
-        item._num_failures = 0
+        item.num_failures = 0
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
@@ -184,7 +184,7 @@ async def test_a_worker_that_is_started_again_lets_a_known_model_wait(redis: Red
     settings, away = settings_of(m=path, other="echo"), tmp_path / "away"
 
     def start(worker: WorkerService) -> list[LoadedModel]:
-        models, worker.failed = load_known_models(settings, worker.known_models)
+        models, worker.unloaded = load_known_models(settings, worker.known_models)
         return models
 
     async def run_until(stop: asyncio.Event, worker: WorkerService) -> "asyncio.Task[bool]":

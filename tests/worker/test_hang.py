@@ -43,13 +43,13 @@ async def test_a_hung_step_loses_its_jobs_and_its_late_words_are_refused(redis: 
                 assert isinstance(await end_of(redis, job), Done)
                 assert await said_of(redis, job) == ("abc" * 10, [1, 2])
         assert time.monotonic() - hung.step_began_s > LEASE_S * 0.9, "the lease was not respected"
-        assert len(zombie._outbox.claims) == 2, "it does not know yet: this proves nothing"
-        zombie._slots["m"].queue.renew = none_lost  # type: ignore[method-assign]  # let the appends tell it
+        assert len(zombie._ledger.claims) == 2, "it does not know yet: this proves nothing"
+        zombie.models["m"].queue.renew = none_lost  # type: ignore[method-assign]  # let the appends tell it
         hung.gate.set()
         await until(lambda: zombie._outbox.num_stale == 2, "the late appends are refused")
-        await until(lambda: not zombie._slots["m"].engine.has_work, "the sequences are dropped")
-        assert zombie._outbox.claims == []
-        assert zombie._slots["m"].intake._free == 4
+        await until(lambda: not zombie.models["m"].host.engine.has_work, "the sequences are dropped")
+        assert zombie._ledger.claims == []
+        assert zombie.models["m"].host.intake._free == 4
     for job in jobs:
         assert (await said_of(redis, job))[0] == "abc" * 10
 
@@ -74,7 +74,7 @@ async def test_a_long_step_that_gets_on_keeps_its_lease(redis: Redis) -> None:
     worker = service(redis)
     async with serving(worker, Patient(RunnerOptions("echo", max_batch=4))):
         [job] = await Desk(redis).submit(long_task(2))
-        await until(lambda: len(worker._outbox.claims) == 1, "it is taken")
+        await until(lambda: len(worker._ledger.claims) == 1, "it is taken")
         async with serving(service(redis), echo()):
             assert isinstance(await end_of(redis, job), Done)
     assert await said_of(redis, job) == ("ab", [1])
@@ -87,7 +87,7 @@ async def test_a_worker_that_hangs_takes_nothing_and_gives_up(redis: Redis) -> N
     [job] = await desk.submit(long_task(3))
     running = asyncio.create_task(worker.run(lambda: loaded(hung), asyncio.Event()))
     await until(lambda: hung.num_steps == 1, "the step hangs")
-    await until(lambda: worker._pulse.silence_s() > lease_s, "the lease has run out")
+    await until(lambda: worker.silence_s() > lease_s, "the lease has run out")
     [other] = await desk.submit(long_task(3))
     with within(12 * lease_s + 2, "it gives up"):
         assert await running is False

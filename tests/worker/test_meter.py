@@ -100,7 +100,7 @@ async def test_the_rate_of_work_is_measured_in_what_waiting_work_is_counted_in(r
             [job] = await desk.submit(task)
             await end_of(redis, job)
         told = await record_of(redis, worker, lambda info: info.loads[0].work_per_s > 0)
-    stepped_s = worker._slots["m"].engine.counts.steps_s.total
+    stepped_s = worker.models["m"].host.engine.counts.steps_s.total
     assert told.loads[0].work_per_s <= 6 * cost_of(task) / 0.2
     assert told.loads[0].work_per_s >= 3 * cost_of(task) / stepped_s
 
@@ -129,7 +129,7 @@ async def test_convictions_are_counted(redis: Redis) -> None:
     worker = service(redis)
     async with port_of(worker) as client, serving(worker, echo()):
         await end_of(redis, job)
-        await until(lambda: worker._slots["m"].intake.num_convicted == 1, "it is counted")
+        await until(lambda: worker.models["m"].host.intake.num_convicted == 1, "it is counted")
         assert (await samples(client))['aios_worker_convictions_total{model="m"}'] == 1
 
 
@@ -140,7 +140,7 @@ async def test_a_worker_that_hangs_is_not_alive(redis: Redis) -> None:
         await Desk(redis).submit(long_task(3))
         await until(lambda: hung.num_steps == 1, "the step hangs")
         assert (await client.get("/healthz")).status_code == 200, "it may still take a while"
-        await until(lambda: worker._pulse.silence_s() > LEASE_S, "the lease has run out")
+        await until(lambda: worker.silence_s() > LEASE_S, "the lease has run out")
         answer = await client.get("/healthz")
         assert (answer.status_code, answer.json()["status"]) == (503, "not ok")
         assert answer.json()["reason"].startswith("no progress for ")

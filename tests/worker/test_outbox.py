@@ -13,16 +13,18 @@ from shared.queue import Claim
 from tests.desk import Desk
 from tests.polling import DEADLINE_S
 from tests.worker.services import Slow, end_of, service, serving
+from worker.ledger import Ledger
 from worker.outbox import GATHERED_S, GATHERED_TOKENS, Outbox
 from worker.request import Emission
 from worker.runners.base import RunnerOptions
 
 
 @asynccontextmanager
-async def outbox_of(desk: Desk) -> AsyncIterator[Outbox]:
-    outbox = Outbox(LogWriter(desk.broker), lambda claim, was_stale: None)
+async def outbox_of(desk: Desk) -> AsyncIterator[tuple[Ledger, Outbox]]:
+    ledger = Ledger(lambda claim, was_stale: None)
+    outbox = Outbox(LogWriter(desk.broker), ledger)
     running = asyncio.create_task(outbox.run())
-    yield outbox
+    yield ledger, outbox
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
@@ -50,8 +52,8 @@ async def test_tokens_are_gathered_where_nobody_follows(redis: Redis, is_streame
     """100 tokens: an event each, or three of 32 and the last four with the end; `Started` goes at once in both."""
     desk = Desk(redis)
     claim = await claim_of(desk, is_streamed=is_streamed)
-    async with outbox_of(desk) as outbox:
-        outbox.open(claim)
+    async with outbox_of(desk) as (ledger, outbox):
+        ledger.open(claim)
         outbox.add(claim, Started(1, "w", 1))
         assert await events_when(desk, claim.job, 1) == [Started(1, "w", 1)]
         for number in range(100):
@@ -69,8 +71,8 @@ async def test_tokens_are_gathered_where_nobody_follows(redis: Redis, is_streame
 async def test_what_is_gathered_is_said_after_half_a_second(redis: Redis) -> None:
     desk, loop = Desk(redis), asyncio.get_running_loop()
     claim = await claim_of(desk, is_streamed=False)
-    async with outbox_of(desk) as outbox:
-        outbox.open(claim)
+    async with outbox_of(desk) as (ledger, outbox):
+        ledger.open(claim)
         begun = loop.time()
         say(outbox, claim, 5)
         assert await events_when(desk, claim.job, 1) == [Tokens((5,), "x")]
@@ -84,8 +86,8 @@ async def test_the_choices_of_a_job_are_gathered_apart(redis: Redis) -> None:
     """Interleaved as an engine says them; the tokens of all choices count together."""
     desk = Desk(redis)
     claim = await claim_of(desk, is_streamed=False, n=4)
-    async with outbox_of(desk) as outbox:
-        outbox.open(claim)
+    async with outbox_of(desk) as (ledger, outbox):
+        ledger.open(claim)
         for number in range(GATHERED_TOKENS):
             say(outbox, claim, number, choice=number % 4)
         events = await events_when(desk, claim.job, 4)
@@ -96,8 +98,8 @@ async def test_the_choices_of_a_job_are_gathered_apart(redis: Redis) -> None:
 async def test_whatever_is_held_back_is_there_after_a_flush(redis: Redis) -> None:
     desk = Desk(redis)
     claim = await claim_of(desk, is_streamed=False)
-    async with outbox_of(desk) as outbox:
-        outbox.open(claim)
+    async with outbox_of(desk) as (ledger, outbox):
+        ledger.open(claim)
         say(outbox, claim, 5)
         await asyncio.sleep(0)
         await outbox.flush()
@@ -122,8 +124,8 @@ async def test_the_first_token_counts_from_when_it_was_said(redis: Redis) -> Non
     desk = Desk(redis)
     request, _ = await desk.request(Generate("hi", Sampling(100, 0)))
     [claim] = await desk.take(16)
-    async with outbox_of(desk) as outbox:
-        outbox.open(claim)
+    async with outbox_of(desk) as (ledger, outbox):
+        ledger.open(claim)
         outbox.add(claim, Started(1, "w", 1))
         await events_when(desk, claim.job, 1)
         say(outbox, claim, 5)

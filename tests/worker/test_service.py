@@ -37,7 +37,7 @@ async def test_a_worker_that_takes_over_its_own_job_says_everything_once(
         text, epochs = await said_of(redis, job)
         assert text == ("abc" * 200)[:400]
         assert len(epochs) > 1, "no lease lapsed, so this proved nothing"
-    assert worker._slots["m"].intake._free == 3
+    assert worker.models["m"].host.intake._free == 3
     stop.set()
     assert await running is True
 
@@ -76,7 +76,7 @@ async def test_a_replay_that_cannot_be_read_is_tried_again(redis: Redis, monkeyp
     running = asyncio.create_task(worker.run(lambda: loaded(Echo(RunnerOptions("echo", max_batch=3))), stop))
     assert isinstance(await end_of(redis, job), Done)
     assert (await said_of(redis, job))[0] == "abcabcabc"
-    assert worker._slots["m"].intake._free == 3
+    assert worker.models["m"].host.intake._free == 3
     stop.set()
     assert await running is True
 
@@ -85,17 +85,17 @@ async def test_choices_take_as_many_places(redis: Redis, monkeypatch: pytest.Mon
     """A job is taken while a place is free, whatever it needs; the rest stays queued. No place is lost."""
     runner, stop, choices = Gated(RunnerOptions("echo", max_batch=4)), asyncio.Event(), [2, 3, 1, 16, 4, 1, 1, 1, 1, 1]
     worker, desk, taken_before = service(redis), Desk(redis), []
-    opened = worker._outbox.open
+    opened = worker._ledger.open
 
     def note(claim: Claim, attempt: Attempt) -> None:
-        taken_before.append(sum(item.places for item in worker._outbox.claims))
+        taken_before.append(sum(item.places for item in worker._ledger.claims))
         opened(claim, attempt)
 
-    monkeypatch.setattr(worker._outbox, "open", note)
+    monkeypatch.setattr(worker._ledger, "open", note)
     jobs = [(await desk.submit(Generate("abc", Sampling(3, 0, n=n))))[0] for n in choices]
     running = asyncio.create_task(worker.run(lambda: loaded(runner), stop))
-    await until(lambda: len(worker._outbox.claims) == 2, "the places are taken")
-    assert worker._slots["m"].intake._free == 4 - 2 - 3
+    await until(lambda: len(worker._ledger.claims) == 2, "the places are taken")
+    assert worker.models["m"].host.intake._free == 4 - 2 - 3
     assert await desk.counts() == (8, 2)
     runner.gate.set()
     for job, n in zip(jobs, choices, strict=True):
@@ -104,7 +104,7 @@ async def test_choices_take_as_many_places(redis: Redis, monkeypatch: pytest.Mon
         assert end.num_completion_tokens == 3 * n
     assert len(taken_before) == len(jobs)
     assert max(taken_before) < 4
-    await until(lambda: worker._slots["m"].intake._free == 4, "all places are free again")
+    await until(lambda: worker.models["m"].host.intake._free == 4, "all places are free again")
     stop.set()
     assert await running is True
 

@@ -115,8 +115,8 @@ async def test_a_cancelled_one_frees_its_place(redis: Redis, name: str) -> None:
         await until(lambda: runner.num_steps == 1, "the step has begun")
         assert await desk.submissions.end([job], Cancelled()) == 1
         runner.gate.set()
-        await until(lambda: worker._slots["m"].intake._free == 4, "its place is free")
-        await until(lambda: not worker._slots["m"].engine.has_work, "the engine forgets it")
+        await until(lambda: worker.models["m"].host.intake._free == 4, "its place is free")
+        await until(lambda: not worker.models["m"].host.engine.has_work, "the engine forgets it")
         assert isinstance((await ends(redis, [job]))[0], Cancelled)
         await check(desk, [job])
 
@@ -128,7 +128,7 @@ async def test_a_late_one_fails(redis: Redis) -> None:
         busy = await desk.submit(Generate("abc", SAMPLING))
         await until(lambda: runner.num_steps == 1, "the step has begun")
         jobs = await desk.submit(*(TASKS[name] for name in STEPPED), deadline_s=2)
-        await until(lambda: len(worker._outbox.claims) == 3, "they are in hand")
+        await until(lambda: len(worker._ledger.claims) == 3, "they are in hand")
         late_s = time.monotonic() + 2
         await until(lambda: time.monotonic() > late_s, "the deadline has passed")
         runner.gate.set()

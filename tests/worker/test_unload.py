@@ -18,7 +18,7 @@ from tests.desk import Desk
 from tests.polling import DEADLINE_S, until
 from tests.worker.services import LEASE_S, Gated, end_of, long_task, said_of, service, task
 from tests.worker.test_hrm_text import write_tiny
-from worker import slot
+from worker import known_models
 from worker.loading import LoadedModel, load_models
 from worker.runners.base import Runner, RunnerOptions
 from worker.runners.echo import Echo
@@ -65,7 +65,7 @@ async def told(redis: Redis, worker: WorkerService, name: str, order: int) -> bo
 
 
 def residence(worker: WorkerService, name: str = "m") -> Residence:
-    return worker._slots[name].residence
+    return worker.models[name].residence
 
 
 async def ended(redis: Redis, job: Job) -> Done:
@@ -82,9 +82,9 @@ async def test_d22_load_infer_unload_infer_again(redis: Redis, tmp_path: Path) -
     async with at_work(redis, lambda: load_models(settings), lease_s=10) as worker:
         [first] = await desk.submit(ask)
         await ended(redis, first)
-        runner = worker._slots["m"].intake._runner
+        runner = worker.models["m"].host.engine._runner
         parts = [weakref.ref(item) for item in (runner, runner._net, runner._store._keys)]  # type: ignore[attr-defined]
-        parts.append(weakref.ref(worker._slots["m"].engine._scheduler._cache.tree))  # type: ignore[union-attr]
+        parts.append(weakref.ref(worker.models["m"].host.engine._scheduler._cache.tree))  # type: ignore[union-attr]
         del runner
         await unload(redis, worker)
         gc.collect()
@@ -118,7 +118,7 @@ async def test_jobs_in_hand_end_and_queued_ones_wait_for_the_model(redis: Redis)
             assert await said_of(redis, job) == ("abc" * 3, [1])
         await until(lambda: told(redis, worker, "m", order), "the worker obeyed")
         assert len(made) == 2
-        assert worker._slots["m"].intake._free == MAX_BATCH
+        assert worker.models["m"].host.intake._free == MAX_BATCH
 
 
 async def test_another_model_goes_on_while_one_is_loaded_again(redis: Redis) -> None:
@@ -181,14 +181,14 @@ async def test_work_is_left_to_others_that_have_the_model(redis: Redis, monkeypa
         await unload(redis, worker)
         await presence.announce(WorkerInfo("other", "ready", (info,)))
         [first] = await Desk(redis).submit(task("abc"))
-        await until(lambda: worker._slots["m"]._waiting_since_s is not None, "it is seen")
+        await until(lambda: worker.models["m"].waiting_since_s is not None, "it is seen")
         await presence.announce(WorkerInfo("other", "ready", (info,), residences={"m": "loading"}))
         assert residence(worker) == "unloaded"
         await presence.announce(WorkerInfo("other", "ready", (info,), residences={"m": "unloaded"}))
         await ended(redis, first)
         await unload(redis, worker)
         await presence.announce(WorkerInfo("other", "ready", (info,)))
-        monkeypatch.setattr(slot, "_PATIENCE_S", 0.0)
+        monkeypatch.setattr(known_models, "_PATIENCE_S", 0.0)
         [second] = await Desk(redis).submit(task("abc"))
         await ended(redis, second)
 

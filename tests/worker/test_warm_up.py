@@ -1,13 +1,13 @@
 """Every kind of runner has done a step of its own before its worker is ready (A116, B37), and segments are counted."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from transformers import BertConfig, BertModel
 
-from shared.errors import FleetError
 from shared.messages import Generate, Sampling, Solve
-from shared.runner_table import RUNNERS
+from shared.runner_table import RUNNERS, WITHOUT_FILES
 from shared.settings import ModelEntry, Settings
 from tests.worker import sapient_fixtures
 from tests.worker.broken_models import write_model
@@ -15,10 +15,10 @@ from tests.worker.options import options_for
 from tests.worker.test_encoder import SHARED, write
 from worker import loading
 from worker.engine import Engine
+from worker.engines import AnyRunner
 from worker.registry import load_runner
 from worker.request import Work
-from worker.runners.base import Runner, RunnerOptions
-from worker.sequence import Slice, StepResult
+from worker.runners.base import RunnerOptions
 
 
 @pytest.fixture(scope="module")
@@ -28,22 +28,23 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         write_model(kind, root / kind)
     write(root / "encoder", BertModel, BertConfig(**SHARED))
     sapient_fixtures.write_checkpoint(root / "hrm-puzzle", sapient_fixtures.Net(halt_max_steps=3))
-    return {kind: "echo" if kind == "echo" else str(root / kind) for kind in RUNNERS}
+    return {kind: kind if kind in WITHOUT_FILES else str(root / kind) for kind in RUNNERS}
 
 
 @pytest.mark.parametrize("kind", RUNNERS)
 def test_one_step_is_done_while_loading(kind: str, paths: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
 
-    def watched(name: str, options: RunnerOptions) -> Runner:
+    def watched(name: str, options: RunnerOptions) -> AnyRunner:
         runner = load_runner(name, options)
-        step = runner.step
+        verb = {"sequence": "step", "task": "run"}[runner.spec.mechanism]
+        do = getattr(runner, verb)
 
-        def stepped(slices: Sequence[Slice]) -> list[StepResult | FleetError]:
-            sizes.append(len(slices))
-            return step(slices)
+        def done(items: Sequence[Any], *more: Any) -> Any:
+            sizes.append(len(items))
+            return do(items, *more)
 
-        monkeypatch.setattr(runner, "step", stepped)
+        monkeypatch.setattr(runner, verb, done)
         return runner
 
     monkeypatch.setattr(loading, "load_runner", watched)

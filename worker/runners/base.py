@@ -98,6 +98,7 @@ class RunnerSpec:
     chunk_prefill: bool = True
     tasks: tuple[TaskName, ...] = TEXT_TASKS
     trial: Task = _ONE_TOKEN
+    mechanism: Literal["sequence"] = "sequence"
 
 
 class OutOfMemory(Exception):
@@ -105,7 +106,10 @@ class OutOfMemory(Exception):
 
 
 class Runner(Protocol):
-    """`encode` may be called from another thread than `step` and `release`."""
+    """A model that is stepped over live sequences.
+
+    `encode` may be called from another thread than `step` and `release`.
+    """
 
     spec: RunnerSpec
     eos_ids: frozenset[int]

@@ -1,0 +1,58 @@
+"""Media types as callers say them: which are well-formed, are text, may be shown by browsers."""
+
+import re
+from urllib.parse import quote
+
+from shared.errors import InvalidRequest
+
+_TOKEN = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"
+_MEDIA_TYPE = re.compile(rf"({_TOKEN}/{_TOKEN})\s*(?:;(.*))?", re.DOTALL)
+_CHARSET = re.compile(r"\s*charset\s*=\s*\"?([A-Za-z0-9_.:-]{1,40})\"?\s*", re.IGNORECASE)
+_TEXTS = re.compile(
+    r"text/.*"
+    r"|application/(?:json|xml|javascript|yaml|x-ndjson|jsonl)"
+    r"|application/.*\+(?:json|xml)"
+)
+_SHOWN = re.compile(
+    r"image/(?:png|jpeg|gif|webp|avif|bmp)|audio/[a-z0-9.-]+|video/[a-z0-9.-]+"
+    r"|text/plain|application/json"
+)
+"""What can hold no script that a browser would run."""
+_MOST_NAME = 255
+
+
+def media_type_of(text: str, *, field: str) -> str:
+    """Return the media type in lower case, with its charset and no other parameter.
+
+    Raise InvalidRequest for what is none (RFC 6838).
+    """
+    found = _MEDIA_TYPE.fullmatch(text.strip())
+    if found is None:
+        expected = "expected a media type, such as image/png"
+        raise InvalidRequest(f"{field}: {expected}, got {text[:64]!r}.", field=field)
+    essence = found[1].lower()
+    for parameter in (found[2] or "").split(";"):
+        charset = _CHARSET.fullmatch(parameter)
+        if charset is not None:
+            return f"{essence}; charset={charset[1].lower()}"
+    return essence
+
+
+def is_text(media_type: str) -> bool:
+    return _TEXTS.fullmatch(media_type.partition(";")[0]) is not None
+
+
+def disposition(media_type: str, name: str) -> str:
+    """Return a Content-Disposition (RFC 6266): shown only if the type can hold no script."""
+    is_shown = _SHOWN.fullmatch(media_type.partition(";")[0]) is not None
+    kind = "inline" if is_shown else "attachment"
+    if not name:
+        return kind
+    return f"{kind}; filename*=UTF-8''{quote(name, safe='')}"
+
+
+def file_name(text: str) -> str:
+    """Return the last part of the path that a caller names a file by, if it can be printed."""
+    last = re.split(r"[/\\]", text)[-1]
+    printable = "".join(character for character in last if character.isprintable())
+    return printable.encode("utf-8", errors="replace")[:_MOST_NAME].decode(errors="ignore")

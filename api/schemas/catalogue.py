@@ -1,0 +1,34 @@
+"""Bodies of the admin's routes to the catalogue of models."""
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+from api.schemas.fields import shown
+from shared.setting_models import ModelEntry
+
+
+class CatalogueEntry(ModelEntry):
+    """A model to serve. `path` is as the workers see it."""
+
+    model_config = ModelEntry.model_config | shown({"id": "maths", "path": "/models/maths"})
+
+
+class CatalogueChange(BaseModel):
+    """What was done to a model of the catalogue. An order to load is obeyed by each worker in its own time."""
+
+    model_id: str
+    done: Literal["added", "changed", "removed", "pinned", "unpinned", "ordered"]
+
+
+class CatalogueModel(BaseModel):
+    """A model of the catalogue, as it was added."""
+
+    model_id: str
+    path: str
+    runner: str
+    is_pinned: bool
+
+
+class CatalogueListing(BaseModel):
+    models: list[CatalogueModel]

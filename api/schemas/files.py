@@ -1,0 +1,82 @@
+"""Bodies of `/v1/files`, in OpenAI's words, and of `/v1/artifacts`."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictStr
+
+from shared.artifacts import Artifact
+
+_PIXEL = "R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
+
+
+class StoredFile(BaseModel):
+    """What is told of a file. `bytes` are how many it has, `digest` is their SHA-256; times are in
+    seconds since 1970."""
+
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    expires_at: int
+    filename: str
+    purpose: str
+    status: Literal["processed"] = "processed"
+    media_type: str
+    digest: str
+
+
+class StoredFiles(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[StoredFile]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class FileDeleted(BaseModel):
+    id: str
+    object: Literal["file"] = "file"
+    deleted: bool = True
+
+
+class FileForm(BaseModel):
+    """A form with a file; of its fields only `purpose` is needed."""
+
+    file: str = Field(json_schema_extra={"format": "binary"})
+    purpose: str = Field(description="What the file is for, such as user_data or batch.")
+
+
+class InlineArtifact(BaseModel):
+    """Bytes in `data`: base64 or a data URL. For many bytes send them as they are instead."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"data": f"data:image/gif;base64,{_PIXEL}", "filename": "pixel.gif"},
+                {"data": "aGVsbG8=", "media_type": "text/plain"},
+            ]
+        }
+    )
+
+    data: StrictStr = Field(min_length=1)
+    media_type: StrictStr | None = None
+    filename: StrictStr = ""
+    purpose: StrictStr = "user_data"
+
+
+def stored_file(artifact: Artifact) -> StoredFile:
+    return StoredFile(
+        id=artifact.id,
+        bytes=artifact.num_bytes,
+        created_at=artifact.created_at,
+        expires_at=artifact.expires_at,
+        filename=artifact.name,
+        purpose=artifact.purpose,
+        media_type=artifact.media_type,
+        digest=artifact.digest,
+    )
+
+
+def request_body(content: dict[str, Any]) -> dict[str, Any]:
+    """Return what the OpenAPI document says of a body that a route reads by itself."""
+    return {"requestBody": {"required": True, "content": content}}

@@ -1,0 +1,169 @@
+"""`aios models`: the catalogue of the fleet's models, changed while it runs, and where each of them stands."""
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from pydantic import ValidationError
+
+from scripts.local_fleet import PORT_HELP, with_local_fleet
+from shared import keys
+from shared.broker import UNAVAILABLE, Broker, open_broker
+from shared.catalogue import Catalogue
+from shared.cli import EXIT_OK, redis_url, run_role
+from shared.presence import Presence
+from shared.setting_models import ModelEntry
+from shared.settings import Settings
+
+PROG = "aios models"
+EXIT_FAILED = 1
+
+
+class NoSuchModel(Exception):
+    """The message tells what was asked for."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command named by `argv`; return its exit status."""
+    asked = _parser().parse_args(argv)
+    flags = ["--redis-url", asked.redis_url] if asked.redis_url else []
+    flags += ["--redis-shards", asked.redis_shards] if asked.redis_shards else []
+    return run_role(PROG, partial(run, asked), flags)
+
+
+def run(asked: argparse.Namespace, settings: Settings) -> int:
+    """Do what was asked; 1 with a line on stderr when there is no such model, or no Redis."""
+    settings, _ = with_local_fleet(settings, asked.port)
+    try:
+        lines = asyncio.run(_answer(asked, settings))
+    except (NoSuchModel, *UNAVAILABLE) as error:
+        print(f"{PROG}: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    print(*lines, sep="\n", end="\n" if lines else "")
+    return EXIT_OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROG, parents=[_flags()], description="The fleet's models.")
+    parser.set_defaults(redis_url=None, redis_shards=None, port=None, json=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", parents=[_flags()], help="all that are known, and where they stand")
+    add = commands.add_parser("add", parents=[_flags()], help="let workers serve a model that they can read")
+    add.add_argument("id", help="the name that requests use")
+    add.add_argument("path", help="directory or file, as the workers see it, or echo")
+    add.add_argument("--runner", default="auto", help="what serves it (default: by its files)")
+    add.add_argument("--dtype", help="of weights and activations (default: the workers')")
+    add.add_argument("--quantize", help="round the weights of linear layers (default: the workers')")
+    add.add_argument("--context-window", type=int, help="most tokens of prompt and answer (default: the workers')")
+    for name, told in _BY_ID.items():
+        command = commands.add_parser(name, parents=[_flags()], help=told)
+        command.add_argument("id", help="as listed")
+    return parser
+
+
+_BY_ID = {
+    "remove": "let workers forget it, once its jobs in hand have ended",
+    "pin": "keep it in memory once it is there",
+    "unpin": "let it make room for others again",
+    "load": "load it now on every worker that knows it",
+    "unload": "give its memory back; the next request loads it again",
+}
+
+
+def _flags() -> argparse.ArgumentParser:
+    """Return what may stand before the command and behind it; made anew for each, as parsers change it."""
+    flags = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    flags.add_argument("--redis-url", help="Redis of the fleet [env: AIOS_REDIS_URL]")
+    flags.add_argument("--redis-shards", help="as the fleet has it [env: AIOS_REDIS_SHARDS]")
+    flags.add_argument("--port", type=int, help=PORT_HELP)
+    flags.add_argument("--json", action="store_true", help="print JSON, one document a line")
+    return flags
+
+
+async def _answer(asked: argparse.Namespace, settings: Settings) -> list[str]:
+    """Do what was asked and return the lines to print."""
+    async with open_broker(redis_url(settings), settings.redis_shards) as broker:
+        if asked.command == "list":
+            return [_line(told, as_json=asked.json) for told in await _all(broker)]
+        if asked.command == "add":
+            entry = _entry(asked)
+            is_new = await Catalogue(broker.client(keys.PRESENCE)).add(entry)
+            done = "added" if is_new else "changed"
+        else:
+            await _by_id(broker, asked.command, asked.id)
+            done = {"remove": "removed", "pin": "pinned", "unpin": "unpinned"}.get(asked.command, "ordered")
+        return [json.dumps({"id": asked.id, "done": done}) if asked.json else f"{asked.id} {done}"]
+
+
+def _entry(asked: argparse.Namespace) -> ModelEntry:
+    fields = {
+        "id": asked.id,
+        "path": asked.path,
+        "runner": asked.runner,
+        "dtype": asked.dtype,
+        "quantize": asked.quantize,
+        "context_window": asked.context_window,
+    }
+    try:
+        return ModelEntry.model_validate(fields)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise NoSuchModel(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+
+
+async def _by_id(broker: Broker, command: str, model_id: str) -> None:
+    """Raise NoSuchModel for one that nobody knows."""
+    redis = broker.client(keys.PRESENCE)
+    catalogue = Catalogue(redis)
+    presence = Presence(redis)
+    fleet = await presence.fleet()
+    if model_id not in fleet.models and model_id not in fleet.catalogued:
+        raise NoSuchModel(f"there is no model {model_id!r}; `{PROG} list` tells which there are")
+    match command:
+        case "remove":
+            if not await catalogue.remove(model_id):
+                raise NoSuchModel(f"{model_id!r} is served by the workers' own settings, not by the catalogue")
+        case "load":
+            await catalogue.order_load(model_id)
+        case "unload":
+            await presence.order_unload(model_id)
+        case _:
+            await catalogue.pin(model_id, is_pinned=command == "pin")
+
+
+async def _all(broker: Broker) -> list[dict[str, Any]]:
+    redis = broker.client(keys.PRESENCE)
+    listing = await Catalogue(redis).listing()
+    fleet = await Presence(redis).fleet()
+    found = []
+    for name in sorted(fleet.models.keys() | listing.entries.keys()):
+        residences = fleet.residences(name)
+        failure = fleet.failure(name)
+        entry = listing.entries.get(name)
+        info = fleet.models.get(name)
+        found.append(
+            {
+                "id": name,
+                "path": entry.path if entry else None,
+                "found": info.found if info else None,
+                "workers": len(residences),
+                "loaded": residences.count("loaded"),
+                "is_pinned": name in listing.pinned,
+                "reason": failure.reason if failure else None,
+            }
+        )
+    return found
+
+
+def _line(told: dict[str, Any], *, as_json: bool) -> str:
+    if as_json:
+        return json.dumps(told)
+    stand = f"loaded by {told['loaded']} of {told['workers']} workers"
+    if told["reason"]:
+        stand = f"cannot be loaded: {told['reason']}"
+    pinned = ", pinned" if told["is_pinned"] else ""
+    return f"{told['id']}  {told['path'] or 'of the settings'}  {stand}{pinned}  {told['found'] or 'not seen yet'}"

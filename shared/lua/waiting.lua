@@ -1,0 +1,21 @@
+-- a: shards (prefixes, all of one server), models, classes
+-- Returns the places, from 0, of the models that have something to take on any of these shards: a lapsed lease, or a job
+-- that waits. Changes nothing.
+
+local function has_work(prefix, model)
+  if #call('ZRANGEBYSCORE', prefix .. 'leases:' .. model, '-inf', now, 'LIMIT', 0, 1) > 0 then return true end
+  local turns = {}
+  for i, class in ipairs(a.classes) do turns[i] = prefix .. 'turns:' .. model .. ':' .. class end
+  return call('EXISTS', unpack(turns)) > 0
+end
+
+local found = {}
+for i, model in ipairs(a.models) do
+  for _, prefix in ipairs(a.shards) do
+    if has_work(prefix, model) then
+      found[#found + 1] = i - 1
+      break
+    end
+  end
+end
+return found

@@ -1,0 +1,82 @@
+"""The catalogue as operators change it over HTTP, and work for models that no worker has seen yet."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+from redis.asyncio import Redis
+
+from shared.catalogue import Catalogue
+from shared.setting_models import ModelEntry
+from tests.api.echo_worker import announce
+from tests.api.fronts import in_memory
+
+LATER = {"Prefer": "respond-async"}
+ADMIN = {"X-API-Key": "boss"}
+
+
+@asynccontextmanager
+async def admin_of(redis: Redis) -> AsyncIterator[httpx.AsyncClient]:
+    async with in_memory(redis, admin_keys="boss") as client:
+        client.headers.update(ADMIN)
+        yield client
+
+
+async def test_a_model_is_added_pinned_and_removed(redis: Redis) -> None:
+    catalogue = Catalogue(redis)
+    async with admin_of(redis) as client:
+        added = await client.post("/api/models/add", json={"id": "org/new", "path": "echo", "context_window": 99})
+        assert (added.status_code, added.json()) == (200, {"model_id": "org/new", "done": "added"})
+        again = await client.post("/api/models/add", json={"id": "org/new", "path": "echo"})
+        assert again.json()["done"] == "changed"
+        pinned = await client.post("/api/models/pin/org/new")
+        assert pinned.json() == {"model_id": "org/new", "done": "pinned"}
+        expected = {"model_id": "org/new", "path": "echo", "runner": "echo", "is_pinned": True}
+        assert (await client.get("/api/models/catalogue")).json() == {"models": [expected]}
+        assert (await client.post("/api/models/unpin/org/new")).json()["done"] == "unpinned"
+        assert (await client.post("/api/models/load/org/new")).json()["done"] == "ordered"
+        assert (await catalogue.listing()).loads.keys() == {"org/new"}
+        assert (await client.post("/api/models/remove/org/new")).json()["done"] == "removed"
+        assert (await client.get("/api/models/catalogue")).json() == {"models": []}
+
+
+async def test_what_is_not_there_is_404(redis: Redis) -> None:
+    await announce(redis, "own")
+    async with admin_of(redis) as client:
+        for verb in ("remove", "pin", "unpin", "load"):
+            answer = await client.post(f"/api/models/{verb}/none")
+            assert answer.status_code == 404, verb
+        answer = await client.post("/api/models/remove/own")
+        assert answer.status_code == 404, "what workers' own settings name is not the catalogue's"
+
+
+async def test_a_wrong_entry_names_its_field(redis: Redis) -> None:
+    bodies = (({"id": "a b", "path": "x"}, "id"), ({"id": "a"}, "path"), ({"id": "a", "path": ""}, "path"))
+    async with admin_of(redis) as client:
+        for body, field in bodies:
+            answer = await client.post("/api/models/add", json=body)
+            assert answer.status_code == 422
+            assert field in answer.text
+
+
+async def test_only_admins_change_it(redis: Redis) -> None:
+    async with in_memory(redis, api_keys="caller", admin_keys="boss") as client:
+        for key, status in ((None, 401), ("caller", 403), ("boss", 200)):
+            headers = {} if key is None else {"X-API-Key": key}
+            answer = await client.post("/api/models/add", json={"id": "a", "path": "echo"}, headers=headers)
+            assert answer.status_code == status
+
+
+async def test_work_for_a_model_of_the_catalogue_waits_for_a_worker(redis: Redis) -> None:
+    """Whether any worker is there or not, with its place in the line; what is in no catalogue is a 404."""
+    await Catalogue(redis).add(ModelEntry(id="new", path="echo"))
+    async with in_memory(redis) as client:
+        accepted = await client.post("/v1/completions", json={"model": "new", "prompt": "a"}, headers=LATER)
+        assert accepted.status_code == 202, accepted.text
+        told = (await client.get(accepted.headers["Location"])).json()
+        assert (told["state"], told["queue_position"]) == ("queued", 1)
+    await announce(redis, "other")
+    async with in_memory(redis) as client:
+        accepted = await client.post("/v1/completions", json={"model": "new", "prompt": "a"}, headers=LATER)
+        assert accepted.status_code == 202
+        assert (await client.post("/v1/completions", json={"model": "none", "prompt": "a"})).status_code == 404

@@ -1,0 +1,40 @@
+"""Redis is given two seconds, but a front that was itself held up reads what has come before it says Redis is away."""
+
+import time
+
+import pytest
+from redis.asyncio import Redis
+
+from api.patience import redis_answers
+from shared.broker import connect
+from shared.errors import BrokerUnavailable
+from tests.redis_server import RedisServer
+from tests.slowness import within
+
+
+async def test_who_was_held_up_reads_the_answer_first(redis: Redis) -> None:
+    """The process stands still, as under a long garbage collection, while the answer comes."""
+    await redis.set("key", "value")
+
+    async def held_up() -> bytes | None:
+        async with redis_answers():
+            pipe = redis.pipeline(transaction=False)
+            pipe.get("key")
+            time.sleep(2.5)  # noqa: ASYNC251 - it is the loop that is to stand still
+            [value] = await pipe.execute()
+            time.sleep(2.5)  # noqa: ASYNC251
+            assert await redis.get("key") == value
+            return value
+
+    assert await held_up() == b"value"
+
+
+async def test_a_redis_that_hangs_is_given_up(own_redis: RedisServer) -> None:
+    redis = connect(own_redis.url)
+    await redis.ping()
+    began_s = time.monotonic()
+    with own_redis.hanging(), within(3.0, "it is given up"), pytest.raises(BrokerUnavailable):
+        async with redis_answers():
+            await redis.get("key")
+    assert time.monotonic() - began_s > 1.9
+    await redis.aclose()

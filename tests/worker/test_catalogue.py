@@ -1,0 +1,159 @@
+"""The catalogue of models: what workers make of it while they run."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from shared.catalogue import Catalogue
+from shared.messages import Done
+from shared.presence import Presence
+from shared.queue import Terms
+from shared.setting_models import ModelEntry
+from shared.settings import Settings
+from tests.desk import Desk
+from tests.polling import until
+from tests.worker.broken_models import write_model
+from tests.worker.services import end_of, loaded, task
+from worker.budget import Budget
+from worker.facts import facts_of
+from worker.loading import load_models, survey
+from worker.runners.base import RunnerOptions
+from worker.runners.echo import Echo
+from worker.service import WorkerService
+
+SETTINGS = Settings(models=(ModelEntry(id="m", path="echo"),), device="cpu", threads=1, context_window=64)
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.known_models.LOOK_S", 0.02)
+
+
+@asynccontextmanager
+async def at_work(redis: Redis, most: int | None = None) -> AsyncIterator[WorkerService]:
+    """A worker with a model `m` of its own, which serves what is in the catalogue, too."""
+    worker = WorkerService(
+        Desk(redis).broker,
+        Terms(lease_s=10, result_ttl_s=60),
+        drain_timeout_s=1,
+        budget=Budget(most),
+        survey=partial(survey, settings=SETTINGS),
+    )
+    stop = asyncio.Event()
+    runner = Echo(RunnerOptions("echo", max_batch=4))
+    running = asyncio.create_task(worker.run(lambda: loaded(runner), stop))
+    await until(lambda: worker._state == "ready" or running.done(), "the worker is ready")
+    try:
+        yield worker
+    finally:
+        stop.set()
+        assert await running is True
+
+
+async def answered(redis: Redis, model: str) -> bool:
+    [job] = await Desk(redis, model).submit(task("abc"))
+    return isinstance(await end_of(redis, job), Done)
+
+
+async def test_a_model_is_served_from_when_it_is_added_until_it_is_removed(redis: Redis) -> None:
+    catalogue, presence = Catalogue(redis), Presence(redis)
+    async with at_work(redis) as worker:
+        assert await catalogue.add(ModelEntry(id="new", path="echo")) is True
+        await until(lambda: "new" in worker.models, "the worker knows it")
+        assert worker.models["new"].host is None, "nobody has asked for it"
+        info = worker.models["new"].info
+        assert (info.runner, info.context_window, "generate" in info.tasks) == ("echo", 64, True)
+        assert await answered(redis, "new")
+        assert worker.models["new"].residence == "loaded"
+
+        assert await catalogue.remove("new") is True
+        await until(lambda: "new" not in worker.models, "the worker has forgotten it")
+        await worker._announce()
+        fleet = await presence.fleet()
+        assert "new" not in fleet.models
+        assert "new" not in fleet.catalogued
+        assert await catalogue.remove("new") is False
+        assert await answered(redis, "m"), "its own model is not concerned"
+
+
+async def test_work_that_came_before_any_worker_is_done_by_the_first(redis: Redis) -> None:
+    await Catalogue(redis).add(ModelEntry(id="new", path="echo"))
+    [job] = await Desk(redis, "new").submit(task("abc"))
+    async with at_work(redis):
+        assert isinstance(await end_of(redis, job), Done)
+
+
+async def test_a_changed_entry_is_loaded_anew(redis: Redis) -> None:
+    """What is in memory is what the entry said before: it goes, and the next request loads what the entry says now."""
+    catalogue = Catalogue(redis)
+    async with at_work(redis) as worker:
+        await catalogue.add(ModelEntry(id="new", path="echo", context_window=32))
+        assert await answered(redis, "new")
+        assert worker.models["new"].info.context_window == 32
+        assert await catalogue.add(ModelEntry(id="new", path="echo", context_window=48)) is False
+        await until(lambda: worker.models["new"].residence == "unloaded", "it has gone")
+        assert await answered(redis, "new")
+        assert worker.models["new"].info.context_window == 48
+
+
+async def test_a_model_is_loaded_and_pinned_by_order(redis: Redis) -> None:
+    """Two fit: the pinned one stays while others come and go."""
+    catalogue = Catalogue(redis)
+    async with at_work(redis, most=2) as worker:
+        for name in ("kept", "one", "two"):
+            await catalogue.add(ModelEntry(id=name, path="echo"))
+        await until(lambda: {"kept", "one", "two"} <= worker.models.keys(), "they are known")
+        await catalogue.pin("kept", is_pinned=True)
+        await catalogue.order_load("kept")
+        await until(lambda: worker.models["kept"].residence == "loaded", "it is loaded without work")
+        for name in ("one", "two", "m", "one"):
+            assert await answered(redis, name)
+            assert worker.models["kept"].residence == "loaded"
+        await catalogue.pin("kept", is_pinned=False)
+        await until(lambda: not worker.models["kept"].is_pinned, "the worker knows")
+        await answered(redis, "two")
+        await answered(redis, "m")
+        assert worker.models["kept"].residence == "unloaded"
+
+
+async def test_orders_from_before_a_worker_came_are_not_its_own(redis: Redis) -> None:
+    catalogue = Catalogue(redis)
+    await catalogue.add(ModelEntry(id="new", path="echo"))
+    await catalogue.order_load("new")
+    async with at_work(redis) as worker:
+        await until(lambda: "new" in worker.models, "it is known")
+        await catalogue.add(ModelEntry(id="other", path="echo"))
+        await until(lambda: "other" in worker.models, "the catalogue was read again")
+        assert worker.models["new"].residence == "unloaded"
+
+
+async def test_what_a_worker_cannot_read_it_does_not_serve(redis: Redis, tmp_path: Path) -> None:
+    """Others may: it is passed over here, with the reason in the log, and what follows it is served."""
+    catalogue = Catalogue(redis)
+    async with at_work(redis) as worker:
+        await catalogue.add(ModelEntry(id="away", path=str(tmp_path / "away")))
+        await catalogue.add(ModelEntry(id="m", path="echo", context_window=16))
+        await catalogue.add(ModelEntry(id="there", path="echo"))
+        await until(lambda: "there" in worker.models, "it is known")
+        assert "away" not in worker.models
+        assert worker.models["m"].entry is None, "its own settings come first"
+
+
+@pytest.mark.parametrize("kind", ["causal", "hrm-text", "hrm-act"])
+def test_facts_from_files_are_those_of_the_loaded_model(kind: str, tmp_path: Path) -> None:
+    """Kind, tasks and size; and the window, but for a brain's, which only its tensors tell."""
+    path = write_model(kind, tmp_path / "model")
+    entry = ModelEntry(id="x", path=str(path))
+    settings = Settings(models=(entry,), device="cpu", context_window=4096, kv_memory_mib=1)
+    facts = facts_of(entry, settings)
+    [model] = load_models(settings)
+    assert facts.info.runner == model.info.runner == kind
+    assert facts.info.tasks == model.info.tasks
+    if kind != "hrm-act":
+        assert facts.info.context_window == model.info.context_window
+    assert facts.num_bytes > 0

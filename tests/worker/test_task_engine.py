@@ -1,0 +1,328 @@
+"""Tasks that are done whole: which go together, and what becomes of a batch that fails, is called off or is late."""
+
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.echo_task import EchoedTask, EchoTask
+from shared.errors import FleetError, InvalidRequest
+from shared.messages import Done, Failed, Priority, Result, Task
+from worker import task_engine
+from worker.request import Emission
+from worker.runners.base import OutOfMemory, RunnerOptions
+from worker.runners.echo_task import EchoTaskRunner
+from worker.take import Take
+from worker.task_engine import TaskEngine
+from worker.task_runner import BatchProgress, TaskRunnerSpec
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Scripted:
+    """Does tasks in batches of equal `steps`, and notes them. `during` is called in the middle of each batch.
+
+    A task `bad` raises, `wrong` fails alone, and more than `room` characters in a batch are too many.
+    """
+
+    def __init__(self, *, max_batch: int = 4, room: int = 1000) -> None:
+        self.spec = TaskRunnerSpec("scripted", "m", "test", max_batch, ("echo_task",), EchoTask("1"))
+        self.room = room
+        self.batches: list[list[str]] = []
+        self.wanted: list[list[bool]] = []
+        self.during: Callable[[BatchProgress], None] = lambda progress: None
+
+    def check(self, task: Task) -> None:
+        assert isinstance(task, EchoTask)
+        if not task.text:
+            raise InvalidRequest("text: expected some.", field="text")
+
+    def group_key(self, task: Task) -> Hashable:
+        assert isinstance(task, EchoTask)
+        return task.steps
+
+    def run(self, tasks: Sequence[Task], progress: BatchProgress) -> list[Result | FleetError]:
+        texts = [task.text for task in tasks if isinstance(task, EchoTask)]
+        self.batches.append(texts)
+        if sum(map(len, texts)) > self.room:
+            raise OutOfMemory("full")
+        if "bad" in texts:
+            raise ValueError("broken")
+        self.during(progress)
+        self.wanted.append([progress.is_wanted(item) for item in range(len(tasks))])
+        return [InvalidRequest("wrong") if text == "wrong" else EchoedTask(text) for text in texts]
+
+
+@dataclass
+class Bench:
+    """An engine with what it said."""
+
+    engine: TaskEngine
+    runner: Scripted
+    clock: Clock
+    said: list[Emission]
+
+    def submit(self, text: str, *, steps: int = 1, priority: Priority = "default", deadline_s: float = 1e9) -> None:
+        take = Take(text, EchoTask(text, steps), priority=priority, deadline_s=deadline_s)
+        self.engine.submit(self.engine.prepare(take))
+
+    def run(self) -> None:
+        while self.engine.has_work:
+            self.engine.step()
+
+    def ends(self) -> dict[str, str]:
+        """The text or the error of each task that has ended."""
+        found: dict[str, str] = {}
+        for emission in self.said:
+            if emission.ended is None:
+                continue
+            assert emission.key not in found, "it ended twice"
+            ended = emission.ended
+            found[emission.key] = ended.code if isinstance(ended, Failed) else _text(ended)
+        return found
+
+
+def _text(done: Done) -> str:
+    assert isinstance(done.result, EchoedTask)
+    return done.result.text
+
+
+def bench(*, max_batch: int = 4, room: int = 1000, batch_wait_s: float = 0.0) -> Bench:
+    runner = Scripted(max_batch=max_batch, room=room)
+    clock = Clock()
+    said: list[Emission] = []
+    engine = TaskEngine(runner, said.extend, now=clock, batch_wait_s=batch_wait_s)
+    return Bench(engine, runner, clock, said)
+
+
+def test_equal_ones_share_a_batch() -> None:
+    one = bench()
+    for text, steps in (("a", 1), ("b", 2), ("c", 1), ("d", 1), ("e", 1), ("f", 1), ("g", 2)):
+        one.submit(text, steps=steps)
+    one.run()
+    assert one.runner.batches == [["a", "c", "d", "e"], ["b", "g"], ["f"]]
+    assert one.ends() == {text: text for text in "abcdefg"}
+
+
+def test_the_better_class_goes_first() -> None:
+    one = bench(max_batch=2)
+    for text, priority in (("a", "bulk"), ("b", "default"), ("c", "interactive"), ("d", "bulk"), ("e", "interactive")):
+        one.submit(text, priority=priority)  # type: ignore[arg-type]
+    one.run()
+    assert one.runner.batches == [["c", "e"], ["b", "a"], ["d"]]
+
+
+def test_a_batch_waits_for_more_unless_it_is_full() -> None:
+    one = bench(max_batch=2, batch_wait_s=0.5)
+    one.submit("a")
+    one.engine.step()
+    assert one.runner.batches == []
+    assert one.engine.due_in_s == pytest.approx(0.5)
+    one.clock.now_s += 0.3
+    one.submit("other", steps=2)
+    one.engine.step()
+    assert (one.runner.batches, one.engine.due_in_s) == ([], pytest.approx(0.2))
+    one.submit("b")
+    one.engine.step()
+    assert one.runner.batches == [["a", "b"]]
+    assert one.engine.due_in_s == pytest.approx(0.5), "the other one came 0.3 s later"
+    one.clock.now_s += 0.5
+    one.engine.step()
+    assert one.runner.batches == [["a", "b"], ["other"]]
+    assert one.engine.due_in_s is None
+
+
+def test_a_culprit_fails_alone() -> None:
+    """What raises takes nobody along, what fails by itself is told, and each has one end."""
+    one = bench(max_batch=8)
+    for text in ("a", "bad", "c", "wrong", "e"):
+        one.submit(text)
+    one.run()
+    assert one.ends() == {"a": "a", "bad": "worker_failed", "c": "c", "wrong": "invalid_request", "e": "e"}
+    assert one.engine.counts.num_failures == 2
+
+
+def test_less_at_once_where_memory_lacks() -> None:
+    """Batches stay small for a while, and grow again."""
+    one = bench(max_batch=8, room=4)
+    for text in ("aa", "bb", "cc", "dd"):
+        one.submit(text)
+    one.run()
+    assert one.runner.batches == [["aa", "bb", "cc", "dd"], ["aa", "bb"], ["cc", "dd"]]
+    assert one.ends() == {text: text for text in ("aa", "bb", "cc", "dd")}
+    one.runner.batches.clear()
+    for text in ("e", "f", "g"):
+        one.submit(text)
+    one.run()
+    assert one.runner.batches == [["e", "f"], ["g"]]
+    for number in range(task_engine._CALM_BATCHES):
+        one.submit(str(number))
+        one.run()
+    one.runner.batches.clear()
+    for text in ("h", "i", "j"):
+        one.submit(text)
+    one.run()
+    assert one.runner.batches == [["h", "i", "j"]]
+
+
+def test_what_never_fits_is_told_so() -> None:
+    one = bench(room=4)
+    one.submit("too long")
+    one.submit("ok")
+    one.run()
+    assert one.ends() == {"too long": "out_of_memory", "ok": "ok"}
+
+
+def test_nobody_hears_of_what_was_called_off() -> None:
+    """Before its batch, and in the middle of it: the runner is told, and its mates go on."""
+    one = bench()
+    for text in ("a", "b", "c"):
+        one.submit(text)
+    one.engine.abort("a")
+    one.runner.during = lambda progress: one.engine.abort("b")
+    one.run()
+    assert (one.runner.batches, one.runner.wanted) == ([["b", "c"]], [[False, True]])
+    assert one.ends() == {"c": "c"}
+
+
+def test_who_is_late_is_told_at_once() -> None:
+    one = bench(batch_wait_s=9)
+    one.submit("waits", deadline_s=101)
+    one.clock.now_s = 102.0
+    one.engine.step()
+    assert (one.runner.batches, one.ends()) == ([], {"waits": "deadline_exceeded"})
+    one = bench()
+    one.submit("a", deadline_s=101)
+    one.submit("b")
+
+    def pass_time(progress: BatchProgress) -> None:
+        one.clock.now_s = 102.0
+        assert not progress.is_wanted(0)
+        assert one.ends() == {"a": "deadline_exceeded"}, "it need not wait for the others"
+
+    one.runner.during = pass_time
+    one.run()
+    assert one.ends() == {"a": "deadline_exceeded", "b": "b"}
+
+
+def test_nothing_more_is_taken_while_a_batch_is_at_work() -> None:
+    one = bench()
+    accepted: list[bool] = []
+    one.runner.during = lambda progress: accepted.append(one.engine.accepts)
+    one.submit("a")
+    assert one.engine.accepts
+    one.run()
+    assert accepted == [False]
+    assert one.engine.accepts
+    assert one.engine.load.running == 0
+
+
+def test_progress_is_told_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_engine, "_REPORT_EVERY_S", 1e9)
+    one = bench()
+
+    def tell(progress: BatchProgress) -> None:
+        for done in range(1, 101):
+            progress.report(0, done, 100, "drawing")
+
+    one.runner.during = tell
+    one.submit("a")
+    one.run()
+    told = [item.progress.done for item in one.said if item.progress is not None]
+    assert told == [1, 100]
+    monkeypatch.setattr(task_engine, "_REPORT_EVERY_S", 0.0)
+    one.submit("b")
+    one.run()
+    told = [item.progress.done for item in one.said if item.key == "b" and item.progress is not None]
+    assert told == list(range(1, 101))
+
+
+_ACTIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b", "bad", "wrong", "long enough"]),
+        st.integers(1, 2),
+        st.sampled_from(["interactive", "default", "bulk"]),
+        st.sampled_from(["keep", "abort", "late"]),
+    ),
+    max_size=12,
+)
+
+
+@given(actions=_ACTIONS, max_batch=st.integers(1, 5), room=st.integers(1, 12))
+def test_each_task_ends_once_or_was_called_off(
+    actions: list[tuple[str, int, Priority, str]], max_batch: int, room: int
+) -> None:
+    """Whatever comes and however it fails; and none is in a batch with one of another group."""
+    runner = Scripted(max_batch=max_batch, room=room)
+    clock = Clock()
+    said: list[Emission] = []
+    engine = TaskEngine(runner, said.extend, now=clock)
+    kept = set()
+    for number, (text, steps, priority, fate) in enumerate(actions):
+        key = str(number)
+        deadline_s = 0.0 if fate == "late" else 1e9
+        engine.submit(engine.prepare(Take(key, EchoTask(text, steps), "t", deadline_s, priority)))
+        if fate == "abort":
+            engine.abort(key)
+        else:
+            kept.add(key)
+    while engine.has_work:
+        engine.step()
+    assert sorted(item.key for item in said if item.ended is not None) == sorted(kept)
+    assert all(len(batch) <= max_batch for batch in runner.batches)
+
+
+def test_what_a_model_cannot_do_is_refused_before_it_waits() -> None:
+    one = bench()
+    with pytest.raises(InvalidRequest):
+        one.submit("")
+    assert not one.engine.has_work
+
+
+def test_the_echo_stops_when_nobody_wants_it() -> None:
+    """Between two steps, with all the rest undone."""
+    runner = EchoTaskRunner(RunnerOptions("echo-task", max_batch=2))
+    said: list[Emission] = []
+    engine = TaskEngine(runner, said.extend)
+    has_begun = threading.Event()
+
+    def emit(emissions: list[Emission]) -> None:
+        said.extend(emissions)
+        has_begun.set()
+
+    engine._emit = emit
+    engine.submit(engine.prepare(Take("k", EchoTask("x", steps=10_000, step_ms=10))))
+    stepping = threading.Thread(target=engine.step)
+    stepping.start()
+    assert has_begun.wait(60)
+    engine.abort("k")
+    stepping.join(60)
+    assert not stepping.is_alive()
+    assert all(item.ended is None for item in said)
+
+
+@pytest.mark.parametrize(
+    ("task", "field"),
+    [
+        (EchoTask("x", steps=0), "steps"),
+        (EchoTask("x", steps=10_001), "steps"),
+        (EchoTask("x", step_ms=-1), "step_ms"),
+        (EchoTask("x", step_ms=60_001), "step_ms"),
+        (EchoTask("x" * 200, steps=10_000), "text"),
+    ],
+)
+def test_the_echo_does_what_ends_soon(task: EchoTask, field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        EchoTaskRunner(RunnerOptions("echo-task")).check(task)
+    assert caught.value.field == field

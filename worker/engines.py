@@ -1,0 +1,59 @@
+"""The engines by mechanism. What a host, its intake and its thread need of an engine is the same for all of them."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from worker.counts import Counts
+from worker.engine import Engine
+from worker.request import Emission
+from worker.runners.base import Runner
+from worker.scheduler import Load
+from worker.take import Prepared, Take
+from worker.task_engine import TaskEngine
+from worker.task_runner import TaskRunner
+
+AnyRunner = Runner | TaskRunner
+"""A loaded model. `spec.mechanism` tells which of them it is."""
+
+
+class AnyEngine(Protocol):
+    """`prepare`, `submit` and `abort` may be called from any thread, `step` from one."""
+
+    counts: Counts
+
+    def prepare(self, take: Take) -> Prepared:
+        """Read a task that was taken. Raise a FleetError for one that the model cannot do."""
+
+    def submit(self, work: Any) -> None:
+        """Take in what this engine prepared."""
+
+    def abort(self, key: str) -> None:
+        """Drop a work, whatever its phase."""
+
+    @property
+    def load(self) -> Load: ...
+
+    @property
+    def accepts(self) -> bool:
+        """Return whether a work that came now could begin soon."""
+
+    @property
+    def has_work(self) -> bool: ...
+
+    @property
+    def due_in_s(self) -> float | None: ...
+
+    def step(self) -> None: ...
+
+
+def engine_for(
+    runner: AnyRunner,
+    emit: Callable[[list[Emission]], None],
+    wake: Callable[[], None] = lambda: None,
+    *,
+    batch_wait_s: float = 0.0,
+) -> AnyEngine:
+    """Return an engine for the runner's mechanism. `batch_wait_s` is for tasks that are done whole."""
+    if runner.spec.mechanism == "task":
+        return TaskEngine(runner, emit, wake, batch_wait_s=batch_wait_s)
+    return Engine(runner, emit, wake)

@@ -1,0 +1,89 @@
+"""What is known of a model before it is loaded, from its files alone: its kind, size, context window and tasks.
+
+Without torch. Loading tells the rest, and is right where the two differ.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.messages import ModelInfo, TaskName
+from shared.runner_table import WITHOUT_FILES
+from shared.settings import ModelEntry, Settings
+from worker.model_files import weight_bytes
+from worker.models.reading import read_json_object
+from worker.registry import detect
+from worker.runners.base import TEXT_TASKS
+from worker.shapes import DEFAULT_KV_BYTES, kind_of_weights
+
+_TASKS: dict[str, tuple[TaskName, ...]] = {
+    "echo": (*TEXT_TASKS, "classify"),
+    "echo-task": ("echo_task",),
+    "hrm-text": TEXT_TASKS,
+    "hrm-act": TEXT_TASKS,
+    "causal": TEXT_TASKS,
+    "encoder": ("embed", "tokenize", "detokenize"),
+    "hrm-puzzle": ("solve",),
+}
+"""By runner. Those of a plugin's runner are not known before it has loaded a model."""
+_CLASSIFIER = "ForSequenceClassification"
+_KEEPS_KEYS_AND_VALUES = ("hrm-text", "causal")
+_WINDOWS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_len")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """`num_bytes` are those of the weights, and of keys and values where the mechanism keeps them."""
+
+    info: ModelInfo
+    num_bytes: int
+
+
+def facts_of(entry: ModelEntry, settings: Settings) -> Facts:
+    """Read a model's files. Raise ModelFormatError where no model lies there."""
+    kind = entry.runner
+    if kind == "auto":
+        kind = detect(entry.path)
+    window = entry.context_window or settings.context_window
+    tasks = _TASKS.get(kind, ())
+    num_bytes = 0
+    if kind not in WITHOUT_FILES:
+        path = Path(entry.path).expanduser()
+        config = _config(path)
+        window = min([window, *_windows(config)])
+        if kind == "encoder" and any(str(name).endswith(_CLASSIFIER) for name in config.get("architectures") or ()):
+            tasks = ("classify", *tasks)
+        num_bytes = weight_bytes(path, kind_of_weights(entry))
+        if kind in _KEEPS_KEYS_AND_VALUES:
+            num_bytes += DEFAULT_KV_BYTES if settings.kv_memory_mib == "auto" else settings.kv_memory_mib * 2**20
+    info = ModelInfo(
+        entry.id,
+        kind,
+        f"{kind}, not loaded yet",
+        window,
+        settings.max_new_tokens,
+        settings.max_batch_size,
+        tasks=tasks,
+    )
+    return Facts(info, num_bytes)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """Return the config of a Hugging Face directory or of a brain, {} where there is none."""
+    directory = path if path.is_dir() else path.parent
+    for name in ("config.json", "brain.json"):
+        file = directory / name
+        if file.is_file():
+            return read_json_object(file)
+    return {}
+
+
+def _windows(config: dict[str, Any]) -> list[int]:
+    """Return the longest sequences that a config names, also for the text part of a larger model."""
+    found = []
+    for part in (config, config.get("text_config") or {}, config.get("config") or {}):
+        for name in _WINDOWS:
+            value = part.get(name) if isinstance(part, dict) else None
+            if isinstance(value, int) and value > 0:
+                found.append(value)
+    return found

@@ -1,0 +1,409 @@
+"""The models that a worker can serve, in memory or not: loads them for work that waits, and gives their memory back.
+
+One loop looks after all that are not in memory: it asks once for all of them whether jobs wait. A model is loaded
+where no other worker has it, or those that have it let its work wait for long, and when the budget has room for it.
+
+A model that cannot be loaded concerns nobody else: its worker says why, ends the jobs that wait for it where no other
+worker could answer them, and tries again later and later.
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from shared import keys
+from shared.catalogue import Catalogue, Listing
+from shared.errors import ModelFailed
+from shared.logs import fields
+from shared.messages import LoadFailure, ModelInfo, Residence
+from shared.presence import Fleet
+from shared.queue import WorkQueue
+from shared.queues import WaitingModels
+from shared.setting_models import ModelEntry
+from shared.settings import SettingsError
+from worker.attempt import begin
+from worker.budget import Budget, Evict, Load, Memory, Refuse, Resident
+from worker.device import give_back_memory
+from worker.loading import LoadedModel, UnloadedModel
+from worker.model_host import HostContext, ModelHost, rest_all
+from worker.models.reading import reason_of
+
+logger = logging.getLogger("aios.host")
+
+LOOK_S = 0.5
+"""Between two looks for work of models that are not in memory."""
+_PATIENCE_S = 10.0
+"""For so long others that have the model may let work wait before one more worker loads it."""
+_RESTART_S = 30.0
+"""How long a worker that has gone is waited for: a supervisor starts it again, and it loads its models."""
+_FIRST_RETRY_S = 1.0
+_LONGEST_RETRY_S = 60.0
+"""A model that could not be loaded is tried again after 1, 2, 4 ... seconds."""
+_REFUSED_AT_ONCE = 64
+"""Places of jobs that are taken from a shard at once only to be ended."""
+
+_ABSOLUTE_PATH = re.compile(r"(?<![\w.])/(?:[^\s/:,;'\"()]+/)+(?=[^\s/:,;'\"()])")
+"""Directories before a name: callers are told of the file, not where it lies on the machine."""
+
+
+@dataclass(eq=False)
+class KnownModel:
+    """One model. `host` is there while it is in memory; only `KnownModels` moves it.
+
+    `order` is the last order to unload it, and `obeyed` the last one that was carried out, 0 before any. A model
+    that `must_go` takes nothing more. `num_bytes` is what loading it takes, as far as is known. One of the catalogue
+    has its `entry`; None for those of the worker's own settings. `load_order` is one to load it that was not tried yet.
+    """
+
+    info: ModelInfo
+    again: Callable[[], LoadedModel]
+    queue: WorkQueue
+    num_bytes: int = 0
+    host: ModelHost | None = None
+    residence: Residence = "unloaded"
+    order: int = 0
+    obeyed: int = 0
+    is_evicted: bool = False
+    loaded_s: float = 0.0
+    used_s: float = 0.0
+    waiting_since_s: float | None = None
+    num_failures: int = 0
+    reason: str = ""
+    retry_at_s: float = 0.0
+    able_others: set[str] = field(default_factory=set)
+    able_at_s: float = 0.0
+    entry: ModelEntry | None = None
+    is_pinned: bool = False
+    is_removed: bool = False
+    load_order: int = 0
+
+    @property
+    def must_go(self) -> bool:
+        return self.order != self.obeyed or self.is_evicted or self.is_removed
+
+    @property
+    def failure(self) -> LoadFailure | None:
+        """Why the model could not be loaded, for callers; None while there is nothing wrong."""
+        if not self.num_failures:
+            return None
+        left_s = math.ceil(self.retry_at_s - time.monotonic())
+        reason = self.reason.removeprefix(f"model {self.info.id!r}: ")
+        return LoadFailure(_ABSOLUTE_PATH.sub("", reason), max(1, left_s))
+
+    def note_failure(self, reason: str) -> None:
+        """Try again after a while, and each time after a longer one."""
+        self.num_failures += 1
+        self.reason = reason
+        wait_s = min(_LONGEST_RETRY_S, _FIRST_RETRY_S * 2 ** min(self.num_failures - 1, 32))
+        self.retry_at_s = time.monotonic() + wait_s
+        said = fields(model=self.info.id, error=reason, retry_in_s=wait_s)
+        logger.error("model not loaded", extra=said)
+
+
+class KnownModels:
+    """`on_loaded` is called for each model that has come into memory, to have it serve. `memory` reads the memory.
+
+    `survey` tells from its files what a model of the catalogue is. It raises SettingsError where they cannot be read.
+    """
+
+    def __init__(
+        self,
+        context: HostContext,
+        models: Sequence[LoadedModel | UnloadedModel],
+        budget: Budget,
+        *,
+        survey: Callable[[ModelEntry], UnloadedModel],
+        memory: Callable[[], Memory],
+        on_loaded: Callable[[KnownModel], None],
+    ) -> None:
+        self._context = context
+        self._budget = budget
+        self._survey = survey
+        self._memory = memory
+        self._on_loaded = on_loaded
+        self._waiting = WaitingModels(context.broker)
+        self._freed = asyncio.Event()
+        self._catalogue = Catalogue(context.broker.client(keys.PRESENCE))
+        self._listing: Listing | None = None
+        self._seen_loads: dict[str, int] = {}
+        self.by_id: dict[str, KnownModel] = {}
+        for model in models:
+            self.by_id[model.info.id] = self._known(model)
+
+    async def serve(self, known: KnownModel, is_over: Callable[[], bool]) -> None:
+        """End what a model has in hand once it is to go, and free it. Call it when nothing takes for it any more.
+
+        Returns at once when the worker is over: then others get what is in hand.
+        """
+        if is_over() or known.host is None:
+            return
+        order = known.order
+        known.residence = "unloading"
+        await known.host.end_jobs()
+        await self._free(known)
+        known.obeyed = order
+        await self._context.tell()
+
+    async def changed(self) -> None:
+        """Return when a model has gone, so that there is room for another one, or after a while."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._freed.wait(), LOOK_S)
+        self._freed.clear()
+
+    async def look(self) -> None:
+        """Look after all models that are not in memory, once."""
+        await self._read_catalogue()
+        unloaded = [known for known in self.by_id.values() if known.residence == "unloaded"]
+        if not unloaded:
+            return
+        for known in unloaded:
+            if known.order != known.obeyed:
+                # A model that could not be loaded is tried again for the next work, not before.
+                known.obeyed = known.order
+                known.num_failures = 0
+                await self._context.tell()
+        waiting = await self._waiting.among([known.info.id for known in unloaded])
+        fleet: Fleet | None = None
+        for known in unloaded:
+            has_work = known.info.id in waiting
+            if not has_work:
+                known.waiting_since_s = None
+            if not (has_work or known.num_failures or known.load_order):
+                continue
+            if fleet is None:
+                fleet = await self._context.presence.fleet()
+            await self._look_at(known, fleet, has_work=has_work)
+
+    async def _look_at(self, known: KnownModel, fleet: Fleet, *, has_work: bool) -> None:
+        """Load a model that has work, was ordered, or could not be loaded before."""
+        if known.load_order:
+            known.load_order = 0
+            await self._load_if_fits(known, may_evict=True)
+        elif known.num_failures:
+            await self._bear_failure(known, fleet, has_work=has_work)
+        elif self._is_ours(known, fleet):
+            await self._load_if_fits(known, may_evict=True)
+
+    async def _read_catalogue(self) -> None:
+        """Learn what has changed in the catalogue."""
+        if self._listing is not None and await self._catalogue.version() == self._listing.version:
+            return
+        before = self._listing or Listing()
+        listing = await self._catalogue.listing()
+        for name, entry in listing.entries.items():
+            if before.entries.get(name) != entry:
+                await self._learn(entry)
+        for name, known in self.by_id.items():
+            known.is_pinned = name in listing.pinned
+            if known.entry is not None and name not in listing.entries:
+                known.is_removed = True
+            order = listing.loads.get(name, 0)
+            is_new = order != before.loads.get(name, 0) and self._listing is not None
+            if is_new and known.residence == "unloaded":
+                known.load_order = order
+        self._listing = listing
+        await self._forget_removed()
+        await self._context.tell()
+
+    async def _learn(self, entry: ModelEntry) -> None:
+        """Know a model of the catalogue, as its entry is now."""
+        known = self.by_id.get(entry.id)
+        if known is not None and known.entry is None:
+            logger.warning("catalogue passed over", extra=fields(model=entry.id, reason="the settings name it too"))
+            return
+        try:
+            model = await asyncio.to_thread(self._survey, entry)
+        except SettingsError as error:
+            logger.warning("catalogue passed over", extra=fields(model=entry.id, reason=str(error)))
+            return
+        if known is None:
+            known = self._known(model)
+            self.by_id[entry.id] = known
+        elif known.host is None:
+            known.info = model.info
+        else:
+            known.is_evicted = True  # what is in memory was loaded as the entry was before
+        known.entry = entry
+        known.again = model.again
+        known.num_bytes = model.num_bytes
+        known.num_failures = 0
+        known.is_removed = False
+
+    async def _forget_removed(self) -> None:
+        """Let go of what was removed from the catalogue, once it is not in memory any more."""
+        for name, known in list(self.by_id.items()):
+            if known.is_removed and known.residence == "unloaded":
+                del self.by_id[name]
+                await self._context.presence.forget_model(name)
+
+    def _known(self, model: LoadedModel | UnloadedModel) -> KnownModel:
+        queue = self._context.queue_of(model.info.id, model.info.fingerprint)
+        known = KnownModel(model.info, model.again, queue, model.num_bytes)
+        if isinstance(model, LoadedModel):
+            self._place(known, model)
+        elif model.reason:
+            known.note_failure(model.reason)
+        return known
+
+    def _place(self, known: KnownModel, model: LoadedModel) -> None:
+        known.info = model.info
+        known.again = model.again
+        known.queue = self._context.queue_of(model.info.id, model.fingerprint)
+        known.host = ModelHost(model, known.queue, self._context)
+        known.residence = "loaded"
+        known.num_bytes = model.num_bytes or known.num_bytes
+        known.loaded_s = time.monotonic()
+        known.used_s = known.loaded_s
+        known.num_failures = 0
+
+    async def _free(self, known: KnownModel) -> None:
+        host = known.host
+        assert host is not None
+        known.host = None
+        await host.free()
+        known.is_evicted = False
+        known.residence = "unloaded"
+        self._freed.set()
+        await self._forget_removed()
+        logger.info("model unloaded", extra=fields(model=known.info.id))
+
+    def _is_ours(self, known: KnownModel, fleet: Fleet) -> bool:
+        """Return whether to load for work that waits: nobody else has the model, or those who have it are too slow."""
+        now_s = time.monotonic()
+        if known.waiting_since_s is None:
+            known.waiting_since_s = now_s
+        if now_s - known.waiting_since_s >= _PATIENCE_S:
+            return True
+        for other in fleet.serving(known.info.id):
+            is_near = other.residences.get(known.info.id) in (None, "loading")
+            if is_near and other.id != self._context.worker_id:
+                return False
+        return True
+
+    async def _load_if_fits(self, known: KnownModel, *, may_evict: bool) -> None:
+        """Load a model if there is room; else have others go first, if it has work."""
+        residents = await self._residents()
+        verdict = self._budget.room_for(
+            known.info.id, known.num_bytes, residents, self._memory(), now_s=time.monotonic()
+        )
+        if isinstance(verdict, Load):
+            await self._load(known)
+        elif isinstance(verdict, Evict) and may_evict:
+            for model_id in verdict.ids:
+                self.by_id[model_id].is_evicted = True
+            logger.info("models make room", extra=fields(model=known.info.id, evicted=list(verdict.ids)))
+        elif isinstance(verdict, Refuse):
+            known.note_failure(verdict.reason)
+
+    async def _residents(self) -> list[Resident]:
+        loaded = [known for known in self.by_id.values() if known.residence != "unloaded"]
+        wanted = await self._waiting.among([known.info.id for known in loaded])
+        in_hand = self._context.ledger.by_model()
+        residents = []
+        for known in loaded:
+            name = known.info.id
+            residents.append(
+                Resident(
+                    name,
+                    known.num_bytes,
+                    loaded_s=known.loaded_s,
+                    used_s=known.used_s,
+                    is_pinned=known.is_pinned,
+                    is_busy=bool(in_hand.get(name)),
+                    is_wanted=name in wanted,
+                    is_leaving=known.must_go,
+                )
+            )
+        return residents
+
+    async def _load(self, known: KnownModel) -> None:
+        """Other models go on meanwhile, unless loading touches what they compute with: a GPU, or torch's default
+        dtype. Where loading fails they go on, too."""
+        known.residence = "loading"
+        known.waiting_since_s = None
+        await self._context.tell()
+        begun_s = time.monotonic()
+        done = threading.Event()
+        stands: list[threading.Event] = []
+        is_apart = known.info.device in ("", "cpu") and known.info.dtype in ("", "float32")
+        if not is_apart:
+            stands = rest_all(self._context.threads, done)
+        try:
+            model = await asyncio.to_thread(_loaded, known.again, stands)
+        except Exception as error:  # whatever is wrong with one model must not end the others
+            known.residence = "unloaded"
+            known.note_failure(_told(known.info.id, error))
+            await asyncio.to_thread(give_back_memory)
+            await self._context.tell()
+            return
+        finally:
+            done.set()
+        self._place(known, model)
+        took_s = round(time.monotonic() - begun_s, 1)
+        logger.info("model loaded again", extra=fields(model=known.info.id, took_s=took_s))
+        self._on_loaded(known)
+        await self._context.tell()
+
+    async def _bear_failure(self, known: KnownModel, fleet: Fleet, *, has_work: bool) -> None:
+        """Try again when it is time; until then nobody waits for this worker in vain."""
+        if self._context.ledger.claims_of(known.info.id):
+            return
+        if known.retry_at_s <= time.monotonic():
+            num_before = known.num_failures
+            await self._load_if_fits(known, may_evict=has_work)
+            is_waiting_for_room = known.num_failures == num_before
+            if known.host is not None or is_waiting_for_room:
+                return
+        if not self._can_others(known, fleet) and has_work:
+            await self._refuse_waiting(known)
+
+    def _can_others(self, known: KnownModel, fleet: Fleet) -> bool:
+        """Return whether another worker has the model, or has not failed to load it.
+
+        One that could and has gone may have died: it is started again, and goes on with what it had.
+        """
+        name = known.info.id
+        others = [other for other in fleet.serving(name) if other.id != self._context.worker_id]
+        now_s = time.monotonic()
+        able = {other.id for other in others if name not in other.failures}
+        if able:
+            known.able_others = able
+            known.able_at_s = now_s
+            return True
+        has_gone = not known.able_others <= {other.id for other in others}
+        return has_gone and now_s - known.able_at_s < _RESTART_S
+
+    async def _refuse_waiting(self, known: KnownModel) -> None:
+        """Take what waits and end it with the reason; nothing else is taken until that is logged."""
+        failure = known.failure
+        assert failure is not None
+        error = ModelFailed(f"The model {known.info.id!r} cannot be loaded: {failure.reason}")
+        context = self._context
+        for shard in context.broker.shards:
+            taken = await known.queue.take(shard, _REFUSED_AT_ONCE, is_empty=True)
+            for claim in taken.claims:
+                attempt = begin(context.tracing, claim.job, claim.epoch, claim.waited_s, context.worker_id)
+                context.ledger.open(claim, attempt)
+                context.outbox.add(claim, error.as_event())
+
+
+def _told(model_id: str, error: Exception) -> str:
+    """Return a sentence on why loading failed. What is no fault of the files is logged whole, for it may be ours."""
+    if isinstance(error, SettingsError):
+        return str(error)
+    logger.error("model loader broke", exc_info=error, extra=fields(model=model_id))
+    return f"model {model_id!r}: {reason_of(error)}"
+
+
+def _loaded(again: Callable[[], LoadedModel], stands: Sequence[threading.Event]) -> LoadedModel:
+    for event in stands:
+        event.wait()
+    model = again()
+    give_back_memory()
+    return model

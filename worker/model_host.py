@@ -1,0 +1,113 @@
+"""A model in a worker's memory: its queue, its engine and its intake. It takes jobs until it is to go."""
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from shared.broker import Broker
+from shared.log import LogReader
+from shared.presence import Presence
+from shared.queue import Claim, Terms, WorkQueue
+from shared.tracing import Tracing
+from worker.device import give_back_memory
+from worker.engine_thread import EngineThread
+from worker.engines import AnyEngine, engine_for
+from worker.intake import Intake
+from worker.ledger import Ledger
+from worker.loading import LoadedModel
+from worker.meter import Meter
+from worker.outbox import Outbox
+
+logger = logging.getLogger("aios.host")
+
+_LOOK_S = 0.5
+"""The longest wait for the end of a job before it is asked again whether any is left."""
+
+
+@dataclass(frozen=True)
+class HostContext:
+    """What all models of a worker share. `threads` are those that compute, by mechanism.
+
+    A batch of tasks that are done whole waits `batch_wait_s` for more. `tell` announces the worker as it is now.
+    """
+
+    broker: Broker
+    terms: Terms
+    worker_id: str
+    presence: Presence
+    reader: LogReader
+    ledger: Ledger
+    outbox: Outbox
+    meter: Meter
+    tracing: Tracing
+    threads: Mapping[str, EngineThread]
+    batch_wait_s: float
+    tell: Callable[[], Awaitable[None]]
+
+    def queue_of(self, model_id: str, fingerprint: str) -> WorkQueue:
+        """Return the queue of a model as this worker sees it."""
+        return WorkQueue(self.broker, self.terms, model=model_id, worker=self.worker_id, fingerprint=fingerprint)
+
+
+class ModelHost:
+    """`thread` computes for the model."""
+
+    def __init__(self, model: LoadedModel, queue: WorkQueue, context: HostContext) -> None:
+        spec = model.runner.spec
+        self.id = model.info.id
+        self.thread = context.threads[spec.mechanism]
+        self.engine: AnyEngine = engine_for(
+            model.runner, context.outbox.put, self.thread.wake, batch_wait_s=context.batch_wait_s
+        )
+        self.intake = Intake(
+            queue,
+            context.reader,
+            context.ledger,
+            context.outbox,
+            self.engine,
+            max_batch=spec.max_batch,
+            worker_id=context.worker_id,
+            shards=context.broker.shards,
+            tracing=context.tracing,
+        )
+        self._ledger = context.ledger
+        self._meter = context.meter
+        self._ended = asyncio.Event()
+        context.meter.add(model, self.engine, self.intake)
+        self.thread.add(self.engine)
+
+    def closed(self, claim: Claim, was_stale: bool) -> None:
+        """A job in hand has ended, or is another's."""
+        self._ended.set()
+        if was_stale:
+            self.engine.abort(claim.key)
+        else:
+            self._meter.closed(claim)
+        self.intake.closed(claim)
+
+    async def end_jobs(self) -> None:
+        """Take nothing more, and return when nothing is in hand."""
+        await self.intake.close()
+        while self._ledger.claims_of(self.id):
+            self._ended.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), _LOOK_S)
+
+    async def free(self) -> None:
+        """Give the model's memory back. Nothing may be in hand, and no other name may hold its engine."""
+        self._meter.remove(self.id)
+        loop = asyncio.get_running_loop()
+        gone = asyncio.Event()
+        self.thread.remove(self.engine, partial(loop.call_soon_threadsafe, gone.set))
+        await gone.wait()
+        del self.engine, self.intake
+        await asyncio.to_thread(give_back_memory)
+
+
+def rest_all(threads: Mapping[str, EngineThread], done: threading.Event) -> list[threading.Event]:
+    """Let all threads stand still until `done`; each event is set when its thread does."""
+    return [thread.rest_until(done) for thread in threads.values()]

@@ -1,0 +1,63 @@
+"""The second mechanism: tasks that are done whole. What a runner of it is, and what it is given.
+
+Tasks and results are plain data (`shared.messages`), so that a runner may live in another process.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from shared.errors import FleetError
+from shared.messages import Result, Task, TaskName
+
+
+@dataclass(frozen=True)
+class TaskRunnerSpec:
+    """Plain facts of a loaded model whose tasks are done whole. `name` is the model's id, `found` is for people.
+
+    Up to `max_batch` tasks are done at once. `tasks` are the names of those it serves, and `trial` is a cheap one that
+    shows whether the model works. A model without a `context_window` reads no tokens.
+    """
+
+    runner: str
+    name: str
+    found: str
+    max_batch: int
+    tasks: tuple[TaskName, ...]
+    trial: Task
+    context_window: int = 0
+    mechanism: Literal["task"] = "task"
+
+
+class BatchProgress(Protocol):
+    """What a runner calls while it is at work on a batch. Items go by their place in it.
+
+    Whatever takes longer than a part of a lease must call one of these now and then, or its jobs go to other workers.
+    """
+
+    def beat(self) -> None:
+        """Say that something got done."""
+
+    def report(self, item: int, done: int, total: int | None = None, note: str = "") -> None:
+        """Tell the item's caller how far it has come: `done` of `total` steps. `note` is for people."""
+
+    def is_wanted(self, item: int) -> bool:
+        """Return False once the item's caller has left, or its deadline has passed: its result goes to nobody."""
+
+
+class TaskRunner(Protocol):
+    """`check` and `group_key` may be called from another thread than `run`."""
+
+    spec: TaskRunnerSpec
+
+    def check(self, task: Task) -> None:
+        """Raise InvalidRequest for a task that this model does not serve, or one that is wrong in itself."""
+
+    def group_key(self, task: Task) -> Hashable:
+        """Return what tasks must have in common to be done in one batch."""
+
+    def run(self, tasks: Sequence[Task], progress: BatchProgress) -> list[Result | FleetError]:
+        """Do all tasks and return one result for each, in order: a FleetError for one that fails alone.
+
+        A batch that raised is done again in two halves. Raises OutOfMemory where fewer tasks could help.
+        """
