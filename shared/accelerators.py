@@ -18,12 +18,14 @@ class Accelerator:
     whether it has.
 
     `precision` is what becomes of the layers, for people; "" if they stay as exact as they were.
+    `weights` is the type that they have in memory afterwards, where that is another one.
     One that `rounds_activations` makes even a last bit count, so attention runs in tiles
     (`worker/kv/tiles.py`).
     """
 
     prepare: str
     precision: str = ""
+    weights: str | None = None
     devices: tuple[str, ...] = ()
     needs: str = ""
     is_there: str | None = None
@@ -35,6 +37,7 @@ ACCELERATORS = {
     "int8": Accelerator(
         "worker.models.linear:round_linears",
         precision="int8 linear layers",
+        weights="int8",
         devices=("cpu",),
         needs="an x86 CPU with AVX2, and PyTorch's fbgemm kernels",
         is_there="worker.models.linear:has_int8_kernels",

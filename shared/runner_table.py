@@ -16,6 +16,7 @@ from shared.runner_options import (
     PuzzleOptions,
     TextOptions,
 )
+from shared.tasks import TaskName
 
 AUTO = "auto"
 """In place of a runner's name: the one that a model's files ask for."""
@@ -27,21 +28,58 @@ class RunnerInfo:
 
     Workers import it when they are asked for it. One without `has_files` needs no model: its name
     stands in place of a path.
+
+    `tasks` and whether it `keeps_kv` (keys and values) are what is known of its models before one
+    is loaded; a loaded one tells for itself. Of a plugin's runner nothing is known before.
     """
 
     target: str
     options: type[Options] = Options
+    tasks: tuple[TaskName, ...] = ()
+    keeps_kv: bool = False
     has_files: bool = True
 
 
+TEXT_TASKS: tuple[TaskName, ...] = (
+    "generate",
+    "score",
+    "read",
+    "tokenize",
+    "detokenize",
+    "embed",
+)
+"""What every language model does."""
+
 RUNNERS = {
-    "hrm-text": RunnerInfo("worker.runners.hrm_text:load", HrmTextOptions),
-    "hrm-act": RunnerInfo("worker.runners.hrm_act:load", HrmActOptions),
-    "hrm-puzzle": RunnerInfo("worker.runners.hrm_puzzle:load", PuzzleOptions),
-    "causal": RunnerInfo("worker.runners.causal:load", PagedOptions),
-    "encoder": RunnerInfo("worker.runners.encoder:load", TextOptions),
-    "echo": RunnerInfo("worker.runners.echo:Echo", has_files=False),
-    "echo-task": RunnerInfo("worker.runners.echo_task:EchoTaskRunner", has_files=False),
+    "hrm-text": RunnerInfo(
+        "worker.runners.hrm_text:load",
+        HrmTextOptions,
+        tasks=TEXT_TASKS,
+        keeps_kv=True,
+    ),
+    "hrm-act": RunnerInfo("worker.runners.hrm_act:load", HrmActOptions, tasks=TEXT_TASKS),
+    "hrm-puzzle": RunnerInfo("worker.runners.hrm_puzzle:load", PuzzleOptions, tasks=("solve",)),
+    "causal": RunnerInfo(
+        "worker.runners.causal:load",
+        PagedOptions,
+        tasks=TEXT_TASKS,
+        keeps_kv=True,
+    ),
+    "encoder": RunnerInfo(
+        "worker.runners.encoder:load",
+        TextOptions,
+        tasks=("embed", "tokenize", "detokenize"),
+    ),
+    "echo": RunnerInfo(
+        "worker.runners.echo:Echo",
+        tasks=(*TEXT_TASKS, "classify"),
+        has_files=False,
+    ),
+    "echo-task": RunnerInfo(
+        "worker.runners.echo_task:EchoTaskRunner",
+        tasks=("echo_task",),
+        has_files=False,
+    ),
 }
 
 WITHOUT_FILES = tuple(name for name, info in RUNNERS.items() if not info.has_files)

@@ -7,10 +7,11 @@ from torch import nn
 from shared.accelerators import ACCELERATORS, Accelerator
 from shared.plugins import import_target
 from shared.runner_table import RUNNERS
-from shared.settings import Settings
+from shared.settings import ModelEntry, Settings
 from worker.accelerators import prepare
 from worker.models.errors import ModelFormatError
 from worker.runners.base import RunnerOptions
+from worker.shapes import kind_of_weights
 
 
 def nothing_is_there() -> bool:
@@ -51,6 +52,12 @@ def test_what_it_needs_is_checked_first(monkeypatch: pytest.MonkeyPatch) -> None
         prepare(nn.Linear(2, 1), options)
     with pytest.raises(ModelFormatError, match="double weights are for the CPU; this model is on meta"):
         prepare(nn.Linear(2, 1, device="meta"), options)
+
+
+def test_what_becomes_of_weights_counts_for_their_size() -> None:
+    assert kind_of_weights(ModelEntry(id="m", path="x", quantize="int8", dtype="bfloat16")) == "int8"
+    assert kind_of_weights(ModelEntry(id="m", path="x", quantize="none", dtype="bfloat16")) == "bfloat16"
+    assert kind_of_weights(ModelEntry(id="m", path="x")) == "float32"
 
 
 def test_the_choices_of_the_setting_are_the_rows() -> None:

@@ -25,6 +25,7 @@ from shared.messages import (
     name_of,
 )
 from shared.runner_options import Options
+from shared.runner_table import TEXT_TASKS as TEXT_TASKS
 from worker.sequence import Encoded, EncodedText, Sequence, Slice, StepResult
 
 SomeOptions = TypeVar("SomeOptions", bound=Options)
@@ -71,7 +72,6 @@ class RunnerOptions:
 
 TextTask = Generate | Score | Read | Tokenize | Detokenize | Embed
 """What every language model does."""
-TEXT_TASKS: tuple[TaskName, ...] = ("generate", "score", "read", "tokenize", "detokenize", "embed")
 
 _ONE_TOKEN = Generate("1", Sampling(max_tokens=1, seed=0, temperature=0.0))
 
