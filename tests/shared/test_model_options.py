@@ -7,6 +7,7 @@ import pytest
 import yaml
 from pydantic import Field
 
+from scripts import models
 from scripts.chart_schema import options_schema
 from scripts.settings_files import options_table
 from shared import plugins, runner_table
@@ -118,6 +119,15 @@ def test_they_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "segments=max, attention=none" in printed
     assert "# options of model any, runner auto: scoring=aios_compat" in printed
     assert "options of model" not in render_config(resolve({}, {}, None))
+
+
+def test_the_catalogues_command_judges_them_too() -> None:
+    asked = ["add", "brain", "/models/brain", "--runner", "hrm-act"]
+    entry = models._entry(models._parser().parse_args([*asked, "--option", "segments=max"]))
+    assert entry.options == {"segments": "max"}
+    for given, sentence in (("segments=fast", "'compat', 'max' or 'q_halt'"), ("segments", "name=value")):
+        with pytest.raises(models.NoSuchModel, match=sentence):
+            models._entry(models._parser().parse_args([*asked, "--option", given]))
 
 
 class _Wide(PagedOptions):
