@@ -28,6 +28,10 @@ class FleetView:
             raise BrokerUnavailable("Redis is not reachable.", retry_after_s=1)
         return fleet
 
+    def look_again(self) -> None:
+        """Let the next who asks read the fleet, which this front has just changed."""
+        self._expires_at = 0.0
+
     async def order_unload(self, model_id: str) -> int:
         """Have every worker give the model's memory back; returns the order. Raises BrokerUnavailable."""
         try:

@@ -11,6 +11,7 @@ from typing import TypeVar
 from api.trail import Usage
 from shared.errors import ClientGone, FleetError, WorkerFailed, from_event
 from shared.messages import (
+    ArtifactRef,
     Cancelled,
     Done,
     Event,
@@ -51,13 +52,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one job ended well. `num_truncated` and `max_tokens` are what `Started` said, `result` is of `Done`."""
+    """How one job ended well. `num_truncated` and `max_tokens` are what `Started` said, `result` and `artifacts`
+    are of `Done`."""
 
     choices: tuple[Choice, ...]
     usage: Usage
     result: Result | None = None
     num_truncated: int = 0
     max_tokens: int | None = None
+    artifacts: tuple[ArtifactRef, ...] = ()
 
     def as_a(self, kind: type[SomeResult]) -> SomeResult:
         """Return the result, which is of this kind. Raise WorkerFailed if a worker of another version gave none."""
@@ -100,6 +103,7 @@ class Tally:
             done.result if done else None,
             started.num_truncated if started else 0,
             started.max_tokens if started else None,
+            done.artifacts if done else (),
         )
 
 

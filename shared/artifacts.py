@@ -34,6 +34,7 @@ from shared.errors import (
     StorageUnavailable,
 )
 from shared.logs import fields
+from shared.results import ArtifactRef
 from shared.script import Script, raw
 from shared.settings import Settings
 
@@ -54,19 +55,6 @@ _MOST_SWEPT = 2000
 
 logger = logging.getLogger("aios.artifacts")
 _Answer = TypeVar("_Answer")
-
-
-class ArtifactRef(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What stands for an artifact in inputs, results and events of tasks.
-
-    `digest` is the SHA-256 of its bytes, in hex.
-    """
-
-    id: str
-    media_type: str
-    num_bytes: int
-    digest: str = ""
-    name: str = ""
 
 
 @dataclass(frozen=True)

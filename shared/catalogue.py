@@ -92,7 +92,7 @@ class Catalogue:
         order = int(seconds) * 1_000_000 + int(micros)
         pipe = self._redis.pipeline(transaction=True)
         pipe.hset(keys.LOADS, model_id, str(order))
-        pipe.expire(keys.LOADS, _ORDER_TTL_S)
+        pipe.pexpire(keys.LOADS, _ORDER_TTL_S * 1000)
         pipe.incr(keys.CATALOGUE_VERSION)
         await pipe.execute()
         return order

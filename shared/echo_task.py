@@ -13,6 +13,6 @@ class EchoTask(OtherTask, frozen=True, omit_defaults=True, tag="echo_task"):
 
 
 class EchoedTask(OtherResult, frozen=True, tag="echo_task"):
-    """The text, once for each step."""
+    """The text once for each step is a file, the only artifact of the answer."""
 
-    text: str
+    steps: int

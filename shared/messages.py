@@ -13,6 +13,7 @@ from typing_extensions import TypeVar
 
 from shared import results, tasks
 from shared.model_load import ModelLoad as ModelLoad
+from shared.results import ArtifactRef as ArtifactRef
 from shared.results import ContinuationScore as ContinuationScore
 from shared.results import Detokenized as Detokenized
 from shared.results import Embedded as Embedded
@@ -128,7 +129,8 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True, tag="progress"):
 
 class Done(msgspec.Struct, Generic[SomeResult], frozen=True, omit_defaults=True, tag="done"):
     """The job succeeded. `finish_reason` is `stop`, `length`, `deadline` (with what was said by then), or the name of a
-    task of another kind. The keys and values of `num_cached_tokens` prompt tokens were there already.
+    task of another kind. The keys and values of `num_cached_tokens` prompt tokens were there already. What a task made
+    that is bytes lies in `artifacts`, in its own order.
     """
 
     finish_reason: str
@@ -136,6 +138,7 @@ class Done(msgspec.Struct, Generic[SomeResult], frozen=True, omit_defaults=True,
     num_completion_tokens: int
     num_cached_tokens: int = 0
     result: SomeResult | None = None
+    artifacts: tuple[ArtifactRef, ...] = ()
 
     @property
     def generated(self) -> Generated:

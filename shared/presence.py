@@ -112,7 +112,7 @@ class Presence:
         order = seconds * 1_000_000 + micros
         pipe = self._redis.pipeline(transaction=False)
         pipe.hset(keys.UNLOADS, model_id, str(order))
-        pipe.expire(keys.UNLOADS, _ORDER_TTL_S)
+        pipe.pexpire(keys.UNLOADS, _ORDER_TTL_S * 1000)
         await pipe.execute()
         return int(order)
 

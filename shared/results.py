@@ -9,6 +9,19 @@ import msgspec
 from shared.tasks import Grid
 
 
+class ArtifactRef(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What stands for an artifact in inputs, results and events of tasks.
+
+    `digest` is the SHA-256 of its bytes, in hex.
+    """
+
+    id: str
+    media_type: str
+    num_bytes: int
+    digest: str = ""
+    name: str = ""
+
+
 class Generated(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
     """An answer in tokens, besides the tokens themselves. Left out where all of it is default.
 

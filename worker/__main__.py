@@ -10,6 +10,7 @@ from functools import partial
 from typing import NoReturn
 
 from shared.advice import advise, on_threads
+from shared.artifacts import open_artifacts
 from shared.broker import open_broker
 from shared.cli import redis_url, run_role, tell_of_variables
 from shared.listener import listening
@@ -103,6 +104,7 @@ async def _serve(settings: Settings) -> int:
             drain_timeout_s=settings.drain_s,
             batch_wait_s=settings.batch_wait_ms / 1000,
             survey=partial(survey, settings=settings),
+            artifacts=open_artifacts(settings, broker),
             budget=Budget(settings.max_loaded_models, settings.memory_watermark),
             pool=settings.pool,
             high_water=HighWater(settings.memory_high_water),

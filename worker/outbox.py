@@ -10,14 +10,19 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 
+import msgspec
+
+from shared.artifacts import ArtifactStore, Label
 from shared.broker import UNAVAILABLE
+from shared.errors import BrokerUnavailable, FleetError, WorkerFailed
 from shared.log import Append, LogWriter
 from shared.logs import fields, job_fields
-from shared.messages import Done, Event, Failed, Progress, Terminal, Tokens
+from shared.messages import ArtifactRef, Done, Event, Failed, Progress, Terminal, Tokens
 from shared.queue import Claim
 from worker.ledger import Entry, Ledger
 from worker.progress import resting
 from worker.request import Emission
+from worker.task_runner import NewFile
 
 logger = logging.getLogger("aios.outbox")
 
@@ -27,11 +32,18 @@ GATHERED_S = 0.5
 
 
 class Outbox:
-    """`num_stale` appends came too late: the job was another's by then, or had ended."""
+    """`num_stale` appends came too late: the job was another's by then, or had ended.
 
-    def __init__(self, writer: LogWriter, ledger: Ledger, *, max_waiting_steps: int = 64) -> None:
+    Files of an answer become `artifacts` before its end is logged; who repeats a job makes the same ones.
+    """
+
+    def __init__(
+        self, writer: LogWriter, ledger: Ledger, artifacts: ArtifactStore, *, max_waiting_steps: int = 64
+    ) -> None:
         self._writer = writer
         self._ledger = ledger
+        self._artifacts = artifacts
+        self._keeping: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._sending = asyncio.Lock()
@@ -55,7 +67,8 @@ class Outbox:
         self._loop.call_soon_threadsafe(self._collect, emissions)
 
     async def flush(self) -> None:
-        """Send all there is."""
+        """Send all there is, with the files that are being kept."""
+        await asyncio.gather(*self._keeping)
         await self._send(is_last=True)
 
     async def run(self) -> None:
@@ -74,9 +87,46 @@ class Outbox:
                     self._hold(entry)
                 if emission.progress is not None:
                     entry.note_progress(emission.progress)
-                _add(entry.news, emission)
                 entry.attempt.said(emission)
+                if emission.files:
+                    self._keep(entry.claim, emission)
+                else:
+                    _add(entry.news, emission)
         self._wake.set()
+
+    def _keep(self, claim: Claim, emission: Emission) -> None:
+        task = asyncio.create_task(self._keep_files(claim, emission), name="keep-files")
+        self._keeping.add(task)
+        task.add_done_callback(self._keeping.discard)
+
+    async def _keep_files(self, claim: Claim, emission: Emission) -> None:
+        """Put the files of an answer where its caller finds them, and then say its end."""
+        ended: Event | None = emission.ended
+        assert isinstance(ended, Done)
+        try:
+            refs = [await self._kept(claim, file) for file in emission.files]
+        except FleetError as error:
+            ended = error.as_event()
+        except Exception as error:  # a job must have an end, whatever became of its files
+            logger.exception("files not kept", extra=job_fields(claim.job))
+            ended = WorkerFailed(f"The answer's files could not be kept: {error}").as_event()
+        else:
+            ended = msgspec.structs.replace(ended, artifacts=tuple(refs))
+        self.add(claim, ended)
+
+    async def _kept(self, claim: Claim, file: NewFile) -> ArtifactRef:
+        """Try until Redis answers, or the job is no longer in hand. Raise OverStorageQuota and the like."""
+        delay_s = 0.05
+        while True:
+            try:
+                artifact = await self._artifacts.put(claim.job.tenant, file.data, Label(file.media_type, file.name))
+                return artifact.ref
+            except UNAVAILABLE as error:
+                if self._ledger.get(claim.key) is None:
+                    raise BrokerUnavailable("Redis is not reachable.") from error
+                logger.warning("redis away, files wait", extra=fields(error=str(error)))
+                await asyncio.sleep(delay_s)
+                delay_s = min(1.0, delay_s * 2)
 
     def _hold(self, entry: Entry) -> None:
         entry.since_s = self._loop.time()

@@ -30,6 +30,7 @@ from worker.noise import fold
 from worker.pooling import joined, mean_of
 from worker.runners.base import Runner
 from worker.sequence import Classified, Encoded, Pooled, Sampled, Scores, Sequence, Solved
+from worker.task_runner import NewFile
 from worker.text import TextStream
 
 
@@ -76,7 +77,7 @@ class Work:
 @dataclass(frozen=True)
 class Emission:
     """What one step says of one choice of a work: new ids, the text that became certain, why the choice ended if it
-    did, how far a task has come that is done whole, and the work's end."""
+    did, how far a task has come that is done whole, and the work's end with the files that belong to it."""
 
     key: str
     ids: tuple[int, ...] = ()
@@ -86,6 +87,7 @@ class Emission:
     finish_reason: str | None = None
     ended: Done | Failed | None = None
     progress: Progress | None = None
+    files: tuple[NewFile, ...] = ()
 
 
 @dataclass

@@ -20,6 +20,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from shared import keys
+from shared.artifacts import ArtifactStore
 from shared.broker import Broker
 from shared.log import LogReader, LogWriter
 from shared.logs import fields
@@ -60,6 +61,7 @@ class WorkerService:
     `obstacles` are announced: models that are not among those loaded, and why. `known_models` are those that the fleet
     had when the worker started; of these some may be among `unloaded`, which are loaded for work that waits. What
     `budget` has no room for goes first. `survey` tells what a model of the catalogue is; without it none is served.
+    Files of answers become `artifacts`.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class WorkerService:
         batch_wait_s: float = 0.0,
         budget: Budget | None = None,
         survey: Callable[[ModelEntry], UnloadedModel] | None = None,
+        artifacts: ArtifactStore | None = None,
         pool: str = "default",
         high_water: HighWater | None = None,
         tracing: Tracing = NO_TRACING,
@@ -85,7 +88,8 @@ class WorkerService:
         self._subscriptions = Subscriptions(broker.client(keys.PRESENCE))
         self._reader = LogReader(broker)
         self._ledger = Ledger(self._closed)
-        self._outbox = Outbox(LogWriter(broker, result_ttl_s=terms.result_ttl_s), self._ledger)
+        writer = LogWriter(broker, result_ttl_s=terms.result_ttl_s)
+        self._outbox = Outbox(writer, self._ledger, artifacts or ArtifactStore(broker))
         self._drain_timeout_s = drain_timeout_s
         self._batch_wait_s = batch_wait_s
         self._budget = budget or Budget()

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 from shared.errors import DeadlineExceeded, FleetError, NoMemory, WorkerFailed
 from shared.logs import fields
-from shared.messages import Done, Failed, Progress, Result, name_of
+from shared.messages import Done, Failed, Progress, name_of
 from worker.counts import Counts, count_for
 from worker.progress import beat
 from worker.request import Emission
 from worker.runners.base import OutOfMemory
 from worker.scheduler import Load
 from worker.take import Take
-from worker.task_runner import TaskRunner
+from worker.task_runner import NewFile, TaskOutput, TaskRunner
 
 logger = logging.getLogger("aios.engine")
 
@@ -187,7 +187,7 @@ class TaskEngine:
         self._run(batch[:half])
         self._run(batch[half:])
 
-    def _timed(self, batch: Sequence[_Item]) -> list[Result | FleetError]:
+    def _timed(self, batch: Sequence[_Item]) -> list[TaskOutput | FleetError]:
         count_for(self.counts)
         begun_s = time.perf_counter()
         try:
@@ -215,7 +215,7 @@ class TaskEngine:
         logger.exception("step failed", extra=fields(model=self._runner.spec.name, batch=len(batch), job_ids=ids))
         return error if isinstance(error, FleetError) else WorkerFailed(f"The model failed: {error}")
 
-    def _commit(self, item: _Item, result: Result | FleetError) -> None:
+    def _commit(self, item: _Item, result: TaskOutput | FleetError) -> None:
         self._admit()
         if not item.is_open:
             return
@@ -224,11 +224,12 @@ class TaskEngine:
             self._end(item, result.as_event())
             return
         work = item.work
-        self._end(item, Done(name_of(work.take.task), work.num_prompt_tokens, 0, result=result))
+        done: Done = Done(name_of(work.take.task), work.num_prompt_tokens, 0, result=result.result)
+        self._end(item, done, result.files)
 
-    def _end(self, item: _Item, ended: Done | Failed) -> None:
+    def _end(self, item: _Item, ended: Done | Failed, files: tuple[NewFile, ...] = ()) -> None:
         item.is_open = False
-        self._emit([Emission(item.work.key, ended=ended)])
+        self._emit([Emission(item.work.key, ended=ended, files=files)])
 
     def report(self, item: _Item, progress: Progress) -> None:
         """Tell the item's caller, unless it was told just now."""

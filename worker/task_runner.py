@@ -29,6 +29,23 @@ class TaskRunnerSpec:
     mechanism: Literal["task"] = "task"
 
 
+@dataclass(frozen=True)
+class NewFile:
+    """Bytes that a task has made. They become an artifact of whoever asked."""
+
+    data: bytes
+    media_type: str
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class TaskOutput:
+    """A result, and the files that go with it, which the answer names in this order."""
+
+    result: Result
+    files: tuple[NewFile, ...] = ()
+
+
 class BatchProgress(Protocol):
     """What a runner calls while it is at work on a batch. Items go by their place in it.
 
@@ -56,8 +73,8 @@ class TaskRunner(Protocol):
     def group_key(self, task: Task) -> Hashable:
         """Return what tasks must have in common to be done in one batch."""
 
-    def run(self, tasks: Sequence[Task], progress: BatchProgress) -> list[Result | FleetError]:
-        """Do all tasks and return one result for each, in order: a FleetError for one that fails alone.
+    def run(self, tasks: Sequence[Task], progress: BatchProgress) -> list[TaskOutput | FleetError]:
+        """Do all tasks and return one output for each, in order: a FleetError for one that fails alone.
 
         A batch that raised is done again in two halves. Raises OutOfMemory where fewer tasks could help.
         """

@@ -1,4 +1,4 @@
-"""`POST /v1/echo-task`: a task without a model, which takes as long as it is told and says how far it has come."""
+"""`POST /v1/echo-task`: a task without a model, which takes as long as it is told and makes a file of a text."""
 
 from collections.abc import Sequence
 
@@ -10,6 +10,7 @@ from api.limits import Limits
 from api.record import Work
 from api.run import Outcome
 from api.schemas.fields import NonEmpty, RequestBody, shown
+from api.schemas.files import MadeFile, made_file
 from shared.echo_task import EchoedTask, EchoTask
 from shared.messages import ModelInfo
 
@@ -25,9 +26,10 @@ class EchoTaskRequest(RequestBody):
 
 
 class EchoTaskResponse(BaseModel):
-    model_config = shown({"text": "tick tick tick "})
+    """The text once for each step is a file."""
 
-    text: str
+    steps: int
+    file: MadeFile
 
 
 def _plan(body: EchoTaskRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
@@ -36,7 +38,9 @@ def _plan(body: EchoTaskRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
 
 def _render(work: Work, outcomes: Sequence[Outcome]) -> EchoTaskResponse:
     [outcome] = outcomes
-    return EchoTaskResponse(text=outcome.as_a(EchoedTask).text)
+    result = outcome.as_a(EchoedTask)
+    [ref] = outcome.artifacts
+    return EchoTaskResponse(steps=result.steps, file=made_file(ref))
 
 
 ECHO_TASK = Endpoint("echo_task", "echo_task", EchoTaskRequest, EchoTaskResponse, _plan, _render)
@@ -45,7 +49,7 @@ DIALECT = Dialect(
         Post(
             "/v1/echo-task",
             "echo_task",
-            "Repeat a text step by step, each step as slowly as is asked for. Served by the `echo-task` runner.",
+            "Make a file that repeats a text, as slowly as is asked for. Served by the `echo-task` runner.",
             (ECHO_TASK,),
             tag="jobs",
             job_task="echo_task",

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictStr
 
 from shared.artifacts import Artifact
+from shared.messages import ArtifactRef
 
 _PIXEL = "R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 
@@ -22,6 +23,15 @@ class StoredFile(BaseModel):
     purpose: str
     status: Literal["processed"] = "processed"
     media_type: str
+    digest: str
+
+
+class MadeFile(BaseModel):
+    """A file that a task has made: `GET /v1/artifacts/{id}` has its bytes."""
+
+    id: str
+    media_type: str
+    bytes: int
     digest: str
 
 
@@ -80,3 +90,7 @@ def stored_file(artifact: Artifact) -> StoredFile:
 def request_body(content: dict[str, Any]) -> dict[str, Any]:
     """Return what the OpenAPI document says of a body that a route reads by itself."""
     return {"requestBody": {"required": True, "content": content}}
+
+
+def made_file(ref: ArtifactRef) -> MadeFile:
+    return MadeFile(id=ref.id, media_type=ref.media_type, bytes=ref.num_bytes, digest=ref.digest)

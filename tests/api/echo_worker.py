@@ -15,6 +15,7 @@ from shared.broker import Broker, connect
 from shared.echo_task import EchoedTask, EchoTask
 from shared.log import Append, LogWriter
 from shared.messages import (
+    ArtifactRef,
     Chat,
     Classify,
     ContinuationScore,
@@ -177,7 +178,8 @@ class EchoWorker:
     def _take_steps(self, epoch: int, task: EchoTask) -> list[Event]:
         """Two events come before the gate: the start and the first step."""
         steps = [Progress(done, task.steps) for done in range(1, task.steps + 1)]
-        end = Done("echo_task", 0, 0, result=EchoedTask(task.text * task.steps))
+        made = ArtifactRef(f"file-{len(task.text * task.steps)}", "text/plain", len(task.text * task.steps), "0a")
+        end = Done("echo_task", 0, 0, result=EchoedTask(task.steps), artifacts=(made,))
         return [Started(epoch, "w1", 0), *steps, end]
 
     def _spell(self, epoch: int, task: Tokenize | Detokenize) -> list[Event]:

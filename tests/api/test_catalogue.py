@@ -70,6 +70,18 @@ async def test_a_wrong_entry_names_its_field(redis: Redis) -> None:
             assert field in answer.text
 
 
+async def test_who_adds_a_model_may_ask_for_it_at_once(redis: Redis) -> None:
+    """The front's picture of the fleet is half a second old otherwise."""
+    await announce(redis, "own")
+    async with admin_of(redis) as client:
+        assert (await client.post("/v1/completions", json={"model": "a", "prompt": "x"})).status_code == 404
+        await client.post("/api/models/add", json={"id": "a", "path": "echo"})
+        accepted = await client.post("/v1/completions", json={"model": "a", "prompt": "x"}, headers=LATER)
+        assert accepted.status_code == 202
+        await client.post("/api/models/remove/a")
+        assert (await client.post("/v1/completions", json={"model": "a", "prompt": "x"})).status_code == 404
+
+
 async def test_only_admins_change_it(redis: Redis) -> None:
     async with in_memory(redis, api_keys="caller", admin_keys="boss") as client:
         for key, status in ((None, 401), ("caller", 403), ("boss", 200)):

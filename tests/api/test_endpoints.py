@@ -25,6 +25,7 @@ from shared.broker import Broker
 from shared.echo_task import EchoedTask
 from shared.errors import InvalidRequest
 from shared.messages import (
+    ArtifactRef,
     ContinuationScore,
     Detokenized,
     Embedded,
@@ -53,7 +54,7 @@ RESULTS: dict[str, Result] = {
     "detokenize": Detokenized("text"),
     "embed": Embedded(pack([0.0, 1.0])),
     "classify": Labelled((Label("good", 0.9),)),
-    "echo_task": EchoedTask("a"),
+    "echo_task": EchoedTask(2),
 }
 
 
@@ -67,7 +68,8 @@ def test_a_row_plans_and_renders_without_a_request(path: str, fields: dict[str, 
     plan = endpoint.plan(body, model_info(tasks=ALL_TASKS), LIMITS)
     assert len(plan.tasks) == 1
     record = Record(endpoint.name, "echo", 0, plan.n, notes=dict(plan.notes))
-    outcome = Outcome((Choice("said", "stop", (5,)),), Usage(1, 1), RESULTS[endpoint.task])
+    made = (ArtifactRef("file-1", "text/plain", 3),)
+    outcome = Outcome((Choice("said", "stop", (5,)),), Usage(1, 1), RESULTS[endpoint.task], artifacts=made)
     whole = endpoint.render(Work(Request("id", "tenant", ("job",)), record), [outcome])
     assert isinstance(whole, endpoint.answer)
 

@@ -225,12 +225,13 @@ async def test_a_job_tells_how_far_it_has_come(client: httpx.AsyncClient, able: 
     assert await progress() == {"done": 1, "total": 3, "note": ""}
     able.gate.set()
     told = (await ended(client, f"/v1/jobs/{id}")).json()
-    assert (told["progress"], told["result"]) == (None, {"text": "aaa"})
+    made = {"steps": 3, "file": {"id": "file-3", "media_type": "text/plain", "bytes": 3, "digest": "0a"}}
+    assert (told["progress"], told["result"]) == (None, made)
     opening, *steps, whole, done = frames(await client.get(f"/v1/jobs/{id}/events"))
     assert opening.json["object"] == "job"
     expected = [{"id": id, "object": "job.progress", "job": 0, "done": n, "total": 3, "note": ""} for n in (1, 2, 3)]
     assert [step.json for step in steps] == expected
-    assert (whole.json, done.data) == ({"text": "aaa"}, "[DONE]")
+    assert (whole.json, done.data) == (made, "[DONE]")
     rest = frames(await client.get(f"/v1/jobs/{id}/events", headers={"Last-Event-ID": steps[0].id}))
     assert [frame.data for frame in rest] == [frame.data for frame in (*steps[1:], whole, done)]
 

@@ -76,6 +76,7 @@ async def test_a_fleet_works_with_a_user_for_each_role(guarded: RedisServer, tmp
     key = await aios("keys", "create", "ann", "--rate", "100/60", "--concurrency", "50", "--redis-url", operator)
     headers = {"Authorization": f"Bearer {key}"}
     flags = ("--require-key", "yes", "--response-cache-ttl-s", "60", "--artifact-url", str(tmp_path))
+    flags = (*flags, "--admin-keys", "boss")
     async with (
         front(url_of(guarded, "front"), *flags) as running,
         httpx.AsyncClient(base_url=running.url, headers=headers, timeout=60) as http,
@@ -104,6 +105,19 @@ async def test_a_fleet_works_with_a_user_for_each_role(guarded: RedisServer, tmp
                 assert (await http.get("/v1/files", params={"after": file["id"], "order": "asc"})).status_code == 200
                 assert (await http.get("/v1/files", params={"after": file["id"]})).status_code == 200
                 assert (await http.delete(f"/v1/files/{file['id']}")).status_code == 200
+            boss = {"Authorization": "Bearer boss"}
+            entry = {"id": "tasks", "path": "echo-task"}
+            assert (await http.post("/api/models/add", json=entry, headers=boss)).status_code == 200
+            assert (await http.get("/api/models/catalogue", headers=boss)).status_code == 200
+            slow = {"task": "echo_task", "model": "tasks", "text": "a", "steps": 20, "step_ms": 50}
+            job = (await http.post("/v1/jobs", json=slow)).json()
+            while (told := (await http.get(f"/v1/jobs/{job['id']}")).json())["progress"] is None:
+                assert told["state"] in ("queued", "running"), told
+            for verb in ("pin", "unpin", "load", "unload", "remove"):
+                answer = await http.post(f"/api/models/{verb}/tasks", headers=boss)
+                assert answer.status_code in (200, 202), verb
+            for words in (("add", "more", "echo"), ("pin", "more"), ("load", "more"), ("list",), ("remove", "more")):
+                await aios("models", *words, "--redis-url", operator)
             assert (await http.get("/metrics")).status_code == 200
             assert set(json.loads(await aios("jobs", "--once", "--redis-url", url_of(guarded, "jobs"))))
             assert await aios("dead", "list", "--redis-url", operator) == ""

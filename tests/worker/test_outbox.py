@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 from redis.asyncio import Redis
 
+from shared.artifacts import ArtifactStore
 from shared.log import LogWriter
 from shared.messages import Done, Event, Generate, Job, Sampling, Started, Tokens
 from shared.queue import Claim
@@ -22,7 +23,7 @@ from worker.runners.base import RunnerOptions
 @asynccontextmanager
 async def outbox_of(desk: Desk) -> AsyncIterator[tuple[Ledger, Outbox]]:
     ledger = Ledger(lambda claim, was_stale: None)
-    outbox = Outbox(LogWriter(desk.broker), ledger)
+    outbox = Outbox(LogWriter(desk.broker), ledger, ArtifactStore(desk.broker))
     running = asyncio.create_task(outbox.run())
     yield ledger, outbox
     running.cancel()

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from shared.echo_task import EchoedTask, EchoTask
 from shared.errors import FleetError, InvalidRequest
-from shared.messages import Done, Failed, Priority, Result, Task
+from shared.messages import Failed, Priority, Task
 from worker import task_engine
 from worker.request import Emission
 from worker.runners.base import OutOfMemory, RunnerOptions
 from worker.runners.echo_task import EchoTaskRunner
 from worker.take import Take
 from worker.task_engine import TaskEngine
-from worker.task_runner import BatchProgress, TaskRunnerSpec
+from worker.task_runner import BatchProgress, NewFile, TaskOutput, TaskRunnerSpec
 
 
 class Clock:
@@ -52,7 +52,7 @@ class Scripted:
         assert isinstance(task, EchoTask)
         return task.steps
 
-    def run(self, tasks: Sequence[Task], progress: BatchProgress) -> list[Result | FleetError]:
+    def run(self, tasks: Sequence[Task], progress: BatchProgress) -> list[TaskOutput | FleetError]:
         texts = [task.text for task in tasks if isinstance(task, EchoTask)]
         self.batches.append(texts)
         if sum(map(len, texts)) > self.room:
@@ -61,7 +61,11 @@ class Scripted:
             raise ValueError("broken")
         self.during(progress)
         self.wanted.append([progress.is_wanted(item) for item in range(len(tasks))])
-        return [InvalidRequest("wrong") if text == "wrong" else EchoedTask(text) for text in texts]
+        return [InvalidRequest("wrong") if text == "wrong" else _output(text) for text in texts]
+
+
+def _output(text: str) -> TaskOutput:
+    return TaskOutput(EchoedTask(1), (NewFile(text.encode(), "text/plain"),))
 
 
 @dataclass
@@ -88,14 +92,12 @@ class Bench:
             if emission.ended is None:
                 continue
             assert emission.key not in found, "it ended twice"
-            ended = emission.ended
-            found[emission.key] = ended.code if isinstance(ended, Failed) else _text(ended)
+            if isinstance(emission.ended, Failed):
+                found[emission.key] = emission.ended.code
+            else:
+                [file] = emission.files
+                found[emission.key] = file.data.decode()
         return found
-
-
-def _text(done: Done) -> str:
-    assert isinstance(done.result, EchoedTask)
-    return done.result.text
 
 
 def bench(*, max_batch: int = 4, room: int = 1000, batch_wait_s: float = 0.0) -> Bench:

@@ -8,9 +8,10 @@ import pytest
 from redis.asyncio import Redis
 
 from shared import keys
+from shared.artifacts import ArtifactStore
 from shared.echo_task import EchoedTask, EchoTask
 from shared.errors import FleetError
-from shared.messages import Done, Failed, Progress, Result, Started, Task, Terminal
+from shared.messages import Done, Failed, Progress, Started, Task, Terminal
 from shared.queue import Claim, Terms
 from tests.desk import Desk
 from tests.polling import until
@@ -19,7 +20,7 @@ from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
 from worker.runners.echo_task import EchoTaskRunner
 from worker.service import WorkerService
-from worker.task_runner import BatchProgress
+from worker.task_runner import BatchProgress, TaskOutput
 
 BEGUN = Started(1, "w1", 0)
 
@@ -51,7 +52,9 @@ async def test_what_others_had_told_is_not_told_again(redis: Redis) -> None:
     async with serving(service(redis), echo_task()):
         end = await end_of(redis, job)
     assert isinstance(end, Done)
-    assert end.result == EchoedTask("ab" * 5)
+    assert end.result == EchoedTask(5)
+    [ref] = end.artifacts
+    assert await ArtifactStore(desk.broker).read_all(job.tenant, ref.id, max_bytes=100) == b"ab" * 5
     told = [event.done for event in await desk.events(job) if isinstance(event, Progress)]
     assert told[:2] == [2, 3]
     assert told == sorted(set(told))
@@ -107,7 +110,7 @@ async def test_progress_is_no_first_token(redis: Redis) -> None:
 class Busy(EchoTaskRunner):
     """Computes in its steps, in Python, as hard as it can: the other thread gets its turns all the same."""
 
-    def run(self, tasks: Sequence[Task], progress: BatchProgress) -> list[Result | FleetError]:
+    def run(self, tasks: Sequence[Task], progress: BatchProgress) -> list[TaskOutput | FleetError]:
         ends_s = time.monotonic() + 1.5
         while time.monotonic() < ends_s:
             sum(range(1000))

@@ -1,4 +1,4 @@
-"""A model-free runner of tasks that are done whole: it waits, tells how far it has come, and repeats a text.
+"""A model-free runner of tasks that are done whole: it waits, tells how far it has come, and makes a file of a text.
 
 It shows what the second mechanism does without a model, as `echo` does for the first; the kill matrix runs on both.
 """
@@ -8,10 +8,10 @@ from collections.abc import Hashable, Sequence
 
 from shared.echo_task import EchoedTask, EchoTask
 from shared.errors import FleetError, InvalidRequest
-from shared.messages import Result, Task
+from shared.messages import Task
 from worker.progress import silent_for
 from worker.runners.base import RunnerOptions
-from worker.task_runner import BatchProgress, TaskRunnerSpec
+from worker.task_runner import BatchProgress, NewFile, TaskOutput, TaskRunnerSpec
 
 MOST_STEPS = 10_000
 MOST_STEP_MS = 60_000
@@ -46,7 +46,7 @@ class EchoTaskRunner:
         assert isinstance(task, EchoTask)
         return task.steps, task.step_ms
 
-    def run(self, tasks: Sequence[Task], progress: BatchProgress) -> list[Result | FleetError]:
+    def run(self, tasks: Sequence[Task], progress: BatchProgress) -> list[TaskOutput | FleetError]:
         texts = [""] * len(tasks)
         first = tasks[0]
         assert isinstance(first, EchoTask)
@@ -61,4 +61,5 @@ class EchoTaskRunner:
                 assert isinstance(task, EchoTask)
                 texts[item] += task.text
                 progress.report(item, step + 1, first.steps)
-        return [EchoedTask(text) for text in texts]
+        result = EchoedTask(first.steps)
+        return [TaskOutput(result, (NewFile(text.encode(), "text/plain; charset=utf-8"),)) for text in texts]
