@@ -41,5 +41,5 @@ class Report:
                 queues, num_dead = await self._queues.look(sorted(fleet.models))
             told = {"redis_up": {(): 1}, "dead_jobs": {(): num_dead}, **of_workers(fleet), **of_queues(queues, fleet)}
         self._expires_s = asyncio.get_running_loop().time() + _MAX_AGE_S
-        for name, metric in vars(self._metrics.fleet).items():
+        for name, metric in self._metrics.fleet.by_name.items():
             metric.show(told.get(name, {}))

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoModelForCausalLM
 
+from shared.accelerators import ACCELERATORS
 from shared.errors import InvalidRequest
 from shared.messages import Done, Generate, Sampling
 from worker import device
@@ -205,7 +206,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--longest", type=int, default=150)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quantize", choices=["none", "int8"], default="none")
+    parser.add_argument("--quantize", choices=list(ACCELERATORS), default="none")
     args = parser.parse_args()
     device.use_threads(args.threads)
     options = RunnerOptions(path=args.model, kv_bytes=2**30, quantize=args.quantize)

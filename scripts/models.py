@@ -15,8 +15,10 @@ from shared import keys
 from shared.broker import UNAVAILABLE, Broker, open_broker
 from shared.catalogue import Catalogue
 from shared.cli import EXIT_OK, redis_url, run_role
+from shared.model_options import check_options, with_options
 from shared.presence import Presence
-from shared.setting_models import ModelEntry
+from shared.setting_layers import SettingsError
+from shared.setting_models import GivenOption, ModelEntry
 from shared.settings import Settings
 
 PROG = "aios models"
@@ -59,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--dtype", help="of weights and activations (default: the workers')")
     add.add_argument("--quantize", help="round the weights of linear layers (default: the workers')")
     add.add_argument("--context-window", type=int, help="most tokens of prompt and answer (default: the workers')")
+    add.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of its runner")
     for name, told in _BY_ID.items():
         command = commands.add_parser(name, parents=[_flags()], help=told)
         command.add_argument("id", help="as listed")
@@ -109,10 +112,16 @@ def _entry(asked: argparse.Namespace) -> ModelEntry:
         "context_window": asked.context_window,
     }
     try:
-        return ModelEntry.model_validate(fields)
+        given = [GivenOption.model_validate(text) for text in asked.option]
+        entry = ModelEntry.model_validate(fields)
+        [entry] = with_options([entry], given)
+        check_options([entry], {})
+    except SettingsError as error:
+        raise NoSuchModel(str(error)) from None
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         raise NoSuchModel(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+    return entry
 
 
 async def _by_id(broker: Broker, command: str, model_id: str) -> None:

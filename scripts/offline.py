@@ -15,6 +15,7 @@ from concurrent.futures import Future, as_completed
 from pathlib import Path
 from typing import Any, TextIO
 
+from shared.accelerators import ACCELERATORS
 from shared.errors import FleetError
 from shared.settings import SAMPLE_MODEL
 from worker.llm import LLM, PromptInput, RequestOutput, SamplingParams
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model-path", default=str(SAMPLE_MODEL))
     parser.add_argument("--max-batch-size", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quantize", choices=["none", "int8"], default="none")
+    parser.add_argument("--quantize", choices=list(ACCELERATORS), default="none")
     args = parser.parse_args(argv)
     with args.prompts.open() as lines:
         tasks = read_tasks(lines)

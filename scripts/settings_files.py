@@ -1,6 +1,7 @@
-"""Generate the files that list all settings: config/default.yaml, and the table of docs/settings.md.
+"""Generate what lists settings, and options of runners: config/default.yaml, the tables of docs/settings.md, and what
+the chart's values may say of a model.
 
-python -m scripts.settings_files    # after a setting was added or changed; a test compares them
+python -m scripts.settings_files    # after a setting or an option was added or changed; a test compares them
 """
 
 import json
@@ -8,17 +9,18 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from scripts.chart_schema import SCHEMA, model_schema, schema_with
+from scripts.generated_pages import code, page_with, table_of
 from shared.cli import FLAG_ALIASES, shown, shown_choices
+from shared.runner_table import AUTO, RUNNERS
 from shared.setting_layers import env_name, env_names, flag_name, switch_flags, switch_names
-from shared.setting_models import RUNNERS
 from shared.setting_types import SECRETS
 from shared.settings import REPO_ROOT, Settings
 
 PAGE = REPO_ROOT / "docs" / "settings.md"
 YAML = REPO_ROOT / "config" / "default.yaml"
-_BEGIN = "<!-- made by python -m scripts.settings_files -->\n"
-_END = "<!-- end of the table -->\n"
-
+OPTIONS_MARK = "options: made by python -m scripts.settings_files"
+MARK = "made by python -m scripts.settings_files"
 
 _HEAD = """\
 # Settings of the fleet. A command-line flag outranks an environment variable (AIOS_<KEY>), which outranks this file.
@@ -28,9 +30,9 @@ serve:
   hrm:
 """
 _ENTRIES = f"""\
-    #   each entry is id=path or a mapping; runner is {" | ".join(RUNNERS)}:
+    #   each entry is id=path or a mapping; runner is {" | ".join((AUTO, *RUNNERS))}:
     #   [sample=models/sample-hrm-text, {{id: brain, path: brains/actv1, runner: hrm-act, dtype: float32,
-    #    quantize: int8, context_window: 256, tokenizer_path: tokenizers/base}},
+    #    quantize: int8, context_window: 256, tokenizer_path: tokenizers/base, options: {{segments: q_halt}}}},
     #    {{id: maths, path: xl, condition: "synth,cot", gpu_required: true}}]
 """
 _WIDTH = 32
@@ -62,34 +64,47 @@ def _told(field: FieldInfo, separator: str) -> str:
 
 def table() -> str:
     rows = [_row(name, field) for name, field in Settings.model_fields.items()]
-    return "\n".join(["| setting | variables | default | |", "|---|---|---|---|", *rows, ""])
+    return table_of(["setting", "variables", "default", ""], rows)
 
 
-def page_with(table: str, page: str) -> str:
-    """Return the page with this table. Raise ValueError if the page has no markers for it."""
-    before, begin, rest = page.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise ValueError(f"{PAGE.name}: expected the table between {_BEGIN.strip()} and {_END.strip()}")
-    return f"{before}{begin}{table}{end}{after}"
+def options_table() -> str:
+    """Return the options of all runners: an option of several is one row."""
+    declared: dict[str, FieldInfo] = {}
+    runners: dict[str, list[str]] = {}
+    for runner, info in RUNNERS.items():
+        for name, field in info.options.model_fields.items():
+            declared[name] = field
+            runners.setdefault(name, []).append(runner)
+    rows = []
+    for name, field in declared.items():
+        rows.append([code(name), code(*runners[name]), code(shown(field.default)), _told(field, ", ")])
+    return table_of(["option", "runners", "default", ""], rows)
 
 
-def _row(name: str, field: FieldInfo) -> str:
+def page() -> str:
+    """Return docs/settings.md as it should be."""
+    text = page_with(table(), PAGE.read_text(encoding="utf-8"), MARK)
+    return page_with(options_table(), text, OPTIONS_MARK)
+
+
+def chart_schema() -> str:
+    """Return the schema of the chart's values as it should be."""
+    return schema_with(model_schema(), SCHEMA.read_text(encoding="utf-8"))
+
+
+def _row(name: str, field: FieldInfo) -> list[str]:
     flags = [flag_name(name), *FLAG_ALIASES.get(name, []), *switch_flags(name)]
     if field.annotation is bool:
         flags.append(flag_name(name).replace("--", "--no-", 1))
     variables = (*env_names(name), *switch_names(name))
-    told = _told(field, ", ").replace("|", r"\|")
-    return f"| {_code(flags)} | {_code(variables)} | `{shown(field.default)}` | {told} |"
-
-
-def _code(words: list[str] | tuple[str, ...]) -> str:
-    return " ".join(f"`{word}`" for word in words)
+    default = code(shown(field.default))
+    return [code(*flags), code(*variables), default, _told(field, ", ")]
 
 
 def main() -> None:
     YAML.write_text(default_yaml(), encoding="utf-8")
-    PAGE.write_text(page_with(table(), PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8")
+    SCHEMA.write_text(chart_schema(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,11 @@ from pydantic.fields import FieldInfo
 
 from shared.broker import fault_of_url
 from shared.logs import fields
+from shared.model_options import options_of
 from shared.paths import fault_of
+from shared.runner_table import AUTO
 from shared.setting_layers import (
+    REPEATED,
     env_names,
     flag_name,
     general_variables,
@@ -28,7 +31,7 @@ from shared.setting_layers import (
 )
 from shared.setting_text import choices_of, mask_secrets
 from shared.setting_types import SECRETS
-from shared.settings import REPO_ROOT, ModelEntry, Resolved, Settings, SettingsError, resolve
+from shared.settings import REPO_ROOT, ModelEntry, Resolved, Settings, SettingsError, model_entries, resolve
 from shared.supervised import report_failure
 
 EXIT_OK, EXIT_BAD_SETTINGS = 0, 2
@@ -120,18 +123,33 @@ def _with_origin(problem: str, resolved: Resolved | None) -> str:
     name = problem.partition(":")[0]
     if problem.startswith("model ") and resolved is not None:
         name = "models" if resolved.settings.models else "model_path"
+        if ": option " in problem and resolved.settings.options:
+            name = "options"
     if resolved is None or "(from " in problem or resolved.origins.get(name, "default") == "default":
         return problem
     return f"{problem} (from {resolved.origins[name]})"
 
 
 def render_config(resolved: Resolved) -> str:
-    """One line per field, its value and where it came from; passwords masked."""
+    """One line per field, its value and where it came from; passwords masked. Then the options of models that have some
+    of their own."""
     rows = [(name, mask_secrets(shown(getattr(resolved.settings, name)))) for name in Settings.model_fields]
     name_width, value_width = (max(len(row[column]) for row in rows) for column in (0, 1))
-    return "\n".join(
-        f"{name:{name_width}}  {value:{min(value_width, 40)}}  # {resolved.origins[name]}" for name, value in rows
-    )
+    lines = []
+    for name, value in rows:
+        lines.append(f"{name:{name_width}}  {value:{min(value_width, 40)}}  # {resolved.origins[name]}")
+    for entry in model_entries(resolved.settings):
+        if entry.options:
+            lines.append(f"# options of model {entry.id}, runner {entry.runner}: {_shown_options(entry, resolved)}")
+    return "\n".join(lines)
+
+
+def _shown_options(entry: ModelEntry, resolved: Resolved) -> str:
+    """All that its runner declares; of a model whose files say the runner, those that are given."""
+    values = entry.options
+    if entry.runner != AUTO:
+        values = options_of(entry, dict(resolved.settings), entry.runner).model_dump()
+    return ", ".join(f"{name}={shown(value)}" for name, value in values.items())
 
 
 def shown(value: Any) -> str:
@@ -209,8 +227,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 def _argument_kind(name: str, field: FieldInfo) -> dict[str, Any]:
     if field.annotation is bool:
         return {"action": argparse.BooleanOptionalAction}
-    if name == "models":
-        return {"action": "append", "metavar": "ID=PATH"}
+    if name in REPEATED:
+        return {"action": "append", "metavar": "ID=PATH" if name == "models" else "NAME=VALUE"}
     return {"metavar": name.rsplit("_", 1)[-1].upper()}
 
 

@@ -12,6 +12,7 @@ import msgspec
 from typing_extensions import TypeVar
 
 from shared import results, tasks
+from shared.model_load import ModelLoad as ModelLoad
 from shared.results import ArtifactRef as ArtifactRef
 from shared.results import ContinuationScore as ContinuationScore
 from shared.results import Detokenized as Detokenized
@@ -211,34 +212,6 @@ class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 WorkerState = Literal["loading", "ready", "draining"]
 Residence = Literal["loaded", "unloading", "unloaded", "loading"]
 """Whether a served model is in a worker's memory: `unloading` while jobs in hand end, `loading` for one that waits."""
-
-
-class ModelLoad(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a worker is doing for one of its models, and has done since it started.
-
-    Rows that take part in steps and that wait inside; pages for keys and values, held by running rows and in all; rows
-    that started, and those of them whose prompt was known in part. `tokens_per_s` were generated lately, `work_per_s`
-    is the cost (`task_table`) done in a second of stepping; 0 is not known. Times of the last step, of loading and of
-    the first try. `jobs` ended here, `errors` of them because the engine failed.
-    """
-
-    id: str
-    running: int = 0
-    waiting: int = 0
-    kv_used: int = 0
-    kv_pages: int = 0
-    prefix_lookups: int = 0
-    prefix_hits: int = 0
-    tokens: int = 0
-    tokens_per_s: float = 0.0
-    work_per_s: float = 0.0
-    step_s: float = 0.0
-    takeovers: int = 0
-    errors: int = 0
-    preemptions: int = 0
-    load_s: float = 0.0
-    warm_up_s: float = 0.0
-    jobs: int = 0
 
 
 class LoadFailure(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -1,11 +1,13 @@
 """The one list of metric names. A process makes its own and passes them down; nothing registers globally.
 
 Labels are bounded: route templates, announced models and pools, classes, error codes, names of scripts; never paths,
-prompts, tenants or ids. `docs/metrics.md` is the same list for people; a test compares them.
+prompts, tenants or ids. Numbers of a model in a worker are listed in `shared/model_load.py`, and told here.
+docs/metrics.md is made of both lists by `python -m scripts.metrics_page`.
 """
 
 from shared.errors import codes_from
-from shared.metric_kinds import Sheet
+from shared.metric_kinds import Listed, Sheet, Told
+from shared.model_load import NUMBERS
 from shared.spread import Spread
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -23,49 +25,54 @@ class ProcessMetrics:
         self.lag = sheet.told("aios_event_loop_lag_seconds", "gauge", "How late the event loop's last turn came.")
 
 
+_FLEET = {
+    "queue_depth": Listed("aios_queue_depth", "gauge", ("model", "state"), "Jobs, queued and running."),
+    "waiting": Listed("aios_queue_waiting", "gauge", ("model", "class"), "Jobs that wait."),
+    "oldest": Listed("aios_queue_oldest_seconds", "gauge", ("model", "class"), "How long the oldest job has waited."),
+    "work_seconds": Listed(
+        "aios_queue_work_seconds",
+        "gauge",
+        ("model", "class"),
+        "Cost of the jobs that wait, divided by what the live workers get done in a second.",
+    ),
+    "queue_bytes": Listed("aios_queue_bytes", "gauge", ("model",), "Bytes of the jobs that wait."),
+    "work_rate": Listed(
+        "aios_work_per_second",
+        "gauge",
+        ("model",),
+        "Cost that the live workers get done in a second when busy.",
+    ),
+    "dead_jobs": Listed("aios_dead_jobs", "gauge", (), "Jobs given up because their workers crashed."),
+    "workers": Listed("aios_workers", "gauge", ("pool", "state"), "Workers alive."),
+    "model_workers": Listed("aios_model_workers", "gauge", ("model", "pool"), "Workers that are ready for the model."),
+    "active_models": Listed("aios_active_models", "gauge", (), "Models that some worker is ready for."),
+    "memory": Listed("aios_workers_memory_bytes", "gauge", ("kind",), "Memory of all workers: `host` or `device`."),
+    "redis_up": Listed("aios_redis_up", "gauge", (), "1 when Redis answered this front just now, 0 when not."),
+}
+"""Gauges of the whole fleet, by the key under which `shared/fleet/sums.py` and `api/report.py` have their values."""
+
+
 class FleetMetrics:
-    """What every front tells of the whole fleet, read from Redis as it is asked for."""
+    """What every front tells of the whole fleet, read from Redis as it is asked for. All are in `by_name`."""
 
     def __init__(self, sheet: Sheet) -> None:
-        self.queue_depth = sheet.told("aios_queue_depth", "gauge", "Jobs, queued and running.", "model", "state")
-        self.waiting = sheet.told("aios_queue_waiting", "gauge", "Jobs that wait.", "model", "class")
-        self.oldest = sheet.told(
-            "aios_queue_oldest_seconds", "gauge", "How long the oldest job has waited.", "model", "class"
-        )
-        self.work_seconds = sheet.told(
-            "aios_queue_work_seconds",
-            "gauge",
-            "Cost of the jobs that wait, divided by what the live workers get done in a second.",
-            "model",
-            "class",
-        )
-        self.queue_bytes = sheet.told("aios_queue_bytes", "gauge", "Bytes of the jobs that wait.", "model")
-        self.work_rate = sheet.told(
-            "aios_work_per_second", "gauge", "Cost that the live workers get done in a second when busy.", "model"
-        )
-        self.dead_jobs = sheet.told("aios_dead_jobs", "gauge", "Jobs given up because their workers crashed.")
-        self.workers = sheet.told("aios_workers", "gauge", "Workers alive.", "pool", "state")
-        self.model_workers = sheet.told(
-            "aios_model_workers", "gauge", "Workers that are ready for the model.", "model", "pool"
-        )
-        self.active_models = sheet.told("aios_active_models", "gauge", "Models that some worker is ready for.")
-        self.memory = sheet.told(
-            "aios_workers_memory_bytes", "gauge", "Memory of all workers: `host` or `device`.", "kind"
-        )
-        self.tokens_per_s = sheet.told(
-            "aios_tokens_per_second", "gauge", "Tokens generated a second, lately, by all workers.", "model"
-        )
-        self.load_s = sheet.told(
-            "aios_model_load_seconds", "gauge", "Time the slowest worker took to load the model.", "model"
-        )
-        self.warm_up_s = sheet.told(
-            "aios_model_warm_up_seconds", "gauge", "Time of the slowest worker's first try, which compiles.", "model"
-        )
-        self.redis_up = sheet.told("aios_redis_up", "gauge", "1 when Redis answered this front just now, 0 when not.")
-        sheet.alias("active_models", self.active_models, "D60: aios_active_models.")
-        sheet.alias("memory_bytes_used", self.memory, "D60: aios_workers_memory_bytes, both kinds.")
-        sheet.alias("tokens_per_second", self.tokens_per_s, "B39: aios_tokens_per_second.", {"model": "model"})
-        sheet.alias("compile_seconds", self.warm_up_s, "B39: aios_model_warm_up_seconds.", {"model": "model"})
+        self.by_name: dict[str, Told] = {}
+        for key, gauge in _FLEET.items():
+            self.by_name[key] = sheet.told(gauge.name, "gauge", gauge.meaning, *gauge.labels)
+        for key, number in NUMBERS.items():
+            total = number.total
+            if total is not None:
+                self.by_name[key] = sheet.told(total.metric, "gauge", total.meaning, "model")
+        self._add_aliases(sheet)
+
+    def _add_aliases(self, sheet: Sheet) -> None:
+        """Names that others know these by (X10)."""
+        told = self.by_name
+        by_model = {"model": "model"}
+        sheet.alias("active_models", told["active_models"], "D60: aios_active_models.")
+        sheet.alias("memory_bytes_used", told["memory"], "D60: aios_workers_memory_bytes, both kinds.")
+        sheet.alias("tokens_per_second", told["tokens_per_s"], "B39: aios_tokens_per_second.", by_model)
+        sheet.alias("compile_seconds", told["warm_up_s"], "B39: aios_model_warm_up_seconds.", by_model)
 
 
 class Metrics:
@@ -165,40 +172,10 @@ class WorkerMetrics:
         )
         self.batch = sheet.told_spread("aios_worker_batch_rows", "Rows that a step computed together.", "model")
         self.step = sheet.told_spread("aios_worker_step_seconds", "Time of a step.", "model")
-        self.running = told("aios_worker_running", "gauge", "Rows that take part in steps.", "model")
-        self.waiting = told("aios_worker_waiting", "gauge", "Rows that wait for a place or for pages.", "model")
-        self.tokens = told("aios_worker_tokens_total", "counter", "Tokens generated.", "model")
-        self.prompt_tokens = told("aios_worker_prompt_tokens_total", "counter", "Tokens of prompts computed.", "model")
-        self.failures = told("aios_worker_failures_total", "counter", "Jobs that failed in the engine.", "model")
-        self.preemptions = told(
-            "aios_worker_preemptions_total", "counter", "Rows that gave their pages back for others.", "model"
-        )
-        self.kv_pages = told("aios_worker_kv_pages", "gauge", "Pages for keys and values.", "model")
-        self.kv_used = told("aios_worker_kv_pages_used", "gauge", "Pages that running rows hold.", "model")
-        self.kv_cached = told(
-            "aios_worker_kv_pages_cached", "gauge", "Pages that only the prefix cache holds.", "model"
-        )
-        self.prefix_lookups = told("aios_worker_prefix_lookups_total", "counter", "Rows that started.", "model")
-        self.prefix_hits = told(
-            "aios_worker_prefix_hits_total", "counter", "Rows whose prompt had been computed in part.", "model"
-        )
-        self.prefix_tokens = told(
-            "aios_worker_prefix_tokens_total", "counter", "Tokens of prompts that had been computed before.", "model"
-        )
-        self.segments = told("aios_worker_act_segments_total", "counter", "ACT segments, one a row.", "model")
-        self.settled = told(
-            "aios_worker_act_rows_total", "counter", "Rows (a token's, or a puzzle's) that segments ended.", "model"
-        )
-        self.load_s = told("aios_worker_load_seconds", "gauge", "Time it took to load the model.", "model")
-        self.warm_up_s = told(
-            "aios_worker_warm_up_seconds", "gauge", "Time of the model's first try, which compiles.", "model"
-        )
-        self.takeovers = told(
-            "aios_worker_takeovers_total", "counter", "Jobs taken that another take had begun or held.", "model"
-        )
-        self.convictions = told(
-            "aios_worker_convictions_total", "counter", "Jobs given up here because workers crashed on them.", "model"
-        )
+        self.by_model: dict[str, Told] = {}
+        for name, number in NUMBERS.items():
+            if number.metric is not None:
+                self.by_model[name] = told(number.metric, number.kind, number.meaning, "model")
         self.stale_appends = told(
             "aios_worker_stale_appends_total", "counter", "Appends refused: the job had ended, or was another's."
         )

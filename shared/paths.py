@@ -4,8 +4,8 @@ import os
 import re
 import stat
 
+from shared.runner_table import WITHOUT_FILES
 from shared.setting_layers import env_name, flag_name
-from shared.setting_models import WITHOUT_FILES
 from shared.setting_text import reason
 from shared.settings import ModelEntry, Settings, SettingsError, model_entries
 

@@ -3,6 +3,7 @@
 `aios.tasks` names a `TaskInfo`, `aios.runners` a function that loads a model, `aios.endpoints` a `Dialect`.
 """
 
+import importlib
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -33,6 +34,12 @@ def load(group: str) -> dict[str, Any]:
             problem = f"{type(error).__name__}: {error}"
             raise PluginError(f"{group}: {name!r} of {_package(entry)} cannot be loaded: {problem}") from error
     return found
+
+
+def import_target(target: str) -> Any:
+    """Import what `module:attribute` names: the form of entry points, in which our own tables name code too."""
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _package(entry: EntryPoint) -> str:

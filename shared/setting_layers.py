@@ -40,6 +40,8 @@ NOT_OBEYED = {
 """Variables of the servers that this one replaces: the values that ask for what is so anyway, and why others are
 refused. To pass over them in silence would promise what is not done."""
 _ALIKE = 0.75  # of 1: finds MAX_BATCH for MAX_BATCH_SIZE
+REPEATED = {"models": "model", "options": "option"}
+"""Settings that are given one by one, and what one of them is called."""
 SECTION = ("serve", "hrm")
 ORIGINS_ENV = "AIOS_SETTING_ORIGINS"
 """Tells a child of `aios serve hrm` where its parent had each setting from: names and origins, as JSON."""
@@ -91,8 +93,8 @@ def env_name(field: str) -> str:
 
 
 def flag_name(field: str) -> str:
-    """The flag that sets `field`: `--max-batch-size`; models are given one by one, as `--model`."""
-    return "--model" if field == "models" else _as_flag(field)
+    """The flag that sets `field`: `--max-batch-size`; models and options are given one by one, as `--model`."""
+    return _as_flag(REPEATED.get(field, field))
 
 
 def _as_flag(name: str) -> str:

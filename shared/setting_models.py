@@ -1,17 +1,20 @@
 """One model of a fleet in its settings."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from shared import plugins
+from shared import runner_table
+from shared.runner_table import AUTO, WITHOUT_FILES
 from shared.setting_types import Count, Dtype, Quantize, Text
 
 PLACE = "{problem}"
 """Where a problem stands in a template."""
 MOST_TEMPLATE = 4096
 """Characters of a template."""
+_OPTION_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
 
 def has_place(value: str) -> str:
@@ -21,21 +24,28 @@ def has_place(value: str) -> str:
     return value
 
 
-RUNNERS = ("auto", "hrm-text", "hrm-act", "hrm-puzzle", "causal", "encoder", "echo", "echo-task")
-WITHOUT_FILES = ("echo", "echo-task")
-"""The runners that need no model: their names stand in place of a path."""
-
-
 def _is_runner(value: str) -> str:
     """Raises ValueError for what neither this project nor a plugin has."""
-    known = (*RUNNERS, *plugins.entries("aios.runners"))
+    known = (AUTO, *runner_table.names())
     if value not in known:
         raise ValueError(f"expected one of {', '.join(known)}")
     return value
 
 
+def _is_plain(value: Any) -> Any:
+    """Raises ValueError for a list or a mapping. Values are judged later, by what the runner declares."""
+    if value is not None and not isinstance(value, str | bool | int | float):
+        raise ValueError("expected a text, a number, true or false")
+    return value
+
+
+OptionValue = Annotated[Any, AfterValidator(_is_plain)]
 RunnerName = Annotated[str, AfterValidator(_is_runner)]
-Template = Annotated[str, Field(min_length=1, max_length=MOST_TEMPLATE), AfterValidator(has_place)]
+Template = Annotated[
+    str,
+    Field(min_length=1, max_length=MOST_TEMPLATE, json_schema_extra={"pattern": re.escape(PLACE)}),
+    AfterValidator(has_place),
+]
 
 
 class PromptingEntry(BaseModel):
@@ -56,14 +66,15 @@ class ModelEntry(BaseModel):
     """One model to load; `None` means the fleet-wide setting of the same name (see `settings.model_entries`).
 
     One that is `gpu_required` is not loaded where there is no GPU, and requests for it are told so. `prompting`
-    outranks what the model's own directory declares, field by field.
+    outranks what the model's own directory declares, field by field. `options` are those of its runner, by name, as
+    they were given: which runner serves a model `auto` is known only when its files are looked at.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
     path: Text
-    runner: RunnerName = "auto"
+    runner: RunnerName = AUTO
     dtype: Dtype | None = None
     quantize: Quantize | None = None
     context_window: Count | None = None
@@ -72,6 +83,10 @@ class ModelEntry(BaseModel):
     chat_template: Text | None = None
     gpu_required: bool = False
     prompting: PromptingEntry | None = None
+    options: dict[str, OptionValue] = {}
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.path))
 
     @model_validator(mode="before")
     @classmethod
@@ -84,3 +99,28 @@ class ModelEntry(BaseModel):
         if isinstance(value, Mapping) and value.get("path") in WITHOUT_FILES:
             value = {**value, "runner": value["path"]}
         return value
+
+
+class GivenOption(BaseModel):
+    """What `--option` says: `name=value` for the only model, or `model:name=value`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str | None
+    name: str
+    value: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        named, equals, given = value.partition("=")
+        model, _, name = named.rpartition(":")
+        if not (equals and _OPTION_NAME.fullmatch(name)):
+            raise ValueError(f"expected name=value or model:name=value, got {value!r}")
+        return {"model": model or None, "name": name.replace("-", "_"), "value": given}
+
+    def __str__(self) -> str:
+        place = "" if self.model is None else f"{self.model}:"
+        return f"{place}{self.name}={self.value}"

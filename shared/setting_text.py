@@ -7,6 +7,7 @@ import re
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
 
 
 def mask_secrets(text: str) -> str:
@@ -25,6 +26,20 @@ def choices_of(annotation: Any) -> tuple[str, ...]:
     if get_origin(annotation) is Literal:
         return parts
     return tuple(choice for part in parts for choice in choices_of(part))
+
+
+def plain(value: Any, field: FieldInfo) -> Any:
+    """Return a value as it is validated: `none` for an optional field, and any letter case in a choice.
+
+    Raise ValueError for a boolean where a number or a text goes.
+    """
+    if isinstance(value, bool) and field.annotation is not bool:
+        raise ValueError(f"{value} is a boolean")
+    if isinstance(value, str) and value.lower() in choices_of(field.annotation):
+        return value.lower()
+    if isinstance(value, str) and value.lower() == "none" and field.default in (None, ()):
+        return field.default
+    return value
 
 
 def env_text(value: Any) -> str:

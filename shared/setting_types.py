@@ -2,9 +2,11 @@
 
 import ipaddress
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, TypeAdapter
+
+from shared.accelerators import ACCELERATORS
 
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -15,7 +17,6 @@ Milliseconds = Annotated[float, Field(ge=0, le=60_000)]
 Gigabytes = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Quantize = Literal["none", "int8"]
 
 RateText = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}/[1-9][0-9]{0,5}$")]
 EndpointRate = Annotated[str, Field(pattern=r"^/[^=,\s]*=[1-9][0-9]{0,5}/[1-9][0-9]{0,5}$")]
@@ -23,6 +24,11 @@ MOST_ABSENT_S = 30 * 86_400
 """For how long it is known when a model was last served."""
 SECRETS = frozenset({"api_keys", "admin_keys"})
 """Settings whose values are never shown."""
+
+if TYPE_CHECKING:
+    Quantize = str
+else:
+    Quantize = Literal[tuple(ACCELERATORS)]  # the choices are those of the table, for pydantic and for --help
 
 _PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
 _KEY = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]{0,63}:)?[!-+\--9;-~]{1,255}")

@@ -17,11 +17,23 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from shared.model_options import check_options, with_options
+from shared.runner_options import (
+    Attention,
+    HrmActOptions,
+    HrmTextOptions,
+    PagedOptions,
+    Scoring,
+    Segments,
+    TextOptions,
+    setting_of,
+)
+from shared.runner_table import WITHOUT_FILES
 from shared.setting_layers import Layer, LayerSource, cli_layer, env_layer, env_name, yaml_layer
 from shared.setting_layers import SettingsError as SettingsError
-from shared.setting_models import WITHOUT_FILES
+from shared.setting_models import GivenOption
 from shared.setting_models import ModelEntry as ModelEntry
-from shared.setting_text import choices_of, env_text, mask_secrets
+from shared.setting_text import env_text, mask_secrets, plain
 from shared.setting_types import (
     MOST_ABSENT_S,
     SECRETS,
@@ -174,18 +186,15 @@ class Settings(BaseSettings):
         default=None, ge=0, lt=2**63, description="seed of requests that name none (none: another one for each)"
     )
     healthz_mode: Literal["live", "ready"] = Field(default="live", description="/healthz: process up, or also warm")
-    scoring: Literal["strict", "aios_compat"] = Field(default="strict", description="how log-likelihoods are computed")
-    segments: Literal["compat", "max", "q_halt"] = Field(default="compat", description="how ACT segments halt")
-    attention: Literal["bidirectional", "causal"] | None = Field(
-        default=None, description="override of the model's own"
+    scoring: Scoring = setting_of(HrmActOptions, "scoring")
+    segments: Segments = setting_of(HrmActOptions, "segments")
+    attention: Attention | None = setting_of(HrmActOptions, "attention")
+    condition: Text | None = setting_of(HrmTextOptions, "condition")
+    chat_template: Text | None = setting_of(TextOptions, "chat_template")
+    use_ema: bool = setting_of(HrmTextOptions, "use_ema")
+    options: tuple[GivenOption, ...] = Field(
+        default=(), description="option of a model's runner as name=value or model:name=value, repeatable"
     )
-    condition: Text | None = Field(
-        default=None, description="HRM-Text condition of a prompt that names none (none: direct, or raw without it)"
-    )
-    chat_template: Text | None = Field(
-        default=None, description="Jinja file for dialogues (none: the tokenizer's own, else Llama 3's marks)"
-    )
-    use_ema: bool = Field(default=True, description="averaged weights (EMA) of raw HRM-Text checkpoints")
     kv_memory_mib: CountOrAuto = Field(default="auto", description="memory for KV pages of one model (auto: 512)")
     kv_memory_fraction: Share | None = Field(default=None, description="share of free GPU memory for KV (none: 0.9)")
     max_gpu_memory_gb: Gigabytes | None = Field(default=None, description="most GPU memory of one worker (none: all)")
@@ -202,9 +211,9 @@ class Settings(BaseSettings):
         default=None,
         description="tokens in a KV page (none: 16; on cuda in half precision 256, as flash attention asks)",
     )
-    flash_attention: bool = Field(default=True, description="attend by a flash attention kernel on cuda, if one fits")
-    cuda_graphs: bool = Field(default=True, description="replay decoding steps as CUDA graphs where attention allows")
-    compile_layers: bool = Field(default=True, description="compile HRM-Text's layers on cuda (needs a C compiler)")
+    flash_attention: bool = setting_of(PagedOptions, "flash_attention")
+    cuda_graphs: bool = setting_of(PagedOptions, "cuda_graphs")
+    compile_layers: bool = setting_of(HrmTextOptions, "compile_layers")
     prefix_cache: bool = Field(default=True, description="let requests of one tenant share what was computed")
     step_tokens: Count | None = Field(default=None, description="tokens of one step (none: 256 on cpu, else 4096)")
     batch_wait_ms: Milliseconds = Field(
@@ -214,15 +223,7 @@ class Settings(BaseSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _plain(cls, value: Any, info: ValidationInfo) -> Any:
-        """Accept `none` for an optional field and any letter case in a choice; refuse a boolean where a number goes."""
-        field = cls.model_fields[info.field_name or ""]
-        if isinstance(value, bool) and field.annotation is not bool:
-            raise ValueError(f"{value} is a boolean")
-        if isinstance(value, str) and value.lower() in choices_of(field.annotation):
-            return value.lower()
-        if isinstance(value, str) and value.lower() == "none" and field.default in (None, ()):
-            return field.default
-        return value
+        return plain(value, cls.model_fields[info.field_name or ""])
 
     @field_validator("forwarded_allow_ips", mode="before")
     @classmethod
@@ -256,15 +257,16 @@ class Settings(BaseSettings):
         """YAML reads a bare yes as true."""
         return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
-    @field_validator("models", mode="before")
+    @field_validator("models", "options", mode="before")
     @classmethod
-    def _split_models(cls, value: Any) -> Any:
+    def _split_entries(cls, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, str) or value.lower() == "none":
             return value
         try:
             return json.loads(value) if value.lstrip().startswith("[") else value.split(",")
         except json.JSONDecodeError as error:
-            raise ValueError(f"expected a JSON list or id=path,id=path ({error})") from error
+            form = "id=path" if info.field_name == "models" else "name=value"
+            raise ValueError(f"expected a JSON list or {form},{form} ({error})") from error
 
     @field_validator("models")
     @classmethod
@@ -357,7 +359,7 @@ def resolve(
     finally:
         _layers.reset(token)
     settings._origins = origins
-    _check_default_model(settings, origins["default_model"])
+    _check_models(settings, origins)
     return Resolved(settings, origins)
 
 
@@ -382,9 +384,9 @@ def model_entries(settings: Settings) -> tuple[ModelEntry, ...]:
     """The models to load; what an entry leaves open is filled in from the fleet-wide setting of the same name.
 
     Without `models` it is one entry for `model_path`, named after its directory. Raises SettingsError if the name of
-    that directory cannot serve as a model id.
+    that directory cannot serve as a model id, and for an option that is for no model.
     """
-    entries = settings.models or (_entry_of_path(settings),)
+    entries = with_options(settings.models or (_entry_of_path(settings),), settings.options)
     return tuple(completed(entry, settings) for entry in entries)
 
 
@@ -405,10 +407,20 @@ def _explain(problem: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     return mask_secrets(f"{'.'.join(where)}: {message}{got} (from {origin})")
 
 
-def _check_default_model(settings: Settings, origin: str) -> None:
-    ids = [entry.id for entry in model_entries(settings)]
+def _check_models(settings: Settings, origins: Mapping[str, str]) -> None:
+    """Raise SettingsError for a default that is no model, and for options that no model can have."""
+    try:
+        entries = model_entries(settings)
+        check_options(entries, dict(settings))
+    except SettingsError as error:
+        places = [origins[name] for name in ("options", "models") if origins[name] != "default"]
+        if "(from " in str(error) or not places:
+            raise
+        raise SettingsError(f"{error} (from {' and '.join(places)})") from None
+    ids = [entry.id for entry in entries]
     if settings.default_model is not None and settings.default_model not in ids:
         known = ", ".join(ids)
+        origin = origins["default_model"]
         raise SettingsError(f"default_model: expected one of {known}, got {settings.default_model!r} (from {origin})")
 
 

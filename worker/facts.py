@@ -7,27 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.messages import ModelInfo, TaskName
-from shared.setting_models import WITHOUT_FILES
+from shared.messages import ModelInfo
+from shared.runner_table import AUTO, info_of
 from shared.settings import ModelEntry, Settings
 from worker.model_files import weight_bytes
 from worker.models.reading import read_json_object
 from worker.registry import detect
-from worker.runners.base import TEXT_TASKS
 from worker.shapes import DEFAULT_KV_BYTES, kind_of_weights
 
-_TASKS: dict[str, tuple[TaskName, ...]] = {
-    "echo": (*TEXT_TASKS, "classify"),
-    "echo-task": ("echo_task",),
-    "hrm-text": TEXT_TASKS,
-    "hrm-act": TEXT_TASKS,
-    "causal": TEXT_TASKS,
-    "encoder": ("embed", "tokenize", "detokenize"),
-    "hrm-puzzle": ("solve",),
-}
-"""By runner. Those of a plugin's runner are not known before it has loaded a model."""
 _CLASSIFIER = "ForSequenceClassification"
-_KEEPS_KEYS_AND_VALUES = ("hrm-text", "causal")
 _WINDOWS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_len")
 
 
@@ -42,19 +30,20 @@ class Facts:
 def facts_of(entry: ModelEntry, settings: Settings) -> Facts:
     """Read a model's files. Raise ModelFormatError where no model lies there."""
     kind = entry.runner
-    if kind == "auto":
+    if kind == AUTO:
         kind = detect(entry.path)
     window = entry.context_window or settings.context_window
-    tasks = _TASKS.get(kind, ())
+    runner = info_of(kind)
+    tasks = runner.tasks
     num_bytes = 0
-    if kind not in WITHOUT_FILES:
+    if runner.has_files:
         path = Path(entry.path).expanduser()
         config = _config(path)
         window = min([window, *_windows(config)])
         if kind == "encoder" and any(str(name).endswith(_CLASSIFIER) for name in config.get("architectures") or ()):
             tasks = ("classify", *tasks)
         num_bytes = weight_bytes(path, kind_of_weights(entry))
-        if kind in _KEEPS_KEYS_AND_VALUES:
+        if runner.keeps_kv:
             num_bytes += DEFAULT_KV_BYTES if settings.kv_memory_mib == "auto" else settings.kv_memory_mib * 2**20
     info = ModelInfo(
         entry.id,

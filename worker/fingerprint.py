@@ -5,9 +5,9 @@ Weights are sampled, not read whole: of each file its name, its size, and some b
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
+from shared.runner_options import Options
 from worker.runners.base import RunnerOptions
 
 SAMPLER_VERSION = 2
@@ -15,18 +15,21 @@ SAMPLER_VERSION = 2
 
 _BLOCKS, _BLOCK_BYTES = 8, 1 << 16
 _IRRELEVANT = (
-    *("path", "tokenizer_path", "chat_template", "name"),
+    *("path", "tokenizer_path", "name", "own"),
     *("max_batch", "kv_bytes", "kv_fraction", "max_device_bytes", "page_size", "prefix_cache", "step_tokens"),
 )
-"""Options that name, move and size things, and change no token."""
+"""Options that name, move and size things, and change no token; the runner's own are looked at by themselves."""
 
 
 def fingerprint(runner: str, options: RunnerOptions) -> str:
     """Of a runner over the files and options given."""
     digest = hashlib.sha256()
-    facts = {name: value for name, value in asdict(options).items() if name not in _IRRELEVANT}
+    own = options.own or Options()
+    facts = {name: value for name, value in vars(options).items() if name not in _IRRELEVANT}
+    facts |= own.model_dump(exclude=set(own.files))
+    sources = [options.path, options.tokenizer_path, *(getattr(own, name) for name in own.files)]
     digest.update(repr((SAMPLER_VERSION, runner, sorted(facts.items()))).encode())
-    for source in (options.path, options.tokenizer_path, options.chat_template):
+    for source in sources:
         for file in _files(source):
             digest.update(f"{file.name}:{file.stat().st_size}".encode())
             digest.update(b"".join(_blocks(file)))

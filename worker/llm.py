@@ -53,7 +53,9 @@ from shared.messages import (
     Tokenized,
     Turn,
 )
-from shared.setting_models import WITHOUT_FILES
+from shared.runner_options import Attention, Scoring, Segments
+from shared.runner_table import WITHOUT_FILES
+from shared.setting_types import Quantize
 from shared.settings import SAMPLE_MODEL, Settings, SettingsError, settings_of
 from shared.vectors import unpack
 from worker import device
@@ -85,19 +87,23 @@ _LOOK_UP_S = 0.5
 
 
 class ModelSettings(TypedDict, total=False):
-    """The settings of a fleet that say how a model is loaded and run (docs/settings.md); each has its default."""
+    """The settings of a fleet that say how a model is loaded and run (docs/settings.md); each has its default.
 
-    runner: Literal["auto", "hrm-text", "hrm-act", "hrm-puzzle", "causal", "encoder"]
+    `runner` is one of `shared/runner_table.py`, and `options` are those that it declares.
+    """
+
+    runner: str
+    options: Mapping[str, Any]
     tokenizer_path: str | Path
     device: Literal["auto", "cpu", "cuda", "mps"]
     dtype: Literal["auto", "float32", "float16", "bfloat16"]
-    quantize: Literal["none", "int8"]
+    quantize: Quantize
     max_batch_size: int
     context_window: int
     threads: int | Literal["auto"]
-    scoring: Literal["strict", "aios_compat"]
-    segments: Literal["compat", "max", "q_halt"]
-    attention: Literal["bidirectional", "causal"]
+    scoring: Scoring
+    segments: Segments
+    attention: Attention
     condition: str
     chat_template: str | Path
     use_ema: bool
@@ -488,14 +494,20 @@ def _settings(model: str | Path, given: ModelSettings) -> Settings:
         raise SettingsError(f"{strange[0]}: no setting of a model; expected {', '.join(known)}")
     values: dict[str, Any] = {}
     for name, value in given.items():
-        values[name] = str(value) if isinstance(value, Path) else value
+        values[name] = _plain(value)
     # An id of our own: a directory may have any name, spaces too.
     path = Path(os.path.expanduser(model))  # Path's own raises for a user who is not there
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.absolute().name).lstrip("._-") or "model"
-    entry = {"id": name[:128], "path": str(model) if str(model) in WITHOUT_FILES else str(path)}
+    entry: dict[str, Any] = {"id": name[:128], "path": str(model) if str(model) in WITHOUT_FILES else str(path)}
     if "runner" in values:
         entry["runner"] = values.pop("runner")
+    if "options" in values:
+        entry["options"] = {name: _plain(value) for name, value in values.pop("options").items()}
     return settings_of({**values, "models": (entry,)})
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
 
 
 def _prepare_process(settings: Settings) -> None:

@@ -14,7 +14,10 @@ from pydantic import ValidationError
 from shared.errors import FleetError, from_event
 from shared.logs import fields
 from shared.messages import Embedded, Failed, Labelled, ModelInfo, Prompting, Solution, name_of
-from shared.setting_models import WITHOUT_FILES, PromptingEntry
+from shared.model_options import options_of
+from shared.runner_options import Options, PagedOptions
+from shared.runner_table import AUTO, WITHOUT_FILES
+from shared.setting_models import PromptingEntry
 from shared.settings import ModelEntry, Settings, SettingsError, completed, model_entries
 from shared.vectors import unpack
 from worker import device
@@ -150,7 +153,7 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
     begun_s = time.monotonic()
     bytes_before = device.bytes_in_use()
     try:
-        kind = detect(entry.path) if entry.runner == "auto" else entry.runner
+        kind = detect(entry.path) if entry.runner == AUTO else entry.runner
         options = _options(entry, settings, kind)
         runner = load_runner(kind, options) if kind in WITHOUT_FILES else _load_fitting(kind, options)
     except ModelFormatError as error:
@@ -252,6 +255,7 @@ def _load_fitting(kind: str, options: RunnerOptions) -> AnyRunner:
 
 
 def _options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
+    own = options_of(entry, dict(settings), kind)
     options = RunnerOptions(
         path=entry.path,
         name=entry.id,
@@ -261,22 +265,14 @@ def _options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
         context_window=entry.context_window or settings.context_window,
         kv_bytes=DEFAULT_KV_BYTES if settings.kv_memory_mib == "auto" else settings.kv_memory_mib * 2**20,
         page_size=settings.page_size or _PAGE_SIZE,
-        flash_attention=settings.flash_attention,
-        cuda_graphs=settings.cuda_graphs,
-        compile_layers=settings.compile_layers,
         prefix_cache=settings.prefix_cache,
         step_tokens=settings.step_tokens or _CPU_STEP_TOKENS,
-        condition=entry.condition or settings.condition,
-        chat_template=entry.chat_template,
-        scoring=settings.scoring,
-        segments=settings.segments,
-        attention=settings.attention,
-        use_ema=settings.use_ema,
+        own=own,
     )
-    return options if kind in WITHOUT_FILES else replace(options, **_placement(entry, settings))
+    return options if kind in WITHOUT_FILES else replace(options, **_placement(entry, settings, own))
 
 
-def _placement(entry: ModelEntry, settings: Settings) -> dict[str, Any]:
+def _placement(entry: ModelEntry, settings: Settings, own: Options) -> dict[str, Any]:
     """Where a model lies and in what: the options that need torch to be known. Raises SettingsError."""
     chosen = device.select_device(settings.device)
     cap = settings.max_gpu_memory_gb
@@ -289,7 +285,8 @@ def _placement(entry: ModelEntry, settings: Settings) -> dict[str, Any]:
     if fraction is None and settings.kv_memory_mib == "auto" and chosen.type == "cuda":
         fraction = _DEFAULT_KV_FRACTION
     dtype = device.choose_dtype(entry.dtype or settings.dtype, chosen)
-    is_flash = settings.flash_attention and chosen.type == "cuda" and dtype != "float32"
+    may_flash = isinstance(own, PagedOptions) and own.flash_attention
+    is_flash = may_flash and chosen.type == "cuda" and dtype != "float32"
     return {
         "device": str(chosen),
         "step_tokens": settings.step_tokens or (_CPU_STEP_TOKENS if chosen.type == "cpu" else _GPU_STEP_TOKENS),

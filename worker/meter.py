@@ -8,13 +8,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 
 from shared.broker import Broker
 from shared.memory import resident_bytes
 from shared.messages import ModelInfo, ModelLoad, WorkerInfo, WorkerState
 from shared.metric_kinds import Values
 from shared.metrics import WorkerMetrics
+from shared.model_load import NUMBERS
 from shared.process import LoopLag, tell
 from shared.queue import Claim
 from shared.task_table import cost_of
@@ -61,26 +62,10 @@ class _Metered:
         return (last - first) / (last_s - first_s) if last_s > first_s else 0.0
 
     def told(self) -> ModelLoad:
-        load, counts = self.engine.load, self.engine.counts
-        return ModelLoad(
-            self.model.info.id,
-            running=load.running,
-            waiting=load.waiting,
-            kv_used=load.pages_held,
-            kv_pages=load.num_pages,
-            prefix_lookups=load.num_started,
-            prefix_hits=load.num_hits,
-            tokens=counts.num_tokens,
-            tokens_per_s=round(self.tokens_per_s, 3),
-            work_per_s=round(self.work_per_s, 3),
-            step_s=round(counts.last_step_s, 6),
-            takeovers=self.intake.num_taken_over,
-            errors=counts.num_failures,
-            preemptions=load.num_preempted,
-            load_s=round(self.model.load_s, 3),
-            warm_up_s=round(self.model.warm_up_s, 3),
-            jobs=self.num_jobs,
-        )
+        values: dict[str, Any] = {}
+        for name in NUMBERS:
+            values[name] = _MEASURES[name](self)
+        return ModelLoad(self.model.info.id, **values)
 
 
 class Meter:
@@ -145,8 +130,8 @@ class Meter:
         metrics.device_memory.read = self._device_memory
         metrics.batch.read = lambda: {(name,): item.engine.counts.rows for name, item in self._items()}
         metrics.step.read = lambda: {(name,): item.engine.counts.steps_s for name, item in self._items()}
-        for metric, value in _BY_MODEL.items():
-            getattr(metrics, metric).read = partial(self._each, value)
+        for name, metric in metrics.by_model.items():
+            metric.read = partial(self._each, _MEASURES[name])
 
     def _each(self, value: Callable[[_Metered], float]) -> Values:
         return {(name,): value(item) for name, item in self._items()}
@@ -162,24 +147,28 @@ class Meter:
         return {("allocated",): allocated, ("total",): total} if total else {}
 
 
-_BY_MODEL: dict[str, Callable[[_Metered], float]] = {
+_MEASURES: dict[str, Callable[[_Metered], float]] = {
     "running": lambda item: item.engine.load.running,
     "waiting": lambda item: item.engine.load.waiting,
-    "tokens": lambda item: item.engine.counts.num_tokens,
-    "prompt_tokens": lambda item: item.engine.counts.num_prompt_tokens,
-    "failures": lambda item: item.engine.counts.num_failures,
-    "preemptions": lambda item: item.engine.load.num_preempted,
-    "kv_pages": lambda item: item.engine.load.num_pages,
     "kv_used": lambda item: item.engine.load.pages_held,
+    "kv_pages": lambda item: item.engine.load.num_pages,
     "kv_cached": lambda item: item.engine.load.pages_cached,
     "prefix_lookups": lambda item: item.engine.load.num_started,
     "prefix_hits": lambda item: item.engine.load.num_hits,
     "prefix_tokens": lambda item: item.engine.load.num_hit_tokens,
+    "preemptions": lambda item: item.engine.load.num_preempted,
+    "tokens": lambda item: item.engine.counts.num_tokens,
+    "prompt_tokens": lambda item: item.engine.counts.num_prompt_tokens,
+    "errors": lambda item: item.engine.counts.num_failures,
     "segments": lambda item: item.engine.counts.num_segments,
     "settled": lambda item: item.engine.counts.num_settled,
-    "load_s": lambda item: item.model.load_s,
-    "warm_up_s": lambda item: item.model.warm_up_s,
+    "step_s": lambda item: round(item.engine.counts.last_step_s, 6),
+    "tokens_per_s": lambda item: round(item.tokens_per_s, 3),
+    "work_per_s": lambda item: round(item.work_per_s, 3),
+    "load_s": lambda item: round(item.model.load_s, 3),
+    "warm_up_s": lambda item: round(item.model.warm_up_s, 3),
     "takeovers": lambda item: item.intake.num_taken_over,
     "convictions": lambda item: item.intake.num_convicted,
+    "jobs": lambda item: item.num_jobs,
 }
-"""The metrics that are one number a model, by their names in `WorkerMetrics`."""
+"""How each number of `ModelLoad` is measured."""

@@ -1,6 +1,5 @@
-"""Which runner serves a model directory. A dict of strings, imported on use: the echo runner needs no torch."""
+"""Which runner of `shared/runner_table.py` serves a model directory. It is imported on use: echo needs no torch."""
 
-import importlib
 import stat
 from collections.abc import Callable, Set
 from dataclasses import dataclass
@@ -9,22 +8,13 @@ from pathlib import Path
 
 import msgspec
 
-from shared import plugins
-from shared.setting_models import WITHOUT_FILES
+from shared import runner_table
+from shared.plugins import import_target
+from shared.runner_table import AUTO, WITHOUT_FILES
 from worker.engines import AnyRunner
 from worker.models.errors import ModelFormatError
 from worker.models.reading import converted, read_json_object, unusable
 from worker.runners.base import Runner, RunnerOptions
-
-RUNNERS = {
-    "echo": "worker.runners.echo:Echo",
-    "echo-task": "worker.runners.echo_task:EchoTaskRunner",
-    "hrm-text": "worker.runners.hrm_text:load",
-    "hrm-act": "worker.runners.hrm_act:load",
-    "causal": "worker.runners.causal:load",
-    "encoder": "worker.runners.encoder:load",
-    "hrm-puzzle": "worker.runners.hrm_puzzle:load",
-} | {name: entry.value for name, entry in plugins.entries("aios.runners").items()}
 
 _EPOCH_PREFIX = "fsdp2_epoch_"
 _READING_HEADS = ("ForMaskedLM", "ForPreTraining", "ForSequenceClassification")
@@ -42,9 +32,8 @@ class _Config(msgspec.Struct):
 
 def load_runner(kind: str, options: RunnerOptions) -> AnyRunner:
     """Load a model; `kind` auto looks at the files. Raises ModelFormatError with a sentence for the operator."""
-    name = detect(options.path) if kind == "auto" else kind
-    module, _, attribute = RUNNERS[name].partition(":")
-    factory: Callable[[RunnerOptions], AnyRunner] = getattr(importlib.import_module(module), attribute)
+    name = detect(options.path) if kind == AUTO else kind
+    factory: Callable[[RunnerOptions], AnyRunner] = import_target(runner_table.info_of(name).target)
     return factory(options)
 
 

@@ -14,7 +14,8 @@ No core is kept for the front and Redis: beside a model they need a few per cent
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shared.setting_models import WITHOUT_FILES
+from shared.accelerators import ACCELERATORS
+from shared.runner_table import WITHOUT_FILES
 from shared.settings import ModelEntry, Settings, model_entries
 from worker.machine import Machine
 from worker.model_files import weight_bytes
@@ -90,8 +91,9 @@ def shape_of(settings: Settings, machine: Machine) -> Shape:
 
 
 def kind_of_weights(entry: ModelEntry) -> str:
-    if entry.quantize == "int8":
-        return "int8"
+    accelerated = ACCELERATORS[entry.quantize or "none"].weights
+    if accelerated is not None:
+        return accelerated
     return "float32" if entry.dtype in (None, "auto") else str(entry.dtype)
 
 

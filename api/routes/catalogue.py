@@ -10,7 +10,9 @@ from api.schemas.catalogue import CatalogueChange, CatalogueEntry, CatalogueList
 from api.schemas.errors import ApiErrorBody, errors_of
 from shared import keys
 from shared.catalogue import Catalogue
-from shared.errors import ModelNotFound
+from shared.errors import InvalidRequest, ModelNotFound
+from shared.model_options import check_options
+from shared.setting_layers import SettingsError
 
 router = APIRouter(prefix="/api/models", tags=["inference"], responses=errors_of(ApiErrorBody))
 
@@ -35,6 +37,10 @@ async def listing(front: FrontDep) -> CatalogueListing:
 @redis_answers()
 async def add(body: CatalogueEntry, front: FrontDep) -> CatalogueChange:
     """Let every worker that can read the model's path serve it. One with the same id is changed."""
+    try:
+        check_options([body], {})
+    except SettingsError as error:
+        raise InvalidRequest(str(error), field="options") from None
     is_new = await _catalogue(front).add(body)
     front.fleet.look_again()
     return CatalogueChange(model_id=body.id, done="added" if is_new else "changed")

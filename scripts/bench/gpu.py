@@ -19,6 +19,7 @@ import torch
 
 from scripts.bench.gpu_agreement import print_agreement
 from shared.messages import Sampling
+from shared.runner_options import HrmTextOptions
 from worker.models.hrm_text import PLAIN_HALVES, HrmTextModel, HrmTextShape
 from worker.runners import hrm_text
 from worker.runners.base import RunnerOptions, TextTask
@@ -131,7 +132,12 @@ def runner_for(
     window = plan.context + page_size
     room = net.kv_shape.bytes_per_token(net.dtype) * page_size * (-(-window // page_size) * batch + 1)
     options = RunnerOptions(
-        "random", max_batch=batch, page_size=page_size, kv_bytes=room, cuda_graphs=graphs, step_tokens=4096
+        "random",
+        max_batch=batch,
+        page_size=page_size,
+        kv_bytes=room,
+        step_tokens=4096,
+        own=HrmTextOptions(cuda_graphs=graphs),
     )
     return PagedRunner("hrm-text", "random", net, Ids(), window, options)
 

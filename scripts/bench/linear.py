@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worker.device import use_threads
-from worker.models.linear import Int8Linear, PackedLinear, prepare_linears
+from worker.models.linear import Int8Linear, PackedLinear, pack_linears
 
 SHAPES = ((512, 2048), (512, 512), (512, 3072), (1536, 512), (512, 8192), (128, 512), (256, 128))
 """(in, out)."""
@@ -55,9 +55,9 @@ def kernels_of(shape: tuple[int, int]) -> dict[str, list[Layer]]:
 
 
 def chosen(shape: tuple[int, int]) -> str:
-    """What `prepare_linears` makes of such a layer without quantization."""
+    """What `pack_linears` makes of such a layer."""
     model = nn.Sequential(nn.Linear(*shape, bias=False))
-    return "packed" if prepare_linears(model) else "F.linear"
+    return "packed" if pack_linears(model) else "F.linear"
 
 
 @torch.inference_mode()

@@ -18,6 +18,7 @@ from scripts.eval_sample import exact_share
 from scripts.sample_problems import KINDS, held_out
 from shared.messages import Generate, Sampling
 from shared.settings import SAMPLE_MODEL
+from worker.accelerators import prepare
 from worker.device import use_threads
 from worker.engine import Engine
 from worker.models import linear
@@ -34,12 +35,12 @@ Logits = Callable[[Ids, Ids], Tensor]
 """(prompt, response) -> [response tokens, vocab]: what each token of the response was chosen from."""
 
 
-def network(path: Path, quantize: linear.Quantize) -> Logits:
+def network(path: Path, quantize: str) -> Logits:
     """The network by itself, without our engine, batches or pages: transformers' own code, or one row of a brain."""
     if detect(str(path)) == "hrm-act":
         return _brain(path, quantize)
     model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32).eval()
-    linear.prepare_linears(model, quantize=quantize)
+    prepare(model, RunnerOptions(str(path), quantize=quantize))
     is_prefix_lm = model.config.model_type == "hrm_text"
 
     def logits(prompt: Ids, response: Ids) -> Tensor:
@@ -50,10 +51,10 @@ def network(path: Path, quantize: linear.Quantize) -> Logits:
     return logits
 
 
-def _brain(path: Path, quantize: linear.Quantize) -> Logits:
+def _brain(path: Path, quantize: str) -> Logits:
     """One row per token: attention looks both ways, so that a later token changes what an earlier one came from."""
     model = load_act_bundle(path).model
-    linear.prepare_linears(model, quantize=quantize)
+    prepare(model, RunnerOptions(str(path), quantize=quantize))
 
     def logits(prompt: Ids, response: Ids) -> Tensor:
         lengths = torch.arange(len(prompt), len(prompt) + len(response))

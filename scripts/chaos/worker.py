@@ -1,12 +1,13 @@
 """`python -m worker` with the rigged echo runners in the place of the plain ones; the same flags."""
 
 import sys
+from dataclasses import replace
 
 from shared.cli import run_role
+from shared.runner_table import RUNNERS
 from worker.__main__ import run
-from worker.registry import RUNNERS
 
 if __name__ == "__main__":
-    RUNNERS["echo"] = "scripts.chaos.rigged:RiggedEcho"
-    RUNNERS["echo-task"] = "scripts.chaos.rigged:RiggedEchoTask"
+    RUNNERS["echo"] = replace(RUNNERS["echo"], target="scripts.chaos.rigged:RiggedEcho")
+    RUNNERS["echo-task"] = replace(RUNNERS["echo-task"], target="scripts.chaos.rigged:RiggedEchoTask")
     sys.exit(run_role("python -m scripts.chaos.worker", run))

@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from textwrap import wrap
+from typing import assert_never
 
 from scripts.watch.fronts import Latencies
 from scripts.watch.rates import Rates
 from scripts.watch.table import Column, shorten, table
 from scripts.watch.units import age, amount, memory, span
 from shared.fleet.snapshot import Model, Server, Snapshot, Worker, WorkerModel
+from shared.model_load import NUMBERS, Style
 
 _LEAST_NAME = 12
 _HOW_TO = "latencies: name fronts that can be asked for them, --front http://HOST:8000"
@@ -134,14 +136,7 @@ def _workers(workers: Sequence[Worker], width: int) -> list[str]:
         Column("STATE", [own.state if own else "" for own in owners], is_name=True),
         Column("POOL", [own.pool if own else "" for own in owners], rank=4, is_name=True),
         Column("MODEL", [load.id if load else "-" for load in loads], rank=10, is_name=True, least=8),
-        Column("BATCH", [f"{load.running}/{load.max_batch}" if load else "" for load in loads]),
-        Column("WAIT", [str(load.waiting) if load else "" for load in loads], rank=8),
-        Column("KV", [_pages(load) if load else "" for load in loads], rank=9),
-        Column("TOK/S", [amount(load.tokens_per_s) if load else "" for load in loads]),
-        Column("STEP", [age(load.step_s) if load else "" for load in loads], rank=11),
-        Column("ERR", [str(load.errors) if load else "" for load in loads], rank=6),
-        Column("TAKEN", [str(load.takeovers) if load else "" for load in loads], rank=3),
-        Column("HITS", [_hits(load) if load else "" for load in loads], rank=1),
+        *_numbers(loads),
         Column("MEM", [memory(own.memory_bytes) if own else "" for own in owners], rank=7),
         Column("GPU", [memory(own.device_bytes) if own and own.device_bytes else "" for own in owners], rank=2),
         Column("UP", [span(own.uptime_s) if own else "" for own in owners], rank=5),
@@ -158,12 +153,36 @@ def _failures(workers: Sequence[Worker], width: int) -> list[str]:
     return lines
 
 
-def _pages(load: WorkerModel) -> str:
-    return f"{load.kv_used}/{load.kv_pages}" if load.kv_pages else "-"
+def _numbers(loads: Sequence[WorkerModel | None]) -> list[Column]:
+    """The columns of `shared/model_load.py`; a worker without models has no numbers."""
+    columns = []
+    for name, number in NUMBERS.items():
+        column = number.column
+        if column is None:
+            continue
+        cells = []
+        for load in loads:
+            cells.append("" if load is None else _cell(load, name, column.style, column.whole))
+        columns.append(Column(column.title, cells, rank=column.rank))
+    return columns
 
 
-def _hits(load: WorkerModel) -> str:
-    return f"{100 * load.prefix_hits / load.prefix_lookups:.0f}%" if load.prefix_lookups else "-"
+def _cell(load: WorkerModel, name: str, style: Style, whole_name: str) -> str:
+    value = getattr(load, name)
+    match style:
+        case "count":
+            return str(value)
+        case "amount":
+            return amount(value)
+        case "age":
+            return age(value)
+        case "of" | "share":
+            whole = getattr(load, whole_name)
+            if not whole:
+                return "-"
+            return f"{value}/{whole}" if style == "of" else f"{100 * value / whole:.0f}%"
+        case _:
+            assert_never(style)
 
 
 def _requests(told: Requests, width: int) -> list[str]:

@@ -24,24 +24,10 @@ PATIENCE_S = 5.0
 Status = Literal["ready", "not_ready", "redis_away"]
 
 
-class WorkerModel(msgspec.Struct, frozen=True):
-    """What a worker does for one of its models (`shared.messages.ModelLoad`), of `max_batch` rows at most."""
+class WorkerModel(ModelLoad, frozen=True, kw_only=True, omit_defaults=False):
+    """What a worker does for one of its models, of `max_batch` rows at most."""
 
-    id: str
     max_batch: int
-    running: int
-    waiting: int
-    kv_used: int
-    kv_pages: int
-    prefix_lookups: int
-    prefix_hits: int
-    tokens: int
-    tokens_per_s: float
-    step_s: float
-    jobs: int
-    errors: int
-    takeovers: int
-    preemptions: int
 
 
 class Worker(msgspec.Struct, frozen=True):
@@ -159,8 +145,7 @@ def _worker(told: WorkerInfo) -> Worker:
 
 
 def _worker_model(model: ModelInfo, load: ModelLoad) -> WorkerModel:
-    shared = {name: getattr(load, name) for name in WorkerModel.__struct_fields__ if name != "max_batch"}
-    return WorkerModel(max_batch=model.max_batch, **shared)
+    return WorkerModel(max_batch=model.max_batch, **msgspec.structs.asdict(load))
 
 
 def _models(fleet: Fleet, queues: Mapping[str, QueueState]) -> tuple[Model, ...]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from shared.messages import PRIORITIES, ModelLoad, WorkerInfo
+from shared.model_load import NUMBERS
 from shared.presence import Fleet
 from shared.queues import QueueState
 
@@ -45,7 +46,7 @@ def of_workers(fleet: Fleet) -> dict[str, Values]:
     loads = [load for worker in fleet.workers for load in worker.loads]
     states = [(worker.pool, "full" if worker.is_full else worker.state) for worker in fleet.workers]
     serving = [(model, worker.pool) for model in fleet.models for worker in _ready(fleet, model)]
-    return {
+    found: dict[str, Values] = {
         "workers": _added((labels, 1) for labels in states),
         "model_workers": _added((labels, 1) for labels in serving),
         "active_models": {(): len({model for model, _ in serving})},
@@ -53,10 +54,13 @@ def of_workers(fleet: Fleet) -> dict[str, Values]:
             ("host",): sum(worker.memory_bytes for worker in fleet.workers),
             ("device",): sum(worker.device_bytes for worker in fleet.workers),
         },
-        "tokens_per_s": _added(((load.id,), load.tokens_per_s) for load in loads),
-        "load_s": _largest(((load.id,), load.load_s) for load in loads),
-        "warm_up_s": _largest(((load.id,), load.warm_up_s) for load in loads),
     }
+    for name, number in NUMBERS.items():
+        if number.total is None:
+            continue
+        summed = _added if number.total.how == "sum" else _largest
+        found[name] = summed(((load.id,), getattr(load, name)) for load in loads)
+    return found
 
 
 def _ready(fleet: Fleet, model: str) -> list[WorkerInfo]:

@@ -50,6 +50,17 @@ async def test_what_is_not_there_is_404(redis: Redis) -> None:
         assert answer.status_code == 404, "what workers' own settings name is not the catalogue's"
 
 
+async def test_options_of_its_runner_are_kept_and_judged(redis: Redis) -> None:
+    brain = {"id": "brain", "path": "/models/brain", "runner": "hrm-act"}
+    async with admin_of(redis) as client:
+        answer = await client.post("/api/models/add", json={**brain, "options": {"segments": "max"}})
+        assert answer.status_code == 200
+        assert (await Catalogue(redis).listing()).entries["brain"].options == {"segments": "max"}
+        answer = await client.post("/api/models/add", json={**brain, "options": {"segments": "fast"}})
+        assert answer.status_code == 400
+        assert "model 'brain': option 'segments': expected 'compat', 'max' or 'q_halt'" in answer.text
+
+
 async def test_a_wrong_entry_names_its_field(redis: Redis) -> None:
     bodies = (({"id": "a b", "path": "x"}, "id"), ({"id": "a"}, "path"), ({"id": "a", "path": ""}, "path"))
     async with admin_of(redis) as client:

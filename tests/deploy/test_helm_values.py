@@ -14,6 +14,11 @@ def _from_zero(kind: str) -> dict[str, Any]:
     return {"workerPools": {"sample": pool}, "prometheus": {"address": "http://prometheus:9090"}}
 
 
+def _with_options(options: dict[str, Any]) -> dict[str, Any]:
+    model = {"id": "brain", "path": "/models/brain", "runner": "hrm-act", "options": options}
+    return {"workerPools": {"sample": {"models": [model]}}}
+
+
 @pytest.mark.parametrize(
     ("values", "named"),
     [
@@ -30,6 +35,9 @@ def _from_zero(kind: str) -> dict[str, Any]:
         ({"workerPools": {"sample": {"gpu": {"count": 2}}}}, "count"),
         ({"workerPools": {"sample": {"models": [{"id": "maths"}]}}}, "path"),
         ({"workerPools": {"sample": {"models": [{"id": "maths", "path": "echo", "runer": "echo"}]}}}, "runer"),
+        (_with_options({"segments": "fast"}), "segments"),
+        (_with_options({"segmens": "max"}), "segmens"),
+        ({"settings": {"options": ["segments=max"]}}, "options"),
         ({"workerPools": {"sample": {"modelVolume": {"kind": "nfs"}}}}, "kind"),
         ({"workerPools": {"sample": {"modelVolume": {"kind": "pvc"}}}}, "existingClaim"),
         ({"workerPools": {"sample": {"modelVolume": {"kind": "image"}}}}, "modelVolume.image"),
@@ -71,6 +79,11 @@ def test_values_that_make_no_sense_are_refused_by_name(values: dict[str, Any], n
     with pytest.raises(helm.HelmError) as refused:
         render(values)
     assert named in str(refused.value)
+
+
+def test_options_of_a_model_reach_its_workers() -> None:
+    release = render(_with_options({"segments": "q_halt"}))
+    assert "segments: q_halt" in str(release.documents)
 
 
 def test_the_schema_knows_what_a_model_may_have() -> None:

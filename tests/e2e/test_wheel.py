@@ -139,13 +139,14 @@ def test_a_plugin_adds_a_task_what_does_it_and_how_it_is_asked_for(
     pip = (sys.executable, "-m", "pip", "--python", installed / "bin" / "python")
     run(*pip, "install", "--no-index", "--no-deps", plugin, cwd=tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    monkeypatch.setenv("AIOS_MODELS", json.dumps([{"id": "mirror", "path": str(tmp_path), "runner": "mirror"}]))
+    model = {"id": "mirror", "path": str(tmp_path), "runner": "mirror", "options": {"ends": "!"}}
+    monkeypatch.setenv("AIOS_MODELS", json.dumps([model]))
     with serving(command=(str(installed / "bin" / "aios"),), cwd=tmp_path) as fleet:
         body = {"texts": ["abc", "d e"]}
-        assert httpx.post(f"{fleet.url}/mirror", json=body, timeout=180).json() == {"texts": ["cba", "e d"]}
+        assert httpx.post(f"{fleet.url}/mirror", json=body, timeout=180).json() == {"texts": ["cba!", "e d!"]}
         job = {"task": "mirror", **body, "by_word": True}
         later = httpx.post(f"{fleet.url}/v1/jobs", json=job, headers={"Prefer": "wait=180"}, timeout=180)
-        assert later.json() == {"texts": ["abc", "e d"]}
+        assert later.json() == {"texts": ["abc!", "e d!"]}
         refused = httpx.post(f"{fleet.url}/generate", json={"prompts": ["a"]}, timeout=180)
         assert "serves 'mirror'" in refused.json()["error"]["message"]
         assert "/mirror" in httpx.get(f"{fleet.url}/openapi.json", timeout=180).json()["paths"]

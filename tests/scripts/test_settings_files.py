@@ -2,15 +2,18 @@
 
 import pytest
 
-from scripts.settings_files import PAGE, YAML, default_yaml, page_with, table
+from scripts.chart_schema import SCHEMA, options_schema, schema_with
+from scripts.generated_pages import page_with
+from scripts.settings_files import PAGE, YAML, chart_schema, default_yaml, options_table, page, table
+from shared.runner_table import RUNNERS
 from shared.settings import Settings
 
 
 def test_they_are_those_of_today() -> None:
     """If not: python -m scripts.settings_files."""
-    page = PAGE.read_text(encoding="utf-8")
-    assert page == page_with(table(), page)
+    assert PAGE.read_text(encoding="utf-8") == page()
     assert YAML.read_text(encoding="utf-8") == default_yaml()
+    assert SCHEMA.read_text(encoding="utf-8") == chart_schema()
 
 
 def test_every_setting_is_a_row() -> None:
@@ -25,6 +28,19 @@ def test_every_setting_is_a_row() -> None:
     assert "`LOAD_IN_8BIT`" in next(row for row in rows if "`--quantize`" in row)
 
 
+def test_every_option_of_a_runner_is_a_row_and_in_the_charts_schema() -> None:
+    rows = options_table().splitlines()[2:]
+    names = {name for info in RUNNERS.values() for name in info.options.model_fields}
+    assert len(rows) == len(names)
+    assert "| `segments` | `hrm-act` `hrm-puzzle` | `compat` | how ACT segments halt: compat, max, q_halt |" in rows
+    properties = options_schema()["properties"]
+    assert properties.keys() == names
+    assert properties["segments"] == {"enum": ["compat", "max", "q_halt"]}
+    assert properties["use_ema"] == {"type": "boolean"}
+
+
 def test_a_page_without_a_place_for_it_is_not_touched() -> None:
-    with pytest.raises(ValueError, match="expected the table between"):
-        page_with(table(), "# Settings\n")
+    with pytest.raises(ValueError, match="expected a table between <!-- mark -->"):
+        page_with(table(), "# Settings\n", "mark")
+    with pytest.raises(ValueError, match="expected the definition of a model"):
+        schema_with({}, "{}")

@@ -1,13 +1,9 @@
-"""The list of metrics: it is what docs/metrics.md says, and its kinds tell what they should."""
-
-import re
+"""The list of metrics, and that its kinds tell what they should."""
 
 from shared.metric_kinds import Listed, Sheet
 from shared.metrics import JanitorMetrics, Metrics, WorkerMetrics
-from shared.settings import REPO_ROOT
 from shared.spread import Spread
 
-_ROW = re.compile(r"^\| `([a-z0-9_]+)` \| (\w+) \| (.*?) \| ([a-z, ]+) \| (.+) \|$", re.MULTILINE)
 _ROLES = {"front": Metrics().sheet, "worker": WorkerMetrics().sheet, "jobs": JanitorMetrics().sheet}
 
 
@@ -19,15 +15,6 @@ def listed() -> dict[str, tuple[str, tuple[str, ...], list[str], str]]:
             _, _, roles, _ = found.setdefault(item.name, (item.kind, item.labels, [], item.meaning))
             roles.append(role)
     return found
-
-
-def test_the_table_in_the_docs_is_the_list_in_the_code() -> None:
-    text = (REPO_ROOT / "docs" / "metrics.md").read_text()
-    told = {
-        name: (kind, tuple(re.findall(r"`(\w+)`", labels)), roles.split(", "), meaning)
-        for name, kind, labels, roles, meaning in _ROW.findall(text)
-    }
-    assert told == listed()
 
 
 def test_names_are_as_prometheus_wants_them() -> None:

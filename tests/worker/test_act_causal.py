@@ -10,6 +10,7 @@ from scripts.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score, Scored
 from tests.worker.act_fixtures import Net, write_bundle
 from tests.worker.act_reference import Weights, reference
+from tests.worker.options import options_for
 from tests.worker.stepping import Serving, end_of, generate_all, run
 from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
@@ -54,7 +55,7 @@ class Brain:
 
     def load(self, segments: str, **changes: object) -> PagedRunner:
         options = {"max_batch": 4, "page_size": PAGE, "segments": segments, **changes}
-        runner = load_runner("auto", RunnerOptions(path=str(self.path), **options))  # type: ignore[arg-type]
+        runner = load_runner("auto", options_for(self.path, **options))
         assert isinstance(runner, PagedRunner)
         return runner
 
@@ -213,9 +214,9 @@ def test_only_causal_brains_keep_keys_and_values(tmp_path: Path) -> None:
     write_bundle(tmp_path, Net(vocab=264), tokenizer="tokenizer")
     plain = load_runner("auto", RunnerOptions(path=str(tmp_path)))
     assert isinstance(plain, ActRunner) and plain.spec.num_pages == 0 and plain.spec.reuse == "none"
-    causal = load_runner("auto", RunnerOptions(path=str(tmp_path), attention="causal"))
+    causal = load_runner("auto", options_for(tmp_path, attention="causal"))
     assert isinstance(causal, PagedRunner) and isinstance(causal._net, ActCausalNet)
     assert (causal.spec.runner, causal.spec.reuse, causal.spec.chunk_prefill) == ("hrm-act", "prefix", True)
     assert "causal" in causal.spec.found
     with pytest.raises(ModelFormatError, match="kv_memory_mib"):
-        load_runner("auto", RunnerOptions(path=str(tmp_path), attention="causal", kv_bytes=100))
+        load_runner("auto", options_for(tmp_path, attention="causal", kv_bytes=100))

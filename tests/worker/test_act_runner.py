@@ -8,11 +8,11 @@ import torch
 from scripts.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score
 from tests.worker.act_fixtures import Net, write_bundle
+from tests.worker.options import options_for
 from tests.worker.stepping import generate_all, score_all
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActOutput
 from worker.registry import load_runner
-from worker.runners.base import RunnerOptions
 from worker.runners.hrm_act import ActRunner
 
 PROMPTS = ["Hello", "x", "Once upon a time", "12 + 7"]
@@ -28,7 +28,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(path: Path, **options: object) -> ActRunner:
-    runner = load_runner("auto", RunnerOptions(path=str(path), max_batch=4, **options))  # type: ignore[arg-type]
+    runner = load_runner("auto", options_for(path, max_batch=4, **options))
     assert isinstance(runner, ActRunner)
     return runner
 

@@ -12,6 +12,7 @@ from shared.errors import ContextExceeded, InvalidRequest
 from shared.messages import Chat, Detokenize, Detokenized, Generate, Prompt, Sampling, Tokenize, Tokenized, Turn
 from shared.settings import ModelEntry, Settings
 from tests.worker.act_fixtures import Net, write_bundle
+from tests.worker.options import options_for
 from tests.worker.stepping import end_of, generate_all
 from tests.worker.test_hrm_text import write_tiny
 from tests.worker.tiny_causal import llama, write
@@ -42,7 +43,7 @@ class Place:
         tokenizer = starting_tokenizer()
         tokenizer.chat_template = template
         tokenizer.save_pretrained(self.path)
-        return load_runner("auto", RunnerOptions(str(self.path), max_batch=4, **options))  # type: ignore[arg-type]
+        return load_runner("auto", options_for(self.path, max_batch=4, **options))
 
 
 def starting_tokenizer() -> PreTrainedTokenizerFast:
@@ -112,7 +113,7 @@ def test_the_operators_template_outranks_the_models(causal: Place, tmp_path: Pat
     file = tmp_path / "terse.jinja"
     file.write_text(TERSE)
     assert written(causal.load("{{ 'no' }}", chat_template=str(file)), Chat((USER,))) == "[user] Hi! [me]"
-    options = RunnerOptions(str(causal.path), chat_template=str(file))
+    options = options_for(causal.path, chat_template=str(file))
     before = fingerprint("causal", options)
     file.write_text(TERSE + " ")
     assert fingerprint("causal", options) != before
@@ -186,7 +187,7 @@ def test_act_brains_write_dialogues_as_causal_models_do(tmp_path: Path, is_causa
     (tmp_path / "tokenizer").mkdir()
     write_bundle(tmp_path, Net(vocab=264, max_seq_len=160, causal=is_causal), tokenizer="tokenizer")
     starting_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    runner = load_runner("auto", RunnerOptions(str(tmp_path), attention="causal" if is_causal else "bidirectional"))
+    runner = load_runner("auto", options_for(tmp_path, attention="causal" if is_causal else "bidirectional"))
     assert written(runner, Chat((USER,))).startswith(f"{BOS}<|start_header_id|>user<|end_header_id|>\n\nHi!<|eot_id|>")
     assert encoded(runner, Chat((USER,))).prompt_ids.count(1) == 1
 

@@ -369,7 +369,7 @@ def test_a_bug_of_ours_stays_a_traceback(whole: Whole, monkeypatch: pytest.Monke
     def broken(*_: object, **__: object) -> None:
         raise AttributeError("a slip of ours")
 
-    monkeypatch.setattr(causal, "prepare_linears", broken)
+    monkeypatch.setattr(causal, "prepare", broken)
     with pytest.raises(AttributeError, match="a slip of ours"):
         load(whole("causal"))
 

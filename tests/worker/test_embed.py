@@ -13,6 +13,7 @@ from shared.errors import ContextExceeded, InvalidRequest
 from shared.messages import Embed, Embedded, Failed, Generate, Sampling, Score
 from shared.vectors import unpack
 from tests.worker.act_fixtures import Net, write_bundle
+from tests.worker.options import options_for
 from tests.worker.stepping import Serving, embed_all, end_of, run
 from tests.worker.test_hrm_text import write_tiny
 from tests.worker.tiny_causal import gpt2, mistral, write
@@ -156,8 +157,8 @@ def test_act_brains(tmp_path: Path, is_causal: bool) -> None:
     byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
     write_bundle(tmp_path, Net(vocab=264, max_seq_len=64, causal=is_causal), tokenizer="tokenizer")
     attention = "causal" if is_causal else "bidirectional"
-    runner = load_runner("auto", RunnerOptions(path=str(tmp_path), max_batch=4, attention=attention))  # type: ignore[arg-type]
-    plain = load_runner("auto", RunnerOptions(path=str(tmp_path), attention="bidirectional"))
+    runner = load_runner("auto", options_for(tmp_path, max_batch=4, attention=attention))
+    plain = load_runner("auto", options_for(tmp_path, attention="bidirectional"))
     assert isinstance(plain, ActRunner)
     vectors = embed_all(runner, TASKS)
     if is_causal:

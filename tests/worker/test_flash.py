@@ -13,8 +13,10 @@ from torch import Tensor
 
 from scripts.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score
+from shared.runner_options import PagedOptions
 from shared.settings import ModelEntry, Settings
 from tests.logged import fields_of
+from tests.worker.options import options_for
 from tests.worker.paged_kernel import naive_varlen_attn_out, stand_in
 from tests.worker.stepping import generate_all, score_all
 from tests.worker.test_hrm_text import PROMPTS, write_tiny
@@ -29,7 +31,6 @@ from worker.kv.transfer import packed
 from worker.models.errors import ModelFormatError
 from worker.registry import load_runner
 from worker.runners import decode_graphs
-from worker.runners.base import RunnerOptions
 from worker.runners.decode_graphs import DecodeGraphs, batch_sizes
 from worker.runners.paged import PagedRunner
 from worker.sequence import Encoded, Slice
@@ -55,7 +56,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def load(model: tuple[str, Path], **options: int | bool) -> PagedRunner:
     defaults: dict[str, int | bool] = {"max_batch": 4, "page_size": 4, "context_window": 64}
-    runner = load_runner(model[0], RunnerOptions(path=str(model[1]), **(defaults | options)))  # type: ignore[arg-type]
+    runner = load_runner(model[0], options_for(model[1], model[0], **(defaults | options)))
     assert isinstance(runner, PagedRunner)
     return runner
 
@@ -246,7 +247,7 @@ def test_pages_are_large_where_flash_attention_asks_for_it(
     monkeypatch.setattr(loading.device, "select_device", lambda _: torch.device(place))
     settings = Settings(dtype=dtype, page_size=given, cuda_graphs=False)
     options = loading._options(ModelEntry(id="m", path="x"), settings, "hrm-text")
-    assert (options.page_size, options.cuda_graphs) == (expected, False)
+    assert (options.page_size, options.declared(PagedOptions).cuda_graphs) == (expected, False)
 
 
 def test_without_flash_attention_no_kernel_is_looked_for(
@@ -255,7 +256,7 @@ def test_without_flash_attention_no_kernel_is_looked_for(
     monkeypatch.setattr(loading.device, "select_device", lambda _: torch.device("cuda"))
     settings = Settings(dtype="bfloat16", flash_attention=False)
     options = loading._options(ModelEntry(id="m", path="x"), settings, "hrm-text")
-    assert (options.page_size, options.flash_attention) == (16, False)
+    assert (options.page_size, options.declared(PagedOptions).flash_attention) == (16, False)
     stand_in(monkeypatch)
     assert load(model).kernel is not None
     assert load(model, flash_attention=False).kernel is None

@@ -9,6 +9,7 @@ from transformers import HrmTextConfig, HrmTextForCausalLM, LlamaConfig, LlamaFo
 
 from scripts.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score
+from tests.worker.options import options_for
 from tests.worker.stepping import generate_all, score_all
 from worker.kv import flash
 from worker.kv.attention import Plan, Span, attend
@@ -17,7 +18,6 @@ from worker.kv.spans import Kernel, paged_span
 from worker.kv.store import KVShape, KVStore
 from worker.models.hrm_text import HrmTextModel
 from worker.registry import load_runner
-from worker.runners.base import RunnerOptions
 from worker.runners.paged import PagedRunner
 from worker.sequence import Encoded, Slice
 from worker.sequence import Sequence as Row
@@ -66,9 +66,10 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def load(model: tuple[str, Path], **changes: object) -> PagedRunner:
     common: dict[str, object] = {
         "device": "cuda", "dtype": "bfloat16", "page_size": 256, "max_batch": 4, "context_window": 768,
-        "compile_layers": False,
     }  # fmt: skip
-    runner = load_runner(model[0], RunnerOptions(path=str(model[1]), **(common | changes)))  # type: ignore[arg-type]
+    if model[0] == "hrm-text":
+        common["compile_layers"] = False
+    runner = load_runner(model[0], options_for(model[1], model[0], **(common | changes)))
     assert isinstance(runner, PagedRunner)
     return runner
 

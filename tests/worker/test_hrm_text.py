@@ -164,6 +164,21 @@ def test_each_model_may_have_a_default_condition(tiny: tuple[Path, HrmTextForCau
         load_models(Settings(models=(ModelEntry(id="own", path=str(tiny[0]), condition="loud"),)))
 
 
+def test_the_options_of_an_entry_reach_the_runner_that_its_files_ask_for(
+    tiny: tuple[Path, HrmTextForCausalLM],
+) -> None:
+    """An option that this runner does not declare is refused when the files have said which one it is."""
+    path = str(tiny[0])
+    entries = (ModelEntry(id="own", path=path, condition="raw", options={"condition": "synth"}),)
+    [model] = load_models(Settings(models=entries, condition="noisy"))
+    task = Generate("hi", Sampling(max_tokens=4, seed=0))
+    asked = Generate("hi", Sampling(max_tokens=4, seed=0), condition="synth")
+    assert model.runner.encode(task) == model.runner.encode(asked)
+    foreign = (ModelEntry(id="own", path=path, options={"segments": "max"}),)
+    with pytest.raises(SettingsError, match=r"model 'own': option 'segments': .*its runner is hrm-text"):
+        load_models(Settings(models=foreign))
+
+
 def test_a_mate_of_a_failing_sequence_loses_nothing(runner: PagedRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     """P7: a step that fails after its prefill is repeated for each alone, the prefilled one as if nothing had been."""
     task = Generate(PROMPTS[0], Sampling(max_tokens=6, seed=5, temperature=0.0))

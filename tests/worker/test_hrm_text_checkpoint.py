@@ -11,6 +11,7 @@ from transformers import HrmTextForCausalLM
 from scripts.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling
 from tests.worker.hrm_text_raw import HIDDEN, TOKENIZER_INFO, raw_weights, save_epoch, tiny, write_config
+from tests.worker.options import options_for
 from tests.worker.stepping import generate_all
 from worker.kv.attention import Plan, Span
 from worker.models.errors import ModelFormatError
@@ -149,7 +150,7 @@ def test_a_checkpoint_may_have_marks_of_its_own(saved: Path, tmp_path: Path) -> 
     }  # fmt: skip
     write_config(tmp_path, metadata={"tokenizer_info": info})
     (tmp_path / "fsdp2_epoch_1").symlink_to(saved / "fsdp2_epoch_10")
-    runner = load_runner("auto", RunnerOptions(path=str(tmp_path), condition="terse"))
+    runner = load_runner("auto", options_for(tmp_path, condition="terse"))
     task = Generate("hi", Sampling(max_tokens=4, seed=0))
     text = "<|quad_start|><|box_end|>hi<|quad_end|>"
     assert list(runner.encode(task).prompt_ids) == byte_tokenizer()(text, add_special_tokens=False)["input_ids"]

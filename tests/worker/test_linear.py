@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from worker.accelerators import prepare
 from worker.models.errors import ModelFormatError
-from worker.models.linear import Int8Linear, PackedLinear, prepare_linears
+from worker.models.linear import Int8Linear, PackedLinear
+from worker.runners.base import RunnerOptions
 
 ODD_IN, ODD_OUT = 261, 523
 """No multiple of any vector's width, so that a kernel's remainders are run too."""
@@ -26,6 +28,10 @@ def seeded() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def prepared(model: nn.Module, quantize: str = "none") -> int:
+    return prepare(model, RunnerOptions("net", quantize=quantize))
+
+
 def both_kinds(bias: bool = True) -> list[nn.Module]:
     weight = torch.randn(ODD_OUT, ODD_IN) * ODD_IN**-0.5
     offset = torch.randn(ODD_OUT) if bias else None
@@ -37,7 +43,7 @@ def both_kinds(bias: bool = True) -> list[nn.Module]:
 def test_packed_equals_the_layer_it_replaces(make: Callable[[], nn.Module], lead: tuple[int, ...]) -> None:
     layer = make()
     model = nn.Sequential(copy.deepcopy(layer))
-    assert prepare_linears(model) == 1
+    assert prepared(model) == 1
     assert isinstance(model[0], PackedLinear)
     x = torch.randn(*lead, 512)
     torch.testing.assert_close(model(x), layer(x), atol=1e-5, rtol=1e-5)
@@ -48,7 +54,7 @@ def test_gpt2s_transposed_layer_is_replaced_too() -> None:
     nn.init.normal_(layer.bias)
     for quantize, tolerance in (("none", 1e-6), ("int8", 0.05)):
         model = nn.Sequential(copy.deepcopy(layer))
-        assert prepare_linears(model, quantize=quantize) == 1
+        assert prepared(model, quantize=quantize) == 1
         x = torch.randn(2, 3, 512)
         torch.testing.assert_close(model(x), layer(x), atol=tolerance, rtol=1e-5)
 
@@ -150,7 +156,7 @@ class Net(nn.Module):
 def test_which_layers_are_replaced(quantize: str, threads: int, expected: set[str]) -> None:
     torch.set_num_threads(threads)
     net = Net()
-    assert prepare_linears(net, quantize=quantize) == len(expected)
+    assert prepared(net, quantize=quantize) == len(expected)
     assert {name for name, child in net.named_children() if isinstance(child, PackedLinear | Int8Linear)} == expected
     assert net.again[0] is net.wide, "a layer with two places is packed once"
     kept = {name.partition(".")[0] for name, _ in net.named_parameters()}
@@ -159,20 +165,20 @@ def test_which_layers_are_replaced(quantize: str, threads: int, expected: set[st
 
 def test_bfloat16_stays_what_it_is_without_int8_and_goes_in_and_out_with_it() -> None:
     net = Net().to(torch.bfloat16)
-    assert prepare_linears(net) == 0
+    assert prepared(net) == 0
     x = torch.randn(3, 512, dtype=torch.bfloat16)
     expected = net.wide(x)
-    prepare_linears(net, quantize="int8")
+    prepared(net, quantize="int8")
     assert isinstance(net.wide, Int8Linear)
     torch.testing.assert_close(net.wide(x), expected, atol=0.05, rtol=0.05)
 
 
 def test_int8_is_refused_on_another_device() -> None:
     with pytest.raises(ModelFormatError, match="for the CPU; this model is on meta"):
-        prepare_linears(nn.Sequential(nn.Linear(512, 512, device="meta")), quantize="int8")
+        prepared(nn.Sequential(nn.Linear(512, 512, device="meta")), quantize="int8")
 
 
 def test_int8_is_refused_without_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch._C, "_supported_qengines", lambda: [0, 2])
     with pytest.raises(ModelFormatError, match="fbgemm"):
-        prepare_linears(Net(), quantize="int8")
+        prepared(Net(), quantize="int8")

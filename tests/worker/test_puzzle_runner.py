@@ -10,6 +10,7 @@ import torch
 
 from shared.errors import FleetError, InvalidRequest
 from shared.messages import Done, Failed, Generate, Halt, Sampling, Score, Solution, Solve
+from tests.worker.options import options_for
 from tests.worker.sapient_fixtures import Net, Weights, random_weights, reference, write_checkpoint
 from tests.worker.stepping import run, solve_all
 from worker.engine import Emission, Engine, Work
@@ -64,7 +65,7 @@ def path(tmp_path_factory: pytest.TempPathFactory, weights: Weights) -> Path:
 
 
 def load(path: Path, max_batch: int = 8, segments: str = "compat") -> PuzzleRunner:
-    runner = load_runner("auto", RunnerOptions(path=str(path), max_batch=max_batch, segments=segments))
+    runner = load_runner("auto", options_for(path, max_batch=max_batch, segments=segments))
     assert isinstance(runner, PuzzleRunner)
     return runner
 

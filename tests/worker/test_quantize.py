@@ -15,12 +15,13 @@ from scripts.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score, TokenLogprob
 from shared.settings import Settings, SettingsError, model_entries
 from tests.worker.act_fixtures import Net, write_bundle
+from tests.worker.options import options_for
 from tests.worker.stepping import generate_all, run, score_all
 from worker import loading
 from worker.models import linear
 from worker.models.act_bundle import load_act_bundle
 from worker.models.linear import Int8Linear, PackedLinear
-from worker.registry import load_runner
+from worker.registry import detect, load_runner
 from worker.runners.base import Runner, RunnerOptions
 
 VOCABULARY = 264
@@ -94,9 +95,8 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def load(path: Path, **options: str) -> Runner:
     """Brains score in one pass, which `logits` is, too."""
-    return load_runner(
-        "auto", RunnerOptions(path=str(path), max_batch=4, page_size=4, scoring="aios_compat", **options)
-    )
+    own = {"scoring": "aios_compat"} if detect(str(path)) == "hrm-act" else {}
+    return load_runner("auto", options_for(path, max_batch=4, page_size=4, **own, **options))
 
 
 def expected_scores(runner: Runner, task: Score, logits: Logits) -> list[float]:

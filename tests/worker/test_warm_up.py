@@ -7,15 +7,16 @@ import pytest
 from transformers import BertConfig, BertModel
 
 from shared.messages import Generate, Sampling, Solve
-from shared.setting_models import WITHOUT_FILES
+from shared.runner_table import RUNNERS, WITHOUT_FILES
 from shared.settings import ModelEntry, Settings
 from tests.worker import sapient_fixtures
 from tests.worker.broken_models import write_model
+from tests.worker.options import options_for
 from tests.worker.test_encoder import SHARED, write
 from worker import loading
 from worker.engine import Engine
 from worker.engines import AnyRunner
-from worker.registry import RUNNERS, load_runner
+from worker.registry import load_runner
 from worker.request import Work
 from worker.runners.base import RunnerOptions
 
@@ -57,7 +58,7 @@ def test_one_step_is_done_while_loading(kind: str, paths: dict[str, str], monkey
 
 @pytest.mark.parametrize("segments", ["compat", "max"])
 def test_segments_of_a_brain_are_counted_by_token(paths: dict[str, str], segments: str) -> None:
-    runner = load_runner("hrm-act", RunnerOptions(path=paths["hrm-act"], segments=segments))
+    runner = load_runner("hrm-act", options_for(paths["hrm-act"], segments=segments))
     engine = Engine(runner, lambda emissions: None)
     task = Generate("ab", Sampling(max_tokens=4, seed=0, ignore_eos=True))
     engine.submit(Work("k", runner.encode(task), task.sampling))

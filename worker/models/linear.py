@@ -13,17 +13,15 @@ so that all workers agree.
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from worker.models.errors import ModelFormatError
-
-Quantize = Literal["none", "int8"]
+Better = Callable[[nn.Module, bool], nn.Module | None]
+"""What takes the place of a layer, if anything; told whether the weight is shared with another one."""
 
 MIN_PACKED_WEIGHTS = 1 << 18
 """Weights from which oneDNN's layout beats `F.linear`: a megabyte of fp32, which no core keeps between two steps."""
@@ -69,33 +67,45 @@ class Int8Linear(nn.Module):
         return out.to(x.dtype)
 
 
-@torch.no_grad()
-def prepare_linears(model: nn.Module, *, quantize: Quantize = "none") -> int:
-    """Replace the linear layers of `model` that gain by it, in place; returns how many.
+def pack_linears(model: nn.Module, _options: object = None) -> int:
+    """Replace the linear layers that are faster packed, in place; return how many.
 
-    Without quantization results are fp32 as before, up to the order of summation, and only fp32 layers on a CPU are
-    touched. Raises ModelFormatError where int8 is asked for and the device or the machine has no kernel for it.
+    Results are fp32 as before, up to the order of summation. Only fp32 layers on a CPU are touched.
     """
-    if quantize == "int8":
-        _require_int8(model)
+    return _replace(model, _packed)
+
+
+def round_linears(model: nn.Module, _options: object = None) -> int:
+    """Replace the linear layers that are faster in int8, in place; return how many. The model is on the CPU."""
+    return _replace(model, _rounded)
+
+
+def has_int8_kernels() -> bool:
+    return "fbgemm" in torch.backends.quantized.supported_engines
+
+
+@torch.no_grad()
+def _replace(model: nn.Module, better: Better) -> int:
     users = Counter(parameter for module in model.modules() for parameter in module.parameters(recurse=False))
     replaced: dict[nn.Module, nn.Module] = {}
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if layer not in replaced and type(layer) in (nn.Linear, Conv1D):
-                better = _better(layer, quantize, is_tied=users[layer.get_parameter("weight")] > 1)
-                replaced |= {} if better is None else {layer: better}
+                found = better(layer, users[layer.get_parameter("weight")] > 1)
+                replaced |= {} if found is None else {layer: found}
             if layer in replaced:
                 setattr(parent, name, replaced[layer])
     return len(replaced)
 
 
-def _better(layer: nn.Module, quantize: Quantize, *, is_tied: bool) -> nn.Module | None:
-    """What is faster than `layer`, if anything; a weight that an embedding shares would have to be kept twice."""
-    own = {name: parameter.detach() for name, parameter in layer.named_parameters()}
-    weight, bias = own["weight"].t() if isinstance(layer, Conv1D) else own["weight"], own.get("bias")
-    if quantize == "int8":
-        return Int8Linear(weight, bias) if weight.numel() >= MIN_INT8_WEIGHTS else None
+def _rounded(layer: nn.Module, is_tied: bool) -> nn.Module | None:
+    weight, bias = _parameters(layer)
+    return Int8Linear(weight, bias) if weight.numel() >= MIN_INT8_WEIGHTS else None
+
+
+def _packed(layer: nn.Module, is_tied: bool) -> nn.Module | None:
+    """A weight that an embedding shares would have to be kept twice."""
+    weight, bias = _parameters(layer)
     is_wide = weight.shape[0] >= 2 * weight.shape[1]
     gains = weight.numel() >= MIN_PACKED_WEIGHTS and (is_wide or torch.get_num_threads() > 1)
     if is_tied or not gains or not _has_packed_kernel(weight):
@@ -103,20 +113,15 @@ def _better(layer: nn.Module, quantize: Quantize, *, is_tied: bool) -> nn.Module
     return PackedLinear(weight.contiguous(), bias)
 
 
+def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """The weight [out, in] and the bias of a layer."""
+    own = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+    weight = own["weight"].t() if isinstance(layer, Conv1D) else own["weight"]
+    return weight, own.get("bias")
+
+
 def _has_packed_kernel(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-
-
-def _require_int8(model: nn.Module) -> None:
-    elsewhere = {parameter.device.type for parameter in model.parameters()} - {"cpu"}
-    if elsewhere:
-        raise ModelFormatError(
-            f"int8 weights are for the CPU; this model is on {', '.join(sorted(elsewhere))}; leave quantize out."
-        )
-    if "fbgemm" not in torch.backends.quantized.supported_engines:
-        raise ModelFormatError(
-            "int8 weights need an x86 CPU with AVX2, and PyTorch's fbgemm kernels; they are missing."
-        )
 
 
 def _pack_int8(weight: Tensor) -> torch.ScriptObject:

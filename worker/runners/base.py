@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
+from shared.accelerators import ACCELERATORS
 from shared.errors import ContextExceeded, FleetError, InvalidRequest
 from shared.messages import (
     Chat,
@@ -23,7 +24,11 @@ from shared.messages import (
     Tokenize,
     name_of,
 )
+from shared.runner_options import Options
+from shared.runner_table import TEXT_TASKS as TEXT_TASKS
 from worker.sequence import Encoded, EncodedText, Sequence, Slice, StepResult
+
+SomeOptions = TypeVar("SomeOptions", bound=Options)
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class RunnerOptions:
     """How to load and run one model. Sizes in tokens, `kv_bytes` in bytes; None means the model's own.
 
     On a GPU `kv_fraction` outranks `kv_bytes`: a share of what the weights leave free. `max_device_bytes` is the most
-    that this process may allocate there; None is all there is.
+    that this process may allocate there; None is all there is. `quantize` is a row of `shared/accelerators.py`.
+    `own` are the options that the runner declares (`shared/runner_options.py`); the others are for all of them.
     """
 
     path: str
@@ -39,7 +45,7 @@ class RunnerOptions:
     tokenizer_path: str | None = None
     device: str = "cpu"
     dtype: str = "float32"
-    quantize: Literal["none", "int8"] = "none"
+    quantize: str = "none"
     max_batch: int = 16
     context_window: int | None = None
     kv_bytes: int = 512 * 2**20
@@ -48,25 +54,24 @@ class RunnerOptions:
     page_size: int = 16
     prefix_cache: bool = True
     step_tokens: int = 256
-    condition: str | None = None
-    chat_template: str | None = None
-    scoring: str = "strict"
-    segments: str = "compat"
-    attention: Literal["bidirectional", "causal"] | None = None
-    use_ema: bool = True
-    flash_attention: bool = True
-    cuda_graphs: bool = True
-    compile_layers: bool = True
+    own: Options | None = None
+
+    def declared(self, kind: type[SomeOptions]) -> SomeOptions:
+        """Return what the runner has declared for itself; the defaults of all if nothing is given."""
+        if self.own is None:
+            return kind()
+        assert isinstance(self.own, kind), f"{type(self.own).__name__} for a runner with {kind.__name__}"
+        return self.own
 
     @property
     def precision(self) -> str:
         """Of weights and activations, for people."""
-        return self.dtype if self.quantize == "none" else f"{self.dtype} with {self.quantize} linear layers"
+        precision = ACCELERATORS[self.quantize].precision
+        return f"{self.dtype} with {precision}" if precision else self.dtype
 
 
 TextTask = Generate | Score | Read | Tokenize | Detokenize | Embed
 """What every language model does."""
-TEXT_TASKS: tuple[TaskName, ...] = ("generate", "score", "read", "tokenize", "detokenize", "embed")
 
 _ONE_TOKEN = Generate("1", Sampling(max_tokens=1, seed=0, temperature=0.0))
 

@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from shared.errors import InvalidRequest
 from shared.messages import Detokenize, Embed, Generate, Read, Score, Text, Tokenize
+from shared.runner_options import PagedOptions
+from worker.accelerators import prepare
 from worker.chat import ChatTemplate
 from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import directory_of, read_generation_defaults
-from worker.models.linear import prepare_linears
 from worker.models.q_head import QHead, find_implant, load_q_head
 from worker.models.reading import reading, reason_of
 from worker.models.weights import NO_NETWORK, load_tokenizer, read_config, start_ids
@@ -100,14 +101,14 @@ def load(options: RunnerOptions) -> PagedRunner:
     tokenizer = load_tokenizer(Path(options.tokenizer_path) if options.tokenizer_path else path)
     longest = _longest(text_config, options.context_window, implant.max_seq_len if implant else None)
     net = checked_net(model, longest, device, q_head)
-    template = ChatTemplate(tokenizer, options.chat_template)
+    template = ChatTemplate(tokenizer, options.declared(PagedOptions).chat_template)
     vocabulary = Vocabulary(tokenizer, text_config.vocab_size, template)
     eos_ids = known_ids(_eos_ids(model, generation.eos_token_id, tokenizer), vocabulary.size)
     language = CausalLanguage(vocabulary, start_ids(tokenizer), eos_ids)
     count = model.num_parameters() / 1e6
     found = f"{type(model).__name__}: {count:.1f} M parameters, vocabulary {text_config.vocab_size}"
     found += f", {options.precision}" + (f", q head {implant.q_head.name}" if implant else "")
-    prepare_linears(model, quantize=options.quantize)
+    prepare(model, options)
     return PagedRunner("causal", found, net, language, longest, options)
 
 

@@ -18,11 +18,12 @@ from transformers import AutoModel, AutoModelForSequenceClassification, Pretrain
 
 from shared.errors import FleetError, InvalidRequest
 from shared.messages import Classify, Detokenize, Embed, Label, Task, TaskName, Tokenize, name_of
+from shared.runner_options import TextOptions
+from worker.accelerators import prepare
 from worker.chat import ChatTemplate
 from worker.kv.attention import length_groups
 from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import directory_of
-from worker.models.linear import prepare_linears
 from worker.models.reading import reading, reason_of
 from worker.models.sentence import SentenceModules, read_sentence_modules
 from worker.models.weights import NO_NETWORK, load_tokenizer, read_config
@@ -171,7 +172,7 @@ def load(options: RunnerOptions) -> EncoderRunner:
     check_padding(model, pad_id, is_classifier=is_classifier)
     found = f"{type(model).__name__}: {model.num_parameters() / 1e6:.1f} M parameters, hidden {config.hidden_size}"
     found += f", {config.num_labels} labels" if is_classifier else ""
-    prepare_linears(model, quantize=options.quantize)
+    prepare(model, options)
     sentence = read_sentence_modules(path, config.hidden_size)
     most_tokens = None
     if sentence is not None:
@@ -189,7 +190,7 @@ def load(options: RunnerOptions) -> EncoderRunner:
         tasks=("classify", *_TEXT_TASKS) if is_classifier else _TEXT_TASKS,
         trial=Classify("a") if is_classifier else Embed("a"),
     )
-    template = ChatTemplate(tokenizer, options.chat_template)
+    template = ChatTemplate(tokenizer, options.declared(TextOptions).chat_template)
     vocabulary = Vocabulary(tokenizer, config.vocab_size, template, keeps_end_marks=True)
     return EncoderRunner(model, vocabulary, pad_id, spec, sentence)
 

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from shared.errors import FleetError
 from shared.messages import Task
+from shared.runner_options import HrmActOptions
+from worker.accelerators import prepare
 from worker.chat import ChatTemplate
 from worker.counts import count_segments
 from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActModel
-from worker.models.linear import prepare_linears
 from worker.models.weights import load_tokenizer
 from worker.rolling import encode_rolling, encode_stretches
 from worker.runners.act_language import ActLanguage
@@ -131,7 +132,8 @@ class ActRunner:
 
 
 def load(options: RunnerOptions) -> ActRunner | PagedRunner:
-    bundle = load_act_bundle(Path(options.path), getattr(torch, options.dtype), attention=options.attention)
+    own = options.declared(HrmActOptions)
+    bundle = load_act_bundle(Path(options.path), getattr(torch, options.dtype), attention=own.attention)
     source = options.tokenizer_path or bundle.tokenizer_path
     if source is None:
         raise ModelFormatError(f"{options.path} names no tokenizer that is here: give one with --tokenizer-path.")
@@ -139,14 +141,14 @@ def load(options: RunnerOptions) -> ActRunner | PagedRunner:
     window = min(options.context_window or config.max_seq_len, config.max_seq_len)
     found = f"{bundle.description}, {options.precision}"
     tokenizer, model = load_tokenizer(Path(source)), bundle.model.to(device)
-    template = ChatTemplate(tokenizer, options.chat_template)
+    template = ChatTemplate(tokenizer, own.chat_template)
     vocabulary = Vocabulary(tokenizer, config.vocab_size, template, keeps_end_marks=True)
-    prepare_linears(model, quantize=options.quantize)
+    prepare(model, options)
     if config.attention == "causal":
-        net = ActCausalNet(model, device, options.segments)
-        language = ActLanguage(tokenizer, vocabulary, options.scoring, encode_rolling)
+        net = ActCausalNet(model, device, own.segments)
+        language = ActLanguage(tokenizer, vocabulary, own.scoring, encode_rolling)
         return PagedRunner("hrm-act", found, net, language, window, options)
     by_row = partial(encode_stretches, size=options.max_batch)
-    language = ActLanguage(tokenizer, vocabulary, options.scoring, by_row)
+    language = ActLanguage(tokenizer, vocabulary, own.scoring, by_row)
     spec = RunnerSpec("hrm-act", options.name, found, window, options.max_batch, step_tokens=options.step_tokens)
-    return ActRunner(model, language, spec, segments=options.segments)
+    return ActRunner(model, language, spec, segments=own.segments)

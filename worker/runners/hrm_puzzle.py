@@ -16,6 +16,7 @@ from torch import Tensor
 
 from shared.errors import FleetError, InvalidRequest
 from shared.messages import Halt, Solution, Solve, Task
+from shared.runner_options import PuzzleOptions
 from worker.counts import count_segments
 from worker.models.sapient import Carry, SapientModel, SegmentOutput
 from worker.models.sapient_checkpoint import load_sapient_checkpoint
@@ -162,5 +163,6 @@ def load(options: RunnerOptions) -> PuzzleRunner:
         tasks=("solve",),
         trial=Solve(loaded.kind.blank, max_steps=1),
     )
-    halt: Halt = "q_halt" if options.segments == "q_halt" else "max"
+    segments = options.declared(PuzzleOptions).segments
+    halt: Halt = "q_halt" if segments == "q_halt" else "max"
     return PuzzleRunner(model, loaded.kind, loaded.identifiers, spec, halt=halt)

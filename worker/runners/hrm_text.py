@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from shared.errors import InvalidRequest
 from shared.logs import fields
 from shared.messages import Chat, Detokenize, Embed, Generate, Prompt, Read, Score, Text, Tokenize
+from shared.runner_options import HrmTextOptions
+from worker.accelerators import prepare
 from worker.chat import DIALOGUE, ChatTemplate
 from worker.kv.attention import Plan, Span, attend
 from worker.kv.store import KVShape, KVStore
@@ -25,7 +27,6 @@ from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import CONFIG, check_directory, directory_of, is_there, read_generation_defaults
 from worker.models.hrm_text import HrmTextModel, HrmTextShape, build_model
 from worker.models.hrm_text_prompt import CONDITIONS, RAW, USUAL, PromptMarks
-from worker.models.linear import prepare_linears
 from worker.models.reading import Count, Positive, converted, read_json_object
 from worker.models.weights import load_tokenizer, matrix_shape, read_safetensors_dir, start_ids
 from worker.rolling import encode_rolling_response
@@ -222,6 +223,7 @@ class HrmTextNet:
 
 
 def load(options: RunnerOptions) -> PagedRunner:
+    own = options.declared(HrmTextOptions)
     path = Path(options.path)
     model, marks, own_tokenizer, note = _read(path, options)
     source = options.tokenizer_path or own_tokenizer
@@ -229,14 +231,14 @@ def load(options: RunnerOptions) -> PagedRunner:
         raise ModelFormatError(f"{options.path} names no tokenizer that is here: give one with --tokenizer-path.")
     tokenizer, size = load_tokenizer(Path(source)), model.shape.vocab_size
     ends = _declared_ends(path) if marks is None else frozenset()
-    language = HrmTextLanguage(tokenizer, size, options.condition, marks, options.chat_template, ends=ends)
+    language = HrmTextLanguage(tokenizer, size, own.condition, marks, own.chat_template, ends=ends)
     if language.note:
         logger.warning("prompts read raw", extra=fields(model=options.name, reason=language.note))
         note += f", {language.note}"
     device = torch.device(options.device)
     net, found = HrmTextNet(model.to(device), device), _describe(model, note)
-    prepare_linears(model, quantize=options.quantize)
-    if device.type == "cuda" and options.compile_layers:
+    prepare(model, options)
+    if device.type == "cuda" and own.compile_layers:
         compile_net(net, options.name)
     window = min(options.context_window or model.shape.max_positions, model.shape.max_positions)
     return PagedRunner("hrm-text", found, net, language, window, options)
@@ -264,7 +266,7 @@ def _read(path: Path, options: RunnerOptions) -> tuple[HrmTextModel, PromptMarks
         return load_model(path, dtype), None, path, options.precision
     from worker.models.hrm_text_checkpoint import load_checkpoint  # a second of imports that exports do without
 
-    raw = load_checkpoint(path, dtype, use_ema=options.use_ema)
+    raw = load_checkpoint(path, dtype, use_ema=options.declared(HrmTextOptions).use_ema)
     return raw.model, raw.marks, raw.tokenizer_path, f"{options.precision}, {raw.note}"
 
 

@@ -8,9 +8,11 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from shared.accelerators import ACCELERATORS
 from shared.errors import FleetError
 from shared.logs import fields
 from shared.messages import Task
+from shared.runner_options import PagedOptions
 from worker.kv import flash, quarantine
 from worker.kv.batch import Batch, BatchBuilder
 from worker.kv.spans import Kernel
@@ -44,11 +46,12 @@ class PagedRunner:
     def __init__(
         self, kind: str, found: str, net: Net, language: Language, window: int, options: RunnerOptions
     ) -> None:
+        own = options.declared(PagedOptions)
         self.kernel: Kernel | None = None
         obstacle = ""
-        if options.flash_attention:
+        if own.flash_attention:
             self.kernel, obstacle = flash.choose_kernel(net.device, net.dtype, net.kv_shape, options.page_size)
-        use_graphs = self.kernel is not None and options.cuda_graphs
+        use_graphs = self.kernel is not None and own.cuda_graphs
         num_pages = _num_pages(net, window, options, num_spare=int(use_graphs))
         reuse: Literal["prefix", "prompt"] = "prompt" if net.is_prefix else "prefix"
         self.spec = RunnerSpec(
@@ -65,7 +68,7 @@ class PagedRunner:
         )
         self.eos_ids = language.eos_ids
         self._net = net
-        self._is_tiled = options.quantize != "none"
+        self._is_tiled = ACCELERATORS[options.quantize].rounds_activations
         self._language = language
         self._store = KVStore(net.kv_shape, num_pages + use_graphs, options.page_size, net.dtype, net.device)
         self._decoder: DecodeGraphs | None = None
