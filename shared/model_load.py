@@ -47,7 +47,7 @@ class Number:
     """
 
     meaning: str
-    unit: Literal["rows", "tokens", "jobs", "pages", "segments", "seconds", "tokens/s", "cost/s"]
+    unit: Literal["rows", "tokens", "jobs", "pages", "segments", "steps", "seconds", "tokens/s", "cost/s"]
     metric: str | None = None
     total: Total | None = None
     column: Column | None = None
@@ -83,6 +83,19 @@ class ModelLoad(msgspec.Struct, frozen=True, omit_defaults=True):
             column=Column("WAIT", rank=8),
         ),
     ] = 0
+    steps_done: Annotated[
+        int,
+        Number(
+            "Steps that running tasks have done, of those that tell of any.",
+            "steps",
+            metric="aios_worker_task_steps_done",
+            column=Column("DONE", rank=1, style="share", whole="steps_total"),
+        ),
+    ] = 0
+    steps_total: Annotated[
+        int,
+        Number("Steps that these tasks have in all.", "steps", metric="aios_worker_task_steps"),
+    ] = 0
     kv_used: Annotated[
         int,
         Number(
@@ -106,7 +119,7 @@ class ModelLoad(msgspec.Struct, frozen=True, omit_defaults=True):
             "Rows whose prompt had been computed in part.",
             "rows",
             metric="aios_worker_prefix_hits_total",
-            column=Column("HITS", rank=1, style="share", whole="prefix_lookups"),
+            column=Column("HITS", rank=2, style="share", whole="prefix_lookups"),
         ),
     ] = 0
     tokens: Annotated[

@@ -149,6 +149,8 @@ class Meter:
 
 _MEASURES: dict[str, Callable[[_Metered], float]] = {
     "running": lambda item: item.engine.load.running,
+    "steps_done": lambda item: item.engine.load.steps_done,
+    "steps_total": lambda item: item.engine.load.steps_total,
     "waiting": lambda item: item.engine.load.waiting,
     "kv_used": lambda item: item.engine.load.pages_held,
     "kv_pages": lambda item: item.engine.load.num_pages,

@@ -23,6 +23,7 @@ PATIENCE_STEPS = 256
 class Load:
     """How much there is: sequences that take part in steps and that wait; pages in all, held by the former, and known
     to the prefix tree alone; since the start how often one was paused, and what the ones that started found computed.
+    Of tasks that are done whole, the steps that are done and those that there are.
     """
 
     running: int
@@ -34,6 +35,8 @@ class Load:
     num_started: int = 0
     num_hits: int = 0
     num_hit_tokens: int = 0
+    steps_done: int = 0
+    steps_total: int = 0
 
 
 class Scheduler:

@@ -53,6 +53,7 @@ class _Item:
     arrived_s: float
     is_open: bool = True
     reported_s: float = -math.inf
+    progress: Progress | None = None
 
 
 class TaskEngine:
@@ -99,7 +100,15 @@ class TaskEngine:
     @property
     def load(self) -> Load:
         """What it holds now, as any thread may ask."""
-        return Load(running=len(self._running), waiting=len(self._waiting) + self._inbox.qsize(), num_preempted=0)
+        running = list(self._running)
+        told = [item.progress for item in running if item.progress is not None and item.progress.total is not None]
+        return Load(
+            running=len(running),
+            waiting=len(self._waiting) + self._inbox.qsize(),
+            num_preempted=0,
+            steps_done=sum(progress.done for progress in told),
+            steps_total=sum(progress.total or 0 for progress in told),
+        )
 
     @property
     def accepts(self) -> bool:
@@ -234,6 +243,7 @@ class TaskEngine:
     def report(self, item: _Item, progress: Progress) -> None:
         """Tell the item's caller, unless it was told just now."""
         beat()
+        item.progress = progress
         now_s = time.monotonic()
         is_last = progress.done == progress.total
         if item.is_open and (is_last or now_s - item.reported_s >= _REPORT_EVERY_S):

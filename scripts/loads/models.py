@@ -21,6 +21,7 @@ import httpx
 
 from scripts.bench.measure import header
 from scripts.chaos.members import Fleet, fleet
+from scripts.chaos.polling import came_true
 from shared.catalogue import Catalogue
 from shared.messages import WorkerInfo
 from shared.presence import Presence
@@ -69,13 +70,12 @@ async def _run(running: Fleet, asked: argparse.Namespace, damaged: Path) -> int:
     for name in names:
         await catalogue.add(ModelEntry(id=name, path=str(SAMPLE_MODEL)))
     await catalogue.add(ModelEntry(id="damaged", path=str(damaged)))
-    await _known(running, len(names) + 2)
+    await came_true(lambda: _knows(running, len(names) + 2), 60.0)
 
     tally = Tally()
     watching = asyncio.create_task(_watch(running, tally))
     async with httpx.AsyncClient(base_url=running.fronts[0].url, timeout=180) as http:
-        while len((await http.get("/v1/models")).json()["data"]) < len(names) + 2:
-            await asyncio.sleep(0.2)
+        await came_true(lambda: _lists(http, len(names) + 2), 60.0)
         begun_s = now()
         for name in names:
             await _ask(http, name, tally)
@@ -135,12 +135,14 @@ async def _watch(running: Fleet, tally: Tally) -> None:
         await asyncio.sleep(0.5)
 
 
-async def _known(running: Fleet, count: int) -> None:
-    """Return when the worker knows so many models."""
-    while True:
-        if any(len(worker.models) >= count for worker in await _workers(running)):
-            return
-        await asyncio.sleep(0.2)
+async def _knows(running: Fleet, count: int) -> bool:
+    """Return whether the worker knows so many models."""
+    return any(len(worker.models) >= count for worker in await _workers(running))
+
+
+async def _lists(http: httpx.AsyncClient, count: int) -> bool:
+    """Return whether the front knows so many models."""
+    return len((await http.get("/v1/models")).json()["data"]) >= count
 
 
 async def _workers(running: Fleet) -> tuple[WorkerInfo, ...]:

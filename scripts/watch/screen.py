@@ -154,7 +154,10 @@ def _failures(workers: Sequence[Worker], width: int) -> list[str]:
 
 
 def _numbers(loads: Sequence[WorkerModel | None]) -> list[Column]:
-    """The columns of `shared/model_load.py`; a worker without models has no numbers."""
+    """Return the columns of `shared/model_load.py`; a worker without models has no numbers.
+
+    A share of which no worker has anything to tell is left out.
+    """
     columns = []
     for name, number in NUMBERS.items():
         column = number.column
@@ -163,7 +166,9 @@ def _numbers(loads: Sequence[WorkerModel | None]) -> list[Column]:
         cells = []
         for load in loads:
             cells.append("" if load is None else _cell(load, name, column.style, column.whole))
-        columns.append(Column(column.title, cells, rank=column.rank))
+        tells_nothing = column.style == "share" and all(cell in ("", "-") for cell in cells)
+        if not tells_nothing:
+            columns.append(Column(column.title, cells, rank=column.rank))
     return columns
 
 

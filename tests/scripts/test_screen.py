@@ -63,6 +63,17 @@ AWAY = View(Snapshot("2026-11-21T14:50:30+00:00", "redis_away", "Error 111 conne
 EMPTY = View(Snapshot("2026-11-21T14:50:30+00:00", "not_ready"), hints=())
 
 
+def test_tasks_tell_how_far_they_have_come() -> None:
+    """And where there are none, there is no column for it."""
+    worker = NOW.workers[0]
+    drawing = msgspec.structs.replace(worker, models=(load("draw", running=2, steps_done=30, steps_total=40),))
+    lines = screen(replace(VIEW, now=msgspec.structs.replace(NOW, workers=(drawing,))), 160)
+    [title] = [line for line in lines if line.startswith("WORKER")]
+    [row] = [line for line in lines if "draw" in line]
+    assert row[title.index("DONE") : title.index("DONE") + 4] == " 75%"
+    assert not any("DONE" in line for line in screen(VIEW, 160))
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_busy_fleet(width: int) -> None:
     text = "\n".join(screen(VIEW, width)) + "\n"

@@ -34,12 +34,15 @@ def test_nothing_else_is_measured() -> None:
 
 
 def test_columns_are_shown() -> None:
-    model = WorkerModel("m", running=3, max_batch=4, prefix_lookups=4, prefix_hits=1, tokens_per_s=1500.0, step_s=0.25)
+    lookups = {"prefix_lookups": 4, "prefix_hits": 1}
+    steps = {"steps_done": 1, "steps_total": 2}
+    model = WorkerModel("m", running=3, max_batch=4, tokens_per_s=1500.0, step_s=0.25, **lookups, **steps)
     told = Snapshot("now", "ready", workers=(Worker("w", "ready", "p", 1.0, 0, 0, 0, 0, (model,)),))
     title, row = (line for line in screen(View(told), 300) if line.startswith(("WORKER", "w ")))
     cells = dict(zip(title.split(), row.split(), strict=False))
-    assert {name: cells[name] for name in ("BATCH", "KV", "HITS", "TOK/S", "STEP")} == {
+    assert {name: cells[name] for name in ("BATCH", "DONE", "KV", "HITS", "TOK/S", "STEP")} == {
         "BATCH": "3/4",
+        "DONE": "50%",
         "KV": "-",
         "HITS": "25%",
         "TOK/S": "1.5k",
