@@ -5,6 +5,7 @@ workers of neighbouring versions understand each other; `tests/shared/test_messa
 """
 
 from functools import cache, reduce
+from importlib import import_module
 from operator import or_
 from typing import Any, Generic, Literal
 
@@ -265,14 +266,21 @@ def register_task(spec: type, result: type | None) -> None:
     _event_decoder.cache_clear()
 
 
+def _register_all() -> None:
+    """Load the table of tasks, whose rows register themselves here: whoever decodes first knows all."""
+    import_module("shared.task_table")
+
+
 @cache
 def _job_decoder() -> msgspec.msgpack.Decoder[Job]:
+    _register_all()
     known: Any = reduce(or_, _specs)
     return msgspec.msgpack.Decoder(Job[known])
 
 
 @cache
 def _event_decoder() -> msgspec.msgpack.Decoder[Event]:
+    _register_all()
     known: Any = reduce(or_, _results)
     events: Any = Started | Tokens | Progress | Done[known] | Failed | Cancelled
     return msgspec.msgpack.Decoder(events)

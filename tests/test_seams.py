@@ -1,0 +1,261 @@
+"""How many files a new thing touches: each kind of change is made to a copy of the product, tried there, and counted.
+
+docs/architecture.md has the counts. One that grows means that a seam is in the wrong place.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from shared.settings import REPO_ROOT
+
+ROOMS = ("api", "worker", "shared", "scripts", "config", "docs", "deploy")
+PAGE = REPO_ROOT / "docs" / "architecture.md"
+
+
+@dataclass(frozen=True)
+class Change:
+    """New files by their paths, and lines that stand behind others. `proof` is run in the copy, after what generates
+    files from lists."""
+
+    files: dict[str, str] = field(default_factory=dict)
+    lines: tuple[tuple[str, str, str], ...] = ()
+    proof: str = ""
+    generates: tuple[str, ...] = ()
+
+    @property
+    def num_files(self) -> int:
+        return len(self.files) + len({path for path, _, _ in self.lines})
+
+
+DIALECT = Change(
+    files={
+        "api/routes/odd.py": '''
+"""A dialect with errors of its own: `POST /odd/say`."""
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel
+
+from api.dialect import Dialect
+from api.endpoint import Endpoint, Post, TaskPlan
+from api.error_format import ErrorFormat
+from api.limits import Limits
+from api.plans import text_plan
+from api.record import Work
+from api.run import Outcome
+from api.schemas.fields import SampledRequest
+from shared.messages import ModelInfo
+
+
+class OddRequest(SampledRequest):
+    say: str
+
+
+class OddAnswer(BaseModel):
+    said: str
+
+
+class OddError(BaseModel):
+    wrong: str
+
+
+def _plan(body: OddRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
+    return text_plan(body, [body.say], 4, model, limits)
+
+
+def _render(work: Work, outcomes: Sequence[Outcome]) -> OddAnswer:
+    return OddAnswer(said=outcomes[0].choices[0].text)
+
+
+ODD = ErrorFormat(lambda problem: {"wrong": problem.message}, OddError, invalid_body=418)
+SAY = Endpoint("odd", "generate", OddRequest, OddAnswer, _plan, _render, errors=ODD)
+DIALECT = Dialect((Post("/odd/say", "say", "Say it.", (SAY,), tag="odd"),), prefix="/odd/", errors=ODD)
+''',
+    },
+    lines=(
+        ("api/dialects.py", "from shared import plugins\n", "from api.routes import odd\n"),
+        ("api/dialects.py", "    echo_task.DIALECT,\n", "    odd.DIALECT,\n"),
+    ),
+    proof="""
+import asyncio, httpx
+from api.app import create_app
+from shared.broker import Broker, connect
+from shared.settings import Settings
+
+async def main():
+    app = create_app(Settings(), Broker(connect("redis://127.0.0.1:1")))
+    assert "/odd/say" in app.openapi()["paths"]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as client:
+        answer = await client.post("/odd/nowhere", json={})
+        assert (answer.status_code, list(answer.json())) == (404, ["wrong"]), answer.text
+
+asyncio.run(main())
+""",
+)
+
+RUNNER = '''
+"""A mechanism: numbers of pixels are turned upside down."""
+
+from collections.abc import Hashable, Sequence
+
+from shared.errors import FleetError, InvalidRequest
+from shared.inverting import Invert, Inverted
+from shared.messages import Task
+from worker.runners.base import RunnerOptions
+from worker.task_runner import BatchProgress, NewFile, TaskOutput, TaskRunnerSpec
+
+
+class Inverter:
+    def __init__(self, options: RunnerOptions) -> None:
+        tasks = ("invert",)
+        trial = Invert(b"0")
+        self.spec = TaskRunnerSpec("inverter", options.name, "inverts", options.max_batch, tasks, trial)
+
+    def check(self, task: Task) -> None:
+        if not isinstance(task, Invert):
+            raise InvalidRequest("This model only inverts.", field="model")
+
+    def group_key(self, task: Task) -> Hashable:
+        return None
+
+    def run(self, tasks: Sequence[Task], progress: BatchProgress) -> list[TaskOutput | FleetError]:
+        found = []
+        for task in tasks:
+            turned = bytes(255 - pixel for pixel in task.pixels)
+            found.append(TaskOutput(Inverted(len(turned)), (NewFile(turned, "image/x-raw"),)))
+        return found
+'''
+TASK = '''
+"""The task of turning pixels upside down."""
+
+from shared.results import OtherResult
+from shared.tasks import OtherTask
+
+
+class Invert(OtherTask, frozen=True, tag="invert"):
+    pixels: bytes
+
+
+class Inverted(OtherResult, frozen=True, tag="invert"):
+    num_pixels: int
+
+
+def cost_of_pixels(task: Invert) -> int:
+    return len(task.pixels)
+'''
+MECHANISM = Change(
+    files={"worker/runners/inverter.py": RUNNER},
+    lines=(
+        (
+            "shared/runner_table.py",
+            "RUNNERS = {\n",
+            '    "inverter": RunnerInfo("worker.runners.inverter:Inverter", has_files=False),\n',
+        ),
+    ),
+)
+IMAGE_TASK = Change(
+    files={"shared/inverting.py": TASK},
+    lines=(
+        (
+            "shared/task_table.py",
+            "from shared.echo_task import EchoedTask, EchoTask\n",
+            "from shared.inverting import Invert, Inverted, cost_of_pixels\n",
+        ),
+        (
+            "shared/task_table.py",
+            '    "echo_task": TaskInfo(EchoTask, EchoedTask, cost=_cost_of_steps),\n',
+            '    "invert": TaskInfo(Invert, Inverted, cost=cost_of_pixels),\n',
+        ),
+    ),
+    proof="""
+from shared.inverting import Invert
+from shared.messages import Job, decode_job, encode
+from shared.setting_models import ModelEntry
+from shared.settings import Settings
+from worker.loading import load_models
+
+assert decode_job(encode(Job("00", "m", Invert(b"ab")))).task == Invert(b"ab")
+[model] = load_models(Settings(models=(ModelEntry(id="m", path="inverter"),)))
+assert (model.info.runner, model.info.tasks) == ("inverter", ("invert",))
+""",
+)
+METRIC = Change(
+    lines=(
+        (
+            "shared/metrics.py",
+            "    def __init__(self, sheet: Sheet) -> None:\n",
+            '        self.odd = sheet.counter("aios_odd_total", "Odd things.")\n',
+        ),
+    ),
+    proof="""
+from shared.metrics import Metrics
+assert "aios_odd_total" in Metrics().render().decode()
+assert "`aios_odd_total`" in open("docs/metrics.md").read()
+""",
+    generates=("scripts.metrics_page",),
+)
+SETTING = Change(
+    lines=(
+        (
+            "shared/settings.py",
+            '    compile_layers: bool = setting_of(HrmTextOptions, "compile_layers")\n',
+            '    oddness: Count = Field(default=7, description="how odd things may be")\n',
+        ),
+    ),
+    proof="""
+from shared.settings import Settings, resolve
+assert resolve({"oddness": 9}, {}, None).settings.oddness == 9
+assert "oddness: 7" in open("config/default.yaml").read()
+assert "`--oddness`" in open("docs/settings.md").read()
+""",
+    generates=("scripts.settings_files",),
+)
+CHANGES: dict[str, tuple[Change, ...]] = {
+    "a dialect with errors of its own": (DIALECT,),
+    "a mechanism": (MECHANISM,),
+    "a task of a known mechanism": (IMAGE_TASK, MECHANISM),
+    "a metric": (METRIC,),
+    "a setting": (SETTING,),
+}
+"""Each with what it needs to be tried, which is not counted."""
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    for room in ROOMS:
+        shutil.copytree(REPO_ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def make(change: Change, root: Path) -> None:
+    for path, text in change.files.items():
+        assert not (root / path).exists()
+        (root / path).write_text(text.lstrip())
+    for path, mark, line in change.lines:
+        text = (root / path).read_text()
+        assert mark in text, (path, mark)
+        (root / path).write_text(text.replace(mark, mark + line, 1))
+
+
+def run(root: Path, *words: str) -> None:
+    done = subprocess.run([sys.executable, *words], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_new_thing_is_few_files(name: str, copy: Path) -> None:
+    counted, *others = CHANGES[name]
+    for change in (counted, *others):
+        make(change, copy)
+    for module in counted.generates:
+        run(copy, "-m", module)
+    if counted.proof:
+        run(copy, "-c", counted.proof)
+    table = dict(re.findall(r"^\| ([a-z ]+) \| (\d+) \|", PAGE.read_text(), re.MULTILINE))
+    assert table[name] == str(counted.num_files)
