@@ -179,6 +179,7 @@ class WorkerMetrics:
         self.stale_appends = told(
             "aios_worker_stale_appends_total", "counter", "Appends refused: the job had ended, or was another's."
         )
+        self.evictions = told("aios_worker_evictions_total", "counter", "Models that made room for others.")
         self.memory_share = told(
             "aios_worker_memory_share", "gauge", "Of the memory that the worker's group or machine has, what is used."
         )

@@ -108,6 +108,7 @@ class KnownModel:
 
 class KnownModels:
     """`on_loaded` is called for each model that has come into memory, to have it serve. `memory` reads the memory.
+    `num_evicted` models had to make room for others.
 
     `survey` tells from its files what a model of the catalogue is. It raises SettingsError where they cannot be read.
     """
@@ -133,6 +134,7 @@ class KnownModels:
         self._listing: Listing | None = None
         self._seen_loads: dict[str, int] = {}
         self.by_id: dict[str, KnownModel] = {}
+        self.num_evicted = 0
         for model in models:
             self.by_id[model.info.id] = self._known(model)
 
@@ -297,6 +299,7 @@ class KnownModels:
         elif isinstance(verdict, Evict) and may_evict:
             for model_id in verdict.ids:
                 self.by_id[model_id].is_evicted = True
+                self.num_evicted += 1
                 await self._wake(self.by_id[model_id])
             logger.info("models make room", extra=fields(model=known.info.id, evicted=list(verdict.ids)))
         elif isinstance(verdict, Refuse):
@@ -308,8 +311,9 @@ class KnownModels:
             await known.queue.ring(part[0])
 
     async def _residents(self) -> list[Resident]:
+        wanted = await self._waiting.among(list(self.by_id))
+        # Only now, for one may have gone while Redis was asked, and must not be counted as there.
         loaded = [known for known in self.by_id.values() if known.residence != "unloaded"]
-        wanted = await self._waiting.among([known.info.id for known in loaded])
         in_hand = self._context.ledger.by_model()
         residents = []
         for known in loaded:

@@ -112,6 +112,7 @@ class WorkerService:
     def tell(self, metrics: WorkerMetrics) -> None:
         """Let the worker's metrics be read."""
         self._meter.tell(metrics, self._broker, self._lag, lambda: self._state)
+        metrics.evictions.read = lambda: {(): self._known.num_evicted if self._known else 0}
 
     def hangs(self) -> str | None:
         """What keeps the worker from getting on, None when nothing does: it has work and shows no sign of life for as

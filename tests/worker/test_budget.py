@@ -1,6 +1,7 @@
 """Which model goes to make room for another: the policy by itself, and a worker that serves more models than fit."""
 
 import asyncio
+import re
 import time
 from collections import Counter
 from functools import partial
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from shared.messages import Done, Failed, ModelInfo
+from shared.metrics import WorkerMetrics
 from shared.queue import Terms
 from shared.settings import SettingsError
 from tests.desk import Desk
@@ -170,6 +172,10 @@ async def test_more_models_than_fit_all_answer(redis: Redis, monkeypatch: pytest
         most = max(most, num_loaded(worker))
     assert most == 3
     assert shelf.loads["m0"] == 2, "it had gone, and came back"
+    metrics = WorkerMetrics()
+    worker.tell(metrics)
+    [told] = re.findall(r"^aios_worker_evictions_total (\d+)", metrics.render().decode(), re.MULTILINE)
+    assert int(told) == sum(shelf.loads.values()) - 3, "all that were loaded but those that are left"
     stop.set()
     assert await running is True
 
