@@ -77,6 +77,8 @@ class ModelHost:
         self._ledger = context.ledger
         self._meter = context.meter
         self._ended = asyncio.Event()
+        if spec.mechanism == "sequence":
+            context.threads["task"].give_way()
         context.meter.add(model, self.engine, self.intake)
         self.thread.add(self.engine)
 

@@ -98,6 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30.0, help="of each half of a round")
     parser.add_argument("--model", default=str(SAMPLE_MODEL), help="what decodes")
+    parser.add_argument("--keeps-priority", action="store_true", help="let the task's thread not give way, as it does")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -110,6 +111,8 @@ def main() -> None:
             has_ended.set()
 
     tasks = EngineThread(on_death=lambda: None, name="tasks")
+    if not asked.keeps_priority:
+        tasks.give_way()
     engine = TaskEngine(Multiplier(), note_end, tasks.wake)
     tasks.add(engine)
     tasks.start()

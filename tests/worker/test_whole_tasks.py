@@ -1,6 +1,9 @@
 """Workers with tasks that are done whole: leases, takeovers, suspicion and draining, beside models that decode."""
 
 import asyncio
+import os
+import sys
+import threading
 import time
 from collections.abc import Sequence
 
@@ -182,3 +185,27 @@ async def test_who_follows_hears_of_each_step(redis: Redis, is_streamed: bool) -
     told = [event for event in await desk.events(job) if isinstance(event, Progress)]
     assert told[-1] == Progress(5, 5)
     assert (len(told) >= 4) is is_streamed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")
+async def test_tasks_give_way_to_what_decodes_and_only_to_that(redis: Redis) -> None:
+    """A worker of tasks alone is as quick as any other process."""
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    found: dict[int, int] = {}
+    for runners in ((echo_task(),), (Echo(RunnerOptions("echo", max_batch=4)), echo_task())):
+        async with serving(service(redis), *runners) as stop:
+            await until(lambda: "tasks" in threads_of(), "the thread is there")
+            assert not stop.is_set()
+            wanted = 19 if len(runners) == 2 else own
+            await until(lambda wanted=wanted: threads_of().get("tasks") == wanted, f"its niceness is {wanted}")
+            found[len(runners)] = threads_of()["engine"]
+    assert found == {1: own, 2: own}, "what decodes is not nice"
+
+
+def threads_of() -> dict[str, int]:
+    """The niceness of each thread of this process, by its name."""
+    found = {}
+    for thread in threading.enumerate():
+        if thread.native_id is not None:
+            found[thread.name] = os.getpriority(os.PRIO_PROCESS, thread.native_id)
+    return found
