@@ -28,6 +28,9 @@ from shared.messages import (
 from shared.script import Script, raw
 from shared.subscriptions import Subscriptions
 
+_CAME_FURTHER = 1
+_SAID = 2
+"""How a job has got on, for `append.lua`."""
 _NEWEST = 4
 """Events among which the newest progress is looked for: behind it there may be a start, after a takeover."""
 
@@ -137,14 +140,22 @@ class LogReader:
 def _packed(item: Append, now_s: float) -> tuple[object, ...]:
     """What `append.lua` makes of it: `cost` is what a job really took."""
     last = item.events[-1]
+    has_begun = False
+    advance = 0
+    for event in item.events:
+        if isinstance(event, Tokens):
+            advance = _SAID
+        elif isinstance(event, Progress):
+            advance = max(advance, _CAME_FURTHER)
+        elif isinstance(event, Started):
+            has_begun = True
     return (
         item.job.id,
         item.epoch,
         item.after,
         [raw(encode(event)) for event in item.events],
-        any(isinstance(event, Started) for event in item.events),
-        any(isinstance(event, Tokens | Progress) for event in item.events),
-        any(isinstance(event, Tokens) for event in item.events),
+        has_begun,
+        advance,
         STATE_OF[type(last)] if isinstance(last, Terminal) else "",
         last.num_prompt_tokens + last.num_completion_tokens if isinstance(last, Done) else None,
         0 if item.since_s is None else max(0, int((now_s - item.since_s) * 1000)),

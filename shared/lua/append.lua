@@ -1,23 +1,23 @@
--- a: ttl_ms, publish, appends [[id, epoch, after, events, has_begun, has_advanced, has_said (a token), state ('' or the
---    terminal one), cost, ms since the first of the events came to be]]
+-- a: ttl_ms, publish, appends [[id, epoch, after, events, has_begun, advance (1: came further, 2: said a token), state
+--    ('' or the terminal one), cost, ms since the first of the events came to be]]
 -- Appends the news of many jobs. An append names its epoch and the index it goes behind. Returns for each 1 when its
 -- events are in the log (now or by an earlier try of the same append), 0 when the writer is stale.
 
-local CHECKED = { 'state', 'epoch', 'last', 'started', 'advanced', 'first_ms' }
+local CHECKED = { 'state', 'epoch', 'last', 'advanced', 'first_ms' }
 
-local function write(id, epoch, after, events, has_begun, has_advanced, has_said, state, cost, age_ms)
+local function write(id, epoch, after, events, has_begun, advance, state, cost, age_ms)
   local job = read_job(id, CHECKED)
   if not job or tonumber(job.epoch) ~= epoch then return 0 end
   local last = tonumber(job.last)
   if last == after + #events and (job.state == 'running' or job.state == state) then return 1 end
   if job.state ~= 'running' or last ~= after then return 0 end
   local marks = {}
-  if has_begun and job.started ~= job.epoch then marks = { 'started', epoch } end
-  if has_advanced and job.advanced ~= job.epoch then
+  if has_begun then marks = { 'started', epoch } end
+  if advance > 0 and job.advanced ~= job.epoch then
     marks[#marks + 1] = 'advanced'
     marks[#marks + 1] = epoch
   end
-  if has_said and not job.first_ms then
+  if advance == 2 and not job.first_ms then
     marks[#marks + 1] = 'first_ms'
     marks[#marks + 1] = now - age_ms
   end
@@ -27,5 +27,5 @@ local function write(id, epoch, after, events, has_begun, has_advanced, has_said
 end
 
 local written = {}
-for i, item in ipairs(a.appends) do written[i] = write(unpack(item, 1, 10)) end
+for i, item in ipairs(a.appends) do written[i] = write(unpack(item, 1, 9)) end
 return written
