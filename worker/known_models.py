@@ -132,7 +132,6 @@ class KnownModels:
         self._freed = asyncio.Event()
         self._catalogue = Catalogue(context.broker.client(keys.PRESENCE))
         self._listing: Listing | None = None
-        self._seen_loads: dict[str, int] = {}
         self.by_id: dict[str, KnownModel] = {}
         self.num_evicted = 0
         for model in models:
@@ -161,6 +160,7 @@ class KnownModels:
     async def look(self) -> None:
         """Look after all models that are not in memory, once."""
         await self._read_catalogue()
+        await self._forget_removed()
         unloaded = [known for known in self.by_id.values() if known.residence == "unloaded"]
         if not unloaded:
             return
@@ -210,7 +210,6 @@ class KnownModels:
             if is_new and known.residence == "unloaded":
                 known.load_order = order
         self._listing = listing
-        await self._forget_removed()
         await self._context.tell()
 
     async def _learn(self, entry: ModelEntry) -> None:
@@ -238,9 +237,10 @@ class KnownModels:
         known.is_removed = False
 
     async def _forget_removed(self) -> None:
-        """Let go of what was removed from the catalogue, once it is not in memory any more."""
+        """Let go of what was removed from the catalogue, once it is not in memory and nothing of it is in hand."""
+        in_hand = self._context.ledger.by_model()
         for name, known in list(self.by_id.items()):
-            if known.is_removed and known.residence == "unloaded":
+            if known.is_removed and known.residence == "unloaded" and name not in in_hand:
                 del self.by_id[name]
                 await self._context.presence.forget_model(name)
 
@@ -272,7 +272,6 @@ class KnownModels:
         known.is_evicted = False
         known.residence = "unloaded"
         self._freed.set()
-        await self._forget_removed()
         logger.info("model unloaded", extra=fields(model=known.info.id))
 
     def _is_ours(self, known: KnownModel, fleet: Fleet) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.catalogue import Catalogue
-from shared.messages import Done
+from shared.messages import Done, Failed
 from shared.presence import Presence
 from shared.queue import Terms
 from shared.setting_models import ModelEntry
@@ -142,6 +142,24 @@ async def test_what_a_worker_cannot_read_it_does_not_serve(redis: Redis, tmp_pat
         await until(lambda: "there" in worker.models, "it is known")
         assert "away" not in worker.models
         assert worker.models["m"].entry is None, "its own settings come first"
+
+
+async def test_a_damaged_model_may_be_removed_while_its_jobs_are_refused(redis: Redis, tmp_path: Path) -> None:
+    """The worker goes on, whenever that comes."""
+    catalogue = Catalogue(redis)
+    damaged = write_model("causal", tmp_path / "model")
+    (damaged / "model.safetensors").write_bytes(b"no weights")
+    async with at_work(redis) as worker:
+        for _ in range(3):
+            await catalogue.add(ModelEntry(id="bad", path=str(damaged)))
+            jobs = await Desk(redis, "bad").submit(*[task("abc")] * 8)
+            await until(lambda: "bad" in worker.models, "it is known")
+            first = await end_of(redis, jobs[0])
+            await catalogue.remove("bad")
+            assert isinstance(first, Failed)
+            assert first.code == "model_failed"
+            await until(lambda: "bad" not in worker.models, "it is forgotten")
+        assert await answered(redis, "m")
 
 
 @pytest.mark.parametrize("kind", ["causal", "hrm-text", "hrm-act"])
