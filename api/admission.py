@@ -72,7 +72,7 @@ class Admission:
         if name is not None and (obstacle := fleet.obstacle(name)) is not None:
             raise DeviceUnavailable(obstacle, field="model")
         if name in fleet.catalogued and name not in fleet.models:
-            return _not_looked_at(name, self.limits)
+            return unseen(name, self.limits)
         if name is not None and fleet.models and name not in fleet.models and name != self._default_model:
             expected = "expected one of those that GET /v1/models lists"
             raise ModelNotFound(f"model: {name!r} does not exist; {expected}.", field="model")
@@ -110,9 +110,10 @@ class Admission:
             self._endings.leave(name, order.follower)
 
 
-def _not_looked_at(model_id: str, limits: Limits) -> ModelInfo:
+def unseen(model_id: str, limits: Limits) -> ModelInfo:
     """Return what is known of a model of the catalogue that no worker has seen yet: that it may come.
 
     Its tasks are not known, and which it serves is for its worker to say.
     """
-    return ModelInfo(model_id, "", "in the catalogue, not seen yet", 0, limits.max_new_tokens, 1, tasks=())
+    found = "in the catalogue; no worker has seen it yet"
+    return ModelInfo(model_id, "", found, 0, limits.max_new_tokens, 1, tasks=())

@@ -5,7 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
-from api.deps import FrontDep
+from api.admission import unseen
+from api.deps import Front, FrontDep
 from api.dialect import Access, Dialect
 from api.endpoint import Post
 from api.error_format import API
@@ -15,6 +16,8 @@ from api.schemas.fleet import ApiHealth, ModelStatus, ModelStatuses, api_health,
 from api.schemas.inference import ClassificationRequest, EchoRequest, FeatureRequest, TextGenerationRequest
 from api.shapes import chosen
 from shared.errors import DeviceUnavailable, ModelNotFound
+from shared.messages import ModelInfo
+from shared.presence import Fleet
 
 router = APIRouter(prefix="/api", tags=["inference"], responses=errors_of(ApiErrorBody))
 probes = APIRouter(prefix="/api", tags=["inference"], responses=errors_of(ApiErrorBody))
@@ -26,9 +29,12 @@ Body = Annotated[
 
 @router.get("/models/status", response_model_exclude_none=True)
 async def statuses(front: FrontDep) -> ModelStatuses:
-    """All models that a worker has served."""
+    """All models that a worker has served, and those of the catalogue."""
     fleet = await front.fleet.now()
-    return ModelStatuses(models=[model_status(fleet, fleet.models[name]) for name in sorted(fleet.models)])
+    models = []
+    for name in sorted(fleet.models.keys() | fleet.catalogued):
+        models.append(model_status(fleet, _known(front, fleet, name)))
+    return ModelStatuses(models=models)
 
 
 @router.get("/models/status/{model_id:path}", response_model_exclude_none=True)
@@ -36,9 +42,13 @@ async def status(model_id: str, front: FrontDep) -> ModelStatus:
     fleet = await front.fleet.now()
     if (obstacle := fleet.obstacle(model_id)) is not None:
         raise DeviceUnavailable(obstacle, field="model_id")
-    if model_id not in fleet.models:
+    if model_id not in fleet.models and model_id not in fleet.catalogued:
         raise ModelNotFound(f"model_id: {model_id!r} does not exist.", field="model_id")
-    return model_status(fleet, fleet.models[model_id])
+    return model_status(fleet, _known(front, fleet, model_id))
+
+
+def _known(front: Front, fleet: Fleet, model_id: str) -> ModelInfo:
+    return fleet.models.get(model_id) or unseen(model_id, front.admission.limits)
 
 
 @probes.get("/health", response_model=ApiHealth)

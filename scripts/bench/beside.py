@@ -94,12 +94,12 @@ def gaps_ms(moments_s: Sequence[float], begin_s: float, end_s: float) -> list[fl
     return sorted(1000 * (later - sooner) for sooner, later in pairwise(inside))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30.0, help="of each half of a round")
     parser.add_argument("--model", default=str(SAMPLE_MODEL), help="what decodes")
     parser.add_argument("--keeps-priority", action="store_true", help="let the task's thread not give way, as it does")
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
     torch.set_num_threads(1)
     keep_freed_memory()
 
@@ -117,7 +117,7 @@ def main() -> None:
     tasks.add(engine)
     tasks.start()
     decoding.start()
-    time.sleep(2.0)
+    time.sleep(min(2.0, asked.seconds))
 
     ratios: list[float] = []
     for number in range(_ROUNDS):

@@ -103,3 +103,12 @@ async def test_work_for_a_model_of_the_catalogue_waits_for_a_worker(redis: Redis
         accepted = await client.post("/v1/completions", json={"model": "new", "prompt": "a"}, headers=LATER)
         assert accepted.status_code == 202
         assert (await client.post("/v1/completions", json={"model": "none", "prompt": "a"})).status_code == 404
+
+
+async def test_a_model_that_no_worker_has_seen_has_a_status(redis: Redis) -> None:
+    await Catalogue(redis).add(ModelEntry(id="new", path="echo"))
+    async with in_memory(redis) as client:
+        told = (await client.get("/api/models/status/new")).json()
+        assert (told["status"], told["workers"]) == ("unavailable", 0)
+        assert told["description"] == "in the catalogue; no worker has seen it yet"
+        assert [model["model_id"] for model in (await client.get("/api/models/status")).json()["models"]] == ["new"]

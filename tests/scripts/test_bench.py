@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.bench import engine, fleet, model
+from scripts.bench import beside, engine, fleet, model
 from scripts.bench.measure import Comparison
+from tests.slowness import slowness
 
 ONCE = ["--size", "tiny", "--quick", "--rounds", "1", "--threads", "1", "--baseline-threads", "1"]
 
@@ -44,6 +45,15 @@ def test_the_fleet_beside_its_engines(cache: Path, capsys: pytest.CaptureFixture
     text = capsys.readouterr().out
     assert len(ratios(text)) == 4
     assert "answers of fleet and theirs equal: 4 of 4" in text
+
+
+def test_tokens_beside_a_long_task(capsys: pytest.CaptureFixture[str]) -> None:
+    """They go on: on a machine that does nothing else they come as evenly as alone (docs/benchmarks.md)."""
+    beside.main(["--seconds", "0.5"])
+    text = capsys.readouterr().out
+    assert len(re.findall(r"^round \d: alone p50 .* beside p50 .* p99 x", text, re.MULTILINE)) == 3
+    [ratio] = re.findall(r"median (\S+)", text)
+    assert 0 < float(ratio) < 10 * slowness(), text
 
 
 def test_an_unknown_row_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
