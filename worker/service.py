@@ -202,7 +202,6 @@ class WorkerService:
             self._start(self._forever(self._renew, self._terms.lease_s / _RENEWALS_A_LEASE)),
         ]
         upkeep += [self._start(self._hear(shard)) for shard in self._broker.shards]
-        looking = self._start(self._look_after(known))
         self._state = "ready"
         self._on_ready()  # before the first job: what crashes the worker from now on is not its start
         await self._once(self._announce)
@@ -210,6 +209,7 @@ class WorkerService:
         for model in self.models.values():
             if model.host is not None:
                 self._serve_model(model)
+        looking = self._start(self._look_after(known))  # from now on it serves what it loads
         await _first_of(stop.wait(), self._is_broken.wait())
         looking.cancel()
         await self._drain()
