@@ -91,10 +91,20 @@ class Client:
         raise FrontGone("the stream broke off")
 
     async def _file(self, url: str, file_id: str) -> str:
-        reply = await self._http.get(f"{url}/v1/artifacts/{file_id}")
-        if reply.status_code != 200:
-            _checked(reply)
-        return reply.text
+        """Return what a file has. It is asked for by a request of its own, which the persistent repeat by itself."""
+        for number in range(_TRIES):
+            try:
+                reply = await self._http.get(f"{url}/v1/artifacts/{file_id}")
+                if reply.status_code != 200:
+                    _checked(reply)
+                return reply.text
+            except (FrontGone, httpx.TransportError):
+                if not self._is_persistent or number + 1 == _TRIES:
+                    raise
+            await asyncio.sleep(_PAUSE_S)
+            urls = self._urls()
+            url = urls[next(self._turn) % len(urls)]
+        raise AssertionError("the last try returns or raises")
 
     def _take(self, answer: Answer, data: str) -> bool:
         """Whether that was the end."""
