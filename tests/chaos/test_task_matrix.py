@@ -1,5 +1,5 @@
-"""The kill matrix for tasks that are done whole: faults of workers and fronts in the same phases, with the same promises,
-and a file that appears once."""
+"""The kill matrix for tasks that are done whole: faults of workers and fronts in the same phases, with the same
+promises, and a file that appears once."""
 
 import pytest
 
