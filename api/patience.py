@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import TracebackType
 
 from shared.errors import BrokerUnavailable
 
@@ -11,31 +12,32 @@ _TICK_S = 0.25
 _MOST_TICKS = int(MOST_S / _TICK_S)
 
 
-@asynccontextmanager
-async def redis_answers_in_time() -> AsyncIterator[None]:
+class redis_answers_in_time:
     """Raise TimeoutError when the body, which asks Redis, takes longer than two seconds.
 
     Turns of the event loop are counted, not seconds alone: when something holds this process up, an answer that has
     come meanwhile is read before Redis is said to be away.
     """
-    loop = asyncio.get_running_loop()
-    num_ticks = 0
-    timer: asyncio.TimerHandle | None = None
-    async with asyncio.timeout(None) as timeout:
 
-        def tick() -> None:
-            nonlocal num_ticks, timer
-            num_ticks += 1
-            if num_ticks == _MOST_TICKS:
-                timeout.reschedule(loop.time())
-            else:
-                timer = loop.call_later(_TICK_S, tick)
+    async def __aenter__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._num_ticks = 0
+        self._timeout = asyncio.timeout(None)
+        await self._timeout.__aenter__()
+        self._timer = self._loop.call_later(_TICK_S, self._tick)
 
-        timer = loop.call_later(_TICK_S, tick)
-        try:
-            yield
-        finally:
-            timer.cancel()
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        await self._timeout.__aexit__(kind, error, trace)
+
+    def _tick(self) -> None:
+        self._num_ticks += 1
+        if self._num_ticks == _MOST_TICKS:
+            self._timeout.reschedule(self._loop.time())
+        else:
+            self._timer = self._loop.call_later(_TICK_S, self._tick)
 
 
 @asynccontextmanager

@@ -1,56 +1,32 @@
 """`aios keys`: who may call the fleet, and how much. Keys are made, listed and revoked; fronts need no restart."""
 
 import argparse
-import asyncio
 import json
 import re
-import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, TypeVar
 
-from scripts.local_fleet import PORT_HELP, with_local_fleet
+from scripts.fleet_tool import ToolError, flags, parser_of, run_tool
 from shared.access import ID_LENGTH, KEY_MARK, Grant, Keyring, check_name, check_priority, digest_of, id_of, rate_of
-from shared.broker import UNAVAILABLE, open_broker
-from shared.cli import EXIT_OK, redis_url, run_role
+from shared.broker import open_broker
+from shared.cli import redis_url
 from shared.settings import Settings
 
 PROG = "aios keys"
-EXIT_FAILED = 1
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _T = TypeVar("_T")
 
 
-class NoSuchKey(Exception):
-    """The message tells what was asked for."""
-
-
 def main(argv: Sequence[str]) -> int:
-    """Run the command named by `argv`; its exit status."""
-    asked = _parser().parse_args(argv)
-    flags = ["--redis-url", asked.redis_url] if asked.redis_url else []
-    flags += ["--redis-shards", asked.redis_shards] if asked.redis_shards else []
-    return run_role(PROG, partial(run, asked), flags)
-
-
-def run(asked: argparse.Namespace, settings: Settings) -> int:
-    """Do what was asked; 1 with a line on stderr when there is no such key, or no Redis."""
-    settings, _ = with_local_fleet(settings, asked.port)
-    try:
-        lines = asyncio.run(_answer(asked, settings))
-    except (NoSuchKey, *UNAVAILABLE) as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    print(*lines, sep="\n", end="\n" if lines else "")
-    return EXIT_OK
+    """Run the command named by `argv`; return its exit status."""
+    return run_tool(PROG, _parser().parse_args(argv), _answer)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROG, parents=[_flags()], description="Who may call the fleet, and how much.")
-    parser.set_defaults(redis_url=None, redis_shards=None, port=None, json=False)
+    parser = parser_of(PROG, "Who may call the fleet, and how much.")
     commands = parser.add_subparsers(dest="command", required=True)
-    create = commands.add_parser("create", parents=[_flags()], help="make a key; it is shown once and never again")
+    create = commands.add_parser("create", parents=[flags()], help="make a key; it is shown once and never again")
     create.add_argument("name", type=_checked(check_name), help="whose it is, for people; keys may share a name")
     create.add_argument("--tenant", type=_checked(check_name), help="whose jobs it sees (default: the name)")
     create.add_argument(
@@ -65,20 +41,10 @@ def _parser() -> argparse.ArgumentParser:
         "--expires", type=_checked(_seconds), metavar="TIME", help="how long it holds: 90s, 15m, 12h, 30d"
     )
     create.add_argument("--admin", action="store_true", help="admin routes too")
-    commands.add_parser("list", parents=[_flags()], help="all that hold, the oldest first")
-    revoke = commands.add_parser("revoke", parents=[_flags()], help="from now on it opens nothing, on all fronts")
+    commands.add_parser("list", parents=[flags()], help="all that hold, the oldest first")
+    revoke = commands.add_parser("revoke", parents=[flags()], help="from now on it opens nothing, on all fronts")
     revoke.add_argument("id", help="as listed, or the key itself")
     return parser
-
-
-def _flags() -> argparse.ArgumentParser:
-    """What may stand before the command and behind it; made anew for each, as parsers change what they are given."""
-    flags = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    flags.add_argument("--redis-url", help="Redis of the fleet [env: AIOS_REDIS_URL]")
-    flags.add_argument("--redis-shards", help="as the fleet has it [env: AIOS_REDIS_SHARDS]")
-    flags.add_argument("--port", type=int, help=PORT_HELP)
-    flags.add_argument("--json", action="store_true", help="print JSON, one document a line")
-    return flags
 
 
 async def _answer(asked: argparse.Namespace, settings: Settings) -> list[str]:
@@ -99,11 +65,11 @@ async def _answer(asked: argparse.Namespace, settings: Settings) -> list[str]:
 
 
 async def _find(keyring: Keyring, asked: str) -> str:
-    """The digest of the one key that is meant. Raises NoSuchKey."""
+    """The digest of the one key that is meant. Raises ToolError."""
     wanted = digest_of(asked) if asked.startswith(KEY_MARK) else asked
     found = [digest for digest in await keyring.everyone() if len(wanted) >= ID_LENGTH and digest.startswith(wanted)]
     if len(found) != 1:
-        raise NoSuchKey("no such key: expected an id as `aios keys list` shows it, or a key that holds")
+        raise ToolError("no such key: expected an id as `aios keys list` shows it, or a key that holds")
     return found[0]
 
 

@@ -1,20 +1,17 @@
 """`aios models`: the catalogue of the fleet's models, changed while it runs, and where each of them stands."""
 
 import argparse
-import asyncio
 import json
-import sys
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
 
-from scripts.local_fleet import PORT_HELP, with_local_fleet
+from scripts.fleet_tool import ToolError, flags, parser_of, run_tool
 from shared import keys
-from shared.broker import UNAVAILABLE, Broker, open_broker
+from shared.broker import Broker, open_broker
 from shared.catalogue import Catalogue
-from shared.cli import EXIT_OK, redis_url, run_role
+from shared.cli import redis_url
 from shared.model_options import check_options, with_options
 from shared.presence import Presence
 from shared.setting_layers import SettingsError
@@ -22,39 +19,18 @@ from shared.setting_models import GivenOption, ModelEntry
 from shared.settings import Settings
 
 PROG = "aios models"
-EXIT_FAILED = 1
-
-
-class NoSuchModel(Exception):
-    """The message tells what was asked for."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command named by `argv`; return its exit status."""
-    asked = _parser().parse_args(argv)
-    flags = ["--redis-url", asked.redis_url] if asked.redis_url else []
-    flags += ["--redis-shards", asked.redis_shards] if asked.redis_shards else []
-    return run_role(PROG, partial(run, asked), flags)
-
-
-def run(asked: argparse.Namespace, settings: Settings) -> int:
-    """Do what was asked; 1 with a line on stderr when there is no such model, or no Redis."""
-    settings, _ = with_local_fleet(settings, asked.port)
-    try:
-        lines = asyncio.run(_answer(asked, settings))
-    except (NoSuchModel, *UNAVAILABLE) as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    print(*lines, sep="\n", end="\n" if lines else "")
-    return EXIT_OK
+    return run_tool(PROG, _parser().parse_args(argv), _answer)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROG, parents=[_flags()], description="The fleet's models.")
-    parser.set_defaults(redis_url=None, redis_shards=None, port=None, json=False)
+    parser = parser_of(PROG, "The fleet's models.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", parents=[_flags()], help="all that are known, and where they stand")
-    add = commands.add_parser("add", parents=[_flags()], help="let workers serve a model that they can read")
+    commands.add_parser("list", parents=[flags()], help="all that are known, and where they stand")
+    add = commands.add_parser("add", parents=[flags()], help="let workers serve a model that they can read")
     add.add_argument("id", help="the name that requests use")
     add.add_argument("path", help="directory or file, as the workers see it, or echo")
     add.add_argument("--runner", default="auto", help="what serves it (default: by its files)")
@@ -63,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--context-window", type=int, help="most tokens of prompt and answer (default: the workers')")
     add.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of its runner")
     for name, told in _BY_ID.items():
-        command = commands.add_parser(name, parents=[_flags()], help=told)
+        command = commands.add_parser(name, parents=[flags()], help=told)
         command.add_argument("id", help="as listed")
     return parser
 
@@ -75,16 +51,6 @@ _BY_ID = {
     "load": "load it now on every worker that knows it",
     "unload": "give its memory back; the next request loads it again",
 }
-
-
-def _flags() -> argparse.ArgumentParser:
-    """Return what may stand before the command and behind it; made anew for each, as parsers change it."""
-    flags = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    flags.add_argument("--redis-url", help="Redis of the fleet [env: AIOS_REDIS_URL]")
-    flags.add_argument("--redis-shards", help="as the fleet has it [env: AIOS_REDIS_SHARDS]")
-    flags.add_argument("--port", type=int, help=PORT_HELP)
-    flags.add_argument("--json", action="store_true", help="print JSON, one document a line")
-    return flags
 
 
 async def _answer(asked: argparse.Namespace, settings: Settings) -> list[str]:
@@ -117,25 +83,25 @@ def _entry(asked: argparse.Namespace) -> ModelEntry:
         [entry] = with_options([entry], given)
         check_options([entry], {})
     except SettingsError as error:
-        raise NoSuchModel(str(error)) from None
+        raise ToolError(str(error)) from None
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        raise NoSuchModel(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+        raise ToolError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
     return entry
 
 
 async def _by_id(broker: Broker, command: str, model_id: str) -> None:
-    """Raise NoSuchModel for one that nobody knows."""
+    """Raise ToolError for one that nobody knows."""
     redis = broker.client(keys.PRESENCE)
     catalogue = Catalogue(redis)
     presence = Presence(redis)
     fleet = await presence.fleet()
     if model_id not in fleet.models and model_id not in fleet.catalogued:
-        raise NoSuchModel(f"there is no model {model_id!r}; `{PROG} list` tells which there are")
+        raise ToolError(f"there is no model {model_id!r}; `{PROG} list` tells which there are")
     match command:
         case "remove":
             if not await catalogue.remove(model_id):
-                raise NoSuchModel(f"{model_id!r} is served by the workers' own settings, not by the catalogue")
+                raise ToolError(f"{model_id!r} is served by the workers' own settings, not by the catalogue")
         case "load":
             await catalogue.order_load(model_id)
         case "unload":

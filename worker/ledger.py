@@ -1,6 +1,6 @@
 """The jobs that a worker has in hand, from the take to their end. Belongs to the event loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from shared.messages import Event, Progress
@@ -42,8 +42,8 @@ class Ledger:
         self._entries: dict[str, Entry] = {}
 
     @property
-    def entries(self) -> list[Entry]:
-        return list(self._entries.values())
+    def entries(self) -> Collection[Entry]:
+        return self._entries.values()
 
     @property
     def claims(self) -> list[Claim]:
