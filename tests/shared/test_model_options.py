@@ -9,6 +9,7 @@ from pydantic import Field
 
 from scripts import models
 from scripts.chart_schema import options_schema
+from scripts.fleet_tool import ToolError
 from scripts.settings_files import options_table
 from shared import plugins, runner_table
 from shared.cli import render_config, run_role
@@ -126,7 +127,7 @@ def test_the_catalogues_command_judges_them_too() -> None:
     entry = models._entry(models._parser().parse_args([*asked, "--option", "segments=max"]))
     assert entry.options == {"segments": "max"}
     for given, sentence in (("segments=fast", "'compat', 'max' or 'q_halt'"), ("segments", "name=value")):
-        with pytest.raises(models.NoSuchModel, match=sentence):
+        with pytest.raises(ToolError, match=sentence):
             models._entry(models._parser().parse_args([*asked, "--option", given]))
 
 
