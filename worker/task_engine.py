@@ -123,6 +123,10 @@ class TaskEngine:
     def due_in_s(self) -> float | None:
         if not self._inbox.empty():
             return 0.0
+        return self._next_batch_in_s()
+
+    def _next_batch_in_s(self) -> float | None:
+        """Return how long those that were admitted wait for more."""
         if not self._waiting:
             return None
         now_s = self._now()
@@ -136,7 +140,8 @@ class TaskEngine:
     def step(self) -> None:
         """Admit what has come, and do one batch if it is time for that."""
         self._admit()
-        if not self._waiting or self.due_in_s != 0:
+        # What comes from here on is admitted in the next step: it must not end the wait of those that are here.
+        if self._next_batch_in_s() != 0:
             return
         batch = self._mates_of(self._first())[: self._max_batch]
         self._waiting = [item for item in self._waiting if item not in batch]

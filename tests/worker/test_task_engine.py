@@ -21,12 +21,14 @@ from worker.task_runner import BatchProgress, NewFile, TaskOutput, TaskRunnerSpe
 
 
 class Clock:
-    """A clock that a test moves."""
+    """A clock that a test moves. `when_asked` is called before each answer."""
 
     def __init__(self) -> None:
         self.now_s = 100.0
+        self.when_asked: Callable[[], None] = lambda: None
 
     def __call__(self) -> float:
+        self.when_asked()
         return self.now_s
 
 
@@ -143,6 +145,25 @@ def test_a_batch_waits_for_more_unless_it_is_full() -> None:
     one.engine.step()
     assert one.runner.batches == [["a", "b"], ["other"]]
     assert one.engine.due_in_s is None
+
+
+def test_a_task_that_comes_during_a_step_does_not_cut_the_wait_short() -> None:
+    """Other threads submit at any moment: those that wait already must not begin without it."""
+    one = bench(max_batch=2, batch_wait_s=0.5)
+    one.submit("a")
+
+    def submit_another() -> None:
+        nonlocal num_asked
+        num_asked += 1
+        if num_asked == 2:  # the first time is for the arrival of "a"
+            one.submit("b")
+
+    num_asked = 0
+    one.clock.when_asked = submit_another
+    one.engine.step()
+    assert one.runner.batches == []
+    one.run()
+    assert one.runner.batches == [["a", "b"]]
 
 
 def test_a_culprit_fails_alone() -> None:
