@@ -17,11 +17,11 @@ from api.headers import JOB_ID, answer_headers
 from api.patience import redis_answers
 from api.problem import problem_of
 from api.record import Work, work_of
+from api.request_state import RequestState, Usage
 from api.run import Outcome
 from api.sse import EventStream
 from api.streams import Stream
 from api.timings import Timings, timing_comment, timings_of
-from api.trail import Trail, Usage
 from shared.broker import UNAVAILABLE
 from shared.errors import FleetError
 from shared.messages import Started
@@ -80,7 +80,7 @@ def stream(
     endpoint: Endpoint,
     following: Following,
     receive: Receive,
-    trail: Trail,
+    request_state: RequestState,
     seen: Cursor | None = None,
     framing: Framing | None = None,
     *,
@@ -94,7 +94,7 @@ def stream(
     started: dict[int, Started] = {}
     renderer = endpoint.stream_renderer(following.work)
     framing = framing or endpoint.framing
-    following.leave_in(trail)
+    following.leave_in(request_state)
 
     async def frames() -> AsyncGenerator[bytes, None]:
         start = Cursor.start(following.work.id, len(following.work.request.job_ids))
@@ -102,7 +102,7 @@ def stream(
             told = Stream(renderer, framing, start, seen, started)
             async for frame in told.frames(run, front.keepalive_s):
                 yield frame
-            trail.usage = run.usage
+            request_state.usage = run.usage
             wants = endpoint.is_timed or with_timings
             timings = await timings_at_end(front, following.work, run.usage) if wants else None
             for frame in told.closing(run.usage, timings):

@@ -6,11 +6,11 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from api.caller import Caller, CallerDep
-from api.deps import Front, FrontDep, TrailDep
+from api.deps import Front, FrontDep, RequestStateDep
 from api.dispatch import Receive
 from api.patience import redis_answers
 from api.record import OnDisconnect
-from api.trail import Trail
+from api.request_state import RequestState
 from api.wishes import Wishes, WishesDep
 from shared.submission import Key
 
@@ -20,14 +20,14 @@ class Context:
     front: Front
     caller: Caller
     wishes: Wishes
-    trail: Trail
+    request_state: RequestState
     receive: Receive
 
     @property
     def key(self) -> Key | None:
         """The idempotency key. Two requests are one if the key, the path and the bytes of the body are equal."""
-        wishes, trail = self.wishes, self.trail
-        return Key(wishes.key, trail.path.encode() + b"\n" + trail.body) if wishes.key else None
+        wishes, request_state = self.wishes, self.request_state
+        return Key(wishes.key, request_state.path.encode() + b"\n" + request_state.body) if wishes.key else None
 
     @property
     def stays(self) -> bool:
@@ -42,12 +42,14 @@ class Context:
         return self.front.on_disconnect if self.wishes.wait_s is None else "continue"
 
 
-async def _context(front: FrontDep, caller: CallerDep, wishes: WishesDep, trail: TrailDep, request: Request) -> Context:
+async def _context(
+    front: FrontDep, caller: CallerDep, wishes: WishesDep, request_state: RequestStateDep, request: Request
+) -> Context:
     """Raise OverQuota for a caller that comes too often, and ProhibitedContent."""
     async with redis_answers():
         await front.pace.keep(caller.id or caller.tenant, caller.rates_of(request.scope["route"].path))
-    front.prohibited.check(trail.body)
-    return Context(front, caller, wishes, trail, request.receive)
+    front.prohibited.check(request_state.body)
+    return Context(front, caller, wishes, request_state, request.receive)
 
 
 ContextDep = Annotated[Context, Depends(_context)]

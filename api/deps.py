@@ -19,8 +19,8 @@ from api.patience import MOST_S
 from api.prohibited import Prohibited, read_terms
 from api.record import OnDisconnect
 from api.report import Report
+from api.request_state import RequestState, request_state_of
 from api.revocations import Revocations
-from api.trail import Trail, trail_of
 from shared import keys
 from shared.artifacts import ArtifactStore, open_artifacts
 from shared.broker import Broker
@@ -130,9 +130,9 @@ async def _front(request: Request) -> Front:
     return front
 
 
-async def _trail(request: Request) -> Trail:
-    return trail_of(request.scope)
+async def _request_state(request: Request) -> RequestState:
+    return request_state_of(request.scope)
 
 
 FrontDep = Annotated[Front, Depends(_front)]
-TrailDep = Annotated[Trail, Depends(_trail)]
+RequestStateDep = Annotated[RequestState, Depends(_request_state)]

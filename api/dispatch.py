@@ -15,10 +15,10 @@ from api.caller import Caller
 from api.endings import Endings
 from api.errors import HungUp
 from api.record import Work
+from api.request_state import RequestState
 from api.revocations import Revocations
 from api.run import Outcome, Run
 from api.stopwatch import Stopwatch
-from api.trail import Trail
 from shared.broker import UNAVAILABLE
 from shared.errors import (
     ClientGone,
@@ -68,10 +68,14 @@ class Following:
     caller: Caller | None = None
     since_s: float = field(default_factory=_now_s)
 
-    def leave_in(self, trail: Trail) -> None:
+    def leave_in(self, request_state: RequestState) -> None:
         """What the log line of the caller's request tells of this one; times by the front that took it alone."""
-        trail.told_id, trail.job_ids, trail.model = self.work.id, self.work.request.job_ids, self.work.record.model
-        trail.watch = self.watch
+        request_state.told_id, request_state.job_ids, request_state.model = (
+            self.work.id,
+            self.work.request.job_ids,
+            self.work.record.model,
+        )
+        request_state.watch = self.watch
 
 
 class Dispatcher:

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.trail import trail_of
+from api.request_state import request_state_of
 
 PATH = "/openapi.json"
 
@@ -22,7 +22,7 @@ class MadeAside:
         self._lock = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and trail_of(scope).path == PATH:
+        if scope["type"] == "http" and request_state_of(scope).path == PATH:
             async with self._lock:
                 await asyncio.to_thread(scope["app"].openapi)  # which keeps what it has made
         await self._app(scope, receive, send)

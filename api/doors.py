@@ -12,8 +12,8 @@ from api.auth import Auth
 from api.dialect import Access
 from api.errors import render
 from api.problem import problem_of
+from api.request_state import request_state_of
 from api.route_table import METRICS, RouteTable
-from api.trail import trail_of
 from shared.errors import FleetError, Forbidden, Unauthorized
 from shared.logs import fields
 
@@ -45,21 +45,23 @@ class Doorman:
             caller = await self._auth.caller(Headers(scope=scope), needs_key=access is Access.KEY, needs_admin=is_admin)
         except FleetError as error:
             self._report(error, scope, route)
-            await render(problem_of(error), trail_of(scope))(scope, receive, send)
+            await render(problem_of(error), request_state_of(scope))(scope, receive, send)
             return
         scope["state"]["caller"] = caller
         scope["state"]["caller_found_s"] = asyncio.get_running_loop().time()
-        trail_of(scope).tenant, trail_of(scope).key = caller.tenant, caller.id
+        request_state_of(scope).tenant, request_state_of(scope).key = caller.tenant, caller.id
         await self._app(scope, receive, send)
 
     @staticmethod
     def _report(error: FleetError, scope: Scope, route: APIRoute) -> None:
         """For the access log, and who was refused by its key for the security log."""
-        trail = trail_of(scope)
-        trail.error = error.code
+        request_state = request_state_of(scope)
+        request_state.error = error.code
         if isinstance(error, Unauthorized | Forbidden):
             client = scope.get("client")
-            said = fields(request_id=trail.request_id, route=route.path, error=error.code, client=client and client[0])
+            said = fields(
+                request_id=request_state.request_id, route=route.path, error=error.code, client=client and client[0]
+            )
             security_log.warning("caller refused", extra=said)
 
     def _find(self, scope: Scope) -> tuple[APIRoute, Access] | None:

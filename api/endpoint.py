@@ -17,9 +17,9 @@ from api.framing import EVENTS, EVENTS_WITH_DONE, Framing
 from api.limits import Limits, TokenBudget
 from api.problem import Problem
 from api.record import Work
+from api.request_state import Usage
 from api.run import JobEvent, Outcome, Tally
 from api.timings import Timings
-from api.trail import Usage
 from shared.errors import JobNotFound
 from shared.messages import ModelInfo, Progress, Task, TaskName
 

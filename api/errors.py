@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from api.problem import Problem, problem_of
-from api.trail import Trail, trail_of
+from api.request_state import RequestState, request_state_of
 from shared.broker import UNAVAILABLE
 from shared.errors import BrokerUnavailable, ClientGone, FleetError, InvalidRequest
 
@@ -40,9 +40,9 @@ class HungUp(ClientGone):
     """The caller has closed the connection; nobody is left to be told."""
 
 
-def render(problem: Problem, trail: Trail) -> JSONResponse:
+def render(problem: Problem, request_state: RequestState) -> JSONResponse:
     """In the form of the path's dialect, or of the body's where several share a path."""
-    return JSONResponse(trail.errors.body(problem), problem.status, dict(problem.headers))
+    return JSONResponse(request_state.errors.body(problem), problem.status, dict(problem.headers))
 
 
 def invalid_request(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
@@ -71,9 +71,9 @@ def _expectation(error: Mapping[str, Any]) -> str:
 
 
 def _answer(request: Request, problem: Problem) -> Response:
-    trail = trail_of(request.scope)
-    trail.error = problem.code
-    return render(problem, trail)
+    request_state = request_state_of(request.scope)
+    request_state.error = problem.code
+    return render(problem, request_state)
 
 
 async def _on_fleet_error(request: Request, error: FleetError) -> Response:
@@ -85,7 +85,7 @@ async def _on_invalid_body(request: Request, error: RequestValidationError) -> R
 
 
 def _refused(request: Request, error: InvalidRequest) -> Response:
-    status = trail_of(request.scope).errors.invalid_body
+    status = request_state_of(request.scope).errors.invalid_body
     return _answer(request, replace(problem_of(error), status=status))
 
 

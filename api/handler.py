@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from api.context import Context, ContextDep
-from api.deps import TrailDep
+from api.deps import RequestStateDep
 from api.endpoint import Endpoint, ImmediateEndpoint, Post
 from api.respond import respond, resume
 from api.schemas.errors import LATER, STREAM, STREAM_ALONE, STREAM_OR_TEXT, Responses, errors_of
@@ -52,11 +52,11 @@ def _peeking(post: Post) -> list[Any]:
     if not post.by_key:
         return []
 
-    async def peek(request: Request, trail: TrailDep) -> None:
+    async def peek(request: Request, request_state: RequestStateDep) -> None:
         with suppress(ValueError):  # no JSON: the route refuses it
             body = await request.json()
             if isinstance(body, dict):
-                trail.errors = post.errors_of(body)
+                request_state.errors = post.errors_of(body)
 
     return [Depends(peek)]
 
@@ -76,7 +76,7 @@ def _responses(post: Post) -> Responses:
 
 
 def _instantly(context: Context, endpoint: ImmediateEndpoint, body: Any, *, is_streamed: bool) -> Response:
-    whole = endpoint.render(body, context.trail.request_id)
+    whole = endpoint.render(body, context.request_state.request_id)
     if not is_streamed:
         return Response(whole.model_dump_json(), media_type="application/json")
 

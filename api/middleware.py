@@ -18,8 +18,8 @@ from api.errors import render
 from api.media_types import is_text
 from api.problem import Problem, problem_of
 from api.request_line import said_of
+from api.request_state import RequestState, request_state_of
 from api.schemas.fields import fleets_seed
-from api.trail import Trail, trail_of
 from shared.errors import ClientGone, Draining, FleetError, PayloadTooLarge, UnsupportedEncoding
 from shared.logs import fields
 from shared.metrics import Metrics
@@ -33,7 +33,7 @@ error_log = logging.getLogger("aios.api")
 
 
 class RequestId:
-    """Gives each request its Trail and each answer its X-Request-Id: the caller's own if it is sane, or a new one."""
+    """Gives each request its RequestState and each answer its X-Request-Id: the caller's own if it is sane, or a new one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -43,12 +43,12 @@ class RequestId:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get(REQUEST_ID, "")
-        trail = Trail(given if _SANE_ID.fullmatch(given) else str(uuid.uuid4()))
-        scope.setdefault("state", {})["trail"] = trail
+        request_state = RequestState(given if _SANE_ID.fullmatch(given) else str(uuid.uuid4()))
+        scope.setdefault("state", {})["request_state"] = request_state
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[REQUEST_ID] = trail.request_id
+                MutableHeaders(scope=message)[REQUEST_ID] = request_state.request_id
             await send(message)
 
         await self._app(scope, receive, send_with_id)
@@ -99,19 +99,19 @@ class AccessLog:
             self._record(scope, status, time.perf_counter() - started_s, answer)
 
     def _record(self, scope: Scope, status: int, seconds: float, answer: bytes) -> None:
-        trail = trail_of(scope)
+        request_state = request_state_of(scope)
         route = getattr(scope.get("route"), "path", "unmatched")
         method = scope["method"] if scope["method"] in METHODS else "other"
         self._metrics.requests.labels(route, method, status).inc()
         self._metrics.latency.labels(route).observe(seconds)
-        if trail.error is not None:
-            self._metrics.errors.labels(trail.error).inc()
+        if request_state.error is not None:
+            self._metrics.errors.labels(request_state.error).inc()
         is_work = method == "POST" and route in self._work_paths
-        if trail.error is not None and is_work and trail.told_id is None:
-            self._metrics.rejections.labels(trail.error).inc()
+        if request_state.error is not None and is_work and request_state.told_id is None:
+            self._metrics.rejections.labels(request_state.error).inc()
         said = {"method": method, "route": route, "status": status, "total_ms": round(seconds * 1000, 1)}
-        said |= said_of(trail) | ({"answer": _shown(answer)} if self._log_bodies else {})
-        is_news = self._log_requests and not trail.is_probe
+        said |= said_of(request_state) | ({"answer": _shown(answer)} if self._log_bodies else {})
+        is_news = self._log_requests and not request_state.is_probe
         access_log.log(logging.INFO if is_news else logging.DEBUG, "request", extra=fields(**said))
 
 
@@ -156,19 +156,21 @@ class CrashGuard:
         except asyncio.CancelledError:
             if scope["type"] != "http" or has_begun:
                 raise
-            trail_of(scope).error = Draining.code
+            request_state_of(scope).error = Draining.code
             problem = problem_of(Draining("This server is shutting down.", retry_after_s=1))
-            await render(problem, trail_of(scope))(scope, receive, send)
+            await render(problem, request_state_of(scope))(scope, receive, send)
         except Exception:
             if scope["type"] != "http":
                 raise
-            trail = trail_of(scope)
-            trail.error = "internal_error"
-            said = fields(request_id=trail.request_id, trace_id=trail.trace_id)
+            request_state = request_state_of(scope)
+            request_state.error = "internal_error"
+            said = fields(request_id=request_state.request_id, trace_id=request_state.trace_id)
             error_log.exception("unhandled error", extra=said)
             if not has_begun:
-                problem = Problem(500, "internal_error", f"Internal error; request id {trail.request_id}.", None, {})
-                await render(problem, trail)(scope, receive, send)
+                problem = Problem(
+                    500, "internal_error", f"Internal error; request id {request_state.request_id}.", None, {}
+                )
+                await render(problem, request_state)(scope, receive, send)
 
 
 class BodyLimit:
@@ -198,7 +200,7 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        is_upload = scope["method"] == "POST" and trail_of(scope).path in self._upload_paths
+        is_upload = scope["method"] == "POST" and request_state_of(scope).path in self._upload_paths
         max_bytes = self._max_upload_bytes if is_upload else self._max_body_bytes
         announced = headers.get("content-length", "")
         if announced.isdigit() and int(announced) > max_bytes:
@@ -222,10 +224,10 @@ class BodyLimit:
         except FleetError as error:
             await self._refuse(error, scope, receive, send)
             return
-        trail = trail_of(scope)
-        trail.body = body
+        request_state = request_state_of(scope)
+        request_state.body = body
         if self._log_bodies and body:
-            said = fields(request_id=trail.request_id, trace_id=trail.trace_id)
+            said = fields(request_id=request_state.request_id, trace_id=request_state.trace_id)
             access_log.info("Processing request: %s", _shown(body), extra=said)
         await self._app(scope, _replay(body, receive), send)
 
@@ -243,22 +245,22 @@ class BodyLimit:
     async def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Whoever reads more than the bound is told so by an error, which becomes the answer."""
         headers = Headers(scope=scope)
-        trail = trail_of(scope)
+        request_state = request_state_of(scope)
         coding = ",".join(headers.getlist(HEADER)).strip().lower()
         if coding not in ("", "identity"):
             words = f"{HEADER}: expected none; what is uploaded is kept as it comes."
             await self._refuse(UnsupportedEncoding(words, field=HEADER), scope, receive, send)
             return
-        trail.num_uploaded = 0
+        request_state.num_uploaded = 0
         if self._log_bodies:
-            said = fields(request_id=trail.request_id, trace_id=trail.trace_id)
+            said = fields(request_id=request_state.request_id, trace_id=request_state.trace_id)
             shown = f"an upload of {headers.get('content-length', 'some')} bytes"
             access_log.info("Processing request: %s", shown, extra=said)
 
         async def receive_bounded() -> Message:
             message = await receive()
-            trail.num_uploaded = (trail.num_uploaded or 0) + len(message.get("body", b""))
-            if trail.num_uploaded > self._max_upload_bytes:
+            request_state.num_uploaded = (request_state.num_uploaded or 0) + len(message.get("body", b""))
+            if request_state.num_uploaded > self._max_upload_bytes:
                 raise _too_large(self._max_upload_bytes)
             return message
 
@@ -266,8 +268,8 @@ class BodyLimit:
 
     @staticmethod
     async def _refuse(error: FleetError, scope: Scope, receive: Receive, send: Send) -> None:
-        trail_of(scope).error = error.code
-        await render(problem_of(error), trail_of(scope))(scope, receive, send)
+        request_state_of(scope).error = error.code
+        await render(problem_of(error), request_state_of(scope))(scope, receive, send)
 
 
 def _too_large(max_bytes: int, how: str = "") -> PayloadTooLarge:

@@ -7,14 +7,14 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.request_state import request_state_of
 from api.route_table import RouteTable
-from api.trail import trail_of
 
 
 class Paths:
     """Takes the prefix `root_path` from the path, whether or not a proxy has done so, and a slash from its end.
 
-    What is left is `Trail.path`. For those inside, the scope says it as ASGI wants it: a path that begins with
+    What is left is `RequestState.path`. For those inside, the scope says it as ASGI wants it: a path that begins with
     `root_path`.
     """
 
@@ -28,10 +28,10 @@ class Paths:
             await self._app(scope, receive, send)
             return
         path = self._meant(scope["path"])
-        trail = trail_of(scope)
-        trail.path = path
-        trail.errors = self._table.errors_at(path)
-        trail.is_probe = path in self._table.probe_paths
+        request_state = request_state_of(scope)
+        request_state.path = path
+        request_state.errors = self._table.errors_at(path)
+        request_state.is_probe = path in self._table.probe_paths
         scope["path"] = self._root_path + path
         scope["root_path"] = self._root_path
 
@@ -73,7 +73,7 @@ class Methods:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path = trail_of(scope).path
+        path = request_state_of(scope).path
         if scope["method"] == "HEAD" and "GET" in self._table.allowed(path):
             await self._head(scope, receive, send)
             return
@@ -97,7 +97,7 @@ class Methods:
 
     async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As GET, to the routes; to the log and the server it stays HEAD."""
-        trail_of(scope).is_head = True
+        request_state_of(scope).is_head = True
         asked = {**scope, "method": "GET"}
 
         async def send_without_body(message: Message) -> None:

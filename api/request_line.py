@@ -2,29 +2,29 @@
 
 from typing import Any
 
+from api.request_state import RequestState
 from api.timings import Timings
-from api.trail import Trail
 
 
-def said_of(trail: Trail) -> dict[str, Any]:
+def said_of(request_state: RequestState) -> dict[str, Any]:
     """The fields of the line, without those of HTTP; None for what there is not. Times are in milliseconds."""
     said: dict[str, Any] = {
-        "request_id": trail.request_id,
-        "trace_id": trail.trace_id,
-        "tenant": trail.tenant or None,
-        "key": trail.key or None,
-        "model": trail.model,
-        "x_job_id": trail.told_id,
-        "job_id": trail.job_ids[0] if trail.job_ids else None,
-        "num_jobs": len(trail.job_ids) or None,
-        "prompt_tokens": trail.usage.prompt_tokens,
-        "completion_tokens": trail.usage.completion_tokens,
-        "upload_bytes": trail.num_uploaded,
-        "error": trail.error,
+        "request_id": request_state.request_id,
+        "trace_id": request_state.trace_id,
+        "tenant": request_state.tenant or None,
+        "key": request_state.key or None,
+        "model": request_state.model,
+        "x_job_id": request_state.told_id,
+        "job_id": request_state.job_ids[0] if request_state.job_ids else None,
+        "num_jobs": len(request_state.job_ids) or None,
+        "prompt_tokens": request_state.usage.prompt_tokens,
+        "completion_tokens": request_state.usage.completion_tokens,
+        "upload_bytes": request_state.num_uploaded,
+        "error": request_state.error,
     }
-    if trail.watch is not None:
-        said |= {"worker": trail.watch.worker, "attempts": trail.watch.attempts or None}
-        said |= _times(trail.watch.timings(trail.usage.completion_tokens))
+    if request_state.watch is not None:
+        said |= {"worker": request_state.watch.worker, "attempts": request_state.watch.attempts or None}
+        said |= _times(request_state.watch.timings(request_state.usage.completion_tokens))
     return said
 
 

@@ -22,7 +22,7 @@ async def respond(
     context: Context, endpoint: Endpoint, following: Following, framing: Framing | None, *, is_streamed: bool
 ) -> Response:
     """Answer in the form that the caller asked for. Raise the FleetErrors of the jobs."""
-    following.leave_in(context.trail)
+    following.leave_in(context.request_state)
     if not following.is_first:
         context.front.metrics.replays.labels("cache" if following.cache else "key").inc()
     if not context.stays:
@@ -50,15 +50,15 @@ async def resume(context: Context, endpoint: Endpoint, framing: Framing | None) 
 
 
 async def _whole(context: Context, endpoint: Endpoint, following: Following) -> Response:
-    front, wishes, trail = context.front, context.wishes, context.trail
+    front, wishes, request_state = context.front, context.wishes, context.request_state
     try:
         outcomes = await front.dispatcher.gather(following, context.receive, wishes.wait_s)
     except StillRunning:
         return await _leave(context, following)
-    trail.usage = total_usage(outcomes)
+    request_state.usage = total_usage(outcomes)
     timings = None
     if endpoint.is_timed or wishes.with_timings:
-        timings = await timings_at_end(front, following.work, trail.usage)
+        timings = await timings_at_end(front, following.work, request_state.usage)
     answer = whole(endpoint, replace(following.work, timings=timings), outcomes)
     if wishes.preferences:
         answer.headers["Preference-Applied"] = wishes.preferences[-1]
@@ -71,8 +71,8 @@ def _stream(
     context: Context, endpoint: Endpoint, following: Following, framing: Framing | None, seen: Cursor | None = None
 ) -> Response:
     with_timings = context.wishes.with_timings
-    front, trail = context.front, context.trail
-    return stream(front, endpoint, following, context.receive, trail, seen, framing, with_timings=with_timings)
+    front, request_state = context.front, context.request_state
+    return stream(front, endpoint, following, context.receive, request_state, seen, framing, with_timings=with_timings)
 
 
 async def _leave(context: Context, following: Following) -> Response:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from api.trail import Usage
+from api.request_state import Usage
 from shared.errors import ClientGone, FleetError, WorkerFailed, from_event
 from shared.messages import (
     ArtifactRef,

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from api.errors import HungUp
 from api.framing import Framing
-from api.trail import trail_of
+from api.request_state import request_state_of
 from shared.errors import Draining, FleetError
 
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -40,7 +40,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_begun = False
-        if trail_of(scope).is_head:
+        if request_state_of(scope).is_head:
             await self._begin(send)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
@@ -54,7 +54,7 @@ class EventStream(Response):
         except FleetError as error:
             if not has_begun:
                 raise
-            trail_of(scope).error = error.code
+            request_state_of(scope).error = error.code
             if not self._framing.tells_errors:
                 return  # without an end, so that the server breaks the connection
             if isinstance(error, Draining):

@@ -5,9 +5,9 @@ from collections.abc import AsyncGenerator, Iterator
 from api.cursor import Cursor
 from api.endpoint import StreamRenderer
 from api.framing import Framing
+from api.request_state import Usage
 from api.run import News, Run
 from api.timings import Timings
-from api.trail import Usage
 from shared.messages import Started
 
 

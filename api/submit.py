@@ -42,7 +42,7 @@ async def submit(context: Context, endpoint: Endpoint, body: Any, *, is_streamed
 async def _submit(
     context: Context, endpoint: Endpoint, model: ModelInfo, plan: TaskPlan, *, is_streamed: bool
 ) -> Following:
-    front, caller, wishes, trail = context.front, context.caller, context.wishes, context.trail
+    front, caller, wishes, request_state = context.front, context.caller, context.wishes, context.request_state
     caller.check_model(model.id)
     on_disconnect = context.on_disconnect
     times = front.admission.limits.times(wishes.deadline_s)
@@ -55,7 +55,7 @@ async def _submit(
         times.queue_s,
         times.deadline_s,
         wishes.deadline_s is not None,
-        request_id=trail.request_id,
+        request_id=request_state.request_id,
         is_streamed=is_streamed,
         key=context.key,
         record=encode_record(record),
@@ -66,7 +66,7 @@ async def _submit(
     if cache and digest and (before := await _answered(context, cache, digest, model)):
         return before
     attributes: Attributes = {"aios.model": model.id, "aios.num_jobs": len(order.tasks), "aios.class": order.priority}
-    with trail.span.child("submit", "producer", attributes) as span:
+    with request_state.span.child("submit", "producer", attributes) as span:
         order = replace(order, trace=span.trace)
         request, jobs = await front.admission.submit(order, caller.quota)
     if not jobs:

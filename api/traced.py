@@ -4,7 +4,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.middleware import METHODS
-from api.trail import trail_of
+from api.request_state import request_state_of
 from shared.errors import ClientGone
 from shared.tracing import Span, Trace, Tracing
 
@@ -18,7 +18,7 @@ class Traced:
         self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or trail_of(scope).is_probe:
+        if scope["type"] != "http" or request_state_of(scope).is_probe:
             await self._app(scope, receive, send)
             return
         span, status = self._begin(scope), ClientGone.status  # unless an answer begins
@@ -36,19 +36,19 @@ class Traced:
 
     def _begin(self, scope: Scope) -> Span:
         headers, client = Headers(scope=scope), scope.get("client")
-        trail = trail_of(scope)
+        request_state = request_state_of(scope)
         attributes = {
             "http.request.method": _method(scope),
             "url.path": scope["path"],
             "url.scheme": scope["scheme"],
             "client.address": client[0] if client else None,
             "user_agent.original": headers.get("user-agent"),
-            "aios.request_id": trail.request_id,
+            "aios.request_id": request_state.request_id,
         }
         within = Trace(headers.get("traceparent", ""), headers.get("tracestate", ""))
-        trail.span = self._tracing.span(_method(scope), within, "server", attributes)
-        trail.trace_id = trail.span.trace.id
-        return trail.span
+        request_state.span = self._tracing.span(_method(scope), within, "server", attributes)
+        request_state.trace_id = request_state.span.trace.id
+        return request_state.span
 
 
 def _method(scope: Scope) -> str:
@@ -57,20 +57,20 @@ def _method(scope: Scope) -> str:
 
 def _end(span: Span, scope: Scope, status: int) -> None:
     """A request that is refused has not failed; one whose caller has left has."""
-    trail, route = trail_of(scope), getattr(scope.get("route"), "path", None)
+    request_state, route = request_state_of(scope), getattr(scope.get("route"), "path", None)
     if route is not None:
         span.rename(f"{_method(scope)} {route}")
     span.set(
         {
             "http.route": route,
             "http.response.status_code": status,
-            "aios.tenant": trail.tenant or None,
-            "aios.model": trail.model,
-            "aios.job_id": trail.job_ids[0] if trail.job_ids else None,
-            "aios.num_jobs": len(trail.job_ids) or None,
-            "gen_ai.usage.input_tokens": trail.usage.prompt_tokens or None,
-            "gen_ai.usage.output_tokens": trail.usage.completion_tokens or None,
+            "aios.tenant": request_state.tenant or None,
+            "aios.model": request_state.model,
+            "aios.job_id": request_state.job_ids[0] if request_state.job_ids else None,
+            "aios.num_jobs": len(request_state.job_ids) or None,
+            "gen_ai.usage.input_tokens": request_state.usage.prompt_tokens or None,
+            "gen_ai.usage.output_tokens": request_state.usage.completion_tokens or None,
         }
     )
     is_refused = 400 <= status < ClientGone.status
-    span.end(None if is_refused else trail.error or (str(status) if status >= ClientGone.status else None))
+    span.end(None if is_refused else request_state.error or (str(status) if status >= ClientGone.status else None))

@@ -15,7 +15,7 @@ from api.patience import redis_answers
 from api.problem import Problem
 from api.prohibited import Scan
 from api.ranges import Unsatisfiable, is_known, range_of
-from api.trail import Trail
+from api.request_state import RequestState
 from shared.artifacts import Artifact, Label, Upload
 from shared.errors import Draining, InvalidRequest
 
@@ -89,7 +89,7 @@ def label_of(media_type: str, name: str, purpose: str, lives_s: float | None = N
     return Label(media_type=media_type, name=file_name(name), purpose=purpose, lives_s=lives_s)
 
 
-async def bytes_of(front: Front, artifact: Artifact, request: Request, trail: Trail) -> Response:
+async def bytes_of(front: Front, artifact: Artifact, request: Request, request_state: RequestState) -> Response:
     """Answer with an artifact's bytes, or the part of them that is asked for.
 
     What is kept comes from callers, so no browser may take it for a page of ours.
@@ -114,21 +114,21 @@ async def bytes_of(front: Front, artifact: Artifact, request: Request, trail: Tr
     try:
         part = range_of(request.headers, etag, artifact.num_bytes)
     except Unsatisfiable:
-        return _unsatisfiable(artifact, trail)
+        return _unsatisfiable(artifact, request_state)
     if part is not None:
         status = 206
         start, stop = part
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{artifact.num_bytes}"
     headers["Content-Length"] = str(stop - start)
-    if trail.is_head:
+    if request_state.is_head:
         return Response(status_code=status, headers=headers)
     pieces = await front.artifacts.read(artifact, start, stop)
     return StreamingResponse(pieces, status, headers)
 
 
-def _unsatisfiable(artifact: Artifact, trail: Trail) -> Response:
+def _unsatisfiable(artifact: Artifact, request_state: RequestState) -> Response:
     code = "range_not_satisfiable"
-    trail.error = code
+    request_state.error = code
     message = f"Range: expected a part of {artifact.num_bytes} bytes; this begins behind their end."
     headers = {"Content-Range": f"bytes */{artifact.num_bytes}"}
-    return render(Problem(416, code, message, "Range", headers), trail)
+    return render(Problem(416, code, message, "Range", headers), request_state)

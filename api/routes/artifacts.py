@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from api.byte_inputs import InlineBytes, byte_input_of
 from api.caller import CallerDep
-from api.deps import Front, FrontDep, TrailDep
+from api.deps import Front, FrontDep, RequestStateDep
 from api.dialect import Dialect
 from api.media_types import media_type_of
 from api.multipart import MEDIA_TYPE
@@ -62,11 +62,11 @@ async def artifact(
     request: Request,
     front: FrontDep,
     caller: CallerDep,
-    trail: TrailDep,
+    request_state: RequestStateDep,
 ) -> Response:
     """The bytes, or a part of them."""
     found = await front.artifacts.find(caller.tenant, id)
-    return await bytes_of(front, found, request, trail)
+    return await bytes_of(front, found, request, request_state)
 
 
 def _media_type(request: Request) -> str:

@@ -7,13 +7,13 @@ from typing import Any
 from api.error_format import OPENAI
 from api.pieces import Piece, Pieces
 from api.problem import Problem
+from api.request_state import Usage
 from api.run import JobEvent
 from api.schemas.chat import chat_logprobs
 from api.schemas.logprobs import logprobs_body
 from api.schemas.openai import Heading
 from api.schemas.usage import detailed_usage_body
 from api.timings import Timings
-from api.trail import Usage
 
 
 class Chunks:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import WithJsonSchema
 
 from api.caller import CallerDep
-from api.deps import FrontDep, TrailDep
+from api.deps import FrontDep, RequestStateDep
 from api.dialect import Dialect
 from api.error_format import OPENAI
 from api.media_types import media_type_of
@@ -122,11 +122,11 @@ async def content(
     request: Request,
     front: FrontDep,
     caller: CallerDep,
-    trail: TrailDep,
+    request_state: RequestStateDep,
 ) -> Response:
     """The bytes of a file, or a part of them."""
     artifact = await front.artifacts.find(caller.tenant, id)
-    return await bytes_of(front, artifact, request, trail)
+    return await bytes_of(front, artifact, request, request_state)
 
 
 @router.delete("/{id}")

@@ -9,9 +9,9 @@ from api.error_format import API
 from api.framing import Named
 from api.pieces import Pieces
 from api.problem import Problem
+from api.request_state import Usage
 from api.run import JobEvent, Outcome, Tally
 from api.timings import Timings
-from api.trail import Usage
 
 Finish = Callable[[Sequence[Outcome], Timings | None], BaseModel]
 

@@ -13,6 +13,7 @@ from api.framing import EVENTS, Named
 from api.limits import Limits
 from api.plans import text_plan
 from api.record import Work
+from api.request_state import Usage
 from api.routes.inference_events import InferenceEvents
 from api.run import Outcome, total_usage
 from api.schemas.fields import refuse
@@ -35,7 +36,6 @@ from api.schemas.inference import (
 )
 from api.schemas.usage import usage_body
 from api.timings import Timings
-from api.trail import Usage
 from shared.messages import Classify, Embed, Embedded, Labelled, ModelInfo, TaskName
 from shared.task_table import TASKS as INFOS
 from shared.vectors import unpack

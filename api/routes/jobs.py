@@ -15,7 +15,7 @@ from fastapi.responses import Response
 from api.answers import attached, stream
 from api.caller import CallerDep
 from api.cursor import Cursor
-from api.deps import Front, FrontDep, TrailDep
+from api.deps import Front, FrontDep, RequestStateDep
 from api.dialect import Dialect
 from api.endpoint import Endpoint
 from api.error_format import PLAIN
@@ -49,16 +49,16 @@ async def events(
     request: Request,
     front: FrontDep,
     caller: CallerDep,
-    trail: TrailDep,
+    request_state: RequestStateDep,
     last_event_id: Annotated[str | None, Header(description="The stream goes on behind this frame.")] = None,
 ) -> Response:
     """The request's stream from its beginning, or from behind a frame; during the run and after it."""
     seen = Cursor.parse(last_event_id) if last_event_id else None
     found = await front.requests.find(id, caller.tenant)
-    following = await attached(front, found, caller, seen, stays=not trail.is_head)
-    if seen is not None and not trail.is_head:
+    following = await attached(front, found, caller, seen, stays=not request_state.is_head)
+    if seen is not None and not request_state.is_head:
         front.metrics.replays.labels("resume").inc()
-    return stream(front, front.endpoints.of(following.work), following, request.receive, trail, seen)
+    return stream(front, front.endpoints.of(following.work), following, request.receive, request_state, seen)
 
 
 @router.delete("/v1/jobs/{id}", response_model=JobStatus)

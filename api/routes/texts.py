@@ -6,9 +6,9 @@ from typing import Any
 from api.error_format import PLAIN
 from api.pieces import Piece, Pieces
 from api.problem import Problem
+from api.request_state import Usage
 from api.run import JobEvent, Outcome, Tally
 from api.timings import Timings
-from api.trail import Usage
 
 End = Callable[[Sequence[Outcome], Timings | None], dict[str, Any]]
 

@@ -6,10 +6,10 @@ from typing import Any
 from api.error_format import TGI
 from api.pieces import Piece, Pieces
 from api.problem import Problem
+from api.request_state import Usage
 from api.run import JobEvent
 from api.schemas.tgi import TgiNotes, TgiToken, finish_reason, token_bodies, top_bodies
 from api.timings import Timings
-from api.trail import Usage
 from shared.messages import Started
 
 _NO_TOKEN = TgiToken(id=0, text="", logprob=0.0, special=True)

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel
 
-from api.trail import Usage
+from api.request_state import Usage
 
 USAGE = {
     "prompt_tokens": 21,

@@ -11,8 +11,8 @@ from redis.asyncio import Redis
 
 from api.answers import timings_at_end
 from api.record import Record, Work
+from api.request_state import Usage
 from api.timings import Timings, timings_of
-from api.trail import Usage
 from shared import keys
 from shared.log import Append
 from shared.messages import Started, Tokens

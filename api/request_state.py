@@ -33,7 +33,7 @@ class Usage:
 
 
 @dataclass
-class Trail:
+class RequestState:
     """`key` is the id of the key that came, "" where none did.
 
     `path` is that of a route, without a proxy's prefix, and `errors` the form in which this caller is told of them. A
@@ -62,7 +62,7 @@ class Trail:
     errors: ErrorFormat = PLAIN
 
 
-def trail_of(scope: MutableMapping[str, Any]) -> Trail:
+def request_state_of(scope: MutableMapping[str, Any]) -> RequestState:
     """The trail of the request behind this ASGI scope."""
-    trail: Trail = scope["state"]["trail"]
-    return trail
+    request_state: RequestState = scope["state"]["request_state"]
+    return request_state
