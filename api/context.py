@@ -10,8 +10,8 @@ from api.deps import Front, FrontDep, RequestStateDep
 from api.dispatch import Receive
 from api.patience import redis_answers
 from api.record import OnDisconnect
+from api.request_options import RequestOptions, RequestOptionsDep
 from api.request_state import RequestState
-from api.wishes import Wishes, WishesDep
 from shared.submission import Key
 
 
@@ -19,37 +19,37 @@ from shared.submission import Key
 class Context:
     front: Front
     caller: Caller
-    wishes: Wishes
+    options: RequestOptions
     request_state: RequestState
     receive: Receive
 
     @property
     def key(self) -> Key | None:
         """The idempotency key. Two requests are one if the key, the path and the bytes of the body are equal."""
-        wishes, request_state = self.wishes, self.request_state
-        return Key(wishes.key, request_state.path.encode() + b"\n" + request_state.body) if wishes.key else None
+        options, request_state = self.options, self.request_state
+        return Key(options.key, request_state.path.encode() + b"\n" + request_state.body) if options.key else None
 
     @property
     def stays(self) -> bool:
         """True unless the caller wants a 202 at once."""
-        return self.wishes.wait_s != 0
+        return self.options.wait_s != 0
 
     @property
     def on_disconnect(self) -> OnDisconnect:
         """A job that is polled goes on when nobody listens, unless a header says otherwise."""
-        if self.wishes.on_disconnect is not None:
-            return self.wishes.on_disconnect
-        return self.front.on_disconnect if self.wishes.wait_s is None else "continue"
+        if self.options.on_disconnect is not None:
+            return self.options.on_disconnect
+        return self.front.on_disconnect if self.options.wait_s is None else "continue"
 
 
 async def _context(
-    front: FrontDep, caller: CallerDep, wishes: WishesDep, request_state: RequestStateDep, request: Request
+    front: FrontDep, caller: CallerDep, options: RequestOptionsDep, request_state: RequestStateDep, request: Request
 ) -> Context:
     """Raise OverQuota for a caller that comes too often, and ProhibitedContent."""
     async with redis_answers():
         await front.pace.keep(caller.id or caller.tenant, caller.rates_of(request.scope["route"].path))
     front.prohibited.check(request_state.body)
-    return Context(front, caller, wishes, request_state, request.receive)
+    return Context(front, caller, options, request_state, request.receive)
 
 
 ContextDep = Annotated[Context, Depends(_context)]

@@ -1,4 +1,4 @@
-"""What every route is given: the parts of this front, made once per app, and the trail of the request at hand."""
+"""What every route is given: the parts of this front, made once per app, and the state of the request at hand."""
 
 import asyncio
 import logging

@@ -26,9 +26,9 @@ async def answer(context: Context, post: Post, body: Any) -> Response:
     is_streamed = post.always_streams or endpoint.is_streamed(body)
     if isinstance(endpoint, ImmediateEndpoint):
         return _instantly(context, endpoint, body, is_streamed=is_streamed)
-    accepts_events = post.always_streams or "text/event-stream" in context.wishes.accept
+    accepts_events = post.always_streams or "text/event-stream" in context.options.accept
     framing = None if accepts_events else endpoint.bare_framing
-    if is_streamed and context.wishes.last_event_id:
+    if is_streamed and context.options.last_event_id:
         return await resume(context, endpoint, framing)
     following = await submit(context, endpoint, body, is_streamed=is_streamed)
     return await respond(context, endpoint, following, framing, is_streamed=is_streamed)

@@ -33,7 +33,7 @@ error_log = logging.getLogger("aios.api")
 
 
 class RequestId:
-    """Gives each request its RequestState and each answer its X-Request-Id: the caller's own if it is sane, or a new one."""
+    """Give each request its state and each answer an X-Request-Id: the caller's own if it is sane, or a new one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

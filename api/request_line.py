@@ -1,4 +1,4 @@
-"""What the log line of a request says of it, from the trail that it left."""
+"""What the log line of a request says of it, from the state that it left."""
 
 from typing import Any
 

@@ -63,6 +63,6 @@ class RequestState:
 
 
 def request_state_of(scope: MutableMapping[str, Any]) -> RequestState:
-    """The trail of the request behind this ASGI scope."""
+    """Return the state of the request behind this ASGI scope."""
     request_state: RequestState = scope["state"]["request_state"]
     return request_state

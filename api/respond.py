@@ -39,7 +39,7 @@ async def respond(
 @redis_answers()
 async def resume(context: Context, endpoint: Endpoint, framing: Framing | None) -> Response:
     """Go on with the stream that the caller has seen a part of. Nothing is submitted."""
-    seen = Cursor.parse(context.wishes.last_event_id)
+    seen = Cursor.parse(context.options.last_event_id)
     request = await context.front.requests.find(seen.request_id, context.caller.tenant)
     if work_of(request).record.endpoint != endpoint.name:
         raise InvalidRequest(f"{HEADER}: expected the id of a frame of this endpoint.", field=HEADER)
@@ -50,19 +50,19 @@ async def resume(context: Context, endpoint: Endpoint, framing: Framing | None) 
 
 
 async def _whole(context: Context, endpoint: Endpoint, following: Following) -> Response:
-    front, wishes, request_state = context.front, context.wishes, context.request_state
+    front, options, request_state = context.front, context.options, context.request_state
     try:
-        outcomes = await front.dispatcher.gather(following, context.receive, wishes.wait_s)
+        outcomes = await front.dispatcher.gather(following, context.receive, options.wait_s)
     except StillRunning:
         return await _leave(context, following)
     request_state.usage = total_usage(outcomes)
     timings = None
-    if endpoint.is_timed or wishes.with_timings:
+    if endpoint.is_timed or options.with_timings:
         timings = await timings_at_end(front, following.work, request_state.usage)
     answer = whole(endpoint, replace(following.work, timings=timings), outcomes)
-    if wishes.preferences:
-        answer.headers["Preference-Applied"] = wishes.preferences[-1]
-    if wishes.with_timings and timings is not None:
+    if options.preferences:
+        answer.headers["Preference-Applied"] = options.preferences[-1]
+    if options.with_timings and timings is not None:
         answer.headers.update(timing_headers(timings))
     return answer
 
@@ -70,7 +70,7 @@ async def _whole(context: Context, endpoint: Endpoint, following: Following) -> 
 def _stream(
     context: Context, endpoint: Endpoint, following: Following, framing: Framing | None, seen: Cursor | None = None
 ) -> Response:
-    with_timings = context.wishes.with_timings
+    with_timings = context.options.with_timings
     front, request_state = context.front, context.request_state
     return stream(front, endpoint, following, context.receive, request_state, seen, framing, with_timings=with_timings)
 
@@ -79,4 +79,4 @@ async def _leave(context: Context, following: Following) -> Response:
     """Answer 202: the caller will ask again."""
     if following.is_first:
         context.front.dispatcher.mind(following)
-    return await accepted(context.front, following.work, context.wishes.preferences)
+    return await accepted(context.front, following.work, context.options.preferences)

@@ -42,19 +42,19 @@ async def submit(context: Context, endpoint: Endpoint, body: Any, *, is_streamed
 async def _submit(
     context: Context, endpoint: Endpoint, model: ModelInfo, plan: TaskPlan, *, is_streamed: bool
 ) -> Following:
-    front, caller, wishes, request_state = context.front, context.caller, context.wishes, context.request_state
+    front, caller, options, request_state = context.front, context.caller, context.options, context.request_state
     caller.check_model(model.id)
     on_disconnect = context.on_disconnect
-    times = front.admission.limits.times(wishes.deadline_s)
+    times = front.admission.limits.times(options.deadline_s)
     record = Record(endpoint.name, model.id, int(time.time()), plan.n, plan.capped_at, on_disconnect, dict(plan.notes))
     order = Order(
         model.id,
         tuple(plan.tasks),
         caller.tenant,
-        caller.clamped(wishes.priority),
+        caller.clamped(options.priority),
         times.queue_s,
         times.deadline_s,
-        wishes.deadline_s is not None,
+        options.deadline_s is not None,
         request_id=request_state.request_id,
         is_streamed=is_streamed,
         key=context.key,
@@ -90,13 +90,13 @@ def _digest(context: Context, model: ModelInfo, record: Record, tasks: Sequence[
 
     A request with an idempotency key says by the key which answer it wants.
     """
-    if context.front.cache is None or context.wishes.cache == "no-store" or context.wishes.key:
+    if context.front.cache is None or context.options.cache == "no-store" or context.options.key:
         return None
     return digest_of(record, tasks) if model.fingerprint else None
 
 
 async def _answered(context: Context, cache: AnswerCache, digest: str, model: ModelInfo) -> Following | None:
-    if context.wishes.cache == "no-cache":
+    if context.options.cache == "no-cache":
         return None
     request = await cache.find(context.caller.tenant, digest, model.fingerprint)
     if request is None:

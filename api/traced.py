@@ -10,7 +10,7 @@ from shared.tracing import Span, Trace, Tracing
 
 
 class Traced:
-    """Puts the span into the request's trail, and ends it with its answer. The query of the URL is not told: clients
+    """Puts the span into the request's state, and ends it with its answer. The query of the URL is not told: clients
     put keys there."""
 
     def __init__(self, app: ASGIApp, *, tracing: Tracing) -> None:

@@ -13,11 +13,11 @@ from api.deps import Front, FrontDep, RequestStateDep
 from api.dialect import Dialect
 from api.media_types import media_type_of
 from api.multipart import MEDIA_TYPE
+from api.request_options import KeyDep
 from api.routes.files import BYTES
 from api.schemas.errors import PlainErrorBody, errors_of
 from api.schemas.files import InlineArtifact, StoredFile, request_body, stored_file
 from api.uploads import Examined, admit, bytes_of, keep, label_of, pieces_of
-from api.wishes import KeyDep
 from shared.artifacts import DEFAULT_MEDIA_TYPE, Artifact, Upload
 from shared.errors import InvalidRequest, PayloadTooLarge
 

@@ -12,6 +12,7 @@ from api.dialect import Dialect
 from api.error_format import OPENAI
 from api.media_types import media_type_of
 from api.multipart import MEDIA_TYPE, FilePart, read_form
+from api.request_options import KeyDep
 from api.schemas.errors import OpenAIErrorBody, Responses, errors_of
 from api.schemas.files import (
     FileDeleted,
@@ -22,7 +23,6 @@ from api.schemas.files import (
     stored_file,
 )
 from api.uploads import Examined, admit, bytes_of, keep, label_of, pieces_of
-from api.wishes import KeyDep
 from shared.artifacts import DEFAULT_MEDIA_TYPE
 from shared.errors import InvalidRequest
 

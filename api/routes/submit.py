@@ -73,8 +73,8 @@ async def submit(body: Submission, context: ContextDep) -> Response:
         fields = TypeAdapter(post.body_type).validate_python(body.model_extra)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
-    wait_s = context.wishes.wait_s or 0.0
-    return await answer(replace(context, wishes=replace(context.wishes, wait_s=wait_s)), post, fields)
+    wait_s = context.options.wait_s or 0.0
+    return await answer(replace(context, options=replace(context.options, wait_s=wait_s)), post, fields)
 
 
 DIALECT = Dialect(router=router)

@@ -397,8 +397,8 @@ def test_a_lack_of_memory_is_told_as_one(whole: Whole, monkeypatch: pytest.Monke
 
 def test_what_is_not_obeyed_is_said(copied: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
     path = copied("causal")
-    wishes = {"eos_token_id": [3, 5], "do_sample": True, "temperature": 0.6, "top_p": 0.9}
-    (path / "generation_config.json").write_text(json.dumps(wishes))
+    options = {"eos_token_id": [3, 5], "do_sample": True, "temperature": 0.6, "top_p": 0.9}
+    (path / "generation_config.json").write_text(json.dumps(options))
     (path / "preprocessor_config.json").write_text("{}")
     settings = Settings(models=(ModelEntry(id="mine", path=str(path)),), max_batch_size=2, device="cpu", threads=1)
     [model] = load_models(settings)

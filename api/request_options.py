@@ -13,7 +13,7 @@ from shared.messages import PRIORITIES, Priority
 
 _MOST_KEY = 255
 _Choice = TypeVar("_Choice", bound=str)
-CacheWish = Literal["no-store", "no-cache"]
+CacheDirective = Literal["no-store", "no-cache"]
 """Neither look for an answer that was given before nor keep this one, or only the latter."""
 
 _FLAGS = ("1", "0", "true", "false")
@@ -33,7 +33,7 @@ KeyHeader = Annotated[
 
 
 @dataclass(frozen=True)
-class Wishes:
+class RequestOptions:
     """`wait_s`: None is until the answer is there, 0 is not at all. `preferences` are those of `Prefer` that are kept.
     `last_event_id` names the frame to go on behind."""
 
@@ -45,11 +45,11 @@ class Wishes:
     on_disconnect: OnDisconnect | None = None
     last_event_id: str = ""
     with_timings: bool = False
-    cache: CacheWish | None = None
+    cache: CacheDirective | None = None
     accept: str = ""
 
 
-async def wishes_of(
+async def request_options_of(
     x_priority: Annotated[str | None, Header(), _shown(enum=list(PRIORITIES))] = None,
     x_deadline_ms: Annotated[
         str | None, Header(description="Milliseconds in which an answer is of use."), _shown(pattern=r"^[1-9]\d{0,11}$")
@@ -67,10 +67,10 @@ async def wishes_of(
     ] = None,
     cache_control: Annotated[str | None, Header(description="no-store, or no-cache for a new answer"), _shown()] = None,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
-) -> Wishes:
+) -> RequestOptions:
     """Raises InvalidRequest that names the header."""
     wait_s, preferences = _preferences(",".join(prefer or ()))
-    return Wishes(
+    return RequestOptions(
         _one_of("X-Priority", x_priority, PRIORITIES) or "default",
         _deadline_s(x_deadline_ms),
         _key(idempotency_key),
@@ -79,12 +79,12 @@ async def wishes_of(
         _one_of("X-On-Disconnect", x_on_disconnect, get_args(OnDisconnect)),
         last_event_id or "",
         _one_of("X-Timings", x_timings, _FLAGS) in ("1", "true"),
-        _cache_wish(cache_control or ""),
+        _cache_directive(cache_control or ""),
         (accept or "").lower(),
     )
 
 
-WishesDep = Annotated[Wishes, Depends(wishes_of)]
+RequestOptionsDep = Annotated[RequestOptions, Depends(request_options_of)]
 
 
 async def key_of(idempotency_key: KeyHeader = None) -> str:
@@ -135,7 +135,7 @@ def _preferences(value: str) -> tuple[float | None, tuple[str, ...]]:
     return float(wait), (*(["respond-async"] if is_async else []), f"wait={wait}")
 
 
-def _cache_wish(value: str) -> CacheWish | None:
+def _cache_directive(value: str) -> CacheDirective | None:
     """RFC 9111; other directives are none of ours."""
     directives = {part.strip().lower() for part in value.split(",")}
     if "no-store" in directives:
