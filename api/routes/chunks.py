@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from api.choice_deltas import ChoiceDelta, ChoiceDeltas
 from api.error_format import OPENAI
-from api.pieces import Piece, Pieces
 from api.problem import Problem
 from api.request_state import Usage
 from api.run import JobEvent
@@ -25,15 +25,15 @@ class Chunks:
     def __init__(self, heading: Heading, n: int, *, with_usage: bool) -> None:
         self._with_usage = with_usage
         self._heading = heading
-        self._pieces = Pieces(n)
+        self._deltas = ChoiceDeltas(n)
         self._offsets: dict[int, int] = {}
 
     def opening(self) -> dict[str, Any]:
-        return self._choice(Piece(0))
+        return self._choice(ChoiceDelta(0))
 
     def of(self, job: int, event: JobEvent) -> Iterator[dict[str, Any]]:
-        for piece in self._pieces.of(job, event):
-            yield from self._chunks(piece)
+        for delta in self._deltas.of(job, event):
+            yield from self._chunks(delta)
 
     def closing(self, usage: Usage, timings: Timings | None) -> Iterator[dict[str, Any]]:
         if self._with_usage:
@@ -42,23 +42,23 @@ class Chunks:
     def failed(self, problem: Problem) -> dict[str, Any]:
         return OPENAI.body(problem)
 
-    def _chunks(self, piece: Piece) -> Iterator[dict[str, Any]]:
-        if piece.text or piece.logprobs or piece.finish_reason:
-            yield self._choice(piece)
+    def _chunks(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
+        if delta.text or delta.logprobs or delta.finish_reason:
+            yield self._choice(delta)
 
-    def _choice(self, piece: Piece) -> dict[str, Any]:
+    def _choice(self, delta: ChoiceDelta) -> dict[str, Any]:
         choice = {
-            "index": piece.index,
-            "text": piece.text,
-            "logprobs": self._logprobs(piece),
-            "finish_reason": piece.finish_reason,
+            "index": delta.index,
+            "text": delta.text,
+            "logprobs": self._logprobs(delta),
+            "finish_reason": delta.finish_reason,
         }
         return self._chunk([choice], None)
 
-    def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
-        offset = self._offsets.get(piece.index, 0)
-        body = logprobs_body(piece.ids, piece.logprobs, offset)
-        self._offsets[piece.index] = offset + sum(len(item.token) for item in piece.logprobs)
+    def _logprobs(self, delta: ChoiceDelta) -> dict[str, Any] | None:
+        offset = self._offsets.get(delta.index, 0)
+        body = logprobs_body(delta.ids, delta.logprobs, offset)
+        self._offsets[delta.index] = offset + sum(len(item.token) for item in delta.logprobs)
         return None if body is None else body.model_dump()
 
     def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> dict[str, Any]:
@@ -82,20 +82,24 @@ class ChatChunks(Chunks):
         super().__init__(heading, n, with_usage=with_usage)
         self._begun: set[int] = set()
 
-    def _chunks(self, piece: Piece) -> Iterator[dict[str, Any]]:
-        if piece.text or piece.logprobs:
-            yield self._choice(replace(piece, finish_reason=None))
-        if piece.finish_reason:
-            yield self._choice(Piece(piece.index, finish_reason=piece.finish_reason))
+    def _chunks(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
+        if delta.text or delta.logprobs:
+            yield self._choice(replace(delta, finish_reason=None))
+        if delta.finish_reason:
+            yield self._choice(ChoiceDelta(delta.index, finish_reason=delta.finish_reason))
 
-    def _choice(self, piece: Piece) -> dict[str, Any]:
-        delta = {} if piece.index in self._begun else {"role": "assistant"}
-        self._begun.add(piece.index)
-        logprobs = chat_logprobs(piece.ids, piece.logprobs)
+    def _choice(self, delta: ChoiceDelta) -> dict[str, Any]:
+        body: dict[str, str] = {}
+        if delta.index not in self._begun:
+            self._begun.add(delta.index)
+            body["role"] = "assistant"
+        if not delta.finish_reason:
+            body["content"] = delta.text
+        logprobs = chat_logprobs(delta.ids, delta.logprobs)
         choice = {
-            "index": piece.index,
-            "delta": delta if piece.finish_reason else delta | {"content": piece.text},
+            "index": delta.index,
+            "delta": body,
             "logprobs": None if logprobs is None else logprobs.model_dump(),
-            "finish_reason": piece.finish_reason,
+            "finish_reason": delta.finish_reason,
         }
         return self._chunk([choice], None)

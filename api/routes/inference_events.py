@@ -5,9 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from api.choice_deltas import ChoiceDeltas
 from api.error_format import API
 from api.framing import Named
-from api.pieces import Pieces
 from api.problem import Problem
 from api.request_state import Usage
 from api.run import JobEvent, Outcome, Tally
@@ -22,7 +22,7 @@ class InferenceEvents:
     def __init__(self, correlation_id: str, finish: Finish) -> None:
         self._correlation_id = correlation_id
         self._finish = finish
-        self._pieces, self._tally = Pieces(1), Tally(1)
+        self._deltas, self._tally = ChoiceDeltas(1), Tally(1)
         self._count = 0
 
     def opening(self) -> None:
@@ -30,9 +30,9 @@ class InferenceEvents:
 
     def of(self, job: int, event: JobEvent) -> Iterator[Named]:
         self._tally.add(event)
-        for piece in self._pieces.of(job, event):
-            if piece.text:
-                yield self._named("token", {"index": self._count, "token": piece.text})
+        for delta in self._deltas.of(job, event):
+            if delta.text:
+                yield self._named("token", {"index": self._count, "token": delta.text})
                 self._count += 1
 
     def closing(self, usage: Usage, timings: Timings | None) -> Iterator[Named]:

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from api.choice_deltas import ChoiceDelta, ChoiceDeltas
 from api.error_format import PLAIN
-from api.pieces import Piece, Pieces
 from api.problem import Problem
 from api.request_state import Usage
 from api.run import JobEvent, Outcome, Tally
@@ -17,18 +17,18 @@ class Texts:
     """Of `num_jobs` jobs with `n` completions each; `end` makes the last payload of all outcomes and their timings."""
 
     def __init__(self, n: int, num_jobs: int, end: End) -> None:
-        self._pieces = Pieces(n)
+        self._deltas = ChoiceDeltas(n)
         self._tallies = [Tally(n) for _ in range(num_jobs)]
         self._end = end
 
     def opening(self) -> dict[str, Any]:
-        return _payload(Piece(0))
+        return _payload(ChoiceDelta(0))
 
     def of(self, job: int, event: JobEvent) -> Iterator[dict[str, Any]]:
         self._tallies[job].add(event)
-        for piece in self._pieces.of(job, event):
-            if piece.text or piece.finish_reason:
-                yield _payload(piece)
+        for delta in self._deltas.of(job, event):
+            if delta.text or delta.finish_reason:
+                yield _payload(delta)
 
     def closing(self, usage: Usage, timings: Timings | None) -> Iterator[dict[str, Any]]:
         yield self._end([tally.outcome() for tally in self._tallies], timings)
@@ -37,5 +37,5 @@ class Texts:
         return PLAIN.body(problem)
 
 
-def _payload(piece: Piece) -> dict[str, Any]:
-    return {"index": piece.index, "text": piece.text, "finish_reason": piece.finish_reason}
+def _payload(delta: ChoiceDelta) -> dict[str, Any]:
+    return {"index": delta.index, "text": delta.text, "finish_reason": delta.finish_reason}

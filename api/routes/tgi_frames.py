@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from api.choice_deltas import ChoiceDelta, ChoiceDeltas
 from api.error_format import TGI
-from api.pieces import Piece, Pieces
 from api.problem import Problem
 from api.request_state import Usage
 from api.run import JobEvent
@@ -20,7 +20,7 @@ class TgiFrames:
 
     def __init__(self, notes: TgiNotes) -> None:
         self._notes = notes
-        self._pieces = Pieces(1)
+        self._deltas = ChoiceDeltas(1)
         self._num_prompt_tokens = 0
         self._num_tokens = 0
         self._text = notes.prefix
@@ -33,8 +33,8 @@ class TgiFrames:
     def of(self, job: int, event: JobEvent) -> Iterator[dict[str, Any]]:
         if isinstance(event, Started):
             self._num_prompt_tokens = event.num_prompt_tokens
-        for piece in self._pieces.of(job, event):
-            yield from self._frames(piece)
+        for delta in self._deltas.of(job, event):
+            yield from self._frames(delta)
 
     def closing(self, usage: Usage, timings: Timings | None) -> Iterator[Any]:
         return iter(())
@@ -42,29 +42,29 @@ class TgiFrames:
     def failed(self, problem: Problem) -> dict[str, Any]:
         return TGI.body(problem)
 
-    def _frames(self, piece: Piece) -> Iterator[dict[str, Any]]:
+    def _frames(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
         """Token by token; the piece's end with its last one."""
-        self._text += piece.text
-        tops = [top_bodies(item) for item in piece.logprobs] if self._notes.top_n else []
-        if piece.logprobs:
-            self._last_text = piece.logprobs[-1].token
-        for at, token in enumerate(tokens := self._tokens(piece)):
+        self._text += delta.text
+        tops = [top_bodies(item) for item in delta.logprobs] if self._notes.top_n else []
+        if delta.logprobs:
+            self._last_text = delta.logprobs[-1].token
+        for at, token in enumerate(tokens := self._tokens(delta)):
             self._last, is_last = token, at + 1 == len(tokens)
-            self._num_tokens += bool(piece.ids)
+            self._num_tokens += bool(delta.ids)
             frame: dict[str, Any] = {"index": self._num_tokens, "token": token.model_dump()}
             if at < len(tops):
                 frame["top_tokens"] = [top.model_dump() for top in tops[at]]
-            yield frame | (self._end(piece.finish_reason) if is_last and piece.finish_reason else _NO_END)
+            yield frame | (self._end(delta.finish_reason) if is_last and delta.finish_reason else _NO_END)
 
-    def _tokens(self, piece: Piece) -> list[TgiToken]:
+    def _tokens(self, delta: ChoiceDelta) -> list[TgiToken]:
         """Their texts are what is added: a token that may begin a stop string adds nothing until that is certain."""
-        tokens = token_bodies(piece.ids, piece.logprobs, is_end=piece.finish_reason == "stop")
-        if "".join(token.text for token in tokens) != piece.text:
-            texts = [""] * (len(tokens) - 1) + [piece.text]
+        tokens = token_bodies(delta.ids, delta.logprobs, is_end=delta.finish_reason == "stop")
+        if "".join(token.text for token in tokens) != delta.text:
+            texts = [""] * (len(tokens) - 1) + [delta.text]
             tokens = [token.model_copy(update={"text": text}) for token, text in zip(tokens, texts, strict=False)]
-        if tokens or not (piece.text or piece.finish_reason):
+        if tokens or not (delta.text or delta.finish_reason):
             return tokens
-        return [self._last.model_copy(update={"text": piece.text, "special": not piece.text})]
+        return [self._last.model_copy(update={"text": delta.text, "special": not delta.text})]
 
     def _end(self, reason: str) -> dict[str, Any]:
         details = {

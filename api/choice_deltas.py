@@ -8,7 +8,7 @@ from shared.messages import Done, TokenLogprob, Tokens
 
 
 @dataclass(frozen=True)
-class Piece:
+class ChoiceDelta:
     """New tokens and text of the completion at `index`, counted over all jobs; `finish_reason` is in its last piece,
     which may have nothing else."""
 
@@ -19,21 +19,21 @@ class Piece:
     finish_reason: str | None = None
 
 
-class Pieces:
+class ChoiceDeltas:
     """Remembers which of the completions, `n` of each job, have ended."""
 
     def __init__(self, n: int) -> None:
         self._n = n
         self._ended: set[int] = set()
 
-    def of(self, job: int, event: JobEvent) -> Iterator[Piece]:
+    def of(self, job: int, event: JobEvent) -> Iterator[ChoiceDelta]:
         if isinstance(event, Tokens):
             index = job * self._n + event.choice
             if event.finish_reason is not None:
                 self._ended.add(index)
-            yield Piece(index, event.text, event.ids, event.logprobs, event.finish_reason)
+            yield ChoiceDelta(index, event.text, event.ids, event.logprobs, event.finish_reason)
         elif isinstance(event, Done):
             for index, reason in enumerate(finish_reasons(event), job * self._n):
                 if index not in self._ended:
                     self._ended.add(index)
-                    yield Piece(index, finish_reason=reason)
+                    yield ChoiceDelta(index, finish_reason=reason)
