@@ -12,7 +12,6 @@ from api.cursor import Cursor
 from api.deps import Front
 from api.dispatch import Following, Receive
 from api.endpoint import Endpoint
-from api.framing import Framing
 from api.headers import JOB_ID, answer_headers
 from api.patience import redis_answers
 from api.problem import problem_of
@@ -20,6 +19,7 @@ from api.record import Work, work_of
 from api.request_state import RequestState, Usage
 from api.run import Outcome
 from api.sse import EventStream
+from api.stream_format import StreamFormat
 from api.streams import Stream
 from api.timings import Timings, timing_comment, timings_of
 from shared.broker import UNAVAILABLE
@@ -82,24 +82,24 @@ def stream(
     receive: Receive,
     request_state: RequestState,
     seen: Cursor | None = None,
-    framing: Framing | None = None,
+    stream_format: StreamFormat | None = None,
     *,
     with_timings: bool = False,
 ) -> Response:
-    """The frames of the request from its beginning, or from behind `seen`, in its endpoint's framing or another one.
+    """The frames of the request from its beginning, or from behind `seen`, in its endpoint's format or another one.
 
     The headers tell what is known when the first frame comes. Timings are a comment behind the last one, if there may
     be comments.
     """
     started: dict[int, Started] = {}
     renderer = endpoint.stream_renderer(following.work)
-    framing = framing or endpoint.framing
+    stream_format = stream_format or endpoint.stream_format
     following.leave_in(request_state)
 
     async def frames() -> AsyncGenerator[bytes, None]:
         start = Cursor.start(following.work.id, len(following.work.request.job_ids))
         async with front.dispatcher.run(following, receive) as run:
-            told = Stream(renderer, framing, start, seen, started)
+            told = Stream(renderer, stream_format, start, seen, started)
             async for frame in told.frames(run, front.keepalive_s):
                 yield frame
             request_state.usage = run.usage
@@ -107,11 +107,11 @@ def stream(
             timings = await timings_at_end(front, following.work, run.usage) if wants else None
             for frame in told.closing(run.usage, timings):
                 yield frame
-            if with_timings and timings is not None and framing.keep_alive:
+            if with_timings and timings is not None and stream_format.keep_alive:
                 yield timing_comment(timings)
-            yield framing.end
+            yield stream_format.end
 
     def last_words(error: FleetError) -> bytes:
-        return framing.frame(renderer.failed(problem_of(error)), "") + framing.end
+        return stream_format.frame(renderer.failed(problem_of(error)), "") + stream_format.end
 
-    return EventStream(frames(), framing, last_words, lambda: answer_headers(following.work, started.values()))
+    return EventStream(frames(), stream_format, last_words, lambda: answer_headers(following.work, started.values()))

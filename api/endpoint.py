@@ -13,12 +13,12 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 
 from api.error_format import PLAIN, ErrorFormat
-from api.framing import EVENTS, EVENTS_WITH_DONE, Framing
 from api.limits import Limits, TokenBudget
 from api.problem import Problem
 from api.record import Work
 from api.request_state import Usage
 from api.run import JobEvent, Outcome, Tally
+from api.stream_format import EVENTS, EVENTS_WITH_DONE, StreamFormat
 from api.timings import Timings
 from shared.errors import JobNotFound
 from shared.messages import ModelInfo, Progress, Task, TaskName
@@ -70,7 +70,7 @@ class Endpoint:
     `name` stands in the records of requests. `task` must be served by the model.
     `plan` raises InvalidRequest where the limits or the model forbid the body.
     `render` returns an `answer`. Without `stream` a stream is the whole answer in one frame.
-    `bare_framing` replaces `framing` for callers who set `stream` and do not accept events.
+    `bare_stream_format` replaces `stream_format` for callers who set `stream` and do not accept events.
     A timed endpoint tells in its answers how long they took.
     """
 
@@ -81,8 +81,8 @@ class Endpoint:
     plan: Callable[[Any, ModelInfo, Limits], TaskPlan]
     render: Callable[[Work, Sequence[Outcome]], BaseModel]
     stream: Callable[[Work], StreamRenderer] | None = None
-    framing: Framing = EVENTS_WITH_DONE
-    bare_framing: Framing | None = None
+    stream_format: StreamFormat = EVENTS_WITH_DONE
+    bare_stream_format: StreamFormat | None = None
     errors: ErrorFormat = PLAIN
     is_timed: bool = False
     model_of: Callable[[Any], str | None] = _model_of
@@ -106,7 +106,7 @@ class ImmediateEndpoint:
     answer: Any
     render: Callable[[Any, str], BaseModel]
     stream: Callable[[Any, Any], Iterable[Any]]
-    framing: Framing = EVENTS
+    stream_format: StreamFormat = EVENTS
     errors: ErrorFormat = PLAIN
     is_streamed: Callable[[Any], bool] = _has_stream
 

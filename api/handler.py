@@ -27,11 +27,11 @@ async def answer(context: Context, post: Post, body: Any) -> Response:
     if isinstance(endpoint, ImmediateEndpoint):
         return _instantly(context, endpoint, body, is_streamed=is_streamed)
     accepts_events = post.always_streams or "text/event-stream" in context.options.accept
-    framing = None if accepts_events else endpoint.bare_framing
+    stream_format = None if accepts_events else endpoint.bare_stream_format
     if is_streamed and context.options.last_event_id:
-        return await resume(context, endpoint, framing)
+        return await resume(context, endpoint, stream_format)
     following = await submit(context, endpoint, body, is_streamed=is_streamed)
-    return await respond(context, endpoint, following, framing, is_streamed=is_streamed)
+    return await respond(context, endpoint, following, stream_format, is_streamed=is_streamed)
 
 
 def add_route(router: APIRouter, post: Post) -> None:
@@ -68,7 +68,7 @@ def _responses(post: Post) -> Responses:
     found = errors_of(*dict.fromkeys(formats)) | LATER
     if post.always_streams:
         found |= STREAM_ALONE
-    elif any(endpoint.bare_framing for endpoint in endpoints):
+    elif any(endpoint.bare_stream_format for endpoint in endpoints):
         found |= STREAM_OR_TEXT
     elif any("stream" in endpoint.body.model_fields for endpoint in endpoints):
         found |= STREAM
@@ -82,6 +82,6 @@ def _instantly(context: Context, endpoint: ImmediateEndpoint, body: Any, *, is_s
 
     async def frames() -> AsyncGenerator[bytes, None]:
         for payload in endpoint.stream(body, whole):
-            yield endpoint.framing.frame(payload, "")
+            yield endpoint.stream_format.frame(payload, "")
 
-    return EventStream(frames(), endpoint.framing, lambda _: b"", dict)
+    return EventStream(frames(), endpoint.stream_format, lambda _: b"", dict)

@@ -10,16 +10,16 @@ from api.context import Context
 from api.cursor import HEADER, Cursor
 from api.dispatch import Following, StillRunning
 from api.endpoint import Endpoint
-from api.framing import Framing
 from api.patience import redis_answers
 from api.record import work_of
 from api.run import total_usage
+from api.stream_format import StreamFormat
 from api.timings import timing_headers
 from shared.errors import InvalidRequest
 
 
 async def respond(
-    context: Context, endpoint: Endpoint, following: Following, framing: Framing | None, *, is_streamed: bool
+    context: Context, endpoint: Endpoint, following: Following, stream_format: StreamFormat | None, *, is_streamed: bool
 ) -> Response:
     """Answer in the form that the caller asked for. Raise the FleetErrors of the jobs."""
     following.leave_in(context.request_state)
@@ -28,7 +28,7 @@ async def respond(
     if not context.stays:
         answer = await _leave(context, following)
     elif is_streamed:
-        answer = _stream(context, endpoint, following, framing)
+        answer = _stream(context, endpoint, following, stream_format)
     else:
         answer = await _whole(context, endpoint, following)
     if following.cache:
@@ -37,14 +37,14 @@ async def respond(
 
 
 @redis_answers()
-async def resume(context: Context, endpoint: Endpoint, framing: Framing | None) -> Response:
+async def resume(context: Context, endpoint: Endpoint, stream_format: StreamFormat | None) -> Response:
     """Go on with the stream that the caller has seen a part of. Nothing is submitted."""
     seen = Cursor.parse(context.options.last_event_id)
     request = await context.front.requests.find(seen.request_id, context.caller.tenant)
     if work_of(request).record.endpoint != endpoint.name:
         raise InvalidRequest(f"{HEADER}: expected the id of a frame of this endpoint.", field=HEADER)
     following = await attached(context.front, request, context.caller, seen)
-    answer = _stream(context, endpoint, following, framing, seen)
+    answer = _stream(context, endpoint, following, stream_format, seen)
     context.front.metrics.replays.labels("resume").inc()
     return answer
 
@@ -68,11 +68,17 @@ async def _whole(context: Context, endpoint: Endpoint, following: Following) -> 
 
 
 def _stream(
-    context: Context, endpoint: Endpoint, following: Following, framing: Framing | None, seen: Cursor | None = None
+    context: Context,
+    endpoint: Endpoint,
+    following: Following,
+    stream_format: StreamFormat | None,
+    seen: Cursor | None = None,
 ) -> Response:
     with_timings = context.options.with_timings
     front, request_state = context.front, context.request_state
-    return stream(front, endpoint, following, context.receive, request_state, seen, framing, with_timings=with_timings)
+    return stream(
+        front, endpoint, following, context.receive, request_state, seen, stream_format, with_timings=with_timings
+    )
 
 
 async def _leave(context: Context, following: Following) -> Response:

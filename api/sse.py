@@ -11,8 +11,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.errors import HungUp
-from api.framing import Framing
 from api.request_state import request_state_of
+from api.stream_format import StreamFormat
 from shared.errors import Draining, FleetError
 
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -27,13 +27,13 @@ class EventStream(Response):
     def __init__(
         self,
         frames: AsyncGenerator[bytes, None],
-        framing: Framing,
+        stream_format: StreamFormat,
         last_words: Callable[[FleetError], bytes],
         headers: Callable[[], dict[str, str]],
     ) -> None:
-        super().__init__(headers=_HEADERS, media_type=framing.media_type)
+        super().__init__(headers=_HEADERS, media_type=stream_format.media_type)
         del self.headers["content-length"]
-        self._framing = framing
+        self._stream_format = stream_format
         self._more_headers = headers
         self._frames = frames
         self._last_words = last_words
@@ -55,10 +55,10 @@ class EventStream(Response):
             if not has_begun:
                 raise
             request_state_of(scope).error = error.code
-            if not self._framing.tells_errors:
+            if not self._stream_format.tells_errors:
                 return  # without an end, so that the server breaks the connection
             if isinstance(error, Draining):
-                await _send_frame(send, self._framing.reconnect)
+                await _send_frame(send, self._stream_format.reconnect)
             elif not isinstance(error, HungUp):
                 await _send_frame(send, self._last_words(error))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -66,7 +66,7 @@ class EventStream(Response):
     async def _begin(self, send: Send) -> None:
         self.headers.update(self._more_headers())
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await _send_frame(send, self._framing.opening)
+        await _send_frame(send, self._stream_format.opening)
 
 
 async def _send_frame(send: Send, frame: bytes) -> None:

@@ -4,9 +4,9 @@ from collections.abc import AsyncGenerator, Iterator
 
 from api.cursor import Cursor
 from api.endpoint import StreamRenderer
-from api.framing import Framing
 from api.request_state import Usage
 from api.run import News, Run
+from api.stream_format import StreamFormat
 from api.timings import Timings
 from shared.messages import Started
 
@@ -18,13 +18,13 @@ class Stream:
     def __init__(
         self,
         renderer: StreamRenderer,
-        framing: Framing,
+        stream_format: StreamFormat,
         start: Cursor,
         seen: Cursor | None,
         started: dict[int, Started],
     ) -> None:
         self._renderer = renderer
-        self._framing = framing
+        self._stream_format = stream_format
         self._started = started
         self._at = start
         self._seen = seen
@@ -40,14 +40,14 @@ class Stream:
                 is_open = True
                 yield self._opening()
             if news is None:
-                yield self._framing.keep_alive
+                yield self._stream_format.keep_alive
             else:
                 for frame in self._of(news):
                     yield frame
 
     def _opening(self) -> bytes:
         payload = self._renderer.opening()
-        return self._framing.keep_alive if payload is None else self._framing.frame(payload, str(self._at))
+        return self._stream_format.keep_alive if payload is None else self._stream_format.frame(payload, str(self._at))
 
     def _of(self, news: News) -> Iterator[bytes]:
         payloads = list(self._renderer.of(news.job, news.event))
@@ -56,7 +56,7 @@ class Stream:
             is_last = number + 1 == len(payloads)
             self._at = before.at(news.job, news.index if is_last else news.index - 1, 0 if is_last else number + 1)
             if self._seen is None or not self._seen.has(news.job, news.index, number):
-                yield self._framing.frame(payload, str(self._at))
+                yield self._stream_format.frame(payload, str(self._at))
         self._at = self._at.at(news.job, news.index)
 
     def closing(self, usage: Usage, timings: Timings | None) -> Iterator[bytes]:
@@ -64,4 +64,4 @@ class Stream:
         for number, payload in enumerate(self._renderer.closing(usage, timings)):
             self._at = self._at.closed(number + 1)
             if self._seen is None or number >= self._seen.closing:
-                yield self._framing.frame(payload, str(self._at))
+                yield self._stream_format.frame(payload, str(self._at))

@@ -7,10 +7,10 @@ from pydantic import BaseModel
 
 from api.choice_deltas import ChoiceDeltas
 from api.error_format import API
-from api.framing import Named
 from api.problem import Problem
 from api.request_state import Usage
 from api.run import JobEvent, Outcome, Tally
+from api.stream_format import NamedEvent
 from api.timings import Timings
 
 Finish = Callable[[Sequence[Outcome], Timings | None], BaseModel]
@@ -28,19 +28,19 @@ class InferenceEvents:
     def opening(self) -> None:
         return None
 
-    def of(self, job: int, event: JobEvent) -> Iterator[Named]:
+    def of(self, job: int, event: JobEvent) -> Iterator[NamedEvent]:
         self._tally.add(event)
         for delta in self._deltas.of(job, event):
             if delta.text:
                 yield self._named("token", {"index": self._count, "token": delta.text})
                 self._count += 1
 
-    def closing(self, usage: Usage, timings: Timings | None) -> Iterator[Named]:
+    def closing(self, usage: Usage, timings: Timings | None) -> Iterator[NamedEvent]:
         answer = self._finish([self._tally.outcome()], timings)
         yield self._named("done", answer.model_dump(mode="json"))
 
-    def failed(self, problem: Problem) -> Named:
+    def failed(self, problem: Problem) -> NamedEvent:
         return self._named("error", API.body(problem))
 
-    def _named(self, name: str, body: dict[str, Any]) -> Named:
-        return Named(name, {"correlation_id": self._correlation_id} | body)
+    def _named(self, name: str, body: dict[str, Any]) -> NamedEvent:
+        return NamedEvent(name, {"correlation_id": self._correlation_id} | body)

@@ -9,7 +9,6 @@ from typing import Any
 
 from api.endpoint import Endpoint, ImmediateEndpoint, TaskPlan
 from api.error_format import API
-from api.framing import EVENTS, Named
 from api.limits import Limits
 from api.plans import text_plan
 from api.record import Work
@@ -35,6 +34,7 @@ from api.schemas.inference import (
     times_body,
 )
 from api.schemas.usage import usage_body
+from api.stream_format import EVENTS, NamedEvent
 from api.timings import Timings
 from shared.messages import Classify, Embed, Embedded, Labelled, ModelInfo, TaskName
 from shared.task_table import TASKS as INFOS
@@ -130,9 +130,9 @@ def _echo(body: EchoRequest, request_id: str) -> InferenceResponse:
     )
 
 
-def _stream_echo(body: EchoRequest, answer: InferenceResponse) -> Iterator[Named]:
-    yield Named("token", {"correlation_id": answer.correlation_id, "index": 0, "token": body.inputs})
-    yield Named("done", answer.model_dump(mode="json"))
+def _stream_echo(body: EchoRequest, answer: InferenceResponse) -> Iterator[NamedEvent]:
+    yield NamedEvent("token", {"correlation_id": answer.correlation_id, "index": 0, "token": body.inputs})
+    yield NamedEvent("done", answer.model_dump(mode="json"))
 
 
 _ROWS = (

@@ -11,7 +11,6 @@ from api.deps import FrontDep
 from api.dialect import Dialect
 from api.endpoint import Endpoint, Post, TaskPlan
 from api.extraction import answer_in, code_in
-from api.framing import TEXT
 from api.limits import Limits
 from api.plans import text_plan
 from api.record import Work
@@ -33,6 +32,7 @@ from api.schemas.simple_foundation import (
     PromptResponse,
     model_description,
 )
+from api.stream_format import TEXT
 from api.timings import Timings
 from shared.messages import ModelInfo
 from shared.setting_models import PLACE
@@ -112,7 +112,7 @@ def _endpoint(
 
         return Texts(work.record.n, 1, end)
 
-    return Endpoint(name, "generate", body, answer, plan, render, stream, bare_framing=TEXT, is_timed=True)
+    return Endpoint(name, "generate", body, answer, plan, render, stream, bare_stream_format=TEXT, is_timed=True)
 
 
 PROMPT = _endpoint("prompt", PromptRequest, PromptResponse, _plan_prompt, _prompt_response)

@@ -16,7 +16,7 @@ _RECONNECT = b"retry: 100\n: reconnect\n"
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedEvent:
     """A payload that is an event with a name."""
 
     name: str
@@ -24,7 +24,7 @@ class Named:
 
 
 @dataclass(frozen=True)
-class Framing:
+class StreamFormat:
     """`frame` makes bytes of a payload and of the id by which a reader can ask for what comes behind it. Text cannot
     tell of an error: there the connection breaks."""
 
@@ -38,9 +38,9 @@ class Framing:
 
 
 def _event(payload: Any, id: str) -> bytes:
-    """A Named payload, or any other as it is."""
-    name = f"event: {payload.name}\n" if isinstance(payload, Named) else ""
-    data = payload.data if isinstance(payload, Named) else payload
+    """A NamedEvent, or any other as it is."""
+    name = f"event: {payload.name}\n" if isinstance(payload, NamedEvent) else ""
+    data = payload.data if isinstance(payload, NamedEvent) else payload
     head = name + (f"id: {id}\n" if id else "")
     return head.encode() + b"data: " + msgspec.json.encode(data) + b"\n\n"
 
@@ -50,9 +50,9 @@ def _text(payload: Any, id: str) -> bytes:
     return text.encode()
 
 
-EVENTS = Framing(_event)
-EVENTS_WITH_DONE = Framing(_event, end=b"data: [DONE]\n\n")
-TEXT = Framing(
+EVENTS = StreamFormat(_event)
+EVENTS_WITH_DONE = StreamFormat(_event, end=b"data: [DONE]\n\n")
+TEXT = StreamFormat(
     _text, media_type="text/plain; charset=utf-8", opening=b"", keep_alive=b"", reconnect=b"", tells_errors=False
 )
 """Of payloads that are objects with a `text`."""
