@@ -11,11 +11,11 @@ from starlette.middleware.cors import CORSMiddleware
 
 from api import document
 from api.auth import endpoint_rates
+from api.auth_middleware import AuthMiddleware
 from api.cache import CACHE
 from api.deps import Front, build_front
 from api.dialect import Access
 from api.dialects import DIALECTS
-from api.doors import Doorman
 from api.endpoint import Endpoints
 from api.errors import HANDLERS
 from api.headers import JOB_ID
@@ -75,7 +75,7 @@ def middleware(settings: Settings, front: Front, tracing: Tracing, table: RouteT
         *([cors] if settings.enable_cors else []),
         Middleware(CrashGuard),
         Middleware(Methods, table=table),
-        Middleware(Doorman, auth=front.auth, table=table, protect_metrics=settings.protect_metrics),
+        Middleware(AuthMiddleware, auth=front.auth, table=table, protect_metrics=settings.protect_metrics),
         Middleware(
             BodyLimit,
             max_body_bytes=settings.max_body_bytes,

@@ -53,7 +53,7 @@ class Caller:
 
 
 async def caller_of(request: Request) -> Caller:
-    """The caller behind a request, as `doors.Doorman` has found it.
+    """The caller behind a request, as `doors.AuthMiddleware` has found it.
 
     A body may take its time, and the key be revoked meanwhile: then the caller is looked for again.
     """

@@ -1,4 +1,4 @@
-"""The doorman, who sees to it that a request may pass before anything of its body is read."""
+"""Check that the caller of a request may call, before anything of its body is read."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ from shared.logs import fields
 security_log = logging.getLogger("aios.security")
 
 
-class Doorman:
+class AuthMiddleware:
     """Finds the caller of each request, or refuses it. What matches no route gets past: there is none, or it tells of
     the API and nothing of the fleet (`/docs`, `/openapi.json`)."""
 
