@@ -6,7 +6,7 @@ Knows no HTTP and no dialect; everything it refuses is a FleetError.
 import asyncio
 from collections.abc import Sequence
 
-from api.endings import Endings
+from api.cancellation import CancellationQueue
 from api.fleet import FleetView
 from api.limits import Limits
 from api.patience import redis_answers_in_time
@@ -34,14 +34,14 @@ class Admission:
         self,
         fleet: FleetView,
         submissions: Submissions,
-        endings: Endings,
+        cancellations: CancellationQueue,
         draining: asyncio.Event,
         limits: Limits,
         default_model: str | None,
     ) -> None:
         self._fleet = fleet
         self._submissions = submissions
-        self._endings = endings
+        self._cancellations = cancellations
         self._draining = draining
         self.limits = limits
         self._default_model = default_model
@@ -105,9 +105,9 @@ class Admission:
         if not submitting.cancelled() and isinstance(submitting.exception(), FleetError):
             return
         if not order.key:
-            self._endings.call_off([job.id for job in jobs], Cancelled("abandoned"))
+            self._cancellations.cancel([job.id for job in jobs], Cancelled("abandoned"))
         elif order.follower:
-            self._endings.leave(name, order.follower)
+            self._cancellations.leave(name, order.follower)
 
 
 def unseen(model_id: str, limits: Limits) -> ModelInfo:

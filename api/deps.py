@@ -10,8 +10,8 @@ from fastapi import Depends, Request
 from api.admission import Admission
 from api.auth import Auth, build_auth
 from api.cache import AnswerCache
+from api.cancellation import CancellationQueue
 from api.dispatch import Dispatcher
-from api.endings import Endings
 from api.endpoint import Endpoints
 from api.fleet import FleetView
 from api.limits import Limits
@@ -84,7 +84,7 @@ def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Fro
     tell(metrics.process, broker, lag)
     submissions = Submissions(broker, result_ttl_s=settings.result_ttl_s, key_ttl_s=settings.idempotency_ttl_s)
     requests = Requests(broker, result_ttl_s=settings.result_ttl_s)
-    endings = Endings(submissions, requests)
+    cancellations = CancellationQueue(submissions, requests)
     fleet = FleetView(Presence(broker.client(keys.PRESENCE)))
     subscriptions = Subscriptions(broker.client(keys.PRESENCE))
     limits = Limits(
@@ -98,11 +98,13 @@ def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Fro
     )
     reader, cache_s = LogReader(broker, subscriptions), settings.response_cache_ttl_s
     auth = build_auth(settings, broker)
-    dispatcher = Dispatcher(endings, reader, metrics, Revocations(auth), disconnect_grace_s=settings.disconnect_grace_s)
+    dispatcher = Dispatcher(
+        cancellations, reader, metrics, Revocations(auth), disconnect_grace_s=settings.disconnect_grace_s
+    )
     return Front(
         broker=broker,
         fleet=fleet,
-        admission=Admission(fleet, submissions, endings, draining, limits, settings.default_model),
+        admission=Admission(fleet, submissions, cancellations, draining, limits, settings.default_model),
         dispatcher=dispatcher,
         submissions=submissions,
         requests=requests,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from api.caller import Caller
-from api.endings import Endings
+from api.cancellation import CancellationQueue
 from api.errors import HungUp
 from api.record import Work
 from api.request_state import RequestState
@@ -81,14 +81,14 @@ class Following:
 class Dispatcher:
     def __init__(
         self,
-        endings: Endings,
+        cancellations: CancellationQueue,
         log: LogReader,
         metrics: Metrics,
         revocations: Revocations,
         *,
         disconnect_grace_s: float,
     ) -> None:
-        self._endings = endings
+        self._cancellations = cancellations
         self._log = log
         self._revocations = revocations
         self._metrics = metrics
@@ -155,7 +155,7 @@ class Dispatcher:
         for task in self._minded:
             task.cancel()
         await asyncio.gather(*self._minded, return_exceptions=True)
-        await self._endings.close()
+        await self._cancellations.close()
 
     async def _mind(self, following: Following) -> None:
         with suppress(FleetError):
@@ -168,14 +168,14 @@ class Dispatcher:
         open_ids, left = list(run.unfinished.values()), (following.work.id, following.follower)
         if isinstance(error, Draining | StillRunning):
             if following.follower:
-                self._endings.leave(*left)
+                self._cancellations.leave(*left)
             return
         if isinstance(error, FleetError) and not isinstance(error, _LEFT):
             ending = error.as_event() if isinstance(error, DeadlineExceeded) else Cancelled("sibling")
-            self._endings.call_off(open_ids, ending)
+            self._cancellations.cancel(open_ids, ending)
         elif following.follower:
             grace_s = self._disconnect_grace_s if following.work.record.on_disconnect == "grace" else 0.0
-            self._endings.call_off(open_ids, Cancelled("client"), after_s=grace_s, left=left)
+            self._cancellations.cancel(open_ids, Cancelled("client"), after_s=grace_s, left=left)
         if following.is_first and open_ids and isinstance(error, _LEFT):
             self.mind(following)  # whether its jobs end, and how, is not the caller's to say: others may follow them
         elif following.is_first:
@@ -234,7 +234,7 @@ class Dispatcher:
         """When the time to queue is over, end what no worker has taken: there may be no worker left to do so."""
         await asyncio.sleep(max(0.0, at_s - _now_s()))
         event = QueueTimeout("No worker took the request in time.").as_event()
-        await self._endings.expire(list(run.unstarted.values()), event)
+        await self._cancellations.expire(list(run.unstarted.values()), event)
 
 
 def _draining(request_id: str) -> Draining:

@@ -168,8 +168,8 @@ def test_a_redis_that_cannot_be_named(redis_url: str) -> None:
 
 def test_no_port_or_path_setting_is_left_out() -> None:
     """A new one is told of here by its name."""
-    endings = ("port", "path", "file", "template", "terms", "dir")
-    found = {name for name in Settings.model_fields if name.endswith(endings)} - {"root_path"}  # of URLs
+    cancellations = ("port", "path", "file", "template", "terms", "dir")
+    found = {name for name in Settings.model_fields if name.endswith(cancellations)} - {"root_path"}  # of URLs
     assert found | {"models", "config"} == set(READERS)
 
 

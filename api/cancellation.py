@@ -1,4 +1,4 @@
-"""Ends jobs behind their caller's back, and notes that it has left; tries again while Redis is away."""
+"""Cancel jobs that nobody waits for any more; try again while Redis is away."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -12,7 +12,7 @@ _REDIS_AWAY_S = 0.5
 _TRIES = 20
 
 
-class Endings:
+class CancellationQueue:
     def __init__(self, submissions: Submissions, requests: Requests) -> None:
         self._submissions = submissions
         self._requests = requests
@@ -23,7 +23,7 @@ class Endings:
         """A follower has left, and ends nothing by that."""
         self._start(lambda: self._requests.leave(request_id, follower))
 
-    def call_off(
+    def cancel(
         self,
         job_ids: Sequence[str],
         ending: Failed | Cancelled,
