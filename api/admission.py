@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from api.cancellation import CancellationQueue
 from api.fleet import FleetView
 from api.limits import Limits
-from api.patience import redis_answers_in_time
+from api.redis_timeout import redis_answers_in_time
 from shared.broker import UNAVAILABLE
 from shared.errors import (
     BrokerUnavailable,

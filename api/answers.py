@@ -13,9 +13,9 @@ from api.deps import Front
 from api.dispatch import Following, Receive
 from api.endpoint import Endpoint
 from api.headers import JOB_ID, answer_headers
-from api.patience import redis_answers
 from api.problem import problem_of
 from api.record import Work, work_of
+from api.redis_timeout import redis_answers
 from api.request_state import RequestState, Usage
 from api.run import Outcome
 from api.sse import EventStream

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from starlette.datastructures import Headers
 
 from api.caller import Caller
-from api.patience import redis_answers
+from api.redis_timeout import redis_answers
 from shared.access import Grant, Keyring, Rate, digest_of, id_of, rate_of
 from shared.broker import UNAVAILABLE, Broker
 from shared.errors import BrokerUnavailable, FleetError, Forbidden, Unauthorized

@@ -13,8 +13,8 @@ from contextlib import suppress
 
 import msgspec
 
-from api.patience import redis_answers
 from api.record import Record, encode_record
+from api.redis_timeout import redis_answers
 from shared.broker import UNAVAILABLE
 from shared.errors import BrokerUnavailable, JobNotFound
 from shared.log import LogReader

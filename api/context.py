@@ -8,8 +8,8 @@ from fastapi import Depends, Request
 from api.caller import Caller, CallerDep
 from api.deps import Front, FrontDep, RequestStateDep
 from api.dispatch import Receive
-from api.patience import redis_answers
 from api.record import OnDisconnect
+from api.redis_timeout import redis_answers
 from api.request_options import RequestOptions, RequestOptionsDep
 from api.request_state import RequestState
 from shared.submission import Key

@@ -15,9 +15,9 @@ from api.dispatch import Dispatcher
 from api.endpoint import Endpoints
 from api.fleet import FleetView
 from api.limits import Limits
-from api.patience import MOST_S
 from api.prohibited import Prohibited, read_terms
 from api.record import OnDisconnect
+from api.redis_timeout import REDIS_TIMEOUT_S
 from api.report import Report
 from api.request_state import RequestState, request_state_of
 from api.revocations import Revocations
@@ -114,7 +114,7 @@ def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Fro
         auth=auth,
         pace=Pace(broker),
         prohibited=Prohibited(read_terms(settings)),
-        artifacts=open_artifacts(settings, broker, patience_s=MOST_S),
+        artifacts=open_artifacts(settings, broker, timeout_s=REDIS_TIMEOUT_S),
         max_body_bytes=settings.max_body_bytes,
         metrics=metrics,
         report=Report(fleet, Queues(broker), metrics),

@@ -5,7 +5,7 @@ A read that fails is remembered as long as one that succeeds: a hanging Redis co
 
 import asyncio
 
-from api.patience import redis_answers_in_time
+from api.redis_timeout import redis_answers_in_time
 from shared.broker import UNAVAILABLE
 from shared.errors import BrokerUnavailable
 from shared.presence import Fleet, Presence

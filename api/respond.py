@@ -10,8 +10,8 @@ from api.context import Context
 from api.cursor import HEADER, Cursor
 from api.dispatch import Following, StillRunning
 from api.endpoint import Endpoint
-from api.patience import redis_answers
 from api.record import work_of
+from api.redis_timeout import redis_answers
 from api.run import total_usage
 from api.stream_format import StreamFormat
 from api.timings import timing_headers

@@ -10,8 +10,8 @@ from api.cache import AnswerCache, digest_of
 from api.context import Context
 from api.dispatch import Following
 from api.endpoint import Endpoint, TaskPlan
-from api.patience import redis_answers
 from api.record import Record, Work, encode_record
+from api.redis_timeout import redis_answers
 from api.stopwatch import Stopwatch
 from shared.errors import DeviceUnavailable, Draining, InvalidRequest, ModelFailed, ModelNotFound, NoWorker
 from shared.messages import ModelInfo, Task

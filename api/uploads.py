@@ -11,10 +11,10 @@ from api.caller import Caller, caller_of
 from api.deps import Front
 from api.errors import HungUp, render
 from api.media_types import disposition, file_name, is_text
-from api.patience import redis_answers
 from api.problem import Problem
 from api.prohibited import Scan
 from api.ranges import Unsatisfiable, is_known, range_of
+from api.redis_timeout import redis_answers
 from api.request_state import RequestState
 from shared.artifacts import Artifact, Label, Upload
 from shared.errors import Draining, InvalidRequest

@@ -97,7 +97,7 @@ class Artifact:
 class ArtifactStore:
     """The artifacts of all tenants. Without `url` there are no files: what is large is refused.
 
-    `quota_bytes` are for each tenant (0: any number), `max_bytes` for one artifact. `patience_s` is
+    `quota_bytes` are for each tenant (0: any number), `max_bytes` for one artifact. `timeout_s` is
     how long Redis may take to answer (None: as long as it likes). `room_bytes` is for the bytes of
     all artifacts in Redis, `upload_s` for writing a file.
     """
@@ -111,7 +111,7 @@ class ArtifactStore:
         quota_bytes: int = 0,
         max_bytes: int = 1 << 30,
         key_ttl_s: float = 86_400.0,
-        patience_s: float | None = None,
+        timeout_s: float | None = None,
         room_bytes: int = _ROOM_BYTES,
         upload_s: float = _UPLOAD_S,
     ) -> None:
@@ -123,7 +123,7 @@ class ArtifactStore:
         self._ttl_s = ttl_s
         self._quota_bytes = quota_bytes
         self._key_ttl_ms = int(key_ttl_s * 1000)
-        self._patience_s = patience_s
+        self._timeout_s = timeout_s
         self._room_bytes = room_bytes
         self._upload_ms = int(upload_s * 1000)
 
@@ -397,7 +397,7 @@ class ArtifactStore:
     async def _ask(self, question: Awaitable[_Answer]) -> _Answer:
         """Raise BrokerUnavailable if Redis takes too long."""
         try:
-            async with asyncio.timeout(self._patience_s):
+            async with asyncio.timeout(self._timeout_s):
                 return await question
         except TimeoutError as error:
             raise BrokerUnavailable("Redis does not answer.", retry_after_s=1) from error
@@ -574,7 +574,7 @@ def open_artifacts(
     settings: Settings,
     broker: Broker,
     *,
-    patience_s: float | None = None,
+    timeout_s: float | None = None,
 ) -> ArtifactStore:
     """Return the store that the settings describe. Raise SettingsError for a bad place."""
     check_place(settings)
@@ -585,7 +585,7 @@ def open_artifacts(
         quota_bytes=settings.artifact_quota_bytes,
         max_bytes=settings.max_upload_bytes,
         key_ttl_s=settings.idempotency_ttl_s,
-        patience_s=patience_s,
+        timeout_s=timeout_s,
     )
 
 

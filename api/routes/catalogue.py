@@ -4,7 +4,7 @@ from fastapi import APIRouter
 
 from api.deps import Front, FrontDep
 from api.dialect import Access, Dialect
-from api.patience import redis_answers
+from api.redis_timeout import redis_answers
 from api.routes.unload import ModelId
 from api.schemas.catalogue import CatalogueChange, CatalogueEntry, CatalogueListing, CatalogueModel
 from api.schemas.errors import ApiErrorBody, errors_of

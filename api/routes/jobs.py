@@ -20,9 +20,9 @@ from api.dialect import Dialect
 from api.endpoint import Endpoint
 from api.error_format import PLAIN
 from api.headers import answer_headers
-from api.patience import redis_answers
 from api.problem import problem_of
 from api.record import Work, work_of
+from api.redis_timeout import redis_answers
 from api.run import Tally, error_of, total_usage
 from api.schemas.jobs import FOLLOWED, JobStatus
 from api.schemas.usage import usage_body

@@ -20,7 +20,7 @@ from shared.messages import PRIORITIES, ModelInfo, ModelLoad, WorkerInfo
 from shared.presence import Fleet, Presence
 from shared.queues import Queues, QueueState
 
-PATIENCE_S = 5.0
+TIMEOUT_S = 5.0
 Status = Literal["ready", "not_ready", "redis_away"]
 
 
@@ -102,14 +102,14 @@ class Snapshot(msgspec.Struct, frozen=True):
     version: int = 1
 
 
-async def look(broker: Broker, patience_s: float = PATIENCE_S) -> Snapshot:
+async def look(broker: Broker, timeout_s: float = TIMEOUT_S) -> Snapshot:
     """The fleet now. Changes nothing, but that workers whose records have expired are forgotten."""
     at = datetime.now(UTC).isoformat(timespec="seconds")
     try:
-        async with asyncio.timeout(patience_s):
+        async with asyncio.timeout(timeout_s):
             return await _read(await broker.as_settled(), at)
     except TimeoutError:
-        return Snapshot(at, "redis_away", f"Redis did not answer in {patience_s:g} s")
+        return Snapshot(at, "redis_away", f"Redis did not answer in {timeout_s:g} s")
     except (ResponseError, *UNAVAILABLE) as error:
         return Snapshot(at, "redis_away", str(error))
 

@@ -125,7 +125,7 @@ async def test_work_that_redis_takes_when_its_caller_was_refused_is_called_off(
         return await states(redis) == [state]
 
     monkeypatch.setattr(Submissions, "submit", late)
-    monkeypatch.setattr("api.patience._TICK_S", 0.01)
+    monkeypatch.setattr("api.redis_timeout._TICK_S", 0.01)
     async with in_memory(redis) as client:
         answer = await client.post("/generate", json={"prompts": ["a"]})
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "broker_unavailable")

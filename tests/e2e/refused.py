@@ -19,7 +19,7 @@ import scripts.jobs
 import worker.__main__  # noqa: F401
 
 MOST_AT_ONCE = 2
-PATIENCE_S = 60
+TIMEOUT_S = 60
 NOBODY = 65_534
 ROLES = {
     "serve": lambda flags: scripts.aios.main(["serve", "hrm", *flags]),
@@ -46,7 +46,7 @@ def _start(cell: dict[str, Any]) -> tuple[int, BinaryIO]:
         status = 70
         try:
             os.setsid()
-            signal.alarm(PATIENCE_S)
+            signal.alarm(TIMEOUT_S)
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
             os.environ.update(cell["env"])

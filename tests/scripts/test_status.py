@@ -132,7 +132,7 @@ def test_without_redis_it_is_2(capsys: pytest.CaptureFixture[str], monkeypatch: 
 async def test_a_redis_that_does_not_answer(redis: Redis, redis_url: str) -> None:
     await redis.client_pause(400)  # type: ignore[no-untyped-call]
     async with open_unsettled(redis_url) as broker:
-        told = await look(broker, patience_s=0.1)
+        told = await look(broker, timeout_s=0.1)
     assert (told.status, told.problem) == ("redis_away", "Redis did not answer in 0.1 s")
 
 

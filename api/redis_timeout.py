@@ -7,9 +7,9 @@ from types import TracebackType
 
 from shared.errors import BrokerUnavailable
 
-MOST_S = 2.0
+REDIS_TIMEOUT_S = 2.0
 _TICK_S = 0.25
-_MOST_TICKS = int(MOST_S / _TICK_S)
+_MOST_TICKS = int(REDIS_TIMEOUT_S / _TICK_S)
 
 
 class redis_answers_in_time:

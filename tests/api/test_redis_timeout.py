@@ -5,7 +5,7 @@ import time
 import pytest
 from redis.asyncio import Redis
 
-from api.patience import redis_answers
+from api.redis_timeout import redis_answers
 from shared.broker import connect
 from shared.errors import BrokerUnavailable
 from tests.redis_server import RedisServer
