@@ -106,8 +106,8 @@ class Admission:
             return
         if not order.key:
             self._cancellations.cancel([job.id for job in jobs], Cancelled("abandoned"))
-        elif order.follower:
-            self._cancellations.leave(name, order.follower)
+        elif order.follower_id:
+            self._cancellations.leave(name, order.follower_id)
 
 
 def unseen(model_id: str, limits: Limits) -> ModelInfo:

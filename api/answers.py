@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from api.caller import Caller
 from api.cursor import Cursor
 from api.deps import Front
-from api.dispatch import Following, Receive
+from api.dispatch import Receive, RequestFollower
 from api.endpoint import Endpoint
 from api.headers import JOB_ID, answer_headers
 from api.problem import problem_of
@@ -31,7 +31,7 @@ from shared.requests import Request, state_of
 @redis_answers()
 async def attached(
     front: Front, request: Request, caller: Caller, cursor: Cursor | None = None, *, stays: bool = True
-) -> Following:
+) -> RequestFollower:
     """Follow a request that somebody else has submitted; one who does not stay to the end is no follower.
 
     Raises JobNotFound, and InvalidRequest for a wrong cursor.
@@ -40,7 +40,7 @@ async def attached(
     may_end = stays and work.record.on_disconnect != "continue"
     if cursor is not None:
         cursor.check(request.id, [standing.last_index for standing in standings])
-    return Following(
+    return RequestFollower(
         work,
         max(0.0, min(standing.queue_s for standing in standings)),
         max(0.0, min(standing.deadline_s for standing in standings)),
@@ -78,7 +78,7 @@ async def accepted(front: Front, work: Work, preferences: Sequence[str]) -> Resp
 def stream(
     front: Front,
     endpoint: Endpoint,
-    following: Following,
+    follower: RequestFollower,
     receive: Receive,
     request_state: RequestState,
     seen: Cursor | None = None,
@@ -92,19 +92,19 @@ def stream(
     be comments.
     """
     started: dict[int, Started] = {}
-    renderer = endpoint.stream_renderer(following.work)
+    renderer = endpoint.stream_renderer(follower.work)
     stream_format = stream_format or endpoint.stream_format
-    following.leave_in(request_state)
+    follower.leave_in(request_state)
 
     async def frames() -> AsyncGenerator[bytes, None]:
-        start = Cursor.start(following.work.id, len(following.work.request.job_ids))
-        async with front.dispatcher.run(following, receive) as run:
+        start = Cursor.start(follower.work.id, len(follower.work.request.job_ids))
+        async with front.dispatcher.run(follower, receive) as run:
             told = Stream(renderer, stream_format, start, seen, started)
             async for frame in told.frames(run, front.keepalive_s):
                 yield frame
             request_state.usage = run.usage
             wants = endpoint.is_timed or with_timings
-            timings = await timings_at_end(front, following.work, run.usage) if wants else None
+            timings = await timings_at_end(front, follower.work, run.usage) if wants else None
             for frame in told.closing(run.usage, timings):
                 yield frame
             if with_timings and timings is not None and stream_format.keep_alive:
@@ -114,4 +114,4 @@ def stream(
     def last_words(error: FleetError) -> bytes:
         return stream_format.frame(renderer.failed(problem_of(error)), "") + stream_format.end
 
-    return EventStream(frames(), stream_format, last_words, lambda: answer_headers(following.work, started.values()))
+    return EventStream(frames(), stream_format, last_words, lambda: answer_headers(follower.work, started.values()))

@@ -19,9 +19,9 @@ class CancellationQueue:
         self._under_way: set[asyncio.Task[None]] = set()
         self._waiting: set[asyncio.TimerHandle] = set()
 
-    def leave(self, request_id: str, follower: str) -> None:
+    def leave(self, request_id: str, follower_id: str) -> None:
         """A follower has left, and ends nothing by that."""
-        self._start(lambda: self._requests.leave(request_id, follower))
+        self._start(lambda: self._requests.leave(request_id, follower_id))
 
     def cancel(
         self,

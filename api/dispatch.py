@@ -50,10 +50,10 @@ def _now_s() -> float:
 
 
 @dataclass(frozen=True)
-class Following:
+class RequestFollower:
     """One who follows a request. Times in seconds from `since_s` on, which is now.
 
-    `follower` is its mark, if its leaving may end the request; "" if not. `is_first`: by the front that took it, so
+    `follower_id` is its mark, if its leaving may end the request; "" if not. `is_first`: by the front that took it, so
     that each job is counted in the metrics once. `cache`: "hit" for one that had been answered before, "miss" where
     none was found, "" where none was looked for. `watch` takes the jobs' times, for the front that took the request.
     """
@@ -61,7 +61,7 @@ class Following:
     work: Work
     queue_s: float
     deadline_s: float
-    follower: str = ""
+    follower_id: str = ""
     is_first: bool = True
     cache: str = ""
     watch: Stopwatch | None = None
@@ -95,24 +95,24 @@ class Dispatcher:
         self._disconnect_grace_s = disconnect_grace_s
         self._runs: dict[Run, str] = {}
         self._drained: Callable[[str], FleetError] | None = None
-        self._minded: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
 
-    async def gather(self, following: Following, receive: Receive, wait_s: float | None = None) -> list[Outcome]:
+    async def gather(self, follower: RequestFollower, receive: Receive, wait_s: float | None = None) -> list[Outcome]:
         """The outcome of each job, in order. Raises the FleetError of the first that fails, StillRunning."""
-        async with self.run(following, receive, wait_s) as run:
+        async with self.run(follower, receive, wait_s) as run:
             return await run.outcomes()
 
     @asynccontextmanager
     async def run(
-        self, following: Following, receive: Receive | None, wait_s: float | None = None
+        self, follower: RequestFollower, receive: Receive | None, wait_s: float | None = None
     ) -> AsyncIterator[Run]:
         """Follow the jobs from the beginning for the caller behind `receive`, or for nobody."""
-        run = Run(following.work.request.job_ids, following.work.record.n)
-        timers = self._set_timers(run, following, wait_s)
-        watchers = self._watch(run, following, receive)
-        self._runs[run] = following.work.id
+        run = Run(follower.work.request.job_ids, follower.work.record.n)
+        timers = self._set_timers(run, follower, wait_s)
+        watchers = self._watch(run, follower, receive)
+        self._runs[run] = follower.work.id
         if self._drained is not None:
-            run.fail(self._drained(following.work.id))
+            run.fail(self._drained(follower.work.id))
         error: BaseException | None = None
         try:
             yield run
@@ -123,16 +123,18 @@ class Dispatcher:
             for timer in timers:
                 timer.cancel()
             del self._runs[run]
-            self._leave(run, following, error)
+            self._leave(run, follower, error)
             for watcher in watchers:
                 watcher.cancel()
             await asyncio.gather(*watchers, return_exceptions=True)
 
-    def mind(self, following: Following) -> None:
+    def follow_in_background(self, follower: RequestFollower) -> None:
         """Follow a request that nobody waits for: its time to queue, its deadline, jobs whose sibling has failed."""
-        task = asyncio.create_task(self._mind(replace(following, follower="", caller=None)), name="mind-request")
-        self._minded.add(task)
-        task.add_done_callback(self._minded.discard)
+        task = asyncio.create_task(
+            self._follow_in_background(replace(follower, follower_id="", caller=None)), name="mind-request"
+        )
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     @property
     def num_followed(self) -> int:
@@ -140,9 +142,9 @@ class Dispatcher:
         return len(self._runs)
 
     @property
-    def num_minded(self) -> int:
+    def num_in_background(self) -> int:
         """Those of them that nobody waits for."""
-        return len(self._minded)
+        return len(self._background)
 
     def drain(self, error: Callable[[str], FleetError] | None = None) -> None:
         """Send everybody who waits away, now and from now on: to another front, as their jobs go on, or with the error
@@ -152,62 +154,64 @@ class Dispatcher:
             run.fail(self._drained(request_id))
 
     async def close(self) -> None:
-        for task in self._minded:
+        for task in self._background:
             task.cancel()
-        await asyncio.gather(*self._minded, return_exceptions=True)
+        await asyncio.gather(*self._background, return_exceptions=True)
         await self._cancellations.close()
 
-    async def _mind(self, following: Following) -> None:
+    async def _follow_in_background(self, follower: RequestFollower) -> None:
         with suppress(FleetError):
-            async with self.run(following, None) as run:
+            async with self.run(follower, None) as run:
                 async for _ in run.progress():
                     pass
 
-    def _leave(self, run: Run, following: Following, error: BaseException | None) -> None:
+    def _leave(self, run: Run, follower: RequestFollower, error: BaseException | None) -> None:
         """Say what becomes of the jobs that have not ended, when following them ended with `error`."""
-        open_ids, left = list(run.unfinished.values()), (following.work.id, following.follower)
+        open_ids, left = list(run.unfinished.values()), (follower.work.id, follower.follower_id)
         if isinstance(error, Draining | StillRunning):
-            if following.follower:
+            if follower.follower_id:
                 self._cancellations.leave(*left)
             return
         if isinstance(error, FleetError) and not isinstance(error, _LEFT):
             ending = error.as_event() if isinstance(error, DeadlineExceeded) else Cancelled("sibling")
             self._cancellations.cancel(open_ids, ending)
-        elif following.follower:
-            grace_s = self._disconnect_grace_s if following.work.record.on_disconnect == "grace" else 0.0
+        elif follower.follower_id:
+            grace_s = self._disconnect_grace_s if follower.work.record.on_disconnect == "grace" else 0.0
             self._cancellations.cancel(open_ids, Cancelled("client"), after_s=grace_s, left=left)
-        if following.is_first and open_ids and isinstance(error, _LEFT):
-            self.mind(following)  # whether its jobs end, and how, is not the caller's to say: others may follow them
-        elif following.is_first:
-            self._count(run, following, error)
+        if follower.is_first and open_ids and isinstance(error, _LEFT):
+            self.follow_in_background(
+                follower
+            )  # whether its jobs end, and how, is not the caller's to say: others may follow them
+        elif follower.is_first:
+            self._count(run, follower, error)
 
-    def _count(self, run: Run, following: Following, error: BaseException | None) -> None:
-        model = following.work.record.model
+    def _count(self, run: Run, follower: RequestFollower, error: BaseException | None) -> None:
+        model = follower.work.record.model
         has_failed = any(result != "done" for result in run.results.values())
         otherwise = ClientGone.code
         if isinstance(error, FleetError) and not has_failed:
             otherwise = error.code  # else one has failed, and its siblings were called off
-        for job in range(len(following.work.request.job_ids)):
+        for job in range(len(follower.work.request.job_ids)):
             self._metrics.jobs.labels(model, run.results.get(job, otherwise)).inc()
         self._metrics.prompt_tokens.labels(model).inc(run.usage.prompt_tokens)
         self._metrics.cached_prompt_tokens.labels(model).inc(run.usage.cached_prompt_tokens)
         self._metrics.completion_tokens.labels(model).inc(run.usage.completion_tokens)
 
-    def _set_timers(self, run: Run, following: Following, wait_s: float | None) -> list[asyncio.TimerHandle]:
+    def _set_timers(self, run: Run, follower: RequestFollower, wait_s: float | None) -> list[asyncio.TimerHandle]:
         loop = asyncio.get_running_loop()
         late = DeadlineExceeded("The request took longer than its deadline allows.")
-        late_at_s = following.since_s + following.deadline_s + _LATE_S
+        late_at_s = follower.since_s + follower.deadline_s + _LATE_S
         timers = [loop.call_at(late_at_s, run.fail, late)]
         return timers if wait_s is None else [*timers, loop.call_later(wait_s, run.fail, StillRunning())]
 
-    def _watch(self, run: Run, following: Following, receive: Receive | None) -> list["asyncio.Task[None]"]:
+    def _watch(self, run: Run, follower: RequestFollower, receive: Receive | None) -> list["asyncio.Task[None]"]:
         """Tasks for each job, for the caller's leaving and for the time to queue; what they raise fails `run`."""
-        watching = [self._follow(job, job_id, run, following.watch) for job, job_id in run.unfinished.items()]
-        watching.append(self._expire(run, following.since_s + following.queue_s))
+        watching = [self._follow(job, job_id, run, follower.watch) for job, job_id in run.unfinished.items()]
+        watching.append(self._expire(run, follower.since_s + follower.queue_s))
         if receive is not None:
             watching.append(_notice_disconnect(run, receive))
-        if following.caller is not None and self._revocations.concerns(following.caller):
-            watching.append(self._notice_revocation(run, following.caller, following.work.record.model))
+        if follower.caller is not None and self._revocations.concerns(follower.caller):
+            watching.append(self._notice_revocation(run, follower.caller, follower.work.record.model))
         watchers = [asyncio.create_task(watch) for watch in watching]
         for watcher in watchers:
             watcher.add_done_callback(lambda task: _pass_on(task, run))

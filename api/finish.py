@@ -65,7 +65,7 @@ class Finish:
             return self._now_s() - self._redis_seen_s < _REDIS_AWAY_S
         self._redis_seen_s = self._now_s()
         num_followed = self._front.dispatcher.num_followed
-        if self._front.dispatcher.num_minded or (open_jobs and not num_followed):
+        if self._front.dispatcher.num_in_background or (open_jobs and not num_followed):
             self._has_pollers = True
         is_admitting = self._is_asked() and self._now_s() - self._began_s < _ADMITTING_S
         return bool(open_jobs) or num_followed > 0 or is_admitting

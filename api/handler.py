@@ -30,8 +30,8 @@ async def answer(context: Context, post: Post, body: Any) -> Response:
     stream_format = None if accepts_events else endpoint.bare_stream_format
     if is_streamed and context.options.last_event_id:
         return await resume(context, endpoint, stream_format)
-    following = await submit(context, endpoint, body, is_streamed=is_streamed)
-    return await respond(context, endpoint, following, stream_format, is_streamed=is_streamed)
+    follower = await submit(context, endpoint, body, is_streamed=is_streamed)
+    return await respond(context, endpoint, follower, stream_format, is_streamed=is_streamed)
 
 
 def add_route(router: APIRouter, post: Post) -> None:

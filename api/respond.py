@@ -8,7 +8,7 @@ from api.answers import accepted, attached, stream, timings_at_end, whole
 from api.cache import CACHE
 from api.context import Context
 from api.cursor import HEADER, Cursor
-from api.dispatch import Following, StillRunning
+from api.dispatch import RequestFollower, StillRunning
 from api.endpoint import Endpoint
 from api.record import work_of
 from api.redis_timeout import redis_answers
@@ -19,20 +19,25 @@ from shared.errors import InvalidRequest
 
 
 async def respond(
-    context: Context, endpoint: Endpoint, following: Following, stream_format: StreamFormat | None, *, is_streamed: bool
+    context: Context,
+    endpoint: Endpoint,
+    follower: RequestFollower,
+    stream_format: StreamFormat | None,
+    *,
+    is_streamed: bool,
 ) -> Response:
     """Answer in the form that the caller asked for. Raise the FleetErrors of the jobs."""
-    following.leave_in(context.request_state)
-    if not following.is_first:
-        context.front.metrics.replays.labels("cache" if following.cache else "key").inc()
+    follower.leave_in(context.request_state)
+    if not follower.is_first:
+        context.front.metrics.replays.labels("cache" if follower.cache else "key").inc()
     if not context.stays:
-        answer = await _leave(context, following)
+        answer = await _leave(context, follower)
     elif is_streamed:
-        answer = _stream(context, endpoint, following, stream_format)
+        answer = _stream(context, endpoint, follower, stream_format)
     else:
-        answer = await _whole(context, endpoint, following)
-    if following.cache:
-        answer.headers[CACHE] = following.cache
+        answer = await _whole(context, endpoint, follower)
+    if follower.cache:
+        answer.headers[CACHE] = follower.cache
     return answer
 
 
@@ -43,23 +48,23 @@ async def resume(context: Context, endpoint: Endpoint, stream_format: StreamForm
     request = await context.front.requests.find(seen.request_id, context.caller.tenant)
     if work_of(request).record.endpoint != endpoint.name:
         raise InvalidRequest(f"{HEADER}: expected the id of a frame of this endpoint.", field=HEADER)
-    following = await attached(context.front, request, context.caller, seen)
-    answer = _stream(context, endpoint, following, stream_format, seen)
+    follower = await attached(context.front, request, context.caller, seen)
+    answer = _stream(context, endpoint, follower, stream_format, seen)
     context.front.metrics.replays.labels("resume").inc()
     return answer
 
 
-async def _whole(context: Context, endpoint: Endpoint, following: Following) -> Response:
+async def _whole(context: Context, endpoint: Endpoint, follower: RequestFollower) -> Response:
     front, options, request_state = context.front, context.options, context.request_state
     try:
-        outcomes = await front.dispatcher.gather(following, context.receive, options.wait_s)
+        outcomes = await front.dispatcher.gather(follower, context.receive, options.wait_s)
     except StillRunning:
-        return await _leave(context, following)
+        return await _leave(context, follower)
     request_state.usage = total_usage(outcomes)
     timings = None
     if endpoint.is_timed or options.with_timings:
-        timings = await timings_at_end(front, following.work, request_state.usage)
-    answer = whole(endpoint, replace(following.work, timings=timings), outcomes)
+        timings = await timings_at_end(front, follower.work, request_state.usage)
+    answer = whole(endpoint, replace(follower.work, timings=timings), outcomes)
     if options.preferences:
         answer.headers["Preference-Applied"] = options.preferences[-1]
     if options.with_timings and timings is not None:
@@ -70,19 +75,19 @@ async def _whole(context: Context, endpoint: Endpoint, following: Following) -> 
 def _stream(
     context: Context,
     endpoint: Endpoint,
-    following: Following,
+    follower: RequestFollower,
     stream_format: StreamFormat | None,
     seen: Cursor | None = None,
 ) -> Response:
     with_timings = context.options.with_timings
     front, request_state = context.front, context.request_state
     return stream(
-        front, endpoint, following, context.receive, request_state, seen, stream_format, with_timings=with_timings
+        front, endpoint, follower, context.receive, request_state, seen, stream_format, with_timings=with_timings
     )
 
 
-async def _leave(context: Context, following: Following) -> Response:
+async def _leave(context: Context, follower: RequestFollower) -> Response:
     """Answer 202: the caller will ask again."""
-    if following.is_first:
-        context.front.dispatcher.mind(following)
-    return await accepted(context.front, following.work, context.options.preferences)
+    if follower.is_first:
+        context.front.dispatcher.follow_in_background(follower)
+    return await accepted(context.front, follower.work, context.options.preferences)

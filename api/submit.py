@@ -8,19 +8,19 @@ from typing import Any
 from api.answers import attached
 from api.cache import AnswerCache, digest_of
 from api.context import Context
-from api.dispatch import Following
+from api.dispatch import RequestFollower
 from api.endpoint import Endpoint, TaskPlan
 from api.record import Record, Work, encode_record
 from api.redis_timeout import redis_answers
 from api.stopwatch import Stopwatch
 from shared.errors import DeviceUnavailable, Draining, InvalidRequest, ModelFailed, ModelNotFound, NoWorker
 from shared.messages import ModelInfo, Task
-from shared.requests import new_follower
+from shared.requests import new_follower_id
 from shared.submission import Order
 from shared.tracing import Attributes
 
 
-async def submit(context: Context, endpoint: Endpoint, body: Any, *, is_streamed: bool) -> Following:
+async def submit(context: Context, endpoint: Endpoint, body: Any, *, is_streamed: bool) -> RequestFollower:
     """Queue the tasks of the body, or find the request that came before with the same key.
 
     The script that queues looks for the key. Where no model is found the key is looked up here: work that the caller
@@ -41,7 +41,7 @@ async def submit(context: Context, endpoint: Endpoint, body: Any, *, is_streamed
 
 async def _submit(
     context: Context, endpoint: Endpoint, model: ModelInfo, plan: TaskPlan, *, is_streamed: bool
-) -> Following:
+) -> RequestFollower:
     front, caller, options, request_state = context.front, context.caller, context.options, context.request_state
     caller.check_model(model.id)
     on_disconnect = context.on_disconnect
@@ -59,7 +59,7 @@ async def _submit(
         is_streamed=is_streamed,
         key=context.key,
         record=encode_record(record),
-        follower=new_follower() if context.stays and on_disconnect != "continue" else "",
+        follower_id=new_follower_id() if context.stays and on_disconnect != "continue" else "",
     )
     cache = front.cache
     digest = _digest(context, model, record, plan.tasks)
@@ -74,11 +74,11 @@ async def _submit(
     if cache and digest:
         await cache.note(caller.tenant, digest, request)
     front.metrics.admissions.labels(model.id, order.priority).inc()
-    return Following(
+    return RequestFollower(
         Work(request, record),
         times.queue_s,
         times.deadline_s,
-        order.follower,
+        order.follower_id,
         cache="miss" if digest else "",
         watch=Stopwatch(front.metrics, model.id, len(jobs)),
         caller=caller,
@@ -95,7 +95,7 @@ def _digest(context: Context, model: ModelInfo, record: Record, tasks: Sequence[
     return digest_of(record, tasks) if model.fingerprint else None
 
 
-async def _answered(context: Context, cache: AnswerCache, digest: str, model: ModelInfo) -> Following | None:
+async def _answered(context: Context, cache: AnswerCache, digest: str, model: ModelInfo) -> RequestFollower | None:
     if context.options.cache == "no-cache":
         return None
     request = await cache.find(context.caller.tenant, digest, model.fingerprint)

@@ -63,7 +63,7 @@ class Place:
     starts_in_s: float | None
 
 
-def new_follower() -> str:
+def new_follower_id() -> str:
     """What one follower is noted by."""
     return secrets.token_hex(8)
 
@@ -112,15 +112,15 @@ class Requests:
 
     async def follow(self, request: Request) -> str:
         """Note one more follower; returns its mark. Raises JobNotFound when the request has expired."""
-        follower = new_follower()
-        if not await self._follow.call(keys.shard_of(request.id), request=request.id, follower=follower):
+        follower_id = new_follower_id()
+        if not await self._follow.call(keys.shard_of(request.id), request=request.id, follower_id=follower_id):
             raise JobNotFound("No such job: its result has expired.")
-        return follower
+        return follower_id
 
-    async def leave(self, request_id: str, follower: str) -> None:
+    async def leave(self, request_id: str, follower_id: str) -> None:
         """Strike a follower off; nothing ends by that."""
         client = self._broker.client(keys.shard_of(request_id))
-        await cast(Awaitable[int], client.hdel(keys.request(request_id), keys.follower(follower)))
+        await cast(Awaitable[int], client.hdel(keys.request(request_id), keys.follower_id(follower_id)))
 
 
 def state_of(standings: Sequence[Standing]) -> str:

@@ -77,7 +77,7 @@ class Key:
 @dataclass(frozen=True)
 class Order:
     """A request on its way in. Times in seconds from now; one that `is_urgent` is refused when what waits before it
-    would take longer than its deadline. `follower` follows it from the start ("": nobody). `trace`: as in `Job`."""
+    would take longer than its deadline. `follower_id` follows it from the start ("": nobody). `trace`: as in `Job`."""
 
     model: str
     tasks: tuple[Task, ...]
@@ -90,7 +90,7 @@ class Order:
     is_streamed: bool = False
     key: Key | None = None
     record: bytes = b""
-    follower: str = ""
+    follower_id: str = ""
     trace: Trace = NO_TRACE
 
 
@@ -170,7 +170,7 @@ class Submissions:
                 "body": order.key.digest if order.key else "",
                 "key_ttl_ms": self._key_ttl_ms,
                 "record": raw(order.record),
-                "follower": order.follower,
+                "follower": order.follower_id,
             },
             jobs=[
                 {"id": job.id, "places": places_of(job.task), "cost": cost, "spec": raw(spec)}
@@ -233,7 +233,7 @@ class Submissions:
         ids = [job if isinstance(job, str) else job.id for job in jobs]
         if not ids:
             return 0
-        request, follower = left or ("", "")
+        request, follower_id = left or ("", "")
         ended = await self._end.call(
             keys.shard_of(ids[0]),
             jobs=ids,
@@ -242,7 +242,7 @@ class Submissions:
             ttl_ms=self._ttl_ms,
             if_waiting=if_waiting,
             request=request,
-            follower=follower,
+            follower_id=follower_id,
         )
         return sum(ended)
 

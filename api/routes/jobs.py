@@ -55,10 +55,10 @@ async def events(
     """The request's stream from its beginning, or from behind a frame; during the run and after it."""
     seen = Cursor.parse(last_event_id) if last_event_id else None
     found = await front.requests.find(id, caller.tenant)
-    following = await attached(front, found, caller, seen, stays=not request_state.is_head)
+    follower = await attached(front, found, caller, seen, stays=not request_state.is_head)
     if seen is not None and not request_state.is_head:
         front.metrics.replays.labels("resume").inc()
-    return stream(front, front.endpoints.of(following.work), following, request.receive, request_state, seen)
+    return stream(front, front.endpoints.of(follower.work), follower, request.receive, request_state, seen)
 
 
 @router.delete("/v1/jobs/{id}", response_model=JobStatus)

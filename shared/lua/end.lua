@@ -1,4 +1,4 @@
--- a: jobs [id], state, event, ttl_ms, publish, if_waiting (spare those that run), request and follower: who has left,
+-- a: jobs [id], state, event, ttl_ms, publish, if_waiting (spare those that run), request and follower_id: who has left,
 --    so spare all if others follow it ('' for request: end them anyway)
 -- Ends jobs from outside. The epoch moves on, so that a worker is stale at its next append; it is told, too. Returns
 -- for each job 1 if it ended now.
@@ -6,9 +6,9 @@
 local function is_followed()
   if a.request == '' then return false end
   local request = P .. 'request:' .. a.request
-  call('HDEL', request, 'follower:' .. a.follower)
+  call('HDEL', request, 'follower_id:' .. a.follower_id)
   for _, field in ipairs(call('HKEYS', request)) do
-    if string.find(field, '^follower:') then return true end
+    if string.find(field, '^follower_id:') then return true end
   end
   return false
 end

@@ -1,4 +1,4 @@
--- Behind `limits.lua`. a: request {id, key, body, record, follower}, model, class, tenant, classes (best first), jobs [{id,
+-- Behind `limits.lua`. a: request {id, key, body, record, follower_id}, model, class, tenant, classes (best first), jobs [{id,
 --    places, cost, spec}], queue_ms, deadline_ms (both from now), ttl_ms, is_reserved (`reserve` has let the request in,
 --    so no limit is looked at), and else the limits.
 -- All jobs of a request are queued, or none is. Returns {'queued'} (now or by an earlier try), {'known', request id} for
@@ -50,9 +50,9 @@ if not call('ZSCORE', turns, a.tenant) then
   call('HSET', served, a.tenant, at)
   call('ZADD', turns, at, a.tenant)
 end
-local request, follower = P .. 'request:' .. a.request.id, a.request.follower
+local request, follower_id = P .. 'request:' .. a.request.id, a.request.follower_id
 call('HSET', request, 'tenant', a.tenant, 'jobs', table.concat(ids, ' '), 'record', a.request.record)
-if follower ~= '' then call('HSET', request, 'follower:' .. follower, now) end
+if follower_id ~= '' then call('HSET', request, 'follower_id:' .. follower_id, now) end
 call('PEXPIRE', request, a.deadline_ms + a.ttl_ms)
 ring(a.model, math.min(count, MOST_RINGS))
 return { 'queued' }

@@ -111,10 +111,10 @@ async def test_who_follows_a_job_hears_that_it_was_called_off(redis: Redis, work
     async with live(redis) as (client, _):
         body = {"prompt": "a b", "stream": True}
         id = (await client.post("/v1/completions", json=body, headers=LATER)).json()["id"]
-        following = asyncio.create_task(client.get(f"/v1/jobs/{id}/events"))
+        follower = asyncio.create_task(client.get(f"/v1/jobs/{id}/events"))
         await until(lambda: _has_said(redis, worker, 1), "the job has said its first word")
         await client.delete(f"/v1/jobs/{id}")
-        for told in (frames(await following), frames(await client.get(f"/v1/jobs/{id}/events"))):
+        for told in (frames(await follower), frames(await client.get(f"/v1/jobs/{id}/events"))):
             assert [frame.text for frame in told[:2]] == ["", "a "]
             assert told[2].json["error"]["code"] == "cancelled"
             assert told[3].data == "[DONE]"

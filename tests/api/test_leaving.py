@@ -85,12 +85,12 @@ async def test_a_late_disconnect_spares_what_another_front_follows(
     other = connect(redis_url)
     async with live(redis) as (one, old), live(other) as (two, _):
         answer, _ = await begun(one, KEY)
-        following = asyncio.create_task(two.post("/v1/completions", json=STREAM, headers=KEY))
+        follower = asyncio.create_task(two.post("/v1/completions", json=STREAM, headers=KEY))
         await until(lambda: has_followers(redis, 2), "the second front follows")
         await answer.aclose()
         await until(lambda: has_noticed(old), "the first front has noticed")
         worker.gate.set()
-        assert "".join(frame.text for frame in frames(await following)) == "a b c"
+        assert "".join(frame.text for frame in frames(await follower)) == "a b c"
     await other.aclose()
 
 

@@ -133,10 +133,10 @@ async def test_a_redis_that_comes_back_empty_is_told_of_and_worked_with(redis: R
         (lost,) = await desk.submit(LONG)
         runner.permits.release(3)
         await until(lambda: begun(desk, lost), "something is said")
-        follower = asyncio.create_task(follow(LogReader(desk.broker, subscriptions, poll_s=0.05), lost))
+        follower_id = asyncio.create_task(follow(LogReader(desk.broker, subscriptions, poll_s=0.05), lost))
         await redis.flushall()
         with pytest.raises(BrokerUnavailable, match="lost"):
-            await asyncio.wait_for(follower, DEADLINE_S)
+            await asyncio.wait_for(follower_id, DEADLINE_S)
         runner.let_go()
         (job,) = await desk.submit(LONG)
         await says_everything_once(desk, job)

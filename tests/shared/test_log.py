@@ -71,11 +71,11 @@ async def test_events_that_pubsub_loses_are_read_from_the_log(
             deliver(message)
 
     monkeypatch.setattr(subscriptions, "_dispatch", lossy)
-    follower = asyncio.create_task(collect(reader, job))
+    follower_id = asyncio.create_task(collect(reader, job))
     while not subscriptions._channels or not next(iter(subscriptions._channels.values())).confirmed.is_set():
         await asyncio.sleep(0.005)
     events = await say(redis, job, 10)
-    assert await follower == list(enumerate(events, start=1))
+    assert await follower_id == list(enumerate(events, start=1))
     assert seen > 0, "pub/sub was never in play"
 
 
@@ -87,7 +87,7 @@ async def test_the_log_is_read_once_the_subscription_is_confirmed(redis: Redis, 
     subscriptions = Subscriptions(line, confirm_timeout_s=60)
     job, reader = await running_job(redis), LogReader(Broker(redis), subscriptions, poll_s=60)
     proxy.trap(b"SUBSCRIBE", proxy.to_server)
-    follower = asyncio.create_task(collect(reader, job))
+    follower_id = asyncio.create_task(collect(reader, job))
     try:
         await until(lambda: proxy.is_sprung, "Redis is about to be asked for the channel")
         for _ in range(20):
@@ -95,10 +95,10 @@ async def test_the_log_is_read_once_the_subscription_is_confirmed(redis: Redis, 
         events = await say(redis, job, 3)
         assert await redis.pubsub_numsub(keys.channel(job.id)) == [(keys.channel(job.id).encode(), 0)]
         proxy.to_server.release()
-        assert await asyncio.wait_for(follower, DEADLINE_S) == list(enumerate(events, start=1))
+        assert await asyncio.wait_for(follower_id, DEADLINE_S) == list(enumerate(events, start=1))
     finally:
-        follower.cancel()
-        await asyncio.gather(follower, return_exceptions=True)
+        follower_id.cancel()
+        await asyncio.gather(follower_id, return_exceptions=True)
         await subscriptions.close()
         await line.aclose()
         await proxy.close()
@@ -113,9 +113,9 @@ async def test_following_an_ended_job_needs_no_pubsub(redis: Redis, subscription
 async def test_a_job_that_redis_has_lost_is_not_waited_for(redis: Redis, subscriptions: Subscriptions) -> None:
     """P4: never silence. A Redis that came back empty is told to the caller within a poll."""
     job, reader = await running_job(redis), LogReader(Broker(redis), subscriptions, poll_s=0.05)
-    follower = asyncio.create_task(collect(reader, job))
+    follower_id = asyncio.create_task(collect(reader, job))
     while not subscriptions._channels:
         await asyncio.sleep(0.005)
     await redis.flushall()
     with pytest.raises(BrokerUnavailable, match="lost"):
-        await asyncio.wait_for(follower, DEADLINE_S)
+        await asyncio.wait_for(follower_id, DEADLINE_S)
