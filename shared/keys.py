@@ -92,7 +92,7 @@ def request(request_id: str) -> str:
     return f"{prefix(shard_of(request_id))}request:{request_id}"
 
 
-def follower_id(name: str) -> str:
+def follower_field(name: str) -> str:
     """The field of a request's hash that notes one who follows it."""
     return f"follower:{name}"
 

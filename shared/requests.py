@@ -120,7 +120,7 @@ class Requests:
     async def leave(self, request_id: str, follower_id: str) -> None:
         """Strike a follower off; nothing ends by that."""
         client = self._broker.client(keys.shard_of(request_id))
-        await cast(Awaitable[int], client.hdel(keys.request(request_id), keys.follower_id(follower_id)))
+        await cast(Awaitable[int], client.hdel(keys.request(request_id), keys.follower_field(follower_id)))
 
 
 def state_of(standings: Sequence[Standing]) -> str:

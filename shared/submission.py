@@ -170,7 +170,7 @@ class Submissions:
                 "body": order.key.digest if order.key else "",
                 "key_ttl_ms": self._key_ttl_ms,
                 "record": raw(order.record),
-                "follower": order.follower_id,
+                "follower_id": order.follower_id,
             },
             jobs=[
                 {"id": job.id, "places": places_of(job.task), "cost": cost, "spec": raw(spec)}
@@ -228,7 +228,7 @@ class Submissions:
     ) -> int:
         """End jobs of one request from outside, whatever their phase; returns how many had not ended before.
 
-        `if_waiting` spares those that run. `left` (request id, follower) has left: others that follow spare all.
+        `if_waiting` spares those that run. `left` (request id, follower id) has left: others that follow spare all.
         """
         ids = [job if isinstance(job, str) else job.id for job in jobs]
         if not ids:

@@ -18,7 +18,7 @@
 -- bell:M      list    rings when there is something to take
 -- held:T      zset    a tenant's jobs that have not ended, by when they came
 -- bucket:T    hash    what is left of a tenant's rate, and when that was so
--- request:ID  hash    the jobs of one request, its tenant, the front's record of it, and `follower_id:F` for each F that
+-- request:ID  hash    the jobs of one request, its tenant, the front's record of it, and `follower:F` for each F that
 --                     may end it by leaving, if it is the last
 -- key:T:K     hash    the request that came with idempotency key K, and its body's hash
 -- asked:T:D   string  the tenant's last request that asked for what has digest D

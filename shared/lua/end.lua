@@ -6,9 +6,9 @@
 local function is_followed()
   if a.request == '' then return false end
   local request = P .. 'request:' .. a.request
-  call('HDEL', request, 'follower_id:' .. a.follower_id)
+  call('HDEL', request, 'follower:' .. a.follower_id)
   for _, field in ipairs(call('HKEYS', request)) do
-    if string.find(field, '^follower_id:') then return true end
+    if string.find(field, '^follower:') then return true end
   end
   return false
 end

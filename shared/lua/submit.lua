@@ -52,7 +52,7 @@ if not call('ZSCORE', turns, a.tenant) then
 end
 local request, follower_id = P .. 'request:' .. a.request.id, a.request.follower_id
 call('HSET', request, 'tenant', a.tenant, 'jobs', table.concat(ids, ' '), 'record', a.request.record)
-if follower_id ~= '' then call('HSET', request, 'follower_id:' .. follower_id, now) end
+if follower_id ~= '' then call('HSET', request, 'follower:' .. follower_id, now) end
 call('PEXPIRE', request, a.deadline_ms + a.ttl_ms)
 ring(a.model, math.min(count, MOST_RINGS))
 return { 'queued' }
