@@ -16,8 +16,8 @@ from api.headers import JOB_ID, answer_headers
 from api.problem import problem_of
 from api.record import Work, work_of
 from api.redis_timeout import redis_answers
+from api.request_events import Outcome
 from api.request_state import RequestState, Usage
-from api.run import Outcome
 from api.sse import EventStream
 from api.stream_format import StreamFormat
 from api.streams import Stream
@@ -98,14 +98,14 @@ def stream(
 
     async def frames() -> AsyncGenerator[bytes, None]:
         start = Cursor.start(follower.work.id, len(follower.work.request.job_ids))
-        async with front.dispatcher.run(follower, receive) as run:
+        async with front.dispatcher.events(follower, receive) as events:
             told = Stream(renderer, stream_format, start, seen, started)
-            async for frame in told.frames(run, front.keepalive_s):
+            async for frame in told.frames(events, front.keepalive_s):
                 yield frame
-            request_state.usage = run.usage
+            request_state.usage = events.usage
             wants = endpoint.is_timed or with_timings
-            timings = await timings_at_end(front, follower.work, run.usage) if wants else None
-            for frame in told.closing(run.usage, timings):
+            timings = await timings_at_end(front, follower.work, events.usage) if wants else None
+            for frame in told.closing(events.usage, timings):
                 yield frame
             if with_timings and timings is not None and stream_format.keep_alive:
                 yield timing_comment(timings)

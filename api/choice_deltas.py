@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from api.run import JobEvent, finish_reasons
+from api.request_events import JobEvent, finish_reasons
 from shared.messages import Done, TokenLogprob, Tokens
 
 

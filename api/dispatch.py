@@ -1,6 +1,6 @@
 """Follows the jobs of a request to their ends, and ends those that nobody waits for any more.
 
-Every way out of `Dispatcher.run` says what becomes of jobs that had not ended by themselves. They are ended in Redis
+Every way out of `Dispatcher.events` says what becomes of jobs that had not ended by themselves. They are ended in Redis
 when time has run out, a sibling has failed or the caller has left (and wanted it so); they go on when this front drains
 or the caller will ask again. Knows no dialect; of HTTP only the ASGI `receive`.
 """
@@ -15,9 +15,9 @@ from api.caller import Caller
 from api.cancellation import CancellationQueue
 from api.errors import HungUp
 from api.record import Work
+from api.request_events import Outcome, RequestEvents
 from api.request_state import RequestState
 from api.revocations import Revocations
-from api.run import Outcome, Run
 from api.stopwatch import Stopwatch
 from shared.broker import UNAVAILABLE
 from shared.errors import (
@@ -93,37 +93,37 @@ class Dispatcher:
         self._revocations = revocations
         self._metrics = metrics
         self._disconnect_grace_s = disconnect_grace_s
-        self._runs: dict[Run, str] = {}
+        self._followed: dict[RequestEvents, str] = {}
         self._drained: Callable[[str], FleetError] | None = None
         self._background: set[asyncio.Task[None]] = set()
 
     async def gather(self, follower: RequestFollower, receive: Receive, wait_s: float | None = None) -> list[Outcome]:
         """The outcome of each job, in order. Raises the FleetError of the first that fails, StillRunning."""
-        async with self.run(follower, receive, wait_s) as run:
-            return await run.outcomes()
+        async with self.events(follower, receive, wait_s) as events:
+            return await events.outcomes()
 
     @asynccontextmanager
-    async def run(
+    async def events(
         self, follower: RequestFollower, receive: Receive | None, wait_s: float | None = None
-    ) -> AsyncIterator[Run]:
+    ) -> AsyncIterator[RequestEvents]:
         """Follow the jobs from the beginning for the caller behind `receive`, or for nobody."""
-        run = Run(follower.work.request.job_ids, follower.work.record.n)
-        timers = self._set_timers(run, follower, wait_s)
-        watchers = self._watch(run, follower, receive)
-        self._runs[run] = follower.work.id
+        events = RequestEvents(follower.work.request.job_ids, follower.work.record.n)
+        timers = self._set_timers(events, follower, wait_s)
+        watchers = self._watch(events, follower, receive)
+        self._followed[events] = follower.work.id
         if self._drained is not None:
-            run.fail(self._drained(follower.work.id))
+            events.fail(self._drained(follower.work.id))
         error: BaseException | None = None
         try:
-            yield run
+            yield events
         except BaseException as caught:
             error = caught
             raise
         finally:
             for timer in timers:
                 timer.cancel()
-            del self._runs[run]
-            self._leave(run, follower, error)
+            del self._followed[events]
+            self._leave(events, follower, error)
             for watcher in watchers:
                 watcher.cancel()
             await asyncio.gather(*watchers, return_exceptions=True)
@@ -139,7 +139,7 @@ class Dispatcher:
     @property
     def num_followed(self) -> int:
         """Requests that are followed, by callers or for nobody."""
-        return len(self._runs)
+        return len(self._followed)
 
     @property
     def num_in_background(self) -> int:
@@ -150,8 +150,8 @@ class Dispatcher:
         """Send everybody who waits away, now and from now on: to another front, as their jobs go on, or with the error
         that is made of their request's id."""
         self._drained = error or _draining
-        for run, request_id in self._runs.items():
-            run.fail(self._drained(request_id))
+        for events, request_id in self._followed.items():
+            events.fail(self._drained(request_id))
 
     async def close(self) -> None:
         for task in self._background:
@@ -161,13 +161,13 @@ class Dispatcher:
 
     async def _follow_in_background(self, follower: RequestFollower) -> None:
         with suppress(FleetError):
-            async with self.run(follower, None) as run:
-                async for _ in run.progress():
+            async with self.events(follower, None) as events:
+                async for _ in events.progress():
                     pass
 
-    def _leave(self, run: Run, follower: RequestFollower, error: BaseException | None) -> None:
+    def _leave(self, events: RequestEvents, follower: RequestFollower, error: BaseException | None) -> None:
         """Say what becomes of the jobs that have not ended, when following them ended with `error`."""
-        open_ids, left = list(run.unfinished.values()), (follower.work.id, follower.follower_id)
+        open_ids, left = list(events.unfinished.values()), (follower.work.id, follower.follower_id)
         if isinstance(error, Draining | StillRunning):
             if follower.follower_id:
                 self._cancellations.leave(*left)
@@ -183,74 +183,78 @@ class Dispatcher:
                 follower
             )  # whether its jobs end, and how, is not the caller's to say: others may follow them
         elif follower.is_first:
-            self._count(run, follower, error)
+            self._count(events, follower, error)
 
-    def _count(self, run: Run, follower: RequestFollower, error: BaseException | None) -> None:
+    def _count(self, events: RequestEvents, follower: RequestFollower, error: BaseException | None) -> None:
         model = follower.work.record.model
-        has_failed = any(result != "done" for result in run.results.values())
+        has_failed = any(result != "done" for result in events.results.values())
         otherwise = ClientGone.code
         if isinstance(error, FleetError) and not has_failed:
             otherwise = error.code  # else one has failed, and its siblings were called off
         for job in range(len(follower.work.request.job_ids)):
-            self._metrics.jobs.labels(model, run.results.get(job, otherwise)).inc()
-        self._metrics.prompt_tokens.labels(model).inc(run.usage.prompt_tokens)
-        self._metrics.cached_prompt_tokens.labels(model).inc(run.usage.cached_prompt_tokens)
-        self._metrics.completion_tokens.labels(model).inc(run.usage.completion_tokens)
+            self._metrics.jobs.labels(model, events.results.get(job, otherwise)).inc()
+        self._metrics.prompt_tokens.labels(model).inc(events.usage.prompt_tokens)
+        self._metrics.cached_prompt_tokens.labels(model).inc(events.usage.cached_prompt_tokens)
+        self._metrics.completion_tokens.labels(model).inc(events.usage.completion_tokens)
 
-    def _set_timers(self, run: Run, follower: RequestFollower, wait_s: float | None) -> list[asyncio.TimerHandle]:
+    def _set_timers(
+        self, events: RequestEvents, follower: RequestFollower, wait_s: float | None
+    ) -> list[asyncio.TimerHandle]:
         loop = asyncio.get_running_loop()
         late = DeadlineExceeded("The request took longer than its deadline allows.")
         late_at_s = follower.since_s + follower.deadline_s + _LATE_S
-        timers = [loop.call_at(late_at_s, run.fail, late)]
-        return timers if wait_s is None else [*timers, loop.call_later(wait_s, run.fail, StillRunning())]
+        timers = [loop.call_at(late_at_s, events.fail, late)]
+        return timers if wait_s is None else [*timers, loop.call_later(wait_s, events.fail, StillRunning())]
 
-    def _watch(self, run: Run, follower: RequestFollower, receive: Receive | None) -> list["asyncio.Task[None]"]:
-        """Tasks for each job, for the caller's leaving and for the time to queue; what they raise fails `run`."""
-        watching = [self._follow(job, job_id, run, follower.watch) for job, job_id in run.unfinished.items()]
-        watching.append(self._expire(run, follower.since_s + follower.queue_s))
+    def _watch(
+        self, events: RequestEvents, follower: RequestFollower, receive: Receive | None
+    ) -> list["asyncio.Task[None]"]:
+        """Tasks for each job, for the caller's leaving and for the time to queue; what they raise fails `events`."""
+        watching = [self._follow(job, job_id, events, follower.watch) for job, job_id in events.unfinished.items()]
+        watching.append(self._expire(events, follower.since_s + follower.queue_s))
         if receive is not None:
-            watching.append(_notice_disconnect(run, receive))
+            watching.append(_notice_disconnect(events, receive))
         if follower.caller is not None and self._revocations.concerns(follower.caller):
-            watching.append(self._notice_revocation(run, follower.caller, follower.work.record.model))
+            watching.append(self._notice_revocation(events, follower.caller, follower.work.record.model))
         watchers = [asyncio.create_task(watch) for watch in watching]
         for watcher in watchers:
-            watcher.add_done_callback(lambda task: _pass_on(task, run))
+            watcher.add_done_callback(lambda task: _pass_on(task, events))
         return watchers
 
-    async def _follow(self, job: int, job_id: str, run: Run, watch: Stopwatch | None) -> None:
+    async def _follow(self, job: int, job_id: str, events: RequestEvents, watch: Stopwatch | None) -> None:
         """Hand over the job's events; while Redis is away, wait for it and go on from the cursor."""
         after = 0
         while True:
             try:
                 async for cursor, event in self._log.follow(job_id, after):
                     after = cursor
-                    run.put(job, cursor, event)
+                    events.put(job, cursor, event)
                     if watch is not None:
                         watch.note(job, cursor, event)
                 return
             except UNAVAILABLE:
                 await asyncio.sleep(_REDIS_AWAY_S)
 
-    async def _notice_revocation(self, run: Run, caller: Caller, model: str) -> None:
-        run.fail(await self._revocations.told(caller, model))
+    async def _notice_revocation(self, events: RequestEvents, caller: Caller, model: str) -> None:
+        events.fail(await self._revocations.told(caller, model))
 
-    async def _expire(self, run: Run, at_s: float) -> None:
+    async def _expire(self, events: RequestEvents, at_s: float) -> None:
         """When the time to queue is over, end what no worker has taken: there may be no worker left to do so."""
         await asyncio.sleep(max(0.0, at_s - _now_s()))
         event = QueueTimeout("No worker took the request in time.").as_event()
-        await self._cancellations.expire(list(run.unstarted.values()), event)
+        await self._cancellations.expire(list(events.unstarted.values()), event)
 
 
 def _draining(request_id: str) -> Draining:
     return Draining("This server is shutting down; the job goes on.", retry_after_s=1, job_id=request_id)
 
 
-async def _notice_disconnect(run: Run, receive: Receive) -> None:
+async def _notice_disconnect(events: RequestEvents, receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    run.fail(HungUp("The client has left."))
+    events.fail(HungUp("The client has left."))
 
 
-def _pass_on(task: "asyncio.Task[None]", run: Run) -> None:
+def _pass_on(task: "asyncio.Task[None]", events: RequestEvents) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        run.fail(error)
+        events.fail(error)

@@ -16,8 +16,8 @@ from api.error_format import PLAIN, ErrorFormat
 from api.limits import Limits, TokenBudget
 from api.problem import Problem
 from api.record import Work
+from api.request_events import JobEvent, Outcome, OutcomeBuilder
 from api.request_state import Usage
-from api.run import JobEvent, Outcome, Tally
 from api.stream_format import EVENTS, EVENTS_WITH_DONE, StreamFormat
 from api.timings import Timings
 from shared.errors import JobNotFound
@@ -192,18 +192,18 @@ class _WholeAnswer:
     def __init__(self, endpoint: Endpoint, work: Work) -> None:
         self._endpoint = endpoint
         self._work = work
-        self._tallies = [Tally(work.record.n) for _ in work.request.job_ids]
+        self._builders = [OutcomeBuilder(work.record.n) for _ in work.request.job_ids]
 
     def opening(self) -> Any:
         return {"id": self._work.id, "object": "job", "model": self._work.record.model}
 
     def of(self, job: int, event: JobEvent) -> Iterable[Any]:
-        self._tallies[job].add(event)
+        self._builders[job].add(event)
         if isinstance(event, Progress):
             yield progress_payload(self._work.id, job, event)
 
     def closing(self, usage: Usage, timings: Timings | None) -> Iterable[Any]:
-        outcomes = [tally.outcome() for tally in self._tallies]
+        outcomes = [builder.outcome() for builder in self._builders]
         yield self._endpoint.render(self._work, outcomes).model_dump(mode="json")
 
     def failed(self, problem: Problem) -> Any:

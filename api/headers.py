@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from api.record import Work
-from api.run import Outcome
+from api.request_events import Outcome
 from shared.messages import Started
 
 JOB_ID = "X-Job-Id"

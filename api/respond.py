@@ -12,7 +12,7 @@ from api.dispatch import RequestFollower, StillRunning
 from api.endpoint import Endpoint
 from api.record import work_of
 from api.redis_timeout import redis_answers
-from api.run import total_usage
+from api.request_events import total_usage
 from api.stream_format import StreamFormat
 from api.timings import timing_headers
 from shared.errors import InvalidRequest

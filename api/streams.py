@@ -4,8 +4,8 @@ from collections.abc import AsyncGenerator, Iterator
 
 from api.cursor import Cursor
 from api.endpoint import StreamRenderer
+from api.request_events import RequestEvent, RequestEvents
 from api.request_state import Usage
-from api.run import News, Run
 from api.stream_format import StreamFormat
 from api.timings import Timings
 from shared.messages import Started
@@ -29,7 +29,7 @@ class Stream:
         self._at = start
         self._seen = seen
 
-    async def frames(self, run: Run, keepalive_s: float) -> AsyncGenerator[bytes, None]:
+    async def frames(self, run: RequestEvents, keepalive_s: float) -> AsyncGenerator[bytes, None]:
         """Begins with the first token, or when that is slow to come: what fails at once has a status of its own. Ends
         when all jobs are done."""
         is_open = self._seen is not None
@@ -49,7 +49,7 @@ class Stream:
         payload = self._renderer.opening()
         return self._stream_format.keep_alive if payload is None else self._stream_format.frame(payload, str(self._at))
 
-    def _of(self, news: News) -> Iterator[bytes]:
+    def _of(self, news: RequestEvent) -> Iterator[bytes]:
         payloads = list(self._renderer.of(news.job, news.event))
         before = self._at
         for number, payload in enumerate(payloads):

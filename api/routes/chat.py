@@ -7,8 +7,8 @@ from api.endpoint import Endpoint, Post, TaskPlan
 from api.error_format import OPENAI
 from api.limits import Limits
 from api.record import Work
+from api.request_events import Outcome
 from api.routes.chunks import ChatChunks
-from api.run import Outcome
 from api.schemas.chat import ChatCompletion, ChatRequest, chat_completion
 from api.schemas.openai import Heading
 from shared.messages import ModelInfo

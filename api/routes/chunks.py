@@ -7,8 +7,8 @@ from typing import Any
 from api.choice_deltas import ChoiceDelta, ChoiceDeltas
 from api.error_format import OPENAI
 from api.problem import Problem
+from api.request_events import JobEvent
 from api.request_state import Usage
-from api.run import JobEvent
 from api.schemas.chat import chat_logprobs
 from api.schemas.logprobs import logprobs_body
 from api.schemas.openai import Heading

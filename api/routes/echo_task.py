@@ -8,7 +8,7 @@ from api.dialect import Dialect
 from api.endpoint import Endpoint, Post, TaskPlan
 from api.limits import Limits
 from api.record import Work
-from api.run import Outcome
+from api.request_events import Outcome
 from api.schemas.fields import NonEmpty, RequestBody, shown
 from api.schemas.files import MadeFile, made_file
 from shared.echo_task import EchoedTask, EchoTask

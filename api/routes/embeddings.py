@@ -7,7 +7,7 @@ from api.endpoint import Endpoint, Post, TaskPlan
 from api.error_format import OPENAI
 from api.limits import Limits
 from api.record import Work
-from api.run import Outcome
+from api.request_events import Outcome
 from api.schemas.embeddings import Embeddings, EmbeddingsRequest, embeddings
 from shared.messages import ModelInfo
 

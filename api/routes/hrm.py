@@ -9,8 +9,8 @@ from api.endpoint import Endpoint, Post, TaskPlan
 from api.limits import Limits
 from api.plans import text_plan
 from api.record import Work
+from api.request_events import Outcome
 from api.routes.texts import Texts
-from api.run import Outcome
 from api.schemas.hrm import (
     DEFAULT_MAX_TOKENS,
     GenerateRequest,

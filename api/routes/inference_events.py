@@ -8,8 +8,8 @@ from pydantic import BaseModel
 from api.choice_deltas import ChoiceDeltas
 from api.error_format import API
 from api.problem import Problem
+from api.request_events import JobEvent, Outcome, OutcomeBuilder
 from api.request_state import Usage
-from api.run import JobEvent, Outcome, Tally
 from api.stream_format import NamedEvent
 from api.timings import Timings
 
@@ -22,21 +22,21 @@ class InferenceEvents:
     def __init__(self, correlation_id: str, finish: Finish) -> None:
         self._correlation_id = correlation_id
         self._finish = finish
-        self._deltas, self._tally = ChoiceDeltas(1), Tally(1)
+        self._deltas, self._builder = ChoiceDeltas(1), OutcomeBuilder(1)
         self._count = 0
 
     def opening(self) -> None:
         return None
 
     def of(self, job: int, event: JobEvent) -> Iterator[NamedEvent]:
-        self._tally.add(event)
+        self._builder.add(event)
         for delta in self._deltas.of(job, event):
             if delta.text:
                 yield self._named("token", {"index": self._count, "token": delta.text})
                 self._count += 1
 
     def closing(self, usage: Usage, timings: Timings | None) -> Iterator[NamedEvent]:
-        answer = self._finish([self._tally.outcome()], timings)
+        answer = self._finish([self._builder.outcome()], timings)
         yield self._named("done", answer.model_dump(mode="json"))
 
     def failed(self, problem: Problem) -> NamedEvent:

@@ -12,9 +12,9 @@ from api.error_format import API
 from api.limits import Limits
 from api.plans import text_plan
 from api.record import Work
+from api.request_events import Outcome, total_usage
 from api.request_state import Usage
 from api.routes.inference_events import InferenceEvents
-from api.run import Outcome, total_usage
 from api.schemas.fields import refuse
 from api.schemas.inference import (
     DEFAULT_MAX_TOKENS,

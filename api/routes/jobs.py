@@ -23,7 +23,7 @@ from api.headers import answer_headers
 from api.problem import problem_of
 from api.record import Work, work_of
 from api.redis_timeout import redis_answers
-from api.run import Tally, error_of, total_usage
+from api.request_events import OutcomeBuilder, error_of, total_usage
 from api.schemas.jobs import FOLLOWED, JobStatus
 from api.schemas.usage import usage_body
 from api.timings import timings_of
@@ -116,11 +116,11 @@ def _ended(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What is told of a request that has ended, besides. Of text that was cut short there is a `partial` answer."""
     state = state_of(standings)
-    tallies = [Tally(work.record.n) for _ in logs]
-    for tally, log in zip(tallies, logs, strict=True):
+    tallies = [OutcomeBuilder(work.record.n) for _ in logs]
+    for builder, log in zip(tallies, logs, strict=True):
         for event in log:
-            tally.add(event)
-    outcomes = [tally.outcome(state) for tally in tallies]
+            builder.add(event)
+    outcomes = [builder.outcome(state) for builder in tallies]
     usage = total_usage(outcomes)
     timings = timings_of([standing.times for standing in standings], usage.completion_tokens)
     more: dict[str, Any] = {"usage": usage_body(usage).model_dump(), "timings": timings.model_dump()}

@@ -12,8 +12,8 @@ from api.error_format import OPENAI
 from api.limits import Limits
 from api.plans import text_plan
 from api.record import Work
+from api.request_events import Outcome
 from api.routes.chunks import Chunks
-from api.run import Outcome
 from api.schemas.echo import echo_notes, echo_tasks, echoed
 from api.schemas.errors import OpenAIErrorBody, errors_of
 from api.schemas.openai import (

@@ -6,7 +6,7 @@ from api.dialect import Dialect
 from api.endpoint import Endpoint, Post, TaskPlan
 from api.limits import Limits
 from api.record import Work
-from api.run import Outcome
+from api.request_events import Outcome
 from api.schemas.puzzles import SolveRequest, SolveResponse, solve_response
 from shared.messages import ModelInfo
 

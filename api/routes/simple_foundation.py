@@ -14,8 +14,8 @@ from api.extraction import answer_in, code_in
 from api.limits import Limits
 from api.plans import text_plan
 from api.record import Work
+from api.request_events import Outcome, total_usage
 from api.routes.texts import Texts
-from api.run import Outcome, total_usage
 from api.schemas.simple_foundation import (
     CODING_MAX_TOKENS,
     CODING_TEMPLATE,

@@ -6,8 +6,8 @@ from typing import Any
 from api.choice_deltas import ChoiceDelta, ChoiceDeltas
 from api.error_format import PLAIN
 from api.problem import Problem
+from api.request_events import JobEvent, Outcome, OutcomeBuilder
 from api.request_state import Usage
-from api.run import JobEvent, Outcome, Tally
 from api.timings import Timings
 
 End = Callable[[Sequence[Outcome], Timings | None], dict[str, Any]]
@@ -18,20 +18,20 @@ class Texts:
 
     def __init__(self, n: int, num_jobs: int, end: End) -> None:
         self._deltas = ChoiceDeltas(n)
-        self._tallies = [Tally(n) for _ in range(num_jobs)]
+        self._builders = [OutcomeBuilder(n) for _ in range(num_jobs)]
         self._end = end
 
     def opening(self) -> dict[str, Any]:
         return _payload(ChoiceDelta(0))
 
     def of(self, job: int, event: JobEvent) -> Iterator[dict[str, Any]]:
-        self._tallies[job].add(event)
+        self._builders[job].add(event)
         for delta in self._deltas.of(job, event):
             if delta.text or delta.finish_reason:
                 yield _payload(delta)
 
     def closing(self, usage: Usage, timings: Timings | None) -> Iterator[dict[str, Any]]:
-        yield self._end([tally.outcome() for tally in self._tallies], timings)
+        yield self._end([builder.outcome() for builder in self._builders], timings)
 
     def failed(self, problem: Problem) -> dict[str, Any]:
         return PLAIN.body(problem)

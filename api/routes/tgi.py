@@ -9,8 +9,8 @@ from api.endpoint import Endpoint, Post, TaskPlan
 from api.error_format import TGI
 from api.limits import Limits
 from api.record import Work
+from api.request_events import Outcome
 from api.routes.tgi_frames import TgiFrames
-from api.run import Outcome
 from api.schemas.tgi import DEFAULT_MAX_TOKENS, TgiNotes, TgiRequest, TgiResponse, TgiResponses, notes_of, response
 from api.stream_format import EVENTS
 from shared.messages import ModelInfo

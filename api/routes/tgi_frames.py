@@ -6,8 +6,8 @@ from typing import Any
 from api.choice_deltas import ChoiceDelta, ChoiceDeltas
 from api.error_format import TGI
 from api.problem import Problem
+from api.request_events import JobEvent
 from api.request_state import Usage
-from api.run import JobEvent
 from api.schemas.tgi import TgiNotes, TgiToken, finish_reason, token_bodies, top_bodies
 from api.timings import Timings
 from shared.messages import Started

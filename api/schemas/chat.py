@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 import msgspec
 from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, model_validator
 
-from api.run import Choice, Outcome, total_usage
+from api.request_events import Choice, Outcome, total_usage
 from api.schemas.fields import AnyText, MaxTokens, RequestBody, SampledRequest, refuse, refuse_unsupported, shown
 from api.schemas.openai import Heading, StreamOptions
 from api.schemas.q_values import QValues, is_absent, q_values_body

@@ -4,7 +4,7 @@ ids, take a `Read` job for it, which comes behind all jobs that generate."""
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from api.run import Choice, Outcome, total_usage
+from api.request_events import Choice, Outcome, total_usage
 from api.schemas.logprobs import logprobs_body
 from api.schemas.openai import Completion, CompletionChoice, CompletionRequest, Heading
 from api.schemas.q_values import q_values_body

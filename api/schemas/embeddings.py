@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
-from api.run import Outcome
+from api.request_events import Outcome
 from api.schemas.fields import RequestBody, shown
 from api.schemas.openai import PROMPT_SCHEMA, as_texts
 from shared.messages import Embed, Embedded, Text

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, Field, model_validator
 
-from api.run import Outcome, total_usage
+from api.request_events import Outcome, total_usage
 from api.schemas.fields import (
     AnyText,
     Condition,

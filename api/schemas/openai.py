@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 import msgspec
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 
-from api.run import Choice, Outcome, total_usage
+from api.request_events import Choice, Outcome, total_usage
 from api.schemas.fields import MAX_TOKEN_ID, RequestBody, SampledRequest, refuse, refuse_unsupported, shown
 from api.schemas.logprobs import Logprobs, logprobs_body
 from api.schemas.q_values import QValues, is_absent, q_values_body

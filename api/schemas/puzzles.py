@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 
-from api.run import Outcome, total_usage
+from api.request_events import Outcome, total_usage
 from api.schemas.fields import RequestBody, refuse, shown
 from api.schemas.usage import UsageBody, usage_body
 from shared.messages import Grid, Halt, Solution, Solve

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 from pydantic import AliasChoices, BaseModel, Field, RootModel, model_validator
 
-from api.run import Outcome
+from api.request_events import Outcome
 from api.schemas.fields import (
     MAX_TOKEN_ID,
     MaxTokens,

@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from api.run import Outcome
+from api.request_events import Outcome
 from api.schemas.chat import Message
 from api.schemas.fields import AnyText, RequestBody, TokenId, refuse, shown
 from shared.messages import Chat, Detokenize, Detokenized, Tokenize, Tokenized

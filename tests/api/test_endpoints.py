@@ -17,9 +17,9 @@ from api.limits import Limits
 from api.plans import text_plan
 from api.problem import Problem
 from api.record import Record, Work
+from api.request_events import Choice, Outcome
 from api.request_state import Usage
 from api.route_table import RouteTable
-from api.run import Choice, Outcome
 from api.schemas.fields import SampledRequest
 from shared.broker import Broker
 from shared.echo_task import EchoedTask

@@ -2,7 +2,7 @@
 
 import pytest
 
-from api.run import Outcome, Run
+from api.request_events import Outcome, RequestEvents
 from api.schemas.hrm import generate_response
 from api.schemas.openai import Heading, completion
 from shared.messages import Done, Generated, Tokens
@@ -11,7 +11,7 @@ HEADING = Heading("id", 0, "m")
 
 
 async def outcomes(done: Done, n: int) -> list[Outcome]:
-    run = Run(["00" + "a" * 32], n)
+    run = RequestEvents(["00" + "a" * 32], n)
     for choice in range(n):
         run.put(0, choice + 1, Tokens((5,), "x", choice))
     run.put(0, n + 1, done)

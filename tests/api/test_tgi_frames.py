@@ -2,8 +2,8 @@
 
 import pytest
 
+from api.request_events import JobEvent
 from api.routes.tgi_frames import TgiFrames
-from api.run import JobEvent
 from api.schemas.tgi import TgiNotes
 from shared.messages import Done, Started, TokenLogprob, Tokens
 

@@ -73,7 +73,7 @@ class Outcome:
         return self.result.num_amended if isinstance(self.result, Generated) else 0
 
 
-class Tally:
+class OutcomeBuilder:
     """What one job of `n` choices has said so far."""
 
     def __init__(self, n: int) -> None:
@@ -108,7 +108,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class News:
+class RequestEvent:
     """An event of the job with this number in its request, and the event's index in the job's log."""
 
     job: int
@@ -116,7 +116,7 @@ class News:
     event: JobEvent
 
 
-class Run:
+class RequestEvents:
     """Jobs go by their number in the request."""
 
     def __init__(self, job_ids: Sequence[str], n: int = 1) -> None:
@@ -124,7 +124,7 @@ class Run:
         self.unstarted = dict(enumerate(job_ids))
         self.results: dict[int, str] = {}  # "done" or an error code, of the jobs that have ended
         self.usage = Usage()
-        self._tallies = [Tally(n) for _ in job_ids]
+        self._builders = [OutcomeBuilder(n) for _ in job_ids]
         self._inbox: asyncio.Queue[tuple[int, int, Event] | BaseException] = asyncio.Queue()
 
     def put(self, job: int, index: int, event: Event) -> None:
@@ -134,7 +134,7 @@ class Run:
         """Make `progress` raise."""
         self._inbox.put_nowait(error)
 
-    async def progress(self, quiet_s: float | None = None) -> AsyncIterator[News | None]:
+    async def progress(self, quiet_s: float | None = None) -> AsyncIterator[RequestEvent | None]:
         """Events of all jobs as they come, until the last is done; None whenever nothing came for `quiet_s`.
 
         Waits are shorter before the first token, so that a stream can begin. Raises the FleetError of the first job
@@ -152,15 +152,15 @@ class Run:
                 if isinstance(item, BaseException):
                     raise item
                 job, index, event = item
-                yield News(job, index, self._note(job, event))
+                yield RequestEvent(job, index, self._note(job, event))
                 wait_s = wait_s if isinstance(event, Started) else quiet_s
 
     async def outcomes(self) -> list[Outcome]:
         """How each job ended, in the order of the jobs. Raises the FleetError of the first that fails."""
-        async for news in self.progress():
-            assert news is not None
-            self._tallies[news.job].add(news.event)
-        return [tally.outcome() for tally in self._tallies]
+        async for arrived in self.progress():
+            assert arrived is not None
+            self._builders[arrived.job].add(arrived.event)
+        return [builder.outcome() for builder in self._builders]
 
     def _note(self, job: int, event: Event) -> JobEvent:
         self.unstarted.pop(job, None)
