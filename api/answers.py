@@ -98,7 +98,7 @@ def stream(
 
     async def frames() -> AsyncGenerator[bytes, None]:
         start = Cursor.start(follower.work.id, len(follower.work.request.job_ids))
-        async with front.dispatcher.events(follower, receive) as events:
+        async with front.dispatcher.follow(follower, receive) as events:
             told = Stream(renderer, stream_format, start, seen, started)
             async for frame in told.frames(events, front.keepalive_s):
                 yield frame

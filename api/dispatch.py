@@ -1,6 +1,6 @@
 """Follows the jobs of a request to their ends, and ends those that nobody waits for any more.
 
-Every way out of `Dispatcher.events` says what becomes of jobs that had not ended by themselves. They are ended in Redis
+Every way out of `Dispatcher.follow` says what becomes of jobs that had not ended by themselves. They are ended in Redis
 when time has run out, a sibling has failed or the caller has left (and wanted it so); they go on when this front drains
 or the caller will ask again. Knows no dialect; of HTTP only the ASGI `receive`.
 """
@@ -99,11 +99,11 @@ class Dispatcher:
 
     async def gather(self, follower: RequestFollower, receive: Receive, wait_s: float | None = None) -> list[Outcome]:
         """The outcome of each job, in order. Raises the FleetError of the first that fails, StillRunning."""
-        async with self.events(follower, receive, wait_s) as events:
+        async with self.follow(follower, receive, wait_s) as events:
             return await events.outcomes()
 
     @asynccontextmanager
-    async def events(
+    async def follow(
         self, follower: RequestFollower, receive: Receive | None, wait_s: float | None = None
     ) -> AsyncIterator[RequestEvents]:
         """Follow the jobs from the beginning for the caller behind `receive`, or for nobody."""
@@ -161,7 +161,7 @@ class Dispatcher:
 
     async def _follow_in_background(self, follower: RequestFollower) -> None:
         with suppress(FleetError):
-            async with self.events(follower, None) as events:
+            async with self.follow(follower, None) as events:
                 async for _ in events.progress():
                     pass
 
@@ -210,7 +210,7 @@ class Dispatcher:
         self, events: RequestEvents, follower: RequestFollower, receive: Receive | None
     ) -> list["asyncio.Task[None]"]:
         """Tasks for each job, for the caller's leaving and for the time to queue; what they raise fails `events`."""
-        watching = [self._follow(job, job_id, events, follower.watch) for job, job_id in events.unfinished.items()]
+        watching = [self._follow_job(job, job_id, events, follower.watch) for job, job_id in events.unfinished.items()]
         watching.append(self._expire(events, follower.since_s + follower.queue_s))
         if receive is not None:
             watching.append(_notice_disconnect(events, receive))
@@ -221,7 +221,7 @@ class Dispatcher:
             watcher.add_done_callback(lambda task: _pass_on(task, events))
         return watchers
 
-    async def _follow(self, job: int, job_id: str, events: RequestEvents, watch: Stopwatch | None) -> None:
+    async def _follow_job(self, job: int, job_id: str, events: RequestEvents, watch: Stopwatch | None) -> None:
         """Hand over the job's events; while Redis is away, wait for it and go on from the cursor."""
         after = 0
         while True:
