@@ -18,7 +18,7 @@ from uvicorn.loops.auto import auto_loop_factory
 
 from api.app import create_app
 from api.deps import Front
-from api.finish import Finish, cut_off_error
+from api.final_drain import FinalDrain, cut_off_error
 from api.protocol import Protocol
 from shared.advice import advise, on_open_door, on_open_files, open_files_limit, redis_advice
 from shared.broker import Broker, open_broker
@@ -112,7 +112,7 @@ async def _telling(settings: Settings, front: Front) -> AsyncIterator[None]:
     """The metrics at a second port, where one is asked for (X10)."""
 
     async def rendered() -> Answer:
-        return 200, CONTENT_TYPE, await front.report.render()
+        return 200, CONTENT_TYPE, await front.exporter.render()
 
     if settings.metrics_port is None:
         yield
@@ -126,7 +126,7 @@ async def _drain_on_signal(signals: "asyncio.Queue[str]", server: Server, front:
     front.draining.set()
     try:
         if redis_ends_with_fleet():
-            await Finish(front, lambda: bool(server.server_state.tasks)).run(time_s)
+            await FinalDrain(front, lambda: bool(server.server_state.tasks)).run(time_s)
             front.dispatcher.drain(lambda request_id: cut_off_error())
         else:
             front.dispatcher.drain()

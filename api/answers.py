@@ -14,9 +14,9 @@ from api.dispatch import Receive, RequestFollower
 from api.endpoint import Endpoint
 from api.headers import JOB_ID, answer_headers
 from api.problem import problem_of
-from api.record import Work, work_of
 from api.redis_timeout import redis_answers
 from api.request_events import Outcome
+from api.request_record import SubmittedWork, work_of
 from api.request_state import RequestState, Usage
 from api.sse import EventStream
 from api.stream_format import StreamFormat
@@ -50,12 +50,12 @@ async def attached(
     )
 
 
-def whole(endpoint: Endpoint, work: Work, outcomes: Sequence[Outcome]) -> Response:
+def whole(endpoint: Endpoint, work: SubmittedWork, outcomes: Sequence[Outcome]) -> Response:
     body = endpoint.render(work, outcomes).model_dump_json()
     return Response(body, media_type="application/json", headers=answer_headers(work, outcomes))
 
 
-async def timings_at_end(front: Front, work: Work, usage: Usage) -> Timings | None:
+async def timings_at_end(front: Front, work: SubmittedWork, usage: Usage) -> Timings | None:
     """Of a request that has ended; None when Redis does not tell: an answer that is there does not depend on it."""
     try:
         async with redis_answers():
@@ -66,7 +66,7 @@ async def timings_at_end(front: Front, work: Work, usage: Usage) -> Timings | No
 
 
 @redis_answers()
-async def accepted(front: Front, work: Work, preferences: Sequence[str]) -> Response:
+async def accepted(front: Front, work: SubmittedWork, preferences: Sequence[str]) -> Response:
     """202, and where to ask for the answer."""
     state = state_of(await front.requests.look(work.request))
     headers = {"Location": f"/v1/jobs/{work.id}", JOB_ID: work.id}

@@ -20,12 +20,12 @@ from api.endpoint import Endpoints
 from api.errors import HANDLERS
 from api.headers import JOB_ID
 from api.home import NAME
-from api.middleware import REQUEST_ID, AccessLog, BodyLimit, CrashGuard, RequestId, Seeded
+from api.middleware import REQUEST_ID, AccessLog, BodyLimit, CrashGuard, DefaultSeed, RequestId
 from api.paths import Methods, Paths
 from api.route_table import RouteTable
 from api.routes import artifacts, catalogue, files, fleet, health, home, inference, jobs, submit, unload
 from api.schemas.errors import PlainErrorBody, errors_of
-from api.traced import Traced
+from api.tracing_middleware import TracingMiddleware
 from shared.broker import Broker
 from shared.setting_layers import SettingsError
 from shared.settings import Settings
@@ -63,7 +63,7 @@ def middleware(settings: Settings, front: Front, tracing: Tracing, table: RouteT
     return [
         Middleware(RequestId),
         Middleware(Paths, table=table, root_path=settings.root_path or ""),
-        *([Middleware(Traced, tracing=tracing)] if tracing.is_on else []),
+        *([Middleware(TracingMiddleware, tracing=tracing)] if tracing.is_on else []),
         Middleware(
             AccessLog,
             metrics=front.metrics,
@@ -71,7 +71,7 @@ def middleware(settings: Settings, front: Front, tracing: Tracing, table: RouteT
             log_bodies=log_bodies,
             log_requests=settings.access_log,
         ),
-        *([Middleware(Seeded, seed=settings.seed)] if settings.seed is not None else []),
+        *([Middleware(DefaultSeed, seed=settings.seed)] if settings.seed is not None else []),
         *([cors] if settings.enable_cors else []),
         Middleware(CrashGuard),
         Middleware(Methods, table=table),
@@ -83,7 +83,7 @@ def middleware(settings: Settings, front: Front, tracing: Tracing, table: RouteT
             upload_paths=table.upload_paths,
             log_bodies=log_bodies,
         ),
-        Middleware(document.MadeAside),
+        Middleware(document.BackgroundOpenApi),
     ]
 
 

@@ -13,8 +13,8 @@ from contextlib import suppress
 
 import msgspec
 
-from api.record import Record, encode_record
 from api.redis_timeout import redis_answers
+from api.request_record import RequestRecord, encode_record
 from shared.broker import UNAVAILABLE
 from shared.errors import BrokerUnavailable, JobNotFound
 from shared.log import LogReader
@@ -28,7 +28,7 @@ CACHE = "X-Cache"
 _encoder = msgspec.msgpack.Encoder()
 
 
-def digest_of(record: Record, tasks: Sequence[Task]) -> str | None:
+def digest_of(record: RequestRecord, tasks: Sequence[Task]) -> str | None:
     """What is asked for, whoever asks and when; None where another try may say something else."""
     repeated = [info_of(task).repeated(task) for task in tasks]
     if None in repeated:

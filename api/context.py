@@ -8,9 +8,9 @@ from fastapi import Depends, Request
 from api.caller import Caller, CallerDep
 from api.deps import Front, FrontDep, RequestStateDep
 from api.dispatch import Receive
-from api.record import OnDisconnect
 from api.redis_timeout import redis_answers
 from api.request_options import RequestOptions, RequestOptionsDep
+from api.request_record import OnDisconnect
 from api.request_state import RequestState
 from shared.submission import Key
 

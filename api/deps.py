@@ -13,12 +13,12 @@ from api.cache import AnswerCache
 from api.cancellation import CancellationQueue
 from api.dispatch import Dispatcher
 from api.endpoint import Endpoints
+from api.exporter import MetricsExporter
 from api.fleet import FleetView
 from api.limits import Limits
 from api.prohibited import Prohibited, read_terms
-from api.record import OnDisconnect
 from api.redis_timeout import REDIS_TIMEOUT_S
-from api.report import Report
+from api.request_record import OnDisconnect
 from api.request_state import RequestState, request_state_of
 from api.revocations import Revocations
 from shared import keys
@@ -60,7 +60,7 @@ class Front:
     artifacts: ArtifactStore
     max_body_bytes: int
     metrics: Metrics
-    report: Report
+    exporter: MetricsExporter
     lag: LoopLag
     draining: asyncio.Event
     subscriptions: Subscriptions
@@ -117,7 +117,7 @@ def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Fro
         artifacts=open_artifacts(settings, broker, timeout_s=REDIS_TIMEOUT_S),
         max_body_bytes=settings.max_body_bytes,
         metrics=metrics,
-        report=Report(fleet, Queues(broker), metrics),
+        exporter=MetricsExporter(fleet, Queues(broker), metrics),
         lag=lag,
         draining=draining,
         subscriptions=subscriptions,

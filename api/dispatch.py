@@ -13,9 +13,9 @@ from typing import Any
 
 from api.caller import Caller
 from api.cancellation import CancellationQueue
-from api.errors import HungUp
-from api.record import Work
+from api.errors import ClientDisconnected
 from api.request_events import Outcome, RequestEvents
+from api.request_record import SubmittedWork
 from api.request_state import RequestState
 from api.revocations import Revocations
 from api.stopwatch import Stopwatch
@@ -36,7 +36,7 @@ from shared.metrics import Metrics
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 _REDIS_AWAY_S = 0.5
-_LEFT = (HungUp, Unauthorized, Forbidden)
+_LEFT = (ClientDisconnected, Unauthorized, Forbidden)
 """By its own will or because it may not call any more: the caller is not there, and its jobs are as they were."""
 _LATE_S = 1.0  # a worker has that long to stop at the deadline with what it has
 
@@ -58,7 +58,7 @@ class RequestFollower:
     none was found, "" where none was looked for. `watch` takes the jobs' times, for the front that took the request.
     """
 
-    work: Work
+    work: SubmittedWork
     queue_s: float
     deadline_s: float
     follower_id: str = ""
@@ -252,7 +252,7 @@ def _draining(request_id: str) -> Draining:
 async def _notice_disconnect(events: RequestEvents, receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    events.fail(HungUp("The client has left."))
+    events.fail(ClientDisconnected("The client has left."))
 
 
 def _pass_on(task: "asyncio.Task[None]", events: RequestEvents) -> None:

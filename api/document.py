@@ -11,7 +11,7 @@ from api.request_state import request_state_of
 PATH = "/openapi.json"
 
 
-class MadeAside:
+class BackgroundOpenApi:
     """Generate the document in a thread, before FastAPI serves it for the first time.
 
     That takes half a second or more. Meanwhile streams must go on, and answers of Redis must be read in time.

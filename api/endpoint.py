@@ -15,8 +15,8 @@ from pydantic import BaseModel
 from api.error_format import PLAIN, ErrorFormat
 from api.limits import Limits, TokenBudget
 from api.problem import Problem
-from api.record import Work
 from api.request_events import JobEvent, Outcome, OutcomeBuilder
+from api.request_record import SubmittedWork
 from api.request_state import Usage
 from api.stream_format import EVENTS, EVENTS_WITH_DONE, StreamFormat
 from api.timings import Timings
@@ -79,8 +79,8 @@ class Endpoint:
     body: type[BaseModel]
     answer: Any
     plan: Callable[[Any, ModelInfo, Limits], TaskPlan]
-    render: Callable[[Work, Sequence[Outcome]], BaseModel]
-    stream: Callable[[Work], StreamRenderer] | None = None
+    render: Callable[[SubmittedWork, Sequence[Outcome]], BaseModel]
+    stream: Callable[[SubmittedWork], StreamRenderer] | None = None
     stream_format: StreamFormat = EVENTS_WITH_DONE
     bare_stream_format: StreamFormat | None = None
     errors: ErrorFormat = PLAIN
@@ -88,7 +88,7 @@ class Endpoint:
     model_of: Callable[[Any], str | None] = _model_of
     is_streamed: Callable[[Any], bool] = _has_stream
 
-    def stream_renderer(self, work: Work) -> StreamRenderer:
+    def stream_renderer(self, work: SubmittedWork) -> StreamRenderer:
         if self.stream is None:
             return _WholeAnswer(self, work)
         return self.stream(work)
@@ -167,7 +167,7 @@ class Endpoints:
                 if isinstance(endpoint, Endpoint):
                     self._by_name[endpoint.name] = endpoint
 
-    def of(self, work: Work) -> Endpoint:
+    def of(self, work: SubmittedWork) -> Endpoint:
         """Raise JobNotFound for an endpoint that only another version has."""
         if work.record.endpoint not in self._by_name:
             raise JobNotFound("This job was created by another version of the server.")
@@ -189,7 +189,7 @@ def progress_payload(request_id: str, job: int, progress: Progress) -> dict[str,
 class _WholeAnswer:
     """The stream of an endpoint that has none of its own."""
 
-    def __init__(self, endpoint: Endpoint, work: Work) -> None:
+    def __init__(self, endpoint: Endpoint, work: SubmittedWork) -> None:
         self._endpoint = endpoint
         self._work = work
         self._builders = [OutcomeBuilder(work.record.n) for _ in work.request.job_ids]

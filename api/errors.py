@@ -36,7 +36,7 @@ _EXPECTED = {
 """Where pydantic's own words for a kind of error are about Python."""
 
 
-class HungUp(ClientGone):
+class ClientDisconnected(ClientGone):
     """The caller has closed the connection; nobody is left to be told."""
 
 

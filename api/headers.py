@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable
 
-from api.record import Work
 from api.request_events import Outcome
+from api.request_record import SubmittedWork
 from shared.messages import Started
 
 JOB_ID = "X-Job-Id"
 
 
-def answer_headers(work: Work, jobs: Iterable[Outcome | Started]) -> dict[str, str]:
+def answer_headers(work: SubmittedWork, jobs: Iterable[Outcome | Started]) -> dict[str, str]:
     """The request's id; the fewest tokens that an answer was allowed, where the cap or the context window made them
     fewer; and how many prompt tokens were cut to fit it, over all jobs."""
     told, capped_at = list(jobs), work.record.capped_at

@@ -13,11 +13,11 @@ from collections.abc import Collection
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.access_log import log_fields_of
 from api.encodings import HEADER, decoded
 from api.errors import render
 from api.media_types import is_text
 from api.problem import Problem, problem_of
-from api.request_line import said_of
 from api.request_state import RequestState, request_state_of
 from api.schemas.fields import fleets_seed
 from shared.errors import ClientGone, Draining, FleetError, PayloadTooLarge, UnsupportedEncoding
@@ -110,12 +110,12 @@ class AccessLog:
         if request_state.error is not None and is_work and request_state.told_id is None:
             self._metrics.rejections.labels(request_state.error).inc()
         said = {"method": method, "route": route, "status": status, "total_ms": round(seconds * 1000, 1)}
-        said |= said_of(request_state) | ({"answer": _shown(answer)} if self._log_bodies else {})
+        said |= log_fields_of(request_state) | ({"answer": _shown(answer)} if self._log_bodies else {})
         is_news = self._log_requests and not request_state.is_probe
         access_log.log(logging.INFO if is_news else logging.DEBUG, "request", extra=fields(**said))
 
 
-class Seeded:
+class DefaultSeed:
     """Gives requests that name no seed the fleet's."""
 
     def __init__(self, app: ASGIApp, *, seed: int) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from fastapi import Depends, Header
 from pydantic import WithJsonSchema
 
-from api.record import OnDisconnect
+from api.request_record import OnDisconnect
 from shared.errors import InvalidRequest
 from shared.messages import PRIORITIES, Priority
 

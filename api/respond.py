@@ -10,9 +10,9 @@ from api.context import Context
 from api.cursor import HEADER, Cursor
 from api.dispatch import RequestFollower, StillRunning
 from api.endpoint import Endpoint
-from api.record import work_of
 from api.redis_timeout import redis_answers
 from api.request_events import total_usage
+from api.request_record import work_of
 from api.stream_format import StreamFormat
 from api.timings import timing_headers
 from shared.errors import InvalidRequest

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from api.errors import HungUp
+from api.errors import ClientDisconnected
 from api.request_state import request_state_of
 from api.stream_format import StreamFormat
 from shared.errors import Draining, FleetError
@@ -59,7 +59,7 @@ class EventStream(Response):
                 return  # without an end, so that the server breaks the connection
             if isinstance(error, Draining):
                 await _send_frame(send, self._stream_format.reconnect)
-            elif not isinstance(error, HungUp):
+            elif not isinstance(error, ClientDisconnected):
                 await _send_frame(send, self._last_words(error))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

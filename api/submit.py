@@ -10,8 +10,8 @@ from api.cache import AnswerCache, digest_of
 from api.context import Context
 from api.dispatch import RequestFollower
 from api.endpoint import Endpoint, TaskPlan
-from api.record import Record, Work, encode_record
 from api.redis_timeout import redis_answers
+from api.request_record import RequestRecord, SubmittedWork, encode_record
 from api.stopwatch import Stopwatch
 from shared.errors import DeviceUnavailable, Draining, InvalidRequest, ModelFailed, ModelNotFound, NoWorker
 from shared.messages import ModelInfo, Task
@@ -46,7 +46,9 @@ async def _submit(
     caller.check_model(model.id)
     on_disconnect = context.on_disconnect
     times = front.admission.limits.times(options.deadline_s)
-    record = Record(endpoint.name, model.id, int(time.time()), plan.n, plan.capped_at, on_disconnect, dict(plan.notes))
+    record = RequestRecord(
+        endpoint.name, model.id, int(time.time()), plan.n, plan.capped_at, on_disconnect, dict(plan.notes)
+    )
     order = Order(
         model.id,
         tuple(plan.tasks),
@@ -75,7 +77,7 @@ async def _submit(
         await cache.note(caller.tenant, digest, request)
     front.metrics.admissions.labels(model.id, order.priority).inc()
     return RequestFollower(
-        Work(request, record),
+        SubmittedWork(request, record),
         times.queue_s,
         times.deadline_s,
         order.follower_id,
@@ -85,7 +87,7 @@ async def _submit(
     )
 
 
-def _digest(context: Context, model: ModelInfo, record: Record, tasks: Sequence[Task]) -> str | None:
+def _digest(context: Context, model: ModelInfo, record: RequestRecord, tasks: Sequence[Task]) -> str | None:
     """Return the digest by which an answer given before is found; None where none may be used.
 
     A request with an idempotency key says by the key which answer it wants.

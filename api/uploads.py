@@ -9,7 +9,7 @@ from starlette.responses import Response, StreamingResponse
 
 from api.caller import Caller, caller_of
 from api.deps import Front
-from api.errors import HungUp, render
+from api.errors import ClientDisconnected, render
 from api.media_types import disposition, file_name, is_text
 from api.problem import Problem
 from api.prohibited import Scan
@@ -38,7 +38,7 @@ async def pieces_of(request: Request) -> AsyncGenerator[bytes, None]:
         async for piece in request.stream():
             yield piece
     except ClientDisconnect as error:
-        raise HungUp("The caller has hung up.") from error
+        raise ClientDisconnected("The caller has hung up.") from error
 
 
 class Examined:

@@ -49,7 +49,7 @@ _FLEET = {
     "memory": Listed("aios_workers_memory_bytes", "gauge", ("kind",), "Memory of all workers: `host` or `device`."),
     "redis_up": Listed("aios_redis_up", "gauge", (), "1 when Redis answered this front just now, 0 when not."),
 }
-"""Gauges of the whole fleet, by the key under which `shared/fleet/sums.py` and `api/report.py` have their values."""
+"""Gauges of the whole fleet, by the key under which `shared/fleet/sums.py` and `api/exporter.py` have their values."""
 
 
 class FleetMetrics:

@@ -47,7 +47,7 @@ from api.endpoint import Endpoint, Post, TaskPlan
 from api.error_format import ErrorFormat
 from api.limits import Limits
 from api.plans import text_plan
-from api.record import Work
+from api.request_record import Work
 from api.request_events import Outcome
 from api.schemas.fields import SampledRequest
 from shared.messages import ModelInfo

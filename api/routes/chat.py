@@ -6,8 +6,8 @@ from api.dialect import Dialect
 from api.endpoint import Endpoint, Post, TaskPlan
 from api.error_format import OPENAI
 from api.limits import Limits
-from api.record import Work
 from api.request_events import Outcome
+from api.request_record import SubmittedWork
 from api.routes.chunks import ChatChunks
 from api.schemas.chat import ChatCompletion, ChatRequest, chat_completion
 from api.schemas.openai import Heading
@@ -21,16 +21,16 @@ def _plan(body: ChatRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     return TaskPlan([body.chat_task(budget.max_tokens)], budget, body.n, notes)
 
 
-def _whole(work: Work, outcomes: Sequence[Outcome]) -> ChatCompletion:
+def _whole(work: SubmittedWork, outcomes: Sequence[Outcome]) -> ChatCompletion:
     [outcome] = outcomes
     return chat_completion(_heading(work), outcome)
 
 
-def _chunks(work: Work) -> ChatChunks:
+def _chunks(work: SubmittedWork) -> ChatChunks:
     return ChatChunks(_heading(work), work.record.n, with_usage=work.record.notes["with_usage"])
 
 
-def _heading(work: Work) -> Heading:
+def _heading(work: SubmittedWork) -> Heading:
     return Heading(f"chatcmpl-{work.id}", work.record.created, work.record.model)
 
 

@@ -7,8 +7,8 @@ from pydantic import BaseModel, Field
 from api.dialect import Dialect
 from api.endpoint import Endpoint, Post, TaskPlan
 from api.limits import Limits
-from api.record import Work
 from api.request_events import Outcome
+from api.request_record import SubmittedWork
 from api.schemas.fields import NonEmpty, RequestBody, shown
 from api.schemas.files import MadeFile, made_file
 from shared.echo_task import EchoedTask, EchoTask
@@ -36,7 +36,7 @@ def _plan(body: EchoTaskRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     return TaskPlan([EchoTask(body.text, body.steps, body.step_ms)])
 
 
-def _render(work: Work, outcomes: Sequence[Outcome]) -> EchoTaskResponse:
+def _render(work: SubmittedWork, outcomes: Sequence[Outcome]) -> EchoTaskResponse:
     [outcome] = outcomes
     result = outcome.as_a(EchoedTask)
     [ref] = outcome.artifacts

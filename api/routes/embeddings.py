@@ -6,8 +6,8 @@ from api.dialect import Dialect
 from api.endpoint import Endpoint, Post, TaskPlan
 from api.error_format import OPENAI
 from api.limits import Limits
-from api.record import Work
 from api.request_events import Outcome
+from api.request_record import SubmittedWork
 from api.schemas.embeddings import Embeddings, EmbeddingsRequest, embeddings
 from shared.messages import ModelInfo
 
@@ -17,7 +17,7 @@ def _plan(body: EmbeddingsRequest, model: ModelInfo, limits: Limits) -> TaskPlan
     return TaskPlan(body.tasks(), notes={"encoding_format": body.encoding_format})
 
 
-def _whole(work: Work, outcomes: Sequence[Outcome]) -> Embeddings:
+def _whole(work: SubmittedWork, outcomes: Sequence[Outcome]) -> Embeddings:
     return embeddings(work.record.model, outcomes, work.record.notes["encoding_format"])
 
 

@@ -68,7 +68,7 @@ async def readyz(front: FrontDep) -> Response:
 @router.get("/metrics", include_in_schema=False)
 async def metrics(front: FrontDep) -> Response:
     """Prometheus text; what is told of the fleet is read as it is asked for."""
-    return Response(await front.report.render(), media_type=CONTENT_TYPE)
+    return Response(await front.exporter.render(), media_type=CONTENT_TYPE)
 
 
 async def reason_not_ready(front: Front) -> str | None:

@@ -8,8 +8,8 @@ from api.dialect import Dialect
 from api.endpoint import Endpoint, Post, TaskPlan
 from api.limits import Limits
 from api.plans import text_plan
-from api.record import Work
 from api.request_events import Outcome
+from api.request_record import SubmittedWork
 from api.routes.texts import Texts
 from api.schemas.hrm import (
     DEFAULT_MAX_TOKENS,
@@ -58,11 +58,11 @@ def score_tasks(body: LoglikelihoodRequest, places: dict[str, list[int]]) -> lis
     ]
 
 
-def _completions(work: Work, outcomes: Sequence[Outcome]) -> GenerateResponse:
+def _completions(work: SubmittedWork, outcomes: Sequence[Outcome]) -> GenerateResponse:
     return generate_response(outcomes)
 
 
-def _stream(work: Work) -> Texts:
+def _stream(work: SubmittedWork) -> Texts:
     return Texts(work.record.n, len(work.request.job_ids), _end)
 
 
@@ -70,14 +70,14 @@ def _end(outcomes: Sequence[Outcome], timings: Timings | None) -> dict[str, Any]
     return generate_response(outcomes).model_dump(mode="json", exclude={"completions"})
 
 
-def _scores(work: Work, outcomes: Sequence[Outcome]) -> LoglikelihoodResponse:
+def _scores(work: SubmittedWork, outcomes: Sequence[Outcome]) -> LoglikelihoodResponse:
     scores: dict[int, ContinuationScore] = {}
     for group, outcome in zip(work.record.notes["places"], outcomes, strict=True):
         scores.update(zip(group, outcome.as_a(Scored).scores, strict=True))
     return loglikelihood_response([scores[place] for place in sorted(scores)])
 
 
-def _rolling(work: Work, outcomes: Sequence[Outcome]) -> RollingResponse:
+def _rolling(work: SubmittedWork, outcomes: Sequence[Outcome]) -> RollingResponse:
     return rolling_response([score for outcome in outcomes for score in outcome.as_a(Scored).scores])
 
 

@@ -13,13 +13,13 @@ from api.request_state import Usage
 from api.stream_format import NamedEvent
 from api.timings import Timings
 
-Finish = Callable[[Sequence[Outcome], Timings | None], BaseModel]
+FinalDrain = Callable[[Sequence[Outcome], Timings | None], BaseModel]
 
 
 class InferenceEvents:
     """Of one job; `finish` makes the whole answer of its outcome and of how long it took."""
 
-    def __init__(self, correlation_id: str, finish: Finish) -> None:
+    def __init__(self, correlation_id: str, finish: FinalDrain) -> None:
         self._correlation_id = correlation_id
         self._finish = finish
         self._deltas, self._builder = ChoiceDeltas(1), OutcomeBuilder(1)

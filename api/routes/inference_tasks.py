@@ -11,8 +11,8 @@ from api.endpoint import Endpoint, ImmediateEndpoint, TaskPlan
 from api.error_format import API
 from api.limits import Limits
 from api.plans import text_plan
-from api.record import Work
 from api.request_events import Outcome, total_usage
+from api.request_record import SubmittedWork
 from api.request_state import Usage
 from api.routes.inference_events import InferenceEvents
 from api.schemas.fields import refuse
@@ -59,7 +59,7 @@ def _endpoint(
 ) -> Endpoint:
     name = INFOS[task].pipeline_tags[0]
 
-    def render(work: Work, outcomes: Sequence[Outcome]) -> InferenceResponse:
+    def render(work: SubmittedWork, outcomes: Sequence[Outcome]) -> InferenceResponse:
         return InferenceResponse(
             correlation_id=work.id,
             model_id=work.record.model,
@@ -69,7 +69,7 @@ def _endpoint(
             metrics=times_body(work.timings),
         )
 
-    def stream(work: Work) -> InferenceEvents:
+    def stream(work: SubmittedWork) -> InferenceEvents:
         def finish(outcomes: Sequence[Outcome], timings: Timings | None) -> InferenceResponse:
             return render(replace(work, timings=timings), outcomes)
 

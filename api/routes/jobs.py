@@ -21,9 +21,9 @@ from api.endpoint import Endpoint
 from api.error_format import PLAIN
 from api.headers import answer_headers
 from api.problem import problem_of
-from api.record import Work, work_of
 from api.redis_timeout import redis_answers
 from api.request_events import OutcomeBuilder, error_of, total_usage
+from api.request_record import SubmittedWork, work_of
 from api.schemas.jobs import FOLLOWED, JobStatus
 from api.schemas.usage import usage_body
 from api.timings import timings_of
@@ -71,7 +71,7 @@ async def cancel(id: str, front: FrontDep, caller: CallerDep) -> Response:
     return await _told(front, work_of(request))
 
 
-async def _told(front: Front, work: Work) -> Response:
+async def _told(front: Front, work: SubmittedWork) -> Response:
     standings = await front.requests.look(work.request)
     endpoint, record = front.endpoints.of(work), work.record
     state = state_of(standings)
@@ -99,7 +99,7 @@ async def _told(front: Front, work: Work) -> Response:
     return Response(msgspec.json.encode(body), media_type="application/json", headers=dict(headers))
 
 
-async def _progress(front: Front, work: Work, standings: Sequence[Standing]) -> dict[str, Any] | None:
+async def _progress(front: Front, work: SubmittedWork, standings: Sequence[Standing]) -> dict[str, Any] | None:
     """Return how far the only job of a request has come, or how many of several jobs have ended."""
     job_ids = work.request.job_ids
     if len(job_ids) > 1:
@@ -112,7 +112,7 @@ async def _progress(front: Front, work: Work, standings: Sequence[Standing]) -> 
 
 
 def _ended(
-    endpoint: Endpoint, work: Work, standings: Sequence[Standing], logs: list[list[Event]]
+    endpoint: Endpoint, work: SubmittedWork, standings: Sequence[Standing], logs: list[list[Event]]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What is told of a request that has ended, besides. Of text that was cut short there is a `partial` answer."""
     state = state_of(standings)

@@ -11,8 +11,8 @@ from api.endpoint import Endpoint, Post, TaskPlan
 from api.error_format import OPENAI
 from api.limits import Limits
 from api.plans import text_plan
-from api.record import Work
 from api.request_events import Outcome
+from api.request_record import SubmittedWork
 from api.routes.chunks import Chunks
 from api.schemas.echo import echo_notes, echo_tasks, echoed
 from api.schemas.errors import OpenAIErrorBody, errors_of
@@ -55,16 +55,16 @@ def _plan(body: CompletionRequest, model: ModelInfo, limits: Limits) -> TaskPlan
     return text_plan(body, body.prompt, DEFAULT_MAX_TOKENS, model, limits, notes)
 
 
-def _whole(work: Work, outcomes: Sequence[Outcome]) -> Completion:
+def _whole(work: SubmittedWork, outcomes: Sequence[Outcome]) -> Completion:
     notes = work.record.notes
     return echoed(_heading(work), outcomes, notes) if "texts" in notes else completion(_heading(work), outcomes)
 
 
-def _chunks(work: Work) -> Chunks:
+def _chunks(work: SubmittedWork) -> Chunks:
     return Chunks(_heading(work), work.record.n, with_usage=work.record.notes["with_usage"])
 
 
-def _heading(work: Work) -> Heading:
+def _heading(work: SubmittedWork) -> Heading:
     return Heading(f"cmpl-{work.id}", work.record.created, work.record.model)
 
 

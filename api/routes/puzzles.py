@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from api.dialect import Dialect
 from api.endpoint import Endpoint, Post, TaskPlan
 from api.limits import Limits
-from api.record import Work
 from api.request_events import Outcome
+from api.request_record import SubmittedWork
 from api.schemas.puzzles import SolveRequest, SolveResponse, solve_response
 from shared.messages import ModelInfo
 
@@ -16,7 +16,7 @@ def _plan(body: SolveRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     return TaskPlan(body.tasks(), notes={"as_string": [isinstance(puzzle, str) for puzzle in body.puzzles]})
 
 
-def _whole(work: Work, outcomes: Sequence[Outcome]) -> SolveResponse:
+def _whole(work: SubmittedWork, outcomes: Sequence[Outcome]) -> SolveResponse:
     return solve_response(work.record.model, work.record.notes["as_string"], outcomes)
 
 

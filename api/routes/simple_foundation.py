@@ -13,8 +13,8 @@ from api.endpoint import Endpoint, Post, TaskPlan
 from api.extraction import answer_in, code_in
 from api.limits import Limits
 from api.plans import text_plan
-from api.record import Work
 from api.request_events import Outcome, total_usage
+from api.request_record import SubmittedWork
 from api.routes.texts import Texts
 from api.schemas.simple_foundation import (
     CODING_MAX_TOKENS,
@@ -64,7 +64,7 @@ def _plan_problem(body: ProblemRequest, template: str, max_tokens: int, model: M
     return text_plan(body, [prompt], max_tokens, model, limits, {"problem": body.problem})
 
 
-def _prompt_response(work: Work, outcomes: Sequence[Outcome]) -> PromptResponse:
+def _prompt_response(work: SubmittedWork, outcomes: Sequence[Outcome]) -> PromptResponse:
     texts, made = [choice.text for choice in outcomes[0].choices], _made(work, outcomes)
     return PromptResponse(
         prompt=work.record.notes["prompt"],
@@ -75,19 +75,19 @@ def _prompt_response(work: Work, outcomes: Sequence[Outcome]) -> PromptResponse:
     )
 
 
-def _math_response(work: Work, outcomes: Sequence[Outcome]) -> MathResponse:
+def _math_response(work: SubmittedWork, outcomes: Sequence[Outcome]) -> MathResponse:
     solution = outcomes[0].choices[0].text
     problem = work.record.notes["problem"]
     return MathResponse(problem=problem, solution=solution, answer=answer_in(solution), **_made(work, outcomes))
 
 
-def _coding_response(work: Work, outcomes: Sequence[Outcome]) -> CodingResponse:
+def _coding_response(work: SubmittedWork, outcomes: Sequence[Outcome]) -> CodingResponse:
     solution = outcomes[0].choices[0].text
     problem = work.record.notes["problem"]
     return CodingResponse(problem=problem, solution=solution, code=code_in(solution), **_made(work, outcomes))
 
 
-def _made(work: Work, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _made(work: SubmittedWork, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """The time is that from the request's coming to its end; null where Redis does not tell."""
     usage = total_usage(outcomes)
     return {
@@ -102,11 +102,11 @@ def _endpoint(
     body: type[BaseModel],
     answer: type[BaseModel],
     plan: Callable[[Any, ModelInfo, Limits], TaskPlan],
-    render: Callable[[Work, Sequence[Outcome]], BaseModel],
+    render: Callable[[SubmittedWork, Sequence[Outcome]], BaseModel],
 ) -> Endpoint:
     """A stream ends with what the whole answer would have been."""
 
-    def stream(work: Work) -> Texts:
+    def stream(work: SubmittedWork) -> Texts:
         def end(outcomes: Sequence[Outcome], timings: Timings | None) -> dict[str, Any]:
             return {"text": "", "result": render(replace(work, timings=timings), outcomes).model_dump()}
 

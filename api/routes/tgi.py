@@ -8,8 +8,8 @@ from api.dialect import Dialect
 from api.endpoint import Endpoint, Post, TaskPlan
 from api.error_format import TGI
 from api.limits import Limits
-from api.record import Work
 from api.request_events import Outcome
+from api.request_record import SubmittedWork
 from api.routes.tgi_frames import TgiFrames
 from api.schemas.tgi import DEFAULT_MAX_TOKENS, TgiNotes, TgiRequest, TgiResponse, TgiResponses, notes_of, response
 from api.stream_format import EVENTS
@@ -27,19 +27,19 @@ def _model(body: TgiRequest) -> str | None:
     return body.model or body.parameters.model
 
 
-def _notes(work: Work) -> TgiNotes:
+def _notes(work: SubmittedWork) -> TgiNotes:
     return msgspec.convert(work.record.notes, TgiNotes)
 
 
-def _one(work: Work, outcomes: Sequence[Outcome]) -> TgiResponse:
+def _one(work: SubmittedWork, outcomes: Sequence[Outcome]) -> TgiResponse:
     return response(outcomes[0], _notes(work))
 
 
-def _listed(work: Work, outcomes: Sequence[Outcome]) -> TgiResponses:
+def _listed(work: SubmittedWork, outcomes: Sequence[Outcome]) -> TgiResponses:
     return TgiResponses([_one(work, outcomes)])
 
 
-def _frames(work: Work) -> TgiFrames:
+def _frames(work: SubmittedWork) -> TgiFrames:
     return TgiFrames(_notes(work))
 
 

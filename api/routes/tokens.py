@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from api.dialect import Dialect
 from api.endpoint import Endpoint, Post, TaskPlan
 from api.limits import Limits
-from api.record import Work
 from api.request_events import Outcome
+from api.request_record import SubmittedWork
 from api.schemas.tokens import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -27,12 +27,12 @@ def _plan_detokenize(body: DetokenizeRequest, model: ModelInfo, limits: Limits) 
     return TaskPlan([detokenize_task(body)])
 
 
-def _tokens(work: Work, outcomes: Sequence[Outcome]) -> TokenizeResponse:
+def _tokens(work: SubmittedWork, outcomes: Sequence[Outcome]) -> TokenizeResponse:
     notes = work.record.notes
     return tokenize_response(outcomes[0], notes["window"], with_texts=notes["with_texts"])
 
 
-def _text(work: Work, outcomes: Sequence[Outcome]) -> DetokenizeResponse:
+def _text(work: SubmittedWork, outcomes: Sequence[Outcome]) -> DetokenizeResponse:
     return detokenize_response(outcomes[0])
 
 

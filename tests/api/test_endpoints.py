@@ -16,8 +16,8 @@ from api.error_format import ErrorFormat
 from api.limits import Limits
 from api.plans import text_plan
 from api.problem import Problem
-from api.record import Record, Work
 from api.request_events import Choice, Outcome
+from api.request_record import RequestRecord, SubmittedWork
 from api.request_state import Usage
 from api.route_table import RouteTable
 from api.schemas.fields import SampledRequest
@@ -67,10 +67,10 @@ def test_a_row_plans_and_renders_without_a_request(path: str, fields: dict[str, 
     assert isinstance(endpoint, Endpoint)
     plan = endpoint.plan(body, model_info(tasks=ALL_TASKS), LIMITS)
     assert len(plan.tasks) == 1
-    record = Record(endpoint.name, "echo", 0, plan.n, notes=dict(plan.notes))
+    record = RequestRecord(endpoint.name, "echo", 0, plan.n, notes=dict(plan.notes))
     made = (ArtifactRef("file-1", "text/plain", 3),)
     outcome = Outcome((Choice("said", "stop", (5,)),), Usage(1, 1), RESULTS[endpoint.task], artifacts=made)
-    whole = endpoint.render(Work(Request("id", "tenant", ("job",)), record), [outcome])
+    whole = endpoint.render(SubmittedWork(Request("id", "tenant", ("job",)), record), [outcome])
     assert isinstance(whole, endpoint.answer)
 
 
@@ -106,7 +106,7 @@ def _plan(body: OddRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     return text_plan(body, [body.say], 4, model, limits)
 
 
-def _render(work: Work, outcomes: Sequence[Outcome]) -> OddAnswer:
+def _render(work: SubmittedWork, outcomes: Sequence[Outcome]) -> OddAnswer:
     return OddAnswer(said=[choice.text for choice in outcomes[0].choices])
 
 

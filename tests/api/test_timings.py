@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.answers import timings_at_end
-from api.record import Record, Work
+from api.request_record import RequestRecord, SubmittedWork
 from api.request_state import Usage
 from api.timings import Timings, timings_of
 from shared import keys
@@ -126,7 +126,7 @@ async def test_an_answer_does_not_depend_on_its_timings(redis: Redis) -> None:
     """What Redis no longer knows is left out."""
     gone = Request("00" + "a" * 32, "public", ("00" + "b" * 32,))
     async with live(redis) as (_, front):
-        assert await timings_at_end(front, Work(gone, Record("generate", "echo", 0)), Usage()) is None
+        assert await timings_at_end(front, SubmittedWork(gone, RequestRecord("generate", "echo", 0)), Usage()) is None
 
 
 def _comment(answer: httpx.Response) -> str:

@@ -78,7 +78,7 @@ async def end_of(redis: Redis, job: Job) -> Terminal:
     raise AssertionError("a log without an end")
 
 
-async def said_of(redis: Redis, job: Job) -> tuple[str, list[int]]:
+async def log_fields_of(redis: Redis, job: Job) -> tuple[str, list[int]]:
     """All text of a job's log, and the epochs that began it."""
     events = [event for _, event in await LogReader(Broker(redis)).read(job.id)]
     text = "".join(event.text for event in events if isinstance(event, Tokens))

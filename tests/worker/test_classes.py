@@ -8,7 +8,7 @@ from shared.messages import Done, Priority, Sampling
 from tests.desk import Desk
 from tests.polling import until
 from tests.worker.ghost import Ghost, answer
-from tests.worker.services import Slow, end_of, long_task, said_of, service, serving, task
+from tests.worker.services import Slow, end_of, log_fields_of, long_task, service, serving, task
 from worker.engine import Engine
 from worker.request import Emission, Work
 from worker.runners.base import RunnerOptions
@@ -115,7 +115,7 @@ async def test_a_full_worker_takes_an_urgent_job_all_the_same(redis: Redis) -> N
         assert await desk.counts() == (1, 2), "a bulk job has ended, or the default one was taken"
         for job, text in ((bulk[0], ("abc" * 67)[:200]), (bulk[1], ("abc" * 67)[:200]), (waiting[0], "abc" * 10)):
             assert isinstance(await end_of(redis, job), Done)
-            assert await said_of(redis, job) == (text, [1])
+            assert await log_fields_of(redis, job) == (text, [1])
         await until(
             lambda: worker.models["m"].host.intake._free == worker.models["m"].host.intake._urgent_free == 2,
             "all places are free",

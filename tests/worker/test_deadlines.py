@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 from shared.messages import Done, Failed, Sampling, Tokens
 from tests.desk import Desk
 from tests.worker.ghost import Ghost, answer
-from tests.worker.services import Slow, end_of, long_task, said_of, service, serving
+from tests.worker.services import Slow, end_of, log_fields_of, long_task, service, serving
 from worker.engine import Engine
 from worker.noise import fold
 from worker.outbox import _add
@@ -102,4 +102,4 @@ async def test_a_jobs_own_deadline_holds_in_the_worker(redis: Redis) -> None:
     assert isinstance(end, Done)
     assert end.finish_reason == "deadline"
     assert 0 < end.num_completion_tokens <= 2 / slow.stepping_s + 1
-    assert len((await said_of(redis, job))[0]) == end.num_completion_tokens
+    assert len((await log_fields_of(redis, job))[0]) == end.num_completion_tokens

@@ -14,7 +14,7 @@ from tests.desk import Desk
 from tests.polling import DEADLINE_S, until
 from tests.redis_server import RedisServer
 from tests.slowness import within
-from tests.worker.services import Gated, Slow, end_of, loaded, long_task, said_of, service, serving
+from tests.worker.services import Gated, Slow, end_of, loaded, log_fields_of, long_task, service, serving
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
 
@@ -96,7 +96,7 @@ async def test_another_worker_goes_on_at_once(redis: Redis) -> None:
         await check_stop(running, stop, limit_s=1.0)
         for job in jobs:
             assert isinstance(await end_of(redis, job), Done)
-            assert await said_of(redis, job) == ("abc" * 20, [1, 2])
+            assert await log_fields_of(redis, job) == ("abc" * 20, [1, 2])
     assert leaver._ledger.claims == []
 
 
@@ -110,7 +110,7 @@ async def test_a_long_step_does_not_hold_a_worker(redis: Redis) -> None:
         await check_stop(running, stop, limit_s=2.0)
         for job in jobs:
             assert isinstance(await end_of(redis, job), Done)
-            assert (await said_of(redis, job))[0] == "abc" * 10
+            assert (await log_fields_of(redis, job))[0] == "abc" * 10
         stuck.gate.set()
 
 
@@ -125,7 +125,7 @@ async def test_the_only_worker_leaves_its_jobs_to_the_next(redis: Redis) -> None
     assert await Desk(redis).counts() == (0, 1)
     async with serving(service(redis), Echo(RunnerOptions("echo", max_batch=4))):
         assert isinstance(await end_of(redis, job), Done)
-    assert (await said_of(redis, job))[0] == "abc" * 20
+    assert (await log_fields_of(redis, job))[0] == "abc" * 20
 
 
 @pytest.mark.parametrize("phase", ["load", "encode", "step"])

@@ -12,7 +12,7 @@ from shared.queue import Claim
 from tests.desk import Desk
 from tests.polling import until
 from tests.slowness import within
-from tests.worker.services import LEASE_S, Gated, end_of, loaded, long_task, said_of, service, serving
+from tests.worker.services import LEASE_S, Gated, end_of, loaded, log_fields_of, long_task, service, serving
 from worker.progress import beat
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
@@ -41,7 +41,7 @@ async def test_a_hung_step_loses_its_jobs_and_its_late_words_are_refused(redis: 
         async with serving(service(redis), echo()):
             for job in jobs:
                 assert isinstance(await end_of(redis, job), Done)
-                assert await said_of(redis, job) == ("abc" * 10, [1, 2])
+                assert await log_fields_of(redis, job) == ("abc" * 10, [1, 2])
         assert time.monotonic() - hung.step_began_s > LEASE_S * 0.9, "the lease was not respected"
         assert len(zombie._ledger.claims) == 2, "it does not know yet: this proves nothing"
         zombie.models["m"].queue.renew = none_lost  # type: ignore[method-assign]  # let the appends tell it
@@ -51,7 +51,7 @@ async def test_a_hung_step_loses_its_jobs_and_its_late_words_are_refused(redis: 
         assert zombie._ledger.claims == []
         assert zombie.models["m"].host.intake._free == 4
     for job in jobs:
-        assert (await said_of(redis, job))[0] == "abc" * 10
+        assert (await log_fields_of(redis, job))[0] == "abc" * 10
 
 
 async def none_lost(claims: Sequence[Claim], *, silence_s: float) -> list[Claim]:
@@ -77,7 +77,7 @@ async def test_a_long_step_that_gets_on_keeps_its_lease(redis: Redis) -> None:
         await until(lambda: len(worker._ledger.claims) == 1, "it is taken")
         async with serving(service(redis), echo()):
             assert isinstance(await end_of(redis, job), Done)
-    assert await said_of(redis, job) == ("ab", [1])
+    assert await log_fields_of(redis, job) == ("ab", [1])
 
 
 async def test_a_worker_that_hangs_takes_nothing_and_gives_up(redis: Redis) -> None:
@@ -96,5 +96,5 @@ async def test_a_worker_that_hangs_takes_nothing_and_gives_up(redis: Redis) -> N
     async with serving(service(redis), echo()):
         for each, epochs in ((job, [1, 2]), (other, [1])):
             assert isinstance(await end_of(redis, each), Done)
-            assert await said_of(redis, each) == ("abc", epochs)
+            assert await log_fields_of(redis, each) == ("abc", epochs)
     hung.gate.set()

@@ -11,7 +11,7 @@ from shared.messages import Done, Event, Failed, Generate, Sampling, Score, Toke
 from shared.queue import Claim, WorkQueue
 from tests.desk import Desk
 from tests.polling import DEADLINE_S, until
-from tests.worker.services import Gated, Slow, end_of, loaded, long_task, said_of, service, task
+from tests.worker.services import Gated, Slow, end_of, loaded, log_fields_of, long_task, service, task
 from worker.attempt import Attempt
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
@@ -34,7 +34,7 @@ async def test_a_worker_that_takes_over_its_own_job_says_everything_once(
     jobs = await Desk(redis).submit(long_task(), long_task())
     for job in jobs:
         assert isinstance(await end_of(redis, job), Done)
-        text, epochs = await said_of(redis, job)
+        text, epochs = await log_fields_of(redis, job)
         assert text == ("abc" * 200)[:400]
         assert len(epochs) > 1, "no lease lapsed, so this proved nothing"
     assert worker.models["m"].host.intake._free == 3
@@ -50,7 +50,7 @@ async def test_slow_tokenizing_does_not_cost_the_lease(redis: Redis) -> None:
     running = asyncio.create_task(service(redis).run(lambda: loaded(runner), stop))
     for job in jobs:
         assert isinstance(await end_of(redis, job), Done)
-        assert (await said_of(redis, job))[1] == [1]
+        assert (await log_fields_of(redis, job))[1] == [1]
     stop.set()
     assert await running is True
 
@@ -75,7 +75,7 @@ async def test_a_replay_that_cannot_be_read_is_tried_again(redis: Redis, monkeyp
     monkeypatch.setattr(worker._reader, "read", read)
     running = asyncio.create_task(worker.run(lambda: loaded(Echo(RunnerOptions("echo", max_batch=3))), stop))
     assert isinstance(await end_of(redis, job), Done)
-    assert (await said_of(redis, job))[0] == "abcabcabc"
+    assert (await log_fields_of(redis, job))[0] == "abcabcabc"
     assert worker.models["m"].host.intake._free == 3
     stop.set()
     assert await running is True

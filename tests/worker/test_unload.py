@@ -16,7 +16,7 @@ from shared.presence import Presence
 from shared.settings import ModelEntry, Settings
 from tests.desk import Desk
 from tests.polling import DEADLINE_S, until
-from tests.worker.services import LEASE_S, Gated, end_of, long_task, said_of, service, task
+from tests.worker.services import LEASE_S, Gated, end_of, log_fields_of, long_task, service, task
 from tests.worker.test_hrm_text import write_tiny
 from worker import known_models
 from worker.loading import LoadedModel, load_models
@@ -94,7 +94,7 @@ async def test_d22_load_infer_unload_infer_again(redis: Redis, tmp_path: Path) -
         [second] = await desk.submit(ask)
         await ended(redis, second)
         assert residence(worker) == "loaded"
-        assert (await said_of(redis, second))[0] == (await said_of(redis, first))[0] != ""
+        assert (await log_fields_of(redis, second))[0] == (await log_fields_of(redis, first))[0] != ""
 
 
 async def test_jobs_in_hand_end_and_queued_ones_wait_for_the_model(redis: Redis) -> None:
@@ -115,7 +115,7 @@ async def test_jobs_in_hand_end_and_queued_ones_wait_for_the_model(redis: Redis)
         gated.gate.set()
         for job in jobs:
             await ended(redis, job)
-            assert await said_of(redis, job) == ("abc" * 3, [1])
+            assert await log_fields_of(redis, job) == ("abc" * 3, [1])
         await until(lambda: told(redis, worker, "m", order), "the worker obeyed")
         assert len(made) == 2
         assert worker.models["m"].host.intake._free == MAX_BATCH
@@ -144,7 +144,7 @@ async def test_another_model_goes_on_while_one_is_loaded_again(redis: Redis) -> 
         assert await Desk(redis).counts() == (1, 0)
         may_load.set()
         await ended(redis, waiting)
-    assert (await said_of(redis, waiting))[1] == [1]
+    assert (await log_fields_of(redis, waiting))[1] == [1]
 
 
 async def test_a_model_on_a_gpu_is_loaded_while_the_others_stand_still(redis: Redis) -> None:
@@ -170,7 +170,7 @@ async def test_a_model_on_a_gpu_is_loaded_while_the_others_stand_still(redis: Re
         [job] = await Desk(redis).submit(task("abc"))
         await ended(redis, job)
         assert (await ended(redis, busy)).num_completion_tokens == 3000
-    assert (await said_of(redis, busy))[1] == [1]
+    assert (await log_fields_of(redis, busy))[1] == [1]
     assert steps_while_loading == [0, 0]
 
 
@@ -219,4 +219,4 @@ async def test_a_worker_leaves_while_it_unloads_or_is_unloaded(redis: Redis) -> 
     gated.gate.set()
     async with at_work(redis, lambda: [model("m", echo)]):
         await ended(redis, job)
-    assert (await said_of(redis, job))[0] == "abcab"
+    assert (await log_fields_of(redis, job))[0] == "abcab"

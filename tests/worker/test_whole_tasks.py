@@ -18,7 +18,7 @@ from shared.messages import Done, Failed, Progress, Started, Task, Terminal
 from shared.queue import Claim, Terms
 from tests.desk import Desk
 from tests.polling import until
-from tests.worker.services import LEASE_S, Gated, end_of, loaded, long_task, said_of, service, serving
+from tests.worker.services import LEASE_S, Gated, end_of, loaded, log_fields_of, long_task, service, serving
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
 from worker.runners.echo_task import EchoTaskRunner
@@ -42,7 +42,7 @@ async def test_one_step_of_three_leases_keeps_its_job_and_nobody_is_blamed(redis
         async with serving(other, echo_task()):
             end = await end_of(redis, job)
     assert isinstance(end, Done)
-    assert (await said_of(redis, job))[1] == [1]
+    assert (await log_fields_of(redis, job))[1] == [1]
     assert await redis.hget("aios:{00}:job:" + job.id, "deaths") in (None, b"0")  # type: ignore[misc]
 
 
@@ -158,7 +158,7 @@ async def test_a_drain_waits_for_a_task_but_others_do_not(redis: Redis) -> None:
         is_over = any(isinstance(event, Terminal) for event in await Desk(redis, "t").events(task))
     assert not is_over, "the answer waited for the task"
     assert isinstance(await end_of(redis, task), Done)
-    assert (await said_of(redis, task))[1] == [1]
+    assert (await log_fields_of(redis, task))[1] == [1]
     assert await running is True
 
 
@@ -172,7 +172,7 @@ async def test_a_task_that_has_no_time_left_goes_to_another_worker(redis: Redis)
     assert await running is True
     async with serving(service(redis), echo_task()):
         assert isinstance(await end_of(redis, task), Done)
-    assert (await said_of(redis, task))[1] == [1, 2]
+    assert (await log_fields_of(redis, task))[1] == [1, 2]
 
 
 @pytest.mark.parametrize("is_streamed", [True, False])

@@ -1,4 +1,4 @@
-"""What the log line of a request says of it, from the state that it left."""
+"""The fields of a request's line in the access log."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from api.request_state import RequestState
 from api.timings import Timings
 
 
-def said_of(request_state: RequestState) -> dict[str, Any]:
+def log_fields_of(request_state: RequestState) -> dict[str, Any]:
     """The fields of the line, without those of HTTP; None for what there is not. Times are in milliseconds."""
     said: dict[str, Any] = {
         "request_id": request_state.request_id,

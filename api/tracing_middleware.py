@@ -9,7 +9,7 @@ from shared.errors import ClientGone
 from shared.tracing import Span, Trace, Tracing
 
 
-class Traced:
+class TracingMiddleware:
     """Puts the span into the request's state, and ends it with its answer. The query of the URL is not told: clients
     put keys there."""
 

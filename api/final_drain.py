@@ -22,7 +22,7 @@ _LAST_POLL_S = 2.0  # for those who poll, to ask once more
 log = logging.getLogger("aios.api")
 
 
-class Finish:
+class FinalDrain:
     """`is_asked`: whether a caller waits for an answer of this front, of any kind."""
 
     def __init__(self, front: Front, is_asked: Callable[[], bool]) -> None:

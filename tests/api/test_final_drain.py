@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from api import finish
-from api.finish import Finish
+from api import final_drain
+from api.final_drain import FinalDrain
 from shared.broker import connect
 from tests.api.echo_worker import EchoWorker
 from tests.api.fronts import live, state, states
@@ -19,7 +19,7 @@ LATER = {"Prefer": "respond-async"}
 
 @pytest.fixture(autouse=True)
 def no_lingering(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finish, "_LAST_POLL_S", 0.0)
+    monkeypatch.setattr(final_drain, "_LAST_POLL_S", 0.0)
 
 
 def nobody() -> bool:
@@ -29,13 +29,13 @@ def nobody() -> bool:
 async def test_who_has_nothing_in_flight_leaves_at_once(redis: Redis, worker: EchoWorker) -> None:
     async with live(redis) as (client, front):
         assert (await client.post("/generate", json={"prompts": ["a b"]})).status_code == 200
-        await asyncio.wait_for(Finish(front, nobody).run(300), DEADLINE_S)
+        await asyncio.wait_for(FinalDrain(front, nobody).run(300), DEADLINE_S)
 
 
 async def test_it_stays_for_a_request_that_was_let_in_and_is_not_queued_yet(redis: Redis) -> None:
     async with live(redis) as (_, front):
         is_asked = True
-        finishing = asyncio.create_task(Finish(front, lambda: is_asked).run(300))
+        finishing = asyncio.create_task(FinalDrain(front, lambda: is_asked).run(300))
         _, pending = await asyncio.wait({finishing}, timeout=0.3)
         assert pending
         is_asked = False
@@ -50,7 +50,7 @@ async def test_it_stays_for_jobs_that_another_front_took(redis: Redis, redis_url
         async with live(other) as (client, _):
             await client.post("/generate", json={"prompts": ["a b", "c d"]}, headers=LATER)
             await until(lambda: len(worker.jobs) == 2, "the jobs run")
-        finishing = asyncio.create_task(Finish(front, nobody).run(300))
+        finishing = asyncio.create_task(FinalDrain(front, nobody).run(300))
         _, pending = await asyncio.wait({finishing}, timeout=0.3)
         assert pending
         worker.gate.set()
@@ -68,7 +68,7 @@ async def test_what_is_open_at_the_end_of_the_time_ends_once_whoever_took_it(
         asking = asyncio.create_task(one.post("/generate", json={"prompts": ["a b", "c d"]}))
         id = (await two.post("/v1/completions", json={"prompt": "e f"}, headers=LATER)).json()["id"]
         await until(lambda: len(worker.jobs) == 3, "the jobs run")
-        await asyncio.wait_for(Finish(front, nobody).run(0.1), DEADLINE_S)
+        await asyncio.wait_for(FinalDrain(front, nobody).run(0.1), DEADLINE_S)
         answer = await asking
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shut_down")
         assert int(answer.headers["Retry-After"]) == 1
@@ -81,13 +81,13 @@ async def test_what_is_open_at_the_end_of_the_time_ends_once_whoever_took_it(
 
 
 async def test_it_does_not_wait_for_a_redis_that_stays_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finish, "_REDIS_AWAY_S", 0.2)
+    monkeypatch.setattr(final_drain, "_REDIS_AWAY_S", 0.2)
     server = start_redis(tmp_path)
     redis = connect(server.url)
     try:
         async with live(redis) as (_, front):
             server.stop()
-            await asyncio.wait_for(Finish(front, nobody).run(300), DEADLINE_S)
+            await asyncio.wait_for(FinalDrain(front, nobody).run(300), DEADLINE_S)
     finally:
         server.stop()
         await redis.aclose()

@@ -13,7 +13,7 @@ OnDisconnect = Literal["cancel", "continue", "grace"]
 """What becomes of work whose caller has left: it ends, goes on, or ends unless somebody follows it soon."""
 
 
-class Record(msgspec.Struct, frozen=True, omit_defaults=True):
+class RequestRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """`endpoint` names how it was asked and is answered, `created` is seconds since 1970. Each job has `n` choices; the
     server's cap made them `capped_at` tokens, where that is fewer than asked. `notes` are the endpoint's own."""
 
@@ -27,11 +27,11 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 @dataclass(frozen=True)
-class Work:
+class SubmittedWork:
     """A request that is in the fleet, and its record; once it has ended, how long it took, if its endpoint is timed."""
 
     request: Request
-    record: Record
+    record: RequestRecord
     timings: Timings | None = None
 
     @property
@@ -40,16 +40,16 @@ class Work:
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Record)
+_decoder = msgspec.msgpack.Decoder(RequestRecord)
 
 
-def encode_record(record: Record) -> bytes:
+def encode_record(record: RequestRecord) -> bytes:
     return _encoder.encode(record)
 
 
-def work_of(request: Request) -> Work:
+def work_of(request: Request) -> SubmittedWork:
     """Raises JobNotFound for a record that only another version can read."""
     try:
-        return Work(request, _decoder.decode(request.record))
+        return SubmittedWork(request, _decoder.decode(request.record))
     except msgspec.DecodeError as error:
         raise JobNotFound("This job was created by another version of the server.") from error

@@ -1,4 +1,4 @@
-"""What a front tells of itself and of the whole fleet, read from Redis when somebody asks: every front tells the same.
+"""Export a front's own metrics and those of the whole fleet, read from Redis when they are asked for.
 
 Read at most twice a second, however many ask. What Redis did not tell is left out, but for `aios_redis_up`.
 """
@@ -17,7 +17,7 @@ _PATIENCE_S = 1.0
 _MAX_AGE_S = 0.5
 
 
-class Report:
+class MetricsExporter:
     def __init__(self, fleet: FleetView, queues: Queues, metrics: Metrics) -> None:
         self._fleet = fleet
         self._queues = queues
