@@ -23,7 +23,7 @@ from shared.errors import (
 )
 from shared.messages import Cancelled, Job, ModelInfo, TaskName
 from shared.requests import Request
-from shared.submission import Order, Quota, Submissions
+from shared.submission import Quota, Submissions, SubmitRequest
 
 LOCAL_MODEL = "local"
 _RETRY_AFTER_S = 2
@@ -82,32 +82,36 @@ class Admission:
             raise NoWorker(f"No worker that serves {name!r} is ready.", retry_after_s=_RETRY_AFTER_S)
         return fleet.models[name]
 
-    async def submit(self, order: Order, quota: Quota) -> tuple[Request, list[Job]]:
+    async def submit(self, submit_request: SubmitRequest, quota: Quota) -> tuple[Request, list[Job]]:
         """The request with its queued jobs, all or none; no jobs for one that came before with the same key.
 
         Raises what `Submissions.submit` does, and BrokerUnavailable when Redis does not answer.
         """
-        name, jobs = self._submissions.jobs_of(order)
-        submitting = asyncio.create_task(self._submissions.submit(order, name, jobs, quota, self.limits.room))
+        name, jobs = self._submissions.jobs_of(submit_request)
+        submitting = asyncio.create_task(
+            self._submissions.submit(submit_request, name, jobs, quota, self.limits.queue_limits)
+        )
         try:
             async with redis_answers_in_time():
                 request = await asyncio.shield(submitting)
         except (TimeoutError, asyncio.CancelledError, *UNAVAILABLE) as error:
-            submitting.add_done_callback(lambda task: self._abandon(task, order, name, jobs))
+            submitting.add_done_callback(lambda task: self._abandon(task, submit_request, name, jobs))
             if isinstance(error, asyncio.CancelledError):
                 raise
             raise BrokerUnavailable("Redis did not take the request.", retry_after_s=1) from error
         return request, jobs if request.id == name else []
 
-    def _abandon(self, submitting: "asyncio.Task[Request]", order: Order, name: str, jobs: Sequence[Job]) -> None:
+    def _abandon(
+        self, submitting: "asyncio.Task[Request]", submit_request: SubmitRequest, name: str, jobs: Sequence[Job]
+    ) -> None:
         """Nobody will follow these jobs, which may be queued all the same, even if the answer was lost. They go on
         where a key leads to them."""
         if not submitting.cancelled() and isinstance(submitting.exception(), FleetError):
             return
-        if not order.key:
+        if not submit_request.key:
             self._cancellations.cancel([job.id for job in jobs], Cancelled("abandoned"))
-        elif order.follower_id:
-            self._cancellations.leave(name, order.follower_id)
+        elif submit_request.follower_id:
+            self._cancellations.leave(name, submit_request.follower_id)
 
 
 def unseen(model_id: str, limits: Limits) -> ModelInfo:

@@ -27,7 +27,7 @@ Style = Literal["bearer", "x-api-key"]
 
 
 @dataclass(frozen=True)
-class Terms:
+class CallerDefaults:
     """What holds for every caller, unless a key's grant says otherwise."""
 
     quota: Quota
@@ -96,7 +96,7 @@ class Auth:
         self,
         keyring: Keyring,
         known: Mapping[str, Grant],
-        terms: Terms,
+        terms: CallerDefaults,
         *,
         requires_key: bool,
         first_key: FirstKey | None = None,
@@ -199,7 +199,7 @@ def build_auth(settings: Settings, broker: Broker) -> Auth:
     admins = _grants(settings.admin_keys, is_admin=True)
     if known.keys() & admins.keys():
         raise SettingsError("admin_keys: expected keys that are not in api_keys too")
-    terms = Terms(
+    terms = CallerDefaults(
         Quota(settings.tenant_concurrency, settings.tenant_rate_per_s, settings.tenant_burst),
         rate_of(settings.rate_limit) if settings.rate_limit else None,
         endpoint_rates(settings),

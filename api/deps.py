@@ -33,7 +33,7 @@ from shared.queues import Queues
 from shared.repeats import Repeats
 from shared.requests import Requests
 from shared.settings import Settings
-from shared.submission import Room, Submissions
+from shared.submission import QueueLimits, Submissions
 from shared.subscriptions import Subscriptions
 
 _CLOSE_S = 0.4
@@ -91,7 +91,7 @@ def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Fro
         max_new_tokens=settings.max_new_tokens,
         cap_policy=settings.cap_policy,
         max_prompts=settings.max_prompts_per_request,
-        room=Room(settings.max_queue_depth, settings.max_queue_bytes),
+        queue_limits=QueueLimits(settings.max_queue_depth, settings.max_queue_bytes),
         queue_timeout_s=settings.queue_timeout_s,
         request_timeout_s=settings.request_timeout_s,
         absent_grace_s=settings.absent_grace_s,

@@ -5,7 +5,7 @@ from typing import Literal
 
 from shared.errors import InvalidRequest
 from shared.messages import ModelInfo
-from shared.submission import Room
+from shared.submission import QueueLimits
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class TokenBudget:
 
 @dataclass(frozen=True)
 class Limits:
-    """`room` is how much may wait at once. Work waits for a model that was served `absent_grace_s` ago at most."""
+    """`queue_limits` is how much may wait at once. Work waits for a model that was served `absent_grace_s` ago at most."""
 
     max_new_tokens: int
     cap_policy: Literal["clamp", "reject"]
     max_prompts: int
-    room: Room
+    queue_limits: QueueLimits
     queue_timeout_s: float
     request_timeout_s: float
     absent_grace_s: float = 0.0

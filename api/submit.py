@@ -16,7 +16,7 @@ from api.stopwatch import Stopwatch
 from shared.errors import DeviceUnavailable, Draining, InvalidRequest, ModelFailed, ModelNotFound, NoWorker
 from shared.messages import ModelInfo, Task
 from shared.requests import new_follower_id
-from shared.submission import Order
+from shared.submission import SubmitRequest
 from shared.tracing import Attributes
 
 
@@ -49,7 +49,7 @@ async def _submit(
     record = RequestRecord(
         endpoint.name, model.id, int(time.time()), plan.n, plan.capped_at, on_disconnect, dict(plan.notes)
     )
-    order = Order(
+    submit_request = SubmitRequest(
         model.id,
         tuple(plan.tasks),
         caller.tenant,
@@ -67,20 +67,24 @@ async def _submit(
     digest = _digest(context, model, record, plan.tasks)
     if cache and digest and (before := await _answered(context, cache, digest, model)):
         return before
-    attributes: Attributes = {"aios.model": model.id, "aios.num_jobs": len(order.tasks), "aios.class": order.priority}
+    attributes: Attributes = {
+        "aios.model": model.id,
+        "aios.num_jobs": len(submit_request.tasks),
+        "aios.class": submit_request.priority,
+    }
     with request_state.span.child("submit", "producer", attributes) as span:
-        order = replace(order, trace=span.trace)
-        request, jobs = await front.admission.submit(order, caller.quota)
+        submit_request = replace(submit_request, trace=span.trace)
+        request, jobs = await front.admission.submit(submit_request, caller.quota)
     if not jobs:
         return await attached(front, request, caller, stays=context.stays)
     if cache and digest:
         await cache.note(caller.tenant, digest, request)
-    front.metrics.admissions.labels(model.id, order.priority).inc()
+    front.metrics.admissions.labels(model.id, submit_request.priority).inc()
     return RequestFollower(
         SubmittedWork(request, record),
         times.queue_s,
         times.deadline_s,
-        order.follower_id,
+        submit_request.follower_id,
         cache="miss" if digest else "",
         watch=Stopwatch(front.metrics, model.id, len(jobs)),
         caller=caller,

@@ -1,6 +1,6 @@
 """The dead: jobs that were given up because their workers crashed. Listed, shown, tried again, forgotten.
 
-`take.lua` puts them here; their hashes and logs live for `Terms.dead_ttl_s`.
+`take.lua` puts them here; their hashes and logs live for `QueuePolicy.dead_ttl_s`.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from shared.broker import Broker
 from shared.errors import JobNotFound
 from shared.log import LogReader
 from shared.messages import Event, Job, decode_job
-from shared.submission import Key, Order, Quota, Room, Submissions
+from shared.submission import Key, QueueLimits, Quota, Submissions, SubmitRequest
 
 _PAGE = 500
 _ANY_NUMBER = 1 << 40
@@ -54,7 +54,7 @@ class Graveyard:
     async def retry(self, job_id: str, *, queue_timeout_s: float = 60.0, deadline_s: float = 300.0) -> str:
         """Queue the same task as a new job, whose id is returned, and forget this one. Safe to repeat."""
         dead, job = await self._find(job_id), await self._job(job_id)
-        order = Order(
+        submit_request = SubmitRequest(
             job.model,
             (job.task,),
             job.tenant,
@@ -64,8 +64,8 @@ class Graveyard:
             request_id=job.request_id,
             key=Key(f"dead/{job_id}"),
         )
-        request_id, jobs = self._submissions.jobs_of(order)
-        request = await self._submissions.submit(order, request_id, jobs, Quota(), Room(_ANY_NUMBER))
+        request_id, jobs = self._submissions.jobs_of(submit_request)
+        request = await self._submissions.submit(submit_request, request_id, jobs, Quota(), QueueLimits(_ANY_NUMBER))
         await self._forget(dead)
         return request.job_ids[0]
 

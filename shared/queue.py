@@ -65,7 +65,7 @@ class Taken:
 
 
 @dataclass(frozen=True)
-class Terms:
+class QueuePolicy:
     """How a fleet treats its work; the same for all workers. Times in seconds.
 
     A worker takes at most `lapsed_at_once` jobs of a dead one in one go, so that its own do not stall. Each `ageing_s`
@@ -82,9 +82,9 @@ class Terms:
 class WorkQueue:
     """The jobs of one model, for one worker. `fingerprint` names everything that decides which tokens come out."""
 
-    def __init__(self, broker: Broker, terms: Terms, *, model: str, worker: str, fingerprint: str) -> None:
+    def __init__(self, broker: Broker, policy: QueuePolicy, *, model: str, worker: str, fingerprint: str) -> None:
         self._broker = broker
-        self._terms = terms
+        self._policy = policy
         self._model = model
         self._worker = worker
         self._fingerprint = fingerprint
@@ -120,7 +120,7 @@ class WorkQueue:
         Jobs whose owners have let the lease run out come before those that wait, and among these the better class, the
         longer wait and the tenant that was served less. `is_empty`: this worker has nothing in hand.
         """
-        terms = self._terms
+        policy = self._policy
         claims, should_empty, convicted = await self._take.call(
             shard,
             model=self._model,
@@ -129,13 +129,13 @@ class WorkQueue:
             places=places,
             classes=priorities,
             is_empty=is_empty,
-            most_lapsed=terms.lapsed_at_once,
+            most_lapsed=policy.lapsed_at_once,
             most_epochs=_MOST_EPOCHS,
             most_dead=_MOST_DEAD,
-            age_ms=_ms(terms.ageing_s),
-            lease_ms=_ms(terms.lease_s),
-            ttl_ms=_ms(terms.result_ttl_s),
-            dead_ttl_ms=_ms(terms.dead_ttl_s),
+            age_ms=_ms(policy.ageing_s),
+            lease_ms=_ms(policy.lease_s),
+            ttl_ms=_ms(policy.result_ttl_s),
+            dead_ttl_ms=_ms(policy.dead_ttl_s),
             expired=EXPIRED,
             late=LATE,
             convicted=_CONVICTED,
@@ -148,7 +148,7 @@ class WorkQueue:
     async def renew(self, claims: Sequence[Claim], *, silence_s: float = 0.0) -> list[Claim]:
         """Let the leases end `lease_s` after the last sign of life, which came `silence_s` ago (less than `lease_s`);
         returns the claims that are no longer this worker's."""
-        return await self._set(claims, max(0.001, self._terms.lease_s - silence_s))
+        return await self._set(claims, max(0.001, self._policy.lease_s - silence_s))
 
     async def give_back(self, claims: Sequence[Claim]) -> None:
         """Others may take them at once, and nobody is blamed."""

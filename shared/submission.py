@@ -51,7 +51,7 @@ class Quota:
 
 
 @dataclass(frozen=True)
-class Room:
+class QueueLimits:
     """What may wait at once in the whole fleet, for one model: jobs of one class, and bytes (0: any number)."""
 
     max_jobs: int
@@ -75,7 +75,7 @@ class Key:
 
 
 @dataclass(frozen=True)
-class Order:
+class SubmitRequest:
     """A request on its way in. Times in seconds from now; one that `is_urgent` is refused when what waits before it
     would take longer than its deadline. `follower_id` follows it from the start ("": nobody). `trace`: as in `Job`."""
 
@@ -117,38 +117,45 @@ class Submissions:
         self._end = Script(broker, "end")
         self._ttl_ms, self._key_ttl_ms = int(result_ttl_s * 1000), int(key_ttl_s * 1000)
 
-    def jobs_of(self, order: Order) -> tuple[str, list[Job]]:
-        """The id of the request that `order` becomes, and its jobs."""
-        shard = self._shard(order.tenant, order.key)
+    def jobs_of(self, submit_request: SubmitRequest) -> tuple[str, list[Job]]:
+        """The id of the request that `submit_request` becomes, and its jobs."""
+        shard = self._shard(submit_request.tenant, submit_request.key)
         jobs = [
             Job(
-                *(keys.new_id(shard), order.model, task, order.tenant, order.priority),
-                *(order.request_id, order.is_streamed, order.trace),
+                *(keys.new_id(shard), submit_request.model, task, submit_request.tenant, submit_request.priority),
+                *(submit_request.request_id, submit_request.is_streamed, submit_request.trace),
             )
-            for task in order.tasks
+            for task in submit_request.tasks
         ]
         return keys.new_id(shard), jobs
 
-    async def submit(self, order: Order, request_id: str, jobs: Sequence[Job], quota: Quota, room: Room) -> Request:
+    async def submit(
+        self,
+        submit_request: SubmitRequest,
+        request_id: str,
+        jobs: Sequence[Job],
+        quota: Quota,
+        queue_limits: QueueLimits,
+    ) -> Request:
         """Queue all `jobs`, or find the request that came before with the same idempotency key.
 
         Raises QueueFull, OverQuota, TooSlow (each with a Retry-After where there is one), IdempotencyConflict, and
         InvalidRequest for one that takes more than there is.
         """
         limits = {
-            "max_jobs": room.max_jobs,
-            "max_bytes": room.max_bytes,
+            "max_jobs": queue_limits.max_jobs,
+            "max_bytes": queue_limits.max_bytes,
             "concurrency": quota.concurrency,
             "rate": quota.rate_per_s,
             "burst": quota.burst,
-            "is_urgent": order.is_urgent,
+            "is_urgent": submit_request.is_urgent,
         }
         about = {
-            "model": order.model,
-            "class": order.priority,
-            "tenant": order.tenant,
+            "model": submit_request.model,
+            "class": submit_request.priority,
+            "tenant": submit_request.tenant,
             "classes": PRIORITIES,
-            "deadline_ms": int(order.deadline_s * 1000),
+            "deadline_ms": int(submit_request.deadline_s * 1000),
         }
         specs = [encode(job) for job in jobs]
         costs = [cost_of(job.task) for job in jobs]
@@ -158,7 +165,7 @@ class Submissions:
             needs = [{"id": job.id, "cost": cost, "bytes": len(spec)} for job, cost, spec in parts]
             refused = await self._reservations.reserve(request_id, jobs=needs, **about, **limits)
             if refused is not None:
-                before = await self.known(order.tenant, order.key)
+                before = await self.known(submit_request.tenant, submit_request.key)
                 if before is not None:
                     return before
                 raise _refusal(quota, *refused[1:])
@@ -166,17 +173,17 @@ class Submissions:
             keys.shard_of(request_id),
             request={
                 "id": request_id,
-                "key": order.key.name if order.key else "",
-                "body": order.key.digest if order.key else "",
+                "key": submit_request.key.name if submit_request.key else "",
+                "body": submit_request.key.digest if submit_request.key else "",
                 "key_ttl_ms": self._key_ttl_ms,
-                "record": raw(order.record),
-                "follower_id": order.follower_id,
+                "record": raw(submit_request.record),
+                "follower_id": submit_request.follower_id,
             },
             jobs=[
                 {"id": job.id, "places": places_of(job.task), "cost": cost, "spec": raw(spec)}
                 for job, cost, spec in zip(jobs, costs, specs, strict=True)
             ],
-            queue_ms=int(order.queue_timeout_s * 1000),
+            queue_ms=int(submit_request.queue_timeout_s * 1000),
             ttl_ms=self._ttl_ms,
             is_reserved=is_reserved,
             **about,
@@ -188,9 +195,9 @@ class Submissions:
             await self._reservations.void(request_id)
         match answer[0]:
             case b"queued":
-                return Request(request_id, order.tenant, tuple(job.id for job in jobs), order.record)
+                return Request(request_id, submit_request.tenant, tuple(job.id for job in jobs), submit_request.record)
             case b"known":
-                return await self._known(answer[1].decode(), order.tenant)
+                return await self._known(answer[1].decode(), submit_request.tenant)
             case b"conflict":
                 raise _conflict("This key came before with another body.")
             case b"void":

@@ -7,7 +7,7 @@ from shared.log import Append, LogReader, LogWriter
 from shared.messages import Done, Event, Generate, Job, Priority, Sampling, Task
 from shared.queue import Claim, Terms, WorkQueue
 from shared.requests import Request, Requests
-from shared.submission import Order, Quota, Room, Submissions
+from shared.submission import Quota, Room, Submissions, SubmitRequest
 from tests.polling import ALL_DAY_S
 
 DONE = Done("stop", 1, 1)
@@ -33,7 +33,7 @@ class Desk:
     async def request(
         self, *tasks: Task, quota: Quota | None = None, max_jobs: int = 100, max_bytes: int = 0, **order: object
     ) -> tuple[Request, list[Job]]:
-        made, quota = Order(self.model, tasks or (SAY_HI,), **order), quota or Quota()  # type: ignore[arg-type]
+        made, quota = SubmitRequest(self.model, tasks or (SAY_HI,), **order), quota or Quota()  # type: ignore[arg-type]
         request_id, jobs = self.submissions.jobs_of(made)
         return await self.submissions.submit(made, request_id, jobs, quota, Room(max_jobs, max_bytes)), jobs
 

@@ -17,7 +17,7 @@ from shared.listener import listening
 from shared.logs import configure_logging, fields
 from shared.metrics import WorkerMetrics
 from shared.paths import check_model_paths
-from shared.queue import Terms
+from shared.queue import QueuePolicy
 from shared.settings import Settings
 from shared.signals import signals_call
 from shared.supervised import report_ready
@@ -95,12 +95,12 @@ def prepare_process(settings: Settings) -> None:
 
 async def _serve(settings: Settings) -> int:
     stop = asyncio.Event()
-    terms = Terms(settings.lease_s, settings.ageing_s, result_ttl_s=settings.result_ttl_s)
+    policy = QueuePolicy(settings.lease_s, settings.ageing_s, result_ttl_s=settings.result_ttl_s)
     tracing = open_tracing(settings.otlp_endpoint, "worker")
     async with open_broker(redis_url(settings), settings.redis_shards) as broker:
         service = WorkerService(
             broker,
-            terms,
+            policy,
             drain_timeout_s=settings.drain_s,
             batch_wait_s=settings.batch_wait_ms / 1000,
             survey=partial(survey, settings=settings),

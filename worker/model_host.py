@@ -11,7 +11,7 @@ from functools import partial
 from shared.broker import Broker
 from shared.log import LogReader
 from shared.presence import Presence
-from shared.queue import Claim, Terms, WorkQueue
+from shared.queue import Claim, QueuePolicy, WorkQueue
 from shared.tracing import Tracing
 from worker.device import give_back_memory
 from worker.engine_thread import EngineThread
@@ -36,7 +36,7 @@ class HostContext:
     """
 
     broker: Broker
-    terms: Terms
+    policy: QueuePolicy
     worker_id: str
     presence: Presence
     reader: LogReader
@@ -50,7 +50,7 @@ class HostContext:
 
     def queue_of(self, model_id: str, fingerprint: str) -> WorkQueue:
         """Return the queue of a model as this worker sees it."""
-        return WorkQueue(self.broker, self.terms, model=model_id, worker=self.worker_id, fingerprint=fingerprint)
+        return WorkQueue(self.broker, self.policy, model=model_id, worker=self.worker_id, fingerprint=fingerprint)
 
 
 class ModelHost:

@@ -28,7 +28,7 @@ from shared.messages import LoadFailure, ModelInfo, WorkerState
 from shared.metrics import WorkerMetrics
 from shared.presence import Presence
 from shared.process import LoopLag
-from shared.queue import Claim, Terms
+from shared.queue import Claim, QueuePolicy
 from shared.setting_models import ModelEntry
 from shared.settings import SettingsError
 from shared.subscriptions import Subscriptions
@@ -67,7 +67,7 @@ class WorkerService:
     def __init__(
         self,
         broker: Broker,
-        terms: Terms,
+        policy: QueuePolicy,
         *,
         drain_timeout_s: float,
         batch_wait_s: float = 0.0,
@@ -81,14 +81,14 @@ class WorkerService:
     ) -> None:
         self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._broker = broker
-        self._terms = terms
+        self._policy = policy
         self._tracing = tracing
         self._on_ready = on_ready
         self._presence = Presence(broker.client(keys.PRESENCE))
         self._subscriptions = Subscriptions(broker.client(keys.PRESENCE))
         self._reader = LogReader(broker)
         self._ledger = Ledger(self._closed)
-        writer = LogWriter(broker, result_ttl_s=terms.result_ttl_s)
+        writer = LogWriter(broker, result_ttl_s=policy.result_ttl_s)
         self._outbox = Outbox(writer, self._ledger, artifacts or ArtifactStore(broker))
         self._drain_timeout_s = drain_timeout_s
         self._batch_wait_s = batch_wait_s
@@ -120,7 +120,7 @@ class WorkerService:
         if self._is_broken.is_set():
             return "a part of the worker broke"
         silence_s = self.silence_s()
-        return f"no progress for {silence_s:.1f} s" if silence_s > self._terms.lease_s else None
+        return f"no progress for {silence_s:.1f} s" if silence_s > self._policy.lease_s else None
 
     def silence_s(self) -> float:
         """Return the seconds since the last sign of life of the thread that has been silent longest."""
@@ -171,7 +171,7 @@ class WorkerService:
         models = await asyncio.to_thread(load)
         context = HostContext(
             self._broker,
-            self._terms,
+            self._policy,
             self.worker_id,
             self._presence,
             self._reader,
@@ -199,7 +199,7 @@ class WorkerService:
             thread.start()
         upkeep = [
             self._start(self._outbox.run()),
-            self._start(self._forever(self._renew, self._terms.lease_s / _RENEWALS_A_LEASE)),
+            self._start(self._forever(self._renew, self._policy.lease_s / _RENEWALS_A_LEASE)),
         ]
         upkeep += [self._start(self._hear(shard)) for shard in self._broker.shards]
         self._state = "ready"
@@ -249,8 +249,8 @@ class WorkerService:
         assert self._known is not None
         try:
             while not model.must_go and not self._is_over():
-                if host.thread.pulse.silence_s() > self._terms.lease_s / 2 or self._high_water.is_over:
-                    await asyncio.sleep(self._terms.lease_s / 10)
+                if host.thread.pulse.silence_s() > self._policy.lease_s / 2 or self._high_water.is_over:
+                    await asyncio.sleep(self._policy.lease_s / 10)
                 else:
                     await self._once(host.intake.turn)
             await host.intake.close()
@@ -324,7 +324,7 @@ class WorkerService:
     async def _renew(self) -> None:
         """Let leases end `lease_s` after their thread last got on: a step that hangs must not keep its jobs."""
         silence_s = self.silence_s()
-        if silence_s > self._terms.lease_s:
+        if silence_s > self._policy.lease_s:
             self._bear_silence(silence_s)
         else:
             self._num_silent = 0
@@ -333,7 +333,7 @@ class WorkerService:
             silence_s = 0.0
             if model.host is not None:
                 silence_s = model.host.thread.pulse.silence_s()
-            if silence_s > self._terms.lease_s:
+            if silence_s > self._policy.lease_s:
                 continue
             for claim in await model.queue.renew(claims, silence_s=silence_s):
                 self._ledger.close(claim, "lapsed")

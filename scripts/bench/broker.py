@@ -21,8 +21,8 @@ from shared import keys
 from shared.broker import Broker, connect
 from shared.log import Append, LogWriter
 from shared.messages import Generate, Sampling, Tokens
-from shared.queue import Claim, Terms, WorkQueue
-from shared.submission import Order, Quota, Room, Submissions
+from shared.queue import Claim, QueuePolicy, WorkQueue
+from shared.submission import QueueLimits, Quota, Submissions, SubmitRequest
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ async def read_counters(redis: Redis) -> Counters:
 async def take_jobs(broker: Broker, count: int, num_tokens: int) -> list[Claim]:
     """Streamed jobs in the hands of one worker."""
     task = Generate("hello", Sampling(num_tokens, seed=0))
-    order, quota = Order("bench", (task,) * count, is_streamed=True), Quota()
+    order, quota = SubmitRequest("bench", (task,) * count, is_streamed=True), Quota()
     submissions = Submissions(broker)
     request_id, jobs = submissions.jobs_of(order)
-    await submissions.submit(order, request_id, jobs, quota, Room(count))
-    queue = WorkQueue(broker, Terms(), model="bench", worker="bench", fingerprint="")
+    await submissions.submit(order, request_id, jobs, quota, QueueLimits(count))
+    queue = WorkQueue(broker, QueuePolicy(), model="bench", worker="bench", fingerprint="")
     return list((await queue.take(broker.shards[0], count, is_empty=True)).claims)
 
 

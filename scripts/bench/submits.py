@@ -18,7 +18,7 @@ from scripts.embedded_redis import EmbeddedRedis
 from shared.broker import Broker, connect
 from shared.errors import QueueFull
 from shared.messages import Generate, Sampling
-from shared.submission import Order, Quota, Room, Submissions
+from shared.submission import QueueLimits, Quota, Submissions, SubmitRequest
 
 _ANY_NUMBER = 1 << 40
 _TASK = Generate("hello " * 20, Sampling(16, seed=0))
@@ -26,9 +26,9 @@ _TASK = Generate("hello " * 20, Sampling(16, seed=0))
 
 async def submit(submissions: Submissions, max_jobs: int) -> None:
     """One request. Raises QueueFull."""
-    order = Order("bench", (_TASK,))
+    order = SubmitRequest("bench", (_TASK,))
     request_id, jobs = submissions.jobs_of(order)
-    await submissions.submit(order, request_id, jobs, Quota(), Room(max_jobs))
+    await submissions.submit(order, request_id, jobs, Quota(), QueueLimits(max_jobs))
 
 
 async def measure(redis: Redis, submissions: Submissions, count: int, at_once: int, max_jobs: int) -> str:

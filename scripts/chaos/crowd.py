@@ -11,7 +11,7 @@ from shared.broker import Broker
 from shared.log import LogReader
 from shared.messages import Cancelled, Event, Generate, Priority, Sampling, Started, Tokens, decode_event
 from shared.requests import Request, Requests
-from shared.submission import Order, Quota, Room, Submissions
+from shared.submission import QueueLimits, Quota, Submissions, SubmitRequest
 from shared.subscriptions import Subscriptions
 
 _FILLED_BY_S = 60.0
@@ -36,9 +36,11 @@ class Crowd:
         """`count` jobs that each say `num_tokens`; the texts differ."""
         sampling = Sampling(num_tokens, seed=7, temperature=0.8, ignore_eos=True)
         tasks = tuple(Generate(f"{number} of {tenant}", sampling) for number in range(count))
-        order = Order(self.model, tasks, tenant, priority, queue_timeout_s=600, deadline_s=600, is_streamed=True)
+        order = SubmitRequest(
+            self.model, tasks, tenant, priority, queue_timeout_s=600, deadline_s=600, is_streamed=True
+        )
         request_id, jobs = self._submissions.jobs_of(order)
-        return await self._submissions.submit(order, request_id, jobs, Quota(), Room(max_jobs=100_000))
+        return await self._submissions.submit(order, request_id, jobs, Quota(), QueueLimits(max_jobs=100_000))
 
     async def call_off(self, request: Request) -> None:
         await self._submissions.end(request.job_ids, Cancelled())

@@ -14,7 +14,7 @@ from scripts.chaos.rows import fleet_of
 from scripts.chaos.verdict import Plan, Row
 from shared.broker import Broker
 from shared.messages import Generate, Sampling, Score, Task
-from shared.submission import Order, Quota, Room, Submissions
+from shared.submission import QueueLimits, Quota, Submissions, SubmitRequest
 
 _EVERY_S = 1.0
 _ENDED_BY_S = 300.0
@@ -55,9 +55,9 @@ async def _submit_all(redis: Redis, count: int) -> None:
 
     async def some() -> None:
         for task in left:
-            order = Order("echo", (task,), queue_timeout_s=600, deadline_s=600)
+            order = SubmitRequest("echo", (task,), queue_timeout_s=600, deadline_s=600)
             request_id, jobs = submissions.jobs_of(order)
-            await submissions.submit(order, request_id, jobs, Quota(), Room(max_jobs=count))
+            await submissions.submit(order, request_id, jobs, Quota(), QueueLimits(max_jobs=count))
 
     async with asyncio.TaskGroup() as group:
         for _ in range(_AT_ONCE):

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from shared.broker import Broker
 from shared.messages import NO_PROMPTING, ModelInfo, Prompting
-from shared.queue import Terms
+from shared.queue import QueuePolicy
 from tests.api.fronts import in_memory
 from tests.polling import until
 from worker.loading import LoadedModel
@@ -25,7 +25,7 @@ async def fleet_inside(
     redis: Redis, runners: Mapping[str, Runner], prompting: Prompting = NO_PROMPTING, **settings: object
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a fleet that serves `runners` by their names; the first is the default. The worker must survive."""
-    worker, stop = WorkerService(Broker(redis), Terms(result_ttl_s=60), drain_timeout_s=5), asyncio.Event()
+    worker, stop = WorkerService(Broker(redis), QueuePolicy(result_ttl_s=60), drain_timeout_s=5), asyncio.Event()
     default = next(iter(runners))
 
     def loaded(name: str) -> LoadedModel:

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from shared.broker import Broker
 from shared.messages import ModelInfo
-from shared.queue import Terms
+from shared.queue import QueuePolicy
 from tests.api.frames import frames
 from tests.api.fronts import in_memory
 from tests.polling import until
@@ -42,7 +42,7 @@ def joined(stream: httpx.Response) -> list[dict[str, Any]]:
 
 async def test_a_stream_adds_up_to_the_whole_answer(redis: Redis) -> None:
     stop = asyncio.Event()
-    worker = WorkerService(Broker(redis), Terms(result_ttl_s=60), drain_timeout_s=5)
+    worker = WorkerService(Broker(redis), QueuePolicy(result_ttl_s=60), drain_timeout_s=5)
     serving = asyncio.create_task(worker.run(loaded, stop))
     async with in_memory(redis) as client:
 

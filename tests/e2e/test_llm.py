@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.broker import Broker
-from shared.queue import Terms
+from shared.queue import QueuePolicy
 from shared.settings import SAMPLE_MODEL, ModelEntry, Settings
 from tests.api.frames import frames
 from tests.api.fronts import in_memory
@@ -139,7 +139,7 @@ async def test_answers_are_those_over_http(redis: Redis, tmp_path: Path) -> None
     settings = Settings(models=entries, max_batch_size=4)
 
     stop = asyncio.Event()
-    worker = WorkerService(Broker(redis), Terms(result_ttl_s=60), drain_timeout_s=5)
+    worker = WorkerService(Broker(redis), QueuePolicy(result_ttl_s=60), drain_timeout_s=5)
     serving = asyncio.create_task(worker.run(lambda: load_models(settings), stop))
     try:
         async with in_memory(redis) as client:

@@ -15,7 +15,7 @@ from shared.broker import UNAVAILABLE, Broker, connect
 from shared.errors import BrokerUnavailable, FleetError
 from shared.log import LogReader
 from shared.messages import Done, Generate, Job, ModelInfo, Sampling, Terminal, Tokens
-from shared.queue import Terms
+from shared.queue import QueuePolicy
 from shared.subscriptions import Subscriptions
 from tests.desk import Desk
 from tests.polling import DEADLINE_S, until
@@ -49,7 +49,10 @@ class Paced(Echo):
 
 @asynccontextmanager
 async def working(redis: Redis, runner: Paced) -> AsyncIterator[WorkerService]:
-    worker, stop = WorkerService(Broker(redis), Terms(lease_s=1, result_ttl_s=60), drain_timeout_s=5), asyncio.Event()
+    worker, stop = (
+        WorkerService(Broker(redis), QueuePolicy(lease_s=1, result_ttl_s=60), drain_timeout_s=5),
+        asyncio.Event(),
+    )
     model = LoadedModel(ModelInfo("m", "echo", "test", 100, 100, 8), runner, lambda: model)
     running = asyncio.create_task(worker.run(lambda: [model], stop))
     try:

@@ -19,7 +19,7 @@ from shared.messages import Cancelled, Event, Job, Started, Tokens
 from shared.metrics import JanitorMetrics
 from shared.queue import Claim
 from shared.setting_layers import SettingsError
-from shared.submission import Order, Quota, Room
+from shared.submission import QueueLimits, Quota, SubmitRequest
 from shared.subscriptions import Subscriptions
 from tests.desk import DONE, SAY_HI, Desk
 from tests.polling import DEADLINE_S, wait_until
@@ -90,10 +90,10 @@ async def test_a_bell_rings_on_every_shard(broker: Broker) -> None:
 async def test_a_submit_that_is_repeated_queues_once(broker: Broker) -> None:
     """Its answer was lost, it had run."""
     desk = Desk(broker)
-    order = Order("m", (SAY_HI,))
+    order = SubmitRequest("m", (SAY_HI,))
     request_id, jobs = desk.submissions.jobs_of(order)
     for _ in range(3):
-        made = await desk.submissions.submit(order, request_id, jobs, Quota(), Room(1))
+        made = await desk.submissions.submit(order, request_id, jobs, Quota(), QueueLimits(1))
         assert made.job_ids == (jobs[0].id,)
     assert await desk.counts() == (1, 0)
 

@@ -19,7 +19,7 @@ from shared.errors import BrokerUnavailable, FleetError, OverQuota, QueueFull, T
 from shared.janitor import Janitor
 from shared.messages import Cancelled, Generate, Job, Priority, Sampling, encode
 from shared.queue import Claim
-from shared.submission import Key, Order, Quota, Room
+from shared.submission import Key, QueueLimits, Quota, SubmitRequest
 from tests.desk import DONE, SAY_HI, Desk
 from tests.polling import DEADLINE_S
 from tests.redis_cluster import RedisCluster, redis_cluster
@@ -27,7 +27,7 @@ from tests.shared.test_limits import now_ms
 
 NUM_FRONTS = 4
 SHARDS = 64
-ROOM = Room(max_jobs=8, max_bytes=2_600)
+ROOM = QueueLimits(max_jobs=8, max_bytes=2_600)
 QUOTAS = {"one": Quota(concurrency=5), "other": Quota(concurrency=9), "free": Quota()}
 CLASSES: tuple[Priority, ...] = ("interactive", "default", "bulk")
 COUNTS = pytest.mark.parametrize("shards", [1, 4, SHARDS])
@@ -85,7 +85,7 @@ class Fleet:
         desk = self.rng.choice(self.fronts)
         task = Generate("x" * self.rng.choice((1, 30, 400)), Sampling(4, seed=0))
         tenant, priority = self.rng.choice(list(QUOTAS)), self.rng.choice(CLASSES)
-        order = Order("m", (task,) * self.rng.randint(1, 3), tenant, priority)
+        order = SubmitRequest("m", (task,) * self.rng.randint(1, 3), tenant, priority)
         submissions = Desk(desk.broker).submissions if dies else desk.submissions
         if dies:
             submissions._submit = Deadly()  # type: ignore[assignment]
@@ -375,7 +375,7 @@ async def watch(desk: Desk) -> None:
 async def test_a_request_that_was_given_up_does_not_come_any_more(redis: Redis) -> None:
     """Its front slept longer between the two steps than anybody believes in it."""
     slow, other = Desk(redis, shards=4), Desk(redis, shards=4)
-    order = Order("m", (SAY_HI,))
+    order = SubmitRequest("m", (SAY_HI,))
     request_id, jobs = slow.submissions.jobs_of(order)
     queueing = slow.submissions._submit
 
@@ -387,7 +387,7 @@ async def test_a_request_that_was_given_up_does_not_come_any_more(redis: Redis) 
 
     slow.submissions._submit = Sleepy()  # type: ignore[assignment]
     with pytest.raises(BrokerUnavailable):
-        await slow.submissions.submit(order, request_id, jobs, Quota(), Room(1))
+        await slow.submissions.submit(order, request_id, jobs, Quota(), QueueLimits(1))
     assert await other.counts() == (1, 0)
     with pytest.raises(QueueFull, match="1 of 1"):
         await other.submit(max_jobs=1)

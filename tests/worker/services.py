@@ -13,7 +13,7 @@ from shared.broker import Broker
 from shared.errors import FleetError
 from shared.log import LogReader
 from shared.messages import Generate, Job, ModelInfo, Sampling, Score, Started, Terminal, Tokens
-from shared.queue import Terms
+from shared.queue import QueuePolicy
 from shared.subscriptions import Subscriptions
 from shared.tracing import NO_TRACING, Tracing
 from tests.polling import DEADLINE_S
@@ -36,7 +36,7 @@ def long_task(num_tokens: int = 400) -> Generate:
 
 
 def service(redis: Redis, *, lease_s: float = LEASE_S, tracing: Tracing = NO_TRACING) -> WorkerService:
-    terms = Terms(lease_s=lease_s, result_ttl_s=60)
+    terms = QueuePolicy(lease_s=lease_s, result_ttl_s=60)
     return WorkerService(Broker(redis), terms, drain_timeout_s=1, tracing=tracing)
 
 

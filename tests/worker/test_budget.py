@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from shared.messages import Done, Failed, ModelInfo
 from shared.metrics import WorkerMetrics
-from shared.queue import Terms
+from shared.queue import QueuePolicy
 from shared.settings import SettingsError
 from tests.desk import Desk
 from tests.polling import until
@@ -147,7 +147,7 @@ class Shelf:
 
 
 def worker_of(redis: Redis, most: int, *unloaded: UnloadedModel) -> WorkerService:
-    terms = Terms(lease_s=10, result_ttl_s=60)
+    terms = QueuePolicy(lease_s=10, result_ttl_s=60)
     worker = WorkerService(Desk(redis).broker, terms, drain_timeout_s=1, budget=Budget(most))
     worker.unloaded = list(unloaded)
     return worker

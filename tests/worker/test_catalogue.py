@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from shared.catalogue import Catalogue
 from shared.messages import Done, Failed
 from shared.presence import Presence
-from shared.queue import Terms
+from shared.queue import QueuePolicy
 from shared.setting_models import ModelEntry
 from shared.settings import Settings
 from tests.desk import Desk
@@ -39,7 +39,7 @@ async def at_work(redis: Redis, most: int | None = None) -> AsyncIterator[Worker
     """A worker with a model `m` of its own, which serves what is in the catalogue, too."""
     worker = WorkerService(
         Desk(redis).broker,
-        Terms(lease_s=10, result_ttl_s=60),
+        QueuePolicy(lease_s=10, result_ttl_s=60),
         drain_timeout_s=1,
         budget=Budget(most),
         survey=partial(survey, settings=SETTINGS),

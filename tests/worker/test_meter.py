@@ -12,7 +12,7 @@ from shared.listener import listening
 from shared.messages import Done, Generate, Sampling, Started, Tokens, WorkerInfo
 from shared.metrics import WorkerMetrics
 from shared.presence import Presence
-from shared.queue import Terms
+from shared.queue import QueuePolicy
 from shared.settings import Settings
 from shared.task_table import cost_of
 from tests.desk import Desk
@@ -155,7 +155,7 @@ async def test_a_worker_without_memory_takes_nothing_until_there_is_room(redis: 
     in_use, desk = [0.5], Desk(redis)
     worker = WorkerService(
         Broker(redis),
-        Terms(lease_s=LEASE_S, result_ttl_s=60),
+        QueuePolicy(lease_s=LEASE_S, result_ttl_s=60),
         drain_timeout_s=1,
         high_water=HighWater(0.9, lambda: in_use[0]),
     )

@@ -15,7 +15,7 @@ from shared.artifacts import ArtifactStore
 from shared.echo_task import EchoedTask, EchoTask
 from shared.errors import FleetError
 from shared.messages import Done, Failed, Progress, Started, Task, Terminal
-from shared.queue import Claim, Terms
+from shared.queue import Claim, QueuePolicy
 from tests.desk import Desk
 from tests.polling import until
 from tests.worker.services import LEASE_S, Gated, end_of, loaded, log_fields_of, long_task, service, serving
@@ -143,7 +143,7 @@ def stepping(worker: WorkerService) -> bool:
 
 async def test_a_drain_waits_for_a_task_but_others_do_not(redis: Redis) -> None:
     """What decodes goes to other workers at once; the task is done here, where there is time for it."""
-    leaver = WorkerService(Desk(redis).broker, Terms(LEASE_S), drain_timeout_s=30)
+    leaver = WorkerService(Desk(redis).broker, QueuePolicy(LEASE_S), drain_timeout_s=30)
     gated = Gated(RunnerOptions("echo", max_batch=4))
     stop = asyncio.Event()
     running = asyncio.create_task(leaver.run(lambda: loaded(gated, echo_task()), stop))
@@ -163,7 +163,7 @@ async def test_a_drain_waits_for_a_task_but_others_do_not(redis: Redis) -> None:
 
 
 async def test_a_task_that_has_no_time_left_goes_to_another_worker(redis: Redis) -> None:
-    leaver = WorkerService(Desk(redis).broker, Terms(LEASE_S), drain_timeout_s=0.2)
+    leaver = WorkerService(Desk(redis).broker, QueuePolicy(LEASE_S), drain_timeout_s=0.2)
     stop = asyncio.Event()
     running = asyncio.create_task(leaver.run(lambda: loaded(echo_task()), stop))
     [task] = await Desk(redis, "t").submit(EchoTask("x", steps=40, step_ms=50))
