@@ -36,14 +36,14 @@ async def attached(
 
     Raises JobNotFound, and InvalidRequest for a wrong cursor.
     """
-    work, standings = work_of(request), await front.requests.look(request)
+    work, snapshots = work_of(request), await front.requests.look(request)
     may_end = stays and work.record.on_disconnect != "continue"
     if cursor is not None:
-        cursor.check(request.id, [standing.last_index for standing in standings])
+        cursor.check(request.id, [snapshot.last_index for snapshot in snapshots])
     return RequestFollower(
         work,
-        max(0.0, min(standing.queue_s for standing in standings)),
-        max(0.0, min(standing.deadline_s for standing in standings)),
+        max(0.0, min(snapshot.queue_s for snapshot in snapshots)),
+        max(0.0, min(snapshot.deadline_s for snapshot in snapshots)),
         await front.requests.follow(request) if may_end else "",
         is_first=False,
         caller=caller,
@@ -59,10 +59,10 @@ async def timings_at_end(front: Front, work: SubmittedWork, usage: Usage) -> Tim
     """Of a request that has ended; None when Redis does not tell: an answer that is there does not depend on it."""
     try:
         async with redis_answers():
-            standings = await front.requests.look(work.request)
+            snapshots = await front.requests.look(work.request)
     except (FleetError, *UNAVAILABLE):
         return None
-    return timings_of([standing.times for standing in standings], usage.completion_tokens)
+    return timings_of([snapshot.times for snapshot in snapshots], usage.completion_tokens)
 
 
 @redis_answers()

@@ -51,12 +51,12 @@ class AnswerCache:
             return None
         try:
             request = await self._requests.find(request_id, tenant)
-            standings = await self._requests.look(request)
+            snapshots = await self._requests.look(request)
         except JobNotFound:
             return None
-        if any(standing.state != "done" or standing.fingerprint != fingerprint for standing in standings):
+        if any(snapshot.state != "done" or snapshot.fingerprint != fingerprint for snapshot in snapshots):
             return None
-        last = [(job, standing.last_index - 1) for job, standing in zip(request.job_ids, standings, strict=True)]
+        last = [(job, snapshot.last_index - 1) for job, snapshot in zip(request.job_ids, snapshots, strict=True)]
         ends = await asyncio.gather(*(self._reader.read(job, after) for job, after in last))
         return request if all(end and _is_whole(end[-1][1]) for end in ends) else None
 

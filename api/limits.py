@@ -9,7 +9,7 @@ from shared.submission import QueueLimits
 
 
 @dataclass(frozen=True)
-class Times:
+class Deadlines:
     """Seconds from now until a worker must have taken a request, and until its answer must be there."""
 
     queue_s: float
@@ -50,7 +50,7 @@ class Limits:
         if count > most:
             raise InvalidRequest(f"{field}: expected at most {most} {what} in one request, got {count}.", field=field)
 
-    def times(self, deadline_s: float | None) -> Times:
+    def times(self, deadline_s: float | None) -> Deadlines:
         """Return how long a request may wait and run: until its deadline, but no longer than any request may."""
         most_s = self.request_timeout_s
-        return Times(self.queue_timeout_s, most_s if deadline_s is None else min(deadline_s, most_s))
+        return Deadlines(self.queue_timeout_s, most_s if deadline_s is None else min(deadline_s, most_s))

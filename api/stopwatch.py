@@ -9,7 +9,7 @@ import time
 from api.timings import Timings, timings_of
 from shared.messages import Done, Event, Started, Terminal, Tokens
 from shared.metrics import Metrics
-from shared.requests import Times
+from shared.requests import JobTimes
 
 
 class Stopwatch:
@@ -47,7 +47,7 @@ class Stopwatch:
     def timings(self, num_completion_tokens: int) -> Timings:
         """Of the request, as far as it has got."""
         parts = zip(self._started_s, self._first_s, self._ended_s, strict=True)
-        return timings_of([Times(self._queued_s, *times) for times in parts], num_completion_tokens)
+        return timings_of([JobTimes(self._queued_s, *times) for times in parts], num_completion_tokens)
 
     def _start(self, job: int, now_s: float) -> None:
         """The first time; who takes the job over later starts in the middle of it."""

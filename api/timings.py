@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel
 
-from shared.requests import Times
+from shared.requests import JobTimes
 
 
 class Timings(BaseModel):
@@ -24,7 +24,7 @@ class Timings(BaseModel):
         return None if self.queue_s is None or self.prefill_s is None else self.queue_s + self.prefill_s
 
 
-def timings_of(times: Sequence[Times], num_completion_tokens: int) -> Timings:
+def timings_of(times: Sequence[JobTimes], num_completion_tokens: int) -> Timings:
     """Of a request, by the times of its jobs."""
     queued_s = min(time.queued_s for time in times)
     taken_s = _first([time.taken_s for time in times])

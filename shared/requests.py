@@ -29,7 +29,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Times:
+class JobTimes:
     """When a job was queued, first taken by a worker, had said its first token, and ended: seconds of Redis's clock;
     None for what has not been."""
 
@@ -40,7 +40,7 @@ class Times:
 
 
 @dataclass(frozen=True)
-class Standing:
+class JobSnapshot:
     """How one job stands: its state, its log's newest index, and the seconds left to be taken and to its deadline.
 
     `fingerprint` is that of the worker that took it last, "" for none.
@@ -51,13 +51,13 @@ class Standing:
     queue_s: float
     deadline_s: float
     fingerprint: str
-    times: Times
+    times: JobTimes
 
 
 @dataclass(frozen=True)
-class Place:
+class QueuePosition:
     """`num_before` jobs will be taken before a request that waits, and it itself in `starts_in_s`: both foretold, by
-    `place.lua`, from what waits on its shard now. None where nothing has ended lately to tell by."""
+    `position.lua`, from what waits on its shard now. None where nothing has ended lately to tell by."""
 
     num_before: int
     starts_in_s: float | None
@@ -73,7 +73,7 @@ class Requests:
 
     def __init__(self, broker: Broker, *, result_ttl_s: float = 600.0) -> None:
         self._broker = broker
-        self._look, self._follow, self._place = (Script(broker, name) for name in ("look", "follow", "place"))
+        self._look, self._follow, self._position = (Script(broker, name) for name in ("look", "follow", "place"))
         self._ttl_ms = int(result_ttl_s * 1000)
 
     async def find(self, request_id: str, tenant: str) -> Request:
@@ -88,7 +88,7 @@ class Requests:
             raise missing
         return Request(request_id, tenant, tuple(fields[1].decode().split()), fields[2])
 
-    async def look(self, request: Request) -> list[Standing]:
+    async def look(self, request: Request) -> list[JobSnapshot]:
         """How its jobs stand; what is overdue ends by that. Raises JobNotFound when one has expired."""
         found = await self._look.call(
             keys.shard_of(request.id),
@@ -100,15 +100,15 @@ class Requests:
         )
         if any(len(item) == 1 for item in found):
             raise JobNotFound("No such job: its result has expired.")
-        return [_standing(*item) for item in found]
+        return [_snapshot(*item) for item in found]
 
-    async def place(self, request: Request) -> Place | None:
+    async def position(self, request: Request) -> QueuePosition | None:
         """Where the first of its jobs that wait stands; None when none waits."""
-        found = await self._place.call(keys.shard_of(request.id), jobs=request.job_ids, classes=PRIORITIES)
+        found = await self._position.call(keys.shard_of(request.id), jobs=request.job_ids, classes=PRIORITIES)
         if not found:
             return None
         num_before, wait_ms = found
-        return Place(num_before, None if wait_ms < 0 else wait_ms / 1000)
+        return QueuePosition(num_before, None if wait_ms < 0 else wait_ms / 1000)
 
     async def follow(self, request: Request) -> str:
         """Note one more follower; returns its mark. Raises JobNotFound when the request has expired."""
@@ -123,17 +123,17 @@ class Requests:
         await cast(Awaitable[int], client.hdel(keys.request(request_id), keys.follower_field(follower_id)))
 
 
-def state_of(standings: Sequence[Standing]) -> str:
+def state_of(snapshots: Sequence[JobSnapshot]) -> str:
     """A request's state: queued until a worker has taken one of its jobs, failed or cancelled as soon as one is, done
     when all are."""
-    states = {standing.state for standing in standings}
+    states = {snapshot.state for snapshot in snapshots}
     for state in ("failed", "cancelled"):
         if state in states:
             return state
     return states.pop() if len(states) == 1 else "running"
 
 
-def _standing(
+def _snapshot(
     state: bytes,
     last: int,
     queue_ms: int,
@@ -141,7 +141,7 @@ def _standing(
     fingerprint: bytes | None,
     queued: bytes,
     *later: bytes | None,
-) -> Standing:
+) -> JobSnapshot:
     taken_s, first_s, ended_s = (None if at is None else int(at) / 1000 for at in later)
-    times = Times(int(queued) / 1000, taken_s, first_s, ended_s)
-    return Standing(state.decode(), last, queue_ms / 1000, deadline_ms / 1000, (fingerprint or b"").decode(), times)
+    times = JobTimes(int(queued) / 1000, taken_s, first_s, ended_s)
+    return JobSnapshot(state.decode(), last, queue_ms / 1000, deadline_ms / 1000, (fingerprint or b"").decode(), times)

@@ -5,9 +5,9 @@ from redis.asyncio import Redis
 from shared.broker import Broker
 from shared.log import Append, LogReader, LogWriter
 from shared.messages import Done, Event, Generate, Job, Priority, Sampling, Task
-from shared.queue import Claim, Terms, WorkQueue
+from shared.queue import Claim, QueuePolicy, WorkQueue
 from shared.requests import Request, Requests
-from shared.submission import Quota, Room, Submissions, SubmitRequest
+from shared.submission import QueueLimits, Quota, Submissions, SubmitRequest
 from tests.polling import ALL_DAY_S
 
 DONE = Done("stop", 1, 1)
@@ -17,12 +17,12 @@ SAY_HI = Generate("hi", Sampling(max_tokens=4, seed=0))
 class Desk:
     """`lease_s` 0: what is taken has lapsed at once. Leases last all day where none is named."""
 
-    def __init__(self, redis: Redis | Broker, model: str = "m", *, shards: int = 1, **terms: float) -> None:
+    def __init__(self, redis: Redis | Broker, model: str = "m", *, shards: int = 1, **policy: float) -> None:
         self.broker = redis if isinstance(redis, Broker) else Broker(redis, shards)
         self.submissions, self.requests = Submissions(self.broker), Requests(self.broker)
         self.writer, self.reader = LogWriter(self.broker), LogReader(self.broker)
         self.model = model
-        self.terms = {"lease_s": ALL_DAY_S, **terms}
+        self.policy = {"lease_s": ALL_DAY_S, **policy}
 
     async def submit(
         self, *tasks: Task, quota: Quota | None = None, max_jobs: int = 100, max_bytes: int = 0, **order: object
@@ -35,11 +35,11 @@ class Desk:
     ) -> tuple[Request, list[Job]]:
         made, quota = SubmitRequest(self.model, tasks or (SAY_HI,), **order), quota or Quota()  # type: ignore[arg-type]
         request_id, jobs = self.submissions.jobs_of(made)
-        return await self.submissions.submit(made, request_id, jobs, quota, Room(max_jobs, max_bytes)), jobs
+        return await self.submissions.submit(made, request_id, jobs, quota, QueueLimits(max_jobs, max_bytes)), jobs
 
     def queue(self, worker: str = "w1", fingerprint: str = "f") -> WorkQueue:
-        terms = Terms(**self.terms)  # type: ignore[arg-type]
-        return WorkQueue(self.broker, terms, model=self.model, worker=worker, fingerprint=fingerprint)
+        policy = QueuePolicy(**self.policy)  # type: ignore[arg-type]
+        return WorkQueue(self.broker, policy, model=self.model, worker=worker, fingerprint=fingerprint)
 
     async def take(
         self,

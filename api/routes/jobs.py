@@ -28,7 +28,7 @@ from api.schemas.jobs import FOLLOWED, JobStatus
 from api.schemas.usage import usage_body
 from api.timings import timings_of
 from shared.messages import Cancelled, Event, Failed
-from shared.requests import Standing, state_of
+from shared.requests import JobSnapshot, state_of
 
 router = APIRouter(tags=["jobs"])
 
@@ -72,10 +72,10 @@ async def cancel(id: str, front: FrontDep, caller: CallerDep) -> Response:
 
 
 async def _told(front: Front, work: SubmittedWork) -> Response:
-    standings = await front.requests.look(work.request)
+    snapshots = await front.requests.look(work.request)
     endpoint, record = front.endpoints.of(work), work.record
-    state = state_of(standings)
-    place = await front.requests.place(work.request) if state == "queued" else None
+    state = state_of(snapshots)
+    position = await front.requests.position(work.request) if state == "queued" else None
     body: dict[str, Any] = {
         "id": work.id,
         "object": "job",
@@ -83,27 +83,27 @@ async def _told(front: Front, work: SubmittedWork) -> Response:
         "task": endpoint.task,
         "model": record.model,
         "created": record.created,
-        "queue_position": place and place.num_before + 1,
-        "starts_in_s": place and place.starts_in_s,
+        "queue_position": position and position.num_before + 1,
+        "starts_in_s": position and position.starts_in_s,
         "usage": None,
         "progress": None,
     }
     headers: Mapping[str, str] = {}
     if state in _ENDED:
         logs = await asyncio.gather(*map(front.reader.read, work.request.job_ids))
-        more, headers = _ended(endpoint, work, standings, [[event for _, event in log] for log in logs])
+        more, headers = _ended(endpoint, work, snapshots, [[event for _, event in log] for log in logs])
         body |= more
     else:
-        body["timings"] = timings_of([standing.times for standing in standings], 0).model_dump()
-        body["progress"] = await _progress(front, work, standings)
+        body["timings"] = timings_of([snapshot.times for snapshot in snapshots], 0).model_dump()
+        body["progress"] = await _progress(front, work, snapshots)
     return Response(msgspec.json.encode(body), media_type="application/json", headers=dict(headers))
 
 
-async def _progress(front: Front, work: SubmittedWork, standings: Sequence[Standing]) -> dict[str, Any] | None:
+async def _progress(front: Front, work: SubmittedWork, snapshots: Sequence[JobSnapshot]) -> dict[str, Any] | None:
     """Return how far the only job of a request has come, or how many of several jobs have ended."""
     job_ids = work.request.job_ids
     if len(job_ids) > 1:
-        num_ended = sum(standing.state in _ENDED for standing in standings)
+        num_ended = sum(snapshot.state in _ENDED for snapshot in snapshots)
         return {"done": num_ended, "total": len(job_ids), "note": ""}
     progress = await front.reader.newest_progress(job_ids[0])
     if progress is None:
@@ -112,17 +112,17 @@ async def _progress(front: Front, work: SubmittedWork, standings: Sequence[Stand
 
 
 def _ended(
-    endpoint: Endpoint, work: SubmittedWork, standings: Sequence[Standing], logs: list[list[Event]]
+    endpoint: Endpoint, work: SubmittedWork, snapshots: Sequence[JobSnapshot], logs: list[list[Event]]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What is told of a request that has ended, besides. Of text that was cut short there is a `partial` answer."""
-    state = state_of(standings)
+    state = state_of(snapshots)
     tallies = [OutcomeBuilder(work.record.n) for _ in logs]
     for builder, log in zip(tallies, logs, strict=True):
         for event in log:
             builder.add(event)
     outcomes = [builder.outcome(state) for builder in tallies]
     usage = total_usage(outcomes)
-    timings = timings_of([standing.times for standing in standings], usage.completion_tokens)
+    timings = timings_of([snapshot.times for snapshot in snapshots], usage.completion_tokens)
     more: dict[str, Any] = {"usage": usage_body(usage).model_dump(), "timings": timings.model_dump()}
     if state != "done":
         more |= _failure([event for log in logs for event in log])

@@ -13,7 +13,7 @@ from tests.api.fronts import in_memory
 from tests.redis_server import RedisServer
 
 
-class Standing:
+class JobSnapshot:
     """Both run while a question is asked, in a loop of their own. Tests that use it must not flush Redis."""
 
     def __init__(self, runner: asyncio.Runner, client: httpx.AsyncClient, worker: EchoWorker) -> None:
@@ -29,14 +29,14 @@ class Standing:
 
 
 @contextmanager
-def standing(redis_server: RedisServer, **settings: object) -> Iterator[Standing]:
+def standing(redis_server: RedisServer, **settings: object) -> Iterator[JobSnapshot]:
     """With a worker for every endpoint."""
     redis_server.flush()
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
         client, worker = runner.run(_enter(stack, redis_server.url, settings))
         try:
-            yield Standing(runner, client, worker)
+            yield JobSnapshot(runner, client, worker)
         finally:
             runner.run(stack.aclose())
 

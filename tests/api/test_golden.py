@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from api.routes.inference_tasks import BODIES, name_of
 from tests.api.frames import frames
 from tests.api.golden import REQUEST_ID, Pair, media_type, pairs, told
-from tests.api.standing import Standing, standing
+from tests.api.standing import JobSnapshot, standing
 from tests.api.test_submit import creating
 from tests.redis_server import RedisServer
 
@@ -27,13 +27,13 @@ OPENAI_TYPES: dict[tuple[str, str], type[BaseModel]] = {
 
 
 @pytest.fixture(scope="module")
-def fleet(redis_server: RedisServer) -> Iterator[Standing]:
+def fleet(redis_server: RedisServer) -> Iterator[JobSnapshot]:
     with standing(redis_server) as fleet:
         yield fleet
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
-def test_a_request_and_its_answer(fleet: Standing, pair: Pair) -> None:
+def test_a_request_and_its_answer(fleet: JobSnapshot, pair: Pair) -> None:
     headers = {"X-Request-Id": REQUEST_ID} | pair.headers
     answer = fleet.request(pair.method, pair.path, json=pair.body, headers=headers)
     assert (answer.status_code, media_type(answer)) == (pair.status, pair.media_type), answer.text
@@ -45,7 +45,7 @@ def test_a_request_and_its_answer(fleet: Standing, pair: Pair) -> None:
             kind.model_validate(payload, strict=True)
 
 
-def test_every_form_of_every_answer_has_a_pair(fleet: Standing) -> None:
+def test_every_form_of_every_answer_has_a_pair(fleet: JobSnapshot) -> None:
     """By the app's own route table, and by what its document says each route sends: JSON, events, bare text."""
     document = fleet.request("GET", "/openapi.json").json()
     found = {(pair.path, pair.media_type) for pair in PAIRS if pair.status == 200}

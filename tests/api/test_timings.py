@@ -16,7 +16,7 @@ from api.timings import Timings, timings_of
 from shared import keys
 from shared.log import Append
 from shared.messages import Started, Tokens
-from shared.requests import Request, Times
+from shared.requests import JobTimes, Request
 from tests.api.echo_worker import EchoWorker
 from tests.api.fronts import in_memory, live
 from tests.api.test_headers import POSTS, TASKS_OF_PATHS
@@ -26,28 +26,28 @@ TOLD = {"X-Timings": "1"}
 
 
 def test_of_a_request_that_has_ended() -> None:
-    times = [Times(100.0, 101.0, 102.5, 104.5), Times(100.0, 100.5, 103.0, 105.5)]
+    times = [JobTimes(100.0, 101.0, 102.5, 104.5), JobTimes(100.0, 100.5, 103.0, 105.5)]
     assert timings_of(times, 10) == Timings(queue_s=0.5, prefill_s=2.0, decode_s=3.0, total_s=5.5, tokens_per_s=2.0)
 
 
 @pytest.mark.parametrize(
     ("times", "expected"),
     [
-        (Times(100.0, None, None, None), (None, None, None, None)),
-        (Times(100.0, 101.0, None, None), (1.0, None, None, None)),
-        (Times(100.0, 101.0, 103.0, None), (1.0, 2.0, None, None)),
-        (Times(100.0, None, None, 104.0), (4.0, None, None, 4.0)),  # called off while it waited
-        (Times(100.0, 101.0, None, 104.0), (1.0, None, None, 4.0)),  # an answer that is no text
+        (JobTimes(100.0, None, None, None), (None, None, None, None)),
+        (JobTimes(100.0, 101.0, None, None), (1.0, None, None, None)),
+        (JobTimes(100.0, 101.0, 103.0, None), (1.0, 2.0, None, None)),
+        (JobTimes(100.0, None, None, 104.0), (4.0, None, None, 4.0)),  # called off while it waited
+        (JobTimes(100.0, 101.0, None, 104.0), (1.0, None, None, 4.0)),  # an answer that is no text
     ],
 )
-def test_of_what_has_not_come(times: Times, expected: tuple[float | None, ...]) -> None:
+def test_of_what_has_not_come(times: JobTimes, expected: tuple[float | None, ...]) -> None:
     told = timings_of([times], 0)
     assert (told.queue_s, told.prefill_s, told.decode_s, told.total_s) == expected
     assert told.tokens_per_s is None
 
 
 def test_of_a_request_of_which_a_part_runs() -> None:
-    told = timings_of([Times(100.0, 101.0, 101.5, 102.0), Times(100.0, None, None, None)], 0)
+    told = timings_of([JobTimes(100.0, 101.0, 101.5, 102.0), JobTimes(100.0, None, None, None)], 0)
     assert (told.queue_s, told.prefill_s, told.decode_s, told.total_s) == (1.0, 0.5, None, None)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api.standing import Standing, standing
+from tests.api.standing import JobSnapshot, standing
 from tests.api.test_submit import creating
 from tests.api.wrong_fields import BOTH, EMPTY, MISSING, RANGE, RIGHT, TYPE, WRONG
 from tests.redis_server import RedisServer
@@ -32,7 +32,7 @@ ROWS_OF_ALL = [
 
 
 @pytest.fixture(scope="module")
-def fleet(redis_server: RedisServer) -> Iterator[Standing]:
+def fleet(redis_server: RedisServer) -> Iterator[JobSnapshot]:
     with standing(redis_server, api_keys="right", max_body_bytes=MOST_BYTES) as fleet:
         yield fleet
         assert fleet.worker.jobs == [], "something wrong became work"
@@ -47,7 +47,7 @@ def test_every_kind_is_tried_on_every_endpoint() -> None:
         assert (EMPTY in kinds) == (path not in MAY_BE_EMPTY)
 
 
-def post(fleet: Standing, path: str, content: bytes, key: dict[str, str] = KEY) -> httpx.Response:
+def post(fleet: JobSnapshot, path: str, content: bytes, key: dict[str, str] = KEY) -> httpx.Response:
     return fleet.post(path, content=content, headers=JSON | key)
 
 
@@ -73,7 +73,7 @@ def refused(path: str) -> int:
 
 
 @pytest.mark.parametrize(("path", "changes", "named", "expected"), ROWS_OF_ALL)
-def test_a_wrong_field(fleet: Standing, path: str, changes: dict[str, Any], named: str, expected: str) -> None:
+def test_a_wrong_field(fleet: JobSnapshot, path: str, changes: dict[str, Any], named: str, expected: str) -> None:
     body = {name: value for name, value in (RIGHT[path] | changes).items() if value is not None}
     answer = post(fleet, path, json.dumps(body).encode())
     assert answer.status_code == refused(path)
@@ -84,7 +84,7 @@ def test_a_wrong_field(fleet: Standing, path: str, changes: dict[str, Any], name
 
 
 @pytest.mark.parametrize("path", RIGHT)
-def test_a_field_that_is_nested_deeply(fleet: Standing, path: str) -> None:
+def test_a_field_that_is_nested_deeply(fleet: JobSnapshot, path: str) -> None:
     [name, *_] = RIGHT[path]
     answer = post(fleet, path, json.dumps(RIGHT[path] | {name: DEEP}).encode())
     assert answer.status_code == refused(path)
@@ -107,7 +107,7 @@ BODIES = {
 
 @pytest.mark.parametrize("path", RIGHT)
 @pytest.mark.parametrize("kind", BODIES)
-def test_a_body_that_is_no_json_object(fleet: Standing, path: str, kind: str) -> None:
+def test_a_body_that_is_no_json_object(fleet: JobSnapshot, path: str, kind: str) -> None:
     content, told = BODIES[kind]
     answer = post(fleet, path, content)
     assert answer.status_code == refused(path)
@@ -117,7 +117,7 @@ def test_a_body_that_is_no_json_object(fleet: Standing, path: str, kind: str) ->
 
 
 @pytest.mark.parametrize("path", RIGHT)
-def test_a_body_of_another_type(fleet: Standing, path: str) -> None:
+def test_a_body_of_another_type(fleet: JobSnapshot, path: str) -> None:
     answer = fleet.post(path, data={"prompts": "a"}, headers=KEY)
     assert answer.status_code == refused(path)
     message, _ = sentence(path, answer)
@@ -125,7 +125,7 @@ def test_a_body_of_another_type(fleet: Standing, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", RIGHT)
-def test_a_body_of_ten_megabytes(fleet: Standing, path: str) -> None:
+def test_a_body_of_ten_megabytes(fleet: JobSnapshot, path: str) -> None:
     [name, *_] = RIGHT[path]
     answer = post(fleet, path, json.dumps(RIGHT[path] | {name: "x" * 10_000_000}).encode())
     assert answer.status_code == 413
@@ -134,7 +134,7 @@ def test_a_body_of_ten_megabytes(fleet: Standing, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", RIGHT)
-def test_an_unknown_model(fleet: Standing, path: str) -> None:
+def test_an_unknown_model(fleet: JobSnapshot, path: str) -> None:
     answer = post(fleet, path, json.dumps(RIGHT[path] | {"model": "nobody"}).encode())
     assert answer.status_code == 404
     message, field = sentence(path, answer)
@@ -151,7 +151,7 @@ def test_an_unknown_model(fleet: Standing, path: str) -> None:
         ({"Authorization": "Bearer wrong"}, "The API key is not known"),
     ],
 )
-def test_a_bad_key(fleet: Standing, path: str, key: dict[str, str], told: str) -> None:
+def test_a_bad_key(fleet: JobSnapshot, path: str, key: dict[str, str], told: str) -> None:
     answer = post(fleet, path, json.dumps(RIGHT[path]).encode(), key)
     assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, 'Bearer realm="aios"')
     message, _ = sentence(path, answer)

@@ -34,7 +34,7 @@ PLACES = sum(n for _, n in ASKED.values())
 
 
 @dataclass(frozen=True)
-class Place:
+class QueuePosition:
     """Where a job is held: behind so many of its tokens (a choice) or scores; it will say `length` tokens."""
 
     tokens: int
@@ -42,11 +42,11 @@ class Place:
     length: int
 
 
-_LAST = Place(GATHERED_TOKENS, len(TAILS) - 1, GATHERED_TOKENS + 1)
+_LAST = QueuePosition(GATHERED_TOKENS, len(TAILS) - 1, GATHERED_TOKENS + 1)
 PHASES = {
-    "queued": Place(0, 0, 12),
-    "prefill": Place(0, 0, 12),
-    "decode": Place(GATHERED_TOKENS, 2, GATHERED_TOKENS + 12),
+    "queued": QueuePosition(0, 0, 12),
+    "prefill": QueuePosition(0, 0, 12),
+    "decode": QueuePosition(GATHERED_TOKENS, 2, GATHERED_TOKENS + 12),
     "unsent": _LAST,
     "unacked": _LAST,
 }
@@ -204,7 +204,7 @@ class TaskStage(Stage):
         return max(answer.steps_done, default=0) >= STEPS_DONE[phase]
 
 
-def ask(kind: str, name: str, gate: str, place: Place) -> Ask:
+def ask(kind: str, name: str, gate: str, place: QueuePosition) -> Ask:
     mode, n = ASKED[kind]
     if mode == "scoring":
         expected = json.dumps([-float(len(tail)) for tail in TAILS])

@@ -17,8 +17,8 @@ def desk(redis: Redis) -> Desk:
 
 async def before(desk: Desk, request: Request) -> int | None:
     """How many jobs come before it; None if it does not wait."""
-    place = await desk.requests.place(request)
-    return None if place is None else place.num_before
+    position = await desk.requests.position(request)
+    return None if position is None else position.num_before
 
 
 async def test_places_of_one_line_move_up(desk: Desk) -> None:
@@ -61,7 +61,7 @@ async def test_the_places_of_many_tenants_and_classes_come_true(desk: Desk, seed
         made.append(await desk.request(**order))  # type: ignore[arg-type]
     foretold = {jobs[0].id: await before(desk, request) for request, jobs in made}
     taken = [(await desk.take(1))[0].job.id for _ in made]
-    assert {job: place for place, job in enumerate(taken)} == foretold
+    assert {job: position for position, job in enumerate(taken)} == foretold
 
 
 async def test_a_small_tenant_is_not_behind_a_large_ones_line(desk: Desk) -> None:
@@ -84,15 +84,15 @@ async def test_a_line_longer_than_is_counted_is_told_as_its_end(desk: Desk) -> N
 async def test_the_wait_is_told_by_the_rate_of_what_has_ended(desk: Desk) -> None:
     """Two jobs in the last 10 to 20 s, of equal cost: the next starts in half that time, the one behind it in all."""
     first, _ = await desk.request()
-    unknown = await desk.requests.place(first)
+    unknown = await desk.requests.position(first)
     assert unknown is not None
     assert unknown.starts_in_s is None
     await desk.submit()
     for claim in await desk.take(2):
         await desk.say(claim, DONE)
-    for place in range(4):
+    for position in range(4):
         request, _ = await desk.request()
-        told = await desk.requests.place(request)
+        told = await desk.requests.position(request)
         assert told is not None
         assert told.starts_in_s is not None
-        assert 10 <= told.starts_in_s / (place + 1) * 2 <= 20
+        assert 10 <= told.starts_in_s / (position + 1) * 2 <= 20

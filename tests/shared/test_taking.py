@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from shared import keys
 from shared.messages import Done, Failed, Generate, Job, Priority, Sampling, Started, Tokens
 from shared.queue import Claim
-from shared.requests import Times
+from shared.requests import JobTimes
 from tests.desk import DONE, Desk
 from tests.logged import fields_of
 from tests.polling import until
@@ -275,7 +275,7 @@ async def test_the_first_take_and_the_first_token_are_noted_once(redis: Redis) -
     desk = Desk(redis)
     request, _ = await desk.request(task(10))
 
-    async def times() -> Times:
+    async def times() -> JobTimes:
         [standing] = await desk.requests.look(request)
         return standing.times
 

@@ -15,7 +15,7 @@ from worker.runners.base import RunnerSpec
 from worker.sequence import Encoded, Pooled, Sampled, Scores, Sequence, Slice, StepResult
 
 VOCABULARY = 50
-Place = tuple[tuple[int, ...], int]
+QueuePosition = tuple[tuple[int, ...], int]
 
 
 def next_token(tokens: Rows[int], seed: int) -> int:
@@ -52,7 +52,7 @@ class Ghost:
             page_size=page_size, reuse=reuse, chunk_prefill=not is_prefix_lm,
         )  # fmt: skip
         self.is_prefix_lm = is_prefix_lm
-        self.places: dict[int, Place] = {}
+        self.places: dict[int, QueuePosition] = {}
         self.steps: list[list[tuple[str, int, int]]] = []
         self.num_computed = 0
 
@@ -116,7 +116,7 @@ class Ghost:
         size = self.spec.page_size
         return sequence.pages[at // size] * size + at % size
 
-    def _history(self, sequence: Sequence, at: int) -> Place:
+    def _history(self, sequence: Sequence, at: int) -> QueuePosition:
         """What the keys and values at a position depend on: all before it, in a prefix-LM the whole prompt at least."""
         seen = max(at + 1, len(sequence.encoded.prompt_ids)) if self.is_prefix_lm else at + 1
         return tuple(sequence.token_ids[:seen]), at

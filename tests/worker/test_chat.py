@@ -34,7 +34,7 @@ SAMPLING = Sampling(4, 0, temperature=0.0)
 
 
 @dataclass(frozen=True)
-class Place:
+class QueuePosition:
     """A model's directory, whose tokenizer may get a template."""
 
     path: Path
@@ -55,15 +55,15 @@ def starting_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture
-def causal(tmp_path: Path) -> Place:
+def causal(tmp_path: Path) -> QueuePosition:
     write(llama, tmp_path)
-    return Place(tmp_path)
+    return QueuePosition(tmp_path)
 
 
 @pytest.fixture
-def hrm_text(tmp_path: Path) -> Place:
+def hrm_text(tmp_path: Path) -> QueuePosition:
     write_tiny(tmp_path)
-    return Place(tmp_path)
+    return QueuePosition(tmp_path)
 
 
 def encoded(runner: Runner, prompt: Prompt, condition: str | None = None) -> Encoded:
@@ -75,7 +75,7 @@ def written(runner: Runner, prompt: Prompt) -> str:
     return end_of(runner.encode(Detokenize(tokens(runner, Tokenize(prompt))[0])).answer, Detokenized).text
 
 
-def test_a_tokenizers_own_template(causal: Place) -> None:
+def test_a_tokenizers_own_template(causal: QueuePosition) -> None:
     """B27: rendered as transformers renders it, generation prompt included; ids of special tokens are its own."""
     runner = causal.load(BOS + TERSE)
     assert written(runner, TALK) == f"{BOS}[system]Be brief.[user]One?[assistant]1[user]Two?[me]"
@@ -86,7 +86,7 @@ def test_a_tokenizers_own_template(causal: Place) -> None:
     assert list(ids) == own.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
 
 
-def test_without_a_template_the_marks_are_llama_3s(causal: Place) -> None:
+def test_without_a_template_the_marks_are_llama_3s(causal: QueuePosition) -> None:
     """Behind one start token."""
     runner = causal.load()
     assert written(runner, Chat((Turn("system", "Be brief."), USER))) == (
@@ -108,7 +108,7 @@ def test_a_tokenizer_without_a_start_token() -> None:
     assert ChatTemplate(tokenizer).write(Chat((USER,))).startswith("<|start_header_id|>user")
 
 
-def test_the_operators_template_outranks_the_models(causal: Place, tmp_path: Path) -> None:
+def test_the_operators_template_outranks_the_models(causal: QueuePosition, tmp_path: Path) -> None:
     """And with another one a worker does not go on with what was begun."""
     file = tmp_path / "terse.jinja"
     file.write_text(TERSE)
@@ -119,7 +119,7 @@ def test_the_operators_template_outranks_the_models(causal: Place, tmp_path: Pat
     assert fingerprint("causal", options) != before
 
 
-def test_a_models_own_setting_outranks_the_fleets(causal: Place, tmp_path: Path) -> None:
+def test_a_models_own_setting_outranks_the_fleets(causal: QueuePosition, tmp_path: Path) -> None:
     for name in ("fleet", "own"):
         (tmp_path / f"{name}.jinja").write_text(f"{name}: {{{{ messages[0].content }}}}")
     entries = (
@@ -134,17 +134,17 @@ def test_a_models_own_setting_outranks_the_fleets(causal: Place, tmp_path: Path)
     ("template", "complaint"),
     [("{% for %}", "cannot be used"), ("{{ 1 + 'a' }}", "cannot be used"), ("{{ nobody.name }}", "cannot be used")],
 )
-def test_a_template_that_cannot_work_is_refused_at_start(causal: Place, template: str, complaint: str) -> None:
+def test_a_template_that_cannot_work_is_refused_at_start(causal: QueuePosition, template: str, complaint: str) -> None:
     with pytest.raises(ModelFormatError, match=complaint):
         causal.load(template)
 
 
-def test_a_template_that_is_not_there(causal: Place) -> None:
+def test_a_template_that_is_not_there(causal: QueuePosition) -> None:
     with pytest.raises(ModelFormatError, match="cannot be read"):
         causal.load(chat_template="nowhere.jinja")
 
 
-def test_what_a_template_refuses_is_the_callers_fault(causal: Place) -> None:
+def test_what_a_template_refuses_is_the_callers_fault(causal: QueuePosition) -> None:
     runner = causal.load(STRICT)
     with pytest.raises(InvalidRequest, match=r"refuses them: No system role\.") as caught:
         encoded(runner, TALK)
@@ -157,7 +157,7 @@ def test_what_a_template_refuses_is_the_callers_fault(causal: Place) -> None:
     assert exceeded.value.field == "messages"
 
 
-def test_hrm_text_sees_a_dialogue_between_its_marks(hrm_text: Place) -> None:
+def test_hrm_text_sees_a_dialogue_between_its_marks(hrm_text: QueuePosition) -> None:
     """A lone turn is the prompt itself; several are told by name. Names of special tokens in them are plain text."""
     runner = hrm_text.load()
     assert encoded(runner, Chat((USER,))) == encoded(runner, "Hi!")
@@ -170,7 +170,7 @@ def test_hrm_text_sees_a_dialogue_between_its_marks(hrm_text: Place) -> None:
     assert encoded(runner, Chat((USER,)), "raw").prompt_ids == tuple(byte_tokenizer()("Hi!")["input_ids"])
 
 
-def test_hrm_texts_own_template_between_the_marks_or_with_them(hrm_text: Place) -> None:
+def test_hrm_texts_own_template_between_the_marks_or_with_them(hrm_text: QueuePosition) -> None:
     """One boq in any case; where the template writes the marks, it writes the conditions too."""
     runner = hrm_text.load(TERSE)
     assert encoded(runner, Chat((USER,))) == encoded(runner, "[user] Hi! [me]")
@@ -201,7 +201,7 @@ def tokens(runner: Runner, task: Tokenize) -> tuple[tuple[int, ...], tuple[str, 
     return found.ids, found.texts
 
 
-def test_token_ids_of_a_causal_model(causal: Place) -> None:
+def test_token_ids_of_a_causal_model(causal: QueuePosition) -> None:
     """Those that it would read; the start token can be left out; a dialogue has what its template wrote."""
     runner = causal.load(TERSE)
     ids, texts = tokens(runner, Tokenize("Hi", with_texts=True))
@@ -213,14 +213,14 @@ def test_token_ids_of_a_causal_model(causal: Place) -> None:
     assert tokens(runner, Tokenize("x" * 500))[0][1:] == tuple(byte_tokenizer()("x" * 500)["input_ids"])
 
 
-def test_token_ids_of_hrm_text(hrm_text: Place) -> None:
+def test_token_ids_of_hrm_text(hrm_text: QueuePosition) -> None:
     runner = hrm_text.load()
     for prompt in ("Hi", TALK):
         assert tokens(runner, Tokenize(prompt))[0] == encoded(runner, prompt).prompt_ids
     assert tokens(runner, Tokenize("Hi", add_special_tokens=False))[0] == tuple(byte_tokenizer()("Hi")["input_ids"])
 
 
-def test_text_of_token_ids(causal: Place) -> None:
+def test_text_of_token_ids(causal: QueuePosition) -> None:
     runner = causal.load()
     ids = tokens(runner, Tokenize("Hé!"))[0]
     for skip, expected in ((False, f"{BOS}Hé!"), (True, "Hé!")):
