@@ -15,7 +15,7 @@ import msgspec
 from scripts.local_fleet import PORT_HELP, with_local_fleet
 from shared.broker import UNAVAILABLE, open_broker
 from shared.cli import EXIT_OK, redis_url, run_role
-from shared.dead import Dead, Graveyard
+from shared.dead_letters import DeadLetter, DeadLetters
 from shared.errors import FleetError
 from shared.settings import Settings
 
@@ -62,33 +62,33 @@ def run(asked: argparse.Namespace, settings: Settings) -> int:
 async def _answer(asked: argparse.Namespace, settings: Settings) -> list[str]:
     """The lines to print."""
     async with open_broker(redis_url(settings), settings.redis_shards) as broker:
-        graveyard = Graveyard(broker)
+        dead_letters = DeadLetters(broker)
         match asked.command:
             case "list":
-                everyone = await graveyard.everyone()
+                everyone = await dead_letters.everyone()
                 return [json.dumps(_told(dead)) if asked.json else _line(dead) for dead in everyone]
             case "show":
-                dead, job, events = await graveyard.show(asked.id)
+                dead, job, events = await dead_letters.show(asked.id)
                 shown = {**_told(dead), "task": msgspec.to_builtins(job.task), "log": msgspec.to_builtins(events)}
                 return [json.dumps(shown, ensure_ascii=False, indent=None if asked.json else 2)]
             case "retry":
                 times = {"queue_timeout_s": settings.queue_timeout_s, "deadline_s": settings.request_timeout_s}
-                new_id = await graveyard.retry(asked.id, **times)
+                new_id = await dead_letters.retry(asked.id, **times)
                 return [json.dumps({"id": new_id}) if asked.json else new_id]
             case _:
-                await graveyard.drop(asked.id)
+                await dead_letters.drop(asked.id)
                 return [json.dumps({"dropped": asked.id})] if asked.json else []
 
 
-def _told(dead: Dead) -> dict[str, Any]:
+def _told(dead: DeadLetter) -> dict[str, Any]:
     told = asdict(dead)
     del told["entry"]
     return told | {"at": _when(dead)}
 
 
-def _line(dead: Dead) -> str:
+def _line(dead: DeadLetter) -> str:
     return f"{dead.id}  {_when(dead)}  {dead.model}  {dead.tenant}  {dead.epochs} workers, the last {dead.worker}"
 
 
-def _when(dead: Dead) -> str:
+def _when(dead: DeadLetter) -> str:
     return datetime.fromtimestamp(dead.at_ms / 1000, UTC).isoformat(timespec="seconds")

@@ -20,7 +20,7 @@ _ANY_NUMBER = 1 << 40
 
 
 @dataclass(frozen=True)
-class Dead:
+class DeadLetter:
     """One convicted job. `at_ms` is when it was given up, since 1970; `epochs` how often it was taken, at last by
     `worker`."""
 
@@ -33,7 +33,7 @@ class Dead:
     entry: str
 
 
-class Graveyard:
+class DeadLetters:
     """Every method but `everyone` raises JobNotFound for a job that is not among the dead."""
 
     def __init__(self, broker: Broker) -> None:
@@ -41,12 +41,12 @@ class Graveyard:
         self._submissions = Submissions(broker)
         self._reader = LogReader(broker)
 
-    async def everyone(self) -> list[Dead]:
+    async def everyone(self) -> list[DeadLetter]:
         """All of them, the latest first."""
         found = await asyncio.gather(*map(self._on_shard, self._broker.shards))
         return sorted((dead for some in found for dead in some), key=lambda dead: dead.at_ms, reverse=True)
 
-    async def show(self, job_id: str) -> tuple[Dead, Job, list[Event]]:
+    async def show(self, job_id: str) -> tuple[DeadLetter, Job, list[Event]]:
         """It, what it was to do, and what it had said."""
         dead = await self._find(job_id)
         return dead, await self._job(job_id), [event for _, event in await self._reader.read(job_id)]
@@ -73,14 +73,14 @@ class Graveyard:
         """Forget it, its task and its log."""
         await self._forget(await self._find(job_id))
 
-    async def _forget(self, dead: Dead) -> None:
+    async def _forget(self, dead: DeadLetter) -> None:
         shard = keys.shard_of(dead.id)
         pipe = self._broker.client(shard).pipeline(transaction=True)
         pipe.delete(keys.job(dead.id), keys.log(dead.id))
         pipe.xdel(keys.dead(shard), dead.entry)
         await pipe.execute()
 
-    async def _find(self, job_id: str) -> Dead:
+    async def _find(self, job_id: str) -> DeadLetter:
         if keys.is_id(job_id) and keys.shard_of(job_id) in self._broker.shards:
             for dead in await self._on_shard(keys.shard_of(job_id)):
                 if dead.id == job_id:
@@ -94,7 +94,7 @@ class Graveyard:
             raise JobNotFound(f"The task of {job_id} has expired; all that can be done is to drop it.")
         return decode_job(spec)
 
-    async def _on_shard(self, shard: str) -> list[Dead]:
+    async def _on_shard(self, shard: str) -> list[DeadLetter]:
         client, found, start = self._broker.client(shard), [], "-"
         while page := await client.xrange(keys.dead(shard), min=start, count=_PAGE):
             found += [_dead(entry, fields) for entry, fields in page]
@@ -102,7 +102,9 @@ class Graveyard:
         return found
 
 
-def _dead(entry: bytes, fields: dict[bytes, bytes]) -> Dead:
+def _dead(entry: bytes, fields: dict[bytes, bytes]) -> DeadLetter:
     told = {name.decode(): value.decode() for name, value in fields.items()}
     at_ms = int(entry.partition(b"-")[0])
-    return Dead(told["job"], told["model"], told["tenant"], told["worker"], int(told["epochs"]), at_ms, entry.decode())
+    return DeadLetter(
+        told["job"], told["model"], told["tenant"], told["worker"], int(told["epochs"]), at_ms, entry.decode()
+    )
