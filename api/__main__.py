@@ -25,7 +25,7 @@ from shared.broker import Broker, open_broker
 from shared.cli import redis_url, run_role, tell_of_variables
 from shared.errors import BrokerUnavailable
 from shared.listener import Answer, listening, open_port, port_of
-from shared.logs import chosen_style, configure_logging, fields
+from shared.logging_setup import chosen_style, configure_logging, fields
 from shared.metrics import CONTENT_TYPE
 from shared.settings import Settings
 from shared.signals import signals_call

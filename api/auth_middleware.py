@@ -15,7 +15,7 @@ from api.problem import problem_of
 from api.request_state import request_state_of
 from api.route_table import METRICS, RouteTable
 from shared.errors import FleetError, Forbidden, Unauthorized
-from shared.logs import fields
+from shared.logging_setup import fields
 
 security_log = logging.getLogger("aios.security")
 

@@ -47,7 +47,7 @@ async def _context(
 ) -> Context:
     """Raise OverQuota for a caller that comes too often, and ProhibitedContent."""
     async with redis_answers():
-        await front.pace.keep(caller.id or caller.tenant, caller.rates_of(request.scope["route"].path))
+        await front.rate_limiter.keep(caller.id or caller.tenant, caller.rates_of(request.scope["route"].path))
     front.prohibited.check(request_state.body)
     return Context(front, caller, options, request_state, request.receive)
 

@@ -26,10 +26,10 @@ from shared.artifacts import ArtifactStore, open_artifacts
 from shared.broker import Broker
 from shared.log import LogReader
 from shared.metrics import Metrics
-from shared.pace import Pace
 from shared.presence import Presence
 from shared.process import LoopLag, tell
-from shared.queues import Queues
+from shared.queue_stats import QueueStats
+from shared.rate_limiter import RateLimiter
 from shared.repeats import Repeats
 from shared.requests import Requests
 from shared.settings import Settings
@@ -55,7 +55,7 @@ class Front:
     cache: AnswerCache | None
     endpoints: Endpoints
     auth: Auth
-    pace: Pace
+    rate_limiter: RateLimiter
     prohibited: Prohibited
     artifacts: ArtifactStore
     max_body_bytes: int
@@ -112,12 +112,12 @@ def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Fro
         cache=AnswerCache(Repeats(broker, ttl_s=cache_s), requests, reader) if cache_s else None,
         endpoints=endpoints,
         auth=auth,
-        pace=Pace(broker),
+        rate_limiter=RateLimiter(broker),
         prohibited=Prohibited(read_terms(settings)),
         artifacts=open_artifacts(settings, broker, timeout_s=REDIS_TIMEOUT_S),
         max_body_bytes=settings.max_body_bytes,
         metrics=metrics,
-        exporter=MetricsExporter(fleet, Queues(broker), metrics),
+        exporter=MetricsExporter(fleet, QueueStats(broker), metrics),
         lag=lag,
         draining=draining,
         subscriptions=subscriptions,

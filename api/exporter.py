@@ -11,14 +11,14 @@ from shared.broker import UNAVAILABLE
 from shared.errors import BrokerUnavailable
 from shared.fleet.sums import Values, of_queues, of_workers
 from shared.metrics import Metrics
-from shared.queues import Queues
+from shared.queue_stats import QueueStats
 
 _PATIENCE_S = 1.0
 _MAX_AGE_S = 0.5
 
 
 class MetricsExporter:
-    def __init__(self, fleet: FleetView, queues: Queues, metrics: Metrics) -> None:
+    def __init__(self, fleet: FleetView, queues: QueueStats, metrics: Metrics) -> None:
         self._fleet = fleet
         self._queues = queues
         self._metrics = metrics

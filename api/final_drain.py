@@ -11,7 +11,7 @@ from collections.abc import Callable
 from api.deps import Front
 from shared.broker import UNAVAILABLE
 from shared.errors import ShutDown
-from shared.logs import fields
+from shared.logging_setup import fields
 
 _LOOK_S = 0.05
 _ADMITTING_S = 2.5  # a request that was let in before the signal is in Redis by then

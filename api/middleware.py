@@ -21,7 +21,7 @@ from api.problem import Problem, problem_of
 from api.request_state import RequestState, request_state_of
 from api.schemas.fields import fleets_seed
 from shared.errors import ClientGone, Draining, FleetError, PayloadTooLarge, UnsupportedEncoding
-from shared.logs import fields
+from shared.logging_setup import fields
 from shared.metrics import Metrics
 
 REQUEST_ID = "X-Request-Id"

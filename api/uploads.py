@@ -29,7 +29,7 @@ async def admit(front: Front, caller: Caller, request: Request) -> None:
         raise Draining("This server is shutting down.", retry_after_s=1)
     async with redis_answers():
         rates = caller.rates_of(request.scope["route"].path)
-        await front.pace.keep(caller.id or caller.tenant, rates)
+        await front.rate_limiter.keep(caller.id or caller.tenant, rates)
 
 
 async def pieces_of(request: Request) -> AsyncGenerator[bytes, None]:

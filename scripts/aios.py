@@ -27,7 +27,7 @@ from shared.artifact_files import check_place
 from shared.broker import UNAVAILABLE, open_broker
 from shared.cli import CONFIG_ENV, redis_url, run_role, tell_of_variables
 from shared.listener import open_port, port_of
-from shared.logs import chosen_style, configure_logging, fields
+from shared.logging_setup import chosen_style, configure_logging, fields
 from shared.messages import ModelInfo
 from shared.paths import check_model_paths, read_text
 from shared.presence import Fleet, Presence

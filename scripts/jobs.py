@@ -26,7 +26,7 @@ from shared.broker import UNAVAILABLE, Broker, open_broker
 from shared.cli import EXIT_OK, redis_url, run_role, tell_of_variables
 from shared.janitor import Janitor, Sweep
 from shared.listener import Answer, listening
-from shared.logs import configure_logging, fields
+from shared.logging_setup import configure_logging, fields
 from shared.metrics import CONTENT_TYPE, JanitorMetrics
 from shared.settings import Settings
 from shared.signals import signals_call

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from shared.logs import fields
+from shared.logging_setup import fields
 from shared.setting_layers import SettingsError
 from shared.settings import Settings
 

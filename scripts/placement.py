@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from shared.advice import advise, on_threads
-from shared.logs import fields
+from shared.logging_setup import fields
 from shared.settings import Settings
 from worker.device import CORES_ENV
 from worker.machine import Machine, survey

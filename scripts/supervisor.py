@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from scripts.parent_death import die_with_parent
-from shared.logs import fields
+from shared.logging_setup import fields
 from shared.signals import signals_call
 from shared.supervised import REPORT_ENV, read_report
 

@@ -10,7 +10,7 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from shared.broker import CONNECT_TIMEOUT_S, UNAVAILABLE, Broker
-from shared.logs import fields
+from shared.logging_setup import fields
 
 logger = logging.getLogger("aios.advice")
 

@@ -33,7 +33,7 @@ from shared.errors import (
     PayloadTooLarge,
     StorageUnavailable,
 )
-from shared.logs import fields
+from shared.logging_setup import fields
 from shared.results import ArtifactRef
 from shared.script import Script, raw
 from shared.settings import Settings

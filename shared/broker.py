@@ -21,10 +21,10 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared import keys
 from shared.cluster import ELSEWHERE, Cluster
-from shared.logs import fields
+from shared.histogram import BucketHistogram
+from shared.logging_setup import fields
 from shared.paths import fault_of
 from shared.setting_layers import SettingsError
-from shared.spread import Spread
 
 logger = logging.getLogger("aios.redis")
 
@@ -52,7 +52,7 @@ class Broker:
     def __init__(self, redis: Redis | Cluster, shards: int = 1) -> None:
         self._redis = redis
         self.shards = keys.shards(shards)
-        self.calls: dict[str, Spread] = {}
+        self.calls: dict[str, BucketHistogram] = {}
 
     def client(self, tag: str) -> Redis:
         """The client for keys with this hash tag, a shard or `keys.PRESENCE`."""

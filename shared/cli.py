@@ -16,7 +16,7 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 
 from shared.broker import fault_of_url
-from shared.logs import fields
+from shared.logging_setup import fields
 from shared.model_options import options_of
 from shared.paths import fault_of
 from shared.runner_table import AUTO

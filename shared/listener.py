@@ -15,7 +15,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
-from shared.logs import fields
+from shared.logging_setup import fields
 from shared.setting_layers import SettingsError, env_name, flag_name
 from shared.settings import Settings
 

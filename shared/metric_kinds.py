@@ -14,13 +14,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from shared.spread import Spread
+from shared.histogram import BucketHistogram
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # series that nobody asks for
 
 Kind = Literal["counter", "gauge", "histogram"]
 Values = Mapping[tuple[str, ...], float]
-Spreads = Mapping[tuple[str, ...], Spread]
+BucketHistograms = Mapping[tuple[str, ...], BucketHistogram]
 _C = TypeVar("_C", bound=Collector)
 Source = Counter | Gauge | Histogram | Collector
 
@@ -109,11 +109,11 @@ class Told(Collector):
 
 
 class ToldSpread(Collector):
-    """A histogram that is kept as a `Spread` for each set of labels."""
+    """A histogram that is kept as a `BucketHistogram` for each set of labels."""
 
     def __init__(self, listed: Listed) -> None:
         self._listed = listed
-        self.read: Callable[[], Spreads] = dict
+        self.read: Callable[[], BucketHistograms] = dict
 
     def collect(self) -> Iterable[Metric]:
         family = HistogramMetricFamily(self._listed.name, self._listed.meaning, labels=self._listed.labels)

@@ -6,9 +6,9 @@ docs/metrics.md is made of both lists by `python -m scripts.metrics_page`.
 """
 
 from shared.errors import codes_from
+from shared.histogram import BucketHistogram
 from shared.metric_kinds import Listed, Sheet, Told
 from shared.model_load import NUMBERS
-from shared.spread import Spread
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LATENCY_BOUNDS_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -118,7 +118,7 @@ class Metrics:
         self.first_token = sheet.histogram(
             "aios_ttft_seconds", "From a job's submission to its first token.", "model", bounds=_LATENCY_BOUNDS_S
         )
-        self._gaps: dict[tuple[str, ...], Spread] = {}
+        self._gaps: dict[tuple[str, ...], BucketHistogram] = {}
         inter_token = sheet.told_spread(
             "aios_inter_token_seconds",
             "Between a job's events, divided by the tokens that came; once an event.",
@@ -139,9 +139,9 @@ class Metrics:
         )
         self._add_aliases(sheet)
 
-    def token_gaps(self, model: str) -> Spread:
+    def token_gaps(self, model: str) -> BucketHistogram:
         """To be added to with each event of a stream, so it is cheaper than the others."""
-        return self._gaps.setdefault((model,), Spread(_TOKEN_BOUNDS_S))
+        return self._gaps.setdefault((model,), BucketHistogram(_TOKEN_BOUNDS_S))
 
     def _add_aliases(self, sheet: Sheet) -> None:
         """Names that others know these by (X10)."""

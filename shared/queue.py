@@ -14,7 +14,7 @@ import msgspec
 from shared import keys
 from shared.broker import Broker
 from shared.errors import DeadlineExceeded, QueueTimeout, WorkerCrashed
-from shared.logs import fields, job_fields
+from shared.logging_setup import fields, job_fields
 from shared.messages import PRIORITIES, Job, Priority, decode_job, encode
 from shared.script import Script, raw
 from shared.task_table import places_of

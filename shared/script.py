@@ -15,7 +15,7 @@ from redis.exceptions import NoScriptError, ResponseError
 from shared import keys
 from shared.broker import Broker, CannotWrite
 from shared.cluster import ELSEWHERE, CannotConnect
-from shared.spread import Spread
+from shared.histogram import BucketHistogram
 
 _FOLDER = Path(__file__).parent / "lua"
 _REFUSALS = ("OOM ", "READONLY ", "MISCONF ", "LOADING ", "CLUSTERDOWN ", "MASTERDOWN ")
@@ -34,7 +34,7 @@ class Script:
     def __init__(self, broker: Broker, name: str, *, needs: Sequence[str] = ()) -> None:
         self._broker = broker
         self._source = "\n".join((_FOLDER / f"{part}.lua").read_text() for part in ("common", *needs, name))
-        self._taken_s = broker.calls.setdefault(name, Spread(_BOUNDS_S))
+        self._taken_s = broker.calls.setdefault(name, BucketHistogram(_BOUNDS_S))
         self._sha = hashlib.sha1(self._source.encode()).hexdigest()
 
     async def call(self, shard: str, **args: Any) -> Any:

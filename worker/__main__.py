@@ -14,7 +14,7 @@ from shared.artifacts import open_artifacts
 from shared.broker import open_broker
 from shared.cli import redis_url, run_role, tell_of_variables
 from shared.listener import listening
-from shared.logs import configure_logging, fields
+from shared.logging_setup import configure_logging, fields
 from shared.metrics import WorkerMetrics
 from shared.paths import check_model_paths
 from shared.queue import QueuePolicy

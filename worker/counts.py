@@ -5,7 +5,7 @@ Runners add to the counts of the engine that is stepping them, which they need n
 
 from contextvars import ContextVar
 
-from shared.spread import Spread
+from shared.histogram import BucketHistogram
 
 _STEP_BOUNDS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _ROW_BOUNDS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 128, 256)
@@ -15,7 +15,7 @@ class Counts:
     """`num_segments` are ACT segments, one a row, and `num_settled` the rows that they brought to an end."""
 
     def __init__(self) -> None:
-        self.rows, self.steps_s = Spread(_ROW_BOUNDS), Spread(_STEP_BOUNDS_S)
+        self.rows, self.steps_s = BucketHistogram(_ROW_BOUNDS), BucketHistogram(_STEP_BOUNDS_S)
         self.last_step_s = 0.0
         self.num_tokens = 0
         self.num_prompt_tokens = 0

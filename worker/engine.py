@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from shared.errors import DeadlineExceeded, FleetError, InvalidRequest, NoMemory, WorkerFailed
-from shared.logs import fields
+from shared.logging_setup import fields
 from shared.messages import Generate
 from worker.counts import Counts, count_for
 from worker.request import Emission, Request, Work

@@ -7,7 +7,7 @@ planned smaller.
 import logging
 from collections.abc import Callable
 
-from shared.logs import fields
+from shared.logging_setup import fields
 from worker.machine import memory_share
 
 logger = logging.getLogger("aios.memory")

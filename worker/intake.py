@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from shared.errors import FleetError, WorkerFailed
 from shared.log import LogReader
-from shared.logs import job_fields
+from shared.logging_setup import job_fields
 from shared.messages import PRIORITIES, Priority, Progress, Started, Tokens
 from shared.queue import Claim, WorkQueue
 from shared.tracing import NO_TRACING, Tracing

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from shared import keys
 from shared.catalogue import Catalogue, Listing
 from shared.errors import ModelFailed
-from shared.logs import fields
+from shared.logging_setup import fields
 from shared.messages import LoadFailure, ModelInfo, Residence
 from shared.presence import Fleet
 from shared.queue import WorkQueue
-from shared.queues import WaitingModels
+from shared.queue_stats import WaitingModels
 from shared.setting_models import ModelEntry
 from shared.settings import SettingsError
 from worker.attempt import begin

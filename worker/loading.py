@@ -12,7 +12,7 @@ from msgspec.structs import replace as replace_struct
 from pydantic import ValidationError
 
 from shared.errors import FleetError, from_event
-from shared.logs import fields
+from shared.logging_setup import fields
 from shared.messages import Embedded, Failed, Labelled, ModelInfo, Prompting, Solution, name_of
 from shared.model_options import options_of
 from shared.runner_options import Options, PagedOptions

@@ -16,7 +16,7 @@ from shared.artifacts import ArtifactStore, Label
 from shared.broker import UNAVAILABLE
 from shared.errors import BrokerUnavailable, FleetError, WorkerFailed
 from shared.log import Append, LogWriter
-from shared.logs import fields, job_fields
+from shared.logging_setup import fields, job_fields
 from shared.messages import ArtifactRef, Done, Event, Failed, Progress, Terminal, Tokens
 from shared.queue import Claim
 from worker.ledger import Entry, Ledger

@@ -23,7 +23,7 @@ from shared import keys
 from shared.artifacts import ArtifactStore
 from shared.broker import Broker
 from shared.log import LogReader, LogWriter
-from shared.logs import fields
+from shared.logging_setup import fields
 from shared.messages import LoadFailure, ModelInfo, WorkerState
 from shared.metrics import WorkerMetrics
 from shared.presence import Presence

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from shared.errors import DeadlineExceeded, FleetError, NoMemory, WorkerFailed
-from shared.logs import fields
+from shared.logging_setup import fields
 from shared.messages import Done, Failed, Progress, name_of
 from worker.counts import Counts, count_for
 from worker.progress import beat

@@ -22,7 +22,7 @@ from scripts.old_names.commands import MIN_SERVER_DEFAULTS
 from scripts.parent_death import die_with_parent
 from shared.broker import open_broker
 from shared.cli import redis_url, resolve_environment, tell_of_variables
-from shared.logs import configure_logging, fields
+from shared.logging_setup import configure_logging, fields
 from shared.paths import check_model_paths
 from shared.setting_layers import env_name
 from shared.setting_text import mask_secrets

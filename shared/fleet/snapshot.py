@@ -18,7 +18,7 @@ from shared.broker import UNAVAILABLE, Broker
 from shared.fleet.sums import Values, of_queues, of_workers
 from shared.messages import PRIORITIES, ModelInfo, ModelLoad, WorkerInfo
 from shared.presence import Fleet, Presence
-from shared.queues import Queues, QueueState
+from shared.queue_stats import QueueState, QueueStats
 
 TIMEOUT_S = 5.0
 Status = Literal["ready", "not_ready", "redis_away"]
@@ -116,7 +116,7 @@ async def look(broker: Broker, timeout_s: float = TIMEOUT_S) -> Snapshot:
 
 async def _read(broker: Broker, at: str) -> Snapshot:
     fleet = await Presence(broker.client(keys.PRESENCE)).fleet()
-    queues, num_dead = await Queues(broker).look(sorted(fleet.models))
+    queues, num_dead = await QueueStats(broker).look(sorted(fleet.models))
     servers = await asyncio.gather(*map(_server, await broker.nodes()))
     return Snapshot(
         at,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from shared.messages import PRIORITIES, ModelLoad, WorkerInfo
 from shared.model_load import NUMBERS
 from shared.presence import Fleet
-from shared.queues import QueueState
+from shared.queue_stats import QueueState
 
 ASSUMED_WORK_PER_S = 100.0
 """Of a worker that has not yet shown what it can do: the cost, in tokens, that it gets done in a second."""

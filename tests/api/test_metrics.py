@@ -11,7 +11,7 @@ from shared.broker import Broker
 from shared.fleet.sums import ASSUMED_WORK_PER_S, of_queues, of_workers, work_per_s
 from shared.messages import PRIORITIES, Generate, LoadFailure, ModelInfo, ModelLoad, Sampling, WorkerInfo
 from shared.presence import Fleet, Presence
-from shared.queues import Line, QueueState
+from shared.queue_stats import QueueState, WaitingLine
 from shared.task_table import cost_of
 from tests.api.echo_worker import EchoWorker
 from tests.api.fronts import in_memory, live
@@ -140,7 +140,7 @@ def test_who_has_not_shown_its_rate_is_taken_for_as_fast_as_others(
 
 def test_work_without_workers_has_seconds_too() -> None:
     """So that a fleet can be scaled up from none."""
-    queue = QueueState({name: Line(1, 250, 1.0) for name in PRIORITIES}, 10, 0)
+    queue = QueueState({name: WaitingLine(1, 250, 1.0) for name in PRIORITIES}, 10, 0)
     assert of_queues({"m": queue}, fleet())["work_seconds"]["m", "bulk"] == 250 / ASSUMED_WORK_PER_S
     assert of_workers(fleet())["active_models"] == {(): 0}
 

@@ -9,7 +9,7 @@ import pytest
 from scripts.chaos.polling import came_true
 from scripts.chaos.proxy import Proxy
 
-Line = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+WaitingLine = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def shout(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -28,11 +28,11 @@ async def proxy() -> AsyncIterator[Proxy]:
     server.close()
 
 
-async def line_to(proxy: Proxy) -> Line:
+async def line_to(proxy: Proxy) -> WaitingLine:
     return await asyncio.open_connection("127.0.0.1", proxy.port)
 
 
-async def said(line: Line, text: bytes) -> bytes:
+async def said(line: WaitingLine, text: bytes) -> bytes:
     line[1].write(text)
     return await line[0].readexactly(len(text))
 

@@ -1,8 +1,8 @@
 """The list of metrics, and that its kinds tell what they should."""
 
+from shared.histogram import BucketHistogram
 from shared.metric_kinds import Listed, Sheet
 from shared.metrics import JanitorMetrics, Metrics, WorkerMetrics
-from shared.spread import Spread
 
 _ROLES = {"front": Metrics().sheet, "worker": WorkerMetrics().sheet, "jobs": JanitorMetrics().sheet}
 
@@ -38,7 +38,7 @@ def test_told_values_are_read_when_somebody_asks() -> None:
     sheet = Sheet()
     told, spread = sheet.told("t_total", "counter", "T.", "a"), sheet.told_spread("s", "S.", "a")
     assert lines_of(sheet) == []
-    own = Spread((1.0, 2.0))
+    own = BucketHistogram((1.0, 2.0))
     for value in (0.5, 1.0, 1.5, 3.0):
         own.add(value)
     told.read, spread.read = lambda: {("x",): 3}, lambda: {("y",): own}

@@ -13,7 +13,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from shared.logs import fields
+from shared.logging_setup import fields
 from worker.kv.attention import Plan
 from worker.kv.spans import Kernel, PagedSpan
 from worker.kv.store import KVStore

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from shared.errors import InvalidRequest
-from shared.logs import fields
+from shared.logging_setup import fields
 from shared.messages import Chat, Detokenize, Embed, Generate, Prompt, Read, Score, Text, Tokenize
 from shared.runner_options import HrmTextOptions
 from worker.accelerators import prepare

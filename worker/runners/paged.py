@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shared.accelerators import ACCELERATORS
 from shared.errors import FleetError
-from shared.logs import fields
+from shared.logging_setup import fields
 from shared.messages import Task
 from shared.runner_options import PagedOptions
 from worker.kv import flash, quarantine

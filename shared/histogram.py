@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 
-class Spread:
+class BucketHistogram:
     """`counts[i]` values lie above `bounds[i - 1]` and at most at `bounds[i]`; the last one those above all bounds."""
 
     def __init__(self, bounds: Sequence[float]) -> None:

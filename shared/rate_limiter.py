@@ -11,7 +11,7 @@ from shared.errors import OverQuota
 from shared.script import Script
 
 
-class Pace:
+class RateLimiter:
     def __init__(self, broker: Broker) -> None:
         self._script = Script(broker, "pace")
         self._num_shards = len(broker.shards)

@@ -10,7 +10,7 @@ from shared.script import Script
 
 
 @dataclass(frozen=True)
-class Line:
+class WaitingLine:
     """What waits of one class: jobs, their expected cost in tokens (exact: it is counted as jobs come and go), and the
     seconds since the oldest came (0: none waits)."""
 
@@ -18,15 +18,15 @@ class Line:
     cost: int = 0
     oldest_s: float = 0.0
 
-    def __add__(self, other: "Line") -> "Line":
-        return Line(self.jobs + other.jobs, self.cost + other.cost, max(self.oldest_s, other.oldest_s))
+    def __add__(self, other: "WaitingLine") -> "WaitingLine":
+        return WaitingLine(self.jobs + other.jobs, self.cost + other.cost, max(self.oldest_s, other.oldest_s))
 
 
 @dataclass(frozen=True)
 class QueueState:
     """One model's: what waits, by class, bytes of that, and jobs in workers' hands."""
 
-    lines: dict[Priority, Line]
+    lines: dict[Priority, WaitingLine]
     num_bytes: int
     running: int
 
@@ -35,7 +35,7 @@ class QueueState:
         return sum(line.jobs for line in self.lines.values())
 
 
-class Queues:
+class QueueStats:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._queues = Script(broker, "queues")
@@ -69,9 +69,11 @@ class WaitingModels:
 
 def _state(running: int, num_bytes: int, *lines: tuple[int, int, int]) -> QueueState:
     named = zip(PRIORITIES, lines, strict=True)
-    return QueueState({name: Line(jobs, cost, ms / 1000) for name, (jobs, cost, ms) in named}, num_bytes, running)
+    return QueueState(
+        {name: WaitingLine(jobs, cost, ms / 1000) for name, (jobs, cost, ms) in named}, num_bytes, running
+    )
 
 
 def _sum(states: Sequence[QueueState]) -> QueueState:
-    lines = {name: sum((state.lines[name] for state in states), Line()) for name in PRIORITIES}
+    lines = {name: sum((state.lines[name] for state in states), WaitingLine()) for name in PRIORITIES}
     return QueueState(lines, sum(state.num_bytes for state in states), sum(state.running for state in states))

@@ -8,12 +8,12 @@ from redis.asyncio import Redis
 from shared.access import Rate
 from shared.broker import Broker
 from shared.errors import OverQuota
-from shared.pace import Pace
+from shared.rate_limiter import RateLimiter
 from shared.script import Script
 from tests.polling import until
 
 
-async def tried(pace: Pace, who: str, **rates: Rate) -> bool:
+async def tried(pace: RateLimiter, who: str, **rates: Rate) -> bool:
     try:
         await pace.keep(who, rates)
     except OverQuota:
@@ -27,7 +27,7 @@ async def test_no_window_has_more_than_its_share(redis: Redis) -> None:
     passed: set[tuple[bytes, float]] = set()
 
     async def hammer() -> None:
-        pace = Pace(Broker(redis))
+        pace = RateLimiter(Broker(redis))
         while True:
             await tried(pace, "ann", all=rate)
             await asyncio.sleep(0.002)
@@ -46,7 +46,7 @@ async def test_no_window_has_more_than_its_share(redis: Redis) -> None:
 
 
 async def test_all_limits_or_none_is_counted(redis: Redis) -> None:
-    pace = Pace(Broker(redis))
+    pace = RateLimiter(Broker(redis))
     small, large = Rate(1, 60), Rate(3, 60)
     assert await tried(pace, "ann", small=small, large=large)
     for _ in range(5):
@@ -56,7 +56,7 @@ async def test_all_limits_or_none_is_counted(redis: Redis) -> None:
 
 
 async def test_the_longest_wait_is_told(redis: Redis) -> None:
-    pace = Pace(Broker(redis))
+    pace = RateLimiter(Broker(redis))
     await pace.keep("ann", {"/a": Rate(1, 5), "": Rate(1, 500)})
     with pytest.raises(OverQuota, match="More than 1 requests in 500 s with one key") as caught:
         await pace.keep("ann", {"/a": Rate(1, 5), "": Rate(1, 500)})
@@ -73,5 +73,5 @@ async def test_a_call_that_is_repeated_counts_once(redis: Redis) -> None:
 
 
 async def test_what_was_counted_is_forgotten_in_time(redis: Redis) -> None:
-    await Pace(Broker(redis)).keep("ann", {"": Rate(5, 60)})
+    await RateLimiter(Broker(redis)).keep("ann", {"": Rate(5, 60)})
     assert 0 < await redis.pttl("aios:{00}:pace:ann:") <= 60_000

@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 from shared.broker import Broker
 from shared.janitor import Janitor
 from shared.messages import Cancelled, Generate, Sampling
-from shared.queues import Line, Queues
+from shared.queue_stats import QueueStats, WaitingLine
 from shared.task_table import cost_of
 from tests.desk import SAY_HI, Desk
 
@@ -20,12 +20,12 @@ async def test_what_waits_is_told_by_class_over_all_shards(redis: Redis) -> None
         await desk.submit(LONG, tenant=tenant)
     await desk.submit(SAY_HI, SAY_HI, priority="bulk")
     await asyncio.sleep(0.05)
-    states, num_dead = await Queues(desk.broker).look(["m", "other"])
+    states, num_dead = await QueueStats(desk.broker).look(["m", "other"])
     state = states["m"]
     assert (state.queued, state.running, num_dead) == (6, 0, 0)
     assert (state.lines["default"].jobs, state.lines["default"].cost) == (4, 4 * cost_of(LONG))
     assert (state.lines["bulk"].jobs, state.lines["bulk"].cost) == (2, 2 * cost_of(SAY_HI))
-    assert state.lines["interactive"] == Line(0, 0, 0.0)
+    assert state.lines["interactive"] == WaitingLine(0, 0, 0.0)
     assert 0.04 < state.lines["bulk"].oldest_s <= state.lines["default"].oldest_s < 10
     assert state.num_bytes > 4 * 400
     assert states["other"].queued == 0
@@ -34,7 +34,7 @@ async def test_what_waits_is_told_by_class_over_all_shards(redis: Redis) -> None
 async def test_cost_goes_with_the_jobs_whatever_their_end(redis: Redis) -> None:
     """Taken, called off, given back and found again by the janitor: the sum is what waits, to the token."""
     desk = Desk(redis)
-    queues = Queues(desk.broker)
+    queues = QueueStats(desk.broker)
     jobs = [(await desk.submit(LONG))[0] for _ in range(4)]
     await desk.take()
     await desk.submissions.end([jobs[3]], Cancelled())
@@ -48,5 +48,5 @@ async def test_cost_goes_with_the_jobs_whatever_their_end(redis: Redis) -> None:
 
 async def test_given_up_jobs_are_counted(redis: Redis) -> None:
     await redis.xadd("aios:{00}:dead", {"job": "x"})
-    _, num_dead = await Queues(Broker(redis)).look([])
+    _, num_dead = await QueueStats(Broker(redis)).look([])
     assert num_dead == 1
