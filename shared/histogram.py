@@ -1,4 +1,4 @@
-"""How values spread: a histogram that is cheap to add to from one thread and can be read from another."""
+"""A histogram that is cheap to add to from one thread and can be read from another."""
 
 from bisect import bisect_left
 from collections.abc import Sequence

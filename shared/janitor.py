@@ -45,9 +45,9 @@ class Janitor:
     ) -> None:
         self._broker = broker
         self._presence = Presence(broker.client(keys.PRESENCE))
-        self._tend, self._recount = Script(broker, "tend"), Script(broker, "recount")
+        self._repair, self._recount = Script(broker, "repair"), Script(broker, "recount")
         self._reservations = Reservations(broker)
-        self._release, self._forget = Script(broker, "release"), Script(broker, "forget")
+        self._release, self._prune = Script(broker, "release"), Script(broker, "prune")
         self._ttl_ms, self._grace_ms = int(ttl_s * 1000), int(grace_s * 1000)
         self._artifacts = artifacts or ArtifactStore(broker)
         self._dry_run = dry_run
@@ -65,7 +65,7 @@ class Janitor:
         """Jobs that nobody takes, past their deadlines or their time to wait, are ended; lost ones are found again."""
         found: Found = Counter()
         async for shard, ids in self._scan("job"):
-            verdicts = await self._tend.call(
+            verdicts = await self._repair.call(
                 shard,
                 jobs=ids,
                 grace_ms=self._grace_ms,
@@ -119,7 +119,7 @@ class Janitor:
                 model, _, priority = name.rpartition(":")
                 async for fields in _pages(partial(self._client(shard).hscan, keys.served(shard, name))):
                     idle = {"model": model, "class": priority, "tenants": [tenant.decode() for tenant in fields]}
-                    found["idle_tenants"] += await self._forget.call(shard, dry_run=self._dry_run, **idle)
+                    found["idle_tenants"] += await self._prune.call(shard, dry_run=self._dry_run, **idle)
         return +found
 
     async def workers(self) -> Found:

@@ -88,22 +88,24 @@ class WorkQueue:
         self._model = model
         self._worker = worker
         self._fingerprint = fingerprint
-        self._seek, self._take, self._lease = (Script(broker, name) for name in ("seek", "take", "lease"))
+        self._has_work, self._take, self._lease = (Script(broker, name) for name in ("has_work", "take", "lease"))
 
-    async def seek(self, shards: Sequence[str], *, priorities: Sequence[Priority] = PRIORITIES) -> list[str]:
+    async def shards_with_work(
+        self, shards: Sequence[str], *, priorities: Sequence[Priority] = PRIORITIES
+    ) -> list[str]:
         """Those of `shards`, in their order, where there may be something to take. The shards of one server are looked
         at in one round trip; of one that is alone on its server only a take tells."""
         found: set[str] = set()
         for part in self._broker.together(shards):
-            found.update(part if len(part) == 1 else await self._seek_at_once(part, priorities))
+            found.update(part if len(part) == 1 else await self._has_work_at_once(part, priorities))
         return [shard for shard in shards if shard in found]
 
     async def has_work(self, shards: Sequence[str]) -> bool:
         """Whether a job waits on one of `shards`, or its lease has lapsed; nothing is taken."""
-        return any([await self._seek_at_once(part, PRIORITIES) for part in self._broker.together(shards)])
+        return any([await self._has_work_at_once(part, PRIORITIES) for part in self._broker.together(shards)])
 
-    async def _seek_at_once(self, shards: Sequence[str], priorities: Sequence[Priority]) -> list[str]:
-        found = await self._seek.call(
+    async def _has_work_at_once(self, shards: Sequence[str], priorities: Sequence[Priority]) -> list[str]:
+        found = await self._has_work.call(
             shards[0],
             shards=[keys.prefix(shard) for shard in shards],
             model=self._model,

@@ -13,7 +13,7 @@ from shared.script import Script
 
 class RateLimiter:
     def __init__(self, broker: Broker) -> None:
-        self._script = Script(broker, "pace")
+        self._script = Script(broker, "rate_limit")
         self._num_shards = len(broker.shards)
 
     async def keep(self, who: str, rates: Mapping[str, Rate]) -> None:

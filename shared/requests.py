@@ -73,7 +73,7 @@ class Requests:
 
     def __init__(self, broker: Broker, *, result_ttl_s: float = 600.0) -> None:
         self._broker = broker
-        self._look, self._follow, self._position = (Script(broker, name) for name in ("look", "follow", "place"))
+        self._status, self._follow, self._position = (Script(broker, name) for name in ("status", "follow", "position"))
         self._ttl_ms = int(result_ttl_s * 1000)
 
     async def find(self, request_id: str, tenant: str) -> Request:
@@ -90,7 +90,7 @@ class Requests:
 
     async def look(self, request: Request) -> list[JobSnapshot]:
         """How its jobs stand; what is overdue ends by that. Raises JobNotFound when one has expired."""
-        found = await self._look.call(
+        found = await self._status.call(
             keys.shard_of(request.id),
             jobs=request.job_ids,
             expired=EXPIRED,

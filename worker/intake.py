@@ -107,7 +107,7 @@ class Intake:
 
     async def _take_any(self, priorities: tuple[Priority, ...]) -> bool:
         """Whether a shard had anything. The others come first the next time."""
-        for shard in await self._queue.seek(self._shards, priorities=priorities):
+        for shard in await self._queue.shards_with_work(self._shards, priorities=priorities):
             if self._places(priorities) > 0 and await self._take(shard, priorities):
                 self._move(shard, len(self._shards))
                 return True

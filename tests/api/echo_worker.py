@@ -47,7 +47,7 @@ from shared.messages import (
     WorkerInfo,
 )
 from shared.presence import Presence
-from shared.queue import CallerDefaults, Claim, WorkQueue
+from shared.queue import Claim, QueuePolicy, WorkQueue
 from shared.vectors import pack
 from tests.polling import ALL_DAY_S
 from tests.redis_server import patient
@@ -97,7 +97,7 @@ class EchoWorker:
 
     async def _take(self) -> None:
         # Its leases never lapse: it renews none, and it says a job from the start each time.
-        terms = CallerDefaults(lease_s=ALL_DAY_S)
+        terms = QueuePolicy(lease_s=ALL_DAY_S)
         queue = WorkQueue(self._broker, terms, model=self.model.id, worker="w1", fingerprint=self.model.fingerprint)
         while True:
             taken = await queue.take("00", 64, is_empty=not self._tasks)

@@ -65,7 +65,7 @@ async def test_the_longest_wait_is_told(redis: Redis) -> None:
 
 async def test_a_call_that_is_repeated_counts_once(redis: Redis) -> None:
     """As when its answer was lost."""
-    script = Script(Broker(redis), "pace")
+    script = Script(Broker(redis), "rate_limit")
     limits = [{"name": "", "times": 1, "window_ms": 60_000}]
     for _ in range(3):
         assert await script.call("00", who="ann", mark="one", limits=limits) == [0, 0]

@@ -48,10 +48,12 @@ async def test_work_is_found_on_its_shards_in_the_order_asked(desk: Desk) -> Non
         if job is lapsed:
             await queue.give_back([claim])
     shards = list(desk.broker.shards)
-    found = await queue.seek(shards)
+    found = await queue.shards_with_work(shards)
     assert found == sorted([shard_of(waiting), shard_of(lapsed)])
-    assert await queue.seek(shards[::-1]) == found[::-1]
-    assert await queue.seek(shards, priorities=("interactive",)) == [shard_of(lapsed)], "its class is not known yet"
+    assert await queue.shards_with_work(shards[::-1]) == found[::-1]
+    assert await queue.shards_with_work(shards, priorities=("interactive",)) == [shard_of(lapsed)], (
+        "its class is not known yet"
+    )
 
 
 @pytest.mark.parametrize("count", [1, SHARDS])
@@ -82,12 +84,12 @@ async def test_what_rang_for_work_that_is_gone_is_silenced_by_a_thorough_look(de
     bell = keys.bell(shard_of(job), desk.model)
     await desk.submissions.end([job], Cancelled())
     client = desk.broker.client(shard_of(job))
-    assert await queue.seek(shards, priorities=("interactive",)) == []
+    assert await queue.shards_with_work(shards, priorities=("interactive",)) == []
     assert await client.exists(bell), "others may wait in other classes, and it was not asked about them"
-    assert await queue.seek(shards) == []
+    assert await queue.shards_with_work(shards) == []
     assert not await client.exists(bell)
     again = await submit(desk, "a")
-    assert await queue.seek(shards) == [shard_of(again)]
+    assert await queue.shards_with_work(shards) == [shard_of(again)]
     assert await client.exists(bell)
 
 
