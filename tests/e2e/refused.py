@@ -76,7 +76,7 @@ def _end_of(pid: int) -> int | None:
 
 def _all_of(output: BinaryIO) -> str:
     with output:
-        output.shards_with_work(0)
+        output.seek(0)
         return output.read().decode(errors="replace")
 
 
