@@ -19,9 +19,9 @@ from shared.logging_setup import job_fields
 from shared.messages import PRIORITIES, Priority, Progress, Started, Tokens
 from shared.queue import Claim, WorkQueue
 from shared.tracing import NO_TRACING, Tracing
-from worker.attempt import Attempt, begin
 from worker.bells import Bells
 from worker.engines import AnyEngine
+from worker.job_span import JobSpan, begin
 from worker.ledger import Ledger
 from worker.outbox import Outbox
 from worker.take import Take
@@ -122,18 +122,18 @@ class Intake:
         taken = await self._queue.take(shard, places, is_empty=is_empty, priorities=priorities)
         self._should_empty = taken.should_empty
         self.num_convicted += taken.num_convicted
-        attempts = [self._begin(claim) for claim in taken.claims]
-        for claim, attempt in zip(taken.claims, attempts, strict=True):
-            self._ledger.open(claim, attempt)
+        job_spans = [self._begin(claim) for claim in taken.claims]
+        for claim, job_span in zip(taken.claims, job_spans, strict=True):
+            self._ledger.open(claim, job_span)
             self._count(claim, 1)
-        for claim, attempt in zip(taken.claims, attempts, strict=True):
-            await self._accept(claim, attempt, asked_s + claim.time_left_s)
+        for claim, job_span in zip(taken.claims, job_spans, strict=True):
+            await self._accept(claim, job_span, asked_s + claim.time_left_s)
         return bool(taken.claims)
 
-    def _begin(self, claim: Claim) -> Attempt:
+    def _begin(self, claim: Claim) -> JobSpan:
         return begin(self._tracing, claim.job, claim.epoch, claim.waited_s, self._worker_id)
 
-    async def _accept(self, claim: Claim, attempt: Attempt, deadline_s: float) -> None:
+    async def _accept(self, claim: Claim, job_span: JobSpan, deadline_s: float) -> None:
         """From a job in hand to a work for the engine, or to its end where no step is needed.
 
         A long prompt must not hold up the renewal of leases.
@@ -143,7 +143,7 @@ class Intake:
             self.num_taken_over += 1
             logger.warning("job taken over", extra=job_fields(claim.job, epoch=claim.epoch, worker=self._worker_id))
         try:
-            replayed_ids = await self._replay(claim, attempt) if claim.last_index else ()
+            replayed_ids = await self._replay(claim, job_span) if claim.last_index else ()
             take = Take(claim.key, job.task, job.tenant, deadline_s, job.priority, replayed_ids)
             work = await asyncio.to_thread(self._engine.prepare, take)
         except RedisError as error:
@@ -157,14 +157,14 @@ class Intake:
             logger.exception("job not encoded", extra=job_fields(claim.job))
             self._outbox.add(claim, WorkerFailed(f"The request could not be tokenized: {error}").as_event())
             return
-        attempt.encoded(work.num_prompt_tokens, sum(map(len, replayed_ids)))
+        job_span.encoded(work.num_prompt_tokens, sum(map(len, replayed_ids)))
         started = Started(
             claim.epoch,
             self._worker_id,
             work.num_prompt_tokens,
             work.num_truncated,
             work.max_tokens,
-            attempt.trace,
+            job_span.trace,
         )
         if work.answer is not None:
             self._outbox.add(claim, started)
@@ -173,12 +173,12 @@ class Intake:
         # Only what is known to have begun is blamed if this worker dies of it.
         self._outbox.add(claim, started, then=partial(self._engine.submit, work))
 
-    async def _replay(self, claim: Claim, attempt: Attempt) -> tuple[tuple[int, ...], ...]:
-        """Return the logged tokens of each choice. `attempt` is told of those that logged them."""
+    async def _replay(self, claim: Claim, job_span: JobSpan) -> tuple[tuple[int, ...], ...]:
+        """Return the logged tokens of each choice. `job_span` is told of those that logged them."""
         said: list[list[int]] = []
         for _, event in await self._reader.read(claim.job.id):
             if isinstance(event, Started):
-                attempt.follows(event.trace)
+                job_span.follows(event.trace)
             elif isinstance(event, Tokens):
                 said += [[] for _ in range(event.choice + 1 - len(said))]
                 said[event.choice] += event.ids

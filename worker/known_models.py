@@ -27,9 +27,9 @@ from shared.queue import WorkQueue
 from shared.queue_stats import WaitingModels
 from shared.setting_models import ModelEntry
 from shared.settings import SettingsError
-from worker.attempt import begin
 from worker.budget import Budget, Evict, Load, Memory, Refuse, Resident
 from worker.device import give_back_memory
+from worker.job_span import begin
 from worker.loading import LoadedModel, UnloadedModel
 from worker.model_host import HostContext, ModelHost, rest_all
 from worker.models.reading import reason_of
@@ -397,8 +397,8 @@ class KnownModels:
         for shard in context.broker.shards:
             taken = await known.queue.take(shard, _REFUSED_AT_ONCE, is_empty=True)
             for claim in taken.claims:
-                attempt = begin(context.tracing, claim.job, claim.epoch, claim.waited_s, context.worker_id)
-                context.ledger.open(claim, attempt)
+                job_span = begin(context.tracing, claim.job, claim.epoch, claim.waited_s, context.worker_id)
+                context.ledger.open(claim, job_span)
                 context.outbox.add(claim, error.as_event())
 
 

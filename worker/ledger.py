@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from shared.messages import Event, Progress
 from shared.queue import Claim
-from worker.attempt import UNTRACED, Attempt
+from worker.job_span import UNTRACED, JobSpan
 
 
 @dataclass(eq=False)
@@ -18,7 +18,7 @@ class Entry:
 
     claim: Claim
     index: int
-    attempt: Attempt
+    job_span: JobSpan
     news: list[Event] = field(default_factory=list)
     since_s: float = 0.0
     then: Callable[[], None] | None = None
@@ -65,9 +65,9 @@ class Ledger:
         """Return the job of a claim with this key, None if it is no longer in hand."""
         return self._entries.get(key)
 
-    def open(self, claim: Claim, attempt: Attempt = UNTRACED) -> None:
+    def open(self, claim: Claim, job_span: JobSpan = UNTRACED) -> None:
         """Take a job in hand. An earlier take of it by this same worker is stale now, and closes by itself."""
-        self._entries[claim.key] = Entry(claim, claim.last_index, attempt)
+        self._entries[claim.key] = Entry(claim, claim.last_index, job_span)
 
     def note_progress(self, claim: Claim, progress: Progress) -> None:
         """Note how far a job had come in other hands."""
@@ -78,14 +78,14 @@ class Ledger:
     def finish(self, entry: Entry) -> None:
         """Let go of a job whose end is in the log."""
         del self._entries[entry.claim.key]
-        entry.attempt.published()
+        entry.job_span.published()
         self._on_closed(entry.claim, False)
 
     def close(self, claim: Claim, why: str) -> None:
         """Forget a job that is no longer this worker's; `why` is for its trace."""
         entry = self._entries.pop(claim.key, None)
         if entry is not None:
-            entry.attempt.dropped(why)
+            entry.job_span.dropped(why)
             self._on_closed(claim, True)
 
     def ended(self, job_id: str) -> None:

@@ -56,7 +56,7 @@ class Outbox:
         entry = self._ledger.get(claim.key)
         if entry is not None:
             entry.news.append(event)
-            entry.attempt.ended(event)
+            entry.job_span.ended(event)
             entry.then = then
             self._wake.set()
 
@@ -87,7 +87,7 @@ class Outbox:
                     self._hold(entry)
                 if emission.progress is not None:
                     entry.note_progress(emission.progress)
-                entry.attempt.said(emission)
+                entry.job_span.said(emission)
                 if emission.files:
                     self._keep(entry.claim, emission)
                 else:

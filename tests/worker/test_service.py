@@ -12,7 +12,7 @@ from shared.queue import Claim, WorkQueue
 from tests.desk import Desk
 from tests.polling import DEADLINE_S, until
 from tests.worker.services import Gated, Slow, end_of, loaded, log_fields_of, long_task, service, task
-from worker.attempt import Attempt
+from worker.job_span import JobSpan
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
 from worker.sequence import Encoded
@@ -87,9 +87,9 @@ async def test_choices_take_as_many_places(redis: Redis, monkeypatch: pytest.Mon
     worker, desk, taken_before = service(redis), Desk(redis), []
     opened = worker._ledger.open
 
-    def note(claim: Claim, attempt: Attempt) -> None:
+    def note(claim: Claim, job_span: JobSpan) -> None:
         taken_before.append(sum(item.places for item in worker._ledger.claims))
-        opened(claim, attempt)
+        opened(claim, job_span)
 
     monkeypatch.setattr(worker._ledger, "open", note)
     jobs = [(await desk.submit(Generate("abc", Sampling(3, 0, n=n))))[0] for n in choices]

@@ -10,7 +10,7 @@ from shared.tracing import NO_SPAN, NO_TRACE, Attributes, Span, Trace, Tracing
 from worker.request import Emission
 
 
-class Attempt:
+class JobSpan:
     """Ends once, by `published` or `dropped`. Without spans, whatever is called does nothing."""
 
     def __init__(self, span: Span = NO_SPAN, phase: Span = NO_SPAN, *, is_generated: bool = False) -> None:
@@ -71,10 +71,10 @@ class Attempt:
         self._phase = self._span.child(phase)
 
 
-UNTRACED = Attempt()
+UNTRACED = JobSpan()
 
 
-def begin(tracing: Tracing, job: Job, epoch: int, waited_s: float, worker_id: str) -> Attempt:
+def begin(tracing: Tracing, job: Job, epoch: int, waited_s: float, worker_id: str) -> JobSpan:
     """A job was taken now, for the `epoch`-th time, `waited_s` after it was queued."""
     if not tracing.is_on or job.trace == NO_TRACE:
         return UNTRACED
@@ -86,7 +86,7 @@ def begin(tracing: Tracing, job: Job, epoch: int, waited_s: float, worker_id: st
     told = {**ids, **_asked(job), "aios.worker": worker_id, "aios.request_id": job.request_id}
     name = f"{told['gen_ai.operation.name']} {job.model}"
     span = tracing.span(name, job.trace, attributes=told, start_ns=now_ns)
-    return Attempt(span, span.child("encode", start_ns=now_ns), is_generated=isinstance(job.task, Generate))
+    return JobSpan(span, span.child("encode", start_ns=now_ns), is_generated=isinstance(job.task, Generate))
 
 
 def _asked(job: Job) -> Attributes:
