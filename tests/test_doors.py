@@ -24,7 +24,7 @@ POLICY = (
     "worker.kv.prefix",
     "worker.answers",
     "worker.budget",
-    "worker.counts",
+    "worker.engine_stats",
     "worker.pooling",
     "worker.puzzles",
     "worker.text",

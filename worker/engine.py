@@ -12,7 +12,7 @@ from collections.abc import Callable
 from shared.errors import DeadlineExceeded, FleetError, InvalidRequest, NoMemory, WorkerFailed
 from shared.logging_setup import fields
 from shared.messages import Generate
-from worker.counts import Counts, count_for
+from worker.engine_stats import EngineStats, count_for
 from worker.request import Emission, Request, Work
 from worker.runners.base import OutOfMemory, Runner
 from worker.scheduler import Load, Scheduler
@@ -41,7 +41,7 @@ class Engine:
         self._emit = emit
         self._wake = wake
         self._now = now
-        self.counts = Counts()
+        self.stats = EngineStats()
         self._scheduler = Scheduler(runner.spec)
         self._requests: dict[str, Request] = {}
         self._inbox: queue.SimpleQueue[Work | str] = queue.SimpleQueue()
@@ -136,10 +136,10 @@ class Engine:
         return emissions
 
     def _timed(self, slices: list[Slice]) -> list[tuple[Slice, StepResult | FleetError]]:
-        count_for(self.counts)
+        count_for(self.stats)
         begun_s = time.perf_counter()
         results = self._run(slices)
-        self.counts.note_step(len(slices), time.perf_counter() - begun_s)
+        self.stats.note_step(len(slices), time.perf_counter() - begun_s)
         return results
 
     def _run(self, slices: list[Slice]) -> list[tuple[Slice, StepResult | FleetError]]:
@@ -176,7 +176,7 @@ class Engine:
         if isinstance(result, FleetError):
             return [self._failed(request, result)]
         if not part.sequence.output_ids:
-            self.counts.num_prompt_tokens += self._scheduler.cost(part)
+            self.stats.num_prompt_tokens += self._scheduler.cost(part)
         self._scheduler.commit(part)
         try:
             emissions = self._say(request, part.sequence, result)
@@ -189,13 +189,13 @@ class Engine:
         return emissions
 
     def _failed(self, request: Request, error: FleetError) -> Emission:
-        self.counts.num_failures += 1
+        self.stats.num_failures += 1
         self._drop(request.work.key, keep=False)
         return Emission(request.work.key, ended=error.as_event())
 
     def _say(self, request: Request, sequence: Sequence, result: StepResult) -> list[Emission]:
         if isinstance(result, Sampled):
-            self.counts.num_tokens += 1
+            self.stats.num_tokens += 1
             return [request.push(sequence, result)]
         if isinstance(result, Scores):
             return request.score(sequence, result)

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from worker.counts import Counts
 from worker.engine import Engine
+from worker.engine_stats import EngineStats
 from worker.request import Emission
 from worker.runners.base import Runner
 from worker.scheduler import Load
@@ -19,7 +19,7 @@ AnyRunner = Runner | TaskRunner
 class AnyEngine(Protocol):
     """`prepare`, `submit` and `abort` may be called from any thread, `step` from one."""
 
-    counts: Counts
+    stats: EngineStats
 
     def prepare(self, take: Take) -> Prepared:
         """Read a task that was taken. Raise a FleetError for one that the model cannot do."""

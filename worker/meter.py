@@ -49,9 +49,9 @@ class _Metered:
     work_per_s: float = 0.0
 
     def sample(self, now_s: float) -> None:
-        counts = self.engine.counts
-        self.tokens.append((now_s, counts.num_tokens))
-        self.works.append((counts.steps_s.total, self.work))
+        stats = self.engine.stats
+        self.tokens.append((now_s, stats.num_tokens))
+        self.works.append((stats.steps_s.total, self.work))
         stepped_s, done = (last - first for first, last in zip(self.works[0], self.works[-1], strict=True))
         if done > 0 and stepped_s > _ENOUGH_S:
             self.work_per_s = done / stepped_s
@@ -128,8 +128,8 @@ class Meter:
         metrics.memory_share.read = lambda: {(): self._high_water.share}
         metrics.stale_appends.read = lambda: {(): self._outbox.num_stale}
         metrics.device_memory.read = self._device_memory
-        metrics.batch.read = lambda: {(name,): item.engine.counts.rows for name, item in self._items()}
-        metrics.step.read = lambda: {(name,): item.engine.counts.steps_s for name, item in self._items()}
+        metrics.batch.read = lambda: {(name,): item.engine.stats.rows for name, item in self._items()}
+        metrics.step.read = lambda: {(name,): item.engine.stats.steps_s for name, item in self._items()}
         for name, metric in metrics.by_model.items():
             metric.read = partial(self._each, _MEASURES[name])
 
@@ -159,12 +159,12 @@ _MEASURES: dict[str, Callable[[_Metered], float]] = {
     "prefix_hits": lambda item: item.engine.load.num_hits,
     "prefix_tokens": lambda item: item.engine.load.num_hit_tokens,
     "preemptions": lambda item: item.engine.load.num_preempted,
-    "tokens": lambda item: item.engine.counts.num_tokens,
-    "prompt_tokens": lambda item: item.engine.counts.num_prompt_tokens,
-    "errors": lambda item: item.engine.counts.num_failures,
-    "segments": lambda item: item.engine.counts.num_segments,
-    "settled": lambda item: item.engine.counts.num_settled,
-    "step_s": lambda item: round(item.engine.counts.last_step_s, 6),
+    "tokens": lambda item: item.engine.stats.num_tokens,
+    "prompt_tokens": lambda item: item.engine.stats.num_prompt_tokens,
+    "errors": lambda item: item.engine.stats.num_failures,
+    "segments": lambda item: item.engine.stats.num_segments,
+    "settled": lambda item: item.engine.stats.num_settled,
+    "step_s": lambda item: round(item.engine.stats.last_step_s, 6),
     "tokens_per_s": lambda item: round(item.tokens_per_s, 3),
     "work_per_s": lambda item: round(item.work_per_s, 3),
     "load_s": lambda item: round(item.model.load_s, 3),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from shared.errors import DeadlineExceeded, FleetError, NoMemory, WorkerFailed
 from shared.logging_setup import fields
 from shared.messages import Done, Failed, Progress, name_of
-from worker.counts import Counts, count_for
+from worker.engine_stats import EngineStats, count_for
 from worker.progress import beat
 from worker.request import Emission
 from worker.runners.base import OutOfMemory
@@ -76,7 +76,7 @@ class TaskEngine:
         self._wake = wake
         self._now = now
         self._batch_wait_s = batch_wait_s
-        self.counts = Counts()
+        self.stats = EngineStats()
         self._inbox: queue.SimpleQueue[TaskWork | str] = queue.SimpleQueue()
         self._waiting: list[_Item] = []
         self._running: list[_Item] = []
@@ -202,12 +202,12 @@ class TaskEngine:
         self._run(batch[half:])
 
     def _timed(self, batch: Sequence[_Item]) -> list[TaskOutput | FleetError]:
-        count_for(self.counts)
+        count_for(self.stats)
         begun_s = time.perf_counter()
         try:
             return self._runner.run([item.work.take.task for item in batch], _Progress(self, batch))
         finally:
-            self.counts.note_step(len(batch), time.perf_counter() - begun_s)
+            self.stats.note_step(len(batch), time.perf_counter() - begun_s)
 
     def _lack(self, batch: Sequence[_Item], error: OutOfMemory) -> NoMemory:
         """Let the next batches be smaller. Return what to tell a task that cannot be."""
@@ -234,7 +234,7 @@ class TaskEngine:
         if not item.is_open:
             return
         if isinstance(result, FleetError):
-            self.counts.num_failures += 1
+            self.stats.num_failures += 1
             self._end(item, result.as_event())
             return
         work = item.work

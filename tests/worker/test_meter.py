@@ -100,7 +100,7 @@ async def test_the_rate_of_work_is_measured_in_what_waiting_work_is_counted_in(r
             [job] = await desk.submit(task)
             await end_of(redis, job)
         told = await record_of(redis, worker, lambda info: info.loads[0].work_per_s > 0)
-    stepped_s = worker.models["m"].host.engine.counts.steps_s.total
+    stepped_s = worker.models["m"].host.engine.stats.steps_s.total
     assert told.loads[0].work_per_s <= 6 * cost_of(task) / 0.2
     assert told.loads[0].work_per_s >= 3 * cost_of(task) / stepped_s
 

@@ -173,7 +173,7 @@ def test_a_culprit_fails_alone() -> None:
         one.submit(text)
     one.run()
     assert one.ends() == {"a": "a", "bad": "worker_failed", "c": "c", "wrong": "invalid_request", "e": "e"}
-    assert one.engine.counts.num_failures == 2
+    assert one.engine.stats.num_failures == 2
 
 
 def test_less_at_once_where_memory_lacks() -> None:

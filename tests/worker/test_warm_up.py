@@ -64,7 +64,7 @@ def test_segments_of_a_brain_are_counted_by_token(paths: dict[str, str], segment
     engine.submit(Work("k", runner.encode(task), task.sampling))
     while engine.has_work:
         engine.step()
-    counts = engine.counts
+    counts = engine.stats
     assert (counts.num_tokens, counts.num_settled) == (4, 4)
     each = 1 if segments == "compat" else runner._max_segments  # type: ignore[attr-defined]
     assert counts.num_segments == 4 * each
@@ -79,4 +79,4 @@ def test_segments_of_puzzles_are_counted_by_puzzle(paths: dict[str, str]) -> Non
         engine.submit(Work(f"k{number}", runner.encode(Solve(trial.puzzle, max_steps=2 + number)), None))
     while engine.has_work:
         engine.step()
-    assert (engine.counts.num_segments, engine.counts.num_settled) == (2 + 3, 2)
+    assert (engine.stats.num_segments, engine.stats.num_settled) == (2 + 3, 2)

@@ -86,8 +86,8 @@ class DecodeGraphs:
     def _forward(self, net: Net, store: KVStore, kernel: Kernel, size: int) -> Forward:
         header = self._input[: _HEADER * size].view(_HEADER, size)
         table = self._input[_HEADER * size : (_HEADER + self._pages_per_row) * size].view(size, -1)
-        counts, rooms = self._counts[: size + 1], self._rooms[: size + 1]
-        span = PagedSpan(0, size, counts, rooms, header[3], table, 1, self._room, kernel)
+        stats, rooms = self._counts[: size + 1], self._rooms[: size + 1]
+        span = PagedSpan(0, size, stats, rooms, header[3], table, 1, self._room, kernel)
 
         def run() -> tuple[Tensor, Tensor]:
             ids, positions, rows, _, first_ids = header.long()

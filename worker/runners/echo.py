@@ -130,9 +130,9 @@ def _pool(ids: Rows[int]) -> Pooled:
 
 def _label(text: EncodedText) -> Classified:
     characters = list(map(chr, text.prompt_ids))
-    counts = {"letters": sum(map(str.isalpha, characters)), "digits": sum(map(str.isdigit, characters))}
-    counts["others"] = len(characters) - sum(counts.values())
-    labels = [Label(name, count / len(characters)) for name, count in counts.items()]
+    stats = {"letters": sum(map(str.isalpha, characters)), "digits": sum(map(str.isdigit, characters))}
+    stats["others"] = len(characters) - sum(stats.values())
+    labels = [Label(name, count / len(characters)) for name, count in stats.items()]
     return Classified(tuple(sorted(labels, key=lambda label: -label.score)[: text.top_k]))
 
 

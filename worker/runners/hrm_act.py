@@ -19,7 +19,7 @@ from shared.messages import Task
 from shared.runner_options import HrmActOptions
 from worker.accelerators import prepare
 from worker.chat import ChatTemplate
-from worker.counts import count_segments
+from worker.engine_stats import count_segments
 from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActModel

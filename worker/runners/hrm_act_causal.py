@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from worker.counts import count_segments
+from worker.engine_stats import count_segments
 from worker.kv.attention import Plan, attend
 from worker.kv.store import KVShape, KVStore
 from worker.models.hrm_act import ActModel

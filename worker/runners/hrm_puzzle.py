@@ -17,7 +17,7 @@ from torch import Tensor
 from shared.errors import FleetError, InvalidRequest
 from shared.messages import Halt, Solution, Solve, Task
 from shared.runner_options import PuzzleOptions
-from worker.counts import count_segments
+from worker.engine_stats import count_segments
 from worker.models.sapient import Carry, SapientModel, SegmentOutput
 from worker.models.sapient_checkpoint import load_sapient_checkpoint
 from worker.puzzles import PuzzleKind

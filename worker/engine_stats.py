@@ -11,7 +11,7 @@ _STEP_BOUNDS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.
 _ROW_BOUNDS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 128, 256)
 
 
-class Counts:
+class EngineStats:
     """`num_segments` are ACT segments, one a row, and `num_settled` the rows that they brought to an end."""
 
     def __init__(self) -> None:
@@ -29,16 +29,16 @@ class Counts:
         self.last_step_s = seconds
 
 
-_own = ContextVar("counts", default=Counts())  # noqa: B039 - what no engine steps is counted for nobody
+_own = ContextVar("counts", default=EngineStats())  # noqa: B039 - what no engine steps is counted for nobody
 
 
-def count_for(counts: Counts) -> None:
-    """Whatever this thread's runners count from now on is added to `counts`."""
-    _own.set(counts)
+def count_for(stats: EngineStats) -> None:
+    """Whatever this thread's runners count from now on is added to `stats`."""
+    _own.set(stats)
 
 
 def count_segments(num_segments: int, num_settled: int) -> None:
     """So many ACT segments, one a row, of which some were their row's last."""
-    counts = _own.get()
-    counts.num_segments += num_segments
-    counts.num_settled += num_settled
+    stats = _own.get()
+    stats.num_segments += num_segments
+    stats.num_settled += num_settled
