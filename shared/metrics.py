@@ -159,7 +159,7 @@ class Metrics:
 
 
 class WorkerMetrics:
-    """What a worker tells; `worker/meter.py` reads it."""
+    """What a worker tells; `worker/metrics_reporter.py` reads it."""
 
     def __init__(self) -> None:
         self.sheet = sheet = Sheet()

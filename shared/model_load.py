@@ -1,6 +1,6 @@
 """The numbers that a worker tells of each of its models.
 
-A new one is a field of `ModelLoad` here, and the line in `worker/meter.py` that measures it. A
+A new one is a field of `ModelLoad` here, and the line in `worker/metrics_reporter.py` that measures it. A
 field says all that others must know of its number: Prometheus's names, the sum over the fleet, and
 the column of `aios top`. Presence, `aios status --json`, `GET /v1/fleet`, `/metrics` and
 docs/metrics.md follow from it.

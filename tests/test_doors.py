@@ -35,7 +35,7 @@ POLICY = (
 )
 REACH_REDIS = (
     "worker.intake",
-    "worker.meter",
+    "worker.metrics_reporter",
     "worker.bells",
     "worker.ledger",
     "worker.outbox",

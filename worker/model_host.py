@@ -19,7 +19,7 @@ from worker.engines import AnyEngine, engine_for
 from worker.intake import Intake
 from worker.ledger import Ledger
 from worker.loading import LoadedModel
-from worker.meter import Meter
+from worker.metrics_reporter import MetricsReporter
 from worker.outbox import Outbox
 
 logger = logging.getLogger("aios.host")
@@ -42,7 +42,7 @@ class HostContext:
     reader: LogReader
     ledger: Ledger
     outbox: Outbox
-    meter: Meter
+    reporter: MetricsReporter
     tracing: Tracing
     threads: Mapping[str, EngineThread]
     batch_wait_s: float
@@ -75,11 +75,11 @@ class ModelHost:
             tracing=context.tracing,
         )
         self._ledger = context.ledger
-        self._meter = context.meter
+        self._reporter = context.reporter
         self._ended = asyncio.Event()
         if spec.mechanism == "sequence":
             context.threads["task"].give_way()
-        context.meter.add(model, self.engine, self.intake)
+        context.reporter.add(model, self.engine, self.intake)
         self.thread.add(self.engine)
 
     def closed(self, claim: Claim, was_stale: bool) -> None:
@@ -88,7 +88,7 @@ class ModelHost:
         if was_stale:
             self.engine.abort(claim.key)
         else:
-            self._meter.closed(claim)
+            self._reporter.closed(claim)
         self.intake.closed(claim)
 
     async def end_jobs(self) -> None:
@@ -101,7 +101,7 @@ class ModelHost:
 
     async def free(self) -> None:
         """Give the model's memory back. Nothing may be in hand, and no other name may hold its engine."""
-        self._meter.remove(self.id)
+        self._reporter.remove(self.id)
         loop = asyncio.get_running_loop()
         gone = asyncio.Event()
         self.thread.remove(self.engine, partial(loop.call_soon_threadsafe, gone.set))

@@ -40,7 +40,7 @@ from worker.high_water import HighWater
 from worker.known_models import KnownModel, KnownModels
 from worker.ledger import Ledger
 from worker.loading import LoadedModel, UnloadedModel
-from worker.meter import Meter
+from worker.metrics_reporter import MetricsReporter
 from worker.model_host import HostContext
 from worker.outbox import Outbox
 
@@ -105,13 +105,13 @@ class WorkerService:
         self._stop = asyncio.Event()
         self._threads = self._make_threads()
         self._lag, self._high_water = LoopLag(), high_water or HighWater()
-        self._meter = Meter(self._ledger, self._outbox, self.silence_s, self._high_water, pool=pool)
+        self._reporter = MetricsReporter(self._ledger, self._outbox, self.silence_s, self._high_water, pool=pool)
         self._num_silent = 0
         self._leave_by: float | None = None
 
     def tell(self, metrics: WorkerMetrics) -> None:
         """Let the worker's metrics be read."""
-        self._meter.tell(metrics, self._broker, self._lag, lambda: self._state)
+        self._reporter.tell(metrics, self._broker, self._lag, lambda: self._state)
         metrics.evictions.read = lambda: {(): self._known.num_evicted if self._known else 0}
 
     def hangs(self) -> str | None:
@@ -177,7 +177,7 @@ class WorkerService:
             self._reader,
             self._ledger,
             self._outbox,
-            self._meter,
+            self._reporter,
             self._tracing,
             self._threads,
             batch_wait_s=self._batch_wait_s,
@@ -362,7 +362,7 @@ class WorkerService:
             if failure is not None:
                 failures[name] = failure
         worker = msgspec.structs.replace(
-            self._meter.info(self.worker_id, self._state, tuple(model.info for model in models.values())),
+            self._reporter.info(self.worker_id, self._state, tuple(model.info for model in models.values())),
             residences={name: model.residence for name, model in models.items() if model.residence != "loaded"},
             unloads={name: model.obeyed for name, model in models.items() if model.obeyed},
             obstacles=self.obstacles,

@@ -13,7 +13,7 @@ from shared.messages import PRIORITIES
 from shared.metric_kinds import Listed
 from shared.metrics import JanitorMetrics, Metrics, WorkerMetrics
 from shared.settings import REPO_ROOT
-from worker.meter import STATES
+from worker.metrics_reporter import STATES
 
 TARGET = frozenset({"job", "instance"})
 """Labels that Prometheus adds to whatever it scrapes."""

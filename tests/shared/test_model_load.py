@@ -9,7 +9,7 @@ from shared.messages import ModelInfo, WorkerInfo, decode_worker, encode
 from shared.metrics import Metrics, WorkerMetrics
 from shared.model_load import NUMBERS, ModelLoad
 from shared.presence import Fleet
-from worker.meter import _MEASURES
+from worker.metrics_reporter import _MEASURES
 
 MODEL = ModelInfo("m", "echo", "found", 9, 9, 4)
 

@@ -35,7 +35,7 @@ _ENOUGH_S = 0.2
 
 
 @dataclass
-class _Metered:
+class _ReportedModel:
     """One model. `num_jobs` were done, and `work` is what they cost; `tokens` and `works` are (clock or seconds of
     stepping, count) at the last announcements."""
 
@@ -68,7 +68,7 @@ class _Metered:
         return ModelLoad(self.model.info.id, **values)
 
 
-class Meter:
+class MetricsReporter:
     """`pool` is what the operator calls workers of this kind."""
 
     def __init__(
@@ -86,25 +86,25 @@ class Meter:
         self._high_water = high_water
         self._pool = pool
         self._began_s = time.monotonic()
-        self._metered: dict[str, _Metered] = {}
+        self._reported: dict[str, _ReportedModel] = {}
 
     def add(self, model: LoadedModel, engine: AnyEngine, intake: Intake) -> None:
-        self._metered[model.info.id] = _Metered(model, engine, intake)
+        self._reported[model.info.id] = _ReportedModel(model, engine, intake)
 
     def remove(self, model_id: str) -> None:
         """It is no longer in memory; its series end, and begin again at 0 with the next `add`."""
-        del self._metered[model_id]
+        del self._reported[model_id]
 
     def closed(self, claim: Claim) -> None:
         """A job was done here; what it was expected to cost is how waiting work is counted, too."""
-        item = self._metered[claim.job.model]
+        item = self._reported[claim.job.model]
         item.num_jobs += 1
         item.work += cost_of(claim.job.task)
 
     def info(self, worker_id: str, state: WorkerState, models: tuple[ModelInfo, ...]) -> WorkerInfo:
         """The record in presence; asked for about once a second, and rates are measured from one time to another."""
         now_s = time.monotonic()
-        for item in self._metered.values():
+        for item in self._reported.values():
             item.sample(now_s)
         return WorkerInfo(
             worker_id,
@@ -115,9 +115,9 @@ class Meter:
             pool=self._pool,
             is_full=self._high_water.is_over,
             uptime_s=round(now_s - self._began_s, 1),
-            device_bytes=device_memory()[0] if self._metered else 0,
+            device_bytes=device_memory()[0] if self._reported else 0,
             stale_appends=self._outbox.num_stale,
-            loads=tuple(item.told() for item in self._metered.values()),
+            loads=tuple(item.told() for item in self._reported.values()),
         )
 
     def tell(self, metrics: WorkerMetrics, broker: Broker, lag: LoopLag, state_of: Callable[[], WorkerState]) -> None:
@@ -133,21 +133,21 @@ class Meter:
         for name, metric in metrics.by_model.items():
             metric.read = partial(self._each, _MEASURES[name])
 
-    def _each(self, value: Callable[[_Metered], float]) -> Values:
+    def _each(self, value: Callable[[_ReportedModel], float]) -> Values:
         return {(name,): value(item) for name, item in self._items()}
 
-    def _items(self) -> list[tuple[str, _Metered]]:
-        return list(self._metered.items())
+    def _items(self) -> list[tuple[str, _ReportedModel]]:
+        return list(self._reported.items())
 
     def _shown(self, state: WorkerState) -> str:
         return "full" if state == "ready" and self._high_water.is_over else state
 
     def _device_memory(self) -> Values:
-        allocated, total = device_memory() if self._metered else (0, 0)
+        allocated, total = device_memory() if self._reported else (0, 0)
         return {("allocated",): allocated, ("total",): total} if total else {}
 
 
-_MEASURES: dict[str, Callable[[_Metered], float]] = {
+_MEASURES: dict[str, Callable[[_ReportedModel], float]] = {
     "running": lambda item: item.engine.load.running,
     "steps_done": lambda item: item.engine.load.steps_done,
     "steps_total": lambda item: item.engine.load.steps_total,
