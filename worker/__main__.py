@@ -25,8 +25,8 @@ from shared.tracing import open_tracing
 from worker import health, machine
 from worker.budget import Budget
 from worker.device import CORES_ENV, keep_freed_memory, use_cores, use_threads
-from worker.high_water import HighWater
 from worker.loading import LoadedModel, load_known_models, load_models, obstacles, survey, warm_up
+from worker.memory_guard import MemoryGuard
 from worker.service import WorkerService
 from worker.shapes import shape_of
 
@@ -107,7 +107,7 @@ async def _serve(settings: Settings) -> int:
             artifacts=open_artifacts(settings, broker),
             budget=Budget(settings.max_loaded_models, settings.memory_watermark),
             pool=settings.pool,
-            high_water=HighWater(settings.memory_high_water),
+            memory_guard=MemoryGuard(settings.memory_high_water),
             tracing=tracing,
             on_ready=report_ready,
         )

@@ -21,10 +21,10 @@ from shared.queue import Claim
 from shared.task_table import cost_of
 from worker.device import device_memory
 from worker.engines import AnyEngine
-from worker.high_water import HighWater
 from worker.intake import Intake
 from worker.ledger import Ledger
 from worker.loading import LoadedModel
+from worker.memory_guard import MemoryGuard
 from worker.outbox import Outbox
 
 STATES = (*get_args(WorkerState), "full")
@@ -76,14 +76,14 @@ class MetricsReporter:
         ledger: Ledger,
         outbox: Outbox,
         silence_s: Callable[[], float],
-        high_water: HighWater,
+        memory_guard: MemoryGuard,
         *,
         pool: str,
     ) -> None:
         self._ledger = ledger
         self._outbox = outbox
         self._silence_s = silence_s
-        self._high_water = high_water
+        self._memory_guard = memory_guard
         self._pool = pool
         self._began_s = time.monotonic()
         self._reported: dict[str, _ReportedModel] = {}
@@ -113,7 +113,7 @@ class MetricsReporter:
             in_flight=len(self._ledger.claims),
             memory_bytes=resident_bytes(),
             pool=self._pool,
-            is_full=self._high_water.is_over,
+            is_full=self._memory_guard.is_over,
             uptime_s=round(now_s - self._began_s, 1),
             device_bytes=device_memory()[0] if self._reported else 0,
             stale_appends=self._outbox.num_stale,
@@ -125,7 +125,7 @@ class MetricsReporter:
         tell(metrics.process, broker, lag)
         metrics.state.read = lambda: {(name,): name == self._shown(state_of()) for name in STATES}
         metrics.silence.read = lambda: {(): self._silence_s()}
-        metrics.memory_share.read = lambda: {(): self._high_water.share}
+        metrics.memory_share.read = lambda: {(): self._memory_guard.share}
         metrics.stale_appends.read = lambda: {(): self._outbox.num_stale}
         metrics.device_memory.read = self._device_memory
         metrics.batch.read = lambda: {(name,): item.engine.stats.rows for name, item in self._items()}
@@ -140,7 +140,7 @@ class MetricsReporter:
         return list(self._reported.items())
 
     def _shown(self, state: WorkerState) -> str:
-        return "full" if state == "ready" and self._high_water.is_over else state
+        return "full" if state == "ready" and self._memory_guard.is_over else state
 
     def _device_memory(self) -> Values:
         allocated, total = device_memory() if self._reported else (0, 0)

@@ -36,10 +36,10 @@ from shared.tracing import NO_TRACING, Tracing
 from worker.budget import Budget, Memory
 from worker.device import memory_in_use
 from worker.engine_thread import EngineThread
-from worker.high_water import HighWater
 from worker.known_models import KnownModel, KnownModels
 from worker.ledger import Ledger
 from worker.loading import LoadedModel, UnloadedModel
+from worker.memory_guard import MemoryGuard
 from worker.metrics_reporter import MetricsReporter
 from worker.model_host import HostContext
 from worker.outbox import Outbox
@@ -75,7 +75,7 @@ class WorkerService:
         survey: Callable[[ModelEntry], UnloadedModel] | None = None,
         artifacts: ArtifactStore | None = None,
         pool: str = "default",
-        high_water: HighWater | None = None,
+        memory_guard: MemoryGuard | None = None,
         tracing: Tracing = NO_TRACING,
         on_ready: Callable[[], object] = lambda: None,
     ) -> None:
@@ -104,8 +104,8 @@ class WorkerService:
         self._is_broken = asyncio.Event()
         self._stop = asyncio.Event()
         self._threads = self._make_threads()
-        self._lag, self._high_water = LoopLag(), high_water or HighWater()
-        self._reporter = MetricsReporter(self._ledger, self._outbox, self.silence_s, self._high_water, pool=pool)
+        self._lag, self._memory_guard = LoopLag(), memory_guard or MemoryGuard()
+        self._reporter = MetricsReporter(self._ledger, self._outbox, self.silence_s, self._memory_guard, pool=pool)
         self._num_silent = 0
         self._leave_by: float | None = None
 
@@ -249,7 +249,7 @@ class WorkerService:
         assert self._known is not None
         try:
             while not model.must_go and not self._is_over():
-                if host.thread.pulse.silence_s() > self._policy.lease_s / 2 or self._high_water.is_over:
+                if host.thread.pulse.silence_s() > self._policy.lease_s / 2 or self._memory_guard.is_over:
                     await asyncio.sleep(self._policy.lease_s / 10)
                 else:
                     await self._once(host.intake.turn)
@@ -354,7 +354,7 @@ class WorkerService:
 
     async def _announce(self) -> None:
         """Say what there is, and hear which models are to go."""
-        self._high_water.look()
+        self._memory_guard.look()
         models = self.models if self._state != "loading" else {}
         failures: dict[str, LoadFailure] = {}
         for name, model in models.items():

@@ -19,7 +19,7 @@ from tests.desk import Desk
 from tests.polling import until
 from tests.worker.services import LEASE_S, Gated, Slow, end_of, long_task, service, serving
 from worker import health
-from worker.high_water import HighWater
+from worker.memory_guard import MemoryGuard
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
 from worker.service import WorkerService
@@ -157,7 +157,7 @@ async def test_a_worker_without_memory_takes_nothing_until_there_is_room(redis: 
         Broker(redis),
         QueuePolicy(lease_s=LEASE_S, result_ttl_s=60),
         drain_timeout_s=1,
-        high_water=HighWater(0.9, lambda: in_use[0]),
+        memory_guard=MemoryGuard(0.9, lambda: in_use[0]),
     )
     runner = Gated(RunnerOptions("echo", max_batch=4))
     async with port_of(worker) as client, serving(worker, runner):
@@ -178,6 +178,6 @@ async def test_a_worker_without_memory_takes_nothing_until_there_is_room(redis: 
 
 
 def test_without_a_mark_nothing_is_too_full() -> None:
-    water = HighWater(None, lambda: 1.0)
+    water = MemoryGuard(None, lambda: 1.0)
     water.look()
     assert (water.share, water.is_over) == (1.0, False)

@@ -13,7 +13,7 @@ from worker.machine import memory_share
 logger = logging.getLogger("aios.memory")
 
 
-class HighWater:
+class MemoryGuard:
     """`is_over` as long as more than `mark` of the memory was in use at the last look; never without a mark."""
 
     def __init__(self, mark: float | None = None, read: Callable[[], float] = memory_share) -> None:
