@@ -36,7 +36,7 @@ POLICY = (
 REACH_REDIS = (
     "worker.intake",
     "worker.metrics_reporter",
-    "worker.bells",
+    "worker.doorbells",
     "worker.ledger",
     "worker.outbox",
     "worker.known_models",

@@ -19,7 +19,7 @@ from shared.logging_setup import job_fields
 from shared.messages import PRIORITIES, Priority, Progress, Started, Tokens
 from shared.queue import Claim, WorkQueue
 from shared.tracing import NO_TRACING, Tracing
-from worker.bells import Bells
+from worker.doorbells import Doorbells
 from worker.engines import AnyEngine
 from worker.job_span import JobSpan, begin
 from worker.ledger import Ledger
@@ -60,7 +60,7 @@ class Intake:
         self._worker_id = worker_id
         self._tracing = tracing
         self._shards = list(shards)
-        self._bells = Bells(queue, _WAIT_S)
+        self._doorbells = Doorbells(queue, _WAIT_S)
         self._most = self._free = self._urgent_free = max_batch
         self._freed = asyncio.Event()
         self._should_empty = False
@@ -75,10 +75,10 @@ class Intake:
         """Take what can be taken now; returns after a short while without work."""
         if self._places(PRIORITIES) > 0:
             if not await self._take_any(PRIORITIES):
-                for shard in await self._bells.wait(self._shards):
+                for shard in await self._doorbells.wait(self._shards):
                     self._move(shard, 0)
             return
-        await self._bells.pass_on()
+        await self._doorbells.pass_on()
         if not await self._take_any(_URGENT):
             self._freed.clear()
             with contextlib.suppress(TimeoutError):
@@ -86,11 +86,11 @@ class Intake:
 
     async def close(self) -> None:
         """Wait for the last bell; what it rang for is passed on."""
-        await self._bells.close()
+        await self._doorbells.close()
 
     def drop(self) -> None:
         """There is no time for that."""
-        self._bells.drop()
+        self._doorbells.drop()
 
     def _places(self, priorities: tuple[Priority, ...]) -> int:
         """How many places are free for jobs of these classes. Urgent ones need only places of worse ones."""

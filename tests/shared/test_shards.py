@@ -14,7 +14,7 @@ from shared.log import Append
 from shared.messages import Cancelled, Job, Priority, Tokens
 from shared.submission import Key
 from tests.desk import Desk
-from worker.bells import Bells
+from worker.doorbells import Doorbells
 
 SHARDS = 64
 
@@ -111,7 +111,7 @@ async def test_one_append_for_jobs_of_many_shards(desk: Desk, redis: Redis, are_
 async def test_few_connections_do(desk: Desk, redis: Redis) -> None:
     """A worker that waits on all shards, and what it says of jobs on all of them."""
     before = len(await redis.client_list())
-    bells = Bells(desk.queue(), 1)
+    bells = Doorbells(desk.queue(), 1)
     waiting = asyncio.create_task(bells.wait(desk.broker.shards))
     claims = []
     for number in range(20):

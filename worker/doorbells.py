@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 from shared.queue import WorkQueue
 
 
-class Bells:
+class Doorbells:
     """`timeout_s` is the longest wait."""
 
     def __init__(self, queue: WorkQueue, timeout_s: float) -> None:
