@@ -15,7 +15,7 @@ from worker.runners.base import RunnerOptions
 
 
 @dataclass(frozen=True)
-class Room:
+class FreeMemory:
     """Bytes to be had; `source` names what limits them, `remedy` says what to do when they are too few."""
 
     num_bytes: int
@@ -23,15 +23,15 @@ class Room:
     remedy: str
 
 
-def room_left(device: torch.device, max_bytes: int | None) -> Room | None:
+def free_memory(device: torch.device, max_bytes: int | None) -> FreeMemory | None:
     """What this process may still allocate on a GPU: of what is free, and of `max_bytes`; None where neither limits."""
     remedy = "Serve the weights in bfloat16, lower the context window, or serve the model in int8 on the CPU."
     rooms = []
     if device.type == "cuda":
-        rooms.append(Room(torch.cuda.mem_get_info(device)[0], f"the free memory of {device}", remedy))
+        rooms.append(FreeMemory(torch.cuda.mem_get_info(device)[0], f"the free memory of {device}", remedy))
     if device.type != "cpu" and max_bytes is not None:
         used = torch.cuda.memory_allocated(device) if device.type == "cuda" else torch.mps.current_allocated_memory()
-        rooms.append(Room(max_bytes - used, "max_gpu_memory_gb", remedy))
+        rooms.append(FreeMemory(max_bytes - used, "max_gpu_memory_gb", remedy))
     return min(rooms, key=lambda room: room.num_bytes, default=None)
 
 
@@ -40,7 +40,7 @@ def check_weights_fit(options: RunnerOptions) -> None:
 
     Raises ModelFormatError. Says nothing of files whose sizes only loading would tell.
     """
-    room = room_left(torch.device(options.device), options.max_device_bytes)
+    room = free_memory(torch.device(options.device), options.max_device_bytes)
     count = num_parameters(Path(options.path))
     if room is None or count is None:
         return
@@ -55,17 +55,17 @@ def check_weights_fit(options: RunnerOptions) -> None:
 
 def check_below_cap(options: RunnerOptions) -> None:
     """Refuse a model that turned out too large once loaded. Raises ModelFormatError."""
-    room = room_left(torch.device(options.device), options.max_device_bytes)
+    room = free_memory(torch.device(options.device), options.max_device_bytes)
     if room is not None and room.num_bytes < 0:
         raise ModelFormatError(f"It needs {-room.num_bytes / 2**30:.1f} GB more than {room.source}. {room.remedy}")
 
 
-def kv_room(options: RunnerOptions, device: torch.device) -> Room:
+def kv_memory(options: RunnerOptions, device: torch.device) -> FreeMemory:
     """The budget of keys and values, asked for when the weights lie on `device`."""
-    fixed = Room(options.kv_bytes, "kv_memory_mib", "Raise it or lower the context window.")
-    left = room_left(device, options.max_device_bytes)
+    fixed = FreeMemory(options.kv_bytes, "kv_memory_mib", "Raise it or lower the context window.")
+    left = free_memory(device, options.max_device_bytes)
     if left is None:
         return fixed
     if options.kv_fraction is not None:
-        return Room(int(max(0, left.num_bytes) * options.kv_fraction), f"a share of {left.source}", left.remedy)
+        return FreeMemory(int(max(0, left.num_bytes) * options.kv_fraction), f"a share of {left.source}", left.remedy)
     return min(fixed, replace(left, num_bytes=max(0, left.num_bytes)), key=lambda room: room.num_bytes)

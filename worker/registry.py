@@ -54,15 +54,15 @@ def detect(path: str) -> str:
         names = {entry.name for entry in directory.iterdir()}
     except OSError as error:
         raise unusable(directory, error) from error
-    place = Place(directory, names)
+    listing = DirectoryListing(directory, names)
     for is_its, runner in DETECTORS:
-        if is_its(place):
+        if is_its(listing):
             return runner
-    raise _refusal(place)
+    raise _refusal(listing)
 
 
 @dataclass(frozen=True)
-class Place:
+class DirectoryListing:
     """A model's directory, and the names of its files."""
 
     directory: Path
@@ -75,54 +75,54 @@ class Place:
         return converted(read_json_object(file), _Config, file) if file.name in self.names else None
 
 
-def _is_brain(place: Place) -> bool:
-    return "brain.json" in place.names
+def _is_brain(listing: DirectoryListing) -> bool:
+    return "brain.json" in listing.names
 
 
-def _is_implant(place: Place) -> bool:
-    return not place.names.isdisjoint(_IMPLANT_FILES)
+def _is_implant(listing: DirectoryListing) -> bool:
+    return not listing.names.isdisjoint(_IMPLANT_FILES)
 
 
-def _is_raw_hrm_text(place: Place) -> bool:
-    return any(name.startswith(_EPOCH_PREFIX) for name in (place.directory.name, *place.names))
+def _is_raw_hrm_text(listing: DirectoryListing) -> bool:
+    return any(name.startswith(_EPOCH_PREFIX) for name in (listing.directory.name, *listing.names))
 
 
-def _is_puzzle_checkpoint(place: Place) -> bool:
+def _is_puzzle_checkpoint(listing: DirectoryListing) -> bool:
     """Return whether Sapient's HRM wrote it. HRM-Text has an all_config.yaml too, beside a train_metadata.yaml."""
-    names = place.names
+    names = listing.names
     has_weights = "checkpoint" in names or any(name.startswith("step_") for name in names)
     return "all_config.yaml" in names and has_weights and "train_metadata.yaml" not in names
 
 
-def _is_hrm_text(place: Place) -> bool:
-    return place.config is not None and place.config.model_type == "hrm_text"
+def _is_hrm_text(listing: DirectoryListing) -> bool:
+    return listing.config is not None and listing.config.model_type == "hrm_text"
 
 
-def _is_sentence_model(place: Place) -> bool:
+def _is_sentence_model(listing: DirectoryListing) -> bool:
     """Return whether sentence-transformers wrote it, whatever the network is."""
-    if place.config is None:
+    if listing.config is None:
         return False
     from worker.models.hf_directory import is_sentence_directory  # safetensors, which the echo runner does without
 
-    return is_sentence_directory(place.directory)
+    return is_sentence_directory(listing.directory)
 
 
-def _is_encoder(place: Place) -> bool:
+def _is_encoder(listing: DirectoryListing) -> bool:
     """Return whether the network has a head that reads texts, or is of a family that does little else."""
-    if place.config is None:
+    if listing.config is None:
         return False
-    names = place.config.architectures or ()
-    family = place.config.model_type or ""
+    names = listing.config.architectures or ()
+    family = listing.config.model_type or ""
     is_reader = "bert" in family or family in _READERS
     speaks = any(name.endswith(_SPEAKING_HEADS) for name in names)
     return any(name.endswith(_READING_HEADS) for name in names) or (is_reader and not speaks)
 
 
-def _is_hugging_face(place: Place) -> bool:
-    return place.config is not None
+def _is_hugging_face(listing: DirectoryListing) -> bool:
+    return listing.config is not None
 
 
-DETECTORS: tuple[tuple[Callable[[Place], bool], str], ...] = (
+DETECTORS: tuple[tuple[Callable[[DirectoryListing], bool], str], ...] = (
     (_is_brain, "hrm-act"),
     (_is_implant, "causal"),
     (_is_raw_hrm_text, "hrm-text"),
@@ -135,9 +135,9 @@ DETECTORS: tuple[tuple[Callable[[Place], bool], str], ...] = (
 """Questions to a directory, and the runner for it. The first question with the answer yes decides."""
 
 
-def _refusal(place: Place) -> ModelFormatError:
-    directory = place.directory
-    if "adapter_config.json" in place.names:
+def _refusal(listing: DirectoryListing) -> ModelFormatError:
+    directory = listing.directory
+    if "adapter_config.json" in listing.names:
         return ModelFormatError(
             f"{directory} holds a PEFT adapter (adapter_config.json) and no model: merge it into its base model "
             "(merge_and_unload, then save_pretrained)."
@@ -153,12 +153,12 @@ def _refusal(place: Place) -> ModelFormatError:
     return ModelFormatError(f"What lies at {directory} is no model we know: neither {expected} is there.")
 
 
-def _directory(place: Path) -> Path:
+def _directory(listing: Path) -> Path:
     """The directory of a model that is given by it or by a file in it. Raises ModelFormatError."""
     try:
-        mode = place.stat().st_mode
+        mode = listing.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        raise ModelFormatError(f"There is no model at {place}: the path does not exist.") from None
+        raise ModelFormatError(f"There is no model at {listing}: the path does not exist.") from None
     except (OSError, ValueError) as error:  # a ValueError of a NUL in the name
-        raise unusable(place, error) from error
-    return place if stat.S_ISDIR(mode) else place.parent
+        raise unusable(listing, error) from error
+    return listing if stat.S_ISDIR(mode) else listing.parent

@@ -30,16 +30,16 @@ def options(**values: Any) -> RunnerOptions:
 
 def test_on_the_cpu_keys_and_values_have_a_fixed_budget() -> None:
     capped = options(kv_bytes=7, kv_fraction=0.5, max_device_bytes=1)
-    assert memory.kv_room(capped, CPU).num_bytes == 7
+    assert memory.kv_memory(capped, CPU).num_bytes == 7
 
 
 def test_on_a_gpu_they_get_a_share_of_what_is_free_below_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu(monkeypatch, free=10 * GIB, used=5 * GIB)
-    assert memory.kv_room(options(kv_fraction=0.5), CUDA).num_bytes == 5 * GIB
-    assert memory.kv_room(options(kv_fraction=0.5, max_device_bytes=9 * GIB), CUDA).num_bytes == 2 * GIB
-    assert memory.kv_room(options(kv_fraction=0.5, max_device_bytes=3 * GIB), CUDA).num_bytes == 0
-    assert memory.kv_room(options(kv_bytes=GIB), CUDA).num_bytes == GIB
-    assert memory.kv_room(options(kv_bytes=GIB, max_device_bytes=5 * GIB + 9), CUDA).num_bytes == 9
+    assert memory.kv_memory(options(kv_fraction=0.5), CUDA).num_bytes == 5 * GIB
+    assert memory.kv_memory(options(kv_fraction=0.5, max_device_bytes=9 * GIB), CUDA).num_bytes == 2 * GIB
+    assert memory.kv_memory(options(kv_fraction=0.5, max_device_bytes=3 * GIB), CUDA).num_bytes == 0
+    assert memory.kv_memory(options(kv_bytes=GIB), CUDA).num_bytes == GIB
+    assert memory.kv_memory(options(kv_bytes=GIB, max_device_bytes=5 * GIB + 9), CUDA).num_bytes == 9
 
 
 def test_a_window_that_does_not_fit_behind_the_weights_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from worker.kv.batch import Batch, BatchBuilder
 from worker.kv.spans import Kernel
 from worker.kv.store import KVStore
 from worker.kv.transfer import moved
-from worker.memory import kv_room
+from worker.memory import kv_memory
 from worker.models.errors import ModelFormatError
 from worker.runners.allocation import tells_out_of_memory
 from worker.runners.base import RunnerOptions, RunnerSpec, TextTask, text_task
@@ -165,7 +165,7 @@ def _num_pages(net: Net, window: int, options: RunnerOptions, *, num_spare: int 
     window fits."""
     per_page = net.kv_shape.bytes_per_token(net.dtype) * options.page_size
     per_window = -(-window // options.page_size)
-    room = kv_room(options, net.device)
+    room = kv_memory(options, net.device)
     affordable = room.num_bytes // per_page - num_spare
     if affordable < per_window:
         need = -(-(per_window + num_spare) * per_page // 2**20)
