@@ -227,12 +227,12 @@ class LLM:
         Contexts and continuations are pairs, or one context has all the continuations. Each distinct context is
         computed once.
         """
-        tails = _texts(continuations, "continuations")
+        continuations = _texts(continuations, "continuations")
         heads = _texts(contexts, "contexts", may_be_empty=True)
         if len(heads) == 1:
-            heads *= len(tails)
-        if len(heads) != len(tails):
-            problem = f"expected one, or as many as continuations, which are {len(tails)}; got {len(heads)}"
+            heads *= len(continuations)
+        if len(heads) != len(continuations):
+            problem = f"expected one, or as many as continuations, which are {len(continuations)}; got {len(heads)}"
             raise InvalidRequest(f"contexts: {problem}.", field="contexts")
 
         places: dict[Text, list[int]] = {}
@@ -240,12 +240,12 @@ class LLM:
             places.setdefault(head, []).append(place)
         tasks = []
         for head, group in places.items():
-            tasks.append(Score(head, tuple(tails[place] for place in group), condition, method))
+            tasks.append(Score(head, tuple(continuations[place] for place in group), condition, method))
 
         found: dict[int, ContinuationScore] = {}
         for group, scored in zip(places.values(), self._run(tasks, Scored), strict=True):
             found.update(zip(group, scored.scores, strict=True))
-        return [found[place] for place in range(len(tails))]
+        return [found[place] for place in range(len(continuations))]
 
     def score_rolling(
         self, texts: TextInput | Sequence[TextInput], *, condition: str | None = None

@@ -117,16 +117,16 @@ class Scheduler:
 
     def halve(self, part: Slice) -> Slice | None:
         """About half of a slice, for a device that has no memory for the whole; None if it cannot be cut."""
-        if part.num_tails > 1:
-            return Slice(part.sequence, num_tails=part.num_tails // 2)
-        if part.num_tails or self._cache is None:
+        if part.num_continuations > 1:
+            return Slice(part.sequence, num_continuations=part.num_continuations // 2)
+        if part.num_continuations or self._cache is None:
             return None
         size = max(self._whole(part.sequence), part.num_tokens // 2)
         return Slice(part.sequence, size) if 0 < size < part.num_tokens else None
 
     def cost(self, part: Slice) -> int:
         """Tokens that a slice makes the model compute."""
-        return part.num_tokens + sum(self._tail_cost(part.sequence, tail) for tail in part.tails)
+        return part.num_tokens + sum(self._continuation_cost(part.sequence, tail) for tail in part.continuations)
 
     def _recover(self) -> None:
         self._calm_steps += 1
@@ -220,7 +220,7 @@ class Scheduler:
         if self._cache is None and not sequence.encoded.continuations:
             return Slice(sequence, sequence.num_remaining)
         if self._cache is None or sequence.num_remaining == 0:
-            return self._tails(sequence, budget)
+            return self._continuations(sequence, budget)
         whole = self._whole(sequence)
         if whole > budget and not must:
             return None
@@ -231,24 +231,24 @@ class Scheduler:
         return 0 if self._spec.chunk_prefill else max(0, len(sequence.encoded.prompt_ids) - sequence.num_computed)
 
     def _start(self, sequence: Sequence) -> bool:
-        if self._cache is not None and not self._cache.place(sequence, num_running=len(self._running)):
+        if self._cache is not None and not self._cache.allocate(sequence, num_running=len(self._running)):
             return False
         self._waiting.remove(sequence)
         self._running.append(sequence)
         sequence.status = Status.RUNNING
         return True
 
-    def _tails(self, sequence: Sequence, budget: int) -> Slice:
+    def _continuations(self, sequence: Sequence, budget: int) -> Slice:
         """As many unscored continuations as the budget allows, but one."""
         count, left = 0, budget
         for tail in sequence.encoded.continuations[len(sequence.scores) :]:
-            left -= self._tail_cost(sequence, tail)
+            left -= self._continuation_cost(sequence, tail)
             if count and left < 0:
                 break
             count += 1
-        return Slice(sequence, num_tails=count)
+        return Slice(sequence, num_continuations=count)
 
-    def _tail_cost(self, sequence: Sequence, tail: tuple[int, ...]) -> int:
+    def _continuation_cost(self, sequence: Sequence, tail: tuple[int, ...]) -> int:
         """Tokens that are computed for one continuation; without keys and values its context is computed again."""
         if self._cache is not None:
             return len(tail)

@@ -122,27 +122,27 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Slice:
-    """One sequence's share of a step: its next `num_tokens` tokens, or, with the context computed, `num_tails` of the
+    """One sequence's share of a step: its next `num_tokens` tokens, or, with the context computed, `num_continuations` of the
     continuations that have no score yet. A slice that reaches the sequence's last token samples the next one."""
 
     sequence: Sequence
     num_tokens: int = 0
-    num_tails: int = 0
+    num_continuations: int = 0
 
     @property
     def samples(self) -> bool:
         return not self.sequence.is_scoring and self.num_tokens == self.sequence.num_remaining
 
     @property
-    def tails(self) -> tuple[tuple[int, ...], ...]:
+    def continuations(self) -> tuple[tuple[int, ...], ...]:
         """The continuations that this slice scores."""
         start = len(self.sequence.scores)
-        return self.sequence.encoded.continuations[start : start + self.num_tails]
+        return self.sequence.encoded.continuations[start : start + self.num_continuations]
 
     @property
     def targets(self) -> tuple[tuple[int, ...], ...]:
         """What is scored of each of them."""
-        return tuple(tail[self.sequence.encoded.num_given :] for tail in self.tails)
+        return tuple(tail[self.sequence.encoded.num_given :] for tail in self.continuations)
 
 
 @dataclass(frozen=True)

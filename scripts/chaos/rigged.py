@@ -68,7 +68,7 @@ class RiggedEcho(Echo):
         found = _HOLD.search(prompt)
         if found is None or self._gates is None or found[1] not in shut:
             return False
-        scores, said = len(part.sequence.scores) + part.num_tails, len(part.sequence.output_ids) + 1
+        scores, said = len(part.sequence.scores) + part.num_continuations, len(part.sequence.output_ids) + 1
         if (scores if part.sequence.is_scoring else said) <= int(found[2]):
             return False
         (self._gates / f"{found[1]}.{part.sequence.key}.{part.sequence.choice}").touch()

@@ -66,7 +66,7 @@ class Ghost:
         return
 
     def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
-        self.steps.append([(part.sequence.key, part.num_tokens, part.num_tails) for part in slices])
+        self.steps.append([(part.sequence.key, part.num_tokens, part.num_continuations) for part in slices])
         self._copy(slices)
         for part in slices:
             self._write(part)
@@ -100,10 +100,12 @@ class Ghost:
 
     def _answer(self, part: Slice) -> StepResult:
         sequence = part.sequence
-        if part.num_tails:
+        if part.num_continuations:
             context = sequence.encoded.prompt_ids
             assert sequence.num_computed == len(context)
-            return Scores(tuple(ContinuationScore(score(context, tail), len(tail), False) for tail in part.tails))
+            return Scores(
+                tuple(ContinuationScore(score(context, tail), len(tail), False) for tail in part.continuations)
+            )
         if sequence.encoded.is_pooled:
             first = sequence.num_computed
             return Pooled([float(sum(sequence.tokens(first, first + part.num_tokens)))], part.num_tokens)

@@ -188,14 +188,19 @@ def test_choices_equal_requests_of_their_own(brain: Brain, mode: str) -> None:
 def test_scores_equal_the_plain_row(brain: Brain, mode: str) -> None:
     """A35: one causal pass gives what generation samples from, whichever method asks for it."""
     serving = Serving(brain.load(mode, step_tokens=6))
-    contexts, tails = ((11, 40, 200, 12), (12, 9, 13), (13, 7, 7, 7, 7, 11)), ((9, 60, 200, 41, 5), (77,), (200, 9))
+    contexts, continuations = (
+        ((11, 40, 200, 12), (12, 9, 13), (13, 7, 7, 7, 7, 11)),
+        ((9, 60, 200, 41, 5), (77,), (200, 9)),
+    )
     ends = [(brain.depth("q_halt", context), brain.depth("q_halt", context[-1:])) for context in contexts]
     assert any(first != last for first, last in ends), "taking the last token for the first would not show"
-    tasks = [Score(context, tails, method=method) for context in contexts for method in ("strict", "aios_compat")]  # type: ignore[arg-type]
+    tasks = [
+        Score(context, continuations, method=method) for context in contexts for method in ("strict", "aios_compat")
+    ]  # type: ignore[arg-type]
     serving.finish(tasks)
     for task, done in zip(tasks, serving.done, strict=True):
         assert isinstance(task.context, tuple)
-        for tail, score in zip(tails, end_of(done, Scored).scores, strict=True):
+        for tail, score in zip(continuations, end_of(done, Scored).scores, strict=True):
             table = brain.logits(mode, [*task.context, *tail]).double().log_softmax(-1)
             expected = sum(float(table[len(task.context) - 1 + at, token]) for at, token in enumerate(tail))
             assert score.log_likelihood == pytest.approx(expected, abs=1e-4)

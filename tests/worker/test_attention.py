@@ -31,7 +31,7 @@ class Case:
         stages = [(7, 1), (0, 6), (5, 9), (1, 1), (16, 1), (8, 1)]
         self._known: list[list[Pair]] = []
         self.slices = [self._slice(computed, count) for computed, count in stages]
-        self.slices.append(self._scoring(context=9, tails=((1, 2, 3, 4, 5), (6,), (7, 8, 9))))
+        self.slices.append(self._scoring(context=9, continuations=((1, 2, 3, 4, 5), (6,), (7, 8, 9))))
         self.batch = BatchBuilder(PAGE, torch.device("cpu"), is_prefix=False, is_tiled=is_tiled).build(self.slices)
         self.query = torch.randn(len(self.batch.ids), HEADS, SIZE)
         self.key, self.value = torch.randn(2, len(self.batch.ids), KV_HEADS, SIZE)
@@ -39,10 +39,10 @@ class Case:
     def _slice(self, computed: int, count: int) -> Slice:
         return Slice(self._sequence(computed, computed + count), count)
 
-    def _scoring(self, context: int, tails: tuple[tuple[int, ...], ...]) -> Slice:
+    def _scoring(self, context: int, continuations: tuple[tuple[int, ...], ...]) -> Slice:
         sequence = self._sequence(context, context)
-        sequence.encoded, sequence.sampling = Encoded(sequence.encoded.prompt_ids, continuations=tails), None
-        return Slice(sequence, num_tails=len(tails))
+        sequence.encoded, sequence.sampling = Encoded(sequence.encoded.prompt_ids, continuations=continuations), None
+        return Slice(sequence, num_continuations=len(continuations))
 
     def _sequence(self, computed: int, length: int) -> Sequence:
         """A sequence whose first `computed` tokens are in the store, in pages all over it."""
@@ -65,9 +65,9 @@ class Case:
             known, start = self._known[number], len(flat)
             if part.num_tokens > 1:
                 flat += [[*known, *fresh[start : start + step + 1]] for step in range(part.num_tokens)]
-            elif part.num_tails:
+            elif part.num_continuations:
                 flat.append(known)  # the context's last token once more
-                for tail in part.tails:
+                for tail in part.continuations:
                     start = len(flat)
                     flat += [[*known, *fresh[start : start + step + 1]] for step in range(len(tail) - 1)]
         return flat

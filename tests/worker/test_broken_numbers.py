@@ -102,12 +102,12 @@ def test_a_prompt_with_a_broken_token_fails_alone(pair: tuple[str, Path, Path], 
 
 def test_a_broken_context_cannot_be_scored_and_spoils_no_other(pair: tuple[str, Path, Path]) -> None:
     _, healthy, sick = pair
-    tails = ((70, 71, 72), (73,))
-    sound, expected = Score(SOUND[0], tails), Talk(load(healthy))
+    continuations = ((70, 71, 72), (73,))
+    sound, expected = Score(SOUND[0], continuations), Talk(load(healthy))
     expected.submit("sound", sound)
     expected.finish()
     talk = Talk(load(sick))
-    talk.submit("bad", Score((61, SICK, 62), tails))
+    talk.submit("bad", Score((61, SICK, 62), continuations))
     talk.submit("sound", sound)
     talk.submit("bad tail", Score(SOUND[1], ((70, SICK, 71), (73,))))
     talk.finish()

@@ -13,7 +13,7 @@ from shared.messages import Generate, Sampling
 from tests.logged import fields_of
 from tests.worker.stepping import generate_all
 from tests.worker.test_hrm_text import PROMPTS, write_tiny
-from worker.kv.attention import Plan, Span
+from worker.kv.attention import AttentionPlan, Span
 from worker.runners import hrm_text
 from worker.runners.base import RunnerOptions
 from worker.runners.hrm_text import HrmTextNet
@@ -35,11 +35,11 @@ def test_two_compilations_serve_all_layers_and_widths(tmp_path: Path) -> None:
     with torch.inference_mode():
         for count in (5, 17, 2, 64):
             places = torch.arange(count)
-            plan = Plan(places, places, (Span(0, count, places[None], has_fresh=True, is_causal=True),))
+            plan = AttentionPlan(places, places, (Span(0, count, places[None], has_fresh=True, is_causal=True),))
             assert torch.allclose(compiled.hidden(places, plan, None), plain.hidden(places, plan, None), atol=1e-5)
         assert len(graphs) == 2
         one = torch.arange(1)
-        plan = Plan(one, one, (Span(0, 1, one[None], has_fresh=True),))
+        plan = AttentionPlan(one, one, (Span(0, 1, one[None], has_fresh=True),))
         assert torch.allclose(compiled.hidden(one, plan, None), plain.hidden(one, plan, None), atol=1e-5)
     assert len(graphs) <= 4, "a single token may have compilations of its own"
 

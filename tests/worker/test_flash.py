@@ -23,7 +23,7 @@ from tests.worker.test_hrm_text import PROMPTS, write_tiny
 from tests.worker.tiny_causal import llama
 from worker import loading
 from worker.kv import flash
-from worker.kv.attention import Plan, Span, attend
+from worker.kv.attention import AttentionPlan, Span, attend
 from worker.kv.batch import Batch, BatchBuilder
 from worker.kv.spans import paged_span
 from worker.kv.store import KVShape, KVStore
@@ -174,7 +174,9 @@ def test_a_span_in_place_equals_one_that_gathers(
     positions = torch.tensor(firsts)[:, None] + torch.arange(count)
     gathering = Span(0, 3 * count, positions, torch.tensor(pages), max(lengths), is_causal=True)
     ours, theirs = (
-        attend(Plan(positions.flatten(), positions.flatten(), (span,)), store, 1, query, fresh, fresh, 0.3, window)
+        attend(
+            AttentionPlan(positions.flatten(), positions.flatten(), (span,)), store, 1, query, fresh, fresh, 0.3, window
+        )
         for span in (in_place, gathering)
     )
     assert torch.allclose(ours, theirs, atol=1e-5)
@@ -288,14 +290,14 @@ def test_packed_tensors_come_out_as_they_went_in() -> None:
 def test_no_tensor_of_a_step_stays_behind() -> None:
     """Everything of a batch, whichever span it is in, goes to the device with the rest, shapes and types unchanged."""
     decoding, prompt, scoring = (
-        Row(name, Encoded((5, 6, 7, 8, 9), 4, tails), sampling, pages=[0, 1], num_computed=computed)
-        for name, tails, sampling, computed in (
+        Row(name, Encoded((5, 6, 7, 8, 9), 4, continuations), sampling, pages=[0, 1], num_computed=computed)
+        for name, continuations, sampling, computed in (
             ("decodes", (), Sampling(max_tokens=4, seed=0), 4),
             ("starts", (), Sampling(max_tokens=4, seed=0), 0),
             ("scores", ((1, 2), (3,)), None, 5),
         )
     )
-    slices = [Slice(decoding, 1), Slice(prompt, 5), Slice(scoring, num_tails=2)]
+    slices = [Slice(decoding, 1), Slice(prompt, 5), Slice(scoring, num_continuations=2)]
     for kernel in (None, flash.varlen):
         here, there = (BatchBuilder(4, torch.device(kind), True, kernel).build(slices) for kind in ("cpu", "meta"))
         found, moved = tensors_of(here), tensors_of(there)

@@ -12,7 +12,7 @@ from shared.messages import Generate, Sampling, Score
 from tests.worker.options import options_for
 from tests.worker.stepping import generate_all, score_all
 from worker.kv import flash
-from worker.kv.attention import Plan, Span, attend
+from worker.kv.attention import AttentionPlan, Span, attend
 from worker.kv.batch import BatchBuilder
 from worker.kv.spans import Kernel, paged_span
 from worker.kv.store import KVShape, KVStore
@@ -126,7 +126,16 @@ def test_a_span_in_place_equals_one_that_gathers(kernel: Kernel, window: int | N
     in_place = paged_span(0, [count] * 3, lengths, pages, 256, kernel, CUDA)
     gathering = Span(0, 3 * count, positions, torch.tensor(pages, device=CUDA), max(lengths), is_causal=True)
     ours, theirs = (
-        attend(Plan(positions.flatten(), positions.flatten(), (span,)), store, 1, query, fresh, fresh, 0.125, window)
+        attend(
+            AttentionPlan(positions.flatten(), positions.flatten(), (span,)),
+            store,
+            1,
+            query,
+            fresh,
+            fresh,
+            0.125,
+            window,
+        )
         for span in (in_place, gathering)
     )
     torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0.02)

@@ -13,7 +13,7 @@ from shared.messages import Generate, Sampling
 from tests.worker.hrm_text_raw import HIDDEN, TOKENIZER_INFO, raw_weights, save_epoch, tiny, write_config
 from tests.worker.options import options_for
 from tests.worker.stepping import generate_all
-from worker.kv.attention import Plan, Span
+from worker.kv.attention import AttentionPlan, Span
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_text import HrmTextModel
 from worker.models.hrm_text_checkpoint import load_checkpoint
@@ -63,7 +63,7 @@ def our_logits(model: HrmTextModel) -> Tensor:
     span = Span(0, len(ids), positions[None], has_fresh=True, mask=mask[None, None])
     net = hrm_text.HrmTextNet(model, torch.device("cpu"))
     with torch.no_grad():
-        return net.logits(net.hidden(ids, Plan(positions, ids[:1].expand(len(ids)), (span,)), None))
+        return net.logits(net.hidden(ids, AttentionPlan(positions, ids[:1].expand(len(ids)), (span,)), None))
 
 
 def own_logits(model: HrmTextForCausalLM) -> Tensor:

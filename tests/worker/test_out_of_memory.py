@@ -20,9 +20,9 @@ from tests.worker.broken_models import write_model
 from tests.worker.ghost import Ghost, answer, score
 from tests.worker.stepping import end_of, generate_all
 from tests.worker.test_scheduler import PLANS, Reuse, check, work
-from tests.worker.test_scheduler import Plan as Load
+from tests.worker.test_scheduler import AttentionPlan as Load
 from worker.engine import Engine
-from worker.kv.attention import Plan
+from worker.kv.attention import AttentionPlan
 from worker.kv.store import KVStore
 from worker.noise import fold
 from worker.registry import load_runner
@@ -43,7 +43,7 @@ class Cramped(Ghost):
         self.asked: list[int] = []
 
     def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
-        self.asked.append(sum(part.num_tokens + sum(map(len, part.tails)) for part in slices))
+        self.asked.append(sum(part.num_tokens + sum(map(len, part.continuations)) for part in slices))
         if self.asked[-1] > self.room:
             raise OutOfMemory("room for no more")
         return super().step(slices)
@@ -85,12 +85,12 @@ def test_smaller_steps_give_the_same_answers(room: int) -> None:
 
 def test_continuations_are_scored_in_smaller_groups() -> None:
     ghost = Cramped(6, num_pages=100, step_tokens=64)
-    tails = tuple((number, number + 1) for number in range(1, 12))
-    said = finish(ghost, [Work("a", Encoded((1, 2, 3, 4, 5), continuations=tails), None)])
+    continuations = tuple((number, number + 1) for number in range(1, 12))
+    said = finish(ghost, [Work("a", Encoded((1, 2, 3, 4, 5), continuations=continuations), None)])
     done = ends(said)["a"]
     assert isinstance(done, Done)
     scores = end_of(done, Scored).scores
-    assert [item.log_likelihood for item in scores] == [score((1, 2, 3, 4, 5), tail) for tail in tails]
+    assert [item.log_likelihood for item in scores] == [score((1, 2, 3, 4, 5), tail) for tail in continuations]
 
 
 def test_what_cannot_be_made_smaller_fails_alone_and_the_engine_lives() -> None:
@@ -184,7 +184,7 @@ def test_a_real_allocators_refusal_makes_smaller_steps(
     assert isinstance(runner, PagedRunner)
     real, sizes = runner._net.hidden, []
 
-    def hidden(ids: Tensor, plan: Plan, store: KVStore | None) -> Tensor:
+    def hidden(ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
         sizes.append(len(ids))
         out = real(ids, plan, store)
         return out if len(ids) <= 30 else real_refusal()

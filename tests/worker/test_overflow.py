@@ -100,10 +100,10 @@ def test_ids_that_are_no_tokens_are_refused_by_name(token: int) -> None:
         ((-1,), ("ok",), "prompts"),
     ],
 )
-def test_what_cannot_be_scored_is_refused_by_name(context: Text, tails: tuple[Text, ...], field: str) -> None:
+def test_what_cannot_be_scored_is_refused_by_name(context: Text, continuations: tuple[Text, ...], field: str) -> None:
     runner = Echo(RunnerOptions("echo", context_window=64))
     with pytest.raises(InvalidRequest) as refused:
-        runner.encode(Score(context, tails))
+        runner.encode(Score(context, continuations))
     assert refused.value.field == field
 
 

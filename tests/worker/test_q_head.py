@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from scripts.train_sample import byte_tokenizer
 from shared.messages import Done, Generate, Sampling
 from tests.worker.stepping import generate_all, run
-from worker.kv.attention import Plan, Span
+from worker.kv.attention import AttentionPlan, Span
 from worker.models.errors import ModelFormatError
 from worker.models.q_head import find_implant, load_q_head
 from worker.registry import detect, load_runner
@@ -70,7 +70,7 @@ def test_q_values_are_those_of_the_models_own_last_state(
     net = causal.checked_net(model, 96, device, load_q_head(tmp_path / "q_head.pt", HIDDEN))
     span = Span(0, len(ids), torch.arange(len(ids))[None], has_fresh=True, is_causal=True)
     with torch.no_grad():
-        hidden = net.hidden(ids, Plan(torch.arange(len(ids)), ids[:1].expand(len(ids)), (span,)), None)
+        hidden = net.hidden(ids, AttentionPlan(torch.arange(len(ids)), ids[:1].expand(len(ids)), (span,)), None)
     assert net.q_head is not None
     values = net.q_head(hidden[-1:])
     assert values.dtype == torch.float32 and values.shape == (1, 2)

@@ -94,14 +94,14 @@ def test_eviction_is_least_recently_used_and_spares_what_is_held() -> None:
 
 
 @dataclass(frozen=True)
-class Plan:
+class AttentionPlan:
     """One request of a random load: sent before step `at`; `cancelled_after` steps later it is aborted."""
 
     prompt: tuple[int, ...]
     max_tokens: int
     n: int
     at: int
-    tails: tuple[tuple[int, ...], ...]
+    continuations: tuple[tuple[int, ...], ...]
     tenant: str
     cancelled_after: int | None
     priority: Priority
@@ -110,12 +110,12 @@ class Plan:
 
 PROMPTS = st.lists(st.integers(1, 2), min_size=1, max_size=20).map(tuple)
 PLANS = st.builds(
-    Plan,
+    AttentionPlan,
     prompt=PROMPTS | st.integers(1, 22).map(lambda size: tuple([1, 2, 2, 1] * 6)[:size]),
     max_tokens=st.integers(1, 12),
     n=st.integers(1, 3),
     at=st.integers(0, 12),
-    tails=st.just(()) | st.lists(TOKENS, min_size=1, max_size=4).map(tuple),
+    continuations=st.just(()) | st.lists(TOKENS, min_size=1, max_size=4).map(tuple),
     tenant=st.sampled_from(["a", "b"]),
     cancelled_after=st.none() | st.integers(0, 6),
     priority=st.sampled_from(PRIORITIES),
@@ -133,7 +133,7 @@ PLANS = st.builds(
     st.sampled_from([1, 5, 16, 64]),
 )
 def test_any_schedule_gives_the_same_answers(
-    plans: list[Plan], reuse: Reuse, is_prefix_lm: bool, num_pages: int, max_batch: int, step_tokens: int
+    plans: list[AttentionPlan], reuse: Reuse, is_prefix_lm: bool, num_pages: int, max_batch: int, step_tokens: int
 ) -> None:
     """P3, B30, B71, B81-B85, B94: staggered, chunked, shared, forked, preempted, aborted - nobody reads a wrong place,
     every answer is the answer, every page comes back, nobody waits for ever."""
@@ -163,15 +163,15 @@ def test_any_schedule_gives_the_same_answers(
     assert cache.pages.num_free == num_pages
 
 
-def work(key: str, plan: Plan) -> Work:
+def work(key: str, plan: AttentionPlan) -> Work:
     if plan.is_pooled:
         return Work(key, Encoded(plan.prompt, is_pooled=True), None, tenant=plan.tenant, priority=plan.priority)
-    encoded = Encoded(plan.prompt, 0 if plan.tails else plan.max_tokens, plan.tails)
-    sampling = None if plan.tails else Sampling(plan.max_tokens, 5, n=plan.n)
+    encoded = Encoded(plan.prompt, 0 if plan.continuations else plan.max_tokens, plan.continuations)
+    sampling = None if plan.continuations else Sampling(plan.max_tokens, 5, n=plan.n)
     return Work(key, encoded, sampling, tenant=plan.tenant, priority=plan.priority)
 
 
-def check(plan: Plan, said: list[Emission]) -> None:
+def check(plan: AttentionPlan, said: list[Emission]) -> None:
     ends = [item.ended for item in said if item.ended is not None]
     if not ends:
         assert plan.cancelled_after is not None
@@ -180,9 +180,9 @@ def check(plan: Plan, said: list[Emission]) -> None:
     if plan.is_pooled:
         assert end_of(ends[0], Embedded).vector == pack([sum(plan.prompt) / len(plan.prompt)])
         return
-    if plan.tails:
+    if plan.continuations:
         scores = end_of(ends[0], Scored).scores
-        assert [item.log_likelihood for item in scores] == [score(plan.prompt, tail) for tail in plan.tails]
+        assert [item.log_likelihood for item in scores] == [score(plan.prompt, tail) for tail in plan.continuations]
         return
     for choice in range(plan.n):
         ids = [token for item in said if item.choice == choice for token in item.ids]

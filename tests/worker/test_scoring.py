@@ -87,12 +87,12 @@ def tasks_of(runner: PagedRunner) -> list[Score]:
     """Several contexts, one of them twice and one the beginning of another; tails of 1 to 30 tokens, one greedy."""
     long = ids(43, 0)
     (greedy,) = generate_all(runner, [Generate(long, Sampling(5, 0, temperature=0.0, ignore_eos=True))])
-    tails = [ids(length, 10 + length) for length in (1, 17, 2, 30, 1, 9)]
+    continuations = [ids(length, 10 + length) for length in (1, 17, 2, 30, 1, 9)]
     return [
-        Score(long, (*tails, tuple(greedy))),
-        Score(ids(5, 1), tuple(tails[:3])),
-        Score(long[:24], (tails[1], tails[1][:6], ids(1, 7))),
-        Score(long, (ids(12, 3), tails[0])),
+        Score(long, (*continuations, tuple(greedy))),
+        Score(ids(5, 1), tuple(continuations[:3])),
+        Score(long[:24], (continuations[1], continuations[1][:6], ids(1, 7))),
+        Score(long, (ids(12, 3), continuations[0])),
     ]
 
 
@@ -244,7 +244,7 @@ def test_one_continuation_that_has_no_number_spoils_its_slice_alone() -> None:
         rows[some[:, 1] == 1] = torch.nan
         return rows
 
-    slices = [Slice(pair, num_tails=2), Slice(single, num_tails=1)]
+    slices = [Slice(pair, num_continuations=2), Slice(single, num_continuations=1)]
     spoiled, sound = scoring.score_slices(logits, states, slices, "mine")
     assert isinstance(spoiled, WorkerFailed)
     assert isinstance(sound, Scores)

@@ -62,7 +62,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Plan:
+class AttentionPlan:
     """One step: `positions` [T] of all tokens, the store's `rows` [K] for those that are `kept` [K] (None: all T).
 
     `first_ids` [T]: the id with which each token's row begins.
@@ -76,7 +76,7 @@ class Plan:
 
 
 def attend(
-    plan: Plan,
+    plan: AttentionPlan,
     store: KVStore | None,
     slot: int,
     query: Tensor,

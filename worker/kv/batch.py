@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from worker.kv.attention import Plan, Span, length_groups
+from worker.kv.attention import AttentionPlan, Span, length_groups
 from worker.kv.spans import Kernel, PagedSpan, paged_span
 from worker.kv.tiles import TiledSpan, tiles_of
 from worker.kv.transfer import to_device
@@ -25,7 +25,7 @@ class Batch:
     targets, one after the other. `pooled` are (slice, first, end) of the flat places whose states are wanted whole."""
 
     ids: Tensor
-    plan: Plan
+    plan: AttentionPlan
     sampled: Tensor
     predictors: Tensor
     samplers: tuple[int, ...]
@@ -61,12 +61,12 @@ class BatchBuilder:
             self._decode([(decoding[at], slices[decoding[at]]) for at in group])
         done = set(decoding)
         for index, part in enumerate(slices):
-            if part.num_tails:
+            if part.num_continuations:
                 self._continue(index, part)
             elif index not in done:
                 self._prefill(index, part)
         all_kept = len(self.kept) == len(self.ids)
-        plan = Plan(
+        plan = AttentionPlan(
             self._tensor(self.positions),
             self._tensor(self.first_ids),
             tuple(self.spans),
@@ -143,7 +143,7 @@ class BatchBuilder:
         context, start = part.sequence.encoded.prompt_ids, len(self.ids)
         owners, depth = [-1], [0]
         self.ids.append(context[-1])
-        for number, tail in enumerate(part.tails):
+        for number, tail in enumerate(part.continuations):
             first = len(self.ids)
             self.ids += tail[:-1]
             self.predictors += (start, *range(first, len(self.ids)))[part.sequence.encoded.num_given :]

@@ -26,7 +26,7 @@ class Cache:
         """Whether the sequence would fit with everything else gone."""
         return self.pages.pages_for(sequence.num_tokens_at_most) <= self.pages.num_pages
 
-    def place(self, sequence: Sequence, *, num_running: int) -> bool:
+    def allocate(self, sequence: Sequence, *, num_running: int) -> bool:
         """Pages for all tokens of a sequence that starts or starts again, found ones first; False for lack of room.
 
         A page is left for every running sequence to grow into. A copy of a page needs room beside the page itself: a

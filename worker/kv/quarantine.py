@@ -10,12 +10,12 @@ from collections.abc import Sequence as Rows
 import torch
 from torch import Tensor
 
-from worker.kv.attention import Plan
+from worker.kv.attention import AttentionPlan
 from worker.kv.store import KVStore
 from worker.sequence import Slice
 
 
-def find_broken(slices: Rows[Slice], plan: Plan, hidden: Tensor, page_size: int) -> list[int]:
+def find_broken(slices: Rows[Slice], plan: AttentionPlan, hidden: Tensor, page_size: int) -> list[int]:
     """Indices of the slices that stored tokens whose states [T, hidden] are not finite."""
     if plan.rows is None:
         return []

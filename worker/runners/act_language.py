@@ -54,8 +54,8 @@ class ActLanguage:
         context = self._ids(task.context, "prompts", special=method == "strict")
         if method == "strict":
             context = context or self._vocabulary.known(self._start, "prompts")
-        tails = [self._ids(item, "continuations", special=False) for item in task.continuations]
-        return encode_score(context, tails, window, method=method)
+        continuations = [self._ids(item, "continuations", special=False) for item in task.continuations]
+        return encode_score(context, continuations, window, method=method)
 
     def decode(self, token_ids: Rows[int]) -> str:
         return self._vocabulary.decode(token_ids)

@@ -65,9 +65,9 @@ class CausalLanguage:
             return encode_rolling(start, self._plain(task.continuations[0], "prompts"), window)
         text = task.context.rstrip() if isinstance(task.context, str) else task.context
         opened = self._open(text, "prompts")
-        tails = [self._continuation(task.context, len(opened), item) for item in task.continuations]
+        continuations = [self._continuation(task.context, len(opened), item) for item in task.continuations]
         context = opened or self._vocabulary.known(self._start, "prompts")
-        return encode_score(context, tails, window)
+        return encode_score(context, continuations, window)
 
     def decode(self, token_ids: Rows[int]) -> str:
         return self._vocabulary.decode(token_ids)

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from worker.kv.attention import Plan, attend
+from worker.kv.attention import AttentionPlan, attend
 from worker.kv.store import KVShape, KVStore
 from worker.models.q_head import QHead
 
 _INTERFACE = "aios_paged"
-_step: ContextVar[tuple[Plan, KVStore | None]] = ContextVar("aios_step")
+_step: ContextVar[tuple[AttentionPlan, KVStore | None]] = ContextVar("aios_step")
 
 
 def _attention(
@@ -56,7 +56,7 @@ class CausalNet:
         self.kv_shape = kv_shape
         self.q_head = q_head
 
-    def hidden(self, ids: Tensor, plan: Plan, store: KVStore | None) -> Tensor:
+    def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
         token = _step.set((plan, store))
         try:
             out = self.model.base_model(input_ids=ids[None], position_ids=plan.positions[None], use_cache=False)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from shared.logging_setup import fields
-from worker.kv.attention import Plan
+from worker.kv.attention import AttentionPlan
 from worker.kv.spans import Kernel, PagedSpan
 from worker.kv.store import KVStore
 from worker.runners.base import RunnerSpec
@@ -91,7 +91,7 @@ class DecodeGraphs:
 
         def run() -> tuple[Tensor, Tensor]:
             ids, positions, rows, _, first_ids = header.long()
-            states = net.hidden(ids, Plan(positions, first_ids, (span,), rows), store)
+            states = net.hidden(ids, AttentionPlan(positions, first_ids, (span,), rows), store)
             return states, net.logits(states)
 
         return run

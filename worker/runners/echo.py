@@ -137,7 +137,7 @@ def _label(text: EncodedText) -> Classified:
 
 
 def _score(part: Slice) -> Scores:
-    lengths = [len(item) for item in part.tails]
+    lengths = [len(item) for item in part.continuations]
     scores = tuple(ContinuationScore(_LOG_LIKELIHOOD_PER_TOKEN * n, n, False) for n in lengths)
     is_told = part.sequence.encoded.is_reading
     return Scores(scores, (TokenLogprob(_LOG_LIKELIHOOD_PER_TOKEN),) * sum(lengths) if is_told else ())

@@ -63,7 +63,7 @@ class ActRunner:
     @torch.inference_mode()
     def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
         results: list[StepResult | FleetError] = [None] * len(slices)
-        scored = [index for index, part in enumerate(slices) if part.tails]
+        scored = [index for index, part in enumerate(slices) if part.continuations]
         if scored:
             parts = [slices[index] for index in scored]
             states = self._states([place for part in parts for place in self._predictors(part)])
@@ -89,8 +89,10 @@ class ActRunner:
         """The states that predict the tokens of each tail: at the ends of as many rows, or all of one row."""
         context, window = part.sequence.encoded.prompt_ids, self.spec.context_window
         if part.sequence.encoded.method == "aios_compat":
-            return [((*context, *tail), len(context) - 1 + at) for tail in part.tails for at in range(len(tail))]
-        rows = [(*context, *tail[:count])[-window:] for tail in part.tails for count in range(len(tail))]
+            return [
+                ((*context, *tail), len(context) - 1 + at) for tail in part.continuations for at in range(len(tail))
+            ]
+        rows = [(*context, *tail[:count])[-window:] for tail in part.continuations for count in range(len(tail))]
         return [(row, len(row) - 1) for row in rows]
 
     def _last_logits(self, rows: Rows[tuple[int, ...]]) -> Tensor:

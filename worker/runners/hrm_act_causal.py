@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from worker.engine_stats import count_segments
-from worker.kv.attention import Plan, attend
+from worker.kv.attention import AttentionPlan, attend
 from worker.kv.store import KVShape, KVStore
 from worker.models.hrm_act import ActModel
 
@@ -37,7 +37,7 @@ class ActCausalNet:
         self.kv_shape = KVShape(num_slots, config.num_heads, config.head_dim)
         self._scale = config.head_dim**-0.5
 
-    def hidden(self, ids: Tensor, plan: Plan, store: KVStore | None) -> Tensor:
+    def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
         """z_H [T, hidden] of each token at the segment in which its row halts.
 
         Rows that have halted stay in the batch, to no effect, until the last one has: most rows begin alike.

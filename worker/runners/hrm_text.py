@@ -21,7 +21,7 @@ from shared.messages import Chat, Detokenize, Embed, Generate, Prompt, Read, Sco
 from shared.runner_options import HrmTextOptions
 from worker.accelerators import prepare
 from worker.chat import DIALOGUE, ChatTemplate
-from worker.kv.attention import Plan, Span, attend
+from worker.kv.attention import AttentionPlan, Span, attend
 from worker.kv.store import KVShape, KVStore
 from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import CONFIG, check_directory, directory_of, is_there, read_generation_defaults
@@ -211,7 +211,7 @@ class HrmTextNet:
         self.kv_shape = KVShape(shape.num_kv_slots, shape.num_heads, shape.head_dim)
         self._scale = shape.head_dim**-0.5
 
-    def hidden(self, ids: Tensor, plan: Plan, store: KVStore | None) -> Tensor:
+    def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
         def look(slot: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             return attend(plan, store, slot, query, key, value, self._scale)
 
@@ -252,7 +252,7 @@ def compile_net(net: HrmTextNet, name: str) -> None:
     try:
         for count in (2, 1):
             places = torch.arange(count, device=net.device)
-            net.hidden(places, Plan(places, places, (Span(0, count, places[None], has_fresh=True),)), None)
+            net.hidden(places, AttentionPlan(places, places, (Span(0, count, places[None], has_fresh=True),)), None)
     except RuntimeError as error:
         net.model.halves = plain
         logger.warning("layers not compiled", extra=fields(model=name, error=str(error)))

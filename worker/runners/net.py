@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from worker.kv.attention import Plan
+from worker.kv.attention import AttentionPlan
 from worker.kv.store import KVShape, KVStore
 
 
@@ -22,7 +22,7 @@ class Net(Protocol):
     @property
     def q_head(self) -> Callable[[Tensor], Tensor] | None: ...
 
-    def hidden(self, ids: Tensor, plan: Plan, store: KVStore | None) -> Tensor:
+    def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
         """Last hidden states [T, hidden] of token ids [T]."""
 
     def logits(self, hidden: Tensor) -> Tensor:
