@@ -227,25 +227,25 @@ class LLM:
         Contexts and continuations are pairs, or one context has all the continuations. Each distinct context is
         computed once.
         """
-        continuations = _texts(continuations, "continuations")
+        texts = _texts(continuations, "continuations")
         heads = _texts(contexts, "contexts", may_be_empty=True)
         if len(heads) == 1:
-            heads *= len(continuations)
-        if len(heads) != len(continuations):
-            problem = f"expected one, or as many as continuations, which are {len(continuations)}; got {len(heads)}"
+            heads *= len(texts)
+        if len(heads) != len(texts):
+            problem = f"expected one, or as many as continuations, which are {len(texts)}; got {len(heads)}"
             raise InvalidRequest(f"contexts: {problem}.", field="contexts")
 
-        places: dict[Text, list[int]] = {}
-        for place, head in enumerate(heads):
-            places.setdefault(head, []).append(place)
+        indices_of: dict[Text, list[int]] = {}
+        for index, head in enumerate(heads):
+            indices_of.setdefault(head, []).append(index)
         tasks = []
-        for head, group in places.items():
-            tasks.append(Score(head, tuple(continuations[place] for place in group), condition, method))
+        for head, group in indices_of.items():
+            tasks.append(Score(head, tuple(texts[index] for index in group), condition, method))
 
         found: dict[int, ContinuationScore] = {}
-        for group, scored in zip(places.values(), self._run(tasks, Scored), strict=True):
+        for group, scored in zip(indices_of.values(), self._run(tasks, Scored), strict=True):
             found.update(zip(group, scored.scores, strict=True))
-        return [found[place] for place in range(len(continuations))]
+        return [found[index] for index in range(len(texts))]
 
     def score_rolling(
         self, texts: TextInput | Sequence[TextInput], *, condition: str | None = None

@@ -126,7 +126,9 @@ class Scheduler:
 
     def cost(self, part: Slice) -> int:
         """Tokens that a slice makes the model compute."""
-        return part.num_tokens + sum(self._continuation_cost(part.sequence, tail) for tail in part.continuations)
+        return part.num_tokens + sum(
+            self._continuation_cost(part.sequence, continuation) for continuation in part.continuations
+        )
 
     def _recover(self) -> None:
         self._calm_steps += 1
@@ -241,19 +243,19 @@ class Scheduler:
     def _continuations(self, sequence: Sequence, budget: int) -> Slice:
         """As many unscored continuations as the budget allows, but one."""
         count, left = 0, budget
-        for tail in sequence.encoded.continuations[len(sequence.scores) :]:
-            left -= self._continuation_cost(sequence, tail)
+        for continuation in sequence.encoded.continuations[len(sequence.scores) :]:
+            left -= self._continuation_cost(sequence, continuation)
             if count and left < 0:
                 break
             count += 1
         return Slice(sequence, num_continuations=count)
 
-    def _continuation_cost(self, sequence: Sequence, tail: tuple[int, ...]) -> int:
+    def _continuation_cost(self, sequence: Sequence, continuation: tuple[int, ...]) -> int:
         """Tokens that are computed for one continuation; without keys and values its context is computed again."""
         if self._cache is not None:
-            return len(tail)
-        rows = len(tail) if sequence.encoded.method == "strict" else 1
-        return rows * (len(sequence.encoded.prompt_ids) + len(tail))
+            return len(continuation)
+        rows = len(continuation) if sequence.encoded.method == "strict" else 1
+        return rows * (len(sequence.encoded.prompt_ids) + len(continuation))
 
 
 def _turn(sequence: Sequence) -> tuple[int, int]:

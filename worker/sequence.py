@@ -142,7 +142,7 @@ class Slice:
     @property
     def targets(self) -> tuple[tuple[int, ...], ...]:
         """What is scored of each of them."""
-        return tuple(tail[self.sequence.encoded.num_given :] for tail in self.continuations)
+        return tuple(continuation[self.sequence.encoded.num_given :] for continuation in self.continuations)
 
 
 @dataclass(frozen=True)

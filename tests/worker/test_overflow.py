@@ -92,7 +92,7 @@ def test_ids_that_are_no_tokens_are_refused_by_name(token: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("context", "tails", "field"),
+    ("context", "continuations", "field"),
     [
         ("context", ("ok", ""), "continuations"),
         ("context", ("ok", "x" * 100), "continuations"),

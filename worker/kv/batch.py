@@ -143,12 +143,12 @@ class BatchBuilder:
         context, start = part.sequence.encoded.prompt_ids, len(self.ids)
         owners, depth = [-1], [0]
         self.ids.append(context[-1])
-        for number, tail in enumerate(part.continuations):
+        for number, continuation in enumerate(part.continuations):
             first = len(self.ids)
-            self.ids += tail[:-1]
+            self.ids += continuation[:-1]
             self.predictors += (start, *range(first, len(self.ids)))[part.sequence.encoded.num_given :]
-            owners += [number] * (len(tail) - 1)
-            depth += range(1, len(tail))
+            owners += [number] * (len(continuation) - 1)
+            depth += range(1, len(continuation))
         self.positions += [len(context) - 1 + step for step in depth]
         self.first_ids += [context[0]] * len(depth)
         owner, level = self._tensor(owners), self._tensor(depth)

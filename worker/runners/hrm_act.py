@@ -90,9 +90,15 @@ class ActRunner:
         context, window = part.sequence.encoded.prompt_ids, self.spec.context_window
         if part.sequence.encoded.method == "aios_compat":
             return [
-                ((*context, *tail), len(context) - 1 + at) for tail in part.continuations for at in range(len(tail))
+                ((*context, *continuation), len(context) - 1 + at)
+                for continuation in part.continuations
+                for at in range(len(continuation))
             ]
-        rows = [(*context, *tail[:count])[-window:] for tail in part.continuations for count in range(len(tail))]
+        rows = [
+            (*context, *continuation[:count])[-window:]
+            for continuation in part.continuations
+            for count in range(len(continuation))
+        ]
         return [(row, len(row) - 1) for row in rows]
 
     def _last_logits(self, rows: Rows[tuple[int, ...]]) -> Tensor:
