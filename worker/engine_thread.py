@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from worker.progress import Pulse, adopt, beat, resting
+from worker.heartbeat import Heartbeat, adopt, heartbeat, resting
 
 logger = logging.getLogger("aios.engine")
 
@@ -28,7 +28,7 @@ class Stepped(Protocol):
 
 
 class EngineThread(threading.Thread):
-    """`pulse` shows whether the engines get on.
+    """`heartbeat` shows whether the engines get on.
 
     Engines come and go between two steps. `on_death` is called from this thread if an engine raises, which is our own
     bug: the process must go.
@@ -36,7 +36,7 @@ class EngineThread(threading.Thread):
 
     def __init__(self, on_death: Callable[[], object], name: str = "engine") -> None:
         super().__init__(name=name, daemon=True)
-        self.pulse = Pulse()
+        self.heartbeat = Heartbeat()
         self._engines: list[Stepped] = []
         self._changes: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._on_death = on_death
@@ -76,7 +76,7 @@ class EngineThread(threading.Thread):
         self._work.set()
 
     def run(self) -> None:
-        adopt(self.pulse)
+        adopt(self.heartbeat)
         try:
             while not self._stopping:
                 self._work.clear()
@@ -111,7 +111,7 @@ class EngineThread(threading.Thread):
             if due_in_s is None:
                 continue
             if due_in_s <= 0:
-                beat()
+                heartbeat()
                 engine.step()
                 due_in_s = 0.0
             waits_s.append(due_in_s)

@@ -19,8 +19,8 @@ from shared.log import Append, LogWriter
 from shared.logging_setup import fields, job_fields
 from shared.messages import ArtifactRef, Done, Event, Failed, Progress, Terminal, Tokens
 from shared.queue import Claim
+from worker.heartbeat import resting
 from worker.ledger import Entry, Ledger
-from worker.progress import resting
 from worker.request import Emission
 from worker.task_runner import NewFile
 

@@ -124,7 +124,7 @@ class WorkerService:
 
     def silence_s(self) -> float:
         """Return the seconds since the last sign of life of the thread that has been silent longest."""
-        return max(thread.pulse.silence_s() for thread in self._threads.values())
+        return max(thread.heartbeat.silence_s() for thread in self._threads.values())
 
     def not_ready(self) -> str | None:
         """Why the worker takes no work, None when it does."""
@@ -249,7 +249,7 @@ class WorkerService:
         assert self._known is not None
         try:
             while not model.must_go and not self._is_over():
-                if host.thread.pulse.silence_s() > self._policy.lease_s / 2 or self._memory_guard.is_over:
+                if host.thread.heartbeat.silence_s() > self._policy.lease_s / 2 or self._memory_guard.is_over:
                     await asyncio.sleep(self._policy.lease_s / 10)
                 else:
                     await self._once(host.intake.turn)
@@ -332,7 +332,7 @@ class WorkerService:
             model = self.models[name]
             silence_s = 0.0
             if model.host is not None:
-                silence_s = model.host.thread.pulse.silence_s()
+                silence_s = model.host.thread.heartbeat.silence_s()
             if silence_s > self._policy.lease_s:
                 continue
             for claim in await model.queue.renew(claims, silence_s=silence_s):

@@ -14,7 +14,7 @@ from shared.errors import DeadlineExceeded, FleetError, NoMemory, WorkerFailed
 from shared.logging_setup import fields
 from shared.messages import Done, Failed, Progress, name_of
 from worker.engine_stats import EngineStats, count_for
-from worker.progress import beat
+from worker.heartbeat import heartbeat
 from worker.request import Emission
 from worker.runners.base import OutOfMemory
 from worker.scheduler import Load
@@ -247,7 +247,7 @@ class TaskEngine:
 
     def report(self, item: _Item, progress: Progress) -> None:
         """Tell the item's caller, unless it was told just now."""
-        beat()
+        heartbeat()
         item.progress = progress
         now_s = time.monotonic()
         is_last = progress.done == progress.total
@@ -256,7 +256,7 @@ class TaskEngine:
             self._emit([Emission(item.work.key, progress=progress)])
 
     def is_wanted(self, item: _Item) -> bool:
-        beat()
+        heartbeat()
         self._admit()
         return item.is_open
 
@@ -268,8 +268,8 @@ class _Progress:
         self._engine = engine
         self._batch = batch
 
-    def beat(self) -> None:
-        beat()
+    def heartbeat(self) -> None:
+        heartbeat()
 
     def report(self, item: int, done: int, total: int | None = None, note: str = "") -> None:
         self._engine.report(self._batch[item], Progress(done, total, note))

@@ -52,7 +52,7 @@ class BatchProgress(Protocol):
     Whatever takes longer than a part of a lease must call one of these now and then, or its jobs go to other workers.
     """
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Say that something got done."""
 
     def report(self, item: int, done: int, total: int | None = None, note: str = "") -> None:

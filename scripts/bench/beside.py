@@ -53,7 +53,7 @@ class Multiplier:
         ends_s = time.monotonic() + task.step_ms / 1000
         while time.monotonic() < ends_s:
             torch.mm(self._matrix, self._matrix)
-            progress.beat()
+            progress.heartbeat()
         return [TaskOutput(EchoedTask(1))]
 
 

@@ -13,7 +13,7 @@ from tests.desk import Desk
 from tests.polling import until
 from tests.slowness import within
 from tests.worker.services import LEASE_S, Gated, end_of, loaded, log_fields_of, long_task, service, serving
-from worker.progress import beat
+from worker.heartbeat import heartbeat
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
 from worker.sequence import Slice, StepResult
@@ -65,7 +65,7 @@ class Patient(Echo):
         end = time.monotonic() + 3 * LEASE_S
         while time.monotonic() < end:
             time.sleep(LEASE_S / 20)
-            beat()
+            heartbeat()
         return super().step(slices)
 
 

@@ -117,7 +117,7 @@ class Busy(EchoTaskRunner):
         ends_s = time.monotonic() + 1.5
         while time.monotonic() < ends_s:
             sum(range(1000))
-            progress.beat()
+            progress.heartbeat()
         return super().run(tasks, progress)
 
 

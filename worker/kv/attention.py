@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worker.heartbeat import heartbeat
 from worker.kv.spans import PagedSpan
 from worker.kv.store import KVStore
 from worker.kv.tiles import TiledSpan
-from worker.progress import beat
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def attend(
     `key` and `value` may have fewer heads (grouped queries). `window` is the number of positions a query looks back on,
     itself included.
     """
-    beat()
+    heartbeat()
     if plan.rows is not None:
         assert store is not None
         kept = plan.kept

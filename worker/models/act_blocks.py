@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worker.progress import beat
+from worker.heartbeat import heartbeat
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(slot, query, key, value), each [..., tokens, heads, head_dim], to the same; a slot is one pass through one layer."""
@@ -64,7 +64,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(hidden_size, hidden_size, bias=False)
 
     def forward(self, x: Tensor, sight: Sight, slot: int) -> Tensor:
-        beat()
+        heartbeat()
         query, key, value = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
         if sight.rope is not None:
             query, key = _rotate(query, sight.rope), _rotate(key, sight.rope)

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Sequence
 from shared.echo_task import EchoedTask, EchoTask
 from shared.errors import FleetError, InvalidRequest
 from shared.messages import Task
-from worker.progress import silent_for
+from worker.heartbeat import silent_for
 from worker.runners.base import RunnerOptions
 from worker.task_runner import BatchProgress, NewFile, TaskOutput, TaskRunnerSpec
 

@@ -1,6 +1,6 @@
 """Whether a thread that computes gets on: what the leases of its jobs depend on.
 
-`beat` costs next to nothing and is called by whatever takes time: steps, layers, segments. Each such thread has a
+`heartbeat` costs next to nothing and is called by whatever takes time: steps, layers, segments. Each such thread has a
 pulse of its own, which the event loop reads.
 """
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 
-class Pulse:
+class Heartbeat:
     """When the last sign of life came; None while there is nothing to do.
 
     A moment in the future is one until which silence was announced.
@@ -27,15 +27,15 @@ class Pulse:
         return max(0.0, time.monotonic() - last_s)
 
 
-_own = ContextVar("pulse", default=Pulse())  # noqa: B039 - threads that nobody watches share one
+_own = ContextVar("heartbeat", default=Heartbeat())  # noqa: B039 - threads that nobody watches share one
 
 
-def adopt(pulse: Pulse) -> None:
-    """Let whatever this thread does from now on show in `pulse`."""
-    _own.set(pulse)
+def adopt(heartbeat: Heartbeat) -> None:
+    """Let whatever this thread does from now on show in `heartbeat`."""
+    _own.set(heartbeat)
 
 
-def beat() -> None:
+def heartbeat() -> None:
     """Note that something got done."""
     _own.get().last_s = time.monotonic()
 
@@ -47,7 +47,7 @@ def resting() -> Iterator[None]:
     try:
         yield
     finally:
-        beat()
+        heartbeat()
 
 
 @contextmanager
@@ -60,4 +60,4 @@ def silent_for(at_most_s: float) -> Iterator[None]:
     try:
         yield
     finally:
-        beat()
+        heartbeat()
