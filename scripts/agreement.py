@@ -25,7 +25,7 @@ from shared.messages import Done, Generate, Sampling
 from worker import device
 from worker.engine import Engine
 from worker.registry import detect, load_sequence_runner
-from worker.request import Emission, Work
+from worker.request import Emission, SequenceWork
 from worker.runners.base import Runner, RunnerOptions
 from worker.sequence import Encoded
 
@@ -54,7 +54,7 @@ class OwnReference:
         emissions: list[Emission] = []
         engine = Engine(self._runner, emissions.extend)
         sampling = Sampling(len(response) + 1, seed=0, temperature=0.0, logprobs=2)
-        engine.submit(Work("gap", Encoded(prompt, len(response) + 1), sampling, (tuple(response),)))
+        engine.submit(SequenceWork("gap", Encoded(prompt, len(response) + 1), sampling, (tuple(response),)))
         while engine.has_work:
             engine.step()
         best = emissions[-1].logprobs[0].top
@@ -120,10 +120,10 @@ class Load:
                 answers[int(item.key)] += item.ids
         return answers
 
-    def _work(self, index: int, prompt: Prompt) -> Work:
+    def _work(self, index: int, prompt: Prompt) -> SequenceWork:
         sampling = Sampling(self.num_tokens, seed=index, temperature=0.0, n=self.n)
         said = (tuple(self.said[index]),) if self.said else ()
-        return Work(str(index), Encoded(prompt, self.num_tokens), sampling, said)
+        return SequenceWork(str(index), Encoded(prompt, self.num_tokens), sampling, said)
 
 
 Way = Callable[[Sequence[Prompt], int, Answers], Answers]

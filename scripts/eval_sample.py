@@ -11,7 +11,7 @@ from shared.settings import SAMPLE_MODEL
 from worker.device import use_threads
 from worker.engine import Engine
 from worker.registry import load_sequence_runner
-from worker.request import Emission, Work
+from worker.request import Emission, SequenceWork
 from worker.runners.base import Runner, RunnerOptions
 
 _LONGEST_ANSWER = 128
@@ -23,7 +23,7 @@ def answers(runner: Runner, problems: list[Problem]) -> list[str]:
     engine = Engine(runner, said.extend)
     sampling = Sampling(max_tokens=_LONGEST_ANSWER, seed=0, temperature=0.0)
     for index, problem in enumerate(problems):
-        engine.submit(Work(str(index), runner.encode(Generate(problem.prompt, sampling)), sampling))
+        engine.submit(SequenceWork(str(index), runner.encode(Generate(problem.prompt, sampling)), sampling))
     while engine.has_work:
         engine.step()
     texts = [""] * len(problems)

@@ -13,10 +13,10 @@ from shared.errors import DeadlineExceeded, FleetError, InvalidRequest, NoMemory
 from shared.logging_setup import fields
 from shared.messages import Generate
 from worker.engine_stats import EngineStats, count_for
-from worker.request import Emission, Request, Work
+from worker.request import Emission, Request, SequenceWork
 from worker.runners.base import OutOfMemory, Runner
 from worker.scheduler import Load, Scheduler
-from worker.sequence import Classified, Pooled, Sampled, Scores, Sequence, Slice, Status, StepResult
+from worker.sequence import Sampled, Sequence, Slice, Status, StepResult
 from worker.take import Take
 
 logger = logging.getLogger("aios.engine")
@@ -44,15 +44,15 @@ class Engine:
         self.stats = EngineStats()
         self._scheduler = Scheduler(runner.spec)
         self._requests: dict[str, Request] = {}
-        self._inbox: queue.SimpleQueue[Work | str] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[SequenceWork | str] = queue.SimpleQueue()
 
-    def prepare(self, take: Take) -> Work:
+    def prepare(self, take: Take) -> SequenceWork:
         """Turn a task that was taken into token ids. Raise a FleetError for one that the model cannot do."""
         encoded = self._runner.encode(take.task)
         sampling = take.task.sampling if isinstance(take.task, Generate) else None
-        return Work(take.key, encoded, sampling, take.replayed_ids, take.tenant, take.deadline_s, take.priority)
+        return SequenceWork(take.key, encoded, sampling, take.replayed_ids, take.tenant, take.deadline_s, take.priority)
 
-    def submit(self, work: Work) -> None:
+    def submit(self, work: SequenceWork) -> None:
         self._inbox.put(work)
         self._wake()
 
@@ -117,7 +117,7 @@ class Engine:
         except FleetError as error:
             return [Emission(request.work.key, ended=error.as_event())]
 
-    def _join(self, work: Work) -> list[Emission]:
+    def _join(self, work: SequenceWork) -> list[Emission]:
         """Take a job in. Replayed tokens rebuild its text; if they had already ended it, only the end is missing."""
         try:
             request = Request(work, self._runner)
@@ -178,8 +178,10 @@ class Engine:
         if not part.sequence.output_ids:
             self.stats.num_prompt_tokens += self._scheduler.cost(part)
         self._scheduler.commit(part)
+        if isinstance(result, Sampled):
+            self.stats.num_tokens += 1
         try:
-            emissions = self._say(request, part.sequence, result)
+            emissions = request.on_result(part.sequence, result)
         except FleetError as error:  # its tokens cannot be decoded
             return [self._failed(request, error)]
         if part.sequence not in request.open_sequences:
@@ -192,18 +194,6 @@ class Engine:
         self.stats.num_failures += 1
         self._drop(request.work.key, keep=False)
         return Emission(request.work.key, ended=error.as_event())
-
-    def _say(self, request: Request, sequence: Sequence, result: StepResult) -> list[Emission]:
-        if isinstance(result, Sampled):
-            self.stats.num_tokens += 1
-            return [request.push(sequence, result)]
-        if isinstance(result, Scores):
-            return request.score(sequence, result)
-        if isinstance(result, Pooled):
-            return request.pool(sequence, result)
-        if isinstance(result, Classified):
-            return [request.classify(sequence, result)]
-        return [] if result is None else [request.solve(sequence, result)]
 
     def _drop(self, key: str, *, keep: bool = True) -> None:
         request = self._requests.pop(key, None)

@@ -67,7 +67,7 @@ from worker.outputs import Answers, StreamChunk, chunk_of
 from worker.outputs import CompletionOutput as CompletionOutput
 from worker.outputs import Logprob as Logprob
 from worker.outputs import RequestOutput as RequestOutput
-from worker.request import Emission, Work
+from worker.request import Emission, SequenceWork
 from worker.runners.base import Runner
 from worker.sampling_params import SamplingParams as SamplingParams
 from worker.sequence import Encoded
@@ -374,7 +374,7 @@ class LLM:
         parts, task = self._open_parts(), prepared.task
         self._mail.expect(prepared.key, hear)
         sampling = task.sampling if isinstance(task, Generate) else None
-        parts.engine.submit(Work(prepared.key, prepared.encoded, sampling))
+        parts.engine.submit(SequenceWork(prepared.key, prepared.encoded, sampling))
 
     def _drop_cancelled(self, key: str, future: "Future[Any]") -> None:
         if future.cancelled():

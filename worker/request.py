@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import assert_never
 
 import msgspec
 
@@ -29,13 +30,22 @@ from shared.messages import (
 from worker.noise import fold
 from worker.pooling import joined, mean_of
 from worker.runners.base import Runner
-from worker.sequence import Classified, Encoded, Pooled, Sampled, Scores, Sequence, Solved
+from worker.sequence import (
+    Classified,
+    Encoded,
+    Pooled,
+    Sampled,
+    Scores,
+    Sequence,
+    Solved,
+    StepResult,
+)
 from worker.task_runner import NewFile
 from worker.text import TextStream
 
 
 @dataclass(frozen=True)
-class Work:
+class SequenceWork:
     """A job for the engine. `key` is the take it belongs to: two takes of one job are two works.
 
     `replayed_ids` are, for each choice, tokens that the log already holds: they are never sampled again. Works of
@@ -101,7 +111,7 @@ class _Choice:
 class Request:
     """`open_sequences` are those that still have something to say."""
 
-    def __init__(self, work: Work, runner: Runner) -> None:
+    def __init__(self, work: SequenceWork, runner: Runner) -> None:
         self.work = work
         self._runner = runner
         self._choices = _choices(work, runner)
@@ -117,7 +127,7 @@ class Request:
         emissions = []
         for choice in self._choices:
             if choice.sequence.encoded.predicts_nothing:
-                emissions += self.score(choice.sequence, Scores(()))
+                emissions += self._on_scores(choice.sequence, Scores(()))
             for number, token in enumerate(choice.sequence.output_ids):
                 self._read(choice, token, number + 1)
             if choice.sequence.output_ids and (reason := self._reason(choice)):
@@ -126,7 +136,24 @@ class Request:
                     emissions.append(Emission(self.work.key, ended=ended))
         return emissions
 
-    def push(self, sequence: Sequence, sampled: Sampled) -> Emission:
+    def on_result(self, sequence: Sequence, result: StepResult) -> list[Emission]:
+        """Note what a step yielded for one of the sequences; return what there is to say of it."""
+        match result:
+            case None:
+                return []
+            case Sampled():
+                return [self._on_token(sequence, result)]
+            case Scores():
+                return self._on_scores(sequence, result)
+            case Pooled():
+                return self._on_states(sequence, result)
+            case Classified():
+                return [self._end(sequence, "classify", Labelled(result.labels))]
+            case Solved():
+                return [self._end(sequence, "solve", result.solution)]
+        assert_never(result)
+
+    def _on_token(self, sequence: Sequence, sampled: Sampled) -> Emission:
         """Add a sampled token to its choice."""
         choice = self._choices[sequence.choice]
         logprobs = () if sampled.logprob is None else (self._named(choice, sampled.token, sampled.logprob),)
@@ -140,7 +167,7 @@ class Request:
             ended = self._close(choice, reason)
         return Emission(self.work.key, (sampled.token,), text, sequence.choice, logprobs, reason, ended)
 
-    def score(self, sequence: Sequence, result: Scores) -> list[Emission]:
+    def _on_scores(self, sequence: Sequence, result: Scores) -> list[Emission]:
         """Add the scores of some continuations; the last ones, of the last window, end the request."""
         sequence.scores += result.scores
         sequence.token_scores += result.tokens
@@ -163,20 +190,13 @@ class Request:
             text += choice.text.push(token)
         return Emission(self.work.key, ids, text + choice.text.flush(), 0, tuple(logprobs), "read", ended)
 
-    def pool(self, sequence: Sequence, result: Pooled) -> list[Emission]:
+    def _on_states(self, sequence: Sequence, result: Pooled) -> list[Emission]:
         """Add the states of some tokens; those of the last ones end the request."""
         sequence.pooled = joined(sequence.pooled, result)
         if sequence.pooled.num_tokens < len(sequence.encoded.prompt_ids):
             return []
         vector = mean_of(sequence.pooled, normalize=sequence.encoded.is_normalized)
         return [self._end(sequence, "embed", Embedded(vector))]
-
-    def classify(self, sequence: Sequence, result: Classified) -> Emission:
-        return self._end(sequence, "classify", Labelled(result.labels))
-
-    def solve(self, sequence: Sequence, result: Solved) -> Emission:
-        """The end of a puzzle."""
-        return self._end(sequence, "solve", result.solution)
 
     @property
     def has_spoken(self) -> bool:
@@ -257,7 +277,7 @@ class Request:
         return "" if self._is_silent(token) else choice.text.peek(token)
 
 
-def _choices(work: Work, runner: Runner) -> list[_Choice]:
+def _choices(work: SequenceWork, runner: Runner) -> list[_Choice]:
     sampling = work.sampling
     if sampling is None:
         parts = enumerate((work.encoded, *work.encoded.windows))

@@ -23,7 +23,7 @@ from worker.device import keep_freed_memory
 from worker.engine import Engine
 from worker.engine_thread import EngineThread
 from worker.registry import load_sequence_runner
-from worker.request import Emission, Work
+from worker.request import Emission, SequenceWork
 from worker.runners.base import RunnerOptions
 from worker.take import Take
 from worker.task_engine import TaskEngine
@@ -78,7 +78,7 @@ class Decoding:
 
     def _ask(self) -> None:
         self._number += 1
-        self._engine.submit(Work(str(self._number), self._runner.encode(_ASK), _ASK.sampling))
+        self._engine.submit(SequenceWork(str(self._number), self._runner.encode(_ASK), _ASK.sampling))
 
     def _note(self, emissions: list[Emission]) -> None:
         for emission in emissions:

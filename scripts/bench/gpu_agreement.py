@@ -15,7 +15,7 @@ from scripts.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling
 from worker.engine import Engine
 from worker.models.hrm_text import HrmTextShape
-from worker.request import Emission, Work
+from worker.request import Emission, SequenceWork
 from worker.runners import hrm_text
 from worker.runners.base import RunnerOptions
 from worker.runners.paged import PagedRunner
@@ -64,7 +64,7 @@ def generate(runner: PagedRunner, prompts: list[tuple[int, ...]], num_tokens: in
     engine = Engine(runner, emissions.extend)
     sampling = Sampling(max_tokens=num_tokens, seed=0, temperature=0.0)
     for number, prompt in enumerate(prompts):
-        engine.submit(Work(str(number), runner.encode(Generate(prompt, sampling)), sampling))
+        engine.submit(SequenceWork(str(number), runner.encode(Generate(prompt, sampling)), sampling))
     while engine.has_work:
         engine.step()
     return [[token for item in emissions if item.key == str(n) for token in item.ids] for n in range(len(prompts))]

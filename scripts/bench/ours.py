@@ -15,7 +15,7 @@ from worker.device import keep_freed_memory
 from worker.engine import Engine
 from worker.loading import warm_up
 from worker.registry import load_sequence_runner
-from worker.request import Emission, Work
+from worker.request import Emission, SequenceWork
 from worker.runners.base import Runner, RunnerOptions
 
 KV_MIB = 1024
@@ -77,7 +77,7 @@ class Ours:
         self._begin()
         for number, (context, continuations) in enumerate(zip(contexts, tails, strict=True)):
             task = Score(tuple(context), tuple(map(tuple, continuations)))
-            self._engine.submit(Work(str(number), self.runner.encode(task), None))
+            self._engine.submit(SequenceWork(str(number), self.runner.encode(task), None))
         self._finish()
         results = [self._ended[str(number)].result for number in range(len(contexts))]
         scored = [result for result in results if isinstance(result, Scored)]
@@ -106,7 +106,7 @@ class Ours:
 
     def _submit(self, key: str, prompt: Sequence[int], length: int) -> None:
         task = Generate(tuple(prompt), Sampling(length, seed=0, temperature=0.0))
-        self._engine.submit(Work(key, self.runner.encode(task), task.sampling))
+        self._engine.submit(SequenceWork(key, self.runner.encode(task), task.sampling))
 
     def _begin(self) -> None:
         torch.set_num_threads(self._threads)

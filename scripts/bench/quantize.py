@@ -24,7 +24,7 @@ from worker.engine import Engine
 from worker.models import linear
 from worker.models.act_bundle import load_act_bundle
 from worker.registry import detect, load_sequence_runner
-from worker.request import Emission, Work
+from worker.request import Emission, SequenceWork
 from worker.runners.base import Runner, RunnerOptions
 
 _ANSWER = Sampling(max_tokens=64, seed=0, temperature=0.0)
@@ -70,7 +70,7 @@ def answers(runner: Runner, prompts: Sequence[str]) -> list[Ids]:
     said: list[Emission] = []
     engine = Engine(runner, said.extend)
     for index, prompt in enumerate(prompts):
-        engine.submit(Work(str(index), runner.encode(Generate(prompt, _ANSWER)), _ANSWER))
+        engine.submit(SequenceWork(str(index), runner.encode(Generate(prompt, _ANSWER)), _ANSWER))
     while engine.has_work:
         engine.step()
     ids: list[Ids] = [()] * len(prompts)

@@ -19,7 +19,7 @@ from shared.messages import (
     Task,
 )
 from worker.engine import Engine
-from worker.request import Emission, Work
+from worker.request import Emission, SequenceWork
 from worker.runners.base import Runner
 
 SomeResult = TypeVar("SomeResult", bound=Result)
@@ -78,7 +78,7 @@ def run(runner: Runner, tasks: Sequence[Task], said: Sequence[Sequence[int]]) ->
     engine = Engine(runner, emissions.extend)
     for index, (task, ids) in enumerate(zip(tasks, said, strict=True)):
         sampling = task.sampling if isinstance(task, Generate) else None
-        engine.submit(Work(str(index), runner.encode(task), sampling, (tuple(ids),)))
+        engine.submit(SequenceWork(str(index), runner.encode(task), sampling, (tuple(ids),)))
     while engine.has_work:
         engine.step()
     return emissions
@@ -96,7 +96,7 @@ class Serving:
 
     def submit(self, task: Task) -> None:
         sampling = task.sampling if isinstance(task, Generate) else None
-        self.engine.submit(Work(str(len(self.said)), self.runner.encode(task), sampling))
+        self.engine.submit(SequenceWork(str(len(self.said)), self.runner.encode(task), sampling))
         self.said.append([])
 
     def finish(self, tasks: Sequence[Task] = ()) -> None:

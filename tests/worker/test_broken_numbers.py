@@ -15,7 +15,7 @@ from tests.worker.stepping import end_of, run
 from worker.engine import Engine
 from worker.loading import load_models
 from worker.registry import load_runner
-from worker.request import Emission, Work
+from worker.request import Emission, SequenceWork
 from worker.runners.base import Runner, RunnerOptions
 
 KINDS = ["causal", "hrm-text", "hrm-act"]
@@ -59,7 +59,7 @@ class Talk:
 
     def submit(self, key: str, task: Generate | Score) -> None:
         sampling = task.sampling if isinstance(task, Generate) else None
-        self.engine.submit(Work(key, self.runner.encode(task), sampling))
+        self.engine.submit(SequenceWork(key, self.runner.encode(task), sampling))
 
     def finish(self) -> None:
         while self.engine.has_work:

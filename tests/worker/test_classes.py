@@ -10,14 +10,14 @@ from tests.polling import until
 from tests.worker.ghost import Ghost, answer
 from tests.worker.services import Slow, end_of, log_fields_of, long_task, service, serving, task
 from worker.engine import Engine
-from worker.request import Emission, Work
+from worker.request import Emission, SequenceWork
 from worker.runners.base import RunnerOptions
 from worker.scheduler import PATIENCE_STEPS
 from worker.sequence import Encoded
 
 
-def generate(key: str, priority: Priority, max_tokens: int, prompt: tuple[int, ...] = (1, 2)) -> Work:
-    return Work(key, Encoded(prompt, max_tokens), Sampling(max_tokens, 1), priority=priority)
+def generate(key: str, priority: Priority, max_tokens: int, prompt: tuple[int, ...] = (1, 2)) -> SequenceWork:
+    return SequenceWork(key, Encoded(prompt, max_tokens), Sampling(max_tokens, 1), priority=priority)
 
 
 class Fleet:
@@ -43,7 +43,7 @@ class Fleet:
     def steps_of(self, key: str) -> list[int]:
         return [number for number, step in enumerate(self.ghost.steps) if any(part[0] == key for part in step)]
 
-    def submit(self, *works: Work) -> None:
+    def submit(self, *works: SequenceWork) -> None:
         for work in works:
             self.engine.submit(work)
 

@@ -11,7 +11,7 @@ from tests.worker.services import Slow, end_of, log_fields_of, long_task, servic
 from worker.engine import Engine
 from worker.noise import fold
 from worker.outbox import _add
-from worker.request import Emission, Work
+from worker.request import Emission, SequenceWork
 from worker.runners.base import RunnerOptions
 from worker.sequence import Encoded
 
@@ -28,7 +28,7 @@ class Clock:
         return float(len(self._ghost.steps))
 
 
-def run(ghost: Ghost, *works: Work) -> list[Emission]:
+def run(ghost: Ghost, *works: SequenceWork) -> list[Emission]:
     said: list[Emission] = []
     engine = Engine(ghost, said.extend, now=Clock(ghost))
     for work in works:
@@ -41,9 +41,13 @@ def run(ghost: Ghost, *works: Work) -> list[Emission]:
     return said
 
 
-def generate(key: str, *, max_tokens: int = 20, n: int = 1, deadline_s: float = math.inf, stop: str = "") -> Work:
+def generate(
+    key: str, *, max_tokens: int = 20, n: int = 1, deadline_s: float = math.inf, stop: str = ""
+) -> SequenceWork:
     stops = (stop,) if stop else ()
-    return Work(key, Encoded(PROMPT, max_tokens), Sampling(max_tokens, 5, n=n, stop=stops), deadline_s=deadline_s)
+    return SequenceWork(
+        key, Encoded(PROMPT, max_tokens), Sampling(max_tokens, 5, n=n, stop=stops), deadline_s=deadline_s
+    )
 
 
 def test_an_answer_ends_with_what_it_has() -> None:
@@ -76,9 +80,9 @@ def test_each_choice_ends_for_its_own_reason() -> None:
 
 def test_without_an_answer_it_fails() -> None:
     """Nothing said yet, for want of a place or in a long prompt; and scoring or reading, however far."""
-    long = Work("long", Encoded((1,) * 100, 4), Sampling(4, 5), deadline_s=3.0)
-    score = Work("score", Encoded(PROMPT, continuations=((1, 2),) * 20), None, deadline_s=2.0)
-    text = Work("text", Encoded((1,) * 100, is_pooled=True), None, deadline_s=3.0)
+    long = SequenceWork("long", Encoded((1,) * 100, 4), Sampling(4, 5), deadline_s=3.0)
+    score = SequenceWork("score", Encoded(PROMPT, continuations=((1, 2),) * 20), None, deadline_s=2.0)
+    text = SequenceWork("text", Encoded((1,) * 100, is_pooled=True), None, deadline_s=3.0)
     for late in (long, score, text):
         [end] = run(Ghost(num_pages=60, step_tokens=8), late)
         assert isinstance(end.ended, Failed)

@@ -19,7 +19,7 @@ from tests.worker.test_hrm_text import write_tiny
 from tests.worker.tiny_causal import gpt2, mistral, write
 from worker.engine import Engine
 from worker.registry import load_runner
-from worker.request import Emission, Work
+from worker.request import Emission, SequenceWork
 from worker.runners.base import Runner, RunnerOptions
 from worker.runners.hrm_act import ActRunner
 from worker.runners.paged import PagedRunner
@@ -93,12 +93,12 @@ def test_a_text_that_gave_its_place_up_is_read_again(causal: tuple[Path, PreTrai
     runner = paged(path, max_batch=1, step_tokens=8)
     task, said = Embed("A text of thirty-two characters.", normalize=False), list[Emission]()
     engine = Engine(runner, said.extend)
-    engine.submit(Work("text", runner.encode(task), None, priority="bulk"))
+    engine.submit(SequenceWork("text", runner.encode(task), None, priority="bulk"))
     engine.step()
     [row] = engine._scheduler._running
     assert row.pooled is not None and row.pooled.num_tokens == 8
     urgent = Generate("ab", Sampling(3, 0))
-    engine.submit(Work("urgent", runner.encode(urgent), urgent.sampling, priority="interactive"))
+    engine.submit(SequenceWork("urgent", runner.encode(urgent), urgent.sampling, priority="interactive"))
     engine.step()
     assert row.pooled is None
     while engine.has_work:

@@ -26,7 +26,7 @@ from worker.kv.attention import AttentionPlan
 from worker.kv.store import KVStore
 from worker.noise import fold
 from worker.registry import load_runner
-from worker.request import Emission, Work
+from worker.request import Emission, SequenceWork
 from worker.runners.allocation import tells_out_of_memory
 from worker.runners.base import OutOfMemory, RunnerOptions
 from worker.runners.paged import PagedRunner
@@ -49,11 +49,11 @@ class Cramped(Ghost):
         return super().step(slices)
 
 
-def generate(key: str, prompt: tuple[int, ...], max_tokens: int) -> Work:
-    return Work(key, Encoded(prompt, max_tokens), Sampling(max_tokens, 5))
+def generate(key: str, prompt: tuple[int, ...], max_tokens: int) -> SequenceWork:
+    return SequenceWork(key, Encoded(prompt, max_tokens), Sampling(max_tokens, 5))
 
 
-def finish(ghost: Ghost, works: list[Work]) -> list[Emission]:
+def finish(ghost: Ghost, works: list[SequenceWork]) -> list[Emission]:
     said: list[Emission] = []
     engine = Engine(ghost, said.extend)
     for item in works:
@@ -86,7 +86,7 @@ def test_smaller_steps_give_the_same_answers(room: int) -> None:
 def test_continuations_are_scored_in_smaller_groups() -> None:
     ghost = Cramped(6, num_pages=100, step_tokens=64)
     continuations = tuple((number, number + 1) for number in range(1, 12))
-    said = finish(ghost, [Work("a", Encoded((1, 2, 3, 4, 5), continuations=continuations), None)])
+    said = finish(ghost, [SequenceWork("a", Encoded((1, 2, 3, 4, 5), continuations=continuations), None)])
     done = ends(said)["a"]
     assert isinstance(done, Done)
     scores = end_of(done, Scored).scores
@@ -111,7 +111,7 @@ def test_a_replayed_answer_may_be_cut_where_its_prompt_may_not() -> None:
     prompt = (1,) * 9
     said = answer(prompt, 20, fold(5, 0))
     ghost = Cramped(10, num_pages=100, step_tokens=64, is_prefix_lm=True, reuse="prompt")
-    taken_over = Work("a", Encoded(prompt, 20), Sampling(20, 5), (tuple(said[:15]),))
+    taken_over = SequenceWork("a", Encoded(prompt, 20), Sampling(20, 5), (tuple(said[:15]),))
     assert ids(finish(ghost, [taken_over]), "a") == said[15:]
 
 

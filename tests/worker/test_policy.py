@@ -10,7 +10,7 @@ from shared.errors import FleetError
 from shared.messages import Done, Failed, Generate, Sampling, Score, Scored
 from tests.worker.stepping import end_of, run
 from worker.engine import Engine
-from worker.request import Emission, Work
+from worker.request import Emission, SequenceWork
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
 from worker.sequence import Encoded, Slice, StepResult
@@ -146,7 +146,7 @@ def test_abort_frees_the_place_at_once() -> None:
     engine = Engine(echo(), emissions.extend)
     sampling = Sampling(max_tokens=20, seed=0)
     for i in range(5):
-        engine.submit(Work(str(i), Encoded((97, 98), max_tokens=20), sampling))
+        engine.submit(SequenceWork(str(i), Encoded((97, 98), max_tokens=20), sampling))
     engine.step()
     engine.abort("0")
     engine.abort("4")
@@ -161,7 +161,7 @@ def test_a_replayed_answer_that_was_complete_only_gets_its_end() -> None:
     """A takeover after the last token and before the end: nothing is said twice."""
     emissions: list[Emission] = []
     engine = Engine(echo(), emissions.extend)
-    engine.submit(Work("a", Encoded((97,), max_tokens=3), Sampling(3, 0), replayed_ids=((97, 97, 97),)))
+    engine.submit(SequenceWork("a", Encoded((97,), max_tokens=3), Sampling(3, 0), replayed_ids=((97, 97, 97),)))
     while engine.has_work:
         engine.step()
     assert emissions == [Emission("a", ended=Done("length", 1, 3))]
@@ -179,7 +179,9 @@ def test_replayed_text_held_back_before_the_takeover_is_not_lost() -> None:
     emissions: list[Emission] = []
     engine = Engine(echo(), emissions.extend)
     prompt = tuple(map(ord, "aE"))
-    engine.submit(Work("a", Encoded(prompt, max_tokens=3), Sampling(3, 0, stop=("EN",)), replayed_ids=(prompt,)))
+    engine.submit(
+        SequenceWork("a", Encoded(prompt, max_tokens=3), Sampling(3, 0, stop=("EN",)), replayed_ids=(prompt,))
+    )
     while engine.has_work:
         engine.step()
     assert "".join(item.text for item in emissions) == "Ea"

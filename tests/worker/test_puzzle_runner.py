@@ -13,7 +13,7 @@ from shared.messages import Done, Failed, Generate, Halt, Sampling, Score, Solut
 from tests.worker.options import options_for
 from tests.worker.sapient_fixtures import Net, Weights, random_weights, reference, write_checkpoint
 from tests.worker.stepping import run, solve_all
-from worker.engine import Emission, Engine, Work
+from worker.engine import Emission, Engine, SequenceWork
 from worker.loading import warm_up
 from worker.puzzles import ARC, MAZE, SUDOKU
 from worker.registry import load_runner
@@ -191,7 +191,7 @@ def test_nothing_is_kept_of_rows_that_have_left(path: Path) -> None:
     runner, emissions = load(path, max_batch=3), list[Emission]()
     engine = Engine(runner, emissions.extend)
     for key, puzzle in enumerate(PUZZLES):
-        engine.submit(Work(str(key), runner.encode(Solve(puzzle)), None))
+        engine.submit(SequenceWork(str(key), runner.encode(Solve(puzzle)), None))
     engine.step()
     engine.abort("0")
     engine.step()

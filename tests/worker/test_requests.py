@@ -12,7 +12,7 @@ from shared.messages import Done, Failed, Generate, Generated, Sampling, TokenLo
 from tests.worker.stepping import run
 from worker.engine import Engine
 from worker.outbox import _add
-from worker.request import Emission, Work
+from worker.request import Emission, SequenceWork
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import EOS, Echo
 from worker.sequence import Encoded, Sampled, Sequence, Slice, StepResult
@@ -156,7 +156,7 @@ def test_an_answer_replayed_in_part_says_the_rest_of_each_choice_once() -> None:
         engine = Engine(Round(options()), emissions.extend)
         replayed = tuple(tuple(ids[:count]) for ids, count in zip(said, kept, strict=True))
         sampling = Sampling(2, 0, n=3, stop=("EN",))
-        engine.submit(Work("0", Encoded(ids_of("aEbc"), 2), sampling, replayed))
+        engine.submit(SequenceWork("0", Encoded(ids_of("aEbc"), 2), sampling, replayed))
         while engine.has_work:
             engine.step()
         assert done_of(emissions) == done_of(whole)

@@ -16,7 +16,7 @@ from worker.kv.cache import Cache
 from worker.kv.pages import PageTable
 from worker.kv.prefix import PrefixTree
 from worker.noise import fold
-from worker.request import Emission, Work
+from worker.request import Emission, SequenceWork
 from worker.scheduler import Scheduler
 from worker.sequence import Encoded, Sequence
 
@@ -163,12 +163,12 @@ def test_any_schedule_gives_the_same_answers(
     assert cache.pages.num_free == num_pages
 
 
-def work(key: str, plan: AttentionPlan) -> Work:
+def work(key: str, plan: AttentionPlan) -> SequenceWork:
     if plan.is_pooled:
-        return Work(key, Encoded(plan.prompt, is_pooled=True), None, tenant=plan.tenant, priority=plan.priority)
+        return SequenceWork(key, Encoded(plan.prompt, is_pooled=True), None, tenant=plan.tenant, priority=plan.priority)
     encoded = Encoded(plan.prompt, 0 if plan.continuations else plan.max_tokens, plan.continuations)
     sampling = None if plan.continuations else Sampling(plan.max_tokens, 5, n=plan.n)
-    return Work(key, encoded, sampling, tenant=plan.tenant, priority=plan.priority)
+    return SequenceWork(key, encoded, sampling, tenant=plan.tenant, priority=plan.priority)
 
 
 def check(plan: AttentionPlan, said: list[Emission]) -> None:
@@ -191,7 +191,7 @@ def check(plan: AttentionPlan, said: list[Emission]) -> None:
     assert len(ends[0].generated.finish_reasons) == (plan.n if plan.n > 1 else 0)
 
 
-def run(ghost: Ghost, works: list[Work]) -> dict[str, Done]:
+def run(ghost: Ghost, works: list[SequenceWork]) -> dict[str, Done]:
     said: list[Emission] = []
     engine = Engine(ghost, said.extend)
     for item in works:
@@ -201,8 +201,8 @@ def run(ghost: Ghost, works: list[Work]) -> dict[str, Done]:
     return {item.key: item.ended for item in said if isinstance(item.ended, Done)}
 
 
-def generate(key: str, prompt: tuple[int, ...], max_tokens: int, *, n: int = 1, tenant: str = "") -> Work:
-    return Work(key, Encoded(prompt, max_tokens), Sampling(max_tokens, 1, n=n), tenant=tenant)
+def generate(key: str, prompt: tuple[int, ...], max_tokens: int, *, n: int = 1, tenant: str = "") -> SequenceWork:
+    return SequenceWork(key, Encoded(prompt, max_tokens), Sampling(max_tokens, 1, n=n), tenant=tenant)
 
 
 @pytest.mark.parametrize("is_prefix_lm", [False, True])
@@ -330,7 +330,7 @@ def test_a_sequence_that_fills_the_store_does_without_its_known_prompt() -> None
     """The prompt's last page would be copied: with all other pages taken by the sequence there is no room for both."""
     ghost, prompt = Ghost(num_pages=9, reuse="prompt", is_prefix_lm=True), tuple(range(1, 23))
     replayed = tuple(answer(prompt, 11, fold(1, 0)))
-    full = Work("b", Encoded(prompt, 12), Sampling(12, 1), replayed_ids=(replayed,))
+    full = SequenceWork("b", Encoded(prompt, 12), Sampling(12, 1), replayed_ids=(replayed,))
     done: dict[str, Done] = {}
     said: list[Emission] = []
     engine = Engine(ghost, said.extend)

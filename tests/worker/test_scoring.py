@@ -17,7 +17,7 @@ from tests.worker.tiny_causal import gpt2, llama
 from worker import scoring
 from worker.engine import Engine
 from worker.registry import load_runner
-from worker.request import Emission, Work
+from worker.request import Emission, SequenceWork
 from worker.runners.base import RunnerOptions
 from worker.runners.paged import PagedRunner
 from worker.scheduler import Scheduler
@@ -177,7 +177,7 @@ def test_a_context_that_comes_again_is_found(tiny: Model, monkeypatch: pytest.Mo
         Score(ids(40, 0), (ids(1, 4),)),
     ]
     for number, task in enumerate(tasks):
-        engine.submit(Work(str(number), runner.encode(task), None))
+        engine.submit(SequenceWork(str(number), runner.encode(task), None))
         while engine.has_work:
             engine.step()
     for task, emission in zip(tasks, said, strict=True):

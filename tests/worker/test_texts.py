@@ -16,7 +16,7 @@ from tests.worker.stepping import run
 from tests.worker.tokenizer_kinds import KINDS, SIZE, spelled, tokenizer_of
 from worker.chat import ChatTemplate
 from worker.engine import Engine
-from worker.request import Emission, Work
+from worker.request import Emission, SequenceWork
 from worker.runners.base import RunnerOptions, encode_generate, encode_read
 from worker.runners.echo import Echo
 from worker.sequence import Encoded, Sampled, Sequence, Slice, StepResult
@@ -172,7 +172,7 @@ def said(runner: Scripted, task: Generate, replayed: tuple[tuple[int, ...], ...]
     """The pieces of each choice, one for each new token."""
     emissions: list[Emission] = []
     engine = Engine(runner, emissions.extend)
-    engine.submit(Work("0", runner.encode(task), task.sampling, replayed))
+    engine.submit(SequenceWork("0", runner.encode(task), task.sampling, replayed))
     while engine.has_work:
         engine.step()
     return [[item.text for item in emissions if item.choice == number and item.ids] for number in range(2)]

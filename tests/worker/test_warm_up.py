@@ -17,7 +17,7 @@ from worker import loading
 from worker.engine import Engine
 from worker.engines import AnyRunner
 from worker.registry import load_runner
-from worker.request import Work
+from worker.request import SequenceWork
 from worker.runners.base import RunnerOptions
 
 
@@ -61,7 +61,7 @@ def test_segments_of_a_brain_are_counted_by_token(paths: dict[str, str], segment
     runner = load_runner("hrm-act", options_for(paths["hrm-act"], segments=segments))
     engine = Engine(runner, lambda emissions: None)
     task = Generate("ab", Sampling(max_tokens=4, seed=0, ignore_eos=True))
-    engine.submit(Work("k", runner.encode(task), task.sampling))
+    engine.submit(SequenceWork("k", runner.encode(task), task.sampling))
     while engine.has_work:
         engine.step()
     counts = engine.stats
@@ -76,7 +76,7 @@ def test_segments_of_puzzles_are_counted_by_puzzle(paths: dict[str, str]) -> Non
     trial = runner.spec.trial
     assert isinstance(trial, Solve)
     for number in range(2):
-        engine.submit(Work(f"k{number}", runner.encode(Solve(trial.puzzle, max_steps=2 + number)), None))
+        engine.submit(SequenceWork(f"k{number}", runner.encode(Solve(trial.puzzle, max_steps=2 + number)), None))
     while engine.has_work:
         engine.step()
     assert (engine.stats.num_segments, engine.stats.num_settled) == (2 + 3, 2)
