@@ -12,10 +12,10 @@ import time
 from dataclasses import fields
 
 from scripts.chaos.cancel import cancel
+from scripts.chaos.criteria import ExperimentPlan, Row
 from scripts.chaos.fair import fair
-from scripts.chaos.rows import ROWS, RowOf
+from scripts.chaos.scenarios import ROWS, RowOf
 from scripts.chaos.submits import submits
-from scripts.chaos.verdict import Plan, Row
 
 _SHOWN = 5
 ALL_ROWS: dict[str, RowOf] = {**ROWS, "submits": submits, "fair": fair, "cancel": cancel}
@@ -23,13 +23,13 @@ ALL_ROWS: dict[str, RowOf] = {**ROWS, "submits": submits, "fair": fair, "cancel"
 
 def main() -> int:
     args = _parser().parse_args()
-    plan = Plan(**{item.name: getattr(args, item.name) for item in fields(Plan)})
+    plan = ExperimentPlan(**{item.name: getattr(args, item.name) for item in fields(ExperimentPlan)})
     print(f"{plan}; {os.cpu_count()} cores", flush=True)
     rows = [_run(name, plan) for name in args.rows.split(",")]
     return 1 if any(row.wrong for row in rows) else 0
 
 
-def _run(name: str, plan: Plan) -> Row:
+def _run(name: str, plan: ExperimentPlan) -> Row:
     begun, before = time.strftime("%H:%M:%S"), os.getloadavg()[0]
     row = asyncio.run(ALL_ROWS[name](plan))
     told = ", ".join(f"{key} {value}" for key, value in row.figures.items())
@@ -45,7 +45,7 @@ def _run(name: str, plan: Plan) -> Row:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m scripts.chaos", description=__doc__)
     parser.add_argument("--rows", default=",".join(ALL_ROWS), help="of " + ", ".join(ALL_ROWS))
-    for item in fields(Plan):
+    for item in fields(ExperimentPlan):
         kind = type(item.default)
         parser.add_argument("--" + item.name.replace("_", "-"), type=kind, default=item.default)
     return parser

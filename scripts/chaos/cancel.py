@@ -10,12 +10,12 @@ from typing import Literal
 
 import httpx
 
+from scripts.chaos.criteria import ExperimentPlan, Row
 from scripts.chaos.invariants import all_ended, violations
-from scripts.chaos.members import Fleet, Member
 from scripts.chaos.polling import came_true
+from scripts.chaos.processes import Fleet, FleetProcess
 from scripts.chaos.rigged import GATES_ENV, STEP_ENV
-from scripts.chaos.rows import fleet_of
-from scripts.chaos.verdict import Plan, Row
+from scripts.chaos.scenarios import fleet_of
 from shared import keys
 from shared.broker import Broker
 from shared.log import LogReader
@@ -123,7 +123,7 @@ class Cancelling:
         [job_id] = (await self._requests.find(reply.json()["id"], "public")).job_ids
         return job_id
 
-    async def _lose_worker(self, caller: Caller) -> Member:
+    async def _lose_worker(self, caller: Caller) -> FleetProcess:
         """Stop the worker that has the job; returns when another has got on with it."""
         [name] = await self._fields(caller.job_id, "worker")
         [holder] = [member for member in self._fleet.workers if f"-{member.pid}-" in name]
@@ -168,7 +168,7 @@ class Cancelling:
         return [value.decode() for value in values]
 
 
-async def cancel(plan: Plan) -> Row:
+async def cancel(plan: ExperimentPlan) -> Row:
     """`tries` in each phase, each of the ways in turn."""
     wrong: list[str] = []
     figures: dict[str, str] = {}

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from scripts.chaos.asks import Answer, Ask
+from scripts.chaos.requests import Answer, ClientRequest
 
 _DONE = "[DONE]"
 _TRIES = 100
@@ -37,9 +37,9 @@ class Client:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def ask(self, ask: Ask) -> Answer:
+    async def request(self, request: ClientRequest) -> Answer:
         """The answer, whatever it takes; what cannot be had is its `error`."""
-        answer = Answer(ask)
+        answer = Answer(request)
         await self.fill(answer)
         return answer
 
@@ -58,15 +58,15 @@ class Client:
             await asyncio.sleep(_PAUSE_S)
 
     async def _try(self, url: str, answer: Answer) -> None:
-        match answer.ask.mode:
+        match answer.request.mode:
             case "sse":
                 await self._stream(url, answer)
             case "poll":
                 await self._poll(url, answer)
             case _:
-                said = _checked(await self._http.post(url + answer.ask.path, **self._order(answer.ask)))
+                said = _checked(await self._http.post(url + answer.request.path, **self._order(answer.request)))
                 _take_whole(answer, said)
-        if answer.ask.steps:
+        if answer.request.steps:
             answer.said = {0: await self._file(url, answer.file_id)}
         answer.error = ""
         answer.frames.append(time.monotonic())
@@ -78,7 +78,7 @@ class Client:
             asking = self._http.stream("GET", url + path, headers={"Last-Event-ID": answer.last_id})
         else:
             answer.said = {}
-            asking = self._http.stream("POST", url + answer.ask.path, **self._order(answer.ask))
+            asking = self._http.stream("POST", url + answer.request.path, **self._order(answer.request))
         async with asking as reply:
             if reply.status_code != 200:
                 await reply.aread()
@@ -116,7 +116,7 @@ class Client:
             if self._is_persistent and _is_passing(chunk["error"]):
                 raise FrontGone(data)
             raise Refused(data)
-        if answer.ask.steps:
+        if answer.request.steps:
             _take_step(answer, chunk)
             return False
         for choice, text in _texts(chunk).items():
@@ -125,10 +125,10 @@ class Client:
 
     async def _poll(self, url: str, answer: Answer) -> None:
         """Submitted once by its key; then looked at until it has ended."""
-        order = self._order(answer.ask)
+        order = self._order(answer.request)
         order["headers"]["Prefer"] = "respond-async"
         if not answer.last_id:
-            answer.last_id = str(_checked(await self._http.post(url + answer.ask.path, **order), 202)["id"])
+            answer.last_id = str(_checked(await self._http.post(url + answer.request.path, **order), 202)["id"])
         while True:
             job = _checked(await self._http.get(f"{url}/v1/jobs/{answer.last_id}"))
             if job["state"] == "done":
@@ -138,24 +138,24 @@ class Client:
                 raise Refused(json.dumps(job))
             await asyncio.sleep(_PAUSE_S)
 
-    def _order(self, ask: Ask) -> dict[str, Any]:
-        headers = {"X-Request-Id": ask.name}
-        if self._is_persistent or ask.mode == "poll":
-            headers["Idempotency-Key"] = ask.name
-        return {"json": ask.body, "headers": headers}
+    def _order(self, request: ClientRequest) -> dict[str, Any]:
+        headers = {"X-Request-Id": request.name}
+        if self._is_persistent or request.mode == "poll":
+            headers["Idempotency-Key"] = request.name
+        return {"json": request.body, "headers": headers}
 
 
 class Refused(Exception):
     """An answer that is no answer, in the server's words."""
 
 
-async def load(client: Client, asks: Iterable[Ask], num_clients: int) -> list[Answer]:
+async def load(client: Client, asks: Iterable[ClientRequest], num_clients: int) -> list[Answer]:
     """All asks, `num_clients` at a time."""
     left, answers = iter(asks), []
 
     async def one_after_the_other() -> None:
-        for ask in left:
-            answers.append(await client.ask(ask))
+        for request in left:
+            answers.append(await client.request(request))
 
     async with asyncio.TaskGroup() as group:
         for _ in range(num_clients):
@@ -178,9 +178,9 @@ def _is_passing(error: Any) -> bool:
 
 def _take_whole(answer: Answer, body: Any) -> None:
     """Take an answer that came at once."""
-    if answer.ask.steps:
+    if answer.request.steps:
         answer.file_id = body["file"]["id"]
-    elif answer.ask.mode == "scoring":
+    elif answer.request.mode == "scoring":
         answer.said = {0: json.dumps(body["ll"])}
     else:
         answer.said = _texts(body)

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from scripts.chaos.members import Fleet, Member
 from scripts.chaos.polling import came_true
+from scripts.chaos.processes import Fleet, FleetProcess
 
 Fault = Callable[[Fleet, random.Random, "Toll"], Awaitable[None]]
 
@@ -124,19 +124,19 @@ async def replace_the_dead(fleet: Fleet, toll: Toll) -> None:
         await asyncio.sleep(0.02)
 
 
-async def _new_worker(fleet: Fleet, gone: Member) -> None:
+async def _new_worker(fleet: Fleet, gone: FleetProcess) -> None:
     await fleet.add_worker()
 
 
-async def _new_front(fleet: Fleet, gone: Member) -> None:
+async def _new_front(fleet: Fleet, gone: FleetProcess) -> None:
     await fleet.add_front(port_of(gone))
 
 
-def port_of(front: Member) -> int:
+def port_of(front: FleetProcess) -> int:
     return int(front.url.rpartition(":")[2])
 
 
-def _victim(members: list[Member], rng: random.Random, toll: Toll) -> Member | None:
+def _victim(members: list[FleetProcess], rng: random.Random, toll: Toll) -> FleetProcess | None:
     """One of those that run, while there are two or more."""
     running = [member for member in members if member.is_running and not member.is_stopped]
     if len(running) < 2:

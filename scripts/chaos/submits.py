@@ -8,10 +8,10 @@ from dataclasses import replace
 from redis.asyncio import Redis
 
 from scripts.chaos import faults
+from scripts.chaos.criteria import ExperimentPlan, Row
 from scripts.chaos.faults import every
 from scripts.chaos.invariants import all_ended, traces, violations
-from scripts.chaos.rows import fleet_of
-from scripts.chaos.verdict import Plan, Row
+from scripts.chaos.scenarios import fleet_of
 from shared.broker import Broker
 from shared.messages import Generate, Sampling, Score, Task
 from shared.submission import QueueLimits, Quota, Submissions, SubmitRequest
@@ -21,7 +21,7 @@ _ENDED_BY_S = 300.0
 _AT_ONCE = 16
 
 
-async def submits(plan: Plan) -> Row:
+async def submits(plan: ExperimentPlan) -> Row:
     """Each of them ends in exactly one terminal event, and says what echo says."""
     async with fleet_of(replace(plan, model="echo", step_s=0.0)) as made:
         begun = time.monotonic()

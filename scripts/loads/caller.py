@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from scripts.loads.plan import Ask
+from scripts.loads.plan import ClientRequest
 
 _IDLE_S = 3.0
 """A connection is used again within this time: servers close those that are idle for some seconds (uvicorn: 5)."""
@@ -24,7 +24,7 @@ _TEXT, _NO_TEXT, _USAGE = b'"text":"', b'"text":""', b'"usage"'
 class Heard:
     """What became of one request. Times in seconds since it was due; `status` 0: the connection broke."""
 
-    ask: Ask
+    ask: ClientRequest
     status: int = 0
     reason: str = ""
     first_token_s: float | None = None
@@ -47,7 +47,7 @@ class Caller:
         self._headers = headers or {}
         self._idle: list[tuple[_Connection, float]] = []
 
-    async def ask(self, ask: Ask, due: float) -> Heard:
+    async def ask(self, ask: ClientRequest, due: float) -> Heard:
         """`due` by `perf_counter`; whatever delayed the asking itself is part of the times."""
         heard = Heard(ask)
         try:
@@ -73,7 +73,7 @@ class Caller:
         _, connection = await asyncio.get_running_loop().create_connection(_Connection, self._host, self._port)
         return connection
 
-    def _message(self, ask: Ask) -> bytes:
+    def _message(self, ask: ClientRequest) -> bytes:
         body = {
             "prompts": ask.prompts,
             "max_tokens": ask.tokens,

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scripts.bench.measure import header
-from scripts.chaos.members import Fleet, fleet
+from scripts.chaos.processes import Fleet, fleet
 from scripts.loads.caller import Caller
 from scripts.loads.drive import closed_loop, open_loop
 from scripts.loads.plan import Mix, lengths_of

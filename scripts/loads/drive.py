@@ -6,18 +6,20 @@ from itertools import cycle
 from time import perf_counter as now
 
 from scripts.loads.caller import Caller, Heard
-from scripts.loads.plan import Ask
+from scripts.loads.plan import ClientRequest
 from scripts.loads.tally import Window
 
 
-async def open_loop(callers: Sequence[Caller], asks: Iterator[Ask], seconds: float) -> tuple[list[Heard], Window]:
+async def open_loop(
+    callers: Sequence[Caller], asks: Iterator[ClientRequest], seconds: float
+) -> tuple[list[Heard], Window]:
     """Each request leaves when it is due, whether or not earlier ones are answered; returns when all are.
 
     The window is the time in which requests were due.
     """
     begun, heard, turns = now(), list[Heard](), cycle(callers)
 
-    async def send(ask: Ask, caller: Caller) -> None:
+    async def send(ask: ClientRequest, caller: Caller) -> None:
         heard.append(await caller.ask(ask, begun + ask.at_s))
 
     async with asyncio.TaskGroup() as group:
@@ -31,7 +33,7 @@ async def open_loop(callers: Sequence[Caller], asks: Iterator[Ask], seconds: flo
 
 
 async def closed_loop(
-    callers: Sequence[Caller], asks: Iterator[Ask], seconds: float, clients: int
+    callers: Sequence[Caller], asks: Iterator[ClientRequest], seconds: float, clients: int
 ) -> tuple[list[Heard], Window]:
     """So many clients, each of which asks again when it is answered; none asks when the time is over."""
     begun, heard = now(), list[Heard]()

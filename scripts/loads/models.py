@@ -20,8 +20,8 @@ from time import perf_counter as now
 import httpx
 
 from scripts.bench.measure import header
-from scripts.chaos.members import Fleet, fleet
 from scripts.chaos.polling import came_true
+from scripts.chaos.processes import Fleet, fleet
 from shared.catalogue import Catalogue
 from shared.messages import WorkerInfo
 from shared.presence import Presence

@@ -18,7 +18,7 @@ class Length:
 
 
 @dataclass(frozen=True)
-class Ask:
+class ClientRequest:
     """One request, due `at_s` after the load began (0 where a client asks as soon as it can).
 
     Each of its prompts is answered with `tokens` tokens, or with fewer where the model may end by itself.
@@ -45,7 +45,7 @@ class Mix:
         total = sum(weight for _, weight in self.lengths)
         return sum(length.tokens * weight for length, weight in self.lengths) / total
 
-    def asks(self, seed: int, rate_per_s: float = 0.0, *, is_poisson: bool = True) -> Iterator[Ask]:
+    def asks(self, seed: int, rate_per_s: float = 0.0, *, is_poisson: bool = True) -> Iterator[ClientRequest]:
         """Without end. At a rate they are due one after the other: evenly, or as if they knew nothing of each other."""
         rng, at_s = random.Random(seed), 0.0
         while True:
@@ -53,7 +53,7 @@ class Mix:
                 at_s += rng.expovariate(rate_per_s) if is_poisson else 1 / rate_per_s
             length: Length = _drawn(rng, self.lengths)
             prompts = tuple(_prompt(rng, length.characters) for _ in range(self.num_prompts))
-            yield Ask(at_s, prompts, length.tokens, _drawn(rng, self.classes), may_end=self.may_end)
+            yield ClientRequest(at_s, prompts, length.tokens, _drawn(rng, self.classes), may_end=self.may_end)
 
 
 def lengths_of(text: str) -> tuple[tuple[Length, float], ...]:

@@ -22,11 +22,11 @@ from time import perf_counter as now
 from redis.asyncio import Redis
 
 from scripts.bench.measure import header
-from scripts.chaos.members import Fleet, fleet
 from scripts.chaos.polling import came_true
+from scripts.chaos.processes import Fleet, fleet
 from scripts.loads.caller import Caller
 from scripts.loads.drive import closed_loop, open_loop
-from scripts.loads.plan import Ask, Mix, classes_of, lengths_of
+from scripts.loads.plan import ClientRequest, Mix, classes_of, lengths_of
 from scripts.loads.tally import HEADER, Window, row, summary
 from shared import keys
 
@@ -121,7 +121,7 @@ async def _leave(callers: Sequence[Caller], rate_per_s: float) -> None:
     """Callers who ask for much and hang up."""
     while True:
         for caller in callers:
-            asking = asyncio.create_task(caller.ask(Ask(0.0, ("a long story",), 200, "default"), now()))
+            asking = asyncio.create_task(caller.ask(ClientRequest(0.0, ("a long story",), 200, "default"), now()))
             await asyncio.sleep(LEAVES_AFTER_S)
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)

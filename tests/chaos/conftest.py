@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 import pytest_asyncio
 
-from scripts.chaos.members import fleet
+from scripts.chaos.processes import fleet
 from scripts.chaos.rigged import GATES_ENV
 from tests.chaos.sharing import HAS_FAILED, Shared
 from tests.chaos.stage import LEASE_S, PLACES, Stage

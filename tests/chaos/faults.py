@@ -123,7 +123,7 @@ async def kill_redis(stage: Stage, phase: str) -> None:
     await restart_redis(stage.fleet)
     stage.victim.proxy.restore()
     await stage.go_on()
-    assert [answer.ask.name for answer in stage.answers if answer.ask.mode != "poll" and answer.tries > 1] == []
+    assert [answer.request.name for answer in stage.answers if answer.request.mode != "poll" and answer.tries > 1] == []
     await until(partial(is_idle, stage), "the victim has nothing in hand")
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from scripts.chaos.asks import Answer, Ask, Mode
 from scripts.chaos.clients import Client
 from scripts.chaos.invariants import Trace, traces
-from scripts.chaos.members import Fleet, Member
 from scripts.chaos.polling import came_true
+from scripts.chaos.processes import Fleet, FleetProcess
+from scripts.chaos.requests import Answer, ClientRequest, Mode
 from scripts.chaos.rigged import mark_of
 from shared.echo_task import EchoTask
 from shared.messages import Generate, Progress, Started, Tokens, WorkerInfo
@@ -68,16 +68,16 @@ class Stage:
     clients ask `front`, until it is lost. `asked` are the kinds of clients."""
 
     asked: ClassVar[Sequence[str]] = tuple(ASKED)
-    victim: Member
-    rescuer: Member
-    front: Member
+    victim: FleetProcess
+    rescuer: FleetProcess
+    front: FleetProcess
     gate: Path
 
     def __init__(self, made: Fleet, gates: Path) -> None:
         self.fleet = made
         self.answers: list[Answer] = []
         self._asking: list[asyncio.Task[None]] = []
-        self._coming: list[asyncio.Task[Member]] = []
+        self._coming: list[asyncio.Task[FleetProcess]] = []
         self._gates = gates
         self._door = ""
         self._once = Client(lambda: [self._door])
@@ -106,10 +106,10 @@ class Stage:
             self.answers.append(answer)
             self._asking.append(asyncio.create_task(self._client.fill(answer)))
 
-    def asking(self, kind: str, name: str, phase: str) -> Ask:
+    def asking(self, kind: str, name: str, phase: str) -> ClientRequest:
         return ask(kind, name, self.gate.name, PHASES[phase])
 
-    def lose(self, member: Member) -> None:
+    def lose(self, member: FleetProcess) -> None:
         """It is no longer there; clients ask the other front, and its successor starts while the scene goes on."""
         self.fleet.leave(member)
         self._door = self.fleet.fronts[0].url
@@ -125,7 +125,7 @@ class Stage:
         self.gate.unlink(missing_ok=True)
         self.rescuer.resume()
         await asyncio.gather(*self._asking)
-        wrong = [(answer.ask.name, answer.error, answer.said) for answer in self.answers if not answer.is_right]
+        wrong = [(answer.request.name, answer.error, answer.said) for answer in self.answers if not answer.is_right]
         assert wrong == []
 
     async def all_in(self, phase: str, name: str) -> bool:
@@ -137,7 +137,7 @@ class Stage:
             return all(trace.state == "queued" for trace in found)
         if not all(self.is_held(trace) and self.is_logged(trace, phase) for trace in found):
             return False
-        streams = [answer for answer in self.streams if f"-{name}-" in answer.ask.name]
+        streams = [answer for answer in self.streams if f"-{name}-" in answer.request.name]
         return all(self.is_told(answer, phase) for answer in streams)
 
     def is_logged(self, trace: Trace, phase: str) -> bool:
@@ -145,7 +145,7 @@ class Stage:
 
     def is_told(self, answer: Answer, phase: str) -> bool:
         """Return whether who streams has heard all there is."""
-        return sum(map(len, answer.said.values())) == answer.ask.n * PHASES[phase].tokens
+        return sum(map(len, answer.said.values())) == answer.request.n * PHASES[phase].tokens
 
     async def traces(self, name: str) -> list[Trace]:
         """The jobs of the clients called `name`."""
@@ -154,7 +154,7 @@ class Stage:
 
     @property
     def streams(self) -> list[Answer]:
-        return [answer for answer in self.answers if answer.ask.mode == "sse"]
+        return [answer for answer in self.answers if answer.request.mode == "sse"]
 
     def is_held(self, trace: Trace) -> bool:
         """Whether each choice of a job has come to the gate."""
@@ -162,7 +162,7 @@ class Stage:
         marks = (f"{self.gate.name}.{trace.job.id}:{trace.epoch}.{choice}" for choice in choices)
         return all((self._gates / mark).exists() for mark in marks)
 
-    async def info(self, member: Member) -> WorkerInfo | None:
+    async def info(self, member: FleetProcess) -> WorkerInfo | None:
         """What a worker last said of itself; None when it has left."""
         known = (await Presence(self.fleet.redis).fleet()).workers
         return next((item for item in known if f"-{member.pid}-" in item.id), None)
@@ -181,10 +181,10 @@ class TaskStage(Stage):
 
     asked = ("sync", "sse", "poll")
 
-    def asking(self, kind: str, name: str, phase: str) -> Ask:
+    def asking(self, kind: str, name: str, phase: str) -> ClientRequest:
         text = f"hold:{self.gate.name}:{STEPS_DONE[phase]} {name} "
         mode = ASKED[kind][0]
-        return Ask(name, mode, text, steps=NUM_STEPS, step_ms=STEP_MS, expected=text * NUM_STEPS)
+        return ClientRequest(name, mode, text, steps=NUM_STEPS, step_ms=STEP_MS, expected=text * NUM_STEPS)
 
     def is_held(self, trace: Trace) -> bool:
         assert isinstance(trace.job.task, EchoTask)
@@ -204,14 +204,14 @@ class TaskStage(Stage):
         return max(answer.steps_done, default=0) >= STEPS_DONE[phase]
 
 
-def ask(kind: str, name: str, gate: str, place: QueuePosition) -> Ask:
+def ask(kind: str, name: str, gate: str, place: QueuePosition) -> ClientRequest:
     mode, n = ASKED[kind]
     if mode == "scoring":
         expected = json.dumps([-float(len(tail)) for tail in TAILS])
-        return Ask(name, mode, f"hold:{gate}:{place.scores} {name}", continuations=TAILS, expected=expected)
+        return ClientRequest(name, mode, f"hold:{gate}:{place.scores} {name}", continuations=TAILS, expected=expected)
     prompt = f"hold:{gate}:{place.tokens} {name}"
     texts = [(prompt * place.length)[choice : choice + place.length] for choice in range(n)]
-    return Ask(name, mode, prompt, place.length, n=n, expected="\n".join(texts))
+    return ClientRequest(name, mode, prompt, place.length, n=n, expected="\n".join(texts))
 
 
 def num_tokens(trace: Trace) -> int:

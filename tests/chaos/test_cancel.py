@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from scripts.chaos.cancel import PHASES, SLACK_S, WAYS, Cancelling, Phase
 from scripts.chaos.invariants import violations
-from scripts.chaos.members import Fleet, fleet
+from scripts.chaos.processes import Fleet, fleet
 from scripts.chaos.rigged import GATES_ENV, STEP_ENV
 from tests.chaos.sharing import Shared
 from tests.slowness import slowness

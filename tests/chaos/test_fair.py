@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 import pytest
 import pytest_asyncio
 
-from scripts.chaos.crowd import Crowd
 from scripts.chaos.fair import ageing, preemption, shares
-from scripts.chaos.members import fleet
+from scripts.chaos.processes import fleet
+from scripts.chaos.queue_clients import QueueClients
 from scripts.chaos.rigged import STEP_ENV
 from tests.chaos.sharing import Shared
 from tests.slowness import slowness
@@ -19,44 +19,44 @@ PLACES, STEP_S, AGEING_S = 2, 0.002, 0.3
 
 
 @asynccontextmanager
-async def new_crowd() -> AsyncIterator[Crowd]:
+async def new_crowd() -> AsyncIterator[QueueClients]:
     flags = ("--model", "echo=echo", "--max-batch-size", str(PLACES), "--ageing-s", str(AGEING_S))
     rig = {"worker": "scripts.chaos.worker", "env": {STEP_ENV: str(STEP_S)}}
     async with fleet(1, 0, worker_flags=flags, **rig) as made:
-        crowd = Crowd(made.redis, "echo", PLACES)
+        clients = QueueClients(made.redis, "echo", PLACES)
         try:
-            yield crowd
+            yield clients
         finally:
-            await crowd.close()
+            await clients.close()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared() -> AsyncIterator[Shared[Crowd]]:
+async def shared() -> AsyncIterator[Shared[QueueClients]]:
     shared = Shared(new_crowd)
     yield shared
     await shared.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def crowd(shared: Shared[Crowd], request: pytest.FixtureRequest) -> AsyncIterator[Crowd]:
-    async with shared.lent_to(request.node) as crowd:
-        yield crowd
+async def clients(shared: Shared[QueueClients], request: pytest.FixtureRequest) -> AsyncIterator[QueueClients]:
+    async with shared.lent_to(request.node) as clients:
+        yield clients
 
 
-async def test_tenants_share_by_tokens_served(crowd: Crowd) -> None:
+async def test_tenants_share_by_tokens_served(clients: QueueClients) -> None:
     """Ten times as many jobs, each twice as long, earn no larger share."""
-    row = await shares(crowd, jobs=30, num_tokens=12)
+    row = await shares(clients, jobs=30, num_tokens=12)
     assert not row.wrong, row
 
 
-async def test_interactive_jobs_pause_bulk_and_change_nothing(crowd: Crowd) -> None:
+async def test_interactive_jobs_pause_bulk_and_change_nothing(clients: QueueClients) -> None:
     """Each has its first token while bulk has more to do than there are places; bulk's texts stay the same."""
-    row = await preemption(crowd, num_urgent=3, num_tokens=400, step_s=STEP_S, slowness=slowness)
+    row = await preemption(clients, num_urgent=3, num_tokens=400, step_s=STEP_S, slowness=slowness)
     assert not row.wrong, row
 
 
-async def test_bulk_ends_among_interactive_jobs_without_end(crowd: Crowd) -> None:
+async def test_bulk_ends_among_interactive_jobs_without_end(clients: QueueClients) -> None:
     """Others go first for as long as the setting says, then it has its turn."""
-    row = await ageing(crowd, num_tokens=8, ageing_s=AGEING_S, step_s=STEP_S, slowness=slowness)
+    row = await ageing(clients, num_tokens=8, ageing_s=AGEING_S, step_s=STEP_S, slowness=slowness)
     assert not row.wrong, row
     assert row.figures["interactive ended meanwhile"] > 3 * PLACES, "it was not first at once"

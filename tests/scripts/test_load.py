@@ -7,11 +7,11 @@ import math
 import pytest
 
 from scripts import load
-from scripts.chaos.members import fleet
+from scripts.chaos.processes import fleet
 from scripts.loads import curve
 from scripts.loads.caller import Caller, Heard
 from scripts.loads.drive import closed_loop
-from scripts.loads.plan import Ask, Length, Mix, classes_of, lengths_of
+from scripts.loads.plan import ClientRequest, Length, Mix, classes_of, lengths_of
 from scripts.loads.tally import Window, summary
 
 
@@ -43,7 +43,7 @@ def test_what_is_no_length_is_refused(text: str) -> None:
 
 
 def test_a_tally_counts_what_ended_in_its_window() -> None:
-    ask = Ask(0.0, ("x",), 8, "default")
+    ask = ClientRequest(0.0, ("x",), 8, "default")
     heard = [Heard(ask, 200, "", 0.1, 0.8, 1.0, at, 8) for at in (0.5, 1.5, 2.5)]
     heard += [
         Heard(ask, 429, "queue_full", ended_s=0.002, ended_at=1.2),

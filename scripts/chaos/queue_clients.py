@@ -17,7 +17,7 @@ from shared.subscriptions import Subscriptions
 _FILLED_BY_S = 60.0
 
 
-class Crowd:
+class QueueClients:
     """Callers of any tenant and class. The fleet has `places` for sequences, in all its workers together."""
 
     def __init__(self, redis: Redis, model: str, places: int) -> None:

@@ -28,7 +28,7 @@ _GOING_S = 60.0
 
 
 @dataclass
-class Member:
+class FleetProcess:
     """One process. `url` is a front's address, `line` what it has in place of a direct connection to Redis."""
 
     role: str
@@ -115,16 +115,16 @@ class Fleet:
     ) -> None:
         self.server = server
         self.redis: Redis = connect(server.url)
-        self.workers: list[Member] = []
-        self.fronts: list[Member] = []
-        self._everybody: list[Member] = []
+        self.workers: list[FleetProcess] = []
+        self.fronts: list[FleetProcess] = []
+        self._everybody: list[FleetProcess] = []
         self._worker, self._worker_flags, self._front_flags = worker, worker_flags, front_flags
         self._env = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
         self._has_proxies = has_proxies
         self._numbers = itertools.count(1)
         self._http = httpx.AsyncClient()
 
-    async def add_worker(self) -> Member:
+    async def add_worker(self) -> FleetProcess:
         """A worker that is ready: its presence says so."""
         flags = ["--log-level", "info", *self._worker_flags]
         member = await self._start("worker", [self._worker, *flags])
@@ -132,7 +132,7 @@ class Fleet:
         self.workers.append(member)
         return member
 
-    async def add_front(self, port: int | None = None) -> Member:
+    async def add_front(self, port: int | None = None) -> FleetProcess:
         """A front that answers, on `port` or a free one."""
         port = port or free_port()
         flags = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"]
@@ -142,12 +142,12 @@ class Fleet:
         self.fronts.append(member)
         return member
 
-    async def add_janitor(self, *flags: str) -> Member:
+    async def add_janitor(self, *flags: str) -> FleetProcess:
         """The background role; nobody waits for it."""
         return await self._start("janitor", ["scripts.jobs", *flags])
 
     @property
-    def everybody(self) -> list[Member]:
+    def everybody(self) -> list[FleetProcess]:
         """Who runs now."""
         return [member for member in self._everybody if member.is_running]
 
@@ -156,7 +156,7 @@ class Fleet:
         for front in self.fronts:
             await self._await(front, partial(self._answers, f"{front.url}/readyz"))
 
-    def leave(self, member: Member) -> None:
+    def leave(self, member: FleetProcess) -> None:
         """It is no longer one of `workers` or `fronts`; it is still ended with the fleet."""
         for group in (self.workers, self.fronts):
             if member in group:
@@ -174,7 +174,7 @@ class Fleet:
         """How many lines with `words` the members' logs hold."""
         return sum(words in line for member in self._everybody for line in member.log.read_text().splitlines())
 
-    async def _start(self, role: str, command: Sequence[str]) -> Member:
+    async def _start(self, role: str, command: Sequence[str]) -> FleetProcess:
         line = await Proxy("127.0.0.1", self.server.port).start() if self._has_proxies else None
         port = line.port if line is not None else self.server.port
         command = [*command, "--redis-url", self.server.url.replace(f":{self.server.port}/", f":{port}/")]
@@ -185,11 +185,11 @@ class Fleet:
                 stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
                 env=self._env, preexec_fn=die_with_parent(),
             )  # fmt: skip
-        member = Member(role, process, path, line=line)
+        member = FleetProcess(role, process, path, line=line)
         self._everybody.append(member)
         return member
 
-    async def _await(self, member: Member, holds: Callable[[], Awaitable[bool]]) -> None:
+    async def _await(self, member: FleetProcess, holds: Callable[[], Awaitable[bool]]) -> None:
         """RuntimeError with its log when the member ends, or is not ready in time."""
 
         async def is_over() -> bool:
@@ -198,7 +198,7 @@ class Fleet:
         if not await came_true(is_over, _READY_S) or not member.is_running:
             raise RuntimeError(f"{member.role} {member.pid} is not ready:\n{member.log.read_text()[-2000:]}")
 
-    async def _is_announced(self, member: Member) -> bool:
+    async def _is_announced(self, member: FleetProcess) -> bool:
         found = (await Presence(self.redis).fleet()).workers
         return any(item.state == "ready" and f"-{member.pid}-" in item.id for item in found)
 

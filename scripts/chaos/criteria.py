@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from scripts.chaos.asks import Answer, Ask
 from scripts.chaos.faults import Toll
 from scripts.chaos.invariants import all_ended, traces, violations
-from scripts.chaos.members import Fleet
+from scripts.chaos.processes import Fleet
+from scripts.chaos.requests import Answer, ClientRequest
 
 _DRAIN_S = 60.0
 _REFUSED = "job dropped"
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExperimentPlan:
     """How large an experiment is. `model` is `echo` (rigged: `step_s` for each step) or `sample` (HRM-Text)."""
 
     model: str = "echo"
@@ -39,7 +39,7 @@ class Row:
     wrong: list[str] = field(default_factory=list)
 
 
-def bars(name: str, plan: Plan, figures: dict[str, Any]) -> list[str]:
+def bars(name: str, plan: ExperimentPlan, figures: dict[str, Any]) -> list[str]:
     """What more is asked of rows in which workers are lost."""
     wrong, gap_s = [], figures["gap p99 s"] or 0.0
     if name != "redis" and figures["requests hit"] == 0:
@@ -51,16 +51,16 @@ def bars(name: str, plan: Plan, figures: dict[str, Any]) -> list[str]:
     return wrong
 
 
-async def judged(name: str, made: Fleet, answers: Sequence[Answer], toll: Toll, seconds: float) -> Row:
+async def row_of(name: str, made: Fleet, answers: Sequence[Answer], toll: Toll, seconds: float) -> Row:
     """The figures that all rows share, and what is wrong with them."""
     await all_ended(made.redis, _DRAIN_S)
     failed = [answer for answer in answers if answer.error]
     changed = [answer for answer in answers if not answer.error and not answer.is_right]
     hit = {trace.job.request_id for trace in await traces(made.redis) if trace.was_hit}
-    gaps = sorted(answer.gap_s for answer in answers if answer.ask.name in hit and answer.ask.mode == "sse")
+    gaps = sorted(answer.gap_s for answer in answers if answer.request.name in hit and answer.request.mode == "sse")
     wrong = await violations(made.redis)
-    wrong += [f"{answer.ask.name} ({answer.ask.mode}) failed: {answer.error[:200]}" for answer in failed]
-    wrong += [f"{answer.ask.name} ({answer.ask.mode}) said {answer.text[:80]!r}" for answer in changed]
+    wrong += [f"{answer.request.name} ({answer.request.mode}) failed: {answer.error[:200]}" for answer in failed]
+    wrong += [f"{answer.request.name} ({answer.request.mode}) said {answer.text[:80]!r}" for answer in changed]
     figures = {
         "requests": len(answers),
         "failed": len(failed),
@@ -77,7 +77,7 @@ async def judged(name: str, made: Fleet, answers: Sequence[Answer], toll: Toll, 
     return Row(name, figures, wrong)
 
 
-async def run_twice(made: Fleet, asks: Sequence[Ask]) -> int:
+async def run_twice(made: Fleet, asks: Sequence[ClientRequest]) -> int:
     """Jobs beyond one for each ask."""
     names = {ask.name for ask in asks}
     return sum(trace.job.request_id in names for trace in await traces(made.redis)) - len(names)

@@ -8,7 +8,7 @@ Mode = Literal["sync", "sse", "scoring", "poll"]
 
 
 @dataclass(frozen=True)
-class Ask:
+class ClientRequest:
     """One request. `expected` is its whole text (of several choices each on its own line), or the sums of its scores;
     None where it is still to be found out. With `steps` it is a task that is done whole, whose file has the text.
     """
@@ -47,7 +47,7 @@ class Answer:
     (seconds, monotonic); `tries` counts how often a front was asked. Of a task that is done whole `steps_done` are
     those that it was told of, and `file_id` is that of its file."""
 
-    ask: Ask
+    request: ClientRequest
     said: dict[int, str] = field(default_factory=dict)
     error: str = ""
     frames: list[float] = field(default_factory=lambda: [time.monotonic()])
@@ -63,7 +63,7 @@ class Answer:
     @property
     def is_right(self) -> bool:
         tells_more_each_time = self.steps_done == sorted(set(self.steps_done))
-        return not self.error and self.text == self.ask.expected and tells_more_each_time
+        return not self.error and self.text == self.request.expected and tells_more_each_time
 
     @property
     def took_s(self) -> float:

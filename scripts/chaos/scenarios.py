@@ -9,22 +9,22 @@ from functools import partial
 from typing import Any
 
 from scripts.chaos import faults
-from scripts.chaos.asks import Ask
 from scripts.chaos.clients import Client, load
+from scripts.chaos.criteria import ExperimentPlan, Row, at, bars, row_of, run_twice
 from scripts.chaos.faults import Fault, Toll, every
-from scripts.chaos.members import Fleet, fleet
+from scripts.chaos.processes import Fleet, fleet
+from scripts.chaos.requests import ClientRequest
 from scripts.chaos.rigged import POISON, STEP_ENV
-from scripts.chaos.verdict import Plan, Row, at, bars, judged, run_twice
 from shared.settings import SAMPLE_MODEL
 
 _DISTINCT = 40
 _LATE_S = (0.02, 0.1)
 
-RowOf = Callable[[Plan], Coroutine[Any, Any, Row]]
+RowOf = Callable[[ExperimentPlan], Coroutine[Any, Any, Row]]
 
 
 def fleet_of(
-    plan: Plan, num_fronts: int = 1, *, worker_flags: Sequence[str] = (), **options: Any
+    plan: ExperimentPlan, num_fronts: int = 1, *, worker_flags: Sequence[str] = (), **options: Any
 ) -> AbstractAsyncContextManager[Fleet]:
     """The fleet of a plan, ready; `worker_flags` come on top of the plan's own."""
     flags = ["--lease-s", str(plan.lease_s), "--ageing-s", str(plan.ageing_s), "--max-new-tokens", "1024"]
@@ -37,13 +37,13 @@ def fleet_of(
     return fleet(plan.workers, num_fronts, worker_flags=flags, front_flags=("--max-queue-depth", "100000"), **options)
 
 
-async def with_expected(plan: Plan, client: Client, modes: Sequence[str]) -> list[Ask]:
+async def with_expected(plan: ExperimentPlan, client: Client, modes: Sequence[str]) -> list[ClientRequest]:
     """The asks of a load: some distinct ones again and again. Each says what an undisturbed run of it said."""
     kinds = [_ask(plan, number, modes[number % len(modes)]) for number in range(min(_DISTINCT, plan.requests))]
     told = await load(client, [replace(ask, name=f"alone-{ask.name}", mode=_plain(ask)) for ask in kinds], plan.clients)
     if failed := [answer.error for answer in told if answer.error]:
         raise RuntimeError(f"the undisturbed run failed: {failed[0]}")
-    said = {answer.ask.name.removeprefix("alone-"): answer.text for answer in told}
+    said = {answer.request.name.removeprefix("alone-"): answer.text for answer in told}
     return [
         replace(kinds[number % len(kinds)], name=f"ask-{number}", expected=said[kinds[number % len(kinds)].name])
         for number in range(plan.requests)
@@ -51,7 +51,7 @@ async def with_expected(plan: Plan, client: Client, modes: Sequence[str]) -> lis
 
 
 async def under_load(
-    name: str, plan: Plan, fault: Fault, *, is_persistent: bool = False, has_proxies: bool = False
+    name: str, plan: ExperimentPlan, fault: Fault, *, is_persistent: bool = False, has_proxies: bool = False
 ) -> Row:
     """A load of sync, SSE and scoring clients, who repeat nothing unless persistent, and one fault after the other."""
     async with fleet_of(plan, has_proxies=has_proxies) as made:
@@ -62,12 +62,12 @@ async def under_load(
             answers = await load(client, asks, plan.clients)
             seconds = time.monotonic() - begun
         await client.close()
-        row = await judged(name, made, answers, toll, seconds)
+        row = await row_of(name, made, answers, toll, seconds)
         row.wrong += bars(name, plan, row.figures)
         return row
 
 
-async def fronts_killed(plan: Plan) -> Row:
+async def fronts_killed(plan: ExperimentPlan) -> Row:
     """Two fronts, one of them killed every so often; the clients reconnect."""
     async with fleet_of(plan, 2) as made:
         urls = [front.url for front in made.fronts]
@@ -77,7 +77,7 @@ async def fronts_killed(plan: Plan) -> Row:
         async with every(plan.every_s, faults.kill_front, made) as toll:
             answers = await load(client, asks, plan.clients)
             seconds = time.monotonic() - begun
-        row = await judged("front", made, answers, toll, seconds)
+        row = await row_of("front", made, answers, toll, seconds)
         row.figures["run twice"] = await run_twice(made, asks)
         if row.figures["run twice"]:
             row.wrong.append(f"{row.figures['run twice']} requests were run twice")
@@ -86,7 +86,7 @@ async def fronts_killed(plan: Plan) -> Row:
         return row
 
 
-async def slow(plan: Plan) -> Row:
+async def slow(plan: ExperimentPlan) -> Row:
     """Whatever a worker or front says to Redis, and Redis to it, is 20 to 100 ms on its way."""
     async with fleet_of(plan, has_proxies=True) as made:
         client = Client(lambda: [front.url for front in made.fronts])
@@ -95,14 +95,14 @@ async def slow(plan: Plan) -> Row:
             member.proxy.slow(*_LATE_S)
         begun = time.monotonic()
         answers = await load(client, asks, plan.clients)
-        row = await judged("slow", made, answers, Toll(), time.monotonic() - begun)
+        row = await row_of("slow", made, answers, Toll(), time.monotonic() - begun)
         took = sorted(answer.took_s for answer in answers)
         row.figures |= {"took p50 s": at(took, 0.5), "took p99 s": at(took, 0.99)}
         await client.close()
         return row
 
 
-async def rolling(plan: Plan) -> Row:
+async def rolling(plan: ExperimentPlan) -> Row:
     """Every worker and both fronts are asked to go, one after the other, while the load goes on."""
     async with fleet_of(plan, 2) as made:
         urls = [front.url for front in made.fronts]
@@ -114,7 +114,7 @@ async def rolling(plan: Plan) -> Row:
         await faults.roll(made, toll)
         is_covered = not loading.done()
         answers = await loading
-        row = await judged("rolling", made, answers, toll, time.monotonic() - begun)
+        row = await row_of("rolling", made, answers, toll, time.monotonic() - begun)
         row.figures["exits s"] = " ".join(f"{exit_s:.2f}" for exit_s in toll.exits_s)
         if max(toll.exits_s) >= 2:
             row.wrong.append(f"the slowest exit took {max(toll.exits_s):.2f} s")
@@ -127,7 +127,7 @@ async def rolling(plan: Plan) -> Row:
         return row
 
 
-async def poisoned(plan: Plan) -> Row:
+async def poisoned(plan: ExperimentPlan) -> Row:
     """One request in the middle of 64 kills every worker that runs it; workers that end are replaced."""
     async with fleet_of(replace(plan, workers=3)) as made:
         client, toll = Client(lambda: [front.url for front in made.fronts]), Toll()
@@ -140,8 +140,8 @@ async def poisoned(plan: Plan) -> Row:
         seconds = time.monotonic() - begun
         replacing.cancel()
         await asyncio.gather(replacing, return_exceptions=True)
-        [convict] = [answer for answer in answers if answer.ask.prompt == POISON]
-        row = await judged("poison", made, [answer for answer in answers if answer is not convict], toll, seconds)
+        [convict] = [answer for answer in answers if answer.request.prompt == POISON]
+        row = await row_of("poison", made, [answer for answer in answers if answer is not convict], toll, seconds)
         dead = await made.redis.xlen("aios:{00}:dead")
         row.figures |= {"crashes": toll.faults, "dead": dead}
         if "worker_crashed" not in convict.error or dead != 1 or toll.faults > 3:
@@ -150,19 +150,21 @@ async def poisoned(plan: Plan) -> Row:
         return row
 
 
-def _ask(plan: Plan, number: int, mode: str) -> Ask:
+def _ask(plan: ExperimentPlan, number: int, mode: str) -> ClientRequest:
     prompt = f"{number} apples and {3 * number + 1} pears"
     if mode == "scoring":
-        return Ask(f"kind-{number}", "scoring", prompt, continuations=(" make a pie", " are fruit", f" {number}"))
-    return Ask(f"kind-{number}", mode, prompt, plan.max_tokens, temperature=0.8)  # type: ignore[arg-type]
+        return ClientRequest(
+            f"kind-{number}", "scoring", prompt, continuations=(" make a pie", " are fruit", f" {number}")
+        )
+    return ClientRequest(f"kind-{number}", mode, prompt, plan.max_tokens, temperature=0.8)  # type: ignore[arg-type]
 
 
-def _plain(ask: Ask) -> Any:
+def _plain(ask: ClientRequest) -> Any:
     """The mode in which an undisturbed run is asked."""
     return "scoring" if ask.mode == "scoring" else "sync"
 
 
-def _echoed(ask: Ask) -> str:
+def _echoed(ask: ClientRequest) -> str:
     return (ask.prompt * ask.max_tokens)[: ask.max_tokens]
 
 
