@@ -18,7 +18,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(slot, query, key, value), each [..., tokens, heads, head_dim], to the same; a slot is one pass through one layer."""
 
 
-class Sight(NamedTuple):
+class AttentionContext(NamedTuple):
     """How tokens look at each other, and their rotary tables [tokens, 1, D] where the positions are rotary."""
 
     attend: Attend
@@ -48,7 +48,7 @@ def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
-class Table(nn.Module):
+class EmbeddingTable(nn.Module):
     """Rows of token or position embeddings."""
 
     def __init__(self, rows: int, width: int) -> None:
@@ -63,12 +63,12 @@ class Attention(nn.Module):
         self.qkv_proj = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
         self.o_proj = nn.Linear(hidden_size, hidden_size, bias=False)
 
-    def forward(self, x: Tensor, sight: Sight, slot: int) -> Tensor:
+    def forward(self, x: Tensor, context: AttentionContext, slot: int) -> Tensor:
         heartbeat()
         query, key, value = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
-        if sight.rope is not None:
-            query, key = _rotate(query, sight.rope), _rotate(key, sight.rope)
-        out: Tensor = self.o_proj(sight.attend(slot, query, key, value).flatten(-2))
+        if context.rope is not None:
+            query, key = _rotate(query, context.rope), _rotate(key, context.rope)
+        out: Tensor = self.o_proj(context.attend(slot, query, key, value).flatten(-2))
         return out
 
 
@@ -93,8 +93,8 @@ class Block(nn.Module):
         self.self_attn = self_attn
         self.mlp = mlp
 
-    def forward(self, x: Tensor, sight: Sight, slot: int) -> Tensor:
-        x = self._norm(x + self.self_attn(x, sight, slot))
+    def forward(self, x: Tensor, context: AttentionContext, slot: int) -> Tensor:
+        x = self._norm(x + self.self_attn(x, context, slot))
         return self._norm(x + self.mlp(x))
 
     def _norm(self, x: Tensor) -> Tensor:
@@ -108,8 +108,8 @@ class Level(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(blocks)
 
-    def forward(self, hidden: Tensor, injection: Tensor, sight: Sight, first_slot: int) -> Tensor:
+    def forward(self, hidden: Tensor, injection: Tensor, context: AttentionContext, first_slot: int) -> Tensor:
         hidden = hidden + injection
         for number, layer in enumerate(self.layers):
-            hidden = layer(hidden, sight, first_slot + number)
+            hidden = layer(hidden, context, first_slot + number)
         return hidden

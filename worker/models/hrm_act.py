@@ -12,7 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worker.models.act_blocks import Attend, Attention, Block, Level, Sight, SwiGlu, Table, rope_tables, whole_rows
+from worker.models.act_blocks import (
+    Attend,
+    Attention,
+    AttentionContext,
+    Block,
+    EmbeddingTable,
+    Level,
+    SwiGlu,
+    rope_tables,
+    whole_rows,
+)
 from worker.models.act_config import ActConfig
 
 
@@ -118,9 +128,9 @@ class _Inner(nn.Module):
         super().__init__()
         self.register_buffer("H_init", torch.randn(config.hidden_size))
         self.register_buffer("L_init", torch.randn(config.hidden_size))
-        self.embed_tokens = Table(config.vocab_size, config.hidden_size)
+        self.embed_tokens = EmbeddingTable(config.vocab_size, config.hidden_size)
         if config.pos_encoding == "learned":
-            self.embed_pos = Table(config.max_seq_len, config.hidden_size)
+            self.embed_pos = EmbeddingTable(config.max_seq_len, config.hidden_size)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.q_head = nn.Linear(config.hidden_size, 2)
         self.H_level = _level(config, config.h_layers)
@@ -159,15 +169,17 @@ class ActModel(nn.Module):
         Slots are counted through all segments: (segment, H cycle, L cycles before H, layer).
         """
         rotary, config = self.config.pos_encoding == "rope", self.config
-        sight = Sight(attend, rope_tables(positions, config.head_dim, config.rope_theta) if rotary else None)
+        context = AttentionContext(
+            attend, rope_tables(positions, config.head_dim, config.rope_theta) if rotary else None
+        )
         embedding, z_h = self._embed(ids, positions), carry
         slot = segment * config.slots_per_segment
         for _ in range(config.h_cycles):
             z_l = self.inner.L_init.expand_as(z_h)
             for _ in range(config.l_cycles):
-                z_l = self.inner.L_level(z_l, z_h + embedding, sight, slot)
+                z_l = self.inner.L_level(z_l, z_h + embedding, context, slot)
                 slot += config.l_layers
-            z_h = self.inner.H_level(z_h, z_l, sight, slot)
+            z_h = self.inner.H_level(z_h, z_l, context, slot)
             slot += config.h_layers
         return z_h
 

@@ -17,7 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worker.models.act_blocks import Attention, Block, Level, Sight, SwiGlu, Table, rope_tables, whole_rows
+from worker.models.act_blocks import (
+    Attention,
+    AttentionContext,
+    Block,
+    EmbeddingTable,
+    Level,
+    SwiGlu,
+    rope_tables,
+    whole_rows,
+)
 from worker.models.errors import ModelFormatError
 
 _SLOT = 0
@@ -108,11 +117,11 @@ class SapientModel(nn.Module):
         self.config = config
         self.register_buffer("H_init", torch.randn(config.hidden_size))
         self.register_buffer("L_init", torch.randn(config.hidden_size))
-        self.embed_tokens = Table(config.vocab_size, config.hidden_size)
+        self.embed_tokens = EmbeddingTable(config.vocab_size, config.hidden_size)
         if config.puzzle_emb_ndim:
             self.puzzle_emb = _PuzzleTable(config.num_identifiers, config.puzzle_emb_ndim)
         if config.pos_encoding == "learned":
-            self.embed_pos = Table(config.num_positions, config.hidden_size)
+            self.embed_pos = EmbeddingTable(config.num_positions, config.hidden_size)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.q_head = nn.Linear(config.hidden_size, 2)
         self.H_level = _level(config, config.h_layers)
@@ -125,12 +134,12 @@ class SapientModel(nn.Module):
 
     def forward_segment(self, ids: Tensor, identifiers: Tensor, carry: Carry) -> SegmentOutput:
         """One ACT segment of the cells `ids` [B, seq_len] of puzzles known as `identifiers` [B], both int64."""
-        sight, embedding = self._sight(ids.device), self._embed(ids, identifiers)
+        context, embedding = self._sight(ids.device), self._embed(ids, identifiers)
         z_h, z_l = carry
         for _ in range(self.config.h_cycles):
             for _ in range(self.config.l_cycles):
-                z_l = self.L_level(z_l, z_h + embedding, sight, _SLOT)
-            z_h = self.H_level(z_h, z_l, sight, _SLOT)
+                z_l = self.L_level(z_l, z_h + embedding, context, _SLOT)
+            z_h = self.H_level(z_h, z_l, context, _SLOT)
         q_halt, q_continue = self.q_head(z_h[:, 0]).float().unbind(-1)
         return SegmentOutput(Carry(z_h, z_l), q_halt, q_continue)
 
@@ -139,13 +148,13 @@ class SapientModel(nn.Module):
         out: Tensor = self.lm_head(z_h[:, self.config.puzzle_emb_len :])
         return out.float()
 
-    def _sight(self, device: torch.device) -> Sight:
+    def _sight(self, device: torch.device) -> AttentionContext:
         config = self.config
         if config.pos_encoding == "learned":
-            return Sight(whole_rows(None), None)
+            return AttentionContext(whole_rows(None), None)
         positions = torch.arange(config.num_positions, device=device)
         size = config.hidden_size // config.num_heads
-        return Sight(whole_rows(None), rope_tables(positions, size, config.rope_theta))
+        return AttentionContext(whole_rows(None), rope_tables(positions, size, config.rope_theta))
 
     def _embed(self, ids: Tensor, identifiers: Tensor) -> Tensor:
         config = self.config

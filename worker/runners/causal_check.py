@@ -44,7 +44,7 @@ class _Calls:
 
     slots: list[int] = field(default_factory=list)
     shapes: set[tuple[int, int]] = field(default_factory=set)
-    sights: list[tuple[int | None, Rule | None]] = field(default_factory=list)
+    contexts: list[tuple[int | None, Rule | None]] = field(default_factory=list)
     unknown: set[str] = field(default_factory=set)
 
 
@@ -67,7 +67,7 @@ def _attention(
         calls.unknown.add("attention to something other than its own tokens")
     calls.slots.append(-1 if slot is None else int(slot))
     calls.shapes |= {(item.shape[1], item.shape[3]) for item in (key, value)}
-    calls.sights.append((sliding_window, mask if callable(mask) else None))
+    calls.contexts.append((sliding_window, mask if callable(mask) else None))
     given = {name for name, item in others.items() if item is not None and item is not False}
     calls.unknown |= {_NAMES.get(name, f"`{name}`") for name in given - _HARMLESS}
     return value.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
@@ -119,7 +119,7 @@ def _problem(calls: _Calls, longest: int) -> str | None:
         return f"its keys and values differ in size (heads x head size: {sorted(calls.shapes)})"
     if sorted(calls.slots) != list(range(len(calls.slots))):
         return "its layers do not attend once each"
-    if not all(_is_ours(window, rule, longest) for window, rule in set(calls.sights)):
+    if not all(_is_ours(window, rule, longest) for window, rule in set(calls.contexts)):
         return "its attention mask is neither causal nor a sliding window"
     return None
 
