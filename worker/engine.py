@@ -16,7 +16,7 @@ from worker.engine_stats import EngineStats, count_for
 from worker.request import Emission, Request, SequenceWork
 from worker.runners.base import OutOfMemory, Runner
 from worker.scheduler import Load, Scheduler
-from worker.sequence import Sampled, Sequence, Slice, Status, StepResult
+from worker.sequence import Sampled, Slice, Status, StepResult, TokenSequence
 from worker.take import Take
 
 logger = logging.getLogger("aios.engine")
@@ -200,7 +200,7 @@ class Engine:
         for sequence in request.sequences if request is not None else ():
             self._leave(sequence, keep=keep)
 
-    def _leave(self, sequence: Sequence, *, keep: bool = True) -> None:
+    def _leave(self, sequence: TokenSequence, *, keep: bool = True) -> None:
         if sequence.status is not Status.FINISHED:
             self._scheduler.finish(sequence, keep=keep)
             self._runner.release(sequence)

@@ -6,16 +6,16 @@ documents them, over the response.
 """
 
 from collections import Counter
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from shared.messages import Sampling, TokenLogprob
-from worker.sequence import Sequence
+from worker.sequence import TokenSequence
 
 
-def adjust(logits: Tensor, sequences: Rows[Sequence], eos_ids: frozenset[int]) -> Tensor:
+def adjust(logits: Tensor, sequences: Sequence[TokenSequence], eos_ids: frozenset[int]) -> Tensor:
     """`logits` [B, V] as the draw is to see them; the same tensor where no sequence asks for a change.
 
     In this order: repetition penalty, whose rule turns on the sign of the model's own logit; presence and frequency
@@ -30,7 +30,7 @@ def adjust(logits: Tensor, sequences: Rows[Sequence], eos_ids: frozenset[int]) -
     return adjusted
 
 
-def token_logprobs(logits: Tensor, chosen: Rows[int], samplings: Rows[Sampling]) -> list[TokenLogprob | None]:
+def token_logprobs(logits: Tensor, chosen: Sequence[int], samplings: Sequence[Sampling]) -> list[TokenLogprob | None]:
     """The log-probability (nats) of each row's chosen token and of its likeliest ones; None where nobody asks.
 
     A log-softmax in float64 of the logits [B, V] as they are. Texts are left empty.
@@ -45,7 +45,7 @@ def token_logprobs(logits: Tensor, chosen: Rows[int], samplings: Rows[Sampling])
     return found
 
 
-def _asks(sequence: Sequence, sampling: Sampling) -> bool:
+def _asks(sequence: TokenSequence, sampling: Sampling) -> bool:
     return bool(
         sampling.repetition_penalty != 1.0
         or sampling.presence_penalty
@@ -55,7 +55,7 @@ def _asks(sequence: Sequence, sampling: Sampling) -> bool:
     )
 
 
-def _adjust_row(row: Tensor, sequence: Sequence, eos_ids: frozenset[int]) -> None:
+def _adjust_row(row: Tensor, sequence: TokenSequence, eos_ids: frozenset[int]) -> None:
     """Change one sequence's logits [V] in place."""
     sampling, said = sequence.sampling, sequence.output_ids
     assert sampling is not None
@@ -73,7 +73,7 @@ def _adjust_row(row: Tensor, sequence: Sequence, eos_ids: frozenset[int]) -> Non
         row[[token for token in ends if token < len(row)]] = -torch.inf
 
 
-def _add(row: Tensor, changes: Rows[tuple[int, float]]) -> None:
+def _add(row: Tensor, changes: Sequence[tuple[int, float]]) -> None:
     """Add to logits, to each token at most once."""
     ids = [token for token, _ in changes]
     row[ids] += torch.tensor([value for _, value in changes], dtype=row.dtype, device=row.device)

@@ -4,8 +4,7 @@ Plain Python. A kind is told by the size of its vocabulary; in all of them token
 the dataset builders and the ARC evaluation of the HRM repository.
 """
 
-from collections.abc import Callable
-from collections.abc import Sequence as Rows
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shared.errors import InvalidRequest
@@ -30,7 +29,7 @@ class PuzzleKind:
     num_cells: int
     blank: Puzzle
     encode: Callable[[Puzzle], tuple[int, ...]]
-    decode: Callable[[Rows[int]], Grid]
+    decode: Callable[[Sequence[int]], Grid]
 
 
 def _encode_sudoku(puzzle: Puzzle) -> tuple[int, ...]:
@@ -47,7 +46,7 @@ def _encode_sudoku(puzzle: Puzzle) -> tuple[int, ...]:
     return tuple(cell + 1 for row in rows for cell in row)
 
 
-def _decode_sudoku(tokens: Rows[int]) -> Grid:
+def _decode_sudoku(tokens: Sequence[int]) -> Grid:
     """A cell that the network left blank, or padded, is 0."""
     return tuple(tuple(max(token - 1, 0) for token in row) for row in _cut(tokens, _SUDOKU_SIZE))
 
@@ -64,7 +63,7 @@ def _encode_maze(puzzle: Puzzle) -> tuple[int, ...]:
     return tuple(_MAZE_SIGNS.index(cell) for row in rows for cell in row)
 
 
-def _decode_maze(tokens: Rows[int]) -> Grid:
+def _decode_maze(tokens: Sequence[int]) -> Grid:
     """A cell that the network padded is "?"."""
     return tuple("".join(_MAZE_SIGNS[token] for token in row) for row in _cut(tokens, _FIELD_SIZE))
 
@@ -87,7 +86,7 @@ def _encode_arc(puzzle: Puzzle) -> tuple[int, ...]:
     return tuple(cell for line in field for cell in line[:_FIELD_SIZE])
 
 
-def _decode_arc(tokens: Rows[int]) -> Grid:
+def _decode_arc(tokens: Sequence[int]) -> Grid:
     """The largest rectangle of colours from the top left corner; among equals the one of fewest rows."""
     best_height = best_width = 0
     lines, width = _cut(tokens, _FIELD_SIZE), _FIELD_SIZE
@@ -108,7 +107,7 @@ def _rows_of_digits(puzzle: Grid, expected: str) -> list[tuple[int, ...]]:
     return rows
 
 
-def _cut(tokens: Rows[int], width: int) -> list[Rows[int]]:
+def _cut(tokens: Sequence[int], width: int) -> list[Sequence[int]]:
     return [tokens[start : start + width] for start in range(0, len(tokens), width)]
 
 

@@ -36,9 +36,9 @@ from worker.sequence import (
     Pooled,
     Sampled,
     Scores,
-    Sequence,
     Solved,
     StepResult,
+    TokenSequence,
 )
 from worker.task_runner import NewFile
 from worker.text import TextStream
@@ -102,7 +102,7 @@ class Emission:
 
 @dataclass
 class _Choice:
-    sequence: Sequence
+    sequence: TokenSequence
     text: TextStream
     reason: str | None = None
     q_values: tuple[float, float] | None = None
@@ -136,7 +136,7 @@ class Request:
                     emissions.append(Emission(self.work.key, ended=ended))
         return emissions
 
-    def on_result(self, sequence: Sequence, result: StepResult) -> list[Emission]:
+    def on_result(self, sequence: TokenSequence, result: StepResult) -> list[Emission]:
         """Note what a step yielded for one of the sequences; return what there is to say of it."""
         match result:
             case None:
@@ -153,7 +153,7 @@ class Request:
                 return [self._end(sequence, "solve", result.solution)]
         assert_never(result)
 
-    def _on_token(self, sequence: Sequence, sampled: Sampled) -> Emission:
+    def _on_token(self, sequence: TokenSequence, sampled: Sampled) -> Emission:
         """Add a sampled token to its choice."""
         choice = self._choices[sequence.choice]
         logprobs = () if sampled.logprob is None else (self._named(choice, sampled.token, sampled.logprob),)
@@ -167,7 +167,7 @@ class Request:
             ended = self._close(choice, reason)
         return Emission(self.work.key, (sampled.token,), text, sequence.choice, logprobs, reason, ended)
 
-    def _on_scores(self, sequence: Sequence, result: Scores) -> list[Emission]:
+    def _on_scores(self, sequence: TokenSequence, result: Scores) -> list[Emission]:
         """Add the scores of some continuations; the last ones, of the last window, end the request."""
         sequence.scores += result.scores
         sequence.token_scores += result.tokens
@@ -190,7 +190,7 @@ class Request:
             text += choice.text.push(token)
         return Emission(self.work.key, ids, text + choice.text.flush(), 0, tuple(logprobs), "read", ended)
 
-    def _on_states(self, sequence: Sequence, result: Pooled) -> list[Emission]:
+    def _on_states(self, sequence: TokenSequence, result: Pooled) -> list[Emission]:
         """Add the states of some tokens; those of the last ones end the request."""
         sequence.pooled = joined(sequence.pooled, result)
         if sequence.pooled.num_tokens < len(sequence.encoded.prompt_ids):
@@ -233,7 +233,7 @@ class Request:
             return "stop"
         return "length" if count >= sequence.encoded.max_tokens else None
 
-    def _end(self, sequence: Sequence, reason: str, result: Result) -> Emission:
+    def _end(self, sequence: TokenSequence, reason: str, result: Result) -> Emission:
         """The end of a request of one sequence, with its result."""
         done = self._close(self._choices[sequence.choice], reason)
         return Emission(self.work.key, ended=msgspec.structs.replace(done, result=result) if done else None)
@@ -281,7 +281,7 @@ def _choices(work: SequenceWork, runner: Runner) -> list[_Choice]:
     sampling = work.sampling
     if sampling is None:
         parts = enumerate((work.encoded, *work.encoded.windows))
-        sequences = [Sequence(work.key, part, None, number, work.tenant, work.rank) for number, part in parts]
+        sequences = [TokenSequence(work.key, part, None, number, work.tenant, work.rank) for number, part in parts]
         return [_Choice(item, TextStream(runner.decode)) for item in sequences]
     choices: list[_Choice] = []
     for number in range(sampling.n):
@@ -289,7 +289,7 @@ def _choices(work: SequenceWork, runner: Runner) -> list[_Choice]:
         replayed = work.replayed_ids[number] if number < len(work.replayed_ids) else ()
         parent = choices[0].sequence if choices else None
         place = (work.key, work.encoded, own, number, work.tenant, work.rank)
-        sequence = Sequence(*place, forked_from=parent, output_ids=list(replayed))
+        sequence = TokenSequence(*place, forked_from=parent, output_ids=list(replayed))
         text = TextStream(runner.decode, sampling.stop, prompt_ids=work.encoded.prompt_ids)
         choices.append(_Choice(sequence, text))
     return choices

@@ -6,7 +6,7 @@ Greedy is temperature 0. Gumbel-max: argmax(logits / T + g) with g = -log(-log(u
 """
 
 import math
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,11 +15,11 @@ from shared.errors import FleetError, InvalidRequest, WorkerFailed
 from shared.messages import Sampling
 from worker.logits import adjust, token_logprobs
 from worker.noise import GOLDEN, MIX1, MIX2, position_key
-from worker.sequence import Sampled, Sequence, StepResult
+from worker.sequence import Sampled, StepResult, TokenSequence
 
 
 def sample(
-    logits: Tensor, sequences: Rows[Sequence], eos_ids: frozenset[int], model: str
+    logits: Tensor, sequences: Sequence[TokenSequence], eos_ids: frozenset[int], model: str
 ) -> list[StepResult | FleetError]:
     """The next token of each sequence by its row of `logits` [B, V]; a FleetError for a row that can have none.
 
@@ -43,7 +43,7 @@ def broken(model: str) -> WorkerFailed:
     return WorkerFailed(f"Logits of {model!r} are not finite: its weights are broken or overflow in this dtype.")
 
 
-def choose(logits: Tensor, samplings: Rows[Sampling], positions: Rows[int]) -> list[int]:
+def choose(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> list[int]:
     """One token id per row of `logits` [B, V]; `positions` counts the response tokens already there."""
     chosen = logits.argmax(dim=-1)
     drawn = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
@@ -52,7 +52,7 @@ def choose(logits: Tensor, samplings: Rows[Sampling], positions: Rows[int]) -> l
     return [int(token) for token in chosen.tolist()]
 
 
-def _draw(logits: Tensor, samplings: Rows[Sampling], positions: Rows[int]) -> Tensor:
+def _draw(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> Tensor:
     temperature = torch.tensor([item.temperature for item in samplings], dtype=torch.float64, device=logits.device)
     scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature[:, None]
     scaled = keep_allowed(scaled, samplings)
@@ -60,7 +60,7 @@ def _draw(logits: Tensor, samplings: Rows[Sampling], positions: Rows[int]) -> Te
     return (scaled + gumbel_noise(keys, logits.shape[1], logits.device)).argmax(dim=-1)
 
 
-def keep_allowed(scaled: Tensor, samplings: Rows[Sampling]) -> Tensor:
+def keep_allowed(scaled: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     """`scaled` [B, V], whose rows have their maximum at 0, with the tokens that top-k, top-p or min-p forbid at -inf.
 
     Top-p counts the mass of what top-k leaves; min-p forbids what is less likely than that share of the likeliest.
@@ -78,7 +78,7 @@ def keep_allowed(scaled: Tensor, samplings: Rows[Sampling]) -> Tensor:
     return allowed
 
 
-def _cut(scaled: Tensor, samplings: Rows[Sampling]) -> Tensor:
+def _cut(scaled: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     """True where top-k or top-p forbids a token. Top-p keeps the smallest set of likeliest tokens that reaches p."""
     size = scaled.shape[1]
     order = scaled.sort(dim=-1, descending=True, stable=True)
@@ -91,7 +91,7 @@ def _cut(scaled: Tensor, samplings: Rows[Sampling]) -> Tensor:
     return torch.zeros_like(forbidden).scatter(1, order.indices, forbidden)
 
 
-def gumbel_noise(keys: Rows[int], size: int, device: torch.device) -> Tensor:
+def gumbel_noise(keys: Sequence[int], size: int, device: torch.device) -> Tensor:
     """[len(keys), size] standard Gumbel draws; entry (b, v) depends on `keys[b]` and v alone."""
     start = torch.tensor([_signed(key) for key in keys], dtype=torch.int64, device=device)[:, None]
     tokens = torch.arange(1, size + 1, dtype=torch.int64, device=device)[None, :]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from worker.kv.cache import Cache
 from worker.runners.base import RunnerSpec
-from worker.sequence import Sequence, Slice, Status
+from worker.sequence import Slice, Status, TokenSequence
 
 _CALM_STEPS = 64
 """Steps without trouble after which a halved budget is doubled again."""
@@ -45,8 +45,8 @@ class Scheduler:
     def __init__(self, spec: RunnerSpec) -> None:
         self._spec = spec
         self._cache = Cache(spec) if spec.num_pages else None
-        self._waiting: list[Sequence] = []
-        self._running: list[Sequence] = []
+        self._waiting: list[TokenSequence] = []
+        self._running: list[TokenSequence] = []
         self._arrivals = 0
         self._debt = 0
         self._budget = spec.step_tokens
@@ -69,13 +69,13 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self._waiting or self._running)
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: TokenSequence) -> None:
         self._arrivals += 1
         sequence.arrival = self._arrivals
         sequence.status = Status.WAITING
         self._waiting.append(sequence)
 
-    def can_hold(self, sequence: Sequence) -> bool:
+    def can_hold(self, sequence: TokenSequence) -> bool:
         """Whether there would be room for a sequence with everything else gone; one without must not be added."""
         return self._cache is None or self._cache.can_hold(sequence)
 
@@ -97,7 +97,7 @@ class Scheduler:
         if self._cache is not None and part.sequence.status is Status.RUNNING:
             self._cache.commit(part)
 
-    def finish(self, sequence: Sequence, *, keep: bool = True) -> None:
+    def finish(self, sequence: TokenSequence, *, keep: bool = True) -> None:
         """Take a sequence out, running or waiting, and free what it holds. Twice is once.
 
         What it computed stays known to others, unless `keep` is false: a failed step may have left anything.
@@ -154,19 +154,19 @@ class Scheduler:
                     return
                 self._preempt(max(self._running, key=_turn))
 
-    def _is_above(self, sequence: Sequence) -> bool:
+    def _is_above(self, sequence: TokenSequence) -> bool:
         """Whether something of a lower class is running."""
         return any(item.rank > sequence.rank for item in self._running)
 
-    def _unfinished(self) -> list[Sequence]:
+    def _unfinished(self) -> list[TokenSequence]:
         return sorted((item for item in self._running if not self._is_decoding(item)), key=_turn)
 
-    def _is_decoding(self, sequence: Sequence) -> bool:
+    def _is_decoding(self, sequence: TokenSequence) -> bool:
         if self._cache is None:
             return not sequence.encoded.continuations
         return not sequence.is_scoring and sequence.num_computed > 0 and sequence.num_remaining == 1
 
-    def _grow(self, sequence: Sequence) -> Sequence | None:
+    def _grow(self, sequence: TokenSequence) -> TokenSequence | None:
         """The sequence with room for its next token; the last in turn give way. None if it had to itself."""
         while sequence.status is Status.RUNNING:
             if self._cache is None or self._cache.grow(sequence):
@@ -174,7 +174,7 @@ class Scheduler:
             self._preempt(max(self._running, key=_turn))
         return None
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def _preempt(self, sequence: TokenSequence) -> None:
         self._num_preempted += 1
         self._running.remove(sequence)
         if self._cache is not None:
@@ -201,11 +201,11 @@ class Scheduler:
             slices[0] = self._share(oldest, self.cost(first) + left, must=True) or first
         return slices
 
-    def _candidates(self) -> list[Sequence]:
+    def _candidates(self) -> list[TokenSequence]:
         """Unfinished prompts and continuations by turn, then those that wait, have a slot, and gain by starting."""
         unfinished = self._unfinished()
         room = max(0, self._spec.max_batch - len(self._running))
-        ready: list[Sequence] = []
+        ready: list[TokenSequence] = []
         for item in sorted(self._waiting, key=_turn):
             if len(ready) >= room:
                 break
@@ -213,7 +213,7 @@ class Scheduler:
                 ready.append(item)
         return unfinished + ready
 
-    def _share(self, sequence: Sequence, budget: int, *, must: bool) -> Slice | None:
+    def _share(self, sequence: TokenSequence, budget: int, *, must: bool) -> Slice | None:
         """A slice within the budget, or the smallest there is if there `must` be one; None if there is none now."""
         if budget <= 0 and not must:
             return None
@@ -228,11 +228,11 @@ class Scheduler:
             return None
         return Slice(sequence, max(whole, 1, min(sequence.num_remaining, budget)))
 
-    def _whole(self, sequence: Sequence) -> int:
+    def _whole(self, sequence: TokenSequence) -> int:
         """How many of its next tokens must be computed in one step."""
         return 0 if self._spec.chunk_prefill else max(0, len(sequence.encoded.prompt_ids) - sequence.num_computed)
 
-    def _start(self, sequence: Sequence) -> bool:
+    def _start(self, sequence: TokenSequence) -> bool:
         if self._cache is not None and not self._cache.allocate(sequence, num_running=len(self._running)):
             return False
         self._waiting.remove(sequence)
@@ -240,7 +240,7 @@ class Scheduler:
         sequence.status = Status.RUNNING
         return True
 
-    def _continuations(self, sequence: Sequence, budget: int) -> Slice:
+    def _continuations(self, sequence: TokenSequence, budget: int) -> Slice:
         """As many unscored continuations as the budget allows, but one."""
         count, left = 0, budget
         for continuation in sequence.encoded.continuations[len(sequence.scores) :]:
@@ -250,7 +250,7 @@ class Scheduler:
             count += 1
         return Slice(sequence, num_continuations=count)
 
-    def _continuation_cost(self, sequence: Sequence, continuation: tuple[int, ...]) -> int:
+    def _continuation_cost(self, sequence: TokenSequence, continuation: tuple[int, ...]) -> int:
         """Tokens that are computed for one continuation; without keys and values its context is computed again."""
         if self._cache is not None:
             return len(continuation)
@@ -258,6 +258,6 @@ class Scheduler:
         return rows * (len(sequence.encoded.prompt_ids) + len(continuation))
 
 
-def _turn(sequence: Sequence) -> tuple[int, int]:
+def _turn(sequence: TokenSequence) -> tuple[int, int]:
     """The better class first, then the older one."""
     return sequence.rank, sequence.arrival

@@ -2,8 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Rows
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +19,7 @@ LOGIT_ROWS = 128
 Logits = Callable[[Tensor], Tensor]
 
 
-def score_slices(logits: Logits, states: Tensor, slices: Rows[Slice], model: str) -> list[StepResult | FleetError]:
+def score_slices(logits: Logits, states: Tensor, slices: Sequence[Slice], model: str) -> list[StepResult | FleetError]:
     """The scores of each slice's continuations, or WorkerFailed naming `model` where one is no number.
 
     `states` [N, hidden] predict the tokens of all targets of all slices, one after the other.
@@ -58,7 +57,9 @@ class Target:
             yield TokenLogprob(value, top=tuple((token, "", other) for token, other in pairs))
 
 
-def find_targets(logits: Logits, states: Tensor, targets: Rows[Rows[int]], *, num_top: int = 0) -> Iterator[Target]:
+def find_targets(
+    logits: Logits, states: Tensor, targets: Sequence[Sequence[int]], *, num_top: int = 0
+) -> Iterator[Target]:
     """Each run of tokens under the `states` [N, hidden] that predict them all, one run after the other.
 
     The logits of LOGIT_ROWS states are computed at a time, whichever runs they belong to.

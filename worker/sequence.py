@@ -3,7 +3,7 @@
 A `Slice` is what one step does for one sequence; `StepResult` is what came of it.
 """
 
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -61,7 +61,7 @@ class EncodedText(Encoded):
 
 
 @dataclass(eq=False)
-class Sequence:
+class TokenSequence:
     """One prompt being continued, or one context being scored (`sampling` None); `key` names its job in the engine.
 
     `output_ids` may start with what an earlier worker said. The first `num_computed` tokens have their keys and values
@@ -78,7 +78,7 @@ class Sequence:
     choice: int = 0
     salt: str = ""
     rank: int = 0
-    forked_from: "Sequence | None" = None
+    forked_from: "TokenSequence | None" = None
     output_ids: list[int] = field(default_factory=list)
     scores: list[ContinuationScore] = field(default_factory=list)
     token_scores: list[TokenLogprob] = field(default_factory=list)
@@ -125,7 +125,7 @@ class Slice:
     """One sequence's share of a step: its next `num_tokens` tokens, or, with the context computed, `num_continuations` of the
     continuations that have no score yet. A slice that reaches the sequence's last token samples the next one."""
 
-    sequence: Sequence
+    sequence: TokenSequence
     num_tokens: int = 0
     num_continuations: int = 0
 
@@ -167,7 +167,7 @@ class Scores:
 class Pooled:
     """The sum of the last hidden states of `num_tokens` tokens, one float for each unit."""
 
-    sums: Rows[float]
+    sums: Sequence[float]
     num_tokens: int
 
 

@@ -1,8 +1,7 @@
 """A model's tokenizer with its chat template: texts and dialogues as token ids, and ids as text."""
 
 import itertools
-from collections.abc import Iterator, Set
-from collections.abc import Sequence as Rows
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -105,7 +104,7 @@ class Vocabulary:
         has_mark = bool(ids) and ids[-1] in self._tokenizer.all_special_ids
         return len(ids) - has_mark
 
-    def decode(self, token_ids: Rows[int], *, skip_special_tokens: bool = True) -> str:
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Raises WorkerFailed where the tokenizer cannot."""
         try:
             return self._text(token_ids, skip_special_tokens=skip_special_tokens)
@@ -114,7 +113,7 @@ class Vocabulary:
                 raise
             raise WorkerFailed(f"The model's tokenizer cannot decode its answer: {words_of(error)}") from error
 
-    def _text(self, token_ids: Rows[int], *, skip_special_tokens: bool) -> str:
+    def _text(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
     def tokenized(self, ids: Ids, task: Tokenize) -> Encoded:

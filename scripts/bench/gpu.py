@@ -10,8 +10,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
-from collections.abc import Sequence as Rows
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from worker.models.hrm_text import PLAIN_HALVES, HrmTextModel, HrmTextShape
 from worker.runners import hrm_text
 from worker.runners.base import RunnerOptions, TextTask
 from worker.runners.paged import PagedRunner
-from worker.sequence import Encoded, Sequence, Slice
+from worker.sequence import Encoded, Slice, TokenSequence
 
 XL = HrmTextShape(65536, 1536, 4096, 12, 128, 16, 2, 3, 39.19, 4096)
 SMALL = HrmTextShape(512, 128, 256, 2, 64, 2, 2, 3, 11.3, 1024)
@@ -60,11 +59,11 @@ class Ids:
     def encode(self, task: TextTask, window: int) -> Encoded:
         raise NotImplementedError("the benchmark makes its own sequences")
 
-    def decode(self, token_ids: Rows[int]) -> str:
+    def decode(self, token_ids: Sequence[int]) -> str:
         return ""
 
 
-def main(argv: Rows[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", action="store_true", help="a tiny network, to see that the script runs")
     small = parser.parse_args(argv).small
@@ -150,7 +149,7 @@ def rows(runner: PagedRunner, plan: Plan, count: int, num_computed: int) -> list
     for number in range(count):
         ids = tuple(torch.randint(plan.shape.vocab_size, (plan.context,), generator=generator).tolist())
         sampling = Sampling(max_tokens=8, seed=0, temperature=0.0)
-        row = Sequence(str(number), Encoded(ids, 8), sampling, num_computed=num_computed)
+        row = TokenSequence(str(number), Encoded(ids, 8), sampling, num_computed=num_computed)
         row.pages = list(range(number * per_row, (number + 1) * per_row))
         slices.append(Slice(row, plan.context - num_computed))
     return slices

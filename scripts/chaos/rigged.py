@@ -11,7 +11,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from shared.messages import Task
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
 from worker.runners.echo_task import EchoTaskRunner
-from worker.sequence import Sampled, Sequence, Slice, StepResult
+from worker.sequence import Sampled, Slice, StepResult, TokenSequence
 from worker.task_runner import BatchProgress
 
 GATES_ENV, STEP_ENV = "AIOS_CHAOS_GATES", "AIOS_CHAOS_STEP_S"
@@ -41,9 +41,9 @@ class RiggedEcho(Echo):
         gates = os.environ.get(GATES_ENV)
         self._gates = Path(gates) if gates else None
         self._step_s = float(os.environ.get(STEP_ENV, "0"))
-        self._prompts: dict[Sequence, str] = {}
+        self._prompts: dict[TokenSequence, str] = {}
 
-    def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
+    def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         shut = {file.name for file in self._gates.iterdir()} if self._gates is not None else set()
         is_held = [self._is_held(part, shut) for part in slices]
         if self._step_s or all(is_held):
@@ -57,7 +57,7 @@ class RiggedEcho(Echo):
         prompt, said = part.sequence.encoded.prompt_ids, len(part.sequence.output_ids)
         return replace(result, token=prompt[(said + part.sequence.choice) % len(prompt)])
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: TokenSequence) -> None:
         self._prompts.pop(sequence, None)
 
     def _is_held(self, part: Slice, shut: set[str]) -> bool:
@@ -74,7 +74,7 @@ class RiggedEcho(Echo):
         (self._gates / f"{found[1]}.{part.sequence.key}.{part.sequence.choice}").touch()
         return True
 
-    def _prompt(self, sequence: Sequence) -> str:
+    def _prompt(self, sequence: TokenSequence) -> str:
         if sequence not in self._prompts:
             self._prompts[sequence] = self.decode(sequence.encoded.prompt_ids)
         return self._prompts[sequence]
@@ -89,7 +89,7 @@ class RiggedEchoTask(EchoTaskRunner):
         gates = os.environ.get(GATES_ENV)
         self._gates = Path(gates) if gates else None
 
-    def take_step(self, tasks: Rows[Task], step: int, progress: BatchProgress) -> None:
+    def take_step(self, tasks: Sequence[Task], step: int, progress: BatchProgress) -> None:
         super().take_step(tasks, step, progress)
         wanted = range(len(tasks))
         while any([progress.is_wanted(item) for item in wanted]) and any([self._is_held(task, step) for task in tasks]):

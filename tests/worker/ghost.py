@@ -6,19 +6,19 @@ give the same.
 """
 
 import zlib
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 from typing import Literal
 
 from shared.errors import FleetError
 from shared.messages import ContinuationScore, Generate, Score
 from worker.runners.base import RunnerSpec
-from worker.sequence import Encoded, Pooled, Sampled, Scores, Sequence, Slice, StepResult
+from worker.sequence import Encoded, Pooled, Sampled, Scores, Slice, StepResult, TokenSequence
 
 VOCABULARY = 50
 QueuePosition = tuple[tuple[int, ...], int]
 
 
-def next_token(tokens: Rows[int], seed: int) -> int:
+def next_token(tokens: Sequence[int], seed: int) -> int:
     return 1 + zlib.crc32(repr((tuple(tokens), seed)).encode()) % VOCABULARY
 
 
@@ -59,13 +59,13 @@ class Ghost:
     def encode(self, task: Generate | Score) -> Encoded:
         raise NotImplementedError
 
-    def decode(self, token_ids: Rows[int]) -> str:
+    def decode(self, token_ids: Sequence[int]) -> str:
         return "".join(f"{token} " for token in token_ids)
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: TokenSequence) -> None:
         return
 
-    def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
+    def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         self.steps.append([(part.sequence.key, part.num_tokens, part.num_continuations) for part in slices])
         self._copy(slices)
         for part in slices:
@@ -74,7 +74,7 @@ class Ghost:
             self._check(part)
         return [self._answer(part) for part in slices]
 
-    def _copy(self, slices: Rows[Slice]) -> None:
+    def _copy(self, slices: Sequence[Slice]) -> None:
         size = self.spec.page_size
         found = dict(self.places)
         for part in slices:
@@ -114,11 +114,11 @@ class Ghost:
         assert sequence.sampling is not None
         return Sampled(next_token(sequence.token_ids, sequence.sampling.seed))
 
-    def _row(self, sequence: Sequence, at: int) -> int:
+    def _row(self, sequence: TokenSequence, at: int) -> int:
         size = self.spec.page_size
         return sequence.pages[at // size] * size + at % size
 
-    def _history(self, sequence: Sequence, at: int) -> QueuePosition:
+    def _history(self, sequence: TokenSequence, at: int) -> QueuePosition:
         """What the keys and values at a position depend on: all before it, in a prefix-LM the whole prompt at least."""
         seen = max(at + 1, len(sequence.encoded.prompt_ids)) if self.is_prefix_lm else at + 1
         return tuple(sequence.token_ids[:seen]), at

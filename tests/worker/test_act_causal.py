@@ -1,6 +1,6 @@
 """Causal ACTv1 brains over pages against one plain row at a time without any cache, whatever the schedule."""
 
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -59,28 +59,28 @@ class Brain:
         assert isinstance(runner, PagedRunner)
         return runner
 
-    def halting(self, ids: Rows[int], segments: int) -> list[tuple[float, float]]:
+    def halting(self, ids: Sequence[int], segments: int) -> list[tuple[float, float]]:
         """(q_halt, q_continue) of each segment of a row."""
         return [(float(q_halt), float(q_continue)) for _, q_halt, q_continue in self._segments(ids, segments)]
 
-    def depth(self, mode: str, ids: Rows[int]) -> int:
+    def depth(self, mode: str, ids: Sequence[int]) -> int:
         if mode != "q_halt":
             return 1 if mode == "compat" else SEGMENTS
         halted = (number for number, (halt, go) in enumerate(self.halting(ids, SEGMENTS), 1) if halt > go)
         return next(halted, SEGMENTS)
 
-    def logits(self, mode: str, ids: Rows[int]) -> torch.Tensor:
+    def logits(self, mode: str, ids: Sequence[int]) -> torch.Tensor:
         """[tokens, vocab] of a row by itself, all of it computed anew."""
         states = self._segments(ids, self.depth(mode, ids))[-1][0]
         return self.plain.logits(states)[0]
 
-    def check(self, mode: str, prompt: Rows[int], answer: Rows[int]) -> None:
+    def check(self, mode: str, prompt: Sequence[int], answer: Sequence[int]) -> None:
         """Greedy: each token of an answer is the likeliest one behind what came before it."""
         logits = self.logits(mode, [*prompt, *answer])
         likeliest = logits[len(prompt) - 1 : -1].argmax(-1).tolist()
         assert answer == likeliest and (len(answer) == COUNT or answer[-1] == 3)
 
-    def _segments(self, ids: Rows[int], count: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def _segments(self, ids: Sequence[int], count: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         row, length = torch.tensor([list(ids)]), torch.tensor([len(ids)])
         carry, found = self.plain.initial_carry(1, len(ids)), []
         with torch.no_grad():

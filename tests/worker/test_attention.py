@@ -10,7 +10,7 @@ from shared.messages import Sampling
 from worker.kv.attention import attend, length_groups
 from worker.kv.batch import BatchBuilder
 from worker.kv.store import KVShape, KVStore
-from worker.sequence import Encoded, Sequence, Slice
+from worker.sequence import Encoded, Slice, TokenSequence
 
 PAGE, HEADS, KV_HEADS, SIZE, SLOTS = 4, 4, 2, 6, 2
 SCALE = 0.7
@@ -44,7 +44,7 @@ class Case:
         sequence.encoded, sequence.sampling = Encoded(sequence.encoded.prompt_ids, continuations=continuations), None
         return Slice(sequence, num_continuations=len(continuations))
 
-    def _sequence(self, computed: int, length: int) -> Sequence:
+    def _sequence(self, computed: int, length: int) -> TokenSequence:
         """A sequence whose first `computed` tokens are in the store, in pages all over it."""
         pages = [next(self._free) for _ in range(-(-length // PAGE))]
         keys, values = torch.randn(2, computed, KV_HEADS, SIZE)
@@ -52,7 +52,7 @@ class Case:
         self.store.write(self._slot, rows, keys, values)
         self._known.append(list(zip(keys, values, strict=True)))
         prompt = tuple(range(1, length + 1))
-        return Sequence(str(length), Encoded(prompt), Sampling(1, 0), pages=pages, num_computed=computed)
+        return TokenSequence(str(length), Encoded(prompt), Sampling(1, 0), pages=pages, num_computed=computed)
 
     def sees(self) -> list[list[Pair]]:
         fresh = list(zip(self.key, self.value, strict=True))

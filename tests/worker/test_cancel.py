@@ -4,8 +4,7 @@ import asyncio
 import statistics
 import threading
 import time
-from collections.abc import Callable
-from collections.abc import Sequence as Rows
+from collections.abc import Callable, Sequence
 
 import pytest
 from redis.asyncio import Redis
@@ -17,7 +16,7 @@ from tests.polling import DEADLINE_S
 from tests.slowness import slowness
 from tests.worker.ghost import Ghost
 from tests.worker.services import service, serving
-from worker.sequence import Encoded, Sequence, Slice, StepResult
+from worker.sequence import Encoded, Slice, StepResult, TokenSequence
 from worker.service import WorkerService
 
 STEP_S, SLACK_S = 0.04, 0.05
@@ -41,12 +40,12 @@ class Paced(Ghost):
         self.gate.wait(DEADLINE_S)
         return Encoded(tuple(map(ord, task.prompt)), task.sampling.max_tokens)
 
-    def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
+    def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         time.sleep(STEP_S)
         return super().step(slices)
 
 
-def sequences(worker: WorkerService) -> list[Sequence]:
+def sequences(worker: WorkerService) -> list[TokenSequence]:
     """None while the model is being loaded."""
     if worker.not_ready():
         return []

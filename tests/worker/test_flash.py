@@ -3,7 +3,7 @@
 On a GPU, `test_gpu_decode.py` asks the same of the real ones.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, TokenSequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from worker.runners import decode_graphs
 from worker.runners.decode_graphs import DecodeGraphs, batch_sizes
 from worker.runners.paged import PagedRunner
 from worker.sequence import Encoded, Slice
-from worker.sequence import Sequence as Row
+from worker.sequence import TokenSequence as Row
 
 CPU = torch.device("cpu")
 
@@ -93,7 +93,7 @@ def test_pure_decoding_is_replayed_and_nothing_else(model: tuple[str, Path], mon
     runner, answers = load(model), []
     real = DecodeGraphs.decode
 
-    def spy(self: DecodeGraphs, slices: Sequence[Slice]) -> tuple[Tensor, Tensor] | None:
+    def spy(self: DecodeGraphs, slices: TokenSequence[Slice]) -> tuple[Tensor, Tensor] | None:
         answers.append(real(self, slices))
         return answers[-1]
 

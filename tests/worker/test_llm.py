@@ -12,8 +12,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Rows
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -30,7 +29,7 @@ from worker import llm as module
 from worker.llm import LLM, ModelSettings, SamplingParams
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
-from worker.sequence import Sequence, Slice, StepResult
+from worker.sequence import Slice, StepResult, TokenSequence
 
 LONG = SamplingParams(max_tokens=2000)
 
@@ -47,7 +46,7 @@ class Watched(Echo):
         self.gate = threading.Event()
         self.interrupts = False
 
-    def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
+    def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         self.num_steps += 1
         if self.num_steps == self.held_at:
             self.holds.set()
@@ -56,7 +55,7 @@ class Watched(Echo):
             assert self.gate.wait(180)
         return super().step(slices)
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: TokenSequence) -> None:
         super().release(sequence)
         self.released.append(sequence.key)
 
@@ -208,7 +207,7 @@ def test_a_future_that_is_cancelled_is_dropped(llm: LLM, watched: Watched) -> No
 def test_one_prompt_that_fails_ends_the_call(llm: LLM, watched: Watched) -> None:
     """With its own error, and without waiting for the others."""
 
-    def step(slices: Rows[Slice]) -> list[StepResult | FleetError]:
+    def step(slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         results = Echo.step(watched, slices)
         for place, part in enumerate(slices):
             if part.sequence.encoded.prompt_ids == (ord("!"),):
@@ -222,7 +221,7 @@ def test_one_prompt_that_fails_ends_the_call(llm: LLM, watched: Watched) -> None
 
 
 def test_nobody_waits_for_an_engine_that_broke(llm: LLM, watched: Watched) -> None:
-    def release(sequence: Sequence) -> None:
+    def release(sequence: TokenSequence) -> None:
         raise RuntimeError("a fault of our own")
 
     watched.release = release  # type: ignore[method-assign]

@@ -25,16 +25,16 @@ from shared.errors import InvalidRequest, WorkerFailed
 from shared.messages import Sampling
 from worker.logits import adjust, token_logprobs
 from worker.sampler import keep_allowed, sample
-from worker.sequence import Encoded, Sampled, Sequence
+from worker.sequence import Encoded, Sampled, TokenSequence
 
 VOCABULARY = 40
 PROMPT, SAID = (3, 9, 9, 20), [5, 9, 5, 5, 31]
 EOS = frozenset({0, 7})
 
 
-def sequence(said: list[int] | None = None, *, seed: int = 1, **fields: Any) -> Sequence:
+def sequence(said: list[int] | None = None, *, seed: int = 1, **fields: Any) -> TokenSequence:
     sampling = Sampling(max_tokens=64, seed=seed, **fields)
-    return Sequence("job", Encoded(PROMPT, 64), sampling, output_ids=SAID if said is None else said)
+    return TokenSequence("job", Encoded(PROMPT, 64), sampling, output_ids=SAID if said is None else said)
 
 
 def random_logits(rows: int = 1, seed: int = 0) -> torch.Tensor:

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Cramped(Ghost):
         self.room = room
         self.asked: list[int] = []
 
-    def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
+    def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         self.asked.append(sum(part.num_tokens + sum(map(len, part.continuations)) for part in slices))
         if self.asked[-1] > self.room:
             raise OutOfMemory("room for no more")
@@ -201,7 +201,7 @@ class Step:
         self._error = error
 
     @tells_out_of_memory
-    def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
+    def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         raise self._error
 
 

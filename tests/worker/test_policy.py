@@ -1,6 +1,6 @@
 """The torch-free half of the engine as properties: text, requests, engine on the echo runner."""
 
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 
 import hypothesis.strategies as st
 import pytest
@@ -122,7 +122,7 @@ def test_a_failing_sequence_fails_alone() -> None:
     """P7 in the small: batch mates of a sequence that breaks the model go on."""
 
     class Fragile(Echo):
-        def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
+        def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
             if any(part.sequence.encoded.prompt_ids[0] == ord("!") for part in slices):
                 raise RuntimeError("bad luck")
             return super().step(slices)

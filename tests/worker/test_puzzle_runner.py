@@ -1,7 +1,7 @@
 """The puzzle runner: segments, halting, refilling and answers, against the plain reference of one puzzle at a time."""
 
 import json
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -95,7 +95,7 @@ class Watched:
         self.encode, self.release, self.decode = runner.encode, runner.release, runner.decode
         self.steps: list[tuple[list[str], list[str]]] = []
 
-    def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
+    def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         results = self._runner.step(slices)
         keys = [part.sequence.key for part in slices]
         self.steps.append((keys, [key for key, result in zip(keys, results, strict=True) if result is not None]))

@@ -1,6 +1,6 @@
 """Requests through the real engine on the echo runner: several choices, ends, stops and log-probabilities."""
 
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 from typing import Any
 
 import hypothesis.strategies as st
@@ -15,16 +15,16 @@ from worker.outbox import _add
 from worker.request import Emission, SequenceWork
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import EOS, Echo
-from worker.sequence import Encoded, Sampled, Sequence, Slice, StepResult
+from worker.sequence import Encoded, Sampled, Slice, StepResult, TokenSequence
 
 
 class Round(Echo):
     """An echo whose n-th choice starts with the prompt's n-th character."""
 
-    def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
+    def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         return [Sampled(self._next(part.sequence)) for part in slices]
 
-    def _next(self, sequence: Sequence) -> int:
+    def _next(self, sequence: TokenSequence) -> int:
         prompt = sequence.encoded.prompt_ids
         return prompt[(sequence.choice + len(sequence.output_ids)) % len(prompt)]
 
@@ -32,7 +32,7 @@ class Round(Echo):
 class Bytes(Echo):
     """Tokens are the bytes of UTF-8, so that characters and stop strings cross them."""
 
-    def decode(self, token_ids: Rows[int]) -> str:
+    def decode(self, token_ids: Sequence[int]) -> str:
         return bytes(token_ids).decode(errors="replace")
 
 
@@ -44,11 +44,11 @@ def ids_of(text: str) -> tuple[int, ...]:
     return tuple(text.encode())
 
 
-def texts(emissions: Rows[Emission], n: int = 1) -> list[str]:
+def texts(emissions: Sequence[Emission], n: int = 1) -> list[str]:
     return ["".join(item.text for item in emissions if item.choice == choice) for choice in range(n)]
 
 
-def done_of(emissions: Rows[Emission]) -> Done:
+def done_of(emissions: Sequence[Emission]) -> Done:
     [end] = [item.ended for item in emissions if item.ended is not None]
     assert isinstance(end, Done), end
     return end
@@ -174,7 +174,7 @@ def test_more_choices_than_places_all_come() -> None:
 
 def test_a_failing_choice_fails_its_request_alone() -> None:
     class Fragile(Round):
-        def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
+        def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
             if any(part.sequence.choice == 1 and part.sequence.output_ids for part in slices):
                 raise RuntimeError("bad luck")
             return super().step(slices)

@@ -18,7 +18,7 @@ from worker.kv.prefix import PrefixTree
 from worker.noise import fold
 from worker.request import Emission, SequenceWork
 from worker.scheduler import Scheduler
-from worker.sequence import Encoded, Sequence
+from worker.sequence import Encoded, TokenSequence
 
 Reuse = Literal["prefix", "prompt", "none"]
 
@@ -303,7 +303,7 @@ def test_what_a_prompt_took_too_much_is_paid_and_then_forgotten(length: int, num
 def test_a_slice_is_halved_as_far_as_it_can_be_cut(num_pages: int, is_prefix_lm: bool, halves: list[int]) -> None:
     """Not at all where the prompt must be seen whole, or where there are no keys and values to go on from."""
     scheduler = Scheduler(Ghost(num_pages=num_pages, is_prefix_lm=is_prefix_lm, reuse="none").spec)
-    scheduler.add(Sequence("a", Encoded((1,) * 8, 1), Sampling(1, 1)))
+    scheduler.add(TokenSequence("a", Encoded((1,) * 8, 1), Sampling(1, 1)))
     [part] = scheduler.plan()
     sizes = []
     while (half := scheduler.halve(part)) is not None and len(sizes) < 9:

@@ -21,7 +21,7 @@ from worker.request import Emission, SequenceWork
 from worker.runners.base import RunnerOptions
 from worker.runners.paged import PagedRunner
 from worker.scheduler import Scheduler
-from worker.sequence import Encoded, Scores, Sequence, Slice
+from worker.sequence import Encoded, Scores, Slice, TokenSequence
 
 Ids = tuple[int, ...]
 Model = tuple[Path, PreTrainedModel]
@@ -121,7 +121,7 @@ def test_scores_survive_preemption(tiny: Model, monkeypatch: pytest.MonkeyPatch)
     pushed: list[int] = []
     real = Scheduler._preempt
 
-    def noted(scheduler: Scheduler, sequence: Sequence) -> None:
+    def noted(scheduler: Scheduler, sequence: TokenSequence) -> None:
         if sequence.is_scoring and sequence.num_remaining == 0:
             pushed.append(len(sequence.scores))
         real(scheduler, sequence)
@@ -235,8 +235,8 @@ def test_the_longest_continuation_and_the_longest_context(tiny: Model) -> None:
 
 def test_one_continuation_that_has_no_number_spoils_its_slice_alone() -> None:
     """The first two continuations are of one context; the logits for the second one are broken."""
-    pair = Sequence("pair", Encoded((1,), continuations=((2,), (3,))), None)
-    single = Sequence("single", Encoded((1,), continuations=((4,),)), None)
+    pair = TokenSequence("pair", Encoded((1,), continuations=((2,), (3,))), None)
+    single = TokenSequence("single", Encoded((1,), continuations=((4,),)), None)
     states = torch.eye(3, 8)
 
     def logits(some: Tensor) -> Tensor:

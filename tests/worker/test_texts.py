@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -19,7 +19,7 @@ from worker.engine import Engine
 from worker.request import Emission, SequenceWork
 from worker.runners.base import RunnerOptions, encode_generate, encode_read
 from worker.runners.echo import Echo
-from worker.sequence import Encoded, Sampled, Sequence, Slice, StepResult
+from worker.sequence import Encoded, Sampled, Slice, StepResult, TokenSequence
 from worker.text import TextStream
 from worker.vocabulary import Vocabulary
 
@@ -32,7 +32,9 @@ class Scripted(Echo):
 
     eos_ids: frozenset[int] = frozenset()
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, answers: Rows[Rows[int]], name: str = "echo") -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, answers: Sequence[Sequence[int]], name: str = "echo"
+    ) -> None:
         super().__init__(RunnerOptions("echo", name=name, max_batch=8, context_window=WINDOW))
         self._answers = answers
         self._vocabulary = Vocabulary(tokenizer, SIZE, ChatTemplate(tokenizer))
@@ -45,24 +47,24 @@ class Scripted(Echo):
             return encode_read(self._vocabulary.prompt(task.prompt, "prompt"), 1, task, WINDOW)
         return super().encode(task)
 
-    def decode(self, token_ids: Rows[int]) -> str:
+    def decode(self, token_ids: Sequence[int]) -> str:
         return self._vocabulary.decode(token_ids)
 
-    def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
+    def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         return [self._told(part.sequence) if part.samples else step for part, step in self._paired(slices)]
 
-    def _paired(self, slices: Rows[Slice]) -> Rows[tuple[Slice, StepResult | FleetError]]:
+    def _paired(self, slices: Sequence[Slice]) -> Sequence[tuple[Slice, StepResult | FleetError]]:
         scored = super().step([part for part in slices if part.sequence.is_scoring])
         steps = iter(scored)
         return [(part, next(steps) if part.sequence.is_scoring else None) for part in slices]
 
-    def _told(self, sequence: Sequence) -> Sampled:
+    def _told(self, sequence: TokenSequence) -> Sampled:
         token = self._answers[sequence.choice][len(sequence.output_ids)]
         told = sequence.sampling is not None and sequence.sampling.logprobs is not None
         return Sampled(token, TokenLogprob(-0.5) if told else None)
 
 
-def shown(tokenizer: PreTrainedTokenizerFast, ids: Rows[int]) -> str:
+def shown(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
@@ -75,7 +77,9 @@ class Drawn:
     num_whole: int
 
 
-def behind(tokenizer: PreTrainedTokenizerFast, prompt: Rows[int], answer: Rows[int], num_whole: int = 10**6) -> str:
+def behind(
+    tokenizer: PreTrainedTokenizerFast, prompt: Sequence[int], answer: Sequence[int], num_whole: int = 10**6
+) -> str:
     """What decoding both together shows behind the first `num_whole` tokens of the prompt."""
     text = shown(tokenizer, prompt[:num_whole])
     whole = shown(tokenizer, [*prompt, *answer])
@@ -223,7 +227,7 @@ async def test_echo_and_streams_over_http(redis: Redis) -> None:
 class Mute(Echo):
     """Its tokenizer cannot decode one token."""
 
-    def decode(self, token_ids: Rows[int]) -> str:
+    def decode(self, token_ids: Sequence[int]) -> str:
         if ord("!") in token_ids:
             raise FleetError("no such token")
         return super().decode(token_ids)

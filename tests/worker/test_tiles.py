@@ -11,7 +11,7 @@ from shared.messages import Sampling
 from worker.kv.attention import attend
 from worker.kv.batch import BatchBuilder
 from worker.kv.store import KVShape, KVStore
-from worker.sequence import Encoded, Sequence, Slice
+from worker.sequence import Encoded, Slice, TokenSequence
 
 PAGE, HEADS, KV_HEADS, SIZE = 16, 8, 4, 32
 PAGES_EACH = 20
@@ -46,12 +46,12 @@ class Library:
                 part.sequence.num_computed += part.num_tokens
         return seen
 
-    def _sequence(self, number: int) -> Sequence:
+    def _sequence(self, number: int) -> TokenSequence:
         num_prompt, length = BOOKS[number]
         ids = range(self._offsets[number], self._offsets[number + 1])
         pages = list(range(number * PAGES_EACH, number * PAGES_EACH + -(-length // PAGE)))
         encoded = Encoded(tuple(ids[:num_prompt]))
-        return Sequence(str(number), encoded, Sampling(300, 0), output_ids=list(ids[num_prompt:]), pages=pages)
+        return TokenSequence(str(number), encoded, Sampling(300, 0), output_ids=list(ids[num_prompt:]), pages=pages)
 
 
 def one_by_one() -> Iterator[Step]:

@@ -5,7 +5,7 @@ continuation seeing the stored context and itself. Continuations are not stored:
 laid out on the CPU and goes to the device in one piece.
 """
 
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +15,7 @@ from worker.kv.attention import AttentionPlan, Span, length_groups
 from worker.kv.spans import Kernel, PagedSpan, paged_span
 from worker.kv.tiles import TiledSpan, tiles_of
 from worker.kv.transfer import to_device
-from worker.sequence import Sequence, Slice
+from worker.sequence import Slice, TokenSequence
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class BatchBuilder:
     predictors: list[int] = field(default_factory=list)
     pooled: list[tuple[int, int, int]] = field(default_factory=list)
 
-    def build(self, slices: Rows[Slice]) -> Batch:
+    def build(self, slices: Sequence[Slice]) -> Batch:
         decoding = [index for index, part in enumerate(slices) if self._is_decoding(part)]
         for group in self._groups([slices[index].sequence.num_computed + 1 for index in decoding]):
             self._decode([(decoding[at], slices[decoding[at]]) for at in group])
@@ -110,7 +110,7 @@ class BatchBuilder:
             self._run(sequence, first, end, is_causal=True)
         self._note(index, part)
 
-    def _run(self, sequence: Sequence, first: int, end: int, *, is_causal: bool) -> None:
+    def _run(self, sequence: TokenSequence, first: int, end: int, *, is_causal: bool) -> None:
         start = len(self.ids)
         self._store(sequence, first, end - first)
         if first:
@@ -119,14 +119,14 @@ class BatchBuilder:
         positions = torch.arange(end)[None, :]
         self.spans.append(Span(start, len(self.ids), positions, has_fresh=True, is_causal=is_causal))
 
-    def _tile(self, sequence: Sequence, first: int, end: int) -> None:
+    def _tile(self, sequence: TokenSequence, first: int, end: int) -> None:
         start = len(self.ids)
         self._store(sequence, first, end - first)
         tiles = tuple(tiles_of(start, first, end, len(sequence.encoded.prompt_ids), is_prefix=self.is_prefix))
         pages = self._tensor(self._pages([sequence], max(tile.num_keys for tile in tiles)))
         self.spans.append(TiledSpan(start, len(self.ids), pages, tiles))
 
-    def _look_back(self, sequences: Rows[Sequence], firsts: Rows[int], count: int) -> None:
+    def _look_back(self, sequences: Sequence[TokenSequence], firsts: Sequence[int], count: int) -> None:
         """The latest tokens are rows of `count`, stored from `firsts` on; they see what is stored up to themselves."""
         start, width = len(self.ids) - len(firsts) * count, max(firsts) + count
         pages = self._pages(sequences, width)
@@ -160,7 +160,7 @@ class BatchBuilder:
         self.spans.append(span)
         self.scored.append(index)
 
-    def _store(self, sequence: Sequence, first: int, count: int) -> None:
+    def _store(self, sequence: TokenSequence, first: int, count: int) -> None:
         size, pages = self.page_size, sequence.pages
         self.kept += range(len(self.ids), len(self.ids) + count)
         self.ids += sequence.tokens(first, first + count)
@@ -176,7 +176,7 @@ class BatchBuilder:
             self.samplers.append(index)
             self.sampled.append(len(self.ids) - 1)
 
-    def _pages(self, sequences: Rows[Sequence], width: int) -> list[list[int]]:
+    def _pages(self, sequences: Sequence[TokenSequence], width: int) -> list[list[int]]:
         """The pages of the first `width` tokens of each row [B, P].
 
         Behind a row's end its last one again: a page of another row may hold NaN, which no mask makes harmless.

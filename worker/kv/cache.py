@@ -7,7 +7,7 @@ tree, or by both; only its first holder writes to it, and never where another on
 from worker.kv.pages import PageTable
 from worker.kv.prefix import PrefixTree
 from worker.runners.base import RunnerSpec
-from worker.sequence import Sequence, Slice, Status
+from worker.sequence import Slice, Status, TokenSequence
 
 
 class Cache:
@@ -22,11 +22,11 @@ class Cache:
         self._reuse = spec.reuse
         self.num_started = self.num_hits = self.num_hit_tokens = 0
 
-    def can_hold(self, sequence: Sequence) -> bool:
+    def can_hold(self, sequence: TokenSequence) -> bool:
         """Whether the sequence would fit with everything else gone."""
         return self.pages.pages_for(sequence.num_tokens_at_most) <= self.pages.num_pages
 
-    def allocate(self, sequence: Sequence, *, num_running: int) -> bool:
+    def allocate(self, sequence: TokenSequence, *, num_running: int) -> bool:
         """Pages for all tokens of a sequence that starts or starts again, found ones first; False for lack of room.
 
         A page is left for every running sequence to grow into. A copy of a page needs room beside the page itself: a
@@ -36,7 +36,7 @@ class Cache:
             return True
         return num_running == 0 and self._place(sequence, [], 0, spare=0)
 
-    def _place(self, sequence: Sequence, known: list[int], num_known: int, *, spare: int) -> bool:
+    def _place(self, sequence: TokenSequence, known: list[int], num_known: int, *, spare: int) -> bool:
         computed = min(num_known, sequence.num_tokens if sequence.is_scoring else sequence.num_tokens - 1)
         num_shared, is_partial = divmod(computed, self.pages.page_size)
         if is_partial and sequence.is_scoring and computed == sequence.num_tokens:
@@ -57,7 +57,7 @@ class Cache:
             self.num_hit_tokens += computed
         return True
 
-    def grow(self, sequence: Sequence) -> bool:
+    def grow(self, sequence: TokenSequence) -> bool:
         """A page more if the sequence's next token needs one; False for lack of room."""
         missing = self.pages.pages_for(sequence.num_tokens) - len(sequence.pages)
         if missing <= 0:
@@ -82,7 +82,7 @@ class Cache:
         if self._reuse == "prefix" or sequence.num_computed >= len(prompt):
             self.tree.insert(sequence.salt, prompt[: sequence.num_computed], sequence.pages)
 
-    def give_back(self, sequence: Sequence, *, keep: bool) -> None:
+    def give_back(self, sequence: TokenSequence, *, keep: bool) -> None:
         """Free what a sequence holds; with `keep` its tokens stay known where any prefix may be shared."""
         if keep and self._reuse == "prefix":
             self.tree.insert(sequence.salt, sequence.token_ids[: sequence.num_computed], sequence.pages)
@@ -91,7 +91,7 @@ class Cache:
             self.pages.release([sequence.source_page])
         sequence.pages, sequence.source_page, sequence.num_computed, sequence.pooled = [], None, 0, None
 
-    def is_being_computed(self, sequence: Sequence, others: list[Sequence]) -> bool:
+    def is_being_computed(self, sequence: TokenSequence, others: list[TokenSequence]) -> bool:
         """Whether waiting pays: one of the `others` is to compute the same beginning, or a sister choice the prompt."""
         parent, prompt = sequence.forked_from, sequence.encoded.prompt_ids
         if parent is not None and parent.status is not Status.FINISHED and parent.num_computed < len(prompt):
@@ -99,10 +99,10 @@ class Cache:
         shared = ((item, self._num_common(sequence, item)) for item in others)
         return any(common and self._num_computed(item) < common for item, common in shared)
 
-    def _num_computed(self, sequence: Sequence) -> int:
+    def _num_computed(self, sequence: TokenSequence) -> int:
         return sequence.num_computed if sequence.status is Status.RUNNING else self._known(sequence)[1]
 
-    def _num_common(self, one: Sequence, other: Sequence) -> int:
+    def _num_common(self, one: TokenSequence, other: TokenSequence) -> int:
         """How many first tokens the prompts of two sequences could share."""
         size, first, second = self.pages.page_size, one.encoded.prompt_ids, other.encoded.prompt_ids
         if not self._may_reuse(one) or one.salt != other.salt or first[:size] != second[:size]:
@@ -113,7 +113,7 @@ class Cache:
         pages = range(0, length, size)
         return next((at for at in pages if first[at : at + size] != second[at : at + size]), length)
 
-    def _known(self, sequence: Sequence) -> tuple[list[int], int]:
+    def _known(self, sequence: TokenSequence) -> tuple[list[int], int]:
         """Pages that hold the sequence's first tokens, and how many: a sister choice's prompt, or what the tree has."""
         prompt, parent = sequence.encoded.prompt_ids, sequence.forked_from
         if parent is not None and parent.status is Status.RUNNING and parent.num_computed >= len(prompt):
@@ -122,7 +122,7 @@ class Cache:
             return [], 0
         return self.tree.match(sequence.salt, sequence.token_ids if self._reuse == "prefix" else prompt)
 
-    def _may_reuse(self, sequence: Sequence) -> bool:
+    def _may_reuse(self, sequence: TokenSequence) -> bool:
         """Keys and values that are found bring no states with them: what is pooled must be computed."""
         return self._reuse != "none" and not sequence.encoded.is_pooled
 

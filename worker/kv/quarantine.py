@@ -5,7 +5,7 @@ failing slice has stored is cleared. Part of a prompt samples nothing by which i
 before it is known as a prefix. A token sees itself: where its keys or values are broken, its state is.
 """
 
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from worker.kv.store import KVStore
 from worker.sequence import Slice
 
 
-def find_broken(slices: Rows[Slice], plan: AttentionPlan, hidden: Tensor, page_size: int) -> list[int]:
+def find_broken(slices: Sequence[Slice], plan: AttentionPlan, hidden: Tensor, page_size: int) -> list[int]:
     """Indices of the slices that stored tokens whose states [T, hidden] are not finite."""
     if plan.rows is None:
         return []
@@ -24,7 +24,7 @@ def find_broken(slices: Rows[Slice], plan: AttentionPlan, hidden: Tensor, page_s
     return [index for index, part in enumerate(slices) if broken.intersection(_rows(part, page_size))] if broken else []
 
 
-def clear(store: KVStore, slices: Rows[Slice], page_size: int) -> None:
+def clear(store: KVStore, slices: Sequence[Slice], page_size: int) -> None:
     """Take out of the store what the slices have just put there."""
     rows = [row for part in slices for row in _rows(part, page_size)]
     if rows:

@@ -1,7 +1,6 @@
 """Rows of tokens that look at stored tokens only, as a kernel over pages wants them: int32, and nothing padded."""
 
-from collections.abc import Callable
-from collections.abc import Sequence as Rows
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -34,16 +33,16 @@ class PagedSpan:
 
 def paged_span(
     start: int,
-    num_queries: Rows[int],
-    lengths: Rows[int],
-    pages: Rows[Rows[int]],
+    num_queries: Sequence[int],
+    lengths: Sequence[int],
+    pages: Sequence[Sequence[int]],
     page_size: int,
     kernel: Kernel,
     device: torch.device | None = None,
 ) -> PagedSpan:
     """The span of rows of `num_queries` tokens each, laid out from `start`, `pages` of each row equally many."""
 
-    def as_ints(values: Rows[int] | Rows[Rows[int]]) -> Tensor:
+    def as_ints(values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device=device)
 
     query_starts = [0, *accumulate(num_queries)]

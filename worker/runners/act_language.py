@@ -1,7 +1,6 @@
 """Text of ACTv1 brains: an ordinary tokenizer, whose special tokens belong to prompts and not to continuations."""
 
-from collections.abc import Callable
-from collections.abc import Sequence as Rows
+from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -57,7 +56,7 @@ class ActLanguage:
         continuations = [self._ids(item, "continuations", special=False) for item in task.continuations]
         return encode_score(context, continuations, window, method=method)
 
-    def decode(self, token_ids: Rows[int]) -> str:
+    def decode(self, token_ids: Sequence[int]) -> str:
         return self._vocabulary.decode(token_ids)
 
     def _encode_rolling(self, text: Ids, window: int, method: str) -> Encoded:

@@ -4,8 +4,7 @@ Python keeps what a failed step had allocated alive for as long as its error is 
 first; only then is there memory to give back, and to try again with.
 """
 
-from collections.abc import Callable
-from collections.abc import Sequence as Rows
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
@@ -16,14 +15,14 @@ from worker.models.errors import is_out_of_memory
 from worker.runners.base import OutOfMemory
 from worker.sequence import Slice, StepResult
 
-Step = Callable[[Any, Rows[Slice]], list[StepResult | FleetError]]
+Step = Callable[[Any, Sequence[Slice]], list[StepResult | FleetError]]
 
 
 def tells_out_of_memory(step: Step) -> Step:
     """A runner's `step` that raises OutOfMemory, with all it had allocated given back, where torch finds no memory."""
 
     @wraps(step)
-    def guarded(runner: Any, slices: Rows[Slice]) -> list[StepResult | FleetError]:
+    def guarded(runner: Any, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         try:
             return step(runner, slices)
         except (MemoryError, RuntimeError) as error:

@@ -1,7 +1,6 @@
 """What the engine asks of a model: three verbs and a spec. Capabilities are data; nobody asks which model it is."""
 
-from collections.abc import Callable, Iterable
-from collections.abc import Sequence as Rows
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
@@ -26,7 +25,7 @@ from shared.messages import (
 )
 from shared.runner_options import Options
 from shared.runner_table import TEXT_TASKS as TEXT_TASKS
-from worker.sequence import Encoded, EncodedText, Sequence, Slice, StepResult
+from worker.sequence import Encoded, EncodedText, Slice, StepResult, TokenSequence
 
 SomeOptions = TypeVar("SomeOptions", bound=Options)
 
@@ -117,17 +116,17 @@ class Runner(Protocol):
     def encode(self, task: Task) -> Encoded:
         """Token ids of a task, or its answer; raises InvalidRequest, for a task of another kind too."""
 
-    def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
+    def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         """Compute every slice; one result per slice, in order: a FleetError for one that fails alone.
 
         A step that raised may be repeated with fewer slices: it must not have moved what it would start from. Raises
         OutOfMemory where fewer or smaller slices could help.
         """
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: TokenSequence) -> None:
         """Forget what is kept for a sequence that has ended."""
 
-    def decode(self, token_ids: Rows[int]) -> str:
+    def decode(self, token_ids: Sequence[int]) -> str:
         """Text of response tokens, special tokens left out."""
 
 
@@ -135,7 +134,9 @@ SMALLEST_WINDOW = 16
 """Tokens of context below which no model is served: prompt marks, some text and an answer must fit."""
 
 
-def encode_generate(prompt_ids: Rows[int], task: Generate, window: int, *, vocab_size: int, head: int = 0) -> Encoded:
+def encode_generate(
+    prompt_ids: Sequence[int], task: Generate, window: int, *, vocab_size: int, head: int = 0
+) -> Encoded:
     """A prompt and `max_tokens` that fit into the context window together (X20), by the task's own rule.
 
     What a prompt loses, it loses at its beginning, behind the first `head` tokens (the family's own marks, less than
@@ -172,7 +173,12 @@ def _room_for_answer(num_prompt_tokens: int, task: Generate, window: int) -> int
 
 
 def encode_score(
-    context: Rows[int], continuations: Rows[Rows[int]], window: int, *, method: str = "strict", head: int = 0
+    context: Sequence[int],
+    continuations: Sequence[Sequence[int]],
+    window: int,
+    *,
+    method: str = "strict",
+    head: int = 0,
 ) -> Encoded:
     """A context cut at its beginning (behind `head`) so that the longest continuation fits behind it.
 
@@ -191,7 +197,7 @@ def encode_score(
     return Encoded(ids, continuations=tuple(map(tuple, continuations)), method=method, num_truncated=num_cut)
 
 
-def encode_read(prompt_ids: Rows[int], num_seen: int, task: Read, window: int) -> Encoded:
+def encode_read(prompt_ids: Sequence[int], num_seen: int, task: Read, window: int) -> Encoded:
     """A prompt whose first `num_seen` tokens are seen at once, and the rest of it predicted token by token."""
     if not prompt_ids:
         raise InvalidRequest("The prompt is empty: at least one token is expected.", field="prompt")
@@ -203,7 +209,7 @@ def encode_read(prompt_ids: Rows[int], num_seen: int, task: Read, window: int) -
     return Encoded(tuple(prompt_ids[:num_seen]), continuations=(rest,) if rest else (), num_top=task.num_top)
 
 
-def encode_text(ids: Rows[int], task: Embed | Classify, window: int, *, num_behind: int = 0) -> Encoded:
+def encode_text(ids: Sequence[int], task: Embed | Classify, window: int, *, num_behind: int = 0) -> Encoded:
     """A text that is read once. Too long, it loses its end, but for the last `num_behind` tokens, or is refused."""
     if not ids:
         raise InvalidRequest("The text has no tokens.", field="input")
@@ -220,7 +226,7 @@ def encode_text(ids: Rows[int], task: Embed | Classify, window: int, *, num_behi
     return EncodedText(kept, num_truncated=num_cut, top_k=task.top_k)
 
 
-def _cut(ids: Rows[int], room: int, head: int) -> tuple[tuple[int, ...], int]:
+def _cut(ids: Sequence[int], room: int, head: int) -> tuple[tuple[int, ...], int]:
     num_cut = max(0, len(ids) - room)
     return (*ids[:head], *ids[head + num_cut :]), num_cut
 
@@ -245,7 +251,7 @@ def as_ids(text: Text, vocab_size: int, field: str) -> tuple[int, ...] | None:
     return text
 
 
-def check_ids(ids: Rows[int], vocab_size: int, field: str, texts: Callable[[int], str] | None = None) -> None:
+def check_ids(ids: Sequence[int], vocab_size: int, field: str, texts: Callable[[int], str] | None = None) -> None:
     """Raise InvalidRequest that names the first id of no token; of ids that come from a text its piece too."""
     for token in ids:
         if 0 <= token < vocab_size:

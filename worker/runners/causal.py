@@ -5,7 +5,7 @@ The network's own code runs; only its attention function is ours. On loading it 
 """
 
 import inspect
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class CausalLanguage:
         context = opened or self._vocabulary.known(self._start, "prompts")
         return encode_score(context, continuations, window)
 
-    def decode(self, token_ids: Rows[int]) -> str:
+    def decode(self, token_ids: Sequence[int]) -> str:
         return self._vocabulary.decode(token_ids)
 
     def _continuation(self, context: Text, num_before: int, text: Text) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from worker.kv.batch import BatchBuilder
 from worker.kv.store import KVShape, KVStore
 from worker.models.errors import ModelFormatError
 from worker.runners.causal_net import CausalNet
-from worker.sequence import Encoded, Sequence, Slice
+from worker.sequence import Encoded, Slice, TokenSequence
 
 Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """transformers' mask function: (batch, head, query, key) indices, broadcast -> whether the query may look."""
@@ -171,7 +171,7 @@ def _paged_logits(net: CausalNet, rows: list[list[int]]) -> Iterator[tuple[int, 
     prompt, per_row = length - 3, -(-length // _PAGE_SIZE)
     store = KVStore(net.kv_shape, 2 * per_row, _PAGE_SIZE, net.dtype, net.device)
     sequences = [
-        Sequence(str(row), Encoded(tuple(ids[:prompt])), Sampling(1, 0), pages=list(range(row, 2 * per_row, 2)))
+        TokenSequence(str(row), Encoded(tuple(ids[:prompt])), Sampling(1, 0), pages=list(range(row, 2 * per_row, 2)))
         for row, ids in enumerate(rows)
     ]
     part = prompt // 2

@@ -5,8 +5,7 @@ with rows whose one token goes to a page that no sequence owns. Each size is cap
 """
 
 import logging
-from collections.abc import Callable
-from collections.abc import Sequence as Rows
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -60,7 +59,7 @@ class DecodeGraphs:
             replay, (states, logits) = capture(self._forward(net, store, kernel, size))
             self._graphs[size] = _Graph(replay, states, logits)
 
-    def decode(self, slices: Rows[Slice]) -> tuple[Tensor, Tensor] | None:
+    def decode(self, slices: Sequence[Slice]) -> tuple[Tensor, Tensor] | None:
         """States [B, hidden] and logits [B, vocab] of each slice's token, which hold until the next call.
 
         None for a step that does anything but decode, or has more rows than any graph.
@@ -73,7 +72,7 @@ class DecodeGraphs:
         graph.replay()
         return graph.states[: len(slices)], graph.logits[: len(slices)]
 
-    def _load(self, slices: Rows[Slice], size: int) -> None:
+    def _load(self, slices: Sequence[Slice], size: int) -> None:
         """Fill the input of `size` rows. Pinned memory is not used again before the copy out of it is done."""
         num_padding = size - len(slices)
         nobody = (0, 0, self._spare_page * self._page_size, 1, 0)

@@ -4,7 +4,7 @@ Tokens are characters (code points). The answer repeats the prompt until it is t
 a prompt that contains the word `eos` ends where the prompt does.
 """
 
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 
 from shared.errors import FleetError
 from shared.messages import (
@@ -34,7 +34,7 @@ from worker.runners.base import (
     encode_text,
     text_task,
 )
-from worker.sequence import Classified, Encoded, EncodedText, Pooled, Sampled, Scores, Sequence, Slice, StepResult
+from worker.sequence import Classified, Encoded, EncodedText, Pooled, Sampled, Scores, Slice, StepResult, TokenSequence
 
 EOS = 0
 HIDDEN = 8
@@ -82,13 +82,13 @@ class Echo:
         context = _ids(task.context, "prompts") or (EOS,)
         return encode_score(context, continuations, self.spec.context_window)
 
-    def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
+    def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         return [_answer(part) for part in slices]
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: TokenSequence) -> None:
         return
 
-    def decode(self, token_ids: Rows[int]) -> str:
+    def decode(self, token_ids: Sequence[int]) -> str:
         return "".join("\ufffd" if token in _SURROGATES else chr(token) for token in token_ids if token != EOS)
 
 
@@ -108,14 +108,14 @@ def _ids(prompt: Prompt, field: str) -> tuple[int, ...]:
     return given if given is not None else tuple(map(ord, str(text)))
 
 
-def _say(sequence: Sequence) -> Sampled:
+def _say(sequence: TokenSequence) -> Sampled:
     sampling, token = sequence.sampling, _next(sequence)
     if sampling is None or sampling.logprobs is None:
         return Sampled(token)
     return Sampled(token, TokenLogprob(0.0, top=((token, "", 0.0),) if sampling.logprobs else ()))
 
 
-def _next(sequence: Sequence) -> int:
+def _next(sequence: TokenSequence) -> int:
     prompt, spoken = sequence.encoded.prompt_ids, len(sequence.output_ids)
     may_end = sequence.sampling is not None and spoken >= sequence.sampling.min_tokens
     if may_end and spoken >= len(prompt) and "eos" in "".join(map(chr, prompt)):
@@ -123,7 +123,7 @@ def _next(sequence: Sequence) -> int:
     return prompt[spoken % len(prompt)]
 
 
-def _pool(ids: Rows[int]) -> Pooled:
+def _pool(ids: Sequence[int]) -> Pooled:
     """A token's state is a one among zeros, at its id modulo the number of units."""
     return Pooled([float(sum(token % HIDDEN == unit for token in ids)) for unit in range(HIDDEN)], len(ids))
 

@@ -5,8 +5,7 @@ alone: a network that padding disturbs is refused.
 """
 
 import math
-from collections.abc import Iterable
-from collections.abc import Sequence as Rows
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from worker.models.weights import NO_NETWORK, load_tokenizer, read_config
 from worker.runners.allocation import tells_out_of_memory
 from worker.runners.base import RunnerOptions, RunnerSpec
 from worker.sampler import broken
-from worker.sequence import Classified, Encoded, EncodedText, Sequence, Slice, StepResult
+from worker.sequence import Classified, Encoded, EncodedText, Slice, StepResult, TokenSequence
 from worker.states import pooled
 from worker.vocabulary import Vocabulary
 
@@ -82,15 +81,15 @@ class EncoderRunner:
         num_unpooled = min(self._num_unpooled, len(encoded.prompt_ids) - 1)
         return EncodedSentence(**{**vars(encoded), "num_unpooled": num_unpooled})
 
-    def decode(self, token_ids: Rows[int]) -> str:
+    def decode(self, token_ids: Sequence[int]) -> str:
         return self._vocabulary.decode(token_ids)
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: TokenSequence) -> None:
         return
 
     @tells_out_of_memory
     @torch.inference_mode()
-    def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
+    def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         """All texts, those of like length together."""
         results: list[StepResult | FleetError] = [None] * len(slices)
         texts = [part.sequence.encoded for part in slices]
@@ -103,7 +102,7 @@ class EncoderRunner:
                     results[place] = result
         return results
 
-    def _pool(self, texts: Rows[Encoded]) -> list[StepResult | FleetError]:
+    def _pool(self, texts: Sequence[Encoded]) -> list[StepResult | FleetError]:
         states = last_states(self._model, [text.prompt_ids for text in texts], self._pad_id)
         if self._sentence is None:
             return [pooled(own, self.spec.name) for own in states]
@@ -115,7 +114,7 @@ class EncoderRunner:
         num_unpooled = text.num_unpooled if isinstance(text, EncodedSentence) else 0
         return pooled(self._sentence.vector(states, num_unpooled)[None], self.spec.name)
 
-    def _classify(self, texts: Rows[Encoded]) -> list[StepResult | FleetError]:
+    def _classify(self, texts: Sequence[Encoded]) -> list[StepResult | FleetError]:
         logits = class_logits(self._model, [text.prompt_ids for text in texts], self._pad_id)
         return [self._labels(row, text) for row, text in zip(scores_of(logits, self._model.config), texts, strict=True)]
 
@@ -128,13 +127,13 @@ class EncoderRunner:
         return Classified(tuple(sorted(labels, key=lambda label: -label.score)[: text.top_k]))
 
 
-def last_states(model: PreTrainedModel, rows: Rows[Ids], pad_id: int) -> list[Tensor]:
+def last_states(model: PreTrainedModel, rows: Sequence[Ids], pad_id: int) -> list[Tensor]:
     """Last hidden states [N, hidden] of each row."""
     states: Tensor = model.base_model(**_padded(rows, pad_id, model.device)).last_hidden_state
     return [states[at, : len(row)] for at, row in enumerate(rows)]
 
 
-def class_logits(model: PreTrainedModel, rows: Rows[Ids], pad_id: int) -> Tensor:
+def class_logits(model: PreTrainedModel, rows: Sequence[Ids], pad_id: int) -> Tensor:
     """[B, labels] in float32."""
     logits: Tensor = model(**_padded(rows, pad_id, model.device)).logits
     return logits.float()
@@ -152,7 +151,7 @@ def scores_of(logits: Tensor, config: PretrainedConfig) -> list[list[float]]:
     return rows
 
 
-def _padded(rows: Rows[Ids], pad_id: int, device: torch.device) -> dict[str, Tensor]:
+def _padded(rows: Sequence[Ids], pad_id: int, device: torch.device) -> dict[str, Tensor]:
     width = max(map(len, rows))
     ids = [[*row, *[pad_id] * (width - len(row))] for row in rows]
     mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]

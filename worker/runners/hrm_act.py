@@ -7,7 +7,7 @@ Scoring: `strict` runs one row per continuation token, which is the generation d
 bidirectional; `aios_compat` is upstream's one pass that sees the continuation (X18).
 """
 
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from worker.runners.hrm_act_causal import ActCausalNet
 from worker.runners.paged import PagedRunner
 from worker.sampler import sample
 from worker.scoring import score_slices
-from worker.sequence import Encoded, Sequence, Slice, StepResult
+from worker.sequence import Encoded, Slice, StepResult, TokenSequence
 from worker.states import pooled
 from worker.vocabulary import Vocabulary
 
@@ -53,15 +53,15 @@ class ActRunner:
     def encode(self, task: Task) -> Encoded:
         return self._language.encode(text_task(task), self.spec.context_window)
 
-    def decode(self, token_ids: Rows[int]) -> str:
+    def decode(self, token_ids: Sequence[int]) -> str:
         return self._language.decode(token_ids)
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: TokenSequence) -> None:
         return
 
     @tells_out_of_memory
     @torch.inference_mode()
-    def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
+    def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         results: list[StepResult | FleetError] = [None] * len(slices)
         scored = [index for index, part in enumerate(slices) if part.continuations]
         if scored:
@@ -101,11 +101,11 @@ class ActRunner:
         ]
         return [(row, len(row) - 1) for row in rows]
 
-    def _last_logits(self, rows: Rows[tuple[int, ...]]) -> Tensor:
+    def _last_logits(self, rows: Sequence[tuple[int, ...]]) -> Tensor:
         """Logits [B, vocab] at the last token of each row."""
         return self._model.logits(self._states([(row, len(row) - 1) for row in rows]))
 
-    def _states(self, wanted: Rows[_Place]) -> Tensor:
+    def _states(self, wanted: Sequence[_Place]) -> Tensor:
         """High-level states [N, hidden] at places of rows. Each distinct row runs once, beside others as long."""
         numbers: dict[tuple[int, ...], list[int]] = {}
         for number, (row, _) in enumerate(wanted):
@@ -118,7 +118,7 @@ class ActRunner:
                 found |= zip(numbers[row], picked, strict=True)
         return torch.stack([found[number] for number in range(len(wanted))])
 
-    def _settle(self, rows: Rows[tuple[int, ...]]) -> Tensor:
+    def _settle(self, rows: Sequence[tuple[int, ...]]) -> Tensor:
         """High-level states [B, N, hidden] of each row at the segment in which it halts."""
         lengths = torch.tensor([len(ids) for ids in rows], device=self._device)
         width = int(lengths.max())

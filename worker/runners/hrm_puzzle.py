@@ -6,8 +6,7 @@ q_halt exceeds its q_continue. A request may set both for itself.
 """
 
 import math
-from collections.abc import Mapping
-from collections.abc import Sequence as Rows
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from worker.puzzles import PuzzleKind
 from worker.runners.allocation import tells_out_of_memory
 from worker.runners.base import RunnerOptions, RunnerSpec
 from worker.sampler import broken
-from worker.sequence import Encoded, Sequence, Slice, Solved, StepResult
+from worker.sequence import Encoded, Slice, Solved, StepResult, TokenSequence
 
 _LONGEST_RUN = 4
 """How many times the trained number of segments a request may ask for: more may help, without end it would not."""
@@ -73,16 +72,16 @@ class PuzzleRunner:
         may_halt = (task.halt or self._halt) == "q_halt"
         return EncodedPuzzle(cells, identifier=identifier, max_steps=max_steps, may_halt=may_halt)
 
-    def decode(self, token_ids: Rows[int]) -> str:
+    def decode(self, token_ids: Sequence[int]) -> str:
         """Nothing: an answer is a grid, which comes with the last step's result."""
         return ""
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: TokenSequence) -> None:
         self._progress.pop(sequence.key, None)
 
     @tells_out_of_memory
     @torch.inference_mode()
-    def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
+    def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         """One segment for every row. Progress is noted last: a step that raised may be repeated for fewer rows."""
         batch = [part.sequence for part in slices]
         puzzles = [_puzzle(item) for item in batch]
@@ -105,7 +104,7 @@ class PuzzleRunner:
         z_h, z_l = self._model.initial_carry(1)
         return _Progress(z_h[0], z_l[0], 0)
 
-    def _segment(self, puzzles: Rows[EncodedPuzzle], before: Rows[_Progress]) -> SegmentOutput:
+    def _segment(self, puzzles: Sequence[EncodedPuzzle], before: Sequence[_Progress]) -> SegmentOutput:
         device = self._model.H_init.device
         ids = torch.tensor([puzzle.prompt_ids for puzzle in puzzles], device=device)
         identifiers = torch.tensor([puzzle.identifier for puzzle in puzzles], device=device)
@@ -113,7 +112,7 @@ class PuzzleRunner:
         return self._model.forward_segment(ids, identifiers, carry)
 
     def _answers(
-        self, out: SegmentOutput, steps: Rows[int], wants_halt: Rows[bool], rows: Rows[int]
+        self, out: SegmentOutput, steps: Sequence[int], wants_halt: Sequence[bool], rows: Sequence[int]
     ) -> list[Solved | FleetError]:
         """What each of `rows`, which are over, has to say; a state that once was no number still is none."""
         if not rows:
@@ -145,7 +144,7 @@ class PuzzleRunner:
         return identifier or 0
 
 
-def _puzzle(sequence: Sequence) -> EncodedPuzzle:
+def _puzzle(sequence: TokenSequence) -> EncodedPuzzle:
     assert isinstance(sequence.encoded, EncodedPuzzle)
     return sequence.encoded
 

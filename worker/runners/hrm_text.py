@@ -5,8 +5,7 @@ count is taken from the tensors, because exporters write it in three different w
 """
 
 import logging
-from collections.abc import Callable
-from collections.abc import Sequence as Rows
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,7 +140,7 @@ class HrmTextLanguage:
             return self._prompt(task.prompt, None, "prompt")[0]
         return self._ids(task.prompt, "prompt", raw=self._condition == RAW)
 
-    def decode(self, token_ids: Rows[int]) -> str:
+    def decode(self, token_ids: Sequence[int]) -> str:
         return self._vocabulary.decode(token_ids)
 
     def _prompt(self, prompt: Prompt, asked: str | None, field: str) -> tuple[tuple[int, ...], int]:

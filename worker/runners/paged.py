@@ -1,7 +1,7 @@
 """The runner of every mechanism with keys and values: one flat forward over a `Net` a step, tokens by a `Language`."""
 
 import logging
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, Protocol
 
@@ -26,7 +26,7 @@ from worker.runners.decode_graphs import DecodeGraphs, capture_decoding
 from worker.runners.net import Net
 from worker.sampler import broken, sample
 from worker.scoring import score_slices
-from worker.sequence import Encoded, Sampled, Sequence, Slice, StepResult
+from worker.sequence import Encoded, Sampled, Slice, StepResult, TokenSequence
 from worker.states import pooled
 
 logger = logging.getLogger("aios.paged")
@@ -39,7 +39,7 @@ class Language(Protocol):
 
     def encode(self, task: TextTask, window: int) -> Encoded: ...
 
-    def decode(self, token_ids: Rows[int]) -> str: ...
+    def decode(self, token_ids: Sequence[int]) -> str: ...
 
 
 class PagedRunner:
@@ -86,15 +86,15 @@ class PagedRunner:
     def encode(self, task: Task) -> Encoded:
         return self._language.encode(text_task(task), self.spec.context_window)
 
-    def decode(self, token_ids: Rows[int]) -> str:
+    def decode(self, token_ids: Sequence[int]) -> str:
         return self._language.decode(token_ids)
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: TokenSequence) -> None:
         return
 
     @tells_out_of_memory
     @torch.inference_mode()
-    def step(self, slices: Rows[Slice]) -> list[StepResult | FleetError]:
+    def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         """Compute all slices in one forward. A step that raised may be repeated with fewer of them."""
         self._copy_pages(slices)
         results: list[StepResult | FleetError] = [None] * len(slices)
@@ -107,7 +107,7 @@ class PagedRunner:
         quarantine.clear(self._store, failed, self.spec.page_size)
         return results
 
-    def _compute(self, slices: Rows[Slice], results: list[StepResult | FleetError]) -> None:
+    def _compute(self, slices: Sequence[Slice], results: list[StepResult | FleetError]) -> None:
         """A step of any kind, into `results`. Parts of prompts say nothing: here they fail if they are no numbers."""
         size, net = self.spec.page_size, self._net
         batch = BatchBuilder(size, net.device, net.is_prefix, self.kernel, self._is_tiled).build(slices)
@@ -124,10 +124,10 @@ class PagedRunner:
 
     def _sample(
         self,
-        samplers: Rows[int],
+        samplers: Sequence[int],
         states: Tensor,
         logits: Tensor,
-        slices: Rows[Slice],
+        slices: Sequence[Slice],
         results: list[StepResult | FleetError],
     ) -> None:
         """Tokens for the slices that `samplers` lists, by their rows of `states` and `logits`, into `results`."""
@@ -138,7 +138,9 @@ class PagedRunner:
         for index, item in zip(samplers, chosen, strict=True):
             results[index] = item
 
-    def _score(self, batch: Batch, hidden: Tensor, slices: Rows[Slice], results: list[StepResult | FleetError]) -> None:
+    def _score(
+        self, batch: Batch, hidden: Tensor, slices: Sequence[Slice], results: list[StepResult | FleetError]
+    ) -> None:
         if not batch.scored:
             return
         states, parts = hidden[batch.predictors], [slices[index] for index in batch.scored]
@@ -146,7 +148,7 @@ class PagedRunner:
         for index, result in zip(batch.scored, scores, strict=True):
             results[index] = result
 
-    def _copy_pages(self, slices: Rows[Slice]) -> None:
+    def _copy_pages(self, slices: Sequence[Slice]) -> None:
         """Give sequences that go on in the middle of a shared page a copy of their own."""
         size = self.spec.page_size
         starting = [part.sequence for part in slices if part.sequence.source_page is not None]
