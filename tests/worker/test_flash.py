@@ -3,7 +3,7 @@
 On a GPU, `test_gpu_decode.py` asks the same of the real ones.
 """
 
-from collections.abc import Callable, TokenSequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from worker.runners import decode_graphs
 from worker.runners.decode_graphs import DecodeGraphs, batch_sizes
 from worker.runners.paged import PagedRunner
 from worker.sequence import Encoded, Slice
-from worker.sequence import TokenSequence as Row
+from worker.sequence import TokenSequence
 
 CPU = torch.device("cpu")
 
@@ -93,7 +93,7 @@ def test_pure_decoding_is_replayed_and_nothing_else(model: tuple[str, Path], mon
     runner, answers = load(model), []
     real = DecodeGraphs.decode
 
-    def spy(self: DecodeGraphs, slices: TokenSequence[Slice]) -> tuple[Tensor, Tensor] | None:
+    def spy(self: DecodeGraphs, slices: Sequence[Slice]) -> tuple[Tensor, Tensor] | None:
         answers.append(real(self, slices))
         return answers[-1]
 
@@ -116,7 +116,7 @@ def test_padding_touches_no_page_of_a_sequence(model: tuple[str, Path], monkeypa
             for pool in store.pool(slot):
                 pool.normal_()
         before = store._keys.clone()
-        rows = [Row(str(n), Encoded((5, 6, 7, 8, 9, 10), 9), Sampling(max_tokens=9, seed=0)) for n in range(3)]
+        rows = [TokenSequence(str(n), Encoded((5, 6, 7, 8, 9, 10), 9), Sampling(max_tokens=9, seed=0)) for n in range(3)]
         for row, pages, computed in zip(rows, ([9, 2], [0, 31], [5, 7]), (5, 5, 5), strict=True):
             row.pages, row.num_computed = pages, computed
         answer = decoder.decode([Slice(row, 1) for row in rows])
@@ -290,7 +290,7 @@ def test_packed_tensors_come_out_as_they_went_in() -> None:
 def test_no_tensor_of_a_step_stays_behind() -> None:
     """Everything of a batch, whichever span it is in, goes to the device with the rest, shapes and types unchanged."""
     decoding, prompt, scoring = (
-        Row(name, Encoded((5, 6, 7, 8, 9), 4, continuations), sampling, pages=[0, 1], num_computed=computed)
+        TokenSequence(name, Encoded((5, 6, 7, 8, 9), 4, continuations), sampling, pages=[0, 1], num_computed=computed)
         for name, continuations, sampling, computed in (
             ("decodes", (), Sampling(max_tokens=4, seed=0), 4),
             ("starts", (), Sampling(max_tokens=4, seed=0), 0),

@@ -1,6 +1,6 @@
 """On a GPU: attention in place, decode graphs and compiled layers in half precision, against what needs none."""
 
-from collections.abc import TokenSequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from worker.models.hrm_text import HrmTextModel
 from worker.registry import load_runner
 from worker.runners.paged import PagedRunner
 from worker.sequence import Encoded, Slice
-from worker.sequence import TokenSequence as Row
+from worker.sequence import TokenSequence
 
 pytestmark = [
     pytest.mark.gpu,
@@ -78,7 +78,7 @@ def greedy(text: str, max_tokens: int) -> Generate:
     return Generate(text, Sampling(max_tokens=max_tokens, seed=0, temperature=0.0))
 
 
-def rows(runner: PagedRunner, lengths: TokenSequence[int]) -> list[Slice]:
+def rows(runner: PagedRunner, lengths: Sequence[int]) -> list[Slice]:
     """Decoding rows whose pages are shuffled, and a store full of noise."""
     generator = torch.Generator().manual_seed(0)
     order = iter(torch.randperm(runner.spec.num_pages, generator=generator).tolist())
@@ -89,7 +89,7 @@ def rows(runner: PagedRunner, lengths: TokenSequence[int]) -> list[Slice]:
     slices = []
     for number, length in enumerate(lengths):
         ids = tuple(torch.randint(4, VOCABULARY, (length,), generator=generator).tolist())
-        row = Row(str(number), Encoded(ids, 8), Sampling(max_tokens=8, seed=0), num_computed=length - 1)
+        row = TokenSequence(str(number), Encoded(ids, 8), Sampling(max_tokens=8, seed=0), num_computed=length - 1)
         row.pages = [next(order) for _ in range(-(-length // runner.spec.page_size))]
         slices.append(Slice(row, 1))
     return slices
