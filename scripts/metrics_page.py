@@ -4,7 +4,7 @@ python -m scripts.metrics_page    # after a metric was added or changed; a test 
 """
 
 from scripts.generated_pages import code, page_with, table_of
-from shared.metric_kinds import Listed, Sheet
+from shared.metric_kinds import MetricInfo, MetricSheet
 from shared.metrics import JanitorMetrics, Metrics, WorkerMetrics
 from shared.model_load import NUMBERS
 from shared.settings import REPO_ROOT
@@ -14,7 +14,7 @@ METRICS_MARK = "metrics: made by python -m scripts.metrics_page"
 NUMBERS_MARK = "numbers: made by python -m scripts.metrics_page"
 
 
-def roles() -> dict[str, Sheet]:
+def roles() -> dict[str, MetricSheet]:
     """Return the metrics of each kind of process."""
     return {
         "front": Metrics().sheet,
@@ -24,7 +24,7 @@ def roles() -> dict[str, Sheet]:
 
 
 def metrics_table() -> str:
-    found: dict[str, Listed] = {}
+    found: dict[str, MetricInfo] = {}
     told_by: dict[str, list[str]] = {}
     for role, sheet in roles().items():
         for metric in sheet.listed:

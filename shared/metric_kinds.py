@@ -26,7 +26,7 @@ Source = Counter | Gauge | Histogram | Collector
 
 
 @dataclass(frozen=True)
-class Listed:
+class MetricInfo:
     """A metric as it is exported: a counter's name ends in `_total`."""
 
     name: str
@@ -35,12 +35,12 @@ class Listed:
     meaning: str
 
 
-class Sheet:
+class MetricSheet:
     """The metrics of one process, as a list and as a registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.listed: list[Listed] = []
+        self.listed: list[MetricInfo] = []
 
     def counter(self, name: str, meaning: str, *labels: str) -> Counter:
         self._list(name, "counter", labels, meaning)
@@ -54,11 +54,11 @@ class Sheet:
         self._list(name, "histogram", labels, meaning)
         return Histogram(name, meaning, labels, buckets=bounds, registry=self.registry)
 
-    def told(self, name: str, kind: Literal["counter", "gauge"], meaning: str, *labels: str) -> "Told":
-        return self._add(Told(self._list(name, kind, labels, meaning)))
+    def told(self, name: str, kind: Literal["counter", "gauge"], meaning: str, *labels: str) -> "CollectedMetric":
+        return self._add(CollectedMetric(self._list(name, kind, labels, meaning)))
 
-    def told_spread(self, name: str, meaning: str, *labels: str) -> "ToldSpread":
-        return self._add(ToldSpread(self._list(name, "histogram", labels, meaning)))
+    def collected_histogram(self, name: str, meaning: str, *labels: str) -> "CollectedHistogram":
+        return self._add(CollectedHistogram(self._list(name, "histogram", labels, meaning)))
 
     def alias(
         self,
@@ -79,8 +79,8 @@ class Sheet:
         """The exposition text, of type `CONTENT_TYPE` in `shared.metrics`."""
         return generate_latest(self.registry)
 
-    def _list(self, name: str, kind: Kind, labels: tuple[str, ...], meaning: str) -> Listed:
-        listed = Listed(name, kind, labels, meaning)
+    def _list(self, name: str, kind: Kind, labels: tuple[str, ...], meaning: str) -> MetricInfo:
+        listed = MetricInfo(name, kind, labels, meaning)
         self.listed.append(listed)
         return listed
 
@@ -89,10 +89,10 @@ class Sheet:
         return collector
 
 
-class Told(Collector):
+class CollectedMetric(Collector):
     """A counter or gauge whose values are read when somebody asks: `read` answers a number for each set of labels."""
 
-    def __init__(self, listed: Listed) -> None:
+    def __init__(self, listed: MetricInfo) -> None:
         self._listed = listed
         self.read: Callable[[], Values] = dict
 
@@ -108,10 +108,10 @@ class Told(Collector):
         yield family
 
 
-class ToldSpread(Collector):
+class CollectedHistogram(Collector):
     """A histogram that is kept as a `BucketHistogram` for each set of labels."""
 
-    def __init__(self, listed: Listed) -> None:
+    def __init__(self, listed: MetricInfo) -> None:
         self._listed = listed
         self.read: Callable[[], BucketHistograms] = dict
 
@@ -124,7 +124,7 @@ class ToldSpread(Collector):
 
 class _Alias(Collector):
     def __init__(
-        self, listed: Listed, source: Source, labels: Mapping[str, str], where: Callable[[Mapping[str, str]], bool]
+        self, listed: MetricInfo, source: Source, labels: Mapping[str, str], where: Callable[[Mapping[str, str]], bool]
     ) -> None:
         self._listed, self._source, self._labels, self._where = listed, source, labels, where
 

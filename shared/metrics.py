@@ -7,7 +7,7 @@ docs/metrics.md is made of both lists by `python -m scripts.metrics_page`.
 
 from shared.errors import codes_from
 from shared.histogram import BucketHistogram
-from shared.metric_kinds import Listed, Sheet, Told
+from shared.metric_kinds import CollectedMetric, MetricInfo, MetricSheet
 from shared.model_load import NUMBERS
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -18,36 +18,42 @@ _TOKEN_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 class ProcessMetrics:
     """What fronts and workers tell of themselves."""
 
-    def __init__(self, sheet: Sheet) -> None:
-        self.redis_calls = sheet.told_spread("aios_redis_call_seconds", "Round trips of scripts to Redis.", "call")
+    def __init__(self, sheet: MetricSheet) -> None:
+        self.redis_calls = sheet.collected_histogram(
+            "aios_redis_call_seconds", "Round trips of scripts to Redis.", "call"
+        )
         self.memory = sheet.told("aios_process_memory_bytes", "gauge", "Memory of the machine that the process holds.")
         self.started = sheet.told("aios_process_start_time_seconds", "gauge", "When the process began, in Unix time.")
         self.lag = sheet.told("aios_event_loop_lag_seconds", "gauge", "How late the event loop's last turn came.")
 
 
 _FLEET = {
-    "queue_depth": Listed("aios_queue_depth", "gauge", ("model", "state"), "Jobs, queued and running."),
-    "waiting": Listed("aios_queue_waiting", "gauge", ("model", "class"), "Jobs that wait."),
-    "oldest": Listed("aios_queue_oldest_seconds", "gauge", ("model", "class"), "How long the oldest job has waited."),
-    "work_seconds": Listed(
+    "queue_depth": MetricInfo("aios_queue_depth", "gauge", ("model", "state"), "Jobs, queued and running."),
+    "waiting": MetricInfo("aios_queue_waiting", "gauge", ("model", "class"), "Jobs that wait."),
+    "oldest": MetricInfo(
+        "aios_queue_oldest_seconds", "gauge", ("model", "class"), "How long the oldest job has waited."
+    ),
+    "work_seconds": MetricInfo(
         "aios_queue_work_seconds",
         "gauge",
         ("model", "class"),
         "Cost of the jobs that wait, divided by what the live workers get done in a second.",
     ),
-    "queue_bytes": Listed("aios_queue_bytes", "gauge", ("model",), "Bytes of the jobs that wait."),
-    "work_rate": Listed(
+    "queue_bytes": MetricInfo("aios_queue_bytes", "gauge", ("model",), "Bytes of the jobs that wait."),
+    "work_rate": MetricInfo(
         "aios_work_per_second",
         "gauge",
         ("model",),
         "Cost that the live workers get done in a second when busy.",
     ),
-    "dead_jobs": Listed("aios_dead_jobs", "gauge", (), "Jobs given up because their workers crashed."),
-    "workers": Listed("aios_workers", "gauge", ("pool", "state"), "Workers alive."),
-    "model_workers": Listed("aios_model_workers", "gauge", ("model", "pool"), "Workers that are ready for the model."),
-    "active_models": Listed("aios_active_models", "gauge", (), "Models that some worker is ready for."),
-    "memory": Listed("aios_workers_memory_bytes", "gauge", ("kind",), "Memory of all workers: `host` or `device`."),
-    "redis_up": Listed("aios_redis_up", "gauge", (), "1 when Redis answered this front just now, 0 when not."),
+    "dead_jobs": MetricInfo("aios_dead_jobs", "gauge", (), "Jobs given up because their workers crashed."),
+    "workers": MetricInfo("aios_workers", "gauge", ("pool", "state"), "Workers alive."),
+    "model_workers": MetricInfo(
+        "aios_model_workers", "gauge", ("model", "pool"), "Workers that are ready for the model."
+    ),
+    "active_models": MetricInfo("aios_active_models", "gauge", (), "Models that some worker is ready for."),
+    "memory": MetricInfo("aios_workers_memory_bytes", "gauge", ("kind",), "Memory of all workers: `host` or `device`."),
+    "redis_up": MetricInfo("aios_redis_up", "gauge", (), "1 when Redis answered this front just now, 0 when not."),
 }
 """Gauges of the whole fleet, by the key under which `shared/fleet/sums.py` and `api/exporter.py` have their values."""
 
@@ -55,8 +61,8 @@ _FLEET = {
 class FleetMetrics:
     """What every front tells of the whole fleet, read from Redis as it is asked for. All are in `by_name`."""
 
-    def __init__(self, sheet: Sheet) -> None:
-        self.by_name: dict[str, Told] = {}
+    def __init__(self, sheet: MetricSheet) -> None:
+        self.by_name: dict[str, CollectedMetric] = {}
         for key, gauge in _FLEET.items():
             self.by_name[key] = sheet.told(gauge.name, "gauge", gauge.meaning, *gauge.labels)
         for key, number in NUMBERS.items():
@@ -65,7 +71,7 @@ class FleetMetrics:
                 self.by_name[key] = sheet.told(total.metric, "gauge", total.meaning, "model")
         self._add_aliases(sheet)
 
-    def _add_aliases(self, sheet: Sheet) -> None:
+    def _add_aliases(self, sheet: MetricSheet) -> None:
         """Names that others know these by (X10)."""
         told = self.by_name
         by_model = {"model": "model"}
@@ -79,7 +85,7 @@ class Metrics:
     """What a front counts and tells."""
 
     def __init__(self) -> None:
-        self.sheet = sheet = Sheet()
+        self.sheet = sheet = MetricSheet()
         self.registry = sheet.registry
         self.render = sheet.render
         self.process, self.fleet = ProcessMetrics(sheet), FleetMetrics(sheet)
@@ -119,7 +125,7 @@ class Metrics:
             "aios_ttft_seconds", "From a job's submission to its first token.", "model", bounds=_LATENCY_BOUNDS_S
         )
         self._gaps: dict[tuple[str, ...], BucketHistogram] = {}
-        inter_token = sheet.told_spread(
+        inter_token = sheet.collected_histogram(
             "aios_inter_token_seconds",
             "Between a job's events, divided by the tokens that came; once an event.",
             "model",
@@ -143,7 +149,7 @@ class Metrics:
         """To be added to with each event of a stream, so it is cheaper than the others."""
         return self._gaps.setdefault((model,), BucketHistogram(_TOKEN_BOUNDS_S))
 
-    def _add_aliases(self, sheet: Sheet) -> None:
+    def _add_aliases(self, sheet: MetricSheet) -> None:
         """Names that others know these by (X10)."""
         endpoint, ours = {"route": "endpoint"}, codes_from(500)
         sheet.alias("model_requests_total", self.requests, "C48: aios_http_requests_total.", endpoint)
@@ -162,7 +168,7 @@ class WorkerMetrics:
     """What a worker tells; `worker/metrics_reporter.py` reads it."""
 
     def __init__(self) -> None:
-        self.sheet = sheet = Sheet()
+        self.sheet = sheet = MetricSheet()
         self.render = sheet.render
         self.process = ProcessMetrics(sheet)
         told = sheet.told
@@ -170,9 +176,9 @@ class WorkerMetrics:
         self.silence = told(
             "aios_worker_silence_seconds", "gauge", "Since the engine last got on, if it has work to do."
         )
-        self.batch = sheet.told_spread("aios_worker_batch_rows", "Rows that a step computed together.", "model")
-        self.step = sheet.told_spread("aios_worker_step_seconds", "Time of a step.", "model")
-        self.by_model: dict[str, Told] = {}
+        self.batch = sheet.collected_histogram("aios_worker_batch_rows", "Rows that a step computed together.", "model")
+        self.step = sheet.collected_histogram("aios_worker_step_seconds", "Time of a step.", "model")
+        self.by_model: dict[str, CollectedMetric] = {}
         for name, number in NUMBERS.items():
             if number.metric is not None:
                 self.by_model[name] = told(number.metric, number.kind, number.meaning, "model")
@@ -192,7 +198,7 @@ class JanitorMetrics:
     """What the background role counts."""
 
     def __init__(self) -> None:
-        self.sheet = sheet = Sheet()
+        self.sheet = sheet = MetricSheet()
         self.registry = sheet.registry
         self.found = sheet.counter(
             "aios_janitor_found_total", "Things the janitor put right, by what they were.", "what"

@@ -10,7 +10,7 @@ from shared.broker import Broker
 from shared.errors import FleetError, codes_below
 from shared.janitor import Janitor
 from shared.messages import PRIORITIES
-from shared.metric_kinds import Listed
+from shared.metric_kinds import MetricInfo
 from shared.metrics import JanitorMetrics, Metrics, WorkerMetrics
 from shared.settings import REPO_ROOT
 from worker.metrics_reporter import STATES
@@ -33,7 +33,7 @@ def exported() -> dict[str, Series]:
     return {name: series for sheet in sheets for item in sheet.listed for name, series in _told(item).items()}
 
 
-def _told(item: Listed) -> dict[str, Series]:
+def _told(item: MetricInfo) -> dict[str, Series]:
     labels = TARGET | set(item.labels)
     if item.kind != "histogram":
         return {item.name: Series(item.kind, labels)}

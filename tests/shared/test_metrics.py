@@ -1,7 +1,7 @@
 """The list of metrics, and that its kinds tell what they should."""
 
 from shared.histogram import BucketHistogram
-from shared.metric_kinds import Listed, Sheet
+from shared.metric_kinds import MetricInfo, MetricSheet
 from shared.metrics import JanitorMetrics, Metrics, WorkerMetrics
 
 _ROLES = {"front": Metrics().sheet, "worker": WorkerMetrics().sheet, "jobs": JanitorMetrics().sheet}
@@ -30,13 +30,13 @@ def test_no_name_is_given_twice_in_one_process() -> None:
         assert len(set(names)) == len(names)
 
 
-def lines_of(sheet: Sheet) -> list[str]:
+def lines_of(sheet: MetricSheet) -> list[str]:
     return [line for line in sheet.render().decode().splitlines() if not line.startswith("#")]
 
 
 def test_told_values_are_read_when_somebody_asks() -> None:
-    sheet = Sheet()
-    told, spread = sheet.told("t_total", "counter", "T.", "a"), sheet.told_spread("s", "S.", "a")
+    sheet = MetricSheet()
+    told, spread = sheet.told("t_total", "counter", "T.", "a"), sheet.collected_histogram("s", "S.", "a")
     assert lines_of(sheet) == []
     own = BucketHistogram((1.0, 2.0))
     for value in (0.5, 1.0, 1.5, 3.0):
@@ -54,7 +54,7 @@ def test_told_values_are_read_when_somebody_asks() -> None:
 
 
 def test_an_alias_sums_over_what_it_does_not_name() -> None:
-    sheet = Sheet()
+    sheet = MetricSheet()
     counter = sheet.counter("c_total", "C.", "a", "b")
     timing = sheet.histogram("h", "H.", "a", bounds=(1.0,))
     sheet.alias("d_total", counter, "D.", {"a": "z"}, where=lambda labels: labels.get("b") != "no")
@@ -66,4 +66,4 @@ def test_an_alias_sums_over_what_it_does_not_name() -> None:
     lines = lines_of(sheet)
     assert {'d_total{z="1"} 2.0', 'd_total{z="2"} 1.0'} <= set(lines)
     assert {'i_bucket{le="1.0"} 2.0', 'i_bucket{le="+Inf"} 2.0', "i_count 2.0", "i_sum 1.0"} <= set(lines)
-    assert sheet.listed[2:] == [Listed("d_total", "counter", ("z",), "D."), Listed("i", "histogram", (), "I.")]
+    assert sheet.listed[2:] == [MetricInfo("d_total", "counter", ("z",), "D."), MetricInfo("i", "histogram", (), "I.")]

@@ -33,8 +33,7 @@ from worker.registry import load_runner
 from worker.runners import decode_graphs
 from worker.runners.decode_graphs import DecodeGraphs, batch_sizes
 from worker.runners.paged import PagedRunner
-from worker.sequence import Encoded, Slice
-from worker.sequence import TokenSequence
+from worker.sequence import Encoded, Slice, TokenSequence
 
 CPU = torch.device("cpu")
 
@@ -116,7 +115,9 @@ def test_padding_touches_no_page_of_a_sequence(model: tuple[str, Path], monkeypa
             for pool in store.pool(slot):
                 pool.normal_()
         before = store._keys.clone()
-        rows = [TokenSequence(str(n), Encoded((5, 6, 7, 8, 9, 10), 9), Sampling(max_tokens=9, seed=0)) for n in range(3)]
+        rows = [
+            TokenSequence(str(n), Encoded((5, 6, 7, 8, 9, 10), 9), Sampling(max_tokens=9, seed=0)) for n in range(3)
+        ]
         for row, pages, computed in zip(rows, ([9, 2], [0, 31], [5, 7]), (5, 5, 5), strict=True):
             row.pages, row.num_computed = pages, computed
         answer = decoder.decode([Slice(row, 1) for row in rows])

@@ -19,8 +19,7 @@ from worker.kv.store import KVShape, KVStore
 from worker.models.hrm_text import HrmTextModel
 from worker.registry import load_runner
 from worker.runners.paged import PagedRunner
-from worker.sequence import Encoded, Slice
-from worker.sequence import TokenSequence
+from worker.sequence import Encoded, Slice, TokenSequence
 
 pytestmark = [
     pytest.mark.gpu,

@@ -134,7 +134,7 @@ class SapientModel(nn.Module):
 
     def forward_segment(self, ids: Tensor, identifiers: Tensor, carry: Carry) -> SegmentOutput:
         """One ACT segment of the cells `ids` [B, seq_len] of puzzles known as `identifiers` [B], both int64."""
-        context, embedding = self._sight(ids.device), self._embed(ids, identifiers)
+        context, embedding = self._attention_context(ids.device), self._embed(ids, identifiers)
         z_h, z_l = carry
         for _ in range(self.config.h_cycles):
             for _ in range(self.config.l_cycles):
@@ -148,7 +148,7 @@ class SapientModel(nn.Module):
         out: Tensor = self.lm_head(z_h[:, self.config.puzzle_emb_len :])
         return out.float()
 
-    def _sight(self, device: torch.device) -> AttentionContext:
+    def _attention_context(self, device: torch.device) -> AttentionContext:
         config = self.config
         if config.pos_encoding == "learned":
             return AttentionContext(whole_rows(None), None)
