@@ -30,7 +30,7 @@ SMALL = HrmTextShape(512, 128, 256, 2, 64, 2, 2, 3, 11.3, 1024)
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """What is measured: `batches` of rows that decode behind `context` tokens, `prompts` that are computed at once."""
 
     shape: HrmTextShape
@@ -67,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", action="store_true", help="a tiny network, to see that the script runs")
     small = parser.parse_args(argv).small
-    plan = Plan(SMALL, 64, (1, 2), 2, 2, 2**20, 256) if small else Plan(XL, 512, (1, 16, 64), 8, 20, 2**31, 8192)
+    plan = (
+        BenchPlan(SMALL, 64, (1, 2), 2, 2, 2**20, 256) if small else BenchPlan(XL, 512, (1, 16, 64), 8, 20, 2**31, 8192)
+    )
     place = torch.device("cuda" if torch.cuda.is_available() or not small else "cpu")
     torch.manual_seed(0)
     device = print_device(place, plan)
@@ -98,7 +100,7 @@ def _ran(name: str, part: Callable[[], None]) -> bool:
     return True
 
 
-def print_device(place: torch.device, plan: Plan) -> Device:
+def print_device(place: torch.device, plan: BenchPlan) -> Device:
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else str(place)
     source = torch.empty(plan.copied_bytes, dtype=torch.uint8, device=place)
     target = torch.empty_like(source)
@@ -120,7 +122,7 @@ def random_model(shape: HrmTextShape, place: torch.device) -> HrmTextModel:
 
 
 def runner_for(
-    model: HrmTextModel, device: Device, plan: Plan, batch: int, *, compiled: bool, graphs: bool
+    model: HrmTextModel, device: Device, plan: BenchPlan, batch: int, *, compiled: bool, graphs: bool
 ) -> PagedRunner:
     plain = model.halves = PLAIN_HALVES
     net = hrm_text.HrmTextNet(model, device.place)
@@ -141,7 +143,7 @@ def runner_for(
     return PagedRunner("hrm-text", "random", net, Ids(), window, options)
 
 
-def rows(runner: PagedRunner, plan: Plan, count: int, num_computed: int) -> list[Slice]:
+def rows(runner: PagedRunner, plan: BenchPlan, count: int, num_computed: int) -> list[Slice]:
     """Sequences of `context` tokens with pages of their own, of which all but the last `num_computed` are to come."""
     per_row = -(-plan.context // runner.spec.page_size)
     generator = torch.Generator().manual_seed(0)
@@ -155,7 +157,7 @@ def rows(runner: PagedRunner, plan: Plan, count: int, num_computed: int) -> list
     return slices
 
 
-def print_decode(model: HrmTextModel, device: Device, plan: Plan, *, compiled: bool, graphs: bool) -> None:
+def print_decode(model: HrmTextModel, device: Device, plan: BenchPlan, *, compiled: bool, graphs: bool) -> None:
     runner = runner_for(model, device, plan, max(plan.batches), compiled=compiled, graphs=graphs)
     name = getattr(runner.kernel, "__name__", "none")
     print(f"  kernel over pages: {name}, graphs: {runner.has_graphs}")
@@ -171,7 +173,7 @@ def print_decode(model: HrmTextModel, device: Device, plan: Plan, *, compiled: b
         )
 
 
-def print_prefill(model: HrmTextModel, device: Device, plan: Plan, *, compiled: bool) -> None:
+def print_prefill(model: HrmTextModel, device: Device, plan: BenchPlan, *, compiled: bool) -> None:
     runner = runner_for(model, device, plan, plan.prompts, compiled=compiled, graphs=False)
     for count in (1, plan.prompts):
         slices = rows(runner, plan, count, 0)
@@ -185,7 +187,7 @@ def print_prefill(model: HrmTextModel, device: Device, plan: Plan, *, compiled: 
         )
 
 
-def decode_bytes(model: HrmTextModel, plan: Plan, batch: int) -> float:
+def decode_bytes(model: HrmTextModel, plan: BenchPlan, batch: int) -> float:
     """What a step must read: each stack once a pass, the head once, keys and values of every row."""
     shape, core = plan.shape, model.model
     low, high = (
@@ -196,7 +198,7 @@ def decode_bytes(model: HrmTextModel, plan: Plan, batch: int) -> float:
     return passes + model.lm_head.weight.numel() * 2 + batch * plan.context * kept
 
 
-def prefill_flops(plan: Plan, prompts: int) -> float:
+def prefill_flops(plan: BenchPlan, prompts: int) -> float:
     """Products with the weights and, in attention, of all pairs of a prompt's tokens; the head once a prompt."""
     shape = plan.shape
     width = shape.num_heads * shape.head_dim

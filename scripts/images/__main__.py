@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 
-from scripts.images.build import LAST_TARGET, STAND_IN, Plan, build, make_stand_in
+from scripts.images.build import LAST_TARGET, STAND_IN, BuildPlan, build, make_stand_in
 from scripts.images.engine import EngineError, find_engine
 from scripts.images.smoke import Report, try_image
 from shared.settings import REPO_ROOT
@@ -27,7 +27,7 @@ def main() -> int:
         base = STAND_IN if options.stand_in else options.base
         if options.stand_in and options.build:
             make_stand_in(engine)
-        plan = Plan(options.tag, base, options.torch_index, _revision())
+        plan = BuildPlan(options.tag, base, options.torch_index, _revision())
         for target in options.targets if options.build else ():
             build(engine, target, plan, os.environ)
         reports = [try_image(engine, target, options.tag) for target in options.targets] if options.smoke else []

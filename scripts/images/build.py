@@ -20,7 +20,7 @@ _PIP_OPTIONS = ("index-url", "extra-index-url", "trusted-host")
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuildPlan:
     """What all images of one call have in common; None leaves a choice to the Dockerfile."""
 
     tag: str
@@ -33,7 +33,7 @@ def image_name(target: str, tag: str) -> str:
     return f"{'' if target == LAST_TARGET else 'aios/'}{target}:{tag}"
 
 
-def build(engine: Engine, target: str, plan: Plan, env: Mapping[str, str]) -> None:
+def build(engine: Engine, target: str, plan: BuildPlan, env: Mapping[str, str]) -> None:
     """Build one image. Raises EngineError; the builder's own words are on stdout and stderr."""
     chosen = {"BASE": plan.base, "TORCH_INDEX_URL": plan.torch_index, "VERSION": plan.tag, "REVISION": plan.revision}
     words = [f"--build-arg={name}={value}" for name, value in chosen.items() if value is not None]

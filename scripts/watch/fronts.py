@@ -27,7 +27,7 @@ Buckets = Mapping[float, float]
 
 
 @dataclass(frozen=True)
-class EngineStats:
+class FrontCounts:
     """What a front has counted since it started: by counter, probes left out, and by (time, model)."""
 
     counters: Mapping[str, float] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class EngineStats:
 class Fronts:
     """One look at some fronts: each one's counts by its URL, and why the others told nothing."""
 
-    counts: Mapping[str, EngineStats]
+    counts: Mapping[str, FrontCounts]
     problems: Mapping[str, str]
 
 
@@ -56,11 +56,11 @@ def scrape(urls: Sequence[str]) -> Fronts:
     """Ask all of them at once."""
     with ThreadPoolExecutor(max_workers=max(1, len(urls))) as pool:
         answers = dict(zip(urls, pool.map(_ask, urls), strict=True))
-    counts = {url: answer for url, answer in answers.items() if isinstance(answer, EngineStats)}
+    counts = {url: answer for url, answer in answers.items() if isinstance(answer, FrontCounts)}
     return Fronts(counts, {url: answer for url, answer in answers.items() if isinstance(answer, str)})
 
 
-def _ask(url: str) -> EngineStats | str:
+def _ask(url: str) -> FrontCounts | str:
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/metrics", timeout=_TIMEOUT_S) as answer:
             return parse(answer.read().decode())
@@ -70,7 +70,7 @@ def _ask(url: str) -> EngineStats | str:
         return f"{getattr(error, 'reason', None) or error}" or type(error).__name__
 
 
-def parse(text: str) -> EngineStats:
+def parse(text: str) -> FrontCounts:
     """Prometheus's text format. Raises ValueError if it is something else."""
     counters: dict[str, float] = defaultdict(float)
     buckets: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)
@@ -81,7 +81,7 @@ def parse(text: str) -> EngineStats:
             elif sample.name in _BUCKETS:
                 series = buckets[_BUCKETS[sample.name], sample.labels["model"]]
                 series[float(sample.labels["le"])] = sample.value
-    return EngineStats(dict(counters), dict(buckets))
+    return FrontCounts(dict(counters), dict(buckets))
 
 
 def rates(before: Fronts, after: Fronts, elapsed_s: float) -> dict[str, float]:
@@ -123,7 +123,7 @@ def _size(buckets: Buckets) -> float:
     return buckets.get(float("inf"), 0.0)
 
 
-def _pairs(before: Fronts, after: Fronts) -> list[tuple[EngineStats, EngineStats]]:
+def _pairs(before: Fronts, after: Fronts) -> list[tuple[FrontCounts, FrontCounts]]:
     return [(before.counts[url], counts) for url, counts in after.counts.items() if url in before.counts]
 
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from scripts.watch.fronts import Counts, Fronts, latencies, parse, quantile, rates, scrape
+from scripts.watch.fronts import FrontCounts, Fronts, latencies, parse, quantile, rates, scrape
 from tests.api.echo_worker import EchoWorker
 from tests.api.fronts import in_memory, live
 
@@ -56,8 +56,8 @@ def test_quantiles_lie_between_a_buckets_bounds(share: float, seconds: float) ->
 
 
 def test_several_fronts_are_added_and_one_that_restarted_counts_anew() -> None:
-    def front(count: float, requests: float) -> Counts:
-        return Counts({"requests": requests}, {("ttft", "m"): {1.0: count, 2.0: count, INF: count}})
+    def front(count: float, requests: float) -> FrontCounts:
+        return FrontCounts({"requests": requests}, {("ttft", "m"): {1.0: count, 2.0: count, INF: count}})
 
     before = Fronts({"a": front(10, 100), "b": front(50, 500)}, {})
     after = Fronts({"a": front(12, 120), "b": front(2, 5), "c": front(9, 9)}, {})

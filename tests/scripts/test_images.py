@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scripts.images.__main__ import render
-from scripts.images.build import ExperimentPlan, build, image_name
+from scripts.images.build import BuildPlan, build, image_name
 from scripts.images.engine import Engine, EngineError, Image
 from scripts.images.smoke import Report
 
@@ -25,7 +25,7 @@ def noting(notes: Path, mounts_folders: bool = True) -> Engine:
 
 def test_an_index_and_its_password_go_in_as_a_secret_alone(tmp_path: Path) -> None:
     env = {"PIP_INDEX_URL": "https://me:pass@index.test/simple", "PIP_CERT": "/ca.pem", "PIP_FIND_LINKS": str(tmp_path)}
-    plan = ExperimentPlan("local", base="python:3.12-slim", torch_index="", revision="abc")
+    plan = BuildPlan("local", base="python:3.12-slim", torch_index="", revision="abc")
     build(noting(tmp_path / "notes"), "api", plan, env)
     notes = json.loads((tmp_path / "notes").read_text())
     assert notes["pip"].splitlines() == [
@@ -45,7 +45,7 @@ def test_an_index_and_its_password_go_in_as_a_secret_alone(tmp_path: Path) -> No
 
 
 def test_what_is_not_chosen_is_left_to_the_dockerfile(tmp_path: Path) -> None:
-    plan = ExperimentPlan("1.0", base=None, torch_index=None, revision="abc")
+    plan = BuildPlan("1.0", base=None, torch_index=None, revision="abc")
     build(noting(tmp_path / "notes", mounts_folders=False), "simplefoundation", plan, {"PIP_FIND_LINKS": str(tmp_path)})
     notes = json.loads((tmp_path / "notes").read_text())
     assert notes["pip"] == "[global]\n"
@@ -55,7 +55,7 @@ def test_what_is_not_chosen_is_left_to_the_dockerfile(tmp_path: Path) -> None:
 
 def test_a_failed_build_says_which() -> None:
     with pytest.raises(EngineError, match="building worker-cpu failed with status 1"):
-        build(Engine(("false",), ("false",)), "worker-cpu", ExperimentPlan("local", None, None, "abc"), {})
+        build(Engine(("false",), ("false",)), "worker-cpu", BuildPlan("local", None, None, "abc"), {})
 
 
 def test_names_are_those_that_compose_and_charts_use() -> None:
