@@ -1,4 +1,5 @@
-"""What pyproject.toml cannot say: the sample model, which lies outside of all packages, goes into the wheel."""
+"""What pyproject.toml cannot say: the sample model, which lies outside of all packages, goes into
+the wheel."""
 
 from pathlib import Path
 from shutil import copytree
@@ -8,7 +9,8 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithSample(build_py):
-    """The modules and their data, and the sample model as data of `shared`, where `shared.settings` looks for it."""
+    """The modules and their data, and the sample model as data of `shared`, where `shared.settings`
+    looks for it."""
 
     def run(self) -> None:
         super().run()

@@ -1,8 +1,9 @@
 """The front's process: `python -m api [flags]`.
 
-On SIGTERM or SIGINT it stops being ready, refuses new work, sends who waits to another front, and exits with 0 within
-two seconds. The jobs go on: any front can tell of them. Where Redis ends with the fleet nobody could: there it finishes
-what is in flight first, until the time is over. Who has no patience for that kills it, as its supervisor does.
+On SIGTERM or SIGINT it stops being ready, refuses new work, sends who waits to another front, and
+exits with 0 within two seconds. The jobs go on: any front can tell of them. Where Redis ends with
+the fleet nobody could: there it finishes what is in flight first, until the time is over. Who has
+no patience for that kills it, as its supervisor does.
 """
 
 import asyncio
@@ -38,7 +39,8 @@ log = logging.getLogger("aios.api")
 
 
 class Server(uvicorn.Server):
-    """Leaves signals to `serve`, which drains before it stops; says when it answers, to a supervisor too."""
+    """Leaves signals to `serve`, which drains before it stops; says when it answers, to a
+    supervisor too."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -65,15 +67,23 @@ async def _serve(settings: Settings, broker: Broker, tracing: Tracing) -> None:
     app = create_app(settings, broker, tracing)
     requires_key = await _requires_key(app.state.front)
     advise(on_open_door(settings.host, settings.port, requires_key=requires_key))
-    advise([*on_open_files(open_files_limit(), settings.max_queue_depth), *await redis_advice(broker)])
+    advise(
+        [*on_open_files(open_files_limit(), settings.max_queue_depth), *await redis_advice(broker)]
+    )
     server = Server(server_config(app, settings))
     signals: asyncio.Queue[str] = asyncio.Queue()
-    stopping = asyncio.create_task(_drain_on_signal(signals, server, app.state.front, settings.drain_s))
+    stopping = asyncio.create_task(
+        _drain_on_signal(signals, server, app.state.front, settings.drain_s)
+    )
     try:
-        with signals_call({name: partial(signals.put_nowait, name) for name in ("SIGTERM", "SIGINT")}):
+        with signals_call(
+            {name: partial(signals.put_nowait, name) for name in ("SIGTERM", "SIGINT")}
+        ):
             async with _telling(settings, app.state.front):
                 with open_port(settings, "port") as sockets:
-                    log.info("front starting", extra=fields(host=settings.host, port=port_of(sockets)))
+                    log.info(
+                        "front starting", extra=fields(host=settings.host, port=port_of(sockets))
+                    )
                     await server.serve(sockets)
             log.info("front stopped")
     finally:
@@ -81,7 +91,8 @@ async def _serve(settings: Settings, broker: Broker, tracing: Tracing) -> None:
 
 
 async def _requires_key(front: Front) -> bool:
-    """Return whether callers need a key. While Redis, which knows that, is away, nobody may call without."""
+    """Return whether callers need a key. While Redis, which knows that, is away, nobody may call
+    without."""
     try:
         return await front.auth.requires_key()
     except BrokerUnavailable:
@@ -89,8 +100,8 @@ async def _requires_key(front: Front) -> bool:
 
 
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    """How the server listens. The prefix of `root_path` is the app's own business (`api/paths.py`), because uvicorn
-    knows only proxies that strip it."""
+    """How the server listens. The prefix of `root_path` is the app's own business (`api/paths.py`),
+    because uvicorn knows only proxies that strip it."""
     return uvicorn.Config(
         app,
         host=settings.host,
@@ -121,7 +132,9 @@ async def _telling(settings: Settings, front: Front) -> AsyncIterator[None]:
         yield
 
 
-async def _drain_on_signal(signals: "asyncio.Queue[str]", server: Server, front: Front, time_s: float) -> None:
+async def _drain_on_signal(
+    signals: "asyncio.Queue[str]", server: Server, front: Front, time_s: float
+) -> None:
     log.info("front draining", extra=fields(signal=await signals.get()))
     front.draining.set()
     try:
@@ -139,7 +152,9 @@ def run(settings: Settings) -> int:
     configure_logging(settings.log_level, settings.log_format)
     tell_of_variables(settings)
     if chosen_style(settings.log_format) == "console":
-        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its start lines say what ours say
+        logging.getLogger("uvicorn.error").setLevel(
+            logging.WARNING
+        )  # its start lines say what ours say
     with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
         runner.run(serve(settings))
     return 0

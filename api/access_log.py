@@ -7,7 +7,8 @@ from api.timings import Timings
 
 
 def log_fields_of(request_state: RequestState) -> dict[str, Any]:
-    """The fields of the line, without those of HTTP; None for what there is not. Times are in milliseconds."""
+    """The fields of the line, without those of HTTP; None for what there is not. Times are in
+    milliseconds."""
     said: dict[str, Any] = {
         "request_id": request_state.request_id,
         "trace_id": request_state.trace_id,
@@ -23,12 +24,18 @@ def log_fields_of(request_state: RequestState) -> dict[str, Any]:
         "error": request_state.error,
     }
     if request_state.watch is not None:
-        said |= {"worker": request_state.watch.worker, "attempts": request_state.watch.attempts or None}
+        said |= {
+            "worker": request_state.watch.worker,
+            "attempts": request_state.watch.attempts or None,
+        }
         said |= _times(request_state.watch.timings(request_state.usage.completion_tokens))
     return said
 
 
 def _times(timings: Timings) -> dict[str, float | None]:
     seconds = {name: getattr(timings, f"{name}_s") for name in ("queue", "prefill", "decode")}
-    times = {f"{name}_ms": None if value is None else round(value * 1000, 1) for name, value in seconds.items()}
+    times = {
+        f"{name}_ms": None if value is None else round(value * 1000, 1)
+        for name, value in seconds.items()
+    }
     return times | {"tokens_per_s": timings.tokens_per_s}

@@ -47,7 +47,8 @@ class Admission:
         self._default_model = default_model
 
     async def resolve(self, name: str | None, task: TaskName) -> ModelInfo:
-        """The model for new work. Raises Draining, InvalidRequest (wrong task), ModelFailed and what `find` does."""
+        """The model for new work. Raises Draining, InvalidRequest (wrong task), ModelFailed and
+        what `find` does."""
         if self._draining.is_set():
             raise Draining("This server is shutting down.", retry_after_s=1)
         model = await self.find(name)
@@ -62,7 +63,8 @@ class Admission:
         return model
 
     async def find(self, name: str | None) -> ModelInfo:
-        """The model that `name` stands for, served or awaited; None and "local" stand for the default one.
+        """The model that `name` stands for, served or awaited; None and "local" stand for the
+        default one.
 
         Raises DeviceUnavailable, ModelNotFound, NoWorker.
         """
@@ -73,17 +75,27 @@ class Admission:
             raise DeviceUnavailable(obstacle, field="model")
         if name in fleet.catalogued and name not in fleet.models:
             return unseen(name, self.limits)
-        if name is not None and fleet.models and name not in fleet.models and name != self._default_model:
+        if (
+            name is not None
+            and fleet.models
+            and name not in fleet.models
+            and name != self._default_model
+        ):
             expected = "expected one of those that GET /v1/models lists"
             raise ModelNotFound(f"model: {name!r} does not exist; {expected}.", field="model")
         if name is None or name not in fleet.models:
             raise NoWorker("No worker has loaded a model yet.", retry_after_s=_RETRY_AFTER_S)
         if not fleet.may_serve(name, self.limits.absent_grace_s):
-            raise NoWorker(f"No worker that serves {name!r} is ready.", retry_after_s=_RETRY_AFTER_S)
+            raise NoWorker(
+                f"No worker that serves {name!r} is ready.", retry_after_s=_RETRY_AFTER_S
+            )
         return fleet.models[name]
 
-    async def submit(self, submit_request: SubmitRequest, quota: Quota) -> tuple[Request, list[Job]]:
-        """The request with its queued jobs, all or none; no jobs for one that came before with the same key.
+    async def submit(
+        self, submit_request: SubmitRequest, quota: Quota
+    ) -> tuple[Request, list[Job]]:
+        """The request with its queued jobs, all or none; no jobs for one that came before with the
+        same key.
 
         Raises what `Submissions.submit` does, and BrokerUnavailable when Redis does not answer.
         """
@@ -95,17 +107,23 @@ class Admission:
             async with redis_answers_in_time():
                 request = await asyncio.shield(submitting)
         except (TimeoutError, asyncio.CancelledError, *UNAVAILABLE) as error:
-            submitting.add_done_callback(lambda task: self._abandon(task, submit_request, name, jobs))
+            submitting.add_done_callback(
+                lambda task: self._abandon(task, submit_request, name, jobs)
+            )
             if isinstance(error, asyncio.CancelledError):
                 raise
             raise BrokerUnavailable("Redis did not take the request.", retry_after_s=1) from error
         return request, jobs if request.id == name else []
 
     def _abandon(
-        self, submitting: "asyncio.Task[Request]", submit_request: SubmitRequest, name: str, jobs: Sequence[Job]
+        self,
+        submitting: "asyncio.Task[Request]",
+        submit_request: SubmitRequest,
+        name: str,
+        jobs: Sequence[Job],
     ) -> None:
-        """Nobody will follow these jobs, which may be queued all the same, even if the answer was lost. They go on
-        where a key leads to them."""
+        """Nobody will follow these jobs, which may be queued all the same, even if the answer was
+        lost. They go on where a key leads to them."""
         if not submitting.cancelled() and isinstance(submitting.exception(), FleetError):
             return
         if not submit_request.key:
@@ -115,7 +133,8 @@ class Admission:
 
 
 def unseen(model_id: str, limits: Limits) -> ModelInfo:
-    """Return what is known of a model of the catalogue that no worker has seen yet: that it may come.
+    """Return what is known of a model of the catalogue that no worker has seen yet: that it may
+    come.
 
     Its tasks are not known, and which it serves is for its worker to say.
     """

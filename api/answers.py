@@ -30,9 +30,15 @@ from shared.requests import Request, state_of
 
 @redis_answers()
 async def attached(
-    front: Front, request: Request, caller: Caller, cursor: Cursor | None = None, *, stays: bool = True
+    front: Front,
+    request: Request,
+    caller: Caller,
+    cursor: Cursor | None = None,
+    *,
+    stays: bool = True,
 ) -> RequestFollower:
-    """Follow a request that somebody else has submitted; one who does not stay to the end is no follower.
+    """Follow a request that somebody else has submitted; one who does not stay to the end is no
+    follower.
 
     Raises JobNotFound, and InvalidRequest for a wrong cursor.
     """
@@ -56,7 +62,8 @@ def whole(endpoint: Endpoint, work: SubmittedWork, outcomes: Sequence[Outcome]) 
 
 
 async def timings_at_end(front: Front, work: SubmittedWork, usage: Usage) -> Timings | None:
-    """Of a request that has ended; None when Redis does not tell: an answer that is there does not depend on it."""
+    """Of a request that has ended; None when Redis does not tell: an answer that is there does not
+    depend on it."""
     try:
         async with redis_answers():
             snapshots = await front.requests.look(work.request)
@@ -86,10 +93,11 @@ def stream(
     *,
     with_timings: bool = False,
 ) -> Response:
-    """The frames of the request from its beginning, or from behind `seen`, in its endpoint's format or another one.
+    """The frames of the request from its beginning, or from behind `seen`, in its endpoint's format
+    or another one.
 
-    The headers tell what is known when the first frame comes. Timings are a comment behind the last one, if there may
-    be comments.
+    The headers tell what is known when the first frame comes. Timings are a comment behind the last
+    one, if there may be comments.
     """
     started: dict[int, Started] = {}
     renderer = endpoint.stream_renderer(follower.work)
@@ -114,4 +122,6 @@ def stream(
     def last_words(error: FleetError) -> bytes:
         return stream_format.frame(renderer.failed(problem_of(error)), "") + stream_format.end
 
-    return EventStream(frames(), stream_format, last_words, lambda: answer_headers(follower.work, started.values()))
+    return EventStream(
+        frames(), stream_format, last_words, lambda: answer_headers(follower.work, started.values())
+    )

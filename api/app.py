@@ -1,4 +1,5 @@
-"""The front as an ASGI app: its middleware and routes, listed as data, and the life of its Redis connections."""
+"""The front as an ASGI app: its middleware and routes, listed as data, and the life of its Redis
+connections."""
 
 import asyncio
 from collections.abc import AsyncIterator, Set
@@ -23,7 +24,18 @@ from api.home import NAME
 from api.middleware import REQUEST_ID, AccessLog, BodyLimit, CrashGuard, DefaultSeed, RequestId
 from api.paths import Methods, Paths
 from api.route_table import RouteTable
-from api.routes import artifacts, catalogue, files, fleet, health, home, inference, jobs, submit, unload
+from api.routes import (
+    artifacts,
+    catalogue,
+    files,
+    fleet,
+    health,
+    home,
+    inference,
+    jobs,
+    submit,
+    unload,
+)
 from api.schemas.errors import PlainErrorBody, errors_of
 from api.tracing_middleware import TracingMiddleware
 from shared.broker import Broker
@@ -44,12 +56,20 @@ _KEYS = [
 ]  # for the OpenAPI document; the doorman reads them himself
 _EXPOSED_HEADERS = (
     *(REQUEST_ID, JOB_ID, "Location", "Preference-Applied", "Retry-After", "X-Reject-Reason"),
-    *("X-Effective-Max-Tokens", "X-Truncated-Prompt-Tokens", "Server-Timing", "X-Tokens-Per-Second", CACHE),
+    *(
+        "X-Effective-Max-Tokens",
+        "X-Truncated-Prompt-Tokens",
+        "Server-Timing",
+        "X-Tokens-Per-Second",
+        CACHE,
+    ),
     *("WWW-Authenticate", "ETag", "Accept-Ranges", "Content-Range", "Content-Disposition"),
 )
 
 
-def middleware(settings: Settings, front: Front, tracing: Tracing, table: RouteTable) -> list[Middleware]:
+def middleware(
+    settings: Settings, front: Front, tracing: Tracing, table: RouteTable
+) -> list[Middleware]:
     """Outermost first."""
     cors = Middleware(
         CORSMiddleware,
@@ -75,7 +95,9 @@ def middleware(settings: Settings, front: Front, tracing: Tracing, table: RouteT
         *([cors] if settings.enable_cors else []),
         Middleware(CrashGuard),
         Middleware(Methods, table=table),
-        Middleware(AuthMiddleware, auth=front.auth, table=table, protect_metrics=settings.protect_metrics),
+        Middleware(
+            AuthMiddleware, auth=front.auth, table=table, protect_metrics=settings.protect_metrics
+        ),
         Middleware(
             BodyLimit,
             max_body_bytes=settings.max_body_bytes,
@@ -87,8 +109,11 @@ def middleware(settings: Settings, front: Front, tracing: Tracing, table: RouteT
     ]
 
 
-def create_app(settings: Settings, broker: Broker, tracing: Tracing = NO_TRACING, table: RouteTable = TABLE) -> FastAPI:
-    """The app over `broker` and `tracing`, which stay the caller's to close. `app.state.front` holds its parts.
+def create_app(
+    settings: Settings, broker: Broker, tracing: Tracing = NO_TRACING, table: RouteTable = TABLE
+) -> FastAPI:
+    """The app over `broker` and `tracing`, which stay the caller's to close. `app.state.front`
+    holds its parts.
 
     Raises SettingsError.
     """
@@ -102,7 +127,8 @@ def create_app(settings: Settings, broker: Broker, tracing: Tracing = NO_TRACING
         lagging.cancel()
         await front.close()
 
-    # FastAPI's own telemetry would trace each request once more, with what is in the query of its URL.
+    # FastAPI's own telemetry would trace each request once more, with what is in the query of its
+    # URL.
     app = FastAPI(
         title=NAME,
         middleware=middleware(settings, front, tracing, table),

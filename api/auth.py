@@ -1,7 +1,8 @@
 """From the key in a request's headers to its caller.
 
-Keys of the environment are known by this process; any other is looked for in Redis, once for each request, so that one
-that is revoked or has expired is refused from that moment on. What is under way then is ended by `api/revocations.py`.
+Keys of the environment are known by this process; any other is looked for in Redis, once for each
+request, so that one that is revoked or has expired is refused from that moment on. What is under
+way then is ended by `api/revocations.py`.
 """
 
 import asyncio
@@ -38,7 +39,9 @@ class CallerDefaults:
         rate = grant.rate or self.rate
         return Caller(
             tenant=grant.tenant,
-            quota=Quota(grant.concurrency or self.quota.concurrency, self.quota.rate_per_s, self.quota.burst),
+            quota=Quota(
+                grant.concurrency or self.quota.concurrency, self.quota.rate_per_s, self.quota.burst
+            ),
             best_priority=grant.best_priority,
             id=id,
             models=frozenset(grant.models),
@@ -49,10 +52,11 @@ class CallerDefaults:
 
 
 class FirstKey:
-    """Whether a key has ever been made in Redis. That can only become true, and then it is not asked again.
+    """Whether a key has ever been made in Redis. That can only become true, and then it is not
+    asked again.
 
-    Until then Redis is asked at most every `max_age_s`, by one reader for all requests. A read that fails is remembered
-    as long, so a hanging Redis costs its time once.
+    Until then Redis is asked at most every `max_age_s`, by one reader for all requests. A read that
+    fails is remembered as long, so a hanging Redis costs its time once.
     """
 
     def __init__(self, keyring: Keyring, *, max_age_s: float = 0.5) -> None:
@@ -63,7 +67,8 @@ class FirstKey:
         self._expires_s = 0.0
 
     async def is_made(self) -> bool:
-        """As it was at most `max_age_s` ago. Raises BrokerUnavailable: who cannot tell lets nobody in."""
+        """As it was at most `max_age_s` ago. Raises BrokerUnavailable: who cannot tell lets nobody
+        in."""
         if self.is_known:
             return True
         is_old = asyncio.get_running_loop().time() >= self._expires_s
@@ -71,7 +76,9 @@ class FirstKey:
             self._reading = asyncio.create_task(self._read(), name="first-key")
         is_made = await asyncio.shield(self._reading)
         if is_made is None:
-            raise BrokerUnavailable("Redis is not reachable, which knows whether keys are needed.", retry_after_s=1)
+            raise BrokerUnavailable(
+                "Redis is not reachable, which knows whether keys are needed.", retry_after_s=1
+            )
         self.is_known = is_made
         return is_made
 
@@ -89,8 +96,8 @@ class FirstKey:
 
 
 class Auth:
-    """`known`: the grants of the environment's keys, by digest. Where keys are not required anyway, they are as soon as
-    `first_key` has been made, if it is given."""
+    """`known`: the grants of the environment's keys, by digest. Where keys are not required anyway,
+    they are as soon as `first_key` has been made, if it is given."""
 
     def __init__(
         self,
@@ -111,10 +118,14 @@ class Auth:
         self._style = style
         self._anonymous = terms.caller("", Grant("public", "public"))
 
-    async def caller(self, headers: Headers, *, needs_key: bool = False, needs_admin: bool = False) -> Caller:
-        """Who sent these headers. Raises Unauthorized, Forbidden, and BrokerUnavailable when Redis is needed and away.
+    async def caller(
+        self, headers: Headers, *, needs_key: bool = False, needs_admin: bool = False
+    ) -> Caller:
+        """Who sent these headers. Raises Unauthorized, Forbidden, and BrokerUnavailable when Redis
+        is needed and away.
 
-        Where keys are not needed, one that is not known counts for nothing: clients that always send some may call.
+        Where keys are not needed, one that is not known counts for nothing: clients that always
+        send some may call.
         """
         header, key = _credentials(headers)
         found = await self._find(key) if key else None
@@ -146,7 +157,8 @@ class Auth:
         return now
 
     async def again_all(self, callers: Sequence[Caller]) -> list[Caller | FleetError]:
-        """Each caller as it may call now, or the error of one that may not: one read of all keys in Redis together.
+        """Each caller as it may call now, or the error of one that may not: one read of all keys in
+        Redis together.
 
         Raises BrokerUnavailable.
         """
@@ -189,8 +201,12 @@ class Auth:
         if self._style == "x-api-key" and header != _BEARER:
             return Forbidden("Invalid API Key")
         if header is None:
-            return Unauthorized("Expected an API key, in Authorization: Bearer KEY or X-API-Key: KEY.")
-        return Unauthorized("The API key is not known, or no longer: it was revoked or has expired.")
+            return Unauthorized(
+                "Expected an API key, in Authorization: Bearer KEY or X-API-Key: KEY."
+            )
+        return Unauthorized(
+            "The API key is not known, or no longer: it was revoked or has expired."
+        )
 
 
 def build_auth(settings: Settings, broker: Broker) -> Auth:
@@ -227,7 +243,8 @@ def endpoint_rates(settings: Settings) -> dict[str, Rate]:
 
 
 def _grants(entries: Sequence[SecretStr], *, is_admin: bool) -> dict[str, Grant]:
-    """By digest. Whoever has a key without a name is of the tenant that everybody is of where there are no keys."""
+    """By digest. Whoever has a key without a name is of the tenant that everybody is of where there
+    are no keys."""
     grants = {}
     for entry in entries:
         name, colon, key = entry.get_secret_value().rpartition(":")

@@ -21,10 +21,12 @@ security_log = logging.getLogger("aios.security")
 
 
 class AuthMiddleware:
-    """Finds the caller of each request, or refuses it. What matches no route gets past: there is none, or it tells of
-    the API and nothing of the fleet (`/docs`, `/openapi.json`)."""
+    """Finds the caller of each request, or refuses it. What matches no route gets past: there is
+    none, or it tells of the API and nothing of the fleet (`/docs`, `/openapi.json`)."""
 
-    def __init__(self, app: ASGIApp, *, auth: Auth, table: RouteTable, protect_metrics: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, *, auth: Auth, table: RouteTable, protect_metrics: bool
+    ) -> None:
         self._app = app
         self._auth = auth
         self._table = table
@@ -36,13 +38,17 @@ class AuthMiddleware:
             await self._app(scope, receive, send)
             return
         route, access = found
-        scope["route"] = route  # for the log line and the metrics, if the request does not get as far as the router
+        scope["route"] = (
+            route  # for the log line and the metrics, if the request does not get as far as the router
+        )
         if access is Access.OPEN:
             await self._app(scope, receive, send)
             return
         is_admin = access is Access.ADMIN
         try:
-            caller = await self._auth.caller(Headers(scope=scope), needs_key=access is Access.KEY, needs_admin=is_admin)
+            caller = await self._auth.caller(
+                Headers(scope=scope), needs_key=access is Access.KEY, needs_admin=is_admin
+            )
         except FleetError as error:
             self._report(error, scope, route)
             await render(problem_of(error), request_state_of(scope))(scope, receive, send)
@@ -60,7 +66,10 @@ class AuthMiddleware:
         if isinstance(error, Unauthorized | Forbidden):
             client = scope.get("client")
             said = fields(
-                request_id=request_state.request_id, route=route.path, error=error.code, client=client and client[0]
+                request_id=request_state.request_id,
+                route=route.path,
+                error=error.code,
+                client=client and client[0],
             )
             security_log.warning("caller refused", extra=said)
 

@@ -1,9 +1,10 @@
-"""Answers that are given again to who asks the same: those of a tenant's own finished requests, from their logs.
+"""Answers that are given again to who asks the same: those of a tenant's own finished requests,
+from their logs.
 
-Only where asking again would compute the same: greedy text, scores, puzzles. Sampled text is not among them, even with
-a seed: who samples wants another draw, and equal seeds give equal text in float32 alone, which a front cannot see.
-What was answered by other weights (another fingerprint than is announced now), cut short by a deadline, failed or
-called off is not given again.
+Only where asking again would compute the same: greedy text, scores, puzzles. Sampled text is not
+among them, even with a seed: who samples wants another draw, and equal seeds give equal text in
+float32 alone, which a front cannot see. What was answered by other weights (another fingerprint
+than is announced now), cut short by a deadline, failed or called off is not given again.
 """
 
 import asyncio
@@ -54,9 +55,15 @@ class AnswerCache:
             snapshots = await self._requests.look(request)
         except JobNotFound:
             return None
-        if any(snapshot.state != "done" or snapshot.fingerprint != fingerprint for snapshot in snapshots):
+        if any(
+            snapshot.state != "done" or snapshot.fingerprint != fingerprint
+            for snapshot in snapshots
+        ):
             return None
-        last = [(job, snapshot.last_index - 1) for job, snapshot in zip(request.job_ids, snapshots, strict=True)]
+        last = [
+            (job, snapshot.last_index - 1)
+            for job, snapshot in zip(request.job_ids, snapshots, strict=True)
+        ]
         ends = await asyncio.gather(*(self._reader.read(job, after) for job, after in last))
         return request if all(end and _is_whole(end[-1][1]) for end in ends) else None
 
@@ -68,4 +75,7 @@ class AnswerCache:
 
 
 def _is_whole(event: object) -> bool:
-    return isinstance(event, Done) and "deadline" not in (event.finish_reason, *event.generated.finish_reasons)
+    return isinstance(event, Done) and "deadline" not in (
+        event.finish_reason,
+        *event.generated.finish_reasons,
+    )

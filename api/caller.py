@@ -1,4 +1,5 @@
-"""Who asks: whose work it is, how much of it may be open at once, how urgent it may call itself, for which models."""
+"""Who asks: whose work it is, how much of it may be open at once, how urgent it may call itself,
+for which models."""
 
 import asyncio
 from collections.abc import Mapping
@@ -21,9 +22,9 @@ _UNLIMITED = Quota()
 class Caller:
     """Jobs are read, followed and cancelled by callers of their own tenant alone.
 
-    `id` is that of the key ("": none), by which rates are counted; without `models` all may be used. `rates` are by
-    endpoint, and under "" that of all endpoints together. `digest` is that of a key which Redis holds, and which can be
-    revoked; "" for all others.
+    `id` is that of the key ("": none), by which rates are counted; without `models` all may be
+    used. `rates` are by endpoint, and under "" that of all endpoints together. `digest` is that of
+    a key which Redis holds, and which can be revoked; "" for all others.
     """
 
     tenant: str = "public"

@@ -31,8 +31,8 @@ class CancellationQueue:
         after_s: float = 0.0,
         left: tuple[str, str] | None = None,
     ) -> None:
-        """End what has not ended of the jobs of one request; `left` as in `Submissions.end`. What is to come after a
-        while does not come if this front closes before."""
+        """End what has not ended of the jobs of one request; `left` as in `Submissions.end`. What
+        is to come after a while does not come if this front closes before."""
 
         def start() -> None:
             self._start(lambda: self._submissions.end(job_ids, ending, left=left))
@@ -54,7 +54,8 @@ class CancellationQueue:
         await _insist(lambda: self._submissions.end(job_ids, ending, if_waiting=True))
 
     async def close(self) -> None:
-        """Returns when nothing is under way any more; what is when the caller stops waiting is dropped."""
+        """Returns when nothing is under way any more; what is when the caller stops waiting is
+        dropped."""
         for timer in self._waiting:
             timer.cancel()
         await asyncio.gather(*self._under_way)

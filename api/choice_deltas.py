@@ -1,4 +1,5 @@
-"""What the events of a request's jobs add to its completions, piece by piece, and each completion's end once."""
+"""What the events of a request's jobs add to its completions, piece by piece, and each completion's
+end once."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,8 +10,8 @@ from shared.messages import Done, TokenLogprob, Tokens
 
 @dataclass(frozen=True)
 class ChoiceDelta:
-    """New tokens and text of the completion at `index`, counted over all jobs; `finish_reason` is in its last piece,
-    which may have nothing else."""
+    """New tokens and text of the completion at `index`, counted over all jobs; `finish_reason` is
+    in its last piece, which may have nothing else."""
 
     index: int
     text: str = ""

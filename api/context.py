@@ -25,9 +25,14 @@ class Context:
 
     @property
     def key(self) -> Key | None:
-        """The idempotency key. Two requests are one if the key, the path and the bytes of the body are equal."""
+        """The idempotency key. Two requests are one if the key, the path and the bytes of the body
+        are equal."""
         options, request_state = self.options, self.request_state
-        return Key(options.key, request_state.path.encode() + b"\n" + request_state.body) if options.key else None
+        return (
+            Key(options.key, request_state.path.encode() + b"\n" + request_state.body)
+            if options.key
+            else None
+        )
 
     @property
     def stays(self) -> bool:
@@ -43,11 +48,17 @@ class Context:
 
 
 async def _context(
-    front: FrontDep, caller: CallerDep, options: RequestOptionsDep, request_state: RequestStateDep, request: Request
+    front: FrontDep,
+    caller: CallerDep,
+    options: RequestOptionsDep,
+    request_state: RequestStateDep,
+    request: Request,
 ) -> Context:
     """Raise OverQuota for a caller that comes too often, and ProhibitedContent."""
     async with redis_answers():
-        await front.rate_limiter.keep(caller.id or caller.tenant, caller.rates_of(request.scope["route"].path))
+        await front.rate_limiter.keep(
+            caller.id or caller.tenant, caller.rates_of(request.scope["route"].path)
+        )
     front.prohibited.check(request_state.body)
     return Context(front, caller, options, request_state, request.receive)
 

@@ -1,4 +1,5 @@
-"""What every route is given: the parts of this front, made once per app, and the state of the request at hand."""
+"""What every route is given: the parts of this front, made once per app, and the state of the
+request at hand."""
 
 import asyncio
 import logging
@@ -69,7 +70,8 @@ class Front:
     healthz_mode: Literal["live", "ready"]
 
     async def close(self) -> None:
-        """Give what is under way a moment, and no more than that while Redis hangs: the process is to exit."""
+        """Give what is under way a moment, and no more than that while Redis hangs: the process is
+        to exit."""
         try:
             async with asyncio.timeout(_CLOSE_S):
                 await self.dispatcher.close()
@@ -79,10 +81,13 @@ class Front:
 
 
 def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Front:
-    """Wire the parts together; nothing connects yet. Raises SettingsError for what only shows here."""
+    """Wire the parts together; nothing connects yet. Raises SettingsError for what only shows
+    here."""
     metrics, draining, lag = Metrics(), asyncio.Event(), LoopLag()
     tell(metrics.process, broker, lag)
-    submissions = Submissions(broker, result_ttl_s=settings.result_ttl_s, key_ttl_s=settings.idempotency_ttl_s)
+    submissions = Submissions(
+        broker, result_ttl_s=settings.result_ttl_s, key_ttl_s=settings.idempotency_ttl_s
+    )
     requests = Requests(broker, result_ttl_s=settings.result_ttl_s)
     cancellations = CancellationQueue(submissions, requests)
     fleet = FleetView(Presence(broker.client(keys.PRESENCE)))
@@ -99,12 +104,18 @@ def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Fro
     reader, cache_s = LogReader(broker, subscriptions), settings.response_cache_ttl_s
     auth = build_auth(settings, broker)
     dispatcher = Dispatcher(
-        cancellations, reader, metrics, Revocations(auth), disconnect_grace_s=settings.disconnect_grace_s
+        cancellations,
+        reader,
+        metrics,
+        Revocations(auth),
+        disconnect_grace_s=settings.disconnect_grace_s,
     )
     return Front(
         broker=broker,
         fleet=fleet,
-        admission=Admission(fleet, submissions, cancellations, draining, limits, settings.default_model),
+        admission=Admission(
+            fleet, submissions, cancellations, draining, limits, settings.default_model
+        ),
         dispatcher=dispatcher,
         submissions=submissions,
         requests=requests,

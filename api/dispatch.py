@@ -1,8 +1,9 @@
 """Follows the jobs of a request to their ends, and ends those that nobody waits for any more.
 
-Every way out of `Dispatcher.follow` says what becomes of jobs that had not ended by themselves. They are ended in Redis
-when time has run out, a sibling has failed or the caller has left (and wanted it so); they go on when this front drains
-or the caller will ask again. Knows no dialect; of HTTP only the ASGI `receive`.
+Every way out of `Dispatcher.follow` says what becomes of jobs that had not ended by themselves.
+They are ended in Redis when time has run out, a sibling has failed or the caller has left (and
+wanted it so); they go on when this front drains or the caller will ask again. Knows no dialect; of
+HTTP only the ASGI `receive`.
 """
 
 import asyncio
@@ -37,7 +38,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 _REDIS_AWAY_S = 0.5
 _LEFT = (ClientDisconnected, Unauthorized, Forbidden)
-"""By its own will or because it may not call any more: the caller is not there, and its jobs are as they were."""
+"""By its own will or because it may not call any more: the caller is not there, and its jobs are as
+they were."""
 _LATE_S = 1.0  # a worker has that long to stop at the deadline with what it has
 
 
@@ -53,9 +55,10 @@ def _now_s() -> float:
 class RequestFollower:
     """One who follows a request. Times in seconds from `since_s` on, which is now.
 
-    `follower_id` is its mark, if its leaving may end the request; "" if not. `is_first`: by the front that took it, so
-    that each job is counted in the metrics once. `cache`: "hit" for one that had been answered before, "miss" where
-    none was found, "" where none was looked for. `watch` takes the jobs' times, for the front that took the request.
+    `follower_id` is its mark, if its leaving may end the request; "" if not. `is_first`: by the
+    front that took it, so that each job is counted in the metrics once. `cache`: "hit" for one that
+    had been answered before, "miss" where none was found, "" where none was looked for. `watch`
+    takes the jobs' times, for the front that took the request.
     """
 
     work: SubmittedWork
@@ -69,7 +72,8 @@ class RequestFollower:
     since_s: float = field(default_factory=_now_s)
 
     def leave_in(self, request_state: RequestState) -> None:
-        """What the log line of the caller's request tells of this one; times by the front that took it alone."""
+        """What the log line of the caller's request tells of this one; times by the front that took
+        it alone."""
         request_state.told_id, request_state.job_ids, request_state.model = (
             self.work.id,
             self.work.request.job_ids,
@@ -97,8 +101,11 @@ class Dispatcher:
         self._drained: Callable[[str], FleetError] | None = None
         self._background: set[asyncio.Task[None]] = set()
 
-    async def gather(self, follower: RequestFollower, receive: Receive, wait_s: float | None = None) -> list[Outcome]:
-        """The outcome of each job, in order. Raises the FleetError of the first that fails, StillRunning."""
+    async def gather(
+        self, follower: RequestFollower, receive: Receive, wait_s: float | None = None
+    ) -> list[Outcome]:
+        """The outcome of each job, in order. Raises the FleetError of the first that fails,
+        StillRunning."""
         async with self.follow(follower, receive, wait_s) as events:
             return await events.outcomes()
 
@@ -129,9 +136,11 @@ class Dispatcher:
             await asyncio.gather(*watchers, return_exceptions=True)
 
     def follow_in_background(self, follower: RequestFollower) -> None:
-        """Follow a request that nobody waits for: its time to queue, its deadline, jobs whose sibling has failed."""
+        """Follow a request that nobody waits for: its time to queue, its deadline, jobs whose
+        sibling has failed."""
         task = asyncio.create_task(
-            self._follow_in_background(replace(follower, follower_id="", caller=None)), name="mind-request"
+            self._follow_in_background(replace(follower, follower_id="", caller=None)),
+            name="mind-request",
         )
         self._background.add(task)
         task.add_done_callback(self._background.discard)
@@ -147,8 +156,8 @@ class Dispatcher:
         return len(self._background)
 
     def drain(self, error: Callable[[str], FleetError] | None = None) -> None:
-        """Send everybody who waits away, now and from now on: to another front, as their jobs go on, or with the error
-        that is made of their request's id."""
+        """Send everybody who waits away, now and from now on: to another front, as their jobs go
+        on, or with the error that is made of their request's id."""
         self._drained = error or _draining
         for events, request_id in self._followed.items():
             events.fail(self._drained(request_id))
@@ -165,18 +174,25 @@ class Dispatcher:
                 async for _ in events.progress():
                     pass
 
-    def _leave(self, events: RequestEvents, follower: RequestFollower, error: BaseException | None) -> None:
-        """Say what becomes of the jobs that have not ended, when following them ended with `error`."""
+    def _leave(
+        self, events: RequestEvents, follower: RequestFollower, error: BaseException | None
+    ) -> None:
+        """Say what becomes of the jobs that have not ended, when following them ended with
+        `error`."""
         open_ids, left = list(events.unfinished.values()), (follower.work.id, follower.follower_id)
         if isinstance(error, Draining | StillRunning):
             if follower.follower_id:
                 self._cancellations.leave(*left)
             return
         if isinstance(error, FleetError) and not isinstance(error, _LEFT):
-            ending = error.as_event() if isinstance(error, DeadlineExceeded) else Cancelled("sibling")
+            ending = (
+                error.as_event() if isinstance(error, DeadlineExceeded) else Cancelled("sibling")
+            )
             self._cancellations.cancel(open_ids, ending)
         elif follower.follower_id:
-            grace_s = self._disconnect_grace_s if follower.work.record.on_disconnect == "grace" else 0.0
+            grace_s = (
+                self._disconnect_grace_s if follower.work.record.on_disconnect == "grace" else 0.0
+            )
             self._cancellations.cancel(open_ids, Cancelled("client"), after_s=grace_s, left=left)
         if follower.is_first and open_ids and isinstance(error, _LEFT):
             self.follow_in_background(
@@ -185,7 +201,9 @@ class Dispatcher:
         elif follower.is_first:
             self._count(events, follower, error)
 
-    def _count(self, events: RequestEvents, follower: RequestFollower, error: BaseException | None) -> None:
+    def _count(
+        self, events: RequestEvents, follower: RequestFollower, error: BaseException | None
+    ) -> None:
         model = follower.work.record.model
         has_failed = any(result != "done" for result in events.results.values())
         otherwise = ClientGone.code
@@ -204,25 +222,38 @@ class Dispatcher:
         late = DeadlineExceeded("The request took longer than its deadline allows.")
         late_at_s = follower.since_s + follower.deadline_s + _LATE_S
         timers = [loop.call_at(late_at_s, events.fail, late)]
-        return timers if wait_s is None else [*timers, loop.call_later(wait_s, events.fail, StillRunning())]
+        return (
+            timers
+            if wait_s is None
+            else [*timers, loop.call_later(wait_s, events.fail, StillRunning())]
+        )
 
     def _watch(
         self, events: RequestEvents, follower: RequestFollower, receive: Receive | None
     ) -> list["asyncio.Task[None]"]:
-        """Tasks for each job, for the caller's leaving and for the time to queue; what they raise fails `events`."""
-        watching = [self._follow_job(job, job_id, events, follower.watch) for job, job_id in events.unfinished.items()]
+        """Tasks for each job, for the caller's leaving and for the time to queue; what they raise
+        fails `events`."""
+        watching = [
+            self._follow_job(job, job_id, events, follower.watch)
+            for job, job_id in events.unfinished.items()
+        ]
         watching.append(self._expire(events, follower.since_s + follower.queue_s))
         if receive is not None:
             watching.append(_notice_disconnect(events, receive))
         if follower.caller is not None and self._revocations.concerns(follower.caller):
-            watching.append(self._notice_revocation(events, follower.caller, follower.work.record.model))
+            watching.append(
+                self._notice_revocation(events, follower.caller, follower.work.record.model)
+            )
         watchers = [asyncio.create_task(watch) for watch in watching]
         for watcher in watchers:
             watcher.add_done_callback(lambda task: _pass_on(task, events))
         return watchers
 
-    async def _follow_job(self, job: int, job_id: str, events: RequestEvents, watch: Stopwatch | None) -> None:
-        """Hand over the job's events; while Redis is away, wait for it and go on from the cursor."""
+    async def _follow_job(
+        self, job: int, job_id: str, events: RequestEvents, watch: Stopwatch | None
+    ) -> None:
+        """Hand over the job's events; while Redis is away, wait for it and go on from the
+        cursor."""
         after = 0
         while True:
             try:
@@ -239,14 +270,17 @@ class Dispatcher:
         events.fail(await self._revocations.told(caller, model))
 
     async def _expire(self, events: RequestEvents, at_s: float) -> None:
-        """When the time to queue is over, end what no worker has taken: there may be no worker left to do so."""
+        """When the time to queue is over, end what no worker has taken: there may be no worker left
+        to do so."""
         await asyncio.sleep(max(0.0, at_s - _now_s()))
         event = QueueTimeout("No worker took the request in time.").as_event()
         await self._cancellations.expire(list(events.unstarted.values()), event)
 
 
 def _draining(request_id: str) -> Draining:
-    return Draining("This server is shutting down; the job goes on.", retry_after_s=1, job_id=request_id)
+    return Draining(
+        "This server is shutting down; the job goes on.", retry_after_s=1, job_id=request_id
+    )
 
 
 async def _notice_disconnect(events: RequestEvents, receive: Receive) -> None:

@@ -14,7 +14,8 @@ PATH = "/openapi.json"
 class BackgroundOpenApi:
     """Generate the document in a thread, before FastAPI serves it for the first time.
 
-    That takes half a second or more. Meanwhile streams must go on, and answers of Redis must be read in time.
+    That takes half a second or more. Meanwhile streams must go on, and answers of Redis must be
+    read in time.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -29,7 +30,8 @@ class BackgroundOpenApi:
 
 
 def say_keys_are_optional(app: FastAPI) -> None:
-    """Let the document say that keys are optional, for a front that needs them only once there is one."""
+    """Let the document say that keys are optional, for a front that needs them only once there is
+    one."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -1,6 +1,8 @@
-"""Bodies that come compressed: `Content-Encoding: gzip` and `deflate`, as RFC 9110 says, also one upon the other.
+"""Bodies that come compressed: `Content-Encoding: gzip` and `deflate`, as RFC 9110 says, also one
+upon the other.
 
-Nothing is unpacked beyond the size that a body may have, so what swells to more costs no more memory than that.
+Nothing is unpacked beyond the size that a body may have, so what swells to more costs no more
+memory than that.
 """
 
 import zlib
@@ -26,14 +28,18 @@ def decoded(body: bytes, content_encoding: str, *, max_bytes: int) -> bytes:
     unknown = [name for name in codings if name not in _DECODERS]
     if unknown or len(codings) > _MOST_CODINGS:
         what = unknown[0] if unknown else f"more than {_MOST_CODINGS} codings"
-        raise UnsupportedEncoding(f"{HEADER}: expected {ACCEPTED} or identity, got {what[:40]!r}.", field=HEADER)
+        raise UnsupportedEncoding(
+            f"{HEADER}: expected {ACCEPTED} or identity, got {what[:40]!r}.", field=HEADER
+        )
     if not body:
         return body
     for name in reversed(codings):  # the last was applied last
         try:
             body = _DECODERS[name](body, max_bytes)
         except (zlib.error, EOFError) as error:
-            raise InvalidRequest(f"{HEADER}: the body is not whole {name} data.", field=HEADER) from error
+            raise InvalidRequest(
+                f"{HEADER}: the body is not whole {name} data.", field=HEADER
+            ) from error
     return body
 
 
@@ -63,9 +69,11 @@ def _deflate(data: bytes, max_bytes: int) -> bytes:
 
 
 def _unpacked(data: bytes, start: int, window: int, max_bytes: int) -> tuple[bytes, int]:
-    """The stream that begins at `start`, and where it ends. Raises zlib.error, EOFError, PayloadTooLarge.
+    """The stream that begins at `start`, and where it ends. Raises zlib.error, EOFError,
+    PayloadTooLarge.
 
-    It is read in pieces, because the decoder copies whatever it is given behind the end of a stream.
+    It is read in pieces, because the decoder copies whatever it is given behind the end of a
+    stream.
     """
     decoder = zlib.decompressobj(window)
     whole = bytearray()

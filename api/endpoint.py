@@ -1,7 +1,8 @@
-"""The table of endpoints: one row for each way to ask for work. HTTP, `/v1/jobs` and tests read the same rows.
+"""The table of endpoints: one row for each way to ask for work. HTTP, `/v1/jobs` and tests read the
+same rows.
 
-The functions of a row are pure: a body becomes tasks, and outcomes become JSON. So every front renders the same answer
-from the same record, at any time and any number of times.
+The functions of a row are pure: a body becomes tasks, and outcomes become JSON. So every front
+renders the same answer from the same record, at any time and any number of times.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +26,8 @@ from shared.messages import ModelInfo, Progress, Task, TaskName
 
 
 class StreamRenderer(Protocol):
-    """Renders the JSON payloads of one stream. The payloads of an event depend on the events of its own job alone."""
+    """Renders the JSON payloads of one stream. The payloads of an event depend on the events of its
+    own job alone."""
 
     def opening(self) -> Any:
         """Return the payload that begins the stream, or None in a dialect without one."""
@@ -33,7 +35,8 @@ class StreamRenderer(Protocol):
     def of(self, job: int, event: JobEvent) -> Iterable[Any]: ...
 
     def closing(self, usage: Usage, timings: Timings | None) -> Iterable[Any]:
-        """Return the payloads that follow when all jobs are done. `timings` is None unless the endpoint is timed."""
+        """Return the payloads that follow when all jobs are done. `timings` is None unless the
+        endpoint is timed."""
 
     def failed(self, problem: Problem) -> Any:
         """Return the last payload of a stream that ends with an error."""
@@ -67,11 +70,11 @@ def _model_of(body: Any) -> str | None:
 class Endpoint:
     """A way to ask for work that workers do.
 
-    `name` stands in the records of requests. `task` must be served by the model.
-    `plan` raises InvalidRequest where the limits or the model forbid the body.
-    `render` returns an `answer`. Without `stream` a stream is the whole answer in one frame.
-    `bare_stream_format` replaces `stream_format` for callers who set `stream` and do not accept events.
-    A timed endpoint tells in its answers how long they took.
+    `name` stands in the records of requests. `task` must be served by the model. `plan` raises
+    InvalidRequest where the limits or the model forbid the body. `render` returns an `answer`.
+    Without `stream` a stream is the whole answer in one frame. `bare_stream_format` replaces
+    `stream_format` for callers who set `stream` and do not accept events. A timed endpoint tells in
+    its answers how long they took.
     """
 
     name: str
@@ -98,8 +101,8 @@ class Endpoint:
 class ImmediateEndpoint:
     """A way to ask that needs no model: the front answers by itself.
 
-    `render` gets the body and the id of the request. `stream` returns the payloads of a stream, from the body and the
-    whole answer.
+    `render` gets the body and the id of the request. `stream` returns the payloads of a stream,
+    from the body and the whole answer.
     """
 
     body: type[BaseModel]
@@ -115,10 +118,10 @@ class ImmediateEndpoint:
 class Post:
     """A path, and the endpoints that it serves. The type of the parsed body tells several apart.
 
-    `name` and `summary` are for the OpenAPI document.
-    `body` is the union of the endpoints' bodies, with what chooses among them; None for a single endpoint.
-    `by_key` tells dialects apart by a key of the body before it is parsed: errors are in the caller's dialect.
-    `job_task` is the name of this path in `POST /v1/jobs`; "" where it has none.
+    `name` and `summary` are for the OpenAPI document. `body` is the union of the endpoints' bodies,
+    with what chooses among them; None for a single endpoint. `by_key` tells dialects apart by a key
+    of the body before it is parsed: errors are in the caller's dialect. `job_task` is the name of
+    this path in `POST /v1/jobs`; "" where it has none.
     """
 
     path: str

@@ -1,4 +1,5 @@
-"""The formats of errors, by dialect. A new one is a row here, and its schema in `schemas/errors.py`."""
+"""The formats of errors, by dialect. A new one is a row here, and its schema in
+`schemas/errors.py`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rat
 
 @dataclass(frozen=True)
 class ErrorFormat:
-    """`body` returns the JSON of an error, of type `schema`. `invalid_body` is the status of an invalid body."""
+    """`body` returns the JSON of an error, of type `schema`. `invalid_body` is the status of an
+    invalid body."""
 
     body: Callable[[Problem], dict[str, Any]]
     schema: type[BaseModel]
@@ -26,21 +28,36 @@ def _with_job(error: dict[str, Any], problem: Problem) -> dict[str, Any]:
 
 
 def _plain(problem: Problem) -> dict[str, Any]:
-    return _with_job({"code": problem.code, "message": problem.message, "field": problem.field}, problem)
+    return _with_job(
+        {"code": problem.code, "message": problem.message, "field": problem.field}, problem
+    )
 
 
 def _openai(problem: Problem) -> dict[str, Any]:
-    kind = _OPENAI_TYPES.get(problem.status, "server_error" if problem.status >= 500 else "invalid_request_error")
-    return _with_job({"message": problem.message, "type": kind, "param": problem.field, "code": problem.code}, problem)
+    kind = _OPENAI_TYPES.get(
+        problem.status, "server_error" if problem.status >= 500 else "invalid_request_error"
+    )
+    return _with_job(
+        {"message": problem.message, "type": kind, "param": problem.field, "code": problem.code},
+        problem,
+    )
 
 
 def _api(problem: Problem) -> dict[str, Any]:
     details = {"field": problem.field} if problem.field else {}
-    return _with_job({"code": problem.code, "message": problem.message, "details": details}, problem)
+    return _with_job(
+        {"code": problem.code, "message": problem.message, "details": details}, problem
+    )
 
 
 def _tgi(problem: Problem) -> dict[str, Any]:
-    kind = "overloaded" if problem.status in (429, 503) else "generation" if problem.status >= 500 else "validation"
+    kind = (
+        "overloaded"
+        if problem.status in (429, 503)
+        else "generation"
+        if problem.status >= 500
+        else "validation"
+    )
     return {"error": problem.message, "error_type": kind}
 
 

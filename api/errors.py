@@ -1,7 +1,7 @@
 """From an error to an answer: status, headers, and a body in the dialect of the path.
 
-The one place that knows how FastAPI, Starlette and Redis report trouble. Bodies say which field was wrong and what was
-expected; they never carry a stack or the caller's input.
+The one place that knows how FastAPI, Starlette and Redis report trouble. Bodies say which field was
+wrong and what was expected; they never carry a stack or the caller's input.
 """
 
 import re
@@ -50,7 +50,11 @@ def invalid_request(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
     if errors[0]["type"] == "json_invalid":
         where = f"{errors[0]['ctx']['error']} at character {errors[0]['loc'][-1]}"
         return InvalidRequest(f"{_EXPECTED_BODY}; this is not valid JSON: {where}.")
-    if errors[0]["loc"] == ("body",) and errors[0]["type"] in ("missing", "model_attributes_type", "dict_type"):
+    if errors[0]["loc"] == ("body",) and errors[0]["type"] in (
+        "missing",
+        "model_attributes_type",
+        "dict_type",
+    ):
         return InvalidRequest(f"{_EXPECTED_BODY}, with Content-Type: application/json.")
     named = [(_path_of(error), _expectation(error)) for error in errors[:_SHOWN_PROBLEMS]]
     message = "; ".join(f"{path}: {text}" if path else text for path, text in named)
@@ -60,13 +64,17 @@ def invalid_request(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
 
 def _path_of(error: Mapping[str, Any]) -> str:
     parts = [part for part in error["loc"] if part != "body"]
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
+    return "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts
+    ).removeprefix(".")
 
 
 def _expectation(error: Mapping[str, Any]) -> str:
     if error["type"] in _EXPECTED:
         return _EXPECTED[error["type"]]
-    message: str = error["msg"].removeprefix("Value error, ").removesuffix(" after validation, not 0")
+    message: str = (
+        error["msg"].removeprefix("Value error, ").removesuffix(" after validation, not 0")
+    )
     return re.sub(r"^\w+ should (?:be|have) ", "expected ", message)
 
 
@@ -94,11 +102,15 @@ async def _on_http_exception(request: Request, error: HTTPException) -> Response
         return _refused(request, InvalidRequest(f"{_EXPECTED_BODY}; {reason}."))
     is_ours = error.status_code >= FleetError.status
     code = _HTTP_CODES.get(error.status_code, FleetError.code if is_ours else "http_error")
-    return _answer(request, Problem(error.status_code, code, str(error.detail), None, error.headers or {}))
+    return _answer(
+        request, Problem(error.status_code, code, str(error.detail), None, error.headers or {})
+    )
 
 
 async def _on_redis_away(request: Request, error: Exception) -> Response:
-    return _answer(request, problem_of(BrokerUnavailable("Redis is not reachable.", retry_after_s=1)))
+    return _answer(
+        request, problem_of(BrokerUnavailable("Redis is not reachable.", retry_after_s=1))
+    )
 
 
 Handler = Callable[[Request, Any], Coroutine[Any, Any, Response]]

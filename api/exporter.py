@@ -1,6 +1,8 @@
-"""Export a front's own metrics and those of the whole fleet, read from Redis when they are asked for.
+"""Export a front's own metrics and those of the whole fleet, read from Redis when they are asked
+for.
 
-Read at most twice a second, however many ask. What Redis did not tell is left out, but for `aios_redis_up`.
+Read at most twice a second, however many ask. What Redis did not tell is left out, but for
+`aios_redis_up`.
 """
 
 import asyncio
@@ -39,7 +41,12 @@ class MetricsExporter:
             async with asyncio.timeout(_PATIENCE_S):
                 fleet = await self._fleet.now()
                 queues, num_dead = await self._queues.look(sorted(fleet.models))
-            told = {"redis_up": {(): 1}, "dead_jobs": {(): num_dead}, **of_workers(fleet), **of_queues(queues, fleet)}
+            told = {
+                "redis_up": {(): 1},
+                "dead_jobs": {(): num_dead},
+                **of_workers(fleet),
+                **of_queues(queues, fleet),
+            }
         self._expires_s = asyncio.get_running_loop().time() + _MAX_AGE_S
         for name, metric in self._metrics.fleet.by_name.items():
             metric.show(told.get(name, {}))

@@ -1,6 +1,8 @@
-"""The answer that a solution states, and the code that it shows. Pure text in, text out; None where there is none.
+"""The answer that a solution states, and the code that it shows. Pure text in, text out; None where
+there is none.
 
-What is stated more plainly wins: a box over a sentence, a sentence over an equation; of several of one kind the last.
+What is stated more plainly wins: a box over a sentence, a sentence over an equation; of several of
+one kind the last.
 """
 
 import re
@@ -12,7 +14,8 @@ _STATED = re.compile(
     r"(?:\banswer(?:\s{1,8}to\s{1,8}[^\n:]{1,80}?)?\s{0,8}(?:is|are|=|:)|####)[ \t]*:?[ \t]*(?P<value>[^\n]+)",
     re.IGNORECASE,
 )
-"""Counts are bounded: a search takes time in proportion to the text, whatever a model was made to say."""
+"""Counts are bounded: a search takes time in proportion to the text, whatever a model was made to
+say."""
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 _NO_SIDE = re.compile(r"[\w=<>!]")
 """A sign that an equals sign may not follow at once, unless it ends a name."""
@@ -28,7 +31,8 @@ def answer_in(solution: str) -> str | None:
 
 
 def code_in(solution: str) -> str | None:
-    """The inside of the last fenced block; one that is not closed, as the text was cut short, reaches to the end."""
+    """The inside of the last fenced block; one that is not closed, as the text was cut short,
+    reaches to the end."""
     opening, code = None, None
     for fence in _FENCE.finditer(solution):
         if opening is None:
@@ -59,7 +63,8 @@ def _box_from(text: str, start: int, ends: dict[int, int]) -> str | None:
 
 
 def _brace_ends(text: str) -> dict[int, int]:
-    """Where each brace that opens is closed; a brace behind a backslash is a sign like any other."""
+    """Where each brace that opens is closed; a brace behind a backslash is a sign like any
+    other."""
     ends, unclosed = {}, []
     for match in _BRACE.finditer(text):
         if match[0] == "{":

@@ -1,7 +1,8 @@
-"""The end of a front whose Redis ends with it: what is in flight is finished first, for nobody could go on with it.
+"""The end of a front whose Redis ends with it: what is in flight is finished first, for nobody
+could go on with it.
 
-New work is refused meanwhile, by admission. What has not ended when the time is over is ended with an error that says
-so, which all who follow it are told.
+New work is refused meanwhile, by admission. What has not ended when the time is over is ended with
+an error that says so, which all who follow it are told.
 """
 
 import asyncio
@@ -50,7 +51,9 @@ class FinalDrain:
         submissions = self._front.submissions
         try:
             async with asyncio.timeout(_TELLING_S):
-                num_ended = await submissions.end_all(await submissions.open_jobs(), error.as_event())
+                num_ended = await submissions.end_all(
+                    await submissions.open_jobs(), error.as_event()
+                )
                 log.warning("work cut off by shutdown", extra=fields(num_jobs=num_ended))
                 while self._front.dispatcher.num_followed:  # noqa: ASYNC110 - a second at most
                     await asyncio.sleep(_LOOK_S)
@@ -61,7 +64,9 @@ class FinalDrain:
         """Whether to wait on: something is open, or may become so, and Redis is there for it."""
         try:
             open_jobs = await self._front.submissions.open_jobs()
-        except UNAVAILABLE:  # its supervisor starts it again, with what it had, or else stops this front
+        except (
+            UNAVAILABLE
+        ):  # its supervisor starts it again, with what it had, or else stops this front
             return self._now_s() - self._redis_seen_s < _REDIS_AWAY_S
         self._redis_seen_s = self._now_s()
         num_followed = self._front.dispatcher.num_followed
@@ -73,4 +78,6 @@ class FinalDrain:
 
 def cut_off_error() -> ShutDown:
     """What callers are told of work that ends with the fleet."""
-    return ShutDown("The server was shut down before this request was done; it is cancelled.", retry_after_s=1)
+    return ShutDown(
+        "The server was shut down before this request was done; it is cancelled.", retry_after_s=1
+    )

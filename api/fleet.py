@@ -1,6 +1,8 @@
-"""The front's view of the fleet: read from Redis at most twice a second, by one reader for all requests.
+"""The front's view of the fleet: read from Redis at most twice a second, by one reader for all
+requests.
 
-A read that fails is remembered as long as one that succeeds: a hanging Redis costs its time once, not per request.
+A read that fails is remembered as long as one that succeeds: a hanging Redis costs its time once,
+not per request.
 """
 
 import asyncio
@@ -33,7 +35,8 @@ class FleetView:
         self._expires_at = 0.0
 
     async def order_unload(self, model_id: str) -> int:
-        """Have every worker give the model's memory back; returns the order. Raises BrokerUnavailable."""
+        """Have every worker give the model's memory back; returns the order. Raises
+        BrokerUnavailable."""
         try:
             async with redis_answers_in_time():
                 return await self._presence.order_unload(model_id)

@@ -1,4 +1,5 @@
-"""One way through for every POST that asks for work: from a row of the table of endpoints to a route.
+"""One way through for every POST that asks for work: from a row of the table of endpoints to a
+route.
 
 The context of the request, then `submit`, then `respond`. `/v1/jobs` goes the same way.
 """
@@ -19,7 +20,8 @@ from api.submit import submit
 
 
 async def answer(context: Context, post: Post, body: Any) -> Response:
-    """Have the body's endpoint do the work, and return its answer. Raise the FleetErrors of admission and the jobs."""
+    """Have the body's endpoint do the work, and return its answer. Raise the FleetErrors of
+    admission and the jobs."""
     endpoint = post.endpoint_of(body)
     if post.always_streams and "stream" in endpoint.body.model_fields:
         body = body.model_copy(update={"stream": True})
@@ -43,8 +45,12 @@ def add_route(router: APIRouter, post: Post) -> None:
     handler.__name__ = post.name
     handler.__doc__ = post.summary
     handler.__annotations__["body"] = post.body_type
-    shown: dict[str, Any] = {"response_class": Response} if post.always_streams else {"response_model": post.answer}
-    router.post(post.path, tags=[post.tag], dependencies=_peeking(post), responses=_responses(post), **shown)(handler)
+    shown: dict[str, Any] = (
+        {"response_class": Response} if post.always_streams else {"response_model": post.answer}
+    )
+    router.post(
+        post.path, tags=[post.tag], dependencies=_peeking(post), responses=_responses(post), **shown
+    )(handler)
 
 
 def _peeking(post: Post) -> list[Any]:
@@ -75,7 +81,9 @@ def _responses(post: Post) -> Responses:
     return found
 
 
-def _instantly(context: Context, endpoint: ImmediateEndpoint, body: Any, *, is_streamed: bool) -> Response:
+def _instantly(
+    context: Context, endpoint: ImmediateEndpoint, body: Any, *, is_streamed: bool
+) -> Response:
     whole = endpoint.render(body, context.request_state.request_id)
     if not is_streamed:
         return Response(whole.model_dump_json(), media_type="application/json")

@@ -10,8 +10,8 @@ JOB_ID = "X-Job-Id"
 
 
 def answer_headers(work: SubmittedWork, jobs: Iterable[Outcome | Started]) -> dict[str, str]:
-    """The request's id; the fewest tokens that an answer was allowed, where the cap or the context window made them
-    fewer; and how many prompt tokens were cut to fit it, over all jobs."""
+    """The request's id; the fewest tokens that an answer was allowed, where the cap or the context
+    window made them fewer; and how many prompt tokens were cut to fit it, over all jobs."""
     told, capped_at = list(jobs), work.record.capped_at
     allowed = [job.max_tokens for job in told if job.max_tokens is not None]
     if capped_at is not None:

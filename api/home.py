@@ -1,6 +1,8 @@
-"""What `GET /` tells a person: what this is, which models it serves, and what to try next. Pure functions of `Home`.
+"""What `GET /` tells a person: what this is, which models it serves, and what to try next. Pure
+functions of `Home`.
 
-The page needs nothing from elsewhere: no script, no font, no image. Whatever is named by others is escaped.
+The page needs nothing from elsewhere: no script, no font, no image. Whatever is named by others is
+escaped.
 """
 
 import json
@@ -25,7 +27,8 @@ class HomeModel(BaseModel):
 
 
 class Home(BaseModel):
-    """`models` is None where that is for callers with a key alone, or not known. `links` are by what they lead to."""
+    """`models` is None where that is for callers with a key alone, or not known. `links` are by
+    what they lead to."""
 
     name: str
     status: str
@@ -70,7 +73,8 @@ def example_of(base_url: str, models: list[HomeModel] | None, *, needs_key: bool
 
 
 def wants_html(accept: str) -> bool:
-    """Whether a page is preferred to JSON, by RFC 9110: a browser names it, curl takes anything and gets JSON."""
+    """Whether a page is preferred to JSON, by RFC 9110: a browser names it, curl takes anything and
+    gets JSON."""
     return _quality(accept, "text", "html") > _quality(accept, "application", "json")
 
 
@@ -102,8 +106,14 @@ def _number(text: str) -> float:
 
 def page(home: Home) -> str:
     """The page, in the reader's light or dark."""
-    links = "".join(f'<li><a href="{escape(url)}">{escape(name)}</a></li>' for name, url in home.links.items())
-    key = "<p>Callers need an API key: <code>Authorization: Bearer KEY</code>.</p>" if home.needs_key else ""
+    links = "".join(
+        f'<li><a href="{escape(url)}">{escape(name)}</a></li>' for name, url in home.links.items()
+    )
+    key = (
+        "<p>Callers need an API key: <code>Authorization: Bearer KEY</code>.</p>"
+        if home.needs_key
+        else ""
+    )
     return f"""<!doctype html>
 <html lang="en">
 <head>

@@ -10,7 +10,8 @@ from shared.submission import QueueLimits
 
 @dataclass(frozen=True)
 class Deadlines:
-    """Seconds from now until a worker must have taken a request, and until its answer must be there."""
+    """Seconds from now until a worker must have taken a request, and until its answer must be
+    there."""
 
     queue_s: float
     deadline_s: float
@@ -18,7 +19,8 @@ class Deadlines:
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """The number of tokens a completion may have; `is_clamped` when the caller would have got more without the cap."""
+    """The number of tokens a completion may have; `is_clamped` when the caller would have got more
+    without the cap."""
 
     max_tokens: int
     is_clamped: bool
@@ -26,7 +28,8 @@ class TokenBudget:
 
 @dataclass(frozen=True)
 class Limits:
-    """`queue_limits` is how much may wait at once. Work waits for a model that was served `absent_grace_s` ago at most."""
+    """`queue_limits` is how much may wait at once. Work waits for a model that was served
+    `absent_grace_s` ago at most."""
 
     max_new_tokens: int
     cap_policy: Literal["clamp", "reject"]
@@ -37,10 +40,13 @@ class Limits:
     absent_grace_s: float = 0.0
 
     def budget(self, asked: int | None, default: int, model: ModelInfo) -> TokenBudget:
-        """Return `asked`, or else `default`, within the cap. Raise InvalidRequest above it if the policy is reject."""
+        """Return `asked`, or else `default`, within the cap. Raise InvalidRequest above it if the
+        policy is reject."""
         cap = min(self.max_new_tokens, model.max_new_tokens)
         if asked is not None and asked > cap and self.cap_policy == "reject":
-            raise InvalidRequest(f"max_tokens: expected at most {cap}, got {asked}.", field="max_tokens")
+            raise InvalidRequest(
+                f"max_tokens: expected at most {cap}, got {asked}.", field="max_tokens"
+            )
         wanted = default if asked is None else asked
         return TokenBudget(min(wanted, cap), is_clamped=wanted > cap)
 
@@ -48,9 +54,14 @@ class Limits:
         """Raise InvalidRequest for more prompts, grids or completions than one request may have."""
         most = self.max_prompts
         if count > most:
-            raise InvalidRequest(f"{field}: expected at most {most} {what} in one request, got {count}.", field=field)
+            raise InvalidRequest(
+                f"{field}: expected at most {most} {what} in one request, got {count}.", field=field
+            )
 
     def times(self, deadline_s: float | None) -> Deadlines:
-        """Return how long a request may wait and run: until its deadline, but no longer than any request may."""
+        """Return how long a request may wait and run: until its deadline, but no longer than any
+        request may."""
         most_s = self.request_timeout_s
-        return Deadlines(self.queue_timeout_s, most_s if deadline_s is None else min(deadline_s, most_s))
+        return Deadlines(
+            self.queue_timeout_s, most_s if deadline_s is None else min(deadline_s, most_s)
+        )

@@ -1,6 +1,8 @@
-"""What happens around every request: an id, a log line with metrics, a bounded body, and an answer to any crash.
+"""What happens around every request: an id, a log line with metrics, a bounded body, and an answer
+to any crash.
 
-Pure ASGI, so that nothing here buffers an answer or hides a disconnect. Order and arguments are in `app.MIDDLEWARE`.
+Pure ASGI, so that nothing here buffers an answer or hides a disconnect. Order and arguments are in
+`app.MIDDLEWARE`.
 """
 
 import asyncio
@@ -33,7 +35,8 @@ error_log = logging.getLogger("aios.api")
 
 
 class RequestId:
-    """Give each request its state and each answer an X-Request-Id: the caller's own if it is sane, or a new one."""
+    """Give each request its state and each answer an X-Request-Id: the caller's own if it is sane,
+    or a new one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -55,8 +58,8 @@ class RequestId:
 
 
 class AccessLog:
-    """One log line and one observation per request, when its answer has ended; how the answer began, if bodies are
-    logged. A POST to one of the `work_paths` asks for work."""
+    """One log line and one observation per request, when its answer has ended; how the answer
+    began, if bodies are logged. A POST to one of the `work_paths` asks for work."""
 
     def __init__(
         self,
@@ -109,8 +112,15 @@ class AccessLog:
         is_work = method == "POST" and route in self._work_paths
         if request_state.error is not None and is_work and request_state.told_id is None:
             self._metrics.rejections.labels(request_state.error).inc()
-        said = {"method": method, "route": route, "status": status, "total_ms": round(seconds * 1000, 1)}
-        said |= log_fields_of(request_state) | ({"answer": _shown(answer)} if self._log_bodies else {})
+        said = {
+            "method": method,
+            "route": route,
+            "status": status,
+            "total_ms": round(seconds * 1000, 1),
+        }
+        said |= log_fields_of(request_state) | (
+            {"answer": _shown(answer)} if self._log_bodies else {}
+        )
         is_news = self._log_requests and not request_state.is_probe
         access_log.log(logging.INFO if is_news else logging.DEBUG, "request", extra=fields(**said))
 
@@ -136,8 +146,8 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 class CrashGuard:
     """The seam where a bug becomes a 500 without a stack in the body; the stack goes to the log.
 
-    A server that stops cancels what it cannot wait for, such as a look into a Redis that is mute: whoever has no answer
-    by then is sent to another front.
+    A server that stops cancels what it cannot wait for, such as a look into a Redis that is mute:
+    whoever has no answer by then is sent to another front.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -168,16 +178,21 @@ class CrashGuard:
             error_log.exception("unhandled error", extra=said)
             if not has_begun:
                 problem = Problem(
-                    500, "internal_error", f"Internal error; request id {request_state.request_id}.", None, {}
+                    500,
+                    "internal_error",
+                    f"Internal error; request id {request_state.request_id}.",
+                    None,
+                    {},
                 )
                 await render(problem, request_state)(scope, receive, send)
 
 
 class BodyLimit:
-    """Reads the whole body and hands it on in one piece, unpacked. Refuses one that is too large, announced or not,
-    packed or unpacked. Its beginning is logged if bodies are.
+    """Reads the whole body and hands it on in one piece, unpacked. Refuses one that is too large,
+    announced or not, packed or unpacked. Its beginning is logged if bodies are.
 
-    A body that is posted to one of the `upload_paths` is handed on as it comes, and refused as soon as it is too large.
+    A body that is posted to one of the `upload_paths` is handed on as it comes, and refused as soon
+    as it is too large.
     """
 
     def __init__(
@@ -259,7 +274,9 @@ class BodyLimit:
 
         async def receive_bounded() -> Message:
             message = await receive()
-            request_state.num_uploaded = (request_state.num_uploaded or 0) + len(message.get("body", b""))
+            request_state.num_uploaded = (request_state.num_uploaded or 0) + len(
+                message.get("body", b"")
+            )
             if request_state.num_uploaded > self._max_upload_bytes:
                 raise _too_large(self._max_upload_bytes)
             return message

@@ -1,6 +1,8 @@
-"""Which route a request means: below a proxy's prefix, with a slash at its end, with a method that follows from others.
+"""Which route a request means: below a proxy's prefix, with a slash at its end, with a method that
+follows from others.
 
-Pure ASGI around the app. Nothing here redirects: what is meant is served, anything else is a plain 404 or 405.
+Pure ASGI around the app. Nothing here redirects: what is meant is served, anything else is a plain
+404 or 405.
 """
 
 from starlette.datastructures import MutableHeaders
@@ -12,10 +14,11 @@ from api.route_table import RouteTable
 
 
 class Paths:
-    """Takes the prefix `root_path` from the path, whether or not a proxy has done so, and a slash from its end.
+    """Takes the prefix `root_path` from the path, whether or not a proxy has done so, and a slash
+    from its end.
 
-    What is left is `RequestState.path`. For those inside, the scope says it as ASGI wants it: a path that begins with
-    `root_path`.
+    What is left is `RequestState.path`. For those inside, the scope says it as ASGI wants it: a
+    path that begins with `root_path`.
     """
 
     def __init__(self, app: ASGIApp, *, table: RouteTable, root_path: str) -> None:
@@ -46,7 +49,8 @@ class Paths:
         await self._app(scope, receive, send_with_prefix if self._root_path else send)
 
     def _meant(self, path: str) -> str:
-        """A path that begins with the prefix may be one from which it was taken already: `/api` begins some of ours."""
+        """A path that begins with the prefix may be one from which it was taken already: `/api`
+        begins some of ours."""
         as_it_is = self._without_slash(path)
         if not self._root_path or not f"{path}/".startswith(f"{self._root_path}/"):
             return as_it_is
@@ -63,7 +67,8 @@ class Paths:
 
 
 class Methods:
-    """HEAD is answered wherever GET is, without a body; OPTIONS says what there is, and so does every 405."""
+    """HEAD is answered wherever GET is, without a body; OPTIONS says what there is, and so does
+    every 405."""
 
     def __init__(self, app: ASGIApp, *, table: RouteTable) -> None:
         self._app = app

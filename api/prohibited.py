@@ -1,6 +1,8 @@
-"""Terms that no request for work may contain, whatever their letter case and in whichever text of its body.
+"""Terms that no request for work may contain, whatever their letter case and in whichever text of
+its body.
 
-Knows no dialect: a body is any JSON, and the text at fault is named by the way to it. Token ids are not text.
+Knows no dialect: a body is any JSON, and the text at fault is named by the way to it. Token ids are
+not text.
 """
 
 import codecs
@@ -26,8 +28,8 @@ class Prohibited:
         self._longest = max(map(len, folded), default=0)
 
     def check(self, body: bytes) -> None:
-        """Raises ProhibitedContent, which names the field and not the term. What is no JSON has no text: its route
-        refuses it."""
+        """Raises ProhibitedContent, which names the field and not the term. What is no JSON has no
+        text: its route refuses it."""
         if self._pattern is None:
             return
         try:
@@ -44,7 +46,8 @@ class Prohibited:
             raise _refusal(field)
 
     def scan(self, field: str, *, is_text: bool) -> "Scan | None":
-        """Return what looks through bytes that come in pieces; None if there is nothing to look for.
+        """Return what looks through bytes that come in pieces; None if there is nothing to look
+        for.
 
         Bytes that are not said to be text are looked through if they begin as text does.
         """
@@ -88,7 +91,9 @@ def read_terms(settings: Settings) -> list[str]:
 
 
 def _refusal(path: str) -> ProhibitedContent:
-    return ProhibitedContent(f"{path}: Prohibited content in request", field=re.split(r"[.\[]", path)[0])
+    return ProhibitedContent(
+        f"{path}: Prohibited content in request", field=re.split(r"[.\[]", path)[0]
+    )
 
 
 def _texts(value: Any) -> Iterator[tuple[str, str]]:
@@ -115,5 +120,8 @@ def _begins_as_text(piece: bytes) -> bool:
 
 
 def _folded(text: str) -> str:
-    """As letters that look alike in Unicode's eyes compare, and runs of white space as one space."""
-    return _SPACES.sub(" ", unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()))
+    """As letters that look alike in Unicode's eyes compare, and runs of white space as one
+    space."""
+    return _SPACES.sub(
+        " ", unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    )

@@ -1,9 +1,12 @@
-"""How connections are read: uvicorn's protocol, for clients that it would misunderstand or let take all memory.
+"""How connections are read: uvicorn's protocol, for clients that it would misunderstand or let take
+all memory.
 
-A client that offers to go on in another protocol is answered in HTTP/1.1, as RFC 9110 allows. Java's HttpClient offers
-`Upgrade: h2c` with every first request; the parser would drop the body of that request and whatever follows it.
+A client that offers to go on in another protocol is answered in HTTP/1.1, as RFC 9110 allows.
+Java's HttpClient offers `Upgrade: h2c` with every first request; the parser would drop the body of
+that request and whatever follows it.
 
-A head, which is the request line with its headers, has a bound, because the parser joins whatever comes.
+A head, which is the request line with its headers, has a bound, because the parser joins whatever
+comes.
 """
 
 import re
@@ -11,7 +14,8 @@ import re
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 65_536
-"""Of a head that is not whole yet. Proxies allow less, 8 to 32 KiB unless they are told otherwise."""
+"""Of a head that is not whole yet. Proxies allow less, 8 to 32 KiB unless they are told
+otherwise."""
 
 _HEAD_END = b"\r\n\r\n"
 _OFFER = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
@@ -27,7 +31,8 @@ _REFUSAL = (
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection. `_num_head_bytes` is how much has come of a head that is not whole; None while a body comes."""
+    """One connection. `_num_head_bytes` is how much has come of a head that is not whole; None
+    while a body comes."""
 
     _num_head_bytes: int | None = 0
 
@@ -49,7 +54,8 @@ class Protocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def _refuse(self) -> None:
-        """End the connection; while an earlier request is being answered nothing may be written in between."""
+        """End the connection; while an earlier request is being answered nothing may be written in
+        between."""
         if self.transport.is_closing():
             return
         if self.cycle is None or self.cycle.response_complete:

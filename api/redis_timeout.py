@@ -15,8 +15,8 @@ _MOST_TICKS = int(REDIS_TIMEOUT_S / _TICK_S)
 class redis_answers_in_time:
     """Raise TimeoutError when the body, which asks Redis, takes longer than two seconds.
 
-    Turns of the event loop are counted, not seconds alone: when something holds this process up, an answer that has
-    come meanwhile is read before Redis is said to be away.
+    Turns of the event loop are counted, not seconds alone: when something holds this process up, an
+    answer that has come meanwhile is read before Redis is said to be away.
     """
 
     async def __aenter__(self) -> None:
@@ -27,7 +27,10 @@ class redis_answers_in_time:
         self._timer = self._loop.call_later(_TICK_S, self._tick)
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._timer.cancel()
         await self._timeout.__aexit__(kind, error, trace)
@@ -42,7 +45,8 @@ class redis_answers_in_time:
 
 @asynccontextmanager
 async def redis_answers() -> AsyncIterator[None]:
-    """Around what asks Redis and follows nothing, or its decorator. Raises BrokerUnavailable when it takes long."""
+    """Around what asks Redis and follows nothing, or its decorator. Raises BrokerUnavailable when
+    it takes long."""
     try:
         async with redis_answers_in_time():
             yield

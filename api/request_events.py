@@ -1,4 +1,5 @@
-"""The jobs of one request while they are followed: their events merged in order of arrival, and what is still open.
+"""The jobs of one request while they are followed: their events merged in order of arrival, and
+what is still open.
 
 Fed by the dispatcher, read by one route. Knows neither Redis nor HTTP.
 """
@@ -33,7 +34,8 @@ _FIRST_TOKEN_S = 2.0
 
 @dataclass
 class Choice:
-    """One completion of a prompt, as far as it is known. `logprobs` are one for each id, or none at all.
+    """One completion of a prompt, as far as it is known. `logprobs` are one for each id, or none at
+    all.
 
     `q_values` are q_halt and q_continue at its last token, of a model with a q head.
     """
@@ -52,8 +54,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one job ended well. `num_truncated` and `max_tokens` are what `Started` said, `result` and `artifacts`
-    are of `Done`."""
+    """How one job ended well. `num_truncated` and `max_tokens` are what `Started` said, `result`
+    and `artifacts` are of `Done`."""
 
     choices: tuple[Choice, ...]
     usage: Usage
@@ -63,7 +65,8 @@ class Outcome:
     artifacts: tuple[ArtifactRef, ...] = ()
 
     def as_a(self, kind: type[SomeResult]) -> SomeResult:
-        """Return the result, which is of this kind. Raise WorkerFailed if a worker of another version gave none."""
+        """Return the result, which is of this kind. Raise WorkerFailed if a worker of another
+        version gave none."""
         if not isinstance(self.result, kind):
             raise WorkerFailed("The worker that did this speaks another version of the protocol.")
         return self.result
@@ -109,7 +112,8 @@ class OutcomeBuilder:
 
 @dataclass(frozen=True)
 class RequestEvent:
-    """An event of the job with this number in its request, and the event's index in the job's log."""
+    """An event of the job with this number in its request, and the event's index in the job's
+    log."""
 
     job: int
     index: int
@@ -135,10 +139,11 @@ class RequestEvents:
         self._inbox.put_nowait(error)
 
     async def progress(self, quiet_s: float | None = None) -> AsyncIterator[RequestEvent | None]:
-        """Events of all jobs as they come, until the last is done; None whenever nothing came for `quiet_s`.
+        """Events of all jobs as they come, until the last is done; None whenever nothing came for
+        `quiet_s`.
 
-        Waits are shorter before the first token, so that a stream can begin. Raises the FleetError of the first job
-        that fails.
+        Waits are shorter before the first token, so that a stream can begin. Raises the FleetError
+        of the first job that fails.
         """
         wait_s = None if quiet_s is None else min(quiet_s, _FIRST_TOKEN_S)
         while self.unfinished:
@@ -156,7 +161,8 @@ class RequestEvents:
                 wait_s = wait_s if isinstance(event, Started) else quiet_s
 
     async def outcomes(self) -> list[Outcome]:
-        """How each job ended, in the order of the jobs. Raises the FleetError of the first that fails."""
+        """How each job ended, in the order of the jobs. Raises the FleetError of the first that
+        fails."""
         async for arrived in self.progress():
             assert arrived is not None
             self._builders[arrived.job].add(arrived.event)
@@ -178,7 +184,9 @@ class RequestEvents:
 
 def error_of(event: Failed | Cancelled) -> FleetError:
     """What a job that ended without a result means to who waits for it."""
-    return from_event(event) if isinstance(event, Failed) else ClientGone("The request was cancelled.")
+    return (
+        from_event(event) if isinstance(event, Failed) else ClientGone("The request was cancelled.")
+    )
 
 
 def total_usage(outcomes: Iterable[Outcome]) -> Usage:

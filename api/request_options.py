@@ -34,8 +34,8 @@ KeyHeader = Annotated[
 
 @dataclass(frozen=True)
 class RequestOptions:
-    """`wait_s`: None is until the answer is there, 0 is not at all. `preferences` are those of `Prefer` that are kept.
-    `last_event_id` names the frame to go on behind."""
+    """`wait_s`: None is until the answer is there, 0 is not at all. `preferences` are those of
+    `Prefer` that are kept. `last_event_id` names the frame to go on behind."""
 
     priority: Priority = "default"
     deadline_s: float | None = None
@@ -52,7 +52,9 @@ class RequestOptions:
 async def request_options_of(
     x_priority: Annotated[str | None, Header(), _shown(enum=list(PRIORITIES))] = None,
     x_deadline_ms: Annotated[
-        str | None, Header(description="Milliseconds in which an answer is of use."), _shown(pattern=r"^[1-9]\d{0,11}$")
+        str | None,
+        Header(description="Milliseconds in which an answer is of use."),
+        _shown(pattern=r"^[1-9]\d{0,11}$"),
     ] = None,
     idempotency_key: KeyHeader = None,
     prefer: Annotated[
@@ -60,12 +62,20 @@ async def request_options_of(
         Header(description="respond-async, or wait=SECONDS"),
         WithJsonSchema({"type": "array", "items": {"type": "string"}}),
     ] = None,
-    x_on_disconnect: Annotated[str | None, Header(), _shown(enum=list(get_args(OnDisconnect)))] = None,
-    last_event_id: Annotated[str | None, Header(description="A stream goes on behind this frame."), _shown()] = None,
-    x_timings: Annotated[
-        str | None, Header(description="1: tell how long it took, in headers."), _shown(enum=list(_FLAGS))
+    x_on_disconnect: Annotated[
+        str | None, Header(), _shown(enum=list(get_args(OnDisconnect)))
     ] = None,
-    cache_control: Annotated[str | None, Header(description="no-store, or no-cache for a new answer"), _shown()] = None,
+    last_event_id: Annotated[
+        str | None, Header(description="A stream goes on behind this frame."), _shown()
+    ] = None,
+    x_timings: Annotated[
+        str | None,
+        Header(description="1: tell how long it took, in headers."),
+        _shown(enum=list(_FLAGS)),
+    ] = None,
+    cache_control: Annotated[
+        str | None, Header(description="no-store, or no-cache for a new answer"), _shown()
+    ] = None,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> RequestOptions:
     """Raises InvalidRequest that names the header."""
@@ -121,8 +131,8 @@ def _key(value: str | None) -> str:
 
 
 def _preferences(value: str) -> tuple[float | None, tuple[str, ...]]:
-    """RFC 7240; preferences of other names are none of ours, and of each name the first counts. `wait` says how long to
-    wait before responding later."""
+    """RFC 7240; preferences of other names are none of ours, and of each name the first counts.
+    `wait` says how long to wait before responding later."""
     given: dict[str, str] = {}
     for part in value.split(","):
         name, _, argument = part.partition(";")[0].partition("=")

@@ -1,4 +1,5 @@
-"""What the front that takes a request leaves in Redis about it, so that any front can tell of it later."""
+"""What the front that takes a request leaves in Redis about it, so that any front can tell of it
+later."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,12 +11,14 @@ from shared.errors import JobNotFound
 from shared.requests import Request
 
 OnDisconnect = Literal["cancel", "continue", "grace"]
-"""What becomes of work whose caller has left: it ends, goes on, or ends unless somebody follows it soon."""
+"""What becomes of work whose caller has left: it ends, goes on, or ends unless somebody follows it
+soon."""
 
 
 class RequestRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`endpoint` names how it was asked and is answered, `created` is seconds since 1970. Each job has `n` choices; the
-    server's cap made them `capped_at` tokens, where that is fewer than asked. `notes` are the endpoint's own."""
+    """`endpoint` names how it was asked and is answered, `created` is seconds since 1970. Each job
+    has `n` choices; the server's cap made them `capped_at` tokens, where that is fewer than asked.
+    `notes` are the endpoint's own."""
 
     endpoint: str = msgspec.field(name="kind")
     model: str
@@ -28,7 +31,8 @@ class RequestRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class SubmittedWork:
-    """A request that is in the fleet, and its record; once it has ended, how long it took, if its endpoint is timed."""
+    """A request that is in the fleet, and its record; once it has ended, how long it took, if its
+    endpoint is timed."""
 
     request: Request
     record: RequestRecord

@@ -1,6 +1,8 @@
-"""What one request leaves behind for its log line and the metrics: its id, its tokens, how it failed.
+"""What one request leaves behind for its log line and the metrics: its id, its tokens, how it
+failed.
 
-Created by the outermost middleware, filled in by routes and error handlers, read once when the answer has ended.
+Created by the outermost middleware, filled in by routes and error handlers, read once when the
+answer has ended.
 """
 
 from collections.abc import MutableMapping
@@ -36,11 +38,12 @@ class Usage:
 class RequestState:
     """`key` is the id of the key that came, "" where none did.
 
-    `path` is that of a route, without a proxy's prefix, and `errors` the form in which this caller is told of them. A
-    request with `is_head` wants the headers alone, and must begin nothing; one with `is_probe` is a machine's, of which
-    nothing is told. `told_id` is what the caller knows its jobs by. `watch` timed its jobs, where this front took them;
-    `trace_id` is that of its trace, if it has one, and `span` the server's.
-    `num_uploaded` are the bytes of an upload that have come; its `body` is not kept.
+    `path` is that of a route, without a proxy's prefix, and `errors` the form in which this caller
+    is told of them. A request with `is_head` wants the headers alone, and must begin nothing; one
+    with `is_probe` is a machine's, of which nothing is told. `told_id` is what the caller knows its
+    jobs by. `watch` timed its jobs, where this front took them; `trace_id` is that of its trace, if
+    it has one, and `span` the server's. `num_uploaded` are the bytes of an upload that have come;
+    its `body` is not kept.
     """
 
     request_id: str

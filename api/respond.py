@@ -1,4 +1,5 @@
-"""Answer a request whose work was submitted: whole, as a stream, or with a 202 and the address of the job."""
+"""Answer a request whose work was submitted: whole, as a stream, or with a 202 and the address of
+the job."""
 
 from dataclasses import replace
 
@@ -42,12 +43,16 @@ async def respond(
 
 
 @redis_answers()
-async def resume(context: Context, endpoint: Endpoint, stream_format: StreamFormat | None) -> Response:
+async def resume(
+    context: Context, endpoint: Endpoint, stream_format: StreamFormat | None
+) -> Response:
     """Go on with the stream that the caller has seen a part of. Nothing is submitted."""
     seen = Cursor.parse(context.options.last_event_id)
     request = await context.front.requests.find(seen.request_id, context.caller.tenant)
     if work_of(request).record.endpoint != endpoint.name:
-        raise InvalidRequest(f"{HEADER}: expected the id of a frame of this endpoint.", field=HEADER)
+        raise InvalidRequest(
+            f"{HEADER}: expected the id of a frame of this endpoint.", field=HEADER
+        )
     follower = await attached(context.front, request, context.caller, seen)
     answer = _stream(context, endpoint, follower, stream_format, seen)
     context.front.metrics.replays.labels("resume").inc()
@@ -82,7 +87,14 @@ def _stream(
     with_timings = context.options.with_timings
     front, request_state = context.front, context.request_state
     return stream(
-        front, endpoint, follower, context.receive, request_state, seen, stream_format, with_timings=with_timings
+        front,
+        endpoint,
+        follower,
+        context.receive,
+        request_state,
+        seen,
+        stream_format,
+        with_timings=with_timings,
     )
 
 

@@ -1,6 +1,7 @@
 """Ends what is under way for callers that may not call any more.
 
-Their key was revoked, has expired or been narrowed, or the first key of the fleet has been made and they have none.
+Their key was revoked, has expired or been narrowed, or the first key of the fleet has been made and
+they have none.
 """
 
 import asyncio
@@ -12,7 +13,8 @@ from shared.errors import BrokerUnavailable, FleetError, Forbidden
 
 
 class Revocations:
-    """Asks again every `FRESH_S`, for all who are being answered together, as long as there are any.
+    """Asks again every `FRESH_S`, for all who are being answered together, as long as there are
+    any.
 
     While Redis is away nobody is cut off: there is no news of any job then, either.
     """
@@ -27,7 +29,8 @@ class Revocations:
         return self._auth.can_change(caller)
 
     async def told(self, caller: Caller, model: str) -> FleetError:
-        """Return why the caller may not be told of this model's answer any more; wait until that is so."""
+        """Return why the caller may not be told of this model's answer any more; wait until that is
+        so."""
         news: asyncio.Future[FleetError] = asyncio.get_running_loop().create_future()
         self._waiting[news] = (caller, model)
         if self._asking is None or self._asking.done():
@@ -45,7 +48,8 @@ class Revocations:
                 await self._ask_once()
 
     def _pass_on(self, asking: "asyncio.Task[None]") -> None:
-        """What nobody expected is the end of all who wait: none of them would be looked after any more."""
+        """What nobody expected is the end of all who wait: none of them would be looked after any
+        more."""
         error = None if asking.cancelled() else asking.exception()
         if error is None:
             return

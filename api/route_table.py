@@ -1,4 +1,5 @@
-"""All routes of the front, looked up by path: their methods, who may call them, the format of their errors."""
+"""All routes of the front, looked up by path: their methods, who may call them, the format of their
+errors."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -67,14 +68,20 @@ class RouteTable:
         return sorted(methods)
 
     def is_callers(self, path: str) -> bool:
-        """Return whether the path is for callers, or a document: neither health, metrics nor an operator's."""
+        """Return whether the path is for callers, or a document: neither health, metrics nor an
+        operator's."""
         return {entry.access for entry in self._at(path)} == {Access.CALLER} or path in _DOCUMENTS
 
     def errors_at(self, path: str) -> ErrorFormat:
-        """Return the format of the endpoint at this path, else of the dialect with the longest matching prefix."""
+        """Return the format of the endpoint at this path, else of the dialect with the longest
+        matching prefix."""
         if path in self._errors_at:
             return self._errors_at[path]
-        prefix = max((prefix for prefix in self._errors_below if path.startswith(prefix)), key=len, default="")
+        prefix = max(
+            (prefix for prefix in self._errors_below if path.startswith(prefix)),
+            key=len,
+            default="",
+        )
         return self._errors_below.get(prefix, PLAIN)
 
     def _at(self, path: str) -> list[Entry]:

@@ -1,4 +1,5 @@
-"""One path, several shapes of body, told apart by what is in them; errors are those of the one shape."""
+"""One path, several shapes of body, told apart by what is in them; errors are those of the one
+shape."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
@@ -18,7 +19,9 @@ def one_of(shapes: Mapping[str, type[RequestBody]]) -> PlainValidator:
         given = [name for name in shapes if body.get(name) is not None]
         if len(given) != 1:
             told = " and ".join(given) or "none"
-            raise refuse(next(iter(shapes)), f"expected exactly one of {', '.join(shapes)}, got {told}")
+            raise refuse(
+                next(iter(shapes)), f"expected exactly one of {', '.join(shapes)}, got {told}"
+            )
         return shapes[given[0]]
 
     return chosen(choose, shapes.values())

@@ -1,7 +1,7 @@
 """A stream as a response: headers, frames, and errors that come after the first frame.
 
-Until the first frame the status line is open, so an error before it becomes an ordinary error answer. Listens to no
-disconnect: the run behind the frames does, and raises HungUp.
+Until the first frame the status line is open, so an error before it becomes an ordinary error
+answer. Listens to no disconnect: the run behind the frames does, and raises HungUp.
 """
 
 from collections.abc import AsyncGenerator, Callable
@@ -21,7 +21,8 @@ _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 class EventStream(Response):
     """Sends `frames`, or nothing but the head of the answer where that is all that was asked for.
 
-    `last_words` renders an error that comes when the stream has begun, `headers` are asked for when it begins.
+    `last_words` renders an error that comes when the stream has begun, `headers` are asked for when
+    it begins.
     """
 
     def __init__(
@@ -65,7 +66,9 @@ class EventStream(Response):
 
     async def _begin(self, send: Send) -> None:
         self.headers.update(self._more_headers())
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send(
+            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        )
         await _send_frame(send, self._stream_format.opening)
 
 

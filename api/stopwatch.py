@@ -1,5 +1,5 @@
-"""How long the jobs of one request took, as the front that took it saw their events come: by its own clock, with no
-question to Redis. For the histograms, and for the request's log line.
+"""How long the jobs of one request took, as the front that took it saw their events come: by its
+own clock, with no question to Redis. For the histograms, and for the request's log line.
 
 One who follows a job again sees its events again, all at once; only the first look at each counts.
 """
@@ -13,9 +13,9 @@ from shared.requests import JobTimes
 
 
 class Stopwatch:
-    """Runs from its making, which is when the request was queued. `worker` is the one that began a job last, `attempts`
-    how often one was begun. Of an answer that is not streamed the first token is seen with what was gathered behind it,
-    up to half a second late.
+    """Runs from its making, which is when the request was queued. `worker` is the one that began a
+    job last, `attempts` how often one was begun. Of an answer that is not streamed the first token
+    is seen with what was gathered behind it, up to half a second late.
     """
 
     def __init__(self, metrics: Metrics, model: str, num_jobs: int) -> None:
@@ -31,7 +31,8 @@ class Stopwatch:
         self._ended_s: list[float | None] = [None] * num_jobs
 
     def note(self, job: int, index: int, event: Event) -> None:
-        """An event of the job with this number in its request; `index` is its place in the job's log."""
+        """An event of the job with this number in its request; `index` is its place in the job's
+        log."""
         if index <= self._seen[job]:
             return
         self._seen[job] = index
@@ -47,7 +48,9 @@ class Stopwatch:
     def timings(self, num_completion_tokens: int) -> Timings:
         """Of the request, as far as it has got."""
         parts = zip(self._started_s, self._first_s, self._ended_s, strict=True)
-        return timings_of([JobTimes(self._queued_s, *times) for times in parts], num_completion_tokens)
+        return timings_of(
+            [JobTimes(self._queued_s, *times) for times in parts], num_completion_tokens
+        )
 
     def _start(self, job: int, now_s: float) -> None:
         """The first time; who takes the job over later starts in the middle of it."""

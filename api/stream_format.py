@@ -1,7 +1,9 @@
-"""From the payloads of a stream to its bytes: events with a payload each, events with names, or nothing but the text.
+"""From the payloads of a stream to its bytes: events with a payload each, events with names, or
+nothing but the text.
 
-Every block of events has data: some clients take one without for an event, and fail. So `retry:` and `id:` stand in the
-block of a frame, and no blank line follows a comment or the last words of a front that drains.
+Every block of events has data: some clients take one without for an event, and fail. So `retry:`
+and `id:` stand in the block of a frame, and no blank line follows a comment or the last words of a
+front that drains.
 """
 
 from collections.abc import Callable
@@ -25,8 +27,8 @@ class NamedEvent:
 
 @dataclass(frozen=True)
 class StreamFormat:
-    """`frame` makes bytes of a payload and of the id by which a reader can ask for what comes behind it. Text cannot
-    tell of an error: there the connection breaks."""
+    """`frame` makes bytes of a payload and of the id by which a reader can ask for what comes
+    behind it. Text cannot tell of an error: there the connection breaks."""
 
     frame: Callable[[Any, str], bytes]
     end: bytes = b""
@@ -53,6 +55,11 @@ def _text(payload: Any, id: str) -> bytes:
 EVENTS = StreamFormat(_event)
 EVENTS_WITH_DONE = StreamFormat(_event, end=b"data: [DONE]\n\n")
 TEXT = StreamFormat(
-    _text, media_type="text/plain; charset=utf-8", opening=b"", keep_alive=b"", reconnect=b"", tells_errors=False
+    _text,
+    media_type="text/plain; charset=utf-8",
+    opening=b"",
+    keep_alive=b"",
+    reconnect=b"",
+    tells_errors=False,
 )
 """Of payloads that are objects with a `text`."""

@@ -1,4 +1,5 @@
-"""The frames of a stream: everything is told from the beginning of the logs, and sent from behind a cursor."""
+"""The frames of a stream: everything is told from the beginning of the logs, and sent from behind a
+cursor."""
 
 from collections.abc import AsyncGenerator, Iterator
 
@@ -12,8 +13,8 @@ from shared.messages import Started
 
 
 class Stream:
-    """One reader's way through a stream. `seen` is where it was; None for one that has seen nothing. Jobs are noted in
-    `started` when they have."""
+    """One reader's way through a stream. `seen` is where it was; None for one that has seen
+    nothing. Jobs are noted in `started` when they have."""
 
     def __init__(
         self,
@@ -30,8 +31,8 @@ class Stream:
         self._seen = seen
 
     async def frames(self, run: RequestEvents, keepalive_s: float) -> AsyncGenerator[bytes, None]:
-        """Begins with the first token, or when that is slow to come: what fails at once has a status of its own. Ends
-        when all jobs are done."""
+        """Begins with the first token, or when that is slow to come: what fails at once has a
+        status of its own. Ends when all jobs are done."""
         is_open = self._seen is not None
         async for news in run.progress(keepalive_s):
             if news is not None and isinstance(news.event, Started):
@@ -47,14 +48,20 @@ class Stream:
 
     def _opening(self) -> bytes:
         payload = self._renderer.opening()
-        return self._stream_format.keep_alive if payload is None else self._stream_format.frame(payload, str(self._at))
+        return (
+            self._stream_format.keep_alive
+            if payload is None
+            else self._stream_format.frame(payload, str(self._at))
+        )
 
     def _of(self, news: RequestEvent) -> Iterator[bytes]:
         payloads = list(self._renderer.of(news.job, news.event))
         before = self._at
         for number, payload in enumerate(payloads):
             is_last = number + 1 == len(payloads)
-            self._at = before.at(news.job, news.index if is_last else news.index - 1, 0 if is_last else number + 1)
+            self._at = before.at(
+                news.job, news.index if is_last else news.index - 1, 0 if is_last else number + 1
+            )
             if self._seen is None or not self._seen.has(news.job, news.index, number):
                 yield self._stream_format.frame(payload, str(self._at))
         self._at = self._at.at(news.job, news.index)

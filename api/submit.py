@@ -13,18 +13,27 @@ from api.endpoint import Endpoint, TaskPlan
 from api.redis_timeout import redis_answers
 from api.request_record import RequestRecord, SubmittedWork, encode_record
 from api.stopwatch import Stopwatch
-from shared.errors import DeviceUnavailable, Draining, InvalidRequest, ModelFailed, ModelNotFound, NoWorker
+from shared.errors import (
+    DeviceUnavailable,
+    Draining,
+    InvalidRequest,
+    ModelFailed,
+    ModelNotFound,
+    NoWorker,
+)
 from shared.messages import ModelInfo, Task
 from shared.requests import new_follower_id
 from shared.submission import SubmitRequest
 from shared.tracing import Attributes
 
 
-async def submit(context: Context, endpoint: Endpoint, body: Any, *, is_streamed: bool) -> RequestFollower:
+async def submit(
+    context: Context, endpoint: Endpoint, body: Any, *, is_streamed: bool
+) -> RequestFollower:
     """Queue the tasks of the body, or find the request that came before with the same key.
 
-    The script that queues looks for the key. Where no model is found the key is looked up here: work that the caller
-    comes back to needs no model any more.
+    The script that queues looks for the key. Where no model is found the key is looked up here:
+    work that the caller comes back to needs no model any more.
     """
     front = context.front
     try:
@@ -42,12 +51,23 @@ async def submit(context: Context, endpoint: Endpoint, body: Any, *, is_streamed
 async def _submit(
     context: Context, endpoint: Endpoint, model: ModelInfo, plan: TaskPlan, *, is_streamed: bool
 ) -> RequestFollower:
-    front, caller, options, request_state = context.front, context.caller, context.options, context.request_state
+    front, caller, options, request_state = (
+        context.front,
+        context.caller,
+        context.options,
+        context.request_state,
+    )
     caller.check_model(model.id)
     on_disconnect = context.on_disconnect
     times = front.admission.limits.times(options.deadline_s)
     record = RequestRecord(
-        endpoint.name, model.id, int(time.time()), plan.n, plan.capped_at, on_disconnect, dict(plan.notes)
+        endpoint.name,
+        model.id,
+        int(time.time()),
+        plan.n,
+        plan.capped_at,
+        on_disconnect,
+        dict(plan.notes),
     )
     submit_request = SubmitRequest(
         model.id,
@@ -91,7 +111,9 @@ async def _submit(
     )
 
 
-def _digest(context: Context, model: ModelInfo, record: RequestRecord, tasks: Sequence[Task]) -> str | None:
+def _digest(
+    context: Context, model: ModelInfo, record: RequestRecord, tasks: Sequence[Task]
+) -> str | None:
     """Return the digest by which an answer given before is found; None where none may be used.
 
     A request with an idempotency key says by the key which answer it wants.
@@ -101,7 +123,9 @@ def _digest(context: Context, model: ModelInfo, record: RequestRecord, tasks: Se
     return digest_of(record, tasks) if model.fingerprint else None
 
 
-async def _answered(context: Context, cache: AnswerCache, digest: str, model: ModelInfo) -> RequestFollower | None:
+async def _answered(
+    context: Context, cache: AnswerCache, digest: str, model: ModelInfo
+) -> RequestFollower | None:
     if context.options.cache == "no-cache":
         return None
     request = await cache.find(context.caller.tenant, digest, model.fingerprint)

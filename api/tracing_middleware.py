@@ -1,4 +1,5 @@
-"""The server's span of each request, which goes on with its caller's trace. Only there where tracing is on."""
+"""The server's span of each request, which goes on with its caller's trace. Only there where
+tracing is on."""
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -10,8 +11,8 @@ from shared.tracing import Span, Trace, Tracing
 
 
 class TracingMiddleware:
-    """Puts the span into the request's state, and ends it with its answer. The query of the URL is not told: clients
-    put keys there."""
+    """Puts the span into the request's state, and ends it with its answer. The query of the URL is
+    not told: clients put keys there."""
 
     def __init__(self, app: ASGIApp, *, tracing: Tracing) -> None:
         self._app = app
@@ -73,4 +74,8 @@ def _end(span: Span, scope: Scope, status: int) -> None:
         }
     )
     is_refused = 400 <= status < ClientGone.status
-    span.end(None if is_refused else request_state.error or (str(status) if status >= ClientGone.status else None))
+    span.end(
+        None
+        if is_refused
+        else request_state.error or (str(status) if status >= ClientGone.status else None)
+    )

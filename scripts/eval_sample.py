@@ -1,4 +1,5 @@
-"""How many held-out problems a sample model gets exactly right, decoded greedily by the product's own engine.
+"""How many held-out problems a sample model gets exactly right, decoded greedily by the product's
+own engine.
 
 python -m scripts.eval_sample --model-path models/sample-hrm-text --count 500
 """
@@ -23,7 +24,9 @@ def answers(runner: Runner, problems: list[Problem]) -> list[str]:
     engine = Engine(runner, said.extend)
     sampling = Sampling(max_tokens=_LONGEST_ANSWER, seed=0, temperature=0.0)
     for index, problem in enumerate(problems):
-        engine.submit(SequenceWork(str(index), runner.encode(Generate(problem.prompt, sampling)), sampling))
+        engine.submit(
+            SequenceWork(str(index), runner.encode(Generate(problem.prompt, sampling)), sampling)
+        )
     while engine.has_work:
         engine.step()
     texts = [""] * len(problems)

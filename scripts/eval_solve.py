@@ -1,4 +1,5 @@
-"""How often the documented examples of /solve/math and /solve/coding are answered right, of so many seeds each.
+"""How often the documented examples of /solve/math and /solve/coding are answered right, of so many
+seeds each.
 
 python -m scripts.eval_solve --url http://localhost:8000 --seeds 100
 """
@@ -17,7 +18,8 @@ _BAR = 0.95
 
 @dataclass(frozen=True)
 class Example:
-    """`right` is what a right answer has: the result, or the model's own word that this is outside what it knows."""
+    """`right` is what a right answer has: the result, or the model's own word that this is outside
+    what it knows."""
 
     path: str
     problem: str
@@ -56,7 +58,9 @@ def share_right(client: httpx.Client, example: Example, num_seeds: int) -> float
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--url", default="http://localhost:8000")
     parser.add_argument("--seeds", type=int, default=100, help="runs of each example")
     asked = parser.parse_args()

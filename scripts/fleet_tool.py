@@ -1,4 +1,5 @@
-"""What the tools beside a fleet have in common: their flags, how they find it, and what they print."""
+"""What the tools beside a fleet have in common: their flags, how they find it, and what they
+print."""
 
 import argparse
 import asyncio
@@ -21,14 +22,16 @@ class ToolError(Exception):
 
 
 def parser_of(prog: str, description: str) -> argparse.ArgumentParser:
-    """Return a parser with the flags of every tool, to which commands are added with `flags` as their parents."""
+    """Return a parser with the flags of every tool, to which commands are added with `flags` as
+    their parents."""
     parser = argparse.ArgumentParser(prog=prog, parents=[flags()], description=description)
     parser.set_defaults(redis_url=None, redis_shards=None, port=None, json=False)
     return parser
 
 
 def flags() -> argparse.ArgumentParser:
-    """Return what may stand before the command and behind it; made anew for each, as parsers change it."""
+    """Return what may stand before the command and behind it; made anew for each, as parsers change
+    it."""
     made = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     made.add_argument("--redis-url", help="Redis of the fleet [env: AIOS_REDIS_URL]")
     made.add_argument("--redis-shards", help="as the fleet has it [env: AIOS_REDIS_SHARDS]")
@@ -38,8 +41,8 @@ def flags() -> argparse.ArgumentParser:
 
 
 def run_tool(prog: str, asked: argparse.Namespace, answer: Answer) -> int:
-    """Find the fleet, print the answer and return the exit status: 1 with a line on stderr for a ToolError, or where
-    there is no Redis."""
+    """Find the fleet, print the answer and return the exit status: 1 with a line on stderr for a
+    ToolError, or where there is no Redis."""
     given = ["--redis-url", asked.redis_url] if asked.redis_url else []
     if asked.redis_shards:
         given += ["--redis-shards", asked.redis_shards]

@@ -1,7 +1,9 @@
-"""`aios jobs`: the background role. Runs the janitor's sweeps by arq's clock; arq is known here alone.
+"""`aios jobs`: the background role. Runs the janitor's sweeps by arq's clock; arq is known here
+alone.
 
-What arq reads from Redis is JSON, never pickle. Any number of these roles share the work: arq runs each sweep once. All
-its keys carry one hash tag, so that it runs on a cluster too. Stopping it harms nothing.
+What arq reads from Redis is JSON, never pickle. Any number of these roles share the work: arq runs
+each sweep once. All its keys carry one hash tag, so that it runs on a cluster too. Stopping it
+harms nothing.
 """
 
 import argparse
@@ -51,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int)
     asked, flags = parser.parse_known_args(argv)
     if {"-h", "--help"} & set(flags):
-        print("--once: do every sweep and end; --dry-run: change nothing; --metrics-port N: show counters at port N;")
+        print(
+            "--once: do every sweep and end; --dry-run: change nothing; --metrics-port N: show counters at port N;"
+        )
         print("--port N: for the fleet of this machine with that port, if several run here")
     return run_role(PROG, partial(run, asked), flags)
 
@@ -71,7 +75,9 @@ async def _run(asked: argparse.Namespace, settings: Settings) -> int:
     metrics = JanitorMetrics()
     async with open_broker(redis_url(settings), settings.redis_shards) as broker:
         artifacts = open_artifacts(settings, broker)
-        janitor = Janitor(broker, ttl_s=settings.result_ttl_s, dry_run=asked.dry_run, artifacts=artifacts)
+        janitor = Janitor(
+            broker, ttl_s=settings.result_ttl_s, dry_run=asked.dry_run, artifacts=artifacts
+        )
         if asked.once:
             return await _once(janitor)
         async with _telling(settings, metrics):
@@ -128,15 +134,22 @@ async def _work(broker: Broker, janitor: Janitor, metrics: JanitorMetrics) -> No
             await asyncio.sleep(AGAIN_AFTER_S)
 
 
-def make_worker(broker: Broker, janitor: Janitor, metrics: JanitorMetrics, **options: Any) -> Worker:
+def make_worker(
+    broker: Broker, janitor: Janitor, metrics: JanitorMetrics, **options: Any
+) -> Worker:
     """arq's worker over the broker's connections; it never closes them."""
-    redis = ArqRedis(broker.client(TAG).connection_pool, to_json, json.loads, default_queue_name=QUEUE)
+    redis = ArqRedis(
+        broker.client(TAG).connection_pool, to_json, json.loads, default_queue_name=QUEUE
+    )
     return Worker(
         redis_pool=redis,
         queue_name=QUEUE,
         job_serializer=to_json,
         job_deserializer=json.loads,
-        cron_jobs=[_cron(name, second, sweep, metrics) for second, (name, sweep) in enumerate(janitor.sweeps.items())],
+        cron_jobs=[
+            _cron(name, second, sweep, metrics)
+            for second, (name, sweep) in enumerate(janitor.sweeps.items())
+        ],
         handle_signals=False,
         job_timeout=TIMEOUT_S,
         keep_result=0,

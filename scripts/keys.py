@@ -1,4 +1,5 @@
-"""`aios keys`: who may call the fleet, and how much. Keys are made, listed and revoked; fronts need no restart."""
+"""`aios keys`: who may call the fleet, and how much. Keys are made, listed and revoked; fronts need
+no restart."""
 
 import argparse
 import json
@@ -8,7 +9,17 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from scripts.fleet_tool import ToolError, flags, parser_of, run_tool
-from shared.access import ID_LENGTH, KEY_MARK, Grant, Keyring, check_name, check_priority, digest_of, id_of, rate_of
+from shared.access import (
+    ID_LENGTH,
+    KEY_MARK,
+    Grant,
+    Keyring,
+    check_name,
+    check_priority,
+    digest_of,
+    id_of,
+    rate_of,
+)
 from shared.broker import open_broker
 from shared.cli import redis_url
 from shared.settings import Settings
@@ -26,23 +37,48 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = parser_of(PROG, "Who may call the fleet, and how much.")
     commands = parser.add_subparsers(dest="command", required=True)
-    create = commands.add_parser("create", parents=[flags()], help="make a key; it is shown once and never again")
-    create.add_argument("name", type=_checked(check_name), help="whose it is, for people; keys may share a name")
-    create.add_argument("--tenant", type=_checked(check_name), help="whose jobs it sees (default: the name)")
-    create.add_argument(
-        "--best-class", type=_checked(check_priority), default="interactive", help="the best X-Priority"
-    )
-    create.add_argument("--rate", type=_checked(rate_of), metavar="TIMES/SECONDS", help="requests for work, as 10/60")
-    create.add_argument("--concurrency", type=_checked(_count), default=0, help="open jobs of its tenant before 429")
-    create.add_argument(
-        "--models", type=_checked(_models), default=(), metavar="ID,ID", help="the only models it may use"
+    create = commands.add_parser(
+        "create", parents=[flags()], help="make a key; it is shown once and never again"
     )
     create.add_argument(
-        "--expires", type=_checked(_seconds), metavar="TIME", help="how long it holds: 90s, 15m, 12h, 30d"
+        "name", type=_checked(check_name), help="whose it is, for people; keys may share a name"
+    )
+    create.add_argument(
+        "--tenant", type=_checked(check_name), help="whose jobs it sees (default: the name)"
+    )
+    create.add_argument(
+        "--best-class",
+        type=_checked(check_priority),
+        default="interactive",
+        help="the best X-Priority",
+    )
+    create.add_argument(
+        "--rate",
+        type=_checked(rate_of),
+        metavar="TIMES/SECONDS",
+        help="requests for work, as 10/60",
+    )
+    create.add_argument(
+        "--concurrency", type=_checked(_count), default=0, help="open jobs of its tenant before 429"
+    )
+    create.add_argument(
+        "--models",
+        type=_checked(_models),
+        default=(),
+        metavar="ID,ID",
+        help="the only models it may use",
+    )
+    create.add_argument(
+        "--expires",
+        type=_checked(_seconds),
+        metavar="TIME",
+        help="how long it holds: 90s, 15m, 12h, 30d",
     )
     create.add_argument("--admin", action="store_true", help="admin routes too")
     commands.add_parser("list", parents=[flags()], help="all that hold, the oldest first")
-    revoke = commands.add_parser("revoke", parents=[flags()], help="from now on it opens nothing, on all fronts")
+    revoke = commands.add_parser(
+        "revoke", parents=[flags()], help="from now on it opens nothing, on all fronts"
+    )
     revoke.add_argument("id", help="as listed, or the key itself")
     return parser
 
@@ -56,8 +92,13 @@ async def _answer(asked: argparse.Namespace, settings: Settings) -> list[str]:
                 key, key_id, grant = await keyring.create(_grant(asked), lives_s=asked.expires)
                 return [json.dumps({"key": key, **_told(key_id, grant)}) if asked.json else key]
             case "list":
-                grants = {id_of(digest): grant for digest, grant in (await keyring.everyone()).items()}
-                return [json.dumps(_told(*item)) if asked.json else _line(*item) for item in grants.items()]
+                grants = {
+                    id_of(digest): grant for digest, grant in (await keyring.everyone()).items()
+                }
+                return [
+                    json.dumps(_told(*item)) if asked.json else _line(*item)
+                    for item in grants.items()
+                ]
             case _:
                 digest = await _find(keyring, asked.id)
                 await keyring.revoke(digest)
@@ -67,9 +108,15 @@ async def _answer(asked: argparse.Namespace, settings: Settings) -> list[str]:
 async def _find(keyring: Keyring, asked: str) -> str:
     """The digest of the one key that is meant. Raises ToolError."""
     wanted = digest_of(asked) if asked.startswith(KEY_MARK) else asked
-    found = [digest for digest in await keyring.everyone() if len(wanted) >= ID_LENGTH and digest.startswith(wanted)]
+    found = [
+        digest
+        for digest in await keyring.everyone()
+        if len(wanted) >= ID_LENGTH and digest.startswith(wanted)
+    ]
     if len(found) != 1:
-        raise ToolError("no such key: expected an id as `aios keys list` shows it, or a key that holds")
+        raise ToolError(
+            "no such key: expected an id as `aios keys list` shows it, or a key that holds"
+        )
     return found[0]
 
 

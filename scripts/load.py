@@ -1,12 +1,14 @@
 """A load on running fronts, and what came of it.
 
-    python -m scripts.load --url http://127.0.0.1:8000 --rate 10 --seconds 30       an open loop, Poisson arrivals
+    python -m scripts.load --url http://127.0.0.1:8000 --rate 10 --seconds 30 an open loop, Poisson
+    arrivals
     python -m scripts.load --clients 32 --seconds 30                                a closed loop
     python -m scripts.load --rate 20 --lengths 40:16x3,800:128 --classes interactive=1,bulk=3
-    python -m scripts.load --rate 10 --arrivals even --prompts 8 --lengths 40:16    8 prompts in each request
+    python -m scripts.load --rate 10 --arrivals even --prompts 8 --lengths 40:16 8 prompts in each
+    request
 
-Streams `/generate_stream`; all times count from when a request was due. Exits with 1 if one failed; being refused for
-lack of room (429, 503) is no failure.
+Streams `/generate_stream`; all times count from when a request was due. Exits with 1 if one failed;
+being refused for lack of room (429, 503) is no failure.
 """
 
 import argparse
@@ -27,7 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     mix = Mix(asked.lengths, asked.classes, num_prompts=asked.prompts, may_end=asked.may_end)
     told, classes = asyncio.run(_run(asked, mix))
     if asked.json:
-        print(json.dumps({"all": asdict(told), "classes": {name: asdict(one) for name, one in classes.items()}}))
+        print(
+            json.dumps(
+                {
+                    "all": asdict(told),
+                    "classes": {name: asdict(one) for name, one in classes.items()},
+                }
+            )
+        )
     else:
         rows = {"all": told} | (classes if len(classes) > 1 else {})
         print(HEADER, *(row(name, one) for name, one in rows.items()), sep="\n")
@@ -41,7 +50,9 @@ async def _run(asked: argparse.Namespace, mix: Mix) -> tuple[Summary, dict[str, 
     callers = [Caller(url, headers) for url in asked.url or ["http://127.0.0.1:8000"]]
     try:
         if asked.clients:
-            heard, window = await closed_loop(callers, mix.asks(asked.seed), asked.seconds, asked.clients)
+            heard, window = await closed_loop(
+                callers, mix.asks(asked.seed), asked.seconds, asked.clients
+            )
         else:
             asks = mix.asks(asked.seed, asked.rate, is_poisson=asked.arrivals == "poisson")
             heard, window = await open_loop(callers, asks, asked.seconds)
@@ -53,18 +64,42 @@ async def _run(asked: argparse.Namespace, mix: Mix) -> tuple[Summary, dict[str, 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", action="append", help="a front, repeatable (default: http://127.0.0.1:8000)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--url", action="append", help="a front, repeatable (default: http://127.0.0.1:8000)"
+    )
     load = parser.add_mutually_exclusive_group()
-    load.add_argument("--rate", type=float, default=10.0, help="requests a second, whether or not they are answered")
-    load.add_argument("--clients", type=int, help="in place of a rate: clients that wait for their answers")
+    load.add_argument(
+        "--rate",
+        type=float,
+        default=10.0,
+        help="requests a second, whether or not they are answered",
+    )
+    load.add_argument(
+        "--clients", type=int, help="in place of a rate: clients that wait for their answers"
+    )
     parser.add_argument("--arrivals", choices=["poisson", "even"], default="poisson")
     parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--warm-up", type=float, default=0.0, help="seconds at the beginning that do not count")
-    parser.add_argument("--lengths", type=lengths_of, default="40:32", help="CHARACTERS:TOKENSxWEIGHT, comma-separated")
+    parser.add_argument(
+        "--warm-up", type=float, default=0.0, help="seconds at the beginning that do not count"
+    )
+    parser.add_argument(
+        "--lengths",
+        type=lengths_of,
+        default="40:32",
+        help="CHARACTERS:TOKENSxWEIGHT, comma-separated",
+    )
     parser.add_argument("--prompts", type=int, default=1, help="in each request")
-    parser.add_argument("--may-end", action="store_true", help="let the model end an answer before it has its tokens")
-    parser.add_argument("--classes", type=classes_of, default="default", help="CLASS=WEIGHT, comma-separated")
+    parser.add_argument(
+        "--may-end",
+        action="store_true",
+        help="let the model end an answer before it has its tokens",
+    )
+    parser.add_argument(
+        "--classes", type=classes_of, default="default", help="CLASS=WEIGHT, comma-separated"
+    )
     parser.add_argument("--key", help="API key")
     parser.add_argument("--seed", type=int, default=0, help="of lengths, classes and arrivals")
     parser.add_argument("--json", action="store_true", help="print one JSON document")

@@ -1,7 +1,9 @@
-"""The fleets of this user on this machine, as the tools find them: one file for each in a private folder.
+"""The fleets of this user on this machine, as the tools find them: one file for each in a private
+folder.
 
-`aios serve hrm` holds a lock on its file as long as it lives, however it ends. So a file that can be locked is stale,
-and is removed. The file holds the password of the fleet's Redis: the folder is open to its owner alone.
+`aios serve hrm` holds a lock on its file as long as it lives, however it ends. So a file that can
+be locked is stale, and is removed. The file holds the password of the fleet's Redis: the folder is
+open to its owner alone.
 """
 
 import json
@@ -49,7 +51,8 @@ class LocalFleet:
 
 @contextmanager
 def announced(fleet: LocalFleet) -> Iterator[None]:
-    """Let the tools find `fleet` in this context. Where no folder can be had they do not, and a warning says so."""
+    """Let the tools find `fleet` in this context. Where no folder can be had they do not, and a
+    warning says so."""
     try:
         file, descriptor = _write(fleet)
     except OSError as error:
@@ -88,12 +91,17 @@ def choose_fleet(port: int | None = None) -> LocalFleet:
         )
     shown = ", ".join(f"{fleet.url} (process {fleet.pid})" for fleet in running)
     if chosen:
-        raise SettingsError(f"redis_url: several fleets run here: {shown}; choose one by --port, or give --redis-url")
+        raise SettingsError(
+            f"redis_url: several fleets run here: {shown}; choose one by --port, or give --redis-url"
+        )
     raise SettingsError(f"port: no fleet with port {port} runs here; there is {shown}")
 
 
-def with_local_fleet(settings: Settings, port: int | None = None) -> tuple[Settings, LocalFleet | None]:
-    """The settings with a Redis: the one they name, else that of the fleet that runs here, which is then returned too.
+def with_local_fleet(
+    settings: Settings, port: int | None = None
+) -> tuple[Settings, LocalFleet | None]:
+    """The settings with a Redis: the one they name, else that of the fleet that runs here, which is
+    then returned too.
 
     Raises SettingsError.
     """
@@ -111,13 +119,16 @@ def with_local_fleet(settings: Settings, port: int | None = None) -> tuple[Setti
 
 
 def _folders() -> Sequence[Path]:
-    """Where files may lie, the best place first: one shell of a user may know of a runtime folder and another not."""
+    """Where files may lie, the best place first: one shell of a user may know of a runtime folder
+    and another not."""
     if os.environ.get(FOLDER_ENV):
         return [Path(os.environ[FOLDER_ENV])]
     folders = []
     if os.environ.get("XDG_RUNTIME_DIR"):
         folders.append(Path(os.environ["XDG_RUNTIME_DIR"]) / "aios")
-    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser(os.path.join("~", ".local", "state"))
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser(
+        os.path.join("~", ".local", "state")
+    )
     if os.path.isabs(state):  # a user without an entry and without HOME, as in containers, has none
         folders.append(Path(state) / "aios")
     folders.append(Path(tempfile.gettempdir()) / f"aios-{_uid()}")
@@ -157,7 +168,8 @@ def _write_in(folder: Path, fleet: LocalFleet) -> tuple[Path, int]:
 
 
 def _read(file: Path) -> LocalFleet | None:
-    """None for a file that nobody holds any more, which is removed, or that another version wrote."""
+    """None for a file that nobody holds any more, which is removed, or that another version
+    wrote."""
     try:
         if not file.is_file():  # to open a pipe would wait for its writer
             return None

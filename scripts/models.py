@@ -1,4 +1,5 @@
-"""`aios models`: the catalogue of the fleet's models, changed while it runs, and where each of them stands."""
+"""`aios models`: the catalogue of the fleet's models, changed while it runs, and where each of them
+stands."""
 
 import argparse
 import json
@@ -30,14 +31,28 @@ def _parser() -> argparse.ArgumentParser:
     parser = parser_of(PROG, "The fleet's models.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", parents=[flags()], help="all that are known, and where they stand")
-    add = commands.add_parser("add", parents=[flags()], help="let workers serve a model that they can read")
+    add = commands.add_parser(
+        "add", parents=[flags()], help="let workers serve a model that they can read"
+    )
     add.add_argument("id", help="the name that requests use")
     add.add_argument("path", help="directory or file, as the workers see it, or echo")
     add.add_argument("--runner", default="auto", help="what serves it (default: by its files)")
     add.add_argument("--dtype", help="of weights and activations (default: the workers')")
-    add.add_argument("--quantize", help="round the weights of linear layers (default: the workers')")
-    add.add_argument("--context-window", type=int, help="most tokens of prompt and answer (default: the workers')")
-    add.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of its runner")
+    add.add_argument(
+        "--quantize", help="round the weights of linear layers (default: the workers')"
+    )
+    add.add_argument(
+        "--context-window",
+        type=int,
+        help="most tokens of prompt and answer (default: the workers')",
+    )
+    add.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of its runner",
+    )
     for name, told in _BY_ID.items():
         command = commands.add_parser(name, parents=[flags()], help=told)
         command.add_argument("id", help="as listed")
@@ -64,7 +79,9 @@ async def _answer(asked: argparse.Namespace, settings: Settings) -> list[str]:
             done = "added" if is_new else "changed"
         else:
             await _by_id(broker, asked.command, asked.id)
-            done = {"remove": "removed", "pin": "pinned", "unpin": "unpinned"}.get(asked.command, "ordered")
+            done = {"remove": "removed", "pin": "pinned", "unpin": "unpinned"}.get(
+                asked.command, "ordered"
+            )
         return [json.dumps({"id": asked.id, "done": done}) if asked.json else f"{asked.id} {done}"]
 
 
@@ -101,7 +118,9 @@ async def _by_id(broker: Broker, command: str, model_id: str) -> None:
     match command:
         case "remove":
             if not await catalogue.remove(model_id):
-                raise ToolError(f"{model_id!r} is served by the workers' own settings, not by the catalogue")
+                raise ToolError(
+                    f"{model_id!r} is served by the workers' own settings, not by the catalogue"
+                )
         case "load":
             await catalogue.order_load(model_id)
         case "unload":

@@ -1,8 +1,10 @@
-"""Small faults put into a file one at a time, and whether its tests notice: `python -m scripts.mutate [FILE ...]`.
+"""Small faults put into a file one at a time, and whether its tests notice: `python -m
+scripts.mutate [FILE ...]`.
 
-A mutant that survives shows behaviour that no test sees, or a change that makes no difference. The tree is copied
-first, so nothing here is touched. Each mutant's tests run in a fork of one process that has imported what is slow to
-import, one at a time; they stop at the first failure, and one that runs much longer than unchanged code counts as well.
+A mutant that survives shows behaviour that no test sees, or a change that makes no difference. The
+tree is copied first, so nothing here is touched. Each mutant's tests run in a fork of one process
+that has imported what is slow to import, one at a time; they stop at the first failure, and one
+that runs much longer than unchanged code counts as well.
 
     python -m scripts.mutate worker/scheduler.py            all mutants of one file
     python -m scripts.mutate --most 40 --seed 1             a sample of 40 of each file of the table
@@ -48,8 +50,16 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/api/test_idempotency.py",
         "tests/api/test_redis_hangs.py",
     ),
-    "shared/lua/common.lua": (*_QUEUE, "tests/shared/test_place.py", "tests/shared/test_janitor.py"),
-    "shared/lua/limits.lua": ("tests/shared/test_queue.py", "tests/shared/test_limits.py", *_RESERVATIONS),
+    "shared/lua/common.lua": (
+        *_QUEUE,
+        "tests/shared/test_place.py",
+        "tests/shared/test_janitor.py",
+    ),
+    "shared/lua/limits.lua": (
+        "tests/shared/test_queue.py",
+        "tests/shared/test_limits.py",
+        *_RESERVATIONS,
+    ),
     "shared/lua/submit.lua": (
         *_QUEUE,
         "tests/shared/test_place.py",
@@ -140,9 +150,12 @@ def mutants_of(name: str, source: str) -> list[Mutant]:
 
 
 def _of_lua(source: str) -> Iterator[Mutant]:
-    """Operators, words and numbers outside of comments and strings; and statements that only call something."""
+    """Operators, words and numbers outside of comments and strings; and statements that only call
+    something."""
     masked = re.sub(r"--[^\n]*|'[^'\n]*'", lambda match: " " * len(match[0]), source)
-    words = r"math\.(?:min|max)\b|\b(?:and|or|true|false|not)\b|<=|>=|==|~=|(?<![-.])[-+*/%<>](?![-.=])"
+    words = (
+        r"math\.(?:min|max)\b|\b(?:and|or|true|false|not)\b|<=|>=|==|~=|(?<![-.])[-+*/%<>](?![-.=])"
+    )
     for match in re.finditer(words, masked):
         text = {"==": "~="}.get(match[0], _SWAPS.get(match[0]))
         if text is not None:
@@ -151,12 +164,15 @@ def _of_lua(source: str) -> Iterator[Mutant]:
         yield _mutant(source, match.start(), match.end(), str(int(match[0]) + 1))
     statement = r"^ *(?:if [^\n]* then )?(\w+\([^\n]*\))(?: end)?$"
     for match in re.finditer(statement, masked, re.MULTILINE):
-        if source[match.start(1) : match.end(1)].count("(") == source[match.start(1) : match.end(1)].count(")"):
+        if source[match.start(1) : match.end(1)].count("(") == source[
+            match.start(1) : match.end(1)
+        ].count(")"):
             yield _mutant(source, match.start(1), match.end(1), "local _")
 
 
 def _of_python(source: str) -> Iterator[Mutant]:
-    """Operators, constants, conditions and statements; nothing of strings, annotations and imports."""
+    """Operators, constants, conditions and statements; nothing of strings, annotations and
+    imports."""
     tree = ast.parse(source)
     spans = _Spans(source)
     annotations = {id(part) for note in _annotations(tree) for part in ast.walk(note)}
@@ -207,7 +223,12 @@ def _changes(node: ast.AST) -> Iterator[tuple[ast.AST, str | ast.expr]]:
         case ast.If() | ast.IfExp() | ast.While():
             yield node.test, "True"
             yield node.test, "False"
-        case ast.Expr(value=ast.Call() | ast.Await()) | ast.AugAssign() | ast.Break() | ast.Continue():
+        case (
+            ast.Expr(value=ast.Call() | ast.Await())
+            | ast.AugAssign()
+            | ast.Break()
+            | ast.Continue()
+        ):
             yield node, "pass"
         case ast.Return(value=ast.expr() as value) if not isinstance(value, ast.Constant):
             yield value, "None"
@@ -229,7 +250,10 @@ def _annotations(tree: ast.AST) -> Iterator[ast.expr]:
         match node:
             case ast.arg(annotation=ast.expr() as note) | ast.AnnAssign(annotation=note):
                 yield note
-            case ast.FunctionDef(returns=ast.expr() as note) | ast.AsyncFunctionDef(returns=ast.expr() as note):
+            case (
+                ast.FunctionDef(returns=ast.expr() as note)
+                | ast.AsyncFunctionDef(returns=ast.expr() as note)
+            ):
                 yield note
 
 
@@ -238,7 +262,8 @@ def _mutant(source: str, start: int, end: int, text: str) -> Mutant:
 
 
 def run_tests(tree: Path, tests: Sequence[str], limit_s: float) -> tuple[bool, float]:
-    """Whether all pass in a fork of this process, and how long that took. One that is too long is killed."""
+    """Whether all pass in a fork of this process, and how long that took. One that is too long is
+    killed."""
     begun_s = time.monotonic()
     child = os.fork()
     if child == 0:
@@ -260,16 +285,23 @@ def _become_pytest(tree: Path, tests: Sequence[str]) -> None:
     try:
         os.setpgid(0, 0)
         os.chdir(tree)
-        sys.path[:] = [str(tree), *(entry for entry in sys.path if entry not in ("", str(REPO_ROOT)))]
+        sys.path[:] = [
+            str(tree),
+            *(entry for entry in sys.path if entry not in ("", str(REPO_ROOT))),
+        ]
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:schemathesis", *tests]))
+            status = int(
+                pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:schemathesis", *tests])
+            )
     finally:
         os._exit(status)
 
 
 def copy_tree(target: Path) -> None:
     """What the tests need, without what is built or installed."""
-    ignored = shutil.ignore_patterns(".venv", ".git", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache")
+    ignored = shutil.ignore_patterns(
+        ".venv", ".git", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"
+    )
     shutil.copytree(REPO_ROOT, target, ignore=ignored, symlinks=True)
 
 
@@ -306,8 +338,12 @@ def is_valid(name: str, source: str) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("files", nargs="*", default=list(TESTS), metavar="FILE", help="files of the table (all)")
-    parser.add_argument("--most", type=int, default=0, help="mutants of each file, drawn at random (0: all)")
+    parser.add_argument(
+        "files", nargs="*", default=list(TESTS), metavar="FILE", help="files of the table (all)"
+    )
+    parser.add_argument(
+        "--most", type=int, default=0, help="mutants of each file, drawn at random (0: all)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--list", action="store_true", help="only tell what would be changed")
     given = parser.parse_args(argv)
@@ -334,7 +370,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def drawn_of(name: str, most: int, seed: int) -> list[Mutant]:
     """At most so many of a file's mutants (0: all), in order."""
     source = (REPO_ROOT / name).read_text()
-    found = [mutant for mutant in mutants_of(name, source) if is_valid(name, mutant.applied(source))]
+    found = [
+        mutant for mutant in mutants_of(name, source) if is_valid(name, mutant.applied(source))
+    ]
     if not most or most >= len(found):
         return found
     places = random.Random(seed).sample(range(len(found)), most)

@@ -3,8 +3,9 @@
     python -m scripts.offline prompts.jsonl answers.jsonl --model-path models/sample-hrm-text
 
 Each line in is a JSON string, or an object with `prompt` (a text or token ids) and any parameter of
-`worker.llm.SamplingParams`, such as `max_tokens`, `temperature`, `seed`, `stop`, `n` or `condition`. Each line out has
-the `index` of one in and its `choices`, or an `error`, in the order of ending.
+`worker.llm.SamplingParams`, such as `max_tokens`, `temperature`, `seed`, `stop`, `n` or
+`condition`. Each line out has the `index` of one in and its `choices`, or an `error`, in the order
+of ending.
 """
 
 import argparse
@@ -57,12 +58,16 @@ def read_tasks(lines: TextIO) -> list[Task]:
 
 
 def _line(index: int, output: RequestOutput) -> dict[str, Any]:
-    choices = [{"text": choice.text, "finish_reason": choice.finish_reason} for choice in output.outputs]
+    choices = [
+        {"text": choice.text, "finish_reason": choice.finish_reason} for choice in output.outputs
+    ]
     return {"index": index, "choices": choices}
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("prompts", type=Path)
     parser.add_argument("answers", type=Path)
     parser.add_argument("--model-path", default=str(SAMPLE_MODEL))
@@ -72,7 +77,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with args.prompts.open() as lines:
         tasks = read_tasks(lines)
-    settings = {"max_batch_size": args.max_batch_size, "threads": args.threads, "quantize": args.quantize}
+    settings = {
+        "max_batch_size": args.max_batch_size,
+        "threads": args.threads,
+        "quantize": args.quantize,
+    }
     with LLM(args.model_path, **settings) as llm, args.answers.open("w") as out:
         for line in answer(llm, tasks):
             print(json.dumps(line, ensure_ascii=False), file=out, flush=True)

@@ -1,4 +1,5 @@
-"""Ties a child process's life to its parent's: when the parent dies, however it dies, the kernel kills the child.
+"""Ties a child process's life to its parent's: when the parent dies, however it dies, the kernel
+kills the child.
 
 Linux only (PR_SET_PDEATHSIG); elsewhere a child of a killed parent lives on.
 """
@@ -11,11 +12,14 @@ from collections.abc import Callable
 from functools import partial
 
 _PR_SET_PDEATHSIG = 1
-_prctl = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None  # found before any fork
+_prctl = (
+    ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
+)  # found before any fork
 
 
 def die_with_parent() -> Callable[[], None] | None:
-    """A `preexec_fn` that has the child killed when the *thread* that starts it ends: call from the main thread."""
+    """A `preexec_fn` that has the child killed when the *thread* that starts it ends: call from the
+    main thread."""
     return None if _prctl is None else partial(die_with, os.getpid())
 
 

@@ -1,10 +1,12 @@
-"""The sample model's world: generated problems, their written steps, and which of them are held out.
+"""The sample model's world: generated problems, their written steps, and which of them are held
+out.
 
-Torch-free, so that a test can draw held-out problems without training anything. A problem is held out by a hash of
-its text: the training stream never yields one, whatever the seed.
+Torch-free, so that a test can draw held-out problems without training anything. A problem is held
+out by a hash of its text: the training stream never yields one, whatever the seed.
 
-The written steps rest on one block, the column sum: `+(347+085) 12 13 04` lists, from the units up, what each column
-gives. For `+` a column is carry and digit; for `-` it is borrow and digit (the larger number always comes first).
+The written steps rest on one block, the column sum: `+(347+085) 12 13 04` lists, from the units up,
+what each column gives. For `+` a column is carry and digit; for `-` it is borrow and digit (the
+larger number always comes first).
 """
 
 import random
@@ -32,7 +34,8 @@ class Problem:
 
 
 def column_sum(left: int, right: int) -> tuple[str, int]:
-    """Write `left + right` (each within +-999) as one signed column block; return the block and the value."""
+    """Write `left + right` (each within +-999) as one signed column block; return the block and the
+    value."""
     value = left + right
     big, small = sorted((abs(left), abs(right)), reverse=True)
     adding = (left < 0) == (right < 0) or 0 in (left, right)
@@ -60,7 +63,9 @@ def _product(rng: random.Random) -> tuple[str, str]:
     a, b = rng.randint(-20, 20), rng.randint(-20, 20)
     tens, units = divmod(abs(b), 10)
     sign = -1 if a * b < 0 else 1
-    return f"{a} * {_bracket(b)}", _arithmetic_steps(sign * abs(a) * tens * 10, sign * abs(a) * units)
+    return f"{a} * {_bracket(b)}", _arithmetic_steps(
+        sign * abs(a) * tens * 10, sign * abs(a) * units
+    )
 
 
 def _arithmetic_steps(left: int, right: int) -> str:
@@ -118,7 +123,8 @@ def is_held_out(kind: str, body: str) -> bool:
 
 
 def held_out(kind: str, count: int, seed: int = 0) -> list[Problem]:
-    """`count` distinct held-out problems of `kind`, in the first wording of their kind; the same for the same seed."""
+    """`count` distinct held-out problems of `kind`, in the first wording of their kind; the same
+    for the same seed."""
     rng = random.Random(f"{kind}/{seed}")
     found: dict[str, Problem] = {}
     wording = _TEMPLATES["equation" if kind == "equation" else "arithmetic"][0]
@@ -130,7 +136,8 @@ def held_out(kind: str, count: int, seed: int = 0) -> list[Problem]:
 
 
 def training_stream(seed: int) -> Iterator[Problem]:
-    """Endless training problems in every wording, with two in a hundred that lie outside the domain."""
+    """Endless training problems in every wording, with two in a hundred that lie outside the
+    domain."""
     rng = random.Random(seed)
     while True:
         if rng.random() < 0.02:

@@ -1,7 +1,8 @@
-"""Generate what lists settings, and options of runners: config/default.yaml, the tables of docs/settings.md, and what
-the chart's values may say of a model.
+"""Generate what lists settings, and options of runners: config/default.yaml, the tables of
+docs/settings.md, and what the chart's values may say of a model.
 
-python -m scripts.settings_files    # after a setting or an option was added or changed; a test compares them
+python -m scripts.settings_files # after a setting or an option was added or changed; a test
+compares them
 """
 
 import json
@@ -39,7 +40,9 @@ _WIDTH = 32
 
 
 def default_yaml() -> str:
-    return _HEAD + "".join(_yaml_lines(name, field) for name, field in Settings.model_fields.items())
+    return _HEAD + "".join(
+        _yaml_lines(name, field) for name, field in Settings.model_fields.items()
+    )
 
 
 def _yaml_lines(name: str, field: FieldInfo) -> str:
@@ -77,7 +80,9 @@ def options_table() -> str:
             runners.setdefault(name, []).append(runner)
     rows = []
     for name, field in declared.items():
-        rows.append([code(name), code(*runners[name]), code(shown(field.default)), _told(field, ", ")])
+        rows.append(
+            [code(name), code(*runners[name]), code(shown(field.default)), _told(field, ", ")]
+        )
     return table_of(["option", "runners", "default", ""], rows)
 
 

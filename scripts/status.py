@@ -20,7 +20,8 @@ EXITS: dict[Status, int] = {"ready": 0, "not_ready": 1, "redis_away": 2}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print a snapshot; 0 if a worker is ready, 1 if none is, 2 without Redis (or if the flags make no sense)."""
+    """Print a snapshot; 0 if a worker is ready, 1 if none is, 2 without Redis (or if the flags make
+    no sense)."""
     parser = argparse.ArgumentParser(
         prog=PROG,
         description="The fleet as Redis knows it. Exits with 0 if a worker is ready, 1 if none, 2 without Redis.",

@@ -1,7 +1,8 @@
-"""Runs the fleet's processes on one machine: starts them, restarts what dies, and stops them in order.
+"""Runs the fleet's processes on one machine: starts them, restarts what dies, and stops them in
+order.
 
-Each child has exactly one task, which alone starts, waits for and ends it. The supervisor knows argument vectors and
-exit statuses; it knows nothing of models, HTTP or Redis.
+Each child has exactly one task, which alone starts, waits for and ends it. The supervisor knows
+argument vectors and exit statuses; it knows nothing of models, HTTP or Redis.
 """
 
 import asyncio
@@ -32,7 +33,8 @@ log = logging.getLogger("aios.supervisor")
 
 @dataclass(frozen=True)
 class Role:
-    """A command to keep running in one copy for each of `copies`: what its environment has on top of `env`.
+    """A command to keep running in one copy for each of `copies`: what its environment has on top
+    of `env`.
 
     `grace_s` is how long a copy may take to end after SIGTERM.
     """
@@ -46,7 +48,8 @@ class Role:
 
 @dataclass(frozen=True)
 class Backoff:
-    """Delay before a restart: doubles from `first_s` to `longest_s`; a life longer than `longest_s` resets it."""
+    """Delay before a restart: doubles from `first_s` to `longest_s`; a life longer than `longest_s`
+    resets it."""
 
     first_s: float = 0.5
     longest_s: float = 10.0
@@ -58,8 +61,8 @@ class Backoff:
 
 @dataclass(frozen=True)
 class Life:
-    """How one run of a child went: its exit status, whether it had been ready, and why it ended, in its own words if it
-    left any."""
+    """How one run of a child went: its exit status, whether it had been ready, and why it ended, in
+    its own words if it left any."""
 
     status: int
     was_ready: bool
@@ -69,12 +72,13 @@ class Life:
 class Supervisor:
     """Keeps `roles` running until `stop` is called or one of them cannot run at all.
 
-    That is so when a child that never was ready exits with BAD_SETTINGS, or when one dies MOST_FAILED_STARTS times in a
-    row before it is ready while no other copy of its role is. A child that dies at its work, of a poisonous request
-    say, is started again without end.
+    That is so when a child that never was ready exits with BAD_SETTINGS, or when one dies
+    MOST_FAILED_STARTS times in a row before it is ready while no other copy of its role is. A child
+    that dies at its work, of a poisonous request say, is started again without end.
 
-    On the way out the roles end one after the other, in the order given: all copies of a role get SIGTERM and their
-    role's grace to drain, then SIGKILL. A second signal kills all that still runs.
+    On the way out the roles end one after the other, in the order given: all copies of a role get
+    SIGTERM and their role's grace to drain, then SIGKILL. A second signal kills all that still
+    runs.
     """
 
     def __init__(self, roles: Sequence[Role], backoff: Backoff | None = None) -> None:
@@ -86,7 +90,8 @@ class Supervisor:
         self._ready: dict[str, set[int]] = {role.name: set() for role in roles}
 
     def stop(self, exit_code: int = 0) -> None:
-        """Begin the orderly stop, after which `run` returns `exit_code`; a second call changes nothing."""
+        """Begin the orderly stop, after which `run` returns `exit_code`; a second call changes
+        nothing."""
         if not self._stop.is_set():
             self._exit_code = exit_code
             self._stop.set()
@@ -97,12 +102,16 @@ class Supervisor:
         self._hurry.set()
 
     async def run(self) -> int:
-        """Returns 0 after a stop that was asked for, BAD_SETTINGS or GAVE_UP when a role cannot run."""
+        """Returns 0 after a stop that was asked for, BAD_SETTINGS or GAVE_UP when a role cannot
+        run."""
         ends = [asyncio.Event() for _ in self._roles]
         stop_signals = StopSignals(self._on_signal, self.hurry)
         with signals_call(stop_signals.actions()):
             keepers = [
-                [asyncio.create_task(self._keep(role, copy, end)) for copy in range(len(role.copies))]
+                [
+                    asyncio.create_task(self._keep(role, copy, end))
+                    for copy in range(len(role.copies))
+                ]
                 for role, end in zip(self._roles, ends, strict=True)
             ]
             await self._stop.wait()
@@ -136,12 +145,21 @@ class Supervisor:
             delay_s = self._backoff.delay_s(failures)
             log.warning(
                 "process ended",
-                extra=fields(role=role.name, copy=copy, status=life.status, reason=life.reason, restart_in_s=delay_s),
+                extra=fields(
+                    role=role.name,
+                    copy=copy,
+                    status=life.status,
+                    reason=life.reason,
+                    restart_in_s=delay_s,
+                ),
             )
             await _first_of(end.wait(), timeout_s=delay_s)
 
-    def _cannot_run(self, role: Role, copy: int, life: Life, failed_starts: int, *, ever_ready: bool) -> bool:
-        """Whether there is no use in another start; then the fleet is told to stop, and the log says why."""
+    def _cannot_run(
+        self, role: Role, copy: int, life: Life, failed_starts: int, *, ever_ready: bool
+    ) -> bool:
+        """Whether there is no use in another start; then the fleet is told to stop, and the log
+        says why."""
         ended = fields(role=role.name, copy=copy, status=life.status, reason=life.reason)
         if life.status == BAD_SETTINGS and not ever_ready:
             log.error("process refuses its settings", extra=ended)
@@ -154,7 +172,8 @@ class Supervisor:
         return False
 
     async def _run_once(self, role: Role, copy: int, end: asyncio.Event) -> Life:
-        """Start a child, wait until it exits or `end` is set, end it in the second case; return how it went."""
+        """Start a child, wait until it exits or `end` is set, end it in the second case; return how
+        it went."""
         read_end, write_end = os.pipe()
         os.set_blocking(read_end, False)
         report = Report(read_end, lambda: self._ready[role.name].add(copy))
@@ -165,8 +184,11 @@ class Supervisor:
             report.close()
         return Life(status, report.is_ready, report.reason or status_in_words(status))
 
-    async def _run_reporting(self, role: Role, copy: int, end: asyncio.Event, write_end: int) -> int:
-        """Start a child that reports through `write_end`, which is closed here; return its exit status."""
+    async def _run_reporting(
+        self, role: Role, copy: int, end: asyncio.Event, write_end: int
+    ) -> int:
+        """Start a child that reports through `write_end`, which is closed here; return its exit
+        status."""
         try:
             process = await asyncio.create_subprocess_exec(
                 *role.argv,
@@ -177,7 +199,9 @@ class Supervisor:
                 pass_fds=(write_end,),
             )
         except OSError as error:
-            log.error("process not started", extra=fields(role=role.name, copy=copy, error=str(error)))
+            log.error(
+                "process not started", extra=fields(role=role.name, copy=copy, error=str(error))
+            )
             return NOT_STARTED
         finally:
             os.close(write_end)
@@ -193,7 +217,8 @@ class Supervisor:
 
 
 class Report:
-    """What a child says through its pipe: whether it is ready, which calls `on_ready`, and why it ends."""
+    """What a child says through its pipe: whether it is ready, which calls `on_ready`, and why it
+    ends."""
 
     def __init__(self, read_end: int, on_ready: Callable[[], object]) -> None:
         self._read_end = read_end
@@ -215,7 +240,9 @@ class Report:
         except BlockingIOError:
             return
         if not said:
-            self._loop.remove_reader(self._read_end)  # without writers it would be readable for ever
+            self._loop.remove_reader(
+                self._read_end
+            )  # without writers it would be readable for ever
         is_ready, reason = read_report(said)
         self.reason = reason or self.reason
         if is_ready and not self.is_ready:
@@ -226,7 +253,8 @@ class Report:
 class StopSignals:
     """Calls `stop` at the first signal that ends a process, and `hurry` at a later one.
 
-    `timeout` and some init systems send SIGTERM to a process and to its group: within a moment these are one signal.
+    `timeout` and some init systems send SIGTERM to a process and to its group: within a moment
+    these are one signal.
     """
 
     def __init__(self, stop: Callable[[str], object], hurry: Callable[[], object]) -> None:

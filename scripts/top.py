@@ -1,4 +1,5 @@
-"""`aios top`: the fleet, again and again: in place on a terminal, else one snapshot after the other."""
+"""`aios top`: the fleet, again and again: in place on a terminal, else one snapshot after the
+other."""
 
 import argparse
 import asyncio
@@ -46,16 +47,26 @@ def run(asked: argparse.Namespace, settings: Settings) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROG, description="The fleet as it works. q or Ctrl-C leaves.")
+    parser = argparse.ArgumentParser(
+        prog=PROG, description="The fleet as it works. q or Ctrl-C leaves."
+    )
     parser.add_argument("--redis-url", help="Redis of the fleet [env: AIOS_REDIS_URL]")
     parser.add_argument("--port", type=int, help=PORT_HELP)
     parser.add_argument(
         "--front", action="append", default=[], type=_url, metavar="URL",
         help="a front to ask for latencies and errors (its port, or --metrics-port); may be repeated",
     )  # fmt: skip
-    parser.add_argument("--every", type=_seconds, default=1.0, metavar="SECONDS", help="between two looks (default 1)")
+    parser.add_argument(
+        "--every",
+        type=_seconds,
+        default=1.0,
+        metavar="SECONDS",
+        help="between two looks (default 1)",
+    )
     parser.add_argument("--count", type=_count, metavar="N", help="end after N looks")
-    parser.add_argument("--once", action="store_const", dest="count", const=1, help="the same as --count 1")
+    parser.add_argument(
+        "--once", action="store_const", dest="count", const=1, help="the same as --count 1"
+    )
     return parser
 
 
@@ -64,7 +75,9 @@ async def _watch(asked: argparse.Namespace, url: str) -> int:
     async with open_unsettled(url) as broker:
         watcher = Watcher(broker, asked.front)
         is_live = sys.stdout.isatty() and os.name == "posix" and asked.count is None
-        shown = _live(watcher, asked.every) if is_live else _plain(watcher, asked.every, asked.count)
+        shown = (
+            _live(watcher, asked.every) if is_live else _plain(watcher, asked.every, asked.count)
+        )
         looking = asyncio.create_task(shown)
         with signals_call({"SIGINT": looking.cancel, "SIGTERM": looking.cancel}):
             try:
@@ -106,7 +119,9 @@ async def _plain(watcher: "Watcher", every_s: float, count: int | None) -> int:
                 return EXITS[view.now.status]
             print()
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes there
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # what is still to be flushed goes there
             return EXIT_OK
         await asyncio.sleep(every_s)
     raise AssertionError("it counts on")
@@ -144,7 +159,8 @@ class Recent(Generic[_T]):
         self._seen: deque[tuple[float, _T]] = deque()
 
     def add(self, thing: _T) -> tuple[_T | None, float]:
-        """What was seen about `WINDOW_S` ago, or first, and the seconds since; None if there was nothing yet."""
+        """What was seen about `WINDOW_S` ago, or first, and the seconds since; None if there was
+        nothing yet."""
         now_s = time.monotonic()
         while len(self._seen) > 1 and now_s - self._seen[1][0] >= WINDOW_S:
             self._seen.popleft()

@@ -2,8 +2,9 @@
 
     python -m scripts.train_sample --out models/sample-hrm-text --steps 4000
 
-The net is transformers' own `HrmTextForCausalLM` (PrefixLM: prompt bidirectional, response causal, loss on the response
-only); bytes are tokens. Weights are an exponential moving average, saved in float32.
+The net is transformers' own `HrmTextForCausalLM` (PrefixLM: prompt bidirectional, response causal,
+loss on the response only); bytes are tokens. Weights are an exponential moving average, saved in
+float32.
 """
 
 import argparse
@@ -17,7 +18,12 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GenerationConfig, HrmTextConfig, HrmTextForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GenerationConfig,
+    HrmTextConfig,
+    HrmTextForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from scripts.sample_problems import KINDS, Problem, held_out, training_stream
 
@@ -68,15 +74,20 @@ def sample_config(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) 
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, problem: Problem, condition: tuple[str, ...]) -> tuple[list[int], int]:
-    """Token ids of prompt and response, and how many of them are prompt (everything through `eoq`)."""
+def encode(
+    tokenizer: PreTrainedTokenizerFast, problem: Problem, condition: tuple[str, ...]
+) -> tuple[list[int], int]:
+    """Token ids of prompt and response, and how many of them are prompt (everything through
+    `eoq`)."""
     marks = "".join(CONDITION_TOKENS[name] for name in condition)
     prompt = tokenizer(BOQ + marks + problem.prompt + EOQ, add_special_tokens=False)["input_ids"]
     response = tokenizer(problem.response + EOA, add_special_tokens=False)["input_ids"]
     return prompt + response, len(prompt)
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, batch_size: int, seed: int) -> Iterator[dict[str, torch.Tensor]]:
+def batches(
+    tokenizer: PreTrainedTokenizerFast, batch_size: int, seed: int
+) -> Iterator[dict[str, torch.Tensor]]:
     """Padded batches of like lengths: eight batches are drawn at once, sorted by length and cut."""
     stream = training_stream(seed)
     conditions = itertools.cycle(TRAINED_CONDITIONS)
@@ -85,11 +96,14 @@ def batches(tokenizer: PreTrainedTokenizerFast, batch_size: int, seed: int) -> I
         drawn = [encode(tokenizer, next(stream), next(conditions)) for _ in range(batch_size * 8)]
         drawn.sort(key=lambda item: len(item[0]))
         for slot in torch.randperm(8, generator=shuffle).tolist():
-            yield collate(drawn[slot * batch_size : (slot + 1) * batch_size], tokenizer.pad_token_id)
+            yield collate(
+                drawn[slot * batch_size : (slot + 1) * batch_size], tokenizer.pad_token_id
+            )
 
 
 def collate(rows: list[tuple[list[int], int]], pad: int) -> dict[str, torch.Tensor]:
-    """Right-padded `input_ids`, `token_type_ids` (1 on the prompt) and `labels` (-100 on prompt and padding)."""
+    """Right-padded `input_ids`, `token_type_ids` (1 on the prompt) and `labels` (-100 on prompt and
+    padding)."""
     width = max(len(ids) for ids, _ in rows)
     ids = torch.full((len(rows), width), pad)
     types = torch.zeros_like(ids)
@@ -103,7 +117,8 @@ def collate(rows: list[tuple[list[int], int]], pad: int) -> dict[str, torch.Tens
 
 @torch.no_grad()
 def accuracy(model: Any, tokenizer: PreTrainedTokenizerFast, problems: list[Problem]) -> float:
-    """Share of problems whose greedy answer line is exact. Prompts of one length are decoded together, unpadded."""
+    """Share of problems whose greedy answer line is exact. Prompts of one length are decoded
+    together, unpadded."""
     right = 0
     by_length: dict[int, list[tuple[list[int], Problem]]] = {}
     for problem in problems:
@@ -139,10 +154,14 @@ def train(args: argparse.Namespace) -> None:
     model = HrmTextForCausalLM(sample_config(tokenizer, args.hidden, args.layers))
     average = HrmTextForCausalLM(model.config)
     average.load_state_dict(model.state_dict())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.05
+    )
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     begun, tokens = time.monotonic(), 0
-    for step, batch in enumerate(itertools.islice(batches(tokenizer, args.batch, args.seed), args.steps)):
+    for step, batch in enumerate(
+        itertools.islice(batches(tokenizer, args.batch, args.seed), args.steps)
+    ):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr)
         loss = model(**batch, use_cache=False).loss
@@ -154,13 +173,18 @@ def train(args: argparse.Namespace) -> None:
         tokens += batch["input_ids"].numel()
         if step % 50 == 0:
             seconds = time.monotonic() - begun
-            print(f"step {step} loss {loss.item():.4f} {tokens / seconds:,.0f} tok/s {seconds:.0f} s", flush=True)
+            print(
+                f"step {step} loss {loss.item():.4f} {tokens / seconds:,.0f} tok/s {seconds:.0f} s",
+                flush=True,
+            )
         if step and step % args.check_every == 0:
             report(average, tokenizer, 60)
             save(average, tokenizer, args.out)
     save(average, tokenizer, args.out)
     shares = report(average, tokenizer, 500)
-    (args.out / "held_out.json").write_text(json.dumps({"problems_each": 500, "exact": shares}, indent=2) + "\n")
+    (args.out / "held_out.json").write_text(
+        json.dumps({"problems_each": 500, "exact": shares}, indent=2) + "\n"
+    )
 
 
 @torch.no_grad()
@@ -168,7 +192,9 @@ def _update_average(average: torch.nn.Module, model: torch.nn.Module, keep: floa
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
 
 
-def report(model: HrmTextForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int) -> dict[str, float]:
+def report(
+    model: HrmTextForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int
+) -> dict[str, float]:
     model.eval()
     shares = {kind: accuracy(model, tokenizer, held_out(kind, count)) for kind in KINDS}
     print("held out, exact:", {kind: f"{share:.3f}" for kind, share in shares.items()}, flush=True)
@@ -178,7 +204,9 @@ def report(model: HrmTextForCausalLM, tokenizer: PreTrainedTokenizerFast, count:
 def save(model: HrmTextForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Write weights, config, tokenizer and greedy generation defaults into `out`."""
     model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -190,7 +218,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=1, help="blocks in each of the H and L stacks")
+    parser.add_argument(
+        "--layers", type=int, default=1, help="blocks in each of the H and L stacks"
+    )
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,7 +1,9 @@
-"""Who may call: keys, what each of them grants, and where those that were made with `aios keys` are kept.
+"""Who may call: keys, what each of them grants, and where those that were made with `aios keys` are
+kept.
 
-A key is 256 random bits, so its plain SHA-256 tells nothing of it; Redis holds only that. One that is revoked or has
-expired is gone from Redis, and so from all fronts at once. That there has been one stays known.
+A key is 256 random bits, so its plain SHA-256 tells nothing of it; Redis holds only that. One that
+is revoked or has expired is gone from Redis, and so from all fronts at once. That there has been
+one stays known.
 """
 
 import hashlib
@@ -32,8 +34,9 @@ class Rate(msgspec.Struct, frozen=True):
 
 
 class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a key may do. `name` is for people; keys of one `tenant` see each other's jobs. `concurrency` 0 and `rate`
-    None are the fleet's own; without `models` all may be used. `created_at` and `expires_at` in seconds since 1970.
+    """What a key may do. `name` is for people; keys of one `tenant` see each other's jobs.
+    `concurrency` 0 and `rate` None are the fleet's own; without `models` all may be used.
+    `created_at` and `expires_at` in seconds since 1970.
     """
 
     name: str
@@ -50,7 +53,9 @@ class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
 def rate_of(text: str) -> Rate:
     """`10/60` as ten times in sixty seconds. Raises ValueError."""
     times, slash, seconds = text.partition("/")
-    if not (slash and times.isascii() and times.isdigit() and seconds.isascii() and seconds.isdigit()):
+    if not (
+        slash and times.isascii() and times.isdigit() and seconds.isascii() and seconds.isdigit()
+    ):
         raise ValueError(f"expected times/seconds, such as 10/60, got {text!r}")
     if not (0 < int(times) < 10**6 and 0 < int(seconds) < 10**6):
         raise ValueError(f"expected times and seconds from 1 to 999999, got {text!r}")
@@ -60,7 +65,9 @@ def rate_of(text: str) -> Rate:
 def check_name(text: str) -> str:
     """A name or tenant, which becomes part of keys in Redis. Raises ValueError."""
     if not _NAME.fullmatch(text):
-        raise ValueError(f"expected up to 64 letters, digits, dots, underscores and dashes, got {text!r}")
+        raise ValueError(
+            f"expected up to 64 letters, digits, dots, underscores and dashes, got {text!r}"
+        )
     return text
 
 
@@ -84,12 +91,16 @@ class Keyring:
         self._redis = broker.client(keys.ACCESS)
 
     async def create(self, grant: Grant, *, lives_s: int | None = None) -> tuple[str, str, Grant]:
-        """A new key, its id, and the grant as it is kept. The key itself is told here and never again.
+        """A new key, its id, and the grant as it is kept. The key itself is told here and never
+        again.
 
         `lives_s`: seconds until it expires, by Redis's clock; None is never.
         """
         key = f"{KEY_MARK}{secrets.token_urlsafe(32)}"
-        digest, (now, _) = digest_of(key), await cast(Awaitable[tuple[int, int]], self._redis.time())
+        digest, (now, _) = (
+            digest_of(key),
+            await cast(Awaitable[tuple[int, int]], self._redis.time()),
+        )
         expires_at = None if lives_s is None else now + lives_s
         grant = msgspec.structs.replace(grant, created_at=now, expires_at=expires_at)
         pipe = self._redis.pipeline(transaction=True)
@@ -100,8 +111,8 @@ class Keyring:
         return key, id_of(digest), grant
 
     async def has_made_keys(self) -> bool:
-        """Whether a key has ever been made here. One that was revoked or has expired counts: a fleet that had keys does
-        not open again by losing the last."""
+        """Whether a key has ever been made here. One that was revoked or has expired counts: a
+        fleet that had keys does not open again by losing the last."""
         found = self._redis.exists(keys.KEYS_MADE, keys.GRANTS)
         return bool(await cast(Awaitable[int], found))
 

@@ -1,5 +1,5 @@
-"""What an operator should know at the start: one line for each thing around the fleet that is not as it should be, and
-none where all is well. Nothing is changed, and nothing is refused."""
+"""What an operator should know at the start: one line for each thing around the fleet that is not
+as it should be, and none where all is well. Nothing is changed, and nothing is refused."""
 
 import asyncio
 import logging
@@ -23,7 +23,8 @@ def advise(lines: Sequence[str]) -> None:
 
 
 def on_open_files(limit: int | None, max_queue_depth: int) -> list[str]:
-    """For a front, whose callers each hold a connection: `limit` as `ulimit -n` shows it, None for none."""
+    """For a front, whose callers each hold a connection: `limit` as `ulimit -n` shows it, None for
+    none."""
     need = 2 * max_queue_depth + _OTHER_FILES
     if limit is None or limit >= need:
         return []
@@ -70,7 +71,9 @@ def on_redis(info: Mapping[str, Any]) -> list[str]:
             f"Redis has maxmemory-policy {policy}: it may drop queued requests without a word; set it to noeviction"
         )
     if info.get("aof_enabled", 1) == 0:
-        lines.append("Redis has appendonly no: what is queued when it restarts is lost; set it to yes")
+        lines.append(
+            "Redis has appendonly no: what is queued when it restarts is lost; set it to yes"
+        )
     return lines
 
 

@@ -1,8 +1,8 @@
 """How every process connects to Redis, and which errors mean that Redis is away.
 
-Connecting is tried again by itself, and so are our scripts (`shared.script`): another command whose answer was lost may
-have run, and only its caller knows whether it is safe to repeat. Reads have no time limit: blocking reads and
-subscriptions wait as long as they like.
+Connecting is tried again by itself, and so are our scripts (`shared.script`): another command whose
+answer was lost may have run, and only its caller knows whether it is safe to repeat. Reads have no
+time limit: blocking reads and subscriptions wait as long as they like.
 """
 
 import asyncio
@@ -30,7 +30,8 @@ logger = logging.getLogger("aios.redis")
 
 
 class CannotWrite(RedisError):
-    """Redis answers, but refuses to write just now: no memory left, a replica until a failover, still loading."""
+    """Redis answers, but refuses to write just now: no memory left, a replica until a failover,
+    still loading."""
 
 
 UNAVAILABLE = (RedisConnectionError, RedisTimeoutError, CannotWrite, *ELSEWHERE)
@@ -42,7 +43,8 @@ _FILES_OF_TLS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 
 class Broker:
-    """Redis as this process sees it, divided into `shards`: which client to ask about what carries a hash tag.
+    """Redis as this process sees it, divided into `shards`: which client to ask about what carries
+    a hash tag.
 
     `calls` are the round trips of each script, in seconds.
     """
@@ -59,30 +61,38 @@ class Broker:
         return self._redis.client(tag) if isinstance(self._redis, Cluster) else self._redis
 
     def together(self, shards: Sequence[str]) -> list[list[str]]:
-        """The shards, parted so that one command may name all keys of a part: one part where there is one server."""
+        """The shards, parted so that one command may name all keys of a part: one part where there
+        is one server."""
         parts: dict[Redis, list[str]] = {}
         for shard in shards:
             parts.setdefault(self.client(shard), []).append(shard)
         return list(parts.values())
 
     async def by_server(self, shards: Sequence[str]) -> list[list[str]]:
-        """The shards, parted by server: a pipeline of the client of one of a part may name the keys of all of it. Other
-        than with `together` it is refused while a slot moves, and has to be sent again."""
+        """The shards, parted by server: a pipeline of the client of one of a part may name the keys
+        of all of it. Other than with `together` it is refused while a slot moves, and has to be
+        sent again."""
         if isinstance(self._redis, Cluster):
             return await self._redis.by_server(shards)
         return [list(shards)] if shards else []
 
     async def nodes(self) -> list[Redis]:
         """A client for each server that has keys of a shard."""
-        return await self._redis.nodes(self.shards) if isinstance(self._redis, Cluster) else [self._redis]
+        return (
+            await self._redis.nodes(self.shards)
+            if isinstance(self._redis, Cluster)
+            else [self._redis]
+        )
 
     async def as_settled(self) -> "Broker":
-        """The same Redis, divided as its fleet has settled; as this one, if there has been no fleet yet."""
+        """The same Redis, divided as its fleet has settled; as this one, if there has been no fleet
+        yet."""
         theirs = await cast(Awaitable[bytes | None], self.client(keys.PRESENCE).get(keys.LAYOUT))
         return Broker(self._redis, int(theirs)) if theirs else self
 
     async def settle(self) -> None:
-        """Make sure that all processes divide Redis alike. Raises SettingsError where it is divided otherwise."""
+        """Make sure that all processes divide Redis alike. Raises SettingsError where it is divided
+        otherwise."""
         client, ours = self.client(keys.PRESENCE), len(self.shards)
         await cast(Awaitable[object], client.set(keys.LAYOUT, ours, nx=True))
         theirs = int(await cast(Awaitable[bytes | None], client.get(keys.LAYOUT)) or ours)
@@ -97,7 +107,8 @@ class Broker:
 async def open_broker(url: str, shards: int = 1) -> AsyncIterator[Broker]:
     """What every process talks to Redis by, a single server or a cluster; closed at the end.
 
-    Raises SettingsError where others divide the same Redis otherwise. Redis may be away: then nothing is compared.
+    Raises SettingsError where others divide the same Redis otherwise. Redis may be away: then
+    nothing is compared.
     """
     async with open_unsettled(url, shards) as broker:
         try:
@@ -111,7 +122,8 @@ async def open_broker(url: str, shards: int = 1) -> AsyncIterator[Broker]:
 
 @asynccontextmanager
 async def open_unsettled(url: str, shards: int = 1) -> AsyncIterator[Broker]:
-    """The same for those who only look: how Redis is divided is neither compared nor written down."""
+    """The same for those who only look: how Redis is divided is neither compared nor written
+    down."""
     redis = connect(url)
     source = redis if url.startswith("unix://") else Cluster(redis)
     try:
@@ -123,7 +135,8 @@ async def open_unsettled(url: str, shards: int = 1) -> AsyncIterator[Broker]:
 
 
 def fault_of_url(url: str) -> str | None:
-    """What is wrong with a Redis URL, None if a server may be looked for there; nothing connects."""
+    """What is wrong with a Redis URL, None if a server may be looked for there; nothing
+    connects."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -153,7 +166,8 @@ def fault_of_url(url: str) -> str | None:
 
 
 def connect(url: str) -> Redis:
-    """A client (a pool that connects on first use) whose replies are bytes; close it with `aclose`."""
+    """A client (a pool that connects on first use) whose replies are bytes; close it with
+    `aclose`."""
     over_tcp = {} if url.startswith("unix://") else {"socket_keepalive": True}
     client: Redis = Redis.from_url(
         url,

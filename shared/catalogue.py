@@ -1,7 +1,8 @@
 """The models that the whole fleet knows, in Redis: added, removed and pinned while it runs.
 
-A worker that can read a model's path serves it: it loads the model when work comes for it, within its own budget.
-Readers ask for the version, which moves with every change, and read the rest only when it has moved.
+A worker that can read a model's path serves it: it loads the model when work comes for it, within
+its own budget. Readers ask for the version, which moves with every change, and read the rest only
+when it has moved.
 """
 
 from collections.abc import Awaitable
@@ -19,7 +20,8 @@ _ORDER_TTL_S = 3600
 
 @dataclass(frozen=True)
 class Listing:
-    """What the catalogue holds. `loads` are the last orders to load a model, as `Presence` has those to unload one."""
+    """What the catalogue holds. `loads` are the last orders to load a model, as `Presence` has
+    those to unload one."""
 
     version: int = 0
     entries: dict[str, ModelEntry] = field(default_factory=dict)
@@ -35,10 +37,13 @@ class Catalogue:
 
     async def version(self) -> int:
         """Return a number that is another one after every change; 0 before the first."""
-        return int(await cast(Awaitable[bytes | None], self._redis.get(keys.CATALOGUE_VERSION)) or 0)
+        return int(
+            await cast(Awaitable[bytes | None], self._redis.get(keys.CATALOGUE_VERSION)) or 0
+        )
 
     async def listing(self) -> Listing:
-        """Return all there is. An entry that only another version of the fleet can read is left out."""
+        """Return all there is. An entry that only another version of the fleet can read is left
+        out."""
         pipe = self._redis.pipeline(transaction=True)
         pipe.get(keys.CATALOGUE_VERSION)
         pipe.hgetall(keys.CATALOGUE)
@@ -67,7 +72,8 @@ class Catalogue:
         return bool(is_new)
 
     async def remove(self, model_id: str) -> bool:
-        """Let workers forget a model once its jobs in hand have ended. Return whether it was there."""
+        """Let workers forget a model once its jobs in hand have ended. Return whether it was
+        there."""
         pipe = self._redis.pipeline(transaction=True)
         pipe.hdel(keys.CATALOGUE, model_id)
         pipe.srem(keys.PINNED, model_id)
@@ -87,7 +93,8 @@ class Catalogue:
         await pipe.execute()
 
     async def order_load(self, model_id: str) -> int:
-        """Have every worker that knows a model load it now. Return the order; later ones are greater."""
+        """Have every worker that knows a model load it now. Return the order; later ones are
+        greater."""
         seconds, micros = await self._redis.time()
         order = int(seconds) * 1_000_000 + int(micros)
         pipe = self._redis.pipeline(transaction=True)

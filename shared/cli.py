@@ -1,7 +1,9 @@
-"""Command-line flags made from the fields of Settings, and the frame in which every role's process starts.
+"""Command-line flags made from the fields of Settings, and the frame in which every role's process
+starts.
 
-`python -m api`, `python -m worker` and the `aios` command share it, so that all of them accept the same flags, print
-the same configuration and answer a bad setting with one line and status 2 (the supervisor then does not try again).
+`python -m api`, `python -m worker` and the `aios` command share it, so that all of them accept the
+same flags, print the same configuration and answer a bad setting with one line and status 2 (the
+supervisor then does not try again).
 """
 
 import argparse
@@ -31,7 +33,15 @@ from shared.setting_layers import (
 )
 from shared.setting_text import choices_of, mask_secrets
 from shared.setting_types import SECRETS
-from shared.settings import REPO_ROOT, ModelEntry, Resolved, Settings, SettingsError, model_entries, resolve
+from shared.settings import (
+    REPO_ROOT,
+    ModelEntry,
+    Resolved,
+    Settings,
+    SettingsError,
+    model_entries,
+    resolve,
+)
 from shared.supervised import report_failure
 
 EXIT_OK, EXIT_BAD_SETTINGS = 0, 2
@@ -55,15 +65,20 @@ def run_role(
     *,
     defaults: Mapping[str, Any] | None = None,
 ) -> int:
-    """Parse the flags, then `run(settings)`, or `dry_run(settings)` for --dry-run where a role has one.
+    """Parse the flags, then `run(settings)`, or `dry_run(settings)` for --dry-run where a role has
+    one.
 
-    Returns the exit status. A SettingsError, from parsing or from the role itself, is one line on stderr and status 2.
-    `defaults` are this command's own, by field name.
+    Returns the exit status. A SettingsError, from parsing or from the role itself, is one line on
+    stderr and status 2. `defaults` are this command's own, by field name.
     """
     resolved = None
     parser = _parser(prog)
     if dry_run is not None:
-        parser.add_argument("--dry-run", action="store_true", help="load the models, report and exit; serves nothing")
+        parser.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="load the models, report and exit; serves nothing",
+        )
     words = _dashed(sys.argv[1:] if argv is None else argv)
     arguments, unknown = parser.parse_known_args(words)
     try:
@@ -94,7 +109,9 @@ def redis_url(settings: Settings) -> str:
     fault = fault_of_url(settings.redis_url)
     if fault is not None:
         remedy = "name one like redis://host:6379/0 by --redis-url or AIOS_REDIS_URL"
-        raise settings.refusal("redis_url", f"{settings.redis_url} is no URL of a Redis: {fault}", remedy)
+        raise settings.refusal(
+            "redis_url", f"{settings.redis_url} is no URL of a Redis: {fault}", remedy
+        )
     return settings.redis_url
 
 
@@ -104,13 +121,15 @@ def resolve_environment(defaults: Mapping[str, Any]) -> Settings:
 
 
 def tell_of_variables(settings: Settings) -> None:
-    """Log which settings came from variables that are not ours alone (HOST is also conda's, PORT many a platform's),
-    and which variables seem to be misspelt.
+    """Log which settings came from variables that are not ours alone (HOST is also conda's, PORT
+    many a platform's), and which variables seem to be misspelt.
     """
     found: dict[str, str] = {}
     for name in Settings.model_fields:
         for variable in general_variables(settings.origin(name)):
-            if variable in os.environ:  # a child of `aios serve hrm` has it from its parent, who has told
+            if (
+                variable in os.environ
+            ):  # a child of `aios serve hrm` has it from its parent, who has told
                 found[variable] = "***" if name in SECRETS else mask_secrets(os.environ[variable])
     if found:
         log.info("settings from general variables", extra=fields(variables=found))
@@ -119,28 +138,40 @@ def tell_of_variables(settings: Settings) -> None:
 
 
 def _with_origin(problem: str, resolved: Resolved | None) -> str:
-    """What was found to be wrong after all was resolved, and where it came from if that is not said yet."""
+    """What was found to be wrong after all was resolved, and where it came from if that is not said
+    yet."""
     name = problem.partition(":")[0]
     if problem.startswith("model ") and resolved is not None:
         name = "models" if resolved.settings.models else "model_path"
         if ": option " in problem and resolved.settings.options:
             name = "options"
-    if resolved is None or "(from " in problem or resolved.origins.get(name, "default") == "default":
+    if (
+        resolved is None
+        or "(from " in problem
+        or resolved.origins.get(name, "default") == "default"
+    ):
         return problem
     return f"{problem} (from {resolved.origins[name]})"
 
 
 def render_config(resolved: Resolved) -> str:
-    """One line per field, its value and where it came from; passwords masked. Then the options of models that have some
-    of their own."""
-    rows = [(name, mask_secrets(shown(getattr(resolved.settings, name)))) for name in Settings.model_fields]
+    """One line per field, its value and where it came from; passwords masked. Then the options of
+    models that have some of their own."""
+    rows = [
+        (name, mask_secrets(shown(getattr(resolved.settings, name))))
+        for name in Settings.model_fields
+    ]
     name_width, value_width = (max(len(row[column]) for row in rows) for column in (0, 1))
     lines = []
     for name, value in rows:
-        lines.append(f"{name:{name_width}}  {value:{min(value_width, 40)}}  # {resolved.origins[name]}")
+        lines.append(
+            f"{name:{name_width}}  {value:{min(value_width, 40)}}  # {resolved.origins[name]}"
+        )
     for entry in model_entries(resolved.settings):
         if entry.options:
-            lines.append(f"# options of model {entry.id}, runner {entry.runner}: {_shown_options(entry, resolved)}")
+            lines.append(
+                f"# options of model {entry.id}, runner {entry.runner}: {_shown_options(entry, resolved)}"
+            )
     return "\n".join(lines)
 
 
@@ -155,12 +186,19 @@ def _shown_options(entry: ModelEntry, resolved: Resolved) -> str:
 def shown(value: Any) -> str:
     """Return a setting's value as people read it."""
     if isinstance(value, tuple):
-        parts = (f"{part.id}={part.path}" if isinstance(part, ModelEntry) else str(part) for part in value)
+        parts = (
+            f"{part.id}={part.path}" if isinstance(part, ModelEntry) else str(part)
+            for part in value
+        )
         return f"[{', '.join(parts)}]"
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
 
 
-def _resolve(arguments: argparse.Namespace, flags: Mapping[str, str], defaults: Mapping[str, Any]) -> Resolved:
+def _resolve(
+    arguments: argparse.Namespace, flags: Mapping[str, str], defaults: Mapping[str, Any]
+) -> Resolved:
     values = {name: getattr(arguments, name) for name in Settings.model_fields}
     chosen = arguments.config or os.environ.get(CONFIG_ENV)
     path = Path(os.path.expanduser(chosen)) if chosen else _default_config_path()
@@ -173,14 +211,17 @@ def _resolve(arguments: argparse.Namespace, flags: Mapping[str, str], defaults: 
 
 
 def _flags_used(words: Sequence[str]) -> dict[str, str]:
-    """By which of its flags each setting was given. Raises SettingsError for two that exclude each other."""
+    """By which of its flags each setting was given. Raises SettingsError for two that exclude each
+    other."""
     given = {word.partition("=")[0] for word in words if word.startswith("--")}
     used: dict[str, str] = {}
     for name in Settings.model_fields:
         others = (*FLAG_ALIASES.get(name, ()), *switch_flags(name))
         found = [flag for flag in (flag_name(name), *others) if flag in given]
         if len(found) > 1:
-            raise SettingsError(f"{name}: {' and '.join(found)} exclude each other; expected one of them")
+            raise SettingsError(
+                f"{name}: {' and '.join(found)} exclude each other; expected one of them"
+            )
         used |= dict.fromkeys([name] if found else [], "".join(found))
     return used
 
@@ -213,14 +254,22 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog, allow_abbrev=False, description="Flags outrank the environment, then YAML."
     )
-    parser.add_argument("--config", metavar="FILE", help=f"YAML file, section serve.hrm [env: {CONFIG_ENV}]")
-    parser.add_argument("--print-config", action="store_true", help="print each setting and its origin, then exit")
+    parser.add_argument(
+        "--config", metavar="FILE", help=f"YAML file, section serve.hrm [env: {CONFIG_ENV}]"
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print each setting and its origin, then exit"
+    )
     for name, field in Settings.model_fields.items():
         flags = [flag_name(name), *FLAG_ALIASES.get(name, [])]
-        parser.add_argument(*flags, dest=name, default=None, help=_help(name, field), **_argument_kind(name, field))
+        parser.add_argument(
+            *flags, dest=name, default=None, help=_help(name, field), **_argument_kind(name, field)
+        )
         for flag, value in switch_flags(name).items():
             help_ = f"the same as {flag_name(name)} {value}"
-            parser.add_argument(flag, dest=name, action="store_const", const=value, default=None, help=help_)
+            parser.add_argument(
+                flag, dest=name, action="store_const", const=value, default=None, help=help_
+            )
     return parser
 
 
@@ -233,7 +282,8 @@ def _argument_kind(name: str, field: FieldInfo) -> dict[str, Any]:
 
 
 def shown_choices(field: FieldInfo) -> list[str]:
-    """Return the words that a setting may be, with N for a number; none for a setting that is no choice."""
+    """Return the words that a setting may be, with N for a number; none for a setting that is no
+    choice."""
     words = list(choices_of(field.annotation))
     if words and int in get_args(field.annotation):
         return ["N", *words]

@@ -1,8 +1,10 @@
-"""Where the keys of a hash tag live: on the one server there is, or on the node of a cluster that owns the tag's slot.
+"""Where the keys of a hash tag live: on the one server there is, or on the node of a cluster that
+owns the tag's slot.
 
-Which of both it is, is asked of Redis itself. A connection looks its node up whenever it connects, so a client outlives
-failovers and moved slots: a node that refuses a command (MOVED and its like: it did not run) or is away makes its
-connection look again, and the command is sent there. While a slot is on the move its commands are refused.
+Which of both it is, is asked of Redis itself. A connection looks its node up whenever it connects,
+so a client outlives failovers and moved slots: a node that refuses a command (MOVED and its like:
+it did not run) or is away makes its connection look again, and the command is sent there. While a
+slot is on the move its commands are refused.
 """
 
 import asyncio
@@ -12,11 +14,18 @@ from typing import Any
 from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection
 from redis.asyncio.cluster import ClusterParser
 from redis.crc import key_slot
-from redis.exceptions import AskError, ClusterDownError, NoPermissionError, ResponseError, TryAgainError
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    NoPermissionError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 ELSEWHERE = (AskError, ClusterDownError, TryAgainError)
-"""What a node answers when another one, or none for now, must do it; MOVED is an AskError to redis-py."""
+"""What a node answers when another one, or none for now, must do it; MOVED is an AskError to
+redis-py."""
 
 _ANY = ""
 Address = tuple[str, int]
@@ -60,7 +69,8 @@ class Topology:
         raise RedisConnectionError(f"no node of the cluster owns slot {slot}")
 
     def forget(self) -> bool:
-        """Something was not where it should be. Whether asking again can help: one server stays where it is."""
+        """Something was not where it should be. Whether asking again can help: one server stays
+        where it is."""
         if self._known:
             self._known = None
         return self._known is None
@@ -85,7 +95,11 @@ class Topology:
         try:
             return _parsed(await client.execute_command("CLUSTER", "SLOTS"), host)  # type: ignore[no-untyped-call]
         except ResponseError as error:
-            if isinstance(error, NoPermissionError) or "support disabled" in str(error) or "unknown" in str(error):
+            if (
+                isinstance(error, NoPermissionError)
+                or "support disabled" in str(error)
+                or "unknown" in str(error)
+            ):
                 return []
             raise
         finally:
@@ -93,13 +107,18 @@ class Topology:
 
 
 class Cluster:
-    """A client for each hash tag, made when it is first asked for; one for all where there is no cluster."""
+    """A client for each hash tag, made when it is first asked for; one for all where there is no
+    cluster."""
 
     def __init__(self, seed: Redis) -> None:
         """`seed` is a client that is never used itself; over TCP."""
         self._topology = Topology(seed)
         self._kwargs: Mapping[str, Any] = seed.connection_pool.connection_kwargs
-        self._class = _PlacedTLS if issubclass(seed.connection_pool.connection_class, SSLConnection) else _Placed
+        self._class = (
+            _PlacedTLS
+            if issubclass(seed.connection_pool.connection_class, SSLConnection)
+            else _Placed
+        )
         self._clients: dict[str, Redis] = {}
 
     def client(self, tag: str) -> Redis:
@@ -123,8 +142,8 @@ class Cluster:
         return [self.client(tag) for tag in by_address.values()]
 
     async def by_server(self, tags: Sequence[str]) -> list[list[str]]:
-        """The tags, parted by the server that has their keys now: the client of one of a part serves for all of it, as
-        long as no slot moves."""
+        """The tags, parted by the server that has their keys now: the client of one of a part
+        serves for all of it, as long as no slot moves."""
         parts: dict[Address, list[str]] = {}
         for tag in tags:
             parts.setdefault(await self._topology.address(tag), []).append(tag)
@@ -147,7 +166,9 @@ class _Placed(Connection):
         try:
             await super().connect()  # type: ignore[no-untyped-call]
         except RedisConnectionError as error:
-            if type(error) is RedisConnectionError:  # not a refusal: a wrong password, a server that is still loading
+            if (
+                type(error) is RedisConnectionError
+            ):  # not a refusal: a wrong password, a server that is still loading
                 raise CannotConnect(*error.args) from error
             raise
 
@@ -163,7 +184,9 @@ class _Placed(Connection):
     async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
         try:
             await super().send_packed_command(*args, **kwargs)
-        except RuntimeError as error:  # uvloop says so of a transport that the server has closed meanwhile
+        except (
+            RuntimeError
+        ) as error:  # uvloop says so of a transport that the server has closed meanwhile
             if "closed" not in str(error):
                 raise
             raise RedisConnectionError(f"the connection was closed: {error}") from error
@@ -181,5 +204,9 @@ class _PlacedTLS(_Placed, SSLConnection):
 
 
 def _parsed(answer: Sequence[Sequence[Any]], asked: str) -> Slots:
-    """CLUSTER SLOTS: [first, last, [host, port, ...], replicas...]; a node that knows no name of its own has none."""
-    return [(first, last, ((owner[0] or asked.encode()).decode(), owner[1])) for first, last, owner, *_ in answer]
+    """CLUSTER SLOTS: [first, last, [host, port, ...], replicas...]; a node that knows no name of
+    its own has none."""
+    return [
+        (first, last, ((owner[0] or asked.encode()).decode(), owner[1]))
+        for first, last, owner, *_ in answer
+    ]

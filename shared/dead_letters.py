@@ -1,4 +1,5 @@
-"""The dead: jobs that were given up because their workers crashed. Listed, shown, tried again, forgotten.
+"""The dead: jobs that were given up because their workers crashed. Listed, shown, tried again,
+forgotten.
 
 `take.lua` puts them here; their hashes and logs live for `QueuePolicy.dead_ttl_s`.
 """
@@ -21,8 +22,8 @@ _ANY_NUMBER = 1 << 40
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """One convicted job. `at_ms` is when it was given up, since 1970; `epochs` how often it was taken, at last by
-    `worker`."""
+    """One convicted job. `at_ms` is when it was given up, since 1970; `epochs` how often it was
+    taken, at last by `worker`."""
 
     id: str
     model: str
@@ -44,15 +45,24 @@ class DeadLetters:
     async def everyone(self) -> list[DeadLetter]:
         """All of them, the latest first."""
         found = await asyncio.gather(*map(self._on_shard, self._broker.shards))
-        return sorted((dead for some in found for dead in some), key=lambda dead: dead.at_ms, reverse=True)
+        return sorted(
+            (dead for some in found for dead in some), key=lambda dead: dead.at_ms, reverse=True
+        )
 
     async def show(self, job_id: str) -> tuple[DeadLetter, Job, list[Event]]:
         """It, what it was to do, and what it had said."""
         dead = await self._find(job_id)
-        return dead, await self._job(job_id), [event for _, event in await self._reader.read(job_id)]
+        return (
+            dead,
+            await self._job(job_id),
+            [event for _, event in await self._reader.read(job_id)],
+        )
 
-    async def retry(self, job_id: str, *, queue_timeout_s: float = 60.0, deadline_s: float = 300.0) -> str:
-        """Queue the same task as a new job, whose id is returned, and forget this one. Safe to repeat."""
+    async def retry(
+        self, job_id: str, *, queue_timeout_s: float = 60.0, deadline_s: float = 300.0
+    ) -> str:
+        """Queue the same task as a new job, whose id is returned, and forget this one. Safe to
+        repeat."""
         dead, job = await self._find(job_id), await self._job(job_id)
         submit_request = SubmitRequest(
             job.model,
@@ -65,7 +75,9 @@ class DeadLetters:
             key=Key(f"dead/{job_id}"),
         )
         request_id, jobs = self._submissions.jobs_of(submit_request)
-        request = await self._submissions.submit(submit_request, request_id, jobs, Quota(), QueueLimits(_ANY_NUMBER))
+        request = await self._submissions.submit(
+            submit_request, request_id, jobs, Quota(), QueueLimits(_ANY_NUMBER)
+        )
         await self._forget(dead)
         return request.job_ids[0]
 
@@ -91,7 +103,9 @@ class DeadLetters:
         client = self._broker.client(keys.shard_of(job_id))
         spec = await cast(Awaitable[bytes | None], client.hget(keys.job(job_id), "spec"))
         if spec is None:
-            raise JobNotFound(f"The task of {job_id} has expired; all that can be done is to drop it.")
+            raise JobNotFound(
+                f"The task of {job_id} has expired; all that can be done is to drop it."
+            )
         return decode_job(spec)
 
     async def _on_shard(self, shard: str) -> list[DeadLetter]:
@@ -106,5 +120,11 @@ def _dead(entry: bytes, fields: dict[bytes, bytes]) -> DeadLetter:
     told = {name.decode(): value.decode() for name, value in fields.items()}
     at_ms = int(entry.partition(b"-")[0])
     return DeadLetter(
-        told["job"], told["model"], told["tenant"], told["worker"], int(told["epochs"]), at_ms, entry.decode()
+        told["job"],
+        told["model"],
+        told["tenant"],
+        told["worker"],
+        int(told["epochs"]),
+        at_ms,
+        entry.decode(),
     )

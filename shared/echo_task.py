@@ -1,4 +1,5 @@
-"""The task of the model-free `echo-task` runner: it takes as long as it is told, and says how far it has come."""
+"""The task of the model-free `echo-task` runner: it takes as long as it is told, and says how far
+it has come."""
 
 from shared.results import OtherResult
 from shared.tasks import OtherTask

@@ -1,4 +1,5 @@
-"""Every error a client can see, with its wire code and HTTP status. Dialects only choose the body's shape.
+"""Every error a client can see, with its wire code and HTTP status. Dialects only choose the body's
+shape.
 
 FleetError
 ├── InvalidRequest    400   ├── QueueFull          429   ├── BrokerUnavailable 503
@@ -17,14 +18,19 @@ from shared.messages import Failed
 
 
 class FleetError(Exception):
-    """`field` names the input at fault; `retry_after_s` is set where trying again can help, `job_id` where the work
-    goes on and can be asked for."""
+    """`field` names the input at fault; `retry_after_s` is set where trying again can help,
+    `job_id` where the work goes on and can be asked for."""
 
     code = "internal_error"
     status = 500
 
     def __init__(
-        self, message: str, *, field: str | None = None, retry_after_s: int | None = None, job_id: str | None = None
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        retry_after_s: int | None = None,
+        job_id: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -103,7 +109,8 @@ class PayloadTooLarge(FleetError):
 
 
 class OverStorageQuota(FleetError):
-    """The tenant's artifacts take as much room as they may: some have to go, trying again does not help."""
+    """The tenant's artifacts take as much room as they may: some have to go, trying again does not
+    help."""
 
     code = "storage_quota_exceeded"
     status = 413
@@ -165,7 +172,8 @@ class Draining(FleetError):
 
 
 class ShutDown(FleetError):
-    """The fleet ended, with its Redis, before the work was done; unlike `Draining`, nothing goes on."""
+    """The fleet ended, with its Redis, before the work was done; unlike `Draining`, nothing goes
+    on."""
 
     code = "shut_down"
     status = 503
@@ -184,7 +192,8 @@ class StorageUnavailable(FleetError):
 
 
 class NoMemory(FleetError):
-    """The worker lives, but has no memory for this request even alone: another time or another worker may."""
+    """The worker lives, but has no memory for this request even alone: another time or another
+    worker may."""
 
     code = "out_of_memory"
     status = 503
@@ -221,7 +230,8 @@ def codes_below(status: int) -> frozenset[str]:
 
 
 def codes_from(status: int) -> frozenset[str]:
-    """The codes of errors with this status and above: from 500 on they are the fleet's own. Any other code is none of
-    these, whoever made it up: what is not known to be ours is not counted as ours."""
+    """The codes of errors with this status and above: from 500 on they are the fleet's own. Any
+    other code is none of these, whoever made it up: what is not known to be ours is not counted as
+    ours."""
     kinds: list[type[FleetError]] = [FleetError, *_BY_CODE.values()]
     return frozenset(kind.code for kind in kinds if kind.status >= status)

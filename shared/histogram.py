@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 
 class BucketHistogram:
-    """`counts[i]` values lie above `bounds[i - 1]` and at most at `bounds[i]`; the last one those above all bounds."""
+    """`counts[i]` values lie above `bounds[i - 1]` and at most at `bounds[i]`; the last one those
+    above all bounds."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = tuple(bounds)

@@ -1,7 +1,8 @@
-"""Puts right what crashes, flushes and bugs leave behind in Redis. Nothing waits for it: takeover is the workers' own.
+"""Puts right what crashes, flushes and bugs leave behind in Redis. Nothing waits for it: takeover
+is the workers' own.
 
-Every sweep is short and safe to repeat or to run twice at once, and looks at keys in small batches. Each returns how
-many things it found, by name; with `dry_run` it changes nothing.
+Every sweep is short and safe to repeat or to run twice at once, and looks at keys in small batches.
+Each returns how many things it found, by name; with `dry_run` it changes nothing.
 """
 
 from collections import Counter
@@ -27,12 +28,15 @@ Sweep = Callable[[], Awaitable[Found]]
 
 _BATCH = 200
 _EXPIRED = raw(encode(QueueTimeout("No worker took the request in time.").as_event()))
-_LATE = raw(encode(DeadlineExceeded("The deadline passed before a worker could answer.").as_event()))
+_LATE = raw(
+    encode(DeadlineExceeded("The deadline passed before a worker could answer.").as_event())
+)
 
 
 class Janitor:
-    """`grace_s`: jobs are left to workers and fronts for so long after they could have acted. What is of no more use
-    stays for `ttl_s`. Files of `artifacts` are removed where that store has a place for them."""
+    """`grace_s`: jobs are left to workers and fronts for so long after they could have acted. What
+    is of no more use stays for `ttl_s`. Files of `artifacts` are removed where that store has a
+    place for them."""
 
     def __init__(
         self,
@@ -62,7 +66,8 @@ class Janitor:
         }
 
     async def jobs(self) -> Found:
-        """Jobs that nobody takes, past their deadlines or their time to wait, are ended; lost ones are found again."""
+        """Jobs that nobody takes, past their deadlines or their time to wait, are ended; lost ones
+        are found again."""
         found: Found = Counter()
         async for shard, ids in self._scan("job"):
             verdicts = await self._repair.call(
@@ -78,8 +83,8 @@ class Janitor:
         return found
 
     async def orphans(self) -> Found:
-        """Logs without a job and requests that would stay for ever expire from now on; the dead whose task has expired
-        are struck off."""
+        """Logs without a job and requests that would stay for ever expire from now on; the dead
+        whose task has expired are struck off."""
         found: Found = Counter()
         for kind in ("log", "request"):
             async for shard, ids in self._scan(kind):
@@ -89,8 +94,8 @@ class Janitor:
         return +found
 
     async def quotas(self) -> Found:
-        """Jobs that are over, or gone, no longer count as what a tenant has open; nor do others against limits that are
-        counted for several shards."""
+        """Jobs that are over, or gone, no longer count as what a tenant has open; nor do others
+        against limits that are counted for several shards."""
         found = await self._reserved() if self._reservations.are_needed else Counter()
         async for shard, tenants in self._scan("held"):
             for tenant in tenants:
@@ -107,19 +112,32 @@ class Janitor:
         found: Found = Counter()
         async for shard, models in self._scan("depth"):
             for model in models:
-                counts = await self._recount.call(shard, model=model, classes=PRIORITIES, dry_run=self._dry_run)
-                found.update(dict(zip(("stray_entries", "idle_turns", "wrong_depths"), counts, strict=True)))
+                counts = await self._recount.call(
+                    shard, model=model, classes=PRIORITIES, dry_run=self._dry_run
+                )
+                found.update(
+                    dict(zip(("stray_entries", "idle_turns", "wrong_depths"), counts, strict=True))
+                )
         return +found
 
     async def tenants(self) -> Found:
-        """Virtual times of tenants that have nothing open, and no advantage to lose, are forgotten."""
+        """Virtual times of tenants that have nothing open, and no advantage to lose, are
+        forgotten."""
         found: Found = Counter()
         async for shard, names in self._scan("served"):
             for name in names:
                 model, _, priority = name.rpartition(":")
-                async for fields in _pages(partial(self._client(shard).hscan, keys.served(shard, name))):
-                    idle = {"model": model, "class": priority, "tenants": [tenant.decode() for tenant in fields]}
-                    found["idle_tenants"] += await self._prune.call(shard, dry_run=self._dry_run, **idle)
+                async for fields in _pages(
+                    partial(self._client(shard).hscan, keys.served(shard, name))
+                ):
+                    idle = {
+                        "model": model,
+                        "class": priority,
+                        "tenants": [tenant.decode() for tenant in fields],
+                    }
+                    found["idle_tenants"] += await self._prune.call(
+                        shard, dry_run=self._dry_run, **idle
+                    )
         return +found
 
     async def workers(self) -> Found:
@@ -130,12 +148,13 @@ class Janitor:
         return +Counter({"gone_workers": len(gone)})
 
     async def artifacts(self) -> Found:
-        """Artifacts whose time is over go, with their bytes and what they take of quotas, and so do files that were
-        never finished."""
+        """Artifacts whose time is over go, with their bytes and what they take of quotas, and so do
+        files that were never finished."""
         return await self._artifacts.clear(dry_run=self._dry_run)
 
     async def _let_expire(self, kind: str, shard: str, ids: list[str]) -> int:
-        """How many of these logs or requests had no time to live, though nothing that lasts needs them."""
+        """How many of these logs or requests had no time to live, though nothing that lasts needs
+        them."""
         client, name_of = self._client(shard), {"log": keys.log, "request": keys.request}[kind]
         pipe = client.pipeline(transaction=False)
         for one in ids:
@@ -143,7 +162,9 @@ class Janitor:
             pipe.exists(keys.job(one))
         answers = await pipe.execute()
         ttls_and_jobs = zip(answers[::2], answers[1::2], strict=True)
-        orphans = [one for one, (ttl, job) in zip(ids, ttls_and_jobs, strict=True) if ttl == -1 and not job]
+        orphans = [
+            one for one, (ttl, job) in zip(ids, ttls_and_jobs, strict=True) if ttl == -1 and not job
+        ]
         if orphans and not self._dry_run:
             pipe = client.pipeline(transaction=False)
             for one in orphans:
@@ -152,7 +173,8 @@ class Janitor:
         return len(orphans)
 
     async def _strike_off(self, shard: str) -> int:
-        """How many of the dead had nothing left to show; the oldest are looked at, which expire first."""
+        """How many of the dead had nothing left to show; the oldest are looked at, which expire
+        first."""
         client = self._client(shard)
         entries = await client.xrange(keys.dead(shard), count=_BATCH)
         if not entries:
@@ -161,7 +183,9 @@ class Janitor:
         for _, fields in entries:
             pipe.exists(keys.job(fields[b"job"].decode()))
         there = await pipe.execute()
-        expired = [entry for (entry, _), is_there in zip(entries, there, strict=True) if not is_there]
+        expired = [
+            entry for (entry, _), is_there in zip(entries, there, strict=True) if not is_there
+        ]
         if expired and not self._dry_run:
             await client.xdel(keys.dead(shard), *expired)
         return len(expired)
@@ -172,7 +196,9 @@ class Janitor:
         async for tenant, job_ids in self._counted():
             states = await self._states(job_ids)
             still = ("queued", "running") if tenant else ("queued",)
-            gone.setdefault(tenant, []).extend(job_id for job_id, state in states.items() if state not in still)
+            gone.setdefault(tenant, []).extend(
+                job_id for job_id, state in states.items() if state not in still
+            )
         # Only what was gone before the notes are read must be among them.
         noted = await self._reservations.departures()
         are_noted = {one.job_id for entries in noted.values() for one in entries.values()}
@@ -191,16 +217,27 @@ class Janitor:
         return +Counter({"stale_reservations": num_stale})
 
     async def _counted(self) -> AsyncIterator[tuple[str, list[str]]]:
-        """Jobs let in a while ago that count against limits: as waiting (the tenant is ""), or as their tenant's."""
+        """Jobs let in a while ago that count against limits: as waiting (the tenant is ""), or as
+        their tenant's."""
         client = self._client(keys.ADMISSION)
         before_ms = await self._now_ms() - self._grace_ms
         async for takes in _pages(partial(client.hscan, keys.RESERVED)):
-            yield "", [job_id.decode() for job_id, taken in takes.items() if _reserved_ms(taken) <= before_ms]
+            yield (
+                "",
+                [
+                    job_id.decode()
+                    for job_id, taken in takes.items()
+                    if _reserved_ms(taken) <= before_ms
+                ],
+            )
         async for names in _pages(partial(client.scan, match=f"{keys.held(keys.ADMISSION, '*')}")):
             for name in names:
                 tenant = name.decode()[len(keys.held(keys.ADMISSION, "")) :]
                 async for members in _pages(partial(client.zscan, name)):
-                    yield tenant, [job_id.decode() for job_id, at_ms in members if at_ms <= before_ms]
+                    yield (
+                        tenant,
+                        [job_id.decode() for job_id, at_ms in members if at_ms <= before_ms],
+                    )
 
     async def _now_ms(self) -> int:
         """By the clock of the server that counts."""
@@ -216,7 +253,9 @@ class Janitor:
             else:
                 pipe.hget(keys.RESERVED, job_id)
         answers = await pipe.execute()
-        return [job_id for job_id, answer in zip(job_ids, answers, strict=True) if answer is not None]
+        return [
+            job_id for job_id, answer in zip(job_ids, answers, strict=True) if answer is not None
+        ]
 
     async def _states(self, job_ids: Sequence[str]) -> dict[str, str]:
         """The state of each, "" of one that is gone."""
@@ -230,7 +269,10 @@ class Janitor:
             for job_id in of_server:
                 pipe.hget(keys.job(job_id), "state")
             answers = await pipe.execute()
-            states |= {job_id: (state or b"").decode() for job_id, state in zip(of_server, answers, strict=True)}
+            states |= {
+                job_id: (state or b"").decode()
+                for job_id, state in zip(of_server, answers, strict=True)
+            }
         return states
 
     def _client(self, shard: str) -> Redis:

@@ -1,8 +1,9 @@
-"""Every Redis key and channel name, and the ids they are built from. Nothing else in Python spells a key; the scripts
-in `lua/` spell those below `prefix`.
+"""Every Redis key and channel name, and the ids they are built from. Nothing else in Python spells
+a key; the scripts in `lua/` spell those below `prefix`.
 
-All keys of a job and of its queue carry one hash tag, the shard, so that a script may touch them together on a
-cluster. The shard is the first two hex digits of a job's or request's id; the other 32 are random.
+All keys of a job and of its queue carry one hash tag, the shard, so that a script may touch them
+together on a cluster. The shard is the first two hex digits of a job's or request's id; the other
+32 are random.
 """
 
 import hashlib
@@ -113,7 +114,8 @@ def bell(shard: str, model: str) -> str:
 
 
 def depth(shard: str, model: str) -> str:
-    """The hash with the numbers of waiting jobs, their cost and bytes: of a shard, or of all under ADMISSION."""
+    """The hash with the numbers of waiting jobs, their cost and bytes: of a shard, or of all under
+    ADMISSION."""
     return f"{prefix(shard)}depth:{model}"
 
 
@@ -123,7 +125,8 @@ def leases(shard: str, model: str) -> str:
 
 
 def held(shard: str, tenant: str) -> str:
-    """The sorted set of a tenant's jobs that have not ended: of a shard, or of all under ADMISSION."""
+    """The sorted set of a tenant's jobs that have not ended: of a shard, or of all under
+    ADMISSION."""
     return f"{prefix(shard)}held:{tenant}"
 
 

@@ -1,7 +1,8 @@
 """Listening: the one place where a port is opened, and a small HTTP server for probes and scrapers.
 
-The server answers GET of a few paths, one a connection, in a process that serves nothing else there. It runs in the
-process's event loop, so one that does not answer is a loop that does not get on.
+The server answers GET of a few paths, one a connection, in a process that serves nothing else
+there. It runs in the process's event loop, so one that does not answer is a loop that does not get
+on.
 """
 
 import asyncio
@@ -22,8 +23,8 @@ from shared.settings import Settings
 _PATIENCE_S = 5.0
 _MOST_BYTES = 16_384
 _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL)
-"""An address of another machine, of a kind that this machine does not speak (::1 where there is no IPv6), or one that
-needs the name of an interface with it (fe80::1)."""
+"""An address of another machine, of a kind that this machine does not speak (::1 where there is no
+IPv6), or one that needs the name of an interface with it (fe80::1)."""
 
 logger = logging.getLogger("aios.listener")
 
@@ -35,10 +36,11 @@ Routes = Mapping[str, Callable[[], Awaitable[Answer]]]
 
 @contextmanager
 def open_port(settings: Settings, setting: str) -> Iterator[list[socket.socket]]:
-    """Listen at the port that `setting` names, on every address of `settings.host`; closed at the end.
+    """Listen at the port that `setting` names, on every address of `settings.host`; closed at the
+    end.
 
-    For 0 it is one free port for all addresses. Raises SettingsError, which names the setting at fault: the port, or
-    the host where it is no address of this machine.
+    For 0 it is one free port for all addresses. Raises SettingsError, which names the setting at
+    fault: the port, or the host where it is no address of this machine.
     """
     sockets = _bind_all(settings, setting)
     try:
@@ -64,7 +66,12 @@ async def listening(settings: Settings, setting: str, routes: Routes) -> AsyncIt
             async with asyncio.timeout(_PATIENCE_S):
                 writer.write(await _answer(reader, routes))
                 await writer.drain()
-        except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        except (
+            TimeoutError,
+            ConnectionError,
+            asyncio.IncompleteReadError,
+            asyncio.LimitOverrunError,
+        ):
             logger.debug("caller given up", extra=fields(port=port))
         finally:
             writer.close()
@@ -73,7 +80,9 @@ async def listening(settings: Settings, setting: str, routes: Routes) -> AsyncIt
         sockets = stack.enter_context(open_port(settings, setting))
         port = port_of(sockets)
         for item in sockets:
-            await stack.enter_async_context(await asyncio.start_server(serve, sock=item, limit=_MOST_BYTES))
+            await stack.enter_async_context(
+                await asyncio.start_server(serve, sock=item, limit=_MOST_BYTES)
+            )
         logger.info("port opened", extra=fields(host=settings.host, port=port, paths=list(routes)))
         yield port
 
@@ -96,7 +105,9 @@ def _bind_all(settings: Settings, setting: str) -> list[socket.socket]:
         if sockets and not port:  # what is free on one address may be taken on the next
             return _bind_all(settings, setting)
         problem = f"cannot listen on {settings.host} port {port}: {_words(error.errno)}"
-        remedy = f"name another port by {flag_name(setting)} or {env_name(setting)}, or 0 for a free one"
+        remedy = (
+            f"name another port by {flag_name(setting)} or {env_name(setting)}, or 0 for a free one"
+        )
         raise settings.refusal(setting, problem, remedy) from None
     if not sockets:
         raise _host_refusal(settings, _words(elsewhere))
@@ -104,7 +115,8 @@ def _bind_all(settings: Settings, setting: str) -> list[socket.socket]:
 
 
 def _bind(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.socket:
-    # With its protocol: asyncio sends small writes at once (TCP_NODELAY) only where it is sure that this is TCP.
+    # With its protocol: asyncio sends small writes at once (TCP_NODELAY) only where it is sure that
+    # this is TCP.
     opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if os.name == "posix":  # elsewhere it would let two processes have the same port
@@ -122,17 +134,23 @@ def _bind(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.sock
 def _addresses(settings: Settings) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
     """The families and addresses of the host, each once."""
     try:
-        found = socket.getaddrinfo(settings.host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(
+            settings.host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
     except socket.gaierror as error:
         raise _host_refusal(settings, str(error.strerror).lower()) from None
-    except ValueError as error:  # of what cannot even be asked for: a part that is empty or too long, a null
+    except (
+        ValueError
+    ) as error:  # of what cannot even be asked for: a part that is empty or too long, a null
         raise _host_refusal(settings, str(error)) from None
     return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
 
 
 def _host_refusal(settings: Settings, reason: str) -> SettingsError:
     problem = f"{settings.host!r} is no address of this machine: {reason}"
-    return settings.refusal("host", problem, "name one by --host or AIOS_HOST, or 0.0.0.0 for all of them")
+    return settings.refusal(
+        "host", problem, "name one by --host or AIOS_HOST, or 0.0.0.0 for all of them"
+    )
 
 
 def _words(number: int | None) -> str:

@@ -1,7 +1,7 @@
 """The event log of a job: fenced appends by its owner, and reading and following by anyone.
 
-The log is the truth; pub/sub only makes it fast. An event's index is its entry id, so a cursor means the same to every
-front and survives workers. Exactly one terminal event ends a log.
+The log is the truth; pub/sub only makes it fast. An event's index is its entry id, so a cursor
+means the same to every front and survives workers. Exactly one terminal event ends a log.
 """
 
 import asyncio
@@ -32,13 +32,14 @@ _CAME_FURTHER = 1
 _SAID = 2
 """How a job has got on, for `append.lua`."""
 _NEWEST = 4
-"""Events among which the newest progress is looked for: behind it there may be a start, after a takeover."""
+"""Events among which the newest progress is looked for: behind it there may be a start, after a
+takeover."""
 
 
 @dataclass(frozen=True)
 class Append:
-    """Events to add behind index `after`, by the owner of `epoch`; the last of them may be terminal. The first came
-    to be at `since_s` of the event loop's clock (None: now)."""
+    """Events to add behind index `after`, by the owner of `epoch`; the last of them may be
+    terminal. The first came to be at `since_s` of the event loop's clock (None: now)."""
 
     job: Job
     epoch: int
@@ -55,7 +56,8 @@ class LogWriter:
         self._ttl_ms = int(result_ttl_s * 1000)
 
     async def append(self, appends: Sequence[Append]) -> list[bool]:
-        """All appends, in one round trip for each server; False where another epoch owns the job now or it has ended.
+        """All appends, in one round trip for each server; False where another epoch owns the job
+        now or it has ended.
 
         Safe to repeat after a lost connection: an append that had landed answers True again.
         """
@@ -64,20 +66,28 @@ class LogWriter:
             shards.setdefault(keys.shard_of(item.job.id), []).append(place)
         now_s = asyncio.get_running_loop().time()
         calls = {
-            shard: {"ttl_ms": self._ttl_ms, "appends": [_packed(appends[place], now_s) for place in places]}
+            shard: {
+                "ttl_ms": self._ttl_ms,
+                "appends": [_packed(appends[place], now_s) for place in places],
+            }
             for shard, places in shards.items()
         }
         landed = [False] * len(appends)
-        for places, replies in zip(shards.values(), await self._append.call_all(calls), strict=True):
+        for places, replies in zip(
+            shards.values(), await self._append.call_all(calls), strict=True
+        ):
             for place, reply in zip(places, replies, strict=True):
                 landed[place] = bool(reply)
         return landed
 
 
 class LogReader:
-    """Reads and follows for a front, and replays for a worker. Without `subscriptions` it can only read."""
+    """Reads and follows for a front, and replays for a worker. Without `subscriptions` it can only
+    read."""
 
-    def __init__(self, broker: Broker, subscriptions: Subscriptions | None = None, *, poll_s: float = 1.0) -> None:
+    def __init__(
+        self, broker: Broker, subscriptions: Subscriptions | None = None, *, poll_s: float = 1.0
+    ) -> None:
         self._broker = broker
         self._subscriptions = subscriptions
         self._poll_s = poll_s
@@ -85,10 +95,13 @@ class LogReader:
     async def read(self, job_id: str, after: int = 0) -> list[tuple[int, Event]]:
         """The events behind index `after`, each with its index."""
         entries = await self._client(job_id).xrange(keys.log(job_id), min=f"({after}-0")
-        return [(int(entry.partition(b"-")[0]), decode_event(fields[b"e"])) for entry, fields in entries]
+        return [
+            (int(entry.partition(b"-")[0]), decode_event(fields[b"e"])) for entry, fields in entries
+        ]
 
     async def newest_progress(self, job_id: str) -> Progress | None:
-        """Return the last progress that was logged, None where there is none among the last events."""
+        """Return the last progress that was logged, None where there is none among the last
+        events."""
         entries = await self._client(job_id).xrevrange(keys.log(job_id), count=_NEWEST)
         for _, fields in entries:
             event = decode_event(fields[b"e"])
@@ -99,7 +112,8 @@ class LogReader:
     async def follow(self, job_id: str, after: int = 0) -> AsyncIterator[tuple[int, Event]]:
         """Every event behind `after` in order, each once, up to and with the terminal one.
 
-        Raises BrokerUnavailable when the job and its log have vanished, as after a restart of Redis without its data.
+        Raises BrokerUnavailable when the job and its log have vanished, as after a restart of Redis
+        without its data.
         """
         assert self._subscriptions is not None, "following needs subscriptions"
         async with self._subscriptions.listen(keys.channel(job_id)) as inbox:
@@ -120,11 +134,16 @@ class LogReader:
     def _client(self, job_id: str) -> Redis:
         return self._broker.client(keys.shard_of(job_id))
 
-    async def _live(self, inbox: "asyncio.Queue[bytes]", after: int) -> AsyncIterator[tuple[int, Event]]:
-        """Published events while they join up with `after`; ends at a gap or a quiet while, to look at the log."""
+    async def _live(
+        self, inbox: "asyncio.Queue[bytes]", after: int
+    ) -> AsyncIterator[tuple[int, Event]]:
+        """Published events while they join up with `after`; ends at a gap or a quiet while, to look
+        at the log."""
         while True:
             try:
-                async with asyncio.timeout(self._poll_s):  # `wait_for` of Python 3.11 can swallow a cancellation
+                async with asyncio.timeout(
+                    self._poll_s
+                ):  # `wait_for` of Python 3.11 can swallow a cancellation
                     message = await inbox.get()
             except TimeoutError:
                 return

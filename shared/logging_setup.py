@@ -1,7 +1,8 @@
-"""Log lines of every process: JSON for machines, or text for people, on stderr, or as a `logging.yaml` says.
+"""Log lines of every process: JSON for machines, or text for people, on stderr, or as a
+`logging.yaml` says.
 
-The message of each of our lines is the name of an event, always the same words; what varies is in the record's fields,
-which become keys of the line. `docs/logs.md` lists the events.
+The message of each of our lines is the name of an event, always the same words; what varies is in
+the record's fields, which become keys of the line. `docs/logs.md` lists the events.
 """
 
 import json
@@ -33,8 +34,9 @@ def chosen_style(style: Style) -> Style:
 def configure_logging(level: str, style: Style, config: Path = Path("logging.yaml")) -> None:
     """Send everything this process logs to stderr in one format, warnings of libraries included.
 
-    A `logging.yaml` in the working directory, in dictConfig form, is applied instead; one that cannot be applied, such
-    as one that names classes not installed here, is passed over with a warning (X12).
+    A `logging.yaml` in the working directory, in dictConfig form, is applied instead; one that
+    cannot be applied, such as one that names classes not installed here, is passed over with a
+    warning (X12).
     """
     handler = logging.StreamHandler(sys.stderr)
     style = chosen_style(style)
@@ -44,9 +46,18 @@ def configure_logging(level: str, style: Style, config: Path = Path("logging.yam
     if config.is_file():
         try:
             logging.config.dictConfig(yaml.safe_load(config.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, AttributeError, ImportError, OSError, yaml.YAMLError) as error:
+        except (
+            ValueError,
+            TypeError,
+            AttributeError,
+            ImportError,
+            OSError,
+            yaml.YAMLError,
+        ) as error:
             log = logging.getLogger("aios.logs")
-            log.warning("logging.yaml passed over", extra=fields(file=str(config), error=str(error)))
+            log.warning(
+                "logging.yaml passed over", extra=fields(file=str(config), error=str(error))
+            )
 
 
 def fields(**values: Any) -> dict[str, Any]:
@@ -55,7 +66,8 @@ def fields(**values: Any) -> dict[str, Any]:
 
 
 def job_fields(job: Job, **more: Any) -> dict[str, Any]:
-    """The same for a line that concerns a job: whose it is, and where its trace is if there is one."""
+    """The same for a line that concerns a job: whose it is, and where its trace is if there is
+    one."""
     return fields(job_id=job.id, request_id=job.request_id or None, trace_id=job.trace.id, **more)
 
 
@@ -78,5 +90,8 @@ class TextLines(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         values: dict[str, Any] = getattr(record, "fields", {})
-        pairs = (f"{name}={value!r}" if isinstance(value, str) else f"{name}={value}" for name, value in values.items())
+        pairs = (
+            f"{name}={value!r}" if isinstance(value, str) else f"{name}={value}"
+            for name, value in values.items()
+        )
         return " ".join([super().formatMessage(record), *pairs])

@@ -1,7 +1,8 @@
 """What fronts and workers say to each other: jobs, the events of a job, and presence records.
 
-Frozen values, encoded as msgpack maps. Unknown fields are ignored and new ones have defaults, so that fronts and
-workers of neighbouring versions understand each other; `tests/shared/test_messages.py` pins the bytes.
+Frozen values, encoded as msgpack maps. Unknown fields are ignored and new ones have defaults, so
+that fronts and workers of neighbouring versions understand each other;
+`tests/shared/test_messages.py` pins the bytes.
 """
 
 from functools import cache, reduce
@@ -61,8 +62,8 @@ SomeResult = TypeVar("SomeResult", default=Result)
 
 
 class Job(msgspec.Struct, Generic[SomeTask], frozen=True, omit_defaults=True):
-    """The unit that is queued, leased and logged: a prompt, a scoring context with its continuations, a puzzle, or a
-    text.
+    """The unit that is queued, leased and logged: a prompt, a scoring context with its
+    continuations, a puzzle, or a text.
 
     `is_streamed`: somebody follows it token by token. `trace`: the one that its request belongs to.
     """
@@ -78,8 +79,9 @@ class Job(msgspec.Struct, Generic[SomeTask], frozen=True, omit_defaults=True):
 
 
 class Started(msgspec.Struct, frozen=True, omit_defaults=True, tag="started"):
-    """A worker holds the job; once per epoch. `num_truncated` prompt tokens were cut, and the context window leaves
-    room for `max_tokens` of answer, where that is fewer than the task allows. `trace`: that of this take of the job.
+    """A worker holds the job; once per epoch. `num_truncated` prompt tokens were cut, and the
+    context window leaves room for `max_tokens` of answer, where that is fewer than the task allows.
+    `trace`: that of this take of the job.
     """
 
     epoch: int
@@ -91,10 +93,12 @@ class Started(msgspec.Struct, frozen=True, omit_defaults=True, tag="started"):
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A token's log-probability (nats) under the model itself, and the likeliest tokens with theirs.
+    """A token's log-probability (nats) under the model itself, and the likeliest tokens with
+    theirs.
 
-    `token` is the text the token adds; `top` are (token, text, log-probability), likeliest first. `logprob` is None for
-    a token of a prompt that nothing predicts: its first one, and all that a prefix-LM sees at once.
+    `token` is the text the token adds; `top` are (token, text, log-probability), likeliest first.
+    `logprob` is None for a token of a prompt that nothing predicts: its first one, and all that a
+    prefix-LM sees at once.
     """
 
     logprob: float | None
@@ -103,10 +107,11 @@ class TokenLogprob(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Tokens(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokens"):
-    """Newly sampled ids of one choice and the text that became certain with them; either may be empty.
+    """Newly sampled ids of one choice and the text that became certain with them; either may be
+    empty.
 
-    `logprobs` are one for each id, if the request asks for them. `finish_reason` is set in a choice's last event, which
-    may have nothing else.
+    `logprobs` are one for each id, if the request asks for them. `finish_reason` is set in a
+    choice's last event, which may have nothing else.
     """
 
     ids: tuple[int, ...]
@@ -117,10 +122,11 @@ class Tokens(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokens"):
 
 
 class Progress(msgspec.Struct, frozen=True, omit_defaults=True, tag="progress"):
-    """How far a task has come that says nothing before its end: `done` of `total` steps, or of an unknown number.
+    """How far a task has come that says nothing before its end: `done` of `total` steps, or of an
+    unknown number.
 
-    `note` is for people. A log holds growing numbers only: who takes a job over, and begins again, is silent until it
-    has come further than the one before.
+    `note` is for people. A log holds growing numbers only: who takes a job over, and begins again,
+    is silent until it has come further than the one before.
     """
 
     done: int
@@ -129,9 +135,9 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True, tag="progress"):
 
 
 class Done(msgspec.Struct, Generic[SomeResult], frozen=True, omit_defaults=True, tag="done"):
-    """The job succeeded. `finish_reason` is `stop`, `length`, `deadline` (with what was said by then), or the name of a
-    task of another kind. The keys and values of `num_cached_tokens` prompt tokens were there already. What a task made
-    that is bytes lies in `artifacts`, in its own order.
+    """The job succeeded. `finish_reason` is `stop`, `length`, `deadline` (with what was said by
+    then), or the name of a task of another kind. The keys and values of `num_cached_tokens` prompt
+    tokens were there already. What a task made that is bytes lies in `artifacts`, in its own order.
     """
 
     finish_reason: str
@@ -151,7 +157,8 @@ _NOTHING_BESIDES = Generated()
 
 
 class Failed(msgspec.Struct, frozen=True, omit_defaults=True, tag="failed"):
-    """The job ended without a result. `code` names a class of `shared.errors`; `field` the input at fault."""
+    """The job ended without a result. `code` names a class of `shared.errors`; `field` the input at
+    fault."""
 
     code: str
     message: str
@@ -176,8 +183,8 @@ STATE_OF: dict[type[Done] | type[Failed] | type[Cancelled], str] = {
 
 
 class Prompting(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a model is asked where the caller leaves it open: the texts around problems, with {problem} in them, and how
-    tokens are chosen. None is the endpoint's own default."""
+    """How a model is asked where the caller leaves it open: the texts around problems, with
+    {problem} in them, and how tokens are chosen. None is the endpoint's own default."""
 
     math: str | None = None
     coding: str | None = None
@@ -192,9 +199,9 @@ NO_PROMPTING = Prompting()
 
 
 class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a worker says of a model it serves. `found` is one line for people: what was loaded. `fingerprint` stands
-    for all that decides what it answers; "" is not known. `device` and `dtype` are what it computes with. `prompting`
-    is what its entry or its directory declares."""
+    """What a worker says of a model it serves. `found` is one line for people: what was loaded.
+    `fingerprint` stands for all that decides what it answers; "" is not known. `device` and `dtype`
+    are what it computes with. `prompting` is what its entry or its directory declares."""
 
     id: str
     runner: str
@@ -212,24 +219,28 @@ class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 
 WorkerState = Literal["loading", "ready", "draining"]
 Residence = Literal["loaded", "unloading", "unloaded", "loading"]
-"""Whether a served model is in a worker's memory: `unloading` while jobs in hand end, `loading` for one that waits."""
+"""Whether a served model is in a worker's memory: `unloading` while jobs in hand end, `loading` for
+one that waits."""
 
 
 class LoadFailure(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why a served model could not be loaded again, and in how many seconds its worker tries once more."""
+    """Why a served model could not be loaded again, and in how many seconds its worker tries once
+    more."""
 
     reason: str
     retry_in_s: int = 1
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One worker's presence record. `memory_bytes` of this machine's memory are in its process; 0 is unknown.
+    """One worker's presence record. `memory_bytes` of this machine's memory are in its process; 0
+    is unknown.
 
-    `pool` is what the operator calls workers of its kind. One that `is_full` takes nothing until its memory is below
-    the mark again. `device_bytes` are allocated on its GPU, `stale_appends` came too late, `loads` are of its models.
-    `residences` are those of `models` that are not just loaded, `unloads` the last order of each that it has obeyed.
-    `obstacles` tells of models that it was to serve and cannot, for lack of a device, what to do about that.
-    `failures` are of those `models` that it could not load again; their residence is `unloaded`.
+    `pool` is what the operator calls workers of its kind. One that `is_full` takes nothing until
+    its memory is below the mark again. `device_bytes` are allocated on its GPU, `stale_appends`
+    came too late, `loads` are of its models. `residences` are those of `models` that are not just
+    loaded, `unloads` the last order of each that it has obeyed. `obstacles` tells of models that it
+    was to serve and cannot, for lack of a device, what to do about that. `failures` are of those
+    `models` that it could not load again; their residence is `unloaded`.
     """
 
     id: str
@@ -267,7 +278,8 @@ def register_task(spec: type, result: type | None) -> None:
 
 
 def _register_all() -> None:
-    """Load the table of tasks, whose rows register themselves here: whoever decodes first knows all."""
+    """Load the table of tasks, whose rows register themselves here: whoever decodes first knows
+    all."""
     import_module("shared.task_table")
 
 

@@ -1,5 +1,5 @@
-"""The kinds of metrics that `shared/metrics.py` lists: counted as things happen, told when somebody asks, or another
-name of one of these.
+"""The kinds of metrics that `shared/metrics.py` lists: counted as things happen, told when somebody
+asks, or another name of one of these.
 
 Each process has its own registry; nothing registers globally.
 """
@@ -9,7 +9,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -50,11 +57,15 @@ class MetricSheet:
         self._list(name, "gauge", labels, meaning)
         return Gauge(name, meaning, labels, registry=self.registry)
 
-    def histogram(self, name: str, meaning: str, *labels: str, bounds: tuple[float, ...]) -> Histogram:
+    def histogram(
+        self, name: str, meaning: str, *labels: str, bounds: tuple[float, ...]
+    ) -> Histogram:
         self._list(name, "histogram", labels, meaning)
         return Histogram(name, meaning, labels, buckets=bounds, registry=self.registry)
 
-    def told(self, name: str, kind: Literal["counter", "gauge"], meaning: str, *labels: str) -> "CollectedMetric":
+    def told(
+        self, name: str, kind: Literal["counter", "gauge"], meaning: str, *labels: str
+    ) -> "CollectedMetric":
         return self._add(CollectedMetric(self._list(name, kind, labels, meaning)))
 
     def collected_histogram(self, name: str, meaning: str, *labels: str) -> "CollectedHistogram":
@@ -68,8 +79,8 @@ class MetricSheet:
         labels: Mapping[str, str] | None = None,
         where: Callable[[Mapping[str, str]], bool] = lambda labels: True,
     ) -> None:
-        """Another name of `source`, summed over all its labels but those that `labels` gives new names; of the series
-        for which `where` holds."""
+        """Another name of `source`, summed over all its labels but those that `labels` gives new
+        names; of the series for which `where` holds."""
         kept = labels or {}
         [family] = source.collect()
         listed = self._list(name, _kind(family), tuple(kept.values()), meaning)
@@ -90,7 +101,8 @@ class MetricSheet:
 
 
 class CollectedMetric(Collector):
-    """A counter or gauge whose values are read when somebody asks: `read` answers a number for each set of labels."""
+    """A counter or gauge whose values are read when somebody asks: `read` answers a number for each
+    set of labels."""
 
     def __init__(self, listed: MetricInfo) -> None:
         self._listed = listed
@@ -116,7 +128,9 @@ class CollectedHistogram(Collector):
         self.read: Callable[[], BucketHistograms] = dict
 
     def collect(self) -> Iterable[Metric]:
-        family = HistogramMetricFamily(self._listed.name, self._listed.meaning, labels=self._listed.labels)
+        family = HistogramMetricFamily(
+            self._listed.name, self._listed.meaning, labels=self._listed.labels
+        )
         for labels, spread in self.read().items():
             family.add_metric(labels, spread.cumulative(), spread.total)
         yield family
@@ -124,7 +138,11 @@ class CollectedHistogram(Collector):
 
 class _Alias(Collector):
     def __init__(
-        self, listed: MetricInfo, source: Source, labels: Mapping[str, str], where: Callable[[Mapping[str, str]], bool]
+        self,
+        listed: MetricInfo,
+        source: Source,
+        labels: Mapping[str, str],
+        where: Callable[[Mapping[str, str]], bool],
     ) -> None:
         self._listed, self._source, self._labels, self._where = listed, source, labels, where
 

@@ -1,8 +1,10 @@
-"""The one list of metric names. A process makes its own and passes them down; nothing registers globally.
+"""The one list of metric names. A process makes its own and passes them down; nothing registers
+globally.
 
-Labels are bounded: route templates, announced models and pools, classes, error codes, names of scripts; never paths,
-prompts, tenants or ids. Numbers of a model in a worker are listed in `shared/model_load.py`, and told here.
-docs/metrics.md is made of both lists by `python -m scripts.metrics_page`.
+Labels are bounded: route templates, announced models and pools, classes, error codes, names of
+scripts; never paths, prompts, tenants or ids. Numbers of a model in a worker are listed in
+`shared/model_load.py`, and told here. docs/metrics.md is made of both lists by `python -m
+scripts.metrics_page`.
 """
 
 from shared.errors import codes_from
@@ -22,16 +24,27 @@ class ProcessMetrics:
         self.redis_calls = sheet.collected_histogram(
             "aios_redis_call_seconds", "Round trips of scripts to Redis.", "call"
         )
-        self.memory = sheet.told("aios_process_memory_bytes", "gauge", "Memory of the machine that the process holds.")
-        self.started = sheet.told("aios_process_start_time_seconds", "gauge", "When the process began, in Unix time.")
-        self.lag = sheet.told("aios_event_loop_lag_seconds", "gauge", "How late the event loop's last turn came.")
+        self.memory = sheet.told(
+            "aios_process_memory_bytes", "gauge", "Memory of the machine that the process holds."
+        )
+        self.started = sheet.told(
+            "aios_process_start_time_seconds", "gauge", "When the process began, in Unix time."
+        )
+        self.lag = sheet.told(
+            "aios_event_loop_lag_seconds", "gauge", "How late the event loop's last turn came."
+        )
 
 
 _FLEET = {
-    "queue_depth": MetricInfo("aios_queue_depth", "gauge", ("model", "state"), "Jobs, queued and running."),
+    "queue_depth": MetricInfo(
+        "aios_queue_depth", "gauge", ("model", "state"), "Jobs, queued and running."
+    ),
     "waiting": MetricInfo("aios_queue_waiting", "gauge", ("model", "class"), "Jobs that wait."),
     "oldest": MetricInfo(
-        "aios_queue_oldest_seconds", "gauge", ("model", "class"), "How long the oldest job has waited."
+        "aios_queue_oldest_seconds",
+        "gauge",
+        ("model", "class"),
+        "How long the oldest job has waited.",
     ),
     "work_seconds": MetricInfo(
         "aios_queue_work_seconds",
@@ -39,27 +52,42 @@ _FLEET = {
         ("model", "class"),
         "Cost of the jobs that wait, divided by what the live workers get done in a second.",
     ),
-    "queue_bytes": MetricInfo("aios_queue_bytes", "gauge", ("model",), "Bytes of the jobs that wait."),
+    "queue_bytes": MetricInfo(
+        "aios_queue_bytes", "gauge", ("model",), "Bytes of the jobs that wait."
+    ),
     "work_rate": MetricInfo(
         "aios_work_per_second",
         "gauge",
         ("model",),
         "Cost that the live workers get done in a second when busy.",
     ),
-    "dead_jobs": MetricInfo("aios_dead_jobs", "gauge", (), "Jobs given up because their workers crashed."),
+    "dead_jobs": MetricInfo(
+        "aios_dead_jobs", "gauge", (), "Jobs given up because their workers crashed."
+    ),
     "workers": MetricInfo("aios_workers", "gauge", ("pool", "state"), "Workers alive."),
     "model_workers": MetricInfo(
         "aios_model_workers", "gauge", ("model", "pool"), "Workers that are ready for the model."
     ),
-    "active_models": MetricInfo("aios_active_models", "gauge", (), "Models that some worker is ready for."),
-    "memory": MetricInfo("aios_workers_memory_bytes", "gauge", ("kind",), "Memory of all workers: `host` or `device`."),
-    "redis_up": MetricInfo("aios_redis_up", "gauge", (), "1 when Redis answered this front just now, 0 when not."),
+    "active_models": MetricInfo(
+        "aios_active_models", "gauge", (), "Models that some worker is ready for."
+    ),
+    "memory": MetricInfo(
+        "aios_workers_memory_bytes",
+        "gauge",
+        ("kind",),
+        "Memory of all workers: `host` or `device`.",
+    ),
+    "redis_up": MetricInfo(
+        "aios_redis_up", "gauge", (), "1 when Redis answered this front just now, 0 when not."
+    ),
 }
-"""Gauges of the whole fleet, by the key under which `shared/fleet/sums.py` and `api/exporter.py` have their values."""
+"""Gauges of the whole fleet, by the key under which `shared/fleet/sums.py` and `api/exporter.py`
+have their values."""
 
 
 class FleetMetrics:
-    """What every front tells of the whole fleet, read from Redis as it is asked for. All are in `by_name`."""
+    """What every front tells of the whole fleet, read from Redis as it is asked for. All are in
+    `by_name`."""
 
     def __init__(self, sheet: MetricSheet) -> None:
         self.by_name: dict[str, CollectedMetric] = {}
@@ -76,9 +104,15 @@ class FleetMetrics:
         told = self.by_name
         by_model = {"model": "model"}
         sheet.alias("active_models", told["active_models"], "D60: aios_active_models.")
-        sheet.alias("memory_bytes_used", told["memory"], "D60: aios_workers_memory_bytes, both kinds.")
-        sheet.alias("tokens_per_second", told["tokens_per_s"], "B39: aios_tokens_per_second.", by_model)
-        sheet.alias("compile_seconds", told["warm_up_s"], "B39: aios_model_warm_up_seconds.", by_model)
+        sheet.alias(
+            "memory_bytes_used", told["memory"], "D60: aios_workers_memory_bytes, both kinds."
+        )
+        sheet.alias(
+            "tokens_per_second", told["tokens_per_s"], "B39: aios_tokens_per_second.", by_model
+        )
+        sheet.alias(
+            "compile_seconds", told["warm_up_s"], "B39: aios_model_warm_up_seconds.", by_model
+        )
 
 
 class Metrics:
@@ -104,25 +138,40 @@ class Metrics:
         )
         self.in_progress = sheet.gauge("aios_http_requests_in_progress", "Requests being answered.")
         self.errors = sheet.counter(
-            "aios_errors_total", "Answers and streams that ended in an error, probes left out.", "code"
+            "aios_errors_total",
+            "Answers and streams that ended in an error, probes left out.",
+            "code",
         )
-        self.admissions = sheet.counter("aios_admissions_total", "Requests that became work.", "model", "class")
+        self.admissions = sheet.counter(
+            "aios_admissions_total", "Requests that became work.", "model", "class"
+        )
         self.rejections = sheet.counter(
-            "aios_rejections_total", "Requests for work that were refused before they became any.", "reason"
+            "aios_rejections_total",
+            "Requests for work that were refused before they became any.",
+            "reason",
         )
         self.replays = sheet.counter(
-            "aios_replays_total", "Answers told again: found by `key`, by `cache`, or a stream's `resume`.", "kind"
+            "aios_replays_total",
+            "Answers told again: found by `key`, by `cache`, or a stream's `resume`.",
+            "kind",
         )
-        self.prompt_tokens = sheet.counter("aios_prompt_tokens_total", "Tokens read for jobs that were done.", "model")
+        self.prompt_tokens = sheet.counter(
+            "aios_prompt_tokens_total", "Tokens read for jobs that were done.", "model"
+        )
         self.cached_prompt_tokens = sheet.counter(
             "aios_cached_prompt_tokens_total", "Of the tokens read, those computed before.", "model"
         )
         self.completion_tokens = sheet.counter(
             "aios_completion_tokens_total", "Tokens written by jobs that were done.", "model"
         )
-        self.jobs = sheet.counter("aios_jobs_total", "Jobs ended, of those that this front took.", "model", "outcome")
+        self.jobs = sheet.counter(
+            "aios_jobs_total", "Jobs ended, of those that this front took.", "model", "outcome"
+        )
         self.first_token = sheet.histogram(
-            "aios_ttft_seconds", "From a job's submission to its first token.", "model", bounds=_LATENCY_BOUNDS_S
+            "aios_ttft_seconds",
+            "From a job's submission to its first token.",
+            "model",
+            bounds=_LATENCY_BOUNDS_S,
         )
         self._gaps: dict[tuple[str, ...], BucketHistogram] = {}
         inter_token = sheet.collected_histogram(
@@ -132,16 +181,28 @@ class Metrics:
         )
         inter_token.read = lambda: self._gaps
         self.queue_wait = sheet.histogram(
-            "aios_queue_seconds", "From a job's submission to a worker's start.", "model", bounds=_LATENCY_BOUNDS_S
+            "aios_queue_seconds",
+            "From a job's submission to a worker's start.",
+            "model",
+            bounds=_LATENCY_BOUNDS_S,
         )
         self.prefill = sheet.histogram(
-            "aios_prefill_seconds", "From a worker's start to the first token.", "model", bounds=_LATENCY_BOUNDS_S
+            "aios_prefill_seconds",
+            "From a worker's start to the first token.",
+            "model",
+            bounds=_LATENCY_BOUNDS_S,
         )
         self.decode = sheet.histogram(
-            "aios_decode_seconds", "From a job's first token to its end.", "model", bounds=_LATENCY_BOUNDS_S
+            "aios_decode_seconds",
+            "From a job's first token to its end.",
+            "model",
+            bounds=_LATENCY_BOUNDS_S,
         )
         self.job_time = sheet.histogram(
-            "aios_job_seconds", "From a job's submission to its end.", "model", bounds=_LATENCY_BOUNDS_S
+            "aios_job_seconds",
+            "From a job's submission to its end.",
+            "model",
+            bounds=_LATENCY_BOUNDS_S,
         )
         self._add_aliases(sheet)
 
@@ -152,10 +213,16 @@ class Metrics:
     def _add_aliases(self, sheet: MetricSheet) -> None:
         """Names that others know these by (X10)."""
         endpoint, ours = {"route": "endpoint"}, codes_from(500)
-        sheet.alias("model_requests_total", self.requests, "C48: aios_http_requests_total.", endpoint)
-        sheet.alias("model_latency_seconds", self.latency, "C48: aios_http_request_seconds.", endpoint)
+        sheet.alias(
+            "model_requests_total", self.requests, "C48: aios_http_requests_total.", endpoint
+        )
+        sheet.alias(
+            "model_latency_seconds", self.latency, "C48: aios_http_request_seconds.", endpoint
+        )
         sheet.alias("requests_total", self.requests, "D60: aios_http_requests_total, all together.")
-        sheet.alias("latency_seconds", self.latency, "D60: aios_http_request_seconds, all together.")
+        sheet.alias(
+            "latency_seconds", self.latency, "D60: aios_http_request_seconds, all together."
+        )
         sheet.alias(
             "errors_total",
             self.errors,
@@ -172,25 +239,42 @@ class WorkerMetrics:
         self.render = sheet.render
         self.process = ProcessMetrics(sheet)
         told = sheet.told
-        self.state = told("aios_worker_state", "gauge", "1 for the worker's state, 0 for all others.", "state")
-        self.silence = told(
-            "aios_worker_silence_seconds", "gauge", "Since the engine last got on, if it has work to do."
+        self.state = told(
+            "aios_worker_state", "gauge", "1 for the worker's state, 0 for all others.", "state"
         )
-        self.batch = sheet.collected_histogram("aios_worker_batch_rows", "Rows that a step computed together.", "model")
-        self.step = sheet.collected_histogram("aios_worker_step_seconds", "Time of a step.", "model")
+        self.silence = told(
+            "aios_worker_silence_seconds",
+            "gauge",
+            "Since the engine last got on, if it has work to do.",
+        )
+        self.batch = sheet.collected_histogram(
+            "aios_worker_batch_rows", "Rows that a step computed together.", "model"
+        )
+        self.step = sheet.collected_histogram(
+            "aios_worker_step_seconds", "Time of a step.", "model"
+        )
         self.by_model: dict[str, CollectedMetric] = {}
         for name, number in NUMBERS.items():
             if number.metric is not None:
                 self.by_model[name] = told(number.metric, number.kind, number.meaning, "model")
         self.stale_appends = told(
-            "aios_worker_stale_appends_total", "counter", "Appends refused: the job had ended, or was another's."
+            "aios_worker_stale_appends_total",
+            "counter",
+            "Appends refused: the job had ended, or was another's.",
         )
-        self.evictions = told("aios_worker_evictions_total", "counter", "Models that made room for others.")
+        self.evictions = told(
+            "aios_worker_evictions_total", "counter", "Models that made room for others."
+        )
         self.memory_share = told(
-            "aios_worker_memory_share", "gauge", "Of the memory that the worker's group or machine has, what is used."
+            "aios_worker_memory_share",
+            "gauge",
+            "Of the memory that the worker's group or machine has, what is used.",
         )
         self.device_memory = told(
-            "aios_worker_device_memory_bytes", "gauge", "Memory of the device: `allocated` here, `total`.", "kind"
+            "aios_worker_device_memory_bytes",
+            "gauge",
+            "Memory of the device: `allocated` here, `total`.",
+            "kind",
         )
 
 

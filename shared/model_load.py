@@ -1,8 +1,8 @@
 """The numbers that a worker tells of each of its models.
 
-A new one is a field of `ModelLoad` here, and the line in `worker/metrics_reporter.py` that measures it. A
-field says all that others must know of its number: Prometheus's names, the sum over the fleet, and
-the column of `aios top`. Presence, `aios status --json`, `GET /v1/fleet`, `/metrics` and
+A new one is a field of `ModelLoad` here, and the line in `worker/metrics_reporter.py` that measures
+it. A field says all that others must know of its number: Prometheus's names, the sum over the
+fleet, and the column of `aios top`. Presence, `aios status --json`, `GET /v1/fleet`, `/metrics` and
 docs/metrics.md follow from it.
 """
 
@@ -47,7 +47,9 @@ class Number:
     """
 
     meaning: str
-    unit: Literal["rows", "tokens", "jobs", "pages", "segments", "steps", "seconds", "tokens/s", "cost/s"]
+    unit: Literal[
+        "rows", "tokens", "jobs", "pages", "segments", "steps", "seconds", "tokens/s", "cost/s"
+    ]
     metric: str | None = None
     total: Total | None = None
     column: Column | None = None

@@ -1,7 +1,7 @@
 """OpenTelemetry behind `shared.tracing`; loaded only where tracing is on.
 
-Its own variables hold besides: OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER, OTEL_BSP_*,
-OTEL_EXPORTER_OTLP_HEADERS, OTEL_SDK_DISABLED.
+Its own variables hold besides: OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER,
+OTEL_BSP_*, OTEL_EXPORTER_OTLP_HEADERS, OTEL_SDK_DISABLED.
 """
 
 import os
@@ -42,7 +42,12 @@ class OpenSpan(Span):
         return Trace(**headers)
 
     def child(
-        self, name: str, kind: Kind = "internal", attributes: Attributes | None = None, *, start_ns: int | None = None
+        self,
+        name: str,
+        kind: Kind = "internal",
+        attributes: Attributes | None = None,
+        *,
+        start_ns: int | None = None,
     ) -> Span:
         above = api.set_span_in_context(self._span, Context())
         return _begin(self._tracer, name, above, kind, attributes, start_ns)
@@ -71,7 +76,9 @@ class OpenTracing(Tracing):
     is_on = True
 
     def __init__(self, processor: SpanProcessor, role: str) -> None:
-        is_named = "OTEL_SERVICE_NAME" in os.environ or SERVICE_NAME in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+        is_named = "OTEL_SERVICE_NAME" in os.environ or SERVICE_NAME in os.environ.get(
+            "OTEL_RESOURCE_ATTRIBUTES", ""
+        )
         resource = Resource.create({} if is_named else {SERVICE_NAME: f"aios-{role}"})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(processor)
@@ -97,15 +104,24 @@ class OpenTracing(Tracing):
 
 def over_http(endpoint: str, role: str) -> OpenTracing:
     """In batches, to `endpoint`/v1/traces."""
-    return OpenTracing(BatchSpanProcessor(OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces")), role)
+    return OpenTracing(
+        BatchSpanProcessor(OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces")), role
+    )
 
 
 def _context_of(trace: Trace) -> Context:
-    return _w3c.extract({"traceparent": trace.traceparent, "tracestate": trace.tracestate}, Context())
+    return _w3c.extract(
+        {"traceparent": trace.traceparent, "tracestate": trace.tracestate}, Context()
+    )
 
 
 def _begin(
-    tracer: api.Tracer, name: str, above: Context, kind: Kind, attributes: Attributes | None, start_ns: int | None
+    tracer: api.Tracer,
+    name: str,
+    above: Context,
+    kind: Kind,
+    attributes: Attributes | None,
+    start_ns: int | None,
 ) -> OpenSpan:
     kept = _kept(attributes or {})
     return OpenSpan(tracer, tracer.start_span(name, above, _KINDS[kind], kept, start_time=start_ns))

@@ -1,4 +1,5 @@
-"""Files and directories that settings name: looked at before they are needed, so that a wrong one is one sentence."""
+"""Files and directories that settings name: looked at before they are needed, so that a wrong one
+is one sentence."""
 
 import os
 import re
@@ -9,7 +10,11 @@ from shared.setting_layers import env_name, flag_name
 from shared.setting_text import reason
 from shared.settings import ModelEntry, Settings, SettingsError, model_entries
 
-_MODEL_PATHS = {"path": "directory or file", "tokenizer_path": "directory or file", "chat_template": "file"}
+_MODEL_PATHS = {
+    "path": "directory or file",
+    "tokenizer_path": "directory or file",
+    "chat_template": "file",
+}
 """What an entry of the models names, and what each of these may be."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -21,7 +26,9 @@ def read_text(settings: Settings, name: str) -> str:
         with open(os.path.expanduser(path), encoding="utf-8") as stream:
             return stream.read()
     except (OSError, ValueError) as error:
-        raise settings.refusal(name, f"cannot read {path!r}: {reason(error)}", _remedy(name, "text file")) from None
+        raise settings.refusal(
+            name, f"cannot read {path!r}: {reason(error)}", _remedy(name, "text file")
+        ) from None
 
 
 def check_model_paths(settings: Settings) -> None:
@@ -67,9 +74,7 @@ def _path_refusal(settings: Settings, entry: ModelEntry, field: str, fault: str)
     problem = f"model {entry.id!r}: cannot read {shown}{path!r}: {fault}"
     remedy = _remedy(name, _MODEL_PATHS[field])
     if _HUB_NAME.fullmatch(path):
-        remedy += (
-            f"; nothing is fetched from a hub here: `hf download {path} --local-dir DIRECTORY` does that beforehand"
-        )
+        remedy += f"; nothing is fetched from a hub here: `hf download {path} --local-dir DIRECTORY` does that beforehand"
     return settings.refusal(name, problem, remedy)
 
 

@@ -1,6 +1,7 @@
 """Plugins: rows that installed packages add to the tables of this project, by entry points.
 
-`aios.tasks` names a `TaskInfo`, `aios.runners` a function that loads a model, `aios.endpoints` a `Dialect`.
+`aios.tasks` names a `TaskInfo`, `aios.runners` a function that loads a model, `aios.endpoints` a
+`Dialect`.
 """
 
 import importlib
@@ -20,7 +21,9 @@ def entries(group: str) -> dict[str, EntryPoint]:
     for entry in entry_points(group=group):
         before = found.setdefault(entry.name, entry)
         if before.value != entry.value:
-            raise PluginError(f"{group}: {_package(before)} and {_package(entry)} both add {entry.name!r}; remove one.")
+            raise PluginError(
+                f"{group}: {_package(before)} and {_package(entry)} both add {entry.name!r}; remove one."
+            )
     return found
 
 
@@ -32,12 +35,15 @@ def load(group: str) -> dict[str, Any]:
             found[name] = entry.load()
         except Exception as error:  # foreign code
             problem = f"{type(error).__name__}: {error}"
-            raise PluginError(f"{group}: {name!r} of {_package(entry)} cannot be loaded: {problem}") from error
+            raise PluginError(
+                f"{group}: {name!r} of {_package(entry)} cannot be loaded: {problem}"
+            ) from error
     return found
 
 
 def import_target(target: str) -> Any:
-    """Import what `module:attribute` names: the form of entry points, in which our own tables name code too."""
+    """Import what `module:attribute` names: the form of entry points, in which our own tables name
+    code too."""
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)
 

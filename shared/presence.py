@@ -1,8 +1,10 @@
-"""Who is there: workers announce themselves and their models by records that expire; fronts read them.
+"""Who is there: workers announce themselves and their models by records that expire; fronts read
+them.
 
-The models hash never expires, so that a front can tell "no worker for this model just now" from "no such model". How
-long ago a model was served is told by a mark's time to live: no clock of a worker or a front is asked.
-Orders to unload lie in a hash, which workers read as they announce themselves: none is lost with a message.
+The models hash never expires, so that a front can tell "no worker for this model just now" from "no
+such model". How long ago a model was served is told by a mark's time to live: no clock of a worker
+or a front is asked. Orders to unload lie in a hash, which workers read as they announce themselves:
+none is lost with a message.
 """
 
 import math
@@ -13,7 +15,15 @@ from typing import cast
 from redis.asyncio import Redis
 
 from shared import keys
-from shared.messages import LoadFailure, ModelInfo, Residence, WorkerInfo, decode_model, decode_worker, encode
+from shared.messages import (
+    LoadFailure,
+    ModelInfo,
+    Residence,
+    WorkerInfo,
+    decode_model,
+    decode_worker,
+    encode,
+)
 from shared.setting_types import MOST_ABSENT_S
 
 _ORDER_TTL_S = 3600
@@ -23,8 +33,8 @@ _ORDER_TTL_S = 3600
 class Fleet:
     """The workers alive, and every model ever announced by id.
 
-    `absences` are the seconds since a ready worker served a model, of those that some did lately and none does now.
-    Work may wait for a model that is `catalogued` until a worker comes for it.
+    `absences` are the seconds since a ready worker served a model, of those that some did lately
+    and none does now. Work may wait for a model that is `catalogued` until a worker comes for it.
     """
 
     workers: tuple[WorkerInfo, ...]
@@ -49,14 +59,16 @@ class Fleet:
     def may_serve(self, model_id: str, grace_s: float) -> bool:
         """Return whether a worker is ready for this model, or may come for it.
 
-        One may come for a model of the catalogue, and one may be back that served it `grace_s` ago at most.
+        One may come for a model of the catalogue, and one may be back that served it `grace_s` ago
+        at most.
         """
         if model_id in self.catalogued or self.serves(model_id):
             return True
         return self.absences.get(model_id, math.inf) <= grace_s
 
     def may_serve_some(self, grace_s: float) -> bool:
-        """Return whether a worker is ready, or one may be back that served any model `grace_s` ago at most."""
+        """Return whether a worker is ready, or one may be back that served any model `grace_s` ago
+        at most."""
         return self.is_ready or min(self.absences.values(), default=math.inf) <= grace_s
 
     def residences(self, model_id: str) -> list[Residence]:
@@ -64,8 +76,8 @@ class Fleet:
         return [worker.residences.get(model_id, "loaded") for worker in self.serving(model_id)]
 
     def failure(self, model_id: str) -> LoadFailure | None:
-        """Why the model cannot be had: every ready worker that serves it failed to load it. Of several the one that
-        tries again first."""
+        """Why the model cannot be had: every ready worker that serves it failed to load it. Of
+        several the one that tries again first."""
         failures = []
         for worker in self.serving(model_id):
             failure = worker.failures.get(model_id)
@@ -75,15 +87,18 @@ class Fleet:
         return min(failures, key=lambda failure: failure.retry_in_s, default=None)
 
     def obstacle(self, model_id: str) -> str | None:
-        """Why no worker serves this model, if those that were to lack a device, and what to do about it."""
+        """Why no worker serves this model, if those that were to lack a device, and what to do
+        about it."""
         found = (worker.obstacles.get(model_id) for worker in self.workers)
         return None if self.serves(model_id) else next(filter(None, found), None)
 
     @property
     def default_model(self) -> str | None:
-        """The id that serves requests which name no model: one marked so before others, one served before all."""
+        """The id that serves requests which name no model: one marked so before others, one served
+        before all."""
         ranked = sorted(
-            self.models.values(), key=lambda model: (not self.serves(model.id), not model.is_default, model.id)
+            self.models.values(),
+            key=lambda model: (not self.serves(model.id), not model.is_default, model.id),
         )
         return ranked[0].id if ranked else None
 
@@ -94,7 +109,8 @@ class Presence:
         self._ttl_ms = int(ttl_s * 1000)
 
     async def announce(self, worker: WorkerInfo) -> dict[str, int]:
-        """Be seen for another `ttl_s`. Returns the last order to unload of each model that had one lately."""
+        """Be seen for another `ttl_s`. Returns the last order to unload of each model that had one
+        lately."""
         pipe = self._redis.pipeline(transaction=False)
         pipe.set(keys.worker(worker.id), encode(worker), px=self._ttl_ms)
         pipe.sadd(keys.WORKERS, worker.id)
@@ -107,7 +123,8 @@ class Presence:
         return {model.decode(): int(order) for model, order in orders.items()}
 
     async def order_unload(self, model_id: str) -> int:
-        """Have every worker give the model's memory back. Returns the order; later ones are greater."""
+        """Have every worker give the model's memory back. Returns the order; later ones are
+        greater."""
         seconds, micros = await self._redis.time()
         order = seconds * 1_000_000 + micros
         pipe = self._redis.pipeline(transaction=False)
@@ -145,7 +162,9 @@ class Presence:
         pipe.hkeys(keys.CATALOGUE)
         members, models, catalogued = await pipe.execute()
         ids = sorted(members)
-        records = await self._redis.mget([keys.worker(name.decode()) for name in ids]) if ids else []
+        records = (
+            await self._redis.mget([keys.worker(name.decode()) for name in ids]) if ids else []
+        )
         gone = [name for name, record in zip(ids, records, strict=True) if record is None]
         if gone:
             await cast(Awaitable[int], self._redis.srem(keys.WORKERS, *gone))
@@ -154,7 +173,12 @@ class Presence:
             models={name.decode(): decode_model(record) for name, record in models.items()},
             catalogued=frozenset(name.decode() for name in catalogued),
         )
-        return replace(fleet, absences=await self._absences([name for name in fleet.models if not fleet.serves(name)]))
+        return replace(
+            fleet,
+            absences=await self._absences(
+                [name for name in fleet.models if not fleet.serves(name)]
+            ),
+        )
 
     async def _absences(self, model_ids: Sequence[str]) -> dict[str, float]:
         if not model_ids:

@@ -1,4 +1,5 @@
-"""What a process knows of itself: its memory, when it began, and whether its event loop keeps up."""
+"""What a process knows of itself: its memory, when it began, and whether its event loop keeps
+up."""
 
 import asyncio
 import time
@@ -34,7 +35,9 @@ class LoopLag:
 def tell(metrics: ProcessMetrics, broker: Broker, lag: LoopLag) -> None:
     """Let the metrics of a process be read."""
     began_s = time.time()
-    metrics.redis_calls.read = lambda: {(call,): spread for call, spread in list(broker.calls.items())}
+    metrics.redis_calls.read = lambda: {
+        (call,): spread for call, spread in list(broker.calls.items())
+    }
     metrics.memory.read = lambda: {(): resident_bytes()}
     metrics.lag.read = lambda: {(): lag.worst_s}
     metrics.started.show({(): began_s})

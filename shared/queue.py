@@ -1,7 +1,9 @@
-"""The work queue as a worker sees it: take, renew, give back, hear what is over. States are moved by `lua/` alone.
+"""The work queue as a worker sees it: take, renew, give back, hear what is over. States are moved
+by `lua/` alone.
 
-A job is leased to a worker until a moment of Redis's clock and owned by its epoch: every take raises the epoch, and
-only the newest epoch may write to the job's log. Knows nothing of HTTP, models or engines.
+A job is leased to a worker until a moment of Redis's clock and owned by its epoch: every take
+raises the epoch, and only the newest epoch may write to the job's log. Knows nothing of HTTP,
+models or engines.
 """
 
 import logging
@@ -25,15 +27,18 @@ _MOST_EPOCHS = 16
 _MOST_DEAD = 10_000
 EXPIRED = raw(encode(QueueTimeout("No worker took the request in time.").as_event()))
 LATE = raw(encode(DeadlineExceeded("The deadline passed before a worker could answer.").as_event()))
-_CONVICTED = raw(encode(WorkerCrashed("Every worker that ran the request crashed; it was given up.").as_event()))
+_CONVICTED = raw(
+    encode(WorkerCrashed("Every worker that ran the request crashed; it was given up.").as_event())
+)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A job in the hands of one worker. `last_index` is the newest event in its log at the time of the take.
+    """A job in the hands of one worker. `last_index` is the newest event in its log at the time of
+    the take.
 
-    `time_left_s` was left to its deadline then, and `waited_s` had passed since it was queued. One that is `alone` has
-    crashed workers before, or seems to have.
+    `time_left_s` was left to its deadline then, and `waited_s` had passed since it was queued. One
+    that is `alone` has crashed workers before, or seems to have.
     """
 
     job: Job
@@ -56,8 +61,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class Taken:
-    """`should_empty`: a suspect waits for this worker to have nothing else in hand, so take nothing more until then.
-    `num_convicted` jobs were given up in passing."""
+    """`should_empty`: a suspect waits for this worker to have nothing else in hand, so take nothing
+    more until then. `num_convicted` jobs were given up in passing."""
 
     claims: tuple[Claim, ...] = ()
     should_empty: bool = False
@@ -68,8 +73,9 @@ class Taken:
 class QueuePolicy:
     """How a fleet treats its work; the same for all workers. Times in seconds.
 
-    A worker takes at most `lapsed_at_once` jobs of a dead one in one go, so that its own do not stall. Each `ageing_s`
-    of waiting lifts a job by one class. Ended jobs can be read for `result_ttl_s`, convicted ones for `dead_ttl_s`.
+    A worker takes at most `lapsed_at_once` jobs of a dead one in one go, so that its own do not
+    stall. Each `ageing_s` of waiting lifts a job by one class. Ended jobs can be read for
+    `result_ttl_s`, convicted ones for `dead_ttl_s`.
     """
 
     lease_s: float = 3.0
@@ -80,21 +86,27 @@ class QueuePolicy:
 
 
 class WorkQueue:
-    """The jobs of one model, for one worker. `fingerprint` names everything that decides which tokens come out."""
+    """The jobs of one model, for one worker. `fingerprint` names everything that decides which
+    tokens come out."""
 
-    def __init__(self, broker: Broker, policy: QueuePolicy, *, model: str, worker: str, fingerprint: str) -> None:
+    def __init__(
+        self, broker: Broker, policy: QueuePolicy, *, model: str, worker: str, fingerprint: str
+    ) -> None:
         self._broker = broker
         self._policy = policy
         self._model = model
         self._worker = worker
         self._fingerprint = fingerprint
-        self._has_work, self._take, self._lease = (Script(broker, name) for name in ("has_work", "take", "lease"))
+        self._has_work, self._take, self._lease = (
+            Script(broker, name) for name in ("has_work", "take", "lease")
+        )
 
     async def shards_with_work(
         self, shards: Sequence[str], *, priorities: Sequence[Priority] = PRIORITIES
     ) -> list[str]:
-        """Those of `shards`, in their order, where there may be something to take. The shards of one server are looked
-        at in one round trip; of one that is alone on its server only a take tells."""
+        """Those of `shards`, in their order, where there may be something to take. The shards of
+        one server are looked at in one round trip; of one that is alone on its server only a take
+        tells."""
         found: set[str] = set()
         for part in self._broker.together(shards):
             found.update(part if len(part) == 1 else await self._has_work_at_once(part, priorities))
@@ -102,9 +114,16 @@ class WorkQueue:
 
     async def has_work(self, shards: Sequence[str]) -> bool:
         """Whether a job waits on one of `shards`, or its lease has lapsed; nothing is taken."""
-        return any([await self._has_work_at_once(part, PRIORITIES) for part in self._broker.together(shards)])
+        return any(
+            [
+                await self._has_work_at_once(part, PRIORITIES)
+                for part in self._broker.together(shards)
+            ]
+        )
 
-    async def _has_work_at_once(self, shards: Sequence[str], priorities: Sequence[Priority]) -> list[str]:
+    async def _has_work_at_once(
+        self, shards: Sequence[str], priorities: Sequence[Priority]
+    ) -> list[str]:
         found = await self._has_work.call(
             shards[0],
             shards=[keys.prefix(shard) for shard in shards],
@@ -115,12 +134,19 @@ class WorkQueue:
         return [shards[place] for place in found]
 
     async def take(
-        self, shard: str, places: int, *, is_empty: bool, priorities: Sequence[Priority] = PRIORITIES
+        self,
+        shard: str,
+        places: int,
+        *,
+        is_empty: bool,
+        priorities: Sequence[Priority] = PRIORITIES,
     ) -> Taken:
-        """What there is to do, until it fills `places`, of which the last job may take more than are left.
+        """What there is to do, until it fills `places`, of which the last job may take more than
+        are left.
 
-        Jobs whose owners have let the lease run out come before those that wait, and among these the better class, the
-        longer wait and the tenant that was served less. `is_empty`: this worker has nothing in hand.
+        Jobs whose owners have let the lease run out come before those that wait, and among these
+        the better class, the longer wait and the tenant that was served less. `is_empty`: this
+        worker has nothing in hand.
         """
         policy = self._policy
         claims, should_empty, convicted = await self._take.call(
@@ -145,11 +171,13 @@ class WorkQueue:
         for item in convicted:
             _log_conviction(*item)
         found = [_claim(*item) for item in claims]
-        return Taken(tuple(claim for claim in found if claim is not None), bool(should_empty), len(convicted))
+        return Taken(
+            tuple(claim for claim in found if claim is not None), bool(should_empty), len(convicted)
+        )
 
     async def renew(self, claims: Sequence[Claim], *, silence_s: float = 0.0) -> list[Claim]:
-        """Let the leases end `lease_s` after the last sign of life, which came `silence_s` ago (less than `lease_s`);
-        returns the claims that are no longer this worker's."""
+        """Let the leases end `lease_s` after the last sign of life, which came `silence_s` ago
+        (less than `lease_s`); returns the claims that are no longer this worker's."""
         return await self._set(claims, max(0.001, self._policy.lease_s - silence_s))
 
     async def give_back(self, claims: Sequence[Claim]) -> None:
@@ -169,7 +197,9 @@ class WorkQueue:
 
     async def ring(self, shard: str) -> None:
         """Somebody else should look."""
-        await cast(Awaitable[int], self._broker.client(shard).lpush(keys.bell(shard, self._model), "1"))
+        await cast(
+            Awaitable[int], self._broker.client(shard).lpush(keys.bell(shard, self._model), "1")
+        )
 
     async def _set(self, claims: Sequence[Claim], lease_s: float) -> list[Claim]:
         """The claims that are another's by now."""
@@ -190,10 +220,15 @@ class WorkQueue:
         return {"model": self._model, "jobs": jobs, "lease_ms": _ms(lease_s)}
 
 
-def _claim(spec: bytes, epoch: int, last_index: int, left_ms: int, is_alone: int, waited_ms: int) -> Claim | None:
-    """None for a job that only a newer version can read: its lease lapses, and it is left to that."""
+def _claim(
+    spec: bytes, epoch: int, last_index: int, left_ms: int, is_alone: int, waited_ms: int
+) -> Claim | None:
+    """None for a job that only a newer version can read: its lease lapses, and it is left to
+    that."""
     try:
-        return Claim(decode_job(spec), epoch, last_index, left_ms / 1000, bool(is_alone), waited_ms / 1000)
+        return Claim(
+            decode_job(spec), epoch, last_index, left_ms / 1000, bool(is_alone), waited_ms / 1000
+        )
     except msgspec.DecodeError as error:
         logger.error("job of another version left alone", extra=fields(error=str(error)))
         return None
@@ -205,7 +240,9 @@ def _log_conviction(spec: bytes, worker: bytes, epochs: int) -> None:
     except msgspec.DecodeError as error:
         logger.error("job of another version left alone", extra=fields(error=str(error)))
         return
-    said = job_fields(job, model=job.model, tenant=job.tenant, last_worker=worker.decode(), epochs=epochs)
+    said = job_fields(
+        job, model=job.model, tenant=job.tenant, last_worker=worker.decode(), epochs=epochs
+    )
     logger.error("job convicted", extra=said)
 
 

@@ -1,4 +1,5 @@
-"""How full the queues are: what `/metrics` and people are told. One round trip for each server; nothing is changed."""
+"""How full the queues are: what `/metrics` and people are told. One round trip for each server;
+nothing is changed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,15 +12,17 @@ from shared.script import Script
 
 @dataclass(frozen=True)
 class WaitingLine:
-    """What waits of one class: jobs, their expected cost in tokens (exact: it is counted as jobs come and go), and the
-    seconds since the oldest came (0: none waits)."""
+    """What waits of one class: jobs, their expected cost in tokens (exact: it is counted as jobs
+    come and go), and the seconds since the oldest came (0: none waits)."""
 
     jobs: int = 0
     cost: int = 0
     oldest_s: float = 0.0
 
     def __add__(self, other: "WaitingLine") -> "WaitingLine":
-        return WaitingLine(self.jobs + other.jobs, self.cost + other.cost, max(self.oldest_s, other.oldest_s))
+        return WaitingLine(
+            self.jobs + other.jobs, self.cost + other.cost, max(self.oldest_s, other.oldest_s)
+        )
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,10 @@ class QueueStats:
         """The queue of each model, all shards together, and how many convicted jobs are kept."""
         calls = {shard: {"models": models, "classes": PRIORITIES} for shard in self._broker.shards}
         found = await self._queues.call_all(calls)
-        states = {model: _sum([_state(*answer[1 + place]) for answer in found]) for place, model in enumerate(models)}
+        states = {
+            model: _sum([_state(*answer[1 + place]) for answer in found])
+            for place, model in enumerate(models)
+        }
         return states, sum(answer[0] for answer in found)
 
 
@@ -62,7 +68,9 @@ class WaitingModels:
             return found
         for part in self._broker.together(self._broker.shards):
             prefixes = [keys.prefix(shard) for shard in part]
-            places = await self._waiting.call(part[0], shards=prefixes, models=models, classes=PRIORITIES)
+            places = await self._waiting.call(
+                part[0], shards=prefixes, models=models, classes=PRIORITIES
+            )
             found.update(models[place] for place in places)
         return found
 
@@ -70,10 +78,16 @@ class WaitingModels:
 def _state(running: int, num_bytes: int, *lines: tuple[int, int, int]) -> QueueState:
     named = zip(PRIORITIES, lines, strict=True)
     return QueueState(
-        {name: WaitingLine(jobs, cost, ms / 1000) for name, (jobs, cost, ms) in named}, num_bytes, running
+        {name: WaitingLine(jobs, cost, ms / 1000) for name, (jobs, cost, ms) in named},
+        num_bytes,
+        running,
     )
 
 
 def _sum(states: Sequence[QueueState]) -> QueueState:
-    lines = {name: sum((state.lines[name] for state in states), WaitingLine()) for name in PRIORITIES}
-    return QueueState(lines, sum(state.num_bytes for state in states), sum(state.running for state in states))
+    lines = {
+        name: sum((state.lines[name] for state in states), WaitingLine()) for name in PRIORITIES
+    }
+    return QueueState(
+        lines, sum(state.num_bytes for state in states), sum(state.running for state in states)
+    )

@@ -1,4 +1,5 @@
-"""How often something may be done: so many times in any so many seconds, counted in Redis for all fronts together."""
+"""How often something may be done: so many times in any so many seconds, counted in Redis for all
+fronts together."""
 
 import math
 import secrets
@@ -17,15 +18,21 @@ class RateLimiter:
         self._num_shards = len(broker.shards)
 
     async def keep(self, who: str, rates: Mapping[str, Rate]) -> None:
-        """Count one of `who` against each of the rates, by what they limit, or against none of them.
+        """Count one of `who` against each of the rates, by what they limit, or against none of
+        them.
 
         Raises OverQuota, which says for which there was no room and when there will be.
         """
         if not rates:
             return
-        limits = [{"name": name, "times": rate.times, "window_ms": rate.seconds * 1000} for name, rate in rates.items()]
+        limits = [
+            {"name": name, "times": rate.times, "window_ms": rate.seconds * 1000}
+            for name, rate in rates.items()
+        ]
         shard = keys.shard_for(who, self._num_shards)
-        place, wait_ms = await self._script.call(shard, who=who, mark=secrets.token_hex(8), limits=limits)
+        place, wait_ms = await self._script.call(
+            shard, who=who, mark=secrets.token_hex(8), limits=limits
+        )
         if place > 0:
             name, rate = list(rates.items())[place - 1]
             words = f"More than {rate.times} requests in {rate.seconds} s with one key{name and f' to {name}'}."

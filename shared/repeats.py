@@ -1,4 +1,5 @@
-"""Requests by what they ask for: which one of a tenant asked the same last, so that its answer may be given again.
+"""Requests by what they ask for: which one of a tenant asked the same last, so that its answer may
+be given again.
 
 A hint: that request may run yet, have failed, or be gone.
 """
@@ -26,7 +27,9 @@ class Repeats:
 
     async def note(self, tenant: str, digest: str, request_id: str) -> None:
         shard = self._shard(tenant, digest)
-        await self._broker.client(shard).set(keys.asked(shard, tenant, digest), request_id, px=self._ttl_ms)
+        await self._broker.client(shard).set(
+            keys.asked(shard, tenant, digest), request_id, px=self._ttl_ms
+        )
 
     def _shard(self, tenant: str, digest: str) -> str:
         return keys.shard_for(f"{tenant}/{digest}", len(self._broker.shards))

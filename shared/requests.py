@@ -1,6 +1,8 @@
-"""Requests that are in the fleet, as any front finds them again: how their jobs stand, and who follows them.
+"""Requests that are in the fleet, as any front finds them again: how their jobs stand, and who
+follows them.
 
-A follower is one whose leaving may end the request: it is noted in Redis, so that the last one is known to all fronts.
+A follower is one whose leaving may end the request: it is noted in Redis, so that the last one is
+known to all fronts.
 """
 
 import secrets
@@ -20,7 +22,8 @@ _OVERDUE_MS = 5_000
 
 @dataclass(frozen=True)
 class Request:
-    """A request that is in the fleet. `record` is what the front that took it needs to tell of it later."""
+    """A request that is in the fleet. `record` is what the front that took it needs to tell of it
+    later."""
 
     id: str
     tenant: str
@@ -30,8 +33,8 @@ class Request:
 
 @dataclass(frozen=True)
 class JobTimes:
-    """When a job was queued, first taken by a worker, had said its first token, and ended: seconds of Redis's clock;
-    None for what has not been."""
+    """When a job was queued, first taken by a worker, had said its first token, and ended: seconds
+    of Redis's clock; None for what has not been."""
 
     queued_s: float
     taken_s: float | None
@@ -41,7 +44,8 @@ class JobTimes:
 
 @dataclass(frozen=True)
 class JobSnapshot:
-    """How one job stands: its state, its log's newest index, and the seconds left to be taken and to its deadline.
+    """How one job stands: its state, its log's newest index, and the seconds left to be taken and
+    to its deadline.
 
     `fingerprint` is that of the worker that took it last, "" for none.
     """
@@ -56,8 +60,9 @@ class JobSnapshot:
 
 @dataclass(frozen=True)
 class QueuePosition:
-    """`num_before` jobs will be taken before a request that waits, and it itself in `starts_in_s`: both foretold, by
-    `position.lua`, from what waits on its shard now. None where nothing has ended lately to tell by."""
+    """`num_before` jobs will be taken before a request that waits, and it itself in `starts_in_s`:
+    both foretold, by `position.lua`, from what waits on its shard now. None where nothing has ended
+    lately to tell by."""
 
     num_before: int
     starts_in_s: float | None
@@ -73,7 +78,9 @@ class Requests:
 
     def __init__(self, broker: Broker, *, result_ttl_s: float = 600.0) -> None:
         self._broker = broker
-        self._status, self._follow, self._position = (Script(broker, name) for name in ("status", "follow", "position"))
+        self._status, self._follow, self._position = (
+            Script(broker, name) for name in ("status", "follow", "position")
+        )
         self._ttl_ms = int(result_ttl_s * 1000)
 
     async def find(self, request_id: str, tenant: str) -> Request:
@@ -89,7 +96,8 @@ class Requests:
         return Request(request_id, tenant, tuple(fields[1].decode().split()), fields[2])
 
     async def look(self, request: Request) -> list[JobSnapshot]:
-        """How its jobs stand; what is overdue ends by that. Raises JobNotFound when one has expired."""
+        """How its jobs stand; what is overdue ends by that. Raises JobNotFound when one has
+        expired."""
         found = await self._status.call(
             keys.shard_of(request.id),
             jobs=request.job_ids,
@@ -104,28 +112,35 @@ class Requests:
 
     async def position(self, request: Request) -> QueuePosition | None:
         """Where the first of its jobs that wait stands; None when none waits."""
-        found = await self._position.call(keys.shard_of(request.id), jobs=request.job_ids, classes=PRIORITIES)
+        found = await self._position.call(
+            keys.shard_of(request.id), jobs=request.job_ids, classes=PRIORITIES
+        )
         if not found:
             return None
         num_before, wait_ms = found
         return QueuePosition(num_before, None if wait_ms < 0 else wait_ms / 1000)
 
     async def follow(self, request: Request) -> str:
-        """Note one more follower; returns its mark. Raises JobNotFound when the request has expired."""
+        """Note one more follower; returns its mark. Raises JobNotFound when the request has
+        expired."""
         follower_id = new_follower_id()
-        if not await self._follow.call(keys.shard_of(request.id), request=request.id, follower_id=follower_id):
+        if not await self._follow.call(
+            keys.shard_of(request.id), request=request.id, follower_id=follower_id
+        ):
             raise JobNotFound("No such job: its result has expired.")
         return follower_id
 
     async def leave(self, request_id: str, follower_id: str) -> None:
         """Strike a follower off; nothing ends by that."""
         client = self._broker.client(keys.shard_of(request_id))
-        await cast(Awaitable[int], client.hdel(keys.request(request_id), keys.follower_field(follower_id)))
+        await cast(
+            Awaitable[int], client.hdel(keys.request(request_id), keys.follower_field(follower_id))
+        )
 
 
 def state_of(snapshots: Sequence[JobSnapshot]) -> str:
-    """A request's state: queued until a worker has taken one of its jobs, failed or cancelled as soon as one is, done
-    when all are."""
+    """A request's state: queued until a worker has taken one of its jobs, failed or cancelled as
+    soon as one is, done when all are."""
     states = {snapshot.state for snapshot in snapshots}
     for state in ("failed", "cancelled"):
         if state in states:
@@ -144,4 +159,11 @@ def _snapshot(
 ) -> JobSnapshot:
     taken_s, first_s, ended_s = (None if at is None else int(at) / 1000 for at in later)
     times = JobTimes(int(queued) / 1000, taken_s, first_s, ended_s)
-    return JobSnapshot(state.decode(), last, queue_ms / 1000, deadline_ms / 1000, (fingerprint or b"").decode(), times)
+    return JobSnapshot(
+        state.decode(),
+        last,
+        queue_ms / 1000,
+        deadline_ms / 1000,
+        (fingerprint or b"").decode(),
+        times,
+    )

@@ -28,7 +28,8 @@ _PAGE = 1000
 _MOST_PAGES = 100
 _EVERY_S = 1.0
 _ANSWER_S = 1.0
-"""How long one server may take to tell what has left; after that its jobs count as if they waited."""
+"""How long one server may take to tell what has left; after that its jobs count as if they
+waited."""
 _UNCONFIRMED_MS = 5_000
 """Longer than a front waits for Redis to take a request."""
 _VOID_MS = 600_000
@@ -36,7 +37,8 @@ _VOID_MS = 600_000
 
 @dataclass(frozen=True)
 class Departure:
-    """A job that has left its line. `tenant` is "" unless it has ended, `model` unless it had run."""
+    """A job that has left its line. `tenant` is "" unless it has ended, `model` unless it had
+    run."""
 
     job_id: str
     tenant: str = ""

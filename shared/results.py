@@ -1,7 +1,7 @@
 """Results of tasks: the `result` of a job's `Done`, written by workers and read by fronts.
 
-Part of `shared.messages`, which has the rules of the wire. The tag of each is its task's name. `Read` has none: it
-says nothing but tokens.
+Part of `shared.messages`, which has the rules of the wire. The tag of each is its task's name.
+`Read` has none: it says nothing but tokens.
 """
 
 import msgspec
@@ -25,9 +25,10 @@ class ArtifactRef(msgspec.Struct, frozen=True, omit_defaults=True):
 class Generated(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
     """An answer in tokens, besides the tokens themselves. Left out where all of it is default.
 
-    Of several choices `finish_reasons` has each. `q_values` are (q_halt, q_continue) of the state that gave each choice
-    its last token, of a model with a q head. The first choice completes a character that the prompt ended in the middle
-    of: in the prompt's own text its `num_amended` last characters stand for that.
+    Of several choices `finish_reasons` has each. `q_values` are (q_halt, q_continue) of the state
+    that gave each choice its last token, of a model with a q head. The first choice completes a
+    character that the prompt ended in the middle of: in the prompt's own text its `num_amended`
+    last characters stand for that.
     """
 
     finish_reasons: tuple[str, ...] = ()
@@ -36,7 +37,8 @@ class Generated(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate")
 
 
 class ContinuationScore(msgspec.Struct, frozen=True):
-    """Sum of the continuation's token log-probabilities (nats), its length, and whether greedy would have said it."""
+    """Sum of the continuation's token log-probabilities (nats), its length, and whether greedy
+    would have said it."""
 
     log_likelihood: float
     num_tokens: int
@@ -52,8 +54,8 @@ class Scored(msgspec.Struct, frozen=True, tag="score"):
 class Solution(msgspec.Struct, frozen=True, tag="solve"):
     """A puzzle's answer after `steps` ACT segments, and what the q head makes of it.
 
-    `confidence` is sigmoid(q_halt), the network's own probability that the grid is right; `is_halted` tells whether it
-    wanted to stop there (q_halt > q_continue).
+    `confidence` is sigmoid(q_halt), the network's own probability that the grid is right;
+    `is_halted` tells whether it wanted to stop there (q_halt > q_continue).
     """
 
     grid: Grid
@@ -80,7 +82,8 @@ class Embedded(msgspec.Struct, frozen=True, tag="embed"):
 
 
 class Label(msgspec.Struct, frozen=True):
-    """A class that a text may belong to: its probability, or the value itself where the network estimates one."""
+    """A class that a text may belong to: its probability, or the value itself where the network
+    estimates one."""
 
     name: str
     score: float

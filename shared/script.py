@@ -1,4 +1,5 @@
-"""Running the scripts in `lua/`: each behind `common.lua`, with refusals of every Redis version told as one error."""
+"""Running the scripts in `lua/`: each behind `common.lua`, with refusals of every Redis version
+told as one error."""
 
 import asyncio
 import hashlib
@@ -25,15 +26,18 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 class Script:
-    """EVALSHA of `lua/NAME.lua` on one shard, behind `common.lua` and what it `needs`; loaded when Redis does not know
-    it. Raises CannotWrite, or redis-py's errors.
+    """EVALSHA of `lua/NAME.lua` on one shard, behind `common.lua` and what it `needs`; loaded when
+    Redis does not know it. Raises CannotWrite, or redis-py's errors.
 
-    Every script is safe to repeat, so one whose answer was lost with its connection is run once more.
+    Every script is safe to repeat, so one whose answer was lost with its connection is run once
+    more.
     """
 
     def __init__(self, broker: Broker, name: str, *, needs: Sequence[str] = ()) -> None:
         self._broker = broker
-        self._source = "\n".join((_FOLDER / f"{part}.lua").read_text() for part in ("common", *needs, name))
+        self._source = "\n".join(
+            (_FOLDER / f"{part}.lua").read_text() for part in ("common", *needs, name)
+        )
         self._taken_s = broker.calls.setdefault(name, BucketHistogram(_BOUNDS_S))
         self._sha = hashlib.sha1(self._source.encode()).hexdigest()
 
@@ -49,12 +53,14 @@ class Script:
                 return await self._run(shard, packed)
 
     async def call_all(self, calls: Mapping[str, Mapping[str, Any]]) -> list[Any]:
-        """A call for each shard, with its arguments, and the answers in their order. The calls to one server are one
-        round trip.
+        """A call for each shard, with its arguments, and the answers in their order. The calls to
+        one server are one round trip.
         """
         packed = {shard: self._packed(args) for shard, args in calls.items()}
         with _refusals_told(), self._timed():
-            parts = await asyncio.gather(*(self._run_part(part, packed) for part in self._broker.together(list(calls))))
+            parts = await asyncio.gather(
+                *(self._run_part(part, packed) for part in self._broker.together(list(calls)))
+            )
         answers = {shard: answer for part in parts for shard, answer in part.items()}
         return [answers[shard] for shard in calls]
 
@@ -66,7 +72,9 @@ class Script:
         except RedisConnectionError:
             return await self._run_at_once(shards, packed)
 
-    async def _run_at_once(self, shards: Sequence[str], packed: Mapping[str, bytes]) -> dict[str, Any]:
+    async def _run_at_once(
+        self, shards: Sequence[str], packed: Mapping[str, bytes]
+    ) -> dict[str, Any]:
         if len(shards) == 1:
             return {shards[0]: await self._run(shards[0], packed[shards[0]])}
         pipe = self._broker.client(shards[0]).pipeline(transaction=False)
@@ -102,21 +110,24 @@ class Script:
 
 
 def raw(data: bytes) -> msgspec.Raw:
-    """Bytes as an argument of a script: Redis's msgpack knows no bytes, but its strings hold any."""
+    """Bytes as an argument of a script: Redis's msgpack knows no bytes, but its strings hold
+    any."""
     return msgspec.Raw(_STR32 + len(data).to_bytes(4, "big") + data)
 
 
 @contextmanager
 def _refusals_told() -> Iterator[None]:
-    """Redis 6.2 wraps an error inside a script in a sentence of its own, and redis-py quotes the whole command with
-    its payloads: keep the reason alone."""
+    """Redis 6.2 wraps an error inside a script in a sentence of its own, and redis-py quotes the
+    whole command with its payloads: keep the reason alone."""
     try:
         yield
     except ELSEWHERE as error:
         raise CannotWrite(f"Redis refuses to write: {type(error).__name__}") from None
     except ResponseError as error:
         reason = next((mark.strip() for mark in _REFUSALS if mark in f"{error} "), None)
-        reason = reason or {"OutOfMemoryError": "OOM", "ReadOnlyError": "READONLY"}.get(type(error).__name__)
+        reason = reason or {"OutOfMemoryError": "OOM", "ReadOnlyError": "READONLY"}.get(
+            type(error).__name__
+        )
         if reason is None:
             raise
         raise CannotWrite(f"Redis refuses to write: {reason}") from None

@@ -33,7 +33,8 @@ def _is_runner(value: str) -> str:
 
 
 def _is_plain(value: Any) -> Any:
-    """Raises ValueError for a list or a mapping. Values are judged later, by what the runner declares."""
+    """Raises ValueError for a list or a mapping. Values are judged later, by what the runner
+    declares."""
     if value is not None and not isinstance(value, str | bool | int | float):
         raise ValueError("expected a text, a number, true or false")
     return value
@@ -49,7 +50,8 @@ Template = Annotated[
 
 
 class PromptingEntry(BaseModel):
-    """How a model is asked where the caller leaves it open: `shared.messages.Prompting`, with its ranges."""
+    """How a model is asked where the caller leaves it open: `shared.messages.Prompting`, with its
+    ranges."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,11 +65,13 @@ class PromptingEntry(BaseModel):
 
 
 class ModelEntry(BaseModel):
-    """One model to load; `None` means the fleet-wide setting of the same name (see `settings.model_entries`).
+    """One model to load; `None` means the fleet-wide setting of the same name (see
+    `settings.model_entries`).
 
-    One that is `gpu_required` is not loaded where there is no GPU, and requests for it are told so. `prompting`
-    outranks what the model's own directory declares, field by field. `options` are those of its runner, by name, as
-    they were given: which runner serves a model `auto` is known only when its files are looked at.
+    One that is `gpu_required` is not loaded where there is no GPU, and requests for it are told so.
+    `prompting` outranks what the model's own directory declares, field by field. `options` are
+    those of its runner, by name, as they were given: which runner serves a model `auto` is known
+    only when its files are looked at.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())

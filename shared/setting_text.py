@@ -1,5 +1,5 @@
-"""Settings as text: what their types allow, what a child's environment says of them, why a file cannot be read, and
-secrets left out."""
+"""Settings as text: what their types allow, what a child's environment says of them, why a file
+cannot be read, and secrets left out."""
 
 import errno
 import json
@@ -11,7 +11,8 @@ from pydantic.fields import FieldInfo
 
 
 def mask_secrets(text: str) -> str:
-    """`text` with every password inside a URL replaced by ***, and a user without one, which may be a password.
+    """`text` with every password inside a URL replaced by ***, and a user without one, which may be
+    a password.
 
     A password may hold spaces and @ itself: all is taken for it up to the last @ of the line.
     """
@@ -29,7 +30,8 @@ def choices_of(annotation: Any) -> tuple[str, ...]:
 
 
 def plain(value: Any, field: FieldInfo) -> Any:
-    """Return a value as it is validated: `none` for an optional field, and any letter case in a choice.
+    """Return a value as it is validated: `none` for an optional field, and any letter case in a
+    choice.
 
     Raise ValueError for a boolean where a number or a text goes.
     """
@@ -43,7 +45,8 @@ def plain(value: Any, field: FieldInfo) -> Any:
 
 
 def env_text(value: Any) -> str:
-    """What a child's environment says of a setting; `none` stands for None, and for nothing in a list."""
+    """What a child's environment says of a setting; `none` stands for None, and for nothing in a
+    list."""
     if value is None or value == ():
         return "none"
     if isinstance(value, bool):
@@ -52,7 +55,9 @@ def env_text(value: Any) -> str:
         return str(value)
     if isinstance(value[0], BaseModel):
         return json.dumps([entry.model_dump() for entry in value])
-    return ",".join(item.get_secret_value() if isinstance(item, SecretStr) else item for item in value)
+    return ",".join(
+        item.get_secret_value() if isinstance(item, SecretStr) else item for item in value
+    )
 
 
 def reason(error: OSError | ValueError) -> str:

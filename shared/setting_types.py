@@ -28,7 +28,9 @@ SECRETS = frozenset({"api_keys", "admin_keys"})
 if TYPE_CHECKING:
     Quantize = str
 else:
-    Quantize = Literal[tuple(ACCELERATORS)]  # the choices are those of the table, for pydantic and for --help
+    Quantize = Literal[
+        tuple(ACCELERATORS)
+    ]  # the choices are those of the table, for pydantic and for --help
 
 _PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
 _KEY = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]{0,63}:)?[!-+\--9;-~]{1,255}")
@@ -36,13 +38,16 @@ _count = TypeAdapter(Count)
 
 
 def _count_unless_auto(value: Any) -> Any:
-    """Judge a number here, so that a bad one is one problem and not one for each half of the union."""
+    """Judge a number here, so that a bad one is one problem and not one for each half of the
+    union."""
     return value if value == "auto" else _count.validate_python(value)
 
 
 def _is_key(value: SecretStr) -> SecretStr:
     if not _KEY.fullmatch(value.get_secret_value()):
-        raise ValueError("expected key or name:key, printable and without spaces, colons and commas")
+        raise ValueError(
+            "expected key or name:key, printable and without spaces, colons and commas"
+        )
     return value
 
 

@@ -1,7 +1,8 @@
-"""Every knob of the fleet, read once at a process's entry and frozen: CLI flag > env > YAML `serve.hrm` > default.
+"""Every knob of the fleet, read once at a process's entry and frozen: CLI flag > env > YAML
+`serve.hrm` > default.
 
-This module knows names, defaults, ranges and precedence, and remembers where each value came from. It does not know
-whether a model directory or a device exists, which is the worker's business.
+This module knows names, defaults, ranges and precedence, and remembers where each value came from.
+It does not know whether a model directory or a device exists, which is the worker's business.
 """
 
 import json
@@ -59,7 +60,8 @@ REPO_ROOT = Path(__file__).resolve().parents[1]
 
 
 def _sample_model() -> Path:
-    """In a checkout it lies beside our packages, in an installed wheel inside this one (setup.py)."""
+    """In a checkout it lies beside our packages, in an installed wheel inside this one
+    (setup.py)."""
     places = (REPO_ROOT / "models", Path(__file__).resolve().parent / "models")
     candidates = [place / "sample-hrm-text" for place in places]
     for candidate in candidates:
@@ -70,8 +72,8 @@ def _sample_model() -> Path:
 
 SAMPLE_MODEL = _sample_model()
 
-# How long a process that is told to stop waits: for its step, where others go on with the work; for all that is in
-# flight, where nobody would.
+# How long a process that is told to stop waits: for its step, where others go on with the work; for
+# all that is in flight, where nobody would.
 HAND_OVER_S = 1.0
 FINISH_S = 20.0
 
@@ -80,7 +82,8 @@ _layers: ContextVar[Sequence[Layer]] = ContextVar("aios_settings_layers", defaul
 
 
 class Settings(BaseSettings):
-    """Frozen settings of one process, in the order of `--help`, `--print-config` and config/default.yaml.
+    """Frozen settings of one process, in the order of `--help`, `--print-config` and
+    config/default.yaml.
 
     Two are equal when their values are, wherever these came from.
     """
@@ -90,69 +93,139 @@ class Settings(BaseSettings):
 
     host: Text = Field(default="0.0.0.0", description="address the api listens on")
     port: Port = Field(default=8000, description="port the api listens on; 0 picks a free one")
-    root_path: PathPrefix | None = Field(default=None, description="path under which a proxy shows the api, as /hrm")
-    forwarded_allow_ips: tuple[Proxy, ...] = Field(
-        default=("127.0.0.1", "::1"), description="proxies whose X-Forwarded headers are believed, comma-separated"
+    root_path: PathPrefix | None = Field(
+        default=None, description="path under which a proxy shows the api, as /hrm"
     )
-    keep_alive_s: Seconds = Field(default=100.0, description="seconds before the api closes an idle connection")
-    model_path: Text | None = Field(default=None, description="model directory or file, or 'echo' (none: the sample)")
-    tokenizer_path: Text | None = Field(default=None, description="tokenizer directory or file (none: the model's own)")
-    models: tuple[ModelEntry, ...] = Field(default=(), description="model to serve as id=path, repeatable")
-    default_model: Text | None = Field(default=None, description="id used when a request names no model")
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="device; cuda also means ROCm")
+    forwarded_allow_ips: tuple[Proxy, ...] = Field(
+        default=("127.0.0.1", "::1"),
+        description="proxies whose X-Forwarded headers are believed, comma-separated",
+    )
+    keep_alive_s: Seconds = Field(
+        default=100.0, description="seconds before the api closes an idle connection"
+    )
+    model_path: Text | None = Field(
+        default=None, description="model directory or file, or 'echo' (none: the sample)"
+    )
+    tokenizer_path: Text | None = Field(
+        default=None, description="tokenizer directory or file (none: the model's own)"
+    )
+    models: tuple[ModelEntry, ...] = Field(
+        default=(), description="model to serve as id=path, repeatable"
+    )
+    default_model: Text | None = Field(
+        default=None, description="id used when a request names no model"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        default="auto", description="device; cuda also means ROCm"
+    )
     dtype: Dtype = Field(default="auto", description="dtype of weights and activations")
-    quantize: Quantize = Field(default="none", description="round the weights of linear layers, on a CPU")
-    max_batch_size: Count = Field(default=16, description="sequences decoded together by one worker")
+    quantize: Quantize = Field(
+        default="none", description="round the weights of linear layers, on a CPU"
+    )
+    max_batch_size: Count = Field(
+        default=16, description="sequences decoded together by one worker"
+    )
     max_new_tokens: Count = Field(default=256, description="most tokens one answer may have")
-    cap_policy: Literal["clamp", "reject"] = Field(default="clamp", description="what to do with a request over a cap")
-    context_window: Count = Field(default=2048, description="most tokens of prompt and answer together")
+    cap_policy: Literal["clamp", "reject"] = Field(
+        default="clamp", description="what to do with a request over a cap"
+    )
+    context_window: Count = Field(
+        default=2048, description="most tokens of prompt and answer together"
+    )
     enable_cors: bool = Field(default=False, description="answer CORS requests")
-    cors_origins: tuple[Text, ...] = Field(default=("*",), min_length=1, description="allowed origins, comma-separated")
-    api_keys: tuple[ApiKey, ...] = Field(default=(), description="keys that may call, comma-separated: key or name:key")
-    admin_keys: tuple[ApiKey, ...] = Field(default=(), description="keys for admin routes too, like api_keys")
+    cors_origins: tuple[Text, ...] = Field(
+        default=("*",), min_length=1, description="allowed origins, comma-separated"
+    )
+    api_keys: tuple[ApiKey, ...] = Field(
+        default=(), description="keys that may call, comma-separated: key or name:key"
+    )
+    admin_keys: tuple[ApiKey, ...] = Field(
+        default=(), description="keys for admin routes too, like api_keys"
+    )
     require_key: Literal["auto", "yes", "no"] = Field(
-        default="auto", description="whether callers need a key (auto: once there is one, here or of `aios keys`)"
+        default="auto",
+        description="whether callers need a key (auto: once there is one, here or of `aios keys`)",
     )
     key_style: Literal["bearer", "x-api-key"] = Field(
-        default="bearer", description="a key missing or wrong is 401, or in the style x-api-key 403 Invalid API Key"
+        default="bearer",
+        description="a key missing or wrong is 401, or in the style x-api-key 403 Invalid API Key",
     )
     protect_metrics: bool = Field(default=False, description="/metrics only with a key")
-    metrics_port: Port | None = Field(default=None, description="second port for the metrics of a front, or of jobs")
-    worker_port: Port | None = Field(default=None, description="port for a worker's metrics and health")
-    prohibited_terms: Text | None = Field(default=None, description="file of terms, one a line, to refuse in requests")
-    log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(default="info", description="log level")
+    metrics_port: Port | None = Field(
+        default=None, description="second port for the metrics of a front, or of jobs"
+    )
+    worker_port: Port | None = Field(
+        default=None, description="port for a worker's metrics and health"
+    )
+    prohibited_terms: Text | None = Field(
+        default=None, description="file of terms, one a line, to refuse in requests"
+    )
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(
+        default="info", description="log level"
+    )
     log_format: Literal["auto", "json", "console", "classic"] = Field(
-        default="auto", description="log lines for machines or people (auto: console on a terminal, else json)"
+        default="auto",
+        description="log lines for machines or people (auto: console on a terminal, else json)",
     )
     access_log: bool = Field(default=True, description="log a line for each request")
-    log_bodies: bool = Field(default=False, description="log the beginnings of requests and answers (debug does, too)")
-    otlp_endpoint: Text | None = Field(default=None, description="OTLP collector to send traces to (none: no tracing)")
-    redis_url: Text | None = Field(default=None, description="Redis URL (none: `aios serve hrm` embeds one)")
+    log_bodies: bool = Field(
+        default=False, description="log the beginnings of requests and answers (debug does, too)"
+    )
+    otlp_endpoint: Text | None = Field(
+        default=None, description="OTLP collector to send traces to (none: no tracing)"
+    )
+    redis_url: Text | None = Field(
+        default=None, description="Redis URL (none: `aios serve hrm` embeds one)"
+    )
     redis_shards: int = Field(
         default=1, ge=1, le=256, description="parts of the queues, to spread over a Redis Cluster"
     )
     workers: CountOrAuto = Field(default=1, description="worker processes of `aios serve hrm`")
-    pool: Name = Field(default="default", description="what workers of this kind are called, in metrics")
-    threads: CountOrAuto = Field(default="auto", description="torch threads of one worker")
-    pin_cores: bool = Field(default=True, description="give each of several workers cores of its own")
-    max_queue_depth: int = Field(default=256, ge=0, description="waiting requests before 429")
-    max_queue_bytes: int = Field(default=0, ge=0, description="bytes of waiting requests before 429 (0: any number)")
-    tenant_concurrency: int = Field(default=0, ge=0, description="open jobs of one tenant before 429 (0: any number)")
-    tenant_rate_per_s: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="requests a second of one tenant before 429 (0: any number)"
+    pool: Name = Field(
+        default="default", description="what workers of this kind are called, in metrics"
     )
-    tenant_burst: Count = Field(default=20, description="requests a tenant may send at once after a rest")
-    rate_limit: RateText | None = Field(default=None, description="requests of one key before 429, as times/seconds")
+    threads: CountOrAuto = Field(default="auto", description="torch threads of one worker")
+    pin_cores: bool = Field(
+        default=True, description="give each of several workers cores of its own"
+    )
+    max_queue_depth: int = Field(default=256, ge=0, description="waiting requests before 429")
+    max_queue_bytes: int = Field(
+        default=0, ge=0, description="bytes of waiting requests before 429 (0: any number)"
+    )
+    tenant_concurrency: int = Field(
+        default=0, ge=0, description="open jobs of one tenant before 429 (0: any number)"
+    )
+    tenant_rate_per_s: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="requests a second of one tenant before 429 (0: any number)",
+    )
+    tenant_burst: Count = Field(
+        default=20, description="requests a tenant may send at once after a rest"
+    )
+    rate_limit: RateText | None = Field(
+        default=None, description="requests of one key before 429, as times/seconds"
+    )
     endpoint_rate_limits: tuple[EndpointRate, ...] = Field(
         default=(), description="the same on one endpoint, as /path=times/seconds, comma-separated"
     )
-    idempotency_ttl_s: Seconds = Field(default=86_400.0, description="how long an Idempotency-Key is remembered")
+    idempotency_ttl_s: Seconds = Field(
+        default=86_400.0, description="how long an Idempotency-Key is remembered"
+    )
     response_cache_ttl_s: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="how long answers are given again (0: never)"
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="how long answers are given again (0: never)",
     )
     max_prompts_per_request: Count = Field(default=64, description="most prompts in one request")
-    max_body_bytes: Count = Field(default=1 << 20, description="largest request body, but for uploads")
-    max_upload_bytes: Count = Field(default=1 << 28, description="largest upload, and largest artifact")
+    max_body_bytes: Count = Field(
+        default=1 << 20, description="largest request body, but for uploads"
+    )
+    max_upload_bytes: Count = Field(
+        default=1 << 28, description="largest upload, and largest artifact"
+    )
     artifact_url: Text | None = Field(
         default=None,
         description="directory, or URL as s3://bucket/folder, for artifacts above 256 KiB (none: `aios serve hrm` with"
@@ -160,7 +233,9 @@ class Settings(BaseSettings):
     )
     artifact_ttl_s: Seconds = Field(default=86_400.0, description="how long artifacts are kept")
     artifact_quota_bytes: int = Field(
-        default=1 << 30, ge=0, description="bytes of artifacts that one tenant may keep (0: any number)"
+        default=1 << 30,
+        ge=0,
+        description="bytes of artifacts that one tenant may keep (0: any number)",
     )
     queue_timeout_s: Seconds = Field(default=60.0, description="longest wait in the queue")
     request_timeout_s: Seconds = Field(default=300.0, description="longest life of a request")
@@ -177,15 +252,28 @@ class Settings(BaseSettings):
     on_disconnect: Literal["cancel", "continue", "grace"] = Field(
         default="cancel", description="what becomes of work whose caller has left"
     )
-    disconnect_grace_s: Seconds = Field(default=10.0, description="time to come back in, before `grace` cancels")
-    lease_s: Seconds = Field(default=3.0, description="silence after which a worker's jobs are taken over")
-    ageing_s: Seconds = Field(default=10.0, ge=0.01, description="time in the queue that lifts a job by one class")
-    result_ttl_s: Seconds = Field(default=600.0, description="how long finished results are kept")
-    keepalive_s: Seconds = Field(default=10.0, description="seconds between SSE keep-alive comments")
-    seed: int | None = Field(
-        default=None, ge=0, lt=2**63, description="seed of requests that name none (none: another one for each)"
+    disconnect_grace_s: Seconds = Field(
+        default=10.0, description="time to come back in, before `grace` cancels"
     )
-    healthz_mode: Literal["live", "ready"] = Field(default="live", description="/healthz: process up, or also warm")
+    lease_s: Seconds = Field(
+        default=3.0, description="silence after which a worker's jobs are taken over"
+    )
+    ageing_s: Seconds = Field(
+        default=10.0, ge=0.01, description="time in the queue that lifts a job by one class"
+    )
+    result_ttl_s: Seconds = Field(default=600.0, description="how long finished results are kept")
+    keepalive_s: Seconds = Field(
+        default=10.0, description="seconds between SSE keep-alive comments"
+    )
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        lt=2**63,
+        description="seed of requests that name none (none: another one for each)",
+    )
+    healthz_mode: Literal["live", "ready"] = Field(
+        default="live", description="/healthz: process up, or also warm"
+    )
     scoring: Scoring = setting_of(HrmActOptions, "scoring")
     segments: Segments = setting_of(HrmActOptions, "segments")
     attention: Attention | None = setting_of(HrmActOptions, "attention")
@@ -193,19 +281,29 @@ class Settings(BaseSettings):
     chat_template: Text | None = setting_of(TextOptions, "chat_template")
     use_ema: bool = setting_of(HrmTextOptions, "use_ema")
     options: tuple[GivenOption, ...] = Field(
-        default=(), description="option of a model's runner as name=value or model:name=value, repeatable"
+        default=(),
+        description="option of a model's runner as name=value or model:name=value, repeatable",
     )
-    kv_memory_mib: CountOrAuto = Field(default="auto", description="memory for KV pages of one model (auto: 512)")
-    kv_memory_fraction: Share | None = Field(default=None, description="share of free GPU memory for KV (none: 0.9)")
-    max_gpu_memory_gb: Gigabytes | None = Field(default=None, description="most GPU memory of one worker (none: all)")
+    kv_memory_mib: CountOrAuto = Field(
+        default="auto", description="memory for KV pages of one model (auto: 512)"
+    )
+    kv_memory_fraction: Share | None = Field(
+        default=None, description="share of free GPU memory for KV (none: 0.9)"
+    )
+    max_gpu_memory_gb: Gigabytes | None = Field(
+        default=None, description="most GPU memory of one worker (none: all)"
+    )
     memory_high_water: Share | None = Field(
-        default=None, description="share of memory in use above which a worker takes nothing new (none: any)"
+        default=None,
+        description="share of memory in use above which a worker takes nothing new (none: any)",
     )
     max_loaded_models: Count | None = Field(
-        default=None, description="models that one worker holds in memory at once (none: as many as fit)"
+        default=None,
+        description="models that one worker holds in memory at once (none: as many as fit)",
     )
     memory_watermark: Share = Field(
-        default=0.85, description="share of the memory that may be in use when a model is loaded for work that waits"
+        default=0.85,
+        description="share of the memory that may be in use when a model is loaded for work that waits",
     )
     page_size: Count | None = Field(
         default=None,
@@ -214,10 +312,15 @@ class Settings(BaseSettings):
     flash_attention: bool = setting_of(PagedOptions, "flash_attention")
     cuda_graphs: bool = setting_of(PagedOptions, "cuda_graphs")
     compile_layers: bool = setting_of(HrmTextOptions, "compile_layers")
-    prefix_cache: bool = Field(default=True, description="let requests of one tenant share what was computed")
-    step_tokens: Count | None = Field(default=None, description="tokens of one step (none: 256 on cpu, else 4096)")
+    prefix_cache: bool = Field(
+        default=True, description="let requests of one tenant share what was computed"
+    )
+    step_tokens: Count | None = Field(
+        default=None, description="tokens of one step (none: 256 on cpu, else 4096)"
+    )
     batch_wait_ms: Milliseconds = Field(
-        default=5.0, description="how long a batch of tasks that are done whole waits for more of them"
+        default=5.0,
+        description="how long a batch of tasks that are done whole waits for more of them",
     )
 
     @field_validator("*", mode="before")
@@ -231,7 +334,12 @@ class Settings(BaseSettings):
         return () if isinstance(value, str) and value.lower() == "none" else value
 
     @field_validator(
-        "cors_origins", "api_keys", "admin_keys", "endpoint_rate_limits", "forwarded_allow_ips", mode="before"
+        "cors_origins",
+        "api_keys",
+        "admin_keys",
+        "endpoint_rate_limits",
+        "forwarded_allow_ips",
+        mode="before",
     )
     @classmethod
     def _split_list(cls, value: Any) -> Any:
@@ -292,7 +400,11 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        *_: Any,
+        **__: Any,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments, then the layers `resolve` is merging; nothing hidden is read."""
         return (init_settings, *(LayerSource(settings_cls, layer) for layer in _layers.get()))
@@ -317,13 +429,15 @@ class Settings(BaseSettings):
         return SettingsError(f"{name}: {problem} (from {self.origin(name)}); {remedy}")
 
     def to_env(self) -> dict[str, str]:
-        """The AIOS_* variables from which `resolve` builds these same settings; `none` stands for None."""
+        """The AIOS_* variables from which `resolve` builds these same settings; `none` stands for
+        None."""
         return {env_name(name): env_text(getattr(self, name)) for name in type(self).model_fields}
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """Settings and each field's origin: `--port`, `AIOS_PORT`, `FILE: serve.hrm.port` or `default`."""
+    """Settings and each field's origin: `--port`, `AIOS_PORT`, `FILE: serve.hrm.port` or
+    `default`."""
 
     settings: Settings
     origins: Mapping[str, str]
@@ -337,9 +451,11 @@ def resolve(
     flags: Mapping[str, str] | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> Resolved:
-    """Merge the layers (`argv_values` by field name, None = not given; no YAML if `yaml_path` is None) and validate.
+    """Merge the layers (`argv_values` by field name, None = not given; no YAML if `yaml_path` is
+    None) and validate.
 
-    `flags` are the names by which values were given, where these are not the usual ones; `defaults` a command's own.
+    `flags` are the names by which values were given, where these are not the usual ones; `defaults`
+    a command's own.
 
     Raises SettingsError, whose message has one line per bad field.
     """
@@ -355,7 +471,9 @@ def resolve(
     try:
         settings = Settings()
     except ValidationError as error:
-        raise SettingsError("\n".join(_explain(problem, origins) for problem in error.errors())) from None
+        raise SettingsError(
+            "\n".join(_explain(problem, origins) for problem in error.errors())
+        ) from None
     finally:
         _layers.reset(token)
     settings._origins = origins
@@ -364,16 +482,22 @@ def resolve(
 
 
 def settings_of(values: Mapping[str, Any]) -> Settings:
-    """Settings that a program gives by name, and defaults; no file or variable is read. Raises SettingsError."""
+    """Settings that a program gives by name, and defaults; no file or variable is read. Raises
+    SettingsError."""
     try:
         return Settings(**values)
     except ValidationError as error:
-        raise SettingsError("\n".join(_explain(problem, {}) for problem in error.errors())) from None
+        raise SettingsError(
+            "\n".join(_explain(problem, {}) for problem in error.errors())
+        ) from None
 
 
 def _without_outranked_models(layers: Sequence[Layer]) -> list[Layer]:
-    """A model path outranks a list of models from a lower layer: without it there, the path decides."""
-    decided = next((rank for rank, layer in enumerate(layers) if "model_path" in layer), len(layers))
+    """A model path outranks a list of models from a lower layer: without it there, the path
+    decides."""
+    decided = next(
+        (rank for rank, layer in enumerate(layers) if "model_path" in layer), len(layers)
+    )
     return [
         {name: value for name, value in layer.items() if name != "models" or rank <= decided}
         for rank, layer in enumerate(layers)
@@ -381,34 +505,51 @@ def _without_outranked_models(layers: Sequence[Layer]) -> list[Layer]:
 
 
 def model_entries(settings: Settings) -> tuple[ModelEntry, ...]:
-    """The models to load; what an entry leaves open is filled in from the fleet-wide setting of the same name.
+    """The models to load; what an entry leaves open is filled in from the fleet-wide setting of the
+    same name.
 
-    Without `models` it is one entry for `model_path`, named after its directory. Raises SettingsError if the name of
-    that directory cannot serve as a model id, and for an option that is for no model.
+    Without `models` it is one entry for `model_path`, named after its directory. Raises
+    SettingsError if the name of that directory cannot serve as a model id, and for an option that
+    is for no model.
     """
     entries = with_options(settings.models or (_entry_of_path(settings),), settings.options)
     return tuple(completed(entry, settings) for entry in entries)
 
 
 def completed(entry: ModelEntry, settings: Settings) -> ModelEntry:
-    """Return the entry with what it leaves open filled in from the fleet-wide setting of the same name."""
-    fleet_wide = ("dtype", "quantize", "context_window", "tokenizer_path", "condition", "chat_template")
+    """Return the entry with what it leaves open filled in from the fleet-wide setting of the same
+    name."""
+    fleet_wide = (
+        "dtype",
+        "quantize",
+        "context_window",
+        "tokenizer_path",
+        "condition",
+        "chat_template",
+    )
     common = {name: getattr(settings, name) for name in fleet_wide}
-    return entry.model_copy(update={name: value for name, value in common.items() if getattr(entry, name) is None})
+    return entry.model_copy(
+        update={name: value for name, value in common.items() if getattr(entry, name) is None}
+    )
 
 
 def _explain(problem: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     where = [str(part) for part in problem["loc"]]
-    message = re.sub(r"^\w+ should (be|have) ", "expected ", problem["msg"].removeprefix("Value error, "))
+    message = re.sub(
+        r"^\w+ should (be|have) ", "expected ", problem["msg"].removeprefix("Value error, ")
+    )
     value = problem["input"]
-    is_shown = isinstance(value, str | int | float) and where[0] not in SECRETS and "got" not in message
+    is_shown = (
+        isinstance(value, str | int | float) and where[0] not in SECRETS and "got" not in message
+    )
     got = f", got {value!r}" if is_shown else ""
     origin = origins.get(where[0], "arguments")
     return mask_secrets(f"{'.'.join(where)}: {message}{got} (from {origin})")
 
 
 def _check_models(settings: Settings, origins: Mapping[str, str]) -> None:
-    """Raise SettingsError for a default that is no model, and for options that no model can have."""
+    """Raise SettingsError for a default that is no model, and for options that no model can
+    have."""
     try:
         entries = model_entries(settings)
         check_options(entries, dict(settings))
@@ -421,7 +562,9 @@ def _check_models(settings: Settings, origins: Mapping[str, str]) -> None:
     if settings.default_model is not None and settings.default_model not in ids:
         known = ", ".join(ids)
         origin = origins["default_model"]
-        raise SettingsError(f"default_model: expected one of {known}, got {settings.default_model!r} (from {origin})")
+        raise SettingsError(
+            f"default_model: expected one of {known}, got {settings.default_model!r} (from {origin})"
+        )
 
 
 def _entry_of_path(settings: Settings) -> ModelEntry:
@@ -429,10 +572,14 @@ def _entry_of_path(settings: Settings) -> ModelEntry:
     if path in WITHOUT_FILES:
         return ModelEntry(id=path, path=path)
     try:
-        place = Path(os.path.expanduser(path)).absolute()  # Path's own raises for a user who is not there
+        place = Path(
+            os.path.expanduser(path)
+        ).absolute()  # Path's own raises for a user who is not there
     except FileNotFoundError:
         problem = f"{path!r} lies in this process's directory, which is gone"
-        raise settings.refusal("model_path", problem, "change to one that is there, or name a whole path") from None
+        raise settings.refusal(
+            "model_path", problem, "change to one that is there, or name a whole path"
+        ) from None
     is_file = os.path.isfile(place) or place.suffix in {".pt", ".pth", ".bin", ".safetensors"}
     name = (place.parent if is_file else place).name
     try:

@@ -1,7 +1,9 @@
-"""The work queue as a front sees it: submit requests, and end them. States are moved by `lua/` alone.
+"""The work queue as a front sees it: submit requests, and end them. States are moved by `lua/`
+alone.
 
-A request is one job or several, queued all or not at all, on one shard. Limits are the whole fleet's: on a single shard
-the script that queues decides on them; where there are several, `shared.reservations` does so before.
+A request is one job or several, queued all or not at all, on one shard. Limits are the whole
+fleet's: on a single shard the script that queues decides on them; where there are several,
+`shared.reservations` does so before.
 """
 
 import asyncio
@@ -43,7 +45,8 @@ _SCANNED = 1000
 
 @dataclass(frozen=True)
 class Quota:
-    """What a tenant may do at once, fleet-wide: 0 is no limit. `rate_per_s` counts requests, `burst` after a rest."""
+    """What a tenant may do at once, fleet-wide: 0 is no limit. `rate_per_s` counts requests,
+    `burst` after a rest."""
 
     concurrency: int = 0
     rate_per_s: float = 0.0
@@ -52,7 +55,8 @@ class Quota:
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """What may wait at once in the whole fleet, for one model: jobs of one class, and bytes (0: any number)."""
+    """What may wait at once in the whole fleet, for one model: jobs of one class, and bytes (0: any
+    number)."""
 
     max_jobs: int
     max_bytes: int = 0
@@ -60,7 +64,8 @@ class QueueLimits:
 
 @dataclass(frozen=True)
 class Key:
-    """An idempotency key, the caller's own text. Requests of one tenant with the same are one, if `body` is, too."""
+    """An idempotency key, the caller's own text. Requests of one tenant with the same are one, if
+    `body` is, too."""
 
     text: str
     body: bytes = b""
@@ -76,8 +81,9 @@ class Key:
 
 @dataclass(frozen=True)
 class SubmitRequest:
-    """A request on its way in. Times in seconds from now; one that `is_urgent` is refused when what waits before it
-    would take longer than its deadline. `follower_id` follows it from the start ("": nobody). `trace`: as in `Job`."""
+    """A request on its way in. Times in seconds from now; one that `is_urgent` is refused when what
+    waits before it would take longer than its deadline. `follower_id` follows it from the start
+    ("": nobody). `trace`: as in `Job`."""
 
     model: str
     tasks: tuple[Task, ...]
@@ -107,9 +113,12 @@ class Depth:
 
 
 class Submissions:
-    """`key_ttl_s`: how long an idempotency key is remembered; `result_ttl_s`: how long an ended request can be read."""
+    """`key_ttl_s`: how long an idempotency key is remembered; `result_ttl_s`: how long an ended
+    request can be read."""
 
-    def __init__(self, broker: Broker, *, result_ttl_s: float = 600.0, key_ttl_s: float = 86_400.0) -> None:
+    def __init__(
+        self, broker: Broker, *, result_ttl_s: float = 600.0, key_ttl_s: float = 86_400.0
+    ) -> None:
         self._broker = broker
         self._requests = Requests(broker, result_ttl_s=result_ttl_s)
         self._reservations = Reservations(broker)
@@ -122,7 +131,13 @@ class Submissions:
         shard = self._shard(submit_request.tenant, submit_request.key)
         jobs = [
             Job(
-                *(keys.new_id(shard), submit_request.model, task, submit_request.tenant, submit_request.priority),
+                *(
+                    keys.new_id(shard),
+                    submit_request.model,
+                    task,
+                    submit_request.tenant,
+                    submit_request.priority,
+                ),
                 *(submit_request.request_id, submit_request.is_streamed, submit_request.trace),
             )
             for task in submit_request.tasks
@@ -139,8 +154,8 @@ class Submissions:
     ) -> Request:
         """Queue all `jobs`, or find the request that came before with the same idempotency key.
 
-        Raises QueueFull, OverQuota, TooSlow (each with a Retry-After where there is one), IdempotencyConflict, and
-        InvalidRequest for one that takes more than there is.
+        Raises QueueFull, OverQuota, TooSlow (each with a Retry-After where there is one),
+        IdempotencyConflict, and InvalidRequest for one that takes more than there is.
         """
         limits = {
             "max_jobs": queue_limits.max_jobs,
@@ -195,7 +210,12 @@ class Submissions:
             await self._reservations.void(request_id)
         match answer[0]:
             case b"queued":
-                return Request(request_id, submit_request.tenant, tuple(job.id for job in jobs), submit_request.record)
+                return Request(
+                    request_id,
+                    submit_request.tenant,
+                    tuple(job.id for job in jobs),
+                    submit_request.record,
+                )
             case b"known":
                 return await self._known(answer[1].decode(), submit_request.tenant)
             case b"conflict":
@@ -206,11 +226,14 @@ class Submissions:
                 raise _refusal(quota, *answer[1:])
 
     async def known(self, tenant: str, key: Key | None) -> Request | None:
-        """The request that came before with this key, None if none did. Raises IdempotencyConflict."""
+        """The request that came before with this key, None if none did. Raises
+        IdempotencyConflict."""
         if key is None:
             return None
         shard = self._shard(tenant, key)
-        asked = self._broker.client(shard).hmget(keys.idempotency(shard, tenant, key.name), ["body", "request"])
+        asked = self._broker.client(shard).hmget(
+            keys.idempotency(shard, tenant, key.name), ["body", "request"]
+        )
         body, request_id = await cast(Awaitable[list[bytes | None]], asked)
         if body is None or request_id is None:
             return None
@@ -223,7 +246,9 @@ class Submissions:
         try:
             return await self._requests.find(request_id, tenant)
         except JobNotFound:
-            raise _conflict("The request with this key has ended, and its result has expired.") from None
+            raise _conflict(
+                "The request with this key has ended, and its result has expired."
+            ) from None
 
     async def end(
         self,
@@ -233,9 +258,11 @@ class Submissions:
         if_waiting: bool = False,
         left: tuple[str, str] | None = None,
     ) -> int:
-        """End jobs of one request from outside, whatever their phase; returns how many had not ended before.
+        """End jobs of one request from outside, whatever their phase; returns how many had not
+        ended before.
 
-        `if_waiting` spares those that run. `left` (request id, follower id) has left: others that follow spare all.
+        `if_waiting` spares those that run. `left` (request id, follower id) has left: others that
+        follow spare all.
         """
         ids = [job if isinstance(job, str) else job.id for job in jobs]
         if not ids:
@@ -263,7 +290,9 @@ class Submissions:
                 for job_id in ids:
                     pipe.hget(keys.job(job_id), "state")
                 states = await pipe.execute()
-                open_ids += [job_id for job_id, state in zip(ids, states, strict=True) if state in _OPEN]
+                open_ids += [
+                    job_id for job_id, state in zip(ids, states, strict=True) if state in _OPEN
+                ]
         return open_ids
 
     async def end_all(self, job_ids: Sequence[str], event: Failed | Cancelled) -> int:
@@ -307,23 +336,34 @@ def _conflict(words: str) -> IdempotencyConflict:
     return IdempotencyConflict(words, field="Idempotency-Key")
 
 
-def _refusal(quota: Quota, reason: bytes, retry_ms: int, number: int, limit: int, asked: int) -> FleetError:
-    """`number` of `limit` are taken, and the request takes `asked`: later it may fit, unless that is more than all."""
+def _refusal(
+    quota: Quota, reason: bytes, retry_ms: int, number: int, limit: int, asked: int
+) -> FleetError:
+    """`number` of `limit` are taken, and the request takes `asked`: later it may fit, unless that
+    is more than all."""
     if 0 < limit < asked and reason in _WHOLE:
-        return InvalidRequest(f"{_WHOLE[reason].format(limit=limit, asked=asked)} Ask for less at once.")
+        return InvalidRequest(
+            f"{_WHOLE[reason].format(limit=limit, asked=asked)} Ask for less at once."
+        )
     retry_after_s = min(60, max(1, math.ceil(retry_ms / 1000))) if retry_ms else 5
     match reason:
         case b"depth":
             words = f"The queue is full: {number} of {limit} places are taken, and the request takes {asked}."
             return QueueFull(words, retry_after_s=retry_after_s)
         case b"bytes":
-            words = f"The queue is full: {number} of {limit} bytes wait, and the request has {asked}."
+            words = (
+                f"The queue is full: {number} of {limit} bytes wait, and the request has {asked}."
+            )
             return QueueFull(words, retry_after_s=retry_after_s)
         case b"concurrency":
             words = f"{number} of the {limit} requests that may be open at once are, and this is {asked} more."
             return OverQuota(words, retry_after_s=retry_after_s)
         case b"rate":
-            return OverQuota(f"More than {quota.rate_per_s:g} requests a second.", retry_after_s=retry_after_s)
+            return OverQuota(
+                f"More than {quota.rate_per_s:g} requests a second.", retry_after_s=retry_after_s
+            )
         case _:
-            words = f"The wait is about {number / 1000:.1f} s, and the deadline {limit / 1000:.1f} s."
+            words = (
+                f"The wait is about {number / 1000:.1f} s, and the deadline {limit / 1000:.1f} s."
+            )
             return TooSlow(words, retry_after_s=retry_after_s)

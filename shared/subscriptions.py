@@ -1,6 +1,7 @@
 """One pub/sub connection of a process, shared by everybody who follows a job.
 
-Delivery here is best effort: a listener that must not miss anything reads the job's log as well (`shared.log`).
+Delivery here is best effort: a listener that must not miss anything reads the job's log as well
+(`shared.log`).
 """
 
 import asyncio
@@ -32,13 +33,16 @@ class Subscriptions:
         self._channels: dict[str, _Channel] = {}
         self._confirm_timeout_s = confirm_timeout_s
         self._reader: asyncio.Task[None] | None = None
-        self._connecting = asyncio.Lock()  # two at once would open two connections and lose one's subscriptions
+        self._connecting = (
+            asyncio.Lock()
+        )  # two at once would open two connections and lose one's subscriptions
 
     @asynccontextmanager
     async def listen(self, name: str) -> AsyncIterator["asyncio.Queue[Message]"]:
         """A queue of the channel's messages, handed out once Redis has confirmed the subscription.
 
-        When no confirmation comes in time (Redis is away) it is handed out all the same; the log closes the gap.
+        When no confirmation comes in time (Redis is away) it is handed out all the same; the log
+        closes the gap.
         """
         inbox: asyncio.Queue[Message] = asyncio.Queue()
         channel = self._channels.get(name)
@@ -63,7 +67,9 @@ class Subscriptions:
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
-        with suppress(*UNAVAILABLE):  # a connection that does not close in time is given up all the same
+        with suppress(
+            *UNAVAILABLE
+        ):  # a connection that does not close in time is given up all the same
             await self._pubsub.aclose()  # type: ignore[no-untyped-call]
 
     async def _subscribe(self, name: str) -> None:

@@ -1,7 +1,7 @@
 """What the supervisor of a fleet and its children tell each other beside settings.
 
-A child learns from its environment whether the fleet's Redis ends with the fleet. It reports through a pipe that it is
-ready, or why it ends. A process that nobody supervises reports nothing.
+A child learns from its environment whether the fleet's Redis ends with the fleet. It reports
+through a pipe that it is ready, or why it ends. A process that nobody supervises reports nothing.
 """
 
 import os

@@ -1,4 +1,5 @@
-"""The table of tasks: what fronts and workers must know of each. A new one is its structs and a row here.
+"""The table of tasks: what fronts and workers must know of each. A new one is its structs and a row
+here.
 
 Runners do the tasks; endpoints ask for them.
 """
@@ -54,13 +55,13 @@ def _itself(task: AnyTask) -> AnyTask:
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """One task. `spec` is the struct of its inputs and options, `result` that of its result; None: tokens only.
+    """One task. `spec` is the struct of its inputs and options, `result` that of its result; None:
+    tokens only.
 
-    `cost` estimates its tokens before a tokenizer has seen it: tenants share by it, and waits are estimated from it.
-    `places` is the number of rows that it takes in a worker's batch.
-    `repeated` returns the task without what makes no difference to its answer, for the cache; None if two runs may
-    answer differently.
-    `pipeline_tags` are Hugging Face's names of the task.
+    `cost` estimates its tokens before a tokenizer has seen it: tenants share by it, and waits are
+    estimated from it. `places` is the number of rows that it takes in a worker's batch. `repeated`
+    returns the task without what makes no difference to its answer, for the cache; None if two runs
+    may answer differently. `pipeline_tags` are Hugging Face's names of the task.
     """
 
     spec: type[Task]
@@ -110,7 +111,8 @@ def _num_choices(task: Generate) -> int:
 
 
 def _greedy(task: Generate) -> Generate | None:
-    """Return the task with seed 0 if it is greedy: a seed that nobody asked for is drawn for each request."""
+    """Return the task with seed 0 if it is greedy: a seed that nobody asked for is drawn for each
+    request."""
     if task.sampling.temperature != 0:
         return None
     return msgspec.structs.replace(task, sampling=msgspec.structs.replace(task.sampling, seed=0))
@@ -130,9 +132,17 @@ TASKS: dict[TaskName, TaskInfo] = {
     "solve": TaskInfo(Solve, Solution, cost=_cost_of_puzzle),
     "tokenize": TaskInfo(Tokenize, Tokenized, cost=_cost_without_steps),
     "detokenize": TaskInfo(Detokenize, Detokenized, cost=_cost_without_steps),
-    "embed": TaskInfo(Embed, Embedded, cost=_cost_of_text, pipeline_tags=("feature-extraction", "sentence-similarity")),
+    "embed": TaskInfo(
+        Embed,
+        Embedded,
+        cost=_cost_of_text,
+        pipeline_tags=("feature-extraction", "sentence-similarity"),
+    ),
     "classify": TaskInfo(
-        Classify, Labelled, cost=_cost_of_text, pipeline_tags=("text-classification", "sentiment-analysis")
+        Classify,
+        Labelled,
+        cost=_cost_of_text,
+        pipeline_tags=("text-classification", "sentiment-analysis"),
     ),
     "echo_task": TaskInfo(EchoTask, EchoedTask, cost=_cost_of_steps),
 }
@@ -141,7 +151,8 @@ for _info in TASKS.values():
 
 
 def _add(name: TaskName, info: TaskInfo) -> None:
-    """Add the row of a plugin. Raise PluginError if the name is taken, or is not the tag of its struct."""
+    """Add the row of a plugin. Raise PluginError if the name is taken, or is not the tag of its
+    struct."""
     if name in TASKS or info.spec.__struct_config__.tag != name:
         raise PluginError(f"aios.tasks: {name!r} is taken, or is not the tag of its own task.")
     TASKS[name] = info

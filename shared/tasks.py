@@ -27,22 +27,27 @@ class Chat(msgspec.Struct, frozen=True):
 Prompt = Text | Chat
 
 Grid = tuple[str | tuple[int, ...], ...]
-"""The rows of a puzzle, top to bottom: each a string with a character a cell, or a tuple with a number a cell."""
+"""The rows of a puzzle, top to bottom: each a string with a character a cell, or a tuple with a
+number a cell."""
 
 Halt = Literal["max", "q_halt"]
-"""When a puzzle's row stops: after its last permitted ACT segment, or where its own q head says so."""
+"""When a puzzle's row stops: after its last permitted ACT segment, or where its own q head says
+so."""
 
 
 Overflow = Literal["truncate", "clamp", "refuse"]
-"""What gives way when a prompt and `max_tokens` exceed the context window: the prompt's beginning, `max_tokens`, or the
-whole request. A prompt that leaves no room for any answer is refused by `clamp` as well."""
+"""What gives way when a prompt and `max_tokens` exceed the context window: the prompt's beginning,
+`max_tokens`, or the whole request. A prompt that leaves no room for any answer is refused by
+`clamp` as well."""
 
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How to choose tokens. `temperature` 0 is greedy; `top_k` 0, `top_p` 1.0 and `min_p` 0 do not cut.
+    """How to choose tokens. `temperature` 0 is greedy; `top_k` 0, `top_p` 1.0 and `min_p` 0 do not
+    cut.
 
-    `n` choices are drawn for the prompt. Before `min_tokens` nothing ends a response: no end token, no stop. `logprobs`
-    counts the likeliest tokens to report beside each chosen one; None reports nothing.
+    `n` choices are drawn for the prompt. Before `min_tokens` nothing ends a response: no end token,
+    no stop. `logprobs` counts the likeliest tokens to report beside each chosen one; None reports
+    nothing.
     """
 
     max_tokens: int
@@ -66,7 +71,8 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
 class Generate(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
     """Continue one prompt. `condition` None is the model's default.
 
-    Of the prompt at most the last `max_prompt_tokens` are used; what is still too long is a matter of `overflow`.
+    Of the prompt at most the last `max_prompt_tokens` are used; what is still too long is a matter
+    of `overflow`.
     """
 
     prompt: Prompt
@@ -90,8 +96,9 @@ class Score(msgspec.Struct, frozen=True, omit_defaults=True, tag="score"):
 
 
 class Read(msgspec.Struct, frozen=True, omit_defaults=True, tag="read"):
-    """Say the tokens of a prompt, each with its log-probability under what stands before it, as far as the model
-    predicts its prompts, and beside it the `num_top` likeliest. `condition` None is the model's default."""
+    """Say the tokens of a prompt, each with its log-probability under what stands before it, as far
+    as the model predicts its prompts, and beside it the `num_top` likeliest. `condition` None is
+    the model's default."""
 
     prompt: Text
     num_top: int = 0
@@ -101,8 +108,9 @@ class Read(msgspec.Struct, frozen=True, omit_defaults=True, tag="read"):
 class Solve(msgspec.Struct, frozen=True, omit_defaults=True, tag="solve"):
     """Solve one puzzle, given as a grid or as the cells of a Sudoku in one string.
 
-    `identifier` names what the puzzle's family is to the network, by number or name; None is the blank one. `max_steps`
-    is the most ACT segments; None is what the network was trained to, as None for `halt` is the model's default.
+    `identifier` names what the puzzle's family is to the network, by number or name; None is the
+    blank one. `max_steps` is the most ACT segments; None is what the network was trained to, as
+    None for `halt` is the model's default.
     """
 
     puzzle: str | Grid
@@ -112,10 +120,11 @@ class Solve(msgspec.Struct, frozen=True, omit_defaults=True, tag="solve"):
 
 
 class Tokenize(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokenize"):
-    """The ids that `Generate` would read for the prompt, before anything is cut, or those of a text by itself.
+    """The ids that `Generate` would read for the prompt, before anything is cut, or those of a text
+    by itself.
 
-    `add_special_tokens` is about texts: a chat's template writes the special tokens, ids are used as they are.
-    `with_texts` asks for the vocabulary's own spelling of each.
+    `add_special_tokens` is about texts: a chat's template writes the special tokens, ids are used
+    as they are. `with_texts` asks for the vocabulary's own spelling of each.
     """
 
     prompt: Prompt
@@ -135,7 +144,8 @@ TooLong = Literal["truncate", "refuse"]
 
 
 class Embed(msgspec.Struct, frozen=True, omit_defaults=True, tag="embed"):
-    """One vector for a text: the mean of the last hidden states of its tokens, of length 1 if `normalize`."""
+    """One vector for a text: the mean of the last hidden states of its tokens, of length 1 if
+    `normalize`."""
 
     text: Text
     normalize: bool = True

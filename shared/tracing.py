@@ -1,7 +1,7 @@
 """Traces of requests, as the rooms make them: spans that belong together by W3C trace headers.
 
-Where tracing is off, which it is unless somebody asks for it, every span is `NO_SPAN`: nothing is kept or sent, and the
-library (`shared/otel.py`, the one module that knows it) is not loaded.
+Where tracing is off, which it is unless somebody asks for it, every span is `NO_SPAN`: nothing is
+kept or sent, and the library (`shared/otel.py`, the one module that knows it) is not loaded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,12 @@ class Span:
         return NO_TRACE
 
     def child(
-        self, name: str, kind: Kind = "internal", attributes: Attributes | None = None, *, start_ns: int | None = None
+        self,
+        name: str,
+        kind: Kind = "internal",
+        attributes: Attributes | None = None,
+        *,
+        start_ns: int | None = None,
     ) -> "Span":
         return NO_SPAN
 
@@ -62,7 +67,10 @@ class Span:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.end(None if kind is None else kind.__name__)
 
@@ -92,7 +100,8 @@ NO_SPAN, NO_TRACING = Span(), Tracing()
 
 
 def open_tracing(endpoint: str | None, role: str) -> Tracing:
-    """Tracing of the process `role` to the OTLP collector at `endpoint`; none without. Close it at the end.
+    """Tracing of the process `role` to the OTLP collector at `endpoint`; none without. Close it at
+    the end.
 
     Raises SettingsError where the library is missing.
     """

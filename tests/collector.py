@@ -37,7 +37,9 @@ def collecting() -> Iterator[Collector]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            collector.posted.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
+            collector.posted.append(
+                (self.path, self.rfile.read(int(self.headers["Content-Length"])))
+            )
             self.send_response(200)
             self.send_header("Content-Length", "0")
             self.end_headers()

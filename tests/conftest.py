@@ -14,17 +14,22 @@ from tests.redis_server import RedisServer, patient, start_redis
 
 pytest_plugins = ("tests.leftovers",)
 # Modules that tests share say what was not as it must be, as tests do themselves.
-pytest.register_assert_rewrite("tests.api", "tests.chaos", "tests.deploy", "tests.e2e", "tests.worker")
+pytest.register_assert_rewrite(
+    "tests.api", "tests.chaos", "tests.deploy", "tests.e2e", "tests.worker"
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _fleets_of_these_tests_alone(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Whatever else runs on this machine is not found by the tools, nor do others find what tests start."""
+    """Whatever else runs on this machine is not found by the tools, nor do others find what tests
+    start."""
     os.environ["AIOS_RUN_DIR"] = str(tmp_path_factory.mktemp("fleets"))
 
 
 @pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory, kept_pids: set[int]) -> Iterator[RedisServer]:
+def redis_server(
+    tmp_path_factory: pytest.TempPathFactory, kept_pids: set[int]
+) -> Iterator[RedisServer]:
     server = start_redis(tmp_path_factory.mktemp("redis"))
     kept_pids.add(server.pid)
     yield server
@@ -58,7 +63,8 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
 def pytest_configure() -> None:
     """Let no property fail because an example took long.
 
-    What a shell runs in the background ignores SIGINT, and so would every process that a test starts."""
+    What a shell runs in the background ignores SIGINT, and so would every process that a test
+    starts."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -1,4 +1,5 @@
-"""Both ends of the queue for tests: what a front submits, and what workers take and say, on one Redis."""
+"""Both ends of the queue for tests: what a front submits, and what workers take and say, on one
+Redis."""
 
 from redis.asyncio import Redis
 
@@ -17,7 +18,9 @@ SAY_HI = Generate("hi", Sampling(max_tokens=4, seed=0))
 class Desk:
     """`lease_s` 0: what is taken has lapsed at once. Leases last all day where none is named."""
 
-    def __init__(self, redis: Redis | Broker, model: str = "m", *, shards: int = 1, **policy: float) -> None:
+    def __init__(
+        self, redis: Redis | Broker, model: str = "m", *, shards: int = 1, **policy: float
+    ) -> None:
         self.broker = redis if isinstance(redis, Broker) else Broker(redis, shards)
         self.submissions, self.requests = Submissions(self.broker), Requests(self.broker)
         self.writer, self.reader = LogWriter(self.broker), LogReader(self.broker)
@@ -25,21 +28,37 @@ class Desk:
         self.policy = {"lease_s": ALL_DAY_S, **policy}
 
     async def submit(
-        self, *tasks: Task, quota: Quota | None = None, max_jobs: int = 100, max_bytes: int = 0, **order: object
+        self,
+        *tasks: Task,
+        quota: Quota | None = None,
+        max_jobs: int = 100,
+        max_bytes: int = 0,
+        **order: object,
     ) -> list[Job]:
         """One request with a job for each task (one if none is named)."""
-        return (await self.request(*tasks, quota=quota, max_jobs=max_jobs, max_bytes=max_bytes, **order))[1]
+        return (
+            await self.request(*tasks, quota=quota, max_jobs=max_jobs, max_bytes=max_bytes, **order)
+        )[1]
 
     async def request(
-        self, *tasks: Task, quota: Quota | None = None, max_jobs: int = 100, max_bytes: int = 0, **order: object
+        self,
+        *tasks: Task,
+        quota: Quota | None = None,
+        max_jobs: int = 100,
+        max_bytes: int = 0,
+        **order: object,
     ) -> tuple[Request, list[Job]]:
         made, quota = SubmitRequest(self.model, tasks or (SAY_HI,), **order), quota or Quota()  # type: ignore[arg-type]
         request_id, jobs = self.submissions.jobs_of(made)
-        return await self.submissions.submit(made, request_id, jobs, quota, QueueLimits(max_jobs, max_bytes)), jobs
+        return await self.submissions.submit(
+            made, request_id, jobs, quota, QueueLimits(max_jobs, max_bytes)
+        ), jobs
 
     def queue(self, worker: str = "w1", fingerprint: str = "f") -> WorkQueue:
         policy = QueuePolicy(**self.policy)  # type: ignore[arg-type]
-        return WorkQueue(self.broker, policy, model=self.model, worker=worker, fingerprint=fingerprint)
+        return WorkQueue(
+            self.broker, policy, model=self.model, worker=worker, fingerprint=fingerprint
+        )
 
     async def take(
         self,
@@ -52,7 +71,8 @@ class Desk:
     ) -> list[Claim]:
         queue = self.queue(worker, fingerprint)
         taken = [
-            await queue.take(name, places, is_empty=is_empty, priorities=priorities) for name in self.broker.shards
+            await queue.take(name, places, is_empty=is_empty, priorities=priorities)
+            for name in self.broker.shards
         ]
         return [claim for some in taken for claim in some.claims]
 

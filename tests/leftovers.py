@@ -1,7 +1,8 @@
-"""No process outlives the module of tests that started it. One that does fails the run by name, and is killed.
+"""No process outlives the module of tests that started it. One that does fails the run by name, and
+is killed.
 
-A pytest plugin. On Linux the test process adopts the orphans of its children, so that a grandchild whose parent has
-died is found too.
+A pytest plugin. On Linux the test process adopts the orphans of its children, so that a grandchild
+whose parent has died is found too.
 """
 
 import contextlib

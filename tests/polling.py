@@ -9,7 +9,8 @@ DEADLINE_S = 60.0
 """Far more than anything takes: a deadline ends a wait for what never happens."""
 
 ALL_DAY_S = 86_400.0
-"""For what must not run out while a test runs, however slow the machine is: a worker's announcement, for instance."""
+"""For what must not run out while a test runs, however slow the machine is: a worker's
+announcement, for instance."""
 
 
 def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:
@@ -20,7 +21,9 @@ def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = DEA
         time.sleep(0.01)
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]], what: str, deadline_s: float = DEADLINE_S) -> None:
+async def until(
+    condition: Callable[[], bool | Awaitable[bool]], what: str, deadline_s: float = DEADLINE_S
+) -> None:
     """`wait_until` for a test that shares its loop with what it watches."""
     deadline = time.monotonic() + deadline_s
     while True:

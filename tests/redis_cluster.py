@@ -53,7 +53,11 @@ def redis_cluster(directory: Path, size: int = 3) -> Iterator[RedisCluster]:
             nodes[-1].start()
         for number, node in enumerate(nodes):
             _ask(node, "SET-CONFIG-EPOCH", number + 1)
-            _ask(node, "ADDSLOTS", *(slot for slot in range(_SLOTS) if slot * size // _SLOTS == number))
+            _ask(
+                node,
+                "ADDSLOTS",
+                *(slot for slot in range(_SLOTS) if slot * size // _SLOTS == number),
+            )
             _ask(node, "MEET", "127.0.0.1", nodes[0].port)
         cluster = RedisCluster(tuple(nodes))
         wait_until(lambda: cluster.states() == {"ok"}, "the cluster is formed")
@@ -73,10 +77,14 @@ def replica_of(node: RedisServer, cluster: RedisCluster, directory: Path) -> Ite
         own_id = _ask(replica, "MYID").decode()
         _ask(replica, "MEET", "127.0.0.1", node.port)
         everybody = (*cluster.nodes, replica)
-        wait_until(lambda: all(_num_known(each) == len(everybody) for each in everybody), "all have met")
+        wait_until(
+            lambda: all(_num_known(each) == len(everybody) for each in everybody), "all have met"
+        )
         _ask(replica, "REPLICATE", _ask(node, "MYID"))
         for each in cluster.nodes:
-            wait_until(lambda each=each: own_id in str(_ask(each, "SLOTS")), "it is known as a replica")  # type: ignore[misc]
+            wait_until(
+                lambda each=each: own_id in str(_ask(each, "SLOTS")), "it is known as a replica"
+            )  # type: ignore[misc]
         yield replica
     finally:
         replica.stop()

@@ -52,7 +52,9 @@ class RedisServer:
             **self.more,
         }
         flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-        self.process = subprocess.Popen([self.executable, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            [self.executable, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         deadline = time.monotonic() + _START_TIMEOUT_S
         while not _answers(self.url):
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -97,7 +99,8 @@ def start_redis(directory: Path, executable: str | None = None, **options: str) 
 
 
 def patient(client: AsyncRedis) -> AsyncRedis:
-    """The client as it is, but for how long it waits for a connection: a busy machine takes its time."""
+    """The client as it is, but for how long it waits for a connection: a busy machine takes its
+    time."""
     client.connection_pool.connection_kwargs["socket_connect_timeout"] = _START_TIMEOUT_S
     return client
 

@@ -14,7 +14,15 @@ from shared.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
-    *(ROOT / name for name in ("README.md", "SECURITY.md", "deploy/README.md", "models/sample-hrm-text/README.md")),
+    *(
+        ROOT / name
+        for name in (
+            "README.md",
+            "SECURITY.md",
+            "deploy/README.md",
+            "models/sample-hrm-text/README.md",
+        )
+    ),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 TREES = ("api", "worker", "shared", "scripts", "tests", "docs", "config", "deploy", "models", ".ci")
@@ -50,7 +58,8 @@ def pages() -> list[object]:
 
 
 def code_of(text: str) -> Iterator[str]:
-    """Everything that is set as code: blocks, with continued lines joined, and what stands in a sentence."""
+    """Everything that is set as code: blocks, with continued lines joined, and what stands in a
+    sentence."""
     for _, block in _FENCED.findall(text):
         yield block.replace("\\\n", " ")
     yield from _INLINE.findall(_FENCED.sub("", text))
@@ -58,7 +67,9 @@ def code_of(text: str) -> Iterator[str]:
 
 def slug(heading: str) -> str:
     """As GitHub makes anchors of headings."""
-    plain = re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower())
+    plain = re.sub(
+        r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
+    )
     return plain.replace(" ", "-")
 
 
@@ -75,12 +86,21 @@ def flags_in(text: str) -> list[str]:
 
 def literals(*sources: Path) -> set[str]:
     """The flags that stand in these sources as strings."""
-    return {flag for source in sources for flag in re.findall(r'"(--[a-z][a-z0-9-]*)"', source.read_text())}
+    return {
+        flag
+        for source in sources
+        for flag in re.findall(r'"(--[a-z][a-z0-9-]*)"', source.read_text())
+    }
 
 
 SETTINGS = {flag_name(field) for field in Settings.model_fields}
 SETTINGS |= {flag for field in Settings.model_fields for flag in switch_flags(field)}
-SETTINGS |= {"--no-" + flag[2:] for flag in SETTINGS} | {"--config", "--print-config", "--dry-run", "--help"}
+SETTINGS |= {"--no-" + flag[2:] for flag in SETTINGS} | {
+    "--config",
+    "--print-config",
+    "--dry-run",
+    "--help",
+}
 
 
 def flags_of(command: str, arguments: str) -> set[str]:
@@ -88,14 +108,17 @@ def flags_of(command: str, arguments: str) -> set[str]:
     if command == "aios" or command.endswith(".sh"):
         words = [word for word in arguments.split() if re.fullmatch(r"[a-z]+", word)][:1]
         own = [ROOT / "scripts" / f"{word}.py" for word in words]
-        return SETTINGS | literals(ROOT / "scripts/aios.py", *(path for path in own if path.is_file()))
+        return SETTINGS | literals(
+            ROOT / "scripts/aios.py", *(path for path in own if path.is_file())
+        )
     module = command.rsplit(maxsplit=1)[-1]
     if module in ("api", "worker", "scripts.aios"):
         return SETTINGS | literals(ROOT / "scripts/aios.py")
     found = source_of(module)
     assert found is not None
     return {"--help"} | literals(
-        *sorted(found.parent.glob("*.py")) if found.name == "__main__.py" else [found], *deeper(found)
+        *sorted(found.parent.glob("*.py")) if found.name == "__main__.py" else [found],
+        *deeper(found),
     )
 
 
@@ -127,12 +150,16 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", pages())
 def test_files_that_are_named_exist(page: Path) -> None:
-    named = re.compile(rf"(?<![\w./$-])((?:{'|'.join(re.escape(tree) for tree in TREES)})/[\w./*-]*\w/?)(?![\w<{{*])")
+    named = re.compile(
+        rf"(?<![\w./$-])((?:{'|'.join(re.escape(tree) for tree in TREES)})/[\w./*-]*\w/?)(?![\w<{{*])"
+    )
     for code in code_of(page.read_text()):
         for name in named.findall(code):
             if name.startswith("deploy/aios-"):
                 continue  # kubectl names a Deployment so
-            in_tests = ROOT / "tests" / name  # the requirements map names tests by their place there
+            in_tests = (
+                ROOT / "tests" / name
+            )  # the requirements map names tests by their place there
             is_module = (ROOT / f"{name}.py").is_file()
             assert any(ROOT.glob(name.rstrip("/"))) or in_tests.exists() or is_module, name
 
@@ -141,7 +168,10 @@ def test_files_that_are_named_exist(page: Path) -> None:
 def test_commands_and_their_flags_exist(page: Path) -> None:
     for code in code_of(page.read_text()):
         for command, arguments in _OURS.findall(code):
-            if command.startswith("python") and command.rsplit(maxsplit=1)[-1].partition(".")[0] not in TREES:
+            if (
+                command.startswith("python")
+                and command.rsplit(maxsplit=1)[-1].partition(".")[0] not in TREES
+            ):
                 continue
             if command.startswith("python"):
                 assert source_of(command.rsplit(maxsplit=1)[-1]) is not None, command
@@ -165,7 +195,9 @@ def sources() -> str:
     found = [ROOT / "pyproject.toml", ROOT / "Dockerfile"]
     for tree in ("api", "worker", "shared", "scripts", "deploy", "config", "tests"):
         found += (
-            path for path in (ROOT / tree).rglob("*") if path.suffix in SUFFIXES and "node_modules" not in path.parts
+            path
+            for path in (ROOT / tree).rglob("*")
+            if path.suffix in SUFFIXES and "node_modules" not in path.parts
         )
     return "".join(path.read_text() for path in found if path.is_file() and path != Path(__file__))
 

@@ -1,7 +1,9 @@
-"""The doors between the rooms, read off the import graph: api -> shared <- worker, no cycle, and who may load what.
+"""The doors between the rooms, read off the import graph: api -> shared <- worker, no cycle, and
+who may load what.
 
-Nothing is imported to find out (except in the last test): the sources are parsed. Edges count wherever an import
-stands, in a function too; only for cycles an import inside a function or under TYPE_CHECKING is forgiven.
+Nothing is imported to find out (except in the last test): the sources are parsed. Edges count
+wherever an import stands, in a function too; only for cycles an import inside a function or under
+TYPE_CHECKING is forgiven.
 """
 
 import ast
@@ -15,7 +17,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("api", "worker", "shared", "scripts")
-MAY_ENTER = {"api": {"shared"}, "worker": {"shared"}, "shared": set(), "scripts": {"api", "worker", "shared"}}
+MAY_ENTER = {
+    "api": {"shared"},
+    "worker": {"shared"},
+    "shared": set(),
+    "scripts": {"api", "worker", "shared"},
+}
 TENSORS = {"torch", "transformers", "tokenizers", "safetensors"}
 POLICY = (
     "worker.scheduler",
@@ -49,7 +56,8 @@ REACH_REDIS = (
 
 @dataclass
 class Module:
-    """What one source file imports: full dotted names, ours and foreign, and which of them at its top level."""
+    """What one source file imports: full dotted names, ours and foreign, and which of them at its
+    top level."""
 
     name: str
     imports: set[str] = field(default_factory=set)
@@ -57,15 +65,20 @@ class Module:
 
 
 def read_modules(root: Path) -> dict[str, Module]:
-    """Every module of the four rooms under `root`, by dotted name; imports of our own packages resolved to modules.
+    """Every module of the four rooms under `root`, by dotted name; imports of our own packages
+    resolved to modules.
 
     A module also imports the packages it lies in: their `__init__` runs first.
     """
-    files = {dotted(path, root): path for room in ROOMS for path in sorted((root / room).rglob("*.py"))}
+    files = {
+        dotted(path, root): path for room in ROOMS for path in sorted((root / room).rglob("*.py"))
+    }
     modules = {}
     for name, path in files.items():
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        module = modules[name] = Module(name, imports={parent for parent in prefixes(name) if parent in files} - {name})
+        module = modules[name] = Module(
+            name, imports={parent for parent in prefixes(name) if parent in files} - {name}
+        )
         for target, at_load in imported(ast.parse(path.read_text(encoding="utf-8")), package):
             known = next((prefix for prefix in prefixes(target) if prefix in files), target)
             module.imports.add(known)
@@ -92,11 +105,15 @@ def imported(tree: ast.AST, package: str, at_load: bool = True) -> Iterator[tupl
         if isinstance(node, ast.Import):
             yield from ((alias.name, at_load) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = (
+                package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            )
             source = ".".join([*base, *filter(None, [node.module])])
             yield from ((f"{source}.{alias.name}", at_load) for alias in node.names)
         else:
-            later = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or is_type_checking(node)
+            later = isinstance(
+                node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+            ) or is_type_checking(node)
             yield from imported(node, package, at_load and not later)
 
 
@@ -127,7 +144,9 @@ def within(name: str, names: Iterable[str]) -> bool:
 
 
 def crossed_doors(modules: dict[str, Module]) -> list[str]:
-    crossings = ((module.name, target) for module in modules.values() for target in sorted(module.imports))
+    crossings = (
+        (module.name, target) for module in modules.values() for target in sorted(module.imports)
+    )
     return [
         f"{name} -> {target}"
         for name, target in crossings
@@ -201,9 +220,15 @@ PLANTED_REACH = {
         "worker.scheduler -> worker.sequence -> torch.Tensor",
     ),
     "worker/kv/pages.py": ("import asyncio", "worker.kv.pages -> asyncio"),
-    "worker/text.py": ("from shared.queue import take", "worker.text -> shared.queue -> redis.asyncio.Redis"),
+    "worker/text.py": (
+        "from shared.queue import take",
+        "worker.text -> shared.queue -> redis.asyncio.Redis",
+    ),
     "worker/kv/store.py": ("from ..lease import renew", "worker.kv.store -> worker.lease -> redis"),
-    "worker/models/deep/net.py": ("from redis import Redis", "worker.models.deep.net -> redis.Redis"),
+    "worker/models/deep/net.py": (
+        "from redis import Redis",
+        "worker.models.deep.net -> redis.Redis",
+    ),
     "worker/engine.py": ("import redis", "worker.engine -> redis"),
     "worker/kv/__init__.py": ("import torch", "worker.kv.pages -> worker.kv -> torch"),
 }
@@ -231,7 +256,11 @@ def plant(root: Path, files: dict[str, str]) -> dict[str, Module]:
 @pytest.mark.parametrize("path", PLANTED_DOORS)
 def test_a_planted_crossing_is_caught(path: str, tmp_path: Path) -> None:
     source, expected = PLANTED_DOORS[path]
-    background = {"worker/engine.py": "", "api/app.py": "", "scripts/tool.py": "import api.app, worker.engine, shared"}
+    background = {
+        "worker/engine.py": "",
+        "api/app.py": "",
+        "scripts/tool.py": "import api.app, worker.engine, shared",
+    }
     assert crossed_doors(plant(tmp_path, background | {path: source})) == [expected]
 
 
@@ -247,13 +276,23 @@ def test_a_planted_library_is_caught(path: str, tmp_path: Path) -> None:
     ("left", "right", "expected"),
     [
         ("from shared import b", "import shared.a", ["shared.a -> shared.b -> shared.a"]),
-        ("from .b import x", "try:\n    from .a import y\nfinally:\n    pass", ["shared.a -> shared.b -> shared.a"]),
+        (
+            "from .b import x",
+            "try:\n    from .a import y\nfinally:\n    pass",
+            ["shared.a -> shared.b -> shared.a"],
+        ),
         ("from shared import b", "def f():\n    import shared.a", []),
-        ("from shared import b", "import typing\nif typing.TYPE_CHECKING:\n    import shared.a", []),
+        (
+            "from shared import b",
+            "import typing\nif typing.TYPE_CHECKING:\n    import shared.a",
+            [],
+        ),
         ("from shared import b", "from shared import c", []),
     ],
 )
-def test_a_planted_cycle_is_caught(left: str, right: str, expected: list[str], tmp_path: Path) -> None:
+def test_a_planted_cycle_is_caught(
+    left: str, right: str, expected: list[str], tmp_path: Path
+) -> None:
     modules = plant(tmp_path, {"shared/a.py": left, "shared/b.py": right, "shared/c.py": ""})
     assert cycles(modules) == expected
 
@@ -262,6 +301,8 @@ def test_a_planted_cycle_is_caught(left: str, right: str, expected: list[str], t
 def test_loading_a_light_room_loads_no_tensors(light: str) -> None:
     names = [name for name in read_modules(ROOT) if room(name) == light]
     code = f"import sys, importlib\nfor name in {names}: importlib.import_module(name)\nprint(*sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     assert TENSORS.isdisjoint(result.stdout.split())

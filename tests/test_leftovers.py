@@ -1,4 +1,5 @@
-"""A process that a test leaves behind fails the run by name, and is ended; so is an orphan of one that is gone."""
+"""A process that a test leaves behind fails the run by name, and is ended; so is an orphan of one
+that is gone."""
 
 import os
 import re
@@ -40,7 +41,16 @@ def run(directory: Path, **files: str) -> "subprocess.CompletedProcess[str]":
     """What pytest says of files of tests that have our plugin and nothing else of ours."""
     for name, text in files.items():
         (directory / f"test_{name}.py").write_text(text)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.leftovers"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "tests.leftovers",
+    ]
     inner = {**os.environ, "PYTHONPATH": str(REPO_ROOT)}
     return subprocess.run(
         [*command, "-c", os.devnull, "--rootdir", str(directory), str(directory)],
@@ -52,8 +62,14 @@ def test_what_is_left_fails_the_run_and_is_ended(tmp_path: Path) -> None:
     done = run(tmp_path, one=LEAVES_A_STOPPED_ONE, other=LEAVES_AN_ORPHAN)
     assert done.returncode == 1, done.stdout
     assert "1 failed, 1 passed, 2 errors" in done.stdout
-    left = dict(re.findall(r"process (\d+) \(sleep 1000\), started in test_(?:one|other).py::(\w+)", done.stdout))
-    assert sorted(left.values()) == ["test_that_fails_and_leaves", "test_that_passes_and_leaves"], done.stdout
+    left = dict(
+        re.findall(
+            r"process (\d+) \(sleep 1000\), started in test_(?:one|other).py::(\w+)", done.stdout
+        )
+    )
+    assert sorted(left.values()) == ["test_that_fails_and_leaves", "test_that_passes_and_leaves"], (
+        done.stdout
+    )
     assert not any(is_running(int(pid)) for pid in left)
 
 

@@ -10,9 +10,13 @@ LAST = {"A": 137, "B": 103, "C": 61, "D": 107, "X": 33}
 
 def test_every_number_stands_there_once() -> None:
     numbers: list[str] = []
-    for letter, first, last in re.findall(r"^\| ([A-DX])(\d+)(?:-[A-DX](\d+))? \|", MAP, re.MULTILINE):
+    for letter, first, last in re.findall(
+        r"^\| ([A-DX])(\d+)(?:-[A-DX](\d+))? \|", MAP, re.MULTILINE
+    ):
         numbers += [f"{letter}{number}" for number in range(int(first), int(last or first) + 1)]
-    assert numbers == [f"{letter}{number}" for letter, count in LAST.items() for number in range(1, count + 1)]
+    assert numbers == [
+        f"{letter}{number}" for letter, count in LAST.items() for number in range(1, count + 1)
+    ]
 
 
 def test_every_file_it_names_exists() -> None:

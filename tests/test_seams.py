@@ -1,4 +1,5 @@
-"""How many files a new thing touches: each kind of change is made to a copy of the product, tried there, and counted.
+"""How many files a new thing touches: each kind of change is made to a copy of the product, tried
+there, and counted.
 
 docs/architecture.md has the counts. One that grows means that a seam is in the wrong place.
 """
@@ -20,8 +21,8 @@ PAGE = REPO_ROOT / "docs" / "architecture.md"
 
 @dataclass(frozen=True)
 class Change:
-    """New files by their paths, and lines that stand behind others. `proof` is run in the copy, after what generates
-    files from lists."""
+    """New files by their paths, and lines that stand behind others. `proof` is run in the copy,
+    after what generates files from lists."""
 
     files: dict[str, str] = field(default_factory=dict)
     lines: tuple[tuple[str, str, str], ...] = ()
@@ -229,7 +230,9 @@ CHANGES: dict[str, tuple[Change, ...]] = {
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     for room in ROOMS:
-        shutil.copytree(REPO_ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            REPO_ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__")
+        )
     return tmp_path
 
 
@@ -244,7 +247,9 @@ def make(change: Change, root: Path) -> None:
 
 
 def run(root: Path, *words: str) -> None:
-    done = subprocess.run([sys.executable, *words], cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, *words], cwd=root, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 

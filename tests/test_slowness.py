@@ -1,4 +1,5 @@
-"""Stretched limits still fail for what does nothing but take its time, and spare what the machine holds up."""
+"""Stretched limits still fail for what does nothing but take its time, and spare what the machine
+holds up."""
 
 import os
 import subprocess

@@ -1,4 +1,5 @@
-"""`python -m worker` and `aios worker`: one worker process. Handles signals, turns outcomes into statuses."""
+"""`python -m worker` and `aios worker`: one worker process. Handles signals, turns outcomes into
+statuses."""
 
 import asyncio
 import logging
@@ -36,7 +37,8 @@ logger = logging.getLogger("aios.worker")
 
 
 def run(settings: Settings) -> NoReturn:
-    """Serve until SIGTERM or SIGINT, then end the process. Raises SettingsError for a model that cannot be loaded."""
+    """Serve until SIGTERM or SIGINT, then end the process. Raises SettingsError for a model that
+    cannot be loaded."""
     configure_logging(settings.log_level, settings.log_format)
     tell_of_variables(settings)
     check_model_paths(settings)
@@ -46,8 +48,8 @@ def run(settings: Settings) -> NoReturn:
 
 
 def _end(status: int) -> NoReturn:
-    """End the process as it stands. An orderly end would wait for threads that compute what nobody will use: a step,
-    a load, a long prompt."""
+    """End the process as it stands. An orderly end would wait for threads that compute what nobody
+    will use: a step, a load, a long prompt."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -72,7 +74,8 @@ def dry_run(settings: Settings) -> int:
 
 
 def prepare_process(settings: Settings) -> None:
-    """Threads, cores and malloc, before torch is imported and threads are started, which inherit them.
+    """Threads, cores and malloc, before torch is imported and threads are started, which inherit
+    them.
 
     Libraries draw no progress bars: they would stand between the log's lines.
     """
@@ -83,14 +86,18 @@ def prepare_process(settings: Settings) -> None:
     threads = settings.threads
     why = "threads: as set"
     if threads == "auto":
-        shape = shape_of(settings.model_copy(update={"workers": 1}), machine.survey(settings.device))
+        shape = shape_of(
+            settings.model_copy(update={"workers": 1}), machine.survey(settings.device)
+        )
         threads = shape.threads
         why = shape.why
     elif not cores:
         advise(on_threads(1, threads, machine.survey("cpu").num_cores))
     use_threads(threads)
     keep_freed_memory()
-    logger.info("threads chosen", extra=fields(threads=threads, why=why, cores=cores or "not pinned"))
+    logger.info(
+        "threads chosen", extra=fields(threads=threads, why=why, cores=cores or "not pinned")
+    )
 
 
 async def _serve(settings: Settings) -> int:

@@ -1,7 +1,9 @@
-"""A chat template that can neither hang its worker nor fill its memory, whatever stands in it and in the dialogue.
+"""A chat template that can neither hang its worker nor fill its memory, whatever stands in it and
+in the dialogue.
 
-The environment is transformers' own, a sandbox that bounds ranges. Here every operation that makes something much
-longer than what it is given is measured first, and a watch ends what computes for too long.
+The environment is transformers' own, a sandbox that bounds ranges. Here every operation that makes
+something much longer than what it is given is measured first, and a watch ends what computes for
+too long.
 """
 
 import ctypes
@@ -26,7 +28,8 @@ _TIME_LIMIT_S = 1.0
 _LOOK_S = 0.1
 _MOST_ADDED = 1 << 20
 _MOST_TIMES = 8
-"""Characters that a template may make of a dialogue: so many times what there is, and so many more."""
+"""Characters that a template may make of a dialogue: so many times what there is, and so many
+more."""
 _MOST_BITS = 4096
 """Of whole numbers."""
 _WIDTH = re.compile(r"[0-9]{6,}")
@@ -37,7 +40,8 @@ _most: ContextVar[int] = ContextVar("most", default=_MOST_ADDED)
 
 
 class OutOfTime(BaseException):
-    """Raised inside a template that computes for too long. No Exception: nothing on the way may hold it up."""
+    """Raised inside a template that computes for too long. No Exception: nothing on the way may
+    hold it up."""
 
 
 class TooMuch(TemplateError):
@@ -60,11 +64,14 @@ class BoundedTemplate:
         environment.joined = _joined
         environment.intercepted_binops = frozenset(_OPERATORS)
         environment.binop_table = {**SandboxedEnvironment.default_binop_table, **_OPERATORS}
-        environment.filters = {name: _checked_filter(name, own) for name, own in environment.filters.items()}
+        environment.filters = {
+            name: _checked_filter(name, own) for name, own in environment.filters.items()
+        }
         self._template: Template = environment.from_string(source)
 
     def render(self, num_characters: int, **values: Any) -> str:
-        """What the template makes of a dialogue of `num_characters`. Raises whatever it raises, and TooMuch."""
+        """What the template makes of a dialogue of `num_characters`. Raises whatever it raises, and
+        TooMuch."""
         token = _most.set(_MOST_ADDED + _MOST_TIMES * num_characters)
         try:
             with _watch(_TIME_LIMIT_S):
@@ -85,7 +92,8 @@ class BoundedTemplate:
 
 
 class _CodeGenerator(CodeGenerator):
-    """Writes the `~` of templates as a call of ours. Constants are joined then too, not when the template is read."""
+    """Writes the `~` of templates as a call of ours. Constants are joined then too, not when the
+    template is read."""
 
     def visit_Concat(self, node: Concat, frame: Frame) -> None:
         self.write("environment.joined((")
@@ -145,11 +153,17 @@ def _check_format(pattern: str, width: re.Pattern[str]) -> None:
         raise TooMuch(f"it asks for a width that is too large: {pattern[:80]!r}")
 
 
-_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {"+": _plus, "*": _times, "**": _power, "%": _modulo}
+_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "+": _plus,
+    "*": _times,
+    "**": _power,
+    "%": _modulo,
+}
 
 
 def _checked_filter(name: str, own: Any) -> Any:
-    """A filter whose arguments are measured; how Jinja calls it is written on the function itself."""
+    """A filter whose arguments are measured; how Jinja calls it is written on the function
+    itself."""
 
     def checked(*args: Any, **kwargs: Any) -> Any:
         given = [*args, *kwargs.values()]
@@ -215,7 +229,9 @@ def _watch(limit_s: float) -> Iterator[None]:
                 continue
             with lock:
                 if not over.is_set():
-                    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(OutOfTime))
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                        ctypes.c_ulong(thread), ctypes.py_object(OutOfTime)
+                    )
             return
 
     threading.Thread(target=look, name="template-watch", daemon=True).start()

@@ -29,7 +29,8 @@ class Resident:
 
 @dataclass(frozen=True)
 class Memory:
-    """What there is, in bytes. `total_bytes` 0: the system does not tell, and only the number of models counts.
+    """What there is, in bytes. `total_bytes` 0: the system does not tell, and only the number of
+    models counts.
 
     So it does for a model whose size is not known, which is 0.
     """
@@ -67,13 +68,19 @@ Verdict = Load | Evict | Wait | Refuse
 
 @dataclass(frozen=True)
 class Budget:
-    """`max_models` None: as many as fit. More than `watermark` of the memory should never be in use."""
+    """`max_models` None: as many as fit. More than `watermark` of the memory should never be in
+    use."""
 
     max_models: int | None = None
     watermark: float = 0.85
 
     def room_for(
-        self, model_id: str, num_bytes: int, residents: Sequence[Resident], memory: Memory, now_s: float
+        self,
+        model_id: str,
+        num_bytes: int,
+        residents: Sequence[Resident],
+        memory: Memory,
+        now_s: float,
     ) -> Verdict:
         """Decide what to do about a model of `num_bytes` that has work and is not in memory."""
         allowed_bytes = int(self.watermark * memory.total_bytes)
@@ -104,7 +111,12 @@ class Budget:
         return Evict(tuple(item.id for item in chosen if not item.is_leaving))
 
     def _reason(
-        self, model_id: str, num_bytes: int, residents: Sequence[Resident], memory: Memory, too_many: int
+        self,
+        model_id: str,
+        num_bytes: int,
+        residents: Sequence[Resident],
+        memory: Memory,
+        too_many: int,
     ) -> str:
         pinned = sum(item.is_pinned for item in residents)
         if too_many > 0 and pinned >= (self.max_models or 0):

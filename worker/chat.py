@@ -1,4 +1,5 @@
-"""Dialogues as text: by a template of the operator's, else the tokenizer's own, else a built-in one."""
+"""Dialogues as text: by a template of the operator's, else the tokenizer's own, else a built-in
+one."""
 
 from pathlib import Path
 
@@ -26,18 +27,22 @@ DIALOGUE = """\
 {% for turn in turns %}{{ turn.content | trim if turns | length == 1 else \
 turn.role | capitalize ~ ': ' ~ turn.content | trim ~ '\\n\\n' }}{% endfor %}\
 {% if turns | length > 1 %}Assistant:{% endif %}"""
-"""Words alone, for models that know no turns: what the system says, then the only turn as it is, or several by name."""
+"""Words alone, for models that know no turns: what the system says, then the only turn as it is, or
+several by name."""
 
 _TRIAL = Chat((Turn("user", "hi"),))
 
 
 class ChatTemplate:
-    """`path` is a Jinja file that outranks the tokenizer's own template; `default` serves where there is neither.
+    """`path` is a Jinja file that outranks the tokenizer's own template; `default` serves where
+    there is neither.
 
     Raises ModelFormatError for a template that cannot be used.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, path: str | None = None, default: str = LLAMA_3) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, path: str | None = None, default: str = LLAMA_3
+    ) -> None:
         self._tokenizer = tokenizer
         source = _read(path) if path else None if tokenizer.chat_template else default
         try:
@@ -48,11 +53,14 @@ class ChatTemplate:
                 raise
             if not _is_refusal(error):
                 problem = f"The chat template cannot be used: {words_of(error)}"
-                raise ModelFormatError(f"{problem}; correct it, or give another as chat_template.") from error
+                raise ModelFormatError(
+                    f"{problem}; correct it, or give another as chat_template."
+                ) from error
             self.trial = ""
 
     def write(self, chat: Chat) -> str:
-        """The dialogue up to where the answer begins. Raises InvalidRequest with what the template says against it."""
+        """The dialogue up to where the answer begins. Raises InvalidRequest with what the template
+        says against it."""
         if not chat.messages:
             raise InvalidRequest("messages: at least one is expected.", field="messages")
         with blamed("messages", "the model's chat template refuses them"):
@@ -71,7 +79,8 @@ class ChatTemplate:
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Whether the template itself said no; what Jinja finds wrong with it has a class of its own."""
+    """Whether the template itself said no; what Jinja finds wrong with it has a class of its
+    own."""
     return type(error) is TemplateError
 
 
@@ -79,4 +88,6 @@ def _read(path: str) -> str:
     try:
         return Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelFormatError(f"The chat template {path} cannot be read: {error}; correct chat_template.") from None
+        raise ModelFormatError(
+            f"The chat template {path} cannot be read: {error}; correct chat_template."
+        ) from None

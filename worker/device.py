@@ -1,7 +1,7 @@
 """Which device and which dtype this process computes with, and how it uses the processor.
 
-A device that was asked for by name must be there; `auto` takes cuda (ROCm counts as cuda), then mps, then cpu (X14).
-Torch is imported only when a device is chosen: the echo runner needs none.
+A device that was asked for by name must be there; `auto` takes cuda (ROCm counts as cuda), then
+mps, then cpu (X14). Torch is imported only when a device is chosen: the echo runner needs none.
 """
 
 import ctypes
@@ -19,14 +19,16 @@ if TYPE_CHECKING:
     import torch
 
 CORES_ENV = "AIOS_WORKER_CORES"
-"""Processors of one worker, as "0,1": written by the supervisor, which alone knows how many share the machine."""
+"""Processors of one worker, as "0,1": written by the supervisor, which alone knows how many share
+the machine."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 _MMAP_THRESHOLDS = (1 << 30, 1 << 25)  # glibc before 2.35 takes no more than 32 MiB
 
 
 class Capabilities(TypedDict):
-    """What this machine can accelerate with; name and memory (in units of 2**30 bytes) are the first GPU's."""
+    """What this machine can accelerate with; name and memory (in units of 2**30 bytes) are the
+    first GPU's."""
 
     cuda: bool
     mps: bool
@@ -35,7 +37,8 @@ class Capabilities(TypedDict):
 
 
 def select_device(prefer: str = "auto") -> "torch.device":
-    """The device to use: `prefer` is auto | cuda | mps | cpu. Raises SettingsError when a named one is missing."""
+    """The device to use: `prefer` is auto | cuda | mps | cpu. Raises SettingsError when a named one
+    is missing."""
     import torch
 
     there = device_capabilities()
@@ -52,16 +55,19 @@ def select_device(prefer: str = "auto") -> "torch.device":
 
 
 def device_memory() -> tuple[int, int]:
-    """Bytes of the GPU that this process has allocated, and all there are; zeros where it uses none."""
+    """Bytes of the GPU that this process has allocated, and all there are; zeros where it uses
+    none."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return 0, 0
-    return torch.cuda.memory_reserved(), torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return torch.cuda.memory_reserved(), torch.cuda.get_device_properties(
+        torch.cuda.current_device()
+    ).total_memory
 
 
 def memory_in_use() -> tuple[int, int]:
-    """Return the bytes of memory in all, and those in use: of the GPU where this process uses one, else of the machine
-    or its container. Zeros where the system does not tell."""
+    """Return the bytes of memory in all, and those in use: of the GPU where this process uses one,
+    else of the machine or its container. Zeros where the system does not tell."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return machine.memory_in_use()
@@ -70,7 +76,8 @@ def memory_in_use() -> tuple[int, int]:
 
 
 def bytes_in_use() -> int:
-    """Return the bytes that this process holds: on the GPU where it uses one, else in memory; 0 where unknown."""
+    """Return the bytes that this process holds: on the GPU where it uses one, else in memory; 0
+    where unknown."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return resident_bytes()
@@ -83,15 +90,20 @@ def device_capabilities() -> Capabilities:
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if cuda:
         facts = torch.cuda.get_device_properties(0)
-        return Capabilities(cuda=True, mps=mps, gpu_name=facts.name, memory_gb=round(facts.total_memory / 2**30, 1))
+        return Capabilities(
+            cuda=True, mps=mps, gpu_name=facts.name, memory_gb=round(facts.total_memory / 2**30, 1)
+        )
     if mps:
         memory_gb = round(torch.mps.recommended_max_memory() / 2**30, 1)
-        return Capabilities(cuda=False, mps=True, gpu_name=platform.processor(), memory_gb=memory_gb)
+        return Capabilities(
+            cuda=False, mps=True, gpu_name=platform.processor(), memory_gb=memory_gb
+        )
     return Capabilities(cuda=False, mps=False, gpu_name=None, memory_gb=None)
 
 
 def choose_dtype(wanted: str, device: "torch.device") -> str:
-    """`wanted`, or for `auto` what the device is fast with: bfloat16, else float16, on cuda; float32 elsewhere.
+    """`wanted`, or for `auto` what the device is fast with: bfloat16, else float16, on cuda;
+    float32 elsewhere.
 
     float32 on the CPU is what makes tokens independent of batch mates and workers.
     """
@@ -113,18 +125,21 @@ def use_threads(count: int) -> None:
 
 
 def use_cores(processors: str) -> None:
-    """Run only on these processors ("0,1"), with every thread started from now on; does nothing where none can."""
+    """Run only on these processors ("0,1"), with every thread started from now on; does nothing
+    where none can."""
     if sys.platform == "linux":
         os.sched_setaffinity(0, map(int, processors.split(",")))
 
 
 def keep_freed_memory() -> None:
-    """Let malloc keep what is freed, for the next step; must come before other threads start. glibc only.
+    """Let malloc keep what is freed, for the next step; must come before other threads start. glibc
+    only.
 
-    A step's temporaries are of the same sizes each time, and the large ones, of tens of MiB, would by default be mapped
-    from the kernel and given back each time: writing to them then costs a page fault every 4 KiB, which takes longer
-    than the computing. The engine runs on a thread of its own, and such a thread's arena cannot hold blocks of more
-    than 64 MiB however it is told to: hence one arena for all.
+    A step's temporaries are of the same sizes each time, and the large ones, of tens of MiB, would
+    by default be mapped from the kernel and given back each time: writing to them then costs a page
+    fault every 4 KiB, which takes longer than the computing. The engine runs on a thread of its
+    own, and such a thread's arena cannot hold blocks of more than 64 MiB however it is told to:
+    hence one arena for all.
     """
     libc = _glibc()
     if libc is not None:
@@ -134,8 +149,8 @@ def keep_freed_memory() -> None:
 
 
 def give_back_memory() -> None:
-    """Free what nobody holds and return it to the system once: after loading, which needs more than serving, and when a
-    model has gone. Of the processor's memory with glibc only."""
+    """Free what nobody holds and return it to the system once: after loading, which needs more than
+    serving, and when a model has gone. Of the processor's memory with glibc only."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.accelerator.is_available():
@@ -146,4 +161,6 @@ def give_back_memory() -> None:
 
 
 def _glibc() -> ctypes.CDLL | None:
-    return ctypes.CDLL(None) if sys.platform == "linux" and platform.libc_ver()[0] == "glibc" else None
+    return (
+        ctypes.CDLL(None) if sys.platform == "linux" and platform.libc_ver()[0] == "glibc" else None
+    )

@@ -1,4 +1,5 @@
-"""Waiting for work on several shards at once. A wait under way is never cut off; what it rings for is not lost.
+"""Waiting for work on several shards at once. A wait under way is never cut off; what it rings for
+is not lost.
 
 The shards of one server need one wait, and one connection, for all of them.
 """
@@ -44,7 +45,8 @@ class Doorbells:
         self._waits.clear()
 
     def drop(self) -> None:
-        """Cut off what still waits. A bell that rings just then is lost: others look by themselves after a while."""
+        """Cut off what still waits. A bell that rings just then is lost: others look by themselves
+        after a while."""
         for task in self._waits.values():
             task.cancel()
         self._waits.clear()

@@ -1,7 +1,7 @@
 """The engine: one model's sequences, stepped together. Knows neither Redis nor HTTP, and no tensor.
 
-`step` is the whole story: admit, plan, run, commit, emit. It is called from one thread; `submit` and `abort` may be
-called from any. What a step says goes to `emit` as one batch.
+`step` is the whole story: admit, plan, run, commit, emit. It is called from one thread; `submit`
+and `abort` may be called from any. What a step says goes to `emit` as one batch.
 """
 
 import logging
@@ -25,7 +25,8 @@ Emit = Callable[[list[Emission]], None]
 
 
 class Engine:
-    """`emit` is called from the engine's thread with the emissions of each step, `wake` whenever there is new work.
+    """`emit` is called from the engine's thread with the emissions of each step, `wake` whenever
+    there is new work.
 
     `now` is the clock of deadlines, in seconds.
     """
@@ -47,17 +48,27 @@ class Engine:
         self._inbox: queue.SimpleQueue[SequenceWork | str] = queue.SimpleQueue()
 
     def prepare(self, take: Take) -> SequenceWork:
-        """Turn a task that was taken into token ids. Raise a FleetError for one that the model cannot do."""
+        """Turn a task that was taken into token ids. Raise a FleetError for one that the model
+        cannot do."""
         encoded = self._runner.encode(take.task)
         sampling = take.task.sampling if isinstance(take.task, Generate) else None
-        return SequenceWork(take.key, encoded, sampling, take.replayed_ids, take.tenant, take.deadline_s, take.priority)
+        return SequenceWork(
+            take.key,
+            encoded,
+            sampling,
+            take.replayed_ids,
+            take.tenant,
+            take.deadline_s,
+            take.priority,
+        )
 
     def submit(self, work: SequenceWork) -> None:
         self._inbox.put(work)
         self._wake()
 
     def abort(self, key: str) -> None:
-        """Drop a work, whatever its phase; nothing more is emitted for it after the current step."""
+        """Drop a work, whatever its phase; nothing more is emitted for it after the current
+        step."""
         self._inbox.put(key)
         self._wake()
 
@@ -80,7 +91,8 @@ class Engine:
         return self._scheduler.load
 
     def step(self) -> None:
-        """Admit what has come, run one step for everything that has a place, and say what came of it."""
+        """Admit what has come, run one step for everything that has a place, and say what came of
+        it."""
         emissions = self._admit() + self._expire()
         slices = self._scheduler.plan()
         for part, result in self._timed(slices) if slices else ():
@@ -99,13 +111,17 @@ class Engine:
         return emissions
 
     def _expire(self) -> list[Emission]:
-        """End what has passed its deadline: an answer with what it has, anything else without a result."""
+        """End what has passed its deadline: an answer with what it has, anything else without a
+        result."""
         emissions: list[Emission] = []
         now = self._now()
         for key, request in list(self._requests.items()):
             if request.work.deadline_s <= now:
                 late = Emission(
-                    key, ended=DeadlineExceeded("The deadline passed before there was an answer.").as_event()
+                    key,
+                    ended=DeadlineExceeded(
+                        "The deadline passed before there was an answer."
+                    ).as_event(),
                 )
                 emissions += self._stopped(request) if request.has_spoken else [late]
                 self._drop(key)
@@ -118,7 +134,8 @@ class Engine:
             return [Emission(request.work.key, ended=error.as_event())]
 
     def _join(self, work: SequenceWork) -> list[Emission]:
-        """Take a job in. Replayed tokens rebuild its text; if they had already ended it, only the end is missing."""
+        """Take a job in. Replayed tokens rebuild its text; if they had already ended it, only the
+        end is missing."""
         try:
             request = Request(work, self._runner)
             if not all(map(self._scheduler.can_hold, request.sequences)):
@@ -143,18 +160,28 @@ class Engine:
         return results
 
     def _run(self, slices: list[Slice]) -> list[tuple[Slice, StepResult | FleetError]]:
-        """One step of the runner: what was computed, and what came of it. If it fails, each half is tried again, so
-        that only the culprit fails; and so that a step with too little memory becomes smaller ones.
+        """One step of the runner: what was computed, and what came of it. If it fails, each half is
+        tried again, so that only the culprit fails; and so that a step with too little memory
+        becomes smaller ones.
         """
         failure: FleetError
         try:
             return list(zip(slices, self._runner.step(slices), strict=True))
         except OutOfMemory as error:
             failure = self._lack(slices, error)
-        except Exception as error:  # the seam to foreign code: whatever a model raises becomes that job's failure
+        except (
+            Exception
+        ) as error:  # the seam to foreign code: whatever a model raises becomes that job's failure
             ids = sorted({part.sequence.key.partition(":")[0] for part in slices})
-            logger.exception("step failed", extra=fields(model=self._runner.spec.name, batch=len(slices), job_ids=ids))
-            failure = error if isinstance(error, FleetError) else WorkerFailed(f"The model failed: {error}")
+            logger.exception(
+                "step failed",
+                extra=fields(model=self._runner.spec.name, batch=len(slices), job_ids=ids),
+            )
+            failure = (
+                error
+                if isinstance(error, FleetError)
+                else WorkerFailed(f"The model failed: {error}")
+            )
         if len(slices) > 1:
             half = len(slices) // 2
             return self._run(slices[:half]) + self._run(slices[half:])
@@ -164,10 +191,16 @@ class Engine:
     def _lack(self, slices: list[Slice], error: OutOfMemory) -> NoMemory:
         """Let the next steps be smaller; what to tell a job that cannot be."""
         count, spec = sum(map(self._scheduler.cost, slices)), self._runner.spec
-        logger.warning("no memory for step", extra=fields(model=spec.name, num_tokens=count, error=str(error)))
+        logger.warning(
+            "no memory for step", extra=fields(model=spec.name, num_tokens=count, error=str(error))
+        )
         self._scheduler.shrink(count)
-        problem = f"{spec.name!r} has no memory for the {count} tokens that this request needs at once"
-        return NoMemory(f"{problem}: fewer tokens may fit, or smaller weights (bfloat16 on a GPU, int8 on a CPU).")
+        problem = (
+            f"{spec.name!r} has no memory for the {count} tokens that this request needs at once"
+        )
+        return NoMemory(
+            f"{problem}: fewer tokens may fit, or smaller weights (bfloat16 on a GPU, int8 on a CPU)."
+        )
 
     def _commit(self, part: Slice, result: StepResult | FleetError) -> list[Emission]:
         request = self._requests.get(part.sequence.key)

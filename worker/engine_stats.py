@@ -7,12 +7,29 @@ from contextvars import ContextVar
 
 from shared.histogram import BucketHistogram
 
-_STEP_BOUNDS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+_STEP_BOUNDS_S = (
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    10.0,
+)
 _ROW_BOUNDS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 128, 256)
 
 
 class EngineStats:
-    """`num_segments` are ACT segments, one a row, and `num_settled` the rows that they brought to an end."""
+    """`num_segments` are ACT segments, one a row, and `num_settled` the rows that they brought to
+    an end."""
 
     def __init__(self) -> None:
         self.rows, self.steps_s = BucketHistogram(_ROW_BOUNDS), BucketHistogram(_STEP_BOUNDS_S)

@@ -14,7 +14,8 @@ from worker.heartbeat import Heartbeat, adopt, heartbeat, resting
 logger = logging.getLogger("aios.engine")
 
 _NICENESS = 19
-"""With 10 the tokens beside a task came 2.5 times as unevenly on one core, with 19 1.4 times (docs/benchmarks.md)."""
+"""With 10 the tokens beside a task came 2.5 times as unevenly on one core, with 19 1.4 times
+(docs/benchmarks.md)."""
 
 
 class Stepped(Protocol):
@@ -30,8 +31,8 @@ class Stepped(Protocol):
 class EngineThread(threading.Thread):
     """`heartbeat` shows whether the engines get on.
 
-    Engines come and go between two steps. `on_death` is called from this thread if an engine raises, which is our own
-    bug: the process must go.
+    Engines come and go between two steps. `on_death` is called from this thread if an engine
+    raises, which is our own bug: the process must go.
     """
 
     def __init__(self, on_death: Callable[[], object], name: str = "engine") -> None:
@@ -58,14 +59,15 @@ class EngineThread(threading.Thread):
         self._change(then)
 
     def rest_until(self, done: threading.Event) -> threading.Event:
-        """Stand still after the current step, without being thought to hang, until `done`. The event that is returned
-        is set when it does."""
+        """Stand still after the current step, without being thought to hang, until `done`. The
+        event that is returned is set when it does."""
         stands = threading.Event()
         self._change(partial(_rest, stands, done))
         return stands
 
     def give_way(self) -> None:
-        """Leave the cores to other threads from now on; what they leave is enough for what takes seconds anyway."""
+        """Leave the cores to other threads from now on; what they leave is enough for what takes
+        seconds anyway."""
         if not self._gives_way:
             self._gives_way = True
             self._change(_be_nice)
@@ -98,8 +100,8 @@ class EngineThread(threading.Thread):
             self._changes.get()()
 
     def _step_due(self) -> float | None:
-        """Step every engine that is due once. Return in how many seconds to look again: 0 if any was stepped, None if
-        none has work.
+        """Step every engine that is due once. Return in how many seconds to look again: 0 if any
+        was stepped, None if none has work.
 
         Between two rounds no name here holds an engine: one that is removed is to be freed.
         """
@@ -119,7 +121,8 @@ class EngineThread(threading.Thread):
 
 
 def _be_nice() -> None:
-    """Take what other threads leave. Only Linux has priorities of threads; elsewhere they are the process's.
+    """Take what other threads leave. Only Linux has priorities of threads; elsewhere they are the
+    process's.
 
     Threads that this one starts, as torch does for large products, do the same.
     """

@@ -1,4 +1,5 @@
-"""The engines by mechanism. What a host, its intake and its thread need of an engine is the same for all of them."""
+"""The engines by mechanism. What a host, its intake and its thread need of an engine is the same
+for all of them."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -53,7 +54,8 @@ def engine_for(
     *,
     batch_wait_s: float = 0.0,
 ) -> AnyEngine:
-    """Return an engine for the runner's mechanism. `batch_wait_s` is for tasks that are done whole."""
+    """Return an engine for the runner's mechanism. `batch_wait_s` is for tasks that are done
+    whole."""
     if runner.spec.mechanism == "task":
         return TaskEngine(runner, emit, wake, batch_wait_s=batch_wait_s)
     return Engine(runner, emit, wake)

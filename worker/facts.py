@@ -1,4 +1,5 @@
-"""What is known of a model before it is loaded, from its files alone: its kind, size, context window and tasks.
+"""What is known of a model before it is loaded, from its files alone: its kind, size, context
+window and tasks.
 
 Without torch. Loading tells the rest, and is right where the two differ.
 """
@@ -21,7 +22,8 @@ _WINDOWS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_len")
 
 @dataclass(frozen=True)
 class Facts:
-    """`num_bytes` are those of the weights, and of keys and values where the mechanism keeps them."""
+    """`num_bytes` are those of the weights, and of keys and values where the mechanism keeps
+    them."""
 
     info: ModelInfo
     num_bytes: int
@@ -40,11 +42,17 @@ def facts_of(entry: ModelEntry, settings: Settings) -> Facts:
         path = Path(entry.path).expanduser()
         config = _config(path)
         window = min([window, *_windows(config)])
-        if kind == "encoder" and any(str(name).endswith(_CLASSIFIER) for name in config.get("architectures") or ()):
+        if kind == "encoder" and any(
+            str(name).endswith(_CLASSIFIER) for name in config.get("architectures") or ()
+        ):
             tasks = ("classify", *tasks)
         num_bytes = weight_bytes(path, kind_of_weights(entry))
         if runner.keeps_kv:
-            num_bytes += DEFAULT_KV_BYTES if settings.kv_memory_mib == "auto" else settings.kv_memory_mib * 2**20
+            num_bytes += (
+                DEFAULT_KV_BYTES
+                if settings.kv_memory_mib == "auto"
+                else settings.kv_memory_mib * 2**20
+            )
     info = ModelInfo(
         entry.id,
         kind,
@@ -68,7 +76,8 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _windows(config: dict[str, Any]) -> list[int]:
-    """Return the longest sequences that a config names, also for the text part of a larger model."""
+    """Return the longest sequences that a config names, also for the text part of a larger
+    model."""
     found = []
     for part in (config, config.get("text_config") or {}, config.get("config") or {}):
         for name in _WINDOWS:

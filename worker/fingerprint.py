@@ -1,6 +1,8 @@
-"""What decides which tokens come out of a request, as a short text. Workers with equal ones can go on for each other.
+"""What decides which tokens come out of a request, as a short text. Workers with equal ones can go
+on for each other.
 
-Weights are sampled, not read whole: of each file its name, its size, and some blocks spread over it.
+Weights are sampled, not read whole: of each file its name, its size, and some blocks spread over
+it.
 """
 
 import hashlib
@@ -16,9 +18,18 @@ SAMPLER_VERSION = 2
 _BLOCKS, _BLOCK_BYTES = 8, 1 << 16
 _IRRELEVANT = (
     *("path", "tokenizer_path", "name", "own"),
-    *("max_batch", "kv_bytes", "kv_fraction", "max_device_bytes", "page_size", "prefix_cache", "step_tokens"),
+    *(
+        "max_batch",
+        "kv_bytes",
+        "kv_fraction",
+        "max_device_bytes",
+        "page_size",
+        "prefix_cache",
+        "step_tokens",
+    ),
 )
-"""Options that name, move and size things, and change no token; the runner's own are looked at by themselves."""
+"""Options that name, move and size things, and change no token; the runner's own are looked at by
+themselves."""
 
 
 def fingerprint(runner: str, options: RunnerOptions) -> str:

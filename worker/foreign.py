@@ -1,4 +1,5 @@
-"""The seam to code that comes with a model, a tokenizer or a template: whatever it raises is said in its own words."""
+"""The seam to code that comes with a model, a tokenizer or a template: whatever it raises is said
+in its own words."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,8 @@ def is_foreign(error: BaseException) -> bool:
 
 @contextmanager
 def blamed(field: str, problem: str) -> Iterator[None]:
-    """Whatever is raised inside is the fault of the input `field`. Raises InvalidRequest in its place."""
+    """Whatever is raised inside is the fault of the input `field`. Raises InvalidRequest in its
+    place."""
     try:
         yield
     except FleetError:

@@ -1,4 +1,5 @@
-"""What a worker answers to probes and scrapers at its own port: `/healthz`, `/readyz`, `/metrics`."""
+"""What a worker answers to probes and scrapers at its own port: `/healthz`, `/readyz`,
+`/metrics`."""
 
 import json
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Whether a thread that computes gets on: what the leases of its jobs depend on.
 
-`heartbeat` costs next to nothing and is called by whatever takes time: steps, layers, segments. Each such thread has a
-pulse of its own, which the event loop reads.
+`heartbeat` costs next to nothing and is called by whatever takes time: steps, layers, segments.
+Each such thread has a pulse of its own, which the event loop reads.
 """
 
 import time
@@ -20,7 +20,8 @@ class Heartbeat:
         self.last_s: float | None = None
 
     def silence_s(self) -> float:
-        """Return the seconds since the last sign of life of a thread that has work; 0 for one that rests."""
+        """Return the seconds since the last sign of life of a thread that has work; 0 for one that
+        rests."""
         last_s = self.last_s
         if last_s is None:
             return 0.0

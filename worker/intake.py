@@ -1,8 +1,10 @@
-"""What enters the worker: takes jobs until they fill the free places, one for each choice, as token ids to one engine.
+"""What enters the worker: takes jobs until they fill the free places, one for each choice, as token
+ids to one engine.
 
-The last job taken may have more choices than places are left: no other is taken until they have places too. Only jobs
-of the best class are taken all the same while worse ones hold places: the engine pauses these for them. Of jobs that a
-lost worker had begun the logged tokens are replayed, never sampled again.
+The last job taken may have more choices than places are left: no other is taken until they have
+places too. Only jobs of the best class are taken all the same while worse ones hold places: the
+engine pauses these for them. Of jobs that a lost worker had begun the logged tokens are replayed,
+never sampled again.
 """
 
 import asyncio
@@ -36,8 +38,8 @@ _URGENT = PRIORITIES[:1]
 
 
 class Intake:
-    """One model's way in, from all `shards`. `num_taken_over` jobs had been in other hands, or here before, and
-    `num_convicted` were given up because workers had crashed on them."""
+    """One model's way in, from all `shards`. `num_taken_over` jobs had been in other hands, or here
+    before, and `num_convicted` were given up because workers had crashed on them."""
 
     def __init__(
         self,
@@ -82,7 +84,9 @@ class Intake:
         if not await self._take_any(_URGENT):
             self._freed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._freed.wait(), _LOOK_S if self._places(_URGENT) > 0 else _WAIT_S)
+                await asyncio.wait_for(
+                    self._freed.wait(), _LOOK_S if self._places(_URGENT) > 0 else _WAIT_S
+                )
 
     async def close(self) -> None:
         """Wait for the last bell; what it rang for is passed on."""
@@ -93,7 +97,8 @@ class Intake:
         self._doorbells.drop()
 
     def _places(self, priorities: tuple[Priority, ...]) -> int:
-        """How many places are free for jobs of these classes. Urgent ones need only places of worse ones."""
+        """How many places are free for jobs of these classes. Urgent ones need only places of worse
+        ones."""
         if self._should_empty and self._free < self._most:
             return 0
         if not self._engine.accepts:
@@ -118,7 +123,11 @@ class Intake:
         self._shards.insert(place, shard)
 
     async def _take(self, shard: str, priorities: tuple[Priority, ...]) -> bool:
-        asked_s, places, is_empty = time.monotonic(), self._places(priorities), self._free == self._most
+        asked_s, places, is_empty = (
+            time.monotonic(),
+            self._places(priorities),
+            self._free == self._most,
+        )
         taken = await self._queue.take(shard, places, is_empty=is_empty, priorities=priorities)
         self._should_empty = taken.should_empty
         self.num_convicted += taken.num_convicted
@@ -141,21 +150,30 @@ class Intake:
         job = claim.job
         if claim.epoch > 1:
             self.num_taken_over += 1
-            logger.warning("job taken over", extra=job_fields(claim.job, epoch=claim.epoch, worker=self._worker_id))
+            logger.warning(
+                "job taken over",
+                extra=job_fields(claim.job, epoch=claim.epoch, worker=self._worker_id),
+            )
         try:
             replayed_ids = await self._replay(claim, job_span) if claim.last_index else ()
             take = Take(claim.key, job.task, job.tenant, deadline_s, job.priority, replayed_ids)
             work = await asyncio.to_thread(self._engine.prepare, take)
         except RedisError as error:
             logger.warning("job not replayed", extra=job_fields(claim.job, error=str(error)))
-            self._ledger.close(claim, "not_replayed")  # its lease lapses, and somebody takes it again
+            self._ledger.close(
+                claim, "not_replayed"
+            )  # its lease lapses, and somebody takes it again
             return
         except FleetError as error:
             self._outbox.add(claim, error.as_event())
             return
-        except Exception as error:  # the seam to a tokenizer: whatever it raises is that job's failure
+        except (
+            Exception
+        ) as error:  # the seam to a tokenizer: whatever it raises is that job's failure
             logger.exception("job not encoded", extra=job_fields(claim.job))
-            self._outbox.add(claim, WorkerFailed(f"The request could not be tokenized: {error}").as_event())
+            self._outbox.add(
+                claim, WorkerFailed(f"The request could not be tokenized: {error}").as_event()
+            )
             return
         job_span.encoded(work.num_prompt_tokens, sum(map(len, replayed_ids)))
         started = Started(

@@ -1,6 +1,8 @@
-"""One take of a job, as its trace shows it: how long it waited, then encode, prefill, decode and publish.
+"""One take of a job, as its trace shows it: how long it waited, then encode, prefill, decode and
+publish.
 
-Told by intake and outbox what happens; no span is made for a token. A job without a trace has none here either.
+Told by intake and outbox what happens; no span is made for a token. A job without a trace has none
+here either.
 """
 
 import time
@@ -13,7 +15,9 @@ from worker.request import Emission
 class JobSpan:
     """Ends once, by `published` or `dropped`. Without spans, whatever is called does nothing."""
 
-    def __init__(self, span: Span = NO_SPAN, phase: Span = NO_SPAN, *, is_generated: bool = False) -> None:
+    def __init__(
+        self, span: Span = NO_SPAN, phase: Span = NO_SPAN, *, is_generated: bool = False
+    ) -> None:
         self._span, self._phase = span, phase
         self._is_generated = is_generated
         self._num_tokens = 0
@@ -31,7 +35,12 @@ class JobSpan:
     def encoded(self, num_prompt_tokens: int, num_replayed: int) -> None:
         """The job goes to the engine."""
         self._begin("prefill" if self._is_generated else "compute")
-        self._phase.set({"gen_ai.usage.input_tokens": num_prompt_tokens, "aios.replayed_tokens": num_replayed or None})
+        self._phase.set(
+            {
+                "gen_ai.usage.input_tokens": num_prompt_tokens,
+                "aios.replayed_tokens": num_replayed or None,
+            }
+        )
 
     def said(self, emission: Emission) -> None:
         """What a step made of it."""
@@ -81,18 +90,25 @@ def begin(tracing: Tracing, job: Job, epoch: int, waited_s: float, worker_id: st
     now_ns = time.time_ns()
     ids: Attributes = {"aios.job_id": job.id, "aios.model": job.model, "aios.attempt": epoch}
     if epoch == 1:
-        waiting = tracing.span("queue", job.trace, "consumer", ids, start_ns=now_ns - int(waited_s * 1e9))
+        waiting = tracing.span(
+            "queue", job.trace, "consumer", ids, start_ns=now_ns - int(waited_s * 1e9)
+        )
         waiting.end(at_ns=now_ns)
     told = {**ids, **_asked(job), "aios.worker": worker_id, "aios.request_id": job.request_id}
     name = f"{told['gen_ai.operation.name']} {job.model}"
     span = tracing.span(name, job.trace, attributes=told, start_ns=now_ns)
-    return JobSpan(span, span.child("encode", start_ns=now_ns), is_generated=isinstance(job.task, Generate))
+    return JobSpan(
+        span, span.child("encode", start_ns=now_ns), is_generated=isinstance(job.task, Generate)
+    )
 
 
 def _asked(job: Job) -> Attributes:
     task = job.task
     if isinstance(task, Generate):
-        sampling, operation = task.sampling, "chat" if isinstance(task.prompt, Chat) else "text_completion"
+        sampling, operation = (
+            task.sampling,
+            "chat" if isinstance(task.prompt, Chat) else "text_completion",
+        )
         return {
             "gen_ai.operation.name": operation,
             "gen_ai.request.model": job.model,

@@ -1,10 +1,12 @@
-"""The models that a worker can serve, in memory or not: loads them for work that waits, and gives their memory back.
+"""The models that a worker can serve, in memory or not: loads them for work that waits, and gives
+their memory back.
 
-One loop looks after all that are not in memory: it asks once for all of them whether jobs wait. A model is loaded
-where no other worker has it, or those that have it let its work wait for long, and when the budget has room for it.
+One loop looks after all that are not in memory: it asks once for all of them whether jobs wait. A
+model is loaded where no other worker has it, or those that have it let its work wait for long, and
+when the budget has room for it.
 
-A model that cannot be loaded concerns nobody else: its worker says why, ends the jobs that wait for it where no other
-worker could answer them, and tries again later and later.
+A model that cannot be loaded concerns nobody else: its worker says why, ends the jobs that wait for
+it where no other worker could answer them, and tries again later and later.
 """
 
 import asyncio
@@ -41,7 +43,8 @@ LOOK_S = 0.5
 _PATIENCE_S = 10.0
 """For so long others that have the model may let work wait before one more worker loads it."""
 _RESTART_S = 30.0
-"""How long a worker that has gone is waited for: a supervisor starts it again, and it loads its models."""
+"""How long a worker that has gone is waited for: a supervisor starts it again, and it loads its
+models."""
 _FIRST_RETRY_S = 1.0
 _LONGEST_RETRY_S = 60.0
 """A model that could not be loaded is tried again after 1, 2, 4 ... seconds."""
@@ -56,9 +59,10 @@ _ABSOLUTE_PATH = re.compile(r"(?<![\w.])/(?:[^\s/:,;'\"()]+/)+(?=[^\s/:,;'\"()])
 class KnownModel:
     """One model. `host` is there while it is in memory; only `KnownModels` moves it.
 
-    `order` is the last order to unload it, and `obeyed` the last one that was carried out, 0 before any. A model
-    that `must_go` takes nothing more. `num_bytes` is what loading it takes, as far as is known. One of the catalogue
-    has its `entry`; None for those of the worker's own settings. `load_order` is one to load it that was not tried yet.
+    `order` is the last order to unload it, and `obeyed` the last one that was carried out, 0 before
+    any. A model that `must_go` takes nothing more. `num_bytes` is what loading it takes, as far as
+    is known. One of the catalogue has its `entry`; None for those of the worker's own settings.
+    `load_order` is one to load it that was not tried yet.
     """
 
     info: ModelInfo
@@ -107,10 +111,11 @@ class KnownModel:
 
 
 class KnownModels:
-    """`on_loaded` is called for each model that has come into memory, to have it serve. `memory` reads the memory.
-    `num_evicted` models had to make room for others.
+    """`on_loaded` is called for each model that has come into memory, to have it serve. `memory`
+    reads the memory. `num_evicted` models had to make room for others.
 
-    `survey` tells from its files what a model of the catalogue is. It raises SettingsError where they cannot be read.
+    `survey` tells from its files what a model of the catalogue is. It raises SettingsError where
+    they cannot be read.
     """
 
     def __init__(
@@ -138,7 +143,8 @@ class KnownModels:
             self.by_id[model.info.id] = self._known(model)
 
     async def serve(self, known: KnownModel, is_over: Callable[[], bool]) -> None:
-        """End what a model has in hand once it is to go, and free it. Call it when nothing takes for it any more.
+        """End what a model has in hand once it is to go, and free it. Call it when nothing takes
+        for it any more.
 
         Returns at once when the worker is over: then others get what is in hand.
         """
@@ -216,7 +222,10 @@ class KnownModels:
         """Know a model of the catalogue, as its entry is now."""
         known = self.by_id.get(entry.id)
         if known is not None and known.entry is None:
-            logger.warning("catalogue passed over", extra=fields(model=entry.id, reason="the settings name it too"))
+            logger.warning(
+                "catalogue passed over",
+                extra=fields(model=entry.id, reason="the settings name it too"),
+            )
             return
         try:
             model = await asyncio.to_thread(self._survey, entry)
@@ -237,7 +246,8 @@ class KnownModels:
         known.is_removed = False
 
     async def _forget_removed(self) -> None:
-        """Let go of what was removed from the catalogue, once it is not in memory and nothing of it is in hand."""
+        """Let go of what was removed from the catalogue, once it is not in memory and nothing of it
+        is in hand."""
         in_hand = self._context.ledger.by_model()
         for name, known in list(self.by_id.items()):
             if known.is_removed and known.residence == "unloaded" and name not in in_hand:
@@ -275,7 +285,8 @@ class KnownModels:
         logger.info("model unloaded", extra=fields(model=known.info.id))
 
     def _is_ours(self, known: KnownModel, fleet: Fleet) -> bool:
-        """Return whether to load for work that waits: nobody else has the model, or those who have it are too slow."""
+        """Return whether to load for work that waits: nobody else has the model, or those who have
+        it are too slow."""
         now_s = time.monotonic()
         if known.waiting_since_s is None:
             known.waiting_since_s = now_s
@@ -300,12 +311,15 @@ class KnownModels:
                 self.by_id[model_id].is_evicted = True
                 self.num_evicted += 1
                 await self._wake(self.by_id[model_id])
-            logger.info("models make room", extra=fields(model=known.info.id, evicted=list(verdict.ids)))
+            logger.info(
+                "models make room", extra=fields(model=known.info.id, evicted=list(verdict.ids))
+            )
         elif isinstance(verdict, Refuse):
             known.note_failure(verdict.reason)
 
     async def _wake(self, known: KnownModel) -> None:
-        """End the wait for work of a model that is to go: its bell rings, for this worker or another one."""
+        """End the wait for work of a model that is to go: its bell rings, for this worker or
+        another one."""
         for part in self._context.broker.together(self._context.broker.shards):
             await known.queue.ring(part[0])
 
@@ -332,8 +346,8 @@ class KnownModels:
         return residents
 
     async def _load(self, known: KnownModel) -> None:
-        """Other models go on meanwhile, unless loading touches what they compute with: a GPU, or torch's default
-        dtype. Where loading fails they go on, too."""
+        """Other models go on meanwhile, unless loading touches what they compute with: a GPU, or
+        torch's default dtype. Where loading fails they go on, too."""
         known.residence = "loading"
         known.waiting_since_s = None
         await self._context.tell()
@@ -375,7 +389,8 @@ class KnownModels:
     def _can_others(self, known: KnownModel, fleet: Fleet) -> bool:
         """Return whether another worker has the model, or has not failed to load it.
 
-        One that could and has gone may have died: it is started again, and goes on with what it had.
+        One that could and has gone may have died: it is started again, and goes on with what it
+        had.
         """
         name = known.info.id
         others = [other for other in fleet.serving(name) if other.id != self._context.worker_id]
@@ -389,7 +404,8 @@ class KnownModels:
         return has_gone and now_s - known.able_at_s < _RESTART_S
 
     async def _refuse_waiting(self, known: KnownModel) -> None:
-        """Take what waits and end it with the reason; nothing else is taken until that is logged."""
+        """Take what waits and end it with the reason; nothing else is taken until that is
+        logged."""
         failure = known.failure
         assert failure is not None
         error = ModelFailed(f"The model {known.info.id!r} cannot be loaded: {failure.reason}")
@@ -397,13 +413,16 @@ class KnownModels:
         for shard in context.broker.shards:
             taken = await known.queue.take(shard, _REFUSED_AT_ONCE, is_empty=True)
             for claim in taken.claims:
-                job_span = begin(context.tracing, claim.job, claim.epoch, claim.waited_s, context.worker_id)
+                job_span = begin(
+                    context.tracing, claim.job, claim.epoch, claim.waited_s, context.worker_id
+                )
                 context.ledger.open(claim, job_span)
                 context.outbox.add(claim, error.as_event())
 
 
 def _told(model_id: str, error: Exception) -> str:
-    """Return a sentence on why loading failed. What is no fault of the files is logged whole, for it may be ours."""
+    """Return a sentence on why loading failed. What is no fault of the files is logged whole, for
+    it may be ours."""
     if isinstance(error, SettingsError):
         return str(error)
     logger.error("model loader broke", exc_info=error, extra=fields(model=model_id))

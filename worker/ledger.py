@@ -25,7 +25,8 @@ class Entry:
     num_done: int = 0
 
     def note_progress(self, progress: Progress) -> None:
-        """Add a progress to the news in place of an older one. A run that begins again says nothing that is known."""
+        """Add a progress to the news in place of an older one. A run that begins again says nothing
+        that is known."""
         if progress.done <= self.num_done:
             return
         self.num_done = progress.done
@@ -35,7 +36,8 @@ class Entry:
 
 
 class Ledger:
-    """`on_closed(claim, was_stale)` is called once for every job opened: its end is logged or its epoch over."""
+    """`on_closed(claim, was_stale)` is called once for every job opened: its end is logged or its
+    epoch over."""
 
     def __init__(self, on_closed: Callable[[Claim, bool], None]) -> None:
         self._on_closed = on_closed
@@ -66,7 +68,8 @@ class Ledger:
         return self._entries.get(key)
 
     def open(self, claim: Claim, job_span: JobSpan = UNTRACED) -> None:
-        """Take a job in hand. An earlier take of it by this same worker is stale now, and closes by itself."""
+        """Take a job in hand. An earlier take of it by this same worker is stale now, and closes by
+        itself."""
         self._entries[claim.key] = Entry(claim, claim.last_index, job_span)
 
     def note_progress(self, claim: Claim, progress: Progress) -> None:

@@ -3,11 +3,13 @@
     from worker.llm import LLM, SamplingParams
 
     with LLM("models/sample-hrm-text") as llm:
-        (output,) = llm.generate("Compute: 347 + 285", SamplingParams(temperature=0, max_tokens=100))
+        (output,) = llm.generate("Compute: 347 + 285", SamplingParams(temperature=0,
+        max_tokens=100))
         print(output.outputs[0].text)
 
-The names are vLLM's. One thread steps the engine; every method may be called from any thread, and from a notebook,
-whose event loop is already running. Answers are those that the same model gives over HTTP.
+The names are vLLM's. One thread steps the engine; every method may be called from any thread, and
+from a notebook, whose event loop is already running. Answers are those that the same model gives
+over HTTP.
 """
 
 import asyncio
@@ -87,7 +89,8 @@ _LOOK_UP_S = 0.5
 
 
 class ModelSettings(TypedDict, total=False):
-    """The settings of a fleet that say how a model is loaded and run (docs/settings.md); each has its default.
+    """The settings of a fleet that say how a model is loaded and run (docs/settings.md); each has
+    its default.
 
     `runner` is one of `shared/runner_table.py`, and `options` are those that it declares.
     """
@@ -120,11 +123,12 @@ class ModelSettings(TypedDict, total=False):
 class LLM:
     """A model directory or file, loaded. `info` tells what was found there.
 
-    Raises SettingsError for a model or a setting that cannot be used. Methods raise the errors of `shared.errors`, such
-    as InvalidRequest for what the model cannot do and ContextExceeded for what is too long for it.
+    Raises SettingsError for a model or a setting that cannot be used. Methods raise the errors of
+    `shared.errors`, such as InvalidRequest for what the model cannot do and ContextExceeded for
+    what is too long for it.
 
-    Loading sets the number of torch's threads for the whole process, and lets malloc keep memory that is freed; `close`
-    gives that back.
+    Loading sets the number of torch's threads for the whole process, and lets malloc keep memory
+    that is freed; `close` gives that back.
     """
 
     def __init__(self, model: str | Path = SAMPLE_MODEL, **settings: Unpack[ModelSettings]) -> None:
@@ -134,10 +138,13 @@ class LLM:
         self.info: ModelInfo = loaded.info
         if loaded.runner.spec.mechanism != "sequence":
             remedy = "serve it with a fleet (`aios serve`)"
-            raise SettingsError(f"model {self.info.id!r}: its tasks are done whole, and not by LLM; {remedy}.")
+            raise SettingsError(
+                f"model {self.info.id!r}: its tasks are done whole, and not by LLM; {remedy}."
+            )
         runner = loaded.runner
 
-        # The thread knows the mail and not this object, which so can be freed, and the thread ended with it.
+        # The thread knows the mail and not this object, which so can be freed, and the thread ended
+        # with it.
         self._mail = _Mail()
         broken = WorkerFailed("The engine broke down.")
         thread = EngineThread(on_death=partial(self._mail.end_all, broken))
@@ -169,7 +176,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer all prompts in one batch. `sampling_params` are for all of them, or one for each.
 
-        The first prompt that fails ends the call with its error, and the other prompts with it. So does Ctrl-C.
+        The first prompt that fails ends the call with its error, and the other prompts with it. So
+        does Ctrl-C.
         """
         return self._generate(_prompts(prompts), sampling_params)
 
@@ -182,14 +190,20 @@ class LLM:
         dialogues: Sequence[Any] = [messages] if _is_dialogue(messages) else messages
         return self._generate([_chat(dialogue) for dialogue in dialogues], sampling_params)
 
-    def submit(self, prompt: PromptInput, sampling_params: SamplingParams | None = None) -> "Future[RequestOutput]":
-        """Begin to answer one prompt, and return at once. Cancelling the future drops the prompt."""
-        return self._begin_answer(self._prepare(_prompt(prompt), sampling_params or SamplingParams()))
+    def submit(
+        self, prompt: PromptInput, sampling_params: SamplingParams | None = None
+    ) -> "Future[RequestOutput]":
+        """Begin to answer one prompt, and return at once. Cancelling the future drops the
+        prompt."""
+        return self._begin_answer(
+            self._prepare(_prompt(prompt), sampling_params or SamplingParams())
+        )
 
     async def stream_generate(
         self, prompt: PromptInput | Messages, sampling_params: SamplingParams | None = None
     ) -> AsyncIterator[StreamChunk]:
-        """Answer a prompt, or a dialogue, chunk by chunk. Closing the iterator early drops the rest."""
+        """Answer a prompt, or a dialogue, chunk by chunk. Closing the iterator early drops the
+        rest."""
         asked = _chat(prompt) if _is_dialogue(prompt) else _prompt(prompt)
         started = await asyncio.to_thread(self._prepare, asked, sampling_params or SamplingParams())
         key = started.key
@@ -222,10 +236,11 @@ class LLM:
         condition: str | None = None,
         method: Literal["strict", "aios_compat"] | None = None,
     ) -> list[ContinuationScore]:
-        """Return of each continuation its log-likelihood (nats), its number of tokens, and whether it is greedy.
+        """Return of each continuation its log-likelihood (nats), its number of tokens, and whether
+        it is greedy.
 
-        Contexts and continuations are pairs, or one context has all the continuations. Each distinct context is
-        computed once.
+        Contexts and continuations are pairs, or one context has all the continuations. Each
+        distinct context is computed once.
         """
         texts = _texts(continuations, "continuations")
         heads = _texts(contexts, "contexts", may_be_empty=True)
@@ -250,17 +265,23 @@ class LLM:
     def score_rolling(
         self, texts: TextInput | Sequence[TextInput], *, condition: str | None = None
     ) -> list[ContinuationScore]:
-        """Return the log-likelihood (nats) of each whole text, of any length, and its number of tokens."""
+        """Return the log-likelihood (nats) of each whole text, of any length, and its number of
+        tokens."""
         tasks = [Score("", (text,), condition, rolling=True) for text in _texts(texts, "texts")]
         return [scored.scores[0] for scored in self._run(tasks, Scored)]
 
-    def embed(self, texts: TextInput | Sequence[TextInput], *, normalize: bool = True) -> list[list[float]]:
+    def embed(
+        self, texts: TextInput | Sequence[TextInput], *, normalize: bool = True
+    ) -> list[list[float]]:
         """Return a vector for each text, of length 1 if `normalize`."""
         tasks = [Embed(text, normalize) for text in _texts(texts, "texts")]
         return [unpack(embedded.vector) for embedded in self._run(tasks, Embedded)]
 
-    def classify(self, texts: TextInput | Sequence[TextInput], *, top_k: int | None = None) -> list[list[Label]]:
-        """Return the labels that a classifier gives each text, likeliest first: `top_k` of them, or all."""
+    def classify(
+        self, texts: TextInput | Sequence[TextInput], *, top_k: int | None = None
+    ) -> list[list[Label]]:
+        """Return the labels that a classifier gives each text, likeliest first: `top_k` of them, or
+        all."""
         tasks = [Classify(text, top_k) for text in _texts(texts, "texts")]
         return [list(labelled.labels) for labelled in self._run(tasks, Labelled)]
 
@@ -274,7 +295,9 @@ class LLM:
     ) -> list[Solution]:
         """Solve a list of puzzles, each a Sudoku in one string, or the rows of a grid."""
         if isinstance(puzzles, str):
-            raise InvalidRequest("puzzles: expected a list of puzzles, got a text.", field="puzzles")
+            raise InvalidRequest(
+                "puzzles: expected a list of puzzles, got a text.", field="puzzles"
+            )
         tasks = [Solve(_puzzle(puzzle), identifier, halt, max_steps) for puzzle in puzzles]
         return self._run(tasks, Solution)
 
@@ -285,7 +308,9 @@ class LLM:
 
     def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Return the text of token ids."""
-        (detokenized,) = self._run([Detokenize(_ids(token_ids, "token_ids"), skip_special_tokens)], Detokenized)
+        (detokenized,) = self._run(
+            [Detokenize(_ids(token_ids, "token_ids"), skip_special_tokens)], Detokenized
+        )
         return detokenized.text
 
     def _generate(
@@ -298,10 +323,13 @@ class LLM:
         else:
             each = [params] * len(prompts)
         if len(each) != len(prompts):
-            problem = f"expected one, or as many as prompts, which are {len(prompts)}; got {len(each)}"
+            problem = (
+                f"expected one, or as many as prompts, which are {len(prompts)}; got {len(each)}"
+            )
             raise InvalidRequest(f"sampling_params: {problem}.", field="sampling_params")
 
-        # All are encoded before the first begins, so that they share their steps from the first one on.
+        # All are encoded before the first begins, so that they share their steps from the first one
+        # on.
         prepared = [self._prepare(prompt, own) for prompt, own in zip(prompts, each, strict=True)]
         return self._results(prepared, self._begin_answer)
 
@@ -310,8 +338,11 @@ class LLM:
         ends = self._results([self._encode(task) for task in tasks], self._begin)
         return [_result_of(end, kind) for end in ends]
 
-    def _results(self, prepared: "Sequence[_Prepared]", begin: "Callable[[_Prepared], Future[Whole]]") -> list[Whole]:
-        """Return all results, or raise the first error. However the caller leaves, nothing goes on for them."""
+    def _results(
+        self, prepared: "Sequence[_Prepared]", begin: "Callable[[_Prepared], Future[Whole]]"
+    ) -> list[Whole]:
+        """Return all results, or raise the first error. However the caller leaves, nothing goes on
+        for them."""
         try:
             futures = [begin(one) for one in prepared]
             _wait_for(futures)
@@ -322,7 +353,9 @@ class LLM:
 
     def _prepare(self, prompt: Prompt, params: SamplingParams) -> "_Prepared":
         if not isinstance(params, SamplingParams):
-            raise _invalid("sampling_params", f"expected SamplingParams, got {type(params).__name__}")
+            raise _invalid(
+                "sampling_params", f"expected SamplingParams, got {type(params).__name__}"
+            )
         return self._encode(params.task(prompt, self.info.context_window))
 
     def _encode(self, task: Task) -> "_Prepared":
@@ -333,7 +366,9 @@ class LLM:
                 encoded = parts.runner.encode(task)
         except FleetError:
             raise
-        except Exception as error:  # the seam to a tokenizer, whatever it raises, as in worker/intake.py
+        except (
+            Exception
+        ) as error:  # the seam to a tokenizer, whatever it raises, as in worker/intake.py
             raise WorkerFailed(f"The request could not be tokenized: {error}") from error
         return _Prepared(str(next(self._keys)), task, encoded)
 
@@ -391,7 +426,9 @@ class LLM:
         if parts is None:
             raise Draining("This LLM is closed.")
         if not parts.thread.is_alive():
-            raise WorkerFailed("The engine's thread is gone: it broke down, or this process was forked from another.")
+            raise WorkerFailed(
+                "The engine's thread is gone: it broke down, or this process was forked from another."
+            )
         return parts
 
 
@@ -422,7 +459,8 @@ class _Mail:
         self._end: FleetError | None = None
 
     def expect(self, key: str, hear: Callable[[Emission], None]) -> None:
-        """Let `hear` be called with each emission of `key`, up to its end. Raises what all were ended with."""
+        """Let `hear` be called with each emission of `key`, up to its end. Raises what all were
+        ended with."""
         with self._lock:
             if self._end is not None:
                 raise self._end
@@ -458,8 +496,8 @@ def _result_of(done: Done, kind: type[SomeResult]) -> SomeResult:
 
 
 def _end(thread: EngineThread, mail: _Mail) -> None:
-    """End the engine after its current step, and whatever waits for it. Runs at the latest when the interpreter ends:
-    torch must not compute while it is taken apart."""
+    """End the engine after its current step, and whatever waits for it. Runs at the latest when the
+    interpreter ends: torch must not compute while it is taken apart."""
     thread.stop()
     if threading.current_thread() is not thread:
         thread.join()
@@ -498,7 +536,10 @@ def _settings(model: str | Path, given: ModelSettings) -> Settings:
     # An id of our own: a directory may have any name, spaces too.
     path = Path(os.path.expanduser(model))  # Path's own raises for a user who is not there
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.absolute().name).lstrip("._-") or "model"
-    entry: dict[str, Any] = {"id": name[:128], "path": str(model) if str(model) in WITHOUT_FILES else str(path)}
+    entry: dict[str, Any] = {
+        "id": name[:128],
+        "path": str(model) if str(model) in WITHOUT_FILES else str(path),
+    }
     if "runner" in values:
         entry["runner"] = values.pop("runner")
     if "options" in values:
@@ -511,10 +552,13 @@ def _plain(value: Any) -> Any:
 
 
 def _prepare_process(settings: Settings) -> None:
-    """Threads and malloc as in a worker (`worker/__main__.py`); a number of threads that the user chose stays."""
+    """Threads and malloc as in a worker (`worker/__main__.py`); a number of threads that the user
+    chose stays."""
     threads = settings.threads
     if threads == "auto" and "OMP_NUM_THREADS" not in os.environ:
-        threads = shape_of(settings.model_copy(update={"workers": 1}), survey(settings.device)).threads
+        threads = shape_of(
+            settings.model_copy(update={"workers": 1}), survey(settings.device)
+        ).threads
     if threads != "auto":
         device.use_threads(threads)
     device.keep_freed_memory()
@@ -538,7 +582,9 @@ def _turn(message: Mapping[str, Any]) -> Turn:
     if role == "developer":
         role = "system"
     if role not in ("system", "user", "assistant"):
-        raise _invalid("messages", f"expected the role system, developer, user or assistant, got {role!r}")
+        raise _invalid(
+            "messages", f"expected the role system, developer, user or assistant, got {role!r}"
+        )
     return Turn(role, _text(_content(content), "messages", may_be_empty=True))
 
 
@@ -549,7 +595,11 @@ def _content(value: Any) -> str:
         raise _invalid("messages", f"expected a text as content, got {type(value).__name__}")
     text = ""
     for part in parts:
-        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        if (
+            not isinstance(part, Mapping)
+            or part.get("type") != "text"
+            or not isinstance(part.get("text"), str)
+        ):
             raise _invalid("messages", "expected parts of type 'text', each with a text")
         text += part["text"]
     return text
@@ -560,7 +610,10 @@ def _prompts(value: Any) -> list[Prompt]:
     if isinstance(value, str | Mapping) or _is_ids(value):
         return [_prompt(value)]
     if not isinstance(value, Sequence):
-        raise _invalid("prompts", f"expected a text, token ids, or a list of prompts, got {type(value).__name__}")
+        raise _invalid(
+            "prompts",
+            f"expected a text, token ids, or a list of prompts, got {type(value).__name__}",
+        )
     return [_prompt(item) for item in value]
 
 
@@ -577,7 +630,9 @@ def _texts(value: Any, field: str, *, may_be_empty: bool = False) -> list[Text]:
     if isinstance(value, str) or _is_ids(value):
         value = [value]
     if not isinstance(value, Sequence):
-        raise _invalid(field, f"expected a text, token ids, or a list of them, got {type(value).__name__}")
+        raise _invalid(
+            field, f"expected a text, token ids, or a list of them, got {type(value).__name__}"
+        )
     return [_text_or_ids(item, field, may_be_empty=may_be_empty) for item in value]
 
 

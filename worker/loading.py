@@ -40,7 +40,8 @@ PROMPTING_FILE = "prompting.json"
 _CPU_STEP_TOKENS, _GPU_STEP_TOKENS = 256, 4096
 """Enough for full speed of the matrix products; more would only keep decoding sequences waiting."""
 _PAGE_SIZE, _FLASH_PAGE_SIZE = 16, 256
-"""Tokens in a page: few waste the least and share the most, but torch's flash attention asks for many."""
+"""Tokens in a page: few waste the least and share the most, but torch's flash attention asks for
+many."""
 _DEFAULT_KV_FRACTION = 0.9
 """Of the memory that weights leave free on a GPU; the rest is for activations."""
 
@@ -49,8 +50,8 @@ _DEFAULT_KV_FRACTION = 0.9
 class LoadedModel:
     """`again` loads it once more, from what lies there then. It takes `num_bytes` of memory.
 
-    `fingerprint`: see `worker.fingerprint`. Loading took `load_s`, its first try `warm_up_s`. Files that are
-    `not_obeyed` ask for something in vain, each with the reason.
+    `fingerprint`: see `worker.fingerprint`. Loading took `load_s`, its first try `warm_up_s`. Files
+    that are `not_obeyed` ask for something in vain, each with the reason.
     """
 
     info: ModelInfo
@@ -65,7 +66,8 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class UnloadedModel:
-    """A model that is not in memory. `info` and `num_bytes` are what is known of it before it is loaded.
+    """A model that is not in memory. `info` and `num_bytes` are what is known of it before it is
+    loaded.
 
     `again` loads it. `reason` says why it could not be loaded; "" where nobody has tried.
     """
@@ -87,17 +89,21 @@ def load_models(settings: Settings) -> list[LoadedModel]:
 def load_known_models(
     settings: Settings, known: Mapping[str, ModelInfo], *, most: int | None = None
 ) -> tuple[list[LoadedModel], list[UnloadedModel]]:
-    """Load and warm the models of the settings but those with `obstacles`, `most` of them at the most.
+    """Load and warm the models of the settings but those with `obstacles`, `most` of them at the
+    most.
 
-    The default model comes first. A worker that is started again, while the files of one model are damaged, must not
-    take the others down: models that the fleet has served before, which are `known`, may fail as long as another one
-    loads. Raises SettingsError naming the model at fault, or if none is left.
+    The default model comes first. A worker that is started again, while the files of one model are
+    damaged, must not take the others down: models that the fleet has served before, which are
+    `known`, may fail as long as another one loads. Raises SettingsError naming the model at fault,
+    or if none is left.
     """
     entries = model_entries(settings)
     default = settings.default_model or entries[0].id
     if any(entry.runner not in WITHOUT_FILES for entry in entries):
         chosen = device.select_device(settings.device)
-        logger.info("device chosen", extra=fields(device=str(chosen), **device.device_capabilities()))
+        logger.info(
+            "device chosen", extra=fields(device=str(chosen), **device.device_capabilities())
+        )
     missing = obstacles(settings)
     if len(missing) == len(entries):
         raise SettingsError(missing[entries[0].id])
@@ -123,7 +129,8 @@ def load_known_models(
 
 
 def survey(entry: ModelEntry, settings: Settings, *, is_default: bool = False) -> UnloadedModel:
-    """Return what the files tell of a model that is loaded when work comes for it. Raise SettingsError.
+    """Return what the files tell of a model that is loaded when work comes for it. Raise
+    SettingsError.
 
     What an entry of the catalogue leaves open is as the settings of this worker say.
     """
@@ -138,7 +145,8 @@ def survey(entry: ModelEntry, settings: Settings, *, is_default: bool = False) -
 
 
 def obstacles(settings: Settings) -> dict[str, str]:
-    """The models that are not loaded because they require a GPU and there is none, each with what to do about it."""
+    """The models that are not loaded because they require a GPU and there is none, each with what
+    to do about it."""
     names = [entry.id for entry in model_entries(settings) if entry.gpu_required]
     if not names or device.select_device(settings.device).type != "cpu":
         return {}
@@ -155,7 +163,9 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
     try:
         kind = detect(entry.path) if entry.runner == AUTO else entry.runner
         options = _options(entry, settings, kind)
-        runner = load_runner(kind, options) if kind in WITHOUT_FILES else _load_fitting(kind, options)
+        runner = (
+            load_runner(kind, options) if kind in WITHOUT_FILES else _load_fitting(kind, options)
+        )
     except ModelFormatError as error:
         raise SettingsError(_sentence(entry, str(error))) from error
     except (MemoryError, RuntimeError) as error:
@@ -174,7 +184,9 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
         warm_up(runner)
     except FleetError as error:
         problem = f"model {entry.id!r} loads but does not work: {error.message}"
-        raise SettingsError(f"{problem} Its files in {entry.path} are broken; copy them again.") from None
+        raise SettingsError(
+            f"{problem} Its files in {entry.path} are broken; copy them again."
+        ) from None
     load_s, warm_up_s = loaded_s - begun_s, time.monotonic() - loaded_s
     times = {"load_s": round(load_s, 1), "warm_up_s": round(warm_up_s, 1)}
     logger.info("model loaded", extra=fields(model=entry.id, found=spec.found, **times))
@@ -184,7 +196,9 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
     try:
         mark = fingerprint(spec.runner, options)
     except OSError as error:
-        raise SettingsError(_sentence(entry, str(unusable(error.filename or entry.path, error)))) from error
+        raise SettingsError(
+            _sentence(entry, str(unusable(error.filename or entry.path, error)))
+        ) from error
     info = ModelInfo(
         entry.id, spec.runner, spec.found, spec.context_window, settings.max_new_tokens, spec.max_batch,
         tasks=spec.tasks, is_default=is_default, fingerprint=mark, device=options.device, dtype=options.dtype,
@@ -215,8 +229,11 @@ def _not_obeyed(entry: ModelEntry, runner: str) -> dict[str, str]:
 
 
 def prompting_of(entry: ModelEntry) -> Prompting:
-    """What the entry says of how the model is asked, and else its own directory. Raises SettingsError."""
-    declared = {} if entry.runner in WITHOUT_FILES else _declared_prompting(Path(entry.path).expanduser())
+    """What the entry says of how the model is asked, and else its own directory. Raises
+    SettingsError."""
+    declared = (
+        {} if entry.runner in WITHOUT_FILES else _declared_prompting(Path(entry.path).expanduser())
+    )
     if entry.prompting is not None:
         declared |= entry.prompting.model_dump(exclude_none=True)
     return Prompting(**declared)
@@ -230,7 +247,9 @@ def _declared_prompting(path: Path) -> dict[str, Any]:
     try:
         declared = PromptingEntry.model_validate_json(file.read_bytes())
     except OSError as error:
-        raise SettingsError(f"{file}: cannot be read: {error.strerror}; make it readable, or remove it") from error
+        raise SettingsError(
+            f"{file}: cannot be read: {error.strerror}; make it readable, or remove it"
+        ) from error
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         field = ".".join(map(str, problem["loc"]))
@@ -263,17 +282,22 @@ def _options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
         quantize=entry.quantize or settings.quantize,
         max_batch=settings.max_batch_size,
         context_window=entry.context_window or settings.context_window,
-        kv_bytes=DEFAULT_KV_BYTES if settings.kv_memory_mib == "auto" else settings.kv_memory_mib * 2**20,
+        kv_bytes=DEFAULT_KV_BYTES
+        if settings.kv_memory_mib == "auto"
+        else settings.kv_memory_mib * 2**20,
         page_size=settings.page_size or _PAGE_SIZE,
         prefix_cache=settings.prefix_cache,
         step_tokens=settings.step_tokens or _CPU_STEP_TOKENS,
         own=own,
     )
-    return options if kind in WITHOUT_FILES else replace(options, **_placement(entry, settings, own))
+    return (
+        options if kind in WITHOUT_FILES else replace(options, **_placement(entry, settings, own))
+    )
 
 
 def _placement(entry: ModelEntry, settings: Settings, own: Options) -> dict[str, Any]:
-    """Where a model lies and in what: the options that need torch to be known. Raises SettingsError."""
+    """Where a model lies and in what: the options that need torch to be known. Raises
+    SettingsError."""
     chosen = device.select_device(settings.device)
     cap = settings.max_gpu_memory_gb
     fraction = settings.kv_memory_fraction
@@ -289,7 +313,8 @@ def _placement(entry: ModelEntry, settings: Settings, own: Options) -> dict[str,
     is_flash = may_flash and chosen.type == "cuda" and dtype != "float32"
     return {
         "device": str(chosen),
-        "step_tokens": settings.step_tokens or (_CPU_STEP_TOKENS if chosen.type == "cpu" else _GPU_STEP_TOKENS),
+        "step_tokens": settings.step_tokens
+        or (_CPU_STEP_TOKENS if chosen.type == "cpu" else _GPU_STEP_TOKENS),
         "dtype": dtype,
         "page_size": settings.page_size or (_FLASH_PAGE_SIZE if is_flash else _PAGE_SIZE),
         "kv_fraction": None if fraction is None else fraction / len(model_entries(settings)),
@@ -298,7 +323,8 @@ def _placement(entry: ModelEntry, settings: Settings, own: Options) -> dict[str,
 
 
 def warm_up(runner: AnyRunner) -> str:
-    """Do the model's trial through a real engine, so that the first request finds everything ready; says what came.
+    """Do the model's trial through a real engine, so that the first request finds everything ready;
+    says what came.
 
     Raises the FleetError that ended it.
     """

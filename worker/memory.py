@@ -1,7 +1,7 @@
 """What fits into a device's memory: weights before they are loaded, keys and values behind them.
 
-On the CPU keys and values get a fixed budget. On a GPU they get a share of what the weights leave free, below the cap
-of `max_gpu_memory_gb`, if there is one.
+On the CPU keys and values get a fixed budget. On a GPU they get a share of what the weights leave
+free, below the cap of `max_gpu_memory_gb`, if there is one.
 """
 
 from dataclasses import dataclass, replace
@@ -16,7 +16,8 @@ from worker.runners.base import RunnerOptions
 
 @dataclass(frozen=True)
 class FreeMemory:
-    """Bytes to be had; `source` names what limits them, `remedy` says what to do when they are too few."""
+    """Bytes to be had; `source` names what limits them, `remedy` says what to do when they are too
+    few."""
 
     num_bytes: int
     source: str
@@ -24,13 +25,20 @@ class FreeMemory:
 
 
 def free_memory(device: torch.device, max_bytes: int | None) -> FreeMemory | None:
-    """What this process may still allocate on a GPU: of what is free, and of `max_bytes`; None where neither limits."""
+    """What this process may still allocate on a GPU: of what is free, and of `max_bytes`; None
+    where neither limits."""
     remedy = "Serve the weights in bfloat16, lower the context window, or serve the model in int8 on the CPU."
     rooms = []
     if device.type == "cuda":
-        rooms.append(FreeMemory(torch.cuda.mem_get_info(device)[0], f"the free memory of {device}", remedy))
+        rooms.append(
+            FreeMemory(torch.cuda.mem_get_info(device)[0], f"the free memory of {device}", remedy)
+        )
     if device.type != "cpu" and max_bytes is not None:
-        used = torch.cuda.memory_allocated(device) if device.type == "cuda" else torch.mps.current_allocated_memory()
+        used = (
+            torch.cuda.memory_allocated(device)
+            if device.type == "cuda"
+            else torch.mps.current_allocated_memory()
+        )
         rooms.append(FreeMemory(max_bytes - used, "max_gpu_memory_gb", remedy))
     return min(rooms, key=lambda room: room.num_bytes, default=None)
 
@@ -57,7 +65,9 @@ def check_below_cap(options: RunnerOptions) -> None:
     """Refuse a model that turned out too large once loaded. Raises ModelFormatError."""
     room = free_memory(torch.device(options.device), options.max_device_bytes)
     if room is not None and room.num_bytes < 0:
-        raise ModelFormatError(f"It needs {-room.num_bytes / 2**30:.1f} GB more than {room.source}. {room.remedy}")
+        raise ModelFormatError(
+            f"It needs {-room.num_bytes / 2**30:.1f} GB more than {room.source}. {room.remedy}"
+        )
 
 
 def kv_memory(options: RunnerOptions, device: torch.device) -> FreeMemory:
@@ -67,5 +77,11 @@ def kv_memory(options: RunnerOptions, device: torch.device) -> FreeMemory:
     if left is None:
         return fixed
     if options.kv_fraction is not None:
-        return FreeMemory(int(max(0, left.num_bytes) * options.kv_fraction), f"a share of {left.source}", left.remedy)
-    return min(fixed, replace(left, num_bytes=max(0, left.num_bytes)), key=lambda room: room.num_bytes)
+        return FreeMemory(
+            int(max(0, left.num_bytes) * options.kv_fraction),
+            f"a share of {left.source}",
+            left.remedy,
+        )
+    return min(
+        fixed, replace(left, num_bytes=max(0, left.num_bytes)), key=lambda room: room.num_bytes
+    )

@@ -1,7 +1,7 @@
 """Whether this worker has room for more work in the memory of its machine, or of its container.
 
-A GPU's memory is not looked at: keys and values take most of it at the start, by plan, and a step that finds none is
-planned smaller.
+A GPU's memory is not looked at: keys and values take most of it at the start, by plan, and a step
+that finds none is planned smaller.
 """
 
 import logging
@@ -14,7 +14,8 @@ logger = logging.getLogger("aios.memory")
 
 
 class MemoryGuard:
-    """`is_over` as long as more than `mark` of the memory was in use at the last look; never without a mark."""
+    """`is_over` as long as more than `mark` of the memory was in use at the last look; never
+    without a mark."""
 
     def __init__(self, mark: float | None = None, read: Callable[[], float] = memory_share) -> None:
         self._mark = mark
@@ -29,5 +30,7 @@ class MemoryGuard:
         if is_over and not self.is_over:
             logger.warning("memory full, nothing taken", extra=fields(share=round(self.share, 3)))
         elif self.is_over and not is_over:
-            logger.warning("memory free, work taken again", extra=fields(share=round(self.share, 3)))
+            logger.warning(
+                "memory free, work taken again", extra=fields(share=round(self.share, 3))
+            )
         self.is_over = is_over

@@ -1,4 +1,5 @@
-"""What a worker tells of itself: its record in presence once a second, and its metrics when somebody asks.
+"""What a worker tells of itself: its record in presence once a second, and its metrics when
+somebody asks.
 
 Reads what the parts of the worker count anyway; nothing here is called by a step.
 """
@@ -31,13 +32,14 @@ STATES = (*get_args(WorkerState), "full")
 _LATELY = 10
 _WORK_LATELY = 60
 _ENOUGH_S = 0.2
-"""Announcements, and so seconds, over which tokens and work are measured; and the stepping that tells of the latter."""
+"""Announcements, and so seconds, over which tokens and work are measured; and the stepping that
+tells of the latter."""
 
 
 @dataclass
 class _ReportedModel:
-    """One model. `num_jobs` were done, and `work` is what they cost; `tokens` and `works` are (clock or seconds of
-    stepping, count) at the last announcements."""
+    """One model. `num_jobs` were done, and `work` is what they cost; `tokens` and `works` are
+    (clock or seconds of stepping, count) at the last announcements."""
 
     model: LoadedModel
     engine: AnyEngine
@@ -52,7 +54,9 @@ class _ReportedModel:
         stats = self.engine.stats
         self.tokens.append((now_s, stats.num_tokens))
         self.works.append((stats.steps_s.total, self.work))
-        stepped_s, done = (last - first for first, last in zip(self.works[0], self.works[-1], strict=True))
+        stepped_s, done = (
+            last - first for first, last in zip(self.works[0], self.works[-1], strict=True)
+        )
         if done > 0 and stepped_s > _ENOUGH_S:
             self.work_per_s = done / stepped_s
 
@@ -102,7 +106,8 @@ class MetricsReporter:
         item.work += cost_of(claim.job.task)
 
     def info(self, worker_id: str, state: WorkerState, models: tuple[ModelInfo, ...]) -> WorkerInfo:
-        """The record in presence; asked for about once a second, and rates are measured from one time to another."""
+        """The record in presence; asked for about once a second, and rates are measured from one
+        time to another."""
         now_s = time.monotonic()
         for item in self._reported.values():
             item.sample(now_s)
@@ -120,7 +125,13 @@ class MetricsReporter:
             loads=tuple(item.told() for item in self._reported.values()),
         )
 
-    def tell(self, metrics: WorkerMetrics, broker: Broker, lag: LoopLag, state_of: Callable[[], WorkerState]) -> None:
+    def tell(
+        self,
+        metrics: WorkerMetrics,
+        broker: Broker,
+        lag: LoopLag,
+        state_of: Callable[[], WorkerState],
+    ) -> None:
         """Let the metrics of the worker be read."""
         tell(metrics.process, broker, lag)
         metrics.state.read = lambda: {(name,): name == self._shown(state_of()) for name in STATES}
@@ -128,8 +139,12 @@ class MetricsReporter:
         metrics.memory_share.read = lambda: {(): self._memory_guard.share}
         metrics.stale_appends.read = lambda: {(): self._outbox.num_stale}
         metrics.device_memory.read = self._device_memory
-        metrics.batch.read = lambda: {(name,): item.engine.stats.rows for name, item in self._items()}
-        metrics.step.read = lambda: {(name,): item.engine.stats.steps_s for name, item in self._items()}
+        metrics.batch.read = lambda: {
+            (name,): item.engine.stats.rows for name, item in self._items()
+        }
+        metrics.step.read = lambda: {
+            (name,): item.engine.stats.steps_s for name, item in self._items()
+        }
         for name, metric in metrics.by_model.items():
             metric.read = partial(self._each, _MEASURES[name])
 

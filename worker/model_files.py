@@ -14,7 +14,8 @@ _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def num_parameters(path: Path) -> int | None:
-    """Parameters of a Hugging Face directory by its safetensors headers; None where only loading would tell.
+    """Parameters of a Hugging Face directory by its safetensors headers; None where only loading
+    would tell.
 
     Damaged files are among the latter: it is the loader that says what is wrong with them.
     """
@@ -26,10 +27,14 @@ def num_parameters(path: Path) -> int | None:
 
 
 def weight_bytes(path: Path, dtype: str) -> int:
-    """Memory of the weights in `dtype`. Without safetensors headers it is the size of the files, which is as exact
-    as a plan needs; 0 where no file of weights lies at `path`."""
+    """Memory of the weights in `dtype`. Without safetensors headers it is the size of the files,
+    which is as exact as a plan needs; 0 where no file of weights lies at `path`."""
     count = num_parameters(path)
-    return sum(file.stat().st_size for file in _weight_files(path)) if count is None else count * BYTES_OF[dtype]
+    return (
+        sum(file.stat().st_size for file in _weight_files(path))
+        if count is None
+        else count * BYTES_OF[dtype]
+    )
 
 
 def _weight_files(path: Path) -> Iterable[Path]:
@@ -40,7 +45,8 @@ def _weight_files(path: Path) -> Iterable[Path]:
 
 
 def _safetensors(path: Path) -> list[Path]:
-    """The files that `model.safetensors.index.json` names, or the one file, as far as they are there."""
+    """The files that `model.safetensors.index.json` names, or the one file, as far as they are
+    there."""
     if (path / _INDEX).is_file():
         names = set(json.loads((path / _INDEX).read_text())["weight_map"].values())
     else:
@@ -49,7 +55,8 @@ def _safetensors(path: Path) -> list[Path]:
 
 
 def _elements(file: Path) -> int:
-    """Numbers in a safetensors file: a little-endian length, then as many bytes of JSON with every tensor's shape."""
+    """Numbers in a safetensors file: a little-endian length, then as many bytes of JSON with every
+    tensor's shape."""
     with file.open("rb") as stream:
         num_bytes = int.from_bytes(stream.read(8), "little")
         if num_bytes > file.stat().st_size:  # of a damaged file; so much memory may not be there

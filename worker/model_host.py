@@ -1,4 +1,5 @@
-"""A model in a worker's memory: its queue, its engine and its intake. It takes jobs until it is to go."""
+"""A model in a worker's memory: its queue, its engine and its intake. It takes jobs until it is to
+go."""
 
 import asyncio
 import contextlib
@@ -32,7 +33,8 @@ _LOOK_S = 0.5
 class HostContext:
     """What all models of a worker share. `threads` are those that compute, by mechanism.
 
-    A batch of tasks that are done whole waits `batch_wait_s` for more. `tell` announces the worker as it is now.
+    A batch of tasks that are done whole waits `batch_wait_s` for more. `tell` announces the worker
+    as it is now.
     """
 
     broker: Broker
@@ -50,7 +52,9 @@ class HostContext:
 
     def queue_of(self, model_id: str, fingerprint: str) -> WorkQueue:
         """Return the queue of a model as this worker sees it."""
-        return WorkQueue(self.broker, self.policy, model=model_id, worker=self.worker_id, fingerprint=fingerprint)
+        return WorkQueue(
+            self.broker, self.policy, model=model_id, worker=self.worker_id, fingerprint=fingerprint
+        )
 
 
 class ModelHost:
@@ -100,7 +104,8 @@ class ModelHost:
                 await asyncio.wait_for(self._ended.wait(), _LOOK_S)
 
     async def free(self) -> None:
-        """Give the model's memory back. Nothing may be in hand, and no other name may hold its engine."""
+        """Give the model's memory back. Nothing may be in hand, and no other name may hold its
+        engine."""
         self._reporter.remove(self.id)
         loop = asyncio.get_running_loop()
         gone = asyncio.Event()

@@ -1,4 +1,5 @@
-"""The integers behind every random choice: hashes of (seed, position) and of (seed, choice). No tensor.
+"""The integers behind every random choice: hashes of (seed, position) and of (seed, choice). No
+tensor.
 
 The hash is the finaliser of splitmix64 (Steele, Lea and Flood 2014), applied twice.
 """

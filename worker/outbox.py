@@ -1,8 +1,9 @@
 """What leaves the worker: the news of every job in hand, appended to their logs under the fence.
 
-`put` is called by threads that compute; everything else belongs to the event loop. All jobs' news since the last round
-trip go out as one. Tokens of a job that nobody follows token by token are gathered for a while first. When Redis is
-away the news wait here, and after `max_waiting_steps` the engines wait too.
+`put` is called by threads that compute; everything else belongs to the event loop. All jobs' news
+since the last round trip go out as one. Tokens of a job that nobody follows token by token are
+gathered for a while first. When Redis is away the news wait here, and after `max_waiting_steps` the
+engines wait too.
 """
 
 import asyncio
@@ -34,11 +35,17 @@ GATHERED_S = 0.5
 class Outbox:
     """`num_stale` appends came too late: the job was another's by then, or had ended.
 
-    Files of an answer become `artifacts` before its end is logged; who repeats a job makes the same ones.
+    Files of an answer become `artifacts` before its end is logged; who repeats a job makes the same
+    ones.
     """
 
     def __init__(
-        self, writer: LogWriter, ledger: Ledger, artifacts: ArtifactStore, *, max_waiting_steps: int = 64
+        self,
+        writer: LogWriter,
+        ledger: Ledger,
+        artifacts: ArtifactStore,
+        *,
+        max_waiting_steps: int = 64,
     ) -> None:
         self._writer = writer
         self._ledger = ledger
@@ -52,7 +59,8 @@ class Outbox:
         self.num_stale = 0
 
     def add(self, claim: Claim, event: Event, then: Callable[[], None] | None = None) -> None:
-        """Say something of a job outside an engine's steps, if it is still in hand; call `then` when it is logged."""
+        """Say something of a job outside an engine's steps, if it is still in hand; call `then`
+        when it is logged."""
         entry = self._ledger.get(claim.key)
         if entry is not None:
             entry.news.append(event)
@@ -61,7 +69,8 @@ class Outbox:
             self._wake.set()
 
     def put(self, emissions: list[Emission]) -> None:
-        """Take one step's emissions from the thread that computed them. Waits while too many steps are unsent."""
+        """Take one step's emissions from the thread that computed them. Waits while too many steps
+        are unsent."""
         with resting():
             self._room.acquire()
         self._loop.call_soon_threadsafe(self._collect, emissions)
@@ -115,11 +124,14 @@ class Outbox:
         self.add(claim, ended)
 
     async def _kept(self, claim: Claim, file: NewFile) -> ArtifactRef:
-        """Try until Redis answers, or the job is no longer in hand. Raise OverStorageQuota and the like."""
+        """Try until Redis answers, or the job is no longer in hand. Raise OverStorageQuota and the
+        like."""
         delay_s = 0.05
         while True:
             try:
-                artifact = await self._artifacts.put(claim.job.tenant, file.data, Label(file.media_type, file.name))
+                artifact = await self._artifacts.put(
+                    claim.job.tenant, file.data, Label(file.media_type, file.name)
+                )
                 return artifact.ref
             except UNAVAILABLE as error:
                 if self._ledger.get(claim.key) is None:
@@ -141,7 +153,11 @@ class Outbox:
         steps = self._steps_collected
         self._steps_collected = 0
         now_s = self._loop.time()
-        entries = [entry for entry in self._ledger.entries if entry.news and (is_last or _is_due(entry, now_s))]
+        entries = [
+            entry
+            for entry in self._ledger.entries
+            if entry.news and (is_last or _is_due(entry, now_s))
+        ]
         appends = [_append(entry) for entry in entries]
         thens = [entry.then for entry in entries]
         for entry in entries:
@@ -149,7 +165,9 @@ class Outbox:
             entry.then = None
         if appends:
             landed = await self._append(appends)
-            for entry, append, then, has_landed in zip(entries, appends, thens, landed, strict=True):
+            for entry, append, then, has_landed in zip(
+                entries, appends, thens, landed, strict=True
+            ):
                 if self._settle(entry, append, has_landed) and then is not None:
                     then()
         if steps:
@@ -162,12 +180,16 @@ class Outbox:
             try:
                 return await self._writer.append(appends)
             except UNAVAILABLE as error:
-                logger.warning("redis away, appends wait", extra=fields(num_appends=len(appends), error=str(error)))
+                logger.warning(
+                    "redis away, appends wait",
+                    extra=fields(num_appends=len(appends), error=str(error)),
+                )
                 await asyncio.sleep(delay_s)
                 delay_s = min(1.0, delay_s * 2)
 
     def _settle(self, entry: Entry, append: Append, has_landed: bool) -> bool:
-        """Do what an append's answer asks for. Return whether the job is still in hand and goes on."""
+        """Do what an append's answer asks for. Return whether the job is still in hand and goes
+        on."""
         if not has_landed:
             self.num_stale += 1
         if self._ledger.get(entry.claim.key) is not entry:
@@ -186,7 +208,8 @@ class Outbox:
 
 
 def _append(entry: Entry) -> Append:
-    """Return all news of a job. How long they have waited concerns the first token alone, which opens what it is in."""
+    """Return all news of a job. How long they have waited concerns the first token alone, which
+    opens what it is in."""
     since_s = entry.since_s if isinstance(entry.news[0], Tokens) else None
     return Append(entry.claim.job, entry.claim.epoch, entry.index, tuple(entry.news), since_s)
 
@@ -206,16 +229,23 @@ def _is_due(entry: Entry, now_s: float) -> bool:
 
 def _log_end(claim: Claim, end: Terminal) -> None:
     if isinstance(end, Failed):
-        logger.warning("job failed", extra=job_fields(claim.job, model=claim.job.model, error=end.code))
+        logger.warning(
+            "job failed", extra=job_fields(claim.job, model=claim.job.model, error=end.code)
+        )
     elif isinstance(end, Done):
-        tokens = {"prompt_tokens": end.num_prompt_tokens, "completion_tokens": end.num_completion_tokens}
+        tokens = {
+            "prompt_tokens": end.num_prompt_tokens,
+            "completion_tokens": end.num_completion_tokens,
+        }
         logger.debug("job done", extra=job_fields(claim.job, model=claim.job.model, **tokens))
 
 
 def _add(news: list[Event], emission: Emission) -> None:
     """Join tokens to those of their choice that are still unsent: fewer, larger events."""
     if emission.ids or emission.text or emission.finish_reason:
-        tokens = Tokens(emission.ids, emission.text, emission.choice, emission.logprobs, emission.finish_reason)
+        tokens = Tokens(
+            emission.ids, emission.text, emission.choice, emission.logprobs, emission.finish_reason
+        )
         for place, event in enumerate(news):
             if isinstance(event, Tokens) and event.choice == tokens.choice:
                 news[place] = _joined(event, tokens)
@@ -229,4 +259,6 @@ def _add(news: list[Event], emission: Emission) -> None:
 def _joined(one: Tokens, other: Tokens) -> Tokens:
     """Return what a choice said, and what it said next."""
     logprobs = (*one.logprobs, *other.logprobs)
-    return Tokens((*one.ids, *other.ids), one.text + other.text, one.choice, logprobs, other.finish_reason)
+    return Tokens(
+        (*one.ids, *other.ids), one.text + other.text, one.choice, logprobs, other.finish_reason
+    )

@@ -26,9 +26,11 @@ Logprobs = list[dict[int, Logprob]]
 
 @dataclass(frozen=True)
 class CompletionOutput:
-    """One answer. `finish_reason` is `stop` or `length`. `logprobs` is None where they were not asked for.
+    """One answer. `finish_reason` is `stop` or `length`. `logprobs` is None where they were not
+    asked for.
 
-    `q_values` are q_halt and q_continue of the state that gave the last token, of a model with a q head.
+    `q_values` are q_halt and q_continue of the state that gave the last token, of a model with a q
+    head.
     """
 
     index: int
@@ -44,7 +46,8 @@ class CompletionOutput:
 class RequestOutput:
     """A prompt and its `n` answers. `prompt` is None where it was given as ids or as a dialogue.
 
-    `prompt_token_ids` are those that were read. The keys and values of `num_cached_tokens` of them were there already.
+    `prompt_token_ids` are those that were read. The keys and values of `num_cached_tokens` of them
+    were there already.
     """
 
     request_id: str
@@ -56,7 +59,8 @@ class RequestOutput:
 
 @dataclass(frozen=True)
 class StreamChunk:
-    """What a step adds to the answer `index`: tokens, and the text that became certain with them; either may be empty.
+    """What a step adds to the answer `index`: tokens, and the text that became certain with them;
+    either may be empty.
 
     `finish_reason` is set in the last chunk of an answer.
     """
@@ -81,7 +85,9 @@ class _Draft:
 class Answers:
     """Gathers what steps say of a prompt until its `n` answers are whole."""
 
-    def __init__(self, request_id: str, prompt: str | None, prompt_ids: tuple[int, ...], n: int) -> None:
+    def __init__(
+        self, request_id: str, prompt: str | None, prompt_ids: tuple[int, ...], n: int
+    ) -> None:
         self._request_id = request_id
         self._prompt = prompt
         self._prompt_ids = prompt_ids
@@ -97,7 +103,9 @@ class Answers:
 
     def whole(self, done: Done) -> RequestOutput:
         outputs = [_completion(index, draft, done) for index, draft in enumerate(self._drafts)]
-        return RequestOutput(self._request_id, self._prompt, self._prompt_ids, outputs, done.num_cached_tokens)
+        return RequestOutput(
+            self._request_id, self._prompt, self._prompt_ids, outputs, done.num_cached_tokens
+        )
 
 
 def chunk_of(emission: Emission) -> StreamChunk:

@@ -1,7 +1,8 @@
-"""The puzzles that Sapient HRM networks are trained on: how their grids are written as tokens, and tokens as grids.
+"""The puzzles that Sapient HRM networks are trained on: how their grids are written as tokens, and
+tokens as grids.
 
-Plain Python. A kind is told by the size of its vocabulary; in all of them token 0 is padding. Source of the formats:
-the dataset builders and the ARC evaluation of the HRM repository.
+Plain Python. A kind is told by the size of its vocabulary; in all of them token 0 is padding.
+Source of the formats: the dataset builders and the ARC evaluation of the HRM repository.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +23,8 @@ _ARC_FIRST = 2  # the token of colour 0; colour 9 is the last of the vocabulary
 
 @dataclass(frozen=True)
 class PuzzleKind:
-    """`encode` writes a grid as `num_cells` tokens, or raises InvalidRequest; `decode` reads an answer's tokens."""
+    """`encode` writes a grid as `num_cells` tokens, or raises InvalidRequest; `decode` reads an
+    answer's tokens."""
 
     name: str
     vocab_size: int
@@ -55,7 +57,11 @@ def _encode_maze(puzzle: Puzzle) -> tuple[int, ...]:
     """The characters in their order are tokens from 1."""
     expected = f"{_FIELD_SIZE} strings of {_FIELD_SIZE} characters out of {_MAZE_CELLS!r}"
     rows = [row for row in puzzle if isinstance(row, str)]
-    if isinstance(puzzle, str) or len(rows) < len(puzzle) or [len(row) for row in rows] != [_FIELD_SIZE] * _FIELD_SIZE:
+    if (
+        isinstance(puzzle, str)
+        or len(rows) < len(puzzle)
+        or [len(row) for row in rows] != [_FIELD_SIZE] * _FIELD_SIZE
+    ):
         raise _invalid(f"expected {expected}")
     for at, row in enumerate(rows):
         if strange := set(row) - set(_MAZE_CELLS):
@@ -69,8 +75,11 @@ def _decode_maze(tokens: Sequence[int]) -> Grid:
 
 
 def _encode_arc(puzzle: Puzzle) -> tuple[int, ...]:
-    """Colour c is token c + 2; the grid lies in the field's top left, end marks below it and to its right."""
-    expected = f"1 to {_FIELD_SIZE} rows of equal length, 1 to {_FIELD_SIZE}, of numbers from 0 to 9"
+    """Colour c is token c + 2; the grid lies in the field's top left, end marks below it and to its
+    right."""
+    expected = (
+        f"1 to {_FIELD_SIZE} rows of equal length, 1 to {_FIELD_SIZE}, of numbers from 0 to 9"
+    )
     if isinstance(puzzle, str):
         raise _invalid(f"expected {expected}")
     rows = _rows_of_digits(puzzle, expected)
@@ -87,14 +96,17 @@ def _encode_arc(puzzle: Puzzle) -> tuple[int, ...]:
 
 
 def _decode_arc(tokens: Sequence[int]) -> Grid:
-    """The largest rectangle of colours from the top left corner; among equals the one of fewest rows."""
+    """The largest rectangle of colours from the top left corner; among equals the one of fewest
+    rows."""
     best_height = best_width = 0
     lines, width = _cut(tokens, _FIELD_SIZE), _FIELD_SIZE
     for height, line in enumerate(lines, start=1):
         width = next((at for at in range(width) if line[at] < _ARC_FIRST), width)
         if height * width > best_height * best_width:
             best_height, best_width = height, width
-    return tuple(tuple(token - _ARC_FIRST for token in line[:best_width]) for line in lines[:best_height])
+    return tuple(
+        tuple(token - _ARC_FIRST for token in line[:best_width]) for line in lines[:best_height]
+    )
 
 
 def _rows_of_digits(puzzle: Grid, expected: str) -> list[tuple[int, ...]]:
@@ -116,7 +128,11 @@ def _invalid(problem: str, row: int | None = None) -> InvalidRequest:
     return InvalidRequest(f"{place}: {problem}.", field="grid")
 
 
-SUDOKU = PuzzleKind("sudoku", 11, _SUDOKU_SIZE**2, "." * _SUDOKU_SIZE**2, _encode_sudoku, _decode_sudoku)
-MAZE = PuzzleKind("maze", 6, _FIELD_SIZE**2, (" " * _FIELD_SIZE,) * _FIELD_SIZE, _encode_maze, _decode_maze)
+SUDOKU = PuzzleKind(
+    "sudoku", 11, _SUDOKU_SIZE**2, "." * _SUDOKU_SIZE**2, _encode_sudoku, _decode_sudoku
+)
+MAZE = PuzzleKind(
+    "maze", 6, _FIELD_SIZE**2, (" " * _FIELD_SIZE,) * _FIELD_SIZE, _encode_maze, _decode_maze
+)
 ARC = PuzzleKind("arc", 12, _FIELD_SIZE**2, ((0,),), _encode_arc, _decode_arc)
 KINDS = (SUDOKU, MAZE, ARC)

@@ -1,4 +1,5 @@
-"""Which runner of `shared/runner_table.py` serves a model directory. It is imported on use: echo needs no torch."""
+"""Which runner of `shared/runner_table.py` serves a model directory. It is imported on use: echo
+needs no torch."""
 
 import stat
 from collections.abc import Callable, Set
@@ -31,22 +32,27 @@ class _Config(msgspec.Struct):
 
 
 def load_runner(kind: str, options: RunnerOptions) -> AnyRunner:
-    """Load a model; `kind` auto looks at the files. Raises ModelFormatError with a sentence for the operator."""
+    """Load a model; `kind` auto looks at the files. Raises ModelFormatError with a sentence for the
+    operator."""
     name = detect(options.path) if kind == AUTO else kind
     factory: Callable[[RunnerOptions], AnyRunner] = import_target(runner_table.info_of(name).target)
     return factory(options)
 
 
 def load_sequence_runner(kind: str, options: RunnerOptions) -> Runner:
-    """Load a model whose sequences are stepped. Raise ModelFormatError for one whose tasks are done whole."""
+    """Load a model whose sequences are stepped. Raise ModelFormatError for one whose tasks are done
+    whole."""
     runner = load_runner(kind, options)
     if runner.spec.mechanism != "sequence":
-        raise ModelFormatError(f"The tasks of {options.path} are done whole: it has no sequences to step.")
+        raise ModelFormatError(
+            f"The tasks of {options.path} are done whole: it has no sequences to step."
+        )
     return runner
 
 
 def detect(path: str) -> str:
-    """Return the name of the runner for the model at `path`, or that stands there itself. Raise ModelFormatError."""
+    """Return the name of the runner for the model at `path`, or that stands there itself. Raise
+    ModelFormatError."""
     if path in WITHOUT_FILES:
         return path
     directory = _directory(Path(path))
@@ -88,7 +94,8 @@ def _is_raw_hrm_text(listing: DirectoryListing) -> bool:
 
 
 def _is_puzzle_checkpoint(listing: DirectoryListing) -> bool:
-    """Return whether Sapient's HRM wrote it. HRM-Text has an all_config.yaml too, beside a train_metadata.yaml."""
+    """Return whether Sapient's HRM wrote it. HRM-Text has an all_config.yaml too, beside a
+    train_metadata.yaml."""
     names = listing.names
     has_weights = "checkpoint" in names or any(name.startswith("step_") for name in names)
     return "all_config.yaml" in names and has_weights and "train_metadata.yaml" not in names
@@ -102,13 +109,16 @@ def _is_sentence_model(listing: DirectoryListing) -> bool:
     """Return whether sentence-transformers wrote it, whatever the network is."""
     if listing.config is None:
         return False
-    from worker.models.hf_directory import is_sentence_directory  # safetensors, which the echo runner does without
+    from worker.models.hf_directory import (
+        is_sentence_directory,
+    )  # safetensors, which the echo runner does without
 
     return is_sentence_directory(listing.directory)
 
 
 def _is_encoder(listing: DirectoryListing) -> bool:
-    """Return whether the network has a head that reads texts, or is of a family that does little else."""
+    """Return whether the network has a head that reads texts, or is of a family that does little
+    else."""
     if listing.config is None:
         return False
     names = listing.config.architectures or ()
@@ -132,7 +142,8 @@ DETECTORS: tuple[tuple[Callable[[DirectoryListing], bool], str], ...] = (
     (_is_encoder, "encoder"),
     (_is_hugging_face, "causal"),
 )
-"""Questions to a directory, and the runner for it. The first question with the answer yes decides."""
+"""Questions to a directory, and the runner for it. The first question with the answer yes
+decides."""
 
 
 def _refusal(listing: DirectoryListing) -> ModelFormatError:
@@ -142,7 +153,9 @@ def _refusal(listing: DirectoryListing) -> ModelFormatError:
             f"{directory} holds a PEFT adapter (adapter_config.json) and no model: merge it into its base model "
             "(merge_and_unload, then save_pretrained)."
         )
-    from worker.models.hf_directory import check_weights_format  # needs safetensors, which echo does not
+    from worker.models.hf_directory import (
+        check_weights_format,
+    )  # needs safetensors, which echo does not
 
     check_weights_format(directory)
     expected = (
@@ -150,7 +163,9 @@ def _refusal(listing: DirectoryListing) -> ModelFormatError:
         "config.json (a Hugging Face model), all_config.yaml with checkpoint or step_<N> (a Sapient HRM) nor "
         f"{_EPOCH_PREFIX}<number> (a raw HRM-Text checkpoint)"
     )
-    return ModelFormatError(f"What lies at {directory} is no model we know: neither {expected} is there.")
+    return ModelFormatError(
+        f"What lies at {directory} is no model we know: neither {expected} is there."
+    )
 
 
 def _directory(listing: Path) -> Path:
@@ -158,7 +173,9 @@ def _directory(listing: Path) -> Path:
     try:
         mode = listing.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        raise ModelFormatError(f"There is no model at {listing}: the path does not exist.") from None
+        raise ModelFormatError(
+            f"There is no model at {listing}: the path does not exist."
+        ) from None
     except (OSError, ValueError) as error:  # a ValueError of a NUL in the name
         raise unusable(listing, error) from error
     return listing if stat.S_ISDIR(mode) else listing.parent

@@ -1,7 +1,7 @@
 """A job inside the engine: its choices with their texts, and when it has ended. Plain Python.
 
-Several choices of one prompt are as many sequences, which the engine steps like any others; the first one's prompt is
-computed for all. So are the windows of a text that is scored whole.
+Several choices of one prompt are as many sequences, which the engine steps like any others; the
+first one's prompt is computed for all. So are the windows of a text that is scored whole.
 """
 
 import itertools
@@ -48,8 +48,9 @@ from worker.text import TextStream
 class SequenceWork:
     """A job for the engine. `key` is the take it belongs to: two takes of one job are two works.
 
-    `replayed_ids` are, for each choice, tokens that the log already holds: they are never sampled again. Works of
-    different `tenant`s share no computed prompt. `deadline_s` is a moment of the engine's clock.
+    `replayed_ids` are, for each choice, tokens that the log already holds: they are never sampled
+    again. Works of different `tenant`s share no computed prompt. `deadline_s` is a moment of the
+    engine's clock.
     """
 
     key: str
@@ -86,8 +87,9 @@ class SequenceWork:
 
 @dataclass(frozen=True)
 class Emission:
-    """What one step says of one choice of a work: new ids, the text that became certain, why the choice ended if it
-    did, how far a task has come that is done whole, and the work's end with the files that belong to it."""
+    """What one step says of one choice of a work: new ids, the text that became certain, why the
+    choice ended if it did, how far a task has come that is done whole, and the work's end with the
+    files that belong to it."""
 
     key: str
     ids: tuple[int, ...] = ()
@@ -119,8 +121,8 @@ class Request:
         self.open_sequences = list(self.sequences)
 
     def catch_up(self) -> list[Emission]:
-        """Rebuild the texts of replayed tokens; choices that they had already ended are closed, and readings for which
-        there is nothing to compute.
+        """Rebuild the texts of replayed tokens; choices that they had already ended are closed, and
+        readings for which there is nothing to compute.
 
         The last token of such a choice was logged together with all that was left of its text.
         """
@@ -156,7 +158,11 @@ class Request:
     def _on_token(self, sequence: TokenSequence, sampled: Sampled) -> Emission:
         """Add a sampled token to its choice."""
         choice = self._choices[sequence.choice]
-        logprobs = () if sampled.logprob is None else (self._named(choice, sampled.token, sampled.logprob),)
+        logprobs = (
+            ()
+            if sampled.logprob is None
+            else (self._named(choice, sampled.token, sampled.logprob),)
+        )
         sequence.output_ids.append(sampled.token)
         choice.q_values = sampled.q_values
         text = self._read(choice, sampled.token, len(sequence.output_ids))
@@ -165,10 +171,13 @@ class Request:
         if reason is not None:
             text += choice.text.flush()
             ended = self._close(choice, reason)
-        return Emission(self.work.key, (sampled.token,), text, sequence.choice, logprobs, reason, ended)
+        return Emission(
+            self.work.key, (sampled.token,), text, sequence.choice, logprobs, reason, ended
+        )
 
     def _on_scores(self, sequence: TokenSequence, result: Scores) -> list[Emission]:
-        """Add the scores of some continuations; the last ones, of the last window, end the request."""
+        """Add the scores of some continuations; the last ones, of the last window, end the
+        request."""
         sequence.scores += result.scores
         sequence.token_scores += result.tokens
         if len(sequence.scores) < len(sequence.encoded.continuations):
@@ -183,12 +192,16 @@ class Request:
         """The whole prompt with what was found of its tokens, and its end, all at once."""
         sequence = choice.sequence
         ids = (*sequence.encoded.prompt_ids, *itertools.chain(*sequence.encoded.continuations))
-        found = [TokenLogprob(None)] * (len(ids) - len(sequence.token_scores)) + sequence.token_scores
+        found = [TokenLogprob(None)] * (
+            len(ids) - len(sequence.token_scores)
+        ) + sequence.token_scores
         logprobs, text = [], ""
         for token, item in zip(ids, found, strict=True):
             logprobs.append(self._named(choice, token, item))
             text += choice.text.push(token)
-        return Emission(self.work.key, ids, text + choice.text.flush(), 0, tuple(logprobs), "read", ended)
+        return Emission(
+            self.work.key, ids, text + choice.text.flush(), 0, tuple(logprobs), "read", ended
+        )
 
     def _on_states(self, sequence: TokenSequence, result: Pooled) -> list[Emission]:
         """Add the states of some tokens; those of the last ones end the request."""
@@ -210,25 +223,36 @@ class Request:
             if choice.sequence in self.open_sequences:
                 text, number = choice.text.flush(), choice.sequence.choice
                 ended = self._close(choice, reason)
-                emissions.append(Emission(self.work.key, (), text, number, finish_reason=reason, ended=ended))
+                emissions.append(
+                    Emission(self.work.key, (), text, number, finish_reason=reason, ended=ended)
+                )
         return emissions
 
     def _read(self, choice: _Choice, token: int, count: int) -> str:
         """The text that becomes certain with the `count`-th token."""
         sampling = self.work.sampling
         assert sampling is not None
-        return "" if self._is_silent(token) else choice.text.push(token, may_stop=count >= sampling.min_tokens)
+        return (
+            ""
+            if self._is_silent(token)
+            else choice.text.push(token, may_stop=count >= sampling.min_tokens)
+        )
 
     def _is_silent(self, token: int) -> bool:
-        """Tokens that end a response have no text, and an end token has none where it is ignored."""
+        """Tokens that end a response have no text, and an end token has none where it is
+        ignored."""
         sampling = self.work.sampling
-        return sampling is not None and (token in self._runner.eos_ids or token in sampling.stop_ids)
+        return sampling is not None and (
+            token in self._runner.eos_ids or token in sampling.stop_ids
+        )
 
     def _reason(self, choice: _Choice) -> str | None:
         sampling, sequence = self.work.sampling, choice.sequence
         assert sampling is not None
         count, last = len(sequence.output_ids), sequence.output_ids[-1]
-        is_end = last in sampling.stop_ids or (last in self._runner.eos_ids and not sampling.ignore_eos)
+        is_end = last in sampling.stop_ids or (
+            last in self._runner.eos_ids and not sampling.ignore_eos
+        )
         if choice.text.is_stopped or (is_end and count >= sampling.min_tokens):
             return "stop"
         return "length" if count >= sequence.encoded.max_tokens else None
@@ -236,7 +260,9 @@ class Request:
     def _end(self, sequence: TokenSequence, reason: str, result: Result) -> Emission:
         """The end of a request of one sequence, with its result."""
         done = self._close(self._choices[sequence.choice], reason)
-        return Emission(self.work.key, ended=msgspec.structs.replace(done, result=result) if done else None)
+        return Emission(
+            self.work.key, ended=msgspec.structs.replace(done, result=result) if done else None
+        )
 
     def _close(self, choice: _Choice, reason: str) -> Done | None:
         """The end of the request if this was its last choice."""
@@ -248,15 +274,20 @@ class Request:
             self._choices[0].reason or "",
             self.work.encoded.num_prompt_tokens,
             sum(len(item.output_ids) for item in self.sequences),
-            num_cached_tokens=min(self.sequences[0].num_cached or 0, len(self.work.encoded.prompt_ids)),
+            num_cached_tokens=min(
+                self.sequences[0].num_cached or 0, len(self.work.encoded.prompt_ids)
+            ),
             result=self._scored() if self.work.sampling is None else self._generated(),
         )
 
     def _scored(self) -> Scored | None:
-        """The sums over all windows; None where there are no continuations, or they are a prompt that is read."""
+        """The sums over all windows; None where there are no continuations, or they are a prompt
+        that is read."""
         if self.work.encoded.is_reading or not self.work.encoded.continuations:
             return None
-        return Scored(tuple(map(_total, zip(*(item.scores for item in self.sequences), strict=True))))
+        return Scored(
+            tuple(map(_total, zip(*(item.scores for item in self.sequences), strict=True)))
+        )
 
     def _generated(self) -> Generated | None:
         reasons = tuple(item.reason or "" for item in self._choices)
@@ -269,7 +300,8 @@ class Request:
         return None if result == Generated() else result
 
     def _named(self, choice: _Choice, token: int, logprob: TokenLogprob) -> TokenLogprob:
-        """The log-probability of the choice's next token, with the texts of it and of its rivals at this place."""
+        """The log-probability of the choice's next token, with the texts of it and of its rivals at
+        this place."""
         top = tuple((item, self._text_of(choice, item), value) for item, _, value in logprob.top)
         return msgspec.structs.replace(logprob, token=self._text_of(choice, token), top=top)
 
@@ -281,7 +313,10 @@ def _choices(work: SequenceWork, runner: Runner) -> list[_Choice]:
     sampling = work.sampling
     if sampling is None:
         parts = enumerate((work.encoded, *work.encoded.windows))
-        sequences = [TokenSequence(work.key, part, None, number, work.tenant, work.rank) for number, part in parts]
+        sequences = [
+            TokenSequence(work.key, part, None, number, work.tenant, work.rank)
+            for number, part in parts
+        ]
         return [_Choice(item, TextStream(runner.decode)) for item in sequences]
     choices: list[_Choice] = []
     for number in range(sampling.n):

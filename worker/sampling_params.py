@@ -1,4 +1,5 @@
-"""How to choose tokens, as a Python program says it: the names are vLLM's, the ranges are those of the HTTP bodies."""
+"""How to choose tokens, as a Python program says it: the names are vLLM's, the ranges are those of
+the HTTP bodies."""
 
 import math
 import secrets
@@ -33,13 +34,14 @@ _OPTIONAL = ("max_tokens", "logprobs", "seed", "truncate_prompt_tokens")
 class SamplingParams:
     """How to answer one prompt. Defaults are those of `/v1/completions` and of vLLM.
 
-    `temperature` 0 is greedy. `top_k` 0 or -1, `top_p` 1.0 and `min_p` 0 do not cut. Without a `seed` each prompt gets
-    a fresh one. `stop` is a text or several; they are left out of the answer. `max_tokens` None is as many as fit the
-    context window. `logprobs` counts the likeliest tokens that are reported beside each chosen one; None reports
-    nothing.
+    `temperature` 0 is greedy. `top_k` 0 or -1, `top_p` 1.0 and `min_p` 0 do not cut. Without a
+    `seed` each prompt gets a fresh one. `stop` is a text or several; they are left out of the
+    answer. `max_tokens` None is as many as fit the context window. `logprobs` counts the likeliest
+    tokens that are reported beside each chosen one; None reports nothing.
 
-    `condition` is HRM-Text's; None is the model's default. Of a prompt at most the last `truncate_prompt_tokens` are
-    read, -1 for as many as leave room for the answer; None refuses a prompt that does not fit.
+    `condition` is HRM-Text's; None is the model's default. Of a prompt at most the last
+    `truncate_prompt_tokens` are read, -1 for as many as leave room for the answer; None refuses a
+    prompt that does not fit.
 
     Raises InvalidRequest, whose `field` is the parameter at fault.
     """
@@ -81,7 +83,9 @@ class SamplingParams:
         if self.top_p == 0:
             raise _invalid("top_p", "expected more than 0, got 0")
         if self.truncate_prompt_tokens == 0:
-            raise _invalid("truncate_prompt_tokens", "expected -1 (as many as fit), or at least 1, got 0")
+            raise _invalid(
+                "truncate_prompt_tokens", "expected -1 (as many as fit), or at least 1, got 0"
+            )
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise _invalid("min_tokens", f"expected at most max_tokens, which is {self.max_tokens}")
         if any(not isinstance(text, str) or not text for text in self._stops):
@@ -105,7 +109,11 @@ class SamplingParams:
         )
 
     def _sampling(self, context_window: int) -> Sampling:
-        seed = secrets.randbits(_SEED_BITS) if self.seed is None else self.seed & ((1 << _SEED_BITS) - 1)
+        seed = (
+            secrets.randbits(_SEED_BITS)
+            if self.seed is None
+            else self.seed & ((1 << _SEED_BITS) - 1)
+        )
         return Sampling(
             max_tokens=context_window if self.max_tokens is None else self.max_tokens,
             seed=seed,

@@ -1,10 +1,12 @@
-"""What the next step computes. Plain Python: counts slots, pages and tokens, knows no model and no tensor.
+"""What the next step computes. Plain Python: counts slots, pages and tokens, knows no model and no
+tensor.
 
-Every step decodes all running sequences and gives what is left of its token budget to prompts, so that neither starves
-the other: a prompt that cannot be cut may exceed the budget, and the steps after it take no prompt until that is paid.
-Of the prompts the oldest gets at least half the budget, the shortest the rest. Better classes go first. Pages are taken
-as sequences grow; when they run out, or a better class wants the slot, the latest arrival of the lowest class gives its
-own back and is computed again later. A device that runs out of memory gets a smaller budget for a while.
+Every step decodes all running sequences and gives what is left of its token budget to prompts, so
+that neither starves the other: a prompt that cannot be cut may exceed the budget, and the steps
+after it take no prompt until that is paid. Of the prompts the oldest gets at least half the budget,
+the shortest the rest. Better classes go first. Pages are taken as sequences grow; when they run
+out, or a better class wants the slot, the latest arrival of the lowest class gives its own back and
+is computed again later. A device that runs out of memory gets a smaller budget for a while.
 """
 
 from dataclasses import dataclass
@@ -21,9 +23,10 @@ PATIENCE_STEPS = 256
 
 @dataclass(frozen=True)
 class Load:
-    """How much there is: sequences that take part in steps and that wait; pages in all, held by the former, and known
-    to the prefix tree alone; since the start how often one was paused, and what the ones that started found computed.
-    Of tasks that are done whole, the steps that are done and those that there are.
+    """How much there is: sequences that take part in steps and that wait; pages in all, held by the
+    former, and known to the prefix tree alone; since the start how often one was paused, and what
+    the ones that started found computed. Of tasks that are done whole, the steps that are done and
+    those that there are.
     """
 
     running: int
@@ -40,7 +43,8 @@ class Load:
 
 
 class Scheduler:
-    """`cache` is None for mechanisms that keep no keys and values: each step computes their rows whole."""
+    """`cache` is None for mechanisms that keep no keys and values: each step computes their rows
+    whole."""
 
     def __init__(self, spec: RunnerSpec) -> None:
         self._spec = spec
@@ -55,7 +59,8 @@ class Scheduler:
 
     @property
     def load(self) -> Load:
-        """May be asked for by any thread, so it looks at copies; what moves meanwhile is counted here or there."""
+        """May be asked for by any thread, so it looks at copies; what moves meanwhile is counted
+        here or there."""
         counts = len(self._running), len(self._waiting), self._num_preempted
         cache = self._cache
         if cache is None:
@@ -63,7 +68,9 @@ class Scheduler:
         held = len({page for item in list(self._running) for page in list(item.pages)})
         pages = cache.pages.num_pages
         cached = max(0, pages - cache.pages.num_free - held)
-        return Load(*counts, pages, held, cached, cache.num_started, cache.num_hits, cache.num_hit_tokens)
+        return Load(
+            *counts, pages, held, cached, cache.num_started, cache.num_hits, cache.num_hit_tokens
+        )
 
     @property
     def has_work(self) -> bool:
@@ -76,15 +83,19 @@ class Scheduler:
         self._waiting.append(sequence)
 
     def can_hold(self, sequence: TokenSequence) -> bool:
-        """Whether there would be room for a sequence with everything else gone; one without must not be added."""
+        """Whether there would be room for a sequence with everything else gone; one without must
+        not be added."""
         return self._cache is None or self._cache.can_hold(sequence)
 
     def plan(self) -> list[Slice]:
-        """Each sequence's share of the next step: those that decode, then prompts and continuations."""
+        """Each sequence's share of the next step: those that decode, then prompts and
+        continuations."""
         self._recover()
         self._age()
         self._make_way()
-        decoding = [self._grow(item) for item in sorted(self._running, key=_turn) if self._is_decoding(item)]
+        decoding = [
+            self._grow(item) for item in sorted(self._running, key=_turn) if self._is_decoding(item)
+        ]
         slices = [Slice(item, item.num_remaining) for item in decoding if item is not None]
         budget = self._budget - (self._debt if slices else 0)
         prompts = self._prompts(budget) if budget > 0 else []
@@ -100,7 +111,8 @@ class Scheduler:
     def finish(self, sequence: TokenSequence, *, keep: bool = True) -> None:
         """Take a sequence out, running or waiting, and free what it holds. Twice is once.
 
-        What it computed stays known to others, unless `keep` is false: a failed step may have left anything.
+        What it computed stays known to others, unless `keep` is false: a failed step may have left
+        anything.
         """
         if sequence.status is Status.RUNNING:
             self._running.remove(sequence)
@@ -116,7 +128,8 @@ class Scheduler:
         self._calm_steps = 0
 
     def halve(self, part: Slice) -> Slice | None:
-        """About half of a slice, for a device that has no memory for the whole; None if it cannot be cut."""
+        """About half of a slice, for a device that has no memory for the whole; None if it cannot
+        be cut."""
         if part.num_continuations > 1:
             return Slice(part.sequence, num_continuations=part.num_continuations // 2)
         if part.num_continuations or self._cache is None:
@@ -127,7 +140,8 @@ class Scheduler:
     def cost(self, part: Slice) -> int:
         """Tokens that a slice makes the model compute."""
         return part.num_tokens + sum(
-            self._continuation_cost(part.sequence, continuation) for continuation in part.continuations
+            self._continuation_cost(part.sequence, continuation)
+            for continuation in part.continuations
         )
 
     def _recover(self) -> None:
@@ -143,7 +157,8 @@ class Scheduler:
                 item.rank = max(0, item.rank - 1)
 
     def _make_way(self) -> None:
-        """Who waits in a better class gets the slot, and the pages, of the latest in the lowest class."""
+        """Who waits in a better class gets the slot, and the pages, of the latest in the lowest
+        class."""
         for item in sorted(self._waiting, key=_turn):
             if not self._is_above(item):
                 return
@@ -167,7 +182,8 @@ class Scheduler:
         return not sequence.is_scoring and sequence.num_computed > 0 and sequence.num_remaining == 1
 
     def _grow(self, sequence: TokenSequence) -> TokenSequence | None:
-        """The sequence with room for its next token; the last in turn give way. None if it had to itself."""
+        """The sequence with room for its next token; the last in turn give way. None if it had to
+        itself."""
         while sequence.status is Status.RUNNING:
             if self._cache is None or self._cache.grow(sequence):
                 return sequence
@@ -183,7 +199,8 @@ class Scheduler:
         self._waiting.append(sequence)
 
     def _prompts(self, budget: int) -> list[Slice]:
-        """Shares for prompts and continuations. The oldest one always gets something, and before any other starts."""
+        """Shares for prompts and continuations. The oldest one always gets something, and before
+        any other starts."""
         candidates = self._candidates()
         if not candidates:
             return []
@@ -202,7 +219,8 @@ class Scheduler:
         return slices
 
     def _candidates(self) -> list[TokenSequence]:
-        """Unfinished prompts and continuations by turn, then those that wait, have a slot, and gain by starting."""
+        """Unfinished prompts and continuations by turn, then those that wait, have a slot, and gain
+        by starting."""
         unfinished = self._unfinished()
         room = max(0, self._spec.max_batch - len(self._running))
         ready: list[TokenSequence] = []
@@ -214,7 +232,8 @@ class Scheduler:
         return unfinished + ready
 
     def _share(self, sequence: TokenSequence, budget: int, *, must: bool) -> Slice | None:
-        """A slice within the budget, or the smallest there is if there `must` be one; None if there is none now."""
+        """A slice within the budget, or the smallest there is if there `must` be one; None if there
+        is none now."""
         if budget <= 0 and not must:
             return None
         if sequence.status is Status.WAITING and not self._start(sequence):
@@ -230,10 +249,16 @@ class Scheduler:
 
     def _whole(self, sequence: TokenSequence) -> int:
         """How many of its next tokens must be computed in one step."""
-        return 0 if self._spec.chunk_prefill else max(0, len(sequence.encoded.prompt_ids) - sequence.num_computed)
+        return (
+            0
+            if self._spec.chunk_prefill
+            else max(0, len(sequence.encoded.prompt_ids) - sequence.num_computed)
+        )
 
     def _start(self, sequence: TokenSequence) -> bool:
-        if self._cache is not None and not self._cache.allocate(sequence, num_running=len(self._running)):
+        if self._cache is not None and not self._cache.allocate(
+            sequence, num_running=len(self._running)
+        ):
             return False
         self._waiting.remove(sequence)
         self._running.append(sequence)
@@ -251,7 +276,8 @@ class Scheduler:
         return Slice(sequence, num_continuations=count)
 
     def _continuation_cost(self, sequence: TokenSequence, continuation: tuple[int, ...]) -> int:
-        """Tokens that are computed for one continuation; without keys and values its context is computed again."""
+        """Tokens that are computed for one continuation; without keys and values its context is
+        computed again."""
         if self._cache is not None:
             return len(continuation)
         rows = len(continuation) if sequence.encoded.method == "strict" else 1

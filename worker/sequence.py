@@ -1,4 +1,5 @@
-"""A choice of a job inside the engine: token ids, progress and place. Plain Python; only the scheduler sets `status`.
+"""A choice of a job inside the engine: token ids, progress and place. Plain Python; only the
+scheduler sets `status`.
 
 A `Slice` is what one step does for one sequence; `StepResult` is what came of it.
 """
@@ -19,12 +20,13 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class Encoded:
-    """A task as token ids. For generation `continuations` is empty; `max_tokens` is what fits behind the prompt.
+    """A task as token ids. For generation `continuations` is empty; `max_tokens` is what fits
+    behind the prompt.
 
-    The first `num_given` tokens of each continuation are given, not scored. A text too long for the context window goes
-    on in `windows`, whose scores add to its own. With `num_top` each scored token is told of, and the likeliest ones.
-    `is_pooled`: one vector of the states of all prompt tokens is wanted. `answer` is the end of a task that needs no
-    step.
+    The first `num_given` tokens of each continuation are given, not scored. A text too long for the
+    context window goes on in `windows`, whose scores add to its own. With `num_top` each scored
+    token is told of, and the likeliest ones. `is_pooled`: one vector of the states of all prompt
+    tokens is wanted. `answer` is the end of a task that needs no step.
     """
 
     prompt_ids: tuple[int, ...]
@@ -62,13 +64,15 @@ class EncodedText(Encoded):
 
 @dataclass(eq=False)
 class TokenSequence:
-    """One prompt being continued, or one context being scored (`sampling` None); `key` names its job in the engine.
+    """One prompt being continued, or one context being scored (`sampling` None); `key` names its
+    job in the engine.
 
-    `output_ids` may start with what an earlier worker said. The first `num_computed` tokens have their keys and values
-    in `pages`; `num_cached` of them were found there when it first started. `source_page` is a shared page that the
-    sequence's first step copies into its own, because it goes on writing in the middle of it. `forked_from` is the
-    choice of the same job whose prompt it waits for. `scores` are those of the first continuations, `token_scores` of
-    their tokens where they are told of; `pooled` is what there is of the states of the first `num_computed` tokens.
+    `output_ids` may start with what an earlier worker said. The first `num_computed` tokens have
+    their keys and values in `pages`; `num_cached` of them were found there when it first started.
+    `source_page` is a shared page that the sequence's first step copies into its own, because it
+    goes on writing in the middle of it. `forked_from` is the choice of the same job whose prompt it
+    waits for. `scores` are those of the first continuations, `token_scores` of their tokens where
+    they are told of; `pooled` is what there is of the states of the first `num_computed` tokens.
     `rank` 0 is the best class; the sequence waited for `num_waited` steps in all.
     """
 
@@ -99,7 +103,10 @@ class TokenSequence:
     def tokens(self, first: int, end: int) -> tuple[int, ...]:
         """Ids of the tokens `first` to `end`."""
         behind = len(self.encoded.prompt_ids)
-        return (*self.encoded.prompt_ids[first:end], *self.output_ids[max(0, first - behind) : max(0, end - behind)])
+        return (
+            *self.encoded.prompt_ids[first:end],
+            *self.output_ids[max(0, first - behind) : max(0, end - behind)],
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -107,12 +114,14 @@ class TokenSequence:
 
     @property
     def num_remaining(self) -> int:
-        """Tokens that must still be computed before the next one can be sampled, or the continuations scored."""
+        """Tokens that must still be computed before the next one can be sampled, or the
+        continuations scored."""
         return self.num_tokens - self.num_computed
 
     @property
     def num_tokens_at_most(self) -> int:
-        """The most tokens that will ever need a place in the store: the last sampled one needs none."""
+        """The most tokens that will ever need a place in the store: the last sampled one needs
+        none."""
         return len(self.encoded.prompt_ids) + max(0, self.encoded.max_tokens - 1)
 
     @property
@@ -122,8 +131,9 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class Slice:
-    """One sequence's share of a step: its next `num_tokens` tokens, or, with the context computed, `num_continuations` of the
-    continuations that have no score yet. A slice that reaches the sequence's last token samples the next one."""
+    """One sequence's share of a step: its next `num_tokens` tokens, or, with the context computed,
+    `num_continuations` of the continuations that have no score yet. A slice that reaches the
+    sequence's last token samples the next one."""
 
     sequence: TokenSequence
     num_tokens: int = 0
@@ -142,13 +152,15 @@ class Slice:
     @property
     def targets(self) -> tuple[tuple[int, ...], ...]:
         """What is scored of each of them."""
-        return tuple(continuation[self.sequence.encoded.num_given :] for continuation in self.continuations)
+        return tuple(
+            continuation[self.sequence.encoded.num_given :] for continuation in self.continuations
+        )
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A chosen token, with its log-probability where the request asks for it, and q_halt and q_continue of the state
-    that gave it, where the model has a q head."""
+    """A chosen token, with its log-probability where the request asks for it, and q_halt and
+    q_continue of the state that gave it, where the model has a q head."""
 
     token: int
     logprob: TokenLogprob | None = None
@@ -157,7 +169,8 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Scores:
-    """One score for each continuation of the slice, in order; `tokens` of all their tokens, where they are told of."""
+    """One score for each continuation of the slice, in order; `tokens` of all their tokens, where
+    they are told of."""
 
     scores: tuple[ContinuationScore, ...]
     tokens: tuple[TokenLogprob, ...] = ()

@@ -1,8 +1,8 @@
 """A worker's life: load, announce, take, decode, append, and leave without dropping anything.
 
-Composes the hosts of its models, the threads that compute and the outbox; holds no logic of theirs. On SIGTERM
-everything in hand goes back to the queue at the next step boundary: what was said is logged, and other workers go on
-with it.
+Composes the hosts of its models, the threads that compute and the outbox; holds no logic of theirs.
+On SIGTERM everything in hand goes back to the queue at the next step boundary: what was said is
+logged, and other workers go on with it.
 """
 
 import asyncio
@@ -54,14 +54,14 @@ _PARTING_S = 0.6
 
 
 class WorkerService:
-    """`drain_timeout_s` is the longest wait for the engines' current steps at the end. A batch of tasks that are done
-    whole waits `batch_wait_s` for more. `pool` is a name for people; `on_ready` is called before the first job is
-    taken.
+    """`drain_timeout_s` is the longest wait for the engines' current steps at the end. A batch of
+    tasks that are done whole waits `batch_wait_s` for more. `pool` is a name for people; `on_ready`
+    is called before the first job is taken.
 
-    `obstacles` are announced: models that are not among those loaded, and why. `known_models` are those that the fleet
-    had when the worker started; of these some may be among `unloaded`, which are loaded for work that waits. What
-    `budget` has no room for goes first. `survey` tells what a model of the catalogue is; without it none is served.
-    Files of answers become `artifacts`.
+    `obstacles` are announced: models that are not among those loaded, and why. `known_models` are
+    those that the fleet had when the worker started; of these some may be among `unloaded`, which
+    are loaded for work that waits. What `budget` has no room for goes first. `survey` tells what a
+    model of the catalogue is; without it none is served. Files of answers become `artifacts`.
     """
 
     def __init__(
@@ -105,7 +105,9 @@ class WorkerService:
         self._stop = asyncio.Event()
         self._threads = self._make_threads()
         self._lag, self._memory_guard = LoopLag(), memory_guard or MemoryGuard()
-        self._reporter = MetricsReporter(self._ledger, self._outbox, self.silence_s, self._memory_guard, pool=pool)
+        self._reporter = MetricsReporter(
+            self._ledger, self._outbox, self.silence_s, self._memory_guard, pool=pool
+        )
         self._num_silent = 0
         self._leave_by: float | None = None
 
@@ -115,15 +117,16 @@ class WorkerService:
         metrics.evictions.read = lambda: {(): self._known.num_evicted if self._known else 0}
 
     def hangs(self) -> str | None:
-        """What keeps the worker from getting on, None when nothing does: it has work and shows no sign of life for as
-        long as a lease lasts, or a part of it broke."""
+        """What keeps the worker from getting on, None when nothing does: it has work and shows no
+        sign of life for as long as a lease lasts, or a part of it broke."""
         if self._is_broken.is_set():
             return "a part of the worker broke"
         silence_s = self.silence_s()
         return f"no progress for {silence_s:.1f} s" if silence_s > self._policy.lease_s else None
 
     def silence_s(self) -> float:
-        """Return the seconds since the last sign of life of the thread that has been silent longest."""
+        """Return the seconds since the last sign of life of the thread that has been silent
+        longest."""
         return max(thread.heartbeat.silence_s() for thread in self._threads.values())
 
     def not_ready(self) -> str | None:
@@ -133,7 +136,8 @@ class WorkerService:
     async def run(self, load: Callable[[], list[LoadedModel]], stop: asyncio.Event) -> bool:
         """Serve until `stop`; False when a part of it broke or hangs. `load` runs in a thread.
 
-        A load or a step that takes long may still be running in its thread afterwards; nothing of it is used.
+        A load or a step that takes long may still be running in its thread afterwards; nothing of
+        it is used.
         """
         logger.info("worker starting", extra=fields(worker=self.worker_id))
         self._stop = stop
@@ -151,11 +155,15 @@ class WorkerService:
             await asyncio.gather(announcing, lagging, return_exceptions=True)
             await self._part(self._presence.leave(self.worker_id))
             await self._subscriptions.close()
-        logger.info("worker stopped", extra=fields(worker=self.worker_id, is_broken=self._is_broken.is_set()))
+        logger.info(
+            "worker stopped",
+            extra=fields(worker=self.worker_id, is_broken=self._is_broken.is_set()),
+        )
         return not self._is_broken.is_set()
 
     def _make_threads(self) -> dict[str, EngineThread]:
-        """Return a thread for each mechanism: a task that is done whole and takes long must delay no token."""
+        """Return a thread for each mechanism: a task that is done whole and takes long must delay
+        no token."""
         died = partial(asyncio.get_running_loop().call_soon_threadsafe, self._is_broken.set)
         return {"sequence": EngineThread(died, "engine"), "task": EngineThread(died, "tasks")}
 
@@ -218,7 +226,8 @@ class WorkerService:
         await self._part(asyncio.gather(*upkeep, return_exceptions=True))
 
     def _start(self, part: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """A part that runs as long as the worker; if it raises, the worker hands its jobs over and ends."""
+        """A part that runs as long as the worker; if it raises, the worker hands its jobs over and
+        ends."""
 
         def check(task: asyncio.Task[None]) -> None:
             if not task.cancelled() and (error := task.exception()) is not None:
@@ -242,14 +251,17 @@ class WorkerService:
         task.add_done_callback(self._serving.discard)
 
     async def _take(self, model: KnownModel) -> None:
-        """Nothing is taken while the model's thread seems to hang: it would only be held up, and blamed for it; nor
-        while there is no memory for more."""
+        """Nothing is taken while the model's thread seems to hang: it would only be held up, and
+        blamed for it; nor while there is no memory for more."""
         host = model.host
         assert host is not None
         assert self._known is not None
         try:
             while not model.must_go and not self._is_over():
-                if host.thread.heartbeat.silence_s() > self._policy.lease_s / 2 or self._memory_guard.is_over:
+                if (
+                    host.thread.heartbeat.silence_s() > self._policy.lease_s / 2
+                    or self._memory_guard.is_over
+                ):
                     await asyncio.sleep(self._policy.lease_s / 10)
                 else:
                     await self._once(host.intake.turn)
@@ -269,11 +281,11 @@ class WorkerService:
                 self._ledger.ended((await inbox.get()).decode())
 
     async def _drain(self) -> None:
-        """Hand everything over when the current steps have ended, or the time is up: what a step says later is lost,
-        and said again by whoever has the job then.
+        """Hand everything over when the current steps have ended, or the time is up: what a step
+        says later is lost, and said again by whoever has the job then.
 
-        A task that is done whole may take all the time there is. What the other thread has in hand does not wait for
-        it.
+        A task that is done whole may take all the time there is. What the other thread has in hand
+        does not wait for it.
         """
         self._state = "draining"
         in_hand = len(self._ledger.claims)
@@ -294,9 +306,14 @@ class WorkerService:
         await self._hand_over(self.models.values())  # what was being taken meanwhile
 
     async def _drain_thread(self, thread: EngineThread) -> None:
-        """Hand over what a thread has in hand once its current step has ended, if it does in time."""
+        """Hand over what a thread has in hand once its current step has ended, if it does in
+        time."""
         await asyncio.to_thread(thread.join, self._drain_timeout_s)
-        own = [model for model in self.models.values() if model.host is not None and model.host.thread is thread]
+        own = [
+            model
+            for model in self.models.values()
+            if model.host is not None and model.host.thread is thread
+        ]
         await self._hand_over(own)
 
     async def _hand_over(self, models: Iterable[KnownModel]) -> None:
@@ -308,13 +325,17 @@ class WorkerService:
             if not claims:
                 continue
             ids = [claim.job.id for claim in claims]
-            logger.info("jobs handed back", extra=fields(model=model.info.id, num_jobs=len(ids), job_ids=ids))
+            logger.info(
+                "jobs handed back",
+                extra=fields(model=model.info.id, num_jobs=len(ids), job_ids=ids),
+            )
             await self._part(model.queue.give_back(claims))
             for claim in claims:
                 self._ledger.close(claim, "handed_back")
 
     async def _part(self, last_words: Awaitable[object]) -> None:
-        """Something that may fail or be cut off on the way out: leases and presence lapse anyway."""
+        """Something that may fail or be cut off on the way out: leases and presence lapse
+        anyway."""
         try:
             async with asyncio.timeout_at(self._leave_by):
                 await last_words
@@ -322,7 +343,8 @@ class WorkerService:
             logger.warning("worker left in disorder", extra=fields(error=repr(error)))
 
     async def _renew(self) -> None:
-        """Let leases end `lease_s` after their thread last got on: a step that hangs must not keep its jobs."""
+        """Let leases end `lease_s` after their thread last got on: a step that hangs must not keep
+        its jobs."""
         silence_s = self.silence_s()
         if silence_s > self._policy.lease_s:
             self._bear_silence(silence_s)
@@ -362,8 +384,14 @@ class WorkerService:
             if failure is not None:
                 failures[name] = failure
         worker = msgspec.structs.replace(
-            self._reporter.info(self.worker_id, self._state, tuple(model.info for model in models.values())),
-            residences={name: model.residence for name, model in models.items() if model.residence != "loaded"},
+            self._reporter.info(
+                self.worker_id, self._state, tuple(model.info for model in models.values())
+            ),
+            residences={
+                name: model.residence
+                for name, model in models.items()
+                if model.residence != "loaded"
+            },
             unloads={name: model.obeyed for name, model in models.items() if model.obeyed},
             obstacles=self.obstacles,
             failures=failures,

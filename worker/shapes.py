@@ -1,11 +1,16 @@
-"""How many workers, of how many threads each, suit a machine and its models. One rule, without torch or system calls.
+"""How many workers, of how many threads each, suit a machine and its models. One rule, without
+torch or system calls.
 
 - On GPUs: one worker a GPU. Its one thread only launches kernels.
-- On a CPU: one single-threaded worker a core, as many as memory holds. Threads that share a step wait for each other,
-  and for whatever else the core is given to - the front, Redis, the worker's own event loop; workers wait for nobody
+- On a CPU: one single-threaded worker a core, as many as memory holds. Threads that share a step
+  wait for each other,
+  and for whatever else the core is given to - the front, Redis, the worker's own event loop;
+  workers wait for nobody
   (docs/benchmarks.md has both shapes measured, for weights that are streamed from memory, too).
-- Cores that are left when memory holds no more workers, or when fewer are asked for, become threads, unless the weights
-  fit a core's share of the last-level cache: a step is made of operations of microseconds then, which a second thread's
+- Cores that are left when memory holds no more workers, or when fewer are asked for, become
+  threads, unless the weights
+  fit a core's share of the last-level cache: a step is made of operations of microseconds then,
+  which a second thread's
   waking and waiting would only prolong.
 
 No core is kept for the front and Redis: beside a model they need a few per cent of one.
@@ -37,9 +42,14 @@ class Shape:
 
 
 def plan_workers(
-    machine: Machine, weight_bytes: int, kv_bytes: int, workers: int | None = None, threads: int | None = None
+    machine: Machine,
+    weight_bytes: int,
+    kv_bytes: int,
+    workers: int | None = None,
+    threads: int | None = None,
 ) -> Shape:
-    """The shape for weights and keys and values of these sizes (bytes, of one worker); given numbers are kept.
+    """The shape for weights and keys and values of these sizes (bytes, of one worker); given
+    numbers are kept.
 
     Unless `workers` is given, the workers fit into free memory together.
     """
@@ -56,7 +66,9 @@ def _workers(
         return workers, "workers: as set"
     if machine.num_gpus:
         return machine.num_gpus, "workers: one a GPU"
-    each = 2 * weight_bytes + kv_bytes + _PROCESS_BYTES  # twice, because loading holds what it reads and the net
+    each = (
+        2 * weight_bytes + kv_bytes + _PROCESS_BYTES
+    )  # twice, because loading holds what it reads and the net
     if machine.free_memory_bytes == 0:
         return 1, "workers: one, as free memory is not known"
     by_cores = machine.num_cores // (threads or 1)
@@ -69,7 +81,9 @@ def _workers(
     ) else "workers: as many as cores for their threads"
 
 
-def _threads(machine: Machine, weight_bytes: int, workers: int, threads: int | None) -> tuple[int, str]:
+def _threads(
+    machine: Machine, weight_bytes: int, workers: int, threads: int | None
+) -> tuple[int, str]:
     """How many of each of `workers`, and by which rule."""
     if threads is not None:
         return threads, "threads: as set"
@@ -83,10 +97,16 @@ def _threads(machine: Machine, weight_bytes: int, workers: int, threads: int | N
 def shape_of(settings: Settings, machine: Machine) -> Shape:
     """What `workers` and `threads` come to for the models of the settings."""
     entries = [entry for entry in model_entries(settings) if entry.runner not in WITHOUT_FILES]
-    kv_bytes = DEFAULT_KV_BYTES if settings.kv_memory_mib == "auto" else settings.kv_memory_mib * 2**20
+    kv_bytes = (
+        DEFAULT_KV_BYTES if settings.kv_memory_mib == "auto" else settings.kv_memory_mib * 2**20
+    )
     sizes = [weight_bytes(Path(entry.path), kind_of_weights(entry)) for entry in entries]
     return plan_workers(
-        machine, sum(sizes), kv_bytes * len(entries), _number(settings.workers), _number(settings.threads)
+        machine,
+        sum(sizes),
+        kv_bytes * len(entries),
+        _number(settings.workers),
+        _number(settings.threads),
     )
 
 

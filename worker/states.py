@@ -12,6 +12,7 @@ from worker.sequence import Pooled, StepResult
 
 
 def pooled(states: Tensor, model: str) -> StepResult | FleetError:
-    """The sum of `states` [N, hidden], in float64, or WorkerFailed naming `model` where it is no number."""
+    """The sum of `states` [N, hidden], in float64, or WorkerFailed naming `model` where it is no
+    number."""
     sums = array("d", states.to(torch.float64).sum(0).tolist())
     return Pooled(sums, len(states)) if all(map(math.isfinite, sums)) else broken(model)

@@ -1,4 +1,5 @@
-"""A job on its way to an engine, whatever the mechanism: what was taken, and what the engine made of it."""
+"""A job on its way to an engine, whatever the mechanism: what was taken, and what the engine made
+of it."""
 
 import math
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from shared.messages import PRIORITIES, Done, Priority, Task
 class Take:
     """A job that was taken. `key` names this take of it: two takes of one job are two works.
 
-    `deadline_s` is a moment of the engine's clock. `replayed_ids` are, for each choice, the tokens that the log already
-    holds. Works of different tenants share nothing that was computed.
+    `deadline_s` is a moment of the engine's clock. `replayed_ids` are, for each choice, the tokens
+    that the log already holds. Works of different tenants share nothing that was computed.
     """
 
     key: str

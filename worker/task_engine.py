@@ -1,6 +1,8 @@
-"""The engine of tasks that are done whole: it gathers those that go together, and does a batch of them in a step.
+"""The engine of tasks that are done whole: it gathers those that go together, and does a batch of
+them in a step.
 
-Knows neither Redis nor HTTP, and no tensor. `step` is called from one thread; `submit` and `abort` from any.
+Knows neither Redis nor HTTP, and no tensor. `step` is called from one thread; `submit` and `abort`
+from any.
 """
 
 import logging
@@ -57,9 +59,11 @@ class _Item:
 
 
 class TaskEngine:
-    """`emit` is called from the thread that steps, with what is to be said; `wake` whenever there is new work.
+    """`emit` is called from the thread that steps, with what is to be said; `wake` whenever there
+    is new work.
 
-    A batch that is not full begins `batch_wait_s` after its first task has come. `now` is the clock of deadlines.
+    A batch that is not full begins `batch_wait_s` after its first task has come. `now` is the clock
+    of deadlines.
     """
 
     def __init__(
@@ -101,7 +105,11 @@ class TaskEngine:
     def load(self) -> Load:
         """What it holds now, as any thread may ask."""
         running = list(self._running)
-        told = [item.progress for item in running if item.progress is not None and item.progress.total is not None]
+        told = [
+            item.progress
+            for item in running
+            if item.progress is not None and item.progress.total is not None
+        ]
         return Load(
             running=len(running),
             waiting=len(self._waiting) + self._inbox.qsize(),
@@ -112,7 +120,8 @@ class TaskEngine:
 
     @property
     def accepts(self) -> bool:
-        """Return False while a batch is at work: what came now would wait, and others may be free."""
+        """Return False while a batch is at work: what came now would wait, and others may be
+        free."""
         return not any(item.is_open for item in self._running)
 
     @property
@@ -140,7 +149,8 @@ class TaskEngine:
     def step(self) -> None:
         """Admit what has come, and do one batch if it is time for that."""
         self._admit()
-        # What comes from here on is admitted in the next step: it must not end the wait of those that are here.
+        # What comes from here on is admitted in the next step: it must not end the wait of those
+        # that are here.
         if self._next_batch_in_s() != 0:
             return
         batch = self._mates_of(self._first())[: self._max_batch]
@@ -152,7 +162,8 @@ class TaskEngine:
             self._running = []
 
     def _admit(self) -> None:
-        """Take in what came, drop what nobody wants, and end what is late; also in the middle of a batch."""
+        """Take in what came, drop what nobody wants, and end what is late; also in the middle of a
+        batch."""
         while not self._inbox.empty():
             news = self._inbox.get()
             if isinstance(news, TaskWork):
@@ -178,8 +189,8 @@ class TaskEngine:
         return sorted(mates, key=lambda item: (item.work.take.rank, item.arrived_s))
 
     def _run(self, batch: Sequence[_Item]) -> None:
-        """Do a batch and say what came of it. If it fails, each half is tried again: only the culprit fails, and what
-        has too little memory becomes smaller."""
+        """Do a batch and say what came of it. If it fails, each half is tried again: only the
+        culprit fails, and what has too little memory becomes smaller."""
         batch = [item for item in batch if item.is_open]
         if not batch:
             return
@@ -187,7 +198,9 @@ class TaskEngine:
             results = self._timed(batch)
         except OutOfMemory as error:
             failure: FleetError = self._lack(batch, error)
-        except Exception as error:  # the seam to foreign code: whatever a model raises becomes that task's failure
+        except (
+            Exception
+        ) as error:  # the seam to foreign code: whatever a model raises becomes that task's failure
             failure = self._failure(batch, error)
         else:
             self._grow()
@@ -212,7 +225,9 @@ class TaskEngine:
     def _lack(self, batch: Sequence[_Item], error: OutOfMemory) -> NoMemory:
         """Let the next batches be smaller. Return what to tell a task that cannot be."""
         name = self._runner.spec.name
-        logger.warning("no memory for batch", extra=fields(model=name, batch=len(batch), error=str(error)))
+        logger.warning(
+            "no memory for batch", extra=fields(model=name, batch=len(batch), error=str(error))
+        )
         self._max_batch = max(1, len(batch) // 2)
         self._calm_batches = 0
         return NoMemory(f"{name!r} has no memory for this task: a smaller input may fit.")
@@ -226,8 +241,12 @@ class TaskEngine:
 
     def _failure(self, batch: Sequence[_Item], error: Exception) -> FleetError:
         ids = sorted(item.work.key.partition(":")[0] for item in batch)
-        logger.exception("step failed", extra=fields(model=self._runner.spec.name, batch=len(batch), job_ids=ids))
-        return error if isinstance(error, FleetError) else WorkerFailed(f"The model failed: {error}")
+        logger.exception(
+            "step failed", extra=fields(model=self._runner.spec.name, batch=len(batch), job_ids=ids)
+        )
+        return (
+            error if isinstance(error, FleetError) else WorkerFailed(f"The model failed: {error}")
+        )
 
     def _commit(self, item: _Item, result: TaskOutput | FleetError) -> None:
         self._admit()

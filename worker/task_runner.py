@@ -13,10 +13,12 @@ from shared.messages import Result, Task, TaskName
 
 @dataclass(frozen=True)
 class TaskRunnerSpec:
-    """Plain facts of a loaded model whose tasks are done whole. `name` is the model's id, `found` is for people.
+    """Plain facts of a loaded model whose tasks are done whole. `name` is the model's id, `found`
+    is for people.
 
-    Up to `max_batch` tasks are done at once. `tasks` are the names of those it serves, and `trial` is a cheap one that
-    shows whether the model works. A model without a `context_window` reads no tokens.
+    Up to `max_batch` tasks are done at once. `tasks` are the names of those it serves, and `trial`
+    is a cheap one that shows whether the model works. A model without a `context_window` reads no
+    tokens.
     """
 
     runner: str
@@ -49,17 +51,20 @@ class TaskOutput:
 class BatchProgress(Protocol):
     """What a runner calls while it is at work on a batch. Items go by their place in it.
 
-    Whatever takes longer than a part of a lease must call one of these now and then, or its jobs go to other workers.
+    Whatever takes longer than a part of a lease must call one of these now and then, or its jobs go
+    to other workers.
     """
 
     def heartbeat(self) -> None:
         """Say that something got done."""
 
     def report(self, item: int, done: int, total: int | None = None, note: str = "") -> None:
-        """Tell the item's caller how far it has come: `done` of `total` steps. `note` is for people."""
+        """Tell the item's caller how far it has come: `done` of `total` steps. `note` is for
+        people."""
 
     def is_wanted(self, item: int) -> bool:
-        """Return False once the item's caller has left, or its deadline has passed: its result goes to nobody."""
+        """Return False once the item's caller has left, or its deadline has passed: its result goes
+        to nobody."""
 
 
 class TaskRunner(Protocol):
@@ -68,13 +73,16 @@ class TaskRunner(Protocol):
     spec: TaskRunnerSpec
 
     def check(self, task: Task) -> None:
-        """Raise InvalidRequest for a task that this model does not serve, or one that is wrong in itself."""
+        """Raise InvalidRequest for a task that this model does not serve, or one that is wrong in
+        itself."""
 
     def group_key(self, task: Task) -> Hashable:
         """Return what tasks must have in common to be done in one batch."""
 
     def run(self, tasks: Sequence[Task], progress: BatchProgress) -> list[TaskOutput | FleetError]:
-        """Do all tasks and return one output for each, in order: a FleetError for one that fails alone.
+        """Do all tasks and return one output for each, in order: a FleetError for one that fails
+        alone.
 
-        A batch that raised is done again in two halves. Raises OutOfMemory where fewer tasks could help.
+        A batch that raised is done again in two halves. Raises OutOfMemory where fewer tasks could
+        help.
         """

@@ -1,4 +1,5 @@
-"""From token ids to text that is certain: no half characters, no text that may turn out to be a stop string."""
+"""From token ids to text that is certain: no half characters, no text that may turn out to be a
+stop string."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,16 +18,19 @@ _PARTS = 3
 class TextStream:
     """Feed ids one by one with `push`; each call answers the text that became certain.
 
-    The texts joined are what decoding `prompt_ids` and all the pushed ids together shows behind the prompt. The stop
-    string that is complete first ends the text right before it, wherever token boundaries fall. `num_amended` U+FFFD at
-    the prompt's end are a part of the text's first character.
+    The texts joined are what decoding `prompt_ids` and all the pushed ids together shows behind the
+    prompt. The stop string that is complete first ends the text right before it, wherever token
+    boundaries fall. `num_amended` U+FFFD at the prompt's end are a part of the text's first
+    character.
     """
 
-    def __init__(self, decode: Decode, stop: tuple[str, ...] = (), prompt_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self, decode: Decode, stop: tuple[str, ...] = (), prompt_ids: Sequence[int] = ()
+    ) -> None:
         self._decode = decode
         self._stop = stop
-        # The ids from `_begin` on are decoded together. Up to `_seen` their text is `_known`, and has been told. At
-        # `_moved` the window moved last.
+        # The ids from `_begin` on are decoded together. Up to `_seen` their text is `_known`, and
+        # has been told. At `_moved` the window moved last.
         self._ids = list(_context(decode, prompt_ids))
         self._begin = 0
         self._seen = len(self._ids)
@@ -40,7 +44,8 @@ class TextStream:
         self.is_stopped = False
 
     def push(self, token_id: int, *, may_stop: bool = True) -> str:
-        """Add a token; once a stop string was met nothing more comes. One met when it may not stop is plain text."""
+        """Add a token; once a stop string was met nothing more comes. One met when it may not stop
+        is plain text."""
         if self.is_stopped:
             return ""
         self._ids.append(token_id)
@@ -52,14 +57,16 @@ class TextStream:
         return self._release(new, may_stop)
 
     def peek(self, token_id: int) -> str:
-        """The text that a token would add next, stop strings aside; nothing while a character is unfinished."""
+        """The text that a token would add next, stop strings aside; nothing while a character is
+        unfinished."""
         text = self._decode([*self._ids[self._begin :], token_id])
         if text.endswith(_REPLACEMENT):
             return ""
         return self._behind_known(text, [*self._ids[self._seen :], token_id])
 
     def flush(self) -> str:
-        """The rest: what was held back as a possible stop string, and an unfinished character as U+FFFD."""
+        """The rest: what was held back as a possible stop string, and an unfinished character as
+        U+FFFD."""
         if self.is_stopped:
             return ""
         rest = ""
@@ -83,7 +90,8 @@ class TextStream:
         return self._decode(new_ids)
 
     def _still_true(self, text: str) -> str:
-        """The known text, less the character that the prompt ended in the middle of if that is whole now."""
+        """The known text, less the character that the prompt ended in the middle of if that is
+        whole now."""
         told = self._known
         while self._ends_in_part and told.endswith(_REPLACEMENT) and not text.startswith(told):
             told = told[:-1]
@@ -94,7 +102,8 @@ class TextStream:
     def _move(self, text: str) -> None:
         """Begin the window where the newest text begins, if that can be decoded by itself.
 
-        Behind no text at all the next token would lose its space, behind half a character the other half would be lost.
+        Behind no text at all the next token would lose its space, behind half a character the other
+        half would be lost.
         """
         self.num_amended += len(self._known) - len(self._still_true(text))
         newest = self._decode(self._ids[self._seen :])
@@ -109,9 +118,12 @@ class TextStream:
         self._ends_in_part = False
 
     def _release(self, new: str, may_stop: bool) -> str:
-        """What is certain with `new` behind what was held; a stop string that was complete before came too early."""
+        """What is certain with `new` behind what was held; a stop string that was complete before
+        came too early."""
         text = self._held + new
-        places = [(text.find(stop, max(0, len(self._held) - len(stop) + 1)), stop) for stop in self._stop]
+        places = [
+            (text.find(stop, max(0, len(self._held) - len(stop) + 1)), stop) for stop in self._stop
+        ]
         found = [(start + len(stop), start) for start, stop in places if start >= 0]
         if found and may_stop:
             self.is_stopped = True
@@ -131,7 +143,8 @@ def _overlap(text: str, stop: str) -> int:
 
 
 def _context(decode: Decode, ids: Sequence[int]) -> Sequence[int]:
-    """The last of `ids`: enough that they have text, and do not begin in the middle of a character."""
+    """The last of `ids`: enough that they have text, and do not begin in the middle of a
+    character."""
     size = _CONTEXT
     while size < len(ids):
         text = decode(ids[-size:])
@@ -142,7 +155,8 @@ def _context(decode: Decode, ids: Sequence[int]) -> Sequence[int]:
 
 
 def _without_part(decode: Decode, ids: Sequence[int]) -> str:
-    """The text of `ids` without the character in the middle of which they end, as far as one can tell."""
+    """The text of `ids` without the character in the middle of which they end, as far as one can
+    tell."""
     for count in range(1, min(_PARTS, len(ids)) + 1):
         text = decode(ids[: len(ids) - count])
         if not text.endswith(_REPLACEMENT):

@@ -25,8 +25,8 @@ _MOST_PROBES = 64
 class Vocabulary:
     """Ids from 0 to `size` - 1. `field` of the methods is the input to blame.
 
-    A tokenizer may add marks of its own before a text and behind it. What it adds behind is no part of a prompt that
-    goes on, unless the model's family was trained so (`keeps_end_marks`).
+    A tokenizer may add marks of its own before a text and behind it. What it adds behind is no part
+    of a prompt that goes on, unless the model's family was trained so (`keeps_end_marks`).
     """
 
     def __init__(
@@ -44,7 +44,8 @@ class Vocabulary:
         self.start_marks = _start_marks(tokenizer)
 
     def ids(self, text: Text, field: str, *, special: bool, names: bool = True) -> Ids:
-        """With all the tokenizer's own marks if `special`. Without `names` those of special tokens are plain text."""
+        """With all the tokenizer's own marks if `special`. Without `names` those of special tokens
+        are plain text."""
         given = as_ids(text, self.size, field)
         if given is not None:
             return given
@@ -55,7 +56,8 @@ class Vocabulary:
         return self.known(ids, field)
 
     def open_ids(self, text: Text, field: str) -> Ids:
-        """Of a text that goes on: with the marks that the tokenizer puts before it, without those behind it."""
+        """Of a text that goes on: with the marks that the tokenizer puts before it, without those
+        behind it."""
         plain = self.ids(text, field, special=False)
         if not isinstance(text, str):
             return plain
@@ -72,7 +74,9 @@ class Vocabulary:
     def encode(self, task: Tokenize | Detokenize | Embed | Classify, window: int) -> Encoded:
         """A task that takes a text as it is, or a dialogue as its template says."""
         if isinstance(task, Tokenize):
-            return self.tokenized(self.prompt(task.prompt, "prompt", special=task.add_special_tokens), task)
+            return self.tokenized(
+                self.prompt(task.prompt, "prompt", special=task.add_special_tokens), task
+            )
         if isinstance(task, Detokenize):
             return self.detokenized(task)
         ids, num_behind = self._framed(task.text)
@@ -91,8 +95,11 @@ class Vocabulary:
         return self.known(ids, "input"), num_behind
 
     def known(self, ids: Ids, field: str) -> Ids:
-        """The ids of a text. A tokenizer may have tokens, added ones above all, that the network knows nothing of."""
-        check_ids(ids, self.size, field, lambda token: str(self._tokenizer.convert_ids_to_tokens(token)))
+        """The ids of a text. A tokenizer may have tokens, added ones above all, that the network
+        knows nothing of."""
+        check_ids(
+            ids, self.size, field, lambda token: str(self._tokenizer.convert_ids_to_tokens(token))
+        )
         return ids
 
     def num_leading(self, text: str) -> int:
@@ -111,13 +118,16 @@ class Vocabulary:
         except BaseException as error:
             if not is_foreign(error):
                 raise
-            raise WorkerFailed(f"The model's tokenizer cannot decode its answer: {words_of(error)}") from error
+            raise WorkerFailed(
+                f"The model's tokenizer cannot decode its answer: {words_of(error)}"
+            ) from error
 
     def _text(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
     def tokenized(self, ids: Ids, task: Tokenize) -> Encoded:
-        """The answer to `task`. An id for which the tokenizer has no token, beyond its own, has no text."""
+        """The answer to `task`. An id for which the tokenizer has no token, beyond its own, has no
+        text."""
         spelled: Any = self._tokenizer.convert_ids_to_tokens(list(ids)) if task.with_texts else ()
         return tokenized(ids, [text or "" for text in spelled])
 
@@ -129,12 +139,15 @@ class Vocabulary:
 
 
 def _start_marks(tokenizer: PreTrainedTokenizerBase) -> Ids:
-    """What the tokenizer of its own accord puts before a text. Raises ModelFormatError if it cannot read any."""
+    """What the tokenizer of its own accord puts before a text. Raises ModelFormatError if it cannot
+    read any."""
     try:
         special = set(tokenizer.all_special_ids)
         for probe in _probes(tokenizer, special):
             plain = tokenizer.encode(probe, add_special_tokens=False)
-            if not plain or special.intersection(plain):  # an unknown token may be the same as a mark
+            if not plain or special.intersection(
+                plain
+            ):  # an unknown token may be the same as a mark
                 continue
             framed = tokenizer.encode(probe, add_special_tokens=True)
             for place in range(len(framed)):

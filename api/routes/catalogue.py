@@ -29,7 +29,9 @@ async def listing(front: FrontDep) -> CatalogueListing:
     models = []
     for name, entry in sorted(found.entries.items()):
         is_pinned = name in found.pinned
-        models.append(CatalogueModel(model_id=name, path=entry.path, runner=entry.runner, is_pinned=is_pinned))
+        models.append(
+            CatalogueModel(model_id=name, path=entry.path, runner=entry.runner, is_pinned=is_pinned)
+        )
     return CatalogueListing(models=models)
 
 

@@ -34,7 +34,9 @@ def _heading(work: SubmittedWork) -> Heading:
     return Heading(f"chatcmpl-{work.id}", work.record.created, work.record.model)
 
 
-CHAT = Endpoint("chat", "generate", ChatRequest, ChatCompletion, _plan, _whole, _chunks, errors=OPENAI)
+CHAT = Endpoint(
+    "chat", "generate", ChatRequest, ChatCompletion, _plan, _whole, _chunks, errors=OPENAI
+)
 DIALECT = Dialect(
     (
         Post(

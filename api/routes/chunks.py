@@ -1,4 +1,5 @@
-"""The chunks of a streamed completion: one for each choice that has something new, and each choice's end once."""
+"""The chunks of a streamed completion: one for each choice that has something new, and each
+choice's end once."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,8 +18,8 @@ from api.timings import Timings
 
 
 class Chunks:
-    """Renders the events of a request's jobs, `n` choices each; remembers how far each choice has come. An empty chunk
-    opens the stream."""
+    """Renders the events of a request's jobs, `n` choices each; remembers how far each choice has
+    come. An empty chunk opens the stream."""
 
     _object = "text_completion"
 
@@ -74,7 +75,8 @@ class Chunks:
 
 
 class ChatChunks(Chunks):
-    """A choice's first delta names the role; its end has a chunk of its own, whose delta is empty."""
+    """A choice's first delta names the role; its end has a chunk of its own, whose delta is
+    empty."""
 
     _object = "chat.completion.chunk"
 

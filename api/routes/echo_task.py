@@ -1,4 +1,5 @@
-"""`POST /v1/echo-task`: a task without a model, which takes as long as it is told and makes a file of a text."""
+"""`POST /v1/echo-task`: a task without a model, which takes as long as it is told and makes a file
+of a text."""
 
 from collections.abc import Sequence
 

@@ -21,7 +21,9 @@ def _whole(work: SubmittedWork, outcomes: Sequence[Outcome]) -> Embeddings:
     return embeddings(work.record.model, outcomes, work.record.notes["encoding_format"])
 
 
-EMBEDDINGS = Endpoint("embeddings", "embed", EmbeddingsRequest, Embeddings, _plan, _whole, errors=OPENAI)
+EMBEDDINGS = Endpoint(
+    "embeddings", "embed", EmbeddingsRequest, Embeddings, _plan, _whole, errors=OPENAI
+)
 DIALECT = Dialect(
     (
         Post(

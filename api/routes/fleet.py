@@ -17,7 +17,8 @@ _PATIENCE_S = 2.0
 
 
 class FleetNow(RootModel[dict[str, Any]]):
-    """Workers, models with their queues, and servers of Redis, as `aios status --json` tells them."""
+    """Workers, models with their queues, and servers of Redis, as `aios status --json` tells
+    them."""
 
 
 @router.get("/v1/fleet", response_model=FleetNow)

@@ -1,5 +1,5 @@
-"""`/generate` and `/generate_stream`, which three dialects share: a body is of the dialect whose key it has, and so are
-its answer and its errors."""
+"""`/generate` and `/generate_stream`, which three dialects share: a body is of the dialect whose
+key it has, and so are its answer and its errors."""
 
 from typing import Annotated
 

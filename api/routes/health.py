@@ -53,7 +53,9 @@ async def health(front: FrontDep) -> Response:
     reason = await reason_not_ready(front)
     if reason is not None:
         return JSONResponse({"status": "unhealthy", "ready": False, "reason": reason}, 503)
-    return JSONResponse({"status": "healthy", "ready": True, "model": (await front.admission.find(None)).id})
+    return JSONResponse(
+        {"status": "healthy", "ready": True, "model": (await front.admission.find(None)).id}
+    )
 
 
 @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})

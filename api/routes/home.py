@@ -1,4 +1,5 @@
-"""`GET /`: a small page for a browser, the same as JSON for anything else. `POST /` is text-generation-inference's."""
+"""`GET /`: a small page for a browser, the same as JSON for anything else. `POST /` is
+text-generation-inference's."""
 
 from typing import Annotated
 
@@ -17,11 +18,17 @@ _HEADERS = {"Vary": "Accept", "Cache-Control": "no-store"}
 
 
 @router.get("/", include_in_schema=False)
-async def home(request: Request, front: FrontDep, accept: Annotated[str, Header()] = "") -> Response:
+async def home(
+    request: Request, front: FrontDep, accept: Annotated[str, Header()] = ""
+) -> Response:
     """Open to anybody; which models there are is told only where anybody may call."""
     told = await _home(front, str(request.base_url).rstrip("/"), request.scope["root_path"])
     if wants_html(accept):
-        headers = {**_HEADERS, "Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
+        headers = {
+            **_HEADERS,
+            "Content-Security-Policy": POLICY,
+            "X-Content-Type-Options": "nosniff",
+        }
         return Response(page(told), media_type="text/html; charset=utf-8", headers=headers)
     return Response(told.model_dump_json(), media_type="application/json", headers=_HEADERS)
 
@@ -51,7 +58,9 @@ async def _models(front: Front) -> list[HomeModel]:
 
 
 def _model(info: ModelInfo, *, is_default: bool) -> HomeModel:
-    return HomeModel(id=info.id, description=info.found, tasks=list(info.tasks), is_default=is_default)
+    return HomeModel(
+        id=info.id, description=info.found, tasks=list(info.tasks), is_default=is_default
+    )
 
 
 DIALECT = Dialect(router=router, access=Access.OPEN)

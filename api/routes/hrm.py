@@ -1,5 +1,5 @@
-"""The HRM contract: `/loglikelihood`, `/loglikelihood_rolling`, and `/generate` with `prompts`: many in, all answers
-out, in order."""
+"""The HRM contract: `/loglikelihood`, `/loglikelihood_rolling`, and `/generate` with `prompts`:
+many in, all answers out, in order."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -40,11 +40,14 @@ def _plan_score(body: LoglikelihoodRequest, model: ModelInfo, limits: Limits) ->
 
 def _plan_rolling(body: RollingRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     limits.check_count("prompts", len(body.prompts))
-    return TaskPlan([Score("", (text,), body.condition, body.scoring, rolling=True) for text in body.prompts])
+    return TaskPlan(
+        [Score("", (text,), body.condition, body.scoring, rolling=True) for text in body.prompts]
+    )
 
 
 def group_by_prompt(prompts: list[str]) -> dict[str, list[int]]:
-    """The places at which each distinct prompt stands: one context is read once, whatever follows it."""
+    """The places at which each distinct prompt stands: one context is read once, whatever follows
+    it."""
     places: dict[str, list[int]] = {}
     for place, prompt in enumerate(prompts):
         places.setdefault(prompt, []).append(place)
@@ -53,7 +56,12 @@ def group_by_prompt(prompts: list[str]) -> dict[str, list[int]]:
 
 def score_tasks(body: LoglikelihoodRequest, places: dict[str, list[int]]) -> list[Score]:
     return [
-        Score(prompt, tuple(body.continuations[place] for place in group), body.condition, body.scoring)
+        Score(
+            prompt,
+            tuple(body.continuations[place] for place in group),
+            body.condition,
+            body.scoring,
+        )
         for prompt, group in places.items()
     ]
 
@@ -78,12 +86,20 @@ def _scores(work: SubmittedWork, outcomes: Sequence[Outcome]) -> LoglikelihoodRe
 
 
 def _rolling(work: SubmittedWork, outcomes: Sequence[Outcome]) -> RollingResponse:
-    return rolling_response([score for outcome in outcomes for score in outcome.as_a(Scored).scores])
+    return rolling_response(
+        [score for outcome in outcomes for score in outcome.as_a(Scored).scores]
+    )
 
 
-GENERATE = Endpoint("generate", "generate", GenerateRequest, GenerateResponse, _plan_generate, _completions, _stream)
-SCORE = Endpoint("loglikelihood", "score", LoglikelihoodRequest, LoglikelihoodResponse, _plan_score, _scores)
-ROLLING = Endpoint("loglikelihood_rolling", "score", RollingRequest, RollingResponse, _plan_rolling, _rolling)
+GENERATE = Endpoint(
+    "generate", "generate", GenerateRequest, GenerateResponse, _plan_generate, _completions, _stream
+)
+SCORE = Endpoint(
+    "loglikelihood", "score", LoglikelihoodRequest, LoglikelihoodResponse, _plan_score, _scores
+)
+ROLLING = Endpoint(
+    "loglikelihood_rolling", "score", RollingRequest, RollingResponse, _plan_rolling, _rolling
+)
 DIALECT = Dialect(
     (
         Post(

@@ -1,4 +1,5 @@
-"""Local inference: `/api/inference` for any task, whole or as named events, and what there is to ask."""
+"""Local inference: `/api/inference` for any task, whole or as named events, and what there is to
+ask."""
 
 from typing import Annotated
 
@@ -13,7 +14,12 @@ from api.error_format import API
 from api.routes.inference_tasks import BODIES, ENDPOINTS, body_type
 from api.schemas.errors import ApiErrorBody, errors_of
 from api.schemas.fleet import ApiHealth, ModelStatus, ModelStatuses, api_health, model_status
-from api.schemas.inference import ClassificationRequest, EchoRequest, FeatureRequest, TextGenerationRequest
+from api.schemas.inference import (
+    ClassificationRequest,
+    EchoRequest,
+    FeatureRequest,
+    TextGenerationRequest,
+)
 from api.shapes import chosen
 from shared.errors import DeviceUnavailable, ModelNotFound
 from shared.messages import ModelInfo
@@ -23,7 +29,8 @@ router = APIRouter(prefix="/api", tags=["inference"], responses=errors_of(ApiErr
 probes = APIRouter(prefix="/api", tags=["inference"], responses=errors_of(ApiErrorBody))
 
 Body = Annotated[
-    EchoRequest | TextGenerationRequest | ClassificationRequest | FeatureRequest, chosen(body_type, BODIES.values())
+    EchoRequest | TextGenerationRequest | ClassificationRequest | FeatureRequest,
+    chosen(body_type, BODIES.values()),
 ]
 
 

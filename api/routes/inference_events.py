@@ -1,4 +1,5 @@
-"""The events of a stream of local inference: `token`s, then `done` with the whole answer, or `error`."""
+"""The events of a stream of local inference: `token`s, then `done` with the whole answer, or
+`error`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

@@ -106,7 +106,9 @@ def _classify(body: ClassificationRequest, model: ModelInfo, limits: Limits) -> 
 
 def _classified(outcome: Outcome) -> ClassificationResult:
     labels = outcome.as_a(Labelled).labels
-    return ClassificationResult(labels=[LabelBody(label=label.name, score=label.score) for label in labels])
+    return ClassificationResult(
+        labels=[LabelBody(label=label.name, score=label.score) for label in labels]
+    )
 
 
 def _embed(body: FeatureRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
@@ -131,7 +133,9 @@ def _echo(body: EchoRequest, request_id: str) -> InferenceResponse:
 
 
 def _stream_echo(body: EchoRequest, answer: InferenceResponse) -> Iterator[NamedEvent]:
-    yield NamedEvent("token", {"correlation_id": answer.correlation_id, "index": 0, "token": body.inputs})
+    yield NamedEvent(
+        "token", {"correlation_id": answer.correlation_id, "index": 0, "token": body.inputs}
+    )
     yield NamedEvent("done", answer.model_dump(mode="json"))
 
 
@@ -144,12 +148,18 @@ TASKS = {INFOS[endpoint.task].pipeline_tags[0]: endpoint for endpoint in _ROWS}
 """By Hugging Face's first name of each."""
 ENDPOINTS: tuple[Endpoint | ImmediateEndpoint, ...] = (
     *TASKS.values(),
-    ImmediateEndpoint(EchoRequest, InferenceResponse, _echo, _stream_echo, EVENTS, API, _is_streamed),
+    ImmediateEndpoint(
+        EchoRequest, InferenceResponse, _echo, _stream_echo, EVENTS, API, _is_streamed
+    ),
 )
-_TAGS = {tag: name for name, endpoint in TASKS.items() for tag in INFOS[endpoint.task].pipeline_tags} | {_ECHO: _ECHO}
+_TAGS = {
+    tag: name for name, endpoint in TASKS.items() for tag in INFOS[endpoint.task].pipeline_tags
+} | {_ECHO: _ECHO}
 """All of its names of these tasks, and ours."""
 
-BODIES: dict[str, type[Any]] = {_ECHO: EchoRequest} | {name: endpoint.body for name, endpoint in TASKS.items()}
+BODIES: dict[str, type[Any]] = {_ECHO: EchoRequest} | {
+    name: endpoint.body for name, endpoint in TASKS.items()
+}
 
 
 def name_of(task: Any, tag: Any) -> str:

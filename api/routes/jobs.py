@@ -1,4 +1,5 @@
-"""`/v1/jobs/{id}`: what became of a request that was submitted on any endpoint; its stream, its result, its end.
+"""`/v1/jobs/{id}`: what became of a request that was submitted on any endpoint; its stream, its
+result, its end.
 
 A caller sees the jobs of its own tenant; all others are not there.
 """
@@ -38,7 +39,8 @@ _ENDED = frozenset({"done", "failed", "cancelled"})
 @router.get("/v1/jobs/{id}", response_model=JobStatus)
 @redis_answers()
 async def job(id: str, front: FrontDep, caller: CallerDep) -> Response:
-    """State, and once it is done the `result`: what the endpoint it was sent to would have answered."""
+    """State, and once it is done the `result`: what the endpoint it was sent to would have
+    answered."""
     return await _told(front, work_of(await front.requests.find(id, caller.tenant)))
 
 
@@ -50,22 +52,28 @@ async def events(
     front: FrontDep,
     caller: CallerDep,
     request_state: RequestStateDep,
-    last_event_id: Annotated[str | None, Header(description="The stream goes on behind this frame.")] = None,
+    last_event_id: Annotated[
+        str | None, Header(description="The stream goes on behind this frame.")
+    ] = None,
 ) -> Response:
-    """The request's stream from its beginning, or from behind a frame; during the run and after it."""
+    """The request's stream from its beginning, or from behind a frame; during the run and after
+    it."""
     seen = Cursor.parse(last_event_id) if last_event_id else None
     found = await front.requests.find(id, caller.tenant)
     follower = await attached(front, found, caller, seen, stays=not request_state.is_head)
     if seen is not None and not request_state.is_head:
         front.metrics.replays.labels("resume").inc()
-    return stream(front, front.endpoints.of(follower.work), follower, request.receive, request_state, seen)
+    return stream(
+        front, front.endpoints.of(follower.work), follower, request.receive, request_state, seen
+    )
 
 
 @router.delete("/v1/jobs/{id}", response_model=JobStatus)
 @router.post("/api/inference/cancel/{id}", response_model=JobStatus)
 @redis_answers()
 async def cancel(id: str, front: FrontDep, caller: CallerDep) -> Response:
-    """Call it off, whatever its phase; what has ended stays as it is. What it had said can be read."""
+    """Call it off, whatever its phase; what has ended stays as it is. What it had said can be
+    read."""
     request = await front.requests.find(id, caller.tenant)
     await front.submissions.end(request.job_ids, Cancelled("client"))
     return await _told(front, work_of(request))
@@ -91,7 +99,9 @@ async def _told(front: Front, work: SubmittedWork) -> Response:
     headers: Mapping[str, str] = {}
     if state in _ENDED:
         logs = await asyncio.gather(*map(front.reader.read, work.request.job_ids))
-        more, headers = _ended(endpoint, work, snapshots, [[event for _, event in log] for log in logs])
+        more, headers = _ended(
+            endpoint, work, snapshots, [[event for _, event in log] for log in logs]
+        )
         body |= more
     else:
         body["timings"] = timings_of([snapshot.times for snapshot in snapshots], 0).model_dump()
@@ -99,7 +109,9 @@ async def _told(front: Front, work: SubmittedWork) -> Response:
     return Response(msgspec.json.encode(body), media_type="application/json", headers=dict(headers))
 
 
-async def _progress(front: Front, work: SubmittedWork, snapshots: Sequence[JobSnapshot]) -> dict[str, Any] | None:
+async def _progress(
+    front: Front, work: SubmittedWork, snapshots: Sequence[JobSnapshot]
+) -> dict[str, Any] | None:
     """Return how far the only job of a request has come, or how many of several jobs have ended."""
     job_ids = work.request.job_ids
     if len(job_ids) > 1:
@@ -112,9 +124,13 @@ async def _progress(front: Front, work: SubmittedWork, snapshots: Sequence[JobSn
 
 
 def _ended(
-    endpoint: Endpoint, work: SubmittedWork, snapshots: Sequence[JobSnapshot], logs: list[list[Event]]
+    endpoint: Endpoint,
+    work: SubmittedWork,
+    snapshots: Sequence[JobSnapshot],
+    logs: list[list[Event]],
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """What is told of a request that has ended, besides. Of text that was cut short there is a `partial` answer."""
+    """What is told of a request that has ended, besides. Of text that was cut short there is a
+    `partial` answer."""
     state = state_of(snapshots)
     tallies = [OutcomeBuilder(work.record.n) for _ in logs]
     for builder, log in zip(tallies, logs, strict=True):
@@ -123,11 +139,16 @@ def _ended(
     outcomes = [builder.outcome(state) for builder in tallies]
     usage = total_usage(outcomes)
     timings = timings_of([snapshot.times for snapshot in snapshots], usage.completion_tokens)
-    more: dict[str, Any] = {"usage": usage_body(usage).model_dump(), "timings": timings.model_dump()}
+    more: dict[str, Any] = {
+        "usage": usage_body(usage).model_dump(),
+        "timings": timings.model_dump(),
+    }
     if state != "done":
         more |= _failure([event for log in logs for event in log])
     if state == "done" or endpoint.task == "generate":
-        rendered = endpoint.render(replace(work, timings=timings), outcomes).model_dump_json().encode()
+        rendered = (
+            endpoint.render(replace(work, timings=timings), outcomes).model_dump_json().encode()
+        )
         more["result" if state == "done" else "partial"] = msgspec.Raw(rendered)
     return more, answer_headers(work, outcomes)
 

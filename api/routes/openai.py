@@ -50,14 +50,20 @@ def _plan(body: CompletionRequest, model: ModelInfo, limits: Limits) -> TaskPlan
     limits.check_count("prompt", len(body.prompt))
     if body.echo:
         budget = limits.budget(body.max_tokens, DEFAULT_MAX_TOKENS, model)
-        return TaskPlan(echo_tasks(body, budget.max_tokens), budget, notes=echo_notes(body, budget.max_tokens))
+        return TaskPlan(
+            echo_tasks(body, budget.max_tokens), budget, notes=echo_notes(body, budget.max_tokens)
+        )
     notes = {"with_usage": body.stream_options.include_usage}
     return text_plan(body, body.prompt, DEFAULT_MAX_TOKENS, model, limits, notes)
 
 
 def _whole(work: SubmittedWork, outcomes: Sequence[Outcome]) -> Completion:
     notes = work.record.notes
-    return echoed(_heading(work), outcomes, notes) if "texts" in notes else completion(_heading(work), outcomes)
+    return (
+        echoed(_heading(work), outcomes, notes)
+        if "texts" in notes
+        else completion(_heading(work), outcomes)
+    )
 
 
 def _chunks(work: SubmittedWork) -> Chunks:
@@ -68,7 +74,9 @@ def _heading(work: SubmittedWork) -> Heading:
     return Heading(f"cmpl-{work.id}", work.record.created, work.record.model)
 
 
-COMPLETIONS = Endpoint("completions", "generate", CompletionRequest, Completion, _plan, _whole, _chunks, errors=OPENAI)
+COMPLETIONS = Endpoint(
+    "completions", "generate", CompletionRequest, Completion, _plan, _whole, _chunks, errors=OPENAI
+)
 DIALECT = Dialect(
     (
         Post(

@@ -13,7 +13,9 @@ from shared.messages import ModelInfo
 
 def _plan(body: SolveRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     limits.check_count("grids", len(body.puzzles))
-    return TaskPlan(body.tasks(), notes={"as_string": [isinstance(puzzle, str) for puzzle in body.puzzles]})
+    return TaskPlan(
+        body.tasks(), notes={"as_string": [isinstance(puzzle, str) for puzzle in body.puzzles]}
+    )
 
 
 def _whole(work: SubmittedWork, outcomes: Sequence[Outcome]) -> SolveResponse:

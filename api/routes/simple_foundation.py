@@ -1,4 +1,5 @@
-"""SimpleFoundation's way to ask: `/generate` with one `prompt`, problems to solve, and what there is to ask."""
+"""SimpleFoundation's way to ask: `/generate` with one `prompt`, problems to solve, and what there
+is to ask."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -51,14 +52,20 @@ def _plan_prompt(body: PromptRequest, model: ModelInfo, limits: Limits) -> TaskP
 
 
 def _plan_math(body: MathRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
-    return _plan_problem(body, model.prompting.math or MATH_TEMPLATE, MATH_MAX_TOKENS, model, limits)
+    return _plan_problem(
+        body, model.prompting.math or MATH_TEMPLATE, MATH_MAX_TOKENS, model, limits
+    )
 
 
 def _plan_coding(body: CodingRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
-    return _plan_problem(body, model.prompting.coding or CODING_TEMPLATE, CODING_MAX_TOKENS, model, limits)
+    return _plan_problem(
+        body, model.prompting.coding or CODING_TEMPLATE, CODING_MAX_TOKENS, model, limits
+    )
 
 
-def _plan_problem(body: ProblemRequest, template: str, max_tokens: int, model: ModelInfo, limits: Limits) -> TaskPlan:
+def _plan_problem(
+    body: ProblemRequest, template: str, max_tokens: int, model: ModelInfo, limits: Limits
+) -> TaskPlan:
     """`template` is for a caller who brings none."""
     prompt = (body.template or template).replace(PLACE, body.problem)
     return text_plan(body, [prompt], max_tokens, model, limits, {"problem": body.problem})
@@ -78,13 +85,17 @@ def _prompt_response(work: SubmittedWork, outcomes: Sequence[Outcome]) -> Prompt
 def _math_response(work: SubmittedWork, outcomes: Sequence[Outcome]) -> MathResponse:
     solution = outcomes[0].choices[0].text
     problem = work.record.notes["problem"]
-    return MathResponse(problem=problem, solution=solution, answer=answer_in(solution), **_made(work, outcomes))
+    return MathResponse(
+        problem=problem, solution=solution, answer=answer_in(solution), **_made(work, outcomes)
+    )
 
 
 def _coding_response(work: SubmittedWork, outcomes: Sequence[Outcome]) -> CodingResponse:
     solution = outcomes[0].choices[0].text
     problem = work.record.notes["problem"]
-    return CodingResponse(problem=problem, solution=solution, code=code_in(solution), **_made(work, outcomes))
+    return CodingResponse(
+        problem=problem, solution=solution, code=code_in(solution), **_made(work, outcomes)
+    )
 
 
 def _made(work: SubmittedWork, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -108,11 +119,16 @@ def _endpoint(
 
     def stream(work: SubmittedWork) -> Texts:
         def end(outcomes: Sequence[Outcome], timings: Timings | None) -> dict[str, Any]:
-            return {"text": "", "result": render(replace(work, timings=timings), outcomes).model_dump()}
+            return {
+                "text": "",
+                "result": render(replace(work, timings=timings), outcomes).model_dump(),
+            }
 
         return Texts(work.record.n, 1, end)
 
-    return Endpoint(name, "generate", body, answer, plan, render, stream, bare_stream_format=TEXT, is_timed=True)
+    return Endpoint(
+        name, "generate", body, answer, plan, render, stream, bare_stream_format=TEXT, is_timed=True
+    )
 
 
 PROMPT = _endpoint("prompt", PromptRequest, PromptResponse, _plan_prompt, _prompt_response)

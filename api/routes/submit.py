@@ -1,11 +1,19 @@
-"""`POST /v1/jobs`: the body of any endpoint under the name of its task, to be done and asked for later."""
+"""`POST /v1/jobs`: the body of any endpoint under the name of its task, to be done and asked for
+later."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 from typing_extensions import TypeAliasType
@@ -32,7 +40,9 @@ class Submission(BaseModel):
     task: str = Field(strict=True)
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
         """One of the bodies of the table, told apart by `task`."""
         parts = {task: handler(TypeAdapter(_submitted(task)).core_schema)["$ref"] for task in TASKS}
         return {
@@ -49,11 +59,21 @@ class _Beside:
 
     task: str
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
         body = handler(schema)
         shapes = [handler.resolve_ref_schema(part) for part in body.get("anyOf", [body])]
-        examples = [{"task": self.task} | example for shape in shapes for example in shape.get("examples", [])]
-        task = {"type": "object", "properties": {"task": {"type": "string", "const": self.task}}, "required": ["task"]}
+        examples = [
+            {"task": self.task} | example
+            for shape in shapes
+            for example in shape.get("examples", [])
+        ]
+        task = {
+            "type": "object",
+            "properties": {"task": {"type": "string", "const": self.task}},
+            "required": ["task"],
+        }
         return {"allOf": [task, body], "examples": examples}
 
 
@@ -65,7 +85,8 @@ def _submitted(task: str) -> Any:
 
 @router.post(PATH, status_code=202, response_model=Accepted, responses=IN_TIME)
 async def submit(body: Submission, context: ContextDep) -> Response:
-    """202 and the job's address at once; with `Prefer: wait=N`, the endpoint's own answer if it comes in time."""
+    """202 and the job's address at once; with `Prefer: wait=N`, the endpoint's own answer if it
+    comes in time."""
     post = TASKS.get(body.task)
     if post is None:
         raise InvalidRequest(f"task: expected one of {', '.join(TASKS)}.", field="task")
@@ -74,7 +95,9 @@ async def submit(body: Submission, context: ContextDep) -> Response:
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
     wait_s = context.options.wait_s or 0.0
-    return await answer(replace(context, options=replace(context.options, wait_s=wait_s)), post, fields)
+    return await answer(
+        replace(context, options=replace(context.options, wait_s=wait_s)), post, fields
+    )
 
 
 DIALECT = Dialect(router=router)

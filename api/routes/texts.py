@@ -1,4 +1,5 @@
-"""A stream of plain text: a payload for each piece of each completion, and what is known of all at the end."""
+"""A stream of plain text: a payload for each piece of each completion, and what is known of all at
+the end."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,7 +15,8 @@ End = Callable[[Sequence[Outcome], Timings | None], dict[str, Any]]
 
 
 class Texts:
-    """Of `num_jobs` jobs with `n` completions each; `end` makes the last payload of all outcomes and their timings."""
+    """Of `num_jobs` jobs with `n` completions each; `end` makes the last payload of all outcomes
+    and their timings."""
 
     def __init__(self, n: int, num_jobs: int, end: End) -> None:
         self._deltas = ChoiceDeltas(n)

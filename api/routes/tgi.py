@@ -1,4 +1,5 @@
-"""text-generation-inference's way to ask: `inputs` and `parameters`, at `/` and at the paths that dialects share."""
+"""text-generation-inference's way to ask: `inputs` and `parameters`, at `/` and at the paths that
+dialects share."""
 
 from collections.abc import Sequence
 
@@ -11,7 +12,15 @@ from api.limits import Limits
 from api.request_events import Outcome
 from api.request_record import SubmittedWork
 from api.routes.tgi_frames import TgiFrames
-from api.schemas.tgi import DEFAULT_MAX_TOKENS, TgiNotes, TgiRequest, TgiResponse, TgiResponses, notes_of, response
+from api.schemas.tgi import (
+    DEFAULT_MAX_TOKENS,
+    TgiNotes,
+    TgiRequest,
+    TgiResponse,
+    TgiResponses,
+    notes_of,
+    response,
+)
 from api.stream_format import EVENTS
 from shared.messages import ModelInfo
 
@@ -43,9 +52,29 @@ def _frames(work: SubmittedWork) -> TgiFrames:
     return TgiFrames(_notes(work))
 
 
-ONE = Endpoint("tgi", "generate", TgiRequest, TgiResponse, _plan, _one, _frames, EVENTS, errors=TGI, model_of=_model)
+ONE = Endpoint(
+    "tgi",
+    "generate",
+    TgiRequest,
+    TgiResponse,
+    _plan,
+    _one,
+    _frames,
+    EVENTS,
+    errors=TGI,
+    model_of=_model,
+)
 LISTED = Endpoint(
-    "tgi_list", "generate", TgiRequest, TgiResponses, _plan, _listed, _frames, EVENTS, errors=TGI, model_of=_model
+    "tgi_list",
+    "generate",
+    TgiRequest,
+    TgiResponses,
+    _plan,
+    _listed,
+    _frames,
+    EVENTS,
+    errors=TGI,
+    model_of=_model,
 )
 DIALECT = Dialect(
     (

@@ -1,4 +1,5 @@
-"""The frames of a stream as text-generation-inference has them: one for each token, the last with the whole text."""
+"""The frames of a stream as text-generation-inference has them: one for each token, the last with
+the whole text."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -54,14 +55,20 @@ class TgiFrames:
             frame: dict[str, Any] = {"index": self._num_tokens, "token": token.model_dump()}
             if at < len(tops):
                 frame["top_tokens"] = [top.model_dump() for top in tops[at]]
-            yield frame | (self._end(delta.finish_reason) if is_last and delta.finish_reason else _NO_END)
+            yield frame | (
+                self._end(delta.finish_reason) if is_last and delta.finish_reason else _NO_END
+            )
 
     def _tokens(self, delta: ChoiceDelta) -> list[TgiToken]:
-        """Their texts are what is added: a token that may begin a stop string adds nothing until that is certain."""
+        """Their texts are what is added: a token that may begin a stop string adds nothing until
+        that is certain."""
         tokens = token_bodies(delta.ids, delta.logprobs, is_end=delta.finish_reason == "stop")
         if "".join(token.text for token in tokens) != delta.text:
             texts = [""] * (len(tokens) - 1) + [delta.text]
-            tokens = [token.model_copy(update={"text": text}) for token, text in zip(tokens, texts, strict=False)]
+            tokens = [
+                token.model_copy(update={"text": text})
+                for token, text in zip(tokens, texts, strict=False)
+            ]
         if tokens or not (delta.text or delta.finish_reason):
             return tokens
         return [self._last.model_copy(update={"text": delta.text, "special": not delta.text})]

@@ -20,7 +20,9 @@ from shared.messages import ModelInfo
 
 
 def _plan_tokenize(body: TokenizeRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
-    return TaskPlan([body.task()], notes={"window": model.context_window, "with_texts": body.return_token_strs})
+    return TaskPlan(
+        [body.task()], notes={"window": model.context_window, "with_texts": body.return_token_strs}
+    )
 
 
 def _plan_detokenize(body: DetokenizeRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
@@ -36,8 +38,12 @@ def _text(work: SubmittedWork, outcomes: Sequence[Outcome]) -> DetokenizeRespons
     return detokenize_response(outcomes[0])
 
 
-TOKENIZE = Endpoint("tokenize", "tokenize", TokenizeRequest, TokenizeResponse, _plan_tokenize, _tokens)
-DETOKENIZE = Endpoint("detokenize", "detokenize", DetokenizeRequest, DetokenizeResponse, _plan_detokenize, _text)
+TOKENIZE = Endpoint(
+    "tokenize", "tokenize", TokenizeRequest, TokenizeResponse, _plan_tokenize, _tokens
+)
+DETOKENIZE = Endpoint(
+    "detokenize", "detokenize", DetokenizeRequest, DetokenizeResponse, _plan_detokenize, _text
+)
 DIALECT = Dialect(
     (
         Post(
@@ -48,6 +54,13 @@ DIALECT = Dialect(
             tag="tokens",
             job_task="tokenize",
         ),
-        Post("/detokenize", "detokenize", "The text of token ids.", (DETOKENIZE,), tag="tokens", job_task="detokenize"),
+        Post(
+            "/detokenize",
+            "detokenize",
+            "The text of token ids.",
+            (DETOKENIZE,),
+            tag="tokens",
+            job_task="detokenize",
+        ),
     )
 )

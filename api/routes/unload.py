@@ -18,13 +18,15 @@ router = APIRouter(prefix="/api/models", tags=["inference"], responses=errors_of
 
 _PATIENCE_S, _LOOK_S = 5.0, 0.2
 ModelId = Annotated[str, Path(description="May contain slashes.")]
-RESPONSES: Responses = {202: {"model": Unloading, "description": "Jobs in hand are being ended first."}}
+RESPONSES: Responses = {
+    202: {"model": Unloading, "description": "Jobs in hand are being ended first."}
+}
 
 
 @router.post("/unload/{model_id:path}", response_model=Unloading, responses=RESPONSES)
 async def unload(model_id: ModelId, front: FrontDep) -> JSONResponse:
-    """Free a model's memory on all workers, each when its jobs in hand have ended: 200 when that is done, 202 when it
-    takes longer than a few seconds."""
+    """Free a model's memory on all workers, each when its jobs in hand have ended: 200 when that is
+    done, 202 when it takes longer than a few seconds."""
     return await _unload(front, model_id)
 
 

@@ -1,4 +1,5 @@
-"""Bodies of `/v1/chat/completions` as OpenAI documents them. What is not served is refused by name, never ignored."""
+"""Bodies of `/v1/chat/completions` as OpenAI documents them. What is not served is refused by name,
+never ignored."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
@@ -7,7 +8,15 @@ import msgspec
 from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, model_validator
 
 from api.request_events import Choice, Outcome, total_usage
-from api.schemas.fields import AnyText, MaxTokens, RequestBody, SampledRequest, refuse, refuse_unsupported, shown
+from api.schemas.fields import (
+    AnyText,
+    MaxTokens,
+    RequestBody,
+    SampledRequest,
+    refuse,
+    refuse_unsupported,
+    shown,
+)
 from api.schemas.openai import Heading, StreamOptions
 from api.schemas.q_values import QValues, is_absent, q_values_body
 from api.schemas.usage import USAGE, DetailedUsageBody, detailed_usage_body
@@ -53,7 +62,9 @@ def _as_text(value: Any) -> Any:
     for part in value:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text" or not isinstance(part.get("text"), str):
-            raise ValueError(f"expected parts of type 'text', each with a text; got {kind or type(part).__name__!r}")
+            raise ValueError(
+                f"expected parts of type 'text', each with a text; got {kind or type(part).__name__!r}"
+            )
     return "".join(part["text"] for part in value)
 
 
@@ -77,7 +88,13 @@ class Message(RequestBody):
 class ChatRequest(SampledRequest):
     model_config = shown(
         {"model": "local", "messages": [_QUESTION], "max_tokens": 100, "temperature": 0},
-        {"messages": [_QUESTION], "max_completion_tokens": 2, "logprobs": True, "top_logprobs": 2, "n": 2},
+        {
+            "messages": [_QUESTION],
+            "max_completion_tokens": 2,
+            "logprobs": True,
+            "top_logprobs": 2,
+            "n": 2,
+        },
     )
 
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -103,7 +120,8 @@ class ChatRequest(SampledRequest):
         return self
 
     def chat_task(self, max_tokens: int) -> Generate:
-        """What does not fit the context window is refused; a default `max_tokens` is no reason to."""
+        """What does not fit the context window is refused; a default `max_tokens` is no reason
+        to."""
         chat = Chat(tuple(message.turn() for message in self.messages))
         overflow: Literal["clamp", "refuse"] = "clamp" if self.max_tokens is None else "refuse"
         return Generate(chat, self.sampling(max_tokens), self.condition, overflow)
@@ -151,7 +169,9 @@ class ChatCompletion(BaseModel):
             "object": "chat.completion",
             "created": 1795252550,
             "model": "sample-hrm-text",
-            "choices": [{"index": 0, "message": _ANSWER, "logprobs": None, "finish_reason": "stop"}],
+            "choices": [
+                {"index": 0, "message": _ANSWER, "logprobs": None, "finish_reason": "stop"}
+            ],
             "usage": USAGE,
         }
     )
@@ -167,7 +187,9 @@ class ChatCompletion(BaseModel):
 def chat_completion(heading: Heading, outcome: Outcome) -> ChatCompletion:
     choices = [_choice_body(index, choice) for index, choice in enumerate(outcome.choices)]
     usage = detailed_usage_body(total_usage([outcome]))
-    return ChatCompletion(id=heading.id, created=heading.created, model=heading.model, choices=choices, usage=usage)
+    return ChatCompletion(
+        id=heading.id, created=heading.created, model=heading.model, choices=choices, usage=usage
+    )
 
 
 def _choice_body(index: int, choice: Choice) -> ChatChoice:
@@ -184,7 +206,9 @@ def chat_logprobs(ids: Sequence[int], logprobs: Sequence[TokenLogprob]) -> ChatL
     """The object for some tokens of a choice; None if they have no log-probabilities."""
     if not logprobs or len(logprobs) != len(ids):
         return None
-    return ChatLogprobs(content=[_token_body(token, item) for token, item in zip(ids, logprobs, strict=True)])
+    return ChatLogprobs(
+        content=[_token_body(token, item) for token, item in zip(ids, logprobs, strict=True)]
+    )
 
 
 def _token_body(token: int, item: TokenLogprob) -> ChatTokenLogprob:
@@ -194,4 +218,8 @@ def _token_body(token: int, item: TokenLogprob) -> ChatTokenLogprob:
 
 
 def _named(token: int, text: str, logprob: float) -> TopLogprob:
-    return TopLogprob(token=text or f"token_id:{token}", logprob=logprob, bytes=list(text.encode()) if text else None)
+    return TopLogprob(
+        token=text or f"token_id:{token}",
+        logprob=logprob,
+        bytes=list(text.encode()) if text else None,
+    )

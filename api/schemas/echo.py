@@ -1,5 +1,5 @@
-"""Completions that say their prompt first. Log-probabilities of a prompt's tokens, and the text of a prompt given as
-ids, take a `Read` job for it, which comes behind all jobs that generate."""
+"""Completions that say their prompt first. Log-probabilities of a prompt's tokens, and the text of
+a prompt given as ids, take a `Read` job for it, which comes behind all jobs that generate."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,17 +13,28 @@ from shared.messages import Generate, Read, Text
 
 
 def echo_tasks(body: CompletionRequest, max_tokens: int) -> list[Generate | Read]:
-    """What must be done for a request with `echo`: to generate, unless `max_tokens` is 0, and to read."""
+    """What must be done for a request with `echo`: to generate, unless `max_tokens` is 0, and to
+    read."""
     generating = [body.task(prompt, max_tokens) for prompt in body.prompt] if max_tokens else []
-    reading = [Read(prompt, body.logprobs or 0, body.condition) for prompt in body.prompt if _is_read(body, prompt)]
+    reading = [
+        Read(prompt, body.logprobs or 0, body.condition)
+        for prompt in body.prompt
+        if _is_read(body, prompt)
+    ]
     return [*generating, *reading]
 
 
 def echo_notes(body: CompletionRequest, max_tokens: int) -> dict[str, Any]:
-    """What `echoed` must know later: the texts of prompts that were given as text, which of them are read."""
+    """What `echoed` must know later: the texts of prompts that were given as text, which of them
+    are read."""
     texts = [prompt if isinstance(prompt, str) else None for prompt in body.prompt]
     reads = [_is_read(body, prompt) for prompt in body.prompt]
-    return {"texts": texts, "generates": max_tokens > 0, "reads": reads, "with_logprobs": body.logprobs is not None}
+    return {
+        "texts": texts,
+        "generates": max_tokens > 0,
+        "reads": reads,
+        "with_logprobs": body.logprobs is not None,
+    }
 
 
 def _is_read(body: CompletionRequest, prompt: Text) -> bool:
@@ -47,18 +58,28 @@ def echoed(heading: Heading, outcomes: Sequence[Outcome], notes: Mapping[str, An
         for number, (text, is_read) in enumerate(zip(notes["texts"], notes["reads"], strict=True))
     ]
     usage = detailed_usage_body(total_usage(said or outcomes))
-    return Completion(id=heading.id, created=heading.created, model=heading.model, choices=choices, usage=usage)
+    return Completion(
+        id=heading.id, created=heading.created, model=heading.model, choices=choices, usage=usage
+    )
 
 
 def _choice(
-    number: int, text: str | None, prompt: Choice | None, said: Outcome | None, *, with_logprobs: bool
+    number: int,
+    text: str | None,
+    prompt: Choice | None,
+    said: Outcome | None,
+    *,
+    with_logprobs: bool,
 ) -> CompletionChoice:
     """A prompt that was given as text is said as it was given."""
     answer = said.choices[0] if said is not None else None
     if text is None and prompt is not None:
         text = _without_part(prompt.text, said.num_amended) if said is not None else prompt.text
     parts = [part for part in (prompt, answer) if part is not None]
-    ids, logprobs = sum((part.ids for part in parts), ()), sum((part.logprobs for part in parts), ())
+    ids, logprobs = (
+        sum((part.ids for part in parts), ()),
+        sum((part.logprobs for part in parts), ()),
+    )
     texts = [text or "", answer.text if answer else ""]
     return CompletionChoice(
         index=number,
@@ -70,7 +91,7 @@ def _choice(
 
 
 def _without_part(text: str, count: int) -> str:
-    """A prompt's text, less at most `count` U+FFFD at its end: they stand for the beginning of the answer's first
-    character."""
+    """A prompt's text, less at most `count` U+FFFD at its end: they stand for the beginning of the
+    answer's first character."""
     whole = text.rstrip("\ufffd")
     return text[: max(len(whole), len(text) - count)]

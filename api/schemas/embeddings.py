@@ -14,14 +14,17 @@ from shared.vectors import unpack
 
 
 class EmbeddingsRequest(RequestBody):
-    model_config = shown({"model": "local", "input": ["two and two", "four"]}, {"input": [26, 228, 18, 228, 27]})
+    model_config = shown(
+        {"model": "local", "input": ["two and two", "four"]}, {"input": [26, 228, 18, 228, 27]}
+    )
 
     input: Annotated[tuple[Text, ...], BeforeValidator(as_texts), WithJsonSchema(PROMPT_SCHEMA)]
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Annotated[int, Field(strict=True, ge=1, description="Those of the model, if it is given.")] | None = (
-        None
-    )
+    dimensions: (
+        Annotated[int, Field(strict=True, ge=1, description="Those of the model, if it is given.")]
+        | None
+    ) = None
 
     def tasks(self) -> list[Embed]:
         """A text that does not fit the context window is refused, as OpenAI has it."""

@@ -1,6 +1,8 @@
-"""What routes may answer besides their own bodies, as the OpenAPI document tells it: errors, `202`, streams.
+"""What routes may answer besides their own bodies, as the OpenAPI document tells it: errors, `202`,
+streams.
 
-`api/errors.py` writes the errors. Whatever is wrong with a request is a 400, so FastAPI's own 422 has no place here.
+`api/errors.py` writes the errors. Whatever is wrong with a request is a 400, so FastAPI's own 422
+has no place here.
 """
 
 from functools import reduce
@@ -80,7 +82,10 @@ class Accepted(BaseModel):
 def errors_of(*bodies: type[BaseModel]) -> Responses:
     """For a route whose errors have one of these bodies."""
     body: Any = reduce(or_, bodies)
-    return {"4XX": {"model": body, "description": _REFUSED}, "5XX": {"model": body, "description": _FAILED}}
+    return {
+        "4XX": {"model": body, "description": _REFUSED},
+        "5XX": {"model": body, "description": _FAILED},
+    }
 
 
 _JOB = {
@@ -89,17 +94,26 @@ _JOB = {
     "cancel": "cancel_v1_jobs__id__delete",
 }
 JOB_LINKS = {
-    name: {"operationId": operation, "parameters": {"id": "$response.body#/id"}} for name, operation in _JOB.items()
+    name: {"operationId": operation, "parameters": {"id": "$response.body#/id"}}
+    for name, operation in _JOB.items()
 }
 LATER: Responses = {
-    202: {"model": Accepted, "description": "The caller did not want to wait: `Prefer`.", "links": JOB_LINKS}
+    202: {
+        "model": Accepted,
+        "description": "The caller did not want to wait: `Prefer`.",
+        "links": JOB_LINKS,
+    }
 }
 EVENTS: dict[str, Any] = {"text/event-stream": {}}
-STREAM: Responses = {200: {"description": "The answer; with `stream` in events as it comes.", "content": EVENTS}}
+STREAM: Responses = {
+    200: {"description": "The answer; with `stream` in events as it comes.", "content": EVENTS}
+}
 STREAM_OR_TEXT: Responses = {
     200: {
         "description": "The answer; with `stream` as bare text as it comes, or in events for who accepts those.",
         "content": EVENTS | {"text/plain": {}},
     }
 }
-STREAM_ALONE: Responses = {200: {"description": "The answer in events as it comes.", "content": EVENTS}}
+STREAM_ALONE: Responses = {
+    200: {"description": "The answer in events as it comes.", "content": EVENTS}
+}

@@ -9,7 +9,15 @@ from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from shared.messages import Generate, Prompting, Sampling, Text
@@ -22,7 +30,9 @@ MAX_CHOICES = 16
 SEED_BITS = 63
 fleets_seed: ContextVar[int | None] = ContextVar("fleets_seed", default=None)
 """The seed of requests that name none, where the fleet has one."""
-_EXPECTED_BIAS = f"expected an object of at most {MAX_BIASES} token ids, each with a number from -100 to 100"
+_EXPECTED_BIAS = (
+    f"expected an object of at most {MAX_BIASES} token ids, each with a number from -100 to 100"
+)
 
 
 def draw_seed() -> int:
@@ -39,26 +49,52 @@ def _is_unicode(value: str) -> str:
 
 AnyText = Annotated[str, AfterValidator(_is_unicode)]
 NonEmpty = Annotated[str, Field(min_length=1), AfterValidator(_is_unicode)]
-Condition = Annotated[str, Field(min_length=1, max_length=64, description="HRM-Text: names joined by commas.")]
-MaxTokens = Annotated[int, Field(strict=True, ge=1, description="Most tokens to generate; subject to the cap.")]
-Choices = Annotated[int, Field(strict=True, ge=1, le=MAX_CHOICES, description="Completions of each prompt.")]
+Condition = Annotated[
+    str, Field(min_length=1, max_length=64, description="HRM-Text: names joined by commas.")
+]
+MaxTokens = Annotated[
+    int, Field(strict=True, ge=1, description="Most tokens to generate; subject to the cap.")
+]
+Choices = Annotated[
+    int, Field(strict=True, ge=1, le=MAX_CHOICES, description="Completions of each prompt.")
+]
 Temperature = Annotated[float, Field(strict=True, ge=0, le=2, description="0 is greedy.")]
 TopP = Annotated[float, Field(strict=True, gt=0, le=1)]
-Seed = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**64, description="Equal seeds, equal answers.")]
+Seed = Annotated[
+    int, Field(strict=True, ge=-(2**63), lt=2**64, description="Equal seeds, equal answers.")
+]
 TokenId = Annotated[int, Field(strict=True, ge=0, le=MAX_TOKEN_ID)]
-StopIds = Annotated[list[TokenId], Field(max_length=MAX_STOP_IDS, description="Tokens that end the completion.")]
-TopK = Annotated[int, Field(strict=True, ge=-1, le=MAX_TOKEN_ID, description="Likeliest tokens kept; 0 or -1: all.")]
-MinP = Annotated[float, Field(strict=True, ge=0, le=1, description="Least share of the likeliest token's probability.")]
+StopIds = Annotated[
+    list[TokenId], Field(max_length=MAX_STOP_IDS, description="Tokens that end the completion.")
+]
+TopK = Annotated[
+    int,
+    Field(strict=True, ge=-1, le=MAX_TOKEN_ID, description="Likeliest tokens kept; 0 or -1: all."),
+]
+MinP = Annotated[
+    float,
+    Field(strict=True, ge=0, le=1, description="Least share of the likeliest token's probability."),
+]
 MinTokens = Annotated[
-    int, Field(strict=True, ge=0, le=MAX_TOKEN_ID, description="Before so many tokens nothing but the cap ends it.")
+    int,
+    Field(
+        strict=True,
+        ge=0,
+        le=MAX_TOKEN_ID,
+        description="Before so many tokens nothing but the cap ends it.",
+    ),
 ]
 Penalty = Annotated[float, Field(strict=True, ge=-2, le=2)]
-RepetitionPenalty = Annotated[float, Field(strict=True, ge=0.01, le=100, description="1 is none; above 1 it deters.")]
+RepetitionPenalty = Annotated[
+    float, Field(strict=True, ge=0.01, le=100, description="1 is none; above 1 it deters.")
+]
 
 
 def _check_bias(value: Any) -> Any:
     is_object = isinstance(value, dict) and len(value) <= MAX_BIASES
-    if not is_object or not all(_is_token_id(name) and _is_bias(item) for name, item in value.items()):
+    if not is_object or not all(
+        _is_token_id(name) and _is_bias(item) for name, item in value.items()
+    ):
         raise ValueError(_EXPECTED_BIAS)
     return value
 
@@ -98,8 +134,9 @@ Stops = Annotated[
 
 
 def shown(*examples: Any) -> ConfigDict:
-    """The `model_config` of a body that the OpenAPI document shows by examples: of the sample model, unless they name
-    another. All are sent, and answers compared, by `tests/e2e/test_openapi_examples.py`."""
+    """The `model_config` of a body that the OpenAPI document shows by examples: of the sample
+    model, unless they name another. All are sent, and answers compared, by
+    `tests/e2e/test_openapi_examples.py`."""
     return ConfigDict(json_schema_extra={"examples": list(examples)})
 
 
@@ -111,7 +148,11 @@ class RequestBody(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_nulls(cls, value: Any) -> Any:
-        return {name: item for name, item in value.items() if item is not None} if isinstance(value, dict) else value
+        return (
+            {name: item for name, item in value.items() if item is not None}
+            if isinstance(value, dict)
+            else value
+        )
 
 
 class SampledRequest(RequestBody):
@@ -142,7 +183,8 @@ class SampledRequest(RequestBody):
         return self
 
     def suited(self, prompting: Prompting) -> Self:
-        """The same with what a model declares for fields that the caller leaves open; most dialects keep their own."""
+        """The same with what a model declares for fields that the caller leaves open; most dialects
+        keep their own."""
         return self
 
     def task(self, prompt: Text, max_tokens: int) -> Generate:
@@ -170,7 +212,8 @@ class SampledRequest(RequestBody):
 
 
 def refuse_unsupported(value: Any, neutral: Mapping[str, Sequence[Any]]) -> Any:
-    """Refuse, by its name, a field of what is not served, unless it has one of the values that ask for nothing."""
+    """Refuse, by its name, a field of what is not served, unless it has one of the values that ask
+    for nothing."""
     for name, harmless in neutral.items() if isinstance(value, dict) else ():
         if value.get(name) is not None and value[name] not in harmless:
             allowed = " or ".join(["absent", *map(json.dumps, harmless)])
@@ -180,4 +223,6 @@ def refuse_unsupported(value: Any, neutral: Mapping[str, Sequence[Any]]) -> Any:
 
 def refuse(field: str, expected: str) -> PydanticCustomError:
     """The error for a rule that concerns a whole body; it names `field` as the one at fault."""
-    return PydanticCustomError("rule", "{field}: {expected}", {"field": field, "expected": expected})
+    return PydanticCustomError(
+        "rule", "{field}: {expected}", {"field": field, "expected": expected}
+    )

@@ -1,4 +1,5 @@
-"""What a front tells of its fleet under `/api`: which models are in whose memory, and how many are at work."""
+"""What a front tells of its fleet under `/api`: which models are in whose memory, and how many are
+at work."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -25,9 +26,10 @@ class Acceleration(BaseModel):
 
 
 class ModelStatus(BaseModel):
-    """`unavailable` while no worker serves it, `failed` while those that serve it cannot load it, for which there is a
-    `reason`; they try again. Of the `workers` that serve it, so many have it `loaded`. `in_flight` jobs of all their
-    models are in their hands. A request for one that is `unloaded` loads it."""
+    """`unavailable` while no worker serves it, `failed` while those that serve it cannot load it,
+    for which there is a `reason`; they try again. Of the `workers` that serve it, so many have it
+    `loaded`. `in_flight` jobs of all their models are in their hands. A request for one that is
+    `unloaded` loads it."""
 
     model_id: str
     status: Literal["ready", "loading", "unloading", "unloaded", "failed", "unavailable"]
@@ -56,8 +58,8 @@ class Unloading(BaseModel):
 
 
 class ApiHealth(BaseModel):
-    """Workers by their state; models that are served, of those that are known; the devices they compute with; the
-    memory of all worker processes together; jobs in their hands."""
+    """Workers by their state; models that are served, of those that are known; the devices they
+    compute with; the memory of all worker processes together; jobs in their hands."""
 
     status: Literal["ok", "unavailable"]
     workers: dict[str, int]
@@ -85,7 +87,9 @@ def model_status(fleet: Fleet, model: ModelInfo) -> ModelStatus:
     )
 
 
-def _status_of(residences: Sequence[Residence]) -> Literal["ready", "loading", "unloading", "unloaded", "unavailable"]:
+def _status_of(
+    residences: Sequence[Residence],
+) -> Literal["ready", "loading", "unloading", "unloaded", "unavailable"]:
     for residence, status in _STATUSES:
         if residence in residences:
             return status
@@ -93,7 +97,8 @@ def _status_of(residences: Sequence[Residence]) -> Literal["ready", "loading", "
 
 
 def unloading(fleet: Fleet, model_id: str, order: int) -> Unloading:
-    """How far an order to unload has been carried out; a worker that loaded the model again since had obeyed it."""
+    """How far an order to unload has been carried out; a worker that loaded the model again since
+    had obeyed it."""
     workers = fleet.serving(model_id)
     count = sum(worker.unloads.get(model_id, 0) >= order for worker in workers)
     status: Literal["unloading", "unloaded"] = "unloaded" if count == len(workers) else "unloading"
@@ -105,8 +110,13 @@ def api_health(fleet: Fleet) -> ApiHealth:
     return ApiHealth(
         status="ok" if fleet.is_ready else "unavailable",
         workers={state: states.count(state) for state in ("loading", "ready", "draining")},
-        models={"known": len(fleet.models), "served": sum(_can_serve(fleet, name) for name in fleet.models)},
-        devices=sorted({model.device for worker in _ready(fleet) for model in worker.models if model.device}),
+        models={
+            "known": len(fleet.models),
+            "served": sum(_can_serve(fleet, name) for name in fleet.models),
+        },
+        devices=sorted(
+            {model.device for worker in _ready(fleet) for model in worker.models if model.device}
+        ),
         memory_bytes=sum(worker.memory_bytes for worker in fleet.workers),
         in_flight=sum(worker.in_flight for worker in fleet.workers),
     )

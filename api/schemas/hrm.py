@@ -1,4 +1,5 @@
-"""Bodies of the seed dialect, shape A: `/generate` with `prompts`, `/loglikelihood` and `/loglikelihood_rolling`."""
+"""Bodies of the seed dialect, shape A: `/generate` with `prompts`, `/loglikelihood` and
+`/loglikelihood_rolling`."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -27,12 +28,21 @@ DEFAULT_MAX_TOKENS = 128
 class GenerateRequest(SampledRequest):
     model_config = shown(
         {"prompts": ["Solve for x: 2x + 3 = 9", "Compute: 347 + 285"], "temperature": 0},
-        {"prompts": ["Once upon a time"], "max_tokens": 8, "top_p": 0.9, "seed": 7, "n": 2, "stop": ["."]},
+        {
+            "prompts": ["Once upon a time"],
+            "max_tokens": 8,
+            "top_p": 0.9,
+            "seed": 7,
+            "n": 2,
+            "stop": ["."],
+        },
     )
 
     prompts: list[NonEmpty] = Field(min_length=1)
     max_tokens: MaxTokens | None = Field(
-        None, validation_alias=AliasChoices("max_tokens", "max_new_tokens"), description="Default 128."
+        None,
+        validation_alias=AliasChoices("max_tokens", "max_new_tokens"),
+        description="Default 128.",
     )
     temperature: Temperature = 0.7
 
@@ -42,7 +52,10 @@ class GenerateResponse(BaseModel):
 
     model_config = shown(
         {
-            "completions": ["2x = 9 - 3\n+(009-003) 06 00 00\n2x = 6\nx = 6 / 2\nx = 3", "+(347+285) 12 13 06\n= 632"],
+            "completions": [
+                "2x = 9 - 3\n+(009-003) 06 00 00\n2x = 6\nx = 6 / 2\nx = 3",
+                "+(347+285) 12 13 06\n= 632",
+            ],
             "usage": {"prompt_tokens": 47, "completion_tokens": 80, "total_tokens": 127},
         }
     )
@@ -76,7 +89,8 @@ class LoglikelihoodRequest(ScoringRequest):
 
 
 class LoglikelihoodResponse(BaseModel):
-    """Of each continuation: log-likelihood (nats), whether greedy decoding would say it, and its length in tokens."""
+    """Of each continuation: log-likelihood (nats), whether greedy decoding would say it, and its
+    length in tokens."""
 
     model_config = shown({"ll": [-106.5], "is_greedy": [False], "num_tokens": [6]})
 
@@ -110,7 +124,8 @@ def loglikelihood_response(scores: list[ContinuationScore]) -> LoglikelihoodResp
 
 def rolling_response(scores: list[ContinuationScore]) -> RollingResponse:
     return RollingResponse(
-        ll=[score.log_likelihood for score in scores], num_tokens=[score.num_tokens for score in scores]
+        ll=[score.log_likelihood for score in scores],
+        num_tokens=[score.num_tokens for score in scores],
     )
 
 

@@ -1,13 +1,22 @@
-"""Bodies of local inference: one door for all tasks; each task has its own options and its own result.
+"""Bodies of local inference: one door for all tasks; each task has its own options and its own
+result.
 
-Times are in milliseconds, as the front measures them: from when it took the request, to when it could answer.
+Times are in milliseconds, as the front measures them: from when it took the request, to when it
+could answer.
 """
 
 from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, Field, model_validator
 
-from api.schemas.fields import MaxTokens, NonEmpty, RequestBody, SampledRequest, refuse_unsupported, shown
+from api.schemas.fields import (
+    MaxTokens,
+    NonEmpty,
+    RequestBody,
+    SampledRequest,
+    refuse_unsupported,
+    shown,
+)
 from api.schemas.usage import UsageBody
 from api.timings import Timings
 
@@ -21,7 +30,9 @@ class Options(RequestBody):
 
 class TextGenerationOptions(SampledRequest):
     max_tokens: MaxTokens | None = Field(
-        None, validation_alias=AliasChoices("max_new_tokens", "max_tokens"), description="Default 50."
+        None,
+        validation_alias=AliasChoices("max_new_tokens", "max_tokens"),
+        description="Default 50.",
     )
     stream: _Streamed = False
 
@@ -32,7 +43,9 @@ class TextGenerationOptions(SampledRequest):
 
 
 class ClassificationOptions(Options):
-    top_k: Annotated[int, Field(strict=True, ge=1, description="The likeliest labels only.")] | None = None
+    top_k: (
+        Annotated[int, Field(strict=True, ge=1, description="The likeliest labels only.")] | None
+    ) = None
 
 
 class FeatureOptions(Options):
@@ -40,7 +53,8 @@ class FeatureOptions(Options):
 
 
 class InferenceRequest(RequestBody):
-    """`task` names what to do; without it `pipeline_tag` does; without both, the inputs come back."""
+    """`task` names what to do; without it `pipeline_tag` does; without both, the inputs come
+    back."""
 
     inputs: NonEmpty = Field(validation_alias=AliasChoices("inputs", "input", "text", "prompt"))
     model_id: str | None = Field(None, validation_alias=AliasChoices("model_id", "model"))
@@ -57,22 +71,37 @@ class EchoRequest(InferenceRequest):
 
 class TextGenerationRequest(InferenceRequest):
     model_config = shown(
-        {"task": "text-generation", "inputs": "Compute: 347 + 285", "options": {"temperature": 0, "max_tokens": 60}}
+        {
+            "task": "text-generation",
+            "inputs": "Compute: 347 + 285",
+            "options": {"temperature": 0, "max_tokens": 60},
+        }
     )
 
-    options: TextGenerationOptions = Field(default_factory=lambda: TextGenerationOptions.model_validate({}))
+    options: TextGenerationOptions = Field(
+        default_factory=lambda: TextGenerationOptions.model_validate({})
+    )
 
 
 class ClassificationRequest(InferenceRequest):
     model_config = shown(
-        {"task": "text-classification", "inputs": "I like it.", "model_id": "classifier", "options": {"top_k": 2}}
+        {
+            "task": "text-classification",
+            "inputs": "I like it.",
+            "model_id": "classifier",
+            "options": {"top_k": 2},
+        }
     )
 
-    options: ClassificationOptions = Field(default_factory=lambda: ClassificationOptions.model_validate({}))
+    options: ClassificationOptions = Field(
+        default_factory=lambda: ClassificationOptions.model_validate({})
+    )
 
 
 class FeatureRequest(InferenceRequest):
-    model_config = shown({"pipeline_tag": "feature-extraction", "inputs": "Hello", "options": {"normalize": True}})
+    model_config = shown(
+        {"pipeline_tag": "feature-extraction", "inputs": "Hello", "options": {"normalize": True}}
+    )
 
     options: FeatureOptions = Field(default_factory=lambda: FeatureOptions.model_validate({}))
 
@@ -106,8 +135,8 @@ Result = EchoResult | TextGenerationResult | ClassificationResult | FeatureResul
 
 
 class TimesBody(BaseModel):
-    """From the request's coming to its end, and to its first token; tokens are counted while it ran. Null for what is
-    not known: answers that are no text have no first token."""
+    """From the request's coming to its end, and to its first token; tokens are counted while it
+    ran. Null for what is not known: answers that are no text have no first token."""
 
     runtime_ms: float | None
     first_token_latency_ms: float | None

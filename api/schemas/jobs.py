@@ -10,7 +10,8 @@ from api.timings import Timings
 
 
 class JobProgress(BaseModel):
-    """`done` of `total` steps of a request of one job, or of its jobs. `total` is null where that is not known."""
+    """`done` of `total` steps of a request of one job, or of its jobs. `total` is null where that
+    is not known."""
 
     done: int
     total: int | None
@@ -18,9 +19,9 @@ class JobProgress(BaseModel):
 
 
 class JobStatus(BaseModel):
-    """`result` is there when it is done, `error` when it is not and has ended, `partial` if some text was said by then.
-    `queue_position` counts from 1; both it and `starts_in_s` are null unless it waits. `progress` is null unless it is
-    open, and of one job that tells of none."""
+    """`result` is there when it is done, `error` when it is not and has ended, `partial` if some
+    text was said by then. `queue_position` counts from 1; both it and `starts_in_s` are null unless
+    it waits. `progress` is null unless it is open, and of one job that tells of none."""
 
     id: str
     object: Literal["job"]

@@ -1,7 +1,8 @@
-"""The `logprobs` object of completions: parallel lists over all tokens of a choice, those without text included.
+"""The `logprobs` object of completions: parallel lists over all tokens of a choice, those without
+text included.
 
-A token that adds no text by itself - it ends the response, or is part of a character - is named `token_id:N`; so is a
-rival whose text a likelier one has already.
+A token that adds no text by itself - it ends the response, or is part of a character - is named
+`token_id:N`; so is a rival whose text a likelier one has already.
 """
 
 from collections.abc import Sequence
@@ -12,8 +13,8 @@ from shared.messages import TokenLogprob
 
 
 class Logprobs(BaseModel):
-    """`text_offset` counts characters from the text's beginning, a stop string and what it cut off included. Tokens of
-    an echoed prompt that nothing predicts have null."""
+    """`text_offset` counts characters from the text's beginning, a stop string and what it cut off
+    included. Tokens of an echoed prompt that nothing predicts have null."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -21,8 +22,11 @@ class Logprobs(BaseModel):
     text_offset: list[int]
 
 
-def logprobs_body(ids: Sequence[int], logprobs: Sequence[TokenLogprob], offset: int = 0) -> Logprobs | None:
-    """The object for some tokens of a choice, the first of them at `offset`; None if they have no log-probabilities."""
+def logprobs_body(
+    ids: Sequence[int], logprobs: Sequence[TokenLogprob], offset: int = 0
+) -> Logprobs | None:
+    """The object for some tokens of a choice, the first of them at `offset`; None if they have no
+    log-probabilities."""
     if not logprobs or len(logprobs) != len(ids):
         return None
     offsets = []

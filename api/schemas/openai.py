@@ -6,10 +6,24 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 from api.request_events import Choice, Outcome, total_usage
-from api.schemas.fields import MAX_TOKEN_ID, RequestBody, SampledRequest, refuse, refuse_unsupported, shown
+from api.schemas.fields import (
+    MAX_TOKEN_ID,
+    RequestBody,
+    SampledRequest,
+    refuse,
+    refuse_unsupported,
+    shown,
+)
 from api.schemas.logprobs import Logprobs, logprobs_body
 from api.schemas.q_values import QValues, is_absent, q_values_body
 from api.schemas.usage import USAGE, DetailedUsageBody, detailed_usage_body
@@ -17,9 +31,7 @@ from shared.messages import Generate, ModelInfo, Sampling, Text
 
 DEFAULT_MAX_TOKENS = 16
 MAX_LOGPROBS = 5
-_EXPECTED_PROMPT = (
-    "expected a non-empty string, a list of strings, a list of token ids, or a list of lists of token ids"
-)
+_EXPECTED_PROMPT = "expected a non-empty string, a list of strings, a list of token ids, or a list of lists of token ids"
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -29,7 +41,11 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_ids(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(type(i) is int and 0 <= i <= MAX_TOKEN_ID for i in value)
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(type(i) is int and 0 <= i <= MAX_TOKEN_ID for i in value)
+    )
 
 
 def as_texts(value: Any) -> Any:
@@ -41,7 +57,11 @@ def as_texts(value: Any) -> Any:
 
 
 _TEXT_SCHEMA = {"type": "string", "minLength": 1}
-_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": MAX_TOKEN_ID}, "minItems": 1}
+_IDS_SCHEMA = {
+    "type": "array",
+    "items": {"type": "integer", "minimum": 0, "maximum": MAX_TOKEN_ID},
+    "minItems": 1,
+}
 PROMPT_SCHEMA = {
     "anyOf": [
         _TEXT_SCHEMA,
@@ -60,7 +80,12 @@ def _not_zero(value: int) -> int:
 
 TruncateTo = Annotated[
     int,
-    Field(strict=True, ge=-1, le=MAX_TOKEN_ID, description="Keep that many tokens of the prompt's end; -1: what fits."),
+    Field(
+        strict=True,
+        ge=-1,
+        le=MAX_TOKEN_ID,
+        description="Keep that many tokens of the prompt's end; -1: what fits.",
+    ),
     AfterValidator(_not_zero),
 ]
 
@@ -77,13 +102,23 @@ class StreamOptions(RequestBody):
 class CompletionRequest(SampledRequest):
     model_config = shown(
         {"model": "local", "prompt": "Compute: 347 + 285", "max_tokens": 100, "temperature": 0},
-        {"prompt": "Compute: 3 + 4", "max_tokens": 2, "echo": True, "logprobs": 1, "temperature": 0},
+        {
+            "prompt": "Compute: 3 + 4",
+            "max_tokens": 2,
+            "echo": True,
+            "logprobs": 1,
+            "temperature": 0,
+        },
         {"prompt": ["Hello", "Once upon a time"], "n": 2, "seed": 7, "stop": "\n"},
     )
 
     prompt: Annotated[tuple[Text, ...], BeforeValidator(as_texts), WithJsonSchema(PROMPT_SCHEMA)]
-    max_tokens: Annotated[int, Field(strict=True, ge=0)] | None = Field(None, description="Default 16; 0 with `echo`.")
-    echo: Annotated[bool, Field(strict=True, description="Say the prompt first; its tokens have logprobs too.")] = False
+    max_tokens: Annotated[int, Field(strict=True, ge=0)] | None = Field(
+        None, description="Default 16; 0 with `echo`."
+    )
+    echo: Annotated[
+        bool, Field(strict=True, description="Say the prompt first; its tokens have logprobs too.")
+    ] = False
     best_of: Annotated[int, Field(strict=True, description="Like n, if it is given.")] | None = None
     logprobs: Annotated[int, Field(strict=True, ge=0, le=MAX_LOGPROBS)] | None = None
     truncate_prompt_tokens: TruncateTo | None = None
@@ -91,12 +126,16 @@ class CompletionRequest(SampledRequest):
     stream_options: StreamOptions = StreamOptions()
 
     def task(self, prompt: Text, max_tokens: int) -> Generate:
-        """As OpenAI has it, what does not fit the context window is refused, unless the caller wants the prompt cut;
-        a default `max_tokens` is no reason to refuse."""
+        """As OpenAI has it, what does not fit the context window is refused, unless the caller
+        wants the prompt cut; a default `max_tokens` is no reason to refuse."""
         task, keep = super().task(prompt, max_tokens), self.truncate_prompt_tokens
         if keep is not None:
-            return msgspec.structs.replace(task, overflow="truncate", max_prompt_tokens=keep if keep > 0 else None)
-        return msgspec.structs.replace(task, overflow="clamp" if self.max_tokens is None else "refuse")
+            return msgspec.structs.replace(
+                task, overflow="truncate", max_prompt_tokens=keep if keep > 0 else None
+            )
+        return msgspec.structs.replace(
+            task, overflow="clamp" if self.max_tokens is None else "refuse"
+        )
 
     @model_validator(mode="before")
     @classmethod
@@ -145,7 +184,14 @@ class Completion(BaseModel):
             "object": "text_completion",
             "created": 1795252550,
             "model": "sample-hrm-text",
-            "choices": [{"index": 0, "text": "+(347+285) 12 13 06\n= 632", "logprobs": None, "finish_reason": "stop"}],
+            "choices": [
+                {
+                    "index": 0,
+                    "text": "+(347+285) 12 13 06\n= 632",
+                    "logprobs": None,
+                    "finish_reason": "stop",
+                }
+            ],
             "usage": USAGE,
         }
     )
@@ -178,11 +224,14 @@ def model_body(model: ModelInfo) -> Model:
 
 
 def completion(heading: Heading, outcomes: Sequence[Outcome]) -> Completion:
-    """The whole answer of a completion that was not streamed: the choices of each prompt stand together."""
+    """The whole answer of a completion that was not streamed: the choices of each prompt stand
+    together."""
     choices = [choice for outcome in outcomes for choice in outcome.choices]
     bodies = [_choice_body(index, choice) for index, choice in enumerate(choices)]
     usage = detailed_usage_body(total_usage(outcomes))
-    return Completion(id=heading.id, created=heading.created, model=heading.model, choices=bodies, usage=usage)
+    return Completion(
+        id=heading.id, created=heading.created, model=heading.model, choices=bodies, usage=usage
+    )
 
 
 def _choice_body(index: int, choice: Choice) -> CompletionChoice:

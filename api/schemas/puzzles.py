@@ -1,4 +1,5 @@
-"""Bodies of `/v1/puzzles/solve`: one grid or several in, as many solutions out, each in its caller's shape.
+"""Bodies of `/v1/puzzles/solve`: one grid or several in, as many solutions out, each in its
+caller's shape.
 
 Knows what a grid looks like in JSON; which grids a model takes is for its worker to say.
 """
@@ -6,7 +7,14 @@ Knows what a grid looks like in JSON; which grids a model takes is for its worke
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 from api.request_events import Outcome, total_usage
 from api.schemas.fields import RequestBody, refuse, shown
@@ -17,9 +25,7 @@ _MOST_ROWS = 30
 _MOST_CHARACTERS = 128
 _MOST = 2**31 - 1
 _SHAPES = ("grid", "puzzle", "grids", "puzzles")
-_EXPECTED_GRID = (
-    f"expected rows of numbers or rows of text, at most {_MOST_ROWS} by {_MOST_ROWS}, or a Sudoku as a string"
-)
+_EXPECTED_GRID = f"expected rows of numbers or rows of text, at most {_MOST_ROWS} by {_MOST_ROWS}, or a Sudoku as a string"
 _EXPECTED_IDENTIFIER = "expected a number from 0 up, or a name"
 
 
@@ -27,7 +33,11 @@ def _as_puzzle(value: Any) -> Any:
     """A string as it is, rows as tuples."""
     if isinstance(value, str) and len(value) <= _MOST_CHARACTERS and value.isascii():
         return value
-    if not isinstance(value, list) or not 0 < len(value) <= _MOST_ROWS or not all(map(_is_row, value)):
+    if (
+        not isinstance(value, list)
+        or not 0 < len(value) <= _MOST_ROWS
+        or not all(map(_is_row, value))
+    ):
         raise ValueError(_EXPECTED_GRID)
     return tuple(row if isinstance(row, str) else tuple(row) for row in value)
 
@@ -35,7 +45,11 @@ def _as_puzzle(value: Any) -> Any:
 def _is_row(value: Any) -> bool:
     if isinstance(value, str):
         return len(value) <= _MOST_ROWS and value.isascii()
-    return isinstance(value, list) and len(value) <= _MOST_ROWS and all(_is_number(item) for item in value)
+    return (
+        isinstance(value, list)
+        and len(value) <= _MOST_ROWS
+        and all(_is_number(item) for item in value)
+    )
 
 
 def _is_number(value: Any) -> bool:
@@ -52,7 +66,10 @@ def _as_identifier(value: Any) -> Any:
 _PUZZLE_SCHEMA = {
     "anyOf": [
         {"type": "string"},
-        {"type": "array", "items": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 9}}},
+        {
+            "type": "array",
+            "items": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 9}},
+        },
         {"type": "array", "items": {"type": "string"}},
     ]
 }
@@ -76,18 +93,31 @@ class SolveRequest(RequestBody):
     )
 
     grid: Puzzle | None = Field(None, validation_alias=AliasChoices("grid", "puzzle"))
-    grids: list[Puzzle] = Field(default_factory=list, min_length=1, validation_alias=AliasChoices("grids", "puzzles"))
+    grids: list[Puzzle] = Field(
+        default_factory=list, min_length=1, validation_alias=AliasChoices("grids", "puzzles")
+    )
     model: str | None = None
-    identifier: Identifier | None = Field(None, description="ARC: what the task is to the network, by number or name.")
-    halt: Halt | None = Field(None, description="max runs all segments, q_halt stops where the network would.")
-    max_steps: MaxSteps | None = Field(None, description="Most ACT segments; as trained, if not given.")
+    identifier: Identifier | None = Field(
+        None, description="ARC: what the task is to the network, by number or name."
+    )
+    halt: Halt | None = Field(
+        None, description="max runs all segments, q_halt stops where the network would."
+    )
+    max_steps: MaxSteps | None = Field(
+        None, description="Most ACT segments; as trained, if not given."
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _one_shape(cls, value: Any) -> Any:
-        given = [name for name in _SHAPES if isinstance(value, dict) and value.get(name) is not None]
+        given = [
+            name for name in _SHAPES if isinstance(value, dict) and value.get(name) is not None
+        ]
         if isinstance(value, dict) and len(given) != 1:
-            raise refuse("grid", f"expected exactly one of {', '.join(_SHAPES)}, got {' and '.join(given) or 'none'}")
+            raise refuse(
+                "grid",
+                f"expected exactly one of {', '.join(_SHAPES)}, got {' and '.join(given) or 'none'}",
+            )
         return value
 
     @property
@@ -95,11 +125,14 @@ class SolveRequest(RequestBody):
         return self.grids if self.grid is None else [self.grid]
 
     def tasks(self) -> list[Solve]:
-        return [Solve(puzzle, self.identifier, self.halt, self.max_steps) for puzzle in self.puzzles]
+        return [
+            Solve(puzzle, self.identifier, self.halt, self.max_steps) for puzzle in self.puzzles
+        ]
 
 
 class SolutionBody(BaseModel):
-    """`confidence` is the network's own, from 0 to 1; `is_halted` tells whether it wanted to stop at that step."""
+    """`confidence` is the network's own, from 0 to 1; `is_halted` tells whether it wanted to stop
+    at that step."""
 
     grid: Annotated[str | Grid, WithJsonSchema(_PUZZLE_SCHEMA)]
     confidence: float
@@ -113,7 +146,9 @@ class SolveResponse(BaseModel):
     usage: UsageBody
 
 
-def solve_response(model: str, as_string: Sequence[bool], outcomes: Sequence[Outcome]) -> SolveResponse:
+def solve_response(
+    model: str, as_string: Sequence[bool], outcomes: Sequence[Outcome]
+) -> SolveResponse:
     """The answers in the order of the puzzles; one to a string is a string."""
     bodies = []
     for is_string, outcome in zip(as_string, outcomes, strict=True):
@@ -122,5 +157,12 @@ def solve_response(model: str, as_string: Sequence[bool], outcomes: Sequence[Out
 
 
 def _solution_body(solution: Solution, *, as_string: bool) -> SolutionBody:
-    grid = "".join(str(cell) for row in solution.grid for cell in row) if as_string else solution.grid
-    return SolutionBody(grid=grid, confidence=solution.confidence, steps=solution.steps, is_halted=solution.is_halted)
+    grid = (
+        "".join(str(cell) for row in solution.grid for cell in row) if as_string else solution.grid
+    )
+    return SolutionBody(
+        grid=grid,
+        confidence=solution.confidence,
+        steps=solution.steps,
+        is_halted=solution.is_halted,
+    )

@@ -1,4 +1,5 @@
-"""What the q head of an AI-OS implant makes of an answer; left out of the answers of models without one."""
+"""What the q head of an AI-OS implant makes of an answer; left out of the answers of models without
+one."""
 
 from typing import Any
 

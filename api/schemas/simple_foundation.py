@@ -1,4 +1,5 @@
-"""Bodies of SimpleFoundation: `/generate` with `prompt`, `/solve/math`, `/solve/coding` and `/model/info`.
+"""Bodies of SimpleFoundation: `/generate` with `prompt`, `/solve/math`, `/solve/coding` and
+`/model/info`.
 
 Times are in seconds. Beside the documented keys there are those that its server really sends.
 """
@@ -41,14 +42,18 @@ _DECLARED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 Template = Annotated[
     NonEmpty,
-    Field(max_length=MOST_TEMPLATE, description=f"What the model is asked, with {PLACE} in it; else as it declares."),
+    Field(
+        max_length=MOST_TEMPLATE,
+        description=f"What the model is asked, with {PLACE} in it; else as it declares.",
+    ),
     AfterValidator(has_place),
 ]
 _MaxTokens = AliasChoices("max_tokens", "max_new_tokens")
 
 
 class FoundationRequest(SampledRequest):
-    """Greedy with `do_sample` false or a temperature of 0. A stream is bare text, or events for who accepts them.
+    """Greedy with `do_sample` false or a temperature of 0. A stream is bare text, or events for who
+    accepts them.
 
     What is left open is as the model declares, else as here.
     """
@@ -71,10 +76,14 @@ class FoundationRequest(SampledRequest):
 
 
 class PromptRequest(FoundationRequest):
-    model_config = shown({"prompt": "Solve for x: 2x + 3 = 9", "do_sample": False, "repetition_penalty": 1.0})
+    model_config = shown(
+        {"prompt": "Solve for x: 2x + 3 = 9", "do_sample": False, "repetition_penalty": 1.0}
+    )
 
     prompt: NonEmpty
-    max_tokens: MaxTokens | None = Field(None, validation_alias=_MaxTokens, description="Default 512.")
+    max_tokens: MaxTokens | None = Field(
+        None, validation_alias=_MaxTokens, description="Default 512."
+    )
     top_p: TopP = 0.9
     top_k: TopK = 50
     repetition_penalty: RepetitionPenalty = 1.1
@@ -94,13 +103,19 @@ class ProblemRequest(FoundationRequest):
 class MathRequest(ProblemRequest):
     model_config = shown({"problem": "Solve for x: 2x + 3 = 9", "seed": 7})
 
-    max_tokens: MaxTokens | None = Field(None, validation_alias=_MaxTokens, description="Default 512.")
+    max_tokens: MaxTokens | None = Field(
+        None, validation_alias=_MaxTokens, description="Default 512."
+    )
 
 
 class CodingRequest(ProblemRequest):
-    model_config = shown({"problem": "Write a function that adds two numbers.", "max_tokens": 64, "seed": 7})
+    model_config = shown(
+        {"problem": "Write a function that adds two numbers.", "max_tokens": 64, "seed": 7}
+    )
 
-    max_tokens: MaxTokens | None = Field(None, validation_alias=_MaxTokens, description="Default 1024.")
+    max_tokens: MaxTokens | None = Field(
+        None, validation_alias=_MaxTokens, description="Default 1024."
+    )
     temperature: Temperature = 0.8
 
 
@@ -150,7 +165,8 @@ class MathResponse(BaseModel):
 
 
 class CodingResponse(BaseModel):
-    """`code` is null where the solution has no fenced block, as that of a model which writes no code."""
+    """`code` is null where the solution has no fenced block, as that of a model which writes no
+    code."""
 
     model_config = shown(
         {

@@ -42,16 +42,25 @@ class TgiParameters(SampledRequest):
     """Greedy unless `do_sample` is true, or is not given and a temperature, top_k or top_p is."""
 
     max_tokens: MaxTokens | None = Field(
-        None, validation_alias=AliasChoices("max_new_tokens", "max_tokens"), description="Default 100."
+        None,
+        validation_alias=AliasChoices("max_new_tokens", "max_tokens"),
+        description="Default 100.",
     )
-    stop: Stops = Field(default_factory=list, validation_alias=AliasChoices("stop", "stop_sequences"))
+    stop: Stops = Field(
+        default_factory=list, validation_alias=AliasChoices("stop", "stop_sequences")
+    )
     do_sample: Annotated[bool, Field(strict=True)] | None = None
     details: Annotated[bool, Field(strict=True, description="Tell of each token.")] = False
-    return_full_text: Annotated[bool, Field(strict=True, description="The prompt comes before the answer.")] = False
+    return_full_text: Annotated[
+        bool, Field(strict=True, description="The prompt comes before the answer.")
+    ] = False
     top_n_tokens: Annotated[int, Field(strict=True, ge=0, le=MAX_TOP_TOKENS)] | None = None
-    truncate: Annotated[int, Field(strict=True, ge=1, le=MAX_TOKEN_ID, description="Keep the prompt's end.")] | None = (
-        None
-    )
+    truncate: (
+        Annotated[
+            int, Field(strict=True, ge=1, le=MAX_TOKEN_ID, description="Keep the prompt's end.")
+        ]
+        | None
+    ) = None
 
     @model_validator(mode="before")
     @classmethod
@@ -82,12 +91,15 @@ class TgiRequest(RequestBody):
         """The work; `with_tokens` when each of them will be told."""
         given = self.parameters
         task = given.task(self.inputs, max_tokens)
-        sampling = msgspec.structs.replace(task.sampling, logprobs=(given.top_n_tokens or 0) if with_tokens else None)
+        sampling = msgspec.structs.replace(
+            task.sampling, logprobs=(given.top_n_tokens or 0) if with_tokens else None
+        )
         return msgspec.structs.replace(task, sampling=sampling, max_prompt_tokens=given.truncate)
 
 
 class TgiToken(BaseModel):
-    """`special`: it ends the answer and is no text. `logprob` is null where it was not asked for."""
+    """`special`: it ends the answer and is no text. `logprob` is null where it was not asked
+    for."""
 
     id: int
     text: str
@@ -105,7 +117,9 @@ class TgiDetails(BaseModel):
 
 
 class TgiResponse(BaseModel):
-    model_config = shown({"generated_text": "2x = 9 - 3\n+(009-003) 06 00 00\n2x = 6\nx = 6 / 2\nx = 3"})
+    model_config = shown(
+        {"generated_text": "2x = 9 - 3\n+(009-003) 06 00 00\n2x = 6\nx = 6 / 2\nx = 3"}
+    )
 
     generated_text: str
     details: TgiDetails | None = Field(None, exclude_if=is_absent)
@@ -114,11 +128,14 @@ class TgiResponse(BaseModel):
 class TgiResponses(RootModel[list[TgiResponse]]):
     """What `POST /` answers."""
 
-    model_config = shown([{"generated_text": "2x = 9 - 3\n+(009-003) 06 00 00\n2x = 6\nx = 6 / 2\nx = 3"}])
+    model_config = shown(
+        [{"generated_text": "2x = 9 - 3\n+(009-003) 06 00 00\n2x = 6\nx = 6 / 2\nx = 3"}]
+    )
 
 
 class TgiNotes(msgspec.Struct, frozen=True):
-    """What an answer needs of its request. `prefix` comes before the text; `seed` is None of a greedy answer."""
+    """What an answer needs of its request. `prefix` comes before the text; `seed` is None of a
+    greedy answer."""
 
     prefix: str
     has_details: bool
@@ -148,13 +165,21 @@ def finish_reason(reason: str, notes: TgiNotes, last_text: str) -> str:
     return "stop_sequence" if notes.has_stops and last_text else "eos_token"
 
 
-def token_bodies(ids: Sequence[int], logprobs: Sequence[TokenLogprob], *, is_end: bool) -> list[TgiToken]:
-    """`is_end`: the last of them ended the answer by itself. Without log-probabilities their texts are not known."""
+def token_bodies(
+    ids: Sequence[int], logprobs: Sequence[TokenLogprob], *, is_end: bool
+) -> list[TgiToken]:
+    """`is_end`: the last of them ended the answer by itself. Without log-probabilities their texts
+    are not known."""
     if not logprobs:
         return [TgiToken(id=id, text="", logprob=None) for id in ids]
     last = len(ids) - 1
     return [
-        TgiToken(id=id, text=item.token, logprob=item.logprob, special=is_end and at == last and not item.token)
+        TgiToken(
+            id=id,
+            text=item.token,
+            logprob=item.logprob,
+            special=is_end and at == last and not item.token,
+        )
         for at, (id, item) in enumerate(zip(ids, logprobs, strict=True))
     ]
 

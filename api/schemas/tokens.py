@@ -37,7 +37,12 @@ class TokenizeResponse(BaseModel):
     """`max_model_len` is the model's context window."""
 
     model_config = shown(
-        {"count": 8, "max_model_len": 512, "tokens": [1, 4, 26, 228, 18, 228, 27, 2], "token_strs": None}
+        {
+            "count": 8,
+            "max_model_len": 512,
+            "tokens": [1, 4, 26, 228, 18, 228, 27, 2],
+            "token_strs": None,
+        }
     )
 
     count: int
@@ -62,7 +67,9 @@ class DetokenizeResponse(BaseModel):
 def tokenize_response(outcome: Outcome, window: int, *, with_texts: bool) -> TokenizeResponse:
     found = outcome.as_a(Tokenized)
     texts = list(found.texts) if with_texts else None
-    return TokenizeResponse(count=len(found.ids), max_model_len=window, tokens=list(found.ids), token_strs=texts)
+    return TokenizeResponse(
+        count=len(found.ids), max_model_len=window, tokens=list(found.ids), token_strs=texts
+    )
 
 
 def detokenize_response(outcome: Outcome) -> DetokenizeResponse:

@@ -1,4 +1,5 @@
-"""The `usage` object: the counts that all dialects share, and the details that OpenAI's has beside them."""
+"""The `usage` object: the counts that all dialects share, and the details that OpenAI's has beside
+them."""
 
 from pydantic import BaseModel
 

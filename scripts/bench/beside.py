@@ -2,8 +2,9 @@
 
 python -m scripts.bench.beside [--seconds 30] [--model PATH]
 
-One answer after another is decoded all the time. The gaps between its tokens are measured for a while alone, then for
-as long beside a task that multiplies matrices with all its might, and so on in turns. `taskset -c 0` shows one core.
+One answer after another is decoded all the time. The gaps between its tokens are measured for a
+while alone, then for as long beside a task that multiplies matrices with all its might, and so on
+in turns. `taskset -c 0` shows one core.
 """
 
 import argparse
@@ -31,14 +32,18 @@ from worker.task_runner import BatchProgress, TaskOutput, TaskRunnerSpec
 
 _SIZE = 512
 _ROUNDS = 3
-_ASK = Generate("Compute: 347 + 285", Sampling(max_tokens=400, min_tokens=400, seed=1, ignore_eos=True))
+_ASK = Generate(
+    "Compute: 347 + 285", Sampling(max_tokens=400, min_tokens=400, seed=1, ignore_eos=True)
+)
 
 
 class Multiplier:
     """A task takes `step_ms` milliseconds of one core."""
 
     def __init__(self) -> None:
-        self.spec = TaskRunnerSpec("multiplier", "tasks", "multiplies", 1, ("echo_task",), EchoTask("1"))
+        self.spec = TaskRunnerSpec(
+            "multiplier", "tasks", "multiplies", 1, ("echo_task",), EchoTask("1")
+        )
         self._matrix = torch.rand(_SIZE, _SIZE)
 
     def check(self, task: Task) -> None:
@@ -78,7 +83,9 @@ class Decoding:
 
     def _ask(self) -> None:
         self._number += 1
-        self._engine.submit(SequenceWork(str(self._number), self._runner.encode(_ASK), _ASK.sampling))
+        self._engine.submit(
+            SequenceWork(str(self._number), self._runner.encode(_ASK), _ASK.sampling)
+        )
 
     def _note(self, emissions: list[Emission]) -> None:
         for emission in emissions:
@@ -95,10 +102,16 @@ def gaps_ms(moments_s: Sequence[float], begin_s: float, end_s: float) -> list[fl
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=30.0, help="of each half of a round")
     parser.add_argument("--model", default=str(SAMPLE_MODEL), help="what decodes")
-    parser.add_argument("--keeps-priority", action="store_true", help="let the task's thread not give way, as it does")
+    parser.add_argument(
+        "--keeps-priority",
+        action="store_true",
+        help="let the task's thread not give way, as it does",
+    )
     asked = parser.parse_args(argv)
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -125,7 +138,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         time.sleep(asked.seconds)
         middle_s = time.perf_counter()
         has_ended.clear()
-        engine.submit(engine.prepare(Take(str(number), EchoTask("x", step_ms=int(1000 * asked.seconds)))))
+        engine.submit(
+            engine.prepare(Take(str(number), EchoTask("x", step_ms=int(1000 * asked.seconds))))
+        )
         has_ended.wait()
         end_s = time.perf_counter()
         alone = gaps_ms(decoding.moments_s, begin_s, middle_s)

@@ -1,8 +1,10 @@
-"""What a token costs on its way from a worker to Redis: `python -m scripts.bench.broker [--jobs N] [--steps N]`.
+"""What a token costs on its way from a worker to Redis: `python -m scripts.bench.broker [--jobs N]
+[--steps N]`.
 
-Streamed jobs say one token each in every step, and all news of a step are one append, as a worker's outbox sends them.
-Redis is a server of its own, as `aios serve hrm` runs it. CPU time is the server's; bytes are the append's on the wire
-and MEMORY USAGE of the logs; commands are those that scripts call, too.
+Streamed jobs say one token each in every step, and all news of a step are one append, as a worker's
+outbox sends them. Redis is a server of its own, as `aios serve hrm` runs it. CPU time is the
+server's; bytes are the append's on the wire and MEMORY USAGE of the logs; commands are those that
+scripts call, too.
 """
 
 import argparse
@@ -27,8 +29,8 @@ from shared.submission import QueueLimits, Quota, Submissions, SubmitRequest
 
 @dataclass(frozen=True)
 class Counters:
-    """What has been spent so far: seconds of the clock, of Redis's and of our own CPU, bytes into and out of Redis,
-    commands."""
+    """What has been spent so far: seconds of the clock, of Redis's and of our own CPU, bytes into
+    and out of Redis, commands."""
 
     clock_s: float
     redis_s: float
@@ -67,13 +69,18 @@ async def append_steps(writer: LogWriter, claims: list[Claim], first: int, steps
     """One token for each job in every step."""
     for step in range(first, first + steps):
         token = (Tokens((1000 + step,), " word"),)
-        landed = await writer.append([Append(claim.job, claim.epoch, step, token) for claim in claims])
+        landed = await writer.append(
+            [Append(claim.job, claim.epoch, step, token) for claim in claims]
+        )
         assert all(landed)
 
 
 async def log_bytes(redis: Redis, claims: list[Claim]) -> int:
     """What the logs take in Redis's memory."""
-    sizes = [await cast(Awaitable[int], redis.memory_usage(keys.log(claim.job.id), samples=0)) for claim in claims]
+    sizes = [
+        await cast(Awaitable[int], redis.memory_usage(keys.log(claim.job.id), samples=0))
+        for claim in claims
+    ]
     return sum(sizes)
 
 
@@ -103,7 +110,10 @@ async def main(num_jobs: int, steps: int, rounds: int) -> None:
     with EmbeddedRedis() as server:
         redis = connect(server.url)
         info = await redis.info("server")
-        print(f"commit {commit()}  Redis {info['redis_version']}  {num_jobs} jobs, {steps} steps", flush=True)
+        print(
+            f"commit {commit()}  Redis {info['redis_version']}  {num_jobs} jobs, {steps} steps",
+            flush=True,
+        )
         for _ in range(rounds):
             await redis.flushall()
             print(await measure(redis, num_jobs, steps), flush=True)
@@ -113,7 +123,9 @@ async def main(num_jobs: int, steps: int, rounds: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--jobs", type=int, default=64, help="streamed jobs in one worker's hands")
-    parser.add_argument("--steps", type=int, default=1000, help="steps, in each of which every job says a token")
+    parser.add_argument(
+        "--steps", type=int, default=1000, help="steps, in each of which every job says a token"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="measurements, one after the other")
     given = parser.parse_args()
     asyncio.run(main(given.jobs, given.steps, given.rounds))

@@ -1,4 +1,5 @@
-"""A light client of `/v1/completions`: one socket per stream, lines read as they come, no HTTP library."""
+"""A light client of `/v1/completions`: one socket per stream, lines read as they come, no HTTP
+library."""
 
 import asyncio
 import json

@@ -18,14 +18,18 @@ def _lengths(rig: Rig, ours: Ours) -> Iterator[str]:
     """One prompt, one token."""
     for length in rig.load.prompt_lengths:
         turns = answers(ours, rig.theirs, draw_prompts(1, length, length, rig.vocab), 1, rig.rounds)
-        yield compared(turns, lambda turn: turn.seconds).rates(f"prompt of {length}", length, "tok/s")
+        yield compared(turns, lambda turn: turn.seconds).rates(
+            f"prompt of {length}", length, "tok/s"
+        )
 
 
 def _batches(rig: Rig, ours: Ours) -> Iterator[str]:
     """Steps behind the first token, prompts of one length."""
     most, steps = rig.load.prompt_tokens[1], rig.load.steps
     for size in rig.load.batches:
-        turns = answers(ours, rig.theirs, draw_prompts(size, most, most, rig.vocab), 1 + steps, rig.rounds)
+        turns = answers(
+            ours, rig.theirs, draw_prompts(size, most, most, rig.vocab), 1 + steps, rig.rounds
+        )
         speed = compared(turns, lambda turn: turn.value.behind_first_s)
         yield speed.rates(f"decode, batch of {size}", size * steps, "tok/s")
 

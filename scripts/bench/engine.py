@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = options(__doc__)
-    parser.add_argument("--rows", type=_rows, default=list(ROWS), help=f"some of {','.join(ROWS)} (default: all)")
+    parser.add_argument(
+        "--rows", type=_rows, default=list(ROWS), help=f"some of {','.join(ROWS)} (default: all)"
+    )
     return parser.parse_args(argv)
 
 
@@ -63,7 +65,9 @@ def _rows(text: str) -> list[str]:
     names = text.split(",")
     unknown = [name for name in names if name not in ROWS]
     if unknown:
-        raise argparse.ArgumentTypeError(f"unknown row {unknown[0]!r}: some of {','.join(ROWS)} are expected")
+        raise argparse.ArgumentTypeError(
+            f"unknown row {unknown[0]!r}: some of {','.join(ROWS)} are expected"
+        )
     return names
 
 

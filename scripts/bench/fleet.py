@@ -1,4 +1,5 @@
-"""The whole fleet - front, Redis, workers - beside engines in processes of their own and beside `transformers`.
+"""The whole fleet - front, Redis, workers - beside engines in processes of their own and beside
+`transformers`.
 
 python -m scripts.bench.fleet --workers 2 --threads 1
 """
@@ -28,7 +29,8 @@ from scripts.bench.theirs import Theirs
 
 @dataclass(frozen=True)
 class Turn:
-    """Median seconds to a first token (0 for the static batch), and the texts (none from the engines)."""
+    """Median seconds to a first token (0 for the static batch), and the texts (none from the
+    engines)."""
 
     first_token_s: float = 0.0
     said: list[str] = field(default_factory=list)
@@ -38,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print a header, then fleet, engines and transformers under the same load."""
     args = _parser().parse_args(argv)
     disable_progress_bar()
-    facts = {name: getattr(args, name) for name in ("size", "workers", "threads", "baseline_threads", "quantize")}
+    facts = {
+        name: getattr(args, name)
+        for name in ("size", "workers", "threads", "baseline_threads", "quantize")
+    }
     print(header(**facts))
     load = QUICK if args.quick else Load()
     prompts = draw_prompts(load.concurrent, *load.prompt_tokens, model.SIZES[args.size].vocab)
@@ -55,9 +60,18 @@ def _turns(
     places = -(-len(prompts) // args.workers)
     flags = ["--max-batch-size", str(places)]
     flags += [] if args.quantize == "none" else ["--quantize", args.quantize]
-    serving = ["--workers", str(args.workers), "--threads", str(args.threads), "--kv-memory-mib", str(KV_MIB)]
+    serving = [
+        "--workers",
+        str(args.workers),
+        "--threads",
+        str(args.threads),
+        "--kv-memory-mib",
+        str(KV_MIB),
+    ]
     serving += ["--no-prefix-cache"]  # turns repeat their prompts
-    url = stack.enter_context(fleet(["--model-path", str(path), "--device", "cpu", *serving, *flags]))
+    url = stack.enter_context(
+        fleet(["--model-path", str(path), "--device", "cpu", *serving, *flags])
+    )
     facts = {"threads": args.threads, "max_batch": places, "quantize": args.quantize}
     engines = [stack.enter_context(engine(path, **facts)) for _ in range(args.workers)]
     theirs = Theirs(path, threads=args.baseline_threads)
@@ -86,18 +100,26 @@ def _engine_turn(engines: list[Ours], prompts: list[list[int]], length: int) -> 
     begun = now()
     dealt = [prompts[number :: len(engines)] for number in range(len(engines))]
     with ThreadPoolExecutor(len(engines)) as callers:
-        said = callers.map(lambda one, some: one.generate(some, [length] * len(some)), engines, dealt)
+        said = callers.map(
+            lambda one, some: one.generate(some, [length] * len(some)), engines, dealt
+        )
         return Turn(statistics.median(item.first_at - begun for some in said for item in some))
 
 
 def _rows(turns: dict[str, list[Timed[Turn]]], tokens: int) -> list[str]:
     seconds = {name: [turn.seconds for turn in some] for name, some in turns.items()}
-    waits = {name: [turn.value.first_token_s for turn in turns[name]] for name in ("fleet", "engine")}
-    added = statistics.median(mine - other for mine, other in zip(waits["fleet"], waits["engine"], strict=True))
+    waits = {
+        name: [turn.value.first_token_s for turn in turns[name]] for name in ("fleet", "engine")
+    }
+    added = statistics.median(
+        mine - other for mine, other in zip(waits["fleet"], waits["engine"], strict=True)
+    )
     texts = zip(turns["fleet"][0].value.said, turns["theirs"][0].value.said, strict=True)
     equal = sum(mine == other for mine, other in texts)
     lines = [
-        Comparison(seconds[one], seconds[other]).rates(f"{one} / {other}", tokens, "tok/s", (one, other))
+        Comparison(seconds[one], seconds[other]).rates(
+            f"{one} / {other}", tokens, "tok/s", (one, other)
+        )
         for one, other in (("fleet", "theirs"), ("engine", "theirs"), ("fleet", "engine"))
     ]
     first = Comparison(waits["fleet"], waits["engine"]).latencies("TTFT p50", ("fleet", "engine"))
@@ -107,7 +129,9 @@ def _rows(turns: dict[str, list[Timed[Turn]]], tokens: int) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = options(__doc__)
-    parser.add_argument("--workers", type=int, default=1, help="worker processes, and engines beside them")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="worker processes, and engines beside them"
+    )
     return parser
 
 

@@ -1,9 +1,11 @@
-"""What a front costs: requests that go all the way through the echo runner, and refusals, with 1, 2 and 4 fronts.
+"""What a front costs: requests that go all the way through the echo runner, and refusals, with 1, 2
+and 4 fronts.
 
 python -m scripts.bench.front --fronts 1,2,4
 
-Answers are asked for in a closed loop (each client sends its next request when the last one is answered), refusals at a
-fixed rate. Everything shares this machine's cores: the client, Redis, the fronts and one worker.
+Answers are asked for in a closed loop (each client sends its next request when the last one is
+answered), refusals at a fixed rate. Everything shares this machine's cores: the client, Redis, the
+fronts and one worker.
 """
 
 import argparse
@@ -48,12 +50,20 @@ class Answers:
         )
 
 
-async def ask(ports: Sequence[int], clients: int, seconds: float, rate_per_s: float = math.inf) -> Answers:
-    """Clients spread over the ports, each with one connection that it keeps, all together at most at `rate_per_s`."""
+async def ask(
+    ports: Sequence[int], clients: int, seconds: float, rate_per_s: float = math.inf
+) -> Answers:
+    """Clients spread over the ports, each with one connection that it keeps, all together at most
+    at `rate_per_s`."""
     taken: dict[int, list[float]] = {}
     begun = now()
     payload = json.dumps({"prompts": ["hello"], "max_tokens": 1}).encode()
-    head = ("POST /generate HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(payload)}")
+    head = (
+        "POST /generate HTTP/1.1",
+        "Host: x",
+        "Content-Type: application/json",
+        f"Content-Length: {len(payload)}",
+    )
     message = "\r\n".join((*head, "", "")).encode() + payload
 
     async def client(number: int) -> None:
@@ -74,7 +84,9 @@ async def ask(ports: Sequence[int], clients: int, seconds: float, rate_per_s: fl
 async def _status(reader: asyncio.StreamReader) -> int:
     """Read one answer to its end."""
     lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
-    length = next(int(line.partition(":")[2]) for line in lines if line.startswith("content-length:"))
+    length = next(
+        int(line.partition(":")[2]) for line in lines if line.startswith("content-length:")
+    )
     await reader.readexactly(length)
     return int(lines[0].split()[1])
 
@@ -95,7 +107,9 @@ async def ready(redis: Redis, ports: Sequence[int]) -> None:
     """Return when a worker is there and all fronts listen."""
 
     async def is_ready() -> bool:
-        return (await Presence(redis).fleet()).is_ready and all([await _listens(port) for port in ports])
+        return (await Presence(redis).fleet()).is_ready and all(
+            [await _listens(port) for port in ports]
+        )
 
     deadline = now() + _READY_S
     while not await is_ready():
@@ -128,8 +142,12 @@ async def measure(url: str, ports: Sequence[int], clients: int, seconds: float, 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a header, then for each number of fronts a row of answers and one of refusals."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fronts", type=_numbers, default=[1, 2, 4], help="how many, one after the other")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--fronts", type=_numbers, default=[1, 2, 4], help="how many, one after the other"
+    )
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each row")
     args = parser.parse_args(argv)
@@ -138,11 +156,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         for depth in (256, 0):
             with EmbeddedRedis() as redis, ExitStack() as roles:
                 ports = [free_port() for _ in range(count)]
-                roles.enter_context(role("worker", redis.url, "--model", "echo=echo", "--max-batch-size", "64"))
+                roles.enter_context(
+                    role("worker", redis.url, "--model", "echo=echo", "--max-batch-size", "64")
+                )
                 for port in ports:
-                    where = ("--host", "127.0.0.1", "--port", str(port), "--max-queue-depth", str(depth))
+                    where = (
+                        "--host",
+                        "127.0.0.1",
+                        "--port",
+                        str(port),
+                        "--max-queue-depth",
+                        str(depth),
+                    )
                     roles.enter_context(role("api", redis.url, *where))
-                print(asyncio.run(measure(redis.url, ports, args.clients, args.seconds, depth)), flush=True)
+                print(
+                    asyncio.run(measure(redis.url, ports, args.clients, args.seconds, depth)),
+                    flush=True,
+                )
 
 
 def _numbers(text: str) -> list[int]:

@@ -1,4 +1,5 @@
-"""Rows about generation: throughput of a batch, one stream, prefill, and requests that come one after another."""
+"""Rows about generation: throughput of a batch, one stream, prefill, and requests that come one
+after another."""
 
 import random
 import statistics
@@ -14,7 +15,8 @@ Turns = dict[str, list[Timed[Batch]]]
 
 
 def decode(rig: Rig) -> list[str]:
-    """All prompts at once: tokens per second over all, prefill included, and of the steps behind the first token."""
+    """All prompts at once: tokens per second over all, prefill included, and of the steps behind
+    the first token."""
     prompts = draw_prompts(rig.load.concurrent, *rig.load.prompt_tokens, rig.vocab)
     return _batch_rows(f"decode x{len(prompts)}", rig, prompts)
 
@@ -29,13 +31,18 @@ def prefill(rig: Rig) -> list[str]:
     prompts = draw_prompts(rig.load.concurrent, *rig.load.prompt_tokens, rig.vocab)
     turns = answers(rig.ours, rig.theirs, prompts, 1, rig.rounds)
     speed = compared(turns, lambda turn: turn.seconds)
-    return [speed.rates(f"prefill x{len(prompts)}", sum(map(len, prompts)), "tok/s"), _agreement(rig, prompts, turns)]
+    return [
+        speed.rates(f"prefill x{len(prompts)}", sum(map(len, prompts)), "tok/s"),
+        _agreement(rig, prompts, turns),
+    ]
 
 
 def staggered(rig: Rig) -> list[str]:
-    """Requests of mixed lengths that come one after another, from the first arrival to the last answer.
+    """Requests of mixed lengths that come one after another, from the first arrival to the last
+    answer.
 
-    A static batch begins when its last member has come, and all of it lasts as long as its longest answer.
+    A static batch begins when its last member has come, and all of it lasts as long as its longest
+    answer.
     """
     load = rig.load
     prompts = draw_prompts(load.concurrent, *load.prompt_tokens, rig.vocab, seed=2)
@@ -49,7 +56,10 @@ def staggered(rig: Rig) -> list[str]:
         turn = timed(rig.ours.arrivals, prompts, lengths, at_s)
         batch = timed(rig.theirs.generate, prompts, most)
         total.add(turn.seconds, at_s[-1] + batch.seconds)
-        waits.add(_mean_wait(turn.value, turn.seconds, at_s), at_s[-1] + batch.seconds - statistics.mean(at_s))
+        waits.add(
+            _mean_wait(turn.value, turn.seconds, at_s),
+            at_s[-1] + batch.seconds - statistics.mean(at_s),
+        )
     cut = [ids[:length] for ids, length in zip(batch.value.ids, lengths, strict=True)]
     name = f"staggered x{len(prompts)}"
     return [
@@ -60,7 +70,8 @@ def staggered(rig: Rig) -> list[str]:
 
 
 def _mean_wait(said: Sequence[Said], seconds: float, at_s: Sequence[float]) -> float:
-    """Mean seconds from arrival to the end of the answer; the turn of `seconds` ended with its last answer."""
+    """Mean seconds from arrival to the end of the answer; the turn of `seconds` ended with its last
+    answer."""
     ends = [item.ended_at for item in said]
     begun = max(ends) - seconds
     return statistics.mean(end - begun - at for end, at in zip(ends, at_s, strict=True))
@@ -78,7 +89,9 @@ def _batch_rows(name: str, rig: Rig, prompts: list[list[int]]) -> list[str]:
     ]
 
 
-def answers(ours: Ours, theirs: Theirs, prompts: list[list[int]], length: int, rounds: int) -> Turns:
+def answers(
+    ours: Ours, theirs: Theirs, prompts: list[list[int]], length: int, rounds: int
+) -> Turns:
     """Both sides answer the same prompts with `length` tokens each, all asked for at once."""
     return take_turns(
         rounds,

@@ -1,8 +1,10 @@
-"""What a GPU makes of HRM-Text XL: decode steps against the bytes they must move, prefill against matrix products.
+"""What a GPU makes of HRM-Text XL: decode steps against the bytes they must move, prefill against
+matrix products.
 
-`python -m scripts.bench.gpu` needs no files and no network: weights are random, made on the device. It prints the
-device, what it can do (copies, bf16 matrix products), and each measurement beside the floor it is compared with. A
-part that fails is printed and the others still run. `--small` is a trial of the script itself, on any device.
+`python -m scripts.bench.gpu` needs no files and no network: weights are random, made on the device.
+It prints the device, what it can do (copies, bf16 matrix products), and each measurement beside the
+floor it is compared with. A part that fails is printed and the others still run. `--small` is a
+trial of the script itself, on any device.
 """
 
 import argparse
@@ -31,7 +33,8 @@ SMALL = HrmTextShape(512, 128, 256, 2, 64, 2, 2, 3, 11.3, 1024)
 
 @dataclass(frozen=True)
 class BenchPlan:
-    """What is measured: `batches` of rows that decode behind `context` tokens, `prompts` that are computed at once."""
+    """What is measured: `batches` of rows that decode behind `context` tokens, `prompts` that are
+    computed at once."""
 
     shape: HrmTextShape
     context: int
@@ -44,7 +47,8 @@ class BenchPlan:
 
 @dataclass(frozen=True)
 class Device:
-    """Measured: bytes a second read or written by copies, floating point operations a second of bf16 products."""
+    """Measured: bytes a second read or written by copies, floating point operations a second of
+    bf16 products."""
 
     place: torch.device
     bytes_per_s: float
@@ -65,19 +69,29 @@ class Ids:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="a tiny network, to see that the script runs")
+    parser.add_argument(
+        "--small", action="store_true", help="a tiny network, to see that the script runs"
+    )
     small = parser.parse_args(argv).small
     plan = (
-        BenchPlan(SMALL, 64, (1, 2), 2, 2, 2**20, 256) if small else BenchPlan(XL, 512, (1, 16, 64), 8, 20, 2**31, 8192)
+        BenchPlan(SMALL, 64, (1, 2), 2, 2, 2**20, 256)
+        if small
+        else BenchPlan(XL, 512, (1, 16, 64), 8, 20, 2**31, 8192)
     )
     place = torch.device("cuda" if torch.cuda.is_available() or not small else "cpu")
     torch.manual_seed(0)
     device = print_device(place, plan)
     model = random_model(plan.shape, place)
     parts: dict[str, Callable[[], None]] = {
-        "decode, compiled, graphs": lambda: print_decode(model, device, plan, compiled=True, graphs=True),
-        "decode, plain layers, graphs": lambda: print_decode(model, device, plan, compiled=False, graphs=True),
-        "decode, compiled, no graphs": lambda: print_decode(model, device, plan, compiled=True, graphs=False),
+        "decode, compiled, graphs": lambda: print_decode(
+            model, device, plan, compiled=True, graphs=True
+        ),
+        "decode, plain layers, graphs": lambda: print_decode(
+            model, device, plan, compiled=False, graphs=True
+        ),
+        "decode, compiled, no graphs": lambda: print_decode(
+            model, device, plan, compiled=True, graphs=False
+        ),
         "prefill, compiled": lambda: print_prefill(model, device, plan, compiled=True),
         "prefill, plain layers": lambda: print_prefill(model, device, plan, compiled=False),
         "agreement with transformers": lambda: agreement(place, small=small),
@@ -90,7 +104,9 @@ def _ran(name: str, part: Callable[[], None]) -> bool:
     print(f"\n# {name}", flush=True)
     try:
         part()
-    except Exception:  # the device is lent for minutes: what one part meets must not cost the others
+    except (
+        Exception
+    ):  # the device is lent for minutes: what one part meets must not cost the others
         traceback.print_exc(file=sys.stdout)
         return False
     finally:
@@ -109,7 +125,9 @@ def print_device(place: torch.device, plan: BenchPlan) -> Device:
     product_s = seconds(lambda: half @ half, plan.repeats)
     device = Device(place, 2 * plan.copied_bytes / copy_s, 2 * plan.matrix**3 / product_s)
     print(f"# device: {name}, torch {torch.__version__}")
-    print(f"  copies {device.bytes_per_s / 1e12:.2f} TB/s, bf16 products {device.flops_per_s / 1e12:.0f} TFLOP/s")
+    print(
+        f"  copies {device.bytes_per_s / 1e12:.2f} TB/s, bf16 products {device.flops_per_s / 1e12:.0f} TFLOP/s"
+    )
     return device
 
 
@@ -122,7 +140,13 @@ def random_model(shape: HrmTextShape, place: torch.device) -> HrmTextModel:
 
 
 def runner_for(
-    model: HrmTextModel, device: Device, plan: BenchPlan, batch: int, *, compiled: bool, graphs: bool
+    model: HrmTextModel,
+    device: Device,
+    plan: BenchPlan,
+    batch: int,
+    *,
+    compiled: bool,
+    graphs: bool,
 ) -> PagedRunner:
     plain = model.halves = PLAIN_HALVES
     net = hrm_text.HrmTextNet(model, device.place)
@@ -131,7 +155,9 @@ def runner_for(
         print(f"  compiled: {model.halves != plain}")
     page_size = 256 if device.place.type == "cuda" else 16
     window = plan.context + page_size
-    room = net.kv_shape.bytes_per_token(net.dtype) * page_size * (-(-window // page_size) * batch + 1)
+    room = (
+        net.kv_shape.bytes_per_token(net.dtype) * page_size * (-(-window // page_size) * batch + 1)
+    )
     options = RunnerOptions(
         "random",
         max_batch=batch,
@@ -144,12 +170,15 @@ def runner_for(
 
 
 def rows(runner: PagedRunner, plan: BenchPlan, count: int, num_computed: int) -> list[Slice]:
-    """Sequences of `context` tokens with pages of their own, of which all but the last `num_computed` are to come."""
+    """Sequences of `context` tokens with pages of their own, of which all but the last
+    `num_computed` are to come."""
     per_row = -(-plan.context // runner.spec.page_size)
     generator = torch.Generator().manual_seed(0)
     slices = []
     for number in range(count):
-        ids = tuple(torch.randint(plan.shape.vocab_size, (plan.context,), generator=generator).tolist())
+        ids = tuple(
+            torch.randint(plan.shape.vocab_size, (plan.context,), generator=generator).tolist()
+        )
         sampling = Sampling(max_tokens=8, seed=0, temperature=0.0)
         row = TokenSequence(str(number), Encoded(ids, 8), sampling, num_computed=num_computed)
         row.pages = list(range(number * per_row, (number + 1) * per_row))
@@ -157,7 +186,9 @@ def rows(runner: PagedRunner, plan: BenchPlan, count: int, num_computed: int) ->
     return slices
 
 
-def print_decode(model: HrmTextModel, device: Device, plan: BenchPlan, *, compiled: bool, graphs: bool) -> None:
+def print_decode(
+    model: HrmTextModel, device: Device, plan: BenchPlan, *, compiled: bool, graphs: bool
+) -> None:
     runner = runner_for(model, device, plan, max(plan.batches), compiled=compiled, graphs=graphs)
     name = getattr(runner.kernel, "__name__", "none")
     print(f"  kernel over pages: {name}, graphs: {runner.has_graphs}")
@@ -188,10 +219,12 @@ def print_prefill(model: HrmTextModel, device: Device, plan: BenchPlan, *, compi
 
 
 def decode_bytes(model: HrmTextModel, plan: BenchPlan, batch: int) -> float:
-    """What a step must read: each stack once a pass, the head once, keys and values of every row."""
+    """What a step must read: each stack once a pass, the head once, keys and values of every
+    row."""
     shape, core = plan.shape, model.model
     low, high = (
-        sum(p.numel() * p.element_size() for p in part.parameters()) for part in (core.L_module, core.H_module)
+        sum(p.numel() * p.element_size() for p in part.parameters())
+        for part in (core.L_module, core.H_module)
     )
     passes = shape.h_cycles * (shape.l_cycles * low + high)
     kept = 2 * shape.num_kv_slots * shape.num_heads * shape.head_dim * 2
@@ -199,7 +232,8 @@ def decode_bytes(model: HrmTextModel, plan: BenchPlan, batch: int) -> float:
 
 
 def prefill_flops(plan: BenchPlan, prompts: int) -> float:
-    """Products with the weights and, in attention, of all pairs of a prompt's tokens; the head once a prompt."""
+    """Products with the weights and, in attention, of all pairs of a prompt's tokens; the head once
+    a prompt."""
     shape = plan.shape
     width = shape.num_heads * shape.head_dim
     layer = 5 * shape.hidden_size * width + 3 * shape.hidden_size * shape.intermediate_size

@@ -1,7 +1,8 @@
-"""How often our greedy choices on a device are those of transformers' own forward over the same tokens.
+"""How often our greedy choices on a device are those of transformers' own forward over the same
+tokens.
 
-Half precision rounds, so two right computations disagree where two tokens nearly tie: how often transformers in half
-precision disagrees with itself in full precision is printed beside it.
+Half precision rounds, so two right computations disagree where two tokens nearly tie: how often
+transformers in half precision disagrees with itself in full precision is printed beside it.
 """
 
 from pathlib import Path
@@ -23,25 +24,45 @@ from worker.runners.paged import PagedRunner
 PROMPT_LENGTHS = (5, 60, 254, 300)
 
 
-def print_agreement(directory: Path, shape: HrmTextShape, place: torch.device, num_tokens: int) -> None:
-    """Generate `num_tokens` behind prompts of several lengths, then ask transformers at each position."""
+def print_agreement(
+    directory: Path, shape: HrmTextShape, place: torch.device, num_tokens: int
+) -> None:
+    """Generate `num_tokens` behind prompts of several lengths, then ask transformers at each
+    position."""
     net = write_model(directory, shape)
     half = "bfloat16" if place.type == "cuda" else "float32"
     options = RunnerOptions(
-        str(directory), device=str(place), dtype=half, page_size=256, max_batch=4, context_window=512, kv_bytes=2**32
+        str(directory),
+        device=str(place),
+        dtype=half,
+        page_size=256,
+        max_batch=4,
+        context_window=512,
+        kv_bytes=2**32,
     )
     runner = hrm_text.load(options)
     name = getattr(runner.kernel, "__name__", "none")
     print(f"  kernel over pages: {name}, graphs: {runner.has_graphs}, {half}")
     generator = torch.Generator().manual_seed(0)
-    prompts = [tuple(torch.randint(4, 200, (n,), generator=generator).tolist()) for n in PROMPT_LENGTHS]
+    prompts = [
+        tuple(torch.randint(4, 200, (n,), generator=generator).tolist()) for n in PROMPT_LENGTHS
+    ]
     answers = generate(runner, prompts, num_tokens)
-    exact = [chosen_by(net.to(place), prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    exact = [
+        chosen_by(net.to(place), prompt, answer)
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
     rounded_net = net.to(getattr(torch, half))
-    rounded = [chosen_by(rounded_net, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    rounded = [
+        chosen_by(rounded_net, prompt, answer)
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
     ours = [torch.tensor(answer) for answer in answers]
     print(f"  {sum(map(len, ours))} tokens: ours are transformers' in {share(ours, rounded):.1%}")
-    print(f"  of full precision: ours {share(ours, exact):.1%}, transformers' {share(rounded, exact):.1%}", flush=True)
+    print(
+        f"  of full precision: ours {share(ours, exact):.1%}, transformers' {share(rounded, exact):.1%}",
+        flush=True,
+    )
 
 
 def write_model(directory: Path, shape: HrmTextShape) -> Any:
@@ -59,20 +80,28 @@ def write_model(directory: Path, shape: HrmTextShape) -> Any:
     return net
 
 
-def generate(runner: PagedRunner, prompts: list[tuple[int, ...]], num_tokens: int) -> list[list[int]]:
+def generate(
+    runner: PagedRunner, prompts: list[tuple[int, ...]], num_tokens: int
+) -> list[list[int]]:
     emissions: list[Emission] = []
     engine = Engine(runner, emissions.extend)
     sampling = Sampling(max_tokens=num_tokens, seed=0, temperature=0.0)
     for number, prompt in enumerate(prompts):
-        engine.submit(SequenceWork(str(number), runner.encode(Generate(prompt, sampling)), sampling))
+        engine.submit(
+            SequenceWork(str(number), runner.encode(Generate(prompt, sampling)), sampling)
+        )
     while engine.has_work:
         engine.step()
-    return [[token for item in emissions if item.key == str(n) for token in item.ids] for n in range(len(prompts))]
+    return [
+        [token for item in emissions if item.key == str(n) for token in item.ids]
+        for n in range(len(prompts))
+    ]
 
 
 @torch.inference_mode()
 def chosen_by(net: Any, prompt: tuple[int, ...], answer: list[int]) -> Tensor:
-    """What transformers would say at each position of `answer`, the positions before it as they are."""
+    """What transformers would say at each position of `answer`, the positions before it as they
+    are."""
     ids = torch.tensor([[*prompt, *answer]], device=net.device)
     types = torch.tensor([[1] * len(prompt) + [0] * len(answer)], device=net.device)
     logits = net(input_ids=ids, token_type_ids=types, use_cache=False).logits[0]

@@ -1,9 +1,11 @@
-"""How much faster packed and int8 linear layers are than `F.linear`, with the weights streamed from memory.
+"""How much faster packed and int8 linear layers are than `F.linear`, with the weights streamed from
+memory.
 
 python -m scripts.bench.linear --threads 1
 
-Every call takes other weights than the one before, 128 MiB of fp32 in all, and the kernels take turns: the ratios of
-one row were measured side by side. A figure is the quarter quantile of its calls, which other work disturbs least.
+Every call takes other weights than the one before, 128 MiB of fp32 in all, and the kernels take
+turns: the ratios of one row were measured side by side. A figure is the quarter quantile of its
+calls, which other work disturbs least.
 """
 
 import argparse
@@ -27,7 +29,9 @@ _ROUNDS = 25
 Layer = Callable[[Tensor], Tensor]
 
 
-def call_seconds(shape: tuple[int, int], rows: int, kernels: dict[str, list[Layer]], rounds: int) -> dict[str, float]:
+def call_seconds(
+    shape: tuple[int, int], rows: int, kernels: dict[str, list[Layer]], rounds: int
+) -> dict[str, float]:
     """Quarter quantile of a call's seconds, by kernel."""
     x = torch.randn(rows, shape[0])
     seconds: dict[str, list[float]] = {name: [] for name in kernels}
@@ -62,13 +66,19 @@ def chosen(shape: tuple[int, int]) -> str:
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=_ROUNDS, help="calls of each kernel in a row of the table")
+    parser.add_argument(
+        "--rounds", type=int, default=_ROUNDS, help="calls of each kernel in a row of the table"
+    )
     args = parser.parse_args()
     use_threads(args.threads)
     print(f"{args.threads} thread(s); F.linear in GFLOP/s, the others as multiples of it")
-    print("| in x out | chosen for fp32 | rows | F.linear | packed | int8 |\n|---|---|---|---|---|---|")
+    print(
+        "| in x out | chosen for fp32 | rows | F.linear | packed | int8 |\n|---|---|---|---|---|---|"
+    )
     for shape in SHAPES:
         kernels = kernels_of(shape)
         for rows in ROWS:
@@ -77,7 +87,10 @@ def main() -> None:
             base = taken["F.linear"]
             gflops = 2e-9 * rows * shape[0] * shape[1] / base
             gains = f"{base / taken['packed']:.2f} | {base / taken['int8']:.2f}"
-            print(f"| {shape[0]} x {shape[1]} | {chosen(shape)} | {rows} | {gflops:.1f} | {gains} |", flush=True)
+            print(
+                f"| {shape[0]} x {shape[1]} | {chosen(shape)} | {rows} | {gflops:.1f} | {gains} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Writes the nets that are measured: random weights, a vocabulary of which every token has a text.
 
-The end token's row of the head is zero, so greedy decoding, whose best of thousands of random logits is above zero,
-never says it: every answer has exactly the length that was asked for.
+The end token's row of the head is zero, so greedy decoding, whose best of thousands of random
+logits is above zero, never says it: every answer has exactly the length that was asked for.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import HrmTextConfig, HrmTextForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    HrmTextConfig,
+    HrmTextForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from scripts.train_sample import BOQ, CONDITION_TOKENS, EOA, EOQ, PAD
 
@@ -36,7 +42,8 @@ FIRST_WORD = 8 + 256
 
 
 def tokenizer(vocab: int) -> PreTrainedTokenizerFast:
-    """Special tokens, the 256 bytes, then words without merges: text is read as bytes, any answer reads as letters."""
+    """Special tokens, the 256 bytes, then words without merges: text is read as bytes, any answer
+    reads as letters."""
     specials = [PAD, BOQ, EOQ, EOA, *CONDITION_TOKENS.values()]
     tokens = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokens += [f"w{_letters(number)}" for number in range(vocab - len(tokens))]
@@ -54,10 +61,15 @@ def tokenizer(vocab: int) -> PreTrainedTokenizerFast:
 
 
 def hrm_text(cache: Path, size: str) -> Path:
-    """The directory of the HRM-Text net, written if it is not there: cycles 2 x 3, an initial low state of its own."""
+    """The directory of the HRM-Text net, written if it is not there: cycles 2 x 3, an initial low
+    state of its own."""
     shape = SIZES[size]
     config = HrmTextConfig(
-        **_common(shape), num_hidden_layers=shape.layers, H_cycles=2, L_cycles=3, head_dim=shape.head_dim
+        **_common(shape),
+        num_hidden_layers=shape.layers,
+        H_cycles=2,
+        L_cycles=3,
+        head_dim=shape.head_dim,
     )
 
     def build() -> Any:
@@ -69,10 +81,13 @@ def hrm_text(cache: Path, size: str) -> Path:
 
 
 def causal(cache: Path, size: str) -> Path:
-    """The directory of a causal net (Llama's form, grouped queries) with as many blocks as both HRM stacks."""
+    """The directory of a causal net (Llama's form, grouped queries) with as many blocks as both HRM
+    stacks."""
     shape = SIZES[size]
     heads = shape.hidden // shape.head_dim
-    config = LlamaConfig(**_common(shape), num_hidden_layers=2 * shape.layers, num_key_value_heads=heads // 2)
+    config = LlamaConfig(
+        **_common(shape), num_hidden_layers=2 * shape.layers, num_key_value_heads=heads // 2
+    )
     return _written(cache / f"causal-{size}", lambda: LlamaForCausalLM(config), shape)
 
 
@@ -92,7 +107,8 @@ def _common(shape: Size) -> dict[str, Any]:
 
 
 def _written(path: Path, build: Any, shape: Size) -> Path:
-    """Written beside and moved into place, so that a run that was cut off leaves no half net behind."""
+    """Written beside and moved into place, so that a run that was cut off leaves no half net
+    behind."""
     if not path.exists():
         torch.manual_seed(0)
         model = build().eval()

@@ -9,12 +9,27 @@ from shared.accelerators import ACCELERATORS
 
 
 def options(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2, help="torch threads of each process of our side")
-    parser.add_argument("--baseline-threads", type=int, default=os.cpu_count(), help="torch threads of the other side")
-    parser.add_argument("--quantize", choices=list(ACCELERATORS), default="none", help="weights of our side")
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--threads", type=int, default=2, help="torch threads of each process of our side"
+    )
+    parser.add_argument(
+        "--baseline-threads",
+        type=int,
+        default=os.cpu_count(),
+        help="torch threads of the other side",
+    )
+    parser.add_argument(
+        "--quantize", choices=list(ACCELERATORS), default="none", help="weights of our side"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
-    parser.add_argument("--quick", action="store_true", help="small loads: whether the rows run, not what they say")
+    parser.add_argument(
+        "--quick", action="store_true", help="small loads: whether the rows run, not what they say"
+    )
     parser.add_argument("--size", choices=list(SIZES), default="reference", help="which net")
-    parser.add_argument("--cache", type=Path, help="where nets are kept between runs (default: nowhere)")
+    parser.add_argument(
+        "--cache", type=Path, help="where nets are kept between runs (default: nowhere)"
+    )
     return parser

@@ -1,4 +1,5 @@
-"""Our side of a row: the engine, driven as its thread drives it. See `serve.engine` for one in a process of its own."""
+"""Our side of a row: the engine, driven as its thread drives it. See `serve.engine` for one in a
+process of its own."""
 
 import math
 import time
@@ -33,11 +34,18 @@ class Said:
 class Ours:
     """An engine over a loaded model. `threads` are set for each turn: torch keeps them by thread.
 
-    A row's turns repeat its prompts: what one turn computed must not serve the next, but where `prefix_cache` is meant.
+    A row's turns repeat its prompts: what one turn computed must not serve the next, but where
+    `prefix_cache` is meant.
     """
 
     def __init__(
-        self, path: Path, *, threads: int, max_batch: int = 16, quantize: Quantize = "none", prefix_cache: bool = False
+        self,
+        path: Path,
+        *,
+        threads: int,
+        max_batch: int = 16,
+        quantize: Quantize = "none",
+        prefix_cache: bool = False,
     ) -> None:
         options = RunnerOptions(
             path=str(path),
@@ -59,7 +67,9 @@ class Ours:
         """Greedy answers of the given lengths, all asked for at once."""
         return self.arrivals(prompts, lengths, [0.0] * len(prompts))
 
-    def arrivals(self, prompts: Sequence[Sequence[int]], lengths: Sequence[int], at_s: Sequence[float]) -> list[Said]:
+    def arrivals(
+        self, prompts: Sequence[Sequence[int]], lengths: Sequence[int], at_s: Sequence[float]
+    ) -> list[Said]:
         """The same with a time of arrival for each, in seconds from now, ascending."""
         self._begin()
         begun = now()
@@ -72,7 +82,9 @@ class Ours:
         assert not short, f"answers {short} have another length than was asked for"
         return said
 
-    def score(self, contexts: Sequence[Sequence[int]], tails: Sequence[Sequence[Sequence[int]]]) -> list[float]:
+    def score(
+        self, contexts: Sequence[Sequence[int]], tails: Sequence[Sequence[Sequence[int]]]
+    ) -> list[float]:
         """Log-likelihoods of the continuations of every context, context by context."""
         self._begin()
         for number, (context, continuations) in enumerate(zip(contexts, tails, strict=True)):
@@ -84,8 +96,11 @@ class Ours:
         assert len(scored) == len(contexts)
         return [score.log_likelihood for one in scored for score in one.scores]
 
-    def decode_steps(self, running: Sequence[Sequence[int]], waiting: Sequence[Sequence[int]], count: int) -> float:
-        """Seconds that `count` decode steps of a full batch take while others wait; then all of it is dropped."""
+    def decode_steps(
+        self, running: Sequence[Sequence[int]], waiting: Sequence[Sequence[int]], count: int
+    ) -> float:
+        """Seconds that `count` decode steps of a full batch take while others wait; then all of it
+        is dropped."""
         self._begin()
         for number, prompt in enumerate(running):
             self._submit(str(number), prompt, 2 * count + len(running))
@@ -98,7 +113,9 @@ class Ours:
         for _ in range(count):
             self._engine.step()
         seconds = now() - begun
-        assert len(self._said) == len(running) and not self._ended, "the batch changed while it was measured"
+        assert len(self._said) == len(running) and not self._ended, (
+            "the batch changed while it was measured"
+        )
         for number in range(len(running) + len(waiting)):
             self._engine.abort(str(number))
         self._finish()

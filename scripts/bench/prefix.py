@@ -1,4 +1,5 @@
-"""The row about shared prefixes: time to the first token when a causal model has seen a prompt's beginning before."""
+"""The row about shared prefixes: time to the first token when a causal model has seen a prompt's
+beginning before."""
 
 from scripts.bench.measure import Comparison, timed
 from scripts.bench.prompts import draw_prompts
@@ -8,7 +9,8 @@ TAIL_TOKENS = 16
 
 
 def prefix(rig: Rig) -> list[str]:
-    """Each round has a prefix of its own: its first request is cold, its second one shares all but the tail."""
+    """Each round has a prefix of its own: its first request is cold, its second one shares all but
+    the tail."""
     ours, theirs = rig.causal()
     size = rig.load.shared_prefix
     within, across, num_equal = Comparison(), Comparison(), 0

@@ -29,8 +29,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     ours.decode_steps(prompts, [], load.steps)
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         seconds = ours.decode_steps(prompts, [], load.steps)
-    print(f"{1000 * seconds / load.steps:.1f} ms a step under the profiler; prefill is in the table, too")
-    print(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=48))
+    print(
+        f"{1000 * seconds / load.steps:.1f} ms a step under the profiler; prefill is in the table, too"
+    )
+    print(
+        seen.key_averages().table(
+            sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=48
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""What int8 linear layers change in a model's logits, in its greedy text and, for the sample model, in its answers.
+"""What int8 linear layers change in a model's logits, in its greedy text and, for the sample model,
+in its answers.
 
-python -m scripts.bench.quantize --model-path models/sample-hrm-text --problems 200 --least-weights 1
+python -m scripts.bench.quantize --model-path models/sample-hrm-text --problems 200 --least-weights
+1
 
-Prompts are held-out problems. The fp32 model answers each with up to 64 tokens; along these tokens the logits of both
-are compared, position by position (teacher-forced); then int8 answers the same prompts by itself (free-running).
+Prompts are held-out problems. The fp32 model answers each with up to 64 tokens; along these tokens
+the logits of both are compared, position by position (teacher-forced); then int8 answers the same
+prompts by itself (free-running).
 """
 
 import argparse
@@ -32,27 +35,38 @@ _WINDOW = 256
 
 Ids = tuple[int, ...]
 Logits = Callable[[Ids, Ids], Tensor]
-"""(prompt, response) -> [response tokens, vocab]: what each token of the response was chosen from."""
+"""(prompt, response) -> [response tokens, vocab]: what each token of the response was chosen
+from."""
 
 
 def network(path: Path, quantize: str) -> Logits:
-    """The network by itself, without our engine, batches or pages: transformers' own code, or one row of a brain."""
+    """The network by itself, without our engine, batches or pages: transformers' own code, or one
+    row of a brain."""
     if detect(str(path)) == "hrm-act":
         return _brain(path, quantize)
-    model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        path, local_files_only=True, dtype=torch.float32
+    ).eval()
     prepare(model, RunnerOptions(str(path), quantize=quantize))
     is_prefix_lm = model.config.model_type == "hrm_text"
 
     def logits(prompt: Ids, response: Ids) -> Tensor:
-        types = {"token_type_ids": torch.tensor([[1] * len(prompt) + [0] * len(response)])} if is_prefix_lm else {}
-        table: Tensor = model(torch.tensor([[*prompt, *response]]), use_cache=False, **types).logits[0].float()
+        types = (
+            {"token_type_ids": torch.tensor([[1] * len(prompt) + [0] * len(response)])}
+            if is_prefix_lm
+            else {}
+        )
+        table: Tensor = (
+            model(torch.tensor([[*prompt, *response]]), use_cache=False, **types).logits[0].float()
+        )
         return table[len(prompt) - 1 : -1]
 
     return logits
 
 
 def _brain(path: Path, quantize: str) -> Logits:
-    """One row per token: attention looks both ways, so that a later token changes what an earlier one came from."""
+    """One row per token: attention looks both ways, so that a later token changes what an earlier
+    one came from."""
     model = load_act_bundle(path).model
     prepare(model, RunnerOptions(str(path), quantize=quantize))
 
@@ -82,24 +96,32 @@ def answers(runner: Runner, prompts: Sequence[str]) -> list[Ids]:
 def common(left: Ids, right: Ids) -> int:
     """Tokens until the two part."""
     pairs = enumerate(zip(left, right, strict=False))
-    return next((place for place, (one, other) in pairs if one != other), min(len(left), len(right)))
+    return next(
+        (place for place, (one, other) in pairs if one != other), min(len(left), len(right))
+    )
 
 
 @torch.inference_mode()
 def compare(path: Path, count: int, runners: Sequence[Runner]) -> None:
-    prompts = [problem.prompt for kind in KINDS for problem in held_out(kind, -(-count // len(KINDS)))][:count]
+    prompts = [
+        problem.prompt for kind in KINDS for problem in held_out(kind, -(-count // len(KINDS)))
+    ][:count]
     whole, rounded = (answers(runner, prompts) for runner in runners)
     rows = [
-        (runners[0].encode(Generate(text, _ANSWER)).prompt_ids, ids) for text, ids in zip(prompts, whole, strict=True)
+        (runners[0].encode(Generate(text, _ANSWER)).prompt_ids, ids)
+        for text, ids in zip(prompts, whole, strict=True)
     ]
     tables = [
-        torch.cat([net(*row) for row in rows if row[1]]) for net in (network(path, "none"), network(path, "int8"))
+        torch.cat([net(*row) for row in rows if row[1]])
+        for net in (network(path, "none"), network(path, "int8"))
     ]
     gap, agree = (tables[0] - tables[1]).abs(), tables[0].argmax(-1) == tables[1].argmax(-1)
     print(
         f"teacher-forced, {len(agree)} positions; logits deviate by {tables[0].std(-1).mean():.3f} within a position:"
     )
-    print(f"  mean |delta logit| {gap.mean():.4f}, max {gap.max():.4f}, greedy agreement {agree.float().mean():.4f}")
+    print(
+        f"  mean |delta logit| {gap.mean():.4f}, max {gap.max():.4f}, greedy agreement {agree.float().mean():.4f}"
+    )
     parted = [common(one, other) for one, other in zip(whole, rounded, strict=True)]
     equal = sum(one == other for one, other in zip(whole, rounded, strict=True))
     share = sum(parted) / sum(map(len, whole))
@@ -109,13 +131,20 @@ def compare(path: Path, count: int, runners: Sequence[Runner]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model-path", default=str(SAMPLE_MODEL))
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument(
-        "--problems", type=int, default=0, help="of each kind, to be answered exactly: sample model only"
+        "--problems",
+        type=int,
+        default=0,
+        help="of each kind, to be answered exactly: sample model only",
     )
-    parser.add_argument("--least-weights", type=int, help="round layers of this size too, though they gain no speed")
+    parser.add_argument(
+        "--least-weights", type=int, help="round layers of this size too, though they gain no speed"
+    )
     args = parser.parse_args()
     use_threads(1)
     linear.MIN_INT8_WEIGHTS = args.least_weights or linear.MIN_INT8_WEIGHTS

@@ -55,7 +55,8 @@ QUICK = Load(
 
 @dataclass(frozen=True)
 class Rig:
-    """`size` names the net; `threads` and `quantize` are of our side, whose `engines` are ended by their stack."""
+    """`size` names the net; `threads` and `quantize` are of our side, whose `engines` are ended by
+    their stack."""
 
     size: str
     cache: Path
@@ -90,6 +91,10 @@ class Rig:
 
     def _ours(self, path: Path, max_batch: int, *, prefix_cache: bool = False) -> Ours:
         running = engine(
-            path, threads=self.threads, max_batch=max_batch, quantize=self.quantize, prefix_cache=prefix_cache
+            path,
+            threads=self.threads,
+            max_batch=max_batch,
+            quantize=self.quantize,
+            prefix_cache=prefix_cache,
         )
         return self.engines.enter_context(running)

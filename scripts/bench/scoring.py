@@ -1,4 +1,5 @@
-"""The row about scoring: many contexts with a few continuations each, against one forward per pair."""
+"""The row about scoring: many contexts with a few continuations each, against one forward per
+pair."""
 
 from scripts.bench.measure import Comparison, timed
 from scripts.bench.prompts import draw_prompts
@@ -9,7 +10,8 @@ Pairs = tuple[list[list[int]], list[list[list[int]]]]
 
 
 def scoring(rig: Rig) -> list[str]:
-    """Continuations per second. A round is a few contexts, all of a run's rounds differ; `--rounds` plays no part."""
+    """Continuations per second. A round is a few contexts, all of a run's rounds differ; `--rounds`
+    plays no part."""
     load = rig.load
     speed, largest_gap = Comparison(), 0.0
     at_once = load.scored_at_once
@@ -33,4 +35,6 @@ def _pairs(rig: Rig, count: int, seed: int) -> Pairs:
     contexts = draw_prompts(count, load.context_tokens, load.context_tokens, rig.vocab, seed)
     size = load.continuation_tokens
     flat = draw_prompts(count * load.continuations, size, size, rig.vocab, seed + 1000)
-    return contexts, [flat[i : i + load.continuations] for i in range(0, len(flat), load.continuations)]
+    return contexts, [
+        flat[i : i + load.continuations] for i in range(0, len(flat), load.continuations)
+    ]

@@ -1,4 +1,5 @@
-"""What the fleet is measured with: `aios serve hrm` as a person starts it, and engines in processes of their own."""
+"""What the fleet is measured with: `aios serve hrm` as a person starts it, and engines in processes
+of their own."""
 
 import multiprocessing
 import os
@@ -19,8 +20,20 @@ _STOP_S = 60
 
 @contextmanager
 def fleet(flags: Sequence[str]) -> Iterator[str]:
-    """The URL of a ready fleet on a free port. RuntimeError if it ends before it is ready; its log is on stderr."""
-    command = ["-m", "scripts.aios", "serve", "hrm", "--host", "127.0.0.1", "--port", "0", "--log-level", "warning"]
+    """The URL of a ready fleet on a free port. RuntimeError if it ends before it is ready; its log
+    is on stderr."""
+    command = [
+        "-m",
+        "scripts.aios",
+        "serve",
+        "hrm",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--log-level",
+        "warning",
+    ]
     with _process([*command, *flags]) as process:
         assert process.stdout is not None
         line = next((line for line in process.stdout if line.startswith(_READY)), None)
@@ -38,7 +51,8 @@ _Engines.register("Ours", Ours)
 
 @contextmanager
 def engine(path: Path, *, threads: int, **options: Any) -> Iterator[Ours]:
-    """`Ours` alone in a process, the counterpart of one worker, with the thread limits that `aios` gives to one."""
+    """`Ours` alone in a process, the counterpart of one worker, with the thread limits that `aios`
+    gives to one."""
     before = dict(os.environ)
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
     try:

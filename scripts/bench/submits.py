@@ -1,7 +1,8 @@
-"""What it costs to let a request in, or to refuse it: `python -m scripts.bench.submits [--shards N...]`.
+"""What it costs to let a request in, or to refuse it: `python -m scripts.bench.submits [--shards
+N...]`.
 
-Requests of one short prompt are submitted straight to the queue of a Redis of its own, with so many at once. CPU time
-is that of the server and of this process, for each request.
+Requests of one short prompt are submitted straight to the queue of a Redis of its own, with so many
+at once. CPU time is that of the server and of this process, for each request.
 """
 
 import argparse
@@ -31,7 +32,9 @@ async def submit(submissions: Submissions, max_jobs: int) -> None:
     await submissions.submit(order, request_id, jobs, Quota(), QueueLimits(max_jobs))
 
 
-async def measure(redis: Redis, submissions: Submissions, count: int, at_once: int, max_jobs: int) -> str:
+async def measure(
+    redis: Redis, submissions: Submissions, count: int, at_once: int, max_jobs: int
+) -> str:
     """One line: requests a second, and microseconds of CPU of both sides for each."""
     left = iter(range(count))
 
@@ -62,7 +65,10 @@ async def main(counts: Sequence[int], requests: int, at_once: int, rounds: int) 
     with EmbeddedRedis() as server:
         redis = connect(server.url)
         version = (await redis.info("server"))["redis_version"]
-        print(f"commit {commit()}  Redis {version}  {requests} requests, {at_once} at once", flush=True)
+        print(
+            f"commit {commit()}  Redis {version}  {requests} requests, {at_once} at once",
+            flush=True,
+        )
         for _ in range(rounds):
             for shards in counts:
                 await redis.flushall()
@@ -76,9 +82,15 @@ async def main(counts: Sequence[int], requests: int, at_once: int, rounds: int) 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--shards", type=int, nargs="+", default=[1, 4, 64], help="in how many parts the queues lie")
-    parser.add_argument("--requests", type=int, default=2000, help="requests that are let in, and that are refused")
-    parser.add_argument("--at-once", type=int, default=32, help="requests that wait for Redis together")
+    parser.add_argument(
+        "--shards", type=int, nargs="+", default=[1, 4, 64], help="in how many parts the queues lie"
+    )
+    parser.add_argument(
+        "--requests", type=int, default=2000, help="requests that are let in, and that are refused"
+    )
+    parser.add_argument(
+        "--at-once", type=int, default=32, help="requests that wait for Redis together"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each, in turn")
     given = parser.parse_args()
     asyncio.run(main(given.shards, given.requests, given.at_once, given.rounds))

@@ -1,7 +1,9 @@
-"""The other side of a row: `transformers` with the same weights, used in a way than which none was shown to be faster.
+"""The other side of a row: `transformers` with the same weights, used in a way than which none was
+shown to be faster.
 
-That is one left-padded batch (its answers are those of each prompt alone, and groups of equal length took twice as
-long), SDPA attention, the dynamic cache, logits of the wanted positions only, and as many threads as cores.
+That is one left-padded batch (its answers are those of each prompt alone, and groups of equal
+length took twice as long), SDPA attention, the dynamic cache, logits of the wanted positions only,
+and as many threads as cores.
 """
 
 from collections.abc import Sequence
@@ -17,7 +19,8 @@ from transformers import AutoConfig, HrmTextForCausalLM, LlamaForCausalLM
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch's answers; when each row had its first token, and when all was said (`time.perf_counter`)."""
+    """A batch's answers; when each row had its first token, and when all was said
+    (`time.perf_counter`)."""
 
     ids: list[list[int]]
     first_at: float
@@ -29,7 +32,8 @@ class Batch:
 
 
 class _Clock:
-    """A streamer for `generate` that notes when tokens come; the first call hands over the prompt."""
+    """A streamer for `generate` that notes when tokens come; the first call hands over the
+    prompt."""
 
     def __init__(self) -> None:
         self.at: list[float] = []
@@ -46,7 +50,9 @@ class Theirs:
         self._is_hrm = AutoConfig.from_pretrained(path).model_type == "hrm_text"
         family: Any = HrmTextForCausalLM if self._is_hrm else LlamaForCausalLM
         self._model = family.from_pretrained(path, dtype=torch.float32).eval()
-        self._model.generation_config.eos_token_id = None  # nothing to look for: every answer has its full length
+        self._model.generation_config.eos_token_id = (
+            None  # nothing to look for: every answer has its full length
+        )
         self._threads = threads
 
     @torch.inference_mode()
@@ -55,19 +61,30 @@ class Theirs:
         torch.set_num_threads(self._threads)
         width = max(map(len, prompts))
         ids = torch.tensor([[*[0] * (width - len(prompt)), *prompt] for prompt in prompts])
-        real = torch.tensor([[*[0] * (width - len(prompt)), *[1] * len(prompt)] for prompt in prompts])
+        real = torch.tensor(
+            [[*[0] * (width - len(prompt)), *[1] * len(prompt)] for prompt in prompts]
+        )
         kinds = {"token_type_ids": real} if self._is_hrm else {}
         clock = _Clock()
         out = self._model.generate(
-            ids, attention_mask=real, **kinds, max_new_tokens=max_tokens, do_sample=False, streamer=clock
+            ids,
+            attention_mask=real,
+            **kinds,
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            streamer=clock,
         )
         return Batch(out[:, width:].tolist(), clock.at[1], now())
 
     @torch.inference_mode()
-    def score(self, contexts: Sequence[Sequence[int]], tails: Sequence[Sequence[Sequence[int]]]) -> list[float]:
+    def score(
+        self, contexts: Sequence[Sequence[int]], tails: Sequence[Sequence[Sequence[int]]]
+    ) -> list[float]:
         """Log-likelihoods of the continuations of every context, one forward for each pair."""
         torch.set_num_threads(self._threads)
-        pairs = [(context, tail) for context, some in zip(contexts, tails, strict=True) for tail in some]
+        pairs = [
+            (context, tail) for context, some in zip(contexts, tails, strict=True) for tail in some
+        ]
         return [self._score(context, tail) for context, tail in pairs]
 
     def _score(self, context: Sequence[int], tail: Sequence[int]) -> float:
@@ -76,7 +93,8 @@ class Theirs:
 
     @torch.inference_mode()
     def top_two_gap(self, prompt: Sequence[int], said: Sequence[int]) -> float:
-        """How far the likeliest next token's logit is above the second one's, behind a prompt and what was said."""
+        """How far the likeliest next token's logit is above the second one's, behind a prompt and
+        what was said."""
         best = self._logits(prompt, said, keep=1)[-1].topk(2).values
         return float(best[0] - best[1])
 
@@ -85,5 +103,7 @@ class Theirs:
         kinds = torch.tensor([[*[1] * len(context), *[0] * len(tail)]])
         extra = {"token_type_ids": kinds} if self._is_hrm else {}
         ids = torch.tensor([[*context, *tail]])
-        logits: Tensor = self._model(input_ids=ids, **extra, use_cache=False, logits_to_keep=keep).logits[0]
+        logits: Tensor = self._model(
+            input_ids=ids, **extra, use_cache=False, logits_to_keep=keep
+        ).logits[0]
         return logits

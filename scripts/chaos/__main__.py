@@ -1,7 +1,8 @@
-"""`python -m scripts.chaos --rows kill,stop,...`: the table of what the fleet bears, measured on this machine.
+"""`python -m scripts.chaos --rows kill,stop,...`: the table of what the fleet bears, measured on
+this machine.
 
-Exits with 1 if a row falls short. The bars: nothing failed, nothing asked again by a client of one front, all texts as
-in an undisturbed run, one terminal event a job, nothing left behind in Redis.
+Exits with 1 if a row falls short. The bars: nothing failed, nothing asked again by a client of one
+front, all texts as in an undisturbed run, one terminal event a job, nothing left behind in Redis.
 """
 
 import argparse
@@ -23,7 +24,9 @@ ALL_ROWS: dict[str, RowOf] = {**ROWS, "submits": submits, "fair": fair, "cancel"
 
 def main() -> int:
     args = _parser().parse_args()
-    plan = ExperimentPlan(**{item.name: getattr(args, item.name) for item in fields(ExperimentPlan)})
+    plan = ExperimentPlan(
+        **{item.name: getattr(args, item.name) for item in fields(ExperimentPlan)}
+    )
     print(f"{plan}; {os.cpu_count()} cores", flush=True)
     rows = [_run(name, plan) for name in args.rows.split(",")]
     return 1 if any(row.wrong for row in rows) else 0
@@ -34,7 +37,10 @@ def _run(name: str, plan: ExperimentPlan) -> Row:
     row = asyncio.run(ALL_ROWS[name](plan))
     told = ", ".join(f"{key} {value}" for key, value in row.figures.items())
     verdict = "falls short" if row.wrong else "holds"
-    print(f"| {row.name} | {verdict} | {told} | {begun}, load {before:.1f} to {os.getloadavg()[0]:.1f} |", flush=True)
+    print(
+        f"| {row.name} | {verdict} | {told} | {begun}, load {before:.1f} to {os.getloadavg()[0]:.1f} |",
+        flush=True,
+    )
     for line in row.wrong[:_SHOWN]:
         print(f"  {line}", flush=True)
     if len(row.wrong) > _SHOWN:

@@ -36,7 +36,8 @@ _LONG, _GATE = 256, "shut"
 
 @dataclass(frozen=True)
 class Freed:
-    """Seconds from the client's call until the next job was taken, and until it said its first token, a step later.
+    """Seconds from the client's call until the next job was taken, and until it said its first
+    token, a step later.
 
     Of a job that waits in line: until it had left the line, twice.
     """
@@ -55,7 +56,8 @@ class Caller:
 
 
 class Cancelling:
-    """A fleet in which one place is left, one front, and callers who come to call off what they asked for."""
+    """A fleet in which one place is left, one front, and callers who come to call off what they
+    asked for."""
 
     def __init__(self, made: Fleet, gates: Path) -> None:
         self._fleet, self._gates = made, gates
@@ -70,7 +72,8 @@ class Cancelling:
         await self._subscriptions.close()
 
     async def freed(self, phase: Phase, way: Way) -> Freed:
-        """A job is called off in this phase, this way, while another waits. RuntimeError if that proved nothing."""
+        """A job is called off in this phase, this way, while another waits. RuntimeError if that
+        proved nothing."""
         running = await self._ask("decode") if phase == "queued" else None
         caller = await self._ask(phase)
         lost = await self._lose_worker(caller) if phase == "takeover" else None
@@ -85,7 +88,10 @@ class Cancelling:
             await self._call_off(running, "DELETE")
             await self._seconds_to(heir, Tokens, begun)
         else:
-            freed = Freed(await self._seconds_to(heir, Started, begun), await self._seconds_to(heir, Tokens, begun))
+            freed = Freed(
+                await self._seconds_to(heir, Started, begun),
+                await self._seconds_to(heir, Tokens, begun),
+            )
         await calling
         if lost is not None:
             lost.resume()
@@ -96,7 +102,9 @@ class Cancelling:
         """A stream whose job has come to the phase."""
         prompt = f"hold:{_GATE}:0" if phase == "prefill" else "on and on"
         body = {"prompt": prompt, "max_tokens": _LONG, "stream": True}
-        reply = await self._http.send(self._http.build_request("POST", "/v1/completions", json=body), stream=True)
+        reply = await self._http.send(
+            self._http.build_request("POST", "/v1/completions", json=body), stream=True
+        )
         if reply.status_code != 200:
             raise RuntimeError(f"a stream was refused: {reply.status_code}")
         request_id = reply.headers["X-Job-Id"]
@@ -119,7 +127,9 @@ class Cancelling:
     async def _submit(self) -> str:
         """A job of one token that nobody follows; its id."""
         body = {"prompt": "next", "max_tokens": 1}
-        reply = await self._http.post("/v1/completions", json=body, headers={"Prefer": "respond-async"})
+        reply = await self._http.post(
+            "/v1/completions", json=body, headers={"Prefer": "respond-async"}
+        )
         [job_id] = (await self._requests.find(reply.json()["id"], "public")).job_ids
         return job_id
 
@@ -180,21 +190,30 @@ async def cancel(plan: ExperimentPlan) -> Row:
             for phase in PHASES:
                 if phase == "takeover":
                     await made.add_worker()
-                tries = [await cancelling.freed(phase, WAYS[number % len(WAYS)]) for number in range(plan.tries)]
+                tries = [
+                    await cancelling.freed(phase, WAYS[number % len(WAYS)])
+                    for number in range(plan.tries)
+                ]
                 figures[f"{phase}: taken ms"] = _told([item.taken_s for item in tries])
                 figures[f"{phase}: first token ms"] = _told([item.token_s for item in tries])
                 wrong += _late(phase, tries, plan.step_s)
             await cancelling.close()
             await all_ended(made.redis, _COMES_BY_S)
             wrong += await violations(made.redis)
-    return Row("cancel", {"step ms": round(1000 * plan.step_s), "tries": plan.tries, **figures}, wrong)
+    return Row(
+        "cancel", {"step ms": round(1000 * plan.step_s), "tries": plan.tries, **figures}, wrong
+    )
 
 
 def _late(phase: Phase, tries: Sequence[Freed], step_s: float) -> list[str]:
     """A place is to be free within a step, and the next job says its first token a step later."""
-    taken, token = (sorted(times)[len(tries) * 99 // 100] for times in zip(*map(astuple, tries), strict=True))
+    taken, token = (
+        sorted(times)[len(tries) * 99 // 100] for times in zip(*map(astuple, tries), strict=True)
+    )
     is_late = taken > step_s + SLACK_S or token > 2 * step_s + SLACK_S
-    return [f"{phase}: p99 {1000 * taken:.0f} ms to the take, {1000 * token:.0f} ms to the first token"] * is_late
+    return [
+        f"{phase}: p99 {1000 * taken:.0f} ms to the take, {1000 * token:.0f} ms to the first token"
+    ] * is_late
 
 
 def _told(times: Sequence[float]) -> str:

@@ -1,7 +1,9 @@
-"""Clients as they are out there: they wait, stream, poll or score, and know what an undisturbed run would have said.
+"""Clients as they are out there: they wait, stream, poll or score, and know what an undisturbed run
+would have said.
 
-A client of one front repeats nothing. One that knows several is persistent: when a front goes away it asks the next one
-for the same work, by its idempotency key, or from the last event id it has seen.
+A client of one front repeats nothing. One that knows several is persistent: when a front goes away
+it asks the next one for the same work, by its idempotency key, or from the last event id it has
+seen.
 """
 
 import asyncio
@@ -64,7 +66,9 @@ class Client:
             case "poll":
                 await self._poll(url, answer)
             case _:
-                said = _checked(await self._http.post(url + answer.request.path, **self._order(answer.request)))
+                said = _checked(
+                    await self._http.post(url + answer.request.path, **self._order(answer.request))
+                )
                 _take_whole(answer, said)
         if answer.request.steps:
             answer.said = {0: await self._file(url, answer.file_id)}
@@ -78,7 +82,9 @@ class Client:
             asking = self._http.stream("GET", url + path, headers={"Last-Event-ID": answer.last_id})
         else:
             answer.said = {}
-            asking = self._http.stream("POST", url + answer.request.path, **self._order(answer.request))
+            asking = self._http.stream(
+                "POST", url + answer.request.path, **self._order(answer.request)
+            )
         async with asking as reply:
             if reply.status_code != 200:
                 await reply.aread()
@@ -91,7 +97,8 @@ class Client:
         raise FrontGone("the stream broke off")
 
     async def _file(self, url: str, file_id: str) -> str:
-        """Return what a file has. It is asked for by a request of its own, which the persistent repeat by itself."""
+        """Return what a file has. It is asked for by a request of its own, which the persistent
+        repeat by itself."""
         for number in range(_TRIES):
             try:
                 reply = await self._http.get(f"{url}/v1/artifacts/{file_id}")
@@ -128,7 +135,9 @@ class Client:
         order = self._order(answer.request)
         order["headers"]["Prefer"] = "respond-async"
         if not answer.last_id:
-            answer.last_id = str(_checked(await self._http.post(url + answer.request.path, **order), 202)["id"])
+            answer.last_id = str(
+                _checked(await self._http.post(url + answer.request.path, **order), 202)["id"]
+            )
         while True:
             job = _checked(await self._http.get(f"{url}/v1/jobs/{answer.last_id}"))
             if job["state"] == "done":
@@ -173,7 +182,11 @@ def _checked(reply: httpx.Response, expected: int = 200) -> Any:
 
 
 def _is_passing(error: Any) -> bool:
-    return isinstance(error, dict) and error.get("code") in ("draining", "broker_unavailable", "no_worker")
+    return isinstance(error, dict) and error.get("code") in (
+        "draining",
+        "broker_unavailable",
+        "no_worker",
+    )
 
 
 def _take_whole(answer: Answer, body: Any) -> None:

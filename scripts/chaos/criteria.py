@@ -1,4 +1,5 @@
-"""How an experiment is planned, and what its outcome is worth: the figures of a row, and what is wrong with them."""
+"""How an experiment is planned, and what its outcome is worth: the figures of a row, and what is
+wrong with them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ _REFUSED = "job dropped"
 
 @dataclass(frozen=True)
 class ExperimentPlan:
-    """How large an experiment is. `model` is `echo` (rigged: `step_s` for each step) or `sample` (HRM-Text)."""
+    """How large an experiment is. `model` is `echo` (rigged: `step_s` for each step) or `sample`
+    (HRM-Text)."""
 
     model: str = "echo"
     requests: int = 800
@@ -51,16 +53,28 @@ def bars(name: str, plan: ExperimentPlan, figures: dict[str, Any]) -> list[str]:
     return wrong
 
 
-async def row_of(name: str, made: Fleet, answers: Sequence[Answer], toll: Toll, seconds: float) -> Row:
+async def row_of(
+    name: str, made: Fleet, answers: Sequence[Answer], toll: Toll, seconds: float
+) -> Row:
     """The figures that all rows share, and what is wrong with them."""
     await all_ended(made.redis, _DRAIN_S)
     failed = [answer for answer in answers if answer.error]
     changed = [answer for answer in answers if not answer.error and not answer.is_right]
     hit = {trace.job.request_id for trace in await traces(made.redis) if trace.was_hit}
-    gaps = sorted(answer.gap_s for answer in answers if answer.request.name in hit and answer.request.mode == "sse")
+    gaps = sorted(
+        answer.gap_s
+        for answer in answers
+        if answer.request.name in hit and answer.request.mode == "sse"
+    )
     wrong = await violations(made.redis)
-    wrong += [f"{answer.request.name} ({answer.request.mode}) failed: {answer.error[:200]}" for answer in failed]
-    wrong += [f"{answer.request.name} ({answer.request.mode}) said {answer.text[:80]!r}" for answer in changed]
+    wrong += [
+        f"{answer.request.name} ({answer.request.mode}) failed: {answer.error[:200]}"
+        for answer in failed
+    ]
+    wrong += [
+        f"{answer.request.name} ({answer.request.mode}) said {answer.text[:80]!r}"
+        for answer in changed
+    ]
     figures = {
         "requests": len(answers),
         "failed": len(failed),

@@ -18,7 +18,8 @@ from worker.scheduler import PATIENCE_STEPS
 _WORKERS, _BATCH = 2, 4
 _SHARES = (0.8, 1.25)
 _FIRST_TOKEN_S, _FIRST_TOKEN_STEPS = 0.1, 3
-"""A full worker looks for interactive jobs that often; a step may be under way, and one says the token."""
+"""A full worker looks for interactive jobs that often; a step may be under way, and one says the
+token."""
 _PAUSE_S = 0.2
 _OVERHEAD_S = 0.01
 """What a step may take beyond the model's part of it."""
@@ -26,7 +27,8 @@ _ENDED_BY_S = 60.0
 
 
 async def shares(clients: QueueClients, jobs: int, num_tokens: int) -> Row:
-    """Two tenants of one class. One has ten times as many jobs, which are twice as long, and came first."""
+    """Two tenants of one class. One has ten times as many jobs, which are twice as long, and came
+    first."""
     flood = await clients.submit("flood", 10 * jobs, 2 * num_tokens)
     await clients.filled()
     modest = await clients.submit("modest", jobs, num_tokens)
@@ -37,13 +39,19 @@ async def shares(clients: QueueClients, jobs: int, num_tokens: int) -> Row:
         return await clients.num_in(modest, "queued") == 0
 
     await came_true(is_served, _ENDED_BY_S)
-    flooding, served = (now - then for now, then in zip(await clients.served(flood, modest), before, strict=True))
+    flooding, served = (
+        now - then for now, then in zip(await clients.served(flood, modest), before, strict=True)
+    )
     is_flooded = await clients.num_in(flood, "queued") > 0
     await clients.call_off(flood)
     await clients.texts(modest)
     share = served / flooding
     figures = {"tokens to the modest": served, "to the flood": flooding, "share": round(share, 2)}
-    wrong = [] if _SHARES[0] <= share <= _SHARES[1] else [f"the modest tenant had {share:.2f} times the flood's tokens"]
+    wrong = (
+        []
+        if _SHARES[0] <= share <= _SHARES[1]
+        else [f"the modest tenant had {share:.2f} times the flood's tokens"]
+    )
     return Row("shares", figures, wrong if is_flooded else [*wrong, "the flood had dried up"])
 
 
@@ -59,13 +67,21 @@ async def preemption(
     *,
     slowness: Callable[[], float] = _unstretched,
 ) -> Row:
-    """Bulk holds every place, and more of it waits. Interactive jobs come one by one, at any moment of a step.
+    """Bulk holds every place, and more of it waits. Interactive jobs come one by one, at any moment
+    of a step.
 
-    `slowness` tells how many times as slow as a quiet one the machine is: the limit is stretched by that.
+    `slowness` tells how many times as slow as a quiet one the machine is: the limit is stretched by
+    that.
     """
     rng = random.Random(5)
-    alone = await clients.texts(await clients.submit("bulk", 2 * clients.places, num_tokens, "bulk"))
-    bulk, waits, open_jobs = await clients.submit("bulk", 2 * clients.places, num_tokens, "bulk"), [], []
+    alone = await clients.texts(
+        await clients.submit("bulk", 2 * clients.places, num_tokens, "bulk")
+    )
+    bulk, waits, open_jobs = (
+        await clients.submit("bulk", 2 * clients.places, num_tokens, "bulk"),
+        [],
+        [],
+    )
     await clients.filled()
     for _ in range(num_urgent):
         await asyncio.sleep(rng.uniform(0, _PAUSE_S))
@@ -101,11 +117,15 @@ async def ageing(
     *,
     slowness: Callable[[], float] = _unstretched,
 ) -> Row:
-    """Interactive jobs without end, three times as many at once as there are places, and one bulk job among them.
+    """Interactive jobs without end, three times as many at once as there are places, and one bulk
+    job among them.
 
-    In the line it is first after three times `ageing_s`; in the engine it is paused at most twice `PATIENCE_STEPS`.
+    In the line it is first after three times `ageing_s`; in the engine it is paused at most twice
+    `PATIENCE_STEPS`.
     """
-    limit_s = 3 * ageing_s + (2 * PATIENCE_STEPS + 2 * num_tokens) * (step_s + _OVERHEAD_S) * slowness()
+    limit_s = (
+        3 * ageing_s + (2 * PATIENCE_STEPS + 2 * num_tokens) * (step_s + _OVERHEAD_S) * slowness()
+    )
     async with _stream(clients, 3 * clients.places, num_tokens) as served:
         await clients.filled()
         begun, before, waiting = time.monotonic(), len(served), []
@@ -142,17 +162,28 @@ async def fair(plan: ExperimentPlan) -> Row:
         await clients.close()
         await all_ended(made.redis, _ENDED_BY_S)
         wrong = [words for row in rows for words in row.wrong] + await violations(made.redis)
-    return Row("fair", {f"{row.name}: {name}": told for row in rows for name, told in row.figures.items()}, wrong)
+    return Row(
+        "fair",
+        {f"{row.name}: {name}": told for row in rows for name, told in row.figures.items()},
+        wrong,
+    )
 
 
 @asynccontextmanager
-async def _stream(clients: QueueClients, num_callers: int, num_tokens: int) -> AsyncIterator[list[str]]:
-    """Callers who ask again as soon as they are answered, while the body runs; yields the answers so far."""
+async def _stream(
+    clients: QueueClients, num_callers: int, num_tokens: int
+) -> AsyncIterator[list[str]]:
+    """Callers who ask again as soon as they are answered, while the body runs; yields the answers
+    so far."""
     is_over, answers = False, []
 
     async def ask_on(number: int) -> None:
         while not is_over:
-            answers.extend(await clients.texts(await clients.submit(f"eager {number}", 1, num_tokens, "interactive")))
+            answers.extend(
+                await clients.texts(
+                    await clients.submit(f"eager {number}", 1, num_tokens, "interactive")
+                )
+            )
 
     async with asyncio.TaskGroup() as group:
         for number in range(num_callers):

@@ -1,5 +1,5 @@
-"""What is done to a fleet while its clients work: one fault after the other, at a steady pace, to members chosen at
-random. Each runs until it is cancelled and counts in `Toll` what it did."""
+"""What is done to a fleet while its clients work: one fault after the other, at a steady pace, to
+members chosen at random. Each runs until it is cancelled and counts in `Toll` what it did."""
 
 import asyncio
 import os
@@ -17,8 +17,8 @@ Fault = Callable[[Fleet, random.Random, "Toll"], Awaitable[None]]
 
 @dataclass
 class Toll:
-    """How many faults there were, how often the last member that ran was spared, and how long members took to go
-    (seconds), where they were asked to."""
+    """How many faults there were, how often the last member that ran was spared, and how long
+    members took to go (seconds), where they were asked to."""
 
     faults: int = 0
     spared: int = 0
@@ -67,7 +67,8 @@ async def stop_worker(fleet: Fleet, rng: random.Random, toll: Toll, *, for_s: fl
 
 
 async def kill_front(fleet: Fleet, rng: random.Random, toll: Toll) -> None:
-    """SIGKILL; another one is started at once where it listened. The last front that runs is spared."""
+    """SIGKILL; another one is started at once where it listened. The last front that runs is
+    spared."""
     victim = _victim(fleet.fronts, rng, toll)
     if victim is not None:
         fleet.leave(victim)
@@ -114,7 +115,8 @@ async def roll(fleet: Fleet, toll: Toll) -> None:
 
 
 async def replace_the_dead(fleet: Fleet, toll: Toll) -> None:
-    """Until cancelled: a worker that ends by itself is counted and replaced, as a supervisor does."""
+    """Until cancelled: a worker that ends by itself is counted and replaced, as a supervisor
+    does."""
     while True:
         for member in list(fleet.workers):
             if not member.is_running:

@@ -1,4 +1,5 @@
-"""What must hold when every request has ended, whatever happened on the way: read from Redis itself."""
+"""What must hold when every request has ended, whatever happened on the way: read from Redis
+itself."""
 
 from collections.abc import Awaitable
 from dataclasses import dataclass
@@ -33,7 +34,9 @@ class Trace:
     @property
     def text(self) -> str:
         """What its first choice said."""
-        return "".join(event.text for event in self.events if isinstance(event, Tokens) and event.choice == 0)
+        return "".join(
+            event.text for event in self.events if isinstance(event, Tokens) and event.choice == 0
+        )
 
     @property
     def was_hit(self) -> bool:
@@ -45,7 +48,9 @@ async def traces(redis: Redis) -> list[Trace]:
     """Every job there is."""
     reader, found = LogReader(Broker(redis)), []
     async for name in redis.scan_iter("aios:{*}:job:*", count=1000):
-        spec, state, epoch = await cast(Awaitable[list[bytes]], redis.hmget(name.decode(), ["spec", "state", "epoch"]))
+        spec, state, epoch = await cast(
+            Awaitable[list[bytes]], redis.hmget(name.decode(), ["spec", "state", "epoch"])
+        )
         job = decode_job(spec)
         events = tuple(event for _, event in await reader.read(job.id))
         found.append(Trace(job, state.decode(), int(epoch), events))
@@ -71,7 +76,8 @@ async def all_ended(redis: Redis, within_s: float) -> bool:
 
 
 async def violations(redis: Redis) -> list[str]:
-    """Everything that is not as it must be, in words; empty if all is well. Call it when nothing is open."""
+    """Everything that is not as it must be, in words; empty if all is well. Call it when nothing is
+    open."""
     return [*await _bad_logs(redis), *await _left_behind(redis)]
 
 
@@ -81,7 +87,9 @@ async def _bad_logs(redis: Redis) -> list[str]:
         ends = [event for event in trace.events if isinstance(event, Terminal)]
         if len(ends) != 1 or trace.events[-1] is not ends[0]:
             kinds = " ".join(type(event).__name__ for event in trace.events)
-            bad.append(f"job {trace.job.id} ({trace.state}) has {len(ends)} terminal events: {kinds}")
+            bad.append(
+                f"job {trace.job.id} ({trace.state}) has {len(ends)} terminal events: {kinds}"
+            )
     return bad
 
 
@@ -96,5 +104,9 @@ async def _left_behind(redis: Redis) -> list[str]:
             bad.append(f"{name} is left behind")
         elif kind == "depth":
             counts = await cast(Awaitable[dict[bytes, bytes]], redis.hgetall(name))
-            bad += [f"{name} {field.decode()} is {count.decode()}" for field, count in counts.items() if int(count)]
+            bad += [
+                f"{name} {field.decode()} is {count.decode()}"
+                for field, count in counts.items()
+                if int(count)
+            ]
     return bad

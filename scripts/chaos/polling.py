@@ -5,7 +5,9 @@ import time
 from collections.abc import Awaitable, Callable
 
 
-async def came_true(condition: Callable[[], Awaitable[bool]], within_s: float, every_s: float = 0.02) -> bool:
+async def came_true(
+    condition: Callable[[], Awaitable[bool]], within_s: float, every_s: float = 0.02
+) -> bool:
     """Whether `condition()` holds within the time; returns as soon as it does."""
     deadline = time.monotonic() + within_s
     while not await condition():

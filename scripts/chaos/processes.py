@@ -1,4 +1,5 @@
-"""The processes of an experiment: a Redis, fronts and workers, each with its log file, all ended by their pids."""
+"""The processes of an experiment: a Redis, fronts and workers, each with its log file, all ended by
+their pids."""
 
 import asyncio
 import itertools
@@ -29,7 +30,8 @@ _GOING_S = 60.0
 
 @dataclass
 class FleetProcess:
-    """One process. `url` is a front's address, `line` what it has in place of a direct connection to Redis."""
+    """One process. `url` is a front's address, `line` what it has in place of a direct connection
+    to Redis."""
 
     role: str
     process: asyncio.subprocess.Process
@@ -53,7 +55,8 @@ class FleetProcess:
         return self.process.returncode is None
 
     async def kill(self) -> None:
-        """SIGKILL; what it had sent and Redis had not got is lost, as is what Redis had answered."""
+        """SIGKILL; what it had sent and Redis had not got is lost, as is what Redis had
+        answered."""
         if self.is_running:
             self.process.kill()
         await self.process.wait()
@@ -98,9 +101,11 @@ def _state(stat: Path) -> str:
 
 
 class Fleet:
-    """`worker_flags` and `front_flags` go to every such process, `env` on top of the harness's own environment.
+    """`worker_flags` and `front_flags` go to every such process, `env` on top of the harness's own
+    environment.
 
-    `worker` is the module that workers run. With `has_proxies` each member has a line of its own to Redis.
+    `worker` is the module that workers run. With `has_proxies` each member has a line of its own to
+    Redis.
     """
 
     def __init__(
@@ -172,12 +177,20 @@ class Fleet:
 
     def log_lines(self, words: str) -> int:
         """How many lines with `words` the members' logs hold."""
-        return sum(words in line for member in self._everybody for line in member.log.read_text().splitlines())
+        return sum(
+            words in line
+            for member in self._everybody
+            for line in member.log.read_text().splitlines()
+        )
 
     async def _start(self, role: str, command: Sequence[str]) -> FleetProcess:
         line = await Proxy("127.0.0.1", self.server.port).start() if self._has_proxies else None
         port = line.port if line is not None else self.server.port
-        command = [*command, "--redis-url", self.server.url.replace(f":{self.server.port}/", f":{port}/")]
+        command = [
+            *command,
+            "--redis-url",
+            self.server.url.replace(f":{self.server.port}/", f":{port}/"),
+        ]
         path = self.server.directory / f"{role}-{next(self._numbers)}.log"
         with path.open("wb") as log:
             process = await asyncio.create_subprocess_exec(
@@ -196,7 +209,9 @@ class Fleet:
             return not member.is_running or await holds()
 
         if not await came_true(is_over, _READY_S) or not member.is_running:
-            raise RuntimeError(f"{member.role} {member.pid} is not ready:\n{member.log.read_text()[-2000:]}")
+            raise RuntimeError(
+                f"{member.role} {member.pid} is not ready:\n{member.log.read_text()[-2000:]}"
+            )
 
     async def _is_announced(self, member: FleetProcess) -> bool:
         found = (await Presence(self.redis).fleet()).workers

@@ -1,6 +1,8 @@
-"""A TCP proxy between a role and what it connects to: holds bytes back, delays them, or cuts the line.
+"""A TCP proxy between a role and what it connects to: holds bytes back, delays them, or cuts the
+line.
 
-Knows nothing of what it carries, but may be told a word to wait for. One direction is `to_server`, one `to_client`.
+Knows nothing of what it carries, but may be told a word to wait for. One direction is `to_server`,
+one `to_client`.
 """
 
 import asyncio
@@ -14,7 +16,8 @@ _CHUNK = 1 << 16
 
 @dataclass
 class Direction:
-    """What happens to bytes on their way: all come later by `delay_s` (from, to); while `open` is not set they wait."""
+    """What happens to bytes on their way: all come later by `delay_s` (from, to); while `open` is
+    not set they wait."""
 
     open: asyncio.Event = field(default_factory=asyncio.Event)
     delay_s: tuple[float, float] = (0.0, 0.0)
@@ -53,7 +56,8 @@ class Proxy:
         return port
 
     def trap(self, word: bytes, way: Direction) -> None:
-        """Hold `way` from the moment at which `word` is on its way to the server: with it, or with its answer.
+        """Hold `way` from the moment at which `word` is on its way to the server: with it, or with
+        its answer.
 
         What the server says to it, in the end, is `answer`.
         """
@@ -105,7 +109,13 @@ class Proxy:
         self._pump(line, reader, far_writer, self.to_server)
         self._pump(line, far_reader, writer, self.to_client)
 
-    def _pump(self, line: object, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Direction) -> None:
+    def _pump(
+        self,
+        line: object,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        way: Direction,
+    ) -> None:
         pump = asyncio.create_task(self._carry(line, reader, writer, way))
         self._writers.add(writer)
         self._pumps.add(pump)
@@ -113,7 +123,11 @@ class Proxy:
         pump.add_done_callback(lambda _: self._writers.discard(writer))
 
     async def _carry(
-        self, line: object, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Direction
+        self,
+        line: object,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        way: Direction,
     ) -> None:
         """Until one side closes; then the other side is closed too."""
         try:

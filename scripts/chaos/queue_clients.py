@@ -9,7 +9,16 @@ from scripts.chaos.polling import came_true
 from shared import keys
 from shared.broker import Broker
 from shared.log import LogReader
-from shared.messages import Cancelled, Event, Generate, Priority, Sampling, Started, Tokens, decode_event
+from shared.messages import (
+    Cancelled,
+    Event,
+    Generate,
+    Priority,
+    Sampling,
+    Started,
+    Tokens,
+    decode_event,
+)
 from shared.requests import Request, Requests
 from shared.submission import QueueLimits, Quota, Submissions, SubmitRequest
 from shared.subscriptions import Subscriptions
@@ -18,7 +27,8 @@ _FILLED_BY_S = 60.0
 
 
 class QueueClients:
-    """Callers of any tenant and class. The fleet has `places` for sequences, in all its workers together."""
+    """Callers of any tenant and class. The fleet has `places` for sequences, in all its workers
+    together."""
 
     def __init__(self, redis: Redis, model: str, places: int) -> None:
         broker = Broker(redis)
@@ -32,15 +42,25 @@ class QueueClients:
     async def close(self) -> None:
         await self._subscriptions.close()
 
-    async def submit(self, tenant: str, count: int, num_tokens: int, priority: Priority = "default") -> Request:
+    async def submit(
+        self, tenant: str, count: int, num_tokens: int, priority: Priority = "default"
+    ) -> Request:
         """`count` jobs that each say `num_tokens`; the texts differ."""
         sampling = Sampling(num_tokens, seed=7, temperature=0.8, ignore_eos=True)
         tasks = tuple(Generate(f"{number} of {tenant}", sampling) for number in range(count))
         order = SubmitRequest(
-            self.model, tasks, tenant, priority, queue_timeout_s=600, deadline_s=600, is_streamed=True
+            self.model,
+            tasks,
+            tenant,
+            priority,
+            queue_timeout_s=600,
+            deadline_s=600,
+            is_streamed=True,
         )
         request_id, jobs = self._submissions.jobs_of(order)
-        return await self._submissions.submit(order, request_id, jobs, Quota(), QueueLimits(max_jobs=100_000))
+        return await self._submissions.submit(
+            order, request_id, jobs, Quota(), QueueLimits(max_jobs=100_000)
+        )
 
     async def call_off(self, request: Request) -> None:
         await self._submissions.end(request.job_ids, Cancelled())
@@ -81,7 +101,13 @@ class QueueClients:
         return await asyncio.gather(*map(self._text, request.job_ids))
 
     async def _text(self, job_id: str) -> str:
-        return "".join([event.text async for _, event in self._reader.follow(job_id) if isinstance(event, Tokens)])
+        return "".join(
+            [
+                event.text
+                async for _, event in self._reader.follow(job_id)
+                if isinstance(event, Tokens)
+            ]
+        )
 
 
 def _num_tokens(log: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> int:

@@ -9,8 +9,9 @@ Mode = Literal["sync", "sse", "scoring", "poll"]
 
 @dataclass(frozen=True)
 class ClientRequest:
-    """One request. `expected` is its whole text (of several choices each on its own line), or the sums of its scores;
-    None where it is still to be found out. With `steps` it is a task that is done whole, whose file has the text.
+    """One request. `expected` is its whole text (of several choices each on its own line), or the
+    sums of its scores; None where it is still to be found out. With `steps` it is a task that is
+    done whole, whose file has the text.
     """
 
     name: str
@@ -33,19 +34,37 @@ class ClientRequest:
     @property
     def body(self) -> dict[str, Any]:
         if self.steps:
-            task = {"model": "tasks", "text": self.prompt, "steps": self.steps, "step_ms": self.step_ms}
+            task = {
+                "model": "tasks",
+                "text": self.prompt,
+                "steps": self.steps,
+                "step_ms": self.step_ms,
+            }
             return {**task, "stream": self.mode == "sse"}
         if self.mode == "scoring":
-            return {"prompts": [self.prompt] * len(self.continuations), "continuations": list(self.continuations)}
-        sampling = {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": 7, "n": self.n}
-        return {"prompt": self.prompt, **sampling, **({"stream": True} if self.mode == "sse" else {})}
+            return {
+                "prompts": [self.prompt] * len(self.continuations),
+                "continuations": list(self.continuations),
+            }
+        sampling = {
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "seed": 7,
+            "n": self.n,
+        }
+        return {
+            "prompt": self.prompt,
+            **sampling,
+            **({"stream": True} if self.mode == "sse" else {}),
+        }
 
 
 @dataclass
 class Answer:
-    """What came. `said` holds the text of each choice, `frames` the times at which the request left and each frame came
-    (seconds, monotonic); `tries` counts how often a front was asked. Of a task that is done whole `steps_done` are
-    those that it was told of, and `file_id` is that of its file."""
+    """What came. `said` holds the text of each choice, `frames` the times at which the request left
+    and each frame came (seconds, monotonic); `tries` counts how often a front was asked. Of a task
+    that is done whole `steps_done` are those that it was told of, and `file_id` is that of its
+    file."""
 
     request: ClientRequest
     said: dict[int, str] = field(default_factory=dict)
@@ -72,4 +91,7 @@ class Answer:
     @property
     def gap_s(self) -> float:
         """The longest wait for a frame."""
-        return max((later - sooner for sooner, later in zip(self.frames, self.frames[1:], strict=False)), default=0.0)
+        return max(
+            (later - sooner for sooner, later in zip(self.frames, self.frames[1:], strict=False)),
+            default=0.0,
+        )

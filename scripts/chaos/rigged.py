@@ -1,8 +1,10 @@
-"""The echo runners with a rig: they can be slow, held at an exact token, and made to crash their process.
+"""The echo runners with a rig: they can be slow, held at an exact token, and made to crash their
+process.
 
-A prompt says where: `hold:NAME:K` yields nothing beyond K tokens (or K scores) while the file NAME exists in the folder
-that AIOS_CHAOS_GATES names (a gate that is shut); `poison` kills the process with SIGKILL. AIOS_CHAOS_STEP_S is how
-long each step takes. The n-th choice begins n characters later than the first, so that they can be told apart.
+A prompt says where: `hold:NAME:K` yields nothing beyond K tokens (or K scores) while the file NAME
+exists in the folder that AIOS_CHAOS_GATES names (a gate that is shut); `poison` kills the process
+with SIGKILL. AIOS_CHAOS_STEP_S is how long each step takes. The n-th choice begins n characters
+later than the first, so that they can be told apart.
 
 A task that is done whole takes no more than K steps. `BATCH` of them are done at once.
 """
@@ -33,11 +35,14 @@ _HELD_STEP_S = 0.005
 
 
 class RiggedEcho(Echo):
-    """A held sequence stays where it is and the others go on, so that any number of jobs reach their places."""
+    """A held sequence stays where it is and the others go on, so that any number of jobs reach
+    their places."""
 
     def __init__(self, options: RunnerOptions) -> None:
         super().__init__(options)
-        self.spec = replace(self.spec, step_tokens=options.step_tokens)  # a job that is held must not use up the step
+        self.spec = replace(
+            self.spec, step_tokens=options.step_tokens
+        )  # a job that is held must not use up the step
         gates = os.environ.get(GATES_ENV)
         self._gates = Path(gates) if gates else None
         self._step_s = float(os.environ.get(STEP_ENV, "0"))
@@ -48,7 +53,10 @@ class RiggedEcho(Echo):
         is_held = [self._is_held(part, shut) for part in slices]
         if self._step_s or all(is_held):
             time.sleep(max(self._step_s, _HELD_STEP_S if all(is_held) else 0.0))
-        return [None if held else self._compute(part) for part, held in zip(slices, is_held, strict=True)]
+        return [
+            None if held else self._compute(part)
+            for part, held in zip(slices, is_held, strict=True)
+        ]
 
     def _compute(self, part: Slice) -> StepResult | FleetError:
         [result] = super().step([part])
@@ -61,14 +69,18 @@ class RiggedEcho(Echo):
         self._prompts.pop(sequence, None)
 
     def _is_held(self, part: Slice, shut: set[str]) -> bool:
-        """Whether the slice goes beyond a gate that is shut. A mark beside it, NAME.KEY.CHOICE, tells that it came."""
+        """Whether the slice goes beyond a gate that is shut. A mark beside it, NAME.KEY.CHOICE,
+        tells that it came."""
         prompt = self._prompt(part.sequence)
         if POISON in prompt:
             os.kill(os.getpid(), signal.SIGKILL)
         found = _HOLD.search(prompt)
         if found is None or self._gates is None or found[1] not in shut:
             return False
-        scores, said = len(part.sequence.scores) + part.num_continuations, len(part.sequence.output_ids) + 1
+        scores, said = (
+            len(part.sequence.scores) + part.num_continuations,
+            len(part.sequence.output_ids) + 1,
+        )
         if (scores if part.sequence.is_scoring else said) <= int(found[2]):
             return False
         (self._gates / f"{found[1]}.{part.sequence.key}.{part.sequence.choice}").touch()
@@ -92,14 +104,22 @@ class RiggedEchoTask(EchoTaskRunner):
     def take_step(self, tasks: Sequence[Task], step: int, progress: BatchProgress) -> None:
         super().take_step(tasks, step, progress)
         wanted = range(len(tasks))
-        while any([progress.is_wanted(item) for item in wanted]) and any([self._is_held(task, step) for task in tasks]):
+        while any([progress.is_wanted(item) for item in wanted]) and any(
+            [self._is_held(task, step) for task in tasks]
+        ):
             time.sleep(_HELD_STEP_S)
 
     def _is_held(self, task: Task, step: int) -> bool:
-        """Return whether the task may not finish this step. A mark, NAME.PID.REST, tells that it came here."""
+        """Return whether the task may not finish this step. A mark, NAME.PID.REST, tells that it
+        came here."""
         assert isinstance(task, EchoTask)
         found = _HOLD.search(task.text)
-        if found is None or self._gates is None or step < int(found[2]) or not (self._gates / found[1]).exists():
+        if (
+            found is None
+            or self._gates is None
+            or step < int(found[2])
+            or not (self._gates / found[1]).exists()
+        ):
             return False
         (self._gates / mark_of(task.text, os.getpid())).touch()
         return True

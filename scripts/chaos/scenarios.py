@@ -1,4 +1,5 @@
-"""The rows of the table: what is done to which fleet under which load, what is measured, and whether it is enough."""
+"""The rows of the table: what is done to which fleet under which load, what is measured, and
+whether it is enough."""
 
 import asyncio
 import time
@@ -27,33 +28,75 @@ def fleet_of(
     plan: ExperimentPlan, num_fronts: int = 1, *, worker_flags: Sequence[str] = (), **options: Any
 ) -> AbstractAsyncContextManager[Fleet]:
     """The fleet of a plan, ready; `worker_flags` come on top of the plan's own."""
-    flags = ["--lease-s", str(plan.lease_s), "--ageing-s", str(plan.ageing_s), "--max-new-tokens", "1024"]
+    flags = [
+        "--lease-s",
+        str(plan.lease_s),
+        "--ageing-s",
+        str(plan.ageing_s),
+        "--max-new-tokens",
+        "1024",
+    ]
     flags += worker_flags
     if plan.model == "echo":
         flags += ["--model", "echo=echo"]
         options = {"worker": "scripts.chaos.worker", "env": {STEP_ENV: str(plan.step_s)}, **options}
     else:
-        flags += ["--model", f"sample={SAMPLE_MODEL}", "--threads", "1", "--device", "cpu", "--dtype", "float32"]
-    return fleet(plan.workers, num_fronts, worker_flags=flags, front_flags=("--max-queue-depth", "100000"), **options)
+        flags += [
+            "--model",
+            f"sample={SAMPLE_MODEL}",
+            "--threads",
+            "1",
+            "--device",
+            "cpu",
+            "--dtype",
+            "float32",
+        ]
+    return fleet(
+        plan.workers,
+        num_fronts,
+        worker_flags=flags,
+        front_flags=("--max-queue-depth", "100000"),
+        **options,
+    )
 
 
-async def with_expected(plan: ExperimentPlan, client: Client, modes: Sequence[str]) -> list[ClientRequest]:
-    """The asks of a load: some distinct ones again and again. Each says what an undisturbed run of it said."""
-    kinds = [_ask(plan, number, modes[number % len(modes)]) for number in range(min(_DISTINCT, plan.requests))]
-    told = await load(client, [replace(ask, name=f"alone-{ask.name}", mode=_plain(ask)) for ask in kinds], plan.clients)
+async def with_expected(
+    plan: ExperimentPlan, client: Client, modes: Sequence[str]
+) -> list[ClientRequest]:
+    """The asks of a load: some distinct ones again and again. Each says what an undisturbed run of
+    it said."""
+    kinds = [
+        _ask(plan, number, modes[number % len(modes)])
+        for number in range(min(_DISTINCT, plan.requests))
+    ]
+    told = await load(
+        client,
+        [replace(ask, name=f"alone-{ask.name}", mode=_plain(ask)) for ask in kinds],
+        plan.clients,
+    )
     if failed := [answer.error for answer in told if answer.error]:
         raise RuntimeError(f"the undisturbed run failed: {failed[0]}")
     said = {answer.request.name.removeprefix("alone-"): answer.text for answer in told}
     return [
-        replace(kinds[number % len(kinds)], name=f"ask-{number}", expected=said[kinds[number % len(kinds)].name])
+        replace(
+            kinds[number % len(kinds)],
+            name=f"ask-{number}",
+            expected=said[kinds[number % len(kinds)].name],
+        )
         for number in range(plan.requests)
     ]
 
 
 async def under_load(
-    name: str, plan: ExperimentPlan, fault: Fault, *, is_persistent: bool = False, has_proxies: bool = False
+    name: str,
+    plan: ExperimentPlan,
+    fault: Fault,
+    *,
+    is_persistent: bool = False,
+    has_proxies: bool = False,
 ) -> Row:
-    """A load of sync, SSE and scoring clients, who repeat nothing unless persistent, and one fault after the other."""
+    """A load of sync, SSE and scoring clients, who repeat nothing unless persistent, and one fault
+    after the other."""
     async with fleet_of(plan, has_proxies=has_proxies) as made:
         client = Client(lambda: [front.url for front in made.fronts], is_persistent=is_persistent)
         asks = await with_expected(plan, client, ("sse", "sync", "sse", "scoring"))
@@ -128,7 +171,8 @@ async def rolling(plan: ExperimentPlan) -> Row:
 
 
 async def poisoned(plan: ExperimentPlan) -> Row:
-    """One request in the middle of 64 kills every worker that runs it; workers that end are replaced."""
+    """One request in the middle of 64 kills every worker that runs it; workers that end are
+    replaced."""
     async with fleet_of(replace(plan, workers=3)) as made:
         client, toll = Client(lambda: [front.url for front in made.fronts]), Toll()
         asks = [_ask(plan, number, "sync") for number in range(64)]
@@ -141,11 +185,15 @@ async def poisoned(plan: ExperimentPlan) -> Row:
         replacing.cancel()
         await asyncio.gather(replacing, return_exceptions=True)
         [convict] = [answer for answer in answers if answer.request.prompt == POISON]
-        row = await row_of("poison", made, [answer for answer in answers if answer is not convict], toll, seconds)
+        row = await row_of(
+            "poison", made, [answer for answer in answers if answer is not convict], toll, seconds
+        )
         dead = await made.redis.xlen("aios:{00}:dead")
         row.figures |= {"crashes": toll.faults, "dead": dead}
         if "worker_crashed" not in convict.error or dead != 1 or toll.faults > 3:
-            row.wrong.append(f"{toll.faults} crashes, {dead} dead, the poison's client got {convict.error[:200]!r}")
+            row.wrong.append(
+                f"{toll.faults} crashes, {dead} dead, the poison's client got {convict.error[:200]!r}"
+            )
         await client.close()
         return row
 
@@ -154,7 +202,10 @@ def _ask(plan: ExperimentPlan, number: int, mode: str) -> ClientRequest:
     prompt = f"{number} apples and {3 * number + 1} pears"
     if mode == "scoring":
         return ClientRequest(
-            f"kind-{number}", "scoring", prompt, continuations=(" make a pie", " are fruit", f" {number}")
+            f"kind-{number}",
+            "scoring",
+            prompt,
+            continuations=(" make a pie", " are fruit", f" {number}"),
         )
     return ClientRequest(f"kind-{number}", mode, prompt, plan.max_tokens, temperature=0.8)  # type: ignore[arg-type]
 

@@ -34,7 +34,9 @@ async def submits(plan: ExperimentPlan) -> Row:
         wrong = await violations(made.redis)
         for trace in found:
             task = trace.job.task
-            if trace.state != "done" or (isinstance(task, Generate) and trace.text != _echoed(task)):
+            if trace.state != "done" or (
+                isinstance(task, Generate) and trace.text != _echoed(task)
+            ):
                 wrong.append(f"job {trace.job.id} is {trace.state} and said {trace.text[:60]!r}")
         if len(found) != plan.submits:
             wrong.append(f"{len(found)} jobs of {plan.submits}")

@@ -1,4 +1,5 @@
-"""`python -m worker` with the rigged echo runners in the place of the plain ones; the same flags."""
+"""`python -m worker` with the rigged echo runners in the place of the plain ones; the same
+flags."""
 
 import sys
 from dataclasses import replace
@@ -9,5 +10,7 @@ from worker.__main__ import run
 
 if __name__ == "__main__":
     RUNNERS["echo"] = replace(RUNNERS["echo"], target="scripts.chaos.rigged:RiggedEcho")
-    RUNNERS["echo-task"] = replace(RUNNERS["echo-task"], target="scripts.chaos.rigged:RiggedEchoTask")
+    RUNNERS["echo-task"] = replace(
+        RUNNERS["echo-task"], target="scripts.chaos.rigged:RiggedEchoTask"
+    )
     sys.exit(run_role("python -m scripts.chaos.worker", run))

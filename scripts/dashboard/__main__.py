@@ -1,4 +1,5 @@
-"""Writes the Grafana dashboard: `python -m scripts.dashboard > deploy/grafana/dashboards/aios.json`.
+"""Writes the Grafana dashboard: `python -m scripts.dashboard >
+deploy/grafana/dashboards/aios.json`.
 
 What is shown is listed in `rows.py`; here is how Grafana 11 wants it. A test compares the file.
 """
@@ -33,7 +34,9 @@ def dashboard() -> dict[str, Any]:
         "timezone": "browser",
         "annotations": {"list": [_alerts()]},
         "links": [],
-        "templating": {"list": [_source(), *(_variable(name, query) for name, query in VARIABLES.items())]},
+        "templating": {
+            "list": [_source(), *(_variable(name, query) for name, query in VARIABLES.items())]
+        },
         "panels": list(_panels()),
     }
 
@@ -55,7 +58,9 @@ def _panels() -> Iterator[dict[str, Any]]:
             line = panels[first : first + 4]
             width = _WIDTH // len(line)
             for place, panel in enumerate(line):
-                yield _panel(next(ids), panel, {"x": place * width, "y": y, "w": width, "h": _HEIGHT})
+                yield _panel(
+                    next(ids), panel, {"x": place * width, "y": y, "w": width, "h": _HEIGHT}
+                )
             y += _HEIGHT
 
 
@@ -69,13 +74,21 @@ def _panel(number: int, panel: Panel, where: dict[str, int]) -> dict[str, Any]:
         "description": panel.description,
         "datasource": _SOURCE,
         "gridPos": where,
-        "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0, "custom": custom}, "overrides": []},
+        "fieldConfig": {
+            "defaults": {"unit": panel.unit, "min": 0, "custom": custom},
+            "overrides": [],
+        },
         "options": {
             "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
             "tooltip": {"mode": "multi", "sort": "desc"},
         },
         "targets": [
-            {"refId": chr(ord("A") + index), "datasource": _SOURCE, "expr": expr, "legendFormat": legend}
+            {
+                "refId": chr(ord("A") + index),
+                "datasource": _SOURCE,
+                "expr": expr,
+                "legendFormat": legend,
+            }
             for index, (legend, expr) in enumerate(panel.queries.items())
         ],
     }

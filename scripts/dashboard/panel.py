@@ -28,7 +28,10 @@ def rate(name: str, by: str = "", labels: str = "") -> str:
 def quantiles(name: str, by: str = "model", labels: str = OF_MODEL) -> dict[str, str]:
     """The median and what one in twenty and one in a hundred exceeds."""
     buckets = rate(f"{name}_bucket", f"le, {by}", labels)
-    return {f"p{share} {{{{{by}}}}}": f"histogram_quantile(0.{share}, {buckets})" for share in (50, 95, 99)}
+    return {
+        f"p{share} {{{{{by}}}}}": f"histogram_quantile(0.{share}, {buckets})"
+        for share in (50, 95, 99)
+    }
 
 
 def mean(name: str, labels: str = OF_MODEL) -> str:

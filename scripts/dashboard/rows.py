@@ -3,7 +3,16 @@
 Fleet gauges are told alike by every front, so the maximum over fronts is taken.
 """
 
-from scripts.dashboard.panel import NOT_PROBES, OF_MODEL, Panel, latency, mean, quantiles, rate, share
+from scripts.dashboard.panel import (
+    NOT_PROBES,
+    OF_MODEL,
+    Panel,
+    latency,
+    mean,
+    quantiles,
+    rate,
+    share,
+)
 
 VARIABLES = {
     "model": "label_values(aios_queue_depth, model)",
@@ -11,9 +20,19 @@ VARIABLES = {
 }
 
 TRAFFIC = (
-    Panel("Requests", "reqps", "Answered, by route.", {"{{route}}": rate("aios_http_requests_total", "route")}, True),
     Panel(
-        "Statuses", "reqps", "Answered, by status.", {"{{status}}": rate("aios_http_requests_total", "status")}, True
+        "Requests",
+        "reqps",
+        "Answered, by route.",
+        {"{{route}}": rate("aios_http_requests_total", "route")},
+        True,
+    ),
+    Panel(
+        "Statuses",
+        "reqps",
+        "Answered, by status.",
+        {"{{status}}": rate("aios_http_requests_total", "status")},
+        True,
     ),
     Panel(
         "Tokens",
@@ -35,8 +54,14 @@ TRAFFIC = (
 )
 
 LATENCY = (
-    latency("Time to first token", "aios_ttft_seconds", "D98: from a job's submission to its first token."),
-    latency("Between tokens", "aios_inter_token_seconds", "D102: a takeover shows as one long gap."),
+    latency(
+        "Time to first token",
+        "aios_ttft_seconds",
+        "D98: from a job's submission to its first token.",
+    ),
+    latency(
+        "Between tokens", "aios_inter_token_seconds", "D102: a takeover shows as one long gap."
+    ),
     latency("Queue", "aios_queue_seconds", "From a job's submission to a worker's start."),
     latency("Prefill", "aios_prefill_seconds", "From a worker's start to the first token."),
     latency("Decode", "aios_decode_seconds", "From the first token to the end."),
@@ -102,7 +127,9 @@ WORKERS = (
         "Ready for a model",
         "short",
         "Workers that can take its jobs.",
-        {"{{model}} {{pool}}": f'max by (model, pool) (aios_model_workers{{{OF_MODEL},pool=~"$pool"}})'},
+        {
+            "{{model}} {{pool}}": f'max by (model, pool) (aios_model_workers{{{OF_MODEL},pool=~"$pool"}})'
+        },
     ),
     Panel(
         "Tokens generated",
@@ -123,7 +150,9 @@ WORKERS = (
             "waiting {{model}}": f"sum by (model) (aios_worker_waiting{{{OF_MODEL}}})",
         },
     ),
-    Panel("Time of a step", "s", "Of all workers of a model.", quantiles("aios_worker_step_seconds")),
+    Panel(
+        "Time of a step", "s", "Of all workers of a model.", quantiles("aios_worker_step_seconds")
+    ),
     Panel(
         "ACT segments per token",
         "short",
@@ -145,7 +174,9 @@ WORKERS = (
         "percentunit",
         "Rows whose prompt was known in part, and the share of prompt tokens that was not computed again.",
         {
-            "rows {{model}}": share("aios_worker_prefix_hits_total", "aios_worker_prefix_lookups_total"),
+            "rows {{model}}": share(
+                "aios_worker_prefix_hits_total", "aios_worker_prefix_lookups_total"
+            ),
             "tokens {{model}}": f"{rate('aios_worker_prefix_tokens_total', 'model', OF_MODEL)} "
             f"/ ({rate('aios_worker_prefix_tokens_total', 'model', OF_MODEL)} "
             f"+ {rate('aios_worker_prompt_tokens_total', 'model', OF_MODEL)})",
@@ -187,8 +218,20 @@ RELIABILITY = (
         "D101: requests that ended in an error of ours, of all; below 2 %. Callers' own and cancelled are left out.",
         {"errors": "aios:errors:ratio5m", "no room": "aios:rejections:ratio5m"},
     ),
-    Panel("Errors", "reqps", "By code, callers' own included.", {"{{code}}": rate("aios_errors_total", "code")}, True),
-    Panel("Rejections", "reqps", "By reason.", {"{{reason}}": rate("aios_rejections_total", "reason")}, True),
+    Panel(
+        "Errors",
+        "reqps",
+        "By code, callers' own included.",
+        {"{{code}}": rate("aios_errors_total", "code")},
+        True,
+    ),
+    Panel(
+        "Rejections",
+        "reqps",
+        "By reason.",
+        {"{{reason}}": rate("aios_rejections_total", "reason")},
+        True,
+    ),
     Panel(
         "Ends of jobs",
         "short",
@@ -218,7 +261,10 @@ RELIABILITY = (
         "Dead jobs",
         "short",
         "Given up because workers crashed on them; aios dead list shows them.",
-        {"kept": "max(aios_dead_jobs)", "given up in an hour": "sum(increase(aios_worker_convictions_total[1h]))"},
+        {
+            "kept": "max(aios_dead_jobs)",
+            "given up in an hour": "sum(increase(aios_worker_convictions_total[1h]))",
+        },
     ),
     Panel(
         "Replays",
@@ -247,12 +293,19 @@ REDIS = (
         "Time of a round trip",
         "s",
         "95th percentile by script.",
-        {"{{call}}": f"histogram_quantile(0.95, {rate('aios_redis_call_seconds_bucket', 'le, call')})"},
+        {
+            "{{call}}": f"histogram_quantile(0.95, {rate('aios_redis_call_seconds_bucket', 'le, call')})"
+        },
     ),
 )
 
 JANITOR = (
-    Panel("Sweeps", "short", "In a minute.", {"{{sweep}}": f"60 * {rate('aios_janitor_sweeps_total', 'sweep')}"}),
+    Panel(
+        "Sweeps",
+        "short",
+        "In a minute.",
+        {"{{sweep}}": f"60 * {rate('aios_janitor_sweeps_total', 'sweep')}"},
+    ),
     Panel(
         "What was put right",
         "short",

@@ -1,1 +1,2 @@
-"""Small clients to begin with; each file stands alone and needs `httpx` only. `docs/clients.md` shows them at work."""
+"""Small clients to begin with; each file stands alone and needs `httpx` only. `docs/clients.md`
+shows them at work."""

@@ -16,14 +16,20 @@ import httpx
 
 
 def process_batch(
-    client: httpx.Client, problems: list[str], problem_type: str, max_workers: int = 4, **fields: Any
+    client: httpx.Client,
+    problems: list[str],
+    problem_type: str,
+    max_workers: int = 4,
+    **fields: Any,
 ) -> list[dict[str, Any]]:
     """What `/solve/{problem_type}` says to each, or an `error`; `fields` go into every body."""
     with ThreadPoolExecutor(max_workers) as pool:
         return list(pool.map(partial(_solve, client, problem_type, fields), problems))
 
 
-def _solve(client: httpx.Client, problem_type: str, fields: dict[str, Any], problem: str) -> dict[str, Any]:
+def _solve(
+    client: httpx.Client, problem_type: str, fields: dict[str, Any], problem: str
+) -> dict[str, Any]:
     try:
         answer = client.post(f"/solve/{problem_type}", json={"problem": problem, **fields})
         answer.raise_for_status()
@@ -34,7 +40,9 @@ def _solve(client: httpx.Client, problem_type: str, fields: dict[str, Any], prob
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--url", default="http://localhost:8000")
     parser.add_argument("--type", choices=("math", "coding"), default="math")
     parser.add_argument("--template", help="what the model is asked, with {problem} in it")
@@ -46,7 +54,9 @@ def main() -> None:
     with httpx.Client(base_url=asked.url, timeout=60) as client:
         fields = {"temperature": 0, "template": asked.template}
         results = process_batch(client, problems, asked.type, asked.max_workers, **fields)
-    asked.results.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    asked.results.write_text(
+        json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     num_failed = sum("error" in result for result in results)
     print(f"{len(results) - num_failed} of {len(results)} answered, in {asked.results}")
 

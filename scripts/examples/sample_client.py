@@ -12,7 +12,9 @@ import httpx
 
 def generate(client: httpx.Client, prompts: list[str], max_tokens: int = 128) -> list[str]:
     """The likeliest completion of each prompt."""
-    answer = client.post("/generate", json={"prompts": prompts, "max_tokens": max_tokens, "temperature": 0})
+    answer = client.post(
+        "/generate", json={"prompts": prompts, "max_tokens": max_tokens, "temperature": 0}
+    )
     answer.raise_for_status()
     completions: list[str] = answer.json()["completions"]
     return completions
@@ -20,7 +22,9 @@ def generate(client: httpx.Client, prompts: list[str], max_tokens: int = 128) ->
 
 def log_likelihood(client: httpx.Client, prompt: str, continuation: str) -> float:
     """In nats."""
-    answer = client.post("/loglikelihood", json={"prompts": [prompt], "continuations": [continuation]})
+    answer = client.post(
+        "/loglikelihood", json={"prompts": [prompt], "continuations": [continuation]}
+    )
     answer.raise_for_status()
     return float(answer.json()["ll"][0])
 
@@ -42,7 +46,9 @@ def stream(client: httpx.Client, prompt: str, max_tokens: int = 128) -> Iterator
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--url", default="http://localhost:8000")
     parser.add_argument("prompt")
     asked = parser.parse_args()

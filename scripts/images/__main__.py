@@ -1,10 +1,13 @@
 """Build the images, run each one as it would be run in earnest, and print what they weigh.
 
-    python -m scripts.images                                     # with Docker, or buildah and podman
-    python -m scripts.images --stand-in --torch-index ''         # no registry of images, and torch from pip's own index
-    python -m scripts.images api hrm-serve --tag 0.1.0 --base python:3.11.14-slim-bookworm@sha256:...
+    python -m scripts.images # with Docker, or buildah and podman
+    python -m scripts.images --stand-in --torch-index '' # no registry of images, and torch from
+    pip's own index
+    python -m scripts.images api hrm-serve --tag 0.1.0 --base
+    python:3.11.14-slim-bookworm@sha256:...
 
-The trial of worker-cpu needs the api image, too; that of worker-cuda looks into it only. Status 1 if one fails.
+The trial of worker-cpu needs the api image, too; that of worker-cuda looks into it only. Status 1
+if one fails.
 """
 
 import argparse
@@ -30,7 +33,11 @@ def main() -> int:
         plan = BuildPlan(options.tag, base, options.torch_index, _revision())
         for target in options.targets if options.build else ():
             build(engine, target, plan, os.environ)
-        reports = [try_image(engine, target, options.tag) for target in options.targets] if options.smoke else []
+        reports = (
+            [try_image(engine, target, options.tag) for target in options.targets]
+            if options.smoke
+            else []
+        )
     except (EngineError, AssertionError) as error:
         print(f"images: {error}", file=sys.stderr)
         return 1
@@ -43,7 +50,13 @@ def render(reports: list[Report]) -> str:
     lines = ["| image | size | up after | SIGTERM to exit 0 | run with |", "|---|---|---|---|---|"]
     for report in reports:
         size = f"{report.image.size_bytes / 1e6:.0f} MB"
-        cells = (report.image.name, size, _seconds(report.ready_s), _seconds(report.stop_s), report.saw or "-")
+        cells = (
+            report.image.name,
+            size,
+            _seconds(report.ready_s),
+            _seconds(report.stop_s),
+            report.saw or "-",
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -55,18 +68,28 @@ def _seconds(value: float | None) -> str:
 def _revision() -> str:
     """The commit, with a mark if the tree differs from it."""
     described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=REPO_ROOT, capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty"],
+        cwd=REPO_ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return described.stdout.strip() or "unknown"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     known = (*TARGETS, "worker-cuda")
-    parser.add_argument("targets", nargs="*", default=TARGETS, metavar="TARGET", help=f"of {', '.join(known)}")
+    parser.add_argument(
+        "targets", nargs="*", default=TARGETS, metavar="TARGET", help=f"of {', '.join(known)}"
+    )
     parser.add_argument("--tag", default="local")
     parser.add_argument("--base", help="image that has Python, in place of the Dockerfile's")
-    parser.add_argument("--stand-in", action="store_true", help="make a base with mmdebstrap (Debian's Python 3.11)")
+    parser.add_argument(
+        "--stand-in", action="store_true", help="make a base with mmdebstrap (Debian's Python 3.11)"
+    )
     parser.add_argument(
         "--torch-index",
         default=os.environ.get("AIOS_TORCH_INDEX"),

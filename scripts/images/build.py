@@ -1,7 +1,9 @@
-"""Builds images of the Dockerfile, with the package index and certificates of whoever builds, of which nothing stays.
+"""Builds images of the Dockerfile, with the package index and certificates of whoever builds, of
+which nothing stays.
 
-PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST and PIP_CERT (or SSL_CERT_FILE) reach pip as secrets of the build.
-So does PIP_FIND_LINKS, a folder of wheels, where the builder can mount it (buildah can, Docker cannot).
+PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST and PIP_CERT (or SSL_CERT_FILE) reach pip as
+secrets of the build. So does PIP_FIND_LINKS, a folder of wheels, where the builder can mount it
+(buildah can, Docker cannot).
 """
 
 import subprocess
@@ -35,7 +37,12 @@ def image_name(target: str, tag: str) -> str:
 
 def build(engine: Engine, target: str, plan: BuildPlan, env: Mapping[str, str]) -> None:
     """Build one image. Raises EngineError; the builder's own words are on stdout and stderr."""
-    chosen = {"BASE": plan.base, "TORCH_INDEX_URL": plan.torch_index, "VERSION": plan.tag, "REVISION": plan.revision}
+    chosen = {
+        "BASE": plan.base,
+        "TORCH_INDEX_URL": plan.torch_index,
+        "VERSION": plan.tag,
+        "REVISION": plan.revision,
+    }
     words = [f"--build-arg={name}={value}" for name, value in chosen.items() if value is not None]
     words.append(f"--tag={image_name(target, plan.tag)}")
     if target != LAST_TARGET:  # which is what is built when none is named
@@ -70,7 +77,8 @@ def pip_config(options: Iterable[tuple[str, str | None]]) -> str:
 
 
 def make_stand_in(engine: Engine) -> None:
-    """Import a Debian with Python as STAND_IN, for machines that reach Debian's mirror but no registry of images.
+    """Import a Debian with Python as STAND_IN, for machines that reach Debian's mirror but no
+    registry of images.
 
     Raises EngineError; needs mmdebstrap, and to be root.
     """
@@ -80,7 +88,15 @@ def make_stand_in(engine: Engine) -> None:
     unread = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale")]
     with tempfile.TemporaryDirectory(prefix="aios-images-") as folder:
         archive = f"{folder}/root.tar"
-        command = ["mmdebstrap", "--quiet", "--variant=minbase", packages, *unread, "bookworm", archive]
+        command = [
+            "mmdebstrap",
+            "--quiet",
+            "--variant=minbase",
+            packages,
+            *unread,
+            "bookworm",
+            archive,
+        ]
         try:
             subprocess.run(command, check=True)
         except (OSError, subprocess.CalledProcessError) as error:

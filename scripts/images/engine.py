@@ -1,4 +1,5 @@
-"""Docker, or buildah with podman, as words of commands; and containers that are stopped and removed by their id.
+"""Docker, or buildah with podman, as words of commands; and containers that are stopped and removed
+by their id.
 
 It knows how an engine is called. What is built and what is expected of it is none of its business.
 """
@@ -14,7 +15,13 @@ from typing import Any
 
 STOP_GRACE_S = 20
 # The engines' own defaults are wider; nothing of ours needs more than this.
-LOCKED_DOWN = ("--network=host", "--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges")
+LOCKED_DOWN = (
+    "--network=host",
+    "--read-only",
+    "--tmpfs=/tmp",
+    "--cap-drop=ALL",
+    "--security-opt=no-new-privileges",
+)
 
 
 class EngineError(RuntimeError):
@@ -23,7 +30,8 @@ class EngineError(RuntimeError):
 
 @dataclass(frozen=True)
 class Engine:
-    """`builder` builds an image, `runner` begins every other command; `run_flags` go to each container.
+    """`builder` builds an image, `runner` begins every other command; `run_flags` go to each
+    container.
 
     `mounts_folders` is whether a build can see folders of this machine.
     """
@@ -37,7 +45,9 @@ class Engine:
         """What the command printed on stdout, stripped. Raises EngineError if it fails."""
         done = subprocess.run([*self.runner, *words], capture_output=True, text=True, check=False)
         if done.returncode:
-            raise EngineError(f"{' '.join([*self.runner, *words])}: status {done.returncode}\n{done.stderr[-2000:]}")
+            raise EngineError(
+                f"{' '.join([*self.runner, *words])}: status {done.returncode}\n{done.stderr[-2000:]}"
+            )
         return done.stdout.strip()
 
     def has_image(self, image: str) -> bool:
@@ -49,18 +59,22 @@ class Engine:
         """What the engine knows of an image. Raises EngineError if there is none of this name."""
         said: dict[str, Any] = json.loads(self.call("image", "inspect", image))[0]
         config = said["Config"]
-        health = config.get("Healthcheck") or said.get("Healthcheck") or {"Test": ["NONE"]}  # Docker's place, podman's
+        health = (
+            config.get("Healthcheck") or said.get("Healthcheck") or {"Test": ["NONE"]}
+        )  # Docker's place, podman's
         return Image(image, said["Size"], config.get("User", ""), tuple(health["Test"]))
 
     def run(self, image: str, *arguments: str, entrypoint: str | None = None) -> str:
-        """Run a container to its end; what it printed. Raises EngineError if it ends with another status than 0."""
+        """Run a container to its end; what it printed. Raises EngineError if it ends with another
+        status than 0."""
         chosen = (f"--entrypoint={entrypoint}",) if entrypoint else ()
         return self.call("run", "--rm", *LOCKED_DOWN, *self.run_flags, *chosen, image, *arguments)
 
 
 @dataclass(frozen=True)
 class Image:
-    """`size_bytes` without compression; `health` as in a Dockerfile's HEALTHCHECK: CMD or NONE, and the words."""
+    """`size_bytes` without compression; `health` as in a Dockerfile's HEALTHCHECK: CMD or NONE, and
+    the words."""
 
     name: str
     size_bytes: int
@@ -83,7 +97,8 @@ class Container:
         return self.engine.call("inspect", "--format={{.State.Running}}", self.id) == "true"
 
     def stop(self) -> tuple[int, float]:
-        """End it with SIGTERM, after STOP_GRACE_S with SIGKILL; its exit status, and how long that took (seconds)."""
+        """End it with SIGTERM, after STOP_GRACE_S with SIGKILL; its exit status, and how long that
+        took (seconds)."""
         started = time.monotonic()
         self.engine.call("stop", f"--time={STOP_GRACE_S}", self.id)
         took_s = time.monotonic() - started
@@ -92,7 +107,9 @@ class Container:
     def logs(self) -> str:
         """The end of what it wrote to stdout and stderr."""
         command = [*self.engine.runner, "logs", "--tail=40", self.id]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
         return done.stdout
 
 
@@ -100,11 +117,15 @@ class Container:
 def running(
     engine: Engine, image: str, env: Mapping[str, str], mounts: Mapping[str, str] | None = None
 ) -> Iterator[Container]:
-    """A container of the image with this environment, `mounts` (folder here: folder there) read-only; removed after."""
+    """A container of the image with this environment, `mounts` (folder here: folder there)
+    read-only; removed after."""
     variables = [f"--env={name}={value}" for name, value in env.items()]
     volumes = [f"--volume={here}:{there}:ro" for here, there in (mounts or {}).items()]
     container = Container(
-        engine, engine.call("run", "--detach", *LOCKED_DOWN, *engine.run_flags, *variables, *volumes, image)
+        engine,
+        engine.call(
+            "run", "--detach", *LOCKED_DOWN, *engine.run_flags, *variables, *volumes, image
+        ),
     )
     try:
         yield container
@@ -116,15 +137,29 @@ def running(
 
 
 def find_engine() -> Engine:
-    """Docker if its daemon answers, else buildah and podman. Raises EngineError if there is neither."""
+    """Docker if its daemon answers, else buildah and podman. Raises EngineError if there is
+    neither."""
     if shutil.which("docker") and _succeeds(["docker", "info"]):
         return Engine(("docker", "build"), ("docker",))
     if shutil.which("buildah") and shutil.which("podman"):
-        # The flags make both work where they have no systemd and are in a container or a small machine themselves.
+        # The flags make both work where they have no systemd and are in a container or a small
+        # machine themselves.
         return Engine(
-            ("buildah", "--storage-driver=overlay", "build", "--format=docker", "--layers", "--isolation=chroot"),
+            (
+                "buildah",
+                "--storage-driver=overlay",
+                "build",
+                "--format=docker",
+                "--layers",
+                "--isolation=chroot",
+            ),
             ("podman", "--storage-driver=overlay", "--runtime=runc", "--cgroup-manager=cgroupfs"),
-            ("--no-healthcheck", "--read-only-tmpfs=false", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"),
+            (
+                "--no-healthcheck",
+                "--read-only-tmpfs=false",
+                "--ulimit=nofile=1024:1024",
+                "--ulimit=nproc=1024:1024",
+            ),
             mounts_folders=True,
         )
     raise EngineError("expected a Docker that answers `docker info`, or buildah and podman")

@@ -1,7 +1,7 @@
 """Tries images: what is in them, whether they serve, and whether they end when they are told to.
 
-All run with a read-only root, without capabilities, as the user that the image names. Raises AssertionError or
-EngineError for the first thing that is not as it should be.
+All run with a read-only root, without capabilities, as the user that the image names. Raises
+AssertionError or EngineError for the first thing that is not as it should be.
 """
 
 import http.client
@@ -54,7 +54,8 @@ def try_image(engine: Engine, target: str, tag: str) -> Report:
 
 
 def look_inside(engine: Engine, image: Image, with_torch: bool) -> None:
-    """No root, no compiler, nothing to write to but /tmp, torch only where it belongs, a check of health."""
+    """No root, no compiler, nothing to write to but /tmp, torch only where it belongs, a check of
+    health."""
     seen = json.loads(engine.run(image.name, "-c", _LOOK_INSIDE, entrypoint="python3"))
     packages = ["torch"] if with_torch else []
     assert seen == {"uid": 10001, "tools": ["aios"], "packages": packages, "writable": ["/tmp"]}, (
@@ -67,7 +68,9 @@ def try_api(engine: Engine, report: Report, tag: str) -> None:
     """A front lives without Redis, and says that it is not ready."""
     port = free_port()
     started = time.monotonic()
-    with running(engine, report.image.name, {"AIOS_PORT": str(port), "AIOS_REDIS_URL": _NO_REDIS}) as front:
+    with running(
+        engine, report.image.name, {"AIOS_PORT": str(port), "AIOS_REDIS_URL": _NO_REDIS}
+    ) as front:
         await_status(front, port, "/healthz", 200)
         report.ready_s = time.monotonic() - started
         await_status(front, port, "/readyz", 503)
@@ -77,10 +80,15 @@ def try_api(engine: Engine, report: Report, tag: str) -> None:
 
 
 def try_worker(engine: Engine, report: Report, tag: str) -> None:
-    """A front and a worker, each in its container, serve the sample model through a Redis outside."""
+    """A front and a worker, each in its container, serve the sample model through a Redis
+    outside."""
     port = free_port()
     with EmbeddedRedis() as redis:
-        env = {"AIOS_REDIS_URL": redis.url, "AIOS_PORT": str(port), "AIOS_WORKER_PORT": str(free_port())}
+        env = {
+            "AIOS_REDIS_URL": redis.url,
+            "AIOS_PORT": str(port),
+            "AIOS_WORKER_PORT": str(free_port()),
+        }
         started = time.monotonic()
         with (
             running(engine, image_name("api", tag), env) as front,
@@ -106,7 +114,13 @@ def try_hrm_serve(engine: Engine, report: Report, tag: str) -> None:
 
 def try_simplefoundation(engine: Engine, report: Report, tag: str) -> None:
     """With a model that is mounted, as its users start it."""
-    _serve(engine, report, {"MODEL_PATH": "/app/model"}, solves=True, mounts={str(SAMPLE_MODEL): "/app/model"})
+    _serve(
+        engine,
+        report,
+        {"MODEL_PATH": "/app/model"},
+        solves=True,
+        mounts={str(SAMPLE_MODEL): "/app/model"},
+    )
     report.saw = "a model mounted at /app/model"
 
 
@@ -119,7 +133,11 @@ TRIALS: dict[str, Callable[[Engine, Report, str], None]] = {
 
 
 def _serve(
-    engine: Engine, report: Report, env: dict[str, str], solves: bool, mounts: dict[str, str] | None = None
+    engine: Engine,
+    report: Report,
+    env: dict[str, str],
+    solves: bool,
+    mounts: dict[str, str] | None = None,
 ) -> None:
     port = free_port()
     started = time.monotonic()
@@ -132,7 +150,8 @@ def _serve(
 
 
 def await_status(container: Container, port: int, path: str, status: int) -> None:
-    """Ask until the answer has this status; AssertionError when the container ends or the deadline has passed."""
+    """Ask until the answer has this status; AssertionError when the container ends or the deadline
+    has passed."""
     deadline = time.monotonic() + _DEADLINE_S
     seen: int | str | None = None
     while seen != status:

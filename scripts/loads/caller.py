@@ -1,7 +1,8 @@
-"""Asking over HTTP and noting when what came: streams of `/generate_stream`, on connections that are kept.
+"""Asking over HTTP and noting when what came: streams of `/generate_stream`, on connections that
+are kept.
 
-The client shares this machine with what it measures, so it parses headers with httptools, looks for marks in the
-frames, and decodes no more than the last one.
+The client shares this machine with what it measures, so it parses headers with httptools, looks for
+marks in the frames, and decodes no more than the last one.
 """
 
 import asyncio
@@ -16,13 +17,15 @@ import httptools
 from scripts.loads.plan import ClientRequest
 
 _IDLE_S = 3.0
-"""A connection is used again within this time: servers close those that are idle for some seconds (uvicorn: 5)."""
+"""A connection is used again within this time: servers close those that are idle for some seconds
+(uvicorn: 5)."""
 _TEXT, _NO_TEXT, _USAGE = b'"text":"', b'"text":""', b'"usage"'
 
 
 @dataclass
 class Heard:
-    """What became of one request. Times in seconds since it was due; `status` 0: the connection broke."""
+    """What became of one request. Times in seconds since it was due; `status` 0: the connection
+    broke."""
 
     ask: ClientRequest
     status: int = 0
@@ -70,7 +73,9 @@ class Caller:
             if connection.is_open and now() - since < _IDLE_S:
                 return connection
             connection.close()
-        _, connection = await asyncio.get_running_loop().create_connection(_Connection, self._host, self._port)
+        _, connection = await asyncio.get_running_loop().create_connection(
+            _Connection, self._host, self._port
+        )
         return connection
 
     def _message(self, ask: ClientRequest) -> bytes:
@@ -82,8 +87,16 @@ class Caller:
             "ignore_eos": not ask.may_end,
         }
         payload = json.dumps(body).encode()
-        headers = {"Host": self._host, "Content-Type": "application/json", "X-Priority": ask.priority, **self._headers}
-        lines = ["POST /generate_stream HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+        headers = {
+            "Host": self._host,
+            "Content-Type": "application/json",
+            "X-Priority": ask.priority,
+            **self._headers,
+        }
+        lines = [
+            "POST /generate_stream HTTP/1.1",
+            *(f"{name}: {value}" for name, value in headers.items()),
+        ]
         return "\r\n".join([*lines, f"Content-Length: {len(payload)}", "", ""]).encode() + payload
 
 
@@ -96,7 +109,8 @@ class _Connection(asyncio.Protocol):
         self._answered: asyncio.Future[None] | None = None
 
     async def ask(self, message: bytes, heard: Heard, due: float) -> None:
-        """Return when the answer has ended. Hangs up when it is cancelled. Raises ConnectionError."""
+        """Return when the answer has ended. Hangs up when it is cancelled. Raises
+        ConnectionError."""
         if self._transport is None:
             raise ConnectionError("closed")
         self._heard, self._due, self._rest = heard, due, b""
@@ -136,7 +150,9 @@ class _Connection(asyncio.Protocol):
         *frames, self._rest = (self._rest + body).split(b"\n\n")
         for frame in frames:
             if _USAGE in frame:
-                self._heard.tokens = json.loads(frame.partition(b"data: ")[2])["usage"]["completion_tokens"]
+                self._heard.tokens = json.loads(frame.partition(b"data: ")[2])["usage"][
+                    "completion_tokens"
+                ]
             elif b"event: error" in frame or b'"error"' in frame:
                 self._heard.reason = "error in the stream"
             elif _TEXT in frame and _NO_TEXT not in frame:

@@ -1,11 +1,13 @@
-"""How a fleet bears more and more load: throughput and times against what is asked for, and three times too much.
+"""How a fleet bears more and more load: throughput and times against what is asked for, and three
+times too much.
 
-    python -m scripts.loads.curve                      workers that wait 20 ms a step: what a fleet on GPUs would do
+    python -m scripts.loads.curve workers that wait 20 ms a step: what a fleet on GPUs would do
     python -m scripts.loads.curve --workers sample     workers that compute, on this machine's cores
     python -m scripts.loads.curve --shapes 1x1,2x2     WORKERSxFRONTS
 
-For each shape the peak is found by a closed loop of more clients than places; then requests come by Poisson at shares
-of that rate. All shapes have the same queue. Client, fronts, Redis and workers share this machine.
+For each shape the peak is found by a closed loop of more clients than places; then requests come by
+Poisson at shares of that rate. All shapes have the same queue. Client, fronts, Redis and workers
+share this machine.
 """
 
 import argparse
@@ -28,13 +30,21 @@ LENGTHS = "40:16x2,200:48x2,800:96"
 
 
 async def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workers", choices=["paced", "echo", "sample"], default="paced")
-    parser.add_argument("--shapes", type=_shapes, default=[(1, 1), (2, 1), (1, 2), (2, 2)], help="WORKERSxFRONTS")
+    parser.add_argument(
+        "--shapes", type=_shapes, default=[(1, 1), (2, 1), (1, 2), (2, 2)], help="WORKERSxFRONTS"
+    )
     parser.add_argument("--shares", type=_numbers, default=SHARES, help="of the peak, to ask for")
     parser.add_argument("--seconds", type=float, default=12.0, help="of each row that count")
-    parser.add_argument("--warm-up", type=float, default=4.0, help="seconds of each row that do not")
-    parser.add_argument("--lengths", type=lengths_of, default=LENGTHS, help="CHARACTERS:TOKENSxWEIGHT")
+    parser.add_argument(
+        "--warm-up", type=float, default=4.0, help="seconds of each row that do not"
+    )
+    parser.add_argument(
+        "--lengths", type=lengths_of, default=LENGTHS, help="CHARACTERS:TOKENSxWEIGHT"
+    )
     asked = parser.parse_args(argv)
     print(header(workers=asked.workers, places=PLACES, queue=QUEUE, seconds=asked.seconds))
     mix = Mix(asked.lengths if isinstance(asked.lengths, tuple) else lengths_of(asked.lengths))
@@ -76,7 +86,11 @@ def _members(workers: str) -> dict[str, Any]:
     front = ("--max-queue-depth", str(QUEUE), "--max-new-tokens", "512")
     if workers == "sample":
         return {"worker_flags": (*flags, "--threads", "1"), "front_flags": front}
-    echo = {"worker_flags": (*flags, "--model", "echo=echo"), "front_flags": front, "worker": "scripts.chaos.worker"}
+    echo = {
+        "worker_flags": (*flags, "--model", "echo=echo"),
+        "front_flags": front,
+        "worker": "scripts.chaos.worker",
+    }
     return echo | {"env": {"AIOS_CHAOS_STEP_S": str(STEP_S if workers == "paced" else 0.0)}}
 
 

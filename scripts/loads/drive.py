@@ -1,4 +1,5 @@
-"""Putting a load on servers: requests that come when they are due, or clients that each wait for their answers."""
+"""Putting a load on servers: requests that come when they are due, or clients that each wait for
+their answers."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,8 @@ from scripts.loads.tally import Window
 async def open_loop(
     callers: Sequence[Caller], asks: Iterator[ClientRequest], seconds: float
 ) -> tuple[list[Heard], Window]:
-    """Each request leaves when it is due, whether or not earlier ones are answered; returns when all are.
+    """Each request leaves when it is due, whether or not earlier ones are answered; returns when
+    all are.
 
     The window is the time in which requests were due.
     """
@@ -35,7 +37,8 @@ async def open_loop(
 async def closed_loop(
     callers: Sequence[Caller], asks: Iterator[ClientRequest], seconds: float, clients: int
 ) -> tuple[list[Heard], Window]:
-    """So many clients, each of which asks again when it is answered; none asks when the time is over."""
+    """So many clients, each of which asks again when it is answered; none asks when the time is
+    over."""
     begun, heard = now(), list[Heard]()
 
     async def client(caller: Caller) -> None:

@@ -2,10 +2,11 @@
 
     python -m scripts.loads.models --models 100 --budget 3 --clients 8
 
-One worker holds `--budget` models of a catalogue of `--models`, all of them copies of the sample model, and one that is
-damaged. First every model is asked in turn, then the clients ask a working set of five of them for a while, and the
-damaged one now and then. Exits with 1 when a request of a sound model failed, when one of the damaged model did not,
-when more models were in memory than may be, or when the worker grew by more than `--most-growth`.
+One worker holds `--budget` models of a catalogue of `--models`, all of them copies of the sample
+model, and one that is damaged. First every model is asked in turn, then the clients ask a working
+set of five of them for a while, and the damaged one now and then. Exits with 1 when a request of a
+sound model failed, when one of the damaged model did not, when more models were in memory than may
+be, or when the worker grew by more than `--most-growth`.
 """
 
 import argparse
@@ -46,11 +47,15 @@ class Tally:
 
 
 async def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", type=int, default=100)
     parser.add_argument("--budget", type=int, default=3)
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=60.0, help="for which the working set is asked")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="for which the working set is asked"
+    )
     parser.add_argument("--most-growth", type=float, default=0.1)
     asked = parser.parse_args(argv)
     print(header(models=asked.models, budget=asked.budget, clients=asked.clients), flush=True)
@@ -60,7 +65,9 @@ async def main(argv: Sequence[str] | None = None) -> int:
         damaged = Path(directory) / "damaged"
         shutil.copytree(SAMPLE_MODEL, damaged)
         (damaged / "model.safetensors").write_bytes(b"no weights")
-        async with fleet(1, 1, worker_flags=flags, front_flags=("--queue-timeout-s", "120")) as running:
+        async with fleet(
+            1, 1, worker_flags=flags, front_flags=("--queue-timeout-s", "120")
+        ) as running:
             return await _run(running, asked, damaged)
 
 
@@ -79,29 +86,44 @@ async def _run(running: Fleet, asked: argparse.Namespace, damaged: Path) -> int:
         begun_s = now()
         for name in names:
             await _ask(http, name, tally)
-        print(f"each of {len(names)} models once: {now() - begun_s:.1f} s, {len(tally.failures)} failed", flush=True)
+        print(
+            f"each of {len(names)} models once: {now() - begun_s:.1f} s, {len(tally.failures)} failed",
+            flush=True,
+        )
         num_before = tally.num_answered
         ends_s = now() + asked.seconds
         poison = asyncio.create_task(_ask_damaged(http, tally, ends_s))
-        clients = [_client(http, names[:_WORKING_SET], number, tally, ends_s) for number in range(asked.clients)]
+        clients = [
+            _client(http, names[:_WORKING_SET], number, tally, ends_s)
+            for number in range(asked.clients)
+        ]
         await asyncio.gather(*clients, poison)
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
 
     answered = tally.num_answered - num_before
-    print(f"{asked.clients} clients on {_WORKING_SET} models: {answered} answered in {asked.seconds:.0f} s")
-    print(f"failed: {len(tally.failures)}; of the damaged model {tally.num_poisoned_failed} of", end=" ")
+    print(
+        f"{asked.clients} clients on {_WORKING_SET} models: {answered} answered in {asked.seconds:.0f} s"
+    )
+    print(
+        f"failed: {len(tally.failures)}; of the damaged model {tally.num_poisoned_failed} of",
+        end=" ",
+    )
     print(f"{tally.num_poisoned_failed + len(tally.poisoned_answers)}")
     third = len(tally.mib) // 3
     growth = max(tally.mib[-third:]) / max(tally.mib[third : 2 * third]) - 1
-    print(f"most in memory at once: {tally.most_loaded}; worker {tally.mib[-1]:.0f} MiB, grew by {growth:.1%}")
+    print(
+        f"most in memory at once: {tally.most_loaded}; worker {tally.mib[-1]:.0f} MiB, grew by {growth:.1%}"
+    )
     for words in (*tally.failures[:5], *tally.poisoned_answers[:5]):
         print(words)
     is_fine = not tally.failures and not tally.poisoned_answers and tally.num_poisoned_failed > 0
     return 0 if is_fine and tally.most_loaded <= asked.budget and growth <= asked.most_growth else 1
 
 
-async def _client(http: httpx.AsyncClient, names: Sequence[str], number: int, tally: Tally, ends_s: float) -> None:
+async def _client(
+    http: httpx.AsyncClient, names: Sequence[str], number: int, tally: Tally, ends_s: float
+) -> None:
     while now() < ends_s:
         await _ask(http, names[number % len(names)], tally)
         number += 1
@@ -129,7 +151,11 @@ async def _watch(running: Fleet, tally: Tally) -> None:
     while True:
         for worker in await _workers(running):
             residences = worker.residences
-            loaded = [model.id for model in worker.models if residences.get(model.id, "loaded") != "unloaded"]
+            loaded = [
+                model.id
+                for model in worker.models
+                if residences.get(model.id, "loaded") != "unloaded"
+            ]
             tally.most_loaded = max(tally.most_loaded, len(loaded))
             tally.mib.append(worker.memory_bytes / _MIB)
         await asyncio.sleep(0.5)

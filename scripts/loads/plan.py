@@ -1,4 +1,5 @@
-"""What is asked and when: lengths, classes and arrivals, drawn from one seed so that two runs ask for the same."""
+"""What is asked and when: lengths, classes and arrivals, drawn from one seed so that two runs ask
+for the same."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -6,7 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 CLASSES = ("interactive", "default", "bulk")
-_WORDS = ("three", "apples", "and", "four", "pears", "make", "how", "many", "pieces", "of", "fruit", "in", "all")
+_WORDS = (
+    "three",
+    "apples",
+    "and",
+    "four",
+    "pears",
+    "make",
+    "how",
+    "many",
+    "pieces",
+    "of",
+    "fruit",
+    "in",
+    "all",
+)
 
 
 @dataclass(frozen=True)
@@ -21,7 +36,8 @@ class Length:
 class ClientRequest:
     """One request, due `at_s` after the load began (0 where a client asks as soon as it can).
 
-    Each of its prompts is answered with `tokens` tokens, or with fewer where the model may end by itself.
+    Each of its prompts is answered with `tokens` tokens, or with fewer where the model may end by
+    itself.
     """
 
     at_s: float
@@ -45,19 +61,25 @@ class Mix:
         total = sum(weight for _, weight in self.lengths)
         return sum(length.tokens * weight for length, weight in self.lengths) / total
 
-    def asks(self, seed: int, rate_per_s: float = 0.0, *, is_poisson: bool = True) -> Iterator[ClientRequest]:
-        """Without end. At a rate they are due one after the other: evenly, or as if they knew nothing of each other."""
+    def asks(
+        self, seed: int, rate_per_s: float = 0.0, *, is_poisson: bool = True
+    ) -> Iterator[ClientRequest]:
+        """Without end. At a rate they are due one after the other: evenly, or as if they knew
+        nothing of each other."""
         rng, at_s = random.Random(seed), 0.0
         while True:
             if rate_per_s > 0:
                 at_s += rng.expovariate(rate_per_s) if is_poisson else 1 / rate_per_s
             length: Length = _drawn(rng, self.lengths)
             prompts = tuple(_prompt(rng, length.characters) for _ in range(self.num_prompts))
-            yield ClientRequest(at_s, prompts, length.tokens, _drawn(rng, self.classes), may_end=self.may_end)
+            yield ClientRequest(
+                at_s, prompts, length.tokens, _drawn(rng, self.classes), may_end=self.may_end
+            )
 
 
 def lengths_of(text: str) -> tuple[tuple[Length, float], ...]:
-    """`32:16x2,400:64` is 32 characters with 16 tokens twice as often as 400 with 64. Raises ValueError."""
+    """`32:16x2,400:64` is 32 characters with 16 tokens twice as often as 400 with 64. Raises
+    ValueError."""
     found = []
     for part in text.split(","):
         sizes, _, weight = part.partition("x")

@@ -1,11 +1,13 @@
-"""A quarter of an hour under load: does memory stay flat, in every process and in Redis, and does every request end?
+"""A quarter of an hour under load: does memory stay flat, in every process and in Redis, and does
+every request end?
 
     python -m scripts.loads.soak --minutes 15
 
-Two workers of the sample model, two fronts and the janitor, asked for `--share` of what they can do: mixed lengths and
-classes, one caller in twenty leaving in the middle. Results live for 30 seconds and requests for 60, so that what Redis
-holds is level after two minutes. Exits with 1 when something grew by more than `--most-growth` from the second fifth of
-the time to the last, when a request failed, or when jobs are left behind.
+Two workers of the sample model, two fronts and the janitor, asked for `--share` of what they can
+do: mixed lengths and classes, one caller in twenty leaving in the middle. Results live for 30
+seconds and requests for 60, so that what Redis holds is level after two minutes. Exits with 1 when
+something grew by more than `--most-growth` from the second fifth of the time to the last, when a
+request failed, or when jobs are left behind.
 """
 
 import argparse
@@ -52,10 +54,16 @@ class Sample:
 
 
 async def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=15.0)
-    parser.add_argument("--share", type=float, default=0.6, help="of the rate that a closed loop reaches")
-    parser.add_argument("--every", type=float, default=30.0, help="seconds between two looks at memory")
+    parser.add_argument(
+        "--share", type=float, default=0.6, help="of the rate that a closed loop reaches"
+    )
+    parser.add_argument(
+        "--every", type=float, default=30.0, help="seconds between two looks at memory"
+    )
     parser.add_argument("--most-growth", type=float, default=0.03)
     parser.add_argument("--model", help="as for `aios worker` (default: the sample model)")
     asked = parser.parse_args(argv)
@@ -109,7 +117,9 @@ async def _sample(running: Fleet, at_s: float) -> Sample:
     info = await running.redis.info("memory")
     size = await running.redis.dbsize()
     members = {f"{member.role} {member.pid}": _mib(member.pid) for member in running.everybody}
-    return Sample(at_s, members | {"redis": _mib(running.server.pid)}, info["used_memory"] / _MIB, size)
+    return Sample(
+        at_s, members | {"redis": _mib(running.server.pid)}, info["used_memory"] / _MIB, size
+    )
 
 
 def _mib(pid: int) -> float:
@@ -121,7 +131,9 @@ async def _leave(callers: Sequence[Caller], rate_per_s: float) -> None:
     """Callers who ask for much and hang up."""
     while True:
         for caller in callers:
-            asking = asyncio.create_task(caller.ask(ClientRequest(0.0, ("a long story",), 200, "default"), now()))
+            asking = asyncio.create_task(
+                caller.ask(ClientRequest(0.0, ("a long story",), 200, "default"), now())
+            )
             await asyncio.sleep(LEAVES_AFTER_S)
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
@@ -142,7 +154,8 @@ async def _left(redis: Redis) -> int:
 
 
 def _growth(samples: Sequence[Sample]) -> dict[str, float]:
-    """The last fifth against the second, as shares of the second: the first fifth is where caches fill."""
+    """The last fifth against the second, as shares of the second: the first fifth is where caches
+    fill."""
     fifth = max(1, len(samples) // 5)
     early, late = samples[fifth : 2 * fifth] or samples[:1], samples[-fifth:]
 

@@ -23,7 +23,8 @@ class Window:
 
 @dataclass(frozen=True)
 class Summary:
-    """Rates by second; quantiles in milliseconds, since each request was due. TTFT is the time to the first token.
+    """Rates by second; quantiles in milliseconds, since each request was due. TTFT is the time to
+    the first token.
 
     What failed is told of all the load, the rest of what ended in the window.
     """
@@ -54,8 +55,12 @@ def summary(heard: Sequence[Heard], window: Window) -> Summary:
         tokens_per_s=sum(item.tokens for item in answered) / window.seconds,
         refused=dict(Counter(f"{item.status} {item.reason}" for item in refused)),
         failed=dict(Counter(f"{item.status} {item.reason}" for item in failed)),
-        ttft_ms=_quantiles([item.first_token_s for item in answered if item.first_token_s is not None]),
-        token_ms=_quantiles([_between(item) for item in answered if item.tokens > len(item.ask.prompts)]),
+        ttft_ms=_quantiles(
+            [item.first_token_s for item in answered if item.first_token_s is not None]
+        ),
+        token_ms=_quantiles(
+            [_between(item) for item in answered if item.tokens > len(item.ask.prompts)]
+        ),
         total_ms=_quantiles([item.ended_s for item in answered]),
         refusal_ms=_quantiles([item.ended_s for item in refused]),
     )
@@ -64,7 +69,10 @@ def summary(heard: Sequence[Heard], window: Window) -> Summary:
 def by_class(heard: Sequence[Heard], window: Window) -> dict[str, Summary]:
     """Where there are several."""
     names = sorted({item.ask.priority for item in heard})
-    return {name: summary([item for item in heard if item.ask.priority == name], window) for name in names}
+    return {
+        name: summary([item for item in heard if item.ask.priority == name], window)
+        for name in names
+    }
 
 
 HEADER = (
@@ -96,5 +104,8 @@ def _quantiles(seconds: Sequence[float]) -> tuple[float, float, float]:
     ordered = sorted(seconds)
     if not ordered:
         return (float("nan"),) * 3
-    p50, p95, p99 = (1000 * ordered[min(len(ordered) - 1, int(len(ordered) * part))] for part in (0.5, 0.95, 0.99))
+    p50, p95, p99 = (
+        1000 * ordered[min(len(ordered) - 1, int(len(ordered) * part))]
+        for part in (0.5, 0.95, 0.99)
+    )
     return p50, p95, p99

@@ -1,1 +1,2 @@
-"""The servers that older documents start, as the fleet: their commands, flags and variables on our settings."""
+"""The servers that older documents start, as the fleet: their commands, flags and variables on our
+settings."""

@@ -1,8 +1,8 @@
 """`app`: a whole fleet as one ASGI application, for `uvicorn levanter.serve.min_server:app`.
 
-The front is here, in uvicorn's process. Workers, the background role and, unless AIOS_REDIS_URL names one, Redis are
-children of it, begun and ended by the application's lifespan. Host and port are uvicorn's; all else comes from the
-environment and config/default.yaml.
+The front is here, in uvicorn's process. Workers, the background role and, unless AIOS_REDIS_URL
+names one, Redis are children of it, begun and ended by the application's lifespan. Host and port
+are uvicorn's; all else comes from the environment and config/default.yaml.
 """
 
 import asyncio
@@ -45,7 +45,9 @@ class FleetApp:
             await self._live(receive, send)
             return
         if self._front is None:
-            raise RuntimeError("the fleet is begun by the application's lifespan; let uvicorn run it (--lifespan on)")
+            raise RuntimeError(
+                "the fleet is begun by the application's lifespan; let uvicorn run it (--lifespan on)"
+            )
         await self._front(scope, receive, send)
 
     async def _live(self, receive: Receive, send: Send) -> None:
@@ -62,7 +64,8 @@ class FleetApp:
 
 @asynccontextmanager
 async def fleet() -> AsyncIterator[ASGIApp]:
-    """The front of a fleet that lives as long as the context. Raises SettingsError and EmbeddedRedisError."""
+    """The front of a fleet that lives as long as the context. Raises SettingsError and
+    EmbeddedRedisError."""
     settings = resolve_environment(MIN_SERVER_DEFAULTS)
     configure_logging(settings.log_level, settings.log_format)
     tell_of_variables(settings)
@@ -91,7 +94,8 @@ async def front(settings: Settings) -> AsyncIterator[ASGIApp]:
 
 @asynccontextmanager
 async def workers(settings: Settings) -> AsyncIterator[None]:
-    """`aios serve hrm` without a front, as a child that restarts what dies; ended with the context."""
+    """`aios serve hrm` without a front, as a child that restarts what dies; ended with the
+    context."""
     own = {FRONT_ELSEWHERE_ENV: "1", env_name("port"): "0", env_name("metrics_port"): "none"}
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "scripts.aios", "serve", "hrm"),
@@ -115,7 +119,8 @@ async def workers(settings: Settings) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def watched(watch: Coroutine[Any, Any, str]) -> AsyncIterator[None]:
-    """Have the server stop when `watch` returns, which it does with the reason if the fleet cannot go on."""
+    """Have the server stop when `watch` returns, which it does with the reason if the fleet cannot
+    go on."""
     watching = asyncio.create_task(watch)
 
     def stop(task: "asyncio.Task[str]") -> None:

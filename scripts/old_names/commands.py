@@ -1,4 +1,5 @@
-"""Three commands that are `aios serve hrm` under other names; flags and variables are those of all our roles.
+"""Three commands that are `aios serve hrm` under other names; flags and variables are those of all
+our roles.
 
 What differs is a default: `min_server` is healthy once its model is warm.
 """
@@ -33,7 +34,8 @@ def model_server(argv: Sequence[str] | None = None) -> int:
 
 
 def with_cached_model(words: Sequence[str]) -> list[str]:
-    """`--hf-checkpoint org/model` as the place where Hugging Face's cache has that model, under its own name.
+    """`--hf-checkpoint org/model` as the place where Hugging Face's cache has that model, under its
+    own name.
 
     Nothing is fetched. What the cache does not have is left as it stands, to be refused as a path.
     """
@@ -55,7 +57,8 @@ def with_cached_model(words: Sequence[str]) -> list[str]:
 
 
 def cached(name: str) -> str | None:
-    """Where Hugging Face's cache has the model of that name, None if it has none or it is no such name."""
+    """Where Hugging Face's cache has the model of that name, None if it has none or it is no such
+    name."""
     if os.path.exists(name) or not _HUB_NAME.fullmatch(name):
         return None
     from huggingface_hub import snapshot_download

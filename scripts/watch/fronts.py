@@ -1,4 +1,5 @@
-"""What fronts saw of requests: scraped from their `/metrics`, summed, and told as quantiles and rates."""
+"""What fronts saw of requests: scraped from their `/metrics`, summed, and told as quantiles and
+rates."""
 
 import urllib.error
 import urllib.request
@@ -28,7 +29,8 @@ Buckets = Mapping[float, float]
 
 @dataclass(frozen=True)
 class FrontCounts:
-    """What a front has counted since it started: by counter, probes left out, and by (time, model)."""
+    """What a front has counted since it started: by counter, probes left out, and by (time,
+    model)."""
 
     counters: Mapping[str, float] = field(default_factory=dict)
     buckets: Mapping[tuple[str, str], Buckets] = field(default_factory=dict)
@@ -44,8 +46,8 @@ class Fronts:
 
 @dataclass(frozen=True)
 class Latencies:
-    """Of one model: (median, 95th percentile) in seconds by time, of what ended lately (`is_recent`) or, if nothing
-    did, since the fronts started."""
+    """Of one model: (median, 95th percentile) in seconds by time, of what ended lately
+    (`is_recent`) or, if nothing did, since the fronts started."""
 
     model: str
     is_recent: bool
@@ -57,7 +59,9 @@ def scrape(urls: Sequence[str]) -> Fronts:
     with ThreadPoolExecutor(max_workers=max(1, len(urls))) as pool:
         answers = dict(zip(urls, pool.map(_ask, urls), strict=True))
     counts = {url: answer for url, answer in answers.items() if isinstance(answer, FrontCounts)}
-    return Fronts(counts, {url: answer for url, answer in answers.items() if isinstance(answer, str)})
+    return Fronts(
+        counts, {url: answer for url, answer in answers.items() if isinstance(answer, str)}
+    )
 
 
 def _ask(url: str) -> FrontCounts | str:
@@ -89,26 +93,37 @@ def rates(before: Fronts, after: Fronts, elapsed_s: float) -> dict[str, float]:
     found = dict.fromkeys(_COUNTERS.values(), 0.0)
     for old, new in _pairs(before, after):
         for name in found:
-            found[name] += max(0.0, new.counters.get(name, 0.0) - old.counters.get(name, 0.0)) / elapsed_s
+            found[name] += (
+                max(0.0, new.counters.get(name, 0.0) - old.counters.get(name, 0.0)) / elapsed_s
+            )
     return found
 
 
 def latencies(before: Fronts | None, after: Fronts) -> list[Latencies]:
     """By model, of all fronts together."""
     everything = _sum([counts.buckets for counts in after.counts.values()])
-    recent = _sum([_since(old.buckets, new.buckets) for old, new in _pairs(before, after)]) if before else {}
+    recent = (
+        _sum([_since(old.buckets, new.buckets) for old, new in _pairs(before, after)])
+        if before
+        else {}
+    )
     found = []
     for model in sorted({model for _, model in everything}):
         is_recent = any(_size(recent.get((name, model), {})) for name in TIMES)
         chosen = recent if is_recent else everything
         kept = {name: chosen.get((name, model), {}) for name in TIMES}
-        quantiles = {name: (quantile(0.5, item), quantile(0.95, item)) for name, item in kept.items() if _size(item)}
+        quantiles = {
+            name: (quantile(0.5, item), quantile(0.95, item))
+            for name, item in kept.items()
+            if _size(item)
+        }
         found.append(Latencies(model, is_recent, quantiles))
     return found
 
 
 def quantile(share: float, buckets: Buckets) -> float:
-    """As Prometheus's histogram_quantile: even between a bucket's bounds, and the last finite bound above that."""
+    """As Prometheus's histogram_quantile: even between a bucket's bounds, and the last finite bound
+    above that."""
     rank, low_s, below = share * _size(buckets), 0.0, 0.0
     for bound_s, count in sorted(buckets.items()):
         if bound_s == float("inf"):
@@ -124,7 +139,9 @@ def _size(buckets: Buckets) -> float:
 
 
 def _pairs(before: Fronts, after: Fronts) -> list[tuple[FrontCounts, FrontCounts]]:
-    return [(before.counts[url], counts) for url, counts in after.counts.items() if url in before.counts]
+    return [
+        (before.counts[url], counts) for url, counts in after.counts.items() if url in before.counts
+    ]
 
 
 def _since(
@@ -136,7 +153,9 @@ def _since(
         earlier = old.get(key, {})
         is_same = _size(earlier) <= _size(buckets)
         found[key] = (
-            {bound: count - earlier.get(bound, 0.0) for bound, count in buckets.items()} if is_same else buckets
+            {bound: count - earlier.get(bound, 0.0) for bound, count in buckets.items()}
+            if is_same
+            else buckets
         )
     return found
 

@@ -18,7 +18,8 @@ class Rates:
 
 
 def rates(before: Snapshot, after: Snapshot) -> Rates | None:
-    """By the workers' own clocks, as they renew their records when they like. None: no worker has told anything new."""
+    """By the workers' own clocks, as they renew their records when they like. None: no worker has
+    told anything new."""
     earlier = {worker.id: worker for worker in before.workers}
     pairs = [(earlier[worker.id], worker) for worker in after.workers if worker.id in earlier]
     found = [_rate(first, last) for first, last in pairs if last.uptime_s > first.uptime_s]

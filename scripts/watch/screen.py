@@ -1,4 +1,5 @@
-"""A fleet as lines of text. Pure: what is shown depends on what is given alone; no line is wider than asked for."""
+"""A fleet as lines of text. Pure: what is shown depends on what is given alone; no line is wider
+than asked for."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ _TIMES = {"ttft": "TTFT", "inter_token": "TOKEN", "queue": "QUEUE", "job": "JOB"
 
 @dataclass(frozen=True)
 class Requests:
-    """What fronts tell. `rates` are of requests, errors and rejections a second; None before the second look."""
+    """What fronts tell. `rates` are of requests, errors and rejections a second; None before the
+    second look."""
 
     num_told: int
     problems: Mapping[str, str]
@@ -29,8 +31,8 @@ class Requests:
 
 @dataclass(frozen=True)
 class View:
-    """A snapshot, and what is known besides: `rates` of the last `window_s`; `requests` is None where no front was
-    named."""
+    """A snapshot, and what is known besides: `rates` of the last `window_s`; `requests` is None
+    where no front was named."""
 
     now: Snapshot
     rates: Rates | None = None
@@ -46,7 +48,11 @@ def screen(view: View, width: int) -> list[str]:
     if now.status == "redis_away":
         paragraphs.append(wrap(now.problem or "", width))
     else:
-        paragraphs += [_models(now.models, width), _queues(now.models, width), _workers(now.workers, width)]
+        paragraphs += [
+            _models(now.models, width),
+            _queues(now.models, width),
+            _workers(now.workers, width),
+        ]
     if view.requests is not None:
         paragraphs.append(_requests(view.requests, width))
     elif view.hints:
@@ -74,7 +80,12 @@ def _work(view: View) -> str:
     if view.rates is None:
         return f"{amount(sum(model.tokens_per_s for model in view.now.models))} tokens/s"
     told = {"tokens": view.rates.tokens, "jobs": view.rates.jobs, "errors": view.rates.errors}
-    return "  ".join([*(f"{amount(rate)} {name}/s" for name, rate in told.items()), f"over {span(view.window_s)}"])
+    return "  ".join(
+        [
+            *(f"{amount(rate)} {name}/s" for name, rate in told.items()),
+            f"over {span(view.window_s)}",
+        ]
+    )
 
 
 def _server(server: Server) -> str:
@@ -110,7 +121,12 @@ def _models(models: Sequence[Model], width: int) -> list[str]:
 
 
 def _queues(models: Sequence[Model], width: int) -> list[str]:
-    rows = [(model.id, name, line) for model in models for name, line in model.classes.items() if line.waiting]
+    rows = [
+        (model.id, name, line)
+        for model in models
+        for name, line in model.classes.items()
+        if line.waiting
+    ]
     if not rows:
         return ["nothing waits"] if models else []
     columns = [
@@ -129,16 +145,27 @@ def _workers(workers: Sequence[Worker], width: int) -> list[str]:
         return ["no worker is alive"]
     rows: list[tuple[Worker | None, WorkerModel | None]] = []
     for worker in workers:
-        rows += [(worker if place == 0 else None, model) for place, model in enumerate(worker.models or (None,))]
+        rows += [
+            (worker if place == 0 else None, model)
+            for place, model in enumerate(worker.models or (None,))
+        ]
     owners, loads = [owner for owner, _ in rows], [load for _, load in rows]
     columns = [
-        Column("WORKER", [own.id if own else "" for own in owners], is_name=True, least=_LEAST_NAME),
+        Column(
+            "WORKER", [own.id if own else "" for own in owners], is_name=True, least=_LEAST_NAME
+        ),
         Column("STATE", [own.state if own else "" for own in owners], is_name=True),
         Column("POOL", [own.pool if own else "" for own in owners], rank=4, is_name=True),
-        Column("MODEL", [load.id if load else "-" for load in loads], rank=10, is_name=True, least=8),
+        Column(
+            "MODEL", [load.id if load else "-" for load in loads], rank=10, is_name=True, least=8
+        ),
         *_numbers(loads),
         Column("MEM", [memory(own.memory_bytes) if own else "" for own in owners], rank=7),
-        Column("GPU", [memory(own.device_bytes) if own and own.device_bytes else "" for own in owners], rank=2),
+        Column(
+            "GPU",
+            [memory(own.device_bytes) if own and own.device_bytes else "" for own in owners],
+            rank=2,
+        ),
         Column("UP", [span(own.uptime_s) if own else "" for own in owners], rank=5),
     ]
     return [*table(columns, width), *_failures(workers, width)]
@@ -192,15 +219,23 @@ def _cell(load: WorkerModel, name: str, style: Style, whole_name: str) -> str:
 
 def _requests(told: Requests, width: int) -> list[str]:
     head = f"{told.num_told} of {told.num_told + len(told.problems)} fronts answer"
-    lines = ["  ".join([head, *(f"{amount(rate)} {name}/s" for name, rate in (told.rates or {}).items())])]
+    lines = [
+        "  ".join(
+            [head, *(f"{amount(rate)} {name}/s" for name, rate in (told.rates or {}).items())]
+        )
+    ]
     lines += [f"{url}: {problem}" for url, problem in told.problems.items()]
     if not told.latencies:
         return lines
-    columns = [Column("LATENCY", [item.model for item in told.latencies], is_name=True, least=_LEAST_NAME)]
+    columns = [
+        Column("LATENCY", [item.model for item in told.latencies], is_name=True, least=_LEAST_NAME)
+    ]
     for rank, (name, title) in enumerate(reversed(_TIMES.items()), 1):
         pairs = [item.quantiles.get(name) for item in told.latencies]
         columns[1:1] = [
-            Column(f"{title} p50", [age(pair[0]) if pair else "-" for pair in pairs], rank=2 * rank),
+            Column(
+                f"{title} p50", [age(pair[0]) if pair else "-" for pair in pairs], rank=2 * rank
+            ),
             Column("p95", [age(pair[1]) if pair else "-" for pair in pairs], rank=2 * rank),
         ]
     columns.append(Column("OF", ["now" if item.is_recent else "all" for item in told.latencies]))

@@ -1,4 +1,5 @@
-"""Tables that fit a width: what matters least is left out first, then names are shortened in the middle."""
+"""Tables that fit a width: what matters least is left out first, then names are shortened in the
+middle."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +37,9 @@ class Column:
 def table(columns: Sequence[Column], width: int) -> list[str]:
     """The title line and a line for each row, none wider than `width`."""
     kept = list(columns)
-    while _total([column.smallest for column in kept]) > width and any(column.rank for column in kept):
+    while _total([column.smallest for column in kept]) > width and any(
+        column.rank for column in kept
+    ):
         least = min(column.rank for column in kept if column.rank)
         kept = [column for column in kept if column.rank != least]
     widths = [column.natural for column in kept]
@@ -45,12 +48,15 @@ def table(columns: Sequence[Column], width: int) -> list[str]:
         if not any(spare):
             break
         widths[spare.index(max(spare))] -= 1
-    rows = zip(*(column.lines(size) for column, size in zip(kept, widths, strict=True)), strict=True)
+    rows = zip(
+        *(column.lines(size) for column, size in zip(kept, widths, strict=True)), strict=True
+    )
     return [GAP.join(row).rstrip()[:width] for row in rows]
 
 
 def shorten(text: str, width: int) -> str:
-    """`text`, or its beginning and its end; what a terminal would not print as one character is replaced."""
+    """`text`, or its beginning and its end; what a terminal would not print as one character is
+    replaced."""
     text = "".join(char if char.isprintable() else "?" for char in text)
     if len(text) <= width:
         return text

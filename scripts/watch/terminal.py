@@ -1,4 +1,5 @@
-"""The terminal as a canvas: the alternate screen, keys as they are pressed, and everything as it was afterwards."""
+"""The terminal as a canvas: the alternate screen, keys as they are pressed, and everything as it
+was afterwards."""
 
 import asyncio
 import os
@@ -8,7 +9,10 @@ import tty
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-_ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"  # the alternate screen without a cursor, and back
+_ENTER, _LEAVE = (
+    "\x1b[?1049h\x1b[?25l",
+    "\x1b[?25h\x1b[?1049l",
+)  # the alternate screen without a cursor, and back
 _HOME, _REST_OF_LINE, _REST_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
@@ -21,7 +25,8 @@ def size() -> tuple[int, int]:
 def draw(lines: Sequence[str]) -> None:
     """Over what was there, without a flicker; the last row tells how much is below it.
 
-    Lines are cleared before they are written: behind one of full width the cursor is still on its last character.
+    Lines are cleared before they are written: behind one of full width the cursor is still on its
+    last character.
     """
     _, rows = size()
     if len(lines) > rows:
@@ -33,7 +38,8 @@ def draw(lines: Sequence[str]) -> None:
 
 @contextmanager
 def canvas(on_key: Callable[[str], None]) -> Iterator[None]:
-    """Where `draw` may be called. The running loop calls `on_key` for each key, if stdin is a terminal."""
+    """Where `draw` may be called. The running loop calls `on_key` for each key, if stdin is a
+    terminal."""
     keyboard = sys.stdin.fileno() if sys.stdin.isatty() else None
     before = None if keyboard is None else termios.tcgetattr(keyboard)
     sys.stdout.write(_ENTER)

@@ -7,7 +7,15 @@ def amount(value: float) -> str:
     """`0`, `0.25`, `12.3`, `456`, `7.9k`."""
     if value >= 1000:
         return _scaled(value, 1000, _DECIMAL)
-    return "0" if value == 0 else f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+    return (
+        "0"
+        if value == 0
+        else f"{value:.2f}"
+        if value < 10
+        else f"{value:.1f}"
+        if value < 100
+        else f"{value:.0f}"
+    )
 
 
 def memory(num_bytes: int) -> str:
@@ -28,7 +36,11 @@ def age(seconds: float) -> str:
 
 def span(seconds: float) -> str:
     """`42s`, `3m05s`, `2h07m`, `9d03h`."""
-    for unit, size, part, part_size in (("d", 86_400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+    for unit, size, part, part_size in (
+        ("d", 86_400, "h", 3600),
+        ("h", 3600, "m", 60),
+        ("m", 60, "s", 1),
+    ):
         if seconds >= size:
             return f"{int(seconds // size)}{unit}{int(seconds % size // part_size):02d}{part}"
     return f"{int(seconds)}s"

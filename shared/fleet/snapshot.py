@@ -1,7 +1,7 @@
 """The whole fleet at one moment, read from Redis alone.
 
-Four round trips of one server, whatever the number of workers and jobs: how Redis is divided, who is there, the queues,
-INFO. On a cluster the last two are one for each server.
+Four round trips of one server, whatever the number of workers and jobs: how Redis is divided, who
+is there, the queues, INFO. On a cluster the last two are one for each server.
 """
 
 import asyncio
@@ -49,7 +49,8 @@ class Worker(msgspec.Struct, frozen=True):
 
 
 class Waiting(msgspec.Struct, frozen=True):
-    """Jobs of one class, the age of the oldest, and how long the live workers need for all of them."""
+    """Jobs of one class, the age of the oldest, and how long the live workers need for all of
+    them."""
 
     waiting: int
     oldest_s: float
@@ -57,7 +58,8 @@ class Waiting(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True):
-    """Every model that was ever announced. `workers` are ready for it; `running` jobs are in workers' hands."""
+    """Every model that was ever announced. `workers` are ready for it; `running` jobs are in
+    workers' hands."""
 
     id: str
     runner: str
@@ -87,9 +89,11 @@ class Server(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """`aios status --json` and `GET /v1/fleet`. Fields are added, never renamed; `version` would change if one were.
+    """`aios status --json` and `GET /v1/fleet`. Fields are added, never renamed; `version` would
+    change if one were.
 
-    `problem` says why Redis could not be read; then all the rest is empty. `redis` is empty if INFO is not allowed.
+    `problem` says why Redis could not be read; then all the rest is empty. `redis` is empty if INFO
+    is not allowed.
     """
 
     at: str
@@ -139,7 +143,9 @@ def _worker(told: WorkerInfo) -> Worker:
         told.memory_bytes,
         told.device_bytes,
         told.stale_appends,
-        tuple(_worker_model(model, loads.get(model.id, ModelLoad(model.id))) for model in told.models),
+        tuple(
+            _worker_model(model, loads.get(model.id, ModelLoad(model.id))) for model in told.models
+        ),
         {name: failure.reason for name, failure in told.failures.items()},
     )
 
@@ -169,7 +175,9 @@ def _model(told: ModelInfo, queue: QueueState, numbers: Mapping[str, Values]) ->
         queue.queued,
         queue.num_bytes,
         {
-            name: Waiting(queue.lines[name].jobs, queue.lines[name].oldest_s, round(work_s[told.id, name], 3))
+            name: Waiting(
+                queue.lines[name].jobs, queue.lines[name].oldest_s, round(work_s[told.id, name], 3)
+            )
             for name in PRIORITIES
         },
     )

@@ -8,7 +8,8 @@ from shared.presence import Fleet
 from shared.queue_stats import QueueState
 
 ASSUMED_WORK_PER_S = 100.0
-"""Of a worker that has not yet shown what it can do: the cost, in tokens, that it gets done in a second."""
+"""Of a worker that has not yet shown what it can do: the cost, in tokens, that it gets done in a
+second."""
 
 Values = dict[tuple[str, ...], float]
 """By the values of a metric's labels."""
@@ -16,7 +17,9 @@ Values = dict[tuple[str, ...], float]
 
 def of_queues(queues: Mapping[str, QueueState], fleet: Fleet) -> dict[str, Values]:
     """By the name in `FleetMetrics`: what there is to say of the models' queues."""
-    lines = {(model, name): state.lines[name] for model, state in queues.items() for name in PRIORITIES}
+    lines = {
+        (model, name): state.lines[name] for model, state in queues.items() for name in PRIORITIES
+    }
     rates = {model: work_per_s(fleet, model) for model in queues}
     depth: Values = {(model, "queued"): state.queued for model, state in queues.items()}
     depth |= {(model, "running"): state.running for model, state in queues.items()}
@@ -24,14 +27,17 @@ def of_queues(queues: Mapping[str, QueueState], fleet: Fleet) -> dict[str, Value
         "queue_depth": depth,
         "waiting": {key: line.jobs for key, line in lines.items()},
         "oldest": {key: line.oldest_s for key, line in lines.items()},
-        "work_seconds": {key: line.cost / (rates[key[0]] or ASSUMED_WORK_PER_S) for key, line in lines.items()},
+        "work_seconds": {
+            key: line.cost / (rates[key[0]] or ASSUMED_WORK_PER_S) for key, line in lines.items()
+        },
         "queue_bytes": {(model,): state.num_bytes for model, state in queues.items()},
         "work_rate": {(model,): rate for model, rate in rates.items()},
     }
 
 
 def work_per_s(fleet: Fleet, model: str) -> float:
-    """Cost that the ready workers of a model get done in a second of stepping; 0 where there are none.
+    """Cost that the ready workers of a model get done in a second of stepping; 0 where there are
+    none.
 
     One that has not shown it yet is taken for as fast as the others, or for `ASSUMED_WORK_PER_S`.
     """
@@ -65,7 +71,11 @@ def of_workers(fleet: Fleet) -> dict[str, Values]:
 
 def _ready(fleet: Fleet, model: str) -> list[WorkerInfo]:
     """Those that serve it: it may be one of their models and have failed to load."""
-    ready = [worker for worker in fleet.workers if worker.state == "ready" and model not in worker.failures]
+    ready = [
+        worker
+        for worker in fleet.workers
+        if worker.state == "ready" and model not in worker.failures
+    ]
     return [worker for worker in ready if any(item.id == model for item in worker.models)]
 
 

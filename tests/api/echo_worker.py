@@ -1,7 +1,8 @@
-"""A worker in the test's own loop that behaves like the echo runner, with a gate to hold it in the middle of a job.
+"""A worker in the test's own loop that behaves like the echo runner, with a gate to hold it in the
+middle of a job.
 
-Text comes back word by word, the n-th choice without its first n words; a score is -1.0 for each character of the
-continuation; a puzzle is its own solution.
+Text comes back word by word, the n-th choice without its first n words; a score is -1.0 for each
+character of the continuation; a puzzle is its own solution.
 """
 
 import asyncio
@@ -52,7 +53,16 @@ from shared.vectors import pack
 from tests.polling import ALL_DAY_S
 from tests.redis_server import patient
 
-ALL_TASKS = ("generate", "score", "solve", "embed", "classify", "tokenize", "detokenize", "echo_task")
+ALL_TASKS = (
+    "generate",
+    "score",
+    "solve",
+    "embed",
+    "classify",
+    "tokenize",
+    "detokenize",
+    "echo_task",
+)
 
 
 def model_info(id: str = "echo", max_new_tokens: int = 1024, **more: object) -> ModelInfo:
@@ -66,9 +76,12 @@ async def announce(redis: Redis, *models: str, state: str = "ready", **more: obj
 
 
 class EchoWorker:
-    """`gate` is open unless a test closes it: then a job is started, says its first word and waits."""
+    """`gate` is open unless a test closes it: then a job is started, says its first word and
+    waits."""
 
-    def __init__(self, redis_url: str, model: ModelInfo | None = None, broker: type[Broker] = Broker) -> None:
+    def __init__(
+        self, redis_url: str, model: ModelInfo | None = None, broker: type[Broker] = Broker
+    ) -> None:
         self.model = model or model_info()
         self.gate = asyncio.Event()
         self.gate.set()
@@ -83,12 +96,17 @@ class EchoWorker:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        await Presence(self._redis, ttl_s=ALL_DAY_S).announce(WorkerInfo("w1", "ready", (self.model,)))
+        await Presence(self._redis, ttl_s=ALL_DAY_S).announce(
+            WorkerInfo("w1", "ready", (self.model,))
+        )
         self._loop = asyncio.create_task(self._take())
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for task in (self._loop, *self._tasks):
             task.cancel()
@@ -98,7 +116,13 @@ class EchoWorker:
     async def _take(self) -> None:
         # Its leases never lapse: it renews none, and it says a job from the start each time.
         terms = QueuePolicy(lease_s=ALL_DAY_S)
-        queue = WorkQueue(self._broker, terms, model=self.model.id, worker="w1", fingerprint=self.model.fingerprint)
+        queue = WorkQueue(
+            self._broker,
+            terms,
+            model=self.model.id,
+            worker="w1",
+            fingerprint=self.model.fingerprint,
+        )
         while True:
             taken = await queue.take("00", 64, is_empty=not self._tasks)
             if not taken.claims:
@@ -139,11 +163,17 @@ class EchoWorker:
     def _echo(self, epoch: int, task: Generate) -> list[Event]:
         words, sampling = _words(task.prompt), task.sampling
         said = [words[choice:][: sampling.max_tokens] for choice in range(sampling.n)]
-        reasons = tuple("stop" if len(said[i]) == len(words[i:]) else "length" for i in range(sampling.n))
+        reasons = tuple(
+            "stop" if len(said[i]) == len(words[i:]) else "length" for i in range(sampling.n)
+        )
         steps = [(number, choice) for number in range(len(words)) for choice in range(sampling.n)]
         return [
             Started(epoch, "w1", len(words), self.num_truncated, self.max_tokens),
-            *(_tokens(said[i], number, i, reasons[i], sampling) for number, i in steps if number < len(said[i])),
+            *(
+                _tokens(said[i], number, i, reasons[i], sampling)
+                for number, i in steps
+                if number < len(said[i])
+            ),
             Done(
                 reasons[0],
                 len(words),
@@ -154,7 +184,9 @@ class EchoWorker:
         ]
 
     def _score(self, epoch: int, task: Score) -> list[Event]:
-        scores = tuple(ContinuationScore(-1.0 * len(text), len(text), False) for text in task.continuations)
+        scores = tuple(
+            ContinuationScore(-1.0 * len(text), len(text), False) for text in task.continuations
+        )
         num_prompt_tokens = len(_words(task.context))
         started = Started(epoch, "w1", num_prompt_tokens, self.num_truncated)
         return [started, Done("score", num_prompt_tokens, 0, result=Scored(scores))]
@@ -171,14 +203,19 @@ class EchoWorker:
         count = len(_words(task.text))
         started = Started(epoch, "w1", count, self.num_truncated)
         if isinstance(task, Embed):
-            return [started, Done("embed", count, 0, result=Embedded(pack([count, task.normalize])))]
+            return [
+                started,
+                Done("embed", count, 0, result=Embedded(pack([count, task.normalize]))),
+            ]
         labels = (Label("short", 0.75), Label("long", 0.25))
         return [started, Done("classify", count, 0, result=Labelled(labels[: task.top_k]))]
 
     def _take_steps(self, epoch: int, task: EchoTask) -> list[Event]:
         """Two events come before the gate: the start and the first step."""
         steps = [Progress(done, task.steps) for done in range(1, task.steps + 1)]
-        made = ArtifactRef(f"file-{len(task.text * task.steps)}", "text/plain", len(task.text * task.steps), "0a")
+        made = ArtifactRef(
+            f"file-{len(task.text * task.steps)}", "text/plain", len(task.text * task.steps), "0a"
+        )
         end = Done("echo_task", 0, 0, result=EchoedTask(task.steps), artifacts=(made,))
         return [Started(epoch, "w1", 0), *steps, end]
 
@@ -186,17 +223,26 @@ class EchoWorker:
         """A word's token is its place, and the other way round."""
         if isinstance(task, Detokenize):
             text = "".join(_words(task.ids))
-            return [Started(epoch, "w1", len(task.ids)), Done("detokenize", len(task.ids), 0, result=Detokenized(text))]
+            return [
+                Started(epoch, "w1", len(task.ids)),
+                Done("detokenize", len(task.ids), 0, result=Detokenized(text)),
+            ]
         words = _words(task.prompt)
         found = Tokenized(tuple(range(len(words))), tuple(words) if task.with_texts else ())
         return [Started(epoch, "w1", len(words)), Done("tokenize", len(words), 0, result=found)]
 
 
 def _tokens(words: list[str], number: int, choice: int, reason: str, sampling: Sampling) -> Tokens:
-    """The event of one word, whose token is its place. Its log-probability is -0.5 for each before it."""
+    """The event of one word, whose token is its place. Its log-probability is -0.5 for each before
+    it."""
     logprobs: tuple[TokenLogprob, ...] = ()
     if sampling.logprobs is not None:
-        top = ((number, words[number], 0.5 * -number), (99, "!", -9.0), (100, "!", -10.0), (101, "", -11.0))
+        top = (
+            (number, words[number], 0.5 * -number),
+            (99, "!", -9.0),
+            (100, "!", -10.0),
+            (101, "", -11.0),
+        )
         logprobs = (TokenLogprob(0.5 * -number, words[number], top[: sampling.logprobs]),)
     is_last = number + 1 == len(words)
     return Tokens((number,), words[number], choice, logprobs, reason if is_last else None)
@@ -205,4 +251,6 @@ def _tokens(words: list[str], number: int, choice: int, reason: str, sampling: S
 def _words(text: Prompt) -> list[str]:
     if isinstance(text, Chat):
         text = " ".join(turn.content for turn in text.messages)
-    return re.findall(r"\S+\s*", text) if isinstance(text, str) else [f"#{token} " for token in text]
+    return (
+        re.findall(r"\S+\s*", text) if isinstance(text, str) else [f"#{token} " for token in text]
+    )

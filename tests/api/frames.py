@@ -1,4 +1,5 @@
-"""Reading a stream of server-sent events as the standard says, so that tests see what a client sees."""
+"""Reading a stream of server-sent events as the standard says, so that tests see what a client
+sees."""
 
 import json
 from collections.abc import AsyncIterator
@@ -22,7 +23,11 @@ class Frame:
     @property
     def text(self) -> str:
         """What a completion's chunk adds; "" for any other frame."""
-        return "" if self.data == "[DONE]" else "".join(c["text"] for c in self.json.get("choices", ()))
+        return (
+            ""
+            if self.data == "[DONE]"
+            else "".join(c["text"] for c in self.json.get("choices", ()))
+        )
 
 
 async def read(lines: AsyncIterator[str]) -> AsyncIterator[Frame]:
@@ -50,7 +55,11 @@ def frames(answer: httpx.Response) -> list[Frame]:
     found: list[Frame] = []
     id = ""
     for block in answer.text.split("\n\n"):
-        fields = [line.partition(": ")[::2] for line in block.splitlines() if line and not line.startswith(":")]
+        fields = [
+            line.partition(": ")[::2]
+            for line in block.splitlines()
+            if line and not line.startswith(":")
+        ]
         id = dict(fields).get("id", id)
         found += [Frame(id, value) for name, value in fields if name == "data"]
     return found

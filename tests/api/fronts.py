@@ -33,7 +33,9 @@ async def in_memory(
     """A client of a front that has no socket."""
     broker = redis if isinstance(redis, Broker) else Broker(redis)
     app = create_app(Settings(**settings), broker, tracing)  # type: ignore[arg-type]
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://front"
+    ) as client:
         yield client
     await front_of(app).close()
 
@@ -44,7 +46,9 @@ async def live(
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Front]]:
     """A client of a front that listens on a port."""
     app = create_app(Settings(**settings), Broker(redis), tracing)  # type: ignore[arg-type]
-    config = uvicorn.Config(app, "127.0.0.1", 0, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app, "127.0.0.1", 0, log_config=None, access_log=False, timeout_graceful_shutdown=1
+    )
     server = Server(config)
     serving = asyncio.create_task(server.serve())
     await until(lambda: server.started, "the front listens")
@@ -63,11 +67,18 @@ async def process(
     chosen = Settings(redis_url=redis_url, host="127.0.0.1", port=0, **settings)  # type: ignore[arg-type]
     env = os.environ | chosen.to_env()
     front = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "api", env=env, stderr=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
+        sys.executable,
+        "-m",
+        "api",
+        env=env,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
     )
     try:
         port = await asyncio.wait_for(_port_of(front), DEADLINE_S)
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=_TIMEOUT_S) as client:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", timeout=_TIMEOUT_S
+        ) as client:
             yield front, client
     finally:
         if front.returncode is None:

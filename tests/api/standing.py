@@ -1,4 +1,5 @@
-"""A front and an echo worker for a whole module, for many short questions: a new front for each takes a while."""
+"""A front and an echo worker for a whole module, for many short questions: a new front for each
+takes a while."""
 
 import asyncio
 from collections.abc import Iterator
@@ -14,9 +15,12 @@ from tests.redis_server import RedisServer
 
 
 class JobSnapshot:
-    """Both run while a question is asked, in a loop of their own. Tests that use it must not flush Redis."""
+    """Both run while a question is asked, in a loop of their own. Tests that use it must not flush
+    Redis."""
 
-    def __init__(self, runner: asyncio.Runner, client: httpx.AsyncClient, worker: EchoWorker) -> None:
+    def __init__(
+        self, runner: asyncio.Runner, client: httpx.AsyncClient, worker: EchoWorker
+    ) -> None:
         self.worker = worker
         self._runner = runner
         self._client = client
@@ -41,7 +45,9 @@ def standing(redis_server: RedisServer, **settings: object) -> Iterator[JobSnaps
             runner.run(stack.aclose())
 
 
-async def _enter(stack: AsyncExitStack, url: str, settings: dict[str, object]) -> tuple[httpx.AsyncClient, EchoWorker]:
+async def _enter(
+    stack: AsyncExitStack, url: str, settings: dict[str, object]
+) -> tuple[httpx.AsyncClient, EchoWorker]:
     redis = connect(url)
     stack.push_async_callback(redis.aclose)
     worker = await stack.enter_async_context(EchoWorker(url, model_info(tasks=ALL_TASKS)))

@@ -1,4 +1,5 @@
-"""An echo worker that says again and again that it is there, for tests that last longer than its word."""
+"""An echo worker that says again and again that it is there, for tests that last longer than its
+word."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,7 +16,9 @@ _EVERY_S = 1.0
 
 
 @asynccontextmanager
-async def staying_worker(redis_url: str, model: ModelInfo | None = None) -> AsyncIterator[EchoWorker]:
+async def staying_worker(
+    redis_url: str, model: ModelInfo | None = None
+) -> AsyncIterator[EchoWorker]:
     redis = connect(redis_url)
     async with EchoWorker(redis_url, model) as worker:
         announcing = asyncio.create_task(_announce(redis, worker))

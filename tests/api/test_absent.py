@@ -1,4 +1,5 @@
-"""Work for a model whose workers have just gone waits for the next one; where none was there lately, it is refused."""
+"""Work for a model whose workers have just gone waits for the next one; where none was there
+lately, it is refused."""
 
 import asyncio
 
@@ -37,11 +38,17 @@ async def test_it_waits_in_line_and_is_done_by_the_next_one(redis: Redis, redis_
         assert (told["state"], told["queue_position"], told["starts_in_s"]) == ("queued", 2, None)
         async with EchoWorker(redis_url):
             assert (await asked).json()["completions"] == ["a b"]
-            await until(lambda: _is_done(client, later.headers["Location"]), "the other one is done, too")
+            await until(
+                lambda: _is_done(client, later.headers["Location"]), "the other one is done, too"
+            )
 
 
-@pytest.mark.parametrize(("absent_s", "grace_s"), [(40, 30.0), (0, 0.0), (MOST_ABSENT_S - 1, 86_400.0)])
-async def test_who_has_been_away_for_longer_is_not_waited_for(redis: Redis, absent_s: float, grace_s: float) -> None:
+@pytest.mark.parametrize(
+    ("absent_s", "grace_s"), [(40, 30.0), (0, 0.0), (MOST_ABSENT_S - 1, 86_400.0)]
+)
+async def test_who_has_been_away_for_longer_is_not_waited_for(
+    redis: Redis, absent_s: float, grace_s: float
+) -> None:
     await gone(redis, absent_s)
     async with in_memory(redis, absent_grace_s=grace_s) as client:
         refused = await client.post("/generate", json=ASK)

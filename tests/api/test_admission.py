@@ -1,4 +1,5 @@
-"""What is refused at the door: a full queue, unknown models, no worker; and that nothing is queued then."""
+"""What is refused at the door: a full queue, unknown models, no worker; and that nothing is queued
+then."""
 
 import asyncio
 from typing import Any
@@ -21,9 +22,13 @@ from tests.polling import until
 async def test_a_full_queue_takes_all_jobs_of_a_request_or_none(redis: Redis) -> None:
     await announce(redis, "echo")
     async with in_memory(redis, max_queue_depth=3) as client:
-        later = await client.post("/generate", json={"prompts": ["a"] * 2}, headers={"Prefer": "respond-async"})
+        later = await client.post(
+            "/generate", json={"prompts": ["a"] * 2}, headers={"Prefer": "respond-async"}
+        )
         answer = await client.post("/generate", json={"prompts": ["a"] * 2})
-        openai_answer = await client.post("/v1/completions", json={"prompt": ["a"] * 2, "stream": True})
+        openai_answer = await client.post(
+            "/v1/completions", json={"prompt": ["a"] * 2, "stream": True}
+        )
     assert later.status_code == 202
     assert answer.status_code == openai_answer.status_code == 429
     assert int(answer.headers["Retry-After"]) >= 1
@@ -34,13 +39,20 @@ async def test_a_full_queue_takes_all_jobs_of_a_request_or_none(redis: Redis) ->
 
 
 @pytest.mark.parametrize("shards", [1, 64])
-@pytest.mark.parametrize("limit", [{"max_queue_depth": 3}, {"tenant_concurrency": 3}, {"max_queue_bytes": 300}])
-async def test_what_never_fits_is_no_matter_of_waiting(redis: Redis, shards: int, limit: dict[str, int]) -> None:
-    """A client that is told to come again would do so for ever; it is told what there is instead."""
+@pytest.mark.parametrize(
+    "limit", [{"max_queue_depth": 3}, {"tenant_concurrency": 3}, {"max_queue_bytes": 300}]
+)
+async def test_what_never_fits_is_no_matter_of_waiting(
+    redis: Redis, shards: int, limit: dict[str, int]
+) -> None:
+    """A client that is told to come again would do so for ever; it is told what there is
+    instead."""
     await announce(redis, "echo")
     async with in_memory(Broker(redis, shards), **limit) as client:
         answer = await client.post("/generate", json={"prompts": ["a"] * 4})
-        fits = await client.post("/generate", json={"prompts": ["a"]}, headers={"Prefer": "respond-async"})
+        fits = await client.post(
+            "/generate", json={"prompts": ["a"]}, headers={"Prefer": "respond-async"}
+        )
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
     assert str(next(iter(limit.values()))) in answer.json()["error"]["message"]
     assert "Retry-After" not in answer.headers
@@ -50,12 +62,15 @@ async def test_what_never_fits_is_no_matter_of_waiting(redis: Redis, shards: int
 
 @pytest.mark.parametrize("shards", [1, 64])
 async def test_a_queue_in_many_parts_is_one_queue(redis: Redis, shards: int) -> None:
-    """What fits is taken although no part alone would have room for it; one more is not, and is told the numbers."""
+    """What fits is taken although no part alone would have room for it; one more is not, and is
+    told the numbers."""
     await announce(redis, "echo")
     async with in_memory(Broker(redis, shards), max_queue_depth=6) as client:
         body, later = {"prompts": ["a"] * 5}, {"Prefer": "respond-async"}
         assert (await client.post("/generate", json=body, headers=later)).status_code == 202
-        assert (await client.post("/generate", json={"prompts": ["a"]}, headers=later)).status_code == 202
+        assert (
+            await client.post("/generate", json={"prompts": ["a"]}, headers=later)
+        ).status_code == 202
         full = await client.post("/generate", json={"prompts": ["a"]}, headers=later)
     assert (full.status_code, full.json()["error"]["code"]) == (429, "queue_full")
     assert "6 of 6 places are taken, and the request takes 1" in full.json()["error"]["message"]
@@ -87,7 +102,9 @@ async def test_a_model_whose_workers_are_not_ready(redis: Redis) -> None:
         assert (await client.get("/v1/models/echo")).status_code == 503
 
 
-async def test_the_default_model_is_the_configured_one_else_the_marked_one(redis: Redis, redis_url: str) -> None:
+async def test_the_default_model_is_the_configured_one_else_the_marked_one(
+    redis: Redis, redis_url: str
+) -> None:
     body = {"prompts": ["a"], "max_tokens": 1}
     async with EchoWorker(redis_url, model_info("zz", is_default=True)) as marked:
         await announce(redis, "aa")

@@ -1,4 +1,5 @@
-"""Bytes in a field: base64, a data URL or an artifact's id, and nothing that would be fetched or opened."""
+"""Bytes in a field: base64, a data URL or an artifact's id, and nothing that would be fetched or
+opened."""
 
 import base64
 
@@ -38,8 +39,22 @@ def test_an_id() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("https://example.com/cat.png", "HTTP://169.254.169.254/", "ftp://a/b", "s3://bucket/key", "gopher:x"),
-        *("file:///etc/passwd", "/etc/passwd", "../secret", "./cat.png", "~/cat.png", r"C:\cat.png", "cat.png"),
+        *(
+            "https://example.com/cat.png",
+            "HTTP://169.254.169.254/",
+            "ftp://a/b",
+            "s3://bucket/key",
+            "gopher:x",
+        ),
+        *(
+            "file:///etc/passwd",
+            "/etc/passwd",
+            "../secret",
+            "./cat.png",
+            "~/cat.png",
+            r"C:\cat.png",
+            "cat.png",
+        ),
         *("file-" + "0" * 31, "a", "not base64!", "aGk=aGk=", "=" * 4),
     ],
 )
@@ -50,7 +65,9 @@ def test_what_would_be_fetched_or_opened_is_neither(text: str) -> None:
     assert "URLs are not fetched and paths are not opened" in refused.value.message
 
 
-@pytest.mark.parametrize("text", ["data:image/png;base64", "data:no type;base64,aGk=", "data:image/png;base64,a!"])
+@pytest.mark.parametrize(
+    "text", ["data:image/png;base64", "data:no type;base64,aGk=", "data:image/png;base64,a!"]
+)
 def test_a_broken_data_url(text: str) -> None:
     with pytest.raises(FleetError) as refused:
         byte_input_of(text, name="image", max_bytes=256)

@@ -1,4 +1,5 @@
-"""Answers given again: to the same question of the same tenant, from the same weights, and only where it was whole."""
+"""Answers given again: to the same question of the same tenant, from the same weights, and only
+where it was whole."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -46,7 +47,9 @@ async def cached(redis: Redis, marked: EchoWorker) -> AsyncIterator[httpx.AsyncC
         yield client
 
 
-async def ask(client: httpx.AsyncClient, body: dict[str, Any] = GREEDY, **headers: str) -> tuple[str | None, str]:
+async def ask(
+    client: httpx.AsyncClient, body: dict[str, Any] = GREEDY, **headers: str
+) -> tuple[str | None, str]:
     """What the header says, and the answer's id."""
     answer = await client.post(
         "/v1/completions", json=body, headers={k.replace("_", "-"): v for k, v in headers.items()}
@@ -60,7 +63,10 @@ async def test_the_same_question_is_answered_once(
     redis: Redis, marked: EchoWorker, path: str, body: dict[str, Any]
 ) -> None:
     """On another front too, to the byte: choices, usage, frames."""
-    async with in_memory(redis, response_cache_ttl_s=TTL_S) as one, in_memory(redis, response_cache_ttl_s=TTL_S) as two:
+    async with (
+        in_memory(redis, response_cache_ttl_s=TTL_S) as one,
+        in_memory(redis, response_cache_ttl_s=TTL_S) as two,
+    ):
         first = await one.post(path, json=body)
         num_jobs = len(marked.jobs)
         again = await two.post(path, json=body)
@@ -69,7 +75,9 @@ async def test_the_same_question_is_answered_once(
     assert len(marked.jobs) == num_jobs
 
 
-async def test_a_stream_and_a_whole_answer_share_what_was_said(cached: httpx.AsyncClient, marked: EchoWorker) -> None:
+async def test_a_stream_and_a_whole_answer_share_what_was_said(
+    cached: httpx.AsyncClient, marked: EchoWorker
+) -> None:
     whole = (await cached.post("/v1/completions", json=GREEDY)).json()
     told = await cached.post("/v1/completions", json=GREEDY | {"stream": True})
     assert told.headers["X-Cache"] == "hit"
@@ -93,9 +101,19 @@ async def test_what_is_sampled_is_drawn_anew(
 
 
 @pytest.mark.parametrize(
-    "change", [{"prompt": "a b"}, {"max_tokens": 2}, {"n": 2}, {"stop": "b"}, {"logprobs": 0}, {"stop_token_ids": [7]}]
+    "change",
+    [
+        {"prompt": "a b"},
+        {"max_tokens": 2},
+        {"n": 2},
+        {"stop": "b"},
+        {"logprobs": 0},
+        {"stop_token_ids": [7]},
+    ],
 )
-async def test_another_question_is_another(cached: httpx.AsyncClient, change: dict[str, Any]) -> None:
+async def test_another_question_is_another(
+    cached: httpx.AsyncClient, change: dict[str, Any]
+) -> None:
     await ask(cached)
     assert (await ask(cached, GREEDY | change))[0] == "miss"
 
@@ -104,7 +122,9 @@ async def test_a_seed_makes_no_difference_to_greedy_text(cached: httpx.AsyncClie
     assert [(await ask(cached, GREEDY | {"seed": seed}))[0] for seed in (1, 2)] == ["miss", "hit"]
 
 
-async def test_the_caller_may_refuse_what_is_kept(cached: httpx.AsyncClient, marked: EchoWorker) -> None:
+async def test_the_caller_may_refuse_what_is_kept(
+    cached: httpx.AsyncClient, marked: EchoWorker
+) -> None:
     """RFC 9111: no-store neither looks nor keeps; no-cache asks anew, and what comes is kept."""
     assert (await ask(cached, Cache_Control="no-store"))[0] is None
     _, first = await ask(cached)
@@ -117,14 +137,19 @@ async def test_the_caller_may_refuse_what_is_kept(cached: httpx.AsyncClient, mar
     assert len(marked.jobs) == 5
 
 
-async def test_a_key_says_which_answer_is_wanted(cached: httpx.AsyncClient, marked: EchoWorker) -> None:
+async def test_a_key_says_which_answer_is_wanted(
+    cached: httpx.AsyncClient, marked: EchoWorker
+) -> None:
     await ask(cached)
     assert (await ask(cached, Idempotency_Key="k"))[0] is None
     assert len(marked.jobs) == 2
 
 
-async def test_other_weights_answer_for_themselves(redis: Redis, cached: httpx.AsyncClient, marked: EchoWorker) -> None:
-    """A new checkpoint under the same name; an answer by the old one is not taken for its own while both are there."""
+async def test_other_weights_answer_for_themselves(
+    redis: Redis, cached: httpx.AsyncClient, marked: EchoWorker
+) -> None:
+    """A new checkpoint under the same name; an answer by the old one is not taken for its own while
+    both are there."""
     _, old = await ask(cached)
     fresh = msgspec.structs.replace(marked.model, fingerprint="f2")
     await Presence(redis, ttl_s=ALL_DAY_S).announce(WorkerInfo("w2", "ready", (fresh,)))
@@ -147,7 +172,9 @@ async def test_unknown_weights_answer_each_time(redis: Redis, able: EchoWorker) 
 async def test_what_ended_badly_is_no_answer(redis: Redis, marked: EchoWorker, fate: str) -> None:
     marked.gate.clear()
     async with live(redis, response_cache_ttl_s=TTL_S) as (client, front):
-        later = await client.post("/v1/completions", json=GREEDY, headers={"Prefer": "respond-async"})
+        later = await client.post(
+            "/v1/completions", json=GREEDY, headers={"Prefer": "respond-async"}
+        )
         assert later.headers["X-Cache"] == "miss"
         await until(lambda: len(marked.jobs) == 1, "it runs")
         if fate == "cancelled":
@@ -164,16 +191,24 @@ async def test_what_runs_is_no_answer_yet(redis: Redis, marked: EchoWorker) -> N
     marked.gate.clear()
     async with in_memory(redis, response_cache_ttl_s=TTL_S) as client:
         for _ in range(2):
-            later = await client.post("/v1/completions", json=GREEDY, headers={"Prefer": "respond-async"})
+            later = await client.post(
+                "/v1/completions", json=GREEDY, headers={"Prefer": "respond-async"}
+            )
             assert later.headers["X-Cache"] == "miss"
         marked.gate.set()
         location = later.headers["Location"]
         await until(lambda: _is_done(client, location), "it ends")
         hit = await client.post("/v1/completions", json=GREEDY, headers={"Prefer": "respond-async"})
-        assert (hit.headers["X-Cache"], hit.headers["Location"], hit.json()["state"]) == ("hit", location, "done")
+        assert (hit.headers["X-Cache"], hit.headers["Location"], hit.json()["state"]) == (
+            "hit",
+            location,
+            "done",
+        )
 
 
-async def test_what_a_deadline_cut_short_is_no_answer(redis: Redis, cached: httpx.AsyncClient) -> None:
+async def test_what_a_deadline_cut_short_is_no_answer(
+    redis: Redis, cached: httpx.AsyncClient
+) -> None:
     await ask(cached)
     [name] = await redis.keys("aios:{00}:log:*")
     [(index, fields)] = await redis.xrevrange(name, count=1)
@@ -184,7 +219,9 @@ async def test_what_a_deadline_cut_short_is_no_answer(redis: Redis, cached: http
     assert (await ask(cached))[0] == "miss"
 
 
-async def test_an_answer_that_has_expired_is_asked_for_again(redis: Redis, cached: httpx.AsyncClient) -> None:
+async def test_an_answer_that_has_expired_is_asked_for_again(
+    redis: Redis, cached: httpx.AsyncClient
+) -> None:
     _, id = await ask(cached)
     [name] = await redis.keys("aios:{00}:asked:*")
     assert 0 < await redis.pttl(name) <= TTL_S * 1000
@@ -192,13 +229,19 @@ async def test_an_answer_that_has_expired_is_asked_for_again(redis: Redis, cache
         await redis.delete(gone)
         told, id = await ask(cached)
         assert told == "miss"
-    [job] = [key for key in await redis.keys("aios:{00}:job:*") if id.encode() == await redis.hget(key, "request")]  # type: ignore[misc]
+    [job] = [
+        key
+        for key in await redis.keys("aios:{00}:job:*")
+        if id.encode() == await redis.hget(key, "request")
+    ]  # type: ignore[misc]
     await redis.delete(job)
     assert (await ask(cached))[0] == "miss"
 
 
 async def test_a_hit_takes_nothing_of_a_quota(redis: Redis, marked: EchoWorker) -> None:
-    async with in_memory(redis, response_cache_ttl_s=TTL_S, tenant_rate_per_s=0.001, tenant_burst=1) as client:
+    async with in_memory(
+        redis, response_cache_ttl_s=TTL_S, tenant_rate_per_s=0.001, tenant_burst=1
+    ) as client:
         assert [(await ask(client))[0] for _ in range(5)] == ["miss", *["hit"] * 4]
         refused = await client.post("/v1/completions", json={"prompt": "other"})
         assert refused.status_code == 429

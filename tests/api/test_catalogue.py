@@ -1,4 +1,5 @@
-"""The catalogue as operators change it over HTTP, and work for models that no worker has seen yet."""
+"""The catalogue as operators change it over HTTP, and work for models that no worker has seen
+yet."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,7 +26,9 @@ async def admin_of(redis: Redis) -> AsyncIterator[httpx.AsyncClient]:
 async def test_a_model_is_added_pinned_and_removed(redis: Redis) -> None:
     catalogue = Catalogue(redis)
     async with admin_of(redis) as client:
-        added = await client.post("/api/models/add", json={"id": "org/new", "path": "echo", "context_window": 99})
+        added = await client.post(
+            "/api/models/add", json={"id": "org/new", "path": "echo", "context_window": 99}
+        )
         assert (added.status_code, added.json()) == (200, {"model_id": "org/new", "done": "added"})
         again = await client.post("/api/models/add", json={"id": "org/new", "path": "echo"})
         assert again.json()["done"] == "changed"
@@ -53,16 +56,26 @@ async def test_what_is_not_there_is_404(redis: Redis) -> None:
 async def test_options_of_its_runner_are_kept_and_judged(redis: Redis) -> None:
     brain = {"id": "brain", "path": "/models/brain", "runner": "hrm-act"}
     async with admin_of(redis) as client:
-        answer = await client.post("/api/models/add", json={**brain, "options": {"segments": "max"}})
+        answer = await client.post(
+            "/api/models/add", json={**brain, "options": {"segments": "max"}}
+        )
         assert answer.status_code == 200
         assert (await Catalogue(redis).listing()).entries["brain"].options == {"segments": "max"}
-        answer = await client.post("/api/models/add", json={**brain, "options": {"segments": "fast"}})
+        answer = await client.post(
+            "/api/models/add", json={**brain, "options": {"segments": "fast"}}
+        )
         assert answer.status_code == 400
-        assert "model 'brain': option 'segments': expected 'compat', 'max' or 'q_halt'" in answer.text
+        assert (
+            "model 'brain': option 'segments': expected 'compat', 'max' or 'q_halt'" in answer.text
+        )
 
 
 async def test_a_wrong_entry_names_its_field(redis: Redis) -> None:
-    bodies = (({"id": "a b", "path": "x"}, "id"), ({"id": "a"}, "path"), ({"id": "a", "path": ""}, "path"))
+    bodies = (
+        ({"id": "a b", "path": "x"}, "id"),
+        ({"id": "a"}, "path"),
+        ({"id": "a", "path": ""}, "path"),
+    )
     async with admin_of(redis) as client:
         for body, field in bodies:
             answer = await client.post("/api/models/add", json=body)
@@ -74,35 +87,50 @@ async def test_who_adds_a_model_may_ask_for_it_at_once(redis: Redis) -> None:
     """The front's picture of the fleet is half a second old otherwise."""
     await announce(redis, "own")
     async with admin_of(redis) as client:
-        assert (await client.post("/v1/completions", json={"model": "a", "prompt": "x"})).status_code == 404
+        assert (
+            await client.post("/v1/completions", json={"model": "a", "prompt": "x"})
+        ).status_code == 404
         await client.post("/api/models/add", json={"id": "a", "path": "echo"})
-        accepted = await client.post("/v1/completions", json={"model": "a", "prompt": "x"}, headers=LATER)
+        accepted = await client.post(
+            "/v1/completions", json={"model": "a", "prompt": "x"}, headers=LATER
+        )
         assert accepted.status_code == 202
         await client.post("/api/models/remove/a")
-        assert (await client.post("/v1/completions", json={"model": "a", "prompt": "x"})).status_code == 404
+        assert (
+            await client.post("/v1/completions", json={"model": "a", "prompt": "x"})
+        ).status_code == 404
 
 
 async def test_only_admins_change_it(redis: Redis) -> None:
     async with in_memory(redis, api_keys="caller", admin_keys="boss") as client:
         for key, status in ((None, 401), ("caller", 403), ("boss", 200)):
             headers = {} if key is None else {"X-API-Key": key}
-            answer = await client.post("/api/models/add", json={"id": "a", "path": "echo"}, headers=headers)
+            answer = await client.post(
+                "/api/models/add", json={"id": "a", "path": "echo"}, headers=headers
+            )
             assert answer.status_code == status
 
 
 async def test_work_for_a_model_of_the_catalogue_waits_for_a_worker(redis: Redis) -> None:
-    """Whether any worker is there or not, with its place in the line; what is in no catalogue is a 404."""
+    """Whether any worker is there or not, with its place in the line; what is in no catalogue is a
+    404."""
     await Catalogue(redis).add(ModelEntry(id="new", path="echo"))
     async with in_memory(redis) as client:
-        accepted = await client.post("/v1/completions", json={"model": "new", "prompt": "a"}, headers=LATER)
+        accepted = await client.post(
+            "/v1/completions", json={"model": "new", "prompt": "a"}, headers=LATER
+        )
         assert accepted.status_code == 202, accepted.text
         told = (await client.get(accepted.headers["Location"])).json()
         assert (told["state"], told["queue_position"]) == ("queued", 1)
     await announce(redis, "other")
     async with in_memory(redis) as client:
-        accepted = await client.post("/v1/completions", json={"model": "new", "prompt": "a"}, headers=LATER)
+        accepted = await client.post(
+            "/v1/completions", json={"model": "new", "prompt": "a"}, headers=LATER
+        )
         assert accepted.status_code == 202
-        assert (await client.post("/v1/completions", json={"model": "none", "prompt": "a"})).status_code == 404
+        assert (
+            await client.post("/v1/completions", json={"model": "none", "prompt": "a"})
+        ).status_code == 404
 
 
 async def test_a_model_that_no_worker_has_seen_has_a_status(redis: Redis) -> None:
@@ -111,4 +139,6 @@ async def test_a_model_that_no_worker_has_seen_has_a_status(redis: Redis) -> Non
         told = (await client.get("/api/models/status/new")).json()
         assert (told["status"], told["workers"]) == ("unavailable", 0)
         assert told["description"] == "in the catalogue; no worker has seen it yet"
-        assert [model["model_id"] for model in (await client.get("/api/models/status")).json()["models"]] == ["new"]
+        assert [
+            model["model_id"] for model in (await client.get("/api/models/status")).json()["models"]
+        ] == ["new"]

@@ -27,7 +27,13 @@ async def sdk(redis: Redis) -> AsyncIterator[openai.AsyncOpenAI]:
 
 
 async def test_models(client: httpx.AsyncClient, worker: EchoWorker) -> None:
-    model = {"id": "echo", "object": "model", "created": 0, "owned_by": "aios", "description": "echo for tests"}
+    model = {
+        "id": "echo",
+        "object": "model",
+        "created": 0,
+        "owned_by": "aios",
+        "description": "echo for tests",
+    }
     assert (await client.get("/v1/models")).json() == {"object": "list", "data": [model]}
     for name in ("echo", "local"):
         assert (await client.get(f"/v1/models/{name}")).json() == model
@@ -35,9 +41,15 @@ async def test_models(client: httpx.AsyncClient, worker: EchoWorker) -> None:
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
 
 
-async def test_a_completion_has_the_shape_of_openai(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+async def test_a_completion_has_the_shape_of_openai(
+    client: httpx.AsyncClient, worker: EchoWorker
+) -> None:
     worker.num_cached = 1
-    answer = (await client.post("/v1/completions", json={"prompt": "one two", "model": "local", "user": "u"})).json()
+    answer = (
+        await client.post(
+            "/v1/completions", json={"prompt": "one two", "model": "local", "user": "u"}
+        )
+    ).json()
     assert answer.pop("id").startswith("cmpl-")
     assert isinstance(answer.pop("created"), int)
     assert answer == {
@@ -53,12 +65,21 @@ async def test_a_completion_has_the_shape_of_openai(client: httpx.AsyncClient, w
     }
     task = worker.jobs[0].task
     assert isinstance(task, Generate)
-    assert (task.sampling.max_tokens, task.sampling.temperature, task.sampling.top_p) == (16, 1.0, 1.0)
+    assert (task.sampling.max_tokens, task.sampling.temperature, task.sampling.top_p) == (
+        16,
+        1.0,
+        1.0,
+    )
 
 
 @pytest.mark.parametrize(
     ("prompt", "texts"),
-    [("a b", ["a b"]), (["a", "b"], ["a", "b"]), ([7, 8], ["#7 #8 "]), ([[7], [8, 9]], ["#7 ", "#8 #9 "])],
+    [
+        ("a b", ["a b"]),
+        (["a", "b"], ["a", "b"]),
+        ([7, 8], ["#7 #8 "]),
+        ([[7], [8, 9]], ["#7 ", "#8 #9 "]),
+    ],
 )
 async def test_all_forms_of_a_prompt(
     client: httpx.AsyncClient, worker: EchoWorker, prompt: Any, texts: list[str]
@@ -68,10 +89,18 @@ async def test_all_forms_of_a_prompt(
 
 
 async def test_what_a_stream_looks_like(client: httpx.AsyncClient, worker: EchoWorker) -> None:
-    body = {"prompt": "a b c", "max_tokens": 2, "stream": True, "stream_options": {"include_usage": True}}
+    body = {
+        "prompt": "a b c",
+        "max_tokens": 2,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
     answer = await client.post("/v1/completions", json=body)
     assert answer.headers["content-type"].startswith("text/event-stream")
-    assert (answer.headers["cache-control"], answer.headers["x-accel-buffering"]) == ("no-cache", "no")
+    assert (answer.headers["cache-control"], answer.headers["x-accel-buffering"]) == (
+        "no-cache",
+        "no",
+    )
     assert "content-length" not in answer.headers
     assert answer.text.startswith("retry: 1000\nid: ")
     *chunks, done = frames(answer)
@@ -112,7 +141,9 @@ async def test_a_failure_before_the_first_token_decides_the_status(
     assert answer.json()["error"]["param"] == "prompt"
 
 
-async def test_a_failure_in_mid_stream_is_an_event_and_then_the_end(redis: Redis, worker: EchoWorker) -> None:
+async def test_a_failure_in_mid_stream_is_an_event_and_then_the_end(
+    redis: Redis, worker: EchoWorker
+) -> None:
     worker.gate.clear()
     async with live(redis, request_timeout_s=2) as (client, _):
         answer = await client.post("/v1/completions", json={"prompt": "a b", "stream": True})
@@ -125,7 +156,9 @@ async def test_a_failure_in_mid_stream_is_an_event_and_then_the_end(redis: Redis
 async def test_keep_alives_while_nothing_comes(redis: Redis, worker: EchoWorker) -> None:
     worker.gate.clear()
     async with live(redis, keepalive_s=0.05) as (client, _):
-        request = client.build_request("POST", "/v1/completions", json={"prompt": "a b", "stream": True})
+        request = client.build_request(
+            "POST", "/v1/completions", json={"prompt": "a b", "stream": True}
+        )
         answer = await client.send(request, stream=True)
         lines = answer.aiter_lines()
         comments = 0
@@ -137,7 +170,9 @@ async def test_keep_alives_while_nothing_comes(redis: Redis, worker: EchoWorker)
 
 async def test_openai_client_sync(sdk: openai.AsyncOpenAI, worker: EchoWorker) -> None:
     assert [model.id async for model in sdk.models.list()] == ["echo"]
-    answer = await sdk.completions.create(model="echo", prompt=["one two", "three"], max_tokens=5, seed=1, stop=["x"])
+    answer = await sdk.completions.create(
+        model="echo", prompt=["one two", "three"], max_tokens=5, seed=1, stop=["x"]
+    )
     assert [choice.text for choice in answer.choices] == ["one two", "three"]
     assert answer.usage is not None
     assert answer.usage.total_tokens == 6
@@ -174,7 +209,9 @@ async def test_openai_client_gets_an_error_in_mid_stream(redis: Redis, worker: E
 async def test_tokens_are_sent_as_they_come(redis: Redis, worker: EchoWorker) -> None:
     worker.gate.clear()
     async with live(redis) as (client, _):
-        request = client.build_request("POST", "/v1/completions", json={"prompt": "a b", "stream": True})
+        request = client.build_request(
+            "POST", "/v1/completions", json={"prompt": "a b", "stream": True}
+        )
         answer = await client.send(request, stream=True)
         coming = read(answer.aiter_lines())
         assert (await asyncio.wait_for(anext(coming), DEADLINE_S)).text == ""

@@ -25,7 +25,8 @@ async def answer(reader: asyncio.StreamReader) -> bytes:
 
 
 async def test_an_idle_connection_is_closed_when_its_setting_says_so(redis_url: str) -> None:
-    """Requests on one connection follow each other; then the server closes it, long before it would by itself."""
+    """Requests on one connection follow each other; then the server closes it, long before it would
+    by itself."""
     async with process(redis_url, keep_alive_s=0.5) as (_, client):
         reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
         try:
@@ -48,7 +49,8 @@ def test_by_default_it_is_kept_longer_than_proxies_keep_theirs(redis: Redis) -> 
 
 
 async def test_a_client_that_offers_http2_is_answered_in_http_1(redis_url: str) -> None:
-    """As Java's HttpClient does with its first request: its body is read, and what follows on the connection."""
+    """As Java's HttpClient does with its first request: its body is read, and what follows on the
+    connection."""
     body = b'{"prompts": 7}'
     offers = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAA\r\n"
     head = b"POST /generate HTTP/1.1\r\nHost: front\r\nContent-Type: application/json\r\n"
@@ -57,7 +59,9 @@ async def test_a_client_that_offers_http2_is_answered_in_http_1(redis_url: str) 
         try:
             writer.write(head + offers + b"Content-Length: %d\r\n\r\n" % len(body) + body)
             refused = await asyncio.wait_for(answer(reader), ANSWERED_S)
-            assert refused.startswith(b"HTTP/1.1 400") and b"prompts" in refused  # it has read what is wrong
+            assert (
+                refused.startswith(b"HTTP/1.1 400") and b"prompts" in refused
+            )  # it has read what is wrong
             writer.write(REQUEST)
             answered = await asyncio.wait_for(answer(reader), ANSWERED_S)
             assert answered.startswith(b"HTTP/1.1 200")
@@ -70,11 +74,15 @@ def test_no_byte_of_a_body_is_taken_for_an_offer() -> None:
     head = b"POST / HTTP/1.1\r\nHost: front\r\nContent-Length: %d\r\n\r\n" % len(body)
     assert without_offer(head + body) == head + body
     assert without_offer(body) == body
-    assert without_offer(b"GET / HTTP/1.1\r\nUPGRADE: h2c\r\nHost: x\r\n\r\n") == b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    assert (
+        without_offer(b"GET / HTTP/1.1\r\nUPGRADE: h2c\r\nHost: x\r\n\r\n")
+        == b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    )
 
 
 async def test_a_head_without_end_is_refused(redis_url: str) -> None:
-    """However it is spread: one header, many, or the path. Memory and time of the front are everybody's."""
+    """However it is spread: one header, many, or the path. Memory and time of the front are
+    everybody's."""
     beginnings = {
         b"GET /healthz HTTP/1.1\r\nX-Long: ": b"a" * 1024,
         b"GET /healthz HTTP/1.1\r\n": b"X-Many: b\r\n" * 100,
@@ -87,14 +95,17 @@ async def test_a_head_without_end_is_refused(redis_url: str) -> None:
                 writer.write(REQUEST)
                 await answer(reader)
                 writer.write(beginning + more * (4 * MAX_HEAD_BYTES // len(more)))
-                assert b"HTTP/1.1 431" in await asyncio.wait_for(said_before_the_end(reader), ANSWERED_S)
+                assert b"HTTP/1.1 431" in await asyncio.wait_for(
+                    said_before_the_end(reader), ANSWERED_S
+                )
             finally:
                 writer.close()
         assert (await client.get("/healthz")).status_code == 200
 
 
 async def said_before_the_end(reader: asyncio.StreamReader) -> bytes:
-    """What comes until the connection ends; a server that closes it in the middle of a request resets it."""
+    """What comes until the connection ends; a server that closes it in the middle of a request
+    resets it."""
     said = b""
     try:
         while part := await reader.read(4096):

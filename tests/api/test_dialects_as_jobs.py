@@ -24,7 +24,11 @@ _OWN = {"generation_time", "metrics", "correlation_id"}
 
 def common(body: Any) -> Any:
     """Without what is this answer's own: its times, and its name."""
-    return {name: item for name, item in body.items() if name not in _OWN} if isinstance(body, dict) else body
+    return (
+        {name: item for name, item in body.items() if name not in _OWN}
+        if isinstance(body, dict)
+        else body
+    )
 
 
 @pytest.mark.parametrize(("path", "body"), ASKED)
@@ -58,6 +62,8 @@ async def test_its_stream_can_be_read_again_from_any_frame(
 async def test_a_key_makes_it_one_request(
     client: httpx.AsyncClient, able: EchoWorker, path: str, body: dict[str, Any]
 ) -> None:
-    answers = [await client.post(path, json=body, headers={"Idempotency-Key": "k"}) for _ in range(2)]
+    answers = [
+        await client.post(path, json=body, headers={"Idempotency-Key": "k"}) for _ in range(2)
+    ]
     assert answers[0].headers["X-Job-Id"] == answers[1].headers["X-Job-Id"]
     assert common(answers[0].json()) == common(answers[1].json())

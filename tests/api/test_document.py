@@ -16,7 +16,8 @@ from tests.polling import DEADLINE_S
 
 
 async def test_others_are_answered_while_the_document_is_made(redis: Redis) -> None:
-    """Two ask for it, a third for something else: the third is first, and the document is made once."""
+    """Two ask for it, a third for something else: the third is first, and the document is made
+    once."""
     app = create_app(Settings(), Broker(redis))
     generate, others_were_answered = app.openapi, threading.Event()
     makers: list[int] = []
@@ -28,8 +29,12 @@ async def test_others_are_answered_while_the_document_is_made(redis: Redis) -> N
         return generate()
 
     app.openapi = openapi  # type: ignore[method-assign]
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as client:
-        asked = [asyncio.create_task(client.get(path)) for path in ("/openapi.json", "/openapi.json/")]
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://front"
+    ) as client:
+        asked = [
+            asyncio.create_task(client.get(path)) for path in ("/openapi.json", "/openapi.json/")
+        ]
         assert (await client.get("/healthz")).status_code == 200
         assert not any(task.done() for task in asked)
         others_were_answered.set()
@@ -45,7 +50,9 @@ async def test_others_are_answered_while_the_document_is_made(redis: Redis) -> N
 async def test_a_key_is_optional_where_a_fleet_may_be_open(
     redis: Redis, require_key: str, may_be_without: bool
 ) -> None:
-    async with in_memory(redis, require_key=require_key, api_keys="k:tenant" if require_key == "yes" else "") as client:
+    async with in_memory(
+        redis, require_key=require_key, api_keys="k:tenant" if require_key == "yes" else ""
+    ) as client:
         for _ in range(2):
             document = (await client.get("/openapi.json")).json()
             security = document["paths"]["/v1/completions"]["post"]["security"]

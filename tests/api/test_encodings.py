@@ -1,4 +1,5 @@
-"""Bodies that come compressed: what Python packs is understood, and nothing swells beyond the limit."""
+"""Bodies that come compressed: what Python packs is understood, and nothing swells beyond the
+limit."""
 
 import gzip
 import json
@@ -72,7 +73,9 @@ def test_a_cut_or_changed_body_is_refused(data: bytes, draw: st.DataObject) -> N
             decoded(broken, coding, max_bytes=10_000)
 
 
-@pytest.mark.parametrize("coding", ["br", "zstd", "compress", "gzip, br", "gzip;q=1", "gzip," * 5 + "gzip", "é"])
+@pytest.mark.parametrize(
+    "coding", ["br", "zstd", "compress", "gzip, br", "gzip;q=1", "gzip," * 5 + "gzip", "é"]
+)
 def test_another_coding_is_named(coding: str) -> None:
     with pytest.raises(UnsupportedEncoding):
         decoded(b"x", coding, max_bytes=100)
@@ -136,7 +139,9 @@ async def test_every_dialect_takes_them_and_refuses_in_its_own_shape(
     ]
     async with in_memory(redis, max_body_bytes=1000) as client:
         for content, coding, expected in tries:
-            answer = await client.post(path, content=content, headers=JSON | {"Content-Encoding": coding})
+            answer = await client.post(
+                path, content=content, headers=JSON | {"Content-Encoding": coding}
+            )
             assert answer.status_code in expected, (coding, answer.text)
             if answer.status_code >= 400:
                 assert shape_of(answer) == shape
@@ -150,9 +155,15 @@ async def test_packed_or_not_it_is_the_same_request(redis: Redis, worker: EchoWo
     """By its idempotency key, which compares bodies; two header lines are one list."""
     body = json.dumps({"prompts": ["a b"]}).encode()
     twice = gzip.compress(zlib.compress(body))
-    headers = [("Content-Encoding", "deflate"), ("Content-Encoding", "gzip"), ("Idempotency-Key", "k")]
+    headers = [
+        ("Content-Encoding", "deflate"),
+        ("Content-Encoding", "gzip"),
+        ("Idempotency-Key", "k"),
+    ]
     async with in_memory(redis) as client:
-        first = await client.post("/generate", content=body, headers=JSON | {"Idempotency-Key": "k"})
+        first = await client.post(
+            "/generate", content=body, headers=JSON | {"Idempotency-Key": "k"}
+        )
         second = await client.post("/generate", content=twice, headers=[*JSON.items(), *headers])
     assert (first.status_code, second.status_code) == (200, 200)
     assert first.headers["X-Job-Id"] == second.headers["X-Job-Id"]

@@ -1,4 +1,5 @@
-"""The table of endpoints: its rows work without HTTP, and a dialect with errors of its own is a file of rows."""
+"""The table of endpoints: its rows work without HTTP, and a dialect with errors of its own is a
+file of rows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -60,7 +61,8 @@ RESULTS: dict[str, Result] = {
 
 @pytest.mark.parametrize(("path", "fields"), BODIES)
 def test_a_row_plans_and_renders_without_a_request(path: str, fields: dict[str, Any]) -> None:
-    """From fields to tasks, and from outcomes to the endpoint's own answer: no app, no Redis, no loop."""
+    """From fields to tasks, and from outcomes to the endpoint's own answer: no app, no Redis, no
+    loop."""
     [post] = [post for post in POSTS if post.path == path]
     body = TypeAdapter(post.body_type).validate_python(fields)
     endpoint = post.endpoint_of(body)
@@ -69,7 +71,9 @@ def test_a_row_plans_and_renders_without_a_request(path: str, fields: dict[str, 
     assert len(plan.tasks) == 1
     record = RequestRecord(endpoint.name, "echo", 0, plan.n, notes=dict(plan.notes))
     made = (ArtifactRef("file-1", "text/plain", 3),)
-    outcome = Outcome((Choice("said", "stop", (5,)),), Usage(1, 1), RESULTS[endpoint.task], artifacts=made)
+    outcome = Outcome(
+        (Choice("said", "stop", (5,)),), Usage(1, 1), RESULTS[endpoint.task], artifacts=made
+    )
     whole = endpoint.render(SubmittedWork(Request("id", "tenant", ("job",)), record), [outcome])
     assert isinstance(whole, endpoint.answer)
 
@@ -112,15 +116,22 @@ def _render(work: SubmittedWork, outcomes: Sequence[Outcome]) -> OddAnswer:
 
 ODD = ErrorFormat(_odd, OddError, invalid_body=418)
 SAY = Endpoint("odd", "generate", OddRequest, OddAnswer, _plan, _render, errors=ODD)
-DIALECT = Dialect((Post("/odd/say", "say", "Say it.", (SAY,), tag="odd"),), prefix="/odd/", errors=ODD)
+DIALECT = Dialect(
+    (Post("/odd/say", "say", "Say it.", (SAY,), tag="odd"),), prefix="/odd/", errors=ODD
+)
 
 
-async def test_a_dialect_with_errors_of_its_own_is_its_rows(redis: Redis, worker: EchoWorker) -> None:
-    """What comes before its handler, in it and behind it, and paths that are not there, all speak it."""
+async def test_a_dialect_with_errors_of_its_own_is_its_rows(
+    redis: Redis, worker: EchoWorker
+) -> None:
+    """What comes before its handler, in it and behind it, and paths that are not there, all speak
+    it."""
     table = RouteTable((*PARTS, DIALECT))
     app = create_app(Settings(api_keys="k", max_body_bytes=200), Broker(redis), table=table)  # type: ignore[arg-type]
     key = {"X-API-Key": "k"}
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://front"
+    ) as client:
         answer = await client.post("/odd/say", json={"say": "a b", "temperature": 0}, headers=key)
         assert (answer.status_code, list(answer.json())) == (200, ["said"])
         asked_later = await client.get(f"/v1/jobs/{answer.headers['X-Job-Id']}", headers=key)
@@ -139,5 +150,7 @@ async def test_a_dialect_with_errors_of_its_own_is_its_rows(redis: Redis, worker
     assert [refusal.status_code for refusal in refusals] == [401, 418, 400, 404, 413, 405, 404]
     for refusal in refusals:
         assert refusal.json().keys() == {"wrong", "where"}, refusal.text
-    told = document["paths"]["/odd/say"]["post"]["responses"]["4XX"]["content"]["application/json"]["schema"]
+    told = document["paths"]["/odd/say"]["post"]["responses"]["4XX"]["content"]["application/json"][
+        "schema"
+    ]
     assert told == {"$ref": "#/components/schemas/OddError"}

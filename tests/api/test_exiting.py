@@ -17,12 +17,16 @@ LATER = {"Prefer": "respond-async"}
 async def running(client: httpx.AsyncClient, worker: EchoWorker) -> str:
     """Where to ask for a job that has begun and is held."""
     worker.gate.clear()
-    location: str = (await client.post("/generate", json={"prompts": ["a b"]}, headers=LATER)).headers["Location"]
+    location: str = (
+        await client.post("/generate", json={"prompts": ["a b"]}, headers=LATER)
+    ).headers["Location"]
     await until(lambda: len(worker.jobs) == 1, "the job runs")
     return location
 
 
-async def test_redis_hangs_while_it_is_asked_and_jobs_are_called_off(own_redis: RedisServer) -> None:
+async def test_redis_hangs_while_it_is_asked_and_jobs_are_called_off(
+    own_redis: RedisServer,
+) -> None:
     async with EchoWorker(own_redis.url) as worker, process(own_redis.url) as (front, client):
         location = await running(client, worker)
         waiting = asyncio.create_task(client.post("/generate", json={"prompts": ["c d"]}))

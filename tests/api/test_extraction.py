@@ -70,7 +70,8 @@ def test_code(solution: str, code: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["\\boxed{", "{", "the answer is ", "answer to ", "x = ", "= ", "```\n", "$", "**", "\n"]
+    "part",
+    ["\\boxed{", "{", "the answer is ", "answer to ", "x = ", "= ", "```\n", "$", "**", "\n"],
 )
 def test_long_texts_take_no_long_time(part: str) -> None:
     """What a model says is no friend: nothing here may grow with the square of it beyond reason."""
@@ -82,7 +83,8 @@ def test_long_texts_take_no_long_time(part: str) -> None:
 
 @pytest.mark.parametrize("text", ["={0}=", "= {1}a", "answer to{0}\n", "x{0}= a{0}=", "= **{0}a"])
 def test_long_runs_of_one_sign_take_no_long_time(text: str) -> None:
-    """Of computing, in proportion to the text: no sign may be given to two parts of a pattern in turn."""
+    """Of computing, in proportion to the text: no sign may be given to two parts of a pattern in
+    turn."""
     long = text.format(" " * 1200, "$" * 1200)
     started_s = time.process_time()
     answer_in(long)

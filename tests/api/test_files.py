@@ -1,4 +1,5 @@
-"""Files and artifacts over HTTP: every endpoint, every refusal, and bodies that no front ever holds as a whole."""
+"""Files and artifacts over HTTP: every endpoint, every refusal, and bodies that no front ever holds
+as a whole."""
 
 import asyncio
 import base64
@@ -41,7 +42,9 @@ async def client(redis: Redis, place: Path) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-def form(data: bytes = SMALL, name: str = "note.txt", media_type: str = "text/plain", **fields: str) -> dict[str, Any]:
+def form(
+    data: bytes = SMALL, name: str = "note.txt", media_type: str = "text/plain", **fields: str
+) -> dict[str, Any]:
     return {"files": {"file": (name, data, media_type)}, "data": {"purpose": "user_data"} | fields}
 
 
@@ -58,7 +61,9 @@ OPENAI_SHAPE = {"message", "type", "param", "code"}
 OWN_SHAPE = {"message", "field", "code"}
 
 
-def check_refused(answer: httpx.Response, status: int, code: str, words: str = "", field: str | None = None) -> None:
+def check_refused(
+    answer: httpx.Response, status: int, code: str, words: str = "", field: str | None = None
+) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
     is_openai = "/v1/files" in str(answer.request.url)
     assert shape_of(answer) == (OPENAI_SHAPE if is_openai else OWN_SHAPE)
@@ -77,7 +82,9 @@ async def in_pieces(data: bytes, size: int = 65_536) -> AsyncIterator[bytes]:
 
 
 @pytest.mark.parametrize("data", [SMALL, LARGE])
-async def test_a_file_is_kept_told_of_sent_and_deleted(client: httpx.AsyncClient, place: Path, data: bytes) -> None:
+async def test_a_file_is_kept_told_of_sent_and_deleted(
+    client: httpx.AsyncClient, place: Path, data: bytes
+) -> None:
     created = await client.post("/v1/files", **form(data))
     assert created.status_code == 200, created.text
     file = created.json()
@@ -98,7 +105,13 @@ async def test_a_file_is_kept_told_of_sent_and_deleted(client: httpx.AsyncClient
     assert (await client.get(path)).json() == file
     listed = (await client.get("/v1/files")).json()
     only = file["id"]
-    assert listed == {"object": "list", "data": [file], "first_id": only, "last_id": only, "has_more": False}
+    assert listed == {
+        "object": "list",
+        "data": [file],
+        "first_id": only,
+        "last_id": only,
+        "has_more": False,
+    }
     for where in (f"{path}/content", f"/v1/artifacts/{only}"):
         sent = await client.get(where)
         assert sent.content == data
@@ -122,9 +135,16 @@ async def test_openais_client_does_all_of_it(redis: Redis, place: Path, tmp_path
                 purpose="user_data",
                 expires_after={"anchor": "created_at", "seconds": 3600},
             )
-            assert (first.bytes, first.filename, first.purpose) == (len(LARGE), "batch.jsonl", "batch")
+            assert (first.bytes, first.filename, first.purpose) == (
+                len(LARGE),
+                "batch.jsonl",
+                "batch",
+            )
             assert second.filename == "é.txt"
-            assert second.expires_at is not None and second.expires_at - second.created_at in (3600, 3601)
+            assert second.expires_at is not None and second.expires_at - second.created_at in (
+                3600,
+                3601,
+            )
             listed = [file.id async for file in client.files.list(limit=1)]
             assert sorted(listed) == sorted([first.id, second.id])
             assert [file.id async for file in client.files.list(purpose="batch")] == [first.id]
@@ -140,16 +160,26 @@ async def test_openais_client_does_all_of_it(redis: Redis, place: Path, tmp_path
 
 
 async def test_lists_are_paged(client: httpx.AsyncClient) -> None:
-    made = [(await client.post("/v1/files", **form(f"{n}".encode()))).json()["id"] for n in range(5)]
+    made = [
+        (await client.post("/v1/files", **form(f"{n}".encode()))).json()["id"] for n in range(5)
+    ]
     first = (await client.get("/v1/files", params={"limit": 3})).json()
     assert first["has_more"] and len(first["data"]) == 3
     rest = (await client.get("/v1/files", params={"limit": 3, "after": first["last_id"]})).json()
     assert not rest["has_more"]
     ids = [file["id"] for file in first["data"] + rest["data"]]
     assert sorted(ids) == sorted(made)
-    for params, field in (({"limit": "0"}, "limit"), ({"limit": "many"}, "limit"), ({"order": "up"}, "order")):
-        check_refused(await client.get("/v1/files", params=params), 400, "invalid_request", field=field)
-    check_refused(await client.get("/v1/files", params={"after": "file-x"}), 404, "artifact_not_found")
+    for params, field in (
+        ({"limit": "0"}, "limit"),
+        ({"limit": "many"}, "limit"),
+        ({"order": "up"}, "order"),
+    ):
+        check_refused(
+            await client.get("/v1/files", params=params), 400, "invalid_request", field=field
+        )
+    check_refused(
+        await client.get("/v1/files", params={"after": "file-x"}), 404, "artifact_not_found"
+    )
 
 
 # Forms
@@ -177,48 +207,92 @@ BROKEN: list[tuple[str, str, int, str]] = [
     ("two files", FILE + FILE + PURPOSE + END, 400, "file: expected one file"),
     ("no purpose", FILE + END, 400, "purpose: this field is required"),
     ("no plain purpose", FILE + part("purpose", "A b") + END, 400, "purpose: expected up to 64"),
-    ("no bytes", part("file", "", "a.txt") + PURPOSE + END, 400, "file: expected at least one byte"),
-    ("no media type", part("file", "a", "a", "Content-Type: a b/c\r\n") + PURPOSE + END, 400, "file: expected a media"),
-    ("no name", "--b\r\nContent-Disposition: form-data\r\n\r\na\r\n" + END, 400, "a part has no name"),
+    (
+        "no bytes",
+        part("file", "", "a.txt") + PURPOSE + END,
+        400,
+        "file: expected at least one byte",
+    ),
+    (
+        "no media type",
+        part("file", "a", "a", "Content-Type: a b/c\r\n") + PURPOSE + END,
+        400,
+        "file: expected a media",
+    ),
+    (
+        "no name",
+        "--b\r\nContent-Disposition: form-data\r\n\r\na\r\n" + END,
+        400,
+        "a part has no name",
+    ),
     ("cut", FILE + PURPOSE, 400, "cut off"),
     ("no form", "what is this", 400, "not well-formed"),
     ("no time", FILE + PURPOSE + part("expires_after[seconds]", "-1") + END, 400, "expires_after"),
     ("many parts", PURPOSE * 17 + END, 413, "at most 16 parts"),
     ("a long field", part("purpose", "x" * 5000) + END, 413, "purpose: expected at most 4096"),
     ("a long head", part("file", "a", "a", LONG_LINE * 2) + END, 413, "headers of a part"),
-    ("a long line", part("file", "a", "a", f"X-Long: {'x' * 9000}\r\n") + END, 400, "not well-formed"),
+    (
+        "a long line",
+        part("file", "a", "a", f"X-Long: {'x' * 9000}\r\n") + END,
+        400,
+        "not well-formed",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("body", "status", "words"), [row[1:] for row in BROKEN], ids=[row[0] for row in BROKEN])
-async def test_a_form_that_is_none(client: httpx.AsyncClient, redis: Redis, body: str, status: int, words: str) -> None:
+@pytest.mark.parametrize(
+    ("body", "status", "words"), [row[1:] for row in BROKEN], ids=[row[0] for row in BROKEN]
+)
+async def test_a_form_that_is_none(
+    client: httpx.AsyncClient, redis: Redis, body: str, status: int, words: str
+) -> None:
     for size in (1 << 20, 7):
-        answer = await client.post("/v1/files", content=in_pieces(body.encode(), size), headers=HEAD)
+        answer = await client.post(
+            "/v1/files", content=in_pieces(body.encode(), size), headers=HEAD
+        )
         code = {400: "invalid_request", 413: "payload_too_large"}[status]
         check_refused(answer, status, code, words)
     assert await redis.zcard(keys.EXPIRING) == 0
 
 
-@pytest.mark.parametrize("media_type", ["application/json", "multipart/form-data", "multipart/mixed; boundary=b", ""])
+@pytest.mark.parametrize(
+    "media_type", ["application/json", "multipart/form-data", "multipart/mixed; boundary=b", ""]
+)
 async def test_a_body_that_is_no_form(client: httpx.AsyncClient, media_type: str) -> None:
-    answer = await client.post("/v1/files", content=FILE + END, headers={"Content-Type": media_type})
+    answer = await client.post(
+        "/v1/files", content=FILE + END, headers={"Content-Type": media_type}
+    )
     check_refused(answer, 400, "invalid_request", "multipart/form-data")
 
 
-async def test_the_purpose_may_come_last_and_others_are_passed_over(client: httpx.AsyncClient) -> None:
+async def test_the_purpose_may_come_last_and_others_are_passed_over(
+    client: httpx.AsyncClient,
+) -> None:
     body = part("other", "x") + FILE + part("purpose", "batch") + part("more", "y") + END
     for size in (1, 10, 1000):
-        answer = await client.post("/v1/files", content=in_pieces(body.encode(), size), headers=HEAD)
+        answer = await client.post(
+            "/v1/files", content=in_pieces(body.encode(), size), headers=HEAD
+        )
         assert (answer.json()["purpose"], answer.json()["bytes"]) == ("batch", 3)
         assert answer.json()["media_type"] == "application/octet-stream"
 
 
 @pytest.mark.parametrize(
     ("given", "kept"),
-    [("../../etc/passwd", "passwd"), (r"C:\x\cat.png", "cat.png"), ("a\x07b", "ab"), ("x" * 300, "x" * 255), ("", "")],
+    [
+        ("../../etc/passwd", "passwd"),
+        (r"C:\x\cat.png", "cat.png"),
+        ("a\x07b", "ab"),
+        ("x" * 300, "x" * 255),
+        ("", ""),
+    ],
 )
-async def test_names_of_files_are_names_alone(client: httpx.AsyncClient, given: str, kept: str) -> None:
-    answer = await client.post("/v1/artifacts", params={"filename": given}, content=SMALL, headers=PLAIN)
+async def test_names_of_files_are_names_alone(
+    client: httpx.AsyncClient, given: str, kept: str
+) -> None:
+    answer = await client.post(
+        "/v1/artifacts", params={"filename": given}, content=SMALL, headers=PLAIN
+    )
     assert answer.json()["filename"] == kept
 
 
@@ -229,9 +303,15 @@ async def test_names_of_files_are_names_alone(client: httpx.AsyncClient, given: 
 async def test_bytes_in_bytes_out(client: httpx.AsyncClient, data: bytes) -> None:
     query = {"filename": "a.webp", "purpose": "vision"}
     head = {"Content-Type": "Image/WebP; q=1"}
-    created = await client.post("/v1/artifacts", params=query, content=in_pieces(data), headers=head)
+    created = await client.post(
+        "/v1/artifacts", params=query, content=in_pieces(data), headers=head
+    )
     told = created.json()
-    assert (told["media_type"], told["filename"], told["purpose"]) == ("image/webp", "a.webp", "vision")
+    assert (told["media_type"], told["filename"], told["purpose"]) == (
+        "image/webp",
+        "a.webp",
+        "vision",
+    )
     sent = await client.get(f"/v1/artifacts/{told['id']}")
     assert (sent.content, sent.headers["Content-Type"]) == (data, "image/webp")
     assert (await client.get(f"/v1/files/{told['id']}")).json() == told
@@ -267,7 +347,12 @@ async def test_bytes_in_json(client: httpx.AsyncClient) -> None:
 )
 async def test_json_that_has_no_bytes(client: httpx.AsyncClient, body: bytes, words: str) -> None:
     head = {"Content-Type": "application/json"}
-    check_refused(await client.post("/v1/artifacts", content=body, headers=head), 400, "invalid_request", words)
+    check_refused(
+        await client.post("/v1/artifacts", content=body, headers=head),
+        400,
+        "invalid_request",
+        words,
+    )
 
 
 @pytest.mark.parametrize(
@@ -292,19 +377,33 @@ async def test_a_type_that_is_none(client: httpx.AsyncClient, media_type: str, w
 @pytest.mark.parametrize(
     ("media_type", "kind"),
     [
-        *((name, "inline") for name in ("image/png", "audio/wav", "video/mp4", "text/plain; charset=utf-8")),
-        *((name, "attachment") for name in ("text/html", "image/svg+xml", "application/xml", "text/xml")),
-        *((name, "attachment") for name in ("application/xhtml+xml", "text/javascript", "application/pdf", "a/b")),
+        *(
+            (name, "inline")
+            for name in ("image/png", "audio/wav", "video/mp4", "text/plain; charset=utf-8")
+        ),
+        *(
+            (name, "attachment")
+            for name in ("text/html", "image/svg+xml", "application/xml", "text/xml")
+        ),
+        *(
+            (name, "attachment")
+            for name in ("application/xhtml+xml", "text/javascript", "application/pdf", "a/b")
+        ),
     ],
 )
-async def test_what_could_run_is_not_shown(client: httpx.AsyncClient, media_type: str, kind: str) -> None:
+async def test_what_could_run_is_not_shown(
+    client: httpx.AsyncClient, media_type: str, kind: str
+) -> None:
     query = {"filename": 'a"; b é.html'}
     head = {"Content-Type": media_type}
     told = (await client.post("/v1/artifacts", params=query, content=SMALL, headers=head)).json()
     for path in (f"/v1/artifacts/{told['id']}", f"/v1/files/{told['id']}/content"):
         sent = await client.get(path)
         assert sent.headers["Content-Type"] == media_type
-        assert sent.headers["Content-Disposition"] == f"{kind}; filename*=UTF-8''a%22%3B%20b%20%C3%A9.html"
+        assert (
+            sent.headers["Content-Disposition"]
+            == f"{kind}; filename*=UTF-8''a%22%3B%20b%20%C3%A9.html"
+        )
         assert sent.headers["X-Content-Type-Options"] == "nosniff"
         assert sent.headers["Content-Security-Policy"] == "sandbox; default-src 'none'"
 
@@ -317,7 +416,12 @@ async def test_parts(client: httpx.AsyncClient, data: bytes) -> None:
     told = (await client.post("/v1/artifacts", content=data, headers=PLAIN)).json()
     size = len(data)
     etag = f'"{told["digest"]}"'
-    parts = [("bytes=0-0", 0, 1), ("bytes=3-7", 3, 8), ("bytes=5-", 5, size), ("bytes=-4", size - 4, size)]
+    parts = [
+        ("bytes=0-0", 0, 1),
+        ("bytes=3-7", 3, 8),
+        ("bytes=5-", 5, size),
+        ("bytes=-4", size - 4, size),
+    ]
     parts += [("bytes=0-999999999", 0, size), ("bytes=-999999999", 0, size)]
     for path in (f"/v1/artifacts/{told['id']}", f"/v1/files/{told['id']}/content"):
         for asked, start, stop in parts:
@@ -348,7 +452,9 @@ async def test_who_has_it_is_told_so(client: httpx.AsyncClient) -> None:
     assert (await client.get(path, headers={"If-None-Match": '"x"'})).status_code == 200
 
 
-async def test_head_reads_no_byte(redis: Redis, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_head_reads_no_byte(
+    redis: Redis, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Over a connection, where a length that is not kept would be noticed."""
     async with live(redis, artifact_url=str(place)) as (client, _):
         told = (await client.post("/v1/artifacts", content=LARGE, headers=PLAIN)).json()
@@ -363,7 +469,13 @@ async def test_head_reads_no_byte(redis: Redis, place: Path, monkeypatch: pytest
         for asked, expected in (({}, got), ({"Range": "bytes=0-9"}, part)):
             head = await client.head(path, headers=asked)
             assert (head.status_code, head.content) == (expected.status_code, b"")
-            for name in ("content-length", "content-type", "etag", "accept-ranges", "content-disposition"):
+            for name in (
+                "content-length",
+                "content-type",
+                "etag",
+                "accept-ranges",
+                "content-disposition",
+            ):
                 assert head.headers[name] == expected.headers[name]
         assert (await client.get("/healthz")).status_code == 200
 
@@ -412,7 +524,9 @@ async def test_rates_count_uploads(redis: Redis) -> None:
 async def test_a_front_that_goes_takes_no_uploads(redis: Redis) -> None:
     async with live(redis) as (client, front):
         front.draining.set()
-        check_refused(await client.post("/v1/artifacts", content=SMALL, headers=PLAIN), 503, "draining")
+        check_refused(
+            await client.post("/v1/artifacts", content=SMALL, headers=PLAIN), 503, "draining"
+        )
 
 
 # Limits
@@ -420,7 +534,8 @@ async def test_a_front_that_goes_takes_no_uploads(redis: Redis) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/files", "/v1/artifacts"])
 async def test_a_body_over_the_cap(redis: Redis, place: Path, path: str) -> None:
-    """Announced it is refused before a byte of it is read; in chunks as soon as so much has come."""
+    """Announced it is refused before a byte of it is read; in chunks as soon as so much has
+    come."""
     head = HEAD if path == "/v1/files" else PLAIN
     sent = 0
 
@@ -433,7 +548,9 @@ async def test_a_body_over_the_cap(redis: Redis, place: Path, path: str) -> None
             yield bytes(65_536)
 
     async with in_memory(redis, artifact_url=str(place), max_upload_bytes=MIB) as client:
-        announced = await client.post(path, content=endless(), headers=head | {"Content-Length": str(MIB + 1)})
+        announced = await client.post(
+            path, content=endless(), headers=head | {"Content-Length": str(MIB + 1)}
+        )
         check_refused(announced, 413, "payload_too_large", f"at most {MIB} bytes")
         assert sent == 0
         chunked = await client.post(path, content=endless(), headers=head)
@@ -441,10 +558,14 @@ async def test_a_body_over_the_cap(redis: Redis, place: Path, path: str) -> None
         assert sent <= MIB + 65_536
         assert files_in(place) == []
         assert await redis.zcard(keys.LOOSE) == 0
-        assert (await client.post(path, **(form() if head == HEAD else {"content": SMALL}))).status_code == 200
+        assert (
+            await client.post(path, **(form() if head == HEAD else {"content": SMALL}))
+        ).status_code == 200
 
 
-async def test_who_is_refused_on_the_way_hears_of_it_over_a_connection(redis: Redis, place: Path) -> None:
+async def test_who_is_refused_on_the_way_hears_of_it_over_a_connection(
+    redis: Redis, place: Path
+) -> None:
     async with live(redis, artifact_url=str(place), max_upload_bytes=MIB) as (client, _):
         for content in (in_pieces(LARGE * 4), bytes(2 * MIB)):
             answer = await client.post("/v1/artifacts", content=content, headers=PLAIN)
@@ -458,7 +579,9 @@ async def test_json_is_read_whole_and_so_has_the_cap_of_other_bodies(redis: Redi
         body = {"data": base64.b64encode(bytes(1000)).decode()}
         answer = await client.post("/v1/artifacts", json=body)
         check_refused(answer, 413, "payload_too_large", "send the bytes as they are")
-        assert (await client.post("/v1/artifacts", content=bytes(2000), headers=PLAIN)).status_code == 200
+        assert (
+            await client.post("/v1/artifacts", content=bytes(2000), headers=PLAIN)
+        ).status_code == 200
 
 
 async def test_without_a_place_large_ones_are_refused(redis: Redis) -> None:
@@ -466,7 +589,9 @@ async def test_without_a_place_large_ones_are_refused(redis: Redis) -> None:
         head = {"Content-Type": "image/png"}
         answer = await client.post("/v1/artifacts", content=bytes(IN_REDIS_BYTES + 1), headers=head)
         check_refused(answer, 413, "payload_too_large", "--artifact-url")
-        assert (await client.post("/v1/artifacts", content=bytes(IN_REDIS_BYTES), headers=head)).status_code == 200
+        assert (
+            await client.post("/v1/artifacts", content=bytes(IN_REDIS_BYTES), headers=head)
+        ).status_code == 200
 
 
 async def test_a_full_quota_says_what_helps(redis: Redis, place: Path) -> None:
@@ -474,7 +599,9 @@ async def test_a_full_quota_says_what_helps(redis: Redis, place: Path) -> None:
         told = (await client.post("/v1/files", **form(LARGE[:MIB]))).json()
         for asked in (form(SMALL), form(LARGE)):
             refused = await client.post("/v1/files", **asked)
-            check_refused(refused, 413, "storage_quota_exceeded", "Delete some, or wait until some expire")
+            check_refused(
+                refused, 413, "storage_quota_exceeded", "Delete some, or wait until some expire"
+            )
         assert (await client.post("/v1/files", **form(LARGE[:MIB]))).json()["id"] == told["id"]
         await client.delete(f"/v1/files/{told['id']}")
         assert (await client.post("/v1/files", **form(SMALL))).status_code == 200
@@ -483,7 +610,9 @@ async def test_a_full_quota_says_what_helps(redis: Redis, place: Path) -> None:
 
 async def test_codings_are_not_undone(client: httpx.AsyncClient) -> None:
     for path in ("/v1/files", "/v1/artifacts"):
-        answer = await client.post(path, content=SMALL, headers=PLAIN | {"Content-Encoding": "gzip"})
+        answer = await client.post(
+            path, content=SMALL, headers=PLAIN | {"Content-Encoding": "gzip"}
+        )
         check_refused(answer, 415, "unsupported_encoding", "Content-Encoding")
 
 
@@ -505,7 +634,9 @@ async def test_memory_does_not_grow_with_an_upload(redis: Redis, place: Path, pa
 
     async with live(redis, artifact_url=str(place)) as (client, _):
         head = HEAD if path == "/v1/files" else {"Content-Type": "video/mp4"}
-        assert (await client.post("/v1/artifacts", content=bytes(MIB), headers=PLAIN)).status_code == 200
+        assert (
+            await client.post("/v1/artifacts", content=bytes(MIB), headers=PLAIN)
+        ).status_code == 200
         tracemalloc.start()
         try:
             told = (await client.post(path, content=body(), headers=head)).json()
@@ -531,10 +662,14 @@ async def test_one_key_is_one_upload(client: httpx.AsyncClient) -> None:
     assert first.status_code == again.status_code == 200
     assert first.json()["id"] == again.json()["id"]
     for asked in (form(SMALL), form(LARGE, name="other.txt"), form(LARGE + b"x")):
-        check_refused(await client.post("/v1/files", **asked, headers=key), 409, "idempotency_conflict")
+        check_refused(
+            await client.post("/v1/files", **asked, headers=key), 409, "idempotency_conflict"
+        )
     raw = await client.post("/v1/artifacts", content=SMALL, headers=PLAIN | key)
     check_refused(raw, 409, "idempotency_conflict", field="Idempotency-Key")
-    wrong = await client.post("/v1/artifacts", content=SMALL, headers=PLAIN | {"Idempotency-Key": "x" * 256})
+    wrong = await client.post(
+        "/v1/artifacts", content=SMALL, headers=PLAIN | {"Idempotency-Key": "x" * 256}
+    )
     check_refused(wrong, 400, "invalid_request", "Idempotency-Key")
 
 
@@ -561,8 +696,12 @@ async def test_terms_are_found_in_text_wherever_it_is_cut(
 ) -> None:
     (tmp_path / "terms").write_text(TERMS)
     terms = str(tmp_path / "terms")
-    async with in_memory(redis, artifact_url=str(place), prohibited_terms=terms, log_bodies=True) as client:
-        raw = await client.post("/v1/artifacts", content=in_pieces(data), headers={"Content-Type": media_type})
+    async with in_memory(
+        redis, artifact_url=str(place), prohibited_terms=terms, log_bodies=True
+    ) as client:
+        raw = await client.post(
+            "/v1/artifacts", content=in_pieces(data), headers={"Content-Type": media_type}
+        )
         sent = await client.post("/v1/files", **form(data, media_type=media_type))
         for answer in (raw, sent):
             if is_refused:
@@ -573,24 +712,34 @@ async def test_terms_are_found_in_text_wherever_it_is_cut(
         check_refused(named, 400, "content_filter", field="filename")
         inline = {"data": base64.b64encode(data).decode(), "media_type": media_type}
         if len(data) < MIB // 2:
-            assert (await client.post("/v1/artifacts", json=inline)).status_code == (400 if is_refused else 200)
+            assert (await client.post("/v1/artifacts", json=inline)).status_code == (
+                400 if is_refused else 200
+            )
     assert (files_in(place) == []) or not is_refused
 
 
-async def test_the_log_has_sizes_and_no_bytes(redis: Redis, place: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_log_has_sizes_and_no_bytes(
+    redis: Redis, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     async with in_memory(redis, artifact_url=str(place), log_bodies=True) as client:
         head = {"Content-Type": "image/png"}
         told = (await client.post("/v1/artifacts", content=b"secret bytes", headers=head)).json()
         await client.get(f"/v1/artifacts/{told['id']}")
     created, sent = fields_of(caplog, "request")
-    assert (created["route"], created["upload_bytes"], created["tenant"]) == ("/v1/artifacts", 12, "public")
+    assert (created["route"], created["upload_bytes"], created["tenant"]) == (
+        "/v1/artifacts",
+        12,
+        "public",
+    )
     assert (sent["route"], sent["status"]) == ("/v1/artifacts/{id}", 200)
     assert "secret" not in caplog.text
     assert "Processing request: an upload of 12 bytes" in caplog.text
 
 
-async def test_who_hangs_up_leaves_nothing(redis: Redis, place: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_who_hangs_up_leaves_nothing(
+    redis: Redis, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     async with live(redis, artifact_url=str(place)) as (client, _):
         begun = asyncio.Event()
@@ -629,11 +778,15 @@ async def test_a_key_that_is_revoked_while_bytes_come_keeps_nothing(
 
     async with in_memory(redis, artifact_url=str(place)) as client:
         head = PLAIN | {"Authorization": f"Bearer {key}"}
-        check_refused(await client.post("/v1/artifacts", content=body(), headers=head), 401, "invalid_api_key")
+        check_refused(
+            await client.post("/v1/artifacts", content=body(), headers=head), 401, "invalid_api_key"
+        )
     assert files_in(place) == []
 
 
-async def test_storage_that_breaks_is_a_503(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_storage_that_breaks_is_a_503(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def broken(*_: object, **__: object) -> None:
         raise StorageUnavailable("full", retry_after_s=5)
 
@@ -657,7 +810,9 @@ async def test_a_redis_that_is_away_is_a_503(redis_server: Any) -> None:
 
 async def test_the_document_tells_of_forms_and_bytes(client: httpx.AsyncClient) -> None:
     paths = (await client.get("/openapi.json")).json()["paths"]
-    form_of_file = paths["/v1/files"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    form_of_file = paths["/v1/files"]["post"]["requestBody"]["content"]["multipart/form-data"][
+        "schema"
+    ]
     assert set(form_of_file["properties"]) == set(form_of_file["required"]) == {"file", "purpose"}
     taken = set(paths["/v1/artifacts"]["post"]["requestBody"]["content"])
     assert taken == {"application/json", "application/octet-stream"}

@@ -42,7 +42,9 @@ async def test_it_stays_for_a_request_that_was_let_in_and_is_not_queued_yet(redi
         await asyncio.wait_for(finishing, DEADLINE_S)
 
 
-async def test_it_stays_for_jobs_that_another_front_took(redis: Redis, redis_url: str, worker: EchoWorker) -> None:
+async def test_it_stays_for_jobs_that_another_front_took(
+    redis: Redis, redis_url: str, worker: EchoWorker
+) -> None:
     """That front may have crashed: nobody follows them, but they were accepted."""
     worker.gate.clear()
     other = connect(redis_url)
@@ -80,7 +82,9 @@ async def test_what_is_open_at_the_end_of_the_time_ends_once_whoever_took_it(
     await other.aclose()
 
 
-async def test_it_does_not_wait_for_a_redis_that_stays_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_does_not_wait_for_a_redis_that_stays_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(final_drain, "_REDIS_AWAY_S", 0.2)
     server = start_redis(tmp_path)
     redis = connect(server.url)

@@ -31,7 +31,9 @@ async def test_it_is_what_the_tools_read(redis: Redis) -> None:
     assert told.models[0].waiting == 2
     assert told.workers == read.workers
     for one, other in zip(told.models, read.models, strict=True):
-        assert msgspec.structs.replace(one, classes={}) == msgspec.structs.replace(other, classes={})
+        assert msgspec.structs.replace(one, classes={}) == msgspec.structs.replace(
+            other, classes={}
+        )
         assert {name: line.waiting for name, line in one.classes.items()} == {
             name: line.waiting for name, line in other.classes.items()
         }

@@ -1,4 +1,5 @@
-"""Several who follow one run: it ends for want of a follower when the last one has left, and not before."""
+"""Several who follow one run: it ends for want of a follower when the last one has left, and not
+before."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -22,7 +23,9 @@ KEY = {"Idempotency-Key": "k"}
 
 
 @pytest.fixture
-async def fronts(redis: Redis, redis_url: str) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient]]:
+async def fronts(
+    redis: Redis, redis_url: str
+) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient]]:
     """Two, each with connections of its own."""
     other = connect(redis_url)
     async with live(redis) as (one, _), live(other) as (two, _):
@@ -76,7 +79,9 @@ async def test_a_sync_caller_keeps_its_answer_when_a_reader_leaves(
     asking = asyncio.create_task(one.post("/v1/completions", json={"prompt": "a b c"}))
     await until(lambda: has_followers(redis, 1), "it is taken")
     [name] = await redis.keys("aios:{00}:request:*")
-    answer = await two.send(two.build_request("GET", f"/v1/jobs/{name.decode()[-34:]}/events"), stream=True)
+    answer = await two.send(
+        two.build_request("GET", f"/v1/jobs/{name.decode()[-34:]}/events"), stream=True
+    )
     await until(lambda: has_followers(redis, 2), "both follow")
     await answer.aclose()
     await until(lambda: has_followers(redis, 1), "the reader has left")
@@ -85,7 +90,9 @@ async def test_a_sync_caller_keeps_its_answer_when_a_reader_leaves(
 
 
 @pytest.mark.parametrize("headers", [{"Prefer": "respond-async"}, {"Prefer": "wait=1"}])
-async def test_who_asks_again_later_does_not_follow(redis: Redis, worker: EchoWorker, headers: dict[str, str]) -> None:
+async def test_who_asks_again_later_does_not_follow(
+    redis: Redis, worker: EchoWorker, headers: dict[str, str]
+) -> None:
     """It was told where to ask, so it is not the one to keep the run alive."""
     worker.gate.clear()
     body = {"prompt": "a b c"}
@@ -99,8 +106,11 @@ async def test_who_asks_again_later_does_not_follow(redis: Redis, worker: EchoWo
         await until(lambda: is_state(redis, "cancelled"), "the last has left")
 
 
-async def test_a_killed_front_leaves_a_run_that_goes_on(redis: Redis, redis_url: str, worker: EchoWorker) -> None:
-    """Its follower is never struck off: who goes on at another front and leaves ends nothing, and the run is done."""
+async def test_a_killed_front_leaves_a_run_that_goes_on(
+    redis: Redis, redis_url: str, worker: EchoWorker
+) -> None:
+    """Its follower is never struck off: who goes on at another front and leaves ends nothing, and
+    the run is done."""
     worker.gate.clear()
     async with live(redis) as (two, _):
         async with process(redis_url) as (front, one):

@@ -22,7 +22,9 @@ async def test_listeners_that_come_at_once_share_one_connection(redis: Redis) ->
             await redis.publish(name, name)
             return await inbox.get()
 
-    async with asyncio.timeout(DEADLINE_S):  # less than the wait for a confirmation that never comes
+    async with asyncio.timeout(
+        DEADLINE_S
+    ):  # less than the wait for a confirmation that never comes
         heard = await asyncio.gather(*map(hear, names))
     assert heard == [name.encode() for name in names]
     assert len(await redis.client_list(_type="pubsub")) <= 1
@@ -48,7 +50,9 @@ async def test_a_listener_that_is_cancelled_leaves_no_subscription(redis: Redis)
     await subscriptions.close()
 
 
-async def test_a_request_survives_the_loss_of_all_connections(redis: Redis, worker: EchoWorker) -> None:
+async def test_a_request_survives_the_loss_of_all_connections(
+    redis: Redis, worker: EchoWorker
+) -> None:
     worker.gate.clear()
     async with in_memory(redis) as client:
         asking = asyncio.create_task(client.post("/v1/completions", json={"prompt": TEXT}))

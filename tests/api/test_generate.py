@@ -15,7 +15,9 @@ def task_of(worker: EchoWorker, number: int = 0) -> Generate:
     return task
 
 
-async def test_completions_come_in_the_order_of_the_prompts(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+async def test_completions_come_in_the_order_of_the_prompts(
+    client: httpx.AsyncClient, worker: EchoWorker
+) -> None:
     prompts = [f"prompt number {number}" for number in range(20)]
     answer = await client.post("/generate", json={"prompts": prompts})
     assert answer.status_code == 200
@@ -29,12 +31,18 @@ async def test_defaults_of_shape_a(client: httpx.AsyncClient, worker: EchoWorker
     answer = await client.post("/generate", json={"prompts": ["a b"], "unknown": 1, "stop": None})
     assert "X-Effective-Max-Tokens" not in answer.headers
     task = task_of(worker)
-    assert (task.sampling.max_tokens, task.sampling.temperature, task.sampling.top_p) == (128, 0.7, 1.0)
+    assert (task.sampling.max_tokens, task.sampling.temperature, task.sampling.top_p) == (
+        128,
+        0.7,
+        1.0,
+    )
     assert (task.sampling.stop, task.condition) == ((), None)
     assert worker.jobs[0].request_id == answer.headers["X-Request-Id"]
 
 
-async def test_everything_given_reaches_the_worker(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+async def test_everything_given_reaches_the_worker(
+    client: httpx.AsyncClient, worker: EchoWorker
+) -> None:
     body = {
         "prompts": ["a", "b"],
         "max_tokens": 3,
@@ -48,11 +56,18 @@ async def test_everything_given_reaches_the_worker(client: httpx.AsyncClient, wo
     assert (await client.post("/generate", json=body)).status_code == 200
     for number in (0, 1):
         sampling = task_of(worker, number).sampling
-        assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.seed) == (3, 0.0, 0.5, 7)
+        assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.seed) == (
+            3,
+            0.0,
+            0.5,
+            7,
+        )
         assert (sampling.stop, task_of(worker, number).condition) == (("X",), "cot")
 
 
-async def test_a_missing_seed_is_drawn_for_each_prompt(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+async def test_a_missing_seed_is_drawn_for_each_prompt(
+    client: httpx.AsyncClient, worker: EchoWorker
+) -> None:
     await client.post("/generate", json={"prompts": ["a", "a"]})
     seeds = {task_of(worker, number).sampling.seed for number in (0, 1)}
     assert len(seeds) == 2
@@ -60,26 +75,36 @@ async def test_a_missing_seed_is_drawn_for_each_prompt(client: httpx.AsyncClient
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/generate_stream"])
-async def test_a_fleet_may_have_a_seed_for_requests_that_name_none(path: str, redis: Redis, worker: EchoWorker) -> None:
+async def test_a_fleet_may_have_a_seed_for_requests_that_name_none(
+    path: str, redis: Redis, worker: EchoWorker
+) -> None:
     body = {"prompts": ["a"]} if path == "/generate" else {"prompt": "a"}
     if path == "/generate_stream":
         body = {"inputs": "a", "parameters": {"do_sample": True}}  # type: ignore[dict-item]
     async with in_memory(redis, seed=41) as client:
         for _ in range(2):
             assert (await client.post(path, json=body)).status_code == 200
-        own = {"parameters": {"do_sample": True, "seed": 5}} if path == "/generate_stream" else {"seed": 5}
+        own = (
+            {"parameters": {"do_sample": True, "seed": 5}}
+            if path == "/generate_stream"
+            else {"seed": 5}
+        )
         assert (await client.post(path, json=body | own)).status_code == 200
     assert [task_of(worker, number).sampling.seed for number in range(3)] == [41, 41, 5]
 
 
-async def test_an_explicit_max_tokens_over_the_cap_is_clamped(redis: Redis, worker: EchoWorker) -> None:
+async def test_an_explicit_max_tokens_over_the_cap_is_clamped(
+    redis: Redis, worker: EchoWorker
+) -> None:
     async with in_memory(redis, max_new_tokens=2) as client:
         answer = await client.post("/generate", json={"prompts": ["a b c"], "max_tokens": 10})
     assert answer.json()["completions"] == ["a b "]
     assert answer.headers["X-Effective-Max-Tokens"] == "2"
 
 
-async def test_an_explicit_max_tokens_over_the_cap_is_refused_by_policy(redis: Redis, worker: EchoWorker) -> None:
+async def test_an_explicit_max_tokens_over_the_cap_is_refused_by_policy(
+    redis: Redis, worker: EchoWorker
+) -> None:
     async with in_memory(redis, max_new_tokens=2, cap_policy="reject") as client:
         answer = await client.post("/generate", json={"prompts": ["a b c"], "max_new_tokens": 10})
         default = await client.post("/generate", json={"prompts": ["a b c"]})

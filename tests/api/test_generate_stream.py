@@ -36,10 +36,14 @@ async def test_the_whole_answer_has_the_choices_of_each_prompt_together(
     assert answer.json()["completions"] == ["a b", "b", "c d", "d"]
 
 
-async def test_a_reader_goes_on_behind_any_frame(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+async def test_a_reader_goes_on_behind_any_frame(
+    client: httpx.AsyncClient, worker: EchoWorker
+) -> None:
     whole = frames(await client.post(PATH, json={"prompts": ["a b c"]}))
     for at, frame in enumerate(whole[:-1]):
-        rest = await client.post(PATH, json={"prompts": ["a b c"]}, headers={"Last-Event-ID": frame.id})
+        rest = await client.post(
+            PATH, json={"prompts": ["a b c"]}, headers={"Last-Event-ID": frame.id}
+        )
         assert [other.data for other in frames(rest)] == [other.data for other in whole[at + 1 :]]
 
 
@@ -50,15 +54,22 @@ async def test_a_failure_in_the_middle_is_the_last_frame(redis: Redis, worker: E
         client.stream("POST", PATH, json={"prompts": ["a b"]}) as answer,
     ):
         coming = read(answer.aiter_lines())
-        assert [(await anext(coming)).json["text"], (await anext(coming)).json["text"]] == ["", "a "]
+        assert [(await anext(coming)).json["text"], (await anext(coming)).json["text"]] == [
+            "",
+            "a ",
+        ]
         await front.submissions.end([worker.jobs[0].id], Failed("worker_failed", "It broke."))
         rest = [frame async for frame in coming]
-    assert rest[0].json == {"error": {"code": "worker_failed", "message": "It broke.", "field": None}}
+    assert rest[0].json == {
+        "error": {"code": "worker_failed", "message": "It broke.", "field": None}
+    }
     assert rest[1].data == "[DONE]"
 
 
 @pytest.mark.parametrize("body", [{"prompts": ["a b"]}, {"inputs": "a b"}])
-async def test_who_hangs_up_cancels(redis: Redis, worker: EchoWorker, body: dict[str, object]) -> None:
+async def test_who_hangs_up_cancels(
+    redis: Redis, worker: EchoWorker, body: dict[str, object]
+) -> None:
     worker.gate.clear()
     async with live(redis) as (client, _):
         async with client.stream("POST", PATH, json=body) as answer:
@@ -67,7 +78,11 @@ async def test_who_hangs_up_cancels(redis: Redis, worker: EchoWorker, body: dict
 
 
 async def test_what_is_wrong_with_a_body(client: httpx.AsyncClient, worker: EchoWorker) -> None:
-    for body, named in (({"prompts": ["a"], "n": 17}, "n"), ({"prompts": ["a"] * 9, "n": 8}, "n"), ({}, "prompts")):
+    for body, named in (
+        ({"prompts": ["a"], "n": 17}, "n"),
+        ({"prompts": ["a"] * 9, "n": 8}, "n"),
+        ({}, "prompts"),
+    ):
         answer = await client.post(PATH, json=body)
         assert (answer.status_code, answer.json()["error"]["field"]) == (400, named)
     assert worker.jobs == []

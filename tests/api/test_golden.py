@@ -1,4 +1,5 @@
-"""Each dialect to the letter: requests and their answers as its specification has them, for whatever creates work."""
+"""Each dialect to the letter: requests and their answers as its specification has them, for
+whatever creates work."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,7 +24,8 @@ OPENAI_TYPES: dict[tuple[str, str], type[BaseModel]] = {
     ("/v1/chat/completions", JSON): ChatCompletion,
     ("/v1/chat/completions", EVENTS): ChatCompletionChunk,
 }
-"""Where the official types are as the wire is; in a completion's chunks they forbid the null that OpenAI sends."""
+"""Where the official types are as the wire is; in a completion's chunks they forbid the null that
+OpenAI sends."""
 
 
 @pytest.fixture(scope="module")
@@ -40,18 +42,25 @@ def test_a_request_and_its_answer(fleet: JobSnapshot, pair: Pair) -> None:
     assert told(answer) == pair.expected
     kind = OPENAI_TYPES.get((pair.path, pair.media_type))
     if kind is not None and answer.status_code == 200:
-        payloads = [answer.json()] if pair.media_type == JSON else [frame.json for frame in frames(answer)[:-1]]
+        payloads = (
+            [answer.json()]
+            if pair.media_type == JSON
+            else [frame.json for frame in frames(answer)[:-1]]
+        )
         for payload in payloads:
             kind.model_validate(payload, strict=True)
 
 
 def test_every_form_of_every_answer_has_a_pair(fleet: JobSnapshot) -> None:
-    """By the app's own route table, and by what its document says each route sends: JSON, events, bare text."""
+    """By the app's own route table, and by what its document says each route sends: JSON, events,
+    bare text."""
     document = fleet.request("GET", "/openapi.json").json()
     found = {(pair.path, pair.media_type) for pair in PAIRS if pair.status == 200}
     for route in creating():
         promised = document["paths"][route.path]["post"]["responses"]["200"]["content"]
-        assert {(route.path, form) for form in promised} <= found, "a form of an answer without a golden pair"
+        assert {(route.path, form) for form in promised} <= found, (
+            "a form of an answer without a golden pair"
+        )
 
 
 def test_every_shape_and_task_has_a_pair() -> None:

@@ -10,7 +10,10 @@ async def test_without_a_worker(redis: Redis) -> None:
     async with in_memory(redis) as client:
         health, ready = await client.get("/healthz"), await client.get("/readyz")
     assert (health.status_code, health.json()) == (200, {"status": "ok", "ready": False})
-    assert (ready.status_code, ready.json()) == (503, {"status": "not ready", "reason": "no worker is ready"})
+    assert (ready.status_code, ready.json()) == (
+        503,
+        {"status": "not ready", "reason": "no worker is ready"},
+    )
 
 
 async def test_with_a_worker(redis: Redis, worker: EchoWorker) -> None:

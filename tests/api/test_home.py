@@ -1,4 +1,5 @@
-"""`GET /`: a page that a browser shows by itself, the same as JSON; names are escaped, links lead somewhere."""
+"""`GET /`: a page that a browser shows by itself, the same as JSON; names are escaped, links lead
+somewhere."""
 
 import json
 import shlex
@@ -37,7 +38,9 @@ class Page(HTMLParser):
             self.open.append(tag)
         given = dict(attrs)
         self.links += [given["href"] or ""] if tag == "a" else []
-        self.sources += [name for name in given if name in ("src", "srcset") or name.startswith("on")]
+        self.sources += [
+            name for name in given if name in ("src", "srcset") or name.startswith("on")
+        ]
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag, "elements are nested as they should be"
@@ -71,14 +74,18 @@ def test_who_wants_a_page(accept: str, expected: bool) -> None:
     assert wants_html(accept) is expected
 
 
-async def test_a_browser_gets_a_page_and_curl_the_same_as_json(redis: Redis, worker: EchoWorker) -> None:
+async def test_a_browser_gets_a_page_and_curl_the_same_as_json(
+    redis: Redis, worker: EchoWorker
+) -> None:
     async with in_memory(redis) as client:
         shown, told = await client.get("/", headers=BROWSER), await client.get("/", headers=CURL)
         assert shown.headers["content-type"] == "text/html; charset=utf-8"
         assert told.headers["content-type"] == "application/json"
         page, body = Page(shown.text), told.json()
         assert (page.open, page.sources) == ([], [])
-        assert not {"script", "link", "img", "iframe", "form"} & set(page.tags), "nothing is fetched from elsewhere"
+        assert not {"script", "link", "img", "iframe", "form"} & set(page.tags), (
+            "nothing is fetched from elsewhere"
+        )
         assert "default-src 'none'" in shown.headers["content-security-policy"]
         assert (body["status"], body["needs_key"], [model["id"] for model in body["models"]]) == (
             "ready",
@@ -91,7 +98,10 @@ async def test_a_browser_gets_a_page_and_curl_the_same_as_json(redis: Redis, wor
         for link in page.links:
             assert (await client.get(link)).status_code == 200
         for answer in (shown, told):
-            assert (answer.headers["vary"], answer.headers["cache-control"]) == ("Accept", "no-store")
+            assert (answer.headers["vary"], answer.headers["cache-control"]) == (
+                "Accept",
+                "no-store",
+            )
 
 
 async def run(client: httpx.AsyncClient, command: str) -> httpx.Response:
@@ -106,11 +116,15 @@ async def run(client: httpx.AsyncClient, command: str) -> httpx.Response:
         else:
             assert flag == "-d"
             body = value
-    return await client.request("GET" if body is None else "POST", words[1], headers=headers, content=body)
+    return await client.request(
+        "GET" if body is None else "POST", words[1], headers=headers, content=body
+    )
 
 
 @pytest.mark.parametrize("root", [None, "/hrm"])
-async def test_the_example_does_what_it_says(redis: Redis, worker: EchoWorker, root: str | None) -> None:
+async def test_the_example_does_what_it_says(
+    redis: Redis, worker: EchoWorker, root: str | None
+) -> None:
     async with in_memory(redis, root_path=root) as client:
         body = (await client.get("/")).json()
         answer = await run(client, body["example"])
@@ -121,19 +135,28 @@ async def test_the_example_does_what_it_says(redis: Redis, worker: EchoWorker, r
 
 @pytest.mark.parametrize(
     ("tasks", "path"),
-    [(("solve",), "/v1/puzzles/solve"), (("embed",), "/v1/embeddings"), (("classify",), "/v1/models")],
+    [
+        (("solve",), "/v1/puzzles/solve"),
+        (("embed",), "/v1/embeddings"),
+        (("classify",), "/v1/models"),
+    ],
 )
-async def test_the_example_asks_for_what_there_is(redis: Redis, tasks: tuple[str, ...], path: str) -> None:
+async def test_the_example_asks_for_what_there_is(
+    redis: Redis, tasks: tuple[str, ...], path: str
+) -> None:
     await announce(redis, "only", tasks=tasks)
     async with in_memory(redis) as client:
         example = (await client.get("/")).json()["example"]
         assert shlex.split(example)[1] == f"http://front{path}"
-        answer = await run(client, example + (" -H 'Prefer: respond-async'" if " -d " in example else ""))
+        answer = await run(
+            client, example + (" -H 'Prefer: respond-async'" if " -d " in example else "")
+        )
         assert answer.status_code in (200, 202), answer.text
 
 
 async def test_names_are_escaped(redis: Redis) -> None:
-    """Of models, which who starts a worker may choose, and of the host, which comes with the request."""
+    """Of models, which who starts a worker may choose, and of the host, which comes with the
+    request."""
     await announce(redis, "<b>&'\"x", "two' ; rm")
     async with in_memory(redis) as client:
         answer = await client.get("/", headers=BROWSER | {"Host": "a'<i>\"b"})
@@ -145,7 +168,9 @@ async def test_names_are_escaped(redis: Redis) -> None:
     assert len(words) == 6, "nothing of a name is another word of the command"
 
 
-async def test_a_closed_fleet_names_no_models_and_still_shows_the_way(redis: Redis, worker: EchoWorker) -> None:
+async def test_a_closed_fleet_names_no_models_and_still_shows_the_way(
+    redis: Redis, worker: EchoWorker
+) -> None:
     await Keyring(Broker(redis)).create(Grant("ann", "ann"))
     for settings in ({"api_keys": "k"}, {}):
         async with in_memory(redis, **settings) as client:
@@ -153,7 +178,9 @@ async def test_a_closed_fleet_names_no_models_and_still_shows_the_way(redis: Red
             assert (body["needs_key"], body["models"]) == (True, None)
             assert '"Authorization: Bearer $KEY"' in body["example"]
             assert "echo" not in shown.text + json.dumps(body)
-            assert (await client.post("/", json={"inputs": "a"})).status_code == 401, "POST / is a caller's"
+            assert (await client.post("/", json={"inputs": "a"})).status_code == 401, (
+                "POST / is a caller's"
+            )
 
 
 async def test_without_a_worker_and_without_redis_there_is_a_page_too(redis: Redis) -> None:
@@ -166,7 +193,9 @@ async def test_without_a_worker_and_without_redis_there_is_a_page_too(redis: Red
         assert answer.status_code == 200 and "Redis is not reachable" in answer.text
 
 
-async def test_posting_there_is_still_text_generation_inferences(redis: Redis, worker: EchoWorker) -> None:
+async def test_posting_there_is_still_text_generation_inferences(
+    redis: Redis, worker: EchoWorker
+) -> None:
     async with in_memory(redis) as client:
         answer = await client.post("/", json={"inputs": "a b"}, headers=BROWSER)
         wrong = await client.post("/", json={"inputs": 3})

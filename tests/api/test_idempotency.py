@@ -1,4 +1,5 @@
-"""Idempotency-Key: requests with one key and one body are one, whichever front they reach and when."""
+"""Idempotency-Key: requests with one key and one body are one, whichever front they reach and
+when."""
 
 import asyncio
 from typing import Any
@@ -32,7 +33,9 @@ async def test_the_same_answer_again(
     assert len(able.jobs) == 1
 
 
-async def test_another_body_or_path_is_a_conflict(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+async def test_another_body_or_path_is_a_conflict(
+    client: httpx.AsyncClient, worker: EchoWorker
+) -> None:
     body = {"prompts": ["a"]}
     assert (await client.post("/generate", json=body, headers=KEY)).status_code == 200
     for path, other in (("/generate", {"prompts": ["b"]}), ("/loglikelihood_rolling", body)):
@@ -43,7 +46,9 @@ async def test_another_body_or_path_is_a_conflict(client: httpx.AsyncClient, wor
     assert len(worker.jobs) == 1
 
 
-async def test_two_fronts_at_once_and_many_callers(redis: Redis, redis_url: str, worker: EchoWorker) -> None:
+async def test_two_fronts_at_once_and_many_callers(
+    redis: Redis, redis_url: str, worker: EchoWorker
+) -> None:
     """While it runs: everybody waits for the one run, and gets its answer."""
     worker.gate.clear()
     other = connect(redis_url)
@@ -61,18 +66,25 @@ async def test_two_fronts_at_once_and_many_callers(redis: Redis, redis_url: str,
     assert len(worker.jobs) == 1
 
 
-async def test_a_stream_is_replayed_in_mid_run(redis: Redis, redis_url: str, worker: EchoWorker) -> None:
+async def test_a_stream_is_replayed_in_mid_run(
+    redis: Redis, redis_url: str, worker: EchoWorker
+) -> None:
     worker.gate.clear()
     other, body = connect(redis_url), {"prompt": "a b c d", "stream": True, "logprobs": 2, "n": 2}
     async with live(redis) as (one, _), live(other) as (two, _):
         streams = [
-            await client.send(client.build_request("POST", "/v1/completions", json=body, headers=KEY), stream=True)
+            await client.send(
+                client.build_request("POST", "/v1/completions", json=body, headers=KEY), stream=True
+            )
             for client in (one, two)
         ]
         readers = [read(answer.aiter_lines()) for answer in streams]
         begun = [[await anext(reader), await anext(reader)] for reader in readers]
         worker.gate.set()
-        told = [[*start, *[frame async for frame in reader]] for start, reader in zip(begun, readers, strict=True)]
+        told = [
+            [*start, *[frame async for frame in reader]]
+            for start, reader in zip(begun, readers, strict=True)
+        ]
         again = frames(await two.post("/v1/completions", json=body, headers=KEY))
     await other.aclose()
     assert told[0] == told[1] == again
@@ -96,7 +108,9 @@ async def test_a_key_is_forgotten_in_time(redis: Redis, worker: EchoWorker) -> N
         assert 0 < await redis.pttl(name) <= 5000
         assert b"order" not in name, "a key may be anything, so its hash is what is kept"
         await redis.delete(name)
-        assert (await client.post("/generate", json={"prompts": ["b"]}, headers=KEY)).status_code == 200
+        assert (
+            await client.post("/generate", json={"prompts": ["b"]}, headers=KEY)
+        ).status_code == 200
 
 
 def code_of(answer: httpx.Response) -> str:
@@ -124,13 +138,17 @@ async def test_the_result_is_there_when_no_worker_is(
         assert (later.status_code, later.json()["state"]) == (202, "done")
 
 
-async def test_the_result_is_there_when_its_model_cannot_be_loaded_again(redis: Redis, worker: EchoWorker) -> None:
+async def test_the_result_is_there_when_its_model_cannot_be_loaded_again(
+    redis: Redis, worker: EchoWorker
+) -> None:
     """The model was unloaded after the work was done; new work is refused with the reason."""
     body = {"prompts": ["a"]}
     async with in_memory(redis) as client:
         first = await client.post("/generate", json=body, headers=KEY)
     failures = {worker.model.id: LoadFailure("its files are gone.")}
-    await Presence(redis, ttl_s=ALL_DAY_S).announce(WorkerInfo("w1", "ready", (worker.model,), failures=failures))
+    await Presence(redis, ttl_s=ALL_DAY_S).announce(
+        WorkerInfo("w1", "ready", (worker.model,), failures=failures)
+    )
     async with in_memory(redis) as client:
         again = await client.post("/generate", json=body, headers=KEY)
         assert (again.status_code, again.content) == (200, first.content)
@@ -138,7 +156,9 @@ async def test_the_result_is_there_when_its_model_cannot_be_loaded_again(redis: 
         assert (new.status_code, code_of(new)) == (503, "model_failed")
 
 
-async def test_what_runs_is_found_when_its_worker_seems_gone(redis: Redis, redis_url: str, worker: EchoWorker) -> None:
+async def test_what_runs_is_found_when_its_worker_seems_gone(
+    redis: Redis, redis_url: str, worker: EchoWorker
+) -> None:
     """By its key, and by a frame that was seen."""
     worker.gate.clear()
     other, body = connect(redis_url), {"prompt": "a b c", "stream": True}
@@ -156,11 +176,15 @@ async def test_what_runs_is_found_when_its_worker_seems_gone(redis: Redis, redis
     await other.aclose()
 
 
-async def test_a_front_that_drains_tells_where_the_work_of_a_key_is(redis: Redis, worker: EchoWorker) -> None:
+async def test_a_front_that_drains_tells_where_the_work_of_a_key_is(
+    redis: Redis, worker: EchoWorker
+) -> None:
     worker.gate.clear()
     async with live(redis) as (client, front):
         body, later = {"prompts": ["a b"]}, {"Prefer": "respond-async"}
-        location = (await client.post("/generate", json=body, headers=KEY | later)).headers["Location"]
+        location = (await client.post("/generate", json=body, headers=KEY | later)).headers[
+            "Location"
+        ]
         front.draining.set()
         front.dispatcher.drain()
         again = await client.post("/generate", json=body, headers=KEY)

@@ -1,4 +1,5 @@
-"""Local inference: every task by its name, named events under one id, and what the status routes tell."""
+"""Local inference: every task by its name, named events under one id, and what the status routes
+tell."""
 
 import json
 from typing import Any
@@ -22,7 +23,11 @@ def events(text: str) -> list[tuple[str, Any]]:
     """The names and payloads of a stream's events."""
     told = []
     for block in text.split("\n\n"):
-        fields = dict(line.partition(": ")[::2] for line in block.splitlines() if line and not line.startswith(":"))
+        fields = dict(
+            line.partition(": ")[::2]
+            for line in block.splitlines()
+            if line and not line.startswith(":")
+        )
         if "data" in fields:
             told.append((fields["event"], json.loads(fields["data"])))
     return told
@@ -30,9 +35,15 @@ def events(text: str) -> list[tuple[str, Any]]:
 
 async def test_a_text_is_generated(client: httpx.AsyncClient, able: EchoWorker) -> None:
     options = {"max_new_tokens": 2, "temperature": 0.5, "top_p": 0.8}
-    answer = await client.post(PATH, json={"task": "text-generation", "inputs": "a b c", "options": options})
+    answer = await client.post(
+        PATH, json={"task": "text-generation", "inputs": "a b c", "options": options}
+    )
     body = answer.json()
-    assert body.pop("metrics").keys() == {"runtime_ms", "first_token_latency_ms", "tokens_per_second"}
+    assert body.pop("metrics").keys() == {
+        "runtime_ms",
+        "first_token_latency_ms",
+        "tokens_per_second",
+    }
     assert body == {
         "correlation_id": answer.headers["X-Job-Id"],
         "model_id": "echo",
@@ -50,7 +61,11 @@ async def test_the_familys_defaults(client: httpx.AsyncClient, able: EchoWorker)
     assert (await client.post(PATH, json=TEXT)).status_code == 200
     task = able.jobs[0].task
     assert isinstance(task, Generate)
-    assert (task.sampling.max_tokens, task.sampling.temperature, task.sampling.top_p) == (50, 1.0, 1.0)
+    assert (task.sampling.max_tokens, task.sampling.temperature, task.sampling.top_p) == (
+        50,
+        1.0,
+        1.0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,7 +89,9 @@ async def test_the_familys_defaults(client: httpx.AsyncClient, able: EchoWorker)
         ),
     ],
 )
-async def test_other_tasks(client: httpx.AsyncClient, able: EchoWorker, body: Any, task: Any, result: Any) -> None:
+async def test_other_tasks(
+    client: httpx.AsyncClient, able: EchoWorker, body: Any, task: Any, result: Any
+) -> None:
     answer = (await client.post(PATH, json={"inputs": "a b"} | body)).json()
     assert answer["result"] == result
     assert able.jobs[0].task == task
@@ -83,7 +100,9 @@ async def test_other_tasks(client: httpx.AsyncClient, able: EchoWorker, body: An
 
 
 @pytest.mark.parametrize("body", [{}, {"task": "echo"}, {"pipeline_tag": "echo"}, {"task": None}])
-async def test_x24_without_a_task_the_inputs_come_back(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
+async def test_x24_without_a_task_the_inputs_come_back(
+    client: httpx.AsyncClient, body: dict[str, Any]
+) -> None:
     """No worker is needed."""
     answer = await client.post(PATH, json={"inputs": "a b", "model_id": "any"} | body)
     assert answer.json() == {
@@ -96,15 +115,27 @@ async def test_x24_without_a_task_the_inputs_come_back(client: httpx.AsyncClient
     }
     streamed = await client.post(STREAM, json={"inputs": "a b"} | body)
     [(first, token), (last, done)] = events(streamed.text)
-    assert (first, token["token"], last, done["result"]) == ("token", "a b", "done", {"echo": "a b"})
+    assert (first, token["token"], last, done["result"]) == (
+        "token",
+        "a b",
+        "done",
+        {"echo": "a b"},
+    )
     assert token["correlation_id"] == done["correlation_id"] == streamed.headers["X-Request-Id"]
 
 
 @pytest.mark.parametrize(
     ("path", "more"),
-    [(STREAM, {}), (PATH, {"stream": True}), (PATH, {"options": {"_stream": True}}), (STREAM, {"options": {}})],
+    [
+        (STREAM, {}),
+        (PATH, {"stream": True}),
+        (PATH, {"options": {"_stream": True}}),
+        (STREAM, {"options": {}}),
+    ],
 )
-async def test_d27_to_d32_events(client: httpx.AsyncClient, able: EchoWorker, path: str, more: dict[str, Any]) -> None:
+async def test_d27_to_d32_events(
+    client: httpx.AsyncClient, able: EchoWorker, path: str, more: dict[str, Any]
+) -> None:
     answer = await client.post(path, json={"task": "text-generation", "input": "a b c"} | more)
     assert answer.headers["content-type"].startswith("text/event-stream")
     *tokens, (name, done) = events(answer.text)
@@ -114,19 +145,28 @@ async def test_d27_to_d32_events(client: httpx.AsyncClient, able: EchoWorker, pa
         ("token", 2, "c"),
     ]
     assert (name, done["result"]) == ("done", {"text": "a b c", "finish_reason": "stop"})
-    assert {event["correlation_id"] for _, event in [*tokens, ("", done)]} == {answer.headers["X-Job-Id"]}
+    assert {event["correlation_id"] for _, event in [*tokens, ("", done)]} == {
+        answer.headers["X-Job-Id"]
+    }
     metrics = done["metrics"]
     assert 0 < metrics["first_token_latency_ms"] <= metrics["runtime_ms"] < 10_000
     assert metrics["tokens_per_second"] > 0
     assert "[DONE]" not in answer.text
 
 
-async def test_a_reader_goes_on_behind_any_event(client: httpx.AsyncClient, able: EchoWorker) -> None:
+async def test_a_reader_goes_on_behind_any_event(
+    client: httpx.AsyncClient, able: EchoWorker
+) -> None:
     answer = await client.post(STREAM, json=TEXT)
-    ids = [line.removeprefix("id: ") for line in answer.text.splitlines() if line.startswith("id: ")]
+    ids = [
+        line.removeprefix("id: ") for line in answer.text.splitlines() if line.startswith("id: ")
+    ]
     path = f"/v1/jobs/{answer.headers['X-Job-Id']}/events"
     rest = await client.get(path, headers={"Last-Event-ID": ids[0]})
-    assert [(name, event.get("token")) for name, event in events(rest.text)] == [("token", "b"), ("done", None)]
+    assert [(name, event.get("token")) for name, event in events(rest.text)] == [
+        ("token", "b"),
+        ("done", None),
+    ]
     again = await client.post(STREAM, json=TEXT, headers={"Last-Event-ID": ids[0]})
     assert [name for name, _ in events(again.text)] == ["token", "done"]
 
@@ -183,17 +223,37 @@ BAD: list[tuple[Any, str, str]] = [
     ({"inputs": ""}, "inputs", "at least 1 character"),
     ({"inputs": 5}, "inputs", "valid string"),
     ({"inputs": ["a"]}, "inputs", "valid string"),
-    ({"inputs": "a", "task": "image-classification"}, "task", "expected one of echo, text-generation"),
+    (
+        {"inputs": "a", "task": "image-classification"},
+        "task",
+        "expected one of echo, text-generation",
+    ),
     ({"inputs": "a", "task": 5}, "task", "name of a task"),
-    ({"inputs": "a", "pipeline_tag": "mask-generation"}, "pipeline_tag", "expected one of text-generation"),
+    (
+        {"inputs": "a", "pipeline_tag": "mask-generation"},
+        "pipeline_tag",
+        "expected one of text-generation",
+    ),
     ({"inputs": "a", "pipeline_tag": []}, "pipeline_tag", "name of a task"),
     ({"inputs": "a", "stream": "yes"}, "stream", "valid boolean"),
     ({"inputs": "a", "options": 5}, "options", "expected an object"),
-    (TEXT | {"options": {"temperature": 3}}, "options", "options.temperature: expected less than or equal to 2"),
+    (
+        TEXT | {"options": {"temperature": 3}},
+        "options",
+        "options.temperature: expected less than or equal to 2",
+    ),
     (TEXT | {"options": {"max_new_tokens": 0}}, "options", "options.max_new_tokens: "),
     (TEXT | {"options": {"n": 2}}, "n", "not supported"),
-    ({"inputs": "a", "task": "text-classification", "options": {"top_k": 0}}, "options", "options.top_k: "),
-    ({"inputs": "a", "task": "feature-extraction", "options": {"normalize": 1}}, "options", "options.normalize: "),
+    (
+        {"inputs": "a", "task": "text-classification", "options": {"top_k": 0}},
+        "options",
+        "options.top_k: ",
+    ),
+    (
+        {"inputs": "a", "task": "feature-extraction", "options": {"normalize": 1}},
+        "options",
+        "options.normalize: ",
+    ),
     ([], "", "JSON object"),
 ]
 
@@ -204,7 +264,9 @@ async def test_what_is_wrong_with_a_body(
     client: httpx.AsyncClient, able: EchoWorker, path: str, body: Any, field: str, expected: str
 ) -> None:
     """X7: 422, with code, message and details."""
-    answer = await client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    answer = await client.post(
+        path, content=json.dumps(body), headers={"Content-Type": "application/json"}
+    )
     assert answer.status_code == 422
     error = answer.json()["error"]
     assert set(error) == {"code", "message", "details"}
@@ -213,25 +275,41 @@ async def test_what_is_wrong_with_a_body(
     assert able.jobs == []
 
 
-async def test_a_model_that_is_not_there_or_cannot(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+async def test_a_model_that_is_not_there_or_cannot(
+    client: httpx.AsyncClient, worker: EchoWorker
+) -> None:
     unknown = await client.post(PATH, json=TEXT | {"model_id": "nobody"})
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
     unable = await client.post(PATH, json={"inputs": "a", "task": "text-classification"})
     assert unable.status_code == 400
-    told = "model: 'echo' does not serve the task 'classify'; it serves 'generate', 'score', 'read'."
+    told = (
+        "model: 'echo' does not serve the task 'classify'; it serves 'generate', 'score', 'read'."
+    )
     assert unable.json()["error"]["message"] == told
 
 
-async def test_d6_a_model_without_its_device(client: httpx.AsyncClient, worker: EchoWorker, redis: Redis) -> None:
+async def test_d6_a_model_without_its_device(
+    client: httpx.AsyncClient, worker: EchoWorker, redis: Redis
+) -> None:
     """X23: 400, the code, and what to do; until a worker has the device."""
-    lacking = WorkerInfo("cpu", "ready", (), obstacles={"big": "model: 'big' requires a GPU; find one."})
+    lacking = WorkerInfo(
+        "cpu", "ready", (), obstacles={"big": "model: 'big' requires a GPU; find one."}
+    )
     await Presence(redis, ttl_s=60).announce(lacking)
     for path in (PATH, STREAM):
         answer = await client.post(path, json=TEXT | {"model_id": "big"})
-        error = {"code": "device_unavailable", "message": lacking.obstacles["big"], "details": {"field": "model"}}
+        error = {
+            "code": "device_unavailable",
+            "message": lacking.obstacles["big"],
+            "details": {"field": "model"},
+        }
         assert (answer.status_code, answer.json()["error"]) == (400, error)
-    assert (await client.get("/api/models/status/big")).json()["error"]["code"] == "device_unavailable"
-    assert (await client.post("/v1/completions", json={"prompt": "a", "model": "big"})).status_code == 400
+    assert (await client.get("/api/models/status/big")).json()["error"][
+        "code"
+    ] == "device_unavailable"
+    assert (
+        await client.post("/v1/completions", json={"prompt": "a", "model": "big"})
+    ).status_code == 400
     await announce(redis, "big")
     await until(lambda: is_served(client, "big"), "a worker that has it is seen")
 
@@ -256,9 +334,12 @@ async def test_d91_d93_status(client: httpx.AsyncClient, worker: EchoWorker, red
     }
     assert (await client.get("/api/models/status/echo")).json() == expected
     other = (await client.get("/api/models/status/some/other")).json()
-    assert other == expected | {"model_id": "some/other", "status": "unavailable", "workers": 0, "loaded": 0} | {
-        "description": "some/other for tests"
-    }
+    assert other == expected | {
+        "model_id": "some/other",
+        "status": "unavailable",
+        "workers": 0,
+        "loaded": 0,
+    } | {"description": "some/other for tests"}
     assert (await client.get("/api/models/status")).json() == {"models": [expected, other]}
     assert (await client.get("/api/models/status/nobody")).status_code == 404
     health = await client.get("/api/health")
@@ -284,7 +365,13 @@ async def test_the_schema_describes_every_body(client: httpx.AsyncClient) -> Non
     schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
     for name in ("TextGenerationRequest", "ClassificationRequest", "FeatureRequest", "EchoRequest"):
         assert name in schemas
-    assert {"InferenceResponse", "ModelStatus", "ModelStatuses", "ApiHealth", "TgiRequest"} <= schemas.keys()
+    assert {
+        "InferenceResponse",
+        "ModelStatus",
+        "ModelStatuses",
+        "ApiHealth",
+        "TgiRequest",
+    } <= schemas.keys()
 
 
 async def is_cancelled(redis: Redis) -> bool:

@@ -31,8 +31,12 @@ async def ended(client: httpx.AsyncClient, location: str) -> httpx.Response:
     return await client.get(location)
 
 
-@pytest.mark.parametrize(("path", "body"), [(path, body) for path, body in POSTS if "stream" not in body])
-async def test_the_result_is_the_answer(redis: Redis, able: EchoWorker, path: str, body: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("path", "body"), [(path, body) for path, body in POSTS if "stream" not in body]
+)
+async def test_the_result_is_the_answer(
+    redis: Redis, able: EchoWorker, path: str, body: dict[str, Any]
+) -> None:
     """The very body that the endpoint would have given, told by another front."""
     async with in_memory(redis) as one, in_memory(redis) as two:
         accepted = await one.post(path, json=body, headers=LATER)
@@ -73,7 +77,9 @@ async def test_a_job_that_waits_is_queued(redis: Redis) -> None:
 
 
 @pytest.mark.parametrize("wait", ["wait=1", "respond-async, wait=1"])
-async def test_who_waits_a_while_gets_the_answer_or_a_job(redis: Redis, worker: EchoWorker, wait: str) -> None:
+async def test_who_waits_a_while_gets_the_answer_or_a_job(
+    redis: Redis, worker: EchoWorker, wait: str
+) -> None:
     async with in_memory(redis) as client:
         whole = await client.post("/generate", json={"prompts": ["a b"]}, headers={"Prefer": wait})
         assert (whole.status_code, whole.json()["completions"]) == (200, ["a b"])
@@ -81,7 +87,9 @@ async def test_who_waits_a_while_gets_the_answer_or_a_job(redis: Redis, worker: 
         part = await client.post("/generate", json={"prompts": ["c d"]}, headers={"Prefer": wait})
         assert (part.status_code, part.json()["state"]) == (202, "running")
         worker.gate.set()
-        assert (await ended(client, part.headers["Location"])).json()["result"]["completions"] == ["c d"]
+        assert (await ended(client, part.headers["Location"])).json()["result"]["completions"] == [
+            "c d"
+        ]
 
 
 @pytest.mark.parametrize("body", WAITS)
@@ -91,12 +99,17 @@ async def test_cancelling_is_idempotent_and_keeps_what_was_said(
     worker.gate.clear()
     async with in_memory(redis) as client:
         location = (await client.post("/generate", json=body, headers=LATER)).headers["Location"]
-        await until(lambda: _has_said(redis, worker, len(body["prompts"])), "each job has said its first word")
+        await until(
+            lambda: _has_said(redis, worker, len(body["prompts"])),
+            "each job has said its first word",
+        )
         for _ in range(2):
             told = await client.delete(location)
             assert (told.status_code, told.json()["state"]) == (200, "cancelled")
             assert told.json()["error"]["code"] == "cancelled"
-            assert told.json()["partial"]["completions"] == [prompt[:2] for prompt in body["prompts"]]
+            assert told.json()["partial"]["completions"] == [
+                prompt[:2] for prompt in body["prompts"]
+            ]
             assert "result" not in told.json()
         id = location.rpartition("/")[2]
         assert (await client.post(f"/api/inference/cancel/{id}")).json() == told.json()
@@ -105,7 +118,9 @@ async def test_cancelling_is_idempotent_and_keeps_what_was_said(
     assert await Desk(redis, "echo").counts() == (0, 0)
 
 
-async def test_who_follows_a_job_hears_that_it_was_called_off(redis: Redis, worker: EchoWorker) -> None:
+async def test_who_follows_a_job_hears_that_it_was_called_off(
+    redis: Redis, worker: EchoWorker
+) -> None:
     """P4: one end, in a stream as well; and the same when it is read again."""
     worker.gate.clear()
     async with live(redis) as (client, _):
@@ -126,20 +141,40 @@ async def test_what_is_done_stays_done(client: httpx.AsyncClient, worker: EchoWo
     assert (await client.get(f"/v1/jobs/{id}")).json()["result"]["completions"] == ["a"]
 
 
-async def test_a_failure_is_told_and_takes_its_siblings_along(redis: Redis, worker: EchoWorker) -> None:
+async def test_a_failure_is_told_and_takes_its_siblings_along(
+    redis: Redis, worker: EchoWorker
+) -> None:
     worker.gate.clear()
     async with in_memory(redis) as client:
         body = {"prompts": ["a b", "c d", "e f"]}
         location = (await client.post("/generate", json=body, headers=LATER)).headers["Location"]
         await until(lambda: len(worker.jobs) == 3, "the jobs run")
         await Submissions(Broker(redis)).end([worker.jobs[1]], Failed("worker_failed", "It broke."))
-        await until(lambda: _all_are(redis, ["cancelled", "cancelled", "failed"]), "the siblings are cancelled")
+        await until(
+            lambda: _all_are(redis, ["cancelled", "cancelled", "failed"]),
+            "the siblings are cancelled",
+        )
         told = (await client.get(location)).json()
-    assert (told["state"], told["error"]["code"], told["error"]["message"]) == ("failed", "worker_failed", "It broke.")
+    assert (told["state"], told["error"]["code"], told["error"]["message"]) == (
+        "failed",
+        "worker_failed",
+        "It broke.",
+    )
 
 
 @pytest.mark.parametrize(
-    "id", ["0" * 34, "x", "00" + "g" * 32, "0" * 33, "0" * 35, "00%2F..", "*", "00" + "é" * 32, "a" * 5000]
+    "id",
+    [
+        "0" * 34,
+        "x",
+        "00" + "g" * 32,
+        "0" * 33,
+        "0" * 35,
+        "00%2F..",
+        "*",
+        "00" + "é" * 32,
+        "a" * 5000,
+    ],
 )
 async def test_an_unknown_id_is_404_in_every_use(client: httpx.AsyncClient, id: str) -> None:
     for method, path in (
@@ -182,12 +217,18 @@ async def test_a_job_of_another_version_is_404(redis: Redis) -> None:
             assert (await client.get(f"/v1/jobs/{request.id}")).status_code == 404
 
 
-@pytest.mark.parametrize(("limit", "code"), [("queue_timeout_s", "queue_timeout"), ("deadline_s", "deadline_exceeded")])
-async def test_what_is_overdue_ends_when_it_is_asked_for(redis: Redis, limit: str, code: str) -> None:
+@pytest.mark.parametrize(
+    ("limit", "code"), [("queue_timeout_s", "queue_timeout"), ("deadline_s", "deadline_exceeded")]
+)
+async def test_what_is_overdue_ends_when_it_is_asked_for(
+    redis: Redis, limit: str, code: str
+) -> None:
     """P4: the front that took it is gone, and there is no worker."""
     await announce(redis, "echo")
     async with in_memory(redis) as client:
-        first = (await client.post("/generate", json={"prompts": ["a"]}, headers=LATER)).json()["id"]
+        first = (await client.post("/generate", json={"prompts": ["a"]}, headers=LATER)).json()[
+            "id"
+        ]
         record = await Desk(redis).requests.find(first, "public")
         request, _ = await Desk(redis, "echo").request(record=record.record, **{limit: 0.001})
         told = (await ended(client, f"/v1/jobs/{request.id}")).json()
@@ -201,7 +242,9 @@ async def test_a_front_ends_what_it_took_and_nobody_waits_for(redis: Redis) -> N
         await until(lambda: _all_are(redis, ["failed"]), "the job is failed")
 
 
-async def test_events_of_what_has_no_stream_of_its_own(client: httpx.AsyncClient, able: EchoWorker) -> None:
+async def test_events_of_what_has_no_stream_of_its_own(
+    client: httpx.AsyncClient, able: EchoWorker
+) -> None:
     for path, body in POSTS[1:3]:
         id = (await client.post(path, json=body, headers=LATER)).json()["id"]
         opening, whole, done = frames(await client.get(f"/v1/jobs/{id}/events"))
@@ -213,7 +256,9 @@ async def test_events_of_what_has_no_stream_of_its_own(client: httpx.AsyncClient
 async def test_a_job_tells_how_far_it_has_come(client: httpx.AsyncClient, able: EchoWorker) -> None:
     """To those who poll, and to those who follow; each step once."""
     able.gate.clear()
-    id = (await client.post("/v1/jobs", json={"task": "echo_task", "text": "a", "steps": 3})).json()["id"]
+    id = (
+        await client.post("/v1/jobs", json={"task": "echo_task", "text": "a", "steps": 3})
+    ).json()["id"]
 
     async def progress() -> Any:
         return (await client.get(f"/v1/jobs/{id}")).json()["progress"]
@@ -225,23 +270,37 @@ async def test_a_job_tells_how_far_it_has_come(client: httpx.AsyncClient, able: 
     assert await progress() == {"done": 1, "total": 3, "note": ""}
     able.gate.set()
     told = (await ended(client, f"/v1/jobs/{id}")).json()
-    made = {"steps": 3, "file": {"id": "file-3", "media_type": "text/plain", "bytes": 3, "digest": "0a"}}
+    made = {
+        "steps": 3,
+        "file": {"id": "file-3", "media_type": "text/plain", "bytes": 3, "digest": "0a"},
+    }
     assert (told["progress"], told["result"]) == (None, made)
     opening, *steps, whole, done = frames(await client.get(f"/v1/jobs/{id}/events"))
     assert opening.json["object"] == "job"
-    expected = [{"id": id, "object": "job.progress", "job": 0, "done": n, "total": 3, "note": ""} for n in (1, 2, 3)]
+    expected = [
+        {"id": id, "object": "job.progress", "job": 0, "done": n, "total": 3, "note": ""}
+        for n in (1, 2, 3)
+    ]
     assert [step.json for step in steps] == expected
     assert (whole.json, done.data) == (made, "[DONE]")
     rest = frames(await client.get(f"/v1/jobs/{id}/events", headers={"Last-Event-ID": steps[0].id}))
     assert [frame.data for frame in rest] == [frame.data for frame in (*steps[1:], whole, done)]
 
 
-async def test_progress_of_several_jobs_is_how_many_have_ended(redis: Redis, able: EchoWorker) -> None:
+async def test_progress_of_several_jobs_is_how_many_have_ended(
+    redis: Redis, able: EchoWorker
+) -> None:
     able.gate.clear()
     async with in_memory(redis) as client:
-        id = (await client.post("/generate", json={"prompts": ["a", "b c"]}, headers=LATER)).json()["id"]
+        id = (await client.post("/generate", json={"prompts": ["a", "b c"]}, headers=LATER)).json()[
+            "id"
+        ]
         await until(lambda: len(able.jobs) == 2, "the jobs run")
-        assert (await client.get(f"/v1/jobs/{id}")).json()["progress"] == {"done": 0, "total": 2, "note": ""}
+        assert (await client.get(f"/v1/jobs/{id}")).json()["progress"] == {
+            "done": 0,
+            "total": 2,
+            "note": "",
+        }
 
 
 async def test_a_job_outlives_its_front(redis: Redis, redis_url: str, worker: EchoWorker) -> None:

@@ -1,4 +1,5 @@
-"""Callers who leave, by policy; and a front that is told to stop: it sends everybody on and ends nothing."""
+"""Callers who leave, by policy; and a front that is told to stop: it sends everybody on and ends
+nothing."""
 
 import asyncio
 import signal
@@ -23,7 +24,9 @@ STREAM = {"prompt": "a b c", "stream": True}
 KEY = {"Idempotency-Key": "k"}
 
 
-async def begun(client: httpx.AsyncClient, headers: dict[str, str] | None = None) -> tuple[httpx.Response, Any]:
+async def begun(
+    client: httpx.AsyncClient, headers: dict[str, str] | None = None
+) -> tuple[httpx.Response, Any]:
     """A stream whose first word has come."""
     request = client.build_request("POST", "/v1/completions", json=STREAM, headers=headers)
     answer = await client.send(request, stream=True)
@@ -94,25 +97,38 @@ async def test_a_late_disconnect_spares_what_another_front_follows(
     await other.aclose()
 
 
-async def test_submitted_work_goes_on_when_a_reader_leaves(redis: Redis, worker: EchoWorker) -> None:
+async def test_submitted_work_goes_on_when_a_reader_leaves(
+    redis: Redis, worker: EchoWorker
+) -> None:
     worker.gate.clear()
     async with live(redis) as (client, _):
         later = {"Prefer": "respond-async"}
-        id = (await client.post("/v1/completions", json={"prompt": "a b c"}, headers=later)).json()["id"]
-        answer = await client.send(client.build_request("GET", f"/v1/jobs/{id}/events"), stream=True)
+        id = (await client.post("/v1/completions", json={"prompt": "a b c"}, headers=later)).json()[
+            "id"
+        ]
+        answer = await client.send(
+            client.build_request("GET", f"/v1/jobs/{id}/events"), stream=True
+        )
         await anext(answer.aiter_lines())
         await answer.aclose()
         worker.gate.set()
         await until(lambda: is_state(redis, "done"), "the job goes on to its end")
 
 
-async def test_draining_sends_everybody_to_another_front(redis: Redis, redis_url: str, worker: EchoWorker) -> None:
-    """P2: sync waiters get 503 with the job's id, streams end with a hint and no [DONE]; nothing is ended."""
+async def test_draining_sends_everybody_to_another_front(
+    redis: Redis, redis_url: str, worker: EchoWorker
+) -> None:
+    """P2: sync waiters get 503 with the job's id, streams end with a hint and no [DONE]; nothing is
+    ended."""
     worker.gate.clear()
     other = connect(redis_url)
     async with live(redis) as (one, front), live(other) as (two, _):
-        waiting = {path: asyncio.create_task(one.post(path, json=body)) for path, body in WAITERS.items()}
-        answer = await one.send(one.build_request("POST", "/v1/completions", json=STREAM), stream=True)
+        waiting = {
+            path: asyncio.create_task(one.post(path, json=body)) for path, body in WAITERS.items()
+        }
+        answer = await one.send(
+            one.build_request("POST", "/v1/completions", json=STREAM), stream=True
+        )
         lines = answer.aiter_lines()
         told = [await anext(lines) for _ in range(7)]
         await until(lambda: len(worker.jobs) == 3, "the jobs run")
@@ -129,7 +145,10 @@ async def test_draining_sends_everybody_to_another_front(redis: Redis, redis_url
         for sync in sent_on:
             assert (sync.status_code, sync.json()["error"]["code"]) == (503, "draining")
             assert sync.headers["Location"] == f"/v1/jobs/{sync.json()['id']}"
-            assert (sync.headers["X-Reject-Reason"], int(sync.headers["Retry-After"])) == ("draining", 1)
+            assert (sync.headers["X-Reject-Reason"], int(sync.headers["Retry-After"])) == (
+                "draining",
+                1,
+            )
         worker.gate.set()
         last = [line.removeprefix("id: ") for line in told if line.startswith("id: ")][-1]
         events = f"/v1/jobs/{answer.headers['X-Job-Id']}/events"
@@ -140,14 +159,20 @@ async def test_draining_sends_everybody_to_another_front(redis: Redis, redis_url
     await other.aclose()
 
 
-WAITERS: dict[str, dict[str, Any]] = {"/generate": {"prompts": ["a b"]}, "/v1/completions": {"prompt": "a b"}}
+WAITERS: dict[str, dict[str, Any]] = {
+    "/generate": {"prompts": ["a b"]},
+    "/v1/completions": {"prompt": "a b"},
+}
 
 
 async def test_openai_client_sees_a_drained_stream_end(redis: Redis, worker: EchoWorker) -> None:
     worker.gate.clear()
     async with live(redis) as (client, front):
         sdk = openai.AsyncOpenAI(api_key="none", base_url=f"{client.base_url}/v1", max_retries=0)
-        async with sdk, await sdk.completions.create(model="echo", prompt="a b c", stream=True) as stream:
+        async with (
+            sdk,
+            await sdk.completions.create(model="echo", prompt="a b c", stream=True) as stream,
+        ):
             texts = [(await anext(stream)).choices[0].text for _ in range(2)]
             front.dispatcher.drain()
             texts += [chunk.choices[0].text async for chunk in stream]
@@ -155,7 +180,9 @@ async def test_openai_client_sees_a_drained_stream_end(redis: Redis, worker: Ech
 
 
 @pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGINT"])
-async def test_the_process_exits_in_two_seconds(redis_url: str, worker: EchoWorker, signal_name: str) -> None:
+async def test_the_process_exits_in_two_seconds(
+    redis_url: str, worker: EchoWorker, signal_name: str
+) -> None:
     worker.gate.clear()
     async with process(redis_url) as (front, client):
         asking = asyncio.create_task(client.post("/generate", json={"prompts": ["a b"]}))
@@ -173,7 +200,9 @@ async def test_the_process_exits_in_two_seconds(redis_url: str, worker: EchoWork
         assert "".join(frame.text for frame in rest) == "a b c"
 
 
-async def test_who_is_kept_waiting_by_a_mute_redis_is_sent_on_too(redis_server: RedisServer, redis_url: str) -> None:
+async def test_who_is_kept_waiting_by_a_mute_redis_is_sent_on_too(
+    redis_server: RedisServer, redis_url: str
+) -> None:
     proxy = await Proxy("127.0.0.1", redis_server.port).start()
     async with process(f"redis://127.0.0.1:{proxy.port}/0") as (front, client):
         proxy.trap(b"request:", proxy.to_client)

@@ -26,7 +26,9 @@ async def test_a_sync_caller_that_leaves_cancels_its_jobs(
         asking = asyncio.create_task(client.post("/generate", json=body))
         await until(lambda: len(worker.jobs) == len(body["prompts"]), "the jobs run")
         asking.cancel()
-        await until(lambda: all_are(redis, ["cancelled"] * len(worker.jobs)), "the jobs are cancelled")
+        await until(
+            lambda: all_are(redis, ["cancelled"] * len(worker.jobs)), "the jobs are cancelled"
+        )
         worker.gate.set()
         await until(lambda: len(worker.stale) == len(worker.jobs), "the worker is told")
 
@@ -48,7 +50,9 @@ async def test_a_streaming_caller_that_leaves_cancels_its_job(
         await anext(answer.aiter_lines())
         await answer.aclose()
         await until(lambda: all_are(redis, ["cancelled"]), "the job is cancelled")
-        await until(lambda: 'outcome="cancelled"} 1.0' in front.metrics.render().decode(), "it is counted")
+        await until(
+            lambda: 'outcome="cancelled"} 1.0' in front.metrics.render().decode(), "it is counted"
+        )
 
 
 async def test_a_caller_that_leaves_the_queue_cancels_its_job(redis: Redis) -> None:
@@ -63,11 +67,16 @@ async def test_a_caller_that_leaves_the_queue_cancels_its_job(redis: Redis) -> N
 async def test_a_failed_job_takes_its_siblings_along(redis: Redis, worker: EchoWorker) -> None:
     worker.gate.clear()
     async with in_memory(redis) as client:
-        asking = asyncio.create_task(client.post("/generate", json={"prompts": ["a b", "c d", "e f"]}))
+        asking = asyncio.create_task(
+            client.post("/generate", json={"prompts": ["a b", "c d", "e f"]})
+        )
         await until(lambda: len(worker.jobs) == 3, "the jobs run")
         await Submissions(Broker(redis)).end([worker.jobs[1]], Failed("worker_failed", "It broke."))
         answer = await asking
-        await until(lambda: all_are(redis, ["cancelled", "cancelled", "failed"]), "the siblings are cancelled")
+        await until(
+            lambda: all_are(redis, ["cancelled", "cancelled", "failed"]),
+            "the siblings are cancelled",
+        )
     assert (answer.status_code, answer.json()["error"]["message"]) == (500, "It broke.")
 
 
@@ -97,7 +106,9 @@ async def test_a_job_that_no_worker_takes_in_time(redis: Redis) -> None:
     assert await states(redis) == ["failed"]
 
 
-async def test_a_caller_who_waits_for_a_while_does_not_lengthen_the_time_to_queue(redis: Redis) -> None:
+async def test_a_caller_who_waits_for_a_while_does_not_lengthen_the_time_to_queue(
+    redis: Redis,
+) -> None:
     await announce(redis, "echo")
     async with in_memory(redis, queue_timeout_s=2.2) as client:
         waits = {"Prefer": "respond-async, wait=2"}
@@ -109,10 +120,14 @@ async def test_a_caller_who_waits_for_a_while_does_not_lengthen_the_time_to_queu
     assert int(ended_ms) - int(queued_ms) < 4100, "its time began when it was queued"
 
 
-async def test_a_job_that_runs_is_spared_by_the_queue_timeout(redis: Redis, worker: EchoWorker) -> None:
+async def test_a_job_that_runs_is_spared_by_the_queue_timeout(
+    redis: Redis, worker: EchoWorker
+) -> None:
     worker.gate.clear()
     async with in_memory(redis, queue_timeout_s=0.1, keepalive_s=0.3) as client:
-        asking = asyncio.create_task(client.post("/v1/completions", json={"prompt": "a b", "stream": True}))
+        asking = asyncio.create_task(
+            client.post("/v1/completions", json={"prompt": "a b", "stream": True})
+        )
         await until(lambda: len(worker.jobs) == 1, "the job runs")
         await asyncio.wait({asking}, timeout=0.3)
         worker.gate.set()
@@ -126,20 +141,29 @@ async def test_without_redis_there_is_503_and_still_health(own_redis: RedisServe
         own_redis.stop()
         for path, body in (("/generate", {"prompts": ["a"]}), ("/v1/completions", {"prompt": "a"})):
             answer = await client.post(path, json=body)
-            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "broker_unavailable")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (
+                503,
+                "broker_unavailable",
+            )
             assert "Retry-After" in answer.headers
-        await until(lambda: is_reason(client, "Redis is not reachable"), "the front sees that Redis is away")
+        await until(
+            lambda: is_reason(client, "Redis is not reachable"), "the front sees that Redis is away"
+        )
         assert (await client.get("/healthz")).json() == {"status": "ok", "ready": False}
         assert (await client.get("/metrics")).status_code == 200
     await redis.aclose()
 
 
-async def test_a_redis_that_hangs_costs_seconds_and_what_it_took_is_called_off(own_redis: RedisServer) -> None:
+async def test_a_redis_that_hangs_costs_seconds_and_what_it_took_is_called_off(
+    own_redis: RedisServer,
+) -> None:
     redis = connect(own_redis.url)
     await announce(redis, "echo")
     async with live(redis, require_key="no") as (client, front):
         await front.fleet.now()
-        front.fleet._expires_at = math.inf  # however slow the machine: it is the submit that finds Redis hanging
+        front.fleet._expires_at = (
+            math.inf
+        )  # however slow the machine: it is the submit that finds Redis hanging
         with own_redis.hanging():
             answer = await client.post("/generate", json={"prompts": ["a"]})
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "broker_unavailable")
@@ -147,7 +171,9 @@ async def test_a_redis_that_hangs_costs_seconds_and_what_it_took_is_called_off(o
     await redis.aclose()
 
 
-async def test_a_front_may_start_before_redis_and_outlive_its_restart(own_redis: RedisServer) -> None:
+async def test_a_front_may_start_before_redis_and_outlive_its_restart(
+    own_redis: RedisServer,
+) -> None:
     own_redis.stop()
     redis = connect(own_redis.url)
     async with live(redis) as (client, _):

@@ -6,9 +6,16 @@ from shared.messages import Score
 from tests.api.echo_worker import EchoWorker, model_info
 
 
-async def test_order_is_kept_and_equal_prompts_share_a_job(client: httpx.AsyncClient, worker: EchoWorker) -> None:
-    body = {"prompts": ["p", "q", "p", "", "q"], "continuations": ["a", "bb", "ccc", "dddd", "eeeee"]}
-    answer = await client.post("/loglikelihood", json=body | {"scoring": "aios_compat", "condition": "direct"})
+async def test_order_is_kept_and_equal_prompts_share_a_job(
+    client: httpx.AsyncClient, worker: EchoWorker
+) -> None:
+    body = {
+        "prompts": ["p", "q", "p", "", "q"],
+        "continuations": ["a", "bb", "ccc", "dddd", "eeeee"],
+    }
+    answer = await client.post(
+        "/loglikelihood", json=body | {"scoring": "aios_compat", "condition": "direct"}
+    )
     assert answer.status_code == 200
     assert answer.json() == {
         "ll": [-1.0, -2.0, -3.0, -4.0, -5.0],
@@ -26,16 +33,22 @@ async def test_order_is_kept_and_equal_prompts_share_a_job(client: httpx.AsyncCl
     )
 
 
-async def test_rolling_scores_each_text_as_a_whole(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+async def test_rolling_scores_each_text_as_a_whole(
+    client: httpx.AsyncClient, worker: EchoWorker
+) -> None:
     body = {"prompts": ["one", "sixteen", "one"], "scoring": "strict", "condition": "cot"}
     answer = await client.post("/loglikelihood_rolling", json=body)
     assert answer.status_code == 200
     assert answer.json() == {"ll": [-3.0, -7.0, -3.0], "num_tokens": [3, 7, 3]}
     tasks = sorted((job.task for job in worker.jobs), key=str)
-    assert tasks == [Score("", (text,), "cot", "strict", rolling=True) for text in ("one", "one", "sixteen")]
+    assert tasks == [
+        Score("", (text,), "cot", "strict", rolling=True) for text in ("one", "one", "sixteen")
+    ]
 
 
-async def test_a_worker_that_cannot_score_is_not_asked(client: httpx.AsyncClient, redis_url: str) -> None:
+async def test_a_worker_that_cannot_score_is_not_asked(
+    client: httpx.AsyncClient, redis_url: str
+) -> None:
     async with EchoWorker(redis_url, model_info(tasks=("generate",))):
         answers = [
             await client.post("/loglikelihood", json={"prompts": ["p"], "continuations": ["a"]}),

@@ -1,4 +1,5 @@
-"""Pub/sub makes following fast and is trusted with nothing: with messages lost, answers are whole and in order."""
+"""Pub/sub makes following fast and is trusted with nothing: with messages lost, answers are whole
+and in order."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -42,7 +43,8 @@ class Apart(Broker):
 
 
 class Killer(asyncio.Event):
-    """A gate at which the subscriber's connection is killed before each word, a few times as soon as it is back."""
+    """A gate at which the subscriber's connection is killed before each word, a few times as soon
+    as it is back."""
 
     def __init__(self, redis: Redis) -> None:
         super().__init__()
@@ -62,7 +64,9 @@ class Killer(asyncio.Event):
 
 
 @asynccontextmanager
-async def never_published(redis_url: str) -> AsyncIterator[tuple[httpx.AsyncClient, EchoWorker, Loss]]:
+async def never_published(
+    redis_url: str,
+) -> AsyncIterator[tuple[httpx.AsyncClient, EchoWorker, Loss]]:
     redis = connect(redis_url)
     await redis.config_resetstat()
     async with EchoWorker(redis_url, broker=Mute) as worker, in_memory(redis) as client:
@@ -96,12 +100,16 @@ async def held_up(redis_url: str) -> AsyncIterator[tuple[httpx.AsyncClient, Echo
 
 
 @pytest.mark.parametrize("lossy", [never_published, killed, held_up])
-async def test_every_answer_is_whole_and_in_order(redis: Redis, redis_url: str, lossy: Lossy) -> None:
+async def test_every_answer_is_whole_and_in_order(
+    redis: Redis, redis_url: str, lossy: Lossy
+) -> None:
     async with lossy(redis_url) as (client, worker, lose):
         worker.gate.clear()
         whole = asyncio.create_task(client.post("/v1/completions", json=BODY))
         stream = asyncio.create_task(client.post("/v1/completions", json=BODY | {"stream": True}))
-        later = await client.post("/generate", json={"prompts": [BODY["prompt"]]}, headers={"Prefer": "respond-async"})
+        later = await client.post(
+            "/generate", json={"prompts": [BODY["prompt"]]}, headers={"Prefer": "respond-async"}
+        )
         await until(lambda: num_heard(redis, NUM_RUNS), "the front follows all")
         lose()
         worker.gate.set()

@@ -1,4 +1,5 @@
-"""What is served at a path besides what its route says: HEAD, OPTIONS, a slash at its end, a prefix."""
+"""What is served at a path besides what its route says: HEAD, OPTIONS, a slash at its end, a
+prefix."""
 
 import re
 from collections.abc import AsyncIterator
@@ -30,7 +31,9 @@ def url(path: str, job_id: str) -> str:
 def methods_of(path: str) -> set[str]:
     """What the routes with this template, and those that match it too, say."""
     filled = url(path, "00" * 17)
-    return {method for route in ROUTES if route.path_regex.match(filled) for method in route.methods}
+    return {
+        method for route in ROUTES if route.path_regex.match(filled) for method in route.methods
+    }
 
 
 def shape_of(answer: httpx.Response) -> str:
@@ -60,7 +63,8 @@ async def a_job(client: httpx.AsyncClient) -> str:
 
 
 async def test_head_is_what_get_is_without_its_body(redis: Redis, worker: EchoWorker) -> None:
-    """On every path that has GET: status, type, length and all else; over a real connection, which then goes on."""
+    """On every path that has GET: status, type, length and all else; over a real connection, which
+    then goes on."""
     async with live(redis) as (client, _):
         job_id = await a_job(client)
         for path in [*GETS, *DOCUMENTS, "/v1/models/nobody", "/v1/jobs/nothing"]:
@@ -70,16 +74,23 @@ async def test_head_is_what_get_is_without_its_body(redis: Redis, worker: EchoWo
             assert head.content == b""
             if path == "/metrics":
                 continue  # what it counts has changed meanwhile
-            first, second = ({k: v for k, v in a.headers.items() if k not in UNEQUAL} for a in (got, head))
+            first, second = (
+                {k: v for k, v in a.headers.items() if k not in UNEQUAL} for a in (got, head)
+            )
             if got.headers["content-type"].startswith("text/event-stream"):
-                assert first.keys() - second.keys() <= {"x-effective-max-tokens", "transfer-encoding"}
+                assert first.keys() - second.keys() <= {
+                    "x-effective-max-tokens",
+                    "transfer-encoding",
+                }
                 assert second["content-type"] == first["content-type"]
             else:
                 assert first == second, path
                 assert int(head.headers["content-length"]) == len(got.content)
 
 
-async def test_head_of_a_stream_follows_nothing_and_ends_nothing(redis: Redis, worker: EchoWorker) -> None:
+async def test_head_of_a_stream_follows_nothing_and_ends_nothing(
+    redis: Redis, worker: EchoWorker
+) -> None:
     """The request has one follower, whose leaving would end it; HEAD adds none that leaves."""
     worker.gate.clear()
     async with live(redis) as (client, _):
@@ -129,7 +140,9 @@ async def test_documents_say_what_there_is_too(redis: Redis, path: str) -> None:
         head = await client.head(path)
     assert (options.status_code, options.headers["Allow"]) == (204, "GET, HEAD, OPTIONS")
     assert (head.status_code, head.content) == (200, b"")
-    assert head.headers["Content-Length"] == page.headers["Content-Length"] == str(len(page.content))
+    assert (
+        head.headers["Content-Length"] == page.headers["Content-Length"] == str(len(page.content))
+    )
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "OPTIONS", "TRACE"])
@@ -189,7 +202,9 @@ async def test_a_slash_at_the_end_is_served_or_nothing_is_there(
     elif "jobs" in path:
         body = {"task": "completions", "prompt": "a"}
     async with in_memory(redis) as client:
-        answer = await client.request(method, f"http://front{path}", json=body if method == "POST" else None)
+        answer = await client.request(
+            method, f"http://front{path}", json=body if method == "POST" else None
+        )
     assert answer.status_code == status, answer.text
     assert "location" not in answer.headers or status == 202
     if status == 404:
@@ -202,7 +217,10 @@ async def test_admin_routes_and_metrics_have_one_name(redis: Redis) -> None:
     admin = {"Authorization": "Bearer root"}
     await announce(redis, "echo")
     async with in_memory(redis, admin_keys="ops:root") as client:
-        for method, path in (("POST", "/api/models/unload/echo/"), ("DELETE", "/api/models/text-generation/echo/")):
+        for method, path in (
+            ("POST", "/api/models/unload/echo/"),
+            ("DELETE", "/api/models/text-generation/echo/"),
+        ):
             assert (await client.request(method, path, headers=admin)).status_code == 404
         assert (await client.get("/metrics/", headers=admin)).status_code == 404
 
@@ -229,7 +247,9 @@ async def test_a_prefix_is_served_whether_or_not_it_was_taken_off(
         assert [item["id"] for item in listed.json()["data"]] == ["org/name"]
         assert (await client.get(f"{before}/v1/models/org/name")).status_code == 200
         assert (await client.get(f"{before}/api/models/status/org/name")).status_code == 200
-        accepted = await client.post(f"{before}/v1/completions/", json={"prompt": "a b"}, headers=LATER)
+        accepted = await client.post(
+            f"{before}/v1/completions/", json={"prompt": "a b"}, headers=LATER
+        )
         assert accepted.status_code == 202
         location = accepted.headers["Location"]
         assert location == f"{root}/v1/jobs/{accepted.headers['X-Job-Id']}"
@@ -238,7 +258,9 @@ async def test_a_prefix_is_served_whether_or_not_it_was_taken_off(
         document = (await client.get(f"{before}/openapi.json")).json()
         assert document["servers"] == [{"url": root}]
         assert "/v1/models" in document["paths"]
-        assert f"'{root}/openapi.json'" in (await client.get(f"{before}/docs")).text.replace('"', "'")
+        assert f"'{root}/openapi.json'" in (await client.get(f"{before}/docs")).text.replace(
+            '"', "'"
+        )
         refused = await client.post(f"{before}/v1/completions", json={"prompt": 3.5})
         assert shape_of(refused) == "openai", "the dialect is known by the path without its prefix"
         local = await client.post(f"{before}/api/inference", json={"task": "none"})
@@ -247,21 +269,30 @@ async def test_a_prefix_is_served_whether_or_not_it_was_taken_off(
         assert (await client.get(f"{root}x/v1/models")).status_code == 404
 
 
-async def test_one_key_and_one_body_are_one_request_with_a_prefix_and_without(redis: Redis, worker: EchoWorker) -> None:
+async def test_one_key_and_one_body_are_one_request_with_a_prefix_and_without(
+    redis: Redis, worker: EchoWorker
+) -> None:
     again = {"Idempotency-Key": "k"}
     async with in_memory(redis, root_path="/hrm") as client:
         paths = ("/generate", "/hrm/generate", "/hrm/generate/")
-        answers = [await client.post(path, json={"prompts": ["a"]}, headers=again) for path in paths]
+        answers = [
+            await client.post(path, json={"prompts": ["a"]}, headers=again) for path in paths
+        ]
     assert len({answer.headers["X-Job-Id"] for answer in answers}) == 1
 
 
 async def test_rates_and_admin_doors_hold_below_a_prefix(redis: Redis) -> None:
     await announce(redis, "org/name")
     async with in_memory(
-        redis, root_path="/hrm", endpoint_rate_limits="/generate=1/60", admin_keys="ops:root", require_key="no"
+        redis,
+        root_path="/hrm",
+        endpoint_rate_limits="/generate=1/60",
+        admin_keys="ops:root",
+        require_key="no",
     ) as client:
         tries = [
-            await client.post(path, json={"prompts": ["a"]}, headers=LATER) for path in ("/hrm/generate", "/generate")
+            await client.post(path, json={"prompts": ["a"]}, headers=LATER)
+            for path in ("/hrm/generate", "/generate")
         ]
         assert [answer.status_code for answer in tries] == [202, 429]
         assert (await client.post("/hrm/api/models/unload/org/name")).status_code == 401

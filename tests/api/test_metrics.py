@@ -1,4 +1,5 @@
-"""What a front tells: of its requests, of their times, and of the fleet, with no more series than there are names."""
+"""What a front tells: of its requests, of their times, and of the fleet, with no more series than
+there are names."""
 
 import asyncio
 import re
@@ -9,7 +10,15 @@ from redis.asyncio import Redis
 
 from shared.broker import Broker
 from shared.fleet.sums import ASSUMED_WORK_PER_S, of_queues, of_workers, work_per_s
-from shared.messages import PRIORITIES, Generate, LoadFailure, ModelInfo, ModelLoad, Sampling, WorkerInfo
+from shared.messages import (
+    PRIORITIES,
+    Generate,
+    LoadFailure,
+    ModelInfo,
+    ModelLoad,
+    Sampling,
+    WorkerInfo,
+)
 from shared.presence import Fleet, Presence
 from shared.queue_stats import QueueState, WaitingLine
 from shared.task_table import cost_of
@@ -25,20 +34,28 @@ ASK = {"prompts": ["a b c d"], "max_tokens": 4}
 async def samples(client: httpx.AsyncClient) -> dict[str, float]:
     """Each series with its value."""
     lines = (await client.get("/metrics")).text.splitlines()
-    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+    return {
+        line.rpartition(" ")[0]: float(line.rpartition(" ")[2])
+        for line in lines
+        if not line.startswith("#")
+    }
 
 
 async def test_times_tokens_and_admissions(redis: Redis, worker: EchoWorker) -> None:
     async with in_memory(redis) as client:
         assert (await client.post("/generate", json=ASK)).status_code == 200
-        assert (await client.post("/generate", json=ASK, headers={"X-Priority": "bulk"})).status_code == 200
+        assert (
+            await client.post("/generate", json=ASK, headers={"X-Priority": "bulk"})
+        ).status_code == 200
         found = await samples(client)
     for name in ("ttft", "queue", "prefill", "decode", "job"):
         assert found[f'aios_{name}_seconds_count{{model="echo"}}'] == 2, name
         assert 0 <= found[f'aios_{name}_seconds_sum{{model="echo"}}'] < 20
     assert found['aios_inter_token_seconds_count{model="echo"}'] > 0
     assert found['aios_admissions_total{class="default",model="echo"}'] >= 1
-    assert sum(value for name, value in found.items() if name.startswith("aios_admissions_total")) == 2
+    assert (
+        sum(value for name, value in found.items() if name.startswith("aios_admissions_total")) == 2
+    )
     assert found['aios_redis_call_seconds_count{call="submit"}'] == 2
     assert found["aios_http_requests_in_progress"] == 1  # this one
     assert found["aios_process_memory_bytes"] > 2**20
@@ -55,7 +72,11 @@ async def test_a_parted_request_is_timed_once(redis: Redis, worker: EchoWorker) 
         async with asyncio.timeout(DEADLINE_S):
             while 'aios_job_seconds_count{model="echo"}' not in (found := await samples(client)):
                 await asyncio.sleep(0.01)
-    assert found['aios_queue_seconds_count{model="echo"}'] == found['aios_ttft_seconds_count{model="echo"}'] == 1
+    assert (
+        found['aios_queue_seconds_count{model="echo"}']
+        == found['aios_ttft_seconds_count{model="echo"}']
+        == 1
+    )
 
 
 async def test_rejections_errors_and_replays(redis: Redis, worker: EchoWorker) -> None:
@@ -82,9 +103,13 @@ async def test_the_fleet_is_told_alike_by_every_front(redis: Redis) -> None:
     for number, state in enumerate(("ready", "ready", "loading")):
         load = ModelLoad("m", work_per_s=50.0, tokens_per_s=3.0, warm_up_s=number + 1.0, load_s=2.0)
         size = {"memory_bytes": 10, "device_bytes": 5}
-        info = WorkerInfo(f"w{number}", state, (MODEL,), pool="gpu", is_full=number == 1, loads=(load,), **size)  # type: ignore[arg-type]
+        info = WorkerInfo(
+            f"w{number}", state, (MODEL,), pool="gpu", is_full=number == 1, loads=(load,), **size
+        )  # type: ignore[arg-type]
         await Presence(redis, ttl_s=ALL_DAY_S).announce(info)
-    has_failed = WorkerInfo("w3", "ready", (MODEL,), pool="cpu", failures={"m": LoadFailure("no file")})
+    has_failed = WorkerInfo(
+        "w3", "ready", (MODEL,), pool="cpu", failures={"m": LoadFailure("no file")}
+    )
     await Presence(redis, ttl_s=ALL_DAY_S).announce(has_failed)
     async with in_memory(redis) as one, in_memory(redis) as other:
         found, same = await samples(one), await samples(other)
@@ -146,7 +171,8 @@ def test_work_without_workers_has_seconds_too() -> None:
 
 
 async def test_odd_requests_make_no_new_series(redis: Redis, worker: EchoWorker) -> None:
-    """Unknown models, paths, methods, tenants, keys and ids: what they are called is told nowhere."""
+    """Unknown models, paths, methods, tenants, keys and ids: what they are called is told
+    nowhere."""
 
     async def odd(client: httpx.AsyncClient, number: int) -> None:
         name = f"odd{number}"

@@ -38,7 +38,9 @@ async def test_one_log_line_per_request_without_its_body(
     answer = await client.post("/generate", json={"prompts": ["secret words"]})
     await client.post("/generate", json={"prompts": "secret words"})
     first, second = lines(caplog)
-    queue_ms, prefill_ms, decode_ms = (first.pop(f"{name}_ms") for name in ("queue", "prefill", "decode"))
+    queue_ms, prefill_ms, decode_ms = (
+        first.pop(f"{name}_ms") for name in ("queue", "prefill", "decode")
+    )
     assert first.pop("total_ms") >= queue_ms + prefill_ms + decode_ms > 0
     assert first.pop("tokens_per_s") > 0
     assert first == {
@@ -56,7 +58,11 @@ async def test_one_log_line_per_request_without_its_body(
         "worker": "w1",
         "attempts": 1,
     }
-    assert (second["status"], second["error"], "job_id" in second) == (400, "invalid_request", False)
+    assert (second["status"], second["error"], "job_id" in second) == (
+        400,
+        "invalid_request",
+        False,
+    )
     assert worker.jobs[0].request_id == first["request_id"], "the worker's lines have it, too"
     assert "secret" not in caplog.text
 
@@ -76,7 +82,9 @@ async def test_what_came_back_to_earlier_work_has_no_times_of_its_own(
 ) -> None:
     caplog.set_level(logging.INFO)
     for _ in range(2):
-        await client.post("/generate", json={"prompts": ["a b", "c"]}, headers={"Idempotency-Key": "k"})
+        await client.post(
+            "/generate", json={"prompts": ["a b", "c"]}, headers={"Idempotency-Key": "k"}
+        )
     first, second = lines(caplog)
     assert first["num_jobs"] == second["num_jobs"] == 2
     assert first["job_id"] == second["job_id"]
@@ -121,7 +129,9 @@ async def test_a_body_that_is_too_large(redis: Redis, worker: EchoWorker) -> Non
         chunked = await client.post("/v1/completions", content=pieces())
         small = await client.post("/generate", json={"prompts": ["a"]})
     assert announced.status_code == chunked.status_code == 413
-    assert announced.json()["error"]["code"] == chunked.json()["error"]["code"] == "payload_too_large"
+    assert (
+        announced.json()["error"]["code"] == chunked.json()["error"]["code"] == "payload_too_large"
+    )
     assert "100 bytes" in chunked.json()["error"]["message"]
     assert small.status_code == 200
     assert len(announced.headers["X-Request-Id"]) == 36
@@ -130,7 +140,10 @@ async def test_a_body_that_is_too_large(redis: Redis, worker: EchoWorker) -> Non
 async def test_cors_only_when_enabled_and_without_credentials(redis: Redis) -> None:
     origin = {"Origin": "https://a.example"}
     async with in_memory(redis) as client:
-        assert "access-control-allow-origin" not in (await client.get("/healthz", headers=origin)).headers
+        assert (
+            "access-control-allow-origin"
+            not in (await client.get("/healthz", headers=origin)).headers
+        )
     async with in_memory(redis, enable_cors=True, cors_origins="https://a.example") as client:
         headers = (await client.get("/healthz", headers=origin)).headers
         other = (await client.get("/healthz", headers={"Origin": "https://b.example"})).headers
@@ -140,7 +153,10 @@ async def test_cors_only_when_enabled_and_without_credentials(redis: Redis) -> N
 
 
 async def test_a_bug_is_a_500_without_a_stack(
-    client: httpx.AsyncClient, worker: EchoWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    client: httpx.AsyncClient,
+    worker: EchoWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def boom(*_: object) -> None:
         raise ZeroDivisionError("secret detail")

@@ -1,4 +1,5 @@
-"""Every field that OpenAI's own client can send is served, refused by its name, or said to have no effect (B51)."""
+"""Every field that OpenAI's own client can send is served, refused by its name, or said to have no
+effect (B51)."""
 
 import json
 import re
@@ -65,7 +66,11 @@ def test_no_field_of_openais_is_overlooked() -> None:
     assert embeddings == embeddings & (fields(EmbeddingsRequest) | WITHOUT_EFFECT)
     options = sent(ChatCompletionStreamOptionsParam)
     assert options == fields(StreamOptions) | {"include_obfuscation"}
-    roles = [param for param in get_args(ChatCompletionMessageParam) if not re.search("Tool|Function", param.__name__)]
+    roles = [
+        param
+        for param in get_args(ChatCompletionMessageParam)
+        if not re.search("Tool|Function", param.__name__)
+    ]
     assert sent(*roles) == fields(Message) | IN_MESSAGES.keys()
 
 
@@ -98,7 +103,9 @@ def test_behaviour_that_is_not_served_is_refused_by_name(field: str, value: Any)
 
 @pytest.mark.parametrize(("field", "value"), IN_MESSAGES.items())
 def test_so_is_what_a_message_says_besides(field: str, value: Any) -> None:
-    assert refused(ChatRequest, {"messages": [HELLO | {"role": "assistant", field: value}]}) == field
+    assert (
+        refused(ChatRequest, {"messages": [HELLO | {"role": "assistant", field: value}]}) == field
+    )
 
 
 def test_padding_of_chunks_may_only_be_turned_off() -> None:

@@ -1,4 +1,5 @@
-"""What a dialect wants done with a prompt that is too long, and how its caller learns what was done (X3, X20)."""
+"""What a dialect wants done with a prompt that is too long, and how its caller learns what was done
+(X3, X20)."""
 
 from typing import Any
 
@@ -10,7 +11,9 @@ from shared.messages import Failed, Generate
 from tests.api.echo_worker import EchoWorker
 from tests.api.fronts import in_memory
 
-REFUSAL = Failed("context_length_exceeded", "This model's maximum context length is 9 tokens.", "prompt")
+REFUSAL = Failed(
+    "context_length_exceeded", "This model's maximum context length is 9 tokens.", "prompt"
+)
 
 
 @pytest.mark.parametrize(
@@ -24,7 +27,11 @@ REFUSAL = Failed("context_length_exceeded", "This model's maximum context length
     ],
 )
 async def test_openai_refuses_unless_told_otherwise(
-    client: httpx.AsyncClient, worker: EchoWorker, more: dict[str, Any], overflow: str, most: int | None
+    client: httpx.AsyncClient,
+    worker: EchoWorker,
+    more: dict[str, Any],
+    overflow: str,
+    most: int | None,
 ) -> None:
     assert (await client.post("/v1/completions", json={"prompt": "a"} | more)).status_code == 200
     task = worker.jobs[0].task
@@ -33,22 +40,30 @@ async def test_openai_refuses_unless_told_otherwise(
 
 
 async def test_the_seed_dialect_truncates(client: httpx.AsyncClient, worker: EchoWorker) -> None:
-    assert (await client.post("/generate", json={"prompts": ["a"], "max_tokens": 5})).status_code == 200
+    assert (
+        await client.post("/generate", json={"prompts": ["a"], "max_tokens": 5})
+    ).status_code == 200
     task = worker.jobs[0].task
     assert isinstance(task, Generate)
     assert (task.overflow, task.max_prompt_tokens) == ("truncate", None)
 
 
 @pytest.mark.parametrize("value", [0, -2, "5", 1.5, True, 2**31, [5]])
-async def test_a_cut_to_nothing_is_refused(client: httpx.AsyncClient, worker: EchoWorker, value: Any) -> None:
-    answer = await client.post("/v1/completions", json={"prompt": "a", "truncate_prompt_tokens": value})
+async def test_a_cut_to_nothing_is_refused(
+    client: httpx.AsyncClient, worker: EchoWorker, value: Any
+) -> None:
+    answer = await client.post(
+        "/v1/completions", json={"prompt": "a", "truncate_prompt_tokens": value}
+    )
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "truncate_prompt_tokens"
     assert worker.jobs == []
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_refusal_has_openais_shape(client: httpx.AsyncClient, worker: EchoWorker, stream: bool) -> None:
+async def test_a_refusal_has_openais_shape(
+    client: httpx.AsyncClient, worker: EchoWorker, stream: bool
+) -> None:
     worker.failure = REFUSAL
     answer = await client.post("/v1/completions", json={"prompt": "a", "stream": stream})
     assert answer.status_code == 400
@@ -72,18 +87,25 @@ async def test_openai_callers_are_told_what_gave_way(
 
 
 @pytest.mark.parametrize(("window", "told"), [(None, "8"), (3, "3")])
-async def test_the_smaller_limit_is_told(redis: Redis, worker: EchoWorker, window: int | None, told: str) -> None:
+async def test_the_smaller_limit_is_told(
+    redis: Redis, worker: EchoWorker, window: int | None, told: str
+) -> None:
     """The cap made it 8, the context window 3."""
     worker.max_tokens = window
     async with in_memory(redis, max_new_tokens=8) as client:
-        for body in ({"prompts": ["a", "b"], "max_tokens": 10}, {"prompt": ["a", "b"], "max_tokens": 10}):
+        for body in (
+            {"prompts": ["a", "b"], "max_tokens": 10},
+            {"prompt": ["a", "b"], "max_tokens": 10},
+        ):
             path = "/generate" if "prompts" in body else "/v1/completions"
             answer = await client.post(path, json=body)
             assert answer.headers["X-Effective-Max-Tokens"] == told
             assert "X-Truncated-Prompt-Tokens" not in answer.headers
 
 
-async def test_a_default_over_the_cap_is_clamped_without_an_error(redis: Redis, worker: EchoWorker) -> None:
+async def test_a_default_over_the_cap_is_clamped_without_an_error(
+    redis: Redis, worker: EchoWorker
+) -> None:
     async with in_memory(redis, max_new_tokens=2, cap_policy="reject") as client:
         answer = await client.post("/v1/completions", json={"prompt": "a b c"})
         refused = await client.post("/v1/completions", json={"prompt": "a b c", "max_tokens": 3})
@@ -91,14 +113,20 @@ async def test_a_default_over_the_cap_is_clamped_without_an_error(redis: Redis, 
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "max_tokens")
 
 
-async def test_truncation_of_a_context_is_told(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+async def test_truncation_of_a_context_is_told(
+    client: httpx.AsyncClient, worker: EchoWorker
+) -> None:
     worker.num_truncated = 4
-    answer = await client.post("/loglikelihood", json={"prompts": ["a", "b"], "continuations": ["c", "d"]})
+    answer = await client.post(
+        "/loglikelihood", json={"prompts": ["a", "b"], "continuations": ["c", "d"]}
+    )
     assert answer.headers["X-Truncated-Prompt-Tokens"] == "8"
     assert "X-Effective-Max-Tokens" not in answer.headers
 
 
-@pytest.mark.parametrize("stop", [5, 1.5, True, {}, {"a": "b"}, [5], [["x"]], [{}], [None], "", ["a", ""], ["x"] * 17])
+@pytest.mark.parametrize(
+    "stop", [5, 1.5, True, {}, {"a": "b"}, [5], [["x"]], [{}], [None], "", ["a", ""], ["x"] * 17]
+)
 async def test_a_stop_of_another_kind_is_refused_in_both_dialects(
     client: httpx.AsyncClient, worker: EchoWorker, stop: Any
 ) -> None:

@@ -53,8 +53,12 @@ async def test_without_a_file_nothing_is_refused_and_with_one_what_is_clean_pass
     async with in_memory(redis) as client:
         assert (await client.post("/generate", json={"prompts": ["forbidden"]})).status_code == 200
     async with in_memory(redis, prohibited_terms=terms) as client:
-        assert (await client.post("/generate", json={"prompts": ["forbid den two\twordsmiths"]})).status_code == 400
-        assert (await client.post("/generate", json={"prompts": ["forbid den two wor ds"]})).status_code == 200
+        assert (
+            await client.post("/generate", json={"prompts": ["forbid den two\twordsmiths"]})
+        ).status_code == 400
+        assert (
+            await client.post("/generate", json={"prompts": ["forbid den two wor ds"]})
+        ).status_code == 200
         assert (await client.post("/v1/completions", json={"prompt": [1, 2]})).status_code == 200
 
 
@@ -62,7 +66,9 @@ def test_text_is_found_however_deep_it_lies_and_however_it_is_written() -> None:
     prohibited = Prohibited(["STRASSE"])
     with pytest.raises(ProhibitedContent, match=r"^messages\[1\]\.content\[0\]\.text: "):
         content = [{"type": "text", "text": "Straße"}]
-        prohibited.check(json.dumps({"messages": [{"content": "a"}, {"content": content}]}).encode())
+        prohibited.check(
+            json.dumps({"messages": [{"content": "a"}, {"content": content}]}).encode()
+        )
     with pytest.raises(ProhibitedContent):
         prohibited.check(rb'{"prompt": "\u0053trasse"}')
     prohibited.check(b"[" * 900 + b"]" * 900)

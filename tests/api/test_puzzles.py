@@ -1,4 +1,5 @@
-"""`/v1/puzzles/solve`: what reaches the worker, answers in order and in their caller's shapes, and what is refused."""
+"""`/v1/puzzles/solve`: what reaches the worker, answers in order and in their caller's shapes, and
+what is refused."""
 
 import json
 from collections.abc import AsyncIterator
@@ -21,31 +22,52 @@ async def solver(redis_url: str) -> AsyncIterator[EchoWorker]:
         yield worker
 
 
-async def test_answers_come_in_order_and_in_their_callers_shapes(client: httpx.AsyncClient, solver: EchoWorker) -> None:
+async def test_answers_come_in_order_and_in_their_callers_shapes(
+    client: httpx.AsyncClient, solver: EchoWorker
+) -> None:
     grids = [SUDOKU, [[1, 2], [3, 4]], ["# S", "Go "]]
     answer = await client.post(PATH, json={"grids": grids, "max_steps": 3})
     assert answer.status_code == 200
     rest = {"confidence": 0.25, "steps": 3, "is_halted": True}
     assert answer.json() == {
         "model": "sudoku",
-        "solutions": [{"grid": SUDOKU.replace(".", "0")} | rest, {"grid": grids[1]} | rest, {"grid": grids[2]} | rest],
+        "solutions": [
+            {"grid": SUDOKU.replace(".", "0")} | rest,
+            {"grid": grids[1]} | rest,
+            {"grid": grids[2]} | rest,
+        ],
         "usage": {"prompt_tokens": 243, "completion_tokens": 0, "total_tokens": 243},
     }
 
 
 @pytest.mark.parametrize("name", ["grid", "puzzle", "grids", "puzzles"])
-async def test_each_name_for_a_grid(client: httpx.AsyncClient, solver: EchoWorker, name: str) -> None:
+async def test_each_name_for_a_grid(
+    client: httpx.AsyncClient, solver: EchoWorker, name: str
+) -> None:
     answer = await client.post(PATH, json={name: [SUDOKU] if name.endswith("s") else SUDOKU})
-    assert [solution["grid"] for solution in answer.json()["solutions"]] == [SUDOKU.replace(".", "0")]
+    assert [solution["grid"] for solution in answer.json()["solutions"]] == [
+        SUDOKU.replace(".", "0")
+    ]
     assert [job.task for job in solver.jobs] == [Solve(SUDOKU)]
 
 
-async def test_everything_given_reaches_the_worker(client: httpx.AsyncClient, solver: EchoWorker) -> None:
-    body = {"grid": [[0, 9]], "identifier": "007bbfb7", "halt": "q_halt", "max_steps": 7, "model": "sudoku"}
+async def test_everything_given_reaches_the_worker(
+    client: httpx.AsyncClient, solver: EchoWorker
+) -> None:
+    body = {
+        "grid": [[0, 9]],
+        "identifier": "007bbfb7",
+        "halt": "q_halt",
+        "max_steps": 7,
+        "model": "sudoku",
+    }
     assert (await client.post(PATH, json=body)).status_code == 200
     body = {"grid": [[0, 9]], "identifier": 5, "halt": None}
     assert (await client.post(PATH, json=body)).status_code == 200
-    assert [job.task for job in solver.jobs] == [Solve(((0, 9),), "007bbfb7", "q_halt", 7), Solve(((0, 9),), 5)]
+    assert [job.task for job in solver.jobs] == [
+        Solve(((0, 9),), "007bbfb7", "q_halt", 7),
+        Solve(((0, 9),), 5),
+    ]
 
 
 GRID = {"grid": SUDOKU}
@@ -84,7 +106,9 @@ async def test_a_bad_body_is_refused_by_its_field(
     client: httpx.AsyncClient, solver: EchoWorker, body: Any, field: str, complaint: str
 ) -> None:
     """In the seed dialect, although the path begins as OpenAI's do; nothing reaches the queue."""
-    answer = await client.post(PATH, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    answer = await client.post(
+        PATH, content=json.dumps(body), headers={"Content-Type": "application/json"}
+    )
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert set(error) == {"code", "message", "field"}
@@ -93,13 +117,17 @@ async def test_a_bad_body_is_refused_by_its_field(
     assert solver.jobs == []
 
 
-async def test_what_only_the_worker_knows_is_a_400_as_well(client: httpx.AsyncClient, solver: EchoWorker) -> None:
+async def test_what_only_the_worker_knows_is_a_400_as_well(
+    client: httpx.AsyncClient, solver: EchoWorker
+) -> None:
     solver.failure = InvalidRequest("identifier: unknown.", field="identifier").as_event()
     answer = await client.post(PATH, json=GRID)
     assert (answer.status_code, answer.json()["error"]["field"]) == (400, "identifier")
 
 
-async def test_each_task_goes_to_models_that_serve_it(client: httpx.AsyncClient, solver: EchoWorker) -> None:
+async def test_each_task_goes_to_models_that_serve_it(
+    client: httpx.AsyncClient, solver: EchoWorker
+) -> None:
     """Text to a puzzle model, puzzles to a text model: refused before anything is queued."""
     for path, body in (("/generate", {"prompts": ["a"]}), ("/v1/completions", {"prompt": "a"})):
         answer = await client.post(path, json=body | {"model": "sudoku"})
@@ -108,7 +136,9 @@ async def test_each_task_goes_to_models_that_serve_it(client: httpx.AsyncClient,
     assert solver.jobs == []
 
 
-async def test_a_model_of_text_is_given_no_puzzles(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+async def test_a_model_of_text_is_given_no_puzzles(
+    client: httpx.AsyncClient, worker: EchoWorker
+) -> None:
     answer = await client.post(PATH, json=GRID)
     assert (answer.status_code, answer.json()["error"]["field"]) == (400, "model")
     assert worker.jobs == []

@@ -1,4 +1,5 @@
-"""q_halt and q_continue of an implant's answer: from the last event to the bodies, and absent where there are none."""
+"""q_halt and q_continue of an implant's answer: from the last event to the bodies, and absent where
+there are none."""
 
 import pytest
 

@@ -1,4 +1,5 @@
-"""P5: four fronts race against every limit at once; none is exceeded by one, and at the end nothing is held."""
+"""P5: four fronts race against every limit at once; none is exceeded by one, and at the end nothing
+is held."""
 
 import asyncio
 import random
@@ -26,7 +27,9 @@ async def test_no_limit_is_exceeded_by_one(redis: Redis, redis_url: str) -> None
     limits = {"tenant_concurrency": CONCURRENCY, "max_queue_depth": DEPTH, "max_queue_bytes": BYTES}
     watcher = asyncio.create_task(watch(redis))
     async with AsyncExitStack() as stack:
-        fronts = [await stack.enter_async_context(in_memory(each, **limits)) for each in connections]
+        fronts = [
+            await stack.enter_async_context(in_memory(each, **limits)) for each in connections
+        ]
         turns = asyncio.Semaphore(0)
         racing = [race(front, random.Random(number), turns) for number, front in enumerate(fronts)]
         working = asyncio.create_task(work(redis, turns))
@@ -52,11 +55,16 @@ async def test_nor_by_processes(redis: Redis, redis_url: str) -> None:
     await announce(redis, "echo")
     limits = {"tenant_concurrency": CONCURRENCY, "max_queue_depth": DEPTH, "max_queue_bytes": BYTES}
     async with AsyncExitStack() as stack:
-        starting = [stack.enter_async_context(process(redis_url, **limits)) for _ in range(NUM_FRONTS)]
+        starting = [
+            stack.enter_async_context(process(redis_url, **limits)) for _ in range(NUM_FRONTS)
+        ]
         fronts = [client for _, client in await asyncio.gather(*starting)]
         await announce(redis, "echo")
         turns = asyncio.Semaphore(0)
-        watching, working = asyncio.create_task(watch(redis)), asyncio.create_task(work(redis, turns))
+        watching, working = (
+            asyncio.create_task(watch(redis)),
+            asyncio.create_task(work(redis, turns)),
+        )
         racing = [race(front, random.Random(number), turns) for number, front in enumerate(fronts)]
         codes = [code for some in await asyncio.gather(*racing) for code in some]
         watching.cancel()
@@ -64,7 +72,9 @@ async def test_nor_by_processes(redis: Redis, redis_url: str) -> None:
         [seen, _] = await asyncio.gather(watching, working, return_exceptions=True)
         assert isinstance(seen, asyncio.CancelledError), seen
         await end_all(redis, fronts[0])
-    assert {"queue_full", "rate_limited", ""} == set(codes), "both were reached, and nothing else went wrong"
+    assert {"queue_full", "rate_limited", ""} == set(codes), (
+        "both were reached, and nothing else went wrong"
+    )
     assert not await redis.keys("aios:{00}:held:*"), "a leaked quota"
     assert set(await redis.hvals(keys.depth("00", "echo"))) == {b"0"}  # type: ignore[misc]
 
@@ -93,13 +103,16 @@ async def watch(redis: Redis) -> None:
             held, depth = await pipe.execute()
         numbers = {name.decode(): int(value) for name, value in depth.items()}
         assert held <= CONCURRENCY
-        assert all(numbers.get(f"jobs:{name}", 0) <= DEPTH for name in ("interactive", "default", "bulk"))
+        assert all(
+            numbers.get(f"jobs:{name}", 0) <= DEPTH for name in ("interactive", "default", "bulk")
+        )
         assert 0 <= numbers.get("bytes", 0) <= BYTES
         await asyncio.sleep(0)
 
 
 async def work(redis: Redis, turns: asyncio.Semaphore) -> None:
-    """Has up to two jobs in hand, and ends the oldest of them: one for each four requests, however fast they come."""
+    """Has up to two jobs in hand, and ends the oldest of them: one for each four requests, however
+    fast they come."""
     desk, held = Desk(redis, "echo"), []
     while True:
         for _ in range(4):
@@ -111,19 +124,29 @@ async def work(redis: Redis, turns: asyncio.Semaphore) -> None:
 
 async def end_all(redis: Redis, front: httpx.AsyncClient) -> None:
     for name in await redis.keys("aios:{00}:request:*"):
-        assert (await front.delete(f"/v1/jobs/{name.decode().rpartition(':')[2]}")).status_code == 200
+        assert (
+            await front.delete(f"/v1/jobs/{name.decode().rpartition(':')[2]}")
+        ).status_code == 200
 
 
 @pytest.mark.parametrize("burst", [1, 5])
-async def test_a_rate_admits_its_burst_and_not_one_more(redis: Redis, redis_url: str, burst: int) -> None:
-    """At a rate that refills nothing meanwhile, exactly the burst gets in, whichever fronts it comes to."""
+async def test_a_rate_admits_its_burst_and_not_one_more(
+    redis: Redis, redis_url: str, burst: int
+) -> None:
+    """At a rate that refills nothing meanwhile, exactly the burst gets in, whichever fronts it
+    comes to."""
     await announce(redis, "echo")
     connections = [connect(redis_url) for _ in range(NUM_FRONTS)]
     limits = {"tenant_rate_per_s": 0.001, "tenant_burst": burst}
     async with AsyncExitStack() as stack:
-        fronts = [await stack.enter_async_context(in_memory(each, **limits)) for each in connections]
+        fronts = [
+            await stack.enter_async_context(in_memory(each, **limits)) for each in connections
+        ]
         answers = await asyncio.gather(
-            *(front.post("/generate", json={"prompts": ["a"]}, headers=LATER) for front in fronts * 5)
+            *(
+                front.post("/generate", json={"prompts": ["a"]}, headers=LATER)
+                for front in fronts * 5
+            )
         )
     assert [answer.status_code for answer in answers].count(202) == burst
     for connection in connections:

@@ -1,4 +1,5 @@
-"""A Redis that takes connections and answers nothing: every question to a front has its answer in time all the same."""
+"""A Redis that takes connections and answers nothing: every question to a front has its answer in
+time all the same."""
 
 import asyncio
 import time
@@ -23,7 +24,9 @@ STREAM = {"prompt": "a b", "stream": True}
 async def test_every_question_is_answered(own_redis: RedisServer) -> None:
     redis = connect(own_redis.url)
     async with EchoWorker(own_redis.url), live(redis) as (client, _):
-        whole = frames(await client.post("/v1/completions", json=STREAM, headers={"Idempotency-Key": "k"}))
+        whole = frames(
+            await client.post("/v1/completions", json=STREAM, headers={"Idempotency-Key": "k"})
+        )
         id = whole[0].id.partition(".")[0]
         questions: list[tuple[str, str, dict[str, Any]]] = [
             ("GET", f"/v1/jobs/{id}", {}),
@@ -32,12 +35,20 @@ async def test_every_question_is_answered(own_redis: RedisServer) -> None:
             ("POST", f"/api/inference/cancel/{id}", {}),
             ("GET", "/v1/models", {}),
             ("GET", "/v1/models/echo", {}),
-            ("POST", "/v1/completions", {"json": STREAM, "headers": {"Last-Event-ID": whole[0].id}}),
+            (
+                "POST",
+                "/v1/completions",
+                {"json": STREAM, "headers": {"Last-Event-ID": whole[0].id}},
+            ),
             ("POST", "/v1/completions", {"json": STREAM, "headers": {"Idempotency-Key": "k"}}),
             ("POST", "/v1/completions", {"json": STREAM}),
             ("GET", "/v1/files", {}),
             ("GET", f"/v1/artifacts/{keys.new_artifact_id()}", {}),
-            ("POST", "/v1/files", {"files": {"file": ("a.txt", b"a")}, "data": {"purpose": "batch"}}),
+            (
+                "POST",
+                "/v1/files",
+                {"files": {"file": ("a.txt", b"a")}, "data": {"purpose": "batch"}},
+            ),
             ("GET", "/readyz", {}),
         ]
         with own_redis.hanging():
@@ -51,7 +62,10 @@ async def test_every_question_is_answered(own_redis: RedisServer) -> None:
             assert answer.status_code == 503, question
             assert seconds < limit_s, question
             if question[1] != "/readyz":
-                assert (answer.json()["error"]["code"], answer.headers["Retry-After"]) == ("broker_unavailable", "1")
+                assert (answer.json()["error"]["code"], answer.headers["Retry-After"]) == (
+                    "broker_unavailable",
+                    "1",
+                )
         told = (await client.get(f"/v1/jobs/{id}")).json()
         assert (told["state"], told["result"]["choices"][0]["text"]) == ("done", "a b")
     await redis.aclose()

@@ -1,4 +1,5 @@
-"""Redis is given two seconds, but a front that was itself held up reads what has come before it says Redis is away."""
+"""Redis is given two seconds, but a front that was itself held up reads what has come before it
+says Redis is away."""
 
 import time
 

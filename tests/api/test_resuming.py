@@ -1,4 +1,5 @@
-"""Streams that survive fronts (P2): whatever frame was the last one seen, any front goes on behind it."""
+"""Streams that survive fronts (P2): whatever frame was the last one seen, any front goes on behind
+it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -31,7 +32,9 @@ BODY = {
 
 
 @pytest.fixture
-async def fronts(redis: Redis, redis_url: str) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient]]:
+async def fronts(
+    redis: Redis, redis_url: str
+) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient]]:
     """Two, each with connections of its own."""
     other = connect(redis_url)
     async with live(redis) as (one, _), live(other) as (two, _):
@@ -49,15 +52,20 @@ def by_choice(told: list[Frame]) -> dict[int, list[Any]]:
     return parts
 
 
-@pytest.mark.parametrize("body", [BODY, {"prompt": "a b c d", "stream": True}, {"prompt": "a", "n": 3, "stream": True}])
+@pytest.mark.parametrize(
+    "body", [BODY, {"prompt": "a b c d", "stream": True}, {"prompt": "a", "n": 3, "stream": True}]
+)
 async def test_behind_every_frame_comes_the_rest(
     fronts: tuple[httpx.AsyncClient, httpx.AsyncClient], worker: EchoWorker, body: dict[str, Any]
 ) -> None:
-    """After the run; by the job's id, and by repeating the POST; text offsets and ended choices included."""
+    """After the run; by the job's id, and by repeating the POST; text offsets and ended choices
+    included."""
     one, two = fronts
     answer = await one.post("/v1/completions", json=body)
     whole = frames(answer)
-    assert len({frame.id for frame in whole[:-1]}) == len(whole) - 1, "each frame has an id of its own"
+    assert len({frame.id for frame in whole[:-1]}) == len(whole) - 1, (
+        "each frame has an id of its own"
+    )
     for number, frame in enumerate(whole[:-1]):
         seen = {"Last-Event-ID": frame.id}
         by_id = frames(await two.get(f"/v1/jobs/{answer.headers['X-Job-Id']}/events", headers=seen))
@@ -73,7 +81,8 @@ async def test_behind_every_frame_comes_the_rest(
 async def test_a_stream_goes_on_in_mid_run_on_another_front(
     fronts: tuple[httpx.AsyncClient, httpx.AsyncClient], worker: EchoWorker, seen: int
 ) -> None:
-    """The reader of the first front stays, as a front that is gone would neither end nor follow anything."""
+    """The reader of the first front stays, as a front that is gone would neither end nor follow
+    anything."""
     one, two = fronts
     worker.gate.clear()
     body = {"prompt": "a b c d", "stream": True}
@@ -95,34 +104,47 @@ async def test_the_first_frame_needs_no_token_and_has_an_id(redis: Redis) -> Non
     await announce(redis, "echo")
     async with live(redis) as (client, _):
         body = {"prompt": "a", "stream": True}
-        answer = await client.send(client.build_request("POST", "/v1/completions", json=body), stream=True)
+        answer = await client.send(
+            client.build_request("POST", "/v1/completions", json=body), stream=True
+        )
         lines = answer.aiter_lines()
-        assert [await anext(lines), await anext(lines)] == ["retry: 1000", f"id: {answer.headers['X-Job-Id']}.0"]
+        assert [await anext(lines), await anext(lines)] == [
+            "retry: 1000",
+            f"id: {answer.headers['X-Job-Id']}.0",
+        ]
         assert answer.headers["X-Accel-Buffering"] == "no"
         await answer.aclose()
 
 
 async def test_openai_client_survives_keep_alives_and_ids(redis: Redis, worker: EchoWorker) -> None:
-    """Its decoder takes every block for an event once it has seen an id, and fails at one without data."""
+    """Its decoder takes every block for an event once it has seen an id, and fails at one without
+    data."""
     worker.gate.clear()
     async with live(redis, keepalive_s=0.02) as (client, _):
         sdk = openai.AsyncOpenAI(api_key="none", base_url=f"{client.base_url}/v1", max_retries=0)
-        async with sdk, await sdk.completions.create(model="echo", prompt="a b c", stream=True) as stream:
+        async with (
+            sdk,
+            await sdk.completions.create(model="echo", prompt="a b c", stream=True) as stream,
+        ):
             texts = [(await anext(stream)).choices[0].text for _ in range(2)]
             silence = asyncio.create_task(anext(stream))
             _, pending = await asyncio.wait({silence}, timeout=0.3)
             assert pending, "nothing but keep-alives comes while the worker is held"
             worker.gate.set()
-            texts += [(await silence).choices[0].text] + [chunk.choices[0].text async for chunk in stream]
+            texts += [(await silence).choices[0].text] + [
+                chunk.choices[0].text async for chunk in stream
+            ]
     assert texts == ["", "a ", "b ", "c"]
 
 
 async def test_a_failed_stream_fails_again(redis: Redis, worker: EchoWorker) -> None:
     worker.failure = Failed("worker_failed", "It broke.")
     async with in_memory(redis) as client:
-        id = (await client.post("/v1/completions", json={"prompt": "a"}, headers={"Prefer": "respond-async"})).json()[
-            "id"
-        ]
+        id = (
+            await client.post(
+                "/v1/completions", json={"prompt": "a"}, headers={"Prefer": "respond-async"}
+            )
+        ).json()["id"]
         answer = await client.get(f"/v1/jobs/{id}/events")
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "worker_failed")
 
@@ -149,7 +171,9 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("cursor", HOSTILE)
-async def test_a_hostile_cursor_is_refused(client: httpx.AsyncClient, worker: EchoWorker, cursor: str) -> None:
+async def test_a_hostile_cursor_is_refused(
+    client: httpx.AsyncClient, worker: EchoWorker, cursor: str
+) -> None:
     body = {"prompt": "a b", "stream": True}
     id = (await client.post("/v1/completions", json=body)).headers["X-Job-Id"]
     headers = [(b"Last-Event-ID", cursor.replace("{id}", id).encode())]
@@ -162,7 +186,9 @@ async def test_a_hostile_cursor_is_refused(client: httpx.AsyncClient, worker: Ec
     assert len(worker.jobs) == 1, "nothing was run"
 
 
-async def test_the_cursor_of_another_endpoint_is_refused(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+async def test_the_cursor_of_another_endpoint_is_refused(
+    client: httpx.AsyncClient, worker: EchoWorker
+) -> None:
     id = (await client.post("/generate", json={"prompts": ["a"]})).headers["X-Job-Id"]
     body, seen = {"prompt": "a", "stream": True}, {"Last-Event-ID": f"{id}.0"}
     assert (await client.post("/v1/completions", json=body, headers=seen)).status_code == 400

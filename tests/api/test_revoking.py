@@ -1,4 +1,5 @@
-"""A fleet closes with the first key that is made for it, and what is under way ends for whoever loses its key."""
+"""A fleet closes with the first key that is made for it, and what is under way ends for whoever
+loses its key."""
 
 import asyncio
 import os
@@ -26,7 +27,8 @@ from tests.redis_server import RedisServer, start_redis
 
 ASK = {"prompt": "a b c", "stream": True}
 BOUND_S = 20.0
-"""How long a test waits on a busy machine for what should come in a second or two; what is wrong never comes."""
+"""How long a test waits on a busy machine for what should come in a second or two; what is wrong
+never comes."""
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +91,9 @@ async def test_the_first_key_closes_every_front(redis: Redis, redis_url: str) ->
             assert (await client.get("/v1/models", headers=bearer(key))).status_code == 200
             assert (await client.get("/healthz")).status_code == 200
     async with in_memory(redis) as third:
-        assert (await third.get("/v1/models")).status_code == 401, "a front that starts later is closed from the start"
+        assert (await third.get("/v1/models")).status_code == 401, (
+            "a front that starts later is closed from the start"
+        )
     await other.aclose()
 
 
@@ -99,7 +103,9 @@ async def test_it_does_not_open_again_with_the_end_of_the_last_key(
 ) -> None:
     key = await make(redis)
     await end(redis, key)
-    assert await Keyring(Broker(redis)).everyone() == {}, "and an operator who looks changes nothing"
+    assert await Keyring(Broker(redis)).everyone() == {}, (
+        "and an operator who looks changes nothing"
+    )
     async with in_memory(redis) as client:
         assert (await client.get("/v1/models")).status_code == 401
     async with in_memory(redis, require_key="no") as client:
@@ -155,13 +161,18 @@ async def test_without_redis_nobody_gets_in_without_a_key(own_redis: RedisServer
     await redis.aclose()
 
 
-async def test_a_redis_that_hangs_lets_nobody_in_and_keeps_nobody_waiting(own_redis: RedisServer) -> None:
+async def test_a_redis_that_hangs_lets_nobody_in_and_keeps_nobody_waiting(
+    own_redis: RedisServer,
+) -> None:
     redis = connect(own_redis.url)
     async with in_memory(redis) as client:
         os.kill(own_redis.pid, signal.SIGSTOP)
         try:
             async with asyncio.timeout(BOUND_S):
-                asked = [client.post("/api/inference", json={"task": "echo", "inputs": "a"}) for _ in range(3)]
+                asked = [
+                    client.post("/api/inference", json={"task": "echo", "inputs": "a"})
+                    for _ in range(3)
+                ]
                 answers = await asyncio.gather(*asked)
         finally:
             os.kill(own_redis.pid, signal.SIGCONT)
@@ -191,7 +202,8 @@ def told(frames: list[Frame]) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("lose", "code"), [(revoke, "invalid_api_key"), (expire, "invalid_api_key"), (narrow, "permission_denied")]
+    ("lose", "code"),
+    [(revoke, "invalid_api_key"), (expire, "invalid_api_key"), (narrow, "permission_denied")],
 )
 async def test_a_running_stream_ends_with_its_key(
     redis: Redis, worker: EchoWorker, lose: Callable[[Redis, str], Awaitable[None]], code: str
@@ -200,7 +212,10 @@ async def test_a_running_stream_ends_with_its_key(
     worker.gate.clear()
     lost, kept = await make(redis), await make(redis, "di")
     async with live(redis) as (client, _):
-        streams = [client.stream("POST", "/v1/completions", json=ASK, headers=bearer(key)) for key in (lost, kept)]
+        streams = [
+            client.stream("POST", "/v1/completions", json=ASK, headers=bearer(key))
+            for key in (lost, kept)
+        ]
         async with streams[0] as ending, streams[1] as lasting:
             coming, going_on = read(ending.aiter_lines()), read(lasting.aiter_lines())
             await begun(coming)
@@ -221,7 +236,9 @@ async def test_an_answer_that_is_waited_for_is_refused(redis: Redis, worker: Ech
     worker.gate.clear()
     key = await make(redis)
     async with live(redis) as (client, _):
-        waiting = asyncio.create_task(client.post("/generate", json={"prompts": ["a b c"]}, headers=bearer(key)))
+        waiting = asyncio.create_task(
+            client.post("/generate", json={"prompts": ["a b c"]}, headers=bearer(key))
+        )
         await until(lambda: len(worker.jobs) == 1, "the job is being worked at")
         await revoke(redis, key)
         async with asyncio.timeout(BOUND_S):
@@ -235,12 +252,15 @@ async def is_state(redis: Redis, job_id: str, expected: str) -> bool:
 
 
 async def test_a_job_for_later_goes_on_and_is_the_tenants(redis: Redis, worker: EchoWorker) -> None:
-    """Keys are changed without a loss: the follower is cut off, and the tenant's other key reads the result."""
+    """Keys are changed without a loss: the follower is cut off, and the tenant's other key reads
+    the result."""
     worker.gate.clear()
     old, new = await make(redis), await make(redis)
     async with live(redis) as (client, front):
         later = bearer(old) | {"Prefer": "respond-async"}
-        location = (await client.post("/v1/completions", json=ASK, headers=later)).headers["Location"]
+        location = (await client.post("/v1/completions", json=ASK, headers=later)).headers[
+            "Location"
+        ]
         async with client.stream("GET", f"{location}/events", headers=bearer(old)) as followed:
             coming = read(followed.aiter_lines())
             await begun(coming)
@@ -256,7 +276,9 @@ async def test_a_job_for_later_goes_on_and_is_the_tenants(redis: Redis, worker: 
         assert 'outcome="done"' in front.metrics.render().decode()
 
 
-async def test_streams_without_a_key_end_when_the_fleet_closes(redis: Redis, worker: EchoWorker) -> None:
+async def test_streams_without_a_key_end_when_the_fleet_closes(
+    redis: Redis, worker: EchoWorker
+) -> None:
     worker.gate.clear()
     async with live(redis) as (client, _), live(redis, require_key="no") as (other, _):
         streams = [front.stream("POST", "/v1/completions", json=ASK) for front in (client, other)]

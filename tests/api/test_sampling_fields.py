@@ -1,4 +1,5 @@
-"""Sampling fields and choices through both dialects: what reaches the worker, and how several choices come back."""
+"""Sampling fields and choices through both dialects: what reaches the worker, and how several
+choices come back."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -44,12 +45,18 @@ def sampling_of(worker: EchoWorker) -> Sampling:
 
 
 @pytest.mark.parametrize(
-    ("path", "body"), [("/v1/completions", {"prompt": "a b", "n": 2, "logprobs": 3}), ("/generate", {"prompts": ["a"]})]
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "a b", "n": 2, "logprobs": 3}),
+        ("/generate", {"prompts": ["a"]}),
+    ],
 )
 async def test_every_field_reaches_the_worker(
     client: httpx.AsyncClient, worker: EchoWorker, path: str, body: dict[str, Any]
 ) -> None:
-    answer = await client.post(path, json=body | EXTRAS | {"max_tokens": 4, "temperature": 0.5, "top_p": 0.75})
+    answer = await client.post(
+        path, json=body | EXTRAS | {"max_tokens": 4, "temperature": 0.5, "top_p": 0.75}
+    )
     assert answer.status_code == 200
     is_openai = path.startswith("/v1")
     assert sampling_of(worker) == Sampling(
@@ -71,7 +78,9 @@ async def test_every_field_reaches_the_worker(
     )
 
 
-@pytest.mark.parametrize(("path", "body"), [("/v1/completions", {"prompt": "a b"}), ("/generate", {"prompts": ["a"]})])
+@pytest.mark.parametrize(
+    ("path", "body"), [("/v1/completions", {"prompt": "a b"}), ("/generate", {"prompts": ["a"]})]
+)
 async def test_null_is_not_given(
     client: httpx.AsyncClient, worker: EchoWorker, path: str, body: dict[str, Any]
 ) -> None:
@@ -82,29 +91,44 @@ async def test_null_is_not_given(
 
 
 @pytest.mark.parametrize("top_k", [0, -1])
-async def test_both_spellings_of_no_top_k(client: httpx.AsyncClient, worker: EchoWorker, top_k: int) -> None:
+async def test_both_spellings_of_no_top_k(
+    client: httpx.AsyncClient, worker: EchoWorker, top_k: int
+) -> None:
     await client.post("/generate", json={"prompts": ["a"], "top_k": top_k})
     assert sampling_of(worker).top_k == 0
 
 
-async def test_choices_of_a_prompt_stand_together(sdk: openai.AsyncOpenAI, worker: EchoWorker) -> None:
+async def test_choices_of_a_prompt_stand_together(
+    sdk: openai.AsyncOpenAI, worker: EchoWorker
+) -> None:
     """OpenAI's order: prompt * n + choice. The prompt's tokens count once."""
-    answer = await sdk.completions.create(model="echo", prompt=["a b c", "d e"], n=2, best_of=2, max_tokens=2)
-    assert [(choice.index, choice.text) for choice in answer.choices] == [(0, "a b "), (1, "b c"), (2, "d e"), (3, "e")]
+    answer = await sdk.completions.create(
+        model="echo", prompt=["a b c", "d e"], n=2, best_of=2, max_tokens=2
+    )
+    assert [(choice.index, choice.text) for choice in answer.choices] == [
+        (0, "a b "),
+        (1, "b c"),
+        (2, "d e"),
+        (3, "e"),
+    ]
     assert [choice.finish_reason for choice in answer.choices] == ["length", "stop", "stop", "stop"]
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (5, 7)
     assert len(worker.jobs) == 2
 
 
-async def test_as_many_choices_as_are_allowed(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+async def test_as_many_choices_as_are_allowed(
+    client: httpx.AsyncClient, worker: EchoWorker
+) -> None:
     answer = await client.post("/v1/completions", json={"prompt": ["a"] * 4, "n": MAX_CHOICES})
     assert [choice["index"] for choice in answer.json()["choices"]] == list(range(64))
 
 
 async def test_a_stream_ends_each_choice_once(sdk: openai.AsyncOpenAI, worker: EchoWorker) -> None:
     """A choice that said nothing, and whose end only the job's end tells, ends too."""
-    stream = await sdk.completions.create(model="echo", prompt=["a b c", "d"], n=2, max_tokens=2, stream=True)
+    stream = await sdk.completions.create(
+        model="echo", prompt=["a b c", "d"], n=2, max_tokens=2, stream=True
+    )
     texts, ends = [""] * 4, [[], [], [], []]  # type: ignore[var-annotated]
     async for chunk in stream:
         [choice] = chunk.choices
@@ -116,8 +140,11 @@ async def test_a_stream_ends_each_choice_once(sdk: openai.AsyncOpenAI, worker: E
     assert ends == [["length"], ["stop"], ["stop"], ["stop"]]
 
 
-async def test_logprobs_have_the_legacy_shape(client: httpx.AsyncClient, worker: EchoWorker) -> None:
-    """The chosen token is in every top list; tokens of equal or no text are told apart by their ids."""
+async def test_logprobs_have_the_legacy_shape(
+    client: httpx.AsyncClient, worker: EchoWorker
+) -> None:
+    """The chosen token is in every top list; tokens of equal or no text are told apart by their
+    ids."""
     body = {"prompt": "aa b", "logprobs": 4, "n": 2}
     choices = (await client.post("/v1/completions", json=body)).json()["choices"]
     assert choices[0]["logprobs"] == {
@@ -132,16 +159,23 @@ async def test_logprobs_have_the_legacy_shape(client: httpx.AsyncClient, worker:
     assert choices[1]["logprobs"]["tokens"] == ["b"]
 
 
-async def test_logprobs_zero_tells_of_the_chosen_token_alone(sdk: openai.AsyncOpenAI, worker: EchoWorker) -> None:
+async def test_logprobs_zero_tells_of_the_chosen_token_alone(
+    sdk: openai.AsyncOpenAI, worker: EchoWorker
+) -> None:
     answer = await sdk.completions.create(model="echo", prompt="aa b", logprobs=0)
     logprobs = answer.choices[0].logprobs
     assert logprobs is not None
-    assert (logprobs.token_logprobs, logprobs.top_logprobs) == ([0.0, -0.5], [{"aa ": 0.0}, {"b": -0.5}])
+    assert (logprobs.token_logprobs, logprobs.top_logprobs) == (
+        [0.0, -0.5],
+        [{"aa ": 0.0}, {"b": -0.5}],
+    )
     without = await sdk.completions.create(model="echo", prompt="aa b")
     assert without.choices[0].logprobs is None
 
 
-async def test_streamed_logprobs_are_the_whole_ones_in_parts(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+async def test_streamed_logprobs_are_the_whole_ones_in_parts(
+    client: httpx.AsyncClient, worker: EchoWorker
+) -> None:
     body = {"prompt": ["aa b ccc", "d e"], "logprobs": 2, "n": 2}
     whole = (await client.post("/v1/completions", json=body)).json()["choices"]
     streamed = await client.post("/v1/completions", json=body | {"stream": True})

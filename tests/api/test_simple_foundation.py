@@ -1,4 +1,5 @@
-"""SimpleFoundation's endpoints: their defaults, their keys, and streams as bare text or as events."""
+"""SimpleFoundation's endpoints: their defaults, their keys, and streams as bare text or as
+events."""
 
 import asyncio
 import json
@@ -53,9 +54,19 @@ async def test_c8_to_c17_generate(client: httpx.AsyncClient, worker: EchoWorker)
     assert (sampling.top_k, sampling.repetition_penalty, sampling.n) == (50, 1.1, 1)
 
 
-async def test_everything_given_reaches_the_worker(client: httpx.AsyncClient, worker: EchoWorker) -> None:
-    body = {"prompt": "a b c", "max_new_tokens": 2, "num_return_sequences": 2, "do_sample": False, "top_k": 3}
-    told = untimed(await client.post("/generate", json=body | {"repetition_penalty": 1.0, "condition": "cot"}))
+async def test_everything_given_reaches_the_worker(
+    client: httpx.AsyncClient, worker: EchoWorker
+) -> None:
+    body = {
+        "prompt": "a b c",
+        "max_new_tokens": 2,
+        "num_return_sequences": 2,
+        "do_sample": False,
+        "top_k": 3,
+    }
+    told = untimed(
+        await client.post("/generate", json=body | {"repetition_penalty": 1.0, "condition": "cot"})
+    )
     assert (told["generated_text"], told["generated_texts"]) == ("a b ", ["a b ", "b c"])
     assert told["tokens_generated"] == 4
     task = task_of(worker)
@@ -66,7 +77,10 @@ async def test_everything_given_reaches_the_worker(client: httpx.AsyncClient, wo
 async def test_x3_a_default_above_the_cap_is_no_error(redis: Redis, worker: EchoWorker) -> None:
     async with in_memory(redis, max_new_tokens=3, cap_policy="reject") as client:
         answer = await client.post("/generate", json={"prompt": "a b c d"})
-    assert (untimed(answer)["generated_text"], answer.headers["X-Effective-Max-Tokens"]) == ("a b c ", "3")
+    assert (untimed(answer)["generated_text"], answer.headers["X-Effective-Max-Tokens"]) == (
+        "a b c ",
+        "3",
+    )
 
 
 async def test_c18_to_c19_math(client: httpx.AsyncClient, worker: EchoWorker) -> None:
@@ -85,7 +99,10 @@ async def test_c20_to_c21_coding(client: httpx.AsyncClient, worker: EchoWorker) 
     told = untimed(await client.post("/solve/coding", json={"problem": problem}))
     assert set(told) == {"problem", "solution", "code", "input_tokens", "output_tokens"}
     assert told["code"] == "print(1)"
-    assert (task_of(worker).sampling.max_tokens, task_of(worker).sampling.temperature) == (1024, 0.8)
+    assert (task_of(worker).sampling.max_tokens, task_of(worker).sampling.temperature) == (
+        1024,
+        0.8,
+    )
 
 
 async def test_a_callers_own_template(client: httpx.AsyncClient, worker: EchoWorker) -> None:
@@ -118,11 +135,17 @@ async def test_c32_c33_a_stream_is_text_or_events(
     assert whole.pop("generation_time") >= 0
     assert result.pop("generation_time") >= 0
     assert result == whole
-    rest = await client.post(path, json=body | {"stream": True}, headers=EVENTS | {"Last-Event-ID": told[1].id})
-    assert [frame.json.get("text") for frame in frames(rest)[:-2]] == [frame.json["text"] for frame in told[2:]]
+    rest = await client.post(
+        path, json=body | {"stream": True}, headers=EVENTS | {"Last-Event-ID": told[1].id}
+    )
+    assert [frame.json.get("text") for frame in frames(rest)[:-2]] == [
+        frame.json["text"] for frame in told[2:]
+    ]
 
 
-async def test_the_streaming_path_has_events_only(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+async def test_the_streaming_path_has_events_only(
+    client: httpx.AsyncClient, worker: EchoWorker
+) -> None:
     answer = await client.post("/generate_stream", json={"prompt": "a b"})
     assert [frame.json["text"] for frame in frames(answer)[:-1]] == ["", "a ", "b", ""]
 
@@ -146,7 +169,9 @@ async def test_the_documented_clients(redis: Redis, worker: EchoWorker) -> None:
         assert await asyncio.to_thread(first.wait, 10), "the first word comes before the last"
         worker.gate.set()
         assert await streaming == "a b"
-        asked = [client.post("/solve/math", json={"problem": f"x = {number}"}) for number in range(4)]
+        asked = [
+            client.post("/solve/math", json={"problem": f"x = {number}"}) for number in range(4)
+        ]
         answers = [untimed(answer)["answer"] for answer in await asyncio.gather(*asked)]
     assert answers == ["0", "1", "2", "3"]
 
@@ -156,13 +181,19 @@ async def test_text_that_breaks_off_is_no_whole_answer(redis: Redis, worker: Ech
     worker.gate.clear()
     async with live(redis) as (client, front):
         with pytest.raises(httpx.RemoteProtocolError):
-            async with client.stream("POST", "/generate", json={"prompt": "a b", "stream": True}) as answer:
+            async with client.stream(
+                "POST", "/generate", json={"prompt": "a b", "stream": True}
+            ) as answer:
                 async for _ in answer.aiter_raw():
-                    await front.submissions.end([worker.jobs[0].id], Failed("worker_failed", "It broke."))
+                    await front.submissions.end(
+                        [worker.jobs[0].id], Failed("worker_failed", "It broke.")
+                    )
 
 
 @pytest.mark.parametrize("headers", [{}, EVENTS])
-async def test_who_hangs_up_cancels(redis: Redis, worker: EchoWorker, headers: dict[str, str]) -> None:
+async def test_who_hangs_up_cancels(
+    redis: Redis, worker: EchoWorker, headers: dict[str, str]
+) -> None:
     worker.gate.clear()
     async with live(redis) as (client, _):
         body = {"problem": "a b", "stream": True}
@@ -175,12 +206,32 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("/generate", {"prompt": ""}, "prompt", "at least 1 character"),
     ("/generate", {"prompt": ["a"]}, "prompt", "valid string"),
     ("/generate", {"prompt": "\ud800"}, "prompt", "unicode string"),
-    ("/generate", {"prompt": "a", "prompts": ["a"]}, "prompts", "exactly one of prompts, prompt, inputs, got prompts"),
+    (
+        "/generate",
+        {"prompt": "a", "prompts": ["a"]},
+        "prompts",
+        "exactly one of prompts, prompt, inputs, got prompts",
+    ),
     ("/generate", {"prompt": "a", "do_sample": 1}, "do_sample", "valid boolean"),
     ("/generate", {"prompt": "a", "stream": "yes"}, "stream", "valid boolean"),
-    ("/generate", {"prompt": "a", "num_return_sequences": 0}, "num_return_sequences", "greater than or equal to 1"),
-    ("/generate", {"prompt": "a", "num_return_sequences": 17}, "num_return_sequences", "less than or equal to 16"),
-    ("/generate", {"prompt": "a", "max_new_tokens": 0}, "max_new_tokens", "greater than or equal to 1"),
+    (
+        "/generate",
+        {"prompt": "a", "num_return_sequences": 0},
+        "num_return_sequences",
+        "greater than or equal to 1",
+    ),
+    (
+        "/generate",
+        {"prompt": "a", "num_return_sequences": 17},
+        "num_return_sequences",
+        "less than or equal to 16",
+    ),
+    (
+        "/generate",
+        {"prompt": "a", "max_new_tokens": 0},
+        "max_new_tokens",
+        "greater than or equal to 1",
+    ),
     ("/generate", {"prompt": "a", "repetition_penalty": 0}, "repetition_penalty", "greater than"),
     ("/solve/math", {}, "problem", "required"),
     ("/solve/math", {"problem": 5}, "problem", "valid string"),
@@ -196,7 +247,9 @@ BAD: list[tuple[str, Any, str, str]] = [
 async def test_what_is_wrong_with_a_body(
     client: httpx.AsyncClient, worker: EchoWorker, path: str, body: Any, field: str, expected: str
 ) -> None:
-    answer = await client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    answer = await client.post(
+        path, content=json.dumps(body), headers={"Content-Type": "application/json"}
+    )
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert (error["code"], error["field"] or "") == ("invalid_request", field)
@@ -206,7 +259,11 @@ async def test_what_is_wrong_with_a_body(
 
 
 async def test_model_info_and_health(client: httpx.AsyncClient, worker: EchoWorker) -> None:
-    assert (await client.get("/health")).json() == {"status": "healthy", "ready": True, "model": "echo"}
+    assert (await client.get("/health")).json() == {
+        "status": "healthy",
+        "ready": True,
+        "model": "echo",
+    }
     info = (await client.get("/model/info")).json()
     assert info == {
         "model_name": "echo",

@@ -70,7 +70,9 @@ async def test_a_job_of_any_task(
     assert accepted.headers["X-Job-Id"] == id
     assert "Preference-Applied" not in accepted.headers
     told = (await ended(client, accepted.headers["Location"])).json()
-    assert without_names(told["result"]) == without_names((await client.post(path, json=body)).json())
+    assert without_names(told["result"]) == without_names(
+        (await client.post(path, json=body)).json()
+    )
 
 
 EVERYWHERE = [*POSTS, *(("/v1/jobs", {"task": task} | body) for task, _, body in SUBMISSIONS)]
@@ -98,7 +100,9 @@ async def test_preferences_hold_on_every_path(redis: Redis, asked: str, applied:
             assert answer.headers["Location"] == f"/v1/jobs/{answer.json()['id']}"
 
         # a stream that waits has begun
-        await asyncio.gather(*(check(*item) for item in EVERYWHERE if not (waits and "stream" in item[1])))
+        await asyncio.gather(
+            *(check(*item) for item in EVERYWHERE if not (waits and "stream" in item[1]))
+        )
 
 
 @pytest.mark.parametrize(("task", "path", "body"), SUBMISSIONS)
@@ -134,7 +138,9 @@ async def test_what_is_wrong_is_named(
 
 async def test_a_job_with_a_key_is_one(client: httpx.AsyncClient, worker: EchoWorker) -> None:
     body = {"task": "completions", "prompt": "a b", "stream": True}
-    first, second = [await client.post("/v1/jobs", json=body, headers={"Idempotency-Key": "k"}) for _ in range(2)]
+    first, second = [
+        await client.post("/v1/jobs", json=body, headers={"Idempotency-Key": "k"}) for _ in range(2)
+    ]
     assert first.json()["id"] == second.json()["id"]
     assert len(worker.jobs) == 1
     assert worker.jobs[0].is_streamed
@@ -150,10 +156,14 @@ async def test_what_waits_tells_its_place(redis: Redis, redis_url: str) -> None:
             return body["state"], body["queue_position"], body["starts_in_s"]
 
         locations = [
-            (await client.post("/generate", json={"prompts": ["a b"]}, headers=LATER)).headers["Location"]
+            (await client.post("/generate", json={"prompts": ["a b"]}, headers=LATER)).headers[
+                "Location"
+            ]
             for _ in range(3)
         ]
-        assert [await told(location) for location in locations] == [("queued", place, None) for place in (1, 2, 3)]
+        assert [await told(location) for location in locations] == [
+            ("queued", place, None) for place in (1, 2, 3)
+        ]
         async with EchoWorker(redis_url):
             for location in locations:
                 await ended(client, location)

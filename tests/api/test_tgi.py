@@ -1,4 +1,5 @@
-"""`inputs` and `parameters`: the wire as text-generation-inference has it, and Hugging Face's own client."""
+"""`inputs` and `parameters`: the wire as text-generation-inference has it, and Hugging Face's own
+client."""
 
 import asyncio
 import json
@@ -31,7 +32,10 @@ async def address(redis: Redis) -> AsyncIterator[str]:
 
 
 async def test_a91_the_callers_shape(client: httpx.AsyncClient, worker: EchoWorker) -> None:
-    body = {"inputs": "Hello you", "parameters": {"max_new_tokens": 16, "temperature": 0.7, "top_p": 0.9}}
+    body = {
+        "inputs": "Hello you",
+        "parameters": {"max_new_tokens": 16, "temperature": 0.7, "top_p": 0.9},
+    }
     answer = await client.post("/generate", json=body)
     assert (answer.status_code, answer.json()) == (200, {"generated_text": "Hello you"})
     sampling = sampling_of(worker)
@@ -41,7 +45,14 @@ async def test_a91_the_callers_shape(client: httpx.AsyncClient, worker: EchoWork
 
 
 async def test_details_tell_of_each_token(client: httpx.AsyncClient, worker: EchoWorker) -> None:
-    given = {"details": True, "max_new_tokens": 2, "top_n_tokens": 1, "return_full_text": True, "seed": 5, "top_k": 9}
+    given = {
+        "details": True,
+        "max_new_tokens": 2,
+        "top_n_tokens": 1,
+        "return_full_text": True,
+        "seed": 5,
+        "top_k": 9,
+    }
     answer = await client.post("/generate", json={"inputs": "a b c", "parameters": given})
     tokens = [
         {"id": 0, "text": "a ", "logprob": 0.0, "special": False},
@@ -78,8 +89,16 @@ async def test_when_it_is_greedy(
     assert (sampling_of(worker).temperature, sampling_of(worker).max_tokens) == (temperature, 100)
 
 
-async def test_other_parameters_reach_the_worker(client: httpx.AsyncClient, worker: EchoWorker) -> None:
-    given = {"stop": ["x"], "truncate": 3, "repetition_penalty": 1.5, "frequency_penalty": 0.5, "best_of": 1}
+async def test_other_parameters_reach_the_worker(
+    client: httpx.AsyncClient, worker: EchoWorker
+) -> None:
+    given = {
+        "stop": ["x"],
+        "truncate": 3,
+        "repetition_penalty": 1.5,
+        "frequency_penalty": 0.5,
+        "best_of": 1,
+    }
     answer = await client.post("/generate", json={"inputs": "a", "parameters": given, "unknown": 1})
     assert answer.status_code == 200
     task = worker.jobs[0].task
@@ -89,12 +108,15 @@ async def test_other_parameters_reach_the_worker(client: httpx.AsyncClient, work
 
 
 @pytest.mark.parametrize(
-    ("path", "more"), [("/generate_stream", {}), ("/generate", {"stream": True}), ("/", {"stream": True})]
+    ("path", "more"),
+    [("/generate_stream", {}), ("/generate", {"stream": True}), ("/", {"stream": True})],
 )
 async def test_frames_of_a_stream(
     client: httpx.AsyncClient, worker: EchoWorker, path: str, more: dict[str, Any]
 ) -> None:
-    answer = await client.post(path, json={"inputs": "a b", "parameters": {"do_sample": True, "seed": 3}} | more)
+    answer = await client.post(
+        path, json={"inputs": "a b", "parameters": {"do_sample": True, "seed": 3}} | more
+    )
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert [frame.json for frame in frames(answer)] == [
         {
@@ -107,12 +129,19 @@ async def test_frames_of_a_stream(
             "index": 2,
             "token": {"id": 1, "text": "b", "logprob": -0.5, "special": False},
             "generated_text": "a b",
-            "details": {"finish_reason": "eos_token", "generated_tokens": 2, "seed": 3, "input_length": 2},
+            "details": {
+                "finish_reason": "eos_token",
+                "generated_tokens": 2,
+                "seed": 3,
+                "input_length": 2,
+            },
         },
     ]
 
 
-async def test_a_reader_goes_on_behind_any_frame(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+async def test_a_reader_goes_on_behind_any_frame(
+    client: httpx.AsyncClient, worker: EchoWorker
+) -> None:
     whole = await client.post("/generate_stream", json={"inputs": "a b c"})
     told = frames(whole)
     for at, frame in enumerate(told):
@@ -146,7 +175,9 @@ BAD: list[tuple[Any, str]] = [
 async def test_what_is_wrong_with_a_body(
     client: httpx.AsyncClient, worker: EchoWorker, path: str, body: Any, named: str
 ) -> None:
-    answer = await client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    answer = await client.post(
+        path, content=json.dumps(body), headers={"Content-Type": "application/json"}
+    )
     assert answer.status_code == (404 if "model" in body else 400)
     assert set(answer.json()) == {"error", "error_type"}
     assert named in answer.json()["error"]
@@ -163,12 +194,15 @@ async def test_a_failure_in_the_middle_is_the_last_frame(redis: Redis, worker: E
         coming = read(answer.aiter_lines())
         assert (await anext(coming)).json["token"]["text"] == "a "
         await front.submissions.end([worker.jobs[0].id], Failed("worker_failed", "It broke."))
-        assert [frame.json async for frame in coming] == [{"error": "It broke.", "error_type": "generation"}]
+        assert [frame.json async for frame in coming] == [
+            {"error": "It broke.", "error_type": "generation"}
+        ]
 
 
 @pytest.mark.parametrize("path", ["", "/generate"])
 async def test_the_client_of_hugging_face(address: str, worker: EchoWorker, path: str) -> None:
-    """Whole, token by token, with and without details, from the bare address and from the endpoint's."""
+    """Whole, token by token, with and without details, from the bare address and from the
+    endpoint's."""
 
     def ask() -> list[Any]:
         client = InferenceClient(model=address.rstrip("/") + path, timeout=60)
@@ -182,10 +216,16 @@ async def test_the_client_of_hugging_face(address: str, worker: EchoWorker, path
     assert (text, whole.generated_text, pieces) == ("a b ", "a b c", ["a ", "b ", "c"])
     assert [token.text for token in whole.details.tokens] == pieces
     assert (whole.details.finish_reason, whole.details.generated_tokens) == ("eos_token", 3)
-    assert (last.index, last.generated_text, last.details.finish_reason) == (3, "a b c", "eos_token")
+    assert (last.index, last.generated_text, last.details.finish_reason) == (
+        3,
+        "a b c",
+        "eos_token",
+    )
 
 
-async def test_the_client_of_hugging_face_knows_the_errors(address: str, worker: EchoWorker) -> None:
+async def test_the_client_of_hugging_face_knows_the_errors(
+    address: str, worker: EchoWorker
+) -> None:
     client = InferenceClient(model=address, timeout=60)
     with pytest.raises(ValidationError, match=r"parameters\.temperature"):
         await asyncio.to_thread(client.text_generation, "a", temperature=9.0)
@@ -197,7 +237,9 @@ async def test_the_client_of_hugging_face_knows_the_errors(address: str, worker:
         await asyncio.to_thread(client.text_generation, "a")
 
 
-async def test_a_stream_of_what_was_not_to_be_streamed(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+async def test_a_stream_of_what_was_not_to_be_streamed(
+    client: httpx.AsyncClient, worker: EchoWorker
+) -> None:
     """Its log-probabilities were not asked for; the text is whole all the same."""
     answer = await client.post("/generate", json={"inputs": "a b"})
     told = frames(await client.get(f"/v1/jobs/{answer.headers['X-Job-Id']}/events"))

@@ -1,4 +1,5 @@
-"""Frames of text-generation-inference from events as real workers send them: several tokens at once, held-back text."""
+"""Frames of text-generation-inference from events as real workers send them: several tokens at
+once, held-back text."""
 
 import pytest
 
@@ -26,8 +27,18 @@ CASES: list[tuple[TgiNotes, list[JobEvent], list[tuple[int, str, bool]], str]] =
         [(5, "a", False), (6, "b", False), (EOS, "", True)],
         "eos_token",
     ),
-    (GREEDY, [said((5, "a"), (EOS, ""), reason="stop")], [(5, "a", False), (EOS, "", True)], "eos_token"),
-    (GREEDY, [said((5, "")), said((6, "ü"), reason="length")], [(5, "", False), (6, "ü", False)], "length"),
+    (
+        GREEDY,
+        [said((5, "a"), (EOS, ""), reason="stop")],
+        [(5, "a", False), (EOS, "", True)],
+        "eos_token",
+    ),
+    (
+        GREEDY,
+        [said((5, "")), said((6, "ü"), reason="length")],
+        [(5, "", False), (6, "ü", False)],
+        "length",
+    ),
     (
         STOPPING,
         [said((5, "EN"), text=""), said((6, "D"), text="", reason="stop")],
@@ -46,10 +57,15 @@ CASES: list[tuple[TgiNotes, list[JobEvent], list[tuple[int, str, bool]], str]] =
 
 
 @pytest.mark.parametrize(("notes", "events", "tokens", "reason"), CASES)
-def test_frames(notes: TgiNotes, events: list[JobEvent], tokens: list[tuple[int, str, bool]], reason: str) -> None:
+def test_frames(
+    notes: TgiNotes, events: list[JobEvent], tokens: list[tuple[int, str, bool]], reason: str
+) -> None:
     telling = TgiFrames(notes)
     frames = [frame for event in [Started(1, "w", 4), *events] for frame in telling.of(0, event)]
-    shown = [(frame["token"]["id"], frame["token"]["text"], frame["token"]["special"]) for frame in frames]
+    shown = [
+        (frame["token"]["id"], frame["token"]["text"], frame["token"]["special"])
+        for frame in frames
+    ]
     assert shown == tokens
     assert [frame["generated_text"] for frame in frames[:-1]] == [None] * (len(frames) - 1)
     assert frames[-1]["generated_text"] == "".join(text for _, text, _ in tokens)

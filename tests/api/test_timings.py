@@ -27,7 +27,9 @@ TOLD = {"X-Timings": "1"}
 
 def test_of_a_request_that_has_ended() -> None:
     times = [JobTimes(100.0, 101.0, 102.5, 104.5), JobTimes(100.0, 100.5, 103.0, 105.5)]
-    assert timings_of(times, 10) == Timings(queue_s=0.5, prefill_s=2.0, decode_s=3.0, total_s=5.5, tokens_per_s=2.0)
+    assert timings_of(times, 10) == Timings(
+        queue_s=0.5, prefill_s=2.0, decode_s=3.0, total_s=5.5, tokens_per_s=2.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,11 @@ async def test_times_are_noted_once_by_redis(redis: Redis) -> None:
     hasty, desk = Desk(redis, lease_s=0), Desk(redis)
     request, (job,) = await desk.request()
     [waiting] = await desk.requests.look(request)
-    assert (waiting.times.taken_s, waiting.times.first_s, waiting.times.ended_s) == (None, None, None)
+    assert (waiting.times.taken_s, waiting.times.first_s, waiting.times.ended_s) == (
+        None,
+        None,
+        None,
+    )
     (first,) = await hasty.take(1)
     await desk.say(first, Started(1, "w1", 2), Tokens((5,), "a"))
     [before] = await desk.requests.look(request)
@@ -74,12 +80,15 @@ async def test_times_are_noted_once_by_redis(redis: Redis) -> None:
 
 
 async def test_what_a_worker_gathered_counts_from_when_it_came(redis: Redis) -> None:
-    """Tokens that nobody follows wait in the worker for a while; its clock's difference is told, not its time."""
+    """Tokens that nobody follows wait in the worker for a while; its clock's difference is told,
+    not its time."""
     desk = Desk(redis)
     request, _ = await desk.request()
     (claim,) = await desk.take(1)
     since_s = asyncio.get_running_loop().time() - 30
-    await desk.writer.append([Append(claim.job, claim.epoch, 0, (Tokens((5,), "a"), DONE), since_s)])
+    await desk.writer.append(
+        [Append(claim.job, claim.epoch, 0, (Tokens((5,), "a"), DONE), since_s)]
+    )
     [standing] = await desk.requests.look(request)
     assert standing.times.first_s is not None
     assert standing.times.ended_s is not None
@@ -90,10 +99,14 @@ async def test_what_a_worker_gathered_counts_from_when_it_came(redis: Redis) -> 
 async def test_every_answer_tells_its_timings_when_asked(
     redis: Redis, able: EchoWorker, path: str, body: dict[str, Any]
 ) -> None:
-    """In headers, or as a comment where those have gone out; and `/v1/jobs` says the same on another front."""
+    """In headers, or as a comment where those have gone out; and `/v1/jobs` says the same on
+    another front."""
     is_text = path not in TASKS_OF_PATHS
     async with in_memory(redis) as one, in_memory(redis) as two:
-        plain, answer = await one.post(path, json=body), await one.post(path, json=body, headers=TOLD)
+        plain, answer = (
+            await one.post(path, json=body),
+            await one.post(path, json=body, headers=TOLD),
+        )
         told = (await two.get(f"/v1/jobs/{answer.headers['X-Job-Id']}")).json()["timings"]
     assert "Server-Timing" not in plain.headers
     assert ": timings" not in plain.text
@@ -108,7 +121,9 @@ async def test_every_answer_tells_its_timings_when_asked(
     assert ("X-Tokens-Per-Second" in answer.headers) == (told["tokens_per_s"] is not None)
 
 
-async def test_a_resumed_stream_tells_them_too(client: httpx.AsyncClient, worker: EchoWorker) -> None:
+async def test_a_resumed_stream_tells_them_too(
+    client: httpx.AsyncClient, worker: EchoWorker
+) -> None:
     body = {"prompt": "a b", "stream": True}
     first = await client.post("/v1/completions", json=body, headers=TOLD)
     seen = re.findall(r"^id: (.*)$", first.text, re.MULTILINE)[1]
@@ -118,7 +133,9 @@ async def test_a_resumed_stream_tells_them_too(client: httpx.AsyncClient, worker
 
 
 async def test_a_wrong_wish_is_named(client: httpx.AsyncClient, worker: EchoWorker) -> None:
-    answer = await client.post("/generate", json={"prompts": ["a"]}, headers={"X-Timings": "please"})
+    answer = await client.post(
+        "/generate", json={"prompts": ["a"]}, headers={"X-Timings": "please"}
+    )
     assert (answer.status_code, answer.json()["error"]["field"]) == (400, "X-Timings")
 
 
@@ -126,7 +143,12 @@ async def test_an_answer_does_not_depend_on_its_timings(redis: Redis) -> None:
     """What Redis no longer knows is left out."""
     gone = Request("00" + "a" * 32, "public", ("00" + "b" * 32,))
     async with live(redis) as (_, front):
-        assert await timings_at_end(front, SubmittedWork(gone, RequestRecord("generate", "echo", 0)), Usage()) is None
+        assert (
+            await timings_at_end(
+                front, SubmittedWork(gone, RequestRecord("generate", "echo", 0)), Usage()
+            )
+            is None
+        )
 
 
 def _comment(answer: httpx.Response) -> str:

@@ -1,4 +1,5 @@
-"""Unloading by HTTP: the order reaches the workers' hash, and the answer tells how many have obeyed."""
+"""Unloading by HTTP: the order reaches the workers' hash, and the answer tells how many have
+obeyed."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,7 +17,10 @@ from tests.api.fronts import in_memory
 from tests.polling import until
 
 ADMIN = {"X-API-Key": "root"}
-UNLOAD, DELETE = ("POST", "/api/models/unload/some/m"), ("DELETE", "/api/models/text-generation/some/m")
+UNLOAD, DELETE = (
+    ("POST", "/api/models/unload/some/m"),
+    ("DELETE", "/api/models/text-generation/some/m"),
+)
 
 
 @pytest.fixture
@@ -30,7 +34,9 @@ async def seen(redis: Redis, name: str, residence: Residence = "loaded", order: 
     """A worker announces itself as it would; the order it finds."""
     residences: dict[str, Residence] = {} if residence == "loaded" else {"some/m": residence}
     orders = {"some/m": order} if order else {}
-    worker = WorkerInfo(name, "ready", (model_info("some/m"),), residences=residences, unloads=orders)
+    worker = WorkerInfo(
+        name, "ready", (model_info("some/m"),), residences=residences, unloads=orders
+    )
     return (await Presence(redis, ttl_s=60).announce(worker)).get("some/m", 0)
 
 
@@ -49,7 +55,9 @@ async def status(client: httpx.AsyncClient) -> tuple[str, int, int]:
 
 
 @pytest.mark.parametrize("way", [UNLOAD, DELETE])
-async def test_it_waits_for_every_worker(redis: Redis, client: httpx.AsyncClient, way: tuple[str, str]) -> None:
+async def test_it_waits_for_every_worker(
+    redis: Redis, client: httpx.AsyncClient, way: tuple[str, str]
+) -> None:
     await seen(redis, "w1")
     await seen(redis, "w2")
     asked = asyncio.create_task(client.request(*way))
@@ -77,11 +85,17 @@ async def test_it_does_not_wait_for_long(
     assert await seen(redis, "w1") > first > 0, "orders are told apart"
 
 
-async def test_where_nobody_serves_it_nothing_is_left_to_do(redis: Redis, client: httpx.AsyncClient) -> None:
+async def test_where_nobody_serves_it_nothing_is_left_to_do(
+    redis: Redis, client: httpx.AsyncClient
+) -> None:
     await seen(redis, "w1")
     await Presence(redis).leave("w1")
     answer = await client.request(*UNLOAD)
-    assert (answer.status_code, answer.json()["status"], answer.json()["workers"]) == (200, "unloaded", 0)
+    assert (answer.status_code, answer.json()["status"], answer.json()["workers"]) == (
+        200,
+        "unloaded",
+        0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,7 +108,10 @@ async def test_where_nobody_serves_it_nothing_is_left_to_do(redis: Redis, client
     ],
 )
 async def test_d91_status(
-    redis: Redis, client: httpx.AsyncClient, residences: list[Residence], expected: tuple[str, int, int]
+    redis: Redis,
+    client: httpx.AsyncClient,
+    residences: list[Residence],
+    expected: tuple[str, int, int],
 ) -> None:
     """An unloaded model is served all the same."""
     for number, residence in enumerate(residences):
@@ -122,7 +139,9 @@ async def test_what_is_refused(
     assert not await is_ordered(redis)
 
 
-async def test_a_model_that_cannot_be_loaded_is_told_of(redis: Redis, client: httpx.AsyncClient) -> None:
+async def test_a_model_that_cannot_be_loaded_is_told_of(
+    redis: Redis, client: httpx.AsyncClient
+) -> None:
     """New work is refused with the reason at once; the fleet's other models are not concerned."""
     models = (model_info("some/m"), model_info("other"))
     why = {"some/m": LoadFailure("model.safetensors is not there; copy it again.", 7)}
@@ -131,16 +150,24 @@ async def test_a_model_that_cannot_be_loaded_is_told_of(redis: Redis, client: ht
     answer = await client.post("/generate", json={"model": "some/m", "prompts": ["a"]})
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_failed")
     assert "copy it again" in answer.json()["error"]["message"]
-    assert (answer.headers["Retry-After"], answer.headers["X-Reject-Reason"]) == ("7", "model_failed")
+    assert (answer.headers["Retry-After"], answer.headers["X-Reject-Reason"]) == (
+        "7",
+        "model_failed",
+    )
     body = (await client.get("/api/models/status/some/m")).json()
-    assert (body["status"], body["reason"]) == ("failed", "model.safetensors is not there; copy it again.")
+    assert (body["status"], body["reason"]) == (
+        "failed",
+        "model.safetensors is not there; copy it again.",
+    )
     other = (await client.get("/api/models/status/other")).json()
     assert other["status"] == "ready"
     assert "reason" not in other
     assert (await client.get("/api/health")).json()["models"] == {"known": 2, "served": 1}
 
 
-async def test_a_model_that_another_worker_has_is_served(redis: Redis, client: httpx.AsyncClient) -> None:
+async def test_a_model_that_another_worker_has_is_served(
+    redis: Redis, client: httpx.AsyncClient
+) -> None:
     models = (model_info("some/m"),)
     why = {"some/m": LoadFailure("why", 7)}
     await Presence(redis, ttl_s=60).announce(

@@ -1,5 +1,5 @@
-"""Each bad field is answered with 400 and a message that names it; nothing reaches the queue. Kinds of wrong bodies,
-on every endpoint, are in `test_wrong_input.py`."""
+"""Each bad field is answered with 400 and a message that names it; nothing reaches the queue. Kinds
+of wrong bodies, on every endpoint, are in `test_wrong_input.py`."""
 
 import json
 from typing import Any
@@ -117,11 +117,15 @@ COMPLETIONS: list[tuple[Any, str]] = [
 
 
 async def post(client: httpx.AsyncClient, path: str, body: Any) -> httpx.Response:
-    return await client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    return await client.post(
+        path, content=json.dumps(body), headers={"Content-Type": "application/json"}
+    )
 
 
 @pytest.mark.parametrize(("body", "named"), GENERATE)
-async def test_generate(client: httpx.AsyncClient, worker: EchoWorker, body: Any, named: str) -> None:
+async def test_generate(
+    client: httpx.AsyncClient, worker: EchoWorker, body: Any, named: str
+) -> None:
     answer = await post(client, "/generate", body)
     assert answer.status_code == 400
     error = answer.json()["error"]
@@ -131,7 +135,9 @@ async def test_generate(client: httpx.AsyncClient, worker: EchoWorker, body: Any
 
 
 @pytest.mark.parametrize(("body", "named"), LOGLIKELIHOOD)
-async def test_loglikelihood(client: httpx.AsyncClient, worker: EchoWorker, body: Any, named: str) -> None:
+async def test_loglikelihood(
+    client: httpx.AsyncClient, worker: EchoWorker, body: Any, named: str
+) -> None:
     answer = await post(client, "/loglikelihood", body)
     assert answer.status_code == 400
     assert named in answer.json()["error"]["message"]
@@ -139,7 +145,9 @@ async def test_loglikelihood(client: httpx.AsyncClient, worker: EchoWorker, body
 
 
 @pytest.mark.parametrize(("body", "named"), ROLLING)
-async def test_loglikelihood_rolling(client: httpx.AsyncClient, worker: EchoWorker, body: Any, named: str) -> None:
+async def test_loglikelihood_rolling(
+    client: httpx.AsyncClient, worker: EchoWorker, body: Any, named: str
+) -> None:
     answer = await post(client, "/loglikelihood_rolling", body)
     assert answer.status_code == 400
     assert named in answer.json()["error"]["message"]
@@ -147,7 +155,9 @@ async def test_loglikelihood_rolling(client: httpx.AsyncClient, worker: EchoWork
 
 
 @pytest.mark.parametrize(("body", "param"), COMPLETIONS)
-async def test_completions(client: httpx.AsyncClient, worker: EchoWorker, body: Any, param: str) -> None:
+async def test_completions(
+    client: httpx.AsyncClient, worker: EchoWorker, body: Any, param: str
+) -> None:
     answer = await post(client, "/v1/completions", body)
     assert answer.status_code == 400
     error = answer.json()["error"]

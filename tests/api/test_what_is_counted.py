@@ -20,8 +20,22 @@ from tests.polling import until
 
 ASK = {"prompts": ["a b c"]}
 OURS = {
-    *("internal_error", "worker_failed", "worker_crashed", "no_worker", "queue_timeout", "deadline_infeasible"),
-    *("draining", "shut_down", "broker_unavailable", "out_of_memory", "deadline_exceeded", "model_failed"),
+    *(
+        "internal_error",
+        "worker_failed",
+        "worker_crashed",
+        "no_worker",
+        "queue_timeout",
+        "deadline_infeasible",
+    ),
+    *(
+        "draining",
+        "shut_down",
+        "broker_unavailable",
+        "out_of_memory",
+        "deadline_exceeded",
+        "model_failed",
+    ),
     "storage_unavailable",
 }
 
@@ -36,7 +50,9 @@ async def counted(client: httpx.AsyncClient) -> dict[str, float]:
     """The counters that are not 0, without those of requests and processes."""
     lines = (await client.get("/metrics")).text.splitlines()
     pairs = [line.rpartition(" ")[::2] for line in lines if not line.startswith("#")]
-    found = {name: float(value) for name, value in pairs if name.partition("{")[0].endswith("_total")}
+    found = {
+        name: float(value) for name, value in pairs if name.partition("{")[0].endswith("_total")
+    }
     return {name: value for name, value in found.items() if value and "requests_total" not in name}
 
 
@@ -57,7 +73,9 @@ def test_what_is_not_known_to_be_ours_is_not_counted_as_ours() -> None:
     assert codes_from(500).isdisjoint(codes_below(500))
 
 
-async def test_callers_mistakes_are_told_by_their_code_alone(redis: Redis, worker: EchoWorker) -> None:
+async def test_callers_mistakes_are_told_by_their_code_alone(
+    redis: Redis, worker: EchoWorker
+) -> None:
     async with in_memory(redis, max_body_bytes=200, api_keys="ann:key-a") as client:
         mine = {"Authorization": "Bearer key-a"}
         tries = [
@@ -71,23 +89,34 @@ async def test_callers_mistakes_are_told_by_their_code_alone(redis: Redis, worke
             (400, await client.post("/generate", json={}, headers=mine)),
             (422, await client.post("/api/inference", json=[], headers=mine)),
             (413, await client.post("/generate", content=b" " * 201, headers=mine)),
-            (415, await client.post("/generate", content=b"x", headers=mine | {"Content-Encoding": "br"})),
+            (
+                415,
+                await client.post(
+                    "/generate", content=b"x", headers=mine | {"Content-Encoding": "br"}
+                ),
+            ),
         ]
         found = await counted(client)
     assert [status for status, _ in tries] == [answer.status_code for _, answer in tries]
     assert "errors_total" not in found
-    assert sum(value for name, value in found.items() if name.startswith("aios_errors_total")) == len(tries)
+    assert sum(
+        value for name, value in found.items() if name.startswith("aios_errors_total")
+    ) == len(tries)
 
 
 async def test_an_error_of_ours_is_counted_once(redis: Redis, worker: EchoWorker) -> None:
     worker.failure = Failed("worker_failed", "it broke")
     async with in_memory(redis) as client:
         assert (await client.post("/generate", json=ASK)).status_code == 500
-        assert (await client.post("/v1/completions", json={"prompt": "a", "stream": True})).status_code == 500
+        assert (
+            await client.post("/v1/completions", json={"prompt": "a", "stream": True})
+        ).status_code == 500
         found = await counted(client)
     assert found["errors_total"] == found['aios_errors_total{code="worker_failed"}'] == 2
     assert found['aios_jobs_total{model="echo",outcome="worker_failed"}'] == 2
-    assert not [name for name in found if name.startswith("aios_rejections_total")], "it had become work"
+    assert not [name for name in found if name.startswith("aios_rejections_total")], (
+        "it had become work"
+    )
 
 
 # rejections: all that asked for work and became none
@@ -96,7 +125,9 @@ async def test_an_error_of_ours_is_counted_once(redis: Redis, worker: EchoWorker
 async def test_each_refusal_before_there_is_work_is_a_rejection(redis: Redis) -> None:
     await announce(redis, "echo")
     later = {"Prefer": "respond-async"}
-    async with in_memory(redis, max_queue_depth=1, max_body_bytes=200, max_prompts_per_request=2) as client:
+    async with in_memory(
+        redis, max_queue_depth=1, max_body_bytes=200, max_prompts_per_request=2
+    ) as client:
         assert (await client.post("/generate", json=ASK, headers=later)).status_code == 202
         for path, body, code in (
             ("/generate", ASK, "queue_full"),
@@ -107,7 +138,9 @@ async def test_each_refusal_before_there_is_work_is_a_rejection(redis: Redis) ->
             ("/v1/jobs", {"task": "nothing"}, "invalid_request"),
             ("/generate", {"prompts": ["x" * 300]}, "payload_too_large"),
         ):
-            before = (await counted(client)).get(name := f'aios_rejections_total{{reason="{code}"}}', 0)
+            before = (await counted(client)).get(
+                name := f'aios_rejections_total{{reason="{code}"}}', 0
+            )
             assert (await client.post(path, json=body)).status_code >= 400
             assert (await counted(client))[name] == before + 1, (path, body)
         found = await counted(client)
@@ -138,21 +171,29 @@ async def is_state(redis: Redis, job_id: str, expected: str) -> bool:
     return await state(redis, job_id) == expected
 
 
-def is_counted(client: httpx.AsyncClient, outcome: str, count: int) -> Callable[[], Awaitable[bool]]:
+def is_counted(
+    client: httpx.AsyncClient, outcome: str, count: int
+) -> Callable[[], Awaitable[bool]]:
     async def look() -> bool:
-        return (await counted(client)).get(f'aios_jobs_total{{model="echo",outcome="{outcome}"}}') == count
+        return (await counted(client)).get(
+            f'aios_jobs_total{{model="echo",outcome="{outcome}"}}'
+        ) == count
 
     return look
 
 
-@pytest.mark.parametrize(("policy", "outcome"), [("continue", "done"), ("cancel", "cancelled"), ("grace", "done")])
+@pytest.mark.parametrize(
+    ("policy", "outcome"), [("continue", "done"), ("cancel", "cancelled"), ("grace", "done")]
+)
 async def test_a_job_whose_caller_leaves_is_counted_when_it_ends(
     redis: Redis, worker: EchoWorker, policy: str, outcome: str
 ) -> None:
     """By how it ended, and not before."""
     worker.gate.clear()
     async with live(redis, on_disconnect=policy, disconnect_grace_s=60) as (client, _):
-        async with client.stream("POST", "/v1/completions", json={"prompt": "a b c", "stream": True}) as answer:
+        async with client.stream(
+            "POST", "/v1/completions", json={"prompt": "a b c", "stream": True}
+        ) as answer:
             coming = read(answer.aiter_lines())
             for _ in range(2):
                 await anext(coming)
@@ -162,20 +203,28 @@ async def test_a_job_whose_caller_leaves_is_counted_when_it_ends(
 
         await until(has_noticed, "the front has noticed that the caller left")
         if outcome == "done":
-            assert not [name for name in await counted(client) if name.startswith("aios_jobs_total")]
+            assert not [
+                name for name in await counted(client) if name.startswith("aios_jobs_total")
+            ]
         worker.gate.set()
         await until(is_counted(client, outcome, 1), f"the job is counted as {outcome}")
         assert await is_state(redis, worker.jobs[0].id, outcome)
         found = await counted(client)
     assert sum(value for name, value in found.items() if name.startswith("aios_jobs_total")) == 1
-    assert found.get('aios_completion_tokens_total{model="echo"}', 0) == (3 if outcome == "done" else 0)
+    assert found.get('aios_completion_tokens_total{model="echo"}', 0) == (
+        3 if outcome == "done" else 0
+    )
 
 
-async def test_siblings_of_a_job_that_failed_are_cancelled_ones(redis: Redis, worker: EchoWorker) -> None:
+async def test_siblings_of_a_job_that_failed_are_cancelled_ones(
+    redis: Redis, worker: EchoWorker
+) -> None:
     """Not errors of the fleet: it had one."""
     worker.gate.clear()
     async with live(redis) as (client, _):
-        asked = asyncio.create_task(client.post("/generate", json={"prompts": ["a b c", "d e f", "g h i"]}))
+        asked = asyncio.create_task(
+            client.post("/generate", json={"prompts": ["a b c", "d e f", "g h i"]})
+        )
         await until(lambda: len(worker.jobs) == 3, "all are being worked at")
         job = worker.jobs[1]
         await fail(redis, job.id)
@@ -190,7 +239,9 @@ async def fail(redis: Redis, job_id: str) -> None:
     await Submissions(Broker(redis)).end([job_id], Failed("worker_failed", "it broke"))
 
 
-async def test_resuming_counts_as_telling_again_wherever_it_is_asked_for(redis: Redis, worker: EchoWorker) -> None:
+async def test_resuming_counts_as_telling_again_wherever_it_is_asked_for(
+    redis: Redis, worker: EchoWorker
+) -> None:
     body = {"prompt": "a b c", "stream": True}
     async with in_memory(redis) as client:
         answer = await client.post("/v1/completions", json=body)
@@ -202,7 +253,9 @@ async def test_resuming_counts_as_telling_again_wherever_it_is_asked_for(redis: 
         await client.head(f"/v1/jobs/{job_id}/events", headers=frame)
         found = await counted(client)
     assert found['aios_replays_total{kind="resume"}'] == 2
-    assert found['aios_jobs_total{model="echo",outcome="done"}'] == 1, "told again is not done again"
+    assert found['aios_jobs_total{model="echo",outcome="done"}'] == 1, (
+        "told again is not done again"
+    )
     assert found['aios_completion_tokens_total{model="echo"}'] == 3
 
 

@@ -1,4 +1,5 @@
-"""The app's own route table, and for each route who may call it: one that is not in the table below fails here."""
+"""The app's own route table, and for each route who may call it: one that is not in the table below
+fails here."""
 
 import re
 
@@ -77,7 +78,12 @@ def routes(redis: Redis) -> list[tuple[str, str]]:
     """Method and path of every route; HEAD goes with GET."""
     app = create_app(Settings(), Broker(redis))
     found = iter_route_contexts(app.routes)
-    return sorted((method, str(route.path)) for route in found for method in (route.methods or ()) if method != "HEAD")
+    return sorted(
+        (method, str(route.path))
+        for route in found
+        for method in (route.methods or ())
+        if method != "HEAD"
+    )
 
 
 def test_every_route_has_been_decided_on(redis: Redis) -> None:
@@ -86,25 +92,40 @@ def test_every_route_has_been_decided_on(redis: Redis) -> None:
 
 def test_the_probes_are_those_that_everybody_knows() -> None:
     assert TABLE.probe_paths == set(PROBES)
-    assert f'route!~"{"|".join(PROBES)}"' in (REPO_ROOT / "deploy/prometheus/alerts.yaml").read_text()
+    assert (
+        f'route!~"{"|".join(PROBES)}"' in (REPO_ROOT / "deploy/prometheus/alerts.yaml").read_text()
+    )
 
 
 def test_the_table_for_people_says_the_same() -> None:
     """SECURITY.md."""
-    rows = re.findall(r"^\| ([A-Z]+) \| `(\S+)` \| (\w+) \|$", (REPO_ROOT / "SECURITY.md").read_text(), re.MULTILINE)
-    assert sorted(((method, path), who) for method, path, who in rows) == sorted(WHO_MAY_CALL.items())
+    rows = re.findall(
+        r"^\| ([A-Z]+) \| `(\S+)` \| (\w+) \|$",
+        (REPO_ROOT / "SECURITY.md").read_text(),
+        re.MULTILINE,
+    )
+    assert sorted(((method, path), who) for method, path, who in rows) == sorted(
+        WHO_MAY_CALL.items()
+    )
 
 
 async def statuses(client: httpx.AsyncClient, method: str, path: str) -> list[int]:
     """What comes without a key, with a wrong one, with a caller's and with an admin's."""
     url = path.replace("{id}", "0" * 34).replace("{id:path}", "m").replace("{model_id:path}", "m")
     url = url.replace("{task}", "feature-extraction")
-    keys = [{}, {"X-API-Key": "wrong"}, {"X-API-Key": "plain-key"}, {"Authorization": "Bearer admin-key"}]
+    keys = [
+        {},
+        {"X-API-Key": "wrong"},
+        {"X-API-Key": "plain-key"},
+        {"Authorization": "Bearer admin-key"},
+    ]
     return [(await client.request(method, url, headers=headers)).status_code for headers in keys]
 
 
 @pytest.mark.parametrize(("route", "who"), WHO_MAY_CALL.items())
-async def test_each_door_lets_in_whom_it_should(redis: Redis, route: tuple[str, str], who: str) -> None:
+async def test_each_door_lets_in_whom_it_should(
+    redis: Redis, route: tuple[str, str], who: str
+) -> None:
     async with in_memory(redis, **KEYS) as client:
         without, wrong, plain, admin = await statuses(client, *route)
     assert (without in REFUSED, wrong in REFUSED) == (who != OPEN, who != OPEN)
@@ -117,7 +138,9 @@ async def test_an_admin_route_needs_an_admin_key_even_where_nobody_needs_one(
     redis: Redis, keys: dict[str, str]
 ) -> None:
     async with in_memory(redis, **keys, require_key="no") as client:
-        without, wrong, plain, admin = await statuses(client, "POST", "/api/models/unload/{model_id:path}")
+        without, wrong, plain, admin = await statuses(
+            client, "POST", "/api/models/unload/{model_id:path}"
+        )
     assert (without, wrong) == (401, 401)
     assert (plain, admin) == ((403, 404) if keys else (401, 401)), "there is no such model"
 
@@ -125,7 +148,9 @@ async def test_an_admin_route_needs_an_admin_key_even_where_nobody_needs_one(
 @pytest.mark.parametrize("keys", [{}, KEYS])
 async def test_metrics_may_be_protected(redis: Redis, keys: dict[str, str]) -> None:
     async with in_memory(redis, **keys, protect_metrics=True) as client:
-        assert await statuses(client, "GET", "/metrics") == ([401, 401, 200, 200] if keys else [401] * 4)
+        assert await statuses(client, "GET", "/metrics") == (
+            [401, 401, 200, 200] if keys else [401] * 4
+        )
 
 
 @pytest.mark.parametrize(
@@ -139,7 +164,9 @@ async def test_metrics_may_be_protected(redis: Redis, keys: dict[str, str]) -> N
         ({"require_key": "yes"}, True),
     ],
 )
-async def test_when_a_key_is_required(redis: Redis, settings: dict[str, str], expected: bool) -> None:
+async def test_when_a_key_is_required(
+    redis: Redis, settings: dict[str, str], expected: bool
+) -> None:
     auth = build_auth(Settings(**settings), Broker(redis))  # type: ignore[arg-type]
     assert await auth.requires_key() is expected
     async with in_memory(redis, **settings) as client:

@@ -1,5 +1,6 @@
-"""Every endpoint that creates work and every way to be wrong: the right status, in the dialect's form, and a sentence
-that names the field and says what was expected. What is wrong with single fields is in `test_validation.py`."""
+"""Every endpoint that creates work and every way to be wrong: the right status, in the dialect's
+form, and a sentence that names the field and says what was expected. What is wrong with single
+fields is in `test_validation.py`."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +21,13 @@ DEEP: list[Any] = []
 for _ in range(300):
     DEEP = [DEEP]
 
-ONE_WAY = RIGHT.keys() - {"/generate", "/generate_stream", "/tokenize", "/v1/puzzles/solve", "/v1/jobs"}
+ONE_WAY = RIGHT.keys() - {
+    "/generate",
+    "/generate_stream",
+    "/tokenize",
+    "/v1/puzzles/solve",
+    "/v1/jobs",
+}
 """Where there is nothing of which both could be given."""
 MAY_BE_EMPTY = {"/detokenize"}
 ROWS_OF_ALL = [
@@ -47,12 +54,15 @@ def test_every_kind_is_tried_on_every_endpoint() -> None:
         assert (EMPTY in kinds) == (path not in MAY_BE_EMPTY)
 
 
-def post(fleet: JobSnapshot, path: str, content: bytes, key: dict[str, str] = KEY) -> httpx.Response:
+def post(
+    fleet: JobSnapshot, path: str, content: bytes, key: dict[str, str] = KEY
+) -> httpx.Response:
     return fleet.post(path, content=content, headers=JSON | key)
 
 
 def sentence(path: str, answer: httpx.Response, body: Any = None) -> tuple[str, str | None]:
-    """The message, and the field at fault as the dialect tells it; on the way it is seen to have the dialect's form."""
+    """The message, and the field at fault as the dialect tells it; on the way it is seen to have
+    the dialect's form."""
     error = answer.json()["error"]
     if path == "/" or (path.startswith("/generate") and "inputs" in (body or {})):
         assert answer.json() == {"error": error, "error_type": "validation"}
@@ -73,14 +83,18 @@ def refused(path: str) -> int:
 
 
 @pytest.mark.parametrize(("path", "changes", "named", "expected"), ROWS_OF_ALL)
-def test_a_wrong_field(fleet: JobSnapshot, path: str, changes: dict[str, Any], named: str, expected: str) -> None:
+def test_a_wrong_field(
+    fleet: JobSnapshot, path: str, changes: dict[str, Any], named: str, expected: str
+) -> None:
     body = {name: value for name, value in (RIGHT[path] | changes).items() if value is not None}
     answer = post(fleet, path, json.dumps(body).encode())
     assert answer.status_code == refused(path)
     message, field = sentence(path, answer, body)
     assert message.startswith(f"{named}: {expected}")
     assert field in (None, named.partition("[")[0].partition(".")[0])
-    assert field is not None or isinstance(answer.json()["error"], str), "only TGI has no place for it"
+    assert field is not None or isinstance(answer.json()["error"], str), (
+        "only TGI has no place for it"
+    )
 
 
 @pytest.mark.parametrize("path", RIGHT)
@@ -97,7 +111,10 @@ BODIES = {
     "deep": (b"[" * 100_000, "this is nested too deeply"),
     "deep object": (b'{"a":' * 100_000, "this is nested too deeply"),
     "long number": (b'{"seed": ' + b"1" * 5000 + b"}", "this has a number of too many digits"),
-    "cut off": (b'{"prompts": ["a"', "this is not valid JSON: Expecting ',' delimiter at character 16"),
+    "cut off": (
+        b'{"prompts": ["a"',
+        "this is not valid JSON: Expecting ',' delimiter at character 16",
+    ),
     "no JSON": (b"prompts=a", "this is not valid JSON"),
     "nothing": (b"", "with Content-Type: application/json"),
     "list": (b"[1]", "with Content-Type: application/json"),
@@ -138,7 +155,10 @@ def test_an_unknown_model(fleet: JobSnapshot, path: str) -> None:
     answer = post(fleet, path, json.dumps(RIGHT[path] | {"model": "nobody"}).encode())
     assert answer.status_code == 404
     message, field = sentence(path, answer)
-    assert message == "model: 'nobody' does not exist; expected one of those that GET /v1/models lists."
+    assert (
+        message
+        == "model: 'nobody' does not exist; expected one of those that GET /v1/models lists."
+    )
     assert field == (None if path == "/" else "model")
 
 

@@ -1,5 +1,5 @@
-"""For each endpoint that creates work a right body, and what makes it wrong: changes to it (None takes a field away),
-the field that is at fault then, and what the message says of it."""
+"""For each endpoint that creates work a right body, and what makes it wrong: changes to it (None
+takes a field away), the field that is at fault then, and what the message says of it."""
 
 from typing import Any
 
@@ -43,7 +43,11 @@ THREE_SHAPES: dict[str, list[Row]] = {
     MISSING: [({"prompts": None, "prompt": None}, "prompts", ONE_OF_THREE + "none")],
     BOTH: [
         ({"prompts": ["a"], "prompt": "a"}, "prompts", ONE_OF_THREE + "prompts and prompt"),
-        ({"prompts": None, "prompt": "a", "inputs": "a"}, "prompts", ONE_OF_THREE + "prompt and inputs"),
+        (
+            {"prompts": None, "prompt": "a", "inputs": "a"},
+            "prompts",
+            ONE_OF_THREE + "prompt and inputs",
+        ),
     ],
     EMPTY: [({"prompts": [], "prompt": None}, "prompts", "expected at least 1 item")],
 }
@@ -58,10 +62,18 @@ INFERENCE: dict[str, list[Row]] = {
     TYPE: [
         ({"inputs": 5}, "inputs", "expected a valid string"),
         ({"options": 5}, "options", "expected an object"),
-        ({"options": {"max_new_tokens": "5"}}, "options.max_new_tokens", "expected a valid integer"),
+        (
+            {"options": {"max_new_tokens": "5"}},
+            "options.max_new_tokens",
+            "expected a valid integer",
+        ),
     ],
     RANGE: [
-        ({"options": {"temperature": 2.5}}, "options.temperature", "expected less than or equal to 2"),
+        (
+            {"options": {"temperature": 2.5}},
+            "options.temperature",
+            "expected less than or equal to 2",
+        ),
         ({"task": "image-generation"}, "task", "expected one of echo, text-generation"),
     ],
     EMPTY: [({"inputs": []}, "inputs", "expected a valid string")],
@@ -77,7 +89,11 @@ WRONG: dict[str, dict[str, list[Row]]] = {
         TYPE: [({"prompts": "a"}, "prompts", "expected a valid list")],
         RANGE: [
             ({"scoring": "x"}, "scoring", "expected 'strict' or 'aios_compat'"),
-            ({"prompts": ["a"] * 65, "continuations": ["b"] * 65}, "prompts", "expected at most 64 items"),
+            (
+                {"prompts": ["a"] * 65, "continuations": ["b"] * 65},
+                "prompts",
+                "expected at most 64 items",
+            ),
         ],
         EMPTY: [({"continuations": []}, "continuations", "expected at least 1 item")],
     },
@@ -92,9 +108,19 @@ WRONG: dict[str, dict[str, list[Row]]] = {
         TYPE: [
             ({"inputs": 5}, "inputs", "expected a valid string"),
             ({"parameters": 5}, "parameters", "expected an object"),
-            ({"parameters": {"max_new_tokens": "5"}}, "parameters.max_new_tokens", "expected a valid integer"),
+            (
+                {"parameters": {"max_new_tokens": "5"}},
+                "parameters.max_new_tokens",
+                "expected a valid integer",
+            ),
         ],
-        RANGE: [({"parameters": {"temperature": 2.5}}, "parameters.temperature", "expected less than or equal to 2")],
+        RANGE: [
+            (
+                {"parameters": {"temperature": 2.5}},
+                "parameters.temperature",
+                "expected less than or equal to 2",
+            )
+        ],
         EMPTY: [({"inputs": []}, "inputs", "expected a valid string")],
     },
     "/solve/math": PROBLEM,
@@ -141,7 +167,10 @@ WRONG: dict[str, dict[str, list[Row]]] = {
     },
     "/v1/embeddings": {
         MISSING: [({"input": None}, "input", "this field is required")],
-        TYPE: [({"input": 5}, "input", FORMS), ({"encoding_format": "hex"}, "encoding_format", "expected 'float' or")],
+        TYPE: [
+            ({"input": 5}, "input", FORMS),
+            ({"encoding_format": "hex"}, "encoding_format", "expected 'float' or"),
+        ],
         RANGE: [({"dimensions": 0}, "dimensions", "expected greater than or equal to 1")],
         EMPTY: [({"input": []}, "input", FORMS)],
     },
@@ -149,9 +178,19 @@ WRONG: dict[str, dict[str, list[Row]]] = {
         MISSING: [({"prompt": None}, "prompt", "expected either prompt or messages")],
         TYPE: [({"prompt": 5}, "prompt", "expected a valid string")],
         RANGE: [
-            ({"prompt": None, "messages": [{"role": "x", "content": ""}]}, "messages[0].role", "expected 'system'")
+            (
+                {"prompt": None, "messages": [{"role": "x", "content": ""}]},
+                "messages[0].role",
+                "expected 'system'",
+            )
         ],
-        BOTH: [({"messages": [{"role": "user", "content": "a"}]}, "prompt", "expected either prompt or messages")],
+        BOTH: [
+            (
+                {"messages": [{"role": "user", "content": "a"}]},
+                "prompt",
+                "expected either prompt or messages",
+            )
+        ],
         EMPTY: [({"prompt": None, "messages": []}, "messages", "expected at least 1 item")],
     },
     "/detokenize": {
@@ -167,11 +206,17 @@ WRONG: dict[str, dict[str, list[Row]]] = {
             ({"grid": "1" * 129}, "grid", ROWS),
         ],
         BOTH: [({"grids": ["12.."]}, "grid", ONE_GRID + "grid and grids")],
-        EMPTY: [({"grid": None, "grids": []}, "grids", "expected at least 1 item"), ({"grid": []}, "grid", ROWS)],
+        EMPTY: [
+            ({"grid": None, "grids": []}, "grids", "expected at least 1 item"),
+            ({"grid": []}, "grid", ROWS),
+        ],
     },
     "/v1/echo-task": {
         MISSING: [({"text": None}, "text", "this field is required")],
-        TYPE: [({"text": 5}, "text", "expected a valid string"), ({"steps": "5"}, "steps", "expected a valid integer")],
+        TYPE: [
+            ({"text": 5}, "text", "expected a valid string"),
+            ({"steps": "5"}, "steps", "expected a valid integer"),
+        ],
         RANGE: [
             ({"steps": 0}, "steps", "expected greater than or equal to 1"),
             ({"step_ms": -1}, "step_ms", "expected greater than or equal to 0"),
@@ -182,6 +227,9 @@ WRONG: dict[str, dict[str, list[Row]]] = {
     | {
         MISSING: [({"task": None}, "task", "this field is required"), *THREE_SHAPES[MISSING]],
         TYPE: [({"task": 5}, "task", "expected a valid string"), *SAMPLED[TYPE]],
-        RANGE: [({"task": "sing"}, "task", "expected one of generate, completions"), *SAMPLED[RANGE]],
+        RANGE: [
+            ({"task": "sing"}, "task", "expected one of generate, completions"),
+            *SAMPLED[RANGE],
+        ],
     },
 }

@@ -1,4 +1,5 @@
-"""A cell that fails on purpose and leaves behind all that it can, and one after it. Run by test_isolation.py alone."""
+"""A cell that fails on purpose and leaves behind all that it can, and one after it. Run by
+test_isolation.py alone."""
 
 import pytest
 
@@ -9,7 +10,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def test_this_one_breaks(stage: Stage) -> None:
-    """Its jobs hold every place, its clients wait, one worker is stopped and the other has lost Redis."""
+    """Its jobs hold every place, its clients wait, one worker is stopped and the other has lost
+    Redis."""
     await stage.open()
     stage.ask("prefill", "client")
     await until(lambda: stage.all_in("prefill", "client"), "all jobs are held")

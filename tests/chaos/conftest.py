@@ -1,4 +1,5 @@
-"""One stage for each file of tests: its processes are started once, and again when a test has failed."""
+"""One stage for each file of tests: its processes are started once, and again when a test has
+failed."""
 
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
@@ -24,7 +25,11 @@ async def shared_stage(
     @asynccontextmanager
     async def made() -> AsyncIterator[Stage]:
         gates = tmp_path_factory.mktemp("gates")
-        rig = {"worker": "scripts.chaos.worker", "env": {GATES_ENV: str(gates)}, "has_proxies": True}
+        rig = {
+            "worker": "scripts.chaos.worker",
+            "env": {GATES_ENV: str(gates)},
+            "has_proxies": True,
+        }
         async with fleet(2, 2, worker_flags=flags, **rig) as members:
             stage = kind(members, gates)
             try:
@@ -38,13 +43,17 @@ async def shared_stage(
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def stage(shared_stage: Shared[Stage], request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
+async def stage(
+    shared_stage: Shared[Stage], request: pytest.FixtureRequest
+) -> AsyncIterator[Stage]:
     async with shared_stage.lent_to(request.node) as stage:
         yield stage
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Let the fixtures that a test shares with others know of its failure."""
     report = yield
     if report.failed:

@@ -1,6 +1,8 @@
-"""What the kill matrix does to a fleet, and how it shows that the one who was struck does no harm later.
+"""What the kill matrix does to a fleet, and how it shows that the one who was struck does no harm
+later.
 
-A fault finds every client's job in the phase of its cell, and returns when all clients have their right answers.
+A fault finds every client's job in the phase of its cell, and returns when all clients have their
+right answers.
 """
 
 import asyncio
@@ -21,8 +23,9 @@ _REFUSALS = tuple(b"*%d\r\n" % count + count * b":0\r\n" for count in range(1, P
 
 @dataclass(frozen=True)
 class Fault:
-    """`strike(stage, phase)` hits the worker that has all jobs, the front that all clients came through, or Redis. Only
-    clients of a worker's fleet never ask again. The jobs of a `lost` worker are found by their leases alone."""
+    """`strike(stage, phase)` hits the worker that has all jobs, the front that all clients came
+    through, or Redis. Only clients of a worker's fleet never ask again. The jobs of a `lost` worker
+    are found by their leases alone."""
 
     strike: Callable[[Stage, str], Awaitable[None]]
     hits: Literal["worker", "front", "redis"]
@@ -52,8 +55,8 @@ async def stop_worker(stage: Stage, phase: str) -> None:
 
 
 async def cut_worker(stage: Stage, phase: str) -> None:
-    """The victim loses Redis, and what was on its way, until others have its jobs (which takes a lease, unless they had
-    ended). It has gone on alone meanwhile: none of that lands."""
+    """The victim loses Redis, and what was on its way, until others have its jobs (which takes a
+    lease, unless they had ended). It has gone on alone meanwhile: none of that lands."""
     proxy = stage.victim.proxy
     proxy.cut()
     if phase == "unsent":
@@ -69,7 +72,8 @@ async def cut_worker(stage: Stage, phase: str) -> None:
 
 
 async def let_the_rescuer_in(stage: Stage) -> None:
-    """It takes all jobs over, and is held where the victim was: who speaks now speaks into another's work."""
+    """It takes all jobs over, and is held where the victim was: who speaks now speaks into
+    another's work."""
     stage.gate.touch()
     stage.rescuer.resume()
 
@@ -117,13 +121,17 @@ async def terminate_front(stage: Stage, phase: str) -> None:
 
 
 async def kill_redis(stage: Stage, phase: str) -> None:
-    """It comes back with all that it had acknowledged; what was on its way, to it or from it, is lost. Who waits or
-    reads a stream goes on doing so; who polls is told to ask again."""
+    """It comes back with all that it had acknowledged; what was on its way, to it or from it, is
+    lost. Who waits or reads a stream goes on doing so; who polls is told to ask again."""
     stage.victim.proxy.cut()
     await restart_redis(stage.fleet)
     stage.victim.proxy.restore()
     await stage.go_on()
-    assert [answer.request.name for answer in stage.answers if answer.request.mode != "poll" and answer.tries > 1] == []
+    assert [
+        answer.request.name
+        for answer in stage.answers
+        if answer.request.mode != "poll" and answer.tries > 1
+    ] == []
     await until(partial(is_idle, stage), "the victim has nothing in hand")
 
 

@@ -1,6 +1,7 @@
 """Something costly that tests share until one of them fails: the next one gets a new one.
 
-What a test that fails leaves behind (jobs that are held, members that are stopped) would make the next ones fail too.
+What a test that fails leaves behind (jobs that are held, members that are stopped) would make the
+next ones fail too.
 """
 
 from collections.abc import AsyncIterator, Callable

@@ -1,4 +1,5 @@
-"""A small fleet that is driven to exact phases of a job, and clients who know what they will be told."""
+"""A small fleet that is driven to exact phases of a job, and clients who know what they will be
+told."""
 
 import asyncio
 import json
@@ -21,7 +22,14 @@ from tests.polling import DEADLINE_S
 from worker.outbox import GATHERED_TOKENS
 
 LEASE_S = 0.5
-TAILS = ("a tail of words", "another of them", "and a third one", "more", "yet more", "the last of them")
+TAILS = (
+    "a tail of words",
+    "another of them",
+    "and a third one",
+    "more",
+    "yet more",
+    "the last of them",
+)
 ASKED: dict[str, tuple[Mode, int]] = {
     "sync": ("sync", 1),
     "sse": ("sse", 1),
@@ -35,7 +43,8 @@ PLACES = sum(n for _, n in ASKED.values())
 
 @dataclass(frozen=True)
 class QueuePosition:
-    """Where a job is held: behind so many of its tokens (a choice) or scores; it will say `length` tokens."""
+    """Where a job is held: behind so many of its tokens (a choice) or scores; it will say `length`
+    tokens."""
 
     tokens: int
     scores: int
@@ -50,8 +59,8 @@ PHASES = {
     "unsent": _LAST,
     "unacked": _LAST,
 }
-"""In the line; taken, nothing said; some tokens logged (as many as are logged at once); the last token on its way to
-Redis; the answer to it on its way back."""
+"""In the line; taken, nothing said; some tokens logged (as many as are logged at once); the last
+token on its way to Redis; the answer to it on its way back."""
 
 
 DONE = b"\xa4type\xa4done"
@@ -59,13 +68,20 @@ DONE = b"\xa4type\xa4done"
 NUM_STEPS = 4
 STEP_MS = 60
 """Longer than the time between two reports of progress, so that each step is told."""
-STEPS_DONE = {"queued": 0, "prefill": 0, "decode": 2, "unsent": NUM_STEPS - 1, "unacked": NUM_STEPS - 1}
+STEPS_DONE = {
+    "queued": 0,
+    "prefill": 0,
+    "decode": 2,
+    "unsent": NUM_STEPS - 1,
+    "unacked": NUM_STEPS - 1,
+}
 """The steps of a task that are done in each phase, when it is held in the next one."""
 
 
 class Stage:
-    """Two workers and two fronts. In each scene `victim` gets all jobs, because `rescuer` is stopped at first, and all
-    clients ask `front`, until it is lost. `asked` are the kinds of clients."""
+    """Two workers and two fronts. In each scene `victim` gets all jobs, because `rescuer` is
+    stopped at first, and all clients ask `front`, until it is lost. `asked` are the kinds of
+    clients."""
 
     asked: ClassVar[Sequence[str]] = tuple(ASKED)
     victim: FleetProcess
@@ -110,11 +126,14 @@ class Stage:
         return ask(kind, name, self.gate.name, PHASES[phase])
 
     def lose(self, member: FleetProcess) -> None:
-        """It is no longer there; clients ask the other front, and its successor starts while the scene goes on."""
+        """It is no longer there; clients ask the other front, and its successor starts while the
+        scene goes on."""
         self.fleet.leave(member)
         self._door = self.fleet.fronts[0].url
         is_front = member is self.front
-        self._coming.append(asyncio.create_task(self.fleet.add_front() if is_front else self.fleet.add_worker()))
+        self._coming.append(
+            asyncio.create_task(self.fleet.add_front() if is_front else self.fleet.add_worker())
+        )
 
     async def have_come_back(self) -> bool:
         """Whether each client has been sent away and asks again."""
@@ -125,11 +144,16 @@ class Stage:
         self.gate.unlink(missing_ok=True)
         self.rescuer.resume()
         await asyncio.gather(*self._asking)
-        wrong = [(answer.request.name, answer.error, answer.said) for answer in self.answers if not answer.is_right]
+        wrong = [
+            (answer.request.name, answer.error, answer.said)
+            for answer in self.answers
+            if not answer.is_right
+        ]
         assert wrong == []
 
     async def all_in(self, phase: str, name: str) -> bool:
-        """Whether every job of the clients called `name` has come to its place, and its log and stream show that."""
+        """Whether every job of the clients called `name` has come to its place, and its log and
+        stream show that."""
         found = await self.traces(name)
         if len(found) < len(self.asked):
             return False
@@ -150,7 +174,9 @@ class Stage:
     async def traces(self, name: str) -> list[Trace]:
         """The jobs of the clients called `name`."""
         found = await traces(self.fleet.redis)
-        return [item for item in found if item.job.request_id.startswith(f"{self.gate.name}-{name}-")]
+        return [
+            item for item in found if item.job.request_id.startswith(f"{self.gate.name}-{name}-")
+        ]
 
     @property
     def streams(self) -> list[Answer]:
@@ -184,7 +210,9 @@ class TaskStage(Stage):
     def asking(self, kind: str, name: str, phase: str) -> ClientRequest:
         text = f"hold:{self.gate.name}:{STEPS_DONE[phase]} {name} "
         mode = ASKED[kind][0]
-        return ClientRequest(name, mode, text, steps=NUM_STEPS, step_ms=STEP_MS, expected=text * NUM_STEPS)
+        return ClientRequest(
+            name, mode, text, steps=NUM_STEPS, step_ms=STEP_MS, expected=text * NUM_STEPS
+        )
 
     def is_held(self, trace: Trace) -> bool:
         assert isinstance(trace.job.task, EchoTask)
@@ -195,12 +223,14 @@ class TaskStage(Stage):
         return (self._gates / mark_of(trace.job.task.text, pid)).exists()
 
     def is_logged(self, trace: Trace, phase: str) -> bool:
-        """Return whether the log has the steps. Who takes the task over may be held behind more that are logged."""
+        """Return whether the log has the steps. Who takes the task over may be held behind more
+        that are logged."""
         told = [event.done for event in trace.events if isinstance(event, Progress)]
         return max(told, default=0) >= STEPS_DONE[phase]
 
     def is_told(self, answer: Answer, phase: str) -> bool:
-        """Return whether who streams has heard of the last step that is done. Those of a busy moment come as one."""
+        """Return whether who streams has heard of the last step that is done. Those of a busy
+        moment come as one."""
         return max(answer.steps_done, default=0) >= STEPS_DONE[phase]
 
 
@@ -208,7 +238,9 @@ def ask(kind: str, name: str, gate: str, place: QueuePosition) -> ClientRequest:
     mode, n = ASKED[kind]
     if mode == "scoring":
         expected = json.dumps([-float(len(tail)) for tail in TAILS])
-        return ClientRequest(name, mode, f"hold:{gate}:{place.scores} {name}", continuations=TAILS, expected=expected)
+        return ClientRequest(
+            name, mode, f"hold:{gate}:{place.scores} {name}", continuations=TAILS, expected=expected
+        )
     prompt = f"hold:{gate}:{place.tokens} {name}"
     texts = [(prompt * place.length)[choice : choice + place.length] for choice in range(n)]
     return ClientRequest(name, mode, prompt, place.length, n=n, expected="\n".join(texts))
@@ -220,7 +252,11 @@ def num_tokens(trace: Trace) -> int:
 
 def num_logged(trace: Trace, phase: str) -> int:
     """The tokens that a job has in its log when it is held; scores come with its end."""
-    return places_of(trace.job.task) * PHASES[phase].tokens if isinstance(trace.job.task, Generate) else 0
+    return (
+        places_of(trace.job.task) * PHASES[phase].tokens
+        if isinstance(trace.job.task, Generate)
+        else 0
+    )
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:

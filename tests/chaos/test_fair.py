@@ -1,4 +1,5 @@
-"""Fair sharing on a real worker process with two places: between tenants, between classes, and with time."""
+"""Fair sharing on a real worker process with two places: between tenants, between classes, and with
+time."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -38,7 +39,9 @@ async def shared() -> AsyncIterator[Shared[QueueClients]]:
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def clients(shared: Shared[QueueClients], request: pytest.FixtureRequest) -> AsyncIterator[QueueClients]:
+async def clients(
+    shared: Shared[QueueClients], request: pytest.FixtureRequest
+) -> AsyncIterator[QueueClients]:
     async with shared.lent_to(request.node) as clients:
         yield clients
 
@@ -50,7 +53,8 @@ async def test_tenants_share_by_tokens_served(clients: QueueClients) -> None:
 
 
 async def test_interactive_jobs_pause_bulk_and_change_nothing(clients: QueueClients) -> None:
-    """Each has its first token while bulk has more to do than there are places; bulk's texts stay the same."""
+    """Each has its first token while bulk has more to do than there are places; bulk's texts stay
+    the same."""
     row = await preemption(clients, num_urgent=3, num_tokens=400, step_s=STEP_S, slowness=slowness)
     assert not row.wrong, row
 

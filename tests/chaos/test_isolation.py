@@ -9,7 +9,16 @@ from shared.settings import REPO_ROOT
 
 def test_the_cell_after_a_broken_one_passes() -> None:
     cells = Path(__file__).with_name("broken_cell.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=line", str(cells)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--tb=line",
+        str(cells),
+    ]
     done = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True, check=False)
     assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
     assert "on purpose" in done.stdout

@@ -1,10 +1,12 @@
-"""The small kill matrix: faults x every phase of a job x {sync, SSE, poll, two choices, scoring}, on real processes.
+"""The small kill matrix: faults x every phase of a job x {sync, SSE, poll, two choices, scoring},
+on real processes.
 
-Nothing here is left to timing. The rigged echo runner holds the jobs at their exact tokens, the other worker is stopped
-so that the first gets them all, and proxies hold what passes between a worker or front and Redis.
+Nothing here is left to timing. The rigged echo runner holds the jobs at their exact tokens, the
+other worker is stopped so that the first gets them all, and proxies hold what passes between a
+worker or front and Redis.
 
-Every cell is there. For a front, `unacked` means that the end is logged and on its way to the front: once its clients
-have been told, there is nothing left that it could lose.
+Every cell is there. For a front, `unacked` means that the end is logged and on its way to the
+front: once its clients have been told, there is nothing left that it could lose.
 """
 
 import time
@@ -25,7 +27,8 @@ _MOST_SILENT_S = LEASE_S + 1.0
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("name", FAULTS)
 async def test_nobody_notices(stage: Stage, name: str, phase: str) -> None:
-    """P1, P2, P4: each client gets the undisturbed answer, and Redis is left as if nothing had happened."""
+    """P1, P2, P4: each client gets the undisturbed answer, and Redis is left as if nothing had
+    happened."""
     await check_nobody_notices(stage, name, phase)
 
 
@@ -40,7 +43,9 @@ async def check_nobody_notices(stage: Stage, name: str, phase: str) -> None:
     found = await stage.traces("client")
     assert len(found) == len(stage.asked), "a request was run twice"
     if fault.is_lost and phase in ("prefill", "decode", "unsent"):
-        assert all(trace.was_hit for trace in found), "the fault hit nothing, so this proved nothing"
+        assert all(trace.was_hit for trace in found), (
+            "the fault hit nothing, so this proved nothing"
+        )
     if fault.hits == "worker" and phase in ("prefill", "decode"):
         gap_s = max(answer.frames[-1] for answer in stage.streams) - struck_s
         assert gap_s <= _MOST_SILENT_S * max(stretched, slowness())

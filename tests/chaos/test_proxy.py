@@ -39,7 +39,11 @@ async def said(line: WaitingLine, text: bytes) -> bytes:
 
 async def test_it_carries_both_ways(proxy: Proxy) -> None:
     one, other = await line_to(proxy), await line_to(proxy)
-    assert (await said(one, b"a"), await said(other, b"b"), await said(one, b"c")) == (b"A", b"B", b"C")
+    assert (await said(one, b"a"), await said(other, b"b"), await said(one, b"c")) == (
+        b"A",
+        b"B",
+        b"C",
+    )
 
 
 @pytest.mark.parametrize("way", ["to_server", "to_client"])

@@ -9,7 +9,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def test_nothing_runs_before_it_is_known_to_have_begun(stage: Stage) -> None:
-    """P7: else a request that kills its worker in its first step would not be blamed, and crash many of them."""
+    """P7: else a request that kills its worker in its first step would not be blamed, and crash
+    many of them."""
     await stage.open()
     proxy = stage.victim.proxy
     proxy.trap(b"started", proxy.to_server)

@@ -1,5 +1,5 @@
-"""The kill matrix for tasks that are done whole: the same faults in the same phases, with the same promises, and a file
-that appears once."""
+"""The kill matrix for tasks that are done whole: the same faults in the same phases, with the same
+promises, and a file that appears once."""
 
 import pytest
 
@@ -17,7 +17,8 @@ STAGE = TaskStage
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("name", FAULTS)
 async def test_nobody_notices(stage: TaskStage, name: str, phase: str) -> None:
-    """Each client has the right file in the end, which is there once, however often the task was begun."""
+    """Each client has the right file in the end, which is there once, however often the task was
+    begun."""
     await check_nobody_notices(stage, name, phase)
     store = ArtifactStore(Broker(stage.fleet.redis))
     files, has_more = await store.page("public", limit=1000)

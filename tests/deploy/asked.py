@@ -1,4 +1,5 @@
-"""What asks Prometheus here: the rules, the dashboard, the guides and the templates; and who checks it."""
+"""What asks Prometheus here: the rules, the dashboard, the guides and the templates; and who checks
+it."""
 
 import json
 import re
@@ -42,10 +43,22 @@ def documented() -> list[str]:
     """The expressions in the guides, which are more than a name."""
     texts = [path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))]
     spans = [span for text in texts for span in re.findall(r"`([^`\n]+)`", text)]
-    return [span for span in spans if re.match(r"[a-z_ (]*\b(aios|haproxy)_\w+[({[]|\w+ ?(by )?\(.*aios_", span)]
+    return [
+        span
+        for span in spans
+        if re.match(r"[a-z_ (]*\b(aios|haproxy)_\w+[({[]|\w+ ?(by )?\(.*aios_", span)
+    ]
 
 
 def in_templates() -> list[str]:
     """The expressions that the files of Helm make."""
-    texts = [path.read_text() for path in (ROOT / "deploy").rglob("*") if path.suffix in (".yaml", ".tpl")]
-    return [made for text in texts for made in re.findall(r'printf "((?:[^"\\]|\\.)*aios_(?:[^"\\]|\\.)*)"', text)]
+    texts = [
+        path.read_text()
+        for path in (ROOT / "deploy").rglob("*")
+        if path.suffix in (".yaml", ".tpl")
+    ]
+    return [
+        made
+        for text in texts
+        for made in re.findall(r'printf "((?:[^"\\]|\\.)*aios_(?:[^"\\]|\\.)*)"', text)
+    ]

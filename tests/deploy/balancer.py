@@ -20,7 +20,9 @@ _TEMPLATE = re.compile(r"server-template (\w+) \S+ api:8000 (.*) resolvers netwo
 
 def with_fronts(config: str, ports: Sequence[int]) -> str:
     """The configuration with these fronts in place of the names of a container network."""
-    lines = "\n    ".join(rf"server \g<1>{number} 127.0.0.1:{port} \2" for number, port in enumerate(ports, 1))
+    lines = "\n    ".join(
+        rf"server \g<1>{number} 127.0.0.1:{port} \2" for number, port in enumerate(ports, 1)
+    )
     changed, count = _TEMPLATE.subn(lines, config)
     assert count == 2, "both backends have been given their fronts"
     return changed
@@ -30,12 +32,17 @@ def with_fronts(config: str, ports: Sequence[int]) -> str:
 async def balancing(
     directory: Path, change: Callable[[str], str]
 ) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient]]:
-    """Clients of the balancer and of its own pages (`/metrics`); `change` gives the configuration its upstreams."""
+    """Clients of the balancer and of its own pages (`/metrics`); `change` gives the configuration
+    its upstreams."""
     port, watch = free_port(), free_port()
     config = change(CONFIG.read_text())
-    config = config.replace("bind *:8000", f"bind 127.0.0.1:{port}").replace("bind *:8404", f"bind 127.0.0.1:{watch}")
+    config = config.replace("bind *:8000", f"bind 127.0.0.1:{port}").replace(
+        "bind *:8404", f"bind 127.0.0.1:{watch}"
+    )
     (directory / "haproxy.cfg").write_text(config)
-    process = await asyncio.create_subprocess_exec(HAPROXY, "-q", "-db", "-f", str(directory / "haproxy.cfg"))
+    process = await asyncio.create_subprocess_exec(
+        HAPROXY, "-q", "-db", "-f", str(directory / "haproxy.cfg")
+    )
     try:
         async with (
             httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
@@ -60,13 +67,18 @@ async def _is_up(process: asyncio.subprocess.Process, pages: httpx.AsyncClient) 
 async def num_up(pages: httpx.AsyncClient, backend: str) -> int:
     """How many fronts of a backend pass their health check."""
     lines = (await pages.get("/metrics")).text.splitlines()
-    found = [line for line in lines if line.startswith(f'haproxy_backend_active_servers{{proxy="{backend}"')]
+    found = [
+        line
+        for line in lines
+        if line.startswith(f'haproxy_backend_active_servers{{proxy="{backend}"')
+    ]
     return int(found[0].split()[1])
 
 
 @dataclass
 class RudeFront:
-    """Passes every check, reads every other request, and hangs up without a word; remembers what came."""
+    """Passes every check, reads every other request, and hangs up without a word; remembers what
+    came."""
 
     heads: list[str] = field(default_factory=list)
 
@@ -88,7 +100,9 @@ class RudeFront:
 async def rude(*hosts: str) -> AsyncIterator[tuple[RudeFront, int]]:
     """One such front on one free port of every host (by default 127.0.0.1), and the port."""
     front, port = RudeFront(), free_port()
-    servers = [await asyncio.start_server(front.serve, host, port) for host in hosts or ("127.0.0.1",)]
+    servers = [
+        await asyncio.start_server(front.serve, host, port) for host in hosts or ("127.0.0.1",)
+    ]
     try:
         yield front, port
     finally:
@@ -108,7 +122,9 @@ class Names(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         end = data.index(b"\0", 12) + 5  # a name, its type and class
         is_v4 = data[end - 4 : end - 2] == b"\0\1"
-        answers = [bytes(map(int, address.split("."))) for address in self.addresses] if is_v4 else []
+        answers = (
+            [bytes(map(int, address.split("."))) for address in self.addresses] if is_v4 else []
+        )
         records = b"".join(b"\xc0\x0c\0\1\0\1\0\0\0\1\0\4" + address for address in answers)
         head = data[:2] + b"\x81\x80\0\1" + len(answers).to_bytes(2, "big") + b"\0\0\0\0"
         self._transport.sendto(head + data[12:end] + records, addr)

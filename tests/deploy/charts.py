@@ -1,4 +1,5 @@
-"""The chart rendered by Helm itself, as a library, and what may be asked of the documents it makes."""
+"""The chart rendered by Helm itself, as a library, and what may be asked of the documents it
+makes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-helm = pytest.importorskip("helm_python", reason="Helm as a library is not installed")  # it has wheels for Linux on x86
+helm = pytest.importorskip(
+    "helm_python", reason="Helm as a library is not installed"
+)  # it has wheels for Linux on x86
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "helm" / "aios-fleet"
@@ -63,7 +66,9 @@ def render(values: Document, chart: Path = CHART, name: str = "demo") -> Release
         merged = loaded.merge_values(values)
         files = loaded.render(values, name=name, namespace="ns")
     texts = [text for name, text in files.items() if name.endswith(".yaml")]
-    documents = tuple(document for text in texts for document in yaml.safe_load_all(text) if document)
+    documents = tuple(
+        document for text in texts for document in yaml.safe_load_all(text) if document
+    )
     (notes,) = [text for name, text in files.items() if name.endswith("NOTES.txt")]
     return Release(merged, documents, notes)
 
@@ -92,10 +97,19 @@ def name_of(document: Document) -> str:
 def role_containers(release: Release) -> Iterator[tuple[Document, Document]]:
     """Pod and container of each role of ours."""
     for _, pod in release.pods():
-        yield from ((pod, container) for container in pod["containers"] if container["name"] in ROLES)
+        yield from (
+            (pod, container) for container in pod["containers"] if container["name"] in ROLES
+        )
 
 
 def plain_env(container: Document) -> dict[str, str]:
     """The variables, with a stand-in for what a Secret holds."""
-    stand_ins = {"AIOS_REDIS_URL": "redis://secret:6379/0", "AIOS_API_KEYS": "ops:secret", "AIOS_ADMIN_KEYS": "secret"}
-    return {item["name"]: item.get("value", stand_ins.get(item["name"], "secret")) for item in container["env"]}
+    stand_ins = {
+        "AIOS_REDIS_URL": "redis://secret:6379/0",
+        "AIOS_API_KEYS": "ops:secret",
+        "AIOS_ADMIN_KEYS": "secret",
+    }
+    return {
+        item["name"]: item.get("value", stand_ins.get(item["name"], "secret"))
+        for item in container["env"]
+    }

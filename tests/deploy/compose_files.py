@@ -1,4 +1,5 @@
-"""The compose files as Docker would read them, as far as tests need it: variables filled in, override merged."""
+"""The compose files as Docker would read them, as far as tests need it: variables filled in,
+override merged."""
 
 import re
 from pathlib import Path
@@ -33,7 +34,9 @@ def services(*files: str) -> dict[str, dict[str, Any]]:
         text = _VARIABLE.sub(lambda match: match[2], (PLACE / name).read_text())
         merged = _on_top(merged, yaml.safe_load(text)["services"])
     for service in merged.values():
-        service["environment"] = {key: str(value) for key, value in service.get("environment", {}).items()}
+        service["environment"] = {
+            key: str(value) for key, value in service.get("environment", {}).items()
+        }
     return dict(merged)
 
 

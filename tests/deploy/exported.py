@@ -1,4 +1,5 @@
-"""What the code exports, as PromQL sees it: every series with its labels, and the values of labels that are few."""
+"""What the code exports, as PromQL sees it: every series with its labels, and the values of labels
+that are few."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -30,7 +31,12 @@ class Series:
 def exported() -> dict[str, Series]:
     """By the names that are scraped: of a histogram the three that it is told as."""
     sheets = (Metrics().sheet, WorkerMetrics().sheet, JanitorMetrics().sheet)
-    return {name: series for sheet in sheets for item in sheet.listed for name, series in _told(item).items()}
+    return {
+        name: series
+        for sheet in sheets
+        for item in sheet.listed
+        for name, series in _told(item).items()
+    }
 
 
 def _told(item: MetricInfo) -> dict[str, Series]:

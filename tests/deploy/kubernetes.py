@@ -1,4 +1,5 @@
-"""Is a document what Kubernetes takes: its own schemas where there are some, else the shape written down here.
+"""Is a document what Kubernetes takes: its own schemas where there are some, else the shape written
+down here.
 
 The schemas are strict: a field that Kubernetes would drop in silence is an error.
 """
@@ -17,7 +18,12 @@ SELECTOR = {"type": "object", "required": ["matchLabels"]}
 
 
 def _object(*required: str, **properties: Any) -> dict[str, Any]:
-    return {"type": "object", "required": list(required), "properties": properties, "additionalProperties": False}
+    return {
+        "type": "object",
+        "required": list(required),
+        "properties": properties,
+        "additionalProperties": False,
+    }
 
 
 def _list(items: Any) -> dict[str, Any]:
@@ -32,7 +38,13 @@ TRIGGER = _object(
     type={"const": "prometheus"},
     metricType={"enum": ["Value", "AverageValue"]},
     metadata=_object(
-        "serverAddress", "query", "threshold", serverAddress=TEXT, query=TEXT, threshold=TEXT, ignoreNullValues=TEXT
+        "serverAddress",
+        "query",
+        "threshold",
+        serverAddress=TEXT,
+        query=TEXT,
+        threshold=TEXT,
+        ignoreNullValues=TEXT,
     ),
     authenticationRef=_object("name", name=TEXT),
 )
@@ -54,7 +66,8 @@ CUSTOM = {
         podMetricsEndpoints=_list(ENDPOINT),
     ),
     ("monitoring.coreos.com/v1", "PrometheusRule"): _object(
-        "groups", groups=_list(_object("name", "rules", name=TEXT, interval=TEXT, rules=_list(RULE)))
+        "groups",
+        groups=_list(_object("name", "rules", name=TEXT, interval=TEXT, rules=_list(RULE))),
     ),
     ("keda.sh/v1alpha1", "ScaledObject"): _object(
         "scaleTargetRef",
@@ -63,7 +76,9 @@ CUSTOM = {
         minReplicaCount=NUMBER,
         maxReplicaCount=NUMBER,
         pollingInterval=NUMBER,
-        advanced=_object(horizontalPodAutoscalerConfig=_object("behavior", behavior={"type": "object"})),
+        advanced=_object(
+            horizontalPodAutoscalerConfig=_object("behavior", behavior={"type": "object"})
+        ),
         triggers=_list(TRIGGER),
     ),
 }

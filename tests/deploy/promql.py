@@ -1,4 +1,5 @@
-"""A PromQL expression held against what is exported: names, labels, values of labels, and functions that fit them."""
+"""A PromQL expression held against what is exported: names, labels, values of labels, and functions
+that fit them."""
 
 import re
 from collections.abc import Mapping

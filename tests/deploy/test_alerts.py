@@ -32,9 +32,21 @@ def test_an_alert_says_how_bad_it_is_and_what_to_do() -> None:
 
 
 def test_runbooks_are_of_the_agreed_names() -> None:
-    anchors = {rule["annotations"]["runbook"].removeprefix("docs/operations.md#") for rule in ALERTS.values()}
+    anchors = {
+        rule["annotations"]["runbook"].removeprefix("docs/operations.md#")
+        for rule in ALERTS.values()
+    }
     assert anchors == {
-        *("queue-grows", "no-worker", "slow-first-token", "errors", "redis", "memory", "takeovers", "dead-jobs"),
+        *(
+            "queue-grows",
+            "no-worker",
+            "slow-first-token",
+            "errors",
+            "redis",
+            "memory",
+            "takeovers",
+            "dead-jobs",
+        ),
         *("rejections", "stale-workers", "cache", "front-down"),
     }
 
@@ -70,14 +82,22 @@ def test_series_of_the_rules_tests_are_as_they_are_exported() -> None:
     known = {**exported(), **OTHERS}
     for series in (series["series"] for test in TESTED for series in test["input_series"]):
         name, labels = re.findall(r"^(\w+)", series)[0], set(re.findall(r"(\w+)=", series))
-        assert labels <= known[name].labels and labels | {"job"} >= known[name].labels - {"call"}, series
+        assert labels <= known[name].labels and labels | {"job"} >= known[name].labels - {"call"}, (
+            series
+        )
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool")
 @pytest.mark.parametrize(
     "command",
-    [("check", "rules", "alerts.yaml"), ("check", "config", "prometheus.yaml"), ("test", "rules", "alerts.test.yaml")],
+    [
+        ("check", "rules", "alerts.yaml"),
+        ("check", "config", "prometheus.yaml"),
+        ("test", "rules", "alerts.test.yaml"),
+    ],
 )
 def test_promtool_agrees(command: tuple[str, ...]) -> None:
-    done = subprocess.run(["promtool", *command], cwd=PROMETHEUS, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["promtool", *command], cwd=PROMETHEUS, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,5 @@
-"""The balancer of deploy/compose: the real HAProxy with the repository's configuration, before real fronts."""
+"""The balancer of deploy/compose: the real HAProxy with the repository's configuration, before real
+fronts."""
 
 import asyncio
 import re
@@ -18,7 +19,9 @@ from tests.api.fronts import process, states
 from tests.deploy.balancer import HAPROXY, Names, balancing, num_up, rude, with_fronts
 from tests.polling import DEADLINE_S, until
 
-pytestmark = pytest.mark.skipif(not Path(HAPROXY).is_file(), reason="needs haproxy (apt-get install haproxy)")
+pytestmark = pytest.mark.skipif(
+    not Path(HAPROXY).is_file(), reason="needs haproxy (apt-get install haproxy)"
+)
 
 BODY = {"prompt": "a b c d", "stream": True}
 
@@ -32,7 +35,8 @@ class Stage:
     pages: httpx.AsyncClient
 
     async def begin(self) -> tuple[httpx.Response, AsyncIterator[Frame], str]:
-        """A stream whose worker stands still behind the first word, and the id of that word's frame."""
+        """A stream whose worker stands still behind the first word, and the id of that word's
+        frame."""
         request = self.client.build_request("POST", "/v1/completions", json=BODY)
         answer = await asyncio.wait_for(self.client.send(request, stream=True), DEADLINE_S)
         coming = read(answer.aiter_lines())
@@ -57,7 +61,9 @@ async def stage(worker: EchoWorker, redis_url: str, tmp_path: Path) -> AsyncIter
     async with AsyncExitStack() as stack:
         fronts = [await stack.enter_async_context(process(redis_url)) for _ in range(2)]
         ports = [client.base_url.port or 0 for _, client in fronts]
-        client, pages = await stack.enter_async_context(balancing(tmp_path, lambda text: with_fronts(text, ports)))
+        client, pages = await stack.enter_async_context(
+            balancing(tmp_path, lambda text: with_fronts(text, ports))
+        )
         await until(lambda: are_up(pages, 2), "both fronts are ready")
         yield Stage([front for front, _ in fronts], client, pages)
 
@@ -94,17 +100,26 @@ async def next_frame(coming: AsyncIterator[Frame]) -> Frame:
     return await anext(coming)
 
 
-async def test_a_stream_whose_front_is_killed_goes_on_by_its_last_event_id(stage: Stage, worker: EchoWorker) -> None:
+async def test_a_stream_whose_front_is_killed_goes_on_by_its_last_event_id(
+    stage: Stage, worker: EchoWorker
+) -> None:
     worker.gate.clear()
-    answers = [await stage.begin(), await stage.begin()]  # one on each front: the least busy one is next
+    answers = [
+        await stage.begin(),
+        await stage.begin(),
+    ]  # one on each front: the least busy one is next
     await stage.kill(0)
-    reading = {asyncio.create_task(next_frame(coming)): (answer, seen) for answer, coming, seen in answers}
+    reading = {
+        asyncio.create_task(next_frame(coming)): (answer, seen) for answer, coming, seen in answers
+    }
     [broken], [whole] = await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED)
     assert isinstance(broken.exception(), httpx.RemoteProtocolError)
     whole.cancel()
     worker.gate.set()
     answer, seen = reading[broken]
-    again = frames(await stage.client.post("/v1/completions", json=BODY, headers={"Last-Event-ID": seen}))
+    again = frames(
+        await stage.client.post("/v1/completions", json=BODY, headers={"Last-Event-ID": seen})
+    )
     url = f"/v1/jobs/{answer.headers['X-Job-Id']}/events"
     followed = frames(await stage.client.get(url, headers={"Last-Event-ID": seen}))
     for rest in (again, followed):
@@ -143,7 +158,11 @@ async def test_what_was_sent_is_not_sent_again(tmp_path: Path, method: str) -> N
 
 async def test_the_front_is_told_who_asked(tmp_path: Path) -> None:
     """A proxy before this one is believed to have said it already."""
-    forwarded = {"X-Forwarded-For": "192.0.2.7", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "out.example"}
+    forwarded = {
+        "X-Forwarded-For": "192.0.2.7",
+        "X-Forwarded-Proto": "https",
+        "X-Forwarded-Host": "out.example",
+    }
     async with (
         rude() as (front, port),
         balancing(tmp_path, lambda text: with_fronts(text, [port])) as (client, pages),
@@ -153,7 +172,12 @@ async def test_the_front_is_told_who_asked(tmp_path: Path) -> None:
         await client.get("/name", headers=forwarded)
     direct, by_proxy = (headers_of(head) for head in front.heads)
     assert direct == {("for", "127.0.0.1"), ("proto", "http"), ("host", "hrm.example")}
-    assert by_proxy == {("for", "192.0.2.7"), ("for", "127.0.0.1"), ("proto", "https"), ("host", "out.example")}
+    assert by_proxy == {
+        ("for", "192.0.2.7"),
+        ("for", "127.0.0.1"),
+        ("proto", "https"),
+        ("host", "out.example"),
+    }
 
 
 def headers_of(head: str) -> set[tuple[str, str]]:
@@ -171,7 +195,9 @@ async def test_without_a_worker_the_front_itself_says_so(redis_url: str, tmp_pat
             assert "Retry-After" in refused.headers
             async with EchoWorker(redis_url):
                 await until(lambda: are_up(pages, 1), "the front is ready")
-                assert (await client.post("/generate", json={"prompts": ["a b"]})).json()["completions"] == ["a b"]
+                assert (await client.post("/generate", json={"prompts": ["a b"]})).json()[
+                    "completions"
+                ] == ["a b"]
 
 
 async def test_fronts_are_found_by_name_as_they_come_and_go(tmp_path: Path) -> None:

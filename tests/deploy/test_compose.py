@@ -1,4 +1,5 @@
-"""The compose files: valid by the specification, true to the settings, the images and each other."""
+"""The compose files: valid by the specification, true to the settings, the images and each
+other."""
 
 import re
 import subprocess
@@ -12,17 +13,34 @@ import yaml
 from scripts.aios import KILL_AFTER_DRAIN_S, fleet_roles
 from shared.setting_layers import env_name
 from shared.settings import FINISH_S, Settings, resolve
-from tests.deploy.compose_files import FILES, PLACE, ROOT, env_example, health_port, services, variables
+from tests.deploy.compose_files import (
+    FILES,
+    PLACE,
+    ROOT,
+    env_example,
+    health_port,
+    services,
+    variables,
+)
 
 CPU, ALL = services("compose.yaml"), services()
 OURS = {"api", "worker", "jobs", "hrm"}
-SCRAPES = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yaml").read_text())["scrape_configs"]
+SCRAPES = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yaml").read_text())[
+    "scrape_configs"
+]
 HAPROXY = (PLACE / "haproxy.cfg").read_text()
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_specification_allows_it(name: str) -> None:
-    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(PLACE / name)]
+    check = [
+        sys.executable,
+        "-m",
+        "check_jsonschema",
+        "--builtin-schema",
+        "vendor.compose-spec",
+        str(PLACE / name),
+    ]
     done = subprocess.run(check, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
@@ -44,11 +62,24 @@ def test_our_roles_are_given_settings_that_hold(name: str, files: tuple[str, ...
 
 
 def test_without_a_file_of_variables_roles_have_the_fleet_s_defaults() -> None:
-    """But for what a container needs: logs for machines, one thread a worker, and what names places."""
-    others = {"redis_url", "log_format", "threads", "device", "worker_port", "forwarded_allow_ips", "artifact_url"}
+    """But for what a container needs: logs for machines, one thread a worker, and what names
+    places."""
+    others = {
+        "redis_url",
+        "log_format",
+        "threads",
+        "device",
+        "worker_port",
+        "forwarded_allow_ips",
+        "artifact_url",
+    }
     for name in OURS:
         settings = resolve({}, CPU[name]["environment"], None).settings
-        differ = {field for field in Settings.model_fields if getattr(settings, field) != getattr(Settings(), field)}
+        differ = {
+            field
+            for field in Settings.model_fields
+            if getattr(settings, field) != getattr(Settings(), field)
+        }
         assert differ <= others, name
 
 
@@ -68,7 +99,12 @@ def test_images_are_built_by_their_own_target() -> None:
 
 def test_commands_are_the_entry_point_s() -> None:
     flags = {name: CPU[name].get("command") for name in OURS}
-    assert flags == {"api": ["api"], "worker": ["worker"], "jobs": ["jobs", "--metrics-port", "9091"], "hrm": None}
+    assert flags == {
+        "api": ["api"],
+        "worker": ["worker"],
+        "jobs": ["jobs", "--metrics-port", "9091"],
+        "hrm": None,
+    }
 
 
 def test_ports_are_those_of_the_guides() -> None:
@@ -81,13 +117,22 @@ def test_ports_are_those_of_the_guides() -> None:
         "prometheus": ["127.0.0.1:9090:9090"],
         "grafana": ["127.0.0.1:3000:3000"],
     }
-    assert "vllm" in ALL["vllm"]["profiles"] and "tgi" in ALL["tgi"]["profiles"] and "single" in ALL["hrm"]["profiles"]
-    assert ALL["vllm"]["command"][:2] == ["--model", "/model"] and ALL["tgi"]["command"] == ["--model-id", "/data"]
+    assert (
+        "vllm" in ALL["vllm"]["profiles"]
+        and "tgi" in ALL["tgi"]["profiles"]
+        and "single" in ALL["hrm"]["profiles"]
+    )
+    assert ALL["vllm"]["command"][:2] == ["--model", "/model"] and ALL["tgi"]["command"] == [
+        "--model-id",
+        "/data",
+    ]
 
 
 def test_hrm_has_the_shape_of_the_guide() -> None:
     """A86."""
-    assert {"AIOS_MODEL_PATH", "AIOS_TOKENIZER_PATH", "AIOS_DEVICE"} == set(ALL["hrm"]["environment"])
+    assert {"AIOS_MODEL_PATH", "AIOS_TOKENIZER_PATH", "AIOS_DEVICE"} == set(
+        ALL["hrm"]["environment"]
+    )
     for name in ("hrm", "worker", "vllm", "tgi"):
         [device] = ALL[name]["deploy"]["resources"]["reservations"]["devices"]
         assert device["capabilities"] == ["gpu"]
@@ -103,8 +148,12 @@ def test_what_is_mounted_is_in_the_repository() -> None:
                 assert source in (name, "artifacts"), (name, source)
     provisioned = ROOT / "deploy" / "grafana" / "provisioning"
     [provider] = yaml.safe_load((provisioned / "dashboards" / "aios.yaml").read_text())["providers"]
-    [source] = yaml.safe_load((provisioned / "datasources" / "prometheus.yaml").read_text())["datasources"]
-    assert provider["options"]["path"] == "/etc/aios/dashboards", "deploy/grafana is mounted at /etc/aios"
+    [source] = yaml.safe_load((provisioned / "datasources" / "prometheus.yaml").read_text())[
+        "datasources"
+    ]
+    assert provider["options"]["path"] == "/etc/aios/dashboards", (
+        "deploy/grafana is mounted at /etc/aios"
+    )
     assert source["url"] == f"http://prometheus:{health_port(CPU['prometheus'])}"
 
 
@@ -133,7 +182,9 @@ def test_a_whole_fleet_in_one_container_has_time_to_finish_what_is_in_flight() -
 
 
 def test_nothing_starts_before_what_it_needs() -> None:
-    needs = {name: service["depends_on"] for name, service in CPU.items() if "depends_on" in service}
+    needs = {
+        name: service["depends_on"] for name, service in CPU.items() if "depends_on" in service
+    }
     assert {name: set(waits) for name, waits in needs.items()} == {
         "balancer": {"api"},
         "api": {"redis"},
@@ -141,11 +192,18 @@ def test_nothing_starts_before_what_it_needs() -> None:
         "jobs": {"redis"},
         "grafana": {"prometheus"},
     }
-    assert all(wait == {"condition": "service_healthy"} for waits in needs.values() for wait in waits.values())
+    assert all(
+        wait == {"condition": "service_healthy"}
+        for waits in needs.values()
+        for wait in waits.values()
+    )
 
 
 def test_the_balancer_finds_the_fronts_and_is_gone_in_time() -> None:
-    ports = {int(port) for port in re.findall(r"^    server-template .* api:(\d+) ", HAPROXY, re.MULTILINE)}
+    ports = {
+        int(port)
+        for port in re.findall(r"^    server-template .* api:(\d+) ", HAPROXY, re.MULTILINE)
+    }
     assert ports == {health_port(CPU["api"])} == {int(CPU["api"]["environment"]["AIOS_PORT"])}
     assert set(re.findall(r"bind \*:(\d+)", HAPROXY)) == {"8000", str(health_port(CPU["balancer"]))}
     [stop] = re.findall(r"hard-stop-after (\w+)", HAPROXY)
@@ -155,7 +213,8 @@ def test_the_balancer_finds_the_fronts_and_is_gone_in_time() -> None:
 
 
 def test_a_connection_is_kept_longer_by_whoever_stands_further_back() -> None:
-    """Cloud balancers and nginx keep idle connections for 60 s: one that is closed behind them loses a request."""
+    """Cloud balancers and nginx keep idle connections for 60 s: one that is closed behind them
+    loses a request."""
     [balancer] = re.findall(r"timeout http-keep-alive (\w+)", HAPROXY)
     front = resolve({}, CPU["api"]["environment"], None).settings.keep_alive_s
     nginx = re.findall(r"keepalive_timeout (\w+);", (ROOT / "docs" / "compose.md").read_text())
@@ -164,7 +223,8 @@ def test_a_connection_is_kept_longer_by_whoever_stands_further_back() -> None:
 
 
 def test_prometheus_asks_every_role_once() -> None:
-    """By names of services and the ports that their health checks use; a shared network more would count twice."""
+    """By names of services and the ports that their health checks use; a shared network more would
+    count twice."""
     found: dict[str, Any] = {}
     for scrape in SCRAPES:
         [names] = scrape["dns_sd_configs"]
@@ -175,7 +235,10 @@ def test_prometheus_asks_every_role_once() -> None:
         assert names["port"] == health_port(CPU[service])
     assert found == {"api": 8000, "worker": 9090, "jobs": 9091, "balancer": 8404}
     config = Path(CPU["prometheus"]["command"][0].partition("=")[2])
-    assert config.parent == Path("/etc/prometheus") and (ROOT / "deploy" / "prometheus" / config.name).is_file()
+    assert (
+        config.parent == Path("/etc/prometheus")
+        and (ROOT / "deploy" / "prometheus" / config.name).is_file()
+    )
 
 
 def test_callers_reach_neither_redis_nor_workers() -> None:

@@ -1,4 +1,5 @@
-"""Services of compose.yaml as processes: the same commands, environments and health checks, at other addresses."""
+"""Services of compose.yaml as processes: the same commands, environments and health checks, at
+other addresses."""
 
 import os
 import subprocess
@@ -18,10 +19,14 @@ SERVICES = services("compose.yaml")
 
 
 @contextmanager
-def running(argv: list[str], env: dict[str, str], directory: Path) -> Iterator["subprocess.Popen[bytes]"]:
+def running(
+    argv: list[str], env: dict[str, str], directory: Path
+) -> Iterator["subprocess.Popen[bytes]"]:
     """Ended as a container is; its log is in the directory."""
     with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(argv, env={**os.environ, **env}, cwd=ROOT, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            argv, env={**os.environ, **env}, cwd=ROOT, stdout=log, stderr=log
+        )
     try:
         yield process
         process.terminate()
@@ -32,7 +37,9 @@ def running(argv: list[str], env: dict[str, str], directory: Path) -> Iterator["
 
 
 @pytest.mark.parametrize("name", ["api", "jobs"])
-def test_a_role_passes_its_health_check(redis_server: RedisServer, tmp_path: Path, name: str) -> None:
+def test_a_role_passes_its_health_check(
+    redis_server: RedisServer, tmp_path: Path, name: str
+) -> None:
     service, port = SERVICES[name], free_port()
     listens = str(health_port(service))
     flags = [str(port) if word == listens else word for word in service["command"]]
@@ -44,7 +51,12 @@ def test_a_role_passes_its_health_check(redis_server: RedisServer, tmp_path: Pat
 
         def is_healthy() -> bool:
             assert process.poll() is None, (tmp_path / "log").read_text()
-            return subprocess.run([sys.executable, *check[1:]], capture_output=True, check=False).returncode == 0
+            return (
+                subprocess.run(
+                    [sys.executable, *check[1:]], capture_output=True, check=False
+                ).returncode
+                == 0
+            )
 
         wait_until(is_healthy, f"{name} is healthy")
 
@@ -53,7 +65,12 @@ def test_redis_forgets_nothing_by_itself(tmp_path: Path) -> None:
     port = free_port()
     [_, *flags] = SERVICES["redis"]["command"]
     places = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path)]
-    wanted = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction", "save": ""}
+    wanted = {
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "maxmemory-policy": "noeviction",
+        "save": "",
+    }
     client = redis_client.Redis(port=port, decode_responses=True)
     with running([redis_executable(), *flags, *places], {}, tmp_path), client:
         wait_until(lambda: answers(client), "redis answers")

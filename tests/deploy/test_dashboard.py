@@ -1,4 +1,5 @@
-"""The dashboard: what its script writes, asking for what is exported, and laid out as Grafana wants it."""
+"""The dashboard: what its script writes, asking for what is exported, and laid out as Grafana wants
+it."""
 
 import re
 from collections.abc import Iterator
@@ -31,7 +32,9 @@ def test_panels_ask_for_what_is_exported_and_name_labels_they_have() -> None:
 
 
 def test_variables_and_annotations_ask_for_what_is_exported() -> None:
-    queries = [item["definition"] for item in BOARD["templating"]["list"] if item["type"] == "query"]
+    queries = [
+        item["definition"] for item in BOARD["templating"]["list"] if item["type"] == "query"
+    ]
     assert len(queries) == 2
     for query in queries:
         [(series, label)] = re.findall(r"^label_values\((\w+), (\w+)\)$", query)
@@ -44,7 +47,11 @@ def test_panels_lie_beside_each_other() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in PANELS:
         at = panel["gridPos"]
-        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        cells = {
+            (x, y)
+            for x in range(at["x"], at["x"] + at["w"])
+            for y in range(at["y"], at["y"] + at["h"])
+        }
         assert not cells & taken and at["x"] + at["w"] <= 24, panel["title"]
         taken |= cells
 
@@ -53,14 +60,18 @@ def test_panels_are_numbered_and_explained() -> None:
     shown = [panel for panel in PANELS if panel["type"] != "row"]
     assert len({panel["id"] for panel in PANELS}) == len(PANELS)
     for panel in shown:
-        assert panel["description"].endswith(".") and panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+        assert panel["description"].endswith(".") and panel["fieldConfig"]["defaults"]["unit"], (
+            panel["title"]
+        )
         assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"]) > 0
         assert all(target["datasource"]["uid"] == "${datasource}" for target in panel["targets"])
     assert len({panel["title"] for panel in shown}) == len(shown)
 
 
 def test_the_data_source_is_the_one_that_is_provisioned() -> None:
-    provisioned = yaml.safe_load((GRAFANA / "provisioning" / "datasources" / "prometheus.yaml").read_text())
+    provisioned = yaml.safe_load(
+        (GRAFANA / "provisioning" / "datasources" / "prometheus.yaml").read_text()
+    )
     [source] = [item for item in BOARD["templating"]["list"] if item["type"] == "datasource"]
     assert [item["uid"] for item in provisioned["datasources"]] == [source["current"]["value"]]
     assert [item["type"] for item in provisioned["datasources"]] == [source["query"]]

@@ -1,4 +1,5 @@
-"""What the Dockerfile promises, read from its text: stages, what is copied, users, pins, and its checks of health."""
+"""What the Dockerfile promises, read from its text: stages, what is copied, users, pins, and its
+checks of health."""
 
 import http.server
 import json
@@ -46,9 +47,14 @@ def lineage(stage: str) -> list[str]:
 
 
 def inherited(stage: str, instruction: str) -> str:
-    """The words of the instruction that holds for an image: the last one of the nearest stage that has it."""
+    """The words of the instruction that holds for an image: the last one of the nearest stage that
+    has it."""
     for ancestor in lineage(stage):
-        found = [words for place, name, words in instructions() if (place, name) == (ancestor, instruction)]
+        found = [
+            words
+            for place, name, words in instructions()
+            if (place, name) == (ancestor, instruction)
+        ]
         if found:
             return found[-1]
     raise AssertionError(f"{stage} has no {instruction}")
@@ -71,11 +77,19 @@ def rooms() -> set[str]:
 
 def entry_points() -> dict[str, Path]:
     """The packages that older documents name, and where they lie."""
-    return {place.name: place for place in (ROOT / "scripts" / "entry_points").iterdir() if place.is_dir()}
+    return {
+        place.name: place
+        for place in (ROOT / "scripts" / "entry_points").iterdir()
+        if place.is_dir()
+    }
 
 
 def test_what_is_copied_exists_and_is_let_through() -> None:
-    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    allowed = {
+        line[1:]
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
     assert allowed == rooms() | {"config", "models", "pyproject.toml", "constraints.txt"}
     for name in allowed:
         assert (ROOT / name).exists(), name
@@ -93,7 +107,9 @@ def test_every_room_is_installed_by_its_place() -> None:
     assert set(made[1].split()) == rooms()
     named = re.search(r"for name in ([\w/ ]+);", TEXT)
     assert named is not None
-    inner = {f"{name}/{room.name}" for name, place in entry_points().items() for room in place.iterdir()}
+    inner = {
+        f"{name}/{room.name}" for name, place in entry_points().items() for room in place.iterdir()
+    }
     assert set(named[1].split()) == {path for path in inner if "__pycache__" not in path}
 
 
@@ -145,11 +161,14 @@ def is_healthy(image: str, variable: str, port: int) -> bool:
     """What the image's check says, run here."""
     check = json.loads(inherited(image, "HEALTHCHECK").partition("CMD ")[2])
     env = {**os.environ, variable: str(port), "http_proxy": "http://127.0.0.1:1"}
-    return not subprocess.run([sys.executable, *check[1:]], env=env, stderr=subprocess.DEVNULL, check=False).returncode
+    return not subprocess.run(
+        [sys.executable, *check[1:]], env=env, stderr=subprocess.DEVNULL, check=False
+    ).returncode
 
 
 @pytest.mark.parametrize(
-    ("image", "variable"), [("api", "AIOS_PORT"), ("hrm-serve", "PORT"), ("worker-cpu", "AIOS_WORKER_PORT")]
+    ("image", "variable"),
+    [("api", "AIOS_PORT"), ("hrm-serve", "PORT"), ("worker-cpu", "AIOS_WORKER_PORT")],
 )
 def test_the_check_of_health_asks_the_process(image: str, variable: str) -> None:
     with answering(200) as port:

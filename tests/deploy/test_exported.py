@@ -1,4 +1,5 @@
-"""Every name that somebody asks for is told by running roles, with the labels that the list in the code promises."""
+"""Every name that somebody asks for is told by running roles, with the labels that the list in the
+code promises."""
 
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -40,7 +41,10 @@ async def front_and_worker(redis: Redis) -> list[str]:
     """What they tell after some answers, a repetition and a refusal."""
     worker, metrics = service(redis), WorkerMetrics()
     worker.tell(metrics)
-    async with serving(worker, Echo(RunnerOptions("echo", max_batch=4))), in_memory(redis) as client:
+    async with (
+        serving(worker, Echo(RunnerOptions("echo", max_batch=4))),
+        in_memory(redis) as client,
+    ):
         await until(lambda: worker.not_ready() is None, "the worker is ready")
         ask, again = {"prompts": ["a b c d"], "max_tokens": 3}, {"Idempotency-Key": "k"}
         for _ in range(2):

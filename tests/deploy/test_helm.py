@@ -1,4 +1,5 @@
-"""The chart renders, lints and is what Kubernetes takes, for every values file in its `ci` folder."""
+"""The chart renders, lints and is what Kubernetes takes, for every values file in its `ci`
+folder."""
 
 import re
 import shutil
@@ -8,7 +9,17 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.deploy.charts import CHART, POD_MAKERS, ROOT, VALUES, every_file, helm, name_of, release_of, render
+from tests.deploy.charts import (
+    CHART,
+    POD_MAKERS,
+    ROOT,
+    VALUES,
+    every_file,
+    helm,
+    name_of,
+    release_of,
+    render,
+)
 from tests.deploy.kubernetes import CUSTOM, NEWEST, OLDEST, problems
 
 
@@ -41,7 +52,9 @@ def test_kubernetes_takes_every_document(file: Path, version: str) -> None:
 
 def _has_image_volume(document: dict[str, Any]) -> bool:
     """Which the oldest Kubernetes that the chart names does not know."""
-    volumes = document["spec"]["template"]["spec"]["volumes"] if document["kind"] in POD_MAKERS else []
+    volumes = (
+        document["spec"]["template"]["spec"]["volumes"] if document["kind"] in POD_MAKERS else []
+    )
     return any("image" in volume for volume in volumes)
 
 
@@ -60,21 +73,30 @@ def test_the_checks_find_what_is_wrong() -> None:
 
 
 def test_what_a_pool_says_outranks_the_defaults_even_when_it_is_nothing() -> None:
-    pool = {"replicas": 0, "podDisruptionBudget": {"enabled": False}, "gpu": {"count": 0}, "sharedMemory": ""}
+    pool = {
+        "replicas": 0,
+        "podDisruptionBudget": {"enabled": False},
+        "gpu": {"count": 0},
+        "sharedMemory": "",
+    }
     defaults = {"gpu": {"count": 1}, "sharedMemory": "1Gi"}
     made = render({"workerDefaults": defaults, "workerPools": {"sample": pool}})
     deployment = made.one("Deployment", "-worker-sample")
     assert deployment["spec"]["replicas"] == 0
     assert "nvidia.com/gpu" not in str(deployment)
     assert "shm" not in str(deployment)
-    assert [budget["metadata"]["name"] for budget in made.of("PodDisruptionBudget")] == ["demo-aios-fleet-api"]
+    assert [budget["metadata"]["name"] for budget in made.of("PodDisruptionBudget")] == [
+        "demo-aios-fleet-api"
+    ]
 
 
 def test_a_change_of_one_pools_settings_starts_only_that_pool_again() -> None:
     def digests(settings: dict[str, Any]) -> dict[str, str]:
         made = render({"workerPools": {"a": {}, "b": {"settings": settings}}})
         return {
-            name_of(document): document["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+            name_of(document): document["spec"]["template"]["metadata"]["annotations"][
+                "checksum/config"
+            ]
             for document in made.of("Deployment")
         }
 
@@ -96,7 +118,9 @@ def test_alerts_that_lie_in_the_chart_become_a_rule(tmp_path: Path) -> None:
     (chart / "files" / "alerts.yaml").symlink_to(alerts)
     (rule,) = render(wanted, chart).of("PrometheusRule")
     assert problems(rule) == []
-    assert rule["spec"]["groups"][0]["rules"][0]["annotations"] == {"summary": "{{ $labels.job }} is gone"}
+    assert rule["spec"]["groups"][0]["rules"][0]["annotations"] == {
+        "summary": "{{ $labels.job }} is gone"
+    }
 
 
 @every_file
@@ -111,7 +135,11 @@ def test_the_notes_name_what_is_there(file: Path) -> None:
 
 def test_the_pages_example_is_the_fleet_it_speaks_of() -> None:
     page = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
-    example = next(block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "workerPools" in block)
+    example = next(
+        block
+        for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+        if "workerPools" in block
+    )
     made = render(yaml.safe_load(example), name="aios-fleet")
     names = {f"{document['kind'].lower()}/{name_of(document)}" for document in made.documents}
     spoken_of = set(re.findall(r"(?:deployment|service)/[a-z-]+", page))
@@ -127,7 +155,9 @@ def test_the_pages_example_is_the_fleet_it_speaks_of() -> None:
         ("amd.com/gpu", ["amd.com/gpu"]),
     ],
 )
-def test_a_pool_with_a_gpu_tolerates_the_taints_of_its_nodes(resource: str, keys: list[str]) -> None:
+def test_a_pool_with_a_gpu_tolerates_the_taints_of_its_nodes(
+    resource: str, keys: list[str]
+) -> None:
     made = render({"workerPools": {"sample": {"gpu": {"count": 1, "resource": resource}}}})
     pod = made.one("Deployment", "-sample")["spec"]["template"]["spec"]
     assert [toleration["key"] for toleration in pod["tolerations"]] == keys

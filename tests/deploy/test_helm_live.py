@@ -1,4 +1,5 @@
-"""What the chart only hands on, tried for real: the script of `helm test` on a front, Redis's arguments on a Redis."""
+"""What the chart only hands on, tried for real: the script of `helm test` on a front, Redis's
+arguments on a Redis."""
 
 import asyncio
 import os
@@ -27,7 +28,9 @@ def smoke_test(url: str, keys: str) -> "subprocess.CompletedProcess[str]":
     env = os.environ | {"FRONT_URL": url, "AIOS_API_KEYS": keys}
     assert {item["name"] for item in container["env"]} == {"FRONT_URL", "AIOS_API_KEYS"}
     command = [sys.executable, "-c", *container["args"]]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=180, check=False)
+    return subprocess.run(
+        command, env=env, capture_output=True, text=True, timeout=180, check=False
+    )
 
 
 async def test_helm_test_says_whether_a_fleet_serves(redis: Redis, redis_url: str) -> None:
@@ -51,13 +54,20 @@ def test_redis_takes_the_arguments_it_is_given(tmp_path: Path) -> None:
         pytest.skip("no redis-server here")
     pods = dict(release_of(CHART / "ci" / "keda.yaml").pods())
     (container,) = pods["demo-aios-fleet-redis"]["containers"]
-    args = [{"/data": str(tmp_path), "$(REDISCLI_AUTH)": "hush"}.get(arg, arg) for arg in container["args"]]
+    args = [
+        {"/data": str(tmp_path), "$(REDISCLI_AUTH)": "hush"}.get(arg, arg)
+        for arg in container["args"]
+    ]
     port = free_port()
     process = subprocess.Popen([server, *args, "--port", str(port)], stdout=subprocess.DEVNULL)
     try:
         client = BlockingRedis(port=port, password="hush", socket_timeout=180)
         wait_until(lambda: _answers(client), "redis answers")
-        wanted = {"maxmemory": str(768 << 20), "maxmemory-policy": "noeviction", "appendonly": "yes"}
+        wanted = {
+            "maxmemory": str(768 << 20),
+            "maxmemory-policy": "noeviction",
+            "appendonly": "yes",
+        }
         assert wanted.items() <= client.config_get("*").items()
         with pytest.raises(AuthenticationError):
             BlockingRedis(port=port).ping()

@@ -1,4 +1,5 @@
-"""What must be true of every Pod, whatever the values: its rights, its probes, its time to go, and its settings."""
+"""What must be true of every Pod, whatever the values: its rights, its probes, its time to go, and
+its settings."""
 
 import math
 import re
@@ -10,7 +11,15 @@ from scripts.aios import KILL_AFTER_DRAIN_S, main
 from shared.cli import CONFIG_ENV
 from shared.setting_layers import ENV_ALIASES, env_name
 from shared.settings import Settings, model_entries, resolve
-from tests.deploy.charts import POD_MAKERS, Document, Release, every_file, plain_env, release_of, role_containers
+from tests.deploy.charts import (
+    POD_MAKERS,
+    Document,
+    Release,
+    every_file,
+    plain_env,
+    release_of,
+    role_containers,
+)
 
 
 @every_file
@@ -18,7 +27,11 @@ def test_every_container_is_locked_up(file: Path) -> None:
     for _, pod in release_of(file).pods():
         assert (pod["automountServiceAccountToken"], pod["enableServiceLinks"]) == (False, False)
         shared = pod["securityContext"]
-        assert (shared["runAsNonRoot"], shared["runAsUser"], shared["fsGroup"]) == (True, 10001, 10001)
+        assert (shared["runAsNonRoot"], shared["runAsUser"], shared["fsGroup"]) == (
+            True,
+            10001,
+            10001,
+        )
         assert shared["seccompProfile"] == {"type": "RuntimeDefault"}
         for container in [*pod["containers"], *pod.get("initContainers", [])]:
             assert container["securityContext"] == {
@@ -52,11 +65,17 @@ def test_every_container_that_stays_is_probed_at_a_port_of_its_own(file: Path) -
 
 @every_file
 def test_roles_are_asked_where_they_answer(file: Path) -> None:
-    paths = {"api": ["/healthz", "/readyz"], "worker": ["/healthz", "/readyz"], "jobs": ["/metrics", "/metrics"]}
+    paths = {
+        "api": ["/healthz", "/readyz"],
+        "worker": ["/healthz", "/readyz"],
+        "jobs": ["/metrics", "/metrics"],
+    }
     ports = {"api": [8000, 9090], "worker": [9090], "jobs": [9091]}
     for _, container in role_containers(release_of(file)):
         role = container["name"]
-        assert [container[name]["httpGet"]["path"] for name in ("livenessProbe", "readinessProbe")] == paths[role]
+        assert [
+            container[name]["httpGet"]["path"] for name in ("livenessProbe", "readinessProbe")
+        ] == paths[role]
         assert [port["containerPort"] for port in container["ports"]] == ports[role]
         if role == "api":
             assert plain_env(container)["AIOS_METRICS_PORT"] == "9090"
@@ -80,7 +99,9 @@ def test_a_worker_is_given_the_time_its_pool_grants_to_start(file: Path) -> None
 
 
 @every_file
-def test_settings_and_arguments_are_real_ones(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_and_arguments_are_real_ones(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each role's own parser takes its container's arguments, variables and file."""
     known = {env_name(field) for field in Settings.model_fields} | {CONFIG_ENV}
     known |= {alias for aliases in ENV_ALIASES.values() for alias in aliases}
@@ -106,14 +127,21 @@ def test_a_pods_grace_is_longer_than_its_sleep_and_drain(file: Path, tmp_path: P
 
 
 @every_file
-def test_workers_serve_their_pools_models_and_a_gpu_is_not_missed_in_silence(file: Path, tmp_path: Path) -> None:
+def test_workers_serve_their_pools_models_and_a_gpu_is_not_missed_in_silence(
+    file: Path, tmp_path: Path
+) -> None:
     release = release_of(file)
     for pod, container in role_containers(release):
         if container["name"] == "worker":
             settings = settings_of(release, pod, container, tmp_path)
-            pool = release.values["workerDefaults"] | release.values["workerPools"][pool_of(release, pod)]
+            pool = (
+                release.values["workerDefaults"]
+                | release.values["workerPools"][pool_of(release, pod)]
+            )
             served = [entry.id for entry in model_entries(settings)]
-            assert served == [model["id"] for model in pool["models"]] or served == ["sample-hrm-text"]
+            assert served == [model["id"] for model in pool["models"]] or served == [
+                "sample-hrm-text"
+            ]
             has_gpu = any("/" in name for name in container["resources"]["limits"])
             assert has_gpu == (settings.device == "cuda") == ("cuda" in container["image"])
 

@@ -1,4 +1,5 @@
-"""A name stays a text in what the chart makes, whatever else YAML would take it for: 123, true, null and the like."""
+"""A name stays a text in what the chart makes, whatever else YAML would take it for: 123, true,
+null and the like."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -25,7 +26,15 @@ VALUES: dict[str, Any] = {
     },
     "workerPools": {
         NAME: {
-            "models": [{"id": NAME, "path": NAME, "tokenizer_path": NAME, "condition": NAME, "chat_template": NAME}],
+            "models": [
+                {
+                    "id": NAME,
+                    "path": NAME,
+                    "tokenizer_path": NAME,
+                    "condition": NAME,
+                    "chat_template": NAME,
+                }
+            ],
             "priorityClassName": NAME,
             "runtimeClassName": NAME,
             "modelVolume": {"kind": "pvc", "existingClaim": NAME, "subPath": NAME},
@@ -36,7 +45,10 @@ VALUES: dict[str, Any] = {
             "modelVolume": {"kind": "copy", "image": NAME, "command": [NAME]},
             "autoscaling": {"kind": "external"},
         },
-        "image": {"models": [{"id": NAME, "path": NAME}], "modelVolume": {"kind": "image", "image": NAME}},
+        "image": {
+            "models": [{"id": NAME, "path": NAME}],
+            "modelVolume": {"kind": "image", "image": NAME},
+        },
     },
     "redis": {
         "image": NAME,

@@ -1,4 +1,5 @@
-"""Values that make no sense are refused, by the schema or by a template, with the name of what is wrong."""
+"""Values that make no sense are refused, by the schema or by a template, with the name of what is
+wrong."""
 
 from typing import Any
 
@@ -34,20 +35,36 @@ def _with_options(options: dict[str, Any]) -> dict[str, Any]:
         ({"workerPools": {"sample": None}}, "workerPools"),
         ({"workerPools": {"sample": {"gpu": {"count": 2}}}}, "count"),
         ({"workerPools": {"sample": {"models": [{"id": "maths"}]}}}, "path"),
-        ({"workerPools": {"sample": {"models": [{"id": "maths", "path": "echo", "runer": "echo"}]}}}, "runer"),
+        (
+            {
+                "workerPools": {
+                    "sample": {"models": [{"id": "maths", "path": "echo", "runer": "echo"}]}
+                }
+            },
+            "runer",
+        ),
         (_with_options({"segments": "fast"}), "segments"),
         (_with_options({"segmens": "max"}), "segmens"),
         ({"settings": {"options": ["segments=max"]}}, "options"),
         ({"workerPools": {"sample": {"modelVolume": {"kind": "nfs"}}}}, "kind"),
         ({"workerPools": {"sample": {"modelVolume": {"kind": "pvc"}}}}, "existingClaim"),
         ({"workerPools": {"sample": {"modelVolume": {"kind": "image"}}}}, "modelVolume.image"),
-        ({"workerPools": {"sample": {"modelVolume": {"kind": "copy", "image": "a"}}}}, "modelVolume.command"),
+        (
+            {"workerPools": {"sample": {"modelVolume": {"kind": "copy", "image": "a"}}}},
+            "modelVolume.command",
+        ),
         ({"workerPools": {"sample": {"autoscaling": {"kind": "hpa"}}}}, "kind"),
         ({"workerPools": {"sample": {"autoscaling": {"minReplicas": -1}}}}, "minReplicas"),
         (_from_zero("external"), "minReplicas 0 needs kind keda"),
         (_from_zero("keda"), "minReplicas 0 needs api.settings.absent_grace_s"),
-        (_from_zero("keda") | {"settings": {"absent_grace_s": 60}}, "minReplicas 0 needs api.settings.absent_grace_s"),
-        ({"workerPools": {"sample": {"autoscaling": {"kind": "external"}}}}, "needs the pool's models"),
+        (
+            _from_zero("keda") | {"settings": {"absent_grace_s": 60}},
+            "minReplicas 0 needs api.settings.absent_grace_s",
+        ),
+        (
+            {"workerPools": {"sample": {"autoscaling": {"kind": "external"}}}},
+            "needs the pool's models",
+        ),
         (
             {
                 "workerPools": {
@@ -60,7 +77,14 @@ def _with_options(options: dict[str, Any]) -> dict[str, Any]:
             "minReplicas is above maxReplicas",
         ),
         (
-            {"workerPools": {"sample": {"models": [{"id": "maths", "path": "echo"}], "autoscaling": {"kind": "keda"}}}},
+            {
+                "workerPools": {
+                    "sample": {
+                        "models": [{"id": "maths", "path": "echo"}],
+                        "autoscaling": {"kind": "keda"},
+                    }
+                }
+            },
             "prometheus.address",
         ),
         ({"api": {"autoscaling": {"minReplicas": 11}}}, "minReplicas is above maxReplicas"),
@@ -70,7 +94,10 @@ def _with_options(options: dict[str, Any]) -> dict[str, Any]:
         ({"externalRedis": {"url": "redis://:secret@redis:6379"}}, "url"),
         ({"ingress": {"enabled": True}}, "hosts"),
         (
-            {"ingress": {"enabled": True, "hosts": ["a.example"]}, "api": {"settings": {"keep_alive_s": 60}}},
+            {
+                "ingress": {"enabled": True, "hosts": ["a.example"]},
+                "api": {"settings": {"keep_alive_s": 60}},
+            },
             "keep_alive_s",
         ),
     ],
@@ -94,7 +121,8 @@ def test_the_schema_knows_what_a_model_may_have() -> None:
 
 
 def test_every_value_has_a_place_in_the_schema_and_a_default() -> None:
-    """All objects are closed, and every property of theirs that has properties is in values.yaml."""
+    """All objects are closed, and every property of theirs that has properties is in
+    values.yaml."""
     with helm.Chart.load(CHART) as chart:
         schema, values = chart.schema, chart.values
     assert schema is not None

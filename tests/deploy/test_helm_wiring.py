@@ -1,4 +1,5 @@
-"""What must be true between the documents of every release: who selects, refers to, scales and hears whom."""
+"""What must be true between the documents of every release: who selects, refers to, scales and
+hears whom."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,15 +27,25 @@ from tests.deploy.charts import (
 def test_selectors_find_the_pods_they_mean(file: Path) -> None:
     release = release_of(file)
     makers = release.of(*POD_MAKERS)
-    labels = {made["metadata"]["name"]: made["spec"]["template"]["metadata"]["labels"] for made in makers}
+    labels = {
+        made["metadata"]["name"]: made["spec"]["template"]["metadata"]["labels"] for made in makers
+    }
     for made in makers:
         own = made["spec"]["selector"]["matchLabels"]
-        assert [name for name, given in labels.items() if own.items() <= given.items()] == [made["metadata"]["name"]]
+        assert [name for name, given in labels.items() if own.items() <= given.items()] == [
+            made["metadata"]["name"]
+        ]
         for spread in made["spec"]["template"]["spec"].get("topologySpreadConstraints", []):
             assert spread["labelSelector"]["matchLabels"] == own
     for service in release.of("Service"):
-        (maker,) = [made for made in makers if service["spec"]["selector"].items() <= labels[name_of(made)].items()]
-        ports = {port["name"] for port in maker["spec"]["template"]["spec"]["containers"][0]["ports"]}
+        (maker,) = [
+            made
+            for made in makers
+            if service["spec"]["selector"].items() <= labels[name_of(made)].items()
+        ]
+        ports = {
+            port["name"] for port in maker["spec"]["template"]["spec"]["containers"][0]["ports"]
+        }
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
     for chooser in release.of("PodDisruptionBudget", "PodMonitor", "NetworkPolicy"):
         selector = chooser["spec"].get("podSelector") or chooser["spec"]["selector"]
@@ -42,13 +53,18 @@ def test_selectors_find_the_pods_they_mean(file: Path) -> None:
         assert found, name_of(chooser)
     for monitor in release.of("ServiceMonitor"):
         found = [
-            made for made in release.of("Service") if _selects(monitor["spec"]["selector"], made["metadata"]["labels"])
+            made
+            for made in release.of("Service")
+            if _selects(monitor["spec"]["selector"], made["metadata"]["labels"])
         ]
         assert [port["name"] for made in found for port in made["spec"]["ports"]] == ["metrics"]
 
 
 def _selects(selector: Document, labels: dict[str, str]) -> bool:
-    chosen = [labels.get(choice["key"]) in choice["values"] for choice in selector.get("matchExpressions", [])]
+    chosen = [
+        labels.get(choice["key"]) in choice["values"]
+        for choice in selector.get("matchExpressions", [])
+    ]
     return selector["matchLabels"].items() <= labels.items() and all(chosen)
 
 
@@ -83,7 +99,10 @@ def test_the_ingress_lets_in_what_fronts_take(settings: dict[str, int], largest:
 
 
 def test_the_ingress_takes_the_prefix_and_fronts_keep_connections_longer_than_it() -> None:
-    values = {"ingress": {"enabled": True, "hosts": ["a.example"]}, "settings": {"root_path": "/hrm"}}
+    values = {
+        "ingress": {"enabled": True, "hosts": ["a.example"]},
+        "settings": {"root_path": "/hrm"},
+    }
     release = render(values)
     (rule,) = release.one("Ingress", "-api")["spec"]["rules"]
     assert rule["http"]["paths"][0]["path"] == "/hrm"
@@ -97,7 +116,11 @@ def references(pod: Document) -> Iterator[str]:
     yield pod["serviceAccountName"]
     yield from (secret["name"] for secret in pod.get("imagePullSecrets", []))
     for volume in pod.get("volumes", []):
-        for kind, key in (("configMap", "name"), ("secret", "secretName"), ("persistentVolumeClaim", "claimName")):
+        for kind, key in (
+            ("configMap", "name"),
+            ("secret", "secretName"),
+            ("persistentVolumeClaim", "claimName"),
+        ):
             if kind in volume:
                 yield volume[kind][key]
     for container in [*pod["containers"], *pod.get("initContainers", [])]:
@@ -107,7 +130,9 @@ def references(pod: Document) -> Iterator[str]:
 
 def claims_of(release: Release, name: str) -> set[str]:
     claims = [
-        made["spec"].get("volumeClaimTemplates", []) for made in release.of("StatefulSet") if name_of(made) == name
+        made["spec"].get("volumeClaimTemplates", [])
+        for made in release.of("StatefulSet")
+        if name_of(made) == name
     ]
     return {claim["metadata"]["name"] for group in claims for claim in group}
 
@@ -119,11 +144,19 @@ def test_what_is_scaled_is_there_once_and_has_no_number_of_its_own(file: Path) -
     scaled = [scaler["spec"]["scaleTargetRef"]["name"] for scaler in scalers]
     for deployment in release.of("Deployment"):
         assert ("replicas" in deployment["spec"]) != (name_of(deployment) in scaled)
-    assert sorted(scaled) == sorted(set(scaled) & {name_of(deployment) for deployment in release.of("Deployment")})
+    assert sorted(scaled) == sorted(
+        set(scaled) & {name_of(deployment) for deployment in release.of("Deployment")}
+    )
     for spec in [scaler["spec"] for scaler in scalers]:
         least = spec.get("minReplicas", spec.get("minReplicaCount"))
-        assert int(file.stem != "from-zero") <= least <= spec.get("maxReplicas", spec.get("maxReplicaCount"))
-    for budget in release.of("PodDisruptionBudget"):  # one that never lets a Pod go would stop a node's drain for ever
+        assert (
+            int(file.stem != "from-zero")
+            <= least
+            <= spec.get("maxReplicas", spec.get("maxReplicaCount"))
+        )
+    for budget in release.of(
+        "PodDisruptionBudget"
+    ):  # one that never lets a Pod go would stop a node's drain for ever
         assert int(str(budget["spec"]["maxUnavailable"]).rstrip("%")) > 0
 
 
@@ -146,7 +179,8 @@ def test_redis_hears_the_roles_alone(file: Path) -> None:
         (rule,) = release.one("NetworkPolicy", "-redis")["spec"]["ingress"]
         (peer,) = rule["from"]
         pods = {
-            made["metadata"]["name"]: made["spec"]["template"]["metadata"]["labels"] for made in release.of(*POD_MAKERS)
+            made["metadata"]["name"]: made["spec"]["template"]["metadata"]["labels"]
+            for made in release.of(*POD_MAKERS)
         }
         heard = {name for name, labels in pods.items() if _selects(peer["podSelector"], labels)}
         assert heard == {name for name in pods if not name.endswith("-redis")}
@@ -157,14 +191,21 @@ def test_fronts_are_called_by_those_who_may_and_scraped_by_others() -> None:
     peers = release.values["networkPolicy"]
     (called,) = release.one("NetworkPolicy", "-api")["spec"]["ingress"]
     assert (called["from"][:-1], called["ports"]) == (peers["frontsFrom"], [{"port": "http"}])
-    assert _selects(called["from"][-1]["podSelector"], release.one("Pod", "-test")["metadata"]["labels"])
+    assert _selects(
+        called["from"][-1]["podSelector"], release.one("Pod", "-test")["metadata"]["labels"]
+    )
     (scraped,) = release.one("NetworkPolicy", "-metrics")["spec"]["ingress"]
     assert (scraped["from"], scraped["ports"]) == (peers["metricsFrom"], [{"port": "metrics"}])
 
 
 def test_pools_are_scaled_by_the_metrics_that_fronts_export() -> None:
-    seconds, running = release_of(CHART / "ci" / "keda.yaml").one("ScaledObject", "-maths")["spec"]["triggers"]
+    seconds, running = release_of(CHART / "ci" / "keda.yaml").one("ScaledObject", "-maths")["spec"][
+        "triggers"
+    ]
     chosen = 'model=~"org/maths-1\\\\.5|maths-mini",cluster="east"'
     query = f"sum(max by (model, class) (aios_queue_work_seconds{{{chosen}}}))"
     assert (seconds["metricType"], seconds["metadata"]["query"]) == ("Value", query)
-    assert running["metadata"]["query"] == f'sum(max by (model) (aios_queue_depth{{state="running",{chosen}}}))'
+    assert (
+        running["metadata"]["query"]
+        == f'sum(max by (model) (aios_queue_depth{{state="running",{chosen}}}))'
+    )

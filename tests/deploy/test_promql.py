@@ -1,4 +1,5 @@
-"""Whatever else asks Prometheus asks for what is exported; and the check sees what would tell nothing."""
+"""Whatever else asks Prometheus asks for what is exported; and the check sees what would tell
+nothing."""
 
 import re
 from typing import get_args
@@ -25,8 +26,14 @@ def test_templates_ask_for_what_is_exported() -> None:
 
 
 def test_files_that_are_deployed_name_no_other_metrics() -> None:
-    for path in (path for path in (ROOT / "deploy").rglob("*") if path.suffix in (".yaml", ".tpl", ".json", ".cfg")):
-        names = set(re.findall(r"(?<![\w./-])aios_[a-z0-9_]+", path.read_text())) - set(get_args(Scoring))
+    for path in (
+        path
+        for path in (ROOT / "deploy").rglob("*")
+        if path.suffix in (".yaml", ".tpl", ".json", ".cfg")
+    ):
+        names = set(re.findall(r"(?<![\w./-])aios_[a-z0-9_]+", path.read_text())) - set(
+            get_args(Scoring)
+        )
         assert names <= exported().keys(), path
 
 

@@ -1,4 +1,5 @@
-"""A front behind a real HAProxy that ends TLS and shows it under a prefix, which it takes off or passes on."""
+"""A front behind a real HAProxy that ends TLS and shows it under a prefix, which it takes off or
+passes on."""
 
 import asyncio
 import json
@@ -21,7 +22,9 @@ from tests.polling import DEADLINE_S, until
 from tests.redis_server import free_port
 
 pytestmark = [
-    pytest.mark.skipif(not Path(HAPROXY).is_file(), reason="needs haproxy (apt-get install haproxy)"),
+    pytest.mark.skipif(
+        not Path(HAPROXY).is_file(), reason="needs haproxy (apt-get install haproxy)"
+    ),
     pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl"),
 ]
 
@@ -53,14 +56,28 @@ async def outside(directory: Path, front: int, *, strips: bool) -> AsyncIterator
     """A client of the proxy, which believes its certificate alone and follows no redirects."""
     made = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
     names = ("-subj", "/CN=proxy", "-addext", "subjectAltName=IP:127.0.0.1")
-    command = ["openssl", "req", "-x509", *made, *names, "-keyout", "proxy.key", "-out", "proxy.pem"]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        *made,
+        *names,
+        "-keyout",
+        "proxy.key",
+        "-out",
+        "proxy.pem",
+    ]
     await asyncio.to_thread(subprocess.run, command, cwd=directory, check=True, capture_output=True)
     both = (directory / "proxy.pem").read_text() + (directory / "proxy.key").read_text()
     (directory / "both.pem").write_text(both)
     port = free_port()
-    config = CONFIG.format(port=port, directory=directory, front=front, strip=STRIP if strips else "")
+    config = CONFIG.format(
+        port=port, directory=directory, front=front, strip=STRIP if strips else ""
+    )
     (directory / "proxy.cfg").write_text(config)
-    proxy = await asyncio.create_subprocess_exec(HAPROXY, "-q", "-db", "-f", str(directory / "proxy.cfg"))
+    proxy = await asyncio.create_subprocess_exec(
+        HAPROXY, "-q", "-db", "-f", str(directory / "proxy.cfg")
+    )
     trusted = ssl.create_default_context(cafile=str(directory / "proxy.pem"))
     base_url = f"https://127.0.0.1:{port}"
     try:
@@ -82,7 +99,9 @@ async def outside(directory: Path, front: int, *, strips: bool) -> AsyncIterator
 
 
 @pytest.mark.parametrize("strips", [True, False])
-async def test_a_front_below_a_prefix_behind_tls(redis_url: str, tmp_path: Path, strips: bool) -> None:
+async def test_a_front_below_a_prefix_behind_tls(
+    redis_url: str, tmp_path: Path, strips: bool
+) -> None:
     async with (
         staying_worker(redis_url),
         process(redis_url, root_path="/hrm") as (_, direct),
@@ -95,7 +114,9 @@ async def test_a_front_below_a_prefix_behind_tls(redis_url: str, tmp_path: Path,
         for path in ("/hrm/v1/completions", "/hrm/v1/completions/"):
             answer = await client.post(path, json={"prompt": "a b"})
             assert (answer.status_code, answer.json()["choices"][0]["text"]) == (200, "a b")
-        accepted = await client.post("/hrm/generate/", json={"prompts": ["a b"]}, headers={"Prefer": "respond-async"})
+        accepted = await client.post(
+            "/hrm/generate/", json={"prompts": ["a b"]}, headers={"Prefer": "respond-async"}
+        )
         location = accepted.headers["Location"]
         assert location == f"/hrm/v1/jobs/{accepted.headers['X-Job-Id']}"
         followed = await client.get(f"{location}/events")
@@ -113,7 +134,9 @@ async def test_a_front_below_a_prefix_behind_tls(redis_url: str, tmp_path: Path,
             for link in re.findall(r'href="([^"]+)"', page):
                 assert link.startswith("/hrm/")
                 assert (await client.get(link)).status_code == 200
-        assert (await direct.get("/healthz")).status_code == 200, "a probe asks the front itself, without the prefix"
+        assert (await direct.get("/healthz")).status_code == 200, (
+            "a probe asks the front itself, without the prefix"
+        )
 
 
 @pytest.mark.parametrize(
@@ -128,7 +151,8 @@ async def test_a_front_below_a_prefix_behind_tls(redis_url: str, tmp_path: Path,
 async def test_only_proxies_that_are_named_are_believed(
     redis_url: str, tmp_path: Path, trusted: tuple[str, ...], scheme: str, address: str
 ) -> None:
-    """Who asked, for the security log, and how, for the page. HAProxy adds its caller behind what that one sent."""
+    """Who asked, for the security log, and how, for the page. HAProxy adds its caller behind what
+    that one sent."""
     settings = {"forwarded_allow_ips": trusted, "root_path": "/hrm", "api_keys": ("ann:key-a",)}
     sent = {"X-Forwarded-For": "192.0.2.7"}
     async with (

@@ -1,4 +1,5 @@
-"""The plain manifests: SimpleFoundation's names, with requests and probes, and as locked up as the chart's Pods."""
+"""The plain manifests: SimpleFoundation's names, with requests and probes, and as locked up as the
+chart's Pods."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from shared.settings import FINISH_S, resolve
 from tests.deploy.kubernetes import NEWEST, OLDEST, problems
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "examples" / "simplefoundation"
-DEPLOYMENT, SERVICE = (yaml.safe_load((FOLDER / name).read_text()) for name in ("deployment.yaml", "service.yaml"))
+DEPLOYMENT, SERVICE = (
+    yaml.safe_load((FOLDER / name).read_text()) for name in ("deployment.yaml", "service.yaml")
+)
 POD: dict[str, Any] = DEPLOYMENT["spec"]["template"]["spec"]
 (CONTAINER,) = POD["containers"]
 
@@ -22,7 +25,10 @@ def test_kubernetes_takes_them(version: str) -> None:
 
 
 def test_the_deployment_has_the_names_it_is_known_by() -> None:
-    assert (DEPLOYMENT["metadata"]["name"], DEPLOYMENT["spec"]["replicas"]) == ("simplefoundation", 1)
+    assert (DEPLOYMENT["metadata"]["name"], DEPLOYMENT["spec"]["replicas"]) == (
+        "simplefoundation",
+        1,
+    )
     assert CONTAINER["name"] == "model-server"
     assert [port["containerPort"] for port in CONTAINER["ports"]] == [8000]
     assert CONTAINER["env"] == [{"name": "MODEL_PATH", "value": "/app/model"}]
@@ -44,7 +50,11 @@ def test_the_service_has_its_name_and_finds_the_pod() -> None:
 def test_it_has_requests_probes_and_no_rights() -> None:
     assert CONTAINER["resources"]["requests"].keys() == {"cpu", "memory"}
     assert CONTAINER["livenessProbe"]["httpGet"]["path"] == "/healthz"
-    assert CONTAINER["readinessProbe"]["httpGet"]["path"] == CONTAINER["startupProbe"]["httpGet"]["path"] == "/readyz"
+    assert (
+        CONTAINER["readinessProbe"]["httpGet"]["path"]
+        == CONTAINER["startupProbe"]["httpGet"]["path"]
+        == "/readyz"
+    )
     assert CONTAINER["securityContext"]["readOnlyRootFilesystem"] is True
     assert CONTAINER["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert POD["securityContext"]["runAsUser"] == 10001

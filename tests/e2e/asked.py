@@ -1,5 +1,5 @@
-"""One request of every kind that creates work, seeded, for a fleet with a text model and a Sudoku network; and where an
-answer and the frames of its stream have their texts."""
+"""One request of every kind that creates work, seeded, for a fleet with a text model and a Sudoku
+network; and where an answer and the frames of its stream have their texts."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ SAMPLED: dict[str, Any] = {
     "repetition_penalty": 4.0,
     "seed": 7,
 }
-"""Hot enough that even a model which is sure of itself says something else with another seed, broken characters too."""
+"""Hot enough that even a model which is sure of itself says something else with another seed,
+broken characters too."""
 LONG: dict[str, Any] = {"max_tokens": 400, "min_tokens": 400, "seed": 7}
 DIALOGUE: dict[str, Any] = {"messages": [{"role": "user", "content": PROMPT}]}
 
@@ -37,20 +38,26 @@ COMPLETIONS = Form(
 )
 CHAT = Form(
     lambda body: [choice["message"]["content"] for choice in body["choices"]],
-    lambda frame: [(choice["index"], choice["delta"].get("content", "")) for choice in frame["choices"]],
+    lambda frame: [
+        (choice["index"], choice["delta"].get("content", "")) for choice in frame["choices"]
+    ],
 )
 HRM = Form(lambda body: body["completions"], _indexed)
 PROMPTED = Form(lambda body: body.get("generated_texts") or [body["generated_text"]], _indexed)
 SOLVED = Form(lambda body: [body["solution"]], _indexed)
 TGI = Form(lambda body: [body["generated_text"]], lambda frame: [(0, frame["token"]["text"])])
 LISTED = Form(lambda body: [body[0]["generated_text"]], TGI.pieces)
-INFERENCE = Form(lambda body: [body["result"]["text"]], lambda frame: [(0, frame["token"])] if "token" in frame else [])
+INFERENCE = Form(
+    lambda body: [body["result"]["text"]],
+    lambda frame: [(0, frame["token"])] if "token" in frame else [],
+)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """`form`: of text; None for an answer whose stream is the answer itself in one frame. `stream` is where the stream
-    is, and what in the body asks for it; `is_bare`: it is bare text, unless the caller accepts events."""
+    """`form`: of text; None for an answer whose stream is the answer itself in one frame. `stream`
+    is where the stream is, and what in the body asks for it; `is_bare`: it is bare text, unless the
+    caller accepts events."""
 
     task: str
     path: str
@@ -61,15 +68,34 @@ class Asked:
 
 
 def _text(task: str, path: str, body: dict[str, Any], form: Form, **more: Any) -> Asked:
-    return Asked(task, path, body | SAMPLED, form, more.pop("stream", (path, {"stream": True})), **more)
+    return Asked(
+        task, path, body | SAMPLED, form, more.pop("stream", (path, {"stream": True})), **more
+    )
 
 
 EVERYTHING = [
-    _text("generate", "/generate", {"prompts": [PROMPT, "Once"], "n": 2}, HRM, stream=("/generate_stream", {})),
-    _text("generate", "/generate", {"prompt": PROMPT, "num_return_sequences": 2}, PROMPTED, is_bare=True),
+    _text(
+        "generate",
+        "/generate",
+        {"prompts": [PROMPT, "Once"], "n": 2},
+        HRM,
+        stream=("/generate_stream", {}),
+    ),
+    _text(
+        "generate",
+        "/generate",
+        {"prompt": PROMPT, "num_return_sequences": 2},
+        PROMPTED,
+        is_bare=True,
+    ),
     _text("generate", "/generate", {"inputs": PROMPT, "parameters": SAMPLED}, TGI),
     _text("generate", "/", {"inputs": PROMPT, "parameters": SAMPLED}, LISTED),
-    _text("completions", "/v1/completions", {"prompt": [PROMPT, "Once"], "n": 2, "logprobs": 1}, COMPLETIONS),
+    _text(
+        "completions",
+        "/v1/completions",
+        {"prompt": [PROMPT, "Once"], "n": 2, "logprobs": 1},
+        COMPLETIONS,
+    ),
     _text("chat", "/v1/chat/completions", DIALOGUE | {"n": 2}, CHAT),
     _text("solve_math", "/solve/math", {"problem": PROMPT}, SOLVED, is_bare=True),
     _text("solve_coding", "/solve/coding", {"problem": PROMPT}, SOLVED, is_bare=True),
@@ -80,14 +106,20 @@ EVERYTHING = [
         INFERENCE,
         stream=("/api/inference/stream", {}),
     ),
-    Asked("score", "/loglikelihood", {"prompts": [PROMPT, "a", PROMPT], "continuations": ["2x", "b", "x"]}),
+    Asked(
+        "score",
+        "/loglikelihood",
+        {"prompts": [PROMPT, "a", PROMPT], "continuations": ["2x", "b", "x"]},
+    ),
     Asked("score_rolling", "/loglikelihood_rolling", {"prompts": [PROMPT, "Once"]}),
     Asked("embed", "/v1/embeddings", {"input": [PROMPT, "Once"]}),
     Asked("embed", "/api/inference", {"task": "feature-extraction", "inputs": PROMPT}),
     Asked("tokenize", "/tokenize", {"prompt": PROMPT, "return_token_strs": True}),
     Asked("detokenize", "/detokenize", {"tokens": [26, 228, 18]}),
     Asked("solve", "/v1/puzzles/solve", {"grids": [SUDOKU, "." * 81], "model": "sudoku"}),
-    Asked("echo_task", "/v1/echo-task", {"text": PROMPT, "steps": 3, "step_ms": 5, "model": "tasks"}),
+    Asked(
+        "echo_task", "/v1/echo-task", {"text": PROMPT, "steps": 3, "step_ms": 5, "model": "tasks"}
+    ),
 ]
 
 JSON, EVENTS, TEXT = "application/json", "text/event-stream", "text/plain"
@@ -110,7 +142,11 @@ STREAMS: list[tuple[str, str, dict[str, Any]]] = [
     ("/v1/completions", EVENTS, {"prompt": PROMPT} | LONG | _STREAM),
     ("/v1/chat/completions", EVENTS, DIALOGUE | LONG | _STREAM),
     ("/v1/jobs", EVENTS, {"task": "chat"} | DIALOGUE | LONG | _STREAM),
-    ("/v1/echo-task", EVENTS, {"text": "a", "steps": 1000, "step_ms": 60, "model": "tasks"} | _STREAM),
+    (
+        "/v1/echo-task",
+        EVENTS,
+        {"text": "a", "steps": 1000, "step_ms": 60, "model": "tasks"} | _STREAM,
+    ),
 ]
-"""Every stream there is, by what it is sent as: four hundred tokens each, or a minute, with nothing that would end them
-before."""
+"""Every stream there is, by what it is sent as: four hundred tokens each, or a minute, with nothing
+that would end them before."""

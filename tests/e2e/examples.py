@@ -1,7 +1,9 @@
-"""The examples of the docs: what stands in their fenced blocks, run as a reader would, and what it is said to print.
+"""The examples of the docs: what stands in their fenced blocks, run as a reader would, and what it
+is said to print.
 
-In `console` blocks that is what stands behind each command; in Python and JavaScript it is the lines that are comments;
-`…` stands for anything. Where nothing is told, and in `sh` blocks, the commands must do well.
+In `console` blocks that is what stands behind each command; in Python and JavaScript it is the
+lines that are comments; `…` stands for anything. Where nothing is told, and in `sh` blocks, the
+commands must do well.
 """
 
 import os
@@ -69,9 +71,11 @@ def _examples(language: str, text: str) -> Iterator[Example]:
         yield Example(text, "\n".join(_COMMENT.findall(text)) or None)
 
 
-def outputs(block: Block, place: Path, replaced: Mapping[str, str], environ: Mapping[str, str]) -> list[str]:
-    """What each example of the block prints. All must do well, in `place`: an empty directory, which gets links to what
-    lies in the repository."""
+def outputs(
+    block: Block, place: Path, replaced: Mapping[str, str], environ: Mapping[str, str]
+) -> list[str]:
+    """What each example of the block prints. All must do well, in `place`: an empty directory,
+    which gets links to what lies in the repository."""
     for entry in ROOT.iterdir():
         (place / entry.name).symlink_to(entry)
     commands = [example.command for example in block.examples]
@@ -89,7 +93,15 @@ def outputs(block: Block, place: Path, replaced: Mapping[str, str], environ: Map
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     own = {"PATH": path, "PYTHONPATH": str(ROOT), "CURL_HOME": str(place)}
     env = os.environ | own | dict(environ)
-    done = subprocess.run(program, capture_output=True, text=True, timeout=_PATIENCE_S, check=False, cwd=place, env=env)
+    done = subprocess.run(
+        program,
+        capture_output=True,
+        text=True,
+        timeout=_PATIENCE_S,
+        check=False,
+        cwd=place,
+        env=env,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.split(f"\n{_END}\n")[: len(commands)]
 

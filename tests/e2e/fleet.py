@@ -1,4 +1,5 @@
-"""Real processes of the product for end-to-end tests: started on a Redis, awaited, and ended by pid."""
+"""Real processes of the product for end-to-end tests: started on a Redis, awaited, and ended by
+pid."""
 
 import asyncio
 import os
@@ -37,10 +38,25 @@ class WorkerProcess:
         await self.process.wait()
 
 
-async def start_worker(url: str, redis: Redis, *flags: str, model: str = "echo=echo") -> WorkerProcess:
+async def start_worker(
+    url: str, redis: Redis, *flags: str, model: str = "echo=echo"
+) -> WorkerProcess:
     """A worker that is ready: its presence says so."""
-    command = [sys.executable, "-m", "worker", "--redis-url", url, "--model", model, "--log-level", "warning", *flags]
-    process = await asyncio.create_subprocess_exec(*command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "worker",
+        "--redis-url",
+        url,
+        "--model",
+        model,
+        "--log-level",
+        "warning",
+        *flags,
+    ]
+    process = await asyncio.create_subprocess_exec(
+        *command, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     try:
         async with asyncio.timeout(DEADLINE_S):
             while not await _is_ready(redis, process.pid):
@@ -77,7 +93,17 @@ async def _answers_ready(client: httpx.AsyncClient) -> bool:
 async def front(redis_url: str, *flags: str) -> AsyncIterator[FrontProcess]:
     """`python -m api` that answers /healthz; killed at the end if it still runs."""
     port = free_port()
-    command = [sys.executable, "-m", "api", "--redis-url", redis_url, "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "api",
+        "--redis-url",
+        redis_url,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     patient = ("--drain-timeout-s", "30", "--log-level", "warning")
     process = await asyncio.create_subprocess_exec(*command, *flags, *patient, env=dict(os.environ))
     running = FrontProcess(process, f"http://127.0.0.1:{port}")

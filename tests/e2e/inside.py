@@ -1,4 +1,5 @@
-"""A whole fleet in the test's own process: a front without a socket, a real worker with real runners, a real Redis."""
+"""A whole fleet in the test's own process: a front without a socket, a real worker with real
+runners, a real Redis."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -22,17 +23,32 @@ _MAX_NEW_TOKENS = 64
 
 @asynccontextmanager
 async def fleet_inside(
-    redis: Redis, runners: Mapping[str, Runner], prompting: Prompting = NO_PROMPTING, **settings: object
+    redis: Redis,
+    runners: Mapping[str, Runner],
+    prompting: Prompting = NO_PROMPTING,
+    **settings: object,
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a fleet that serves `runners` by their names; the first is the default. The worker must survive."""
-    worker, stop = WorkerService(Broker(redis), QueuePolicy(result_ttl_s=60), drain_timeout_s=5), asyncio.Event()
+    """A client of a fleet that serves `runners` by their names; the first is the default. The
+    worker must survive."""
+    worker, stop = (
+        WorkerService(Broker(redis), QueuePolicy(result_ttl_s=60), drain_timeout_s=5),
+        asyncio.Event(),
+    )
     default = next(iter(runners))
 
     def loaded(name: str) -> LoadedModel:
         runner, spec = runners[name], runners[name].spec
         window, most, is_default = spec.context_window, _MAX_NEW_TOKENS, name == default
         info = ModelInfo(
-            name, spec.runner, "for tests", window, most, spec.max_batch, spec.tasks, is_default, prompting=prompting
+            name,
+            spec.runner,
+            "for tests",
+            window,
+            most,
+            spec.max_batch,
+            spec.tasks,
+            is_default,
+            prompting=prompting,
         )
         return LoadedModel(info, runner, partial(loaded, name))
 

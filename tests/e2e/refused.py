@@ -1,8 +1,9 @@
-"""Runs roles that should refuse their settings: `python -m tests.e2e.refused` reads cells from stdin, as JSON.
+"""Runs roles that should refuse their settings: `python -m tests.e2e.refused` reads cells from
+stdin, as JSON.
 
-Everything is imported once, and each cell is a fork: dozens of them take seconds. A cell is
-`{role, argv, env, as_nobody}`, what is told of it `{status, said}`; a role that does not end by itself is killed, and
-has no status.
+Everything is imported once, and each cell is a fork: dozens of them take seconds. A cell is `{role,
+argv, env, as_nobody}`, what is told of it `{status, said}`; a role that does not end by itself is
+killed, and has no status.
 """
 
 import contextlib
@@ -33,7 +34,10 @@ def run_all(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What came of each cell, in their order."""
     told: list[dict[str, Any]] = [{} for _ in cells]
     for first in range(0, len(cells), MOST_AT_ONCE):
-        batch = [(index, *_start(cells[index])) for index in range(first, min(first + MOST_AT_ONCE, len(cells)))]
+        batch = [
+            (index, *_start(cells[index]))
+            for index in range(first, min(first + MOST_AT_ONCE, len(cells)))
+        ]
         for index, pid, output in batch:
             told[index] = {"status": _end_of(pid), "said": _all_of(output)}
     return told

@@ -14,7 +14,10 @@ async def running(role: str, *flags: str, **env: str) -> AsyncIterator[list[str]
     """The lines that a process of this role has logged; ended by SIGTERM."""
     command = [sys.executable, "-m", role, *flags]
     process = await asyncio.create_subprocess_exec(
-        *command, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, stdout=-1, stderr=asyncio.subprocess.STDOUT
+        *command,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        stdout=-1,
+        stderr=asyncio.subprocess.STDOUT,
     )
     lines: list[str] = []
 

@@ -1,4 +1,5 @@
-"""`aios serve hrm` as a person runs it: one command in a process of its own, found by the line it prints."""
+"""`aios serve hrm` as a person runs it: one command in a process of its own, found by the line it
+prints."""
 
 import re
 import signal
@@ -68,13 +69,19 @@ def _end(process: "subprocess.Popen[str]", family: list[psutil.Process]) -> None
 
 
 @contextmanager
-def serving(*flags: str, command: Sequence[str] = AIOS, cwd: Path | None = None) -> Iterator[Serving]:
+def serving(
+    *flags: str, command: Sequence[str] = AIOS, cwd: Path | None = None
+) -> Iterator[Serving]:
     """A ready fleet on a free port; whatever is left of it at the end is killed by pid."""
     words = [*command, "serve", "hrm", "--host", "127.0.0.1", "--port", "0", *flags]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd)
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd
+    )
     fleet = Serving(process)
     assert process.stdout is not None
-    reader = threading.Thread(target=lambda: fleet.lines.extend(iter(process.stdout.readline, "")), daemon=True)  # type: ignore[union-attr]
+    reader = threading.Thread(
+        target=lambda: fleet.lines.extend(iter(process.stdout.readline, "")), daemon=True
+    )  # type: ignore[union-attr]
     reader.start()
     family: list[psutil.Process] = []
     try:

@@ -1,4 +1,5 @@
-"""Artifacts of a fleet with its own Redis, as a person has it: a private directory, which goes with the fleet."""
+"""Artifacts of a fleet with its own Redis, as a person has it: a private directory, which goes with
+the fleet."""
 
 import json
 import signal
@@ -30,7 +31,8 @@ def files_in(place: Path) -> list[Path]:
 
 
 def swept(fleet: LocalFleet) -> dict[str, int]:
-    """What `aios jobs --once` finds to be over, without being told where the fleet keeps its files."""
+    """What `aios jobs --once` finds to be over, without being told where the fleet keeps its
+    files."""
     command = [sys.executable, "-m", "scripts.aios", "jobs", "--once", "--port", str(fleet.port)]
     told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPO_ROOT).stdout
     found: dict[str, int] = json.loads(told)["artifacts"]
@@ -64,7 +66,9 @@ def test_a_fleet_keeps_files_as_long_as_it_lives() -> None:
                 [left] = broker.zrange(keys.LOOSE, 0, -1)
                 broker.zadd(keys.LOOSE, {left: 1})
             swept(fleet)  # or the fleet's own janitor was faster
-            wait_until(lambda: [path.name for path in files_in(place)] == [file.id], "it is removed")
+            wait_until(
+                lambda: [path.name for path in files_in(place)] == [file.id], "it is removed"
+            )
             wait_until(lambda: answers(running), "there is a front again")
             assert client.files.content(file.id).content == LARGE
     assert not place.exists()

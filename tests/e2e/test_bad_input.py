@@ -1,4 +1,5 @@
-"""Bad input and broken models as a caller meets them: real worker, both dialects, status and sentence."""
+"""Bad input and broken models as a caller meets them: real worker, both dialects, status and
+sentence."""
 
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -39,7 +40,9 @@ def sick(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def fleet(redis: Redis, sick: Path) -> AsyncIterator[httpx.AsyncClient]:
     runners = {
         "parrot": Echo(RunnerOptions("echo", context_window=WINDOW)),
-        "sick": load_runner("auto", RunnerOptions(str(sick), name="sick", max_batch=4, page_size=4)),
+        "sick": load_runner(
+            "auto", RunnerOptions(str(sick), name="sick", max_batch=4, page_size=4)
+        ),
         "cramped": Cramped(RunnerOptions("echo", name="cramped")),
     }
     async with fleet_inside(redis, runners) as client:
@@ -51,17 +54,24 @@ async def complete(fleet: httpx.AsyncClient, **body: Any) -> httpx.Response:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_openai_callers_are_refused_what_does_not_fit(fleet: httpx.AsyncClient, stream: bool) -> None:
+async def test_openai_callers_are_refused_what_does_not_fit(
+    fleet: httpx.AsyncClient, stream: bool
+) -> None:
     """X20: both numbers, OpenAI's code, and for a stream as well a status instead of an event."""
     answer = await complete(fleet, prompt="p" * 40, max_tokens=5, stream=stream)
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert (error["type"], error["code"]) == ("invalid_request_error", "context_length_exceeded")
     assert error["param"] == "prompt"
-    assert all(number in error["message"] for number in ("32 tokens", "45", "40 in the prompt", "5 for the completion"))
+    assert all(
+        number in error["message"]
+        for number in ("32 tokens", "45", "40 in the prompt", "5 for the completion")
+    )
 
 
-async def test_an_explicit_max_tokens_must_fit_and_a_default_gives_way(fleet: httpx.AsyncClient) -> None:
+async def test_an_explicit_max_tokens_must_fit_and_a_default_gives_way(
+    fleet: httpx.AsyncClient,
+) -> None:
     """X3: never an error for defaults alone; what they became is in the header."""
     refused = await complete(fleet, prompt="p" * 30, max_tokens=3)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "max_tokens")
@@ -77,7 +87,9 @@ async def test_openai_callers_may_have_the_prompt_cut(fleet: httpx.AsyncClient) 
     prompt = "a" * 30 + "0123456789"
     for keep, kept in ((-1, prompt[-27:]), (4, "6789"), (1000, prompt[-27:])):
         for stream in (False, True):
-            answer = await complete(fleet, prompt=prompt, max_tokens=5, truncate_prompt_tokens=keep, stream=stream)
+            answer = await complete(
+                fleet, prompt=prompt, max_tokens=5, truncate_prompt_tokens=keep, stream=stream
+            )
             assert answer.status_code == 200
             assert answer.headers["X-Truncated-Prompt-Tokens"] == str(40 - len(kept))
         whole = await complete(fleet, prompt=prompt, max_tokens=5, truncate_prompt_tokens=keep)
@@ -86,13 +98,20 @@ async def test_openai_callers_may_have_the_prompt_cut(fleet: httpx.AsyncClient) 
 
 
 async def test_the_seed_dialect_cuts_and_tells(fleet: httpx.AsyncClient) -> None:
-    answer = await fleet.post("/generate", json={"prompts": ["a" * 30 + "0123456789", "b"], "max_tokens": 5})
+    answer = await fleet.post(
+        "/generate", json={"prompts": ["a" * 30 + "0123456789", "b"], "max_tokens": 5}
+    )
     assert (answer.status_code, answer.headers["X-Truncated-Prompt-Tokens"]) == (200, "13")
     assert answer.json()["completions"] == ["aaaaa", "bbbbb"]
     greedy = await fleet.post("/generate", json={"prompts": ["a" * 40], "max_tokens": 60})
     assert greedy.status_code == 200
-    assert (greedy.headers["X-Truncated-Prompt-Tokens"], greedy.headers["X-Effective-Max-Tokens"]) == ("24", "16")
-    scored = await fleet.post("/loglikelihood", json={"prompts": ["a" * 40], "continuations": ["b" * 20]})
+    assert (
+        greedy.headers["X-Truncated-Prompt-Tokens"],
+        greedy.headers["X-Effective-Max-Tokens"],
+    ) == ("24", "16")
+    scored = await fleet.post(
+        "/loglikelihood", json={"prompts": ["a" * 40], "continuations": ["b" * 20]}
+    )
     assert scored.json() == {"ll": [-20.0], "is_greedy": [False], "num_tokens": [20]}
     assert int(scored.headers["X-Truncated-Prompt-Tokens"]) >= 40 + 20 - WINDOW - 1
 
@@ -101,7 +120,10 @@ async def test_continuations_that_cannot_be_scored(fleet: httpx.AsyncClient) -> 
     empty = await fleet.post("/loglikelihood", json={"prompts": ["a"], "continuations": [""]})
     long = await fleet.post("/loglikelihood", json={"prompts": ["a"], "continuations": ["b" * 50]})
     assert (empty.status_code, long.status_code) == (400, 400)
-    assert (empty.json()["error"]["field"], long.json()["error"]["field"]) == ("continuations", "continuations")
+    assert (empty.json()["error"]["field"], long.json()["error"]["field"]) == (
+        "continuations",
+        "continuations",
+    )
     assert "50 tokens" in long.json()["error"]["message"]
 
 
@@ -112,8 +134,11 @@ async def test_ids_out_of_the_vocabulary(fleet: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_prompt_that_breaks_the_model_is_a_500_with_a_sentence(fleet: httpx.AsyncClient, stream: bool) -> None:
-    """Never garbage: NaN is told as such, by name; the worker and everybody else's answers are as before."""
+async def test_a_prompt_that_breaks_the_model_is_a_500_with_a_sentence(
+    fleet: httpx.AsyncClient, stream: bool
+) -> None:
+    """Never garbage: NaN is told as such, by name; the worker and everybody else's answers are as
+    before."""
     sound = await complete(fleet, model="sick", prompt=[20, 21], max_tokens=4, temperature=0)
     broken = await complete(fleet, model="sick", prompt=[20, SICK], max_tokens=4, stream=stream)
     assert broken.status_code == 500
@@ -128,12 +153,20 @@ async def test_a_prompt_that_breaks_the_model_is_a_500_with_a_sentence(fleet: ht
 
 async def test_the_seed_dialect_gets_the_sentence_too(redis: Redis, tmp_path: Path) -> None:
     """A checkpoint whose every answer is NaN, loaded before it broke."""
-    runner: Any = load_runner("auto", RunnerOptions(str(write_model("causal", tmp_path / "m")), name="mine"))
+    runner: Any = load_runner(
+        "auto", RunnerOptions(str(write_model("causal", tmp_path / "m")), name="mine")
+    )
     runner._net.model.lm_head.weight[7, 0] = float("nan")
-    async with fleet_inside(redis, {"mine": runner, "parrot": Echo(RunnerOptions("echo"))}) as client:
+    async with fleet_inside(
+        redis, {"mine": runner, "parrot": Echo(RunnerOptions("echo"))}
+    ) as client:
         said = await client.post("/generate", json={"prompts": ["a"]})
-        scored = await client.post("/loglikelihood", json={"prompts": ["a"], "continuations": ["b"]})
-        mate = await client.post("/generate", json={"prompts": ["ab"], "model": "parrot", "max_tokens": 2})
+        scored = await client.post(
+            "/loglikelihood", json={"prompts": ["a"], "continuations": ["b"]}
+        )
+        mate = await client.post(
+            "/generate", json={"prompts": ["ab"], "model": "parrot", "max_tokens": 2}
+        )
     for answer in (said, scored):
         assert answer.status_code == 500
         assert answer.json()["error"]["code"] == "worker_failed"
@@ -149,7 +182,9 @@ async def test_a_lack_of_memory_is_a_503_and_the_worker_lives(fleet: httpx.Async
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "out_of_memory")
         assert "'cramped' has no memory" in answer.json()["error"]["message"]
         assert answer.headers["Retry-After"] == "1"
-    small = await fleet.post("/generate", json={"prompts": ["abc"], "model": "cramped", "max_tokens": 3})
+    small = await fleet.post(
+        "/generate", json={"prompts": ["abc"], "model": "cramped", "max_tokens": 3}
+    )
     assert small.json()["completions"] == ["abc"]
 
 

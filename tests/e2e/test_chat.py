@@ -19,7 +19,9 @@ HELLO = [{"role": "user", "content": "abc"}]
 
 @pytest.fixture
 async def client(redis: Redis) -> AsyncIterator[httpx.AsyncClient]:
-    async with fleet_inside(redis, {"echo": Echo(RunnerOptions("echo", name="echo", max_batch=4))}) as client:
+    async with fleet_inside(
+        redis, {"echo": Echo(RunnerOptions("echo", name="echo", max_batch=4))}
+    ) as client:
         yield client
 
 
@@ -38,7 +40,9 @@ async def told(client: httpx.AsyncClient, messages: list[dict[str, Any]]) -> str
 async def test_a_chat_has_the_shape_of_openai(client: httpx.AsyncClient) -> None:
     """B20, B25, B27: the echo answers with the dialogue as its template writes it."""
     read = await told(client, HELLO)
-    answer = await post(client, "/v1/chat/completions", messages=HELLO, max_completion_tokens=5, user="u")
+    answer = await post(
+        client, "/v1/chat/completions", messages=HELLO, max_completion_tokens=5, user="u"
+    )
     assert answer.pop("id").startswith("chatcmpl-")
     assert isinstance(answer.pop("created"), int)
     assert answer == {
@@ -73,11 +77,20 @@ async def test_every_role_and_content_in_parts(client: httpx.AsyncClient) -> Non
 
 
 async def test_a_streamed_chat_is_the_whole_one_in_parts(client: httpx.AsyncClient) -> None:
-    """B22: the first delta of each choice names the role, the last chunk of each has an empty one."""
-    body = {"messages": HELLO, "max_tokens": 4, "n": 2, "logprobs": True, "top_logprobs": 1, "seed": 1}
+    """B22: the first delta of each choice names the role, the last chunk of each has an empty
+    one."""
+    body = {
+        "messages": HELLO,
+        "max_tokens": 4,
+        "n": 2,
+        "logprobs": True,
+        "top_logprobs": 1,
+        "seed": 1,
+    }
     whole = await post(client, "/v1/chat/completions", **body)
     stream = await client.post(
-        "/v1/chat/completions", json=body | {"stream": True, "stream_options": {"include_usage": True}}
+        "/v1/chat/completions",
+        json=body | {"stream": True, "stream_options": {"include_usage": True}},
     )
     *chunks, last = [frame.json for frame in frames(stream)[:-1]]
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
@@ -89,11 +102,18 @@ async def test_a_streamed_chat_is_the_whole_one_in_parts(client: httpx.AsyncClie
         assert own[-1]["delta"] == {} and own[-1]["finish_reason"] == "length"
         assert all(part["finish_reason"] is None for part in own[:-1])
         choice = whole["choices"][index]
-        assert "".join(part["delta"].get("content", "") for part in own) == choice["message"]["content"]
-        logprobs = [item for part in own if part["logprobs"] for item in part["logprobs"]["content"]]
+        assert (
+            "".join(part["delta"].get("content", "") for part in own)
+            == choice["message"]["content"]
+        )
+        logprobs = [
+            item for part in own if part["logprobs"] for item in part["logprobs"]["content"]
+        ]
         assert logprobs == choice["logprobs"]["content"]
         assert [item["token"] for item in logprobs] == list(choice["message"]["content"])
-        assert logprobs[0]["top_logprobs"] == [{name: logprobs[0][name] for name in ("token", "logprob", "bytes")}]
+        assert logprobs[0]["top_logprobs"] == [
+            {name: logprobs[0][name] for name in ("token", "logprob", "bytes")}
+        ]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +123,10 @@ async def test_a_streamed_chat_is_the_whole_one_in_parts(client: httpx.AsyncClie
         ({"messages": "hi"}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "role"),
         ({"messages": [{"role": "user"}]}, "content"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "image_url"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "image_url",
+        ),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"top_logprobs": 2}, "top_logprobs"),
@@ -145,7 +168,12 @@ async def test_embeddings_as_numbers_and_as_base64(client: httpx.AsyncClient) ->
 
 async def test_tokens_and_back(client: httpx.AsyncClient) -> None:
     found = await post(client, "/tokenize", prompt="héy", return_token_strs=True)
-    assert found == {"count": 3, "max_model_len": 4096, "tokens": [104, 233, 121], "token_strs": ["h", "é", "y"]}
+    assert found == {
+        "count": 3,
+        "max_model_len": 4096,
+        "tokens": [104, 233, 121],
+        "token_strs": ["h", "é", "y"],
+    }
     assert await post(client, "/detokenize", tokens=[104, 233]) == {"prompt": "hé"}
     for body in ({}, {"prompt": "a", "messages": HELLO}):
         refused = await client.post("/tokenize", json=body)

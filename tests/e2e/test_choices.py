@@ -1,4 +1,5 @@
-"""Several choices with stops and log-probabilities, from HTTP to the engine and back, streamed and not."""
+"""Several choices with stops and log-probabilities, from HTTP to the engine and back, streamed and
+not."""
 
 import asyncio
 from typing import Any
@@ -17,12 +18,23 @@ from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
 from worker.service import WorkerService
 
-BODY = {"prompt": ["abc.", "eos"], "n": 3, "logprobs": 1, "stop": ["c.a", "!"], "max_tokens": 9, "min_tokens": 4}
+BODY = {
+    "prompt": ["abc.", "eos"],
+    "n": 3,
+    "logprobs": 1,
+    "stop": ["c.a", "!"],
+    "max_tokens": 9,
+    "min_tokens": 4,
+}
 
 
 def loaded() -> list[LoadedModel]:
     info = ModelInfo("echo", "echo", "test", 100, 100, 2, is_default=True)
-    return [LoadedModel(info, Echo(RunnerOptions("echo", name="echo", max_batch=2)), lambda: loaded()[0])]
+    return [
+        LoadedModel(
+            info, Echo(RunnerOptions("echo", name="echo", max_batch=2)), lambda: loaded()[0]
+        )
+    ]
 
 
 def joined(stream: httpx.Response) -> list[dict[str, Any]]:
@@ -30,7 +42,9 @@ def joined(stream: httpx.Response) -> list[dict[str, Any]]:
     choices: dict[int, dict[str, Any]] = {}
     for frame in frames(stream)[1:-1]:
         for part in frame.json["choices"]:
-            whole = choices.setdefault(part["index"], {"index": part["index"], "text": "", "logprobs": {}})
+            whole = choices.setdefault(
+                part["index"], {"index": part["index"], "text": "", "logprobs": {}}
+            )
             assert "finish_reason" not in whole, "said after the end"
             whole["text"] += part["text"]
             for name, values in part["logprobs"].items():
@@ -55,8 +69,12 @@ async def test_a_stream_adds_up_to_the_whole_answer(redis: Redis) -> None:
     stop.set()
     assert await serving is True
     assert joined(streamed) == whole["choices"]
-    told = [(choice["index"], choice["text"], choice["finish_reason"]) for choice in whole["choices"]]
-    assert told == [(i, "ab", "stop") for i in range(3)] + [(i, "eose", "stop") for i in range(3, 6)]
+    told = [
+        (choice["index"], choice["text"], choice["finish_reason"]) for choice in whole["choices"]
+    ]
+    assert told == [(i, "ab", "stop") for i in range(3)] + [
+        (i, "eose", "stop") for i in range(3, 6)
+    ]
     assert whole["usage"]["completion_tokens"] == 3 * 5 + 3 * 5
     assert whole["choices"][5]["logprobs"]["text_offset"] == [0, 1, 2, 3, 4]
     assert whole["choices"][5]["logprobs"]["tokens"] == ["e", "o", "s", "e", "token_id:0"]

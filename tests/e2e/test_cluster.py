@@ -1,4 +1,5 @@
-"""Front and worker as processes on a Redis Cluster with four shards, while one of its nodes restarts."""
+"""Front and worker as processes on a Redis Cluster with four shards, while one of its nodes
+restarts."""
 
 import asyncio
 from pathlib import Path
@@ -25,7 +26,8 @@ async def shards_at_work(broker: Broker) -> list[str]:
 
 
 async def test_the_fleet_on_a_cluster_outlives_a_restart_of_a_node(tmp_path: Path) -> None:
-    """Requests spread over the shards; those under way when a node goes away end with all of their text."""
+    """Requests spread over the shards; those under way when a node goes away end with all of their
+    text."""
     with redis_cluster(tmp_path) as cluster:
         async with (
             front(cluster.url, *CAP, *FLAGS) as door,
@@ -36,7 +38,9 @@ async def test_the_fleet_on_a_cluster_outlives_a_restart_of_a_node(tmp_path: Pat
             try:
 
                 async def ask(prompt: str, tokens: int) -> str:
-                    answer = await http.post("/generate", json={"prompts": [prompt], "max_tokens": tokens})
+                    answer = await http.post(
+                        "/generate", json={"prompts": [prompt], "max_tokens": tokens}
+                    )
                     assert answer.status_code == 200, answer.text
                     text: str = answer.json()["completions"][0]
                     return text

@@ -1,4 +1,5 @@
-"""Every example of the docs that is a request to a server, or a client of one, does what its page says."""
+"""Every example of the docs that is a request to a server, or a client of one, does what its page
+says."""
 
 import subprocess
 import sys
@@ -25,8 +26,8 @@ PAGES = {
     "docs/models.md": "trial",
     "docs/python.md": "nowhere",
 }
-"""The fleet that each page speaks of: `sample` is as `aios serve hrm` starts it, `trial` has the echo, and a page that
-is `nowhere` speaks of none."""
+"""The fleet that each page speaks of: `sample` is as `aios serve hrm` starts it, `trial` has the
+echo, and a page that is `nowhere` speaks of none."""
 
 ELSEWHERE = {
     "docs/compose.md": "speaks of containers, which are built and run where there is an engine for them",
@@ -72,23 +73,58 @@ def nowhere() -> Stage:
 
 @pytest.fixture(scope="module")
 def trial(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """The echo and a network for Sudokus, a term that may not be said, a key that is made, and a job that is done."""
+    """The echo and a network for Sudokus, a term that may not be said, a key that is made, and a
+    job that is done."""
     redis_server.flush()
     place = tmp_path_factory.mktemp("trial")
     (place / "terms").write_text("forbidden\n")
-    write_checkpoint(place, Net(halt_max_steps=2), filename="step_1", data_path="data/sudoku-extreme-1k-aug-1000")
-    flags = ["--model", "echo=echo", "--model", f"sudoku={place}", "--default-model", "echo", "--max-batch-size", "4"]
-    flags += ["--redis-url", redis_server.url, "--require-key", "no", "--prohibited-terms", str(place / "terms")]
-    create = [sys.executable, "-m", "scripts.aios", "keys", "create", "docs", "--redis-url", redis_server.url]
+    write_checkpoint(
+        place, Net(halt_max_steps=2), filename="step_1", data_path="data/sudoku-extreme-1k-aug-1000"
+    )
+    flags = [
+        "--model",
+        "echo=echo",
+        "--model",
+        f"sudoku={place}",
+        "--default-model",
+        "echo",
+        "--max-batch-size",
+        "4",
+    ]
+    flags += [
+        "--redis-url",
+        redis_server.url,
+        "--require-key",
+        "no",
+        "--prohibited-terms",
+        str(place / "terms"),
+    ]
+    create = [
+        sys.executable,
+        "-m",
+        "scripts.aios",
+        "keys",
+        "create",
+        "docs",
+        "--redis-url",
+        redis_server.url,
+    ]
     with serving(*flags) as fleet:
-        key = subprocess.run(create, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT).stdout.strip()
-        asked = httpx.post(f"{fleet.url}/v1/completions", json={"prompt": "hello ", "max_tokens": 12})
+        key = subprocess.run(
+            create, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT
+        ).stdout.strip()
+        asked = httpx.post(
+            f"{fleet.url}/v1/completions", json={"prompt": "hello ", "max_tokens": 12}
+        )
         addresses = {
             "redis://localhost:6379": redis_server.url,
             "localhost:8000": fleet.url.removeprefix("http://"),
         }
         access = {"KEY": key, "ID": id_of(digest_of(key))}
-        yield Stage(addresses, {"docs/access.md": access, "docs/delivery.md": {"ID": asked.headers["X-Job-Id"]}})
+        yield Stage(
+            addresses,
+            {"docs/access.md": access, "docs/delivery.md": {"ID": asked.headers["X-Job-Id"]}},
+        )
 
 
 def is_exempt(command: str) -> bool:
@@ -97,15 +133,21 @@ def is_exempt(command: str) -> bool:
 
 def run_of(block: Block) -> Block:
     """The block without what is exempt."""
-    return replace(block, examples=tuple(item for item in block.examples if not is_exempt(item.command)))
+    return replace(
+        block, examples=tuple(item for item in block.examples if not is_exempt(item.command))
+    )
 
 
 RUN = [block for block in map(run_of, BLOCKS) if block.examples]
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("block", RUN, ids=[f"{block.page}: {block.examples[0].command[:60]}" for block in RUN])
-def test_examples_print_what_the_page_says(block: Block, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "block", RUN, ids=[f"{block.page}: {block.examples[0].command[:60]}" for block in RUN]
+)
+def test_examples_print_what_the_page_says(
+    block: Block, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     if block.language == "js" and not NODE.exists():
         pytest.skip("needs `npm ci` in tests/e2e/node, and Node 20")
     stage: Stage = request.getfixturevalue(PAGES[block.page])
@@ -115,14 +157,22 @@ def test_examples_print_what_the_page_says(block: Block, request: pytest.Fixture
 
 
 def test_no_example_is_overlooked() -> None:
-    """Every request to a server that stands on any page is in a block that is read, or is exempt."""
-    pages = [path.relative_to(ROOT).as_posix() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
+    """Every request to a server that stands on any page is in a block that is read, or is
+    exempt."""
+    pages = [
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    ]
     texts = {page: (ROOT / page).read_text(encoding="utf-8") for page in pages}
     asked = {page for page, stage in PAGES.items() if stage != "nowhere"}
     assert {page for page in pages if "localhost:8000" in texts[page]} - ELSEWHERE.keys() == asked
     for page in PAGES:
-        commands = [example.command for block in BLOCKS if block.page == page for example in block.examples]
-        assert texts[page].count("localhost:8000") == sum(command.count("localhost:8000") for command in commands), page
+        commands = [
+            example.command for block in BLOCKS if block.page == page for example in block.examples
+        ]
+        assert texts[page].count("localhost:8000") == sum(
+            command.count("localhost:8000") for command in commands
+        ), page
 
 
 def test_every_exemption_is_of_something() -> None:

@@ -14,7 +14,14 @@ def dry_run(*flags: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_it_loads_decodes_and_says_what_it_found() -> None:
-    done = dry_run("--model", "sample=models/sample-hrm-text", "--model", "parrot=echo", "--default-model", "parrot")
+    done = dry_run(
+        "--model",
+        "sample=models/sample-hrm-text",
+        "--model",
+        "parrot=echo",
+        "--default-model",
+        "parrot",
+    )
     assert done.returncode == 0, done.stderr
     assert "sample: HRM-Text" in done.stdout
     assert "parrot (default): echo" in done.stdout
@@ -42,7 +49,8 @@ def test_a_broken_checkpoint_is_one_clear_sentence(tmp_path: Path) -> None:
 
 
 def test_a_damaged_directory_is_one_clear_sentence(tmp_path: Path) -> None:
-    """Cut weights: what stops the process is said in its last line, with the file and what to do."""
+    """Cut weights: what stops the process is said in its last line, with the file and what to
+    do."""
     model = write_model("causal", tmp_path / "cut")
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])

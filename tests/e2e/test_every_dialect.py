@@ -1,5 +1,5 @@
-"""Every dialect on one real fleet with a single place: asked for now, later or as a stream it says the same, and who
-hangs up in the middle of a stream makes room for the next."""
+"""Every dialect on one real fleet with a single place: asked for now, later or as a stream it says
+the same, and who hangs up in the middle of a stream makes room for the next."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -24,11 +24,22 @@ CANCEL = {"X-On-Disconnect": "cancel"}
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     place = tmp_path_factory.mktemp("sudoku")
-    write_checkpoint(place, Net(halt_max_steps=3), filename="step_1", data_path="data/sudoku-extreme")
+    write_checkpoint(
+        place, Net(halt_max_steps=3), filename="step_1", data_path="data/sudoku-extreme"
+    )
     models = {"sample": SAMPLE_MODEL, "sudoku": place, "tasks": "echo-task"}
     flags = [flag for name, path in models.items() for flag in ("--model", f"{name}={path}")]
     flags += ["--default-model", "sample"]
-    limits = ("--max-batch-size", "1", "--max-new-tokens", "400", "--threads", "1", "--log-level", "error")
+    limits = (
+        "--max-batch-size",
+        "1",
+        "--max-new-tokens",
+        "400",
+        "--threads",
+        "1",
+        "--log-level",
+        "error",
+    )
     with serving(*flags, *limits) as fleet, httpx.Client(base_url=fleet.url, timeout=60) as client:
         yield client
 
@@ -36,7 +47,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 def ended(client: httpx.Client, job_id: str) -> Any:
     """What `/v1/jobs` tells, once the job has ended."""
     path = f"/v1/jobs/{job_id}"
-    wait_until(lambda: client.get(path).json()["state"] not in ("queued", "running"), "the job ends")
+    wait_until(
+        lambda: client.get(path).json()["state"] not in ("queued", "running"), "the job ends"
+    )
     return client.get(path).json()
 
 
@@ -60,7 +73,9 @@ def joined(asked: Asked, answer: httpx.Response) -> list[str]:
     return [texts[index] for index in sorted(texts)]
 
 
-@pytest.mark.parametrize("asked", EVERYTHING, ids=lambda asked: f"{asked.path} {next(iter(asked.body))}")
+@pytest.mark.parametrize(
+    "asked", EVERYTHING, ids=lambda asked: f"{asked.path} {next(iter(asked.body))}"
+)
 def test_now_later_and_as_a_stream_it_is_the_same(client: httpx.Client, asked: Asked) -> None:
     """P3, X11: three views of one log, each by a run of its own with the same seed."""
     whole = client.post(asked.path, json=asked.body)
@@ -78,7 +93,10 @@ def test_now_later_and_as_a_stream_it_is_the_same(client: httpx.Client, asked: A
     texts = asked.form.texts(whole.json())
     assert len(set(texts)) == len(texts), "nobody says the same by chance"
     path, more = asked.stream
-    assert joined(asked, client.post(path, json=asked.body | more, headers={"Accept": EVENTS})) == texts
+    assert (
+        joined(asked, client.post(path, json=asked.body | more, headers={"Accept": EVENTS}))
+        == texts
+    )
     assert joined(asked, events) == texts
     if asked.is_bare:
         [first, *_] = texts
@@ -88,7 +106,9 @@ def test_now_later_and_as_a_stream_it_is_the_same(client: httpx.Client, asked: A
 
 def test_everything_is_asked() -> None:
     assert {asked.task for asked in EVERYTHING} == TASKS.keys()
-    paths = {asked.path for asked in EVERYTHING} | {asked.stream[0] for asked in EVERYTHING if asked.form}
+    paths = {asked.path for asked in EVERYTHING} | {
+        asked.stream[0] for asked in EVERYTHING if asked.form
+    }
     assert paths == {route.path for route in creating()} - {"/v1/jobs"}
 
 
@@ -104,7 +124,9 @@ def read_some(answer: httpx.Response, form: str) -> None:
 
 
 @pytest.mark.parametrize(("path", "form", "body"), STREAMS)
-def test_who_hangs_up_frees_the_place(client: httpx.Client, path: str, form: str, body: dict[str, Any]) -> None:
+def test_who_hangs_up_frees_the_place(
+    client: httpx.Client, path: str, form: str, body: dict[str, Any]
+) -> None:
     headers = {"Accept": form} | (CANCEL | {"Prefer": "wait=60"} if path == "/v1/jobs" else {})
     with client.stream("POST", path, json=body, headers=headers) as answer:
         read_some(answer, form)
@@ -120,7 +142,8 @@ def test_who_stops_following_a_job_frees_the_place(client: httpx.Client) -> None
 
 
 def check_freed(client: httpx.Client, job_id: str) -> None:
-    """P6: the one place there is serves the next caller; the job has not been run to its end for that."""
+    """P6: the one place there is serves the next caller; the job has not been run to its end for
+    that."""
     assert client.post("/generate", json={"prompts": ["a"], "max_tokens": 1}).status_code == 200
     assert client.post("/v1/echo-task", json={"text": "a", "model": "tasks"}).status_code == 200
     told = ended(client, job_id)

@@ -1,4 +1,5 @@
-"""Whatever is posted is answered in the dialect's shape and never with a 5xx; the worker behind it lives."""
+"""Whatever is posted is answered in the dialect's shape and never with a 5xx; the worker behind it
+lives."""
 
 import asyncio
 import json
@@ -46,7 +47,9 @@ SAMPLING: dict[str, st.SearchStrategy[Any]] = {
     "stop": TEXTS | st.lists(TEXTS, max_size=17),
     "stop_token_ids": IDS,
     "ignore_eos": st.booleans(),
-    "logit_bias": st.dictionaries(st.integers(-1, 0x110001).map(str), st.floats(-101, 101), max_size=3),
+    "logit_bias": st.dictionaries(
+        st.integers(-1, 0x110001).map(str), st.floats(-101, 101), max_size=3
+    ),
     "repetition_penalty": st.floats(0, 3),
     "presence_penalty": st.floats(-2, 2),
     "frequency_penalty": st.floats(-2, 2),
@@ -58,18 +61,31 @@ SAMPLING: dict[str, st.SearchStrategy[Any]] = {
 }
 FIELDS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "/generate": SAMPLING
-    | {"prompts": PROMPTS, "prompt": TEXTS, "inputs": TEXTS, "do_sample": st.booleans(), "stream": st.booleans()}
+    | {
+        "prompts": PROMPTS,
+        "prompt": TEXTS,
+        "inputs": TEXTS,
+        "do_sample": st.booleans(),
+        "stream": st.booleans(),
+    }
     | {"parameters": st.fixed_dictionaries({}, optional=SAMPLING | {"details": st.booleans()})},
-    "/solve/math": SAMPLING | {"problem": TEXTS, "template": st.just("{problem}") | TEXTS, "stream": st.booleans()},
+    "/solve/math": SAMPLING
+    | {"problem": TEXTS, "template": st.just("{problem}") | TEXTS, "stream": st.booleans()},
     "/api/inference": {
         "inputs": TEXTS,
-        "task": st.sampled_from(["text-generation", "feature-extraction", "text-classification", "echo", "other"]),
+        "task": st.sampled_from(
+            ["text-generation", "feature-extraction", "text-classification", "echo", "other"]
+        ),
         "pipeline_tag": st.sampled_from(["conversational", "other"]),
         "model_id": st.sampled_from(["parrot", "nobody"]),
         "options": st.fixed_dictionaries({}, optional=SAMPLING | {"normalize": st.booleans()}),
         "stream": st.booleans(),
     },
-    "/loglikelihood": {"prompts": PROMPTS, "continuations": PROMPTS, "scoring": st.sampled_from(["strict", "other"])},
+    "/loglikelihood": {
+        "prompts": PROMPTS,
+        "continuations": PROMPTS,
+        "scoring": st.sampled_from(["strict", "other"]),
+    },
     "/v1/completions": SAMPLING
     | {
         "prompt": TEXTS | IDS | PROMPTS,
@@ -91,12 +107,17 @@ NEEDED = {path: set(body) for path, body in RIGHT.items()}
 
 
 def bodies(path: str) -> st.SearchStrategy[bytes]:
-    """Mostly objects with the right keys and often the right kinds of values; at times anything, or no JSON at all."""
+    """Mostly objects with the right keys and often the right kinds of values; at times anything, or
+    no JSON at all."""
     needed = {name: item for name, item in FIELDS[path].items() if name in NEEDED[path]}
     more = {name: item | ANYTHING for name, item in FIELDS[path].items() if name not in needed}
     right = st.fixed_dictionaries(needed, optional=more)
-    wrong = st.fixed_dictionaries({}, optional={name: item | ANYTHING for name, item in FIELDS[path].items()})
-    return (right | wrong | ANYTHING).map(lambda body: json.dumps(body).encode()) | st.binary(max_size=12)
+    wrong = st.fixed_dictionaries(
+        {}, optional={name: item | ANYTHING for name, item in FIELDS[path].items()}
+    )
+    return (right | wrong | ANYTHING).map(lambda body: json.dumps(body).encode()) | st.binary(
+        max_size=12
+    )
 
 
 @pytest.fixture(scope="module")
@@ -117,26 +138,39 @@ async def _connect(url: str) -> Any:
 
 
 @pytest.mark.parametrize("path", sorted(FIELDS))
-def test_any_body_is_answered_in_shape(path: str, fleet: tuple[asyncio.Runner, httpx.AsyncClient]) -> None:
+def test_any_body_is_answered_in_shape(
+    path: str, fleet: tuple[asyncio.Runner, httpx.AsyncClient]
+) -> None:
     runner, client = fleet
     seen: set[int] = set()
 
-    @settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
     @given(bodies(path))
     @example(json.dumps(RIGHT[path]).encode())
     def try_one(body: bytes) -> None:
-        answer = runner.run(client.post(path, content=body, headers={"Content-Type": "application/json"}))
+        answer = runner.run(
+            client.post(path, content=body, headers={"Content-Type": "application/json"})
+        )
         seen.add(answer.status_code)
         check(path, answer)
 
     try_one()
-    assert {200, invalid_status(path)} <= seen, "what is sent is all right or all wrong: it proves little"
+    assert {200, invalid_status(path)} <= seen, (
+        "what is sent is all right or all wrong: it proves little"
+    )
     assert runner.run(client.post(path, json=RIGHT[path])).status_code == 200
 
 
 def check(path: str, answer: httpx.Response) -> None:
-    assert answer.status_code in (200, 400, 404, invalid_status(path)), (answer.status_code, answer.text)
-    if answer.status_code == 200 and not answer.headers["content-type"].startswith("application/json"):
+    assert answer.status_code in (200, 400, 404, invalid_status(path)), (
+        answer.status_code,
+        answer.text,
+    )
+    if answer.status_code == 200 and not answer.headers["content-type"].startswith(
+        "application/json"
+    ):
         assert '"error"' not in answer.text
         assert answer.text.endswith("data: [DONE]\n\n") or not path.startswith("/v1/")
         return
@@ -156,17 +190,31 @@ def invalid_status(path: str) -> int:
 
 
 def error_keys(path: str) -> set[str]:
-    return API_KEYS if path.startswith("/api/") else OPENAI_KEYS if path.startswith("/v1/") else PLAIN_KEYS
+    return (
+        API_KEYS
+        if path.startswith("/api/")
+        else OPENAI_KEYS
+        if path.startswith("/v1/")
+        else PLAIN_KEYS
+    )
 
 
-@pytest.mark.parametrize("number", [2**63, 2**64, 2**200, -(2**70), 1e308, float("inf"), float("nan")])
+@pytest.mark.parametrize(
+    "number", [2**63, 2**64, 2**200, -(2**70), 1e308, float("inf"), float("nan")]
+)
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
 def test_numbers_that_no_wire_can_carry(
     path: str, number: float, fleet: tuple[asyncio.Runner, httpx.AsyncClient]
 ) -> None:
-    """Every field in turn: what the front lets pass must survive msgpack, the worker and the way back."""
+    """Every field in turn: what the front lets pass must survive msgpack, the worker and the way
+    back."""
     runner, client = fleet
     sound = {"prompts": ["ab"]} if path == "/generate" else {"prompt": "ab"}
     for name in FIELDS[path]:
         body = json.dumps(sound | {name: number})
-        check(path, runner.run(client.post(path, content=body, headers={"Content-Type": "application/json"})))
+        check(
+            path,
+            runner.run(
+                client.post(path, content=body, headers={"Content-Type": "application/json"})
+            ),
+        )

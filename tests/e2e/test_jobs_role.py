@@ -1,4 +1,5 @@
-"""The background role inside `aios serve hrm`: it is there, it comes back, and nobody waits for it."""
+"""The background role inside `aios serve hrm`: it is there, it comes back, and nobody waits for
+it."""
 
 import signal
 
@@ -13,7 +14,9 @@ def test_the_fleet_starts_it_and_does_not_need_it() -> None:
         (role,) = fleet.children("scripts.jobs")
         role.send_signal(signal.SIGSTOP)
         body = {"prompts": ["abc"], "max_tokens": 6}
-        assert httpx.post(f"{fleet.url}/generate", json=body, timeout=60).json()["completions"] == ["abcabc"]
+        assert httpx.post(f"{fleet.url}/generate", json=body, timeout=60).json()["completions"] == [
+            "abcabc"
+        ]
         role.kill()
         wait_until(lambda: not is_running(role.pid), "it is gone")
         wait_until(lambda: len(fleet.children("scripts.jobs")) == 1, "it is there again")

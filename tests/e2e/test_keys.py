@@ -1,4 +1,5 @@
-"""Keys as an operator makes them and a user has them: `aios keys` beside fronts that run and are not restarted."""
+"""Keys as an operator makes them and a user has them: `aios keys` beside fronts that run and are
+not restarted."""
 
 import asyncio
 import os
@@ -16,29 +17,51 @@ from tests.polling import DEADLINE_S
 async def aios_keys(redis_url: str, *words: str) -> str:
     """What the command prints."""
     command = [sys.executable, "-m", "scripts.aios", "keys", *words, "--redis-url", redis_url]
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=dict(os.environ))
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, env=dict(os.environ)
+    )
     out, _ = await asyncio.wait_for(process.communicate(), DEADLINE_S)
     assert process.returncode == 0
     return out.decode().strip()
 
 
-async def test_keys_are_made_used_and_revoked_while_the_fleet_runs(redis_url: str, redis: Redis) -> None:
+async def test_keys_are_made_used_and_revoked_while_the_fleet_runs(
+    redis_url: str, redis: Redis
+) -> None:
     flags = ("--require-key", "yes")
-    async with front(redis_url, *flags) as first, front(redis_url, *flags) as second, httpx.AsyncClient() as http:
+    async with (
+        front(redis_url, *flags) as first,
+        front(redis_url, *flags) as second,
+        httpx.AsyncClient() as http,
+    ):
         worker = await start_worker(redis_url, redis)
         try:
             await first.ready()
             await second.ready()
             assert (await http.get(f"{first.url}/healthz")).status_code == 200
-            key, other = await asyncio.gather(*(aios_keys(redis_url, "create", name) for name in ("ann", "bob")))
-            ann, bob = (openai.AsyncOpenAI(base_url=f"{first.url}/v1", api_key=item) for item in (key, other))
+            key, other = await asyncio.gather(
+                *(aios_keys(redis_url, "create", name) for name in ("ann", "bob"))
+            )
+            ann, bob = (
+                openai.AsyncOpenAI(base_url=f"{first.url}/v1", api_key=item)
+                for item in (key, other)
+            )
             said = await ann.completions.create(model="local", prompt="abc", max_tokens=6)
             assert said.choices[0].text == "abcabc"
             job = said.id.removeprefix("cmpl-")
-            for headers, status in (({"X-API-Key": key}, 200), ({"X-API-Key": other}, 404), ({}, 401)):
-                assert (await http.get(f"{second.url}/v1/jobs/{job}", headers=headers)).status_code == status
+            for headers, status in (
+                ({"X-API-Key": key}, 200),
+                ({"X-API-Key": other}, 404),
+                ({}, 401),
+            ):
+                assert (
+                    await http.get(f"{second.url}/v1/jobs/{job}", headers=headers)
+                ).status_code == status
             ids = {
-                name: key_id for key_id, name, *_ in map(str.split, (await aios_keys(redis_url, "list")).splitlines())
+                name: key_id
+                for key_id, name, *_ in map(
+                    str.split, (await aios_keys(redis_url, "list")).splitlines()
+                )
             }
             await aios_keys(redis_url, "revoke", ids["ann"])
             for url in (first.url, second.url):

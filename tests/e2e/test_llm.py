@@ -1,5 +1,5 @@
-"""A model answers a Python program as it answers over HTTP: texts to the letter, and numbers but for the order in which
-a batch adds them up.
+"""A model answers a Python program as it answers over HTTP: texts to the letter, and numbers but
+for the order in which a batch adds them up.
 """
 
 import asyncio
@@ -44,13 +44,18 @@ def params_of(fields: dict[str, Any]) -> SamplingParams:
 
 
 def as_http_tells(outputs: list[CompletionOutput]) -> list[dict[str, Any]]:
-    return [{"text": item.text, "finish_reason": item.finish_reason, "logprobs": values_of(item)} for item in outputs]
+    return [
+        {"text": item.text, "finish_reason": item.finish_reason, "logprobs": values_of(item)}
+        for item in outputs
+    ]
 
 
 def values_of(output: CompletionOutput) -> list[float] | None:
     if output.logprobs is None:
         return None
-    return [table[token].logprob for token, table in zip(output.token_ids, output.logprobs, strict=True)]
+    return [
+        table[token].logprob for token, table in zip(output.token_ids, output.logprobs, strict=True)
+    ]
 
 
 def told(text: str, reason: str, logprobs: list[float] | None) -> dict[str, Any]:
@@ -88,19 +93,34 @@ async def check_texts(client: httpx.AsyncClient, llm: LLM, name: str) -> None:
     body: dict[str, Any] = {"model": name}
     for fields in CASES.values():
         params = params_of(fields)
-        over_http = (await client.post("/v1/completions", json=body | {"prompt": PROMPTS} | fields)).json()
+        over_http = (
+            await client.post("/v1/completions", json=body | {"prompt": PROMPTS} | fields)
+        ).json()
         outputs = await asyncio.to_thread(llm.generate, PROMPTS, params)
         choices = [choice for output in outputs for choice in output.outputs]
-        assert as_http_tells(choices) == [told_by(choice) for choice in over_http["choices"]], fields
-        assert sum(len(choice.token_ids) for choice in choices) == over_http["usage"]["completion_tokens"]
-        assert sum(len(output.prompt_token_ids) for output in outputs) == over_http["usage"]["prompt_tokens"]
+        assert as_http_tells(choices) == [told_by(choice) for choice in over_http["choices"]], (
+            fields
+        )
+        assert (
+            sum(len(choice.token_ids) for choice in choices)
+            == over_http["usage"]["completion_tokens"]
+        )
+        assert (
+            sum(len(output.prompt_token_ids) for output in outputs)
+            == over_http["usage"]["prompt_tokens"]
+        )
 
-        stream = await client.post("/v1/completions", json=body | {"prompt": PROMPTS[0], "stream": True} | fields)
+        stream = await client.post(
+            "/v1/completions", json=body | {"prompt": PROMPTS[0], "stream": True} | fields
+        )
         assert await streamed(llm, PROMPTS[0], params) == joined(stream), fields
 
 
 async def check_dialogue(client: httpx.AsyncClient, llm: LLM, name: str) -> None:
-    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+    ]
     asked = {"messages": turns, "temperature": 0, "max_tokens": 9}
     answer = (await client.post("/v1/chat/completions", json={"model": name} | asked)).json()
     (output,) = llm.chat(turns, SamplingParams(temperature=0, max_tokens=9))
@@ -116,9 +136,13 @@ async def check_numbers(client: httpx.AsyncClient, llm: LLM, name: str) -> None:
     assert [score.num_tokens for score in scores] == over_http["num_tokens"]
     assert [score.is_greedy for score in scores] == over_http["is_greedy"]
     same = llm.score(contexts[0], tails[::2])
-    assert [score.log_likelihood for score in same] == near([score.log_likelihood for score in scores[::2]])
+    assert [score.log_likelihood for score in same] == near(
+        [score.log_likelihood for score in scores[::2]]
+    )
 
-    rolling = (await client.post("/loglikelihood_rolling", json={"model": name, "prompts": contexts})).json()
+    rolling = (
+        await client.post("/loglikelihood_rolling", json={"model": name, "prompts": contexts})
+    ).json()
     assert [score.log_likelihood for score in llm.score_rolling(contexts)] == near(rolling["ll"])
 
     vectors = (await client.post("/v1/embeddings", json={"model": name, "input": contexts})).json()
@@ -134,7 +158,9 @@ async def test_answers_are_those_over_http(redis: Redis, tmp_path: Path) -> None
     places = {"sample": SAMPLE_MODEL, "llama": tmp_path / "llama", "sudoku": tmp_path / "sudoku"}
     write(llama, places["llama"])
     places["sudoku"].mkdir()
-    write_checkpoint(places["sudoku"], SUDOKU, filename="step_1", data_path="data/sudoku-extreme-1k-aug-1000")
+    write_checkpoint(
+        places["sudoku"], SUDOKU, filename="step_1", data_path="data/sudoku-extreme-1k-aug-1000"
+    )
     entries = tuple(ModelEntry(id=name, path=str(place)) for name, place in places.items())
     settings = Settings(models=entries, max_batch_size=4)
 
@@ -158,7 +184,10 @@ async def test_answers_are_those_over_http(redis: Redis, tmp_path: Path) -> None
                 (solution,) = llm.solve([GRID])
                 body = {"model": "sudoku", "grid": GRID}
                 answer = (await client.post("/v1/puzzles/solve", json=body)).json()
-                assert "".join(str(cell) for row in solution.grid for cell in row) == answer["solutions"][0]["grid"]
+                assert (
+                    "".join(str(cell) for row in solution.grid for cell in row)
+                    == answer["solutions"][0]["grid"]
+                )
                 assert solution.confidence == near(answer["solutions"][0]["confidence"])
     finally:
         stop.set()

@@ -1,4 +1,5 @@
-"""lm-evaluation-harness against a running fleet, offline: it finds what the engine itself says and scores."""
+"""lm-evaluation-harness against a running fleet, offline: it finds what the engine itself says and
+scores."""
 
 import json
 import os
@@ -31,7 +32,14 @@ def causal_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def told(causal_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the harness found, by evaluation and task."""
     folder = tmp_path_factory.mktemp("lm-eval")
-    models = ("--model", f"hrm={SAMPLE_MODEL}", "--model", f"causal={causal_path}", "--default-model", "hrm")
+    models = (
+        "--model",
+        f"hrm={SAMPLE_MODEL}",
+        "--model",
+        f"causal={causal_path}",
+        "--default-model",
+        "hrm",
+    )
     with serving(*models, "--threads", "1") as fleet:
         asked = {
             "hrm": completions(fleet.url, "hrm", SAMPLE_MODEL, ["solve_hrm", "choose_hrm"]),
@@ -50,7 +58,12 @@ def told(causal_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 def completions(url: str, model: str, path: Path, tasks: list[str]) -> dict[str, Any]:
-    how = {"tokenizer_backend": "huggingface", "tokenizer": str(path), "max_length": 512, "num_concurrent": 4}
+    how = {
+        "tokenizer_backend": "huggingface",
+        "tokenizer": str(path),
+        "max_length": 512,
+        "num_concurrent": 4,
+    }
     where = {"base_url": f"{url}/v1/completions", "model": model}
     return {"model": "local-completions", "model_args": where | how, "tasks": tasks}
 
@@ -67,11 +80,17 @@ def runner(path: Path) -> Runner:
 def solutions(runner: Runner, prompts: list[Prompt]) -> list[str]:
     """What the engine says to each prompt, without a fleet."""
     stops = Sampling(MAX_TOKENS, seed=0, temperature=0.0, stop=("\n\n",))
-    return [runner.decode(ids).split("\n\n")[0] for ids in generate_all(runner, [Generate(p, stops) for p in prompts])]
+    return [
+        runner.decode(ids).split("\n\n")[0]
+        for ids in generate_all(runner, [Generate(p, stops) for p in prompts])
+    ]
 
 
 def exact_share(texts: list[str]) -> float:
-    right = [text.rstrip().rsplit("\n")[-1] == item["answer"] for text, item in zip(texts, PROBLEMS, strict=True)]
+    right = [
+        text.rstrip().rsplit("\n")[-1] == item["answer"]
+        for text, item in zip(texts, PROBLEMS, strict=True)
+    ]
     return sum(right) / len(right)
 
 
@@ -80,7 +99,9 @@ def check_choices(found: Any, runner: Runner, end: str) -> None:
     tasks = [Score(item["question"] + end, tuple(item["solutions"])) for item in PROBLEMS]
     picked = []
     for problem, own in zip(found["samples"], score_all(runner, tasks), strict=True):
-        assert [ll for ll, _ in problem] == pytest.approx([score.log_likelihood for score in own], abs=1e-4)
+        assert [ll for ll, _ in problem] == pytest.approx(
+            [score.log_likelihood for score in own], abs=1e-4
+        )
         assert [is_greedy for _, is_greedy in problem] == [score.is_greedy for score in own]
         scores = [score.log_likelihood for score in own]
         picked.append(scores.index(max(scores)))
@@ -99,7 +120,9 @@ def test_hrm_text(told: dict[str, Any]) -> None:
     own, questions = runner(SAMPLE_MODEL), [item["question"] for item in PROBLEMS]
     check_solutions(told["hrm"]["solve_hrm"], own, questions)
     check_choices(told["hrm"]["choose_hrm"], own, "")
-    assert told["hrm"]["solve_hrm"]["results"]["exact_match,last-line"] == 0.75, "the last problem is too large for it"
+    assert told["hrm"]["solve_hrm"]["results"]["exact_match,last-line"] == 0.75, (
+        "the last problem is too large for it"
+    )
     assert told["hrm"]["choose_hrm"]["samples"][2][1][1], "greedy decoding says the right sum"
     check_solutions(told["hrm-chat"]["solve"], own, dialogues())
 

@@ -1,4 +1,5 @@
-"""Nothing secret gets into any line that a front or a worker logs, whatever the level and wherever it came in."""
+"""Nothing secret gets into any line that a front or a worker logs, whatever the level and wherever
+it came in."""
 
 import json
 from collections.abc import AsyncIterator
@@ -36,7 +37,10 @@ async def asked(port: int) -> list[int]:
             ("/v1/completions", {"Authorization": f"Bearer {WRONG}"}),
             ("/v1/completions", {"Authorization": f"Basic {WRONG}"}),
         ]
-        return [(await http.post(path, json=ASK, headers=headers)).status_code for path, headers in calls]
+        return [
+            (await http.post(path, json=ASK, headers=headers)).status_code
+            for path, headers in calls
+        ]
 
 
 async def test_no_line_tells_a_secret(redis: Redis, secret_url: str) -> None:
@@ -47,7 +51,9 @@ async def test_no_line_tells_a_secret(redis: Redis, secret_url: str) -> None:
     async def is_ready() -> bool:
         return any(worker.state == "ready" for worker in (await Presence(redis).fleet()).workers)
 
-    async with running("worker", "--log-level", "debug", "--model", "echo=echo", **env) as worker_lines:
+    async with running(
+        "worker", "--log-level", "debug", "--model", "echo=echo", **env
+    ) as worker_lines:
         flags = ("--log-level", "debug", "--host", "127.0.0.1", "--port", str(port))
         async with running("api", *flags, AIOS_API_KEYS=f"ann:{KEY}", **env) as front_lines:
             await until(is_ready, "the worker is ready")
@@ -56,8 +62,17 @@ async def test_no_line_tells_a_secret(redis: Redis, secret_url: str) -> None:
     lines = [*front_lines, *worker_lines]
     assert [line for line in lines if "hush" in line] == []
     front, worker = ([told(line) for line in some] for some in (front_lines, worker_lines))
-    assert [line["status"] for line in front if line["message"] == "request"] == [200, 200, 200, 404, 401, 401]
-    assert not [line for line in front if line["logger"] == "uvicorn.access"], "each request is told of once"
+    assert [line["status"] for line in front if line["message"] == "request"] == [
+        200,
+        200,
+        200,
+        404,
+        401,
+        401,
+    ]
+    assert not [line for line in front if line["logger"] == "uvicorn.access"], (
+        "each request is told of once"
+    )
     assert len([line for line in front if line["message"] == "caller refused"]) == 2
     done = [line for line in worker if line["message"] == "job done"]
     ids = [(line["job_id"], line["request_id"]) for line in front if line.get("job_id")]

@@ -1,4 +1,5 @@
-"""`uvicorn levanter.serve.min_server:app`: a whole fleet behind one name, begun and ended with the server."""
+"""`uvicorn levanter.serve.min_server:app`: a whole fleet behind one name, begun and ended with the
+server."""
 
 import os
 import subprocess
@@ -20,11 +21,20 @@ from tests.shared.test_settings import without_settings
 @contextmanager
 def uvicorn(port: int, log: Path, **env: str) -> Iterator["subprocess.Popen[bytes]"]:
     """The server in a directory that is not ours; killed at the end with all that it started."""
-    command = [sys.executable, "-m", "uvicorn", "levanter.serve.min_server:app", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "levanter.serve.min_server:app",
+        "--port",
+        str(port),
+    ]
     own = {"OMP_NUM_THREADS": "1", "AIOS_RUN_DIR": str(log.parent / "run")}
     environment = {**without_settings(os.environ), **own, **env}
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=log.parent, env=environment, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command, cwd=log.parent, env=environment, stdout=output, stderr=output
+        )
     family: list[psutil.Process] = []
     try:
         yield process
@@ -45,13 +55,17 @@ def is_warm(url: str) -> bool:
         return False
 
 
-def test_uvicorn_serves_a_fleet_and_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uvicorn_serves_a_fleet_and_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """B16, B17: healthy when a worker is warm; AIOS_SEED stands for --seed."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     monkeypatch.setenv("AIOS_RUN_DIR", str(tmp_path / "run"))
     with uvicorn(port, tmp_path / "log", AIOS_MODELS="mine=echo", LOAD_IN_8BIT="true") as process:
-        wait_until(lambda: process.poll() is not None or is_warm(url), "a worker is warm", deadline_s=60)
+        wait_until(
+            lambda: process.poll() is not None or is_warm(url), "a worker is warm", deadline_s=60
+        )
         body = {"prompt": "ab", "max_tokens": 4}
         answer = httpx.post(f"{url}/v1/completions", json=body, timeout=180)
         assert answer.json()["choices"][0]["text"] == "abab"
@@ -72,5 +86,8 @@ def test_uvicorn_is_told_why_a_fleet_does_not_start(tmp_path: Path) -> None:
     with uvicorn(free_port(), tmp_path / "log", MODEL_PATH="/no/where") as process:
         assert process.wait(timeout=180) != 0
     said = (tmp_path / "log").read_text()
-    assert "model_path: model 'where': cannot read '/no/where': it does not exist (from MODEL_PATH)" in said
+    assert (
+        "model_path: model 'where': cannot read '/no/where': it does not exist (from MODEL_PATH)"
+        in said
+    )
     assert "Traceback" not in said

@@ -1,4 +1,5 @@
-"""A restart of a fleet's only worker, drained or killed: what is asked for meanwhile waits, and nothing fails."""
+"""A restart of a fleet's only worker, drained or killed: what is asked for meanwhile waits, and
+nothing fails."""
 
 import asyncio
 import signal
@@ -17,7 +18,9 @@ NUM_REQUESTS, NUM_CLIENTS, NUM_BEFORE = 100, 8, 20
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-async def test_a_hundred_requests_across_a_restart(redis_url: str, redis: Redis, how: signal.Signals) -> None:
+async def test_a_hundred_requests_across_a_restart(
+    redis_url: str, redis: Redis, how: signal.Signals
+) -> None:
     worker = await start_worker(redis_url, redis)
     try:
         async with front(redis_url) as running:
@@ -40,19 +43,25 @@ async def test_a_hundred_requests_across_a_restart(redis_url: str, redis: Redis,
 
 
 async def _ask_all(running: FrontProcess, done: list[int], rest_may_come: asyncio.Event) -> None:
-    """Each of the clients sends its next request when the last one is answered; the first that fails ends all."""
+    """Each of the clients sends its next request when the last one is answered; the first that
+    fails ends all."""
     numbers = iter(range(NUM_REQUESTS))
 
     async def ask(client: httpx.AsyncClient) -> None:
         for number in numbers:
             if number >= NUM_BEFORE:
                 await rest_may_come.wait()
-            answer = await client.post("/generate", json={"prompts": [f"number{number:03}"], "max_tokens": 9})
+            answer = await client.post(
+                "/generate", json={"prompts": [f"number{number:03}"], "max_tokens": 9}
+            )
             assert answer.status_code == 200, answer.text
             assert answer.json()["completions"] == [f"number{number:03}"]
             done.append(number)
 
-    async with httpx.AsyncClient(base_url=running.url, timeout=60) as client, asyncio.TaskGroup() as group:
+    async with (
+        httpx.AsyncClient(base_url=running.url, timeout=60) as client,
+        asyncio.TaskGroup() as group,
+    ):
         for _ in range(NUM_CLIENTS):
             group.create_task(ask(client))
 

@@ -1,4 +1,5 @@
-"""OpenAI's own Python client against real processes: a fleet of front, worker and Redis with the sample model."""
+"""OpenAI's own Python client against real processes: a fleet of front, worker and Redis with the
+sample model."""
 
 import math
 from collections.abc import Iterator
@@ -20,9 +21,19 @@ QUESTION = "Solve for x: 4x - 2 = 10"
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """A worker with two places for each model, so that a choice which is not freed would be missed."""
-    models = ("--model", f"sample={SAMPLE_MODEL}", "--model", "echo=echo", "--default-model", "sample")
-    with serving(*models, "--threads", "1", "--max-batch-size", "2", "--max-new-tokens", "400") as fleet:
+    """A worker with two places for each model, so that a choice which is not freed would be
+    missed."""
+    models = (
+        "--model",
+        f"sample={SAMPLE_MODEL}",
+        "--model",
+        "echo=echo",
+        "--default-model",
+        "sample",
+    )
+    with serving(
+        *models, "--threads", "1", "--max-batch-size", "2", "--max-new-tokens", "400"
+    ) as fleet:
         yield fleet.url
 
 
@@ -46,7 +57,9 @@ def test_a_completion_with_choices_and_logprobs(sdk: openai.OpenAI) -> None:
     assert two.choices[0].text == one.choices[0].text
     logprobs = two.choices[0].logprobs
     assert "".join(logprobs.tokens) == two.choices[0].text
-    for token, value, top in zip(logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs, strict=True):
+    for token, value, top in zip(
+        logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs, strict=True
+    ):
         assert top[token] == value <= 0
         assert sum(math.exp(other) for other in top.values()) <= 1 + 1e-9
     assert two.usage.completion_tokens == 24 and two.usage.prompt_tokens == one.usage.prompt_tokens
@@ -59,13 +72,17 @@ def test_a_chat_whole_and_streamed(sdk: openai.OpenAI) -> None:
         "max_tokens": 100, "temperature": 0, "logprobs": True, "top_logprobs": 1, "n": 2,
     }  # fmt: skip
     whole = sdk.chat.completions.create(**asked)  # type: ignore[call-overload]
-    chunks = list(sdk.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))  # type: ignore[call-overload]
+    chunks = list(
+        sdk.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    )  # type: ignore[call-overload]
     assert whole.choices[0].message.content.endswith("x = 3")
     assert chunks[-1].usage == whole.usage and not chunks[-1].choices
     for choice in whole.choices:
         assert choice.finish_reason == "stop"
         assert streamed(chunks, choice.index) == choice.message.content
-        assert tokens(chunks, choice.index) == [(item.token, item.logprob) for item in choice.logprobs.content]
+        assert tokens(chunks, choice.index) == [
+            (item.token, item.logprob) for item in choice.logprobs.content
+        ]
 
 
 def streamed(chunks: list[ChatCompletionChunk], index: int) -> str:
@@ -76,7 +93,12 @@ def streamed(chunks: list[ChatCompletionChunk], index: int) -> str:
 
 def tokens(chunks: list[ChatCompletionChunk], index: int) -> list[tuple[str, float]]:
     """Those that a choice's chunks tell of, with their log-probabilities."""
-    logprobs = [part.logprobs for chunk in chunks for part in chunk.choices if part.index == index and part.logprobs]
+    logprobs = [
+        part.logprobs
+        for chunk in chunks
+        for part in chunk.choices
+        if part.index == index and part.logprobs
+    ]
     return [(item.token, item.logprob) for found in logprobs for item in found.content or ()]
 
 
@@ -85,17 +107,26 @@ def test_embeddings_come_as_base64_unless_told_otherwise(sdk: openai.OpenAI) -> 
     texts = ["two and two", "four"]
     packed = [item.embedding for item in sdk.embeddings.create(model="sample", input=texts).data]
     plain = [
-        item.embedding for item in sdk.embeddings.create(model="sample", input=texts, encoding_format="float").data
+        item.embedding
+        for item in sdk.embeddings.create(model="sample", input=texts, encoding_format="float").data
     ]
     assert packed == plain
     assert [len(vector) for vector in packed] == [128, 128]
-    assert [sum(value * value for value in vector) for vector in packed] == pytest.approx([1, 1], abs=1e-5)
+    assert [sum(value * value for value in vector) for vector in packed] == pytest.approx(
+        [1, 1], abs=1e-5
+    )
 
 
 def test_a_closed_stream_frees_its_places(sdk: openai.OpenAI, url: str) -> None:
-    """Both places of the worker are taken by one request; what the client hangs up on is called off."""
+    """Both places of the worker are taken by one request; what the client hangs up on is called
+    off."""
     stream = sdk.completions.create(
-        model="sample", prompt="Once", max_tokens=400, n=2, stream=True, extra_body={"ignore_eos": True}
+        model="sample",
+        prompt="Once",
+        max_tokens=400,
+        n=2,
+        stream=True,
+        extra_body={"ignore_eos": True},
     )
     chunk = next(chunk for chunk in stream if chunk.choices[0].text)
     stream.close()
@@ -109,7 +140,9 @@ def test_a_closed_stream_frees_its_places(sdk: openai.OpenAI, url: str) -> None:
 
 def test_wrong_requests_raise_what_the_client_has_for_them(sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as wrong:
-        sdk.chat.completions.create(model="sample", messages=[{"role": "user", "content": "a"}], top_logprobs=2)
+        sdk.chat.completions.create(
+            model="sample", messages=[{"role": "user", "content": "a"}], top_logprobs=2
+        )
     assert (wrong.value.param, wrong.value.code) == ("top_logprobs", "invalid_request")
     with pytest.raises(openai.BadRequestError) as long:
         sdk.completions.create(model="sample", prompt="a" * 600, max_tokens=8)
@@ -122,7 +155,8 @@ def test_wrong_requests_raise_what_the_client_has_for_them(sdk: openai.OpenAI) -
 
 
 async def test_refused_callers_get_the_right_exceptions(redis_url: str, redis: Redis) -> None:
-    """401, 403, 429 and 503 with keys required: nobody serves, then a worker with two models comes."""
+    """401, 403, 429 and 503 with keys required: nobody serves, then a worker with two models
+    comes."""
     async with front(redis_url, "--require-key", "yes") as running:
         base = f"{running.url}/v1"
         key = await aios_keys(redis_url, "create", "ann", "--models", "echo", "--rate", "3/600")
@@ -134,13 +168,19 @@ async def test_refused_callers_get_the_right_exceptions(redis_url: str, redis: R
             try:
                 await running.ready()
                 with pytest.raises(openai.AuthenticationError) as unknown:
-                    await sdk.with_options(api_key="wrong").completions.create(model="echo", prompt="a")
+                    await sdk.with_options(api_key="wrong").completions.create(
+                        model="echo", prompt="a"
+                    )
                 assert unknown.value.code == "invalid_api_key"
                 with pytest.raises(openai.PermissionDeniedError) as denied:
                     await sdk.completions.create(model="other", prompt="a")
                 assert (denied.value.code, denied.value.param) == ("permission_denied", "model")
                 assert [model.id async for model in sdk.models.list()] == ["echo"]
-                assert (await sdk.completions.create(model="echo", prompt="abc")).choices[0].text.startswith("abc")
+                assert (
+                    (await sdk.completions.create(model="echo", prompt="abc"))
+                    .choices[0]
+                    .text.startswith("abc")
+                )
                 with pytest.raises(openai.RateLimitError) as often:
                     await sdk.completions.create(model="echo", prompt="a")
                 assert often.value.code == "rate_limited"

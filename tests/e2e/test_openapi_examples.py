@@ -1,4 +1,5 @@
-"""Every example of the OpenAPI document is sent to a running fleet and accepted; shown answers are those it gets."""
+"""Every example of the OpenAPI document is sent to a running fleet and accepted; shown answers are
+those it gets."""
 
 import json
 from collections.abc import Iterator
@@ -20,8 +21,8 @@ JSON = "application/json"
 
 
 class Operation(NamedTuple):
-    """`answers` are the bodies shown under `status`, the one that says it went well; `bare` names the shapes that its
-    body may have and of which there is no example."""
+    """`answers` are the bodies shown under `status`, the one that says it went well; `bare` names
+    the shapes that its body may have and of which there is no example."""
 
     path: str
     requests: list[Any]
@@ -55,10 +56,17 @@ def operations() -> Iterator[Operation]:
             if JSON in operation.get("requestBody", {}).get("content", {}):
                 status = min(int(code) for code in operation["responses"] if code.isdigit())
                 status = 202 if path == "/v1/jobs" else status
-                answer = operation["responses"][str(status)].get("content", {}).get(JSON, {}).get("schema", {})
+                answer = (
+                    operation["responses"][str(status)]
+                    .get("content", {})
+                    .get(JSON, {})
+                    .get("schema", {})
+                )
                 shapes = shapes_of(operation["requestBody"]["content"][JSON]["schema"])
                 bare = [str(shape) for shape in shapes if not shape.get("examples")]
-                yield Operation(path, examples_of(shapes), bare, status, examples_of(shapes_of(answer)))
+                yield Operation(
+                    path, examples_of(shapes), bare, status, examples_of(shapes_of(answer))
+                )
 
 
 OPERATIONS = list(operations())
@@ -68,13 +76,26 @@ OPERATIONS = list(operations())
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """Of a fleet with the sample model, and the models that examples name."""
     sudoku = tmp_path_factory.mktemp("sudoku")
-    write_checkpoint(sudoku, Net(halt_max_steps=2), filename="step_1", data_path="data/sudoku-extreme-1k-aug-1000")
-    models = {SAMPLE_MODEL.name: SAMPLE_MODEL, "classifier": "echo", "sudoku": sudoku, "tasks": "echo-task"}
+    write_checkpoint(
+        sudoku,
+        Net(halt_max_steps=2),
+        filename="step_1",
+        data_path="data/sudoku-extreme-1k-aug-1000",
+    )
+    models = {
+        SAMPLE_MODEL.name: SAMPLE_MODEL,
+        "classifier": "echo",
+        "sudoku": sudoku,
+        "tasks": "echo-task",
+    }
     flags = [flag for name, path in models.items() for flag in ("--model", f"{name}={path}")]
     flags += ["--default-model", SAMPLE_MODEL.name, "--threads", "1", "--max-batch-size", "4"]
     flags += ["--admin-keys", "ops:boss"]
     headers = {"X-API-Key": "boss"}
-    with serving(*flags) as fleet, httpx.Client(base_url=fleet.url, timeout=60, headers=headers) as http:
+    with (
+        serving(*flags) as fleet,
+        httpx.Client(base_url=fleet.url, timeout=60, headers=headers) as http,
+    ):
         yield http
 
 
@@ -85,7 +106,9 @@ def fits(answer: Any, example: Any) -> bool:
         return all(fits(answer.get(name), example.get(name)) for name in names)
     if isinstance(example, list):
         return len(answer) == len(example) and all(map(fits, answer, example))
-    return bool(answer == (pytest.approx(example, rel=1e-3) if isinstance(example, float) else example))
+    return bool(
+        answer == (pytest.approx(example, rel=1e-3) if isinstance(example, float) else example)
+    )
 
 
 def test_there_is_an_example_for_every_body() -> None:
@@ -95,7 +118,9 @@ def test_there_is_an_example_for_every_body() -> None:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=[operation.path for operation in OPERATIONS])
-def test_examples_are_accepted_and_answered_as_shown(client: httpx.Client, operation: Operation) -> None:
+def test_examples_are_accepted_and_answered_as_shown(
+    client: httpx.Client, operation: Operation
+) -> None:
     told = []
     for body in operation.requests:
         answer = client.post(operation.path, json=body)

@@ -14,13 +14,22 @@ from tests.worker.stepping import solve_all
 from worker.registry import load_runner
 from worker.runners.base import RunnerOptions
 
-PUZZLES = ["53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79", "." * 81, "9" * 81]
+PUZZLES = [
+    "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79",
+    "." * 81,
+    "9" * 81,
+]
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("sudoku")
-    write_checkpoint(place, Net(halt_max_steps=3), filename="step_100", data_path="data/sudoku-extreme-1k-aug-1000")
+    write_checkpoint(
+        place,
+        Net(halt_max_steps=3),
+        filename="step_100",
+        data_path="data/sudoku-extreme-1k-aug-1000",
+    )
     return place
 
 
@@ -54,7 +63,10 @@ def test_http_says_what_the_runner_says(fleet: Serving, path: Path) -> None:
         assert got["grid"] == "".join(str(cell) for row in solution.grid for cell in row)
         assert (got["steps"], got["is_halted"]) == (3, solution.is_halted)
         assert got["confidence"] == pytest.approx(solution.confidence, abs=1e-5)
-    rows = [[int(cell) for cell in PUZZLES[0].replace(".", "0")][start : start + 9] for start in range(0, 81, 9)]
+    rows = [
+        [int(cell) for cell in PUZZLES[0].replace(".", "0")][start : start + 9]
+        for start in range(0, 81, 9)
+    ]
     [answer] = solve(fleet, {"grid": rows, "max_steps": 5}).json()["solutions"]
     assert answer["steps"] == 5
     [answer] = solve(fleet, {"grid": rows}).json()["solutions"]
@@ -62,7 +74,10 @@ def test_http_says_what_the_runner_says(fleet: Serving, path: Path) -> None:
 
 
 def test_the_fleet_says_what_it_serves(fleet: Serving) -> None:
-    found = {model["id"]: model["description"] for model in httpx.get(f"{fleet.url}/v1/models").json()["data"]}
+    found = {
+        model["id"]: model["description"]
+        for model in httpx.get(f"{fleet.url}/v1/models").json()["data"]
+    }
     assert found["sudoku"].startswith("Sapient HRM for sudoku (step_100)")
 
 
@@ -74,13 +89,17 @@ def test_the_fleet_says_what_it_serves(fleet: Serving) -> None:
         ({"grid": "." * 81, "identifier": 3}, "identifier"),
     ],
 )
-def test_what_the_worker_refuses_is_a_400(fleet: Serving, body: dict[str, object], field: str) -> None:
+def test_what_the_worker_refuses_is_a_400(
+    fleet: Serving, body: dict[str, object], field: str
+) -> None:
     answer = solve(fleet, body)
     assert (answer.status_code, answer.json()["error"]["field"]) == (400, field)
 
 
 def test_text_and_puzzles_are_not_confused(fleet: Serving) -> None:
-    refused = httpx.post(f"{fleet.url}/generate", json={"model": "sudoku", "prompts": ["a"]}, timeout=60)
+    refused = httpx.post(
+        f"{fleet.url}/generate", json={"model": "sudoku", "prompts": ["a"]}, timeout=60
+    )
     assert (refused.status_code, refused.json()["error"]["field"]) == (400, "model")
     refused = solve(fleet, {"model": "parrot", "grid": PUZZLES[0]})
     assert (refused.status_code, refused.json()["error"]["field"]) == (400, "model")

@@ -1,4 +1,5 @@
-"""Redis is killed and restarted, emptied, or out of memory: nothing acknowledged is lost, and workers live on."""
+"""Redis is killed and restarted, emptied, or out of memory: nothing acknowledged is lost, and
+workers live on."""
 
 import asyncio
 import threading
@@ -81,8 +82,9 @@ async def says_everything_once(desk: Desk, job: Job) -> None:
 
 @pytest.mark.parametrize("fsync", ["everysec", "always"])
 async def test_a_redis_that_is_killed_has_what_it_acknowledged(tmp_path: Path, fsync: str) -> None:
-    """DESIGN 4: with an append-only file. `everysec` answers before it writes while the disk is busy with the second
-    before; what is lost then is whole jobs, and whoever follows one is told."""
+    """DESIGN 4: with an append-only file. `everysec` answers before it writes while the disk is
+    busy with the second before; what is lost then is whole jobs, and whoever follows one is
+    told."""
     lasting_redis = start_redis(tmp_path, appendonly="yes", appendfsync=fsync)
     redis, runner = connect(lasting_redis.url), Paced()
     desk, subscriptions = Desk(redis), Subscriptions(redis)
@@ -136,7 +138,9 @@ async def test_a_redis_that_comes_back_empty_is_told_of_and_worked_with(redis: R
         (lost,) = await desk.submit(LONG)
         runner.permits.release(3)
         await until(lambda: begun(desk, lost), "something is said")
-        follower_id = asyncio.create_task(follow(LogReader(desk.broker, subscriptions, poll_s=0.05), lost))
+        follower_id = asyncio.create_task(
+            follow(LogReader(desk.broker, subscriptions, poll_s=0.05), lost)
+        )
         await redis.flushall()
         with pytest.raises(BrokerUnavailable, match="lost"):
             await asyncio.wait_for(follower_id, DEADLINE_S)
@@ -154,7 +158,8 @@ async def follow(reader: LogReader, job: Job) -> None:
 
 
 async def test_a_redis_without_memory_stops_the_engine_and_loses_nothing(redis: Redis) -> None:
-    """DESIGN 4: `noeviction`. The worker keeps what it cannot write, within bounds, and writes it when it can."""
+    """DESIGN 4: `noeviction`. The worker keeps what it cannot write, within bounds, and writes it
+    when it can."""
     runner, desk = Paced(), Desk(redis)
     async with working(redis, runner) as worker:
         (job,) = await desk.submit(Generate("abc", Sampling(100, seed=0)))

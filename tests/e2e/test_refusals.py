@@ -1,7 +1,9 @@
-"""A setting that cannot be used ends every role alike: status 2 and one sentence, whichever role and setting it is.
+"""A setting that cannot be used ends every role alike: status 2 and one sentence, whichever role
+and setting it is.
 
-The sentence names the setting, its value, where that came from and what to do. A role refuses what it reads, so the
-cells are each role times each port and path that it reads, times what can be wrong with it.
+The sentence names the setting, its value, where that came from and what to do. A role refuses what
+it reads, so the cells are each role times each port and path that it reads, times what can be wrong
+with it.
 """
 
 import json
@@ -60,15 +62,28 @@ def paths() -> list[str]:
 
 
 def port_cells(taken: int) -> Iterator[Cell]:
-    """A port in use, a host that is nobody's and one of another machine, each for each port that a role opens."""
+    """A port in use, a host that is nobody's and one of another machine, each for each port that a
+    role opens."""
     for name in ports():
         for role in READERS[name]:
             others = [] if name == "port" else ["--port", "0"]
             in_use = [*others, "--host", "127.0.0.1", flag(name), str(taken)]
-            yield Cell(role, in_use, [f"{name}: ", str(taken), "address already in use", f"(from {flag(name)})"])
+            yield Cell(
+                role,
+                in_use,
+                [f"{name}: ", str(taken), "address already in use", f"(from {flag(name)})"],
+            )
             variable = {f"AIOS_{name.upper()}": str(taken)}
-            yield Cell(role, [*others, "--host", "127.0.0.1"], [f"{name}: ", f"(from AIOS_{name.upper()})"], variable)
-            for host, env in ((FOREIGN, {"HOST": FOREIGN}), ("192.0.2.7", {"AIOS_HOST": "192.0.2.7"})):
+            yield Cell(
+                role,
+                [*others, "--host", "127.0.0.1"],
+                [f"{name}: ", f"(from AIOS_{name.upper()})"],
+                variable,
+            )
+            for host, env in (
+                (FOREIGN, {"HOST": FOREIGN}),
+                ("192.0.2.7", {"AIOS_HOST": "192.0.2.7"}),
+            ):
                 words = ["host: ", repr(host), f"(from {next(iter(env))})", "--host"]
                 yield Cell(role, [*others, flag(name), "0"], words, env)
     for host in ("a" * 300, "a..b", ":::"):
@@ -76,10 +91,15 @@ def port_cells(taken: int) -> Iterator[Cell]:
 
 
 def path_cells(place: Path) -> Iterator[Cell]:
-    """A path that is not there, that the system refuses, and one of the wrong kind; names with spaces throughout."""
+    """A path that is not there, that the system refuses, and one of the wrong kind; names with
+    spaces throughout."""
     (place / "a directory").mkdir()
     (place / "a loop").symlink_to(place / "a loop")
-    wrong = {"missing": "it does not exist", "a loop": "too many levels", "long" * 80: "file name too long"}
+    wrong = {
+        "missing": "it does not exist",
+        "a loop": "too many levels",
+        "long" * 80: "file name too long",
+    }
     for name in paths():
         faults = {**wrong, "a directory": "it is a directory"} if name in FILES else wrong
         for role in READERS[name]:
@@ -88,11 +108,21 @@ def path_cells(place: Path) -> Iterator[Cell]:
                 if name == "model_path" and not target.isalpha():
                     continue  # no name for a model: test_settings.py
                 value = f"mine={path}" if name == "models" else path
-                model = [] if name.startswith(("model", "tokenizer", "chat")) else ["--model", "echo=echo"]
+                model = (
+                    []
+                    if name.startswith(("model", "tokenizer", "chat"))
+                    else ["--model", "echo=echo"]
+                )
                 argv = ["--port", "0", "--host", "127.0.0.1", *model, flag(name), value]
-                named = "model_path: 'long" if name == "model_path" and target.startswith("long") else path
+                named = (
+                    "model_path: 'long"
+                    if name == "model_path" and target.startswith("long")
+                    else path
+                )
                 told = [] if named != path else [words]
-                yield Cell(role, argv, [f"{name}: ", named, *told, f"(from {flag(name)})", flag(name)])
+                yield Cell(
+                    role, argv, [f"{name}: ", named, *told, f"(from {flag(name)})", flag(name)]
+                )
     binary = place / "binary"
     binary.write_bytes(b"\xff\xfe\x00")
     for name in ("prohibited_terms", "config"):
@@ -101,8 +131,15 @@ def path_cells(place: Path) -> Iterator[Cell]:
     in_yaml = place / "settings.yaml"
     in_yaml.write_text(f"serve: {{hrm: {{tokenizer_path: {place}/missing}}}}")
     origin = f"(from {in_yaml}: serve.hrm.tokenizer_path)"
-    yield Cell("worker", ["--config", str(in_yaml)], ["tokenizer_path: ", "it does not exist", origin])
-    yield Cell("worker", [], ["model_path: ", "it does not exist", "(from MODEL_PATH)"], {"MODEL_PATH": f"{place}/no"})
+    yield Cell(
+        "worker", ["--config", str(in_yaml)], ["tokenizer_path: ", "it does not exist", origin]
+    )
+    yield Cell(
+        "worker",
+        [],
+        ["model_path: ", "it does not exist", "(from MODEL_PATH)"],
+        {"MODEL_PATH": f"{place}/no"},
+    )
 
 
 def redis_cells() -> Iterator[Cell]:
@@ -143,7 +180,9 @@ def outcomes(cells: list[Cell], redis_url: str, *, as_nobody: bool) -> list[dict
 
 def check(cells: list[Cell], redis_url: str, *, as_nobody: bool = False) -> None:
     for cell, told in zip(cells, outcomes(cells, redis_url, as_nobody=as_nobody), strict=True):
-        sentences = [line for line in told["said"].splitlines() if not line.startswith("{")]  # the others are the log
+        sentences = [
+            line for line in told["said"].splitlines() if not line.startswith("{")
+        ]  # the others are the log
         assert told["status"] == 2, (str(cell), told)
         assert len(sentences) == 1, (str(cell), told)
         assert "hush" not in told["said"]
@@ -169,7 +208,9 @@ def test_a_redis_that_cannot_be_named(redis_url: str) -> None:
 def test_no_port_or_path_setting_is_left_out() -> None:
     """A new one is told of here by its name."""
     cancellations = ("port", "path", "file", "template", "terms", "dir")
-    found = {name for name in Settings.model_fields if name.endswith(cancellations)} - {"root_path"}  # of URLs
+    found = {name for name in Settings.model_fields if name.endswith(cancellations)} - {
+        "root_path"
+    }  # of URLs
     assert found | {"models", "config"} == set(READERS)
 
 
@@ -179,7 +220,12 @@ def test_what_may_not_be_read_is_told_alike(redis_url: str, tmp_path: Path) -> N
     secret.chmod(0)
     beyond = str(secret / "inside")
     cells = []
-    for role, name in (("api", "prohibited_terms"), ("jobs", "config"), ("worker", "model_path"), ("serve", "models")):
+    for role, name in (
+        ("api", "prohibited_terms"),
+        ("jobs", "config"),
+        ("worker", "model_path"),
+        ("serve", "models"),
+    ):
         value = f"mine={beyond}" if name == "models" else beyond
         model = [] if name.startswith("model") else ["--model", "echo=echo"]
         argv = ["--port", "0", *model, flag(name), value]

@@ -30,7 +30,11 @@ def supervised(*words: str) -> Iterator[tuple["subprocess.Popen[bytes]", BinaryI
 
 @pytest.mark.parametrize(
     "words",
-    [("api", "--host", "127.0.0.1", "--port", "0"), ("worker", "--model", "echo=echo"), ("scripts.jobs",)],
+    [
+        ("api", "--host", "127.0.0.1", "--port", "0"),
+        ("worker", "--model", "echo=echo"),
+        ("scripts.jobs",),
+    ],
     ids=lambda words: words[0],
 )
 def test_a_role_says_that_it_is_ready(redis_url: str, words: tuple[str, ...]) -> None:
@@ -42,6 +46,9 @@ def test_a_role_says_that_it_is_ready(redis_url: str, words: tuple[str, ...]) ->
 
 
 def test_a_role_that_cannot_start_says_why(redis_url: str) -> None:
-    with supervised("worker", "--redis-url", redis_url, "--model-path", "/does/not/exist") as (process, report):
+    with supervised("worker", "--redis-url", redis_url, "--model-path", "/does/not/exist") as (
+        process,
+        report,
+    ):
         assert b"cannot read '/does/not/exist': it does not exist" in report.read()
         assert process.wait(30) == 2

@@ -1,4 +1,5 @@
-"""Fronts and workers as separate processes on one Redis, as compose and Helm will run them (issue item 2)."""
+"""Fronts and workers as separate processes on one Redis, as compose and Helm will run them (issue
+item 2)."""
 
 import asyncio
 import signal
@@ -23,7 +24,8 @@ async def ended(http: httpx.AsyncClient, url: str) -> dict[str, Any]:
 
 
 async def test_any_front_any_worker_and_both_drain(redis_server: RedisServer, redis: Redis) -> None:
-    """A118, DESIGN 8: no sticky sessions; A114: SIGTERM loses no request that is under way: a front sends it on."""
+    """A118, DESIGN 8: no sticky sessions; A114: SIGTERM loses no request that is under way: a front
+    sends it on."""
     async with (
         front(redis_server.url, *CAP) as first,
         front(redis_server.url, *CAP) as second,
@@ -37,7 +39,10 @@ async def test_any_front_any_worker_and_both_drain(redis_server: RedisServer, re
             await first.ready()
             await second.ready()
             long = {"prompts": ["abc"] * 8, "max_tokens": 2000}
-            asked = [asyncio.create_task(http.post(f"{item.url}/generate", json=long)) for item in (first, second)]
+            asked = [
+                asyncio.create_task(http.post(f"{item.url}/generate", json=long))
+                for item in (first, second)
+            ]
             while not [key async for key in redis.scan_iter("aios:{00}:log:*")]:
                 await asyncio.sleep(0.005)
             workers[0].signal(signal.SIGTERM)
@@ -49,7 +54,9 @@ async def test_any_front_any_worker_and_both_drain(redis_server: RedisServer, re
                 assert answer["completions"] == [("abc" * 700)[:2000]] * 8
             assert await workers[0].wait() == 0
             assert await first.process.wait() == 0
-            late = await http.post(f"{second.url}/generate", json={"prompts": ["xyz"], "max_tokens": 4})
+            late = await http.post(
+                f"{second.url}/generate", json={"prompts": ["xyz"], "max_tokens": 4}
+            )
             assert late.json()["completions"] == ["xyzx"]
         finally:
             for worker in workers:

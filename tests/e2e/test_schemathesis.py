@@ -1,6 +1,8 @@
-"""schemathesis walks our OpenAPI document and calls every operation of a running fleet with what it makes of it.
+"""schemathesis walks our OpenAPI document and calls every operation of a running fleet with what it
+makes of it.
 
-Nothing it sends may be answered with a 5xx, or with a status, a media type or a body that the document does not tell.
+Nothing it sends may be answered with a 5xx, or with a status, a media type or a body that the
+document does not tell.
 """
 
 import re
@@ -34,12 +36,25 @@ parameters = {{ "path.id" = "{job}" }}
 @pytest.mark.timeout(400)
 def test_nothing_is_answered_that_the_document_does_not_tell(tmp_path: Path) -> None:
     with serving("--model-path", "echo", "--max-new-tokens", "64", "--log-level", "error") as fleet:
-        job = httpx.post(f"{fleet.url}/v1/jobs", json={"task": "chat", "messages": [{"role": "user", "content": "a"}]})
+        job = httpx.post(
+            f"{fleet.url}/v1/jobs",
+            json={"task": "chat", "messages": [{"role": "user", "content": "a"}]},
+        )
         (tmp_path / "schemathesis.toml").write_text(CONFIG.format(job=job.json()["id"]))
         command = [sys.executable, "-m", "schemathesis.cli", "--config-file", "schemathesis.toml"]
         command += ["run", f"{fleet.url}/openapi.json", "--checks", ",".join(CHECKS)]
-        command += ["--max-examples", "5", "--seed", "1", "--no-color", "--generation-database", "none"]
-        told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=360, check=False)
+        command += [
+            "--max-examples",
+            "5",
+            "--seed",
+            "1",
+            "--no-color",
+            "--generation-database",
+            "none",
+        ]
+        told = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=360, check=False
+        )
     assert told.returncode == 0, told.stdout[-8000:] + told.stderr
     counts = re.search(r"Selected: (\d+)/(\d+)\s+Tested: (\d+)", told.stdout)
     assert counts is not None and len({int(count) for count in counts.groups()}) == 1, told.stdout

@@ -1,4 +1,5 @@
-"""SIGTERM on a fleet whose Redis goes with it: what is in flight is finished, and what is left is told the truth."""
+"""SIGTERM on a fleet whose Redis goes with it: what is in flight is finished, and what is left is
+told the truth."""
 
 import json
 import signal
@@ -12,11 +13,22 @@ import psutil
 from tests.e2e.serving import Serving, serving
 from tests.polling import is_running, wait_until
 
-ECHO = ("--model-path", "echo", "--max-new-tokens", "1000000", "--context-window", "2000000", "--threads", "1")
+ECHO = (
+    "--model-path",
+    "echo",
+    "--max-new-tokens",
+    "1000000",
+    "--context-window",
+    "2000000",
+    "--threads",
+    "1",
+)
 ENDLESS = 900_000
 
 
-def send(url: str, path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> httpx.Response:
+def send(
+    url: str, path: str, body: dict[str, Any], headers: dict[str, str] | None = None
+) -> httpx.Response:
     return httpx.post(f"{url}{path}", json=body, headers=headers, timeout=180)
 
 
@@ -62,7 +74,8 @@ def submit_behind(url: str, num_waiting: int) -> str:
 
 
 def test_what_is_in_flight_is_finished_and_what_is_new_is_refused() -> None:
-    """P4: what waits for the one place has been accepted, so it is answered once the place is free."""
+    """P4: what waits for the one place has been accepted, so it is answered once the place is
+    free."""
     with serving(*ECHO, "--max-batch-size", "1") as fleet, ThreadPoolExecutor() as pool:
         url = fleet.url
         first_id = submit(url, ENDLESS)

@@ -1,4 +1,5 @@
-"""The documented examples of /solve/*: right with most seeds, when nothing but the problem is given."""
+"""The documented examples of /solve/*: right with most seeds, when nothing but the problem is
+given."""
 
 import asyncio
 import re
@@ -22,7 +23,13 @@ from worker.runners.echo import Echo
 NUM_SEEDS = 4
 """Of each; `python -m scripts.eval_solve` does the 100 that the documentation quotes."""
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("README.md", "docs/api.md", "docs/clients.md", "docs/first-run.md", "scripts/examples/solve_math_problem.py")
+SOURCES = (
+    "README.md",
+    "docs/api.md",
+    "docs/clients.md",
+    "docs/first-run.md",
+    "scripts/examples/solve_math_problem.py",
+)
 _BODY = re.compile(r'/solve/\w+.*?"problem": "([^"]+)"')
 _CLIENT = re.compile(r'solve_math_problem [^"\n]*"([^"\n]+)"\n')
 
@@ -57,8 +64,12 @@ def test_every_documented_problem_is_measured() -> None:
 
 async def test_the_caller_outranks_the_model_and_the_model_the_endpoint(redis: Redis) -> None:
     """The echo says the prompt, so what it was asked shows."""
-    declared = Prompting(math="M {problem} M", coding="C {problem} C", repetition_penalty=1.0, temperature=0.0)
-    async with fleet_inside(redis, {"echo": Echo(RunnerOptions("echo", name="echo"))}, declared) as client:
+    declared = Prompting(
+        math="M {problem} M", coding="C {problem} C", repetition_penalty=1.0, temperature=0.0
+    )
+    async with fleet_inside(
+        redis, {"echo": Echo(RunnerOptions("echo", name="echo"))}, declared
+    ) as client:
 
         async def said(path: str, **body: object) -> str:
             answer = await client.post(path, json={"problem": "1 + 1", "max_tokens": 9} | body)
@@ -77,20 +88,30 @@ def test_what_is_declared_fills_what_is_left_open() -> None:
     given = {"problem": "a", "temperature": 1, "top_k": 0, "repetition_penalty": None}
     own = MathRequest.model_validate(given).suited(declared).sampling(4)
     assert (own.temperature, own.top_k, own.repetition_penalty) == (1.0, 0, 1.3)
-    greedy = MathRequest.model_validate({"problem": "a", "do_sample": False}).suited(declared).sampling(4)
+    greedy = (
+        MathRequest.model_validate({"problem": "a", "do_sample": False})
+        .suited(declared)
+        .sampling(4)
+    )
     assert greedy.temperature == 0
 
 
 def test_an_entry_outranks_the_models_directory(tmp_path: Path) -> None:
     (tmp_path / "prompting.json").write_text('{"math": "a {problem}", "top_k": 3}')
     own = PromptingEntry(math="b {problem}")
-    assert prompting_of(ModelEntry(id="m", path=str(tmp_path))) == Prompting(math="a {problem}", top_k=3)
-    assert prompting_of(ModelEntry(id="m", path=str(tmp_path), prompting=own)) == Prompting("b {problem}", top_k=3)
+    assert prompting_of(ModelEntry(id="m", path=str(tmp_path))) == Prompting(
+        math="a {problem}", top_k=3
+    )
+    assert prompting_of(ModelEntry(id="m", path=str(tmp_path), prompting=own)) == Prompting(
+        "b {problem}", top_k=3
+    )
     assert prompting_of(ModelEntry(id="m", path=str(tmp_path / "step_1"))).top_k == 3
     assert prompting_of(ModelEntry(id="m", path="echo")) == Prompting()
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"math": "no place"}', '{"top_p": 0}', '{"maths": "{problem}"}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"math": "no place"}', '{"top_p": 0}', '{"maths": "{problem}"}']
+)
 def test_a_wrong_file_is_named(tmp_path: Path, text: str) -> None:
     file = tmp_path / "prompting.json"
     file.write_text(text)

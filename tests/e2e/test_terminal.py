@@ -73,7 +73,11 @@ def on_terminal(*flags: str) -> Iterator[Seen]:
 
 def test_a_terminal_gets_lines_to_be_read_one_that_says_ready_and_a_warning() -> None:
     with on_terminal("--threads", "1") as seen:
-        wait_until(lambda: "ready at " in seen.printed or seen.process.poll() is not None, "ready", deadline_s=60)
+        wait_until(
+            lambda: "ready at " in seen.printed or seen.process.poll() is not None,
+            "ready",
+            deadline_s=60,
+        )
         family = psutil.Process(seen.process.pid).children(recursive=True)
         seen.type("\x03")
         assert seen.process.wait(timeout=180) == 0
@@ -81,7 +85,8 @@ def test_a_terminal_gets_lines_to_be_read_one_that_says_ready_and_a_warning() ->
     lines = seen.printed.replace("^C", "").splitlines()
     (ready,) = [line for line in lines if line.startswith("ready at ")]
     assert re.match(
-        r"ready at (http://127\.0\.0\.1:\d+)  model: sample-hrm-text  docs: \1/docs  try: curl -s \1/generate ", ready
+        r"ready at (http://127\.0\.0\.1:\d+)  model: sample-hrm-text  docs: \1/docs  try: curl -s \1/generate ",
+        ready,
     )
     logged = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ (INFO|WARNING) aios\.[a-z_.]+: ")
     assert [line for line in lines if line != ready and not logged.match(line)] == []

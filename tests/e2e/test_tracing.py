@@ -1,4 +1,5 @@
-"""A request's trace: one from HTTP to the last append, whichever workers had the job, and closed however it ends."""
+"""A request's trace: one from HTTP to the last append, whichever workers had the job, and closed
+however it ends."""
 
 import asyncio
 import logging
@@ -52,7 +53,9 @@ async def test_one_trace_from_http_to_publish(redis: Redis, is_streamed: bool) -
     kept = Kept()
     headers = {"traceparent": PARENT, "X-Request-Id": "r1"}
     async with fleet(redis, kept, echo()) as client:
-        answer = await client.post("/v1/completions", json=ASK | {"stream": is_streamed}, headers=headers)
+        answer = await client.post(
+            "/v1/completions", json=ASK | {"stream": is_streamed}, headers=headers
+        )
         assert answer.status_code == 200
         await until(lambda: len(kept.spans) == 8, "all spans have ended")
     assert trace_ids(kept.spans) == {TRACE_ID}
@@ -64,15 +67,24 @@ async def test_one_trace_from_http_to_publish(redis: Redis, is_streamed: bool) -
     assert parent_of(submit) == id_of(server)
     assert parent_of(queue) == parent_of(attempt) == id_of(submit)
     assert [parent_of(phase) for phase in phases] == [id_of(attempt)] * 4
-    assert (server.kind, submit.kind, queue.kind) == (SpanKind.SERVER, SpanKind.PRODUCER, SpanKind.CONSUMER)
+    assert (server.kind, submit.kind, queue.kind) == (
+        SpanKind.SERVER,
+        SpanKind.PRODUCER,
+        SpanKind.CONSUMER,
+    )
     assert all(span.status.status_code is StatusCode.UNSET for span in kept.spans)
     for before, after in zip([queue, *phases], phases, strict=False):
         assert before.end_time is not None and after.start_time is not None
         assert before.end_time <= after.start_time
     job_id = told(attempt)["aios.job_id"]
     assert told(server)["aios.job_id"] == told(queue)["aios.job_id"] == job_id
-    assert told(server) | {"http.request.method": "POST", "http.route": "/v1/completions"} == told(server)
-    assert (told(server)["http.response.status_code"], told(server)["aios.request_id"]) == (200, "r1")
+    assert told(server) | {"http.request.method": "POST", "http.route": "/v1/completions"} == told(
+        server
+    )
+    assert (told(server)["http.response.status_code"], told(server)["aios.request_id"]) == (
+        200,
+        "r1",
+    )
     expected = {
         "aios.model": "m",
         "aios.attempt": 1,
@@ -93,7 +105,10 @@ async def test_each_job_of_a_request_has_its_own_part(redis: Redis) -> None:
     kept = Kept()
     async with fleet(redis, kept, echo()) as client:
         await client.post("/v1/completions", json=ASK | {"prompt": ["a", "b"], "n": 2})
-        await until(lambda: len(kept.all("publish")) == 2 and len(kept.all("text_completion m")) == 2, "both ended")
+        await until(
+            lambda: len(kept.all("publish")) == 2 and len(kept.all("text_completion m")) == 2,
+            "both ended",
+        )
     assert len(trace_ids(kept.spans)) == 1
     assert len(kept.all("decode")) == len(kept.all("queue")) == 2
     assert told(kept.one("submit"))["aios.num_jobs"] == 2
@@ -109,7 +124,9 @@ async def test_other_tasks_compute(redis: Redis) -> None:
     assert kept.names.count("compute") == 1 and "decode" not in kept.names
 
 
-@pytest.mark.parametrize("given", ["nonsense", f"00-{'0' * 32}-{'cd' * 8}-01", f"ff-{'ab' * 16}-{'cd' * 8}-01", ""])
+@pytest.mark.parametrize(
+    "given", ["nonsense", f"00-{'0' * 32}-{'cd' * 8}-01", f"ff-{'ab' * 16}-{'cd' * 8}-01", ""]
+)
 async def test_a_bad_traceparent_is_ignored(redis: Redis, given: str) -> None:
     kept = Kept()
     async with in_memory(redis, tracing=kept.tracing) as client:
@@ -129,14 +146,17 @@ async def test_a_caller_that_does_not_sample_is_not_traced(redis: Redis) -> None
 
 
 async def test_a_takeover_is_in_the_same_trace(redis: Redis) -> None:
-    """The second attempt points at the first one, which is closed when its worker finds that the job is gone."""
+    """The second attempt points at the first one, which is closed when its worker finds that the
+    job is gone."""
     kept, stuck = Kept(), Gated(RunnerOptions("echo", max_batch=4))
     async with (
         in_memory(redis, tracing=kept.tracing) as client,
         serving(service(redis, tracing=kept.tracing), stuck),
     ):
         await until(lambda: is_ready(redis, 1), "the first worker is ready")
-        asking = asyncio.create_task(client.post("/v1/completions", json=ASK, headers={"traceparent": PARENT}))
+        asking = asyncio.create_task(
+            client.post("/v1/completions", json=ASK, headers={"traceparent": PARENT})
+        )
         await until(lambda: stuck.num_steps > 0, "the first worker has the job, and stands still")
         async with serving(service(redis, tracing=kept.tracing), echo()):
             answer = await asyncio.wait_for(asking, DEADLINE_S)
@@ -148,7 +168,10 @@ async def test_a_takeover_is_in_the_same_trace(redis: Redis) -> None:
     assert (told(first)["aios.attempt"], told(second)["aios.attempt"]) == (1, 2)
     assert told(first)["aios.worker"] != told(second)["aios.worker"]
     assert parent_of(first) == parent_of(second) == id_of(kept.one("submit"))
-    assert (first.status.status_code, second.status.status_code) == (StatusCode.ERROR, StatusCode.UNSET)
+    assert (first.status.status_code, second.status.status_code) == (
+        StatusCode.ERROR,
+        StatusCode.UNSET,
+    )
     assert told(first)["error.type"] in ("lapsed", "stale", "ended_elsewhere")
     [link] = second.links
     assert link.context.span_id == id_of(first)
@@ -165,10 +188,15 @@ async def test_a_job_that_is_handed_back_closes_its_spans(redis: Redis) -> None:
             location = (await client.post("/v1/jobs", json=body)).headers["Location"]
             await until(lambda: "prefill" in kept.names, "the job speaks")
         first = kept.one("text_completion m")
-        assert (told(first)["error.type"], first.status.status_code) == ("handed_back", StatusCode.ERROR)
+        assert (told(first)["error.type"], first.status.status_code) == (
+            "handed_back",
+            StatusCode.ERROR,
+        )
         assert told(kept.one("decode"))["error.type"] == "handed_back"
         async with serving(service(redis, tracing=kept.tracing), echo()):
-            await until(lambda: len(kept.all("text_completion m")) == 2, "another worker goes on with it")
+            await until(
+                lambda: len(kept.all("text_completion m")) == 2, "another worker goes on with it"
+            )
         assert (await client.get(location)).json()["state"] == "done"
     second = kept.all("text_completion m")[1]
     assert [link.context.span_id for link in second.links] == [id_of(first)]
@@ -177,7 +205,9 @@ async def test_a_job_that_is_handed_back_closes_its_spans(redis: Redis) -> None:
     )
 
 
-async def test_a_caller_that_leaves_closes_all_spans(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_caller_that_leaves_closes_all_spans(
+    redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     kept, stuck = Kept(), Gated(RunnerOptions("echo", max_batch=4))
     async with (
@@ -185,14 +215,21 @@ async def test_a_caller_that_leaves_closes_all_spans(redis: Redis, caplog: pytes
         live(redis, tracing=kept.tracing) as (client, _),
     ):
         await until(lambda: is_ready(redis, 1), "the worker is ready")
-        asking = asyncio.create_task(client.post("/v1/completions", json=ASK, headers={"traceparent": PARENT}))
+        asking = asyncio.create_task(
+            client.post("/v1/completions", json=ASK, headers={"traceparent": PARENT})
+        )
         await until(lambda: stuck.num_steps > 0, "the job runs")
         asking.cancel()
         await until(lambda: len(kept.spans) == 6, "all spans have ended")
         stuck.gate.set()
     server, attempt = kept.one("POST /v1/completions"), kept.one("text_completion m")
-    assert (told(server)["error.type"], told(server)["http.response.status_code"]) == ("cancelled", 499)
-    assert (told(attempt)["error.type"], told(kept.one("prefill"))["error.type"]) == ("ended_elsewhere",) * 2
+    assert (told(server)["error.type"], told(server)["http.response.status_code"]) == (
+        "cancelled",
+        499,
+    )
+    assert (told(attempt)["error.type"], told(kept.one("prefill"))["error.type"]) == (
+        "ended_elsewhere",
+    ) * 2
     [line] = fields_of(caplog, "request")
     assert line["trace_id"] == TRACE_ID
 
@@ -202,7 +239,9 @@ class Broken(Echo):
         raise ZeroDivisionError("no step works")
 
 
-async def test_a_failure_is_told_by_all_spans_and_lines(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failure_is_told_by_all_spans_and_lines(
+    redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     kept = Kept()
     async with fleet(redis, kept, Broken(RunnerOptions("echo", max_batch=4))) as client:
@@ -212,7 +251,10 @@ async def test_a_failure_is_told_by_all_spans_and_lines(redis: Redis, caplog: py
     assert (answer.status_code, refused.status_code) == (500, 400)
     failed, bad = kept.all("POST /v1/completions")
     for span in (failed, kept.one("text_completion m"), kept.one("prefill")):
-        assert (told(span)["error.type"], span.status.status_code) == ("worker_failed", StatusCode.ERROR)
+        assert (told(span)["error.type"], span.status.status_code) == (
+            "worker_failed",
+            StatusCode.ERROR,
+        )
     assert bad.status.status_code is StatusCode.UNSET, "who is refused has made a mistake, not we"
     [line] = fields_of(caplog, "job failed")
     assert (line["trace_id"], line["job_id"]) == (TRACE_ID, told(failed)["aios.job_id"])
@@ -223,9 +265,13 @@ async def test_a_real_model(redis: Redis, tmp_path: Path) -> None:
     runner = load_runner("auto", RunnerOptions(path=str(SAMPLE_MODEL), max_batch=2))
     async with fleet(redis, kept, runner) as client:
         ask = {"model": "m", "prompt": "Solve for x: 2x + 3 = 9", "max_tokens": 64}
-        answer = await client.post("/v1/completions", json=ask, headers={"traceparent": PARENT}, timeout=60)
+        answer = await client.post(
+            "/v1/completions", json=ask, headers={"traceparent": PARENT}, timeout=60
+        )
         assert answer.json()["choices"][0]["text"].endswith("x = 3")
         await until(lambda: len(kept.spans) == 8, "all spans have ended")
     attempt = kept.one("text_completion m")
-    assert told(attempt)["gen_ai.usage.output_tokens"] == answer.json()["usage"]["completion_tokens"]
+    assert (
+        told(attempt)["gen_ai.usage.output_tokens"] == answer.json()["usage"]["completion_tokens"]
+    )
     assert trace_ids(kept.spans) == {TRACE_ID}

@@ -1,4 +1,5 @@
-"""Traces of real processes: a front and a worker that send to a collector, which puts the halves together."""
+"""Traces of real processes: a front and a worker that send to a collector, which puts the halves
+together."""
 
 import httpx
 from redis.asyncio import Redis
@@ -33,10 +34,15 @@ async def test_front_and_worker_send_the_halves_of_a_trace(redis: Redis, redis_u
             await until(lambda: '"front ready"' in "".join(front_lines), "the front listens")
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
                 ask = {"prompt": "a b", "max_tokens": 8}
-                answer = await http.post("/v1/completions", json=ask, headers={"traceparent": PARENT})
+                answer = await http.post(
+                    "/v1/completions", json=ask, headers={"traceparent": PARENT}
+                )
                 assert answer.status_code == 200
     spans = [(service, span.name) for service, span in collector.spans]
-    assert sorted(name for service, name in spans if service == "aios-api") == ["POST /v1/completions", "submit"]
+    assert sorted(name for service, name in spans if service == "aios-api") == [
+        "POST /v1/completions",
+        "submit",
+    ]
     assert sorted(name for service, name in spans if service == "aios-worker") == [
         "decode",
         "encode",

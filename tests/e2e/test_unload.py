@@ -1,4 +1,5 @@
-"""Unloading over HTTP from real worker processes: their memory shrinks, and the next request has the model back."""
+"""Unloading over HTTP from real worker processes: their memory shrinks, and the next request has
+the model back."""
 
 import asyncio
 from pathlib import Path
@@ -27,15 +28,24 @@ async def test_a_worker_gives_its_memory_back_and_takes_it_again(
     config = GPT2Config(vocab_size=264, n_positions=64, n_embd=512, n_layer=16, n_head=8)
     GPT2LMHeadModel(config).save_pretrained(str(tmp_path))  # 50 M parameters: 200 MB of weights
     byte_tokenizer().save_pretrained(str(tmp_path))
-    worker = await start_worker(redis_url, redis, "--threads", "1", "--device", "cpu", model=f"big={tmp_path}")
+    worker = await start_worker(
+        redis_url, redis, "--threads", "1", "--device", "cpu", model=f"big={tmp_path}"
+    )
     try:
         async with in_memory(redis, admin_keys="ops:root", require_key="no") as client:
             before = (await ask(client)).json()
             full = psutil.Process(worker.pid).memory_info().rss
             async with asyncio.timeout(DEADLINE_S):
-                while (told := await client.post("/api/models/unload/big", headers=ADMIN)).status_code == 202:
+                while (
+                    told := await client.post("/api/models/unload/big", headers=ADMIN)
+                ).status_code == 202:
                     continue
-            assert told.json() == {"model_id": "big", "status": "unloaded", "workers": 1, "unloaded": 1}
+            assert told.json() == {
+                "model_id": "big",
+                "status": "unloaded",
+                "workers": 1,
+                "unloaded": 1,
+            }
             assert psutil.Process(worker.pid).memory_info().rss < full - 150 * MIB
             assert (await client.get("/api/models/status/big")).json()["status"] == "unloaded"
             assert (await ask(client)).json() == before
@@ -48,7 +58,8 @@ async def test_a_worker_gives_its_memory_back_and_takes_it_again(
 async def loses_its_files(
     client: httpx.AsyncClient, worker: asyncio.subprocess.Process, path: Path, before: object
 ) -> None:
-    """A request for an unloaded model without files is told why, the worker lives, and the model comes back."""
+    """A request for an unloaded model without files is told why, the worker lives, and the model
+    comes back."""
     await until(lambda: is_unloaded(client), "the model is unloaded")
     weights = path / "model.safetensors"
     weights.rename(path / "away")

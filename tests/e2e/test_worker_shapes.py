@@ -1,4 +1,5 @@
-"""`aios serve hrm --workers auto` as it runs: one pinned worker a core, and the same core after a restart."""
+"""`aios serve hrm --workers auto` as it runs: one pinned worker a core, and the same core after a
+restart."""
 
 import json
 import os
@@ -13,7 +14,9 @@ from tests.e2e.serving import serving
 from tests.polling import wait_until
 from worker.machine import available_processors, physical_cores
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processors are pinned on Linux only")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="processors are pinned on Linux only"
+)
 
 
 @pytest.fixture
@@ -27,7 +30,8 @@ def two_cores() -> Iterator[list[list[int]]]:
 
 
 def test_auto_gives_each_core_a_worker_of_its_own(two_cores: list[list[int]]) -> None:
-    """The sample model is small, so it is one single-threaded worker a core, each with a share of the requests."""
+    """The sample model is small, so it is one single-threaded worker a core, each with a share of
+    the requests."""
     if len(two_cores) < 2:
         pytest.skip("one core: nothing to share")
     with serving("--workers", "auto") as fleet:
@@ -36,13 +40,20 @@ def test_auto_gives_each_core_a_worker_of_its_own(two_cores: list[list[int]]) ->
         workers = fleet.children("worker")
         wait_until(lambda: places(workers) == two_cores, "each is on its core")
         body = httpx.post(
-            f"{fleet.url}/generate", json={"prompts": ["Solve for x: 2x + 3 = 9"], "temperature": 0}, timeout=60
+            f"{fleet.url}/generate",
+            json={"prompts": ["Solve for x: 2x + 3 = 9"], "temperature": 0},
+            timeout=60,
         ).json()
         assert body["completions"][0].endswith("x = 3")
         lost = workers[0].cpu_affinity()
         workers[0].kill()
         wait_until(
-            lambda: lost in [child.cpu_affinity() for child in new_workers(fleet.children("worker"), workers)],
+            lambda: (
+                lost
+                in [
+                    child.cpu_affinity() for child in new_workers(fleet.children("worker"), workers)
+                ]
+            ),
             "its successor is on the same core",
             deadline_s=30,
         )

@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from scripts.ab import Answer, Answers, Sampling, Side, agreement, ask_all, body_of, compare, main, row
+from scripts.ab import (
+    Answer,
+    Answers,
+    Sampling,
+    Side,
+    agreement,
+    ask_all,
+    body_of,
+    compare,
+    main,
+    row,
+)
 from tests.api.echo_worker import EchoWorker
 from tests.api.fronts import live
 
@@ -15,7 +26,9 @@ PROMPTS = ["a b c d", "one two", "x"]
 
 
 @pytest.mark.parametrize("sampling", [Sampling(3), Sampling(3, 0.7, 0.9, 7)])
-async def test_a_fleet_agrees_with_itself_in_every_dialect(redis: Redis, redis_url: str, sampling: Sampling) -> None:
+async def test_a_fleet_agrees_with_itself_in_every_dialect(
+    redis: Redis, redis_url: str, sampling: Sampling
+) -> None:
     async with EchoWorker(redis_url) as worker, live(redis) as (client, _):
         url = str(client.base_url).rstrip("/")
         sides = [Side("aios", url), Side("openai", f"{url}/v1"), Side("tgi", url)]
@@ -32,7 +45,10 @@ async def test_a_fleet_agrees_with_itself_in_every_dialect(redis: Redis, redis_u
 
 async def test_two_fronts_and_two_models_are_compared(redis: Redis, redis_url: str) -> None:
     async with EchoWorker(redis_url), live(redis) as (one, _), live(redis) as (two, _):
-        sides = [Side("aios", str(one.base_url), "echo"), Side("openai", f"{two.base_url}/v1", "absent")]
+        sides = [
+            Side("aios", str(one.base_url), "echo"),
+            Side("openai", f"{two.base_url}/v1", "absent"),
+        ]
         known, unknown = await compare(sides, PROMPTS, Sampling(), 1)
     assert (row(known)["errors"], row(known)["tokens"]) == (0, 7)
     assert row(unknown)["errors"] == 3 and "p50_ms" not in row(unknown)
@@ -40,18 +56,34 @@ async def test_two_fronts_and_two_models_are_compared(redis: Redis, redis_url: s
 
 
 def test_the_first_difference_is_shown_where_it_begins() -> None:
-    one = Answers(Side("aios", "http://a"), [Answer(1, "same"), Answer(1, "x = 3"), Answer(1, error="503")], 3)
-    two = Answers(Side("tgi", "http://b"), [Answer(1, "same"), Answer(1, "x = 4"), Answer(1, "fine")], 3)
+    one = Answers(
+        Side("aios", "http://a"), [Answer(1, "same"), Answer(1, "x = 3"), Answer(1, error="503")], 3
+    )
+    two = Answers(
+        Side("tgi", "http://b"), [Answer(1, "same"), Answer(1, "x = 4"), Answer(1, "fine")], 3
+    )
     difference = {"prompt": "one two", "at": 4, "a": "x = 3", "b": "x = 4"}
-    assert agreement(PROMPTS, one, two) == {"compared": 2, "equal": 1, "first_difference": difference}
+    assert agreement(PROMPTS, one, two) == {
+        "compared": 2,
+        "equal": 1,
+        "first_difference": difference,
+    }
 
 
 def test_tgi_is_not_given_what_it_refuses() -> None:
     """A93: no temperature of 0, no top_p of 1."""
     side = Side("tgi", "http://b")
-    greedy, sampled = (body_of(side, "a", Sampling(5, heat, 1.0, 7))["parameters"] for heat in (0.0, 0.7))
+    greedy, sampled = (
+        body_of(side, "a", Sampling(5, heat, 1.0, 7))["parameters"] for heat in (0.0, 0.7)
+    )
     assert greedy == {"max_new_tokens": 5, "do_sample": False, "details": True}
-    assert sampled == {"max_new_tokens": 5, "do_sample": True, "details": True, "temperature": 0.7, "seed": 7}
+    assert sampled == {
+        "max_new_tokens": 5,
+        "do_sample": True,
+        "details": True,
+        "temperature": 0.7,
+        "seed": 7,
+    }
 
 
 async def test_the_command_prints_a_table(

@@ -1,4 +1,5 @@
-"""The agreement of all paths, on few prompts: tiny nets of random weights, and the sample model in int8."""
+"""The agreement of all paths, on few prompts: tiny nets of random weights, and the sample model in
+int8."""
 
 from pathlib import Path
 
@@ -17,7 +18,9 @@ def test_every_path_says_what_transformers_says(
 ) -> None:
     """P3: alone, batched, staggered, chunked, preempted, shared, resumed, forked - one answer."""
     path = write(tmp_path, "tiny")  # type: ignore[operator]
-    assert agreement.agrees(RunnerOptions(path=str(path)), num_prompts=17, num_tokens=10, longest=60)
+    assert agreement.agrees(
+        RunnerOptions(path=str(path)), num_prompts=17, num_tokens=10, longest=60
+    )
     assert capsys.readouterr().out.count("of 17 equal") == 10
 
 

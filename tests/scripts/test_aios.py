@@ -22,7 +22,9 @@ from tests.polling import until
 
 
 @pytest.mark.parametrize("argv", [[], ["serve"], ["serve", "other"], ["nonsense"]])
-def test_anything_unknown_gets_the_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_anything_unknown_gets_the_usage(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(argv) == 2
     assert "aios serve hrm" in capsys.readouterr().err
 
@@ -33,7 +35,9 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("command", [["serve", "hrm"], ["api"], ["worker"]])
-def test_every_command_prints_its_configuration(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_prints_its_configuration(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*command, "--print_config", "--max-batch-size", "3"]) == 0
     assert "--max-batch-size" in capsys.readouterr().out
 
@@ -49,8 +53,12 @@ def test_a_role_alone_needs_a_redis(
 
 def test_children_resolve_to_the_parents_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_DEVICE", "cuda")  # must not reach a child that is told cpu
-    settings = Settings(device="cpu", workers=3, threads=2, models=(ModelEntry(id="a", path="echo"),))
-    api, worker, jobs = fleet_roles(settings, [{"AIOS_WORKER_CORES": str(copy)} for copy in range(3)])
+    settings = Settings(
+        device="cpu", workers=3, threads=2, models=(ModelEntry(id="a", path="echo"),)
+    )
+    api, worker, jobs = fleet_roles(
+        settings, [{"AIOS_WORKER_CORES": str(copy)} for copy in range(3)]
+    )
     assert [(role.name, len(role.copies), role.argv[-1]) for role in (api, worker, jobs)] == [
         ("api", 1, "api"),
         ("worker", 3, "worker"),
@@ -58,14 +66,21 @@ def test_children_resolve_to_the_parents_settings(monkeypatch: pytest.MonkeyPatc
     ]
     for role in (api, worker, jobs):
         for copy in role.copies:
-            assert resolve({}, {**role.env, **copy}, Path(role.env["AIOS_CONFIG"])).settings == settings
+            assert (
+                resolve({}, {**role.env, **copy}, Path(role.env["AIOS_CONFIG"])).settings
+                == settings
+            )
 
 
 def test_each_process_has_a_port_of_its_own_for_metrics() -> None:
     settings = Settings(worker_port=9090, metrics_port=8001)
     api, worker, jobs = fleet_roles(settings, [{"A": "b"}, {}])
     assert worker.copies == [{"A": "b", "AIOS_WORKER_PORT": "9090"}, {"AIOS_WORKER_PORT": "9091"}]
-    assert [role.env["AIOS_METRICS_PORT"] for role in (api, worker, jobs)] == ["8001", "none", "none"]
+    assert [role.env["AIOS_METRICS_PORT"] for role in (api, worker, jobs)] == [
+        "8001",
+        "none",
+        "none",
+    ]
     _, free, _ = fleet_roles(Settings(worker_port=0), [{}, {}])
     assert (free.env["AIOS_WORKER_PORT"], free.copies) == ("0", [{}, {}])
 
@@ -83,7 +98,9 @@ class MortalRedis(EmbeddedRedis):
         return self.times >= 0
 
 
-@pytest.mark.parametrize(("deaths", "lives_s", "status"), [(4, 10.0, 0), (5, 10.0, 1), (50, 0.0, 0)])
+@pytest.mark.parametrize(
+    ("deaths", "lives_s", "status"), [(4, 10.0, 0), (5, 10.0, 1), (50, 0.0, 0)]
+)
 async def test_a_redis_that_dies_again_and_again_ends_the_fleet(
     deaths: int, lives_s: float, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,7 +126,9 @@ def ready_fleet(*tasks: TaskName) -> Fleet:
 def test_the_ready_line_has_what_to_type_next() -> None:
     settings = Settings(host="0.0.0.0", port=8123)
     line = ready_line(settings, ready_fleet("generate"), needs_key=False)
-    assert line.startswith("ready at http://127.0.0.1:8123  model: m  docs: http://127.0.0.1:8123/docs  try: curl -s ")
+    assert line.startswith(
+        "ready at http://127.0.0.1:8123  model: m  docs: http://127.0.0.1:8123/docs  try: curl -s "
+    )
     assert "/generate" in line and "Authorization" not in line
     assert ready_line(settings, ready_fleet("embed"), needs_key=False).endswith(
         "try: curl -s http://127.0.0.1:8123/v1/models"
@@ -158,7 +177,9 @@ def test_a_fleets_ports_are_looked_at_before_anything_is_started() -> None:
         port = taken.getsockname()[1]
         for name in ("port", "metrics_port", "worker_port"):
             values = {"host": "127.0.0.1", "port": 0} | {name: port}
-            with pytest.raises(SettingsError, match=f"^{name}: cannot listen on 127.0.0.1 port {port}: "):
+            with pytest.raises(
+                SettingsError, match=f"^{name}: cannot listen on 127.0.0.1 port {port}: "
+            ):
                 bindable_port(Settings(**values))
     free = bindable_port(Settings(host="127.0.0.1", port=0))
     assert bindable_port(Settings(host="127.0.0.1", port=free)) == free
@@ -168,7 +189,9 @@ def test_ports_of_one_fleet_must_differ() -> None:
     free = bindable_port(Settings(host="127.0.0.1", port=0))
     with pytest.raises(SettingsError, match=r"^metrics_port: cannot listen"):
         bindable_port(Settings(host="127.0.0.1", port=free, metrics_port=free))
-    with pytest.raises(SettingsError, match=r"^worker_port: 2 workers have the ports 65535 and up, beyond 65535"):
+    with pytest.raises(
+        SettingsError, match=r"^worker_port: 2 workers have the ports 65535 and up, beyond 65535"
+    ):
         bindable_port(Settings(host="127.0.0.1", port=0, worker_port=65_535), workers=2)
 
 
@@ -179,7 +202,11 @@ def test_a_child_tells_of_a_setting_as_its_parent_had_it(
     settings = resolve({"device": "cpu"}, {"PORT": "8123"}, None).settings
     _, worker, _ = fleet_roles(settings, [{}])
     child = resolve({}, worker.env, Path(os.devnull)).settings
-    assert [child.origin(name) for name in ("port", "device", "host")] == ["PORT", "--device", "default"]
+    assert [child.origin(name) for name in ("port", "device", "host")] == [
+        "PORT",
+        "--device",
+        "default",
+    ]
     with caplog.at_level("INFO"):
         tell_of_variables(settings)
         assert caplog.records[0].fields == {"variables": {"PORT": "8123"}}  # type: ignore[attr-defined]
@@ -188,7 +215,9 @@ def test_a_child_tells_of_a_setting_as_its_parent_had_it(
     assert len(caplog.records) == 1
 
 
-def test_a_misspelt_variable_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_misspelt_variable_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("AIOS_MAX_BATCH", "4")
     monkeypatch.setenv("AIOS_APIKEYS", "secret")
     tell_of_variables(Settings())

@@ -1,4 +1,5 @@
-"""The benchmarks run: every row prints rates and finite ratios on a tiny net, and says what the answers agreed on."""
+"""The benchmarks run: every row prints rates and finite ratios on a tiny net, and says what the
+answers agreed on."""
 
 import math
 import re
@@ -26,12 +27,24 @@ def ratios(text: str) -> list[float]:
     return found
 
 
-def test_every_row_of_the_engine_prints_ratios(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_row_of_the_engine_prints_ratios(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     engine.main([*ONCE, "--cache", str(cache)])
     text = capsys.readouterr().out
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout
     assert text.startswith(f"commit {head[:12]}")
-    for row in ("decode x4", "single", "prefill x4", "staggered x4 all", "scoring 64+4x8", "prefix 64+16", "prompt of"):
+    for row in (
+        "decode x4",
+        "single",
+        "prefill x4",
+        "staggered x4 all",
+        "scoring 64+4x8",
+        "prefix 64+16",
+        "prompt of",
+    ):
         assert re.search(rf"^{re.escape(row)} .*ratio", text, re.MULTILINE), text
     assert len(ratios(text)) == 16
     assert re.findall(r"answers equal: (.*)", text) == ["4 of 4", "1 of 1", "4 of 4", "4 of 4"]
@@ -48,7 +61,8 @@ def test_the_fleet_beside_its_engines(cache: Path, capsys: pytest.CaptureFixture
 
 
 def test_tokens_beside_a_long_task(capsys: pytest.CaptureFixture[str]) -> None:
-    """They go on: on a machine that does nothing else they come as evenly as alone (docs/benchmarks.md)."""
+    """They go on: on a machine that does nothing else they come as evenly as alone
+    (docs/benchmarks.md)."""
     beside.main(["--seconds", "0.5"])
     text = capsys.readouterr().out
     assert len(re.findall(r"^round \d: alone p50 .* beside p50 .* p99 x", text, re.MULTILINE)) == 3
@@ -67,10 +81,13 @@ def test_a_ratio_above_one_means_that_ours_is_faster() -> None:
     speed = Comparison()
     speed.add(ours=1.0, theirs=3.0)
     speed.add(ours=9.0, theirs=2.0)
-    assert "ours     100.0 tok/s  theirs      50.0 tok/s  ratio 2.00  (median 1.61, 0.22 to 3.00)" in speed.rates(
-        "x", 100, "tok/s"
+    assert (
+        "ours     100.0 tok/s  theirs      50.0 tok/s  ratio 2.00  (median 1.61, 0.22 to 3.00)"
+        in speed.rates("x", 100, "tok/s")
     )
-    assert "hit     100.0 ms  cold     200.0 ms  ratio 2.00" in speed.latencies("x", ("hit", "cold"), parts=10)
+    assert "hit     100.0 ms  cold     200.0 ms  ratio 2.00" in speed.latencies(
+        "x", ("hit", "cold"), parts=10
+    )
 
 
 def test_every_token_of_the_vocabulary_is_a_text_of_its_own() -> None:

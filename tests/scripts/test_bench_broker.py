@@ -1,4 +1,5 @@
-"""The benchmarks of the broker do what they say: each token is appended once, by few commands; submits queue or not."""
+"""The benchmarks of the broker do what they say: each token is appended once, by few commands;
+submits queue or not."""
 
 import pytest
 from redis.asyncio import Redis

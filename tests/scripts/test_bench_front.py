@@ -8,5 +8,8 @@ from scripts.bench import front
 def test_answers_and_refusals_are_timed(capsys: pytest.CaptureFixture[str]) -> None:
     front.main(["--fronts", "2", "--seconds", "0.3", "--clients", "4"])
     rows = capsys.readouterr().out.splitlines()[-2:]
-    assert [row.startswith("2 front(s), 4 clients") and "p99" in row for row in rows] == [True, True]
+    assert [row.startswith("2 front(s), 4 clients") and "p99" in row for row in rows] == [
+        True,
+        True,
+    ]
     assert all(row.endswith("others: none") for row in rows)

@@ -1,4 +1,5 @@
-"""The GPU benchmark runs to its end without a GPU, since one is too rarely there to find out that it does not."""
+"""The GPU benchmark runs to its end without a GPU, since one is too rarely there to find out that
+it does not."""
 
 import pytest
 
@@ -9,7 +10,12 @@ def test_every_part_runs_and_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main(["--small"]) == 0
     said = capsys.readouterr().out
     assert "Traceback" not in said
-    for line in ("# device: ", "batch   2: step", "2 x 64 tokens", "ours are transformers' in 100.0%"):
+    for line in (
+        "# device: ",
+        "batch   2: step",
+        "2 x 64 tokens",
+        "ours are transformers' in 100.0%",
+    ):
         assert line in said
 
 

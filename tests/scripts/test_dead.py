@@ -51,11 +51,15 @@ async def test_the_dead_are_listed_and_shown(redis: Redis, aios: Aios) -> None:
     _, (shown,) = await aios("show", first.id, "--json")
     assert (shown["task"]["type"], shown["task"]["prompt"]) == ("generate", "hi")
     assert [event["type"] for event in shown["log"]] == ["started"] * 3 + ["failed"]
-    assert first.id in (await aios("list"))[1] and "worker_crashed" in (await aios("show", first.id))[1]
+    assert (
+        first.id in (await aios("list"))[1]
+        and "worker_crashed" in (await aios("show", first.id))[1]
+    )
     week_ms = 7 * 86_400_000
-    assert [await redis.pttl(name) > week_ms - 60_000 for name in (keys.job(first.id), keys.log(first.id))] == [
-        *(True, True)
-    ]
+    assert [
+        await redis.pttl(name) > week_ms - 60_000
+        for name in (keys.job(first.id), keys.log(first.id))
+    ] == [*(True, True)]
 
 
 async def test_one_is_tried_again_as_a_new_job(redis: Redis, aios: Aios) -> None:
@@ -64,7 +68,12 @@ async def test_one_is_tried_again_as_a_new_job(redis: Redis, aios: Aios) -> None
     status, (made,) = await aios("retry", job.id, "--json")
     assert status == 0 and made["id"] != job.id
     (claim,) = await desk.take(5, is_empty=False)
-    assert (claim.job.id, claim.job.task, claim.job.tenant, claim.job.priority) == (made["id"], SAY_HI, "acme", "bulk")
+    assert (claim.job.id, claim.job.task, claim.job.tenant, claim.job.priority) == (
+        made["id"],
+        SAY_HI,
+        "acme",
+        "bulk",
+    )
     assert (claim.epoch, claim.is_alone) == (1, False), "its deaths are forgotten"
     assert await desk.say(claim, DONE)
     assert await aios("list", "--json") == (0, [])
@@ -92,16 +101,22 @@ async def test_one_is_dropped_with_its_keys(redis: Redis, aios: Aios) -> None:
 
 
 @pytest.mark.parametrize("command", ["show", "retry", "drop"])
-async def test_the_living_and_the_unknown_are_left_alone(redis: Redis, aios: Aios, command: str) -> None:
+async def test_the_living_and_the_unknown_are_left_alone(
+    redis: Redis, aios: Aios, command: str
+) -> None:
     (job,) = await Desk(redis).submit()
     for name in (job.id, keys.new_id("00"), keys.new_id("fe"), "nonsense", "00*"):
         assert (await aios(command, name))[0] == 1
     assert await Desk(redis).counts() == (1, 0)
 
 
-async def test_without_a_redis_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_redis_it_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("AIOS_REDIS_URL", raising=False)
     assert await asyncio.to_thread(main, ["dead", "list"]) == 2
     assert "redis_url" in capsys.readouterr().err
-    assert await asyncio.to_thread(main, ["dead", "list", "--redis-url", "redis://127.0.0.1:1/0"]) == 1
+    assert (
+        await asyncio.to_thread(main, ["dead", "list", "--redis-url", "redis://127.0.0.1:1/0"]) == 1
+    )
     assert "aios dead:" in capsys.readouterr().err

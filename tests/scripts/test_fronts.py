@@ -25,7 +25,11 @@ async def test_a_real_front(redis: Redis, redis_url: str) -> None:
     seen = rates(before, after, 2.0)
     assert (seen["requests"], seen["errors"]) == (2.0, 0.5), "probes and scrapes are left out"
     (told,) = latencies(before, after)
-    assert (told.model, told.is_recent, set(told.quantiles)) == ("echo", True, {"ttft", "inter_token", "queue", "job"})
+    assert (told.model, told.is_recent, set(told.quantiles)) == (
+        "echo",
+        True,
+        {"ttft", "inter_token", "queue", "job"},
+    )
     assert all(0 < median <= high < 10 for median, high in told.quantiles.values())
     (again,) = latencies(after, after)
     assert not again.is_recent and again.quantiles == latencies(None, after)[0].quantiles
@@ -57,7 +61,9 @@ def test_quantiles_lie_between_a_buckets_bounds(share: float, seconds: float) ->
 
 def test_several_fronts_are_added_and_one_that_restarted_counts_anew() -> None:
     def front(count: float, requests: float) -> FrontCounts:
-        return FrontCounts({"requests": requests}, {("ttft", "m"): {1.0: count, 2.0: count, INF: count}})
+        return FrontCounts(
+            {"requests": requests}, {("ttft", "m"): {1.0: count, 2.0: count, INF: count}}
+        )
 
     before = Fronts({"a": front(10, 100), "b": front(50, 500)}, {})
     after = Fronts({"a": front(12, 120), "b": front(2, 5), "c": front(9, 9)}, {})

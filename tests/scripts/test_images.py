@@ -1,4 +1,5 @@
-"""What the builder of images is told, and what it is not; the images themselves take `python -m scripts.images`."""
+"""What the builder of images is told, and what it is not; the images themselves take `python -m
+scripts.images`."""
 
 import json
 import sys
@@ -20,11 +21,17 @@ json.dump({"words": sys.argv[2:], "pip": open(secrets["pip"]).read()}, open(sys.
 
 def noting(notes: Path, mounts_folders: bool = True) -> Engine:
     """An engine that writes down how it is called to build."""
-    return Engine((sys.executable, "-c", NOTE_WORDS, str(notes)), ("false",), mounts_folders=mounts_folders)
+    return Engine(
+        (sys.executable, "-c", NOTE_WORDS, str(notes)), ("false",), mounts_folders=mounts_folders
+    )
 
 
 def test_an_index_and_its_password_go_in_as_a_secret_alone(tmp_path: Path) -> None:
-    env = {"PIP_INDEX_URL": "https://me:pass@index.test/simple", "PIP_CERT": "/ca.pem", "PIP_FIND_LINKS": str(tmp_path)}
+    env = {
+        "PIP_INDEX_URL": "https://me:pass@index.test/simple",
+        "PIP_CERT": "/ca.pem",
+        "PIP_FIND_LINKS": str(tmp_path),
+    }
     plan = BuildPlan("local", base="python:3.12-slim", torch_index="", revision="abc")
     build(noting(tmp_path / "notes"), "api", plan, env)
     notes = json.loads((tmp_path / "notes").read_text())
@@ -46,16 +53,27 @@ def test_an_index_and_its_password_go_in_as_a_secret_alone(tmp_path: Path) -> No
 
 def test_what_is_not_chosen_is_left_to_the_dockerfile(tmp_path: Path) -> None:
     plan = BuildPlan("1.0", base=None, torch_index=None, revision="abc")
-    build(noting(tmp_path / "notes", mounts_folders=False), "simplefoundation", plan, {"PIP_FIND_LINKS": str(tmp_path)})
+    build(
+        noting(tmp_path / "notes", mounts_folders=False),
+        "simplefoundation",
+        plan,
+        {"PIP_FIND_LINKS": str(tmp_path)},
+    )
     notes = json.loads((tmp_path / "notes").read_text())
     assert notes["pip"] == "[global]\n"
     chosen = [word for word in notes["words"] if not word.startswith("--secret=id=pip")]
-    assert chosen[:-1] == ["--build-arg=VERSION=1.0", "--build-arg=REVISION=abc", "--tag=simplefoundation:1.0"]
+    assert chosen[:-1] == [
+        "--build-arg=VERSION=1.0",
+        "--build-arg=REVISION=abc",
+        "--tag=simplefoundation:1.0",
+    ]
 
 
 def test_a_failed_build_says_which() -> None:
     with pytest.raises(EngineError, match="building worker-cpu failed with status 1"):
-        build(Engine(("false",), ("false",)), "worker-cpu", BuildPlan("local", None, None, "abc"), {})
+        build(
+            Engine(("false",), ("false",)), "worker-cpu", BuildPlan("local", None, None, "abc"), {}
+        )
 
 
 def test_names_are_those_that_compose_and_charts_use() -> None:
@@ -66,4 +84,7 @@ def test_names_are_those_that_compose_and_charts_use() -> None:
 def test_the_table_has_a_line_for_each_image() -> None:
     image = Image("aios/api:local", 200_400_000, "10001:10001", ("NONE",))
     lines = render([Report(image, ready_s=1.25, stop_s=0.5, saw="it"), Report(image)]).splitlines()
-    assert lines[2:] == ["| aios/api:local | 200 MB | 1.2 s | 0.5 s | it |", "| aios/api:local | 200 MB | - | - | - |"]
+    assert lines[2:] == [
+        "| aios/api:local | 200 MB | 1.2 s | 0.5 s | it |",
+        "| aios/api:local | 200 MB | - | - | - |",
+    ]

@@ -41,12 +41,21 @@ async def test_once_tells_what_it_would_do_and_then_does_it(
     job_id = await plant(redis)
 
     async def once(*flags: str) -> object:
-        assert await asyncio.to_thread(main, ["jobs", "--once", "--redis-url", redis_url, *flags]) == 0
+        assert (
+            await asyncio.to_thread(main, ["jobs", "--once", "--redis-url", redis_url, *flags]) == 0
+        )
         return json.loads(capsys.readouterr().out)
 
     told = await once("--dry-run")
     assert told == {
-        **{"jobs": {"late_jobs": 1}, "orphans": {}, "quotas": {}, "depths": {}, "tenants": {}, "workers": {}},
+        **{
+            "jobs": {"late_jobs": 1},
+            "orphans": {},
+            "quotas": {},
+            "depths": {},
+            "tenants": {},
+            "workers": {},
+        },
         "artifacts": {},
     }
     assert await state(redis, job_id) == b"queued"
@@ -55,10 +64,15 @@ async def test_once_tells_what_it_would_do_and_then_does_it(
     assert (await once())["jobs"] == {}  # type: ignore[index]
 
 
-async def test_without_a_redis_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_redis_it_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("AIOS_REDIS_URL", raising=False)
     assert await asyncio.to_thread(main, ["jobs", "--once"]) == 2
-    assert await asyncio.to_thread(main, ["jobs", "--once", "--redis-url", "redis://127.0.0.1:1/0"]) == 1
+    assert (
+        await asyncio.to_thread(main, ["jobs", "--once", "--redis-url", "redis://127.0.0.1:1/0"])
+        == 1
+    )
     assert "aios jobs:" in capsys.readouterr().err
 
 
@@ -70,7 +84,10 @@ async def test_the_role_sweeps_by_itself_and_ends_at_once(redis: Redis, redis_ur
     process = await asyncio.create_subprocess_exec(*command, env=dict(os.environ))
     try:
         async with asyncio.timeout(3 * DEADLINE_S):
-            while await redis.exists(keys.depth("00", "m")) and await Desk(redis).counts() != (0, 0):
+            while await redis.exists(keys.depth("00", "m")) and await Desk(redis).counts() != (
+                0,
+                0,
+            ):
                 assert process.returncode is None
                 await asyncio.sleep(0.05)
         process.send_signal(signal.SIGTERM)
@@ -107,7 +124,9 @@ class Bomb:
 async def test_a_pickled_job_is_refused_not_run(redis: Redis, tmp_path: Path) -> None:
     """Whoever can write to Redis must not run code here."""
     crater, job_id = tmp_path / "crater", f"{{{TAG}}}:bomb"
-    payload = pickle.dumps({"t": None, "f": f"{{{TAG}}}:jobs", "a": (Bomb(crater),), "k": {}, "et": 1})
+    payload = pickle.dumps(
+        {"t": None, "f": f"{{{TAG}}}:jobs", "a": (Bomb(crater),), "k": {}, "et": 1}
+    )
     await redis.set(f"arq:job:{job_id}", payload)
     await redis.zadd(QUEUE, {job_id: 1})
     broker = Broker(redis)

@@ -1,4 +1,5 @@
-"""`aios keys` on a real Redis: made once, listed, revoked by id; what makes no sense is refused by name."""
+"""`aios keys` on a real Redis: made once, listed, revoked by id; what makes no sense is refused by
+name."""
 
 import asyncio
 import json
@@ -37,7 +38,10 @@ async def test_a_key_is_made_listed_and_revoked(redis: Redis, aios: Aios) -> Non
     _, (first, second) = await aios("list", "--json")
     assert made.pop("key") not in json.dumps([first, second])
     assert second == made
-    assert {name: second[name] for name in ("name", "tenant", "best_priority", "rate", "concurrency", "is_admin")} == {
+    assert {
+        name: second[name]
+        for name in ("name", "tenant", "best_priority", "rate", "concurrency", "is_admin")
+    } == {
         **{"name": "bob", "tenant": "acme", "best_priority": "bulk"},
         **{"rate": "10/60", "concurrency": 4, "is_admin": True},
     }
@@ -84,7 +88,9 @@ def test_nonsense_is_refused(words: list[str], capsys: pytest.CaptureFixture[str
     assert "expected" in capsys.readouterr().err or not words or words == ["revoke"]
 
 
-def test_without_redis_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_redis_it_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("AIOS_REDIS_URL", raising=False)
     assert main(["keys", "list"]) == 2
     assert "redis_url" in capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""The fleets of this machine are found by the tools, by their owner alone, and only while they live."""
+"""The fleets of this machine are found by the tools, by their owner alone, and only while they
+live."""
 
 import json
 import os
@@ -10,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from scripts.local_fleet import LocalFleet, announced, choose_fleet, running_fleets, with_local_fleet
+from scripts.local_fleet import (
+    LocalFleet,
+    announced,
+    choose_fleet,
+    running_fleets,
+    with_local_fleet,
+)
 from shared.settings import Settings, SettingsError
 from tests.polling import wait_until
 
@@ -36,7 +43,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def fleet(port: int = 8000) -> LocalFleet:
     url = f"http://127.0.0.1:{port}"
-    return LocalFleet(os.getpid(), port, url, f"redis://:s3cret@127.0.0.1:{port}/0", 1, has_open_metrics=True)
+    return LocalFleet(
+        os.getpid(), port, url, f"redis://:s3cret@127.0.0.1:{port}/0", 1, has_open_metrics=True
+    )
 
 
 def test_a_fleet_is_found_while_it_runs_and_its_password_is_its_owners(folder: Path) -> None:
@@ -60,7 +69,9 @@ def test_what_is_no_file_is_passed_over(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("lost", ["XDG_RUNTIME_DIR", "XDG_STATE_HOME"])
-def test_it_is_found_from_a_shell_without_a_session(lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_found_from_a_shell_without_a_session(
+    lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And where one of the folders cannot be had, as in a container, the next one serves."""
     (tmp_path / "file").touch()
     monkeypatch.setenv(lost, str(tmp_path / "file" / "none"))
@@ -68,7 +79,9 @@ def test_it_is_found_from_a_shell_without_a_session(lost: str, tmp_path: Path, m
         assert running_fleets() == [fleet()]
 
 
-def test_a_user_without_a_home_needs_none(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_needs_none(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One whom the system does not know, in an environment that tells nothing."""
 
     def unknown(number: int) -> None:
@@ -79,7 +92,9 @@ def test_a_user_without_a_home_needs_none(folder: Path, tmp_path: Path, monkeypa
         monkeypatch.delenv(name, raising=False)
     with announced(fleet()):
         assert running_fleets() == [fleet()]
-        assert [place.parent for place in tmp_path.glob("aios-*/*")] == [tmp_path / f"aios-{os.getuid()}"]
+        assert [place.parent for place in tmp_path.glob("aios-*/*")] == [
+            tmp_path / f"aios-{os.getuid()}"
+        ]
 
 
 def test_without_any_folder_the_fleet_runs_all_the_same(
@@ -95,7 +110,11 @@ def test_without_any_folder_the_fleet_runs_all_the_same(
 def test_a_killed_fleet_is_not_found_although_its_process_id_is_taken_again(folder: Path) -> None:
     """The file of process 1, which always runs: whose it is depends on who holds it."""
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        [sys.executable, "-c", HOLDER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
     )
     with holder:
         assert holder.stdout is not None
@@ -124,7 +143,9 @@ def test_a_folder_or_a_file_of_somebody_else_is_not_believed(folder: Path) -> No
 def test_one_of_several_is_chosen_by_its_port() -> None:
     with announced(fleet(8000)), announced(fleet(9000)):
         assert choose_fleet(9000) == fleet(9000)
-        with pytest.raises(SettingsError, match=r"several.*127.0.0.1:8000 .*127.0.0.1:9000 .*--port"):
+        with pytest.raises(
+            SettingsError, match=r"several.*127.0.0.1:8000 .*127.0.0.1:9000 .*--port"
+        ):
             choose_fleet()
         with pytest.raises(SettingsError, match=r"port: no fleet with port 1 .*127.0.0.1:8000 "):
             choose_fleet(1)
@@ -138,7 +159,9 @@ def test_a_redis_that_is_named_wins() -> None:
         assert (found.redis_url, its_fleet) == (fleet().redis_url, fleet())
         with pytest.raises(SettingsError, match="port: chooses a fleet"):
             with_local_fleet(named, 8000)
-    with pytest.raises(SettingsError, match=r"redis_url: .*no `aios serve hrm` of this user runs here"):
+    with pytest.raises(
+        SettingsError, match=r"redis_url: .*no `aios serve hrm` of this user runs here"
+    ):
         with_local_fleet(Settings())
 
 

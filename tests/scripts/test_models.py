@@ -30,18 +30,32 @@ def aios(redis_url: str, capsys: pytest.CaptureFixture[str]) -> Aios:
 async def test_a_model_is_added_changed_pinned_listed_and_removed(redis: Redis, aios: Aios) -> None:
     catalogue = Catalogue(redis)
     assert await aios("add", "maths", "/models/xl") == (0, "maths added\n", "")
-    assert await aios("add", "maths", "/models/xl", "--context-window", "512") == (0, "maths changed\n", "")
+    assert await aios("add", "maths", "/models/xl", "--context-window", "512") == (
+        0,
+        "maths changed\n",
+        "",
+    )
     assert await aios("pin", "maths") == (0, "maths pinned\n", "")
     listing = await catalogue.listing()
     assert (listing.entries["maths"].context_window, listing.pinned) == (512, {"maths"})
     status, out, _ = await aios("list", "--json")
-    expected: dict[str, Any] = {"id": "maths", "path": "/models/xl", "is_pinned": True, "workers": 0, "loaded": 0}
+    expected: dict[str, Any] = {
+        "id": "maths",
+        "path": "/models/xl",
+        "is_pinned": True,
+        "workers": 0,
+        "loaded": 0,
+    }
     assert status == 0
     assert json.loads(out).items() >= expected.items()
     assert await aios("load", "maths") == (0, "maths ordered\n", "")
     assert (await catalogue.listing()).loads.keys() == {"maths"}
     assert await aios("unpin", "maths") == (0, "maths unpinned\n", "")
-    assert await aios("remove", "maths", "--json") == (0, '{"id": "maths", "done": "removed"}\n', "")
+    assert await aios("remove", "maths", "--json") == (
+        0,
+        '{"id": "maths", "done": "removed"}\n',
+        "",
+    )
     assert await aios("list") == (0, "", "")
 
 

@@ -1,4 +1,5 @@
-"""The mutants are small, valid and where they should be, and a test that sees nothing lets them live."""
+"""The mutants are small, valid and where they should be, and a test that sees nothing lets them
+live."""
 
 import ast
 from pathlib import Path
@@ -70,7 +71,9 @@ def test_the_table_names_what_is_there(name: str) -> None:
     mutants = mutants_of(name, source)
     assert len(mutants) >= 3
     assert all(mutant.applied(source) != source for mutant in mutants)
-    assert sum(not is_valid(name, mutant.applied(source)) for mutant in mutants) <= len(mutants) // 10
+    assert (
+        sum(not is_valid(name, mutant.applied(source)) for mutant in mutants) <= len(mutants) // 10
+    )
     for test in TESTS[name]:
         assert (REPO_ROOT / test).is_file()
 
@@ -78,7 +81,9 @@ def test_the_table_names_what_is_there(name: str) -> None:
 def test_what_no_test_sees_survives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two functions alike, and a test of one of them."""
     (tmp_path / "a.py").write_text("def seen(a):\n    return a\n\n\ndef unseen(a):\n    return a\n")
-    (tmp_path / "test_a.py").write_text("from a import seen\n\n\ndef test_it():\n    assert seen(1) == 1\n")
+    (tmp_path / "test_a.py").write_text(
+        "from a import seen\n\n\ndef test_it():\n    assert seen(1) == 1\n"
+    )
     monkeypatch.setitem(mutate.TESTS, "a.py", ("test_a.py",))
     mutants = mutants_of("a.py", (tmp_path / "a.py").read_text())
     survivors = try_file(tmp_path, "a.py", mutants)

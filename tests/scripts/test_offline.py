@@ -18,7 +18,9 @@ def run(tmp_path: Path, lines: list[object], *flags: str) -> dict[int, dict[str,
 def test_every_prompt_is_answered_once(tmp_path: Path) -> None:
     """B66: more prompts than places, of unlike lengths, on the sample model; the sums are right."""
     sums = [f"{left} + {left + 7} = ?" for left in range(10, 30)]
-    answers = run(tmp_path, [*sums, {"prompt": "3 + 4 = ?", "n": 2, "max_tokens": 5}], "--max-batch-size", "4")
+    answers = run(
+        tmp_path, [*sums, {"prompt": "3 + 4 = ?", "n": 2, "max_tokens": 5}], "--max-batch-size", "4"
+    )
     assert sorted(answers) == list(range(21))
     for index in range(20):
         (choice,) = answers[index]["choices"]  # type: ignore[misc]

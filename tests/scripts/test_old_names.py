@@ -1,4 +1,5 @@
-"""The commands that older documents name: found by their names, with their flags and variables on our settings."""
+"""The commands that older documents name: found by their names, with their flags and variables on
+our settings."""
 
 import os
 import re
@@ -40,10 +41,14 @@ def test_python_finds_it_in_any_directory(module: str, tmp_path: Path) -> None:
     """A74, B35, C3: the package is installed under that name."""
     asked = [sys.executable, "-m", module, "--print-config", "--port", "8123"]
     env = without_settings(os.environ)
-    done = subprocess.run(asked, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=180, check=True)
+    done = subprocess.run(
+        asked, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=180, check=True
+    )
     assert "8123" in done.stdout and "--port" in done.stdout
     asked = [sys.executable, "-m", module, "--prot", "1"]
-    refused = subprocess.run(asked, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=180, check=False)
+    refused = subprocess.run(
+        asked, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=180, check=False
+    )
     assert refused.returncode == 2
     hint = "--prot: there is no such flag; did you mean --port? --help lists those there are"
     assert refused.stderr == f"python -m {module}: {hint}\n"
@@ -53,22 +58,40 @@ def test_python_finds_it_in_any_directory(module: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--model_path", "/m", "--host", "h", "--port", "1"], {"model_path": "/m", "host": "h", "port": 1}),
-        (["--model-path=/m", "--tokenizer-path", "/t"], {"model_path": "/m", "tokenizer_path": "/t"}),
-        (["--hf-checkpoint", "/m", "--tokenizer", "/t"], {"model_path": "/m", "tokenizer_path": "/t"}),
+        (
+            ["--model_path", "/m", "--host", "h", "--port", "1"],
+            {"model_path": "/m", "host": "h", "port": 1},
+        ),
+        (
+            ["--model-path=/m", "--tokenizer-path", "/t"],
+            {"model_path": "/m", "tokenizer_path": "/t"},
+        ),
+        (
+            ["--hf-checkpoint", "/m", "--tokenizer", "/t"],
+            {"model_path": "/m", "tokenizer_path": "/t"},
+        ),
         (["--checkpoint-path", "/m"], {"model_path": "/m"}),
-        (["--load_in_8bit", "--no_flash_attention"], {"quantize": "int8", "flash_attention": False}),
+        (
+            ["--load_in_8bit", "--no_flash_attention"],
+            {"quantize": "int8", "flash_attention": False},
+        ),
         (
             ["--seed", "7", "--log-level", "debug", "--no-access-log"],
             {"seed": 7, "log_level": "debug", "access_log": False},
         ),
         (["--access-log"], {"access_log": True}),
         (["--healthz-mode", "ready"], {"healthz_mode": "ready"}),
-        (["--device", "cpu", "--enable-cors", "--cors-origins", "*"], {"device": "cpu", "enable_cors": True}),
+        (
+            ["--device", "cpu", "--enable-cors", "--cors-origins", "*"],
+            {"device": "cpu", "enable_cors": True},
+        ),
     ],
 )
 def test_flags_are_those_of_the_documents(
-    command: Callable[[list[str]], int], flags: list[str], expected: dict[str, object], served: list[Settings]
+    command: Callable[[list[str]], int],
+    flags: list[str],
+    expected: dict[str, object],
+    served: list[Settings],
 ) -> None:
     assert command(flags) == 0
     (settings,) = served
@@ -78,11 +101,20 @@ def test_flags_are_those_of_the_documents(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--hf-checkpoint", "/a", "--checkpoint-path", "/b"], ["model_path: ", "exclude each other"]),
+        (
+            ["--hf-checkpoint", "/a", "--checkpoint-path", "/b"],
+            ["model_path: ", "exclude each other"],
+        ),
         (["--checkpoint-path", "/b", "--hf_checkpoint=/a"], ["model_path: ", "exclude each other"]),
         (["--model-path", "/a", "--checkpoint-path", "/b"], ["model_path: ", "exclude each other"]),
-        (["--tokenizer", "/a", "--tokenizer-path", "/b"], ["tokenizer_path: ", "exclude each other"]),
-        (["--load_in_4bit", "--load_in_8bit"], ["quantize: ", "--load-in-4bit and --load-in-8bit exclude each other"]),
+        (
+            ["--tokenizer", "/a", "--tokenizer-path", "/b"],
+            ["tokenizer_path: ", "exclude each other"],
+        ),
+        (
+            ["--load_in_4bit", "--load_in_8bit"],
+            ["quantize: ", "--load-in-4bit and --load-in-8bit exclude each other"],
+        ),
         (["--load_in_4bit"], ["quantize: ", "4 bits", "int8", "(from --load-in-4bit)"]),
         (["--quantize", "nf4"], ["quantize: ", "4 bits", "(from --quantize)"]),
         (["--hf-checkpoint", "/no/where", "--port", "x"], ["port: ", "(from --port)"]),
@@ -100,7 +132,9 @@ def test_what_cannot_be_is_refused(
     assert served == []
 
 
-def test_only_min_server_waits_until_the_model_is_warm(served: list[Settings], tmp_path: Path) -> None:
+def test_only_min_server_waits_until_the_model_is_warm(
+    served: list[Settings], tmp_path: Path
+) -> None:
     """X6; a file, a variable and a flag outrank the command's default."""
     for command in MODULES.values():
         assert command([]) == 0
@@ -123,11 +157,17 @@ def every_role() -> dict[str, Callable[[list[str]], int]]:
 
 @pytest.mark.parametrize("role", every_role())
 def test_a_variable_is_obeyed_or_refused_by_every_role(
-    role: str, served: list[Settings], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    role: str,
+    served: list[Settings],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """C6, D17, D71, D72, D105: none is passed over in silence."""
     run = every_role()[role]
-    asked = {name: "1" for name in NOT_OBEYED} | {"ENABLE_LARGE_MODELS": "0", "LOAD_IN_4BIT": "true"}
+    asked = {name: "1" for name in NOT_OBEYED} | {
+        "ENABLE_LARGE_MODELS": "0",
+        "LOAD_IN_4BIT": "true",
+    }
     for name, value in asked.items():
         monkeypatch.setenv(name, value)
         assert run(["--print-config"]) == 2
@@ -143,8 +183,14 @@ def test_a_variable_is_obeyed_or_refused_by_every_role(
 def test_switches_of_the_environment() -> None:
     assert resolve({}, {"LOAD_IN_8BIT": "TRUE"}, None).settings.quantize == "int8"
     assert resolve({}, {"LOAD_IN_8BIT": "1"}, None).origins["quantize"] == "LOAD_IN_8BIT"
-    assert resolve({}, {"LOAD_IN_4BIT": "false", "LOAD_IN_8BIT": "off"}, None).settings.quantize == "none"
-    assert resolve({}, {"LOAD_IN_8BIT": "true", "AIOS_QUANTIZE": "none"}, None).settings.quantize == "none"
+    assert (
+        resolve({}, {"LOAD_IN_4BIT": "false", "LOAD_IN_8BIT": "off"}, None).settings.quantize
+        == "none"
+    )
+    assert (
+        resolve({}, {"LOAD_IN_8BIT": "true", "AIOS_QUANTIZE": "none"}, None).settings.quantize
+        == "none"
+    )
     assert resolve({"quantize": "int8"}, {"LOAD_IN_4BIT": "true"}, None).settings.quantize == "int8"
     for env, words in (
         ({"LOAD_IN_4BIT": "true"}, r"4 bits.*\(from LOAD_IN_4BIT\)"),
@@ -171,7 +217,10 @@ def test_a_real_package_of_that_name_is_found_before_ours(tmp_path: Path) -> Non
 
 
 def test_a_model_in_hugging_faces_cache_is_served_under_its_name(
-    served: list[Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    served: list[Settings],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """B97, as far as it goes without fetching anything."""
     import huggingface_hub.constants

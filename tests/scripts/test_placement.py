@@ -25,10 +25,17 @@ def test_shares_are_disjoint_even_and_whole(num_cores: int, data: st.DataObject)
     workers = data.draw(st.integers(1, num_cores))
     cores = [(core, core + num_cores) for core in range(num_cores)]
     shares = core_shares(cores, workers)
-    assert sorted(processor for share in shares for processor in share) == sorted(map(int, sum(cores, ())))
+    assert sorted(processor for share in shares for processor in share) == sorted(
+        map(int, sum(cores, ()))
+    )
     sizes = [len(share) // 2 for share in shares]
     assert max(sizes) - min(sizes) <= 1
-    assert all({core, core + num_cores} <= set(share) for share in shares for core in share if core < num_cores)
+    assert all(
+        {core, core + num_cores} <= set(share)
+        for share in shares
+        for core in share
+        if core < num_cores
+    )
 
 
 @pytest.mark.parametrize(
@@ -41,7 +48,9 @@ def test_shares_are_disjoint_even_and_whole(num_cores: int, data: st.DataObject)
         (Shape(5, 1), [None] * 5),
     ],
 )
-def test_workers_get_cores_of_their_own_where_there_are_enough(shape: Shape, expected: list[str | None]) -> None:
+def test_workers_get_cores_of_their_own_where_there_are_enough(
+    shape: Shape, expected: list[str | None]
+) -> None:
     places = worker_envs(shape, machine(), {})
     assert [place.get("AIOS_WORKER_CORES") for place in places] == expected
 
@@ -53,14 +62,29 @@ def test_nobody_is_pinned_under_a_quota() -> None:
 @pytest.mark.parametrize(
     ("env", "expected"),
     [
-        ({}, [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}, {"CUDA_VISIBLE_DEVICES": "0"}]),
+        (
+            {},
+            [
+                {"CUDA_VISIBLE_DEVICES": "0"},
+                {"CUDA_VISIBLE_DEVICES": "1"},
+                {"CUDA_VISIBLE_DEVICES": "0"},
+            ],
+        ),
         (
             {"CUDA_VISIBLE_DEVICES": "5, GPU-7"},
-            [{"CUDA_VISIBLE_DEVICES": "5"}, {"CUDA_VISIBLE_DEVICES": "GPU-7"}, {"CUDA_VISIBLE_DEVICES": "5"}],
+            [
+                {"CUDA_VISIBLE_DEVICES": "5"},
+                {"CUDA_VISIBLE_DEVICES": "GPU-7"},
+                {"CUDA_VISIBLE_DEVICES": "5"},
+            ],
         ),
         (
             {"HIP_VISIBLE_DEVICES": "2,3"},
-            [{"HIP_VISIBLE_DEVICES": "2"}, {"HIP_VISIBLE_DEVICES": "3"}, {"HIP_VISIBLE_DEVICES": "2"}],
+            [
+                {"HIP_VISIBLE_DEVICES": "2"},
+                {"HIP_VISIBLE_DEVICES": "3"},
+                {"HIP_VISIBLE_DEVICES": "2"},
+            ],
         ),
     ],
 )
@@ -68,7 +92,9 @@ def test_gpus_are_dealt_out_in_turn(env: dict[str, str], expected: list[dict[str
     assert worker_envs(Shape(3, 1), machine(gpus=2), env) == expected
 
 
-def test_auto_becomes_numbers_and_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_becomes_numbers_and_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(placement, "survey", lambda device: machine())
     with caplog.at_level(logging.INFO):
         settings, places = place_workers(Settings(workers="auto"))

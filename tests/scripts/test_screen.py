@@ -54,19 +54,27 @@ REQUESTS = Requests(
     {"http://10.0.0.2:8000": "Connection refused"},
     {"requests": 12.25, "errors": 0.5, "rejections": 1200.0},
     (
-        Latencies("hrm", True, {"ttft": (0.081, 0.227), "inter_token": (0.0005, 0.00095), "job": (1.25, 75.0)}),
+        Latencies(
+            "hrm",
+            True,
+            {"ttft": (0.081, 0.227), "inter_token": (0.0005, 0.00095), "job": (1.25, 75.0)},
+        ),
         Latencies("sapient/a-very-long-name-of-a-model", False, {"job": (0.5, 1.0)}),
     ),
 )
 VIEW = View(NOW, Rates(1543.2, 12.0, 0.25), 10.2, REQUESTS)
-AWAY = View(Snapshot("2026-11-21T14:50:30+00:00", "redis_away", "Error 111 connecting to " + "x" * 100))
+AWAY = View(
+    Snapshot("2026-11-21T14:50:30+00:00", "redis_away", "Error 111 connecting to " + "x" * 100)
+)
 EMPTY = View(Snapshot("2026-11-21T14:50:30+00:00", "not_ready"), hints=())
 
 
 def test_tasks_tell_how_far_they_have_come() -> None:
     """And where there are none, there is no column for it."""
     worker = NOW.workers[0]
-    drawing = msgspec.structs.replace(worker, models=(load("draw", running=2, steps_done=30, steps_total=40),))
+    drawing = msgspec.structs.replace(
+        worker, models=(load("draw", running=2, steps_done=30, steps_total=40),)
+    )
     lines = screen(replace(VIEW, now=msgspec.structs.replace(NOW, workers=(drawing,))), 160)
     [title] = [line for line in lines if line.startswith("WORKER")]
     [row] = [line for line in lines if "draw" in line]
@@ -107,21 +115,27 @@ def test_a_table_drops_what_matters_least_and_then_shortens_names() -> None:
         Column("A", ["1", "22"], rank=1),
         Column("B", ["3", "4"], rank=2),
     ]
-    assert table(columns, 30) == ["NAME               A  B", "abcdefghijklmnop   1  3", "q                 22  4"]
+    assert table(columns, 30) == [
+        "NAME               A  B",
+        "abcdefghijklmnop   1  3",
+        "q                 22  4",
+    ]
     assert table(columns, 14) == ["NAME      A  B", "abc~nop   1  3", "q        22  4"]
     assert table(columns, 12) == ["NAME       B", "abcd~mnop  3", "q          4"]
     assert all(len(line) <= 9 for line in table(columns, 9))
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0, "0"), (0.25, "0.25"), (12.34, "12.3"), (456, "456"), (7890, "7.9k"), (123456, "123k")]
+    ("value", "text"),
+    [(0, "0"), (0.25, "0.25"), (12.34, "12.3"), (456, "456"), (7890, "7.9k"), (123456, "123k")],
 )
 def test_amounts(value: float, text: str) -> None:
     assert amount(value) == text
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(12, "12B"), (1536, "1.5K"), (48 << 20, "48M"), (2 << 30, "2.0G"), (5000 << 40, "5000T")]
+    ("value", "text"),
+    [(12, "12B"), (1536, "1.5K"), (48 << 20, "48M"), (2 << 30, "2.0G"), (5000 << 40, "5000T")],
 )
 def test_memory(value: int, text: str) -> None:
     assert memory(value) == text
@@ -129,18 +143,31 @@ def test_memory(value: int, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0"), (4e-6, "4us"), (0.0031, "3.1ms"), (0.042, "42ms"), (0.9996, "1.0s"), (1.24, "1.2s"), (185, "3m05s")],
+    [
+        (0, "0"),
+        (4e-6, "4us"),
+        (0.0031, "3.1ms"),
+        (0.042, "42ms"),
+        (0.9996, "1.0s"),
+        (1.24, "1.2s"),
+        (185, "3m05s"),
+    ],
 )
 def test_times(seconds: float, text: str) -> None:
     assert age(seconds) == text
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(2.9, "2s"), (60, "1m00s"), (7640, "2h07m"), (788_500, "9d03h"), (86_399, "23h59m")]
+    ("seconds", "text"),
+    [(2.9, "2s"), (60, "1m00s"), (7640, "2h07m"), (788_500, "9d03h"), (86_399, "23h59m")],
 )
 def test_spans(seconds: float, text: str) -> None:
     assert span(seconds) == text
 
 
 def test_shortened_names_keep_both_ends() -> None:
-    assert (shorten("abcdefghij", 5), shorten("abc", 3), shorten("a\x1bb", 9)) == ("ab~ij", "abc", "a?b")
+    assert (shorten("abcdefghij", 5), shorten("abc", 3), shorten("a\x1bb", 9)) == (
+        "ab~ij",
+        "abc",
+        "a?b",
+    )

@@ -4,7 +4,15 @@ import pytest
 
 from scripts.chart_schema import SCHEMA, options_schema, schema_with
 from scripts.generated_pages import page_with
-from scripts.settings_files import PAGE, YAML, chart_schema, default_yaml, options_table, page, table
+from scripts.settings_files import (
+    PAGE,
+    YAML,
+    chart_schema,
+    default_yaml,
+    options_table,
+    page,
+    table,
+)
 from shared.runner_table import RUNNERS
 from shared.settings import Settings
 
@@ -32,7 +40,10 @@ def test_every_option_of_a_runner_is_a_row_and_in_the_charts_schema() -> None:
     rows = options_table().splitlines()[2:]
     names = {name for info in RUNNERS.values() for name in info.options.model_fields}
     assert len(rows) == len(names)
-    assert "| `segments` | `hrm-act` `hrm-puzzle` | `compat` | how ACT segments halt: compat, max, q_halt |" in rows
+    assert (
+        "| `segments` | `hrm-act` `hrm-puzzle` | `compat` | how ACT segments halt: compat, max, q_halt |"
+        in rows
+    )
     properties = options_schema()["properties"]
     assert properties.keys() == names
     assert properties["segments"] == {"enum": ["compat", "max", "q_halt"]}

@@ -1,4 +1,5 @@
-"""`aios status` on a real Redis: with real workers, with shards, on a cluster, without a worker, without Redis."""
+"""`aios status` on a real Redis: with real workers, with shards, on a cluster, without a worker,
+without Redis."""
 
 import asyncio
 import json
@@ -66,20 +67,48 @@ async def test_two_real_workers(redis: Redis, redis_url: str, aios: Aios) -> Non
     finally:
         for process in workers:
             await process.end()
-    assert (status, told["status"], told["problem"], told["version"], told["dead_jobs"]) == (0, "ready", None, 1, 0)
+    assert (status, told["status"], told["problem"], told["version"], told["dead_jobs"]) == (
+        0,
+        "ready",
+        None,
+        1,
+        0,
+    )
     assert [(seen["state"], seen["pool"], seen["in_flight"]) for seen in told["workers"]] == [
         ("ready", "default", 0)
     ] * 2
     assert all(seen["memory_bytes"] > 0 and seen["uptime_s"] > 0 for seen in told["workers"])
     loads = [load for seen in told["workers"] for load in seen["models"]]
-    assert sum(load["tokens"] for load in loads) == 300 and {load["max_batch"] for load in loads} == {16}
+    assert sum(load["tokens"] for load in loads) == 300 and {
+        load["max_batch"] for load in loads
+    } == {16}
     (model,) = told["models"]
-    assert (model["id"], model["runner"], model["dtype"], model["workers"]) == ("echo", "echo", "float32", 2)
-    assert (model["waiting"], model["running"], set(model["classes"])) == (0, 0, {"interactive", "default", "bulk"})
+    assert (model["id"], model["runner"], model["dtype"], model["workers"]) == (
+        "echo",
+        "echo",
+        "float32",
+        2,
+    )
+    assert (model["waiting"], model["running"], set(model["classes"])) == (
+        0,
+        0,
+        {"interactive", "default", "bulk"},
+    )
     (server,) = told["redis"]
-    assert server["memory_bytes"] > 0 and server["clients"] > 1 and server["port"] == int(redis_url[:-2].split(":")[2])
-    assert "2 of 2 workers ready" in text and all(seen["id"][-6:] in text for seen in told["workers"])
-    assert done is not None and done.jobs > 0 and done.tokens == pytest.approx(50 * done.jobs) and done.errors == 0
+    assert (
+        server["memory_bytes"] > 0
+        and server["clients"] > 1
+        and server["port"] == int(redis_url[:-2].split(":")[2])
+    )
+    assert "2 of 2 workers ready" in text and all(
+        seen["id"][-6:] in text for seen in told["workers"]
+    )
+    assert (
+        done is not None
+        and done.jobs > 0
+        and done.tokens == pytest.approx(50 * done.jobs)
+        and done.errors == 0
+    )
 
 
 async def test_what_waits_is_told_by_class(redis: Redis, aios: Aios) -> None:
@@ -89,7 +118,11 @@ async def test_what_waits_is_told_by_class(redis: Redis, aios: Aios) -> None:
     await redis.xadd(keys.dead("00"), {"job": "x"})
     _, told = await aios("--json")
     (model,) = told["models"]
-    assert (model["waiting"], told["dead_jobs"], model["classes"]["default"]["waiting"]) == (1, 1, 0)
+    assert (model["waiting"], told["dead_jobs"], model["classes"]["default"]["waiting"]) == (
+        1,
+        1,
+        0,
+    )
     bulk = model["classes"]["bulk"]
     assert (bulk["waiting"], bulk["work_s"]) == (1, pytest.approx(20.0, rel=0.2))
     assert model["queue_bytes"] > 400 and 0 <= bulk["oldest_s"] < 60
@@ -100,25 +133,37 @@ async def test_no_ready_worker_is_1(redis: Redis, aios: Aios, state: str | None)
     if state is not None:
         await Presence(redis, ttl_s=ALL_DAY_S).announce(worker("w1", state))
     status, told = await aios("--json")
-    assert (status, told["status"], len(told["workers"])) == (1, "not_ready", int(state is not None))
+    assert (status, told["status"], len(told["workers"])) == (
+        1,
+        "not_ready",
+        int(state is not None),
+    )
 
 
 async def test_a_worker_without_room_in_memory_is_full(redis: Redis, aios: Aios) -> None:
-    await Presence(redis, ttl_s=ALL_DAY_S).announce(WorkerInfo("w", "ready", (MODEL,), is_full=True))
+    await Presence(redis, ttl_s=ALL_DAY_S).announce(
+        WorkerInfo("w", "ready", (MODEL,), is_full=True)
+    )
     status, told = await aios("--json")
     assert (status, told["workers"][0]["state"]) == (0, "full")
 
 
-async def test_a_model_that_could_not_be_loaded_again_is_told_with_the_reason(redis: Redis, aios: Aios) -> None:
+async def test_a_model_that_could_not_be_loaded_again_is_told_with_the_reason(
+    redis: Redis, aios: Aios
+) -> None:
     failures = {"m": LoadFailure("config.json: not found; restore the file.")}
-    await Presence(redis, ttl_s=ALL_DAY_S).announce(WorkerInfo("w", "ready", (MODEL,), failures=failures))
+    await Presence(redis, ttl_s=ALL_DAY_S).announce(
+        WorkerInfo("w", "ready", (MODEL,), failures=failures)
+    )
     _, told = await aios("--json")
     assert told["workers"][0]["failures"] == {"m": "config.json: not found; restore the file."}
     view = View(await look(Broker(redis)))
     assert "w: m failed: config.json: not found; restore the file." in screen(view, 200)
 
 
-def test_without_redis_it_is_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_redis_it_is_2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("AIOS_REDIS_URL", raising=False)
     assert main(["status"]) == 2
     assert "redis_url" in capsys.readouterr().err
@@ -126,7 +171,9 @@ def test_without_redis_it_is_2(capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert "REDIS IS AWAY" in capsys.readouterr().out
     assert main(["status", "--json", "--redis-url", "redis://127.0.0.1:1/0"]) == 2
     told = json.loads(capsys.readouterr().out)
-    assert (told["status"], told["workers"]) == ("redis_away", []) and "127.0.0.1" in told["problem"]
+    assert (told["status"], told["workers"]) == ("redis_away", []) and "127.0.0.1" in told[
+        "problem"
+    ]
 
 
 async def test_a_redis_that_does_not_answer(redis: Redis, redis_url: str) -> None:
@@ -197,7 +244,9 @@ def test_the_page_names_every_field() -> None:
           "a model": [Model, Waiting], "a Redis server": [Server]}  # fmt: skip
     for name, kinds in of.items():
         told = set(re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", rows[name])))
-        numbers = NUMBERS.keys() if kinds == [WorkerModel] else set()  # they have a table of their own
+        numbers = (
+            NUMBERS.keys() if kinds == [WorkerModel] else set()
+        )  # they have a table of their own
         assert told | numbers == {field for kind in kinds for field in kind.__struct_fields__}, name
 
 

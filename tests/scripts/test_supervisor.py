@@ -1,4 +1,5 @@
-"""The supervisor, over tiny shell commands: restarts, the way out on bad settings, the order of stopping."""
+"""The supervisor, over tiny shell commands: restarts, the way out on bad settings, the order of
+stopping."""
 
 import asyncio
 import os
@@ -15,9 +16,7 @@ from scripts.supervisor import Backoff, Role, Supervisor, status_in_words
 from tests.polling import DEADLINE_S, is_running, until, wait_until
 
 QUICK = Backoff(first_s=0.01, longest_s=0.05)
-LIVES = (
-    'echo "up {name} $$" >> "$LOG"; trap \'echo "down {name} $$" >> "$LOG"; exit 0\' TERM; while :; do sleep 0.02; done'
-)
+LIVES = 'echo "up {name} $$" >> "$LOG"; trap \'echo "down {name} $$" >> "$LOG"; exit 0\' TERM; while :; do sleep 0.02; done'
 READY = 'echo ready > "/proc/self/fd/$AIOS_REPORT_FD"; '
 DEAF = 'trap "" TERM; echo "up deaf $$" >> "$LOG"; while :; do sleep 0.02; done'
 MAIN = """
@@ -76,13 +75,21 @@ async def test_a_child_that_dies_is_restarted(fleet: Fleet) -> None:
 
 
 async def test_each_copy_has_its_own_environment_and_keeps_it(fleet: Fleet) -> None:
-    says_place = READY + 'echo "at $PLACE $$" >> "$LOG"; [ "$PLACE" = 1 ] || while :; do sleep 0.02; done'
+    says_place = (
+        READY + 'echo "at $PLACE $$" >> "$LOG"; [ "$PLACE" = 1 ] || while :; do sleep 0.02; done'
+    )
     role = Role(
-        "worker", ("sh", "-c", says_place), os.environ | {"LOG": str(fleet.log)}, [{"PLACE": "0"}, {"PLACE": "1"}]
+        "worker",
+        ("sh", "-c", says_place),
+        os.environ | {"LOG": str(fleet.log)},
+        [{"PLACE": "0"}, {"PLACE": "1"}],
     )
     supervisor = Supervisor([role], QUICK)
     running = asyncio.create_task(supervisor.run())
-    await until(lambda: fleet.saw("at", "1", times=3) and fleet.saw("at", "0"), "copy 1 was started three times")
+    await until(
+        lambda: fleet.saw("at", "1", times=3) and fleet.saw("at", "0"),
+        "copy 1 was started three times",
+    )
     supervisor.stop()
     assert await running == 0
     assert len([line for line in fleet.lines() if line[1] == "0"]) == 1
@@ -97,7 +104,9 @@ async def test_a_clean_exit_that_nobody_asked_for_is_a_death_too(fleet: Fleet) -
 
 
 async def test_bad_settings_stop_everyone_with_that_status(fleet: Fleet) -> None:
-    wait_for_api = 'until grep -q "up api" "$LOG"; do sleep 0.01; done; echo "up worker $$" >> "$LOG"; exit 2'
+    wait_for_api = (
+        'until grep -q "up api" "$LOG"; do sleep 0.01; done; echo "up worker $$" >> "$LOG"; exit 2'
+    )
     supervisor = Supervisor([fleet.role("api"), fleet.role("worker", wait_for_api)], QUICK)
     assert await supervisor.run() == 2
     assert fleet.saw("down", "api") and not any(map(is_running, fleet.pids()))
@@ -150,7 +159,9 @@ async def test_one_that_dies_at_its_work_is_started_again_without_end(fleet: Fle
 async def test_failed_starts_count_in_a_row(fleet: Fleet) -> None:
     """Four failures, a life at work, four failures: it goes on."""
     script = (
-        'echo "up worker $$" >> "$LOG"; [ $(($(grep -c "up worker" "$LOG") % 5)) = 0 ] || exit 1; ' + READY + "exit 1"
+        'echo "up worker $$" >> "$LOG"; [ $(($(grep -c "up worker" "$LOG") % 5)) = 0 ] || exit 1; '
+        + READY
+        + "exit 1"
     )
     supervisor = Supervisor([fleet.role("worker", script)], QUICK)
     running = asyncio.create_task(supervisor.run())
@@ -161,13 +172,20 @@ async def test_failed_starts_count_in_a_row(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("status", [1, 2])
-async def test_a_fleet_with_one_good_copy_goes_on(fleet: Fleet, caplog: pytest.LogCaptureFixture, status: int) -> None:
+async def test_a_fleet_with_one_good_copy_goes_on(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
     """The other one had been at work, and can no longer start: its model's files are gone, say."""
     works = READY + 'echo "up worker $$" >> "$LOG"; '
     lives = works + "while :; do sleep 0.02; done"
-    once = f'[ -e "$LOG.once" ] && {{ echo "up bad $$" >> "$LOG"; exit {status}; }}; touch "$LOG.once"; ' + works
+    once = (
+        f'[ -e "$LOG.once" ] && {{ echo "up bad $$" >> "$LOG"; exit {status}; }}; touch "$LOG.once"; '
+        + works
+    )
     argv = ("sh", "-c", f'if [ "$PLACE" = 0 ]; then {lives}; else {once}fi')
-    role = Role("worker", argv, os.environ | {"LOG": str(fleet.log)}, [{"PLACE": "0"}, {"PLACE": "1"}])
+    role = Role(
+        "worker", argv, os.environ | {"LOG": str(fleet.log)}, [{"PLACE": "0"}, {"PLACE": "1"}]
+    )
     supervisor = Supervisor([role], QUICK)
     running = asyncio.create_task(supervisor.run())
     await until(lambda: fleet.saw("up", "bad", times=8), "it has failed eight times")
@@ -196,7 +214,11 @@ def start(fleet: Fleet, *scripts: str) -> subprocess.Popen[bytes]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_the_roles_in_their_order(fleet: Fleet, number: signal.Signals) -> None:
     draining = 'trap \'sleep 0.2; echo "down api $$" >> "$LOG"; exit 0\' TERM; echo "up api $$" >> "$LOG"; '
-    process = start(fleet, f"api={draining}while :; do sleep 0.02; done", "worker=" + LIVES.replace("{name}", "worker"))
+    process = start(
+        fleet,
+        f"api={draining}while :; do sleep 0.02; done",
+        "worker=" + LIVES.replace("{name}", "worker"),
+    )
     process.send_signal(number)
     if number is not signal.SIGINT:
         process.send_signal(number)  # as `timeout` and some init processes do; it hurries nobody
@@ -226,9 +248,22 @@ def test_children_do_not_outlive_a_killed_supervisor(fleet: Fleet) -> None:
 
 
 def test_backoff_doubles_up_to_its_limit() -> None:
-    assert [Backoff().delay_s(n) for n in (1, 2, 3, 4, 5, 6, 1000)] == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    assert [Backoff().delay_s(n) for n in (1, 2, 3, 4, 5, 6, 1000)] == [
+        0.5,
+        1.0,
+        2.0,
+        4.0,
+        8.0,
+        10.0,
+        10.0,
+    ]
 
 
 def test_a_status_is_told_as_people_know_it() -> None:
     told = [status_in_words(status) for status in (0, 3, -9, -11)]
-    assert told == ["exit status 0", "exit status 3", "killed by SIGKILL (out of memory?)", "killed by SIGSEGV"]
+    assert told == [
+        "exit status 0",
+        "exit status 3",
+        "killed by SIGKILL (out of memory?)",
+        "killed by SIGSEGV",
+    ]

@@ -28,11 +28,14 @@ from tests.redis_server import RedisServer
 
 ENTER, LEAVE = "\x1b[?1049h", "\x1b[?1049l"
 COMMAND = [sys.executable, "-m", "scripts.aios", "top", "--every", "0.1", "--redis-url"]
-WORKER = WorkerInfo("w1", "ready", (ModelInfo("m", "echo", "t", 9, 9, 4),), uptime_s=9, loads=(ModelLoad("m"),))
+WORKER = WorkerInfo(
+    "w1", "ready", (ModelInfo("m", "echo", "t", 9, 9, 4),), uptime_s=9, loads=(ModelLoad("m"),)
+)
 
 
 class Terminal:
-    """What a person has before them: `screen` is what was printed since the last full drawing began."""
+    """What a person has before them: `screen` is what was printed since the last full drawing
+    began."""
 
     def __init__(self, url: str, rows: int = 24, columns: int = 80) -> None:
         self.ours, theirs = pty.openpty()
@@ -86,7 +89,9 @@ def terminal(url: str, **size: int) -> Iterator[Terminal]:
 
 def ended(url: str, *flags: str) -> subprocess.CompletedProcess[str]:
     """What it came to without a terminal."""
-    return subprocess.run([*COMMAND, url, *flags], check=False, capture_output=True, text=True, timeout=3 * DEADLINE_S)
+    return subprocess.run(
+        [*COMMAND, url, *flags], check=False, capture_output=True, text=True, timeout=3 * DEADLINE_S
+    )
 
 
 def test_it_draws_and_q_leaves_everything_as_it_was(redis_url: str) -> None:
@@ -146,7 +151,9 @@ def test_without_a_terminal_snapshots_follow_each_other(redis_url: str) -> None:
 
 
 def test_who_reads_only_the_beginning_gets_no_traceback(redis_url: str) -> None:
-    process = subprocess.Popen([*COMMAND, redis_url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, redis_url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
         assert process.stdout is not None and process.stderr is not None
         assert "NOT READY" in process.stdout.readline()
@@ -166,7 +173,14 @@ async def test_once_ends_with_the_status_of_the_fleet(redis: Redis, redis_url: s
 
 
 @pytest.mark.parametrize(
-    "words", [["--every", "0"], ["--every", "x"], ["--count", "0"], ["--front", "file:///etc/passwd"], ["more"]]
+    "words",
+    [
+        ["--every", "0"],
+        ["--every", "x"],
+        ["--count", "0"],
+        ["--front", "file:///etc/passwd"],
+        ["more"],
+    ],
 )
 def test_nonsense_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -1,4 +1,5 @@
-"""Keys in Redis: found by their digests alone, gone when they are revoked or have expired; on a cluster too."""
+"""Keys in Redis: found by their digests alone, gone when they are revoked or have expired; on a
+cluster too."""
 
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -26,7 +27,12 @@ async def check_life(broker: Broker) -> None:
     other, _, _ = await keyring.create(Grant("bob", "bob"), lives_s=1000)
     found = await keyring.find(digest_of(key))
     assert found == made and digest_of(key).startswith(key_id)
-    assert (found.tenant, found.rate, found.models, found.is_admin) == ("acme", Rate(10, 60), ("m", "n"), True)
+    assert (found.tenant, found.rate, found.models, found.is_admin) == (
+        "acme",
+        Rate(10, 60),
+        ("m", "n"),
+        True,
+    )
     assert set(await keyring.everyone()) == {digest_of(key), digest_of(other)}
     assert await keyring.find(digest_of(key + "x")) is None
     await keyring.revoke(digest_of(key))

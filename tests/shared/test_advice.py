@@ -5,7 +5,15 @@ import logging
 import pytest
 from redis.asyncio import Redis
 
-from shared.advice import advise, on_open_door, on_open_files, on_redis, on_threads, open_files_limit, redis_advice
+from shared.advice import (
+    advise,
+    on_open_door,
+    on_open_files,
+    on_redis,
+    on_threads,
+    open_files_limit,
+    redis_advice,
+)
 from shared.broker import Broker, connect
 from tests.logged import fields_of
 
@@ -20,7 +28,8 @@ def test_too_few_open_files(limit: int | None, depth: int, lines: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("workers", "threads", "cores", "lines"), [(2, 1, 2, 0), (2, 2, 4, 0), (2, 2, 2, 1), (1, 3, 2, 1)]
+    ("workers", "threads", "cores", "lines"),
+    [(2, 1, 2, 0), (2, 2, 4, 0), (2, 2, 2, 1), (1, 3, 2, 1)],
 )
 def test_too_many_threads(workers: int, threads: int, cores: int, lines: int) -> None:
     assert len(on_threads(workers, threads, cores)) == lines

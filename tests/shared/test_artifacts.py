@@ -1,4 +1,5 @@
-"""Artifacts on a real Redis: what was put is read, by its tenant alone, once, in time, within quotas."""
+"""Artifacts on a real Redis: what was put is read, by its tenant alone, once, in time, within
+quotas."""
 
 import asyncio
 import hashlib
@@ -72,7 +73,10 @@ async def expire(redis: Redis, artifact: Artifact) -> None:
 
 
 async def check_nothing_is_left(redis: Redis, place: Path) -> None:
-    assert [name async for name in redis.scan_iter("aios:{artifacts}:*")] in ([], [b"aios:{artifacts}:in_redis"])
+    assert [name async for name in redis.scan_iter("aios:{artifacts}:*")] in (
+        [],
+        [b"aios:{artifacts}:in_redis"],
+    )
     assert int(await redis.get("aios:{artifacts}:in_redis") or 0) == 0
     assert files_in(place) == []
 
@@ -86,14 +90,20 @@ SIZES = [1, IN_REDIS_BYTES, IN_REDIS_BYTES + 1, CHUNK_BYTES, CHUNK_BYTES + 1, le
 
 
 @pytest.mark.parametrize("size", SIZES)
-async def test_what_was_put_is_read(redis: Redis, store: ArtifactStore, place: Path, size: int) -> None:
+async def test_what_was_put_is_read(
+    redis: Redis, store: ArtifactStore, place: Path, size: int
+) -> None:
     data = LARGE[:size]
     for given in (data, in_pieces(data)):
         artifact = await store.put("ann", given, PNG)
         assert await content(store, artifact) == data
     assert artifact == await store.find("ann", artifact.id)
     assert (artifact.num_bytes, artifact.digest) == (size, hashlib.sha256(data).hexdigest())
-    assert (artifact.media_type, artifact.name, artifact.purpose) == ("image/png", "cat.png", "vision")
+    assert (artifact.media_type, artifact.name, artifact.purpose) == (
+        "image/png",
+        "cat.png",
+        "vision",
+    )
     assert artifact.expires_at - artifact.created_at in (86_400, 86_401)
     is_file = size > IN_REDIS_BYTES
     assert artifact.is_file is is_file
@@ -110,7 +120,9 @@ async def test_parts_are_read(store: ArtifactStore, data: bytes) -> None:
         assert await content(store, artifact, start, stop) == data[start:stop]
 
 
-async def test_a_file_and_its_folder_are_for_this_user_alone(store: ArtifactStore, place: Path) -> None:
+async def test_a_file_and_its_folder_are_for_this_user_alone(
+    store: ArtifactStore, place: Path
+) -> None:
     await store.put("ann", LARGE)
     for folder in (place, place / "tmp", place / "files"):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -118,7 +130,12 @@ async def test_a_file_and_its_folder_are_for_this_user_alone(store: ArtifactStor
 
 async def test_nobody_else_finds_it(store: ArtifactStore) -> None:
     artifact = await store.put("ann", SMALL)
-    for tenant, name in (("bob", artifact.id), ("ann", keys.new_artifact_id()), ("ann", "../secret"), ("ann", "")):
+    for tenant, name in (
+        ("bob", artifact.id),
+        ("ann", keys.new_artifact_id()),
+        ("ann", "../secret"),
+        ("ann", ""),
+    ):
         with pytest.raises(ArtifactNotFound):
             await store.find(tenant, name)
         with pytest.raises(ArtifactNotFound):
@@ -151,7 +168,9 @@ async def test_the_same_bytes_are_one_artifact_of_each_tenant(
 
 async def test_the_same_bytes_at_once_are_one_artifact(redis: Redis, place: Path) -> None:
     stores = [another(redis, place) for _ in range(4)]
-    found = await asyncio.gather(*(store.put("ann", in_pieces(LARGE)) for store in stores for _ in range(2)))
+    found = await asyncio.gather(
+        *(store.put("ann", in_pieces(LARGE)) for store in stores for _ in range(2))
+    )
     assert len({artifact.id for artifact in found}) == 1
     assert files_in(place) == [found[0].id]
     assert await stores[0].used_bytes("ann") == len(LARGE)
@@ -159,7 +178,9 @@ async def test_the_same_bytes_at_once_are_one_artifact(redis: Redis, place: Path
 
 
 @pytest.mark.parametrize("data", [SMALL, LARGE])
-async def test_what_is_deleted_is_gone(redis: Redis, store: ArtifactStore, place: Path, data: bytes) -> None:
+async def test_what_is_deleted_is_gone(
+    redis: Redis, store: ArtifactStore, place: Path, data: bytes
+) -> None:
     artifact = await store.put("ann", data)
     await store.delete("ann", artifact.id)
     with pytest.raises(ArtifactNotFound):
@@ -182,7 +203,8 @@ async def test_no_bytes_are_no_artifact(redis: Redis, store: ArtifactStore, plac
 
 
 async def test_a_quota_is_exact_however_many_come_at_once(redis: Redis, place: Path) -> None:
-    """Ten of 100 KiB each fit; thirty come, to two stores, some large and some small; each is other bytes."""
+    """Ten of 100 KiB each fit; thirty come, to two stores, some large and some small; each is other
+    bytes."""
     stores = [another(redis, place, quota_bytes=1000 * KIB) for _ in range(2)]
 
     async def put(number: int) -> Artifact | None:
@@ -193,11 +215,15 @@ async def test_a_quota_is_exact_however_many_come_at_once(redis: Redis, place: P
             assert "Delete some, or wait" in error.message
             return None
 
-    kept = [artifact for artifact in await asyncio.gather(*map(put, range(30))) if artifact is not None]
+    kept = [
+        artifact for artifact in await asyncio.gather(*map(put, range(30))) if artifact is not None
+    ]
     assert len(kept) == 10
     assert await stores[0].used_bytes("ann") == 1000 * KIB
     assert await stores[0].put("bob", SMALL), "a quota is each tenant's own"
-    assert (await stores[0].put("ann", await content(stores[0], kept[0]))).id == kept[0].id, "it is counted once"
+    assert (await stores[0].put("ann", await content(stores[0], kept[0]))).id == kept[0].id, (
+        "it is counted once"
+    )
     with pytest.raises(OverStorageQuota):
         await stores[1].put("ann", SMALL)
     await stores[1].delete("ann", kept[0].id)
@@ -212,7 +238,9 @@ async def test_a_file_beyond_the_quota_leaves_nothing(redis: Redis, place: Path)
     await check_nothing_is_left(redis, place)
 
 
-async def test_one_that_is_too_large_is_refused_as_soon_as_so_much_has_come(redis: Redis, place: Path) -> None:
+async def test_one_that_is_too_large_is_refused_as_soon_as_so_much_has_come(
+    redis: Redis, place: Path
+) -> None:
     store = another(redis, place, max_bytes=2 * CHUNK_BYTES)
     read = 0
 
@@ -277,7 +305,9 @@ async def test_what_has_expired_is_not_found_and_is_cleared(
         await store.find("ann", artifact.id)
     assert await store.page("ann", limit=9) == ([], False)
     janitor = Janitor(Broker(redis), artifacts=store)
-    assert await Janitor(Broker(redis), artifacts=store, dry_run=True).artifacts() == {"expired_artifacts": 1}
+    assert await Janitor(Broker(redis), artifacts=store, dry_run=True).artifacts() == {
+        "expired_artifacts": 1
+    }
     assert await janitor.sweeps["artifacts"]() == {"expired_artifacts": 1}
     assert await janitor.artifacts() == {}
     assert files_in(place) == []
@@ -285,7 +315,9 @@ async def test_what_has_expired_is_not_found_and_is_cleared(
     assert await store.find("bob", lasting.id) == lasting
 
 
-async def test_what_comes_again_after_its_time_is_new(redis: Redis, store: ArtifactStore, place: Path) -> None:
+async def test_what_comes_again_after_its_time_is_new(
+    redis: Redis, store: ArtifactStore, place: Path
+) -> None:
     old = await store.put("ann", LARGE)
     await expire(redis, old)
     new = await store.put("ann", LARGE)
@@ -318,7 +350,9 @@ async def test_a_caller_may_want_less_time_but_not_more(redis: Redis, place: Pat
 # Interrupted
 
 
-async def test_an_upload_that_breaks_off_leaves_nothing(redis: Redis, store: ArtifactStore, place: Path) -> None:
+async def test_an_upload_that_breaks_off_leaves_nothing(
+    redis: Redis, store: ArtifactStore, place: Path
+) -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield LARGE
         raise ConnectionResetError
@@ -329,14 +363,17 @@ async def test_an_upload_that_breaks_off_leaves_nothing(redis: Redis, store: Art
 
 
 async def test_what_a_dead_front_was_writing_is_removed_in_time(redis: Redis, place: Path) -> None:
-    """Its file is listed, and taken for left once its time is over; until then it may be written to."""
+    """Its file is listed, and taken for left once its time is over; until then it may be written
+    to."""
     dead = another(redis, place, upload_s=3600).upload("ann")
     await dead.write(LARGE)
     store = another(redis, place)
     assert await store.clear() == {}
     assert files_in(place) == [dead.id]
     await redis.zadd(keys.LOOSE, {dead.id: 1})
-    assert await ArtifactStore(Broker(redis)).clear() == {}, "who has no place for files leaves it to others"
+    assert await ArtifactStore(Broker(redis)).clear() == {}, (
+        "who has no place for files leaves it to others"
+    )
     assert await store.clear(dry_run=True) == {"loose_files": 1}
     assert await store.clear() == {"loose_files": 1}
     await check_nothing_is_left(redis, place)
@@ -348,7 +385,8 @@ async def test_what_a_dead_front_was_writing_is_removed_in_time(redis: Redis, pl
 async def test_what_dies_between_file_and_record_is_removed(
     redis: Redis, store: ArtifactStore, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file is finished. Once it is due it gets no record any more, so that nobody removes a file that has one."""
+    """The file is finished. Once it is due it gets no record any more, so that nobody removes a
+    file that has one."""
     record = store.record
     told: list[Any] = []
 
@@ -390,7 +428,9 @@ async def test_a_file_stays_whose_record_was_written_though_nobody_heard(
     assert await redis.zcard(keys.LOOSE) == 0
 
 
-async def test_a_repeated_script_stores_once(redis: Redis, store: ArtifactStore, place: Path) -> None:
+async def test_a_repeated_script_stores_once(
+    redis: Redis, store: ArtifactStore, place: Path
+) -> None:
     """As after an answer that was lost on its way."""
     async with store.upload("ann") as upload:
         await upload.write(LARGE)
@@ -401,7 +441,9 @@ async def test_a_repeated_script_stores_once(redis: Redis, store: ArtifactStore,
     assert await store.used_bytes("ann") == len(LARGE)
 
 
-async def test_a_place_that_breaks_is_one_error(redis: Redis, store: ArtifactStore, place: Path) -> None:
+async def test_a_place_that_breaks_is_one_error(
+    redis: Redis, store: ArtifactStore, place: Path
+) -> None:
     artifact = await store.put("ann", LARGE)
     for path in (place / "files").iterdir():
         path.unlink()
@@ -417,14 +459,19 @@ async def test_a_place_that_breaks_is_one_error(redis: Redis, store: ArtifactSto
 
 
 async def test_pages_go_through_all_once(store: ArtifactStore) -> None:
-    put = [(await store.put("ann", f"{n}".encode(), Label(purpose="odd" if n % 2 else "even"))).id for n in range(7)]
+    put = [
+        (await store.put("ann", f"{n}".encode(), Label(purpose="odd" if n % 2 else "even"))).id
+        for n in range(7)
+    ]
     await store.put("bob", b"others")
 
     async def listed(limit: int, **options: Any) -> list[str]:
         found: list[str] = []
         has_more = True
         while has_more:
-            page, has_more = await store.page("ann", limit=limit, after=found[-1] if found else "", **options)
+            page, has_more = await store.page(
+                "ann", limit=limit, after=found[-1] if found else "", **options
+            )
             assert len(page) <= limit
             found += [artifact.id for artifact in page]
         return found
@@ -445,7 +492,9 @@ async def test_pages_go_through_all_once(store: ArtifactStore) -> None:
 async def test_threads_put_and_read(store: ArtifactStore) -> None:
     beside = BlockingArtifacts(store, asyncio.get_running_loop())
     ref = await asyncio.to_thread(beside.put, "ann", LARGE, PNG)
-    assert await asyncio.to_thread(lambda: beside.read("ann", ref.id, max_bytes=len(LARGE))) == LARGE
+    assert (
+        await asyncio.to_thread(lambda: beside.read("ann", ref.id, max_bytes=len(LARGE))) == LARGE
+    )
 
 
 async def test_any_place_that_fsspec_knows(redis: Redis) -> None:
@@ -463,7 +512,9 @@ def test_a_reference_is_the_same_bytes_for_ever() -> None:
     assert msgspec.msgpack.encode(ref) == packed
     whole = ArtifactRef("file-0", "image/png", 9, "ab", "cat.png")
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(whole), type=ArtifactRef) == whole
-    later = msgspec.msgpack.encode({"id": "file-0", "media_type": "image/png", "num_bytes": 9, "unknown": 1})
+    later = msgspec.msgpack.encode(
+        {"id": "file-0", "media_type": "image/png", "num_bytes": 9, "unknown": 1}
+    )
     assert msgspec.msgpack.decode(later, type=ArtifactRef) == ref
 
 

@@ -1,4 +1,5 @@
-"""A real Redis Cluster of three nodes with four shards: the queue works on it, across restarts and moved slots."""
+"""A real Redis Cluster of three nodes with four shards: the queue works on it, across restarts and
+moved slots."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -98,8 +99,11 @@ async def test_a_submit_that_is_repeated_queues_once(broker: Broker) -> None:
     assert await desk.counts() == (1, 0)
 
 
-async def test_a_script_whose_connection_is_cut_runs_again(broker: Broker, cluster: RedisCluster) -> None:
-    """Every connection of every node is cut between two appends, and behind the back of open ones."""
+async def test_a_script_whose_connection_is_cut_runs_again(
+    broker: Broker, cluster: RedisCluster
+) -> None:
+    """Every connection of every node is cut between two appends, and behind the back of open
+    ones."""
     desk = Desk(broker, lease_s=60)
     await on_every_shard(desk)
     claims = await desk.take(9)
@@ -116,7 +120,8 @@ async def cut_all(cluster: RedisCluster) -> None:
 
 
 async def test_a_slot_that_moves_is_found_again(broker: Broker, cluster: RedisCluster) -> None:
-    """MOVED: clients, pipelines and waiting workers go where the slot went, with all that was in it."""
+    """MOVED: clients, pipelines and waiting workers go where the slot went, with all that was in
+    it."""
     desk = Desk(broker, lease_s=60)
     jobs = await on_every_shard(desk)
     slot = key_slot(b"00")
@@ -135,7 +140,9 @@ async def test_a_slot_that_moves_is_found_again(broker: Broker, cluster: RedisCl
     assert await desk.counts() == (0, 0)
 
 
-async def test_a_slot_on_the_move_is_unavailable_for_so_long(broker: Broker, cluster: RedisCluster) -> None:
+async def test_a_slot_on_the_move_is_unavailable_for_so_long(
+    broker: Broker, cluster: RedisCluster
+) -> None:
     """A script must see all keys of its shard or none: between two nodes it is refused."""
     desk, slot = Desk(broker), key_slot(b"00")
     origin = cluster.owner(slot)
@@ -150,7 +157,8 @@ async def test_a_slot_on_the_move_is_unavailable_for_so_long(broker: Broker, clu
 
 
 async def test_a_node_that_restarts_is_waited_for(broker: Broker, cluster: RedisCluster) -> None:
-    """While it is away its shards, and then all, are unavailable by name; afterwards all goes on from its file."""
+    """While it is away its shards, and then all, are unavailable by name; afterwards all goes on
+    from its file."""
     desk = Desk(broker, lease_s=60)
     await on_every_shard(desk)
     claims = await desk.take(9)
@@ -223,7 +231,10 @@ async def test_the_janitor_and_its_clock_live_on_it_too(broker: Broker) -> None:
     worker = make_worker(broker, Janitor(broker, grace_s=0), metrics, burst=True)
     await worker.pool.enqueue_job(f"{{{TAG}}}:jobs", _job_id=f"{{{TAG}}}:jobs:1")
     await worker.async_run()
-    assert metrics.registry.get_sample_value("aios_janitor_found_total", {"what": "late_jobs"}) == SHARDS
+    assert (
+        metrics.registry.get_sample_value("aios_janitor_found_total", {"what": "late_jobs"})
+        == SHARDS
+    )
     assert await desk.counts() == (0, 0)
 
 
@@ -232,7 +243,9 @@ async def test_artifacts_live_on_one_node(broker: Broker, tmp_path: Path) -> Non
     large = bytes(2 * IN_REDIS_BYTES)
     put = [await store.put("ann", data) for data in (b"small", large)]
     assert [await store.find("ann", artifact.id) for artifact in put] == put
-    assert {artifact.id for artifact in (await store.page("ann", limit=9))[0]} == {one.id for one in put}
+    assert {artifact.id for artifact in (await store.page("ann", limit=9))[0]} == {
+        one.id for one in put
+    }
     assert await store.read_all("ann", put[1].id, max_bytes=len(large)) == large
     await store.delete("ann", put[0].id)
     await broker.client(keys.ARTIFACTS).hset(keys.artifact(put[1].id), "expires_ms", 1)  # type: ignore[misc]
@@ -250,11 +263,15 @@ async def test_without_any_node_the_failure_is_a_connection_error() -> None:
 async def test_a_connection_that_was_closed_under_us_is_a_lost_one(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """uvloop refuses to write to a closed transport with a RuntimeError, which redis-py lets through."""
+    """uvloop refuses to write to a closed transport with a RuntimeError, which redis-py lets
+    through."""
     async with open_broker(redis_url) as broker:
         client = broker.client("00")
         await client.ping()
-        send, failures = Connection.send_packed_command, [RuntimeError("unable to perform: the handler is closed")]
+        send, failures = (
+            Connection.send_packed_command,
+            [RuntimeError("unable to perform: the handler is closed")],
+        )
 
         async def send_or_fail(connection: Connection, *args: object, **kwargs: object) -> None:
             if failures:

@@ -1,4 +1,5 @@
-"""The janitor on a real Redis: it finds what was planted, puts it right once, and touches nothing that is in use."""
+"""The janitor on a real Redis: it finds what was planted, puts it right once, and touches nothing
+that is in use."""
 
 import asyncio
 from collections.abc import Callable
@@ -43,7 +44,10 @@ async def snapshot(redis: Redis) -> dict[bytes, tuple[Any, bool]]:
         b"stream": redis.xrange,
     }
     names = [name async for name in redis.scan_iter()]
-    return {name: (await read[await redis.type(name)](name), await redis.pttl(name) > 0) for name in names}
+    return {
+        name: (await read[await redis.type(name)](name), await redis.pttl(name) > 0)
+        for name in names
+    }
 
 
 async def found_once(redis: Redis, desk: Desk, expected: dict[str, int], **options: Any) -> None:
@@ -60,8 +64,9 @@ async def past(redis: Redis, job_id: str, *fields: str) -> None:
 
 
 async def test_it_leaves_a_fleet_at_work_alone(redis: Redis) -> None:
-    """Waiting, running, lapsed and ended jobs of several tenants, and a worker alive. On one shard: with several a
-    tenant's only job on one of them may be the one that ends, and then the tenant is idle there."""
+    """Waiting, running, lapsed and ended jobs of several tenants, and a worker alive. On one shard:
+    with several a tenant's only job on one of them may be the one that ends, and then the tenant is
+    idle there."""
     desk = Desk(redis, lease_s=60)
     for tenant in ("a", "b", "a"):
         for _ in range(4):
@@ -82,14 +87,20 @@ async def test_what_waits_too_long_ends_though_nobody_takes_it(redis: Redis) -> 
     await past(redis, expired.id, "expires_ms")
     assert await sweep_all(desk, grace_s=10**10) == {}, "workers and fronts come first"
     await found_once(redis, desk, {"late_jobs": 1, "expired_jobs": 1})
-    codes = [event.code for job in (late, expired) for event in await desk.events(job) if isinstance(event, Failed)]
+    codes = [
+        event.code
+        for job in (late, expired)
+        for event in await desk.events(job)
+        if isinstance(event, Failed)
+    ]
     assert codes == ["deadline_exceeded", "queue_timeout"]
     assert await desk.events(fine) == []
     assert await desk.counts() == (1, 0)
 
 
 async def test_a_job_in_hand_is_its_workers_even_past_its_deadline(redis: Redis) -> None:
-    """Whoever holds a lease ends it; once the lease has lapsed and nobody came, the janitor does."""
+    """Whoever holds a lease ends it; once the lease has lapsed and nobody came, the janitor
+    does."""
     desk = Desk(redis, lease_s=60)
     (job,) = await desk.submit()
     (claim,) = await desk.take(1)
@@ -102,7 +113,8 @@ async def test_a_job_in_hand_is_its_workers_even_past_its_deadline(redis: Redis)
 
 
 async def test_jobs_that_the_queue_lost_are_found_again(redis: Redis) -> None:
-    """One's lease is gone, one's line: somebody takes them and goes on where they were, and nobody is blamed."""
+    """One's lease is gone, one's line: somebody takes them and goes on where they were, and nobody
+    is blamed."""
     desk = Desk(redis, lease_s=60)
     (begun,) = await desk.submit()
     (claim,) = await desk.take(1)
@@ -125,7 +137,9 @@ async def test_keys_that_nothing_needs_expire(redis: Redis, desk: Desk) -> None:
     await desk.say(claim, DONE)
     await redis.persist(keys.job(over.id))
     await redis.persist(keys.log(over.id))
-    await redis.xadd(keys.dead("01"), {"job": orphan, "model": "m", "tenant": "t", "worker": "w", "epochs": 3})
+    await redis.xadd(
+        keys.dead("01"), {"job": orphan, "model": "m", "tenant": "t", "worker": "w", "epochs": 3}
+    )
     expected = {"lasting_jobs": 1, "orphan_logs": 1, "orphan_requests": 1, "expired_dead": 1}
     await found_once(redis, desk, expected)
     for name in (keys.log(orphan), keys.request(orphan), keys.job(over.id), keys.log(over.id)):
@@ -163,7 +177,10 @@ async def test_the_depth_is_counted_again_and_blocked_lines_move(redis: Redis) -
 async def test_virtual_times_without_advantage_are_forgotten(redis: Redis) -> None:
     """Who was served more than the class's time keeps that; so does who has something open."""
     desk = Desk(redis)
-    cheap, dear = Generate("", Sampling(max_tokens=9, seed=0)), Generate("", Sampling(max_tokens=99, seed=0))
+    cheap, dear = (
+        Generate("", Sampling(max_tokens=9, seed=0)),
+        Generate("", Sampling(max_tokens=99, seed=0)),
+    )
     for tenant in ("idle", "ahead", "busy"):
         await desk.submit(dear if tenant == "ahead" else cheap, tenant=tenant)
     for claim in await desk.take(3):

@@ -1,6 +1,8 @@
-"""P5 under a race of fronts, each with a connection of its own: no limit is exceeded by one, whatever their order.
+"""P5 under a race of fronts, each with a connection of its own: no limit is exceeded by one,
+whatever their order.
 
-Tenants' concurrency and rate, depth of each class and bytes, all at once; then deadlines by themselves.
+Tenants' concurrency and rate, depth of each class and bytes, all at once; then deadlines by
+themselves.
 """
 
 import asyncio
@@ -38,10 +40,18 @@ async def connections(redis_url: str) -> AsyncIterator[list[Redis]]:
 
 @pytest.mark.parametrize("shards", [1, 4])
 @pytest.mark.parametrize("seed", range(3))
-async def test_no_limit_is_exceeded_by_one(connections: list[Redis], seed: int, shards: int) -> None:
+async def test_no_limit_is_exceeded_by_one(
+    connections: list[Redis], seed: int, shards: int
+) -> None:
     fronts = [Desk(Broker(client, shards)) for client in connections]
-    working, watching = asyncio.create_task(work(fronts[-1])), asyncio.create_task(watch(fronts[-2].broker))
-    racing = [race(front, random.Random(100 * seed + number)) for number, front in enumerate(fronts[:NUM_FRONTS])]
+    working, watching = (
+        asyncio.create_task(work(fronts[-1])),
+        asyncio.create_task(watch(fronts[-2].broker)),
+    )
+    racing = [
+        race(front, random.Random(100 * seed + number))
+        for number, front in enumerate(fronts[:NUM_FRONTS])
+    ]
     told: Counter[str] = Counter()
     accepted: list[Accepted] = []
     for codes, requests in await asyncio.gather(*racing):
@@ -51,7 +61,9 @@ async def test_no_limit_is_exceeded_by_one(connections: list[Redis], seed: int, 
         task.cancel()
     _, seen = await asyncio.gather(working, watching, return_exceptions=True)
     assert isinstance(seen, asyncio.CancelledError), seen
-    assert {"one concurrency", "other rate", "depth", "bytes"} <= set(told), "each limit was reached"
+    assert {"one concurrency", "other rate", "depth", "bytes"} <= set(told), (
+        "each limit was reached"
+    )
     check_rates(accepted)
     await check_nothing_is_held(fronts[0], [request.job for request in accepted])
 
@@ -72,10 +84,17 @@ async def race(desk: Desk, rng: random.Random) -> tuple[Counter[str], list[Accep
     open_requests: list[list[Job]] = []
     for _ in range(60):
         if open_requests and rng.random() < 0.25:
-            await desk.submissions.end(open_requests.pop(rng.randrange(len(open_requests))), Cancelled())
+            await desk.submissions.end(
+                open_requests.pop(rng.randrange(len(open_requests))), Cancelled()
+            )
         tenant = rng.choice(list(QUOTAS))
         tasks = [Generate("x" * rng.choice((1, 30, 400)), Sampling(4, seed=0))] * rng.randint(1, 3)
-        limits = {"max_jobs": DEPTH, "max_bytes": BYTES, "tenant": tenant, "priority": rng.choice(CLASSES)}
+        limits = {
+            "max_jobs": DEPTH,
+            "max_bytes": BYTES,
+            "tenant": tenant,
+            "priority": rng.choice(CLASSES),
+        }
         asked_s = time.monotonic()
         try:
             jobs = await desk.submit(*tasks, quota=QUOTAS[tenant], **limits)  # type: ignore[arg-type]
@@ -107,7 +126,9 @@ async def watch(broker: Broker) -> None:
             held.update({tenant: next(answers) for tenant in QUOTAS})
         assert all(waiting[f"jobs:{name}"] <= DEPTH for name in CLASSES), waiting
         assert 0 <= waiting["bytes"] <= BYTES, waiting
-        assert all(held[name] <= quota.concurrency for name, quota in QUOTAS.items() if quota.concurrency), held
+        assert all(
+            held[name] <= quota.concurrency for name, quota in QUOTAS.items() if quota.concurrency
+        ), held
         await asyncio.sleep(0)
 
 
@@ -122,7 +143,8 @@ async def work(desk: Desk) -> None:
 
 
 def check_rates(accepted: list[Accepted]) -> None:
-    """In no time did a tenant get more requests in than its burst and what its rate gave back meanwhile."""
+    """In no time did a tenant get more requests in than its burst and what its rate gave back
+    meanwhile."""
     for tenant, quota in QUOTAS.items():
         if not quota.rate_per_s:
             continue
@@ -130,7 +152,9 @@ def check_rates(accepted: list[Accepted]) -> None:
         for first in requests:
             later = [request.answered_s for request in requests if request.asked_s >= first.asked_s]
             for number, last_s in enumerate(sorted(later), start=1):
-                allowed = quota.burst + quota.rate_per_s * (last_s - first.asked_s + 0.001)  # Redis counts milliseconds
+                allowed = quota.burst + quota.rate_per_s * (
+                    last_s - first.asked_s + 0.001
+                )  # Redis counts milliseconds
                 assert number <= allowed, (tenant, number, last_s - first.asked_s)
 
 
@@ -143,7 +167,9 @@ async def check_nothing_is_held(desk: Desk, accepted: list[Job]) -> None:
     """Whatever raced, every counter is at zero when all has ended."""
     for job in accepted:
         request = (await field_of(desk.broker, job, "request")).decode()
-        await desk.submissions.end((await desk.requests.find(request, job.tenant)).job_ids, Cancelled())
+        await desk.submissions.end(
+            (await desk.requests.find(request, job.tenant)).job_ids, Cancelled()
+        )
     assert await desk.counts() == (0, 0)
     for shard in desk.broker.shards:
         client = desk.broker.client(shard)
@@ -151,8 +177,11 @@ async def check_nothing_is_held(desk: Desk, accepted: list[Job]) -> None:
         assert set(await client.hvals(keys.depth(shard, "m"))) <= {b"0"}  # type: ignore[misc]
 
 
-async def test_no_more_is_let_in_than_can_begin_before_its_deadline(connections: list[Redis]) -> None:
-    """Each of those let in has as much before it as the measured rate can do by its deadline, and the next had more."""
+async def test_no_more_is_let_in_than_can_begin_before_its_deadline(
+    connections: list[Redis],
+) -> None:
+    """Each of those let in has as much before it as the measured rate can do by its deadline, and
+    the next had more."""
     deadline_s, served = 60.0, 500
     fronts = [Desk(client) for client in connections]
     await saturate(fronts[0], connections[0], since_s=60)
@@ -178,10 +207,13 @@ async def test_no_more_is_let_in_than_can_begin_before_its_deadline(connections:
     raced = await asyncio.gather(*map(race, fronts))
     assert all(refused > 0 for _, refused in raced)
     accepted = [request for requests, _ in raced for request in requests]
-    waits = sorted([(*await line_place(connections[0], job), asked_ms) for asked_ms, job in accepted])
+    waits = sorted(
+        [(*await line_place(connections[0], job), asked_ms) for asked_ms, job in accepted]
+    )
     assert len(waits) > 100
     for (queued_ms, _), cost, asked_ms in waits:
-        # The decision fell between the two moments. The rate falls within a bucket, and rises where the next begins.
+        # The decision fell between the two moments. The rate falls within a bucket, and rises where
+        # the next begins.
         rate = max(rate_at(asked_ms), rate_at(queued_ms))
         assert ahead / rate <= deadline_s + 1e-6
         ahead += cost
@@ -200,8 +232,11 @@ async def waiting_cost(redis: Redis) -> int:
 
 
 @pytest.mark.parametrize("shards", [1, 4])
-async def test_when_to_come_again_is_told_by_what_ended_lately(connections: list[Redis], shards: int) -> None:
-    """Twenty jobs in this and the last bucket of ten seconds: the next place is free after a twentieth of that time."""
+async def test_when_to_come_again_is_told_by_what_ended_lately(
+    connections: list[Redis], shards: int
+) -> None:
+    """Twenty jobs in this and the last bucket of ten seconds: the next place is free after a
+    twentieth of that time."""
     desk = Desk(Broker(connections[0], shards), lease_s=60)
     with pytest.raises(QueueFull) as unknown:
         await desk.submit(max_jobs=0)
@@ -224,8 +259,11 @@ async def test_when_to_come_again_is_told_by_what_ended_lately(connections: list
     assert late.value.retry_after_s in (9, 10)
 
 
-async def told(desk: Desk, tasks: list[Task], share: float, *, less_s: float = 0, **order: object) -> None:
-    """The request is refused, and it is said that there is room after this share of the time that is looked back at."""
+async def told(
+    desk: Desk, tasks: list[Task], share: float, *, less_s: float = 0, **order: object
+) -> None:
+    """The request is refused, and it is said that there is room after this share of the time that
+    is looked back at."""
     before_ms = after_ms = 1
     retry_after_s: int | None = None
     while not 0 < before_ms // 10_000 == after_ms // 10_000:
@@ -239,7 +277,8 @@ async def told(desk: Desk, tasks: list[Task], share: float, *, less_s: float = 0
 
 
 def _told_at(ms: int, share: float, less_s: float) -> int:
-    """The seconds that are told at this moment. Redis tells whole milliseconds, and parts of one are left out."""
+    """The seconds that are told at this moment. Redis tells whole milliseconds, and parts of one
+    are left out."""
     wait_ms = math.floor(share * (ms % 10_000 + 10_000) - 1000 * less_s)
     return max(1, math.ceil(wait_ms / 1000))
 

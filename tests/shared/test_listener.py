@@ -22,7 +22,11 @@ async def test_it_answers_its_paths_alone() -> None:
     async with listening(HERE, "port", {"/hello": hello}) as port, httpx.AsyncClient() as client:
         url = f"http://127.0.0.1:{port}"
         found = await client.get(f"{url}/hello?x=1")
-        assert (found.status_code, found.text, found.headers["content-type"]) == (200, "hello", "text/plain")
+        assert (found.status_code, found.text, found.headers["content-type"]) == (
+            200,
+            "hello",
+            "text/plain",
+        )
         assert (await client.head(f"{url}/hello")).headers["content-length"] == "5"
         assert (await client.get(f"{url}/other")).status_code == 404
         refused = await client.post(f"{url}/hello", json={})
@@ -53,20 +57,28 @@ async def test_a_port_in_use_is_told_by_the_settings_name() -> None:
 async def test_a_host_has_one_port_on_all_its_addresses() -> None:
     """`localhost` may be two addresses; whichever a caller takes answers."""
     settings = Settings(host="localhost", port=0)
-    async with listening(settings, "port", {"/hello": hello}) as port, httpx.AsyncClient() as client:
+    async with (
+        listening(settings, "port", {"/hello": hello}) as port,
+        httpx.AsyncClient() as client,
+    ):
         assert (await client.get(f"http://localhost:{port}/hello")).text == "hello"
     with open_port(settings, "port") as sockets:
         assert {item.getsockname()[1] for item in sockets} == {port_of(sockets)}
-        families = {entry[0] for entry in socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)}
+        families = {
+            entry[0] for entry in socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)
+        }
         assert {item.family for item in sockets} <= families
 
 
 async def test_small_answers_are_sent_at_once() -> None:
-    """asyncio turns Nagle's algorithm off only for sockets that it knows to be TCP, and streams are small writes."""
+    """asyncio turns Nagle's algorithm off only for sockets that it knows to be TCP, and streams are
+    small writes."""
     delays: list[int] = []
 
     async def look(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        delays.append(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        delays.append(
+            writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        )
         writer.close()
 
     with open_port(HERE, "port") as (item,):
@@ -87,10 +99,15 @@ async def test_small_answers_are_sent_at_once() -> None:
         (errno.EINVAL, "host", "invalid argument"),
     ],
 )
-def test_the_setting_at_fault_is_named(number: int, setting: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_setting_at_fault_is_named(
+    number: int, setting: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(socket.socket, "bind", refuse)
-    with pytest.raises(SettingsError, match=f"^{setting}: .*{words}"), open_port(Settings(port=80), "port"):
+    with (
+        pytest.raises(SettingsError, match=f"^{setting}: .*{words}"),
+        open_port(Settings(port=80), "port"),
+    ):
         pass

@@ -42,7 +42,9 @@ async def collect(reader: LogReader, job: Job, after: int = 0) -> list[tuple[int
     return [item async for item in reader.follow(job.id, after)]
 
 
-async def test_followers_early_late_and_from_a_cursor_see_the_same(redis: Redis, subscriptions: Subscriptions) -> None:
+async def test_followers_early_late_and_from_a_cursor_see_the_same(
+    redis: Redis, subscriptions: Subscriptions
+) -> None:
     """P2 in the small: the cursor is the event index, the same for everyone."""
     job, reader = await running_job(redis), LogReader(Broker(redis), subscriptions)
     early = [asyncio.create_task(collect(reader, job)) for _ in range(3)]
@@ -72,16 +74,25 @@ async def test_events_that_pubsub_loses_are_read_from_the_log(
 
     monkeypatch.setattr(subscriptions, "_dispatch", lossy)
     follower_id = asyncio.create_task(collect(reader, job))
-    while not subscriptions._channels or not next(iter(subscriptions._channels.values())).confirmed.is_set():
+    while (
+        not subscriptions._channels
+        or not next(iter(subscriptions._channels.values())).confirmed.is_set()
+    ):
         await asyncio.sleep(0.005)
     events = await say(redis, job, 10)
     assert await follower_id == list(enumerate(events, start=1))
     assert seen > 0, "pub/sub was never in play"
 
 
-async def test_the_log_is_read_once_the_subscription_is_confirmed(redis: Redis, redis_url: str) -> None:
-    """What is said before Redis knows of the follower is found in the log: nothing is left to the slow look at it."""
-    host, port = redis.connection_pool.connection_kwargs["host"], redis.connection_pool.connection_kwargs["port"]
+async def test_the_log_is_read_once_the_subscription_is_confirmed(
+    redis: Redis, redis_url: str
+) -> None:
+    """What is said before Redis knows of the follower is found in the log: nothing is left to the
+    slow look at it."""
+    host, port = (
+        redis.connection_pool.connection_kwargs["host"],
+        redis.connection_pool.connection_kwargs["port"],
+    )
     proxy = await Proxy(host, port).start()
     line = connect(f"redis://127.0.0.1:{proxy.port}/0")
     subscriptions = Subscriptions(line, confirm_timeout_s=60)
@@ -93,7 +104,9 @@ async def test_the_log_is_read_once_the_subscription_is_confirmed(redis: Redis, 
         for _ in range(20):
             await redis.ping()  # whoever reads the log too early has done so by now
         events = await say(redis, job, 3)
-        assert await redis.pubsub_numsub(keys.channel(job.id)) == [(keys.channel(job.id).encode(), 0)]
+        assert await redis.pubsub_numsub(keys.channel(job.id)) == [
+            (keys.channel(job.id).encode(), 0)
+        ]
         proxy.to_server.release()
         assert await asyncio.wait_for(follower_id, DEADLINE_S) == list(enumerate(events, start=1))
     finally:
@@ -104,13 +117,19 @@ async def test_the_log_is_read_once_the_subscription_is_confirmed(redis: Redis, 
         await proxy.close()
 
 
-async def test_following_an_ended_job_needs_no_pubsub(redis: Redis, subscriptions: Subscriptions) -> None:
+async def test_following_an_ended_job_needs_no_pubsub(
+    redis: Redis, subscriptions: Subscriptions
+) -> None:
     job = await running_job(redis)
     events = await say(redis, job, 2)
-    assert [event for _, event in await collect(LogReader(Broker(redis), subscriptions), job)] == events
+    assert [
+        event for _, event in await collect(LogReader(Broker(redis), subscriptions), job)
+    ] == events
 
 
-async def test_a_job_that_redis_has_lost_is_not_waited_for(redis: Redis, subscriptions: Subscriptions) -> None:
+async def test_a_job_that_redis_has_lost_is_not_waited_for(
+    redis: Redis, subscriptions: Subscriptions
+) -> None:
     """P4: never silence. A Redis that came back empty is told to the caller within a poll."""
     job, reader = await running_job(redis), LogReader(Broker(redis), subscriptions, poll_s=0.05)
     follower_id = asyncio.create_task(collect(reader, job))

@@ -1,4 +1,5 @@
-"""Log lines: one format for machines, one for people, and a `logging.yaml` that cannot stop a start."""
+"""Log lines: one format for machines, one for people, and a `logging.yaml` that cannot stop a
+start."""
 
 import json
 import logging
@@ -27,7 +28,12 @@ def test_json_lines_carry_the_fields(capsys: pytest.CaptureFixture[str], tmp_pat
     configure_logging("info", "json", tmp_path / "none.yaml")
     logging.getLogger("x").info("hello", extra={"fields": {"request_id": "r1", "ms": 2.5}})
     line = json.loads(capsys.readouterr().err)
-    assert (line["message"], line["request_id"], line["ms"], line["level"]) == ("hello", "r1", 2.5, "info")
+    assert (line["message"], line["request_id"], line["ms"], line["level"]) == (
+        "hello",
+        "r1",
+        2.5,
+        "info",
+    )
 
 
 def test_console_lines_are_for_people(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -38,7 +44,9 @@ def test_console_lines_are_for_people(capsys: pytest.CaptureFixture[str], tmp_pa
 
 
 @pytest.mark.parametrize(("is_terminal", "style"), [(True, "console"), (False, "json")])
-def test_auto_is_for_people_on_a_terminal(is_terminal: bool, style: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_for_people_on_a_terminal(
+    is_terminal: bool, style: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal)
     assert chosen_style("auto") == style
     assert [chosen_style("json"), chosen_style("classic")] == ["json", "classic"]
@@ -57,12 +65,16 @@ def test_a_warning_of_a_library_is_a_line_too() -> None:
 def test_a_logging_yaml_is_honoured(tmp_path: Path) -> None:
     """A66, A94."""
     config = tmp_path / "logging.yaml"
-    config.write_text("{version: 1, disable_existing_loggers: false, loggers: {a66: {level: ERROR}}}")
+    config.write_text(
+        "{version: 1, disable_existing_loggers: false, loggers: {a66: {level: ERROR}}}"
+    )
     configure_logging("info", "console", config)
     assert logging.getLogger("a66").level == logging.ERROR
 
 
-@pytest.mark.parametrize("text", ["{version: 1, handlers: {h: {class: aios.utils.async_logging.H}}}", "[", "3"])
+@pytest.mark.parametrize(
+    "text", ["{version: 1, handlers: {h: {class: aios.utils.async_logging.H}}}", "[", "3"]
+)
 def test_a_logging_yaml_for_another_program_is_passed_over(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,7 +93,9 @@ def test_the_classic_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     configure_logging("info", "classic", tmp_path / "none.yaml")
     logging.getLogger("aios.x").info("it is so", extra=fields(count=2, model="m", nothing=None))
     line = capsys.readouterr().err.rstrip()
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - aios.x - INFO - it is so count=2 model='m'", line)
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - aios.x - INFO - it is so count=2 model='m'", line
+    )
 
 
 def test_a_line_about_a_job_tells_whose_it_is() -> None:

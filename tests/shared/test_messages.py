@@ -1,4 +1,5 @@
-"""The wire: pinned bytes, so that a rolling upgrade cannot break unnoticed, and tolerance for what is new."""
+"""The wire: pinned bytes, so that a rolling upgrade cannot break unnoticed, and tolerance for what
+is new."""
 
 import struct
 from typing import get_args
@@ -121,17 +122,47 @@ def test_golden_bytes(event: Event, expected: str) -> None:
 
 
 JOBS = [
-    Job("00" + "a" * 32, "m", Generate("hi", Sampling(max_tokens=4, seed=2**62, temperature=0.5, stop=("x",)))),
-    Job("00" + "b" * 32, "m", Generate((1, 2, 3), Sampling(max_tokens=4, seed=0), condition="synth,cot")),
-    Job("00" + "d" * 32, "m", Generate("hi", Sampling(4, 0, 0.5, 0.9, 3, ("x",), 2, 0.1, 2, True, (5,), ((7, -1.5),)))),
-    Job("00" + "e" * 32, "m", Generate("hi", Sampling(4, 0, presence_penalty=1, frequency_penalty=-1, logprobs=0))),
-    Job("00" + "a" * 32, "m", Generate("hi", Sampling(4, seed=0), overflow="refuse", max_prompt_tokens=5)),
-    Job("00" + "c" * 32, "m", Score("c", ("a", (4, 5)), method="aios_compat"), tenant="t", request_id="r"),
+    Job(
+        "00" + "a" * 32,
+        "m",
+        Generate("hi", Sampling(max_tokens=4, seed=2**62, temperature=0.5, stop=("x",))),
+    ),
+    Job(
+        "00" + "b" * 32,
+        "m",
+        Generate((1, 2, 3), Sampling(max_tokens=4, seed=0), condition="synth,cot"),
+    ),
+    Job(
+        "00" + "d" * 32,
+        "m",
+        Generate("hi", Sampling(4, 0, 0.5, 0.9, 3, ("x",), 2, 0.1, 2, True, (5,), ((7, -1.5),))),
+    ),
+    Job(
+        "00" + "e" * 32,
+        "m",
+        Generate("hi", Sampling(4, 0, presence_penalty=1, frequency_penalty=-1, logprobs=0)),
+    ),
+    Job(
+        "00" + "a" * 32,
+        "m",
+        Generate("hi", Sampling(4, seed=0), overflow="refuse", max_prompt_tokens=5),
+    ),
+    Job(
+        "00" + "c" * 32,
+        "m",
+        Score("c", ("a", (4, 5)), method="aios_compat"),
+        tenant="t",
+        request_id="r",
+    ),
     Job("00" + "d" * 32, "m", Solve("." * 81)),
     Job("00" + "e" * 32, "m", Solve(((0, 9), (3, 4)), "007bbfb7_t0", "q_halt", 3)),
     Job("00" + "f" * 32, "m", Solve(("# S", "G o"), identifier=7)),
     Job("00" + "0" * 32, "m", Score("", ("a",), rolling=True)),
-    Job("00" + "1" * 32, "m", Generate(Chat((Turn("system", "be"), Turn("assistant", "so"))), Sampling(4, seed=0))),
+    Job(
+        "00" + "1" * 32,
+        "m",
+        Generate(Chat((Turn("system", "be"), Turn("assistant", "so"))), Sampling(4, seed=0)),
+    ),
     Job("00" + "2" * 32, "m", Tokenize(Chat(()), with_texts=True)),
     Job("00" + "3" * 32, "m", Tokenize((1, 2), add_special_tokens=False)),
     Job("00" + "4" * 32, "m", Detokenize((1, 2), skip_special_tokens=True)),
@@ -167,13 +198,18 @@ def test_golden_bytes_of_a_puzzle() -> None:
         ),
         (Tokenize("hi"), "82a474797065a8746f6b656e697a65a670726f6d7074a26869"),
         (Detokenize((7,)), "82a474797065aa6465746f6b656e697a65a36964739107"),
-        (Embed("hi", normalize=False), "83a474797065a5656d626564a474657874a26869a96e6f726d616c697a65c2"),
+        (
+            Embed("hi", normalize=False),
+            "83a474797065a5656d626564a474657874a26869a96e6f726d616c697a65c2",
+        ),
         (Read("hi", 2), "83a474797065a472656164a670726f6d7074a26869a76e756d5f746f7002"),
         (Classify("hi", 2), "83a474797065a8636c617373696679a474657874a26869a5746f705f6b02"),
     ],
 )
 def test_golden_bytes_of_tasks(task: Task, expected: str) -> None:
-    assert encode(Job("00", "m", task)).hex() == "83a26964a23030a56d6f64656ca16da47461736b" + expected
+    assert (
+        encode(Job("00", "m", task)).hex() == "83a26964a23030a56d6f64656ca16da47461736b" + expected
+    )
 
 
 def test_tasks_have_names_and_costs() -> None:
@@ -196,7 +232,8 @@ def test_vectors_come_back() -> None:
 
 
 def test_a_trace_is_optional_on_the_wire() -> None:
-    """A front that does not trace says nothing of it, and its job is as it was; so with a worker's Started."""
+    """A front that does not trace says nothing of it, and its job is as it was; so with a worker's
+    Started."""
     plain = Job("00", "m", Tokenize("hi"))
     traced = msgspec.structs.replace(plain, trace=Trace(f"00-{'a' * 32}-{'b' * 16}-01", "x=y"))
     assert decode_job(encode(traced)) == traced
@@ -219,17 +256,24 @@ def test_unknown_fields_and_missing_optional_ones_are_fine() -> None:
 def test_events_and_presence_round_trip() -> None:
     done = Done("score", 3, 0, result=Scored((ContinuationScore(-1.5, 2, True),)))
     assert decode_event(encode(done)) == done
-    worker = WorkerInfo("w", "ready", (ModelInfo("m", "echo", "found", 10, 5, 2, is_default=True),), 3)
+    worker = WorkerInfo(
+        "w", "ready", (ModelInfo("m", "echo", "found", 10, 5, 2, is_default=True),), 3
+    )
     assert decode_worker(encode(worker)) == worker
-    asked = ModelInfo("m", "echo", "found", 10, 5, 2, prompting=Prompting("{problem}", top_k=3, temperature=0.0))
+    asked = ModelInfo(
+        "m", "echo", "found", 10, 5, 2, prompting=Prompting("{problem}", top_k=3, temperature=0.0)
+    )
     assert decode_model(encode(asked)) == asked
-    more = WorkerInfo("w", "ready", (), residences={"m": "loading"}, unloads={"m": 2**60}, obstacles={"n": "why"})
+    more = WorkerInfo(
+        "w", "ready", (), residences={"m": "loading"}, unloads={"m": 2**60}, obstacles={"n": "why"}
+    )
     assert decode_worker(encode(more)) == more
     assert set(msgspec.msgpack.decode(encode(worker))) == {"id", "state", "models", "in_flight"}
 
 
 def test_an_error_survives_the_wire_with_its_status() -> None:
-    """DESIGN 6: every error has its code; one that this version does not know is an internal error."""
+    """DESIGN 6: every error has its code; one that this version does not know is an internal
+    error."""
     for kind in FleetError.__subclasses__():
         back = from_event(kind("why", field="prompt").as_event())
         assert (type(back), back.message, back.field) == (kind, "why", "prompt")
@@ -243,13 +287,18 @@ def test_every_task_has_a_row() -> None:
         assert info.result is None or info.result.__struct_config__.tag == name
     specs = {info.spec for info in TASKS.values() if not issubclass(info.spec, OtherTask)}
     assert specs == set(get_args(Task)) - {OtherTask}
-    results = {info.result for info in TASKS.values() if info.result and not issubclass(info.result, OtherResult)}
+    results = {
+        info.result
+        for info in TASKS.values()
+        if info.result and not issubclass(info.result, OtherResult)
+    }
     assert results == set(get_args(Result)) - {OtherResult}
 
 
 def test_what_may_be_answered_again() -> None:
     greedy, other, sampled = (
-        Generate("a", Sampling(4, seed, temperature=heat)) for seed, heat in ((1, 0), (2, 0), (3, 1))
+        Generate("a", Sampling(4, seed, temperature=heat))
+        for seed, heat in ((1, 0), (2, 0), (3, 1))
     )
     assert info_of(greedy).repeated(greedy) == info_of(other).repeated(other)
     assert info_of(sampled).repeated(sampled) is None

@@ -36,7 +36,10 @@ def lines_of(sheet: MetricSheet) -> list[str]:
 
 def test_told_values_are_read_when_somebody_asks() -> None:
     sheet = MetricSheet()
-    told, spread = sheet.told("t_total", "counter", "T.", "a"), sheet.collected_histogram("s", "S.", "a")
+    told, spread = (
+        sheet.told("t_total", "counter", "T.", "a"),
+        sheet.collected_histogram("s", "S.", "a"),
+    )
     assert lines_of(sheet) == []
     own = BucketHistogram((1.0, 2.0))
     for value in (0.5, 1.0, 1.5, 3.0):
@@ -65,5 +68,10 @@ def test_an_alias_sums_over_what_it_does_not_name() -> None:
         timing.labels(name).observe(0.5)
     lines = lines_of(sheet)
     assert {'d_total{z="1"} 2.0', 'd_total{z="2"} 1.0'} <= set(lines)
-    assert {'i_bucket{le="1.0"} 2.0', 'i_bucket{le="+Inf"} 2.0', "i_count 2.0", "i_sum 1.0"} <= set(lines)
-    assert sheet.listed[2:] == [MetricInfo("d_total", "counter", ("z",), "D."), MetricInfo("i", "histogram", (), "I.")]
+    assert {'i_bucket{le="1.0"} 2.0', 'i_bucket{le="+Inf"} 2.0', "i_count 2.0", "i_sum 1.0"} <= set(
+        lines
+    )
+    assert sheet.listed[2:] == [
+        MetricInfo("d_total", "counter", ("z",), "D."),
+        MetricInfo("i", "histogram", (), "I."),
+    ]

@@ -1,4 +1,5 @@
-"""The numbers of a model: all that is said of them is said in their one list, and everything else reads it."""
+"""The numbers of a model: all that is said of them is said in their one list, and everything else
+reads it."""
 
 import pytest
 
@@ -36,7 +37,9 @@ def test_nothing_else_is_measured() -> None:
 def test_columns_are_shown() -> None:
     lookups = {"prefix_lookups": 4, "prefix_hits": 1}
     steps = {"steps_done": 1, "steps_total": 2}
-    model = WorkerModel("m", running=3, max_batch=4, tokens_per_s=1500.0, step_s=0.25, **lookups, **steps)
+    model = WorkerModel(
+        "m", running=3, max_batch=4, tokens_per_s=1500.0, step_s=0.25, **lookups, **steps
+    )
     told = Snapshot("now", "ready", workers=(Worker("w", "ready", "p", 1.0, 0, 0, 0, 0, (model,)),))
     title, row = (line for line in screen(View(told), 300) if line.startswith(("WORKER", "w ")))
     cells = dict(zip(title.split(), row.split(), strict=False))

@@ -15,7 +15,13 @@ from shared import plugins, runner_table
 from shared.cli import render_config, run_role
 from shared.model_options import options_of
 from shared.plugins import PluginError
-from shared.runner_options import HrmActOptions, HrmTextOptions, Options, PagedOptions, PuzzleOptions
+from shared.runner_options import (
+    HrmActOptions,
+    HrmTextOptions,
+    Options,
+    PagedOptions,
+    PuzzleOptions,
+)
 from shared.runner_table import RUNNERS, RunnerInfo
 from shared.settings import ModelEntry, Settings, SettingsError, model_entries, resolve
 
@@ -23,7 +29,9 @@ BRAIN = {"id": "brain", "path": "b", "runner": "hrm-act"}
 MATHS = {"id": "maths", "path": "m", "runner": "hrm-text"}
 
 
-def resolved(tmp_path: Path, models: list[dict[str, Any]], *given: str, **settings: Any) -> Settings:
+def resolved(
+    tmp_path: Path, models: list[dict[str, Any]], *given: str, **settings: Any
+) -> Settings:
     path = tmp_path / "fleet.yaml"
     path.write_text(yaml.safe_dump({"serve": {"hrm": {"models": models, **settings}}}))
     return resolve({"options": list(given) or None}, {}, path).settings
@@ -56,7 +64,9 @@ def test_what_is_nearer_to_the_model_outranks_the_rest(tmp_path: Path) -> None:
     assert options(settings) == HrmTextOptions(condition="synth", use_ema=False)
     settings = resolved(tmp_path, [{**own, "options": {"condition": "direct"}}], condition="cot")
     assert options(settings) == HrmTextOptions(condition="direct")
-    settings = resolved(tmp_path, [own, BRAIN], "maths:condition=synth,cot", "brain:segments=MAX", segments="q_halt")
+    settings = resolved(
+        tmp_path, [own, BRAIN], "maths:condition=synth,cot", "brain:segments=MAX", segments="q_halt"
+    )
     assert options(settings, 0) == HrmTextOptions(condition="synth,cot", use_ema=False)
     assert options(settings, 1) == HrmActOptions(segments="max")
 
@@ -72,16 +82,48 @@ def test_the_only_model_needs_no_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("models", "given", "sentences"),
     [
-        ([BRAIN], ["segmens=max"], ["model 'brain': option 'segmens'", "segments", "hrm-act", "(from --option"]),
-        ([BRAIN], ["segments=fast"], ["model 'brain': option 'segments'", "'compat', 'max' or 'q_halt'", "'fast'"]),
-        ([BRAIN], ["use_ema=false"], ["model 'brain': option 'use_ema'", "there is none of that name"]),
-        ([BRAIN], ["cuda_graphs=perhaps"], ["model 'brain': option 'cuda_graphs'", "boolean", "'perhaps'"]),
-        ([{**BRAIN, "options": {"segments": True}}], [], ["option 'segments'", "True is a boolean", "fleet.yaml"]),
+        (
+            [BRAIN],
+            ["segmens=max"],
+            ["model 'brain': option 'segmens'", "segments", "hrm-act", "(from --option"],
+        ),
+        (
+            [BRAIN],
+            ["segments=fast"],
+            ["model 'brain': option 'segments'", "'compat', 'max' or 'q_halt'", "'fast'"],
+        ),
+        (
+            [BRAIN],
+            ["use_ema=false"],
+            ["model 'brain': option 'use_ema'", "there is none of that name"],
+        ),
+        (
+            [BRAIN],
+            ["cuda_graphs=perhaps"],
+            ["model 'brain': option 'cuda_graphs'", "boolean", "'perhaps'"],
+        ),
+        (
+            [{**BRAIN, "options": {"segments": True}}],
+            [],
+            ["option 'segments'", "True is a boolean", "fleet.yaml"],
+        ),
         ([{**BRAIN, "options": {"segments": ["max"]}}], [], ["models.0.options.segments"]),
-        ([BRAIN, MATHS], ["segments=max"], ["options: which model", "brain:segments=max", "(from --option"]),
-        ([BRAIN, MATHS], ["brian:segments=max"], ["options: no model is called 'brian'", "brain, maths"]),
+        (
+            [BRAIN, MATHS],
+            ["segments=max"],
+            ["options: which model", "brain:segments=max", "(from --option"],
+        ),
+        (
+            [BRAIN, MATHS],
+            ["brian:segments=max"],
+            ["options: no model is called 'brian'", "brain, maths"],
+        ),
         ([BRAIN], ["segments"], ["options.0", "name=value or model:name=value", "'segments'"]),
-        ([{"id": "any", "path": "x"}], ["segmens=max"], ["model 'any'", "no runner has it", "did you mean segments?"]),
+        (
+            [{"id": "any", "path": "x"}],
+            ["segmens=max"],
+            ["model 'any'", "no runner has it", "did you mean segments?"],
+        ),
         ([{"id": "e", "path": "echo"}], ["segments=max"], ["model 'e'", "expected none at all"]),
     ],
 )
@@ -126,7 +168,10 @@ def test_the_catalogues_command_judges_them_too() -> None:
     asked = ["add", "brain", "/models/brain", "--runner", "hrm-act"]
     entry = models._entry(models._parser().parse_args([*asked, "--option", "segments=max"]))
     assert entry.options == {"segments": "max"}
-    for given, sentence in (("segments=fast", "'compat', 'max' or 'q_halt'"), ("segments", "name=value")):
+    for given, sentence in (
+        ("segments=fast", "'compat', 'max' or 'q_halt'"),
+        ("segments", "name=value"),
+    ):
         with pytest.raises(ToolError, match=sentence):
             models._entry(models._parser().parse_args([*asked, "--option", given]))
 
@@ -138,7 +183,9 @@ class _Wide(PagedOptions):
 def test_a_new_option_is_one_field(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Settings, `--option`, docs and the chart's schema follow from the declaration."""
     monkeypatch.setitem(RUNNERS, "wide", RunnerInfo("nowhere:load", _Wide))
-    settings = resolved(tmp_path, [{"id": "w", "path": "w", "runner": "wide"}], "width=7", cuda_graphs=False)
+    settings = resolved(
+        tmp_path, [{"id": "w", "path": "w", "runner": "wide"}], "width=7", cuda_graphs=False
+    )
     assert options(settings) == _Wide(width=7, cuda_graphs=False)
     with pytest.raises(SettingsError, match=r"option 'width': expected greater than"):
         resolved(tmp_path, [{"id": "w", "path": "w", "runner": "wide"}], "width=0")
@@ -165,8 +212,12 @@ def test_a_plugins_runner_declares_options(monkeypatch: pytest.MonkeyPatch, tmp_
         assert {"foreign", "plain", "causal"} < set(runner_table.names())
         entry = {"id": "f", "path": "f", "runner": "foreign", "options": {"ends": "!"}}
         found = options(resolved(tmp_path, [entry], seed=3))
-        assert found.model_dump() == {"ends": "!", "seed": "own"}, "a setting that is none of our options stays out"
-        with pytest.raises(SettingsError, match=r"model 'f': option 'end': .*expected one of ends, seed"):
+        assert found.model_dump() == {"ends": "!", "seed": "own"}, (
+            "a setting that is none of our options stays out"
+        )
+        with pytest.raises(
+            SettingsError, match=r"model 'f': option 'end': .*expected one of ends, seed"
+        ):
             resolved(tmp_path, [{**entry, "options": {"end": "!"}}])
         assert runner_table.info_of("plain").options is Options
         with pytest.raises(PluginError, match=r"aios.runner_options: 'wrong': expected a subclass"):
@@ -176,6 +227,8 @@ def test_a_plugins_runner_declares_options(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_an_entry_made_in_code_is_validated_too() -> None:
-    settings = Settings(models=(ModelEntry(id="b", path="b", runner="hrm-act", options={"segments": "slow"}),))
+    settings = Settings(
+        models=(ModelEntry(id="b", path="b", runner="hrm-act", options={"segments": "slow"}),)
+    )
     with pytest.raises(SettingsError, match="model 'b': option 'segments'"):
         options(settings)

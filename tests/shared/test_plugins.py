@@ -1,4 +1,5 @@
-"""Entry points of installed packages: found, told apart, and what is wrong with them is said with their names."""
+"""Entry points of installed packages: found, told apart, and what is wrong with them is said with
+their names."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,12 +42,18 @@ def test_two_packages_cannot_have_one_name(tmp_path: Path, monkeypatch: pytest.M
     install(tmp_path, "one", path="os.path:join")
     install(tmp_path, "other", path="os.path:split")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(PluginError, match=r"aios.tests: (one|other) and (one|other) both add 'path'; remove one"):
+    with pytest.raises(
+        PluginError, match=r"aios.tests: (one|other) and (one|other) both add 'path'; remove one"
+    ):
         entries(GROUP)
 
 
-@pytest.mark.parametrize("target", ["no_such_module:it", "os:nothing_of_that_name", "broken_plugin:it"])
-def test_one_that_cannot_be_loaded_is_named(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "target", ["no_such_module:it", "os:nothing_of_that_name", "broken_plugin:it"]
+)
+def test_one_that_cannot_be_loaded_is_named(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "broken_plugin.py").write_text("1 / 0\n")
     install(tmp_path, "one", it=target)
     monkeypatch.syspath_prepend(tmp_path)

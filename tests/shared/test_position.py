@@ -1,4 +1,5 @@
-"""Where a request stands in the queue, foretold on a real Redis: held against the order in which workers take."""
+"""Where a request stands in the queue, foretold on a real Redis: held against the order in which
+workers take."""
 
 import random
 
@@ -48,8 +49,8 @@ async def test_better_classes_come_before(desk: Desk) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 async def test_the_places_of_many_tenants_and_classes_come_true(desk: Desk, seed: int) -> None:
-    """Jobs of one cost, nothing comes and nothing ages: each is taken when it was said, among tenants that were served
-    before and ones that come anew."""
+    """Jobs of one cost, nothing comes and nothing ages: each is taken when it was said, among
+    tenants that were served before and ones that come anew."""
     chance = random.Random(seed)
     tenants = ["a", "b", "c", "d"]
     for _ in range(chance.randrange(6)):
@@ -82,7 +83,8 @@ async def test_a_line_longer_than_is_counted_is_told_as_its_end(desk: Desk) -> N
 
 
 async def test_the_wait_is_told_by_the_rate_of_what_has_ended(desk: Desk) -> None:
-    """Two jobs in the last 10 to 20 s, of equal cost: the next starts in half that time, the one behind it in all."""
+    """Two jobs in the last 10 to 20 s, of equal cost: the next starts in half that time, the one
+    behind it in all."""
     first, _ = await desk.request()
     unknown = await desk.requests.position(first)
     assert unknown is not None

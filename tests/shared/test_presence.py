@@ -28,7 +28,8 @@ async def test_a_worker_is_there_until_it_leaves_or_falls_silent(redis: Redis) -
 
 
 def test_the_default_is_marked_and_served() -> None:
-    """A model that was the default before a restart with another one must not answer 503 for ever."""
+    """A model that was the default before a restart with another one must not answer 503 for
+    ever."""
     old, new, other = model("a", is_default=True), model("b", is_default=True), model("aa")
     worker = WorkerInfo("w", "ready", (new, other))
     known = {item.id: item for item in (old, new, other)}
@@ -57,14 +58,21 @@ def test_what_an_obstacle_means() -> None:
     assert Fleet((lacking,), {}).obstacle("m") == "no GPU"
     assert Fleet((lacking,), {}).obstacle("n") is None
     both = Fleet((lacking, able), {"m": model("m")})
-    assert (both.obstacle("m"), both.serves("m"), both.residences("m")) == (None, True, ["unloaded"])
+    assert (both.obstacle("m"), both.serves("m"), both.residences("m")) == (
+        None,
+        True,
+        ["unloaded"],
+    )
 
 
 async def test_how_long_a_model_has_not_been_served_is_known(redis: Redis) -> None:
-    """By a worker that is ready and has loaded it; of one that loads or has failed nothing is learnt."""
+    """By a worker that is ready and has loaded it; of one that loads or has failed nothing is
+    learnt."""
     presence = Presence(redis, ttl_s=60)
     await presence.announce(WorkerInfo("w1", "draining", (model("m"),)))
-    failed = WorkerInfo("w2", "ready", (model("n"), model("o")), failures={"n": LoadFailure("no file")})
+    failed = WorkerInfo(
+        "w2", "ready", (model("n"), model("o")), failures={"n": LoadFailure("no file")}
+    )
     await presence.announce(failed)
     fleet = await presence.fleet()
     assert fleet.absences == {}

@@ -99,8 +99,11 @@ async def test_jobs_given_back_are_taken_over_at_once_and_renewed_ones_not(desk:
 
 
 @pytest.mark.parametrize("phase", ["queued", "running"])
-async def test_ending_from_outside_wins_once_in_every_phase(desk: Desk, redis: Redis, phase: str) -> None:
-    """P4, P6: the end is written at once, the worker hears of it and is stale at its next append."""
+async def test_ending_from_outside_wins_once_in_every_phase(
+    desk: Desk, redis: Redis, phase: str
+) -> None:
+    """P4, P6: the end is written at once, the worker hears of it and is stale at its next
+    append."""
     (job,), (other,) = await desk.submit(), await desk.submit()
     claim = await take_one(desk) if phase == "running" else Claim(job, 1, 0)
     pubsub = redis.pubsub()
@@ -113,7 +116,9 @@ async def test_ending_from_outside_wins_once_in_every_phase(desk: Desk, redis: R
     assert (await take_one(desk)).job == other
     assert await desk.counts() == (0, 1)
     await pubsub.get_message(timeout=1)
-    told = await pubsub.get_message(ignore_subscribe_messages=True, timeout=0.1 if phase == "queued" else 60)
+    told = await pubsub.get_message(
+        ignore_subscribe_messages=True, timeout=0.1 if phase == "queued" else 60
+    )
     assert (told is not None) == (phase == "running")
     await pubsub.aclose()
 
@@ -124,8 +129,12 @@ async def test_what_runs_can_be_spared(desk: Desk) -> None:
     assert await desk.submissions.end([job], Failed("queue_timeout", "late"), if_waiting=True) == 0
 
 
-@pytest.mark.parametrize(("limit", "code"), [("queue_timeout_s", "queue_timeout"), ("deadline_s", "deadline_exceeded")])
-async def test_a_job_that_waited_too_long_fails_when_it_is_taken(desk: Desk, limit: str, code: str) -> None:
+@pytest.mark.parametrize(
+    ("limit", "code"), [("queue_timeout_s", "queue_timeout"), ("deadline_s", "deadline_exceeded")]
+)
+async def test_a_job_that_waited_too_long_fails_when_it_is_taken(
+    desk: Desk, limit: str, code: str
+) -> None:
     """X8: 503 for queue timeout, 504 for a deadline; the worker never sees the job."""
     (late,), (fresh,) = await desk.submit(**{limit: 0.001}), await desk.submit()
     await asyncio.sleep(0.01)
@@ -136,7 +145,8 @@ async def test_a_job_that_waited_too_long_fails_when_it_is_taken(desk: Desk, lim
 
 
 async def test_admission_is_all_or_nothing_and_exact_under_many_fronts(redis_url: str) -> None:
-    """P5: eight connections race with groups of one to three jobs; the cap is never exceeded by one."""
+    """P5: eight connections race with groups of one to three jobs; the cap is never exceeded by
+    one."""
     clients = [connect(redis_url) for _ in range(8)]
 
     async def race(client: Redis, number: int) -> int:
@@ -152,7 +162,9 @@ async def test_admission_is_all_or_nothing_and_exact_under_many_fronts(redis_url
             assert (await desk.counts())[0] <= 37
         return count
 
-    accepted = sum(await asyncio.gather(*(race(client, number) for number, client in enumerate(clients))))
+    accepted = sum(
+        await asyncio.gather(*(race(client, number) for number, client in enumerate(clients)))
+    )
     assert await Desk(clients[0]).counts() == (accepted, 0)
     assert accepted == 37, "single jobs were on offer, so the last place must have been taken"
     num_jobs = len(await clients[0].keys("aios:{00}:job:*"))
@@ -170,7 +182,8 @@ async def test_jobs_in_hand_do_not_count_as_waiting(desk: Desk) -> None:
 
 
 async def test_retry_after_follows_the_measured_rate(desk: Desk) -> None:
-    """P5: jobs that end quickly make for a short wait; with nothing measured a plain guess is given."""
+    """P5: jobs that end quickly make for a short wait; with nothing measured a plain guess is
+    given."""
     with pytest.raises(QueueFull) as unmeasured:
         await desk.submit(max_jobs=0)
     assert unmeasured.value.retry_after_s == 5
@@ -212,10 +225,21 @@ async def test_a_lapsed_job_is_found_behind_many_live_ones(desk: Desk) -> None:
 
 @pytest.mark.parametrize(
     ("places", "wanted", "taken"),
-    [(4, [1] * 6, 4), (4, [2] * 4, 2), (4, [3, 3, 1], 2), (4, [16, 1], 1), (4, [1, 2], 2), (1, [1, 1], 1), (9, [], 0)],
+    [
+        (4, [1] * 6, 4),
+        (4, [2] * 4, 2),
+        (4, [3, 3, 1], 2),
+        (4, [16, 1], 1),
+        (4, [1, 2], 2),
+        (1, [1, 1], 1),
+        (9, [], 0),
+    ],
 )
-async def test_a_take_fills_the_places_and_no_more(desk: Desk, places: int, wanted: list[int], taken: int) -> None:
-    """A job takes a place for each choice; the one that fills the last place may need more. The rest stays queued."""
+async def test_a_take_fills_the_places_and_no_more(
+    desk: Desk, places: int, wanted: list[int], taken: int
+) -> None:
+    """A job takes a place for each choice; the one that fills the last place may need more. The
+    rest stays queued."""
     for n in wanted:
         await desk.submit(choices(n))
     claims = await desk.take(places)
@@ -228,7 +252,9 @@ async def test_lapsed_jobs_that_find_no_place_are_left_to_others(desk: Desk) -> 
     jobs = [(await desk.submit(choices(n)))[0] for n in (2, 3, 1, 1)]
     await desk.queue().give_back(await desk.take(60))
     taken, rest = await desk.take(4, "w2"), await desk.take(4, "w3")
-    assert {claim.job.id for claim in taken} | {claim.job.id for claim in rest} == {job.id for job in jobs}
+    assert {claim.job.id for claim in taken} | {claim.job.id for claim in rest} == {
+        job.id for job in jobs
+    }
     assert all(claim.epoch == 2 for claim in [*taken, *rest])
     assert sum(claim.places for claim in taken[:-1]) < 4
 
@@ -251,8 +277,11 @@ async def test_a_job_of_another_version_is_left_alone(desk: Desk, redis: Redis) 
 
 
 @pytest.mark.parametrize("executable", sorted({find_redis_server(), *bundled_servers()}))
-async def test_a_redis_without_memory_is_unavailable_and_says_no_secrets(tmp_path: Path, executable: str) -> None:
-    """DESIGN 4, OOM: Redis 6.2 and 7 word it differently; both are 503 for a front and patience for a worker."""
+async def test_a_redis_without_memory_is_unavailable_and_says_no_secrets(
+    tmp_path: Path, executable: str
+) -> None:
+    """DESIGN 4, OOM: Redis 6.2 and 7 word it differently; both are 503 for a front and patience for
+    a worker."""
     server = start_redis(tmp_path, executable)
     client = connect(server.url)
     try:
@@ -274,7 +303,8 @@ async def test_a_redis_without_memory_is_unavailable_and_says_no_secrets(tmp_pat
 
 
 async def saturate(desk: Desk, redis: Redis, *, since_s: float) -> None:
-    """Fifty tokens a second are served over the last buckets, and something has waited for `since_s`."""
+    """Fifty tokens a second are served over the last buckets, and something has waited for
+    `since_s`."""
     for _ in range(10):
         await desk.submit(Generate("", Sampling(max_tokens=99, seed=0)))
     for claim in await desk.take(5):
@@ -284,7 +314,8 @@ async def saturate(desk: Desk, redis: Redis, *, since_s: float) -> None:
 
 
 async def test_what_cannot_begin_before_its_deadline_is_refused(desk: Desk, redis: Redis) -> None:
-    """P5: by what waits in front of it and the rate measured while something waited, here 25 to 50 tokens a second."""
+    """P5: by what waits in front of it and the rate measured while something waited, here 25 to 50
+    tokens a second."""
     await saturate(desk, redis, since_s=60)
     with pytest.raises(TooSlow) as refused:
         await desk.submit(deadline_s=2, is_urgent=True)
@@ -294,6 +325,8 @@ async def test_what_cannot_begin_before_its_deadline_is_refused(desk: Desk, redi
     await desk.submit(deadline_s=2, is_urgent=True, priority="interactive")
 
 
-async def test_a_rate_that_nothing_waited_for_says_nothing_of_the_workers(desk: Desk, redis: Redis) -> None:
+async def test_a_rate_that_nothing_waited_for_says_nothing_of_the_workers(
+    desk: Desk, redis: Redis
+) -> None:
     await saturate(desk, redis, since_s=1)
     await desk.submit(deadline_s=2, is_urgent=True)

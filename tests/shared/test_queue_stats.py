@@ -1,4 +1,5 @@
-"""How full the queues are, told exactly: jobs, cost and bytes by class, and how long the oldest has waited."""
+"""How full the queues are, told exactly: jobs, cost and bytes by class, and how long the oldest has
+waited."""
 
 import asyncio
 
@@ -32,7 +33,8 @@ async def test_what_waits_is_told_by_class_over_all_shards(redis: Redis) -> None
 
 
 async def test_cost_goes_with_the_jobs_whatever_their_end(redis: Redis) -> None:
-    """Taken, called off, given back and found again by the janitor: the sum is what waits, to the token."""
+    """Taken, called off, given back and found again by the janitor: the sum is what waits, to the
+    token."""
     desk = Desk(redis)
     queues = QueueStats(desk.broker)
     jobs = [(await desk.submit(LONG))[0] for _ in range(4)]

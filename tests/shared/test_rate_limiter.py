@@ -1,4 +1,5 @@
-"""Never more calls in a window than a rate allows, whoever asks and however often; what is refused leaves no trace."""
+"""Never more calls in a window than a rate allows, whoever asks and however often; what is refused
+leaves no trace."""
 
 import asyncio
 

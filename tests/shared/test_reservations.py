@@ -1,4 +1,5 @@
-"""Limits are the whole fleet's, on any number of shards: never one too many, no refusal while there is room.
+"""Limits are the whole fleet's, on any number of shards: never one too many, no refusal while there
+is room.
 
 When all has ended nothing is held, whatever was killed on the way.
 """
@@ -108,12 +109,16 @@ class Fleet:
         tenant, priority = jobs[0].tenant, jobs[0].priority
         in_line = [*self.waiting.values(), *self.lost]
         limit = QUOTAS[tenant].concurrency
-        num_open = sum(job.tenant == tenant for job in [*in_line, *(claim.job for claim in self.claims)])
+        num_open = sum(
+            job.tenant == tenant for job in [*in_line, *(claim.job for claim in self.claims)]
+        )
         if limit and num_open + len(jobs) > limit:
             return f"{num_open} of the {limit} requests that may be open at once are, and this is {len(jobs)} more"
         in_class = sum(job.priority == priority for job in in_line)
         if in_class + len(jobs) > ROOM.max_jobs:
-            return f"{in_class} of {ROOM.max_jobs} places are taken, and the request takes {len(jobs)}"
+            return (
+                f"{in_class} of {ROOM.max_jobs} places are taken, and the request takes {len(jobs)}"
+            )
         num_bytes, more = size_of(in_line), size_of(jobs)
         if num_bytes + more > ROOM.max_bytes:
             return f"{num_bytes} of {ROOM.max_bytes} bytes wait, and the request has {more}"
@@ -146,7 +151,9 @@ class Fleet:
     async def run(self, steps: int) -> None:
         can_die = len(self.fronts[0].broker.shards) > 1
         for _ in range(steps):
-            deed = self.rng.choices(("submit", "die", "take", "end", "wait out"), (10, can_die, 5, 4, 1))[0]
+            deed = self.rng.choices(
+                ("submit", "die", "take", "end", "wait out"), (10, can_die, 5, 4, 1)
+            )[0]
             match deed:
                 case "submit" | "die":
                     await self.submit(dies=deed == "die")
@@ -178,15 +185,28 @@ async def check_nothing_is_held(broker: Broker) -> None:
     for tag in (*broker.shards, keys.ADMISSION):
         client = broker.client(tag)
         prefix = keys.prefix(tag)
-        kinds = {name.decode().removeprefix(prefix).partition(":")[0] async for name in client.scan_iter(f"{prefix}*")}
-        assert not kinds & {"held", "reserved", "unconfirmed", "entrants", "waiting", "line", "turns", "leases"}, kinds
+        kinds = {
+            name.decode().removeprefix(prefix).partition(":")[0]
+            async for name in client.scan_iter(f"{prefix}*")
+        }
+        assert not kinds & {
+            "held",
+            "reserved",
+            "unconfirmed",
+            "entrants",
+            "waiting",
+            "line",
+            "turns",
+            "leases",
+        }, kinds
         assert await client.xlen(keys.left(tag)) == 0
         assert set(await client.hvals(keys.depth(tag, "m"))) <= {b"0"}  # type: ignore[misc]
 
 
 @COUNTS
 async def test_each_decision_is_right(connections: list[Redis], shards: int) -> None:
-    """Against plain counting, with its numbers in the words; fronts die, jobs are taken, ended and called off."""
+    """Against plain counting, with its numbers in the words; fronts die, jobs are taken, ended and
+    called off."""
     fleet = Fleet(desks(connections, shards), 3)
     await fleet.run(300)
     assert len(fleet.told) > 5, "each limit was met, by several numbers"
@@ -195,7 +215,9 @@ async def test_each_decision_is_right(connections: list[Redis], shards: int) -> 
 
 async def test_each_decision_is_right_on_a_cluster(cluster: RedisCluster) -> None:
     async with AsyncExitStack() as stack:
-        brokers = [await stack.enter_async_context(open_broker(cluster.url, 8)) for _ in range(NUM_FRONTS)]
+        brokers = [
+            await stack.enter_async_context(open_broker(cluster.url, 8)) for _ in range(NUM_FRONTS)
+        ]
         for node in await brokers[0].nodes():
             await node.flushall()
         fleet = Fleet([Desk(broker, lease_s=60) for broker in brokers], 5)
@@ -205,7 +227,8 @@ async def test_each_decision_is_right_on_a_cluster(cluster: RedisCluster) -> Non
 
 @COUNTS
 async def test_a_depth_is_the_whole_fleets(connections: list[Redis], shards: int) -> None:
-    """However it is divided, a request may take all of it, and four fronts at once get just as many as there are."""
+    """However it is divided, a request may take all of it, and four fronts at once get just as many
+    as there are."""
     fronts = desks(connections, shards)
     whole = await fronts[0].submit(*[SAY_HI] * 8, max_jobs=8)
     with pytest.raises(QueueFull, match="8 of 8 places are taken, and the request takes 1"):
@@ -224,8 +247,11 @@ async def test_a_depth_is_the_whole_fleets(connections: list[Redis], shards: int
 
 
 @COUNTS
-async def test_keys_of_one_tenant_may_have_different_limits(connections: list[Redis], shards: int) -> None:
-    """What comes with one that has none counts for one that has three; and an idempotency key is the tenant's."""
+async def test_keys_of_one_tenant_may_have_different_limits(
+    connections: list[Redis], shards: int
+) -> None:
+    """What comes with one that has none counts for one that has three; and an idempotency key is
+    the tenant's."""
     fronts = desks(connections, shards)
     for desk in fronts[:2]:
         await desk.submit(tenant="acme")
@@ -242,7 +268,8 @@ async def test_keys_of_one_tenant_may_have_different_limits(connections: list[Re
 
 @COUNTS
 async def test_a_rate_is_the_whole_fleets(connections: list[Redis], shards: int) -> None:
-    """A burst of seven, and one more in a thousand seconds, by whichever front and shard; never more than the burst."""
+    """A burst of seven, and one more in a thousand seconds, by whichever front and shard; never
+    more than the burst."""
     fronts = desks(connections, shards)
     quota = Quota(rate_per_s=0.001, burst=7)
     told: Counter[str] = Counter()
@@ -254,12 +281,16 @@ async def test_a_rate_is_the_whole_fleets(connections: list[Redis], shards: int)
                 told["in"] += 1
             except OverQuota as error:
                 told[error.message] += 1
-                assert error.retry_after_s == 60, "a thousand, but no caller is sent away for longer"
+                assert error.retry_after_s == 60, (
+                    "a thousand, but no caller is sent away for longer"
+                )
 
     await asyncio.gather(*map(come, fronts))
     assert told == {"in": 7, "More than 0.001 requests a second.": 13}
     bucket = f"{keys.prefix(counted_at(shards))}bucket:public"
-    assert 6_900_000 < await connections[0].pttl(bucket) <= 7_001_000, "as long as it takes to fill, and a second"
+    assert 6_900_000 < await connections[0].pttl(bucket) <= 7_001_000, (
+        "as long as it takes to fill, and a second"
+    )
     for passed_s, regained in ((3_000, 3), (100_000, 7)):
         await connections[0].hincrby(bucket, "at_ms", -1000 * passed_s)  # type: ignore[misc]
         told.clear()
@@ -269,7 +300,8 @@ async def test_a_rate_is_the_whole_fleets(connections: list[Redis], shards: int)
 
 @COUNTS
 async def test_the_same_key_takes_one_place(connections: list[Redis], shards: int) -> None:
-    """Fronts that come with it at once, and again when the queue is full; what the others took comes back."""
+    """Fronts that come with it at once, and again when the queue is full; what the others took
+    comes back."""
     fronts = desks(connections, shards)
     quota = Quota(concurrency=2, rate_per_s=0.001, burst=2)
     limits = {"tenant": "acme", "quota": quota, "max_jobs": 2}
@@ -287,7 +319,8 @@ async def test_the_same_key_takes_one_place(connections: list[Redis], shards: in
 async def test_those_who_settle_at_once_share_one_look(
     connections: list[Redis], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And who comes while it goes on gets the next one: what left meanwhile may not have been seen."""
+    """And who comes while it goes on gets the next one: what left meanwhile may not have been
+    seen."""
     reservations = Desk(Broker(connections[0], 4)).submissions._reservations
     num_looks, goes_on, may_end = 0, asyncio.Event(), asyncio.Event()
 
@@ -307,7 +340,9 @@ async def test_those_who_settle_at_once_share_one_look(
 
 
 @COUNTS
-async def test_what_comes_again_takes_one_turn_of_its_rate(connections: list[Redis], shards: int) -> None:
+async def test_what_comes_again_takes_one_turn_of_its_rate(
+    connections: list[Redis], shards: int
+) -> None:
     """What a repetition took comes back, and no more than that."""
     fronts = desks(connections, shards)
     quota = Quota(rate_per_s=0.001, burst=5)
@@ -319,7 +354,8 @@ async def test_what_comes_again_takes_one_turn_of_its_rate(connections: list[Red
 
 
 async def test_fronts_are_killed_between_any_two_steps(connections: list[Redis]) -> None:
-    """No limit is exceeded meanwhile; when all has ended and been looked after, all of the room is there again."""
+    """No limit is exceeded meanwhile; when all has ended and been looked after, all of the room is
+    there again."""
     rng = random.Random(7)
     desk = Desk(Broker(connections[0], 16), lease_s=60)
     watching = asyncio.create_task(watch(desk))
@@ -347,9 +383,13 @@ async def test_fronts_are_killed_between_any_two_steps(connections: list[Redis])
     for claim in await desk.take(ROOM.max_jobs):
         await desk.say(claim, DONE)
     assert await desk.counts() == (0, 0)
-    assert await connections[0].zcard(keys.UNCONFIRMED) > 0, "somebody died between being let in and saying so"
+    assert await connections[0].zcard(keys.UNCONFIRMED) > 0, (
+        "somebody died between being let in and saying so"
+    )
     await make_overdue(desk.broker)
-    await desk.submit(*[SAY_HI] * ROOM.max_jobs, tenant="other", quota=QUOTAS["other"], max_jobs=ROOM.max_jobs)
+    await desk.submit(
+        *[SAY_HI] * ROOM.max_jobs, tenant="other", quota=QUOTAS["other"], max_jobs=ROOM.max_jobs
+    )
     for claim in await desk.take(ROOM.max_jobs):
         await desk.say(claim, DONE)
     await check_nothing_is_held(desk.broker)
@@ -437,7 +477,9 @@ async def test_the_janitor_finds_what_no_shard_has_noted(redis: Redis) -> None:
     assert "stale_reservations" not in found, "it may be on its way"
     for dry_run in (True, False):
         found = await Janitor(desk.broker, grace_s=0, dry_run=dry_run).quotas()
-        assert found == {"stale_reservations": 4}, "three that do not wait, and one that is not open"
+        assert found == {"stale_reservations": 4}, (
+            "three that do not wait, and one that is not open"
+        )
     assert await Janitor(desk.broker, grace_s=0).quotas() == {}
     held = await redis.zrange(keys.held(keys.ADMISSION, "acme"), 0, -1)
     assert set(held) == {running.id.encode(), waiting.id.encode()}
@@ -461,7 +503,9 @@ async def test_a_deadline_is_judged_by_what_all_shards_do(redis: Redis, shards: 
 
 
 @pytest.mark.parametrize("shards", [1, 4])
-async def test_a_queue_that_was_empty_meanwhile_has_not_been_busy_for_long(redis: Redis, shards: int) -> None:
+async def test_a_queue_that_was_empty_meanwhile_has_not_been_busy_for_long(
+    redis: Redis, shards: int
+) -> None:
     """Workers that had time to spare could do more than they did: their rate refuses nobody."""
     desk = Desk(redis, shards=shards, lease_s=60)
     quiet(desk)
@@ -475,7 +519,8 @@ async def test_a_queue_that_was_empty_meanwhile_has_not_been_busy_for_long(redis
 
 @pytest.mark.parametrize("shards", [1, 4])
 async def test_a_queue_is_busy_for_as_long_as_somebody_waits(redis: Redis, shards: int) -> None:
-    """Whoever that is: those who leave before the next ones come end it, however late that is settled."""
+    """Whoever that is: those who leave before the next ones come end it, however late that is
+    settled."""
     desk = Desk(redis, shards=shards, lease_s=60)
     quiet(desk)
     busy = f"{keys.prefix(counted_at(shards))}busy:m"
@@ -492,7 +537,9 @@ async def test_a_queue_is_busy_for_as_long_as_somebody_waits(redis: Redis, shard
         await asyncio.sleep(0.003)
         await desk.submissions.end([waiting.pop(0)], Cancelled())
     await desk.submissions._reservations.settle()
-    assert await redis.get(busy) == since, "what left before the last of them came, and what came before it left"
+    assert await redis.get(busy) == since, (
+        "what left before the last of them came, and what came before it left"
+    )
     await desk.submissions.end([waiting.pop()], Cancelled())
     await asyncio.sleep(0.003)
     before_ms = await now_ms(desk)

@@ -1,4 +1,5 @@
-"""Settings: who outranks whom, what is refused and how that is said, and that children get what the parent had."""
+"""Settings: who outranks whom, what is refused and how that is said, and that children get what the
+parent had."""
 
 import json
 import os
@@ -46,7 +47,11 @@ def no_outer_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 def without_settings(env: Mapping[str, str]) -> dict[str, str]:
     """An environment without any variable that sets one of ours."""
     aliases = {name for names in ENV_ALIASES.values() for name in names}
-    return {name: value for name, value in env.items() if not name.startswith("AIOS_") and name not in aliases}
+    return {
+        name: value
+        for name, value in env.items()
+        if not name.startswith("AIOS_") and name not in aliases
+    }
 
 
 def write_yaml(directory: Path, section: object) -> Path:
@@ -71,33 +76,58 @@ def test_flag_over_environment_over_yaml_over_default(
     flags = {field: as_text(in_flag)} if layers >= 3 else {}
     resolved = resolve(flags, env, path)
     assert getattr(resolved.settings, field) == (default, in_yaml, in_env, in_flag)[layers]
-    origins = ("default", f"{path}: serve.hrm.{field}", f"AIOS_{field.upper()}", "--" + field.replace("_", "-"))
+    origins = (
+        "default",
+        f"{path}: serve.hrm.{field}",
+        f"AIOS_{field.upper()}",
+        "--" + field.replace("_", "-"),
+    )
     assert resolved.origins[field] == origins[layers]
 
 
-@given(present=st.lists(st.sampled_from(["yaml", "env", "cli"]), unique=True), field=st.sampled_from(LAYERED))
+@given(
+    present=st.lists(st.sampled_from(["yaml", "env", "cli"]), unique=True),
+    field=st.sampled_from(LAYERED),
+)
 def test_the_highest_layer_present_wins(
     present: list[str], field: tuple[str, tuple[Any, ...]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     name, (default, in_yaml, in_env, in_flag) = field
     listed = list(in_yaml) if isinstance(in_yaml, tuple) else in_yaml
-    path = write_yaml(tmp_path_factory.mktemp("config"), {name: listed}) if "yaml" in present else None
+    path = (
+        write_yaml(tmp_path_factory.mktemp("config"), {name: listed}) if "yaml" in present else None
+    )
     env = {f"AIOS_{name.upper()}": as_text(in_env)} if "env" in present else {}
     settings = resolve({name: as_text(in_flag)} if "cli" in present else {}, env, path).settings
-    expected = [v for v, layer in ((in_flag, "cli"), (in_env, "env"), (in_yaml, "yaml")) if layer in present]
+    expected = [
+        v for v, layer in ((in_flag, "cli"), (in_env, "env"), (in_yaml, "yaml")) if layer in present
+    ]
     assert getattr(settings, name) == (expected or [default])[0]
 
 
 def test_aliases_are_read_and_yield_to_the_proper_name() -> None:
-    env = {"MODEL_PATH": "/m", "HOST": "h", "PORT": "81", "FORCE_DEVICE": "CPU", "MAX_GPU_MEM_GB": "24"}
+    env = {
+        "MODEL_PATH": "/m",
+        "HOST": "h",
+        "PORT": "81",
+        "FORCE_DEVICE": "CPU",
+        "MAX_GPU_MEM_GB": "24",
+    }
     settings = resolve({}, env | {"TEXT_WORKERS": "2"}, None).settings
-    assert (settings.model_path, settings.host, settings.port, settings.device) == ("/m", "h", 81, "cpu")
+    assert (settings.model_path, settings.host, settings.port, settings.device) == (
+        "/m",
+        "h",
+        81,
+        "cpu",
+    )
     assert (settings.max_gpu_memory_gb, settings.workers) == (24, 2)
     resolved = resolve({}, env | {"AIOS_PORT": "82"}, None)
     assert (resolved.settings.port, resolved.origins["port"]) == (82, "AIOS_PORT")
 
 
-def test_a_count_may_be_auto_and_a_bad_one_is_one_problem(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_count_may_be_auto_and_a_bad_one_is_one_problem(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert resolve({"workers": "AUTO"}, {}, None).settings.workers == "auto"
     with pytest.raises(SettingsError) as caught:
         resolve({"workers": "1.5", "threads": "x"}, {}, None)
@@ -109,7 +139,9 @@ def test_a_count_may_be_auto_and_a_bad_one_is_one_problem(capsys: pytest.Capture
 
 def test_the_two_device_variables_must_agree() -> None:
     assert resolve({}, {"AIOS_DEVICE": "cpu", "FORCE_DEVICE": "CPU"}, None).settings.device == "cpu"
-    with pytest.raises(SettingsError, match=r"device: AIOS_DEVICE=cpu and FORCE_DEVICE=cuda disagree"):
+    with pytest.raises(
+        SettingsError, match=r"device: AIOS_DEVICE=cpu and FORCE_DEVICE=cuda disagree"
+    ):
         resolve({}, {"AIOS_DEVICE": "cpu", "FORCE_DEVICE": "cuda"}, None)
 
 
@@ -158,7 +190,9 @@ def test_an_empty_variable_is_not_set() -> None:
         ("redis_url", "http://localhost", "redis://"),
     ],
 )
-def test_nonsense_is_refused_by_the_name_of_its_field(field: str, value: Any, expected: str) -> None:
+def test_nonsense_is_refused_by_the_name_of_its_field(
+    field: str, value: Any, expected: str
+) -> None:
     with pytest.raises(SettingsError) as caught:
         resolve({field: value}, {}, None)
     assert str(caught.value).startswith(field)
@@ -209,14 +243,21 @@ def test_models_from_flags_environment_and_yaml(tmp_path: Path) -> None:
         ModelEntry(id="x", path="echo"),
     )
     assert resolve({}, {}, path).settings.models == expected
-    assert resolve({}, {"AIOS_MODELS": json.dumps([brain, "x=echo"])}, None).settings.models == expected
-    assert [entry.id for entry in resolve({}, {"AIOS_MODELS": "a=1,b=2"}, None).settings.models] == ["a", "b"]
+    assert (
+        resolve({}, {"AIOS_MODELS": json.dumps([brain, "x=echo"])}, None).settings.models
+        == expected
+    )
+    assert [
+        entry.id for entry in resolve({}, {"AIOS_MODELS": "a=1,b=2"}, None).settings.models
+    ] == ["a", "b"]
     assert expected[1].runner == "echo"
 
 
 def test_a_model_path_outranks_a_list_from_a_lower_layer(tmp_path: Path) -> None:
     path = write_yaml(tmp_path, {"models": ["a=x"]})
-    assert [entry.id for entry in model_entries(resolve({"model_path": "/m/other"}, {}, path).settings)] == ["other"]
+    assert [
+        entry.id for entry in model_entries(resolve({"model_path": "/m/other"}, {}, path).settings)
+    ] == ["other"]
 
 
 def test_a_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +268,9 @@ def test_a_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     place.rmdir()
     assert model_entries(resolve({"model_path": "echo"}, {}, None).settings)[0].runner == "echo"
     assert model_entries(resolve({"model_path": "/m/one"}, {}, None).settings)[0].id == "one"
-    with pytest.raises(SettingsError, match=r"^model_path: 'one' lies in .* gone \(from --model-path\)"):
+    with pytest.raises(
+        SettingsError, match=r"^model_path: 'one' lies in .* gone \(from --model-path\)"
+    ):
         resolve({"model_path": "one"}, {}, None)
 
 
@@ -240,7 +283,9 @@ def test_a_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("echo", ("echo", "echo")),
     ],
 )
-def test_one_entry_is_named_after_its_directory(model_path: str | None, expected: tuple[str, str]) -> None:
+def test_one_entry_is_named_after_its_directory(
+    model_path: str | None, expected: tuple[str, str]
+) -> None:
     (entry,) = model_entries(Settings(model_path=model_path, tokenizer_path="/t", dtype="bfloat16"))
     assert (entry.id, entry.runner) == expected
     assert (entry.tokenizer_path, entry.dtype, entry.context_window) == ("/t", "bfloat16", 2048)
@@ -255,13 +300,27 @@ def parsed(*argv: str) -> Settings:
 
 def test_an_entrys_own_condition_outranks_the_fleets() -> None:
     entries = (ModelEntry(id="a", path="x", condition="raw"), ModelEntry(id="b", path="y"))
-    assert [entry.condition for entry in model_entries(Settings(models=entries, condition="cot"))] == ["raw", "cot"]
+    assert [
+        entry.condition for entry in model_entries(Settings(models=entries, condition="cot"))
+    ] == ["raw", "cot"]
 
 
 def test_flags_take_dashes_underscores_and_aliases() -> None:
-    argv = ["--max_batch_size=3", "--tokenizer", "/t_1", "--model", "a=/a_b", "--model=b=c", "--enable_cors"]
+    argv = [
+        "--max_batch_size=3",
+        "--tokenizer",
+        "/t_1",
+        "--model",
+        "a=/a_b",
+        "--model=b=c",
+        "--enable_cors",
+    ]
     settings = parsed(*argv)
-    assert (settings.max_batch_size, settings.tokenizer_path, settings.enable_cors) == (3, "/t_1", True)
+    assert (settings.max_batch_size, settings.tokenizer_path, settings.enable_cors) == (
+        3,
+        "/t_1",
+        True,
+    )
     assert [(entry.id, entry.path) for entry in settings.models] == [("a", "/a_b"), ("b", "c")]
     assert parsed("--no-enable-cors").enable_cors is False
     assert parsed("--checkpoint-path", "/x").model_path == "/x"
@@ -278,7 +337,9 @@ def test_print_config_shows_values_and_origins_and_hides_passwords(
     assert list(lines) == list(Settings.model_fields)
     assert lines["port"] == ["7", "#", "--port"]
     assert lines["threads"][-1] == "serve.hrm.threads" and lines["host"][-1] == "default"
-    assert lines["dtype"][0] == lines["kv_memory_mib"][0] == "auto"  # resolved only where the machine is known
+    assert (
+        lines["dtype"][0] == lines["kv_memory_mib"][0] == "auto"
+    )  # resolved only where the machine is known
     assert lines["redis_url"] == ["redis://user:***@host:1/0?password=***", "#", "AIOS_REDIS_URL"]
     assert "s3cr" not in printed
 
@@ -289,13 +350,19 @@ def test_a_refused_password_is_not_shown(capsys: pytest.CaptureFixture[str]) -> 
     assert "redis_url" in captured.err and "hush" not in captured.err + captured.out
 
 
-@pytest.mark.parametrize("password", ["hush", "hush/", "hush#", "hush?", "hush hush", "hush@", "hush:"])
-def test_nor_is_one_in_a_url_that_is_none(password: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "password", ["hush", "hush/", "hush#", "hush?", "hush hush", "hush@", "hush:"]
+)
+def test_nor_is_one_in_a_url_that_is_none(
+    password: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     def need_redis(settings: Settings) -> int:
         redis_url(settings)
         return 0
 
-    assert run_role("aios test", need_redis, ["--redis-url", f"redis://:{password}@host:99999/0"]) == 2
+    assert (
+        run_role("aios test", need_redis, ["--redis-url", f"redis://:{password}@host:99999/0"]) == 2
+    )
     captured = capsys.readouterr()
     assert "is no URL of a Redis" in captured.err and "hush" not in captured.err + captured.out
 
@@ -303,7 +370,11 @@ def test_nor_is_one_in_a_url_that_is_none(password: str, capsys: pytest.CaptureF
 def test_keys_come_from_all_their_variables_and_are_never_shown(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    env = {"AIOS_API_KEYS": "ann:hush-1, hush-2", "LEVANTER_API_KEY": "hush-3", "API_KEYS": "hush-4"}
+    env = {
+        "AIOS_API_KEYS": "ann:hush-1, hush-2",
+        "LEVANTER_API_KEY": "hush-3",
+        "API_KEYS": "hush-4",
+    }
     resolved = resolve({}, env, None)
     keys = [key.get_secret_value() for key in resolved.settings.api_keys]
     assert keys == ["ann:hush-1", "hush-2", "hush-3", "hush-4"]
@@ -319,13 +390,19 @@ def test_keys_come_from_all_their_variables_and_are_never_shown(
 @pytest.mark.parametrize("variable", ["API_KEYS", "AIOS_API_KEYS", "AIOS_CORS_ORIGINS"])
 def test_a_json_list_is_not_taken_for_a_value(variable: str) -> None:
     """Its brackets and quotes would become a part of the keys."""
-    with pytest.raises(SettingsError, match=f"expected values with commas between them, not a JSON list.*{variable}"):
+    with pytest.raises(
+        SettingsError,
+        match=f"expected values with commas between them, not a JSON list.*{variable}",
+    ):
         resolve({}, {variable: '["one","two"]'}, None)
 
 
 def test_yes_in_yaml_is_a_yes(tmp_path: Path) -> None:
     for written, meant in ((True, "yes"), (False, "no"), ("auto", "auto")):
-        assert resolve({}, {}, write_yaml(tmp_path, {"require_key": written})).settings.require_key == meant
+        assert (
+            resolve({}, {}, write_yaml(tmp_path, {"require_key": written})).settings.require_key
+            == meant
+        )
 
 
 def test_a_role_gets_its_settings_and_a_dry_run_its_own_way() -> None:
@@ -335,7 +412,11 @@ def test_a_role_gets_its_settings_and_a_dry_run_its_own_way() -> None:
 
 
 def test_mask_keeps_what_is_no_secret() -> None:
-    for text in ("redis://localhost:6379/0", "http://127.0.0.1:80/a, http://[::1]:81/b", "see https://x.org/@a/b"):
+    for text in (
+        "redis://localhost:6379/0",
+        "http://127.0.0.1:80/a, http://[::1]:81/b",
+        "see https://x.org/@a/b",
+    ):
         assert mask_secrets(text) == text
 
 
@@ -357,11 +438,19 @@ def test_a_password_is_masked_wherever_in_a_url_it_stands(url: str, shown: str) 
     )
 
 
-names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,8}", fullmatch=True).filter(lambda text: text.lower() != "none")
-paths = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(lambda t: t.lower() != "none")
+names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,8}", fullmatch=True).filter(
+    lambda text: text.lower() != "none"
+)
+paths = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(
+    lambda t: t.lower() != "none"
+)
 quantizations = st.sampled_from(["none", "int8"])
 entries = st.builds(
-    ModelEntry, id=names, path=paths, dtype=st.sampled_from([None, "float16"]), quantize=st.none() | quantizations
+    ModelEntry,
+    id=names,
+    path=paths,
+    dtype=st.sampled_from([None, "float16"]),
+    quantize=st.none() | quantizations,
 )
 overrides = st.fixed_dictionaries(
     {},
@@ -409,7 +498,9 @@ def test_the_shipped_file_lists_every_key_with_its_default(tmp_path: Path) -> No
     assert resolve({}, {}, REPO_ROOT / "config" / "default.yaml").settings == Settings()
     uncommented = tmp_path / "all.yaml"
     uncommented.write_text(
-        "\n".join(line.replace("    # ", "    ", 1) for line in shipped.splitlines() if "#   " not in line)
+        "\n".join(
+            line.replace("    # ", "    ", 1) for line in shipped.splitlines() if "#   " not in line
+        )
     )
     section = yaml.safe_load(uncommented.read_text())["serve"]["hrm"]
     assert list(section) == list(Settings.model_fields)

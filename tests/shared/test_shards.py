@@ -1,4 +1,5 @@
-"""Many shards on one server cost what one does: one look, one wait and one connection for all of them."""
+"""Many shards on one server cost what one does: one look, one wait and one connection for all of
+them."""
 
 import asyncio
 import secrets
@@ -51,13 +52,15 @@ async def test_work_is_found_on_its_shards_in_the_order_asked(desk: Desk) -> Non
     found = await queue.shards_with_work(shards)
     assert found == sorted([shard_of(waiting), shard_of(lapsed)])
     assert await queue.shards_with_work(shards[::-1]) == found[::-1]
-    assert await queue.shards_with_work(shards, priorities=("interactive",)) == [shard_of(lapsed)], (
-        "its class is not known yet"
-    )
+    assert await queue.shards_with_work(shards, priorities=("interactive",)) == [
+        shard_of(lapsed)
+    ], "its class is not known yet"
 
 
 @pytest.mark.parametrize("count", [1, SHARDS])
-async def test_whether_there_is_work_is_looked_up_even_on_a_single_shard(redis_url: str, count: int) -> None:
+async def test_whether_there_is_work_is_looked_up_even_on_a_single_shard(
+    redis_url: str, count: int
+) -> None:
     async with open_broker(redis_url, count) as broker:
         desk = Desk(broker)
         queue = desk.queue()
@@ -85,7 +88,9 @@ async def test_what_rang_for_work_that_is_gone_is_silenced_by_a_thorough_look(de
     await desk.submissions.end([job], Cancelled())
     client = desk.broker.client(shard_of(job))
     assert await queue.shards_with_work(shards, priorities=("interactive",)) == []
-    assert await client.exists(bell), "others may wait in other classes, and it was not asked about them"
+    assert await client.exists(bell), (
+        "others may wait in other classes, and it was not asked about them"
+    )
     assert await queue.shards_with_work(shards) == []
     assert not await client.exists(bell)
     again = await submit(desk, "a")
@@ -94,7 +99,9 @@ async def test_what_rang_for_work_that_is_gone_is_silenced_by_a_thorough_look(de
 
 
 @pytest.mark.parametrize("are_scripts_lost", [False, True])
-async def test_one_append_for_jobs_of_many_shards(desk: Desk, redis: Redis, are_scripts_lost: bool) -> None:
+async def test_one_append_for_jobs_of_many_shards(
+    desk: Desk, redis: Redis, are_scripts_lost: bool
+) -> None:
     """Each answer is its own job's: of three the second is stale."""
     jobs = [await submit(desk, name) for name in ("a", "b", "c")]
     claims = {claim.job.id: claim for claim in await desk.take()}
@@ -103,7 +110,9 @@ async def test_one_append_for_jobs_of_many_shards(desk: Desk, redis: Redis, are_
     if are_scripts_lost:
         await redis.script_flush()
     assert await desk.queue().renew([first, second, third]) == [second]
-    said = [Append(claim.job, claim.epoch, 0, (Tokens((5,), "a"),)) for claim in (first, second, third)]
+    said = [
+        Append(claim.job, claim.epoch, 0, (Tokens((5,), "a"),)) for claim in (first, second, third)
+    ]
     assert await desk.writer.append(said) == [True, False, True]
     assert await desk.writer.append(said[::-1]) == [True, False, True], "by an earlier try"
 

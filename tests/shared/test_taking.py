@@ -1,4 +1,5 @@
-"""Who gets what next: classes with ageing, tenants by what they were served, and jobs whose workers died (P1, P7)."""
+"""Who gets what next: classes with ageing, tenants by what they were served, and jobs whose workers
+died (P1, P7)."""
 
 import asyncio
 from dataclasses import replace
@@ -21,8 +22,14 @@ def task(cost: int) -> Generate:
     return Generate("", Sampling(max_tokens=cost - 1, seed=0))
 
 
-async def submit(desk: Desk, tenant: str, count: int, *, cost: int = 10, priority: Priority = "default") -> list[Job]:
-    return [job for _ in range(count) for job in await desk.submit(task(cost), tenant=tenant, priority=priority)]
+async def submit(
+    desk: Desk, tenant: str, count: int, *, cost: int = 10, priority: Priority = "default"
+) -> list[Job]:
+    return [
+        job
+        for _ in range(count)
+        for job in await desk.submit(task(cost), tenant=tenant, priority=priority)
+    ]
 
 
 async def test_the_better_class_comes_first(redis: Redis) -> None:
@@ -44,7 +51,8 @@ async def test_waiting_lifts_a_job_so_that_none_starves(redis: Redis) -> None:
 
 
 async def test_tenants_share_by_what_they_are_served(redis: Redis) -> None:
-    """A tenant that asks first and for much does not keep out one that asks later and for little."""
+    """A tenant that asks first and for much does not keep out one that asks later and for
+    little."""
     desk = Desk(redis)
     await submit(desk, "greedy", 20, cost=100)
     await submit(desk, "modest", 20, cost=25)
@@ -71,7 +79,9 @@ async def test_what_was_not_used_is_given_back(redis: Redis) -> None:
     for _ in range(10):
         (claim,) = await desk.take(1)
         served[claim.job.tenant] += 1
-        await desk.say(claim, Done("stop", 1, 9) if claim.job.tenant == "brief" else Done("length", 1, 99))
+        await desk.say(
+            claim, Done("stop", 1, 9) if claim.job.tenant == "brief" else Done("length", 1, 99)
+        )
     assert served["brief"] == 6
 
 
@@ -93,7 +103,9 @@ async def test_what_was_begun_goes_on_only_where_the_same_tokens_come_out(redis:
 
 
 @pytest.mark.parametrize("why", ["class", "fingerprint", "suspicion"])
-async def test_jobs_that_a_worker_may_not_take_hide_none_that_it_may(redis: Redis, why: str) -> None:
+async def test_jobs_that_a_worker_may_not_take_hide_none_that_it_may(
+    redis: Redis, why: str
+) -> None:
     desk = Desk(redis)
     await desk.submit(*[task(10)] * 150, priority="bulk", max_jobs=150)
     others = await desk.take(150)
@@ -104,7 +116,9 @@ async def test_jobs_that_a_worker_may_not_take_hide_none_that_it_may(redis: Redi
     (claim,) = await desk.take(1)
     await died(redis, desk, others)
     await redis.zadd(keys.leases("00", "m"), {claim.job.id: 2})
-    priorities: tuple[Priority, ...] = ("interactive",) if why == "class" else ("interactive", "default", "bulk")
+    priorities: tuple[Priority, ...] = (
+        ("interactive",) if why == "class" else ("interactive", "default", "bulk")
+    )
     taken = await desk.take(1, "w2", fingerprint="other", is_empty=False, priorities=priorities)
     assert [claim.job for claim in taken] == [wanted]
 
@@ -127,8 +141,11 @@ async def test_beyond_what_is_looked_at_in_one_go_the_parts_come_in_turn(redis: 
 
 
 @pytest.mark.parametrize("has_died", [True, False])
-async def test_a_lapsed_job_past_its_deadline_ends_and_is_nobodys(redis: Redis, has_died: bool) -> None:
-    """It is not handed out again, whether its worker died or gave it back; others that lapsed with it are."""
+async def test_a_lapsed_job_past_its_deadline_ends_and_is_nobodys(
+    redis: Redis, has_died: bool
+) -> None:
+    """It is not handed out again, whether its worker died or gave it back; others that lapsed with
+    it are."""
     desk = Desk(redis, lease_s=60)
     late, fine = await submit(desk, "t", 2)
     claims = await desk.take(2, "w1")
@@ -153,8 +170,11 @@ async def crash(redis: Redis, desk: Desk, claim: Claim) -> None:
     await died(redis, desk, [claim])
 
 
-async def test_a_job_that_kills_its_workers_is_convicted_alone(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
-    """P7: two deaths make a suspect, which runs with nothing beside it; the third one convicts it."""
+async def test_a_job_that_kills_its_workers_is_convicted_alone(
+    redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """P7: two deaths make a suspect, which runs with nothing beside it; the third one convicts
+    it."""
     desk = Desk(redis)
     poison, *innocent = await submit(desk, "t", 4)
     first = await desk.take(4, "w1")
@@ -178,7 +198,12 @@ async def test_a_job_that_kills_its_workers_is_convicted_alone(redis: Redis, cap
     ((_, dead),) = await redis.xrange(keys.dead("00"))
     assert dead[b"job"].decode() == poison.id
     [said] = fields_of(caplog, "job convicted")
-    assert (said["job_id"], said["tenant"], said["last_worker"], said["epochs"]) == (poison.id, "t", "w3", 3)
+    assert (said["job_id"], said["tenant"], said["last_worker"], said["epochs"]) == (
+        poison.id,
+        "t",
+        "w3",
+        3,
+    )
     assert await desk.counts() == (0, 0)
     ends = [(await desk.events(job))[-1] for job in innocent]
     assert ends == [DONE] * 3
@@ -301,7 +326,8 @@ async def test_the_first_take_and_the_first_token_are_noted_once(redis: Redis) -
 
 
 async def test_who_gets_on_is_not_to_blame(redis: Redis) -> None:
-    """Workers that are killed again and again under a long job do not make it a suspect, while each says some more."""
+    """Workers that are killed again and again under a long job do not make it a suspect, while each
+    says some more."""
     desk = Desk(redis)
     (job,) = await submit(desk, "t", 1)
     for number in range(10):
@@ -313,7 +339,8 @@ async def test_who_gets_on_is_not_to_blame(redis: Redis) -> None:
 
 @pytest.mark.parametrize("how", ["given back", "not begun"])
 async def test_a_death_needs_somebody_who_had_begun(redis: Redis, how: str) -> None:
-    """Drained workers and ones that died with the job in their waiting room say nothing against it."""
+    """Drained workers and ones that died with the job in their waiting room say nothing against
+    it."""
     desk = Desk(redis)
     await submit(desk, "t", 1)
     for number in range(6):

@@ -1,4 +1,5 @@
-"""Tracing as a switch: nothing of it when off, a sentence where the library is missing, OTLP when on."""
+"""Tracing as a switch: nothing of it when off, a sentence where the library is missing, OTLP when
+on."""
 
 import ast
 import subprocess
@@ -37,12 +38,15 @@ assert "Traced" not in [item.cls.__name__ for item in app.user_middleware]
 
 @pytest.mark.parametrize("role", [WORKER, FRONT], ids=["worker", "front"])
 def test_when_off_nothing_of_it_is_loaded(role: str) -> None:
-    ours = (
-        "[name for name in sys.modules if name.startswith(('opentelemetry', 'shared.otel')) and name not in of_its_own]"
-    )
+    ours = "[name for name in sys.modules if name.startswith(('opentelemetry', 'shared.otel')) and name not in of_its_own]"
     code = f"import sys\nof_its_own = {{}}\n{role}\nprint(*{ours})"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=180, check=False
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
     )
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
 
@@ -97,7 +101,9 @@ def test_spans_arrive_at_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
     [resource] = ExportTraceServiceRequest.FromString(body).resource_spans
     spans = {span.name: span for span in resource.scope_spans[0].spans}
     assert path == "/v1/traces"
-    assert {item.key: item.value.string_value for item in resource.resource.attributes}["service.name"] == "aios-worker"
+    assert {item.key: item.value.string_value for item in resource.resource.attributes}[
+        "service.name"
+    ] == "aios-worker"
     assert spans["above"].trace_id.hex() == "ab" * 16
     assert spans["below"].parent_span_id == spans["above"].span_id
     assert spans["above"].status.message == "KeyError"

@@ -1,6 +1,7 @@
 """Tiny random AI-OS brain bundles for tests, in each dialect of brain.json and each weights format.
 
-The tensor names and shapes are written out here by hand from the format notes; nothing is taken from `worker.models`.
+The tensor names and shapes are written out here by hand from the format notes; nothing is taken
+from `worker.models`.
 """
 
 import json
@@ -18,7 +19,8 @@ Format = Literal["safetensors", "pt"]
 
 @dataclass(frozen=True)
 class Net:
-    """What a test brain is; every number differs from its neighbours and from the loader's defaults where it can."""
+    """What a test brain is; every number differs from its neighbours and from the loader's defaults
+    where it can."""
 
     vocab: int = 40
     hidden: int = 16
@@ -67,7 +69,8 @@ def shapes(net: Net) -> dict[str, tuple[int, ...]]:
 
 
 def random_weights(net: Net, seed: int = 0) -> dict[str, Tensor]:
-    """Weights that keep every part of the network of order one, so that a wrong part shows in the output."""
+    """Weights that keep every part of the network of order one, so that a wrong part shows in the
+    output."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, shape in shapes(net).items():
@@ -77,9 +80,11 @@ def random_weights(net: Net, seed: int = 0) -> dict[str, Tensor]:
 
 
 def brain_json(net: Net, dialect: Dialect = "arch") -> dict[str, Any]:
-    """brain.json as the CLI trainer (`arch`), the GUI creator (`top`) or finalize_training (`session`) writes it.
+    """brain.json as the CLI trainer (`arch`), the GUI creator (`top`) or finalize_training
+    (`session`) writes it.
 
-    `arch_over_wrong_top` is the CLI trainer's with the upstream loader's own misleading defaults at the top level.
+    `arch_over_wrong_top` is the CLI trainer's with the upstream loader's own misleading defaults at
+    the top level.
     """
     positions = "learned" if net.learned else "rope"
     lower = {
@@ -98,9 +103,18 @@ def brain_json(net: Net, dialect: Dialect = "arch") -> dict[str, Any]:
     if dialect == "session":
         return brain | {"last_session": {"config": lower | {"pos_encodings": positions}}}
     upper = {"H_cycles": net.h_cycles, "L_cycles": net.l_cycles, "pos_encodings": positions}
-    arch = {key: value for key, value in lower.items() if key not in ("h_cycles", "l_cycles")} | upper
+    arch = {
+        key: value for key, value in lower.items() if key not in ("h_cycles", "l_cycles")
+    } | upper
     if dialect == "arch_over_wrong_top":
-        brain |= {"hidden_size": 512, "num_heads": 8, "expansion": 4.0, "h_cycles": 7, "l_cycles": 7, "use_moe": False}
+        brain |= {
+            "hidden_size": 512,
+            "num_heads": 8,
+            "expansion": 4.0,
+            "h_cycles": 7,
+            "l_cycles": 7,
+            "use_moe": False,
+        }
     return brain | {"arch": arch}
 
 
@@ -116,7 +130,8 @@ def write_bundle(
     tokenizer: Path | str | None = None,
     brain: dict[str, Any] | None = None,
 ) -> dict[str, Tensor]:
-    """Write a bundle and return the weights in it, without `prefix`. `brain` overrides top-level brain.json keys."""
+    """Write a bundle and return the weights in it, without `prefix`. `brain` overrides top-level
+    brain.json keys."""
     net = net or Net()
     weights = weights if weights is not None else random_weights(net)
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,8 @@
-"""A plain reference of ACTv1 for tests, written from the formulas, and the rows and nets it is tried on.
+"""A plain reference of ACTv1 for tests, written from the formulas, and the rows and nets it is
+tried on.
 
-It takes one row and one query at a time from the raw state dict and shares no code with `worker.models`.
+It takes one row and one query at a time from the raw state dict and shares no code with
+`worker.models`.
 """
 
 from math import cos, sin, sqrt
@@ -35,8 +37,11 @@ Weights = dict[str, Tensor]
 def reference(
     weights: Weights, net: Net, ids: list[int], segments: int = 1, reset_l: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Logits [S, V] and (q_halt, q_continue) of one row after `segments` segments; `reset_l` false is a wrong net."""
-    embedded = torch.stack([_embedded(weights, net, token, place) for place, token in enumerate(ids)])
+    """Logits [S, V] and (q_halt, q_continue) of one row after `segments` segments; `reset_l` false
+    is a wrong net."""
+    embedded = torch.stack(
+        [_embedded(weights, net, token, place) for place, token in enumerate(ids)]
+    )
     z_h = weights["inner.H_init"].repeat(len(ids), 1)
     z_l = weights["inner.L_init"].repeat(len(ids), 1)
     for _ in range(segments * net.h_cycles):
@@ -98,7 +103,10 @@ def _turned(net: Net, vector: Tensor, place: int) -> Tensor:
     for i in range(half):
         angle = place / 10000 ** (2 * i / len(vector))
         a, b = vector[i], vector[i + half]
-        turned[i], turned[i + half] = a * cos(angle) - b * sin(angle), b * cos(angle) + a * sin(angle)
+        turned[i], turned[i + half] = (
+            a * cos(angle) - b * sin(angle),
+            b * cos(angle) + a * sin(angle),
+        )
     return turned
 
 
@@ -125,7 +133,9 @@ def bundle_of(directory: Path, net: Net, **options: Any) -> tuple[ActBundle, Wei
     return load_act_bundle(directory), weights
 
 
-def run(model: ActModel, ids: list[list[int]], segments: int, pad: int = 1) -> list[tuple[Tensor, Tensor]]:
+def run(
+    model: ActModel, ids: list[list[int]], segments: int, pad: int = 1
+) -> list[tuple[Tensor, Tensor]]:
     """Logits [length, V] and q [2] of each row, run as one batch."""
     lengths = torch.tensor([len(row) for row in ids])
     width = max(len(row) for row in ids)
@@ -138,5 +148,9 @@ def run(model: ActModel, ids: list[list[int]], segments: int, pad: int = 1) -> l
     return [(model.logits(out.hidden[row, : len(ids[row])]), q[row]) for row in range(len(ids))]
 
 
-def close(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], tolerance: float = 1e-5) -> bool:
-    return all(torch.allclose(a, b, rtol=0, atol=tolerance) for a, b in zip(one, other, strict=True))
+def close(
+    one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], tolerance: float = 1e-5
+) -> bool:
+    return all(
+        torch.allclose(a, b, rtol=0, atol=tolerance) for a, b in zip(one, other, strict=True)
+    )

@@ -41,8 +41,14 @@ def sick_row(kind: str, source: Path, target: Path, token: int = SICK) -> Path:
 
 
 def sick_all(kind: str, source: Path, target: Path) -> Path:
-    """A copy with one NaN in the output weights, as a broken checkpoint has it: nothing can be said with it."""
-    return _broken(source, target, "inner.lm_head.weight" if kind == "hrm-act" else "lm_head.weight", slice(7, 8))
+    """A copy with one NaN in the output weights, as a broken checkpoint has it: nothing can be said
+    with it."""
+    return _broken(
+        source,
+        target,
+        "inner.lm_head.weight" if kind == "hrm-act" else "lm_head.weight",
+        slice(7, 8),
+    )
 
 
 def _broken(source: Path, target: Path, name: str, rows: slice) -> Path:

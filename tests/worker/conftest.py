@@ -1,4 +1,5 @@
-"""Without a GPU, Triton's kernels are interpreted: it asks when a kernel is defined, so this comes before all tests."""
+"""Without a GPU, Triton's kernels are interpreted: it asks when a kernel is defined, so this comes
+before all tests."""
 
 import os
 

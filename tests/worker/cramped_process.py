@@ -1,4 +1,5 @@
-"""`python -m tests.worker.cramped_process DIRECTORY MIB`: decodes, limits its own memory, and decodes again.
+"""`python -m tests.worker.cramped_process DIRECTORY MIB`: decodes, limits its own memory, and
+decodes again.
 
 Prints as JSON whether it said the same, and what the engine warned of.
 """
@@ -53,7 +54,9 @@ class Warnings(logging.Handler):
 def main(path: Path, more_mib: int) -> None:
     torch.set_num_threads(1)
     write_wide_model(path)
-    options = RunnerOptions(str(path), max_batch=2, step_tokens=WINDOW, kv_bytes=16 << 20, prefix_cache=False)
+    options = RunnerOptions(
+        str(path), max_batch=2, step_tokens=WINDOW, kv_bytes=16 << 20, prefix_cache=False
+    )
     runner = load_runner("auto", options)
     prompts = [tuple(20 + at * step % 200 for at in range(WINDOW - 100)) for step in (3, 7)]
     tasks = [Generate(prompt, Sampling(4, seed=0, temperature=0.0)) for prompt in prompts]

@@ -1,8 +1,9 @@
-"""A runner whose keys and values are histories: every place of the store remembers which tokens led to it.
+"""A runner whose keys and values are histories: every place of the store remembers which tokens led
+to it.
 
-It checks, before it answers, that each sequence finds exactly its own history in its pages - whatever was shared,
-copied, evicted, preempted or computed in parts. Answers are a pure function of the tokens, so that any schedule must
-give the same.
+It checks, before it answers, that each sequence finds exactly its own history in its pages -
+whatever was shared, copied, evicted, preempted or computed in parts. Answers are a pure function of
+the tokens, so that any schedule must give the same.
 """
 
 import zlib
@@ -66,7 +67,9 @@ class Ghost:
         return
 
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
-        self.steps.append([(part.sequence.key, part.num_tokens, part.num_continuations) for part in slices])
+        self.steps.append(
+            [(part.sequence.key, part.num_tokens, part.num_continuations) for part in slices]
+        )
         self._copy(slices)
         for part in slices:
             self._write(part)
@@ -89,14 +92,18 @@ class Ghost:
         sequence, first = part.sequence, part.sequence.num_computed
         assert part.num_tokens <= sequence.num_remaining
         prompt = len(sequence.encoded.prompt_ids)
-        assert not self.is_prefix_lm or first or not part.num_tokens or part.num_tokens >= prompt, "prompt was cut"
+        assert not self.is_prefix_lm or first or not part.num_tokens or part.num_tokens >= prompt, (
+            "prompt was cut"
+        )
         self.num_computed += part.num_tokens
         for at in range(first, first + part.num_tokens):
             self.places[self._row(sequence, at)] = self._history(sequence, at)
 
     def _check(self, part: Slice) -> None:
         for at in range(part.sequence.num_computed + part.num_tokens):
-            assert self.places.get(self._row(part.sequence, at)) == self._history(part.sequence, at), (part, at)
+            assert self.places.get(self._row(part.sequence, at)) == self._history(
+                part.sequence, at
+            ), (part, at)
 
     def _answer(self, part: Slice) -> StepResult:
         sequence = part.sequence
@@ -104,11 +111,16 @@ class Ghost:
             context = sequence.encoded.prompt_ids
             assert sequence.num_computed == len(context)
             return Scores(
-                tuple(ContinuationScore(score(context, tail), len(tail), False) for tail in part.continuations)
+                tuple(
+                    ContinuationScore(score(context, tail), len(tail), False)
+                    for tail in part.continuations
+                )
             )
         if sequence.encoded.is_pooled:
             first = sequence.num_computed
-            return Pooled([float(sum(sequence.tokens(first, first + part.num_tokens)))], part.num_tokens)
+            return Pooled(
+                [float(sum(sequence.tokens(first, first + part.num_tokens)))], part.num_tokens
+            )
         if not part.samples:
             return None
         assert sequence.sampling is not None
@@ -119,6 +131,7 @@ class Ghost:
         return sequence.pages[at // size] * size + at % size
 
     def _history(self, sequence: TokenSequence, at: int) -> QueuePosition:
-        """What the keys and values at a position depend on: all before it, in a prefix-LM the whole prompt at least."""
+        """What the keys and values at a position depend on: all before it, in a prefix-LM the whole
+        prompt at least."""
         seen = max(at + 1, len(sequence.encoded.prompt_ids)) if self.is_prefix_lm else at + 1
         return tuple(sequence.token_ids[:seen]), at

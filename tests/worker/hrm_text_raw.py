@@ -1,4 +1,5 @@
-"""Writes raw HRM-Text checkpoints as the trainer does: torch.distributed.checkpoint of model and optimizer state.
+"""Writes raw HRM-Text checkpoints as the trainer does: torch.distributed.checkpoint of model and
+optimizer state.
 
 Names and YAML keys are written out from the format notes; nothing is taken from `worker.models`.
 """
@@ -30,13 +31,17 @@ TOKENIZER_INFO = {
 
 
 class Averaging(torch.optim.Optimizer):
-    """Only the state of the trainer's optimizer, `param_ema` among it, as given by parameter name."""
+    """Only the state of the trainer's optimizer, `param_ema` among it, as given by parameter
+    name."""
 
     def __init__(self, module: nn.Module, averages: Mapping[str, Tensor]) -> None:
         names = {parameter: name for name, parameter in module.named_parameters()}
         super().__init__(names, {"lr": torch.tensor(0.0), "betas": (0.9, 0.95), "ema": 0.9999})
         for parameter, name in names.items():
-            self.state[parameter] = {"step": torch.tensor(3.0), "exp_avg": torch.zeros_like(parameter)}
+            self.state[parameter] = {
+                "step": torch.tensor(3.0),
+                "exp_avg": torch.zeros_like(parameter),
+            }
             if name in averages:
                 self.state[parameter]["param_ema"] = averages[name]
 
@@ -63,7 +68,10 @@ def raw_weights(model: HrmTextForCausalLM) -> dict[str, Tensor]:
     with tempfile.TemporaryDirectory() as export:
         model.save_pretrained(export)
         exported = dict(load_file(Path(export) / "model.safetensors"))
-    weights = {name.replace("_module.layers.", "_level.core.layers."): item for name, item in exported.items()}
+    weights = {
+        name.replace("_module.layers.", "_level.core.layers."): item
+        for name, item in exported.items()
+    }
     weights["embed_tokens.embedding_weight"] = weights.pop("model.embed_tokens.weight")
     weights["model.zL_init"] = weights.pop("model.z_L_init").bfloat16()
     return weights
@@ -86,10 +94,15 @@ def _module(weights: Mapping[str, Tensor]) -> nn.Module:
     return root
 
 
-def save_epoch(directory: Path, weights: Mapping[str, Tensor], averages: Mapping[str, Tensor]) -> None:
+def save_epoch(
+    directory: Path, weights: Mapping[str, Tensor], averages: Mapping[str, Tensor]
+) -> None:
     module = _module(weights)
     optimizer = Averaging(module, averages)
-    save_state(directory, {"model": module.state_dict(), "optim": get_optimizer_state_dict(module, optimizer)})
+    save_state(
+        directory,
+        {"model": module.state_dict(), "optim": get_optimizer_state_dict(module, optimizer)},
+    )
 
 
 def save_state(directory: Path, state: dict[str, Any]) -> None:
@@ -99,7 +112,11 @@ def save_state(directory: Path, state: dict[str, Any]) -> None:
 
 
 def write_config(
-    directory: Path, *, metadata: dict[str, Any] | None = None, ema: float | None = 0.9999, **arch: Any
+    directory: Path,
+    *,
+    metadata: dict[str, Any] | None = None,
+    ema: float | None = 0.9999,
+    **arch: Any,
 ) -> None:
     """The two YAML files; keyword arguments override keys of `arch`, None leaves them out."""
     declared = {
@@ -112,5 +129,10 @@ def write_config(
     declared = {key: value for key, value in declared.items() if value is not None}
     config = {"arch": declared, "data": {"path": "/dev/shm/sampled"}, "ema": ema, "epochs": 4}
     (directory / "all_config.yaml").write_text(yaml.dump(config))
-    seen = {"max_seq_len": 96, "total_length": 1000, "vocab_size": VOCABULARY, "tokenizer_info": TOKENIZER_INFO}
+    seen = {
+        "max_seq_len": 96,
+        "total_length": 1000,
+        "vocab_size": VOCABULARY,
+        "tokenizer_info": TOKENIZER_INFO,
+    }
     (directory / "train_metadata.yaml").write_text(yaml.dump(seen | (metadata or {})))

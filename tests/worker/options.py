@@ -13,7 +13,8 @@ _OF_ALL = {field.name for field in fields(RunnerOptions)}
 
 
 def options_for(path: Path | str, kind: str = AUTO, **values: Any) -> RunnerOptions:
-    """Return the options by name; which runner declares the others is said by `kind`, or by the model's files."""
+    """Return the options by name; which runner declares the others is said by `kind`, or by the
+    model's files."""
     own = {name: value for name, value in values.items() if name not in _OF_ALL}
     if not own:
         return RunnerOptions(str(path), **values)

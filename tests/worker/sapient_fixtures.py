@@ -1,7 +1,7 @@
 """Tiny random Sapient HRM checkpoints for tests, and a plain reference of the network.
 
-Names, shapes and formulas are written out here by hand from the format notes; nothing is taken from `worker.models`.
-The reference takes one puzzle at a time, in float64.
+Names, shapes and formulas are written out here by hand from the format notes; nothing is taken from
+`worker.models`. The reference takes one puzzle at a time, in float64.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ PREFIX = "_orig_mod.model.inner."
 
 @dataclass(frozen=True)
 class Net:
-    """What a test network is; every number differs from its neighbours where it can. A Sudoku unless said."""
+    """What a test network is; every number differs from its neighbours where it can. A Sudoku
+    unless said."""
 
     vocab: int = 11
     cells: int = 81
@@ -66,10 +67,12 @@ def shapes(net: Net) -> dict[str, tuple[int, ...]]:
 
 
 def random_weights(net: Net, seed: int = 0) -> Weights:
-    """Weights that keep every part of the network of order one, so that a wrong part shows in the output."""
+    """Weights that keep every part of the network of order one, so that a wrong part shows in the
+    output."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: torch.randn(shape, generator=generator) * (1.0 if len(shape) == 1 else shape[-1] ** -0.5)
+        name: torch.randn(shape, generator=generator)
+        * (1.0 if len(shape) == 1 else shape[-1] ** -0.5)
         for name, shape in shapes(net).items()
     }
 
@@ -103,11 +106,14 @@ def write_checkpoint(
     data_path: str = "data/mine",
     declared: dict[str, Any] | None = None,
 ) -> Weights:
-    """Write a checkpoint and return its weights, without `prefix`. `declared` overrides keys of `arch`; None drops."""
+    """Write a checkpoint and return its weights, without `prefix`. `declared` overrides keys of
+    `arch`; None drops."""
     net = net or Net()
     weights = weights if weights is not None else random_weights(net)
     directory.mkdir(parents=True, exist_ok=True)
-    section = {key: value for key, value in (arch(net) | (declared or {})).items() if value is not None}
+    section = {
+        key: value for key, value in (arch(net) | (declared or {})).items() if value is not None
+    }
     config = {"arch": section, "data_path": data_path, "global_batch_size": 768}
     (directory / "all_config.yaml").write_text(yaml.dump(config))
     torch.save({prefix + name: tensor for name, tensor in weights.items()}, directory / filename)
@@ -115,9 +121,16 @@ def write_checkpoint(
 
 
 def reference(
-    weights: Weights, net: Net, cells: list[int], identifier: int = 0, segments: int = 1, *, reset_l: bool = False
+    weights: Weights,
+    net: Net,
+    cells: list[int],
+    identifier: int = 0,
+    segments: int = 1,
+    *,
+    reset_l: bool = False,
 ) -> list[tuple[Tensor, float, float]]:
-    """Logits [cells, vocab], q_halt and q_continue after each segment; `reset_l` true is the wrong net, AI-OS's."""
+    """Logits [cells, vocab], q_halt and q_continue after each segment; `reset_l` true is the wrong
+    net, AI-OS's."""
     weights = {name: tensor.double() for name, tensor in weights.items()}
     x = _embedded(weights, net, cells, identifier)
     z_h, z_l = weights["H_init"].expand_as(x), weights["L_init"].expand_as(x)
@@ -136,7 +149,9 @@ def reference(
 def _embedded(weights: Weights, net: Net, cells: list[int], identifier: int) -> Tensor:
     rows = [weights["embed_tokens.embedding_weight"][cell] for cell in cells]
     if net.puzzle_ndim:
-        flat = weights["puzzle_emb.weights"][identifier].tolist() + [0.0] * (net.slots * net.hidden - net.puzzle_ndim)
+        flat = weights["puzzle_emb.weights"][identifier].tolist() + [0.0] * (
+            net.slots * net.hidden - net.puzzle_ndim
+        )
         prefix = [flat[start : start + net.hidden] for start in range(0, len(flat), net.hidden)]
         rows = [*torch.tensor(prefix, dtype=torch.float64), *rows]
     x = torch.stack(rows)
@@ -169,7 +184,8 @@ def _attended(weights: Weights, net: Net, at: str, x: Tensor) -> Tensor:
 
 
 def _turned(x: Tensor) -> Tensor:
-    """Rotary positions as products of complex numbers: dimension i is the real, i + D/2 the imaginary part."""
+    """Rotary positions as products of complex numbers: dimension i is the real, i + D/2 the
+    imaginary part."""
     half = x.shape[1] // 2
     place = torch.arange(len(x), dtype=torch.float64)[:, None]
     angle = place / 10000 ** (torch.arange(half, dtype=torch.float64) * 2 / x.shape[1])

@@ -1,7 +1,9 @@
-"""Tiny sentence-embedding directories of every kind, made from a seed, and their vectors by sentence-transformers.
+"""Tiny sentence-embedding directories of every kind, made from a seed, and their vectors by
+sentence-transformers.
 
-`python -m tests.worker.sentence_models` (with `pip install sentence-transformers==6.2.0`) writes the golden vectors
-anew. Files are written out by hand from the format's documentation; nothing is taken from `worker.models`.
+`python -m tests.worker.sentence_models` (with `pip install sentence-transformers==6.2.0`) writes
+the golden vectors anew. Files are written out by hand from the format's documentation; nothing is
+taken from `worker.models`.
 """
 
 import json
@@ -17,7 +19,11 @@ from transformers import BertConfig, BertModel, PreTrainedModel, Qwen3Config, Qw
 from scripts.train_sample import byte_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden" / "sentence_vectors.json"
-TEXTS = ("good", "A very good film indeed", "not good, not bad, just a film that is very, very long: " + "so " * 12)
+TEXTS = (
+    "good",
+    "A very good film indeed",
+    "not good, not bad, just a film that is very, very long: " + "so " * 12,
+)
 HIDDEN = 24
 MODES = {
     "cls": "pooling_mode_cls_token",
@@ -84,7 +90,9 @@ def write_sentence_model(path: Path, case: str) -> Path:
     tokenizer.save_pretrained(path)
     names = ["Transformer", "Pooling"]
     (path / "1_Pooling").mkdir()
-    (path / "1_Pooling" / "config.json").write_text(json.dumps(told.get("pooling") or _pooling(told)))
+    (path / "1_Pooling" / "config.json").write_text(
+        json.dumps(told.get("pooling") or _pooling(told))
+    )
     for place, step in enumerate(told.get("steps", ()), start=2):
         name = step if isinstance(step, str) else "Dense"
         directory = path / f"{place}_{name}"
@@ -109,13 +117,21 @@ def write_sentence_model(path: Path, case: str) -> Path:
 
 def _pooling(told: dict[str, Any]) -> dict[str, Any]:
     flags = {flag: mode in told["modes"] for mode, flag in MODES.items()}
-    return {"word_embedding_dimension": HIDDEN, "include_prompt": told.get("include_prompt", True)} | flags
+    return {
+        "word_embedding_dimension": HIDDEN,
+        "include_prompt": told.get("include_prompt", True),
+    } | flags
 
 
 def _write_dense(directory: Path, config: dict[str, Any]) -> None:
     (directory / "config.json").write_text(json.dumps(config))
     generator = torch.Generator().manual_seed(6)
-    weights = {"linear.weight": torch.randn(config["out_features"], config["in_features"], generator=generator) * 0.3}
+    weights = {
+        "linear.weight": torch.randn(
+            config["out_features"], config["in_features"], generator=generator
+        )
+        * 0.3
+    }
     if config["bias"]:
         weights["linear.bias"] = torch.randn(config["out_features"], generator=generator)
     save_file(weights, directory / "model.safetensors")

@@ -1,4 +1,5 @@
-"""Worker services inside a test's own process, with runners that are slow, or stand still until told."""
+"""Worker services inside a test's own process, with runners that are slow, or stand still until
+told."""
 
 import asyncio
 import threading
@@ -35,7 +36,9 @@ def long_task(num_tokens: int = 400) -> Generate:
     return Generate("abc", Sampling(num_tokens, seed=0))
 
 
-def service(redis: Redis, *, lease_s: float = LEASE_S, tracing: Tracing = NO_TRACING) -> WorkerService:
+def service(
+    redis: Redis, *, lease_s: float = LEASE_S, tracing: Tracing = NO_TRACING
+) -> WorkerService:
     terms = QueuePolicy(lease_s=lease_s, result_ttl_s=60)
     return WorkerService(Broker(redis), terms, drain_timeout_s=1, tracing=tracing)
 
@@ -70,7 +73,9 @@ async def end_of(redis: Redis, job: Job) -> Terminal:
     subscriptions = Subscriptions(redis)
     try:
         async with asyncio.timeout(DEADLINE_S):
-            async for _, event in LogReader(Broker(redis), subscriptions, poll_s=0.1).follow(job.id):
+            async for _, event in LogReader(Broker(redis), subscriptions, poll_s=0.1).follow(
+                job.id
+            ):
                 if isinstance(event, Terminal):
                     return event
     finally:
@@ -100,7 +105,8 @@ class Slow(Echo):
 
 
 class Gated(Echo):
-    """Steps while the gate is open; a step that finds it closed stands still for up to `longest_s`."""
+    """Steps while the gate is open; a step that finds it closed stands still for up to
+    `longest_s`."""
 
     def __init__(self, options: RunnerOptions, *, longest_s: float = 20.0) -> None:
         super().__init__(options)

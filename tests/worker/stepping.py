@@ -28,7 +28,8 @@ SomeResult = TypeVar("SomeResult", bound=Result)
 def generate_all(
     runner: Runner, tasks: Sequence[Generate], replayed: Sequence[Sequence[int]] | None = None
 ) -> list[list[int]]:
-    """All response ids of each task, the tasks decoded together; `replayed` tokens count as said before."""
+    """All response ids of each task, the tasks decoded together; `replayed` tokens count as said
+    before."""
     said = [list(ids) for ids in replayed] if replayed else [[] for _ in tasks]
     emissions = run(runner, tasks, said)
     for emission in emissions:

@@ -1,4 +1,5 @@
-"""The ACTv1 bundle loader: every dialect of brain.json is the same network, and every fault is refused by name."""
+"""The ACTv1 bundle loader: every dialect of brain.json is the same network, and every fault is
+refused by name."""
 
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from worker.models.errors import ModelFormatError
 from worker.registry import detect
 
 
-@pytest.mark.parametrize("net", [Net(), Net(experts=4, learned=True)], ids=["dense", "moe with learned positions"])
+@pytest.mark.parametrize(
+    "net", [Net(), Net(experts=4, learned=True)], ids=["dense", "moe with learned positions"]
+)
 def test_state_dict_names_and_shapes(tmp_path: Path, net: Net) -> None:
     """T1: the network's own state dict is the published list, no name more or less."""
     model = bundle_of(tmp_path, net)[0].model
@@ -20,10 +23,13 @@ def test_state_dict_names_and_shapes(tmp_path: Path, net: Net) -> None:
     assert not model.training and not any(weight.requires_grad for weight in model.parameters())
 
 
-@pytest.mark.parametrize("net", [Net(window=3), Net(experts=4, experts_per_token=3)], ids=["dense", "moe"])
+@pytest.mark.parametrize(
+    "net", [Net(window=3), Net(experts=4, experts_per_token=3)], ids=["dense", "moe"]
+)
 @pytest.mark.parametrize("dialect", ["top", "session", "arch_over_wrong_top"])
 def test_every_dialect_is_the_same_network(tmp_path: Path, net: Net, dialect: Dialect) -> None:
-    """T2: brain.json with arch only, top level only, session only, and arch over wrong top-level keys agree."""
+    """T2: brain.json with arch only, top level only, session only, and arch over wrong top-level
+    keys agree."""
     bundle, weights = bundle_of(tmp_path, net, dialect=dialect)
     assert bundle.config == bundle_of(tmp_path / "arch", net)[0].config
     assert bundle.config.halt_max_steps == 2 and bundle.config.max_seq_len == 16
@@ -31,16 +37,27 @@ def test_every_dialect_is_the_same_network(tmp_path: Path, net: Net, dialect: Di
 
 
 def test_silent_brain_json_takes_the_documented_defaults(tmp_path: Path) -> None:
-    """T2: with nothing declared, heads 8, cycles 2 and 2, one segment, rotary, bidirectional, no window."""
+    """T2: with nothing declared, heads 8, cycles 2 and 2, one segment, rotary, bidirectional, no
+    window."""
     write_bundle(tmp_path)
     (tmp_path / "brain.json").write_text("{}")
     config = load_act_bundle(tmp_path).config
-    assert (config.num_heads, config.h_cycles, config.l_cycles, config.halt_max_steps) == (8, 2, 2, 1)
-    assert (config.pos_encoding, config.attention, config.window_size) == ("rope", "bidirectional", None)
+    assert (config.num_heads, config.h_cycles, config.l_cycles, config.halt_max_steps) == (
+        8,
+        2,
+        2,
+        1,
+    )
+    assert (config.pos_encoding, config.attention, config.window_size) == (
+        "rope",
+        "bidirectional",
+        None,
+    )
 
 
 def test_dense_config_on_moe_weights_loads_the_moe(tmp_path: Path) -> None:
-    """T6: brain.json saying use_moe false over MoE tensors loads those tensors, never random dense layers."""
+    """T6: brain.json saying use_moe false over MoE tensors loads those tensors, never random dense
+    layers."""
     net = Net(experts=4)
     bundle, weights = bundle_of(tmp_path, net, brain={"use_moe": False, "num_experts": 0})
     assert bundle.config.num_experts == 4
@@ -68,7 +85,13 @@ def test_a_missing_tensor_is_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["inner.puzzle_emb.weights", "inner.H_level.layers.7.self_attn.o_proj.weight", "lora.A", "embed_tokens"]
+    "name",
+    [
+        "inner.puzzle_emb.weights",
+        "inner.H_level.layers.7.self_attn.o_proj.weight",
+        "lora.A",
+        "embed_tokens",
+    ],
 )
 def test_an_unknown_tensor_is_named(tmp_path: Path, name: str) -> None:
     """T6: any tensor that the network has no place for refuses the load by name."""
@@ -78,7 +101,8 @@ def test_an_unknown_tensor_is_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["inner.lm_head.weight", "inner.q_head.bias", "inner.L_level.layers.0.mlp.down_proj.weight"]
+    "name",
+    ["inner.lm_head.weight", "inner.q_head.bias", "inner.L_level.layers.0.mlp.down_proj.weight"],
 )
 def test_a_mis_shaped_tensor_is_named(tmp_path: Path, name: str) -> None:
     """T6: a tensor of another shape refuses the load by name, with both shapes."""
@@ -97,7 +121,10 @@ def test_a_level_without_layers_and_mixed_layers_are_refused(tmp_path: Path) -> 
     no_l = {name: tensor for name, tensor in dense.items() if "L_level" not in name}
     mixed = {name: tensor for name, tensor in moe.items() if "L_level" not in name}
     mixed |= {name: tensor for name, tensor in dense.items() if "L_level" in name}
-    for weights, named in ((no_l, "missing inner.L_level.layers.0"), (mixed, "missing inner.L_level.layers.0.mlp.moe")):
+    for weights, named in (
+        (no_l, "missing inner.L_level.layers.0"),
+        (mixed, "missing inner.L_level.layers.0.mlp.moe"),
+    ):
         write_bundle(tmp_path, weights=weights)
         with pytest.raises(ModelFormatError, match=named):
             load_act_bundle(tmp_path)
@@ -117,7 +144,10 @@ def test_a_head_that_could_not_decide_is_refused(tmp_path: Path, number: float) 
     weights = random_weights(Net())
     weights["inner.q_head.weight"][1, 0] = number
     write_bundle(tmp_path, weights=weights)
-    with pytest.raises(ModelFormatError, match=r"numbers that are not finite, in inner.q_head.weight; copy it again"):
+    with pytest.raises(
+        ModelFormatError,
+        match=r"numbers that are not finite, in inner.q_head.weight; copy it again",
+    ):
         load_act_bundle(tmp_path)
 
 
@@ -131,16 +161,21 @@ def test_a_head_that_could_not_decide_is_refused(tmp_path: Path, number: float) 
         ("pt", "actv1_student.safetensors"),
     ],
 )
-def test_bytes_not_suffixes_say_the_format(tmp_path: Path, weights_format: Format, filename: str) -> None:
+def test_bytes_not_suffixes_say_the_format(
+    tmp_path: Path, weights_format: Format, filename: str
+) -> None:
     """X16, A41: safetensors and torch files load under either suffix, by directory and by file."""
     weights = write_bundle(tmp_path, weights_format=weights_format, filename=filename)
     for path in (tmp_path, tmp_path / filename):
         assert detect(str(path)) == "hrm-act"
-        assert torch.equal(load_act_bundle(path).model.inner.lm_head.weight, weights["inner.lm_head.weight"])
+        assert torch.equal(
+            load_act_bundle(path).model.inner.lm_head.weight, weights["inner.lm_head.weight"]
+        )
 
 
 def test_checkpoint_file_is_preferred(tmp_path: Path) -> None:
-    """Format notes section 1: `checkpoint_file` wins over the usual names, and is passed over where it is absent."""
+    """Format notes section 1: `checkpoint_file` wins over the usual names, and is passed over where
+    it is absent."""
     usual = write_bundle(tmp_path, weights=random_weights(Net(), seed=1))
     chosen = write_bundle(tmp_path, filename="mine.bin", brain={"checkpoint_file": "mine.bin"})
     assert torch.equal(load_act_bundle(tmp_path).model.inner.L_init, chosen["inner.L_init"])
@@ -148,9 +183,12 @@ def test_checkpoint_file_is_preferred(tmp_path: Path) -> None:
     assert torch.equal(load_act_bundle(tmp_path).model.inner.L_init, usual["inner.L_init"])
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "base_model.model.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "base_model.model.", "module._orig_mod."]
+)
 def test_wrapper_prefixes_are_stripped(tmp_path: Path, prefix: str) -> None:
-    """Format notes section 1: names saved through DDP, torch.compile or PEFT load as the bare names do."""
+    """Format notes section 1: names saved through DDP, torch.compile or PEFT load as the bare names
+    do."""
     bundle, weights = bundle_of(tmp_path, Net(), prefix=prefix)
     assert torch.equal(bundle.model.inner.H_init, weights["inner.H_init"])
 
@@ -173,7 +211,9 @@ def test_a_tensor_under_two_prefixes_is_refused(tmp_path: Path) -> None:
         ({"pos_encoding": "learned"}, r"missing inner\.embed_pos\.embedding_weight"),
     ],
 )
-def test_impossible_declarations_are_refused(tmp_path: Path, declared: dict[str, object], message: str) -> None:
+def test_impossible_declarations_are_refused(
+    tmp_path: Path, declared: dict[str, object], message: str
+) -> None:
     """T6: what brain.json says and the tensors cannot be is an error in words, not a guess."""
     write_bundle(tmp_path, dialect="top", brain=declared)
     with pytest.raises(ModelFormatError, match=message):
@@ -188,7 +228,8 @@ def test_more_experts_a_token_than_experts_is_refused(tmp_path: Path) -> None:
 
 
 def test_unreadable_bundles_are_refused_in_words(tmp_path: Path) -> None:
-    """T6, X16: absent path, absent or broken brain.json, no weights, and files that are not plain tensors."""
+    """T6, X16: absent path, absent or broken brain.json, no weights, and files that are not plain
+    tensors."""
 
     def message(path: Path) -> str:
         with pytest.raises(ModelFormatError) as caught:
@@ -198,7 +239,11 @@ def test_unreadable_bundles_are_refused_in_words(tmp_path: Path) -> None:
     weights_file = tmp_path / "actv1_student.safetensors"
     assert "does not exist" in message(tmp_path / "absent")
     assert "has no brain.json" in message(tmp_path)
-    for text, complaint in (("{", "is not valid JSON"), ("[]", "is not a JSON object"), ("{}", "has no weights file")):
+    for text, complaint in (
+        ("{", "is not valid JSON"),
+        ("[]", "is not a JSON object"),
+        ("{}", "has no weights file"),
+    ):
         (tmp_path / "brain.json").write_text(text)
         assert complaint in message(tmp_path)
     weights_file.write_bytes(b"version https://git-lfs.github.com/spec/v1")
@@ -214,8 +259,11 @@ def test_unreadable_bundles_are_refused_in_words(tmp_path: Path) -> None:
     assert "cannot be read as weights" in message(tmp_path)
 
 
-def test_tokenizer_is_found_beside_the_brain_then_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Format notes section 1: a relative tokenizer is the bundle's, else the working directory's; absent is None."""
+def test_tokenizer_is_found_beside_the_brain_then_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Format notes section 1: a relative tokenizer is the bundle's, else the working directory's;
+    absent is None."""
     brain, here = tmp_path / "brain", tmp_path / "here"
     monkeypatch.chdir(tmp_path)
     (here / "tok").mkdir(parents=True)
@@ -230,7 +278,8 @@ def test_tokenizer_is_found_beside_the_brain_then_from_here(tmp_path: Path, monk
 
 
 def test_name_description_and_dtype(tmp_path: Path) -> None:
-    """D91: a loaded brain can say in a line what it is; weights arrive in the dtype asked for, logits in fp32."""
+    """D91: a loaded brain can say in a line what it is; weights arrive in the dtype asked for,
+    logits in fp32."""
     bundle, weights = bundle_of(tmp_path, Net())
     count = sum(tensor.numel() for tensor in weights.values()) - 2 * 16
     assert bundle.name == "demo"

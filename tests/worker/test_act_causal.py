@@ -1,4 +1,5 @@
-"""Causal ACTv1 brains over pages against one plain row at a time without any cache, whatever the schedule."""
+"""Causal ACTv1 brains over pages against one plain row at a time without any cache, whatever the
+schedule."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,9 +25,22 @@ from worker.runners.paged import PagedRunner
 from worker.scheduler import Scheduler
 
 PAGE, COUNT, SEGMENTS = 4, 8, 3
-PROMPTS = ((11, 40, 200, 17, 90), (12,), (13, *range(50, 90, 3)), (11, 40, 200, 17, 91, 7, 8, 9, 30))
-TASKS = [Generate(prompt, Sampling(max_tokens=COUNT, seed=0, temperature=0.0)) for prompt in PROMPTS]
-SHARED = {"vocab": 264, "max_seq_len": 40, "halt_max_steps": SEGMENTS, "h_cycles": 2, "causal": True}
+PROMPTS = (
+    (11, 40, 200, 17, 90),
+    (12,),
+    (13, *range(50, 90, 3)),
+    (11, 40, 200, 17, 91, 7, 8, 9, 30),
+)
+TASKS = [
+    Generate(prompt, Sampling(max_tokens=COUNT, seed=0, temperature=0.0)) for prompt in PROMPTS
+]
+SHARED = {
+    "vocab": 264,
+    "max_seq_len": 40,
+    "halt_max_steps": SEGMENTS,
+    "h_cycles": 2,
+    "causal": True,
+}
 NETS = {
     "rope": Net(**SHARED),
     "learned": Net(**SHARED, learned=True),
@@ -41,14 +55,17 @@ CASES = [
 
 
 class Brain:
-    """A bundle, its weights, and the same network without any cache, `q_halt` telling its prompts apart."""
+    """A bundle, its weights, and the same network without any cache, `q_halt` telling its prompts
+    apart."""
 
     def __init__(self, path: Path, net: Net) -> None:
         self.path, self.net = path, net
         byte_tokenizer().save_pretrained(path / "tokenizer")
         self.weights: Weights = write_bundle(path, net, tokenizer="tokenizer")
         self.plain: ActModel = load_act_bundle(path).model
-        gaps = sorted(max(halt - go for halt, go in self.halting(prompt, 1)) for prompt in PROMPTS[:3])
+        gaps = sorted(
+            max(halt - go for halt, go in self.halting(prompt, 1)) for prompt in PROMPTS[:3]
+        )
         self.weights["inner.q_head.bias"][0] -= (gaps[0] + gaps[1]) / 2
         write_bundle(path, net, tokenizer="tokenizer", weights=self.weights)
         self.plain = load_act_bundle(path).model
@@ -61,12 +78,17 @@ class Brain:
 
     def halting(self, ids: Sequence[int], segments: int) -> list[tuple[float, float]]:
         """(q_halt, q_continue) of each segment of a row."""
-        return [(float(q_halt), float(q_continue)) for _, q_halt, q_continue in self._segments(ids, segments)]
+        return [
+            (float(q_halt), float(q_continue))
+            for _, q_halt, q_continue in self._segments(ids, segments)
+        ]
 
     def depth(self, mode: str, ids: Sequence[int]) -> int:
         if mode != "q_halt":
             return 1 if mode == "compat" else SEGMENTS
-        halted = (number for number, (halt, go) in enumerate(self.halting(ids, SEGMENTS), 1) if halt > go)
+        halted = (
+            number for number, (halt, go) in enumerate(self.halting(ids, SEGMENTS), 1) if halt > go
+        )
         return next(halted, SEGMENTS)
 
     def logits(self, mode: str, ids: Sequence[int]) -> torch.Tensor:
@@ -80,7 +102,9 @@ class Brain:
         likeliest = logits[len(prompt) - 1 : -1].argmax(-1).tolist()
         assert answer == likeliest and (len(answer) == COUNT or answer[-1] == 3)
 
-    def _segments(self, ids: Sequence[int], count: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def _segments(
+        self, ids: Sequence[int], count: int
+    ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         row, length = torch.tensor([list(ids)]), torch.tensor([len(ids)])
         carry, found = self.plain.initial_carry(1, len(ids)), []
         with torch.no_grad():
@@ -92,7 +116,9 @@ class Brain:
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Brain, str]:
+def case(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Brain, str]:
     name, mode = request.param
     return Brain(tmp_path_factory.mktemp("brain"), NETS[name]), mode
 
@@ -120,7 +146,8 @@ def test_prompts_halt_at_different_segments(brain: Brain) -> None:
 
 
 def test_equals_the_reference(brain: Brain, mode: str) -> None:
-    """X16: states over pages, prompt and answer, are those of the formulas written out one query at a time."""
+    """X16: states over pages, prompt and answer, are those of the formulas written out one query at
+    a time."""
     prompt = PROMPTS[0]
     answer = generate_all(brain.load(mode, step_tokens=3), [TASKS[0]])[0]
     logits, _ = reference(brain.weights, brain.net, [*prompt, *answer], brain.depth(mode, prompt))
@@ -157,7 +184,9 @@ def test_few_pages(brain: Brain, mode: str, monkeypatch: pytest.MonkeyPatch) -> 
     """Rows that gave their pages back are computed again and go on with the same tokens."""
     preempted: list[object] = []
     real = Scheduler._preempt
-    monkeypatch.setattr(Scheduler, "_preempt", lambda self, item: (preempted.append(item), real(self, item)))
+    monkeypatch.setattr(
+        Scheduler, "_preempt", lambda self, item: (preempted.append(item), real(self, item))
+    )
     per_token = brain.load(mode)._net.kv_shape.bytes_per_token(torch.float32)
     runner = brain.load(mode, context_window=24, page_size=2, kv_bytes=12 * 2 * per_token)
     order = (0, 1, 3, 2)
@@ -180,7 +209,10 @@ def test_choices_equal_requests_of_their_own(brain: Brain, mode: str) -> None:
         return Sampling(max_tokens=5, seed=seed, temperature=1.0, n=n)
 
     emissions = run(brain.load(mode), [Generate(PROMPTS[0], sampling(7, 3))], [[]])
-    said = [[token for item in emissions if item.choice == choice for token in item.ids] for choice in range(3)]
+    said = [
+        [token for item in emissions if item.choice == choice for token in item.ids]
+        for choice in range(3)
+    ]
     singles = [Generate(PROMPTS[0], sampling(fold(7, choice), 1)) for choice in range(3)]
     assert said == [generate_all(brain.load(mode), [single])[0] for single in singles]
 
@@ -192,17 +224,26 @@ def test_scores_equal_the_plain_row(brain: Brain, mode: str) -> None:
         ((11, 40, 200, 12), (12, 9, 13), (13, 7, 7, 7, 7, 11)),
         ((9, 60, 200, 41, 5), (77,), (200, 9)),
     )
-    ends = [(brain.depth("q_halt", context), brain.depth("q_halt", context[-1:])) for context in contexts]
-    assert any(first != last for first, last in ends), "taking the last token for the first would not show"
+    ends = [
+        (brain.depth("q_halt", context), brain.depth("q_halt", context[-1:]))
+        for context in contexts
+    ]
+    assert any(first != last for first, last in ends), (
+        "taking the last token for the first would not show"
+    )
     tasks = [
-        Score(context, continuations, method=method) for context in contexts for method in ("strict", "aios_compat")
+        Score(context, continuations, method=method)
+        for context in contexts
+        for method in ("strict", "aios_compat")
     ]  # type: ignore[arg-type]
     serving.finish(tasks)
     for task, done in zip(tasks, serving.done, strict=True):
         assert isinstance(task.context, tuple)
         for tail, score in zip(continuations, end_of(done, Scored).scores, strict=True):
             table = brain.logits(mode, [*task.context, *tail]).double().log_softmax(-1)
-            expected = sum(float(table[len(task.context) - 1 + at, token]) for at, token in enumerate(tail))
+            expected = sum(
+                float(table[len(task.context) - 1 + at, token]) for at, token in enumerate(tail)
+            )
             assert score.log_likelihood == pytest.approx(expected, abs=1e-4)
 
 
@@ -210,7 +251,11 @@ def test_keys_and_values_are_kept_for_every_pass(brain: Brain) -> None:
     """T7 for ACTv1: segments x H cycles x (L cycles x L layers + H layers) slots."""
     per_segment = 2 * (2 * 1 + 2)
     slots = {mode: brain.load(mode)._net.kv_shape.num_slots for mode in MODES}
-    assert slots == {"compat": per_segment, "max": SEGMENTS * per_segment, "q_halt": SEGMENTS * per_segment}
+    assert slots == {
+        "compat": per_segment,
+        "max": SEGMENTS * per_segment,
+        "q_halt": SEGMENTS * per_segment,
+    }
 
 
 def test_only_causal_brains_keep_keys_and_values(tmp_path: Path) -> None:
@@ -221,7 +266,11 @@ def test_only_causal_brains_keep_keys_and_values(tmp_path: Path) -> None:
     assert isinstance(plain, ActRunner) and plain.spec.num_pages == 0 and plain.spec.reuse == "none"
     causal = load_runner("auto", options_for(tmp_path, attention="causal"))
     assert isinstance(causal, PagedRunner) and isinstance(causal._net, ActCausalNet)
-    assert (causal.spec.runner, causal.spec.reuse, causal.spec.chunk_prefill) == ("hrm-act", "prefix", True)
+    assert (causal.spec.runner, causal.spec.reuse, causal.spec.chunk_prefill) == (
+        "hrm-act",
+        "prefix",
+        True,
+    )
     assert "causal" in causal.spec.found
     with pytest.raises(ModelFormatError, match="kv_memory_mib"):
         load_runner("auto", options_for(tmp_path, attention="causal", kv_bytes=100))

@@ -1,4 +1,5 @@
-"""Bundles of interrupted and parallel trainings: which save counts, and that nothing half written is ever served."""
+"""Bundles of interrupted and parallel trainings: which save counts, and that nothing half written
+is ever served."""
 
 import logging
 import os
@@ -25,7 +26,8 @@ def save(file: Path, weights: dict[str, Tensor], *, age_s: int) -> None:
 
 
 def bundle(directory: Path, *, old: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A bundle whose renamed save is an hour old, with `old` weights in it, and newer weights to be written."""
+    """A bundle whose renamed save is an hour old, with `old` weights in it, and newer weights to be
+    written."""
     weights = write_bundle(directory)
     (directory / NAME).unlink()
     if old:
@@ -48,7 +50,9 @@ def test_a_finished_save_that_was_not_renamed_counts(
         assert torch.equal(loaded_head(tmp_path), newer[HEAD])
     [said] = fields_of(caplog, "finished save never renamed, taken")
     assert said == {"path": str(tmp_path / f"{NAME}.tmp"), "taken_for": NAME}
-    assert sorted(file.name for file in tmp_path.iterdir()) == before, "the bundle is not ours to change"
+    assert sorted(file.name for file in tmp_path.iterdir()) == before, (
+        "the bundle is not ours to change"
+    )
 
 
 def test_an_older_leftover_does_not_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -60,7 +64,9 @@ def test_an_older_leftover_does_not_count(tmp_path: Path, caplog: pytest.LogCapt
 
 
 @pytest.mark.parametrize("kept", [0, 5, 40, -1], ids=lambda kept: f"first {kept} bytes")
-def test_a_save_that_was_cut_off_does_not_count(tmp_path: Path, kept: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_save_that_was_cut_off_does_not_count(
+    tmp_path: Path, kept: int, caplog: pytest.LogCaptureFixture
+) -> None:
     weights, newer = bundle(tmp_path)
     unfinished = tmp_path / f"{NAME}.tmp"
     save_file(newer, unfinished)
@@ -85,10 +91,15 @@ def write_parts(directory: Path, parts: list[dict[str, Tensor]]) -> None:
         save_file(weights, directory / "parallel_checkpoints" / f"gpu{index}_final.safetensors")
 
 
-def test_parallel_checkpoints_are_averaged_in_float32(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_parallel_checkpoints_are_averaged_in_float32(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Half-precision parts keep what float16 could not hold: the mean of 2048, 2048 and 2050."""
     bundle(tmp_path, old=False)
-    parts = [{name: item.half() for name, item in random_weights(Net(), seed=seed).items()} for seed in range(3)]
+    parts = [
+        {name: item.half() for name, item in random_weights(Net(), seed=seed).items()}
+        for seed in range(3)
+    ]
     for part, value in zip(parts, (2048.0, 2048.0, 2050.0), strict=True):
         part[HEAD] = torch.full_like(part[HEAD], value)
     write_parts(tmp_path, parts)

@@ -1,4 +1,5 @@
-"""The ACTv1 runner: generation, halting and both scorings, against plain one-row forwards of the same network."""
+"""The ACTv1 runner: generation, halting and both scorings, against plain one-row forwards of the
+same network."""
 
 from pathlib import Path
 
@@ -33,8 +34,11 @@ def load(path: Path, **options: object) -> ActRunner:
     return runner
 
 
-def alone(runner: ActRunner, ids: list[int], segments: int) -> tuple[torch.Tensor, list[tuple[float, float]]]:
-    """Logits of every position after `segments` segments of one unpadded row, and (q_halt, q_continue) of each."""
+def alone(
+    runner: ActRunner, ids: list[int], segments: int
+) -> tuple[torch.Tensor, list[tuple[float, float]]]:
+    """Logits of every position after `segments` segments of one unpadded row, and (q_halt,
+    q_continue) of each."""
     model, row, length = runner._model, torch.tensor([ids]), torch.tensor([len(ids)])
     carry, q = model.initial_carry(1, len(ids)), []
     with torch.no_grad():
@@ -75,7 +79,8 @@ def test_q_halt_is_per_row(bundle: Path) -> None:
 
 
 def test_strict_scoring_is_the_sum_of_generation_steps(bundle: Path) -> None:
-    """T4, A35, X18: one forward per continuation prefix; a single pass over all of it would see the future."""
+    """T4, A35, X18: one forward per continuation prefix; a single pass over all of it would see the
+    future."""
     runner = load(bundle)
     tasks = [Score("Hello", (" world", "!")), Score("x", (" = 3",))]
     for task, scores in zip(tasks, score_all(runner, tasks), strict=True):
@@ -92,14 +97,19 @@ def test_aios_compat_scoring_is_the_adapters_formula(bundle: Path) -> None:
     """T4: one pass over context + continuation, log-softmax at the position before each token."""
     runner = load(bundle)
     strict, compat = (
-        score_all(runner, [Score("Hello", (" world",), method=m)])[0][0] for m in ("strict", "aios_compat")
+        score_all(runner, [Score("Hello", (" world",), method=m)])[0][0]
+        for m in ("strict", "aios_compat")
     )  # type: ignore[arg-type]
     encoded = runner.encode(Score("Hello", (" world",), method="aios_compat"))
     ids = [*encoded.prompt_ids, *encoded.continuations[0]]
     logits = alone(runner, ids, 1)[0].double().log_softmax(-1)
-    expected = sum(float(logits[at - 1, ids[at]]) for at in range(len(encoded.prompt_ids), len(ids)))
+    expected = sum(
+        float(logits[at - 1, ids[at]]) for at in range(len(encoded.prompt_ids), len(ids))
+    )
     assert compat.log_likelihood == pytest.approx(expected, abs=1e-4)
-    assert abs(compat.log_likelihood - strict.log_likelihood) > 1e-3, "bidirectional: the two must differ"
+    assert abs(compat.log_likelihood - strict.log_likelihood) > 1e-3, (
+        "bidirectional: the two must differ"
+    )
 
 
 def test_a_bundle_without_a_tokenizer_says_what_to_do(tmp_path: Path) -> None:
@@ -108,8 +118,11 @@ def test_a_bundle_without_a_tokenizer_says_what_to_do(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_rows_of_all_tails_of_a_step_run_together_and_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Strict: 4 tails of two contexts are 3 + 1 + 2 + 1 rows, 5 of them distinct: two passes of at most 4 rows."""
+def test_rows_of_all_tails_of_a_step_run_together_and_once(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strict: 4 tails of two contexts are 3 + 1 + 2 + 1 rows, 5 of them distinct: two passes of at
+    most 4 rows."""
     runner, passes = load(bundle, step_tokens=1000), list[int]()
     forward = runner._model.forward_segment
 

@@ -1,4 +1,5 @@
-"""Attention over pages, with and without a window, against one query at a time over a plain list of keys."""
+"""Attention over pages, with and without a window, against one query at a time over a plain list of
+keys."""
 
 import math
 
@@ -18,21 +19,29 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Case:
-    """Sequences at every stage in one step: rows that decode, a prompt from its start and from its middle, and tails.
+    """Sequences at every stage in one step: rows that decode, a prompt from its start and from its
+    middle, and tails.
 
-    `sees` are, for each token of the step in flat order, the (key, value) pairs behind and at it, by position.
+    `sees` are, for each token of the step in flat order, the (key, value) pairs behind and at it,
+    by position.
     """
 
     def __init__(self, slot: int, *, is_tiled: bool = False) -> None:
         torch.manual_seed(3)
-        self.store = KVStore(KVShape(SLOTS, KV_HEADS, SIZE), 40, PAGE, torch.float32, torch.device("cpu"))
+        self.store = KVStore(
+            KVShape(SLOTS, KV_HEADS, SIZE), 40, PAGE, torch.float32, torch.device("cpu")
+        )
         self._free = iter(torch.randperm(40).tolist())
         self._slot = slot
         stages = [(7, 1), (0, 6), (5, 9), (1, 1), (16, 1), (8, 1)]
         self._known: list[list[Pair]] = []
         self.slices = [self._slice(computed, count) for computed, count in stages]
-        self.slices.append(self._scoring(context=9, continuations=((1, 2, 3, 4, 5), (6,), (7, 8, 9))))
-        self.batch = BatchBuilder(PAGE, torch.device("cpu"), is_prefix=False, is_tiled=is_tiled).build(self.slices)
+        self.slices.append(
+            self._scoring(context=9, continuations=((1, 2, 3, 4, 5), (6,), (7, 8, 9)))
+        )
+        self.batch = BatchBuilder(
+            PAGE, torch.device("cpu"), is_prefix=False, is_tiled=is_tiled
+        ).build(self.slices)
         self.query = torch.randn(len(self.batch.ids), HEADS, SIZE)
         self.key, self.value = torch.randn(2, len(self.batch.ids), KV_HEADS, SIZE)
 
@@ -41,35 +50,48 @@ class Case:
 
     def _scoring(self, context: int, continuations: tuple[tuple[int, ...], ...]) -> Slice:
         sequence = self._sequence(context, context)
-        sequence.encoded, sequence.sampling = Encoded(sequence.encoded.prompt_ids, continuations=continuations), None
+        sequence.encoded, sequence.sampling = (
+            Encoded(sequence.encoded.prompt_ids, continuations=continuations),
+            None,
+        )
         return Slice(sequence, num_continuations=len(continuations))
 
     def _sequence(self, computed: int, length: int) -> TokenSequence:
         """A sequence whose first `computed` tokens are in the store, in pages all over it."""
         pages = [next(self._free) for _ in range(-(-length // PAGE))]
         keys, values = torch.randn(2, computed, KV_HEADS, SIZE)
-        rows = torch.tensor([pages[at // PAGE] * PAGE + at % PAGE for at in range(computed)], dtype=torch.long)
+        rows = torch.tensor(
+            [pages[at // PAGE] * PAGE + at % PAGE for at in range(computed)], dtype=torch.long
+        )
         self.store.write(self._slot, rows, keys, values)
         self._known.append(list(zip(keys, values, strict=True)))
         prompt = tuple(range(1, length + 1))
-        return TokenSequence(str(length), Encoded(prompt), Sampling(1, 0), pages=pages, num_computed=computed)
+        return TokenSequence(
+            str(length), Encoded(prompt), Sampling(1, 0), pages=pages, num_computed=computed
+        )
 
     def sees(self) -> list[list[Pair]]:
         fresh = list(zip(self.key, self.value, strict=True))
         flat: list[list[Pair]] = []
         decoding = [number for number, part in enumerate(self.slices) if part.num_tokens == 1]
-        for group in length_groups([self.slices[number].sequence.num_computed + 1 for number in decoding]):
+        for group in length_groups(
+            [self.slices[number].sequence.num_computed + 1 for number in decoding]
+        ):
             for at in group:
                 flat.append([*self._known[decoding[at]], fresh[len(flat)]])
         for number, part in enumerate(self.slices):
             known, start = self._known[number], len(flat)
             if part.num_tokens > 1:
-                flat += [[*known, *fresh[start : start + step + 1]] for step in range(part.num_tokens)]
+                flat += [
+                    [*known, *fresh[start : start + step + 1]] for step in range(part.num_tokens)
+                ]
             elif part.num_continuations:
                 flat.append(known)  # the context's last token once more
                 for tail in part.continuations:
                     start = len(flat)
-                    flat += [[*known, *fresh[start : start + step + 1]] for step in range(len(tail) - 1)]
+                    flat += [
+                        [*known, *fresh[start : start + step + 1]] for step in range(len(tail) - 1)
+                    ]
         return flat
 
 
@@ -88,7 +110,8 @@ def one_query(query: Tensor, seen: list[Pair]) -> Tensor:
 @pytest.mark.parametrize("window", [None, 1, 3, 8, 40])
 @pytest.mark.parametrize("slot", range(SLOTS))
 def test_every_stage_in_one_step(slot: int, window: int | None, is_tiled: bool) -> None:
-    """B59, X17: decoding rows of mixed lengths, prompts from the start and the middle, and continuations, together."""
+    """B59, X17: decoding rows of mixed lengths, prompts from the start and the middle, and
+    continuations, together."""
     case = Case(slot, is_tiled=is_tiled)
     got = attend(case.batch.plan, case.store, slot, case.query, case.key, case.value, SCALE, window)
     sees = case.sees()

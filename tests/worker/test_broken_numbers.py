@@ -1,4 +1,5 @@
-"""NaN in a checkpoint: a model that is broken does not start, and a prompt that meets the broken part fails alone."""
+"""NaN in a checkpoint: a model that is broken does not start, and a prompt that meets the broken
+part fails alone."""
 
 import re
 from pathlib import Path
@@ -24,7 +25,9 @@ SENTENCE = re.compile(r"Logits of 'mine' are not finite")
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, Path]:
     """A kind, a healthy model of it, and the same with one broken embedding."""
     place = tmp_path_factory.mktemp("pair")
     healthy = write_model(request.param, place / "healthy")
@@ -32,7 +35,9 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def load(path: Path, **options: Any) -> Runner:
-    return load_runner("auto", RunnerOptions(str(path), name="mine", max_batch=8, page_size=4, **options))
+    return load_runner(
+        "auto", RunnerOptions(str(path), name="mine", max_batch=8, page_size=4, **options)
+    )
 
 
 def generate(ids: tuple[int, ...], max_tokens: int = 8) -> Generate:
@@ -69,16 +74,25 @@ class Talk:
         return [token for item in self.said if item.key == key for token in item.ids]
 
     def end(self, key: str) -> Done | Failed | None:
-        return next((item.ended for item in self.said if item.key == key and item.ended is not None), None)
+        return next(
+            (item.ended for item in self.said if item.key == key and item.ended is not None), None
+        )
 
     def has_failed(self, key: str) -> bool:
         end = self.end(key)
-        return isinstance(end, Failed) and end.code == "worker_failed" and bool(SENTENCE.match(end.message))
+        return (
+            isinstance(end, Failed)
+            and end.code == "worker_failed"
+            and bool(SENTENCE.match(end.message))
+        )
 
 
 @pytest.mark.parametrize("prefix_cache", [True, False])
-def test_a_prompt_with_a_broken_token_fails_alone(pair: tuple[str, Path, Path], prefix_cache: bool) -> None:
-    """Beside it, behind it and in the very pages it had: everybody else's answer is the healthy model's."""
+def test_a_prompt_with_a_broken_token_fails_alone(
+    pair: tuple[str, Path, Path], prefix_cache: bool
+) -> None:
+    """Beside it, behind it and in the very pages it had: everybody else's answer is the healthy
+    model's."""
     _, healthy, sick = pair
     expected = alone(healthy, SOUND)
     talk = Talk(load(sick, prefix_cache=prefix_cache))
@@ -100,7 +114,9 @@ def test_a_prompt_with_a_broken_token_fails_alone(pair: tuple[str, Path, Path], 
     assert [talk.ids(f"behind {number}") for number in range(4)] == expected
 
 
-def test_a_broken_context_cannot_be_scored_and_spoils_no_other(pair: tuple[str, Path, Path]) -> None:
+def test_a_broken_context_cannot_be_scored_and_spoils_no_other(
+    pair: tuple[str, Path, Path],
+) -> None:
     _, healthy, sick = pair
     continuations = ((70, 71, 72), (73,))
     sound, expected = Score(SOUND[0], continuations), Talk(load(healthy))
@@ -119,8 +135,11 @@ def test_a_broken_context_cannot_be_scored_and_spoils_no_other(pair: tuple[str, 
 
 
 @pytest.mark.parametrize("pair", ["causal"], indirect=True)
-def test_part_of_a_prompt_that_is_broken_is_never_known_as_a_prefix(pair: tuple[str, Path, Path]) -> None:
-    """A chunk samples nothing by which it would fail; what was sound before it may be used, nothing behind it."""
+def test_part_of_a_prompt_that_is_broken_is_never_known_as_a_prefix(
+    pair: tuple[str, Path, Path],
+) -> None:
+    """A chunk samples nothing by which it would fail; what was sound before it may be used, nothing
+    behind it."""
     _, healthy, sick = pair
     sound = tuple(range(20, 32))
     broken = (*sound, SICK, *range(100, 140))
@@ -144,12 +163,17 @@ def test_part_of_a_prompt_that_is_broken_is_never_known_as_a_prefix(pair: tuple[
 
 
 @pytest.mark.parametrize("pair", ["hrm-act"], indirect=True)
-def test_rows_are_padded_with_nothing_that_could_be_broken(pair: tuple[str, Path, Path], tmp_path: Path) -> None:
+def test_rows_are_padded_with_nothing_that_could_be_broken(
+    pair: tuple[str, Path, Path], tmp_path: Path
+) -> None:
     """Token 0 is as good a padding as any, until its embedding is not a number."""
     kind, healthy, _ = pair
     runner = load(sick_row(kind, healthy, tmp_path / "sick", token=0))
     emissions = run(runner, [generate(prompt) for prompt in SOUND], [()] * len(SOUND))
-    said = [[token for item in emissions if item.key == str(number) for token in item.ids] for number in range(4)]
+    said = [
+        [token for item in emissions if item.key == str(number) for token in item.ids]
+        for number in range(4)
+    ]
     assert said == alone(healthy, SOUND)
 
 
@@ -158,7 +182,9 @@ def test_a_broken_checkpoint_is_refused_at_the_start(kind: str, tmp_path: Path) 
     """One sentence that names the model; nothing is served, so nothing can be said with it."""
     broken = sick_all(kind, write_model(kind, tmp_path / "whole"), tmp_path / "broken")
     for path, is_sound in ((tmp_path / "whole", True), (broken, False)):
-        settings = Settings(models=(ModelEntry(id="mine", path=str(path)),), max_batch_size=2, page_size=4)
+        settings = Settings(
+            models=(ModelEntry(id="mine", path=str(path)),), max_batch_size=2, page_size=4
+        )
         if is_sound:
             assert [model.info.id for model in load_models(settings)] == ["mine"]
             continue

@@ -1,4 +1,5 @@
-"""Which model goes to make room for another: the policy by itself, and a worker that serves more models than fit."""
+"""Which model goes to make room for another: the policy by itself, and a worker that serves more
+models than fit."""
 
 import asyncio
 import re
@@ -29,11 +30,19 @@ GB = 2**30
 UNKNOWN = Memory(0, 0)
 
 
-def resident(name: str, used_s: float, *, size: int = GB, loaded_s: float = 0.0, **more: bool) -> Resident:
+def resident(
+    name: str, used_s: float, *, size: int = GB, loaded_s: float = 0.0, **more: bool
+) -> Resident:
     return Resident(name, size, loaded_s, used_s, **more)
 
 
-def decide(budget: Budget, *residents: Resident, memory: Memory = UNKNOWN, size: int = GB, now_s: float = 100.0):
+def decide(
+    budget: Budget,
+    *residents: Resident,
+    memory: Memory = UNKNOWN,
+    size: int = GB,
+    now_s: float = 100.0,
+):
     return budget.room_for("new", size, residents, memory, now_s)
 
 
@@ -49,10 +58,18 @@ def test_the_one_that_was_used_longest_ago_goes() -> None:
 def test_who_has_work_goes_last_and_only_after_its_turn() -> None:
     fresh, old = 100.0 - TURN_S / 2, 100.0 - 2 * TURN_S
     assert decide(Budget(2), resident("a", 9), resident("b", 3, is_busy=True)) == Evict(("a",))
-    assert decide(Budget(2), resident("a", 9, is_wanted=True), resident("b", 99, is_busy=True)) == Evict(("b",))
-    busy = [resident("a", 9, loaded_s=fresh, is_busy=True), resident("b", 3, loaded_s=fresh, is_wanted=True)]
+    assert decide(
+        Budget(2), resident("a", 9, is_wanted=True), resident("b", 99, is_busy=True)
+    ) == Evict(("b",))
+    busy = [
+        resident("a", 9, loaded_s=fresh, is_busy=True),
+        resident("b", 3, loaded_s=fresh, is_wanted=True),
+    ]
     assert decide(Budget(2), *busy) == Wait()
-    busy = [resident("a", 9, loaded_s=old, is_busy=True), resident("b", 3, loaded_s=fresh, is_wanted=True)]
+    busy = [
+        resident("a", 9, loaded_s=old, is_busy=True),
+        resident("b", 3, loaded_s=fresh, is_wanted=True),
+    ]
     assert decide(Budget(2), *busy) == Evict(("a",))
 
 
@@ -106,7 +123,9 @@ _RESIDENTS = st.lists(
     size=st.integers(0, 8 * GB),
     used=st.integers(0, 12 * GB),
 )
-def test_the_policy_keeps_its_promises(residents: list[Resident], most: int | None, size: int, used: int) -> None:
+def test_the_policy_keeps_its_promises(
+    residents: list[Resident], most: int | None, size: int, used: int
+) -> None:
     """Nothing pinned goes, nothing goes in vain, and what may be loaded keeps within the limits."""
     budget = Budget(most)
     memory = Memory(12 * GB, used)
@@ -120,7 +139,9 @@ def test_the_policy_keeps_its_promises(residents: list[Resident], most: int | No
         assert verdict.ids
         assert not any(by_id[name].is_pinned or by_id[name].is_leaving for name in verdict.ids)
         left = [item for item in residents if item.id not in verdict.ids and not item.is_leaving]
-        again = budget.room_for("new", size, left, Memory(memory.total_bytes, used - _sizes(residents, left)), 100.0)
+        again = budget.room_for(
+            "new", size, left, Memory(memory.total_bytes, used - _sizes(residents, left)), 100.0
+        )
         assert again == Load()
 
 
@@ -140,7 +161,12 @@ class Shelf:
         if name in self.poisoned:
             raise SettingsError(f"model {name!r}: its weights are damaged; copy them again.")
         info = ModelInfo(name, "echo", "test", 100, 100, 4)
-        return LoadedModel(info, Echo(RunnerOptions("echo", max_batch=4)), partial(self.load, name), fingerprint="f")
+        return LoadedModel(
+            info,
+            Echo(RunnerOptions("echo", max_batch=4)),
+            partial(self.load, name),
+            fingerprint="f",
+        )
 
     def unloaded(self, name: str) -> UnloadedModel:
         return UnloadedModel(ModelInfo(name, "echo", "test", 100, 100, 4), partial(self.load, name))
@@ -157,8 +183,11 @@ def num_loaded(worker: WorkerService) -> int:
     return sum(model.host is not None for model in worker.models.values())
 
 
-async def test_more_models_than_fit_all_answer(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Round robin, so that the oldest has always gone: nothing fails, and no more are in memory than may be."""
+async def test_more_models_than_fit_all_answer(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Round robin, so that the oldest has always gone: nothing fails, and no more are in memory
+    than may be."""
     monkeypatch.setattr("worker.known_models.LOOK_S", 0.02)
     shelf = Shelf()
     names = [f"m{number}" for number in range(12)]
@@ -174,13 +203,19 @@ async def test_more_models_than_fit_all_answer(redis: Redis, monkeypatch: pytest
     assert shelf.loads["m0"] == 2, "it had gone, and came back"
     metrics = WorkerMetrics()
     worker.tell(metrics)
-    [told] = re.findall(r"^aios_worker_evictions_total (\d+)", metrics.render().decode(), re.MULTILINE)
-    assert int(told) == sum(shelf.loads.values()) - 3, "all that were loaded but those that are left"
+    [told] = re.findall(
+        r"^aios_worker_evictions_total (\d+)", metrics.render().decode(), re.MULTILINE
+    )
+    assert int(told) == sum(shelf.loads.values()) - 3, (
+        "all that were loaded but those that are left"
+    )
     stop.set()
     assert await running is True
 
 
-async def test_a_working_set_that_does_not_fit_takes_turns(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_working_set_that_does_not_fit_takes_turns(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Five models are asked all the time and two fit: each gets its turn, and nothing fails."""
     monkeypatch.setattr("worker.known_models.LOOK_S", 0.02)
     monkeypatch.setattr("worker.budget.TURN_S", 0.1)
@@ -204,7 +239,9 @@ async def test_a_working_set_that_does_not_fit_takes_turns(redis: Redis, monkeyp
     assert await running is True
 
 
-async def test_a_poisoned_model_harms_nobody_else(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_poisoned_model_harms_nobody_else(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("worker.known_models.LOOK_S", 0.02)
     shelf = Shelf()
     shelf.poisoned.add("bad")
@@ -215,7 +252,10 @@ async def test_a_poisoned_model_harms_nobody_else(redis: Redis, monkeypatch: pyt
     [good] = await Desk(redis, "good").submit(task("abc"))
     end = await end_of(redis, bad)
     assert isinstance(end, Failed)
-    assert (end.code, end.message.endswith("its weights are damaged; copy them again.")) == ("model_failed", True)
+    assert (end.code, end.message.endswith("its weights are damaged; copy them again.")) == (
+        "model_failed",
+        True,
+    )
     assert isinstance(await end_of(redis, good), Done)
     [always] = await Desk(redis, "always").submit(task("abc"))
     assert isinstance(await end_of(redis, always), Done)
@@ -224,7 +264,8 @@ async def test_a_poisoned_model_harms_nobody_else(redis: Redis, monkeypatch: pyt
 
 
 async def test_many_known_models_cost_an_idle_worker_nearly_nothing(redis: Redis) -> None:
-    """200 models that nobody asks: less than a hundredth of a core, leases, looks and announcements together."""
+    """200 models that nobody asks: less than a hundredth of a core, leases, looks and announcements
+    together."""
     shelf = Shelf()
     worker = worker_of(redis, 3, *[shelf.unloaded(f"m{number}") for number in range(200)])
     stop = asyncio.Event()

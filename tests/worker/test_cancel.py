@@ -1,4 +1,5 @@
-"""Ending a job from outside frees its place and its pages within a step and 50 ms, whatever it is at (`end.lua`)."""
+"""Ending a job from outside frees its place and its pages within a step and 50 ms, whatever it is
+at (`end.lua`)."""
 
 import asyncio
 import statistics
@@ -26,11 +27,13 @@ LONG, SHORT = "x" * 1200, "xy"
 
 
 class Paced(Ghost):
-    """A ghost that reads text, and takes a while for a step. With the gate closed it does not get to the end of a
-    prompt's encoding."""
+    """A ghost that reads text, and takes a while for a step. With the gate closed it does not get
+    to the end of a prompt's encoding."""
 
     def __init__(self) -> None:
-        super().__init__(num_pages=NUM_PAGES, max_batch=MAX_BATCH, step_tokens=STEP_TOKENS, reuse="none")
+        super().__init__(
+            num_pages=NUM_PAGES, max_batch=MAX_BATCH, step_tokens=STEP_TOKENS, reuse="none"
+        )
         self.gate = threading.Event()
         self.num_encoding = 0
 
@@ -106,7 +109,9 @@ async def test_a_cancelled_job_is_gone_within_a_step(redis: Redis, phase: str) -
 async def check_log(desk: Desk, job: Job) -> None:
     """Nothing is said behind the end."""
     events = await desk.events(job)
-    assert [isinstance(event, Cancelled) for event in events] == [False] * (len(events) - 1) + [True]
+    assert [isinstance(event, Cancelled) for event in events] == [False] * (len(events) - 1) + [
+        True
+    ]
 
 
 async def test_a_cancelled_job_behind_a_full_engine_is_gone_too(redis: Redis) -> None:
@@ -120,5 +125,7 @@ async def test_a_cancelled_job_behind_a_full_engine_is_gone_too(redis: Redis) ->
         await seconds_until(lambda: len(sequences(worker)) == 2)
         assert worker.models["m"].host.intake._free == -2
         await desk.submissions.end([wide], Cancelled())
-        await seconds_until(lambda: worker.models["m"].host.intake._free == 1 and len(sequences(worker)) == 1)
+        await seconds_until(
+            lambda: worker.models["m"].host.intake._free == 1 and len(sequences(worker)) == 1
+        )
         assert not worker.models["m"].host.engine._scheduler._waiting

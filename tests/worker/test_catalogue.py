@@ -26,7 +26,9 @@ from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
 from worker.service import WorkerService
 
-SETTINGS = Settings(models=(ModelEntry(id="m", path="echo"),), device="cpu", threads=1, context_window=64)
+SETTINGS = Settings(
+    models=(ModelEntry(id="m", path="echo"),), device="cpu", threads=1, context_window=64
+)
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +91,8 @@ async def test_work_that_came_before_any_worker_is_done_by_the_first(redis: Redi
 
 
 async def test_a_changed_entry_is_loaded_anew(redis: Redis) -> None:
-    """What is in memory is what the entry said before: it goes, and the next request loads what the entry says now."""
+    """What is in memory is what the entry said before: it goes, and the next request loads what the
+    entry says now."""
     catalogue = Catalogue(redis)
     async with at_work(redis) as worker:
         await catalogue.add(ModelEntry(id="new", path="echo", context_window=32))
@@ -110,7 +113,9 @@ async def test_a_model_is_loaded_and_pinned_by_order(redis: Redis) -> None:
         await until(lambda: {"kept", "one", "two"} <= worker.models.keys(), "they are known")
         await catalogue.pin("kept", is_pinned=True)
         await catalogue.order_load("kept")
-        await until(lambda: worker.models["kept"].residence == "loaded", "it is loaded without work")
+        await until(
+            lambda: worker.models["kept"].residence == "loaded", "it is loaded without work"
+        )
         for name in ("one", "two", "m", "one"):
             assert await answered(redis, name)
             assert worker.models["kept"].residence == "loaded"
@@ -133,7 +138,8 @@ async def test_orders_from_before_a_worker_came_are_not_its_own(redis: Redis) ->
 
 
 async def test_what_a_worker_cannot_read_it_does_not_serve(redis: Redis, tmp_path: Path) -> None:
-    """Others may: it is passed over here, with the reason in the log, and what follows it is served."""
+    """Others may: it is passed over here, with the reason in the log, and what follows it is
+    served."""
     catalogue = Catalogue(redis)
     async with at_work(redis) as worker:
         await catalogue.add(ModelEntry(id="away", path=str(tmp_path / "away")))
@@ -144,7 +150,9 @@ async def test_what_a_worker_cannot_read_it_does_not_serve(redis: Redis, tmp_pat
         assert worker.models["m"].entry is None, "its own settings come first"
 
 
-async def test_a_damaged_model_may_be_removed_while_its_jobs_are_refused(redis: Redis, tmp_path: Path) -> None:
+async def test_a_damaged_model_may_be_removed_while_its_jobs_are_refused(
+    redis: Redis, tmp_path: Path
+) -> None:
     """The worker goes on, whenever that comes."""
     catalogue = Catalogue(redis)
     damaged = write_model("causal", tmp_path / "model")

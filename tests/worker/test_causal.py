@@ -1,4 +1,5 @@
-"""Causal LMs through our pages against transformers' own generate and forward, whatever the schedule."""
+"""Causal LMs through our pages against transformers' own generate and forward, whatever the
+schedule."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,7 +58,9 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.mktemp("causal")
     model = write(request.param, path)
     answers = [greedy(model, ids(text), COUNT) for text in PROMPTS]
-    assert len({tuple(answer) for answer in answers}) == len(PROMPTS), "the prompts do not matter to this network"
+    assert len({tuple(answer) for answer in answers}) == len(PROMPTS), (
+        "the prompts do not matter to this network"
+    )
     return Tiny(RunnerOptions(path=str(path), max_batch=4, page_size=PAGE), model, answers)
 
 
@@ -66,12 +69,15 @@ def preempted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The sequences that give way, as they do."""
     names: list[str] = []
     real = Scheduler._preempt
-    monkeypatch.setattr(Scheduler, "_preempt", lambda self, item: (names.append(item.key), real(self, item)))
+    monkeypatch.setattr(
+        Scheduler, "_preempt", lambda self, item: (names.append(item.key), real(self, item))
+    )
     return names
 
 
 def test_greedy_batch_equals_transformers_generate(tiny: Tiny) -> None:
-    """Unequal prompts decoded together over pages equal transformers' generate on each alone (T3, B59)."""
+    """Unequal prompts decoded together over pages equal transformers' generate on each alone (T3,
+    B59)."""
     assert generate_all(tiny.load(), TASKS) == tiny.answers
 
 
@@ -81,7 +87,8 @@ def test_prompts_in_parts(tiny: Tiny) -> None:
 
 
 def test_staggered_arrivals(tiny: Tiny) -> None:
-    """A prompt that joins while others decode, and rows that leave early, change nobody's tokens."""
+    """A prompt that joins while others decode, and rows that leave early, change nobody's
+    tokens."""
     serving = Serving(tiny.load(max_batch=2))
     for task in TASKS:
         serving.submit(task)
@@ -95,7 +102,9 @@ def test_few_pages(tiny: Tiny, preempted: list[str]) -> None:
     """Rows that gave their pages back are computed again and go on with the same tokens."""
     shape = tiny.load()._net.kv_shape
     num_pages = 12
-    runner = tiny.load(context_window=40, kv_bytes=num_pages * PAGE * shape.bytes_per_token(torch.float32))
+    runner = tiny.load(
+        context_window=40, kv_bytes=num_pages * PAGE * shape.bytes_per_token(torch.float32)
+    )
     assert runner.spec.num_pages == num_pages
     assert generate_all(runner, TASKS) == tiny.answers
     assert preempted, "there was room for all: this proves nothing"
@@ -103,7 +112,8 @@ def test_few_pages(tiny: Tiny, preempted: list[str]) -> None:
 
 @pytest.mark.parametrize("step_tokens", [5, 256])
 def test_prefix_hits(tiny: Tiny, step_tokens: int) -> None:
-    """A prompt that begins as an earlier one - past a window, in the middle of a page - is continued as without."""
+    """A prompt that begins as an earlier one - past a window, in the middle of a page - is
+    continued as without."""
     text = PROMPTS[3]
     task = msgspec.structs.replace(TASKS[3], prompt=text + ", or was")
     expected = greedy(tiny.model, ids(text + ", or was"), COUNT)
@@ -114,14 +124,19 @@ def test_prefix_hits(tiny: Tiny, step_tokens: int) -> None:
         assert serving.said == [tiny.answers[3], expected, tiny.answers[3]]
         cached = len(ids(text)) // PAGE * PAGE
         assert cached > WINDOW
-        assert [done.num_cached_tokens for done in serving.done] == ([0, cached, cached - 1] if is_on else [0, 0, 0])
+        assert [done.num_cached_tokens for done in serving.done] == (
+            [0, cached, cached - 1] if is_on else [0, 0, 0]
+        )
 
 
 def test_choices_equal_requests_of_their_own(tiny: Tiny) -> None:
     """n choices share one prompt's pages; each says what a request with its seed says."""
     sampling = Sampling(max_tokens=8, seed=7, temperature=1.0, n=3)
     emissions = run(tiny.load(), [Generate(PROMPTS[1], sampling)], [[]])
-    said = [[token for item in emissions if item.choice == choice for token in item.ids] for choice in range(3)]
+    said = [
+        [token for item in emissions if item.choice == choice for token in item.ids]
+        for choice in range(3)
+    ]
     singles = [msgspec.structs.replace(sampling, n=1, seed=fold(7, choice)) for choice in range(3)]
     alone = [generate_all(tiny.load(), [Generate(PROMPTS[1], item)])[0] for item in singles]
     assert said == alone
@@ -129,24 +144,35 @@ def test_choices_equal_requests_of_their_own(tiny: Tiny) -> None:
 
 
 def test_a_replayed_response_goes_on_as_if_never_cut(tiny: Tiny) -> None:
-    """Logged tokens are run with the prompt, in parts of more than a window, and never sampled again."""
-    replayed = [answer[:kept] for answer, kept in zip(tiny.answers, (1, 7, COUNT - 1, 4), strict=True)]
+    """Logged tokens are run with the prompt, in parts of more than a window, and never sampled
+    again."""
+    replayed = [
+        answer[:kept] for answer, kept in zip(tiny.answers, (1, 7, COUNT - 1, 4), strict=True)
+    ]
     assert generate_all(tiny.load(step_tokens=9), TASKS, replayed) == tiny.answers
 
 
 @pytest.mark.parametrize("step_tokens", [5, 256])
 def test_scores_equal_the_models_own_forward(tiny: Tiny, step_tokens: int) -> None:
-    """A35, B59: continuations beside each other behind one context, shorter and longer than a window, in any parts."""
+    """A35, B59: continuations beside each other behind one context, shorter and longer than a
+    window, in any parts."""
     runner = tiny.load(step_tokens=step_tokens)
-    tasks = [Score(PROMPTS[3], (" Paris", " a good question, is it not?", "!")), Score("x", (" = 3",))]
+    tasks = [
+        Score(PROMPTS[3], (" Paris", " a good question, is it not?", "!")),
+        Score("x", (" = 3",)),
+    ]
     serving = Serving(runner)
     serving.finish(tasks)
     serving.finish(tasks)  # now the contexts are found
     assert [done.num_cached_tokens > 0 for done in serving.done] == [False, False, True, False]
     for task, done in zip([*tasks, *tasks], serving.done, strict=True):
         encoded = runner.encode(task)
-        expected = [log_likelihood(tiny.model, encoded.prompt_ids, tail) for tail in encoded.continuations]
-        assert [score.log_likelihood for score in end_of(done, Scored).scores] == pytest.approx(expected, abs=2e-3)
+        expected = [
+            log_likelihood(tiny.model, encoded.prompt_ids, tail) for tail in encoded.continuations
+        ]
+        assert [score.log_likelihood for score in end_of(done, Scored).scores] == pytest.approx(
+            expected, abs=2e-3
+        )
 
 
 class Negated(nn.Module):
@@ -160,7 +186,8 @@ class Negated(nn.Module):
 
 
 def test_a_head_put_in_place_after_loading_is_the_one_that_speaks(tiny: Tiny) -> None:
-    """Packed and int8 layers come late. What a network does behind its head (caps, scales) is odd: signs survive."""
+    """Packed and int8 layers come late. What a network does behind its head (caps, scales) is odd:
+    signs survive."""
     net = tiny.load()._net
     assert isinstance(net, CausalNet)
     states = torch.randn(3, net.model.config.hidden_size)
@@ -171,9 +198,12 @@ def test_a_head_put_in_place_after_loading_is_the_one_that_speaks(tiny: Tiny) ->
 
 
 def test_half_precision_runs(tmp_path: Path) -> None:
-    """bfloat16 on a CPU: generation and scoring run, and a score is near that of the float32 network."""
+    """bfloat16 on a CPU: generation and scoring run, and a score is near that of the float32
+    network."""
     model = write(mistral, tmp_path)
-    runner = load_runner("auto", RunnerOptions(path=str(tmp_path), page_size=PAGE, dtype="bfloat16"))
+    runner = load_runner(
+        "auto", RunnerOptions(path=str(tmp_path), page_size=PAGE, dtype="bfloat16")
+    )
     assert all(len(answer) == COUNT or 3 in answer for answer in generate_all(runner, TASKS))
     task = Score(PROMPTS[3], (" Paris",))
     encoded = runner.encode(task)
@@ -183,7 +213,9 @@ def test_half_precision_runs(tmp_path: Path) -> None:
 
 def merging_tokenizer() -> PreTrainedTokenizerFast:
     """Characters and the merges `bc`, `ab` and ` a`, in that order of strength."""
-    vocab = {text: number for number, text in enumerate(["</s>", "a", "b", "c", " ", "ab", "bc", " a"])}
+    vocab = {
+        text: number for number, text in enumerate(["</s>", "a", "b", "c", " ", "ab", "bc", " a"])
+    }
     model = models.BPE(vocab=vocab, merges=[("b", "c"), ("a", "b"), (" ", "a")])
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), eos_token="</s>")
 

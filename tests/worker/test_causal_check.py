@@ -1,4 +1,5 @@
-"""What the check on loading refuses, and by which name; whatever it lets through, `test_causal` compares."""
+"""What the check on loading refuses, and by which name; whatever it lets through, `test_causal`
+compares."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +54,9 @@ Build = Callable[[], PreTrainedModel]
 
 
 def gpt_oss() -> PreTrainedModel:
-    return GptOssForCausalLM(GptOssConfig(**SHARED, num_local_experts=4, layer_types=ALTERNATING, sliding_window=6))
+    return GptOssForCausalLM(
+        GptOssConfig(**SHARED, num_local_experts=4, layer_types=ALTERNATING, sliding_window=6)
+    )
 
 
 def gemma2() -> PreTrainedModel:
@@ -71,7 +74,13 @@ def lfm2() -> PreTrainedModel:
 
 def deepseek() -> PreTrainedModel:
     shared = SHARED | {"num_key_value_heads": 4, "head_dim": 8}
-    sizes = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12}
+    sizes = {
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 12,
+    }
     return DeepseekV3ForCausalLM(DeepseekV3Config(**shared, **sizes, first_k_dense_replace=2))
 
 
@@ -84,7 +93,9 @@ def bloom() -> PreTrainedModel:
 
 
 def gptj() -> PreTrainedModel:
-    return GPTJForCausalLM(GPTJConfig(vocab_size=VOCABULARY, n_embd=48, n_layer=2, n_head=3, rotary_dim=4))
+    return GPTJForCausalLM(
+        GPTJConfig(vocab_size=VOCABULARY, n_embd=48, n_layer=2, n_head=3, rotary_dim=4)
+    )
 
 
 def mamba() -> PreTrainedModel:
@@ -94,7 +105,9 @@ def mamba() -> PreTrainedModel:
 def bart() -> PreTrainedModel:
     sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
     heads = {"encoder_attention_heads": 3, "decoder_attention_heads": 3}
-    return BartForConditionalGeneration(BartConfig(vocab_size=VOCABULARY, d_model=48, **sizes, **heads))
+    return BartForConditionalGeneration(
+        BartConfig(vocab_size=VOCABULARY, d_model=48, **sizes, **heads)
+    )
 
 
 REFUSED: list[tuple[Build, str]] = [
@@ -115,7 +128,9 @@ def load(path: Path, **changes: Any) -> Any:
     return load_runner("auto", RunnerOptions(path=str(path), max_batch=2, page_size=4, **changes))
 
 
-@pytest.mark.parametrize(("build", "problem"), REFUSED, ids=[build.__name__ for build, _ in REFUSED])
+@pytest.mark.parametrize(
+    ("build", "problem"), REFUSED, ids=[build.__name__ for build, _ in REFUSED]
+)
 def test_what_is_not_covered_is_refused_by_name(build: Build, problem: str, tmp_path: Path) -> None:
     """DESIGN 5: a mechanism that our attention does not have is never served wrong."""
     write(build, tmp_path)
@@ -143,7 +158,9 @@ def test_other_scores_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """The comparison of logits: an attention that differs from the network's own."""
     write(llama, tmp_path)
     real = causal_net.attend
-    monkeypatch.setattr(causal_net, "attend", lambda *args: real(*args[:-2], args[-2] * 1.5, args[-1]))
+    monkeypatch.setattr(
+        causal_net, "attend", lambda *args: real(*args[:-2], args[-2] * 1.5, args[-1])
+    )
     with pytest.raises(ModelFormatError, match="logits differ"):
         load(tmp_path)
 
@@ -159,7 +176,8 @@ def test_a_lost_window_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_layers_that_mix_rows_are_refused(tmp_path: Path) -> None:
-    """A layer that looks at the token before its own, whosever that is, shows although its attention is ours."""
+    """A layer that looks at the token before its own, whosever that is, shows although its
+    attention is ours."""
     model = write(llama, tmp_path)
 
     def add_the_one_before(_: object, __: object, out: torch.Tensor) -> torch.Tensor:
@@ -172,11 +190,15 @@ def test_layers_that_mix_rows_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("window", [None, 3, 1000, 4000])
 def test_masks_are_told_apart_whatever_their_size(window: int | None) -> None:
-    """Windows too large for a forward on loading: the mask that transformers asks for is tried pair by pair."""
+    """Windows too large for a forward on loading: the mask that transformers asks for is tried pair
+    by pair."""
     if window is None:
         rules = {None: causal_mask_function}
     else:
-        rules = {size: sliding_window_causal_mask_function(size) for size in (window - 1, window, window + 1)}
+        rules = {
+            size: sliding_window_causal_mask_function(size)
+            for size in (window - 1, window, window + 1)
+        }
     for size, rule in rules.items():
         assert causal_check._is_ours(window, rule, 4096) is (size == window)
     others = [
@@ -192,7 +214,9 @@ def test_a_rope_that_depends_on_the_batch_limits_the_window(tmp_path: Path) -> N
         "rope_type": "longrope", "rope_theta": 1e4, "factor": 3.0, "short_factor": [1.0] * 6, "long_factor": [2.0] * 6,
     }  # fmt: skip
     write(
-        lambda: Phi3ForCausalLM(Phi3Config(**SHARED, original_max_position_embeddings=32, rope_parameters=rope)),
+        lambda: Phi3ForCausalLM(
+            Phi3Config(**SHARED, original_max_position_embeddings=32, rope_parameters=rope)
+        ),
         tmp_path,
     )
     assert load(tmp_path).spec.context_window == 32

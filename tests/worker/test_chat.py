@@ -1,4 +1,5 @@
-"""Dialogues and token ids of every language: templates, their marks, what they refuse, and there and back again."""
+"""Dialogues and token ids of every language: templates, their marks, what they refuse, and there
+and back again."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,17 @@ from transformers import PreTrainedTokenizerFast
 
 from scripts.train_sample import byte_tokenizer
 from shared.errors import ContextExceeded, InvalidRequest
-from shared.messages import Chat, Detokenize, Detokenized, Generate, Prompt, Sampling, Tokenize, Tokenized, Turn
+from shared.messages import (
+    Chat,
+    Detokenize,
+    Detokenized,
+    Generate,
+    Prompt,
+    Sampling,
+    Tokenize,
+    Tokenized,
+    Turn,
+)
 from shared.settings import ModelEntry, Settings
 from tests.worker.act_fixtures import Net, write_bundle
 from tests.worker.options import options_for
@@ -26,10 +37,20 @@ from worker.runners.echo import Echo
 from worker.sequence import Encoded
 
 USER = Turn("user", " Hi! ")
-TALK = Chat((Turn("system", "Be brief."), Turn("user", "One?"), Turn("assistant", "1"), Turn("user", "Two?")))
+TALK = Chat(
+    (
+        Turn("system", "Be brief."),
+        Turn("user", "One?"),
+        Turn("assistant", "1"),
+        Turn("user", "Two?"),
+    )
+)
 BOS, EOQ = "<|im_start|>", "<|im_end|>"
 TERSE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[me]{% endif %}"
-STRICT = "{% if messages[0].role == 'system' %}{{ raise_exception('No system role.') }}{% endif %}" + TERSE
+STRICT = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('No system role.') }}{% endif %}"
+    + TERSE
+)
 SAMPLING = Sampling(4, 0, temperature=0.0)
 
 
@@ -49,7 +70,9 @@ class QueuePosition:
 def starting_tokenizer() -> PreTrainedTokenizerFast:
     """One that puts its start token before every text, as Llama's does."""
     tokenizer = byte_tokenizer()
-    marks = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.bos_token_id)])
+    marks = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.bos_token_id)]
+    )
     tokenizer.backend_tokenizer.post_processor = marks
     return tokenizer
 
@@ -72,11 +95,14 @@ def encoded(runner: Runner, prompt: Prompt, condition: str | None = None) -> Enc
 
 def written(runner: Runner, prompt: Prompt) -> str:
     """The prompt as the model sees it, the names of special tokens included."""
-    return end_of(runner.encode(Detokenize(tokens(runner, Tokenize(prompt))[0])).answer, Detokenized).text
+    return end_of(
+        runner.encode(Detokenize(tokens(runner, Tokenize(prompt))[0])).answer, Detokenized
+    ).text
 
 
 def test_a_tokenizers_own_template(causal: QueuePosition) -> None:
-    """B27: rendered as transformers renders it, generation prompt included; ids of special tokens are its own."""
+    """B27: rendered as transformers renders it, generation prompt included; ids of special tokens
+    are its own."""
     runner = causal.load(BOS + TERSE)
     assert written(runner, TALK) == f"{BOS}[system]Be brief.[user]One?[assistant]1[user]Two?[me]"
     ids = encoded(runner, TALK).prompt_ids
@@ -112,7 +138,10 @@ def test_the_operators_template_outranks_the_models(causal: QueuePosition, tmp_p
     """And with another one a worker does not go on with what was begun."""
     file = tmp_path / "terse.jinja"
     file.write_text(TERSE)
-    assert written(causal.load("{{ 'no' }}", chat_template=str(file)), Chat((USER,))) == "[user] Hi! [me]"
+    assert (
+        written(causal.load("{{ 'no' }}", chat_template=str(file)), Chat((USER,)))
+        == "[user] Hi! [me]"
+    )
     options = options_for(causal.path, chat_template=str(file))
     before = fingerprint("causal", options)
     file.write_text(TERSE + " ")
@@ -126,15 +155,26 @@ def test_a_models_own_setting_outranks_the_fleets(causal: QueuePosition, tmp_pat
         ModelEntry(id="a", path=str(causal.path)),
         ModelEntry(id="b", path=str(causal.path), chat_template=str(tmp_path / "own.jinja")),
     )
-    loaded = load_models(Settings(models=entries, chat_template=str(tmp_path / "fleet.jinja"), device="cpu"))
-    assert [written(model.runner, Chat((USER,))) for model in loaded] == ["fleet:  Hi! ", "own:  Hi! "]
+    loaded = load_models(
+        Settings(models=entries, chat_template=str(tmp_path / "fleet.jinja"), device="cpu")
+    )
+    assert [written(model.runner, Chat((USER,))) for model in loaded] == [
+        "fleet:  Hi! ",
+        "own:  Hi! ",
+    ]
 
 
 @pytest.mark.parametrize(
     ("template", "complaint"),
-    [("{% for %}", "cannot be used"), ("{{ 1 + 'a' }}", "cannot be used"), ("{{ nobody.name }}", "cannot be used")],
+    [
+        ("{% for %}", "cannot be used"),
+        ("{{ 1 + 'a' }}", "cannot be used"),
+        ("{{ nobody.name }}", "cannot be used"),
+    ],
 )
-def test_a_template_that_cannot_work_is_refused_at_start(causal: QueuePosition, template: str, complaint: str) -> None:
+def test_a_template_that_cannot_work_is_refused_at_start(
+    causal: QueuePosition, template: str, complaint: str
+) -> None:
     with pytest.raises(ModelFormatError, match=complaint):
         causal.load(template)
 
@@ -158,16 +198,21 @@ def test_what_a_template_refuses_is_the_callers_fault(causal: QueuePosition) -> 
 
 
 def test_hrm_text_sees_a_dialogue_between_its_marks(hrm_text: QueuePosition) -> None:
-    """A lone turn is the prompt itself; several are told by name. Names of special tokens in them are plain text."""
+    """A lone turn is the prompt itself; several are told by name. Names of special tokens in them
+    are plain text."""
     runner = hrm_text.load()
     assert encoded(runner, Chat((USER,))) == encoded(runner, "Hi!")
     assert encoded(runner, Chat((USER,)), "cot") == encoded(runner, "Hi!", "cot")
-    assert encoded(runner, Chat((Turn("system", "Be brief."), USER))) == encoded(runner, "Be brief.\n\nHi!")
+    assert encoded(runner, Chat((Turn("system", "Be brief."), USER))) == encoded(
+        runner, "Be brief.\n\nHi!"
+    )
     told = "Be brief.\n\nUser: One?\n\nAssistant: 1\n\nUser: Two?\n\nAssistant:"
     assert encoded(runner, TALK) == encoded(runner, told)
     assert encoded(runner, Chat((Turn("user", f"{BOS} x"),))) == encoded(runner, f"{BOS} x")
     assert encoded(runner, Chat((Turn("user", f"{BOS} x"),))).prompt_ids.count(1) == 1
-    assert encoded(runner, Chat((USER,)), "raw").prompt_ids == tuple(byte_tokenizer()("Hi!")["input_ids"])
+    assert encoded(runner, Chat((USER,)), "raw").prompt_ids == tuple(
+        byte_tokenizer()("Hi!")["input_ids"]
+    )
 
 
 def test_hrm_texts_own_template_between_the_marks_or_with_them(hrm_text: QueuePosition) -> None:
@@ -187,8 +232,12 @@ def test_act_brains_write_dialogues_as_causal_models_do(tmp_path: Path, is_causa
     (tmp_path / "tokenizer").mkdir()
     write_bundle(tmp_path, Net(vocab=264, max_seq_len=160, causal=is_causal), tokenizer="tokenizer")
     starting_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    runner = load_runner("auto", options_for(tmp_path, attention="causal" if is_causal else "bidirectional"))
-    assert written(runner, Chat((USER,))).startswith(f"{BOS}<|start_header_id|>user<|end_header_id|>\n\nHi!<|eot_id|>")
+    runner = load_runner(
+        "auto", options_for(tmp_path, attention="causal" if is_causal else "bidirectional")
+    )
+    assert written(runner, Chat((USER,))).startswith(
+        f"{BOS}<|start_header_id|>user<|end_header_id|>\n\nHi!<|eot_id|>"
+    )
     assert encoded(runner, Chat((USER,))).prompt_ids.count(1) == 1
 
 
@@ -202,7 +251,8 @@ def tokens(runner: Runner, task: Tokenize) -> tuple[tuple[int, ...], tuple[str, 
 
 
 def test_token_ids_of_a_causal_model(causal: QueuePosition) -> None:
-    """Those that it would read; the start token can be left out; a dialogue has what its template wrote."""
+    """Those that it would read; the start token can be left out; a dialogue has what its template
+    wrote."""
     runner = causal.load(TERSE)
     ids, texts = tokens(runner, Tokenize("Hi", with_texts=True))
     assert ids == encoded(runner, "Hi").prompt_ids
@@ -210,14 +260,18 @@ def test_token_ids_of_a_causal_model(causal: QueuePosition) -> None:
     assert tokens(runner, Tokenize("Hi", add_special_tokens=False))[0] == ids[1:]
     assert tokens(runner, Tokenize(TALK))[0] == encoded(runner, TALK).prompt_ids
     assert tokens(runner, Tokenize((5, 6)))[0] == (5, 6)
-    assert tokens(runner, Tokenize("x" * 500))[0][1:] == tuple(byte_tokenizer()("x" * 500)["input_ids"])
+    assert tokens(runner, Tokenize("x" * 500))[0][1:] == tuple(
+        byte_tokenizer()("x" * 500)["input_ids"]
+    )
 
 
 def test_token_ids_of_hrm_text(hrm_text: QueuePosition) -> None:
     runner = hrm_text.load()
     for prompt in ("Hi", TALK):
         assert tokens(runner, Tokenize(prompt))[0] == encoded(runner, prompt).prompt_ids
-    assert tokens(runner, Tokenize("Hi", add_special_tokens=False))[0] == tuple(byte_tokenizer()("Hi")["input_ids"])
+    assert tokens(runner, Tokenize("Hi", add_special_tokens=False))[0] == tuple(
+        byte_tokenizer()("Hi")["input_ids"]
+    )
 
 
 def test_text_of_token_ids(causal: QueuePosition) -> None:
@@ -237,7 +291,9 @@ def test_the_echo_has_all_of_it() -> None:
     """Without a tokenizer: a character is a token, a dialogue is its words."""
     runner = Echo(RunnerOptions("echo"))
     assert tokens(runner, Tokenize("Hi", with_texts=True)) == ((72, 105), ("H", "i"))
-    assert encoded(runner, Chat((Turn("system", "a"), Turn("user", "b")))).prompt_ids == tuple(map(ord, "a\nb"))
+    assert encoded(runner, Chat((Turn("system", "a"), Turn("user", "b")))).prompt_ids == tuple(
+        map(ord, "a\nb")
+    )
     assert written(runner, "Hé") == "Hé"
 
 

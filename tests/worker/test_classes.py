@@ -1,5 +1,5 @@
-"""Classes in the engine and the worker (P7): the better one gets a slot at once, the paused one goes on as if nothing
-had been."""
+"""Classes in the engine and the worker (P7): the better one gets a slot at once, the paused one
+goes on as if nothing had been."""
 
 import pytest
 from redis.asyncio import Redis
@@ -16,8 +16,12 @@ from worker.scheduler import PATIENCE_STEPS
 from worker.sequence import Encoded
 
 
-def generate(key: str, priority: Priority, max_tokens: int, prompt: tuple[int, ...] = (1, 2)) -> SequenceWork:
-    return SequenceWork(key, Encoded(prompt, max_tokens), Sampling(max_tokens, 1), priority=priority)
+def generate(
+    key: str, priority: Priority, max_tokens: int, prompt: tuple[int, ...] = (1, 2)
+) -> SequenceWork:
+    return SequenceWork(
+        key, Encoded(prompt, max_tokens), Sampling(max_tokens, 1), priority=priority
+    )
 
 
 class Fleet:
@@ -41,7 +45,11 @@ class Fleet:
         return [token for item in self.emissions if item.key == key for token in item.ids]
 
     def steps_of(self, key: str) -> list[int]:
-        return [number for number, step in enumerate(self.ghost.steps) if any(part[0] == key for part in step)]
+        return [
+            number
+            for number, step in enumerate(self.ghost.steps)
+            if any(part[0] == key for part in step)
+        ]
 
     def submit(self, *works: SequenceWork) -> None:
         for work in works:
@@ -50,7 +58,11 @@ class Fleet:
 
 def test_the_latest_of_the_lowest_class_is_paused_and_goes_on() -> None:
     fleet = Fleet(max_batch=3)
-    fleet.submit(generate("old bulk", "bulk", 30), generate("bulk", "bulk", 30), generate("default", "default", 30))
+    fleet.submit(
+        generate("old bulk", "bulk", 30),
+        generate("bulk", "bulk", 30),
+        generate("default", "default", 30),
+    )
     fleet.run(5)
     fleet.submit(generate("urgent", "interactive", 10))
     fleet.finish()
@@ -86,7 +98,8 @@ def test_a_better_class_gets_the_pages_too() -> None:
 
 
 def test_none_is_paused_for_ever() -> None:
-    """Urgent works without end, and the paused one has its turn; what has waited that long is not paused again."""
+    """Urgent works without end, and the paused one has its turn; what has waited that long is not
+    paused again."""
     fleet = Fleet(max_batch=1)
     fleet.submit(generate("bulk", "bulk", 40))
     fleet.run(2)
@@ -109,15 +122,25 @@ async def test_a_full_worker_takes_an_urgent_job_all_the_same(redis: Redis) -> N
         waiting = await desk.submit(long_task(30), priority="default")
         urgent = await desk.submit(*[long_task(30)] * 5, priority="interactive")
         await until(lambda: len(worker._ledger.claims) == 4, "two urgent ones are taken besides")
-        assert {claim.job.id for claim in worker._ledger.claims} < {job.id for job in (*bulk, *urgent)}
+        assert {claim.job.id for claim in worker._ledger.claims} < {
+            job.id for job in (*bulk, *urgent)
+        }
         for job in urgent:
             assert isinstance(await end_of(redis, job), Done)
         assert await desk.counts() == (1, 2), "a bulk job has ended, or the default one was taken"
-        for job, text in ((bulk[0], ("abc" * 67)[:200]), (bulk[1], ("abc" * 67)[:200]), (waiting[0], "abc" * 10)):
+        for job, text in (
+            (bulk[0], ("abc" * 67)[:200]),
+            (bulk[1], ("abc" * 67)[:200]),
+            (waiting[0], "abc" * 10),
+        ):
             assert isinstance(await end_of(redis, job), Done)
             assert await log_fields_of(redis, job) == (text, [1])
         await until(
-            lambda: worker.models["m"].host.intake._free == worker.models["m"].host.intake._urgent_free == 2,
+            lambda: (
+                worker.models["m"].host.intake._free
+                == worker.models["m"].host.intake._urgent_free
+                == 2
+            ),
             "all places are free",
         )
 

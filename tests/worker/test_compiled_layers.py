@@ -1,6 +1,8 @@
-"""Compiled layers of HRM-Text say what plain ones say, and all layers and widths share the compilations.
+"""Compiled layers of HRM-Text say what plain ones say, and all layers and widths share the
+compilations.
 
-Only the tracing is tested here, not what the compiler makes of it; on a GPU `test_gpu_decode.py` has it in.
+Only the tracing is tested here, not what the compiler makes of it; on a GPU `test_gpu_decode.py`
+has it in.
 """
 
 from pathlib import Path
@@ -35,12 +37,18 @@ def test_two_compilations_serve_all_layers_and_widths(tmp_path: Path) -> None:
     with torch.inference_mode():
         for count in (5, 17, 2, 64):
             places = torch.arange(count)
-            plan = AttentionPlan(places, places, (Span(0, count, places[None], has_fresh=True, is_causal=True),))
-            assert torch.allclose(compiled.hidden(places, plan, None), plain.hidden(places, plan, None), atol=1e-5)
+            plan = AttentionPlan(
+                places, places, (Span(0, count, places[None], has_fresh=True, is_causal=True),)
+            )
+            assert torch.allclose(
+                compiled.hidden(places, plan, None), plain.hidden(places, plan, None), atol=1e-5
+            )
         assert len(graphs) == 2
         one = torch.arange(1)
         plan = AttentionPlan(one, one, (Span(0, 1, one[None], has_fresh=True),))
-        assert torch.allclose(compiled.hidden(one, plan, None), plain.hidden(one, plan, None), atol=1e-5)
+        assert torch.allclose(
+            compiled.hidden(one, plan, None), plain.hidden(one, plan, None), atol=1e-5
+        )
     assert len(graphs) <= 4, "a single token may have compilations of its own"
 
 

@@ -1,4 +1,5 @@
-"""Damaged and foreign model directories: one sentence that names the file and a remedy, from every loader.
+"""Damaged and foreign model directories: one sentence that names the file and a remedy, from every
+loader.
 
 The sentence is a SettingsError, which every role's command line turns into status 2.
 """
@@ -48,7 +49,9 @@ def copied(whole: Whole, tmp_path: Path) -> Callable[[str], Path]:
 
 def load(path: Path) -> str:
     """What was found there."""
-    settings = Settings(models=(ModelEntry(id="mine", path=str(path)),), max_batch_size=2, device="cpu", threads=1)
+    settings = Settings(
+        models=(ModelEntry(id="mine", path=str(path)),), max_batch_size=2, device="cpu", threads=1
+    )
     [model] = load_models(settings)
     return model.info.found
 
@@ -107,7 +110,12 @@ FILES = {
     "causal-shards": ("model-00002-of-00002.safetensors", "model.safetensors.index.json"),
     "hrm-text": ("config.json", "model.safetensors", "tokenizer.json"),
     "hrm-text-shards": ("model-00002-of-00002.safetensors", "model.safetensors.index.json"),
-    "raw": ("all_config.yaml", "train_metadata.yaml", "fsdp2_epoch_1/.metadata", "fsdp2_epoch_1/__0_0.distcp"),
+    "raw": (
+        "all_config.yaml",
+        "train_metadata.yaml",
+        "fsdp2_epoch_1/.metadata",
+        "fsdp2_epoch_1/__0_0.distcp",
+    ),
     "brain": ("brain.json", "actv1_student.safetensors", "tokenizer/tokenizer.json"),
     "sapient": ("all_config.yaml", "checkpoint"),
     "encoder": ("config.json", "model.safetensors", "tokenizer.json"),
@@ -136,7 +144,11 @@ def test_a_damaged_file_is_named(
     said = refusal(path)
     if damage is lost and file in ("brain.json", "starter_brain.json"):
         return  # it says what a directory is told by
-    named = Path(file).parts[0] if "distcp" in file or (damage is lost and "index" not in file) else Path(file).name
+    named = (
+        Path(file).parts[0]
+        if "distcp" in file or (damage is lost and "index" not in file)
+        else Path(file).name
+    )
     if damage is lost:
         assert named.split(".")[0].split("-of")[0] in said or "no weights" in said, said
     else:
@@ -150,7 +162,9 @@ LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\n
     ("causal-shards", "model-00001-of-00002.safetensors"), ("hrm-text", "model.safetensors"),
     ("encoder", "model.safetensors"), ("brain", "actv1_student.safetensors"), ("sapient", "checkpoint"),
     ("sapient", "all_config.yaml"), ("implant", "head.pt")])  # fmt: skip
-def test_what_a_clone_without_git_lfs_leaves(copied: Callable[[str], Path], kind: str, file: str) -> None:
+def test_what_a_clone_without_git_lfs_leaves(
+    copied: Callable[[str], Path], kind: str, file: str
+) -> None:
     path = copied(kind)
     (path / file).write_text(LFS_POINTER)
     assert f"{path / file} is a pointer of Git LFS" in refusal(path)
@@ -158,7 +172,12 @@ def test_what_a_clone_without_git_lfs_leaves(copied: Callable[[str], Path], kind
 
 def test_optional_files_must_be_whole_where_they_are(copied: Callable[[str], Path]) -> None:
     path = copied("causal")
-    for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+    for name in (
+        "generation_config.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    ):
         file = path / name
         before = file.read_bytes() if file.exists() else None
         file.write_text('{"cut": ')
@@ -174,7 +193,9 @@ def test_optional_files_must_be_whole_where_they_are(copied: Callable[[str], Pat
     ("encoder", "config.json"), ("brain", "brain.json"), ("implant", "starter_brain.json"),
     ("sapient", "all_config.yaml"), ("raw", "all_config.yaml"), ("causal-shards", "model.safetensors.index.json"),
     ("hrm-text-shards", "model.safetensors.index.json"), ("causal", "tokenizer.json")])  # fmt: skip
-def test_json_of_another_shape(copied: Callable[[str], Path], kind: str, file: str, content: str) -> None:
+def test_json_of_another_shape(
+    copied: Callable[[str], Path], kind: str, file: str, content: str
+) -> None:
     path = copied(kind)
     (path / file).write_text(content)
     assert file in refusal(path)
@@ -215,25 +236,42 @@ WRONG_FIELDS: list[tuple[str, str, dict[str, Any]]] = [
     ("brain", "brain.json", {"num_heads": 3, "arch": None}),
     ("causal-shards", "model.safetensors.index.json", {"weight_map": []}),
     ("causal-shards", "model.safetensors.index.json", {"weight_map": {"a": 7}}),
-    ("causal-shards", "model.safetensors.index.json", {"weight_map": {"a": "../elsewhere.safetensors"}}),
+    (
+        "causal-shards",
+        "model.safetensors.index.json",
+        {"weight_map": {"a": "../elsewhere.safetensors"}},
+    ),
     ("hrm-text-shards", "model.safetensors.index.json", {"weight_map": {}}),
 ]
 
 
 @pytest.mark.parametrize(("kind", "file", "fields"), WRONG_FIELDS)
-def test_a_field_that_is_wrong(copied: Callable[[str], Path], kind: str, file: str, fields: dict[str, Any]) -> None:
+def test_a_field_that_is_wrong(
+    copied: Callable[[str], Path], kind: str, file: str, fields: dict[str, Any]
+) -> None:
     path = copied(kind)
     content = json.loads((path / file).read_text()) if (path / file).exists() else {}
     (path / file).write_text(json.dumps(content | fields))
     refusal(path)
 
 
-QUANTIZATIONS = ("gptq", "awq", "fp8", "bitsandbytes", "compressed-tensors", "torchao", "mxfp4", "of-tomorrow")
+QUANTIZATIONS = (
+    "gptq",
+    "awq",
+    "fp8",
+    "bitsandbytes",
+    "compressed-tensors",
+    "torchao",
+    "mxfp4",
+    "of-tomorrow",
+)
 
 
 @pytest.mark.parametrize("method", QUANTIZATIONS)
 @pytest.mark.parametrize("kind", ["causal", "hrm-text", "encoder"])
-def test_quantized_weights_are_refused_by_their_method(copied: Callable[[str], Path], kind: str, method: str) -> None:
+def test_quantized_weights_are_refused_by_their_method(
+    copied: Callable[[str], Path], kind: str, method: str
+) -> None:
     path = copied(kind)
     config = json.loads((path / "config.json").read_text())
     config["quantization_config"] = {"quant_method": method, "bits": 4}
@@ -324,9 +362,13 @@ def test_weights_only_of_another_program(copied: Callable[[str], Path]) -> None:
     assert "weights only in model.gguf" in refusal(path)
 
 
-@pytest.mark.parametrize("template", ["{% if %}", "{{ 1/0 }}", "{{ messages + 1 }}", "{{ messages.x.y }}"])
+@pytest.mark.parametrize(
+    "template", ["{% if %}", "{{ 1/0 }}", "{{ messages + 1 }}", "{{ messages.x.y }}"]
+)
 @pytest.mark.parametrize("kind", ["causal", "hrm-text", "encoder"])
-def test_a_chat_template_that_cannot_work(copied: Callable[[str], Path], kind: str, template: str) -> None:
+def test_a_chat_template_that_cannot_work(
+    copied: Callable[[str], Path], kind: str, template: str
+) -> None:
     path = copied(kind)
     (path / "chat_template.jinja").write_text(template)
     assert "chat template" in refusal(path)
@@ -376,7 +418,8 @@ def test_a_bug_of_ours_stays_a_traceback(whole: Whole, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("kind", ["causal", "hrm-text", "encoder"])
 def test_a_tokenizer_whose_reader_panics(copied: Callable[[str], Path], kind: str) -> None:
-    """Rust's panics are no Exception: one must neither end a start with a traceback nor a worker that loads again."""
+    """Rust's panics are no Exception: one must neither end a start with a traceback nor a worker
+    that loads again."""
     path = copied(kind)
     file = path / "tokenizer.json"
     tokenizer = json.loads(file.read_text())
@@ -389,18 +432,24 @@ def test_a_tokenizer_whose_reader_panics(copied: Callable[[str], Path], kind: st
 
 def test_a_lack_of_memory_is_told_as_one(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     def lacking(*_: object, **__: object) -> None:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64000000000 bytes.")
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 64000000000 bytes."
+        )
 
     monkeypatch.setattr(causal, "checked_net", lacking)
     assert "does not fit into memory" in refusal(whole("causal"))
 
 
-def test_what_is_not_obeyed_is_said(copied: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_not_obeyed_is_said(
+    copied: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
     path = copied("causal")
     options = {"eos_token_id": [3, 5], "do_sample": True, "temperature": 0.6, "top_p": 0.9}
     (path / "generation_config.json").write_text(json.dumps(options))
     (path / "preprocessor_config.json").write_text("{}")
-    settings = Settings(models=(ModelEntry(id="mine", path=str(path)),), max_batch_size=2, device="cpu", threads=1)
+    settings = Settings(
+        models=(ModelEntry(id="mine", path=str(path)),), max_batch_size=2, device="cpu", threads=1
+    )
     [model] = load_models(settings)
     assert sorted(model.not_obeyed) == ["generation_config.json", "preprocessor_config.json"]
     assert "temperature 0.6, top_p 0.9" in model.not_obeyed["generation_config.json"]

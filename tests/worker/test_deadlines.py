@@ -1,4 +1,5 @@
-"""Deadlines in the engine: at the next step boundary a late answer ends with what it has, anything else fails."""
+"""Deadlines in the engine: at the next step boundary a late answer ends with what it has, anything
+else fails."""
 
 import math
 
@@ -46,7 +47,10 @@ def generate(
 ) -> SequenceWork:
     stops = (stop,) if stop else ()
     return SequenceWork(
-        key, Encoded(PROMPT, max_tokens), Sampling(max_tokens, 5, n=n, stop=stops), deadline_s=deadline_s
+        key,
+        Encoded(PROMPT, max_tokens),
+        Sampling(max_tokens, 5, n=n, stop=stops),
+        deadline_s=deadline_s,
     )
 
 
@@ -65,7 +69,9 @@ def test_text_that_was_held_back_is_said() -> None:
     """A possible beginning of a stop string is text when nothing more comes."""
     first = str(answer(PROMPT, 1, fold(5, 0))[0])
     [*_, last] = run(Ghost(num_pages=40), generate("a", deadline_s=1.0, stop=f"{first} x"))
-    assert last == Emission("a", (), f"{first} ", finish_reason="deadline", ended=Done("deadline", 4, 1))
+    assert last == Emission(
+        "a", (), f"{first} ", finish_reason="deadline", ended=Done("deadline", 4, 1)
+    )
 
 
 def test_each_choice_ends_for_its_own_reason() -> None:
@@ -79,15 +85,20 @@ def test_each_choice_ends_for_its_own_reason() -> None:
 
 
 def test_without_an_answer_it_fails() -> None:
-    """Nothing said yet, for want of a place or in a long prompt; and scoring or reading, however far."""
+    """Nothing said yet, for want of a place or in a long prompt; and scoring or reading, however
+    far."""
     long = SequenceWork("long", Encoded((1,) * 100, 4), Sampling(4, 5), deadline_s=3.0)
-    score = SequenceWork("score", Encoded(PROMPT, continuations=((1, 2),) * 20), None, deadline_s=2.0)
+    score = SequenceWork(
+        "score", Encoded(PROMPT, continuations=((1, 2),) * 20), None, deadline_s=2.0
+    )
     text = SequenceWork("text", Encoded((1,) * 100, is_pooled=True), None, deadline_s=3.0)
     for late in (long, score, text):
         [end] = run(Ghost(num_pages=60, step_tokens=8), late)
         assert isinstance(end.ended, Failed)
         assert end.ended.code == "deadline_exceeded"
-    ends = run(Ghost(num_pages=60, max_batch=1), generate("busy"), generate("waits", deadline_s=2.0))
+    ends = run(
+        Ghost(num_pages=60, max_batch=1), generate("busy"), generate("waits", deadline_s=2.0)
+    )
     assert [item.key for item in ends if isinstance(item.ended, Failed)] == ["waits"]
 
 

@@ -1,4 +1,5 @@
-"""Choosing a device and a dtype: named and missing is an error, `auto` falls back (D3, D4, D5, D7, A48, X14)."""
+"""Choosing a device and a dtype: named and missing is an error, `auto` falls back (D3, D4, D5, D7,
+A48, X14)."""
 
 import logging
 from types import SimpleNamespace
@@ -12,7 +13,9 @@ from worker.device import choose_dtype, device_capabilities, select_device
 from worker.loading import load_models, obstacles
 
 
-def offer(monkeypatch: pytest.MonkeyPatch, *, cuda: bool = False, mps: bool = False, bf16: bool = True) -> None:
+def offer(
+    monkeypatch: pytest.MonkeyPatch, *, cuda: bool = False, mps: bool = False, bf16: bool = True
+) -> None:
     """A machine with these accelerators, as torch would tell of it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
@@ -26,7 +29,9 @@ def offer(monkeypatch: pytest.MonkeyPatch, *, cuda: bool = False, mps: bool = Fa
     ("cuda", "mps", "chosen"),
     [(True, True, "cuda:0"), (False, True, "mps"), (False, False, "cpu"), (True, False, "cuda:0")],
 )
-def test_auto_takes_the_best_that_is_there(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, chosen: str) -> None:
+def test_auto_takes_the_best_that_is_there(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, chosen: str
+) -> None:
     offer(monkeypatch, cuda=cuda, mps=mps)
     assert select_device("auto") == select_device() == torch.device(chosen)
 
@@ -36,7 +41,9 @@ def test_a_named_device_that_is_missing_stops_the_start(
     monkeypatch: pytest.MonkeyPatch, wanted: str, there: str
 ) -> None:
     offer(monkeypatch, cuda=wanted == "mps", mps=wanted == "cuda")
-    with pytest.raises(SettingsError, match=f"device: '{wanted}' was asked for .* there is {there}$"):
+    with pytest.raises(
+        SettingsError, match=f"device: '{wanted}' was asked for .* there is {there}$"
+    ):
         select_device(wanted)
     assert select_device("cpu") == torch.device("cpu")
 
@@ -48,16 +55,31 @@ def test_a_named_device_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) 
 
 def test_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
     offer(monkeypatch)
-    assert device_capabilities() == {"cuda": False, "mps": False, "gpu_name": None, "memory_gb": None}
+    assert device_capabilities() == {
+        "cuda": False,
+        "mps": False,
+        "gpu_name": None,
+        "memory_gb": None,
+    }
     offer(monkeypatch, cuda=True)
-    assert device_capabilities() == {"cuda": True, "mps": False, "gpu_name": "A GPU", "memory_gb": 24.0}
+    assert device_capabilities() == {
+        "cuda": True,
+        "mps": False,
+        "gpu_name": "A GPU",
+        "memory_gb": 24.0,
+    }
     offer(monkeypatch, mps=True)
     assert device_capabilities()["memory_gb"] == 8.0
 
 
 @pytest.mark.parametrize(
     ("device", "bf16", "expected"),
-    [("cuda:0", True, "bfloat16"), ("cuda:0", False, "float16"), ("cpu", True, "float32"), ("mps", True, "float32")],
+    [
+        ("cuda:0", True, "bfloat16"),
+        ("cuda:0", False, "float16"),
+        ("cpu", True, "float32"),
+        ("mps", True, "float32"),
+    ],
 )
 def test_auto_dtype_is_what_the_device_is_fast_with(
     monkeypatch: pytest.MonkeyPatch, device: str, bf16: bool, expected: str
@@ -80,10 +102,15 @@ def test_the_device_is_logged_at_start_with_what_it_is(
     assert model.info.found.endswith("float32")
 
 
-def test_d6_a_model_that_requires_a_gpu_is_left_out_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_d6_a_model_that_requires_a_gpu_is_left_out_without_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The others are served; a worker that would serve none does not start."""
     offer(monkeypatch)
-    big, small = ModelEntry(id="big", path="x", gpu_required=True), ModelEntry(id="small", path="echo")
+    big, small = (
+        ModelEntry(id="big", path="x", gpu_required=True),
+        ModelEntry(id="small", path="echo"),
+    )
     settings = Settings(models=(big, small))
     assert [model.info.id for model in load_models(settings)] == ["small"]
     assert obstacles(settings).keys() == {"big"}

@@ -1,4 +1,5 @@
-"""Leaving: a worker that is told to go hands everything over at the next step boundary and is gone in two seconds."""
+"""Leaving: a worker that is told to go hands everything over at the next step boundary and is gone
+in two seconds."""
 
 import asyncio
 import signal
@@ -14,7 +15,16 @@ from tests.desk import Desk
 from tests.polling import DEADLINE_S, until
 from tests.redis_server import RedisServer
 from tests.slowness import within
-from tests.worker.services import Gated, Slow, end_of, loaded, log_fields_of, long_task, service, serving
+from tests.worker.services import (
+    Gated,
+    Slow,
+    end_of,
+    loaded,
+    log_fields_of,
+    long_task,
+    service,
+    serving,
+)
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
 
@@ -83,7 +93,8 @@ async def check_stop(running: "asyncio.Task[bool]", stop: asyncio.Event, limit_s
 
 
 async def test_another_worker_goes_on_at_once(redis: Redis) -> None:
-    """P1: no token is lost, said twice or waited for; the new owner starts long before the lease would have ended."""
+    """P1: no token is lost, said twice or waited for; the new owner starts long before the lease
+    would have ended."""
     slow = Slow(RunnerOptions("echo", max_batch=4))
     slow.stepping_s = 0.02
     jobs = await Desk(redis).submit(*[long_task(60)] * 3, is_streamed=True)
@@ -92,7 +103,9 @@ async def test_another_worker_goes_on_at_once(redis: Redis) -> None:
     desk = Desk(redis)
     while not any(isinstance(event, Tokens) for event in await desk.events(jobs[0])):
         await asyncio.sleep(0.01)
-    async with serving(service(redis, lease_s=LONG_LEASE_S), Echo(RunnerOptions("echo", max_batch=4))):
+    async with serving(
+        service(redis, lease_s=LONG_LEASE_S), Echo(RunnerOptions("echo", max_batch=4))
+    ):
         await check_stop(running, stop, limit_s=1.0)
         for job in jobs:
             assert isinstance(await end_of(redis, job), Done)
@@ -104,9 +117,13 @@ async def test_a_long_step_does_not_hold_a_worker(redis: Redis) -> None:
     """A step of a minute: its worker leaves without it, and what it says in the end is refused."""
     stuck, stop = Gated(RunnerOptions("echo", max_batch=4), longest_s=60), asyncio.Event()
     jobs = await Desk(redis).submit(*[long_task(30)] * 2)
-    running = asyncio.create_task(service(redis, lease_s=LONG_LEASE_S).run(lambda: loaded(stuck), stop))
+    running = asyncio.create_task(
+        service(redis, lease_s=LONG_LEASE_S).run(lambda: loaded(stuck), stop)
+    )
     await until(lambda: stuck.num_steps == 1, "the step has begun")
-    async with serving(service(redis, lease_s=LONG_LEASE_S), Echo(RunnerOptions("echo", max_batch=4))):
+    async with serving(
+        service(redis, lease_s=LONG_LEASE_S), Echo(RunnerOptions("echo", max_batch=4))
+    ):
         await check_stop(running, stop, limit_s=2.0)
         for job in jobs:
             assert isinstance(await end_of(redis, job), Done)

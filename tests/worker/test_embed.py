@@ -30,7 +30,9 @@ PAGE = 4
 
 
 @pytest.fixture(scope="module", params=[gpt2, mistral], ids=["gpt2", "mistral"])
-def causal(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrainedModel]:
+def causal(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, PreTrainedModel]:
     path = tmp_path_factory.mktemp("causal")
     return path, write(request.param, path)
 
@@ -45,7 +47,11 @@ def paged(path: Path, **options: object) -> PagedRunner:
 def own_mean(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
     """The mean of the last hidden states of a plain transformers forward."""
     with torch.no_grad():
-        return model.base_model(torch.tensor([list(ids)]), use_cache=False).last_hidden_state[0].mean(0)
+        return (
+            model.base_model(torch.tensor([list(ids)]), use_cache=False)
+            .last_hidden_state[0]
+            .mean(0)
+        )
 
 
 def check(runner: Runner, vectors: Sequence[bytes], expected: Sequence[Tensor]) -> None:
@@ -54,8 +60,11 @@ def check(runner: Runner, vectors: Sequence[bytes], expected: Sequence[Tensor]) 
 
 
 @pytest.mark.parametrize("step_tokens", [256, 3])
-def test_the_mean_of_a_plain_forward(causal: tuple[Path, PreTrainedModel], step_tokens: int) -> None:
-    """B55: alone, beside each other, and in parts of less than a page; the dimension is the hidden size."""
+def test_the_mean_of_a_plain_forward(
+    causal: tuple[Path, PreTrainedModel], step_tokens: int
+) -> None:
+    """B55: alone, beside each other, and in parts of less than a page; the dimension is the hidden
+    size."""
     path, model = causal
     runner = paged(path, step_tokens=step_tokens)
     expected = [own_mean(model, runner.encode(task).prompt_ids) for task in TASKS]
@@ -72,7 +81,8 @@ def test_length_one(causal: tuple[Path, PreTrainedModel]) -> None:
 
 
 def test_beside_other_tasks_and_found_prefixes(causal: tuple[Path, PreTrainedModel]) -> None:
-    """Keys and values that are found bring no states: the text is read again, and what it leaves serves the others."""
+    """Keys and values that are found bring no states: the text is read again, and what it leaves
+    serves the others."""
     path, model = causal
     runner = paged(path)
     prompt = Generate(TEXTS[1], Sampling(6, 0, temperature=0.0))
@@ -83,8 +93,16 @@ def test_beside_other_tasks_and_found_prefixes(causal: tuple[Path, PreTrainedMod
     assert serving.done[2].num_cached_tokens > 0
     for number, text in ((1, TEXTS[3]), (4, TEXTS[1]), (5, TEXTS[1])):
         end = serving.done[number]
-        assert (end.finish_reason, end.num_cached_tokens, end.num_completion_tokens) == ("embed", 0, 0)
-        check(runner, [end_of(end, Embedded).vector], [own_mean(model, runner.encode(Embed(text)).prompt_ids)])
+        assert (end.finish_reason, end.num_cached_tokens, end.num_completion_tokens) == (
+            "embed",
+            0,
+            0,
+        )
+        check(
+            runner,
+            [end_of(end, Embedded).vector],
+            [own_mean(model, runner.encode(Embed(text)).prompt_ids)],
+        )
 
 
 def test_a_text_that_gave_its_place_up_is_read_again(causal: tuple[Path, PreTrainedModel]) -> None:
@@ -98,7 +116,9 @@ def test_a_text_that_gave_its_place_up_is_read_again(causal: tuple[Path, PreTrai
     [row] = engine._scheduler._running
     assert row.pooled is not None and row.pooled.num_tokens == 8
     urgent = Generate("ab", Sampling(3, 0))
-    engine.submit(SequenceWork("urgent", runner.encode(urgent), urgent.sampling, priority="interactive"))
+    engine.submit(
+        SequenceWork("urgent", runner.encode(urgent), urgent.sampling, priority="interactive")
+    )
     engine.step()
     assert row.pooled is None
     while engine.has_work:
@@ -142,7 +162,9 @@ def test_hrm_text_reads_the_text_between_its_marks(tmp_path: Path, step_tokens: 
         assert ids == runner.encode(Generate(task.text, Sampling(1, 0))).prompt_ids
         with torch.no_grad():
             out = model.model(
-                torch.tensor([ids]), token_type_ids=torch.ones(1, len(ids), dtype=torch.int64), use_cache=False
+                torch.tensor([ids]),
+                token_type_ids=torch.ones(1, len(ids), dtype=torch.int64),
+                use_cache=False,
             )
         expected.append(out.last_hidden_state[0].mean(0))
     check(runner, embed_all(runner, TASKS), expected)
@@ -163,7 +185,9 @@ def test_act_brains(tmp_path: Path, is_causal: bool) -> None:
     vectors = embed_all(runner, TASKS)
     if is_causal:
         check(
-            runner, [embed_all(runner, [task])[0] for task in TASKS], [torch.tensor(unpack(item)) for item in vectors]
+            runner,
+            [embed_all(runner, [task])[0] for task in TASKS],
+            [torch.tensor(unpack(item)) for item in vectors],
         )
         return
     expected = []
@@ -171,7 +195,9 @@ def test_act_brains(tmp_path: Path, is_causal: bool) -> None:
         ids = runner.encode(task).prompt_ids
         with torch.no_grad():
             row = plain._model.forward_segment(
-                torch.tensor([ids]), torch.tensor([len(ids)]), plain._model.initial_carry(1, len(ids))
+                torch.tensor([ids]),
+                torch.tensor([len(ids)]),
+                plain._model.initial_carry(1, len(ids)),
             )
         expected.append(row.hidden[0].mean(0))
     check(runner, vectors, expected)

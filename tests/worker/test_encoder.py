@@ -54,7 +54,12 @@ from worker.registry import detect, load_runner
 from worker.runners.base import RunnerOptions
 from worker.runners.encoder import EncoderRunner
 
-TEXTS = ("good", "a very good film indeed", "bad bad bad", "not good not bad just a film that is very very long")
+TEXTS = (
+    "good",
+    "a very good film indeed",
+    "bad bad bad",
+    "not good not bad just a film that is very very long",
+)
 MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = sorted({word for text in TEXTS for word in text.split()})
 SIZE = len(MARKS) + len(WORDS)
@@ -65,20 +70,29 @@ SHARED: dict[str, Any] = {
 DISTILBERT: dict[str, Any] = {
     "vocab_size": SIZE, "dim": 24, "hidden_dim": 32, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 34,
 }  # fmt: skip
-LABELS = {"id2label": {0: "bad", 1: "good", 2: "neither"}, "label2id": {"bad": 0, "good": 1, "neither": 2}}
+LABELS = {
+    "id2label": {0: "bad", 1: "good", 2: "neither"},
+    "label2id": {"bad": 0, "good": 1, "neither": 2},
+}
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
     """Words between [CLS] and [SEP]."""
-    tokenizer = Tokenizer(models.WordLevel({word: at for at, word in enumerate(MARKS + WORDS)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: at for at, word in enumerate(MARKS + WORDS)}, unk_token="[UNK]")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     marks = [("[CLS]", 2), ("[SEP]", 3)]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=marks)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=marks
+    )
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
-def write(path: Path, kind: Callable[[Any], PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
+def write(
+    path: Path, kind: Callable[[Any], PreTrainedModel], config: PretrainedConfig
+) -> PreTrainedModel:
     torch.manual_seed(1)
     model = kind(config).eval()
     for parameter in model.parameters():
@@ -111,7 +125,8 @@ FAMILIES: dict[str, tuple[Callable[[Any], PreTrainedModel], PretrainedConfig]] =
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_vectors_are_those_of_a_plain_forward(tmp_path: Path, family: str) -> None:
-    """B55, D25: together, padded beside longer ones, and alone; whatever head was saved with the network."""
+    """B55, D25: together, padded beside longer ones, and alone; whatever head was saved with the
+    network."""
     model = write(tmp_path, *FAMILIES[family])
     assert detect(str(tmp_path)) == "encoder"
     runner = load(tmp_path, max_batch=3)
@@ -135,19 +150,31 @@ PROBLEMS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_labels_are_those_of_transformers_pipeline(tmp_path: Path, family: str, problem: str) -> None:
+def test_labels_are_those_of_transformers_pipeline(
+    tmp_path: Path, family: str, problem: str
+) -> None:
     """Batched, by problem type, likeliest first."""
     if family == "bert":
         write(tmp_path, BertForSequenceClassification, BertConfig(**SHARED, **PROBLEMS[problem]))
     else:
-        write(tmp_path, DistilBertForSequenceClassification, DistilBertConfig(**DISTILBERT, **PROBLEMS[problem]))
-    own = pipeline("text-classification", model=str(tmp_path), tokenizer=AutoTokenizer.from_pretrained(tmp_path))
+        write(
+            tmp_path,
+            DistilBertForSequenceClassification,
+            DistilBertConfig(**DISTILBERT, **PROBLEMS[problem]),
+        )
+    own = pipeline(
+        "text-classification",
+        model=str(tmp_path),
+        tokenizer=AutoTokenizer.from_pretrained(tmp_path),
+    )
     runner = load(tmp_path)
     assert runner.spec.tasks == ("classify", "embed", "tokenize", "detokenize")
     found = classify_all(runner, [Classify(text) for text in TEXTS])
     for labels, expected in zip(found, own(list(TEXTS), top_k=None, batch_size=1), strict=True):
         assert list(labels) == [item["label"] for item in expected]
-        assert list(labels.values()) == pytest.approx([item["score"] for item in expected], rel=1e-4, abs=1e-6)
+        assert list(labels.values()) == pytest.approx(
+            [item["score"] for item in expected], rel=1e-4, abs=1e-6
+        )
     [most] = classify_all(runner, [Classify(TEXTS[1], top_k=1)])
     assert list(most) == list(found[1])[:1]
 
@@ -170,8 +197,13 @@ def test_both_kinds_in_one_step(tmp_path: Path) -> None:
     write(tmp_path, *FAMILIES["classifier"])
     runner = load(tmp_path)
     vector, label = Embed(TEXTS[0]), Classify(TEXTS[1], top_k=1)
-    one, other = (item.ended for item in sorted(run(runner, [vector, label], [[], []]), key=lambda item: item.key))
-    assert unpack(end_of(one, Embedded).vector) == pytest.approx(unpack(embed_all(runner, [vector])[0]), abs=1e-5)
+    one, other = (
+        item.ended
+        for item in sorted(run(runner, [vector, label], [[], []]), key=lambda item: item.key)
+    )
+    assert unpack(end_of(one, Embedded).vector) == pytest.approx(
+        unpack(embed_all(runner, [vector])[0]), abs=1e-5
+    )
     assert end_of(other, Labelled).labels[0].name == next(iter(classify_all(runner, [label])[0]))
 
 
@@ -206,7 +238,10 @@ def test_tokens(tmp_path: Path) -> None:
     runner = load(tmp_path)
     found = end_of(runner.encode(Tokenize("good film", with_texts=True)).answer, Tokenized)
     assert found.texts == ("[CLS]", "good", "film", "[SEP]")
-    assert end_of(runner.encode(Detokenize(found.ids)).answer, Detokenized).text == "[CLS] good film [SEP]"
+    assert (
+        end_of(runner.encode(Detokenize(found.ids)).answer, Detokenized).text
+        == "[CLS] good film [SEP]"
+    )
     bare = end_of(runner.encode(Tokenize("good film", add_special_tokens=False)).answer, Tokenized)
     assert bare.ids == found.ids[1:-1]
     assert runner.encode(Tokenize(Chat((Turn("user", "good"),)))).answer is not None
@@ -230,13 +265,19 @@ def change(path: Path, alter: Callable[[dict[str, Tensor]], object]) -> None:
 def test_weights_that_do_not_match_are_refused(tmp_path: Path) -> None:
     """Nothing is initialised at random, but for the pooler, which nobody asks."""
     write(tmp_path, *FAMILIES["bert"])
-    change(tmp_path, lambda weights: [weights.pop(name) for name in list(weights) if name.startswith("pooler.")])
+    change(
+        tmp_path,
+        lambda weights: [weights.pop(name) for name in list(weights) if name.startswith("pooler.")],
+    )
     load(tmp_path)
     change(tmp_path, lambda weights: weights.pop("encoder.layer.1.output.dense.weight"))
     with pytest.raises(ModelFormatError, match=r"missing: encoder.layer.1.output.dense.weight"):
         load(tmp_path)
     write(tmp_path, *FAMILIES["bert"])
-    change(tmp_path, lambda weights: weights.update({"encoder.layer.2.output.dense.bias": torch.ones(24)}))
+    change(
+        tmp_path,
+        lambda weights: weights.update({"encoder.layer.2.output.dense.bias": torch.ones(24)}),
+    )
     with pytest.raises(ModelFormatError, match=r"left over: encoder.layer.2"):
         load(tmp_path)
     write(tmp_path, *FAMILIES["classifier"])
@@ -246,8 +287,11 @@ def test_weights_that_do_not_match_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_network_that_padding_disturbs_is_refused(tmp_path: Path) -> None:
-    """A decoder's classification head finds a row's end by the padding, of which this config says nothing."""
-    config = GPT2Config(vocab_size=SIZE, n_positions=34, n_embd=24, n_layer=1, n_head=2, num_labels=2)
+    """A decoder's classification head finds a row's end by the padding, of which this config says
+    nothing."""
+    config = GPT2Config(
+        vocab_size=SIZE, n_positions=34, n_embd=24, n_layer=1, n_head=2, num_labels=2
+    )
     model = write(tmp_path, GPT2ForSequenceClassification, config)
     with pytest.raises(ModelFormatError, match="cannot be run on padded rows"):
         load(tmp_path)
@@ -281,5 +325,7 @@ def test_oracle_is_what_a_caller_would_do(tmp_path: Path) -> None:
     with torch.no_grad():
         states, mask = model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
     expected = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
-    found = torch.tensor([unpack(item) for item in embed_all(load(tmp_path), [Embed(text) for text in TEXTS])])
+    found = torch.tensor(
+        [unpack(item) for item in embed_all(load(tmp_path), [Embed(text) for text in TEXTS])]
+    )
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)

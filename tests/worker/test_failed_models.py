@@ -1,6 +1,8 @@
-"""A model that cannot be loaded again: it fails its own requests with a reason, and comes back by itself.
+"""A model that cannot be loaded again: it fails its own requests with a reason, and comes back by
+itself.
 
-Nothing else suffers, neither the worker's other models nor, where another worker has it, the model itself.
+Nothing else suffers, neither the worker's other models nor, where another worker has it, the model
+itself.
 """
 
 import asyncio
@@ -66,10 +68,14 @@ async def failed(redis: Redis, job: Job) -> Failed:
         (AttributeError("a slip of ours"), "AttributeError: a slip of ours"),
     ],
 )
-async def test_only_its_own_requests_fail_until_it_is_back(redis: Redis, error: Exception, reason: str) -> None:
+async def test_only_its_own_requests_fail_until_it_is_back(
+    redis: Redis, error: Exception, reason: str
+) -> None:
     files = Files()
     desk, other = Desk(redis), Desk(redis, "other")
-    async with at_work(redis, lambda: [model("m", files.make), model("other", echo)], lease_s=10) as worker:
+    async with at_work(
+        redis, lambda: [model("m", files.make), model("other", echo)], lease_s=10
+    ) as worker:
         await unload(redis, worker)
         files.error = error
         [busy] = await other.submit(long_task(300))
@@ -107,12 +113,20 @@ async def test_an_answer_of_another_worker_is_waited_for(redis: Redis) -> None:
         assert await desk.counts() == (1, 0)
         assert await failure(redis) is None
         await presence.announce(
-            WorkerInfo("other", "ready", (info,), residences={"m": "unloaded"}, failures={"m": LoadFailure("no")})
+            WorkerInfo(
+                "other",
+                "ready",
+                (info,),
+                residences={"m": "unloaded"},
+                failures={"m": LoadFailure("no")},
+            )
         )
         assert (await failed(redis, job)).code == "model_failed"
 
 
-async def test_a_worker_that_had_it_and_died_is_waited_for(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_had_it_and_died_is_waited_for(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What it was saying is gone on with when it is back, which takes a moment."""
     files, desk, presence = Files(), Desk(redis), Presence(redis, ttl_s=60)
     info = model("m", echo).info
@@ -178,7 +192,9 @@ def settings_of(**paths: object) -> Settings:
     return Settings(models=entries, max_batch_size=2, device="cpu", threads=1)
 
 
-async def test_a_worker_that_is_started_again_lets_a_known_model_wait(redis: Redis, tmp_path: Path) -> None:
+async def test_a_worker_that_is_started_again_lets_a_known_model_wait(
+    redis: Redis, tmp_path: Path
+) -> None:
     """Its files went while it was loaded; then the worker died of something else."""
     path = write_model("causal", tmp_path / "model")
     settings, away = settings_of(m=path, other="echo"), tmp_path / "away"

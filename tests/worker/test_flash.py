@@ -1,4 +1,5 @@
-"""Attention in place, decode graphs and the packed transfer on CPU, with a naive kernel for what only a GPU has.
+"""Attention in place, decode graphs and the packed transfer on CPU, with a naive kernel for what
+only a GPU has.
 
 On a GPU, `test_gpu_decode.py` asks the same of the real ones.
 """
@@ -39,7 +40,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module", params=["hrm-text", "causal"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+def model(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
     path = tmp_path_factory.mktemp(request.param)
     if request.param == "hrm-text":
         write_tiny(path)
@@ -73,8 +76,12 @@ def tasks(*lengths: int) -> list[Generate]:
 def test_in_place_says_what_gathering_says(
     model: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, cuda_graphs: bool, step_tokens: int
 ) -> None:
-    """Rows join and leave, so that steps are mixed and graphs padded; 3 tokens a step cut prompts into chunks."""
-    asked = [*tasks(9, 3, 6, 1, 4), Generate(PROMPTS[2], Sampling(max_tokens=5, seed=3, temperature=0.8, n=1))]
+    """Rows join and leave, so that steps are mixed and graphs padded; 3 tokens a step cut prompts
+    into chunks."""
+    asked = [
+        *tasks(9, 3, 6, 1, 4),
+        Generate(PROMPTS[2], Sampling(max_tokens=5, seed=3, temperature=0.8, n=1)),
+    ]
     plain = load(model, step_tokens=step_tokens)
     expected, scored = generate_all(plain, asked), Score("2 + 2 is", (" 4", " four or five"))
     scores = score_all(plain, [scored])[0]
@@ -86,7 +93,9 @@ def test_in_place_says_what_gathering_says(
         assert ours.log_likelihood == pytest.approx(theirs.log_likelihood, abs=1e-4)
 
 
-def test_pure_decoding_is_replayed_and_nothing_else(model: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pure_decoding_is_replayed_and_nothing_else(
+    model: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of `n` tokens of one sequence the first comes from its prompt and the others from graphs."""
     stand_in(monkeypatch)
     runner, answers = load(model), []
@@ -104,8 +113,11 @@ def test_pure_decoding_is_replayed_and_nothing_else(model: tuple[str, Path], mon
     assert answers and all(answer is None for answer in answers)
 
 
-def test_padding_touches_no_page_of_a_sequence(model: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """3 rows in a graph of 4: their own places and the page behind all others are written, and not one more."""
+def test_padding_touches_no_page_of_a_sequence(
+    model: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3 rows in a graph of 4: their own places and the page behind all others are written, and not
+    one more."""
     stand_in(monkeypatch)
     runner = load(model)
     store, decoder = runner._store, runner._decoder
@@ -116,7 +128,8 @@ def test_padding_touches_no_page_of_a_sequence(model: tuple[str, Path], monkeypa
                 pool.normal_()
         before = store._keys.clone()
         rows = [
-            TokenSequence(str(n), Encoded((5, 6, 7, 8, 9, 10), 9), Sampling(max_tokens=9, seed=0)) for n in range(3)
+            TokenSequence(str(n), Encoded((5, 6, 7, 8, 9, 10), 9), Sampling(max_tokens=9, seed=0))
+            for n in range(3)
         ]
         for row, pages, computed in zip(rows, ([9, 2], [0, 31], [5, 7]), (5, 5, 5), strict=True):
             row.pages, row.num_computed = pages, computed
@@ -176,7 +189,14 @@ def test_a_span_in_place_equals_one_that_gathers(
     gathering = Span(0, 3 * count, positions, torch.tensor(pages), max(lengths), is_causal=True)
     ours, theirs = (
         attend(
-            AttentionPlan(positions.flatten(), positions.flatten(), (span,)), store, 1, query, fresh, fresh, 0.3, window
+            AttentionPlan(positions.flatten(), positions.flatten(), (span,)),
+            store,
+            1,
+            query,
+            fresh,
+            fresh,
+            0.3,
+            window,
         )
         for span in (in_place, gathering)
     )
@@ -191,7 +211,9 @@ def test_the_trial_tells_a_right_kernel_from_wrong_ones(monkeypatch: pytest.Monk
     assert flash.trial(*trial) is None
 
     def with_other_pages(*args: Tensor, **options: Tensor) -> Tensor:
-        return naive_varlen_attn_out(*args, **(options | {"block_table": options["block_table"].flip(1)}))  # type: ignore[arg-type]
+        return naive_varlen_attn_out(
+            *args, **(options | {"block_table": options["block_table"].flip(1)})
+        )  # type: ignore[arg-type]
 
     def that_writes_nothing(out: Tensor, *_: object, **__: object) -> Tensor:
         return out.fill_(torch.nan)
@@ -265,7 +287,9 @@ def test_without_flash_attention_no_kernel_is_looked_for(
     assert load(model, flash_attention=False).kernel is None
 
 
-def test_the_page_of_padding_comes_out_of_the_budget(model: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_of_padding_comes_out_of_the_budget(
+    model: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pages = 16  # one window
     per_page = load(model)._net.kv_shape.bytes_per_token(torch.float32) * 4
     assert load(model, kv_bytes=per_page * pages).spec.num_pages == pages
@@ -289,9 +313,16 @@ def test_packed_tensors_come_out_as_they_went_in() -> None:
 
 
 def test_no_tensor_of_a_step_stays_behind() -> None:
-    """Everything of a batch, whichever span it is in, goes to the device with the rest, shapes and types unchanged."""
+    """Everything of a batch, whichever span it is in, goes to the device with the rest, shapes and
+    types unchanged."""
     decoding, prompt, scoring = (
-        TokenSequence(name, Encoded((5, 6, 7, 8, 9), 4, continuations), sampling, pages=[0, 1], num_computed=computed)
+        TokenSequence(
+            name,
+            Encoded((5, 6, 7, 8, 9), 4, continuations),
+            sampling,
+            pages=[0, 1],
+            num_computed=computed,
+        )
         for name, continuations, sampling, computed in (
             ("decodes", (), Sampling(max_tokens=4, seed=0), 4),
             ("starts", (), Sampling(max_tokens=4, seed=0), 0),
@@ -300,9 +331,14 @@ def test_no_tensor_of_a_step_stays_behind() -> None:
     )
     slices = [Slice(decoding, 1), Slice(prompt, 5), Slice(scoring, num_continuations=2)]
     for kernel in (None, flash.varlen):
-        here, there = (BatchBuilder(4, torch.device(kind), True, kernel).build(slices) for kind in ("cpu", "meta"))
+        here, there = (
+            BatchBuilder(4, torch.device(kind), True, kernel).build(slices)
+            for kind in ("cpu", "meta")
+        )
         found, moved = tensors_of(here), tensors_of(there)
-        assert [(item.shape, item.dtype) for item in moved] == [(item.shape, item.dtype) for item in found]
+        assert [(item.shape, item.dtype) for item in moved] == [
+            (item.shape, item.dtype) for item in found
+        ]
         assert {item.device.type for item in moved} == {"meta"}
         assert (there.samplers, there.scored) == (here.samplers, here.scored)
 
@@ -311,4 +347,8 @@ def tensors_of(value: Batch | object) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     parts = [getattr(value, item.name) for item in fields(value)] if is_dataclass(value) else value
-    return [found for part in parts for found in tensors_of(part)] if isinstance(parts, list | tuple) else []
+    return (
+        [found for part in parts for found in tensors_of(part)]
+        if isinstance(parts, list | tuple)
+        else []
+    )

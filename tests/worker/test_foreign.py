@@ -1,4 +1,5 @@
-"""What comes with a model and runs on a caller's input: templates and tokenizers that raise, hang or make too much."""
+"""What comes with a model and runs on a caller's input: templates and tokenizers that raise, hang
+or make too much."""
 
 from typing import Any
 
@@ -15,7 +16,14 @@ from worker.chat import ChatTemplate
 from worker.models.errors import ModelFormatError
 from worker.vocabulary import Vocabulary
 
-TALK = Chat((Turn("system", "Be brief."), Turn("user", " One? "), Turn("assistant", "1"), Turn("user", "Two?")))
+TALK = Chat(
+    (
+        Turn("system", "Be brief."),
+        Turn("user", " One? "),
+        Turn("assistant", "1"),
+        Turn("user", "Two?"),
+    )
+)
 LONG_LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}"
 DOUBLING = "{% set ns = namespace(s='xx') %}{% for i in range(60) %}"
 ENDS = "{% endfor %}{% endfor %}"
@@ -66,7 +74,9 @@ GOOD = (
 
 def template_of(source: str) -> ChatTemplate:
     """Behind a lone turn, with which a template is tried at start."""
-    return ChatTemplate(tokenizer_of("word_piece"), default=f"{{% if messages | length > 1 %}}{source}{{% endif %}}")
+    return ChatTemplate(
+        tokenizer_of("word_piece"), default=f"{{% if messages | length > 1 %}}{source}{{% endif %}}"
+    )
 
 
 @pytest.mark.parametrize("source", BAD)
@@ -78,7 +88,9 @@ def test_what_a_template_raises_is_a_400_on_the_messages_in_its_words(source: st
     assert caught.value.message.startswith("messages: the model's chat template refuses them: ")
 
 
-@pytest.mark.parametrize("source", ["{{ 1 / 0 }}", "{{ 'x' * 10 ** 11 }}", "{% for %}", "{{ [1].nothing() }}"])
+@pytest.mark.parametrize(
+    "source", ["{{ 1 / 0 }}", "{{ 'x' * 10 ** 11 }}", "{% for %}", "{{ [1].nothing() }}"]
+)
 def test_one_that_can_never_work_is_refused_at_start(source: str) -> None:
     with pytest.raises(ModelFormatError, match="The chat template cannot be used: "):
         ChatTemplate(tokenizer_of("word_piece"), default=source)
@@ -96,7 +108,9 @@ def test_bounded_templates_write_what_transformers_does(source: str) -> None:
 
 def test_a_long_dialogue_may_be_written_at_length() -> None:
     talk = Chat((Turn("user", "x" * 3_000_000), Turn("user", "y")))
-    written = template_of("{% for m in messages %}{{ (m.content ~ '.') * 2 }}{% endfor %}").write(talk)
+    written = template_of("{% for m in messages %}{{ (m.content ~ '.') * 2 }}{% endfor %}").write(
+        talk
+    )
     assert len(written) == 2 * 3_000_003
 
 
@@ -129,7 +143,9 @@ Panic = type("PanicException", (BaseException,), {})
     ],
 )
 def test_what_a_tokenizer_raises_is_a_400_on_its_field(task: Task, field: str, words: str) -> None:
-    tokenizer = Broken(tokenizer_object=tokenizer_of("word_piece").backend_tokenizer, unk_token="<unk>")
+    tokenizer = Broken(
+        tokenizer_object=tokenizer_of("word_piece").backend_tokenizer, unk_token="<unk>"
+    )
     vocabulary = Vocabulary(tokenizer, SIZE, ChatTemplate(tokenizer))
     with pytest.raises(InvalidRequest) as caught:
         if isinstance(task, Generate):
@@ -141,9 +157,14 @@ def test_what_a_tokenizer_raises_is_a_400_on_its_field(task: Task, field: str, w
 
 
 async def test_over_http_the_worker_goes_on(redis: Redis) -> None:
-    """A conversation that the template stumbles over, and answers that cannot be decoded, end by themselves."""
-    tokenizer = Broken(tokenizer_object=tokenizer_of("word_piece").backend_tokenizer, unk_token="<unk>")
-    tokenizer.chat_template = "{% for m in messages %}{{ 'do ' * (8 // (m.content | length - 1)) }}{% endfor %}"
+    """A conversation that the template stumbles over, and answers that cannot be decoded, end by
+    themselves."""
+    tokenizer = Broken(
+        tokenizer_object=tokenizer_of("word_piece").backend_tokenizer, unk_token="<unk>"
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ 'do ' * (8 // (m.content | length - 1)) }}{% endfor %}"
+    )
     async with fleet_inside(redis, {"echo": Scripted(tokenizer, [[4, 4, 5, 4]])}) as client:
 
         async def chat(content: str, max_tokens: int) -> tuple[int, dict[str, Any]]:

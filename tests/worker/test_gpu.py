@@ -1,4 +1,5 @@
-"""The same models on a cuda device: equal tokens in float32, near ones in bfloat16, and a store sized by free memory.
+"""The same models on a cuda device: equal tokens in float32, near ones in bfloat16, and a store
+sized by free memory.
 
 The CPU's float32 answers, which other tests hold against transformers, are the oracle.
 """
@@ -42,7 +43,11 @@ def write_brain(path: Path) -> None:
     write_bundle(path, Net(vocab=264, max_seq_len=64), tokenizer="tokenizer")
 
 
-@pytest.fixture(scope="module", params=[write_hrm_text, write_llama, write_brain], ids=["hrm-text", "llama", "brain"])
+@pytest.fixture(
+    scope="module",
+    params=[write_hrm_text, write_llama, write_brain],
+    ids=["hrm-text", "llama", "brain"],
+)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model")
     write: Callable[[Path], None] = request.param
@@ -51,11 +56,15 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def load(path: Path, device: str, dtype: str = "float32") -> Runner:
-    return load_runner("auto", RunnerOptions(path=str(path), device=device, dtype=dtype, max_batch=4, page_size=4))
+    return load_runner(
+        "auto", RunnerOptions(path=str(path), device=device, dtype=dtype, max_batch=4, page_size=4)
+    )
 
 
 def tokens(runner: Runner, temperature: float = 0.0) -> list[list[int]]:
-    return generate_all(runner, [Generate(text, Sampling(12, seed=7, temperature=temperature)) for text in PROMPTS])
+    return generate_all(
+        runner, [Generate(text, Sampling(12, seed=7, temperature=temperature)) for text in PROMPTS]
+    )
 
 
 def log_likelihoods(runner: Runner) -> list[float]:
@@ -70,19 +79,29 @@ def test_float32_decodes_the_cpus_tokens(model: Path, temperature: float) -> Non
 
 
 def test_float32_scores_are_the_cpus(model: Path) -> None:
-    assert log_likelihoods(load(model, GPU)) == pytest.approx(log_likelihoods(load(model, "cpu")), abs=1e-3)
+    assert log_likelihoods(load(model, GPU)) == pytest.approx(
+        log_likelihoods(load(model, "cpu")), abs=1e-3
+    )
 
 
 def test_bfloat16_is_near(model: Path, record_property: Callable[[str, object], None]) -> None:
-    """How many greedy tokens agree is reported, since a random network nearly ties often; scores must be near."""
+    """How many greedy tokens agree is reported, since a random network nearly ties often; scores
+    must be near."""
     reference, half = load(model, "cpu"), load(model, GPU, "bfloat16")
-    pairs = [pair for rows in zip(tokens(reference), tokens(half), strict=True) for pair in zip(*rows, strict=False)]
-    record_property("bfloat16_agreement", sum(ours == theirs for ours, theirs in pairs) / len(pairs))
+    pairs = [
+        pair
+        for rows in zip(tokens(reference), tokens(half), strict=True)
+        for pair in zip(*rows, strict=False)
+    ]
+    record_property(
+        "bfloat16_agreement", sum(ours == theirs for ours, theirs in pairs) / len(pairs)
+    )
     assert log_likelihoods(half) == pytest.approx(log_likelihoods(reference), rel=0.1)
 
 
 def test_a_worker_takes_cuda_by_itself_and_sizes_its_store(tmp_path: Path) -> None:
-    """The defaults on a GPU: bfloat16 where it is there, room for a full batch; and a cap that stops the start."""
+    """The defaults on a GPU: bfloat16 where it is there, room for a full batch; and a cap that
+    stops the start."""
     write_tiny(tmp_path)
     settings = Settings(models=(ModelEntry(id="tiny", path=str(tmp_path)),), page_size=4)
     (loaded,) = load_models(settings)

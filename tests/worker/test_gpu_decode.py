@@ -1,11 +1,18 @@
-"""On a GPU: attention in place, decode graphs and compiled layers in half precision, against what needs none."""
+"""On a GPU: attention in place, decode graphs and compiled layers in half precision, against what
+needs none."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import HrmTextConfig, HrmTextForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    HrmTextConfig,
+    HrmTextForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from scripts.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score
@@ -52,8 +59,12 @@ def llama() -> PreTrainedModel:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=[("hrm-text", hrm_text), ("causal", llama)], ids=["hrm-text", "llama"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+@pytest.fixture(
+    scope="module", params=[("hrm-text", hrm_text), ("causal", llama)], ids=["hrm-text", "llama"]
+)
+def model(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
     torch.manual_seed(1)
     kind, build = request.param
     path = tmp_path_factory.mktemp(kind)
@@ -88,7 +99,9 @@ def rows(runner: PagedRunner, lengths: Sequence[int]) -> list[Slice]:
     slices = []
     for number, length in enumerate(lengths):
         ids = tuple(torch.randint(4, VOCABULARY, (length,), generator=generator).tolist())
-        row = TokenSequence(str(number), Encoded(ids, 8), Sampling(max_tokens=8, seed=0), num_computed=length - 1)
+        row = TokenSequence(
+            str(number), Encoded(ids, 8), Sampling(max_tokens=8, seed=0), num_computed=length - 1
+        )
         row.pages = [next(order) for _ in range(-(-length // runner.spec.page_size))]
         slices.append(Slice(row, 1))
     return slices
@@ -110,7 +123,9 @@ def test_a_kernel_is_found(dtype: torch.dtype, head_dim: int, page_size: int) ->
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("count", [1, 40])
 @torch.inference_mode()
-def test_a_span_in_place_equals_one_that_gathers(kernel: Kernel, window: int | None, kv_heads: int, count: int) -> None:
+def test_a_span_in_place_equals_one_that_gathers(
+    kernel: Kernel, window: int | None, kv_heads: int, count: int
+) -> None:
     if kernel is flash.varlen and not HAS_VARLEN:
         pytest.skip(f"torch {torch.__version__} has no paged varlen_attn")
     torch.manual_seed(0)
@@ -123,7 +138,9 @@ def test_a_span_in_place_equals_one_that_gathers(kernel: Kernel, window: int | N
     lengths = [first + count for first in firsts]
     positions = (torch.tensor(firsts)[:, None] + torch.arange(count)).to(CUDA)
     in_place = paged_span(0, [count] * 3, lengths, pages, 256, kernel, CUDA)
-    gathering = Span(0, 3 * count, positions, torch.tensor(pages, device=CUDA), max(lengths), is_causal=True)
+    gathering = Span(
+        0, 3 * count, positions, torch.tensor(pages, device=CUDA), max(lengths), is_causal=True
+    )
     ours, theirs = (
         attend(
             AttentionPlan(positions.flatten(), positions.flatten(), (span,)),
@@ -142,8 +159,11 @@ def test_a_span_in_place_equals_one_that_gathers(kernel: Kernel, window: int | N
 
 @pytest.mark.parametrize("lengths", [(5,), (300, 2, 513), (256, 257, 767, 1)])
 @torch.inference_mode()
-def test_a_graph_computes_what_a_plain_forward_does(model: tuple[str, Path], lengths: tuple[int, ...]) -> None:
-    """Padded or not, rows of any length: the same states as without a graph, from the same places."""
+def test_a_graph_computes_what_a_plain_forward_does(
+    model: tuple[str, Path], lengths: tuple[int, ...]
+) -> None:
+    """Padded or not, rows of any length: the same states as without a graph, from the same
+    places."""
     runner = load(model)
     assert runner._decoder is not None
     slices = [part for part in rows(runner, lengths) if part.sequence.num_computed]
@@ -151,7 +171,9 @@ def test_a_graph_computes_what_a_plain_forward_does(model: tuple[str, Path], len
     assert answer is not None
     states = answer[0].clone()
     batch = BatchBuilder(256, CUDA, True, runner.kernel).build(slices)
-    torch.testing.assert_close(states, runner._net.hidden(batch.ids, batch.plan, runner._store), atol=0.06, rtol=0.03)
+    torch.testing.assert_close(
+        states, runner._net.hidden(batch.ids, batch.plan, runner._store), atol=0.06, rtol=0.03
+    )
 
 
 @torch.inference_mode()
@@ -161,12 +183,17 @@ def test_padding_touches_no_page_of_a_sequence(model: tuple[str, Path]) -> None:
     before = runner._store._keys.clone()
     assert runner._decoder is not None and runner._decoder.decode(slices) is not None
     changed = (runner._store._keys != before).flatten(3).any(-1).any(0).nonzero().tolist()
-    written = [[part.sequence.pages[at // 256], at % 256] for part in slices if (at := part.sequence.num_computed)]
+    written = [
+        [part.sequence.pages[at // 256], at % 256]
+        for part in slices
+        if (at := part.sequence.num_computed)
+    ]
     assert changed == sorted([*written, [runner.spec.num_pages, 0]])
 
 
 def test_graphs_say_what_plain_steps_say(model: tuple[str, Path]) -> None:
-    """Four rows of unequal prompts at a time: with equal shapes a graph runs the very same kernels."""
+    """Four rows of unequal prompts at a time: with equal shapes a graph runs the very same
+    kernels."""
     tasks = [greedy(text, 24) for text in ("a", "Hello there", LONG, LONG[:254])]
     assert generate_all(load(model), tasks) == generate_all(load(model, cuda_graphs=False), tasks)
 
@@ -174,17 +201,24 @@ def test_graphs_say_what_plain_steps_say(model: tuple[str, Path]) -> None:
 def test_rows_that_come_and_go_are_decoded_to_their_ends(model: tuple[str, Path]) -> None:
     runner = load(model)
     lengths = [9, 1, 30, 4, 17, 2, 12]
-    said = generate_all(runner, [greedy(LONG[: 100 * n], length) for n, length in enumerate(lengths, 1)])
+    said = generate_all(
+        runner, [greedy(LONG[: 100 * n], length) for n, length in enumerate(lengths, 1)]
+    )
     for ids, length in zip(said, lengths, strict=True):
         assert len(ids) == length or ids[-1] in runner.eos_ids
 
 
 @pytest.mark.parametrize("step_tokens", [4096, 100])
-def test_scores_are_those_of_full_precision_on_the_cpu(model: tuple[str, Path], step_tokens: int) -> None:
-    """Whole prompts and, where the model allows it, prompts in chunks of 100 tokens over stored pages."""
+def test_scores_are_those_of_full_precision_on_the_cpu(
+    model: tuple[str, Path], step_tokens: int
+) -> None:
+    """Whole prompts and, where the model allows it, prompts in chunks of 100 tokens over stored
+    pages."""
     task = Score(LONG, (" and runs away", "!"))
     exact = score_all(load(model, device="cpu", dtype="float32", page_size=16), [task])[0]
-    for ours, theirs in zip(score_all(load(model, step_tokens=step_tokens), [task])[0], exact, strict=True):
+    for ours, theirs in zip(
+        score_all(load(model, step_tokens=step_tokens), [task])[0], exact, strict=True
+    ):
         assert ours.log_likelihood == pytest.approx(theirs.log_likelihood, rel=0.03, abs=0.1)
 
 
@@ -192,7 +226,9 @@ def test_full_precision_gathers_and_equals_the_cpu(model: tuple[str, Path]) -> N
     tasks = [greedy("Hello", 12), greedy("12 * 7", 12)]
     runner = load(model, dtype="float32", page_size=16)
     assert runner.kernel is None and runner._decoder is None
-    assert generate_all(runner, tasks) == generate_all(load(model, device="cpu", dtype="float32", page_size=16), tasks)
+    assert generate_all(runner, tasks) == generate_all(
+        load(model, device="cpu", dtype="float32", page_size=16), tasks
+    )
 
 
 @torch.inference_mode()
@@ -206,6 +242,10 @@ def test_compiled_layers_equal_plain_ones(model: tuple[str, Path]) -> None:
     slices = rows(compiled, (300, 2, 513))
     plain._store._keys.copy_(compiled._store._keys)
     plain._store._values.copy_(compiled._store._values)
-    ours, theirs = (runner._decoder.decode(slices) for runner in (compiled, plain) if runner._decoder is not None)
+    ours, theirs = (
+        runner._decoder.decode(slices)
+        for runner in (compiled, plain)
+        if runner._decoder is not None
+    )
     assert ours is not None and theirs is not None
     torch.testing.assert_close(ours[0], theirs[0], atol=0.06, rtol=0.03)

@@ -1,4 +1,5 @@
-"""A lease is progress (P1): a step that hangs loses its jobs though its process lives, one that gets on keeps them."""
+"""A lease is progress (P1): a step that hangs loses its jobs though its process lives, one that
+gets on keeps them."""
 
 import asyncio
 import time
@@ -12,7 +13,16 @@ from shared.queue import Claim
 from tests.desk import Desk
 from tests.polling import until
 from tests.slowness import within
-from tests.worker.services import LEASE_S, Gated, end_of, loaded, log_fields_of, long_task, service, serving
+from tests.worker.services import (
+    LEASE_S,
+    Gated,
+    end_of,
+    loaded,
+    log_fields_of,
+    long_task,
+    service,
+    serving,
+)
 from worker.heartbeat import heartbeat
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
@@ -47,7 +57,9 @@ async def test_a_hung_step_loses_its_jobs_and_its_late_words_are_refused(redis: 
         zombie.models["m"].queue.renew = none_lost  # type: ignore[method-assign]  # let the appends tell it
         hung.gate.set()
         await until(lambda: zombie._outbox.num_stale == 2, "the late appends are refused")
-        await until(lambda: not zombie.models["m"].host.engine.has_work, "the sequences are dropped")
+        await until(
+            lambda: not zombie.models["m"].host.engine.has_work, "the sequences are dropped"
+        )
         assert zombie._ledger.claims == []
         assert zombie.models["m"].host.intake._free == 4
     for job in jobs:
@@ -81,7 +93,8 @@ async def test_a_long_step_that_gets_on_keeps_its_lease(redis: Redis) -> None:
 
 
 async def test_a_worker_that_hangs_takes_nothing_and_gives_up(redis: Redis) -> None:
-    """`run` answers False, so that the process exits and is started again. What came meanwhile waits for others."""
+    """`run` answers False, so that the process exits and is started again. What came meanwhile
+    waits for others."""
     lease_s, hung = 0.2, Gated(RunnerOptions("echo", max_batch=4))
     worker, desk = service(redis, lease_s=lease_s), Desk(redis)
     [job] = await desk.submit(long_task(3))

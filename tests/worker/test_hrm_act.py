@@ -14,7 +14,8 @@ from worker.models.hrm_act import attention_mask
 @each_net
 @pytest.mark.parametrize("segments", [1, 2])
 def test_equals_the_reference(tmp_path: Path, net: Net, segments: int) -> None:
-    """X16, format notes section 1: logits and q values follow the published formulas, for one and two segments."""
+    """X16, format notes section 1: logits and q values follow the published formulas, for one and
+    two segments."""
     bundle, weights = bundle_of(tmp_path, net)
     expected = reference(weights, net, ROW, segments)
     assert expected[0].std() > 0.3 and expected[0].abs().max() < 20
@@ -22,7 +23,8 @@ def test_equals_the_reference(tmp_path: Path, net: Net, segments: int) -> None:
 
 
 def test_reference_can_tell_networks_apart() -> None:
-    """Guards the test above: each rule, when broken, moves the reference far beyond the tolerance."""
+    """Guards the test above: each rule, when broken, moves the reference far beyond the
+    tolerance."""
     net, moe = Net(), Net(experts=4)
     weights, moe_weights = random_weights(net), random_weights(moe)
     right, moe_right = reference(weights, net, ROW), reference(moe_weights, moe, ROW)
@@ -35,11 +37,14 @@ def test_reference_can_tell_networks_apart() -> None:
         reference(weights, replace(net, window=3), ROW),
     ]
     assert not any(close(other, right, 1e-2) for other in wrong)
-    assert not close(reference(moe_weights, replace(moe, experts_per_token=1), ROW), moe_right, 1e-2)
+    assert not close(
+        reference(moe_weights, replace(moe, experts_per_token=1), ROW), moe_right, 1e-2
+    )
 
 
 def test_wide_networks_scale_and_clamp(tmp_path: Path) -> None:
-    """Format notes section 1: from 512 wide, embeddings grow by sqrt(H) within +-10; logits stay within +-20."""
+    """Format notes section 1: from 512 wide, embeddings grow by sqrt(H) within +-10; logits stay
+    within +-20."""
     net = Net(hidden=512, intermediate=16, heads=8, h_layers=1, h_cycles=1, l_cycles=1)
     weights = random_weights(net)
     weights["inner.lm_head.weight"] *= 20
@@ -51,7 +56,8 @@ def test_wide_networks_scale_and_clamp(tmp_path: Path) -> None:
 
 @each_net
 def test_batched_equals_single(tmp_path: Path, net: Net) -> None:
-    """T3, X17: rows of unequal lengths, right-padded into a batch, each give what they give alone, whatever the pad."""
+    """T3, X17: rows of unequal lengths, right-padded into a batch, each give what they give alone,
+    whatever the pad."""
     model = bundle_of(tmp_path, net)[0].model
     rows = [ROW, *OTHERS]
     single = [run(model, [row], 2)[0] for row in rows]
@@ -68,7 +74,8 @@ def test_padding_taken_for_tokens_would_show(tmp_path: Path) -> None:
 
 
 def test_rows_at_different_segments_share_a_batch(tmp_path: Path) -> None:
-    """T3: a row in its second segment and a fresh row, in one batch, each equal themselves alone."""
+    """T3: a row in its second segment and a fresh row, in one batch, each equal themselves
+    alone."""
     model = bundle_of(tmp_path, Net(experts=4))[0].model
     old, new = torch.tensor([ROW]), torch.tensor([ROW[::-1]])
     length = torch.tensor([len(ROW)])
@@ -81,7 +88,8 @@ def test_rows_at_different_segments_share_a_batch(tmp_path: Path) -> None:
 
 
 def test_attention_sees_the_future_unless_causal(tmp_path: Path) -> None:
-    """X18: changing the last token changes earlier logits in a bidirectional network and none in a causal one."""
+    """X18: changing the last token changes earlier logits in a bidirectional network and none in a
+    causal one."""
     for causal in (False, True):
         model = bundle_of(tmp_path / str(causal), Net(causal=causal))[0].model
         before, after = (run(model, [[*ROW[:-1], last]], 1)[0][0][:-1] for last in (7, 8))
@@ -89,10 +97,13 @@ def test_attention_sees_the_future_unless_causal(tmp_path: Path) -> None:
 
 
 def test_padding_stays_finite(tmp_path: Path) -> None:
-    """X17: a window that ends short of the padding, and an empty row, leave no NaN for later segments to spread."""
+    """X17: a window that ends short of the padding, and an empty row, leave no NaN for later
+    segments to spread."""
     model = bundle_of(tmp_path, Net(window=2))[0].model
     ids, lengths = torch.zeros(3, 7, dtype=torch.long), torch.tensor([7, 3, 0])
-    assert attention_mask(lengths, 7, model.config).any(-1).all(), "a query without keys is NaN on some backends"
+    assert attention_mask(lengths, 7, model.config).any(-1).all(), (
+        "a query without keys is NaN on some backends"
+    )
     assert model.forward_segment(ids, lengths, model.initial_carry(3, 7)).hidden.isfinite().all()
 
 

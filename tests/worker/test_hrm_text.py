@@ -1,4 +1,5 @@
-"""HRM-Text against transformers' own HrmTextForCausalLM: weights, prefill, decoding, scoring, prompt format."""
+"""HRM-Text against transformers' own HrmTextForCausalLM: weights, prefill, decoding, scoring,
+prompt format."""
 
 import itertools
 from pathlib import Path
@@ -25,7 +26,8 @@ PROMPTS = ["2x + 3 = 9", "Hello", "Once upon a time there was", "12 * 7"]
 
 
 def write_tiny(path: Path, *, layers: int = 2, seed: int = 0) -> HrmTextForCausalLM:
-    """A random net whose z_L_init is not zero and whose cycle counts differ, with the byte tokenizer."""
+    """A random net whose z_L_init is not zero and whose cycle counts differ, with the byte
+    tokenizer."""
     torch.manual_seed(seed)
     tokenizer = byte_tokenizer()
     config = HrmTextConfig(
@@ -52,7 +54,9 @@ def runner(tiny: tuple[Path, HrmTextForCausalLM]) -> PagedRunner:
     return hrm_text.load(RunnerOptions(path=str(tiny[0]), max_batch=4, page_size=4))
 
 
-def own_logits(model: HrmTextForCausalLM, prompt: tuple[int, ...], response: tuple[int, ...]) -> torch.Tensor:
+def own_logits(
+    model: HrmTextForCausalLM, prompt: tuple[int, ...], response: tuple[int, ...]
+) -> torch.Tensor:
     """transformers' logits for prompt + response, the prompt marked as bidirectional."""
     ids = torch.tensor([[*prompt, *response]])
     types = torch.tensor([[1] * len(prompt) + [0] * len(response)])
@@ -71,8 +75,11 @@ def test_state_dict_names_and_slots(tiny: tuple[Path, HrmTextForCausalLM]) -> No
     assert detect(str(tiny[0])) == "hrm-text"
 
 
-def test_greedy_batch_equals_transformers_generate(tiny: tuple[Path, HrmTextForCausalLM], runner: PagedRunner) -> None:
-    """T3 for HRM-Text: unequal prompts decoded together equal transformers' generate on each alone."""
+def test_greedy_batch_equals_transformers_generate(
+    tiny: tuple[Path, HrmTextForCausalLM], runner: PagedRunner
+) -> None:
+    """T3 for HRM-Text: unequal prompts decoded together equal transformers' generate on each
+    alone."""
     tasks = [Generate(text, Sampling(max_tokens=12, seed=0, temperature=0.0)) for text in PROMPTS]
     ours = generate_all(runner, tasks)
     for task, got in zip(tasks, ours, strict=True):
@@ -85,7 +92,8 @@ def test_greedy_batch_equals_transformers_generate(tiny: tuple[Path, HrmTextForC
 
 
 def test_a_replayed_response_goes_on_as_if_never_cut(runner: PagedRunner) -> None:
-    """DESIGN 5: after a takeover the logged tokens are run, not sampled, and the rest is the same."""
+    """DESIGN 5: after a takeover the logged tokens are run, not sampled, and the rest is the
+    same."""
     task = Generate(PROMPTS[0], Sampling(max_tokens=12, seed=5, temperature=1.0))
     whole = generate_all(runner, [task])[0]
     assert len(whole) == 12
@@ -111,7 +119,9 @@ def test_scores_equal_token_by_token_and_transformers(
 
 
 def test_the_greedy_flag_tells_what_greedy_decoding_says(runner: PagedRunner) -> None:
-    greedy = generate_all(runner, [Generate("12 * 7", Sampling(max_tokens=3, seed=0, temperature=0.0))])[0]
+    greedy = generate_all(
+        runner, [Generate("12 * 7", Sampling(max_tokens=3, seed=0, temperature=0.0))]
+    )[0]
     other = [*greedy[:-1], (greedy[-1] + 1) % 200]
     scores = score_all(runner, [Score("12 * 7", (tuple(greedy), tuple(other)))])[0]
     assert [score.is_greedy for score in scores] == [True, False]
@@ -119,10 +129,13 @@ def test_the_greedy_flag_tells_what_greedy_decoding_says(runner: PagedRunner) ->
 
 
 def test_prompt_format_and_conditions(runner: PagedRunner) -> None:
-    """boq, conditions in the order given, stripped prompt, eoq; special names inside a prompt are plain text."""
+    """boq, conditions in the order given, stripped prompt, eoq; special names inside a prompt are
+    plain text."""
     tokenizer = byte_tokenizer()
     task = Generate("  hi ", Sampling(max_tokens=4, seed=0), condition="synth,cot")
-    expected = tokenizer("<|im_start|><|quad_end|><|object_ref_end|>hi<|im_end|>", add_special_tokens=False)
+    expected = tokenizer(
+        "<|im_start|><|quad_end|><|object_ref_end|>hi<|im_end|>", add_special_tokens=False
+    )
     assert list(runner.encode(task).prompt_ids) == expected["input_ids"]
     injected = runner.encode(Generate("<|im_end|>", Sampling(max_tokens=4, seed=0)))
     assert injected.prompt_ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1
@@ -137,7 +150,8 @@ def test_conditions_are_named_once(runner: PagedRunner) -> None:
 
 
 def test_raw_adds_nothing_and_reads_marks(runner: PagedRunner) -> None:
-    """`raw` alone: the caller writes the marks, blanks are kept, and continuations are read the same way."""
+    """`raw` alone: the caller writes the marks, blanks are kept, and continuations are read the
+    same way."""
     text = "<|im_start|><|quad_start|> hi <|im_end|>"
     expected = tuple(byte_tokenizer()(text, add_special_tokens=False)["input_ids"])
     task = Generate(text, Sampling(max_tokens=4, seed=0), condition="raw")
@@ -154,7 +168,9 @@ def test_raw_adds_nothing_and_reads_marks(runner: PagedRunner) -> None:
 def test_each_model_may_have_a_default_condition(tiny: tuple[Path, HrmTextForCausalLM]) -> None:
     """An entry's condition outranks the fleet's; both give way to the request's."""
     names = {"own": "synth,cot", "common": None, "plain": "raw"}
-    entries = tuple(ModelEntry(id=name, path=str(tiny[0]), condition=given) for name, given in names.items())
+    entries = tuple(
+        ModelEntry(id=name, path=str(tiny[0]), condition=given) for name, given in names.items()
+    )
     settings = Settings(models=entries, default_model="own", condition="noisy")
     task = Generate("hi", Sampling(max_tokens=4, seed=0))
     for model, given in zip(load_models(settings), ("synth,cot", "noisy", "raw"), strict=True):
@@ -167,7 +183,8 @@ def test_each_model_may_have_a_default_condition(tiny: tuple[Path, HrmTextForCau
 def test_the_options_of_an_entry_reach_the_runner_that_its_files_ask_for(
     tiny: tuple[Path, HrmTextForCausalLM],
 ) -> None:
-    """An option that this runner does not declare is refused when the files have said which one it is."""
+    """An option that this runner does not declare is refused when the files have said which one it
+    is."""
     path = str(tiny[0])
     entries = (ModelEntry(id="own", path=path, condition="raw", options={"condition": "synth"}),)
     [model] = load_models(Settings(models=entries, condition="noisy"))
@@ -175,12 +192,17 @@ def test_the_options_of_an_entry_reach_the_runner_that_its_files_ask_for(
     asked = Generate("hi", Sampling(max_tokens=4, seed=0), condition="synth")
     assert model.runner.encode(task) == model.runner.encode(asked)
     foreign = (ModelEntry(id="own", path=path, options={"segments": "max"}),)
-    with pytest.raises(SettingsError, match=r"model 'own': option 'segments': .*its runner is hrm-text"):
+    with pytest.raises(
+        SettingsError, match=r"model 'own': option 'segments': .*its runner is hrm-text"
+    ):
         load_models(Settings(models=foreign))
 
 
-def test_a_mate_of_a_failing_sequence_loses_nothing(runner: PagedRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """P7: a step that fails after its prefill is repeated for each alone, the prefilled one as if nothing had been."""
+def test_a_mate_of_a_failing_sequence_loses_nothing(
+    runner: PagedRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P7: a step that fails after its prefill is repeated for each alone, the prefilled one as if
+    nothing had been."""
     task = Generate(PROMPTS[0], Sampling(max_tokens=6, seed=5, temperature=0.0))
     expected = generate_all(runner, [task])[0]
 
@@ -194,7 +216,9 @@ def test_a_mate_of_a_failing_sequence_loses_nothing(runner: PagedRunner, monkeyp
     assert isinstance(failed, Failed)
 
 
-def test_long_continuations_are_scored_in_slices(runner: PagedRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_continuations_are_scored_in_slices(
+    runner: PagedRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Logits of a few positions at a time give the same score as all at once."""
     task = Score("What is 2 + 2?", ("four, I think, or five", "4"))
     whole = score_all(runner, [task])[0]
@@ -217,7 +241,8 @@ def test_a_long_prompt_loses_its_beginning_but_not_its_marks(runner: PagedRunner
 def test_the_layer_count_comes_from_the_tensors(
     tiny: tuple[Path, HrmTextForCausalLM], tmp_path: Path, written: int
 ) -> None:
-    """hrm-formats 3: exporters write raw, per-stack or inflated counts; none of them changes what is loaded."""
+    """hrm-formats 3: exporters write raw, per-stack or inflated counts; none of them changes what
+    is loaded."""
     import json
 
     for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
@@ -230,7 +255,9 @@ def test_the_layer_count_comes_from_the_tensors(
 
 
 @pytest.mark.parametrize("fault", ["missing", "extra", "shape"])
-def test_unmatched_weights_fail_loudly(tiny: tuple[Path, HrmTextForCausalLM], tmp_path: Path, fault: str) -> None:
+def test_unmatched_weights_fail_loudly(
+    tiny: tuple[Path, HrmTextForCausalLM], tmp_path: Path, fault: str
+) -> None:
     """T6: the message names the tensor."""
     tensors = load_file(tiny[0] / "model.safetensors")
     name = "model.H_module.layers.1.mlp.down_proj.weight"
@@ -247,7 +274,9 @@ def test_unmatched_weights_fail_loudly(tiny: tuple[Path, HrmTextForCausalLM], tm
         hrm_text.load_model(tmp_path)
 
 
-def test_a_window_that_does_not_fit_is_refused_at_load(tiny: tuple[Path, HrmTextForCausalLM]) -> None:
+def test_a_window_that_does_not_fit_is_refused_at_load(
+    tiny: tuple[Path, HrmTextForCausalLM],
+) -> None:
     with pytest.raises(ModelFormatError, match="kv_memory_mib"):
         hrm_text.load(RunnerOptions(path=str(tiny[0]), kv_bytes=1000))
 

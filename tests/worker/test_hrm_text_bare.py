@@ -1,4 +1,5 @@
-"""HRM-Text exports whose tokenizer lacks the marks or the conditions: served as far as they can be, and said so."""
+"""HRM-Text exports whose tokenizer lacks the marks or the conditions: served as far as they can be,
+and said so."""
 
 import logging
 from collections.abc import Callable
@@ -26,7 +27,8 @@ Write = Callable[..., Path]
 
 
 def tokenizer_with(*specials: str, ends: bool = True) -> PreTrainedTokenizerFast:
-    """Bytes, and these special tokens alone; ids are those of the byte tokenizer, so that the network fits."""
+    """Bytes, and these special tokens alone; ids are those of the byte tokenizer, so that the
+    network fits."""
     places = [PAD, BOQ, EOQ, EOA, *CONDITION_TOKENS.values()]
     vocabulary = {token: place for place, token in enumerate(places) if token in (PAD, *specials)}
     for place, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), start=len(places)):
@@ -77,7 +79,10 @@ def ask(prompt: str, condition: str | None = None) -> Generate:
         ((BOQ, EOA, *CONDITION_TOKENS.values()), f"no {EOQ}"),
         ((), f"no {BOQ} and no {EOQ}"),
         ((BOQ, EOQ, EOA), "no token of the condition direct"),
-        ((BOQ, EOQ, EOA, CONDITION_TOKENS["cot"]), "no token of the condition direct (of others: cot)"),
+        (
+            (BOQ, EOQ, EOA, CONDITION_TOKENS["cot"]),
+            "no token of the condition direct (of others: cot)",
+        ),
     ],
 )
 def test_prompts_are_read_raw_and_that_is_said(
@@ -128,7 +133,9 @@ def test_without_a_generation_config_answers_end_as_config_json_says(write: Writ
 
 
 @pytest.mark.parametrize("specials", [(), (EOQ, EOA)])
-def test_behind_an_empty_context_the_start_token_predicts(write: Write, specials: tuple[str, ...]) -> None:
+def test_behind_an_empty_context_the_start_token_predicts(
+    write: Write, specials: tuple[str, ...]
+) -> None:
     """If there is one: an end token serves as start, as it does for other families."""
     runner = load(write(*specials)).runner
     task = Score("", ("ab",))
@@ -153,7 +160,9 @@ def test_conditions_that_are_there_can_be_asked_for(write: Write) -> None:
     assert refused.value.field == "condition"
 
 
-def test_a_default_that_is_there_is_no_fallback(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_default_that_is_there_is_no_fallback(
+    write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
     path = write(BOQ, EOQ, EOA, CONDITION_TOKENS["cot"])
     with caplog.at_level(logging.WARNING, logger="aios.hrm_text"):
         model = load(path, "cot")
@@ -165,10 +174,14 @@ def test_a_default_that_is_there_is_no_fallback(write: Write, caplog: pytest.Log
 @pytest.mark.parametrize("condition", ["direct", "cot"])
 def test_what_is_asked_for_by_name_must_be_there(write: Write, condition: str) -> None:
     path = write()
-    with pytest.raises(SettingsError, match=f"condition: Unknown condition '{condition}': expected raw, as"):
+    with pytest.raises(
+        SettingsError, match=f"condition: Unknown condition '{condition}': expected raw, as"
+    ):
         load(path, condition)
     runner = load(path, "raw").runner
-    with pytest.raises(InvalidRequest, match="expected raw, as its tokenizer knows none") as refused:
+    with pytest.raises(
+        InvalidRequest, match="expected raw, as its tokenizer knows none"
+    ) as refused:
         runner.encode(ask("ab", condition))
     assert refused.value.field == "condition"
 

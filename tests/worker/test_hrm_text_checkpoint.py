@@ -1,4 +1,5 @@
-"""Raw HRM-Text checkpoints against transformers: plain and averaged weights, which epoch, and whose marks."""
+"""Raw HRM-Text checkpoints against transformers: plain and averaged weights, which epoch, and whose
+marks."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,14 @@ from transformers import HrmTextForCausalLM
 
 from scripts.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling
-from tests.worker.hrm_text_raw import HIDDEN, TOKENIZER_INFO, raw_weights, save_epoch, tiny, write_config
+from tests.worker.hrm_text_raw import (
+    HIDDEN,
+    TOKENIZER_INFO,
+    raw_weights,
+    save_epoch,
+    tiny,
+    write_config,
+)
 from tests.worker.options import options_for
 from tests.worker.stepping import generate_all
 from worker.kv.attention import AttentionPlan, Span
@@ -46,13 +54,18 @@ def weights(nets: tuple[HrmTextForCausalLM, HrmTextForCausalLM]) -> Weights:
 
 @pytest.fixture(scope="module")
 def saved(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Epoch 2 holds zeros, epoch 10 the two networks; the tokenizer lies where the metadata says."""
+    """Epoch 2 holds zeros, epoch 10 the two networks; the tokenizer lies where the metadata
+    says."""
     path = tmp_path_factory.mktemp("raw")
     write_config(path)
     byte_tokenizer().save_pretrained(path / "tokenizer")
     plain, average = weights
     save_epoch(path / "fsdp2_epoch_10", plain, average)
-    save_epoch(path / "fsdp2_epoch_2", {name: torch.zeros_like(item) for name, item in plain.items()}, average)
+    save_epoch(
+        path / "fsdp2_epoch_2",
+        {name: torch.zeros_like(item) for name, item in plain.items()},
+        average,
+    )
     return path
 
 
@@ -63,24 +76,31 @@ def our_logits(model: HrmTextModel) -> Tensor:
     span = Span(0, len(ids), positions[None], has_fresh=True, mask=mask[None, None])
     net = hrm_text.HrmTextNet(model, torch.device("cpu"))
     with torch.no_grad():
-        return net.logits(net.hidden(ids, AttentionPlan(positions, ids[:1].expand(len(ids)), (span,)), None))
+        return net.logits(
+            net.hidden(ids, AttentionPlan(positions, ids[:1].expand(len(ids)), (span,)), None)
+        )
 
 
 def own_logits(model: HrmTextForCausalLM) -> Tensor:
     types = torch.tensor([[1] * len(PROMPT) + [0] * len(RESPONSE)])
     with torch.no_grad():
-        return model(input_ids=torch.tensor([[*PROMPT, *RESPONSE]]), token_type_ids=types, use_cache=False).logits[0]
+        return model(
+            input_ids=torch.tensor([[*PROMPT, *RESPONSE]]), token_type_ids=types, use_cache=False
+        ).logits[0]
 
 
 @pytest.mark.parametrize("use_ema", [False, True], ids=["plain", "averaged"])
 def test_logits_equal_transformers(
     saved: Path, nets: tuple[HrmTextForCausalLM, HrmTextForCausalLM], use_ema: bool
 ) -> None:
-    """hrm-formats 3: names, row order, cycles, scale sqrt(H); the average of a parameter is that parameter's own."""
+    """hrm-formats 3: names, row order, cycles, scale sqrt(H); the average of a parameter is that
+    parameter's own."""
     loaded = load_checkpoint(saved, use_ema=use_ema)
     ours = our_logits(loaded.model)
     assert torch.allclose(ours, own_logits(nets[use_ema]), atol=1e-4)
-    assert (ours - own_logits(nets[not use_ema])).abs().max() > 0.1, "the test could not tell the two apart"
+    assert (ours - own_logits(nets[not use_ema])).abs().max() > 0.1, (
+        "the test could not tell the two apart"
+    )
     assert loaded.note == f"fsdp2_epoch_10, {'averaged (EMA)' if use_ema else 'plain'} weights"
 
 
@@ -100,7 +120,9 @@ def test_the_runner_says_what_transformers_generates(
     assert runner.spec.context_window == 96
     task = Generate("2x + 3 = 9", Sampling(max_tokens=10, seed=0, temperature=0.0), condition="cot")
     prompt = torch.tensor([runner.encode(task).prompt_ids])
-    expected = byte_tokenizer()("<|im_start|><|object_ref_end|>2x + 3 = 9<|im_end|>", add_special_tokens=False)
+    expected = byte_tokenizer()(
+        "<|im_start|><|object_ref_end|>2x + 3 = 9<|im_end|>", add_special_tokens=False
+    )
     assert prompt[0].tolist() == expected["input_ids"]
     out = nets[1].generate(
         prompt, token_type_ids=torch.ones_like(prompt), attention_mask=torch.ones_like(prompt),
@@ -126,7 +148,9 @@ def test_the_embedding_scale_follows_the_initialisation(
     assert load_checkpoint(tmp_path).model.shape.embedding_scale == pytest.approx(scale)
 
 
-def test_training_without_an_average_serves_the_plain_weights(tmp_path: Path, weights: Weights) -> None:
+def test_training_without_an_average_serves_the_plain_weights(
+    tmp_path: Path, weights: Weights
+) -> None:
     write_config(tmp_path, ema=None)
     save_epoch(tmp_path / "fsdp2_epoch_1", weights[0], {})
     loaded = load_checkpoint(tmp_path)
@@ -136,7 +160,10 @@ def test_training_without_an_average_serves_the_plain_weights(tmp_path: Path, we
 
 def test_buffers_of_older_trainers_are_left_out(tmp_path: Path, weights: Weights) -> None:
     write_config(tmp_path)
-    old = {"model.zH_init": torch.ones(HIDDEN), "model.L_level.core.rotary_emb.cos_cached": torch.ones(4)}
+    old = {
+        "model.zH_init": torch.ones(HIDDEN),
+        "model.L_level.core.rotary_emb.cos_cached": torch.ones(4),
+    }
     save_epoch(tmp_path / "fsdp2_epoch_1", weights[0] | old, weights[1])
     assert torch.equal(load_checkpoint(tmp_path).model.lm_head.weight, weights[1]["lm_head.weight"])
 
@@ -153,14 +180,22 @@ def test_a_checkpoint_may_have_marks_of_its_own(saved: Path, tmp_path: Path) -> 
     runner = load_runner("auto", options_for(tmp_path, condition="terse"))
     task = Generate("hi", Sampling(max_tokens=4, seed=0))
     text = "<|quad_start|><|box_end|>hi<|quad_end|>"
-    assert list(runner.encode(task).prompt_ids) == byte_tokenizer()(text, add_special_tokens=False)["input_ids"]
+    assert (
+        list(runner.encode(task).prompt_ids)
+        == byte_tokenizer()(text, add_special_tokens=False)["input_ids"]
+    )
     assert runner.eos_ids == {byte_tokenizer().convert_tokens_to_ids("<|im_start|>")}
-    with pytest.raises(ModelFormatError, match="Unknown condition 'direct': expected some of terse, or raw alone"):
+    with pytest.raises(
+        ModelFormatError, match="Unknown condition 'direct': expected some of terse, or raw alone"
+    ):
         load_runner("auto", RunnerOptions(path=str(tmp_path)))
 
 
 def test_a_tokenizer_of_another_machine_must_be_given(saved: Path, tmp_path: Path) -> None:
-    write_config(tmp_path, metadata={"tokenizer_info": TOKENIZER_INFO | {"tokenizer_path": "/cluster/tokenizer"}})
+    write_config(
+        tmp_path,
+        metadata={"tokenizer_info": TOKENIZER_INFO | {"tokenizer_path": "/cluster/tokenizer"}},
+    )
     (tmp_path / "fsdp2_epoch_1").symlink_to(saved / "fsdp2_epoch_10")
     with pytest.raises(ModelFormatError, match="--tokenizer-path"):
         load_runner("auto", RunnerOptions(path=str(tmp_path)))

@@ -1,4 +1,5 @@
-"""Raw HRM-Text checkpoints that are not whole, not served or not what they say: each is refused by name."""
+"""Raw HRM-Text checkpoints that are not whole, not served or not what they say: each is refused by
+name."""
 
 import os
 import pickle
@@ -38,15 +39,33 @@ def without(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 LAYER = "model.H_level.core.layers.1.mlp.down_proj.weight"
 TENSOR_FAULTS: list[tuple[str, Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = [
-    ("lost", lambda plain: without(plain, LAYER), "missing model.H_module.layers.1.mlp.down_proj.weight"),
-    ("left over", lambda plain: plain | {"model.router.weight": torch.ones(2, 2)}, "unexpected model.router.weight"),
-    ("misshapen", lambda plain: plain | {LAYER: torch.ones(3, 3)}, r"H_module.layers.1.mlp.down_proj.weight has shape"),
-    ("no table", lambda plain: without(plain, "embed_tokens.embedding_weight"), "model.embed_tokens.weight"),
+    (
+        "lost",
+        lambda plain: without(plain, LAYER),
+        "missing model.H_module.layers.1.mlp.down_proj.weight",
+    ),
+    (
+        "left over",
+        lambda plain: plain | {"model.router.weight": torch.ones(2, 2)},
+        "unexpected model.router.weight",
+    ),
+    (
+        "misshapen",
+        lambda plain: plain | {LAYER: torch.ones(3, 3)},
+        r"H_module.layers.1.mlp.down_proj.weight has shape",
+    ),
+    (
+        "no table",
+        lambda plain: without(plain, "embed_tokens.embedding_weight"),
+        "model.embed_tokens.weight",
+    ),
 ]
 
 
 @pytest.mark.parametrize(
-    ("change", "expected"), [fault[1:] for fault in TENSOR_FAULTS], ids=[f[0] for f in TENSOR_FAULTS]
+    ("change", "expected"),
+    [fault[1:] for fault in TENSOR_FAULTS],
+    ids=[f[0] for f in TENSOR_FAULTS],
 )
 def test_unmatched_tensors_are_named(
     tmp_path: Path,
@@ -62,10 +81,13 @@ def test_unmatched_tensors_are_named(
 
 
 def test_averages_are_all_there_or_refused(tmp_path: Path, weights: Weights) -> None:
-    """Plain and averaged weights are never mixed; one missing average is named with the setting that does without."""
+    """Plain and averaged weights are never mixed; one missing average is named with the setting
+    that does without."""
     write_config(tmp_path)
     save_epoch(tmp_path / "fsdp2_epoch_1", weights[0], without(weights[1], "lm_head.weight"))
-    with pytest.raises(ModelFormatError, match=r"\(EMA\) by the name of lm_head.weight; set use_ema to false"):
+    with pytest.raises(
+        ModelFormatError, match=r"\(EMA\) by the name of lm_head.weight; set use_ema to false"
+    ):
         load_checkpoint(tmp_path)
 
 
@@ -76,7 +98,9 @@ def test_averages_by_number_are_refused(tmp_path: Path, weights: Weights) -> Non
     save_state(tmp_path / "fsdp2_epoch_1", {"model": weights[0], "optim": {"state": numbered}})
     with pytest.raises(ModelFormatError, match="keeps no averaged weights"):
         load_checkpoint(tmp_path)
-    assert torch.equal(load_checkpoint(tmp_path, use_ema=False).model.lm_head.weight, weights[0]["lm_head.weight"])
+    assert torch.equal(
+        load_checkpoint(tmp_path, use_ema=False).model.lm_head.weight, weights[0]["lm_head.weight"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,7 +146,12 @@ class Attack:
     ],
 )
 def test_damaged_files_are_refused_and_run_nothing(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, content: bytes | None, expected: str
+    saved: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    content: bytes | None,
+    expected: str,
 ) -> None:
     write_config(tmp_path)
     epoch = tmp_path / "fsdp2_epoch_1"

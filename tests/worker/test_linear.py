@@ -1,4 +1,5 @@
-"""Linear layers for CPU inference against F.linear, against integer arithmetic, and against themselves in company."""
+"""Linear layers for CPU inference against F.linear, against integer arithmetic, and against
+themselves in company."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -38,9 +39,13 @@ def both_kinds(bias: bool = True) -> list[nn.Module]:
     return [PackedLinear(weight, offset), Int8Linear(weight, offset)]
 
 
-@pytest.mark.parametrize("make", [lambda: nn.Linear(512, 1024), lambda: nn.Linear(512, 1024, bias=False)])
+@pytest.mark.parametrize(
+    "make", [lambda: nn.Linear(512, 1024), lambda: nn.Linear(512, 1024, bias=False)]
+)
 @pytest.mark.parametrize("lead", [(1,), (16,), (2, 5), (0,), (3, 0)])
-def test_packed_equals_the_layer_it_replaces(make: Callable[[], nn.Module], lead: tuple[int, ...]) -> None:
+def test_packed_equals_the_layer_it_replaces(
+    make: Callable[[], nn.Module], lead: tuple[int, ...]
+) -> None:
     layer = make()
     model = nn.Sequential(copy.deepcopy(layer))
     assert prepared(model) == 1
@@ -100,7 +105,8 @@ def test_an_int8_row_is_the_same_in_a_batch_of_any_size() -> None:
 
 
 def integer_reference(x: Tensor, weight: Tensor) -> Tensor:
-    """8-bit activations with a scale per row times 7-bit weights with a scale per output, summed in int64."""
+    """8-bit activations with a scale per row times 7-bit weights with a scale per output, summed in
+    int64."""
     x_scale = x.abs().amax(-1, keepdim=True).double() / 127
     w_scale = weight.abs().amax(-1).double() / 63
     products = (x / x_scale).round().long() @ (weight / w_scale[:, None]).round().long().t()
@@ -108,10 +114,17 @@ def integer_reference(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def test_int8_sums_are_exact_at_the_extremes() -> None:
-    """Every pair of neighbours at full scale: 16-bit saturation, as with 8-bit weights, would halve the sums."""
-    signs = torch.tensor([[1, 1, 1, 1], [-1, -1, -1, -1], [1, -1, 1, -1], [1, 1, -1, -1]]).repeat(1, 128).float()
+    """Every pair of neighbours at full scale: 16-bit saturation, as with 8-bit weights, would halve
+    the sums."""
+    signs = (
+        torch.tensor([[1, 1, 1, 1], [-1, -1, -1, -1], [1, -1, 1, -1], [1, 1, -1, -1]])
+        .repeat(1, 128)
+        .float()
+    )
     x, weight = signs * 3.0, torch.cat((signs, torch.randn(60, 512).sign())) * 0.02
-    torch.testing.assert_close(Int8Linear(weight, None)(x).double(), integer_reference(x, weight), atol=0, rtol=1e-6)
+    torch.testing.assert_close(
+        Int8Linear(weight, None)(x).double(), integer_reference(x, weight), atol=0, rtol=1e-6
+    )
 
 
 def test_int8_is_the_rounding_it_claims_and_near_fp32() -> None:
@@ -119,7 +132,9 @@ def test_int8_is_the_rounding_it_claims_and_near_fp32() -> None:
     got, whole = Int8Linear(weight, None)(x).double(), F.linear(x, weight).double()
     reference = integer_reference(x, weight)
     scale = whole.pow(2).mean(-1).sqrt()[:, None]
-    assert ((got - reference).abs() / scale).max() < 1e-2, "one step of one product in 512, at a tie"
+    assert ((got - reference).abs() / scale).max() < 1e-2, (
+        "one step of one product in 512, at a tie"
+    )
     assert ((got - whole) / scale).pow(2).mean().sqrt() < 0.025
 
 
@@ -130,7 +145,9 @@ def test_zeros_stay_zero_and_what_is_no_number_stays_none() -> None:
     out = layer(x)
     assert torch.equal(out[::2], torch.zeros(2, ODD_OUT))
     assert out[1].isnan().all()
-    assert torch.equal(Int8Linear(torch.zeros(8, 16), torch.ones(8))(torch.randn(2, 16)), torch.ones(2, 8))
+    assert torch.equal(
+        Int8Linear(torch.zeros(8, 16), torch.ones(8))(torch.randn(2, 16)), torch.ones(2, 8)
+    )
 
 
 class Net(nn.Module):
@@ -151,13 +168,19 @@ class Net(nn.Module):
 
 @pytest.mark.parametrize(
     ("quantize", "threads", "expected"),
-    [("none", 1, {"wide"}), ("none", 2, {"wide", "square"}), ("int8", 1, {"wide", "square", "medium", "tied"})],
+    [
+        ("none", 1, {"wide"}),
+        ("none", 2, {"wide", "square"}),
+        ("int8", 1, {"wide", "square", "medium", "tied"}),
+    ],
 )
 def test_which_layers_are_replaced(quantize: str, threads: int, expected: set[str]) -> None:
     torch.set_num_threads(threads)
     net = Net()
     assert prepared(net, quantize=quantize) == len(expected)
-    assert {name for name, child in net.named_children() if isinstance(child, PackedLinear | Int8Linear)} == expected
+    assert {
+        name for name, child in net.named_children() if isinstance(child, PackedLinear | Int8Linear)
+    } == expected
     assert net.again[0] is net.wide, "a layer with two places is packed once"
     kept = {name.partition(".")[0] for name, _ in net.named_parameters()}
     assert not kept & (expected - {"tied"}), "the weight is not kept a second time"

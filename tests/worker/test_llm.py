@@ -1,4 +1,5 @@
-"""The engine from Python: whoever calls, however they leave, nobody hangs and nothing goes on for nobody.
+"""The engine from Python: whoever calls, however they leave, nobody hangs and nothing goes on for
+nobody.
 
 On the echo, which needs no torch. That answers equal those over HTTP: `tests/e2e/test_llm.py`.
 """
@@ -22,7 +23,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from api.schemas.openai import CompletionRequest
-from shared.errors import ClientGone, ContextExceeded, Draining, FleetError, InvalidRequest, WorkerFailed
+from shared.errors import (
+    ClientGone,
+    ContextExceeded,
+    Draining,
+    FleetError,
+    InvalidRequest,
+    WorkerFailed,
+)
 from shared.settings import ModelEntry, Settings, SettingsError
 from tests.polling import until, wait_until
 from worker import llm as module
@@ -35,7 +43,8 @@ LONG = SamplingParams(max_tokens=2000)
 
 
 class Watched(Echo):
-    """An echo that tells what is asked of it. Its step `held_at` begins and does not end before `gate` is open."""
+    """An echo that tells what is asked of it. Its step `held_at` begins and does not end before
+    `gate` is open."""
 
     def __init__(self, options: RunnerOptions) -> None:
         super().__init__(options)
@@ -95,7 +104,9 @@ def test_answers_stand_in_the_order_of_their_prompts(llm: LLM) -> None:
     outputs = llm.generate(prompts, params)
     assert [output.prompt for output in outputs] == prompts
     for prompt, own, output in zip(prompts, params, outputs, strict=True):
-        assert [choice.text for choice in output.outputs] == [(prompt * 3)[: own.max_tokens]] * (own.n)
+        assert [choice.text for choice in output.outputs] == [(prompt * 3)[: own.max_tokens]] * (
+            own.n
+        )
         assert [choice.index for choice in output.outputs] == list(range(own.n))
         assert {choice.finish_reason for choice in output.outputs} == {"length"}
         assert output.prompt_token_ids == tuple(map(ord, prompt))
@@ -103,7 +114,15 @@ def test_answers_stand_in_the_order_of_their_prompts(llm: LLM) -> None:
 
 def test_every_form_of_a_prompt(llm: LLM) -> None:
     ids = [ord(character) for character in "abc"]
-    for prompts in ("abc", ["abc"], ids, [ids], tuple(ids), {"prompt": "abc"}, [{"prompt_token_ids": ids}]):
+    for prompts in (
+        "abc",
+        ["abc"],
+        ids,
+        [ids],
+        tuple(ids),
+        {"prompt": "abc"},
+        [{"prompt_token_ids": ids}],
+    ):
         assert texts(llm.generate(prompts, SamplingParams(max_tokens=4))) == ["abca"], prompts  # type: ignore[arg-type]
     assert llm.generate([]) == []
 
@@ -111,7 +130,9 @@ def test_every_form_of_a_prompt(llm: LLM) -> None:
 async def test_it_works_where_an_event_loop_runs(llm: LLM) -> None:
     """As in a notebook: the calls that wait do not want a loop of their own."""
     assert texts(llm.generate("abc", SamplingParams(max_tokens=4))) == ["abca"]
-    chunks = [chunk async for chunk in llm.stream_generate("abc", SamplingParams(max_tokens=4, n=2))]
+    chunks = [
+        chunk async for chunk in llm.stream_generate("abc", SamplingParams(max_tokens=4, n=2))
+    ]
     for index in range(2):
         own = [chunk for chunk in chunks if chunk.index == index]
         assert "".join(chunk.text for chunk in own) == "abca"
@@ -164,7 +185,9 @@ async def test_leaving_the_loop_closes_the_stream(llm: LLM, watched: Watched) ->
     assert watched.num_steps <= 6
 
 
-async def test_a_stream_whose_reader_is_cancelled_computes_no_more(llm: LLM, watched: Watched) -> None:
+async def test_a_stream_whose_reader_is_cancelled_computes_no_more(
+    llm: LLM, watched: Watched
+) -> None:
     watched.held_at = 5
     begun = asyncio.Event()
 
@@ -201,7 +224,10 @@ def test_a_future_that_is_cancelled_is_dropped(llm: LLM, watched: Watched) -> No
     watched.gate.set()
     wait_until(lambda: watched.released != [], "it is dropped")
     assert watched.num_steps == 5
-    assert llm.submit("xyz", SamplingParams(max_tokens=4)).result(timeout=180).outputs[0].text == "xyzx"
+    assert (
+        llm.submit("xyz", SamplingParams(max_tokens=4)).result(timeout=180).outputs[0].text
+        == "xyzx"
+    )
 
 
 def test_one_prompt_that_fails_ends_the_call(llm: LLM, watched: Watched) -> None:
@@ -242,7 +268,11 @@ def test_closing_ends_what_is_in_hand_and_frees_the_model(watched: Watched) -> N
     llm.close()
     with pytest.raises(ClientGone):
         future.result(timeout=0)
-    for call in (lambda: llm.generate("abc"), lambda: llm.score("a", "b"), lambda: llm.submit("abc")):
+    for call in (
+        lambda: llm.generate("abc"),
+        lambda: llm.score("a", "b"),
+        lambda: llm.submit("abc"),
+    ):
         with pytest.raises(Draining):
             call()
     assert engine_threads() <= before
@@ -274,22 +304,28 @@ def test_a_forked_process_is_told_that_it_has_no_engine() -> None:
                 os._exit(7)
         print(os.waitstatus_to_exitcode(os.wait()[1]))
     """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=180, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=180, check=True
+    )
     assert done.stdout == "7\n"
 
 
 @pytest.mark.parametrize("end", ["", "raise SystemExit(0)", "llm.close()"])
 def test_a_program_may_end_in_the_middle(end: str) -> None:
-    program = (
-        f"from worker.llm import *; llm = LLM('echo'); f = llm.submit('abc', SamplingParams(max_tokens=2000)); {end}"
+    program = f"from worker.llm import *; llm = LLM('echo'); f = llm.submit('abc', SamplingParams(max_tokens=2000)); {end}"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=180, check=False
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=180, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_it_loads_neither_redis_nor_a_server() -> None:
-    program = "import sys; from worker.llm import LLM; LLM('echo').generate('hi'); print({*sys.modules})"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=180, check=True)
+    program = (
+        "import sys; from worker.llm import LLM; LLM('echo').generate('hi'); print({*sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=180, check=True
+    )
     assert not {"redis", "fastapi", "uvicorn", "torch"} & eval(done.stdout)
 
 
@@ -300,7 +336,10 @@ WRONG: dict[str, tuple[Callable[[LLM], object], str]] = {
     "no prompt in it": (lambda llm: llm.generate({"text": "a"}), "prompts"),
     "ids with a boolean": (lambda llm: llm.generate([[1, True]]), "prompts"),
     "ids beyond the vocabulary": (lambda llm: llm.generate([[1, 2**30]]), "prompt"),
-    "too few parameters": (lambda llm: llm.generate(["a", "b"], [SamplingParams()]), "sampling_params"),
+    "too few parameters": (
+        lambda llm: llm.generate(["a", "b"], [SamplingParams()]),
+        "sampling_params",
+    ),
     "parameters in a dictionary": (lambda llm: llm.generate("a", {"n": 2}), "sampling_params"),  # type: ignore[arg-type]
     "parameters among others": (lambda llm: llm.generate(["a"], [{}]), "sampling_params"),  # type: ignore[list-item]
     "bytes": (lambda llm: llm.generate(b"abc"), "prompts"),
@@ -375,8 +414,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
 
 @given(st.fixed_dictionaries({}, optional=FIELDS))
 def test_parameters_mean_what_they_mean_over_http(fields: dict[str, Any]) -> None:
-    """Whatever a body may say can be said here and is the same task; what is no number of its range is refused by both,
-    but for the front's own cap on choices."""
+    """Whatever a body may say can be said here and is the same task; what is no number of its range
+    is refused by both, but for the front's own cap on choices."""
     fields = {"seed": 1} | fields
     named = {str(token): bias for token, bias in fields.get("logit_bias", {}).items()}
     try:

@@ -1,4 +1,5 @@
-"""What requests ask of logits, against transformers' own processors and the formulas written out."""
+"""What requests ask of logits, against transformers' own processors and the formulas written
+out."""
 
 import math
 from typing import Any
@@ -34,20 +35,28 @@ EOS = frozenset({0, 7})
 
 def sequence(said: list[int] | None = None, *, seed: int = 1, **fields: Any) -> TokenSequence:
     sampling = Sampling(max_tokens=64, seed=seed, **fields)
-    return TokenSequence("job", Encoded(PROMPT, 64), sampling, output_ids=SAID if said is None else said)
+    return TokenSequence(
+        "job", Encoded(PROMPT, 64), sampling, output_ids=SAID if said is None else said
+    )
 
 
 def random_logits(rows: int = 1, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 3
 
 
-def processed(logits: torch.Tensor, *processors: LogitsProcessor, said: list[int] = SAID) -> torch.Tensor:
+def processed(
+    logits: torch.Tensor, *processors: LogitsProcessor, said: list[int] = SAID
+) -> torch.Tensor:
     """What transformers makes of one row."""
-    result: torch.Tensor = LogitsProcessorList(processors)(torch.tensor([[*PROMPT, *said]]), logits.clone())
+    result: torch.Tensor = LogitsProcessorList(processors)(
+        torch.tensor([[*PROMPT, *said]]), logits.clone()
+    )
     return result
 
 
-def with_presence_and_frequency(logits: torch.Tensor, presence: float, frequency: float) -> torch.Tensor:
+def with_presence_and_frequency(
+    logits: torch.Tensor, presence: float, frequency: float
+) -> torch.Tensor:
     """OpenAI's formula: logit - count * frequency - (count > 0) * presence, over the response."""
     values = logits.clone()
     for token in range(VOCABULARY):
@@ -58,18 +67,25 @@ def with_presence_and_frequency(logits: torch.Tensor, presence: float, frequency
 
 @pytest.mark.parametrize("penalty", [0.5, 1.3, 2.0])
 def test_repetition_penalty_is_transformers(penalty: float) -> None:
-    """Prompt and response alike, each token once, dividing what is positive and multiplying what is negative."""
+    """Prompt and response alike, each token once, dividing what is positive and multiplying what is
+    negative."""
     logits = random_logits()
     expected = processed(logits, RepetitionPenaltyLogitsProcessor(penalty))
-    torch.testing.assert_close(adjust(logits, [sequence(repetition_penalty=penalty)], EOS), expected)
+    torch.testing.assert_close(
+        adjust(logits, [sequence(repetition_penalty=penalty)], EOS), expected
+    )
     assert not torch.equal(expected, logits)
 
 
 @pytest.mark.parametrize(("presence", "frequency"), [(0.7, 0.0), (0.0, 0.4), (-1.0, 2.0)])
-def test_presence_and_frequency_penalties_follow_the_formula(presence: float, frequency: float) -> None:
+def test_presence_and_frequency_penalties_follow_the_formula(
+    presence: float, frequency: float
+) -> None:
     logits = random_logits()
     item = sequence(presence_penalty=presence, frequency_penalty=frequency)
-    torch.testing.assert_close(adjust(logits, [item], EOS), with_presence_and_frequency(logits, presence, frequency))
+    torch.testing.assert_close(
+        adjust(logits, [item], EOS), with_presence_and_frequency(logits, presence, frequency)
+    )
     fresh = sequence([], presence_penalty=presence, frequency_penalty=frequency)
     assert torch.equal(adjust(logits, [fresh], EOS), logits), "a prompt's tokens are not penalised"
 
@@ -77,7 +93,9 @@ def test_presence_and_frequency_penalties_follow_the_formula(presence: float, fr
 def test_bias_is_added() -> None:
     logits = random_logits()
     expected = processed(logits, SequenceBiasLogitsProcessor([[[5], 2.5], [[39], -100.0]]))
-    torch.testing.assert_close(adjust(logits, [sequence(logit_bias=((5, 2.5), (39, -100.0)))], EOS), expected)
+    torch.testing.assert_close(
+        adjust(logits, [sequence(logit_bias=((5, 2.5), (39, -100.0)))], EOS), expected
+    )
 
 
 @pytest.mark.parametrize("min_tokens", [0, 5, 6, 60])
@@ -89,7 +107,9 @@ def test_ends_are_withheld_until_there_are_enough_tokens(min_tokens: int, ignore
     oracle = MinNewTokensLengthLogitsProcessor(len(PROMPT), min_tokens, ends)
     item = sequence(min_tokens=min_tokens, ignore_eos=ignore_eos, stop_ids=(12, 5_000))
     assert torch.equal(adjust(logits, [item], EOS), processed(logits, oracle))
-    assert math.isinf(oracle(torch.tensor([[*PROMPT, *SAID]]), logits)[0, 12]) == (min_tokens > len(SAID))
+    assert math.isinf(oracle(torch.tensor([[*PROMPT, *SAID]]), logits)[0, 12]) == (
+        min_tokens > len(SAID)
+    )
 
 
 def test_the_order_of_all_together() -> None:
@@ -113,7 +133,10 @@ def test_the_order_of_all_together() -> None:
 def test_rows_that_ask_for_nothing_are_not_touched() -> None:
     """Nothing is copied for them, and company changes nothing."""
     logits = random_logits(2)
-    plain = [sequence(temperature=0.0), sequence(top_k=3, top_p=0.5, min_p=0.1, logprobs=2, min_tokens=5)]
+    plain = [
+        sequence(temperature=0.0),
+        sequence(top_k=3, top_p=0.5, min_p=0.1, logprobs=2, min_tokens=5),
+    ]
     assert adjust(logits, plain, EOS) is logits
     mixed = adjust(logits, [plain[0], sequence(logit_bias=((1, 9.0),))], EOS)
     assert torch.equal(mixed[0], logits[0])
@@ -129,7 +152,8 @@ CUTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
 def test_cuts_are_transformers(temperature: float) -> None:
-    """Temperature, then top-k, top-p and min-p: the same tokens are left as transformers leaves, all rows together."""
+    """Temperature, then top-k, top-p and min-p: the same tokens are left as transformers leaves,
+    all rows together."""
     logits = random_logits(len(CUTS), seed=4)
     samplings = [Sampling(max_tokens=1, seed=0, temperature=temperature, **cut) for cut in CUTS]
     scaled = (logits.double() - logits.double().amax(-1, keepdim=True)) / temperature
@@ -147,14 +171,20 @@ def test_logprobs_are_the_models_own() -> None:
     """Neither penalties nor bias, temperature or cuts are in them."""
     logits = random_logits(3)
     odd = {"repetition_penalty": 2.0, "logit_bias": ((6, 100.0),), "temperature": 0.7, "top_k": 2}
-    items = [sequence(logprobs=3, **odd), sequence(logprobs=0, temperature=0.0), sequence(temperature=0.0)]
+    items = [
+        sequence(logprobs=3, **odd),
+        sequence(logprobs=0, temperature=0.0),
+        sequence(temperature=0.0),
+    ]
     results = sample(logits, items, EOS, "m")
     rows = logits.tolist()
     for row, result in enumerate(results[:2]):
         assert isinstance(result, Sampled) and result.logprob is not None
         total = math.log(math.fsum(math.exp(value) for value in rows[row]))
         assert result.logprob.logprob == pytest.approx(rows[row][result.token] - total, abs=1e-12)
-        likeliest = sorted(range(VOCABULARY), key=lambda token: -rows[row][token])[: 3 if row == 0 else 0]
+        likeliest = sorted(range(VOCABULARY), key=lambda token: -rows[row][token])[
+            : 3 if row == 0 else 0
+        ]
         assert [token for token, _, _ in result.logprob.top] == likeliest
         expected = [rows[row][token] - total for token in likeliest]
         assert [value for _, _, value in result.logprob.top] == pytest.approx(expected, abs=1e-12)
@@ -163,7 +193,9 @@ def test_logprobs_are_the_models_own() -> None:
 
 
 def test_a_vocabulary_smaller_than_asked_for_is_all_told() -> None:
-    [report] = token_logprobs(torch.tensor([[1.0, 2.0]]), [1], [Sampling(max_tokens=1, seed=0, logprobs=5)])
+    [report] = token_logprobs(
+        torch.tensor([[1.0, 2.0]]), [1], [Sampling(max_tokens=1, seed=0, logprobs=5)]
+    )
     assert report is not None
     assert [token for token, _, _ in report.top] == [1, 0]
 
@@ -172,7 +204,9 @@ def test_rows_that_can_have_no_token_fail_alone() -> None:
     logits = random_logits(3)
     logits[0, 4] = torch.nan
     bias = ((2, 1.0), (VOCABULARY, 1.0))
-    broken, refused, fine = sample(logits, [sequence(), sequence(logit_bias=bias), sequence()], EOS, "m")
+    broken, refused, fine = sample(
+        logits, [sequence(), sequence(logit_bias=bias), sequence()], EOS, "m"
+    )
     assert isinstance(broken, WorkerFailed)
     assert isinstance(refused, InvalidRequest) and refused.field == "logit_bias"
     assert fine == sample(logits[2:], [sequence()], EOS, "m")[0]
@@ -199,9 +233,18 @@ FIELDS = st.fixed_dictionaries(
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(FIELDS, st.lists(st.integers(0, VOCABULARY - 1), max_size=12)), min_size=1, max_size=5))
-def test_a_row_is_the_same_alone_and_in_company(rows: list[tuple[dict[str, Any], list[int]]]) -> None:
-    """P3, whatever its mates ask for; no end is sampled before its time, and log-probabilities are the same too."""
+@given(
+    st.lists(
+        st.tuples(FIELDS, st.lists(st.integers(0, VOCABULARY - 1), max_size=12)),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_a_row_is_the_same_alone_and_in_company(
+    rows: list[tuple[dict[str, Any], list[int]]],
+) -> None:
+    """P3, whatever its mates ask for; no end is sampled before its time, and log-probabilities are
+    the same too."""
     logits = random_logits(len(rows), seed=2)
     items = [sequence(said, **fields) for fields, said in rows]
     together = sample(logits, items, EOS, "m")

@@ -1,11 +1,19 @@
-"""What a machine offers, read from made-up system files: cores and their threads, caches, quotas, memory."""
+"""What a machine offers, read from made-up system files: cores and their threads, caches, quotas,
+memory."""
 
 from pathlib import Path
 
 import pytest
 
 from worker import cgroup, machine
-from worker.machine import cache_bytes, count_gpus, free_memory_bytes, memory_share, physical_cores, survey
+from worker.machine import (
+    cache_bytes,
+    count_gpus,
+    free_memory_bytes,
+    memory_share,
+    physical_cores,
+    survey,
+)
 
 
 def write(root: Path, **files: str) -> Path:
@@ -17,7 +25,8 @@ def write(root: Path, **files: str) -> Path:
 
 
 def hyperthreaded(root: Path) -> Path:
-    """Four cores of two threads, numbered as Intel does; two last-level caches of 8 MiB for two cores each."""
+    """Four cores of two threads, numbered as Intel does; two last-level caches of 8 MiB for two
+    cores each."""
     for cpu in range(8):
         core, cache = cpu % 4, cpu % 4 // 2
         base = {
@@ -55,12 +64,18 @@ def test_each_last_level_cache_counts_once(tmp_path: Path) -> None:
         ({"cpu.max": "250000 100000"}, "0::/", 2.5),
         ({"cpu.max": "max 100000"}, "0::/", None),
         ({"cpu.max": "max 100000", "pod__cpu.max": "150000 100000"}, "0::/pod/box", 1.5),
-        ({"cpu__cpu.cfs_quota_us": "400000", "cpu__cpu.cfs_period_us": "100000"}, "2:cpu:/elsewhere", 4.0),
+        (
+            {"cpu__cpu.cfs_quota_us": "400000", "cpu__cpu.cfs_period_us": "100000"},
+            "2:cpu:/elsewhere",
+            4.0,
+        ),
         ({"cpu__cpu.cfs_quota_us": "-1", "cpu__cpu.cfs_period_us": "100000"}, "2:cpu:/", None),
         ({"cpu.max": "100000 100000"}, "9:name=systemd:/", None),
     ],
 )
-def test_a_quota_of_processor_time(files: dict[str, str], own: str, expected: float | None, tmp_path: Path) -> None:
+def test_a_quota_of_processor_time(
+    files: dict[str, str], own: str, expected: float | None, tmp_path: Path
+) -> None:
     """Both versions; the tightest group above this process decides."""
     membership = write(tmp_path / "proc", cgroup=own) / "cgroup"
     assert cgroup.cpu_quota(write(tmp_path / "sys", **files), membership) == expected
@@ -69,9 +84,21 @@ def test_a_quota_of_processor_time(files: dict[str, str], own: str, expected: fl
 @pytest.mark.parametrize(
     ("files", "own", "expected"),
     [
-        ({"memory.max": "1000", "memory.current": "700", "memory.stat": "anon 600\ninactive_file 50"}, "0::/", 350),
+        (
+            {
+                "memory.max": "1000",
+                "memory.current": "700",
+                "memory.stat": "anon 600\ninactive_file 50",
+            },
+            "0::/",
+            350,
+        ),
         ({"memory.max": "max", "memory.current": "700"}, "0::/", None),
-        ({"memory__memory.limit_in_bytes": "500", "memory__memory.usage_in_bytes": "900"}, "4:memory:/x", 0),
+        (
+            {"memory__memory.limit_in_bytes": "500", "memory__memory.usage_in_bytes": "900"},
+            "4:memory:/x",
+            0,
+        ),
         ({"memory__memory.limit_in_bytes": "9223372036854771712"}, "4:memory:/", None),
         (
             {
@@ -84,12 +111,16 @@ def test_a_quota_of_processor_time(files: dict[str, str], own: str, expected: fl
         ),
     ],
 )
-def test_a_limit_of_memory(files: dict[str, str], own: str, expected: int | None, tmp_path: Path) -> None:
+def test_a_limit_of_memory(
+    files: dict[str, str], own: str, expected: int | None, tmp_path: Path
+) -> None:
     membership = write(tmp_path / "proc", cgroup=own) / "cgroup"
     assert cgroup.free_memory_bytes(write(tmp_path / "sys", **files), membership) == expected
 
 
-def test_free_memory_is_what_is_available_below_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_is_what_is_available_below_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     meminfo = write(tmp_path, meminfo="MemTotal: 900 kB\nMemAvailable: 300 kB") / "meminfo"
     monkeypatch.setattr(cgroup, "free_memory_bytes", lambda: None)
     assert free_memory_bytes(meminfo) == 300 * 2**10
@@ -109,7 +140,9 @@ def test_a_survey_obeys_affinity_and_quota(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_share_of_memory_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A container's limit outranks the machine."""
     meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal:  1000 kB\nMemFree: 1 kB\nMemAvailable: 250 kB\nHugePages_Total: 0\n")
+    meminfo.write_text(
+        "MemTotal:  1000 kB\nMemFree: 1 kB\nMemAvailable: 250 kB\nHugePages_Total: 0\n"
+    )
     monkeypatch.setattr(cgroup, "memory_share", lambda: None)
     assert memory_share(meminfo) == 0.75
     assert memory_share(tmp_path / "missing") == 0.0
@@ -120,12 +153,15 @@ def test_the_share_of_memory_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_no_gpu_is_counted_where_no_driver_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.sys, "platform", "linux")
     monkeypatch.setattr(machine, "_GPU_NODES", ())
-    monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: pytest.fail("asked torch for nothing"))
+    monkeypatch.setattr(
+        machine.subprocess, "run", lambda *_, **__: pytest.fail("asked torch for nothing")
+    )
     assert count_gpus() == 0
 
 
 def test_gpus_are_counted_by_torch_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A driver that torch cannot use (a CPU build) is no GPU: the question itself runs, and its answer counts."""
+    """A driver that torch cannot use (a CPU build) is no GPU: the question itself runs, and its
+    answer counts."""
     monkeypatch.setattr(machine, "_GPU_NODES", (str(tmp_path),))
     import torch
 

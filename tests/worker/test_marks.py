@@ -1,6 +1,8 @@
-"""Marks that a tokenizer adds are no text: scores, prompts and rolling texts for tokenizers of every kind.
+"""Marks that a tokenizer adds are no text: scores, prompts and rolling texts for tokenizers of
+every kind.
 
-The rule is lm-evaluation-harness's, written out here; the numbers are those of the network's own forward.
+The rule is lm-evaluation-harness's, written out here; the numbers are those of the network's own
+forward.
 """
 
 import math
@@ -11,10 +13,28 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from shared.errors import InvalidRequest
-from shared.messages import Chat, Detokenize, Embed, Generate, Read, Sampling, Score, Task, Tokenize, Tokenized, Turn
+from shared.messages import (
+    Chat,
+    Detokenize,
+    Embed,
+    Generate,
+    Read,
+    Sampling,
+    Score,
+    Task,
+    Tokenize,
+    Tokenized,
+    Turn,
+)
 from shared.vectors import unpack
 from tests.worker.stepping import embed_all, end_of, run, score_all
 from tests.worker.tiny_causal import greedy, log_likelihood
@@ -42,7 +62,9 @@ def plain(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def split(tokenizer: PreTrainedTokenizerFast, marks: str, context: str, tail: str) -> tuple[list[int], list[int]]:
+def split(
+    tokenizer: PreTrainedTokenizerFast, marks: str, context: str, tail: str
+) -> tuple[list[int], list[int]]:
     """The ids of a context and of what follows it, as lm-evaluation-harness cuts them."""
     start, _ = own_marks(marks)
     bare = context.rstrip()
@@ -64,11 +86,17 @@ def test_a_continuation_is_what_follows_the_contexts_ids(kind: str, marks: str) 
             context_ids, tail_ids = split(tokenizer, marks, context, tail)
             encoded = language.encode(Score(context, (tail,)), 96)
             assert encoded.prompt_ids == tuple(context_ids or [0])
-            assert encoded.continuations[0] == tuple(tail_ids or plain(tokenizer, tail)), (context, tail)
+            assert encoded.continuations[0] == tuple(tail_ids or plain(tokenizer, tail)), (
+                context,
+                tail,
+            )
     empty = language.encode(Score("", (CONTEXT,)), 96)
     assert (empty.prompt_ids, empty.continuations) == ((0,), (tuple(plain(tokenizer, CONTEXT)),))
     rolling = language.encode(Score("", (CONTEXT,), rolling=True), 96)
-    assert (rolling.prompt_ids, rolling.continuations) == ((0,), (tuple(plain(tokenizer, CONTEXT)),))
+    assert (rolling.prompt_ids, rolling.continuations) == (
+        (0,),
+        (tuple(plain(tokenizer, CONTEXT)),),
+    )
     opened = tuple(start + plain(tokenizer, CONTEXT))
     assert language.encode(Generate(CONTEXT, ONCE), 96).prompt_ids == opened
     reading = language.encode(Read(CONTEXT), 96)
@@ -83,7 +111,9 @@ def test_a_context_without_tokens_takes_nothing_from_what_follows(marks: str) ->
     """Characters that the tokenizer's normalizer leaves out."""
     tokenizer = tokenizer_of("word_piece", marks)
     tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer()
-    language = CausalLanguage(Vocabulary(tokenizer, SIZE, ChatTemplate(tokenizer)), start_ids(tokenizer), frozenset())
+    language = CausalLanguage(
+        Vocabulary(tokenizer, SIZE, ChatTemplate(tokenizer)), start_ids(tokenizer), frozenset()
+    )
     for context in ("\x01", "\u200b "):
         assert plain(tokenizer, context) == []
         encoded = language.encode(Score(context, ("paris play",)), 96)
@@ -95,11 +125,17 @@ def test_a_context_without_tokens_takes_nothing_from_what_follows(marks: str) ->
 @pytest.mark.parametrize("marks", MARKS)
 def test_start_marks_of_tokenizers_that_know_little(words: list[str], marks: str) -> None:
     """None of the usual texts, perhaps, and what they do not know they may write as a mark."""
-    bare = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<s>"))
+    bare = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<s>")
+    )
     bare.pre_tokenizer = pre_tokenizers.Whitespace()
     ids: list[Any] = [("<s>", 0), ("</s>", 1)]
-    bare.post_processor = processors.TemplateProcessing(single=MARKS[marks], pair=None, special_tokens=ids)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bare, bos_token="<s>", eos_token="</s>", unk_token="<s>")
+    bare.post_processor = processors.TemplateProcessing(
+        single=MARKS[marks], pair=None, special_tokens=ids
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bare, bos_token="<s>", eos_token="</s>", unk_token="<s>"
+    )
     vocabulary = Vocabulary(tokenizer, 3, ChatTemplate(tokenizer))
     start, _ = own_marks(marks)
     assert vocabulary.open_ids(words[2], "prompt") == (*start, 2)
@@ -121,8 +157,17 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LlamaForCausa
     return path, model
 
 
-@pytest.fixture(params=[("word_piece", "both"), ("metaspace", "end"), ("byte_level", "start"), ("llama", "none")])
-def served(request: pytest.FixtureRequest, llama: tuple[Path, LlamaForCausalLM], tmp_path: Path) -> Model:
+@pytest.fixture(
+    params=[
+        ("word_piece", "both"),
+        ("metaspace", "end"),
+        ("byte_level", "start"),
+        ("llama", "none"),
+    ]
+)
+def served(
+    request: pytest.FixtureRequest, llama: tuple[Path, LlamaForCausalLM], tmp_path: Path
+) -> Model:
     tokenizer = tokenizer_of(*request.param)
     tokenizer.save_pretrained(tmp_path)
     options = RunnerOptions(str(llama[0]), tokenizer_path=str(tmp_path), max_batch=4, page_size=4)
@@ -163,13 +208,19 @@ def test_vectors_see_all_marks(served: Model) -> None:
     runner, model, tokenizer = served
     [vector] = embed_all(runner, [Embed(CONTEXT, normalize=False)])
     with torch.no_grad():
-        states = model.model(torch.tensor([tokenizer(CONTEXT)["input_ids"]])).last_hidden_state[0].mean(0)
+        states = (
+            model.model(torch.tensor([tokenizer(CONTEXT)["input_ids"]]))
+            .last_hidden_state[0]
+            .mean(0)
+        )
     assert torch.tensor(unpack(vector)) == pytest.approx(states, rel=1e-4, abs=1e-5)
 
 
 @pytest.fixture(scope="module", params=["causal", "encoder"])
 def narrow(
-    request: pytest.FixtureRequest, llama: tuple[Path, LlamaForCausalLM], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    llama: tuple[Path, LlamaForCausalLM],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Runner:
     """A model whose tokenizer has a token that its network does not know."""
     path = tmp_path_factory.mktemp("narrow")
@@ -177,7 +228,9 @@ def narrow(
     tokenizer.add_tokens([f"<extra_{number}>" for number in range(SIZE)])
     tokenizer.save_pretrained(path)
     if request.param == "causal":
-        return load_runner("causal", RunnerOptions(str(llama[0]), tokenizer_path=str(path), max_batch=4))
+        return load_runner(
+            "causal", RunnerOptions(str(llama[0]), tokenizer_path=str(path), max_batch=4)
+        )
     config = BertConfig(
         vocab_size=SIZE, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=64,
@@ -215,6 +268,8 @@ def test_an_id_that_the_network_does_not_know_is_named_with_its_field(narrow: Ru
             narrow.encode(task)
         assert caught.value.field == field
         expected = f"{field}: token ids from 0 to {SIZE - 1} are expected, got "
-        token = re.fullmatch(rf"{expected}(\d+)( for '<extra_{SIZE - 1}>')?\.", caught.value.message)
+        token = re.fullmatch(
+            rf"{expected}(\d+)( for '<extra_{SIZE - 1}>')?\.", caught.value.message
+        )
         assert token is not None, caught.value.message
         assert int(token[1]) >= SIZE and (int(token[1]) == SIZE) == (token[2] is None)

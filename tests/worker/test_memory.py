@@ -33,25 +33,41 @@ def test_on_the_cpu_keys_and_values_have_a_fixed_budget() -> None:
     assert memory.kv_memory(capped, CPU).num_bytes == 7
 
 
-def test_on_a_gpu_they_get_a_share_of_what_is_free_below_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_they_get_a_share_of_what_is_free_below_the_cap(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     gpu(monkeypatch, free=10 * GIB, used=5 * GIB)
     assert memory.kv_memory(options(kv_fraction=0.5), CUDA).num_bytes == 5 * GIB
-    assert memory.kv_memory(options(kv_fraction=0.5, max_device_bytes=9 * GIB), CUDA).num_bytes == 2 * GIB
+    assert (
+        memory.kv_memory(options(kv_fraction=0.5, max_device_bytes=9 * GIB), CUDA).num_bytes
+        == 2 * GIB
+    )
     assert memory.kv_memory(options(kv_fraction=0.5, max_device_bytes=3 * GIB), CUDA).num_bytes == 0
     assert memory.kv_memory(options(kv_bytes=GIB), CUDA).num_bytes == GIB
-    assert memory.kv_memory(options(kv_bytes=GIB, max_device_bytes=5 * GIB + 9), CUDA).num_bytes == 9
+    assert (
+        memory.kv_memory(options(kv_bytes=GIB, max_device_bytes=5 * GIB + 9), CUDA).num_bytes == 9
+    )
 
 
-def test_a_window_that_does_not_fit_behind_the_weights_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_window_that_does_not_fit_behind_the_weights_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """D8: weights and one context window, with what to do about it."""
     net: Any = SimpleNamespace(kv_shape=KVShape(4, 2, 64), dtype=torch.float32, device=CUDA)
     gpu(monkeypatch, free=10 * GIB, used=GIB)
     window, cost = 512, 512 * 4 * 2 * 64 * 2 * 4
-    assert _num_pages(net, window, options(kv_fraction=1.0, max_device_bytes=GIB + cost)) == window // 16
-    with pytest.raises(ModelFormatError, match=r"max_gpu_memory_gb allows 1\. .*bfloat16.*context window"):
+    assert (
+        _num_pages(net, window, options(kv_fraction=1.0, max_device_bytes=GIB + cost))
+        == window // 16
+    )
+    with pytest.raises(
+        ModelFormatError, match=r"max_gpu_memory_gb allows 1\. .*bfloat16.*context window"
+    ):
         _num_pages(net, window, options(kv_fraction=1.0, max_device_bytes=GIB + cost - 1))
     gpu(monkeypatch, free=cost - 1)
-    with pytest.raises(ModelFormatError, match=r"free memory of cuda:0 allows 1\. .*bfloat16.*context window"):
+    with pytest.raises(
+        ModelFormatError, match=r"free memory of cuda:0 allows 1\. .*bfloat16.*context window"
+    ):
         _num_pages(net, window, options(kv_fraction=1.0))
 
 
@@ -66,14 +82,20 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return Settings(models=(ModelEntry(id="tiny", path=str(tmp_path)),))
 
 
-@pytest.mark.parametrize(("dtype", "better"), [("float32", "in bfloat16"), ("auto", "smaller model")])
-def test_weights_over_the_cap_are_refused_before_they_are_loaded(settings: Settings, dtype: str, better: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "better"), [("float32", "in bfloat16"), ("auto", "smaller model")]
+)
+def test_weights_over_the_cap_are_refused_before_they_are_loaded(
+    settings: Settings, dtype: str, better: str
+) -> None:
     capped = settings.model_copy(update={"max_gpu_memory_gb": 1e-6, "dtype": dtype})
     with pytest.raises(SettingsError, match=f"model 'tiny': .*max_gpu_memory_gb allows .*{better}"):
         loading.load_models(capped)
 
 
-def test_weights_over_what_is_free_are_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_over_what_is_free_are_refused(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gpu(monkeypatch, free=1000)
     with pytest.raises(SettingsError, match="the free memory of cuda:0 allows"):
         loading.load_models(settings)
@@ -96,14 +118,25 @@ def placed(settings: Settings, **values: Any) -> RunnerOptions:
 def test_settings_become_a_budget(settings: Settings) -> None:
     """On cuda a share of 0.9, parted by the models; memory given in MiB is taken as given."""
     found = placed(settings)
-    assert (found.device, found.dtype, found.kv_fraction, found.max_device_bytes) == ("cuda:0", "bfloat16", 0.9, None)
+    assert (found.device, found.dtype, found.kv_fraction, found.max_device_bytes) == (
+        "cuda:0",
+        "bfloat16",
+        0.9,
+        None,
+    )
     two = (*settings.models, ModelEntry(id="b", path="x"))
     assert placed(settings, models=two, kv_memory_fraction=0.5).kv_fraction == 0.25
     given = placed(settings, kv_memory_mib=64, max_gpu_memory_gb=1.5)
-    assert (given.kv_fraction, given.kv_bytes, given.max_device_bytes) == (None, 64 * MIB, 1536 * MIB)
+    assert (given.kv_fraction, given.kv_bytes, given.max_device_bytes) == (
+        None,
+        64 * MIB,
+        1536 * MIB,
+    )
 
 
-def test_a_share_is_refused_where_it_means_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_share_is_refused_where_it_means_nothing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(SettingsError, match=r"kv_memory_fraction: .*kv_memory_mib is 64"):
         placed(settings, kv_memory_fraction=0.5, kv_memory_mib=64)
     monkeypatch.setattr(device, "select_device", lambda prefer: CPU)

@@ -1,4 +1,5 @@
-"""What a worker tells at its own port and in presence, and what it does when it hangs or memory is short."""
+"""What a worker tells at its own port and in presence, and what it does when it hangs or memory is
+short."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -43,19 +44,27 @@ async def port_of(worker: WorkerService) -> AsyncIterator[httpx.AsyncClient]:
 
 async def samples(client: httpx.AsyncClient) -> dict[str, float]:
     lines = (await client.get("/metrics")).text.splitlines()
-    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+    return {
+        line.rpartition(" ")[0]: float(line.rpartition(" ")[2])
+        for line in lines
+        if not line.startswith("#")
+    }
 
 
 async def statuses(client: httpx.AsyncClient) -> list[int]:
     return [(await client.get(path)).status_code for path in ("/healthz", "/readyz")]
 
 
-async def record_of(redis: Redis, worker: WorkerService, holds: Callable[[WorkerInfo], bool]) -> WorkerInfo:
+async def record_of(
+    redis: Redis, worker: WorkerService, holds: Callable[[WorkerInfo], bool]
+) -> WorkerInfo:
     """The worker's record in presence once that holds of it."""
     found: list[WorkerInfo] = []
 
     async def is_there() -> bool:
-        found[:] = [info for info in (await Presence(redis).fleet()).workers if info.id == worker.worker_id]
+        found[:] = [
+            info for info in (await Presence(redis).fleet()).workers if info.id == worker.worker_id
+        ]
         return bool(found) and holds(found[0])
 
     await until(is_there, "the worker says so")
@@ -74,7 +83,9 @@ async def test_what_is_done_is_told(redis: Redis) -> None:
             for job in jobs:
                 assert isinstance(await end_of(redis, job), Done)
             found = await samples(client)
-            told = await record_of(redis, worker, lambda info: any(load.tokens == 60 for load in info.loads))
+            told = await record_of(
+                redis, worker, lambda info: any(load.tokens == 60 for load in info.loads)
+            )
     assert found['aios_worker_tokens_total{model="m"}'] == 60
     assert found['aios_worker_prompt_tokens_total{model="m"}'] == 6
     assert found['aios_worker_batch_rows_sum{model="m"}'] == 60
@@ -88,7 +99,9 @@ async def test_what_is_done_is_told(redis: Redis) -> None:
     assert told.loads[0].step_s > 0 and told.uptime_s > 0 and told.memory_bytes > 0
 
 
-async def test_the_rate_of_work_is_measured_in_what_waiting_work_is_counted_in(redis: Redis) -> None:
+async def test_the_rate_of_work_is_measured_in_what_waiting_work_is_counted_in(
+    redis: Redis,
+) -> None:
     """Whatever is said of it in the end: expected cost for a second of stepping."""
     runner = Slow(RunnerOptions("echo", max_batch=1))
     runner.stepping_s = 0.02
@@ -134,7 +147,8 @@ async def test_convictions_are_counted(redis: Redis) -> None:
 
 
 async def test_a_worker_that_hangs_is_not_alive(redis: Redis) -> None:
-    """Liveness is progress: 503 while a step hangs for longer than a lease, 200 again when it gets on."""
+    """Liveness is progress: 503 while a step hangs for longer than a lease, 200 again when it gets
+    on."""
     hung, worker = Gated(RunnerOptions("echo", max_batch=4)), service(redis)
     async with port_of(worker) as client, serving(worker, hung):
         await Desk(redis).submit(long_task(3))
@@ -151,7 +165,8 @@ async def test_a_worker_that_hangs_is_not_alive(redis: Redis) -> None:
 
 
 async def test_a_worker_without_memory_takes_nothing_until_there_is_room(redis: Redis) -> None:
-    """What it has in hand goes on. It says so in presence and in its state; other workers take the work."""
+    """What it has in hand goes on. It says so in presence and in its state; other workers take the
+    work."""
     in_use, desk = [0.5], Desk(redis)
     worker = WorkerService(
         Broker(redis),
@@ -169,7 +184,10 @@ async def test_a_worker_without_memory_takes_nothing_until_there_is_room(redis: 
         assert isinstance(await end_of(redis, first), Done)
         [second] = await desk.submit(long_task(3))
         found = await samples(client)
-        assert (found['aios_worker_state{state="full"}'], found["aios_worker_memory_share"]) == (1, 0.95)
+        assert (found['aios_worker_state{state="full"}'], found["aios_worker_memory_share"]) == (
+            1,
+            0.95,
+        )
         assert await statuses(client) == [200, 200]
         await asyncio.sleep(2 * LEASE_S)  # time in which it would have taken it
         assert await desk.counts() == (1, 0)

@@ -1,4 +1,5 @@
-"""Too little memory for a step: smaller steps, the same answers, and a clear end for what cannot be made smaller."""
+"""Too little memory for a step: smaller steps, the same answers, and a clear end for what cannot be
+made smaller."""
 
 import json
 import os
@@ -43,7 +44,9 @@ class Cramped(Ghost):
         self.asked: list[int] = []
 
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
-        self.asked.append(sum(part.num_tokens + sum(map(len, part.continuations)) for part in slices))
+        self.asked.append(
+            sum(part.num_tokens + sum(map(len, part.continuations)) for part in slices)
+        )
         if self.asked[-1] > self.room:
             raise OutOfMemory("room for no more")
         return super().step(slices)
@@ -73,9 +76,12 @@ def ends(said: list[Emission]) -> dict[str, Done | Failed]:
 
 @pytest.mark.parametrize("room", [1, 3, 10, 40])
 def test_smaller_steps_give_the_same_answers(room: int) -> None:
-    """Batches are halved, then prompts are cut, down to one token: everybody is answered, and rightly."""
+    """Batches are halved, then prompts are cut, down to one token: everybody is answered, and
+    rightly."""
     ghost = Cramped(room, num_pages=200, max_batch=6, step_tokens=64)
-    prompts = {str(number): tuple(range(number + 1, number + 12 + 7 * number)) for number in range(5)}
+    prompts = {
+        str(number): tuple(range(number + 1, number + 12 + 7 * number)) for number in range(5)
+    }
     said = finish(ghost, [generate(key, prompt, 6) for key, prompt in prompts.items()])
     assert any(size > room for size in ghost.asked)
     for key, prompt in prompts.items():
@@ -86,15 +92,20 @@ def test_smaller_steps_give_the_same_answers(room: int) -> None:
 def test_continuations_are_scored_in_smaller_groups() -> None:
     ghost = Cramped(6, num_pages=100, step_tokens=64)
     continuations = tuple((number, number + 1) for number in range(1, 12))
-    said = finish(ghost, [SequenceWork("a", Encoded((1, 2, 3, 4, 5), continuations=continuations), None)])
+    said = finish(
+        ghost, [SequenceWork("a", Encoded((1, 2, 3, 4, 5), continuations=continuations), None)]
+    )
     done = ends(said)["a"]
     assert isinstance(done, Done)
     scores = end_of(done, Scored).scores
-    assert [item.log_likelihood for item in scores] == [score((1, 2, 3, 4, 5), tail) for tail in continuations]
+    assert [item.log_likelihood for item in scores] == [
+        score((1, 2, 3, 4, 5), tail) for tail in continuations
+    ]
 
 
 def test_what_cannot_be_made_smaller_fails_alone_and_the_engine_lives() -> None:
-    """A prefix-LM's prompt is computed at once or not at all; the batch mates of one that does not fit go on."""
+    """A prefix-LM's prompt is computed at once or not at all; the batch mates of one that does not
+    fit go on."""
     ghost = Cramped(20, num_pages=100, step_tokens=64, is_prefix_lm=True, reuse="prompt")
     works = [generate("a", (1,) * 9, 5), generate("big", (2,) * 21, 5), generate("b", (3,) * 20, 5)]
     said = finish(ghost, works)
@@ -116,7 +127,8 @@ def test_a_replayed_answer_may_be_cut_where_its_prompt_may_not() -> None:
 
 
 def test_steps_stay_small_for_a_while_and_grow_again() -> None:
-    """After the first refusal prompts come in parts that fit, so that not every step must fail first."""
+    """After the first refusal prompts come in parts that fit, so that not every step must fail
+    first."""
     ghost = Cramped(20, num_pages=900, max_batch=2, step_tokens=64, reuse="none")
     finish(ghost, [generate("a", (1,) * 600, 2), generate("b", (2,) * 600, 150)])
     refused = [number for number, size in enumerate(ghost.asked) if size > 20]
@@ -145,9 +157,17 @@ def test_steps_stay_small_for_a_while_and_grow_again() -> None:
 def test_any_load_on_any_memory_ends_well(
     loads: list[Load], reuse: Reuse, is_prefix_lm: bool, room: int, num_pages: int
 ) -> None:
-    """Shared, forked, preempted, cut and halved: nobody reads a wrong place, every page comes back."""
+    """Shared, forked, preempted, cut and halved: nobody reads a wrong place, every page comes
+    back."""
     reuse = "prompt" if is_prefix_lm and reuse == "prefix" else reuse
-    ghost = Cramped(room, num_pages=num_pages, max_batch=4, step_tokens=64, reuse=reuse, is_prefix_lm=is_prefix_lm)
+    ghost = Cramped(
+        room,
+        num_pages=num_pages,
+        max_batch=4,
+        step_tokens=64,
+        reuse=reuse,
+        is_prefix_lm=is_prefix_lm,
+    )
     said: list[Emission] = []
     engine = Engine(ghost, said.extend)
     for number, load in enumerate(loads):
@@ -175,10 +195,14 @@ def real_refusal() -> Tensor:
 def test_a_real_allocators_refusal_makes_smaller_steps(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole way: torch's own error in the middle of a forward, and answers as if there had been none."""
+    """The whole way: torch's own error in the middle of a forward, and answers as if there had been
+    none."""
     options = RunnerOptions(str(write_model(kind, tmp_path / "m")), max_batch=4, page_size=4)
     prompts = [tuple(range(20 + number, 38 + 2 * number)) for number in range(4)]
-    tasks = [Generate(prompt, Sampling(6, seed=0, temperature=0.0, ignore_eos=True)) for prompt in prompts]
+    tasks = [
+        Generate(prompt, Sampling(6, seed=0, temperature=0.0, ignore_eos=True))
+        for prompt in prompts
+    ]
     expected = generate_all(load_runner("auto", options), tasks)
     runner = load_runner("auto", options)
     assert isinstance(runner, PagedRunner)
@@ -209,10 +233,23 @@ class Step:
     ("error", "told"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 5 bytes."), True),
-        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 5 bytes."), True),
+        (
+            RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 5 bytes."
+            ),
+            True,
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 5 bytes."),
+            True,
+        ),
         (RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (
+            RuntimeError(
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+            ),
+            True,
+        ),
         (MemoryError(), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)"), False),
     ],
@@ -222,15 +259,22 @@ def test_only_a_lack_of_memory_is_told_as_one(error: Exception, told: bool) -> N
         Step(error).step([])
     assert isinstance(raised.value, OutOfMemory) == told
     if told:
-        assert raised.value.__context__ is None, "the error would keep alive what the step had allocated"
+        assert raised.value.__context__ is None, (
+            "the error would keep alive what the step had allocated"
+        )
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits its address space, and reads how much it has from /proc")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="limits its address space, and reads how much it has from /proc"
+)
 def test_a_process_without_memory_goes_on(tmp_path: Path) -> None:
-    """No fake: a process that may not grow by what a prompt needs answers all the same, in parts."""
+    """No fake: a process that may not grow by what a prompt needs answers all the same, in
+    parts."""
     command = [sys.executable, "-m", "tests.worker.cramped_process", str(tmp_path), "24"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=environment)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=True, env=environment
+    )
     told = json.loads(done.stdout)
     assert told["same"] is True
     assert told["refusals"], "nothing was refused, so this proved nothing"

@@ -1,4 +1,5 @@
-"""How often a job's log is appended to: each step where somebody follows, in larger pieces where nobody does."""
+"""How often a job's log is appended to: each step where somebody follows, in larger pieces where
+nobody does."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -50,7 +51,8 @@ def say(outbox: Outbox, claim: Claim, *ids: int, choice: int = 0) -> None:
 
 @pytest.mark.parametrize("is_streamed", [True, False])
 async def test_tokens_are_gathered_where_nobody_follows(redis: Redis, is_streamed: bool) -> None:
-    """100 tokens: an event each, or three of 32 and the last four with the end; `Started` goes at once in both."""
+    """100 tokens: an event each, or three of 32 and the last four with the end; `Started` goes at
+    once in both."""
     desk = Desk(redis)
     claim = await claim_of(desk, is_streamed=is_streamed)
     async with outbox_of(desk) as (ledger, outbox):
@@ -60,7 +62,9 @@ async def test_tokens_are_gathered_where_nobody_follows(redis: Redis, is_streame
         for number in range(100):
             say(outbox, claim, number)
             if is_streamed or number % GATHERED_TOKENS == GATHERED_TOKENS - 1:
-                await events_when(desk, claim.job, 2 + (number if is_streamed else number // GATHERED_TOKENS))
+                await events_when(
+                    desk, claim.job, 2 + (number if is_streamed else number // GATHERED_TOKENS)
+                )
         outbox.put([Emission(claim.key, ended=Done("length", 1, 100))])
         events = await events_when(desk, claim.job, 102 if is_streamed else 6)
     tokens = [event for event in events if isinstance(event, Tokens)]
@@ -92,7 +96,9 @@ async def test_the_choices_of_a_job_are_gathered_apart(redis: Redis) -> None:
         for number in range(GATHERED_TOKENS):
             say(outbox, claim, number, choice=number % 4)
         events = await events_when(desk, claim.job, 4)
-    expected: Sequence[Event] = [Tokens(tuple(range(choice, 32, 4)), "x" * 8, choice) for choice in range(4)]
+    expected: Sequence[Event] = [
+        Tokens(tuple(range(choice, 32, 4)), "x" * 8, choice) for choice in range(4)
+    ]
     assert events == expected
 
 
@@ -112,7 +118,9 @@ async def test_a_worker_appends_a_job_that_nobody_follows_a_few_times(redis: Red
     runner.stepping_s = 0.001
     task = Generate("abc", Sampling(96, 0))
     async with serving(service(redis, lease_s=30), runner):
-        jobs = [(await desk.submit(task, is_streamed=is_streamed))[0] for is_streamed in (True, False)]
+        jobs = [
+            (await desk.submit(task, is_streamed=is_streamed))[0] for is_streamed in (True, False)
+        ]
         for job in jobs:
             assert isinstance(await end_of(redis, job), Done)
     streamed, quiet = [await redis.xlen(f"aios:{{00}}:log:{job.id}") for job in jobs]

@@ -1,4 +1,5 @@
-"""What does not fit the context window, or is no token of the vocabulary: the worker's half of X3 and X20."""
+"""What does not fit the context window, or is no token of the vocabulary: the worker's half of X3
+and X20."""
 
 import re
 
@@ -16,7 +17,13 @@ WINDOW, VOCABULARY = 16, 1000
 
 
 def encode(
-    size: int, asked: int, overflow: Overflow, *, most: int | None = None, head: int = 0, **sampling: object
+    size: int,
+    asked: int,
+    overflow: Overflow,
+    *,
+    most: int | None = None,
+    head: int = 0,
+    **sampling: object,
 ) -> Encoded:
     task = Generate("", Sampling(asked, 0, **sampling), overflow=overflow, max_prompt_tokens=most)  # type: ignore[arg-type]
     return encode_generate(tuple(range(size)), task, WINDOW, vocab_size=VOCABULARY, head=head)
@@ -33,7 +40,8 @@ def encode(
 def test_what_is_accepted_fits_and_keeps_the_end_of_the_prompt(
     size: int, asked: int, overflow: Overflow, most: int | None, head: int
 ) -> None:
-    """Whatever the rule: prompt and answer fit; head and tail of the prompt stay; every cut token is counted."""
+    """Whatever the rule: prompt and answer fit; head and tail of the prompt stay; every cut token
+    is counted."""
     head = min(head, size - 1)
     kept = size if most is None else min(size, max(most, head + 1))
     try:
@@ -65,7 +73,9 @@ def test_what_is_accepted_fits_and_keeps_the_end_of_the_prompt(
         (40, 9, "clamp", "prompt", [16, 41, 40, 1]),
     ],
 )
-def test_a_refusal_names_all_numbers(size: int, asked: int, overflow: Overflow, field: str, numbers: list[int]) -> None:
+def test_a_refusal_names_all_numbers(
+    size: int, asked: int, overflow: Overflow, field: str, numbers: list[int]
+) -> None:
     with pytest.raises(ContextExceeded, match="maximum context length") as refused:
         encode(size, asked, overflow)
     assert (refused.value.status, refused.value.code) == (400, "context_length_exceeded")
@@ -100,7 +110,9 @@ def test_ids_that_are_no_tokens_are_refused_by_name(token: int) -> None:
         ((-1,), ("ok",), "prompts"),
     ],
 )
-def test_what_cannot_be_scored_is_refused_by_name(context: Text, continuations: tuple[Text, ...], field: str) -> None:
+def test_what_cannot_be_scored_is_refused_by_name(
+    context: Text, continuations: tuple[Text, ...], field: str
+) -> None:
     runner = Echo(RunnerOptions("echo", context_window=64))
     with pytest.raises(InvalidRequest) as refused:
         runner.encode(Score(context, continuations))

@@ -1,4 +1,5 @@
-"""Our kernel over pages against the naive one. Without a CUDA device it is interpreted (conftest.py)."""
+"""Our kernel over pages against the naive one. Without a CUDA device it is interpreted
+(conftest.py)."""
 
 import pytest
 import torch
@@ -16,20 +17,34 @@ PLACE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(2, 2, 64), (4, 2, 24), (3, 1, 128)])
 @pytest.mark.parametrize("page_size", [16, 256])
 def test_it_computes_what_the_naive_kernel_does(
-    monkeypatch: pytest.MonkeyPatch, window: int | None, heads: int, kv_heads: int, head_dim: int, page_size: int
+    monkeypatch: pytest.MonkeyPatch,
+    window: int | None,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    page_size: int,
 ) -> None:
-    """Rows of one token, of a few, and of more than one program takes; pages shuffled; strided queries."""
+    """Rows of one token, of a few, and of more than one program takes; pages shuffled; strided
+    queries."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn_out", naive_varlen_attn_out)
     torch.manual_seed(0)
     lengths, counts = [130, 1, 67, 90, 33], [1, 1, 5, 80, 33]
     per_row = -(-max(lengths) // page_size)
-    store = KVStore(KVShape(1, kv_heads, head_dim), 5 * per_row + 2, page_size, torch.float16, PLACE)
+    store = KVStore(
+        KVShape(1, kv_heads, head_dim), 5 * per_row + 2, page_size, torch.float16, PLACE
+    )
     for pool in store.pool(0):
         pool.normal_()
     table = torch.randperm(5 * per_row + 2)[: 5 * per_row].view(5, per_row).tolist()
     query = torch.randn(sum(counts), 3, heads, head_dim, dtype=torch.float16, device=PLACE)[:, 1]
     ours, theirs = (
-        kernel(paged_span(0, counts, lengths, table, page_size, kernel, PLACE), *store.pool(0), query, 0.2, window)
+        kernel(
+            paged_span(0, counts, lengths, table, page_size, kernel, PLACE),
+            *store.pool(0),
+            query,
+            0.2,
+            window,
+        )
         for kernel in (flash.in_triton, flash.varlen)
     )
     torch.testing.assert_close(ours, theirs, atol=4e-3, rtol=4e-3)
@@ -41,11 +56,17 @@ def test_its_rows_do_not_depend_on_each_other() -> None:
     store = KVStore(KVShape(1, 2, 64), 12, 16, torch.float16, PLACE)
     for pool in store.pool(0):
         pool.normal_()
-    query, table = torch.randn(3, 2, 64, dtype=torch.float16, device=PLACE), [[3, 11, 0], [5, 0, 0], [1, 2, 4]]
+    query, table = (
+        torch.randn(3, 2, 64, dtype=torch.float16, device=PLACE),
+        [[3, 11, 0], [5, 0, 0], [1, 2, 4]],
+    )
     together = paged_span(0, [1, 1, 1], [40, 3, 48], table, 16, flash.in_triton, PLACE)
     alone = paged_span(0, [1], [40], table[:1], 16, flash.in_triton, PLACE)
     pools = store.pool(0)
-    both = flash.in_triton(together, *pools, query, 0.2, None)[:1], flash.in_triton(alone, *pools, query[:1], 0.2, None)
+    both = (
+        flash.in_triton(together, *pools, query, 0.2, None)[:1],
+        flash.in_triton(alone, *pools, query[:1], 0.2, None),
+    )
     assert torch.equal(*both)
 
 

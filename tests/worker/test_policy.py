@@ -22,9 +22,13 @@ def utf8(ids: "list[int] | tuple[int, ...]") -> str:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.text("aжñ😀 <|", max_size=30), st.lists(st.text("aж😀 <|", min_size=1, max_size=4), max_size=3))
+@given(
+    st.text("aжñ😀 <|", max_size=30),
+    st.lists(st.text("aж😀 <|", min_size=1, max_size=4), max_size=3),
+)
 def test_streamed_text_is_the_whole_text_cut_at_the_first_stop(text: str, stop: list[str]) -> None:
-    """B65, T10: byte tokens, so that characters and stop strings cross token boundaries; no half character ever."""
+    """B65, T10: byte tokens, so that characters and stop strings cross token boundaries; no half
+    character ever."""
     stream, said = TextStream(lambda ids: utf8(list(ids)), tuple(stop)), []
     for byte in text.encode():
         said.append(stream.push(byte))
@@ -40,7 +44,9 @@ def test_streamed_text_is_the_whole_text_cut_at_the_first_stop(text: str, stop: 
 def test_the_cut_does_not_depend_on_token_boundaries() -> None:
     """`<` is complete before `a<<` is, whether they come in one token or in three."""
     for tokens in (["a<<"], ["a", "<", "<"], ["a<", "<"]):
-        stream = TextStream(lambda ids, tokens=tokens: "".join(tokens[i] for i in ids), ("<", "a<<"))  # type: ignore[misc]
+        stream = TextStream(
+            lambda ids, tokens=tokens: "".join(tokens[i] for i in ids), ("<", "a<<")
+        )  # type: ignore[misc]
         assert "".join(stream.push(i) for i in range(len(tokens))) == "a"
 
 
@@ -61,7 +67,8 @@ def test_after_a_stop_string_nothing_comes() -> None:
 
 
 def test_a_stop_string_that_came_too_early_is_text_and_stays_that() -> None:
-    """The first "ab" is complete before it may stop, inside what is held back for another one; the second one stops."""
+    """The first "ab" is complete before it may stop, inside what is held back for another one; the
+    second one stops."""
     stream = TextStream(lambda ids: utf8(list(ids)), ("ab", "xabyz"))
     said = [stream.push(byte, may_stop=place > 2) for place, byte in enumerate(b"xabq ab")]
     assert said == ["", "", "", "xabq", " ", "", ""]
@@ -106,7 +113,8 @@ def ended(emissions: list[Emission]) -> dict[str, Done | Failed]:
 
 
 def test_finish_reasons_and_counts() -> None:
-    """A45, A46, T10: stop string, end token and cap, each with its reason and exact token counts."""
+    """A45, A46, T10: stop string, end token and cap, each with its reason and exact token
+    counts."""
     tasks = [
         Generate("abc", Sampling(max_tokens=7, seed=0)),
         Generate("say eos", Sampling(max_tokens=60, seed=0)),
@@ -115,7 +123,11 @@ def test_finish_reasons_and_counts() -> None:
     emissions = run(echo(), tasks, [[], [], []])
     texts = ["".join(item.text for item in emissions if item.key == str(i)) for i in range(3)]
     assert texts == ["abcabca", "say eos", "ab"]
-    assert ended(emissions) == {"0": Done("length", 3, 7), "1": Done("stop", 7, 8), "2": Done("stop", 4, 4)}
+    assert ended(emissions) == {
+        "0": Done("length", 3, 7),
+        "1": Done("stop", 7, 8),
+        "2": Done("stop", 4, 4),
+    }
 
 
 def test_a_failing_sequence_fails_alone() -> None:
@@ -141,7 +153,8 @@ def test_ids_that_are_no_characters_do_not_break_the_echo() -> None:
 
 
 def test_abort_frees_the_place_at_once() -> None:
-    """P6: nothing more is said of an aborted job, running or waiting, and the others are as before."""
+    """P6: nothing more is said of an aborted job, running or waiting, and the others are as
+    before."""
     emissions: list[Emission] = []
     engine = Engine(echo(), emissions.extend)
     sampling = Sampling(max_tokens=20, seed=0)
@@ -161,7 +174,11 @@ def test_a_replayed_answer_that_was_complete_only_gets_its_end() -> None:
     """A takeover after the last token and before the end: nothing is said twice."""
     emissions: list[Emission] = []
     engine = Engine(echo(), emissions.extend)
-    engine.submit(SequenceWork("a", Encoded((97,), max_tokens=3), Sampling(3, 0), replayed_ids=((97, 97, 97),)))
+    engine.submit(
+        SequenceWork(
+            "a", Encoded((97,), max_tokens=3), Sampling(3, 0), replayed_ids=((97, 97, 97),)
+        )
+    )
     while engine.has_work:
         engine.step()
     assert emissions == [Emission("a", ended=Done("length", 1, 3))]
@@ -175,12 +192,15 @@ def test_echo_scores_by_length() -> None:
 
 
 def test_replayed_text_held_back_before_the_takeover_is_not_lost() -> None:
-    """Ids are logged before their text is certain: the next worker says the text that the first one held back."""
+    """Ids are logged before their text is certain: the next worker says the text that the first one
+    held back."""
     emissions: list[Emission] = []
     engine = Engine(echo(), emissions.extend)
     prompt = tuple(map(ord, "aE"))
     engine.submit(
-        SequenceWork("a", Encoded(prompt, max_tokens=3), Sampling(3, 0, stop=("EN",)), replayed_ids=(prompt,))
+        SequenceWork(
+            "a", Encoded(prompt, max_tokens=3), Sampling(3, 0, stop=("EN",)), replayed_ids=(prompt,)
+        )
     )
     while engine.has_work:
         engine.step()

@@ -1,4 +1,5 @@
-"""What a worker does to its process before torch is there: threads, cores and malloc. Each in a process of its own."""
+"""What a worker does to its process before torch is there: threads, cores and malloc. Each in a
+process of its own."""
 
 import json
 import os
@@ -60,13 +61,19 @@ give_back_memory()
 print(kept, resident() - before)
 """
 linux = pytest.mark.skipif(sys.platform != "linux", reason="processors are pinned on Linux only")
-glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is told to keep memory on glibc only")
+glibc = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="malloc is told to keep memory on glibc only"
+)
 
 
 def run(code: str, *args: str, **env: str) -> str:
     command = [sys.executable, "-c", code, *args]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("AIOS_")} | env
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("AIOS_")
+    } | env
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=180, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -94,7 +101,9 @@ def test_a_worker_runs_on_the_cores_it_is_given_unless_told_otherwise() -> None:
 @glibc
 def test_a_steps_temporaries_are_not_mapped_anew_each_time() -> None:
     """96 MiB are 24,576 pages: without the setting each is faulted in again at every step."""
-    assert int(run(FAULTS, "default")) > 20_000, "malloc keeps memory anyway, so this proves nothing"
+    assert int(run(FAULTS, "default")) > 20_000, (
+        "malloc keeps memory anyway, so this proves nothing"
+    )
     assert int(run(FAULTS, "keep")) < 100
 
 

@@ -1,4 +1,5 @@
-"""The puzzle runner: segments, halting, refilling and answers, against the plain reference of one puzzle at a time."""
+"""The puzzle runner: segments, halting, refilling and answers, against the plain reference of one
+puzzle at a time."""
 
 import json
 from collections.abc import Sequence
@@ -33,17 +34,24 @@ PUZZLES = [
 Step = tuple[torch.Tensor, float, float]
 
 
-def truth(weights: Weights, puzzle: str, segments: int = NET.halt_max_steps, identifier: int = 0) -> list[Step]:
+def truth(
+    weights: Weights, puzzle: str, segments: int = NET.halt_max_steps, identifier: int = 0
+) -> list[Step]:
     """What the reference says after each segment."""
-    return reference(weights, NET, [int(cell) + 1 for cell in puzzle.replace(".", "0")], identifier, segments)
+    return reference(
+        weights, NET, [int(cell) + 1 for cell in puzzle.replace(".", "0")], identifier, segments
+    )
 
 
 def halts_at(steps: list[Step], bias: float = 0.0) -> int:
-    return next((at for at, (_, halt, go) in enumerate(steps, start=1) if halt > go + bias), len(steps))
+    return next(
+        (at for at, (_, halt, go) in enumerate(steps, start=1) if halt > go + bias), len(steps)
+    )
 
 
 def undecided(weights: Weights) -> Weights:
-    """The same weights with a q head that halts these puzzles at as many different segments as it can."""
+    """The same weights with a q head that halts these puzzles at as many different segments as it
+    can."""
     runs = [truth(weights, puzzle) for puzzle in PUZZLES]
     gaps = sorted(halt - go for steps in runs for _, halt, go in steps)
     between = [(low + high) / 2 for low, high in pairwise(gaps) if high - low > 0.05]
@@ -80,9 +88,12 @@ def check(solution: Solution, step: Step, steps: int) -> None:
 
 @pytest.mark.parametrize("segments", ["compat", "max"])
 def test_evaluation_runs_all_segments(path: Path, weights: Weights, segments: str) -> None:
-    """T8, format notes section 2: as upstream evaluates, each row runs halt_max_steps whatever its q head says."""
+    """T8, format notes section 2: as upstream evaluates, each row runs halt_max_steps whatever its
+    q head says."""
     assert any(halts_at(truth(weights, puzzle)) < 5 for puzzle in PUZZLES)
-    for puzzle, solution in zip(PUZZLES, solve_all(load(path, segments=segments), [*map(Solve, PUZZLES)]), strict=True):
+    for puzzle, solution in zip(
+        PUZZLES, solve_all(load(path, segments=segments), [*map(Solve, PUZZLES)]), strict=True
+    ):
         check(solution, truth(weights, puzzle)[-1], 5)
 
 
@@ -98,12 +109,15 @@ class Watched:
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         results = self._runner.step(slices)
         keys = [part.sequence.key for part in slices]
-        self.steps.append((keys, [key for key, result in zip(keys, results, strict=True) if result is not None]))
+        self.steps.append(
+            (keys, [key for key, result in zip(keys, results, strict=True) if result is not None])
+        )
         return results
 
 
 def test_rows_halt_and_are_refilled_independently(path: Path, weights: Weights) -> None:
-    """Five puzzles in two places: each halts at its own segment, as alone, and its place is filled in the next step."""
+    """Five puzzles in two places: each halts at its own segment, as alone, and its place is filled
+    in the next step."""
     expected = [halts_at(truth(weights, puzzle)) for puzzle in PUZZLES]
     assert len(set(expected)) >= 3, "the puzzles halt alike, so this proves little"
     runner = Watched(load(path, max_batch=2, segments="q_halt"))
@@ -129,24 +143,36 @@ def test_batch_of_eight_equals_batch_of_one(path: Path) -> None:
     assert solve_all(load(path), tasks) == eight
 
 
-@pytest.mark.parametrize(("halt", "max_steps"), [("q_halt", None), ("max", 3), ("q_halt", 2), (None, 20)])
+@pytest.mark.parametrize(
+    ("halt", "max_steps"), [("q_halt", None), ("max", 3), ("q_halt", 2), (None, 20)]
+)
 def test_a_request_may_choose_for_itself(
     path: Path, weights: Weights, halt: Halt | None, max_steps: int | None
 ) -> None:
     """Each row by its own rule in one batch; running on beyond the trained segments included."""
-    tasks = [Solve(PUZZLES[0]), *(Solve(puzzle, halt=halt, max_steps=max_steps) for puzzle in PUZZLES)]
+    tasks = [
+        Solve(PUZZLES[0]),
+        *(Solve(puzzle, halt=halt, max_steps=max_steps) for puzzle in PUZZLES),
+    ]
     first, *others = solve_all(load(path), tasks)
     assert first.steps == 5
     for puzzle, solution in zip(PUZZLES, others, strict=True):
         steps = truth(weights, puzzle, max_steps or 5)
         stop = halts_at(steps) if halt == "q_halt" else len(steps)
-        assert (solution.steps, solution.is_halted) == (stop, steps[stop - 1][1] > steps[stop - 1][2])
-    over = solve_all(load(path, segments="q_halt"), [Solve(puzzle, halt="max") for puzzle in PUZZLES])
+        assert (solution.steps, solution.is_halted) == (
+            stop,
+            steps[stop - 1][1] > steps[stop - 1][2],
+        )
+    over = solve_all(
+        load(path, segments="q_halt"), [Solve(puzzle, halt="max") for puzzle in PUZZLES]
+    )
     assert {solution.steps for solution in over} == {5}
 
 
 @pytest.mark.parametrize(("identifier", "number"), [(None, 0), (2, 2), ("two", 2), ("<blank>", 0)])
-def test_identifiers(path: Path, weights: Weights, identifier: int | str | None, number: int) -> None:
+def test_identifiers(
+    path: Path, weights: Weights, identifier: int | str | None, number: int
+) -> None:
     solution = solve_all(load(path), [Solve(PUZZLES[0], identifier)])[0]
     check(solution, truth(weights, PUZZLES[0], identifier=number)[-1], 5)
 
@@ -164,14 +190,17 @@ def test_identifiers(path: Path, weights: Weights, identifier: int | str | None,
         (Score("1", ("2",)), "model", "knows no text"),
     ],
 )
-def test_what_it_cannot_do_is_refused(path: Path, task: Solve | Generate | Score, field: str, complaint: str) -> None:
+def test_what_it_cannot_do_is_refused(
+    path: Path, task: Solve | Generate | Score, field: str, complaint: str
+) -> None:
     with pytest.raises(InvalidRequest) as caught:
         load(path).encode(task)
     assert caught.value.field == field and complaint in caught.value.message
 
 
 def test_names_without_a_list_of_names(tmp_path: Path) -> None:
-    """A network without puzzle embedding knows only the blank identifier; one without the file knows numbers only."""
+    """A network without puzzle embedding knows only the blank identifier; one without the file
+    knows numbers only."""
     write_checkpoint(tmp_path)
     with pytest.raises(InvalidRequest, match=r"it has no identifiers\.json"):
         load(tmp_path).encode(Solve(PUZZLES[0], "one"))
@@ -187,7 +216,8 @@ def test_a_model_of_text_solves_no_puzzles() -> None:
 
 
 def test_nothing_is_kept_of_rows_that_have_left(path: Path) -> None:
-    """P6: an aborted row's carry goes at once, as does that of a row that ended; the others are as before."""
+    """P6: an aborted row's carry goes at once, as does that of a row that ended; the others are as
+    before."""
     runner, emissions = load(path, max_batch=3), list[Emission]()
     engine = Engine(runner, emissions.extend)
     for key, puzzle in enumerate(PUZZLES):
@@ -201,14 +231,19 @@ def test_nothing_is_kept_of_rows_that_have_left(path: Path) -> None:
     assert runner._progress == {}
     solved = {item.key: item.ended for item in emissions}
     assert sorted(solved) == ["1", "2", "3", "4"]
-    for key, expected in zip("1234", solve_all(load(path), [*map(Solve, PUZZLES[1:])]), strict=True):
+    for key, expected in zip(
+        "1234", solve_all(load(path), [*map(Solve, PUZZLES[1:])]), strict=True
+    ):
         end = solved[key]
         assert isinstance(end, Done) and (end.finish_reason, end.num_prompt_tokens) == ("solve", 81)
         assert isinstance(end.result, Solution) and end.result.grid == expected.grid
 
 
-def test_a_step_that_failed_is_repeated_not_skipped(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """P7 in the small: the rows of a batch that broke go on alone, by the same number of segments."""
+def test_a_step_that_failed_is_repeated_not_skipped(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P7 in the small: the rows of a batch that broke go on alone, by the same number of
+    segments."""
     expected = solve_all(load(path), [*map(Solve, PUZZLES)])
     runner = load(path)
     logits = runner._model.logits
@@ -225,7 +260,10 @@ def test_a_step_that_failed_is_repeated_not_skipped(path: Path, monkeypatch: pyt
 
 def test_mazes_and_arc_come_back_as_they_are_written(tmp_path: Path) -> None:
     """900 cells, in each of the two alphabets."""
-    for kind, task in ((MAZE, Solve(("S" + "#" * 28 + "G",) * 30)), (ARC, Solve(((1, 2), (3, 4)), 2))):
+    for kind, task in (
+        (MAZE, Solve(("S" + "#" * 28 + "G",) * 30)),
+        (ARC, Solve(((1, 2), (3, 4)), 2)),
+    ):
         net = Net(vocab=kind.vocab_size, cells=900, halt_max_steps=2)
         weights = write_checkpoint(tmp_path / kind.name, net)
         runner = load(tmp_path / kind.name)
@@ -236,10 +274,15 @@ def test_mazes_and_arc_come_back_as_they_are_written(tmp_path: Path) -> None:
 
 
 def test_warm_up_and_bfloat16(path: Path) -> None:
-    """`--dry-run` tries a blank grid for one segment, also in the dtype that upstream computes in."""
+    """`--dry-run` tries a blank grid for one segment, also in the dtype that upstream computes
+    in."""
     runner = load_runner("hrm-puzzle", RunnerOptions(path=str(path), dtype="bfloat16"))
     assert warm_up(runner).startswith("answered a blank grid with confidence 0.")
     assert runner.spec.found.endswith("bfloat16")
     ends = [item.ended for item in run(runner, [runner.spec.trial], [[]])]
     assert not any(isinstance(end, Failed) for end in ends)
-    assert [end.result.steps for end in ends if isinstance(end, Done) and isinstance(end.result, Solution)] == [1]
+    assert [
+        end.result.steps
+        for end in ends
+        if isinstance(end, Done) and isinstance(end.result, Solution)
+    ] == [1]

@@ -14,7 +14,8 @@ digits = st.integers(0, 9)
 
 @given(st.lists(digits, min_size=81, max_size=81))
 def test_sudoku_round_trip(cells: list[int]) -> None:
-    """T8: digit d is token d + 1, blank included; rows, and strings with 0 or dots, are the same puzzle."""
+    """T8: digit d is token d + 1, blank included; rows, and strings with 0 or dots, are the same
+    puzzle."""
     rows = tuple(tuple(cells[start : start + 9]) for start in range(0, 81, 9))
     tokens = SUDOKU.encode(rows)
     assert tokens == tuple(cell + 1 for cell in cells)
@@ -41,9 +42,15 @@ def test_arc_round_trip(height: int, width: int, data: st.DataObject) -> None:
 
 
 def test_arc_marks() -> None:
-    """Format notes section 2: colours are 2 to 11, ends are 1 below and to the right, the corner and the rest 0."""
+    """Format notes section 2: colours are 2 to 11, ends are 1 below and to the right, the corner
+    and the rest 0."""
     lines = [ARC.encode(((0, 9, 3), (5, 0, 0)))[start : start + 30] for start in range(0, 900, 30)]
-    assert [line[:5] for line in lines[:4]] == [(2, 11, 5, 1, 0), (7, 2, 2, 1, 0), (1, 1, 1, 0, 0), (0, 0, 0, 0, 0)]
+    assert [line[:5] for line in lines[:4]] == [
+        (2, 11, 5, 1, 0),
+        (7, 2, 2, 1, 0),
+        (1, 1, 1, 0, 0),
+        (0, 0, 0, 0, 0),
+    ]
     assert sum(map(sum, lines)) == 2 + 11 + 5 + 7 + 2 + 2 + 5
     assert 1 not in ARC.encode(((4,) * 30,) * 30)
 
@@ -63,7 +70,9 @@ def test_arc_crop_is_the_largest_rectangle_of_colours(corner: list[list[int]]) -
     area, height = max(sizes, default=(0, 0))
     grid = ARC.decode(tokens)
     assert len(grid) == -height
-    assert grid == tuple(tuple(cell - 2 for cell in line[: area // -height]) for line in corner[:-height])
+    assert grid == tuple(
+        tuple(cell - 2 for cell in line[: area // -height]) for line in corner[:-height]
+    )
 
 
 def test_answers_that_are_no_cells() -> None:
@@ -96,12 +105,20 @@ WALLS = ("#" * 30,) * 30
         (SUDOKU, NINE[:8], "grid: expected 9 rows"),
         (SUDOKU, (*NINE[:8], (0,) * 8), "grid: expected 9 rows"),
         (SUDOKU, (*NINE[:8], "000000000"), "grid: expected 9 rows"),
-        (SUDOKU, (*NINE[:8], (0, 0, 10, 0, 0, 0, 0, 0, -1)), "grid[8]: expected numbers from 0 to 9, got 10"),
+        (
+            SUDOKU,
+            (*NINE[:8], (0, 0, 10, 0, 0, 0, 0, 0, -1)),
+            "grid[8]: expected numbers from 0 to 9, got 10",
+        ),
         (MAZE, "#" * 900, "grid: expected 30 strings of 30 characters"),
         (MAZE, WALLS[:29], "grid: expected 30 strings"),
         (MAZE, (*WALLS[:29], "#" * 31), "grid: expected 30 strings"),
         (MAZE, (*WALLS[:29], (1,) * 30), "grid: expected 30 strings"),
-        (MAZE, (*WALLS[:29], "#" * 29 + "g"), "grid[29]: expected characters out of '# SGo', got 'g'"),
+        (
+            MAZE,
+            (*WALLS[:29], "#" * 29 + "g"),
+            "grid[29]: expected characters out of '# SGo', got 'g'",
+        ),
         (ARC, "0", "grid: expected 1 to 30 rows"),
         (ARC, (), "grid: expected 1 to 30 rows"),
         (ARC, ((),), "grid: expected 1 to 30 rows"),

@@ -1,4 +1,5 @@
-"""Implants: the base LM is served unchanged, the head reads its last state, and what is not whole is refused."""
+"""Implants: the base LM is served unchanged, the head reads its last state, and what is not whole
+is refused."""
 
 import json
 from pathlib import Path
@@ -24,14 +25,19 @@ HIDDEN = 48
 
 def head() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(5)
-    return {"weight": torch.randn(2, HIDDEN, generator=generator), "bias": torch.tensor([-5.0, -4.0])}
+    return {
+        "weight": torch.randn(2, HIDDEN, generator=generator),
+        "bias": torch.tensor([-5.0, -4.0]),
+    }
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GPT2LMHeadModel]:
     torch.manual_seed(2)
     path = tmp_path_factory.mktemp("base")
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=264, n_positions=96, n_embd=HIDDEN, n_layer=2, n_head=3)).eval()
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=264, n_positions=96, n_embd=HIDDEN, n_layer=2, n_head=3)
+    ).eval()
     model.generation_config.eos_token_id = 3
     model.generation_config.pad_token_id = 0
     model.save_pretrained(path)
@@ -41,18 +47,30 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GPT2LMHeadMode
 
 def write_starter(directory: Path, base: Path, **more: Any) -> Path:
     torch.save(head(), directory / "head.pt")
-    starter = {"model": str(base), "q_head": "head.pt", "max_seq_len": 64, "halt_max_steps": 2, "device": "cuda"} | more
+    starter = {
+        "model": str(base),
+        "q_head": "head.pt",
+        "max_seq_len": 64,
+        "halt_max_steps": 2,
+        "device": "cuda",
+    } | more
     (directory / "starter_brain.json").write_text(json.dumps(starter))
     return directory
 
 
-def test_an_implant_says_what_its_base_says(tmp_path: Path, base: tuple[Path, GPT2LMHeadModel]) -> None:
-    runner = load_runner("auto", RunnerOptions(path=str(write_starter(tmp_path, base[0])), page_size=4))
+def test_an_implant_says_what_its_base_says(
+    tmp_path: Path, base: tuple[Path, GPT2LMHeadModel]
+) -> None:
+    runner = load_runner(
+        "auto", RunnerOptions(path=str(write_starter(tmp_path, base[0])), page_size=4)
+    )
     assert (runner.spec.runner, runner.spec.context_window) == ("causal", 64)
     assert runner.spec.found.endswith("q head head.pt")
     task = Generate("Hello", Sampling(max_tokens=8, seed=0, temperature=0.0))
     prompt = torch.tensor([runner.encode(task).prompt_ids])
-    out = base[1].generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False)
+    out = base[1].generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False
+    )
     assert generate_all(runner, [task])[0] == out[0, prompt.shape[1] :].tolist()
 
 
@@ -60,17 +78,22 @@ def test_an_implant_says_what_its_base_says(tmp_path: Path, base: tuple[Path, GP
 def test_q_values_are_those_of_the_models_own_last_state(
     tmp_path: Path, base: tuple[Path, GPT2LMHeadModel], dtype: torch.dtype
 ) -> None:
-    """q = W h + b in float32 of transformers' last hidden state at the last position, whatever dtype the LM runs in."""
+    """q = W h + b in float32 of transformers' last hidden state at the last position, whatever
+    dtype the LM runs in."""
     torch.save(head(), tmp_path / "q_head.pt")
     device = torch.device("cpu")
-    model = GPT2LMHeadModel.from_pretrained(base[0], dtype=dtype, attn_implementation="eager").eval()
+    model = GPT2LMHeadModel.from_pretrained(
+        base[0], dtype=dtype, attn_implementation="eager"
+    ).eval()
     ids = torch.tensor([7, 30, 41, 99, 12])
     with torch.no_grad():
         own = model(ids[None], output_hidden_states=True).hidden_states[-1][0, -1]
     net = causal.checked_net(model, 96, device, load_q_head(tmp_path / "q_head.pt", HIDDEN))
     span = Span(0, len(ids), torch.arange(len(ids))[None], has_fresh=True, is_causal=True)
     with torch.no_grad():
-        hidden = net.hidden(ids, AttentionPlan(torch.arange(len(ids)), ids[:1].expand(len(ids)), (span,)), None)
+        hidden = net.hidden(
+            ids, AttentionPlan(torch.arange(len(ids)), ids[:1].expand(len(ids)), (span,)), None
+        )
     assert net.q_head is not None
     values = net.q_head(hidden[-1:])
     assert values.dtype == torch.float32 and values.shape == (1, 2)
@@ -79,9 +102,13 @@ def test_q_values_are_those_of_the_models_own_last_state(
         assert torch.allclose(values[0].double(), expected, atol=tolerance)
 
 
-def test_the_answer_tells_the_q_values_of_its_last_state(tmp_path: Path, base: tuple[Path, GPT2LMHeadModel]) -> None:
+def test_the_answer_tells_the_q_values_of_its_last_state(
+    tmp_path: Path, base: tuple[Path, GPT2LMHeadModel]
+) -> None:
     """A41: q_halt and q_continue of the state that gave the last token, for each choice."""
-    runner = load_runner("auto", RunnerOptions(path=str(write_starter(tmp_path, base[0])), page_size=4))
+    runner = load_runner(
+        "auto", RunnerOptions(path=str(write_starter(tmp_path, base[0])), page_size=4)
+    )
     task = Generate("Hello", Sampling(max_tokens=5, seed=0, temperature=1.0, n=2))
     emissions = run(runner, [task], [[]])
     done = emissions[-1].ended
@@ -91,7 +118,9 @@ def test_the_answer_tells_the_q_values_of_its_last_state(tmp_path: Path, base: t
         ids = torch.tensor([[*runner.encode(task).prompt_ids, *said[:-1]]])
         with torch.no_grad():
             state = base[1](ids, output_hidden_states=True).hidden_states[-1][0, -1]
-        assert q_values == pytest.approx((head()["weight"] @ state + head()["bias"]).tolist(), abs=1e-4)
+        assert q_values == pytest.approx(
+            (head()["weight"] @ state + head()["bias"]).tolist(), abs=1e-4
+        )
 
 
 @pytest.mark.parametrize("base_name", ["model", "base_model", "."])
@@ -108,8 +137,14 @@ def test_a_head_beside_its_base_needs_no_json(
         assert detect(str(path)) == "causal"
         implant = find_implant(path)
         assert implant is not None
-        assert (implant.base.resolve(), implant.q_head) == (target.resolve(), tmp_path / "q_head.pt")
-    assert "q head q_head.pt" in load_runner("auto", RunnerOptions(path=str(tmp_path / "q_head.pt"))).spec.found
+        assert (implant.base.resolve(), implant.q_head) == (
+            target.resolve(),
+            tmp_path / "q_head.pt",
+        )
+    assert (
+        "q head q_head.pt"
+        in load_runner("auto", RunnerOptions(path=str(tmp_path / "q_head.pt"))).spec.found
+    )
 
 
 def test_relative_names_are_of_the_bundle_or_the_working_directory(
@@ -142,7 +177,9 @@ def test_parts_that_are_missing_or_not_served_are_named(
         load_runner("auto", RunnerOptions(path=str(tmp_path)))
 
 
-def test_an_adapter_beside_the_head_is_refused(tmp_path: Path, base: tuple[Path, GPT2LMHeadModel]) -> None:
+def test_an_adapter_beside_the_head_is_refused(
+    tmp_path: Path, base: tuple[Path, GPT2LMHeadModel]
+) -> None:
     write_starter(tmp_path, base[0])
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "adapter_config.json").write_text("{}")
@@ -159,7 +196,9 @@ def test_an_adapter_beside_the_head_is_refused(tmp_path: Path, base: tuple[Path,
         ({"state_dict": head()}, "flat map"),
     ],
 )
-def test_a_head_of_another_net_is_refused(tmp_path: Path, tensors: dict[str, Any], expected: str) -> None:
+def test_a_head_of_another_net_is_refused(
+    tmp_path: Path, tensors: dict[str, Any], expected: str
+) -> None:
     torch.save(tensors, tmp_path / "q_head.pt")
     with pytest.raises(ModelFormatError, match=expected):
         load_q_head(tmp_path / "q_head.pt", HIDDEN)

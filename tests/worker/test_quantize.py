@@ -1,4 +1,5 @@
-"""`--quantize int8` in every runner, against the same network in fp32 with weights and inputs rounded by hooks."""
+"""`--quantize int8` in every runner, against the same network in fp32 with weights and inputs
+rounded by hooks."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,7 +29,8 @@ VOCABULARY = 264
 LEAST_WEIGHTS = 1 << 16
 PROMPTS = ["2x + 3 = 9", "Hello", "Once upon a time there was", "12 * 7"]
 Logits = Callable[[tuple[int, ...], tuple[int, ...]], Tensor]
-"""(prompt, continuation) -> logits [tokens, vocab] of a network that is not ours to replace layers in."""
+"""(prompt, continuation) -> logits [tokens, vocab] of a network that is not ours to replace layers
+in."""
 
 
 def write_hrm_text(path: Path) -> tuple[nn.Module, Logits]:
@@ -42,13 +44,17 @@ def write_hrm_text(path: Path) -> tuple[nn.Module, Logits]:
 
     def logits(prompt: tuple[int, ...], tail: tuple[int, ...]) -> Tensor:
         types = torch.tensor([[1] * len(prompt) + [0] * len(tail)])
-        return model(input_ids=torch.tensor([[*prompt, *tail]]), token_type_ids=types, use_cache=False).logits[0]
+        return model(
+            input_ids=torch.tensor([[*prompt, *tail]]), token_type_ids=types, use_cache=False
+        ).logits[0]
 
     return model, logits
 
 
 def write_gpt2(path: Path) -> tuple[nn.Module, Logits]:
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=256, n_layer=2, n_head=4)).eval()
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=256, n_layer=2, n_head=4)
+    ).eval()
     for parameter in model.parameters():
         parameter.data.mul_(3)
     model.save_pretrained(path)
@@ -56,8 +62,11 @@ def write_gpt2(path: Path) -> tuple[nn.Module, Logits]:
 
 
 def write_act(path: Path, *, causal: bool = False) -> tuple[nn.Module, Logits]:
-    """In both directions a rounding that flips, of two near ones, reaches every token: there, the fewest layers."""
-    net = Net(vocab=VOCABULARY, hidden=256, intermediate=256, max_seq_len=64, h_cycles=1, causal=causal)
+    """In both directions a rounding that flips, of two near ones, reaches every token: there, the
+    fewest layers."""
+    net = Net(
+        vocab=VOCABULARY, hidden=256, intermediate=256, max_seq_len=64, h_cycles=1, causal=causal
+    )
     net = net if causal else replace(net, h_layers=1, l_cycles=1)
     write_bundle(path, net, tokenizer="tokenizer")
     model = load_act_bundle(path).model
@@ -65,7 +74,9 @@ def write_act(path: Path, *, causal: bool = False) -> tuple[nn.Module, Logits]:
     def logits(prompt: tuple[int, ...], tail: tuple[int, ...]) -> Tensor:
         ids = torch.tensor([[*prompt, *tail]])
         carry = model.initial_carry(1, ids.shape[1])
-        return model.logits(model.forward_segment(ids, torch.tensor([ids.shape[1]]), carry).hidden)[0]
+        return model.logits(model.forward_segment(ids, torch.tensor([ids.shape[1]]), carry).hidden)[
+            0
+        ]
 
     return model, logits
 
@@ -74,7 +85,12 @@ def write_causal_act(path: Path) -> tuple[nn.Module, Logits]:
     return write_act(path, causal=True)
 
 
-WRITERS = {"hrm-text": write_hrm_text, "gpt2": write_gpt2, "act": write_act, "causal-act": write_causal_act}
+WRITERS = {
+    "hrm-text": write_hrm_text,
+    "gpt2": write_gpt2,
+    "act": write_act,
+    "causal-act": write_causal_act,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +100,9 @@ def int8_in_small_nets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module", params=WRITERS.values(), ids=WRITERS)
-def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module, Logits]:
+def written(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, nn.Module, Logits]:
     torch.manual_seed(2)
     path = tmp_path_factory.mktemp("net")
     tokenizer = byte_tokenizer()
@@ -116,14 +134,21 @@ def rounded(x: Tensor, peak: int) -> Tensor:
 
 
 def round_linears(model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
-    """Weights of every linear layer to 63 steps a side, of each output channel, and inputs to 127, of each row."""
+    """Weights of every linear layer to 63 steps a side, of each output channel, and inputs to 127,
+    of each row."""
     handles = []
     for layer in model.modules():
         if isinstance(layer, nn.Linear | Conv1D) and layer.weight.numel() >= LEAST_WEIGHTS:
-            outputs_first = layer.weight.data.t() if isinstance(layer, Conv1D) else layer.weight.data
+            outputs_first = (
+                layer.weight.data.t() if isinstance(layer, Conv1D) else layer.weight.data
+            )
             better = rounded(outputs_first, 63)
-            layer.weight = nn.Parameter(better.t() if isinstance(layer, Conv1D) else better, requires_grad=False)
-            handles.append(layer.register_forward_pre_hook(lambda _, args: (rounded(args[0], 127),)))
+            layer.weight = nn.Parameter(
+                better.t() if isinstance(layer, Conv1D) else better, requires_grad=False
+            )
+            handles.append(
+                layer.register_forward_pre_hook(lambda _, args: (rounded(args[0], 127),))
+            )
     assert len(handles) >= 6
     return handles
 
@@ -141,7 +166,9 @@ def test_scores_are_those_of_the_rounded_network(written: tuple[Path, nn.Module,
         handle.remove()
     model.load_state_dict(kept)
     gaps = [abs(one - other) for one, other in zip(found, expected, strict=True)]
-    assert max(gaps) < 0.2 * max(abs(one - other) for one, other in zip(whole, expected, strict=True)), (gaps, whole)
+    assert max(gaps) < 0.2 * max(
+        abs(one - other) for one, other in zip(whole, expected, strict=True)
+    ), (gaps, whole)
     assert found == pytest.approx(whole, rel=0.05)
     assert "int8" in runner.spec.found
 
@@ -149,7 +176,10 @@ def test_scores_are_those_of_the_rounded_network(written: tuple[Path, nn.Module,
 def test_an_int8_batch_says_what_each_says_alone(written: tuple[Path, nn.Module, Logits]) -> None:
     """P3, T5."""
     runner = load(written[0], quantize="int8")
-    tasks = [Generate(text, Sampling(max_tokens=8, seed=i, temperature=0.9)) for i, text in enumerate(PROMPTS)]
+    tasks = [
+        Generate(text, Sampling(max_tokens=8, seed=i, temperature=0.9))
+        for i, text in enumerate(PROMPTS)
+    ]
     together = generate_all(runner, tasks)
     assert together == [generate_all(runner, [task])[0] for task in tasks]
 
@@ -158,18 +188,23 @@ def test_an_int8_batch_says_what_each_says_alone(written: tuple[Path, nn.Module,
 def test_int8_says_the_same_in_every_path_to_the_last_bit(
     write: Callable[[Path], tuple[nn.Module, Logits]], tmp_path: Path
 ) -> None:
-    """P3: one more bit in what is rounded to int8 soon changes a token; logprobs show it at once."""
+    """P3: one more bit in what is rounded to int8 soon changes a token; logprobs show it at
+    once."""
     torch.manual_seed(2)
     for place in (tmp_path, tmp_path / "tokenizer"):
         byte_tokenizer().save_pretrained(place)
     write(tmp_path)
     tasks = [
-        Generate(text * 2, Sampling(max_tokens=12, seed=i, temperature=0.9, logprobs=3, ignore_eos=True))
+        Generate(
+            text * 2, Sampling(max_tokens=12, seed=i, temperature=0.9, logprobs=3, ignore_eos=True)
+        )
         for i, text in enumerate(PROMPTS)
     ]
     options = RunnerOptions(path=str(tmp_path), max_batch=4, quantize="int8", prefix_cache=False)
 
-    def told(tasks: list[Generate], said: list[list[int]], **changes: Any) -> list[list[tuple[int, TokenLogprob]]]:
+    def told(
+        tasks: list[Generate], said: list[list[int]], **changes: Any
+    ) -> list[list[tuple[int, TokenLogprob]]]:
         answers: list[list[tuple[int, TokenLogprob]]] = [[] for _ in tasks]
         for part in run(load_runner("auto", replace(options, **changes)), tasks, said):
             answers[int(part.key)] += zip(part.ids, part.logprobs, strict=True)
@@ -182,7 +217,9 @@ def test_int8_says_the_same_in_every_path_to_the_last_bit(
     assert told(tasks, nothing, step_tokens=7) == alone, "chunked, where prompts may be"
     half = [[token for token, _ in items[:6]] for items in alone]
     assert told(tasks, half) == [items[6:] for items in alone], "resumed"
-    assert told(tasks * 2, nothing * 2, prefix_cache=True)[len(tasks) :] == alone, "over known prompts"
+    assert told(tasks * 2, nothing * 2, prefix_cache=True)[len(tasks) :] == alone, (
+        "over known prompts"
+    )
 
 
 def recorded(kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
@@ -207,7 +244,9 @@ def test_packed_fp32_scores_as_the_network_itself(
     task = Score("What is 2 + 2?", ("four, I think", "x = 3"))
     found = [score.log_likelihood for score in score_all(runner, [task])[0]]
     assert found == pytest.approx(expected_scores(runner, task, logits), abs=1e-3)
-    assert packed or type(model).__name__ == "ActModel", "only the test brain has no layer wide enough"
+    assert packed or type(model).__name__ == "ActModel", (
+        "only the test brain has no layer wide enough"
+    )
 
 
 def test_the_setting_reaches_each_model_and_a_model_may_differ(
@@ -225,7 +264,9 @@ def test_the_setting_reaches_each_model_and_a_model_may_differ(
     assert counts[0] >= 6 and counts[1] == 0
 
 
-def test_int8_elsewhere_than_on_the_cpu_stops_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_elsewhere_than_on_the_cpu_stops_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_act(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
     monkeypatch.setattr(loading.device, "select_device", lambda wanted: torch.device("meta"))

@@ -1,4 +1,5 @@
-"""Reading a prompt, token by token, against transformers' own forward over the whole of it; and how it is told."""
+"""Reading a prompt, token by token, against transformers' own forward over the whole of it; and how
+it is told."""
 
 from pathlib import Path
 
@@ -25,7 +26,8 @@ EOQ = 2
 
 
 def read_all(runner: Runner, tasks: list[Read]) -> list[Emission]:
-    """What is said of each prompt, the prompts read together: one emission, which is its end too."""
+    """What is said of each prompt, the prompts read together: one emission, which is its end
+    too."""
     emissions = run(runner, tasks, [[] for _ in tasks])
     assert sorted(item.key for item in emissions) == [str(number) for number in range(len(tasks))]
     return sorted(emissions, key=lambda item: int(item.key))
@@ -37,7 +39,9 @@ def logits_of(tiny: Model, prompt: tuple[int, ...], num_seen: int) -> Tensor:
     if "HrmText" in type(tiny[1]).__name__:
         marks = {"token_type_ids": (torch.arange(len(prompt)) < num_seen).long()[None]}
     with torch.no_grad():
-        table: Tensor = tiny[1](input_ids=torch.tensor([prompt]), use_cache=False, **marks).logits[0]
+        table: Tensor = tiny[1](input_ids=torch.tensor([prompt]), use_cache=False, **marks).logits[
+            0
+        ]
     return table.double().log_softmax(-1)
 
 
@@ -46,9 +50,13 @@ def test_every_token_has_the_probability_that_the_network_gives_it(tiny: Model) 
     is_prefix = "HrmText" in type(tiny[1]).__name__
     prompts = [ids(length, length) for length in (1, 2, 17, 60, WINDOW)]
     if is_prefix:
-        prompts = [(*prompt[:5], EOQ, *prompt[6:]) if len(prompt) > 6 else (EOQ,) for prompt in prompts]
+        prompts = [
+            (*prompt[:5], EOQ, *prompt[6:]) if len(prompt) > 6 else (EOQ,) for prompt in prompts
+        ]
     runner = load(tiny[0], max_batch=4, step_tokens=24)
-    for prompt, said in zip(prompts, read_all(runner, [Read(prompt, 3) for prompt in prompts]), strict=True):
+    for prompt, said in zip(
+        prompts, read_all(runner, [Read(prompt, 3) for prompt in prompts]), strict=True
+    ):
         num_seen = prompt.index(EOQ) + 1 if is_prefix else 1
         assert said.ids == prompt and len(said.logprobs) == len(prompt)
         assert [item.logprob for item in said.logprobs[:num_seen]] == [None] * num_seen
@@ -57,8 +65,12 @@ def test_every_token_has_the_probability_that_the_network_gives_it(tiny: Model) 
             row = table[place - 1]
             assert item.logprob == pytest.approx(float(row[prompt[place]]), abs=2e-4)
             best = row.topk(3)
-            assert [value for _, _, value in item.top] == pytest.approx(best.values.tolist(), abs=2e-4)
-            assert all(float(row[token]) == pytest.approx(value, abs=2e-4) for token, _, value in item.top)
+            assert [value for _, _, value in item.top] == pytest.approx(
+                best.values.tolist(), abs=2e-4
+            )
+            assert all(
+                float(row[token]) == pytest.approx(value, abs=2e-4) for token, _, value in item.top
+            )
 
 
 def test_a_prompt_without_an_end_mark_is_seen_at_once(tmp_path: Path) -> None:
@@ -74,35 +86,51 @@ def test_more_than_the_context_window_is_refused(tiny: Model) -> None:
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_brain_reads_as_it_scores(tmp_path: Path, causal: bool) -> None:
-    """P8: a token's log-probability is that of the strict score of it alone, behind the tokens before it."""
+    """P8: a token's log-probability is that of the strict score of it alone, behind the tokens
+    before it."""
     write_bundle(tmp_path, Net(vocab=264, causal=causal), tokenizer="tokenizer")
     byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
     runner = load_runner("auto", RunnerOptions(path=str(tmp_path), max_batch=4))
     prompt = ids(12, 3)
     [said] = read_all(runner, [Read(prompt)])
-    scores = score_all(runner, [Score(prompt[:place], (prompt[place : place + 1],)) for place in range(1, 12)])
+    scores = score_all(
+        runner, [Score(prompt[:place], (prompt[place : place + 1],)) for place in range(1, 12)]
+    )
     found = [item.logprob for item in said.logprobs]
     assert found == [None, *(pytest.approx(score.log_likelihood, abs=1e-5) for (score,) in scores)]
 
 
 def test_a_prompt_read_in_company_is_read_alike(tiny: Model) -> None:
-    """T5: several prompts of one step, of which some ask for more of the likeliest tokens than others."""
+    """T5: several prompts of one step, of which some ask for more of the likeliest tokens than
+    others."""
     runner = load(tiny[0], max_batch=4)
-    tasks = [Read((*ids(4, 5), EOQ, *ids(20, seed)), num_top) for seed, num_top in ((1, 0), (2, 5), (3, 1))]
+    tasks = [
+        Read((*ids(4, 5), EOQ, *ids(20, seed)), num_top)
+        for seed, num_top in ((1, 0), (2, 5), (3, 1))
+    ]
     together, alone = read_all(runner, tasks), [read_all(runner, [task])[0] for task in tasks]
     for task, one, other in zip(tasks, together, alone, strict=True):
-        assert {len(item.top) for item in one.logprobs if item.logprob is not None} == {task.num_top}
+        assert {len(item.top) for item in one.logprobs if item.logprob is not None} == {
+            task.num_top
+        }
         assert [item.token for item in one.logprobs] == [item.token for item in other.logprobs]
         pairs = zip(one.logprobs, other.logprobs, strict=True)
-        assert all(a.logprob == b.logprob or a.logprob == pytest.approx(b.logprob, abs=1e-5) for a, b in pairs)
+        assert all(
+            a.logprob == b.logprob or a.logprob == pytest.approx(b.logprob, abs=1e-5)
+            for a, b in pairs
+        )
 
 
 async def test_echo_says_the_prompt_first(redis: Redis) -> None:
     """B24, B53: through HTTP and Redis, with and without log-probabilities, as text and as ids."""
-    async with fleet_inside(redis, {"echo": Echo(RunnerOptions("echo", name="echo", max_batch=4))}) as client:
+    async with fleet_inside(
+        redis, {"echo": Echo(RunnerOptions("echo", name="echo", max_batch=4))}
+    ) as client:
 
         async def ask(**body: object) -> dict[str, object]:
-            answer = await client.post("/v1/completions", json={"max_tokens": 2, "echo": True} | body)
+            answer = await client.post(
+                "/v1/completions", json={"max_tokens": 2, "echo": True} | body
+            )
             assert answer.status_code == 200, answer.text
             whole: dict[str, object] = answer.json()
             return whole
@@ -123,7 +151,8 @@ async def test_echo_says_the_prompt_first(redis: Redis) -> None:
 
 
 def test_it_is_one_event_for_the_log() -> None:
-    """A worker that is lost can leave all of it behind or nothing: then another reads it again from the start."""
+    """A worker that is lost can leave all of it behind or nothing: then another reads it again from
+    the start."""
     [said] = read_all(Echo(RunnerOptions("echo", name="echo")), [Read("hi")])
     assert said.ended is not None and said.ended.finish_reason == "read"  # type: ignore[union-attr]
     assert Tokens(said.ids, said.text, logprobs=said.logprobs).logprobs == (

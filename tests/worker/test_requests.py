@@ -1,4 +1,5 @@
-"""Requests through the real engine on the echo runner: several choices, ends, stops and log-probabilities."""
+"""Requests through the real engine on the echo runner: several choices, ends, stops and
+log-probabilities."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -45,7 +46,9 @@ def ids_of(text: str) -> tuple[int, ...]:
 
 
 def texts(emissions: Sequence[Emission], n: int = 1) -> list[str]:
-    return ["".join(item.text for item in emissions if item.choice == choice) for choice in range(n)]
+    return [
+        "".join(item.text for item in emissions if item.choice == choice) for choice in range(n)
+    ]
 
 
 def done_of(emissions: Sequence[Emission]) -> Done:
@@ -60,7 +63,8 @@ def answer(prompt: str, runner: Echo | None = None, **fields: Any) -> list[Emiss
 
 
 def test_each_choice_ends_by_itself() -> None:
-    """B52, T10: own stop, own cap; each is told once, with its last token, and the request ends with the last one."""
+    """B52, T10: own stop, own cap; each is told once, with its last token, and the request ends
+    with the last one."""
     emissions = answer("abcdX", Round(options()), n=5, max_tokens=4, stop=("cd", "X"))
     assert texts(emissions, 5) == ["ab", "b", "", "d", ""]
     reasons = ("stop", "stop", "stop", "stop", "stop")
@@ -84,8 +88,11 @@ def test_choices_may_end_for_different_reasons() -> None:
     st.lists(st.text("abж", min_size=1, max_size=4), max_size=3),
     st.integers(0, 30),
 )
-def test_stops_cross_tokens_and_wait_for_enough_of_them(prompt: str, stop: list[str], min_tokens: int) -> None:
-    """B65: the text ends before the first stop whose last byte is the `min_tokens`-th token or a later one."""
+def test_stops_cross_tokens_and_wait_for_enough_of_them(
+    prompt: str, stop: list[str], min_tokens: int
+) -> None:
+    """B65: the text ends before the first stop whose last byte is the `min_tokens`-th token or a
+    later one."""
     given = prompt.encode()
     task = Generate(tuple(given), Sampling(40, 0, stop=tuple(stop), min_tokens=min_tokens))
     emissions = run(Bytes(options()), [task], [[]])
@@ -136,21 +143,28 @@ def test_the_end_token(fields: dict[str, Any], text: str, reason: str, count: in
 
 
 def test_logprobs_come_with_their_tokens_and_name_what_these_add() -> None:
-    """Bytes: a part of a character adds nothing, its last part all of it; the end token has no text."""
+    """Bytes: a part of a character adds nothing, its last part all of it; the end token has no
+    text."""
     emissions = run(Bytes(options()), [Generate(ids_of("aж"), Sampling(3, 0, logprobs=2))], [[]])
     expected = zip(ids_of("aж"), ["a", "", "ж"], strict=True)
     assert [item.logprobs for item in emissions] == [
         (TokenLogprob(0.0, text, ((token, text, 0.0),)),) for token, text in expected
     ]
     ending = answer("eos", logprobs=0)
-    assert [item.logprobs[0] for item in ending] == [TokenLogprob(0.0, text) for text in ("e", "o", "s", "")]
+    assert [item.logprobs[0] for item in ending] == [
+        TokenLogprob(0.0, text) for text in ("e", "o", "s", "")
+    ]
     assert all(item.logprobs == () for item in answer("ab"))
 
 
 def test_an_answer_replayed_in_part_says_the_rest_of_each_choice_once() -> None:
-    """A takeover when one choice had ended: nothing of it is said again, not even what it held back to the last."""
+    """A takeover when one choice had ended: nothing of it is said again, not even what it held back
+    to the last."""
     whole = answer("aEbc", Round(options()), n=3, max_tokens=2, stop=("EN",))
-    said = [[token for item in whole if item.choice == choice for token in item.ids] for choice in range(3)]
+    said = [
+        [token for item in whole if item.choice == choice for token in item.ids]
+        for choice in range(3)
+    ]
     for kept in ((2, 1, 0), (2, 2, 0), (1, 2, 2), (2, 2, 2), (0, 0, 0)):
         emissions: list[Emission] = []
         engine = Engine(Round(options()), emissions.extend)
@@ -189,7 +203,8 @@ def test_a_failing_choice_fails_its_request_alone() -> None:
 
 
 def test_joined_events_lose_nothing() -> None:
-    """What waits for a slow Redis becomes one event a choice, with its log-probabilities and its end."""
+    """What waits for a slow Redis becomes one event a choice, with its log-probabilities and its
+    end."""
     news: list[Any] = []
     for emission in answer("eos", n=1, logprobs=1):
         _add(news, emission)

@@ -1,4 +1,5 @@
-"""Whole texts of any length: how they are cut into windows, and what each mechanism says of them."""
+"""Whole texts of any length: how they are cut into windows, and what each mechanism says of
+them."""
 
 from pathlib import Path
 from typing import Literal
@@ -41,7 +42,8 @@ def scored(encoded: Encoded) -> Ids:
 
 
 def test_windows_are_lm_evaluation_harnesss() -> None:
-    """Its documented example: ten tokens, a context of four, one token of context between the windows."""
+    """Its documented example: ten tokens, a context of four, one token of context between the
+    windows."""
     assert cut(encode_rolling((99,), tuple(range(10)), 4)) == [
         ((99,), (0, 1, 2, 3), 0),
         ((3,), (4, 5, 6, 7), 0),
@@ -55,7 +57,11 @@ def test_windows_of_a_response_keep_their_prompt() -> None:
         ((98, 99), (3, 4, 5, 6), 1),
         ((98, 99), (6, 7, 8, 9), 1),
     ]
-    assert cut(encode_rolling_response((98, 99), tuple(range(8)), 5))[-1] == ((98, 99), (4, 5, 6, 7), 3)
+    assert cut(encode_rolling_response((98, 99), tuple(range(8)), 5))[-1] == (
+        (98, 99),
+        (4, 5, 6, 7),
+        3,
+    )
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 15, 16, 17, 40])
@@ -108,18 +114,29 @@ def test_a_causal_lm_conditions_each_window_on_what_came_before(tmp_path: Path) 
 
 
 def test_hrm_text_reads_the_text_as_the_response_to_an_empty_prompt(tmp_path: Path) -> None:
-    """Against transformers: the marks in both directions, then causally what is given, then what is scored."""
+    """Against transformers: the marks in both directions, then causally what is given, then what is
+    scored."""
     model = write_tiny(tmp_path)
     runner = load_runner("auto", RunnerOptions(path=str(tmp_path), max_batch=2, step_tokens=64))
     start = runner.encode(Score("", ("x",), condition="cot")).prompt_ids
     assert len(start) == 3
     room, total = WINDOW + 1 - len(start), 0.0
-    spans = [(0, 0, room), (room - 1, room, 2 * room - 1), (len(LONG) - room, 2 * room - 1, len(LONG))]
+    spans = [
+        (0, 0, room),
+        (room - 1, room, 2 * room - 1),
+        (len(LONG) - room, 2 * room - 1, len(LONG)),
+    ]
     for shown, begin, end in spans:
         total += response_log_probs(model, start, LONG[shown:end], begin - shown)
-    (long,), (short,) = score_all(runner, [rolling(LONG, condition="cot"), rolling("Hello", condition="cot")])
+    (long,), (short,) = score_all(
+        runner, [rolling(LONG, condition="cot"), rolling("Hello", condition="cot")]
+    )
     check(long, total, len(LONG))
-    check(short, response_log_probs(model, start, runner.encode(rolling("Hello")).continuations[0], 0), 5)
+    check(
+        short,
+        response_log_probs(model, start, runner.encode(rolling("Hello")).continuations[0], 0),
+        5,
+    )
     assert runner.encode(Score("", ("Hello",))) == runner.encode(rolling("Hello"))
 
 
@@ -127,8 +144,14 @@ def test_hrm_text_reads_the_text_as_the_response_to_an_empty_prompt(tmp_path: Pa
 def response_log_probs(model: HrmTextForCausalLM, prompt: Ids, response: Ids, given: int) -> float:
     read = torch.tensor([[*prompt, *response[:-1]]])
     types = torch.tensor([[1] * len(prompt) + [0] * (len(response) - 1)])
-    shares = model(input_ids=read, token_type_ids=types, use_cache=False).logits[0, len(prompt) - 1 :].double()
-    return sum(float(shares[at].log_softmax(-1)[response[at]]) for at in range(given, len(response)))
+    shares = (
+        model(input_ids=read, token_type_ids=types, use_cache=False)
+        .logits[0, len(prompt) - 1 :]
+        .double()
+    )
+    return sum(
+        float(shares[at].log_softmax(-1)[response[at]]) for at in range(given, len(response))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +167,9 @@ def brain(tmp_path_factory: pytest.TempPathFactory) -> ActRunner:
 @torch.no_grad()
 def act_log_probs(model: ActModel, row: Ids) -> torch.Tensor:
     """Log-probabilities [S, V] of one row after one segment."""
-    out = model.forward_segment(torch.tensor([row]), torch.tensor([len(row)]), model.initial_carry(1, len(row)))
+    out = model.forward_segment(
+        torch.tensor([row]), torch.tensor([len(row)]), model.initial_carry(1, len(row))
+    )
     return model.logits(out.hidden)[0].double().log_softmax(-1)
 
 
@@ -153,7 +178,10 @@ def test_a_brain_reads_for_each_token_all_the_context_that_fits(brain: ActRunner
     text = LONG[:50]
     whole = (START, *text)
     rows = [whole[max(0, at - 20) : at] for at in range(1, len(whole))]
-    expected = sum(float(act_log_probs(brain._model, row)[-1, token]) for row, token in zip(rows, text, strict=True))
+    expected = sum(
+        float(act_log_probs(brain._model, row)[-1, token])
+        for row, token in zip(rows, text, strict=True)
+    )
     ((score,),) = score_all(brain, [rolling(text)])
     check(score, expected, 50)
 
@@ -171,8 +199,11 @@ def test_aios_compat_reads_the_end_of_the_text_once(brain: ActRunner) -> None:
 
 
 @pytest.mark.parametrize("method", ["strict", "aios_compat"])
-def test_a_causal_brain_is_cut_as_a_causal_lm(tmp_path: Path, method: Literal["strict", "aios_compat"]) -> None:
-    """Windows over pages, whose keys hold whatever is read behind them; `aios_compat` stays upstream's one pass."""
+def test_a_causal_brain_is_cut_as_a_causal_lm(
+    tmp_path: Path, method: Literal["strict", "aios_compat"]
+) -> None:
+    """Windows over pages, whose keys hold whatever is read behind them; `aios_compat` stays
+    upstream's one pass."""
     byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
     write_bundle(tmp_path, Net(vocab=264, max_seq_len=20, causal=True), tokenizer="tokenizer")
     runner = load_runner("auto", RunnerOptions(path=str(tmp_path), max_batch=4, page_size=4))
@@ -206,4 +237,6 @@ def test_the_greedy_flag_and_the_end_are_those_of_all_windows(tmp_path: Path) ->
         done = ends[key]
         assert isinstance(done, Done)
         assert (done.finish_reason, done.num_completion_tokens) == ("score", 0)
-        assert [(score.num_tokens, score.is_greedy) for score in end_of(done, Scored).scores] == [(length, is_greedy)]
+        assert [(score.num_tokens, score.is_greedy) for score in end_of(done, Scored).scores] == [
+            (length, is_greedy)
+        ]

@@ -39,7 +39,8 @@ def test_training_never_sees_a_held_out_problem() -> None:
 
 
 def test_every_generated_answer_is_true() -> None:
-    """The oracle is Python's own arithmetic: the generator cannot have taught the model something false."""
+    """The oracle is Python's own arithmetic: the generator cannot have taught the model something
+    false."""
     checked = 0
     for problem in itertools.islice(training_stream(3), 5_000):
         if problem.kind == "equation":
@@ -53,7 +54,10 @@ def test_every_generated_answer_is_true() -> None:
 
 
 def test_the_readmes_example_and_small_talk(runner: Runner) -> None:
-    asked = [Problem("equation", "Solve for x: 2x + 3 = 9", "x = 3"), Problem("other", "Hello", REFUSAL)]
+    asked = [
+        Problem("equation", "Solve for x: 2x + 3 = 9", "x = 3"),
+        Problem("other", "Hello", REFUSAL),
+    ]
     solved, hello = answers(runner, asked)
     assert solved.endswith("\nx = 3")
     assert hello == REFUSAL

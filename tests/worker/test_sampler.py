@@ -29,7 +29,8 @@ def test_shares_follow_the_softmax(temperature: float) -> None:
 
 
 def test_top_k_and_top_p_cut_exactly_what_they_should() -> None:
-    """A26: the smallest set of likeliest tokens whose mass reaches p; the likeliest one is always in it."""
+    """A26: the smallest set of likeliest tokens whose mass reaches p; the likeliest one is always
+    in it."""
     shares = LOGITS.softmax(-1)
     assert (draws({"top_k": 2})[2:] == 0).all()
     assert (draws({"top_p": float(shares[0]) - 0.01})[1:] == 0).all()
@@ -48,11 +49,15 @@ def test_temperature_zero_is_greedy_whatever_the_seed() -> None:
 def test_a_temperature_next_to_nothing_is_greedy() -> None:
     """No overflow: the smallest float there is still picks the likeliest token."""
     for temperature in (5e-324, 1e-300, 1e-6):
-        assert choose(LOGITS[None], [Sampling(max_tokens=1, seed=3, temperature=temperature)], [0]) == [0]
+        assert choose(
+            LOGITS[None], [Sampling(max_tokens=1, seed=3, temperature=temperature)], [0]
+        ) == [0]
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 10_000)), min_size=1, max_size=6))
+@given(
+    st.lists(st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 10_000)), min_size=1, max_size=6)
+)
 def test_a_row_is_the_same_alone_and_in_company(rows: list[tuple[int, int]]) -> None:
     """P3: noise depends on seed, position and token id only."""
     samplings = [Sampling(max_tokens=1, seed=seed, temperature=1.0, top_p=0.9) for seed, _ in rows]
@@ -79,7 +84,9 @@ def test_noise_is_the_published_hash(key: int) -> None:
         bits = splitmix64((key + (token + 1) * 0x9E3779B97F4A7C15) % 2**64)
         uniform = ((bits >> 12) + 0.5) * 2.0**-52
         expected.append(-math.log(-math.log(uniform)))
-    assert gumbel_noise([key], 5, torch.device("cpu"))[0].tolist() == pytest.approx(expected, abs=1e-12)
+    assert gumbel_noise([key], 5, torch.device("cpu"))[0].tolist() == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 def test_noise_looks_like_gumbel() -> None:
@@ -94,5 +101,8 @@ def test_noise_looks_like_gumbel() -> None:
 def test_min_p_is_a_share_of_the_likeliest_wherever_the_logits_lie(shift: float) -> None:
     """Of tokens with 4, 2 and 1 parts, a floor of 0.4 leaves the first two."""
     logits = torch.tensor([[4.0, 2.0, 1.0]]).log() + shift
-    drawn = {choose(logits, [Sampling(1, seed, temperature=1.0, min_p=0.4)], [0])[0] for seed in range(200)}
+    drawn = {
+        choose(logits, [Sampling(1, seed, temperature=1.0, min_p=0.4)], [0])[0]
+        for seed in range(200)
+    }
     assert drawn == {0, 1}

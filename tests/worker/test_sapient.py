@@ -1,4 +1,5 @@
-"""The Sapient HRM network against the plain reference of `sapient_fixtures`, and what its batches promise."""
+"""The Sapient HRM network against the plain reference of `sapient_fixtures`, and what its batches
+promise."""
 
 from dataclasses import replace
 
@@ -45,7 +46,9 @@ def model_of(net: Net, weights: Weights) -> SapientModel:
     return model.requires_grad_(False).eval()
 
 
-def run(model: SapientModel, cells: list[list[int]], identifiers: list[int], segments: int) -> list[tuple[Tensor, ...]]:
+def run(
+    model: SapientModel, cells: list[list[int]], identifiers: list[int], segments: int
+) -> list[tuple[Tensor, ...]]:
     """Logits [cells, vocab], q_halt and q_continue of each row, run as one batch."""
     carry = model.initial_carry(len(cells))
     for _ in range(segments):
@@ -54,24 +57,33 @@ def run(model: SapientModel, cells: list[list[int]], identifiers: list[int], seg
     return list(zip(model.logits(carry.z_h), out.q_halt, out.q_continue, strict=True))
 
 
-def close(one: tuple[Tensor | float, ...], other: tuple[Tensor | float, ...], tolerance: float = 1e-5) -> bool:
-    pairs = ((torch.as_tensor(a).double(), torch.as_tensor(b).double()) for a, b in zip(one, other, strict=True))
+def close(
+    one: tuple[Tensor | float, ...], other: tuple[Tensor | float, ...], tolerance: float = 1e-5
+) -> bool:
+    pairs = (
+        (torch.as_tensor(a).double(), torch.as_tensor(b).double())
+        for a, b in zip(one, other, strict=True)
+    )
     return all(torch.allclose(a, b, rtol=0, atol=tolerance) for a, b in pairs)
 
 
 @each_net
 @pytest.mark.parametrize(("segments", "tolerance"), [(1, 1e-5), (3, 1e-4)])
 def test_equals_the_reference(net: Net, segments: int, tolerance: float) -> None:
-    """Format notes section 2: the published formulas, and the carry goes on; fp32 rounding grows with the segments."""
+    """Format notes section 2: the published formulas, and the carry goes on; fp32 rounding grows
+    with the segments."""
     weights = random_weights(net)
     identifier = 2 if net.puzzle_ndim else 0
     expected = reference(weights, net, CELLS[0], identifier, segments)[-1]
     assert expected[0].std() > 0.3
-    assert close(run(model_of(net, weights), [CELLS[0]], [identifier], segments)[0], expected, tolerance)
+    assert close(
+        run(model_of(net, weights), [CELLS[0]], [identifier], segments)[0], expected, tolerance
+    )
 
 
 def test_reference_can_tell_networks_apart() -> None:
-    """Guards the test above: each rule, when broken, moves the reference far beyond the tolerance."""
+    """Guards the test above: each rule, when broken, moves the reference far beyond the
+    tolerance."""
     weights = random_weights(SMALL)
     right = reference(weights, SMALL, CELLS[0], 1, 2)[-1]
     wrong = [
@@ -85,7 +97,10 @@ def test_reference_can_tell_networks_apart() -> None:
     assert not any(close(other, right, 1e-2) for other in wrong)
     bare = replace(SMALL, learned=True)
     moved = random_weights(bare)
-    still = {name: tensor * 0 if name.startswith("embed_pos") else tensor for name, tensor in moved.items()}
+    still = {
+        name: tensor * 0 if name.startswith("embed_pos") else tensor
+        for name, tensor in moved.items()
+    }
     assert not close(reference(moved, bare, CELLS[0])[0], reference(still, bare, CELLS[0])[0], 1e-2)
 
 
@@ -96,7 +111,9 @@ def test_batched_equals_single(net: Net) -> None:
     rows = [CELLS[at % 3][at:] + CELLS[at % 3][:at] for at in range(7)] + [CELLS[1]]
     identifiers = [at % 3 if net.puzzle_ndim else 0 for at in range(8)]
     together = run(model, rows, identifiers, 2)
-    alone = [run(model, [row], [number], 2)[0] for row, number in zip(rows, identifiers, strict=True)]
+    alone = [
+        run(model, [row], [number], 2)[0] for row, number in zip(rows, identifiers, strict=True)
+    ]
     assert all(close(a, b) for a, b in zip(together, alone, strict=True))
 
 

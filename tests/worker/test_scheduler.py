@@ -1,4 +1,5 @@
-"""Scheduling, pages and sharing as properties, on a runner that checks every place it reads (`ghost.py`)."""
+"""Scheduling, pages and sharing as properties, on a runner that checks every place it reads
+(`ghost.py`)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -24,7 +25,11 @@ Reuse = Literal["prefix", "prompt", "none"]
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["reserve", "share", "release"]), st.integers(1, 40)), max_size=60))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["reserve", "share", "release"]), st.integers(1, 40)), max_size=60
+    )
+)
 def test_pages_are_free_or_held(moves: list[tuple[str, int]]) -> None:
     """B85, B91: free + held == total; reserve answers None exactly when there is no room."""
     table, held = PageTable(num_pages=12, page_size=4), []
@@ -71,8 +76,12 @@ def test_the_tree_finds_the_longest_prefix_and_frees_what_it_says(
         assert tree.num_pages == len(known) == 40 - pages.num_free
         before = pages.num_free
         assert tree.evict(num_evicted) == pages.num_free - before == min(num_evicted, 40 - before)
-        known = {(salt, run): page for (salt, run), page in known.items() if pages.num_holders(page)}
-        assert all((salt, run[:-4]) in known for salt, run in known if len(run) > 4), "a parent went before its child"
+        known = {
+            (salt, run): page for (salt, run), page in known.items() if pages.num_holders(page)
+        }
+        assert all((salt, run[:-4]) in known for salt, run in known if len(run) > 4), (
+            "a parent went before its child"
+        )
 
 
 def test_eviction_is_least_recently_used_and_spares_what_is_held() -> None:
@@ -95,7 +104,8 @@ def test_eviction_is_least_recently_used_and_spares_what_is_held() -> None:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """One request of a random load: sent before step `at`; `cancelled_after` steps later it is aborted."""
+    """One request of a random load: sent before step `at`; `cancelled_after` steps later it is
+    aborted."""
 
     prompt: tuple[int, ...]
     max_tokens: int
@@ -133,13 +143,23 @@ PLANS = st.builds(
     st.sampled_from([1, 5, 16, 64]),
 )
 def test_any_schedule_gives_the_same_answers(
-    plans: list[AttentionPlan], reuse: Reuse, is_prefix_lm: bool, num_pages: int, max_batch: int, step_tokens: int
+    plans: list[AttentionPlan],
+    reuse: Reuse,
+    is_prefix_lm: bool,
+    num_pages: int,
+    max_batch: int,
+    step_tokens: int,
 ) -> None:
-    """P3, B30, B71, B81-B85, B94: staggered, chunked, shared, forked, preempted, aborted - nobody reads a wrong place,
-    every answer is the answer, every page comes back, nobody waits for ever."""
+    """P3, B30, B71, B81-B85, B94: staggered, chunked, shared, forked, preempted, aborted - nobody
+    reads a wrong place, every answer is the answer, every page comes back, nobody waits for
+    ever."""
     reuse = "prompt" if is_prefix_lm and reuse == "prefix" else reuse
     ghost = Ghost(
-        num_pages=num_pages, max_batch=max_batch, step_tokens=step_tokens, reuse=reuse, is_prefix_lm=is_prefix_lm
+        num_pages=num_pages,
+        max_batch=max_batch,
+        step_tokens=step_tokens,
+        reuse=reuse,
+        is_prefix_lm=is_prefix_lm,
     )
     said: list[Emission] = []
     engine = Engine(ghost, said.extend)
@@ -165,7 +185,13 @@ def test_any_schedule_gives_the_same_answers(
 
 def work(key: str, plan: AttentionPlan) -> SequenceWork:
     if plan.is_pooled:
-        return SequenceWork(key, Encoded(plan.prompt, is_pooled=True), None, tenant=plan.tenant, priority=plan.priority)
+        return SequenceWork(
+            key,
+            Encoded(plan.prompt, is_pooled=True),
+            None,
+            tenant=plan.tenant,
+            priority=plan.priority,
+        )
     encoded = Encoded(plan.prompt, 0 if plan.continuations else plan.max_tokens, plan.continuations)
     sampling = None if plan.continuations else Sampling(plan.max_tokens, 5, n=plan.n)
     return SequenceWork(key, encoded, sampling, tenant=plan.tenant, priority=plan.priority)
@@ -182,7 +208,9 @@ def check(plan: AttentionPlan, said: list[Emission]) -> None:
         return
     if plan.continuations:
         scores = end_of(ends[0], Scored).scores
-        assert [item.log_likelihood for item in scores] == [score(plan.prompt, tail) for tail in plan.continuations]
+        assert [item.log_likelihood for item in scores] == [
+            score(plan.prompt, tail) for tail in plan.continuations
+        ]
         return
     for choice in range(plan.n):
         ids = [token for item in said if item.choice == choice for token in item.ids]
@@ -201,13 +229,18 @@ def run(ghost: Ghost, works: list[SequenceWork]) -> dict[str, Done]:
     return {item.key: item.ended for item in said if isinstance(item.ended, Done)}
 
 
-def generate(key: str, prompt: tuple[int, ...], max_tokens: int, *, n: int = 1, tenant: str = "") -> SequenceWork:
-    return SequenceWork(key, Encoded(prompt, max_tokens), Sampling(max_tokens, 1, n=n), tenant=tenant)
+def generate(
+    key: str, prompt: tuple[int, ...], max_tokens: int, *, n: int = 1, tenant: str = ""
+) -> SequenceWork:
+    return SequenceWork(
+        key, Encoded(prompt, max_tokens), Sampling(max_tokens, 1, n=n), tenant=tenant
+    )
 
 
 @pytest.mark.parametrize("is_prefix_lm", [False, True])
 def test_choices_share_their_prompt(is_prefix_lm: bool) -> None:
-    """B52: one prompt is computed once for four choices, which each add their own last token of it."""
+    """B52: one prompt is computed once for four choices, which each add their own last token of
+    it."""
     ghost = Ghost(num_pages=40, is_prefix_lm=is_prefix_lm, reuse="none", step_tokens=64)
     done = run(ghost, [generate("a", tuple(range(1, 23)), 3, n=4)])
     assert done["a"].num_completion_tokens == 12
@@ -223,13 +256,16 @@ def test_a_known_prefix_is_not_computed_again_and_not_shared_between_tenants() -
         engine.submit(generate(key, (*prompt[:18], ord(key), 9), 1, tenant=tenant))
         while engine.has_work:
             engine.step()
-    cached = {item.key: item.ended.num_cached_tokens for item in said if isinstance(item.ended, Done)}
+    cached = {
+        item.key: item.ended.num_cached_tokens for item in said if isinstance(item.ended, Done)
+    }
     assert cached == {"a": 0, "b": 16, "c": 0}
     assert ghost.num_computed == 20 + 4 + 20
 
 
 def test_what_a_preempted_sequence_finds_again_is_no_hit() -> None:
-    """Two sequences outgrow the store: the later one starts again over pages of its own, and was spared nothing."""
+    """Two sequences outgrow the store: the later one starts again over pages of its own, and was
+    spared nothing."""
     ghost = Ghost(num_pages=12, step_tokens=64)
     done = run(ghost, [generate("a", (1,) * 8, 24), generate("b", (2,) * 8, 24)])
     assert ghost.num_computed > 2 * (8 + 23), "nobody gave way: this proves nothing"
@@ -251,9 +287,13 @@ def test_arrivals_with_one_beginning_wait_for_the_first() -> None:
 
 
 def test_decoding_goes_on_beside_a_long_prompt_and_short_prompts_pass_it() -> None:
-    """A prompt of many budgets: every step decodes, and a short prompt is through before the long one."""
+    """A prompt of many budgets: every step decodes, and a short prompt is through before the long
+    one."""
     ghost = Ghost(num_pages=400, step_tokens=16, reuse="none")
-    run(ghost, [generate("d", (1,), 40), generate("long", (2,) * 320, 1), generate("short", (3,) * 8, 1)])
+    run(
+        ghost,
+        [generate("d", (1,), 40), generate("long", (2,) * 320, 1), generate("short", (3,) * 8, 1)],
+    )
     steps = [{key: tokens for key, tokens, _ in step} for step in ghost.steps]
     during = [step for step in steps if "long" in step]
     assert len(during) >= 20
@@ -265,7 +305,10 @@ def test_decoding_goes_on_beside_a_long_prompt_and_short_prompts_pass_it() -> No
 def test_after_a_prompt_that_cannot_be_cut_decoding_has_its_share() -> None:
     """Prefix-LM: a prompt of five budgets is followed by four steps without a prompt."""
     ghost = Ghost(num_pages=400, step_tokens=16, is_prefix_lm=True, reuse="none")
-    run(ghost, [generate("d", (1,), 40), generate("long", (2,) * 80, 1), generate("next", (3,) * 8, 1)])
+    run(
+        ghost,
+        [generate("d", (1,), 40), generate("long", (2,) * 80, 1), generate("next", (3,) * 8, 1)],
+    )
     steps = [{key: tokens for key, tokens, _ in step} for step in ghost.steps]
     at = next(i for i, step in enumerate(steps) if "long" in step)
     assert [set(step) for step in steps[at + 1 : at + 5]] == [{"d"}] * 4
@@ -273,9 +316,11 @@ def test_after_a_prompt_that_cannot_be_cut_decoding_has_its_share() -> None:
 
 
 @pytest.mark.parametrize(("length", "num_steps"), [(80, 4), (72, 3)])
-def test_what_a_prompt_took_too_much_is_paid_and_then_forgotten(length: int, num_steps: int) -> None:
-    """One that comes behind a prompt of five budgets starts four steps later: not at once, and not never. Half a budget
-    that is left is enough to start with."""
+def test_what_a_prompt_took_too_much_is_paid_and_then_forgotten(
+    length: int, num_steps: int
+) -> None:
+    """One that comes behind a prompt of five budgets starts four steps later: not at once, and not
+    never. Half a budget that is left is enough to start with."""
     ghost = Ghost(num_pages=400, step_tokens=16, is_prefix_lm=True, reuse="none")
     engine = Engine(ghost, lambda said: None)
     engine.submit(generate("d", (1,), 60))
@@ -298,10 +343,14 @@ def test_what_a_prompt_took_too_much_is_paid_and_then_forgotten(length: int, num
 
 
 @pytest.mark.parametrize(
-    ("num_pages", "is_prefix_lm", "halves"), [(40, False, [4, 2, 1]), (40, True, []), (0, False, [])]
+    ("num_pages", "is_prefix_lm", "halves"),
+    [(40, False, [4, 2, 1]), (40, True, []), (0, False, [])],
 )
-def test_a_slice_is_halved_as_far_as_it_can_be_cut(num_pages: int, is_prefix_lm: bool, halves: list[int]) -> None:
-    """Not at all where the prompt must be seen whole, or where there are no keys and values to go on from."""
+def test_a_slice_is_halved_as_far_as_it_can_be_cut(
+    num_pages: int, is_prefix_lm: bool, halves: list[int]
+) -> None:
+    """Not at all where the prompt must be seen whole, or where there are no keys and values to go
+    on from."""
     scheduler = Scheduler(Ghost(num_pages=num_pages, is_prefix_lm=is_prefix_lm, reuse="none").spec)
     scheduler.add(TokenSequence("a", Encoded((1,) * 8, 1), Sampling(1, 1)))
     [part] = scheduler.plan()
@@ -327,7 +376,8 @@ def test_what_can_never_fit_is_refused_and_blocks_nobody() -> None:
 
 
 def test_a_sequence_that_fills_the_store_does_without_its_known_prompt() -> None:
-    """The prompt's last page would be copied: with all other pages taken by the sequence there is no room for both."""
+    """The prompt's last page would be copied: with all other pages taken by the sequence there is
+    no room for both."""
     ghost, prompt = Ghost(num_pages=9, reuse="prompt", is_prefix_lm=True), tuple(range(1, 23))
     replayed = tuple(answer(prompt, 11, fold(1, 0)))
     full = SequenceWork("b", Encoded(prompt, 12), Sampling(12, 1), replayed_ids=(replayed,))

@@ -1,4 +1,5 @@
-"""Scoring over pages against token-by-token decoding with transformers' own cache, continuation by continuation."""
+"""Scoring over pages against token-by-token decoding with transformers' own cache, continuation by
+continuation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +64,9 @@ def ids(length: int, seed: int) -> Ids:
 def token_by_token(model: PreTrainedModel, context: Ids, tail: Ids) -> ContinuationScore:
     """Decode with the model's own cache, forced to say `tail`."""
     prompt = torch.tensor([context])
-    more = {"token_type_ids": torch.ones_like(prompt)} if isinstance(model, HrmTextForCausalLM) else {}
+    more = (
+        {"token_type_ids": torch.ones_like(prompt)} if isinstance(model, HrmTextForCausalLM) else {}
+    )
     out = model(input_ids=prompt, use_cache=True, **more)
     total, is_greedy = 0.0, True
     for place, token in enumerate(tail):
@@ -71,7 +74,11 @@ def token_by_token(model: PreTrainedModel, context: Ids, tail: Ids) -> Continuat
         total += float(logits.log_softmax(-1)[token])
         is_greedy &= int(logits.argmax()) == token
         if place + 1 < len(tail):
-            out = model(input_ids=torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
+            out = model(
+                input_ids=torch.tensor([[token]]),
+                past_key_values=out.past_key_values,
+                use_cache=True,
+            )
     return ContinuationScore(total, len(tail), is_greedy)
 
 
@@ -84,9 +91,12 @@ def check(model: PreTrainedModel, task: Score, scores: tuple[ContinuationScore, 
 
 
 def tasks_of(runner: PagedRunner) -> list[Score]:
-    """Several contexts, one of them twice and one the beginning of another; tails of 1 to 30 tokens, one greedy."""
+    """Several contexts, one of them twice and one the beginning of another; tails of 1 to 30
+    tokens, one greedy."""
     long = ids(43, 0)
-    (greedy,) = generate_all(runner, [Generate(long, Sampling(5, 0, temperature=0.0, ignore_eos=True))])
+    (greedy,) = generate_all(
+        runner, [Generate(long, Sampling(5, 0, temperature=0.0, ignore_eos=True))]
+    )
     continuations = [ids(length, 10 + length) for length in (1, 17, 2, 30, 1, 9)]
     return [
         Score(long, (*continuations, tuple(greedy))),
@@ -106,7 +116,8 @@ def tasks_of(runner: PagedRunner) -> list[Score]:
     ids=["in one step", "in many steps", "without reuse"],
 )
 def test_scores_equal_token_by_token_decoding(tiny: Model, options: dict[str, object]) -> None:
-    """P8, X18: contexts over the step's budget, tails over many steps, contexts that share their beginning."""
+    """P8, X18: contexts over the step's budget, tails over many steps, contexts that share their
+    beginning."""
     runner = load(tiny[0], **options)
     tasks = tasks_of(runner)
     for task, scores in zip(tasks, score_all(runner, tasks), strict=True):
@@ -114,7 +125,8 @@ def test_scores_equal_token_by_token_decoding(tiny: Model, options: dict[str, ob
 
 
 def test_scores_survive_preemption(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few pages: answers that grow beside them push contexts out between two of their continuations."""
+    """Few pages: answers that grow beside them push contexts out between two of their
+    continuations."""
     kv_bytes = FEW_PAGES * PAGE * load(tiny[0])._net.kv_shape.bytes_per_token(torch.float32)
     runner = load(tiny[0], max_batch=8, step_tokens=12, kv_bytes=kv_bytes)
     assert runner.spec.num_pages == FEW_PAGES
@@ -129,7 +141,11 @@ def test_scores_survive_preemption(tiny: Model, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Scheduler, "_preempt", noted)
     sampling = Sampling(20, 0, temperature=0.0, ignore_eos=True)
     score = Score(ids(30, 4), tuple(ids(9, seed) for seed in range(20, 36)))
-    emissions = run(runner, [Generate(ids(20, 1), sampling), Generate(ids(21, 2), sampling), score], [[], [], []])
+    emissions = run(
+        runner,
+        [Generate(ids(20, 1), sampling), Generate(ids(21, 2), sampling), score],
+        [[], [], []],
+    )
     (done,) = (item.ended for item in emissions if item.key == "2")
     assert isinstance(done, Done)
     check(tiny[1], score, end_of(done, Scored).scores)
@@ -137,7 +153,8 @@ def test_scores_survive_preemption(tiny: Model, monkeypatch: pytest.MonkeyPatch)
 
 
 class Counted:
-    """A runner's network that notes the tokens of each forward and the rows of each call for logits."""
+    """A runner's network that notes the tokens of each forward and the rows of each call for
+    logits."""
 
     def __init__(self, runner: PagedRunner, monkeypatch: pytest.MonkeyPatch) -> None:
         self.forwards: list[int] = []
@@ -156,8 +173,11 @@ class Counted:
         monkeypatch.setattr(runner._net, "logits", counted_logits)
 
 
-def test_a_context_with_four_continuations_is_computed_once(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One forward for the context, one for its last token again and all tails, each without its last token."""
+def test_a_context_with_four_continuations_is_computed_once(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One forward for the context, one for its last token again and all tails, each without its
+    last token."""
     runner = load(tiny[0])
     counted = Counted(runner, monkeypatch)
     task = Score(ids(41, 0), tuple(ids(length, length) for length in (3, 1, 8, 5)))
@@ -166,7 +186,8 @@ def test_a_context_with_four_continuations_is_computed_once(tiny: Model, monkeyp
 
 
 def test_a_context_that_comes_again_is_found(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole-prompt reuse in a prefix-LM, whole pages in a causal LM: later requests pay for their tails."""
+    """Whole-prompt reuse in a prefix-LM, whole pages in a causal LM: later requests pay for their
+    tails."""
     runner = load(tiny[0])
     counted = Counted(runner, monkeypatch)
     said: list[Emission] = []
@@ -189,10 +210,14 @@ def test_a_context_that_comes_again_is_found(tiny: Model, monkeypatch: pytest.Mo
 def test_logits_are_computed_for_all_tails_at_once_a_few_rows_at_a_time(
     tiny: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two contexts, five tails: 24 states in one call, or in slices that take no notice of where a tail ends."""
+    """Two contexts, five tails: 24 states in one call, or in slices that take no notice of where a
+    tail ends."""
     runner = load(tiny[0])
     counted = Counted(runner, monkeypatch)
-    tasks = [Score(ids(9, 0), (ids(7, 1), ids(1, 2), ids(4, 3))), Score(ids(5, 4), (ids(3, 5), ids(9, 6)))]
+    tasks = [
+        Score(ids(9, 0), (ids(7, 1), ids(1, 2), ids(4, 3))),
+        Score(ids(5, 4), (ids(3, 5), ids(9, 6))),
+    ]
     whole = score_all(runner, tasks)
     assert counted.logit_rows == [24]
     monkeypatch.setattr(scoring, "LOGIT_ROWS", 5)
@@ -204,14 +229,17 @@ def test_logits_are_computed_for_all_tails_at_once_a_few_rows_at_a_time(
 
 
 def test_one_bidirectional_pass_would_leak(tmp_path: Path) -> None:
-    """X18: in HRM-Text a pass that shows the continuation to the prompt scores it with itself in sight."""
+    """X18: in HRM-Text a pass that shows the continuation to the prompt scores it with itself in
+    sight."""
     model = write_tiny(tmp_path)
     runner = load(tmp_path)
     task = Score(ids(20, 0), (ids(8, 1), ids(3, 2)))
     for tail, score in zip(task.continuations, score_all(runner, [task])[0], strict=True):
         whole = torch.tensor([[*task.context, *tail]])  # type: ignore[misc]
         with torch.no_grad():
-            logits = model(input_ids=whole, token_type_ids=torch.ones_like(whole)).logits[0].double()
+            logits = (
+                model(input_ids=whole, token_type_ids=torch.ones_like(whole)).logits[0].double()
+            )
         shares = logits[19:-1].log_softmax(-1)
         leaked = sum(float(shares[at, token]) for at, token in enumerate(tail))
         expected = token_by_token(model, task.context, tail).log_likelihood  # type: ignore[arg-type]
@@ -220,7 +248,8 @@ def test_one_bidirectional_pass_would_leak(tmp_path: Path) -> None:
 
 
 def test_the_longest_continuation_and_the_longest_context(tiny: Model) -> None:
-    """A window reads all but the last token: 96 tokens follow one, 97 do not, and a context keeps its end."""
+    """A window reads all but the last token: 96 tokens follow one, 97 do not, and a context keeps
+    its end."""
     runner = load(tiny[0])
     full = Score(ids(300, 0), (ids(WINDOW, 1), ids(2, 2)))
     encoded = runner.encode(full)

@@ -1,6 +1,8 @@
-"""Sentence-embedding directories: vectors are sentence-transformers' own, and what is not known is refused by name.
+"""Sentence-embedding directories: vectors are sentence-transformers' own, and what is not known is
+refused by name.
 
-Compared with golden vectors (`tests/worker/sentence_models.py` makes them), and with the package itself where it is.
+Compared with golden vectors (`tests/worker/sentence_models.py` makes them), and with the package
+itself where it is.
 """
 
 import json
@@ -17,7 +19,16 @@ from scripts.train_sample import byte_tokenizer
 from shared.messages import Classify, Embed
 from shared.settings import ModelEntry, Settings, SettingsError
 from shared.vectors import unpack
-from tests.worker.sentence_models import CASES, DENSE, GOLDEN, HIDDEN, TANH, TEXTS, own_vectors, write_sentence_model
+from tests.worker.sentence_models import (
+    CASES,
+    DENSE,
+    GOLDEN,
+    HIDDEN,
+    TANH,
+    TEXTS,
+    own_vectors,
+    write_sentence_model,
+)
 from tests.worker.stepping import classify_all, embed_all
 from worker.loading import LoadedModel, load_models
 from worker.registry import detect
@@ -34,7 +45,9 @@ FOUND = {
 
 
 def load(path: Path) -> LoadedModel:
-    settings = Settings(models=(ModelEntry(id="m", path=str(path)),), max_batch_size=3, device="cpu", threads=1)
+    settings = Settings(
+        models=(ModelEntry(id="m", path=str(path)),), max_batch_size=3, device="cpu", threads=1
+    )
     [model] = load_models(settings)
     return model
 
@@ -115,7 +128,9 @@ REFUSED: list[tuple[Change, str]] = [
 
 
 @pytest.mark.parametrize(("change", "named"), REFUSED)
-def test_what_is_not_known_or_damaged_is_refused(tmp_path: Path, change: Change, named: str) -> None:
+def test_what_is_not_known_or_damaged_is_refused(
+    tmp_path: Path, change: Change, named: str
+) -> None:
     path = write_sentence_model(tmp_path / "model", "dense")
     change(path)
     with pytest.raises(SettingsError, match=named):
@@ -124,14 +139,17 @@ def test_what_is_not_known_or_damaged_is_refused(tmp_path: Path, change: Change,
 
 def test_prompts_without_a_default_are_told_of(tmp_path: Path) -> None:
     path = write_sentence_model(tmp_path / "model", "mean")
-    written("config_sentence_transformers.json", {"prompts": {"query": "q: ", "passage": "p: "}})(path)
+    written("config_sentence_transformers.json", {"prompts": {"query": "q: ", "passage": "p: "}})(
+        path
+    )
     model = load(path)
     assert "prompts (query, passage) left to callers" in model.info.found
     assert len(vectors_of(model)[0]) == HIDDEN
 
 
 def test_a_reranker_is_its_network(tmp_path: Path) -> None:
-    """As sentence-transformers 6.2 writes one: modules, and no pooling. Its score is the classifier's own."""
+    """As sentence-transformers 6.2 writes one: modules, and no pooling. Its score is the
+    classifier's own."""
     path = tmp_path / "model"
     torch.manual_seed(5)
     config = BertConfig(
@@ -143,13 +161,24 @@ def test_a_reranker_is_its_network(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.save_pretrained(path)
     modules = [
-        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+        {
+            "idx": 0,
+            "name": "0",
+            "path": "",
+            "type": "sentence_transformers.base.modules.transformer.Transformer",
+        }
     ]
     written("modules.json", modules)(path)
     text = {"method": "forward", "method_output_name": "logits"}
-    written("sentence_bert_config.json", {"modality_config": {"text": text}, "module_output_name": "scores"})(path)
+    written(
+        "sentence_bert_config.json",
+        {"modality_config": {"text": text}, "module_output_name": "scores"},
+    )(path)
     identity = "torch.nn.modules.linear.Identity"
-    written("config_sentence_transformers.json", {"model_type": "CrossEncoder", "activation_fn": identity})(path)
+    written(
+        "config_sentence_transformers.json",
+        {"model_type": "CrossEncoder", "activation_fn": identity},
+    )(path)
 
     assert detect(str(path)) == "encoder"
     model = load(path)

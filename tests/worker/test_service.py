@@ -1,4 +1,5 @@
-"""A worker in trouble: lapsed leases, slow prompts, lost reads, broken parts. Nothing is lost, doubled or leaked."""
+"""A worker in trouble: lapsed leases, slow prompts, lost reads, broken parts. Nothing is lost,
+doubled or leaked."""
 
 import asyncio
 from collections.abc import Sequence
@@ -11,7 +12,16 @@ from shared.messages import Done, Event, Failed, Generate, Sampling, Score, Toke
 from shared.queue import Claim, WorkQueue
 from tests.desk import Desk
 from tests.polling import DEADLINE_S, until
-from tests.worker.services import Gated, Slow, end_of, loaded, log_fields_of, long_task, service, task
+from tests.worker.services import (
+    Gated,
+    Slow,
+    end_of,
+    loaded,
+    log_fields_of,
+    long_task,
+    service,
+    task,
+)
 from worker.job_span import JobSpan
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
@@ -21,12 +31,15 @@ from worker.sequence import Encoded
 async def test_a_worker_that_takes_over_its_own_job_says_everything_once(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """P1: a lease that lapses under its own live owner (a suspended laptop) doubles no token and leaks no place."""
+    """P1: a lease that lapses under its own live owner (a suspended laptop) doubles no token and
+    leaks no place."""
     runner = Slow(RunnerOptions("echo", max_batch=3))
     runner.stepping_s = 0.004
     worker, stop = service(redis), asyncio.Event()
 
-    async def no_renewal(queue: WorkQueue, claims: Sequence[Claim], *, silence_s: float) -> list[Claim]:
+    async def no_renewal(
+        queue: WorkQueue, claims: Sequence[Claim], *, silence_s: float
+    ) -> list[Claim]:
         return []
 
     monkeypatch.setattr(WorkQueue, "renew", no_renewal)
@@ -43,7 +56,8 @@ async def test_a_worker_that_takes_over_its_own_job_says_everything_once(
 
 
 async def test_slow_tokenizing_does_not_cost_the_lease(redis: Redis) -> None:
-    """A long prompt is tokenized off the loop, and the jobs that wait behind it are in hand already."""
+    """A long prompt is tokenized off the loop, and the jobs that wait behind it are in hand
+    already."""
     runner, stop = Slow(RunnerOptions("echo", max_batch=4)), asyncio.Event()
     runner.tokenizing_s = 0.6
     jobs = await Desk(redis).submit(*[long_task(5)] * 3)
@@ -55,7 +69,9 @@ async def test_slow_tokenizing_does_not_cost_the_lease(redis: Redis) -> None:
     assert await running is True
 
 
-async def test_a_replay_that_cannot_be_read_is_tried_again(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_replay_that_cannot_be_read_is_tried_again(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A short loss of Redis during a takeover costs neither the job nor a place."""
     desk = Desk(redis)
     (job,) = await desk.submit(long_task(9))
@@ -73,7 +89,9 @@ async def test_a_replay_that_cannot_be_read_is_tried_again(redis: Redis, monkeyp
         return await real(job_id, after)
 
     monkeypatch.setattr(worker._reader, "read", read)
-    running = asyncio.create_task(worker.run(lambda: loaded(Echo(RunnerOptions("echo", max_batch=3))), stop))
+    running = asyncio.create_task(
+        worker.run(lambda: loaded(Echo(RunnerOptions("echo", max_batch=3))), stop)
+    )
     assert isinstance(await end_of(redis, job), Done)
     assert (await log_fields_of(redis, job))[0] == "abcabcabc"
     assert worker.models["m"].host.intake._free == 3
@@ -82,8 +100,13 @@ async def test_a_replay_that_cannot_be_read_is_tried_again(redis: Redis, monkeyp
 
 
 async def test_choices_take_as_many_places(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job is taken while a place is free, whatever it needs; the rest stays queued. No place is lost."""
-    runner, stop, choices = Gated(RunnerOptions("echo", max_batch=4)), asyncio.Event(), [2, 3, 1, 16, 4, 1, 1, 1, 1, 1]
+    """A job is taken while a place is free, whatever it needs; the rest stays queued. No place is
+    lost."""
+    runner, stop, choices = (
+        Gated(RunnerOptions("echo", max_batch=4)),
+        asyncio.Event(),
+        [2, 3, 1, 16, 4, 1, 1, 1, 1, 1],
+    )
     worker, desk, taken_before = service(redis), Desk(redis), []
     opened = worker._ledger.open
 
@@ -125,7 +148,9 @@ class BadStop(Echo):
 
 async def test_a_prompt_that_breaks_the_tokenizer_fails_alone(redis: Redis) -> None:
     stop = asyncio.Event()
-    running = asyncio.create_task(service(redis).run(lambda: loaded(BadTokenizer(RunnerOptions("echo"))), stop))
+    running = asyncio.create_task(
+        service(redis).run(lambda: loaded(BadTokenizer(RunnerOptions("echo"))), stop)
+    )
     jobs = await Desk(redis).submit(task("good"), task("bad"), task("fine"))
     ends = [await end_of(redis, job) for job in jobs]
     assert [type(end) for end in ends] == [Done, Failed, Done]
@@ -139,7 +164,9 @@ async def test_a_worker_with_a_dead_engine_ends_and_hands_its_job_over(redis: Re
     broken = service(redis).run(lambda: loaded(BadStop(RunnerOptions("echo"))), asyncio.Event())
     assert await asyncio.wait_for(broken, DEADLINE_S) is False
     stop = asyncio.Event()
-    running = asyncio.create_task(service(redis).run(lambda: loaded(Echo(RunnerOptions("echo"))), stop))
+    running = asyncio.create_task(
+        service(redis).run(lambda: loaded(Echo(RunnerOptions("echo"))), stop)
+    )
     assert isinstance(await end_of(redis, job), Done)
     stop.set()
     assert await running is True

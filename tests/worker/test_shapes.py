@@ -17,7 +17,9 @@ from worker.shapes import Shape, plan_workers, shape_of
 MIB, GIB = 2**20, 2**30
 
 
-def machine(cores: int = 8, *, cache: int = 32 * MIB, free: int = 64 * GIB, gpus: int = 0) -> Machine:
+def machine(
+    cores: int = 8, *, cache: int = 32 * MIB, free: int = 64 * GIB, gpus: int = 0
+) -> Machine:
     return Machine(tuple((core,) for core in range(cores)), cores, cache, free, gpus)
 
 
@@ -27,7 +29,11 @@ def machine(cores: int = 8, *, cache: int = 32 * MIB, free: int = 64 * GIB, gpus
         (machine(), 2 * MIB, Shape(8, 1)),  # fits a core's share of 4 MiB
         (machine(), 4 * MIB, Shape(8, 1)),
         (machine(), 5 * MIB, Shape(8, 1)),  # streamed from memory
-        (machine(free=16 * GIB), 2 * GIB, Shape(3, 2)),  # memory for three: the cores that are left become threads
+        (
+            machine(free=16 * GIB),
+            2 * GIB,
+            Shape(3, 2),
+        ),  # memory for three: the cores that are left become threads
         (machine(free=4 * GIB), 2 * GIB, Shape(1, 8)),
         (machine(1), 2 * GIB, Shape(1, 1)),
         (machine(free=4 * GIB), 2 * MIB, Shape(3, 1)),  # 1 GiB and a little each
@@ -48,17 +54,37 @@ def test_the_rule(there: Machine, weights: int, expected: Shape) -> None:
             MIB,
             "workers: one a core; threads: one, for weights that fit a core's share of the cache",
         ),
-        (machine(), (None, None), GIB, "workers: one a core; threads: the cores shared out among the workers"),
+        (
+            machine(),
+            (None, None),
+            GIB,
+            "workers: one a core; threads: the cores shared out among the workers",
+        ),
         (
             machine(free=4 * GIB),
             (None, None),
             MIB,
             "workers: as many as free memory holds; threads: one, for weights that fit a core's share of the cache",
         ),
-        (machine(free=0), (None, 2), MIB, "workers: one, as free memory is not known; threads: as set"),
+        (
+            machine(free=0),
+            (None, 2),
+            MIB,
+            "workers: one, as free memory is not known; threads: as set",
+        ),
         (machine(), (None, 3), MIB, "workers: as many as cores for their threads; threads: as set"),
-        (machine(), (1, None), GIB, "workers: as set; threads: the cores shared out among the workers"),
-        (machine(gpus=2), (None, None), GIB, "workers: one a GPU; threads: one, which launches kernels"),
+        (
+            machine(),
+            (1, None),
+            GIB,
+            "workers: as set; threads: the cores shared out among the workers",
+        ),
+        (
+            machine(gpus=2),
+            (None, None),
+            GIB,
+            "workers: one a GPU; threads: one, which launches kernels",
+        ),
         (machine(gpus=2), (3, 1), GIB, "workers: as set; threads: as set"),
     ],
 )
@@ -116,8 +142,12 @@ def test_settings_become_a_shape(tmp_path: Path) -> None:
     assert shape_of(one, machine()) == Shape(1, 8)
     assert shape_of(one.model_copy(update={"dtype": "bfloat16"}), machine()) == Shape(1, 1)
     both = (*large.models, ModelEntry(id="e", path="echo"))
-    assert shape_of(large.model_copy(update={"models": both, "workers": 2}), machine()) == Shape(2, 4)
-    assert shape_of(Settings(workers="auto", model_path="echo"), machine(free=2 * GIB)) == Shape(4, 1)
+    assert shape_of(large.model_copy(update={"models": both, "workers": 2}), machine()) == Shape(
+        2, 4
+    )
+    assert shape_of(Settings(workers="auto", model_path="echo"), machine(free=2 * GIB)) == Shape(
+        4, 1
+    )
 
 
 def test_kv_memory_counts_for_every_model() -> None:
@@ -128,7 +158,10 @@ def test_kv_memory_counts_for_every_model() -> None:
 
 def test_sizes_by_the_headers(tmp_path: Path) -> None:
     """Whole or in shards, whatever dtype lies there; files that no index names do not count."""
-    save_file({"a": torch.zeros(3, 5), "b": torch.zeros(7, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
+    save_file(
+        {"a": torch.zeros(3, 5), "b": torch.zeros(7, dtype=torch.bfloat16)},
+        tmp_path / "model.safetensors",
+    )
     assert num_parameters(tmp_path) == 22
     assert [weight_bytes(tmp_path, dtype) for dtype in ("float32", "float16")] == [88, 44]
     save_file({"c": torch.zeros(100)}, tmp_path / "part-1.safetensors")

@@ -1,4 +1,5 @@
-"""Tasks that are done whole: which go together, and what becomes of a batch that fails, is called off or is late."""
+"""Tasks that are done whole: which go together, and what becomes of a batch that fails, is called
+off or is late."""
 
 import threading
 from collections.abc import Callable, Hashable, Sequence
@@ -33,13 +34,17 @@ class Clock:
 
 
 class Scripted:
-    """Does tasks in batches of equal `steps`, and notes them. `during` is called in the middle of each batch.
+    """Does tasks in batches of equal `steps`, and notes them. `during` is called in the middle of
+    each batch.
 
-    A task `bad` raises, `wrong` fails alone, and more than `room` characters in a batch are too many.
+    A task `bad` raises, `wrong` fails alone, and more than `room` characters in a batch are too
+    many.
     """
 
     def __init__(self, *, max_batch: int = 4, room: int = 1000) -> None:
-        self.spec = TaskRunnerSpec("scripted", "m", "test", max_batch, ("echo_task",), EchoTask("1"))
+        self.spec = TaskRunnerSpec(
+            "scripted", "m", "test", max_batch, ("echo_task",), EchoTask("1")
+        )
         self.room = room
         self.batches: list[list[str]] = []
         self.wanted: list[list[bool]] = []
@@ -79,7 +84,9 @@ class Bench:
     clock: Clock
     said: list[Emission]
 
-    def submit(self, text: str, *, steps: int = 1, priority: Priority = "default", deadline_s: float = 1e9) -> None:
+    def submit(
+        self, text: str, *, steps: int = 1, priority: Priority = "default", deadline_s: float = 1e9
+    ) -> None:
         take = Take(text, EchoTask(text, steps), priority=priority, deadline_s=deadline_s)
         self.engine.submit(self.engine.prepare(take))
 
@@ -121,7 +128,13 @@ def test_equal_ones_share_a_batch() -> None:
 
 def test_the_better_class_goes_first() -> None:
     one = bench(max_batch=2)
-    for text, priority in (("a", "bulk"), ("b", "default"), ("c", "interactive"), ("d", "bulk"), ("e", "interactive")):
+    for text, priority in (
+        ("a", "bulk"),
+        ("b", "default"),
+        ("c", "interactive"),
+        ("d", "bulk"),
+        ("e", "interactive"),
+    ):
         one.submit(text, priority=priority)  # type: ignore[arg-type]
     one.run()
     assert one.runner.batches == [["c", "e"], ["b", "a"], ["d"]]
@@ -172,7 +185,13 @@ def test_a_culprit_fails_alone() -> None:
     for text in ("a", "bad", "c", "wrong", "e"):
         one.submit(text)
     one.run()
-    assert one.ends() == {"a": "a", "bad": "worker_failed", "c": "c", "wrong": "invalid_request", "e": "e"}
+    assert one.ends() == {
+        "a": "a",
+        "bad": "worker_failed",
+        "c": "c",
+        "wrong": "invalid_request",
+        "e": "e",
+    }
     assert one.engine.stats.num_failures == 2
 
 
@@ -267,7 +286,9 @@ def test_progress_is_told_now_and_then_and_at_the_end(monkeypatch: pytest.Monkey
     monkeypatch.setattr(task_engine, "_REPORT_EVERY_S", 0.0)
     one.submit("b")
     one.run()
-    told = [item.progress.done for item in one.said if item.key == "b" and item.progress is not None]
+    told = [
+        item.progress.done for item in one.said if item.key == "b" and item.progress is not None
+    ]
     assert told == list(range(1, 101))
 
 

@@ -1,4 +1,5 @@
-"""Tokens, vectors, labels and dialogues through a real queue and a real worker: one end each, whatever happens."""
+"""Tokens, vectors, labels and dialogues through a real queue and a real worker: one end each,
+whatever happens."""
 
 import time
 
@@ -50,7 +51,9 @@ ENDS = {
     "chat": Done("length", 3, 2),
     "tokenize": Done("tokenize", 2, 0, result=Tokenized((104, 105), ("h", "i"))),
     "detokenize": Done("detokenize", 2, 0, result=Detokenized("hi")),
-    "classify": Done("classify", 5, 0, result=Labelled((Label("letters", 0.6), Label("digits", 0.4)))),
+    "classify": Done(
+        "classify", 5, 0, result=Labelled((Label("letters", 0.6), Label("digits", 0.4)))
+    ),
 }
 STEPPED = ("embed", "classify")
 
@@ -77,7 +80,10 @@ def is_as_expected(name: str, end: Terminal) -> bool:
     assert isinstance(end, Done) and isinstance(end.result, Embedded)
     vector = [0.0] * HIDDEN
     vector[104 % HIDDEN], vector[105 % HIDDEN] = 0.5, 0.5
-    return unpack(end.result.vector) == vector and (end.finish_reason, end.num_prompt_tokens) == ("embed", 2)
+    return unpack(end.result.vector) == vector and (end.finish_reason, end.num_prompt_tokens) == (
+        "embed",
+        2,
+    )
 
 
 async def test_each_task_ends_once_with_its_result(redis: Redis) -> None:
@@ -109,7 +115,11 @@ async def test_another_worker_does_it_again(redis: Redis, name: str) -> None:
 @pytest.mark.parametrize("name", STEPPED)
 async def test_a_cancelled_one_frees_its_place(redis: Redis, name: str) -> None:
     """P6: in the middle of its step."""
-    desk, runner, worker = Desk(redis), Gated(RunnerOptions("echo", max_batch=4)), service(redis, lease_s=30)
+    desk, runner, worker = (
+        Desk(redis),
+        Gated(RunnerOptions("echo", max_batch=4)),
+        service(redis, lease_s=30),
+    )
     async with serving(worker, runner):
         [job] = await desk.submit(TASKS[name])
         await until(lambda: runner.num_steps == 1, "the step has begun")
@@ -123,7 +133,11 @@ async def test_a_cancelled_one_frees_its_place(redis: Redis, name: str) -> None:
 
 async def test_a_late_one_fails(redis: Redis) -> None:
     """At the next step boundary, where its turn had not come yet."""
-    desk, runner, worker = Desk(redis), Gated(RunnerOptions("echo", max_batch=4)), service(redis, lease_s=30)
+    desk, runner, worker = (
+        Desk(redis),
+        Gated(RunnerOptions("echo", max_batch=4)),
+        service(redis, lease_s=30),
+    )
     async with serving(worker, runner):
         busy = await desk.submit(Generate("abc", SAMPLING))
         await until(lambda: runner.num_steps == 1, "the step has begun")
@@ -168,19 +182,28 @@ async def test_what_is_cut_is_told(redis: Redis) -> None:
     """And where that is not wanted, the text is refused."""
     desk = Desk(redis)
     async with serving(service(redis), echo(context_window=16)):
-        jobs = await desk.submit(Embed("x" * 20), Embed("x" * 20, overflow="refuse"), Classify("1" * 20))
+        jobs = await desk.submit(
+            Embed("x" * 20), Embed("x" * 20, overflow="refuse"), Classify("1" * 20)
+        )
         cut, refused, labelled = await ends(redis, jobs)
         assert isinstance(cut, Done) and cut.num_prompt_tokens == 16
         assert isinstance(labelled, Done) and isinstance(labelled.result, Labelled)
         assert labelled.result.labels[0] == Label("digits", 1.0)
-        assert isinstance(refused, Failed) and (refused.code, refused.field) == ("context_length_exceeded", "input")
+        assert isinstance(refused, Failed) and (refused.code, refused.field) == (
+            "context_length_exceeded",
+            "input",
+        )
         [started] = [event for event in await desk.events(jobs[0]) if isinstance(event, Started)]
         assert started.num_truncated == 4
 
 
 async def test_tokens_need_no_step(redis: Redis) -> None:
     """They are answered while the engine is busy, from a place that they do not keep."""
-    desk, runner, worker = Desk(redis), Gated(RunnerOptions("echo", max_batch=4)), service(redis, lease_s=30)
+    desk, runner, worker = (
+        Desk(redis),
+        Gated(RunnerOptions("echo", max_batch=4)),
+        service(redis, lease_s=30),
+    )
     async with serving(worker, runner):
         busy = await desk.submit(Generate("abc", SAMPLING))
         await until(lambda: runner.num_steps == 1, "the step has begun")

@@ -1,4 +1,5 @@
-"""Texts of answers against the tokenizer's own decoding of prompt and answer together, for tokenizers of every kind."""
+"""Texts of answers against the tokenizer's own decoding of prompt and answer together, for
+tokenizers of every kind."""
 
 import json
 import random
@@ -33,7 +34,10 @@ class Scripted(Echo):
     eos_ids: frozenset[int] = frozenset()
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, answers: Sequence[Sequence[int]], name: str = "echo"
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        answers: Sequence[Sequence[int]],
+        name: str = "echo",
     ) -> None:
         super().__init__(RunnerOptions("echo", name=name, max_batch=8, context_window=WINDOW))
         self._answers = answers
@@ -51,7 +55,10 @@ class Scripted(Echo):
         return self._vocabulary.decode(token_ids)
 
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
-        return [self._told(part.sequence) if part.samples else step for part, step in self._paired(slices)]
+        return [
+            self._told(part.sequence) if part.samples else step
+            for part, step in self._paired(slices)
+        ]
 
     def _paired(self, slices: Sequence[Slice]) -> Sequence[tuple[Slice, StepResult | FleetError]]:
         scored = super().step([part for part in slices if part.sequence.is_scoring])
@@ -70,7 +77,8 @@ def shown(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The first `num_whole` tokens of the prompt end with a character; the one begun behind them is the answer's."""
+    """The first `num_whole` tokens of the prompt end with a character; the one begun behind them is
+    the answer's."""
 
     prompt: list[int]
     answer: list[int]
@@ -78,7 +86,10 @@ class Drawn:
 
 
 def behind(
-    tokenizer: PreTrainedTokenizerFast, prompt: Sequence[int], answer: Sequence[int], num_whole: int = 10**6
+    tokenizer: PreTrainedTokenizerFast,
+    prompt: Sequence[int],
+    answer: Sequence[int],
+    num_whole: int = 10**6,
 ) -> str:
     """What decoding both together shows behind the first `num_whole` tokens of the prompt."""
     text = shown(tokenizer, prompt[:num_whole])
@@ -88,17 +99,25 @@ def behind(
 
 
 def drawn(tokenizer: PreTrainedTokenizerFast, seed: int) -> Drawn:
-    """A prompt and an answer, cut anywhere, within a character too. Either may be blank, or special tokens alone."""
+    """A prompt and an answer, cut anywhere, within a character too. Either may be blank, or special
+    tokens alone."""
     draw = random.Random(seed)
     vocabulary = tokenizer.get_vocab()
-    ordinary = [number for piece, number in vocabulary.items() if not piece.startswith("<0x") and number < 60]
+    ordinary = [
+        number
+        for piece, number in vocabulary.items()
+        if not piece.startswith("<0x") and number < 60
+    ]
     ids: list[int] = []
     bounds = [0]
     for _ in range(draw.choice([1, 2, 4, 12, 40])):
         word = draw.choice(ordinary)
         if "\ufffd" in shown(tokenizer, [word]):
             continue  # half a character
-        for piece in ([word], *(spelled(tokenizer, item) for item in draw.choices(CHARACTERS, k=draw.randint(0, 2)))):
+        for piece in (
+            [word],
+            *(spelled(tokenizer, item) for item in draw.choices(CHARACTERS, k=draw.randint(0, 2))),
+        ):
             ids += piece
             bounds.append(len(ids))
     cut = draw.randint(0, len(ids))
@@ -118,7 +137,9 @@ def test_pieces_joined_are_what_both_decoded_together_show_behind_the_prompt(kin
             assert pieces[-1] == expected
         pieces.append(stream.flush())
         if case.answer:
-            assert "".join(pieces) == behind(tokenizer, case.prompt, case.answer, case.num_whole), case
+            assert "".join(pieces) == behind(tokenizer, case.prompt, case.answer, case.num_whole), (
+                case
+            )
 
 
 @pytest.mark.parametrize(
@@ -136,12 +157,16 @@ def test_pieces_joined_are_what_both_decoded_together_show_behind_the_prompt(kin
         ("byte_level", "hello ", ["world", "Ġ", "hello"], "world hello"),
     ],
 )
-def test_the_first_piece_has_the_space_that_it_should(kind: str, prompt: str, pieces: list[str], expected: str) -> None:
+def test_the_first_piece_has_the_space_that_it_should(
+    kind: str, prompt: str, pieces: list[str], expected: str
+) -> None:
     """By hand."""
     tokenizer = tokenizer_of(kind)
     answer = tokenizer.convert_tokens_to_ids(pieces)
     prompt_ids = tokenizer(prompt)["input_ids"] or [0]
-    emissions = run(Scripted(tokenizer, [answer]), [Generate(tuple(prompt_ids), sampling(len(answer)))], [[]])
+    emissions = run(
+        Scripted(tokenizer, [answer]), [Generate(tuple(prompt_ids), sampling(len(answer)))], [[]]
+    )
     assert "".join(item.text for item in emissions) == expected
 
 
@@ -151,7 +176,8 @@ def sampling(max_tokens: int, **fields: object) -> Sampling:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_choices_and_takeovers_say_the_same(kind: str) -> None:
-    """Wherever another worker goes on, the pieces before and after are those of one that never stopped."""
+    """Wherever another worker goes on, the pieces before and after are those of one that never
+    stopped."""
     tokenizer = tokenizer_of(kind)
     for seed in range(1000, 1006):
         case = drawn(tokenizer, seed)
@@ -172,14 +198,19 @@ def test_choices_and_takeovers_say_the_same(kind: str) -> None:
             assert rest == [pieces[0][cut:], pieces[1][cut:]]
 
 
-def said(runner: Scripted, task: Generate, replayed: tuple[tuple[int, ...], ...]) -> list[list[str]]:
+def said(
+    runner: Scripted, task: Generate, replayed: tuple[tuple[int, ...], ...]
+) -> list[list[str]]:
     """The pieces of each choice, one for each new token."""
     emissions: list[Emission] = []
     engine = Engine(runner, emissions.extend)
     engine.submit(SequenceWork("0", runner.encode(task), task.sampling, replayed))
     while engine.has_work:
         engine.step()
-    return [[item.text for item in emissions if item.choice == number and item.ids] for number in range(2)]
+    return [
+        [item.text for item in emissions if item.choice == number and item.ids]
+        for number in range(2)
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -199,7 +230,8 @@ def test_stop_strings_are_found_in_the_text_as_it_stands_behind_the_prompt(kind:
 
 
 async def test_echo_and_streams_over_http(redis: Redis) -> None:
-    """A prompt given as ids and its answer are one text; a stream's pieces are the whole answer's text."""
+    """A prompt given as ids and its answer are one text; a stream's pieces are the whole answer's
+    text."""
     runners, cases = {}, {}
     for kind in KINDS:
         tokenizer = tokenizer_of(kind)
@@ -214,12 +246,18 @@ async def test_echo_and_streams_over_http(redis: Redis) -> None:
             num_whole = len(tokenizer("hello ")["input_ids"])
             assert plain == behind(tokenizer, prompt, answer, num_whole)
             for logprobs in (None, 1):
-                echo = await client.post("/v1/completions", json=body | {"echo": True, "logprobs": logprobs})
-                assert echo.json()["choices"][0]["text"] == shown(tokenizer, [*prompt, *answer]), kind
+                echo = await client.post(
+                    "/v1/completions", json=body | {"echo": True, "logprobs": logprobs}
+                )
+                assert echo.json()["choices"][0]["text"] == shown(tokenizer, [*prompt, *answer]), (
+                    kind
+                )
             stream = await client.post("/v1/completions", json=body | {"stream": True})
             frames = [line[6:] for line in stream.text.splitlines() if line.startswith("data: {")]
             assert "".join(json.loads(frame)["choices"][0]["text"] for frame in frames) == plain
-            text = await client.post("/v1/completions", json=body | {"prompt": "hello ", "echo": True})
+            text = await client.post(
+                "/v1/completions", json=body | {"prompt": "hello ", "echo": True}
+            )
             ids = tokenizer("hello ")["input_ids"]
             assert text.json()["choices"][0]["text"] == "hello " + behind(tokenizer, ids, answer)
 
@@ -237,7 +275,13 @@ class Mute(Echo):
 def test_an_answer_that_cannot_be_decoded_fails_alone(prompt: str) -> None:
     """The engine goes on: in the prompt's own text, and in the middle of an answer."""
     runner = Mute(RunnerOptions("echo", max_batch=4))
-    tasks = [Generate("ok", sampling(4)), Generate(prompt, sampling(4, n=2)), Generate("yes", sampling(6))]
-    ends = {item.key: item.ended for item in run(runner, tasks, [[], [], []]) if item.ended is not None}
+    tasks = [
+        Generate("ok", sampling(4)),
+        Generate(prompt, sampling(4, n=2)),
+        Generate("yes", sampling(6)),
+    ]
+    ends = {
+        item.key: item.ended for item in run(runner, tasks, [[], [], []]) if item.ended is not None
+    }
     assert isinstance(ends["1"], Failed)
     assert isinstance(ends["0"], Done) and isinstance(ends["2"], Done)

@@ -1,4 +1,5 @@
-"""However sequences are cut into steps, and whoever is beside them: the same attention, to the last bit."""
+"""However sequences are cut into steps, and whoever is beside them: the same attention, to the last
+bit."""
 
 import random
 from collections.abc import Iterator
@@ -33,15 +34,20 @@ class Library:
         self.key, self.value = torch.randn(2, self._offsets[-1], KV_HEADS, SIZE)
 
     def read(self, steps: list[Step], *, is_prefix: bool, window: int | None = None) -> Tensor:
-        """What every token [tokens, heads, size] saw in these steps; those that were not computed saw zeros."""
-        store = KVStore(KVShape(1, KV_HEADS, SIZE), len(BOOKS) * PAGES_EACH, PAGE, torch.float32, CPU)
+        """What every token [tokens, heads, size] saw in these steps; those that were not computed
+        saw zeros."""
+        store = KVStore(
+            KVShape(1, KV_HEADS, SIZE), len(BOOKS) * PAGES_EACH, PAGE, torch.float32, CPU
+        )
         sequences = [self._sequence(number) for number in range(len(BOOKS))]
         seen = torch.zeros_like(self.query)
         for step in steps:
             slices = [Slice(sequences[number], count) for number, count in step]
             batch = BatchBuilder(PAGE, CPU, is_prefix, is_tiled=True).build(slices)
             fresh = [table[batch.ids] for table in (self.query, self.key, self.value)]
-            seen[batch.ids] = attend(batch.plan, store, 0, fresh[0], fresh[1], fresh[2], SIZE**-0.5, window)
+            seen[batch.ids] = attend(
+                batch.plan, store, 0, fresh[0], fresh[1], fresh[2], SIZE**-0.5, window
+            )
             for part in slices:
                 part.sequence.num_computed += part.num_tokens
         return seen
@@ -51,7 +57,9 @@ class Library:
         ids = range(self._offsets[number], self._offsets[number + 1])
         pages = list(range(number * PAGES_EACH, number * PAGES_EACH + -(-length // PAGE)))
         encoded = Encoded(tuple(ids[:num_prompt]))
-        return TokenSequence(str(number), encoded, Sampling(300, 0), output_ids=list(ids[num_prompt:]), pages=pages)
+        return TokenSequence(
+            str(number), encoded, Sampling(300, 0), output_ids=list(ids[num_prompt:]), pages=pages
+        )
 
 
 def one_by_one() -> Iterator[Step]:
@@ -62,7 +70,8 @@ def one_by_one() -> Iterator[Step]:
 
 
 def together(seed: int, *, may_cut: bool) -> Iterator[Step]:
-    """Sequences beside others, now and then: prompts in parts if they may be cut, and responses in runs."""
+    """Sequences beside others, now and then: prompts in parts if they may be cut, and responses in
+    runs."""
     draw = random.Random(seed)
     computed = [0] * len(BOOKS)
     while any(done < length for done, (_, length) in zip(computed, BOOKS, strict=True)):
@@ -82,9 +91,12 @@ def together(seed: int, *, may_cut: bool) -> Iterator[Step]:
 @pytest.mark.parametrize("window", [None, 5, 40])
 @pytest.mark.parametrize("is_prefix", [False, True])
 def test_cuts_and_company_change_no_bit(is_prefix: bool, window: int | None) -> None:
-    """P3: what int8 activations are rounded from is the same in every path: batched, chunked, resumed."""
+    """P3: what int8 activations are rounded from is the same in every path: batched, chunked,
+    resumed."""
     library = Library()
     alone = library.read(list(one_by_one()), is_prefix=is_prefix, window=window)
     for seed in range(4):
-        beside = library.read(list(together(seed, may_cut=not is_prefix)), is_prefix=is_prefix, window=window)
+        beside = library.read(
+            list(together(seed, may_cut=not is_prefix)), is_prefix=is_prefix, window=window
+        )
         assert torch.equal(beside, alone)

@@ -1,4 +1,5 @@
-"""Unloading in a worker: what is in hand ends, memory comes back, and the next job finds the model loaded again."""
+"""Unloading in a worker: what is in hand ends, memory comes back, and the next job finds the model
+loaded again."""
 
 import asyncio
 import gc
@@ -61,7 +62,9 @@ async def unload(redis: Redis, *workers: WorkerService, name: str = "m") -> None
 
 async def told(redis: Redis, worker: WorkerService, name: str, order: int) -> bool:
     fleet = await Presence(redis).fleet()
-    return any(item.id == worker.worker_id and item.unloads.get(name) == order for item in fleet.workers)
+    return any(
+        item.id == worker.worker_id and item.unloads.get(name) == order for item in fleet.workers
+    )
 
 
 def residence(worker: WorkerService, name: str = "m") -> Residence:
@@ -77,7 +80,9 @@ async def ended(redis: Redis, job: Job) -> Done:
 async def test_d22_load_infer_unload_infer_again(redis: Redis, tmp_path: Path) -> None:
     """The same words by the same weights, after everything of them was freed."""
     write_tiny(tmp_path)
-    settings = Settings(models=(ModelEntry(id="m", path=str(tmp_path)),), max_batch_size=2, device="cpu", threads=1)
+    settings = Settings(
+        models=(ModelEntry(id="m", path=str(tmp_path)),), max_batch_size=2, device="cpu", threads=1
+    )
     desk, ask = Desk(redis), Generate("2x + 3 = 9", Sampling(max_tokens=8, seed=3))
     async with at_work(redis, lambda: load_models(settings), lease_s=10) as worker:
         [first] = await desk.submit(ask)
@@ -94,7 +99,9 @@ async def test_d22_load_infer_unload_infer_again(redis: Redis, tmp_path: Path) -
         [second] = await desk.submit(ask)
         await ended(redis, second)
         assert residence(worker) == "loaded"
-        assert (await log_fields_of(redis, second))[0] == (await log_fields_of(redis, first))[0] != ""
+        assert (
+            (await log_fields_of(redis, second))[0] == (await log_fields_of(redis, first))[0] != ""
+        )
 
 
 async def test_jobs_in_hand_end_and_queued_ones_wait_for_the_model(redis: Redis) -> None:
@@ -154,12 +161,16 @@ async def test_a_model_on_a_gpu_is_loaded_while_the_others_stand_still(redis: Re
 
     def make() -> Runner:
         before = gated.num_steps
-        asyncio.run_coroutine_threadsafe(asyncio.sleep(3 * LEASE_S), loop).result(20)  # a load takes a while
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(3 * LEASE_S), loop).result(
+            20
+        )  # a load takes a while
         steps_while_loading.append(gated.num_steps - before)
         return echo()
 
     def on_gpu() -> LoadedModel:
-        return LoadedModel(ModelInfo("m", "echo", "test", 100, 100, 4, device="cuda:0"), make(), on_gpu)
+        return LoadedModel(
+            ModelInfo("m", "echo", "test", 100, 100, 4, device="cuda:0"), make(), on_gpu
+        )
 
     loop = asyncio.get_running_loop()
     gated.gate.set()
@@ -174,7 +185,9 @@ async def test_a_model_on_a_gpu_is_loaded_while_the_others_stand_still(redis: Re
     assert steps_while_loading == [0, 0]
 
 
-async def test_work_is_left_to_others_that_have_the_model(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_work_is_left_to_others_that_have_the_model(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Until they have it no longer, or let it wait for too long."""
     presence, info = Presence(redis, ttl_s=60), model("m", echo).info
     async with at_work(redis, lambda: [model("m", echo)]) as worker:

@@ -1,4 +1,5 @@
-"""Every kind of runner has done a step of its own before its worker is ready (A116, B37), and segments are counted."""
+"""Every kind of runner has done a step of its own before its worker is ready (A116, B37), and
+segments are counted."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +33,9 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", RUNNERS)
-def test_one_step_is_done_while_loading(kind: str, paths: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_step_is_done_while_loading(
+    kind: str, paths: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes: list[int] = []
 
     def watched(name: str, options: RunnerOptions) -> AnyRunner:
@@ -48,7 +51,9 @@ def test_one_step_is_done_while_loading(kind: str, paths: dict[str, str], monkey
         return runner
 
     monkeypatch.setattr(loading, "load_runner", watched)
-    settings = Settings(models=(ModelEntry(id="m", path=paths[kind]),), device="cpu", context_window=64)
+    settings = Settings(
+        models=(ModelEntry(id="m", path=paths[kind]),), device="cpu", context_window=64
+    )
     [model] = loading.load_models(settings)
     assert model.info.runner == kind
     assert sizes == [1]
@@ -76,7 +81,11 @@ def test_segments_of_puzzles_are_counted_by_puzzle(paths: dict[str, str]) -> Non
     trial = runner.spec.trial
     assert isinstance(trial, Solve)
     for number in range(2):
-        engine.submit(SequenceWork(f"k{number}", runner.encode(Solve(trial.puzzle, max_steps=2 + number)), None))
+        engine.submit(
+            SequenceWork(
+                f"k{number}", runner.encode(Solve(trial.puzzle, max_steps=2 + number)), None
+            )
+        )
     while engine.has_work:
         engine.step()
     assert (engine.stats.num_segments, engine.stats.num_settled) == (2 + 3, 2)

@@ -1,4 +1,5 @@
-"""Workers with tasks that are done whole: leases, takeovers, suspicion and draining, beside models that decode."""
+"""Workers with tasks that are done whole: leases, takeovers, suspicion and draining, beside models
+that decode."""
 
 import asyncio
 import os
@@ -18,7 +19,16 @@ from shared.messages import Done, Failed, Progress, Started, Task, Terminal
 from shared.queue import Claim, QueuePolicy
 from tests.desk import Desk
 from tests.polling import until
-from tests.worker.services import LEASE_S, Gated, end_of, loaded, log_fields_of, long_task, service, serving
+from tests.worker.services import (
+    LEASE_S,
+    Gated,
+    end_of,
+    loaded,
+    log_fields_of,
+    long_task,
+    service,
+    serving,
+)
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
 from worker.runners.echo_task import EchoTaskRunner
@@ -33,7 +43,8 @@ def echo_task(max_batch: int = 4) -> EchoTaskRunner:
 
 
 async def test_one_step_of_three_leases_keeps_its_job_and_nobody_is_blamed(redis: Redis) -> None:
-    """Another worker looks for lapsed jobs all the while. The step is one call that says nothing."""
+    """Another worker looks for lapsed jobs all the while. The step is one call that says
+    nothing."""
     desk = Desk(redis, "t")
     worker, other = service(redis), service(redis)
     async with serving(worker, echo_task()):
@@ -65,7 +76,8 @@ async def test_what_others_had_told_is_not_told_again(redis: Redis) -> None:
 
 
 async def died(redis: Redis, desk: Desk, worker: str, *events: Progress) -> Claim | None:
-    """Let a worker take the task, tell of it, and be gone. Return None where there is nothing to take."""
+    """Let a worker take the task, tell of it, and be gone. Return None where there is nothing to
+    take."""
     claims = await desk.take(worker=worker, fingerprint=worker)
     if not claims:
         return None
@@ -111,7 +123,8 @@ async def test_progress_is_no_first_token(redis: Redis) -> None:
 
 
 class Busy(EchoTaskRunner):
-    """Computes in its steps, in Python, as hard as it can: the other thread gets its turns all the same."""
+    """Computes in its steps, in Python, as hard as it can: the other thread gets its turns all the
+    same."""
 
     def run(self, tasks: Sequence[Task], progress: BatchProgress) -> list[TaskOutput | FleetError]:
         ends_s = time.monotonic() + 1.5
@@ -125,7 +138,10 @@ async def test_a_long_task_holds_up_no_token(redis: Redis) -> None:
     """An answer of 300 steps ends while the task is at work."""
     worker = service(redis)
     stop = asyncio.Event()
-    runners = (Echo(RunnerOptions("echo", max_batch=4)), Busy(RunnerOptions("echo-task", max_batch=4)))
+    runners = (
+        Echo(RunnerOptions("echo", max_batch=4)),
+        Busy(RunnerOptions("echo-task", max_batch=4)),
+    )
     running = asyncio.create_task(worker.run(lambda: loaded(*runners), stop))
     [task] = await Desk(redis, "t").submit(EchoTask("x"))
     await until(lambda: len(worker._ledger.claims_of("t")) == 1, "the task is in hand")
@@ -142,7 +158,8 @@ def stepping(worker: WorkerService) -> bool:
 
 
 async def test_a_drain_waits_for_a_task_but_others_do_not(redis: Redis) -> None:
-    """What decodes goes to other workers at once; the task is done here, where there is time for it."""
+    """What decodes goes to other workers at once; the task is done here, where there is time for
+    it."""
     leaver = WorkerService(Desk(redis).broker, QueuePolicy(LEASE_S), drain_timeout_s=30)
     gated = Gated(RunnerOptions("echo", max_batch=4))
     stop = asyncio.Event()
@@ -197,7 +214,10 @@ async def test_tasks_give_way_to_what_decodes_and_only_to_that(redis: Redis) -> 
             await until(lambda: "tasks" in threads_of(), "the thread is there")
             assert not stop.is_set()
             wanted = 19 if len(runners) == 2 else own
-            await until(lambda wanted=wanted: threads_of().get("tasks") == wanted, f"its niceness is {wanted}")
+            await until(
+                lambda wanted=wanted: threads_of().get("tasks") == wanted,
+                f"its niceness is {wanted}",
+            )
             found[len(runners)] = threads_of()["engine"]
     assert found == {1: own, 2: own}, "what decodes is not nice"
 

@@ -1,6 +1,8 @@
-"""Tiny random transformers causal LMs, one for each mechanism that our pages must serve, and what they say alone.
+"""Tiny random transformers causal LMs, one for each mechanism that our pages must serve, and what
+they say alone.
 
-Weights are four times their usual size, so that attention is far from uniform and a key too many or too few shows.
+Weights are four times their usual size, so that attention is far from uniform and a key too many or
+too few shows.
 """
 
 from collections.abc import Callable
@@ -44,7 +46,9 @@ ALTERNATING = ["sliding_attention", "full_attention"]
 
 
 def gpt2() -> PreTrainedModel:
-    config = GPT2Config(vocab_size=VOCABULARY, n_positions=LONGEST, n_embd=48, n_layer=2, n_head=3, eos_token_id=3)
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_positions=LONGEST, n_embd=48, n_layer=2, n_head=3, eos_token_id=3
+    )
     return GPT2LMHeadModel(config)
 
 
@@ -55,7 +59,9 @@ def llama() -> PreTrainedModel:
 
 def qwen2() -> PreTrainedModel:
     """Biased projections; a window on the second layer only."""
-    config = Qwen2Config(**SHARED, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1)
+    config = Qwen2Config(
+        **SHARED, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1
+    )
     assert config.layer_types == ALTERNATING[::-1]
     return Qwen2ForCausalLM(config)
 
@@ -72,7 +78,9 @@ def mistral() -> PreTrainedModel:
 
 def mixtral() -> PreTrainedModel:
     """Experts and a window; a router that reports itself, which only training wants."""
-    config = MixtralConfig(**SHARED, num_local_experts=4, sliding_window=WINDOW, output_router_logits=True)
+    config = MixtralConfig(
+        **SHARED, num_local_experts=4, sliding_window=WINDOW, output_router_logits=True
+    )
     return MixtralForCausalLM(config)
 
 
@@ -91,10 +99,15 @@ def gemma2() -> PreTrainedModel:
 
 def gemma3() -> PreTrainedModel:
     """Alternating windows, each kind of layer with a rope of its own."""
-    return Gemma3ForCausalLM(Gemma3TextConfig(**SHARED, layer_types=ALTERNATING, sliding_window=WINDOW))
+    return Gemma3ForCausalLM(
+        Gemma3TextConfig(**SHARED, layer_types=ALTERNATING, sliding_window=WINDOW)
+    )
 
 
-FAMILIES = {build.__name__: build for build in (gpt2, llama, qwen2, qwen3, mistral, mixtral, olmoe, gemma2, gemma3)}
+FAMILIES = {
+    build.__name__: build
+    for build in (gpt2, llama, qwen2, qwen3, mistral, mixtral, olmoe, gemma2, gemma3)
+}
 
 
 def write(build: Callable[[], PreTrainedModel], path: Path) -> PreTrainedModel:
@@ -113,12 +126,16 @@ def write(build: Callable[[], PreTrainedModel], path: Path) -> PreTrainedModel:
 def greedy(model: PreTrainedModel, prompt: tuple[int, ...], count: int) -> list[int]:
     """What transformers' own generate says to a prompt alone."""
     ids = torch.tensor([prompt])
-    out: Any = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False)  # type: ignore[operator]
+    out: Any = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False
+    )  # type: ignore[operator]
     said: list[int] = out[0, len(prompt) :].tolist()
     return said
 
 
-def log_likelihood(model: PreTrainedModel, context: tuple[int, ...], tail: tuple[int, ...]) -> float:
+def log_likelihood(
+    model: PreTrainedModel, context: tuple[int, ...], tail: tuple[int, ...]
+) -> float:
     """The sum of the tail's log-probabilities under the model's own forward."""
     with torch.no_grad():
         logits = model(torch.tensor([[*context, *tail]])).logits[0]

@@ -1,4 +1,5 @@
-"""Small tokenizers of every kind that models bring, with every choice of marks around a text. None needs a file."""
+"""Small tokenizers of every kind that models bring, with every choice of marks around a text. None
+needs a file."""
 
 from collections.abc import Callable
 from typing import Any
@@ -58,18 +59,43 @@ def metaspace_bare() -> Tokenizer:
 
 
 def llama() -> Tokenizer:
-    """SentencePiece as Llama has it: unknown characters are bytes, and the first space is stripped."""
+    """SentencePiece as Llama has it: unknown characters are bytes, and the first space is
+    stripped."""
     tokenizer = _pieces(byte_fallback=True)
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     return tokenizer
 
 
 def word_piece() -> Tokenizer:
     """Of BERT's kind: tokens are words, or go on with one."""
-    pieces = [START, END, UNKNOWN, *WORDS, "a", "b", ".", ",", "'", "s", "not", "do", "##al", "##s", "##a", "##b"]
+    pieces = [
+        START,
+        END,
+        UNKNOWN,
+        *WORDS,
+        "a",
+        "b",
+        ".",
+        ",",
+        "'",
+        "s",
+        "not",
+        "do",
+        "##al",
+        "##s",
+        "##a",
+        "##b",
+    ]
     tokenizer = Tokenizer(models.WordPiece(_numbered(pieces), unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
@@ -78,8 +104,21 @@ def word_piece() -> Tokenizer:
 
 def word_end() -> Tokenizer:
     """Of the first GPT's kind: the last piece of a word is marked."""
-    pieces = [START, END, UNKNOWN, *(f"{word}</w>" for word in WORDS), "hel", "lo</w>", "a", "b", "a</w>", "b</w>"]
-    model = models.BPE(vocab=_numbered(pieces), merges=[], end_of_word_suffix="</w>", unk_token=UNKNOWN)
+    pieces = [
+        START,
+        END,
+        UNKNOWN,
+        *(f"{word}</w>" for word in WORDS),
+        "hel",
+        "lo</w>",
+        "a",
+        "b",
+        "a</w>",
+        "b</w>",
+    ]
+    model = models.BPE(
+        vocab=_numbered(pieces), merges=[], end_of_word_suffix="</w>", unk_token=UNKNOWN
+    )
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.BPEDecoder("</w>")
@@ -87,7 +126,8 @@ def word_end() -> Tokenizer:
 
 
 KINDS: dict[str, Callable[[], Tokenizer]] = {
-    build.__name__: build for build in (byte_level, metaspace, metaspace_bare, llama, word_piece, word_end)
+    build.__name__: build
+    for build in (byte_level, metaspace, metaspace_bare, llama, word_piece, word_end)
 }
 
 
@@ -97,7 +137,9 @@ def tokenizer_of(kind: str, marks: str = "none") -> PreTrainedTokenizerFast:
     named: dict[str, Any] = {"bos_token": START, "eos_token": END, "unk_token": UNKNOWN}
     tokenizer.add_special_tokens([START, END, UNKNOWN])
     ids = [(token, tokenizer.token_to_id(token)) for token in (START, END)]
-    tokenizer.post_processor = processors.TemplateProcessing(single=MARKS[marks], pair=None, special_tokens=ids)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=MARKS[marks], pair=None, special_tokens=ids
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
 
 

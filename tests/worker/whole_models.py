@@ -41,7 +41,9 @@ def _shards(path: Path) -> None:
         file = f"model-0000{number}-of-00002.safetensors"
         save_file({name: tensors[name] for name in part}, path / file, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(part, file))
-    (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (path / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
 
 
 def _causal_shards(path: Path) -> None:
@@ -57,7 +59,9 @@ def _hrm_text_shards(path: Path) -> None:
 def _raw(path: Path) -> None:
     path.mkdir()
     hrm_text_raw.write_config(path, ema=None)
-    hrm_text_raw.save_epoch(path / "fsdp2_epoch_1", hrm_text_raw.raw_weights(hrm_text_raw.tiny(0)), {})
+    hrm_text_raw.save_epoch(
+        path / "fsdp2_epoch_1", hrm_text_raw.raw_weights(hrm_text_raw.tiny(0)), {}
+    )
     byte_tokenizer().save_pretrained(path / "tokenizer")
 
 

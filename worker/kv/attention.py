@@ -1,8 +1,10 @@
-"""Attention of a step's tokens, laid out flat, as spans that are planned once and used by every layer slot.
+"""Attention of a step's tokens, laid out flat, as spans that are planned once and used by every
+layer slot.
 
-A span is a run of rows of equal width. Its keys come from pages of the store, from its own fresh tokens, or from both.
-Masks are boolean, True where a query may look. Where `worker.kv.flash` can be used, rows that look at stored tokens
-only are `PagedSpan`s instead, which gather nothing. Where last bits matter, runs of tokens are `TiledSpan`s.
+A span is a run of rows of equal width. Its keys come from pages of the store, from its own fresh
+tokens, or from both. Masks are boolean, True where a query may look. Where `worker.kv.flash` can be
+used, rows that look at stored tokens only are `PagedSpan`s instead, which gather nothing. Where
+last bits matter, runs of tokens are `TiledSpan`s.
 """
 
 from collections.abc import Sequence
@@ -22,8 +24,9 @@ from worker.kv.tiles import TiledSpan
 class Span:
     """Flat tokens `start` to `stop`: the shape of `positions` [B, N] says how many rows.
 
-    Keys are the first `num_stored` places of `pages` [B, P] (position is place), then, with `has_fresh`, the span's own
-    tokens. `mask` [B or 1, 1, N, keys]; without one everything is seen, or, with `is_causal`, what came before.
+    Keys are the first `num_stored` places of `pages` [B, P] (position is place), then, with
+    `has_fresh`, the span's own tokens. `mask` [B or 1, 1, N, keys]; without one everything is seen,
+    or, with `is_causal`, what came before.
     """
 
     start: int
@@ -37,7 +40,8 @@ class Span:
     _biases: dict[int | None, Tensor] = field(default_factory=dict)
 
     def bias(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        """What is added to the scores, 0 or -inf, made once: what a query does not see, or is `window` or more back.
+        """What is added to the scores, 0 or -inf, made once: what a query does not see, or is
+        `window` or more back.
 
         None where SDPA needs no mask for it.
         """
@@ -52,7 +56,9 @@ class Span:
     def _visible(self, window: int | None) -> Tensor:
         if window is None and self.mask is not None:
             return self.mask
-        stored = torch.arange(self.num_stored, device=self.positions.device).expand(len(self.positions), -1)
+        stored = torch.arange(self.num_stored, device=self.positions.device).expand(
+            len(self.positions), -1
+        )
         places = torch.cat((stored, self.positions), dim=1) if self.has_fresh else stored
         behind = (self.positions[:, :, None] - places[:, None, :])[:, None]
         mask = behind >= 0 if self.is_causal else torch.ones_like(behind, dtype=torch.bool)
@@ -63,7 +69,8 @@ class Span:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """One step: `positions` [T] of all tokens, the store's `rows` [K] for those that are `kept` [K] (None: all T).
+    """One step: `positions` [T] of all tokens, the store's `rows` [K] for those that are `kept` [K]
+    (None: all T).
 
     `first_ids` [T]: the id with which each token's row begins.
     """
@@ -85,16 +92,22 @@ def attend(
     scale: float,
     window: int | None = None,
 ) -> Tensor:
-    """Attention output [T, heads, head_dim] for query, key and value of that layout; new keys and values are stored.
+    """Attention output [T, heads, head_dim] for query, key and value of that layout; new keys and
+    values are stored.
 
-    `key` and `value` may have fewer heads (grouped queries). `window` is the number of positions a query looks back on,
-    itself included.
+    `key` and `value` may have fewer heads (grouped queries). `window` is the number of positions a
+    query looks back on, itself included.
     """
     heartbeat()
     if plan.rows is not None:
         assert store is not None
         kept = plan.kept
-        store.write(slot, plan.rows, key if kept is None else key[kept], value if kept is None else value[kept])
+        store.write(
+            slot,
+            plan.rows,
+            key if kept is None else key[kept],
+            value if kept is None else value[kept],
+        )
     parts = [
         _attend_span(span, store, slot, query, key, value, scale, window)
         if isinstance(span, Span)
@@ -105,7 +118,12 @@ def attend(
 
 
 def _attend_stored(
-    span: PagedSpan | TiledSpan, store: KVStore | None, slot: int, query: Tensor, scale: float, window: int | None
+    span: PagedSpan | TiledSpan,
+    store: KVStore | None,
+    slot: int,
+    query: Tensor,
+    scale: float,
+    window: int | None,
 ) -> Tensor:
     assert store is not None
     if isinstance(span, PagedSpan):
@@ -138,9 +156,13 @@ def _attend_span(
     return out.transpose(1, 2).flatten(0, 1)
 
 
-def _keys_and_values(span: Span, store: KVStore | None, slot: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def _keys_and_values(
+    span: Span, store: KVStore | None, slot: int, key: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor]:
     """Keys and values [B, keys, heads, head_dim] that the span looks at."""
-    fresh = tuple(item[span.start : span.stop].unflatten(0, span.positions.shape) for item in (key, value))
+    fresh = tuple(
+        item[span.start : span.stop].unflatten(0, span.positions.shape) for item in (key, value)
+    )
     if span.pages is None:
         return fresh[0], fresh[1]
     assert store is not None
@@ -151,7 +173,8 @@ def _keys_and_values(span: Span, store: KVStore | None, slot: int, key: Tensor, 
 
 
 def length_groups(lengths: Sequence[int], *, waste: int = 2) -> list[list[int]]:
-    """Indices of rows, shortest first, in groups whose longest row is at most `waste` times the shortest.
+    """Indices of rows, shortest first, in groups whose longest row is at most `waste` times the
+    shortest.
 
     Rows of a group are padded to the longest: so at most half of what is read is padding.
     """

@@ -1,8 +1,9 @@
 """From slices to one flat batch: token ids, attention spans, and which token's state predicts what.
 
-Decoding rows come first, grouped by length; then prompts, one span a run; then continuations, one span a context, every
-continuation seeing the stored context and itself. Continuations are not stored: nobody goes on from them. The batch is
-laid out on the CPU and goes to the device in one piece.
+Decoding rows come first, grouped by length; then prompts, one span a run; then continuations, one
+span a context, every continuation seeing the stored context and itself. Continuations are not
+stored: nobody goes on from them. The batch is laid out on the CPU and goes to the device in one
+piece.
 """
 
 from collections.abc import Sequence
@@ -20,9 +21,10 @@ from worker.sequence import Slice, TokenSequence
 
 @dataclass(frozen=True)
 class Batch:
-    """`ids` [T]. `samplers` are the slices that sample, `sampled` the flat indices of the states they sample from;
-    `scored` are the slices with continuations, and `predictors` the flat indices of the states that predict their
-    targets, one after the other. `pooled` are (slice, first, end) of the flat places whose states are wanted whole."""
+    """`ids` [T]. `samplers` are the slices that sample, `sampled` the flat indices of the states
+    they sample from; `scored` are the slices with continuations, and `predictors` the flat indices
+    of the states that predict their targets, one after the other. `pooled` are (slice, first, end)
+    of the flat places whose states are wanted whole."""
 
     ids: Tensor
     plan: AttentionPlan
@@ -35,8 +37,9 @@ class Batch:
 
 @dataclass
 class BatchBuilder:
-    """Builds one step. `is_prefix`: a prompt sees itself in both directions. `kernel`: what attends to the
-    store's pages where they lie, if anything does. `is_tiled`: no sum depends on how a sequence was cut into steps."""
+    """Builds one step. `is_prefix`: a prompt sees itself in both directions. `kernel`: what attends
+    to the store's pages where they lie, if anything does. `is_tiled`: no sum depends on how a
+    sequence was cut into steps."""
 
     page_size: int
     device: torch.device
@@ -81,11 +84,17 @@ class BatchBuilder:
     def _is_decoding(self, part: Slice) -> bool:
         sequence = part.sequence
         is_one = part.num_tokens == 1 and sequence.num_computed > 0
-        return is_one and not (self.is_tiled and sequence.num_computed < len(sequence.encoded.prompt_ids) - 1)
+        return is_one and not (
+            self.is_tiled and sequence.num_computed < len(sequence.encoded.prompt_ids) - 1
+        )
 
     def _groups(self, lengths: list[int]) -> list[list[int]]:
         """Rows that are computed together: in place all of them, since nothing is padded there."""
-        return [list(range(len(lengths)))] if self.kernel is not None and lengths else length_groups(lengths)
+        return (
+            [list(range(len(lengths)))]
+            if self.kernel is not None and lengths
+            else length_groups(lengths)
+        )
 
     def _decode(self, group: list[tuple[int, Slice]]) -> None:
         """One new token a row; it looks at all its stored predecessors and at itself."""
@@ -96,7 +105,8 @@ class BatchBuilder:
         self._look_back([part.sequence for _, part in group], self.positions[start:], 1)
 
     def _prefill(self, index: int, part: Slice) -> None:
-        """A run of tokens of one sequence: of a prefix prompt at once, of anything else causally."""
+        """A run of tokens of one sequence: of a prefix prompt at once, of anything else
+        causally."""
         sequence, first = part.sequence, part.sequence.num_computed
         end = first + part.num_tokens
         if self.is_tiled:
@@ -117,46 +127,74 @@ class BatchBuilder:
             self._look_back([sequence], [first], end - first)
             return
         positions = torch.arange(end)[None, :]
-        self.spans.append(Span(start, len(self.ids), positions, has_fresh=True, is_causal=is_causal))
+        self.spans.append(
+            Span(start, len(self.ids), positions, has_fresh=True, is_causal=is_causal)
+        )
 
     def _tile(self, sequence: TokenSequence, first: int, end: int) -> None:
         start = len(self.ids)
         self._store(sequence, first, end - first)
-        tiles = tuple(tiles_of(start, first, end, len(sequence.encoded.prompt_ids), is_prefix=self.is_prefix))
+        tiles = tuple(
+            tiles_of(start, first, end, len(sequence.encoded.prompt_ids), is_prefix=self.is_prefix)
+        )
         pages = self._tensor(self._pages([sequence], max(tile.num_keys for tile in tiles)))
         self.spans.append(TiledSpan(start, len(self.ids), pages, tiles))
 
-    def _look_back(self, sequences: Sequence[TokenSequence], firsts: Sequence[int], count: int) -> None:
-        """The latest tokens are rows of `count`, stored from `firsts` on; they see what is stored up to themselves."""
+    def _look_back(
+        self, sequences: Sequence[TokenSequence], firsts: Sequence[int], count: int
+    ) -> None:
+        """The latest tokens are rows of `count`, stored from `firsts` on; they see what is stored
+        up to themselves."""
         start, width = len(self.ids) - len(firsts) * count, max(firsts) + count
         pages = self._pages(sequences, width)
         if self.kernel is not None:
             lengths = [first + count for first in firsts]
-            self.spans.append(paged_span(start, [count] * len(firsts), lengths, pages, self.page_size, self.kernel))
+            self.spans.append(
+                paged_span(
+                    start, [count] * len(firsts), lengths, pages, self.page_size, self.kernel
+                )
+            )
             return
         positions = self._tensor(list(firsts))[:, None] + torch.arange(count)
         room = len(pages[0]) * self.page_size
-        self.spans.append(Span(start, len(self.ids), positions, self._tensor(pages), room, is_causal=True))
+        self.spans.append(
+            Span(start, len(self.ids), positions, self._tensor(pages), room, is_causal=True)
+        )
 
     def _continue(self, index: int, part: Slice) -> None:
-        """The context's last token once more, as the root, then every continuation but its last token."""
+        """The context's last token once more, as the root, then every continuation but its last
+        token."""
         context, start = part.sequence.encoded.prompt_ids, len(self.ids)
         owners, depth = [-1], [0]
         self.ids.append(context[-1])
         for number, continuation in enumerate(part.continuations):
             first = len(self.ids)
             self.ids += continuation[:-1]
-            self.predictors += (start, *range(first, len(self.ids)))[part.sequence.encoded.num_given :]
+            self.predictors += (start, *range(first, len(self.ids)))[
+                part.sequence.encoded.num_given :
+            ]
             owners += [number] * (len(continuation) - 1)
             depth += range(1, len(continuation))
         self.positions += [len(context) - 1 + step for step in depth]
         self.first_ids += [context[0]] * len(depth)
         owner, level = self._tensor(owners), self._tensor(depth)
-        own = (owner[:, None] == owner[None, :]) & (level[:, None] >= level[None, :]) & (owner[None, :] >= 0)
+        own = (
+            (owner[:, None] == owner[None, :])
+            & (level[:, None] >= level[None, :])
+            & (owner[None, :] >= 0)
+        )
         mask = torch.cat((own.new_ones(len(owners), len(context)), own), dim=1)
         positions = self._tensor(self.positions[start:])[None, :]
         pages = self._tensor(self._pages([part.sequence], len(context)))
-        span = Span(start, len(self.ids), positions, pages, len(context), has_fresh=True, mask=mask[None, None])
+        span = Span(
+            start,
+            len(self.ids),
+            positions,
+            pages,
+            len(context),
+            has_fresh=True,
+            mask=mask[None, None],
+        )
         self.spans.append(span)
         self.scored.append(index)
 
@@ -179,7 +217,8 @@ class BatchBuilder:
     def _pages(self, sequences: Sequence[TokenSequence], width: int) -> list[list[int]]:
         """The pages of the first `width` tokens of each row [B, P].
 
-        Behind a row's end its last one again: a page of another row may hold NaN, which no mask makes harmless.
+        Behind a row's end its last one again: a page of another row may hold NaN, which no mask
+        makes harmless.
         """
         count = -(-width // self.page_size)
         return [(item.pages + item.pages[-1:] * count)[:count] for item in sequences]

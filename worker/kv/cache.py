@@ -1,7 +1,9 @@
-"""Places for tokens: gives sequences their pages, finds what is already computed, and keeps what may be used again.
+"""Places for tokens: gives sequences their pages, finds what is already computed, and keeps what
+may be used again.
 
-Plain Python over the page table and the prefix tree. Invariant: a page is free, or held by running sequences, by the
-tree, or by both; only its first holder writes to it, and never where another one reads.
+Plain Python over the page table and the prefix tree. Invariant: a page is free, or held by running
+sequences, by the tree, or by both; only its first holder writes to it, and never where another one
+reads.
 """
 
 from worker.kv.pages import PageTable
@@ -11,7 +13,8 @@ from worker.sequence import Slice, Status, TokenSequence
 
 
 class Cache:
-    """`reuse` of the spec says what may be shared: any `prefix`, a whole `prompt`, or nothing between requests.
+    """`reuse` of the spec says what may be shared: any `prefix`, a whole `prompt`, or nothing
+    between requests.
 
     Of `num_started` sequences `num_hits` found something computed, `num_hit_tokens` in all.
     """
@@ -27,17 +30,23 @@ class Cache:
         return self.pages.pages_for(sequence.num_tokens_at_most) <= self.pages.num_pages
 
     def allocate(self, sequence: TokenSequence, *, num_running: int) -> bool:
-        """Pages for all tokens of a sequence that starts or starts again, found ones first; False for lack of room.
+        """Pages for all tokens of a sequence that starts or starts again, found ones first; False
+        for lack of room.
 
-        A page is left for every running sequence to grow into. A copy of a page needs room beside the page itself: a
-        sequence that has the store for itself and lacks it does without what is known.
+        A page is left for every running sequence to grow into. A copy of a page needs room beside
+        the page itself: a sequence that has the store for itself and lacks it does without what is
+        known.
         """
         if self._place(sequence, *self._known(sequence), spare=num_running):
             return True
         return num_running == 0 and self._place(sequence, [], 0, spare=0)
 
-    def _place(self, sequence: TokenSequence, known: list[int], num_known: int, *, spare: int) -> bool:
-        computed = min(num_known, sequence.num_tokens if sequence.is_scoring else sequence.num_tokens - 1)
+    def _place(
+        self, sequence: TokenSequence, known: list[int], num_known: int, *, spare: int
+    ) -> bool:
+        computed = min(
+            num_known, sequence.num_tokens if sequence.is_scoring else sequence.num_tokens - 1
+        )
         num_shared, is_partial = divmod(computed, self.pages.page_size)
         if is_partial and sequence.is_scoring and computed == sequence.num_tokens:
             num_shared, is_partial = num_shared + 1, 0  # nothing will be written behind the context
@@ -83,24 +92,39 @@ class Cache:
             self.tree.insert(sequence.salt, prompt[: sequence.num_computed], sequence.pages)
 
     def give_back(self, sequence: TokenSequence, *, keep: bool) -> None:
-        """Free what a sequence holds; with `keep` its tokens stay known where any prefix may be shared."""
+        """Free what a sequence holds; with `keep` its tokens stay known where any prefix may be
+        shared."""
         if keep and self._reuse == "prefix":
-            self.tree.insert(sequence.salt, sequence.token_ids[: sequence.num_computed], sequence.pages)
+            self.tree.insert(
+                sequence.salt, sequence.token_ids[: sequence.num_computed], sequence.pages
+            )
         self.pages.release(sequence.pages)
         if sequence.source_page is not None:
             self.pages.release([sequence.source_page])
-        sequence.pages, sequence.source_page, sequence.num_computed, sequence.pooled = [], None, 0, None
+        sequence.pages, sequence.source_page, sequence.num_computed, sequence.pooled = (
+            [],
+            None,
+            0,
+            None,
+        )
 
     def is_being_computed(self, sequence: TokenSequence, others: list[TokenSequence]) -> bool:
-        """Whether waiting pays: one of the `others` is to compute the same beginning, or a sister choice the prompt."""
+        """Whether waiting pays: one of the `others` is to compute the same beginning, or a sister
+        choice the prompt."""
         parent, prompt = sequence.forked_from, sequence.encoded.prompt_ids
-        if parent is not None and parent.status is not Status.FINISHED and parent.num_computed < len(prompt):
+        if (
+            parent is not None
+            and parent.status is not Status.FINISHED
+            and parent.num_computed < len(prompt)
+        ):
             return True
         shared = ((item, self._num_common(sequence, item)) for item in others)
         return any(common and self._num_computed(item) < common for item, common in shared)
 
     def _num_computed(self, sequence: TokenSequence) -> int:
-        return sequence.num_computed if sequence.status is Status.RUNNING else self._known(sequence)[1]
+        return (
+            sequence.num_computed if sequence.status is Status.RUNNING else self._known(sequence)[1]
+        )
 
     def _num_common(self, one: TokenSequence, other: TokenSequence) -> int:
         """How many first tokens the prompts of two sequences could share."""
@@ -114,16 +138,24 @@ class Cache:
         return next((at for at in pages if first[at : at + size] != second[at : at + size]), length)
 
     def _known(self, sequence: TokenSequence) -> tuple[list[int], int]:
-        """Pages that hold the sequence's first tokens, and how many: a sister choice's prompt, or what the tree has."""
+        """Pages that hold the sequence's first tokens, and how many: a sister choice's prompt, or
+        what the tree has."""
         prompt, parent = sequence.encoded.prompt_ids, sequence.forked_from
-        if parent is not None and parent.status is Status.RUNNING and parent.num_computed >= len(prompt):
+        if (
+            parent is not None
+            and parent.status is Status.RUNNING
+            and parent.num_computed >= len(prompt)
+        ):
             return parent.pages[: self.pages.pages_for(len(prompt))], len(prompt)
         if not self._may_reuse(sequence):
             return [], 0
-        return self.tree.match(sequence.salt, sequence.token_ids if self._reuse == "prefix" else prompt)
+        return self.tree.match(
+            sequence.salt, sequence.token_ids if self._reuse == "prefix" else prompt
+        )
 
     def _may_reuse(self, sequence: TokenSequence) -> bool:
-        """Keys and values that are found bring no states with them: what is pooled must be computed."""
+        """Keys and values that are found bring no states with them: what is pooled must be
+        computed."""
         return self._reuse != "none" and not sequence.encoded.is_pooled
 
     def _reserve(self, count: int, *, spare: int = 0) -> list[int] | None:

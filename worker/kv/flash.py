@@ -1,9 +1,10 @@
 """Attention over pages where they lie, on CUDA in half precision: which kernel does it, if any.
 
-Torch's flash attention (2) takes a block table from torch 2.13 on. It asks for compute capability 8.0, pages of a
-multiple of 256 tokens, and one split, since with more its results over pages are wrong. Where it does not serve, our
-own kernel in Triton does. Either must first pass a trial. Neither splits a row's keys, so that a row's result does not
-depend on its batch mates. Rows see what is stored up to themselves: causal, aligned at their last token.
+Torch's flash attention (2) takes a block table from torch 2.13 on. It asks for compute capability
+8.0, pages of a multiple of 256 tokens, and one split, since with more its results over pages are
+wrong. Where it does not serve, our own kernel in Triton does. Either must first pass a trial.
+Neither splits a row's keys, so that a row's result does not depend on its batch mates. Rows see
+what is stored up to themselves: causal, aligned at their last token.
 """
 
 import torch
@@ -22,9 +23,13 @@ _TRIAL_QUERIES = (1, 1, 40)
 _TRIAL_TOLERANCE = 0.03
 
 
-def varlen(span: PagedSpan, keys: Tensor, values: Tensor, query: Tensor, scale: float, window: int | None) -> Tensor:
+def varlen(
+    span: PagedSpan, keys: Tensor, values: Tensor, query: Tensor, scale: float, window: int | None
+) -> Tensor:
     """Torch's kernel."""
-    from torch.nn.attention.varlen import varlen_attn_out  # seconds of imports that a CPU does without
+    from torch.nn.attention.varlen import (
+        varlen_attn_out,
+    )  # seconds of imports that a CPU does without
 
     out = torch.empty_like(query)
     varlen_attn_out(
@@ -46,7 +51,9 @@ def varlen(span: PagedSpan, keys: Tensor, values: Tensor, query: Tensor, scale: 
     return out
 
 
-def in_triton(span: PagedSpan, keys: Tensor, values: Tensor, query: Tensor, scale: float, window: int | None) -> Tensor:
+def in_triton(
+    span: PagedSpan, keys: Tensor, values: Tensor, query: Tensor, scale: float, window: int | None
+) -> Tensor:
     """Ours."""
     from worker.kv.paged_triton import attend  # Triton comes with torch for CUDA alone
 
@@ -56,11 +63,16 @@ def in_triton(span: PagedSpan, keys: Tensor, values: Tensor, query: Tensor, scal
 def choose_kernel(
     device: torch.device, dtype: torch.dtype, shape: KVShape, page_size: int
 ) -> tuple[Kernel | None, str]:
-    """The kernel that attends to pages where they lie, or None, and why no better one, in words for a log."""
+    """The kernel that attends to pages where they lie, or None, and why no better one, in words for
+    a log."""
     obstacle = _obstacle(device, dtype, shape)
     if obstacle:
         return None, obstacle
-    problem = f"torch's kernel needs page_size to be a multiple of {PAGE_SIZE}" if page_size % PAGE_SIZE else None
+    problem = (
+        f"torch's kernel needs page_size to be a multiple of {PAGE_SIZE}"
+        if page_size % PAGE_SIZE
+        else None
+    )
     problem = problem or trial(varlen, device, dtype, shape, page_size)
     if problem is None:
         return varlen, ""
@@ -81,8 +93,11 @@ def _obstacle(device: torch.device, dtype: torch.dtype, shape: KVShape) -> str |
 
 
 @torch.inference_mode()
-def trial(kernel: Kernel, device: torch.device, dtype: torch.dtype, shape: KVShape, page_size: int) -> str | None:
-    """Compare a small attention over shuffled pages with SDPA over the same keys; what is wrong with it, or None."""
+def trial(
+    kernel: Kernel, device: torch.device, dtype: torch.dtype, shape: KVShape, page_size: int
+) -> str | None:
+    """Compare a small attention over shuffled pages with SDPA over the same keys; what is wrong
+    with it, or None."""
     per_row = -(-max(_TRIAL_LENGTHS) // page_size)
     one_slot = KVShape(1, shape.num_heads, shape.head_dim)
     store = KVStore(one_slot, len(_TRIAL_LENGTHS) * per_row, page_size, dtype, device)
@@ -97,7 +112,9 @@ def trial(kernel: Kernel, device: torch.device, dtype: torch.dtype, shape: KVSha
     except Exception as error:  # the seam to foreign kernels: a torch without the function, a device without the code
         return f"{kernel.__name__} failed its trial: {type(error).__name__}: {error}"
     gap = (got - _reference(store, table.to(device), query, scale)).abs().max().item()
-    return None if gap <= _TRIAL_TOLERANCE else f"{kernel.__name__} is off by {gap:.3g} in its trial"
+    return (
+        None if gap <= _TRIAL_TOLERANCE else f"{kernel.__name__} is off by {gap:.3g} in its trial"
+    )
 
 
 def _reference(store: KVStore, table: Tensor, query: Tensor, scale: float) -> Tensor:

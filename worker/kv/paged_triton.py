@@ -1,9 +1,12 @@
-"""Attention over pages in Triton, for what torch's own kernel does not do: older torch, pages of any size.
+"""Attention over pages in Triton, for what torch's own kernel does not do: older torch, pages of
+any size.
 
-One program computes one head of a block of a row's queries, walking its keys page by page with a running softmax. It
-never splits a row's keys, so that a row's result does not depend on its batch mates.
+One program computes one head of a block of a row's queries, walking its keys page by page with a
+running softmax. It never splits a row's keys, so that a row's result does not depend on its batch
+mates.
 """
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False,
+# disallow-untyped-decorators=False
 
 import torch
 import triton
@@ -44,8 +47,14 @@ def _attend(
         begin = tl.maximum(length - count + start - window + 1, 0) // block * block
         for at in range(begin, end, block):
             key = at + tl.arange(0, block)
-            page = tl.load(table + row * table_row + key // page_size, mask=key < end, other=0).to(tl.int64)
-            place = page * page_stride + (key % page_size) * place_stride + (head // group) * head_stride
+            page = tl.load(table + row * table_row + key // page_size, mask=key < end, other=0).to(
+                tl.int64
+            )
+            place = (
+                page * page_stride
+                + (key % page_size) * place_stride
+                + (head // group) * head_stride
+            )
             is_key = (key < end)[:, None] & is_dim[None, :]
             some_keys = tl.load(keys + place[:, None] + dims[None, :], mask=is_key, other=0.0)
             scores = tl.dot(wanted, tl.trans(some_keys)) * scale
@@ -62,8 +71,11 @@ def _attend(
         tl.store(out + places, (mixed / total[:, None]).to(out.dtype.element_ty), mask=is_query)
 
 
-def attend(span: PagedSpan, keys: Tensor, values: Tensor, query: Tensor, scale: float, window: int | None) -> Tensor:
-    """Output [n, heads, head_dim] of the span's queries over pools [num_pages, page_size, kv_heads, head_dim]."""
+def attend(
+    span: PagedSpan, keys: Tensor, values: Tensor, query: Tensor, scale: float, window: int | None
+) -> Tensor:
+    """Output [n, heads, head_dim] of the span's queries over pools [num_pages, page_size, kv_heads,
+    head_dim]."""
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     heads, head_dim = query.shape[1:]
     queries = _FEW_QUERIES if span.max_queries <= _FEW_QUERIES else _MANY_QUERIES

@@ -1,10 +1,12 @@
-"""The page table's arithmetic: which pages are free and how many hold each of the others. Ints only, no tensors."""
+"""The page table's arithmetic: which pages are free and how many hold each of the others. Ints
+only, no tensors."""
 
 from collections.abc import Iterable
 
 
 class PageTable:
-    """`num_pages` pages of `page_size` tokens. Invariant: a page is on the free list, or has at least one holder."""
+    """`num_pages` pages of `page_size` tokens. Invariant: a page is on the free list, or has at
+    least one holder."""
 
     def __init__(self, num_pages: int, page_size: int) -> None:
         self.num_pages = num_pages

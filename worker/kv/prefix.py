@@ -1,9 +1,11 @@
-"""The prefix tree: which computed pages hold which tokens, so that nobody computes them twice. Ints only, no tensors.
+"""The prefix tree: which computed pages hold which tokens, so that nobody computes them twice. Ints
+only, no tensors.
 
-A radix tree whose edges are runs of tokens: one page for causal models, where any prefix may be shared, or a whole
-prompt for prefix-LMs, where a prompt's keys and values hold for this prompt alone. The tree holds its pages like any
-sequence does; pages that nobody else holds are its to evict, least recently used first, leaves before their parents.
-Tenants never share: each salt has a root of its own.
+A radix tree whose edges are runs of tokens: one page for causal models, where any prefix may be
+shared, or a whole prompt for prefix-LMs, where a prompt's keys and values hold for this prompt
+alone. The tree holds its pages like any sequence does; pages that nobody else holds are its to
+evict, least recently used first, leaves before their parents. Tenants never share: each salt has a
+root of its own.
 """
 
 from collections import OrderedDict
@@ -24,7 +26,8 @@ class _Node:
 
 
 class PrefixTree:
-    """`whole_prompts`: share identical prompts only. Invariant: every node is at least as recent as its children."""
+    """`whole_prompts`: share identical prompts only. Invariant: every node is at least as recent as
+    its children."""
 
     def __init__(self, pages: PageTable, *, whole_prompts: bool) -> None:
         self._pages = pages
@@ -38,13 +41,15 @@ class PrefixTree:
         return sum(len(node.pages) for node in self._by_age)
 
     def match(self, salt: str, tokens: Sequence[int]) -> tuple[list[int], int]:
-        """Pages that hold the longest known beginning of `tokens`, and its length; they are not yet shared."""
+        """Pages that hold the longest known beginning of `tokens`, and its length; they are not yet
+        shared."""
         path = list(self._walk(salt, tokens))
         self._touch(path)
         return [page for node in path for page in node.pages], sum(len(node.run) for node in path)
 
     def insert(self, salt: str, tokens: Sequence[int], pages: Sequence[int]) -> None:
-        """Remember that `pages` hold `tokens`, as far as they fill whole runs. Runs already known keep their pages."""
+        """Remember that `pages` hold `tokens`, as far as they fill whole runs. Runs already known
+        keep their pages."""
         path = list(self._walk(salt, tokens))
         done = sum(len(node.run) for node in path)
         parent = path[-1] if path else self._roots.setdefault(salt, _Node())
@@ -58,7 +63,8 @@ class PrefixTree:
         self._touch(path)
 
     def evict(self, count: int) -> int:
-        """Free up to `count` pages that only the tree holds, oldest first; answers how many came free."""
+        """Free up to `count` pages that only the tree holds, oldest first; answers how many came
+        free."""
         freed = 0
         for node in list(self._by_age):
             if freed >= count:

@@ -1,4 +1,5 @@
-"""Rows of tokens that look at stored tokens only, as a kernel over pages wants them: int32, and nothing padded."""
+"""Rows of tokens that look at stored tokens only, as a kernel over pages wants them: int32, and
+nothing padded."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,16 +9,18 @@ import torch
 from torch import Tensor
 
 Kernel = Callable[["PagedSpan", Tensor, Tensor, Tensor, float, int | None], Tensor]
-"""(span, keys, values, query, scale, window): attention output of the span's `query`, over whole pools of pages."""
+"""(span, keys, values, query, scale, window): attention output of the span's `query`, over whole
+pools of pages."""
 
 
 @dataclass(frozen=True)
 class PagedSpan:
     """Flat tokens `start` to `stop`: N rows, each the last tokens of its `lengths` [N] stored ones.
 
-    Row n's tokens begin at `query_starts[n]` [N + 1], counted from `start`; its keys are in the pages
-    `block_table[n]` [N, P] (behind its end: any page). `key_starts` [N + 1] counts the places of the block table.
-    All int32. No row has more than `max_queries` tokens or `max_keys` places. `kernel` computes it.
+    Row n's tokens begin at `query_starts[n]` [N + 1], counted from `start`; its keys are in the
+    pages `block_table[n]` [N, P] (behind its end: any page). `key_starts` [N + 1] counts the places
+    of the block table. All int32. No row has more than `max_queries` tokens or `max_keys` places.
+    `kernel` computes it.
     """
 
     start: int
@@ -40,7 +43,8 @@ def paged_span(
     kernel: Kernel,
     device: torch.device | None = None,
 ) -> PagedSpan:
-    """The span of rows of `num_queries` tokens each, laid out from `start`, `pages` of each row equally many."""
+    """The span of rows of `num_queries` tokens each, laid out from `start`, `pages` of each row
+    equally many."""
 
     def as_ints(values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device=device)

@@ -19,13 +19,20 @@ class KVShape:
 
 
 class KVStore:
-    """Two tensors [num_slots, num_pages, page_size, num_heads, head_dim]; a row is a token's place, page by page.
+    """Two tensors [num_slots, num_pages, page_size, num_heads, head_dim]; a row is a token's place,
+    page by page.
 
-    Places start as zeros, and what is not finite must be cleared: a masked place counts nothing times its value.
+    Places start as zeros, and what is not finite must be cleared: a masked place counts nothing
+    times its value.
     """
 
     def __init__(
-        self, shape: KVShape, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device
+        self,
+        shape: KVShape,
+        num_pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         size = (shape.num_slots, num_pages, page_size, shape.num_heads, shape.head_dim)
         self._keys = torch.zeros(size, dtype=dtype, device=device)
@@ -41,7 +48,8 @@ class KVStore:
         self._values[slot].flatten(0, 1).index_copy_(0, rows, values)
 
     def pool(self, slot: int) -> tuple[Tensor, Tensor]:
-        """All keys and values of a slot, each [num_pages, page_size, num_heads, head_dim], as they lie in memory."""
+        """All keys and values of a slot, each [num_pages, page_size, num_heads, head_dim], as they
+        lie in memory."""
         return self._keys[slot], self._values[slot]
 
     def clear(self, rows: Tensor) -> None:
@@ -53,9 +61,12 @@ class KVStore:
         """Keys and values [B, P * page_size, num_heads, head_dim] of `pages` [B, P]."""
         flat, batch = pages.flatten(), pages.shape[0]
         size = (batch, -1, *self._keys.shape[3:])
-        return self._keys[slot].index_select(0, flat).view(size), self._values[slot].index_select(0, flat).view(size)
+        return self._keys[slot].index_select(0, flat).view(size), self._values[slot].index_select(
+            0, flat
+        ).view(size)
 
     def copy_pages(self, sources: Tensor, targets: Tensor) -> None:
-        """Fill whole pages with the contents of others, in every slot; all are read before any is written."""
+        """Fill whole pages with the contents of others, in every slot; all are read before any is
+        written."""
         self._keys[:, targets] = self._keys[:, sources]
         self._values[:, targets] = self._values[:, sources]

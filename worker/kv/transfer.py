@@ -1,6 +1,8 @@
-"""Tensors to a device in one copy: a step is planned as many small ones, and each copy of its own costs a round trip.
+"""Tensors to a device in one copy: a step is planned as many small ones, and each copy of its own
+costs a round trip.
 
-On CUDA the copy leaves from pinned memory and nothing waits for it: what follows on the same stream comes after it.
+On CUDA the copy leaves from pinned memory and nothing waits for it: what follows on the same stream
+comes after it.
 """
 
 import dataclasses
@@ -16,7 +18,8 @@ T = TypeVar("T")
 
 
 def to_device(record: T, device: torch.device) -> T:
-    """The dataclass with every tensor on `device` that it, a dataclass in it or a tuple of those holds; on CPU itself.
+    """The dataclass with every tensor on `device` that it, a dataclass in it or a tuple of those
+    holds; on CPU itself.
 
     All of them must be on the CPU; shapes and dtypes stay.
     """
@@ -36,11 +39,14 @@ def to_device(record: T, device: torch.device) -> T:
 
 def moved(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
     """CPU tensors on `device`; in one copy where that saves round trips."""
-    return packed(tensors, device) if device.type == "cuda" else [item.to(device) for item in tensors]
+    return (
+        packed(tensors, device) if device.type == "cuda" else [item.to(device) for item in tensors]
+    )
 
 
 def packed(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
-    """Copies of CPU tensors on `device`, which lie behind each other in one buffer and went there in one copy."""
+    """Copies of CPU tensors on `device`, which lie behind each other in one buffer and went there
+    in one copy."""
     parts = [item.contiguous().flatten().view(torch.uint8) for item in tensors]
     offsets = [0]
     for part in parts:
@@ -61,7 +67,9 @@ def _walk(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return change(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [item.name for item in dataclasses.fields(value) if item.init]
-        return dataclasses.replace(value, **{name: _walk(getattr(value, name), change) for name in names})
+        return dataclasses.replace(
+            value, **{name: _walk(getattr(value, name), change) for name in names}
+        )
     if isinstance(value, tuple) and any(dataclasses.is_dataclass(item) for item in value):
         return tuple(_walk(item, change) for item in value)
     return value

@@ -1,7 +1,9 @@
-"""The blocks that the ACT networks share, AI-OS ACTv1 and Sapient HRM, under their common parameter names.
+"""The blocks that the ACT networks share, AI-OS ACTv1 and Sapient HRM, under their common parameter
+names.
 
-A level is a stack of post-norm blocks without biases or norm weights. Attention is handed in with each call, and so are
-rotary tables where positions are rotary: which keys a query sees, and where they are kept, is the caller's business.
+A level is a stack of post-norm blocks without biases or norm weights. Attention is handed in with
+each call, and so are rotary tables where positions are rotary: which keys a query sees, and where
+they are kept, is the caller's business.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,18 +17,21 @@ from torch import Tensor, nn
 from worker.heartbeat import heartbeat
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(slot, query, key, value), each [..., tokens, heads, head_dim], to the same; a slot is one pass through one layer."""
+"""(slot, query, key, value), each [..., tokens, heads, head_dim], to the same; a slot is one pass
+through one layer."""
 
 
 class AttentionContext(NamedTuple):
-    """How tokens look at each other, and their rotary tables [tokens, 1, D] where the positions are rotary."""
+    """How tokens look at each other, and their rotary tables [tokens, 1, D] where the positions are
+    rotary."""
 
     attend: Attend
     rope: tuple[Tensor, Tensor] | None
 
 
 def whole_rows(mask: Tensor | None) -> Attend:
-    """Attention in rows [B, S, heads, D] that see nothing but themselves: where `mask` [B, 1, S, S] is true, or all."""
+    """Attention in rows [B, S, heads, D] that see nothing but themselves: where `mask` [B, 1, S, S]
+    is true, or all."""
 
     def attend(_: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         query, key, value = (item.transpose(1, 2) for item in (query, key, value))
@@ -36,8 +41,11 @@ def whole_rows(mask: Tensor | None) -> Attend:
 
 
 def rope_tables(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [tokens, 1, head_size] of `positions` [tokens], in the half-rotated layout, fp32."""
-    frequency = theta ** (-torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32) / head_size)
+    """Cosines and sines [tokens, 1, head_size] of `positions` [tokens], in the half-rotated layout,
+    fp32."""
+    frequency = theta ** (
+        -torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32) / head_size
+    )
     angle = torch.outer(positions.float(), frequency).repeat(1, 2)[:, None]
     return angle.cos(), angle.sin()
 
@@ -85,7 +93,8 @@ class SwiGlu(nn.Module):
 
 
 class Block(nn.Module):
-    """Post-norm: x = rms(x + attention(x)), then x = rms(x + mlp(x)); the norm has no weights and runs in fp32."""
+    """Post-norm: x = rms(x + attention(x)), then x = rms(x + mlp(x)); the norm has no weights and
+    runs in fp32."""
 
     def __init__(self, self_attn: Attention, mlp: nn.Module, norm_eps: float) -> None:
         super().__init__()
@@ -102,13 +111,16 @@ class Block(nn.Module):
 
 
 class Level(nn.Module):
-    """A stack of blocks over `hidden` + `injection`, both [..., tokens, H], whose slots count up from `first_slot`."""
+    """A stack of blocks over `hidden` + `injection`, both [..., tokens, H], whose slots count up
+    from `first_slot`."""
 
     def __init__(self, blocks: Iterable[Block]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(blocks)
 
-    def forward(self, hidden: Tensor, injection: Tensor, context: AttentionContext, first_slot: int) -> Tensor:
+    def forward(
+        self, hidden: Tensor, injection: Tensor, context: AttentionContext, first_slot: int
+    ) -> Tensor:
         hidden = hidden + injection
         for number, layer in enumerate(self.layers):
             hidden = layer(hidden, context, first_slot + number)

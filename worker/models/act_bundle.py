@@ -1,8 +1,10 @@
-"""Reads an AI-OS brain bundle, a directory of `brain.json` and one weights file, into an `ActModel`.
+"""Reads an AI-OS brain bundle, a directory of `brain.json` and one weights file, into an
+`ActModel`.
 
-Sizes come from the tensors; brain.json is asked only for what shapes cannot tell, because upstream writes it in three
-dialects and a network built from the wrong one loads with random layers. Whatever does not match in full is refused.
-It does not open the tokenizer; which file counts after an interrupted training is `act_recovery`'s business.
+Sizes come from the tensors; brain.json is asked only for what shapes cannot tell, because upstream
+writes it in three dialects and a network built from the wrong one loads with random layers.
+Whatever does not match in full is refused. It does not open the tokenizer; which file counts after
+an interrupted training is `act_recovery`'s business.
 """
 
 import re
@@ -23,7 +25,9 @@ from worker.models.reading import read_json_object
 from worker.models.weights import check_finite, check_names, read_tensors, without_prefixes
 
 _WEIGHTS_FILES = ("actv1_student.safetensors", "final_model.safetensors", "actv1_student.pt")
-_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+")  # of DDP, torch.compile and PEFT
+_WRAPPERS = re.compile(
+    r"^(?:module\.|_orig_mod\.|base_model\.model\.)+"
+)  # of DDP, torch.compile and PEFT
 _LAYER = re.compile(r"^inner\.([HL])_level\.layers\.(\d+)\.")
 _MLP = "inner.H_level.layers.0.mlp."
 _Q_HEAD = "inner.q_head."
@@ -35,7 +39,8 @@ Attention = Literal["bidirectional", "causal"]
 
 @dataclass(frozen=True)
 class ActBundle:
-    """A loaded brain: `model` in eval mode without gradients, and `tokenizer_path` where the named one exists."""
+    """A loaded brain: `model` in eval mode without gradients, and `tokenizer_path` where the named
+    one exists."""
 
     model: ActModel
     config: ActConfig
@@ -44,17 +49,23 @@ class ActBundle:
     description: str
 
 
-def load_act_bundle(path: Path, dtype: torch.dtype = torch.float32, attention: Attention | None = None) -> ActBundle:
-    """Load the bundle at `path`, its directory or its weights file, with weights on the CPU in `dtype`.
+def load_act_bundle(
+    path: Path, dtype: torch.dtype = torch.float32, attention: Attention | None = None
+) -> ActBundle:
+    """Load the bundle at `path`, its directory or its weights file, with weights on the CPU in
+    `dtype`.
 
     `attention` (bidirectional | causal) overrides what brain.json says.
 
-    Raises ModelFormatError for whatever is missing, unreadable, or not exactly the network that the tensors describe.
+    Raises ModelFormatError for whatever is missing, unreadable, or not exactly the network that the
+    tensors describe.
     """
     if not path.exists():
         raise ModelFormatError(f"{path} does not exist; give the path of a brain.")
     brain = _read_brain(_directory(path))
-    tensors, weights_file = (read_tensors(path), path) if path.is_file() else read_newest(path, _weights_names(brain))
+    tensors, weights_file = (
+        (read_tensors(path), path) if path.is_file() else read_newest(path, _weights_names(brain))
+    )
     weights = without_prefixes(tensors, _WRAPPERS, weights_file)
     config = _config(brain, weights, weights_file)
     if attention is not None:
@@ -62,11 +73,15 @@ def load_act_bundle(path: Path, dtype: torch.dtype = torch.float32, attention: A
     with torch.device("meta"):
         model = ActModel(config)
     check_names(model.state_dict(), weights, weights_file)
-    check_finite({name: weights[name] for name in weights if name.startswith(_Q_HEAD)}, weights_file)
+    check_finite(
+        {name: weights[name] for name in weights if name.startswith(_Q_HEAD)}, weights_file
+    )
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
     model.eval().requires_grad_(False)
     name = str(brain.get("name") or brain.get("brain_id") or _directory(path).resolve().name)
-    return ActBundle(model, config, _find_tokenizer(_directory(path), brain), name, _describe(name, model))
+    return ActBundle(
+        model, config, _find_tokenizer(_directory(path), brain), name, _describe(name, model)
+    )
 
 
 def _directory(path: Path) -> Path:
@@ -95,7 +110,10 @@ def _find_tokenizer(directory: Path, brain: Mapping[str, object]) -> Path | None
 def _config(brain: Mapping[str, object], weights: Weights, file: Path) -> ActConfig:
     moe = f"{_MLP}moe.router.gate.weight" in weights
     down = f"{_MLP}moe.experts.0.w2.weight" if moe else f"{_MLP}down_proj.weight"
-    learned = _picks(brain, ("pos_encodings", "pos_encoding"), "learned", over="rope") or _POSITIONS in weights
+    learned = (
+        _picks(brain, ("pos_encodings", "pos_encoding"), "learned", over="rope")
+        or _POSITIONS in weights
+    )
     causal = _picks(brain, ("attention",), "causal", over="bidirectional")
     declared_len = _whole(brain, ("max_seq_len", "seq_len"), 2048)
     return ActConfig(
@@ -122,7 +140,9 @@ def _size(weights: Weights, name: str, dim: int, file: Path) -> int:
         raise ModelFormatError(f"{file} is not an ACTv1 network: missing {name}; copy it again.")
     if weights[name].dim() <= dim:
         shape = list(weights[name].shape)
-        raise ModelFormatError(f"{file} is not an ACTv1 network: {name} has shape {shape}; copy it again.")
+        raise ModelFormatError(
+            f"{file} is not an ACTv1 network: {name} has shape {shape}; copy it again."
+        )
     return weights[name].shape[dim]
 
 
@@ -133,14 +153,21 @@ def _count_layers(weights: Weights, level: str) -> int:
 
 
 def _declared(brain: Mapping[str, object], spellings: tuple[str, ...]) -> object:
-    """The first value that is not null in `arch`, then at the top level, then in `last_session.config`."""
+    """The first value that is not null in `arch`, then at the top level, then in
+    `last_session.config`."""
     session = brain.get("last_session")
-    places = (brain.get("arch"), brain, session.get("config") if isinstance(session, dict) else None)
+    places = (
+        brain.get("arch"),
+        brain,
+        session.get("config") if isinstance(session, dict) else None,
+    )
     values = (place.get(key) for place in places if isinstance(place, Mapping) for key in spellings)
     return next((value for value in values if value is not None), None)
 
 
-def _whole(brain: Mapping[str, object], spellings: tuple[str, ...], default: int, least: int = 1) -> int:
+def _whole(
+    brain: Mapping[str, object], spellings: tuple[str, ...], default: int, least: int = 1
+) -> int:
     value = _declared(brain, spellings)
     if value is None:
         return default
@@ -161,7 +188,11 @@ def _picks(brain: Mapping[str, object], spellings: tuple[str, ...], choice: str,
 
 def _describe(name: str, model: ActModel) -> str:
     config = model.config
-    mlp = f"{config.num_experts} experts, {config.experts_per_token} a token" if config.num_experts else "dense"
+    mlp = (
+        f"{config.num_experts} experts, {config.experts_per_token} a token"
+        if config.num_experts
+        else "dense"
+    )
     parts = (
         mlp,
         f"hidden {config.hidden_size}",

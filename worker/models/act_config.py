@@ -1,4 +1,5 @@
-"""What an AI-OS ACTv1 network is: sizes and switches, and the sums that follow from them. No tensors."""
+"""What an AI-OS ACTv1 network is: sizes and switches, and the sums that follow from them. No
+tensors."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +9,8 @@ from worker.models.errors import ModelFormatError
 
 @dataclass(frozen=True)
 class ActConfig:
-    """Sizes and switches of one network; `num_experts` 0 is dense, `window_size` None is full attention.
+    """Sizes and switches of one network; `num_experts` 0 is dense, `window_size` None is full
+    attention.
 
     Raises ModelFormatError where the numbers describe no network.
     """
@@ -45,7 +47,11 @@ class ActConfig:
             problem = f"hidden size {self.hidden_size} does not divide into {self.num_heads} heads"
             raise ModelFormatError(f"{problem}; correct brain.json.")
         if self.pos_encoding == "rope" and self.head_dim % 2:
-            raise ModelFormatError(f"rotary positions need an even head size, not {self.head_dim}; correct brain.json.")
+            raise ModelFormatError(
+                f"rotary positions need an even head size, not {self.head_dim}; correct brain.json."
+            )
         if self.num_experts and self.experts_per_token > self.num_experts:
-            problem = f"{self.experts_per_token} experts per token, but only {self.num_experts} experts"
+            problem = (
+                f"{self.experts_per_token} experts per token, but only {self.num_experts} experts"
+            )
             raise ModelFormatError(f"{problem}; correct brain.json.")

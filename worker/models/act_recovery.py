@@ -1,7 +1,9 @@
-"""Which weights of an AI-OS bundle count when its training did not end as it should. Reads only: no file is changed.
+"""Which weights of an AI-OS bundle count when its training did not end as it should. Reads only: no
+file is changed.
 
-A save is written to `<name>.safetensors.tmp` and then renamed: one that was finished but not renamed is the newer
-state. Training on several GPUs leaves `parallel_checkpoints/gpu<i>_final.safetensors`, whose mean is the final model.
+A save is written to `<name>.safetensors.tmp` and then renamed: one that was finished but not
+renamed is the newer state. Training on several GPUs leaves
+`parallel_checkpoints/gpu<i>_final.safetensors`, whose mean is the final model.
 """
 
 import logging
@@ -19,9 +21,11 @@ logger = logging.getLogger("aios.models")
 
 
 def read_newest(directory: Path, names: Sequence[str]) -> tuple[dict[str, Tensor], Path]:
-    """The tensors of the first of the weights files `names` that is there, and what they were read from.
+    """The tensors of the first of the weights files `names` that is there, and what they were read
+    from.
 
-    Says in the log when that is not simply the file. Raises ModelFormatError when nothing is there, or nothing whole.
+    Says in the log when that is not simply the file. Raises ModelFormatError when nothing is there,
+    or nothing whole.
     """
     for name in names:
         file = _newest_save(directory / name)
@@ -29,9 +33,12 @@ def read_newest(directory: Path, names: Sequence[str]) -> tuple[dict[str, Tensor
             return read_tensors(file), file
     parts = sorted((directory / "parallel_checkpoints").glob("gpu*_final.safetensors"))
     if not parts:
-        raise ModelFormatError(f"{directory} has no weights file, looked for {', '.join(names)}; copy one there.")
+        raise ModelFormatError(
+            f"{directory} has no weights file, looked for {', '.join(names)}; copy one there."
+        )
     logger.info(
-        "no final weights, parallel checkpoints averaged", extra=fields(path=str(directory), num_parts=len(parts))
+        "no final weights, parallel checkpoints averaged",
+        extra=fields(path=str(directory), num_parts=len(parts)),
     )
     return _mean(parts), parts[0].parent
 
@@ -47,12 +54,16 @@ def _newest_save(file: Path) -> Path | None:
     if not _is_whole(unfinished):
         logger.warning("unfinished save left aside", extra=fields(path=str(unfinished)))
         return there
-    logger.info("finished save never renamed, taken", extra=fields(path=str(unfinished), taken_for=file.name))
+    logger.info(
+        "finished save never renamed, taken",
+        extra=fields(path=str(unfinished), taken_for=file.name),
+    )
     return unfinished
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether the header is valid and the tensors it lists fill the file exactly, which is checked on opening."""
+    """Whether the header is valid and the tensors it lists fill the file exactly, which is checked
+    on opening."""
     try:
         with safe_open(file, framework="pt"):
             return True

@@ -1,7 +1,9 @@
-"""Reads named tensors out of a torch.distributed.checkpoint directory, in one process and without a process group.
+"""Reads named tensors out of a torch.distributed.checkpoint directory, in one process and without a
+process group.
 
-Shards are put together whatever the number of ranks that wrote them. The index of such a checkpoint (`.metadata`) is a
-pickle: it is read by an unpickler that knows the few classes an index is made of, so that no file can run code.
+Shards are put together whatever the number of ranks that wrote them. The index of such a checkpoint
+(`.metadata`) is a pickle: it is read by an unpickler that knows the few classes an index is made
+of, so that no file can run code.
 """
 
 import pickle
@@ -66,7 +68,8 @@ class _Reader(FileSystemReader):
 
 
 def tensor_names(directory: Path) -> frozenset[str]:
-    """Names of all tensors in the checkpoint, nested keys joined by dots. Raises ModelFormatError."""
+    """Names of all tensors in the checkpoint, nested keys joined by dots. Raises
+    ModelFormatError."""
     index = _Reader(directory).read_metadata()
     entries = index.state_dict_metadata.items()
     return frozenset(name for name, entry in entries if isinstance(entry, TensorStorageMetadata))
@@ -75,7 +78,8 @@ def tensor_names(directory: Path) -> frozenset[str]:
 def read_named(directory: Path, names: Collection[str]) -> dict[str, Tensor]:
     """The named tensors, whole, on the CPU, in the dtype they were saved in; nothing else is read.
 
-    `names` must be among `tensor_names`. Raises ModelFormatError when a shard is missing or damaged.
+    `names` must be among `tensor_names`. Raises ModelFormatError when a shard is missing or
+    damaged.
     """
     reader = _Reader(directory)
     entries = reader.read_metadata().state_dict_metadata
@@ -86,7 +90,9 @@ def read_named(directory: Path, names: Collection[str]) -> dict[str, Tensor]:
         tensors[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
     try:
         with warnings.catch_warnings(), reading(directory):
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which is what is wanted
+            warnings.filterwarnings(
+                "ignore", message="torch.distributed is disabled"
+            )  # which is what is wanted
             load(tensors, storage_reader=reader, no_dist=True)
     except CheckpointException as error:  # no Exception, so that the seam lets it pass
         causes = "; ".join(reason_of(cause) for cause, _ in error.failures.values())

@@ -1,7 +1,8 @@
-"""Looks at the files of a Hugging Face directory before a loader does, and refuses what cannot be served by name.
+"""Looks at the files of a Hugging Face directory before a loader does, and refuses what cannot be
+served by name.
 
-transformers tells of damaged files in many ways, from an `OSError` to an `AttributeError`, and often
-not which file it was.
+transformers tells of damaged files in many ways, from an `OSError` to an `AttributeError`, and
+often not which file it was.
 """
 
 import os
@@ -23,16 +24,34 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 _SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-_PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+_PROCESSORS = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
 _MORE_TEMPLATES = "additional_chat_templates"
 _TORCH_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _FOREIGN_FILES = ("*.gguf", "tf_model*.h5", "flax_model*.msgpack", "*.onnx", "consolidated*.pth")
-_TOKENIZER_JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.model")
+_TOKENIZER_JSON = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "*.model",
+)
 _QUANTIZATION_FIELDS = ("quantization_config", "compression_config")
 _PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
 _COUNTING_DTYPES = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
-_UNQUANTIZED = "serve the original weights, with `quantize: int8` where a CPU is to make the most of them"
+_UNQUANTIZED = (
+    "serve the original weights, with `quantize: int8` where a CPU is to make the most of them"
+)
 
 
 class _Index(msgspec.Struct):
@@ -91,9 +110,11 @@ def is_there(file: Path) -> bool:
 
 
 def is_sentence_directory(path: Path) -> bool:
-    """Whether a directory has modules behind its network that make vectors. Raises ModelFormatError.
+    """Whether a directory has modules behind its network that make vectors. Raises
+    ModelFormatError.
 
-    sentence-transformers writes `modules.json` for a reranker too, of which the network alone is a classifier.
+    sentence-transformers writes `modules.json` for a reranker too, of which the network alone is a
+    classifier.
     """
     has_modules = is_there(path / "modules.json") or is_there(path / "1_Pooling")
     return is_there(path / CONFIG) and has_modules and not _read_sentence_config(path).is_reranker
@@ -107,7 +128,8 @@ def _read_sentence_config(path: Path) -> _SentenceConfig:
 
 
 def read_generation_defaults(path: Path) -> GenerationDefaults:
-    """What a directory's `generation_config.json` says; nothing where there is none. Raises ModelFormatError."""
+    """What a directory's `generation_config.json` says; nothing where there is none. Raises
+    ModelFormatError."""
     file = path / GENERATION_CONFIG
     if not is_there(file):
         return GenerationDefaults()
@@ -115,7 +137,9 @@ def read_generation_defaults(path: Path) -> GenerationDefaults:
     ends = defaults.eos_token_id
     listed = ends if isinstance(ends, list) else [ends]
     if any(end is not None and end < 0 for end in listed):
-        raise ModelFormatError(f"{file} says eos_token_id is {ends}, which is no token id; correct it.")
+        raise ModelFormatError(
+            f"{file} says eos_token_id is {ends}, which is no token id; correct it."
+        )
     return defaults
 
 
@@ -128,7 +152,9 @@ def not_obeyed(path: Path) -> dict[str, str]:
     defaults = msgspec.structs.asdict(read_generation_defaults(path))
     asked = [f"{name} {defaults[name]}" for name in _SAMPLING if defaults[name] is not None]
     if asked:
-        found[GENERATION_CONFIG] = f"requests say how to sample, and the dialects' defaults: not {', '.join(asked)}"
+        found[GENERATION_CONFIG] = (
+            f"requests say how to sample, and the dialects' defaults: not {', '.join(asked)}"
+        )
     sentence = _read_sentence_config(path)
     if sentence.is_reranker and sentence.activation_fn is not None:
         rule = "scores of labels are by transformers' rule (a single one through a sigmoid)"
@@ -137,25 +163,31 @@ def not_obeyed(path: Path) -> dict[str, str]:
         if is_there(path / name):
             found[name] = "texts alone are read"
     if is_there(path / _MORE_TEMPLATES):
-        found[_MORE_TEMPLATES] = "only the default chat template is used; name another file as chat_template"
+        found[_MORE_TEMPLATES] = (
+            "only the default chat template is used; name another file as chat_template"
+        )
     if is_there(path / CONFIG) and "auto_map" in read_json_object(path / CONFIG):
         found[CONFIG] = "code of the model's own (auto_map) is not run"
     return found
 
 
 def check_weights(path: Path) -> None:
-    """Refuse a directory whose safetensors files are not all there and whole. Raises ModelFormatError."""
+    """Refuse a directory whose safetensors files are not all there and whole. Raises
+    ModelFormatError."""
     files = weight_files(path)
     for file in files:
         _check_safetensors(file)
     if files or any(is_there(path / name) for name in _TORCH_FILES):
         return
     check_weights_format(path)
-    raise ModelFormatError(f"{path} has no weights: neither {SINGLE} nor {INDEX} is there; copy them again.")
+    raise ModelFormatError(
+        f"{path} has no weights: neither {SINGLE} nor {INDEX} is there; copy them again."
+    )
 
 
 def check_weights_format(path: Path) -> None:
-    """Refuse weights of other programs in a directory that has none of ours. Raises ModelFormatError."""
+    """Refuse weights of other programs in a directory that has none of ours. Raises
+    ModelFormatError."""
     foreign = [file.name for pattern in _FOREIGN_FILES for file in path.glob(pattern)]
     if foreign:
         raise ModelFormatError(
@@ -165,7 +197,8 @@ def check_weights_format(path: Path) -> None:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a directory: the one, or the shards that its index names; none where there is neither.
+    """The safetensors files of a directory: the one, or the shards that its index names; none where
+    there is neither.
 
     Raises ModelFormatError for an index that cannot be used.
     """
@@ -177,14 +210,19 @@ def weight_files(path: Path) -> list[Path]:
         raise ModelFormatError(f"{index} names no file of weights; {COPY_AGAIN}.")
     for shard in shards:
         if shard != Path(shard).name:
-            raise ModelFormatError(f"{index} names {shard!r}, which is no file beside it; {COPY_AGAIN}.")
+            raise ModelFormatError(
+                f"{index} names {shard!r}, which is no file beside it; {COPY_AGAIN}."
+            )
         if not is_there(path / shard):
-            raise ModelFormatError(f"{path / shard}, which {INDEX} names, is not there; copy it again.")
+            raise ModelFormatError(
+                f"{path / shard}, which {INDEX} names, is not there; copy it again."
+            )
     return [path / shard for shard in shards]
 
 
 def check_tokenizer(path: Path) -> None:
-    """Refuse a directory without a tokenizer, or with damaged files of one. Raises ModelFormatError."""
+    """Refuse a directory without a tokenizer, or with damaged files of one. Raises
+    ModelFormatError."""
     for name in _TOKENIZER_JSON:
         if is_there(path / name):
             read_json_object(path / name)
@@ -211,11 +249,14 @@ def _refuse_quantized(config: dict[str, Any], file: Path) -> None:
                 continue
             method = declared.get("quant_method") if isinstance(declared, dict) else None
             how = f"by {method}" if method else f"({name})"
-            raise ModelFormatError(f"{file} says that the weights are quantized {how}, not served: {_UNQUANTIZED}.")
+            raise ModelFormatError(
+                f"{file} says that the weights are quantized {how}, not served: {_UNQUANTIZED}."
+            )
 
 
 def _check_safetensors(file: Path) -> None:
-    """Whether the header is valid and the tensors fill the file, which opening checks, and what they are."""
+    """Whether the header is valid and the tensors fill the file, which opening checks, and what
+    they are."""
     try:
         file.open("rb").close()
     except OSError as error:  # safetensors tells of a file that is not there, whatever it is
@@ -225,4 +266,6 @@ def _check_safetensors(file: Path) -> None:
     for name, dtype in dtypes.items():
         is_buffer = dtype in _COUNTING_DTYPES and not name.endswith("weight")
         if dtype not in _PLAIN_DTYPES and not is_buffer:
-            raise ModelFormatError(f"{file} holds {name} in {dtype}, quantized, which is not served: {_UNQUANTIZED}.")
+            raise ModelFormatError(
+                f"{file} holds {name} in {dtype}, quantized, which is not served: {_UNQUANTIZED}."
+            )

@@ -1,8 +1,8 @@
 """The AI-OS ACTv1 network: its maths under its checkpoint's parameter names.
 
-It knows nothing of files, tokenizers or sampling, and attention is handed in. One call is one ACT segment: over
-right-padded rows that see themselves whole, or over a flat run of tokens whose keys the caller keeps. The caller keeps
-the carry, too, and decides how many segments a row gets.
+It knows nothing of files, tokenizers or sampling, and attention is handed in. One call is one ACT
+segment: over right-padded rows that see themselves whole, or over a flat run of tokens whose keys
+the caller keeps. The caller keeps the carry, too, and decides how many segments a row gets.
 """
 
 from dataclasses import dataclass
@@ -36,16 +36,18 @@ class ActOutput:
 
     @property
     def carry(self) -> Tensor:
-        """What the next segment starts from: z_H alone, since every H cycle sets z_L back to L_init."""
+        """What the next segment starts from: z_H alone, since every H cycle sets z_L back to
+        L_init."""
         return self.hidden
 
 
 def attention_mask(lengths: Tensor, width: int, config: ActConfig) -> Tensor:
     """Boolean [B, 1, S, S], true where the query may see the key.
 
-    A window W reaches keys (query - W, query]: past only, in bidirectional attention too, and not at all in a row no
-    longer than W. That is AI-OS under SDPA; its flash-attention path has a symmetric window instead. Every position
-    sees itself, so that padding, which no real position sees, stays finite.
+    A window W reaches keys (query - W, query]: past only, in bidirectional attention too, and not
+    at all in a row no longer than W. That is AI-OS under SDPA; its flash-attention path has a
+    symmetric window instead. Every position sees itself, so that padding, which no real position
+    sees, stays finite.
     """
     position = torch.arange(width, device=lengths.device)
     behind = position[:, None] - position
@@ -113,7 +115,9 @@ def _level(config: ActConfig, num_layers: int) -> Level:
     return Level(
         Block(
             Attention(config.hidden_size, config.num_heads),
-            _MoeMlp(config) if config.num_experts else SwiGlu(config.hidden_size, config.intermediate_size),
+            _MoeMlp(config)
+            if config.num_experts
+            else SwiGlu(config.hidden_size, config.intermediate_size),
             config.norm_eps,
         )
         for _ in range(num_layers)
@@ -138,7 +142,8 @@ class _Inner(nn.Module):
 
 
 class ActModel(nn.Module):
-    """ACTv1 in segments: start with `initial_carry`, repeat one of the two forwards, read with `logits`."""
+    """ACTv1 in segments: start with `initial_carry`, repeat one of the two forwards, read with
+    `logits`."""
 
     def __init__(self, config: ActConfig) -> None:
         super().__init__()
@@ -150,10 +155,11 @@ class ActModel(nn.Module):
         return self.inner.H_init.expand(*shape, -1)
 
     def forward_segment(self, ids: Tensor, lengths: Tensor, carry: Tensor) -> ActOutput:
-        """One ACT segment of `ids` [B, S] int64, right-padded with any valid id, of which `lengths` [B] are real.
+        """One ACT segment of `ids` [B, S] int64, right-padded with any valid id, of which `lengths`
+        [B] are real.
 
-        A row's result is that of the row alone; positions at or past its length hold finite numbers without meaning.
-        Raises ValueError where S exceeds the longest sequence the network knows.
+        A row's result is that of the row alone; positions at or past its length hold finite numbers
+        without meaning. Raises ValueError where S exceeds the longest sequence the network knows.
         """
         width = ids.shape[1]
         if width > self.config.max_seq_len:
@@ -163,8 +169,11 @@ class ActModel(nn.Module):
         q_halt, q_continue = self.halting(z_h[:, 0])
         return ActOutput(z_h, q_halt, q_continue)
 
-    def forward_tokens(self, ids: Tensor, positions: Tensor, carry: Tensor, attend: Attend, segment: int = 0) -> Tensor:
-        """z_H [..., tokens, H] after one segment, the `segment`-th, of `ids` [..., tokens] at `positions` [tokens].
+    def forward_tokens(
+        self, ids: Tensor, positions: Tensor, carry: Tensor, attend: Attend, segment: int = 0
+    ) -> Tensor:
+        """z_H [..., tokens, H] after one segment, the `segment`-th, of `ids` [..., tokens] at
+        `positions` [tokens].
 
         Slots are counted through all segments: (segment, H cycle, L cycles before H, layer).
         """

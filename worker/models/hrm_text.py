@@ -1,12 +1,14 @@
-"""HRM-Text: two stacks, run in cycles, over one embedding. Our own fused forward; attention is handed in.
+"""HRM-Text: two stacks, run in cycles, over one embedding. Our own fused forward; attention is
+handed in.
 
-Source of the maths: HRM-Text and `transformers` >= 5.9 (`HrmTextForCausalLM`), which is the oracle in the tests:
+Source of the maths: HRM-Text and `transformers` >= 5.9 (`HrmTextForCausalLM`), which is the oracle
+in the tests:
 
     z_H = scale * E[ids];  z_L = z_L_init
     repeat H_cycles: { repeat L_cycles: z_L = L(z_L + z_H);  z_H = H(z_H + z_L) };  logits = W z_H
 
-Every pass through a layer has a key/value slot of its own: (h * (L_cycles + 1) + l) * layers + layer, the H pass at
-l = L_cycles. Parameter names are those of Hugging Face exports.
+Every pass through a layer has a key/value slot of its own: (h * (L_cycles + 1) + l) * layers +
+layer, the H pass at l = L_cycles. Parameter names are those of Hugging Face exports.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,7 +49,8 @@ class HrmTextShape:
 
 
 class _RmsNorm(nn.Module):
-    """RMS norm without weights. On a CPU it is put together from fewer operators than `F.rms_norm` is."""
+    """RMS norm without weights. On a CPU it is put together from fewer operators than `F.rms_norm`
+    is."""
 
     def __init__(self, eps: float) -> None:
         super().__init__()
@@ -59,7 +62,10 @@ class _RmsNorm(nn.Module):
         if hidden.device.type != "cpu" or hidden.dtype != torch.float32:
             return F.rms_norm(hidden, (width,), eps=self._eps)
         length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
-        return hidden * torch.addcmul(self.get_buffer("_eps_term"), length, length, value=1 / width).rsqrt_()
+        return (
+            hidden
+            * torch.addcmul(self.get_buffer("_eps_term"), length, length, value=1 / width).rsqrt_()
+        )
 
 
 class _Attention(nn.Module):
@@ -70,8 +76,11 @@ class _Attention(nn.Module):
         self.gqkv_proj = nn.Linear(shape.hidden_size, 4 * width, bias=False)
         self.o_proj = nn.Linear(width, shape.hidden_size, bias=False)
 
-    def project(self, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Gate, query, key and value [T, heads, head_dim] of `hidden` [T, hidden]; query and key are rotated."""
+    def project(
+        self, hidden: Tensor, rope: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gate, query, key and value [T, heads, head_dim] of `hidden` [T, hidden]; query and key
+        are rotated."""
         parts = self.gqkv_proj(hidden).unflatten(-1, (4, *self.heads))
         query, key = rotate(parts[:, 1:3], *rope).unbind(1)
         return parts[:, 0], query, key, parts[:, 3]
@@ -102,7 +111,9 @@ class _Block(nn.Module):
         self.attn = _Attention(shape)
         self.mlp = _Mlp(shape)
 
-    def before(self, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def before(
+        self, hidden: Tensor, rope: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All of the layer that comes before attention: gate, query, key and value."""
         return self.attn.project(self.norm(hidden), rope)
 
@@ -114,7 +125,8 @@ class _Block(nn.Module):
 
 
 Halves = tuple[Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]], Callable[..., Tensor]]
-"""What computes a layer before and after its attention: methods of `_Block`, as they are or compiled."""
+"""What computes a layer before and after its attention: methods of `_Block`, as they are or
+compiled."""
 
 PLAIN_HALVES: Halves = (_Block.before, _Block.after)
 
@@ -126,7 +138,12 @@ class _Stack(nn.Module):
         self.layers = nn.ModuleList(_Block(shape) for _ in range(shape.num_layers))
 
     def forward(
-        self, hidden: Tensor, rope: tuple[Tensor, Tensor], first_slot: int, attend: Attend, halves: Halves
+        self,
+        hidden: Tensor,
+        rope: tuple[Tensor, Tensor],
+        first_slot: int,
+        attend: Attend,
+        halves: Halves,
     ) -> Tensor:
         before, after = halves
         for slot, block in enumerate(self.layers, first_slot):
@@ -157,7 +174,8 @@ class HrmTextModel(nn.Module):
         self.halves = PLAIN_HALVES
 
     def compile_layers(self, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Fuse what lies between matrix products and attention. All layers are alike: two compilations serve them."""
+        """Fuse what lies between matrix products and attention. All layers are alike: two
+        compilations serve them."""
         before, after = self.halves
         before = torch.compile(before, dynamic=True, fullgraph=True, backend=backend)
         after = torch.compile(after, dynamic=True, fullgraph=True, backend=backend)
@@ -186,8 +204,11 @@ class HrmTextModel(nn.Module):
         return out.float()
 
 
-def build_model(shape: HrmTextShape, weights: Mapping[str, Tensor], source: Path, dtype: torch.dtype) -> HrmTextModel:
-    """The network with `weights` in eval mode on the CPU; raises ModelFormatError unless they match name by name."""
+def build_model(
+    shape: HrmTextShape, weights: Mapping[str, Tensor], source: Path, dtype: torch.dtype
+) -> HrmTextModel:
+    """The network with `weights` in eval mode on the CPU; raises ModelFormatError unless they match
+    name by name."""
     with torch.device("meta"):
         skeleton = HrmTextModel(shape)
     check_names(dict(skeleton.named_parameters()), weights, source)
@@ -201,7 +222,9 @@ def rope_table(num_positions: int, head_dim: int, theta: float) -> tuple[Tensor,
     frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), frequencies)
     cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos), dim=-1)[:, None, None], torch.cat((-sin, sin), dim=-1)[:, None, None]
+    return torch.cat((cos, cos), dim=-1)[:, None, None], torch.cat((-sin, sin), dim=-1)[
+        :, None, None
+    ]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

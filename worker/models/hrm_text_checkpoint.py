@@ -1,10 +1,13 @@
-"""Raw HRM-Text training checkpoints: the directory that the trainer writes, read as it is, without a conversion.
+"""Raw HRM-Text training checkpoints: the directory that the trainer writes, read as it is, without
+a conversion.
 
-    all_config.yaml   train_metadata.yaml   fsdp2_epoch_<e>/   (torch.distributed.checkpoint of {"model", "optim"})
+    all_config.yaml train_metadata.yaml fsdp2_epoch_<e>/ (torch.distributed.checkpoint of {"model",
+    "optim"})
 
-Sizes come from the two YAML files, so that a network with a layer lost is refused; the width of the MLP comes from the
-tensors. The moving average of the weights is kept by the optimizer, under the parameter's name
-(`optim.state.<parameter>.param_ema`); a checkpoint that numbers its parameters instead is refused.
+Sizes come from the two YAML files, so that a network with a layer lost is refused; the width of the
+MLP comes from the tensors. The moving average of the weights is kept by the optimizer, under the
+parameter's name (`optim.state.<parameter>.param_ema`); a checkpoint that numbers its parameters
+instead is refused.
 """
 
 import math
@@ -29,7 +32,9 @@ _NETWORK = "HierarchicalReasoningModel"
 _EPOCH = re.compile(r"fsdp2_epoch_(\d+)")
 _WEIGHT, _AVERAGE = "model.{}", "optim.state.{}.param_ema"
 _NOT_AVERAGED = "model.zL_init"  # a buffer: no optimizer knows it
-_UNUSED = re.compile(r"model\.(?:zH_init|[HL]_level\.core\.rotary_emb\..*)")  # left by older trainers
+_UNUSED = re.compile(
+    r"model\.(?:zH_init|[HL]_level\.core\.rotary_emb\..*)"
+)  # left by older trainers
 _RENAMED = (
     (re.compile(r"^model\.([HL])_level\.core\.layers\."), r"model.\1_module.layers."),
     (re.compile(r"^model\.zL_init$"), "model.z_L_init"),
@@ -38,7 +43,8 @@ _RENAMED = (
 
 
 class _Arch(msgspec.Struct):
-    """`all_config.yaml`, section `arch`: what of the trainer's options this network covers, and no more."""
+    """`all_config.yaml`, section `arch`: what of the trainer's options this network covers, and no
+    more."""
 
     n_layers: Count
     hidden_size: Count
@@ -72,7 +78,8 @@ class _TrainMetadata(msgspec.Struct):
 
 @dataclass(frozen=True)
 class HrmTextCheckpoint:
-    """A loaded checkpoint: `model` in eval mode on the CPU; `note` says for people which weights were taken."""
+    """A loaded checkpoint: `model` in eval mode on the CPU; `note` says for people which weights
+    were taken."""
 
     model: HrmTextModel
     marks: PromptMarks
@@ -80,17 +87,22 @@ class HrmTextCheckpoint:
     note: str
 
 
-def load_checkpoint(path: Path, dtype: torch.dtype = torch.float32, *, use_ema: bool = True) -> HrmTextCheckpoint:
+def load_checkpoint(
+    path: Path, dtype: torch.dtype = torch.float32, *, use_ema: bool = True
+) -> HrmTextCheckpoint:
     """Load the newest epoch in `path`, or the epoch directory that it names.
 
-    The averaged weights are taken if `use_ema` and the training kept them. Raises ModelFormatError for whatever is
-    missing, not served, or not exactly the network that the configuration describes.
+    The averaged weights are taken if `use_ema` and the training kept them. Raises ModelFormatError
+    for whatever is missing, not served, or not exactly the network that the configuration
+    describes.
     """
     epoch_dir = _epoch_dir(path)
     config_file = epoch_dir.parent / "all_config.yaml"
     metadata_file = epoch_dir.parent / "train_metadata.yaml"
     config = read_yaml_mapping(config_file)
-    metadata = converted(read_yaml_mapping(metadata_file), _TrainMetadata, metadata_file, strict=False)
+    metadata = converted(
+        read_yaml_mapping(metadata_file), _TrainMetadata, metadata_file, strict=False
+    )
     arch = _arch(config, config_file)
     weights, is_average = _read_weights(epoch_dir, use_ema=use_ema, ema_decay=config.get("ema"))
     model = build_model(_shape(arch, metadata, weights, epoch_dir), weights, epoch_dir, dtype)
@@ -128,13 +140,18 @@ def _arch(config: Mapping[str, Any], file: Path) -> _Arch:
         raise ModelFormatError(f"{problem}, so serve another checkpoint.")
     arch = converted(section, _Arch, f"{file}, section arch,", strict=False)
     if arch.h_override:
-        problem = f"{file} overrides {', '.join(arch.h_override)} in the H stack, which is not served"
+        problem = (
+            f"{file} overrides {', '.join(arch.h_override)} in the H stack, which is not served"
+        )
         raise ModelFormatError(f"{problem}; serve a checkpoint without that.")
     return arch
 
 
-def _read_weights(epoch_dir: Path, *, use_ema: bool, ema_decay: object) -> tuple[dict[str, Tensor], bool]:
-    """Tensors by our names, and whether they are the averaged ones. Plain and averaged are never mixed."""
+def _read_weights(
+    epoch_dir: Path, *, use_ema: bool, ema_decay: object
+) -> tuple[dict[str, Tensor], bool]:
+    """Tensors by our names, and whether they are the averaged ones. Plain and averaged are never
+    mixed."""
     present = tensor_names(epoch_dir)
     prefix = _WEIGHT.format("")
     raw_names = [name.removeprefix(prefix) for name in present if name.startswith(prefix)]
@@ -147,7 +164,10 @@ def _read_weights(epoch_dir: Path, *, use_ema: bool, ema_decay: object) -> tuple
             f"{epoch_dir} keeps no averaged weights (EMA) by the name of {lacking[0]}{more}; "
             "set use_ema to false to take the plain ones."
         )
-    source = {name: (_AVERAGE if is_average and name in averaged else _WEIGHT).format(name) for name in needed}
+    source = {
+        name: (_AVERAGE if is_average and name in averaged else _WEIGHT).format(name)
+        for name in needed
+    }
     tensors = read_named(epoch_dir, source.values())
     return {_our_name(name): tensors[stored] for name, stored in source.items()}, is_average
 
@@ -158,7 +178,9 @@ def _our_name(raw: str) -> str:
     return raw
 
 
-def _shape(arch: _Arch, metadata: _TrainMetadata, weights: Mapping[str, Tensor], source: Path) -> HrmTextShape:
+def _shape(
+    arch: _Arch, metadata: _TrainMetadata, weights: Mapping[str, Tensor], source: Path
+) -> HrmTextShape:
     rows, _ = matrix_shape(weights, "model.embed_tokens.weight", source)
     _, intermediate = matrix_shape(weights, "model.L_module.layers.0.mlp.down_proj.weight", source)
     if arch.hidden_size % arch.num_heads or (arch.half_layers and arch.n_layers % 2):
@@ -191,7 +213,8 @@ def _embedding_std(arch: _Arch) -> float:
 
 
 def _tokenizer_path(named: str | None, directory: Path) -> Path | None:
-    """Where the tokenizer is found here: the path that training used may be one of another machine."""
+    """Where the tokenizer is found here: the path that training used may be one of another
+    machine."""
     if named is not None:
         found = next((place for place in (directory / named, Path(named)) if place.exists()), None)
         if found is not None:

@@ -1,4 +1,5 @@
-"""The tokens between which HRM-Text was trained to see a prompt. Strings only; ids are the tokenizer's."""
+"""The tokens between which HRM-Text was trained to see a prompt. Strings only; ids are the
+tokenizer's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ CONDITIONS = {
 
 @dataclass(frozen=True)
 class PromptMarks:
-    """boq, one token for each condition, prompt, eoq; then the response up to eoa. `conditions` maps name to token."""
+    """boq, one token for each condition, prompt, eoq; then the response up to eoa. `conditions`
+    maps name to token."""
 
     boq: str
     eoq: str

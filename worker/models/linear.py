@@ -1,14 +1,17 @@
-"""Faster linear layers for inference on a CPU, put in place of a loaded network's own: packed fp32, or int8.
+"""Faster linear layers for inference on a CPU, put in place of a loaded network's own: packed fp32,
+or int8.
 
-What is packed exists once, in the kernel's layout: no state dict can be read back. It knows layers, not networks.
+What is packed exists once, in the kernel's layout: no state dict can be read back. It knows layers,
+not networks.
 
-Packed fp32 (oneDNN) pays where weights are streamed from memory, and with one thread only where the output is at least
-twice as wide as the input; elsewhere MKL, behind `F.linear`, is as fast or faster, and the layer is left alone.
+Packed fp32 (oneDNN) pays where weights are streamed from memory, and with one thread only where the
+output is at least twice as wide as the input; elsewhere MKL, behind `F.linear`, is as fast or
+faster, and the layer is left alone.
 
-Int8 (fbgemm): weights symmetric per output channel, activations symmetric per row, so that a row's result is the row's
-own; sums are exact integers, so it does not depend on the number of rows either. Without VNNI two products of a signed
-and an unsigned byte are added in 16 saturating bits: weights keep to 7 bits (255 * 63 * 2 < 2**15), on every machine,
-so that all workers agree.
+Int8 (fbgemm): weights symmetric per output channel, activations symmetric per row, so that a row's
+result is the row's own; sums are exact integers, so it does not depend on the number of rows
+either. Without VNNI two products of a signed and an unsigned byte are added in 16 saturating bits:
+weights keep to 7 bits (255 * 63 * 2 < 2**15), on every machine, so that all workers agree.
 """
 
 import warnings
@@ -21,12 +24,15 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 Better = Callable[[nn.Module, bool], nn.Module | None]
-"""What takes the place of a layer, if anything; told whether the weight is shared with another one."""
+"""What takes the place of a layer, if anything; told whether the weight is shared with another
+one."""
 
 MIN_PACKED_WEIGHTS = 1 << 18
-"""Weights from which oneDNN's layout beats `F.linear`: a megabyte of fp32, which no core keeps between two steps."""
+"""Weights from which oneDNN's layout beats `F.linear`: a megabyte of fp32, which no core keeps
+between two steps."""
 MIN_INT8_WEIGHTS = 1 << 17
-"""Weights from which int8 is no slower than fp32 at 16 rows; routers and q heads, which decide, stay below it."""
+"""Weights from which int8 is no slower than fp32 at 16 rows; routers and q heads, which decide,
+stay below it."""
 
 _PEAK = 127
 """Steps on either side of zero of an activation; of a weight there are `_WEIGHT_PEAK`."""
@@ -51,7 +57,8 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """[..., in] -> [..., out] in the dtype that comes in, over an int8 weight [out, in] and fp32 scales."""
+    """[..., in] -> [..., out] in the dtype that comes in, over an int8 weight [out, in] and fp32
+    scales."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -61,7 +68,8 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
         peak = torch.linalg.vector_norm(wide, torch.inf, -1, keepdim=True)
-        # A row of zeros becomes NaN here and some finite integers in the kernel, which its peak makes zeros again.
+        # A row of zeros becomes NaN here and some finite integers in the kernel, which its peak
+        # makes zeros again.
         out: Tensor = _int8_linear(wide / peak, 1 / _PEAK, _ZERO, self._packed)
         out = out.mul_(peak) if self._bias is None else torch.addcmul(self._bias, out, peak)
         return out.to(x.dtype)
@@ -76,7 +84,8 @@ def pack_linears(model: nn.Module, _options: object = None) -> int:
 
 
 def round_linears(model: nn.Module, _options: object = None) -> int:
-    """Replace the linear layers that are faster in int8, in place; return how many. The model is on the CPU."""
+    """Replace the linear layers that are faster in int8, in place; return how many. The model is on
+    the CPU."""
     return _replace(model, _rounded)
 
 
@@ -86,7 +95,9 @@ def has_int8_kernels() -> bool:
 
 @torch.no_grad()
 def _replace(model: nn.Module, better: Better) -> int:
-    users = Counter(parameter for module in model.modules() for parameter in module.parameters(recurse=False))
+    users = Counter(
+        parameter for module in model.modules() for parameter in module.parameters(recurse=False)
+    )
     replaced: dict[nn.Module, nn.Module] = {}
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
@@ -121,15 +132,22 @@ def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 
 def _has_packed_kernel(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+    )
 
 
 def _pack_int8(weight: Tensor) -> torch.ScriptObject:
-    """fbgemm's packed form of a weight [out, in], rounded to `_WEIGHT_PEAK` steps a side of each row's own scale."""
+    """fbgemm's packed form of a weight [out, in], rounded to `_WEIGHT_PEAK` steps a side of each
+    row's own scale."""
     scales = (weight.abs().amax(1) / _WEIGHT_PEAK).clamp_min(torch.finfo(torch.float32).tiny)
     steps = (weight / scales[:, None]).round().to(torch.int8)
     with _fbgemm(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*quantized tensor creation functions.*deprecated")
+        warnings.filterwarnings(
+            "ignore", message=".*quantized tensor creation functions.*deprecated"
+        )
         zeros = torch.zeros_like(scales, dtype=torch.int64)
         rounded = torch._make_per_channel_quantized_tensor(steps, scales.double(), zeros, 0)
         packed: torch.ScriptObject = torch.ops.quantized.linear_prepack(rounded, None)

@@ -1,9 +1,12 @@
-"""AI-OS implants: a causal LM with a small trained head beside it that says whether to halt or to go on.
+"""AI-OS implants: a causal LM with a small trained head beside it that says whether to halt or to
+go on.
 
-    starter_brain.json {model, q_head, max_seq_len, peft_dir, ...}   or   q_head.pt beside model/ or base_model/
+    starter_brain.json {model, q_head, max_seq_len, peft_dir, ...} or q_head.pt beside model/ or
+    base_model/
 
-The head reads the last hidden state and does not change what the LM says. Trained adapters (PEFT) would; they are
-refused, not left out. Where a bundle's device and dtype are concerned, the settings decide.
+The head reads the last hidden state and does not change what the LM says. Trained adapters (PEFT)
+would; they are refused, not left out. Where a bundle's device and dtype are concerned, the settings
+decide.
 """
 
 from dataclasses import dataclass
@@ -24,13 +27,15 @@ STARTER_FILE, HEAD_FILE = "starter_brain.json", "q_head.pt"
 
 @dataclass(frozen=True)
 class QHead:
-    """`weight` [2, hidden] and `bias` [2] in float32; the first row is q_halt, the second q_continue."""
+    """`weight` [2, hidden] and `bias` [2] in float32; the first row is q_halt, the second
+    q_continue."""
 
     weight: Tensor
     bias: Tensor
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Last hidden states [..., hidden] of any dtype -> (q_halt, q_continue) [..., 2] in float32."""
+        """Last hidden states [..., hidden] of any dtype -> (q_halt, q_continue) [..., 2] in
+        float32."""
         return F.linear(hidden.float(), self.weight, self.bias)
 
     def to(self, device: torch.device) -> "QHead":
@@ -62,10 +67,18 @@ def find_implant(path: Path) -> Implant | None:
     starter_file = directory / STARTER_FILE
     if is_there(starter_file):
         starter = _read_starter(starter_file)
-        adapters = [directory / "lora", *([_place(directory, starter.peft_dir)] if starter.peft_dir else [])]
-        implant = Implant(_place(directory, starter.model), _place(directory, starter.q_head), starter.max_seq_len)
+        adapters = [
+            directory / "lora",
+            *([_place(directory, starter.peft_dir)] if starter.peft_dir else []),
+        ]
+        implant = Implant(
+            _place(directory, starter.model), _place(directory, starter.q_head), starter.max_seq_len
+        )
     elif is_there(directory / HEAD_FILE):
-        adapters, implant = [directory / "lora"], Implant(_base_beside(directory), directory / HEAD_FILE)
+        adapters, implant = (
+            [directory / "lora"],
+            Implant(_base_beside(directory), directory / HEAD_FILE),
+        )
     else:
         return None
     if not is_there(implant.base / "config.json"):
@@ -73,14 +86,18 @@ def find_implant(path: Path) -> Implant | None:
         raise ModelFormatError(f"{problem}; copy it there, or name it in {STARTER_FILE}.")
     for place in adapters:
         if place.is_dir() and any(place.iterdir()):
-            raise ModelFormatError(f"{place} holds trained adapters (LoRA), which are not served: merge them first.")
+            raise ModelFormatError(
+                f"{place} holds trained adapters (LoRA), which are not served: merge them first."
+            )
     return implant
 
 
 def load_q_head(file: Path, hidden_size: int) -> QHead:
     """The head in `file` for states of `hidden_size`; raises ModelFormatError for anything else."""
     if not is_there(file):
-        raise ModelFormatError(f"There is no q head at {file}; copy it there, or name it in {STARTER_FILE}.")
+        raise ModelFormatError(
+            f"There is no q head at {file}; copy it there, or name it in {STARTER_FILE}."
+        )
     tensors = read_tensors(file)
     check_names({"weight": torch.empty(2, hidden_size), "bias": torch.empty(2)}, tensors, file)
     check_finite(tensors, file)
@@ -92,8 +109,11 @@ def _read_starter(file: Path) -> _Starter:
 
 
 def _place(directory: Path, named: str) -> Path:
-    """Relative names are of the bundle, else of the working directory, as the trainer writes them."""
-    return next((place for place in (directory / named, Path(named)) if place.exists()), directory / named)
+    """Relative names are of the bundle, else of the working directory, as the trainer writes
+    them."""
+    return next(
+        (place for place in (directory / named, Path(named)) if place.exists()), directory / named
+    )
 
 
 def _base_beside(directory: Path) -> Path:

@@ -48,7 +48,9 @@ def reading(source: Path | str, remedy: str = COPY_AGAIN, *, kind: str = "") -> 
         raise unusable(source, error, remedy, kind=kind) from error
 
 
-def unusable(source: Path | str, error: BaseException, remedy: str = COPY_AGAIN, *, kind: str = "") -> ModelFormatError:
+def unusable(
+    source: Path | str, error: BaseException, remedy: str = COPY_AGAIN, *, kind: str = ""
+) -> ModelFormatError:
     """The sentence about a file that cannot be used."""
     if isinstance(error, PermissionError):
         remedy = _GIVE_ACCESS
@@ -57,7 +59,8 @@ def unusable(source: Path | str, error: BaseException, remedy: str = COPY_AGAIN,
 
 
 def faulty(source: Path | str, problem: str) -> ModelFormatError:
-    """The sentence about a file with this problem; where a pointer of Git LFS stands in its place, that is the one."""
+    """The sentence about a file with this problem; where a pointer of Git LFS stands in its place,
+    that is the one."""
     if _is_lfs_pointer(source):
         problem = "is a pointer of Git LFS, not the file itself: get it by `git lfs pull` there, or copy it again."
     return ModelFormatError(f"{source} {problem}")
@@ -119,7 +122,9 @@ def read_yaml_mapping(file: Path) -> dict[str, Any]:
     return loaded
 
 
-def converted(value: object, kind: type[_Kind], source: Path | str, *, strict: bool = True) -> _Kind:
+def converted(
+    value: object, kind: type[_Kind], source: Path | str, *, strict: bool = True
+) -> _Kind:
     """`value` as a struct; unless `strict`, numbers may be written as strings, as YAML has it.
 
     Raises ModelFormatError naming `source` and the field.

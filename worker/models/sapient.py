@@ -1,12 +1,16 @@
-"""The Sapient HRM network for puzzles: its maths under its checkpoint's parameter names, less their common prefix.
+"""The Sapient HRM network for puzzles: its maths under its checkpoint's parameter names, less their
+common prefix.
 
-It knows nothing of files or grids. One call is one ACT segment over rows of equal, fixed length; the caller keeps each
-row's carry and decides how many segments it gets, so rows of a batch may be at different segments:
+It knows nothing of files or grids. One call is one ACT segment over rows of equal, fixed length;
+the caller keeps each row's carry and decides how many segments it gets, so rows of a batch may be
+at different segments:
 
-    x = sqrt(H) * [puzzle_emb ; E[ids]], with learned positions sqrt(H) * sqrt(1/2) * ([puzzle_emb ; E[ids]] + P)
+    x = sqrt(H) * [puzzle_emb ; E[ids]], with learned positions sqrt(H) * sqrt(1/2) * ([puzzle_emb ;
+    E[ids]] + P)
     repeat H_cycles: { repeat L_cycles: z_L = L(z_L + z_H + x);  z_H = H(z_H + z_L) }
 
-Unlike AI-OS ACTv1, z_L lives on from cycle to cycle and from segment to segment, and nothing is clamped.
+Unlike AI-OS ACTv1, z_L lives on from cycle to cycle and from segment to segment, and nothing is
+clamped.
 """
 
 from dataclasses import dataclass
@@ -30,12 +34,14 @@ from worker.models.act_blocks import (
 from worker.models.errors import ModelFormatError
 
 _SLOT = 0
-"""Rows that see themselves whole keep no keys: their attention does not ask which pass it serves."""
+"""Rows that see themselves whole keep no keys: their attention does not ask which pass it
+serves."""
 
 
 @dataclass(frozen=True)
 class SapientConfig:
-    """Sizes of one network; `puzzle_emb_ndim` 0 is a network without puzzle embeddings, `seq_len` counts cells.
+    """Sizes of one network; `puzzle_emb_ndim` 0 is a network without puzzle embeddings, `seq_len`
+    counts cells.
 
     Raises ModelFormatError where the numbers describe no network.
     """
@@ -61,7 +67,9 @@ class SapientConfig:
             problem = f"hidden size {self.hidden_size} does not divide into {self.num_heads} heads"
             raise ModelFormatError(f"{problem}; correct all_config.yaml.")
         if self.pos_encoding == "rope" and self.hidden_size // self.num_heads % 2:
-            problem = f"rotary positions need an even head size, not {self.hidden_size // self.num_heads}"
+            problem = (
+                f"rotary positions need an even head size, not {self.hidden_size // self.num_heads}"
+            )
             raise ModelFormatError(f"{problem}; correct all_config.yaml.")
 
     @property
@@ -101,7 +109,11 @@ class _PuzzleTable(nn.Module):
 def _level(config: SapientConfig, num_layers: int) -> Level:
     hidden = config.hidden_size
     return Level(
-        Block(Attention(hidden, config.num_heads), SwiGlu(hidden, config.intermediate_size), config.norm_eps)
+        Block(
+            Attention(hidden, config.num_heads),
+            SwiGlu(hidden, config.intermediate_size),
+            config.norm_eps,
+        )
         for _ in range(num_layers)
     )
 
@@ -133,7 +145,8 @@ class SapientModel(nn.Module):
         return Carry(self.H_init.expand(shape), self.L_init.expand(shape))
 
     def forward_segment(self, ids: Tensor, identifiers: Tensor, carry: Carry) -> SegmentOutput:
-        """One ACT segment of the cells `ids` [B, seq_len] of puzzles known as `identifiers` [B], both int64."""
+        """One ACT segment of the cells `ids` [B, seq_len] of puzzles known as `identifiers` [B],
+        both int64."""
         context, embedding = self._attention_context(ids.device), self._embed(ids, identifiers)
         z_h, z_l = carry
         for _ in range(self.config.h_cycles):
@@ -162,7 +175,9 @@ class SapientModel(nn.Module):
         if config.puzzle_emb_ndim:
             missing = config.puzzle_emb_len * config.hidden_size - config.puzzle_emb_ndim
             prefix = F.pad(F.embedding(identifiers, self.puzzle_emb.weights), (0, missing))
-            embedding = torch.cat((prefix.unflatten(-1, (config.puzzle_emb_len, -1)), embedding), dim=1)
+            embedding = torch.cat(
+                (prefix.unflatten(-1, (config.puzzle_emb_len, -1)), embedding), dim=1
+            )
         if config.pos_encoding == "learned":
             embedding = sqrt(0.5) * (embedding + self.embed_pos.embedding_weight)
         return sqrt(config.hidden_size) * embedding

@@ -1,8 +1,10 @@
-"""Reads a Sapient HRM checkpoint, a directory of `all_config.yaml` and torch state dicts, into a `SapientModel`.
+"""Reads a Sapient HRM checkpoint, a directory of `all_config.yaml` and torch state dicts, into a
+`SapientModel`.
 
-`all_config.yaml` is what the network was built from, so it is believed, and every tensor must fit it. What the dataset
-decided and the file does not say comes from the tensors: the vocabulary, and by it the puzzle, and how many puzzle
-identifiers there are. Whatever does not match in full is refused.
+`all_config.yaml` is what the network was built from, so it is believed, and every tensor must fit
+it. What the dataset decided and the file does not say comes from the tensors: the vocabulary, and
+by it the puzzle, and how many puzzle identifiers there are. Whatever does not match in full is
+refused.
 """
 
 import re
@@ -24,14 +26,17 @@ from worker.puzzles import KINDS, PuzzleKind
 _CONFIG = "all_config.yaml"
 _IDENTIFIERS = "identifiers.json"
 _STEP = re.compile(r"step_(\d+)")
-_WRAPPERS = re.compile(r"^(?:_orig_mod\.|module\.|model\.|inner\.)+")  # of torch.compile, DDP, loss head, ACT wrapper
+_WRAPPERS = re.compile(
+    r"^(?:_orig_mod\.|module\.|model\.|inner\.)+"
+)  # of torch.compile, DDP, loss head, ACT wrapper
 
 Section = Mapping[str, object]
 
 
 @dataclass(frozen=True)
 class SapientCheckpoint:
-    """A loaded network, in eval mode without gradients, the puzzles it solves, and names of puzzle identifiers."""
+    """A loaded network, in eval mode without gradients, the puzzles it solves, and names of puzzle
+    identifiers."""
 
     model: SapientModel
     kind: PuzzleKind
@@ -40,9 +45,11 @@ class SapientCheckpoint:
 
 
 def load_sapient_checkpoint(path: Path, dtype: torch.dtype = torch.float32) -> SapientCheckpoint:
-    """Load what lies at `path`, the directory (its latest step) or a state dict in it, onto the CPU in `dtype`.
+    """Load what lies at `path`, the directory (its latest step) or a state dict in it, onto the CPU
+    in `dtype`.
 
-    Raises ModelFormatError for whatever is missing, unreadable, or not exactly the network that the files describe.
+    Raises ModelFormatError for whatever is missing, unreadable, or not exactly the network that the
+    files describe.
     """
     directory = path if path.is_dir() else path.parent
     file = path if path.is_file() else _latest(directory)
@@ -63,7 +70,9 @@ def _latest(directory: Path) -> Path:
     """`checkpoint`, as published, else the state dict of the highest step."""
     if (directory / "checkpoint").is_file():
         return directory / "checkpoint"
-    named = ((_STEP.fullmatch(file.name), file) for file in directory.glob("step_*") if file.is_file())
+    named = (
+        (_STEP.fullmatch(file.name), file) for file in directory.glob("step_*") if file.is_file()
+    )
     found = [(int(match[1]), file) for match, file in named if match]
     if not found:
         problem = f"{directory} has neither a file named checkpoint nor one named step_<number>"
@@ -81,7 +90,9 @@ def _read_config(file: Path) -> tuple[Section, str]:
         raise faulty(file, "has no section arch; copy it again.")
     name = str(arch.get("name"))
     if "hrm" not in name.lower():
-        raise ModelFormatError(f"{file} says arch.name is {name!r}, which is no Sapient HRM network; serve another.")
+        raise ModelFormatError(
+            f"{file} says arch.name is {name!r}, which is no Sapient HRM network; serve another."
+        )
     return arch, str(config.get("data_path") or "")
 
 
@@ -90,7 +101,9 @@ def _kind(vocab_size: int, data_path: str, file: Path) -> PuzzleKind:
     kind = next((kind for kind in KINDS if kind.vocab_size == vocab_size), None)
     if kind is None:
         known = ", ".join(f"{kind.vocab_size} ({kind.name})" for kind in KINDS)
-        problem = f"{file} has a vocabulary of {vocab_size} tokens, which is no puzzle we know: {known}"
+        problem = (
+            f"{file} has a vocabulary of {vocab_size} tokens, which is no puzzle we know: {known}"
+        )
         raise ModelFormatError(f"{problem}; serve another.")
     words = set(re.split(r"[^a-z]+", Path(data_path).name.lower()))
     others = words & {kind.name for kind in KINDS} - {kind.name}
@@ -100,8 +113,13 @@ def _kind(vocab_size: int, data_path: str, file: Path) -> PuzzleKind:
     return kind
 
 
-def _network(arch: Section, weights: Mapping[str, Tensor], kind: PuzzleKind, file: Path) -> SapientConfig:
-    hidden, puzzle_emb_ndim = _whole(arch, "hidden_size"), _whole(arch, "puzzle_emb_ndim", default=0)
+def _network(
+    arch: Section, weights: Mapping[str, Tensor], kind: PuzzleKind, file: Path
+) -> SapientConfig:
+    hidden, puzzle_emb_ndim = (
+        _whole(arch, "hidden_size"),
+        _whole(arch, "puzzle_emb_ndim", default=0),
+    )
     down = weights.get("H_level.layers.0.mlp.down_proj.weight")
     if down is None or down.dim() != 2:
         problem = f"{file} has no matrix named H_level.layers.0.mlp.down_proj.weight"
@@ -134,14 +152,18 @@ def _whole(arch: Section, key: str, default: int | None = None) -> int:
     """A whole number from 1 up, or the default where there is one and the key is absent."""
     value = arch.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool) or (value < 1 and value != default):
-        raise ModelFormatError(f"{_CONFIG} says arch.{key} is {value!r}, not a whole number from 1 up; correct it.")
+        raise ModelFormatError(
+            f"{_CONFIG} says arch.{key} is {value!r}, not a whole number from 1 up; correct it."
+        )
     return value
 
 
 def _positive(arch: Section, key: str, default: float) -> float:
     value = arch.get(key, default)
     if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        raise ModelFormatError(f"{_CONFIG} says arch.{key} is {value!r}, not a number over 0; correct it.")
+        raise ModelFormatError(
+            f"{_CONFIG} says arch.{key} is {value!r}, not a number over 0; correct it."
+        )
     return float(value)
 
 
@@ -149,26 +171,39 @@ def _positions(arch: Section) -> Literal["rope", "learned"]:
     value = arch.get("pos_encodings")
     if value == "rope" or value == "learned":
         return value
-    raise ModelFormatError(f"{_CONFIG} says arch.pos_encodings is {value!r}, neither 'rope' nor 'learned'; correct it.")
+    raise ModelFormatError(
+        f"{_CONFIG} says arch.pos_encodings is {value!r}, neither 'rope' nor 'learned'; correct it."
+    )
 
 
 def _read_identifiers(file: Path, config: SapientConfig) -> dict[str, int]:
-    """Puzzle identifiers by name, from the data set's list of names, if it was put beside the checkpoint."""
+    """Puzzle identifiers by name, from the data set's list of names, if it was put beside the
+    checkpoint."""
     if not config.puzzle_emb_ndim or not is_there(file):
         return {}
     names = read_json(file)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ModelFormatError(f"{file} is not a list of names; correct or remove it.")
     if len(names) != config.num_identifiers:
-        problem = f"{file} has {len(names)} names, but puzzle_emb.weights {config.num_identifiers} rows"
+        problem = (
+            f"{file} has {len(names)} names, but puzzle_emb.weights {config.num_identifiers} rows"
+        )
         raise ModelFormatError(f"{problem}; correct or remove it.")
-    return {name: number for number, name in reversed(list(enumerate(names)))}  # of gaps, named alike, the first
+    return {
+        name: number for number, name in reversed(list(enumerate(names)))
+    }  # of gaps, named alike, the first
 
 
 def _describe(kind: PuzzleKind, model: SapientModel, file: Path) -> str:
     config = model.config
-    identifiers = f"{config.num_identifiers} identifiers" if config.puzzle_emb_ndim else "no puzzle embedding"
-    count = sum(weight.numel() for name, weight in model.named_parameters() if not name.startswith("puzzle_emb."))
+    identifiers = (
+        f"{config.num_identifiers} identifiers" if config.puzzle_emb_ndim else "no puzzle embedding"
+    )
+    count = sum(
+        weight.numel()
+        for name, weight in model.named_parameters()
+        if not name.startswith("puzzle_emb.")
+    )
     return (
         f"Sapient HRM for {kind.name} ({file.name}): {count / 1e6:.1f} M parameters, hidden {config.hidden_size}, "
         f"{config.h_layers}+{config.l_layers} layers, {config.h_cycles}x{config.l_cycles} cycles, "

@@ -1,4 +1,5 @@
-"""What a sentence-transformers directory says of making one vector of a text's states, and the vector made so.
+"""What a sentence-transformers directory says of making one vector of a text's states, and the
+vector made so.
 
     modules.json                      which modules follow the network, in which order
     1_Pooling/config.json             how states become one vector; several ways are joined
@@ -6,7 +7,8 @@
     config_sentence_transformers.json prompts, and which one stands before every text
     sentence_bert_config.json         the longest text
 
-Source of the formats and rules: sentence-transformers 6.2. What is not known here is refused by name, never left out.
+Source of the formats and rules: sentence-transformers 6.2. What is not known here is refused by
+name, never left out.
 """
 
 from dataclasses import dataclass, field
@@ -79,10 +81,11 @@ class _Prompts(msgspec.Struct):
 
 @dataclass(frozen=True)
 class SentenceModules:
-    """How a text becomes a vector. `modes` of pooling are joined; `steps` are done to what that gives, in order.
+    """How a text becomes a vector. `modes` of pooling are joined; `steps` are done to what that
+    gives, in order.
 
-    `prompt` stands before every text. Where it is not `includes_prompt`, its tokens are read and not pooled.
-    `max_tokens` None: as many as the network reads. `description` is for people.
+    `prompt` stands before every text. Where it is not `includes_prompt`, its tokens are read and
+    not pooled. `max_tokens` None: as many as the network reads. `description` is for people.
     """
 
     modes: tuple[str, ...]
@@ -94,7 +97,8 @@ class SentenceModules:
     description: str = field(default="")
 
     def vector(self, states: Tensor, num_unpooled: int) -> Tensor:
-        """One vector in float32 of last states [N, hidden], of which the first `num_unpooled` are left out."""
+        """One vector in float32 of last states [N, hidden], of which the first `num_unpooled` are
+        left out."""
         parts = [_pooled(states.double(), mode, num_unpooled) for mode in self.modes]
         vector = torch.cat(parts).float()
         for step in self.steps:
@@ -119,7 +123,9 @@ class _DenseStep(nn.Module):
         self.activation = activation
         self.has_residual = config.use_residual
         if config.use_residual and config.in_features != config.out_features:
-            self.residual: nn.Module = nn.Linear(config.in_features, config.out_features, bias=False)
+            self.residual: nn.Module = nn.Linear(
+                config.in_features, config.out_features, bias=False
+            )
         else:
             self.residual = nn.Identity()
 
@@ -129,7 +135,8 @@ class _DenseStep(nn.Module):
 
 
 def read_sentence_modules(path: Path, hidden_size: int) -> SentenceModules | None:
-    """What lies in a directory; None where it is none of sentence-transformers'. Raises ModelFormatError."""
+    """What lies in a directory; None where it is none of sentence-transformers'. Raises
+    ModelFormatError."""
     if not is_sentence_directory(path):
         return None
     names = {entry.name for entry in path.iterdir()}
@@ -137,7 +144,9 @@ def read_sentence_modules(path: Path, hidden_size: int) -> SentenceModules | Non
     limits = _limits(path / first.path)
     if not rest or _kind(rest[0]) != _POOLING:
         named = ", ".join(_kind(module) for module in rest) or "nothing"
-        raise ModelFormatError(f"{path / 'modules.json'} has {named} behind the network; serve one with Pooling first.")
+        raise ModelFormatError(
+            f"{path / 'modules.json'} has {named} behind the network; serve one with Pooling first."
+        )
     modes, includes_prompt = _pooling(path / rest[0].path / "config.json", hidden_size)
     steps: list[nn.Module] = []
     told = ["pooled by " + " + ".join(modes)]
@@ -164,12 +173,15 @@ def read_sentence_modules(path: Path, hidden_size: int) -> SentenceModules | Non
 
 
 def _modules(path: Path, names: set[str]) -> list[_Module]:
-    """The modules in their order; without `modules.json`, what directories like `1_Pooling` there are."""
+    """The modules in their order; without `modules.json`, what directories like `1_Pooling` there
+    are."""
     if "modules.json" in names:
         file = path / "modules.json"
         modules = converted(read_json(file), list[_Module], file)
         if not modules or _kind(modules[0]) != "Transformer" or modules[0].path:
-            raise ModelFormatError(f"{file} does not begin with the network in this directory; serve another model.")
+            raise ModelFormatError(
+                f"{file} does not begin with the network in this directory; serve another model."
+            )
         return modules
     found = [_Module("Transformer")]
     numbered = [name for name in names if name.partition("_")[0].isdigit()]
@@ -190,7 +202,9 @@ def _limits(directory: Path) -> _Limits:
     text = (limits.modality_config or {}).get("text")
     output = text.get("method_output_name") if isinstance(text, dict) else None
     if output not in _LAST_STATES:
-        raise ModelFormatError(f"{file} asks for {output!r} of the network, not its last states; serve another model.")
+        raise ModelFormatError(
+            f"{file} asks for {output!r} of the network, not its last states; serve another model."
+        )
     return limits
 
 
@@ -204,10 +218,14 @@ def _pooling(file: Path, hidden_size: int) -> tuple[tuple[str, ...], bool]:
         modes = given if isinstance(given, list) else [given]
     unknown = [mode for mode in modes if mode not in _FLAGS.values()]
     if unknown or not modes:
-        raise ModelFormatError(f"{file} asks for the pooling {unknown or modes}, which is not known; correct it.")
+        raise ModelFormatError(
+            f"{file} asks for the pooling {unknown or modes}, which is not known; correct it."
+        )
     width = config.get("embedding_dimension", config.get("word_embedding_dimension", hidden_size))
     if width != hidden_size:
-        raise ModelFormatError(f"{file} is for states {width} wide, the network's have {hidden_size}; copy both again.")
+        raise ModelFormatError(
+            f"{file} is for states {width} wide, the network's have {hidden_size}; copy both again."
+        )
     return tuple(modes), bool(config.get("include_prompt", True))
 
 
@@ -222,14 +240,20 @@ def _step(directory: Path, kind: str, width: int) -> tuple[nn.Module, int, str]:
     file = directory / "config.json"
     config = converted(read_json_object(file), _Dense, file)
     name = config.activation_function.rpartition(".")[2]
-    activation = _ACTIVATIONS.get(name) if config.activation_function.startswith("torch.nn.") else None
+    activation = (
+        _ACTIVATIONS.get(name) if config.activation_function.startswith("torch.nn.") else None
+    )
     if activation is None:
         problem = f"{file} asks for the activation {config.activation_function!r}"
         raise ModelFormatError(f"{problem}, which is not known; serve another model.")
-    if {config.module_input_name, config.module_output_name or "sentence_embedding"} != {"sentence_embedding"}:
+    if {config.module_input_name, config.module_output_name or "sentence_embedding"} != {
+        "sentence_embedding"
+    }:
         raise ModelFormatError(f"{file} is not for the vector of a sentence; serve another model.")
     if config.in_features != width:
-        raise ModelFormatError(f"{file} takes {config.in_features} numbers where {width} come; copy it again.")
+        raise ModelFormatError(
+            f"{file} takes {config.in_features} numbers where {width} come; copy it again."
+        )
     step = _DenseStep(config, activation())
     weights = directory / "model.safetensors"
     tensors = read_tensors(weights if is_there(weights) else directory / "pytorch_model.bin")
@@ -240,7 +264,8 @@ def _step(directory: Path, kind: str, width: int) -> tuple[nn.Module, int, str]:
 
 
 def _prompt(path: Path) -> tuple[str, list[str]]:
-    """What stands before every text, and words for people; other prompts are the caller's to write."""
+    """What stands before every text, and words for people; other prompts are the caller's to
+    write."""
     file = path / SENTENCE_CONFIG
     if not is_there(file):
         return "", []
@@ -250,7 +275,9 @@ def _prompt(path: Path) -> tuple[str, list[str]]:
         named = [name for name, prompt in config.prompts.items() if prompt]
         return "", [f"prompts ({', '.join(named)}) left to callers"] if named else []
     if default not in config.prompts:
-        raise ModelFormatError(f"{file} has no prompt {default!r}, its default_prompt_name; correct it.")
+        raise ModelFormatError(
+            f"{file} has no prompt {default!r}, its default_prompt_name; correct it."
+        )
     return config.prompts[default], [f"prompt {config.prompts[default]!r} before every text"]
 
 
@@ -264,7 +291,9 @@ def _pooled(states: Tensor, mode: str, num_unpooled: int) -> Tensor:
     if mode == "max":
         return kept.max(dim=0).values
     if mode == "weightedmean":
-        weights = torch.arange(num_unpooled + 1, len(states) + 1, dtype=states.dtype, device=states.device)
+        weights = torch.arange(
+            num_unpooled + 1, len(states) + 1, dtype=states.dtype, device=states.device
+        )
         return (kept * weights[:, None]).sum(dim=0) / weights.sum()
     total = kept.sum(dim=0)
     return total / (len(kept) if mode == "mean" else len(kept) ** 0.5)

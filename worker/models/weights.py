@@ -1,4 +1,5 @@
-"""Reading weights and tokenizers from disk, and refusing what does not match. Knows file formats, no architectures."""
+"""Reading weights and tokenizers from disk, and refusing what does not match. Knows file formats,
+no architectures."""
 
 import re
 from collections.abc import Mapping
@@ -8,10 +9,23 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from worker.models.errors import ModelFormatError
-from worker.models.hf_directory import CONFIG, check_directory, check_tokenizer, directory_of, is_there, weight_files
+from worker.models.hf_directory import (
+    CONFIG,
+    check_directory,
+    check_tokenizer,
+    directory_of,
+    is_there,
+    weight_files,
+)
 from worker.models.reading import COPY_AGAIN, faulty, reading, unusable
 
 _PLAIN_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -41,7 +55,8 @@ def read_safetensors_dir(path: Path) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The flat name -> tensor map of a safetensors or torch zip file, told apart by their bytes, never by the suffix.
+    """The flat name -> tensor map of a safetensors or torch zip file, told apart by their bytes,
+    never by the suffix.
 
     Raises ModelFormatError when it is neither, is damaged, or holds anything but named tensors.
     """
@@ -58,24 +73,34 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             loaded = load_file(path)
         else:
             raise faulty(path, "is neither a safetensors file nor a torch zip file; copy it again.")
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise ModelFormatError(f"{path} holds something other than a flat map of named tensors; copy or save it again.")
+    if not isinstance(loaded, dict) or not all(
+        isinstance(value, Tensor) for value in loaded.values()
+    ):
+        raise ModelFormatError(
+            f"{path} holds something other than a flat map of named tensors; copy or save it again."
+        )
     return {str(name): tensor for name, tensor in loaded.items()}
 
 
-def without_prefixes(tensors: Mapping[str, Tensor], wrappers: re.Pattern[str], source: Path) -> dict[str, Tensor]:
-    """The same tensors without what training put before their names. Raises ModelFormatError if two become one."""
+def without_prefixes(
+    tensors: Mapping[str, Tensor], wrappers: re.Pattern[str], source: Path
+) -> dict[str, Tensor]:
+    """The same tensors without what training put before their names. Raises ModelFormatError if two
+    become one."""
     weights: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         bare = wrappers.sub("", name)
         if bare in weights:
-            raise ModelFormatError(f"{source} holds {bare} twice, under different prefixes; save it again.")
+            raise ModelFormatError(
+                f"{source} holds {bare} twice, under different prefixes; save it again."
+            )
         weights[bare] = tensor
     return weights
 
 
 def check_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], source: Path) -> None:
-    """Raise ModelFormatError naming the first tensors that are missing, left over, mis-shaped or not floating point."""
+    """Raise ModelFormatError naming the first tensors that are missing, left over, mis-shaped or
+    not floating point."""
     shared = [name for name in expected if name in found]
     faults = [f"missing {name}" for name in expected if name not in found]
     faults += [f"unexpected {name}" for name in found if name not in expected]
@@ -84,24 +109,35 @@ def check_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], sou
         for name in shared
         if found[name].shape != expected[name].shape
     ]
-    faults += [f"{name} is {found[name].dtype}" for name in shared if found[name].dtype not in _PLAIN_DTYPES]
+    faults += [
+        f"{name} is {found[name].dtype}"
+        for name in shared
+        if found[name].dtype not in _PLAIN_DTYPES
+    ]
     if faults:
         more = f", and {len(faults) - _FAULTS_NAMED} more" if len(faults) > _FAULTS_NAMED else ""
-        problem = f"{source} does not hold one whole network: {', '.join(faults[:_FAULTS_NAMED])}{more}"
+        problem = (
+            f"{source} does not hold one whole network: {', '.join(faults[:_FAULTS_NAMED])}{more}"
+        )
         raise ModelFormatError(f"{problem}; copy it again, with the configuration it belongs to.")
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: Path) -> None:
-    """For what decides without its values being looked at again, as a head that halts. Raises ModelFormatError."""
+    """For what decides without its values being looked at again, as a head that halts. Raises
+    ModelFormatError."""
     broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
-        raise ModelFormatError(f"{source} holds numbers that are not finite, in {', '.join(broken)}; copy it again.")
+        raise ModelFormatError(
+            f"{source} holds numbers that are not finite, in {', '.join(broken)}; copy it again."
+        )
 
 
 def matrix_shape(weights: Mapping[str, Tensor], name: str, source: Path) -> tuple[int, int]:
     """Rows and columns of a matrix. Raises ModelFormatError where there is none of that name."""
     if name not in weights:
-        raise ModelFormatError(f"{source} is not one whole network: {name} is missing; copy it again.")
+        raise ModelFormatError(
+            f"{source} is not one whole network: {name} is missing; copy it again."
+        )
     shape = weights[name].shape
     if len(shape) != 2:
         problem = f"{source} does not hold the network it should: {name} has shape {list(shape)}"
@@ -113,9 +149,13 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a local directory, or of the directory of a file in it; never asks a hub."""
     path = directory_of(path)
     if not is_there(path):
-        raise ModelFormatError(f"There is no tokenizer at {path}: give the directory of one with --tokenizer-path.")
+        raise ModelFormatError(
+            f"There is no tokenizer at {path}: give the directory of one with --tokenizer-path."
+        )
     check_tokenizer(path)
-    with reading(f"The tokenizer in {path}", "copy its files again, or name another with --tokenizer-path"):
+    with reading(
+        f"The tokenizer in {path}", "copy its files again, or name another with --tokenizer-path"
+    ):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
         )
@@ -126,7 +166,8 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def read_config(path: Path) -> PretrainedConfig:
-    """The config of a Hugging Face directory whose files are whole; no code in it is run. Raises ModelFormatError."""
+    """The config of a Hugging Face directory whose files are whole; no code in it is run. Raises
+    ModelFormatError."""
     declared = check_directory(path)
     file = path / CONFIG
     if "auto_map" in declared and declared.get("model_type") not in CONFIG_MAPPING:
@@ -135,13 +176,16 @@ def read_config(path: Path) -> PretrainedConfig:
             "installed transformers knows."
         )
     with reading(file, f"correct it, or {COPY_AGAIN}"):
-        config: PretrainedConfig = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
     _check_num_layers(config, path)
     return config
 
 
 def _check_num_layers(config: PretrainedConfig, path: Path) -> None:
-    """Raise ModelFormatError for many more layers than tensors: transformers would build them before it compares."""
+    """Raise ModelFormatError for many more layers than tensors: transformers would build them
+    before it compares."""
     num_layers = getattr(config, "num_hidden_layers", 0)
     num_tensors = 0
     for file in weight_files(path):
@@ -153,7 +197,8 @@ def _check_num_layers(config: PretrainedConfig, path: Path) -> None:
 
 
 def start_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """What stands before a text that has nothing before it: bos, else eos; empty if there is neither."""
+    """What stands before a text that has nothing before it: bos, else eos; empty if there is
+    neither."""
     first = tokenizer.bos_token_id
     start = first if first is not None else tokenizer.eos_token_id
     return () if start is None else (int(start),)

@@ -1,4 +1,5 @@
-"""Text of ACTv1 brains: an ordinary tokenizer, whose special tokens belong to prompts and not to continuations."""
+"""Text of ACTv1 brains: an ordinary tokenizer, whose special tokens belong to prompts and not to
+continuations."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,9 +15,11 @@ from worker.vocabulary import Vocabulary
 
 
 class ActLanguage:
-    """`scoring` is the method for requests that name none; `aios_compat` uses no special tokens at all.
+    """`scoring` is the method for requests that name none; `aios_compat` uses no special tokens at
+    all.
 
-    `encode_whole` makes a task of a whole text: (start ids, text ids, window) -> windows that the network can serve.
+    `encode_whole` makes a task of a whole text: (start ids, text ids, window) -> windows that the
+    network can serve.
     """
 
     def __init__(
@@ -38,7 +41,9 @@ class ActLanguage:
         if isinstance(task, Tokenize | Detokenize | Embed):
             return vocabulary.encode(task, window)
         if task.condition is not None:
-            raise InvalidRequest("This model knows no conditions; leave `condition` out.", field="condition")
+            raise InvalidRequest(
+                "This model knows no conditions; leave `condition` out.", field="condition"
+            )
         if isinstance(task, Generate):
             ids = vocabulary.prompt(task.prompt, "prompt")
             return encode_generate(ids, task, window, vocab_size=vocabulary.size)
@@ -49,11 +54,15 @@ class ActLanguage:
     def _encode_score(self, task: Score, window: int) -> Encoded:
         method = task.method or self._scoring
         if task.rolling:
-            return self._encode_rolling(self._ids(task.continuations[0], "prompts", special=False), window, method)
+            return self._encode_rolling(
+                self._ids(task.continuations[0], "prompts", special=False), window, method
+            )
         context = self._ids(task.context, "prompts", special=method == "strict")
         if method == "strict":
             context = context or self._vocabulary.known(self._start, "prompts")
-        continuations = [self._ids(item, "continuations", special=False) for item in task.continuations]
+        continuations = [
+            self._ids(item, "continuations", special=False) for item in task.continuations
+        ]
         return encode_score(context, continuations, window, method=method)
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -64,9 +73,14 @@ class ActLanguage:
         if method == "strict":
             return self._encode_whole(self._vocabulary.known(self._start, "prompts"), text, window)
         if len(text) < 2:
-            raise InvalidRequest("`aios_compat` never scores a text's first token: two are expected.", field="prompts")
+            raise InvalidRequest(
+                "`aios_compat` never scores a text's first token: two are expected.",
+                field="prompts",
+            )
         kept = text[-window:]
-        return Encoded(kept[:1], continuations=(kept[1:],), method=method, num_truncated=len(text) - len(kept))
+        return Encoded(
+            kept[:1], continuations=(kept[1:],), method=method, num_truncated=len(text) - len(kept)
+        )
 
     def _ids(self, text: Text, field: str, *, special: bool) -> tuple[int, ...]:
         return self._vocabulary.ids(text, field, special=special)

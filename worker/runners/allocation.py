@@ -1,7 +1,8 @@
-"""Where an allocator's complaint becomes `OutOfMemory`: torch has a class for it on accelerators, a sentence on CPU.
+"""Where an allocator's complaint becomes `OutOfMemory`: torch has a class for it on accelerators, a
+sentence on CPU.
 
-Python keeps what a failed step had allocated alive for as long as its error is being handled. So the error is let go
-first; only then is there memory to give back, and to try again with.
+Python keeps what a failed step had allocated alive for as long as its error is being handled. So
+the error is let go first; only then is there memory to give back, and to try again with.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +20,8 @@ Step = Callable[[Any, Sequence[Slice]], list[StepResult | FleetError]]
 
 
 def tells_out_of_memory(step: Step) -> Step:
-    """A runner's `step` that raises OutOfMemory, with all it had allocated given back, where torch finds no memory."""
+    """A runner's `step` that raises OutOfMemory, with all it had allocated given back, where torch
+    finds no memory."""
 
     @wraps(step)
     def guarded(runner: Any, slices: Sequence[Slice]) -> list[StepResult | FleetError]:

@@ -1,8 +1,9 @@
 """What of a causal LM our attention covers: looked at on loading, so that nothing is served wrong.
 
-First the network is watched: what each layer hands to its attention, and which mask it asks for, tried pair by pair, so
-that a window or a chunk shows whatever its size. Then its logits through our pages - in parts, beside another row,
-token by token - are compared with its own, which shows whatever else mixes the tokens of a step.
+First the network is watched: what each layer hands to its attention, and which mask it asks for,
+tried pair by pair, so that a window or a chunk shows whatever its size. Then its logits through our
+pages - in parts, beside another row, token by token - are compared with its own, which shows
+whatever else mixes the tokens of a step.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +25,8 @@ from worker.runners.causal_net import CausalNet
 from worker.sequence import Encoded, Slice, TokenSequence
 
 Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""transformers' mask function: (batch, head, query, key) indices, broadcast -> whether the query may look."""
+"""transformers' mask function: (batch, head, query, key) indices, broadcast -> whether the query
+may look."""
 
 _INTERFACE = "aios_watched"
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
@@ -40,7 +42,8 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
 
 @dataclass
 class _Calls:
-    """What the layers asked of their attention: `shapes` are (heads, head_dim) of keys and of values."""
+    """What the layers asked of their attention: `shapes` are (heads, head_dim) of keys and of
+    values."""
 
     slots: list[int] = field(default_factory=list)
     shapes: set[tuple[int, int]] = field(default_factory=set)
@@ -89,22 +92,29 @@ def refuse_by_config(config: PretrainedConfig) -> None:
     elif others:
         problem = f"it has layers of type {', '.join(others)}"
     if problem is not None:
-        raise ModelFormatError(f"{config.model_type} cannot be served from pages: {problem}; serve another model.")
+        raise ModelFormatError(
+            f"{config.model_type} cannot be served from pages: {problem}; serve another model."
+        )
 
 
 @torch.inference_mode()
 def kv_shape(model: PreTrainedModel, longest: int) -> KVShape:
-    """What a token's keys and values are, found by watching a forward; raises ModelFormatError for what is not ours."""
+    """What a token's keys and values are, found by watching a forward; raises ModelFormatError for
+    what is not ours."""
     calls = _Calls()
     token = _calls.set(calls)
     model.set_attn_implementation(_INTERFACE)
     try:
-        model.base_model(input_ids=torch.arange(_WATCHED_TOKENS, device=model.device)[None], use_cache=False)
+        model.base_model(
+            input_ids=torch.arange(_WATCHED_TOKENS, device=model.device)[None], use_cache=False
+        )
     finally:
         _calls.reset(token)
     problem = _problem(calls, longest)
     if problem is not None:
-        raise ModelFormatError(f"{type(model).__name__} cannot be served from pages: {problem}; serve another model.")
+        raise ModelFormatError(
+            f"{type(model).__name__} cannot be served from pages: {problem}; serve another model."
+        )
     ((heads, head_dim),) = calls.shapes
     return KVShape(len(calls.slots), heads, head_dim)
 
@@ -125,7 +135,8 @@ def _problem(calls: _Calls, longest: int) -> str | None:
 
 
 def _is_ours(window: int | None, rule: Rule | None, longest: int) -> bool:
-    """Whether a mask is causal and, with a window, sliding: everywhere near the window's edges, and on a wide grid."""
+    """Whether a mask is causal and, with a window, sliding: everywhere near the window's edges, and
+    on a wide grid."""
     if rule is None:
         return False
     edges = [factor * (window or 1) + step for factor in range(4) for step in range(-2, 3)]
@@ -139,13 +150,16 @@ def _is_ours(window: int | None, rule: Rule | None, longest: int) -> bool:
 
 @torch.inference_mode()
 def check_against_own_forward(net: CausalNet, own: list[Tensor], rows: list[list[int]]) -> None:
-    """Refuse a network whose logits through our pages differ from `own`, [tokens, vocab] of each of the `rows`."""
+    """Refuse a network whose logits through our pages differ from `own`, [tokens, vocab] of each of
+    the `rows`."""
     scale = max(1.0, *(item.abs().max().item() for item in own))
     pairs = ((logits, own[row][place]) for row, place, logits in _paged_logits(net, rows))
     gap = max((logits - expected).abs().max().item() for logits, expected in pairs)
     if not gap <= _TOLERANCE[net.dtype] * scale:
         name = type(net.model).__name__
-        problem = f"{name} has an attention or logit rule not served yet: logits differ by {gap:.3g}"
+        problem = (
+            f"{name} has an attention or logit rule not served yet: logits differ by {gap:.3g}"
+        )
         raise ModelFormatError(f"{problem}; serve another model.")
 
 
@@ -161,17 +175,28 @@ def check_rows(config: PretrainedConfig, longest: int) -> list[list[int]]:
     """Two rows of token ids, longer than the sliding window where that is small."""
     text = config.get_text_config()
     window = getattr(text, "sliding_window", None)
-    count = max(_CHECKED_TOKENS, window + 4 if window is not None and window <= _SMALL_WINDOW else 0)
-    return [[step * (place + 1) % text.vocab_size for place in range(min(count, longest))] for step in (3, 5)]
+    count = max(
+        _CHECKED_TOKENS, window + 4 if window is not None and window <= _SMALL_WINDOW else 0
+    )
+    return [
+        [step * (place + 1) % text.vocab_size for place in range(min(count, longest))]
+        for step in (3, 5)
+    ]
 
 
 def _paged_logits(net: CausalNet, rows: list[list[int]]) -> Iterator[tuple[int, int, Tensor]]:
-    """(row, position, logits [vocab]): one row computed in two parts, the other at once, then both token by token."""
+    """(row, position, logits [vocab]): one row computed in two parts, the other at once, then both
+    token by token."""
     length = len(rows[0])
     prompt, per_row = length - 3, -(-length // _PAGE_SIZE)
     store = KVStore(net.kv_shape, 2 * per_row, _PAGE_SIZE, net.dtype, net.device)
     sequences = [
-        TokenSequence(str(row), Encoded(tuple(ids[:prompt])), Sampling(1, 0), pages=list(range(row, 2 * per_row, 2)))
+        TokenSequence(
+            str(row),
+            Encoded(tuple(ids[:prompt])),
+            Sampling(1, 0),
+            pages=list(range(row, 2 * per_row, 2)),
+        )
         for row, ids in enumerate(rows)
     ]
     part = prompt // 2

@@ -1,7 +1,9 @@
-"""A transformers causal LM as a `Net`: the network's own code, its attention looking into our pages.
+"""A transformers causal LM as a `Net`: the network's own code, its attention looking into our
+pages.
 
-Attention is handed in by a context variable, because transformers calls it deep inside a forward that is not ours. No
-mask is made for our attention: an interface name that has no mask function of its own gets none.
+Attention is handed in by a context variable, because transformers calls it deep inside a forward
+that is not ours. No mask is made for our attention: an interface name that has no mask function of
+its own gets none.
 """
 
 from contextvars import ContextVar
@@ -30,7 +32,8 @@ def _attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Our attention in the shape transformers asks for: [1, heads, T, head_dim] in, [1, T, heads, head_dim] out."""
+    """Our attention in the shape transformers asks for: [1, heads, T, head_dim] in, [1, T, heads,
+    head_dim] out."""
     plan, store = _step.get()
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     slot: Any = module.layer_idx
@@ -47,7 +50,11 @@ class CausalNet:
     is_prefix = False
 
     def __init__(
-        self, model: PreTrainedModel, kv_shape: KVShape, device: torch.device, q_head: QHead | None = None
+        self,
+        model: PreTrainedModel,
+        kv_shape: KVShape,
+        device: torch.device,
+        q_head: QHead | None = None,
     ) -> None:
         model.set_attn_implementation(_INTERFACE)
         self.model = model
@@ -59,7 +66,9 @@ class CausalNet:
     def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
         token = _step.set((plan, store))
         try:
-            out = self.model.base_model(input_ids=ids[None], position_ids=plan.positions[None], use_cache=False)
+            out = self.model.base_model(
+                input_ids=ids[None], position_ids=plan.positions[None], use_cache=False
+            )
         finally:
             _step.reset(token)
         hidden: Tensor = out.last_hidden_state[0]
@@ -97,9 +106,11 @@ class _Output:
 
 
 def _head(model: PreTrainedModel) -> PreTrainedModel:
-    """The network without its layers, on the same weights: its own rules from states to logits, capped or scaled.
+    """The network without its layers, on the same weights: its own rules from states to logits,
+    capped or scaled.
 
-    It shares the modules of this moment: once loaded, a network may still get a faster layer for its last one.
+    It shares the modules of this moment: once loaded, a network may still get a faster layer for
+    its last one.
     """
     head: PreTrainedModel = model.__new__(type(model))
     head.__dict__ = model.__dict__ | {"_modules": dict(model._modules)}

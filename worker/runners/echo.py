@@ -1,7 +1,8 @@
-"""A model-free runner: says the prompt's words again, and scores by length. The whole fleet runs on it without torch.
+"""A model-free runner: says the prompt's words again, and scores by length. The whole fleet runs on
+it without torch.
 
-Tokens are characters (code points). The answer repeats the prompt until it is told to stop, so any length can be had;
-a prompt that contains the word `eos` ends where the prompt does.
+Tokens are characters (code points). The answer repeats the prompt until it is told to stop, so any
+length can be had; a prompt that contains the word `eos` ends where the prompt does.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,17 @@ from worker.runners.base import (
     encode_text,
     text_task,
 )
-from worker.sequence import Classified, Encoded, EncodedText, Pooled, Sampled, Scores, Slice, StepResult, TokenSequence
+from worker.sequence import (
+    Classified,
+    Encoded,
+    EncodedText,
+    Pooled,
+    Sampled,
+    Scores,
+    Slice,
+    StepResult,
+    TokenSequence,
+)
 
 EOS = 0
 HIDDEN = 8
@@ -44,10 +55,11 @@ _LOG_LIKELIHOOD_PER_TOKEN = -1.0
 
 
 class Echo:
-    """Deterministic whatever the seed: token i of the answer is character i of the prompt, over and over.
+    """Deterministic whatever the seed: token i of the answer is character i of the prompt, over and
+    over.
 
-    It is certain of each of them, and ends nothing before `min_tokens`. A vector tells how often characters
-    occur, labels how many of them are letters, digits and others.
+    It is certain of each of them, and ends nothing before `min_tokens`. A vector tells how often
+    characters occur, labels how many of them are letters, digits and others.
     """
 
     eos_ids = frozenset({EOS})
@@ -55,14 +67,18 @@ class Echo:
     def __init__(self, options: RunnerOptions) -> None:
         window = options.context_window or 4096
         found = "echo: repeats its prompt, no model"
-        self.spec = RunnerSpec("echo", options.name, found, window, options.max_batch, tasks=(*TEXT_TASKS, "classify"))
+        self.spec = RunnerSpec(
+            "echo", options.name, found, window, options.max_batch, tasks=(*TEXT_TASKS, "classify")
+        )
 
     def encode(self, task: Task) -> Encoded:
         if isinstance(task, Classify):
             return encode_text(_ids(task.text, "input"), task, self.spec.context_window)
         task = text_task(task)
         if isinstance(task, Generate):
-            return encode_generate(_ids(task.prompt, "prompt"), task, self.spec.context_window, vocab_size=_VOCABULARY)
+            return encode_generate(
+                _ids(task.prompt, "prompt"), task, self.spec.context_window, vocab_size=_VOCABULARY
+            )
         if isinstance(task, Read):
             return encode_read(_ids(task.prompt, "prompt"), 1, task, self.spec.context_window)
         if isinstance(task, Score):
@@ -71,13 +87,17 @@ class Echo:
             return encode_text(_ids(task.text, "input"), task, self.spec.context_window)
         if isinstance(task, Tokenize):
             ids = _ids(task.prompt, "prompt")
-            return tokenized(ids, [self.decode([token]) for token in ids] if task.with_texts else ())
+            return tokenized(
+                ids, [self.decode([token]) for token in ids] if task.with_texts else ()
+            )
         ids = _ids(task.ids, "tokens")
         return detokenized(ids, self.decode(ids))
 
     def _encode_score(self, task: Score) -> Encoded:
         if task.rolling:
-            return encode_rolling((EOS,), _ids(task.continuations[0], "prompts"), self.spec.context_window)
+            return encode_rolling(
+                (EOS,), _ids(task.continuations[0], "prompts"), self.spec.context_window
+            )
         continuations = [_ids(item, "continuations") for item in task.continuations]
         context = _ids(task.context, "prompts") or (EOS,)
         return encode_score(context, continuations, self.spec.context_window)
@@ -89,7 +109,9 @@ class Echo:
         return
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return "".join("\ufffd" if token in _SURROGATES else chr(token) for token in token_ids if token != EOS)
+        return "".join(
+            "\ufffd" if token in _SURROGATES else chr(token) for token in token_ids if token != EOS
+        )
 
 
 def _answer(part: Slice) -> StepResult:
@@ -103,7 +125,9 @@ def _answer(part: Slice) -> StepResult:
 
 def _ids(prompt: Prompt, field: str) -> tuple[int, ...]:
     """Of a dialogue the words, a line a turn."""
-    text = "\n".join(turn.content for turn in prompt.messages) if isinstance(prompt, Chat) else prompt
+    text = (
+        "\n".join(turn.content for turn in prompt.messages) if isinstance(prompt, Chat) else prompt
+    )
     given = as_ids(text, _VOCABULARY, field)
     return given if given is not None else tuple(map(ord, str(text)))
 
@@ -125,12 +149,17 @@ def _next(sequence: TokenSequence) -> int:
 
 def _pool(ids: Sequence[int]) -> Pooled:
     """A token's state is a one among zeros, at its id modulo the number of units."""
-    return Pooled([float(sum(token % HIDDEN == unit for token in ids)) for unit in range(HIDDEN)], len(ids))
+    return Pooled(
+        [float(sum(token % HIDDEN == unit for token in ids)) for unit in range(HIDDEN)], len(ids)
+    )
 
 
 def _label(text: EncodedText) -> Classified:
     characters = list(map(chr, text.prompt_ids))
-    stats = {"letters": sum(map(str.isalpha, characters)), "digits": sum(map(str.isdigit, characters))}
+    stats = {
+        "letters": sum(map(str.isalpha, characters)),
+        "digits": sum(map(str.isdigit, characters)),
+    }
     stats["others"] = len(characters) - sum(stats.values())
     labels = [Label(name, count / len(characters)) for name, count in stats.items()]
     return Classified(tuple(sorted(labels, key=lambda label: -label.score)[: text.top_k]))
@@ -140,4 +169,6 @@ def _score(part: Slice) -> Scores:
     lengths = [len(item) for item in part.continuations]
     scores = tuple(ContinuationScore(_LOG_LIKELIHOOD_PER_TOKEN * n, n, False) for n in lengths)
     is_told = part.sequence.encoded.is_reading
-    return Scores(scores, (TokenLogprob(_LOG_LIKELIHOOD_PER_TOKEN),) * sum(lengths) if is_told else ())
+    return Scores(
+        scores, (TokenLogprob(_LOG_LIKELIHOOD_PER_TOKEN),) * sum(lengths) if is_told else ()
+    )

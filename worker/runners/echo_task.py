@@ -1,6 +1,8 @@
-"""A model-free runner of tasks that are done whole: it waits, tells how far it has come, and makes a file of a text.
+"""A model-free runner of tasks that are done whole: it waits, tells how far it has come, and makes
+a file of a text.
 
-It shows what the second mechanism does without a model, as `echo` does for the first; the kill matrix runs on both.
+It shows what the second mechanism does without a model, as `echo` does for the first; the kill
+matrix runs on both.
 """
 
 import time
@@ -36,11 +38,17 @@ class EchoTaskRunner:
         if not isinstance(task, EchoTask):
             raise InvalidRequest("This model only serves the task 'echo_task'.", field="model")
         if not 1 <= task.steps <= MOST_STEPS:
-            raise InvalidRequest(f"steps: expected 1 to {MOST_STEPS}, got {task.steps}.", field="steps")
+            raise InvalidRequest(
+                f"steps: expected 1 to {MOST_STEPS}, got {task.steps}.", field="steps"
+            )
         if not 0 <= task.step_ms <= MOST_STEP_MS:
-            raise InvalidRequest(f"step_ms: expected 0 to {MOST_STEP_MS}, got {task.step_ms}.", field="step_ms")
+            raise InvalidRequest(
+                f"step_ms: expected 0 to {MOST_STEP_MS}, got {task.step_ms}.", field="step_ms"
+            )
         if len(task.text) * task.steps > _MOST_CHARACTERS:
-            raise InvalidRequest(f"text: expected at most {_MOST_CHARACTERS} characters in all steps.", field="text")
+            raise InvalidRequest(
+                f"text: expected at most {_MOST_CHARACTERS} characters in all steps.", field="text"
+            )
 
     def group_key(self, task: Task) -> Hashable:
         assert isinstance(task, EchoTask)
@@ -59,7 +67,10 @@ class EchoTaskRunner:
                 texts[item] += task.text
                 progress.report(item, step + 1, first.steps)
         result = EchoedTask(first.steps)
-        return [TaskOutput(result, (NewFile(text.encode(), "text/plain; charset=utf-8"),)) for text in texts]
+        return [
+            TaskOutput(result, (NewFile(text.encode(), "text/plain; charset=utf-8"),))
+            for text in texts
+        ]
 
     def take_step(self, tasks: Sequence[Task], step: int, progress: BatchProgress) -> None:
         """Be busy. Nothing beats inside a step, as in one long call of a foreign library."""

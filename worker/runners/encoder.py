@@ -1,7 +1,8 @@
-"""Any transformers encoder (BERT and its kin) that reads a text in one pass: as a vector, or as labels of a classifier.
+"""Any transformers encoder (BERT and its kin) that reads a text in one pass: as a vector, or as
+labels of a classifier.
 
-The network's own code runs on padded rows under its attention mask. On loading, rows are compared with the same rows
-alone: a network that padding disturbs is refused.
+The network's own code runs on padded rows under its attention mask. On loading, rows are compared
+with the same rows alone: a network that padding disturbs is refused.
 """
 
 import math
@@ -13,7 +14,12 @@ from typing import Any
 import msgspec
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from shared.errors import FleetError, InvalidRequest
 from shared.messages import Classify, Detokenize, Embed, Label, Task, TaskName, Tokenize, name_of
@@ -71,8 +77,12 @@ class EncoderRunner:
         self._pad_id = pad_id
 
     def encode(self, task: Task) -> Encoded:
-        if name_of(task) not in self.spec.tasks or not isinstance(task, Classify | Embed | Tokenize | Detokenize):
-            raise InvalidRequest(f"This model reads texts and does not {name_of(task)}.", field="model")
+        if name_of(task) not in self.spec.tasks or not isinstance(
+            task, Classify | Embed | Tokenize | Detokenize
+        ):
+            raise InvalidRequest(
+                f"This model reads texts and does not {name_of(task)}.", field="model"
+            )
         sentence = self._sentence
         if sentence is None or not isinstance(task, Embed) or not isinstance(task.text, str):
             return self._vocabulary.encode(task, self.spec.context_window)
@@ -98,7 +108,9 @@ class EncoderRunner:
             read = self._pool if is_pooled else self._classify
             for group in length_groups([len(texts[index].prompt_ids) for index in wanted]):
                 places = [wanted[at] for at in group]
-                for place, result in zip(places, read([texts[place] for place in places]), strict=True):
+                for place, result in zip(
+                    places, read([texts[place] for place in places]), strict=True
+                ):
                     results[place] = result
         return results
 
@@ -116,7 +128,10 @@ class EncoderRunner:
 
     def _classify(self, texts: Sequence[Encoded]) -> list[StepResult | FleetError]:
         logits = class_logits(self._model, [text.prompt_ids for text in texts], self._pad_id)
-        return [self._labels(row, text) for row, text in zip(scores_of(logits, self._model.config), texts, strict=True)]
+        return [
+            self._labels(row, text)
+            for row, text in zip(scores_of(logits, self._model.config), texts, strict=True)
+        ]
 
     def _labels(self, scores: list[float], text: Encoded) -> StepResult | FleetError:
         assert isinstance(text, EncodedText)
@@ -140,7 +155,8 @@ def class_logits(model: PreTrainedModel, rows: Sequence[Ids], pad_id: int) -> Te
 
 
 def scores_of(logits: Tensor, config: PretrainedConfig) -> list[list[float]]:
-    """By transformers' rule: a regression as it is, several labels or a single one each by itself, else a softmax."""
+    """By transformers' rule: a regression as it is, several labels or a single one each by itself,
+    else a softmax."""
     if config.problem_type == "regression":
         scores = logits
     elif config.problem_type == "multi_label_classification" or logits.shape[-1] == 1:
@@ -155,19 +171,30 @@ def _padded(rows: Sequence[Ids], pad_id: int, device: torch.device) -> dict[str,
     width = max(map(len, rows))
     ids = [[*row, *[pad_id] * (width - len(row))] for row in rows]
     mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
-    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+    return {
+        "input_ids": torch.tensor(ids, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }
 
 
 def load(options: RunnerOptions) -> EncoderRunner:
-    """Raises ModelFormatError for weights that do not match, and for networks that cannot be served in batches."""
+    """Raises ModelFormatError for weights that do not match, and for networks that cannot be served
+    in batches."""
     path = directory_of(Path(options.path))
     config = read_config(path)
     if config.is_encoder_decoder:
-        raise ModelFormatError(f"{path} holds an encoder-decoder, which is not served; serve another model.")
+        raise ModelFormatError(
+            f"{path} holds an encoder-decoder, which is not served; serve another model."
+        )
     is_classifier = any(name.endswith(CLASSIFIER) for name in config.architectures or ())
-    model = nn.Module.to(_load_model(path, getattr(torch, options.dtype), is_classifier), torch.device(options.device))
+    model = nn.Module.to(
+        _load_model(path, getattr(torch, options.dtype), is_classifier),
+        torch.device(options.device),
+    )
     tokenizer = load_tokenizer(Path(options.tokenizer_path) if options.tokenizer_path else path)
-    pad_id = next((pad for pad in (config.pad_token_id, tokenizer.pad_token_id) if pad is not None), 0)
+    pad_id = next(
+        (pad for pad in (config.pad_token_id, tokenizer.pad_token_id) if pad is not None), 0
+    )
     check_padding(model, pad_id, is_classifier=is_classifier)
     found = f"{type(model).__name__}: {model.num_parameters() / 1e6:.1f} M parameters, hidden {config.hidden_size}"
     found += f", {config.num_labels} labels" if is_classifier else ""
@@ -195,7 +222,8 @@ def load(options: RunnerOptions) -> EncoderRunner:
 
 
 def _load_model(path: Path, dtype: torch.dtype, is_classifier: bool) -> PreTrainedModel:
-    """Heads that are not used may lie in the files; of the network itself nothing may be missing or left over."""
+    """Heads that are not used may lie in the files; of the network itself nothing may be missing or
+    left over."""
     kind: Any = AutoModelForSequenceClassification if is_classifier else AutoModel
     with reading(path, NO_NETWORK, kind="an encoder"):
         model, info = kind.from_pretrained(
@@ -206,17 +234,28 @@ def _load_model(path: Path, dtype: torch.dtype, is_classifier: bool) -> PreTrain
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they are told of by name below
         )
-    missing = [name for name in info["missing_keys"] if is_classifier or not name.startswith(_UNUSED)]
+    missing = [
+        name for name in info["missing_keys"] if is_classifier or not name.startswith(_UNUSED)
+    ]
     parts = {name for name, _ in model.named_children()}
     left_over = [
         name
         for name in info["unexpected_keys"]
-        if is_classifier or name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0] in parts
+        if is_classifier
+        or name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0] in parts
     ]
-    faults = [("of another shape", info["mismatched_keys"]), ("missing", missing), ("left over", left_over)]
-    problems = [f"{what}: {', '.join(sorted(map(str, names))[:5])}" for what, names in faults if names]
+    faults = [
+        ("of another shape", info["mismatched_keys"]),
+        ("missing", missing),
+        ("left over", left_over),
+    ]
+    problems = [
+        f"{what}: {', '.join(sorted(map(str, names))[:5])}" for what, names in faults if names
+    ]
     if problems:
-        problem = f"The weights in {path} do not match the model of config.json: {'; '.join(problems)}"
+        problem = (
+            f"The weights in {path} do not match the model of config.json: {'; '.join(problems)}"
+        )
         raise ModelFormatError(f"{problem}; copy both again.")
     model.config.use_cache = False
     loaded: PreTrainedModel = model.requires_grad_(False).eval()
@@ -234,11 +273,15 @@ def check_padding(model: PreTrainedModel, pad_id: int, *, is_classifier: bool) -
         if is_classifier:
             beside += list(class_logits(model, rows, pad_id))
             alone += [class_logits(model, [row], pad_id)[0] for row in rows]
-    except Exception as error:  # the seam to foreign code: a network may stumble over anything of ours
+    except (
+        Exception
+    ) as error:  # the seam to foreign code: a network may stumble over anything of ours
         problem = f"{type(model).__name__} cannot be run on padded rows: {reason_of(error)}"
         raise ModelFormatError(f"{problem}; serve another model.") from error
     if not all(torch.isfinite(states).all() for states in [*alone, *beside]):
-        raise ModelFormatError("The network's states are not finite: its weights are broken; copy them again.")
+        raise ModelFormatError(
+            "The network's states are not finite: its weights are broken; copy them again."
+        )
     allowed = _TOLERANCE.get(model.dtype, _LOW_TOLERANCE)
     for one, other in zip(beside, alone, strict=True):
         if not (one - other).abs().max() <= allowed * max(1.0, float(other.abs().max())):
@@ -247,10 +290,15 @@ def check_padding(model: PreTrainedModel, pad_id: int, *, is_classifier: bool) -
 
 
 def _limits(model: PreTrainedModel, *wanted: int | None) -> Iterable[int]:
-    """Everything that bounds the context window. Position tables with a padding row begin behind that."""
+    """Everything that bounds the context window. Position tables with a padding row begin behind
+    that."""
     for limit in (*wanted, getattr(model.config, "max_position_embeddings", None)):
         if limit is not None:
             yield int(limit)
     for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings") and module.padding_idx is not None:
+        if (
+            isinstance(module, nn.Embedding)
+            and name.endswith("position_embeddings")
+            and module.padding_idx is not None
+        ):
             yield module.num_embeddings - module.padding_idx - 1

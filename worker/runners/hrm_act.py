@@ -1,10 +1,11 @@
-"""ACTv1 brains. Bidirectional ones keep no keys and values: every token is a re-run of the whole row, in one or more
-ACT segments. Causal ones go to `hrm_act_causal`.
+"""ACTv1 brains. Bidirectional ones keep no keys and values: every token is a re-run of the whole
+row, in one or more ACT segments. Causal ones go to `hrm_act_causal`.
 
-`segments`: `compat` runs one segment a token, as upstream generates; `max` runs halt_max_steps; `q_halt` stops a row
-where its q_halt exceeds its q_continue. Halting is per row: rows that have halted leave the batch.
-Scoring: `strict` runs one row per continuation token, which is the generation distribution although attention is
-bidirectional; `aios_compat` is upstream's one pass that sees the continuation (X18).
+`segments`: `compat` runs one segment a token, as upstream generates; `max` runs halt_max_steps;
+`q_halt` stops a row where its q_halt exceeds its q_continue. Halting is per row: rows that have
+halted leave the batch. Scoring: `strict` runs one row per continuation token, which is the
+generation distribution although attention is bidirectional; `aios_compat` is upstream's one pass
+that sees the continuation (X18).
 """
 
 from collections.abc import Sequence
@@ -41,7 +42,9 @@ _Place = tuple[tuple[int, ...], int]
 
 
 class ActRunner:
-    def __init__(self, model: ActModel, language: ActLanguage, spec: RunnerSpec, *, segments: str) -> None:
+    def __init__(
+        self, model: ActModel, language: ActLanguage, spec: RunnerSpec, *, segments: str
+    ) -> None:
         self.spec = spec
         self.eos_ids = language.eos_ids
         self._model = model
@@ -86,7 +89,8 @@ class ActRunner:
         return results
 
     def _predictors(self, part: Slice) -> list[_Place]:
-        """The states that predict the tokens of each tail: at the ends of as many rows, or all of one row."""
+        """The states that predict the tokens of each tail: at the ends of as many rows, or all of
+        one row."""
         context, window = part.sequence.encoded.prompt_ids, self.spec.context_window
         if part.sequence.encoded.method == "aios_compat":
             return [
@@ -106,14 +110,17 @@ class ActRunner:
         return self._model.logits(self._states([(row, len(row) - 1) for row in rows]))
 
     def _states(self, wanted: Sequence[_Place]) -> Tensor:
-        """High-level states [N, hidden] at places of rows. Each distinct row runs once, beside others as long."""
+        """High-level states [N, hidden] at places of rows. Each distinct row runs once, beside
+        others as long."""
         numbers: dict[tuple[int, ...], list[int]] = {}
         for number, (row, _) in enumerate(wanted):
             numbers.setdefault(row, []).append(number)
         rows, size = sorted(numbers, key=len), self.spec.max_batch
         found: dict[int, Tensor] = {}
         for start in range(0, len(rows), size):
-            for row, states in zip(rows[start : start + size], self._settle(rows[start : start + size]), strict=True):
+            for row, states in zip(
+                rows[start : start + size], self._settle(rows[start : start + size]), strict=True
+            ):
                 picked = states[[wanted[number][1] for number in numbers[row]]]
                 found |= zip(numbers[row], picked, strict=True)
         return torch.stack([found[number] for number in range(len(wanted))])
@@ -122,7 +129,9 @@ class ActRunner:
         """High-level states [B, N, hidden] of each row at the segment in which it halts."""
         lengths = torch.tensor([len(ids) for ids in rows], device=self._device)
         width = int(lengths.max())
-        padded = [[*row, *row[-1:] * (width - len(row))] for row in rows]  # no token that the row does not have
+        padded = [
+            [*row, *row[-1:] * (width - len(row))] for row in rows
+        ]  # no token that the row does not have
         ids = torch.tensor(padded, device=self._device)
         carry = self._model.initial_carry(len(rows), width)
         active = torch.arange(len(rows), device=self._device)
@@ -141,10 +150,14 @@ class ActRunner:
 
 def load(options: RunnerOptions) -> ActRunner | PagedRunner:
     own = options.declared(HrmActOptions)
-    bundle = load_act_bundle(Path(options.path), getattr(torch, options.dtype), attention=own.attention)
+    bundle = load_act_bundle(
+        Path(options.path), getattr(torch, options.dtype), attention=own.attention
+    )
     source = options.tokenizer_path or bundle.tokenizer_path
     if source is None:
-        raise ModelFormatError(f"{options.path} names no tokenizer that is here: give one with --tokenizer-path.")
+        raise ModelFormatError(
+            f"{options.path} names no tokenizer that is here: give one with --tokenizer-path."
+        )
     config, device = bundle.config, torch.device(options.device)
     window = min(options.context_window or config.max_seq_len, config.max_seq_len)
     found = f"{bundle.description}, {options.precision}"
@@ -158,5 +171,7 @@ def load(options: RunnerOptions) -> ActRunner | PagedRunner:
         return PagedRunner("hrm-act", found, net, language, window, options)
     by_row = partial(encode_stretches, size=options.max_batch)
     language = ActLanguage(tokenizer, vocabulary, own.scoring, by_row)
-    spec = RunnerSpec("hrm-act", options.name, found, window, options.max_batch, step_tokens=options.step_tokens)
+    spec = RunnerSpec(
+        "hrm-act", options.name, found, window, options.max_batch, step_tokens=options.step_tokens
+    )
     return ActRunner(model, language, spec, segments=own.segments)

@@ -1,11 +1,13 @@
-"""Causal ACTv1 brains behind `PagedRunner`: keys and values of every pass through a layer, in every segment.
+"""Causal ACTv1 brains behind `PagedRunner`: keys and values of every pass through a layer, in every
+segment.
 
-A token starts its next segment from its own z_H alone, and looks, in that segment, at the keys of that same segment.
-So a token's states depend on nothing behind it, and a new token runs all its segments over its own row only.
+A token starts its next segment from its own z_H alone, and looks, in that segment, at the keys of
+that same segment. So a token's states depend on nothing behind it, and a new token runs all its
+segments over its own row only.
 
-With `q_halt` a row gets as many segments as its first token asks for: upstream reads the q head at position 0, which
-here sees itself alone. The count is thus known from the first token's id, holds for the whole row from its first
-segment on, and cannot change as the row grows.
+With `q_halt` a row gets as many segments as its first token asks for: upstream reads the q head at
+position 0, which here sees itself alone. The count is thus known from the first token's id, holds
+for the whole row from its first segment on, and cannot change as the row grows.
 """
 
 from collections.abc import Callable
@@ -23,7 +25,9 @@ class ActCausalNet:
     """`segments`: `compat` (one), `max` (halt_max_steps) or `q_halt`."""
 
     is_prefix = False
-    q_head: Callable[[Tensor], Tensor] | None = None  # the network's own decides on segments, at a row's first token
+    q_head: Callable[[Tensor], Tensor] | None = (
+        None  # the network's own decides on segments, at a row's first token
+    )
 
     def __init__(self, model: ActModel, device: torch.device, segments: str) -> None:
         config = model.config
@@ -40,11 +44,14 @@ class ActCausalNet:
     def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
         """z_H [T, hidden] of each token at the segment in which its row halts.
 
-        Rows that have halted stay in the batch, to no effect, until the last one has: most rows begin alike.
+        Rows that have halted stay in the batch, to no effect, until the last one has: most rows
+        begin alike.
         """
 
         def look(slot: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return attend(plan, store, slot, query, key, value, self._scale, self.model.config.window_size)
+            return attend(
+                plan, store, slot, query, key, value, self._scale, self.model.config.window_size
+            )
 
         depths = self._row_depths(plan.first_ids) if self._may_halt else None
         count = self._max_segments if depths is None else int(depths.max())
@@ -52,7 +59,11 @@ class ActCausalNet:
         settled = carry = self.model.initial_carry(len(ids))
         for segment in range(count):
             carry = self.model.forward_tokens(ids, plan.positions, carry, look, segment)
-            settled = carry if depths is None else torch.where((depths > segment)[:, None], carry, settled)
+            settled = (
+                carry
+                if depths is None
+                else torch.where((depths > segment)[:, None], carry, settled)
+            )
         return settled
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -64,7 +75,8 @@ class ActCausalNet:
         return torch.tensor(depths, device=self.device)
 
     def _depth(self, token: int) -> int:
-        """Segments until q_halt exceeds q_continue at a row's first token; run once for each id, by itself."""
+        """Segments until q_halt exceeds q_continue at a row's first token; run once for each id, by
+        itself."""
         if token not in self._depths:
             ids = torch.tensor([token], device=self.device)
             carry, depth, halted = self.model.initial_carry(1), 0, False

@@ -1,8 +1,10 @@
-"""Sapient HRM puzzle networks: a grid in, a grid out. A step is one ACT segment of every running row.
+"""Sapient HRM puzzle networks: a grid in, a grid out. A step is one ACT segment of every running
+row.
 
-A row keeps its carry from step to step, and leaves at the step in which it halts; whatever waits takes its place in
-the next. `max` runs the segments the network was trained to, as upstream evaluates; `q_halt` stops a row where its
-q_halt exceeds its q_continue. A request may set both for itself.
+A row keeps its carry from step to step, and leaves at the step in which it halts; whatever waits
+takes its place in the next. `max` runs the segments the network was trained to, as upstream
+evaluates; `q_halt` stops a row where its q_halt exceeds its q_continue. A request may set both for
+itself.
 """
 
 import math
@@ -26,7 +28,8 @@ from worker.sampler import broken
 from worker.sequence import Encoded, Slice, Solved, StepResult, TokenSequence
 
 _LONGEST_RUN = 4
-"""How many times the trained number of segments a request may ask for: more may help, without end it would not."""
+"""How many times the trained number of segments a request may ask for: more may help, without end
+it would not."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,13 @@ class PuzzleRunner:
     eos_ids: frozenset[int] = frozenset()
 
     def __init__(
-        self, model: SapientModel, kind: PuzzleKind, identifiers: Mapping[str, int], spec: RunnerSpec, *, halt: Halt
+        self,
+        model: SapientModel,
+        kind: PuzzleKind,
+        identifiers: Mapping[str, int],
+        spec: RunnerSpec,
+        *,
+        halt: Halt,
     ) -> None:
         self.spec = spec
         self._model = model
@@ -82,7 +91,8 @@ class PuzzleRunner:
     @tells_out_of_memory
     @torch.inference_mode()
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
-        """One segment for every row. Progress is noted last: a step that raised may be repeated for fewer rows."""
+        """One segment for every row. Progress is noted last: a step that raised may be repeated for
+        fewer rows."""
         batch = [part.sequence for part in slices]
         puzzles = [_puzzle(item) for item in batch]
         before = [self._progress.get(item.key) or self._start() for item in batch]
@@ -93,8 +103,12 @@ class PuzzleRunner:
             done >= puzzle.max_steps or (puzzle.may_halt and wants)
             for puzzle, done, wants in zip(puzzles, steps, wants_halt, strict=True)
         ]
-        answers = iter(self._answers(out, steps, wants_halt, [row for row, over in enumerate(is_over) if over]))
-        results: list[StepResult | FleetError] = [next(answers) if over else None for over in is_over]
+        answers = iter(
+            self._answers(out, steps, wants_halt, [row for row, over in enumerate(is_over) if over])
+        )
+        results: list[StepResult | FleetError] = [
+            next(answers) if over else None for over in is_over
+        ]
         count_segments(len(batch), sum(is_over))
         for item, z_h, z_l, done in zip(batch, *out.carry, steps, strict=True):
             self._progress[item.key] = _Progress(z_h, z_l, done)
@@ -104,21 +118,33 @@ class PuzzleRunner:
         z_h, z_l = self._model.initial_carry(1)
         return _Progress(z_h[0], z_l[0], 0)
 
-    def _segment(self, puzzles: Sequence[EncodedPuzzle], before: Sequence[_Progress]) -> SegmentOutput:
+    def _segment(
+        self, puzzles: Sequence[EncodedPuzzle], before: Sequence[_Progress]
+    ) -> SegmentOutput:
         device = self._model.H_init.device
         ids = torch.tensor([puzzle.prompt_ids for puzzle in puzzles], device=device)
         identifiers = torch.tensor([puzzle.identifier for puzzle in puzzles], device=device)
-        carry = Carry(torch.stack([row.z_h for row in before]), torch.stack([row.z_l for row in before]))
+        carry = Carry(
+            torch.stack([row.z_h for row in before]), torch.stack([row.z_l for row in before])
+        )
         return self._model.forward_segment(ids, identifiers, carry)
 
     def _answers(
-        self, out: SegmentOutput, steps: Sequence[int], wants_halt: Sequence[bool], rows: Sequence[int]
+        self,
+        out: SegmentOutput,
+        steps: Sequence[int],
+        wants_halt: Sequence[bool],
+        rows: Sequence[int],
     ) -> list[Solved | FleetError]:
-        """What each of `rows`, which are over, has to say; a state that once was no number still is none."""
+        """What each of `rows`, which are over, has to say; a state that once was no number still is
+        none."""
         if not rows:
             return []
         logits = self._model.logits(out.carry.z_h[list(rows)])
-        tokens, is_sound = logits.argmax(-1).tolist(), torch.isfinite(logits).all(dim=(1, 2)).tolist()
+        tokens, is_sound = (
+            logits.argmax(-1).tolist(),
+            torch.isfinite(logits).all(dim=(1, 2)).tolist(),
+        )
         confidence = out.q_halt.sigmoid().tolist()
         return [
             Solved(Solution(self._kind.decode(cells), confidence[row], steps[row], wants_halt[row]))
@@ -133,9 +159,14 @@ class PuzzleRunner:
             number = self._identifiers.get(identifier)
             if number is None:
                 known = (
-                    "one that identifiers.json names" if self._identifiers else "a number (it has no identifiers.json)"
+                    "one that identifiers.json names"
+                    if self._identifiers
+                    else "a number (it has no identifiers.json)"
                 )
-                raise InvalidRequest(f"identifier: this model does not know it; expected {known}.", field="identifier")
+                raise InvalidRequest(
+                    f"identifier: this model does not know it; expected {known}.",
+                    field="identifier",
+                )
             return number
         count = self._model.config.num_identifiers
         if identifier is not None and not 0 <= identifier < count:

@@ -1,7 +1,9 @@
-"""HRM-Text from a Hugging Face directory or a raw checkpoint: prompt format and the net behind `PagedRunner`.
+"""HRM-Text from a Hugging Face directory or a raw checkpoint: prompt format and the net behind
+`PagedRunner`.
 
-Prompt: boq, condition tokens, prompt, eoq, all of it seen at once; the response is causal and ends at eoa. The layer
-count is taken from the tensors, because exporters write it in three different ways.
+Prompt: boq, condition tokens, prompt, eoq, all of it seen at once; the response is causal and ends
+at eoa. The layer count is taken from the tensors, because exporters write it in three different
+ways.
 """
 
 import logging
@@ -23,13 +25,26 @@ from worker.chat import DIALOGUE, ChatTemplate
 from worker.kv.attention import AttentionPlan, Span, attend
 from worker.kv.store import KVShape, KVStore
 from worker.models.errors import ModelFormatError
-from worker.models.hf_directory import CONFIG, check_directory, directory_of, is_there, read_generation_defaults
+from worker.models.hf_directory import (
+    CONFIG,
+    check_directory,
+    directory_of,
+    is_there,
+    read_generation_defaults,
+)
 from worker.models.hrm_text import HrmTextModel, HrmTextShape, build_model
 from worker.models.hrm_text_prompt import CONDITIONS, RAW, USUAL, PromptMarks
 from worker.models.reading import Count, Positive, converted, read_json_object
 from worker.models.weights import load_tokenizer, matrix_shape, read_safetensors_dir, start_ids
 from worker.rolling import encode_rolling_response
-from worker.runners.base import RunnerOptions, TextTask, encode_generate, encode_read, encode_score, encode_text
+from worker.runners.base import (
+    RunnerOptions,
+    TextTask,
+    encode_generate,
+    encode_read,
+    encode_score,
+    encode_text,
+)
 from worker.runners.paged import PagedRunner
 from worker.sequence import Encoded
 from worker.vocabulary import Vocabulary
@@ -71,13 +86,16 @@ class _Frame:
 
 
 class HrmTextLanguage:
-    """Names of conditions may be joined by commas; their tokens follow in the order given. `raw` adds nothing at all.
+    """Names of conditions may be joined by commas; their tokens follow in the order given. `raw`
+    adds nothing at all.
 
-    `marks` None: those of an export, whose tokenizer knows boq and eoa as its first and last token. Of an export whose
-    tokenizer lacks them, prompts are read raw; `note` then says why, and "" otherwise. `ends` are further ids that end
-    a response. `condition` None is the usual one: `direct` where it can be had, else raw.
+    `marks` None: those of an export, whose tokenizer knows boq and eoa as its first and last token.
+    Of an export whose tokenizer lacks them, prompts are read raw; `note` then says why, and ""
+    otherwise. `ends` are further ids that end a response. `condition` None is the usual one:
+    `direct` where it can be had, else raw.
 
-    Raises ModelFormatError for a condition that cannot be had, and for a checkpoint whose marks the tokenizer lacks.
+    Raises ModelFormatError for a condition that cannot be had, and for a checkpoint whose marks the
+    tokenizer lacks.
     """
 
     def __init__(
@@ -124,12 +142,18 @@ class HrmTextLanguage:
     def _encode_score(self, task: Score, window: int) -> Encoded:
         condition = task.condition or self._condition
         if task.method == "aios_compat":
-            raise InvalidRequest("`aios_compat` scoring is for ACTv1 brains; `strict` is expected.", field="scoring")
+            raise InvalidRequest(
+                "`aios_compat` scoring is for ACTv1 brains; `strict` is expected.", field="scoring"
+            )
         if task.rolling:
             text = self._ids(task.continuations[0], "prompts", raw=condition == RAW)
-            start = self._prompt("", condition, "prompts")[0] or self._vocabulary.known(self._start, "prompts")
+            start = self._prompt("", condition, "prompts")[0] or self._vocabulary.known(
+                self._start, "prompts"
+            )
             return encode_rolling_response(start, text, window)
-        continuations = [self._ids(item, "continuations", raw=condition == RAW) for item in task.continuations]
+        continuations = [
+            self._ids(item, "continuations", raw=condition == RAW) for item in task.continuations
+        ]
         ids, head = self._prompt(task.context, condition, "prompts")
         context = ids or self._vocabulary.known(self._start, "prompts")
         return encode_score(context, continuations, window, head=head)
@@ -144,9 +168,11 @@ class HrmTextLanguage:
         return self._vocabulary.decode(token_ids)
 
     def _prompt(self, prompt: Prompt, asked: str | None, field: str) -> tuple[tuple[int, ...], int]:
-        """The formatted prompt and the length of the marks it starts with. Given as ids it is used as it is.
+        """The formatted prompt and the length of the marks it starts with. Given as ids it is used
+        as it is.
 
-        So is a dialogue whose template writes the marks; any other one goes between them like the text of a prompt.
+        So is a dialogue whose template writes the marks; any other one goes between them like the
+        text of a prompt.
         """
         condition = asked or self._condition
         text = self._template.write(prompt) if isinstance(prompt, Chat) else prompt
@@ -164,13 +190,15 @@ class HrmTextLanguage:
         return self._vocabulary.known(ids, field), len(head)
 
     def _num_seen(self, ids: tuple[int, ...]) -> int:
-        """How much of a prompt the model sees at once: what stands behind the last eoq is a response."""
+        """How much of a prompt the model sees at once: what stands behind the last eoq is a
+        response."""
         if self._frame is None or self._frame.eoq not in ids:
             return len(ids)
         return len(ids) - ids[::-1].index(self._frame.eoq)
 
     def _ids(self, text: Text, field: str, *, raw: bool) -> tuple[int, ...]:
-        """Ids of text alone; the names of special tokens mean those tokens in raw text, and nothing special else."""
+        """Ids of text alone; the names of special tokens mean those tokens in raw text, and nothing
+        special else."""
         return self._vocabulary.ids(text, field, special=False, names=raw)
 
     def _condition_ids(self, condition: str) -> list[int]:
@@ -180,7 +208,11 @@ class HrmTextLanguage:
         known = self._frame.conditions if self._frame is not None else {}
         unknown = [name for name in names if name not in known]
         if unknown:
-            expected = f"some of {', '.join(known)}, or {RAW} alone" if known else f"{RAW}, as its tokenizer knows none"
+            expected = (
+                f"some of {', '.join(known)}, or {RAW} alone"
+                if known
+                else f"{RAW}, as its tokenizer knows none"
+            )
             problem = f"Unknown condition {unknown[0]!r}: expected {expected}."
             raise InvalidRequest(problem, field="condition")
         if len(set(names)) < len(names):
@@ -227,7 +259,9 @@ def load(options: RunnerOptions) -> PagedRunner:
     model, marks, own_tokenizer, note = _read(path, options)
     source = options.tokenizer_path or own_tokenizer
     if source is None:
-        raise ModelFormatError(f"{options.path} names no tokenizer that is here: give one with --tokenizer-path.")
+        raise ModelFormatError(
+            f"{options.path} names no tokenizer that is here: give one with --tokenizer-path."
+        )
     tokenizer, size = load_tokenizer(Path(source)), model.shape.vocab_size
     ends = _declared_ends(path) if marks is None else frozenset()
     language = HrmTextLanguage(tokenizer, size, own.condition, marks, own.chat_template, ends=ends)
@@ -245,32 +279,43 @@ def load(options: RunnerOptions) -> PagedRunner:
 
 @torch.inference_mode()
 def compile_net(net: HrmTextNet, name: str) -> None:
-    """Compile the layers if a forward of a few tokens then works; else say why not and leave them as they are."""
+    """Compile the layers if a forward of a few tokens then works; else say why not and leave them
+    as they are."""
     plain = net.model.halves
     net.model.compile_layers()
     try:
         for count in (2, 1):
             places = torch.arange(count, device=net.device)
-            net.hidden(places, AttentionPlan(places, places, (Span(0, count, places[None], has_fresh=True),)), None)
+            net.hidden(
+                places,
+                AttentionPlan(places, places, (Span(0, count, places[None], has_fresh=True),)),
+                None,
+            )
     except RuntimeError as error:
         net.model.halves = plain
         logger.warning("layers not compiled", extra=fields(model=name, error=str(error)))
 
 
-def _read(path: Path, options: RunnerOptions) -> tuple[HrmTextModel, PromptMarks | None, Path | None, str]:
-    """Model, marks, tokenizer and what there is to say of them, from an export or a raw checkpoint."""
+def _read(
+    path: Path, options: RunnerOptions
+) -> tuple[HrmTextModel, PromptMarks | None, Path | None, str]:
+    """Model, marks, tokenizer and what there is to say of them, from an export or a raw
+    checkpoint."""
     dtype = getattr(torch, options.dtype)
     path = directory_of(path)
     if is_there(path / CONFIG):
         return load_model(path, dtype), None, path, options.precision
-    from worker.models.hrm_text_checkpoint import load_checkpoint  # a second of imports that exports do without
+    from worker.models.hrm_text_checkpoint import (
+        load_checkpoint,
+    )  # a second of imports that exports do without
 
     raw = load_checkpoint(path, dtype, use_ema=options.declared(HrmTextOptions).use_ema)
     return raw.model, raw.marks, raw.tokenizer_path, f"{options.precision}, {raw.note}"
 
 
 def load_model(path: Path, dtype: torch.dtype = torch.float32) -> HrmTextModel:
-    """The model of a Hugging Face directory; raises ModelFormatError when weights and config do not match."""
+    """The model of a Hugging Face directory; raises ModelFormatError when weights and config do not
+    match."""
     declared = check_directory(path)
     weights = read_safetensors_dir(path)
     config = converted(declared, _ExportConfig, path / CONFIG)
@@ -318,28 +363,42 @@ def _describe(model: HrmTextModel, note: str) -> str:
 
 
 def _marks_of_export(tokenizer: PreTrainedTokenizerBase) -> PromptMarks:
-    """An export keeps no condition mapping: the usual ones are offered, as far as the tokenizer has their tokens."""
+    """An export keeps no condition mapping: the usual ones are offered, as far as the tokenizer has
+    their tokens."""
     vocabulary = tokenizer.get_vocab()
     offered = {name: token for name, token in CONDITIONS.items() if token in vocabulary}
     return PromptMarks(
-        tokenizer.bos_token or "<|im_start|>", "<|im_end|>", tokenizer.eos_token or "<|box_end|>", offered
+        tokenizer.bos_token or "<|im_start|>",
+        "<|im_end|>",
+        tokenizer.eos_token or "<|box_end|>",
+        offered,
     )
 
 
-def _frame_of(marks: PromptMarks, tokenizer: PreTrainedTokenizerBase, *, is_export: bool) -> tuple[_Frame | None, str]:
+def _frame_of(
+    marks: PromptMarks, tokenizer: PreTrainedTokenizerBase, *, is_export: bool
+) -> tuple[_Frame | None, str]:
     """The tokens around a prompt and "", or None and why a prompt goes without.
 
-    A raw checkpoint was trained with the marks that it names: a tokenizer without them is not its own.
+    A raw checkpoint was trained with the marks that it names: a tokenizer without them is not its
+    own.
     """
     vocabulary = tokenizer.get_vocab()
     lacking = [mark for mark in (marks.boq, marks.eoq) if mark not in vocabulary]
     if lacking and is_export:
-        return None, f"prompts read raw, without conditions: the tokenizer has no {' and no '.join(lacking)}"
+        return (
+            None,
+            f"prompts read raw, without conditions: the tokenizer has no {' and no '.join(lacking)}",
+        )
     conditions = {name: _required_id(tokenizer, token) for name, token in marks.conditions.items()}
-    return _Frame(_required_id(tokenizer, marks.boq), _required_id(tokenizer, marks.eoq), conditions), ""
+    return _Frame(
+        _required_id(tokenizer, marks.boq), _required_id(tokenizer, marks.eoq), conditions
+    ), ""
 
 
-def _end_of(marks: PromptMarks, tokenizer: PreTrainedTokenizerBase, *, is_export: bool) -> frozenset[int]:
+def _end_of(
+    marks: PromptMarks, tokenizer: PreTrainedTokenizerBase, *, is_export: bool
+) -> frozenset[int]:
     """eoa, which an export's tokenizer may lack."""
     if is_export and marks.eoa not in tokenizer.get_vocab():
         return frozenset()
@@ -347,11 +406,14 @@ def _end_of(marks: PromptMarks, tokenizer: PreTrainedTokenizerBase, *, is_export
 
 
 def _declared_ends(path: Path) -> frozenset[int]:
-    """The ids that end a response by an export's `generation_config.json`, else by its `config.json`."""
+    """The ids that end a response by an export's `generation_config.json`, else by its
+    `config.json`."""
     path = directory_of(path)
     declared = read_generation_defaults(path).eos_token_id
     if declared is None:
-        declared = converted(read_json_object(path / CONFIG), _EndConfig, path / CONFIG).eos_token_id
+        declared = converted(
+            read_json_object(path / CONFIG), _EndConfig, path / CONFIG
+        ).eos_token_id
     if declared is None:
         return frozenset()
     return frozenset(declared if isinstance(declared, list) else [declared])

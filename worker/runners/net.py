@@ -1,4 +1,5 @@
-"""What `PagedRunner` asks of a loaded network: states of a flat batch of tokens, and logits of states."""
+"""What `PagedRunner` asks of a loaded network: states of a flat batch of tokens, and logits of
+states."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -11,8 +12,8 @@ from worker.kv.store import KVShape, KVStore
 
 
 class Net(Protocol):
-    """A loaded network. `is_prefix`: the prompt attends to itself in both directions. `q_head` reads (q_halt,
-    q_continue) off states [..., hidden], where there is one."""
+    """A loaded network. `is_prefix`: the prompt attends to itself in both directions. `q_head`
+    reads (q_halt, q_continue) off states [..., hidden], where there is one."""
 
     kv_shape: KVShape
     is_prefix: bool

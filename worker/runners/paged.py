@@ -1,4 +1,5 @@
-"""The runner of every mechanism with keys and values: one flat forward over a `Net` a step, tokens by a `Language`."""
+"""The runner of every mechanism with keys and values: one flat forward over a `Net` a step, tokens
+by a `Language`."""
 
 import logging
 from collections.abc import Sequence
@@ -44,13 +45,21 @@ class Language(Protocol):
 
 class PagedRunner:
     def __init__(
-        self, kind: str, found: str, net: Net, language: Language, window: int, options: RunnerOptions
+        self,
+        kind: str,
+        found: str,
+        net: Net,
+        language: Language,
+        window: int,
+        options: RunnerOptions,
     ) -> None:
         own = options.declared(PagedOptions)
         self.kernel: Kernel | None = None
         obstacle = ""
         if own.flash_attention:
-            self.kernel, obstacle = flash.choose_kernel(net.device, net.dtype, net.kv_shape, options.page_size)
+            self.kernel, obstacle = flash.choose_kernel(
+                net.device, net.dtype, net.kv_shape, options.page_size
+            )
         use_graphs = self.kernel is not None and own.cuda_graphs
         num_pages = _num_pages(net, window, options, num_spare=int(use_graphs))
         reuse: Literal["prefix", "prompt"] = "prompt" if net.is_prefix else "prefix"
@@ -70,7 +79,9 @@ class PagedRunner:
         self._net = net
         self._is_tiled = ACCELERATORS[options.quantize].rounds_activations
         self._language = language
-        self._store = KVStore(net.kv_shape, num_pages + use_graphs, options.page_size, net.dtype, net.device)
+        self._store = KVStore(
+            net.kv_shape, num_pages + use_graphs, options.page_size, net.dtype, net.device
+        )
         self._decoder: DecodeGraphs | None = None
         if net.device.type == "cuda" and obstacle:
             instead = "our own kernel" if self.kernel else "stored keys gathered for every step"
@@ -95,7 +106,8 @@ class PagedRunner:
     @tells_out_of_memory
     @torch.inference_mode()
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
-        """Compute all slices in one forward. A step that raised may be repeated with fewer of them."""
+        """Compute all slices in one forward. A step that raised may be repeated with fewer of
+        them."""
         self._copy_pages(slices)
         results: list[StepResult | FleetError] = [None] * len(slices)
         decoded = self._decoder.decode(slices) if self._decoder is not None else None
@@ -103,14 +115,21 @@ class PagedRunner:
             self._sample(range(len(slices)), *decoded, slices, results)
         else:
             self._compute(slices, results)
-        failed = [part for part, result in zip(slices, results, strict=True) if isinstance(result, FleetError)]
+        failed = [
+            part
+            for part, result in zip(slices, results, strict=True)
+            if isinstance(result, FleetError)
+        ]
         quarantine.clear(self._store, failed, self.spec.page_size)
         return results
 
     def _compute(self, slices: Sequence[Slice], results: list[StepResult | FleetError]) -> None:
-        """A step of any kind, into `results`. Parts of prompts say nothing: here they fail if they are no numbers."""
+        """A step of any kind, into `results`. Parts of prompts say nothing: here they fail if they
+        are no numbers."""
         size, net = self.spec.page_size, self._net
-        batch = BatchBuilder(size, net.device, net.is_prefix, self.kernel, self._is_tiled).build(slices)
+        batch = BatchBuilder(size, net.device, net.is_prefix, self.kernel, self._is_tiled).build(
+            slices
+        )
         hidden = net.hidden(batch.ids, batch.plan, self._store)
         if batch.samplers:
             states = hidden[batch.sampled]
@@ -130,16 +149,24 @@ class PagedRunner:
         slices: Sequence[Slice],
         results: list[StepResult | FleetError],
     ) -> None:
-        """Tokens for the slices that `samplers` lists, by their rows of `states` and `logits`, into `results`."""
+        """Tokens for the slices that `samplers` lists, by their rows of `states` and `logits`, into
+        `results`."""
         sequences = [slices[index].sequence for index in samplers]
         chosen = sample(logits, sequences, self.eos_ids, self.spec.name)
         if self._net.q_head is not None:
-            chosen = [_with_q(item, q) for item, q in zip(chosen, self._net.q_head(states).tolist(), strict=True)]
+            chosen = [
+                _with_q(item, q)
+                for item, q in zip(chosen, self._net.q_head(states).tolist(), strict=True)
+            ]
         for index, item in zip(samplers, chosen, strict=True):
             results[index] = item
 
     def _score(
-        self, batch: Batch, hidden: Tensor, slices: Sequence[Slice], results: list[StepResult | FleetError]
+        self,
+        batch: Batch,
+        hidden: Tensor,
+        slices: Sequence[Slice],
+        results: list[StepResult | FleetError],
     ) -> None:
         if not batch.scored:
             return
@@ -159,12 +186,16 @@ class PagedRunner:
 
 
 def _with_q(result: StepResult | FleetError, q_values: list[float]) -> StepResult | FleetError:
-    return replace(result, q_values=(q_values[0], q_values[1])) if isinstance(result, Sampled) else result
+    return (
+        replace(result, q_values=(q_values[0], q_values[1]))
+        if isinstance(result, Sampled)
+        else result
+    )
 
 
 def _num_pages(net: Net, window: int, options: RunnerOptions, *, num_spare: int = 0) -> int:
-    """Pages for a full batch of full windows, or what the memory budget allows beside `num_spare` more, if at least one
-    window fits."""
+    """Pages for a full batch of full windows, or what the memory budget allows beside `num_spare`
+    more, if at least one window fits."""
     per_page = net.kv_shape.bytes_per_token(net.dtype) * options.page_size
     per_window = -(-window // options.page_size)
     room = kv_memory(options, net.device)

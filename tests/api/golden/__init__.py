@@ -1,4 +1,5 @@
-"""Pairs of a request and its answer, in the files beside this one, as each dialect's specification has them.
+"""Pairs of a request and its answer, in the files beside this one, as each dialect's specification
+has them.
 
     ### what it shows
     METHOD /path
@@ -10,8 +11,8 @@
 
     the answer: JSON in any layout, or a stream to the letter
 
-A stream of events ends with the blank line of its last event, which files leave out. What differs each time stands as
-`normal` writes it.
+A stream of events ends with the blank line of its last event, which files leave out. What differs
+each time stands as `normal` writes it.
 """
 
 import json
@@ -50,7 +51,8 @@ class Pair:
 
 
 def told(answer: httpx.Response) -> Any:
-    """An answer's JSON, or its text, with what differs each time made the same; times that are null stay so."""
+    """An answer's JSON, or its text, with what differs each time made the same; times that are null
+    stay so."""
     text = normal(answer.text)
     return json.loads(text) if media_type(answer) == "application/json" else text
 
@@ -73,7 +75,10 @@ def pairs() -> list[Pair]:
 
 def _read(file: Path) -> list[Pair]:
     blocks = file.read_text(encoding="utf-8").split("### ")[1:]
-    return [_pair(f"{file.stem}: {name}", rest) for name, _, rest in (block.partition("\n") for block in blocks)]
+    return [
+        _pair(f"{file.stem}: {name}", rest)
+        for name, _, rest in (block.partition("\n") for block in blocks)
+    ]
 
 
 def _pair(name: str, text: str) -> Pair:
@@ -82,4 +87,6 @@ def _pair(name: str, text: str) -> Pair:
     method, path = request.split()
     status, media_type = outcome.split(" ", 1)
     headers = dict(line.split(": ", 1) for line in lines)
-    return Pair(name, method, path, headers, json.loads(body), int(status), media_type, answer.rstrip("\n"))
+    return Pair(
+        name, method, path, headers, json.loads(body), int(status), media_type, answer.rstrip("\n")
+    )

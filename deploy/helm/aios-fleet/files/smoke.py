@@ -1,6 +1,8 @@
-"""What `helm test` runs: the front at FRONT_URL is ready, and some model of the fleet completes a prompt.
+"""What `helm test` runs: the front at FRONT_URL is ready, and some model of the fleet completes a
+prompt.
 
-Standard library alone. With keys, the first of AIOS_API_KEYS is shown. Exits with 0, or with what was answered instead.
+Standard library alone. With keys, the first of AIOS_API_KEYS is shown. Exits with 0, or with what
+was answered instead.
 """
 
 import json
@@ -13,9 +15,13 @@ import urllib.request
 def ask(path: str, body: object = None) -> dict[str, object]:
     """The JSON that the front answers: of a POST where there is a body."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(os.environ["FRONT_URL"] + path, data, {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        os.environ["FRONT_URL"] + path, data, {"Content-Type": "application/json"}
+    )
     if keys := os.environ.get("AIOS_API_KEYS"):
-        request.add_header("Authorization", "Bearer " + keys.split(",")[0].strip().rpartition(":")[2])
+        request.add_header(
+            "Authorization", "Bearer " + keys.split(",")[0].strip().rpartition(":")[2]
+        )
     with urllib.request.urlopen(request, timeout=60) as answer:
         said: dict[str, object] = json.load(answer)
         print(path, answer.status, said, flush=True)

@@ -1,4 +1,5 @@
-"""`python -m levanter.serve.min_server [flags]`, or `uvicorn levanter.serve.min_server:app`: a fleet of one machine."""
+"""`python -m levanter.serve.min_server [flags]`, or `uvicorn levanter.serve.min_server:app`: a
+fleet of one machine."""
 
 import sys
 
