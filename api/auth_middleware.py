@@ -39,7 +39,8 @@ class AuthMiddleware:
             return
         route, access = found
         scope["route"] = (
-            route  # for the log line and the metrics, if the request does not get as far as the router
+            # for the log line and the metrics, if the request does not get as far as the router
+            route
         )
         if access is Access.OPEN:
             await self._app(scope, receive, send)

@@ -14,7 +14,10 @@ from pydantic import BaseModel
 from api import document
 
 NAME = "AI-OS HRM fleet"
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
 _PROMPT = "Compute: 347 + 285"
 _PUZZLE = "530070000600195000098000060800060003400803001700020006060000280000419005000080079"
 

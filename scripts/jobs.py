@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked, flags = parser.parse_known_args(argv)
     if {"-h", "--help"} & set(flags):
         print(
-            "--once: do every sweep and end; --dry-run: change nothing; --metrics-port N: show counters at port N;"
+            "--once: do every sweep and end; --dry-run: change nothing; --metrics-port N: "
+            "show counters at port N;"
         )
         print("--port N: for the fleet of this machine with that port, if several run here")
     return run_role(PROG, partial(run, asked), flags)

@@ -87,12 +87,14 @@ def choose_fleet(port: int | None = None) -> LocalFleet:
         return chosen[0]
     if not running:
         raise SettingsError(
-            "redis_url: expected a URL in --redis-url or AIOS_REDIS_URL: no `aios serve hrm` of this user runs here"
+            "redis_url: expected a URL in --redis-url or AIOS_REDIS_URL: no `aios serve "
+            "hrm` of this user runs here"
         )
     shown = ", ".join(f"{fleet.url} (process {fleet.pid})" for fleet in running)
     if chosen:
         raise SettingsError(
-            f"redis_url: several fleets run here: {shown}; choose one by --port, or give --redis-url"
+            f"redis_url: several fleets run here: {shown}; choose one by --port, or give "
+            "--redis-url"
         )
     raise SettingsError(f"port: no fleet with port {port} runs here; there is {shown}")
 
@@ -108,7 +110,8 @@ def with_local_fleet(
     if settings.redis_url is not None:
         if port is not None:
             raise SettingsError(
-                "port: chooses a fleet of this machine, but redis_url names one; expected one of the two"
+                "port: chooses a fleet of this machine, but redis_url names one; expected "
+                "one of the two"
             )
         return settings, None
     fleet = choose_fleet(port)

@@ -160,4 +160,7 @@ def _line(told: dict[str, Any], *, as_json: bool) -> str:
     if told["reason"]:
         stand = f"cannot be loaded: {told['reason']}"
     pinned = ", pinned" if told["is_pinned"] else ""
-    return f"{told['id']}  {told['path'] or 'of the settings'}  {stand}{pinned}  {told['found'] or 'not seen yet'}"
+    return (
+        f"{told['id']}  {told['path'] or 'of the settings'}  {stand}{pinned}  "
+        f"{told['found'] or 'not seen yet'}"
+    )

@@ -48,7 +48,10 @@ def default_yaml() -> str:
 def _yaml_lines(name: str, field: FieldInfo) -> str:
     setting = f"{name}: {_yaml(field.default)}"
     advice = f" (better in {env_name(name)})" if name in SECRETS else ""
-    line = f"    # {setting:<{_WIDTH}}{'' if len(setting) < _WIDTH else '  '}# {_told(field, ' | ')}{advice}\n"
+    line = (
+        f"    # {setting:<{_WIDTH}}{'' if len(setting) < _WIDTH else '  '}# "
+        f"{_told(field, ' | ')}{advice}\n"
+    )
     return line + (_ENTRIES if name == "models" else "")
 
 

@@ -24,7 +24,10 @@ def main(argv: Sequence[str]) -> int:
     no sense)."""
     parser = argparse.ArgumentParser(
         prog=PROG,
-        description="The fleet as Redis knows it. Exits with 0 if a worker is ready, 1 if none, 2 without Redis.",
+        description=(
+            "The fleet as Redis knows it. Exits with 0 if a worker is ready, 1 if none, 2 "
+            "without Redis."
+        ),
     )
     parser.add_argument("--redis-url", help="Redis of the fleet [env: AIOS_REDIS_URL]")
     parser.add_argument("--port", type=int, help=PORT_HELP)

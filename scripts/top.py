@@ -54,7 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, help=PORT_HELP)
     parser.add_argument(
         "--front", action="append", default=[], type=_url, metavar="URL",
-        help="a front to ask for latencies and errors (its port, or --metrics-port); may be repeated",
+        help=("a front to ask for latencies and errors (its port, or --metrics-port); may be "
+"repeated"),
     )  # fmt: skip
     parser.add_argument(
         "--every",

@@ -29,8 +29,9 @@ def on_open_files(limit: int | None, max_queue_depth: int) -> list[str]:
     if limit is None or limit >= need:
         return []
     return [
-        f"ulimit -n is {limit}: a front whose queues hold {max_queue_depth} requests may need {need} connections;"
-        f" raise it (`ulimit -n {need}`, LimitNOFILE=, --ulimit nofile=) or lower --max-queue-depth"
+        f"ulimit -n is {limit}: a front whose queues hold {max_queue_depth} requests may need "
+        f"{need} connections; raise it (`ulimit -n {need}`, LimitNOFILE=, --ulimit nofile=) or "
+        "lower --max-queue-depth"
     ]
 
 
@@ -39,8 +40,9 @@ def on_threads(workers: int, threads: int, num_cores: int) -> list[str]:
     if workers * threads <= num_cores:
         return []
     return [
-        f"{workers} workers of {threads} threads are more than the {num_cores} cores here: threads that wait for each"
-        " other make steps many times slower; lower --threads or --workers, or leave them to `auto`"
+        f"{workers} workers of {threads} threads are more than the {num_cores} cores here: threads "
+        "that wait for each other make steps many times slower; lower --threads or --workers, or "
+        "leave them to `auto`"
     ]
 
 
@@ -49,8 +51,8 @@ def on_open_door(host: str, port: int, *, requires_key: bool) -> list[str]:
     if requires_key or is_loopback(host):
         return []
     return [
-        f"anybody on the network who reaches {host} port {port} may call: make keys needed (--api-keys), or listen to"
-        " this machine alone (--host 127.0.0.1)"
+        f"anybody on the network who reaches {host} port {port} may call: make keys needed "
+        "(--api-keys), or listen to this machine alone (--host 127.0.0.1)"
     ]
 
 
@@ -68,7 +70,8 @@ def on_redis(info: Mapping[str, Any]) -> list[str]:
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         lines.append(
-            f"Redis has maxmemory-policy {policy}: it may drop queued requests without a word; set it to noeviction"
+            f"Redis has maxmemory-policy {policy}: it may drop queued requests without a "
+            "word; set it to noeviction"
         )
     if info.get("aof_enabled", 1) == 0:
         lines.append(

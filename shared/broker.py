@@ -98,8 +98,8 @@ class Broker:
         theirs = int(await cast(Awaitable[bytes | None], client.get(keys.LAYOUT)) or ours)
         if theirs != ours:
             raise SettingsError(
-                f"redis_shards: this Redis is divided into {theirs}, got {ours}; to change that, let the queues run"
-                f" empty, stop the fleet and delete the key {keys.LAYOUT}"
+                f"redis_shards: this Redis is divided into {theirs}, got {ours}; to change that, "
+                f"let the queues run empty, stop the fleet and delete the key {keys.LAYOUT}"
             )
 
 
@@ -141,7 +141,10 @@ def fault_of_url(url: str) -> str | None:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:  # its words could hold a piece of a password
-        return "its host or port cannot be read (in a password, write / as %2F, # as %23, ? as %3F and % as %25)"
+        return (
+            "its host or port cannot be read (in a password, write / as %2F, # as %23, ? as "
+            "%3F and % as %25)"
+        )
     database = parts.path.strip("/")
     if parts.scheme == "unix":
         if not parts.path:

@@ -104,7 +104,8 @@ def redis_url(settings: Settings) -> str:
     """The Redis that a role on its own must be given. Raises SettingsError if there is none."""
     if settings.redis_url is None:
         raise SettingsError(
-            "redis_url: expected a URL in --redis-url or AIOS_REDIS_URL (`aios serve hrm` starts its own)"
+            "redis_url: expected a URL in --redis-url or AIOS_REDIS_URL (`aios serve hrm` "
+            "starts its own)"
         )
     fault = fault_of_url(settings.redis_url)
     if fault is not None:
@@ -170,7 +171,8 @@ def render_config(resolved: Resolved) -> str:
     for entry in model_entries(resolved.settings):
         if entry.options:
             lines.append(
-                f"# options of model {entry.id}, runner {entry.runner}: {_shown_options(entry, resolved)}"
+                f"# options of model {entry.id}, runner {entry.runner}: "
+                f"{_shown_options(entry, resolved)}"
             )
     return "\n".join(lines)
 
@@ -293,5 +295,8 @@ def shown_choices(field: FieldInfo) -> list[str]:
 def _help(name: str, field: FieldInfo) -> str:
     choices = " | ".join(shown_choices(field))
     names = ", ".join((*env_names(name), *switch_names(name)))
-    text = f"{field.description}{': ' + choices if choices else ''} (default {shown(field.default)}) [env: {names}]"
+    text = (
+        f"{field.description}{': ' + choices if choices else ''} (default "
+        f"{shown(field.default)}) [env: {names}]"
+    )
     return text.replace("%", "%%")

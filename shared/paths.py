@@ -74,7 +74,10 @@ def _path_refusal(settings: Settings, entry: ModelEntry, field: str, fault: str)
     problem = f"model {entry.id!r}: cannot read {shown}{path!r}: {fault}"
     remedy = _remedy(name, _MODEL_PATHS[field])
     if _HUB_NAME.fullmatch(path):
-        remedy += f"; nothing is fetched from a hub here: `hf download {path} --local-dir DIRECTORY` does that beforehand"
+        remedy += (
+            f"; nothing is fetched from a hub here: `hf download {path} --local-dir DIRECTORY` "
+            "does that beforehand"
+        )
     return settings.refusal(name, problem, remedy)
 
 

@@ -22,7 +22,8 @@ def entries(group: str) -> dict[str, EntryPoint]:
         before = found.setdefault(entry.name, entry)
         if before.value != entry.value:
             raise PluginError(
-                f"{group}: {_package(before)} and {_package(entry)} both add {entry.name!r}; remove one."
+                f"{group}: {_package(before)} and {_package(entry)} both add "
+                f"{entry.name!r}; remove one."
             )
     return found
 

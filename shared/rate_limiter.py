@@ -35,5 +35,8 @@ class RateLimiter:
         )
         if place > 0:
             name, rate = list(rates.items())[place - 1]
-            words = f"More than {rate.times} requests in {rate.seconds} s with one key{name and f' to {name}'}."
+            words = (
+                f"More than {rate.times} requests in {rate.seconds} s with one "
+                f"key{name and f' to {name}'}."
+            )
             raise OverQuota(words, retry_after_s=max(1, math.ceil(wait_ms / 1000)))

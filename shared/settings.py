@@ -228,8 +228,8 @@ class Settings(BaseSettings):
     )
     artifact_url: Text | None = Field(
         default=None,
-        description="directory, or URL as s3://bucket/folder, for artifacts above 256 KiB (none: `aios serve hrm` with"
-        " its own Redis makes one, other fleets keep none)",
+        description="directory, or URL as s3://bucket/folder, for artifacts above 256 KiB (none: `aios serve "
+        "hrm` with its own Redis makes one, other fleets keep none)",
     )
     artifact_ttl_s: Seconds = Field(default=86_400.0, description="how long artifacts are kept")
     artifact_quota_bytes: int = Field(
@@ -247,7 +247,10 @@ class Settings(BaseSettings):
     )
     drain_timeout_s: Seconds | None = Field(
         default=None,
-        description="longest wait at shutdown for what is in flight (none: 20 in a fleet with its own Redis, else 1)",
+        description=(
+            "longest wait at shutdown for what is in flight (none: 20 in a fleet with its own "
+            "Redis, else 1)"
+        ),
     )
     on_disconnect: Literal["cancel", "continue", "grace"] = Field(
         default="cancel", description="what becomes of work whose caller has left"
@@ -307,7 +310,9 @@ class Settings(BaseSettings):
     )
     page_size: Count | None = Field(
         default=None,
-        description="tokens in a KV page (none: 16; on cuda in half precision 256, as flash attention asks)",
+        description=(
+            "tokens in a KV page (none: 16; on cuda in half precision 256, as flash attention asks)"
+        ),
     )
     flash_attention: bool = setting_of(PagedOptions, "flash_attention")
     cuda_graphs: bool = setting_of(PagedOptions, "cuda_graphs")
@@ -354,8 +359,9 @@ class Settings(BaseSettings):
     def _enough_bits(cls, value: Any) -> Any:
         if isinstance(value, str) and value.lower() in _FOUR_BITS:
             raise ValueError(
-                "weights of 4 bits are not served yet; expected int8 (--quantize int8, LOAD_IN_8BIT=true), which takes"
-                " a quarter of float32's memory on a CPU, or bfloat16 on a GPU (--dtype bfloat16), which takes half"
+                "weights of 4 bits are not served yet; expected int8 (--quantize int8, "
+                "LOAD_IN_8BIT=true), which takes a quarter of float32's memory on a CPU, or "
+                "bfloat16 on a GPU (--dtype bfloat16), which takes half"
             )
         return value
 
@@ -563,7 +569,8 @@ def _check_models(settings: Settings, origins: Mapping[str, str]) -> None:
         known = ", ".join(ids)
         origin = origins["default_model"]
         raise SettingsError(
-            f"default_model: expected one of {known}, got {settings.default_model!r} (from {origin})"
+            f"default_model: expected one of {known}, got {settings.default_model!r} (from "
+            f"{origin})"
         )
 
 

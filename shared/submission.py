@@ -348,7 +348,10 @@ def _refusal(
     retry_after_s = min(60, max(1, math.ceil(retry_ms / 1000))) if retry_ms else 5
     match reason:
         case b"depth":
-            words = f"The queue is full: {number} of {limit} places are taken, and the request takes {asked}."
+            words = (
+                f"The queue is full: {number} of {limit} places are taken, and the request "
+                f"takes {asked}."
+            )
             return QueueFull(words, retry_after_s=retry_after_s)
         case b"bytes":
             words = (
@@ -356,7 +359,10 @@ def _refusal(
             )
             return QueueFull(words, retry_after_s=retry_after_s)
         case b"concurrency":
-            words = f"{number} of the {limit} requests that may be open at once are, and this is {asked} more."
+            words = (
+                f"{number} of the {limit} requests that may be open at once are, and this is "
+                f"{asked} more."
+            )
             return OverQuota(words, retry_after_s=retry_after_s)
         case b"rate":
             return OverQuota(

@@ -112,6 +112,9 @@ def open_tracing(endpoint: str | None, role: str) -> Tracing:
     try:
         from shared.otel import over_http
     except ImportError as error:
-        words = f"otlp_endpoint: tracing needs the extra `tracing`, as pip install 'aios-hrm-fleet[tracing]' ({error})"
+        words = (
+            "otlp_endpoint: tracing needs the extra `tracing`, as pip install "
+            f"'aios-hrm-fleet[tracing]' ({error})"
+        )
         raise SettingsError(words) from error
     return over_http(endpoint, role)

@@ -300,7 +300,10 @@ def test_a_planted_cycle_is_caught(
 @pytest.mark.parametrize("light", ["shared", "api"])
 def test_loading_a_light_room_loads_no_tensors(light: str) -> None:
     names = [name for name in read_modules(ROOT) if room(name) == light]
-    code = f"import sys, importlib\nfor name in {names}: importlib.import_module(name)\nprint(*sys.modules)"
+    code = (
+        f"import sys, importlib\nfor name in {names}: "
+        "importlib.import_module(name)\nprint(*sys.modules)"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -121,14 +121,15 @@ class Budget:
         pinned = sum(item.is_pinned for item in residents)
         if too_many > 0 and pinned >= (self.max_models or 0):
             return (
-                f"all {self.max_models} places are taken by pinned models: raise --max-loaded-models, or unpin one "
-                "(`aios models unpin ID`)"
+                f"all {self.max_models} places are taken by pinned models: raise "
+                "--max-loaded-models, or unpin one (`aios models unpin ID`)"
             )
         return (
             f"{model_id!r} needs {_gigabytes(num_bytes)}, and even without the models that may go "
-            f"{_gigabytes(memory.used_bytes - _sum_of(residents))} of {_gigabytes(memory.total_bytes)} are in use, of "
-            f"which {self.watermark:.0%} may be: serve it in bfloat16 or int8, unpin a model, raise "
-            "--memory-watermark, or give the worker more memory"
+            f"{_gigabytes(memory.used_bytes - _sum_of(residents))} of "
+            f"{_gigabytes(memory.total_bytes)} are in use, of which {self.watermark:.0%} may be: "
+            "serve it in bfloat16 or int8, unpin a model, raise --memory-watermark, or give the "
+            "worker more memory"
         )
 
 

@@ -49,7 +49,8 @@ def select_device(prefer: str = "auto") -> "torch.device":
         return torch.device(next(iter(devices.values())))
     if prefer not in devices:
         raise SettingsError(
-            f"device: {prefer!r} was asked for but is not available here; there is {', '.join(devices)}"
+            f"device: {prefer!r} was asked for but is not available here; there is "
+            f"{', '.join(devices)}"
         )
     return torch.device(devices[prefer])
 

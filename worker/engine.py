@@ -199,7 +199,8 @@ class Engine:
             f"{spec.name!r} has no memory for the {count} tokens that this request needs at once"
         )
         return NoMemory(
-            f"{problem}: fewer tokens may fit, or smaller weights (bfloat16 on a GPU, int8 on a CPU)."
+            f"{problem}: fewer tokens may fit, or smaller weights (bfloat16 on a GPU, int8 "
+            "on a CPU)."
         )
 
     def _commit(self, part: Slice, result: StepResult | FleetError) -> list[Emission]:

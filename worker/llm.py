@@ -247,7 +247,10 @@ class LLM:
         if len(heads) == 1:
             heads *= len(texts)
         if len(heads) != len(texts):
-            problem = f"expected one, or as many as continuations, which are {len(texts)}; got {len(heads)}"
+            problem = (
+                f"expected one, or as many as continuations, which are {len(texts)}; got "
+                f"{len(heads)}"
+            )
             raise InvalidRequest(f"contexts: {problem}.", field="contexts")
 
         indices_of: dict[Text, list[int]] = {}
@@ -427,7 +430,8 @@ class LLM:
             raise Draining("This LLM is closed.")
         if not parts.thread.is_alive():
             raise WorkerFailed(
-                "The engine's thread is gone: it broke down, or this process was forked from another."
+                "The engine's thread is gone: it broke down, or this process was forked "
+                "from another."
             )
         return parts
 

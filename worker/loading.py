@@ -151,8 +151,8 @@ def obstacles(settings: Settings) -> dict[str, str]:
     if not names or device.select_device(settings.device).type != "cpu":
         return {}
     remedy = (
-        "start a worker where there is a GPU (CUDA or MPS), or serve it without gpu_required, with `quantize: int8` to "
-        "make the most of a CPU"
+        "start a worker where there is a GPU (CUDA or MPS), or serve it without gpu_required, "
+        "with `quantize: int8` to make the most of a CPU"
     )
     return {name: f"model: {name!r} requires a GPU, and there is none; {remedy}." for name in names}
 
@@ -171,13 +171,16 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        problem = f"does not fit into memory ({reason_of(error)}); serve a smaller one, or lower context_window."
+        problem = (
+            f"does not fit into memory ({reason_of(error)}); serve a smaller one, or lower "
+            "context_window."
+        )
         raise SettingsError(_sentence(entry, problem)) from error
     spec = runner.spec
     if spec.mechanism == "sequence" and spec.context_window < SMALLEST_WINDOW:
         raise SettingsError(
-            f"context_window: model {entry.id!r} would have {spec.context_window} tokens; at least {SMALLEST_WINDOW} "
-            "are expected"
+            f"context_window: model {entry.id!r} would have {spec.context_window} tokens; at least "
+            f"{SMALLEST_WINDOW} are expected"
         )
     loaded_s = time.monotonic()
     try:
@@ -303,8 +306,8 @@ def _placement(entry: ModelEntry, settings: Settings, own: Options) -> dict[str,
     fraction = settings.kv_memory_fraction
     if fraction is not None and (settings.kv_memory_mib != "auto" or chosen.type != "cuda"):
         raise SettingsError(
-            f"kv_memory_fraction: expected on cuda only, and without kv_memory_mib; the device is {chosen} and "
-            f"kv_memory_mib is {settings.kv_memory_mib}"
+            "kv_memory_fraction: expected on cuda only, and without kv_memory_mib; the device is "
+            f"{chosen} and kv_memory_mib is {settings.kv_memory_mib}"
         )
     if fraction is None and settings.kv_memory_mib == "auto" and chosen.type == "cuda":
         fraction = _DEFAULT_KV_FRACTION

@@ -27,7 +27,10 @@ class FreeMemory:
 def free_memory(device: torch.device, max_bytes: int | None) -> FreeMemory | None:
     """What this process may still allocate on a GPU: of what is free, and of `max_bytes`; None
     where neither limits."""
-    remedy = "Serve the weights in bfloat16, lower the context window, or serve the model in int8 on the CPU."
+    remedy = (
+        "Serve the weights in bfloat16, lower the context window, or serve the model in int8 "
+        "on the CPU."
+    )
     rooms = []
     if device.type == "cuda":
         rooms.append(
@@ -57,7 +60,8 @@ def check_weights_fit(options: RunnerOptions) -> None:
         smaller = "Serve them in bfloat16, or serve" if options.dtype == "float32" else "Serve"
         raise ModelFormatError(
             f"Its weights need {need / 2**30:.1f} GB in {options.dtype}; {room.source} allows "
-            f"{room.num_bytes / 2**30:.1f} GB. {smaller} a smaller model, or this one in int8 on the CPU."
+            f"{room.num_bytes / 2**30:.1f} GB. {smaller} a smaller model, or this one in int8 on "
+            "the CPU."
         )
 
 

@@ -36,7 +36,10 @@ class PuzzleKind:
 
 def _encode_sudoku(puzzle: Puzzle) -> tuple[int, ...]:
     """Digit d is token d + 1; 0, and in a string also ".", is a blank cell."""
-    expected = "9 rows of 9 numbers, or a string of 81 digits, with 0 (or . in the string) for a blank cell"
+    expected = (
+        "9 rows of 9 numbers, or a string of 81 digits, with 0 (or . in the string) for a "
+        "blank cell"
+    )
     if isinstance(puzzle, str):
         digits = puzzle.replace(".", "0")
         if len(digits) != _SUDOKU_SIZE**2 or not (digits.isascii() and digits.isdigit()):

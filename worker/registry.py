@@ -150,8 +150,8 @@ def _refusal(listing: DirectoryListing) -> ModelFormatError:
     directory = listing.directory
     if "adapter_config.json" in listing.names:
         return ModelFormatError(
-            f"{directory} holds a PEFT adapter (adapter_config.json) and no model: merge it into its base model "
-            "(merge_and_unload, then save_pretrained)."
+            f"{directory} holds a PEFT adapter (adapter_config.json) and no model: merge it into "
+            "its base model (merge_and_unload, then save_pretrained)."
         )
     from worker.models.hf_directory import (
         check_weights_format,
@@ -160,8 +160,8 @@ def _refusal(listing: DirectoryListing) -> ModelFormatError:
     check_weights_format(directory)
     expected = (
         "brain.json (an AI-OS brain), q_head.pt or starter_brain.json (an AI-OS implant), "
-        "config.json (a Hugging Face model), all_config.yaml with checkpoint or step_<N> (a Sapient HRM) nor "
-        f"{_EPOCH_PREFIX}<number> (a raw HRM-Text checkpoint)"
+        "config.json (a Hugging Face model), all_config.yaml with checkpoint or step_<N> (a "
+        f"Sapient HRM) nor {_EPOCH_PREFIX}<number> (a raw HRM-Text checkpoint)"
     )
     return ModelFormatError(
         f"What lies at {directory} is no model we know: neither {expected} is there."

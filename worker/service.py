@@ -211,7 +211,8 @@ class WorkerService:
         ]
         upkeep += [self._start(self._hear(shard)) for shard in self._broker.shards]
         self._state = "ready"
-        self._on_ready()  # before the first job: what crashes the worker from now on is not its start
+        # before the first job: what crashes the worker from now on is not its start
+        self._on_ready()
         await self._once(self._announce)
         logger.info("worker ready", extra=fields(worker=self.worker_id, models=list(self.models)))
         for model in self.models.values():

@@ -50,7 +50,10 @@ DIALECT = Dialect(
         Post(
             "/v1/echo-task",
             "echo_task",
-            "Make a file that repeats a text, as slowly as is asked for. Served by the `echo-task` runner.",
+            (
+                "Make a file that repeats a text, as slowly as is asked for. Served by the "
+                "`echo-task` runner."
+            ),
             (ECHO_TASK,),
             tag="jobs",
             job_task="echo_task",

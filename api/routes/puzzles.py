@@ -28,7 +28,10 @@ DIALECT = Dialect(
         Post(
             "/v1/puzzles/solve",
             "solve",
-            "One solution for each grid, with the network's confidence in it and the ACT segments it took.",
+            (
+                "One solution for each grid, with the network's confidence in it and the ACT "
+                "segments it took."
+            ),
             (SOLVE,),
             tag="puzzles",
             job_task="solve",

@@ -81,7 +81,10 @@ DIALECT = Dialect(
         Post(
             "/",
             "root",
-            "The completion in a list, or with `stream` token by token: asked at the bare address of a server.",
+            (
+                "The completion in a list, or with `stream` token by token: asked at the bare "
+                "address of a server."
+            ),
             (LISTED,),
             tag="tgi",
         ),

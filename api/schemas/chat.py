@@ -63,7 +63,8 @@ def _as_text(value: Any) -> Any:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text" or not isinstance(part.get("text"), str):
             raise ValueError(
-                f"expected parts of type 'text', each with a text; got {kind or type(part).__name__!r}"
+                "expected parts of type 'text', each with a text; got "
+                f"{kind or type(part).__name__!r}"
             )
     return "".join(part["text"] for part in value)
 

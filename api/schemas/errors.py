@@ -16,13 +16,14 @@ from api.schemas.q_values import is_absent
 Responses = dict[int | str, dict[str, Any]]
 
 _REFUSED = (
-    "The request is refused: 400 wrong input, 401 and 403 no key or a key that is not for this, 404 unknown model or "
-    "job, 409 an idempotency key of another body, 413 too large, 415 a Content-Encoding that is not understood, 429 "
-    "too much or too often (`Retry-After`)."
+    "The request is refused: 400 wrong input, 401 and 403 no key or a key that is not for this, "
+    "404 unknown model or job, 409 an idempotency key of another body, 413 too large, 415 a "
+    "Content-Encoding that is not understood, 429 too much or too often (`Retry-After`)."
 )
 _FAILED = (
-    "The fleet cannot do it: 503 no worker, no room before the deadline, or Redis is away (`Retry-After`); 504 the "
-    "deadline has passed; 500 anything else. `X-Reject-Reason` has the code of what was not begun."
+    "The fleet cannot do it: 503 no worker, no room before the deadline, or Redis is away "
+    "(`Retry-After`); 504 the deadline has passed; 500 anything else. `X-Reject-Reason` has the "
+    "code of what was not begun."
 )
 JobId = Field(None, exclude_if=is_absent, description="Of work that goes on and can be asked for.")
 
@@ -110,7 +111,10 @@ STREAM: Responses = {
 }
 STREAM_OR_TEXT: Responses = {
     200: {
-        "description": "The answer; with `stream` as bare text as it comes, or in events for who accepts those.",
+        "description": (
+            "The answer; with `stream` as bare text as it comes, or in events for who accepts "
+            "those."
+        ),
         "content": EVENTS | {"text/plain": {}},
     }
 }

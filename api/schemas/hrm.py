@@ -83,7 +83,10 @@ class LoglikelihoodRequest(ScoringRequest):
     def _same_length(self) -> "LoglikelihoodRequest":
         counts = len(self.prompts), len(self.continuations)
         if counts[0] != counts[1]:
-            text = f"expected as many as prompts, got {counts[0]} prompts and {counts[1]} continuations"
+            text = (
+                f"expected as many as prompts, got {counts[0]} prompts and {counts[1]} "
+                "continuations"
+            )
             raise refuse("continuations", text)
         return self
 

@@ -31,7 +31,10 @@ from shared.messages import Generate, ModelInfo, Sampling, Text
 
 DEFAULT_MAX_TOKENS = 16
 MAX_LOGPROBS = 5
-_EXPECTED_PROMPT = "expected a non-empty string, a list of strings, a list of token ids, or a list of lists of token ids"
+_EXPECTED_PROMPT = (
+    "expected a non-empty string, a list of strings, a list of token ids, or a list of lists "
+    "of token ids"
+)
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 

@@ -25,7 +25,10 @@ _MOST_ROWS = 30
 _MOST_CHARACTERS = 128
 _MOST = 2**31 - 1
 _SHAPES = ("grid", "puzzle", "grids", "puzzles")
-_EXPECTED_GRID = f"expected rows of numbers or rows of text, at most {_MOST_ROWS} by {_MOST_ROWS}, or a Sudoku as a string"
+_EXPECTED_GRID = (
+    f"expected rows of numbers or rows of text, at most {_MOST_ROWS} by {_MOST_ROWS}, or a "
+    "Sudoku as a string"
+)
 _EXPECTED_IDENTIFIER = "expected a number from 0 up, or a name"
 
 
@@ -116,7 +119,10 @@ class SolveRequest(RequestBody):
         if isinstance(value, dict) and len(given) != 1:
             raise refuse(
                 "grid",
-                f"expected exactly one of {', '.join(_SHAPES)}, got {' and '.join(given) or 'none'}",
+                (
+                    f"expected exactly one of {', '.join(_SHAPES)}, got "
+                    f"{' and '.join(given) or 'none'}"
+                ),
             )
         return value
 

@@ -37,7 +37,10 @@ async def _complete(url: str, prompt: Sequence[int], length: int) -> Stream:
     address = urlsplit(url)
     stream = Stream(now())
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: "
+        "application/json\r\n"
+    )
     writer.write(f"{head}Connection: close\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
     lines = [await reader.readline()]
     while (line := await reader.readline()) and b"[DONE]" not in line:

@@ -123,7 +123,10 @@ def _rows(turns: dict[str, list[Timed[Turn]]], tokens: int) -> list[str]:
         for one, other in (("fleet", "theirs"), ("engine", "theirs"), ("fleet", "engine"))
     ]
     first = Comparison(waits["fleet"], waits["engine"]).latencies("TTFT p50", ("fleet", "engine"))
-    said = f"  greedy answers of fleet and theirs equal: {equal} of {len(turns['fleet'][0].value.said)}"
+    said = (
+        f"  greedy answers of fleet and theirs equal: {equal} of "
+        f"{len(turns['fleet'][0].value.said)}"
+    )
     return [*lines, f"{first}  added, median: {1000 * added:.1f} ms", said]
 
 

@@ -45,8 +45,8 @@ class Answers:
             return f"{name:<34} none; others: {others}"
         p50, p99 = taken[len(taken) // 2], taken[len(taken) * 99 // 100]
         return (
-            f"{name:<34} {len(taken) / self.seconds:8.0f} /s   p50 {1000 * p50:6.2f} ms   p99 {1000 * p99:6.2f} ms"
-            f"   others: {others or 'none'}"
+            f"{name:<34} {len(taken) / self.seconds:8.0f} /s   p50 {1000 * p50:6.2f} ms   p99 "
+            f"{1000 * p99:6.2f} ms   others: {others or 'none'}"
         )
 
 

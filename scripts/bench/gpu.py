@@ -126,7 +126,8 @@ def print_device(place: torch.device, plan: BenchPlan) -> Device:
     device = Device(place, 2 * plan.copied_bytes / copy_s, 2 * plan.matrix**3 / product_s)
     print(f"# device: {name}, torch {torch.__version__}")
     print(
-        f"  copies {device.bytes_per_s / 1e12:.2f} TB/s, bf16 products {device.flops_per_s / 1e12:.0f} TFLOP/s"
+        f"  copies {device.bytes_per_s / 1e12:.2f} TB/s, bf16 products "
+        f"{device.flops_per_s / 1e12:.0f} TFLOP/s"
     )
     return device
 
@@ -198,8 +199,8 @@ def print_decode(
         moved = decode_bytes(model, plan, batch)
         floor_s = moved / device.bytes_per_s
         print(
-            f"  batch {batch:3}: step {step_s * 1e3:7.2f} ms, floor {floor_s * 1e3:6.2f} ms ({moved / 1e9:.1f} GB), "
-            f"ratio {step_s / floor_s:5.2f}, {batch / step_s:7.0f} tokens/s",
+            f"  batch {batch:3}: step {step_s * 1e3:7.2f} ms, floor {floor_s * 1e3:6.2f} ms "
+            f"({moved / 1e9:.1f} GB), ratio {step_s / floor_s:5.2f}, {batch / step_s:7.0f} tokens/s",
             flush=True,
         )
 

@@ -60,7 +60,10 @@ def print_agreement(
     ours = [torch.tensor(answer) for answer in answers]
     print(f"  {sum(map(len, ours))} tokens: ours are transformers' in {share(ours, rounded):.1%}")
     print(
-        f"  of full precision: ours {share(ours, exact):.1%}, transformers' {share(rounded, exact):.1%}",
+        (
+            f"  of full precision: ours {share(ours, exact):.1%}, transformers' "
+            f"{share(rounded, exact):.1%}"
+        ),
         flush=True,
     )
 

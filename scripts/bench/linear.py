@@ -77,7 +77,8 @@ def main() -> None:
     use_threads(args.threads)
     print(f"{args.threads} thread(s); F.linear in GFLOP/s, the others as multiples of it")
     print(
-        "| in x out | chosen for fp32 | rows | F.linear | packed | int8 |\n|---|---|---|---|---|---|"
+        "| in x out | chosen for fp32 | rows | F.linear | packed | int8 "
+        "|\n|---|---|---|---|---|---|"
     )
     for shape in SHAPES:
         kernels = kernels_of(shape)

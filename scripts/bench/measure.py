@@ -61,7 +61,10 @@ class Comparison:
     ) -> str:
         """A row of how many of `amount` things went through in a second, in the best round."""
         mine, other = amount / min(self.ours), amount / min(self.theirs)
-        return f"{name:<28} {sides[0]} {mine:9.1f} {unit}  {sides[1]} {other:9.1f} {unit}  {self._ratio()}"
+        return (
+            f"{name:<28} {sides[0]} {mine:9.1f} {unit}  {sides[1]} {other:9.1f} {unit}  "
+            f"{self._ratio()}"
+        )
 
     def latencies(
         self, name: str, sides: tuple[str, str] = ("ours", "theirs"), parts: int = 1

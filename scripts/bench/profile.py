@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         seconds = ours.decode_steps(prompts, [], load.steps)
     print(
-        f"{1000 * seconds / load.steps:.1f} ms a step under the profiler; prefill is in the table, too"
+        f"{1000 * seconds / load.steps:.1f} ms a step under the profiler; prefill is in "
+        "the table, too"
     )
     print(
         seen.key_averages().table(

@@ -117,16 +117,19 @@ def compare(path: Path, count: int, runners: Sequence[Runner]) -> None:
     ]
     gap, agree = (tables[0] - tables[1]).abs(), tables[0].argmax(-1) == tables[1].argmax(-1)
     print(
-        f"teacher-forced, {len(agree)} positions; logits deviate by {tables[0].std(-1).mean():.3f} within a position:"
+        f"teacher-forced, {len(agree)} positions; logits deviate by "
+        f"{tables[0].std(-1).mean():.3f} within a position:"
     )
     print(
-        f"  mean |delta logit| {gap.mean():.4f}, max {gap.max():.4f}, greedy agreement {agree.float().mean():.4f}"
+        f"  mean |delta logit| {gap.mean():.4f}, max {gap.max():.4f}, greedy agreement "
+        f"{agree.float().mean():.4f}"
     )
     parted = [common(one, other) for one, other in zip(whole, rounded, strict=True)]
     equal = sum(one == other for one, other in zip(whole, rounded, strict=True))
     share = sum(parted) / sum(map(len, whole))
     print(
-        f"free-running: {equal} of {count} answers equal; {share:.4f} of all tokens come before the first that differs"
+        f"free-running: {equal} of {count} answers equal; {share:.4f} of all tokens come "
+        "before the first that differs"
     )
 
 

@@ -38,7 +38,10 @@ def _run(name: str, plan: ExperimentPlan) -> Row:
     told = ", ".join(f"{key} {value}" for key, value in row.figures.items())
     verdict = "falls short" if row.wrong else "holds"
     print(
-        f"| {row.name} | {verdict} | {told} | {begun}, load {before:.1f} to {os.getloadavg()[0]:.1f} |",
+        (
+            f"| {row.name} | {verdict} | {told} | {begun}, load {before:.1f} to "
+            f"{os.getloadavg()[0]:.1f} |"
+        ),
         flush=True,
     )
     for line in row.wrong[:_SHOWN]:

@@ -218,4 +218,7 @@ def _late(phase: Phase, tries: Sequence[Freed], step_s: float) -> list[str]:
 
 def _told(times: Sequence[float]) -> str:
     ordered = sorted(times)
-    return f"p50 {1000 * ordered[len(times) // 2]:.1f} p99 {1000 * ordered[len(times) * 99 // 100]:.1f}"
+    return (
+        f"p50 {1000 * ordered[len(times) // 2]:.1f} p99 "
+        f"{1000 * ordered[len(times) * 99 // 100]:.1f}"
+    )

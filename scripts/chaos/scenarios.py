@@ -192,7 +192,8 @@ async def poisoned(plan: ExperimentPlan) -> Row:
         row.figures |= {"crashes": toll.faults, "dead": dead}
         if "worker_crashed" not in convict.error or dead != 1 or toll.faults > 3:
             row.wrong.append(
-                f"{toll.faults} crashes, {dead} dead, the poison's client got {convict.error[:200]!r}"
+                f"{toll.faults} crashes, {dead} dead, the poison's client got "
+                f"{convict.error[:200]!r}"
             )
         await client.close()
         return row

@@ -23,7 +23,9 @@ def dashboard() -> dict[str, Any]:
         "id": None,
         "uid": "aios",
         "title": "HRM fleet",
-        "description": "Traffic, latency, queues, workers and failures; docs/metrics.md explains the names.",
+        "description": (
+            "Traffic, latency, queues, workers and failures; docs/metrics.md explains the names."
+        ),
         "tags": ["aios", "hrm"],
         "schemaVersion": SCHEMA_VERSION,
         "version": 1,

@@ -164,15 +164,18 @@ WORKERS = (
         "percentunit",
         "Held by running rows, and by the prefix cache alone.",
         {
-            f"{legend} {{{{model}}}}": f"sum by (model) (aios_worker_kv_pages_{part}{{{OF_MODEL}}}) "
-            f"/ sum by (model) (aios_worker_kv_pages{{{OF_MODEL}}})"
+            f"{legend} {{{{model}}}}": f"sum by (model) (aios_worker_kv_pages_{part}{{{OF_MODEL}}}) / sum by (model) "
+            f"(aios_worker_kv_pages{{{OF_MODEL}}})"
             for legend, part in (("running", "used"), ("cache", "cached"))
         },
     ),
     Panel(
         "Prefix cache",
         "percentunit",
-        "Rows whose prompt was known in part, and the share of prompt tokens that was not computed again.",
+        (
+            "Rows whose prompt was known in part, and the share of prompt tokens that was not "
+            "computed again."
+        ),
         {
             "rows {{model}}": share(
                 "aios_worker_prefix_hits_total", "aios_worker_prefix_lookups_total"
@@ -215,7 +218,10 @@ RELIABILITY = (
     Panel(
         "Error rate",
         "percentunit",
-        "D101: requests that ended in an error of ours, of all; below 2 %. Callers' own and cancelled are left out.",
+        (
+            "D101: requests that ended in an error of ours, of all; below 2 %. Callers' own "
+            "and cancelled are left out."
+        ),
         {"errors": "aios:errors:ratio5m", "no room": "aios:rejections:ratio5m"},
     ),
     Panel(
@@ -294,7 +300,9 @@ REDIS = (
         "s",
         "95th percentile by script.",
         {
-            "{{call}}": f"histogram_quantile(0.95, {rate('aios_redis_call_seconds_bucket', 'le, call')})"
+            "{{call}}": (
+                f"histogram_quantile(0.95, {rate('aios_redis_call_seconds_bucket', 'le, call')})"
+            )
         },
     ),
 )

@@ -93,7 +93,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--torch-index",
         default=os.environ.get("AIOS_TORCH_INDEX"),
-        help="index to take torch from, in place of the Dockerfile's; '' is pip's own (default: AIOS_TORCH_INDEX)",
+        help=(
+            "index to take torch from, in place of the Dockerfile's; '' is pip's own "
+            "(default: AIOS_TORCH_INDEX)"
+        ),
     )
     parser.add_argument("--build", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--smoke", action=argparse.BooleanOptionalAction, default=True)

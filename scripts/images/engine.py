@@ -46,7 +46,8 @@ class Engine:
         done = subprocess.run([*self.runner, *words], capture_output=True, text=True, check=False)
         if done.returncode:
             raise EngineError(
-                f"{' '.join([*self.runner, *words])}: status {done.returncode}\n{done.stderr[-2000:]}"
+                f"{' '.join([*self.runner, *words])}: status "
+                f"{done.returncode}\n{done.stderr[-2000:]}"
             )
         return done.stdout.strip()
 

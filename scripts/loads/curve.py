@@ -77,7 +77,10 @@ async def _curve(running: Fleet, mix: Mix, asked: argparse.Namespace) -> None:
 def _notes(told: Summary, peak: Summary, client_cores: float) -> str:
     """Goodput as a share of the peak, and what the client itself took of the machine."""
     failed = f"  FAILED {told.failed}" if told.failed else ""
-    return f"   {told.tokens_per_s / peak.tokens_per_s:.2f} of peak, client {client_cores:.2f} cores{failed}"
+    return (
+        f"   {told.tokens_per_s / peak.tokens_per_s:.2f} of peak, client {client_cores:.2f} "
+        f"cores{failed}"
+    )
 
 
 def _members(workers: str) -> dict[str, Any]:

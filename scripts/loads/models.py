@@ -87,7 +87,10 @@ async def _run(running: Fleet, asked: argparse.Namespace, damaged: Path) -> int:
         for name in names:
             await _ask(http, name, tally)
         print(
-            f"each of {len(names)} models once: {now() - begun_s:.1f} s, {len(tally.failures)} failed",
+            (
+                f"each of {len(names)} models once: {now() - begun_s:.1f} s, "
+                f"{len(tally.failures)} failed"
+            ),
             flush=True,
         )
         num_before = tally.num_answered
@@ -103,7 +106,8 @@ async def _run(running: Fleet, asked: argparse.Namespace, damaged: Path) -> int:
 
     answered = tally.num_answered - num_before
     print(
-        f"{asked.clients} clients on {_WORKING_SET} models: {answered} answered in {asked.seconds:.0f} s"
+        f"{asked.clients} clients on {_WORKING_SET} models: {answered} answered in "
+        f"{asked.seconds:.0f} s"
     )
     print(
         f"failed: {len(tally.failures)}; of the damaged model {tally.num_poisoned_failed} of",
@@ -113,7 +117,8 @@ async def _run(running: Fleet, asked: argparse.Namespace, damaged: Path) -> int:
     third = len(tally.mib) // 3
     growth = max(tally.mib[-third:]) / max(tally.mib[third : 2 * third]) - 1
     print(
-        f"most in memory at once: {tally.most_loaded}; worker {tally.mib[-1]:.0f} MiB, grew by {growth:.1%}"
+        f"most in memory at once: {tally.most_loaded}; worker {tally.mib[-1]:.0f} MiB, "
+        f"grew by {growth:.1%}"
     )
     for words in (*tally.failures[:5], *tally.poisoned_answers[:5]):
         print(words)

@@ -76,8 +76,8 @@ def by_class(heard: Sequence[Heard], window: Window) -> dict[str, Summary]:
 
 
 HEADER = (
-    f"{'load':<26}{'asked':>7}{'ok/s':>8}{'tokens/s':>10}{'refused':>9}{'failed':>8}"
-    f"   {'TTFT ms p50/p95/p99':<22}{'token ms p50/p99':<18}{'total ms p50/p99':<18}refusal ms p50/p99"
+    f"{'load':<26}{'asked':>7}{'ok/s':>8}{'tokens/s':>10}{'refused':>9}{'failed':>8}   "
+    f"{'TTFT ms p50/p95/p99':<22}{'token ms p50/p99':<18}{'total ms p50/p99':<18}refusal ms p50/p99"
 )
 
 
@@ -88,8 +88,8 @@ def row(name: str, told: Summary) -> str:
     ttft = "/".join(f"{value:.0f}" for value in told.ttft_ms)
     return (
         f"{name:<26}{told.asked:>7}{told.answered_per_s:>8.1f}{told.tokens_per_s:>10.0f}{told.num_refused:>9}"
-        f"{sum(told.failed.values()):>8}   {ttft:<22}{pair(told.token_ms):<18}{pair(told.total_ms):<18}"
-        f"{pair(told.refusal_ms)}"
+        f"{sum(told.failed.values()):>8}   "
+        f"{ttft:<22}{pair(told.token_ms):<18}{pair(told.total_ms):<18}{pair(told.refusal_ms)}"
     )
 
 

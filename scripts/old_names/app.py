@@ -46,7 +46,8 @@ class FleetApp:
             return
         if self._front is None:
             raise RuntimeError(
-                "the fleet is begun by the application's lifespan; let uvicorn run it (--lifespan on)"
+                "the fleet is begun by the application's lifespan; let uvicorn run it "
+                "(--lifespan on)"
             )
         await self._front(scope, receive, send)
 

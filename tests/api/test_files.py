@@ -190,7 +190,10 @@ HEAD = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
 
 def part(name: str, data: str, filename: str | None = None, more: str = "") -> str:
     as_file = "" if filename is None else f'; filename="{filename}"'
-    return f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"{as_file}\r\n{more}\r\n{data}\r\n'
+    return (
+        f"--{BOUNDARY}\r\nContent-Disposition: form-data; "
+        f'name="{name}"{as_file}\r\n{more}\r\n{data}\r\n'
+    )
 
 
 END = f"--{BOUNDARY}--\r\n"

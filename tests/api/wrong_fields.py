@@ -29,7 +29,10 @@ MISSING, TYPE, RANGE, BOTH, EMPTY = "missing", "wrong type", "out of range", "bo
 Row = tuple[dict[str, Any], str, str]
 ONE_OF_THREE = "expected exactly one of prompts, prompt, inputs, got "
 ONE_GRID = "expected exactly one of grid, puzzle, grids, puzzles, got "
-FORMS = "expected a non-empty string, a list of strings, a list of token ids, or a list of lists of token ids"
+FORMS = (
+    "expected a non-empty string, a list of strings, a list of token ids, or a list of lists "
+    "of token ids"
+)
 ROWS = "expected rows of numbers or rows of text"
 SAMPLED: dict[str, list[Row]] = {
     TYPE: [({"max_tokens": "5"}, "max_tokens", "expected a valid integer")],

@@ -43,7 +43,10 @@ EXEMPT = {
     "scripts/test.sh": "would run this test",
     ".venv/bin/aios serve hrm": "wants a model of the reader's; test_dry_run.py does so with others",
     "AIOS_API_KEYS=": "stays; tests/api/test_keys.py knows keys of the environment",
-    "st run": "fails by two findings that the page explains; test_schemathesis.py runs it with a configuration",
+    "st run": (
+        "fails by two findings that the page explains; test_schemathesis.py runs it with a "
+        "configuration"
+    ),
 }
 """What is not run, by how it begins, and why."""
 

@@ -22,7 +22,7 @@ def test_every_number_is_a_row() -> None:
     rows = numbers_table().splitlines()[2:]
     assert len(rows) == len(NUMBERS)
     assert (
-        "| `waiting` | rows | `aios_worker_waiting` | WAIT | Rows that wait for a place or for pages. |"
-        in rows
-    )
+        "| `waiting` | rows | `aios_worker_waiting` | WAIT | Rows that wait for a place "
+        "or for pages. |"
+    ) in rows
     assert set(NUMBERS) == set(ModelLoad.__struct_fields__) - {"id"}

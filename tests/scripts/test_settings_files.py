@@ -41,9 +41,9 @@ def test_every_option_of_a_runner_is_a_row_and_in_the_charts_schema() -> None:
     names = {name for info in RUNNERS.values() for name in info.options.model_fields}
     assert len(rows) == len(names)
     assert (
-        "| `segments` | `hrm-act` `hrm-puzzle` | `compat` | how ACT segments halt: compat, max, q_halt |"
-        in rows
-    )
+        "| `segments` | `hrm-act` `hrm-puzzle` | `compat` | how ACT segments halt: "
+        "compat, max, q_halt |"
+    ) in rows
     properties = options_schema()["properties"]
     assert properties.keys() == names
     assert properties["segments"] == {"enum": ["compat", "max", "q_halt"]}

@@ -16,7 +16,10 @@ from scripts.supervisor import Backoff, Role, Supervisor, status_in_words
 from tests.polling import DEADLINE_S, is_running, until, wait_until
 
 QUICK = Backoff(first_s=0.01, longest_s=0.05)
-LIVES = 'echo "up {name} $$" >> "$LOG"; trap \'echo "down {name} $$" >> "$LOG"; exit 0\' TERM; while :; do sleep 0.02; done'
+LIVES = (
+    'echo "up {name} $$" >> "$LOG"; trap \'echo "down {name} $$" >> "$LOG"; exit 0\' TERM; '
+    "while :; do sleep 0.02; done"
+)
 READY = 'echo ready > "/proc/self/fd/$AIOS_REPORT_FD"; '
 DEAF = 'trap "" TERM; echo "up deaf $$" >> "$LOG"; while :; do sleep 0.02; done'
 MAIN = """
@@ -123,7 +126,10 @@ def events(caplog: pytest.LogCaptureFixture, name: str) -> list[dict[str, object
         ('echo "up bad $$" >> "$LOG"; exit 1', 1, "exit status 1"),
         ('echo "up bad $$" >> "$LOG"; kill -9 $$', -9, "killed by SIGKILL (out of memory?)"),
         (
-            'echo "up bad $$" >> "$LOG"; echo "OSError: no such model" > "/proc/self/fd/$AIOS_REPORT_FD"; exit 1',
+            (
+                'echo "up bad $$" >> "$LOG"; echo "OSError: no such model" > '
+                '"/proc/self/fd/$AIOS_REPORT_FD"; exit 1'
+            ),
             1,
             "OSError: no such model",
         ),
@@ -179,9 +185,9 @@ async def test_a_fleet_with_one_good_copy_goes_on(
     works = READY + 'echo "up worker $$" >> "$LOG"; '
     lives = works + "while :; do sleep 0.02; done"
     once = (
-        f'[ -e "$LOG.once" ] && {{ echo "up bad $$" >> "$LOG"; exit {status}; }}; touch "$LOG.once"; '
-        + works
-    )
+        f'[ -e "$LOG.once" ] && {{ echo "up bad $$" >> "$LOG"; exit {status}; }}; touch '
+        '"$LOG.once"; '
+    ) + works
     argv = ("sh", "-c", f'if [ "$PLACE" = 0 ]; then {lives}; else {once}fi')
     role = Role(
         "worker", argv, os.environ | {"LOG": str(fleet.log)}, [{"PLACE": "0"}, {"PLACE": "1"}]
@@ -213,7 +219,10 @@ def start(fleet: Fleet, *scripts: str) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_the_roles_in_their_order(fleet: Fleet, number: signal.Signals) -> None:
-    draining = 'trap \'sleep 0.2; echo "down api $$" >> "$LOG"; exit 0\' TERM; echo "up api $$" >> "$LOG"; '
+    draining = (
+        'trap \'sleep 0.2; echo "down api $$" >> "$LOG"; exit 0\' TERM; echo "up api $$" >> '
+        '"$LOG"; '
+    )
     process = start(
         fleet,
         f"api={draining}while :; do sleep 0.02; done",
@@ -228,7 +237,10 @@ def test_a_signal_stops_the_roles_in_their_order(fleet: Fleet, number: signal.Si
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_second_signal_kills(fleet: Fleet, number: signal.Signals) -> None:
-    seen = 'trap \'echo "term deaf $$" >> "$LOG"\' TERM; echo "up deaf $$" >> "$LOG"; while :; do sleep 0.02; done'
+    seen = (
+        'trap \'echo "term deaf $$" >> "$LOG"\' TERM; echo "up deaf $$" >> "$LOG"; while :; '
+        "do sleep 0.02; done"
+    )
     process = start(fleet, f"deaf={seen}")
     process.send_signal(number)
     wait_until(lambda: fleet.saw("term", "deaf"), "the child was asked to drain")

@@ -54,7 +54,10 @@ def test_auto_is_for_people_on_a_terminal(
 
 def test_a_warning_of_a_library_is_a_line_too() -> None:
     """In a process of its own: pytest takes warnings for itself."""
-    code = "import warnings; from shared.logging_setup import configure_logging; configure_logging('info', 'auto')"
+    code = (
+        "import warnings; from shared.logging_setup import configure_logging; "
+        "configure_logging('info', 'auto')"
+    )
     command = [sys.executable, "-c", f"{code}; warnings.warn('odd weights')"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
     line = json.loads(done.stderr)

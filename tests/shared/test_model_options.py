@@ -204,7 +204,8 @@ def test_a_plugins_runner_declares_options(monkeypatch: pytest.MonkeyPatch, tmp_
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: foreign\nVersion: 1.0\n")
     (folder / "entry_points.txt").write_text(
         "[aios.runners]\nforeign = nowhere:load\nwrong = nowhere:load\nplain = nowhere:load\n"
-        "[aios.runner_options]\nforeign = foreign_options:Declared\nwrong = foreign_options:number\n"
+        "[aios.runner_options]\nforeign = foreign_options:Declared\nwrong = "
+        "foreign_options:number\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     plugins.entries.cache_clear()

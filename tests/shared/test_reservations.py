@@ -113,7 +113,10 @@ class Fleet:
             job.tenant == tenant for job in [*in_line, *(claim.job for claim in self.claims)]
         )
         if limit and num_open + len(jobs) > limit:
-            return f"{num_open} of the {limit} requests that may be open at once are, and this is {len(jobs)} more"
+            return (
+                f"{num_open} of the {limit} requests that may be open at once are, and this is "
+                f"{len(jobs)} more"
+            )
         in_class = sum(job.priority == priority for job in in_line)
         if in_class + len(jobs) > ROOM.max_jobs:
             return (

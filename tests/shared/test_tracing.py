@@ -38,7 +38,10 @@ assert "Traced" not in [item.cls.__name__ for item in app.user_middleware]
 
 @pytest.mark.parametrize("role", [WORKER, FRONT], ids=["worker", "front"])
 def test_when_off_nothing_of_it_is_loaded(role: str) -> None:
-    ours = "[name for name in sys.modules if name.startswith(('opentelemetry', 'shared.otel')) and name not in of_its_own]"
+    ours = (
+        "[name for name in sys.modules if name.startswith(('opentelemetry', 'shared.otel')) "
+        "and name not in of_its_own]"
+    )
     code = f"import sys\nof_its_own = {{}}\n{role}\nprint(*{ours})"
     done = subprocess.run(
         [sys.executable, "-c", code],

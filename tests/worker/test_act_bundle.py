@@ -284,8 +284,8 @@ def test_name_description_and_dtype(tmp_path: Path) -> None:
     count = sum(tensor.numel() for tensor in weights.values()) - 2 * 16
     assert bundle.name == "demo"
     assert bundle.description == (
-        f"AI-OS ACTv1 brain 'demo': dense, hidden 16, 2+1 layers, 3x2 cycles, 2 heads, rope positions, bidirectional, "
-        f"{count:,} parameters"
+        "AI-OS ACTv1 brain 'demo': dense, hidden 16, 2+1 layers, 3x2 cycles, 2 heads, rope "
+        f"positions, bidirectional, {count:,} parameters"
     )
     half = load_act_bundle(tmp_path, torch.bfloat16).model
     assert {tensor.dtype for tensor in half.state_dict().values()} == {torch.bfloat16}

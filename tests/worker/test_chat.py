@@ -46,7 +46,10 @@ TALK = Chat(
     )
 )
 BOS, EOQ = "<|im_start|>", "<|im_end|>"
-TERSE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[me]{% endif %}"
+TERSE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if "
+    "add_generation_prompt %}[me]{% endif %}"
+)
 STRICT = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('No system role.') }}{% endif %}"
     + TERSE

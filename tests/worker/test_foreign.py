@@ -61,14 +61,17 @@ BAD = {
 GOOD = (
     "{% for m in messages %}[{{ m['role'] }}]{{ m.content | trim }}{% endfor %}"
     "{% if add_generation_prompt %}[me]{% endif %}",
-    "{{ bos_token }}{% for m in messages %}{{ '%-8s' | format(m.role) }}{{ m.content * 2 }}{{ loop.index + 1 }}\n"
-    "{% endfor %}",
-    "{% set ns = namespace(n=0) %}{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}"
-    "{% set ns.n = ns.n + 1 %}{{ ns.n ~ ':' ~ m.content.strip().replace('?', '!') }}{% endfor %}{{ eos_token }}",
-    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
-    "{% else %}{{ m | tojson(indent=2) }}{% endif %}{% endfor %}{{ tools is none }}{{ documents is defined }}",
-    "{% macro turn(m) %}<{{ m.role | upper }}>{{ ['a', m.content] | join(', ') }}{% endmacro %}"
-    "{% for m in messages %}{{ turn(m) }}{% endfor %}{{ range(3) | list }}{{ '{:>4}'.format(7) }}{{ dict(a=1)['a'] }}",
+    "{{ bos_token }}{% for m in messages %}{{ '%-8s' | format(m.role) }}{{ m.content * 2 }}{{ "
+    "loop.index + 1 }}\n{% endfor %}",
+    "{% set ns = namespace(n=0) %}{% for m in messages %}{% if m.role == 'system' %}{% continue "
+    "%}{% endif %}{% set ns.n = ns.n + 1 %}{{ ns.n ~ ':' ~ m.content.strip().replace('?', '!') "
+    "}}{% endfor %}{{ eos_token }}",
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% "
+    "endgeneration %}{% else %}{{ m | tojson(indent=2) }}{% endif %}{% endfor %}{{ tools is none "
+    "}}{{ documents is defined }}",
+    "{% macro turn(m) %}<{{ m.role | upper }}>{{ ['a', m.content] | join(', ') }}{% endmacro %}{% "
+    "for m in messages %}{{ turn(m) }}{% endfor %}{{ range(3) | list }}{{ '{:>4}'.format(7) }}{{ "
+    "dict(a=1)['a'] }}",
 )
 
 

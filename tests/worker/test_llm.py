@@ -312,7 +312,10 @@ def test_a_forked_process_is_told_that_it_has_no_engine() -> None:
 
 @pytest.mark.parametrize("end", ["", "raise SystemExit(0)", "llm.close()"])
 def test_a_program_may_end_in_the_middle(end: str) -> None:
-    program = f"from worker.llm import *; llm = LLM('echo'); f = llm.submit('abc', SamplingParams(max_tokens=2000)); {end}"
+    program = (
+        "from worker.llm import *; llm = LLM('echo'); f = llm.submit('abc', "
+        f"SamplingParams(max_tokens=2000)); {end}"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=180, check=False
     )

@@ -64,7 +64,10 @@ def test_the_rule(there: Machine, weights: int, expected: Shape) -> None:
             machine(free=4 * GIB),
             (None, None),
             MIB,
-            "workers: as many as free memory holds; threads: one, for weights that fit a core's share of the cache",
+            (
+                "workers: as many as free memory holds; threads: one, for weights that fit a "
+                "core's share of the cache"
+            ),
         ),
         (
             machine(free=0),

@@ -82,13 +82,22 @@ def choose_kernel(
 
 def _obstacle(device: torch.device, dtype: torch.dtype, shape: KVShape) -> str | None:
     if device.type != "cuda" or torch.version.hip is not None:
-        return f"flash attention over pages needs CUDA, not {device.type if torch.version.hip is None else 'ROCm'}"
+        return (
+            "flash attention over pages needs CUDA, not "
+            f"{device.type if torch.version.hip is None else 'ROCm'}"
+        )
     if dtype not in (torch.bfloat16, torch.float16):
         return f"flash attention needs bfloat16 or float16, not {dtype}"
     if torch.cuda.get_device_capability(device) < (8, 0):
-        return f"flash attention needs compute capability 8.0, not that of {torch.cuda.get_device_name(device)}"
+        return (
+            "flash attention needs compute capability 8.0, not that of "
+            f"{torch.cuda.get_device_name(device)}"
+        )
     if shape.head_dim % 8 or shape.head_dim > _LARGEST_HEAD:
-        return f"flash attention needs a head dimension of a multiple of 8 up to {_LARGEST_HEAD}, not {shape.head_dim}"
+        return (
+            f"flash attention needs a head dimension of a multiple of 8 up to {_LARGEST_HEAD}, "
+            f"not {shape.head_dim}"
+        )
     return None
 
 
@@ -109,7 +118,8 @@ def trial(
     scale = shape.head_dim**-0.5
     try:
         got = kernel(span, *store.pool(0), query, scale, None)
-    except Exception as error:  # the seam to foreign kernels: a torch without the function, a device without the code
+    # the seam to foreign kernels: a torch without the function, a device without the code
+    except Exception as error:
         return f"{kernel.__name__} failed its trial: {type(error).__name__}: {error}"
     gap = (got - _reference(store, table.to(device), query, scale)).abs().max().item()
     return (

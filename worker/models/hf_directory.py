@@ -90,8 +90,9 @@ def check_directory(path: Path) -> dict[str, Any]:
     """
     if is_there(path / ADAPTER_CONFIG):
         raise ModelFormatError(
-            f"{path / ADAPTER_CONFIG} makes this a PEFT adapter, which is not served: merge it into its base model "
-            "(merge_and_unload, then save_pretrained); if that is done, remove the file."
+            f"{path / ADAPTER_CONFIG} makes this a PEFT adapter, which is not served: merge it "
+            "into its base model (merge_and_unload, then save_pretrained); if that is done, "
+            "remove the file."
         )
     config = read_json_object(path / CONFIG)
     _refuse_quantized(config, path / CONFIG)
@@ -191,8 +192,8 @@ def check_weights_format(path: Path) -> None:
     foreign = [file.name for pattern in _FOREIGN_FILES for file in path.glob(pattern)]
     if foreign:
         raise ModelFormatError(
-            f"{path} has weights only in {foreign[0]}, a format not served: convert them to safetensors "
-            "(load them with transformers, then save_pretrained)."
+            f"{path} has weights only in {foreign[0]}, a format not served: convert them to "
+            "safetensors (load them with transformers, then save_pretrained)."
         )
 
 
@@ -228,8 +229,8 @@ def check_tokenizer(path: Path) -> None:
             read_json_object(path / name)
     if not any(_matches(path, _TOKENIZER_FILES)):
         raise ModelFormatError(
-            f"{path} has no tokenizer (tokenizer.json and tokenizer_config.json): copy it there, or name its "
-            "directory with --tokenizer-path."
+            f"{path} has no tokenizer (tokenizer.json and tokenizer_config.json): copy it there, "
+            "or name its directory with --tokenizer-path."
         )
 
 

@@ -185,8 +185,8 @@ def _shape(
     _, intermediate = matrix_shape(weights, "model.L_module.layers.0.mlp.down_proj.weight", source)
     if arch.hidden_size % arch.num_heads or (arch.half_layers and arch.n_layers % 2):
         raise ModelFormatError(
-            f"all_config.yaml: {arch.hidden_size} wide, {arch.num_heads} heads, {arch.n_layers} layers is no network; "
-            "correct it."
+            f"all_config.yaml: {arch.hidden_size} wide, {arch.num_heads} heads, {arch.n_layers} "
+            "layers is no network; correct it."
         )
     return HrmTextShape(
         vocab_size=metadata.vocab_size or rows,

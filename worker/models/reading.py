@@ -62,7 +62,10 @@ def faulty(source: Path | str, problem: str) -> ModelFormatError:
     """The sentence about a file with this problem; where a pointer of Git LFS stands in its place,
     that is the one."""
     if _is_lfs_pointer(source):
-        problem = "is a pointer of Git LFS, not the file itself: get it by `git lfs pull` there, or copy it again."
+        problem = (
+            "is a pointer of Git LFS, not the file itself: get it by `git lfs pull` there, or "
+            "copy it again."
+        )
     return ModelFormatError(f"{source} {problem}")
 
 

@@ -205,7 +205,8 @@ def _describe(kind: PuzzleKind, model: SapientModel, file: Path) -> str:
         if not name.startswith("puzzle_emb.")
     )
     return (
-        f"Sapient HRM for {kind.name} ({file.name}): {count / 1e6:.1f} M parameters, hidden {config.hidden_size}, "
-        f"{config.h_layers}+{config.l_layers} layers, {config.h_cycles}x{config.l_cycles} cycles, "
-        f"{config.halt_max_steps} ACT segments, {config.pos_encoding} positions, {identifiers}"
+        f"Sapient HRM for {kind.name} ({file.name}): {count / 1e6:.1f} M parameters, hidden "
+        f"{config.hidden_size}, {config.h_layers}+{config.l_layers} layers, "
+        f"{config.h_cycles}x{config.l_cycles} cycles, {config.halt_max_steps} ACT segments, "
+        f"{config.pos_encoding} positions, {identifiers}"
     )

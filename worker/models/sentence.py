@@ -235,7 +235,8 @@ def _step(directory: Path, kind: str, width: int) -> tuple[nn.Module, int, str]:
         return _Normalize(), width, "of length 1"
     if kind != "Dense":
         raise ModelFormatError(
-            f"{directory} is a {kind}, and only {', '.join(_KINDS)} are served; serve another model."
+            f"{directory} is a {kind}, and only {', '.join(_KINDS)} are served; serve "
+            "another model."
         )
     file = directory / "config.json"
     config = converted(read_json_object(file), _Dense, file)

@@ -44,8 +44,8 @@ def read_safetensors_dir(path: Path) -> dict[str, Tensor]:
     files = weight_files(path)
     if not files:
         raise ModelFormatError(
-            f"{path} has no model.safetensors and no model.safetensors.index.json; copy them there, "
-            "or convert the weights that are there to safetensors."
+            f"{path} has no model.safetensors and no model.safetensors.index.json; copy them "
+            "there, or convert the weights that are there to safetensors."
         )
     tensors: dict[str, Tensor] = {}
     for file in files:
@@ -160,7 +160,10 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
             path, local_files_only=True, trust_remote_code=False
         )
     if not isinstance(tokenizer.model_max_length, int | float):
-        problem = f"{path / 'tokenizer_config.json'} says model_max_length is {tokenizer.model_max_length!r}"
+        problem = (
+            f"{path / 'tokenizer_config.json'} says model_max_length is "
+            f"{tokenizer.model_max_length!r}"
+        )
         raise ModelFormatError(f"{problem}, no number; correct it.")
     return tokenizer
 
@@ -172,8 +175,8 @@ def read_config(path: Path) -> PretrainedConfig:
     file = path / CONFIG
     if "auto_map" in declared and declared.get("model_type") not in CONFIG_MAPPING:
         raise ModelFormatError(
-            f"{file} asks for code of the model's own (auto_map), which is not run here; serve a model that the "
-            "installed transformers knows."
+            f"{file} asks for code of the model's own (auto_map), which is not run here; serve a "
+            "model that the installed transformers knows."
         )
     with reading(file, f"correct it, or {COPY_AGAIN}"):
         config: PretrainedConfig = AutoConfig.from_pretrained(
@@ -192,7 +195,10 @@ def _check_num_layers(config: PretrainedConfig, path: Path) -> None:
         with reading(file), safe_open(file, "pt") as tensors:
             num_tensors += len(tensors.keys())
     if isinstance(num_layers, int) and num_layers > _MOST_LAYERS_A_TENSOR * num_tensors:
-        problem = f"{path / CONFIG} says num_hidden_layers is {num_layers}, and there are {num_tensors} tensors"
+        problem = (
+            f"{path / CONFIG} says num_hidden_layers is {num_layers}, and there are "
+            f"{num_tensors} tensors"
+        )
         raise ModelFormatError(f"{problem}: {NO_NETWORK}.")
 
 

@@ -181,8 +181,9 @@ def _room_for_answer(num_prompt_tokens: int, task: Generate, window: int) -> int
     least = asked if task.overflow == "refuse" else 1
     if least > left:
         raise ContextExceeded(
-            f"This model's maximum context length is {window} tokens; the request needs {num_prompt_tokens + least} "
-            f"({num_prompt_tokens} in the prompt, {'' if least == asked else 'at least '}{least} for the completion).",
+            f"This model's maximum context length is {window} tokens; the request needs "
+            f"{num_prompt_tokens + least} ({num_prompt_tokens} in the prompt, "
+            f"{'' if least == asked else 'at least '}{least} for the completion).",
             field=_field(task) if left < 1 else "max_tokens",
         )
     return min(asked, left)
@@ -210,7 +211,10 @@ def encode_score(
         raise InvalidRequest("A continuation has no tokens.", field="continuations")
     room = window - longest + (method == "strict")
     if room <= head:
-        problem = f"A continuation has {longest} tokens; at most {longest + room - head - 1} fit the context window."
+        problem = (
+            f"A continuation has {longest} tokens; at most {longest + room - head - 1} fit the "
+            "context window."
+        )
         raise InvalidRequest(problem, field="continuations")
     ids, num_cut = _cut(context, room, head)
     return Encoded(
@@ -225,7 +229,10 @@ def encode_read(prompt_ids: Sequence[int], num_seen: int, task: Read, window: in
         raise InvalidRequest("The prompt is empty: at least one token is expected.", field="prompt")
     if len(prompt_ids) > window:
         raise ContextExceeded(
-            f"This model's maximum context length is {window} tokens; the prompt has {len(prompt_ids)}.",
+            (
+                f"This model's maximum context length is {window} tokens; the prompt has "
+                f"{len(prompt_ids)}."
+            ),
             field="prompt",
         )
     rest = tuple(prompt_ids[num_seen:])

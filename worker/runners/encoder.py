@@ -196,7 +196,10 @@ def load(options: RunnerOptions) -> EncoderRunner:
         (pad for pad in (config.pad_token_id, tokenizer.pad_token_id) if pad is not None), 0
     )
     check_padding(model, pad_id, is_classifier=is_classifier)
-    found = f"{type(model).__name__}: {model.num_parameters() / 1e6:.1f} M parameters, hidden {config.hidden_size}"
+    found = (
+        f"{type(model).__name__}: {model.num_parameters() / 1e6:.1f} M parameters, hidden "
+        f"{config.hidden_size}"
+    )
     found += f", {config.num_labels} labels" if is_classifier else ""
     prepare(model, options)
     sentence = read_sentence_modules(path, config.hidden_size)

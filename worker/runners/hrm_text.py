@@ -178,7 +178,10 @@ class HrmTextLanguage:
         text = self._template.write(prompt) if isinstance(prompt, Chat) else prompt
         if isinstance(prompt, Chat) and self._has_marks:
             if asked is not None:
-                problem = "This model's chat template writes the conditions itself; leave `condition` out."
+                problem = (
+                    "This model's chat template writes the conditions itself; leave "
+                    "`condition` out."
+                )
                 raise InvalidRequest(problem, field="condition")
             condition = RAW
         if condition == RAW or not isinstance(text, str):
@@ -226,7 +229,10 @@ class HrmTextLanguage:
         if USUAL in self._frame.conditions:
             return USUAL
         there = ", ".join(self._frame.conditions) or "none"
-        self.note = f"prompts read raw: the tokenizer has no token of the condition {USUAL} (of others: {there})"
+        self.note = (
+            f"prompts read raw: the tokenizer has no token of the condition {USUAL} (of "
+            f"others: {there})"
+        )
         return RAW
 
 
@@ -357,8 +363,9 @@ def _describe(model: HrmTextModel, note: str) -> str:
     shape = model.shape
     count = sum(parameter.numel() for parameter in model.parameters())
     return (
-        f"HRM-Text: {count / 1e6:.1f} M parameters, hidden {shape.hidden_size}, {shape.num_layers} layers a stack, "
-        f"cycles {shape.h_cycles} x {shape.l_cycles}, vocabulary {shape.vocab_size}, {note}"
+        f"HRM-Text: {count / 1e6:.1f} M parameters, hidden {shape.hidden_size}, {shape.num_layers} "
+        f"layers a stack, cycles {shape.h_cycles} x {shape.l_cycles}, vocabulary "
+        f"{shape.vocab_size}, {note}"
     )
 
 
@@ -388,7 +395,10 @@ def _frame_of(
     if lacking and is_export:
         return (
             None,
-            f"prompts read raw, without conditions: the tokenizer has no {' and no '.join(lacking)}",
+            (
+                "prompts read raw, without conditions: the tokenizer has no "
+                f"{' and no '.join(lacking)}"
+            ),
         )
     conditions = {name: _required_id(tokenizer, token) for name, token in marks.conditions.items()}
     return _Frame(

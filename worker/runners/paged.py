@@ -203,7 +203,7 @@ def _num_pages(net: Net, window: int, options: RunnerOptions, *, num_spare: int 
     if affordable < per_window:
         need = -(-(per_window + num_spare) * per_page // 2**20)
         raise ModelFormatError(
-            f"One sequence of the context window ({window} tokens) needs {need} MiB of keys and values; "
-            f"{room.source} allows {room.num_bytes // 2**20}. {room.remedy}"
+            f"One sequence of the context window ({window} tokens) needs {need} MiB of keys and "
+            f"values; {room.source} allows {room.num_bytes // 2**20}. {room.remedy}"
         )
     return min(affordable, per_window * options.max_batch)
