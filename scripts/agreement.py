@@ -81,9 +81,14 @@ class TransformersReference:
         ids = torch.tensor([prompt])
         marks = {"token_type_ids": torch.ones_like(ids)} if self._is_prefix_lm else {}
         out = self._model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=num_tokens, do_sample=False,
-            eos_token_id=sorted(self._eos_ids) or None, pad_token_id=0, **marks,
-        )  # fmt: skip
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=num_tokens,
+            do_sample=False,
+            eos_token_id=sorted(self._eos_ids) or None,
+            pad_token_id=0,
+            **marks,
+        )
         said: list[int] = out[0, len(prompt) :].tolist()
         return said
 

@@ -53,10 +53,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--redis-url", help="Redis of the fleet [env: AIOS_REDIS_URL]")
     parser.add_argument("--port", type=int, help=PORT_HELP)
     parser.add_argument(
-        "--front", action="append", default=[], type=_url, metavar="URL",
-        help=("a front to ask for latencies and errors (its port, or --metrics-port); may be "
-"repeated"),
-    )  # fmt: skip
+        "--front",
+        action="append",
+        default=[],
+        type=_url,
+        metavar="URL",
+        help=(
+            "a front to ask for latencies and errors (its port, or --metrics-port); may be repeated"
+        ),
+    )
     parser.add_argument(
         "--every",
         type=_seconds,

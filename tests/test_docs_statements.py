@@ -37,19 +37,48 @@ _OURS = re.compile(
 )
 
 FOREIGN = {
-    "--all-features", "--build", "--build-arg", "--generation-config", "--gpus", "--json", "--model-id", "--no-build",
-    "--no-healthcheck", "--profile", "--scale", "--secret", "--served-model-name", "--shm-size", "--target",
-    "--tls-auth-clients", "--wait",
-}  # fmt: skip
+    "--all-features",
+    "--build",
+    "--build-arg",
+    "--generation-config",
+    "--gpus",
+    "--json",
+    "--model-id",
+    "--no-build",
+    "--no-healthcheck",
+    "--profile",
+    "--scale",
+    "--secret",
+    "--served-model-name",
+    "--shm-size",
+    "--target",
+    "--tls-auth-clients",
+    "--wait",
+}
 """Flags of curl, docker, vLLM and TGI that stand alone in a sentence."""
 
 
 OTHERS = {
-    "AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL",
-    "OPENAI_API_KEY", "OTEL_BSP_SCHEDULE_DELAY", "extra_body", "extra_headers", "forward_dtype", "idle_timeout",
-    "max_autotune", "page_manager", "paged_attention", "prompt_cache_key", "prompt_cache_retention", "rawPredict",
-    "redis_exporter", "safety_identifier", "target_delimiter", "trust_remote_code", "use_cpu_device",
-}  # fmt: skip
+    "AWS_ACCESS_KEY_ID",
+    "AWS_ENDPOINT_URL",
+    "OPENAI_API_KEY",
+    "OTEL_BSP_SCHEDULE_DELAY",
+    "extra_body",
+    "extra_headers",
+    "forward_dtype",
+    "idle_timeout",
+    "max_autotune",
+    "page_manager",
+    "paged_attention",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "rawPredict",
+    "redis_exporter",
+    "safety_identifier",
+    "target_delimiter",
+    "trust_remote_code",
+    "use_cpu_device",
+}
 """Words set as code that are of other programs, or of their files."""
 
 

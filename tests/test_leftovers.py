@@ -54,8 +54,12 @@ def run(directory: Path, **files: str) -> "subprocess.CompletedProcess[str]":
     inner = {**os.environ, "PYTHONPATH": str(REPO_ROOT)}
     return subprocess.run(
         [*command, "-c", os.devnull, "--rootdir", str(directory), str(directory)],
-        cwd=directory, env=inner, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=directory,
+        env=inner,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_what_is_left_fails_the_run_and_is_ended(tmp_path: Path) -> None:

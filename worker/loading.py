@@ -203,10 +203,19 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
             _sentence(entry, str(unusable(error.filename or entry.path, error)))
         ) from error
     info = ModelInfo(
-        entry.id, spec.runner, spec.found, spec.context_window, settings.max_new_tokens, spec.max_batch,
-        tasks=spec.tasks, is_default=is_default, fingerprint=mark, device=options.device, dtype=options.dtype,
+        entry.id,
+        spec.runner,
+        spec.found,
+        spec.context_window,
+        settings.max_new_tokens,
+        spec.max_batch,
+        tasks=spec.tasks,
+        is_default=is_default,
+        fingerprint=mark,
+        device=options.device,
+        dtype=options.dtype,
         prompting=prompting_of(entry),
-    )  # fmt: skip
+    )
     return LoadedModel(
         info,
         runner,

@@ -71,12 +71,21 @@ def print_agreement(
 def write_model(directory: Path, shape: HrmTextShape) -> Any:
     torch.manual_seed(0)
     config = HrmTextConfig(
-        vocab_size=shape.vocab_size, hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_layers, num_attention_heads=shape.num_heads, head_dim=shape.head_dim,
-        H_cycles=shape.h_cycles, L_cycles=shape.l_cycles, max_position_embeddings=shape.max_positions,
-        initializer_range=1.0 / shape.embedding_scale, embedding_scale=shape.embedding_scale,
-        bos_token_id=1, eos_token_id=3, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        head_dim=shape.head_dim,
+        H_cycles=shape.h_cycles,
+        L_cycles=shape.l_cycles,
+        max_position_embeddings=shape.max_positions,
+        initializer_range=1.0 / shape.embedding_scale,
+        embedding_scale=shape.embedding_scale,
+        bos_token_id=1,
+        eos_token_id=3,
+        pad_token_id=0,
+    )
     net = HrmTextForCausalLM(config).eval()
     net.save_pretrained(directory)
     byte_tokenizer().save_pretrained(directory)

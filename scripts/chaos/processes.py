@@ -195,9 +195,12 @@ class Fleet:
         with path.open("wb") as log:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", *command),
-                stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
-                env=self._env, preexec_fn=die_with_parent(),
-            )  # fmt: skip
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._env,
+                preexec_fn=die_with_parent(),
+            )
         member = FleetProcess(role, process, path, line=line)
         self._everybody.append(member)
         return member

@@ -148,9 +148,15 @@ async def test_what_is_wrong_or_not_served_is_named(
 
 async def test_what_asks_for_nothing_is_accepted(client: httpx.AsyncClient) -> None:
     await post(
-        client, "/v1/chat/completions",
-        messages=HELLO, max_tokens=1, tools=[], tool_choice="none", response_format={"type": "text"}, stop=None,
-    )  # fmt: skip
+        client,
+        "/v1/chat/completions",
+        messages=HELLO,
+        max_tokens=1,
+        tools=[],
+        tool_choice="none",
+        response_format={"type": "text"},
+        stop=None,
+    )
 
 
 async def test_embeddings_as_numbers_and_as_base64(client: httpx.AsyncClient) -> None:

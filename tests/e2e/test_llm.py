@@ -24,14 +24,27 @@ from worker.service import WorkerService
 
 CASES: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0, "max_tokens": 60, "logprobs": 2},
-    "sampled": {"seed": 7, "temperature": 1.3, "top_p": 0.9, "top_k": 40, "min_p": 0.01, "max_tokens": 20},
+    "sampled": {
+        "seed": 7,
+        "temperature": 1.3,
+        "top_p": 0.9,
+        "top_k": 40,
+        "min_p": 0.01,
+        "max_tokens": 20,
+    },
     "choices": {"seed": -1, "n": 2, "max_tokens": 12, "logprobs": 0},
     "stops": {"seed": 3, "stop": ["=", "1"], "max_tokens": 40, "min_tokens": 2},
     "penalties": {
-        "seed": 5, "max_tokens": 16, "presence_penalty": 0.5, "frequency_penalty": 0.3, "repetition_penalty": 1.2,
-        "logit_bias": {"30": 2.0}, "stop_token_ids": [40], "ignore_eos": True,
+        "seed": 5,
+        "max_tokens": 16,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.3,
+        "repetition_penalty": 1.2,
+        "logit_bias": {"30": 2.0},
+        "stop_token_ids": [40],
+        "ignore_eos": True,
     },
-}  # fmt: skip
+}
 PROMPTS = ["Compute: 347 + 285", "Solve for x: 4x - 2 = 10", "hi"]
 TAIL = [ord(character) for character in "cde"]
 GRID = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"

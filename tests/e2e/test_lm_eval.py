@@ -50,9 +50,13 @@ def told(causal_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         offline = {"HF_HOME": str(folder), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
         subprocess.run(
             [sys.executable, str(FOLDER / "evaluate.py"), str(folder / "told.json")],
-            input=json.dumps(asked), text=True, check=True, timeout=200,
-            cwd=FOLDER.parents[2], env=os.environ | offline,
-        )  # fmt: skip
+            input=json.dumps(asked),
+            text=True,
+            check=True,
+            timeout=200,
+            cwd=FOLDER.parents[2],
+            env=os.environ | offline,
+        )
     found: dict[str, Any] = json.loads((folder / "told.json").read_text())
     return found
 

@@ -68,9 +68,14 @@ def test_a_completion_with_choices_and_logprobs(sdk: openai.OpenAI) -> None:
 def test_a_chat_whole_and_streamed(sdk: openai.OpenAI) -> None:
     """The stream adds up to the whole answer, its log-probabilities and its usage."""
     asked = {
-        "model": "sample", "messages": [{"role": "user", "content": QUESTION}],
-        "max_tokens": 100, "temperature": 0, "logprobs": True, "top_logprobs": 1, "n": 2,
-    }  # fmt: skip
+        "model": "sample",
+        "messages": [{"role": "user", "content": QUESTION}],
+        "max_tokens": 100,
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": 1,
+        "n": 2,
+    }
     whole = sdk.chat.completions.create(**asked)  # type: ignore[call-overload]
     chunks = list(
         sdk.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})

@@ -33,8 +33,24 @@ async def test_a_key_is_made_listed_and_revoked(redis: Redis, aios: Aios) -> Non
     status, out = await aios("create", "ann")
     key = out.strip()
     assert status == 0 and len(out.splitlines()) == 1
-    _, (made,) = await aios("create", "bob", "--tenant", "acme", "--best-class", "bulk", "--rate", "10/60", "--json",
-        "--concurrency", "4", "--models", "a,b", "--expires", "30d", "--admin")  # fmt: skip
+    _, (made,) = await aios(
+        "create",
+        "bob",
+        "--tenant",
+        "acme",
+        "--best-class",
+        "bulk",
+        "--rate",
+        "10/60",
+        "--json",
+        "--concurrency",
+        "4",
+        "--models",
+        "a,b",
+        "--expires",
+        "30d",
+        "--admin",
+    )
     _, (first, second) = await aios("list", "--json")
     assert made.pop("key") not in json.dumps([first, second])
     assert second == made

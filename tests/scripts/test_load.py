@@ -74,8 +74,13 @@ async def test_loads_on_a_fleet(capsys: pytest.CaptureFixture[str]) -> None:
     """A closed loop is answered in full; with no room in the queue callers are refused, and told
     so."""
     echo = ("--model", "echo=echo", "--max-batch-size", "2")
-    async with fleet(1, worker="scripts.chaos.worker", worker_flags=echo, front_flags=("--max-queue-depth", "2"),
-                     env={"AIOS_CHAOS_STEP_S": "0.005"}) as running:  # fmt: skip
+    async with fleet(
+        1,
+        worker="scripts.chaos.worker",
+        worker_flags=echo,
+        front_flags=("--max-queue-depth", "2"),
+        env={"AIOS_CHAOS_STEP_S": "0.005"},
+    ) as running:
         caller = Caller(running.fronts[0].url)
         heard, window = await closed_loop(
             [caller], Mix(((Length(8, 4), 1.0),)).asks(0), 1.0, clients=1

@@ -26,29 +26,71 @@ def model(name: str, workers: int, running: int, tokens_per_s: float, **classes:
     lines = {"interactive": NOTHING, "default": NOTHING, "bulk": NOTHING} | classes
     waiting = sum(line.waiting for line in lines.values())
     return Model(
-        name, "hrm_text", "cuda", "bfloat16", name == "hrm", workers, tokens_per_s, 4321.0, running, waiting,
-        waiting * 700, lines,
-    )  # fmt: skip
+        name,
+        "hrm_text",
+        "cuda",
+        "bfloat16",
+        name == "hrm",
+        workers,
+        tokens_per_s,
+        4321.0,
+        running,
+        waiting,
+        waiting * 700,
+        lines,
+    )
 
 
-BUSY = load("hrm", running=14, waiting=3, kv_used=210, kv_pages=4096, tokens_per_s=812.4, step_s=0.0172, errors=2,
-            takeovers=1, prefix_lookups=40, prefix_hits=10)  # fmt: skip
+BUSY = load(
+    "hrm",
+    running=14,
+    waiting=3,
+    kv_used=210,
+    kv_pages=4096,
+    tokens_per_s=812.4,
+    step_s=0.0172,
+    errors=2,
+    takeovers=1,
+    prefix_lookups=40,
+    prefix_hits=10,
+)
 NOW = Snapshot(
     "2026-11-21T14:50:30+00:00",
     "ready",
     workers=(
-        Worker("gpu-node-7.cluster.local-4711-63d9ef", "ready", "h100", 93_784.0, 17, 5 << 30, 40 << 30, 0,
-               (BUSY, load("sapient/a-very-long-name-of-a-model"))),
-        Worker("vm-25310-738046", "full", "default", 65.0, 0, 48_771_072, 0, 0, (load("hrm", step_s=0.003),)),
+        Worker(
+            "gpu-node-7.cluster.local-4711-63d9ef",
+            "ready",
+            "h100",
+            93_784.0,
+            17,
+            5 << 30,
+            40 << 30,
+            0,
+            (BUSY, load("sapient/a-very-long-name-of-a-model")),
+        ),
+        Worker(
+            "vm-25310-738046",
+            "full",
+            "default",
+            65.0,
+            0,
+            48_771_072,
+            0,
+            0,
+            (load("hrm", step_s=0.003),),
+        ),
         Worker("vm-25311-000000", "loading", "default", 2.5, 0, 1 << 20, 0, 0, ()),
     ),
     models=(
-        model("hrm", 1, 14, 812.4, default=Waiting(3, 0.42, 1.9), bulk=Waiting(1250, 4000.0, 9000.0)),
+        model(
+            "hrm", 1, 14, 812.4, default=Waiting(3, 0.42, 1.9), bulk=Waiting(1250, 4000.0, 9000.0)
+        ),
         model("sapient/a-very-long-name-of-a-model", 1, 0, 0.0),
     ),
     dead_jobs=3,
     redis=(Server("7.0.15", 6379, 300_000, 1_400_000, 4 << 30, 21, 12_345, True),),
-)  # fmt: skip
+)
 REQUESTS = Requests(
     1,
     {"http://10.0.0.2:8000": "Connection refused"},

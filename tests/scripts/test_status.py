@@ -240,8 +240,13 @@ def test_the_page_names_every_field() -> None:
     page = (REPO_ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     section = page.partition("## Looking at a fleet")[2].partition("\n## ")[0]
     rows = dict(re.findall(r"^\| (\w[\w' ]+) \| (.+) \|$", section, re.MULTILINE))
-    of = {"the document": [Snapshot], "a worker": [Worker], "a worker's model": [WorkerModel],
-          "a model": [Model, Waiting], "a Redis server": [Server]}  # fmt: skip
+    of = {
+        "the document": [Snapshot],
+        "a worker": [Worker],
+        "a worker's model": [WorkerModel],
+        "a model": [Model, Waiting],
+        "a Redis server": [Server],
+    }
     for name, kinds in of.items():
         told = set(re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", rows[name])))
         numbers = (
@@ -257,8 +262,13 @@ async def test_rates_are_by_the_workers_own_clocks(redis: Redis) -> None:
         return await look(Broker(redis))
 
     def at(name: str, uptime_s: float, tokens: int, jobs: int, errors: int = 0) -> WorkerInfo:
-        return WorkerInfo(name, "ready", (MODEL,), uptime_s=uptime_s,
-                          loads=(ModelLoad("m", tokens=tokens, jobs=jobs, errors=errors),))  # fmt: skip
+        return WorkerInfo(
+            name,
+            "ready",
+            (MODEL,),
+            uptime_s=uptime_s,
+            loads=(ModelLoad("m", tokens=tokens, jobs=jobs, errors=errors),),
+        )
 
     before = await seen(at("a", 10, 100, 1), at("b", 5, 0, 0))
     assert rates(before, before) is None

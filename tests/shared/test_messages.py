@@ -111,7 +111,7 @@ GOLDEN: list[tuple[Event, str]] = [
         "03b56e756d5f636f6d706c6574696f6e5f746f6b656e7300a6726573756c7482a474797065a8636c617373696679a66c6162656c"
         "739182a46e616d65a4676f6f64a573636f7265cb3fe8000000000000",
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("event", "expected"), GOLDEN)

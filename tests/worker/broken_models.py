@@ -62,15 +62,34 @@ def _broken(source: Path, target: Path, name: str, rows: slice) -> Path:
 
 def _llama_config() -> LlamaConfig:
     return LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=96, tie_word_embeddings=False, initializer_range=0.3, eos_token_id=None,
-        bos_token_id=None, pad_token_id=None,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=96,
+        tie_word_embeddings=False,
+        initializer_range=0.3,
+        eos_token_id=None,
+        bos_token_id=None,
+        pad_token_id=None,
+    )
 
 
 def _hrm_text_config() -> HrmTextConfig:
     return HrmTextConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        head_dim=16, H_cycles=2, L_cycles=2, max_position_embeddings=96, initializer_range=0.15, embedding_scale=2.5,
-        bos_token_id=1, eos_token_id=3, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        head_dim=16,
+        H_cycles=2,
+        L_cycles=2,
+        max_position_embeddings=96,
+        initializer_range=0.15,
+        embedding_scale=2.5,
+        bos_token_id=1,
+        eos_token_id=3,
+        pad_token_id=0,
+    )

@@ -26,9 +26,16 @@ def write_wide_model(path: Path) -> None:
     """Small weights, large activations: 16 KiB a token in each of three tensors."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=264, hidden_size=32, intermediate_size=4096, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=WINDOW, tie_word_embeddings=False, eos_token_id=None, bos_token_id=None,
-    )  # fmt: skip
+        vocab_size=264,
+        hidden_size=32,
+        intermediate_size=4096,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=WINDOW,
+        tie_word_embeddings=False,
+        eos_token_id=None,
+        bos_token_id=None,
+    )
     LlamaForCausalLM(config).save_pretrained(path)
     byte_tokenizer().save_pretrained(path)
 

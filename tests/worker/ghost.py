@@ -49,9 +49,17 @@ class Ghost:
         is_prefix_lm: bool = False,
     ) -> None:
         self.spec = RunnerSpec(
-            "ghost", "ghost", "ghost", 10_000, max_batch, step_tokens=step_tokens, num_pages=num_pages,
-            page_size=page_size, reuse=reuse, chunk_prefill=not is_prefix_lm,
-        )  # fmt: skip
+            "ghost",
+            "ghost",
+            "ghost",
+            10_000,
+            max_batch,
+            step_tokens=step_tokens,
+            num_pages=num_pages,
+            page_size=page_size,
+            reuse=reuse,
+            chunk_prefill=not is_prefix_lm,
+        )
         self.is_prefix_lm = is_prefix_lm
         self.places: dict[int, QueuePosition] = {}
         self.steps: list[list[tuple[str, int, int]]] = []

@@ -53,10 +53,21 @@ def tiny(seed: int, *, embedding_scale: float = math.sqrt(HIDDEN)) -> HrmTextFor
     """A random net whose z_L_init is not zero and whose cycle counts differ."""
     torch.manual_seed(seed)
     config = HrmTextConfig(
-        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=80, num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS, head_dim=HIDDEN // HEADS, H_cycles=2, L_cycles=3, max_position_embeddings=96,
-        initializer_range=0.15, embedding_scale=embedding_scale, bos_token_id=1, eos_token_id=3, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=80,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        head_dim=HIDDEN // HEADS,
+        H_cycles=2,
+        L_cycles=3,
+        max_position_embeddings=96,
+        initializer_range=0.15,
+        embedding_scale=embedding_scale,
+        bos_token_id=1,
+        eos_token_id=3,
+        pad_token_id=0,
+    )
     model = HrmTextForCausalLM(config).eval()
     with torch.no_grad():
         model.model.z_L_init.copy_(torch.randn(HIDDEN).bfloat16())
@@ -120,12 +131,24 @@ def write_config(
 ) -> None:
     """The two YAML files; keyword arguments override keys of `arch`, None leaves them out."""
     declared = {
-        "name": "baselines.hrm_nocarry_bp_warmup@HierarchicalReasoningModel", "head": "lm_head@LMHead",
-        "half_layers": True, "H_cycles": 2, "L_cycles": 3, "H_override": {}, "bp_warmup_ratio": 0.2,
-        "bp_max_steps": 5, "n_layers": 2 * LAYERS, "hidden_size": HIDDEN, "num_heads": HEADS, "expansion": 4,
-        "norm_type": "pre", "norm_eps": 1e-6, "rope_theta": 10000.0, "pos_emb_type": "rope",
+        "name": "baselines.hrm_nocarry_bp_warmup@HierarchicalReasoningModel",
+        "head": "lm_head@LMHead",
+        "half_layers": True,
+        "H_cycles": 2,
+        "L_cycles": 3,
+        "H_override": {},
+        "bp_warmup_ratio": 0.2,
+        "bp_max_steps": 5,
+        "n_layers": 2 * LAYERS,
+        "hidden_size": HIDDEN,
+        "num_heads": HEADS,
+        "expansion": 4,
+        "norm_type": "pre",
+        "norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "pos_emb_type": "rope",
         "init_type": "lecun_normal",
-    } | arch  # fmt: skip
+    } | arch
     declared = {key: value for key, value in declared.items() if value is not None}
     config = {"arch": declared, "data": {"path": "/dev/shm/sampled"}, "ema": ema, "epochs": 4}
     (directory / "all_config.yaml").write_text(yaml.dump(config))

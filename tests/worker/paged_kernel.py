@@ -16,10 +16,22 @@ from worker.runners import decode_graphs
 
 
 def naive_varlen_attn_out(
-    out: Tensor, query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int,
-    *, scale: float, window_size: tuple[int, int], enable_gqa: bool, seqused_k: Tensor, block_table: Tensor,
+    out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+    seqused_k: Tensor,
+    block_table: Tensor,
     num_splits: int,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     rows, page_size, groups = len(seqused_k), key.shape[1], query.shape[1] // key.shape[2]
     for item, shape in ((cu_seq_q, (rows + 1,)), (cu_seq_k, (rows + 1,)), (seqused_k, (rows,))):
         assert item.dtype == torch.int32 and item.shape == shape and item.is_contiguous()

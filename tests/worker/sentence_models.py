@@ -48,36 +48,60 @@ CASES: dict[str, dict[str, Any]] = {
     "dense, normalized": {
         "modes": ["cls", "max"],
         "steps": [
-            {"in_features": 2 * HIDDEN, "out_features": 7, "bias": False,
-             "activation_function": "torch.nn.modules.linear.Identity"},
+            {
+                "in_features": 2 * HIDDEN,
+                "out_features": 7,
+                "bias": False,
+                "activation_function": "torch.nn.modules.linear.Identity",
+            },
             "Normalize",
         ],
     },
     "prompt": {"modes": ["mean"], "prompts": PROMPTS},
     "prompt not pooled": {"modes": ["mean"], "prompts": PROMPTS, "include_prompt": False},
-    "prompt not pooled, weighted": {"modes": ["weightedmean", "cls"], "prompts": PROMPTS, "include_prompt": False},
+    "prompt not pooled, weighted": {
+        "modes": ["weightedmean", "cls"],
+        "prompts": PROMPTS,
+        "include_prompt": False,
+    },
     "short": {"modes": ["mean"], "limits": {"max_seq_length": 16, "do_lower_case": False}},
     "lower case": {"modes": ["mean"], "limits": {"max_seq_length": 40, "do_lower_case": True}},
     "lower case, prompt not pooled": {
-        "modes": ["mean"], "prompts": LONG_CAPITALS, "include_prompt": False,
+        "modes": ["mean"],
+        "prompts": LONG_CAPITALS,
+        "include_prompt": False,
         "limits": {"max_seq_length": 40, "do_lower_case": True},
     },
     "causal": {"modes": ["lasttoken"], "steps": ["Normalize"], "network": "causal"},
-}  # fmt: skip
+}
 
 
 def _network(kind: str) -> PreTrainedModel:
     torch.manual_seed(4)
     if kind == "causal":
         config = Qwen3Config(
-            vocab_size=264, hidden_size=HIDDEN, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=1, head_dim=12, max_position_embeddings=64, initializer_range=0.2, pad_token_id=0,
-        )  # fmt: skip
+            vocab_size=264,
+            hidden_size=HIDDEN,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=12,
+            max_position_embeddings=64,
+            initializer_range=0.2,
+            pad_token_id=0,
+        )
         return Qwen3ForCausalLM(config).eval()
     config = BertConfig(
-        vocab_size=264, hidden_size=HIDDEN, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=64, initializer_range=0.3, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=264,
+        hidden_size=HIDDEN,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        pad_token_id=0,
+    )
     return BertModel(config).eval()
 
 
@@ -103,10 +127,14 @@ def write_sentence_model(path: Path, case: str) -> Path:
         else:
             (directory / "config.json").write_text("{}")
     modules = [
-        {"idx": place, "name": str(place), "path": f"{place}_{name}" if place else "",
-         "type": f"sentence_transformers.models.{name}"}
+        {
+            "idx": place,
+            "name": str(place),
+            "path": f"{place}_{name}" if place else "",
+            "type": f"sentence_transformers.models.{name}",
+        }
         for place, name in enumerate(names)
-    ]  # fmt: skip
+    ]
     (path / "modules.json").write_text(json.dumps(modules))
     if "prompts" in told:
         (path / "config_sentence_transformers.json").write_text(json.dumps(told["prompts"]))

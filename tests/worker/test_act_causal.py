@@ -50,8 +50,13 @@ NETS = {
 }  # type: ignore[arg-type]
 MODES = ("compat", "max", "q_halt")
 CASES = [
-    ("rope", "max"), ("rope", "q_halt"), ("learned", "max"), ("moe", "q_halt"), ("window", "compat"), ("both", "q_halt")
-]  # fmt: skip
+    ("rope", "max"),
+    ("rope", "q_halt"),
+    ("learned", "max"),
+    ("moe", "q_halt"),
+    ("window", "compat"),
+    ("both", "q_halt"),
+]
 
 
 class Brain:

@@ -36,13 +36,13 @@ from transformers import (
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedModel,
-)  # fmt: skip
+)
 from transformers.masking_utils import (
     bidirectional_mask_function,
     causal_mask_function,
     chunked_causal_mask_function,
     sliding_window_causal_mask_function,
-)  # fmt: skip
+)
 
 from tests.worker.tiny_causal import ALTERNATING, LONGEST, SHARED, VOCABULARY, gpt2, llama, write
 from worker.models.errors import ModelFormatError
@@ -211,8 +211,12 @@ def test_masks_are_told_apart_whatever_their_size(window: int | None) -> None:
 def test_a_rope_that_depends_on_the_batch_limits_the_window(tmp_path: Path) -> None:
     """longrope changes all frequencies when any row of the batch passes its original length."""
     rope = {
-        "rope_type": "longrope", "rope_theta": 1e4, "factor": 3.0, "short_factor": [1.0] * 6, "long_factor": [2.0] * 6,
-    }  # fmt: skip
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "factor": 3.0,
+        "short_factor": [1.0] * 6,
+        "long_factor": [2.0] * 6,
+    }
     write(
         lambda: Phi3ForCausalLM(
             Phi3Config(**SHARED, original_max_position_embeddings=32, rope_parameters=rope)

@@ -158,10 +158,20 @@ def test_a_damaged_file_is_named(
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 
 
-@pytest.mark.parametrize(("kind", "file"), [("causal", "model.safetensors"), ("causal", "tokenizer.json"),
-    ("causal-shards", "model-00001-of-00002.safetensors"), ("hrm-text", "model.safetensors"),
-    ("encoder", "model.safetensors"), ("brain", "actv1_student.safetensors"), ("sapient", "checkpoint"),
-    ("sapient", "all_config.yaml"), ("implant", "head.pt")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "file"),
+    [
+        ("causal", "model.safetensors"),
+        ("causal", "tokenizer.json"),
+        ("causal-shards", "model-00001-of-00002.safetensors"),
+        ("hrm-text", "model.safetensors"),
+        ("encoder", "model.safetensors"),
+        ("brain", "actv1_student.safetensors"),
+        ("sapient", "checkpoint"),
+        ("sapient", "all_config.yaml"),
+        ("implant", "head.pt"),
+    ],
+)
 def test_what_a_clone_without_git_lfs_leaves(
     copied: Callable[[str], Path], kind: str, file: str
 ) -> None:
@@ -189,10 +199,21 @@ def test_optional_files_must_be_whole_where_they_are(copied: Callable[[str], Pat
 
 
 @pytest.mark.parametrize("content", ["[]", "null", '"text"', "7"])
-@pytest.mark.parametrize(("kind", "file"), [("causal", "config.json"), ("hrm-text", "config.json"),
-    ("encoder", "config.json"), ("brain", "brain.json"), ("implant", "starter_brain.json"),
-    ("sapient", "all_config.yaml"), ("raw", "all_config.yaml"), ("causal-shards", "model.safetensors.index.json"),
-    ("hrm-text-shards", "model.safetensors.index.json"), ("causal", "tokenizer.json")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "file"),
+    [
+        ("causal", "config.json"),
+        ("hrm-text", "config.json"),
+        ("encoder", "config.json"),
+        ("brain", "brain.json"),
+        ("implant", "starter_brain.json"),
+        ("sapient", "all_config.yaml"),
+        ("raw", "all_config.yaml"),
+        ("causal-shards", "model.safetensors.index.json"),
+        ("hrm-text-shards", "model.safetensors.index.json"),
+        ("causal", "tokenizer.json"),
+    ],
+)
 def test_json_of_another_shape(
     copied: Callable[[str], Path], kind: str, file: str, content: str
 ) -> None:

@@ -64,12 +64,23 @@ MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = sorted({word for text in TEXTS for word in text.split()})
 SIZE = len(MARKS) + len(WORDS)
 SHARED: dict[str, Any] = {
-    "vocab_size": SIZE, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "max_position_embeddings": 34, "type_vocab_size": 2, "pad_token_id": 0,
-}  # fmt: skip
+    "vocab_size": SIZE,
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 34,
+    "type_vocab_size": 2,
+    "pad_token_id": 0,
+}
 DISTILBERT: dict[str, Any] = {
-    "vocab_size": SIZE, "dim": 24, "hidden_dim": 32, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 34,
-}  # fmt: skip
+    "vocab_size": SIZE,
+    "dim": 24,
+    "hidden_dim": 32,
+    "n_layers": 2,
+    "n_heads": 2,
+    "max_position_embeddings": 34,
+}
 LABELS = {
     "id2label": {0: "bad", 1: "good", 2: "neither"},
     "label2id": {"bad": 0, "good": 1, "neither": 2},

@@ -304,10 +304,14 @@ def test_the_page_of_padding_comes_out_of_the_budget(
 def test_packed_tensors_come_out_as_they_went_in() -> None:
     torch.manual_seed(0)
     given = [
-        torch.arange(5), torch.rand(3, 7) > 0.5, torch.zeros(0, dtype=torch.int64),
+        torch.arange(5),
+        torch.rand(3, 7) > 0.5,
+        torch.zeros(0, dtype=torch.int64),
         torch.arange(6, dtype=torch.int32).view(2, 3),
-        torch.arange(12).view(3, 4).T, torch.tensor(3.5, dtype=torch.float64), torch.arange(4)[:, None].expand(4, 2),
-    ]  # fmt: skip
+        torch.arange(12).view(3, 4).T,
+        torch.tensor(3.5, dtype=torch.float64),
+        torch.arange(4)[:, None].expand(4, 2),
+    ]
     for item, copy in zip(given, packed(given, CPU), strict=True):
         assert copy.dtype == item.dtype and torch.equal(copy, item)
 

@@ -43,20 +43,37 @@ LONG = "the quick brown fox jumps over the lazy dog " * 13
 def hrm_text() -> PreTrainedModel:
     return HrmTextForCausalLM(
         HrmTextConfig(
-            vocab_size=VOCABULARY, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2,
-            head_dim=64, H_cycles=2, L_cycles=2, max_position_embeddings=1024, initializer_range=0.1,
-            embedding_scale=2.5, bos_token_id=1, eos_token_id=3, pad_token_id=0,
+            vocab_size=VOCABULARY,
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            head_dim=64,
+            H_cycles=2,
+            L_cycles=2,
+            max_position_embeddings=1024,
+            initializer_range=0.1,
+            embedding_scale=2.5,
+            bos_token_id=1,
+            eos_token_id=3,
+            pad_token_id=0,
         )
-    )  # fmt: skip
+    )
 
 
 def llama() -> PreTrainedModel:
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=256, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.1,
+            vocab_size=VOCABULARY,
+            hidden_size=256,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=1024,
+            initializer_range=0.1,
         )
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(
@@ -75,8 +92,12 @@ def model(
 
 def load(model: tuple[str, Path], **changes: object) -> PagedRunner:
     common: dict[str, object] = {
-        "device": "cuda", "dtype": "bfloat16", "page_size": 256, "max_batch": 4, "context_window": 768,
-    }  # fmt: skip
+        "device": "cuda",
+        "dtype": "bfloat16",
+        "page_size": 256,
+        "max_batch": 4,
+        "context_window": 768,
+    }
     if model[0] == "hrm-text":
         common["compile_layers"] = False
     runner = load_runner(model[0], options_for(model[1], model[0], **(common | changes)))

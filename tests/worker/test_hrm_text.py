@@ -31,10 +31,21 @@ def write_tiny(path: Path, *, layers: int = 2, seed: int = 0) -> HrmTextForCausa
     torch.manual_seed(seed)
     tokenizer = byte_tokenizer()
     config = HrmTextConfig(
-        vocab_size=len(tokenizer), hidden_size=48, intermediate_size=80, num_hidden_layers=layers,
-        num_attention_heads=3, head_dim=16, H_cycles=2, L_cycles=3, max_position_embeddings=96,
-        initializer_range=0.15, embedding_scale=2.5, bos_token_id=1, eos_token_id=3, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=layers,
+        num_attention_heads=3,
+        head_dim=16,
+        H_cycles=2,
+        L_cycles=3,
+        max_position_embeddings=96,
+        initializer_range=0.15,
+        embedding_scale=2.5,
+        bos_token_id=1,
+        eos_token_id=3,
+        pad_token_id=0,
+    )
     model = HrmTextForCausalLM(config).eval()
     with torch.no_grad():
         model.model.z_L_init.normal_()
@@ -85,9 +96,12 @@ def test_greedy_batch_equals_transformers_generate(
     for task, got in zip(tasks, ours, strict=True):
         prompt = torch.tensor([runner.encode(task).prompt_ids])
         out = tiny[1].generate(
-            prompt, token_type_ids=torch.ones_like(prompt), attention_mask=torch.ones_like(prompt),
-            max_new_tokens=12, do_sample=False,
-        )  # fmt: skip
+            prompt,
+            token_type_ids=torch.ones_like(prompt),
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=12,
+            do_sample=False,
+        )
         assert got == out[0, prompt.shape[1] :].tolist()
 
 

@@ -125,9 +125,12 @@ def test_the_runner_says_what_transformers_generates(
     )
     assert prompt[0].tolist() == expected["input_ids"]
     out = nets[1].generate(
-        prompt, token_type_ids=torch.ones_like(prompt), attention_mask=torch.ones_like(prompt),
-        max_new_tokens=10, do_sample=False,
-    )  # fmt: skip
+        prompt,
+        token_type_ids=torch.ones_like(prompt),
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=10,
+        do_sample=False,
+    )
     assert generate_all(runner, [task])[0] == out[0, prompt.shape[1] :].tolist()
 
 
@@ -172,9 +175,11 @@ def test_a_checkpoint_may_have_marks_of_its_own(saved: Path, tmp_path: Path) -> 
     """Marks and conditions come from the metadata; the tokenizer may be named by its file."""
     info = TOKENIZER_INFO | {
         "tokenizer_path": str(saved / "tokenizer" / "tokenizer.json"),
-        "boq": "<|quad_start|>", "eoq": "<|quad_end|>", "eoa": "<|im_start|>",
+        "boq": "<|quad_start|>",
+        "eoq": "<|quad_end|>",
+        "eoa": "<|im_start|>",
         "condition_mapping": {"terse": "<|box_end|>"},
-    }  # fmt: skip
+    }
     write_config(tmp_path, metadata={"tokenizer_info": info})
     (tmp_path / "fsdp2_epoch_1").symlink_to(saved / "fsdp2_epoch_10")
     runner = load_runner("auto", options_for(tmp_path, condition="terse"))

@@ -116,9 +116,12 @@ def test_the_order_of_all_together() -> None:
     """Repetition, presence and frequency, bias, ends: no bias brings a withheld end back."""
     logits = random_logits()
     item = sequence(
-        repetition_penalty=1.7, presence_penalty=0.5, frequency_penalty=-0.3, logit_bias=((5, 4.0), (7, 100.0)),
+        repetition_penalty=1.7,
+        presence_penalty=0.5,
+        frequency_penalty=-0.3,
+        logit_bias=((5, 4.0), (7, 100.0)),
         min_tokens=9,
-    )  # fmt: skip
+    )
     expected = processed(logits, RepetitionPenaltyLogitsProcessor(1.7))
     expected = with_presence_and_frequency(expected, 0.5, -0.3)
     expected = processed(
@@ -144,10 +147,20 @@ def test_rows_that_ask_for_nothing_are_not_touched() -> None:
 
 
 CUTS: list[dict[str, Any]] = [
-    {"min_p": 0.05}, {"min_p": 0.3}, {"min_p": 1.0}, {"top_k": 5}, {"top_k": 1}, {"top_p": 0.9}, {"top_p": 0.3},
-    {"top_k": 100}, {"top_k": 8, "top_p": 0.8}, {"top_k": 8, "min_p": 0.1}, {"top_p": 0.95, "min_p": 0.02},
-    {"top_k": 12, "top_p": 0.9, "min_p": 0.05}, {},
-]  # fmt: skip
+    {"min_p": 0.05},
+    {"min_p": 0.3},
+    {"min_p": 1.0},
+    {"top_k": 5},
+    {"top_k": 1},
+    {"top_p": 0.9},
+    {"top_p": 0.3},
+    {"top_k": 100},
+    {"top_k": 8, "top_p": 0.8},
+    {"top_k": 8, "min_p": 0.1},
+    {"top_p": 0.95, "min_p": 0.02},
+    {"top_k": 12, "top_p": 0.9, "min_p": 0.05},
+    {},
+]
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])

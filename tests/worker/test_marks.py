@@ -146,9 +146,16 @@ def test_start_marks_of_tokenizers_that_know_little(words: list[str], marks: str
 def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LlamaForCausalLM]:
     torch.manual_seed(3)
     config = LlamaConfig(
-        vocab_size=SIZE, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=64, bos_token_id=0, eos_token_id=1, pad_token_id=2,
-    )  # fmt: skip
+        vocab_size=SIZE,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
     model = LlamaForCausalLM(config).eval()
     for parameter in model.parameters():
         parameter.data.mul_(4)
@@ -232,9 +239,13 @@ def narrow(
             "causal", RunnerOptions(str(llama[0]), tokenizer_path=str(path), max_batch=4)
         )
     config = BertConfig(
-        vocab_size=SIZE, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=SIZE,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
         max_position_embeddings=64,
-    )  # fmt: skip
+    )
     BertModel(config).save_pretrained(path)
     return load_runner("encoder", RunnerOptions(str(path), max_batch=4))
 

@@ -35,10 +35,20 @@ in."""
 
 def write_hrm_text(path: Path) -> tuple[nn.Module, Logits]:
     config = HrmTextConfig(
-        vocab_size=VOCABULARY, hidden_size=256, intermediate_size=256, num_hidden_layers=1, num_attention_heads=4,
-        head_dim=64, H_cycles=1, L_cycles=2, max_position_embeddings=64, initializer_range=0.08,
-        bos_token_id=1, eos_token_id=3, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=256,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        head_dim=64,
+        H_cycles=1,
+        L_cycles=2,
+        max_position_embeddings=64,
+        initializer_range=0.08,
+        bos_token_id=1,
+        eos_token_id=3,
+        pad_token_id=0,
+    )
     model = HrmTextForCausalLM(config).eval()
     model.save_pretrained(path)
 

@@ -82,9 +82,15 @@ def test_greedy_with_penalty_and_least_length_equals_transformers_generate(
         [ours] = choices_of(run(runner, [Generate(text, sampling)], [[]]))
         prompt = torch.tensor([runner.encode(Generate(text, sampling)).prompt_ids])
         out = tiny[1].generate(
-            prompt, token_type_ids=torch.ones_like(prompt), attention_mask=torch.ones_like(prompt),
-            max_new_tokens=12, do_sample=False, repetition_penalty=1.5, min_new_tokens=5, eos_token_id=eos,
-        )  # fmt: skip
+            prompt,
+            token_type_ids=torch.ones_like(prompt),
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=12,
+            do_sample=False,
+            repetition_penalty=1.5,
+            min_new_tokens=5,
+            eos_token_id=eos,
+        )
         assert ours == out[0, prompt.shape[1] :].tolist()
 
 

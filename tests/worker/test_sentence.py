@@ -115,16 +115,30 @@ REFUSED: list[tuple[Change, str]] = [
     (written("1_Pooling/config.json", {"word_embedding_dimension": 768}), "768 wide"),
     (written("modules.json", {}), "modules.json"),
     (written("modules.json", []), "modules.json"),
-    (written("modules.json", [{"type": "a.Transformer", "path": ""}]), "nothing behind the network"),
+    (
+        written("modules.json", [{"type": "a.Transformer", "path": ""}]),
+        "nothing behind the network",
+    ),
     (written("modules.json", [*HEAD, {"type": "b.LSTM"}]), "LSTM"),
-    (written("modules.json", [{"type": "a.Router"}, {"type": "a.Pooling", "path": "1_Pooling"}]), "modules.json"),
+    (
+        written("modules.json", [{"type": "a.Router"}, {"type": "a.Pooling", "path": "1_Pooling"}]),
+        "modules.json",
+    ),
     (written("2_Dense/config.json", DENSE | {"activation_function": "mine.Snake"}), "mine.Snake"),
     (written("2_Dense/config.json", DENSE | {"in_features": 9}), "takes 9 numbers"),
-    (written("2_Dense/config.json", DENSE | {"activation_function": TANH, "out_features": 8}), "linear.weight"),
+    (
+        written("2_Dense/config.json", DENSE | {"activation_function": TANH, "out_features": 8}),
+        "linear.weight",
+    ),
     (lost("2_Dense/model.safetensors"), "2_Dense"),
-    (written("config_sentence_transformers.json", {"default_prompt_name": "query", "prompts": {}}), "query"),
+    (
+        written(
+            "config_sentence_transformers.json", {"default_prompt_name": "query", "prompts": {}}
+        ),
+        "query",
+    ),
     (written("sentence_bert_config.json", {"max_seq_length": "long"}), "max_seq_length"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("change", "named"), REFUSED)
@@ -153,9 +167,16 @@ def test_a_reranker_is_its_network(tmp_path: Path) -> None:
     path = tmp_path / "model"
     torch.manual_seed(5)
     config = BertConfig(
-        vocab_size=264, hidden_size=HIDDEN, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=64, initializer_range=0.3, pad_token_id=0, num_labels=1,
-    )  # fmt: skip
+        vocab_size=264,
+        hidden_size=HIDDEN,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        pad_token_id=0,
+        num_labels=1,
+    )
     network = BertForSequenceClassification(config).eval()
     network.save_pretrained(path)
     tokenizer = byte_tokenizer()

@@ -30,7 +30,7 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
-)  # fmt: skip
+)
 
 from scripts.train_sample import byte_tokenizer
 
@@ -38,10 +38,18 @@ VOCABULARY = 264
 WINDOW = 6
 LONGEST = 96
 SHARED: dict[str, Any] = {
-    "vocab_size": VOCABULARY, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "max_position_embeddings": LONGEST,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3,
-}  # fmt: skip
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "max_position_embeddings": LONGEST,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 3,
+}
 ALTERNATING = ["sliding_attention", "full_attention"]
 
 
@@ -91,9 +99,13 @@ def olmoe() -> PreTrainedModel:
 def gemma2() -> PreTrainedModel:
     """Alternating windows, a score scale of its own and soft-capped logits."""
     config = Gemma2Config(
-        **SHARED, layer_types=ALTERNATING, sliding_window=WINDOW, attn_logit_softcapping=None,
-        query_pre_attn_scalar=7, final_logit_softcapping=5.0,
-    )  # fmt: skip
+        **SHARED,
+        layer_types=ALTERNATING,
+        sliding_window=WINDOW,
+        attn_logit_softcapping=None,
+        query_pre_attn_scalar=7,
+        final_logit_softcapping=5.0,
+    )
     return Gemma2ForCausalLM(config)
 
 

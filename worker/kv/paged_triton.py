@@ -24,10 +24,30 @@ _KEYS = 64
 
 @triton.jit
 def _attend(
-    out, query, keys, values, table, query_starts, lengths, scale, window, page_size,
-    query_token, query_head, out_token, out_head, page_stride, place_stride, head_stride, table_row,
-    group: tl.constexpr, head_dim: tl.constexpr, dim_block: tl.constexpr, queries: tl.constexpr, block: tl.constexpr,
-):  # fmt: skip
+    out,
+    query,
+    keys,
+    values,
+    table,
+    query_starts,
+    lengths,
+    scale,
+    window,
+    page_size,
+    query_token,
+    query_head,
+    out_token,
+    out_head,
+    page_stride,
+    place_stride,
+    head_stride,
+    table_row,
+    group: tl.constexpr,
+    head_dim: tl.constexpr,
+    dim_block: tl.constexpr,
+    queries: tl.constexpr,
+    block: tl.constexpr,
+):
     row, head = tl.program_id(0), tl.program_id(1)
     first = tl.load(query_starts + row)
     count = tl.load(query_starts + row + 1) - first
@@ -82,11 +102,29 @@ def attend(
     dim_block = max(16, 1 << (head_dim - 1).bit_length())
     grid = (len(span.lengths), heads, -(-span.max_queries // queries))
     _attend[grid](
-        out, query, keys, values, span.block_table, span.query_starts, span.lengths, scale * _LOG2_E,
-        _NO_WINDOW if window is None else window, keys.shape[1],
-        query.stride(0), query.stride(1), out.stride(0), out.stride(1), keys.stride(0), keys.stride(1), keys.stride(2),
+        out,
+        query,
+        keys,
+        values,
+        span.block_table,
+        span.query_starts,
+        span.lengths,
+        scale * _LOG2_E,
+        _NO_WINDOW if window is None else window,
+        keys.shape[1],
+        query.stride(0),
+        query.stride(1),
+        out.stride(0),
+        out.stride(1),
+        keys.stride(0),
+        keys.stride(1),
+        keys.stride(2),
         span.block_table.stride(0),
-        group=heads // keys.shape[2], head_dim=head_dim, dim_block=dim_block,
-        queries=queries, block=_KEYS, num_stages=2 if dim_block > 128 else 3,
-    )  # fmt: skip
+        group=heads // keys.shape[2],
+        head_dim=head_dim,
+        dim_block=dim_block,
+        queries=queries,
+        block=_KEYS,
+        num_stages=2 if dim_block > 128 else 3,
+    )
     return out
