@@ -48,7 +48,7 @@ from api.endpoint import Endpoint, Post, TaskPlan
 from api.error_format import ErrorFormat
 from api.limits import Limits
 from api.plans import text_plan
-from api.request_record import Work
+from api.request_record import SubmittedWork
 from api.request_events import Outcome
 from api.schemas.fields import SampledRequest
 from shared.messages import ModelInfo
@@ -70,7 +70,7 @@ def _plan(body: OddRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     return text_plan(body, [body.say], 4, model, limits)
 
 
-def _render(work: Work, outcomes: Sequence[Outcome]) -> OddAnswer:
+def _render(work: SubmittedWork, outcomes: Sequence[Outcome]) -> OddAnswer:
     return OddAnswer(said=outcomes[0].choices[0].text)
 
 
