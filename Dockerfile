@@ -19,7 +19,7 @@ WORKDIR /app
 # Two environments: pip lives in one and fills the other.
 RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/aios
 ENV PATH=/opt/pip/bin:$PATH PIP_PYTHON=/opt/aios/bin/python PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
-COPY pyproject.toml constraints.txt ./
+COPY pyproject.toml constraints.txt README.md ./
 # Our sources are installed by the place of their folders, so empty folders do: a change of the sources installs nothing.
 RUN for room in api shared scripts worker; do mkdir "$room" && touch "$room/__init__.py"; done \
     && for name in aios/serve levanter/serve inference/server; do mkdir -p "scripts/entry_points/$name"; done

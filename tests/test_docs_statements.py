@@ -18,6 +18,8 @@ PAGES = [
         ROOT / name
         for name in (
             "README.md",
+            "CHANGELOG.md",
+            "CONTRIBUTING.md",
             "SECURITY.md",
             "deploy/README.md",
             "models/sample-hrm-text/README.md",

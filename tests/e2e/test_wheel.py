@@ -21,6 +21,7 @@ from tests.e2e.serving import serving
 
 _SOURCES = ("api", "config", "models", "scripts", "shared", "worker")
 _FILES = (
+    "LICENSE",
     "MANIFEST.in",
     "README.md",
     "SECURITY.md",
@@ -118,7 +119,11 @@ def test_every_module_and_its_data_are_in_it(wheel: Path, source: Path) -> None:
     )  # installed under the names of the folders in it
     expected = {str(file.relative_to(old_names)) for file in old_names.rglob("*.py")}
     for room in ("api", "worker", "shared", "scripts"):
-        files = [*(source / room).rglob("*.py"), *(source / room).rglob("*.lua")]
+        files = [
+            *(source / room).rglob("*.py"),
+            *(source / room).rglob("*.lua"),
+            source / room / "py.typed",
+        ]
         expected |= {
             str(file.relative_to(source)) for file in files if not file.is_relative_to(old_names)
         }
