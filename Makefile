@@ -7,8 +7,8 @@ setup: ## make .venv with everything
 serve: setup ## a fleet with the sample model on this machine
 	.venv/bin/aios serve hrm
 
-fast: setup ## tests without processes, Redis and torch: under a minute
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 -m "not process and not redis and not torch and not slow" tests
+fast: setup ## tests that need no torch, no Redis and no other process: under a minute
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q --fast tests
 
 check: setup ## format, lint, types, doors
 	scripts/check

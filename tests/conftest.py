@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from shared.broker import connect
 from tests.redis_server import RedisServer, patient, start_redis
 
-pytest_plugins = ("tests.leftovers",)
+pytest_plugins = ("tests.leftovers", "tests.tiers")
 # Modules that tests share say what was not as it must be, as tests do themselves.
 pytest.register_assert_rewrite(
     "tests.api", "tests.chaos", "tests.deploy", "tests.e2e", "tests.worker"

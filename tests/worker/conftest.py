@@ -1,9 +1,17 @@
-"""Without a GPU, Triton's kernels are interpreted: it asks when a kernel is defined, so this comes
-before all tests."""
+"""Without a GPU, Triton's kernels are interpreted: it asks when a kernel is defined, so that must be
+decided before a file of tests is loaded."""
 
 import os
+from pathlib import Path
 
-import torch
+import pytest
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> None:
+    """Decide once; the fast tier has no kernels, and loads no torch."""
+    if parent.config.getoption("--fast"):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
