@@ -44,7 +44,7 @@ from shared.settings import Settings
 from shared.submission import QueueLimits
 from shared.vectors import pack
 from tests.api.echo_worker import ALL_TASKS, EchoWorker, model_info
-from tests.api.test_headers import POSTS as BODIES
+from tests.fixtures.posts import POSTS as BODIES
 
 LIMITS = Limits(64, "clamp", 8, QueueLimits(8), 1.0, 2.0)
 RESULTS: dict[str, Result] = {

@@ -14,7 +14,7 @@ from api.routes.inference_tasks import BODIES, name_of
 from tests.api.frames import frames
 from tests.api.golden import REQUEST_ID, Pair, media_type, pairs, told
 from tests.api.standing import JobSnapshot, standing
-from tests.api.test_submit import creating
+from tests.fixtures.posts import creating
 from tests.redis_server import RedisServer
 
 PAIRS = pairs()

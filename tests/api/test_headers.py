@@ -9,36 +9,7 @@ from api.caller import Caller
 from shared import keys
 from tests.api.echo_worker import EchoWorker, announce
 from tests.api.fronts import in_memory, states
-
-POSTS = [
-    ("/generate", {"prompts": ["a b"]}),
-    ("/loglikelihood", {"prompts": ["a"], "continuations": ["b"]}),
-    ("/loglikelihood_rolling", {"prompts": ["a"]}),
-    ("/v1/completions", {"prompt": "a b"}),
-    ("/v1/completions", {"prompt": "a b", "stream": True}),
-    ("/v1/puzzles/solve", {"grid": "12.."}),
-    ("/", {"inputs": "a b"}),
-    ("/generate_stream", {"prompts": ["a b"], "stream": True}),
-    ("/solve/math", {"problem": "1 + 1"}),
-    ("/solve/coding", {"problem": "say hi"}),
-    ("/api/inference", {"task": "text-generation", "input": "a b"}),
-    ("/api/inference/stream", {"task": "text-generation", "input": "a b", "stream": True}),
-    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a b"}]}),
-    ("/v1/embeddings", {"input": "a b"}),
-    ("/tokenize", {"prompt": "a b"}),
-    ("/detokenize", {"tokens": [1, 2]}),
-    ("/v1/echo-task", {"text": "a", "steps": 2}),
-]
-TASKS_OF_PATHS = {
-    "/loglikelihood": "score",
-    "/loglikelihood_rolling": "score",
-    "/v1/puzzles/solve": "solve",
-    "/v1/embeddings": "embed",
-    "/tokenize": "tokenize",
-    "/detokenize": "detokenize",
-    "/v1/echo-task": "echo_task",
-}
-"""What is done on paths that generate nothing."""
+from tests.fixtures.posts import POSTS
 
 BAD = [
     ("X-Priority", "urgent"),

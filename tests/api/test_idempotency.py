@@ -15,7 +15,7 @@ from shared.presence import Presence
 from tests.api.echo_worker import EchoWorker
 from tests.api.frames import frames, read
 from tests.api.fronts import has_followers, in_memory, live
-from tests.api.test_headers import POSTS
+from tests.fixtures.posts import POSTS
 from tests.polling import ALL_DAY_S, until
 
 KEY = {"Idempotency-Key": "an order, No. 7"}

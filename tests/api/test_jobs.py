@@ -13,22 +13,12 @@ from shared.submission import Submissions
 from tests.api.echo_worker import EchoWorker, announce
 from tests.api.frames import frames
 from tests.api.fronts import in_memory, live, states
-from tests.api.test_headers import POSTS, TASKS_OF_PATHS
 from tests.desk import Desk
+from tests.fixtures.jobs import LATER, ended, without_names
+from tests.fixtures.posts import POSTS, TASKS_OF_PATHS
 from tests.polling import until
 
-LATER = {"Prefer": "respond-async"}
 WAITS = [{"prompts": ["a b"]}, {"prompts": ["a b", "c d"]}]
-
-
-async def ended(client: httpx.AsyncClient, location: str) -> httpx.Response:
-    """The job, once it has ended."""
-
-    async def has_ended() -> bool:
-        return (await client.get(location)).json()["state"] in ("done", "failed", "cancelled")
-
-    await until(has_ended, "the job ends")
-    return await client.get(location)
 
 
 @pytest.mark.parametrize(
@@ -314,14 +304,6 @@ async def test_a_job_outlives_its_front(redis: Redis, redis_url: str, worker: Ec
     async with in_memory(redis) as client:
         told = (await ended(client, accepted.headers["Location"])).json()
     assert told["result"]["choices"][0]["text"] == "a b c"
-
-
-def without_names(answer: Any) -> Any:
-    """Without what differs between two runs of the same."""
-    if isinstance(answer, list):
-        return list(map(without_names, answer))
-    own = ("id", "created", "correlation_id", "generation_time", "metrics")
-    return {name: value for name, value in answer.items() if name not in own}
 
 
 async def _all_are(redis: Redis, expected: list[str]) -> bool:

@@ -1,23 +1,18 @@
 """`POST /v1/jobs` takes what any endpoint takes; `Prefer` holds on every path that creates work."""
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
-from fastapi.dependencies.models import Dependant
-from fastapi.routing import APIRoute
 from redis.asyncio import Redis
 
 from api import dialects
-from api.app import TABLE
-from api.context import ContextDep
 from api.routes.submit import TASKS
 from tests.api.echo_worker import ALL_TASKS, EchoWorker, announce
 from tests.api.fronts import in_memory
-from tests.api.test_headers import POSTS
-from tests.api.test_jobs import LATER, ended, without_names
+from tests.fixtures.jobs import LATER, ended, without_names
+from tests.fixtures.posts import POSTS, creating
 
 SUBMISSIONS: list[tuple[str, str, dict[str, Any]]] = [
     ("generate", "/generate", {"prompts": ["a b", "c"], "temperature": 0}),
@@ -37,18 +32,6 @@ SUBMISSIONS: list[tuple[str, str, dict[str, Any]]] = [
 
 OTHER_WAYS = {"/", "/generate_stream", "/api/inference", "/api/inference/stream"}
 """To ask for what has a task of its own already."""
-
-
-def creating() -> Iterator[APIRoute]:
-    """All routes that create work, by what they depend on."""
-    for entry in TABLE.entries:
-        if _depends_on_context(entry.route.dependant):
-            yield entry.route
-
-
-def _depends_on_context(dependant: Dependant) -> bool:
-    context = ContextDep.__metadata__[0].dependency  # type: ignore[attr-defined]
-    return any(item.call is context or _depends_on_context(item) for item in dependant.dependencies)
 
 
 def test_every_route_that_creates_work_is_a_row_and_is_tested() -> None:

@@ -19,8 +19,8 @@ from shared.messages import Started, Tokens
 from shared.requests import JobTimes, Request
 from tests.api.echo_worker import EchoWorker
 from tests.api.fronts import in_memory, live
-from tests.api.test_headers import POSTS, TASKS_OF_PATHS
 from tests.desk import DONE, Desk
+from tests.fixtures.posts import POSTS, TASKS_OF_PATHS
 
 TOLD = {"X-Timings": "1"}
 

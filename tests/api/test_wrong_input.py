@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from tests.api.standing import JobSnapshot, standing
-from tests.api.test_submit import creating
 from tests.api.wrong_fields import BOTH, EMPTY, MISSING, RANGE, RIGHT, TYPE, WRONG
+from tests.fixtures.posts import creating
 from tests.redis_server import RedisServer
 
 KEY = {"Authorization": "Bearer right"}

@@ -7,7 +7,7 @@ from shared.artifacts import ArtifactStore
 from shared.broker import Broker
 from tests.chaos.faults import FAULTS
 from tests.chaos.stage import PHASES, TaskStage
-from tests.chaos.test_matrix import check_nobody_notices
+from tests.fixtures.matrix_cell import check_nobody_notices
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -11,9 +11,9 @@ import pytest
 from api.routes.submit import TASKS
 from shared.settings import SAMPLE_MODEL
 from tests.api.frames import frames
-from tests.api.test_submit import creating
 from tests.e2e.asked import EVENTS, EVERYTHING, JSON, LONG, PROMPT, STREAMS, Asked
 from tests.e2e.serving import serving
+from tests.fixtures.posts import creating
 from tests.polling import wait_until
 from tests.worker.sapient_fixtures import Net, write_checkpoint
 

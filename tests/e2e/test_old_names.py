@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from scripts.local_fleet import running_fleets
+from tests.fixtures.bare_settings import without_settings
 from tests.polling import wait_until
 from tests.redis_server import free_port
-from tests.shared.test_settings import without_settings
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.settings import Settings
-from tests.shared.test_settings import without_settings
+from tests.fixtures.bare_settings import without_settings
 
 READERS = {
     "port": ("serve", "api"),

@@ -15,7 +15,7 @@ from scripts.old_names import commands
 from shared.cli import run_role
 from shared.setting_layers import NOT_OBEYED
 from shared.settings import Settings, SettingsError, resolve
-from tests.shared.test_settings import without_settings
+from tests.fixtures.bare_settings import without_settings
 
 MODULES = {
     "aios.serve.hrm_server": commands.hrm_server,

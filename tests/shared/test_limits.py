@@ -22,7 +22,7 @@ from shared.errors import FleetError, OverQuota, QueueFull, TooSlow
 from shared.messages import Cancelled, Generate, Job, Priority, Sampling, Task
 from shared.submission import Quota
 from tests.desk import DONE, SAY_HI, Desk
-from tests.shared.test_queue import saturate
+from tests.fixtures.queue_clients import now_ms, saturate
 
 NUM_FRONTS = 6
 DEPTH, BYTES = 8, 2_600
@@ -281,8 +281,3 @@ def _told_at(ms: int, share: float, less_s: float) -> int:
     are left out."""
     wait_ms = math.floor(share * (ms % 10_000 + 10_000) - 1000 * less_s)
     return max(1, math.ceil(wait_ms / 1000))
-
-
-async def now_ms(desk: Desk) -> int:
-    seconds, microseconds = await desk.broker.client("00").time()
-    return int(seconds) * 1000 + int(microseconds) // 1000

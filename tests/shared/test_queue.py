@@ -10,9 +10,10 @@ from scripts.embedded_redis import bundled_servers, find_redis_server
 from shared import keys
 from shared.broker import UNAVAILABLE, connect
 from shared.errors import QueueFull, TooSlow
-from shared.messages import Cancelled, Done, Failed, Generate, Sampling, Started, Tokens
+from shared.messages import Cancelled, Failed, Generate, Sampling, Started, Tokens
 from shared.queue import Claim
 from tests.desk import DONE, Desk
+from tests.fixtures.queue_clients import saturate
 from tests.redis_server import start_redis
 
 
@@ -300,17 +301,6 @@ async def test_a_redis_without_memory_is_unavailable_and_says_no_secrets(
     finally:
         await client.aclose()
         server.stop()
-
-
-async def saturate(desk: Desk, redis: Redis, *, since_s: float) -> None:
-    """Fifty tokens a second are served over the last buckets, and something has waited for
-    `since_s`."""
-    for _ in range(10):
-        await desk.submit(Generate("", Sampling(max_tokens=99, seed=0)))
-    for claim in await desk.take(5):
-        await desk.say(claim, Done("length", 1, 99))
-    seconds, _ = await redis.time()
-    await redis.set("aios:{00}:busy:m", int((seconds - since_s) * 1000))
 
 
 async def test_what_cannot_begin_before_its_deadline_is_refused(desk: Desk, redis: Redis) -> None:

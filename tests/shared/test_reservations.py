@@ -22,9 +22,9 @@ from shared.messages import Cancelled, Generate, Job, Priority, Sampling, encode
 from shared.queue import Claim
 from shared.submission import Key, QueueLimits, Quota, SubmitRequest
 from tests.desk import DONE, SAY_HI, Desk
+from tests.fixtures.queue_clients import now_ms
 from tests.polling import DEADLINE_S
 from tests.redis_cluster import RedisCluster, redis_cluster
-from tests.shared.test_limits import now_ms
 
 NUM_FRONTS = 4
 SHARDS = 64

@@ -3,7 +3,6 @@ parent had."""
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.cli import redis_url, render_config, run_role
-from shared.setting_layers import ENV_ALIASES
 from shared.setting_text import mask_secrets
 from shared.settings import REPO_ROOT, ModelEntry, Settings, SettingsError, model_entries, resolve
+from tests.fixtures.bare_settings import names, without_settings
 
 # field, (default, then what YAML, environment and flag would set it to), as values
 LAYERED: list[tuple[str, tuple[Any, Any, Any, Any]]] = [
@@ -42,16 +41,6 @@ LAYERED: list[tuple[str, tuple[Any, Any, Any, Any]]] = [
 def no_outer_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ.keys() - without_settings(os.environ).keys():
         monkeypatch.delenv(name)
-
-
-def without_settings(env: Mapping[str, str]) -> dict[str, str]:
-    """An environment without any variable that sets one of ours."""
-    aliases = {name for names in ENV_ALIASES.values() for name in names}
-    return {
-        name: value
-        for name, value in env.items()
-        if not name.startswith("AIOS_") and name not in aliases
-    }
 
 
 def write_yaml(directory: Path, section: object) -> Path:
@@ -438,9 +427,6 @@ def test_a_password_is_masked_wherever_in_a_url_it_stands(url: str, shown: str) 
     )
 
 
-names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,8}", fullmatch=True).filter(
-    lambda text: text.lower() != "none"
-)
 paths = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(
     lambda t: t.lower() != "none"
 )

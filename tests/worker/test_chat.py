@@ -22,10 +22,10 @@ from shared.messages import (
     Turn,
 )
 from shared.settings import ModelEntry, Settings
+from tests.fixtures.tiny_hrm_text import write_tiny
 from tests.worker.act_fixtures import Net, write_bundle
 from tests.worker.options import options_for
 from tests.worker.stepping import end_of, generate_all
-from tests.worker.test_hrm_text import write_tiny
 from tests.worker.tiny_causal import llama, write
 from worker.chat import DIALOGUE, ChatTemplate
 from worker.fingerprint import fingerprint

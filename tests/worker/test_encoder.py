@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import (
     AutoModel,
@@ -24,7 +23,6 @@ from transformers import (
     GPT2ForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaModel,
     pipeline,
@@ -47,6 +45,7 @@ from shared.messages import (
 )
 from shared.settings import ModelEntry, Settings
 from shared.vectors import unpack
+from tests.fixtures.tiny_encoder import SHARED, SIZE, TEXTS, word_tokenizer, write
 from tests.worker.stepping import classify_all, embed_all, end_of, run
 from worker.loading import load_models, warm_up
 from worker.models.errors import ModelFormatError
@@ -54,25 +53,6 @@ from worker.registry import detect, load_runner
 from worker.runners.base import RunnerOptions
 from worker.runners.encoder import EncoderRunner
 
-TEXTS = (
-    "good",
-    "a very good film indeed",
-    "bad bad bad",
-    "not good not bad just a film that is very very long",
-)
-MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-WORDS = sorted({word for text in TEXTS for word in text.split()})
-SIZE = len(MARKS) + len(WORDS)
-SHARED: dict[str, Any] = {
-    "vocab_size": SIZE,
-    "hidden_size": 24,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 34,
-    "type_vocab_size": 2,
-    "pad_token_id": 0,
-}
 DISTILBERT: dict[str, Any] = {
     "vocab_size": SIZE,
     "dim": 24,
@@ -85,32 +65,6 @@ LABELS = {
     "id2label": {0: "bad", 1: "good", 2: "neither"},
     "label2id": {"bad": 0, "good": 1, "neither": 2},
 }
-
-
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    """Words between [CLS] and [SEP]."""
-    tokenizer = Tokenizer(
-        models.WordLevel({word: at for at, word in enumerate(MARKS + WORDS)}, unk_token="[UNK]")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    marks = [("[CLS]", 2), ("[SEP]", 3)]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=marks
-    )
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
-
-
-def write(
-    path: Path, kind: Callable[[Any], PreTrainedModel], config: PretrainedConfig
-) -> PreTrainedModel:
-    torch.manual_seed(1)
-    model = kind(config).eval()
-    for parameter in model.parameters():
-        parameter.data.mul_(4)
-    model.save_pretrained(path)
-    word_tokenizer().save_pretrained(path)
-    return model
 
 
 def load(path: Path, **options: object) -> EncoderRunner:

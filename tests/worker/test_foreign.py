@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from shared.errors import InvalidRequest
 from shared.messages import Chat, Detokenize, Embed, Generate, Sampling, Task, Tokenize, Turn
 from tests.e2e.inside import fleet_inside
-from tests.worker.test_texts import Scripted
+from tests.fixtures.scripted_runner import Scripted
 from tests.worker.tokenizer_kinds import SIZE, tokenizer_of
 from worker.chat import ChatTemplate
 from worker.models.errors import ModelFormatError

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import HrmTextConfig, HrmTextForCausalLM
+from transformers import HrmTextForCausalLM
 
 from scripts.train_sample import byte_tokenizer
 from shared.errors import InvalidRequest
 from shared.messages import Failed, Generate, Sampling, Score
 from shared.settings import ModelEntry, Settings, SettingsError
+from tests.fixtures.tiny_hrm_text import PROMPTS, own_logits, write_tiny
 from tests.worker.stepping import generate_all, run, score_all
 from worker import scoring
 from worker.loading import load_models
@@ -21,37 +22,6 @@ from worker.registry import detect
 from worker.runners import hrm_text, paged
 from worker.runners.base import RunnerOptions
 from worker.runners.paged import PagedRunner
-
-PROMPTS = ["2x + 3 = 9", "Hello", "Once upon a time there was", "12 * 7"]
-
-
-def write_tiny(path: Path, *, layers: int = 2, seed: int = 0) -> HrmTextForCausalLM:
-    """A random net whose z_L_init is not zero and whose cycle counts differ, with the byte
-    tokenizer."""
-    torch.manual_seed(seed)
-    tokenizer = byte_tokenizer()
-    config = HrmTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=48,
-        intermediate_size=80,
-        num_hidden_layers=layers,
-        num_attention_heads=3,
-        head_dim=16,
-        H_cycles=2,
-        L_cycles=3,
-        max_position_embeddings=96,
-        initializer_range=0.15,
-        embedding_scale=2.5,
-        bos_token_id=1,
-        eos_token_id=3,
-        pad_token_id=0,
-    )
-    model = HrmTextForCausalLM(config).eval()
-    with torch.no_grad():
-        model.model.z_L_init.normal_()
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +33,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, HrmTextForCaus
 @pytest.fixture
 def runner(tiny: tuple[Path, HrmTextForCausalLM]) -> PagedRunner:
     return hrm_text.load(RunnerOptions(path=str(tiny[0]), max_batch=4, page_size=4))
-
-
-def own_logits(
-    model: HrmTextForCausalLM, prompt: tuple[int, ...], response: tuple[int, ...]
-) -> torch.Tensor:
-    """transformers' logits for prompt + response, the prompt marked as bidirectional."""
-    ids = torch.tensor([[*prompt, *response]])
-    types = torch.tensor([[1] * len(prompt) + [0] * len(response)])
-    with torch.no_grad():
-        return model(input_ids=ids, token_type_ids=types, use_cache=False).logits[0]
 
 
 def test_state_dict_names_and_slots(tiny: tuple[Path, HrmTextForCausalLM]) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shared.settings import ModelEntry, Settings, SettingsError
-from tests.worker.test_hrm_text import write_tiny
+from tests.fixtures.tiny_hrm_text import write_tiny
 from worker import device, loading, memory
 from worker.kv.store import KVShape
 from worker.models.errors import ModelFormatError

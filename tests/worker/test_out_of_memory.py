@@ -17,11 +17,10 @@ from torch import Tensor
 
 from shared.errors import FleetError
 from shared.messages import Done, Failed, Generate, Sampling, Scored
+from tests.fixtures.planned import PLANS, PlannedSequence, Reuse, check, work
 from tests.worker.broken_models import write_model
 from tests.worker.ghost import Ghost, answer, score
 from tests.worker.stepping import end_of, generate_all
-from tests.worker.test_scheduler import PLANS, Reuse, check, work
-from tests.worker.test_scheduler import AttentionPlan as Load
 from worker.engine import Engine
 from worker.kv.attention import AttentionPlan
 from worker.kv.store import KVStore
@@ -155,7 +154,7 @@ def test_steps_stay_small_for_a_while_and_grow_again() -> None:
     st.integers(12, 30),
 )
 def test_any_load_on_any_memory_ends_well(
-    loads: list[Load], reuse: Reuse, is_prefix_lm: bool, room: int, num_pages: int
+    loads: list[PlannedSequence], reuse: Reuse, is_prefix_lm: bool, room: int, num_pages: int
 ) -> None:
     """Shared, forked, preempted, cut and halved: nobody reads a wrong place, every page comes
     back."""

@@ -8,8 +8,8 @@ import torch
 from transformers import HrmTextForCausalLM
 
 from shared.messages import Done, Generate, Sampling, TokenLogprob
+from tests.fixtures.tiny_hrm_text import PROMPTS, own_logits, write_tiny
 from tests.worker.stepping import run
-from tests.worker.test_hrm_text import PROMPTS, own_logits, write_tiny
 from worker.request import Emission
 from worker.runners import hrm_text
 from worker.runners.base import RunnerOptions

@@ -1,17 +1,13 @@
 """Scheduling, pages and sharing as properties, on a runner that checks every place it reads
 (`ghost.py`)."""
 
-from dataclasses import dataclass
-from typing import Literal
-
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from shared.messages import PRIORITIES, Done, Embedded, Priority, Sampling, Scored
-from shared.vectors import pack
-from tests.worker.ghost import Ghost, answer, score
-from tests.worker.stepping import end_of
+from shared.messages import Done, Sampling
+from tests.fixtures.planned import PLANS, TOKENS, PlannedSequence, Reuse, check, work
+from tests.worker.ghost import Ghost, answer
 from worker.engine import Engine
 from worker.kv.cache import Cache
 from worker.kv.pages import PageTable
@@ -20,8 +16,6 @@ from worker.noise import fold
 from worker.request import Emission, SequenceWork
 from worker.scheduler import Scheduler
 from worker.sequence import Encoded, TokenSequence
-
-Reuse = Literal["prefix", "prompt", "none"]
 
 
 @settings(max_examples=100, deadline=None)
@@ -47,9 +41,6 @@ def test_pages_are_free_or_held(moves: list[tuple[str, int]]) -> None:
         flat = [page for pages in held for page in pages]
         assert table.num_free + len(set(flat)) == 12
         assert all(table.num_holders(page) == flat.count(page) for page in range(12))
-
-
-TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=14).map(tuple)
 
 
 @settings(max_examples=200, deadline=None)
@@ -102,37 +93,6 @@ def test_eviction_is_least_recently_used_and_spares_what_is_held() -> None:
     assert tree.match("", (2,))[0] == held
 
 
-@dataclass(frozen=True)
-class AttentionPlan:
-    """One request of a random load: sent before step `at`; `cancelled_after` steps later it is
-    aborted."""
-
-    prompt: tuple[int, ...]
-    max_tokens: int
-    n: int
-    at: int
-    continuations: tuple[tuple[int, ...], ...]
-    tenant: str
-    cancelled_after: int | None
-    priority: Priority
-    is_pooled: bool = False
-
-
-PROMPTS = st.lists(st.integers(1, 2), min_size=1, max_size=20).map(tuple)
-PLANS = st.builds(
-    AttentionPlan,
-    prompt=PROMPTS | st.integers(1, 22).map(lambda size: tuple([1, 2, 2, 1] * 6)[:size]),
-    max_tokens=st.integers(1, 12),
-    n=st.integers(1, 3),
-    at=st.integers(0, 12),
-    continuations=st.just(()) | st.lists(TOKENS, min_size=1, max_size=4).map(tuple),
-    tenant=st.sampled_from(["a", "b"]),
-    cancelled_after=st.none() | st.integers(0, 6),
-    priority=st.sampled_from(PRIORITIES),
-    is_pooled=st.sampled_from([False, False, True]),
-)
-
-
 @settings(max_examples=250, deadline=None)
 @given(
     st.lists(PLANS, min_size=1, max_size=9),
@@ -143,7 +103,7 @@ PLANS = st.builds(
     st.sampled_from([1, 5, 16, 64]),
 )
 def test_any_schedule_gives_the_same_answers(
-    plans: list[AttentionPlan],
+    plans: list[PlannedSequence],
     reuse: Reuse,
     is_prefix_lm: bool,
     num_pages: int,
@@ -181,42 +141,6 @@ def test_any_schedule_gives_the_same_answers(
     assert cache.pages.num_free + cache.tree.num_pages == num_pages
     cache.tree.evict(num_pages)
     assert cache.pages.num_free == num_pages
-
-
-def work(key: str, plan: AttentionPlan) -> SequenceWork:
-    if plan.is_pooled:
-        return SequenceWork(
-            key,
-            Encoded(plan.prompt, is_pooled=True),
-            None,
-            tenant=plan.tenant,
-            priority=plan.priority,
-        )
-    encoded = Encoded(plan.prompt, 0 if plan.continuations else plan.max_tokens, plan.continuations)
-    sampling = None if plan.continuations else Sampling(plan.max_tokens, 5, n=plan.n)
-    return SequenceWork(key, encoded, sampling, tenant=plan.tenant, priority=plan.priority)
-
-
-def check(plan: AttentionPlan, said: list[Emission]) -> None:
-    ends = [item.ended for item in said if item.ended is not None]
-    if not ends:
-        assert plan.cancelled_after is not None
-        return
-    assert said[-1].ended is ends[0] and len(ends) == 1 and isinstance(ends[0], Done)
-    if plan.is_pooled:
-        assert end_of(ends[0], Embedded).vector == pack([sum(plan.prompt) / len(plan.prompt)])
-        return
-    if plan.continuations:
-        scores = end_of(ends[0], Scored).scores
-        assert [item.log_likelihood for item in scores] == [
-            score(plan.prompt, tail) for tail in plan.continuations
-        ]
-        return
-    for choice in range(plan.n):
-        ids = [token for item in said if item.choice == choice for token in item.ids]
-        assert ids == answer(plan.prompt, plan.max_tokens, fold(5, choice))
-    assert ends[0].num_completion_tokens == plan.n * plan.max_tokens
-    assert len(ends[0].generated.finish_reasons) == (plan.n if plan.n > 1 else 0)
 
 
 def run(ghost: Ghost, works: list[SequenceWork]) -> dict[str, Done]:

@@ -1,7 +1,6 @@
 """Scoring over pages against token-by-token decoding with transformers' own cache, continuation by
 continuation."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,55 +8,19 @@ import torch
 from torch import Tensor
 from transformers import HrmTextForCausalLM, PreTrainedModel
 
-from scripts.train_sample import byte_tokenizer
 from shared.errors import InvalidRequest, WorkerFailed
 from shared.messages import ContinuationScore, Done, Generate, Sampling, Score, Scored
+from tests.fixtures.scored_models import PAGE, WINDOW, Ids, Model, ids, load
+from tests.fixtures.tiny_hrm_text import write_tiny
 from tests.worker.stepping import end_of, generate_all, run, score_all
-from tests.worker.test_hrm_text import write_tiny
-from tests.worker.tiny_causal import gpt2, llama
 from worker import scoring
 from worker.engine import Engine
-from worker.registry import load_runner
 from worker.request import Emission, SequenceWork
-from worker.runners.base import RunnerOptions
 from worker.runners.paged import PagedRunner
 from worker.scheduler import Scheduler
 from worker.sequence import Encoded, Scores, Slice, TokenSequence
 
-Ids = tuple[int, ...]
-Model = tuple[Path, PreTrainedModel]
-PAGE = 4
-WINDOW = 96
 FEW_PAGES = -(-WINDOW // PAGE)
-
-
-def write_causal(path: Path, build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-    torch.manual_seed(1)
-    model = build().eval()
-    for parameter in model.parameters():
-        parameter.data.mul_(4)
-    model.save_pretrained(path)
-    byte_tokenizer().save_pretrained(path)
-    return model
-
-
-@pytest.fixture(scope="module", params=["hrm-text", "gpt2", "llama"])
-def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    path = tmp_path_factory.mktemp(request.param)
-    if request.param == "hrm-text":
-        return path, write_tiny(path)
-    return path, write_causal(path, gpt2 if request.param == "gpt2" else llama)
-
-
-def load(path: Path, **options: object) -> PagedRunner:
-    runner = load_runner("auto", RunnerOptions(path=str(path), page_size=PAGE, **options))  # type: ignore[arg-type]
-    assert isinstance(runner, PagedRunner)
-    return runner
-
-
-def ids(length: int, seed: int) -> Ids:
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randint(10, 250, (length,), generator=generator).tolist())
 
 
 @torch.no_grad()

@@ -11,64 +11,18 @@ from redis.asyncio import Redis
 from transformers import PreTrainedTokenizerFast
 
 from shared.errors import FleetError
-from shared.messages import Done, Failed, Generate, Read, Sampling, Task, TokenLogprob
+from shared.messages import Done, Failed, Generate, Sampling
 from tests.e2e.inside import fleet_inside
+from tests.fixtures.scripted_runner import Scripted
 from tests.worker.stepping import run
-from tests.worker.tokenizer_kinds import KINDS, SIZE, spelled, tokenizer_of
-from worker.chat import ChatTemplate
+from tests.worker.tokenizer_kinds import KINDS, spelled, tokenizer_of
 from worker.engine import Engine
 from worker.request import Emission, SequenceWork
-from worker.runners.base import RunnerOptions, encode_generate, encode_read
+from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
-from worker.sequence import Encoded, Sampled, Slice, StepResult, TokenSequence
 from worker.text import TextStream
-from worker.vocabulary import Vocabulary
 
-WINDOW = 400
 CHARACTERS = ("é", "你", "😀", "\u0301")
-
-
-class Scripted(Echo):
-    """Says what it is told to: the n-th choice the n-th answer. Its tokenizer is real."""
-
-    eos_ids: frozenset[int] = frozenset()
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerFast,
-        answers: Sequence[Sequence[int]],
-        name: str = "echo",
-    ) -> None:
-        super().__init__(RunnerOptions("echo", name=name, max_batch=8, context_window=WINDOW))
-        self._answers = answers
-        self._vocabulary = Vocabulary(tokenizer, SIZE, ChatTemplate(tokenizer))
-
-    def encode(self, task: Task) -> Encoded:
-        if isinstance(task, Generate):
-            ids = self._vocabulary.prompt(task.prompt, "prompt")
-            return encode_generate(ids, task, WINDOW, vocab_size=SIZE)
-        if isinstance(task, Read):
-            return encode_read(self._vocabulary.prompt(task.prompt, "prompt"), 1, task, WINDOW)
-        return super().encode(task)
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return self._vocabulary.decode(token_ids)
-
-    def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
-        return [
-            self._told(part.sequence) if part.samples else step
-            for part, step in self._paired(slices)
-        ]
-
-    def _paired(self, slices: Sequence[Slice]) -> Sequence[tuple[Slice, StepResult | FleetError]]:
-        scored = super().step([part for part in slices if part.sequence.is_scoring])
-        steps = iter(scored)
-        return [(part, next(steps) if part.sequence.is_scoring else None) for part in slices]
-
-    def _told(self, sequence: TokenSequence) -> Sampled:
-        token = self._answers[sequence.choice][len(sequence.output_ids)]
-        told = sequence.sampling is not None and sequence.sampling.logprobs is not None
-        return Sampled(token, TokenLogprob(-0.5) if told else None)
 
 
 def shown(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:

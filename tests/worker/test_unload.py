@@ -4,77 +4,22 @@ loaded again."""
 import asyncio
 import gc
 import weakref
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
-from shared.messages import Done, Generate, Job, ModelInfo, Residence, Sampling, WorkerInfo
+from shared.messages import Generate, ModelInfo, Sampling, WorkerInfo
 from shared.presence import Presence
 from shared.settings import ModelEntry, Settings
 from tests.desk import Desk
+from tests.fixtures.tiny_hrm_text import write_tiny
+from tests.fixtures.unloading import MAX_BATCH, at_work, echo, ended, model, residence, told, unload
 from tests.polling import DEADLINE_S, until
-from tests.worker.services import LEASE_S, Gated, end_of, log_fields_of, long_task, service, task
-from tests.worker.test_hrm_text import write_tiny
+from tests.worker.services import LEASE_S, Gated, log_fields_of, long_task, task
 from worker import known_models
 from worker.loading import LoadedModel, load_models
 from worker.runners.base import Runner, RunnerOptions
-from worker.runners.echo import Echo
-from worker.service import WorkerService
-
-MAX_BATCH = 4
-Make = Callable[[], Runner]
-
-
-def model(name: str, make: Make) -> LoadedModel:
-    info = ModelInfo(name, "echo", "test", 100, 100, MAX_BATCH)
-    return LoadedModel(info, make(), partial(model, name, make))
-
-
-def echo() -> Runner:
-    return Echo(RunnerOptions("echo", max_batch=MAX_BATCH))
-
-
-@asynccontextmanager
-async def at_work(
-    redis: Redis, load: Callable[[], list[LoadedModel]], *, lease_s: float = LEASE_S
-) -> AsyncIterator[WorkerService]:
-    """A worker that is ready; it must survive."""
-    worker, stop = service(redis, lease_s=lease_s), asyncio.Event()
-    running = asyncio.create_task(worker.run(load, stop))
-    await until(lambda: worker._state == "ready" or running.done(), "the worker is ready")
-    try:
-        yield worker
-    finally:
-        stop.set()
-        assert await asyncio.wait_for(running, DEADLINE_S) is True
-
-
-async def unload(redis: Redis, *workers: WorkerService, name: str = "m") -> None:
-    """Order it, and wait until all have told that they obeyed."""
-    order = await Presence(redis).order_unload(name)
-    for worker in workers:
-        await until(lambda worker=worker: told(redis, worker, name, order), "the worker obeys")
-
-
-async def told(redis: Redis, worker: WorkerService, name: str, order: int) -> bool:
-    fleet = await Presence(redis).fleet()
-    return any(
-        item.id == worker.worker_id and item.unloads.get(name) == order for item in fleet.workers
-    )
-
-
-def residence(worker: WorkerService, name: str = "m") -> Residence:
-    return worker.models[name].residence
-
-
-async def ended(redis: Redis, job: Job) -> Done:
-    end = await end_of(redis, job)
-    assert isinstance(end, Done)
-    return end
 
 
 async def test_d22_load_infer_unload_infer_again(redis: Redis, tmp_path: Path) -> None:
