@@ -10,12 +10,17 @@ from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
 from shared.broker import connect
-from tests.redis_server import RedisServer, patient, start_redis
+from tests.fixtures.redis_server import RedisServer, patient, start_redis
 
-pytest_plugins = ("tests.leftovers", "tests.tiers")
+pytest_plugins = ("tests.fixtures.leftovers", "tests.fixtures.tiers")
 # Modules that tests share say what was not as it must be, as tests do themselves.
 pytest.register_assert_rewrite(
-    "tests.api", "tests.chaos", "tests.deploy", "tests.e2e", "tests.worker"
+    "tests.api.golden",
+    "tests.fixtures.api",
+    "tests.fixtures.chaos",
+    "tests.fixtures.deploy",
+    "tests.fixtures.e2e",
+    "tests.fixtures.worker",
 )
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from shared.settings import REPO_ROOT
-from tests.polling import is_running
+from tests.fixtures.polling import is_running
 
 LEAVES_A_STOPPED_ONE = """
 import signal, subprocess
@@ -49,7 +49,7 @@ def run(directory: Path, **files: str) -> "subprocess.CompletedProcess[str]":
         "-p",
         "no:cacheprovider",
         "-p",
-        "tests.leftovers",
+        "tests.fixtures.leftovers",
     ]
     inner = {**os.environ, "PYTHONPATH": str(REPO_ROOT)}
     return subprocess.run(

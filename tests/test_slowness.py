@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from tests import slowness as module
-from tests.polling import wait_until
-from tests.slowness import slowness, within
+from tests.fixtures import slowness as module
+from tests.fixtures.polling import wait_until
+from tests.fixtures.slowness import slowness, within
 
 
 def test_what_waits_for_too_long_fails() -> None:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.tiers import ROOT, needs_of_file
+from tests.fixtures.tiers import ROOT, needs_of_file
 
 _PROGRAM = """
 import sys

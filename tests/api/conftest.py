@@ -6,8 +6,8 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from tests.api.echo_worker import ALL_TASKS, EchoWorker, model_info
-from tests.api.fronts import in_memory
+from tests.fixtures.api.echo_worker import ALL_TASKS, EchoWorker, model_info
+from tests.fixtures.api.fronts import in_memory
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from redis.asyncio import Redis
 from shared import keys
 from shared.presence import Presence
 from shared.setting_types import MOST_ABSENT_S
-from tests.api.echo_worker import EchoWorker, announce
-from tests.api.fronts import in_memory, live
-from tests.desk import Desk
-from tests.polling import until
+from tests.fixtures.api.echo_worker import EchoWorker, announce
+from tests.fixtures.api.fronts import in_memory, live
+from tests.fixtures.desk import Desk
+from tests.fixtures.polling import until
 
 ASK = {"prompts": ["a b"]}
 LATER = {"Prefer": "respond-async"}

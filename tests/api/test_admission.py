@@ -13,10 +13,10 @@ from shared.broker import Broker
 from shared.presence import Presence
 from shared.requests import Request
 from shared.submission import Submissions
-from tests.api.echo_worker import EchoWorker, announce, model_info
-from tests.api.fronts import in_memory, states
-from tests.desk import Desk
-from tests.polling import until
+from tests.fixtures.api.echo_worker import EchoWorker, announce, model_info
+from tests.fixtures.api.fronts import in_memory, states
+from tests.fixtures.desk import Desk
+from tests.fixtures.polling import until
 
 
 async def test_a_full_queue_takes_all_jobs_of_a_request_or_none(redis: Redis) -> None:

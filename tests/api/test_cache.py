@@ -14,11 +14,11 @@ from api.caller import Caller, caller_of
 from shared import keys
 from shared.messages import Failed, WorkerInfo
 from shared.presence import Presence
-from tests.api.echo_worker import EchoWorker, model_info
-from tests.api.frames import frames
-from tests.api.fronts import in_memory, live
-from tests.desk import Desk
-from tests.polling import ALL_DAY_S, until
+from tests.fixtures.api.echo_worker import EchoWorker, model_info
+from tests.fixtures.api.frames import frames
+from tests.fixtures.api.fronts import in_memory, live
+from tests.fixtures.desk import Desk
+from tests.fixtures.polling import ALL_DAY_S, until
 
 TTL_S = 60.0
 GREEDY = {"prompt": "a b c", "temperature": 0}

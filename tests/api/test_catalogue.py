@@ -9,8 +9,8 @@ from redis.asyncio import Redis
 
 from shared.catalogue import Catalogue
 from shared.setting_models import ModelEntry
-from tests.api.echo_worker import announce
-from tests.api.fronts import in_memory
+from tests.fixtures.api.echo_worker import announce
+from tests.fixtures.api.fronts import in_memory
 
 LATER = {"Prefer": "respond-async"}
 ADMIN = {"X-API-Key": "boss"}

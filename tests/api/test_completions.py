@@ -10,10 +10,10 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.messages import Failed, Generate
-from tests.api.echo_worker import EchoWorker
-from tests.api.frames import frames, read
-from tests.api.fronts import live
-from tests.polling import DEADLINE_S, until
+from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.frames import frames, read
+from tests.fixtures.api.fronts import live
+from tests.fixtures.polling import DEADLINE_S, until
 
 
 def openai_client(client: httpx.AsyncClient) -> openai.AsyncOpenAI:

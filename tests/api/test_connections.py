@@ -10,7 +10,7 @@ from api.app import create_app
 from api.protocol import MAX_HEAD_BYTES, without_offer
 from shared.broker import Broker
 from shared.settings import Settings
-from tests.api.fronts import process
+from tests.fixtures.api.fronts import process
 
 REQUEST = b"GET /healthz HTTP/1.1\r\nHost: front\r\n\r\n"
 WITHOUT_THE_SETTING_S = 5.0

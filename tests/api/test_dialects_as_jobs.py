@@ -5,8 +5,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api.echo_worker import EchoWorker
-from tests.api.frames import frames
+from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.frames import frames
 
 ASKED: list[tuple[str, dict[str, Any]]] = [
     ("/generate", {"prompts": ["a b", "c"], "n": 2}),

@@ -11,8 +11,8 @@ from redis.asyncio import Redis
 from api.app import create_app
 from shared.broker import Broker
 from shared.settings import Settings
-from tests.api.fronts import in_memory
-from tests.polling import DEADLINE_S
+from tests.fixtures.api.fronts import in_memory
+from tests.fixtures.polling import DEADLINE_S
 
 
 async def test_others_are_answered_while_the_document_is_made(redis: Redis) -> None:

@@ -17,8 +17,8 @@ from redis.asyncio import Redis
 
 from api.encodings import decoded
 from shared.errors import InvalidRequest, PayloadTooLarge, UnsupportedEncoding
-from tests.api.echo_worker import EchoWorker
-from tests.api.fronts import in_memory
+from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.fronts import in_memory
 
 JSON = {"Content-Type": "application/json"}
 

@@ -43,7 +43,7 @@ from shared.requests import Request
 from shared.settings import Settings
 from shared.submission import QueueLimits
 from shared.vectors import pack
-from tests.api.echo_worker import ALL_TASKS, EchoWorker, model_info
+from tests.fixtures.api.echo_worker import ALL_TASKS, EchoWorker, model_info
 from tests.fixtures.posts import POSTS as BODIES
 
 LIMITS = Limits(64, "clamp", 8, QueueLimits(8), 1.0, 2.0)

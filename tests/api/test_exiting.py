@@ -5,11 +5,11 @@ import signal
 
 import httpx
 
-from tests.api.echo_worker import EchoWorker
-from tests.api.fronts import process
-from tests.polling import until
-from tests.redis_server import RedisServer
-from tests.slowness import within
+from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.fronts import process
+from tests.fixtures.polling import until
+from tests.fixtures.redis_server import RedisServer
+from tests.fixtures.slowness import within
 
 LATER = {"Prefer": "respond-async"}
 

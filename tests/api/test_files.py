@@ -20,9 +20,9 @@ from shared import keys
 from shared.artifacts import IN_REDIS_BYTES, ArtifactStore
 from shared.broker import Broker
 from shared.errors import StorageUnavailable
-from tests.api.fronts import in_memory, live
-from tests.logged import fields_of
-from tests.polling import until
+from tests.fixtures.api.fronts import in_memory, live
+from tests.fixtures.logged import fields_of
+from tests.fixtures.polling import until
 
 MIB = 1 << 20
 SMALL = b"a small file\n"

@@ -9,10 +9,10 @@ from redis.asyncio import Redis
 from api import final_drain
 from api.final_drain import FinalDrain
 from shared.broker import connect
-from tests.api.echo_worker import EchoWorker
-from tests.api.fronts import live, state, states
-from tests.polling import DEADLINE_S, until
-from tests.redis_server import start_redis
+from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.fronts import live, state, states
+from tests.fixtures.polling import DEADLINE_S, until
+from tests.fixtures.redis_server import start_redis
 
 LATER = {"Prefer": "respond-async"}
 

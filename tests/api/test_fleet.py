@@ -6,9 +6,9 @@ from redis.asyncio import Redis
 
 from shared.broker import Broker, connect
 from shared.fleet.snapshot import Snapshot, look
-from tests.api.echo_worker import EchoWorker, announce
-from tests.api.fronts import in_memory
-from tests.desk import SAY_HI, Desk
+from tests.fixtures.api.echo_worker import EchoWorker, announce
+from tests.fixtures.api.fronts import in_memory
+from tests.fixtures.desk import SAY_HI, Desk
 
 KEYS = {"api_keys": "k:plain", "admin_keys": "boss:admin"}
 ADMIN = {"X-API-Key": "admin"}

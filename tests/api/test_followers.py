@@ -12,11 +12,11 @@ from shared import keys
 from shared.broker import connect
 from shared.errors import JobNotFound
 from shared.messages import Cancelled
-from tests.api.echo_worker import EchoWorker
-from tests.api.frames import Frame, frames, read
-from tests.api.fronts import has_followers, live, process, states
-from tests.desk import Desk
-from tests.polling import until
+from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.frames import Frame, frames, read
+from tests.fixtures.api.fronts import has_followers, live, process, states
+from tests.fixtures.desk import Desk
+from tests.fixtures.polling import until
 
 STREAM = {"prompt": "a b c", "stream": True}
 KEY = {"Idempotency-Key": "k"}

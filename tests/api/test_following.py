@@ -6,9 +6,9 @@ from redis.asyncio import Redis
 
 from shared import keys
 from shared.subscriptions import Subscriptions
-from tests.api.echo_worker import EchoWorker
-from tests.api.fronts import in_memory
-from tests.polling import ALL_DAY_S, DEADLINE_S, until
+from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.fronts import in_memory
+from tests.fixtures.polling import ALL_DAY_S, DEADLINE_S, until
 
 TEXT = "one two three four five"
 

@@ -5,8 +5,8 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.messages import Generate
-from tests.api.echo_worker import EchoWorker, model_info
-from tests.api.fronts import in_memory
+from tests.fixtures.api.echo_worker import EchoWorker, model_info
+from tests.fixtures.api.fronts import in_memory
 
 
 def task_of(worker: EchoWorker, number: int = 0) -> Generate:

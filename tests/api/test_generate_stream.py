@@ -5,10 +5,10 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.messages import Failed
-from tests.api.echo_worker import EchoWorker
-from tests.api.frames import frames, read
-from tests.api.fronts import live, states
-from tests.polling import until
+from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.frames import frames, read
+from tests.fixtures.api.fronts import live, states
+from tests.fixtures.polling import until
 
 PATH = "/generate_stream"
 

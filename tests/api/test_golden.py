@@ -11,11 +11,11 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
 from api.routes.inference_tasks import BODIES, name_of
-from tests.api.frames import frames
 from tests.api.golden import REQUEST_ID, Pair, media_type, pairs, told
-from tests.api.standing import JobSnapshot, standing
+from tests.fixtures.api.frames import frames
+from tests.fixtures.api.standing import JobSnapshot, standing
 from tests.fixtures.posts import creating
-from tests.redis_server import RedisServer
+from tests.fixtures.redis_server import RedisServer
 
 PAIRS = pairs()
 JSON, EVENTS = "application/json", "text/event-stream"

@@ -7,8 +7,8 @@ from redis.asyncio import Redis
 
 from api.caller import Caller
 from shared import keys
-from tests.api.echo_worker import EchoWorker, announce
-from tests.api.fronts import in_memory, states
+from tests.fixtures.api.echo_worker import EchoWorker, announce
+from tests.fixtures.api.fronts import in_memory, states
 from tests.fixtures.posts import POSTS
 
 BAD = [

@@ -2,8 +2,8 @@
 
 from redis.asyncio import Redis
 
-from tests.api.echo_worker import EchoWorker
-from tests.api.fronts import in_memory
+from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.fronts import in_memory
 
 
 async def test_without_a_worker(redis: Redis) -> None:

@@ -12,8 +12,8 @@ from redis.asyncio import Redis
 from api.home import wants_html
 from shared.access import Grant, Keyring
 from shared.broker import Broker
-from tests.api.echo_worker import EchoWorker, announce
-from tests.api.fronts import in_memory
+from tests.fixtures.api.echo_worker import EchoWorker, announce
+from tests.fixtures.api.fronts import in_memory
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"}
 CURL = {"Accept": "*/*"}

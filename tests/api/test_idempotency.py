@@ -12,11 +12,11 @@ from shared import keys
 from shared.broker import connect
 from shared.messages import LoadFailure, WorkerInfo
 from shared.presence import Presence
-from tests.api.echo_worker import EchoWorker
-from tests.api.frames import frames, read
-from tests.api.fronts import has_followers, in_memory, live
+from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.frames import frames, read
+from tests.fixtures.api.fronts import has_followers, in_memory, live
+from tests.fixtures.polling import ALL_DAY_S, until
 from tests.fixtures.posts import POSTS
-from tests.polling import ALL_DAY_S, until
 
 KEY = {"Idempotency-Key": "an order, No. 7"}
 

@@ -10,9 +10,9 @@ from redis.asyncio import Redis
 
 from shared.messages import Classify, Embed, Failed, Generate, WorkerInfo
 from shared.presence import Presence
-from tests.api.echo_worker import EchoWorker, announce
-from tests.api.fronts import live, states
-from tests.polling import until
+from tests.fixtures.api.echo_worker import EchoWorker, announce
+from tests.fixtures.api.fronts import live, states
+from tests.fixtures.polling import until
 
 PATH, STREAM = "/api/inference", "/api/inference/stream"
 TEXT = {"task": "text-generation", "inputs": "a b"}

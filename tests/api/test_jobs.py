@@ -10,13 +10,13 @@ from redis.asyncio import Redis
 from shared.broker import Broker, connect
 from shared.messages import Failed
 from shared.submission import Submissions
-from tests.api.echo_worker import EchoWorker, announce
-from tests.api.frames import frames
-from tests.api.fronts import in_memory, live, states
-from tests.desk import Desk
+from tests.fixtures.api.echo_worker import EchoWorker, announce
+from tests.fixtures.api.frames import frames
+from tests.fixtures.api.fronts import in_memory, live, states
+from tests.fixtures.desk import Desk
 from tests.fixtures.jobs import LATER, ended, without_names
+from tests.fixtures.polling import until
 from tests.fixtures.posts import POSTS, TASKS_OF_PATHS
-from tests.polling import until
 
 WAITS = [{"prompts": ["a b"]}, {"prompts": ["a b", "c d"]}]
 

@@ -12,10 +12,10 @@ from shared import keys
 from shared.access import Grant, Keyring, Rate, digest_of
 from shared.broker import Broker, connect
 from shared.settings import Settings, SettingsError
-from tests.api.echo_worker import EchoWorker, announce, model_info
-from tests.api.fronts import in_memory, state
-from tests.redis_server import RedisServer
-from tests.slowness import within
+from tests.fixtures.api.echo_worker import EchoWorker, announce, model_info
+from tests.fixtures.api.fronts import in_memory, state
+from tests.fixtures.redis_server import RedisServer
+from tests.fixtures.slowness import within
 
 TWO = {"api_keys": "ann:key-a,bob:key-b"}
 ANN, BOB = {"Authorization": "Bearer key-a"}, {"X-API-Key": "key-b"}

@@ -13,12 +13,12 @@ from redis.asyncio import Redis
 from api.deps import Front
 from scripts.chaos.proxy import Proxy
 from shared.broker import connect
-from tests.api.echo_worker import EchoWorker
-from tests.api.frames import frames, read
-from tests.api.fronts import has_followers, live, process, states
-from tests.polling import until
-from tests.redis_server import RedisServer
-from tests.slowness import within
+from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.frames import frames, read
+from tests.fixtures.api.fronts import has_followers, live, process, states
+from tests.fixtures.polling import until
+from tests.fixtures.redis_server import RedisServer
+from tests.fixtures.slowness import within
 
 STREAM = {"prompt": "a b c", "stream": True}
 KEY = {"Idempotency-Key": "k"}

@@ -11,10 +11,10 @@ from shared import keys
 from shared.broker import Broker, connect
 from shared.messages import Cancelled, Failed
 from shared.submission import Submissions
-from tests.api.echo_worker import EchoWorker, announce
-from tests.api.fronts import in_memory, live, states
-from tests.polling import until
-from tests.redis_server import RedisServer
+from tests.fixtures.api.echo_worker import EchoWorker, announce
+from tests.fixtures.api.fronts import in_memory, live, states
+from tests.fixtures.polling import until
+from tests.fixtures.redis_server import RedisServer
 
 
 @pytest.mark.parametrize("body", [{"prompts": ["a b"]}, {"prompts": ["a b", "c d"]}])

@@ -3,7 +3,7 @@
 import httpx
 
 from shared.messages import Score
-from tests.api.echo_worker import EchoWorker, model_info
+from tests.fixtures.api.echo_worker import EchoWorker, model_info
 
 
 async def test_order_is_kept_and_equal_prompts_share_a_job(

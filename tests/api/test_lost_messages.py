@@ -12,10 +12,10 @@ from redis.asyncio import Redis
 from scripts.chaos.proxy import Proxy
 from shared import keys
 from shared.broker import Broker, connect
-from tests.api.echo_worker import EchoWorker
-from tests.api.frames import frames
-from tests.api.fronts import in_memory
-from tests.polling import DEADLINE_S, until
+from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.frames import frames
+from tests.fixtures.api.fronts import in_memory
+from tests.fixtures.polling import DEADLINE_S, until
 
 WORDS = [f"w{number} " for number in range(40)]
 BODY = {"prompt": "".join(WORDS), "max_tokens": len(WORDS)}

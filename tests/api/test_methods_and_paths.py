@@ -10,10 +10,10 @@ import pytest
 from redis.asyncio import Redis
 
 from api.app import TABLE
-from tests.api.echo_worker import EchoWorker, announce, model_info
-from tests.api.fronts import has_followers, in_memory, live, states
-from tests.api.staying import staying_worker
-from tests.polling import until
+from tests.fixtures.api.echo_worker import EchoWorker, announce, model_info
+from tests.fixtures.api.fronts import has_followers, in_memory, live, states
+from tests.fixtures.api.staying import staying_worker
+from tests.fixtures.polling import until
 
 ROUTES = [entry.route for entry in TABLE.entries]
 GETS = sorted({route.path for route in ROUTES if "GET" in route.methods})

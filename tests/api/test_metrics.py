@@ -22,10 +22,10 @@ from shared.messages import (
 from shared.presence import Fleet, Presence
 from shared.queue_stats import QueueState, WaitingLine
 from shared.task_table import cost_of
-from tests.api.echo_worker import EchoWorker
-from tests.api.fronts import in_memory, live
-from tests.desk import Desk
-from tests.polling import ALL_DAY_S, DEADLINE_S
+from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.fronts import in_memory, live
+from tests.fixtures.desk import Desk
+from tests.fixtures.polling import ALL_DAY_S, DEADLINE_S
 
 MODEL = ModelInfo("m", "echo", "test", 100, 100, 4)
 ASK = {"prompts": ["a b c d"], "max_tokens": 4}

@@ -9,9 +9,9 @@ import pytest
 from redis.asyncio import Redis
 
 from api.limits import Limits
-from tests.api.echo_worker import EchoWorker
-from tests.api.fronts import in_memory
-from tests.logged import fields_of
+from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.fronts import in_memory
+from tests.fixtures.logged import fields_of
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:

@@ -8,8 +8,8 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.messages import Failed, Generate
-from tests.api.echo_worker import EchoWorker
-from tests.api.fronts import in_memory
+from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.fronts import in_memory
 
 REFUSAL = Failed(
     "context_length_exceeded", "This model's maximum context length is 9 tokens.", "prompt"

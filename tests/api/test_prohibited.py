@@ -10,8 +10,8 @@ from redis.asyncio import Redis
 from api.prohibited import Prohibited, read_terms
 from shared.errors import ProhibitedContent
 from shared.settings import Settings, SettingsError
-from tests.api.echo_worker import EchoWorker
-from tests.api.fronts import in_memory
+from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.fronts import in_memory
 
 TERMS = "# what we do not want\nForbidden\n\n  two words \n"
 

@@ -10,7 +10,7 @@ import pytest
 
 from shared.errors import InvalidRequest
 from shared.messages import Solve
-from tests.api.echo_worker import EchoWorker, model_info
+from tests.fixtures.api.echo_worker import EchoWorker, model_info
 
 PATH = "/v1/puzzles/solve"
 SUDOKU = "53..7...." * 9

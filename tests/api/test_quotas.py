@@ -11,9 +11,9 @@ from redis.asyncio import Redis
 
 from shared import keys
 from shared.broker import connect
-from tests.api.echo_worker import announce
-from tests.api.fronts import in_memory, process
-from tests.desk import DONE, Desk
+from tests.fixtures.api.echo_worker import announce
+from tests.fixtures.api.fronts import in_memory, process
+from tests.fixtures.desk import DONE, Desk
 
 LATER = {"Prefer": "respond-async"}
 NUM_FRONTS = 4

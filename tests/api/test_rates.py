@@ -10,9 +10,9 @@ from redis.asyncio import Redis
 from api.app import create_app
 from shared.broker import Broker, connect
 from shared.settings import Settings, SettingsError
-from tests.api.echo_worker import EchoWorker, announce
-from tests.api.fronts import in_memory
-from tests.polling import DEADLINE_S
+from tests.fixtures.api.echo_worker import EchoWorker, announce
+from tests.fixtures.api.fronts import in_memory
+from tests.fixtures.polling import DEADLINE_S
 
 TWO = {"api_keys": "ann:key-a,bob:key-b"}
 ANN, BOB = ({"X-API-Key": key, "Prefer": "respond-async"} for key in ("key-a", "key-b"))

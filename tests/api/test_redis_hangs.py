@@ -10,12 +10,12 @@ import httpx
 from shared import keys
 from shared.broker import connect
 from shared.presence import Presence
-from tests.api.echo_worker import EchoWorker
-from tests.api.frames import frames
-from tests.api.fronts import live
-from tests.polling import until
-from tests.redis_server import RedisServer
-from tests.slowness import slowness, within
+from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.frames import frames
+from tests.fixtures.api.fronts import live
+from tests.fixtures.polling import until
+from tests.fixtures.redis_server import RedisServer
+from tests.fixtures.slowness import slowness, within
 
 LIMIT_S = 3.0
 STREAM = {"prompt": "a b", "stream": True}

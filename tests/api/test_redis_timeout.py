@@ -9,8 +9,8 @@ from redis.asyncio import Redis
 from api.redis_timeout import redis_answers
 from shared.broker import connect
 from shared.errors import BrokerUnavailable
-from tests.redis_server import RedisServer
-from tests.slowness import within
+from tests.fixtures.redis_server import RedisServer
+from tests.fixtures.slowness import within
 
 
 async def test_who_was_held_up_reads_the_answer_first(redis: Redis) -> None:

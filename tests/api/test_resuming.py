@@ -16,10 +16,10 @@ from api.cursor import Cursor
 from shared.broker import connect
 from shared.errors import InvalidRequest
 from shared.messages import Failed
-from tests.api.echo_worker import EchoWorker, announce
-from tests.api.frames import Frame, frames, read, read_all
-from tests.api.fronts import in_memory, live
-from tests.polling import until
+from tests.fixtures.api.echo_worker import EchoWorker, announce
+from tests.fixtures.api.frames import Frame, frames, read, read_all
+from tests.fixtures.api.fronts import in_memory, live
+from tests.fixtures.polling import until
 
 BODY = {
     "prompt": ["a b c", "dd e", "f"],

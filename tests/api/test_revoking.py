@@ -18,12 +18,12 @@ from api.caller import FRESH_S
 from shared import keys
 from shared.access import Grant, Keyring, digest_of
 from shared.broker import Broker, connect
-from tests.api.echo_worker import EchoWorker, announce
-from tests.api.frames import Frame, read
-from tests.api.fronts import in_memory, live, state, states
-from tests.api.staying import staying_worker
-from tests.polling import until
-from tests.redis_server import RedisServer, start_redis
+from tests.fixtures.api.echo_worker import EchoWorker, announce
+from tests.fixtures.api.frames import Frame, read
+from tests.fixtures.api.fronts import in_memory, live, state, states
+from tests.fixtures.api.staying import staying_worker
+from tests.fixtures.polling import until
+from tests.fixtures.redis_server import RedisServer, start_redis
 
 ASK = {"prompt": "a b c", "stream": True}
 BOUND_S = 20.0

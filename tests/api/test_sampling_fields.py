@@ -11,9 +11,9 @@ from redis.asyncio import Redis
 
 from api.schemas.fields import MAX_CHOICES
 from shared.messages import Generate, Sampling
-from tests.api.echo_worker import EchoWorker
-from tests.api.frames import frames
-from tests.api.fronts import live
+from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.frames import frames
+from tests.fixtures.api.fronts import live
 
 EXTRAS: dict[str, Any] = {
     "top_k": 7,

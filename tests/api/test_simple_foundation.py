@@ -12,10 +12,10 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.messages import Failed, Generate
-from tests.api.echo_worker import EchoWorker
-from tests.api.frames import frames
-from tests.api.fronts import in_memory, live, states
-from tests.polling import until
+from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.frames import frames
+from tests.fixtures.api.fronts import in_memory, live, states
+from tests.fixtures.polling import until
 
 EVENTS = {"Accept": "text/event-stream"}
 

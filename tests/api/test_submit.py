@@ -9,8 +9,8 @@ from redis.asyncio import Redis
 
 from api import dialects
 from api.routes.submit import TASKS
-from tests.api.echo_worker import ALL_TASKS, EchoWorker, announce
-from tests.api.fronts import in_memory
+from tests.fixtures.api.echo_worker import ALL_TASKS, EchoWorker, announce
+from tests.fixtures.api.fronts import in_memory
 from tests.fixtures.jobs import LATER, ended, without_names
 from tests.fixtures.posts import POSTS, creating
 

@@ -14,9 +14,9 @@ from redis.asyncio import Redis
 
 from shared.errors import QueueFull
 from shared.messages import Failed, Generate, Sampling
-from tests.api.echo_worker import EchoWorker
-from tests.api.frames import frames, read
-from tests.api.fronts import live
+from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.frames import frames, read
+from tests.fixtures.api.fronts import live
 
 
 def sampling_of(worker: EchoWorker) -> Sampling:

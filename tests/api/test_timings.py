@@ -17,9 +17,9 @@ from shared import keys
 from shared.log import Append
 from shared.messages import Started, Tokens
 from shared.requests import JobTimes, Request
-from tests.api.echo_worker import EchoWorker
-from tests.api.fronts import in_memory, live
-from tests.desk import DONE, Desk
+from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.fronts import in_memory, live
+from tests.fixtures.desk import DONE, Desk
 from tests.fixtures.posts import POSTS, TASKS_OF_PATHS
 
 TOLD = {"X-Timings": "1"}

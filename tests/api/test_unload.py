@@ -12,9 +12,9 @@ from api.routes import unload
 from shared import keys
 from shared.messages import LoadFailure, Residence, WorkerInfo
 from shared.presence import Presence
-from tests.api.echo_worker import model_info
-from tests.api.fronts import in_memory
-from tests.polling import until
+from tests.fixtures.api.echo_worker import model_info
+from tests.fixtures.api.fronts import in_memory
+from tests.fixtures.polling import until
 
 ADMIN = {"X-API-Key": "root"}
 UNLOAD, DELETE = (

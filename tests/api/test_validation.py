@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api.echo_worker import EchoWorker
+from tests.fixtures.api.echo_worker import EchoWorker
 
 GENERATE: list[tuple[Any, str]] = [
     ({}, "prompts"),

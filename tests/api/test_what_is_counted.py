@@ -12,11 +12,11 @@ from shared.errors import FleetError, codes_below, codes_from
 from shared.messages import Failed
 from shared.metrics import Metrics
 from shared.submission import Submissions
-from tests.api.echo_worker import EchoWorker, announce
-from tests.api.frames import read
-from tests.api.fronts import in_memory, live, state
-from tests.api.staying import staying_worker
-from tests.polling import until
+from tests.fixtures.api.echo_worker import EchoWorker, announce
+from tests.fixtures.api.frames import read
+from tests.fixtures.api.fronts import in_memory, live, state
+from tests.fixtures.api.staying import staying_worker
+from tests.fixtures.polling import until
 
 ASK = {"prompts": ["a b c"]}
 OURS = {

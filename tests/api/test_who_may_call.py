@@ -13,7 +13,7 @@ from api.auth import build_auth
 from shared.broker import Broker
 from shared.probes import PROBES
 from shared.settings import REPO_ROOT, Settings
-from tests.api.fronts import in_memory
+from tests.fixtures.api.fronts import in_memory
 
 OPEN, CALLER, ADMIN = "open", "caller", "admin"
 WHO_MAY_CALL = {

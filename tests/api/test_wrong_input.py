@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api.standing import JobSnapshot, standing
-from tests.api.wrong_fields import BOTH, EMPTY, MISSING, RANGE, RIGHT, TYPE, WRONG
+from tests.fixtures.api.standing import JobSnapshot, standing
+from tests.fixtures.api.wrong_fields import BOTH, EMPTY, MISSING, RANGE, RIGHT, TYPE, WRONG
 from tests.fixtures.posts import creating
-from tests.redis_server import RedisServer
+from tests.fixtures.redis_server import RedisServer
 
 KEY = {"Authorization": "Bearer right"}
 JSON = {"Content-Type": "application/json"}

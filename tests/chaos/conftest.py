@@ -9,8 +9,8 @@ import pytest_asyncio
 
 from scripts.chaos.processes import fleet
 from scripts.chaos.rigged import GATES_ENV
-from tests.chaos.sharing import HAS_FAILED, Shared
-from tests.chaos.stage import LEASE_S, PLACES, Stage
+from tests.fixtures.chaos.sharing import HAS_FAILED, Shared
+from tests.fixtures.chaos.stage import LEASE_S, PLACES, Stage
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

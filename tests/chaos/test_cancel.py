@@ -15,8 +15,8 @@ from scripts.chaos.cancel import PHASES, SLACK_S, WAYS, Cancelling, Phase
 from scripts.chaos.invariants import violations
 from scripts.chaos.processes import Fleet, fleet
 from scripts.chaos.rigged import GATES_ENV, STEP_ENV
-from tests.chaos.sharing import Shared
-from tests.slowness import slowness
+from tests.fixtures.chaos.sharing import Shared
+from tests.fixtures.slowness import slowness
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

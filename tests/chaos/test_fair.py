@@ -11,8 +11,8 @@ from scripts.chaos.fair import ageing, preemption, shares
 from scripts.chaos.processes import fleet
 from scripts.chaos.queue_clients import QueueClients
 from scripts.chaos.rigged import STEP_ENV
-from tests.chaos.sharing import Shared
-from tests.slowness import slowness
+from tests.fixtures.chaos.sharing import Shared
+from tests.fixtures.slowness import slowness
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

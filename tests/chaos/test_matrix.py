@@ -11,8 +11,8 @@ front: once its clients have been told, there is nothing left that it could lose
 
 import pytest
 
-from tests.chaos.faults import FAULTS
-from tests.chaos.stage import PHASES, Stage
+from tests.fixtures.chaos.faults import FAULTS
+from tests.fixtures.chaos.stage import PHASES, Stage
 from tests.fixtures.matrix_cell import check_nobody_notices
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -3,7 +3,7 @@
 import pytest
 
 from scripts.chaos.polling import came_true
-from tests.chaos.stage import LEASE_S, Stage, until
+from tests.fixtures.chaos.stage import LEASE_S, Stage, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -5,8 +5,8 @@ import pytest
 
 from shared.artifacts import ArtifactStore
 from shared.broker import Broker
-from tests.chaos.faults import FAULTS
-from tests.chaos.stage import PHASES, TaskStage
+from tests.fixtures.chaos.faults import FAULTS
+from tests.fixtures.chaos.stage import PHASES, TaskStage
 from tests.fixtures.matrix_cell import check_nobody_notices
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

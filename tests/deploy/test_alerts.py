@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from shared.errors import FleetError, codes_below
-from tests.deploy.asked import ALERTS, PROMETHEUS, RECORDED, checker
-from tests.deploy.compose_files import ROOT
-from tests.deploy.exported import OTHERS, exported
+from tests.fixtures.deploy.asked import ALERTS, PROMETHEUS, RECORDED, checker
+from tests.fixtures.deploy.compose_files import ROOT
+from tests.fixtures.deploy.exported import OTHERS, exported
 
 RUNBOOK = ROOT / "docs" / "operations.md"
 TESTED = yaml.safe_load((PROMETHEUS / "alerts.test.yaml").read_text())["tests"]

@@ -13,11 +13,11 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from tests.api.echo_worker import EchoWorker
-from tests.api.frames import Frame, frames, read
-from tests.api.fronts import process, states
-from tests.deploy.balancer import HAPROXY, Names, balancing, num_up, rude, with_fronts
-from tests.polling import DEADLINE_S, until
+from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.frames import Frame, frames, read
+from tests.fixtures.api.fronts import process, states
+from tests.fixtures.deploy.balancer import HAPROXY, Names, balancing, num_up, rude, with_fronts
+from tests.fixtures.polling import DEADLINE_S, until
 
 pytestmark = pytest.mark.skipif(
     not Path(HAPROXY).is_file(), reason="needs haproxy (apt-get install haproxy)"

@@ -13,7 +13,7 @@ import yaml
 from scripts.aios import KILL_AFTER_DRAIN_S, fleet_roles
 from shared.setting_layers import env_name
 from shared.settings import FINISH_S, Settings, resolve
-from tests.deploy.compose_files import (
+from tests.fixtures.deploy.compose_files import (
     FILES,
     PLACE,
     ROOT,

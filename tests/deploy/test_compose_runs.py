@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import redis as redis_client
 
-from tests.deploy.compose_files import ROOT, health_argv, health_port, services
-from tests.polling import wait_until
-from tests.redis_server import RedisServer, free_port, redis_executable
+from tests.fixtures.deploy.compose_files import ROOT, health_argv, health_port, services
+from tests.fixtures.polling import wait_until
+from tests.fixtures.redis_server import RedisServer, free_port, redis_executable
 
 SERVICES = services("compose.yaml")
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import yaml
 
 from scripts.dashboard.__main__ import dashboard
-from tests.deploy.asked import BOARD, GRAFANA, checker, plain
-from tests.deploy.exported import exported
-from tests.deploy.promql import Labels
+from tests.fixtures.deploy.asked import BOARD, GRAFANA, checker, plain
+from tests.fixtures.deploy.exported import exported
+from tests.fixtures.deploy.promql import Labels
 
 PANELS = BOARD["panels"]
 

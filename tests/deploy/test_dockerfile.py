@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.redis_server import free_port
+from tests.fixtures.redis_server import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "Dockerfile").read_text()

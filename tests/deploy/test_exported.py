@@ -11,12 +11,12 @@ from shared.broker import Broker
 from shared.janitor import Janitor
 from shared.messages import Generate, Sampling
 from shared.metrics import JanitorMetrics, WorkerMetrics
-from tests.api.fronts import in_memory
-from tests.deploy.asked import ALERTS, BOARD, checker, documented, plain
-from tests.deploy.exported import OTHERS, TARGET, exported
-from tests.desk import Desk
-from tests.polling import until
-from tests.worker.services import service, serving
+from tests.fixtures.api.fronts import in_memory
+from tests.fixtures.deploy.asked import ALERTS, BOARD, checker, documented, plain
+from tests.fixtures.deploy.exported import OTHERS, TARGET, exported
+from tests.fixtures.desk import Desk
+from tests.fixtures.polling import until
+from tests.fixtures.worker.services import service, serving
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
 

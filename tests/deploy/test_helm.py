@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.deploy.charts import (
+from tests.fixtures.deploy.charts import (
     CHART,
     POD_MAKERS,
     ROOT,
@@ -20,7 +20,7 @@ from tests.deploy.charts import (
     release_of,
     render,
 )
-from tests.deploy.kubernetes import CUSTOM, NEWEST, OLDEST, problems
+from tests.fixtures.deploy.kubernetes import CUSTOM, NEWEST, OLDEST, problems
 
 
 def test_there_are_values_for_every_way_to_deploy() -> None:

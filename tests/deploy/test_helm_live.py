@@ -13,11 +13,11 @@ from redis import AuthenticationError, ConnectionError
 from redis import Redis as BlockingRedis
 from redis.asyncio import Redis
 
-from tests.api.echo_worker import EchoWorker
-from tests.api.fronts import live
-from tests.deploy.charts import CHART, release_of
-from tests.polling import wait_until
-from tests.redis_server import free_port
+from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.fronts import live
+from tests.fixtures.deploy.charts import CHART, release_of
+from tests.fixtures.polling import wait_until
+from tests.fixtures.redis_server import free_port
 
 
 def smoke_test(url: str, keys: str) -> "subprocess.CompletedProcess[str]":

@@ -11,7 +11,7 @@ from scripts.aios import KILL_AFTER_DRAIN_S, main
 from shared.cli import CONFIG_ENV
 from shared.setting_layers import ENV_ALIASES, env_name
 from shared.settings import Settings, model_entries, resolve
-from tests.deploy.charts import (
+from tests.fixtures.deploy.charts import (
     POD_MAKERS,
     Document,
     Release,

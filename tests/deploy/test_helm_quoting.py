@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.charts import CHART, helm, release_of, render
+from tests.fixtures.deploy.charts import CHART, helm, release_of, render
 
 NAME = "a-name"
 RELEASE = "a-release"

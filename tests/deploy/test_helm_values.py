@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from shared.setting_models import ModelEntry
-from tests.deploy.charts import CHART, helm, render
+from tests.fixtures.deploy.charts import CHART, helm, render
 
 
 def _from_zero(kind: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shared.settings import Settings
-from tests.deploy.charts import (
+from tests.fixtures.deploy.charts import (
     CHART,
     EXTERNAL,
     POD_MAKERS,

@@ -7,10 +7,10 @@ from typing import get_args
 import pytest
 
 from shared.runner_options import Scoring
-from tests.deploy.asked import checker, documented, in_templates, plain
-from tests.deploy.compose_files import ROOT
-from tests.deploy.exported import exported
-from tests.deploy.promql import Misfit
+from tests.fixtures.deploy.asked import checker, documented, in_templates, plain
+from tests.fixtures.deploy.compose_files import ROOT
+from tests.fixtures.deploy.exported import exported
+from tests.fixtures.deploy.promql import Misfit
 
 
 def test_guides_ask_for_what_is_exported() -> None:

@@ -14,12 +14,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.api.frames import frames
-from tests.api.fronts import process
-from tests.api.staying import staying_worker
-from tests.deploy.balancer import HAPROXY
-from tests.polling import DEADLINE_S, until
-from tests.redis_server import free_port
+from tests.fixtures.api.frames import frames
+from tests.fixtures.api.fronts import process
+from tests.fixtures.api.staying import staying_worker
+from tests.fixtures.deploy.balancer import HAPROXY
+from tests.fixtures.polling import DEADLINE_S, until
+from tests.fixtures.redis_server import free_port
 
 pytestmark = [
     pytest.mark.skipif(

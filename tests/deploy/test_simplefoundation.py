@@ -9,7 +9,7 @@ import yaml
 
 from scripts.aios import fleet_roles, main
 from shared.settings import FINISH_S, resolve
-from tests.deploy.kubernetes import NEWEST, OLDEST, problems
+from tests.fixtures.deploy.kubernetes import NEWEST, OLDEST, problems
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "examples" / "simplefoundation"
 DEPLOYMENT, SERVICE = (

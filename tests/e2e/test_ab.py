@@ -3,7 +3,7 @@
 import pytest
 
 from scripts.ab import Sampling, Side, agreement, compare
-from tests.e2e.serving import serving
+from tests.fixtures.e2e.serving import serving
 
 PROMPTS = [
     "Solve for y: y * y = x",

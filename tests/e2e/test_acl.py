@@ -23,9 +23,9 @@ from shared.broker import open_unsettled
 from shared.errors import QueueFull
 from shared.janitor import Janitor
 from shared.settings import REPO_ROOT
-from tests.desk import DONE, SAY_HI, Desk
-from tests.e2e.fleet import front, start_worker
-from tests.redis_server import RedisServer, start_redis
+from tests.fixtures.desk import DONE, SAY_HI, Desk
+from tests.fixtures.e2e.fleet import front, start_worker
+from tests.fixtures.redis_server import RedisServer, start_redis
 
 USERS = REPO_ROOT / "deploy" / "redis" / "users.acl"
 TESTER = "user tester on >tester ~* &* +@all"

@@ -16,8 +16,8 @@ import redis
 from scripts.local_fleet import LocalFleet, running_fleets
 from shared import keys
 from shared.settings import REPO_ROOT
-from tests.e2e.serving import Serving, serving
-from tests.polling import wait_until
+from tests.fixtures.e2e.serving import Serving, serving
+from tests.fixtures.polling import wait_until
 
 LARGE = bytes(range(256)) * 8192
 

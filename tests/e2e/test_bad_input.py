@@ -11,8 +11,8 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.errors import FleetError
-from tests.e2e.inside import fleet_inside
-from tests.worker.broken_models import SICK, sick_row, write_model
+from tests.fixtures.e2e.inside import fleet_inside
+from tests.fixtures.worker.broken_models import SICK, sick_row, write_model
 from worker.registry import load_runner
 from worker.runners.base import OutOfMemory, RunnerOptions
 from worker.runners.echo import Echo

@@ -9,8 +9,8 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.vectors import unpack
-from tests.api.frames import frames
-from tests.e2e.inside import fleet_inside
+from tests.fixtures.api.frames import frames
+from tests.fixtures.e2e.inside import fleet_inside
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
 

@@ -10,9 +10,9 @@ from redis.asyncio import Redis
 from shared.broker import Broker
 from shared.messages import ModelInfo
 from shared.queue import QueuePolicy
-from tests.api.frames import frames
-from tests.api.fronts import in_memory
-from tests.polling import until
+from tests.fixtures.api.frames import frames
+from tests.fixtures.api.fronts import in_memory
+from tests.fixtures.polling import until
 from worker.loading import LoadedModel
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo

@@ -9,10 +9,10 @@ from redis.crc import key_slot
 
 from shared import keys
 from shared.broker import Broker, open_broker
-from tests.e2e.fleet import front, start_worker
-from tests.e2e.test_roles_apart import CAP
-from tests.polling import DEADLINE_S, wait_until
-from tests.redis_cluster import redis_cluster
+from tests.fixtures.e2e.fleet import front, start_worker
+from tests.fixtures.e2e.roles_apart import CAP
+from tests.fixtures.polling import DEADLINE_S, wait_until
+from tests.fixtures.redis_cluster import redis_cluster
 
 SHARDS = 4
 FLAGS = ("--redis-shards", str(SHARDS))

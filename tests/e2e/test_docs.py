@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 from shared.access import digest_of, id_of
-from tests.e2e.examples import ROOT, Block, blocks_of, outputs
-from tests.e2e.serving import serving
-from tests.redis_server import RedisServer
-from tests.worker.sapient_fixtures import Net, write_checkpoint
+from tests.fixtures.e2e.examples import ROOT, Block, blocks_of, outputs
+from tests.fixtures.e2e.serving import serving
+from tests.fixtures.redis_server import RedisServer
+from tests.fixtures.worker.sapient_fixtures import Net, write_checkpoint
 
 PAGES = {
     "README.md": "sample",

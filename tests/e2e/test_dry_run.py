@@ -1,16 +1,10 @@
 """`--dry-run` as an operator uses it: what was found, or one sentence and a status (A76, A120)."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
-from tests.worker.broken_models import sick_all, write_model
-
-
-def dry_run(*flags: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "scripts.aios", "serve", "hrm", "--dry-run", *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+from tests.fixtures.e2e.dry_run import dry_run
+from tests.fixtures.worker.broken_models import sick_all, write_model
 
 
 def test_it_loads_decodes_and_says_what_it_found() -> None:

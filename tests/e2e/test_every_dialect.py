@@ -10,12 +10,12 @@ import pytest
 
 from api.routes.submit import TASKS
 from shared.settings import SAMPLE_MODEL
-from tests.api.frames import frames
-from tests.e2e.asked import EVENTS, EVERYTHING, JSON, LONG, PROMPT, STREAMS, Asked
-from tests.e2e.serving import serving
+from tests.fixtures.api.frames import frames
+from tests.fixtures.e2e.asked import EVENTS, EVERYTHING, JSON, LONG, PROMPT, STREAMS, Asked
+from tests.fixtures.e2e.serving import serving
+from tests.fixtures.polling import wait_until
 from tests.fixtures.posts import creating
-from tests.polling import wait_until
-from tests.worker.sapient_fixtures import Net, write_checkpoint
+from tests.fixtures.worker.sapient_fixtures import Net, write_checkpoint
 
 LATER = {"Prefer": "respond-async"}
 CANCEL = {"X-On-Disconnect": "cancel"}

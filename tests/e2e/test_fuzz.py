@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 
 from shared.broker import connect
-from tests.e2e.inside import fleet_inside
+from tests.fixtures.e2e.inside import fleet_inside
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
 

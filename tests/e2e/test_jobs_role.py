@@ -5,8 +5,8 @@ import signal
 
 import httpx
 
-from tests.e2e.serving import serving
-from tests.polling import is_running, wait_until
+from tests.fixtures.e2e.serving import serving
+from tests.fixtures.polling import is_running, wait_until
 
 
 def test_the_fleet_starts_it_and_does_not_need_it() -> None:

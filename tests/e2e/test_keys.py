@@ -2,27 +2,14 @@
 not restarted."""
 
 import asyncio
-import os
-import sys
 
 import httpx
 import openai
 import pytest
 from redis.asyncio import Redis
 
-from tests.e2e.fleet import front, start_worker
-from tests.polling import DEADLINE_S
-
-
-async def aios_keys(redis_url: str, *words: str) -> str:
-    """What the command prints."""
-    command = [sys.executable, "-m", "scripts.aios", "keys", *words, "--redis-url", redis_url]
-    process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, env=dict(os.environ)
-    )
-    out, _ = await asyncio.wait_for(process.communicate(), DEADLINE_S)
-    assert process.returncode == 0
-    return out.decode().strip()
+from tests.fixtures.e2e.aios_keys import aios_keys
+from tests.fixtures.e2e.fleet import front, start_worker
 
 
 async def test_keys_are_made_used_and_revoked_while_the_fleet_runs(

@@ -13,8 +13,8 @@ import pytest
 from scripts.bench.model import causal
 from shared.messages import Chat, Generate, Prompt, Sampling, Score, Turn
 from shared.settings import SAMPLE_MODEL
-from tests.e2e.serving import serving
-from tests.worker.stepping import generate_all, score_all
+from tests.fixtures.e2e.serving import serving
+from tests.fixtures.worker.stepping import generate_all, score_all
 from worker.registry import load_runner
 from worker.runners.base import Runner, RunnerOptions
 

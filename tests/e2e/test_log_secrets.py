@@ -10,9 +10,9 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.presence import Presence
-from tests.e2e.roles import running
-from tests.polling import until
-from tests.redis_server import RedisServer, free_port
+from tests.fixtures.e2e.roles import running
+from tests.fixtures.polling import until
+from tests.fixtures.redis_server import RedisServer, free_port
 
 KEY, WRONG, IN_QUERY, REDIS = "hush-known-key", "hush-wrong-key", "hush-in-query", "hush-redis"
 ASK = {"prompt": "a b c", "max_tokens": 4}

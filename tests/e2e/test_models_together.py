@@ -12,9 +12,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from scripts.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score
 from shared.settings import SAMPLE_MODEL
-from tests.e2e.serving import Serving, serving
-from tests.worker.act_fixtures import Net, write_bundle
-from tests.worker.stepping import generate_all, score_all
+from tests.fixtures.e2e.serving import Serving, serving
+from tests.fixtures.worker.act_fixtures import Net, write_bundle
+from tests.fixtures.worker.stepping import generate_all, score_all
 from worker.registry import load_runner
 from worker.runners.base import RunnerOptions
 

@@ -14,8 +14,8 @@ import pytest
 
 from scripts.local_fleet import running_fleets
 from tests.fixtures.bare_settings import without_settings
-from tests.polling import wait_until
-from tests.redis_server import free_port
+from tests.fixtures.polling import wait_until
+from tests.fixtures.redis_server import free_port
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from redis.asyncio import Redis
 from shared.broker import Broker
 from shared.presence import Presence
 from shared.submission import Submissions
-from tests.e2e.fleet import FrontProcess, front, start_worker
-from tests.polling import until
+from tests.fixtures.e2e.fleet import FrontProcess, front, start_worker
+from tests.fixtures.polling import until
 
 NUM_REQUESTS, NUM_CLIENTS, NUM_BEFORE = 100, 8, 20
 

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from shared.settings import SAMPLE_MODEL
-from tests.e2e.serving import serving
-from tests.polling import wait_until
+from tests.fixtures.e2e.serving import serving
+from tests.fixtures.polling import wait_until
 
 FOLDER = Path(__file__).parent / "node"
 USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")

@@ -11,10 +11,10 @@ from openai.types.chat import ChatCompletionChunk
 from redis.asyncio import Redis
 
 from shared.settings import SAMPLE_MODEL
-from tests.e2e.fleet import front, start_worker
-from tests.e2e.serving import serving
-from tests.e2e.test_keys import aios_keys
-from tests.polling import wait_until
+from tests.fixtures.e2e.aios_keys import aios_keys
+from tests.fixtures.e2e.fleet import front, start_worker
+from tests.fixtures.e2e.serving import serving
+from tests.fixtures.polling import wait_until
 
 QUESTION = "Solve for x: 4x - 2 = 10"
 

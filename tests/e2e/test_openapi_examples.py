@@ -12,8 +12,8 @@ import pytest
 from api.app import create_app
 from shared.broker import Broker, connect
 from shared.settings import SAMPLE_MODEL, Settings
-from tests.e2e.serving import serving
-from tests.worker.sapient_fixtures import Net, write_checkpoint
+from tests.fixtures.e2e.serving import serving
+from tests.fixtures.worker.sapient_fixtures import Net, write_checkpoint
 
 VOLATILE = {"id", "created", "generation_time", "cached_tokens"}
 """What differs from one answer to the next."""

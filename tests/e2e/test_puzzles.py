@@ -7,10 +7,10 @@ import httpx
 import pytest
 
 from shared.messages import Solve
-from tests.e2e.serving import Serving, serving
-from tests.e2e.test_dry_run import dry_run
-from tests.worker.sapient_fixtures import Net, write_checkpoint
-from tests.worker.stepping import solve_all
+from tests.fixtures.e2e.dry_run import dry_run
+from tests.fixtures.e2e.serving import Serving, serving
+from tests.fixtures.worker.sapient_fixtures import Net, write_checkpoint
+from tests.fixtures.worker.stepping import solve_all
 from worker.registry import load_runner
 from worker.runners.base import RunnerOptions
 

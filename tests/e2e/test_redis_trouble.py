@@ -18,9 +18,9 @@ from shared.log import LogReader
 from shared.messages import Done, Generate, Job, ModelInfo, Sampling, Terminal, Tokens
 from shared.queue import QueuePolicy
 from shared.subscriptions import Subscriptions
-from tests.desk import Desk
-from tests.polling import DEADLINE_S, until
-from tests.redis_server import start_redis
+from tests.fixtures.desk import Desk
+from tests.fixtures.polling import DEADLINE_S, until
+from tests.fixtures.redis_server import start_redis
 from worker.loading import LoadedModel
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo

@@ -166,7 +166,7 @@ def outcomes(cells: list[Cell], redis_url: str, *, as_nobody: bool) -> list[dict
         argv = ["--redis-url", redis_url, *cell.argv]  # so that no Redis is started
         asked.append({"role": cell.role, "argv": argv, "env": cell.env, "as_nobody": as_nobody})
     done = subprocess.run(
-        [sys.executable, "-m", "tests.e2e.refused"],
+        [sys.executable, "-m", "tests.fixtures.e2e.refused"],
         input=json.dumps(asked),
         env=without_settings(os.environ) | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

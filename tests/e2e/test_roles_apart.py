@@ -8,11 +8,10 @@ from typing import Any
 import httpx
 from redis.asyncio import Redis
 
-from tests.e2e.fleet import front, start_worker
-from tests.polling import DEADLINE_S
-from tests.redis_server import RedisServer
-
-CAP = ("--max-new-tokens", "2000")
+from tests.fixtures.e2e.fleet import front, start_worker
+from tests.fixtures.e2e.roles_apart import CAP
+from tests.fixtures.polling import DEADLINE_S
+from tests.fixtures.redis_server import RedisServer
 
 
 async def ended(http: httpx.AsyncClient, url: str) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import httpx
 from redis.asyncio import Redis
 
 from shared.settings import REPO_ROOT
-from tests.e2e.fleet import front, start_worker
-from tests.polling import DEADLINE_S
-from tests.redis_server import free_port
+from tests.fixtures.e2e.fleet import front, start_worker
+from tests.fixtures.polling import DEADLINE_S
+from tests.fixtures.redis_server import free_port
 
 PAGE = (REPO_ROOT / "docs" / "operations.md").read_text()
 SAMPLE = "sample=models/sample-hrm-text"

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.serving import serving
+from tests.fixtures.e2e.serving import serving
 
 CHECKS = (
     "not_a_server_error",

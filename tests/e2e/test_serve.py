@@ -18,9 +18,9 @@ from transformers import AutoTokenizer, HrmTextForCausalLM
 from scripts.aios import main
 from scripts.local_fleet import running_fleets
 from shared.settings import SAMPLE_MODEL
-from tests.e2e.serving import Serving, serving
-from tests.polling import is_running, wait_until
-from tests.slowness import within
+from tests.fixtures.e2e.serving import Serving, serving
+from tests.fixtures.polling import is_running, wait_until
+from tests.fixtures.slowness import within
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.e2e.serving import Serving, serving
-from tests.polling import is_running, wait_until
+from tests.fixtures.e2e.serving import Serving, serving
+from tests.fixtures.polling import is_running, wait_until
 
 ECHO = (
     "--model-path",

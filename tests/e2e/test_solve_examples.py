@@ -14,7 +14,7 @@ from scripts.eval_solve import EXAMPLES, Example, body_of, is_right
 from shared.messages import Prompting
 from shared.setting_models import ModelEntry, PromptingEntry
 from shared.settings import SAMPLE_MODEL, SettingsError
-from tests.e2e.inside import fleet_inside
+from tests.fixtures.e2e.inside import fleet_inside
 from worker.loading import prompting_of
 from worker.registry import load_runner
 from worker.runners.base import RunnerOptions

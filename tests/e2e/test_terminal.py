@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import psutil
 
-from tests.polling import is_running, wait_until
+from tests.fixtures.polling import is_running, wait_until
 
 
 class Seen:

@@ -26,11 +26,11 @@ from shared.messages import (
     Terminal,
     Tokens,
 )
-from tests.desk import Desk
-from tests.e2e.fleet import WorkerProcess, start_worker
-from tests.polling import DEADLINE_S
-from tests.redis_server import RedisServer
-from tests.worker.stepping import end_of
+from tests.fixtures.desk import Desk
+from tests.fixtures.e2e.fleet import WorkerProcess, start_worker
+from tests.fixtures.polling import DEADLINE_S
+from tests.fixtures.redis_server import RedisServer
+from tests.fixtures.worker.stepping import end_of
 
 NUM_JOBS = 500
 

@@ -9,8 +9,8 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from tests.e2e.fleet import front, start_worker
-from tests.redis_server import free_port, start_redis
+from tests.fixtures.e2e.fleet import front, start_worker
+from tests.fixtures.redis_server import free_port, start_redis
 
 
 def redis_with_tls() -> str | None:

@@ -15,11 +15,11 @@ from redis.asyncio import Redis
 from shared.errors import FleetError
 from shared.presence import Presence
 from shared.settings import SAMPLE_MODEL
-from tests.api.fronts import in_memory, live
-from tests.logged import fields_of
-from tests.polling import DEADLINE_S, until
-from tests.spans import PARENT, Kept, id_of, parent_of, told, trace_ids
-from tests.worker.services import Gated, Slow, service, serving
+from tests.fixtures.api.fronts import in_memory, live
+from tests.fixtures.logged import fields_of
+from tests.fixtures.polling import DEADLINE_S, until
+from tests.fixtures.spans import PARENT, Kept, id_of, parent_of, told, trace_ids
+from tests.fixtures.worker.services import Gated, Slow, service, serving
 from worker.registry import load_runner
 from worker.runners.base import Runner, RunnerOptions
 from worker.runners.echo import Echo

@@ -5,11 +5,11 @@ import httpx
 from redis.asyncio import Redis
 
 from shared.presence import Presence
-from tests.collector import collecting
-from tests.e2e.roles import running
-from tests.polling import until
-from tests.redis_server import free_port
-from tests.spans import PARENT
+from tests.fixtures.collector import collecting
+from tests.fixtures.e2e.roles import running
+from tests.fixtures.polling import until
+from tests.fixtures.redis_server import free_port
+from tests.fixtures.spans import PARENT
 
 
 async def test_front_and_worker_send_the_halves_of_a_trace(redis: Redis, redis_url: str) -> None:

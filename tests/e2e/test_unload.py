@@ -11,9 +11,9 @@ from redis.asyncio import Redis
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from scripts.train_sample import byte_tokenizer
-from tests.api.fronts import in_memory
-from tests.e2e.fleet import start_worker
-from tests.polling import DEADLINE_S, until
+from tests.fixtures.api.fronts import in_memory
+from tests.fixtures.e2e.fleet import start_worker
+from tests.fixtures.polling import DEADLINE_S, until
 
 ADMIN = {"X-API-Key": "root"}
 ASK = {"prompts": ["Hello", "Once upon a time"], "max_tokens": 6, "temperature": 0}

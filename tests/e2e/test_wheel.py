@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from shared.settings import REPO_ROOT
-from tests.e2e.serving import serving
+from tests.fixtures.e2e.serving import serving
 
 _SOURCES = ("api", "config", "models", "scripts", "shared", "worker")
 _FILES = (

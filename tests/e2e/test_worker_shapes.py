@@ -10,8 +10,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.serving import serving
-from tests.polling import wait_until
+from tests.fixtures.e2e.serving import serving
+from tests.fixtures.polling import wait_until
 from worker.machine import available_processors, physical_cores
 
 pytestmark = pytest.mark.skipif(

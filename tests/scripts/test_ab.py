@@ -19,8 +19,8 @@ from scripts.ab import (
     main,
     row,
 )
-from tests.api.echo_worker import EchoWorker
-from tests.api.fronts import live
+from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.fronts import live
 
 PROMPTS = ["a b c d", "one two", "x"]
 

@@ -18,7 +18,7 @@ from shared.cli import tell_of_variables
 from shared.messages import ModelInfo, TaskName
 from shared.presence import Fleet
 from shared.settings import ModelEntry, Settings, SettingsError, resolve
-from tests.polling import until
+from tests.fixtures.polling import until
 
 
 @pytest.mark.parametrize("argv", [[], ["serve"], ["serve", "other"], ["nonsense"]])

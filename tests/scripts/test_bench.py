@@ -10,7 +10,7 @@ import pytest
 
 from scripts.bench import beside, engine, fleet, model
 from scripts.bench.measure import Comparison
-from tests.slowness import slowness
+from tests.fixtures.slowness import slowness
 
 ONCE = ["--size", "tiny", "--quick", "--rounds", "1", "--threads", "1", "--baseline-threads", "1"]
 

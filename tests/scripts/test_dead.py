@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from scripts.aios import main
 from shared import keys
 from shared.messages import Job, Started
-from tests.desk import DONE, SAY_HI, Desk
+from tests.fixtures.desk import DONE, SAY_HI, Desk
 
 Aios = Callable[..., Any]
 

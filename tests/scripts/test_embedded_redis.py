@@ -19,7 +19,7 @@ from scripts.embedded_redis import (
     bundled_servers,
     find_redis_server,
 )
-from tests.polling import is_running, wait_until
+from tests.fixtures.polling import is_running, wait_until
 
 OWNER = """
 import sys

@@ -6,8 +6,8 @@ import pytest
 from redis.asyncio import Redis
 
 from scripts.watch.fronts import FrontCounts, Fronts, latencies, parse, quantile, rates, scrape
-from tests.api.echo_worker import EchoWorker
-from tests.api.fronts import in_memory, live
+from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.fronts import in_memory, live
 
 INF = float("inf")
 ASK = {"prompts": ["a b c d"], "max_tokens": 4}

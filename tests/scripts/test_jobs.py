@@ -19,8 +19,8 @@ from shared.janitor import Janitor
 from shared.messages import WorkerInfo
 from shared.metrics import JanitorMetrics
 from shared.presence import Presence
-from tests.desk import Desk
-from tests.polling import ALL_DAY_S, DEADLINE_S
+from tests.fixtures.desk import Desk
+from tests.fixtures.polling import ALL_DAY_S, DEADLINE_S
 
 
 async def plant(redis: Redis) -> str:

@@ -100,7 +100,7 @@ async def test_loads_on_a_fleet(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_command_prints_one_document(capsys: pytest.CaptureFixture[str]) -> None:
     """Nobody listens there: every request fails, and the exit status says so."""
-    from tests.redis_server import free_port
+    from tests.fixtures.redis_server import free_port
 
     status = load.main(
         ["--url", f"http://127.0.0.1:{free_port()}", "--rate", "20", "--seconds", "0.3", "--json"]

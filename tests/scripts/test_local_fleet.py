@@ -19,7 +19,7 @@ from scripts.local_fleet import (
     with_local_fleet,
 )
 from shared.settings import Settings, SettingsError
-from tests.polling import wait_until
+from tests.fixtures.polling import wait_until
 
 HOLDER = """
 import sys

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from scripts.aios import main
 from shared.catalogue import Catalogue
-from tests.api.echo_worker import announce
+from tests.fixtures.api.echo_worker import announce
 
 Aios = Callable[..., Awaitable[tuple[int, str, str]]]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scripts import placement
 from scripts.placement import core_shares, place_workers, worker_envs
 from shared.settings import Settings
-from tests.logged import fields_of
+from tests.fixtures.logged import fields_of
 from worker.machine import Machine
 from worker.shapes import Shape
 

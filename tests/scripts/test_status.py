@@ -21,10 +21,10 @@ from shared.messages import Generate, LoadFailure, ModelInfo, ModelLoad, Samplin
 from shared.model_load import NUMBERS
 from shared.presence import Presence
 from shared.settings import REPO_ROOT
-from tests.desk import Desk
-from tests.e2e.fleet import start_worker
-from tests.polling import ALL_DAY_S, until
-from tests.redis_cluster import redis_cluster
+from tests.fixtures.desk import Desk
+from tests.fixtures.e2e.fleet import start_worker
+from tests.fixtures.polling import ALL_DAY_S, until
+from tests.fixtures.redis_cluster import redis_cluster
 
 Aios = Callable[..., Any]
 MODEL = ModelInfo("m", "echo", "test", 100, 100, 4, dtype="float32", device="cpu")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from scripts.supervisor import Backoff, Role, Supervisor, status_in_words
-from tests.polling import DEADLINE_S, is_running, until, wait_until
+from tests.fixtures.polling import DEADLINE_S, is_running, until, wait_until
 
 QUICK = Backoff(first_s=0.01, longest_s=0.05)
 LIVES = (

@@ -23,8 +23,8 @@ from scripts.aios import main
 from scripts.top import Recent
 from shared.messages import ModelInfo, ModelLoad, WorkerInfo
 from shared.presence import Presence
-from tests.polling import DEADLINE_S
-from tests.redis_server import RedisServer
+from tests.fixtures.polling import DEADLINE_S
+from tests.fixtures.redis_server import RedisServer
 
 ENTER, LEAVE = "\x1b[?1049h", "\x1b[?1049l"
 COMMAND = [sys.executable, "-m", "scripts.aios", "top", "--every", "0.1", "--redis-url"]

@@ -15,7 +15,7 @@ from shared.advice import (
     redis_advice,
 )
 from shared.broker import Broker, connect
-from tests.logged import fields_of
+from tests.fixtures.logged import fields_of
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,9 @@ from shared.queue import Claim
 from shared.setting_layers import SettingsError
 from shared.submission import QueueLimits, Quota, SubmitRequest
 from shared.subscriptions import Subscriptions
-from tests.desk import DONE, SAY_HI, Desk
-from tests.polling import DEADLINE_S, wait_until
-from tests.redis_cluster import RedisCluster, move, redis_cluster, replica_of
+from tests.fixtures.desk import DONE, SAY_HI, Desk
+from tests.fixtures.polling import DEADLINE_S, wait_until
+from tests.fixtures.redis_cluster import RedisCluster, move, redis_cluster, replica_of
 
 SHARDS = 4
 

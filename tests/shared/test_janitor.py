@@ -12,8 +12,8 @@ from shared import keys
 from shared.janitor import Janitor
 from shared.messages import Done, Failed, Generate, Sampling, Started, Tokens, WorkerInfo
 from shared.presence import Presence
-from tests.desk import DONE, Desk
-from tests.polling import ALL_DAY_S
+from tests.fixtures.desk import DONE, Desk
+from tests.fixtures.polling import ALL_DAY_S
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from shared.broker import Broker, connect
 from shared.errors import FleetError, OverQuota, QueueFull, TooSlow
 from shared.messages import Cancelled, Generate, Job, Priority, Sampling, Task
 from shared.submission import Quota
-from tests.desk import DONE, SAY_HI, Desk
+from tests.fixtures.desk import DONE, SAY_HI, Desk
 from tests.fixtures.queue_clients import now_ms, saturate
 
 NUM_FRONTS = 6

@@ -13,8 +13,8 @@ from shared.errors import BrokerUnavailable
 from shared.log import Append, LogReader, LogWriter
 from shared.messages import Done, Event, Job, Tokens
 from shared.subscriptions import Subscriptions
-from tests.desk import Desk
-from tests.polling import DEADLINE_S, until
+from tests.fixtures.desk import Desk
+from tests.fixtures.polling import DEADLINE_S, until
 
 
 @pytest.fixture

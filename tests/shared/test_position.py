@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from shared.messages import PRIORITIES, Cancelled, Job
 from shared.requests import Request
-from tests.desk import DONE, Desk
+from tests.fixtures.desk import DONE, Desk
 
 
 @pytest.fixture

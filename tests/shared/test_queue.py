@@ -12,9 +12,9 @@ from shared.broker import UNAVAILABLE, connect
 from shared.errors import QueueFull, TooSlow
 from shared.messages import Cancelled, Failed, Generate, Sampling, Started, Tokens
 from shared.queue import Claim
-from tests.desk import DONE, Desk
+from tests.fixtures.desk import DONE, Desk
 from tests.fixtures.queue_clients import saturate
-from tests.redis_server import start_redis
+from tests.fixtures.redis_server import start_redis
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from shared.janitor import Janitor
 from shared.messages import Cancelled, Generate, Sampling
 from shared.queue_stats import QueueStats, WaitingLine
 from shared.task_table import cost_of
-from tests.desk import SAY_HI, Desk
+from tests.fixtures.desk import SAY_HI, Desk
 
 LONG = Generate("x" * 400, Sampling(max_tokens=100, seed=0))
 

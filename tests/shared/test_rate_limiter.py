@@ -11,7 +11,7 @@ from shared.broker import Broker
 from shared.errors import OverQuota
 from shared.rate_limiter import RateLimiter
 from shared.script import Script
-from tests.polling import until
+from tests.fixtures.polling import until
 
 
 async def tried(pace: RateLimiter, who: str, **rates: Rate) -> bool:

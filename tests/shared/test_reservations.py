@@ -21,10 +21,10 @@ from shared.janitor import Janitor
 from shared.messages import Cancelled, Generate, Job, Priority, Sampling, encode
 from shared.queue import Claim
 from shared.submission import Key, QueueLimits, Quota, SubmitRequest
-from tests.desk import DONE, SAY_HI, Desk
+from tests.fixtures.desk import DONE, SAY_HI, Desk
+from tests.fixtures.polling import DEADLINE_S
 from tests.fixtures.queue_clients import now_ms
-from tests.polling import DEADLINE_S
-from tests.redis_cluster import RedisCluster, redis_cluster
+from tests.fixtures.redis_cluster import RedisCluster, redis_cluster
 
 NUM_FRONTS = 4
 SHARDS = 64

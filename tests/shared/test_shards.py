@@ -14,7 +14,7 @@ from shared.broker import Broker, open_broker
 from shared.log import Append
 from shared.messages import Cancelled, Job, Priority, Tokens
 from shared.submission import Key
-from tests.desk import Desk
+from tests.fixtures.desk import Desk
 from worker.doorbells import Doorbells
 
 SHARDS = 64

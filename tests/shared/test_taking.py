@@ -11,9 +11,9 @@ from shared import keys
 from shared.messages import Done, Failed, Generate, Job, Priority, Sampling, Started, Tokens
 from shared.queue import Claim
 from shared.requests import JobTimes
-from tests.desk import DONE, Desk
-from tests.logged import fields_of
-from tests.polling import until
+from tests.fixtures.desk import DONE, Desk
+from tests.fixtures.logged import fields_of
+from tests.fixtures.polling import until
 
 TOKEN = Tokens((5,), "a")
 

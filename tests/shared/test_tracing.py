@@ -12,11 +12,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from shared.setting_layers import SettingsError
 from shared.settings import Settings, resolve
 from shared.tracing import NO_SPAN, NO_TRACE, NO_TRACING, Trace, Tracing, open_tracing
-from tests.collector import collecting
-from tests.polling import wait_until
-from tests.redis_server import free_port
-from tests.slowness import within
-from tests.spans import PARENT
+from tests.fixtures.collector import collecting
+from tests.fixtures.polling import wait_until
+from tests.fixtures.redis_server import free_port
+from tests.fixtures.slowness import within
+from tests.fixtures.spans import PARENT
 
 ROOT = Path(__file__).parents[2]
 WORKER = """

@@ -6,8 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.worker.act_fixtures import Dialect, Format, Net, random_weights, shapes, write_bundle
-from tests.worker.act_reference import ROW, bundle_of, close, reference, run
+from tests.fixtures.worker.act_fixtures import (
+    Dialect,
+    Format,
+    Net,
+    random_weights,
+    shapes,
+    write_bundle,
+)
+from tests.fixtures.worker.act_reference import ROW, bundle_of, close, reference, run
 from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
 from worker.registry import detect

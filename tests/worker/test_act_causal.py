@@ -9,10 +9,10 @@ import torch
 
 from scripts.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score, Scored
-from tests.worker.act_fixtures import Net, write_bundle
-from tests.worker.act_reference import Weights, reference
-from tests.worker.options import options_for
-from tests.worker.stepping import Serving, end_of, generate_all, run
+from tests.fixtures.worker.act_fixtures import Net, write_bundle
+from tests.fixtures.worker.act_reference import Weights, reference
+from tests.fixtures.worker.options import options_for
+from tests.fixtures.worker.stepping import Serving, end_of, generate_all, run
 from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActModel

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.logged import fields_of
-from tests.worker.act_fixtures import Net, random_weights, write_bundle
+from tests.fixtures.logged import fields_of
+from tests.fixtures.worker.act_fixtures import Net, random_weights, write_bundle
 from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
 

@@ -8,9 +8,9 @@ import torch
 
 from scripts.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score
-from tests.worker.act_fixtures import Net, write_bundle
-from tests.worker.options import options_for
-from tests.worker.stepping import generate_all, score_all
+from tests.fixtures.worker.act_fixtures import Net, write_bundle
+from tests.fixtures.worker.options import options_for
+from tests.fixtures.worker.stepping import generate_all, score_all
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActOutput
 from worker.registry import load_runner

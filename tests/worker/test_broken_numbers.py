@@ -10,9 +10,9 @@ import torch
 
 from shared.messages import Done, Failed, Generate, Sampling, Score, Scored, Solve
 from shared.settings import ModelEntry, Settings, SettingsError
-from tests.worker import sapient_fixtures
-from tests.worker.broken_models import SICK, sick_all, sick_row, write_model
-from tests.worker.stepping import end_of, run
+from tests.fixtures.worker import sapient_fixtures
+from tests.fixtures.worker.broken_models import SICK, sick_all, sick_row, write_model
+from tests.fixtures.worker.stepping import end_of, run
 from worker.engine import Engine
 from worker.loading import load_models
 from worker.registry import load_runner

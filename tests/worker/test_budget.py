@@ -16,10 +16,10 @@ from shared.messages import Done, Failed, ModelInfo
 from shared.metrics import WorkerMetrics
 from shared.queue import QueuePolicy
 from shared.settings import SettingsError
-from tests.desk import Desk
-from tests.polling import until
-from tests.slowness import slowness
-from tests.worker.services import end_of, task
+from tests.fixtures.desk import Desk
+from tests.fixtures.polling import until
+from tests.fixtures.slowness import slowness
+from tests.fixtures.worker.services import end_of, task
 from worker.budget import TURN_S, Budget, Evict, Load, Memory, Refuse, Resident, Wait
 from worker.loading import LoadedModel, UnloadedModel
 from worker.runners.base import RunnerOptions

@@ -12,11 +12,11 @@ from redis.asyncio import Redis
 
 from shared.errors import FleetError
 from shared.messages import Cancelled, Generate, Job, Sampling
-from tests.desk import Desk
-from tests.polling import DEADLINE_S
-from tests.slowness import slowness
-from tests.worker.ghost import Ghost
-from tests.worker.services import service, serving
+from tests.fixtures.desk import Desk
+from tests.fixtures.polling import DEADLINE_S
+from tests.fixtures.slowness import slowness
+from tests.fixtures.worker.ghost import Ghost
+from tests.fixtures.worker.services import service, serving
 from worker.sequence import Encoded, Slice, StepResult, TokenSequence
 from worker.service import WorkerService
 

@@ -15,10 +15,10 @@ from shared.presence import Presence
 from shared.queue import QueuePolicy
 from shared.setting_models import ModelEntry
 from shared.settings import Settings
-from tests.desk import Desk
-from tests.polling import until
-from tests.worker.broken_models import write_model
-from tests.worker.services import end_of, loaded, task
+from tests.fixtures.desk import Desk
+from tests.fixtures.polling import until
+from tests.fixtures.worker.broken_models import write_model
+from tests.fixtures.worker.services import end_of, loaded, task
 from worker.budget import Budget
 from worker.facts import facts_of
 from worker.loading import load_models, survey

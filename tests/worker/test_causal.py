@@ -13,8 +13,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from scripts.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score, Scored
-from tests.worker.stepping import Serving, end_of, generate_all, run, score_all
-from tests.worker.tiny_causal import FAMILIES, WINDOW, greedy, log_likelihood, mistral, write
+from tests.fixtures.worker.stepping import Serving, end_of, generate_all, run, score_all
+from tests.fixtures.worker.tiny_causal import (
+    FAMILIES,
+    WINDOW,
+    greedy,
+    log_likelihood,
+    mistral,
+    write,
+)
 from worker.chat import ChatTemplate
 from worker.models.weights import start_ids
 from worker.noise import fold

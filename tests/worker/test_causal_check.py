@@ -44,7 +44,15 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
-from tests.worker.tiny_causal import ALTERNATING, LONGEST, SHARED, VOCABULARY, gpt2, llama, write
+from tests.fixtures.worker.tiny_causal import (
+    ALTERNATING,
+    LONGEST,
+    SHARED,
+    VOCABULARY,
+    gpt2,
+    llama,
+    write,
+)
 from worker.models.errors import ModelFormatError
 from worker.registry import load_runner
 from worker.runners import causal, causal_check, causal_net

@@ -23,10 +23,10 @@ from shared.messages import (
 )
 from shared.settings import ModelEntry, Settings
 from tests.fixtures.tiny_hrm_text import write_tiny
-from tests.worker.act_fixtures import Net, write_bundle
-from tests.worker.options import options_for
-from tests.worker.stepping import end_of, generate_all
-from tests.worker.tiny_causal import llama, write
+from tests.fixtures.worker.act_fixtures import Net, write_bundle
+from tests.fixtures.worker.options import options_for
+from tests.fixtures.worker.stepping import end_of, generate_all
+from tests.fixtures.worker.tiny_causal import llama, write
 from worker.chat import DIALOGUE, ChatTemplate
 from worker.fingerprint import fingerprint
 from worker.loading import load_models

@@ -5,10 +5,18 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.messages import Done, Priority, Sampling
-from tests.desk import Desk
-from tests.polling import until
-from tests.worker.ghost import Ghost, answer
-from tests.worker.services import Slow, end_of, log_fields_of, long_task, service, serving, task
+from tests.fixtures.desk import Desk
+from tests.fixtures.polling import until
+from tests.fixtures.worker.ghost import Ghost, answer
+from tests.fixtures.worker.services import (
+    Slow,
+    end_of,
+    log_fields_of,
+    long_task,
+    service,
+    serving,
+    task,
+)
 from worker.engine import Engine
 from worker.request import Emission, SequenceWork
 from worker.runners.base import RunnerOptions

@@ -12,9 +12,9 @@ import torch
 from torch import fx
 
 from shared.messages import Generate, Sampling
+from tests.fixtures.logged import fields_of
 from tests.fixtures.tiny_hrm_text import PROMPTS, write_tiny
-from tests.logged import fields_of
-from tests.worker.stepping import generate_all
+from tests.fixtures.worker.stepping import generate_all
 from worker.kv.attention import AttentionPlan, Span
 from worker.runners import hrm_text
 from worker.runners.base import RunnerOptions

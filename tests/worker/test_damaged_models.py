@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shared.settings import ModelEntry, Settings, SettingsError
-from tests.worker.whole_models import WRITERS
+from tests.fixtures.worker.whole_models import WRITERS
 from worker.loading import load_models
 from worker.runners import causal
 

@@ -6,9 +6,9 @@ import math
 from redis.asyncio import Redis
 
 from shared.messages import Done, Failed, Sampling, Tokens
-from tests.desk import Desk
-from tests.worker.ghost import Ghost, answer
-from tests.worker.services import Slow, end_of, log_fields_of, long_task, service, serving
+from tests.fixtures.desk import Desk
+from tests.fixtures.worker.ghost import Ghost, answer
+from tests.fixtures.worker.services import Slow, end_of, log_fields_of, long_task, service, serving
 from worker.engine import Engine
 from worker.noise import fold
 from worker.outbox import _add

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shared.settings import ModelEntry, Settings, SettingsError
-from tests.logged import fields_of
+from tests.fixtures.logged import fields_of
 from worker.device import choose_dtype, device_capabilities, select_device
 from worker.loading import load_models, obstacles
 

@@ -11,11 +11,11 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.messages import Done, Tokens
-from tests.desk import Desk
-from tests.polling import DEADLINE_S, until
-from tests.redis_server import RedisServer
-from tests.slowness import within
-from tests.worker.services import (
+from tests.fixtures.desk import Desk
+from tests.fixtures.polling import DEADLINE_S, until
+from tests.fixtures.redis_server import RedisServer
+from tests.fixtures.slowness import within
+from tests.fixtures.worker.services import (
     Gated,
     Slow,
     end_of,
@@ -35,7 +35,7 @@ SLOW_WORKER = """
 import sys, time
 from shared.settings import Settings
 from shared.messages import ModelInfo
-from tests.worker.services import loaded
+from tests.fixtures.worker.services import loaded
 from worker import __main__ as process
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo

@@ -13,10 +13,10 @@ from shared.errors import ContextExceeded, InvalidRequest
 from shared.messages import Embed, Embedded, Failed, Generate, Sampling, Score
 from shared.vectors import unpack
 from tests.fixtures.tiny_hrm_text import write_tiny
-from tests.worker.act_fixtures import Net, write_bundle
-from tests.worker.options import options_for
-from tests.worker.stepping import Serving, embed_all, end_of, run
-from tests.worker.tiny_causal import gpt2, mistral, write
+from tests.fixtures.worker.act_fixtures import Net, write_bundle
+from tests.fixtures.worker.options import options_for
+from tests.fixtures.worker.stepping import Serving, embed_all, end_of, run
+from tests.fixtures.worker.tiny_causal import gpt2, mistral, write
 from worker.engine import Engine
 from worker.registry import load_runner
 from worker.request import Emission, SequenceWork

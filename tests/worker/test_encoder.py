@@ -46,7 +46,7 @@ from shared.messages import (
 from shared.settings import ModelEntry, Settings
 from shared.vectors import unpack
 from tests.fixtures.tiny_encoder import SHARED, SIZE, TEXTS, word_tokenizer, write
-from tests.worker.stepping import classify_all, embed_all, end_of, run
+from tests.fixtures.worker.stepping import classify_all, embed_all, end_of, run
 from worker.loading import load_models, warm_up
 from worker.models.errors import ModelFormatError
 from worker.registry import detect, load_runner

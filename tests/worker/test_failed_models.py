@@ -15,11 +15,11 @@ from redis.asyncio import Redis
 from shared.messages import Done, Failed, Job, LoadFailure, ModelInfo, WorkerInfo
 from shared.presence import Fleet, Presence
 from shared.settings import ModelEntry, Settings, SettingsError
-from tests.desk import Desk
+from tests.fixtures.desk import Desk
+from tests.fixtures.polling import DEADLINE_S, until
 from tests.fixtures.unloading import at_work, echo, ended, model, residence, unload
-from tests.polling import DEADLINE_S, until
-from tests.worker.broken_models import write_model
-from tests.worker.services import end_of, long_task, service, task
+from tests.fixtures.worker.broken_models import write_model
+from tests.fixtures.worker.services import end_of, long_task, service, task
 from worker import known_models
 from worker.loading import LoadedModel, load_known_models, load_models
 from worker.runners.base import Runner

@@ -16,12 +16,12 @@ from scripts.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score
 from shared.runner_options import PagedOptions
 from shared.settings import ModelEntry, Settings
+from tests.fixtures.logged import fields_of
 from tests.fixtures.tiny_hrm_text import PROMPTS, write_tiny
-from tests.logged import fields_of
-from tests.worker.options import options_for
-from tests.worker.paged_kernel import naive_varlen_attn_out, stand_in
-from tests.worker.stepping import generate_all, score_all
-from tests.worker.tiny_causal import llama
+from tests.fixtures.worker.options import options_for
+from tests.fixtures.worker.paged_kernel import naive_varlen_attn_out, stand_in
+from tests.fixtures.worker.stepping import generate_all, score_all
+from tests.fixtures.worker.tiny_causal import llama
 from worker import loading
 from worker.kv import flash
 from worker.kv.attention import AttentionPlan, Span, attend

@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerFast
 
 from shared.errors import InvalidRequest
 from shared.messages import Chat, Detokenize, Embed, Generate, Sampling, Task, Tokenize, Turn
-from tests.e2e.inside import fleet_inside
+from tests.fixtures.e2e.inside import fleet_inside
 from tests.fixtures.scripted_runner import Scripted
-from tests.worker.tokenizer_kinds import SIZE, tokenizer_of
+from tests.fixtures.worker.tokenizer_kinds import SIZE, tokenizer_of
 from worker.chat import ChatTemplate
 from worker.models.errors import ModelFormatError
 from worker.vocabulary import Vocabulary

@@ -14,9 +14,9 @@ from scripts.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score
 from shared.settings import ModelEntry, Settings, SettingsError
 from tests.fixtures.tiny_hrm_text import write_tiny
-from tests.worker.act_fixtures import Net, write_bundle
-from tests.worker.stepping import generate_all, score_all
-from tests.worker.tiny_causal import llama
+from tests.fixtures.worker.act_fixtures import Net, write_bundle
+from tests.fixtures.worker.stepping import generate_all, score_all
+from tests.fixtures.worker.tiny_causal import llama
 from worker.loading import load_models
 from worker.registry import load_runner
 from worker.runners.base import Runner, RunnerOptions

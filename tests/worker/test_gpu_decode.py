@@ -16,8 +16,8 @@ from transformers import (
 
 from scripts.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score
-from tests.worker.options import options_for
-from tests.worker.stepping import generate_all, score_all
+from tests.fixtures.worker.options import options_for
+from tests.fixtures.worker.stepping import generate_all, score_all
 from worker.kv import flash
 from worker.kv.attention import AttentionPlan, Span, attend
 from worker.kv.batch import BatchBuilder

@@ -10,10 +10,10 @@ from redis.asyncio import Redis
 from shared.errors import FleetError
 from shared.messages import Done
 from shared.queue import Claim
-from tests.desk import Desk
-from tests.polling import until
-from tests.slowness import within
-from tests.worker.services import (
+from tests.fixtures.desk import Desk
+from tests.fixtures.polling import until
+from tests.fixtures.slowness import within
+from tests.fixtures.worker.services import (
     LEASE_S,
     Gated,
     end_of,

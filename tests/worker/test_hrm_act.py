@@ -6,8 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.worker.act_fixtures import Net, random_weights
-from tests.worker.act_reference import OTHERS, ROW, bundle_of, close, each_net, reference, run
+from tests.fixtures.worker.act_fixtures import Net, random_weights
+from tests.fixtures.worker.act_reference import (
+    OTHERS,
+    ROW,
+    bundle_of,
+    close,
+    each_net,
+    reference,
+    run,
+)
 from worker.models.hrm_act import attention_mask
 
 

@@ -14,7 +14,7 @@ from shared.errors import InvalidRequest
 from shared.messages import Failed, Generate, Sampling, Score
 from shared.settings import ModelEntry, Settings, SettingsError
 from tests.fixtures.tiny_hrm_text import PROMPTS, own_logits, write_tiny
-from tests.worker.stepping import generate_all, run, score_all
+from tests.fixtures.worker.stepping import generate_all, run, score_all
 from worker import scoring
 from worker.loading import load_models
 from worker.models.errors import ModelFormatError

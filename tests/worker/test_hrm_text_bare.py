@@ -15,9 +15,9 @@ from shared.errors import InvalidRequest
 from shared.messages import Chat, Embed, Generate, Sampling, Score, Tokenize, Turn
 from shared.settings import ModelEntry, Settings, SettingsError
 from tests.fixtures.tiny_hrm_text import own_logits, write_tiny
-from tests.worker.hrm_text_raw import raw_weights, save_epoch, write_config
-from tests.worker.hrm_text_raw import tiny as tiny_raw
-from tests.worker.stepping import embed_all, generate_all, score_all
+from tests.fixtures.worker.hrm_text_raw import raw_weights, save_epoch, write_config
+from tests.fixtures.worker.hrm_text_raw import tiny as tiny_raw
+from tests.fixtures.worker.stepping import embed_all, generate_all, score_all
 from worker.loading import LoadedModel, load_models
 from worker.models.errors import ModelFormatError
 from worker.registry import load_runner

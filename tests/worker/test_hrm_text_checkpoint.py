@@ -11,7 +11,7 @@ from transformers import HrmTextForCausalLM
 
 from scripts.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling
-from tests.worker.hrm_text_raw import (
+from tests.fixtures.worker.hrm_text_raw import (
     HIDDEN,
     TOKENIZER_INFO,
     raw_weights,
@@ -19,8 +19,8 @@ from tests.worker.hrm_text_raw import (
     tiny,
     write_config,
 )
-from tests.worker.options import options_for
-from tests.worker.stepping import generate_all
+from tests.fixtures.worker.options import options_for
+from tests.fixtures.worker.stepping import generate_all
 from worker.kv.attention import AttentionPlan, Span
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_text import HrmTextModel

@@ -11,7 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.worker.hrm_text_raw import raw_weights, save_epoch, save_state, tiny, write_config
+from tests.fixtures.worker.hrm_text_raw import (
+    raw_weights,
+    save_epoch,
+    save_state,
+    tiny,
+    write_config,
+)
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_text_checkpoint import load_checkpoint
 

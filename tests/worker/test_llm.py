@@ -32,7 +32,7 @@ from shared.errors import (
     WorkerFailed,
 )
 from shared.settings import ModelEntry, Settings, SettingsError
-from tests.polling import until, wait_until
+from tests.fixtures.polling import until, wait_until
 from worker import llm as module
 from worker.llm import LLM, ModelSettings, SamplingParams
 from worker.runners.base import RunnerOptions

@@ -36,9 +36,9 @@ from shared.messages import (
     Turn,
 )
 from shared.vectors import unpack
-from tests.worker.stepping import embed_all, end_of, run, score_all
-from tests.worker.tiny_causal import greedy, log_likelihood
-from tests.worker.tokenizer_kinds import KINDS, MARKS, SIZE, tokenizer_of
+from tests.fixtures.worker.stepping import embed_all, end_of, run, score_all
+from tests.fixtures.worker.tiny_causal import greedy, log_likelihood
+from tests.fixtures.worker.tokenizer_kinds import KINDS, MARKS, SIZE, tokenizer_of
 from worker.chat import ChatTemplate
 from worker.models.weights import start_ids
 from worker.registry import load_runner

@@ -16,9 +16,9 @@ from shared.presence import Presence
 from shared.queue import QueuePolicy
 from shared.settings import Settings
 from shared.task_table import cost_of
-from tests.desk import Desk
-from tests.polling import until
-from tests.worker.services import LEASE_S, Gated, Slow, end_of, long_task, service, serving
+from tests.fixtures.desk import Desk
+from tests.fixtures.polling import until
+from tests.fixtures.worker.services import LEASE_S, Gated, Slow, end_of, long_task, service, serving
 from worker import health
 from worker.memory_guard import MemoryGuard
 from worker.runners.base import RunnerOptions

@@ -18,9 +18,9 @@ from torch import Tensor
 from shared.errors import FleetError
 from shared.messages import Done, Failed, Generate, Sampling, Scored
 from tests.fixtures.planned import PLANS, PlannedSequence, Reuse, check, work
-from tests.worker.broken_models import write_model
-from tests.worker.ghost import Ghost, answer, score
-from tests.worker.stepping import end_of, generate_all
+from tests.fixtures.worker.broken_models import write_model
+from tests.fixtures.worker.ghost import Ghost, answer, score
+from tests.fixtures.worker.stepping import end_of, generate_all
 from worker.engine import Engine
 from worker.kv.attention import AttentionPlan
 from worker.kv.store import KVStore
@@ -269,7 +269,7 @@ def test_only_a_lack_of_memory_is_told_as_one(error: Exception, told: bool) -> N
 def test_a_process_without_memory_goes_on(tmp_path: Path) -> None:
     """No fake: a process that may not grow by what a prompt needs answers all the same, in
     parts."""
-    command = [sys.executable, "-m", "tests.worker.cramped_process", str(tmp_path), "24"]
+    command = [sys.executable, "-m", "tests.fixtures.worker.cramped_process", str(tmp_path), "24"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=120, check=True, env=environment

@@ -12,9 +12,9 @@ from shared.artifacts import ArtifactStore
 from shared.log import LogWriter
 from shared.messages import Done, Event, Generate, Job, Sampling, Started, Tokens
 from shared.queue import Claim
-from tests.desk import Desk
-from tests.polling import DEADLINE_S
-from tests.worker.services import Slow, end_of, service, serving
+from tests.fixtures.desk import Desk
+from tests.fixtures.polling import DEADLINE_S
+from tests.fixtures.worker.services import Slow, end_of, service, serving
 from worker.ledger import Ledger
 from worker.outbox import GATHERED_S, GATHERED_TOKENS, Outbox
 from worker.request import Emission

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from tests.worker.paged_kernel import naive_varlen_attn_out
+from tests.fixtures.worker.paged_kernel import naive_varlen_attn_out
 from worker.kv import flash
 from worker.kv.spans import paged_span
 from worker.kv.store import KVShape, KVStore

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 
 from shared.errors import FleetError
 from shared.messages import Done, Failed, Generate, Sampling, Score, Scored
-from tests.worker.stepping import end_of, run
+from tests.fixtures.worker.stepping import end_of, run
 from worker.engine import Engine
 from worker.request import Emission, SequenceWork
 from worker.runners.base import RunnerOptions

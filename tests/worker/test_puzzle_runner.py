@@ -11,9 +11,15 @@ import torch
 
 from shared.errors import FleetError, InvalidRequest
 from shared.messages import Done, Failed, Generate, Halt, Sampling, Score, Solution, Solve
-from tests.worker.options import options_for
-from tests.worker.sapient_fixtures import Net, Weights, random_weights, reference, write_checkpoint
-from tests.worker.stepping import run, solve_all
+from tests.fixtures.worker.options import options_for
+from tests.fixtures.worker.sapient_fixtures import (
+    Net,
+    Weights,
+    random_weights,
+    reference,
+    write_checkpoint,
+)
+from tests.fixtures.worker.stepping import run, solve_all
 from worker.engine import Emission, Engine, SequenceWork
 from worker.loading import warm_up
 from worker.puzzles import ARC, MAZE, SUDOKU

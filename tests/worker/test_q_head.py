@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from scripts.train_sample import byte_tokenizer
 from shared.messages import Done, Generate, Sampling
-from tests.worker.stepping import generate_all, run
+from tests.fixtures.worker.stepping import generate_all, run
 from worker.kv.attention import AttentionPlan, Span
 from worker.models.errors import ModelFormatError
 from worker.models.q_head import find_implant, load_q_head

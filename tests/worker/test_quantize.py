@@ -15,9 +15,9 @@ from transformers.pytorch_utils import Conv1D
 from scripts.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score, TokenLogprob
 from shared.settings import Settings, SettingsError, model_entries
-from tests.worker.act_fixtures import Net, write_bundle
-from tests.worker.options import options_for
-from tests.worker.stepping import generate_all, run, score_all
+from tests.fixtures.worker.act_fixtures import Net, write_bundle
+from tests.fixtures.worker.options import options_for
+from tests.fixtures.worker.stepping import generate_all, run, score_all
 from worker import loading
 from worker.models import linear
 from worker.models.act_bundle import load_act_bundle

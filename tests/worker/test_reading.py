@@ -11,11 +11,11 @@ from torch import Tensor
 from scripts.train_sample import byte_tokenizer
 from shared.errors import ContextExceeded
 from shared.messages import Read, Score, TokenLogprob, Tokens
-from tests.e2e.inside import fleet_inside
+from tests.fixtures.e2e.inside import fleet_inside
 from tests.fixtures.scored_models import WINDOW, Model, ids, load, tiny
 from tests.fixtures.tiny_hrm_text import write_tiny
-from tests.worker.act_fixtures import Net, write_bundle
-from tests.worker.stepping import run, score_all
+from tests.fixtures.worker.act_fixtures import Net, write_bundle
+from tests.fixtures.worker.stepping import run, score_all
 from worker.registry import load_runner
 from worker.request import Emission
 from worker.runners.base import Runner, RunnerOptions

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from shared.errors import FleetError
 from shared.messages import Done, Failed, Generate, Generated, Sampling, TokenLogprob, Tokens
-from tests.worker.stepping import run
+from tests.fixtures.worker.stepping import run
 from worker.engine import Engine
 from worker.outbox import _add
 from worker.request import Emission, SequenceWork

@@ -13,9 +13,9 @@ from shared.errors import InvalidRequest
 from shared.messages import ContinuationScore, Done, Generate, Sampling, Score, Scored
 from tests.fixtures.scored_models import WINDOW, ids, write_causal
 from tests.fixtures.tiny_hrm_text import write_tiny
-from tests.worker.act_fixtures import Net, write_bundle
-from tests.worker.stepping import end_of, run, score_all
-from tests.worker.tiny_causal import gpt2
+from tests.fixtures.worker.act_fixtures import Net, write_bundle
+from tests.fixtures.worker.stepping import end_of, run, score_all
+from tests.fixtures.worker.tiny_causal import gpt2
 from worker.models.hrm_act import ActModel
 from worker.registry import load_runner
 from worker.rolling import encode_rolling, encode_rolling_response, encode_stretches

@@ -9,7 +9,7 @@ from transformers import HrmTextForCausalLM
 
 from shared.messages import Done, Generate, Sampling, TokenLogprob
 from tests.fixtures.tiny_hrm_text import PROMPTS, own_logits, write_tiny
-from tests.worker.stepping import run
+from tests.fixtures.worker.stepping import run
 from worker.request import Emission
 from worker.runners import hrm_text
 from worker.runners.base import RunnerOptions

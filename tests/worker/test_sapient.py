@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.worker.sapient_fixtures import Net, Weights, random_weights, reference
+from tests.fixtures.worker.sapient_fixtures import Net, Weights, random_weights, reference
 from worker.models.errors import ModelFormatError
 from worker.models.sapient import Carry, SapientConfig, SapientModel
 

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.worker.sapient_fixtures import Net, Weights, random_weights, shapes, write_checkpoint
+from tests.fixtures.worker.sapient_fixtures import (
+    Net,
+    Weights,
+    random_weights,
+    shapes,
+    write_checkpoint,
+)
 from worker.models.errors import ModelFormatError
 from worker.models.sapient_checkpoint import load_sapient_checkpoint
 from worker.registry import detect

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 
 from shared.messages import Done, Sampling
 from tests.fixtures.planned import PLANS, TOKENS, PlannedSequence, Reuse, check, work
-from tests.worker.ghost import Ghost, answer
+from tests.fixtures.worker.ghost import Ghost, answer
 from worker.engine import Engine
 from worker.kv.cache import Cache
 from worker.kv.pages import PageTable

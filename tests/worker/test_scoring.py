@@ -12,7 +12,7 @@ from shared.errors import InvalidRequest, WorkerFailed
 from shared.messages import ContinuationScore, Done, Generate, Sampling, Score, Scored
 from tests.fixtures.scored_models import PAGE, WINDOW, Ids, Model, ids, load
 from tests.fixtures.tiny_hrm_text import write_tiny
-from tests.worker.stepping import end_of, generate_all, run, score_all
+from tests.fixtures.worker.stepping import end_of, generate_all, run, score_all
 from worker import scoring
 from worker.engine import Engine
 from worker.request import Emission, SequenceWork

@@ -1,7 +1,7 @@
 """Sentence-embedding directories: vectors are sentence-transformers' own, and what is not known is
 refused by name.
 
-Compared with golden vectors (`tests/worker/sentence_models.py` makes them), and with the package
+Compared with golden vectors (`tests/fixtures/worker/sentence_models.py` makes them), and with the package
 itself where it is.
 """
 
@@ -19,7 +19,7 @@ from scripts.train_sample import byte_tokenizer
 from shared.messages import Classify, Embed
 from shared.settings import ModelEntry, Settings, SettingsError
 from shared.vectors import unpack
-from tests.worker.sentence_models import (
+from tests.fixtures.worker.sentence_models import (
     CASES,
     DENSE,
     GOLDEN,
@@ -29,7 +29,7 @@ from tests.worker.sentence_models import (
     own_vectors,
     write_sentence_model,
 )
-from tests.worker.stepping import classify_all, embed_all
+from tests.fixtures.worker.stepping import classify_all, embed_all
 from worker.loading import LoadedModel, load_models
 from worker.registry import detect
 

@@ -10,9 +10,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.messages import Done, Event, Failed, Generate, Sampling, Score, Tokens
 from shared.queue import Claim, WorkQueue
-from tests.desk import Desk
-from tests.polling import DEADLINE_S, until
-from tests.worker.services import (
+from tests.fixtures.desk import Desk
+from tests.fixtures.polling import DEADLINE_S, until
+from tests.fixtures.worker.services import (
     Gated,
     Slow,
     end_of,

@@ -32,9 +32,9 @@ from shared.messages import (
 )
 from shared.submission import Quota
 from shared.vectors import unpack
-from tests.desk import Desk
-from tests.polling import until
-from tests.worker.services import Gated, end_of, service, serving
+from tests.fixtures.desk import Desk
+from tests.fixtures.polling import until
+from tests.fixtures.worker.services import Gated, end_of, service, serving
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import HIDDEN, Echo
 from worker.sequence import Encoded, Slice, StepResult

@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerFast
 
 from shared.errors import FleetError
 from shared.messages import Done, Failed, Generate, Sampling
-from tests.e2e.inside import fleet_inside
+from tests.fixtures.e2e.inside import fleet_inside
 from tests.fixtures.scripted_runner import Scripted
-from tests.worker.stepping import run
-from tests.worker.tokenizer_kinds import KINDS, spelled, tokenizer_of
+from tests.fixtures.worker.stepping import run
+from tests.fixtures.worker.tokenizer_kinds import KINDS, spelled, tokenizer_of
 from worker.engine import Engine
 from worker.request import Emission, SequenceWork
 from worker.runners.base import RunnerOptions

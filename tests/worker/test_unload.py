@@ -12,11 +12,11 @@ from redis.asyncio import Redis
 from shared.messages import Generate, ModelInfo, Sampling, WorkerInfo
 from shared.presence import Presence
 from shared.settings import ModelEntry, Settings
-from tests.desk import Desk
+from tests.fixtures.desk import Desk
+from tests.fixtures.polling import DEADLINE_S, until
 from tests.fixtures.tiny_hrm_text import write_tiny
 from tests.fixtures.unloading import MAX_BATCH, at_work, echo, ended, model, residence, told, unload
-from tests.polling import DEADLINE_S, until
-from tests.worker.services import LEASE_S, Gated, log_fields_of, long_task, task
+from tests.fixtures.worker.services import LEASE_S, Gated, log_fields_of, long_task, task
 from worker import known_models
 from worker.loading import LoadedModel, load_models
 from worker.runners.base import Runner, RunnerOptions

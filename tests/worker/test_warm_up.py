@@ -11,9 +11,9 @@ from shared.messages import Generate, Sampling, Solve
 from shared.runner_table import RUNNERS, WITHOUT_FILES
 from shared.settings import ModelEntry, Settings
 from tests.fixtures.tiny_encoder import SHARED, write
-from tests.worker import sapient_fixtures
-from tests.worker.broken_models import write_model
-from tests.worker.options import options_for
+from tests.fixtures.worker import sapient_fixtures
+from tests.fixtures.worker.broken_models import write_model
+from tests.fixtures.worker.options import options_for
 from worker import loading
 from worker.engine import Engine
 from worker.engines import AnyRunner

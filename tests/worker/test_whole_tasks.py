@@ -17,9 +17,9 @@ from shared.echo_task import EchoedTask, EchoTask
 from shared.errors import FleetError
 from shared.messages import Done, Failed, Progress, Started, Task, Terminal
 from shared.queue import Claim, QueuePolicy
-from tests.desk import Desk
-from tests.polling import until
-from tests.worker.services import (
+from tests.fixtures.desk import Desk
+from tests.fixtures.polling import until
+from tests.fixtures.worker.services import (
     LEASE_S,
     Gated,
     end_of,
