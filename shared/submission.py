@@ -39,14 +39,16 @@ _WHOLE = {
     b"bytes": "The request has {asked} bytes for the queue, which holds {limit}.",
     b"concurrency": "The request opens {asked} at once, and {limit} may be open.",
 }
-"""What is said of a request that no waiting would let in, by the limit that it exceeds alone."""
+"""Messages for a request that no waiting would let in, by the limit that it exceeds alone."""
 _SCANNED = 1000
 
 
 @dataclass(frozen=True)
 class Quota:
-    """What a tenant may do at once, fleet-wide: 0 is no limit. `rate_per_s` counts requests,
-    `burst` after a rest."""
+    """The most that a tenant may do at once, in the whole fleet. 0 is no limit.
+
+    `rate_per_s` counts requests; `burst` of them may come at once after a rest.
+    """
 
     concurrency: int = 0
     rate_per_s: float = 0.0
@@ -55,8 +57,10 @@ class Quota:
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """What may wait at once in the whole fleet, for one model: jobs of one class, and bytes (0: any
-    number)."""
+    """The most that may wait for one model in the whole fleet: jobs of one class, and bytes.
+
+    0 bytes is no limit.
+    """
 
     max_jobs: int
     max_bytes: int = 0
@@ -81,9 +85,11 @@ class Key:
 
 @dataclass(frozen=True)
 class SubmitRequest:
-    """A request on its way in. Times in seconds from now; one that `is_urgent` is refused when what
-    waits before it would take longer than its deadline. `follower_id` follows it from the start
-    ("": nobody). `trace`: as in `Job`."""
+    """A request on its way into the queue. Times are seconds from now.
+
+    One that `is_urgent` is refused when what waits before it would take longer than its deadline.
+    `follower_id` follows it from the start; "" is nobody. `trace` is as in `Job`.
+    """
 
     model: str
     tasks: tuple[Task, ...]
@@ -113,8 +119,11 @@ class Depth:
 
 
 class Submissions:
-    """`key_ttl_s`: how long an idempotency key is remembered; `result_ttl_s`: how long an ended
-    request can be read."""
+    """Submits requests, finds them again by their keys, and ends their jobs.
+
+    An idempotency key is remembered for `key_ttl_s`; an ended request can be read for
+    `result_ttl_s`.
+    """
 
     def __init__(
         self, broker: Broker, *, result_ttl_s: float = 600.0, key_ttl_s: float = 86_400.0
@@ -124,24 +133,25 @@ class Submissions:
         self._reservations = Reservations(broker)
         self._submit = Script(broker, "submit", needs=("limits",))
         self._end = Script(broker, "end")
-        self._ttl_ms, self._key_ttl_ms = int(result_ttl_s * 1000), int(key_ttl_s * 1000)
+        self._ttl_ms = int(result_ttl_s * 1000)
+        self._key_ttl_ms = int(key_ttl_s * 1000)
 
     def jobs_of(self, submit_request: SubmitRequest) -> tuple[str, list[Job]]:
-        """The id of the request that `submit_request` becomes, and its jobs."""
+        """Return the id of the request that `submit_request` becomes, and its jobs."""
         shard = self._shard(submit_request.tenant, submit_request.key)
-        jobs = [
-            Job(
-                *(
-                    keys.new_id(shard),
-                    submit_request.model,
-                    task,
-                    submit_request.tenant,
-                    submit_request.priority,
-                ),
-                *(submit_request.request_id, submit_request.is_streamed, submit_request.trace),
+        jobs = []
+        for task in submit_request.tasks:
+            job = Job(
+                id=keys.new_id(shard),
+                model=submit_request.model,
+                task=task,
+                tenant=submit_request.tenant,
+                priority=submit_request.priority,
+                request_id=submit_request.request_id,
+                is_streamed=submit_request.is_streamed,
+                trace=submit_request.trace,
             )
-            for task in submit_request.tasks
-        ]
+            jobs.append(job)
         return keys.new_id(shard), jobs
 
     async def submit(
@@ -154,7 +164,7 @@ class Submissions:
     ) -> Request:
         """Queue all `jobs`, or find the request that came before with the same idempotency key.
 
-        Raises QueueFull, OverQuota, TooSlow (each with a Retry-After where there is one),
+        Raise QueueFull, OverQuota or TooSlow (each with a Retry-After where there is one),
         IdempotencyConflict, and InvalidRequest for one that takes more than there is.
         """
         limits = {
@@ -174,30 +184,37 @@ class Submissions:
         }
         specs = [encode(job) for job in jobs]
         costs = [cost_of(job.task) for job in jobs]
+
+        # With several shards the limits are counted apart, before the request is queued.
         is_reserved = self._reservations.are_needed
         if is_reserved:
-            parts = zip(jobs, costs, specs, strict=True)
-            needs = [{"id": job.id, "cost": cost, "bytes": len(spec)} for job, cost, spec in parts]
+            needs = []
+            for job, cost, spec in zip(jobs, costs, specs, strict=True):
+                needs.append({"id": job.id, "cost": cost, "bytes": len(spec)})
             refused = await self._reservations.reserve(request_id, jobs=needs, **about, **limits)
             if refused is not None:
+                # The same request may have come before: it is found although there is no room.
                 before = await self.known(submit_request.tenant, submit_request.key)
                 if before is not None:
                     return before
                 raise _refusal(quota, *refused[1:])
+
+        key = submit_request.key
+        entries = []
+        for job, cost, spec in zip(jobs, costs, specs, strict=True):
+            entry = {"id": job.id, "places": places_of(job.task), "cost": cost, "spec": raw(spec)}
+            entries.append(entry)
         answer = await self._submit.call(
             keys.shard_of(request_id),
             request={
                 "id": request_id,
-                "key": submit_request.key.name if submit_request.key else "",
-                "body": submit_request.key.digest if submit_request.key else "",
+                "key": key.name if key else "",
+                "body": key.digest if key else "",
                 "key_ttl_ms": self._key_ttl_ms,
                 "record": raw(submit_request.record),
                 "follower_id": submit_request.follower_id,
             },
-            jobs=[
-                {"id": job.id, "places": places_of(job.task), "cost": cost, "spec": raw(spec)}
-                for job, cost, spec in zip(jobs, costs, specs, strict=True)
-            ],
+            jobs=entries,
             queue_ms=int(submit_request.queue_timeout_s * 1000),
             ttl_ms=self._ttl_ms,
             is_reserved=is_reserved,
@@ -226,8 +243,10 @@ class Submissions:
                 raise _refusal(quota, *answer[1:])
 
     async def known(self, tenant: str, key: Key | None) -> Request | None:
-        """The request that came before with this key, None if none did. Raises
-        IdempotencyConflict."""
+        """Return the request that came before with this key, None if none did.
+
+        Raise IdempotencyConflict for one with another body.
+        """
         if key is None:
             return None
         shard = self._shard(tenant, key)
@@ -242,7 +261,7 @@ class Submissions:
         return await self._known(request_id.decode(), tenant)
 
     async def _known(self, request_id: str, tenant: str) -> Request:
-        """The request that came before with the same key."""
+        """Return the request that a key stands for. Raise IdempotencyConflict if it has expired."""
         try:
             return await self._requests.find(request_id, tenant)
         except JobNotFound:
@@ -258,11 +277,10 @@ class Submissions:
         if_waiting: bool = False,
         left: tuple[str, str] | None = None,
     ) -> int:
-        """End jobs of one request from outside, whatever their phase; returns how many had not
-        ended before.
+        """End jobs of one request from outside, whatever their phase.
 
-        `if_waiting` spares those that run. `left` (request id, follower id) has left: others that
-        follow spare all.
+        Return how many had not ended before. `if_waiting` spares those that run. `left` is the
+        request id and the id of a follower who has left: others that follow spare all jobs.
         """
         ids = [job if isinstance(job, str) else job.id for job in jobs]
         if not ids:
@@ -281,7 +299,7 @@ class Submissions:
         return sum(ended)
 
     async def open_jobs(self) -> list[str]:
-        """The ids of all jobs in Redis that have not ended, whoever submitted them."""
+        """Return the ids of all jobs in Redis that have not ended, whoever submitted them."""
         open_ids: list[str] = []
         for client in await self._broker.nodes():
             async for name in client.scan_iter(match=keys.pattern("held"), count=_SCANNED):
@@ -290,13 +308,13 @@ class Submissions:
                 for job_id in ids:
                     pipe.hget(keys.job(job_id), "state")
                 states = await pipe.execute()
-                open_ids += [
-                    job_id for job_id, state in zip(ids, states, strict=True) if state in _OPEN
-                ]
+                for job_id, state in zip(ids, states, strict=True):
+                    if state in _OPEN:
+                        open_ids.append(job_id)
         return open_ids
 
     async def end_all(self, job_ids: Sequence[str], event: Failed | Cancelled) -> int:
-        """`end` for jobs of any requests."""
+        """End jobs of any requests, as `end` does. Return how many had not ended before."""
         by_shard: dict[str, list[str]] = {}
         for job_id in job_ids:
             by_shard.setdefault(keys.shard_of(job_id), []).append(job_id)
@@ -306,7 +324,7 @@ class Submissions:
         return ended
 
     async def depth(self, model: str) -> Depth:
-        """How many jobs of a model wait, by class, and how many are in workers' hands."""
+        """Return how many jobs of a model wait, by class, and how many are in workers' hands."""
 
         async def read(shards: Sequence[str]) -> list[Any]:
             pipe = self._broker.client(shards[0]).pipeline(transaction=False)
@@ -316,13 +334,18 @@ class Submissions:
             return await pipe.execute()
 
         parts = self._broker.together(self._broker.shards)
-        answers = [answer for part in await asyncio.gather(*map(read, parts)) for answer in part]
-        counts = [[int(number or 0) for number in some] for some in answers[::2]]
-        waiting = dict(zip(PRIORITIES, map(sum, zip(*counts, strict=True)), strict=True))
-        return Depth(waiting, sum(answers[1::2]))
+        waiting = dict.fromkeys(PRIORITIES, 0)
+        running = 0
+        for answers in await asyncio.gather(*map(read, parts)):
+            # Each shard answers twice: its counts by class, and its number of leases.
+            for counts in answers[::2]:
+                for name, count in zip(PRIORITIES, counts, strict=True):
+                    waiting[name] += int(count or 0)
+            running += sum(answers[1::2])
+        return Depth(waiting, running)
 
     def _shard(self, tenant: str, key: Key | None) -> str:
-        """Any one, but requests with the same idempotency key meet on the same."""
+        """Return any shard; requests with the same idempotency key meet on the same one."""
         if key is not None:
             return keys.shard_for(f"{tenant}/{key.text}", len(self._broker.shards))
         return secrets.choice(self._broker.shards)
@@ -339,13 +362,17 @@ def _conflict(words: str) -> IdempotencyConflict:
 def _refusal(
     quota: Quota, reason: bytes, retry_ms: int, number: int, limit: int, asked: int
 ) -> FleetError:
-    """`number` of `limit` are taken, and the request takes `asked`: later it may fit, unless that
-    is more than all."""
+    """Return the error of a refused request, which takes `asked`; `number` of `limit` are taken.
+
+    It may fit later, unless it takes more than the whole limit.
+    """
     if 0 < limit < asked and reason in _WHOLE:
         return InvalidRequest(
             f"{_WHOLE[reason].format(limit=limit, asked=asked)} Ask for less at once."
         )
-    retry_after_s = min(60, max(1, math.ceil(retry_ms / 1000))) if retry_ms else 5
+    retry_after_s = 5
+    if retry_ms:
+        retry_after_s = min(60, max(1, math.ceil(retry_ms / 1000)))
     match reason:
         case b"depth":
             words = (

@@ -5,8 +5,8 @@ One program computes one head of a block of a row's queries, walking its keys pa
 running softmax. It never splits a row's keys, so that a row's result does not depend on its batch
 mates.
 """
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False,
-# disallow-untyped-decorators=False
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-decorators=False
 
 import torch
 import triton
