@@ -1,8 +1,8 @@
-"""Puts right what crashes, flushes and bugs leave behind in Redis. Nothing waits for it: takeover
-is the workers' own.
+"""The janitor repairs what crashes, flushes and bugs leave behind in Redis.
 
-Every sweep is short and safe to repeat or to run twice at once, and looks at keys in small batches.
-Each returns how many things it found, by name; with `dry_run` it changes nothing.
+Nothing waits for it: workers take over lost jobs by themselves. Every sweep is short, looks at keys
+in small batches, and is safe to repeat or to run twice at once. Each returns how many things it
+found, by name; with `dry_run` it changes nothing.
 """
 
 from collections import Counter
@@ -24,6 +24,7 @@ from shared.reservations import Departure, Reservations
 from shared.script import Script, raw
 
 Found = Counter[str]
+"""How many things a sweep found, by name."""
 Sweep = Callable[[], Awaitable[Found]]
 
 _BATCH = 200
@@ -34,9 +35,11 @@ _LATE = raw(
 
 
 class Janitor:
-    """`grace_s`: jobs are left to workers and fronts for so long after they could have acted. What
-    is of no more use stays for `ttl_s`. Files of `artifacts` are removed where that store has a
-    place for them."""
+    """The sweeps, by name in `sweeps`.
+
+    Jobs are left to workers and fronts for `grace_s` after these could have acted. What is of no
+    more use stays for `ttl_s`. Files of `artifacts` are removed where that store can reach them.
+    """
 
     def __init__(
         self,
@@ -49,10 +52,13 @@ class Janitor:
     ) -> None:
         self._broker = broker
         self._presence = Presence(broker.client(keys.PRESENCE))
-        self._repair, self._recount = Script(broker, "repair"), Script(broker, "recount")
         self._reservations = Reservations(broker)
-        self._release, self._prune = Script(broker, "release"), Script(broker, "prune")
-        self._ttl_ms, self._grace_ms = int(ttl_s * 1000), int(grace_s * 1000)
+        self._repair = Script(broker, "repair")
+        self._recount = Script(broker, "recount")
+        self._release = Script(broker, "release")
+        self._prune = Script(broker, "prune")
+        self._ttl_ms = int(ttl_s * 1000)
+        self._grace_ms = int(grace_s * 1000)
         self._artifacts = artifacts or ArtifactStore(broker)
         self._dry_run = dry_run
         self.sweeps: dict[str, Sweep] = {
@@ -66,8 +72,7 @@ class Janitor:
         }
 
     async def jobs(self) -> Found:
-        """Jobs that nobody takes, past their deadlines or their time to wait, are ended; lost ones
-        are found again."""
+        """End jobs that are past their deadline or their time to wait, and find lost ones again."""
         found: Found = Counter()
         async for shard, ids in self._scan("job"):
             verdicts = await self._repair.call(
@@ -79,12 +84,13 @@ class Janitor:
                 expired=_EXPIRED,
                 late=_LATE,
             )
-            found.update(f"{verdict.decode()}_jobs" for verdict in verdicts if verdict != b"fine")
+            for verdict in verdicts:
+                if verdict != b"fine":
+                    found[f"{verdict.decode()}_jobs"] += 1
         return found
 
     async def orphans(self) -> Found:
-        """Logs without a job and requests that would stay for ever expire from now on; the dead
-        whose task has expired are struck off."""
+        """Let logs without a job and lasting requests expire, and strike off expired dead letters."""
         found: Found = Counter()
         for kind in ("log", "request"):
             async for shard, ids in self._scan(kind):
@@ -94,8 +100,7 @@ class Janitor:
         return +found
 
     async def quotas(self) -> Found:
-        """Jobs that are over, or gone, no longer count as what a tenant has open; nor do others
-        against limits that are counted for several shards."""
+        """Stop counting jobs that have ended, or are gone, against quotas and fleet-wide limits."""
         found = await self._reserved() if self._reservations.are_needed else Counter()
         async for shard, tenants in self._scan("held"):
             for tenant in tenants:
@@ -108,28 +113,27 @@ class Janitor:
         return +found
 
     async def depths(self) -> Found:
-        """What waits is counted again; entries and turns that lead to nothing leave their lines."""
+        """Count what waits again, and remove entries and turns that lead to nothing."""
         found: Found = Counter()
         async for shard, models in self._scan("depth"):
             for model in models:
                 counts = await self._recount.call(
                     shard, model=model, classes=PRIORITIES, dry_run=self._dry_run
                 )
-                found.update(
-                    dict(zip(("stray_entries", "idle_turns", "wrong_depths"), counts, strict=True))
-                )
+                stray_entries, idle_turns, wrong_depths = counts
+                found["stray_entries"] += stray_entries
+                found["idle_turns"] += idle_turns
+                found["wrong_depths"] += wrong_depths
         return +found
 
     async def tenants(self) -> Found:
-        """Virtual times of tenants that have nothing open, and no advantage to lose, are
-        forgotten."""
+        """Forget the virtual times of tenants that have nothing open and no advantage to lose."""
         found: Found = Counter()
         async for shard, names in self._scan("served"):
             for name in names:
                 model, _, priority = name.rpartition(":")
-                async for fields in _pages(
-                    partial(self._client(shard).hscan, keys.served(shard, name))
-                ):
+                scan = partial(self._client(shard).hscan, keys.served(shard, name))
+                async for fields in _pages(scan):
                     idle = {
                         "model": model,
                         "class": priority,
@@ -141,67 +145,70 @@ class Janitor:
         return +found
 
     async def workers(self) -> Found:
-        """Names of workers that are gone leave the list."""
+        """Take the names of workers that are gone off the list."""
         gone = await self._presence.gone()
         if gone and not self._dry_run:
             await self._presence.forget(gone)
         return +Counter({"gone_workers": len(gone)})
 
     async def artifacts(self) -> Found:
-        """Artifacts whose time is over go, with their bytes and what they take of quotas, and so do
-        files that were never finished."""
+        """Remove expired artifacts, with their bytes and their share of quotas, and unfinished files."""
         return await self._artifacts.clear(dry_run=self._dry_run)
 
     async def _let_expire(self, kind: str, shard: str, ids: list[str]) -> int:
-        """How many of these logs or requests had no time to live, though nothing that lasts needs
-        them."""
-        client, name_of = self._client(shard), {"log": keys.log, "request": keys.request}[kind]
+        """Let logs or requests expire that have no time to live and no job. Return their number."""
+        client = self._client(shard)
+        key_of = {"log": keys.log, "request": keys.request}[kind]
         pipe = client.pipeline(transaction=False)
-        for one in ids:
-            pipe.pttl(name_of(one))
-            pipe.exists(keys.job(one))
+        for name in ids:
+            pipe.pttl(key_of(name))
+            pipe.exists(keys.job(name))
         answers = await pipe.execute()
-        ttls_and_jobs = zip(answers[::2], answers[1::2], strict=True)
-        orphans = [
-            one for one, (ttl, job) in zip(ids, ttls_and_jobs, strict=True) if ttl == -1 and not job
-        ]
+
+        orphans = []
+        for name, ttl_ms, has_job in zip(ids, answers[::2], answers[1::2], strict=True):
+            if ttl_ms == -1 and not has_job:
+                orphans.append(name)
         if orphans and not self._dry_run:
             pipe = client.pipeline(transaction=False)
-            for one in orphans:
-                pipe.pexpire(name_of(one), self._ttl_ms)
+            for name in orphans:
+                pipe.pexpire(key_of(name), self._ttl_ms)
             await pipe.execute()
         return len(orphans)
 
     async def _strike_off(self, shard: str) -> int:
-        """How many of the dead had nothing left to show; the oldest are looked at, which expire
-        first."""
+        """Strike off dead letters that have nothing left to show. Return their number."""
         client = self._client(shard)
+        # The oldest expire first, so one page from the beginning will do.
         entries = await client.xrange(keys.dead(shard), count=_BATCH)
         if not entries:
             return 0
         pipe = client.pipeline(transaction=False)
         for _, fields in entries:
             pipe.exists(keys.job(fields[b"job"].decode()))
-        there = await pipe.execute()
-        expired = [
-            entry for (entry, _), is_there in zip(entries, there, strict=True) if not is_there
-        ]
+        expired = []
+        for (entry, _), has_job in zip(entries, await pipe.execute(), strict=True):
+            if not has_job:
+                expired.append(entry)
         if expired and not self._dry_run:
             await client.xdel(keys.dead(shard), *expired)
         return len(expired)
 
     async def _reserved(self) -> Found:
-        """Settle what has left, and what left without a note."""
+        """Settle jobs that have left, also those that left without a note."""
         gone: dict[str, list[str]] = {}
         async for tenant, job_ids in self._counted():
             states = await self._states(job_ids)
-            still = ("queued", "running") if tenant else ("queued",)
-            gone.setdefault(tenant, []).extend(
-                job_id for job_id, state in states.items() if state not in still
-            )
+            still_counts = ("queued", "running") if tenant else ("queued",)
+            gone_ids = gone.setdefault(tenant, [])
+            for job_id, state in states.items():
+                if state not in still_counts:
+                    gone_ids.append(job_id)
+
         # Only what was gone before the notes are read must be among them.
-        noted = await self._reservations.departures()
-        are_noted = {one.job_id for entries in noted.values() for one in entries.values()}
+        are_noted: set[str] = set()
+        for entries in (await self._reservations.departures()).values():
+            are_noted.update(departure.job_id for departure in entries.values())
         if not self._dry_run:
             await self._reservations.settle_all()
         now_ms = await self._now_ms()
@@ -211,75 +218,76 @@ class Janitor:
             stale = await self._still_counted(tenant, unnoted)
             num_stale += len(stale)
             if stale and not self._dry_run:
-                await self._reservations.settle_departures(
-                    [Departure(job_id, tenant, at_ms=now_ms) for job_id in stale]
-                )
+                departures = [Departure(job_id, tenant, at_ms=now_ms) for job_id in stale]
+                await self._reservations.settle_departures(departures)
         return +Counter({"stale_reservations": num_stale})
 
     async def _counted(self) -> AsyncIterator[tuple[str, list[str]]]:
-        """Jobs let in a while ago that count against limits: as waiting (the tenant is ""), or as
-        their tenant's."""
+        """Yield pages of jobs that were let in a while ago and count against limits.
+
+        The tenant is "" for jobs that count as waiting; others count as their tenant's.
+        """
         client = self._client(keys.ADMISSION)
         before_ms = await self._now_ms() - self._grace_ms
         async for takes in _pages(partial(client.hscan, keys.RESERVED)):
-            yield (
-                "",
-                [
-                    job_id.decode()
-                    for job_id, taken in takes.items()
-                    if _reserved_ms(taken) <= before_ms
-                ],
-            )
-        async for names in _pages(partial(client.scan, match=f"{keys.held(keys.ADMISSION, '*')}")):
+            job_ids = []
+            for job_id, taken in takes.items():
+                if _reserved_ms(taken) <= before_ms:
+                    job_ids.append(job_id.decode())
+            yield "", job_ids
+
+        prefix = keys.held(keys.ADMISSION, "")
+        async for names in _pages(partial(client.scan, match=keys.held(keys.ADMISSION, "*"))):
             for name in names:
-                tenant = name.decode()[len(keys.held(keys.ADMISSION, "")) :]
+                tenant = name.decode()[len(prefix) :]
                 async for members in _pages(partial(client.zscan, name)):
-                    yield (
-                        tenant,
-                        [job_id.decode() for job_id, at_ms in members if at_ms <= before_ms],
-                    )
+                    job_ids = []
+                    for job_id, at_ms in members:
+                        if at_ms <= before_ms:
+                            job_ids.append(job_id.decode())
+                    yield tenant, job_ids
 
     async def _now_ms(self) -> int:
-        """By the clock of the server that counts."""
+        """Return the time of the server that counts, in milliseconds since 1970."""
         seconds, microseconds = await self._client(keys.ADMISSION).time()
         return int(seconds) * 1000 + int(microseconds) // 1000
 
     async def _still_counted(self, tenant: str, job_ids: Sequence[str]) -> list[str]:
-        """Those of them that nobody has settled meanwhile."""
+        """Return the jobs that nobody has settled meanwhile."""
         pipe = self._client(keys.ADMISSION).pipeline(transaction=False)
         for job_id in job_ids:
             if tenant:
                 pipe.zscore(keys.held(keys.ADMISSION, tenant), job_id)
             else:
                 pipe.hget(keys.RESERVED, job_id)
-        answers = await pipe.execute()
-        return [
-            job_id for job_id, answer in zip(job_ids, answers, strict=True) if answer is not None
-        ]
+        still_counted = []
+        for job_id, answer in zip(job_ids, await pipe.execute(), strict=True):
+            if answer is not None:
+                still_counted.append(job_id)
+        return still_counted
 
     async def _states(self, job_ids: Sequence[str]) -> dict[str, str]:
-        """The state of each, "" of one that is gone."""
+        """Return the state of each job, "" for one that is gone."""
         states: dict[str, str] = {}
         by_shard: dict[str, list[str]] = {}
         for job_id in job_ids:
             by_shard.setdefault(keys.shard_of(job_id), []).append(job_id)
         for shards in await self._broker.by_server(list(by_shard)):
-            of_server = [job_id for shard in shards for job_id in by_shard[shard]]
+            ids_of_server: list[str] = []
+            for shard in shards:
+                ids_of_server += by_shard[shard]
             pipe = self._client(shards[0]).pipeline(transaction=False)
-            for job_id in of_server:
+            for job_id in ids_of_server:
                 pipe.hget(keys.job(job_id), "state")
-            answers = await pipe.execute()
-            states |= {
-                job_id: (state or b"").decode()
-                for job_id, state in zip(of_server, answers, strict=True)
-            }
+            for job_id, state in zip(ids_of_server, await pipe.execute(), strict=True):
+                states[job_id] = (state or b"").decode()
         return states
 
     def _client(self, shard: str) -> Redis:
         return self._broker.client(shard)
 
     async def _scan(self, kind: str) -> AsyncIterator[tuple[str, list[str]]]:
-        """What follows `kind:` in the names of all such keys, by shard."""
+        """Yield what follows `kind:` in the names of all such keys, by shard."""
         for client in await self._broker.nodes():
             async for names in _pages(partial(client.scan, match=keys.pattern(kind))):
                 parts = sorted(keys.parts(name.decode(), kind) for name in names)
@@ -288,13 +296,13 @@ class Janitor:
 
 
 def _reserved_ms(taken: bytes) -> int:
-    """When a job was let in, by what `reserve.lua` noted of it."""
+    """Return when a job was let in, from what `reserve.lua` noted of it."""
     at_ms: int = msgspec.msgpack.decode(taken)["at_ms"]
     return at_ms
 
 
 async def _pages(scan: Callable[..., Awaitable[Any]]) -> AsyncIterator[Any]:
-    """The pages of a SCAN, HSCAN or ZSCAN."""
+    """Yield the pages of a SCAN, HSCAN or ZSCAN."""
     cursor = 0
     while True:
         cursor, page = await cast(Awaitable[tuple[int, Any]], scan(cursor=cursor, count=_BATCH))

@@ -1,10 +1,9 @@
-"""Who is there: workers announce themselves and their models by records that expire; fronts read
-them.
+"""Presence: workers announce themselves and their models by records that expire; fronts read them.
 
 The models hash never expires, so that a front can tell "no worker for this model just now" from "no
-such model". How long ago a model was served is told by a mark's time to live: no clock of a worker
-or a front is asked. Orders to unload lie in a hash, which workers read as they announce themselves:
-none is lost with a message.
+such model". A key's time to live tells how long ago a model was served, so that no clock of a
+worker or a front matters. Orders to unload lie in a hash, which workers read as they announce
+themselves, so that none is lost with a message.
 """
 
 import math
@@ -31,10 +30,10 @@ _ORDER_TTL_S = 3600
 
 @dataclass(frozen=True)
 class Fleet:
-    """The workers alive, and every model ever announced by id.
+    """The workers alive, and every model that was ever announced, by id.
 
-    `absences` are the seconds since a ready worker served a model, of those that some did lately
-    and none does now. Work may wait for a model that is `catalogued` until a worker comes for it.
+    `absences` holds the seconds since a ready worker served a model, for models that were served
+    lately and are not now. Work may wait for a model that is `catalogued` until a worker comes.
     """
 
     workers: tuple[WorkerInfo, ...]
@@ -44,17 +43,21 @@ class Fleet:
 
     @property
     def is_ready(self) -> bool:
-        """Whether some worker has its models loaded and warm."""
+        """True when some worker has its models loaded and warm."""
         return any(worker.state == "ready" for worker in self.workers)
 
     def serves(self, model_id: str) -> bool:
-        """Whether a ready worker has this model."""
+        """Return whether a ready worker has this model."""
         return bool(self.serving(model_id))
 
     def serving(self, model_id: str) -> list[WorkerInfo]:
-        """The ready workers that have this model, in memory or not."""
-        ready = (worker for worker in self.workers if worker.state == "ready")
-        return [worker for worker in ready if any(model.id == model_id for model in worker.models)]
+        """Return the ready workers that have this model, in memory or not."""
+        serving = []
+        for worker in self.workers:
+            has_model = any(model.id == model_id for model in worker.models)
+            if worker.state == "ready" and has_model:
+                serving.append(worker)
+        return serving
 
     def may_serve(self, model_id: str, grace_s: float) -> bool:
         """Return whether a worker is ready for this model, or may come for it.
@@ -72,12 +75,14 @@ class Fleet:
         return self.is_ready or min(self.absences.values(), default=math.inf) <= grace_s
 
     def residences(self, model_id: str) -> list[Residence]:
-        """Where the model stands on each worker that serves it."""
+        """Return where the model stands on each worker that serves it."""
         return [worker.residences.get(model_id, "loaded") for worker in self.serving(model_id)]
 
     def failure(self, model_id: str) -> LoadFailure | None:
-        """Why the model cannot be had: every ready worker that serves it failed to load it. Of
-        several the one that tries again first."""
+        """Return the failure to load a model, if every ready worker that serves it failed.
+
+        Of several, return the one whose worker tries again first.
+        """
         failures = []
         for worker in self.serving(model_id):
             failure = worker.failures.get(model_id)
@@ -87,30 +92,45 @@ class Fleet:
         return min(failures, key=lambda failure: failure.retry_in_s, default=None)
 
     def obstacle(self, model_id: str) -> str | None:
-        """Why no worker serves this model, if those that were to lack a device, and what to do
-        about it."""
-        found = (worker.obstacles.get(model_id) for worker in self.workers)
-        return None if self.serves(model_id) else next(filter(None, found), None)
+        """Return why no worker serves this model, and what to do about it.
+
+        None if one serves it, or if no worker that was to serve it lacks a device.
+        """
+        if self.serves(model_id):
+            return None
+        for worker in self.workers:
+            obstacle = worker.obstacles.get(model_id)
+            if obstacle:
+                return obstacle
+        return None
 
     @property
     def default_model(self) -> str | None:
-        """The id that serves requests which name no model: one marked so before others, one served
-        before all."""
-        ranked = sorted(
-            self.models.values(),
-            key=lambda model: (not self.serves(model.id), not model.is_default, model.id),
-        )
-        return ranked[0].id if ranked else None
+        """The id of the model for requests that name none.
+
+        Models that are served come before those that are not, then those marked as default.
+        """
+
+        def rank(model: ModelInfo) -> tuple[bool, bool, str]:
+            return (not self.serves(model.id), not model.is_default, model.id)
+
+        if not self.models:
+            return None
+        return min(self.models.values(), key=rank).id
 
 
 class Presence:
+    """Announces workers, and reads who is there. A record lasts for `ttl_s`."""
+
     def __init__(self, redis: Redis, *, ttl_s: float = 5.0) -> None:
         self._redis = redis
         self._ttl_ms = int(ttl_s * 1000)
 
     async def announce(self, worker: WorkerInfo) -> dict[str, int]:
-        """Be seen for another `ttl_s`. Returns the last order to unload of each model that had one
-        lately."""
+        """Be seen for another `ttl_s`.
+
+        Return the last order to unload of each model that had one lately.
+        """
         pipe = self._redis.pipeline(transaction=False)
         pipe.set(keys.worker(worker.id), encode(worker), px=self._ttl_ms)
         pipe.sadd(keys.WORKERS, worker.id)
@@ -123,8 +143,10 @@ class Presence:
         return {model.decode(): int(order) for model, order in orders.items()}
 
     async def order_unload(self, model_id: str) -> int:
-        """Have every worker give the model's memory back. Returns the order; later ones are
-        greater."""
+        """Have every worker give the model's memory back.
+
+        Return the number of the order; later ones are greater.
+        """
         seconds, micros = await self._redis.time()
         order = seconds * 1_000_000 + micros
         pipe = self._redis.pipeline(transaction=False)
@@ -144,41 +166,47 @@ class Presence:
         await pipe.execute()
 
     async def gone(self) -> list[str]:
-        """Ids of workers whose records have expired."""
+        """Return the ids of workers whose records have expired."""
         members = await cast(Awaitable[set[bytes]], self._redis.smembers(keys.WORKERS))
         ids = sorted(name.decode() for name in members)
-        records = await self._redis.mget([keys.worker(name) for name in ids]) if ids else []
-        return [name for name, record in zip(ids, records, strict=True) if record is None]
+        records = await self._records(ids)
+        return [worker_id for worker_id in ids if worker_id not in records]
 
     async def forget(self, worker_ids: Sequence[str]) -> None:
         """Take names off the list; one that is alive after all puts itself back."""
         await cast(Awaitable[int], self._redis.srem(keys.WORKERS, *worker_ids))
 
     async def fleet(self) -> Fleet:
-        """Everybody alive now; forgets the ids whose records have expired."""
+        """Return everybody who is alive now; forget the ids whose records have expired."""
         pipe = self._redis.pipeline(transaction=False)
         pipe.smembers(keys.WORKERS)
         pipe.hgetall(keys.MODELS)
         pipe.hkeys(keys.CATALOGUE)
         members, models, catalogued = await pipe.execute()
-        ids = sorted(members)
-        records = (
-            await self._redis.mget([keys.worker(name.decode()) for name in ids]) if ids else []
-        )
-        gone = [name for name, record in zip(ids, records, strict=True) if record is None]
+        ids = sorted(name.decode() for name in members)
+        records = await self._records(ids)
+        gone = [worker_id for worker_id in ids if worker_id not in records]
         if gone:
-            await cast(Awaitable[int], self._redis.srem(keys.WORKERS, *gone))
+            await self.forget(gone)
+
         fleet = Fleet(
-            workers=tuple(decode_worker(record) for record in records if record is not None),
+            workers=tuple(decode_worker(record) for record in records.values()),
             models={name.decode(): decode_model(record) for name, record in models.items()},
             catalogued=frozenset(name.decode() for name in catalogued),
         )
-        return replace(
-            fleet,
-            absences=await self._absences(
-                [name for name in fleet.models if not fleet.serves(name)]
-            ),
-        )
+        absent = [name for name in fleet.models if not fleet.serves(name)]
+        return replace(fleet, absences=await self._absences(absent))
+
+    async def _records(self, worker_ids: Sequence[str]) -> dict[str, bytes]:
+        """Return the records of the workers that have one, in the order of the ids."""
+        if not worker_ids:
+            return {}
+        answers = await self._redis.mget([keys.worker(worker_id) for worker_id in worker_ids])
+        records = {}
+        for worker_id, record in zip(worker_ids, answers, strict=True):
+            if record is not None:
+                records[worker_id] = record
+        return records
 
     async def _absences(self, model_ids: Sequence[str]) -> dict[str, float]:
         if not model_ids:
@@ -186,5 +214,8 @@ class Presence:
         pipe = self._redis.pipeline(transaction=False)
         for model_id in model_ids:
             pipe.pttl(keys.last_served(model_id))
-        left_ms = dict(zip(model_ids, await pipe.execute(), strict=True))
-        return {name: MOST_ABSENT_S - left / 1000 for name, left in left_ms.items() if left > 0}
+        absences = {}
+        for model_id, left_ms in zip(model_ids, await pipe.execute(), strict=True):
+            if left_ms > 0:
+                absences[model_id] = MOST_ABSENT_S - left_ms / 1000
+        return absences

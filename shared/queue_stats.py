@@ -1,5 +1,7 @@
-"""How full the queues are: what `/metrics` and people are told. One round trip for each server;
-nothing is changed."""
+"""The state of the queues, for `/metrics` and people.
+
+It takes one round trip for each server, and changes nothing.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +14,10 @@ from shared.script import Script
 
 @dataclass(frozen=True)
 class WaitingLine:
-    """What waits of one class: jobs, their expected cost in tokens (exact: it is counted as jobs
-    come and go), and the seconds since the oldest came (0: none waits)."""
+    """The waiting jobs of one class: their number, their cost in tokens, the age of the oldest.
+
+    The cost is exact, as it is counted when jobs come and go. An age of 0 means that none waits.
+    """
 
     jobs: int = 0
     cost: int = 0
@@ -21,13 +25,15 @@ class WaitingLine:
 
     def __add__(self, other: "WaitingLine") -> "WaitingLine":
         return WaitingLine(
-            self.jobs + other.jobs, self.cost + other.cost, max(self.oldest_s, other.oldest_s)
+            jobs=self.jobs + other.jobs,
+            cost=self.cost + other.cost,
+            oldest_s=max(self.oldest_s, other.oldest_s),
         )
 
 
 @dataclass(frozen=True)
 class QueueState:
-    """One model's: what waits, by class, bytes of that, and jobs in workers' hands."""
+    """The queue of one model: what waits, by class; its bytes; the number of jobs in workers' hands."""
 
     lines: dict[Priority, WaitingLine]
     num_bytes: int
@@ -44,18 +50,19 @@ class QueueStats:
         self._queues = Script(broker, "queues")
 
     async def look(self, models: Sequence[str]) -> tuple[dict[str, QueueState], int]:
-        """The queue of each model, all shards together, and how many convicted jobs are kept."""
+        """Return each model's queue, over all shards, and the number of convicted jobs."""
         calls = {shard: {"models": models, "classes": PRIORITIES} for shard in self._broker.shards}
-        found = await self._queues.call_all(calls)
-        states = {
-            model: _sum([_state(*answer[1 + place]) for answer in found])
-            for place, model in enumerate(models)
-        }
-        return states, sum(answer[0] for answer in found)
+        answers = await self._queues.call_all(calls)
+        num_convicted = sum(answer[0] for answer in answers)
+        states = {}
+        for index, model in enumerate(models):
+            # The first value of an answer is the number of convicted jobs.
+            states[model] = _sum([_state(*answer[1 + index]) for answer in answers])
+        return states, num_convicted
 
 
 class WaitingModels:
-    """Which of many models have work, in one round trip for each server."""
+    """Finds the models that have work, in one round trip for each server."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -63,31 +70,32 @@ class WaitingModels:
 
     async def among(self, models: Sequence[str]) -> set[str]:
         """Return those of the models for which a job waits, or has been left by its worker."""
-        found: set[str] = set()
+        waiting: set[str] = set()
         if not models:
-            return found
+            return waiting
         for part in self._broker.together(self._broker.shards):
             prefixes = [keys.prefix(shard) for shard in part]
-            places = await self._waiting.call(
+            indices = await self._waiting.call(
                 part[0], shards=prefixes, models=models, classes=PRIORITIES
             )
-            found.update(models[place] for place in places)
-        return found
+            waiting.update(models[index] for index in indices)
+        return waiting
 
 
 def _state(running: int, num_bytes: int, *lines: tuple[int, int, int]) -> QueueState:
-    named = zip(PRIORITIES, lines, strict=True)
-    return QueueState(
-        {name: WaitingLine(jobs, cost, ms / 1000) for name, (jobs, cost, ms) in named},
-        num_bytes,
-        running,
-    )
+    by_class = {}
+    for name, (jobs, cost, oldest_ms) in zip(PRIORITIES, lines, strict=True):
+        by_class[name] = WaitingLine(jobs, cost, oldest_ms / 1000)
+    return QueueState(by_class, num_bytes, running)
 
 
 def _sum(states: Sequence[QueueState]) -> QueueState:
-    lines = {
-        name: sum((state.lines[name] for state in states), WaitingLine()) for name in PRIORITIES
-    }
-    return QueueState(
-        lines, sum(state.num_bytes for state in states), sum(state.running for state in states)
-    )
+    lines = {name: WaitingLine() for name in PRIORITIES}
+    num_bytes = 0
+    running = 0
+    for state in states:
+        for name in PRIORITIES:
+            lines[name] += state.lines[name]
+        num_bytes += state.num_bytes
+        running += state.running
+    return QueueState(lines, num_bytes, running)

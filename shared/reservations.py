@@ -12,6 +12,7 @@ any more.
 """
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -22,14 +23,13 @@ from shared import keys
 from shared.broker import UNAVAILABLE, Broker
 from shared.script import Script
 
-Found = TypeVar("Found")
+Answer = TypeVar("Answer")
 
 _PAGE = 1000
 _MOST_PAGES = 100
 _EVERY_S = 1.0
 _ANSWER_S = 1.0
-"""How long one server may take to tell what has left; after that its jobs count as if they
-waited."""
+"""Time for one server to tell what has left; after that its jobs count as if they waited."""
 _UNCONFIRMED_MS = 5_000
 """Longer than a front waits for Redis to take a request."""
 _VOID_MS = 600_000
@@ -37,8 +37,7 @@ _VOID_MS = 600_000
 
 @dataclass(frozen=True)
 class Departure:
-    """A job that has left its line. `tenant` is "" unless it has ended, `model` unless it had
-    run."""
+    """A job that has left its line. `tenant` is "" unless it has ended, `model` "" unless it ran."""
 
     job_id: str
     tenant: str = ""
@@ -48,7 +47,10 @@ class Departure:
 
 
 class Reservations:
-    """For one process. All but `reserve` is safe at any time, in many processes, and to repeat."""
+    """Counts the fleet's limits, for one process.
+
+    All methods but `reserve` are safe at any time, in many processes, and to repeat.
+    """
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -62,30 +64,34 @@ class Reservations:
 
     @property
     def are_needed(self) -> bool:
-        """One shard counts by itself."""
+        """False with a single shard, which counts by itself."""
         return len(self._broker.shards) > 1
 
     async def reserve(self, request_id: str, **asked: Any) -> list[Any] | None:
         """Let a request in, whose jobs and limits are `asked`.
 
-        Returns None, or what `reserve.lua` says against it.
+        Return None, or what `reserve.lua` says against it.
         """
         answer = await self._try(request_id, asked)
-        if answer[0] == b"refused" and answer[1] != b"rate":  # a rate gives back by the clock alone
+        # Settling frees what has left since. It cannot help a rate, which the clock alone gives back.
+        if answer[0] == b"refused" and answer[1] != b"rate":
             await self.settle()
             answer = await self._try(request_id, asked)
-        return list(answer) if answer[0] == b"refused" else None
+        if answer[0] == b"refused":
+            return answer
+        return None
 
     def confirm(self, request_id: str) -> None:
-        """The request is queued. Redis is told with what is asked of it next."""
+        """Note that the request is queued. Redis is told with the next question to it."""
         self._confirmed.append(request_id)
         if time.monotonic() - self._settled_s > _EVERY_S and self._next is None:
             self._settled_s = time.monotonic()
             self._next = asyncio.create_task(self._settle_after(self._settling))
 
     async def void(self, request_id: str) -> None:
-        """The request will not come."""
-        with suppress(*UNAVAILABLE):  # then it stays unconfirmed, and is found by that
+        """Give back what a request took that will not come."""
+        # Where Redis cannot be reached it stays unconfirmed, and is found by that.
+        with suppress(*UNAVAILABLE):
             await self._call_settle(voided=[request_id])
 
     async def settle(self) -> None:
@@ -107,18 +113,29 @@ class Reservations:
         self._settled_s = time.monotonic()
 
     async def settle_all(self) -> None:
-        """The same, by itself. Raises redis-py's errors when what counts cannot be reached."""
+        """Settle as `settle` does, at once. Raise redis-py's errors when Redis cannot be reached."""
         for _ in range(_MOST_PAGES):
             noted = await self.departures()
-            departures = [departure for entries in noted.values() for departure in entries.values()]
+            departures: list[Departure] = []
+            is_last_page = True
+            for entries in noted.values():
+                departures += entries.values()
+                is_last_page = is_last_page and len(entries) < _PAGE
             overdue = await self._call_settle(left=departures)
+
+            # The notes go only when they are settled: whoever dies in between settles them again.
             await self._strike(noted)
-            came = await self._have_come(overdue)
-            if came:
-                confirmed = [request_id for request_id, has_come in came.items() if has_come]
-                voided = [request_id for request_id, has_come in came.items() if not has_come]
+
+            confirmed = []
+            voided = []
+            for request_id, has_come in (await self._have_come(overdue)).items():
+                if has_come:
+                    confirmed.append(request_id)
+                else:
+                    voided.append(request_id)
+            if confirmed or voided:
                 await self._call_settle(confirmed=confirmed, voided=voided)
-            if not came and all(len(entries) < _PAGE for entries in noted.values()):
+            elif is_last_page:
                 return
 
     async def settle_departures(self, departures: Sequence[Departure]) -> None:
@@ -126,27 +143,28 @@ class Reservations:
         await self._call_settle(left=departures)
 
     async def departures(self) -> dict[str, dict[bytes, Departure]]:
-        """What each shard has noted and nobody has settled, by the note's id.
+        """Return what each shard has noted and nobody has settled, by the note's id.
 
-        Nothing of a server that does not answer.
+        Nothing is returned of a server that does not answer.
         """
 
         async def read(shards: Sequence[str]) -> dict[str, dict[bytes, Departure]]:
             pipe = self._broker.client(shards[0]).pipeline(transaction=False)
             for shard in shards:
                 pipe.xrange(keys.left(shard), count=_PAGE)
-            answers = await pipe.execute()
-            return {
-                shard: {entry: _departure(entry, fields) for entry, fields in entries}
-                for shard, entries in zip(shards, answers, strict=True)
-                if entries
-            }
+            noted = {}
+            for shard, entries in zip(shards, await pipe.execute(), strict=True):
+                if entries:
+                    noted[shard] = {entry: _departure(entry, fields) for entry, fields in entries}
+            return noted
 
-        parts = await self._at_each_server(self._broker.shards, read)
-        return {shard: entries for part in parts for shard, entries in part.items()}
+        noted: dict[str, dict[bytes, Departure]] = {}
+        for part in await self._at_each_server(self._broker.shards, read):
+            noted |= part
+        return noted
 
     async def _strike(self, noted: dict[str, dict[bytes, Departure]]) -> None:
-        """What is settled need not be noted any more."""
+        """Remove notes that are settled."""
 
         async def strike(shards: Sequence[str]) -> None:
             pipe = self._broker.client(shards[0]).pipeline(transaction=False)
@@ -157,40 +175,38 @@ class Reservations:
         await self._at_each_server(list(noted), strike)
 
     async def _have_come(self, request_ids: Sequence[str]) -> dict[str, bool]:
-        """Whether these requests are on their shards; of those that are not, none will be."""
+        """Return for each request whether it is on its shard. One that is not will never be."""
         by_shard: dict[str, list[str]] = {}
         for request_id in request_ids:
             by_shard.setdefault(keys.shard_of(request_id), []).append(request_id)
 
         async def look(shards: Sequence[str]) -> dict[str, bool]:
             calls = {shard: {"requests": by_shard[shard], "keep_ms": _VOID_MS} for shard in shards}
-            answers = await self._void.call_all(calls)
-            return {
-                request_id: bool(has_come)
-                for shard, came in zip(shards, answers, strict=True)
-                for request_id, has_come in zip(by_shard[shard], came, strict=True)
-            }
+            have_come = {}
+            for shard, came in zip(shards, await self._void.call_all(calls), strict=True):
+                for request_id, has_come in zip(by_shard[shard], came, strict=True):
+                    have_come[request_id] = bool(has_come)
+            return have_come
 
-        parts = await self._at_each_server(list(by_shard), look)
-        return {request_id: has_come for part in parts for request_id, has_come in part.items()}
+        have_come: dict[str, bool] = {}
+        for part in await self._at_each_server(list(by_shard), look):
+            have_come |= part
+        return have_come
 
     async def _at_each_server(
-        self, shards: Sequence[str], ask: Callable[[Sequence[str]], Awaitable[Found]]
-    ) -> list[Found]:
-        """What was found by asking each server about its shards, all at once.
+        self, shards: Sequence[str], ask: Callable[[Sequence[str]], Awaitable[Answer]]
+    ) -> list[Answer]:
+        """Ask all servers about their shards, at once. Return the answers of those that answer."""
+        answers: list[Answer] = []
 
-        Nothing of one that does not answer.
-        """
-        found: list[Found] = []
-
-        async def one(part: Sequence[str]) -> None:
+        async def ask_one(part: Sequence[str]) -> None:
             with suppress(TimeoutError, *UNAVAILABLE):
                 async with asyncio.timeout(_ANSWER_S):
-                    found.append(await ask(part))
+                    answers.append(await ask(part))
 
         parts = await self._broker.by_server(shards)
-        await asyncio.gather(*(one(part) for part in parts))
-        return found
+        await asyncio.gather(*map(ask_one, parts))
+        return answers
 
     async def _try(self, request_id: str, asked: dict[str, Any]) -> list[Any]:
         confirmed = self._take_confirmed()
@@ -203,9 +219,9 @@ class Reservations:
         return answer
 
     def _take_confirmed(self) -> list[str]:
-        """What has not been told yet.
+        """Take the confirmed requests that Redis does not know of yet.
 
-        If the telling fails, these requests are overdue some day, and are looked up.
+        If telling it fails, these requests are overdue some day, and are looked up.
         """
         confirmed = self._confirmed
         self._confirmed = []
@@ -218,10 +234,10 @@ class Reservations:
         confirmed: Sequence[str] = (),
         voided: Sequence[str] = (),
     ) -> list[str]:
-        """Returns the requests that have been unconfirmed for too long."""
+        """Return the requests that have been unconfirmed for too long."""
         overdue = await self._settle.call(
             keys.ADMISSION,
-            left=[(one.job_id, one.tenant, one.model, one.cost, one.at_ms) for one in left],
+            left=[dataclasses.astuple(departure) for departure in left],
             confirmed=[*self._take_confirmed(), *confirmed],
             voided=voided,
             unconfirmed_ms=_UNCONFIRMED_MS,
@@ -230,11 +246,11 @@ class Reservations:
 
 
 def _departure(entry: bytes, fields: dict[bytes, bytes]) -> Departure:
-    told = {name.decode(): value.decode() for name, value in fields.items()}
+    values = {name.decode(): value.decode() for name, value in fields.items()}
     return Departure(
-        told["job"],
-        told.get("tenant", ""),
-        told.get("model", ""),
-        int(told.get("cost", 0)),
-        int(entry.partition(b"-")[0]),
+        job_id=values["job"],
+        tenant=values.get("tenant", ""),
+        model=values.get("model", ""),
+        cost=int(values.get("cost", 0)),
+        at_ms=int(entry.partition(b"-")[0]),
     )

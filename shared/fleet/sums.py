@@ -1,6 +1,6 @@
 """Sums over the fleet, for `/metrics`, `aios status` and `GET /v1/fleet` alike."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from shared.messages import PRIORITIES, ModelLoad, WorkerInfo
 from shared.model_load import NUMBERS
@@ -8,90 +8,113 @@ from shared.presence import Fleet
 from shared.queue_stats import QueueState
 
 ASSUMED_WORK_PER_S = 100.0
-"""Of a worker that has not yet shown what it can do: the cost, in tokens, that it gets done in a
-second."""
+"""Cost in tokens that a worker gets done in a second, as long as it has not been measured."""
 
 Values = dict[tuple[str, ...], float]
-"""By the values of a metric's labels."""
+"""The values of a metric, by the values of its labels."""
 
 
 def of_queues(queues: Mapping[str, QueueState], fleet: Fleet) -> dict[str, Values]:
-    """By the name in `FleetMetrics`: what there is to say of the models' queues."""
-    lines = {
-        (model, name): state.lines[name] for model, state in queues.items() for name in PRIORITIES
-    }
-    rates = {model: work_per_s(fleet, model) for model in queues}
-    depth: Values = {(model, "queued"): state.queued for model, state in queues.items()}
-    depth |= {(model, "running"): state.running for model, state in queues.items()}
+    """Return the metrics of the models' queues, by their names in `FleetMetrics`."""
+    depth: Values = {}
+    waiting: Values = {}
+    oldest: Values = {}
+    work_seconds: Values = {}
+    queue_bytes: Values = {}
+    work_rate: Values = {}
+    for model, state in queues.items():
+        rate = work_per_s(fleet, model)
+        depth[model, "queued"] = state.queued
+        depth[model, "running"] = state.running
+        queue_bytes[model,] = state.num_bytes
+        work_rate[model,] = rate
+        for name in PRIORITIES:
+            line = state.lines[name]
+            waiting[model, name] = line.jobs
+            oldest[model, name] = line.oldest_s
+            work_seconds[model, name] = line.cost / (rate or ASSUMED_WORK_PER_S)
     return {
         "queue_depth": depth,
-        "waiting": {key: line.jobs for key, line in lines.items()},
-        "oldest": {key: line.oldest_s for key, line in lines.items()},
-        "work_seconds": {
-            key: line.cost / (rates[key[0]] or ASSUMED_WORK_PER_S) for key, line in lines.items()
-        },
-        "queue_bytes": {(model,): state.num_bytes for model, state in queues.items()},
-        "work_rate": {(model,): rate for model, rate in rates.items()},
+        "waiting": waiting,
+        "oldest": oldest,
+        "work_seconds": work_seconds,
+        "queue_bytes": queue_bytes,
+        "work_rate": work_rate,
     }
 
 
 def work_per_s(fleet: Fleet, model: str) -> float:
-    """Cost that the ready workers of a model get done in a second of stepping; 0 where there are
-    none.
+    """Return the cost in tokens that a model's ready workers get done in a second of stepping.
 
-    One that has not shown it yet is taken for as fast as the others, or for `ASSUMED_WORK_PER_S`.
+    A worker that was not measured yet counts as fast as the others, or as `ASSUMED_WORK_PER_S`.
     """
-    rates = [_load(worker, model).work_per_s for worker in _ready(fleet, model)]
-    known = [rate for rate in rates if rate > 0]
-    guess = sum(known) / len(known) if known else ASSUMED_WORK_PER_S
-    return sum(rate or guess for rate in rates)
+    workers = _ready(fleet, model)
+    measured = []
+    for worker in workers:
+        rate = _load(worker, model).work_per_s
+        if rate > 0:
+            measured.append(rate)
+    guess = ASSUMED_WORK_PER_S
+    if measured:
+        guess = sum(measured) / len(measured)
+    return sum(measured) + guess * (len(workers) - len(measured))
 
 
 def of_workers(fleet: Fleet) -> dict[str, Values]:
-    """By the name in `FleetMetrics`: what there is to say of the workers and their models."""
-    loads = [load for worker in fleet.workers for load in worker.loads]
-    states = [(worker.pool, "full" if worker.is_full else worker.state) for worker in fleet.workers]
-    serving = [(model, worker.pool) for model in fleet.models for worker in _ready(fleet, model)]
-    found: dict[str, Values] = {
-        "workers": _added((labels, 1) for labels in states),
-        "model_workers": _added((labels, 1) for labels in serving),
-        "active_models": {(): len({model for model, _ in serving})},
-        "memory": {
-            ("host",): sum(worker.memory_bytes for worker in fleet.workers),
-            ("device",): sum(worker.device_bytes for worker in fleet.workers),
-        },
+    """Return the metrics of the workers and their models, by their names in `FleetMetrics`."""
+    workers: Values = {}
+    host_bytes = 0
+    device_bytes = 0
+    for worker in fleet.workers:
+        state = "full" if worker.is_full else worker.state
+        _add(workers, (worker.pool, state), 1)
+        host_bytes += worker.memory_bytes
+        device_bytes += worker.device_bytes
+
+    model_workers: Values = {}
+    num_active = 0
+    for model in fleet.models:
+        ready = _ready(fleet, model)
+        num_active += bool(ready)
+        for worker in ready:
+            _add(model_workers, (model, worker.pool), 1)
+
+    metrics: dict[str, Values] = {
+        "workers": workers,
+        "model_workers": model_workers,
+        "active_models": {(): num_active},
+        "memory": {("host",): host_bytes, ("device",): device_bytes},
     }
     for name, number in NUMBERS.items():
-        if number.total is None:
-            continue
-        summed = _added if number.total.how == "sum" else _largest
-        found[name] = summed(((load.id,), getattr(load, name)) for load in loads)
-    return found
+        if number.total is not None:
+            metrics[name] = _total(fleet, name, is_sum=number.total.how == "sum")
+    return metrics
 
 
 def _ready(fleet: Fleet, model: str) -> list[WorkerInfo]:
-    """Those that serve it: it may be one of their models and have failed to load."""
-    ready = [
-        worker
-        for worker in fleet.workers
-        if worker.state == "ready" and model not in worker.failures
-    ]
-    return [worker for worker in ready if any(item.id == model for item in worker.models)]
+    """Return the ready workers that have this model, and have not failed to load it."""
+    return [worker for worker in fleet.serving(model) if model not in worker.failures]
 
 
 def _load(worker: WorkerInfo, model: str) -> ModelLoad:
-    return next((load for load in worker.loads if load.id == model), ModelLoad(model))
+    for load in worker.loads:
+        if load.id == model:
+            return load
+    return ModelLoad(model)
 
 
-def _added(values: Iterable[tuple[tuple[str, ...], float]]) -> Values:
-    sums: Values = {}
-    for labels, value in values:
-        sums[labels] = sums.get(labels, 0.0) + value
-    return sums
+def _total(fleet: Fleet, name: str, *, is_sum: bool) -> Values:
+    """Return a number of each model over all workers: the sum, or the largest."""
+    totals: Values = {}
+    for worker in fleet.workers:
+        for load in worker.loads:
+            value = getattr(load, name)
+            if is_sum:
+                _add(totals, (load.id,), value)
+            else:
+                totals[load.id,] = max(totals.get((load.id,), 0.0), value)
+    return totals
 
 
-def _largest(values: Iterable[tuple[tuple[str, ...], float]]) -> Values:
-    largest: Values = {}
-    for labels, value in values:
-        largest[labels] = max(largest.get(labels, 0.0), value)
-    return largest
+def _add(values: Values, labels: tuple[str, ...], value: float) -> None:
+    values[labels] = values.get(labels, 0.0) + value
