@@ -38,8 +38,10 @@ takeover."""
 
 @dataclass(frozen=True)
 class Append:
-    """Events to add behind index `after`, by the owner of `epoch`; the last of them may be
-    terminal. The first came to be at `since_s` of the event loop's clock (None: now)."""
+    """Events to add behind index `after`, by the owner of `epoch`. The last may be terminal.
+
+    The first of them happened at `since_s` of the event loop's clock (None: now).
+    """
 
     job: Job
     epoch: int
@@ -49,41 +51,42 @@ class Append:
 
 
 class LogWriter:
-    """Appends for a worker."""
+    """Appends events for a worker."""
 
     def __init__(self, broker: Broker, *, result_ttl_s: float = 600.0) -> None:
         self._append = Script(broker, "append")
         self._ttl_ms = int(result_ttl_s * 1000)
 
     async def append(self, appends: Sequence[Append]) -> list[bool]:
-        """All appends, in one round trip for each server; False where another epoch owns the job
-        now or it has ended.
+        """Write all appends, in one round trip for each server.
 
-        Safe to repeat after a lost connection: an append that had landed answers True again.
+        Return for each whether it landed; it did not where another epoch owns the job by now, or
+        the job has ended. Safe to repeat after a lost connection: an append that had landed answers
+        True again.
         """
-        shards: dict[str, list[int]] = {}
-        for place, item in enumerate(appends):
-            shards.setdefault(keys.shard_of(item.job.id), []).append(place)
+        indices_of: dict[str, list[int]] = {}
+        for index, item in enumerate(appends):
+            indices_of.setdefault(keys.shard_of(item.job.id), []).append(index)
+
         now_s = asyncio.get_running_loop().time()
-        calls = {
-            shard: {
-                "ttl_ms": self._ttl_ms,
-                "appends": [_packed(appends[place], now_s) for place in places],
-            }
-            for shard, places in shards.items()
-        }
+        calls = {}
+        for shard, indices in indices_of.items():
+            packed = [_packed(appends[index], now_s) for index in indices]
+            calls[shard] = {"ttl_ms": self._ttl_ms, "appends": packed}
+
         landed = [False] * len(appends)
-        for places, replies in zip(
-            shards.values(), await self._append.call_all(calls), strict=True
-        ):
-            for place, reply in zip(places, replies, strict=True):
-                landed[place] = bool(reply)
+        replies_of_shards = await self._append.call_all(calls)
+        for indices, replies in zip(indices_of.values(), replies_of_shards, strict=True):
+            for index, reply in zip(indices, replies, strict=True):
+                landed[index] = bool(reply)
         return landed
 
 
 class LogReader:
-    """Reads and follows for a front, and replays for a worker. Without `subscriptions` it can only
-    read."""
+    """Reads and follows logs. Without `subscriptions` it can only read.
+
+    With them it looks at the log after `poll_s` of silence, in case a message was lost.
+    """
 
     def __init__(
         self, broker: Broker, subscriptions: Subscriptions | None = None, *, poll_s: float = 1.0
@@ -93,11 +96,13 @@ class LogReader:
         self._poll_s = poll_s
 
     async def read(self, job_id: str, after: int = 0) -> list[tuple[int, Event]]:
-        """The events behind index `after`, each with its index."""
+        """Return the events behind index `after`, each with its index."""
         entries = await self._client(job_id).xrange(keys.log(job_id), min=f"({after}-0")
-        return [
-            (int(entry.partition(b"-")[0]), decode_event(fields[b"e"])) for entry, fields in entries
-        ]
+        events = []
+        for entry, fields in entries:
+            index = int(entry.partition(b"-")[0])
+            events.append((index, decode_event(fields[b"e"])))
+        return events
 
     async def newest_progress(self, job_id: str) -> Progress | None:
         """Return the last progress that was logged, None where there is none among the last
@@ -110,12 +115,13 @@ class LogReader:
         return None
 
     async def follow(self, job_id: str, after: int = 0) -> AsyncIterator[tuple[int, Event]]:
-        """Every event behind `after` in order, each once, up to and with the terminal one.
+        """Yield every event behind `after` in order, each once, up to and with the terminal one.
 
-        Raises BrokerUnavailable when the job and its log have vanished, as after a restart of Redis
+        Raise BrokerUnavailable when the job and its log have vanished, as after a restart of Redis
         without its data.
         """
         assert self._subscriptions is not None, "following needs subscriptions"
+        # Redis confirms the subscription before the log is read, so nothing falls in between.
         async with self._subscriptions.listen(keys.channel(job_id)) as inbox:
             while True:
                 for index, event in await self.read(job_id, after):
@@ -137,13 +143,14 @@ class LogReader:
     async def _live(
         self, inbox: "asyncio.Queue[bytes]", after: int
     ) -> AsyncIterator[tuple[int, Event]]:
-        """Published events while they join up with `after`; ends at a gap or a quiet while, to look
-        at the log."""
+        """Yield published events while they join up with `after`.
+
+        End at a gap, or when nothing came for a while: the log must be looked at then.
+        """
         while True:
             try:
-                async with asyncio.timeout(
-                    self._poll_s
-                ):  # `wait_for` of Python 3.11 can swallow a cancellation
+                # Not `wait_for`, which can swallow a cancellation in Python 3.11.
+                async with asyncio.timeout(self._poll_s):
                     message = await inbox.get()
             except TimeoutError:
                 return
@@ -157,7 +164,11 @@ class LogReader:
 
 
 def _packed(item: Append, now_s: float) -> tuple[object, ...]:
-    """What `append.lua` makes of it: `cost` is what a job really took."""
+    """Return an append as `append.lua` reads it.
+
+    The last values are the state that it ends in ("": none), the tokens that the job took in all,
+    and the milliseconds since the first event happened.
+    """
     last = item.events[-1]
     has_begun = False
     advance = 0
@@ -168,14 +179,24 @@ def _packed(item: Append, now_s: float) -> tuple[object, ...]:
             advance = max(advance, _CAME_FURTHER)
         elif isinstance(event, Started):
             has_begun = True
+    state = ""
+    if isinstance(last, Terminal):
+        state = STATE_OF[type(last)]
+    num_tokens = None
+    if isinstance(last, Done):
+        num_tokens = last.num_prompt_tokens + last.num_completion_tokens
+    age_ms = 0
+    if item.since_s is not None:
+        age_ms = max(0, int((now_s - item.since_s) * 1000))
+    events = [raw(encode(event)) for event in item.events]
     return (
         item.job.id,
         item.epoch,
         item.after,
-        [raw(encode(event)) for event in item.events],
+        events,
         has_begun,
         advance,
-        STATE_OF[type(last)] if isinstance(last, Terminal) else "",
-        last.num_prompt_tokens + last.num_completion_tokens if isinstance(last, Done) else None,
-        0 if item.since_s is None else max(0, int((now_s - item.since_s) * 1000)),
+        state,
+        num_tokens,
+        age_ms,
     )

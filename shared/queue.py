@@ -1,9 +1,8 @@
-"""The work queue as a worker sees it: take, renew, give back, hear what is over. States are moved
-by `lua/` alone.
+"""The work queue as a worker sees it: take jobs, renew their leases, give them back.
 
 A job is leased to a worker until a moment of Redis's clock and owned by its epoch: every take
-raises the epoch, and only the newest epoch may write to the job's log. Knows nothing of HTTP,
-models or engines.
+raises the epoch, and only the newest epoch may write to the job's log. The scripts in `lua/` alone
+change the state of a job. Knows nothing of HTTP, models or engines.
 """
 
 import logging
@@ -34,11 +33,11 @@ _CONVICTED = raw(
 
 @dataclass(frozen=True)
 class Claim:
-    """A job in the hands of one worker. `last_index` is the newest event in its log at the time of
-    the take.
+    """A job in the hands of one worker, as it was at the take.
 
-    `time_left_s` was left to its deadline then, and `waited_s` had passed since it was queued. One
-    that is `alone` has crashed workers before, or seems to have.
+    `last_index` is the newest event in its log, `time_left_s` is left to its deadline, and
+    `waited_s` have passed since it was queued. A job that `is_alone` is suspected of crashing
+    workers, and runs by itself.
     """
 
     job: Job
@@ -50,19 +49,22 @@ class Claim:
 
     @property
     def key(self) -> str:
-        """Tells this take of the job from every other, by this worker too."""
+        """The id of this take of the job; another take of it, by this worker too, has another."""
         return f"{self.job.id}:{self.epoch}"
 
     @property
     def places(self) -> int:
-        """How many of a worker's places the job takes."""
+        """The number of rows that the job takes in the worker's batch."""
         return places_of(self.job.task)
 
 
 @dataclass(frozen=True)
 class Taken:
-    """`should_empty`: a suspect waits for this worker to have nothing else in hand, so take nothing
-    more until then. `num_convicted` jobs were given up in passing."""
+    """The answer to a take.
+
+    With `should_empty` a suspect waits for this worker: it is to take nothing more until it has
+    nothing in hand. `num_convicted` jobs were given up in passing.
+    """
 
     claims: tuple[Claim, ...] = ()
     should_empty: bool = False
@@ -71,7 +73,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class QueuePolicy:
-    """How a fleet treats its work; the same for all workers. Times in seconds.
+    """The rules of the queue, the same for all workers. Times are in seconds.
 
     A worker takes at most `lapsed_at_once` jobs of a dead one in one go, so that its own do not
     stall. Each `ageing_s` of waiting lifts a job by one class. Ended jobs can be read for
@@ -86,8 +88,10 @@ class QueuePolicy:
 
 
 class WorkQueue:
-    """The jobs of one model, for one worker. `fingerprint` names everything that decides which
-    tokens come out."""
+    """The jobs of one model, for one worker.
+
+    `fingerprint` stands for everything that decides which tokens come out.
+    """
 
     def __init__(
         self, broker: Broker, policy: QueuePolicy, *, model: str, worker: str, fingerprint: str
@@ -97,41 +101,45 @@ class WorkQueue:
         self._model = model
         self._worker = worker
         self._fingerprint = fingerprint
-        self._has_work, self._take, self._lease = (
-            Script(broker, name) for name in ("has_work", "take", "lease")
-        )
+        self._has_work = Script(broker, "has_work")
+        self._take = Script(broker, "take")
+        self._lease = Script(broker, "lease")
 
     async def shards_with_work(
         self, shards: Sequence[str], *, priorities: Sequence[Priority] = PRIORITIES
     ) -> list[str]:
-        """Those of `shards`, in their order, where there may be something to take. The shards of
-        one server are looked at in one round trip; of one that is alone on its server only a take
-        tells."""
-        found: set[str] = set()
+        """Return those of `shards`, in their order, where there may be something to take.
+
+        The shards of one server are looked at in one round trip.
+        """
+        with_work: set[str] = set()
         for part in self._broker.together(shards):
-            found.update(part if len(part) == 1 else await self._has_work_at_once(part, priorities))
-        return [shard for shard in shards if shard in found]
+            if len(part) == 1:
+                # A look would cost as much as the take itself, which tells as well.
+                with_work.update(part)
+            else:
+                with_work.update(await self._has_work_at_once(part, priorities))
+        return [shard for shard in shards if shard in with_work]
 
     async def has_work(self, shards: Sequence[str]) -> bool:
-        """Whether a job waits on one of `shards`, or its lease has lapsed; nothing is taken."""
-        return any(
-            [
-                await self._has_work_at_once(part, PRIORITIES)
-                for part in self._broker.together(shards)
-            ]
-        )
+        """Return whether a job waits on one of `shards`, or its lease has lapsed. Take nothing."""
+        with_work: list[str] = []
+        for part in self._broker.together(shards):
+            # All are asked, also behind one that has work: a look quiets bells that rang for nothing.
+            with_work += await self._has_work_at_once(part, PRIORITIES)
+        return bool(with_work)
 
     async def _has_work_at_once(
         self, shards: Sequence[str], priorities: Sequence[Priority]
     ) -> list[str]:
-        found = await self._has_work.call(
+        indices = await self._has_work.call(
             shards[0],
             shards=[keys.prefix(shard) for shard in shards],
             model=self._model,
             classes=priorities,
             is_thorough=len(priorities) == len(PRIORITIES),
         )
-        return [shards[place] for place in found]
+        return [shards[index] for index in indices]
 
     async def take(
         self,
@@ -141,12 +149,11 @@ class WorkQueue:
         is_empty: bool,
         priorities: Sequence[Priority] = PRIORITIES,
     ) -> Taken:
-        """What there is to do, until it fills `places`, of which the last job may take more than
-        are left.
+        """Take jobs until they fill `places`. The last one may take more rows than are left.
 
         Jobs whose owners have let the lease run out come before those that wait, and among these
-        the better class, the longer wait and the tenant that was served less. `is_empty`: this
-        worker has nothing in hand.
+        the better class, the longer wait and the tenant that was served less. `is_empty` tells that
+        this worker has nothing in hand.
         """
         policy = self._policy
         claims, should_empty, convicted = await self._take.call(
@@ -168,52 +175,57 @@ class WorkQueue:
             late=LATE,
             convicted=_CONVICTED,
         )
-        for item in convicted:
-            _log_conviction(*item)
-        found = [_claim(*item) for item in claims]
-        return Taken(
-            tuple(claim for claim in found if claim is not None), bool(should_empty), len(convicted)
-        )
+        for spec, last_worker, epochs in convicted:
+            _log_conviction(spec, last_worker, epochs)
+        readable = []
+        for values in claims:
+            claim = _claim(*values)
+            if claim is not None:
+                readable.append(claim)
+        return Taken(tuple(readable), bool(should_empty), num_convicted=len(convicted))
 
     async def renew(self, claims: Sequence[Claim], *, silence_s: float = 0.0) -> list[Claim]:
-        """Let the leases end `lease_s` after the last sign of life, which came `silence_s` ago
-        (less than `lease_s`); returns the claims that are no longer this worker's."""
+        """Let the leases end `lease_s` after the last sign of life, which came `silence_s` ago.
+
+        Return the claims that are no longer this worker's.
+        """
         return await self._set(claims, max(0.001, self._policy.lease_s - silence_s))
 
     async def give_back(self, claims: Sequence[Claim]) -> None:
-        """Others may take them at once, and nobody is blamed."""
+        """End the leases: others may take the jobs at once, and nobody is blamed."""
         await self._set(claims, 0)
 
     def together(self, shards: Sequence[str]) -> list[list[str]]:
-        """The shards, parted so that the bells of a part can be awaited at once."""
+        """Return the shards in parts whose bells can be awaited at once."""
         return self._broker.together(shards)
 
     async def await_bell(self, shards: Sequence[str], timeout_s: float) -> str | None:
-        """Which of these shards may have something to take; None after `timeout_s`."""
+        """Return the shard whose bell rings first; None after `timeout_s`."""
         bells = {keys.bell(shard, self._model).encode(): shard for shard in shards}
         waiting = self._broker.client(shards[0]).blpop(list(bells), timeout_s)  # type: ignore[arg-type]  # parts of seconds, too
         rung = await cast(Awaitable[tuple[bytes, bytes] | None], waiting)
-        return None if rung is None else bells[rung[0]]
+        if rung is None:
+            return None
+        return bells[rung[0]]
 
     async def ring(self, shard: str) -> None:
-        """Somebody else should look."""
-        await cast(
-            Awaitable[int], self._broker.client(shard).lpush(keys.bell(shard, self._model), "1")
-        )
+        """Wake one worker that waits for this model's work."""
+        rung = self._broker.client(shard).lpush(keys.bell(shard, self._model), "1")
+        await cast(Awaitable[int], rung)
 
     async def _set(self, claims: Sequence[Claim], lease_s: float) -> list[Claim]:
-        """The claims that are another's by now."""
+        """Set the end of the leases. Return the claims that are another's by now."""
         shards: dict[str, list[Claim]] = {}
         for claim in claims:
             shards.setdefault(keys.shard_of(claim.job.id), []).append(claim)
         calls = {shard: self._lease_call(some, lease_s) for shard, some in shards.items()}
-        held = await self._lease.call_all(calls)
-        return [
-            claim
-            for some, are_ours in zip(shards.values(), held, strict=True)
-            for claim, is_ours in zip(some, are_ours, strict=True)
-            if not is_ours
-        ]
+        answers = await self._lease.call_all(calls)
+        lost = []
+        for some, are_ours in zip(shards.values(), answers, strict=True):
+            for claim, is_ours in zip(some, are_ours, strict=True):
+                if not is_ours:
+                    lost.append(claim)
+        return lost
 
     def _lease_call(self, claims: Sequence[Claim], lease_s: float) -> dict[str, Any]:
         jobs = [{"id": claim.job.id, "epoch": claim.epoch} for claim in claims]
@@ -223,15 +235,23 @@ class WorkQueue:
 def _claim(
     spec: bytes, epoch: int, last_index: int, left_ms: int, is_alone: int, waited_ms: int
 ) -> Claim | None:
-    """None for a job that only a newer version can read: its lease lapses, and it is left to
-    that."""
+    """Return a claim; None for a job that only a newer version can read.
+
+    The lease of such a job lapses, and a newer worker takes it.
+    """
     try:
-        return Claim(
-            decode_job(spec), epoch, last_index, left_ms / 1000, bool(is_alone), waited_ms / 1000
-        )
+        job = decode_job(spec)
     except msgspec.DecodeError as error:
         logger.error("job of another version left alone", extra=fields(error=str(error)))
         return None
+    return Claim(
+        job,
+        epoch,
+        last_index,
+        time_left_s=left_ms / 1000,
+        is_alone=bool(is_alone),
+        waited_s=waited_ms / 1000,
+    )
 
 
 def _log_conviction(spec: bytes, worker: bytes, epochs: int) -> None:
@@ -240,10 +260,10 @@ def _log_conviction(spec: bytes, worker: bytes, epochs: int) -> None:
     except msgspec.DecodeError as error:
         logger.error("job of another version left alone", extra=fields(error=str(error)))
         return
-    said = job_fields(
+    extra = job_fields(
         job, model=job.model, tenant=job.tenant, last_worker=worker.decode(), epochs=epochs
     )
-    logger.error("job convicted", extra=said)
+    logger.error("job convicted", extra=extra)
 
 
 def _ms(seconds: float) -> int:
