@@ -35,7 +35,7 @@ class CannotWrite(RedisError):
 
 
 UNAVAILABLE = (RedisConnectionError, RedisTimeoutError, CannotWrite, *ELSEWHERE)
-"""What passes by itself: the command may be tried again, if repeating it is safe."""
+"""Errors that pass by themselves: the command may be tried again, if repeating it is safe."""
 
 CONNECT_TIMEOUT_S = 2.0
 _CLOSE_S = 0.2
@@ -43,10 +43,9 @@ _FILES_OF_TLS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 
 class Broker:
-    """Redis as this process sees it, divided into `shards`: which client to ask about what carries
-    a hash tag.
+    """Redis as this process sees it, divided into `shards`.
 
-    `calls` are the round trips of each script, in seconds.
+    It knows the client for each hash tag. `calls` are the round trips of each script, in seconds.
     """
 
     publish = "PUBLISH"
@@ -57,43 +56,56 @@ class Broker:
         self.calls: dict[str, BucketHistogram] = {}
 
     def client(self, tag: str) -> Redis:
-        """The client for keys with this hash tag, a shard or `keys.PRESENCE`."""
-        return self._redis.client(tag) if isinstance(self._redis, Cluster) else self._redis
+        """Return the client for keys with this hash tag, a shard or `keys.PRESENCE`."""
+        if isinstance(self._redis, Cluster):
+            return self._redis.client(tag)
+        return self._redis
 
     def together(self, shards: Sequence[str]) -> list[list[str]]:
-        """The shards, parted so that one command may name all keys of a part: one part where there
-        is one server."""
+        """Return the shards in parts of which one command may name all keys.
+
+        There is one part where there is one server.
+        """
         parts: dict[Redis, list[str]] = {}
         for shard in shards:
             parts.setdefault(self.client(shard), []).append(shard)
         return list(parts.values())
 
     async def by_server(self, shards: Sequence[str]) -> list[list[str]]:
-        """The shards, parted by server: a pipeline of the client of one of a part may name the keys
-        of all of it. Other than with `together` it is refused while a slot moves, and has to be
-        sent again."""
+        """Return the shards parted by server, for pipelines that name keys of a whole part.
+
+        Unlike with `together`, such a pipeline is refused while a slot moves, and has to be sent
+        again.
+        """
         if isinstance(self._redis, Cluster):
             return await self._redis.by_server(shards)
-        return [list(shards)] if shards else []
+        if not shards:
+            return []
+        return [list(shards)]
 
     async def nodes(self) -> list[Redis]:
-        """A client for each server that has keys of a shard."""
-        return (
-            await self._redis.nodes(self.shards)
-            if isinstance(self._redis, Cluster)
-            else [self._redis]
-        )
+        """Return a client for each server that has keys of a shard."""
+        if isinstance(self._redis, Cluster):
+            return await self._redis.nodes(self.shards)
+        return [self._redis]
 
     async def as_settled(self) -> "Broker":
-        """The same Redis, divided as its fleet has settled; as this one, if there has been no fleet
-        yet."""
+        """Return the same Redis, divided as its fleet has settled.
+
+        Return this broker if there has been no fleet yet.
+        """
         theirs = await cast(Awaitable[bytes | None], self.client(keys.PRESENCE).get(keys.LAYOUT))
-        return Broker(self._redis, int(theirs)) if theirs else self
+        if not theirs:
+            return self
+        return Broker(self._redis, int(theirs))
 
     async def settle(self) -> None:
-        """Make sure that all processes divide Redis alike. Raises SettingsError where it is divided
-        otherwise."""
-        client, ours = self.client(keys.PRESENCE), len(self.shards)
+        """Make sure that all processes divide Redis alike.
+
+        Raise SettingsError where it is divided otherwise.
+        """
+        client = self.client(keys.PRESENCE)
+        ours = len(self.shards)
         await cast(Awaitable[object], client.set(keys.LAYOUT, ours, nx=True))
         theirs = int(await cast(Awaitable[bytes | None], client.get(keys.LAYOUT)) or ours)
         if theirs != ours:
@@ -105,10 +117,10 @@ class Broker:
 
 @asynccontextmanager
 async def open_broker(url: str, shards: int = 1) -> AsyncIterator[Broker]:
-    """What every process talks to Redis by, a single server or a cluster; closed at the end.
+    """Open the broker of a process, to a single server or a cluster, and close it at the end.
 
-    Raises SettingsError where others divide the same Redis otherwise. Redis may be away: then
-    nothing is compared.
+    Raise SettingsError where others divide the same Redis otherwise. While Redis is away nothing is
+    compared.
     """
     async with open_unsettled(url, shards) as broker:
         try:
@@ -122,25 +134,25 @@ async def open_broker(url: str, shards: int = 1) -> AsyncIterator[Broker]:
 
 @asynccontextmanager
 async def open_unsettled(url: str, shards: int = 1) -> AsyncIterator[Broker]:
-    """The same for those who only look: how Redis is divided is neither compared nor written
-    down."""
+    """Open a broker for those who only look: the number of shards is not compared or written."""
     redis = connect(url)
     source = redis if url.startswith("unix://") else Cluster(redis)
     try:
         yield Broker(source, shards)
     finally:
-        with suppress(TimeoutError):  # what has not been sent by now will not be
+        # What has not been sent by now will not be.
+        with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_S):
                 await source.aclose()
 
 
 def fault_of_url(url: str) -> str | None:
-    """What is wrong with a Redis URL, None if a server may be looked for there; nothing
-    connects."""
+    """Return what is wrong with a Redis URL, None if nothing is. Nothing connects."""
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError:  # its words could hold a piece of a password
+    except ValueError:
+        # The error's own words could hold a piece of a password.
         return (
             "its host or port cannot be read (in a password, write / as %2F, # as %23, ? as "
             "%3F and % as %25)"
@@ -169,9 +181,13 @@ def fault_of_url(url: str) -> str | None:
 
 
 def connect(url: str) -> Redis:
-    """A client (a pool that connects on first use) whose replies are bytes; close it with
-    `aclose`."""
-    over_tcp = {} if url.startswith("unix://") else {"socket_keepalive": True}
+    """Return a client, a pool that connects on first use. Its replies are bytes.
+
+    Close it with `aclose`.
+    """
+    over_tcp = {}
+    if not url.startswith("unix://"):
+        over_tcp["socket_keepalive"] = True
     client: Redis = Redis.from_url(
         url,
         decode_responses=False,

@@ -60,31 +60,33 @@ class JobSnapshot:
 
 @dataclass(frozen=True)
 class QueuePosition:
-    """`num_before` jobs will be taken before a request that waits, and it itself in `starts_in_s`:
-    both foretold, by `position.lua`, from what waits on its shard now. None where nothing has ended
-    lately to tell by."""
+    """Where a request stands that waits, as `position.lua` foretells it from what waits now.
+
+    `num_before` jobs will be taken before it, and it itself in `starts_in_s`, which is None where
+    nothing has ended lately to tell by.
+    """
 
     num_before: int
     starts_in_s: float | None
 
 
 def new_follower_id() -> str:
-    """What one follower is noted by."""
+    """Return a random id for a follower."""
     return secrets.token_hex(8)
 
 
 class Requests:
-    """`result_ttl_s`: how long an ended request can be read."""
+    """Finds requests and their jobs. An ended request can be read for `result_ttl_s`."""
 
     def __init__(self, broker: Broker, *, result_ttl_s: float = 600.0) -> None:
         self._broker = broker
-        self._status, self._follow, self._position = (
-            Script(broker, name) for name in ("status", "follow", "position")
-        )
+        self._status = Script(broker, "status")
+        self._follow = Script(broker, "follow")
+        self._position = Script(broker, "position")
         self._ttl_ms = int(result_ttl_s * 1000)
 
     async def find(self, request_id: str, tenant: str) -> Request:
-        """Raises JobNotFound for a request that is not there, or another tenant's."""
+        """Return a request. Raise JobNotFound if it is not there, or another tenant's."""
         missing = JobNotFound("No such job: it does not exist, or its result has expired.")
         if not keys.is_id(request_id):
             raise missing
@@ -96,9 +98,11 @@ class Requests:
         return Request(request_id, tenant, tuple(fields[1].decode().split()), fields[2])
 
     async def look(self, request: Request) -> list[JobSnapshot]:
-        """How its jobs stand; what is overdue ends by that. Raises JobNotFound when one has
-        expired."""
-        found = await self._status.call(
+        """Return how the jobs of a request stand. Looking ends those that are overdue.
+
+        Raise JobNotFound when one has expired.
+        """
+        answers = await self._status.call(
             keys.shard_of(request.id),
             jobs=request.job_ids,
             expired=EXPIRED,
@@ -106,46 +110,59 @@ class Requests:
             grace_ms=_OVERDUE_MS,
             ttl_ms=self._ttl_ms,
         )
-        if any(len(item) == 1 for item in found):
-            raise JobNotFound("No such job: its result has expired.")
-        return [_snapshot(*item) for item in found]
+        snapshots = []
+        for values in answers:
+            if len(values) == 1:
+                raise JobNotFound("No such job: its result has expired.")
+            snapshots.append(_snapshot(*values))
+        return snapshots
 
     async def position(self, request: Request) -> QueuePosition | None:
-        """Where the first of its jobs that wait stands; None when none waits."""
-        found = await self._position.call(
+        """Return where the first of its waiting jobs stands; None when none waits."""
+        answer = await self._position.call(
             keys.shard_of(request.id), jobs=request.job_ids, classes=PRIORITIES
         )
-        if not found:
+        if not answer:
             return None
-        num_before, wait_ms = found
-        return QueuePosition(num_before, None if wait_ms < 0 else wait_ms / 1000)
+        num_before, wait_ms = answer
+        starts_in_s = None
+        if wait_ms >= 0:
+            starts_in_s = wait_ms / 1000
+        return QueuePosition(num_before, starts_in_s)
 
     async def follow(self, request: Request) -> str:
-        """Note one more follower; returns its mark. Raises JobNotFound when the request has
-        expired."""
+        """Note one more follower and return its id.
+
+        Raise JobNotFound when the request has expired.
+        """
         follower_id = new_follower_id()
-        if not await self._follow.call(
+        is_there = await self._follow.call(
             keys.shard_of(request.id), request=request.id, follower_id=follower_id
-        ):
+        )
+        if not is_there:
             raise JobNotFound("No such job: its result has expired.")
         return follower_id
 
     async def leave(self, request_id: str, follower_id: str) -> None:
         """Strike a follower off; nothing ends by that."""
         client = self._broker.client(keys.shard_of(request_id))
-        await cast(
-            Awaitable[int], client.hdel(keys.request(request_id), keys.follower_field(follower_id))
-        )
+        removed = client.hdel(keys.request(request_id), keys.follower_field(follower_id))
+        await cast(Awaitable[int], removed)
 
 
 def state_of(snapshots: Sequence[JobSnapshot]) -> str:
-    """A request's state: queued until a worker has taken one of its jobs, failed or cancelled as
-    soon as one is, done when all are."""
+    """Return the state of a request.
+
+    It is queued until a worker has taken one of its jobs, failed or cancelled as soon as one is,
+    and done when all are.
+    """
     states = {snapshot.state for snapshot in snapshots}
     for state in ("failed", "cancelled"):
         if state in states:
             return state
-    return states.pop() if len(states) == 1 else "running"
+    if len(states) == 1:
+        return states.pop()
+    return "running"
 
 
 def _snapshot(
@@ -155,15 +172,28 @@ def _snapshot(
     deadline_ms: int,
     fingerprint: bytes | None,
     queued: bytes,
-    *later: bytes | None,
+    taken: bytes | None,
+    first: bytes | None,
+    ended: bytes | None,
 ) -> JobSnapshot:
-    taken_s, first_s, ended_s = (None if at is None else int(at) / 1000 for at in later)
-    times = JobTimes(int(queued) / 1000, taken_s, first_s, ended_s)
-    return JobSnapshot(
-        state.decode(),
-        last,
-        queue_ms / 1000,
-        deadline_ms / 1000,
-        (fingerprint or b"").decode(),
-        times,
+    """Return a snapshot from the values of `status.lua`, in its order."""
+    times = JobTimes(
+        queued_s=int(queued) / 1000,
+        taken_s=_seconds(taken),
+        first_s=_seconds(first),
+        ended_s=_seconds(ended),
     )
+    return JobSnapshot(
+        state=state.decode(),
+        last_index=last,
+        queue_s=queue_ms / 1000,
+        deadline_s=deadline_ms / 1000,
+        fingerprint=(fingerprint or b"").decode(),
+        times=times,
+    )
+
+
+def _seconds(at_ms: bytes | None) -> float | None:
+    if at_ms is None:
+        return None
+    return int(at_ms) / 1000

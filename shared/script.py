@@ -1,5 +1,7 @@
-"""Running the scripts in `lua/`: each behind `common.lua`, with refusals of every Redis version
-told as one error."""
+"""Runs the scripts in `lua/`, each behind `common.lua`.
+
+The refusals of every version of Redis become one error.
+"""
 
 import asyncio
 import hashlib
@@ -20,48 +22,50 @@ from shared.histogram import BucketHistogram
 
 _FOLDER = Path(__file__).parent / "lua"
 _REFUSALS = ("OOM ", "READONLY ", "MISCONF ", "LOADING ", "CLUSTERDOWN ", "MASTERDOWN ")
+_REFUSAL_OF_CLASS = {"OutOfMemoryError": "OOM", "ReadOnlyError": "READONLY"}
 _BOUNDS_S = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _STR32 = b"\xdb"
 _encoder = msgspec.msgpack.Encoder()
 
 
 class Script:
-    """EVALSHA of `lua/NAME.lua` on one shard, behind `common.lua` and what it `needs`; loaded when
-    Redis does not know it. Raises CannotWrite, or redis-py's errors.
+    """The script `lua/NAME.lua`, behind `common.lua` and the files that it `needs`.
 
-    Every script is safe to repeat, so one whose answer was lost with its connection is run once
-    more.
+    It is run by EVALSHA, and loaded when Redis does not know it. Every script is safe to repeat, so
+    one whose answer was lost with its connection is run once more. Calls raise CannotWrite, or
+    redis-py's errors.
     """
 
     def __init__(self, broker: Broker, name: str, *, needs: Sequence[str] = ()) -> None:
         self._broker = broker
-        self._source = "\n".join(
-            (_FOLDER / f"{part}.lua").read_text() for part in ("common", *needs, name)
-        )
+        parts = [(_FOLDER / f"{part}.lua").read_text() for part in ("common", *needs, name)]
+        self._source = "\n".join(parts)
         self._taken_s = broker.calls.setdefault(name, BucketHistogram(_BOUNDS_S))
         self._sha = hashlib.sha1(self._source.encode()).hexdigest()
 
     async def call(self, shard: str, **args: Any) -> Any:
-        """`args` become the script's map `a`."""
+        """Run the script on one shard; `args` become its map `a`. Return its answer."""
         packed = self._packed(args)
         with _refusals_told(), self._timed():
             try:
                 return await self._run(shard, packed)
             except CannotConnect:
-                raise
+                raise  # nothing was sent, and connecting has been tried again already
             except RedisConnectionError:
                 return await self._run(shard, packed)
 
     async def call_all(self, calls: Mapping[str, Mapping[str, Any]]) -> list[Any]:
-        """A call for each shard, with its arguments, and the answers in their order. The calls to
-        one server are one round trip.
+        """Run the script on each shard with its own arguments. Return the answers in this order.
+
+        The calls to one server are one round trip.
         """
         packed = {shard: self._packed(args) for shard, args in calls.items()}
         with _refusals_told(), self._timed():
-            parts = await asyncio.gather(
-                *(self._run_part(part, packed) for part in self._broker.together(list(calls)))
-            )
-        answers = {shard: answer for part in parts for shard, answer in part.items()}
+            running = [self._run_part(part, packed) for part in self._broker.together(list(calls))]
+            parts = await asyncio.gather(*running)
+        answers: dict[str, Any] = {}
+        for part in parts:
+            answers |= part
         return [answers[shard] for shard in calls]
 
     async def _run_part(self, shards: Sequence[str], packed: Mapping[str, bytes]) -> dict[str, Any]:
@@ -97,7 +101,7 @@ class Script:
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        """What fails is counted, too: a Redis that is away takes its time."""
+        """Measure the body, also if it fails: a Redis that is away takes its time."""
         begun_s = time.perf_counter()
         try:
             yield
@@ -110,24 +114,35 @@ class Script:
 
 
 def raw(data: bytes) -> msgspec.Raw:
-    """Bytes as an argument of a script: Redis's msgpack knows no bytes, but its strings hold
-    any."""
+    """Return bytes as an argument of a script.
+
+    Redis's msgpack knows no bytes, but its strings hold any.
+    """
     return msgspec.Raw(_STR32 + len(data).to_bytes(4, "big") + data)
 
 
 @contextmanager
 def _refusals_told() -> Iterator[None]:
-    """Redis 6.2 wraps an error inside a script in a sentence of its own, and redis-py quotes the
-    whole command with its payloads: keep the reason alone."""
+    """Raise CannotWrite for a refusal of Redis, with nothing but its reason.
+
+    Redis 6.2 wraps an error inside a script in a sentence of its own, and redis-py quotes the whole
+    command with its payloads.
+    """
     try:
         yield
     except ELSEWHERE as error:
         raise CannotWrite(f"Redis refuses to write: {type(error).__name__}") from None
     except ResponseError as error:
-        reason = next((mark.strip() for mark in _REFUSALS if mark in f"{error} "), None)
-        reason = reason or {"OutOfMemoryError": "OOM", "ReadOnlyError": "READONLY"}.get(
-            type(error).__name__
-        )
+        reason = _reason(error)
         if reason is None:
             raise
         raise CannotWrite(f"Redis refuses to write: {reason}") from None
+
+
+def _reason(error: ResponseError) -> str | None:
+    """Return the word by which Redis refuses to write, None for any other error."""
+    for word in _REFUSALS:
+        if word in f"{error} ":
+            return word.strip()
+    # redis-py has classes for some, and leaves the word out of their messages.
+    return _REFUSAL_OF_CLASS.get(type(error).__name__)
