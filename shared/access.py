@@ -63,7 +63,7 @@ def rate_of(text: str) -> Rate:
 
 
 def check_name(text: str) -> str:
-    """A name or tenant, which becomes part of keys in Redis. Raises ValueError."""
+    """Return a name or tenant that may become part of keys in Redis. Raise ValueError if not."""
     if not _NAME.fullmatch(text):
         raise ValueError(
             f"expected up to 64 letters, digits, dots, underscores and dashes, got {text!r}"
@@ -72,15 +72,15 @@ def check_name(text: str) -> str:
 
 
 def check_priority(text: str) -> Priority:
-    """Raises ValueError."""
-    found = next((name for name in PRIORITIES if name == text), None)
-    if found is None:
-        raise ValueError(f"expected one of {', '.join(PRIORITIES)}, got {text!r}")
-    return found
+    """Return the class with this name. Raise ValueError if there is none."""
+    for name in PRIORITIES:
+        if name == text:
+            return name
+    raise ValueError(f"expected one of {', '.join(PRIORITIES)}, got {text!r}")
 
 
 def digest_of(key: str) -> str:
-    """What a key is known by wherever it is kept."""
+    """Return the digest that stands for a key wherever it is kept."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
@@ -91,17 +91,17 @@ class Keyring:
         self._redis = broker.client(keys.ACCESS)
 
     async def create(self, grant: Grant, *, lives_s: int | None = None) -> tuple[str, str, Grant]:
-        """A new key, its id, and the grant as it is kept. The key itself is told here and never
-        again.
+        """Make a key. Return it, its id, and the grant as it is kept.
 
-        `lives_s`: seconds until it expires, by Redis's clock; None is never.
+        The key itself is told here and never again. It expires after `lives_s` seconds of Redis's
+        clock; None is never.
         """
         key = f"{KEY_MARK}{secrets.token_urlsafe(32)}"
-        digest, (now, _) = (
-            digest_of(key),
-            await cast(Awaitable[tuple[int, int]], self._redis.time()),
-        )
-        expires_at = None if lives_s is None else now + lives_s
+        digest = digest_of(key)
+        now, _ = await cast(Awaitable[tuple[int, int]], self._redis.time())
+        expires_at = None
+        if lives_s is not None:
+            expires_at = now + lives_s
         grant = msgspec.structs.replace(grant, created_at=now, expires_at=expires_at)
         pipe = self._redis.pipeline(transaction=True)
         pipe.set(keys.grant(digest), msgspec.msgpack.encode(grant), ex=lives_s)
@@ -111,44 +111,55 @@ class Keyring:
         return key, id_of(digest), grant
 
     async def has_made_keys(self) -> bool:
-        """Whether a key has ever been made here. One that was revoked or has expired counts: a
-        fleet that had keys does not open again by losing the last."""
-        found = self._redis.exists(keys.KEYS_MADE, keys.GRANTS)
-        return bool(await cast(Awaitable[int], found))
+        """Return whether a key has ever been made here.
+
+        One that was revoked or has expired counts: a fleet that had keys does not open again by
+        losing the last.
+        """
+        count = self._redis.exists(keys.KEYS_MADE, keys.GRANTS)
+        return bool(await cast(Awaitable[int], count))
 
     async def find(self, digest: str) -> Grant | None:
-        """What the key with this digest may do now; None if there is none, or no longer."""
-        found = await cast(Awaitable[bytes | None], self._redis.get(keys.grant(digest)))
-        return None if found is None else msgspec.msgpack.decode(found, type=Grant)
+        """Return the grant of the key with this digest; None if there is none, or no longer."""
+        packed = await cast(Awaitable[bytes | None], self._redis.get(keys.grant(digest)))
+        if packed is None:
+            return None
+        return msgspec.msgpack.decode(packed, type=Grant)
 
     async def find_all(self, digests: Sequence[str]) -> dict[str, Grant]:
-        """The same for several keys, in one round trip; those that do not hold are left out."""
+        """Return the grants of several keys by digest, without those that do not hold."""
         if not digests:
             return {}
-        found = await self._redis.mget([keys.grant(digest) for digest in digests])
+        answers = await self._redis.mget([keys.grant(digest) for digest in digests])
         grants = {}
-        for digest, grant in zip(digests, found, strict=True):
-            if grant is not None:
-                grants[digest] = msgspec.msgpack.decode(grant, type=Grant)
+        for digest, packed in zip(digests, answers, strict=True):
+            if packed is not None:
+                grants[digest] = msgspec.msgpack.decode(packed, type=Grant)
         return grants
 
     async def everyone(self) -> dict[str, Grant]:
-        """All that hold, by digest, the oldest first; those that have expired are struck off."""
+        """Return all grants that hold, by digest, the oldest first. Strike off expired ones."""
         members = await cast(Awaitable[set[bytes]], self._redis.smembers(keys.GRANTS))
         digests = sorted(member.decode() for member in members)
         grants = await self.find_all(digests)
         gone = [digest for digest in digests if digest not in grants]
         if gone:
             await self._strike_off(gone)
-        return dict(sorted(grants.items(), key=lambda item: (item[1].created_at, item[1].name)))
+
+        def age(digest: str) -> tuple[float, str]:
+            grant = grants[digest]
+            return (grant.created_at, grant.name)
+
+        return {digest: grants[digest] for digest in sorted(grants, key=age)}
 
     async def revoke(self, digest: str) -> None:
-        """From now on nobody knows it."""
+        """Let nobody use the key any more."""
         await self._redis.delete(keys.grant(digest))
         await self._strike_off([digest])
 
     async def _strike_off(self, digests: Sequence[str]) -> None:
-        """Take keys that do not hold from the list. Older versions left no other trace of them."""
+        """Take keys that do not hold off the list."""
+        # Older versions did not note that keys had been made: the list was their only trace.
         pipe = self._redis.pipeline(transaction=True)
         pipe.set(keys.KEYS_MADE, 1)
         pipe.srem(keys.GRANTS, *digests)
@@ -156,5 +167,5 @@ class Keyring:
 
 
 def id_of(digest: str) -> str:
-    """What people call a key by: the beginning of its digest."""
+    """Return what people call a key by: the beginning of its digest."""
     return digest[:ID_LENGTH]

@@ -1,9 +1,8 @@
-"""Command-line flags made from the fields of Settings, and the frame in which every role's process
-starts.
+"""The command line of every role: flags made from the fields of Settings, and how a process starts.
 
 `python -m api`, `python -m worker` and the `aios` command share it, so that all of them accept the
-same flags, print the same configuration and answer a bad setting with one line and status 2 (the
-supervisor then does not try again).
+same flags, print the same configuration and answer a bad setting with one line and status 2. The
+supervisor does not try again after that status.
 """
 
 import argparse
@@ -44,7 +43,8 @@ from shared.settings import (
 )
 from shared.supervised import report_failure
 
-EXIT_OK, EXIT_BAD_SETTINGS = 0, 2
+EXIT_OK = 0
+EXIT_BAD_SETTINGS = 2
 CONFIG_ENV = "AIOS_CONFIG"
 FLAG_ALIASES = {
     "tokenizer_path": ["--tokenizer"],
@@ -65,10 +65,9 @@ def run_role(
     *,
     defaults: Mapping[str, Any] | None = None,
 ) -> int:
-    """Parse the flags, then `run(settings)`, or `dry_run(settings)` for --dry-run where a role has
-    one.
+    """Parse the flags and call `run(settings)`; for --dry-run call `dry_run(settings)`.
 
-    Returns the exit status. A SettingsError, from parsing or from the role itself, is one line on
+    Return the exit status. A SettingsError, from parsing or from the role itself, is one line on
     stderr and status 2. `defaults` are this command's own, by field name.
     """
     resolved = None
@@ -79,7 +78,9 @@ def run_role(
             action="store_true",
             help="load the models, report and exit; serves nothing",
         )
-    words = _dashed(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        argv = sys.argv[1:]
+    words = _dashed(argv)
     arguments, unknown = parser.parse_known_args(words)
     try:
         if unknown:
@@ -88,8 +89,9 @@ def run_role(
         if arguments.print_config:
             print(render_config(resolved))
             return EXIT_OK
-        chosen = dry_run if dry_run is not None and arguments.dry_run else run
-        return chosen(resolved.settings)
+        if dry_run is not None and arguments.dry_run:
+            return dry_run(resolved.settings)
+        return run(resolved.settings)
     except SettingsError as error:
         reason = mask_secrets(_with_origin(str(error), resolved))
         print(f"{prog}: {reason}", file=sys.stderr)
@@ -101,7 +103,10 @@ def run_role(
 
 
 def redis_url(settings: Settings) -> str:
-    """The Redis that a role on its own must be given. Raises SettingsError if there is none."""
+    """Return the URL of the Redis that a role on its own must be given.
+
+    Raise SettingsError if there is none, or none that can be used.
+    """
     if settings.redis_url is None:
         raise SettingsError(
             "redis_url: expected a URL in --redis-url or AIOS_REDIS_URL (`aios serve hrm` "
@@ -117,57 +122,58 @@ def redis_url(settings: Settings) -> str:
 
 
 def resolve_environment(defaults: Mapping[str, Any]) -> Settings:
-    """The settings of a process that has no flags of ours. Raises SettingsError."""
+    """Return the settings of a process without flags of ours. Raise SettingsError."""
     return _resolve(_parser("").parse_args([]), {}, defaults).settings
 
 
 def tell_of_variables(settings: Settings) -> None:
-    """Log which settings came from variables that are not ours alone (HOST is also conda's, PORT
-    many a platform's), and which variables seem to be misspelt.
+    """Log settings from variables that other programs use too, and variables that look misspelt.
+
+    HOST is also conda's, and PORT many a platform's.
     """
-    found: dict[str, str] = {}
+    general: dict[str, str] = {}
     for name in Settings.model_fields:
         for variable in general_variables(settings.origin(name)):
-            if (
-                variable in os.environ
-            ):  # a child of `aios serve hrm` has it from its parent, who has told
-                found[variable] = "***" if name in SECRETS else mask_secrets(os.environ[variable])
-    if found:
-        log.info("settings from general variables", extra=fields(variables=found))
+            if variable not in os.environ:
+                continue  # a child of `aios serve hrm` has it from its parent, who has told
+            if name in SECRETS:
+                general[variable] = "***"
+            else:
+                general[variable] = mask_secrets(os.environ[variable])
+    if general:
+        log.info("settings from general variables", extra=fields(variables=general))
     for name, meant in misspelt_variables(os.environ, Settings.model_fields).items():
         log.warning("variable sets nothing", extra=fields(variable=name, nearest=meant))
 
 
 def _with_origin(problem: str, resolved: Resolved | None) -> str:
-    """What was found to be wrong after all was resolved, and where it came from if that is not said
-    yet."""
+    """Return a problem with the origin of its setting, if the problem does not tell it yet."""
     name = problem.partition(":")[0]
     if problem.startswith("model ") and resolved is not None:
         name = "models" if resolved.settings.models else "model_path"
         if ": option " in problem and resolved.settings.options:
             name = "options"
-    if (
-        resolved is None
-        or "(from " in problem
-        or resolved.origins.get(name, "default") == "default"
-    ):
+    if resolved is None or "(from " in problem:
         return problem
-    return f"{problem} (from {resolved.origins[name]})"
+    origin = resolved.origins.get(name, "default")
+    if origin == "default":
+        return problem
+    return f"{problem} (from {origin})"
 
 
 def render_config(resolved: Resolved) -> str:
-    """One line per field, its value and where it came from; passwords masked. Then the options of
-    models that have some of their own."""
-    rows = [
-        (name, mask_secrets(shown(getattr(resolved.settings, name))))
-        for name in Settings.model_fields
-    ]
-    name_width, value_width = (max(len(row[column]) for row in rows) for column in (0, 1))
+    """Return one line for each field: its value and where it came from, passwords masked.
+
+    Behind them are the options of models that have some of their own.
+    """
+    values = {}
+    for name in Settings.model_fields:
+        values[name] = mask_secrets(shown(getattr(resolved.settings, name)))
+    name_width = max(map(len, values))
+    value_width = min(40, max(map(len, values.values())))
     lines = []
-    for name, value in rows:
-        lines.append(
-            f"{name:{name_width}}  {value:{min(value_width, 40)}}  # {resolved.origins[name]}"
-        )
+    for name, value in values.items():
+        lines.append(f"{name:{name_width}}  {value:{value_width}}  # {resolved.origins[name]}")
     for entry in model_entries(resolved.settings):
         if entry.options:
             lines.append(
@@ -178,7 +184,10 @@ def render_config(resolved: Resolved) -> str:
 
 
 def _shown_options(entry: ModelEntry, resolved: Resolved) -> str:
-    """All that its runner declares; of a model whose files say the runner, those that are given."""
+    """Return the options of a model as text.
+
+    They are all that its runner declares, or those that are given if its files choose the runner.
+    """
     values = entry.options
     if entry.runner != AUTO:
         values = options_of(entry, dict(resolved.settings), entry.runner).model_dump()
@@ -187,15 +196,19 @@ def _shown_options(entry: ModelEntry, resolved: Resolved) -> str:
 
 def shown(value: Any) -> str:
     """Return a setting's value as people read it."""
-    if isinstance(value, tuple):
-        parts = (
-            f"{part.id}={part.path}" if isinstance(part, ModelEntry) else str(part)
-            for part in value
-        )
-        return f"[{', '.join(parts)}]"
-    return (
-        "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, tuple):
+        return str(value)
+    parts = []
+    for part in value:
+        if isinstance(part, ModelEntry):
+            parts.append(f"{part.id}={part.path}")
+        else:
+            parts.append(str(part))
+    return f"[{', '.join(parts)}]"
 
 
 def _resolve(
@@ -203,53 +216,67 @@ def _resolve(
 ) -> Resolved:
     values = {name: getattr(arguments, name) for name in Settings.model_fields}
     chosen = arguments.config or os.environ.get(CONFIG_ENV)
-    path = Path(os.path.expanduser(chosen)) if chosen else _default_config_path()
-    fault = fault_of(chosen, may_be_directory=False) if chosen else None
-    if fault is not None:
-        origin = "--config" if arguments.config else CONFIG_ENV
-        remedy = f"name a YAML file that this process may read by --config or {CONFIG_ENV}"
-        raise SettingsError(f"config: cannot read {chosen!r}: {fault} (from {origin}); {remedy}")
+    path = _default_config_path()
+    if chosen:
+        path = Path(os.path.expanduser(chosen))
+        fault = fault_of(chosen, may_be_directory=False)
+        if fault is not None:
+            origin = "--config" if arguments.config else CONFIG_ENV
+            raise SettingsError(
+                f"config: cannot read {chosen!r}: {fault} (from {origin}); "
+                f"name a YAML file that this process may read by --config or {CONFIG_ENV}"
+            )
     return resolve(values, os.environ, path, flags=flags, defaults=defaults)
 
 
 def _flags_used(words: Sequence[str]) -> dict[str, str]:
-    """By which of its flags each setting was given. Raises SettingsError for two that exclude each
-    other."""
+    """Return by which of its flags each setting was given.
+
+    Raise SettingsError for two that exclude each other.
+    """
     given = {word.partition("=")[0] for word in words if word.startswith("--")}
     used: dict[str, str] = {}
     for name in Settings.model_fields:
         others = (*FLAG_ALIASES.get(name, ()), *switch_flags(name))
-        found = [flag for flag in (flag_name(name), *others) if flag in given]
-        if len(found) > 1:
+        flags = [flag for flag in (flag_name(name), *others) if flag in given]
+        if len(flags) > 1:
             raise SettingsError(
-                f"{name}: {' and '.join(found)} exclude each other; expected one of them"
+                f"{name}: {' and '.join(flags)} exclude each other; expected one of them"
             )
-        used |= dict.fromkeys([name] if found else [], "".join(found))
+        if flags:
+            used[name] = flags[0]
     return used
 
 
 def _no_such_flag(word: str, parser: argparse.ArgumentParser) -> SettingsError:
     flag = word.partition("=")[0]
-    known = [name for action in parser._actions for name in action.option_strings]
+    known: list[str] = []
+    for action in parser._actions:
+        known += action.option_strings
     close = difflib.get_close_matches(flag, known, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return SettingsError(f"{flag}: there is no such flag; {hint}--help lists those there are")
 
 
 def _default_config_path() -> Path | None:
-    """`config/default.yaml` of the current directory, else of the repository, else None."""
-    candidates = (Path("config", "default.yaml"), REPO_ROOT / "config" / "default.yaml")
-    return next((path for path in candidates if os.path.isfile(path)), None)
+    """Return `config/default.yaml` of the current directory, else of the repository, else None."""
+    for directory in (Path(), REPO_ROOT):
+        path = directory / "config" / "default.yaml"
+        if os.path.isfile(path):
+            return path
+    return None
 
 
 def _dashed(argv: Sequence[str]) -> list[str]:
-    """`--model_path=a_b` as `--model-path=a_b`."""
-    return [_dashed_flag(word) if word.startswith("--") else word for word in argv]
-
-
-def _dashed_flag(word: str) -> str:
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value
+    """Return the words with dashes in flags: `--model-path=a_b` for `--model_path=a_b`."""
+    words = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            words.append(name.replace("_", "-") + equals + value)
+        else:
+            words.append(word)
+    return words
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -284,8 +311,10 @@ def _argument_kind(name: str, field: FieldInfo) -> dict[str, Any]:
 
 
 def shown_choices(field: FieldInfo) -> list[str]:
-    """Return the words that a setting may be, with N for a number; none for a setting that is no
-    choice."""
+    """Return the words that a setting may be, with N for a number.
+
+    There are none for a setting that is no choice.
+    """
     words = list(choices_of(field.annotation))
     if words and int in get_args(field.annotation):
         return ["N", *words]
@@ -293,10 +322,11 @@ def shown_choices(field: FieldInfo) -> list[str]:
 
 
 def _help(name: str, field: FieldInfo) -> str:
-    choices = " | ".join(shown_choices(field))
+    text = field.description or ""
+    choices = shown_choices(field)
+    if choices:
+        text += f": {' | '.join(choices)}"
     names = ", ".join((*env_names(name), *switch_names(name)))
-    text = (
-        f"{field.description}{': ' + choices if choices else ''} (default "
-        f"{shown(field.default)}) [env: {names}]"
-    )
+    text += f" (default {shown(field.default)}) [env: {names}]"
+    # argparse would read a single % as the beginning of a placeholder.
     return text.replace("%", "%%")

@@ -1,5 +1,4 @@
-"""The dead: jobs that were given up because their workers crashed. Listed, shown, tried again,
-forgotten.
+"""Dead letters: jobs that were given up because their workers crashed.
 
 `take.lua` puts them here; their hashes and logs live for `QueuePolicy.dead_ttl_s`.
 """
@@ -22,8 +21,10 @@ _ANY_NUMBER = 1 << 40
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """One convicted job. `at_ms` is when it was given up, since 1970; `epochs` how often it was
-    taken, at last by `worker`."""
+    """A convicted job. It was given up `at_ms` milliseconds after 1970.
+
+    It had been taken `epochs` times, at last by `worker`.
+    """
 
     id: str
     model: str
@@ -35,7 +36,10 @@ class DeadLetter:
 
 
 class DeadLetters:
-    """Every method but `everyone` raises JobNotFound for a job that is not among the dead."""
+    """Lists dead letters, shows them, tries them again and drops them.
+
+    Every method but `everyone` raises JobNotFound for a job that is not among them.
+    """
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -43,27 +47,28 @@ class DeadLetters:
         self._reader = LogReader(broker)
 
     async def everyone(self) -> list[DeadLetter]:
-        """All of them, the latest first."""
-        found = await asyncio.gather(*map(self._on_shard, self._broker.shards))
-        return sorted(
-            (dead for some in found for dead in some), key=lambda dead: dead.at_ms, reverse=True
-        )
+        """Return all dead letters, the latest first."""
+        letters: list[DeadLetter] = []
+        for some in await asyncio.gather(*map(self._on_shard, self._broker.shards)):
+            letters += some
+        return sorted(letters, key=lambda letter: letter.at_ms, reverse=True)
 
     async def show(self, job_id: str) -> tuple[DeadLetter, Job, list[Event]]:
-        """It, what it was to do, and what it had said."""
-        dead = await self._find(job_id)
-        return (
-            dead,
-            await self._job(job_id),
-            [event for _, event in await self._reader.read(job_id)],
-        )
+        """Return a dead letter, the job with its task, and the events of its log."""
+        letter = await self._find(job_id)
+        job = await self._job(job_id)
+        events = [event for _, event in await self._reader.read(job_id)]
+        return letter, job, events
 
     async def retry(
         self, job_id: str, *, queue_timeout_s: float = 60.0, deadline_s: float = 300.0
     ) -> str:
-        """Queue the same task as a new job, whose id is returned, and forget this one. Safe to
-        repeat."""
-        dead, job = await self._find(job_id), await self._job(job_id)
+        """Queue the same task as a new job, and forget this one. Return the new job's id.
+
+        Safe to repeat: the new request has an idempotency key made of the old id.
+        """
+        letter = await self._find(job_id)
+        job = await self._job(job_id)
         submit_request = SubmitRequest(
             job.model,
             (job.task,),
@@ -78,25 +83,25 @@ class DeadLetters:
         request = await self._submissions.submit(
             submit_request, request_id, jobs, Quota(), QueueLimits(_ANY_NUMBER)
         )
-        await self._forget(dead)
+        await self._forget(letter)
         return request.job_ids[0]
 
     async def drop(self, job_id: str) -> None:
-        """Forget it, its task and its log."""
+        """Forget a dead letter, its task and its log."""
         await self._forget(await self._find(job_id))
 
-    async def _forget(self, dead: DeadLetter) -> None:
-        shard = keys.shard_of(dead.id)
+    async def _forget(self, letter: DeadLetter) -> None:
+        shard = keys.shard_of(letter.id)
         pipe = self._broker.client(shard).pipeline(transaction=True)
-        pipe.delete(keys.job(dead.id), keys.log(dead.id))
-        pipe.xdel(keys.dead(shard), dead.entry)
+        pipe.delete(keys.job(letter.id), keys.log(letter.id))
+        pipe.xdel(keys.dead(shard), letter.entry)
         await pipe.execute()
 
     async def _find(self, job_id: str) -> DeadLetter:
         if keys.is_id(job_id) and keys.shard_of(job_id) in self._broker.shards:
-            for dead in await self._on_shard(keys.shard_of(job_id)):
-                if dead.id == job_id:
-                    return dead
+            for letter in await self._on_shard(keys.shard_of(job_id)):
+                if letter.id == job_id:
+                    return letter
         raise JobNotFound(f"{job_id} is not among the dead.")
 
     async def _job(self, job_id: str) -> Job:
@@ -109,22 +114,23 @@ class DeadLetters:
         return decode_job(spec)
 
     async def _on_shard(self, shard: str) -> list[DeadLetter]:
-        client, found, start = self._broker.client(shard), [], "-"
+        client = self._broker.client(shard)
+        letters: list[DeadLetter] = []
+        start = "-"
         while page := await client.xrange(keys.dead(shard), min=start, count=_PAGE):
-            found += [_dead(entry, fields) for entry, fields in page]
-            start = f"({found[-1].entry}"
-        return found
+            letters += [_letter(entry, fields) for entry, fields in page]
+            start = f"({letters[-1].entry}"
+        return letters
 
 
-def _dead(entry: bytes, fields: dict[bytes, bytes]) -> DeadLetter:
-    told = {name.decode(): value.decode() for name, value in fields.items()}
-    at_ms = int(entry.partition(b"-")[0])
+def _letter(entry: bytes, fields: dict[bytes, bytes]) -> DeadLetter:
+    values = {name.decode(): value.decode() for name, value in fields.items()}
     return DeadLetter(
-        told["job"],
-        told["model"],
-        told["tenant"],
-        told["worker"],
-        int(told["epochs"]),
-        at_ms,
-        entry.decode(),
+        id=values["job"],
+        model=values["model"],
+        tenant=values["tenant"],
+        worker=values["worker"],
+        epochs=int(values["epochs"]),
+        at_ms=int(entry.partition(b"-")[0]),
+        entry=entry.decode(),
     )

@@ -1,5 +1,4 @@
-"""The raw layers that settings are merged from: command line, environment and one section of a YAML
-file.
+"""The raw layers that settings are merged from: command line, environment, one section of YAML.
 
 Each layer maps a field's name to its unvalidated value and its origin in words. What the values
 mean, and which layer outranks which, is said in `shared/settings.py`.
@@ -52,7 +51,8 @@ NOT_OBEYED = {
 }
 """Variables of the servers that this one replaces: the values that ask for what is so anyway, and
 why others are refused. To pass over them in silence would promise what is not done."""
-_ALIKE = 0.75  # of 1: finds MAX_BATCH for MAX_BATCH_SIZE
+# Of 1: enough to find MAX_BATCH for MAX_BATCH_SIZE.
+_ALIKE = 0.75
 REPEATED = {"models": "model", "options": "option"}
 """Settings that are given one by one, and what one of them is called."""
 SECTION = ("serve", "hrm")
@@ -78,43 +78,52 @@ class LayerSource(PydanticBaseSettingsSource):
 
 
 class SettingsError(ValueError):
-    """A setting that cannot be used; the message names the field, what was expected and where the
-    value came from."""
+    """A setting that cannot be used.
+
+    The message names the field, what was expected and where the value came from.
+    """
 
 
 def env_names(field: str) -> tuple[str, ...]:
-    """All variables that hold a value of `field`, the first that is set before the others."""
+    """Return all variables that may hold a value of `field`, by rank."""
     return (env_name(field), *ENV_ALIASES.get(field, ()))
 
 
 def switch_names(field: str) -> tuple[str, ...]:
-    """The variables that set `field` by being true."""
+    """Return the variables that set `field` by being true."""
     return tuple(name for name, (switched, _) in ENV_SWITCHES.items() if switched == field)
 
 
 def general_names() -> set[str]:
-    """All variables that set something and do not begin with AIOS_."""
-    return {name for names in ENV_ALIASES.values() for name in names} | set(ENV_SWITCHES)
+    """Return all variables that set something and do not begin with AIOS_."""
+    general = set(ENV_SWITCHES)
+    for aliases in ENV_ALIASES.values():
+        general.update(aliases)
+    return general
 
 
 def switch_flags(field: str) -> dict[str, str]:
-    """The flags that give `field` a value by being there, and that value: `--load-in-8bit` for
-    LOAD_IN_8BIT."""
-    return {
-        _as_flag(name): value
-        for name, (switched, value) in ENV_SWITCHES.items()
-        if switched == field
-    }
+    """Return the flags that give `field` a value by being there, with that value.
+
+    `--load-in-8bit` is the flag for LOAD_IN_8BIT.
+    """
+    values_of_flags = {}
+    for name, (switched, value) in ENV_SWITCHES.items():
+        if switched == field:
+            values_of_flags[_as_flag(name)] = value
+    return values_of_flags
 
 
 def env_name(field: str) -> str:
-    """The variable that sets `field`: `AIOS_PORT` for `port`."""
+    """Return the variable that sets `field`: `AIOS_PORT` for `port`."""
     return "AIOS_" + field.upper()
 
 
 def flag_name(field: str) -> str:
-    """The flag that sets `field`: `--max-batch-size`; models and options are given one by one, as
-    `--model`."""
+    """Return the flag that sets `field`: `--max-batch-size` for `max_batch_size`.
+
+    Models and options are given one by one, as `--model`.
+    """
     return _as_flag(REPEATED.get(field, field))
 
 
@@ -123,22 +132,24 @@ def _as_flag(name: str) -> str:
 
 
 def cli_layer(argv_values: Mapping[str, Any], flags: Mapping[str, str] | None = None) -> Layer:
-    """The flags given, by field name; None means not given. `flags`: by which of its names a field
-    was given."""
+    """Return the layer of the flags that were given. A value of None means not given.
+
+    `flags` tells by which of its names a field was given.
+    """
     named = flags or {}
-    return {
-        field: (value, named.get(field, flag_name(field)))
-        for field, value in argv_values.items()
-        if value is not None
-    }
+    layer: Layer = {}
+    for field, value in argv_values.items():
+        if value is not None:
+            layer[field] = (value, named.get(field, flag_name(field)))
+    return layer
 
 
 def env_layer(env: Mapping[str, str], fields: Collection[str]) -> Layer:
-    """AIOS_* variables, then their other names; an empty variable is one that is not set. Keys are
-    all that any of their variables has.
+    """Return the layer of the environment: AIOS_* variables, then their other names.
 
-    Raises SettingsError when AIOS_DEVICE and FORCE_DEVICE differ, both claiming to force the
-    device, when both 4 and 8 bits are asked for, and for what is not obeyed.
+    An empty variable is one that is not set. API keys are gathered from all their variables. Raise
+    SettingsError when AIOS_DEVICE and FORCE_DEVICE differ, when both 4 and 8 bits are asked for,
+    and for a variable that is not obeyed.
     """
     refuse_not_obeyed(env)
     layer: Layer = {}
@@ -169,60 +180,64 @@ def refuse_not_obeyed(env: Mapping[str, str]) -> None:
 
 
 def _switched_on(env: Mapping[str, str]) -> list[tuple[str, str]]:
-    """What the switches for fewer bits ask for: the value, and the variable that says so."""
-    found = []
+    """Return what the switches for fewer bits ask for: the value, and the variable."""
+    switched: list[tuple[str, str]] = []
     for name, (_, value) in ENV_SWITCHES.items():
         text = env.get(name, "").lower()
         if text and text not in (*TRUE, *FALSE):
             raise SettingsError(f"{name}: expected true or false, got {env[name]!r}")
         if text in TRUE:
-            found.append((value, name))
-    if len(found) > 1:
+            switched.append((value, name))
+    if len(switched) > 1:
         raise SettingsError(
             "quantize: LOAD_IN_4BIT and LOAD_IN_8BIT exclude each other; expected one of them"
         )
-    return found
+    return switched
 
 
 def general_variables(origin: str) -> list[str]:
-    """The variables among an origin's words that do not begin with AIOS_, and so may have been
-    meant for others."""
+    """Return the variables in an origin that do not begin with AIOS_.
+
+    These may have been meant for other programs.
+    """
     known = general_names()
     return [word for word in origin.split(" and ") if word in known]
 
 
 def misspelt_variables(env: Mapping[str, str], fields: Collection[str]) -> dict[str, str]:
-    """The AIOS_* variables that set nothing, and what they were nearly called. None of a child,
-    whose parent told."""
+    """Return the AIOS_* variables that set nothing, with the names that they resemble."""
     if ORIGINS_ENV in env:
-        return {}
+        return {}  # a child, whose parent has told
     known = [env_name(field) for field in fields]
-    found = {}
+    meant = {}
     for name in env:
         if name.startswith("AIOS_") and name not in known:
             close = difflib.get_close_matches(
                 name.removeprefix("AIOS_").lower(), fields, n=1, cutoff=_ALIKE
             )
             if close:
-                found[name] = env_name(close[0])
-    return found
+                meant[name] = env_name(close[0])
+    return meant
 
 
 def _gathered(given: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The lists of several variables as one; `none` adds nothing."""
-    some = [(value, name) for value, name in given if value.lower() != "none"]
-    return (
-        [(",".join(value for value, _ in some), " and ".join(name for _, name in some))]
-        if some
-        else given[:1]
-    )
+    """Join the lists of several variables to one; `none` adds nothing."""
+    values = []
+    names = []
+    for value, name in given:
+        if value.lower() != "none":
+            values.append(value)
+            names.append(name)
+    if not values:
+        return given[:1]
+    return [(",".join(values), " and ".join(names))]
 
 
 def yaml_layer(path: Path | None, fields: Collection[str]) -> Layer:
-    """Section `serve.hrm` of the file; dashes and underscores are equal in keys, and null means not
-    given.
+    """Return the layer of section `serve.hrm` of a YAML file.
 
-    Raises SettingsError for a file that cannot be read and for a key that is not a field.
+    Dashes and underscores are equal in keys, and null means not given. Raise SettingsError for a
+    file that cannot be read and for a key that is not a field.
     """
     if path is None:
         return {}

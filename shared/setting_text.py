@@ -1,5 +1,4 @@
-"""Settings as text: what their types allow, what a child's environment says of them, why a file
-cannot be read, and secrets left out."""
+"""Settings as text: the words of a choice, the value in a child's environment, secrets masked."""
 
 import errno
 import json
@@ -11,22 +10,25 @@ from pydantic.fields import FieldInfo
 
 
 def mask_secrets(text: str) -> str:
-    """`text` with every password inside a URL replaced by ***, and a user without one, which may be
-    a password.
+    """Return the text with every password inside a URL replaced by ***.
 
-    A password may hold spaces and @ itself: all is taken for it up to the last @ of the line.
+    So is a user without a password, which may be one itself.
     """
+    # A password may hold spaces and @: all up to the last @ of the line is taken for it.
     text = re.sub(r"(://[^:@/\s]*:).*@", r"\1***@", text)
     text = re.sub(r"(://)[^:@/\s]+@", r"\1***@", text)
     return re.sub(r"([?&]password=)[^&\s]*", r"\1***", text)
 
 
 def choices_of(annotation: Any) -> tuple[str, ...]:
-    """The strings of a Literal, alone or inside a union; () for any other type."""
+    """Return the strings of a Literal, alone or inside a union; () for any other type."""
     parts = get_args(annotation)
     if get_origin(annotation) is Literal:
         return parts
-    return tuple(choice for part in parts for choice in choices_of(part))
+    choices: list[str] = []
+    for part in parts:
+        choices += choices_of(part)
+    return tuple(choices)
 
 
 def plain(value: Any, field: FieldInfo) -> Any:
@@ -45,8 +47,10 @@ def plain(value: Any, field: FieldInfo) -> Any:
 
 
 def env_text(value: Any) -> str:
-    """What a child's environment says of a setting; `none` stands for None, and for nothing in a
-    list."""
+    """Return a setting's value for the environment of a child.
+
+    `none` stands for None and for an empty list.
+    """
     if value is None or value == ():
         return "none"
     if isinstance(value, bool):
@@ -55,13 +59,15 @@ def env_text(value: Any) -> str:
         return str(value)
     if isinstance(value[0], BaseModel):
         return json.dumps([entry.model_dump() for entry in value])
-    return ",".join(
-        item.get_secret_value() if isinstance(item, SecretStr) else item for item in value
-    )
+    texts = []
+    for item in value:
+        is_secret = isinstance(item, SecretStr)
+        texts.append(item.get_secret_value() if is_secret else item)
+    return ",".join(texts)
 
 
 def reason(error: OSError | ValueError) -> str:
-    """The words of an error of opening or reading a file, without the file's name."""
+    """Return the words of an error of opening or reading a file, without the file's name."""
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8"
     if not isinstance(error, OSError):

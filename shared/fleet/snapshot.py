@@ -107,7 +107,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 async def look(broker: Broker, timeout_s: float = TIMEOUT_S) -> Snapshot:
-    """The fleet now. Changes nothing, but that workers whose records have expired are forgotten."""
+    """Return the fleet as it is now. Forget workers whose records have expired."""
     at = datetime.now(UTC).isoformat(timespec="seconds")
     try:
         async with asyncio.timeout(timeout_s):
@@ -122,9 +122,10 @@ async def _read(broker: Broker, at: str) -> Snapshot:
     fleet = await Presence(broker.client(keys.PRESENCE)).fleet()
     queues, num_dead = await QueueStats(broker).look(sorted(fleet.models))
     servers = await asyncio.gather(*map(_server, await broker.nodes()))
+    status: Status = "ready" if fleet.is_ready else "not_ready"
     return Snapshot(
         at,
-        "ready" if fleet.is_ready else "not_ready",
+        status,
         workers=tuple(_worker(worker) for worker in fleet.workers),
         models=_models(fleet, queues),
         dead_jobs=num_dead,
@@ -132,21 +133,23 @@ async def _read(broker: Broker, at: str) -> Snapshot:
     )
 
 
-def _worker(told: WorkerInfo) -> Worker:
-    loads = {load.id: load for load in told.loads}
+def _worker(info: WorkerInfo) -> Worker:
+    loads = {load.id: load for load in info.loads}
+    models = []
+    for model in info.models:
+        load = loads.get(model.id, ModelLoad(model.id))
+        models.append(_worker_model(model, load))
     return Worker(
-        told.id,
-        "full" if told.is_full else told.state,
-        told.pool,
-        told.uptime_s,
-        told.in_flight,
-        told.memory_bytes,
-        told.device_bytes,
-        told.stale_appends,
-        tuple(
-            _worker_model(model, loads.get(model.id, ModelLoad(model.id))) for model in told.models
-        ),
-        {name: failure.reason for name, failure in told.failures.items()},
+        id=info.id,
+        state="full" if info.is_full else info.state,
+        pool=info.pool,
+        uptime_s=info.uptime_s,
+        in_flight=info.in_flight,
+        memory_bytes=info.memory_bytes,
+        device_bytes=info.device_bytes,
+        stale_appends=info.stale_appends,
+        models=tuple(models),
+        failures={name: failure.reason for name, failure in info.failures.items()},
     )
 
 
@@ -155,31 +158,34 @@ def _worker_model(model: ModelInfo, load: ModelLoad) -> WorkerModel:
 
 
 def _models(fleet: Fleet, queues: Mapping[str, QueueState]) -> tuple[Model, ...]:
-    """By id; the numbers are those that fronts tell in `/metrics`."""
+    """Return the models, sorted by id. Their numbers are those of `/metrics`."""
     numbers: dict[str, Values] = {**of_workers(fleet), **of_queues(queues, fleet)}
     return tuple(_model(fleet.models[name], queues[name], numbers) for name in sorted(queues))
 
 
-def _model(told: ModelInfo, queue: QueueState, numbers: Mapping[str, Values]) -> Model:
-    work_s = numbers["work_seconds"]
+def _model(info: ModelInfo, queue: QueueState, numbers: Mapping[str, Values]) -> Model:
+    num_workers = 0.0
+    for (name, _), count in numbers["model_workers"].items():
+        if name == info.id:
+            num_workers += count
+    classes: dict[str, Waiting] = {}
+    for priority in PRIORITIES:
+        line = queue.lines[priority]
+        work_s = numbers["work_seconds"][info.id, priority]
+        classes[priority] = Waiting(line.jobs, line.oldest_s, round(work_s, 3))
     return Model(
-        told.id,
-        told.runner,
-        told.device,
-        told.dtype,
-        told.is_default,
-        int(sum(count for (name, _), count in numbers["model_workers"].items() if name == told.id)),
-        round(numbers["tokens_per_s"].get((told.id,), 0.0), 3),
-        round(numbers["work_rate"][told.id,], 3),
-        queue.running,
-        queue.queued,
-        queue.num_bytes,
-        {
-            name: Waiting(
-                queue.lines[name].jobs, queue.lines[name].oldest_s, round(work_s[told.id, name], 3)
-            )
-            for name in PRIORITIES
-        },
+        id=info.id,
+        runner=info.runner,
+        device=info.device,
+        dtype=info.dtype,
+        is_default=info.is_default,
+        workers=int(num_workers),
+        tokens_per_s=round(numbers["tokens_per_s"].get((info.id,), 0.0), 3),
+        work_per_s=round(numbers["work_rate"][info.id,], 3),
+        running=queue.running,
+        waiting=queue.queued,
+        queue_bytes=queue.num_bytes,
+        classes=classes,
     )
 
 
@@ -189,12 +195,12 @@ async def _server(client: Redis) -> Server | None:
     except NoPermissionError:
         return None
     return Server(
-        str(info["redis_version"]),
-        info["tcp_port"],
-        info["uptime_in_seconds"],
-        info["used_memory"],
-        info["maxmemory"],
-        info["connected_clients"],
-        info["instantaneous_ops_per_sec"],
-        info["aof_enabled"] == 1,
+        version=str(info["redis_version"]),
+        port=info["tcp_port"],
+        uptime_s=info["uptime_in_seconds"],
+        memory_bytes=info["used_memory"],
+        max_memory_bytes=info["maxmemory"],
+        clients=info["connected_clients"],
+        ops_per_s=info["instantaneous_ops_per_sec"],
+        is_append_only=info["aof_enabled"] == 1,
     )
