@@ -90,7 +90,8 @@ class Janitor:
         return found
 
     async def orphans(self) -> Found:
-        """Let logs without a job and lasting requests expire, and strike off expired dead letters."""
+        """Let logs without a job and lasting requests expire, and strike off expired dead
+        letters."""
         found: Found = Counter()
         for kind in ("log", "request"):
             async for shard, ids in self._scan(kind):
@@ -152,7 +153,8 @@ class Janitor:
         return +Counter({"gone_workers": len(gone)})
 
     async def artifacts(self) -> Found:
-        """Remove expired artifacts, with their bytes and their share of quotas, and unfinished files."""
+        """Remove expired artifacts, with their bytes and their share of quotas, and unfinished
+        files."""
         return await self._artifacts.clear(dry_run=self._dry_run)
 
     async def _let_expire(self, kind: str, shard: str, ids: list[str]) -> int:

@@ -125,7 +125,8 @@ class WorkQueue:
         """Return whether a job waits on one of `shards`, or its lease has lapsed. Take nothing."""
         with_work: list[str] = []
         for part in self._broker.together(shards):
-            # All are asked, also behind one that has work: a look quiets bells that rang for nothing.
+            # All are asked, also behind one that has work: a look quiets bells that rang for
+            # nothing.
             with_work += await self._has_work_at_once(part, PRIORITIES)
         return bool(with_work)
 

@@ -33,7 +33,8 @@ class WaitingLine:
 
 @dataclass(frozen=True)
 class QueueState:
-    """The queue of one model: what waits, by class; its bytes; the number of jobs in workers' hands."""
+    """The queue of one model: what waits, by class; its bytes; the number of jobs in workers'
+    hands."""
 
     lines: dict[Priority, WaitingLine]
     num_bytes: int

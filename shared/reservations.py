@@ -37,7 +37,8 @@ _VOID_MS = 600_000
 
 @dataclass(frozen=True)
 class Departure:
-    """A job that has left its line. `tenant` is "" unless it has ended, `model` "" unless it ran."""
+    """A job that has left its line. `tenant` is "" unless it has ended, `model` "" unless it
+    ran."""
 
     job_id: str
     tenant: str = ""
@@ -73,7 +74,8 @@ class Reservations:
         Return None, or what `reserve.lua` says against it.
         """
         answer = await self._try(request_id, asked)
-        # Settling frees what has left since. It cannot help a rate, which the clock alone gives back.
+        # Settling frees what has left since. It cannot help a rate, which the clock alone gives
+        # back.
         if answer[0] == b"refused" and answer[1] != b"rate":
             await self.settle()
             answer = await self._try(request_id, asked)
@@ -113,7 +115,8 @@ class Reservations:
         self._settled_s = time.monotonic()
 
     async def settle_all(self) -> None:
-        """Settle as `settle` does, at once. Raise redis-py's errors when Redis cannot be reached."""
+        """Settle as `settle` does, at once. Raise redis-py's errors when Redis cannot be
+        reached."""
         for _ in range(_MOST_PAGES):
             noted = await self.departures()
             departures: list[Departure] = []

@@ -1,5 +1,5 @@
-"""Without a GPU, Triton's kernels are interpreted: it asks when a kernel is defined, so that must be
-decided before a file of tests is loaded."""
+"""Without a GPU, Triton's kernels are interpreted: it asks when a kernel is defined, so that must
+be decided before a file of tests is loaded."""
 
 import os
 from pathlib import Path

@@ -1,8 +1,8 @@
 """Sentence-embedding directories: vectors are sentence-transformers' own, and what is not known is
 refused by name.
 
-Compared with golden vectors (`tests/fixtures/worker/sentence_models.py` makes them), and with the package
-itself where it is.
+Compared with golden vectors (`tests/fixtures/worker/sentence_models.py` makes them), and with the
+package itself where it is.
 """
 
 import json
