@@ -1,5 +1,4 @@
-"""Who may call: keys, what each of them grants, and where those that were made with `aios keys` are
-kept.
+"""API keys, the grant of each, and where those are kept that `aios keys` has made.
 
 A key is 256 random bits, so its plain SHA-256 tells nothing of it; Redis holds only that. One that
 is revoked or has expired is gone from Redis, and so from all fronts at once. That there has been
@@ -34,9 +33,10 @@ class Rate(msgspec.Struct, frozen=True):
 
 
 class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a key may do. `name` is for people; keys of one `tenant` see each other's jobs.
+    """The rights of a key. `name` is for people; keys of one `tenant` see each other's jobs.
+
     `concurrency` 0 and `rate` None are the fleet's own; without `models` all may be used.
-    `created_at` and `expires_at` in seconds since 1970.
+    `created_at` and `expires_at` are in seconds since 1970.
     """
 
     name: str

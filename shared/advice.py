@@ -1,5 +1,7 @@
-"""What an operator should know at the start: one line for each thing around the fleet that is not
-as it should be, and none where all is well. Nothing is changed, and nothing is refused."""
+"""Advice to operators at the start: one line for each thing around the fleet that is wrong.
+
+Nothing is changed, and nothing is refused.
+"""
 
 import asyncio
 import logging
@@ -57,7 +59,7 @@ def on_open_door(host: str, port: int, *, requires_key: bool) -> list[str]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens at `host`."""
+    """Return whether only this machine reaches what listens at `host`."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -81,7 +83,7 @@ def on_redis(info: Mapping[str, Any]) -> list[str]:
 
 
 async def redis_advice(broker: Broker) -> list[str]:
-    """What there is to say of each server; nothing of one that is away, or does not let us ask."""
+    """Return advice on each Redis server; none on one that is away, or does not let us ask."""
     lines: dict[str, None] = {}
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):

@@ -59,8 +59,10 @@ _Answer = TypeVar("_Answer")
 
 @dataclass(frozen=True)
 class Label:
-    """What whoever puts an artifact says of it. It lives for `lives_s` if that is less than the
-    store's own time."""
+    """The description of an artifact by whoever puts it.
+
+    The artifact lives for `lives_s` if that is less than the store's own time.
+    """
 
     media_type: str = DEFAULT_MEDIA_TYPE
     name: str = ""

@@ -1,4 +1,4 @@
-"""How every process connects to Redis, and which errors mean that Redis is away.
+"""Connections of every process to Redis, and the errors that mean that Redis is away.
 
 Connecting is tried again by itself, and so are our scripts (`shared.script`): another command whose
 answer was lost may have run, and only its caller knows whether it is safe to repeat. Reads have no

@@ -20,8 +20,10 @@ _ORDER_TTL_S = 3600
 
 @dataclass(frozen=True)
 class Listing:
-    """What the catalogue holds. `loads` are the last orders to load a model, as `Presence` has
-    those to unload one."""
+    """The entries of the catalogue.
+
+    `loads` are the last orders to load a model, as `Presence` has those to unload one.
+    """
 
     version: int = 0
     entries: dict[str, ModelEntry] = field(default_factory=dict)

@@ -38,7 +38,7 @@ class CannotConnect(RedisConnectionError):
 
 
 class Topology:
-    """What Redis says of itself at `seed`, kept until somebody finds that it is so no longer."""
+    """The topology that Redis tells at `seed`, kept until somebody finds that it has changed."""
 
     def __init__(self, seed: Redis) -> None:
         self._kwargs = seed.connection_pool.connection_kwargs
@@ -50,7 +50,7 @@ class Topology:
 
     @property
     def is_one_server(self) -> bool:
-        """Whether Redis has said so."""
+        """True when Redis has said that it is no cluster."""
         return self._known == []
 
     async def address(self, tag: str) -> Address:

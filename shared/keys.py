@@ -39,7 +39,7 @@ def new_id(shard: str) -> str:
 
 
 def is_id(text: str) -> bool:
-    """Whether `text` could be an id; only such text may become part of a key."""
+    """Return whether `text` could be an id; only such text may become part of a key."""
     return len(text) == 34 and not text.strip("0123456789abcdef")
 
 
@@ -58,12 +58,12 @@ def shard_for(text: str, count: int) -> str:
 
 
 def prefix(shard: str) -> str:
-    """What every key of a shard begins with."""
+    """Return the prefix of every key of a shard."""
     return f"aios:{{{shard}}}:"
 
 
 def pattern(kind: str) -> str:
-    """What SCAN finds all keys of a kind by, on every shard."""
+    """Return the pattern by which SCAN finds all keys of a kind, on every shard."""
     return f"aios:{{[0-9a-f][0-9a-f]}}:{kind}:*"
 
 
@@ -161,7 +161,7 @@ def last_served(model_id: str) -> str:
 
 
 def grant(digest: str) -> str:
-    """What the API key with this digest may do; it expires with the key."""
+    """Return the key of the grant of an API key with this digest; it expires with that key."""
     return f"aios:{{{ACCESS}}}:grant:{digest}"
 
 

@@ -36,7 +36,7 @@ def configure_logging(level: str, style: Style, config: Path = Path("logging.yam
 
     A `logging.yaml` in the working directory, in dictConfig form, is applied instead; one that
     cannot be applied, such as one that names classes not installed here, is passed over with a
-    warning (X12).
+    warning.
     """
     handler = logging.StreamHandler(sys.stderr)
     style = chosen_style(style)
@@ -61,7 +61,8 @@ def configure_logging(level: str, style: Style, config: Path = Path("logging.yam
 
 
 def fields(**values: Any) -> dict[str, Any]:
-    """What a line says besides its event: the `extra` of a logging call. None is left out."""
+    """Return the `extra` of a logging call: fields beside the event. Those that are None are left
+    out."""
     return {"fields": {name: value for name, value in values.items() if value is not None}}
 
 

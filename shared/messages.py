@@ -1,4 +1,4 @@
-"""What fronts and workers say to each other: jobs, the events of a job, and presence records.
+"""Messages between fronts and workers: jobs, the events of a job, and presence records.
 
 Frozen values, encoded as msgpack maps. Unknown fields are ignored and new ones have defaults, so
 that fronts and workers of neighbouring versions understand each other;
@@ -122,11 +122,11 @@ class Tokens(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokens"):
 
 
 class Progress(msgspec.Struct, frozen=True, omit_defaults=True, tag="progress"):
-    """How far a task has come that says nothing before its end: `done` of `total` steps, or of an
-    unknown number.
+    """Progress of a task that yields nothing before its end: `done` of `total` steps.
 
-    `note` is for people. A log holds growing numbers only: who takes a job over, and begins again,
-    is silent until it has come further than the one before.
+    `total` is None where the number is not known, and `note` is for people. A log holds growing
+    numbers only: a worker that takes a job over, and begins again, is silent until it has come
+    further than the one before.
     """
 
     done: int
@@ -183,8 +183,10 @@ STATE_OF: dict[type[Done] | type[Failed] | type[Cancelled], str] = {
 
 
 class Prompting(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a model is asked where the caller leaves it open: the texts around problems, with
-    {problem} in them, and how tokens are chosen. None is the endpoint's own default."""
+    """Defaults for asking a model: the texts around problems, and the sampling.
+
+    The texts have {problem} in them. None is the endpoint's own default.
+    """
 
     math: str | None = None
     coding: str | None = None
@@ -199,9 +201,12 @@ NO_PROMPTING = Prompting()
 
 
 class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a worker says of a model it serves. `found` is one line for people: what was loaded.
-    `fingerprint` stands for all that decides what it answers; "" is not known. `device` and `dtype`
-    are what it computes with. `prompting` is what its entry or its directory declares."""
+    """The record of a model that a worker serves.
+
+    `found` is one line for people: what was loaded. `fingerprint` stands for all that decides what
+    it answers; "" is not known. `device` and `dtype` are what it computes with. `prompting` is what
+    its entry or its directory declares.
+    """
 
     id: str
     runner: str

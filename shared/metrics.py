@@ -18,7 +18,7 @@ _TOKEN_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 
 
 class ProcessMetrics:
-    """What fronts and workers tell of themselves."""
+    """The metrics of any process, a front or a worker."""
 
     def __init__(self, sheet: MetricSheet) -> None:
         self.redis_calls = sheet.collected_histogram(
@@ -86,8 +86,10 @@ have their values."""
 
 
 class FleetMetrics:
-    """What every front tells of the whole fleet, read from Redis as it is asked for. All are in
-    `by_name`."""
+    """The metrics of the whole fleet, which every front reads from Redis when it is asked.
+
+    All are in `by_name`.
+    """
 
     def __init__(self, sheet: MetricSheet) -> None:
         self.by_name: dict[str, CollectedMetric] = {}
@@ -100,23 +102,31 @@ class FleetMetrics:
         self._add_aliases(sheet)
 
     def _add_aliases(self, sheet: MetricSheet) -> None:
-        """Names that others know these by (X10)."""
+        """Add the names by which older documents know these."""
         told = self.by_name
         by_model = {"model": "model"}
-        sheet.alias("active_models", told["active_models"], "D60: aios_active_models.")
+        sheet.alias("active_models", told["active_models"], "Another name of aios_active_models.")
         sheet.alias(
-            "memory_bytes_used", told["memory"], "D60: aios_workers_memory_bytes, both kinds."
+            "memory_bytes_used",
+            told["memory"],
+            "Another name of aios_workers_memory_bytes, both kinds.",
         )
         sheet.alias(
-            "tokens_per_second", told["tokens_per_s"], "B39: aios_tokens_per_second.", by_model
+            "tokens_per_second",
+            told["tokens_per_s"],
+            "Another name of aios_tokens_per_second.",
+            by_model,
         )
         sheet.alias(
-            "compile_seconds", told["warm_up_s"], "B39: aios_model_warm_up_seconds.", by_model
+            "compile_seconds",
+            told["warm_up_s"],
+            "Another name of aios_model_warm_up_seconds.",
+            by_model,
         )
 
 
 class Metrics:
-    """What a front counts and tells."""
+    """The metrics of a front."""
 
     def __init__(self) -> None:
         self.sheet = sheet = MetricSheet()
@@ -211,28 +221,40 @@ class Metrics:
         return self._gaps.setdefault((model,), BucketHistogram(_TOKEN_BOUNDS_S))
 
     def _add_aliases(self, sheet: MetricSheet) -> None:
-        """Names that others know these by (X10)."""
+        """Add the names by which older documents know these."""
         endpoint, ours = {"route": "endpoint"}, codes_from(500)
         sheet.alias(
-            "model_requests_total", self.requests, "C48: aios_http_requests_total.", endpoint
+            "model_requests_total",
+            self.requests,
+            "Another name of aios_http_requests_total.",
+            endpoint,
         )
         sheet.alias(
-            "model_latency_seconds", self.latency, "C48: aios_http_request_seconds.", endpoint
+            "model_latency_seconds",
+            self.latency,
+            "Another name of aios_http_request_seconds.",
+            endpoint,
         )
-        sheet.alias("requests_total", self.requests, "D60: aios_http_requests_total, all together.")
         sheet.alias(
-            "latency_seconds", self.latency, "D60: aios_http_request_seconds, all together."
+            "requests_total",
+            self.requests,
+            "Another name of aios_http_requests_total, all together.",
+        )
+        sheet.alias(
+            "latency_seconds",
+            self.latency,
+            "Another name of aios_http_request_seconds, all together.",
         )
         sheet.alias(
             "errors_total",
             self.errors,
-            "D60: aios_errors_total of the fleet's own making (status 500 and above).",
+            "Another name of aios_errors_total of the fleet's own making (status 500 and above).",
             where=lambda labels: labels.get("code") in ours,
         )
 
 
 class WorkerMetrics:
-    """What a worker tells; `worker/metrics_reporter.py` reads it."""
+    """The metrics of a worker, which `worker/metrics_reporter.py` reads."""
 
     def __init__(self) -> None:
         self.sheet = sheet = MetricSheet()
@@ -279,7 +301,7 @@ class WorkerMetrics:
 
 
 class JanitorMetrics:
-    """What the background role counts."""
+    """The metrics of the janitor."""
 
     def __init__(self) -> None:
         self.sheet = sheet = MetricSheet()

@@ -17,7 +17,7 @@ Style = Literal["count", "amount", "age", "of", "share"]
 
 @dataclass(frozen=True)
 class Column:
-    """How `aios top` shows a number: `title`, and `rank` as in `scripts/watch/table.py`.
+    """The column of a number in `aios top`: its `title`, and `rank` as in `scripts/watch/table.py`.
 
     `style`: `count` is the number itself, `amount` is shortened, `age` is a time, and `of` and
     `share` set it against the field `whole` of the same worker's model.
@@ -31,7 +31,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Total:
-    """How fronts tell a number for the whole fleet: as the sum over workers, or the largest."""
+    """The total of a number over the whole fleet: the sum over workers, or the largest."""
 
     metric: str
     how: Literal["sum", "max"]
@@ -40,7 +40,7 @@ class Total:
 
 @dataclass(frozen=True)
 class Number:
-    """What a field tells, as a sentence, and its unit.
+    """A number that workers tell of each model: its meaning as a sentence, and its unit.
 
     `metric` is its name at a worker's `/metrics`, `total` that at a front's. One without is in
     presence alone.
@@ -61,9 +61,9 @@ class Number:
 
 
 class ModelLoad(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a worker is doing for one of its models, and has done since it loaded it.
+    """The numbers of a worker for one of its models, since it loaded it.
 
-    0 may also be: not known.
+    0 may also mean that a number is not known.
     """
 
     id: str

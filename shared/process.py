@@ -1,5 +1,4 @@
-"""What a process knows of itself: its memory, when it began, and whether its event loop keeps
-up."""
+"""The metrics of a process itself: its memory, when it began, and how far its event loop lags."""
 
 import asyncio
 import time
@@ -14,7 +13,7 @@ _TURNS = 30  # fifteen seconds: what a scrape must not miss
 
 
 class LoopLag:
-    """How late the event loop was at its worst, lately."""
+    """Measures how late the event loop was at its worst, lately."""
 
     def __init__(self) -> None:
         self._late_s: deque[float] = deque([0.0], maxlen=_TURNS)

@@ -1,5 +1,4 @@
-"""How often something may be done: so many times in any so many seconds, counted in Redis for all
-fronts together."""
+"""Rate limits: so many times in any so many seconds, counted in Redis for all fronts together."""
 
 import math
 import secrets

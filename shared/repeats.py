@@ -12,7 +12,7 @@ from shared.broker import Broker
 
 
 class Repeats:
-    """What is asked goes by a digest; it is remembered for `ttl_s`, which is more than 0."""
+    """Remembers by a digest which request asked the same, for `ttl_s`, which is more than 0."""
 
     def __init__(self, broker: Broker, *, ttl_s: float) -> None:
         self._broker = broker

@@ -44,10 +44,10 @@ class JobTimes:
 
 @dataclass(frozen=True)
 class JobSnapshot:
-    """How one job stands: its state, its log's newest index, and the seconds left to be taken and
-    to its deadline.
+    """The state of a job at one moment.
 
-    `fingerprint` is that of the worker that took it last, "" for none.
+    `last_index` is the newest index of its log. `queue_s` are left to be taken, and `deadline_s` to
+    its deadline. `fingerprint` is that of the worker that took it last, "" for none.
     """
 
     state: str

@@ -10,7 +10,7 @@ from shared.tasks import Grid
 
 
 class ArtifactRef(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What stands for an artifact in inputs, results and events of tasks.
+    """A reference to an artifact, in inputs, results and events of tasks.
 
     `digest` is the SHA-256 of its bytes, in hex.
     """

@@ -50,8 +50,7 @@ Template = Annotated[
 
 
 class PromptingEntry(BaseModel):
-    """How a model is asked where the caller leaves it open: `shared.messages.Prompting`, with its
-    ranges."""
+    """The fields of `shared.messages.Prompting` with their ranges."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -106,7 +105,7 @@ class ModelEntry(BaseModel):
 
 
 class GivenOption(BaseModel):
-    """What `--option` says: `name=value` for the only model, or `model:name=value`."""
+    """An `--option`: `name=value` for the only model, or `model:name=value`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

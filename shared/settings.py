@@ -417,7 +417,7 @@ class Settings(BaseSettings):
 
     @property
     def drain_s(self) -> float:
-        """How long a process that is told to stop waits for what is in flight."""
+        """Seconds for which a process that is told to stop waits for what is in flight."""
         return HAND_OVER_S if self.drain_timeout_s is None else self.drain_timeout_s
 
     def __eq__(self, other: object) -> bool:
@@ -598,5 +598,5 @@ def _entry_of_path(settings: Settings) -> ModelEntry:
 
 
 def _as_model_id(name: str) -> str:
-    """What is left of a name as an id: `my-model` of `my model`."""
+    """Return a name as a model's id: `my-model` of `my model`."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "model"

@@ -1,4 +1,4 @@
-"""What the supervisor of a fleet and its children tell each other beside settings.
+"""Messages between the supervisor of a fleet and its children, beside settings.
 
 A child learns from its environment whether the fleet's Redis ends with the fleet. It reports
 through a pipe that it is ready, or why it ends. A process that nobody supervises reports nothing.
@@ -14,7 +14,7 @@ _LONGEST_REASON = 300
 
 
 def redis_ends_with_fleet() -> bool:
-    """Whether what is in flight is lost when this process's fleet stops."""
+    """Return whether what is in flight is lost when this process's fleet stops."""
     return os.environ.get(REDIS_ENDS_ENV) == "1"
 
 
@@ -30,7 +30,7 @@ def report_failure(reason: str) -> None:
 
 
 def read_report(report: bytes) -> tuple[bool, str]:
-    """Whether a child has been ready, and the last reason that it gave."""
+    """Return whether a child has been ready, and the last reason that it gave."""
     is_ready = False
     reason = ""
     for line in report.splitlines(keepends=True):

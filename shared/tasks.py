@@ -1,4 +1,4 @@
-"""What a model can be asked to do: a job's task, as fronts write it and workers read it.
+"""Tasks: what a job asks a model for, as fronts write it and workers read it.
 
 Part of `shared.messages`, which has the rules of the wire.
 """
@@ -12,7 +12,7 @@ Text = str | tuple[int, ...]
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """What one side of a dialogue said."""
+    """One turn of a dialogue."""
 
     role: Literal["system", "user", "assistant"]
     content: str
@@ -42,8 +42,8 @@ Overflow = Literal["truncate", "clamp", "refuse"]
 
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How to choose tokens. `temperature` 0 is greedy; `top_k` 0, `top_p` 1.0 and `min_p` 0 do not
-    cut.
+    """The parameters of sampling. `temperature` 0 is greedy; `top_k` 0, `top_p` 1.0 and `min_p` 0
+    do not cut.
 
     `n` choices are drawn for the prompt. Before `min_tokens` nothing ends a response: no end token,
     no stop. `logprobs` counts the likeliest tokens to report beside each chosen one; None reports

@@ -25,7 +25,7 @@ Status = Literal["ready", "not_ready", "redis_away"]
 
 
 class WorkerModel(ModelLoad, frozen=True, kw_only=True, omit_defaults=False):
-    """What a worker does for one of its models, of `max_batch` rows at most."""
+    """The numbers of one model of a worker, with rows for `max_batch` sequences."""
 
     max_batch: int
 
