@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -385,8 +386,9 @@ class Settings(BaseSettings):
     @field_validator("models")
     @classmethod
     def _distinct(cls, value: tuple[ModelEntry, ...]) -> tuple[ModelEntry, ...]:
-        ids = [entry.id for entry in value]
-        if repeated := sorted({name for name in ids if ids.count(name) > 1}):
+        counts = Counter(entry.id for entry in value)
+        repeated = sorted(name for name, count in counts.items() if count > 1)
+        if repeated:
             raise ValueError(f"expected distinct ids, got {', '.join(repeated)} more than once")
         return value
 
@@ -412,13 +414,16 @@ class Settings(BaseSettings):
         *_: Any,
         **__: Any,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments, then the layers `resolve` is merging; nothing hidden is read."""
-        return (init_settings, *(LayerSource(settings_cls, layer) for layer in _layers.get()))
+        """Return the arguments, then the layers that `resolve` is merging. Nothing else is read."""
+        layers = [LayerSource(settings_cls, layer) for layer in _layers.get()]
+        return (init_settings, *layers)
 
     @property
     def drain_s(self) -> float:
         """Seconds for which a process that is told to stop waits for what is in flight."""
-        return HAND_OVER_S if self.drain_timeout_s is None else self.drain_timeout_s
+        if self.drain_timeout_s is None:
+            return HAND_OVER_S
+        return self.drain_timeout_s
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Settings) and dict(self) == dict(other)
@@ -427,23 +432,24 @@ class Settings(BaseSettings):
         return hash(tuple(dict(self).items()))
 
     def origin(self, name: str) -> str:
-        """Where a setting came from: `--port`, `AIOS_PORT`, `FILE: serve.hrm.port` or `default`."""
+        """Return the origin of a setting: `--port`, `AIOS_PORT`, `FILE: serve.hrm.port`, `default`."""
         return self._origins.get(name, "default")
 
     def refusal(self, name: str, problem: str, remedy: str) -> SettingsError:
-        """The error for a setting that only turns out to be unusable when it is used."""
+        """Return the error for a setting that only turns out to be unusable when it is used."""
         return SettingsError(f"{name}: {problem} (from {self.origin(name)}); {remedy}")
 
     def to_env(self) -> dict[str, str]:
-        """The AIOS_* variables from which `resolve` builds these same settings; `none` stands for
-        None."""
+        """Return the AIOS_* variables from which `resolve` builds these same settings.
+
+        `none` stands for None.
+        """
         return {env_name(name): env_text(getattr(self, name)) for name in type(self).model_fields}
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """Settings and each field's origin: `--port`, `AIOS_PORT`, `FILE: serve.hrm.port` or
-    `default`."""
+    """Settings, and the origin of each field as `Settings.origin` tells it."""
 
     settings: Settings
     origins: Mapping[str, str]
@@ -457,29 +463,27 @@ def resolve(
     flags: Mapping[str, str] | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> Resolved:
-    """Merge the layers (`argv_values` by field name, None = not given; no YAML if `yaml_path` is
-    None) and validate.
+    """Merge the layers of command line, environment and YAML, and validate the result.
 
-    `flags` are the names by which values were given, where these are not the usual ones; `defaults`
-    a command's own.
-
-    Raises SettingsError, whose message has one line per bad field.
+    `argv_values` are by field name; None means not given. `flags` are the names by which values
+    were given, where these are not the usual ones; `defaults` are a command's own. Raise
+    SettingsError, whose message has one line for each bad field.
     """
     known = tuple(Settings.model_fields)
     layers = _without_outranked_models(
         [cli_layer(argv_values, flags), env_layer(env, known), yaml_layer(yaml_path, known)]
     )
     layers.append({name: (value, "default") for name, value in (defaults or {}).items()})
+
     origins = dict.fromkeys(known, "default")
     for layer in reversed(layers):
-        origins |= {name: origin for name, (_, origin) in layer.items()}
+        for name, (_, origin) in layer.items():
+            origins[name] = origin
     token = _layers.set(layers)
     try:
         settings = Settings()
     except ValidationError as error:
-        raise SettingsError(
-            "\n".join(_explain(problem, origins) for problem in error.errors())
-        ) from None
+        raise SettingsError(_explain_all(error, origins)) from None
     finally:
         _layers.reset(token)
     settings._origins = origins
@@ -488,33 +492,33 @@ def resolve(
 
 
 def settings_of(values: Mapping[str, Any]) -> Settings:
-    """Settings that a program gives by name, and defaults; no file or variable is read. Raises
-    SettingsError."""
+    """Return settings from values by name, and defaults. No file or variable is read.
+
+    Raise SettingsError.
+    """
     try:
         return Settings(**values)
     except ValidationError as error:
-        raise SettingsError(
-            "\n".join(_explain(problem, {}) for problem in error.errors())
-        ) from None
+        raise SettingsError(_explain_all(error, {})) from None
 
 
 def _without_outranked_models(layers: Sequence[Layer]) -> list[Layer]:
-    """A model path outranks a list of models from a lower layer: without it there, the path
-    decides."""
-    decided = next(
-        (rank for rank, layer in enumerate(layers) if "model_path" in layer), len(layers)
-    )
-    return [
-        {name: value for name, value in layer.items() if name != "models" or rank <= decided}
-        for rank, layer in enumerate(layers)
-    ]
+    """Return the layers without lists of models that a model path outranks."""
+    kept = []
+    has_path = False
+    for layer in layers:
+        if has_path:
+            kept.append({name: value for name, value in layer.items() if name != "models"})
+        else:
+            kept.append(layer)
+        has_path = has_path or "model_path" in layer
+    return kept
 
 
 def model_entries(settings: Settings) -> tuple[ModelEntry, ...]:
-    """The models to load; what an entry leaves open is filled in from the fleet-wide setting of the
-    same name.
+    """Return the models to load, completed from fleet-wide settings.
 
-    Without `models` it is one entry for `model_path`, named after its directory. Raises
+    Without `models` it is one entry for `model_path`, named after its directory. Raise
     SettingsError if the name of that directory cannot serve as a model id, and for an option that
     is for no model.
     """
@@ -523,8 +527,7 @@ def model_entries(settings: Settings) -> tuple[ModelEntry, ...]:
 
 
 def completed(entry: ModelEntry, settings: Settings) -> ModelEntry:
-    """Return the entry with what it leaves open filled in from the fleet-wide setting of the same
-    name."""
+    """Return the entry, with fleet-wide settings where it leaves a field of that name open."""
     fleet_wide = (
         "dtype",
         "quantize",
@@ -533,10 +536,15 @@ def completed(entry: ModelEntry, settings: Settings) -> ModelEntry:
         "condition",
         "chat_template",
     )
-    common = {name: getattr(settings, name) for name in fleet_wide}
-    return entry.model_copy(
-        update={name: value for name, value in common.items() if getattr(entry, name) is None}
-    )
+    update = {}
+    for name in fleet_wide:
+        if getattr(entry, name) is None:
+            update[name] = getattr(settings, name)
+    return entry.model_copy(update=update)
+
+
+def _explain_all(error: ValidationError, origins: Mapping[str, str]) -> str:
+    return "\n".join(_explain(problem, origins) for problem in error.errors())
 
 
 def _explain(problem: Mapping[str, Any], origins: Mapping[str, str]) -> str:
@@ -560,10 +568,10 @@ def _check_models(settings: Settings, origins: Mapping[str, str]) -> None:
         entries = model_entries(settings)
         check_options(entries, dict(settings))
     except SettingsError as error:
-        places = [origins[name] for name in ("options", "models") if origins[name] != "default"]
-        if "(from " in str(error) or not places:
+        given = [origins[name] for name in ("options", "models") if origins[name] != "default"]
+        if "(from " in str(error) or not given:
             raise
-        raise SettingsError(f"{error} (from {' and '.join(places)})") from None
+        raise SettingsError(f"{error} (from {' and '.join(given)})") from None
     ids = [entry.id for entry in entries]
     if settings.default_model is not None and settings.default_model not in ids:
         known = ", ".join(ids)
@@ -574,21 +582,23 @@ def _check_models(settings: Settings, origins: Mapping[str, str]) -> None:
         )
 
 
+_WEIGHT_SUFFIXES = {".pt", ".pth", ".bin", ".safetensors"}
+
+
 def _entry_of_path(settings: Settings) -> ModelEntry:
     path = settings.model_path or str(SAMPLE_MODEL)
     if path in WITHOUT_FILES:
         return ModelEntry(id=path, path=path)
     try:
-        place = Path(
-            os.path.expanduser(path)
-        ).absolute()  # Path's own raises for a user who is not there
+        # Path.expanduser would raise for a user who is not there.
+        location = Path(os.path.expanduser(path)).absolute()
     except FileNotFoundError:
         problem = f"{path!r} lies in this process's directory, which is gone"
         raise settings.refusal(
             "model_path", problem, "change to one that is there, or name a whole path"
         ) from None
-    is_file = os.path.isfile(place) or place.suffix in {".pt", ".pth", ".bin", ".safetensors"}
-    name = (place.parent if is_file else place).name
+    is_file = os.path.isfile(location) or location.suffix in _WEIGHT_SUFFIXES
+    name = location.parent.name if is_file else location.name
     try:
         return ModelEntry(id=name, path=path)
     except ValidationError:
