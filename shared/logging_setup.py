@@ -1,5 +1,6 @@
-"""Log lines of every process: JSON for machines, or text for people, on stderr, or as a
-`logging.yaml` says.
+"""Logging of every process: JSON lines for machines or text for people, on stderr.
+
+A `logging.yaml` in the working directory replaces that.
 
 The message of each of our lines is the name of an event, always the same words; what varies is in
 the record's fields, which become keys of the line. `docs/logs.md` lists the events.
@@ -23,9 +24,12 @@ _TEXT: dict[Style, str] = {
     "classic": "%(asctime)s - %(name)s - %(levelname)s - %(message)s",
 }
 
+_BAD_CONFIG = (ValueError, TypeError, AttributeError, ImportError, OSError, yaml.YAMLError)
+"""All that dictConfig may raise for a file that makes no sense."""
+
 
 def chosen_style(style: Style) -> Style:
-    """`auto` is for people where stderr is a terminal, else for machines."""
+    """Return the style that `auto` means: for people where stderr is a terminal, else JSON."""
     if style != "auto":
         return style
     return "console" if sys.stderr.isatty() else "json"
@@ -43,21 +47,13 @@ def configure_logging(level: str, style: Style, config: Path = Path("logging.yam
     handler.setFormatter(JsonLines() if style == "json" else TextLines(_TEXT[style]))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
-    if config.is_file():
-        try:
-            logging.config.dictConfig(yaml.safe_load(config.read_text(encoding="utf-8")))
-        except (
-            ValueError,
-            TypeError,
-            AttributeError,
-            ImportError,
-            OSError,
-            yaml.YAMLError,
-        ) as error:
-            log = logging.getLogger("aios.logs")
-            log.warning(
-                "logging.yaml passed over", extra=fields(file=str(config), error=str(error))
-            )
+    if not config.is_file():
+        return
+    try:
+        logging.config.dictConfig(yaml.safe_load(config.read_text(encoding="utf-8")))
+    except _BAD_CONFIG as error:
+        log = logging.getLogger("aios.logs")
+        log.warning("logging.yaml passed over", extra=fields(file=str(config), error=str(error)))
 
 
 def fields(**values: Any) -> dict[str, Any]:
@@ -67,8 +63,7 @@ def fields(**values: Any) -> dict[str, Any]:
 
 
 def job_fields(job: Job, **more: Any) -> dict[str, Any]:
-    """The same for a line that concerns a job: whose it is, and where its trace is if there is
-    one."""
+    """Return the `extra` of a line that concerns a job: its ids, and the id of its trace."""
     return fields(job_id=job.id, request_id=job.request_id or None, trace_id=job.trace.id, **more)
 
 
@@ -87,12 +82,12 @@ class JsonLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    """The fields as name=value behind the message."""
+    """Text lines with the fields as name=value behind the message."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         values: dict[str, Any] = getattr(record, "fields", {})
-        pairs = (
-            f"{name}={value!r}" if isinstance(value, str) else f"{name}={value}"
-            for name, value in values.items()
-        )
-        return " ".join([super().formatMessage(record), *pairs])
+        parts = [super().formatMessage(record)]
+        for name, value in values.items():
+            shown = repr(value) if isinstance(value, str) else value
+            parts.append(f"{name}={shown}")
+        return " ".join(parts)

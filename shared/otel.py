@@ -71,15 +71,16 @@ class OpenSpan(Span):
 
 
 class OpenTracing(Tracing):
-    """Spans of the process `role` go to `processor`."""
+    """Sends the spans of the process `role` to `processor`."""
 
     is_on = True
 
     def __init__(self, processor: SpanProcessor, role: str) -> None:
-        is_named = "OTEL_SERVICE_NAME" in os.environ or SERVICE_NAME in os.environ.get(
-            "OTEL_RESOURCE_ATTRIBUTES", ""
-        )
-        resource = Resource.create({} if is_named else {SERVICE_NAME: f"aios-{role}"})
+        attributes = {}
+        given = os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+        if "OTEL_SERVICE_NAME" not in os.environ and SERVICE_NAME not in given:
+            attributes[SERVICE_NAME] = f"aios-{role}"
+        resource = Resource.create(attributes)
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("aios")
@@ -96,23 +97,22 @@ class OpenTracing(Tracing):
         return _begin(self._tracer, name, _context_of(within), kind, attributes, start_ns)
 
     def close(self) -> None:
-        """A collector that is away must not hold up the end of the process."""
+        """Send what is left, for half a second at most."""
+        # A collector that is away must not hold up the end of the process.
         closing = threading.Thread(target=self._provider.shutdown, daemon=True)
         closing.start()
         closing.join(_CLOSE_S)
 
 
 def over_http(endpoint: str, role: str) -> OpenTracing:
-    """In batches, to `endpoint`/v1/traces."""
-    return OpenTracing(
-        BatchSpanProcessor(OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces")), role
-    )
+    """Return a tracing that sends spans in batches to `endpoint`/v1/traces."""
+    exporter = OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces")
+    return OpenTracing(BatchSpanProcessor(exporter), role)
 
 
 def _context_of(trace: Trace) -> Context:
-    return _w3c.extract(
-        {"traceparent": trace.traceparent, "tracestate": trace.tracestate}, Context()
-    )
+    headers = {"traceparent": trace.traceparent, "tracestate": trace.tracestate}
+    return _w3c.extract(headers, Context())
 
 
 def _begin(

@@ -1,5 +1,4 @@
-"""Files and directories that settings name: looked at before they are needed, so that a wrong one
-is one sentence."""
+"""Checks of files and directories that settings name, so that a wrong one is one sentence."""
 
 import os
 import re
@@ -15,26 +14,25 @@ _MODEL_PATHS = {
     "tokenizer_path": "directory or file",
     "chat_template": "file",
 }
-"""What an entry of the models names, and what each of these may be."""
+"""The paths of a model's entry, and what each of them may be."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def read_text(settings: Settings, name: str) -> str:
-    """The text of the file that setting `name` names. Raises SettingsError."""
+    """Return the text of the file that setting `name` names. Raise SettingsError."""
     path = str(getattr(settings, name))
     try:
         with open(os.path.expanduser(path), encoding="utf-8") as stream:
             return stream.read()
     except (OSError, ValueError) as error:
-        raise settings.refusal(
-            name, f"cannot read {path!r}: {reason(error)}", _remedy(name, "text file")
-        ) from None
+        problem = f"cannot read {path!r}: {reason(error)}"
+        raise settings.refusal(name, problem, _remedy(name, "text file")) from None
 
 
 def check_model_paths(settings: Settings) -> None:
-    """Look at every path of the models. Raises SettingsError for the first that cannot be read.
+    """Look at every path of the models. Raise SettingsError for the first that cannot be read.
 
-    What a GPU is required for may lie on another machine, and is left to a worker that has one.
+    A model that requires a GPU may lie on another machine, and is left to a worker that has one.
     """
     for entry in model_entries(settings):
         if entry.gpu_required:
@@ -49,16 +47,17 @@ def check_model_paths(settings: Settings) -> None:
 
 
 def fault_of(path: str, *, may_be_directory: bool) -> str | None:
-    """Why a path cannot be read, None if it can."""
-    place = os.path.expanduser(path)
+    """Return why a path cannot be read, None if it can."""
+    expanded = os.path.expanduser(path)
     try:
-        mode = os.stat(place).st_mode
+        mode = os.stat(expanded).st_mode
         if stat.S_ISDIR(mode):
             if not may_be_directory:
                 return "it is a directory"
-            os.scandir(place).close()
-        elif stat.S_ISREG(mode):  # what is neither may wait for a writer, or be read only once
-            open(place, "rb").close()
+            os.scandir(expanded).close()
+        elif stat.S_ISREG(mode):
+            # Anything else is not opened: a pipe may wait for a writer, or be read only once.
+            open(expanded, "rb").close()
     except (OSError, ValueError) as error:
         return reason(error)
     return None
@@ -66,10 +65,13 @@ def fault_of(path: str, *, may_be_directory: bool) -> str | None:
 
 def _path_refusal(settings: Settings, entry: ModelEntry, field: str, fault: str) -> SettingsError:
     name = "model_path" if field == "path" else field
-    own = next((given for given in settings.models if given.id == entry.id), None)
-    if own is not None and getattr(own, field) is not None:
-        name = "models"
-    shown = "" if name == field else f"the {field.replace('_', ' ')} " if field != "path" else ""
+    for given in settings.models:
+        if given.id == entry.id and getattr(given, field) is not None:
+            name = "models"
+            break
+    shown = ""
+    if field not in (name, "path"):
+        shown = f"the {field.replace('_', ' ')} "
     path = getattr(entry, field)
     problem = f"model {entry.id!r}: cannot read {shown}{path!r}: {fault}"
     remedy = _remedy(name, _MODEL_PATHS[field])
