@@ -266,11 +266,14 @@ class ArtifactStore:
             ends = await self._discarded(ids, "")
             num_discarded = len(ids) - ends.count(_NOT_THERE)
             num_gone += num_discarded
-            left = [id for id, end in zip(ids, ends, strict=True) if end == _WITH_FILE]
             if self.files is not None:
-                await self._remove_files(left)
-            if num_discarded == 0:  # others are at it, too
-                break
+                with_file = []
+                for id, end in zip(ids, ends, strict=True):
+                    if end == _WITH_FILE:
+                        with_file.append(id)
+                await self._remove_files(with_file)
+            if num_discarded == 0:
+                break  # others are at it, too
         return num_gone
 
     async def _clear_loose(self, now_ms: int) -> int:
@@ -290,7 +293,7 @@ class ArtifactStore:
         for end in ends:
             if isinstance(end, BaseException) and not isinstance(end, StorageUnavailable):
                 raise end
-        return sum(end is None for end in ends)
+        return ends.count(None)
 
     async def _due(self, name: str, now_ms: int) -> list[str]:
         found = await self._redis.zrangebyscore(name, "-inf", now_ms, start=0, num=_PAGE)
