@@ -1,4 +1,4 @@
-"""Whether a request may become work: its model, and its place in the queue.
+"""Admission: the model of a request, and its way into the queue.
 
 Knows no HTTP and no dialect; everything it refuses is a FleetError.
 """

@@ -30,7 +30,10 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def digest_of(record: RequestRecord, tasks: Sequence[Task]) -> str | None:
-    """What is asked for, whoever asks and when; None where another try may say something else."""
+    """Return a digest of what is asked for, whoever asks and when.
+
+    None where another try may yield something else.
+    """
     repeated = [info_of(task).repeated(task) for task in tasks]
     if None in repeated:
         return None

@@ -1,5 +1,4 @@
-"""What every route is given: the parts of this front, made once per app, and the state of the
-request at hand."""
+"""Dependencies of the routes: the parts of this front, made once, and the state of the request."""
 
 import asyncio
 import logging

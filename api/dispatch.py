@@ -72,8 +72,10 @@ class RequestFollower:
     since_s: float = field(default_factory=_now_s)
 
     def leave_in(self, request_state: RequestState) -> None:
-        """What the log line of the caller's request tells of this one; times by the front that took
-        it alone."""
+        """Note the work in the state of the caller's request, for its log line.
+
+        Times are noted only by the front that took the request.
+        """
         request_state.told_id, request_state.job_ids, request_state.model = (
             self.work.id,
             self.work.request.job_ids,
@@ -195,9 +197,8 @@ class Dispatcher:
             )
             self._cancellations.cancel(open_ids, Cancelled("client"), after_s=grace_s, left=left)
         if follower.is_first and open_ids and isinstance(error, _LEFT):
-            self.follow_in_background(
-                follower
-            )  # whether its jobs end, and how, is not the caller's to say: others may follow them
+            # Whether its jobs end, and how, is not the caller's to say: others may follow them.
+            self.follow_in_background(follower)
         elif follower.is_first:
             self._count(events, follower, error)
 

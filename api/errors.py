@@ -46,7 +46,7 @@ def render(problem: Problem, request_state: RequestState) -> JSONResponse:
 
 
 def invalid_request(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
-    """What pydantic found wrong, as `field: what was expected`, joined by semicolons."""
+    """Return pydantic's errors as `field: what was expected`, joined by semicolons."""
     if errors[0]["type"] == "json_invalid":
         where = f"{errors[0]['ctx']['error']} at character {errors[0]['loc'][-1]}"
         return InvalidRequest(f"{_EXPECTED_BODY}; this is not valid JSON: {where}.")

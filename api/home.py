@@ -1,8 +1,7 @@
-"""What `GET /` tells a person: what this is, which models it serves, and what to try next. Pure
-functions of `Home`.
+"""The page of `GET /`: what this is, which models it serves, and what to try next.
 
-The page needs nothing from elsewhere: no script, no font, no image. Whatever is named by others is
-escaped.
+Pure functions of `Home`. The page needs nothing from elsewhere: no script, no font, no image.
+Whatever is named by others is escaped.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""What happens around every request: an id, a log line with metrics, a bounded body, and an answer
-to any crash.
+"""The middleware around every request: its id, a log line with metrics, a bounded body, a crash
+guard.
 
 Pure ASGI, so that nothing here buffers an answer or hides a disconnect. Order and arguments are in
-`app.MIDDLEWARE`.
+`app.middleware`.
 """
 
 import asyncio

@@ -1,5 +1,4 @@
-"""Which route a request means: below a proxy's prefix, with a slash at its end, with a method that
-follows from others.
+"""Finds the route that a request means: below a proxy's prefix, with a slash at its end, by HEAD.
 
 Pure ASGI around the app. Nothing here redirects: what is meant is served, anything else is a plain
 404 or 405.

@@ -54,8 +54,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one job ended well. `num_truncated` and `max_tokens` are what `Started` said, `result`
-    and `artifacts` are of `Done`."""
+    """The outcome of a job that ended well.
+
+    `num_truncated` and `max_tokens` are those of `Started`, `result` and `artifacts` those of
+    `Done`.
+    """
 
     choices: tuple[Choice, ...]
     usage: Usage
@@ -172,8 +175,7 @@ class RequestEvents:
                 wait_s = wait_s if isinstance(event, Started) else quiet_s
 
     async def outcomes(self) -> list[Outcome]:
-        """How each job ended, in the order of the jobs. Raises the FleetError of the first that
-        fails."""
+        """Return the outcome of each job, in order. Raise the FleetError of the first that fails."""
         async for arrived in self.progress():
             assert arrived is not None
             self._builders[arrived.job].add(arrived.event)
@@ -194,7 +196,7 @@ class RequestEvents:
 
 
 def error_of(event: Failed | Cancelled) -> FleetError:
-    """What a job that ended without a result means to who waits for it."""
+    """Return the error of a job that ended without a result, for whoever waits for it."""
     return (
         from_event(event) if isinstance(event, Failed) else ClientGone("The request was cancelled.")
     )

@@ -1,4 +1,4 @@
-"""What the headers of a POST that creates work ask for, beside its body."""
+"""The options of a POST that creates work, from its headers."""
 
 import re
 from dataclasses import dataclass

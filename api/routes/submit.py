@@ -55,7 +55,7 @@ class Submission(BaseModel):
 
 @dataclass(frozen=True)
 class _Beside:
-    """What the document says of an endpoint's body with this task beside its fields."""
+    """The further fields of an endpoint's body in the OpenAPI document: its `task`."""
 
     task: str
 

@@ -17,7 +17,7 @@ _NO_TOKEN = TgiToken(id=0, text="", logprob=0.0, special=True)
 
 
 class TgiFrames:
-    """Of one job with one completion."""
+    """Renders the frames of one job with one completion."""
 
     def __init__(self, notes: TgiNotes) -> None:
         self._notes = notes

@@ -1,5 +1,4 @@
-"""What a front tells of its fleet under `/api`: which models are in whose memory, and how many are
-at work."""
+"""Bodies under `/api` about the fleet: which models are in memory, and how many workers there are."""
 
 from collections.abc import Sequence
 from typing import Literal

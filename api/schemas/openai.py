@@ -165,7 +165,7 @@ class CompletionRequest(SampledRequest):
 
 @dataclass(frozen=True)
 class Heading:
-    """What all chunks of one answer have in common."""
+    """The fields that all chunks of one answer share."""
 
     id: str
     created: int

@@ -134,8 +134,10 @@ class TgiResponses(RootModel[list[TgiResponse]]):
 
 
 class TgiNotes(msgspec.Struct, frozen=True):
-    """What an answer needs of its request. `prefix` comes before the text; `seed` is None of a
-    greedy answer."""
+    """Notes for rendering an answer.
+
+    `prefix` comes before the text; `seed` is None for a greedy answer.
+    """
 
     prefix: str
     has_details: bool
