@@ -30,11 +30,14 @@ _RETRY_AFTER_S = 2
 
 
 class Admission:
+    """Finds the model of a request, and queues its jobs within the fleet's limits."""
+
     def __init__(
         self,
         fleet: FleetView,
         submissions: Submissions,
         cancellations: CancellationQueue,
+        *,
         draining: asyncio.Event,
         limits: Limits,
         default_model: str | None,

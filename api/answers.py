@@ -93,9 +93,9 @@ def stream(
     follower: RequestFollower,
     receive: Receive,
     request_state: RequestState,
+    *,
     seen: Cursor | None = None,
     stream_format: StreamFormat | None = None,
-    *,
     with_timings: bool = False,
 ) -> Response:
     """Return a response that streams the request from its beginning, or from behind `seen`.

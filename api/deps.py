@@ -121,7 +121,12 @@ def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Fro
         broker=broker,
         fleet=fleet,
         admission=Admission(
-            fleet, submissions, cancellations, draining, limits, settings.default_model
+            fleet,
+            submissions,
+            cancellations,
+            draining=draining,
+            limits=limits,
+            default_model=settings.default_model,
         ),
         dispatcher=dispatcher,
         submissions=submissions,

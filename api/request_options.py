@@ -50,6 +50,7 @@ class RequestOptions:
 
 
 async def request_options_of(
+    *,
     x_priority: Annotated[str | None, Header(), _shown(enum=list(PRIORITIES))] = None,
     x_deadline_ms: Annotated[
         str | None,
@@ -78,19 +79,19 @@ async def request_options_of(
     ] = None,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> RequestOptions:
-    """Raises InvalidRequest that names the header."""
+    """Return what the headers ask for. Raise InvalidRequest that names a header."""
     wait_s, preferences = _preferences(",".join(prefer or ()))
     return RequestOptions(
-        _one_of("X-Priority", x_priority, PRIORITIES) or "default",
-        _deadline_s(x_deadline_ms),
-        _key(idempotency_key),
-        wait_s,
-        preferences,
-        _one_of("X-On-Disconnect", x_on_disconnect, get_args(OnDisconnect)),
-        last_event_id or "",
-        _one_of("X-Timings", x_timings, _FLAGS) in ("1", "true"),
-        _cache_directive(cache_control or ""),
-        (accept or "").lower(),
+        priority=_one_of("X-Priority", x_priority, PRIORITIES) or "default",
+        deadline_s=_deadline_s(x_deadline_ms),
+        key=_key(idempotency_key),
+        wait_s=wait_s,
+        preferences=preferences,
+        on_disconnect=_one_of("X-On-Disconnect", x_on_disconnect, get_args(OnDisconnect)),
+        last_event_id=last_event_id or "",
+        with_timings=_one_of("X-Timings", x_timings, _FLAGS) in ("1", "true"),
+        cache=_cache_directive(cache_control or ""),
+        accept=(accept or "").lower(),
     )
 
 

@@ -50,7 +50,9 @@ class OpenSpan(Span):
         start_ns: int | None = None,
     ) -> Span:
         above = api.set_span_in_context(self._span, Context())
-        return _begin(self._tracer, name, above, kind, attributes, start_ns)
+        return _begin(
+            self._tracer, name, above, kind=kind, attributes=attributes, start_ns=start_ns
+        )
 
     def link(self, trace: Trace) -> None:
         context = api.get_current_span(_context_of(trace)).get_span_context()
@@ -94,7 +96,14 @@ class OpenTracing(Tracing):
         *,
         start_ns: int | None = None,
     ) -> Span:
-        return _begin(self._tracer, name, _context_of(within), kind, attributes, start_ns)
+        return _begin(
+            self._tracer,
+            name,
+            _context_of(within),
+            kind=kind,
+            attributes=attributes,
+            start_ns=start_ns,
+        )
 
     def close(self) -> None:
         """Send what is left, for half a second at most."""
@@ -119,6 +128,7 @@ def _begin(
     tracer: api.Tracer,
     name: str,
     above: Context,
+    *,
     kind: Kind,
     attributes: Attributes | None,
     start_ns: int | None,

@@ -180,7 +180,7 @@ class WorkQueue:
             _log_conviction(spec, last_worker, epochs)
         readable = []
         for values in claims:
-            claim = _claim(*values)
+            claim = _claim(values)
             if claim is not None:
                 readable.append(claim)
         return Taken(tuple(readable), bool(should_empty), num_convicted=len(convicted))
@@ -233,13 +233,12 @@ class WorkQueue:
         return {"model": self._model, "jobs": jobs, "lease_ms": _ms(lease_s)}
 
 
-def _claim(
-    spec: bytes, epoch: int, last_index: int, left_ms: int, is_alone: int, waited_ms: int
-) -> Claim | None:
-    """Return a claim; None for a job that only a newer version can read.
+def _claim(values: Sequence[Any]) -> Claim | None:
+    """Return a claim from what `take.lua` answers; None for a job that only a newer version reads.
 
     The lease of such a job lapses, and a newer worker takes it.
     """
+    spec, epoch, last_index, left_ms, is_alone, waited_ms = values
     try:
         job = decode_job(spec)
     except msgspec.DecodeError as error:

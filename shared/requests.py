@@ -114,7 +114,7 @@ class Requests:
         for values in answers:
             if len(values) == 1:
                 raise JobNotFound("No such job: its result has expired.")
-            snapshots.append(_snapshot(*values))
+            snapshots.append(_snapshot(values))
         return snapshots
 
     async def position(self, request: Request) -> QueuePosition | None:
@@ -165,18 +165,9 @@ def state_of(snapshots: Sequence[JobSnapshot]) -> str:
     return "running"
 
 
-def _snapshot(
-    state: bytes,
-    last: int,
-    queue_ms: int,
-    deadline_ms: int,
-    fingerprint: bytes | None,
-    queued: bytes,
-    taken: bytes | None,
-    first: bytes | None,
-    ended: bytes | None,
-) -> JobSnapshot:
+def _snapshot(values: Sequence[Any]) -> JobSnapshot:
     """Return a snapshot from the values of `status.lua`, in its order."""
+    state, last_index, queue_ms, deadline_ms, fingerprint, queued, taken, first, ended = values
     times = JobTimes(
         queued_s=int(queued) / 1000,
         taken_s=_seconds(taken),
@@ -185,7 +176,7 @@ def _snapshot(
     )
     return JobSnapshot(
         state=state.decode(),
-        last_index=last,
+        last_index=last_index,
         queue_s=queue_ms / 1000,
         deadline_s=deadline_ms / 1000,
         fingerprint=(fingerprint or b"").decode(),

@@ -52,6 +52,7 @@ async def events(
     front: FrontDep,
     caller: CallerDep,
     request_state: RequestStateDep,
+    *,
     last_event_id: Annotated[
         str | None, Header(description="The stream goes on behind this frame.")
     ] = None,
@@ -65,9 +66,8 @@ async def events(
     follower = await attached(front, asked, caller, seen, stays=not request_state.is_head)
     if seen is not None and not request_state.is_head:
         front.metrics.replays.labels("resume").inc()
-    return stream(
-        front, front.endpoints.of(follower.work), follower, request.receive, request_state, seen
-    )
+    endpoint = front.endpoints.of(follower.work)
+    return stream(front, endpoint, follower, request.receive, request_state, seen=seen)
 
 
 @router.delete("/v1/jobs/{id}", response_model=JobStatus)
