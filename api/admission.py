@@ -116,7 +116,9 @@ class Admission:
             if isinstance(error, asyncio.CancelledError):
                 raise
             raise BrokerUnavailable("Redis did not take the request.", retry_after_s=1) from error
-        return request, jobs if request.id == name else []
+        if request.id != name:
+            jobs = []  # the request came before, with the same key
+        return request, jobs
 
     def _abandon(
         self,
