@@ -41,7 +41,7 @@ class Context:
 
     @property
     def on_disconnect(self) -> OnDisconnect:
-        """What becomes of the jobs when the caller leaves."""
+        """The fate of the jobs when the caller leaves."""
         if self.options.on_disconnect is not None:
             return self.options.on_disconnect
         # A job that is polled goes on when nobody listens.

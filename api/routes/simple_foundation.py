@@ -43,7 +43,7 @@ router = APIRouter(tags=["simplefoundation"])
 
 @router.get("/model/info")
 async def model_info(front: FrontDep, model: str | None = None) -> ModelDescription:
-    """What the model is and takes; of the default model, if none is named."""
+    """Describe a model and what it takes; the default model, if none is named."""
     return model_description(await front.admission.find(model))
 
 

@@ -18,7 +18,7 @@ _STATUSES: tuple[tuple[Residence, Literal["ready", "loading", "unloading", "unlo
 
 
 class Acceleration(BaseModel):
-    """What a model computes with; empty where its worker does not tell."""
+    """The device and dtype that a model computes with; empty where its worker does not tell."""
 
     device: str
     dtype: str
@@ -48,7 +48,8 @@ class ModelStatuses(BaseModel):
 
 
 class Unloading(BaseModel):
-    """Of the `workers` that serve the model so many have `unloaded` it since they were told to."""
+    """The number of `workers` that serve the model, and of those that have `unloaded` it since the
+    order."""
 
     model_id: str
     status: Literal["unloading", "unloaded"]

@@ -66,7 +66,7 @@ class GenerateResponse(BaseModel):
 
 
 class ScoringRequest(RequestBody):
-    """What every request for log-likelihoods has."""
+    """The fields of every request for log-likelihoods."""
 
     model: str | None = None
     condition: Condition | None = None
@@ -92,7 +92,7 @@ class LoglikelihoodRequest(ScoringRequest):
 
 
 class LoglikelihoodResponse(BaseModel):
-    """Of each continuation: log-likelihood (nats), whether greedy decoding would say it, and its
+    """The log-likelihood of each continuation (nats), whether greedy decoding would say it, and its
     length in tokens."""
 
     model_config = shown({"ll": [-106.5], "is_greedy": [False], "num_tokens": [6]})
@@ -109,7 +109,7 @@ class RollingRequest(ScoringRequest):
 
 
 class RollingResponse(BaseModel):
-    """Of each text: log-likelihood (nats) of all its tokens, and their number."""
+    """The log-likelihood of each text (nats), over all its tokens, and their number."""
 
     model_config = shown({"ll": [-182.7], "num_tokens": [11]})
 

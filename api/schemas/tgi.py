@@ -126,7 +126,7 @@ class TgiResponse(BaseModel):
 
 
 class TgiResponses(RootModel[list[TgiResponse]]):
-    """What `POST /` answers."""
+    """The answer of `POST /`."""
 
     model_config = shown(
         [{"generated_text": "2x = 9 - 3\n+(009-003) 06 00 00\n2x = 6\nx = 6 / 2\nx = 3"}]
