@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, Field, model_validator
 
-from api.request_events import Outcome, total_usage
+from api.request_events import Choice, Outcome, total_usage
 from api.schemas.fields import (
     AnyText,
     Condition,
@@ -133,7 +133,9 @@ def rolling_response(scores: list[ContinuationScore]) -> RollingResponse:
 
 
 def generate_response(outcomes: Sequence[Outcome]) -> GenerateResponse:
-    choices = [choice for outcome in outcomes for choice in outcome.choices]
+    choices: list[Choice] = []
+    for outcome in outcomes:
+        choices += outcome.choices
     values = [q_values_body(choice.q_values) for choice in choices]
     return GenerateResponse(
         completions=[choice.text for choice in choices],
