@@ -10,7 +10,7 @@ from transformers import HrmTextForCausalLM, PreTrainedModel
 
 from shared.errors import InvalidRequest, WorkerFailed
 from shared.messages import ContinuationScore, Done, Generate, Sampling, Score, Scored
-from tests.fixtures.scored_models import PAGE, WINDOW, Ids, Model, ids, load
+from tests.fixtures.scored_models import PAGE, WINDOW, Ids, Model, ids, load, tiny
 from tests.fixtures.tiny_hrm_text import write_tiny
 from tests.fixtures.worker.stepping import end_of, generate_all, run, score_all
 from worker import scoring
@@ -19,6 +19,8 @@ from worker.request import Emission, SequenceWork
 from worker.runners.paged import PagedRunner
 from worker.scheduler import Scheduler
 from worker.sequence import Encoded, Scores, Slice, TokenSequence
+
+__all__ = ["tiny"]  # a fixture, which pytest finds by its name here
 
 FEW_PAGES = -(-WINDOW // PAGE)
 
