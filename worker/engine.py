@@ -188,7 +188,7 @@ class Engine:
 
     def _failure(self, slices: list[Slice], error: Exception) -> FleetError:
         """Log an error that a step has raised. Return it as the failure of a job."""
-        # A key is a job's id, a colon and the number of the take.
+        # A key is a job's id, a colon and the epoch of the take.
         job_ids = sorted({part.sequence.key.partition(":")[0] for part in slices})
         logger.exception(
             "step failed",
