@@ -166,7 +166,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-def _checked_filter(name: str, own: Any) -> Any:
+def _checked_filter(name: str, function: Any) -> Any:
     """Return a filter whose arguments are measured."""
 
     def checked(*args: Any, **kwargs: Any) -> Any:
@@ -174,10 +174,10 @@ def _checked_filter(name: str, own: Any) -> Any:
         if name == "format":
             _check_formats(arguments, _PRINTF_WIDTH)
         _check_arguments(name, arguments)
-        return own(*args, **kwargs)
+        return function(*args, **kwargs)
 
     # Jinja reads off the function itself whether to pass it the environment or the context.
-    checked.__dict__.update(getattr(own, "__dict__", {}))
+    checked.__dict__.update(getattr(function, "__dict__", {}))
     return checked
 
 

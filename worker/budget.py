@@ -42,24 +42,25 @@ class Memory:
 
 @dataclass(frozen=True)
 class Load:
-    """There is room."""
+    """The verdict that there is room."""
 
 
 @dataclass(frozen=True)
 class Evict:
-    """These models are to go first. Those with jobs in hand take nothing more, and end these."""
+    """The verdict that these models are to go first. Those with jobs in hand take nothing more, and
+    end these."""
 
     ids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Wait:
-    """A model is on the way out, or has to have its turn first."""
+    """The verdict that a model is on its way out, or has to have its turn first."""
 
 
 @dataclass(frozen=True)
 class Refuse:
-    """There will never be room; `reason` says what would help."""
+    """The verdict that there will never be room. `reason` tells what would help."""
 
     reason: str
 

@@ -12,12 +12,12 @@ _UNLIMITED_BYTES = 1 << 60  # version 1 says "no limit" with a number near 2**63
 
 
 def cpu_quota(
-    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
 ) -> float | None:
     """Return the processor time of the tightest group around this process, as its worth in cores;
     None where there is no quota."""
     quotas: list[float] = []
-    for group in _groups(root, own, "cpu"):
+    for group in _groups(root, membership, "cpu"):
         words = _words(group / "cpu.max")  # version 2, in one file: "200000 100000" or "max 100000"
         if not words:
             words = _words(group / "cpu.cfs_quota_us") + _words(group / "cpu.cfs_period_us")
@@ -27,27 +27,27 @@ def cpu_quota(
 
 
 def free_memory_bytes(
-    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
 ) -> int | None:
     """Return the bytes left below the tightest limit, None where there is no limit."""
-    left = [max(0, limit - used) for limit, used in _memory(root, own)]
+    left = [max(0, limit - used) for limit, used in _memory(root, membership)]
     return min(left, default=None)
 
 
 def memory_in_use(
-    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
 ) -> tuple[int, int] | None:
     """Return the tightest limit (bytes) and what is in use of it, None where there is no limit."""
-    limits = [(limit, used) for limit, used in _memory(root, own) if limit]
+    limits = [(limit, used) for limit, used in _memory(root, membership) if limit]
     return max(limits, key=_share, default=None)
 
 
 def memory_share(
-    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
 ) -> float | None:
     """Return the share of the tightest limit that is in use, from 0 to 1, None where there is no
     limit."""
-    tightest = memory_in_use(root, own)
+    tightest = memory_in_use(root, membership)
     if tightest is None:
         return None
     return _share(tightest)
@@ -58,9 +58,9 @@ def _share(memory: tuple[int, int]) -> float:
     return used / limit
 
 
-def _memory(root: Path, own: Path) -> Iterator[tuple[int, int]]:
+def _memory(root: Path, membership: Path) -> Iterator[tuple[int, int]]:
     """Yield the limit and the bytes in use of each group that has a limit."""
-    for group in _groups(root, own, "memory"):
+    for group in _groups(root, membership, "memory"):
         limit = _number(group / "memory.max")
         used = _number(group / "memory.current")
         # Version 1 has other names.
@@ -72,12 +72,12 @@ def _memory(root: Path, own: Path) -> Iterator[tuple[int, int]]:
             yield limit, (used or 0) - _droppable(group / "memory.stat")
 
 
-def _groups(root: Path, own: Path, controller: str) -> Iterator[Path]:
+def _groups(root: Path, membership: Path, controller: str) -> Iterator[Path]:
     """Yield the directories of the groups that this process is in, innermost first, up to the root
     that is mounted."""
-    if not own.is_file():
+    if not membership.is_file():
         return
-    for line in own.read_text().splitlines():
+    for line in membership.read_text().splitlines():
         # "4:memory:/docker/1f2e" in version 1; in version 2 no controllers are named.
         _, controllers, path = line.split(":", 2)
         top = root

@@ -44,7 +44,7 @@ def heartbeat() -> None:
 
 @contextmanager
 def resting() -> Iterator[None]:
-    """Wait for another thread or for Redis, in a silence that means nothing."""
+    """Wait for somebody else, in a silence that means nothing."""
     _own.get().last_s = None
     try:
         yield

@@ -31,9 +31,9 @@ from worker.take import Take
 logger = logging.getLogger("aios.intake")
 
 _WAIT_S = 0.5
-"""Between two looks for jobs of lost workers, for which no bell rings."""
+"""The time between two looks for jobs of lost workers, for which no bell rings."""
 _LOOK_S = 0.1
-"""Between two looks for urgent jobs of a worker that is full, which hears no bell."""
+"""The time between two looks for urgent jobs of a worker that is full, which hears no bell."""
 _URGENT = PRIORITIES[:1]
 
 
@@ -136,7 +136,7 @@ class Intake:
         self._shards.insert(index, shard)
 
     async def _take(self, shard: str, priorities: tuple[Priority, ...]) -> bool:
-        # Deadlines count from before the question, so that the answer's way does not add to them.
+        # Deadlines count from before the question: the time for its answer must not add to them.
         asked_s = time.monotonic()
         places = self._places(priorities)
         is_empty = self._free == self._most

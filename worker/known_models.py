@@ -267,12 +267,12 @@ class KnownModels:
         queue = self._context.queue_of(model.info.id, model.info.fingerprint)
         known = KnownModel(model.info, model.again, queue, num_bytes=model.num_bytes)
         if isinstance(model, LoadedModel):
-            self._place(known, model)
+            self._install(known, model)
         elif model.reason:
             known.note_failure(model.reason)
         return known
 
-    def _place(self, known: KnownModel, model: LoadedModel) -> None:
+    def _install(self, known: KnownModel, model: LoadedModel) -> None:
         known.info = model.info
         known.again = model.again
         known.queue = self._context.queue_of(model.info.id, model.fingerprint)
@@ -383,7 +383,7 @@ class KnownModels:
             return
         finally:
             done.set()
-        self._place(known, model)
+        self._install(known, model)
         took_s = round(time.monotonic() - begun_s, 1)
         logger.info("model loaded again", extra=fields(model=known.info.id, took_s=took_s))
         self._on_loaded(known)
