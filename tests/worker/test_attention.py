@@ -113,7 +113,16 @@ def test_every_stage_in_one_step(slot: int, window: int | None, is_tiled: bool) 
     """B59, X17: decoding rows of mixed lengths, prompts from the start and the middle, and
     continuations, together."""
     case = Case(slot, is_tiled=is_tiled)
-    got = attend(case.batch.plan, case.store, slot, case.query, case.key, case.value, SCALE, window)
+    got = attend(
+        case.batch.plan,
+        case.store,
+        slot,
+        query=case.query,
+        key=case.key,
+        value=case.value,
+        scale=SCALE,
+        window=window,
+    )
     sees = case.sees()
     assert len(sees) == len(got)
     assert [len(seen) - 1 for seen in sees] == case.batch.plan.positions.tolist()

@@ -184,7 +184,7 @@ def test_a_span_in_place_equals_one_that_gathers(
     firsts, pages = [7, 0, 3], [[3, 11, 0], [5, 0, 0], [1, 2, 0]]
     query, fresh = torch.randn(3 * count, 4, 8), torch.zeros(3 * count, 2, 8)
     lengths = [first + count for first in firsts]
-    in_place = paged_span(0, [count] * 3, lengths, pages, 4, flash.varlen)
+    in_place = paged_span(0, [count] * 3, lengths, pages, page_size=4, kernel=flash.varlen)
     positions = torch.tensor(firsts)[:, None] + torch.arange(count)
     gathering = Span(0, 3 * count, positions, torch.tensor(pages), max(lengths), is_causal=True)
     ours, theirs = (
@@ -192,11 +192,11 @@ def test_a_span_in_place_equals_one_that_gathers(
             AttentionPlan(positions.flatten(), positions.flatten(), (span,)),
             store,
             1,
-            query,
-            fresh,
-            fresh,
-            0.3,
-            window,
+            query=query,
+            key=fresh,
+            value=fresh,
+            scale=0.3,
+            window=window,
         )
         for span in (in_place, gathering)
     )

@@ -158,7 +158,7 @@ def test_a_span_in_place_equals_one_that_gathers(
     fresh = torch.zeros(3 * count, kv_heads, 64, dtype=HALF, device=CUDA)
     lengths = [first + count for first in firsts]
     positions = (torch.tensor(firsts)[:, None] + torch.arange(count)).to(CUDA)
-    in_place = paged_span(0, [count] * 3, lengths, pages, 256, kernel, CUDA)
+    in_place = paged_span(0, [count] * 3, lengths, pages, page_size=256, kernel=kernel, device=CUDA)
     gathering = Span(
         0, 3 * count, positions, torch.tensor(pages, device=CUDA), max(lengths), is_causal=True
     )
@@ -167,11 +167,11 @@ def test_a_span_in_place_equals_one_that_gathers(
             AttentionPlan(positions.flatten(), positions.flatten(), (span,)),
             store,
             1,
-            query,
-            fresh,
-            fresh,
-            0.125,
-            window,
+            query=query,
+            key=fresh,
+            value=fresh,
+            scale=0.125,
+            window=window,
         )
         for span in (in_place, gathering)
     )

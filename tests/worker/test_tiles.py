@@ -46,7 +46,14 @@ class Library:
             batch = BatchBuilder(PAGE, CPU, is_prefix, is_tiled=True).build(slices)
             fresh = [table[batch.ids] for table in (self.query, self.key, self.value)]
             seen[batch.ids] = attend(
-                batch.plan, store, 0, fresh[0], fresh[1], fresh[2], SIZE**-0.5, window
+                batch.plan,
+                store,
+                0,
+                query=fresh[0],
+                key=fresh[1],
+                value=fresh[2],
+                scale=SIZE**-0.5,
+                window=window,
             )
             for part in slices:
                 part.sequence.num_computed += part.num_tokens
