@@ -53,7 +53,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "shared/lua/common.lua": (
         *_QUEUE,
-        "tests/shared/test_place.py",
+        "tests/shared/test_position.py",
         "tests/shared/test_janitor.py",
     ),
     "shared/lua/limits.lua": (
@@ -63,7 +63,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "shared/lua/submit.lua": (
         *_QUEUE,
-        "tests/shared/test_place.py",
+        "tests/shared/test_position.py",
         "tests/shared/test_shards.py",
         *_RESERVATIONS,
         "tests/api/test_followers.py",
