@@ -51,9 +51,11 @@ def is_right(example: Example, answer: dict[str, Any]) -> bool:
 
 
 def share_right(client: httpx.Client, example: Example, num_seeds: int) -> float:
+    """Return the share of right answers to an example, of `num_seeds` seeds."""
+
     def ask(seed: int) -> bool:
-        answer = client.post(example.path, json=body_of(example, seed))
-        return is_right(example, answer.raise_for_status().json())
+        response = client.post(example.path, json=body_of(example, seed))
+        return is_right(example, response.raise_for_status().json())
 
     with ThreadPoolExecutor(_MOST_AT_ONCE) as pool:
         return sum(pool.map(ask, range(num_seeds))) / num_seeds

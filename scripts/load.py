@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 async def _run(asked: argparse.Namespace, mix: Mix) -> tuple[Summary, dict[str, Summary]]:
     """Return the summary of all requests, and that of each class."""
-    headers = {"Authorization": f"Bearer {asked.key}"} if asked.key else {}
+    headers = {}
+    if asked.key:
+        headers["Authorization"] = f"Bearer {asked.key}"
     callers = [Caller(url, headers) for url in asked.url or ["http://127.0.0.1:8000"]]
     try:
         if asked.clients:

@@ -142,20 +142,25 @@ async def _all(broker: Broker) -> list[dict[str, Any]]:
     models = []
     for name in sorted(fleet.models.keys() | listing.entries.keys()):
         residences = fleet.residences(name)
-        failure = fleet.failure(name)
+        model: dict[str, Any] = {
+            "id": name,
+            "path": None,
+            "found": None,
+            "workers": len(residences),
+            "loaded": residences.count("loaded"),
+            "is_pinned": name in listing.pinned,
+            "reason": None,
+        }
         entry = listing.entries.get(name)
+        if entry is not None:
+            model["path"] = entry.path
         info = fleet.models.get(name)
-        models.append(
-            {
-                "id": name,
-                "path": entry.path if entry else None,
-                "found": info.found if info else None,
-                "workers": len(residences),
-                "loaded": residences.count("loaded"),
-                "is_pinned": name in listing.pinned,
-                "reason": failure.reason if failure else None,
-            }
-        )
+        if info is not None:
+            model["found"] = info.found
+        failure = fleet.failure(name)
+        if failure is not None:
+            model["reason"] = failure.reason
+        models.append(model)
     return models
 
 
