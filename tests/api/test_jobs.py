@@ -196,7 +196,8 @@ async def test_a_foreign_id_is_404_in_every_use(redis: Redis) -> None:
             assert answer.status_code == 404
             assert told.items() <= unknown.json()["error"].items()
             assert request.id not in answer.text
-        body, stolen = {"prompt": "a", "stream": True}, {"Last-Event-ID": f"{request.id}.0"}
+        body = {"prompt": "a", "stream": True}
+        stolen = {"Last-Event-ID": f"{request.id}.0"}
         assert (await client.post("/v1/completions", json=body, headers=stolen)).status_code == 404
     assert await desk.counts() == (1, 0)
     assert await desk.events(job) == []

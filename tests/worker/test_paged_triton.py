@@ -28,7 +28,8 @@ def test_it_computes_what_the_naive_kernel_does(
     queries."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn_out", naive_varlen_attn_out)
     torch.manual_seed(0)
-    lengths, counts = [130, 1, 67, 90, 33], [1, 1, 5, 80, 33]
+    lengths = [130, 1, 67, 90, 33]
+    counts = [1, 1, 5, 80, 33]
     per_row = -(-max(lengths) // page_size)
     store = KVStore(
         KVShape(1, kv_heads, head_dim), 5 * per_row + 2, page_size, torch.float16, PLACE
@@ -56,10 +57,8 @@ def test_its_rows_do_not_depend_on_each_other() -> None:
     store = KVStore(KVShape(1, 2, 64), 12, 16, torch.float16, PLACE)
     for pool in store.pool(0):
         pool.normal_()
-    query, table = (
-        torch.randn(3, 2, 64, dtype=torch.float16, device=PLACE),
-        [[3, 11, 0], [5, 0, 0], [1, 2, 4]],
-    )
+    query = torch.randn(3, 2, 64, dtype=torch.float16, device=PLACE)
+    table = [[3, 11, 0], [5, 0, 0], [1, 2, 4]]
     together = paged_span(
         0, [1, 1, 1], [40, 3, 48], table, page_size=16, kernel=flash.in_triton, device=PLACE
     )

@@ -33,7 +33,8 @@ def token_by_token(model: PreTrainedModel, context: Ids, tail: Ids) -> Continuat
         {"token_type_ids": torch.ones_like(prompt)} if isinstance(model, HrmTextForCausalLM) else {}
     )
     out = model(input_ids=prompt, use_cache=True, **more)
-    total, is_greedy = 0.0, True
+    total = 0.0
+    is_greedy = True
     for place, token in enumerate(tail):
         logits = out.logits[0, -1].double()
         total += float(logits.log_softmax(-1)[token])
@@ -124,7 +125,8 @@ class Counted:
     def __init__(self, runner: PagedRunner, monkeypatch: pytest.MonkeyPatch) -> None:
         self.forwards: list[int] = []
         self.logit_rows: list[int] = []
-        hidden, logits = runner._net.hidden, runner._net.logits
+        hidden = runner._net.hidden
+        logits = runner._net.logits
 
         def counted_hidden(ids: Tensor, *rest: object) -> Tensor:
             self.forwards.append(len(ids))

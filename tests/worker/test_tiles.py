@@ -14,7 +14,10 @@ from worker.kv.batch import BatchBuilder
 from worker.kv.store import KVShape, KVStore
 from worker.sequence import Encoded, Slice, TokenSequence
 
-PAGE, HEADS, KV_HEADS, SIZE = 16, 8, 4, 32
+PAGE = 16
+HEADS = 8
+KV_HEADS = 4
+SIZE = 32
 PAGES_EACH = 20
 CPU = torch.device("cpu")
 BOOKS = [(1, 40), (2, 30), (31, 60), (32, 70), (33, 34), (70, 130), (200, 301), (97, 98)]
