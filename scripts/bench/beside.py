@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tasks.add(engine)
     tasks.start()
     decoding.start()
-    time.sleep(min(2.0, asked.seconds))  # the first tokens come late and do not count
+    time.sleep(min(2.0, asked.seconds))  # warms up: these tokens do not count
 
     ratios: list[float] = []
     for number in range(_ROUNDS):
