@@ -1,4 +1,5 @@
-"""The caller of a request: its tenant, its quota, its best class, and the models that it may use."""
+"""The caller of a request: its tenant, its quota, its best class, and the models that it may
+use."""
 
 import asyncio
 from collections.abc import Mapping

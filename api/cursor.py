@@ -1,4 +1,5 @@
-"""The cursor of a stream: a text in the `id:` of its frames, by which any front can go on behind it.
+"""The cursor of a stream: a text in the `id:` of its frames, by which any front can go on behind
+it.
 
 REQUEST.3-0+1-5 stands behind all frames of the first job up to its 3rd event, behind one frame of
 the 1st event of the second job, and so on. REQUEST.9-4-8.1 stands behind one of the frames that

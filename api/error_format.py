@@ -1,4 +1,5 @@
-"""The formats of errors, by dialect. A new one is a row here, with a schema in `schemas/errors.py`."""
+"""The formats of errors, by dialect. A new one is a row here, with a schema in
+`schemas/errors.py`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

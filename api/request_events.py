@@ -98,7 +98,8 @@ class OutcomeBuilder:
             self._done = event
 
     def outcome(self, otherwise: str = "") -> Outcome:
-        """Return the outcome as it stands. Choices that have not ended get the reason `otherwise`."""
+        """Return the outcome as it stands. Choices that have not ended get the reason
+        `otherwise`."""
         reasons = (otherwise,) * len(self._choices)
         q_values: Sequence[tuple[float, float] | None] = ()
         outcome = Outcome(tuple(self._choices), Usage())
@@ -175,7 +176,8 @@ class RequestEvents:
                 wait_s = wait_s if isinstance(event, Started) else quiet_s
 
     async def outcomes(self) -> list[Outcome]:
-        """Return the outcome of each job, in order. Raise the FleetError of the first that fails."""
+        """Return the outcome of each job, in order. Raise the FleetError of the first that
+        fails."""
         async for arrived in self.progress():
             assert arrived is not None
             self._builders[arrived.job].add(arrived.event)

@@ -1,4 +1,5 @@
-"""The record of a request: what the front that takes it leaves in Redis, for any front to answer."""
+"""The record of a request: what the front that takes it leaves in Redis, for any front to
+answer."""
 
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -48,7 +48,8 @@ class Revocations:
                 await self._ask_once()
 
     def _pass_on(self, asking: "asyncio.Task[None]") -> None:
-        """Fail all who wait when asking ended unexpectedly: nobody would look after them any more."""
+        """Fail all who wait when asking ended unexpectedly: nobody would look after them any
+        more."""
         error = None if asking.cancelled() else asking.exception()
         if error is None:
             return

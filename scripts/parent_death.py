@@ -20,7 +20,8 @@ def die_with_parent() -> Callable[[], None] | None:
     """Return a `preexec_fn` that has the child killed with this process, or None where there is
     none.
 
-    The kernel kills the child when the *thread* that starts it ends: call this from the main thread.
+    The kernel kills the child when the *thread* that starts it ends: call this from the main
+    thread.
     """
     if _prctl is None:
         return None

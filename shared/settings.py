@@ -432,7 +432,8 @@ class Settings(BaseSettings):
         return hash(tuple(dict(self).items()))
 
     def origin(self, name: str) -> str:
-        """Return the origin of a setting: `--port`, `AIOS_PORT`, `FILE: serve.hrm.port`, `default`."""
+        """Return the origin of a setting: `--port`, `AIOS_PORT`, `FILE: serve.hrm.port`,
+        `default`."""
         return self._origins.get(name, "default")
 
     def refusal(self, name: str, problem: str, remedy: str) -> SettingsError:

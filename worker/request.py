@@ -321,7 +321,8 @@ class Request:
             self._choices[0].reason or "",
             self.work.encoded.num_prompt_tokens,
             num_completion_tokens=sum(len(sequence.output_ids) for sequence in self.sequences),
-            # Replayed tokens of a job that was taken over may be cached, too: no part of its prompt.
+            # Replayed tokens of a job that was taken over may be cached, too: no part of its
+            # prompt.
             num_cached_tokens=min(self.sequences[0].num_cached or 0, len(prompt_ids)),
             result=result,
         )

@@ -16,7 +16,8 @@ from shared.messages import Generate, Read, Text, TokenLogprob
 
 
 def echo_tasks(body: CompletionRequest, max_tokens: int) -> list[Generate | Read]:
-    """Return the tasks of a request with `echo`: to generate, unless `max_tokens` is 0, and to read."""
+    """Return the tasks of a request with `echo`: to generate, unless `max_tokens` is 0, and to
+    read."""
     tasks: list[Generate | Read] = []
     if max_tokens:
         tasks += [body.task(prompt, max_tokens) for prompt in body.prompt]

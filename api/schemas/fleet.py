@@ -1,4 +1,5 @@
-"""Bodies under `/api` about the fleet: which models are in memory, and how many workers there are."""
+"""Bodies under `/api` about the fleet: which models are in memory, and how many workers there
+are."""
 
 from collections.abc import Sequence
 from typing import Literal
