@@ -1,8 +1,8 @@
-"""Asking over HTTP and noting when what came: streams of `/generate_stream`, on connections that
-are kept.
+"""A client that streams `/generate_stream` over connections that are kept, and notes when each
+part of an answer came.
 
-The client shares this machine with what it measures, so it parses headers with httptools, looks for
-marks in the frames, and decodes no more than the last one.
+The client shares this machine with the servers that it measures, so it has to be cheap: it parses
+headers with httptools, searches the frames for a few words, and decodes only the last one.
 """
 
 import asyncio
@@ -16,16 +16,21 @@ import httptools
 
 from scripts.loads.plan import ClientRequest
 
+# A connection is used again within this time only: servers close those that are idle for longer
+# (uvicorn after 5 seconds).
 _IDLE_S = 3.0
-"""A connection is used again within this time: servers close those that are idle for some seconds
-(uvicorn: 5)."""
-_TEXT, _NO_TEXT, _USAGE = b'"text":"', b'"text":""', b'"usage"'
+_TEXT = b'"text":"'
+_NO_TEXT = b'"text":""'
+_USAGE = b'"usage"'
 
 
 @dataclass
 class Heard:
-    """What became of one request. Times in seconds since it was due; `status` 0: the connection
-    broke."""
+    """The outcome of one request.
+
+    `ended_at` is the `perf_counter` of its end; the other times are seconds since it was due.
+    `status` is 0 if the connection broke.
+    """
 
     ask: ClientRequest
     status: int = 0
@@ -42,23 +47,29 @@ class Heard:
 
 
 class Caller:
-    """Asks one server. `headers` go with each request."""
+    """A client of one server, which sends `headers` with each request."""
 
     def __init__(self, url: str, headers: dict[str, str] | None = None) -> None:
         parts = urlsplit(url)
-        self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
+        self._host = parts.hostname or "127.0.0.1"
+        self._port = parts.port or 80
         self._headers = headers or {}
         self._idle: list[tuple[_Connection, float]] = []
 
     async def ask(self, ask: ClientRequest, due: float) -> Heard:
-        """`due` by `perf_counter`; whatever delayed the asking itself is part of the times."""
+        """Send the request, wait for the end of its answer, and return the outcome.
+
+        `due` is in `perf_counter` time. All times count from it, so that whatever delays the
+        sending is part of them.
+        """
         heard = Heard(ask)
         try:
             connection = await self._connection()
             await connection.ask(self._message(ask), heard, due)
             self._idle.append((connection, now()))
         except OSError as error:
-            heard.status, heard.reason = 0, type(error).__name__
+            heard.status = 0
+            heard.reason = type(error).__name__
         heard.ended_at = now()
         heard.ended_s = heard.ended_at - due
         return heard
@@ -68,6 +79,7 @@ class Caller:
             connection.close()
 
     async def _connection(self) -> "_Connection":
+        """Return an idle connection that is still good, or a new one."""
         while self._idle:
             connection, since = self._idle.pop()
             if connection.is_open and now() - since < _IDLE_S:
@@ -92,16 +104,17 @@ class Caller:
             "Content-Type": "application/json",
             "X-Priority": ask.priority,
             **self._headers,
+            "Content-Length": str(len(payload)),
         }
-        lines = [
-            "POST /generate_stream HTTP/1.1",
-            *(f"{name}: {value}" for name, value in headers.items()),
-        ]
-        return "\r\n".join([*lines, f"Content-Length: {len(payload)}", "", ""]).encode() + payload
+        lines = ["POST /generate_stream HTTP/1.1"]
+        for name, value in headers.items():
+            lines.append(f"{name}: {value}")
+        head = "\r\n".join([*lines, "", ""])
+        return head.encode() + payload
 
 
 class _Connection(asyncio.Protocol):
-    """One request after the other."""
+    """One connection, which carries one request after the other."""
 
     def __init__(self) -> None:
         self.is_open = False
@@ -109,11 +122,15 @@ class _Connection(asyncio.Protocol):
         self._answered: asyncio.Future[None] | None = None
 
     async def ask(self, message: bytes, heard: Heard, due: float) -> None:
-        """Return when the answer has ended. Hangs up when it is cancelled. Raises
-        ConnectionError."""
+        """Send a request, and return when its answer has ended.
+
+        Closes the connection when it is cancelled. Raises ConnectionError.
+        """
         if self._transport is None:
             raise ConnectionError("closed")
-        self._heard, self._due, self._rest = heard, due, b""
+        self._heard = heard
+        self._due = due
+        self._rest = b""
         self._parser: Any = httptools.HttpResponseParser(self)
         self._answered = asyncio.get_running_loop().create_future()
         self._transport.write(message)
@@ -129,10 +146,12 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self._transport, self.is_open = transport, True
+        self._transport = transport
+        self.is_open = True
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._transport, self.is_open = None, False
+        self._transport = None
+        self.is_open = False
         if self._answered is not None and not self._answered.done():
             self._answered.set_exception(error or ConnectionResetError("closed in the middle"))
 
@@ -147,12 +166,12 @@ class _Connection(asyncio.Protocol):
         self._heard.status = self._parser.get_status_code()
 
     def on_body(self, body: bytes) -> None:
+        # The last part is the beginning of a frame of which the rest is still to come.
         *frames, self._rest = (self._rest + body).split(b"\n\n")
         for frame in frames:
             if _USAGE in frame:
-                self._heard.tokens = json.loads(frame.partition(b"data: ")[2])["usage"][
-                    "completion_tokens"
-                ]
+                event = json.loads(frame.partition(b"data: ")[2])
+                self._heard.tokens = event["usage"]["completion_tokens"]
             elif b"event: error" in frame or b'"error"' in frame:
                 self._heard.reason = "error in the stream"
             elif _TEXT in frame and _NO_TEXT not in frame:

@@ -1,5 +1,5 @@
-"""Putting a load on servers: requests that come when they are due, or clients that each wait for
-their answers."""
+"""Two ways to put a load on servers: requests that leave when they are due (an open loop), and
+clients that each wait for their answers (a closed loop)."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -14,12 +14,14 @@ from scripts.loads.tally import Window
 async def open_loop(
     callers: Sequence[Caller], asks: Iterator[ClientRequest], seconds: float
 ) -> tuple[list[Heard], Window]:
-    """Each request leaves when it is due, whether or not earlier ones are answered; returns when
+    """Send each request when it is due, whether or not earlier ones are answered, and return when
     all are.
 
     The window is the time in which requests were due.
     """
-    begun, heard, turns = now(), list[Heard](), cycle(callers)
+    heard: list[Heard] = []
+    turns = cycle(callers)
+    begun = now()
 
     async def send(ask: ClientRequest, caller: Caller) -> None:
         heard.append(await caller.ask(ask, begun + ask.at_s))
@@ -37,14 +39,17 @@ async def open_loop(
 async def closed_loop(
     callers: Sequence[Caller], asks: Iterator[ClientRequest], seconds: float, clients: int
 ) -> tuple[list[Heard], Window]:
-    """So many clients, each of which asks again when it is answered; none asks when the time is
+    """Run so many clients, each of which asks again as soon as it is answered, until the time is
     over."""
-    begun, heard = now(), list[Heard]()
+    heard: list[Heard] = []
+    turns = cycle(callers)
+    begun = now()
 
     async def client(caller: Caller) -> None:
-        while (due := now()) < begun + seconds:
+        due = now()
+        while due < begun + seconds:
             heard.append(await caller.ask(next(asks), due))
+            due = now()
 
-    turns = cycle(callers)
-    await asyncio.gather(*(client(next(turns)) for _ in range(clients)))
+    await asyncio.gather(*[client(next(turns)) for _ in range(clients)])
     return heard, Window(begun, begun + seconds)

@@ -1,12 +1,13 @@
-"""Many more models than fit: are all asked, with none failed, while memory stays flat?
+"""Check that with many more models than fit in memory all are served, none fails, and memory stays
+flat.
 
     python -m scripts.loads.models --models 100 --budget 3 --clients 8
 
-One worker holds `--budget` models of a catalogue of `--models`, all of them copies of the sample
-model, and one that is damaged. First every model is asked in turn, then the clients ask a working
-set of five of them for a while, and the damaged one now and then. Exits with 1 when a request of a
-sound model failed, when one of the damaged model did not, when more models were in memory than may
-be, or when the worker grew by more than `--most-growth`.
+One worker holds at most `--budget` models of a catalogue of `--models`, which are all copies of the
+sample model, and of one model that is damaged. First every model is asked in turn. Then the clients
+ask a working set of five of them for a while, and the damaged one now and then. Exits with 1 when a
+request of a sound model failed, when one of the damaged model did not, when more models were in
+memory than may be, or when the worker grew by more than `--most-growth`.
 """
 
 import argparse
@@ -35,7 +36,7 @@ _ASK = {"prompt": "Compute: 347 + 285", "max_tokens": 8, "temperature": 0}
 
 
 class Tally:
-    """What became of the requests, and what the worker held meanwhile."""
+    """The outcomes of the requests, and the models and memory of the worker meanwhile."""
 
     def __init__(self) -> None:
         self.num_answered = 0
@@ -58,6 +59,7 @@ async def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--most-growth", type=float, default=0.1)
     asked = parser.parse_args(argv)
+
     print(header(models=asked.models, budget=asked.budget, clients=asked.clients), flush=True)
     flags = ["--model", "first=echo", "--max-loaded-models", str(asked.budget), "--threads", "1"]
     flags += ["--kv-memory-mib", "16", "--queue-timeout-s", "120"]
@@ -65,9 +67,8 @@ async def main(argv: Sequence[str] | None = None) -> int:
         damaged = Path(directory) / "damaged"
         shutil.copytree(SAMPLE_MODEL, damaged)
         (damaged / "model.safetensors").write_bytes(b"no weights")
-        async with fleet(
-            1, 1, worker_flags=flags, front_flags=("--queue-timeout-s", "120")
-        ) as running:
+        front_flags = ("--queue-timeout-s", "120")
+        async with fleet(1, 1, worker_flags=flags, front_flags=front_flags) as running:
             return await _run(running, asked, damaged)
 
 
@@ -86,34 +87,31 @@ async def _run(running: Fleet, asked: argparse.Namespace, damaged: Path) -> int:
         begun_s = now()
         for name in names:
             await _ask(http, name, tally)
-        print(
-            (
-                f"each of {len(names)} models once: {now() - begun_s:.1f} s, "
-                f"{len(tally.failures)} failed"
-            ),
-            flush=True,
-        )
+        seconds = now() - begun_s
+        num_failed = len(tally.failures)
+        print(f"each of {len(names)} models once: {seconds:.1f} s, {num_failed} failed", flush=True)
+
         num_before = tally.num_answered
+        working_set = names[:_WORKING_SET]
         ends_s = now() + asked.seconds
-        poison = asyncio.create_task(_ask_damaged(http, tally, ends_s))
-        clients = [
-            _client(http, names[:_WORKING_SET], number, tally, ends_s)
-            for number in range(asked.clients)
-        ]
-        await asyncio.gather(*clients, poison)
+        asking = [_ask_damaged(http, tally, ends_s)]
+        for number in range(asked.clients):
+            asking.append(_client(http, working_set, number, tally=tally, ends_s=ends_s))
+        await asyncio.gather(*asking)
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
 
-    answered = tally.num_answered - num_before
+    num_answered = tally.num_answered - num_before
     print(
-        f"{asked.clients} clients on {_WORKING_SET} models: {answered} answered in "
+        f"{asked.clients} clients on {_WORKING_SET} models: {num_answered} answered in "
         f"{asked.seconds:.0f} s"
     )
+    num_damaged = tally.num_poisoned_failed + len(tally.poisoned_answers)
     print(
-        f"failed: {len(tally.failures)}; of the damaged model {tally.num_poisoned_failed} of",
-        end=" ",
+        f"failed: {len(tally.failures)}; of the damaged model {tally.num_poisoned_failed} of "
+        f"{num_damaged}"
     )
-    print(f"{tally.num_poisoned_failed + len(tally.poisoned_answers)}")
+    # The first third of the time is a warm-up, in which memory may still grow.
     third = len(tally.mib) // 3
     growth = max(tally.mib[-third:]) / max(tally.mib[third : 2 * third]) - 1
     print(
@@ -122,13 +120,18 @@ async def _run(running: Fleet, asked: argparse.Namespace, damaged: Path) -> int:
     )
     for words in (*tally.failures[:5], *tally.poisoned_answers[:5]):
         print(words)
-    is_fine = not tally.failures and not tally.poisoned_answers and tally.num_poisoned_failed > 0
-    return 0 if is_fine and tally.most_loaded <= asked.budget and growth <= asked.most_growth else 1
+
+    if tally.failures or tally.poisoned_answers or tally.num_poisoned_failed == 0:
+        return 1
+    if tally.most_loaded > asked.budget or growth > asked.most_growth:
+        return 1
+    return 0
 
 
 async def _client(
-    http: httpx.AsyncClient, names: Sequence[str], number: int, tally: Tally, ends_s: float
+    http: httpx.AsyncClient, names: Sequence[str], number: int, *, tally: Tally, ends_s: float
 ) -> None:
+    """Ask one model after the other, from `number` on, until the time is over."""
     while now() < ends_s:
         await _ask(http, names[number % len(names)], tally)
         number += 1
@@ -153,15 +156,14 @@ async def _ask_damaged(http: httpx.AsyncClient, tally: Tally, ends_s: float) -> 
 
 
 async def _watch(running: Fleet, tally: Tally) -> None:
+    """Note the loaded models and the memory of the worker, until cancelled."""
     while True:
         for worker in await _workers(running):
-            residences = worker.residences
-            loaded = [
-                model.id
-                for model in worker.models
-                if residences.get(model.id, "loaded") != "unloaded"
-            ]
-            tally.most_loaded = max(tally.most_loaded, len(loaded))
+            num_loaded = 0
+            for model in worker.models:
+                if worker.residences.get(model.id, "loaded") != "unloaded":
+                    num_loaded += 1
+            tally.most_loaded = max(tally.most_loaded, num_loaded)
             tally.mib.append(worker.memory_bytes / _MIB)
         await asyncio.sleep(0.5)
 
@@ -173,7 +175,8 @@ async def _knows(running: Fleet, count: int) -> bool:
 
 async def _lists(http: httpx.AsyncClient, count: int) -> bool:
     """Return whether the front knows so many models."""
-    return len((await http.get("/v1/models")).json()["data"]) >= count
+    reply = await http.get("/v1/models")
+    return len(reply.json()["data"]) >= count
 
 
 async def _workers(running: Fleet) -> tuple[WorkerInfo, ...]:

@@ -1,4 +1,4 @@
-"""What came of a load, for each class and in all."""
+"""The figures of a load's outcome, for each class and in all."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ REFUSED = (429, 503)
 
 @dataclass(frozen=True)
 class Window:
-    """The part of a load that counts, by `perf_counter`: what ended in it."""
+    """The time of a load that counts, in `perf_counter` time: requests count that ended in it."""
 
     begun: float
     ended: float
@@ -23,10 +23,11 @@ class Window:
 
 @dataclass(frozen=True)
 class Summary:
-    """Rates by second; quantiles in milliseconds, since each request was due. TTFT is the time to
-    the first token.
+    """The figures of some requests.
 
-    What failed is told of all the load, the rest of what ended in the window.
+    Rates are per second. Quantiles (p50, p95, p99) are in milliseconds since each request was due;
+    `ttft_ms` are those of the time to the first token. `failed` counts in all the load, everything
+    else in the window alone.
     """
 
     asked: int
@@ -45,34 +46,58 @@ class Summary:
 
 
 def summary(heard: Sequence[Heard], window: Window) -> Summary:
-    inside = [item for item in heard if window.begun <= item.ended_at <= window.ended]
-    answered = [item for item in inside if item.is_answered]
-    refused = [item for item in inside if item.status in REFUSED]
-    failed = [item for item in heard if not item.is_answered and item.status not in REFUSED]
+    """Return the figures of the requests."""
+    refused: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
+    num_asked = 0
+    num_answered = 0
+    num_tokens = 0
+    ttft_s = []
+    token_s = []
+    total_s = []
+    refusal_s = []
+    for outcome in heard:
+        reason = f"{outcome.status} {outcome.reason}"
+        is_refused = outcome.status in REFUSED
+        if not outcome.is_answered and not is_refused:
+            failed[reason] += 1
+
+        if not window.begun <= outcome.ended_at <= window.ended:
+            continue
+        num_asked += 1
+        if is_refused:
+            refused[reason] += 1
+            refusal_s.append(outcome.ended_s)
+        if not outcome.is_answered:
+            continue
+        num_answered += 1
+        num_tokens += outcome.tokens
+        total_s.append(outcome.ended_s)
+        if outcome.first_token_s is not None:
+            ttft_s.append(outcome.first_token_s)
+        # An answer of one token has no time between tokens.
+        if outcome.tokens > len(outcome.ask.prompts):
+            token_s.append(_between(outcome))
+
     return Summary(
-        asked=len(inside),
-        answered_per_s=len(answered) / window.seconds,
-        tokens_per_s=sum(item.tokens for item in answered) / window.seconds,
-        refused=dict(Counter(f"{item.status} {item.reason}" for item in refused)),
-        failed=dict(Counter(f"{item.status} {item.reason}" for item in failed)),
-        ttft_ms=_quantiles(
-            [item.first_token_s for item in answered if item.first_token_s is not None]
-        ),
-        token_ms=_quantiles(
-            [_between(item) for item in answered if item.tokens > len(item.ask.prompts)]
-        ),
-        total_ms=_quantiles([item.ended_s for item in answered]),
-        refusal_ms=_quantiles([item.ended_s for item in refused]),
+        asked=num_asked,
+        answered_per_s=num_answered / window.seconds,
+        tokens_per_s=num_tokens / window.seconds,
+        refused=dict(refused),
+        failed=dict(failed),
+        ttft_ms=_quantiles(ttft_s),
+        token_ms=_quantiles(token_s),
+        total_ms=_quantiles(total_s),
+        refusal_ms=_quantiles(refusal_s),
     )
 
 
 def by_class(heard: Sequence[Heard], window: Window) -> dict[str, Summary]:
-    """Where there are several."""
-    names = sorted({item.ask.priority for item in heard})
-    return {
-        name: summary([item for item in heard if item.ask.priority == name], window)
-        for name in names
-    }
+    """Return the figures of each class that was asked for, in the order of their names."""
+    outcomes: dict[str, list[Heard]] = {}
+    for outcome in heard:
+        outcomes.setdefault(outcome.ask.priority, []).append(outcome)
+    return {name: summary(outcomes[name], window) for name in sorted(outcomes)}
 
 
 HEADER = (
@@ -82,30 +107,40 @@ HEADER = (
 
 
 def row(name: str, told: Summary) -> str:
-    def pair(quantiles: tuple[float, float, float]) -> str:
-        return f"{quantiles[0]:.1f}/{quantiles[2]:.1f}"
-
+    """Return the figures as a line under `HEADER`."""
     ttft = "/".join(f"{value:.0f}" for value in told.ttft_ms)
+    token = _p50_and_p99(told.token_ms)
+    total = _p50_and_p99(told.total_ms)
+    refusal = _p50_and_p99(told.refusal_ms)
+    num_failed = sum(told.failed.values())
     return (
-        f"{name:<26}{told.asked:>7}{told.answered_per_s:>8.1f}{told.tokens_per_s:>10.0f}{told.num_refused:>9}"
-        f"{sum(told.failed.values()):>8}   "
-        f"{ttft:<22}{pair(told.token_ms):<18}{pair(told.total_ms):<18}{pair(told.refusal_ms)}"
+        f"{name:<26}{told.asked:>7}{told.answered_per_s:>8.1f}{told.tokens_per_s:>10.0f}"
+        f"{told.num_refused:>9}{num_failed:>8}   "
+        f"{ttft:<22}{token:<18}{total:<18}{refusal}"
     )
 
 
-def _between(item: Heard) -> float:
-    """Seconds from one token of an answer to its next, on average."""
-    tokens = item.tokens / len(item.ask.prompts)
-    return ((item.last_token_s or 0.0) - (item.first_token_s or 0.0)) / (tokens - 1)
+def _p50_and_p99(quantiles: tuple[float, float, float]) -> str:
+    p50, _, p99 = quantiles
+    return f"{p50:.1f}/{p99:.1f}"
+
+
+def _between(outcome: Heard) -> float:
+    """Return the seconds from one token of an answer to the next, on average."""
+    tokens_per_answer = outcome.tokens / len(outcome.ask.prompts)
+    first_s = outcome.first_token_s or 0.0
+    last_s = outcome.last_token_s or 0.0
+    return (last_s - first_s) / (tokens_per_answer - 1)
 
 
 def _quantiles(seconds: Sequence[float]) -> tuple[float, float, float]:
-    """p50, p95 and p99; nan where there is nothing."""
+    """Return p50, p95 and p99 in milliseconds, or nan for all where there are no values."""
     ordered = sorted(seconds)
+    return _quantile(ordered, 0.5), _quantile(ordered, 0.95), _quantile(ordered, 0.99)
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
     if not ordered:
-        return (float("nan"),) * 3
-    p50, p95, p99 = (
-        1000 * ordered[min(len(ordered) - 1, int(len(ordered) * part))]
-        for part in (0.5, 0.95, 0.99)
-    )
-    return p50, p95, p99
+        return float("nan")
+    index = min(len(ordered) - 1, int(len(ordered) * share))
+    return 1000 * ordered[index]
