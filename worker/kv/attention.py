@@ -26,8 +26,8 @@ class Span:
     """Flat tokens `start` to `stop`, as B rows of N tokens: the shape of `positions` [B, N].
 
     Keys are the first `num_stored` tokens in `pages` [B, P], which lie in the order of their
-    positions, then, with `has_fresh`, the span's own tokens. `mask` is [B or 1, 1, N, keys]. Without
-    a mask a query sees every key or, with `is_causal`, the keys up to its own position.
+    positions, then, with `has_fresh`, the span's own tokens. `mask` is [B or 1, 1, N, keys].
+    Without a mask a query sees every key or, with `is_causal`, the keys up to its own position.
     """
 
     start: int

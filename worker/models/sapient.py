@@ -1,5 +1,5 @@
-"""The Sapient HRM network for puzzles: its maths, under its checkpoint's parameter names, less their
-common prefix.
+"""The Sapient HRM network for puzzles: its maths, under its checkpoint's parameter names without
+their common prefix.
 
 It knows nothing of files or grids. One call is one ACT segment over rows of equal, fixed length.
 The caller keeps each row's carry and decides how many segments it gets, so rows of a batch may be

@@ -26,7 +26,7 @@ from worker.runners.causal_net import CausalNet
 from worker.sequence import Encoded, Slice, TokenSequence
 
 Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Mask function of transformers: takes indices of batch, head, query and key, broadcast, and returns
+"""Mask function of transformers: takes broadcast indices of batch, head, query and key, and returns
 where the query may look."""
 
 _INTERFACE = "aios_watched"
