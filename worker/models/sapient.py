@@ -1,4 +1,4 @@
-"""The Sapient HRM network for puzzles: its maths, under its checkpoint's parameter names, less
+"""The Sapient HRM network for puzzles: its maths, under its checkpoint's parameter names without
 their common prefix.
 
 It knows nothing of files or grids. One call is one ACT segment over rows of equal, fixed length.

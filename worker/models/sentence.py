@@ -1,5 +1,4 @@
-"""What a sentence-transformers directory says of making one vector of a text's states, and the
-vector made so.
+"""sentence-transformers directories: how they make one vector of a text's states.
 
     modules.json                      which modules follow the network, in which order
     1_Pooling/config.json             how states become one vector; several ways are joined
@@ -7,8 +6,8 @@ vector made so.
     config_sentence_transformers.json prompts, and which one stands before every text
     sentence_bert_config.json         the longest text
 
-Source of the formats and rules: sentence-transformers 6.2. What is not known here is refused by
-name, never left out.
+Formats and rules are those of sentence-transformers 6.2. What is not known here is refused by name,
+never left out.
 """
 
 from dataclasses import dataclass, field
@@ -35,7 +34,7 @@ _FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-"""Older spellings, in the order in which several are joined."""
+"""The older spelling of each way of pooling, in the order in which several are joined."""
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "Identity": nn.Identity,
     "Tanh": nn.Tanh,
@@ -45,10 +44,11 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "Sigmoid": nn.Sigmoid,
 }
 _LAST_STATES = (None, "last_hidden_state")
+_VECTOR = "sentence_embedding"
 
 
 class _Module(msgspec.Struct):
-    """An entry of `modules.json`; `type` is a Python path, of which the last part tells."""
+    """An entry of `modules.json`; `type` is a Python path that ends in the module's class."""
 
     type: str
     path: str = ""
@@ -59,7 +59,7 @@ class _Dense(msgspec.Struct):
     out_features: Count
     bias: bool = True
     activation_function: str = "torch.nn.modules.activation.Tanh"
-    module_input_name: str = "sentence_embedding"
+    module_input_name: str = _VECTOR
     module_output_name: str | None = None
     use_residual: bool = False
 
@@ -81,11 +81,11 @@ class _Prompts(msgspec.Struct):
 
 @dataclass(frozen=True)
 class SentenceModules:
-    """How a text becomes a vector. `modes` of pooling are joined; `steps` are done to what that
-    gives, in order.
+    """Modules behind a network, which make one vector of a text.
 
-    `prompt` stands before every text. Where it is not `includes_prompt`, its tokens are read and
-    not pooled. `max_tokens` None: as many as the network reads. `description` is for people.
+    The vectors of all `modes` of pooling are joined, and `steps` change the result, in order.
+    `prompt` stands before every text; without `includes_prompt` its tokens are read but not pooled.
+    A text has at most `max_tokens`, or as many as the network reads. `description` is for people.
     """
 
     modes: tuple[str, ...]
@@ -97,8 +97,8 @@ class SentenceModules:
     description: str = field(default="")
 
     def vector(self, states: Tensor, num_unpooled: int) -> Tensor:
-        """One vector in float32 of last states [N, hidden], of which the first `num_unpooled` are
-        left out."""
+        """Return one vector in float32 of last states [N, hidden], without the first
+        `num_unpooled`."""
         parts = [_pooled(states.double(), mode, num_unpooled) for mode in self.modes]
         vector = torch.cat(parts).float()
         for step in self.steps:
@@ -106,7 +106,7 @@ class SentenceModules:
         return vector
 
     def text(self, text: str) -> str:
-        """What is read in place of `text`."""
+        """Return the text that is read in place of `text`."""
         whole = self.prompt + text
         return whole.lower() if self.is_lower_case else whole
 
@@ -135,32 +135,37 @@ class _DenseStep(nn.Module):
 
 
 def read_sentence_modules(path: Path, hidden_size: int) -> SentenceModules | None:
-    """What lies in a directory; None where it is none of sentence-transformers'. Raises
+    """Return the modules of a directory; None where it is none of sentence-transformers'. Raise
     ModelFormatError."""
     if not is_sentence_directory(path):
         return None
     names = {entry.name for entry in path.iterdir()}
-    first, *rest = _modules(path, names)
-    limits = _limits(path / first.path)
-    if not rest or _kind(rest[0]) != _POOLING:
-        named = ", ".join(_kind(module) for module in rest) or "nothing"
+    network, *others = _modules(path, names)
+    limits = _limits(path / network.path)
+    if not others or _kind(others[0]) != _POOLING:
+        kinds = ", ".join(_kind(module) for module in others) or "nothing"
         raise ModelFormatError(
-            f"{path / 'modules.json'} has {named} behind the network; serve one with Pooling first."
+            f"{path / 'modules.json'} has {kinds} behind the network; serve one with Pooling first."
         )
-    modes, includes_prompt = _pooling(path / rest[0].path / "config.json", hidden_size)
+
+    pooling, *others = others
+    modes, includes_prompt = _pooling(path / pooling.path / "config.json", hidden_size)
+    words = ["pooled by " + " + ".join(modes)]
+
+    # Each step takes vectors as wide as the one before it leaves them.
     steps: list[nn.Module] = []
-    told = ["pooled by " + " + ".join(modes)]
     width = hidden_size * len(modes)
-    for module in rest[1:]:
-        step, width, words = _step(path / module.path, _kind(module), width)
+    for module in others:
+        step, width, step_words = _step(path / module.path, _kind(module), width)
         steps.append(step)
-        told.append(words)
+        words.append(step_words)
+
     prompt, prompt_words = _prompt(path)
-    told += prompt_words
+    words += prompt_words
     if limits.max_seq_length is not None:
-        told.append(f"texts of at most {limits.max_seq_length} tokens")
+        words.append(f"texts of at most {limits.max_seq_length} tokens")
     if limits.do_lower_case:
-        told.append("in lower case")
+        words.append("in lower case")
     return SentenceModules(
         modes=modes,
         steps=tuple(steps),
@@ -168,13 +173,13 @@ def read_sentence_modules(path: Path, hidden_size: int) -> SentenceModules | Non
         prompt=prompt,
         is_lower_case=limits.do_lower_case,
         max_tokens=limits.max_seq_length,
-        description=", ".join(told),
+        description=", ".join(words),
     )
 
 
 def _modules(path: Path, names: set[str]) -> list[_Module]:
-    """The modules in their order; without `modules.json`, what directories like `1_Pooling` there
-    are."""
+    """Return the modules in their order, by `modules.json` or else by the names of directories like
+    `1_Pooling`."""
     if "modules.json" in names:
         file = path / "modules.json"
         modules = converted(read_json(file), list[_Module], file)
@@ -183,11 +188,14 @@ def _modules(path: Path, names: set[str]) -> list[_Module]:
                 f"{file} does not begin with the network in this directory; serve another model."
             )
         return modules
-    found = [_Module("Transformer")]
-    numbered = [name for name in names if name.partition("_")[0].isdigit()]
-    for name in sorted(numbered, key=lambda name: int(name.partition("_")[0])):
-        found.append(_Module(name.partition("_")[2], name))
-    return found
+
+    numbered = []
+    for name in names:
+        number, _, kind = name.partition("_")
+        if number.isdigit():
+            numbered.append((int(number), _Module(kind, name)))
+    numbered.sort(key=lambda entry: entry[0])
+    return [_Module("Transformer"), *(module for _, module in numbered)]
 
 
 def _kind(module: _Module) -> str:
@@ -195,6 +203,8 @@ def _kind(module: _Module) -> str:
 
 
 def _limits(directory: Path) -> _Limits:
+    """Return the limits of texts; raise ModelFormatError where the network's last states are not
+    what is pooled."""
     file = directory / "sentence_bert_config.json"
     if not is_there(file):
         return _Limits()
@@ -209,13 +219,15 @@ def _limits(directory: Path) -> _Limits:
 
 
 def _pooling(file: Path, hidden_size: int) -> tuple[tuple[str, ...], bool]:
-    """The ways of pooling, and whether a prompt's tokens take part."""
+    """Return the ways of pooling, and whether a prompt's tokens take part."""
     config = read_json_object(file)
-    given = config.get("pooling_mode")
-    if given is None:
+    declared = config.get("pooling_mode")
+    if declared is None:
         modes = [mode for flag, mode in _FLAGS.items() if config.get(flag)] or ["mean"]
+    elif isinstance(declared, list):
+        modes = declared
     else:
-        modes = given if isinstance(given, list) else [given]
+        modes = [declared]
     unknown = [mode for mode in modes if mode not in _FLAGS.values()]
     if unknown or not modes:
         raise ModelFormatError(
@@ -230,7 +242,7 @@ def _pooling(file: Path, hidden_size: int) -> tuple[tuple[str, ...], bool]:
 
 
 def _step(directory: Path, kind: str, width: int) -> tuple[nn.Module, int, str]:
-    """A module behind pooling, how wide its vector is, and words for people."""
+    """Return a module behind pooling, the width of its vector, and words for people."""
     if kind == "Normalize":
         return _Normalize(), width, "of length 1"
     if kind != "Dense":
@@ -241,21 +253,18 @@ def _step(directory: Path, kind: str, width: int) -> tuple[nn.Module, int, str]:
     file = directory / "config.json"
     config = converted(read_json_object(file), _Dense, file)
     name = config.activation_function.rpartition(".")[2]
-    activation = (
-        _ACTIVATIONS.get(name) if config.activation_function.startswith("torch.nn.") else None
-    )
-    if activation is None:
+    is_of_torch = config.activation_function.startswith("torch.nn.")
+    if not is_of_torch or name not in _ACTIVATIONS:
         problem = f"{file} asks for the activation {config.activation_function!r}"
         raise ModelFormatError(f"{problem}, which is not known; serve another model.")
-    if {config.module_input_name, config.module_output_name or "sentence_embedding"} != {
-        "sentence_embedding"
-    }:
+    output_name = config.module_output_name or _VECTOR
+    if config.module_input_name != _VECTOR or output_name != _VECTOR:
         raise ModelFormatError(f"{file} is not for the vector of a sentence; serve another model.")
     if config.in_features != width:
         raise ModelFormatError(
             f"{file} takes {config.in_features} numbers where {width} come; copy it again."
         )
-    step = _DenseStep(config, activation())
+    step = _DenseStep(config, _ACTIVATIONS[name]())
     weights = directory / "model.safetensors"
     tensors = read_tensors(weights if is_there(weights) else directory / "pytorch_model.bin")
     check_names(step.state_dict(), tensors, directory)
@@ -265,16 +274,16 @@ def _step(directory: Path, kind: str, width: int) -> tuple[nn.Module, int, str]:
 
 
 def _prompt(path: Path) -> tuple[str, list[str]]:
-    """What stands before every text, and words for people; other prompts are the caller's to
-    write."""
+    """Return the prompt that stands before every text, and words for people."""
     file = path / SENTENCE_CONFIG
     if not is_there(file):
         return "", []
     config = converted(read_json_object(file), _Prompts, file)
     default = config.default_prompt_name
     if default is None:
-        named = [name for name, prompt in config.prompts.items() if prompt]
-        return "", [f"prompts ({', '.join(named)}) left to callers"] if named else []
+        # Without a default, callers choose a prompt and write it themselves.
+        names = [name for name, prompt in config.prompts.items() if prompt]
+        return "", [f"prompts ({', '.join(names)}) left to callers"] if names else []
     if default not in config.prompts:
         raise ModelFormatError(
             f"{file} has no prompt {default!r}, its default_prompt_name; correct it."
@@ -283,7 +292,7 @@ def _prompt(path: Path) -> tuple[str, list[str]]:
 
 
 def _pooled(states: Tensor, mode: str, num_unpooled: int) -> Tensor:
-    """Of states [N, hidden] those behind the first `num_unpooled`, in one of the ways."""
+    """Pool the states [N, hidden] behind the first `num_unpooled`, in one of the ways."""
     kept = states[num_unpooled:]
     if mode == "cls":
         return kept[0]
@@ -292,9 +301,10 @@ def _pooled(states: Tensor, mode: str, num_unpooled: int) -> Tensor:
     if mode == "max":
         return kept.max(dim=0).values
     if mode == "weightedmean":
+        # The weight of a token is its position in the whole text, counted from 1.
         weights = torch.arange(
             num_unpooled + 1, len(states) + 1, dtype=states.dtype, device=states.device
         )
         return (kept * weights[:, None]).sum(dim=0) / weights.sum()
-    total = kept.sum(dim=0)
-    return total / (len(kept) if mode == "mean" else len(kept) ** 0.5)
+    divisor = len(kept) if mode == "mean" else len(kept) ** 0.5
+    return kept.sum(dim=0) / divisor

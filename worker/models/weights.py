@@ -1,5 +1,5 @@
-"""Reading weights and tokenizers from disk, and refusing what does not match. Knows file formats,
-no architectures."""
+"""Readers of weights, configs and tokenizers on disk, which refuse what does not match. They know
+file formats, no architectures."""
 
 import re
 from collections.abc import Mapping
@@ -30,17 +30,16 @@ from worker.models.reading import COPY_AGAIN, faulty, reading, unusable
 
 _PLAIN_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _FAULTS_NAMED = 8
-_MOST_LAYERS_A_TENSOR = 4  # layers may share their weights
+# More than one, since layers may share their weights.
+_MOST_LAYERS_A_TENSOR = 4
 
 NO_NETWORK = "config.json may not be that of these weights: copy both again"
-"""What to do where files that are whole make no network."""
+"""The remedy where files that are whole make no network."""
 
 
 def read_safetensors_dir(path: Path) -> dict[str, Tensor]:
-    """All tensors of a Hugging Face directory: `model.safetensors`, or the shards its index names.
-
-    Raises ModelFormatError.
-    """
+    """Return all tensors of a Hugging Face directory: those of `model.safetensors`, or of the
+    shards that its index names. Raise ModelFormatError."""
     files = weight_files(path)
     if not files:
         raise ModelFormatError(
@@ -55,24 +54,28 @@ def read_safetensors_dir(path: Path) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The flat name -> tensor map of a safetensors or torch zip file, told apart by their bytes,
-    never by the suffix.
+    """Return the tensors, by name, of a safetensors or torch zip file.
 
-    Raises ModelFormatError when it is neither, is damaged, or holds anything but named tensors.
+    The two are told apart by their bytes, never by the suffix. Raise ModelFormatError when the file
+    is neither, is damaged, or holds anything but named tensors.
     """
     try:
         file = path.open("rb")
     except OSError as error:
         raise unusable(path, error) from error
     with file, reading(path, kind="weights"):
+        # A zip file begins with its signature, a safetensors file with the header's length in 8
+        # bytes and the header's brace.
         head = file.read(9)
         file.seek(0)
-        if head.startswith(b"PK\x03\x04"):  # an open file, since torch goes by the suffix of a path
+        if head.startswith(b"PK\x03\x04"):
+            # Given an open file, since torch goes by the suffix of a path.
             loaded: object = torch.load(file, map_location="cpu", weights_only=True)
         elif head[8:] == b"{":
             loaded = load_file(path)
         else:
             raise faulty(path, "is neither a safetensors file nor a torch zip file; copy it again.")
+
     if not isinstance(loaded, dict) or not all(
         isinstance(value, Tensor) for value in loaded.values()
     ):
@@ -85,8 +88,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def without_prefixes(
     tensors: Mapping[str, Tensor], wrappers: re.Pattern[str], source: Path
 ) -> dict[str, Tensor]:
-    """The same tensors without what training put before their names. Raises ModelFormatError if two
-    become one."""
+    """Return the tensors without the prefixes that training put before their names. Raise
+    ModelFormatError if two names become one."""
     weights: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         bare = wrappers.sub("", name)
@@ -101,30 +104,34 @@ def without_prefixes(
 def check_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], source: Path) -> None:
     """Raise ModelFormatError naming the first tensors that are missing, left over, mis-shaped or
     not floating point."""
-    shared = [name for name in expected if name in found]
-    faults = [f"missing {name}" for name in expected if name not in found]
-    faults += [f"unexpected {name}" for name in found if name not in expected]
-    faults += [
-        f"{name} has shape {list(found[name].shape)} where {list(expected[name].shape)} was due"
-        for name in shared
-        if found[name].shape != expected[name].shape
-    ]
-    faults += [
-        f"{name} is {found[name].dtype}"
-        for name in shared
-        if found[name].dtype not in _PLAIN_DTYPES
-    ]
+    missing = []
+    misshaped = []
+    not_floating = []
+    for name, tensor in expected.items():
+        if name not in found:
+            missing.append(f"missing {name}")
+            continue
+        shape = found[name].shape
+        if shape != tensor.shape:
+            misshaped.append(f"{name} has shape {list(shape)} where {list(tensor.shape)} was due")
+        if found[name].dtype not in _PLAIN_DTYPES:
+            not_floating.append(f"{name} is {found[name].dtype}")
+    unexpected = [f"unexpected {name}" for name in found if name not in expected]
+
+    faults = [*missing, *unexpected, *misshaped, *not_floating]
     if faults:
+        named = ", ".join(faults[:_FAULTS_NAMED])
         more = f", and {len(faults) - _FAULTS_NAMED} more" if len(faults) > _FAULTS_NAMED else ""
-        problem = (
-            f"{source} does not hold one whole network: {', '.join(faults[:_FAULTS_NAMED])}{more}"
-        )
+        problem = f"{source} does not hold one whole network: {named}{more}"
         raise ModelFormatError(f"{problem}; copy it again, with the configuration it belongs to.")
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: Path) -> None:
-    """For what decides without its values being looked at again, as a head that halts. Raises
-    ModelFormatError."""
+    """Raise ModelFormatError for tensors that are not finite.
+
+    It is for those that take decisions, such as a head that halts: nobody looks at their values
+    again.
+    """
     broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
         raise ModelFormatError(
@@ -133,7 +140,8 @@ def check_finite(tensors: Mapping[str, Tensor], source: Path) -> None:
 
 
 def matrix_shape(weights: Mapping[str, Tensor], name: str, source: Path) -> tuple[int, int]:
-    """Rows and columns of a matrix. Raises ModelFormatError where there is none of that name."""
+    """Return rows and columns of a matrix. Raise ModelFormatError where there is none of that
+    name."""
     if name not in weights:
         raise ModelFormatError(
             f"{source} is not one whole network: {name} is missing; copy it again."
@@ -146,7 +154,8 @@ def matrix_shape(weights: Mapping[str, Tensor], name: str, source: Path) -> tupl
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local directory, or of the directory of a file in it; never asks a hub."""
+    """Load the tokenizer of a local directory, or of the directory of a file in it; never ask a
+    hub. Raise ModelFormatError."""
     path = directory_of(path)
     if not is_there(path):
         raise ModelFormatError(
@@ -169,8 +178,8 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def read_config(path: Path) -> PretrainedConfig:
-    """The config of a Hugging Face directory whose files are whole; no code in it is run. Raises
-    ModelFormatError."""
+    """Return the config of a Hugging Face directory whose files are whole; no code in it is run.
+    Raise ModelFormatError."""
     declared = check_directory(path)
     file = path / CONFIG
     if "auto_map" in declared and declared.get("model_type") not in CONFIG_MAPPING:
@@ -187,8 +196,8 @@ def read_config(path: Path) -> PretrainedConfig:
 
 
 def _check_num_layers(config: PretrainedConfig, path: Path) -> None:
-    """Raise ModelFormatError for many more layers than tensors: transformers would build them
-    before it compares."""
+    """Raise ModelFormatError for a config with many more layers than there are tensors."""
+    # transformers would build all of them before it compares.
     num_layers = getattr(config, "num_hidden_layers", 0)
     num_tensors = 0
     for file in weight_files(path):
@@ -203,8 +212,9 @@ def _check_num_layers(config: PretrainedConfig, path: Path) -> None:
 
 
 def start_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """What stands before a text that has nothing before it: bos, else eos; empty if there is
+    """Return the ids before a text that has nothing before it: bos, else eos; empty if there is
     neither."""
-    first = tokenizer.bos_token_id
-    start = first if first is not None else tokenizer.eos_token_id
-    return () if start is None else (int(start),)
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return (int(token),)
+    return ()

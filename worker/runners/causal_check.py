@@ -26,8 +26,8 @@ from worker.runners.causal_net import CausalNet
 from worker.sequence import Encoded, Slice, TokenSequence
 
 Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Mask function of transformers: takes indices of batch, head, query and key, broadcast, and
-returns where the query may look."""
+"""Mask function of transformers: takes broadcast indices of batch, head, query and key, and returns
+where the query may look."""
 
 _INTERFACE = "aios_watched"
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
