@@ -31,6 +31,8 @@ Kept = dict[str, str | bool | int | float | Sequence[str]]
 
 
 class OpenSpan(Span):
+    """A span that is kept, and sent when it has ended."""
+
     def __init__(self, tracer: api.Tracer, span: api.Span) -> None:
         self._tracer = tracer
         self._span = span
@@ -50,7 +52,9 @@ class OpenSpan(Span):
         start_ns: int | None = None,
     ) -> Span:
         above = api.set_span_in_context(self._span, Context())
-        return _begin(self._tracer, name, above, kind, attributes, start_ns)
+        return _begin(
+            self._tracer, name, above, kind=kind, attributes=attributes, start_ns=start_ns
+        )
 
     def link(self, trace: Trace) -> None:
         context = api.get_current_span(_context_of(trace)).get_span_context()
@@ -94,7 +98,10 @@ class OpenTracing(Tracing):
         *,
         start_ns: int | None = None,
     ) -> Span:
-        return _begin(self._tracer, name, _context_of(within), kind, attributes, start_ns)
+        above = _context_of(within)
+        return _begin(
+            self._tracer, name, above, kind=kind, attributes=attributes, start_ns=start_ns
+        )
 
     def close(self) -> None:
         """Send what is left, for half a second at most."""
@@ -119,13 +126,22 @@ def _begin(
     tracer: api.Tracer,
     name: str,
     above: Context,
+    *,
     kind: Kind,
     attributes: Attributes | None,
     start_ns: int | None,
 ) -> OpenSpan:
-    kept = _kept(attributes or {})
-    return OpenSpan(tracer, tracer.start_span(name, above, _KINDS[kind], kept, start_time=start_ns))
+    """Begin a span below the span or trace that the context `above` names."""
+    span = tracer.start_span(
+        name,
+        above,
+        kind=_KINDS[kind],
+        attributes=_kept(attributes or {}),
+        start_time=start_ns,
+    )
+    return OpenSpan(tracer, span)
 
 
 def _kept(attributes: Attributes) -> Kept:
+    """Return the attributes that are not None."""
     return {name: value for name, value in attributes.items() if value is not None}

@@ -180,7 +180,7 @@ class WorkQueue:
             _log_conviction(spec, last_worker, epochs)
         readable = []
         for values in claims:
-            claim = _claim(*values)
+            claim = _claim(values)
             if claim is not None:
                 readable.append(claim)
         return Taken(tuple(readable), bool(should_empty), num_convicted=len(convicted))
@@ -203,7 +203,9 @@ class WorkQueue:
     async def await_bell(self, shards: Sequence[str], timeout_s: float) -> str | None:
         """Return the shard whose bell rings first; None after `timeout_s`."""
         bells = {keys.bell(shard, self._model).encode(): shard for shard in shards}
-        waiting = self._broker.client(shards[0]).blpop(list(bells), timeout_s)  # type: ignore[arg-type]  # parts of seconds, too
+        client = self._broker.client(shards[0])
+        # Redis takes parts of seconds as well, of which the annotation knows nothing.
+        waiting = client.blpop(list(bells), timeout_s)  # type: ignore[arg-type]
         rung = await cast(Awaitable[tuple[bytes, bytes] | None], waiting)
         if rung is None:
             return None
@@ -233,13 +235,13 @@ class WorkQueue:
         return {"model": self._model, "jobs": jobs, "lease_ms": _ms(lease_s)}
 
 
-def _claim(
-    spec: bytes, epoch: int, last_index: int, left_ms: int, is_alone: int, waited_ms: int
-) -> Claim | None:
-    """Return a claim; None for a job that only a newer version can read.
+def _claim(values: Sequence[Any]) -> Claim | None:
+    """Return a claim from the values of `take.lua`; None for a job that only a newer version can
+    read.
 
     The lease of such a job lapses, and a newer worker takes it.
     """
+    spec, epoch, last_index, left_ms, is_alone, waited_ms = values
     try:
         job = decode_job(spec)
     except msgspec.DecodeError as error:

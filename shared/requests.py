@@ -1,8 +1,7 @@
-"""Requests that are in the fleet, as any front finds them again: how their jobs stand, and who
-follows them.
+"""Requests that are in the fleet, as any front finds them again: their jobs and their followers.
 
-A follower is one whose leaving may end the request: it is noted in Redis, so that the last one is
-known to all fronts.
+A follower is a caller whose leaving may end the request. Followers are noted in Redis, so that all
+fronts know which one is the last.
 """
 
 import secrets
@@ -22,8 +21,10 @@ _OVERDUE_MS = 5_000
 
 @dataclass(frozen=True)
 class Request:
-    """A request that is in the fleet. `record` is what the front that took it needs to tell of it
-    later."""
+    """A request that is in the fleet.
+
+    `record` is of the front that took the request, which needs it to answer later.
+    """
 
     id: str
     tenant: str
@@ -33,8 +34,10 @@ class Request:
 
 @dataclass(frozen=True)
 class JobTimes:
-    """When a job was queued, first taken by a worker, had said its first token, and ended: seconds
-    of Redis's clock; None for what has not been."""
+    """The times at which a job was queued, first taken, said its first token, and ended.
+
+    They are seconds of Redis's clock, None for what has not happened.
+    """
 
     queued_s: float
     taken_s: float | None
@@ -60,10 +63,10 @@ class JobSnapshot:
 
 @dataclass(frozen=True)
 class QueuePosition:
-    """Where a request stands that waits, as `position.lua` foretells it from what waits now.
+    """The place in the queue of a request that waits, as `position.lua` estimates it.
 
-    `num_before` jobs will be taken before it, and it itself in `starts_in_s`, which is None where
-    nothing has ended lately to tell by.
+    `num_before` jobs will be taken before it, and it itself in `starts_in_s`. That is None where
+    nothing has ended lately to estimate it by.
     """
 
     num_before: int
@@ -114,7 +117,7 @@ class Requests:
         for values in answers:
             if len(values) == 1:
                 raise JobNotFound("No such job: its result has expired.")
-            snapshots.append(_snapshot(*values))
+            snapshots.append(_snapshot(values))
         return snapshots
 
     async def position(self, request: Request) -> QueuePosition | None:
@@ -165,23 +168,15 @@ def state_of(snapshots: Sequence[JobSnapshot]) -> str:
     return "running"
 
 
-def _snapshot(
-    state: bytes,
-    last: int,
-    queue_ms: int,
-    deadline_ms: int,
-    fingerprint: bytes | None,
-    queued: bytes,
-    taken: bytes | None,
-    first: bytes | None,
-    ended: bytes | None,
-) -> JobSnapshot:
+def _snapshot(values: Sequence[Any]) -> JobSnapshot:
     """Return a snapshot from the values of `status.lua`, in its order."""
+    state, last, queue_ms, deadline_ms, fingerprint, *times_ms = values
+    queued_ms, taken_ms, first_ms, ended_ms = times_ms
     times = JobTimes(
-        queued_s=int(queued) / 1000,
-        taken_s=_seconds(taken),
-        first_s=_seconds(first),
-        ended_s=_seconds(ended),
+        queued_s=int(queued_ms) / 1000,
+        taken_s=_seconds(taken_ms),
+        first_s=_seconds(first_ms),
+        ended_s=_seconds(ended_ms),
     )
     return JobSnapshot(
         state=state.decode(),

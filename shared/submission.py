@@ -1,9 +1,8 @@
-"""The work queue as a front sees it: submit requests, and end them. States are moved by `lua/`
-alone.
+"""The work queue as a front sees it: submit requests, and end them.
 
-A request is one job or several, queued all or not at all, on one shard. Limits are the whole
-fleet's: on a single shard the script that queues decides on them; where there are several,
-`shared.reservations` does so before.
+Only the scripts in `lua/` change the state of a job. A request is one job or several on one shard,
+and either all of them are queued or none. Limits are those of the whole fleet: with a single shard
+the script that queues checks them, with several `shared.reservations` does so before.
 """
 
 import asyncio
@@ -40,6 +39,7 @@ _WHOLE = {
     b"concurrency": "The request opens {asked} at once, and {limit} may be open.",
 }
 """Messages for a request that no waiting would let in, by the limit that it exceeds alone."""
+# Keys that one call of SCAN looks at; Redis serves nobody else meanwhile.
 _SCANNED = 1000
 
 
@@ -197,7 +197,7 @@ class Submissions:
                 before = await self.known(submit_request.tenant, submit_request.key)
                 if before is not None:
                     return before
-                raise _refusal(quota, *refused[1:])
+                raise _refusal(quota, refused)
 
         key = submit_request.key
         entries = []
@@ -219,12 +219,14 @@ class Submissions:
             ttl_ms=self._ttl_ms,
             is_reserved=is_reserved,
             **about,
+            # The script looks at no limits where they have been reserved.
             **({} if is_reserved else limits),
         )
         if is_reserved and answer[0] == b"queued":
             self._reservations.confirm(request_id)
         elif is_reserved:
             await self._reservations.void(request_id)
+
         match answer[0]:
             case b"queued":
                 return Request(
@@ -240,7 +242,7 @@ class Submissions:
             case b"void":
                 raise BrokerUnavailable("Redis took too long to take the request.", retry_after_s=1)
             case _:
-                raise _refusal(quota, *answer[1:])
+                raise _refusal(quota, answer)
 
     async def known(self, tenant: str, key: Key | None) -> Request | None:
         """Return the request that came before with this key, None if none did.
@@ -359,13 +361,10 @@ def _conflict(words: str) -> IdempotencyConflict:
     return IdempotencyConflict(words, field="Idempotency-Key")
 
 
-def _refusal(
-    quota: Quota, reason: bytes, retry_ms: int, number: int, limit: int, asked: int
-) -> FleetError:
-    """Return the error of a refused request, which takes `asked`; `number` of `limit` are taken.
-
-    It may fit later, unless it takes more than the whole limit.
-    """
+def _refusal(quota: Quota, answer: Sequence[Any]) -> FleetError:
+    """Return the error of a request that a script refused."""
+    _, reason, retry_ms, number, limit, asked = answer
+    # It may fit later, unless it takes more than the whole limit.
     if 0 < limit < asked and reason in _WHOLE:
         return InvalidRequest(
             f"{_WHOLE[reason].format(limit=limit, asked=asked)} Ask for less at once."
