@@ -100,8 +100,11 @@ async def _requires_key(front: Front) -> bool:
 
 
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    """How the server listens. The prefix of `root_path` is the app's own business (`api/paths.py`),
-    because uvicorn knows only proxies that strip it."""
+    """Return the configuration of the server.
+
+    The prefix of `root_path` is the app's own business (`api/paths.py`), because uvicorn knows only
+    proxies that strip it.
+    """
     return uvicorn.Config(
         app,
         host=settings.host,
@@ -120,7 +123,7 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 @contextlib.asynccontextmanager
 async def _telling(settings: Settings, front: Front) -> AsyncIterator[None]:
-    """The metrics at a second port, where one is asked for (X10)."""
+    """The metrics at a second port, where one is asked for."""
 
     async def rendered() -> Answer:
         return 200, CONTENT_TYPE, await front.exporter.render()
@@ -152,9 +155,8 @@ def run(settings: Settings) -> int:
     configure_logging(settings.log_level, settings.log_format)
     tell_of_variables(settings)
     if chosen_style(settings.log_format) == "console":
-        logging.getLogger("uvicorn.error").setLevel(
-            logging.WARNING
-        )  # its start lines say what ours say
+        # Its start lines say what ours say.
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
         runner.run(serve(settings))
     return 0

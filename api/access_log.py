@@ -33,9 +33,11 @@ def log_fields_of(request_state: RequestState) -> dict[str, Any]:
 
 
 def _times(timings: Timings) -> dict[str, float | None]:
-    seconds = {name: getattr(timings, f"{name}_s") for name in ("queue", "prefill", "decode")}
-    times = {
-        f"{name}_ms": None if value is None else round(value * 1000, 1)
-        for name, value in seconds.items()
-    }
-    return times | {"tokens_per_s": timings.tokens_per_s}
+    times: dict[str, float | None] = {}
+    for name in ("queue", "prefill", "decode"):
+        seconds = getattr(timings, f"{name}_s")
+        times[f"{name}_ms"] = None
+        if seconds is not None:
+            times[f"{name}_ms"] = round(seconds * 1000, 1)
+    times["tokens_per_s"] = timings.tokens_per_s
+    return times

@@ -1,4 +1,4 @@
-"""Whether a request may become work: its model, and its place in the queue.
+"""Admission: the model of a request, and its way into the queue.
 
 Knows no HTTP and no dialect; everything it refuses is a FleetError.
 """
@@ -30,11 +30,14 @@ _RETRY_AFTER_S = 2
 
 
 class Admission:
+    """Finds the model of a request, and queues its jobs within the fleet's limits."""
+
     def __init__(
         self,
         fleet: FleetView,
         submissions: Submissions,
         cancellations: CancellationQueue,
+        *,
         draining: asyncio.Event,
         limits: Limits,
         default_model: str | None,
@@ -113,7 +116,9 @@ class Admission:
             if isinstance(error, asyncio.CancelledError):
                 raise
             raise BrokerUnavailable("Redis did not take the request.", retry_after_s=1) from error
-        return request, jobs if request.id == name else []
+        if request.id != name:
+            jobs = []  # the request came before, with the same key
+        return request, jobs
 
     def _abandon(
         self,

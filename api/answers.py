@@ -1,6 +1,6 @@
-"""The forms of an answer: whole, as a stream from any frame on, or a note of where to ask for it.
+"""The forms of an answer: whole, as a stream from any frame on, or a 202 with the job's address.
 
-Knows no dialect: an endpoint's renderers say what is in them.
+Knows no dialect: an endpoint's renderers make the bodies.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -37,20 +37,23 @@ async def attached(
     *,
     stays: bool = True,
 ) -> RequestFollower:
-    """Follow a request that somebody else has submitted; one who does not stay to the end is no
-    follower.
+    """Follow a request that somebody else has submitted.
 
-    Raises JobNotFound, and InvalidRequest for a wrong cursor.
+    One who does not stay to the end does not count as a follower. Raise JobNotFound, and
+    InvalidRequest for a wrong cursor.
     """
-    work, snapshots = work_of(request), await front.requests.look(request)
-    may_end = stays and work.record.on_disconnect != "continue"
+    work = work_of(request)
+    snapshots = await front.requests.look(request)
     if cursor is not None:
         cursor.check(request.id, [snapshot.last_index for snapshot in snapshots])
+    follower_id = ""
+    if stays and work.record.on_disconnect != "continue":
+        follower_id = await front.requests.follow(request)
     return RequestFollower(
         work,
-        max(0.0, min(snapshot.queue_s for snapshot in snapshots)),
-        max(0.0, min(snapshot.deadline_s for snapshot in snapshots)),
-        await front.requests.follow(request) if may_end else "",
+        queue_s=max(0.0, min(snapshot.queue_s for snapshot in snapshots)),
+        deadline_s=max(0.0, min(snapshot.deadline_s for snapshot in snapshots)),
+        follower_id=follower_id,
         is_first=False,
         caller=caller,
     )
@@ -62,8 +65,10 @@ def whole(endpoint: Endpoint, work: SubmittedWork, outcomes: Sequence[Outcome]) 
 
 
 async def timings_at_end(front: Front, work: SubmittedWork, usage: Usage) -> Timings | None:
-    """Of a request that has ended; None when Redis does not tell: an answer that is there does not
-    depend on it."""
+    """Return the timings of a request that has ended, None when Redis does not answer.
+
+    An answer that is there does not depend on them.
+    """
     try:
         async with redis_answers():
             snapshots = await front.requests.look(work.request)
@@ -74,7 +79,7 @@ async def timings_at_end(front: Front, work: SubmittedWork, usage: Usage) -> Tim
 
 @redis_answers()
 async def accepted(front: Front, work: SubmittedWork, preferences: Sequence[str]) -> Response:
-    """202, and where to ask for the answer."""
+    """Return a 202 with the address of the job."""
     state = state_of(await front.requests.look(work.request))
     headers = {"Location": f"/v1/jobs/{work.id}", JOB_ID: work.id}
     if preferences:
@@ -88,16 +93,16 @@ def stream(
     follower: RequestFollower,
     receive: Receive,
     request_state: RequestState,
+    *,
     seen: Cursor | None = None,
     stream_format: StreamFormat | None = None,
-    *,
     with_timings: bool = False,
 ) -> Response:
-    """The frames of the request from its beginning, or from behind `seen`, in its endpoint's format
-    or another one.
+    """Return a response that streams the request from its beginning, or from behind `seen`.
 
-    The headers tell what is known when the first frame comes. Timings are a comment behind the last
-    one, if there may be comments.
+    The frames are in the endpoint's format unless another one is given. The headers tell what is
+    known when the first frame comes. Timings are a comment behind the last frame, if the format may
+    have comments.
     """
     started: dict[int, Started] = {}
     renderer = endpoint.stream_renderer(follower.work)
@@ -107,13 +112,14 @@ def stream(
     async def frames() -> AsyncGenerator[bytes, None]:
         start = Cursor.start(follower.work.id, len(follower.work.request.job_ids))
         async with front.dispatcher.follow(follower, receive) as events:
-            told = Stream(renderer, stream_format, start, seen, started)
-            async for frame in told.frames(events, front.keepalive_s):
+            reader = Stream(renderer, stream_format, start, seen, started)
+            async for frame in reader.frames(events, front.keepalive_s):
                 yield frame
             request_state.usage = events.usage
-            wants = endpoint.is_timed or with_timings
-            timings = await timings_at_end(front, follower.work, events.usage) if wants else None
-            for frame in told.closing(events.usage, timings):
+            timings = None
+            if endpoint.is_timed or with_timings:
+                timings = await timings_at_end(front, follower.work, events.usage)
+            for frame in reader.closing(events.usage, timings):
                 yield frame
             if with_timings and timings is not None and stream_format.keep_alive:
                 yield timing_comment(timings)
@@ -122,6 +128,7 @@ def stream(
     def last_words(error: FleetError) -> bytes:
         return stream_format.frame(renderer.failed(problem_of(error)), "") + stream_format.end
 
-    return EventStream(
-        frames(), stream_format, last_words, lambda: answer_headers(follower.work, started.values())
-    )
+    def headers() -> dict[str, str]:
+        return answer_headers(follower.work, started.values())
+
+    return EventStream(frames(), stream_format, last_words, headers)

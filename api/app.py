@@ -50,10 +50,11 @@ PARTS = (
     *DIALECTS,
 )
 TABLE = RouteTable(PARTS)
+# For the OpenAPI document alone: AuthMiddleware reads the headers itself.
 _KEYS = [
     Security(HTTPBearer(auto_error=False)),
     Security(APIKeyHeader(name="X-API-Key", auto_error=False)),
-]  # for the OpenAPI document; the doorman reads them himself
+]
 _EXPOSED_HEADERS = (
     *(REQUEST_ID, JOB_ID, "Location", "Preference-Applied", "Retry-After", "X-Reject-Reason"),
     *(

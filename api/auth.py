@@ -8,7 +8,7 @@ way then is ended by `api/revocations.py`.
 import asyncio
 import hmac
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic import SecretStr
@@ -23,40 +23,45 @@ from shared.setting_layers import SettingsError
 from shared.settings import Settings
 from shared.submission import Quota
 
-_BEARER, _PLAIN = "Bearer", "X-API-Key"
+_BEARER = "Bearer"
+_PLAIN = "X-API-Key"
 Style = Literal["bearer", "x-api-key"]
 
 
 @dataclass(frozen=True)
 class CallerDefaults:
-    """What holds for every caller, unless a key's grant says otherwise."""
+    """The quota and the rates of every caller, unless a key's grant says otherwise."""
 
     quota: Quota
     rate: Rate | None = None
     endpoint_rates: Mapping[str, Rate] | None = None
 
     def caller(self, id: str, grant: Grant, digest: str = "") -> Caller:
+        rates = dict(self.endpoint_rates or {})
         rate = grant.rate or self.rate
+        if rate:
+            rates[""] = rate
+        quota = self.quota
+        if grant.concurrency:
+            quota = replace(quota, concurrency=grant.concurrency)
         return Caller(
             tenant=grant.tenant,
-            quota=Quota(
-                grant.concurrency or self.quota.concurrency, self.quota.rate_per_s, self.quota.burst
-            ),
+            quota=quota,
             best_priority=grant.best_priority,
             id=id,
             models=frozenset(grant.models),
-            rates={**(self.endpoint_rates or {}), **({"": rate} if rate else {})},
+            rates=rates,
             is_admin=grant.is_admin,
             digest=digest,
         )
 
 
 class FirstKey:
-    """Whether a key has ever been made in Redis. That can only become true, and then it is not
-    asked again.
+    """Knows whether a key has ever been made in Redis.
 
-    Until then Redis is asked at most every `max_age_s`, by one reader for all requests. A read that
-    fails is remembered as long, so a hanging Redis costs its time once.
+    That can only become true, and is not asked again then. Until then Redis is asked at most every
+    `max_age_s`, by one reader for all requests. A read that fails is remembered as long, so a
+    hanging Redis costs its time once.
     """
 
     def __init__(self, keyring: Keyring, *, max_age_s: float = 0.5) -> None:
@@ -67,8 +72,10 @@ class FirstKey:
         self._expires_s = 0.0
 
     async def is_made(self) -> bool:
-        """As it was at most `max_age_s` ago. Raises BrokerUnavailable: who cannot tell lets nobody
-        in."""
+        """Return whether a key had been made at most `max_age_s` ago.
+
+        Raise BrokerUnavailable when that is not known: nobody is let in then.
+        """
         if self.is_known:
             return True
         is_old = asyncio.get_running_loop().time() >= self._expires_s
@@ -96,14 +103,17 @@ class FirstKey:
 
 
 class Auth:
-    """`known`: the grants of the environment's keys, by digest. Where keys are not required anyway,
-    they are as soon as `first_key` has been made, if it is given."""
+    """Finds callers by their keys.
+
+    `known` are the grants of the environment's keys, by digest. Where keys are not required anyway,
+    they are as soon as a `first_key` has been made, if that is given.
+    """
 
     def __init__(
         self,
         keyring: Keyring,
         known: Mapping[str, Grant],
-        terms: CallerDefaults,
+        defaults: CallerDefaults,
         *,
         requires_key: bool,
         first_key: FirstKey | None = None,
@@ -114,53 +124,56 @@ class Auth:
         self._first_key = first_key
         self._keyring = keyring
         self._known = known
-        self._terms = terms
+        self._defaults = defaults
         self._style = style
-        self._anonymous = terms.caller("", Grant("public", "public"))
+        self._anonymous = defaults.caller("", Grant("public", "public"))
 
     async def caller(
         self, headers: Headers, *, needs_key: bool = False, needs_admin: bool = False
     ) -> Caller:
-        """Who sent these headers. Raises Unauthorized, Forbidden, and BrokerUnavailable when Redis
-        is needed and away.
+        """Return the caller who sent these headers.
 
-        Where keys are not needed, one that is not known counts for nothing: clients that always
-        send some may call.
+        Raise Unauthorized, Forbidden, and BrokerUnavailable when Redis is needed and away.
         """
         header, key = _credentials(headers)
-        found = await self._find(key) if key else None
-        if found is None:
+        caller = None
+        if key:
+            caller = await self._find(key)
+        if caller is None:
+            # Where keys are not needed an unknown one is no error: some clients always send one.
             if needs_key or needs_admin or await self.requires_key():
                 raise self._refusal(header)
             return self._anonymous
-        if needs_admin and not found.is_admin:
+        if needs_admin and not caller.is_admin:
             raise Forbidden("This needs an admin key.")
-        return found
+        return caller
 
     async def requires_key(self) -> bool:
-        """Whether who has no key is refused. Raises BrokerUnavailable when that is not known."""
+        """Return whether a caller without a key is refused.
+
+        Raise BrokerUnavailable when that is not known.
+        """
         if self._first_key is None:
             return self._requires_key
         return self._requires_key or await self._first_key.is_made()
 
     def can_change(self, caller: Caller) -> bool:
-        """Whether the caller may be refused later, while this process runs."""
+        """Return whether the caller may be refused later, while this process runs."""
         if caller.digest:
             return True
         return not caller.id and self.may_be_open
 
     async def again(self, caller: Caller) -> Caller:
-        """The caller as it may call now. Raises as `caller` does."""
+        """Return the caller with its rights as they are now. Raise as `caller` does."""
         [now] = await self.again_all([caller])
         if isinstance(now, FleetError):
             raise now
         return now
 
     async def again_all(self, callers: Sequence[Caller]) -> list[Caller | FleetError]:
-        """Each caller as it may call now, or the error of one that may not: one read of all keys in
-        Redis together.
+        """Return each caller with its rights as they are now, or the error of one that has none.
 
-        Raises BrokerUnavailable.
+        All keys are read from Redis at once. Raise BrokerUnavailable.
         """
         digests = sorted({caller.digest for caller in callers if caller.digest})
         try:
@@ -168,27 +181,31 @@ class Auth:
                 grants = await self._keyring.find_all(digests)
         except UNAVAILABLE as error:
             raise _away() from error
-        told: list[Caller | FleetError] = []
+        now: list[Caller | FleetError] = []
         for caller in callers:
             if caller.digest in grants:
-                told.append(self._terms.caller(caller.id, grants[caller.digest], caller.digest))
+                now.append(self._defaults.caller(caller.id, grants[caller.digest], caller.digest))
             elif caller.digest:
-                told.append(Unauthorized("The API key was revoked, or has expired."))
+                now.append(Unauthorized("The API key was revoked, or has expired."))
             elif self.can_change(caller) and await self.requires_key():
-                told.append(Unauthorized("Callers need an API key now."))
+                now.append(Unauthorized("Callers need an API key now."))
             else:
-                told.append(caller)
-        return told
+                now.append(caller)
+        return now
 
     async def _find(self, key: str) -> Caller | None:
-        digest, grant = digest_of(key), None
-        for known, its_grant in self._known.items():  # all of them, so that the time tells nothing
+        digest = digest_of(key)
+        grant = None
+        # All of them are compared, so that the time tells nothing.
+        for known, its_grant in self._known.items():
             if hmac.compare_digest(known, digest):
                 grant = its_grant
         if grant is not None:
-            return self._terms.caller(id_of(digest), grant)
+            return self._defaults.caller(id_of(digest), grant)
         kept = await self._kept(digest)
-        return None if kept is None else self._terms.caller(id_of(digest), kept, digest)
+        if kept is None:
+            return None
+        return self._defaults.caller(id_of(digest), kept, digest)
 
     async def _kept(self, digest: str) -> Grant | None:
         try:
@@ -210,22 +227,22 @@ class Auth:
 
 
 def build_auth(settings: Settings, broker: Broker) -> Auth:
-    """Raises SettingsError when one key is given two meanings."""
+    """Return what settings say of keys. Raise SettingsError when one key is given two meanings."""
     known = _grants(settings.api_keys, is_admin=False)
     admins = _grants(settings.admin_keys, is_admin=True)
     if known.keys() & admins.keys():
         raise SettingsError("admin_keys: expected keys that are not in api_keys too")
-    terms = CallerDefaults(
-        Quota(settings.tenant_concurrency, settings.tenant_rate_per_s, settings.tenant_burst),
-        rate_of(settings.rate_limit) if settings.rate_limit else None,
-        endpoint_rates(settings),
-    )
+    rate = None
+    if settings.rate_limit:
+        rate = rate_of(settings.rate_limit)
+    quota = Quota(settings.tenant_concurrency, settings.tenant_rate_per_s, settings.tenant_burst)
+    defaults = CallerDefaults(quota, rate, endpoint_rates(settings))
     keyring = Keyring(broker)
     is_auto = settings.require_key == "auto"
     return Auth(
         keyring,
         {**known, **admins},
-        terms,
+        defaults,
         requires_key=settings.require_key == "yes" or (is_auto and bool(known or admins)),
         first_key=FirstKey(keyring) if is_auto else None,
         style=settings.key_style,
@@ -237,24 +254,30 @@ def _away() -> BrokerUnavailable:
 
 
 def endpoint_rates(settings: Settings) -> dict[str, Rate]:
-    """By path."""
-    pairs = (text.partition("=") for text in settings.endpoint_rate_limits)
-    return {path: rate_of(rate) for path, _, rate in pairs}
+    """Return the rates that settings set for paths."""
+    rates = {}
+    for text in settings.endpoint_rate_limits:
+        path, _, rate = text.partition("=")
+        rates[path] = rate_of(rate)
+    return rates
 
 
 def _grants(entries: Sequence[SecretStr], *, is_admin: bool) -> dict[str, Grant]:
-    """By digest. Whoever has a key without a name is of the tenant that everybody is of where there
-    are no keys."""
+    """Return the grants of keys by digest.
+
+    A key without a name is of the tenant `public`, as everybody is where there are no keys.
+    """
     grants = {}
     for entry in entries:
         name, colon, key = entry.get_secret_value().rpartition(":")
-        name = name if colon else "public"
+        if not colon:
+            name = "public"
         grants[digest_of(key)] = Grant(name, name, is_admin=is_admin)
     return grants
 
 
 def _credentials(headers: Headers) -> tuple[str | None, str]:
-    """The header that has a key, and the key; an Authorization of another scheme is none."""
+    """Return the header that has a key, and the key; an Authorization of another scheme is none."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return _BEARER, token.strip()

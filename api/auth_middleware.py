@@ -38,10 +38,8 @@ class AuthMiddleware:
             await self._app(scope, receive, send)
             return
         route, access = found
-        scope["route"] = (
-            # for the log line and the metrics, if the request does not get as far as the router
-            route
-        )
+        # For the log line and the metrics, if the request does not get as far as the router.
+        scope["route"] = route
         if access is Access.OPEN:
             await self._app(scope, receive, send)
             return

@@ -30,7 +30,10 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def digest_of(record: RequestRecord, tasks: Sequence[Task]) -> str | None:
-    """What is asked for, whoever asks and when; None where another try may say something else."""
+    """Return a digest of what is asked for, whoever asks and when.
+
+    None where another try may yield something else.
+    """
     repeated = [info_of(task).repeated(task) for task in tasks]
     if None in repeated:
         return None
@@ -39,6 +42,8 @@ def digest_of(record: RequestRecord, tasks: Sequence[Task]) -> str | None:
 
 
 class AnswerCache:
+    """Finds finished requests whose answers may be given again."""
+
     def __init__(self, repeats: Repeats, requests: Requests, reader: LogReader) -> None:
         self._repeats = repeats
         self._requests = requests
@@ -46,7 +51,7 @@ class AnswerCache:
 
     @redis_answers()
     async def find(self, tenant: str, digest: str, fingerprint: str) -> Request | None:
-        """A request that asked the same and was answered whole, by what has this fingerprint."""
+        """Return a request that asked the same and was answered whole under this fingerprint."""
         request_id = await self._repeats.find(tenant, digest)
         if request_id is None:
             return None
@@ -55,20 +60,26 @@ class AnswerCache:
             snapshots = await self._requests.look(request)
         except JobNotFound:
             return None
-        if any(
-            snapshot.state != "done" or snapshot.fingerprint != fingerprint
-            for snapshot in snapshots
-        ):
+        reading = []
+        for job_id, snapshot in zip(request.job_ids, snapshots, strict=True):
+            if snapshot.state != "done" or snapshot.fingerprint != fingerprint:
+                return None
+            reading.append(self._last_event(job_id, snapshot.last_index))
+        for event in await asyncio.gather(*reading):
+            if not _is_whole(event):
+                return None
+        return request
+
+    async def _last_event(self, job_id: str, last_index: int) -> object:
+        """Return the last event of a job's log, None where there is none."""
+        entries = await self._reader.read(job_id, last_index - 1)
+        if not entries:
             return None
-        last = [
-            (job, snapshot.last_index - 1)
-            for job, snapshot in zip(request.job_ids, snapshots, strict=True)
-        ]
-        ends = await asyncio.gather(*(self._reader.read(job, after) for job, after in last))
-        return request if all(end and _is_whole(end[-1][1]) for end in ends) else None
+        return entries[-1][1]
 
     async def note(self, tenant: str, digest: str, request: Request) -> None:
-        """A note that gets lost costs one more run, so it is not insisted on."""
+        """Remember what a request asked for."""
+        # A note that gets lost costs one more run, so it is not insisted on.
         with suppress(BrokerUnavailable, *UNAVAILABLE):
             async with redis_answers():
                 await self._repeats.note(tenant, digest, request.id)

@@ -1,5 +1,4 @@
-"""Who asks: whose work it is, how much of it may be open at once, how urgent it may call itself,
-for which models."""
+"""The caller of a request: its tenant, its quota, its best class, and the models that it may use."""
 
 import asyncio
 from collections.abc import Mapping
@@ -49,12 +48,12 @@ class Caller:
             raise Forbidden(f"model: this key may not use {model!r}.", field="model")
 
     def rates_of(self, endpoint: str) -> dict[str, Rate]:
-        """What limits how often this caller may have work done there."""
+        """Return the rates that hold for this caller at an endpoint."""
         return {name: rate for name, rate in self.rates.items() if name in ("", endpoint)}
 
 
 async def caller_of(request: Request) -> Caller:
-    """The caller behind a request, as `doors.AuthMiddleware` has found it.
+    """The caller behind a request, as `AuthMiddleware` has found it.
 
     A body may take its time, and the key be revoked meanwhile: then the caller is looked for again.
     """

@@ -1,5 +1,4 @@
-"""What the events of a request's jobs add to its completions, piece by piece, and each completion's
-end once."""
+"""Deltas of choices: what each event adds to a completion, and each completion's end once."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

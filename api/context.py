@@ -17,6 +17,8 @@ from shared.submission import Key
 
 @dataclass(frozen=True)
 class Context:
+    """The parts of this front, the caller, and what the headers of its request say."""
+
     front: Front
     caller: Caller
     options: RequestOptions
@@ -27,12 +29,10 @@ class Context:
     def key(self) -> Key | None:
         """The idempotency key. Two requests are one if the key, the path and the bytes of the body
         are equal."""
-        options, request_state = self.options, self.request_state
-        return (
-            Key(options.key, request_state.path.encode() + b"\n" + request_state.body)
-            if options.key
-            else None
-        )
+        if not self.options.key:
+            return None
+        state = self.request_state
+        return Key(self.options.key, state.path.encode() + b"\n" + state.body)
 
     @property
     def stays(self) -> bool:
@@ -41,10 +41,13 @@ class Context:
 
     @property
     def on_disconnect(self) -> OnDisconnect:
-        """A job that is polled goes on when nobody listens, unless a header says otherwise."""
+        """The fate of the jobs when the caller leaves."""
         if self.options.on_disconnect is not None:
             return self.options.on_disconnect
-        return self.front.on_disconnect if self.options.wait_s is None else "continue"
+        # A job that is polled goes on when nobody listens.
+        if self.options.wait_s is not None:
+            return "continue"
+        return self.front.on_disconnect
 
 
 async def _context(

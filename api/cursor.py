@@ -1,8 +1,8 @@
-"""How far a stream has come, as text in the `id:` of its frames, so that any front can go on behind
-any frame.
+"""The cursor of a stream: a text in the `id:` of its frames, by which any front can go on behind it.
 
-REQUEST.3-0+1-5 of the first job all frames up to its 3rd event, of the second one frame of its 1st
-event, ... REQUEST.9-4-8.1 and one of the frames that close the stream
+REQUEST.3-0+1-5 stands behind all frames of the first job up to its 3rd event, behind one frame of
+the 1st event of the second job, and so on. REQUEST.9-4-8.1 stands behind one of the frames that
+close the stream as well.
 """
 
 import re
@@ -19,8 +19,7 @@ _MOST_CHARACTERS = 16_384
 
 @dataclass(frozen=True)
 class Cursor:
-    """For each job the index of its last event that was told whole, and how many frames of the one
-    behind it were."""
+    """The last event of each job that was sent whole, and how many frames of the next one were."""
 
     request_id: str
     jobs: tuple[tuple[int, int], ...]
@@ -32,47 +31,53 @@ class Cursor:
 
     @classmethod
     def parse(cls, text: str) -> "Cursor":
-        """Raises InvalidRequest."""
-        match = _FORM.fullmatch(text) if len(text) <= _MOST_CHARACTERS else None
+        """Return the cursor that a client sent back. Raise InvalidRequest for any other text."""
+        match = None
+        if len(text) <= _MOST_CHARACTERS:
+            match = _FORM.fullmatch(text)
         if match is None:
             raise InvalidRequest(f"{HEADER}: expected the id of a frame.", field=HEADER)
-        parts = [part.partition("+") for part in match[2].split("-")]
-        return cls(
-            match[1],
-            tuple((int(index), int(frames or 0)) for index, _, frames in parts),
-            int(match[3] or 0),
-        )
+        jobs = []
+        for part in match[2].split("-"):
+            index, _, frames = part.partition("+")
+            jobs.append((int(index), int(frames or 0)))
+        return cls(match[1], tuple(jobs), closing=int(match[3] or 0))
 
     def __str__(self) -> str:
-        jobs = "-".join(
-            f"{index}+{frames}" if frames else str(index) for index, frames in self.jobs
-        )
-        return (
-            f"{self.request_id}.{jobs}.{self.closing}"
-            if self.closing
-            else f"{self.request_id}.{jobs}"
-        )
+        parts = []
+        for index, frames in self.jobs:
+            part = str(index)
+            if frames:
+                part += f"+{frames}"
+            parts.append(part)
+        text = f"{self.request_id}.{'-'.join(parts)}"
+        if self.closing:
+            text += f".{self.closing}"
+        return text
 
     def check(self, request_id: str, last: list[int]) -> None:
-        """Raises InvalidRequest unless it is one of this request, whose jobs' logs have come to the
-        indexes `last`."""
-        is_near = len(self.jobs) == len(last) and all(
-            told <= end for (told, _), end in zip(self.jobs, last, strict=True)
-        )
-        if self.request_id != request_id or not is_near:
+        """Raise InvalidRequest unless this is a cursor of a request with these logs.
+
+        `last` are the newest indexes of its jobs' logs.
+        """
+        is_known = self.request_id == request_id and len(self.jobs) == len(last)
+        if is_known:
+            for (index, _), newest in zip(self.jobs, last, strict=True):
+                is_known = is_known and index <= newest
+        if not is_known:
             raise InvalidRequest(
                 f"{HEADER}: expected the id of a frame of this request.", field=HEADER
             )
 
     def has(self, job: int, index: int, number: int) -> bool:
-        """Whether the frame with this number (from 0) of an event is at or before the cursor."""
-        told, frames = self.jobs[job]
-        return index <= told or (index == told + 1 and number < frames)
+        """Return whether a frame of an event, by its number from 0, is at or before the cursor."""
+        last, frames = self.jobs[job]
+        return index <= last or (index == last + 1 and number < frames)
 
     def at(self, job: int, index: int, frames: int = 0) -> "Cursor":
-        """With one job moved."""
+        """Return the cursor with one job moved."""
         return replace(self, jobs=(*self.jobs[:job], (index, frames), *self.jobs[job + 1 :]))
 
     def closed(self, frames: int) -> "Cursor":
-        """With so many of the closing frames told."""
+        """Return the cursor behind so many of the closing frames."""
         return replace(self, closing=frames)

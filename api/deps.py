@@ -1,5 +1,4 @@
-"""What every route is given: the parts of this front, made once per app, and the state of the
-request at hand."""
+"""Dependencies of the routes: the parts of this front, made once, and the state of the request."""
 
 import asyncio
 import logging
@@ -81,9 +80,13 @@ class Front:
 
 
 def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Front:
-    """Wire the parts together; nothing connects yet. Raises SettingsError for what only shows
-    here."""
-    metrics, draining, lag = Metrics(), asyncio.Event(), LoopLag()
+    """Wire the parts of a front together. Nothing connects yet.
+
+    Raise SettingsError for what only shows here.
+    """
+    metrics = Metrics()
+    draining = asyncio.Event()
+    lag = LoopLag()
     tell(metrics.process, broker, lag)
     submissions = Submissions(
         broker, result_ttl_s=settings.result_ttl_s, key_ttl_s=settings.idempotency_ttl_s
@@ -101,7 +104,11 @@ def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Fro
         request_timeout_s=settings.request_timeout_s,
         absent_grace_s=settings.absent_grace_s,
     )
-    reader, cache_s = LogReader(broker, subscriptions), settings.response_cache_ttl_s
+    reader = LogReader(broker, subscriptions)
+    cache = None
+    if settings.response_cache_ttl_s:
+        repeats = Repeats(broker, ttl_s=settings.response_cache_ttl_s)
+        cache = AnswerCache(repeats, requests, reader)
     auth = build_auth(settings, broker)
     dispatcher = Dispatcher(
         cancellations,
@@ -114,13 +121,18 @@ def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Fro
         broker=broker,
         fleet=fleet,
         admission=Admission(
-            fleet, submissions, cancellations, draining, limits, settings.default_model
+            fleet,
+            submissions,
+            cancellations,
+            draining=draining,
+            limits=limits,
+            default_model=settings.default_model,
         ),
         dispatcher=dispatcher,
         submissions=submissions,
         requests=requests,
         reader=reader,
-        cache=AnswerCache(Repeats(broker, ttl_s=cache_s), requests, reader) if cache_s else None,
+        cache=cache,
         endpoints=endpoints,
         auth=auth,
         rate_limiter=RateLimiter(broker),

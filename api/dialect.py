@@ -10,7 +10,7 @@ from api.error_format import PLAIN, ErrorFormat
 
 
 class Access(Enum):
-    """Who may call a route."""
+    """The callers that may call a route."""
 
     OPEN = "anybody; keys are not looked at"
     CALLER = "anybody, or callers with a key where keys are required"

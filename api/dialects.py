@@ -1,6 +1,7 @@
 """The dialects that ask for work. A new one is a schema file, a file of rows, and a line here."""
 
 from api.dialect import Dialect
+from api.endpoint import Post
 from api.routes import (
     chat,
     echo_task,
@@ -30,4 +31,6 @@ _BUILT_IN = (
     echo_task.DIALECT,
 )
 DIALECTS: tuple[Dialect, ...] = (*_BUILT_IN, *plugins.load("aios.endpoints").values())
-POSTS = tuple(post for dialect in DIALECTS for post in dialect.posts)
+POSTS: list[Post] = []
+for _dialect in DIALECTS:
+    POSTS += _dialect.posts

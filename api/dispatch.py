@@ -7,7 +7,7 @@ HTTP only the ASGI `receive`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -72,8 +72,10 @@ class RequestFollower:
     since_s: float = field(default_factory=_now_s)
 
     def leave_in(self, request_state: RequestState) -> None:
-        """What the log line of the caller's request tells of this one; times by the front that took
-        it alone."""
+        """Note the work in the state of the caller's request, for its log line.
+
+        Times are noted only by the front that took the request.
+        """
         request_state.told_id, request_state.job_ids, request_state.model = (
             self.work.id,
             self.work.request.job_ids,
@@ -177,27 +179,27 @@ class Dispatcher:
     def _leave(
         self, events: RequestEvents, follower: RequestFollower, error: BaseException | None
     ) -> None:
-        """Say what becomes of the jobs that have not ended, when following them ended with
-        `error`."""
-        open_ids, left = list(events.unfinished.values()), (follower.work.id, follower.follower_id)
+        """Say what becomes of open jobs, when following them ended with `error`."""
+        open_ids = list(events.unfinished.values())
+        left = (follower.work.id, follower.follower_id)
         if isinstance(error, Draining | StillRunning):
             if follower.follower_id:
                 self._cancellations.leave(*left)
             return
-        if isinstance(error, FleetError) and not isinstance(error, _LEFT):
-            ending = (
-                error.as_event() if isinstance(error, DeadlineExceeded) else Cancelled("sibling")
-            )
-            self._cancellations.cancel(open_ids, ending)
+
+        if isinstance(error, DeadlineExceeded):
+            self._cancellations.cancel(open_ids, error.as_event())
+        elif isinstance(error, FleetError) and not isinstance(error, _LEFT):
+            self._cancellations.cancel(open_ids, Cancelled("sibling"))
         elif follower.follower_id:
-            grace_s = (
-                self._disconnect_grace_s if follower.work.record.on_disconnect == "grace" else 0.0
-            )
+            grace_s = 0.0
+            if follower.work.record.on_disconnect == "grace":
+                grace_s = self._disconnect_grace_s
             self._cancellations.cancel(open_ids, Cancelled("client"), after_s=grace_s, left=left)
+
         if follower.is_first and open_ids and isinstance(error, _LEFT):
-            self.follow_in_background(
-                follower
-            )  # whether its jobs end, and how, is not the caller's to say: others may follow them
+            # Whether its jobs end, and how, is not the caller's to say: others may follow them.
+            self.follow_in_background(follower)
         elif follower.is_first:
             self._count(events, follower, error)
 
@@ -222,21 +224,20 @@ class Dispatcher:
         late = DeadlineExceeded("The request took longer than its deadline allows.")
         late_at_s = follower.since_s + follower.deadline_s + _LATE_S
         timers = [loop.call_at(late_at_s, events.fail, late)]
-        return (
-            timers
-            if wait_s is None
-            else [*timers, loop.call_later(wait_s, events.fail, StillRunning())]
-        )
+        if wait_s is not None:
+            timers.append(loop.call_later(wait_s, events.fail, StillRunning()))
+        return timers
 
     def _watch(
         self, events: RequestEvents, follower: RequestFollower, receive: Receive | None
     ) -> list["asyncio.Task[None]"]:
-        """Tasks for each job, for the caller's leaving and for the time to queue; what they raise
-        fails `events`."""
-        watching = [
-            self._follow_job(job, job_id, events, follower.watch)
-            for job, job_id in events.unfinished.items()
-        ]
+        """Start tasks for each job, for the caller's leaving and for the time to queue.
+
+        Whatever they raise fails `events`.
+        """
+        watching: list[Coroutine[Any, Any, None]] = []
+        for job, job_id in events.unfinished.items():
+            watching.append(self._follow_job(job, job_id, events, follower.watch))
         watching.append(self._expire(events, follower.since_s + follower.queue_s))
         if receive is not None:
             watching.append(_notice_disconnect(events, receive))

@@ -1,5 +1,4 @@
-"""The formats of errors, by dialect. A new one is a row here, and its schema in
-`schemas/errors.py`."""
+"""The formats of errors, by dialect. A new one is a row here, with a schema in `schemas/errors.py`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,40 +23,46 @@ class ErrorFormat:
 
 
 def _with_job(error: dict[str, Any], problem: Problem) -> dict[str, Any]:
-    return {"error": error} if problem.job_id is None else {"error": error, "id": problem.job_id}
+    body: dict[str, Any] = {"error": error}
+    if problem.job_id is not None:
+        body["id"] = problem.job_id
+    return body
 
 
 def _plain(problem: Problem) -> dict[str, Any]:
-    return _with_job(
-        {"code": problem.code, "message": problem.message, "field": problem.field}, problem
-    )
+    error = {"code": problem.code, "message": problem.message, "field": problem.field}
+    return _with_job(error, problem)
 
 
 def _openai(problem: Problem) -> dict[str, Any]:
-    kind = _OPENAI_TYPES.get(
-        problem.status, "server_error" if problem.status >= 500 else "invalid_request_error"
-    )
-    return _with_job(
-        {"message": problem.message, "type": kind, "param": problem.field, "code": problem.code},
-        problem,
-    )
+    if problem.status >= 500:
+        kind = "server_error"
+    else:
+        kind = _OPENAI_TYPES.get(problem.status, "invalid_request_error")
+    error = {
+        "message": problem.message,
+        "type": kind,
+        "param": problem.field,
+        "code": problem.code,
+    }
+    return _with_job(error, problem)
 
 
 def _api(problem: Problem) -> dict[str, Any]:
-    details = {"field": problem.field} if problem.field else {}
-    return _with_job(
-        {"code": problem.code, "message": problem.message, "details": details}, problem
-    )
+    details = {}
+    if problem.field:
+        details["field"] = problem.field
+    error = {"code": problem.code, "message": problem.message, "details": details}
+    return _with_job(error, problem)
 
 
 def _tgi(problem: Problem) -> dict[str, Any]:
-    kind = (
-        "overloaded"
-        if problem.status in (429, 503)
-        else "generation"
-        if problem.status >= 500
-        else "validation"
-    )
+    if problem.status in (429, 503):
+        kind = "overloaded"
+    elif problem.status >= 500:
+        kind = "generation"
+    else:
+        kind = "validation"
     return {"error": problem.message, "error_type": kind}
 
 

@@ -46,7 +46,7 @@ def render(problem: Problem, request_state: RequestState) -> JSONResponse:
 
 
 def invalid_request(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
-    """What pydantic found wrong, as `field: what was expected`, joined by semicolons."""
+    """Return pydantic's errors as `field: what was expected`, joined by semicolons."""
     if errors[0]["type"] == "json_invalid":
         where = f"{errors[0]['ctx']['error']} at character {errors[0]['loc'][-1]}"
         return InvalidRequest(f"{_EXPECTED_BODY}; this is not valid JSON: {where}.")
@@ -56,17 +56,26 @@ def invalid_request(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
         "dict_type",
     ):
         return InvalidRequest(f"{_EXPECTED_BODY}, with Content-Type: application/json.")
-    named = [(_path_of(error), _expectation(error)) for error in errors[:_SHOWN_PROBLEMS]]
-    message = "; ".join(f"{path}: {text}" if path else text for path, text in named)
-    first = errors[0].get("ctx", {}).get("field") or named[0][0].partition("[")[0].partition(".")[0]
-    return InvalidRequest(message, field=first or None)
+    problems = []
+    for error in errors[:_SHOWN_PROBLEMS]:
+        path = _path_of(error)
+        problem = _expectation(error)
+        problems.append(f"{path}: {problem}" if path else problem)
+    field = errors[0].get("ctx", {}).get("field")
+    if not field:
+        field = re.split(r"[.\[]", _path_of(errors[0]), maxsplit=1)[0]
+    return InvalidRequest("; ".join(problems), field=field or None)
 
 
 def _path_of(error: Mapping[str, Any]) -> str:
-    parts = [part for part in error["loc"] if part != "body"]
-    return "".join(
-        f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts
-    ).removeprefix(".")
+    """Return the path of a field in a body: `messages[0].content`."""
+    path = ""
+    for part in error["loc"]:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part != "body":
+            path += f".{part}"
+    return path.removeprefix(".")
 
 
 def _expectation(error: Mapping[str, Any]) -> str:

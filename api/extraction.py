@@ -14,8 +14,8 @@ _STATED = re.compile(
     r"(?:\banswer(?:\s{1,8}to\s{1,8}[^\n:]{1,80}?)?\s{0,8}(?:is|are|=|:)|####)[ \t]*:?[ \t]*(?P<value>[^\n]+)",
     re.IGNORECASE,
 )
-"""Counts are bounded: a search takes time in proportion to the text, whatever a model was made to
-say."""
+"""The statement of an answer. Its counts are bounded, so that a search takes time in proportion to
+the text, whatever a model was made to say."""
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 _NO_SIDE = re.compile(r"[\w=<>!]")
 """A sign that an equals sign may not follow at once, unless it ends a name."""
@@ -26,21 +26,30 @@ _WRAPPINGS = (("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"))
 
 
 def answer_in(solution: str) -> str | None:
-    """From `\\boxed{...}`, "the answer is ...", `#### ...` or `x = ...` at a line's end."""
+    """Return the answer from `\\boxed{...}`, "the answer is ...", `#### ...` or `x = ...`.
+
+    The last form counts at the end of a line only.
+    """
     return _boxed(solution) or _stated(solution) or _equated(solution)
 
 
 def code_in(solution: str) -> str | None:
-    """The inside of the last fenced block; one that is not closed, as the text was cut short,
-    reaches to the end."""
-    opening, code = None, None
+    """Return the inside of the last fenced block, None if there is none.
+
+    A block that is not closed, as the text was cut short, reaches to the end.
+    """
+    opening = None
+    code = None
     for fence in _FENCE.finditer(solution):
         if opening is None:
-            opening, code = fence, solution[fence.end() + 1 :]
+            opening = fence
+            code = solution[fence.end() + 1 :]
         elif _closes(fence, opening):
             code = solution[opening.end() + 1 : fence.start()]
             opening = None
-    return None if code is None else code.rstrip("\n")
+    if code is None:
+        return None
+    return code.rstrip("\n")
 
 
 def _closes(fence: re.Match[str], opening: re.Match[str]) -> bool:
@@ -48,24 +57,31 @@ def _closes(fence: re.Match[str], opening: re.Match[str]) -> bool:
 
 
 def _boxed(text: str) -> str | None:
-    """The last box that is whole."""
+    """Return the inside of the last box that is whole."""
     ends = _brace_ends(text)
-    values = [_box_from(text, match.end(), ends) for match in _BOX.finditer(text)]
-    return next((value for value in reversed(values) if value), None)
+    last = None
+    for match in _BOX.finditer(text):
+        last = _box_from(text, match.end(), ends) or last
+    return last
 
 
 def _box_from(text: str, start: int, ends: dict[int, int]) -> str | None:
-    """What stands in the braces that open at `start`, or the word that stands there without any."""
+    """Return the inside of the braces that open at `start`, or the word there without any."""
     if not text.startswith("{", start):
         bare = _BARE.match(text, start)
         return _trimmed(bare[0]) if bare else None
-    return _trimmed(text[start + 1 : ends[start]]) if start in ends else None
+    if start not in ends:
+        return None
+    return _trimmed(text[start + 1 : ends[start]])
 
 
 def _brace_ends(text: str) -> dict[int, int]:
-    """Where each brace that opens is closed; a brace behind a backslash is a sign like any
-    other."""
-    ends, unclosed = {}, []
+    """Return where each brace that opens is closed.
+
+    A brace behind a backslash is a sign like any other.
+    """
+    ends: dict[int, int] = {}
+    unclosed: list[int] = []
     for match in _BRACE.finditer(text):
         if match[0] == "{":
             unclosed.append(match.start())
@@ -75,18 +91,24 @@ def _brace_ends(text: str) -> dict[int, int]:
 
 
 def _stated(text: str) -> str | None:
-    values = [_trimmed(_SENTENCE_END.split(match["value"])[0]) for match in _STATED.finditer(text)]
-    return next((value for value in reversed(values) if value), None)
+    last = None
+    for match in _STATED.finditer(text):
+        sentence = _SENTENCE_END.split(match["value"])[0]
+        last = _trimmed(sentence) or last
+    return last
 
 
 def _equated(text: str) -> str | None:
-    """Behind the last equals sign of the last line that has one at a name or at nothing."""
+    """Return what is behind the last equals sign of the last line that has one.
+
+    The sign must follow a name or nothing.
+    """
     for line in reversed(text.split("\n")):
         left, equals, value = line.rpartition("=")
         if equals and _is_side(left):
-            found = _trimmed(value)
-            if found:
-                return found
+            answer = _trimmed(value)
+            if answer:
+                return answer
     return None
 
 
@@ -97,7 +119,7 @@ def _is_side(left: str) -> bool:
 
 
 def _trimmed(value: str) -> str | None:
-    """Without the signs that set it off, and without a full stop behind it."""
+    """Return a value without the signs that set it off, and without a full stop behind it."""
     value = value.strip().rstrip(".,;:").strip()
     inner = _unwrapped(value)
     if inner is not None:
@@ -106,7 +128,7 @@ def _trimmed(value: str) -> str | None:
 
 
 def _unwrapped(value: str) -> str | None:
-    """What stands between the signs of a formula or of an emphasis; None without them."""
+    """Return the inside of the signs of a formula or of an emphasis; None without them."""
     if len(value) > 1 and value.startswith("$") and value.endswith("$"):
         return value.strip("$")
     for opening, closing in _WRAPPINGS:

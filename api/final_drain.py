@@ -61,12 +61,11 @@ class FinalDrain:
             log.warning("work cut off by shutdown", extra=fields(error=repr(trouble)))
 
     async def _is_busy(self) -> bool:
-        """Whether to wait on: something is open, or may become so, and Redis is there for it."""
+        """Return whether something is open, or may become so, and Redis is there for it."""
         try:
             open_jobs = await self._front.submissions.open_jobs()
-        except (
-            UNAVAILABLE
-        ):  # its supervisor starts it again, with what it had, or else stops this front
+        except UNAVAILABLE:
+            # Its supervisor starts it again, with what it had, or else stops this front.
             return self._now_s() - self._redis_seen_s < _REDIS_AWAY_S
         self._redis_seen_s = self._now_s()
         num_followed = self._front.dispatcher.num_followed
@@ -77,7 +76,7 @@ class FinalDrain:
 
 
 def cut_off_error() -> ShutDown:
-    """What callers are told of work that ends with the fleet."""
+    """Return the error of work that ends with the fleet."""
     return ShutDown(
         "The server was shut down before this request was done; it is cancelled.", retry_after_s=1
     )

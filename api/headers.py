@@ -1,4 +1,4 @@
-"""Answer headers that tell of what the server changed in a request, and by which name it goes."""
+"""Headers of an answer: the id of its request, and what the server changed in it."""
 
 from collections.abc import Iterable
 
@@ -10,12 +10,23 @@ JOB_ID = "X-Job-Id"
 
 
 def answer_headers(work: SubmittedWork, jobs: Iterable[Outcome | Started]) -> dict[str, str]:
-    """The request's id; the fewest tokens that an answer was allowed, where the cap or the context
-    window made them fewer; and how many prompt tokens were cut to fit it, over all jobs."""
-    told, capped_at = list(jobs), work.record.capped_at
-    allowed = [job.max_tokens for job in told if job.max_tokens is not None]
-    if capped_at is not None:
-        allowed.append(capped_at)
-    num_truncated = sum(job.num_truncated for job in told)
-    headers = {JOB_ID: work.id} | ({"X-Effective-Max-Tokens": str(min(allowed))} if allowed else {})
-    return headers | ({"X-Truncated-Prompt-Tokens": str(num_truncated)} if num_truncated else {})
+    """Return the id of the request, and headers for what the cap or the context window changed.
+
+    These are the fewest tokens that an answer was allowed, where that is less than was asked for,
+    and the number of prompt tokens that were cut, over all jobs.
+    """
+    allowed = []
+    num_truncated = 0
+    for job in jobs:
+        if job.max_tokens is not None:
+            allowed.append(job.max_tokens)
+        num_truncated += job.num_truncated
+    if work.record.capped_at is not None:
+        allowed.append(work.record.capped_at)
+
+    headers = {JOB_ID: work.id}
+    if allowed:
+        headers["X-Effective-Max-Tokens"] = str(min(allowed))
+    if num_truncated:
+        headers["X-Truncated-Prompt-Tokens"] = str(num_truncated)
+    return headers

@@ -1,8 +1,7 @@
-"""What `GET /` tells a person: what this is, which models it serves, and what to try next. Pure
-functions of `Home`.
+"""The page of `GET /`: what this is, which models it serves, and what to try next.
 
-The page needs nothing from elsewhere: no script, no font, no image. Whatever is named by others is
-escaped.
+Pure functions of `Home`. The page needs nothing from elsewhere: no script, no font, no image.
+Whatever is named by others is escaped.
 """
 
 import json
@@ -53,7 +52,7 @@ def links_below(root_path: str) -> dict[str, str]:
 
 
 def example_of(base_url: str, models: list[HomeModel] | None, *, needs_key: bool) -> str:
-    """A command that asks the default model, or the first one, for what it can do."""
+    """Return a command that asks the default model, or the first one, for what it can do."""
     ordered = sorted(models or [], key=lambda model: not model.is_default)
     asked: tuple[str, dict[str, str]] | None = None
     for model in ordered:
@@ -67,7 +66,9 @@ def example_of(base_url: str, models: list[HomeModel] | None, *, needs_key: bool
             break
     if asked is None and models is None:
         asked = "/v1/completions", {"prompt": _PROMPT}
-    key = ' -H "Authorization: Bearer $KEY"' if needs_key else ""
+    key = ""
+    if needs_key:
+        key = ' -H "Authorization: Bearer $KEY"'
     if asked is None:
         return f"curl {shlex.quote(base_url + '/v1/models')}{key}"
     path, body = asked
@@ -76,14 +77,16 @@ def example_of(base_url: str, models: list[HomeModel] | None, *, needs_key: bool
 
 
 def wants_html(accept: str) -> bool:
-    """Whether a page is preferred to JSON, by RFC 9110: a browser names it, curl takes anything and
-    gets JSON."""
+    """Return whether a page is preferred to JSON, by RFC 9110.
+
+    A browser names HTML; curl takes anything, and gets JSON.
+    """
     return _quality(accept, "text", "html") > _quality(accept, "application", "json")
 
 
 def _quality(accept: str, main: str, sub: str) -> float:
-    """What the most specific range that fits says of a type."""
-    found: dict[str, float] = {}
+    """Return the weight of the most specific range that fits a type."""
+    weights: dict[str, float] = {}
     for part in accept.lower().split(","):
         name, *parameters = [piece.strip() for piece in part.split(";")]
         quality = 1.0
@@ -91,32 +94,32 @@ def _quality(accept: str, main: str, sub: str) -> float:
             key, _, value = parameter.partition("=")
             if key.strip() == "q":
                 quality = _number(value)
-        found.setdefault(name, quality)
+        weights.setdefault(name, quality)
     for name in (f"{main}/{sub}", f"{main}/*", "*/*"):
-        if name in found:
-            return found[name]
+        if name in weights:
+            return weights[name]
     return 0.0
 
 
 def _number(text: str) -> float:
-    """A weight, from 0 to 1; what is none counts as 0."""
+    """Return a weight, from 0 to 1. Any other text counts as 0."""
     try:
         number = float(text)
     except ValueError:
         return 0.0
-    return number if 0 <= number <= 1 else 0.0
+    if 0 <= number <= 1:
+        return number
+    return 0.0
 
 
 def page(home: Home) -> str:
-    """The page, in the reader's light or dark."""
-    links = "".join(
-        f'<li><a href="{escape(url)}">{escape(name)}</a></li>' for name, url in home.links.items()
-    )
-    key = (
-        "<p>Callers need an API key: <code>Authorization: Bearer KEY</code>.</p>"
-        if home.needs_key
-        else ""
-    )
+    """Return the page as HTML, in the reader's light or dark."""
+    links = ""
+    for name, url in home.links.items():
+        links += f'<li><a href="{escape(url)}">{escape(name)}</a></li>'
+    key = ""
+    if home.needs_key:
+        key = "<p>Callers need an API key: <code>Authorization: Bearer KEY</code>.</p>"
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -153,7 +156,10 @@ def _models(models: list[HomeModel] | None) -> str:
         return "<p>No worker serves one yet.</p>"
     rows = ""
     for model in models:
-        default = " (default)" if model.is_default else ""
-        cells = (model.id + default, ", ".join(model.tasks), model.description)
-        rows += "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+        name = model.id
+        if model.is_default:
+            name += " (default)"
+        rows += f"<tr><td>{escape(name)}</td>"
+        rows += f"<td>{escape(', '.join(model.tasks))}</td>"
+        rows += f"<td>{escape(model.description)}</td></tr>"
     return f"<table><tr><th>id</th><th>tasks</th><th></th></tr>{rows}</table>"

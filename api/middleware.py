@@ -1,8 +1,8 @@
-"""What happens around every request: an id, a log line with metrics, a bounded body, and an answer
-to any crash.
+"""The middleware around every request: its id, a log line with metrics, a bounded body, a crash
+guard.
 
 Pure ASGI, so that nothing here buffers an answer or hides a disconnect. Order and arguments are in
-`app.MIDDLEWARE`.
+`app.middleware`.
 """
 
 import asyncio
@@ -104,7 +104,9 @@ class AccessLog:
     def _record(self, scope: Scope, status: int, seconds: float, answer: bytes) -> None:
         request_state = request_state_of(scope)
         route = getattr(scope.get("route"), "path", "unmatched")
-        method = scope["method"] if scope["method"] in METHODS else "other"
+        method = scope["method"]
+        if method not in METHODS:
+            method = "other"
         self._metrics.requests.labels(route, method, status).inc()
         self._metrics.latency.labels(route).observe(seconds)
         if request_state.error is not None:
@@ -112,17 +114,19 @@ class AccessLog:
         is_work = method == "POST" and route in self._work_paths
         if request_state.error is not None and is_work and request_state.told_id is None:
             self._metrics.rejections.labels(request_state.error).inc()
-        said = {
+        line = {
             "method": method,
             "route": route,
             "status": status,
             "total_ms": round(seconds * 1000, 1),
         }
-        said |= log_fields_of(request_state) | (
-            {"answer": _shown(answer)} if self._log_bodies else {}
-        )
-        is_news = self._log_requests and not request_state.is_probe
-        access_log.log(logging.INFO if is_news else logging.DEBUG, "request", extra=fields(**said))
+        line |= log_fields_of(request_state)
+        if self._log_bodies:
+            line["answer"] = _shown(answer)
+        level = logging.DEBUG
+        if self._log_requests and not request_state.is_probe:
+            level = logging.INFO
+        access_log.log(level, "request", extra=fields(**line))
 
 
 class DefaultSeed:

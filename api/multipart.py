@@ -27,7 +27,7 @@ _BROKEN = "The body is not well-formed multipart/form-data"
 
 @dataclass(frozen=True)
 class FilePart:
-    """What the head of the file's part says."""
+    """The head of the file's part of a form."""
 
     name: str
     media_type: str

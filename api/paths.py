@@ -1,5 +1,4 @@
-"""Which route a request means: below a proxy's prefix, with a slash at its end, with a method that
-follows from others.
+"""Finds the route that a request means: below a proxy's prefix, with a slash at its end, by HEAD.
 
 Pure ASGI around the app. Nothing here redirects: what is meant is served, anything else is a plain
 404 or 405.
@@ -38,32 +37,43 @@ class Paths:
         scope["path"] = self._root_path + path
         scope["root_path"] = self._root_path
 
+        if not self._root_path:
+            await self._app(scope, receive, send)
+            return
+
         async def send_with_prefix(message: Message) -> None:
-            """Answers name other paths of ours by `Location` alone."""
+            # Answers name other paths of ours by `Location` alone.
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 if headers.get("location", "").startswith("/"):
                     headers["location"] = self._root_path + headers["location"]
             await send(message)
 
-        await self._app(scope, receive, send_with_prefix if self._root_path else send)
+        await self._app(scope, receive, send_with_prefix)
 
     def _meant(self, path: str) -> str:
-        """A path that begins with the prefix may be one from which it was taken already: `/api`
-        begins some of ours."""
+        """Return the path below the prefix.
+
+        A path that begins with the prefix may be one from which it was taken already: `/api` begins
+        some of ours.
+        """
         as_it_is = self._without_slash(path)
         if not self._root_path or not f"{path}/".startswith(f"{self._root_path}/"):
             return as_it_is
         inner = self._without_slash(path[len(self._root_path) :] or "/")
-        is_stripped = self._table.at(as_it_is) and not self._table.at(inner)
-        return as_it_is if is_stripped else inner
+        if self._table.at(as_it_is) and not self._table.at(inner):
+            return as_it_is
+        return inner
 
     def _without_slash(self, path: str) -> str:
-        """A proxy may deny `/metrics` by its exact path; that must not be had by another name."""
+        """Return the path without a slash at its end, where callers may use it so."""
         shorter = path[:-1]
         if not path.endswith("/") or not shorter or shorter.endswith("/"):
             return path
-        return shorter if self._table.is_callers(shorter) else path
+        # A proxy may deny `/metrics` by its exact path; that must not be had by another name.
+        if not self._table.is_callers(shorter):
+            return path
+        return shorter
 
 
 class Methods:

@@ -15,6 +15,7 @@ def text_plan(
     default_max_tokens: int,
     model: ModelInfo,
     limits: Limits,
+    *,
     notes: Mapping[str, Any] | None = None,
 ) -> TaskPlan:
     """Plan `body.n` completions of each prompt. Raise InvalidRequest for more than one request may

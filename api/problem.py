@@ -22,8 +22,11 @@ class Problem:
 
 
 def problem_of(error: FleetError) -> Problem:
-    wait_s = error.retry_after_s or (1 if error.status in (429, 503) else None)
-    headers = {"Retry-After": str(wait_s)} if wait_s is not None else {}
+    headers = {}
+    if error.retry_after_s:
+        headers["Retry-After"] = str(error.retry_after_s)
+    elif error.status in (429, 503):
+        headers["Retry-After"] = "1"
     if error.status == Unauthorized.status:
         headers["WWW-Authenticate"] = 'Bearer realm="aios"'
     if isinstance(error, UnsupportedEncoding):

@@ -97,16 +97,18 @@ def _refusal(path: str) -> ProhibitedContent:
 
 
 def _texts(value: Any) -> Iterator[tuple[str, str]]:
-    """Every string in a JSON value, and the way to it: `prompts[1]`, `messages[0].content`."""
+    """Yield every string in a JSON value with its path: `prompts[1]`, `messages[0].content`."""
     todo: list[tuple[str, Any]] = [("", value)]
     while todo:
         path, item = todo.pop()
         if isinstance(item, str):
             yield path, item
         elif isinstance(item, dict):
-            todo += [(f"{path}.{name}" if path else name, part) for name, part in item.items()]
+            for name, part in item.items():
+                todo.append((f"{path}.{name}" if path else name, part))
         elif isinstance(item, list):
-            todo += [(f"{path}[{number}]", part) for number, part in enumerate(item)]
+            for number, part in enumerate(item):
+                todo.append((f"{path}[{number}]", part))
 
 
 def _begins_as_text(piece: bytes) -> bool:

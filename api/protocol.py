@@ -1,5 +1,5 @@
-"""How connections are read: uvicorn's protocol, for clients that it would misunderstand or let take
-all memory.
+"""uvicorn's HTTP protocol, with limits for clients that it would misunderstand or let take all
+memory.
 
 A client that offers to go on in another protocol is answered in HTTP/1.1, as RFC 9110 allows.
 Java's HttpClient offers `Upgrade: h2c` with every first request; the parser would drop the body of

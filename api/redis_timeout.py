@@ -1,4 +1,4 @@
-"""How long a caller is kept waiting for an answer of Redis that should come at once."""
+"""The time limit for answers of Redis that should come at once."""
 
 import asyncio
 from collections.abc import AsyncIterator

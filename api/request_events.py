@@ -6,7 +6,7 @@ Fed by the dispatcher, read by one route. Knows neither Redis nor HTTP.
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from api.request_state import Usage
@@ -54,8 +54,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one job ended well. `num_truncated` and `max_tokens` are what `Started` said, `result`
-    and `artifacts` are of `Done`."""
+    """The outcome of a job that ended well.
+
+    `num_truncated` and `max_tokens` are those of `Started`, `result` and `artifacts` those of
+    `Done`.
+    """
 
     choices: tuple[Choice, ...]
     usage: Usage
@@ -73,11 +76,13 @@ class Outcome:
 
     @property
     def num_amended(self) -> int:
-        return self.result.num_amended if isinstance(self.result, Generated) else 0
+        if isinstance(self.result, Generated):
+            return self.result.num_amended
+        return 0
 
 
 class OutcomeBuilder:
-    """What one job of `n` choices has said so far."""
+    """Builds the outcome of one job of `n` choices from its events."""
 
     def __init__(self, n: int) -> None:
         self._choices = [Choice() for _ in range(n)]
@@ -93,27 +98,36 @@ class OutcomeBuilder:
             self._done = event
 
     def outcome(self, otherwise: str = "") -> Outcome:
-        """As it stands; choices that have not ended have the reason `otherwise`."""
-        done, started = self._done, self._started
-        reasons = finish_reasons(done) if done else (otherwise,) * len(self._choices)
-        generated = done.generated if done else Generated()
-        q_values = generated.q_values or (None,) * len(self._choices)
+        """Return the outcome as it stands. Choices that have not ended get the reason `otherwise`."""
+        reasons = (otherwise,) * len(self._choices)
+        q_values: Sequence[tuple[float, float] | None] = ()
+        outcome = Outcome(tuple(self._choices), Usage())
+        if self._started is not None:
+            outcome = replace(
+                outcome,
+                num_truncated=self._started.num_truncated,
+                max_tokens=self._started.max_tokens,
+            )
+        if self._done is not None:
+            reasons = finish_reasons(self._done)
+            q_values = self._done.generated.q_values
+            outcome = replace(
+                outcome,
+                usage=usage_of(self._done),
+                result=self._done.result,
+                artifacts=self._done.artifacts,
+            )
+        if not q_values:
+            q_values = (None,) * len(self._choices)
         for choice, reason, values in zip(self._choices, reasons, q_values, strict=True):
-            choice.finish_reason, choice.q_values = choice.finish_reason or reason, values
-        return Outcome(
-            tuple(self._choices),
-            usage_of(done) if done else Usage(),
-            done.result if done else None,
-            started.num_truncated if started else 0,
-            started.max_tokens if started else None,
-            done.artifacts if done else (),
-        )
+            choice.finish_reason = choice.finish_reason or reason
+            choice.q_values = values
+        return outcome
 
 
 @dataclass(frozen=True)
 class RequestEvent:
-    """An event of the job with this number in its request, and the event's index in the job's
-    log."""
+    """An event of a job, with the job's number in its request and the event's index in its log."""
 
     job: int
     index: int
@@ -161,8 +175,7 @@ class RequestEvents:
                 wait_s = wait_s if isinstance(event, Started) else quiet_s
 
     async def outcomes(self) -> list[Outcome]:
-        """How each job ended, in the order of the jobs. Raises the FleetError of the first that
-        fails."""
+        """Return the outcome of each job, in order. Raise the FleetError of the first that fails."""
         async for arrived in self.progress():
             assert arrived is not None
             self._builders[arrived.job].add(arrived.event)
@@ -183,7 +196,7 @@ class RequestEvents:
 
 
 def error_of(event: Failed | Cancelled) -> FleetError:
-    """What a job that ended without a result means to who waits for it."""
+    """Return the error of a job that ended without a result, for whoever waits for it."""
     return (
         from_event(event) if isinstance(event, Failed) else ClientGone("The request was cancelled.")
     )

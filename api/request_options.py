@@ -1,4 +1,4 @@
-"""What the headers of a POST that creates work ask for, beside its body."""
+"""The options of a POST that creates work, from its headers."""
 
 import re
 from dataclasses import dataclass
@@ -50,6 +50,7 @@ class RequestOptions:
 
 
 async def request_options_of(
+    *,
     x_priority: Annotated[str | None, Header(), _shown(enum=list(PRIORITIES))] = None,
     x_deadline_ms: Annotated[
         str | None,
@@ -78,19 +79,19 @@ async def request_options_of(
     ] = None,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> RequestOptions:
-    """Raises InvalidRequest that names the header."""
+    """Return what the headers ask for. Raise InvalidRequest that names a header."""
     wait_s, preferences = _preferences(",".join(prefer or ()))
     return RequestOptions(
-        _one_of("X-Priority", x_priority, PRIORITIES) or "default",
-        _deadline_s(x_deadline_ms),
-        _key(idempotency_key),
-        wait_s,
-        preferences,
-        _one_of("X-On-Disconnect", x_on_disconnect, get_args(OnDisconnect)),
-        last_event_id or "",
-        _one_of("X-Timings", x_timings, _FLAGS) in ("1", "true"),
-        _cache_directive(cache_control or ""),
-        (accept or "").lower(),
+        priority=_one_of("X-Priority", x_priority, PRIORITIES) or "default",
+        deadline_s=_deadline_s(x_deadline_ms),
+        key=_key(idempotency_key),
+        wait_s=wait_s,
+        preferences=preferences,
+        on_disconnect=_one_of("X-On-Disconnect", x_on_disconnect, get_args(OnDisconnect)),
+        last_event_id=last_event_id or "",
+        with_timings=_one_of("X-Timings", x_timings, _FLAGS) in ("1", "true"),
+        cache=_cache_directive(cache_control or ""),
+        accept=(accept or "").lower(),
     )
 
 
@@ -108,10 +109,10 @@ KeyDep = Annotated[str, Depends(key_of)]
 def _one_of(header: str, value: str | None, allowed: tuple[_Choice, ...]) -> _Choice | None:
     if value is None:
         return None
-    found = next((item for item in allowed if item == value.strip().lower()), None)
-    if found is None:
-        raise _refusal(header, f"one of {', '.join(allowed)}")
-    return found
+    for choice in allowed:
+        if choice == value.strip().lower():
+            return choice
+    raise _refusal(header, f"one of {', '.join(allowed)}")
 
 
 def _deadline_s(value: str | None) -> float | None:
@@ -131,26 +132,37 @@ def _key(value: str | None) -> str:
 
 
 def _preferences(value: str) -> tuple[float | None, tuple[str, ...]]:
-    """RFC 7240; preferences of other names are none of ours, and of each name the first counts.
-    `wait` says how long to wait before responding later."""
+    """Return the seconds to wait, and the preferences that are kept, by RFC 7240.
+
+    None waits for the answer, 0 does not wait. Preferences of other names are none of ours, and of
+    each name the first counts.
+    """
     given: dict[str, str] = {}
     for part in value.split(","):
         name, _, argument = part.partition(";")[0].partition("=")
         given.setdefault(name.strip().lower(), argument.strip().strip('"'))
-    is_async, wait = "respond-async" in given, given.get("wait")
-    if wait is None:
-        return (0.0, ("respond-async",)) if is_async else (None, ())
-    if not _DIGITS.fullmatch(wait):
-        raise _refusal("Prefer", "wait=SECONDS, a whole number")
-    return float(wait), (*(["respond-async"] if is_async else []), f"wait={wait}")
+    wait_s = None
+    kept: list[str] = []
+    if "respond-async" in given:
+        wait_s = 0.0
+        kept.append("respond-async")
+    wait = given.get("wait")
+    if wait is not None:
+        if not _DIGITS.fullmatch(wait):
+            raise _refusal("Prefer", "wait=SECONDS, a whole number")
+        wait_s = float(wait)
+        kept.append(f"wait={wait}")
+    return wait_s, tuple(kept)
 
 
 def _cache_directive(value: str) -> CacheDirective | None:
-    """RFC 9111; other directives are none of ours."""
+    """Return the directive of RFC 9111 that is asked for; others are none of ours."""
     directives = {part.strip().lower() for part in value.split(",")}
     if "no-store" in directives:
         return "no-store"
-    return "no-cache" if directives & {"no-cache", "max-age=0"} else None
+    if directives & {"no-cache", "max-age=0"}:
+        return "no-cache"
+    return None
 
 
 def _refusal(header: str, expected: str) -> InvalidRequest:

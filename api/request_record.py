@@ -1,5 +1,4 @@
-"""What the front that takes a request leaves in Redis about it, so that any front can tell of it
-later."""
+"""The record of a request: what the front that takes it leaves in Redis, for any front to answer."""
 
 from dataclasses import dataclass
 from typing import Any, Literal

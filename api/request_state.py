@@ -1,5 +1,4 @@
-"""What one request leaves behind for its log line and the metrics: its id, its tokens, how it
-failed.
+"""The state of one request, for its log line and the metrics: its id, its tokens, its error.
 
 Created by the outermost middleware, filled in by routes and error handlers, read once when the
 answer has ended.

@@ -84,17 +84,15 @@ def _stream(
     stream_format: StreamFormat | None,
     seen: Cursor | None = None,
 ) -> Response:
-    with_timings = context.options.with_timings
-    front, request_state = context.front, context.request_state
     return stream(
-        front,
+        context.front,
         endpoint,
         follower,
         context.receive,
-        request_state,
-        seen,
-        stream_format,
-        with_timings=with_timings,
+        context.request_state,
+        seen=seen,
+        stream_format=stream_format,
+        with_timings=context.options.with_timings,
     )
 
 

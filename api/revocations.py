@@ -25,7 +25,7 @@ class Revocations:
         self._asking: asyncio.Task[None] | None = None
 
     def concerns(self, caller: Caller) -> bool:
-        """Whether the caller can lose what it has."""
+        """Return whether the caller can lose its rights."""
         return self._auth.can_change(caller)
 
     async def told(self, caller: Caller, model: str) -> FleetError:
@@ -48,8 +48,7 @@ class Revocations:
                 await self._ask_once()
 
     def _pass_on(self, asking: "asyncio.Task[None]") -> None:
-        """What nobody expected is the end of all who wait: none of them would be looked after any
-        more."""
+        """Fail all who wait when asking ended unexpectedly: nobody would look after them any more."""
         error = None if asking.cancelled() else asking.exception()
         if error is None:
             return

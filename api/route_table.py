@@ -1,5 +1,4 @@
-"""All routes of the front, looked up by path: their methods, who may call them, the format of their
-errors."""
+"""All routes of the front by path: their methods, their access, the format of their errors."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -38,7 +37,7 @@ class RouteTable:
             if dialect.router is not None:
                 self._add(dialect.router, dialect.access)
                 if dialect.are_probes:
-                    self.probe_paths |= {route.path for route in _routes_of(dialect.router)}
+                    self.probe_paths.update(route.path for route in _routes_of(dialect.router))
             self.upload_paths |= dialect.uploads
             asking = APIRouter()
             for post in dialect.posts:
@@ -62,27 +61,34 @@ class RouteTable:
         """Return the methods at this path but OPTIONS; empty where there is no route."""
         if path in _DOCUMENTS:
             return ["GET", "HEAD"]
-        methods = {method for route in self.at(path) for method in route.methods or ()}
+        methods: set[str] = set()
+        for route in self.at(path):
+            methods.update(route.methods or ())
         if "GET" in methods:
             methods.add("HEAD")
         return sorted(methods)
 
     def is_callers(self, path: str) -> bool:
-        """Return whether the path is for callers, or a document: neither health, metrics nor an
-        operator's."""
-        return {entry.access for entry in self._at(path)} == {Access.CALLER} or path in _DOCUMENTS
+        """Return whether the path is for callers, or a document.
+
+        Health, metrics and what is for operators is not.
+        """
+        if path in _DOCUMENTS:
+            return True
+        return {entry.access for entry in self._at(path)} == {Access.CALLER}
 
     def errors_at(self, path: str) -> ErrorFormat:
-        """Return the format of the endpoint at this path, else of the dialect with the longest
-        matching prefix."""
+        """Return the format of errors at a path.
+
+        It is that of the endpoint there, else of the dialect with the longest matching prefix.
+        """
         if path in self._errors_at:
             return self._errors_at[path]
-        prefix = max(
-            (prefix for prefix in self._errors_below if path.startswith(prefix)),
-            key=len,
-            default="",
-        )
-        return self._errors_below.get(prefix, PLAIN)
+        longest = ""
+        for prefix in self._errors_below:
+            if path.startswith(prefix) and len(prefix) > len(longest):
+                longest = prefix
+        return self._errors_below.get(longest, PLAIN)
 
     def _at(self, path: str) -> list[Entry]:
         return [entry for entry in self.entries if entry.route.path_regex.match(path)]

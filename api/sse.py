@@ -1,7 +1,7 @@
 """A stream as a response: headers, frames, and errors that come after the first frame.
 
 Until the first frame the status line is open, so an error before it becomes an ordinary error
-answer. Listens to no disconnect: the run behind the frames does, and raises HungUp.
+answer. Listens to no disconnect: the run behind the frames does, and raises ClientDisconnected.
 """
 
 from collections.abc import AsyncGenerator, Callable

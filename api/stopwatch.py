@@ -1,7 +1,7 @@
-"""How long the jobs of one request took, as the front that took it saw their events come: by its
-own clock, with no question to Redis. For the histograms, and for the request's log line.
+"""Times of a request's jobs by the clock of the front that took it, with no question to Redis.
 
-One who follows a job again sees its events again, all at once; only the first look at each counts.
+They are for the histograms, and for the request's log line. One who follows a job again sees its
+events again, all at once; only the first look at each counts.
 """
 
 import time
@@ -46,7 +46,7 @@ class Stopwatch:
             self._end(job, now_s, is_done=isinstance(event, Done))
 
     def timings(self, num_completion_tokens: int) -> Timings:
-        """Of the request, as far as it has got."""
+        """Return the timings of the request, as far as it has got."""
         parts = zip(self._started_s, self._first_s, self._ended_s, strict=True)
         return timings_of(
             [JobTimes(self._queued_s, *times) for times in parts], num_completion_tokens

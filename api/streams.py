@@ -67,7 +67,7 @@ class Stream:
         self._at = self._at.at(news.job, news.index)
 
     def closing(self, usage: Usage, timings: Timings | None) -> Iterator[bytes]:
-        """What follows when all jobs are done."""
+        """Yield the frames that follow when all jobs are done."""
         for number, payload in enumerate(self._renderer.closing(usage, timings)):
             self._at = self._at.closed(number + 1)
             if self._seen is None or number >= self._seen.closing:

@@ -51,48 +51,52 @@ async def submit(
 async def _submit(
     context: Context, endpoint: Endpoint, model: ModelInfo, plan: TaskPlan, *, is_streamed: bool
 ) -> RequestFollower:
-    front, caller, options, request_state = (
-        context.front,
-        context.caller,
-        context.options,
-        context.request_state,
-    )
+    front = context.front
+    caller = context.caller
+    options = context.options
     caller.check_model(model.id)
     on_disconnect = context.on_disconnect
     times = front.admission.limits.times(options.deadline_s)
     record = RequestRecord(
-        endpoint.name,
-        model.id,
-        int(time.time()),
-        plan.n,
-        plan.capped_at,
-        on_disconnect,
-        dict(plan.notes),
+        endpoint=endpoint.name,
+        model=model.id,
+        created=int(time.time()),
+        n=plan.n,
+        capped_at=plan.capped_at,
+        on_disconnect=on_disconnect,
+        notes=dict(plan.notes),
     )
+    follower_id = ""
+    if context.stays and on_disconnect != "continue":
+        follower_id = new_follower_id()
     submit_request = SubmitRequest(
-        model.id,
-        tuple(plan.tasks),
-        caller.tenant,
-        caller.clamped(options.priority),
-        times.queue_s,
-        times.deadline_s,
-        options.deadline_s is not None,
-        request_id=request_state.request_id,
+        model=model.id,
+        tasks=tuple(plan.tasks),
+        tenant=caller.tenant,
+        priority=caller.clamped(options.priority),
+        queue_timeout_s=times.queue_s,
+        deadline_s=times.deadline_s,
+        is_urgent=options.deadline_s is not None,
+        request_id=context.request_state.request_id,
         is_streamed=is_streamed,
         key=context.key,
         record=encode_record(record),
-        follower_id=new_follower_id() if context.stays and on_disconnect != "continue" else "",
+        follower_id=follower_id,
     )
+
     cache = front.cache
     digest = _digest(context, model, record, plan.tasks)
-    if cache and digest and (before := await _answered(context, cache, digest, model)):
-        return before
+    if cache and digest:
+        before = await _answered(context, cache, digest, model)
+        if before is not None:
+            return before
+
     attributes: Attributes = {
         "aios.model": model.id,
         "aios.num_jobs": len(submit_request.tasks),
         "aios.class": submit_request.priority,
     }
-    with request_state.span.child("submit", "producer", attributes) as span:
+    with context.request_state.span.child("submit", "producer", attributes) as span:
         submit_request = replace(submit_request, trace=span.trace)
         request, jobs = await front.admission.submit(submit_request, caller.quota)
     if not jobs:
@@ -102,9 +106,9 @@ async def _submit(
     front.metrics.admissions.labels(model.id, submit_request.priority).inc()
     return RequestFollower(
         SubmittedWork(request, record),
-        times.queue_s,
-        times.deadline_s,
-        submit_request.follower_id,
+        queue_s=times.queue_s,
+        deadline_s=times.deadline_s,
+        follower_id=follower_id,
         cache="miss" if digest else "",
         watch=Stopwatch(front.metrics, model.id, len(jobs)),
         caller=caller,
@@ -120,7 +124,9 @@ def _digest(
     """
     if context.front.cache is None or context.options.cache == "no-store" or context.options.key:
         return None
-    return digest_of(record, tasks) if model.fingerprint else None
+    if not model.fingerprint:
+        return None
+    return digest_of(record, tasks)
 
 
 async def _answered(

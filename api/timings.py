@@ -1,5 +1,4 @@
-"""How long a request took, and where its time went: from times that Redis noted, so any front tells
-the same."""
+"""Timings of a request, from times that Redis noted, so that any front tells the same."""
 
 from collections.abc import Sequence
 
@@ -22,56 +21,66 @@ class Timings(BaseModel):
 
     @property
     def first_token_s(self) -> float | None:
-        """From the request's coming to its first token."""
-        return (
-            None
-            if self.queue_s is None or self.prefill_s is None
-            else self.queue_s + self.prefill_s
-        )
+        """Seconds from the request's coming to its first token."""
+        if self.queue_s is None or self.prefill_s is None:
+            return None
+        return self.queue_s + self.prefill_s
 
 
 def timings_of(times: Sequence[JobTimes], num_completion_tokens: int) -> Timings:
-    """Of a request, by the times of its jobs."""
-    queued_s = min(time.queued_s for time in times)
-    taken_s = _first([time.taken_s for time in times])
-    first_s = _first([time.first_s for time in times])
-    ended_s = (
-        None
-        if any(time.ended_s is None for time in times)
-        else max(time.ended_s or 0 for time in times)
-    )
+    """Return the timings of a request, from the times of its jobs."""
+    queued_s = min(job.queued_s for job in times)
+    taken_s = _first([job.taken_s for job in times])
+    first_s = _first([job.first_s for job in times])
+
+    ended_s: float | None = 0.0
+    for job in times:
+        if job.ended_s is None or ended_s is None:
+            ended_s = None  # the request ends with the last of its jobs
+        else:
+            ended_s = max(ended_s, job.ended_s)
+
+    # A job that was called off while it waited was never taken: it waited to its end.
+    queue_end_s = taken_s
+    if taken_s is None:
+        queue_end_s = ended_s
     run_s = _between(taken_s, ended_s)
+    tokens_per_s = None
+    if run_s and num_completion_tokens:
+        tokens_per_s = round(num_completion_tokens / run_s, 3)
     return Timings(
-        queue_s=_between(queued_s, ended_s if taken_s is None else taken_s),
+        queue_s=_between(queued_s, queue_end_s),
         prefill_s=_between(taken_s, first_s),
         decode_s=_between(first_s, ended_s),
         total_s=_between(queued_s, ended_s),
-        tokens_per_s=round(num_completion_tokens / run_s, 3)
-        if run_s and num_completion_tokens
-        else None,
+        tokens_per_s=tokens_per_s,
     )
 
 
 def timing_headers(timings: Timings) -> dict[str, str]:
-    """`Server-Timing` in milliseconds, as that header has it, and `X-Tokens-Per-Second`."""
-    told = {name: getattr(timings, f"{name}_s") for name in ("queue", "prefill", "decode", "total")}
-    metrics = ", ".join(
-        f"{name};dur={value * 1000:.0f}" for name, value in told.items() if value is not None
-    )
-    rate = timings.tokens_per_s
-    return {"Server-Timing": metrics} | (
-        {} if rate is None else {"X-Tokens-Per-Second": f"{rate:.3f}"}
-    )
+    """Return `Server-Timing` in milliseconds, as that header has it, and `X-Tokens-Per-Second`."""
+    metrics = []
+    for name in ("queue", "prefill", "decode", "total"):
+        seconds = getattr(timings, f"{name}_s")
+        if seconds is not None:
+            metrics.append(f"{name};dur={seconds * 1000:.0f}")
+    headers = {"Server-Timing": ", ".join(metrics)}
+    if timings.tokens_per_s is not None:
+        headers["X-Tokens-Per-Second"] = f"{timings.tokens_per_s:.3f}"
+    return headers
 
 
 def timing_comment(timings: Timings) -> bytes:
-    """For the end of a stream, whose headers have gone out before."""
+    """Return a comment for the end of a stream, whose headers have gone out before."""
     return b": timings " + timings.model_dump_json().encode() + b"\n"
 
 
 def _first(times: list[float | None]) -> float | None:
-    return min((time for time in times if time is not None), default=None)
+    known = [time for time in times if time is not None]
+    return min(known, default=None)
 
 
 def _between(start_s: float | None, end_s: float | None) -> float | None:
-    return None if start_s is None or end_s is None else round(max(0.0, end_s - start_s), 3)
+    if start_s is None or end_s is None:
+        return None
+    return round(max(0.0, end_s - start_s), 3)

@@ -1,5 +1,7 @@
-"""The server's span of each request, which goes on with its caller's trace. Only there where
-tracing is on."""
+"""The server's span of each request, which goes on with its caller's trace.
+
+The middleware is there only where tracing is on.
+"""
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -11,8 +13,10 @@ from shared.tracing import Span, Trace, Tracing
 
 
 class TracingMiddleware:
-    """Puts the span into the request's state, and ends it with its answer. The query of the URL is
-    not told: clients put keys there."""
+    """Begins a span for each request, puts it into the request's state, and ends it.
+
+    The query of the URL is left out: clients put keys there.
+    """
 
     def __init__(self, app: ASGIApp, *, tracing: Tracing) -> None:
         self._app = app
@@ -22,7 +26,8 @@ class TracingMiddleware:
         if scope["type"] != "http" or request_state_of(scope).is_probe:
             await self._app(scope, receive, send)
             return
-        span, status = self._begin(scope), ClientGone.status  # unless an answer begins
+        span = self._begin(scope)
+        status = ClientGone.status  # unless an answer begins
 
         async def send_noting_status(message: Message) -> None:
             nonlocal status
@@ -36,7 +41,8 @@ class TracingMiddleware:
             _end(span, scope, status)
 
     def _begin(self, scope: Scope) -> Span:
-        headers, client = Headers(scope=scope), scope.get("client")
+        headers = Headers(scope=scope)
+        client = scope.get("client")
         request_state = request_state_of(scope)
         attributes = {
             "http.request.method": _method(scope),
@@ -53,12 +59,15 @@ class TracingMiddleware:
 
 
 def _method(scope: Scope) -> str:
-    return scope["method"] if scope["method"] in METHODS else "_OTHER"
+    method: str = scope["method"]
+    if method not in METHODS:
+        return "_OTHER"
+    return method
 
 
 def _end(span: Span, scope: Scope, status: int) -> None:
-    """A request that is refused has not failed; one whose caller has left has."""
-    request_state, route = request_state_of(scope), getattr(scope.get("route"), "path", None)
+    request_state = request_state_of(scope)
+    route = getattr(scope.get("route"), "path", None)
     if route is not None:
         span.rename(f"{_method(scope)} {route}")
     span.set(
@@ -73,9 +82,11 @@ def _end(span: Span, scope: Scope, status: int) -> None:
             "gen_ai.usage.output_tokens": request_state.usage.completion_tokens or None,
         }
     )
+    # A request that is refused has not failed; one whose caller has left has.
+    error = None
     is_refused = 400 <= status < ClientGone.status
-    span.end(
-        None
-        if is_refused
-        else request_state.error or (str(status) if status >= ClientGone.status else None)
-    )
+    if not is_refused:
+        error = request_state.error
+        if not error and status >= ClientGone.status:
+            error = str(status)
+    span.end(error)

@@ -33,7 +33,7 @@ async def admit(front: Front, caller: Caller, request: Request) -> None:
 
 
 async def pieces_of(request: Request) -> AsyncGenerator[bytes, None]:
-    """Yield the body as it comes. Raise HungUp, and PayloadTooLarge behind its bound."""
+    """Yield the body as it comes. Raise ClientDisconnected, and PayloadTooLarge behind its bound."""
     try:
         async for piece in request.stream():
             yield piece

@@ -182,7 +182,7 @@ class _Placed(Connection):
         try:
             await super().connect()  # type: ignore[no-untyped-call]
         except RedisConnectionError as error:
-            # Subclasses are refusals: a wrong password, a server that is still loading.
+            # Not a refusal: a wrong password, a server that is still loading.
             if type(error) is RedisConnectionError:
                 raise CannotConnect(*error.args) from error
             raise

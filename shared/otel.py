@@ -98,9 +98,13 @@ class OpenTracing(Tracing):
         *,
         start_ns: int | None = None,
     ) -> Span:
-        above = _context_of(within)
         return _begin(
-            self._tracer, name, above, kind=kind, attributes=attributes, start_ns=start_ns
+            self._tracer,
+            name,
+            _context_of(within),
+            kind=kind,
+            attributes=attributes,
+            start_ns=start_ns,
         )
 
     def close(self) -> None:

@@ -170,8 +170,7 @@ def state_of(snapshots: Sequence[JobSnapshot]) -> str:
 
 def _snapshot(values: Sequence[Any]) -> JobSnapshot:
     """Return a snapshot from the values of `status.lua`, in its order."""
-    state, last, queue_ms, deadline_ms, fingerprint, *times_ms = values
-    queued_ms, taken_ms, first_ms, ended_ms = times_ms
+    state, last_index, queue_ms, deadline_ms, fingerprint, queued, taken, first, ended = values
     times = JobTimes(
         queued_s=int(queued_ms) / 1000,
         taken_s=_seconds(taken_ms),
@@ -180,7 +179,7 @@ def _snapshot(values: Sequence[Any]) -> JobSnapshot:
     )
     return JobSnapshot(
         state=state.decode(),
-        last_index=last,
+        last_index=last_index,
         queue_s=queue_ms / 1000,
         deadline_s=deadline_ms / 1000,
         fingerprint=(fingerprint or b"").decode(),

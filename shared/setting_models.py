@@ -50,7 +50,7 @@ Template = Annotated[
 
 
 class PromptingEntry(BaseModel):
-    """The fields of `shared.messages.Prompting` with their ranges."""
+    """Defaults for asking a model where the caller leaves them open; None is the endpoint's own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -28,9 +28,8 @@ SECRETS = frozenset({"api_keys", "admin_keys"})
 if TYPE_CHECKING:
     Quantize = str
 else:
-    Quantize = Literal[
-        tuple(ACCELERATORS)
-    ]  # the choices are those of the table, for pydantic and for --help
+    # The choices are those of the table, for pydantic and for --help.
+    Quantize = Literal[tuple(ACCELERATORS)]
 
 _PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
 _KEY = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]{0,63}:)?[!-+\--9;-~]{1,255}")

@@ -197,7 +197,7 @@ class Submissions:
                 before = await self.known(submit_request.tenant, submit_request.key)
                 if before is not None:
                     return before
-                raise _refusal(quota, refused)
+                raise _refusal(quota, refused[1:])
 
         key = submit_request.key
         entries = []
@@ -242,7 +242,7 @@ class Submissions:
             case b"void":
                 raise BrokerUnavailable("Redis took too long to take the request.", retry_after_s=1)
             case _:
-                raise _refusal(quota, answer)
+                raise _refusal(quota, answer[1:])
 
     async def known(self, tenant: str, key: Key | None) -> Request | None:
         """Return the request that came before with this key, None if none did.
@@ -361,10 +361,13 @@ def _conflict(words: str) -> IdempotencyConflict:
     return IdempotencyConflict(words, field="Idempotency-Key")
 
 
-def _refusal(quota: Quota, answer: Sequence[Any]) -> FleetError:
-    """Return the error of a request that a script refused."""
-    _, reason, retry_ms, number, limit, asked = answer
-    # It may fit later, unless it takes more than the whole limit.
+def _refusal(quota: Quota, values: Sequence[Any]) -> FleetError:
+    """Return the error of a refused request from what the scripts answer.
+
+    The request takes `asked`, and `number` of `limit` are taken. It may fit later, unless it takes
+    more than the whole limit.
+    """
+    reason, retry_ms, number, limit, asked = values
     if 0 < limit < asked and reason in _WHOLE:
         return InvalidRequest(
             f"{_WHOLE[reason].format(limit=limit, asked=asked)} Ask for less at once."

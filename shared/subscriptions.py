@@ -33,9 +33,8 @@ class Subscriptions:
         self._channels: dict[str, _Channel] = {}
         self._confirm_timeout_s = confirm_timeout_s
         self._reader: asyncio.Task[None] | None = None
-        self._connecting = (
-            asyncio.Lock()
-        )  # two at once would open two connections and lose one's subscriptions
+        # Two at once would open two connections and lose one's subscriptions.
+        self._connecting = asyncio.Lock()
 
     @asynccontextmanager
     async def listen(self, name: str) -> AsyncIterator["asyncio.Queue[Message]"]:
@@ -67,9 +66,8 @@ class Subscriptions:
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
-        with suppress(
-            *UNAVAILABLE
-        ):  # a connection that does not close in time is given up all the same
+        # A connection that does not close in time is given up all the same.
+        with suppress(*UNAVAILABLE):
             await self._pubsub.aclose()  # type: ignore[no-untyped-call]
 
     async def _subscribe(self, name: str) -> None:

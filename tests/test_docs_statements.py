@@ -188,9 +188,8 @@ def test_files_that_are_named_exist(page: Path) -> None:
         for name in named.findall(code):
             if name.startswith("deploy/aios-"):
                 continue  # kubectl names a Deployment so
-            in_tests = (
-                ROOT / "tests" / name
-            )  # the requirements map names tests by their place there
+            # The requirements map names tests by their place there.
+            in_tests = ROOT / "tests" / name
             is_module = (ROOT / f"{name}.py").is_file()
             assert any(ROOT.glob(name.rstrip("/"))) or in_tests.exists() or is_module, name
 

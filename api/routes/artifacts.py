@@ -39,6 +39,7 @@ async def create_artifact(
     request: Request,
     front: FrontDep,
     caller: CallerDep,
+    *,
     key: KeyDep,
     filename: _Name = "",
     purpose: Annotated[str, Query()] = "user_data",

@@ -90,6 +90,7 @@ async def create_file(
 async def files(
     front: FrontDep,
     caller: CallerDep,
+    *,
     limit: _Limit = None,
     after: _After = None,
     order: _Order = None,

@@ -60,7 +60,7 @@ async def health(front: FrontDep) -> Response:
 
 @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
 async def readyz(front: FrontDep) -> Response:
-    """Whether new work would find a worker."""
+    """Tell whether new work would find a worker."""
     reason = await reason_not_ready(front)
     if reason is not None:
         return JSONResponse({"status": "not ready", "reason": reason}, 503)

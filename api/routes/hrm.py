@@ -34,8 +34,8 @@ def _plan_generate(body: GenerateRequest, model: ModelInfo, limits: Limits) -> T
 
 def _plan_score(body: LoglikelihoodRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     limits.check_count("prompts", len(body.prompts))
-    places = group_by_prompt(body.prompts)
-    return TaskPlan(score_tasks(body, places), notes={"places": list(places.values())})
+    indices_of = group_by_prompt(body.prompts)
+    return TaskPlan(score_tasks(body, indices_of), notes={"places": list(indices_of.values())})
 
 
 def _plan_rolling(body: RollingRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
@@ -46,24 +46,20 @@ def _plan_rolling(body: RollingRequest, model: ModelInfo, limits: Limits) -> Tas
 
 
 def group_by_prompt(prompts: list[str]) -> dict[str, list[int]]:
-    """The places at which each distinct prompt stands: one context is read once, whatever follows
-    it."""
-    places: dict[str, list[int]] = {}
-    for place, prompt in enumerate(prompts):
-        places.setdefault(prompt, []).append(place)
-    return places
+    """Return the indices of each distinct prompt: a context is read once, whatever follows it."""
+    indices_of: dict[str, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        indices_of.setdefault(prompt, []).append(index)
+    return indices_of
 
 
-def score_tasks(body: LoglikelihoodRequest, places: dict[str, list[int]]) -> list[Score]:
-    return [
-        Score(
-            prompt,
-            tuple(body.continuations[place] for place in group),
-            body.condition,
-            body.scoring,
-        )
-        for prompt, group in places.items()
-    ]
+def score_tasks(body: LoglikelihoodRequest, indices_of: dict[str, list[int]]) -> list[Score]:
+    """Return one task for each distinct prompt, with all continuations that follow it."""
+    tasks = []
+    for prompt, indices in indices_of.items():
+        continuations = tuple(body.continuations[index] for index in indices)
+        tasks.append(Score(prompt, continuations, body.condition, body.scoring))
+    return tasks
 
 
 def _completions(work: SubmittedWork, outcomes: Sequence[Outcome]) -> GenerateResponse:
@@ -82,13 +78,14 @@ def _scores(work: SubmittedWork, outcomes: Sequence[Outcome]) -> LoglikelihoodRe
     scores: dict[int, ContinuationScore] = {}
     for group, outcome in zip(work.record.notes["places"], outcomes, strict=True):
         scores.update(zip(group, outcome.as_a(Scored).scores, strict=True))
-    return loglikelihood_response([scores[place] for place in sorted(scores)])
+    return loglikelihood_response([scores[index] for index in sorted(scores)])
 
 
 def _rolling(work: SubmittedWork, outcomes: Sequence[Outcome]) -> RollingResponse:
-    return rolling_response(
-        [score for outcome in outcomes for score in outcome.as_a(Scored).scores]
-    )
+    scores: list[ContinuationScore] = []
+    for outcome in outcomes:
+        scores += outcome.as_a(Scored).scores
+    return rolling_response(scores)
 
 
 GENERATE = Endpoint(

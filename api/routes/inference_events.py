@@ -14,16 +14,17 @@ from api.request_state import Usage
 from api.stream_format import NamedEvent
 from api.timings import Timings
 
-FinalDrain = Callable[[Sequence[Outcome], Timings | None], BaseModel]
+Render = Callable[[Sequence[Outcome], Timings | None], BaseModel]
 
 
 class InferenceEvents:
-    """Of one job; `finish` makes the whole answer of its outcome and of how long it took."""
+    """Renders the events of one job; `finish` makes the whole answer of its outcome and timings."""
 
-    def __init__(self, correlation_id: str, finish: FinalDrain) -> None:
+    def __init__(self, correlation_id: str, finish: Render) -> None:
         self._correlation_id = correlation_id
         self._finish = finish
-        self._deltas, self._builder = ChoiceDeltas(1), OutcomeBuilder(1)
+        self._deltas = ChoiceDeltas(1)
+        self._builder = OutcomeBuilder(1)
         self._count = 0
 
     def opening(self) -> None:

@@ -152,14 +152,15 @@ ENDPOINTS: tuple[Endpoint | ImmediateEndpoint, ...] = (
         EchoRequest, InferenceResponse, _echo, _stream_echo, EVENTS, API, _is_streamed
     ),
 )
-_TAGS = {
-    tag: name for name, endpoint in TASKS.items() for tag in INFOS[endpoint.task].pipeline_tags
-} | {_ECHO: _ECHO}
-"""All of its names of these tasks, and ours."""
-
-BODIES: dict[str, type[Any]] = {_ECHO: EchoRequest} | {
-    name: endpoint.body for name, endpoint in TASKS.items()
-}
+_TAGS: dict[str, str] = {}
+"""The task of each pipeline tag: all of Hugging Face's names of these tasks, and ours."""
+BODIES: dict[str, type[Any]] = {_ECHO: EchoRequest}
+"""The body of each task."""
+for _name, _row in TASKS.items():
+    BODIES[_name] = _row.body
+    for _tag in INFOS[_row.task].pipeline_tags:
+        _TAGS[_tag] = _name
+_TAGS[_ECHO] = _ECHO
 
 
 def name_of(task: Any, tag: Any) -> str:

@@ -52,20 +52,22 @@ async def events(
     front: FrontDep,
     caller: CallerDep,
     request_state: RequestStateDep,
+    *,
     last_event_id: Annotated[
         str | None, Header(description="The stream goes on behind this frame.")
     ] = None,
 ) -> Response:
     """The request's stream from its beginning, or from behind a frame; during the run and after
     it."""
-    seen = Cursor.parse(last_event_id) if last_event_id else None
-    found = await front.requests.find(id, caller.tenant)
-    follower = await attached(front, found, caller, seen, stays=not request_state.is_head)
+    seen = None
+    if last_event_id:
+        seen = Cursor.parse(last_event_id)
+    asked = await front.requests.find(id, caller.tenant)
+    follower = await attached(front, asked, caller, seen, stays=not request_state.is_head)
     if seen is not None and not request_state.is_head:
         front.metrics.replays.labels("resume").inc()
-    return stream(
-        front, front.endpoints.of(follower.work), follower, request.receive, request_state, seen
-    )
+    endpoint = front.endpoints.of(follower.work)
+    return stream(front, endpoint, follower, request.receive, request_state, seen=seen)
 
 
 @router.delete("/v1/jobs/{id}", response_model=JobStatus)
@@ -81,9 +83,12 @@ async def cancel(id: str, front: FrontDep, caller: CallerDep) -> Response:
 
 async def _told(front: Front, work: SubmittedWork) -> Response:
     snapshots = await front.requests.look(work.request)
-    endpoint, record = front.endpoints.of(work), work.record
+    endpoint = front.endpoints.of(work)
+    record = work.record
     state = state_of(snapshots)
-    position = await front.requests.position(work.request) if state == "queued" else None
+    position = None
+    if state == "queued":
+        position = await front.requests.position(work.request)
     body: dict[str, Any] = {
         "id": work.id,
         "object": "job",
@@ -98,10 +103,10 @@ async def _told(front: Front, work: SubmittedWork) -> Response:
     }
     headers: Mapping[str, str] = {}
     if state in _ENDED:
-        logs = await asyncio.gather(*map(front.reader.read, work.request.job_ids))
-        more, headers = _ended(
-            endpoint, work, snapshots, [[event for _, event in log] for log in logs]
-        )
+        logs = []
+        for entries in await asyncio.gather(*map(front.reader.read, work.request.job_ids)):
+            logs.append([event for _, event in entries])
+        more, headers = _ended(endpoint, work, snapshots, logs)
         body |= more
     else:
         body["timings"] = timings_of([snapshot.times for snapshot in snapshots], 0).model_dump()
@@ -129,14 +134,17 @@ def _ended(
     snapshots: Sequence[JobSnapshot],
     logs: list[list[Event]],
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """What is told of a request that has ended, besides. Of text that was cut short there is a
-    `partial` answer."""
+    """Return the further fields and the headers of a request that has ended.
+
+    Text that was cut short is a `partial` answer.
+    """
     state = state_of(snapshots)
-    tallies = [OutcomeBuilder(work.record.n) for _ in logs]
-    for builder, log in zip(tallies, logs, strict=True):
+    outcomes = []
+    for log in logs:
+        builder = OutcomeBuilder(work.record.n)
         for event in log:
             builder.add(event)
-    outcomes = [builder.outcome(state) for builder in tallies]
+        outcomes.append(builder.outcome(state))
     usage = total_usage(outcomes)
     timings = timings_of([snapshot.times for snapshot in snapshots], usage.completion_tokens)
     more: dict[str, Any] = {
@@ -144,20 +152,25 @@ def _ended(
         "timings": timings.model_dump(),
     }
     if state != "done":
-        more |= _failure([event for log in logs for event in log])
+        more |= _failure(logs)
     if state == "done" or endpoint.task == "generate":
-        rendered = (
-            endpoint.render(replace(work, timings=timings), outcomes).model_dump_json().encode()
-        )
-        more["result" if state == "done" else "partial"] = msgspec.Raw(rendered)
+        answer = endpoint.render(replace(work, timings=timings), outcomes)
+        name = "result" if state == "done" else "partial"
+        more[name] = msgspec.Raw(answer.model_dump_json().encode())
     return more, answer_headers(work, outcomes)
 
 
-def _failure(events: list[Event]) -> dict[str, Any]:
-    """The error of the job that failed first, else that of one that was cancelled."""
-    ends = [event for event in events if isinstance(event, Failed | Cancelled)]
-    first = next((event for event in ends if isinstance(event, Failed)), ends[0])
-    return PLAIN.body(problem_of(error_of(first)))
+def _failure(logs: list[list[Event]]) -> dict[str, Any]:
+    """Return the error of the first job that failed, else that of one that was cancelled."""
+    end: Failed | Cancelled | None = None
+    for log in logs:
+        for event in log:
+            if isinstance(event, Failed):
+                return PLAIN.body(problem_of(error_of(event)))
+            if isinstance(event, Cancelled):
+                end = end or event
+    assert end is not None, "a request that is not done has a job that ended otherwise"
+    return PLAIN.body(problem_of(error_of(end)))
 
 
 DIALECT = Dialect(router=router, prefix="/v1/jobs")

@@ -54,7 +54,7 @@ def _plan(body: CompletionRequest, model: ModelInfo, limits: Limits) -> TaskPlan
             echo_tasks(body, budget.max_tokens), budget, notes=echo_notes(body, budget.max_tokens)
         )
     notes = {"with_usage": body.stream_options.include_usage}
-    return text_plan(body, body.prompt, DEFAULT_MAX_TOKENS, model, limits, notes)
+    return text_plan(body, body.prompt, DEFAULT_MAX_TOKENS, model, limits, notes=notes)
 
 
 def _whole(work: SubmittedWork, outcomes: Sequence[Outcome]) -> Completion:

@@ -43,12 +43,14 @@ router = APIRouter(tags=["simplefoundation"])
 
 @router.get("/model/info")
 async def model_info(front: FrontDep, model: str | None = None) -> ModelDescription:
-    """What the model is and takes; of the default model, if none is named."""
+    """Describe a model and what it takes; the default model, if none is named."""
     return model_description(await front.admission.find(model))
 
 
 def _plan_prompt(body: PromptRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
-    return text_plan(body, [body.prompt], PROMPT_MAX_TOKENS, model, limits, {"prompt": body.prompt})
+    return text_plan(
+        body, [body.prompt], PROMPT_MAX_TOKENS, model, limits, notes={"prompt": body.prompt}
+    )
 
 
 def _plan_math(body: MathRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
@@ -68,7 +70,7 @@ def _plan_problem(
 ) -> TaskPlan:
     """`template` is for a caller who brings none."""
     prompt = (body.template or template).replace(PLACE, body.problem)
-    return text_plan(body, [prompt], max_tokens, model, limits, {"problem": body.problem})
+    return text_plan(body, [prompt], max_tokens, model, limits, notes={"problem": body.problem})
 
 
 def _prompt_response(work: SubmittedWork, outcomes: Sequence[Outcome]) -> PromptResponse:

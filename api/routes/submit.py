@@ -43,8 +43,11 @@ class Submission(BaseModel):
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """One of the bodies of the table, told apart by `task`."""
-        parts = {task: handler(TypeAdapter(_submitted(task)).core_schema)["$ref"] for task in TASKS}
+        """Return the schema: one of the bodies of the table, told apart by `task`."""
+        parts = {}
+        for task in TASKS:
+            part = handler(TypeAdapter(_submitted(task)).core_schema)
+            parts[task] = part["$ref"]
         return {
             "title": cls.__name__,
             "description": cls.__doc__,
@@ -55,7 +58,7 @@ class Submission(BaseModel):
 
 @dataclass(frozen=True)
 class _Beside:
-    """What the document says of an endpoint's body with this task beside its fields."""
+    """The further fields of an endpoint's body in the OpenAPI document: its `task`."""
 
     task: str
 
@@ -63,12 +66,11 @@ class _Beside:
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         body = handler(schema)
-        shapes = [handler.resolve_ref_schema(part) for part in body.get("anyOf", [body])]
-        examples = [
-            {"task": self.task} | example
-            for shape in shapes
-            for example in shape.get("examples", [])
-        ]
+        examples = []
+        for part in body.get("anyOf", [body]):
+            shape = handler.resolve_ref_schema(part)
+            for example in shape.get("examples", []):
+                examples.append({"task": self.task} | example)
         task = {
             "type": "object",
             "properties": {"task": {"type": "string", "const": self.task}},

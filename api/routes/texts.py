@@ -15,8 +15,10 @@ End = Callable[[Sequence[Outcome], Timings | None], dict[str, Any]]
 
 
 class Texts:
-    """Of `num_jobs` jobs with `n` completions each; `end` makes the last payload of all outcomes
-    and their timings."""
+    """Renders bare text of `num_jobs` jobs with `n` completions each.
+
+    `end` makes the last payload from all outcomes and their timings.
+    """
 
     def __init__(self, n: int, num_jobs: int, end: End) -> None:
         self._deltas = ChoiceDeltas(n)

@@ -17,7 +17,7 @@ _NO_TOKEN = TgiToken(id=0, text="", logprob=0.0, special=True)
 
 
 class TgiFrames:
-    """Of one job with one completion."""
+    """Renders the frames of one job with one completion."""
 
     def __init__(self, notes: TgiNotes) -> None:
         self._notes = notes
@@ -44,31 +44,36 @@ class TgiFrames:
         return TGI.body(problem)
 
     def _frames(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
-        """Token by token; the piece's end with its last one."""
+        """Yield a frame for each token. The delta's end comes with its last one."""
         self._text += delta.text
-        tops = [top_bodies(item) for item in delta.logprobs] if self._notes.top_n else []
         if delta.logprobs:
             self._last_text = delta.logprobs[-1].token
-        for at, token in enumerate(tokens := self._tokens(delta)):
-            self._last, is_last = token, at + 1 == len(tokens)
+        tokens = self._tokens(delta)
+        for index, token in enumerate(tokens):
+            self._last = token
             self._num_tokens += bool(delta.ids)
             frame: dict[str, Any] = {"index": self._num_tokens, "token": token.model_dump()}
-            if at < len(tops):
-                frame["top_tokens"] = [top.model_dump() for top in tops[at]]
-            yield frame | (
-                self._end(delta.finish_reason) if is_last and delta.finish_reason else _NO_END
-            )
+            if self._notes.top_n and index < len(delta.logprobs):
+                tops = top_bodies(delta.logprobs[index])
+                frame["top_tokens"] = [top.model_dump() for top in tops]
+            is_last = index + 1 == len(tokens)
+            if is_last and delta.finish_reason:
+                frame |= self._end(delta.finish_reason)
+            else:
+                frame |= _NO_END
+            yield frame
 
     def _tokens(self, delta: ChoiceDelta) -> list[TgiToken]:
-        """Their texts are what is added: a token that may begin a stop string adds nothing until
-        that is certain."""
+        """Return the tokens of a delta, whose texts are what each adds.
+
+        A token that may begin a stop string adds nothing until that is certain.
+        """
         tokens = token_bodies(delta.ids, delta.logprobs, is_end=delta.finish_reason == "stop")
         if "".join(token.text for token in tokens) != delta.text:
-            texts = [""] * (len(tokens) - 1) + [delta.text]
-            tokens = [
-                token.model_copy(update={"text": text})
-                for token, text in zip(tokens, texts, strict=False)
-            ]
+            # The whole text stands with the last token.
+            tokens = [token.model_copy(update={"text": ""}) for token in tokens]
+            if tokens:
+                tokens[-1] = tokens[-1].model_copy(update={"text": delta.text})
         if tokens or not (delta.text or delta.finish_reason):
             return tokens
         return [self._last.model_copy(update={"text": delta.text, "special": not delta.text})]

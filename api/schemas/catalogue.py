@@ -15,8 +15,8 @@ class CatalogueEntry(ModelEntry):
 
 
 class CatalogueChange(BaseModel):
-    """What was done to a model of the catalogue. An order to load is obeyed by each worker in its
-    own time."""
+    """The change that was made to a model of the catalogue. Each worker obeys an order to load in
+    its own time."""
 
     model_id: str
     done: Literal["added", "changed", "removed", "pinned", "unpinned", "ordered"]

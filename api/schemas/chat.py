@@ -121,8 +121,11 @@ class ChatRequest(SampledRequest):
         return self
 
     def chat_task(self, max_tokens: int) -> Generate:
-        """What does not fit the context window is refused; a default `max_tokens` is no reason
-        to."""
+        """Return the task of a dialogue.
+
+        One that does not fit the context window is refused, unless only the default `max_tokens` is
+        too much.
+        """
         chat = Chat(tuple(message.turn() for message in self.messages))
         overflow: Literal["clamp", "refuse"] = "clamp" if self.max_tokens is None else "refuse"
         return Generate(chat, self.sampling(max_tokens), self.condition, overflow)

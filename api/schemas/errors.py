@@ -1,5 +1,4 @@
-"""What routes may answer besides their own bodies, as the OpenAPI document tells it: errors, `202`,
-streams.
+"""Answers of routes besides their own bodies, for the OpenAPI document: errors, `202`, streams.
 
 `api/errors.py` writes the errors. Whatever is wrong with a request is a 400, so FastAPI's own 422
 has no place here.

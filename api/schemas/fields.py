@@ -156,7 +156,7 @@ class RequestBody(BaseModel):
 
 
 class SampledRequest(RequestBody):
-    """What every request for text has: which model, and how to choose tokens."""
+    """The fields of every request for text: the model, and how to choose tokens."""
 
     max_tokens: MaxTokens | None = None
     n: Choices = 1

@@ -11,8 +11,8 @@ _PIXEL = "R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 
 
 class StoredFile(BaseModel):
-    """What is told of a file. `bytes` are how many it has, `digest` is their SHA-256; times are in
-    seconds since 1970."""
+    """The record of a file. `bytes` is its size, `digest` is its SHA-256; times are in seconds
+    since 1970."""
 
     id: str
     object: Literal["file"] = "file"

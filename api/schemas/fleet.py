@@ -1,12 +1,11 @@
-"""What a front tells of its fleet under `/api`: which models are in whose memory, and how many are
-at work."""
+"""Bodies under `/api` about the fleet: which models are in memory, and how many workers there are."""
 
 from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel
 
-from shared.messages import ModelInfo, Residence, WorkerInfo
+from shared.messages import ModelInfo, Residence
 from shared.presence import Fleet
 
 _STATUSES: tuple[tuple[Residence, Literal["ready", "loading", "unloading", "unloaded"]], ...] = (
@@ -19,7 +18,7 @@ _STATUSES: tuple[tuple[Residence, Literal["ready", "loading", "unloading", "unlo
 
 
 class Acceleration(BaseModel):
-    """What a model computes with; empty where its worker does not tell."""
+    """The device and dtype that a model computes with; empty where its worker does not tell."""
 
     device: str
     dtype: str
@@ -49,7 +48,8 @@ class ModelStatuses(BaseModel):
 
 
 class Unloading(BaseModel):
-    """Of the `workers` that serve the model so many have `unloaded` it since they were told to."""
+    """The number of `workers` that serve the model, and of those that have `unloaded` it since the
+    order."""
 
     model_id: str
     status: Literal["unloading", "unloaded"]
@@ -70,7 +70,8 @@ class ApiHealth(BaseModel):
 
 
 def model_status(fleet: Fleet, model: ModelInfo) -> ModelStatus:
-    workers, residences = fleet.serving(model.id), fleet.residences(model.id)
+    workers = fleet.serving(model.id)
+    residences = fleet.residences(model.id)
     failure = fleet.failure(model.id)
     return ModelStatus(
         model_id=model.id,
@@ -97,34 +98,46 @@ def _status_of(
 
 
 def unloading(fleet: Fleet, model_id: str, order: int) -> Unloading:
-    """How far an order to unload has been carried out; a worker that loaded the model again since
-    had obeyed it."""
+    """Return how far an order to unload has been carried out.
+
+    A worker that has loaded the model again since has obeyed it, too.
+    """
     workers = fleet.serving(model_id)
-    count = sum(worker.unloads.get(model_id, 0) >= order for worker in workers)
-    status: Literal["unloading", "unloaded"] = "unloaded" if count == len(workers) else "unloading"
-    return Unloading(model_id=model_id, status=status, workers=len(workers), unloaded=count)
-
-
-def api_health(fleet: Fleet) -> ApiHealth:
-    states = [worker.state for worker in fleet.workers]
-    return ApiHealth(
-        status="ok" if fleet.is_ready else "unavailable",
-        workers={state: states.count(state) for state in ("loading", "ready", "draining")},
-        models={
-            "known": len(fleet.models),
-            "served": sum(_can_serve(fleet, name) for name in fleet.models),
-        },
-        devices=sorted(
-            {model.device for worker in _ready(fleet) for model in worker.models if model.device}
-        ),
-        memory_bytes=sum(worker.memory_bytes for worker in fleet.workers),
-        in_flight=sum(worker.in_flight for worker in fleet.workers),
+    num_unloaded = 0
+    for worker in workers:
+        if worker.unloads.get(model_id, 0) >= order:
+            num_unloaded += 1
+    return Unloading(
+        model_id=model_id,
+        status="unloaded" if num_unloaded == len(workers) else "unloading",
+        workers=len(workers),
+        unloaded=num_unloaded,
     )
 
 
-def _can_serve(fleet: Fleet, model_id: str) -> bool:
-    return fleet.serves(model_id) and fleet.failure(model_id) is None
+def api_health(fleet: Fleet) -> ApiHealth:
+    states = {"loading": 0, "ready": 0, "draining": 0}
+    devices: set[str] = set()
+    memory_bytes = 0
+    in_flight = 0
+    for worker in fleet.workers:
+        if worker.state in states:
+            states[worker.state] += 1
+        memory_bytes += worker.memory_bytes
+        in_flight += worker.in_flight
+        if worker.state == "ready":
+            devices.update(model.device for model in worker.models)
+    devices.discard("")
 
-
-def _ready(fleet: Fleet) -> list[WorkerInfo]:
-    return [worker for worker in fleet.workers if worker.state == "ready"]
+    num_served = 0
+    for model_id in fleet.models:
+        if fleet.serves(model_id) and fleet.failure(model_id) is None:
+            num_served += 1
+    return ApiHealth(
+        status="ok" if fleet.is_ready else "unavailable",
+        workers=states,
+        models={"known": len(fleet.models), "served": num_served},
+        devices=sorted(devices),
+        memory_bytes=memory_bytes,
+        in_flight=in_flight,
+    )

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, Field, model_validator
 
-from api.request_events import Outcome, total_usage
+from api.request_events import Choice, Outcome, total_usage
 from api.schemas.fields import (
     AnyText,
     Condition,
@@ -66,7 +66,7 @@ class GenerateResponse(BaseModel):
 
 
 class ScoringRequest(RequestBody):
-    """What every request for log-likelihoods has."""
+    """The fields of every request for log-likelihoods."""
 
     model: str | None = None
     condition: Condition | None = None
@@ -92,7 +92,7 @@ class LoglikelihoodRequest(ScoringRequest):
 
 
 class LoglikelihoodResponse(BaseModel):
-    """Of each continuation: log-likelihood (nats), whether greedy decoding would say it, and its
+    """The log-likelihood of each continuation (nats), whether greedy decoding would say it, and its
     length in tokens."""
 
     model_config = shown({"ll": [-106.5], "is_greedy": [False], "num_tokens": [6]})
@@ -109,7 +109,7 @@ class RollingRequest(ScoringRequest):
 
 
 class RollingResponse(BaseModel):
-    """Of each text: log-likelihood (nats) of all its tokens, and their number."""
+    """The log-likelihood of each text (nats), over all its tokens, and their number."""
 
     model_config = shown({"ll": [-182.7], "num_tokens": [11]})
 
@@ -133,7 +133,9 @@ def rolling_response(scores: list[ContinuationScore]) -> RollingResponse:
 
 
 def generate_response(outcomes: Sequence[Outcome]) -> GenerateResponse:
-    choices = [choice for outcome in outcomes for choice in outcome.choices]
+    choices: list[Choice] = []
+    for outcome in outcomes:
+        choices += outcome.choices
     values = [q_values_body(choice.q_values) for choice in choices]
     return GenerateResponse(
         completions=[choice.text for choice in choices],

@@ -165,7 +165,7 @@ class CompletionRequest(SampledRequest):
 
 @dataclass(frozen=True)
 class Heading:
-    """What all chunks of one answer have in common."""
+    """The fields that all chunks of one answer share."""
 
     id: str
     created: int
@@ -227,9 +227,10 @@ def model_body(model: ModelInfo) -> Model:
 
 
 def completion(heading: Heading, outcomes: Sequence[Outcome]) -> Completion:
-    """The whole answer of a completion that was not streamed: the choices of each prompt stand
-    together."""
-    choices = [choice for outcome in outcomes for choice in outcome.choices]
+    """Return the whole answer of a completion. The choices of each prompt stand together."""
+    choices: list[Choice] = []
+    for outcome in outcomes:
+        choices += outcome.choices
     bodies = [_choice_body(index, choice) for index, choice in enumerate(choices)]
     usage = detailed_usage_body(total_usage(outcomes))
     return Completion(

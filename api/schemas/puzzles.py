@@ -155,7 +155,7 @@ class SolveResponse(BaseModel):
 def solve_response(
     model: str, as_string: Sequence[bool], outcomes: Sequence[Outcome]
 ) -> SolveResponse:
-    """The answers in the order of the puzzles; one to a string is a string."""
+    """Return the answers in the order of the puzzles. The answer to a string is a string."""
     bodies = []
     for is_string, outcome in zip(as_string, outcomes, strict=True):
         bodies.append(_solution_body(outcome.as_a(Solution), as_string=is_string))
@@ -163,9 +163,11 @@ def solve_response(
 
 
 def _solution_body(solution: Solution, *, as_string: bool) -> SolutionBody:
-    grid = (
-        "".join(str(cell) for row in solution.grid for cell in row) if as_string else solution.grid
-    )
+    grid: Any = solution.grid
+    if as_string:
+        grid = ""
+        for row in solution.grid:
+            grid += "".join(map(str, row))
     return SolutionBody(
         grid=grid,
         confidence=solution.confidence,

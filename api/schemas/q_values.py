@@ -1,5 +1,4 @@
-"""What the q head of an AI-OS implant makes of an answer; left out of the answers of models without
-one."""
+"""The values of an implant's q head; left out of the answers of models without one."""
 
 from typing import Any
 

@@ -126,7 +126,7 @@ class TgiResponse(BaseModel):
 
 
 class TgiResponses(RootModel[list[TgiResponse]]):
-    """What `POST /` answers."""
+    """The answer of `POST /`."""
 
     model_config = shown(
         [{"generated_text": "2x = 9 - 3\n+(009-003) 06 00 00\n2x = 6\nx = 6 / 2\nx = 3"}]
@@ -134,8 +134,10 @@ class TgiResponses(RootModel[list[TgiResponse]]):
 
 
 class TgiNotes(msgspec.Struct, frozen=True):
-    """What an answer needs of its request. `prefix` comes before the text; `seed` is None of a
-    greedy answer."""
+    """Notes for rendering an answer.
+
+    `prefix` comes before the text; `seed` is None for a greedy answer.
+    """
 
     prefix: str
     has_details: bool

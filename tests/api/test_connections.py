@@ -59,9 +59,8 @@ async def test_a_client_that_offers_http2_is_answered_in_http_1(redis_url: str) 
         try:
             writer.write(head + offers + b"Content-Length: %d\r\n\r\n" % len(body) + body)
             refused = await asyncio.wait_for(answer(reader), ANSWERED_S)
-            assert (
-                refused.startswith(b"HTTP/1.1 400") and b"prompts" in refused
-            )  # it has read what is wrong
+            # It has read what is wrong.
+            assert refused.startswith(b"HTTP/1.1 400") and b"prompts" in refused
             writer.write(REQUEST)
             answered = await asyncio.wait_for(answer(reader), ANSWERED_S)
             assert answered.startswith(b"HTTP/1.1 200")

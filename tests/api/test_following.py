@@ -22,9 +22,8 @@ async def test_listeners_that_come_at_once_share_one_connection(redis: Redis) ->
             await redis.publish(name, name)
             return await inbox.get()
 
-    async with asyncio.timeout(
-        DEADLINE_S
-    ):  # less than the wait for a confirmation that never comes
+    # Less than the wait for a confirmation that never comes.
+    async with asyncio.timeout(DEADLINE_S):
         heard = await asyncio.gather(*map(hear, names))
     assert heard == [name.encode() for name in names]
     assert len(await redis.client_list(_type="pubsub")) <= 1

@@ -161,9 +161,8 @@ async def test_a_redis_that_hangs_costs_seconds_and_what_it_took_is_called_off(
     await announce(redis, "echo")
     async with live(redis, require_key="no") as (client, front):
         await front.fleet.now()
-        front.fleet._expires_at = (
-            math.inf
-        )  # however slow the machine: it is the submit that finds Redis hanging
+        # However slow the machine: it is the submit that finds Redis hanging.
+        front.fleet._expires_at = math.inf
         with own_redis.hanging():
             answer = await client.post("/generate", json={"prompts": ["a"]})
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "broker_unavailable")

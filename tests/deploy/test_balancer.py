@@ -104,10 +104,11 @@ async def test_a_stream_whose_front_is_killed_goes_on_by_its_last_event_id(
     stage: Stage, worker: EchoWorker
 ) -> None:
     worker.gate.clear()
+    # One on each front: the least busy one is next.
     answers = [
         await stage.begin(),
         await stage.begin(),
-    ]  # one on each front: the least busy one is next
+    ]
     await stage.kill(0)
     reading = {
         asyncio.create_task(next_frame(coming)): (answer, seen) for answer, coming, seen in answers

@@ -154,9 +154,8 @@ def test_what_is_scaled_is_there_once_and_has_no_number_of_its_own(file: Path) -
             <= least
             <= spec.get("maxReplicas", spec.get("maxReplicaCount"))
         )
-    for budget in release.of(
-        "PodDisruptionBudget"
-    ):  # one that never lets a Pod go would stop a node's drain for ever
+    # One that never lets a Pod go would stop a node's drain for ever.
+    for budget in release.of("PodDisruptionBudget"):
         assert int(str(budget["spec"]["maxUnavailable"]).rstrip("%")) > 0
 
 

@@ -5,12 +5,13 @@ import pytest
 from scripts.ab import Sampling, Side, agreement, compare
 from tests.fixtures.e2e.serving import serving
 
+# None that it is sure of.
 PROMPTS = [
     "Solve for y: y * y = x",
     "Compute: 99999 * 88888",
     "7 7 7 7",
     "zzz qqq",
-]  # none that it is sure of
+]
 
 
 @pytest.mark.slow

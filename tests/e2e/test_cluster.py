@@ -46,9 +46,8 @@ async def test_the_fleet_on_a_cluster_outlives_a_restart_of_a_node(tmp_path: Pat
                     return text
 
                 await door.ready()
-                asked = [
-                    asyncio.create_task(ask("abc", 2000)) for _ in range(12)
-                ]  # new work would be refused meanwhile
+                # New work would be refused meanwhile.
+                asked = [asyncio.create_task(ask("abc", 2000)) for _ in range(12)]
                 async with asyncio.timeout(DEADLINE_S):
                     while len(shards := await shards_at_work(broker)) < len(asked):
                         await asyncio.sleep(0.005)

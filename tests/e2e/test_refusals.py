@@ -180,9 +180,8 @@ def outcomes(cells: list[Cell], redis_url: str, *, as_nobody: bool) -> list[dict
 
 def check(cells: list[Cell], redis_url: str, *, as_nobody: bool = False) -> None:
     for cell, told in zip(cells, outcomes(cells, redis_url, as_nobody=as_nobody), strict=True):
-        sentences = [
-            line for line in told["said"].splitlines() if not line.startswith("{")
-        ]  # the others are the log
+        # The others are the log.
+        sentences = [line for line in told["said"].splitlines() if not line.startswith("{")]
         assert told["status"] == 2, (str(cell), told)
         assert len(sentences) == 1, (str(cell), told)
         assert "hush" not in told["said"]
@@ -208,9 +207,8 @@ def test_a_redis_that_cannot_be_named(redis_url: str) -> None:
 def test_no_port_or_path_setting_is_left_out() -> None:
     """A new one is told of here by its name."""
     cancellations = ("port", "path", "file", "template", "terms", "dir")
-    found = {name for name in Settings.model_fields if name.endswith(cancellations)} - {
-        "root_path"
-    }  # of URLs
+    # Of URLs.
+    found = {name for name in Settings.model_fields if name.endswith(cancellations)} - {"root_path"}
     assert found | {"models", "config"} == set(READERS)
 
 

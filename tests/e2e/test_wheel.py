@@ -114,9 +114,8 @@ def test_it_serves_the_sample_from_an_empty_folder(
 
 
 def test_every_module_and_its_data_are_in_it(wheel: Path, source: Path) -> None:
-    old_names = (
-        source / "scripts" / "entry_points"
-    )  # installed under the names of the folders in it
+    # Installed under the names of the folders in it.
+    old_names = source / "scripts" / "entry_points"
     expected = {str(file.relative_to(old_names)) for file in old_names.rglob("*.py")}
     for room in ("api", "worker", "shared", "scripts"):
         files = [

@@ -74,9 +74,8 @@ def test_a_dead_one_revives_with_its_data() -> None:
     with EmbeddedRedis() as server, redis.Redis.from_url(server.url) as client:
         assert server.revive() is False
         client.set("kept", "yes")
-        client.config_set(
-            "appendfsync", "always"
-        )  # what is written below is on disk before the answer
+        # What is written below is on disk before the answer.
+        client.config_set("appendfsync", "always")
         client.set("also", "yes")
         before = server.pid
         os.kill(before, signal.SIGKILL)

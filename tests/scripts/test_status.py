@@ -249,9 +249,8 @@ def test_the_page_names_every_field() -> None:
     }
     for name, kinds in of.items():
         told = set(re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", rows[name])))
-        numbers = (
-            NUMBERS.keys() if kinds == [WorkerModel] else set()
-        )  # they have a table of their own
+        # They have a table of their own.
+        numbers = NUMBERS.keys() if kinds == [WorkerModel] else set()
         assert told | numbers == {field for kind in kinds for field in kind.__struct_fields__}, name
 
 

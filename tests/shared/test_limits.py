@@ -152,9 +152,8 @@ def check_rates(accepted: list[Accepted]) -> None:
         for first in requests:
             later = [request.answered_s for request in requests if request.asked_s >= first.asked_s]
             for number, last_s in enumerate(sorted(later), start=1):
-                allowed = quota.burst + quota.rate_per_s * (
-                    last_s - first.asked_s + 0.001
-                )  # Redis counts milliseconds
+                # Redis counts milliseconds.
+                allowed = quota.burst + quota.rate_per_s * (last_s - first.asked_s + 0.001)
                 assert number <= allowed, (tenant, number, last_s - first.asked_s)
 
 

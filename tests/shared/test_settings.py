@@ -326,9 +326,8 @@ def test_print_config_shows_values_and_origins_and_hides_passwords(
     assert list(lines) == list(Settings.model_fields)
     assert lines["port"] == ["7", "#", "--port"]
     assert lines["threads"][-1] == "serve.hrm.threads" and lines["host"][-1] == "default"
-    assert (
-        lines["dtype"][0] == lines["kv_memory_mib"][0] == "auto"
-    )  # resolved only where the machine is known
+    # Resolved only where the machine is known.
+    assert lines["dtype"][0] == lines["kv_memory_mib"][0] == "auto"
     assert lines["redis_url"] == ["redis://user:***@host:1/0?password=***", "#", "AIOS_REDIS_URL"]
     assert "s3cr" not in printed
 

@@ -23,6 +23,7 @@ def machine(
     return Machine(tuple((core,) for core in range(cores)), cores, cache, free, gpus)
 
 
+# Memory for three: the cores that are left become threads.
 @pytest.mark.parametrize(
     ("there", "weights", "expected"),
     [
@@ -33,7 +34,7 @@ def machine(
             machine(free=16 * GIB),
             2 * GIB,
             Shape(3, 2),
-        ),  # memory for three: the cores that are left become threads
+        ),
         (machine(free=4 * GIB), 2 * GIB, Shape(1, 8)),
         (machine(1), 2 * GIB, Shape(1, 1)),
         (machine(free=4 * GIB), 2 * MIB, Shape(3, 1)),  # 1 GiB and a little each

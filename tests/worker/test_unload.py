@@ -106,9 +106,8 @@ async def test_a_model_on_a_gpu_is_loaded_while_the_others_stand_still(redis: Re
 
     def make() -> Runner:
         before = gated.num_steps
-        asyncio.run_coroutine_threadsafe(asyncio.sleep(3 * LEASE_S), loop).result(
-            20
-        )  # a load takes a while
+        # A load takes a while.
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(3 * LEASE_S), loop).result(20)
         steps_while_loading.append(gated.num_steps - before)
         return echo()
 
