@@ -172,10 +172,10 @@ def _snapshot(values: Sequence[Any]) -> JobSnapshot:
     """Return a snapshot from the values of `status.lua`, in its order."""
     state, last_index, queue_ms, deadline_ms, fingerprint, queued, taken, first, ended = values
     times = JobTimes(
-        queued_s=int(queued_ms) / 1000,
-        taken_s=_seconds(taken_ms),
-        first_s=_seconds(first_ms),
-        ended_s=_seconds(ended_ms),
+        queued_s=int(queued) / 1000,
+        taken_s=_seconds(taken),
+        first_s=_seconds(first),
+        ended_s=_seconds(ended),
     )
     return JobSnapshot(
         state=state.decode(),
