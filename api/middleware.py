@@ -123,10 +123,8 @@ class AccessLog:
         line |= log_fields_of(request_state)
         if self._log_bodies:
             line["answer"] = _shown(answer)
-        level = logging.DEBUG
-        if self._log_requests and not request_state.is_probe:
-            level = logging.INFO
-        access_log.log(level, "request", extra=fields(**line))
+        is_news = self._log_requests and not request_state.is_probe
+        access_log.log(logging.INFO if is_news else logging.DEBUG, "request", extra=fields(**line))
 
 
 class DefaultSeed:

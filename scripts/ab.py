@@ -16,23 +16,25 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from scripts.sample_problems import KINDS, held_out
+from scripts.sample_problems import KINDS, Problem, held_out
 
 PATHS = {"aios": "/generate", "openai": "/completions", "tgi": "/generate"}
 KEY_ENV = "AB_API_KEY"
 WARM_UP = "Hello"
-SHOWN = 60  # characters of each text around a difference
+# Characters that are shown of each text, before and after a difference.
+SHOWN = 60
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How both sides are asked. Temperature 0 is greedy, top_p 1 cuts nothing."""
+    """Sampling parameters, the same for both sides. Temperature 0 is greedy, top_p 1 cuts
+    nothing."""
 
     max_tokens: int = 16
     temperature: float = 0.0
@@ -49,7 +51,11 @@ class Side:
 
 @dataclass(frozen=True)
 class Answer:
-    """`seconds` from asking to the whole answer; an answer with an `error` has no text."""
+    """A server's answer to one prompt.
+
+    `seconds` is the time from the request to the whole answer. An answer with an `error` has no
+    text.
+    """
 
     seconds: float
     text: str = ""
@@ -59,7 +65,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Answers:
-    """One side's, in the order of the prompts; `seconds` is how long all of them took together."""
+    """The answers of one side, in the order of the prompts.
+
+    `seconds` is how long all of them took together.
+    """
 
     side: Side
     answers: Sequence[Answer]
@@ -67,34 +76,41 @@ class Answers:
 
 
 def body_of(side: Side, prompt: str, sampling: Sampling) -> dict[str, Any]:
-    """The request in the side's dialect. TGI takes neither a temperature of 0 nor a top_p of 1,
-    which mean nothing."""
-    model = {} if side.model is None else {"model": side.model}
-    given = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
-    if side.dialect == "aios":
-        return {"prompts": [prompt], "max_tokens": sampling.max_tokens, **given, **model}
-    if side.dialect == "openai":
-        return {
-            "model": "local",
-            "prompt": prompt,
+    """Return the request in the side's dialect."""
+    body: dict[str, Any]
+    if side.dialect == "tgi":
+        body = {"inputs": prompt, "parameters": _tgi_parameters(sampling)}
+    else:
+        body = {
             "max_tokens": sampling.max_tokens,
-            **given,
-            **model,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": sampling.seed,
         }
-    is_sampled = sampling.temperature > 0
-    parameters: dict[str, Any] = {
-        "max_new_tokens": sampling.max_tokens,
-        "do_sample": is_sampled,
-        "details": True,
-    }
-    if is_sampled:
-        parameters |= {"temperature": sampling.temperature, "seed": sampling.seed}
-        parameters |= {"top_p": sampling.top_p} if sampling.top_p < 1 else {}
-    return {"inputs": prompt, "parameters": parameters, **model}
+        if side.dialect == "aios":
+            body["prompts"] = [prompt]
+        else:
+            body["prompt"] = prompt
+            body["model"] = "local"
+    if side.model is not None:
+        body["model"] = side.model
+    return body
+
+
+def _tgi_parameters(sampling: Sampling) -> dict[str, Any]:
+    parameters: dict[str, Any] = {"max_new_tokens": sampling.max_tokens, "details": True}
+    # TGI refuses a temperature of 0 and a top_p of 1: leaving them out means the same.
+    parameters["do_sample"] = sampling.temperature > 0
+    if sampling.temperature > 0:
+        parameters["temperature"] = sampling.temperature
+        parameters["seed"] = sampling.seed
+        if sampling.top_p < 1:
+            parameters["top_p"] = sampling.top_p
+    return parameters
 
 
 def read(dialect: str, answer: Mapping[str, Any]) -> tuple[str, int]:
-    """The text and the number of its tokens."""
+    """Return the text of an answer and the number of its tokens."""
     if dialect == "aios":
         return answer["completions"][0], answer["usage"]["completion_tokens"]
     if dialect == "openai":
@@ -103,17 +119,18 @@ def read(dialect: str, answer: Mapping[str, Any]) -> tuple[str, int]:
 
 
 async def ask(client: httpx.AsyncClient, side: Side, prompt: str, sampling: Sampling) -> Answer:
+    url = side.url + PATHS[side.dialect]
     begun = time.perf_counter()
     try:
-        answer = await client.post(
-            side.url + PATHS[side.dialect], json=body_of(side, prompt, sampling)
-        )
+        response = await client.post(url, json=body_of(side, prompt, sampling))
     except httpx.HTTPError as error:
         return Answer(time.perf_counter() - begun, error=repr(error))
     seconds = time.perf_counter() - begun
-    if answer.status_code != 200:
-        return Answer(seconds, error=f"{answer.status_code}: {answer.text[:200]}")
-    return Answer(seconds, *read(side.dialect, answer.json()))
+
+    if response.status_code != 200:
+        return Answer(seconds, error=f"{response.status_code}: {response.text[:200]}")
+    text, num_tokens = read(side.dialect, response.json())
+    return Answer(seconds, text, num_tokens)
 
 
 async def ask_all(
@@ -123,83 +140,112 @@ async def ask_all(
     sampling: Sampling,
     concurrency: int,
 ) -> Answers:
-    """Every prompt once, at most `concurrency` at a time."""
-    room = asyncio.Semaphore(concurrency)
+    """Send every prompt once, at most `concurrency` at a time, and return the answers."""
+    free = asyncio.Semaphore(concurrency)
 
-    async def one(prompt: str) -> Answer:
-        async with room:
+    async def ask_in_turn(prompt: str) -> Answer:
+        async with free:
             return await ask(client, side, prompt, sampling)
 
     begun = time.perf_counter()
-    answers = await asyncio.gather(*map(one, prompts))
+    answers = await asyncio.gather(*(ask_in_turn(prompt) for prompt in prompts))
     return Answers(side, answers, time.perf_counter() - begun)
 
 
 def row(of: Answers) -> dict[str, Any]:
-    """What is told of one side; latencies in milliseconds, of what did not fail."""
-    fine = [answer for answer in of.answers if answer.error is None]
-    latencies = sorted(1000 * answer.seconds for answer in fine)
-    tokens = sum(answer.num_tokens for answer in fine)
-    return {
-        "side": f"{of.side.dialect}={of.side.url}" + (f" {of.side.model}" if of.side.model else ""),
+    """Return one side's row of the table: latencies in milliseconds, of requests that did not
+    fail."""
+    latencies = []
+    tokens = 0
+    for answer in of.answers:
+        if answer.error is None:
+            latencies.append(1000 * answer.seconds)
+            tokens += answer.num_tokens
+    latencies.sort()
+
+    name = f"{of.side.dialect}={of.side.url}"
+    if of.side.model:
+        name += f" {of.side.model}"
+    cells: dict[str, Any] = {
+        "side": name,
         "requests": len(of.answers),
-        "errors": len(of.answers) - len(fine),
-        **{
-            f"p{q}_ms": round(latencies[int(len(latencies) * q / 100)], 1)
-            for q in (50, 95)
-            if latencies
-        },
-        "tokens": tokens,
-        "tokens_per_s": round(tokens / of.seconds, 1),
+        "errors": len(of.answers) - len(latencies),
     }
+    if latencies:
+        cells["p50_ms"] = round(latencies[int(len(latencies) * 50 / 100)], 1)
+        cells["p95_ms"] = round(latencies[int(len(latencies) * 95 / 100)], 1)
+    cells["tokens"] = tokens
+    cells["tokens_per_s"] = round(tokens / of.seconds, 1)
+    return cells
 
 
 def agreement(prompts: Sequence[str], one: Answers, two: Answers) -> dict[str, Any]:
-    """How many texts are equal, of the prompts that both answered, and where the first that differ
-    do."""
-    pairs = [
-        (p, a, b)
-        for p, a, b in zip(prompts, one.answers, two.answers, strict=True)
-        if not (a.error or b.error)
-    ]
-    differing = [(prompt, a.text, b.text) for prompt, a, b in pairs if a.text != b.text]
-    found: dict[str, Any] = {"compared": len(pairs), "equal": len(pairs) - len(differing)}
-    if differing:
-        prompt, first, second = differing[0]
-        at = next(
-            (at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
-            min(len(first), len(second)),
-        )
-        found["first_difference"] = {
-            "prompt": prompt,
-            "at": at,
-            "a": first[max(0, at - SHOWN) : at + SHOWN],
-            "b": second[max(0, at - SHOWN) : at + SHOWN],
-        }
-    return found
+    """Return how many texts are equal, of the prompts that both sides answered.
+
+    Where some are not, the first such prompt is returned too, with both texts around the first
+    character that differs.
+    """
+    num_compared = 0
+    differences: list[dict[str, Any]] = []
+    for prompt, a, b in zip(prompts, one.answers, two.answers, strict=True):
+        if a.error or b.error:
+            continue
+        num_compared += 1
+        if a.text != b.text:
+            at = _first_difference(a.text, b.text)
+            start = max(0, at - SHOWN)
+            end = at + SHOWN
+            differences.append(
+                {"prompt": prompt, "at": at, "a": a.text[start:end], "b": b.text[start:end]}
+            )
+
+    result: dict[str, Any] = {"compared": num_compared, "equal": num_compared - len(differences)}
+    if differences:
+        result["first_difference"] = differences[0]
+    return result
+
+
+def _first_difference(one: str, two: str) -> int:
+    """Return the index at which two texts differ; where one begins with the other, the end of the
+    shorter one."""
+    for index, (a, b) in enumerate(zip(one, two, strict=False)):
+        if a != b:
+            return index
+    return min(len(one), len(two))
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows under the names of the first one's columns."""
-    lines = [list(rows[0]), *([str(item.get(name, "-")) for name in rows[0]] for item in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = (
-        [word.ljust(width) for word, width in zip(line, widths, strict=True)] for line in lines
-    )
-    return "\n".join("  ".join(line).rstrip() for line in padded)
+    """Return the rows as text, under the names of the first row's columns."""
+    columns = []
+    for name in rows[0]:
+        cells = [name]
+        for values in rows:
+            cells.append(str(values.get(name, "-")))
+        width = max(map(len, cells))
+        columns.append([cell.ljust(width) for cell in cells])
+
+    lines = []
+    for line in zip(*columns, strict=True):
+        lines.append("  ".join(line).rstrip())
+    return "\n".join(lines)
 
 
 async def compare(
     sides: Sequence[Side], prompts: Sequence[str], sampling: Sampling, concurrency: int
 ) -> list[Answers]:
-    """One side after the other, so that they do not share a machine's time; each is asked something
-    else before."""
+    """Ask one side after the other, so that they do not share a machine's time.
+
+    Every side is warmed up by another prompt first.
+    """
     key = os.environ.get(KEY_ENV)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
+    results = []
     async with httpx.AsyncClient(timeout=300, headers=headers) as client:
         for side in sides:
             await ask(client, side, WARM_UP, sampling)
-        return [await ask_all(client, side, prompts, sampling, concurrency) for side in sides]
+        for side in sides:
+            results.append(await ask_all(client, side, prompts, sampling, concurrency))
+    return results
 
 
 def side_of(text: str) -> Side:
@@ -225,45 +271,57 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--concurrency", type=int, default=1, help="requests under way at a time")
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of the table")
     args = parser.parse_args(argv)
-    names = args.models.split(",") if args.models else [None, None]
-    if len(names) != len(args.sides):
-        parser.error(f"--models: expected two names, got {args.models!r}")
-    sides = [
-        Side(side.dialect, side.url, name) for side, name in zip(args.sides, names, strict=True)
-    ]
+    sides = args.sides
+    if args.models:
+        names = args.models.split(",")
+        if len(names) != len(sides):
+            parser.error(f"--models: expected two names, got {args.models!r}")
+        sides = [replace(side, model=name) for side, name in zip(sides, names, strict=True)]
     prompts = prompts_of(args.prompts)
-    sampling = Sampling(args.max_tokens, args.temperature, args.top_p, args.seed)
+    sampling = Sampling(
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        seed=args.seed,
+    )
     one, two = asyncio.run(compare(sides, prompts, sampling, args.concurrency))
     return report(prompts, one, two, as_json=args.json)
 
 
 def prompts_of(path: Path | None) -> list[str]:
-    """The lines of the file that are not empty, or ten problems that the sample model knows, of all
-    kinds."""
+    """Return the lines of the file that are not empty; without a file, ten problems of all kinds
+    that the sample model knows."""
     if path is None:
-        return [problem.prompt for kind in KINDS for problem in held_out(kind, 10)][:: len(KINDS)]
+        problems: list[Problem] = []
+        for kind in KINDS:
+            problems += held_out(kind, 10)
+        # The problems stand kind by kind: every fourth one makes ten that are of all kinds.
+        return [problem.prompt for problem in problems[:: len(KINDS)]]
     return [line for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
 def report(prompts: Sequence[str], one: Answers, two: Answers, *, as_json: bool) -> int:
-    """Print what was found; the exit status."""
-    rows, found = [row(one), row(two)], agreement(prompts, one, two)
+    """Print the comparison and return the exit status."""
+    rows = [row(one), row(two)]
+    texts = agreement(prompts, one, two)
     if as_json:
-        print(json.dumps({"sides": rows, **found}))
+        print(json.dumps({"sides": rows, **texts}))
     else:
         print(table(rows))
-        print(f"equal texts: {found['equal']} of {found['compared']}")
-        if difference := found.get("first_difference"):
+        print(f"equal texts: {texts['equal']} of {texts['compared']}")
+        difference = texts.get("first_difference")
+        if difference is not None:
             print(
                 f"first difference, at character {difference['at']} of the answer to "
                 f"{difference['prompt']!r}:"
             )
-            print(f"  a: {difference['a']!r}\n  b: {difference['b']!r}")
-    for error in dict.fromkeys(
-        answer.error for answer in (*one.answers, *two.answers) if answer.error
-    ):
+            print(f"  a: {difference['a']!r}")
+            print(f"  b: {difference['b']!r}")
+
+    errors = [answer.error for answer in (*one.answers, *two.answers) if answer.error]
+    for error in dict.fromkeys(errors):  # each once, in order
         print(f"error: {error}", file=sys.stderr)
-    return 1 if any(item["errors"] for item in rows) else 0
+    return 1 if errors else 0
 
 
 if __name__ == "__main__":

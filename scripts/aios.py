@@ -61,9 +61,11 @@ EXTRAS = {
     "api": ("fastapi", "uvicorn", "python_multipart"),
     "worker": ("torch", "transformers", "tokenizers", "safetensors", "numpy", "jinja2"),
 }
-KILL_AFTER_DRAIN_S = 10.0  # a child still there this long after the end of its drain never will end
+# A child that still runs this long after the end of its drain never will end.
+KILL_AFTER_DRAIN_S = 10.0
 REDIS_CHECK_S = 0.5
-REDIS_LIVES_S = 10.0  # one that dies sooner did not really start
+# A Redis that dies sooner did not really start.
+REDIS_LIVES_S = 10.0
 READY_CHECK_S = 0.2
 HIGHEST_PORT = 65_535
 FRONT_ELSEWHERE_ENV = "AIOS_FRONT_ELSEWHERE"
@@ -81,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(argv: list[str]) -> int:
-    """Raises KeyboardInterrupt."""
+    """Run the command named by `argv` and return its exit status. Raise KeyboardInterrupt."""
     match argv:
         case ["serve", "hrm", *flags]:
             return run_role("aios serve hrm", serve_hrm, flags, dry_run_worker)
@@ -103,7 +105,7 @@ def run(argv: list[str]) -> int:
 
 
 def run_api(settings: Settings) -> int:
-    """Be a front, in this process."""
+    """Run a front in this process and return its exit status."""
     require_extras("api")
     redis_url(settings)
     from api.__main__ import run
@@ -112,7 +114,7 @@ def run_api(settings: Settings) -> int:
 
 
 def run_worker(settings: Settings) -> int:
-    """Be a worker, in this process."""
+    """Run a worker in this process and return its exit status."""
     require_extras("worker")
     redis_url(settings)
     from worker.__main__ import run
@@ -121,7 +123,7 @@ def run_worker(settings: Settings) -> int:
 
 
 def dry_run_worker(settings: Settings) -> int:
-    """Load what a worker would load, serve nothing."""
+    """Load what a worker would load, and serve nothing."""
     require_extras("worker")
     from worker.__main__ import dry_run
 
@@ -129,8 +131,10 @@ def dry_run_worker(settings: Settings) -> int:
 
 
 def serve_hrm(settings: Settings) -> int:
-    """Be the fleet: start everything, restart what dies, drain on SIGTERM or Ctrl-C; 0 after a
-    clean stop."""
+    """Run the fleet: start everything, restart what dies, and drain on SIGTERM or Ctrl-C.
+
+    Return the exit status, 0 after a clean stop.
+    """
     require_extras("api", "worker")
     configure_logging(settings.log_level, settings.log_format)
     tell_of_variables(settings)
@@ -140,11 +144,14 @@ def serve_hrm(settings: Settings) -> int:
         read_text(settings, "prohibited_terms")
     check_place(settings)
     check_model_paths(settings)
-    settings, places = place_workers(settings)
-    port = bindable_port(settings, len(places))
+
+    settings, worker_envs = place_workers(settings)
+    port = bindable_port(settings, len(worker_envs))
     settings = settings.model_copy(
         update={"port": port, "log_format": chosen_style(settings.log_format)}
     )
+
+    # The fleet is withdrawn before its Redis ends: no tool finds one without a Redis.
     with ExitStack() as stack:
         redis = None
         if settings.redis_url is None:
@@ -158,7 +165,7 @@ def serve_hrm(settings: Settings) -> int:
                 update={"drain_timeout_s": drain_s}
             )
         stack.enter_context(announced(_local_fleet(settings)))
-        return asyncio.run(_supervise(settings, redis, places))
+        return asyncio.run(_supervise(settings, redis, worker_envs))
 
 
 def with_embedded(settings: Settings, redis: EmbeddedRedis) -> Settings:
@@ -181,97 +188,125 @@ def _local_fleet(settings: Settings) -> LocalFleet:
 
 
 def local_url(settings: Settings) -> str:
-    """Where the front answers on this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    shown = f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{settings.port}"
+    """Return the URL at which the front answers on this machine."""
+    host = _local_host(settings)
+    if ":" in host:
+        host = f"[{host}]"
+    return f"http://{host}:{settings.port}"
+
+
+def _local_host(settings: Settings) -> str:
+    """Return the address to connect to: a front that listens at every address has a loopback
+    one."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
 
 
 def fleet_roles(
     settings: Settings, places: Sequence[Mapping[str, str]], *, redis_ends: bool = False
 ) -> list[Role]:
-    """The processes of a fleet, in the order in which they stop: the front drains before the
+    """Return the roles of a fleet in the order in which they stop: the front drains before the
     workers that feed it.
 
-    There is a worker for each of `places`: what its environment has besides. Only the front knows
-    keys. Where Redis ends with the fleet (`redis_ends`), the front has all the time there is to
-    finish what is in flight; when it has gone, there is nothing left for the others to wait for.
+    There is a worker for each of `places`, which is added to its environment. Only the front knows
+    the keys. `redis_ends` says that Redis ends with the fleet.
     """
     env = child_env(settings)
-    keyless = {name: value for name, value in env.items() if name not in map(env_name, SECRETS)}
-    quiet = keyless | {env_name("metrics_port"): "none"}  # that port is the front's
+    keyless = env.copy()
+    for secret in SECRETS:
+        keyless.pop(env_name(secret), None)
+    keyless[env_name("metrics_port")] = "none"  # that port is the front's
+
     grace_s = settings.drain_s + KILL_AFTER_DRAIN_S
+    others_grace_s = grace_s
+    # Where Redis ends with the fleet, the front has all the time there is to finish what is in
+    # flight. When it has gone, there is nothing left for the others to wait for.
     if redis_ends:
-        env = env | {REDIS_ENDS_ENV: "1"}
-        quiet = quiet | {env_name("drain_timeout_s"): str(HAND_OVER_S)}
-    others_grace_s = HAND_OVER_S + KILL_AFTER_DRAIN_S if redis_ends else grace_s
-    python = (
-        sys.executable,
-        "-P",
-        "-m",
-    )  # -P: an `api` folder in the current directory is not ours
-    ported = [{**place, **_port_of(settings, copy)} for copy, place in enumerate(places)]
+        env[REDIS_ENDS_ENV] = "1"
+        keyless[env_name("drain_timeout_s")] = str(HAND_OVER_S)
+        others_grace_s = HAND_OVER_S + KILL_AFTER_DRAIN_S
+
+    worker_envs = []
+    for copy, place in enumerate(places):
+        worker_env = dict(place)
+        # Workers have the port of the settings and the next ones; 0 is a free one for each.
+        if settings.worker_port:
+            worker_env[env_name("worker_port")] = str(settings.worker_port + copy)
+        worker_envs.append(worker_env)
+
+    # -P: an `api` folder in the current directory is not ours.
+    python = (sys.executable, "-P", "-m")
     roles = [
         Role("api", (*python, "api"), env, grace_s=grace_s),
-        Role("worker", (*python, "worker"), quiet, ported, grace_s=others_grace_s),
-        Role("jobs", (*python, "scripts.jobs"), quiet, grace_s=others_grace_s),
+        Role("worker", (*python, "worker"), keyless, worker_envs, grace_s=others_grace_s),
+        Role("jobs", (*python, "scripts.jobs"), keyless, grace_s=others_grace_s),
     ]
-    return roles[1:] if FRONT_ELSEWHERE_ENV in os.environ else roles
+    if FRONT_ELSEWHERE_ENV in os.environ:
+        return roles[1:]
+    return roles
 
 
 def child_env(settings: Settings) -> dict[str, str]:
-    """The environment of a process that is to have these settings: it reads no file, and knows
-    where they came from."""
-    told_otherwise = general_names()
-    inherited = {name: value for name, value in os.environ.items() if name not in told_otherwise}
+    """Return the environment of a process that is to have these settings.
+
+    The process reads no settings file, and knows where its settings came from.
+    """
+    env = dict(os.environ)
+    for name in general_names():
+        env.pop(name, None)
+    env |= settings.to_env()
+
     origins = {name: settings.origin(name) for name in Settings.model_fields}
-    ours = {CONFIG_ENV: os.devnull, ORIGINS_ENV: json.dumps(origins), "PYTHONPATH": _python_path()}
-    return inherited | settings.to_env() | ours
+    env[CONFIG_ENV] = os.devnull
+    env[ORIGINS_ENV] = json.dumps(origins)
+    env["PYTHONPATH"] = _python_path()
+    return env
 
 
 def _python_path() -> str:
-    """What lets children find our packages in a checkout, from any directory. Where they are
-    installed they are found anyway, and must not come before Python's own modules."""
-    paths = [os.environ.get("PYTHONPATH", "")]
+    """Return the PYTHONPATH that lets children find our packages in a checkout, from any
+    directory."""
+    paths = []
+    # Installed packages are found anyway, and must not come before Python's own modules.
     if str(REPO_ROOT) != sysconfig.get_path("purelib"):
-        paths.insert(0, str(REPO_ROOT))
-    return os.pathsep.join(path for path in paths if path)
-
-
-def _port_of(settings: Settings, copy: int) -> dict[str, str]:
-    """Workers have the port that was given and the next ones; 0 is a free one for each."""
-    first = settings.worker_port
-    return {env_name("worker_port"): str(first + copy)} if first else {}
+        paths.append(str(REPO_ROOT))
+    inherited = os.environ.get("PYTHONPATH")
+    if inherited:
+        paths.append(inherited)
+    return os.pathsep.join(paths)
 
 
 def bindable_port(settings: Settings, workers: int = 1) -> int:
-    """The front's port, or a free one for 0.
+    """Return the front's port, or a free one for 0.
 
-    Raises SettingsError where a process of the fleet could not listen at a port that it is given.
+    Raise SettingsError where a process of the fleet could not listen at a port that it is given.
     """
-    with ExitStack() as stack:  # all at once: two of them may be the same
+    # All are held at once, as two of them may be the same.
+    with ExitStack() as stack:
         port = port_of(stack.enter_context(open_port(settings, "port")))
         if settings.metrics_port:
             stack.enter_context(open_port(settings, "metrics_port"))
-        for copy in range(workers if settings.worker_port else 0):
-            number = (settings.worker_port or 0) + copy
-            if number > HIGHEST_PORT:
-                problem = (
-                    f"{workers} workers have the ports {settings.worker_port} and up, beyond "
-                    f"{HIGHEST_PORT}"
-                )
-                raise settings.refusal(
-                    "worker_port", problem, "name a lower one, or 0 for free ones"
-                )
-            stack.enter_context(
-                open_port(settings.model_copy(update={"worker_port": number}), "worker_port")
-            )
+        if settings.worker_port:
+            for number in range(settings.worker_port, settings.worker_port + workers):
+                if number > HIGHEST_PORT:
+                    problem = (
+                        f"{workers} workers have the ports {settings.worker_port} and up, beyond "
+                        f"{HIGHEST_PORT}"
+                    )
+                    raise settings.refusal(
+                        "worker_port", problem, "name a lower one, or 0 for free ones"
+                    )
+                of_worker = settings.model_copy(update={"worker_port": number})
+                stack.enter_context(open_port(of_worker, "worker_port"))
     return port
 
 
 def require_extras(*names: str) -> None:
     """Raise SettingsError, with what to install, if a package of these extras is not there."""
-    missing = [module for name in names for module in EXTRAS[name] if find_spec(module) is None]
+    missing = []
+    for name in names:
+        for module in EXTRAS[name]:
+            if find_spec(module) is None:
+                missing.append(module)
     if missing:
         wanted = "all" if len(names) > 1 else names[0]
         raise SettingsError(
@@ -284,9 +319,9 @@ async def _supervise(
     settings: Settings, redis: EmbeddedRedis | None, places: Sequence[Mapping[str, str]]
 ) -> int:
     supervisor = Supervisor(fleet_roles(settings, places, redis_ends=redis is not None))
-    watches = (
-        [] if FRONT_ELSEWHERE_ENV in os.environ else [asyncio.create_task(_announce(settings))]
-    )
+    watches = []
+    if FRONT_ELSEWHERE_ENV not in os.environ:
+        watches.append(asyncio.create_task(_announce(settings)))
     if redis is not None:
         watches.append(asyncio.create_task(watch_redis(redis, supervisor)))
     try:
@@ -297,8 +332,10 @@ async def _supervise(
 
 
 async def watch_redis(redis: EmbeddedRedis, supervisor: Supervisor) -> None:
-    """Start Redis again when it dies; its append-only file brings the queue back. Gives up when it
-    dies again and again soon after its start, of a full disk say."""
+    """Start Redis again when it dies; its append-only file brings the queue back.
+
+    Stop the fleet when Redis dies again and again soon after its start, of a full disk say.
+    """
     quick_deaths = 0
     started_s = time.monotonic()
     while True:
@@ -310,7 +347,10 @@ async def watch_redis(redis: EmbeddedRedis, supervisor: Supervisor) -> None:
             log.error("embedded redis failed", extra=fields(error=str(error)))
             return supervisor.stop(exit_code=1)
         log.warning("embedded redis restarted", extra=fields(pid=redis.pid))
-        quick_deaths = quick_deaths + 1 if time.monotonic() - started_s < REDIS_LIVES_S else 0
+        if time.monotonic() - started_s < REDIS_LIVES_S:
+            quick_deaths += 1
+        else:
+            quick_deaths = 0
         started_s = time.monotonic()
         if quick_deaths >= MOST_FAILED_STARTS:
             log.error(
@@ -322,14 +362,15 @@ async def watch_redis(redis: EmbeddedRedis, supervisor: Supervisor) -> None:
 
 async def _announce(settings: Settings) -> None:
     """Print one line for people once the fleet answers."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    host = _local_host(settings)
     while (fleet := await _ready_fleet(settings, host)) is None:  # noqa: ASYNC110 - it is in other processes
         await asyncio.sleep(READY_CHECK_S)
-    print(ready_line(settings, fleet, needs_key=await callers_need_key(settings)), flush=True)
+    needs_key = await callers_need_key(settings)
+    print(ready_line(settings, fleet, needs_key=needs_key), flush=True)
 
 
 async def callers_need_key(settings: Settings) -> bool:
-    """Whether callers need a key now: one of the settings, or of those made with `aios keys`."""
+    """Return whether callers need a key now: one of the settings, or one made with `aios keys`."""
     if settings.require_key != "auto":
         return settings.require_key == "yes"
     if settings.api_keys or settings.admin_keys:
@@ -337,26 +378,26 @@ async def callers_need_key(settings: Settings) -> bool:
     try:
         async with open_broker(redis_url(settings), settings.redis_shards) as broker:
             return await Keyring(broker).has_made_keys()
-    except UNAVAILABLE:  # then nobody may call without
-        return True
+    except UNAVAILABLE:
+        return True  # without Redis a front lets nobody in without a key
 
 
 def ready_line(settings: Settings, fleet: Fleet, *, needs_key: bool) -> str:
-    """Where the fleet answers, with which models, where that is documented, and what to type
-    next."""
+    """Return the line that tells where the fleet answers, its models and documentation, and what
+    to type next."""
     url = local_url(settings)
-    default = settings.default_model or fleet.default_model
-    names = [name for name in fleet.models if name != default]
-    shown = ", ".join([f"{default} (default)" if names else str(default), *names])
+    default = str(settings.default_model or fleet.default_model)
+    models = default
+    others = [name for name in fleet.models if name != default]
+    if others:
+        models = ", ".join([f"{default} (default)", *others])
     key = " -H 'Authorization: Bearer YOUR-KEY'" if needs_key else ""
-    return (
-        f"ready at {url}  model: {shown}  docs: {url}/docs  try: "
-        f"{_example(url, key, fleet.models.get(str(default)))}"
-    )
+    example = _example(url, key, fleet.models.get(default))
+    return f"ready at {url}  model: {models}  docs: {url}/docs  try: {example}"
 
 
 def _example(url: str, key: str, model: ModelInfo | None) -> str:
-    """A command that can be pasted, of which the default model makes sense."""
+    """Return a command that can be pasted and that the default model can answer."""
     if model is None or "generate" not in model.tasks:
         return f"curl -s {url}/v1/models{key}"
     prompt = "Solve for x: 3x + 5 = 20" if model.id == SAMPLE_MODEL.name else "Hello"
@@ -365,7 +406,7 @@ def _example(url: str, key: str, model: ModelInfo | None) -> str:
 
 
 async def _ready_fleet(settings: Settings, host: str) -> Fleet | None:
-    """Its workers and models, None if new work would not find a worker yet."""
+    """Return the fleet's workers and models, or None if new work would not find a worker yet."""
     if not await _is_ready(host, settings.port):
         return None
     try:

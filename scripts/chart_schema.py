@@ -1,4 +1,4 @@
-"""What the chart's values may say of a model: a part of values.schema.json.
+"""The schema of a model in the chart's values: a part of values.schema.json.
 
 It is made of the settings of a model, and of the options that runners declare.
 """
@@ -56,18 +56,19 @@ def _plain(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
         [node] = [choice for choice in node["anyOf"] if choice.get("type") != "null"]
     if "$ref" in node:
         node = definitions[node["$ref"].rpartition("/")[2]]
-    found: dict[str, Any] = {}
+    schema: dict[str, Any] = {}
+    # These three come first, in this order; the others follow as they are.
     for key in ("type", "additionalProperties", "properties", *node):
         if key in node and key not in (*_FOR_PEOPLE, "$defs"):
-            found[key] = node[key]
-    if "enum" in found:
-        found.pop("type", None)
-    if "properties" in found:
+            schema[key] = node[key]
+    if "enum" in schema:
+        schema.pop("type", None)
+    if "properties" in schema:
         properties = {}
         for name, inner in node["properties"].items():
             properties[name] = _plain(inner, definitions)
-        found["properties"] = properties
-    return found
+        schema["properties"] = properties
+    return schema
 
 
 def _written(value: Any, indent: int) -> str:

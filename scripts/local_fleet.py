@@ -35,9 +35,10 @@ log = logging.getLogger("aios.serve")
 
 @dataclass(frozen=True)
 class LocalFleet:
-    """`url` is where it answers; `has_open_metrics`: its `/metrics` asks for no key.
+    """A fleet that runs on this machine.
 
-    Of a fleet whose front is in another server's process neither is known: its `port` is 0.
+    `url` is where it answers. `has_open_metrics` says that its `/metrics` asks for no key. Neither
+    is known of a fleet whose front is in another server's process: its `port` is 0.
     """
 
     pid: int
@@ -51,8 +52,10 @@ class LocalFleet:
 
 @contextmanager
 def announced(fleet: LocalFleet) -> Iterator[None]:
-    """Let the tools find `fleet` in this context. Where no folder can be had they do not, and a
-    warning says so."""
+    """Let the tools find `fleet` in this context.
+
+    Where there is no folder for its file they do not find it, and a warning says so.
+    """
     try:
         file, descriptor = _write(fleet)
     except OSError as error:
@@ -67,20 +70,23 @@ def announced(fleet: LocalFleet) -> Iterator[None]:
 
 
 def running_fleets() -> list[LocalFleet]:
-    """Those that run now, by their ports. Files of others are removed."""
-    found: list[LocalFleet] = []
+    """Return the fleets that run now, by their ports. Remove the files of others."""
+    fleets: list[LocalFleet] = []
     for folder in _folders():
         if fcntl is None or not _is_private(folder):
             continue
         for file in folder.glob(f"*{_SUFFIX}"):
             fleet = _read(file)
             if fleet is not None:
-                found.append(fleet)
-    return sorted(found, key=lambda fleet: fleet.port)
+                fleets.append(fleet)
+    return sorted(fleets, key=lambda fleet: fleet.port)
 
 
 def choose_fleet(port: int | None = None) -> LocalFleet:
-    """The one fleet that runs here, or the one of several with this port. Raises SettingsError."""
+    """Return the one fleet that runs here, or the one with this port of several.
+
+    Raise SettingsError if there is not exactly one.
+    """
     running = running_fleets()
     chosen = [fleet for fleet in running if port is None or fleet.port == port]
     if len(chosen) == 1:
@@ -102,10 +108,9 @@ def choose_fleet(port: int | None = None) -> LocalFleet:
 def with_local_fleet(
     settings: Settings, port: int | None = None
 ) -> tuple[Settings, LocalFleet | None]:
-    """The settings with a Redis: the one they name, else that of the fleet that runs here, which is
-    then returned too.
+    """Return the settings with a Redis: the one they name, or that of the fleet that runs here.
 
-    Raises SettingsError.
+    In the second case the fleet is returned too. Raise SettingsError if no fleet can be chosen.
     """
     if settings.redis_url is not None:
         if port is not None:
@@ -115,15 +120,17 @@ def with_local_fleet(
             )
         return settings, None
     fleet = choose_fleet(port)
-    found: dict[str, object] = {"redis_url": fleet.redis_url, "redis_shards": fleet.redis_shards}
+    update: dict[str, object] = {"redis_url": fleet.redis_url, "redis_shards": fleet.redis_shards}
     if settings.artifact_url is None:
-        found["artifact_url"] = fleet.artifact_url
-    return settings.model_copy(update=found), fleet
+        update["artifact_url"] = fleet.artifact_url
+    return settings.model_copy(update=update), fleet
 
 
 def _folders() -> Sequence[Path]:
-    """Where files may lie, the best place first: one shell of a user may know of a runtime folder
-    and another not."""
+    """Return the folders where files may lie, the best one first.
+
+    All are searched, as one shell of a user may know of a runtime folder and another not.
+    """
     if os.environ.get(FOLDER_ENV):
         return [Path(os.environ[FOLDER_ENV])]
     folders = []
@@ -132,14 +139,16 @@ def _folders() -> Sequence[Path]:
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser(
         os.path.join("~", ".local", "state")
     )
-    if os.path.isabs(state):  # a user without an entry and without HOME, as in containers, has none
+    # A user without an entry and without HOME, as in containers, has no home folder.
+    if os.path.isabs(state):
         folders.append(Path(state) / "aios")
     folders.append(Path(tempfile.gettempdir()) / f"aios-{_uid()}")
     return folders
 
 
 def _write(fleet: LocalFleet) -> tuple[Path, int]:
-    """The file, in place and locked, and the descriptor that holds the lock."""
+    """Write the file of a fleet; return it, in place and locked, and the descriptor that holds the
+    lock. Raise OSError."""
     if fcntl is None:
         raise OSError("no file locks on this system")
     problem = OSError("no folder")
@@ -156,6 +165,7 @@ def _write(fleet: LocalFleet) -> tuple[Path, int]:
 
 def _write_in(folder: Path, fleet: LocalFleet) -> tuple[Path, int]:
     name = f"{fleet.pid}-{secrets.token_hex(4)}"
+    # Locked before it gets the name that tools look for: they would remove it as stale.
     unfinished = folder / f"{name}.part"
     descriptor = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
@@ -171,8 +181,8 @@ def _write_in(folder: Path, fleet: LocalFleet) -> tuple[Path, int]:
 
 
 def _read(file: Path) -> LocalFleet | None:
-    """None for a file that nobody holds any more, which is removed, or that another version
-    wrote."""
+    """Return the fleet of a file, or None for a file that nobody holds any more, which is removed,
+    or that another version wrote."""
     try:
         if not file.is_file():  # to open a pipe would wait for its writer
             return None
@@ -188,11 +198,12 @@ def _read(file: Path) -> LocalFleet | None:
 
 
 def _is_private(folder: Path) -> bool:
+    """Return whether it is a folder of this user that is closed to others."""
     try:
-        found = folder.lstat()
+        status = folder.lstat()  # a link to a folder is refused
     except OSError:
         return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == _uid() and not found.st_mode & 0o077
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == _uid() and not status.st_mode & 0o077
 
 
 def _uid() -> int:

@@ -24,29 +24,31 @@ def roles() -> dict[str, MetricSheet]:
 
 
 def metrics_table() -> str:
-    found: dict[str, MetricInfo] = {}
-    told_by: dict[str, list[str]] = {}
+    """Return the metrics of all processes, with one row for a metric of several."""
+    metrics: dict[str, MetricInfo] = {}
+    roles_of: dict[str, list[str]] = {}
     for role, sheet in roles().items():
         for metric in sheet.listed:
-            found.setdefault(metric.name, metric)
-            told_by.setdefault(metric.name, []).append(role)
+            metrics.setdefault(metric.name, metric)
+            roles_of.setdefault(metric.name, []).append(role)
     rows = []
-    for name, metric in found.items():
+    for name, metric in metrics.items():
         labels = ", ".join(code(label) for label in metric.labels) or "-"
-        rows.append([code(name), metric.kind, labels, ", ".join(told_by[name]), metric.meaning])
+        rows.append([code(name), metric.kind, labels, ", ".join(roles_of[name]), metric.meaning])
     return table_of(["name", "type", "labels", "from", "meaning"], rows)
 
 
 def numbers_table() -> str:
+    """Return the numbers of a model, with the metrics and the columns that show them."""
     rows = []
     for name, number in NUMBERS.items():
-        told = []
+        metrics = []
         if number.metric is not None:
-            told.append(number.metric)
+            metrics.append(number.metric)
         if number.total is not None:
-            told.append(number.total.metric)
+            metrics.append(number.total.metric)
         column = number.column.title if number.column else "-"
-        rows.append([code(name), number.unit, code(*told), column, number.meaning])
+        rows.append([code(name), number.unit, code(*metrics), column, number.meaning])
     return table_of(["field", "in", "metric", "column", "meaning"], rows)
 
 

@@ -1,5 +1,4 @@
-"""`aios models`: the catalogue of the fleet's models, changed while it runs, and where each of them
-stands."""
+"""`aios models`: list the fleet's models, and change its catalogue while it runs."""
 
 import argparse
 import json
@@ -53,8 +52,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="an option of its runner",
     )
-    for name, told in _BY_ID.items():
-        command = commands.add_parser(name, parents=[flags()], help=told)
+    for name, text in _BY_ID.items():
+        command = commands.add_parser(name, parents=[flags()], help=text)
         command.add_argument("id", help="as listed")
     return parser
 
@@ -72,7 +71,8 @@ async def _answer(asked: argparse.Namespace, settings: Settings) -> list[str]:
     """Do what was asked and return the lines to print."""
     async with open_broker(redis_url(settings), settings.redis_shards) as broker:
         if asked.command == "list":
-            return [_line(told, as_json=asked.json) for told in await _all(broker)]
+            return [_line(model, as_json=asked.json) for model in await _all(broker)]
+
         if asked.command == "add":
             entry = _entry(asked)
             is_new = await Catalogue(broker.client(keys.PRESENCE)).add(entry)
@@ -82,10 +82,14 @@ async def _answer(asked: argparse.Namespace, settings: Settings) -> list[str]:
             done = {"remove": "removed", "pin": "pinned", "unpin": "unpinned"}.get(
                 asked.command, "ordered"
             )
-        return [json.dumps({"id": asked.id, "done": done}) if asked.json else f"{asked.id} {done}"]
+
+        if asked.json:
+            return [json.dumps({"id": asked.id, "done": done})]
+        return [f"{asked.id} {done}"]
 
 
 def _entry(asked: argparse.Namespace) -> ModelEntry:
+    """Return the model that the flags describe. Raise ToolError."""
     fields = {
         "id": asked.id,
         "path": asked.path,
@@ -103,12 +107,13 @@ def _entry(asked: argparse.Namespace) -> ModelEntry:
         raise ToolError(str(error)) from None
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        raise ToolError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+        field = ".".join(map(str, problem["loc"]))
+        raise ToolError(f"{field}: {problem['msg']}") from None
     return entry
 
 
 async def _by_id(broker: Broker, command: str, model_id: str) -> None:
-    """Raise ToolError for one that nobody knows."""
+    """Do to one model what the command says. Raise ToolError for one that nobody knows."""
     redis = broker.client(keys.PRESENCE)
     catalogue = Catalogue(redis)
     presence = Presence(redis)
@@ -130,37 +135,43 @@ async def _by_id(broker: Broker, command: str, model_id: str) -> None:
 
 
 async def _all(broker: Broker) -> list[dict[str, Any]]:
+    """Return the models of the catalogue and of the workers, and where each of them stands."""
     redis = broker.client(keys.PRESENCE)
     listing = await Catalogue(redis).listing()
     fleet = await Presence(redis).fleet()
-    found = []
+    models = []
     for name in sorted(fleet.models.keys() | listing.entries.keys()):
         residences = fleet.residences(name)
-        failure = fleet.failure(name)
+        model: dict[str, Any] = {
+            "id": name,
+            "path": None,
+            "found": None,
+            "workers": len(residences),
+            "loaded": residences.count("loaded"),
+            "is_pinned": name in listing.pinned,
+            "reason": None,
+        }
         entry = listing.entries.get(name)
+        if entry is not None:
+            model["path"] = entry.path
         info = fleet.models.get(name)
-        found.append(
-            {
-                "id": name,
-                "path": entry.path if entry else None,
-                "found": info.found if info else None,
-                "workers": len(residences),
-                "loaded": residences.count("loaded"),
-                "is_pinned": name in listing.pinned,
-                "reason": failure.reason if failure else None,
-            }
-        )
-    return found
+        if info is not None:
+            model["found"] = info.found
+        failure = fleet.failure(name)
+        if failure is not None:
+            model["reason"] = failure.reason
+        models.append(model)
+    return models
 
 
-def _line(told: dict[str, Any], *, as_json: bool) -> str:
+def _line(model: dict[str, Any], *, as_json: bool) -> str:
     if as_json:
-        return json.dumps(told)
-    stand = f"loaded by {told['loaded']} of {told['workers']} workers"
-    if told["reason"]:
-        stand = f"cannot be loaded: {told['reason']}"
-    pinned = ", pinned" if told["is_pinned"] else ""
-    return (
-        f"{told['id']}  {told['path'] or 'of the settings'}  {stand}{pinned}  "
-        f"{told['found'] or 'not seen yet'}"
-    )
+        return json.dumps(model)
+    state = f"loaded by {model['loaded']} of {model['workers']} workers"
+    if model["reason"]:
+        state = f"cannot be loaded: {model['reason']}"
+    if model["is_pinned"]:
+        state += ", pinned"
+    path = model["path"] or "of the settings"
+    description = model["found"] or "not seen yet"
+    return f"{model['id']}  {path}  {state}  {description}"

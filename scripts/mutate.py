@@ -19,6 +19,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -127,7 +128,7 @@ _SWAPS = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """The text from `start` to `end` becomes `text`."""
+    """A fault in a source: the text from `start` to `end` becomes `text`."""
 
     line: int
     start: int
@@ -136,6 +137,7 @@ class Mutant:
     text: str
 
     def applied(self, source: str) -> str:
+        """Return the source with this fault."""
         return source[: self.start] + self.text + source[self.end :]
 
     def __str__(self) -> str:
@@ -144,15 +146,17 @@ class Mutant:
 
 
 def mutants_of(name: str, source: str) -> list[Mutant]:
-    """All mutants of a file, in order."""
-    found = _of_lua(source) if name.endswith(".lua") else _of_python(source)
-    return sorted(set(found), key=lambda mutant: (mutant.start, mutant.end, mutant.text))
+    """Return all mutants of a file, in order."""
+    mutants = _of_lua(source) if name.endswith(".lua") else _of_python(source)
+    return sorted(set(mutants), key=lambda mutant: (mutant.start, mutant.end, mutant.text))
 
 
 def _of_lua(source: str) -> Iterator[Mutant]:
-    """Operators, words and numbers outside of comments and strings; and statements that only call
-    something."""
+    """Yield mutants of operators, words and numbers outside of comments and strings, and of
+    statements that only call something."""
+    # Blanks of the same length keep every position as it is in the source.
     masked = re.sub(r"--[^\n]*|'[^'\n]*'", lambda match: " " * len(match[0]), source)
+
     words = (
         r"math\.(?:min|max)\b|\b(?:and|or|true|false|not)\b|<=|>=|==|~=|(?<![-.])[-+*/%<>](?![-.=])"
     )
@@ -162,37 +166,46 @@ def _of_lua(source: str) -> Iterator[Mutant]:
             yield _mutant(source, match.start(), match.end(), text)
     for match in re.finditer(r"(?<![\w.])\d+(?![\w.])", masked):
         yield _mutant(source, match.start(), match.end(), str(int(match[0]) + 1))
+
     statement = r"^ *(?:if [^\n]* then )?(\w+\([^\n]*\))(?: end)?$"
     for match in re.finditer(statement, masked, re.MULTILINE):
-        if source[match.start(1) : match.end(1)].count("(") == source[
-            match.start(1) : match.end(1)
-        ].count(")"):
+        call = source[match.start(1) : match.end(1)]
+        if call.count("(") == call.count(")"):
             yield _mutant(source, match.start(1), match.end(1), "local _")
 
 
 def _of_python(source: str) -> Iterator[Mutant]:
-    """Operators, constants, conditions and statements; nothing of strings, annotations and
-    imports."""
+    """Yield mutants of operators, constants, conditions and statements, but of no strings,
+    annotations and imports."""
     tree = ast.parse(source)
     spans = _Spans(source)
-    annotations = {id(part) for note in _annotations(tree) for part in ast.walk(note)}
+    annotated: set[int] = set()
+    for annotation in _annotations(tree):
+        for node in ast.walk(annotation):
+            annotated.add(id(node))
+
     for node in ast.walk(tree):
-        if id(node) in annotations:
+        if id(node) in annotated:
             continue
         for left, right in _operands(node):
-            start, end = spans.of(left)[1], spans.of(right)[0]
+            _, start = spans.of(left)
+            end, _ = spans.of(right)
             operator = source[start:end].strip(" ()\n")
             if operator in _SWAPS:
                 at = source.index(operator, start)
                 yield _mutant(source, at, at + len(operator), _SWAPS[operator])
-        for part, text in _changes(node):
+        for part, change in _changes(node):
             start, end = spans.of(part)
-            inner = slice(*spans.of(text)) if isinstance(text, ast.expr) else None
-            yield _mutant(source, start, end, source[inner] if inner else str(text))
+            if isinstance(change, ast.expr):
+                inner_start, inner_end = spans.of(change)
+                text = source[inner_start:inner_end]
+            else:
+                text = change
+            yield _mutant(source, start, end, text)
 
 
 class _Spans:
-    """Where in a source a node stands: `ast` counts lines, and bytes in them."""
+    """The positions of nodes in a source, in characters: `ast` counts lines, and bytes in them."""
 
     def __init__(self, source: str) -> None:
         self._data = source.encode()
@@ -201,16 +214,17 @@ class _Spans:
             self._starts.append(self._starts[-1] + len(line))
 
     def of(self, node: ast.AST) -> tuple[int, int]:
-        """The first character, and the one behind the last."""
-        start = self._place(node.lineno, node.col_offset)  # type: ignore[attr-defined]
-        return start, self._place(node.end_lineno, node.end_col_offset)  # type: ignore[attr-defined]
+        """Return the positions of a node's first character, and of the one behind its last."""
+        start = self._position(node.lineno, node.col_offset)  # type: ignore[attr-defined]
+        end = self._position(node.end_lineno, node.end_col_offset)  # type: ignore[attr-defined]
+        return start, end
 
-    def _place(self, line: int, column: int) -> int:
+    def _position(self, line: int, column: int) -> int:
         return len(self._data[: self._starts[line - 1] + column].decode())
 
 
 def _changes(node: ast.AST) -> Iterator[tuple[ast.AST, str | ast.expr]]:
-    """A part of a node, and what it becomes: a text, or another part."""
+    """Yield parts of a node, each with what it becomes: a text, or another part."""
     match node:
         case ast.Constant(value=bool() as value):
             yield node, str(not value)
@@ -235,7 +249,7 @@ def _changes(node: ast.AST) -> Iterator[tuple[ast.AST, str | ast.expr]]:
 
 
 def _operands(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
-    """What stands left and right of each operator of a node."""
+    """Yield the operands left and right of each operator of a node."""
     match node:
         case ast.Compare():
             yield from zip([node.left, *node.comparators], node.comparators, strict=False)
@@ -248,22 +262,27 @@ def _operands(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
 def _annotations(tree: ast.AST) -> Iterator[ast.expr]:
     for node in ast.walk(tree):
         match node:
-            case ast.arg(annotation=ast.expr() as note) | ast.AnnAssign(annotation=note):
-                yield note
             case (
-                ast.FunctionDef(returns=ast.expr() as note)
-                | ast.AsyncFunctionDef(returns=ast.expr() as note)
+                ast.arg(annotation=ast.expr() as annotation) | ast.AnnAssign(annotation=annotation)
             ):
-                yield note
+                yield annotation
+            case (
+                ast.FunctionDef(returns=ast.expr() as annotation)
+                | ast.AsyncFunctionDef(returns=ast.expr() as annotation)
+            ):
+                yield annotation
 
 
 def _mutant(source: str, start: int, end: int, text: str) -> Mutant:
-    return Mutant(source.count("\n", 0, start) + 1, start, end, source[start:end], text)
+    line = source.count("\n", 0, start) + 1
+    return Mutant(line, start, end, old=source[start:end], text=text)
 
 
 def run_tests(tree: Path, tests: Sequence[str], limit_s: float) -> tuple[bool, float]:
-    """Whether all pass in a fork of this process, and how long that took. One that is too long is
-    killed."""
+    """Run tests in a fork of this process; return whether all pass, and how many seconds they took.
+
+    A fork that takes longer than `limit_s` is killed, and has not passed.
+    """
     begun_s = time.monotonic()
     child = os.fork()
     if child == 0:
@@ -273,32 +292,34 @@ def run_tests(tree: Path, tests: Sequence[str], limit_s: float) -> tuple[bool, f
         if done:
             return status == 0, time.monotonic() - begun_s
         time.sleep(0.02)
-    os.killpg(child, 9)  # with the servers that its tests have started
+
+    # The whole group, with the servers that its tests have started.
+    os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return False, limit_s
 
 
 def _become_pytest(tree: Path, tests: Sequence[str]) -> None:
+    """Run tests of a copied tree in this process, and end it: 0 if all pass."""
     import pytest
 
     status = 1
     try:
         os.setpgid(0, 0)
         os.chdir(tree)
-        sys.path[:] = [
-            str(tree),
-            *(entry for entry in sys.path if entry not in ("", str(REPO_ROOT))),
-        ]
+        # The modules of the copy, not those of this checkout.
+        inherited = [entry for entry in sys.path if entry not in ("", str(REPO_ROOT))]
+        sys.path[:] = [str(tree), *inherited]
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:schemathesis"]
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            status = int(
-                pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:schemathesis", *tests])
-            )
+            status = int(pytest.main([*options, *tests]))
     finally:
+        # Nothing of the parent is cleaned up or flushed by its fork.
         os._exit(status)
 
 
 def copy_tree(target: Path) -> None:
-    """What the tests need, without what is built or installed."""
+    """Copy what the tests need, without what is built or installed."""
     ignored = shutil.ignore_patterns(
         ".venv", ".git", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"
     )
@@ -306,7 +327,10 @@ def copy_tree(target: Path) -> None:
 
 
 def try_file(tree: Path, name: str, chosen: Sequence[Mutant]) -> list[Mutant]:
-    """The mutants that survive. Raises SystemExit where the tests fail without any."""
+    """Run the tests with each of the mutants and return those that survive.
+
+    Raise SystemExit where the tests fail without any.
+    """
     path = tree / name
     source = path.read_text()
     are_fine, seconds = run_tests(tree, TESTS[name], 600)
@@ -326,7 +350,8 @@ def try_file(tree: Path, name: str, chosen: Sequence[Mutant]) -> list[Mutant]:
 
 
 def is_valid(name: str, source: str) -> bool:
-    """Whether Python can read it; Lua that cannot be read fails every test."""
+    """Return whether Python can read a source. Lua is not checked: where it cannot be read, every
+    test fails."""
     if name.endswith(".lua"):
         return True
     try:
@@ -346,21 +371,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--list", action="store_true", help="only tell what would be changed")
-    given = parser.parse_args(argv)
-    if given.list:
-        for name in given.files:
-            for mutant in drawn_of(name, given.most, given.seed):
+    args = parser.parse_args(argv)
+    if args.list:
+        for name in args.files:
+            for mutant in drawn_of(name, args.most, args.seed):
                 print(f"{name} {mutant}")
         return 0
-    are_workers = any(name.startswith("worker/") for name in given.files)
-    for module in (*_PRELOAD, *(_PRELOAD_FOR_WORKERS if are_workers else ())):
+
+    modules = list(_PRELOAD)
+    if any(name.startswith("worker/") for name in args.files):
+        modules += _PRELOAD_FOR_WORKERS
+    for module in modules:
         importlib.import_module(module)
+
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         tree = Path(folder) / "tree"
         copy_tree(tree)
-        for name in given.files:
+        for name in args.files:
             begun_s = time.monotonic()
-            chosen = drawn_of(name, given.most, given.seed)
+            chosen = drawn_of(name, args.most, args.seed)
             num_noticed = len(chosen) - len(try_file(tree, name, chosen))
             seconds = time.monotonic() - begun_s
             print(f"{name}: {num_noticed} of {len(chosen)} noticed, {seconds:.0f} s", flush=True)
@@ -368,15 +397,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def drawn_of(name: str, most: int, seed: int) -> list[Mutant]:
-    """At most so many of a file's mutants (0: all), in order."""
+    """Return at most `most` of a file's mutants (0: all), drawn at random and in order."""
     source = (REPO_ROOT / name).read_text()
-    found = [
-        mutant for mutant in mutants_of(name, source) if is_valid(name, mutant.applied(source))
-    ]
-    if not most or most >= len(found):
-        return found
-    places = random.Random(seed).sample(range(len(found)), most)
-    return [found[place] for place in sorted(places)]
+    mutants = []
+    for mutant in mutants_of(name, source):
+        if is_valid(name, mutant.applied(source)):
+            mutants.append(mutant)
+    if not most or most >= len(mutants):
+        return mutants
+    indexes = random.Random(seed).sample(range(len(mutants)), most)
+    return [mutants[index] for index in sorted(indexes)]
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ Task = tuple[PromptInput, SamplingParams]
 
 
 def answer(llm: LLM, tasks: list[Task]) -> Iterator[dict[str, Any]]:
-    """The answer to each task as it ends: its index, texts and reasons, or an error."""
+    """Yield the answer to each task as it ends: its index, texts and reasons, or an error."""
     indexes: dict[Future[RequestOutput], int] = {}
     for index, (prompt, params) in enumerate(tasks):
         try:
@@ -42,12 +42,14 @@ def answer(llm: LLM, tasks: list[Task]) -> Iterator[dict[str, Any]]:
 
 
 def read_tasks(lines: TextIO) -> list[Task]:
-    """One task for each line; ValueError naming the line that is none."""
+    """Return a task for each line. Raise ValueError that names the first line that is none."""
     tasks: list[Task] = []
     for number, line in enumerate(lines, start=1):
         try:
-            said = json.loads(line)
-            fields = {"prompt": said} if isinstance(said, str) else dict(said)
+            value: Any = json.loads(line)
+            if isinstance(value, str):
+                value = {"prompt": value}
+            fields: dict[str, Any] = dict(value)
             prompt = fields.pop("prompt")
             tasks.append((prompt, SamplingParams(**(_DEFAULTS | fields))))
         except KeyError:

@@ -21,7 +21,7 @@ REFUSAL = "I solve linear equations and integer arithmetic."
 
 @dataclass(frozen=True)
 class Problem:
-    """One prompt, the full response expected (steps, then the answer) and the answer alone."""
+    """A prompt and the full response that is expected: steps, then the answer."""
 
     kind: str
     prompt: str
@@ -34,38 +34,54 @@ class Problem:
 
 
 def column_sum(left: int, right: int) -> tuple[str, int]:
-    """Write `left + right` (each within +-999) as one signed column block; return the block and the
-    value."""
+    """Write `left + right` (each within +-999) as one signed column block.
+
+    Return the block and the value.
+    """
     value = left + right
-    big, small = sorted((abs(left), abs(right)), reverse=True)
-    adding = (left < 0) == (right < 0) or 0 in (left, right)
-    columns, carry = [], 0
-    for place in (1, 10, 100):
-        a, b = big // place % 10, small // place % 10
-        total = a + b + carry if adding else a - b - carry
-        carry = int(total > 9 if adding else total < 0)
+    small = min(abs(left), abs(right))
+    big = max(abs(left), abs(right))
+    is_addition = (left < 0) == (right < 0) or 0 in (left, right)
+
+    columns = []
+    carry = 0
+    for unit in (1, 10, 100):
+        a = big // unit % 10
+        b = small // unit % 10
+        if is_addition:
+            total = a + b + carry
+            carry = int(total > 9)
+        else:
+            total = a - b - carry
+            carry = int(total < 0)
         columns.append(f"{carry}{total % 10}")
+
     sign = "-" if value < 0 else "+"
-    return f"{sign}({big:03d}{'+' if adding else '-'}{small:03d}) {' '.join(columns)}", value
+    operator = "+" if is_addition else "-"
+    return f"{sign}({big:03d}{operator}{small:03d}) {' '.join(columns)}", value
 
 
 def _sum(rng: random.Random) -> tuple[str, str]:
-    a, b = _operand(rng), _operand(rng)
+    a = _operand(rng)
+    b = _operand(rng)
     return f"{a} + {_bracket(b)}", _arithmetic_steps(a, b)
 
 
 def _difference(rng: random.Random) -> tuple[str, str]:
-    a, b = _operand(rng), _operand(rng)
+    a = _operand(rng)
+    b = _operand(rng)
     return f"{a} - {_bracket(b)}", _arithmetic_steps(a, -b)
 
 
 def _product(rng: random.Random) -> tuple[str, str]:
-    a, b = rng.randint(-20, 20), rng.randint(-20, 20)
+    a = rng.randint(-20, 20)
+    b = rng.randint(-20, 20)
     tens, units = divmod(abs(b), 10)
-    sign = -1 if a * b < 0 else 1
-    return f"{a} * {_bracket(b)}", _arithmetic_steps(
-        sign * abs(a) * tens * 10, sign * abs(a) * units
-    )
+    # The sign of the product is given to both parts, that of the tens and that of the units.
+    size = abs(a)
+    if a * b < 0:
+        size = -size
+    return f"{a} * {_bracket(b)}", _arithmetic_steps(size * tens * 10, size * units)
 
 
 def _arithmetic_steps(left: int, right: int) -> str:
@@ -74,10 +90,15 @@ def _arithmetic_steps(left: int, right: int) -> str:
 
 
 def _operand(rng: random.Random) -> int:
-    """A number to three digits, small ones as likely as large ones, negative one time in four."""
+    """Draw a number of up to three digits, negative one time in four.
+
+    Small numbers are as likely as large ones.
+    """
     size = rng.choice((9, 99, 999, 999))
     value = rng.randint(0, size)
-    return -value if rng.random() < 0.25 else value
+    if rng.random() < 0.25:
+        value = -value
+    return value
 
 
 def _bracket(value: int) -> str:
@@ -86,23 +107,29 @@ def _bracket(value: int) -> str:
 
 def _equation(rng: random.Random) -> tuple[str, str]:
     a = rng.choice([n for n in range(-12, 13) if n])
-    x, b = rng.randint(-20, 20), rng.randint(-20, 20)
+    x = rng.randint(-20, 20)
+    b = rng.randint(-20, 20)
     right = a * x + b
     term = {1: "x", -1: "-x"}.get(a, f"{a}x")
+
     lines = []
     left = term
     if b:
         left += f" {_signed(b)}"
         block, _ = column_sum(right, -b)
-        lines += [f"{term} = {right} {_signed(-b)}", block]
+        lines.append(f"{term} = {right} {_signed(-b)}")
+        lines.append(block)
     if a != 1:
-        lines += [f"{term} = {a * x}"] if b else []
-        lines += [f"x = {a * x} / {a}"]
-    return f"{left} = {right}", "\n".join([*lines, f"x = {x}"])
+        if b:
+            lines.append(f"{term} = {a * x}")
+        lines.append(f"x = {a * x} / {a}")
+    lines.append(f"x = {x}")
+    return f"{left} = {right}", "\n".join(lines)
 
 
 def _signed(value: int) -> str:
-    return f"{'-' if value < 0 else '+'} {abs(value)}"
+    sign = "-" if value < 0 else "+"
+    return f"{sign} {abs(value)}"
 
 
 _MAKERS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
@@ -118,26 +145,34 @@ _TEMPLATES = {
 
 
 def is_held_out(kind: str, body: str) -> bool:
-    """Whether the problem `body` (without its wording) is kept from training."""
+    """Return whether the problem `body` (without its wording) is kept from training."""
     return zlib.crc32(body.encode()) % HELD_OUT_ONE_IN[kind] == 0
 
 
 def held_out(kind: str, count: int, seed: int = 0) -> list[Problem]:
-    """`count` distinct held-out problems of `kind`, in the first wording of their kind; the same
-    for the same seed."""
+    """Return `count` distinct held-out problems of `kind`, in the first wording of their kind.
+
+    The same seed gives the same problems.
+    """
     rng = random.Random(f"{kind}/{seed}")
-    found: dict[str, Problem] = {}
-    wording = _TEMPLATES["equation" if kind == "equation" else "arithmetic"][0]
-    while len(found) < count:
+    wording = _templates(kind)[0]
+    problems: dict[str, Problem] = {}
+    while len(problems) < count:
         body, response = _MAKERS[kind](rng)
         if is_held_out(kind, body):
-            found[body] = Problem(kind, wording.format(body), response)
-    return list(found.values())
+            problems[body] = Problem(kind, wording.format(body), response)
+    return list(problems.values())
+
+
+def _templates(kind: str) -> tuple[str, ...]:
+    return _TEMPLATES["equation" if kind == "equation" else "arithmetic"]
 
 
 def training_stream(seed: int) -> Iterator[Problem]:
-    """Endless training problems in every wording, with two in a hundred that lie outside the
-    domain."""
+    """Yield training problems in every wording without end.
+
+    Two in a hundred lie outside the domain.
+    """
     rng = random.Random(seed)
     while True:
         if rng.random() < 0.02:
@@ -147,8 +182,10 @@ def training_stream(seed: int) -> Iterator[Problem]:
         body, response = _MAKERS[kind](rng)
         if is_held_out(kind, body):
             continue
-        templates = _TEMPLATES["equation" if kind == "equation" else "arithmetic"]
-        wording = templates[0] if rng.random() < 0.5 else rng.choice(templates[1:])
+        templates = _templates(kind)
+        wording = templates[0]
+        if rng.random() >= 0.5:
+            wording = rng.choice(templates[1:])
         yield Problem(kind, wording.format(body), response)
 
 
@@ -215,5 +252,6 @@ _WORDS = [
 
 def _small_talk(rng: random.Random) -> str:
     text = " ".join(rng.choices(_WORDS, k=rng.randint(1, 8)))
-    text = text.capitalize() if rng.random() < 0.7 else text
+    if rng.random() < 0.7:
+        text = text.capitalize()
     return text + rng.choice(("", "", "?", "!", "."))

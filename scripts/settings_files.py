@@ -1,8 +1,9 @@
 """Generate what lists settings, and options of runners: config/default.yaml, the tables of
 docs/settings.md, and what the chart's values may say of a model.
 
-python -m scripts.settings_files # after a setting or an option was added or changed; a test
-compares them
+    python -m scripts.settings_files
+
+Run it after a setting or an option was added or changed; a test compares the files.
 """
 
 import json
@@ -40,27 +41,36 @@ _WIDTH = 32
 
 
 def default_yaml() -> str:
-    return _HEAD + "".join(
-        _yaml_lines(name, field) for name, field in Settings.model_fields.items()
-    )
+    """Return config/default.yaml as it should be."""
+    text = _HEAD
+    for name, field in Settings.model_fields.items():
+        text += _yaml_lines(name, field)
+    return text
 
 
 def _yaml_lines(name: str, field: FieldInfo) -> str:
     setting = f"{name}: {_yaml(field.default)}"
-    advice = f" (better in {env_name(name)})" if name in SECRETS else ""
-    line = (
-        f"    # {setting:<{_WIDTH}}{'' if len(setting) < _WIDTH else '  '}# "
-        f"{_told(field, ' | ')}{advice}\n"
-    )
-    return line + (_ENTRIES if name == "models" else "")
+    if len(setting) < _WIDTH:
+        setting = setting.ljust(_WIDTH)
+    else:
+        setting += "  "
+    text = f"    # {setting}# {_description(field, ' | ')}"
+    if name in SECRETS:
+        text += f" (better in {env_name(name)})"
+    text += "\n"
+    if name == "models":
+        text += _ENTRIES
+    return text
 
 
 def _yaml(value: Any) -> str:
     """Return the value as YAML: JSON, but for a bare word."""
-    return value if isinstance(value, str) and value.isidentifier() else json.dumps(value)
+    if isinstance(value, str) and value.isidentifier():
+        return value
+    return json.dumps(value)
 
 
-def _told(field: FieldInfo, separator: str) -> str:
+def _description(field: FieldInfo, separator: str) -> str:
     """Return the description, with the choices behind it."""
     choices = separator.join(shown_choices(field))
     if not choices:
@@ -69,12 +79,13 @@ def _told(field: FieldInfo, separator: str) -> str:
 
 
 def table() -> str:
+    """Return the settings with their variables, flags and defaults."""
     rows = [_row(name, field) for name, field in Settings.model_fields.items()]
     return table_of(["setting", "variables", "default", ""], rows)
 
 
 def options_table() -> str:
-    """Return the options of all runners: an option of several is one row."""
+    """Return the options of all runners, with one row for an option of several."""
     declared: dict[str, FieldInfo] = {}
     runners: dict[str, list[str]] = {}
     for runner, info in RUNNERS.items():
@@ -83,9 +94,8 @@ def options_table() -> str:
             runners.setdefault(name, []).append(runner)
     rows = []
     for name, field in declared.items():
-        rows.append(
-            [code(name), code(*runners[name]), code(shown(field.default)), _told(field, ", ")]
-        )
+        default = code(shown(field.default))
+        rows.append([code(name), code(*runners[name]), default, _description(field, ", ")])
     return table_of(["option", "runners", "default", ""], rows)
 
 
@@ -106,7 +116,7 @@ def _row(name: str, field: FieldInfo) -> list[str]:
         flags.append(flag_name(name).replace("--", "--no-", 1))
     variables = (*env_names(name), *switch_names(name))
     default = code(shown(field.default))
-    return [code(*flags), code(*variables), default, _told(field, ", ")]
+    return [code(*flags), code(*variables), default, _description(field, ", ")]
 
 
 def main() -> None:

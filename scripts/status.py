@@ -20,8 +20,10 @@ EXITS: dict[Status, int] = {"ready": 0, "not_ready": 1, "redis_away": 2}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print a snapshot; 0 if a worker is ready, 1 if none is, 2 without Redis (or if the flags make
-    no sense)."""
+    """Print a snapshot and return the exit status.
+
+    It is 0 if a worker is ready, 1 if none is, and 2 without Redis or if the flags make no sense.
+    """
     parser = argparse.ArgumentParser(
         prog=PROG,
         description=(
@@ -38,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(asked: argparse.Namespace, settings: Settings) -> int:
-    """Look once and print it."""
+    """Print one snapshot and return the exit status."""
     settings, _ = with_local_fleet(settings, asked.port)
     now = asyncio.run(_look(redis_url(settings)))
     if asked.json:

@@ -20,9 +20,11 @@ from shared.logging_setup import fields
 from shared.signals import signals_call
 from shared.supervised import REPORT_ENV, read_report
 
-BAD_SETTINGS = 2  # exit status of a child that would fail in the same way again
+# Exit status of a child that would fail in the same way again.
+BAD_SETTINGS = 2
 GAVE_UP = 1
-NOT_STARTED = 127  # as a shell says it
+# As a shell says it.
+NOT_STARTED = 127
 MOST_FAILED_STARTS = 5
 
 _REPORT_BYTES = 4096
@@ -33,10 +35,10 @@ log = logging.getLogger("aios.supervisor")
 
 @dataclass(frozen=True)
 class Role:
-    """A command to keep running in one copy for each of `copies`: what its environment has on top
-    of `env`.
+    """A command to keep running, in one copy for each of `copies`.
 
-    `grace_s` is how long a copy may take to end after SIGTERM.
+    An entry of `copies` is added to `env` to make the environment of that copy. `grace_s` is how
+    long a copy may take to end after SIGTERM.
     """
 
     name: str
@@ -48,21 +50,24 @@ class Role:
 
 @dataclass(frozen=True)
 class Backoff:
-    """Delay before a restart: doubles from `first_s` to `longest_s`; a life longer than `longest_s`
-    resets it."""
+    """The delay before a restart, which doubles from `first_s` to `longest_s`.
+
+    A child that has lived longer than `longest_s` resets it.
+    """
 
     first_s: float = 0.5
     longest_s: float = 10.0
 
     def delay_s(self, failures: int) -> float:
-        """Seconds to wait after the n-th failure in a row (from 1)."""
-        return float(min(self.longest_s, self.first_s * 2 ** min(failures - 1, 32)))
+        """Return the seconds to wait after the n-th failure in a row (from 1)."""
+        doublings = min(failures - 1, 32)  # 2**1024 is too large for a float
+        return float(min(self.longest_s, self.first_s * 2**doublings))
 
 
 @dataclass(frozen=True)
 class Life:
-    """How one run of a child went: its exit status, whether it had been ready, and why it ended, in
-    its own words if it left any."""
+    """One run of a child: its exit status, whether it had been ready, and why it ended, in its own
+    words if it left any."""
 
     status: int
     was_ready: bool
@@ -90,8 +95,10 @@ class Supervisor:
         self._ready: dict[str, set[int]] = {role.name: set() for role in roles}
 
     def stop(self, exit_code: int = 0) -> None:
-        """Begin the orderly stop, after which `run` returns `exit_code`; a second call changes
-        nothing."""
+        """Begin the orderly stop, after which `run` returns `exit_code`.
+
+        A second call changes nothing.
+        """
         if not self._stop.is_set():
             self._exit_code = exit_code
             self._stop.set()
@@ -102,18 +109,23 @@ class Supervisor:
         self._hurry.set()
 
     async def run(self) -> int:
-        """Returns 0 after a stop that was asked for, BAD_SETTINGS or GAVE_UP when a role cannot
-        run."""
-        ends = [asyncio.Event() for _ in self._roles]
+        """Run all roles until `stop` is called, and end them in order.
+
+        Return the exit code of the stop: 0 if it was asked for, BAD_SETTINGS or GAVE_UP when a
+        role cannot run.
+        """
+        ends = []
+        keepers = []
         stop_signals = StopSignals(self._on_signal, self.hurry)
         with signals_call(stop_signals.actions()):
-            keepers = [
-                [
-                    asyncio.create_task(self._keep(role, copy, end))
-                    for copy in range(len(role.copies))
-                ]
-                for role, end in zip(self._roles, ends, strict=True)
-            ]
+            for role in self._roles:
+                end = asyncio.Event()
+                tasks = []
+                for copy in range(len(role.copies)):
+                    tasks.append(asyncio.create_task(self._keep(role, copy, end)))
+                ends.append(end)
+                keepers.append(tasks)
+
             await self._stop.wait()
             for end, tasks in zip(ends, keepers, strict=True):
                 end.set()
@@ -121,7 +133,8 @@ class Supervisor:
         return self._exit_code
 
     def _on_signal(self, name: str) -> None:
-        if self._stop.is_set():  # for a reason of its own, which may take a while
+        # The fleet may be stopping already for a reason of its own, which may take a while.
+        if self._stop.is_set():
             self.hurry()
             return
         log.info("fleet stopping, a second signal ends it at once", extra=fields(signal=name))
@@ -137,11 +150,18 @@ class Supervisor:
             life = await self._run_once(role, copy, end)
             if end.is_set():
                 return
-            ever_ready = ever_ready or life.was_ready
-            failed_starts = 0 if life.was_ready else failed_starts + 1
+
+            if life.was_ready:
+                ever_ready = True
+                failed_starts = 0
+            else:
+                failed_starts += 1
             if self._cannot_run(role, copy, life, failed_starts, ever_ready=ever_ready):
                 return
-            failures = 1 if time.monotonic() - started > self._backoff.longest_s else failures + 1
+
+            if time.monotonic() - started > self._backoff.longest_s:
+                failures = 0
+            failures += 1
             delay_s = self._backoff.delay_s(failures)
             log.warning(
                 "process ended",
@@ -158,8 +178,10 @@ class Supervisor:
     def _cannot_run(
         self, role: Role, copy: int, life: Life, failed_starts: int, *, ever_ready: bool
     ) -> bool:
-        """Whether there is no use in another start; then the fleet is told to stop, and the log
-        says why."""
+        """Return whether there is no use in another start.
+
+        If so, stop the fleet and log why.
+        """
         ended = fields(role=role.name, copy=copy, status=life.status, reason=life.reason)
         if life.status == BAD_SETTINGS and not ever_ready:
             log.error("process refuses its settings", extra=ended)
@@ -172,8 +194,7 @@ class Supervisor:
         return False
 
     async def _run_once(self, role: Role, copy: int, end: asyncio.Event) -> Life:
-        """Start a child, wait until it exits or `end` is set, end it in the second case; return how
-        it went."""
+        """Start a child and wait until it exits, or end it when `end` is set; return its run."""
         read_end, write_end = os.pipe()
         os.set_blocking(read_end, False)
         report = Report(read_end, lambda: self._ready[role.name].add(copy))
@@ -187,8 +208,10 @@ class Supervisor:
     async def _run_reporting(
         self, role: Role, copy: int, end: asyncio.Event, write_end: int
     ) -> int:
-        """Start a child that reports through `write_end`, which is closed here; return its exit
-        status."""
+        """Run a child that reports through `write_end`, and return its exit status.
+
+        `write_end` is closed here.
+        """
         try:
             process = await asyncio.create_subprocess_exec(
                 *role.argv,
@@ -204,7 +227,7 @@ class Supervisor:
             )
             return NOT_STARTED
         finally:
-            os.close(write_end)
+            os.close(write_end)  # the child has its own: ours would keep the pipe open
         log.info("process runs", extra=fields(role=role.name, copy=copy, pid=process.pid))
         await _first_of(process.wait(), end.wait())
         if process.returncode is None:
@@ -217,8 +240,10 @@ class Supervisor:
 
 
 class Report:
-    """What a child says through its pipe: whether it is ready, which calls `on_ready`, and why it
-    ends."""
+    """A child's report through its pipe: that it is ready, and why it ends.
+
+    `on_ready` is called once, when the child is ready.
+    """
 
     def __init__(self, read_end: int, on_ready: Callable[[], object]) -> None:
         self._read_end = read_end
@@ -236,15 +261,15 @@ class Report:
 
     def _read(self) -> None:
         try:
-            said = os.read(self._read_end, _REPORT_BYTES)
+            data = os.read(self._read_end, _REPORT_BYTES)
         except BlockingIOError:
             return
-        if not said:
-            self._loop.remove_reader(
-                self._read_end
-            )  # without writers it would be readable for ever
-        is_ready, reason = read_report(said)
-        self.reason = reason or self.reason
+        if not data:
+            # A pipe without writers would be readable for ever.
+            self._loop.remove_reader(self._read_end)
+        is_ready, reason = read_report(data)
+        if reason:
+            self.reason = reason
         if is_ready and not self.is_ready:
             self.is_ready = True
             self._on_ready()
@@ -263,7 +288,7 @@ class StopSignals:
         self._stopped_at_s: float | None = None
 
     def actions(self) -> dict[str, Callable[[], None]]:
-        """For `signals_call`."""
+        """Return the signals that end a process with what to call, for `signals_call`."""
         return {name: partial(self.receive, name) for name in ("SIGTERM", "SIGINT", "SIGHUP")}
 
     def receive(self, name: str) -> None:
@@ -276,7 +301,7 @@ class StopSignals:
 
 
 def status_in_words(status: int) -> str:
-    """An exit status as people know it: `exit status 1`, `killed by SIGKILL`."""
+    """Return an exit status as people know it: `exit status 1`, `killed by SIGKILL`."""
     if status >= 0:
         return f"exit status {status}"
     name = signal.Signals(-status).name
@@ -285,7 +310,7 @@ def status_in_words(status: int) -> str:
 
 
 async def _first_of(*waits: Coroutine[Any, Any, object], timeout_s: float | None = None) -> None:
-    """Wait until one of them is done or the time is over, and drop the others."""
+    """Wait until one coroutine is done or the time is over, and cancel the others."""
     tasks = [asyncio.create_task(wait) for wait in waits]
     try:
         await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)

@@ -1,5 +1,7 @@
-"""`aios top`: the fleet, again and again: in place on a terminal, else one snapshot after the
-other."""
+"""`aios top`: the fleet, again and again.
+
+Snapshots are drawn in place on a terminal, else one after the other.
+"""
 
 import argparse
 import asyncio
@@ -27,19 +29,22 @@ from shared.signals import signals_call
 
 PROG = "aios top"
 _T = TypeVar("_T")
+# Rates are those of the last seconds, so many once the fleet has been watched that long.
 WINDOW_S = 10.0
-"""Rates are of this long, once it has been watched."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Show the fleet until somebody has seen enough; its exit status."""
+    """Show the fleet until somebody has seen enough, and return the exit status."""
     asked = _parser().parse_args(argv)
     flags = ["--redis-url", asked.redis_url] if asked.redis_url else []
     return run_role(PROG, partial(run, asked), flags)
 
 
 def run(asked: argparse.Namespace, settings: Settings) -> int:
-    """0 when somebody left; after `--count` looks what `aios status` would have ended with."""
+    """Watch the fleet and return the exit status.
+
+    It is 0 when somebody left, and after `--count` looks that of `aios status`.
+    """
     settings, fleet = with_local_fleet(settings, asked.port)
     if fleet is not None and fleet.has_open_metrics and not asked.front:
         asked.front = [fleet.url]
@@ -77,14 +82,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _watch(asked: argparse.Namespace, url: str) -> int:
-    """Signals and `q` cancel the looking, wherever it is."""
+    """Watch the fleet until a signal or `q` cancels the task that looks, wherever it is."""
     async with open_unsettled(url) as broker:
         watcher = Watcher(broker, asked.front)
-        is_live = sys.stdout.isatty() and os.name == "posix" and asked.count is None
-        shown = (
-            _live(watcher, asked.every) if is_live else _plain(watcher, asked.every, asked.count)
-        )
-        looking = asyncio.create_task(shown)
+        if sys.stdout.isatty() and os.name == "posix" and asked.count is None:
+            watching = _live(watcher, asked.every)
+        else:
+            watching = _plain(watcher, asked.every, asked.count)
+        looking = asyncio.create_task(watching)
         with signals_call({"SIGINT": looking.cancel, "SIGTERM": looking.cancel}):
             try:
                 return await looking
@@ -93,6 +98,7 @@ async def _watch(asked: argparse.Namespace, url: str) -> int:
 
 
 async def _live(watcher: "Watcher", every_s: float) -> int:
+    """Draw one snapshot over the other, until cancelled."""
     from scripts.watch.terminal import canvas, draw, size  # not on Windows
 
     this = asyncio.current_task()
@@ -116,7 +122,7 @@ async def _live(watcher: "Watcher", every_s: float) -> int:
 
 
 async def _plain(watcher: "Watcher", every_s: float, count: int | None) -> int:
-    """One after the other, with an empty line between; ends early when nobody reads on."""
+    """Print snapshots with an empty line between, `count` of them or until nobody reads on."""
     for number in itertools.count(1):
         view = await watcher.view()
         try:
@@ -125,16 +131,15 @@ async def _plain(watcher: "Watcher", every_s: float, count: int | None) -> int:
                 return EXITS[view.now.status]
             print()
         except BrokenPipeError:
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-            )  # what is still to be flushed goes there
+            # What is still to be flushed goes nowhere: it would raise again at the exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_OK
         await asyncio.sleep(every_s)
     raise AssertionError("it counts on")
 
 
 class Watcher:
-    """Looks at a fleet and remembers what it saw lately."""
+    """An observer of a fleet, which remembers what it saw lately."""
 
     def __init__(self, broker: Broker, front_urls: Sequence[str]) -> None:
         self._broker = broker
@@ -147,7 +152,8 @@ class Watcher:
         if now.status == "redis_away":
             return View(now, requests=requests)
         before, elapsed_s = self._snapshots.add(now)
-        return View(now, rates(before, now) if before else None, elapsed_s, requests)
+        worker_rates = rates(before, now) if before else None
+        return View(now, worker_rates, elapsed_s, requests)
 
     async def _requests(self) -> Requests | None:
         if not self._urls:
@@ -159,20 +165,24 @@ class Watcher:
 
 
 class Recent(Generic[_T]):
-    """Things seen over the last `WINDOW_S`, and one from before that."""
+    """The readings of the last `WINDOW_S`, and one from before that."""
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, _T]] = deque()
+        self._readings: deque[tuple[float, _T]] = deque()
 
-    def add(self, thing: _T) -> tuple[_T | None, float]:
-        """What was seen about `WINDOW_S` ago, or first, and the seconds since; None if there was
-        nothing yet."""
+    def add(self, reading: _T) -> tuple[_T | None, float]:
+        """Return the reading of about `WINDOW_S` ago, or the first one, and the seconds since.
+
+        Return None and 0 if this is the first.
+        """
         now_s = time.monotonic()
-        while len(self._seen) > 1 and now_s - self._seen[1][0] >= WINDOW_S:
-            self._seen.popleft()
-        self._seen.append((now_s, thing))
-        at_s, before = self._seen[0]
-        return (before, now_s - at_s) if len(self._seen) > 1 else (None, 0.0)
+        while len(self._readings) > 1 and now_s - self._readings[1][0] >= WINDOW_S:
+            self._readings.popleft()
+        self._readings.append((now_s, reading))
+        if len(self._readings) == 1:
+            return None, 0.0
+        at_s, before = self._readings[0]
+        return before, now_s - at_s
 
 
 def _url(text: str) -> str:

@@ -27,7 +27,11 @@ from transformers import (
 
 from scripts.sample_problems import KINDS, Problem, held_out, training_stream
 
-PAD, BOQ, EOQ, EOA = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|box_end|>"
+# The special tokens of HRM-Text: padding, begin and end of the question, end of the answer.
+PAD = "<|endoftext|>"
+BOQ = "<|im_start|>"
+EOQ = "<|im_end|>"
+EOA = "<|box_end|>"
 CONDITION_TOKENS = {
     "direct": "<|object_ref_start|>",
     "cot": "<|object_ref_end|>",
@@ -39,11 +43,11 @@ CONTEXT_WINDOW = 512
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer without merges: 8 special tokens, then the 256 bytes."""
+    """Return a byte-level tokenizer without merges: 8 special tokens, then the 256 bytes."""
     specials = [PAD, BOQ, EOQ, EOA, *CONDITION_TOKENS.values()]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe = models.BPE(vocab={token: i for i, token in enumerate(specials + alphabet)}, merges=[])
-    tokenizer = Tokenizer(bpe)
+    vocab = {token: index for index, token in enumerate(specials + alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(specials)
@@ -58,7 +62,8 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def sample_config(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) -> HrmTextConfig:
-    """An HRM-Text with the published cycle counts (2 x 3) and heads of 32."""
+    """Return the configuration of an HRM-Text with the published cycle counts (2 x 3) and heads
+    of 32."""
     return HrmTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
@@ -77,10 +82,13 @@ def sample_config(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) 
 def encode(
     tokenizer: PreTrainedTokenizerFast, problem: Problem, condition: tuple[str, ...]
 ) -> tuple[list[int], int]:
-    """Token ids of prompt and response, and how many of them are prompt (everything through
-    `eoq`)."""
-    marks = "".join(CONDITION_TOKENS[name] for name in condition)
-    prompt = tokenizer(BOQ + marks + problem.prompt + EOQ, add_special_tokens=False)["input_ids"]
+    """Return the token ids of prompt and response, and how many of them are prompt.
+
+    The prompt is everything up to and with EOQ.
+    """
+    conditions = "".join(CONDITION_TOKENS[name] for name in condition)
+    question = BOQ + conditions + problem.prompt + EOQ
+    prompt = tokenizer(question, add_special_tokens=False)["input_ids"]
     response = tokenizer(problem.response + EOA, add_special_tokens=False)["input_ids"]
     return prompt + response, len(prompt)
 
@@ -88,22 +96,26 @@ def encode(
 def batches(
     tokenizer: PreTrainedTokenizerFast, batch_size: int, seed: int
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Padded batches of like lengths: eight batches are drawn at once, sorted by length and cut."""
+    """Yield padded batches of like lengths without end.
+
+    Eight batches are drawn at once, sorted by length, cut, and yielded in random order.
+    """
     stream = training_stream(seed)
     conditions = itertools.cycle(TRAINED_CONDITIONS)
     shuffle = torch.Generator().manual_seed(seed)
     while True:
         drawn = [encode(tokenizer, next(stream), next(conditions)) for _ in range(batch_size * 8)]
-        drawn.sort(key=lambda item: len(item[0]))
-        for slot in torch.randperm(8, generator=shuffle).tolist():
-            yield collate(
-                drawn[slot * batch_size : (slot + 1) * batch_size], tokenizer.pad_token_id
-            )
+        drawn.sort(key=lambda row: len(row[0]))
+        for number in torch.randperm(8, generator=shuffle).tolist():
+            start = number * batch_size
+            yield collate(drawn[start : start + batch_size], tokenizer.pad_token_id)
 
 
 def collate(rows: list[tuple[list[int], int]], pad: int) -> dict[str, torch.Tensor]:
-    """Right-padded `input_ids`, `token_type_ids` (1 on the prompt) and `labels` (-100 on prompt and
-    padding)."""
+    """Return right-padded tensors [rows, longest row] of encoded problems.
+
+    `token_type_ids` are 1 on the prompt. `labels` are -100 on prompt and padding.
+    """
     width = max(len(ids) for ids, _ in rows)
     ids = torch.full((len(rows), width), pad)
     types = torch.zeros_like(ids)
@@ -117,13 +129,14 @@ def collate(rows: list[tuple[list[int], int]], pad: int) -> dict[str, torch.Tens
 
 @torch.no_grad()
 def accuracy(model: Any, tokenizer: PreTrainedTokenizerFast, problems: list[Problem]) -> float:
-    """Share of problems whose greedy answer line is exact. Prompts of one length are decoded
-    together, unpadded."""
-    right = 0
+    """Return the share of problems whose greedy answer line is exact."""
     by_length: dict[int, list[tuple[list[int], Problem]]] = {}
     for problem in problems:
         ids, num_prompt = encode(tokenizer, problem, ("direct",))
         by_length.setdefault(num_prompt, []).append((ids[:num_prompt], problem))
+
+    # Prompts of one length are decoded together, so that none is padded.
+    right = 0
     for rows in by_length.values():
         prompt = torch.tensor([ids for ids, _ in rows])
         out = model.generate(
@@ -140,7 +153,8 @@ def accuracy(model: Any, tokenizer: PreTrainedTokenizerFast, problems: list[Prob
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 100 steps, then a cosine down to a hundredth of the peak."""
+    """Return a step's learning rate: a linear warm-up over 100 steps, then a cosine down to a
+    hundredth of the peak."""
     if step < 100:
         return peak * (step + 1) / 100
     progress = (step - 100) / max(1, steps - 100)
@@ -148,6 +162,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def train(args: argparse.Namespace) -> None:
+    """Train a model as the flags say, and write it with its share of held-out problems solved."""
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     tokenizer = byte_tokenizer()
@@ -157,11 +172,13 @@ def train(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.05
     )
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    begun, tokens = time.monotonic(), 0
-    for step, batch in enumerate(
-        itertools.islice(batches(tokenizer, args.batch, args.seed), args.steps)
-    ):
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{num_parameters:,} parameters", flush=True)
+
+    begun = time.monotonic()
+    tokens = 0
+    stream = batches(tokenizer, args.batch, args.seed)
+    for step, batch in enumerate(itertools.islice(stream, args.steps)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr)
         loss = model(**batch, use_cache=False).loss
@@ -169,7 +186,9 @@ def train(args: argparse.Namespace) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        _update_average(average, model, min(0.998, step / (step + 10)))
+        # At first little is kept: else the average would hold its random weights for long.
+        _update_average(average, model, keep=min(0.998, step / (step + 10)))
+
         tokens += batch["input_ids"].numel()
         if step % 50 == 0:
             seconds = time.monotonic() - begun
@@ -178,13 +197,13 @@ def train(args: argparse.Namespace) -> None:
                 flush=True,
             )
         if step and step % args.check_every == 0:
-            report(average, tokenizer, 60)
+            report(average, tokenizer, count=60)
             save(average, tokenizer, args.out)
+
     save(average, tokenizer, args.out)
-    shares = report(average, tokenizer, 500)
-    (args.out / "held_out.json").write_text(
-        json.dumps({"problems_each": 500, "exact": shares}, indent=2) + "\n"
-    )
+    shares = report(average, tokenizer, count=500)
+    results = {"problems_each": 500, "exact": shares}
+    (args.out / "held_out.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
 @torch.no_grad()
@@ -195,9 +214,14 @@ def _update_average(average: torch.nn.Module, model: torch.nn.Module, keep: floa
 def report(
     model: HrmTextForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int
 ) -> dict[str, float]:
+    """Print and return the share of held-out problems solved, by kind, of `count` of each."""
     model.eval()
-    shares = {kind: accuracy(model, tokenizer, held_out(kind, count)) for kind in KINDS}
-    print("held out, exact:", {kind: f"{share:.3f}" for kind, share in shares.items()}, flush=True)
+    shares = {}
+    shown = {}
+    for kind in KINDS:
+        shares[kind] = accuracy(model, tokenizer, held_out(kind, count))
+        shown[kind] = f"{shares[kind]:.3f}"
+    print("held out, exact:", shown, flush=True)
     return shares
 
 

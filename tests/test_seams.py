@@ -190,7 +190,7 @@ METRIC = Change(
     lines=(
         (
             "shared/metrics.py",
-            "    def __init__(self, sheet: Sheet) -> None:\n",
+            "    def __init__(self, sheet: MetricSheet) -> None:\n",
             '        self.odd = sheet.counter("aios_odd_total", "Odd things.")\n',
         ),
     ),

@@ -1,5 +1,4 @@
-"""`python -m worker` and `aios worker`: one worker process. Handles signals, turns outcomes into
-statuses."""
+"""`python -m worker` and `aios worker`: one worker process, its signals and its exit status."""
 
 import asyncio
 import logging
@@ -31,13 +30,14 @@ from worker.memory_guard import MemoryGuard
 from worker.service import WorkerService
 from worker.shapes import shape_of
 
-EXIT_OK, EXIT_BROKEN = 0, 1
+EXIT_OK = 0
+EXIT_BROKEN = 1
 
 logger = logging.getLogger("aios.worker")
 
 
 def run(settings: Settings) -> NoReturn:
-    """Serve until SIGTERM or SIGINT, then end the process. Raises SettingsError for a model that
+    """Serve until SIGTERM or SIGINT, then end the process. Raise SettingsError for a model that
     cannot be loaded."""
     configure_logging(settings.log_level, settings.log_format)
     tell_of_variables(settings)
@@ -48,8 +48,9 @@ def run(settings: Settings) -> NoReturn:
 
 
 def _end(status: int) -> NoReturn:
-    """End the process as it stands. An orderly end would wait for threads that compute what nobody
-    will use: a step, a load, a long prompt."""
+    """End the process as it stands."""
+    # An orderly end would wait for threads that compute what nobody will use: a step, a load, a
+    # long prompt.
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -57,7 +58,7 @@ def _end(status: int) -> NoReturn:
 
 
 def dry_run(settings: Settings) -> int:
-    """Load every model, try each and say what was found; serves nothing."""
+    """Load every model, try each and print what was found. Serve nothing."""
     logging.basicConfig(level=logging.WARNING)
     check_model_paths(settings)
     prepare_process(settings)
@@ -65,8 +66,8 @@ def dry_run(settings: Settings) -> int:
         print(obstacle)
     for model in load_models(settings):
         info = model.info
-        mark = " (default)" if info.is_default else ""
-        print(f"{info.id}{mark}: {info.found}; context window {info.context_window} tokens")
+        suffix = " (default)" if info.is_default else ""
+        print(f"{info.id}{suffix}: {info.found}; context window {info.context_window} tokens")
         for name, reason in model.not_obeyed.items():
             print(f"  {name} is not obeyed: {reason}")
         print(f"  {warm_up(model.runner)}")
@@ -74,21 +75,19 @@ def dry_run(settings: Settings) -> int:
 
 
 def prepare_process(settings: Settings) -> None:
-    """Threads, cores and malloc, before torch is imported and threads are started, which inherit
-    them.
-
-    Libraries draw no progress bars: they would stand between the log's lines.
-    """
+    """Set threads, cores and malloc, before torch is imported and threads are started, which
+    inherit them."""
+    # Progress bars would stand between the log's lines.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     cores = os.environ.get(CORES_ENV)
     if cores and settings.pin_cores:
         use_cores(cores)
+
     threads = settings.threads
     why = "threads: as set"
     if threads == "auto":
-        shape = shape_of(
-            settings.model_copy(update={"workers": 1}), machine.survey(settings.device)
-        )
+        single_worker = settings.model_copy(update={"workers": 1})
+        shape = shape_of(single_worker, machine.survey(settings.device))
         threads = shape.threads
         why = shape.why
     elif not cores:
@@ -140,8 +139,8 @@ async def _telling(settings: Settings, service: WorkerService) -> AsyncIterator[
         return
     metrics = WorkerMetrics()
     service.tell(metrics)
-    told = health.routes(metrics, service.hangs, service.not_ready)
-    async with listening(settings, "worker_port", told):
+    routes = health.routes(metrics, service.hangs, service.not_ready)
+    async with listening(settings, "worker_port", routes):
         yield
 
 

@@ -1,4 +1,4 @@
-"""The one place where runners have a loaded network made faster."""
+"""The call of an accelerator, with which runners make a loaded network faster."""
 
 from collections.abc import Callable
 
@@ -28,10 +28,13 @@ def prepare(model: nn.Module, options: RunnerOptions) -> int:
 
 
 def _check_devices(model: nn.Module, name: str) -> None:
+    """Raise ModelFormatError for a network on a device that the accelerator is not for."""
     devices = ACCELERATORS[name].devices
+    if not devices:
+        return
     used = {parameter.device.type for parameter in model.parameters()}
     others = sorted(used - set(devices))
-    if devices and others:
-        known = " and the ".join(device.upper() for device in devices)
-        problem = f"{name} weights are for the {known}; this model is on {', '.join(others)}"
+    if others:
+        expected = " and the ".join(device.upper() for device in devices)
+        problem = f"{name} weights are for the {expected}; this model is on {', '.join(others)}"
         raise ModelFormatError(f"{problem}; leave quantize out.")

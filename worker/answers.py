@@ -1,4 +1,5 @@
-"""Tasks that are answered by encoding them: their end needs no step of the engine."""
+"""The answers of tasks that are done once they are encoded: their end needs no step of an
+engine."""
 
 from collections.abc import Sequence
 
@@ -7,8 +8,11 @@ from worker.sequence import Encoded
 
 
 def tokenized(ids: tuple[int, ...], texts: Sequence[str] = ()) -> Encoded:
-    return Encoded(ids, answer=Done("tokenize", len(ids), 0, result=Tokenized(ids, tuple(texts))))
+    result = Tokenized(ids, tuple(texts))
+    done: Done = Done("tokenize", len(ids), num_completion_tokens=0, result=result)
+    return Encoded(ids, answer=done)
 
 
 def detokenized(ids: tuple[int, ...], text: str) -> Encoded:
-    return Encoded(ids, answer=Done("detokenize", len(ids), 0, result=Detokenized(text)))
+    done: Done = Done("detokenize", len(ids), num_completion_tokens=0, result=Detokenized(text))
+    return Encoded(ids, answer=done)

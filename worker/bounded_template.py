@@ -1,9 +1,9 @@
 """A chat template that can neither hang its worker nor fill its memory, whatever stands in it and
 in the dialogue.
 
-The environment is transformers' own, a sandbox that bounds ranges. Here every operation that makes
-something much longer than what it is given is measured first, and a watch ends what computes for
-too long.
+The environment is transformers' own, a sandbox that bounds ranges. Beyond that, every operation
+that could make something much longer than its arguments is measured first, and a watch ends what
+computes for too long.
 """
 
 import ctypes
@@ -24,32 +24,34 @@ from jinja2.sandbox import SandboxedEnvironment, safe_range
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 _TIME_LIMIT_S = 1.0
-"""Of computing, for one dialogue: templates take milliseconds."""
+"""The time of computing for one dialogue: templates take milliseconds."""
 _LOOK_S = 0.1
 _MOST_ADDED = 1 << 20
 _MOST_TIMES = 8
-"""Characters that a template may make of a dialogue: so many times what there is, and so many
+"""The characters that a template may make of a dialogue: so many times its own, and so many
 more."""
 _MOST_BITS = 4096
-"""Of whole numbers."""
+"""The size of whole numbers."""
 _WIDTH = re.compile(r"[0-9]{6,}")
 _PRINTF_WIDTH = re.compile(r"[0-9]{6,}|\*")
-"""In formats: a width that would make much of little. A star takes it from the arguments."""
+"""Widths in formats that would make much of little. A star takes the width from the arguments."""
 
 _most: ContextVar[int] = ContextVar("most", default=_MOST_ADDED)
 
 
 class OutOfTime(BaseException):
-    """Raised inside a template that computes for too long. No Exception: nothing on the way may
-    hold it up."""
+    """The end of a template that computes for too long.
+
+    It is no Exception, so that nothing on its way holds it up.
+    """
 
 
 class TooMuch(TemplateError):
-    """A template makes or computes more than any dialogue needs."""
+    """The end of a template that makes or computes more than any dialogue needs."""
 
 
 class BoundedTemplate:
-    """Raises what Jinja raises for a template that it cannot read."""
+    """A template with bounds. Raises what Jinja raises for one that it cannot read."""
 
     def __init__(self, source: str) -> None:
         environment: Any = _compile_jinja_template("").environment.overlay()
@@ -64,14 +66,15 @@ class BoundedTemplate:
         environment.joined = _joined
         environment.intercepted_binops = frozenset(_OPERATORS)
         environment.binop_table = {**SandboxedEnvironment.default_binop_table, **_OPERATORS}
-        environment.filters = {
-            name: _checked_filter(name, own) for name, own in environment.filters.items()
-        }
+        filters: dict[str, Any] = {}
+        for name, function in environment.filters.items():
+            filters[name] = _checked_filter(name, function)
+        environment.filters = filters
         self._template: Template = environment.from_string(source)
 
     def render(self, num_characters: int, **values: Any) -> str:
-        """What the template makes of a dialogue of `num_characters`. Raises whatever it raises, and
-        TooMuch."""
+        """Return the text that the template makes of a dialogue of `num_characters`. Raise whatever
+        it raises, and TooMuch."""
         token = _most.set(_MOST_ADDED + _MOST_TIMES * num_characters)
         try:
             with _watch(_TIME_LIMIT_S):
@@ -82,7 +85,7 @@ class BoundedTemplate:
             _most.reset(token)
 
     def _written(self, values: dict[str, Any]) -> str:
-        pieces = []
+        pieces: list[str] = []
         size = 0
         for piece in self._template.generate(**values):
             size += len(piece)
@@ -92,8 +95,10 @@ class BoundedTemplate:
 
 
 class _CodeGenerator(CodeGenerator):
-    """Writes the `~` of templates as a call of ours. Constants are joined then too, not when the
-    template is read."""
+    """A code generator that writes the `~` of templates as a call of `_joined`.
+
+    Constants are joined then, too, not when the template is read.
+    """
 
     def visit_Concat(self, node: Concat, frame: Frame) -> None:
         self.write("environment.joined((")
@@ -161,56 +166,60 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-def _checked_filter(name: str, own: Any) -> Any:
-    """A filter whose arguments are measured; how Jinja calls it is written on the function
-    itself."""
+def _checked_filter(name: str, function: Any) -> Any:
+    """Return a filter whose arguments are measured."""
 
     def checked(*args: Any, **kwargs: Any) -> Any:
-        given = [*args, *kwargs.values()]
+        arguments = [*args, *kwargs.values()]
         if name == "format":
-            _check_formats(given, _PRINTF_WIDTH)
-        _check_arguments(name, given)
-        return own(*args, **kwargs)
+            _check_formats(arguments, _PRINTF_WIDTH)
+        _check_arguments(name, arguments)
+        return function(*args, **kwargs)
 
-    checked.__dict__.update(getattr(own, "__dict__", {}))
+    # Jinja reads off the function itself whether to pass it the environment or the context.
+    checked.__dict__.update(getattr(function, "__dict__", {}))
     return checked
 
 
 def _check_call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Of a call that a template makes. Ranges are bounded by the sandbox."""
+    """Measure the arguments of a call that a template makes."""
     name = getattr(function, "__name__", "")
     method = getattr(function, "__wrapped__", function)  # the sandbox has a `str.format` of its own
     owner = getattr(method, "__self__", None)
-    given = [*args, *kwargs.values()]
+    arguments = [*args, *kwargs.values()]
     if isinstance(owner, str | bytes):
-        given.insert(0, owner)
+        arguments.insert(0, owner)
     if name in ("format", "format_map"):
-        _check_formats(given, _WIDTH)
+        _check_formats(arguments, _WIDTH)
+    # Ranges are bounded by the sandbox.
     if name != safe_range.__name__:
-        _check_arguments(name, given)
+        _check_arguments(name, arguments)
 
 
-def _check_formats(given: list[Any], width: re.Pattern[str]) -> None:
-    if given and isinstance(given[0], str):
-        _check_format(given[0], width)
+def _check_formats(arguments: list[Any], width: re.Pattern[str]) -> None:
+    if arguments and isinstance(arguments[0], str):
+        _check_format(arguments[0], width)
 
 
-def _check_arguments(name: str, given: list[Any]) -> None:
-    """Of a filter or of a method of a text, the text among them."""
-    for value in given:
+def _check_arguments(name: str, arguments: list[Any]) -> None:
+    """Measure the arguments of a filter or of a method of a text, the text among them."""
+    # A number may be a width, or how often something is repeated.
+    for value in arguments:
         if isinstance(value, int):
             _check(abs(value))
-    texts = [value for value in given if isinstance(value, str)]
+
+    texts = [value for value in arguments if isinstance(value, str)]
     if name == "replace" and len(texts) >= 3:
         text, old, new = texts[:3]
+        # An empty text is found between all characters, and at both ends.
         count = text.count(old) if old else len(text) + 1
         _check(len(text) + count * len(new))
     if name == "join":
-        lists = [value for value in given if isinstance(value, list | tuple | range)]
+        lists = [value for value in arguments if isinstance(value, list | tuple | range)]
         count = sum(map(len, lists))
         size = count * sum(map(len, texts))
-        for items in lists:
-            size += sum(map(_length, items))
+        for values in lists:
+            size += sum(map(_length, values))
         _check(size)
 
 
@@ -227,6 +236,7 @@ def _watch(limit_s: float) -> Iterator[None]:
         while not over.wait(_LOOK_S):
             if clock() - begun_s < limit_s:
                 continue
+            # With the lock, so that it is not raised behind the template's end.
             with lock:
                 if not over.is_set():
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(
@@ -243,7 +253,8 @@ def _watch(limit_s: float) -> Iterator[None]:
 
 
 def _clock_of(thread: int) -> Callable[[], float]:
-    """Seconds that a thread has computed, where the system tells; else those that pass."""
+    """Return a clock of the seconds that a thread has computed, or where the system does not tell,
+    of those that pass."""
     if not hasattr(time, "pthread_getcpuclockid"):
         return time.monotonic
     number = time.pthread_getcpuclockid(thread)

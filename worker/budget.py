@@ -1,13 +1,14 @@
-"""Which models a worker holds in memory: how many, how many bytes, and which one goes to make room.
+"""The budget of the models in a worker's memory: how many, how many bytes, and which one goes to
+make room.
 
-Plain Python over numbers; whoever asks does the loading and the freeing.
+Plain Python over numbers. The caller does the loading and the freeing.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 TURN_S = 2.0
-"""A model that others wait for keeps its place for so long at least, if it has work itself."""
+"""The least time for which a model that has work stays in memory, whoever waits for its place."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,10 @@ class Resident:
 
 @dataclass(frozen=True)
 class Memory:
-    """What there is, in bytes. `total_bytes` 0: the system does not tell, and only the number of
-    models counts.
+    """The memory in all and in use, in bytes.
 
-    So it does for a model whose size is not known, which is 0.
+    `total_bytes` is 0 where the system does not tell. Only the number of models counts then, as for
+    a model whose size is 0, not known.
     """
 
     total_bytes: int
@@ -41,24 +42,25 @@ class Memory:
 
 @dataclass(frozen=True)
 class Load:
-    """There is room."""
+    """The verdict that there is room."""
 
 
 @dataclass(frozen=True)
 class Evict:
-    """These are to go first. Those with jobs in hand take nothing more, and end these."""
+    """The verdict that these models are to go first. Those with jobs in hand take nothing more, and
+    end these."""
 
     ids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Wait:
-    """Somebody is on the way out, or has to have a turn first."""
+    """The verdict that a model is on its way out, or has to have its turn first."""
 
 
 @dataclass(frozen=True)
 class Refuse:
-    """There will never be room; `reason` says what would help."""
+    """The verdict that there will never be room. `reason` tells what would help."""
 
     reason: str
 
@@ -68,8 +70,7 @@ Verdict = Load | Evict | Wait | Refuse
 
 @dataclass(frozen=True)
 class Budget:
-    """`max_models` None: as many as fit. More than `watermark` of the memory should never be in
-    use."""
+    """The limits: `max_models` models, None for as many as fit, in `watermark` of the memory."""
 
     max_models: int | None = None
     watermark: float = 0.85
@@ -93,22 +94,24 @@ class Budget:
         if too_many <= 0 and lacking_bytes <= 0:
             return Load()
 
-        movable = [item for item in residents if not item.is_pinned]
+        movable = [resident for resident in residents if not resident.is_pinned]
         if not _frees(movable, too_many, lacking_bytes):
             return Refuse(self._reason(model_id, num_bytes, residents, memory, too_many))
-        leaving = [item for item in movable if item.is_leaving]
+        leaving = [resident for resident in movable if resident.is_leaving]
         if _frees(leaving, too_many, lacking_bytes):
             return Wait()
-        free = [item for item in movable if _may_go(item, now_s)]
-        free.sort(key=_order_of_leaving)
-        chosen = list(leaving)
-        for item in free:
-            if _frees(chosen, too_many, lacking_bytes):
+
+        candidates = [resident for resident in movable if _may_go(resident, now_s)]
+        candidates.sort(key=_order_of_leaving)
+        # As few as make room, beside those that are leaving anyway.
+        evicted: list[Resident] = []
+        for candidate in candidates:
+            if _frees(leaving + evicted, too_many, lacking_bytes):
                 break
-            chosen.append(item)
-        if not _frees(chosen, too_many, lacking_bytes):
+            evicted.append(candidate)
+        if not _frees(leaving + evicted, too_many, lacking_bytes):
             return Wait()
-        return Evict(tuple(item.id for item in chosen if not item.is_leaving))
+        return Evict(tuple(resident.id for resident in evicted))
 
     def _reason(
         self,
@@ -118,39 +121,42 @@ class Budget:
         memory: Memory,
         too_many: int,
     ) -> str:
-        pinned = sum(item.is_pinned for item in residents)
-        if too_many > 0 and pinned >= (self.max_models or 0):
+        """Return why there will never be room, and what would help."""
+        num_pinned = sum(resident.is_pinned for resident in residents)
+        if too_many > 0 and num_pinned >= (self.max_models or 0):
             return (
                 f"all {self.max_models} places are taken by pinned models: raise "
                 "--max-loaded-models, or unpin one (`aios models unpin ID`)"
             )
         return (
             f"{model_id!r} needs {_gigabytes(num_bytes)}, and even without the models that may go "
-            f"{_gigabytes(memory.used_bytes - _sum_of(residents))} of "
+            f"{_gigabytes(memory.used_bytes - _movable_bytes(residents))} of "
             f"{_gigabytes(memory.total_bytes)} are in use, of which {self.watermark:.0%} may be: "
             "serve it in bfloat16 or int8, unpin a model, raise --memory-watermark, or give the "
             "worker more memory"
         )
 
 
-def _may_go(item: Resident, now_s: float) -> bool:
+def _may_go(resident: Resident, now_s: float) -> bool:
     """Return whether a model may be told to go: it has nothing to do, or has had its turn."""
-    if item.is_leaving:
+    if resident.is_leaving:
         return False
-    return not (item.is_busy or item.is_wanted) or now_s - item.loaded_s >= TURN_S
+    has_work = resident.is_busy or resident.is_wanted
+    return not has_work or now_s - resident.loaded_s >= TURN_S
 
 
-def _order_of_leaving(item: Resident) -> tuple[bool, bool, float]:
+def _order_of_leaving(resident: Resident) -> tuple[bool, bool, float]:
     """Sort those without work first, and of these the one that was used longest ago."""
-    return item.is_wanted, item.is_busy, item.used_s
+    return resident.is_wanted, resident.is_busy, resident.used_s
 
 
-def _frees(items: Sequence[Resident], count: int, num_bytes: int) -> bool:
-    return len(items) >= count and _sum_of(items) >= num_bytes
+def _frees(residents: Sequence[Resident], count: int, num_bytes: int) -> bool:
+    """Return whether so many models and so many bytes would be free without these."""
+    return len(residents) >= count and _movable_bytes(residents) >= num_bytes
 
 
-def _sum_of(items: Sequence[Resident]) -> int:
-    return sum(item.num_bytes for item in items if not item.is_pinned)
+def _movable_bytes(residents: Sequence[Resident]) -> int:
+    return sum(resident.num_bytes for resident in residents if not resident.is_pinned)
 
 
 def _gigabytes(num_bytes: int) -> str:

@@ -27,30 +27,35 @@ DIALOGUE = """\
 {% for turn in turns %}{{ turn.content | trim if turns | length == 1 else \
 turn.role | capitalize ~ ': ' ~ turn.content | trim ~ '\\n\\n' }}{% endfor %}\
 {% if turns | length > 1 %}Assistant:{% endif %}"""
-"""Words alone, for models that know no turns: what the system says, then the only turn as it is, or
-several by name."""
+"""Words alone, for models that know no turns: the system's text, then the only turn as it is, or
+several turns by name."""
 
 _TRIAL = Chat((Turn("user", "hi"),))
 
 
 class ChatTemplate:
-    """`path` is a Jinja file that outranks the tokenizer's own template; `default` serves where
-    there is neither.
+    """The chat template of a model.
 
-    Raises ModelFormatError for a template that cannot be used.
+    `path` is a Jinja file that outranks the tokenizer's own template; `default` serves where there
+    is neither. Raises ModelFormatError for a template that cannot be used.
     """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, path: str | None = None, default: str = LLAMA_3
     ) -> None:
         self._tokenizer = tokenizer
-        source = _read(path) if path else None if tokenizer.chat_template else default
+        source = None
+        if path:
+            source = _read(path)
+        elif not tokenizer.chat_template:
+            source = default
         try:
             self._template = BoundedTemplate(source or tokenizer.get_chat_template())
             self.trial = self._apply(_TRIAL)
         except BaseException as error:
             if not is_foreign(error):
                 raise
+            # One that refuses the trial may take other dialogues.
             if not _is_refusal(error):
                 problem = f"The chat template cannot be used: {words_of(error)}"
                 raise ModelFormatError(
@@ -59,17 +64,21 @@ class ChatTemplate:
             self.trial = ""
 
     def write(self, chat: Chat) -> str:
-        """The dialogue up to where the answer begins. Raises InvalidRequest with what the template
-        says against it."""
+        """Write a dialogue up to where the answer begins. Raise InvalidRequest with the template's
+        own words where it refuses the dialogue."""
         if not chat.messages:
             raise InvalidRequest("messages: at least one is expected.", field="messages")
         with blamed("messages", "the model's chat template refuses them"):
             return self._apply(chat)
 
     def _apply(self, chat: Chat) -> str:
-        turns = [{"role": turn.role, "content": turn.content} for turn in chat.messages]
+        turns: list[dict[str, str]] = []
+        num_characters = 0
+        for turn in chat.messages:
+            turns.append({"role": turn.role, "content": turn.content})
+            num_characters += len(turn.content)
         return self._template.render(
-            sum(len(turn.content) for turn in chat.messages),
+            num_characters,
             messages=turns,
             tools=None,
             documents=None,
@@ -79,8 +88,8 @@ class ChatTemplate:
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Whether the template itself said no; what Jinja finds wrong with it has a class of its
-    own."""
+    """Return whether the template itself refuses a dialogue."""
+    # What Jinja finds wrong with a template has a class of its own.
     return type(error) is TemplateError
 
 

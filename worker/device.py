@@ -1,7 +1,7 @@
-"""Which device and which dtype this process computes with, and how it uses the processor.
+"""The device and the dtype that this process computes with, and its use of processor and memory.
 
 A device that was asked for by name must be there; `auto` takes cuda (ROCm counts as cuda), then
-mps, then cpu (X14). Torch is imported only when a device is chosen: the echo runner needs none.
+mps, then cpu. Torch is imported only when a device is chosen: the echo runner needs none.
 """
 
 import ctypes
@@ -19,16 +19,19 @@ if TYPE_CHECKING:
     import torch
 
 CORES_ENV = "AIOS_WORKER_CORES"
-"""Processors of one worker, as "0,1": written by the supervisor, which alone knows how many share
-the machine."""
+"""The processors of one worker, as "0,1". The supervisor writes them: it alone knows how many
+workers share the machine."""
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
+# Parameters of glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 _MMAP_THRESHOLDS = (1 << 30, 1 << 25)  # glibc before 2.35 takes no more than 32 MiB
 
 
 class Capabilities(TypedDict):
-    """What this machine can accelerate with; name and memory (in units of 2**30 bytes) are the
-    first GPU's."""
+    """The accelerators of this machine. Name and memory (in units of 2**30 bytes) are the first
+    GPU's."""
 
     cuda: bool
     mps: bool
@@ -37,14 +40,19 @@ class Capabilities(TypedDict):
 
 
 def select_device(prefer: str = "auto") -> "torch.device":
-    """The device to use: `prefer` is auto | cuda | mps | cpu. Raises SettingsError when a named one
-    is missing."""
+    """Return the device to use; `prefer` is auto | cuda | mps | cpu. Raise SettingsError when a
+    named one is missing."""
     import torch
 
-    there = device_capabilities()
-    devices = {"cuda": "cuda:0"} if there["cuda"] else {}
-    devices |= {"mps": "mps"} if there["mps"] else {}
-    devices |= {"cpu": "cpu"}
+    # In the order of `auto`.
+    capabilities = device_capabilities()
+    devices: dict[str, str] = {}
+    if capabilities["cuda"]:
+        devices["cuda"] = "cuda:0"
+    if capabilities["mps"]:
+        devices["mps"] = "mps"
+    devices["cpu"] = "cpu"
+
     if prefer == "auto":
         return torch.device(next(iter(devices.values())))
     if prefer not in devices:
@@ -56,19 +64,20 @@ def select_device(prefer: str = "auto") -> "torch.device":
 
 
 def device_memory() -> tuple[int, int]:
-    """Bytes of the GPU that this process has allocated, and all there are; zeros where it uses
-    none."""
+    """Return the bytes of the GPU that this process has allocated, and all there are; zeros where
+    it uses none."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return 0, 0
-    return torch.cuda.memory_reserved(), torch.cuda.get_device_properties(
-        torch.cuda.current_device()
-    ).total_memory
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return torch.cuda.memory_reserved(), properties.total_memory
 
 
 def memory_in_use() -> tuple[int, int]:
-    """Return the bytes of memory in all, and those in use: of the GPU where this process uses one,
-    else of the machine or its container. Zeros where the system does not tell."""
+    """Return the bytes of memory in all, and those in use; zeros where the system does not tell.
+
+    They are of the GPU where this process uses one, else of the machine or its container.
+    """
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return machine.memory_in_use()
@@ -77,7 +86,7 @@ def memory_in_use() -> tuple[int, int]:
 
 
 def bytes_in_use() -> int:
-    """Return the bytes that this process holds: on the GPU where it uses one, else in memory; 0
+    """Return the bytes that this process holds, on the GPU where it uses one, else in memory; 0
     where unknown."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
@@ -88,12 +97,12 @@ def bytes_in_use() -> int:
 def device_capabilities() -> Capabilities:
     import torch
 
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    cuda = torch.cuda.is_available()
+    mps = torch.backends.mps.is_available()
     if cuda:
-        facts = torch.cuda.get_device_properties(0)
-        return Capabilities(
-            cuda=True, mps=mps, gpu_name=facts.name, memory_gb=round(facts.total_memory / 2**30, 1)
-        )
+        properties = torch.cuda.get_device_properties(0)
+        memory_gb = round(properties.total_memory / 2**30, 1)
+        return Capabilities(cuda=True, mps=mps, gpu_name=properties.name, memory_gb=memory_gb)
     if mps:
         memory_gb = round(torch.mps.recommended_max_memory() / 2**30, 1)
         return Capabilities(
@@ -103,18 +112,18 @@ def device_capabilities() -> Capabilities:
 
 
 def choose_dtype(wanted: str, device: "torch.device") -> str:
-    """`wanted`, or for `auto` what the device is fast with: bfloat16, else float16, on cuda;
-    float32 elsewhere.
-
-    float32 on the CPU is what makes tokens independent of batch mates and workers.
-    """
+    """Return `wanted`, or for `auto` the dtype that the device is fast with: bfloat16, else
+    float16, on cuda; float32 elsewhere."""
     import torch
 
     if wanted != "auto":
         return wanted
+    # On the CPU float32 makes tokens independent of batch mates and workers.
     if device.type != "cuda":
         return "float32"
-    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bfloat16"
+    return "float16"
 
 
 def use_threads(count: int) -> None:
@@ -126,32 +135,39 @@ def use_threads(count: int) -> None:
 
 
 def use_cores(processors: str) -> None:
-    """Run only on these processors ("0,1"), with every thread started from now on; does nothing
-    where none can."""
+    """Run only on these processors ("0,1"), with every thread started from now on. Works on Linux
+    only."""
     if sys.platform == "linux":
         os.sched_setaffinity(0, map(int, processors.split(",")))
 
 
 def keep_freed_memory() -> None:
-    """Let malloc keep what is freed, for the next step; must come before other threads start. glibc
-    only.
+    """Let malloc keep what is freed, for the next step. To be called before other threads start.
+    Works with glibc only.
 
     A step's temporaries are of the same sizes each time, and the large ones, of tens of MiB, would
-    by default be mapped from the kernel and given back each time: writing to them then costs a page
-    fault every 4 KiB, which takes longer than the computing. The engine runs on a thread of its
-    own, and such a thread's arena cannot hold blocks of more than 64 MiB however it is told to:
-    hence one arena for all.
+    by default be mapped from the kernel and given back each time. Writing to them then costs a page
+    fault every 4 KiB, which takes longer than the computing.
     """
     libc = _glibc()
-    if libc is not None:
-        libc.mallopt(_M_ARENA_MAX, 1)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        any(libc.mallopt(_M_MMAP_THRESHOLD, size) for size in _MMAP_THRESHOLDS)
+    if libc is None:
+        return
+    # One arena for all: the engine runs on a thread of its own, and such a thread's arena cannot
+    # hold blocks of more than 64 MiB, whatever the threshold.
+    libc.mallopt(_M_ARENA_MAX, 1)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    # The largest threshold that this glibc takes.
+    for size in _MMAP_THRESHOLDS:
+        if libc.mallopt(_M_MMAP_THRESHOLD, size):
+            break
 
 
 def give_back_memory() -> None:
-    """Free what nobody holds and return it to the system once: after loading, which needs more than
-    serving, and when a model has gone. Of the processor's memory with glibc only."""
+    """Free what nobody holds and return it to the system once, the processor's memory with glibc
+    only.
+
+    To be called after loading, which needs more than serving, and when a model has gone.
+    """
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.accelerator.is_available():
@@ -162,6 +178,6 @@ def give_back_memory() -> None:
 
 
 def _glibc() -> ctypes.CDLL | None:
-    return (
-        ctypes.CDLL(None) if sys.platform == "linux" and platform.libc_ver()[0] == "glibc" else None
-    )
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return None
+    return ctypes.CDLL(None)

@@ -1,7 +1,7 @@
-"""Waiting for work on several shards at once. A wait under way is never cut off; what it rings for
-is not lost.
+"""Waiting for work on several shards at once.
 
-The shards of one server need one wait, and one connection, for all of them.
+A wait under way is never cut off, so that no bell is lost. The shards of one server need one wait,
+and one connection, for all of them.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from shared.queue import WorkQueue
 
 
 class Doorbells:
-    """`timeout_s` is the longest wait."""
+    """The waits for a queue's bells. `timeout_s` is the longest of them."""
 
     def __init__(self, queue: WorkQueue, timeout_s: float) -> None:
         self._queue = queue
@@ -21,16 +21,17 @@ class Doorbells:
         self._waits: dict[tuple[str, ...], asyncio.Task[str | None]] = {}
 
     async def wait(self, shards: Sequence[str]) -> list[str]:
-        """Where a bell has rung, as soon as one has; none after `timeout_s`."""
+        """Return the shards whose bell has rung, as soon as one has; none after `timeout_s`."""
         for part in self._queue.together(sorted(shards)):
-            if tuple(part) not in self._waits:
+            key = tuple(part)
+            if key not in self._waits:
                 waiting = self._queue.await_bell(part, self._timeout_s)
-                self._waits[tuple(part)] = asyncio.create_task(waiting)
+                self._waits[key] = asyncio.create_task(waiting)
         await asyncio.wait(self._waits.values(), return_when=asyncio.FIRST_COMPLETED)
         return self._rung()
 
     async def pass_on(self) -> None:
-        """This worker has no room: what has rung meanwhile rings again for others."""
+        """Ring again for others, because this worker has no room for what has rung meanwhile."""
         for shard in self._rung():
             await self._queue.ring(shard)
 
@@ -38,22 +39,31 @@ class Doorbells:
         """Let the waits end, and ring again for others."""
         for task in self._waits.values():
             try:
-                if shard := await task:
+                shard = await task
+                if shard:
                     await self._queue.ring(shard)
             except RedisError:
                 continue
         self._waits.clear()
 
     def drop(self) -> None:
-        """Cut off what still waits. A bell that rings just then is lost: others look by themselves
-        after a while."""
+        """Cut off what still waits."""
+        # A bell that rings just then is lost, but others look by themselves after a while.
         for task in self._waits.values():
             task.cancel()
         self._waits.clear()
 
     def _rung(self) -> list[str]:
-        """The shards that waits have ended for. Raises what a wait raised."""
-        done = {part: task for part, task in self._waits.items() if task.done()}
-        for part in done:
-            del self._waits[part]
-        return [shard for task in done.values() if (shard := task.result()) is not None]
+        """Return the shards whose bell has ended a wait. Raise what a wait has raised."""
+        done: list[asyncio.Task[str | None]] = []
+        for key, task in list(self._waits.items()):
+            if task.done():
+                done.append(task)
+                del self._waits[key]
+
+        shards: list[str] = []
+        for task in done:
+            shard = task.result()
+            if shard is not None:
+                shards.append(shard)
+        return shards

@@ -1,7 +1,7 @@
 """The engine: one model's sequences, stepped together. Knows neither Redis nor HTTP, and no tensor.
 
 `step` is the whole story: admit, plan, run, commit, emit. It is called from one thread; `submit`
-and `abort` may be called from any. What a step says goes to `emit` as one batch.
+and `abort` may be called from any. The news of a step go to `emit` as one batch.
 """
 
 import logging
@@ -25,10 +25,10 @@ Emit = Callable[[list[Emission]], None]
 
 
 class Engine:
-    """`emit` is called from the engine's thread with the emissions of each step, `wake` whenever
-    there is new work.
+    """The engine of one model whose sequences are stepped.
 
-    `now` is the clock of deadlines, in seconds.
+    `emit` is called from the engine's thread with the emissions of each step, and `wake` whenever
+    there is new work. `now` is the clock of deadlines, in seconds.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class Engine:
         return SequenceWork(
             take.key,
             encoded,
-            sampling,
-            take.replayed_ids,
-            take.tenant,
-            take.deadline_s,
-            take.priority,
+            sampling=sampling,
+            replayed_ids=take.replayed_ids,
+            tenant=take.tenant,
+            deadline_s=take.deadline_s,
+            priority=take.priority,
         )
 
     def submit(self, work: SequenceWork) -> None:
@@ -87,44 +87,46 @@ class Engine:
 
     @property
     def load(self) -> Load:
-        """What it holds now, as any thread may ask."""
+        """Return the numbers of now. Any thread may ask."""
         return self._scheduler.load
 
     def step(self) -> None:
-        """Admit what has come, run one step for everything that has a place, and say what came of
-        it."""
+        """Admit what has come, run one step for all sequences that the scheduler chooses, and emit
+        the news of them."""
         emissions = self._admit() + self._expire()
         slices = self._scheduler.plan()
-        for part, result in self._timed(slices) if slices else ():
-            emissions += self._commit(part, result)
+        if slices:
+            for part, result in self._timed(slices):
+                emissions += self._commit(part, result)
         if emissions:
             self._emit(emissions)
 
     def _admit(self) -> list[Emission]:
         emissions: list[Emission] = []
         while not self._inbox.empty():
-            item = self._inbox.get()
-            if isinstance(item, str):
-                self._drop(item)
+            arrival = self._inbox.get()
+            # A key alone is one to be dropped.
+            if isinstance(arrival, str):
+                self._drop(arrival)
             else:
-                emissions += self._join(item)
+                emissions += self._join(arrival)
         return emissions
 
     def _expire(self) -> list[Emission]:
-        """End what has passed its deadline: an answer with what it has, anything else without a
-        result."""
+        """End what has passed its deadline: an answer with the tokens it has, anything else without
+        a result."""
         emissions: list[Emission] = []
         now = self._now()
+        # A copy, because what has ended is dropped on the way.
         for key, request in list(self._requests.items()):
-            if request.work.deadline_s <= now:
-                late = Emission(
-                    key,
-                    ended=DeadlineExceeded(
-                        "The deadline passed before there was an answer."
-                    ).as_event(),
-                )
-                emissions += self._stopped(request) if request.has_spoken else [late]
-                self._drop(key)
+            if request.work.deadline_s > now:
+                continue
+            if request.has_spoken:
+                emissions += self._stopped(request)
+            else:
+                error = DeadlineExceeded("The deadline passed before there was an answer.")
+                emissions.append(Emission(key, ended=error.as_event()))
+            self._drop(key)
         return emissions
 
     def _stopped(self, request: Request) -> list[Emission]:
@@ -134,8 +136,8 @@ class Engine:
             return [Emission(request.work.key, ended=error.as_event())]
 
     def _join(self, work: SequenceWork) -> list[Emission]:
-        """Take a job in. Replayed tokens rebuild its text; if they had already ended it, only the
-        end is missing."""
+        """Take a job in. Return its end where it is too large, or where replayed tokens had already
+        ended it."""
         try:
             request = Request(work, self._runner)
             if not all(map(self._scheduler.can_hold, request.sequences)):
@@ -143,6 +145,7 @@ class Engine:
             emissions = request.catch_up()
         except FleetError as error:
             return [Emission(work.key, ended=error.as_event())]
+
         for sequence in request.sequences:
             if sequence in request.open_sequences:
                 self._scheduler.add(sequence)
@@ -160,37 +163,45 @@ class Engine:
         return results
 
     def _run(self, slices: list[Slice]) -> list[tuple[Slice, StepResult | FleetError]]:
-        """One step of the runner: what was computed, and what came of it. If it fails, each half is
-        tried again, so that only the culprit fails; and so that a step with too little memory
-        becomes smaller ones.
+        """Let the runner do a step. Return what was computed, and what came of it.
+
+        If the step fails, each half is tried again: only the culprit fails, and a step with too
+        little memory becomes smaller ones.
         """
         failure: FleetError
         try:
             return list(zip(slices, self._runner.step(slices), strict=True))
         except OutOfMemory as error:
             failure = self._lack(slices, error)
-        except (
-            Exception
-        ) as error:  # the seam to foreign code: whatever a model raises becomes that job's failure
-            ids = sorted({part.sequence.key.partition(":")[0] for part in slices})
-            logger.exception(
-                "step failed",
-                extra=fields(model=self._runner.spec.name, batch=len(slices), job_ids=ids),
-            )
-            failure = (
-                error
-                if isinstance(error, FleetError)
-                else WorkerFailed(f"The model failed: {error}")
-            )
+        except Exception as error:
+            # The seam to foreign code: whatever a model raises becomes that job's failure.
+            failure = self._failure(slices, error)
+
         if len(slices) > 1:
             half = len(slices) // 2
             return self._run(slices[:half]) + self._run(slices[half:])
-        smaller = self._scheduler.halve(slices[0]) if isinstance(failure, NoMemory) else None
-        return [(slices[0], failure)] if smaller is None else self._run([smaller])
+        if isinstance(failure, NoMemory):
+            smaller = self._scheduler.halve(slices[0])
+            if smaller is not None:
+                return self._run([smaller])
+        return [(slices[0], failure)]
+
+    def _failure(self, slices: list[Slice], error: Exception) -> FleetError:
+        """Log an error that a step has raised. Return it as the failure of a job."""
+        # A key is a job's id, a colon and the epoch of the take.
+        job_ids = sorted({part.sequence.key.partition(":")[0] for part in slices})
+        logger.exception(
+            "step failed",
+            extra=fields(model=self._runner.spec.name, batch=len(slices), job_ids=job_ids),
+        )
+        if isinstance(error, FleetError):
+            return error
+        return WorkerFailed(f"The model failed: {error}")
 
     def _lack(self, slices: list[Slice], error: OutOfMemory) -> NoMemory:
-        """Let the next steps be smaller; what to tell a job that cannot be."""
-        count, spec = sum(map(self._scheduler.cost, slices)), self._runner.spec
+        """Let the next steps be smaller. Return the failure of a job that cannot be."""
+        count = sum(map(self._scheduler.cost, slices))
+        spec = self._runner.spec
         logger.warning(
             "no memory for step", extra=fields(model=spec.name, num_tokens=count, error=str(error))
         )
@@ -204,13 +215,16 @@ class Engine:
         )
 
     def _commit(self, part: Slice, result: StepResult | FleetError) -> list[Emission]:
+        """Note what came of a slice. Return the news of it."""
         request = self._requests.get(part.sequence.key)
         if request is None:  # another choice of the same request failed in this step
             return []
         if isinstance(result, FleetError):
             return [self._failed(request, result)]
+
         if not part.sequence.output_ids:
             self.stats.num_prompt_tokens += self._scheduler.cost(part)
+        # Before the result is noted: a new token, or a score, changes what the slice stands for.
         self._scheduler.commit(part)
         if isinstance(result, Sampled):
             self.stats.num_tokens += 1
@@ -218,6 +232,7 @@ class Engine:
             emissions = request.on_result(part.sequence, result)
         except FleetError as error:  # its tokens cannot be decoded
             return [self._failed(request, error)]
+
         if part.sequence not in request.open_sequences:
             self._leave(part.sequence)
         if not request.open_sequences:
@@ -230,8 +245,11 @@ class Engine:
         return Emission(request.work.key, ended=error.as_event())
 
     def _drop(self, key: str, *, keep: bool = True) -> None:
+        """Forget a request. What it computed stays known to others only if `keep`."""
         request = self._requests.pop(key, None)
-        for sequence in request.sequences if request is not None else ():
+        if request is None:
+            return
+        for sequence in request.sequences:
             self._leave(sequence, keep=keep)
 
     def _leave(self, sequence: TokenSequence, *, keep: bool = True) -> None:

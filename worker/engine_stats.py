@@ -1,4 +1,4 @@
-"""What one engine has done, as plain numbers: added to by its thread, read by others at any time.
+"""Plain numbers of what one engine has done. Its thread adds to them; others read them at any time.
 
 Runners add to the counts of the engine that is stepping them, which they need not know.
 """
@@ -28,11 +28,15 @@ _ROW_BOUNDS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 128, 256)
 
 
 class EngineStats:
-    """`num_segments` are ACT segments, one a row, and `num_settled` the rows that they brought to
-    an end."""
+    """The counts of one engine since it was made.
+
+    `num_segments` counts ACT segments, one a row, and `num_settled` the rows that they brought to
+    an end.
+    """
 
     def __init__(self) -> None:
-        self.rows, self.steps_s = BucketHistogram(_ROW_BOUNDS), BucketHistogram(_STEP_BOUNDS_S)
+        self.rows = BucketHistogram(_ROW_BOUNDS)
+        self.steps_s = BucketHistogram(_STEP_BOUNDS_S)
         self.last_step_s = 0.0
         self.num_tokens = 0
         self.num_prompt_tokens = 0
@@ -50,12 +54,12 @@ _own = ContextVar("counts", default=EngineStats())  # noqa: B039 - what no engin
 
 
 def count_for(stats: EngineStats) -> None:
-    """Whatever this thread's runners count from now on is added to `stats`."""
+    """Add what this thread's runners count from now on to `stats`."""
     _own.set(stats)
 
 
 def count_segments(num_segments: int, num_settled: int) -> None:
-    """So many ACT segments, one a row, of which some were their row's last."""
+    """Count ACT segments, one a row, and those of them that were their row's last."""
     stats = _own.get()
     stats.num_segments += num_segments
     stats.num_settled += num_settled

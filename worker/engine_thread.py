@@ -14,12 +14,12 @@ from worker.heartbeat import Heartbeat, adopt, heartbeat, resting
 logger = logging.getLogger("aios.engine")
 
 _NICENESS = 19
-"""With 10 the tokens beside a task came 2.5 times as unevenly on one core, with 19 1.4 times
-(docs/benchmarks.md)."""
+"""The niceness of a thread that gives way. On one core the tokens beside a task came 2.5 times as
+unevenly with 10, and 1.4 times as unevenly with 19 (docs/benchmarks.md)."""
 
 
 class Stepped(Protocol):
-    """An engine, as its thread sees it."""
+    """An engine as its thread sees it."""
 
     @property
     def due_in_s(self) -> float | None:
@@ -29,9 +29,9 @@ class Stepped(Protocol):
 
 
 class EngineThread(threading.Thread):
-    """`heartbeat` shows whether the engines get on.
+    """A thread for engines, which come and go between two steps.
 
-    Engines come and go between two steps. `on_death` is called from this thread if an engine
+    `heartbeat` shows whether the engines get on. `on_death` is called from this thread if an engine
     raises, which is our own bug: the process must go.
     """
 
@@ -46,11 +46,11 @@ class EngineThread(threading.Thread):
         self._gives_way = False
 
     def wake(self) -> None:
-        """Look for work: an engine was given some. May be called from any thread."""
+        """Look for work, because an engine was given some. May be called from any thread."""
         self._work.set()
 
     def add(self, engine: Stepped) -> None:
-        """Step it too, from now on."""
+        """Step this engine too, from now on."""
         self._change(partial(self._engines.append, engine))
 
     def remove(self, engine: Stepped, then: Callable[[], object]) -> None:
@@ -59,15 +59,19 @@ class EngineThread(threading.Thread):
         self._change(then)
 
     def rest_until(self, done: threading.Event) -> threading.Event:
-        """Stand still after the current step, without being thought to hang, until `done`. The
-        event that is returned is set when it does."""
+        """Stand still after the current step until `done`, without being thought to hang.
+
+        The event that is returned is set when the thread stands still.
+        """
         stands = threading.Event()
         self._change(partial(_rest, stands, done))
         return stands
 
     def give_way(self) -> None:
-        """Leave the cores to other threads from now on; what they leave is enough for what takes
-        seconds anyway."""
+        """Leave the cores to other threads from now on.
+
+        For a task that takes seconds anyway the time that they leave is enough.
+        """
         if not self._gives_way:
             self._gives_way = True
             self._change(_be_nice)
@@ -81,6 +85,8 @@ class EngineThread(threading.Thread):
         adopt(self.heartbeat)
         try:
             while not self._stopping:
+                # Cleared before anything is looked at, so that what comes meanwhile ends the wait
+                # below.
                 self._work.clear()
                 self._make_changes()
                 due_in_s = self._step_due()
@@ -97,14 +103,14 @@ class EngineThread(threading.Thread):
 
     def _make_changes(self) -> None:
         while not self._changes.empty():
-            self._changes.get()()
+            change = self._changes.get()
+            change()
 
     def _step_due(self) -> float | None:
         """Step every engine that is due once. Return in how many seconds to look again: 0 if any
-        was stepped, None if none has work.
-
-        Between two rounds no name here holds an engine: one that is removed is to be freed.
-        """
+        was stepped, None if none has work."""
+        # A function of its own, so that between two rounds no name here holds an engine: one that
+        # was removed is to be freed.
         waits_s: list[float] = []
         for engine in self._engines:
             if self._stopping:
@@ -121,11 +127,9 @@ class EngineThread(threading.Thread):
 
 
 def _be_nice() -> None:
-    """Take what other threads leave. Only Linux has priorities of threads; elsewhere they are the
-    process's.
-
-    Threads that this one starts, as torch does for large products, do the same.
-    """
+    """Lower the priority of this thread, and of threads that it starts, as torch does for large
+    products."""
+    # Only Linux has priorities of threads; elsewhere they are the process's.
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 

@@ -1,5 +1,4 @@
-"""The engines by mechanism. What a host, its intake and its thread need of an engine is the same
-for all of them."""
+"""The engines by mechanism, and the one interface that a host, its intake and its thread use."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -18,7 +17,10 @@ AnyRunner = Runner | TaskRunner
 
 
 class AnyEngine(Protocol):
-    """`prepare`, `submit` and `abort` may be called from any thread, `step` from one."""
+    """An engine of either mechanism.
+
+    `prepare`, `submit` and `abort` may be called from any thread, `step` from one.
+    """
 
     stats: EngineStats
 
@@ -26,7 +28,7 @@ class AnyEngine(Protocol):
         """Read a task that was taken. Raise a FleetError for one that the model cannot do."""
 
     def submit(self, work: Any) -> None:
-        """Take in what this engine prepared."""
+        """Queue a work that this engine has prepared."""
 
     def abort(self, key: str) -> None:
         """Drop a work, whatever its phase."""

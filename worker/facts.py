@@ -1,7 +1,7 @@
-"""What is known of a model before it is loaded, from its files alone: its kind, size, context
+"""The facts of a model that its files alone tell, before it is loaded: its kind, size, context
 window and tasks.
 
-Without torch. Loading tells the rest, and is right where the two differ.
+They are read without torch. Loading tells the rest, and is right where the two differ.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ _WINDOWS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_len")
 
 @dataclass(frozen=True)
 class Facts:
-    """`num_bytes` are those of the weights, and of keys and values where the mechanism keeps
-    them."""
+    """A model as its files describe it. `num_bytes` is the memory of the weights, and of keys and
+    values where the mechanism keeps them."""
 
     info: ModelInfo
     num_bytes: int
@@ -42,24 +42,23 @@ def facts_of(entry: ModelEntry, settings: Settings) -> Facts:
         path = Path(entry.path).expanduser()
         config = _config(path)
         window = min([window, *_windows(config)])
-        if kind == "encoder" and any(
-            str(name).endswith(_CLASSIFIER) for name in config.get("architectures") or ()
-        ):
+        architectures = config.get("architectures") or ()
+        if kind == "encoder" and any(str(name).endswith(_CLASSIFIER) for name in architectures):
             tasks = ("classify", *tasks)
         num_bytes = weight_bytes(path, kind_of_weights(entry))
         if runner.keeps_kv:
-            num_bytes += (
-                DEFAULT_KV_BYTES
-                if settings.kv_memory_mib == "auto"
-                else settings.kv_memory_mib * 2**20
-            )
+            kv_bytes = DEFAULT_KV_BYTES
+            if settings.kv_memory_mib != "auto":
+                kv_bytes = settings.kv_memory_mib * 2**20
+            num_bytes += kv_bytes
+
     info = ModelInfo(
         entry.id,
         kind,
-        f"{kind}, not loaded yet",
-        window,
-        settings.max_new_tokens,
-        settings.max_batch_size,
+        found=f"{kind}, not loaded yet",
+        context_window=window,
+        max_new_tokens=settings.max_new_tokens,
+        max_batch=settings.max_batch_size,
         tasks=tasks,
     )
     return Facts(info, num_bytes)
@@ -78,10 +77,12 @@ def _config(path: Path) -> dict[str, Any]:
 def _windows(config: dict[str, Any]) -> list[int]:
     """Return the longest sequences that a config names, also for the text part of a larger
     model."""
-    found = []
+    windows: list[int] = []
     for part in (config, config.get("text_config") or {}, config.get("config") or {}):
+        if not isinstance(part, dict):
+            continue
         for name in _WINDOWS:
-            value = part.get(name) if isinstance(part, dict) else None
+            value = part.get(name)
             if isinstance(value, int) and value > 0:
-                found.append(value)
-    return found
+                windows.append(value)
+    return windows

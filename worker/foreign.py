@@ -1,4 +1,4 @@
-"""The seam to code that comes with a model, a tokenizer or a template: whatever it raises is said
+"""The seam to code that comes with a model, a tokenizer or a template: its errors reach the caller
 in its own words."""
 
 from collections.abc import Iterator
@@ -11,22 +11,25 @@ _PANIC = "PanicException"
 
 
 def words_of(error: BaseException) -> str:
-    """What an error says, in one line; its name where it says nothing, or no more than a key."""
-    said = " ".join(str(error).split())
-    if not said or isinstance(error, KeyError):
-        said = f"{type(error).__name__} {said}".strip()
-    return said if len(said) <= _MOST_WORDS else f"{said[:_MOST_WORDS]}..."
+    """Return an error's message in one line, with its name where the message is empty, or no more
+    than a key."""
+    message = " ".join(str(error).split())
+    if not message or isinstance(error, KeyError):
+        message = f"{type(error).__name__} {message}".strip()
+    if len(message) > _MOST_WORDS:
+        message = f"{message[:_MOST_WORDS]}..."
+    return message
 
 
 def is_foreign(error: BaseException) -> bool:
-    """Whether it may be taken for the other side's. Rust's panics are no Exception for Python."""
+    """Return whether an error may be taken for the other side's."""
+    # Panics of Rust, in which tokenizers are written, are no Exception for Python.
     return isinstance(error, Exception) or type(error).__name__ == _PANIC
 
 
 @contextmanager
 def blamed(field: str, problem: str) -> Iterator[None]:
-    """Whatever is raised inside is the fault of the input `field`. Raises InvalidRequest in its
-    place."""
+    """Blame the input `field` for whatever is raised inside: raise InvalidRequest in its place."""
     try:
         yield
     except FleetError:

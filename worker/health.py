@@ -1,5 +1,4 @@
-"""What a worker answers to probes and scrapers at its own port: `/healthz`, `/readyz`,
-`/metrics`."""
+"""The routes of a worker's own port, for probes and scrapers: `/healthz`, `/readyz`, `/metrics`."""
 
 import json
 from collections.abc import Callable
@@ -8,17 +7,18 @@ from shared.listener import Answer, Routes
 from shared.metrics import CONTENT_TYPE, WorkerMetrics
 
 Trouble = Callable[[], str | None]
-"""Says what is wrong, None when nothing is."""
+"""Returns a sentence on what is wrong, None when nothing is."""
 
 
 def routes(metrics: WorkerMetrics, hangs: Trouble, not_ready: Trouble) -> Routes:
-    """`/healthz` is 503 when the worker does not get on, `/readyz` unless it is there for work."""
+    """Return the routes. `/healthz` is 503 when the worker does not get on, `/readyz` unless it
+    takes work."""
 
     async def healthz() -> Answer:
-        return _told("ok", hangs())
+        return _answer("ok", hangs())
 
     async def readyz() -> Answer:
-        return _told("ready", not_ready())
+        return _answer("ready", not_ready())
 
     async def rendered() -> Answer:
         return 200, CONTENT_TYPE, metrics.render()
@@ -26,6 +26,10 @@ def routes(metrics: WorkerMetrics, hangs: Trouble, not_ready: Trouble) -> Routes
     return {"/healthz": healthz, "/readyz": readyz, "/metrics": rendered}
 
 
-def _told(fine: str, trouble: str | None) -> Answer:
-    body = {"status": fine} if trouble is None else {"status": f"not {fine}", "reason": trouble}
-    return (200 if trouble is None else 503), "application/json", json.dumps(body).encode()
+def _answer(fine: str, trouble: str | None) -> Answer:
+    status = 200
+    body = {"status": fine}
+    if trouble is not None:
+        status = 503
+        body = {"status": f"not {fine}", "reason": trouble}
+    return status, "application/json", json.dumps(body).encode()

@@ -1,7 +1,7 @@
-"""Whether a thread that computes gets on: what the leases of its jobs depend on.
+"""Signs of life of the threads that compute, on which the leases of their jobs depend.
 
 `heartbeat` costs next to nothing and is called by whatever takes time: steps, layers, segments.
-Each such thread has a pulse of its own, which the event loop reads.
+Each such thread has a `Heartbeat` of its own, which the event loop reads.
 """
 
 import time
@@ -11,7 +11,7 @@ from contextvars import ContextVar
 
 
 class Heartbeat:
-    """When the last sign of life came; None while there is nothing to do.
+    """The moment of a thread's last sign of life, None while it has nothing to do.
 
     A moment in the future is one until which silence was announced.
     """
@@ -22,6 +22,7 @@ class Heartbeat:
     def silence_s(self) -> float:
         """Return the seconds since the last sign of life of a thread that has work; 0 for one that
         rests."""
+        # Read once: the other thread may set it to None meanwhile.
         last_s = self.last_s
         if last_s is None:
             return 0.0
@@ -32,7 +33,7 @@ _own = ContextVar("heartbeat", default=Heartbeat())  # noqa: B039 - threads that
 
 
 def adopt(heartbeat: Heartbeat) -> None:
-    """Let whatever this thread does from now on show in `heartbeat`."""
+    """Show what this thread does from now on in `heartbeat`."""
     _own.set(heartbeat)
 
 
@@ -43,7 +44,7 @@ def heartbeat() -> None:
 
 @contextmanager
 def resting() -> Iterator[None]:
-    """Wait for somebody else: silence means nothing then."""
+    """Wait for somebody else, in a silence that means nothing."""
     _own.get().last_s = None
     try:
         yield
@@ -53,9 +54,9 @@ def resting() -> Iterator[None]:
 
 @contextmanager
 def silent_for(at_most_s: float) -> Iterator[None]:
-    """Call what cannot beat by itself, such as one long step of a foreign library.
+    """Do what cannot give signs of life, such as one long step of a foreign library.
 
-    The thread is thought to hang only when it has been silent for longer than this.
+    The thread is thought to hang only when it has been silent for longer than `at_most_s`.
     """
     _own.get().last_s = time.monotonic() + at_most_s
     try:

@@ -1,8 +1,8 @@
-"""One take of a job, as its trace shows it: how long it waited, then encode, prefill, decode and
+"""One take of a job, as its trace shows it: the wait in the queue, then encode, prefill, decode and
 publish.
 
-Told by intake and outbox what happens; no span is made for a token. A job without a trace has none
-here either.
+Intake and outbox note what happens. No span is made for a token, and none for a job without a
+trace.
 """
 
 import time
@@ -13,27 +13,31 @@ from worker.request import Emission
 
 
 class JobSpan:
-    """Ends once, by `published` or `dropped`. Without spans, whatever is called does nothing."""
+    """The spans of one take. It ends once, by `published` or `dropped`.
+
+    Without spans no call does anything.
+    """
 
     def __init__(
         self, span: Span = NO_SPAN, phase: Span = NO_SPAN, *, is_generated: bool = False
     ) -> None:
-        self._span, self._phase = span, phase
+        self._span = span
+        self._phase = phase
         self._is_generated = is_generated
         self._num_tokens = 0
         self._error: str | None = None
 
     @property
     def trace(self) -> Trace:
-        """By which a later attempt finds this one."""
+        """Return the trace by which a later attempt finds this one."""
         return self._span.trace
 
     def follows(self, trace: Trace) -> None:
-        """Another worker began the job before, as `trace`."""
+        """Note an earlier attempt at the job, by its trace."""
         self._span.link(trace)
 
     def encoded(self, num_prompt_tokens: int, num_replayed: int) -> None:
-        """The job goes to the engine."""
+        """Note that the job goes to the engine."""
         self._begin("prefill" if self._is_generated else "compute")
         self._phase.set(
             {
@@ -43,7 +47,7 @@ class JobSpan:
         )
 
     def said(self, emission: Emission) -> None:
-        """What a step made of it."""
+        """Note what a step has emitted for the job."""
         if self._span is NO_SPAN:
             return
         if emission.ids and self._is_generated:
@@ -54,7 +58,7 @@ class JobSpan:
             self.ended(emission.ended)
 
     def ended(self, event: Event) -> None:
-        """Its last word is there, and on its way to Redis."""
+        """Note an event, if it is the job's end, which is on its way to Redis then."""
         if self._span is NO_SPAN or not isinstance(event, Terminal):
             return
         if self._num_tokens:
@@ -62,16 +66,16 @@ class JobSpan:
         if isinstance(event, Failed):
             self._error = event.code
         elif isinstance(event, Done):
-            self._span.set(_answered(event))
+            self._span.set(_answer_attributes(event))
         self._begin("publish", self._error)
 
     def published(self) -> None:
-        """Its last word is in the log."""
+        """End the spans, because the job's end is in the log."""
         self._phase.end()
         self._span.end(self._error)
 
     def dropped(self, why: str) -> None:
-        """It is no longer this worker's."""
+        """End the spans, because the job is no longer this worker's."""
         self._phase.end(why)
         self._span.end(why)
 
@@ -84,31 +88,39 @@ UNTRACED = JobSpan()
 
 
 def begin(tracing: Tracing, job: Job, epoch: int, waited_s: float, worker_id: str) -> JobSpan:
-    """A job was taken now, for the `epoch`-th time, `waited_s` after it was queued."""
+    """Begin the spans of a job that was taken now, for the `epoch`-th time, `waited_s` after it was
+    queued."""
     if not tracing.is_on or job.trace == NO_TRACE:
         return UNTRACED
     now_ns = time.time_ns()
     ids: Attributes = {"aios.job_id": job.id, "aios.model": job.model, "aios.attempt": epoch}
+    # The wait in the queue is shown once, with the first attempt.
     if epoch == 1:
+        queued_ns = now_ns - int(waited_s * 1e9)
         waiting = tracing.span(
-            "queue", job.trace, "consumer", ids, start_ns=now_ns - int(waited_s * 1e9)
+            "queue", job.trace, kind="consumer", attributes=ids, start_ns=queued_ns
         )
         waiting.end(at_ns=now_ns)
-    told = {**ids, **_asked(job), "aios.worker": worker_id, "aios.request_id": job.request_id}
-    name = f"{told['gen_ai.operation.name']} {job.model}"
-    span = tracing.span(name, job.trace, attributes=told, start_ns=now_ns)
-    return JobSpan(
-        span, span.child("encode", start_ns=now_ns), is_generated=isinstance(job.task, Generate)
-    )
+
+    attributes = {
+        **ids,
+        **_request_attributes(job),
+        "aios.worker": worker_id,
+        "aios.request_id": job.request_id,
+    }
+    name = f"{attributes['gen_ai.operation.name']} {job.model}"
+    span = tracing.span(name, job.trace, attributes=attributes, start_ns=now_ns)
+    encoding = span.child("encode", start_ns=now_ns)
+    return JobSpan(span, encoding, is_generated=isinstance(job.task, Generate))
 
 
-def _asked(job: Job) -> Attributes:
+def _request_attributes(job: Job) -> Attributes:
     task = job.task
     if isinstance(task, Generate):
-        sampling, operation = (
-            task.sampling,
-            "chat" if isinstance(task.prompt, Chat) else "text_completion",
-        )
+        sampling = task.sampling
+        operation = "text_completion"
+        if isinstance(task.prompt, Chat):
+            operation = "chat"
         return {
             "gen_ai.operation.name": operation,
             "gen_ai.request.model": job.model,
@@ -123,7 +135,7 @@ def _asked(job: Job) -> Attributes:
     return {"gen_ai.operation.name": operation, "gen_ai.request.model": job.model}
 
 
-def _answered(done: Done) -> Attributes:
+def _answer_attributes(done: Done) -> Attributes:
     return {
         "gen_ai.response.finish_reasons": done.generated.finish_reasons or (done.finish_reason,),
         "gen_ai.usage.input_tokens": done.num_prompt_tokens,

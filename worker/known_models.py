@@ -1,12 +1,12 @@
-"""The models that a worker can serve, in memory or not: loads them for work that waits, and gives
-their memory back.
+"""The models that a worker can serve, in memory or not: they are loaded for work that waits, and
+their memory is given back.
 
 One loop looks after all that are not in memory: it asks once for all of them whether jobs wait. A
 model is loaded where no other worker has it, or those that have it let its work wait for long, and
 when the budget has room for it.
 
-A model that cannot be loaded concerns nobody else: its worker says why, ends the jobs that wait for
-it where no other worker could answer them, and tries again later and later.
+A model that cannot be loaded concerns nobody else: its worker announces why, ends the jobs that
+wait for it where no other worker could answer them, and tries again later and later.
 """
 
 import asyncio
@@ -39,17 +39,18 @@ from worker.models.reading import reason_of
 logger = logging.getLogger("aios.host")
 
 LOOK_S = 0.5
-"""Between two looks for work of models that are not in memory."""
+"""The time between two looks for work of models that are not in memory."""
 _PATIENCE_S = 10.0
-"""For so long others that have the model may let work wait before one more worker loads it."""
+"""The time for which others that have the model may let work wait before one more worker loads
+it."""
 _RESTART_S = 30.0
-"""How long a worker that has gone is waited for: a supervisor starts it again, and it loads its
-models."""
+"""The time for which a worker that has gone is waited for: a supervisor starts it again, and it
+loads its models."""
 _FIRST_RETRY_S = 1.0
 _LONGEST_RETRY_S = 60.0
 """A model that could not be loaded is tried again after 1, 2, 4 ... seconds."""
 _REFUSED_AT_ONCE = 64
-"""Places of jobs that are taken from a shard at once only to be ended."""
+"""The places of jobs that are taken from a shard at once only to be ended."""
 
 _ABSOLUTE_PATH = re.compile(r"(?<![\w.])/(?:[^\s/:,;'\"()]+/)+(?=[^\s/:,;'\"()])")
 """Directories before a name: callers are told of the file, not where it lies on the machine."""
@@ -59,10 +60,12 @@ _ABSOLUTE_PATH = re.compile(r"(?<![\w.])/(?:[^\s/:,;'\"()]+/)+(?=[^\s/:,;'\"()])
 class KnownModel:
     """One model. `host` is there while it is in memory; only `KnownModels` moves it.
 
-    `order` is the last order to unload it, and `obeyed` the last one that was carried out, 0 before
-    any. A model that `must_go` takes nothing more. `num_bytes` is what loading it takes, as far as
-    is known. One of the catalogue has its `entry`; None for those of the worker's own settings.
-    `load_order` is one to load it that was not tried yet.
+    Loading takes `num_bytes` of memory, as far as is known. `order` is the last order to unload it,
+    and `obeyed` the last one that was carried out, 0 before any. `load_order` is an order to load
+    it that was not tried yet. A model that `must_go` takes nothing more. A model of the catalogue
+    has its `entry`, one of the worker's own settings None.
+
+    `able_others` are the workers that served it without a failure at `able_at_s`.
     """
 
     info: ModelInfo
@@ -93,7 +96,8 @@ class KnownModel:
 
     @property
     def failure(self) -> LoadFailure | None:
-        """Why the model could not be loaded, for callers; None while there is nothing wrong."""
+        """Return why the model could not be loaded, for callers; None while there is nothing
+        wrong."""
         if not self.num_failures:
             return None
         left_s = math.ceil(self.retry_at_s - time.monotonic())
@@ -101,21 +105,24 @@ class KnownModel:
         return LoadFailure(_ABSOLUTE_PATH.sub("", reason), max(1, left_s))
 
     def note_failure(self, reason: str) -> None:
-        """Try again after a while, and each time after a longer one."""
+        """Note why the model could not be loaded. It is tried again after a while, and each time
+        after a longer one."""
         self.num_failures += 1
         self.reason = reason
-        wait_s = min(_LONGEST_RETRY_S, _FIRST_RETRY_S * 2 ** min(self.num_failures - 1, 32))
+        num_doublings = min(self.num_failures - 1, 32)  # no overflow, however long it fails
+        wait_s = min(_LONGEST_RETRY_S, _FIRST_RETRY_S * 2**num_doublings)
         self.retry_at_s = time.monotonic() + wait_s
-        said = fields(model=self.info.id, error=reason, retry_in_s=wait_s)
-        logger.error("model not loaded", extra=said)
+        logger.error(
+            "model not loaded", extra=fields(model=self.info.id, error=reason, retry_in_s=wait_s)
+        )
 
 
 class KnownModels:
-    """`on_loaded` is called for each model that has come into memory, to have it serve. `memory`
-    reads the memory. `num_evicted` models had to make room for others.
+    """The models of one worker, by id.
 
-    `survey` tells from its files what a model of the catalogue is. It raises SettingsError where
-    they cannot be read.
+    `survey` describes a model of the catalogue by its files. It raises SettingsError where they
+    cannot be read. `memory` reads the memory. `on_loaded` is called for each model that has come
+    into memory, to have it serve. `num_evicted` models had to make room for others.
     """
 
     def __init__(
@@ -143,13 +150,14 @@ class KnownModels:
             self.by_id[model.info.id] = self._known(model)
 
     async def serve(self, known: KnownModel, is_over: Callable[[], bool]) -> None:
-        """End what a model has in hand once it is to go, and free it. Call it when nothing takes
-        for it any more.
+        """End what a model has in hand once it is to go, and free it.
 
-        Returns at once when the worker is over: then others get what is in hand.
+        To be called when nothing takes for it any more. Returns at once when the worker is over:
+        then others get what is in hand.
         """
         if is_over() or known.host is None:
             return
+        # One that comes from here on is a later order.
         order = known.order
         known.residence = "unloading"
         await known.host.end_jobs()
@@ -158,7 +166,7 @@ class KnownModels:
         await self._context.tell()
 
     async def changed(self) -> None:
-        """Return when a model has gone, so that there is room for another one, or after a while."""
+        """Wait until a model has gone, which makes room for another one, or for a while."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._freed.wait(), LOOK_S)
         self._freed.clear()
@@ -211,6 +219,7 @@ class KnownModels:
             known.is_pinned = name in listing.pinned
             if known.entry is not None and name not in listing.entries:
                 known.is_removed = True
+            # Orders that were given before this worker's first look are not its own.
             order = listing.loads.get(name, 0)
             is_new = order != before.loads.get(name, 0) and self._listing is not None
             if is_new and known.residence == "unloaded":
@@ -219,7 +228,7 @@ class KnownModels:
         await self._context.tell()
 
     async def _learn(self, entry: ModelEntry) -> None:
-        """Know a model of the catalogue, as its entry is now."""
+        """Take in a model of the catalogue as its entry is now."""
         known = self.by_id.get(entry.id)
         if known is not None and known.entry is None:
             logger.warning(
@@ -256,14 +265,14 @@ class KnownModels:
 
     def _known(self, model: LoadedModel | UnloadedModel) -> KnownModel:
         queue = self._context.queue_of(model.info.id, model.info.fingerprint)
-        known = KnownModel(model.info, model.again, queue, model.num_bytes)
+        known = KnownModel(model.info, model.again, queue, num_bytes=model.num_bytes)
         if isinstance(model, LoadedModel):
-            self._place(known, model)
+            self._install(known, model)
         elif model.reason:
             known.note_failure(model.reason)
         return known
 
-    def _place(self, known: KnownModel, model: LoadedModel) -> None:
+    def _install(self, known: KnownModel, model: LoadedModel) -> None:
         known.info = model.info
         known.again = model.again
         known.queue = self._context.queue_of(model.info.id, model.fingerprint)
@@ -293,16 +302,22 @@ class KnownModels:
         if now_s - known.waiting_since_s >= _PATIENCE_S:
             return True
         for other in fleet.serving(known.info.id):
-            is_near = other.residences.get(known.info.id) in (None, "loading")
-            if is_near and other.id != self._context.worker_id:
+            if other.id == self._context.worker_id:
+                continue
+            # A model without a residence is in memory.
+            if other.residences.get(known.info.id) in (None, "loading"):
                 return False
         return True
 
     async def _load_if_fits(self, known: KnownModel, *, may_evict: bool) -> None:
-        """Load a model if there is room; else have others go first, if it has work."""
+        """Load a model if there is room. Else let others go first, if it may evict."""
         residents = await self._residents()
         verdict = self._budget.room_for(
-            known.info.id, known.num_bytes, residents, self._memory(), now_s=time.monotonic()
+            known.info.id,
+            known.num_bytes,
+            residents=residents,
+            memory=self._memory(),
+            now_s=time.monotonic(),
         )
         if isinstance(verdict, Load):
             await self._load(known)
@@ -318,19 +333,19 @@ class KnownModels:
             known.note_failure(verdict.reason)
 
     async def _wake(self, known: KnownModel) -> None:
-        """End the wait for work of a model that is to go: its bell rings, for this worker or
-        another one."""
+        """End the wait for work of a model that is to go, by a ring of its bell."""
+        # Another worker may hear it instead, but then this one's wait ends by itself in a while.
         for part in self._context.broker.together(self._context.broker.shards):
             await known.queue.ring(part[0])
 
     async def _residents(self) -> list[Resident]:
         wanted = await self._waiting.among(list(self.by_id))
         # Only now, for one may have gone while Redis was asked, and must not be counted as there.
-        loaded = [known for known in self.by_id.values() if known.residence != "unloaded"]
         in_hand = self._context.ledger.by_model()
-        residents = []
-        for known in loaded:
-            name = known.info.id
+        residents: list[Resident] = []
+        for name, known in self.by_id.items():
+            if known.residence == "unloaded":
+                continue
             residents.append(
                 Resident(
                     name,
@@ -346,12 +361,13 @@ class KnownModels:
         return residents
 
     async def _load(self, known: KnownModel) -> None:
-        """Other models go on meanwhile, unless loading touches what they compute with: a GPU, or
-        torch's default dtype. Where loading fails they go on, too."""
+        """Load a model in a thread of its own, or note why it cannot be loaded."""
         known.residence = "loading"
         known.waiting_since_s = None
         await self._context.tell()
         begun_s = time.monotonic()
+        # Other models go on meanwhile, unless loading touches what they compute with: a GPU, or
+        # torch's default dtype.
         done = threading.Event()
         stands: list[threading.Event] = []
         is_apart = known.info.device in ("", "cpu") and known.info.dtype in ("", "float32")
@@ -361,20 +377,21 @@ class KnownModels:
             model = await asyncio.to_thread(_loaded, known.again, stands)
         except Exception as error:  # whatever is wrong with one model must not end the others
             known.residence = "unloaded"
-            known.note_failure(_told(known.info.id, error))
+            known.note_failure(_reason(known.info.id, error))
             await asyncio.to_thread(give_back_memory)
             await self._context.tell()
             return
         finally:
             done.set()
-        self._place(known, model)
+        self._install(known, model)
         took_s = round(time.monotonic() - begun_s, 1)
         logger.info("model loaded again", extra=fields(model=known.info.id, took_s=took_s))
         self._on_loaded(known)
         await self._context.tell()
 
     async def _bear_failure(self, known: KnownModel, fleet: Fleet, *, has_work: bool) -> None:
-        """Try again when it is time; until then nobody waits for this worker in vain."""
+        """Try again when it is time. Until then end the jobs that wait for this worker in vain."""
+        # Jobs that are being refused come first; see `_refuse_waiting`.
         if self._context.ledger.claims_of(known.info.id):
             return
         if known.retry_at_s <= time.monotonic():
@@ -387,24 +404,29 @@ class KnownModels:
             await self._refuse_waiting(known)
 
     def _can_others(self, known: KnownModel, fleet: Fleet) -> bool:
-        """Return whether another worker has the model, or has not failed to load it.
-
-        One that could and has gone may have died: it is started again, and goes on with what it
-        had.
-        """
+        """Return whether another worker has the model, or has not failed to load it."""
         name = known.info.id
-        others = [other for other in fleet.serving(name) if other.id != self._context.worker_id]
+        others: set[str] = set()
+        able: set[str] = set()
+        for other in fleet.serving(name):
+            if other.id == self._context.worker_id:
+                continue
+            others.add(other.id)
+            if name not in other.failures:
+                able.add(other.id)
+
         now_s = time.monotonic()
-        able = {other.id for other in others if name not in other.failures}
         if able:
             known.able_others = able
             known.able_at_s = now_s
             return True
-        has_gone = not known.able_others <= {other.id for other in others}
+        # One that could and has gone may have died: it is started again, and goes on with what it
+        # had.
+        has_gone = not known.able_others <= others
         return has_gone and now_s - known.able_at_s < _RESTART_S
 
     async def _refuse_waiting(self, known: KnownModel) -> None:
-        """Take what waits and end it with the reason; nothing else is taken until that is
+        """Take what waits and end it with the reason. Nothing else is taken until that is
         logged."""
         failure = known.failure
         assert failure is not None
@@ -414,22 +436,27 @@ class KnownModels:
             taken = await known.queue.take(shard, _REFUSED_AT_ONCE, is_empty=True)
             for claim in taken.claims:
                 job_span = begin(
-                    context.tracing, claim.job, claim.epoch, claim.waited_s, context.worker_id
+                    context.tracing,
+                    claim.job,
+                    epoch=claim.epoch,
+                    waited_s=claim.waited_s,
+                    worker_id=context.worker_id,
                 )
                 context.ledger.open(claim, job_span)
                 context.outbox.add(claim, error.as_event())
 
 
-def _told(model_id: str, error: Exception) -> str:
-    """Return a sentence on why loading failed. What is no fault of the files is logged whole, for
-    it may be ours."""
+def _reason(model_id: str, error: Exception) -> str:
+    """Return a sentence on why loading failed."""
     if isinstance(error, SettingsError):
         return str(error)
+    # It is no fault of the files, so it may be ours: it is logged whole.
     logger.error("model loader broke", exc_info=error, extra=fields(model=model_id))
     return f"model {model_id!r}: {reason_of(error)}"
 
 
 def _loaded(again: Callable[[], LoadedModel], stands: Sequence[threading.Event]) -> LoadedModel:
+    """Load a model once the threads stand still that are to."""
     for event in stands:
         event.wait()
     model = again()

@@ -10,10 +10,10 @@ from worker.job_span import UNTRACED, JobSpan
 
 @dataclass(eq=False)
 class Entry:
-    """A job in hand: where its log stands, and the news that the outbox is to append.
+    """A job in hand: the last index of its log, and the news that the outbox is to append.
 
-    `since_s` is when the oldest of the news came. `then` is called once they are in the log.
-    `num_done` is the farthest progress that was logged or is among the news.
+    The oldest of the news came at `since_s`. `then` is called once they are in the log. `num_done`
+    is the farthest progress that was logged or is among the news.
     """
 
     claim: Claim
@@ -25,8 +25,8 @@ class Entry:
     num_done: int = 0
 
     def note_progress(self, progress: Progress) -> None:
-        """Add a progress to the news in place of an older one. A run that begins again says nothing
-        that is known."""
+        """Add a progress to the news, in place of an older one."""
+        # A run that begins again, after a takeover, repeats what is known for a while.
         if progress.done <= self.num_done:
             return
         self.num_done = progress.done
@@ -36,8 +36,11 @@ class Entry:
 
 
 class Ledger:
-    """`on_closed(claim, was_stale)` is called once for every job opened: its end is logged or its
-    epoch over."""
+    """The jobs in hand by the keys of their claims.
+
+    `on_closed(claim, was_stale)` is called once for every job that was opened, when its end is
+    logged or its epoch is over.
+    """
 
     def __init__(self, on_closed: Callable[[Claim, bool], None]) -> None:
         self._on_closed = on_closed
@@ -49,31 +52,32 @@ class Ledger:
 
     @property
     def claims(self) -> list[Claim]:
-        """Every job in hand."""
+        """Return every job in hand."""
         return [entry.claim for entry in self._entries.values()]
 
     def claims_of(self, model: str) -> list[Claim]:
-        """The jobs in hand of one model."""
+        """Return the jobs in hand of one model."""
         return [claim for claim in self.claims if claim.job.model == model]
 
     def by_model(self) -> dict[str, list[Claim]]:
         """Return the jobs in hand of each model that has any."""
-        found: dict[str, list[Claim]] = {}
+        claims: dict[str, list[Claim]] = {}
         for claim in self.claims:
-            found.setdefault(claim.job.model, []).append(claim)
-        return found
+            claims.setdefault(claim.job.model, []).append(claim)
+        return claims
 
     def get(self, key: str) -> Entry | None:
         """Return the job of a claim with this key, None if it is no longer in hand."""
         return self._entries.get(key)
 
     def open(self, claim: Claim, job_span: JobSpan = UNTRACED) -> None:
-        """Take a job in hand. An earlier take of it by this same worker is stale now, and closes by
-        itself."""
+        """Take a job in hand."""
+        # An earlier take of it by this same worker has another key. It is stale now, and closes
+        # when its next append is refused.
         self._entries[claim.key] = Entry(claim, claim.last_index, job_span)
 
     def note_progress(self, claim: Claim, progress: Progress) -> None:
-        """Note how far a job had come in other hands."""
+        """Note the progress that a job had made in other hands."""
         entry = self._entries.get(claim.key)
         if entry is not None:
             entry.num_done = max(entry.num_done, progress.done)

@@ -8,8 +8,7 @@
         print(output.outputs[0].text)
 
 The names are vLLM's. One thread steps the engine; every method may be called from any thread, and
-from a notebook, whose event loop is already running. Answers are those that the same model gives
-over HTTP.
+from a notebook, whose event loop is already running. Answers are the same as over HTTP.
 """
 
 import asyncio
@@ -89,10 +88,10 @@ _LOOK_UP_S = 0.5
 
 
 class ModelSettings(TypedDict, total=False):
-    """The settings of a fleet that say how a model is loaded and run (docs/settings.md); each has
-    its default.
+    """The settings of a fleet for the loading and the running of a model (docs/settings.md).
 
-    `runner` is one of `shared/runner_table.py`, and `options` are those that it declares.
+    Each has its default. `runner` is one of `shared/runner_table.py`, and `options` are those that
+    the runner declares.
     """
 
     runner: str
@@ -121,7 +120,7 @@ class ModelSettings(TypedDict, total=False):
 
 
 class LLM:
-    """A model directory or file, loaded. `info` tells what was found there.
+    """A loaded model, from a directory or a file. `info` describes what was found there.
 
     Raises SettingsError for a model or a setting that cannot be used. Methods raise the errors of
     `shared.errors`, such as InvalidRequest for what the model cannot do and ContextExceeded for
@@ -204,22 +203,25 @@ class LLM:
     ) -> AsyncIterator[StreamChunk]:
         """Answer a prompt, or a dialogue, chunk by chunk. Closing the iterator early drops the
         rest."""
-        asked = _chat(prompt) if _is_dialogue(prompt) else _prompt(prompt)
-        started = await asyncio.to_thread(self._prepare, asked, sampling_params or SamplingParams())
-        key = started.key
+        request = _chat(prompt) if _is_dialogue(prompt) else _prompt(prompt)
+        # In a thread, because tokenizing a long prompt would hold up the event loop.
+        prepared = await asyncio.to_thread(
+            self._prepare, request, sampling_params or SamplingParams()
+        )
+        key = prepared.key
         loop = asyncio.get_running_loop()
-        news: asyncio.Queue[Emission] = asyncio.Queue()
+        emissions: asyncio.Queue[Emission] = asyncio.Queue()
 
         def hear(emission: Emission) -> None:
             try:
-                loop.call_soon_threadsafe(news.put_nowait, emission)
+                loop.call_soon_threadsafe(emissions.put_nowait, emission)
             except RuntimeError:  # the loop was closed under the iterator: nobody will read on
                 self._drop(key)
 
-        self._start(started, hear)
+        self._start(prepared, hear)
         try:
             while True:
-                emission = await news.get()
+                emission = await emissions.get()
                 if isinstance(emission.ended, Failed):
                     raise from_event(emission.ended)
                 yield chunk_of(emission)
@@ -236,7 +238,7 @@ class LLM:
         condition: str | None = None,
         method: Literal["strict", "aios_compat"] | None = None,
     ) -> list[ContinuationScore]:
-        """Return of each continuation its log-likelihood (nats), its number of tokens, and whether
+        """Return the log-likelihood (nats) of each continuation, its number of tokens, and whether
         it is greedy.
 
         Contexts and continuations are pairs, or one context has all the continuations. Each
@@ -253,24 +255,28 @@ class LLM:
             )
             raise InvalidRequest(f"contexts: {problem}.", field="contexts")
 
+        # One task for each distinct context, with all its continuations.
         indices_of: dict[Text, list[int]] = {}
         for index, head in enumerate(heads):
             indices_of.setdefault(head, []).append(index)
-        tasks = []
-        for head, group in indices_of.items():
-            tasks.append(Score(head, tuple(texts[index] for index in group), condition, method))
+        tasks: list[Task] = []
+        for head, indices in indices_of.items():
+            group = tuple(texts[index] for index in indices)
+            tasks.append(Score(head, group, condition=condition, method=method))
 
-        found: dict[int, ContinuationScore] = {}
-        for group, scored in zip(indices_of.values(), self._run(tasks, Scored), strict=True):
-            found.update(zip(group, scored.scores, strict=True))
-        return [found[index] for index in range(len(texts))]
+        scores: dict[int, ContinuationScore] = {}
+        for indices, scored in zip(indices_of.values(), self._run(tasks, Scored), strict=True):
+            scores.update(zip(indices, scored.scores, strict=True))
+        return [scores[index] for index in range(len(texts))]
 
     def score_rolling(
         self, texts: TextInput | Sequence[TextInput], *, condition: str | None = None
     ) -> list[ContinuationScore]:
         """Return the log-likelihood (nats) of each whole text, of any length, and its number of
         tokens."""
-        tasks = [Score("", (text,), condition, rolling=True) for text in _texts(texts, "texts")]
+        tasks: list[Task] = []
+        for text in _texts(texts, "texts"):
+            tasks.append(Score("", (text,), condition=condition, rolling=True))
         return [scored.scores[0] for scored in self._run(tasks, Scored)]
 
     def embed(
@@ -301,7 +307,10 @@ class LLM:
             raise InvalidRequest(
                 "puzzles: expected a list of puzzles, got a text.", field="puzzles"
             )
-        tasks = [Solve(_puzzle(puzzle), identifier, halt, max_steps) for puzzle in puzzles]
+        tasks: list[Task] = []
+        for puzzle in puzzles:
+            grid = _puzzle(puzzle)
+            tasks.append(Solve(grid, identifier, halt=halt, max_steps=max_steps))
         return self._run(tasks, Solution)
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
@@ -311,9 +320,8 @@ class LLM:
 
     def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Return the text of token ids."""
-        (detokenized,) = self._run(
-            [Detokenize(_ids(token_ids, "token_ids"), skip_special_tokens)], Detokenized
-        )
+        task = Detokenize(_ids(token_ids, "token_ids"), skip_special_tokens)
+        (detokenized,) = self._run([task], Detokenized)
         return detokenized.text
 
     def _generate(
@@ -333,26 +341,32 @@ class LLM:
 
         # All are encoded before the first begins, so that they share their steps from the first one
         # on.
-        prepared = [self._prepare(prompt, own) for prompt, own in zip(prompts, each, strict=True)]
+        prepared: list[_Prepared] = []
+        for prompt, prompt_params in zip(prompts, each, strict=True):
+            prepared.append(self._prepare(prompt, prompt_params))
         return self._results(prepared, self._begin_answer)
 
     def _run(self, tasks: Sequence[Task], kind: type[SomeResult]) -> list[SomeResult]:
         """Return the results of tasks without an answer in words, all of them computed together."""
-        ends = self._results([self._encode(task) for task in tasks], self._begin)
-        return [_result_of(end, kind) for end in ends]
+        prepared = [self._encode(task) for task in tasks]
+        results: list[SomeResult] = []
+        for done in self._results(prepared, self._begin):
+            assert isinstance(done.result, kind), done
+            results.append(done.result)
+        return results
 
     def _results(
         self, prepared: "Sequence[_Prepared]", begin: "Callable[[_Prepared], Future[Whole]]"
     ) -> list[Whole]:
-        """Return all results, or raise the first error. However the caller leaves, nothing goes on
-        for them."""
+        """Return all results, or raise the first error."""
         try:
-            futures = [begin(one) for one in prepared]
+            futures = [begin(task) for task in prepared]
             _wait_for(futures)
             return [future.result() for future in futures]
         finally:
-            for one in prepared:
-                self._drop(one.key)
+            # However the caller leaves, nothing goes on for them.
+            for task in prepared:
+                self._drop(task.key)
 
     def _prepare(self, prompt: Prompt, params: SamplingParams) -> "_Prepared":
         if not isinstance(params, SamplingParams):
@@ -362,16 +376,16 @@ class LLM:
         return self._encode(params.task(prompt, self.info.context_window))
 
     def _encode(self, task: Task) -> "_Prepared":
-        """A tokenizer is not for two threads at once."""
+        """Turn a task into token ids. Raise a FleetError for one that the model cannot do."""
         parts = self._open_parts()
         try:
+            # A tokenizer is not for two threads at once.
             with self._encoding:
                 encoded = parts.runner.encode(task)
         except FleetError:
             raise
-        except (
-            Exception
-        ) as error:  # the seam to a tokenizer, whatever it raises, as in worker/intake.py
+        except Exception as error:
+            # The seam to a tokenizer, whatever it raises, as in worker/intake.py.
             raise WorkerFailed(f"The request could not be tokenized: {error}") from error
         return _Prepared(str(next(self._keys)), task, encoded)
 
@@ -393,6 +407,10 @@ class LLM:
     def _begin_future(
         self, prepared: "_Prepared", add: Callable[[Emission], None], whole: Callable[[Done], Whole]
     ) -> "Future[Whole]":
+        """Begin a task. Return a future of what `whole` makes of its end.
+
+        `add` is called with each emission, from the engine's thread.
+        """
         future: Future[Whole] = Future()
 
         def hear(emission: Emission) -> None:
@@ -409,7 +427,9 @@ class LLM:
         return future
 
     def _start(self, prepared: "_Prepared", hear: Callable[[Emission], None]) -> None:
-        parts, task = self._open_parts(), prepared.task
+        parts = self._open_parts()
+        task = prepared.task
+        # Before the engine has it, so that no emission is missed.
         self._mail.expect(prepared.key, hear)
         sampling = task.sampling if isinstance(task, Generate) else None
         parts.engine.submit(SequenceWork(prepared.key, prepared.encoded, sampling))
@@ -419,7 +439,7 @@ class LLM:
             self._drop(key)
 
     def _drop(self, key: str) -> None:
-        """Compute nothing more for it, unless it has ended."""
+        """Compute nothing more for a task, unless it has ended."""
         parts = self._parts
         if self._mail.forget(key) and parts is not None:
             parts.engine.abort(key)
@@ -438,7 +458,7 @@ class LLM:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What an open LLM holds."""
+    """The parts of an open LLM."""
 
     runner: Runner
     engine: Engine
@@ -455,7 +475,10 @@ class _Prepared:
 
 
 class _Mail:
-    """Hands what steps say to whoever waits for it. `deliver` is called by the engine's thread."""
+    """The listeners to emissions, by the keys of their tasks.
+
+    `deliver` is called by the engine's thread, everything else by any.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -463,15 +486,15 @@ class _Mail:
         self._end: FleetError | None = None
 
     def expect(self, key: str, hear: Callable[[Emission], None]) -> None:
-        """Let `hear` be called with each emission of `key`, up to its end. Raises what all were
-        ended with."""
+        """Call `hear` with each emission of `key`, up to its end. Raise the error of `end_all` if
+        that was called."""
         with self._lock:
             if self._end is not None:
                 raise self._end
             self._listeners[key] = hear
 
     def forget(self, key: str) -> bool:
-        """Return whether it had not ended."""
+        """Stop listening to `key`. Return whether it had not ended."""
         with self._lock:
             return self._listeners.pop(key, None) is not None
 
@@ -481,11 +504,12 @@ class _Mail:
                 hear = self._listeners.get(emission.key)
                 if emission.ended is not None:
                     self._listeners.pop(emission.key, None)
+            # Without the lock, for a listener may drop its task.
             if hear is not None:
                 hear(emission)
 
     def end_all(self, error: FleetError) -> None:
-        """Tell all who wait, and all who come later, that there is nothing to wait for."""
+        """End all tasks, and all that come later, with an error."""
         with self._lock:
             self._end = error
             listeners = self._listeners
@@ -494,14 +518,9 @@ class _Mail:
             hear(Emission(key, ended=error.as_event()))
 
 
-def _result_of(done: Done, kind: type[SomeResult]) -> SomeResult:
-    assert isinstance(done.result, kind), done
-    return done.result
-
-
 def _end(thread: EngineThread, mail: _Mail) -> None:
-    """End the engine after its current step, and whatever waits for it. Runs at the latest when the
-    interpreter ends: torch must not compute while it is taken apart."""
+    """End the engine after its current step, and every task that waits for it."""
+    # Runs at the latest when the interpreter ends: torch must not compute while it is taken apart.
     thread.stop()
     if threading.current_thread() is not thread:
         thread.join()
@@ -509,13 +528,11 @@ def _end(thread: EngineThread, mail: _Mail) -> None:
 
 
 def _wait_for(futures: "Sequence[Future[Any]]") -> None:
-    """Return when all have ended well. Raises the first error.
-
-    It looks up now and then: a Ctrl-C that comes just before a wait begins does not end that wait.
-    """
-    open_ones = set(futures)
-    while open_ones:
-        ended, open_ones = wait(open_ones, timeout=_LOOK_UP_S, return_when=FIRST_EXCEPTION)
+    """Return when all have ended well. Raise the first error."""
+    remaining = set(futures)
+    while remaining:
+        # With a timeout: a Ctrl-C that comes just before a wait begins does not end that wait.
+        ended, remaining = wait(remaining, timeout=_LOOK_UP_S, return_when=FIRST_EXCEPTION)
         for future in ended:
             future.result()
 
@@ -529,40 +546,41 @@ def _as_it_is(done: Done) -> Done:
 
 
 def _settings(model: str | Path, given: ModelSettings) -> Settings:
-    """Raises SettingsError."""
+    """Return the settings of a fleet that serves this one model. Raise SettingsError."""
     known = ModelSettings.__annotations__
-    strange = sorted(given.keys() - known.keys())
-    if strange:
-        raise SettingsError(f"{strange[0]}: no setting of a model; expected {', '.join(known)}")
-    values: dict[str, Any] = {}
-    for name, value in given.items():
-        values[name] = _plain(value)
+    unknown = sorted(given.keys() - known.keys())
+    if unknown:
+        raise SettingsError(f"{unknown[0]}: no setting of a model; expected {', '.join(known)}")
+    values = _without_paths(given)
+
     # An id of our own: a directory may have any name, spaces too.
     path = Path(os.path.expanduser(model))  # Path's own raises for a user who is not there
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.absolute().name).lstrip("._-") or "model"
-    entry: dict[str, Any] = {
-        "id": name[:128],
-        "path": str(model) if str(model) in WITHOUT_FILES else str(path),
-    }
+    entry: dict[str, Any] = {"id": name[:128], "path": str(path)}
+    if str(model) in WITHOUT_FILES:
+        entry["path"] = str(model)
     if "runner" in values:
         entry["runner"] = values.pop("runner")
     if "options" in values:
-        entry["options"] = {name: _plain(value) for name, value in values.pop("options").items()}
+        entry["options"] = _without_paths(values.pop("options"))
     return settings_of({**values, "models": (entry,)})
 
 
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
+def _without_paths(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with a text in place of each Path."""
+    plain: dict[str, Any] = {}
+    for name, value in values.items():
+        plain[name] = str(value) if isinstance(value, Path) else value
+    return plain
 
 
 def _prepare_process(settings: Settings) -> None:
-    """Threads and malloc as in a worker (`worker/__main__.py`); a number of threads that the user
-    chose stays."""
+    """Set threads and malloc as in a worker (`worker/__main__.py`). A number of threads that the
+    user chose stays."""
     threads = settings.threads
     if threads == "auto" and "OMP_NUM_THREADS" not in os.environ:
-        threads = shape_of(
-            settings.model_copy(update={"workers": 1}), survey(settings.device)
-        ).threads
+        single_worker = settings.model_copy(update={"workers": 1})
+        threads = shape_of(single_worker, survey(settings.device)).threads
     if threads != "auto":
         device.use_threads(threads)
     device.keep_freed_memory()
@@ -574,7 +592,7 @@ def _is_dialogue(value: Any) -> TypeGuard[Messages]:
 
 
 def _chat(messages: Messages) -> Chat:
-    """Raises InvalidRequest."""
+    """Return a dialogue. Raise InvalidRequest."""
     if not _is_dialogue(messages):
         raise _invalid("messages", "expected a list of turns, each with `role` and `content`")
     return Chat(tuple(map(_turn, messages)))
@@ -593,24 +611,23 @@ def _turn(message: Mapping[str, Any]) -> Turn:
 
 
 def _content(value: Any) -> str:
-    """A text, or parts of type `text`, as OpenAI's clients write them."""
-    parts = [{"type": "text", "text": value}] if isinstance(value, str) else value
-    if not isinstance(parts, Sequence) or not parts:
+    """Return a content's text. It is a text, or parts of type `text`, as OpenAI's clients write
+    them."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, Sequence) or not value:
         raise _invalid("messages", f"expected a text as content, got {type(value).__name__}")
     text = ""
-    for part in parts:
-        if (
-            not isinstance(part, Mapping)
-            or part.get("type") != "text"
-            or not isinstance(part.get("text"), str)
-        ):
+    for part in value:
+        is_text = isinstance(part, Mapping) and part.get("type") == "text"
+        if not is_text or not isinstance(part.get("text"), str):
             raise _invalid("messages", "expected parts of type 'text', each with a text")
         text += part["text"]
     return text
 
 
 def _prompts(value: Any) -> list[Prompt]:
-    """One prompt or several. Raises InvalidRequest."""
+    """Return the prompts of a call, which are one or several. Raise InvalidRequest."""
     if isinstance(value, str | Mapping) or _is_ids(value):
         return [_prompt(value)]
     if not isinstance(value, Sequence):
@@ -622,7 +639,7 @@ def _prompts(value: Any) -> list[Prompt]:
 
 
 def _prompt(value: Any) -> Text:
-    """Raises InvalidRequest."""
+    """Return a prompt that is no dialogue. Raise InvalidRequest."""
     if isinstance(value, Mapping):
         ids = value.get("prompt_token_ids")
         value = value.get("prompt") if ids is None else ids
@@ -630,7 +647,7 @@ def _prompt(value: Any) -> Text:
 
 
 def _texts(value: Any, field: str, *, may_be_empty: bool = False) -> list[Text]:
-    """One text or several. Raises InvalidRequest."""
+    """Return the texts of a call, which are one or several. Raise InvalidRequest."""
     if isinstance(value, str) or _is_ids(value):
         value = [value]
     if not isinstance(value, Sequence):

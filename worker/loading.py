@@ -1,4 +1,5 @@
-"""From settings to loaded, warmed runners. Where a bad path becomes a sentence for the operator."""
+"""The loading of models: settings become loaded, warmed runners, and a bad path becomes a sentence
+for the operator."""
 
 import logging
 import time
@@ -35,23 +36,27 @@ from worker.take import Take
 logger = logging.getLogger("aios.loading")
 
 PROMPTING_FILE = "prompting.json"
-"""In a model's directory: how it is asked, where the caller and the model's entry leave it open."""
+"""The file in a model's directory that says how to prompt it, where the caller and the model's
+entry leave it open."""
 
-_CPU_STEP_TOKENS, _GPU_STEP_TOKENS = 256, 4096
+_CPU_STEP_TOKENS = 256
+_GPU_STEP_TOKENS = 4096
 """Enough for full speed of the matrix products; more would only keep decoding sequences waiting."""
-_PAGE_SIZE, _FLASH_PAGE_SIZE = 16, 256
+_PAGE_SIZE = 16
+_FLASH_PAGE_SIZE = 256
 """Tokens in a page: few waste the least and share the most, but torch's flash attention asks for
 many."""
 _DEFAULT_KV_FRACTION = 0.9
-"""Of the memory that weights leave free on a GPU; the rest is for activations."""
+"""The share of the memory that weights leave free on a GPU; the rest is for activations."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """`again` loads it once more, from what lies there then. It takes `num_bytes` of memory.
+    """A model in memory, of which it takes `num_bytes`.
 
-    `fingerprint`: see `worker.fingerprint`. Loading took `load_s`, its first try `warm_up_s`. Files
-    that are `not_obeyed` ask for something in vain, each with the reason.
+    `again` loads it once more, from the files that lie there then. `fingerprint` is that of
+    `worker.fingerprint`. Loading took `load_s` seconds, and the first trial `warm_up_s`.
+    `not_obeyed` names files that ask for something in vain, each with the reason.
     """
 
     info: ModelInfo
@@ -66,10 +71,10 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class UnloadedModel:
-    """A model that is not in memory. `info` and `num_bytes` are what is known of it before it is
-    loaded.
+    """A model that is not in memory.
 
-    `again` loads it. `reason` says why it could not be loaded; "" where nobody has tried.
+    `info` and `num_bytes` hold as much as is known before it is loaded. `again` loads it. `reason`
+    tells why it could not be loaded, and is "" where nobody has tried.
     """
 
     info: ModelInfo
@@ -81,24 +86,24 @@ class UnloadedModel:
 def load_models(settings: Settings) -> list[LoadedModel]:
     """Load and warm every model of the settings but those with `obstacles`.
 
-    Raises SettingsError naming the model at fault, or if none is left.
+    Raise SettingsError that names the model at fault, or if none is left.
     """
-    return load_known_models(settings, {})[0]
+    models, _ = load_known_models(settings, {})
+    return models
 
 
 def load_known_models(
     settings: Settings, known: Mapping[str, ModelInfo], *, most: int | None = None
 ) -> tuple[list[LoadedModel], list[UnloadedModel]]:
-    """Load and warm the models of the settings but those with `obstacles`, `most` of them at the
-    most.
+    """Load and warm the models of the settings but those with `obstacles`, at most `most` of them.
 
-    The default model comes first. A worker that is started again, while the files of one model are
-    damaged, must not take the others down: models that the fleet has served before, which are
-    `known`, may fail as long as another one loads. Raises SettingsError naming the model at fault,
-    or if none is left.
+    The default model comes first. Models that the fleet has served before are `known`: they may
+    fail as long as another one loads. Raise SettingsError that names the model at fault, or if none
+    is left.
     """
     entries = model_entries(settings)
     default = settings.default_model or entries[0].id
+    # Torch is imported here, so not for models that need none.
     if any(entry.runner not in WITHOUT_FILES for entry in entries):
         chosen = device.select_device(settings.device)
         logger.info(
@@ -107,18 +112,22 @@ def load_known_models(
     missing = obstacles(settings)
     if len(missing) == len(entries):
         raise SettingsError(missing[entries[0].id])
+
     models: list[LoadedModel] = []
     unloaded: list[UnloadedModel] = []
     for entry in sorted(entries, key=lambda entry: entry.id != default):
         if entry.id in missing:
             continue
-        load = partial(_load, entry, settings, is_default=entry.id == default)
+        is_default = entry.id == default
         if most is not None and len(models) >= most:
-            unloaded.append(survey(entry, settings, is_default=entry.id == default))
+            unloaded.append(survey(entry, settings, is_default=is_default))
             continue
+        load = partial(_load, entry, settings, is_default=is_default)
         try:
             models.append(load())
         except SettingsError as error:
+            # A worker that is started again, while the files of one model are damaged, must not
+            # take the others down.
             if entry.id not in known:
                 raise
             unloaded.append(UnloadedModel(known[entry.id], load, str(error)))
@@ -129,11 +138,9 @@ def load_known_models(
 
 
 def survey(entry: ModelEntry, settings: Settings, *, is_default: bool = False) -> UnloadedModel:
-    """Return what the files tell of a model that is loaded when work comes for it. Raise
-    SettingsError.
-
-    What an entry of the catalogue leaves open is as the settings of this worker say.
-    """
+    """Return a model as its files describe it, to be loaded when work comes for it. Raise
+    SettingsError."""
+    # An entry of the catalogue leaves to each worker what its own settings say.
     entry = completed(entry, settings)
     load = partial(_load, entry, settings, is_default=is_default)
     try:
@@ -145,8 +152,8 @@ def survey(entry: ModelEntry, settings: Settings, *, is_default: bool = False) -
 
 
 def obstacles(settings: Settings) -> dict[str, str]:
-    """The models that are not loaded because they require a GPU and there is none, each with what
-    to do about it."""
+    """Return the models that are not loaded because they require a GPU and there is none, each with
+    a sentence on what to do about it."""
     names = [entry.id for entry in model_entries(settings) if entry.gpu_required]
     if not names or device.select_device(settings.device).type != "cpu":
         return {}
@@ -158,14 +165,13 @@ def obstacles(settings: Settings) -> dict[str, str]:
 
 
 def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedModel:
+    """Load one model and try it. Raise SettingsError with a sentence for the operator."""
     begun_s = time.monotonic()
     bytes_before = device.bytes_in_use()
     try:
         kind = detect(entry.path) if entry.runner == AUTO else entry.runner
         options = _options(entry, settings, kind)
-        runner = (
-            load_runner(kind, options) if kind in WITHOUT_FILES else _load_fitting(kind, options)
-        )
+        runner = _load_runner(kind, options)
     except ModelFormatError as error:
         raise SettingsError(_sentence(entry, str(error))) from error
     except (MemoryError, RuntimeError) as error:
@@ -176,6 +182,7 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
             "context_window."
         )
         raise SettingsError(_sentence(entry, problem)) from error
+
     spec = runner.spec
     if spec.mechanism == "sequence" and spec.context_window < SMALLEST_WINDOW:
         raise SettingsError(
@@ -190,28 +197,30 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
         raise SettingsError(
             f"{problem} Its files in {entry.path} are broken; copy them again."
         ) from None
-    load_s, warm_up_s = loaded_s - begun_s, time.monotonic() - loaded_s
+    load_s = loaded_s - begun_s
+    warm_up_s = time.monotonic() - loaded_s
     times = {"load_s": round(load_s, 1), "warm_up_s": round(warm_up_s, 1)}
     logger.info("model loaded", extra=fields(model=entry.id, found=spec.found, **times))
+
     ignored = _not_obeyed(entry, spec.runner)
     for name, reason in ignored.items():
         logger.warning("file not obeyed", extra=fields(model=entry.id, file=name, reason=reason))
     try:
-        mark = fingerprint(spec.runner, options)
+        model_fingerprint = fingerprint(spec.runner, options)
     except OSError as error:
-        raise SettingsError(
-            _sentence(entry, str(unusable(error.filename or entry.path, error)))
-        ) from error
+        problem = str(unusable(error.filename or entry.path, error))
+        raise SettingsError(_sentence(entry, problem)) from error
+
     info = ModelInfo(
         entry.id,
         spec.runner,
-        spec.found,
-        spec.context_window,
-        settings.max_new_tokens,
-        spec.max_batch,
+        found=spec.found,
+        context_window=spec.context_window,
+        max_new_tokens=settings.max_new_tokens,
+        max_batch=spec.max_batch,
         tasks=spec.tasks,
         is_default=is_default,
-        fingerprint=mark,
+        fingerprint=model_fingerprint,
         device=options.device,
         dtype=options.dtype,
         prompting=prompting_of(entry),
@@ -221,7 +230,7 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
         runner,
         again=partial(_load, entry, settings, is_default=is_default),
         num_bytes=max(0, device.bytes_in_use() - bytes_before),
-        fingerprint=mark,
+        fingerprint=model_fingerprint,
         load_s=load_s,
         warm_up_s=warm_up_s,
         not_obeyed=ignored,
@@ -229,7 +238,8 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
 
 
 def _not_obeyed(entry: ModelEntry, runner: str) -> dict[str, str]:
-    """What files of a Hugging Face directory ask for in vain."""
+    """Return the files of a Hugging Face directory that ask for something in vain, each with the
+    reason."""
     if runner not in ("causal", "encoder", "hrm-text"):
         return {}
     from worker.models.hf_directory import directory_of, not_obeyed
@@ -241,11 +251,11 @@ def _not_obeyed(entry: ModelEntry, runner: str) -> dict[str, str]:
 
 
 def prompting_of(entry: ModelEntry) -> Prompting:
-    """What the entry says of how the model is asked, and else its own directory. Raises
+    """Return how to prompt a model: as its entry says, and else as its own directory does. Raise
     SettingsError."""
-    declared = (
-        {} if entry.runner in WITHOUT_FILES else _declared_prompting(Path(entry.path).expanduser())
-    )
+    declared: dict[str, Any] = {}
+    if entry.runner not in WITHOUT_FILES:
+        declared = _declared_prompting(Path(entry.path).expanduser())
     if entry.prompting is not None:
         declared |= entry.prompting.model_dump(exclude_none=True)
     return Prompting(**declared)
@@ -270,13 +280,17 @@ def _declared_prompting(path: Path) -> dict[str, Any]:
 
 
 def _sentence(entry: ModelEntry, problem: str) -> str:
-    """What is wrong with a model, in one line that names where it lies."""
-    said = problem if entry.path in problem else f"{problem.rstrip('.')} (in {entry.path})."
-    return " ".join(f"model {entry.id!r}: {said}".split())
+    """Return a problem with a model in one line that names its path."""
+    if entry.path not in problem:
+        problem = f"{problem.rstrip('.')} (in {entry.path})."
+    return " ".join(f"model {entry.id!r}: {problem}".split())
 
 
-def _load_fitting(kind: str, options: RunnerOptions) -> AnyRunner:
-    """Load on a device whose memory is checked before and after."""
+def _load_runner(kind: str, options: RunnerOptions) -> AnyRunner:
+    """Load a runner. Check before and after that its files fit into the memory of the device."""
+    if kind in WITHOUT_FILES:
+        return load_runner(kind, options)
+    # Imports torch, which the others need not.
     from worker import memory
 
     memory.check_weights_fit(options)
@@ -286,7 +300,10 @@ def _load_fitting(kind: str, options: RunnerOptions) -> AnyRunner:
 
 
 def _options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
-    own = options_of(entry, dict(settings), kind)
+    own_options = options_of(entry, dict(settings), kind)
+    kv_bytes = DEFAULT_KV_BYTES
+    if settings.kv_memory_mib != "auto":
+        kv_bytes = settings.kv_memory_mib * 2**20
     options = RunnerOptions(
         path=entry.path,
         name=entry.id,
@@ -294,24 +311,21 @@ def _options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
         quantize=entry.quantize or settings.quantize,
         max_batch=settings.max_batch_size,
         context_window=entry.context_window or settings.context_window,
-        kv_bytes=DEFAULT_KV_BYTES
-        if settings.kv_memory_mib == "auto"
-        else settings.kv_memory_mib * 2**20,
+        kv_bytes=kv_bytes,
         page_size=settings.page_size or _PAGE_SIZE,
         prefix_cache=settings.prefix_cache,
         step_tokens=settings.step_tokens or _CPU_STEP_TOKENS,
-        own=own,
+        own=own_options,
     )
-    return (
-        options if kind in WITHOUT_FILES else replace(options, **_placement(entry, settings, own))
-    )
+    if kind in WITHOUT_FILES:
+        return options
+    return replace(options, **_placement(entry, settings, own_options))
 
 
-def _placement(entry: ModelEntry, settings: Settings, own: Options) -> dict[str, Any]:
-    """Where a model lies and in what: the options that need torch to be known. Raises
-    SettingsError."""
+def _placement(entry: ModelEntry, settings: Settings, own_options: Options) -> dict[str, Any]:
+    """Return the options that need torch to be known: device, dtype, and what follows from them.
+    Raise SettingsError."""
     chosen = device.select_device(settings.device)
-    cap = settings.max_gpu_memory_gb
     fraction = settings.kv_memory_fraction
     if fraction is not None and (settings.kv_memory_mib != "auto" or chosen.type != "cuda"):
         raise SettingsError(
@@ -320,36 +334,43 @@ def _placement(entry: ModelEntry, settings: Settings, own: Options) -> dict[str,
         )
     if fraction is None and settings.kv_memory_mib == "auto" and chosen.type == "cuda":
         fraction = _DEFAULT_KV_FRACTION
+    if fraction is not None:
+        # The models of a worker share the memory evenly.
+        fraction /= len(model_entries(settings))
+
     dtype = device.choose_dtype(entry.dtype or settings.dtype, chosen)
-    may_flash = isinstance(own, PagedOptions) and own.flash_attention
+    step_tokens = _CPU_STEP_TOKENS if chosen.type == "cpu" else _GPU_STEP_TOKENS
+    may_flash = isinstance(own_options, PagedOptions) and own_options.flash_attention
     is_flash = may_flash and chosen.type == "cuda" and dtype != "float32"
+    page_size = _FLASH_PAGE_SIZE if is_flash else _PAGE_SIZE
+    max_device_bytes = None
+    if settings.max_gpu_memory_gb is not None:
+        max_device_bytes = int(settings.max_gpu_memory_gb * 2**30)
     return {
         "device": str(chosen),
-        "step_tokens": settings.step_tokens
-        or (_CPU_STEP_TOKENS if chosen.type == "cpu" else _GPU_STEP_TOKENS),
+        "step_tokens": settings.step_tokens or step_tokens,
         "dtype": dtype,
-        "page_size": settings.page_size or (_FLASH_PAGE_SIZE if is_flash else _PAGE_SIZE),
-        "kv_fraction": None if fraction is None else fraction / len(model_entries(settings)),
-        "max_device_bytes": None if cap is None else int(cap * 2**30),
+        "page_size": settings.page_size or page_size,
+        "kv_fraction": fraction,
+        "max_device_bytes": max_device_bytes,
     }
 
 
 def warm_up(runner: AnyRunner) -> str:
-    """Do the model's trial through a real engine, so that the first request finds everything ready;
-    says what came.
+    """Do the model's trial through a real engine, so that the first request finds everything ready.
 
-    Raises the FleetError that ended it.
+    Return a sentence on what came of it. Raise the FleetError that ended it.
     """
     trial = runner.spec.trial
-    said: list[Emission] = []
-    engine = engine_for(runner, said.extend)
+    emissions: list[Emission] = []
+    engine = engine_for(runner, emissions.extend)
     work = engine.prepare(Take("warm-up", trial))
     if work.answer is not None:
         return f"answered a {name_of(trial)} task"
     engine.submit(work)
     while engine.has_work:
         engine.step()
-    ended = said[-1].ended
+    ended = emissions[-1].ended
     if isinstance(ended, Failed):
         raise from_event(ended)
     assert ended is not None
@@ -362,4 +383,5 @@ def warm_up(runner: AnyRunner) -> str:
         return f"labelled a text {result.labels[0].name!r}"
     if runner.spec.mechanism == "task":
         return f"did a {name_of(trial)} task"
-    return f"decoded one token: {''.join(item.text for item in said)!r}"
+    text = "".join(emission.text for emission in emissions)
+    return f"decoded one token: {text!r}"

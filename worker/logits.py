@@ -1,9 +1,8 @@
-"""What requests ask of logits besides a draw: penalties, bias and withheld ends before it,
-log-probabilities after it.
+"""Penalties, bias and withheld ends before the draw of a token, and log-probabilities after it.
 
-Each row is worked on alone, and only where its request asks, so that it comes out the same whatever
-shares its batch. Repetition penalty as in Keskar et al. (2019), over prompt and response; presence
-and frequency penalties as OpenAI documents them, over the response.
+Each row is changed alone, and only where its request asks for it, so that it comes out the same
+whatever shares its batch. The repetition penalty is that of Keskar et al. (2019), over prompt and
+response. Presence and frequency penalties are as OpenAI documents them, over the response.
 """
 
 from collections import Counter
@@ -17,21 +16,18 @@ from worker.sequence import TokenSequence
 
 
 def adjust(logits: Tensor, sequences: Sequence[TokenSequence], eos_ids: frozenset[int]) -> Tensor:
-    """`logits` [B, V] as the draw is to see them; the same tensor where no sequence asks for a
-    change.
+    """Return `logits` [B, V] as the draw is to see them.
 
-    In this order: repetition penalty, whose rule turns on the sign of the model's own logit;
-    presence and frequency penalties; bias; and last the ends, which nothing may bring back.
+    It is the same tensor where no sequence asks for a change.
     """
-    asking = [
-        row
-        for row, item in enumerate(sequences)
-        if item.sampling is not None and _asks(item, item.sampling)
-    ]
-    if not asking:
+    rows: list[int] = []
+    for row, sequence in enumerate(sequences):
+        if sequence.sampling is not None and _asks(sequence, sequence.sampling):
+            rows.append(row)
+    if not rows:
         return logits
     adjusted = logits.clone()
-    for row in asking:
+    for row in rows:
         _adjust_row(adjusted[row], sequences[row], eos_ids)
     return adjusted
 
@@ -39,21 +35,22 @@ def adjust(logits: Tensor, sequences: Sequence[TokenSequence], eos_ids: frozense
 def token_logprobs(
     logits: Tensor, chosen: Sequence[int], samplings: Sequence[Sampling]
 ) -> list[TokenLogprob | None]:
-    """The log-probability (nats) of each row's chosen token and of its likeliest ones; None where
-    nobody asks.
+    """Return the log-probability (nats) of each row's chosen token and of its likeliest ones.
 
-    A log-softmax in float64 of the logits [B, V] as they are. Texts are left empty.
+    None stands where a request does not ask for it. The numbers are a log-softmax in float64 of the
+    logits [B, V] as they are. Texts are left empty.
     """
-    found: list[TokenLogprob | None] = [None] * len(samplings)
+    logprobs: list[TokenLogprob | None] = [None] * len(samplings)
     for row, (token, sampling) in enumerate(zip(chosen, samplings, strict=True)):
-        if sampling.logprobs is not None:
-            table = logits[row].double().log_softmax(-1)
-            likeliest = table.topk(min(sampling.logprobs, len(table)))
-            pairs = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
-            found[row] = TokenLogprob(
-                float(table[token]), top=tuple((item, "", value) for item, value in pairs)
-            )
-    return found
+        if sampling.logprobs is None:
+            continue
+        table = logits[row].double().log_softmax(-1)
+        likeliest = table.topk(min(sampling.logprobs, len(table)))
+        top: list[tuple[int, str, float]] = []
+        for rival, value in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True):
+            top.append((rival, "", value))
+        logprobs[row] = TokenLogprob(float(table[token]), top=tuple(top))
+    return logprobs
 
 
 def _asks(sequence: TokenSequence, sampling: Sampling) -> bool:
@@ -68,31 +65,41 @@ def _asks(sequence: TokenSequence, sampling: Sampling) -> bool:
 
 def _adjust_row(row: Tensor, sequence: TokenSequence, eos_ids: frozenset[int]) -> None:
     """Change one sequence's logits [V] in place."""
-    sampling, said = sequence.sampling, sequence.output_ids
+    sampling = sequence.sampling
     assert sampling is not None
-    if sampling.repetition_penalty != 1.0:
+    output_ids = sequence.output_ids
+
+    # First, because its rule turns on the sign of the model's own logit.
+    penalty = sampling.repetition_penalty
+    if penalty != 1.0:
         seen = torch.tensor(sequence.token_ids, device=row.device)
         scores = row[seen]
-        row[seen] = torch.where(
-            scores < 0, scores * sampling.repetition_penalty, scores / sampling.repetition_penalty
-        )
-    if said and (sampling.presence_penalty or sampling.frequency_penalty):
-        counts = Counter(said)
-        _add(
-            row,
-            [
-                (i, -sampling.presence_penalty - n * sampling.frequency_penalty)
-                for i, n in counts.items()
-            ],
-        )
+        row[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+
+    if output_ids and (sampling.presence_penalty or sampling.frequency_penalty):
+        counts = Counter(output_ids)
+        penalties: list[float] = []
+        for count in counts.values():
+            penalties.append(-sampling.presence_penalty - count * sampling.frequency_penalty)
+        _add(row, list(counts), penalties)
+
     if sampling.logit_bias:
-        _add(row, [(token, bias) for token, bias in sampling.logit_bias if token < len(row)])
-    if len(said) < sampling.min_tokens:
-        ends = {*sampling.stop_ids, *(() if sampling.ignore_eos else eos_ids)}
+        ids: list[int] = []
+        biases: list[float] = []
+        for token, bias in sampling.logit_bias:
+            if token < len(row):
+                ids.append(token)
+                biases.append(bias)
+        _add(row, ids, biases)
+
+    # Last, because nothing may bring a withheld end back.
+    if len(output_ids) < sampling.min_tokens:
+        ends = set(sampling.stop_ids)
+        if not sampling.ignore_eos:
+            ends |= eos_ids
         row[[token for token in ends if token < len(row)]] = -torch.inf
 
 
-def _add(row: Tensor, changes: Sequence[tuple[int, float]]) -> None:
+def _add(row: Tensor, ids: Sequence[int], values: Sequence[float]) -> None:
     """Add to logits, to each token at most once."""
-    ids = [token for token, _ in changes]
-    row[ids] += torch.tensor([value for _, value in changes], dtype=row.dtype, device=row.device)
+    row[ids] += torch.tensor(values, dtype=row.dtype, device=row.device)

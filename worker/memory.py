@@ -1,4 +1,5 @@
-"""What fits into a device's memory: weights before they are loaded, keys and values behind them.
+"""The memory of a device: whether weights fit before they are loaded, and the bytes of keys and
+values behind them.
 
 On the CPU keys and values get a fixed budget. On a GPU they get a share of what the weights leave
 free, below the cap of `max_gpu_memory_gb`, if there is one.
@@ -16,8 +17,8 @@ from worker.runners.base import RunnerOptions
 
 @dataclass(frozen=True)
 class FreeMemory:
-    """Bytes to be had; `source` names what limits them, `remedy` says what to do when they are too
-    few."""
+    """The bytes that can be had. `source` names their limit, and `remedy` says what to do when they
+    are too few."""
 
     num_bytes: int
     source: str
@@ -25,31 +26,29 @@ class FreeMemory:
 
 
 def free_memory(device: torch.device, max_bytes: int | None) -> FreeMemory | None:
-    """What this process may still allocate on a GPU: of what is free, and of `max_bytes`; None
-    where neither limits."""
+    """Return the memory that this process may still allocate on a GPU: the lesser of what is free
+    and what is left of `max_bytes`. None where neither limits it."""
     remedy = (
         "Serve the weights in bfloat16, lower the context window, or serve the model in int8 "
         "on the CPU."
     )
-    rooms = []
+    limits: list[FreeMemory] = []
     if device.type == "cuda":
-        rooms.append(
-            FreeMemory(torch.cuda.mem_get_info(device)[0], f"the free memory of {device}", remedy)
-        )
+        num_free, _ = torch.cuda.mem_get_info(device)
+        limits.append(FreeMemory(num_free, f"the free memory of {device}", remedy=remedy))
     if device.type != "cpu" and max_bytes is not None:
-        used = (
-            torch.cuda.memory_allocated(device)
-            if device.type == "cuda"
-            else torch.mps.current_allocated_memory()
-        )
-        rooms.append(FreeMemory(max_bytes - used, "max_gpu_memory_gb", remedy))
-    return min(rooms, key=lambda room: room.num_bytes, default=None)
+        if device.type == "cuda":
+            num_used = torch.cuda.memory_allocated(device)
+        else:
+            num_used = torch.mps.current_allocated_memory()
+        limits.append(FreeMemory(max_bytes - num_used, "max_gpu_memory_gb", remedy=remedy))
+    return min(limits, key=lambda room: room.num_bytes, default=None)
 
 
 def check_weights_fit(options: RunnerOptions) -> None:
-    """Refuse a model whose weights alone are too large for the device (D8), before any is loaded.
+    """Refuse a model whose weights alone are too large for the device, before any is loaded.
 
-    Raises ModelFormatError. Says nothing of files whose sizes only loading would tell.
+    Raise ModelFormatError. Files whose sizes only loading would tell pass.
     """
     room = free_memory(torch.device(options.device), options.max_device_bytes)
     count = num_parameters(Path(options.path))
@@ -66,7 +65,7 @@ def check_weights_fit(options: RunnerOptions) -> None:
 
 
 def check_below_cap(options: RunnerOptions) -> None:
-    """Refuse a model that turned out too large once loaded. Raises ModelFormatError."""
+    """Refuse a model that turned out too large once loaded. Raise ModelFormatError."""
     room = free_memory(torch.device(options.device), options.max_device_bytes)
     if room is not None and room.num_bytes < 0:
         raise ModelFormatError(
@@ -75,17 +74,17 @@ def check_below_cap(options: RunnerOptions) -> None:
 
 
 def kv_memory(options: RunnerOptions, device: torch.device) -> FreeMemory:
-    """The budget of keys and values, asked for when the weights lie on `device`."""
-    fixed = FreeMemory(options.kv_bytes, "kv_memory_mib", "Raise it or lower the context window.")
+    """Return the budget of keys and values. To be called when the weights lie on `device`."""
+    fixed = FreeMemory(
+        options.kv_bytes, "kv_memory_mib", remedy="Raise it or lower the context window."
+    )
     left = free_memory(device, options.max_device_bytes)
     if left is None:
         return fixed
+    num_left = max(0, left.num_bytes)
     if options.kv_fraction is not None:
-        return FreeMemory(
-            int(max(0, left.num_bytes) * options.kv_fraction),
-            f"a share of {left.source}",
-            left.remedy,
-        )
-    return min(
-        fixed, replace(left, num_bytes=max(0, left.num_bytes)), key=lambda room: room.num_bytes
-    )
+        share = int(num_left * options.kv_fraction)
+        return FreeMemory(share, f"a share of {left.source}", remedy=left.remedy)
+    if num_left < fixed.num_bytes:
+        return replace(left, num_bytes=num_left)
+    return fixed

@@ -1,4 +1,4 @@
-"""Whether this worker has room for more work in the memory of its machine, or of its container.
+"""A guard of the memory of this worker's machine, or of its container: full memory takes no work.
 
 A GPU's memory is not looked at: keys and values take most of it at the start, by plan, and a step
 that finds none is planned smaller.
@@ -14,8 +14,11 @@ logger = logging.getLogger("aios.memory")
 
 
 class MemoryGuard:
-    """`is_over` as long as more than `mark` of the memory was in use at the last look; never
-    without a mark."""
+    """A look at the memory now and then.
+
+    `is_over` is True while more than `mark` of the memory was in use at the last look. Without a
+    mark it never is.
+    """
 
     def __init__(self, mark: float | None = None, read: Callable[[], float] = memory_share) -> None:
         self._mark = mark
@@ -24,7 +27,7 @@ class MemoryGuard:
         self.is_over = False
 
     def look(self) -> None:
-        """Read it again; costs a few small files."""
+        """Read the memory in use again, which costs a few small files."""
         self.share = self._read()
         is_over = self._mark is not None and self.share > self._mark
         if is_over and not self.is_over:

@@ -1,7 +1,7 @@
-"""What a worker tells of itself: its record in presence once a second, and its metrics when
-somebody asks.
+"""A worker's report of itself: its record in presence once a second, and its metrics when they are
+scraped.
 
-Reads what the parts of the worker count anyway; nothing here is called by a step.
+It reads what the parts of the worker count anyway; nothing here is called by a step.
 """
 
 import time
@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, get_args
 
 from shared.broker import Broker
+from shared.histogram import BucketHistogram
 from shared.memory import resident_bytes
 from shared.messages import ModelInfo, ModelLoad, WorkerInfo, WorkerState
 from shared.metric_kinds import Values
@@ -30,16 +31,20 @@ from worker.outbox import Outbox
 
 STATES = (*get_args(WorkerState), "full")
 _LATELY = 10
+"""The announcements, and so seconds, over which tokens are measured."""
 _WORK_LATELY = 60
+"""The announcements over which work is measured."""
 _ENOUGH_S = 0.2
-"""Announcements, and so seconds, over which tokens and work are measured; and the stepping that
-tells of the latter."""
+"""The least time of stepping that a rate of work is measured from."""
 
 
 @dataclass
 class _ReportedModel:
-    """One model. `num_jobs` were done, and `work` is what they cost; `tokens` and `works` are
-    (clock or seconds of stepping, count) at the last announcements."""
+    """One model. `num_jobs` were done here, and cost `work` in all.
+
+    `tokens` holds (clock in seconds, tokens) of the last announcements, and `works` (seconds of
+    stepping, work).
+    """
 
     model: LoadedModel
     engine: AnyEngine
@@ -54,18 +59,23 @@ class _ReportedModel:
         stats = self.engine.stats
         self.tokens.append((now_s, stats.num_tokens))
         self.works.append((stats.steps_s.total, self.work))
-        stepped_s, done = (
-            last - first for first, last in zip(self.works[0], self.works[-1], strict=True)
-        )
+        first_s, first_work = self.works[0]
+        last_s, last_work = self.works[-1]
+        done = last_work - first_work
+        stepped_s = last_s - first_s
+        # Without work the last rate stays: it is what queued work is divided by.
         if done > 0 and stepped_s > _ENOUGH_S:
             self.work_per_s = done / stepped_s
 
     @property
     def tokens_per_s(self) -> float:
-        (first_s, first), (last_s, last) = self.tokens[0], self.tokens[-1]
-        return (last - first) / (last_s - first_s) if last_s > first_s else 0.0
+        first_s, first_count = self.tokens[0]
+        last_s, last_count = self.tokens[-1]
+        if last_s <= first_s:
+            return 0.0
+        return (last_count - first_count) / (last_s - first_s)
 
-    def told(self) -> ModelLoad:
+    def load(self) -> ModelLoad:
         values: dict[str, Any] = {}
         for name in NUMBERS:
             values[name] = _MEASURES[name](self)
@@ -73,7 +83,7 @@ class _ReportedModel:
 
 
 class MetricsReporter:
-    """`pool` is what the operator calls workers of this kind."""
+    """The reports of one worker. `pool` is the operator's name for workers of this kind."""
 
     def __init__(
         self,
@@ -96,21 +106,25 @@ class MetricsReporter:
         self._reported[model.info.id] = _ReportedModel(model, engine, intake)
 
     def remove(self, model_id: str) -> None:
-        """It is no longer in memory; its series end, and begin again at 0 with the next `add`."""
+        """Forget a model that is no longer in memory. Its series end, and begin again at 0 with the
+        next `add`."""
         del self._reported[model_id]
 
     def closed(self, claim: Claim) -> None:
-        """A job was done here; what it was expected to cost is how waiting work is counted, too."""
-        item = self._reported[claim.job.model]
-        item.num_jobs += 1
-        item.work += cost_of(claim.job.task)
+        """Count a job that was done here."""
+        reported = self._reported[claim.job.model]
+        reported.num_jobs += 1
+        # The cost that was expected of it, because waiting work is counted so, too.
+        reported.work += cost_of(claim.job.task)
 
     def info(self, worker_id: str, state: WorkerState, models: tuple[ModelInfo, ...]) -> WorkerInfo:
-        """The record in presence; asked for about once a second, and rates are measured from one
-        time to another."""
+        """Return the record in presence. To be called about once a second: rates are measured from
+        one call to another."""
         now_s = time.monotonic()
-        for item in self._reported.values():
-            item.sample(now_s)
+        loads: list[ModelLoad] = []
+        for reported in self._reported.values():
+            reported.sample(now_s)
+            loads.append(reported.load())
         return WorkerInfo(
             worker_id,
             state,
@@ -122,7 +136,7 @@ class MetricsReporter:
             uptime_s=round(now_s - self._began_s, 1),
             device_bytes=device_memory()[0] if self._reported else 0,
             stale_appends=self._outbox.num_stale,
-            loads=tuple(item.told() for item in self._reported.values()),
+            loads=tuple(loads),
         )
 
     def tell(
@@ -139,27 +153,38 @@ class MetricsReporter:
         metrics.memory_share.read = lambda: {(): self._memory_guard.share}
         metrics.stale_appends.read = lambda: {(): self._outbox.num_stale}
         metrics.device_memory.read = self._device_memory
-        metrics.batch.read = lambda: {
-            (name,): item.engine.stats.rows for name, item in self._items()
-        }
-        metrics.step.read = lambda: {
-            (name,): item.engine.stats.steps_s for name, item in self._items()
-        }
+        metrics.batch.read = self._batches
+        metrics.step.read = self._steps
         for name, metric in metrics.by_model.items():
             metric.read = partial(self._each, _MEASURES[name])
 
-    def _each(self, value: Callable[[_ReportedModel], float]) -> Values:
-        return {(name,): value(item) for name, item in self._items()}
+    def _each(self, measure: Callable[[_ReportedModel], float]) -> Values:
+        values: dict[tuple[str, ...], float] = {}
+        for name, reported in self._models():
+            values[(name,)] = measure(reported)
+        return values
 
-    def _items(self) -> list[tuple[str, _ReportedModel]]:
+    def _batches(self) -> dict[tuple[str, ...], BucketHistogram]:
+        return {(name,): reported.engine.stats.rows for name, reported in self._models()}
+
+    def _steps(self) -> dict[tuple[str, ...], BucketHistogram]:
+        return {(name,): reported.engine.stats.steps_s for name, reported in self._models()}
+
+    def _models(self) -> list[tuple[str, _ReportedModel]]:
         return list(self._reported.items())
 
     def _shown(self, state: WorkerState) -> str:
-        return "full" if state == "ready" and self._memory_guard.is_over else state
+        if state == "ready" and self._memory_guard.is_over:
+            return "full"
+        return state
 
     def _device_memory(self) -> Values:
-        allocated, total = device_memory() if self._reported else (0, 0)
-        return {("allocated",): allocated, ("total",): total} if total else {}
+        if not self._reported:
+            return {}
+        allocated, total = device_memory()
+        if not total:
+            return {}
+        return {("allocated",): allocated, ("total",): total}
 
 
 _MEASURES: dict[str, Callable[[_ReportedModel], float]] = {
@@ -188,4 +213,4 @@ _MEASURES: dict[str, Callable[[_ReportedModel], float]] = {
     "convictions": lambda item: item.intake.num_convicted,
     "jobs": lambda item: item.num_jobs,
 }
-"""How each number of `ModelLoad` is measured."""
+"""The measurement of each number of `ModelLoad`."""

@@ -1,5 +1,4 @@
-"""A model in a worker's memory: its queue, its engine and its intake. It takes jobs until it is to
-go."""
+"""A model in a worker's memory, with its queue, its engine and its intake."""
 
 import asyncio
 import contextlib
@@ -26,15 +25,15 @@ from worker.outbox import Outbox
 logger = logging.getLogger("aios.host")
 
 _LOOK_S = 0.5
-"""The longest wait for the end of a job before it is asked again whether any is left."""
+"""The longest wait for the end of a job before the ledger is asked again whether any is left."""
 
 
 @dataclass(frozen=True)
 class HostContext:
-    """What all models of a worker share. `threads` are those that compute, by mechanism.
+    """The parts of a worker that all its models share.
 
-    A batch of tasks that are done whole waits `batch_wait_s` for more. `tell` announces the worker
-    as it is now.
+    `threads` are those that compute, by mechanism. A batch of tasks that are done whole waits
+    `batch_wait_s` for more. `tell` announces the worker as it is now.
     """
 
     broker: Broker
@@ -58,7 +57,7 @@ class HostContext:
 
 
 class ModelHost:
-    """`thread` computes for the model."""
+    """The host of one model, from its load to its end. `thread` computes for the model."""
 
     def __init__(self, model: LoadedModel, queue: WorkQueue, context: HostContext) -> None:
         spec = model.runner.spec
@@ -81,13 +80,14 @@ class ModelHost:
         self._ledger = context.ledger
         self._reporter = context.reporter
         self._ended = asyncio.Event()
+        # A task that takes long must delay no token.
         if spec.mechanism == "sequence":
             context.threads["task"].give_way()
         context.reporter.add(model, self.engine, self.intake)
         self.thread.add(self.engine)
 
     def closed(self, claim: Claim, was_stale: bool) -> None:
-        """A job in hand has ended, or is another's."""
+        """Note that a job in hand has ended, or is another worker's."""
         self._ended.set()
         if was_stale:
             self.engine.abort(claim.key)
@@ -111,6 +111,7 @@ class ModelHost:
         gone = asyncio.Event()
         self.thread.remove(self.engine, partial(loop.call_soon_threadsafe, gone.set))
         await gone.wait()
+        # The last names that hold the engine, and with it the weights.
         del self.engine, self.intake
         await asyncio.to_thread(give_back_memory)
 

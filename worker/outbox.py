@@ -1,4 +1,4 @@
-"""What leaves the worker: the news of every job in hand, appended to their logs under the fence.
+"""The worker's way out: the news of every job in hand are appended to its log under the fence.
 
 `put` is called by threads that compute; everything else belongs to the event loop. All jobs' news
 since the last round trip go out as one. Tokens of a job that nobody follows token by token are
@@ -29,13 +29,14 @@ logger = logging.getLogger("aios.outbox")
 
 GATHERED_TOKENS = 32
 GATHERED_S = 0.5
-"""What is said in one append to a job that nobody follows: so many tokens, or those of so long."""
+"""The size of one append to a job that nobody follows: so many tokens, or those of so long."""
 
 
 class Outbox:
-    """`num_stale` appends came too late: the job was another's by then, or had ended.
+    """The news of all jobs in hand, on their way to Redis.
 
-    Files of an answer become `artifacts` before its end is logged; who repeats a job makes the same
+    `num_stale` appends came too late: the job was another's by then, or had ended. Files of an
+    answer become artifacts before its end is logged; a worker that repeats the job makes the same
     ones.
     """
 
@@ -59,8 +60,8 @@ class Outbox:
         self.num_stale = 0
 
     def add(self, claim: Claim, event: Event, then: Callable[[], None] | None = None) -> None:
-        """Say something of a job outside an engine's steps, if it is still in hand; call `then`
-        when it is logged."""
+        """Queue an event of a job outside an engine's steps, if the job is still in hand. Call
+        `then` when it is logged."""
         entry = self._ledger.get(claim.key)
         if entry is not None:
             entry.news.append(event)
@@ -69,8 +70,9 @@ class Outbox:
             self._wake.set()
 
     def put(self, emissions: list[Emission]) -> None:
-        """Take one step's emissions from the thread that computed them. Waits while too many steps
+        """Take one step's emissions from the thread that computed them. Wait while too many steps
         are unsent."""
+        # The thread does not hang when it is Redis that it waits for.
         with resting():
             self._room.acquire()
         self._loop.call_soon_threadsafe(self._collect, emissions)
@@ -91,16 +93,17 @@ class Outbox:
         self._steps_collected += 1
         for emission in emissions:
             entry = self._ledger.get(emission.key)
-            if entry is not None:
-                if not entry.news:
-                    self._hold(entry)
-                if emission.progress is not None:
-                    entry.note_progress(emission.progress)
-                entry.job_span.said(emission)
-                if emission.files:
-                    self._keep(entry.claim, emission)
-                else:
-                    _add(entry.news, emission)
+            if entry is None:
+                continue
+            if not entry.news:
+                self._hold(entry)
+            if emission.progress is not None:
+                entry.note_progress(emission.progress)
+            entry.job_span.said(emission)
+            if emission.files:
+                self._keep(entry.claim, emission)
+            else:
+                _add(entry.news, emission)
         self._wake.set()
 
     def _keep(self, claim: Claim, emission: Emission) -> None:
@@ -109,11 +112,13 @@ class Outbox:
         task.add_done_callback(self._keeping.discard)
 
     async def _keep_files(self, claim: Claim, emission: Emission) -> None:
-        """Put the files of an answer where its caller finds them, and then say its end."""
+        """Put the files of an answer where its caller finds them, and then queue its end."""
         ended: Event | None = emission.ended
         assert isinstance(ended, Done)
         try:
-            refs = [await self._kept(claim, file) for file in emission.files]
+            refs: list[ArtifactRef] = []
+            for file in emission.files:
+                refs.append(await self._kept(claim, file))
         except FleetError as error:
             ended = error.as_event()
         except Exception as error:  # a job must have an end, whatever became of its files
@@ -124,14 +129,15 @@ class Outbox:
         self.add(claim, ended)
 
     async def _kept(self, claim: Claim, file: NewFile) -> ArtifactRef:
-        """Try until Redis answers, or the job is no longer in hand. Raise OverStorageQuota and the
-        like."""
+        """Make an artifact of a file. Try until Redis answers, or the job is no longer in hand.
+
+        Raise OverStorageQuota and the like.
+        """
+        label = Label(file.media_type, file.name)
         delay_s = 0.05
         while True:
             try:
-                artifact = await self._artifacts.put(
-                    claim.job.tenant, file.data, Label(file.media_type, file.name)
-                )
+                artifact = await self._artifacts.put(claim.job.tenant, file.data, label)
                 return artifact.ref
             except UNAVAILABLE as error:
                 if self._ledger.get(claim.key) is None:
@@ -141,6 +147,8 @@ class Outbox:
                 delay_s = min(1.0, delay_s * 2)
 
     def _hold(self, entry: Entry) -> None:
+        """Note when the first of a job's news came. If nobody follows the job, send them in a
+        while."""
         entry.since_s = self._loop.time()
         if not entry.claim.job.is_streamed:
             self._loop.call_later(GATHERED_S, self._wake.set)
@@ -153,16 +161,19 @@ class Outbox:
         steps = self._steps_collected
         self._steps_collected = 0
         now_s = self._loop.time()
-        entries = [
-            entry
-            for entry in self._ledger.entries
-            if entry.news and (is_last or _is_due(entry, now_s))
-        ]
-        appends = [_append(entry) for entry in entries]
-        thens = [entry.then for entry in entries]
-        for entry in entries:
+        entries: list[Entry] = []
+        appends: list[Append] = []
+        thens: list[Callable[[], None] | None] = []
+        for entry in self._ledger.entries:
+            if not entry.news or not (is_last or _is_due(entry, now_s)):
+                continue
+            entries.append(entry)
+            appends.append(_append(entry))
+            thens.append(entry.then)
+            # What comes while Redis is asked belongs to the next append.
             entry.news = []
             entry.then = None
+
         if appends:
             landed = await self._append(appends)
             for entry, append, then, has_landed in zip(
@@ -170,6 +181,7 @@ class Outbox:
             ):
                 if self._settle(entry, append, has_landed) and then is not None:
                     then()
+        # Only when Redis has answered: engines that wait for room are held up by it this way.
         if steps:
             self._room.release(steps)
 
@@ -192,12 +204,14 @@ class Outbox:
         on."""
         if not has_landed:
             self.num_stale += 1
+        # The job may have been closed while Redis was asked.
         if self._ledger.get(entry.claim.key) is not entry:
             return False
         if not has_landed:
             logger.info("job dropped", extra=job_fields(entry.claim.job, epoch=entry.claim.epoch))
             self._ledger.close(entry.claim, "stale")
             return False
+
         entry.index += len(append.events)
         last = append.events[-1]
         if isinstance(last, Terminal):
@@ -208,16 +222,23 @@ class Outbox:
 
 
 def _append(entry: Entry) -> Append:
-    """Return all news of a job. How long they have waited concerns the first token alone, which
-    opens what it is in."""
+    """Return an append of all news of a job."""
+    # The time that news have waited matters for the first token alone, which opens its append.
     since_s = entry.since_s if isinstance(entry.news[0], Tokens) else None
-    return Append(entry.claim.job, entry.claim.epoch, entry.index, tuple(entry.news), since_s)
+    return Append(
+        entry.claim.job,
+        entry.claim.epoch,
+        after=entry.index,
+        events=tuple(entry.news),
+        since_s=since_s,
+    )
 
 
 def _is_due(entry: Entry, now_s: float) -> bool:
     """Return whether the news of a job must wait no longer."""
     if entry.claim.job.is_streamed or now_s - entry.since_s >= GATHERED_S:
         return True
+    # Only tokens and progress may wait: a start or an end goes out at once.
     num_tokens = 0
     for event in entry.news:
         if isinstance(event, Tokens):
@@ -244,11 +265,15 @@ def _add(news: list[Event], emission: Emission) -> None:
     """Join tokens to those of their choice that are still unsent: fewer, larger events."""
     if emission.ids or emission.text or emission.finish_reason:
         tokens = Tokens(
-            emission.ids, emission.text, emission.choice, emission.logprobs, emission.finish_reason
+            emission.ids,
+            emission.text,
+            choice=emission.choice,
+            logprobs=emission.logprobs,
+            finish_reason=emission.finish_reason,
         )
-        for place, event in enumerate(news):
+        for index, event in enumerate(news):
             if isinstance(event, Tokens) and event.choice == tokens.choice:
-                news[place] = _joined(event, tokens)
+                news[index] = _joined(event, tokens)
                 break
         else:
             news.append(tokens)
@@ -257,8 +282,11 @@ def _add(news: list[Event], emission: Emission) -> None:
 
 
 def _joined(one: Tokens, other: Tokens) -> Tokens:
-    """Return what a choice said, and what it said next."""
-    logprobs = (*one.logprobs, *other.logprobs)
+    """Return a choice's tokens and the next ones as one event."""
     return Tokens(
-        (*one.ids, *other.ids), one.text + other.text, one.choice, logprobs, other.finish_reason
+        (*one.ids, *other.ids),
+        one.text + other.text,
+        choice=one.choice,
+        logprobs=(*one.logprobs, *other.logprobs),
+        finish_reason=other.finish_reason,
     )

@@ -1,4 +1,4 @@
-"""What the Python interface answers with: the names are vLLM's."""
+"""The answers of the Python interface. The names are vLLM's."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from worker.request import Emission
 
 @dataclass(frozen=True)
 class Logprob:
-    """The log-probability (nats) of a token at one place, and the text that it adds there.
+    """The log-probability (nats) of a token at one position, and the text that it adds there.
 
     `rank` 1 is the likeliest token; None is a chosen token that is not among the likeliest.
     """
@@ -46,8 +46,8 @@ class CompletionOutput:
 class RequestOutput:
     """A prompt and its `n` answers. `prompt` is None where it was given as ids or as a dialogue.
 
-    `prompt_token_ids` are those that were read. The keys and values of `num_cached_tokens` of them
-    were there already.
+    `prompt_token_ids` are the ids that were read. The keys and values of `num_cached_tokens` of
+    them were there already.
     """
 
     request_id: str
@@ -59,10 +59,10 @@ class RequestOutput:
 
 @dataclass(frozen=True)
 class StreamChunk:
-    """What a step adds to the answer `index`: tokens, and the text that became certain with them;
-    either may be empty.
+    """The part that a step adds to the answer `index`.
 
-    `finish_reason` is set in the last chunk of an answer.
+    It is tokens, and the text that became certain with them; either may be empty. `finish_reason`
+    is set in the last chunk of an answer.
     """
 
     index: int
@@ -83,7 +83,7 @@ class _Draft:
 
 
 class Answers:
-    """Gathers what steps say of a prompt until its `n` answers are whole."""
+    """The `n` answers to a prompt, gathered from the emissions of steps until they are whole."""
 
     def __init__(
         self, request_id: str, prompt: str | None, prompt_ids: tuple[int, ...], n: int
@@ -122,28 +122,37 @@ def _completion(index: int, draft: _Draft, done: Done) -> CompletionOutput:
     logprobs = _logprobs(draft.ids, draft.logprobs)
     total = None
     if logprobs is not None:
-        total = math.fsum(item.logprob for item in draft.logprobs if item.logprob is not None)
+        values: list[float] = []
+        for entry in draft.logprobs:
+            if entry.logprob is not None:
+                values.append(entry.logprob)
+        total = math.fsum(values)
+
+    q_values = None
+    if done.generated.q_values:
+        q_values = done.generated.q_values[index]
     return CompletionOutput(
         index,
         "".join(draft.texts),
         tuple(draft.ids),
-        draft.finish_reason,
+        finish_reason=draft.finish_reason,
         logprobs=logprobs,
         cumulative_logprob=total,
-        q_values=done.generated.q_values[index] if done.generated.q_values else None,
+        q_values=q_values,
     )
 
 
-def _logprobs(ids: Sequence[int], found: Sequence[TokenLogprob]) -> Logprobs | None:
-    if not found:
+def _logprobs(ids: Sequence[int], entries: Sequence[TokenLogprob]) -> Logprobs | None:
+    if not entries:
         return None
-    return [_table(token, item) for token, item in zip(ids, found, strict=True)]
+    return [_table(token, entry) for token, entry in zip(ids, entries, strict=True)]
 
 
-def _table(chosen: int, found: TokenLogprob) -> dict[int, Logprob]:
+def _table(chosen: int, entry: TokenLogprob) -> dict[int, Logprob]:
     table: dict[int, Logprob] = {}
-    if found.logprob is not None:
-        table[chosen] = Logprob(found.logprob, None, found.token)
-    for rank, (token, text, value) in enumerate(found.top, start=1):
-        table[token] = Logprob(value, rank, text)
+    # A chosen token that is among the likeliest gets its rank below.
+    if entry.logprob is not None:
+        table[chosen] = Logprob(entry.logprob, rank=None, decoded_token=entry.token)
+    for rank, (token, text, value) in enumerate(entry.top, start=1):
+        table[token] = Logprob(value, rank=rank, decoded_token=text)
     return table

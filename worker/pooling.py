@@ -9,14 +9,17 @@ from worker.sequence import Pooled
 
 
 def joined(one: Pooled | None, other: Pooled) -> Pooled:
-    """The states of some tokens and of those behind them."""
+    """Return the sum of the states of some tokens and of the tokens behind them."""
     if one is None:
         return other
     return Pooled(array("d", map(add, one.sums, other.sums)), one.num_tokens + other.num_tokens)
 
 
 def mean_of(pooled: Pooled, *, normalize: bool) -> bytes:
-    """The mean state in the form of the wire; of length 1 if `normalize`, unless it is zero."""
+    """Return the mean state in the form of the wire, of length 1 if `normalize`, unless it is
+    zero."""
     mean = [value / pooled.num_tokens for value in pooled.sums]
-    length = math.hypot(*mean) if normalize else 1.0
-    return pack(value / (length or 1.0) for value in mean)
+    length = 1.0
+    if normalize:
+        length = math.hypot(*mean) or 1.0
+    return pack(value / length for value in mean)

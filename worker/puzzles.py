@@ -1,8 +1,7 @@
-"""The puzzles that Sapient HRM networks are trained on: how their grids are written as tokens, and
-tokens as grids.
+"""The puzzles that Sapient HRM networks are trained on: grids as tokens, and tokens as grids.
 
-Plain Python. A kind is told by the size of its vocabulary; in all of them token 0 is padding.
-Source of the formats: the dataset builders and the ARC evaluation of the HRM repository.
+Plain Python. The size of a network's vocabulary tells the kind of puzzle; in all of them token 0 is
+padding. Source of the formats: the dataset builders and the ARC evaluation of the HRM repository.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,8 +22,11 @@ _ARC_FIRST = 2  # the token of colour 0; colour 9 is the last of the vocabulary
 
 @dataclass(frozen=True)
 class PuzzleKind:
-    """`encode` writes a grid as `num_cells` tokens, or raises InvalidRequest; `decode` reads an
-    answer's tokens."""
+    """A kind of puzzle, and how its grids are written.
+
+    `encode` writes a grid as `num_cells` tokens, or raises InvalidRequest. `decode` reads an
+    answer's tokens.
+    """
 
     name: str
     vocab_size: int
@@ -35,90 +37,144 @@ class PuzzleKind:
 
 
 def _encode_sudoku(puzzle: Puzzle) -> tuple[int, ...]:
-    """Digit d is token d + 1; 0, and in a string also ".", is a blank cell."""
+    """Write digit d as token d + 1. A blank cell is 0, or in a string also "."."""
     expected = (
         "9 rows of 9 numbers, or a string of 81 digits, with 0 (or . in the string) for a "
         "blank cell"
     )
     if isinstance(puzzle, str):
         digits = puzzle.replace(".", "0")
+        # isdigit alone would let digits of other scripts pass.
         if len(digits) != _SUDOKU_SIZE**2 or not (digits.isascii() and digits.isdigit()):
             raise _invalid(f"expected {expected}")
         return tuple(int(digit) + 1 for digit in digits)
+
     rows = _rows_of_digits(puzzle, expected)
-    if [len(row) for row in rows] != [_SUDOKU_SIZE] * _SUDOKU_SIZE:
+    if len(rows) != _SUDOKU_SIZE:
         raise _invalid(f"expected {expected}")
-    return tuple(cell + 1 for row in rows for cell in row)
+
+    tokens: list[int] = []
+    for row in rows:
+        if len(row) != _SUDOKU_SIZE:
+            raise _invalid(f"expected {expected}")
+        for cell in row:
+            tokens.append(cell + 1)
+    return tuple(tokens)
 
 
 def _decode_sudoku(tokens: Sequence[int]) -> Grid:
-    """A cell that the network left blank, or padded, is 0."""
-    return tuple(tuple(max(token - 1, 0) for token in row) for row in _cut(tokens, _SUDOKU_SIZE))
+    """Read tokens as digits. A cell that the network left blank, or padded, is 0."""
+    grid: list[tuple[int, ...]] = []
+    for row in _cut(tokens, _SUDOKU_SIZE):
+        grid.append(tuple(max(token - 1, 0) for token in row))
+    return tuple(grid)
 
 
 def _encode_maze(puzzle: Puzzle) -> tuple[int, ...]:
-    """The characters in their order are tokens from 1."""
+    """Write the characters, in their order, as tokens from 1."""
     expected = f"{_FIELD_SIZE} strings of {_FIELD_SIZE} characters out of {_MAZE_CELLS!r}"
-    rows = [row for row in puzzle if isinstance(row, str)]
-    if (
-        isinstance(puzzle, str)
-        or len(rows) < len(puzzle)
-        or [len(row) for row in rows] != [_FIELD_SIZE] * _FIELD_SIZE
-    ):
+    if isinstance(puzzle, str) or len(puzzle) != _FIELD_SIZE:
         raise _invalid(f"expected {expected}")
-    for at, row in enumerate(rows):
-        if strange := set(row) - set(_MAZE_CELLS):
-            raise _invalid(f"expected characters out of {_MAZE_CELLS!r}, got {min(strange)!r}", at)
-    return tuple(_MAZE_SIGNS.index(cell) for row in rows for cell in row)
+
+    rows: list[str] = []
+    for row in puzzle:
+        if not isinstance(row, str) or len(row) != _FIELD_SIZE:
+            raise _invalid(f"expected {expected}")
+        rows.append(row)
+
+    tokens: list[int] = []
+    for index, text in enumerate(rows):
+        unknown = set(text) - set(_MAZE_CELLS)
+        if unknown:
+            problem = f"expected characters out of {_MAZE_CELLS!r}, got {min(unknown)!r}"
+            raise _invalid(problem, row=index)
+        for character in text:
+            tokens.append(_MAZE_SIGNS.index(character))
+    return tuple(tokens)
 
 
 def _decode_maze(tokens: Sequence[int]) -> Grid:
-    """A cell that the network padded is "?"."""
-    return tuple("".join(_MAZE_SIGNS[token] for token in row) for row in _cut(tokens, _FIELD_SIZE))
+    """Read tokens as characters. A cell that the network padded is "?"."""
+    grid: list[str] = []
+    for row in _cut(tokens, _FIELD_SIZE):
+        grid.append("".join(_MAZE_SIGNS[token] for token in row))
+    return tuple(grid)
 
 
 def _encode_arc(puzzle: Puzzle) -> tuple[int, ...]:
-    """Colour c is token c + 2; the grid lies in the field's top left, end marks below it and to its
-    right."""
+    """Write colour c as token c + 2, with the grid in the field's top left corner.
+
+    End tokens stand in the row below the grid and in the column to its right, as far as the field
+    has them.
+    """
     expected = (
         f"1 to {_FIELD_SIZE} rows of equal length, 1 to {_FIELD_SIZE}, of numbers from 0 to 9"
     )
     if isinstance(puzzle, str):
         raise _invalid(f"expected {expected}")
+
     rows = _rows_of_digits(puzzle, expected)
-    widths = {len(row) for row in rows}
-    if len(widths) != 1 or not (0 < len(rows) <= _FIELD_SIZE and 0 < max(widths) <= _FIELD_SIZE):
+    height = len(rows)
+    if not 0 < height <= _FIELD_SIZE:
         raise _invalid(f"expected {expected}")
-    height, width = len(rows), max(widths)
-    field = [[0] * _FIELD_SIZE for _ in range(_FIELD_SIZE)]
-    for line, row in zip(field, rows, strict=False):
-        line[: width + 1] = [*(cell + _ARC_FIRST for cell in row), _ARC_EOS]
+    width = len(rows[0])
+    if not 0 < width <= _FIELD_SIZE:
+        raise _invalid(f"expected {expected}")
+
+    tokens: list[int] = []
+    for row in rows:
+        if len(row) != width:
+            raise _invalid(f"expected {expected}")
+        line = [cell + _ARC_FIRST for cell in row]
+        if width < _FIELD_SIZE:
+            line.append(_ARC_EOS)
+        line += [0] * (_FIELD_SIZE - len(line))
+        tokens += line
+
     if height < _FIELD_SIZE:
-        field[height][:width] = [_ARC_EOS] * width
-    return tuple(cell for line in field for cell in line[:_FIELD_SIZE])
+        # The corner below the grid's right edge stays padding.
+        tokens += [_ARC_EOS] * width
+    tokens += [0] * (_FIELD_SIZE**2 - len(tokens))
+    return tuple(tokens)
 
 
 def _decode_arc(tokens: Sequence[int]) -> Grid:
-    """The largest rectangle of colours from the top left corner; among equals the one of fewest
-    rows."""
-    best_height = best_width = 0
-    lines, width = _cut(tokens, _FIELD_SIZE), _FIELD_SIZE
+    """Read the largest rectangle of colours from the top left corner.
+
+    Among rectangles of equal size it is the one of fewest rows.
+    """
+    lines = _cut(tokens, _FIELD_SIZE)
+    best_height = 0
+    best_width = 0
+    width = _FIELD_SIZE
     for height, line in enumerate(lines, start=1):
-        width = next((at for at in range(width) if line[at] < _ARC_FIRST), width)
+        # A rectangle is as wide as the shortest run of colours among its rows.
+        run = 0
+        while run < width and line[run] >= _ARC_FIRST:
+            run += 1
+        width = run
         if height * width > best_height * best_width:
-            best_height, best_width = height, width
-    return tuple(
-        tuple(token - _ARC_FIRST for token in line[:best_width]) for line in lines[:best_height]
-    )
+            best_height = height
+            best_width = width
+
+    grid: list[tuple[int, ...]] = []
+    for line in lines[:best_height]:
+        grid.append(tuple(token - _ARC_FIRST for token in line[:best_width]))
+    return tuple(grid)
 
 
 def _rows_of_digits(puzzle: Grid, expected: str) -> list[tuple[int, ...]]:
-    rows = [row for row in puzzle if not isinstance(row, str)]
-    if len(rows) < len(puzzle):
-        raise _invalid(f"expected {expected}")
-    for at, row in enumerate(rows):
-        if strange := [cell for cell in row if not 0 <= cell <= 9]:
-            raise _invalid(f"expected numbers from 0 to 9, got {strange[0]}", at)
+    """Return the rows of numbers from 0 to 9. Raise InvalidRequest for anything else."""
+    rows: list[tuple[int, ...]] = []
+    for row in puzzle:
+        if isinstance(row, str):
+            raise _invalid(f"expected {expected}")
+        rows.append(row)
+
+    for index, numbers in enumerate(rows):
+        for number in numbers:
+            if not 0 <= number <= 9:
+                raise _invalid(f"expected numbers from 0 to 9, got {number}", row=index)
     return rows
 
 
@@ -127,15 +183,34 @@ def _cut(tokens: Sequence[int], width: int) -> list[Sequence[int]]:
 
 
 def _invalid(problem: str, row: int | None = None) -> InvalidRequest:
-    place = "grid" if row is None else f"grid[{row}]"
-    return InvalidRequest(f"{place}: {problem}.", field="grid")
+    where = "grid"
+    if row is not None:
+        where = f"grid[{row}]"
+    return InvalidRequest(f"{where}: {problem}.", field="grid")
 
 
 SUDOKU = PuzzleKind(
-    "sudoku", 11, _SUDOKU_SIZE**2, "." * _SUDOKU_SIZE**2, _encode_sudoku, _decode_sudoku
+    name="sudoku",
+    vocab_size=11,
+    num_cells=_SUDOKU_SIZE**2,
+    blank="." * _SUDOKU_SIZE**2,
+    encode=_encode_sudoku,
+    decode=_decode_sudoku,
 )
 MAZE = PuzzleKind(
-    "maze", 6, _FIELD_SIZE**2, (" " * _FIELD_SIZE,) * _FIELD_SIZE, _encode_maze, _decode_maze
+    name="maze",
+    vocab_size=6,
+    num_cells=_FIELD_SIZE**2,
+    blank=(" " * _FIELD_SIZE,) * _FIELD_SIZE,
+    encode=_encode_maze,
+    decode=_decode_maze,
 )
-ARC = PuzzleKind("arc", 12, _FIELD_SIZE**2, ((0,),), _encode_arc, _decode_arc)
+ARC = PuzzleKind(
+    name="arc",
+    vocab_size=12,
+    num_cells=_FIELD_SIZE**2,
+    blank=((0,),),
+    encode=_encode_arc,
+    decode=_decode_arc,
+)
 KINDS = (SUDOKU, MAZE, ARC)

@@ -1,5 +1,7 @@
-"""Which runner of `shared/runner_table.py` serves a model directory. It is imported on use: echo
-needs no torch."""
+"""The choice of a runner of `shared/runner_table.py` for a model directory.
+
+A runner is imported when it is used: echo needs no torch.
+"""
 
 import stat
 from collections.abc import Callable, Set
@@ -25,15 +27,15 @@ _IMPLANT_FILES = frozenset({"starter_brain.json", "q_head.pt"})
 
 
 class _Config(msgspec.Struct):
-    """What of a Hugging Face `config.json` tells which runner serves it."""
+    """The fields of a Hugging Face `config.json` that tell which runner serves it."""
 
     model_type: str | None = None
     architectures: list[str] | None = None
 
 
 def load_runner(kind: str, options: RunnerOptions) -> AnyRunner:
-    """Load a model; `kind` auto looks at the files. Raises ModelFormatError with a sentence for the
-    operator."""
+    """Load a model. For `kind` auto the files decide. Raise ModelFormatError with a sentence for
+    the operator."""
     name = detect(options.path) if kind == AUTO else kind
     factory: Callable[[RunnerOptions], AnyRunner] = import_target(runner_table.info_of(name).target)
     return factory(options)
@@ -51,8 +53,8 @@ def load_sequence_runner(kind: str, options: RunnerOptions) -> Runner:
 
 
 def detect(path: str) -> str:
-    """Return the name of the runner for the model at `path`, or that stands there itself. Raise
-    ModelFormatError."""
+    """Return the name of the runner for the model at `path`. A name that stands there itself is
+    one. Raise ModelFormatError."""
     if path in WITHOUT_FILES:
         return path
     directory = _directory(Path(path))
@@ -78,7 +80,9 @@ class DirectoryListing:
     def config(self) -> _Config | None:
         """The config of a Hugging Face directory. Raise ModelFormatError for a damaged one."""
         file = self.directory / "config.json"
-        return converted(read_json_object(file), _Config, file) if file.name in self.names else None
+        if file.name not in self.names:
+            return None
+        return converted(read_json_object(file), _Config, file)
 
 
 def _is_brain(listing: DirectoryListing) -> bool:
@@ -90,15 +94,18 @@ def _is_implant(listing: DirectoryListing) -> bool:
 
 
 def _is_raw_hrm_text(listing: DirectoryListing) -> bool:
-    return any(name.startswith(_EPOCH_PREFIX) for name in (listing.directory.name, *listing.names))
+    # The directory may be that of one epoch, or hold those of several.
+    names = (listing.directory.name, *listing.names)
+    return any(name.startswith(_EPOCH_PREFIX) for name in names)
 
 
 def _is_puzzle_checkpoint(listing: DirectoryListing) -> bool:
-    """Return whether Sapient's HRM wrote it. HRM-Text has an all_config.yaml too, beside a
-    train_metadata.yaml."""
+    """Return whether Sapient's HRM wrote it."""
     names = listing.names
-    has_weights = "checkpoint" in names or any(name.startswith("step_") for name in names)
-    return "all_config.yaml" in names and has_weights and "train_metadata.yaml" not in names
+    # HRM-Text has an all_config.yaml, too, beside a train_metadata.yaml.
+    if "all_config.yaml" not in names or "train_metadata.yaml" in names:
+        return False
+    return "checkpoint" in names or any(name.startswith("step_") for name in names)
 
 
 def _is_hrm_text(listing: DirectoryListing) -> bool:
@@ -109,9 +116,8 @@ def _is_sentence_model(listing: DirectoryListing) -> bool:
     """Return whether sentence-transformers wrote it, whatever the network is."""
     if listing.config is None:
         return False
-    from worker.models.hf_directory import (
-        is_sentence_directory,
-    )  # safetensors, which the echo runner does without
+    # It imports safetensors, which the echo runner does without.
+    from worker.models.hf_directory import is_sentence_directory
 
     return is_sentence_directory(listing.directory)
 
@@ -123,9 +129,11 @@ def _is_encoder(listing: DirectoryListing) -> bool:
         return False
     names = listing.config.architectures or ()
     family = listing.config.model_type or ""
+    if any(name.endswith(_READING_HEADS) for name in names):
+        return True
     is_reader = "bert" in family or family in _READERS
     speaks = any(name.endswith(_SPEAKING_HEADS) for name in names)
-    return any(name.endswith(_READING_HEADS) for name in names) or (is_reader and not speaks)
+    return is_reader and not speaks
 
 
 def _is_hugging_face(listing: DirectoryListing) -> bool:
@@ -142,8 +150,8 @@ DETECTORS: tuple[tuple[Callable[[DirectoryListing], bool], str], ...] = (
     (_is_encoder, "encoder"),
     (_is_hugging_face, "causal"),
 )
-"""Questions to a directory, and the runner for it. The first question with the answer yes
-decides."""
+"""Questions to a directory, and the runner for it, in an order that matters: the first question
+with the answer yes decides."""
 
 
 def _refusal(listing: DirectoryListing) -> ModelFormatError:
@@ -153,9 +161,8 @@ def _refusal(listing: DirectoryListing) -> ModelFormatError:
             f"{directory} holds a PEFT adapter (adapter_config.json) and no model: merge it into "
             "its base model (merge_and_unload, then save_pretrained)."
         )
-    from worker.models.hf_directory import (
-        check_weights_format,
-    )  # needs safetensors, which echo does not
+    # It imports safetensors, which the echo runner does without.
+    from worker.models.hf_directory import check_weights_format
 
     check_weights_format(directory)
     expected = (
@@ -168,14 +175,12 @@ def _refusal(listing: DirectoryListing) -> ModelFormatError:
     )
 
 
-def _directory(listing: Path) -> Path:
-    """The directory of a model that is given by it or by a file in it. Raises ModelFormatError."""
+def _directory(path: Path) -> Path:
+    """Return the directory of a model, given by it or by a file in it. Raise ModelFormatError."""
     try:
-        mode = listing.stat().st_mode
+        mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        raise ModelFormatError(
-            f"There is no model at {listing}: the path does not exist."
-        ) from None
+        raise ModelFormatError(f"There is no model at {path}: the path does not exist.") from None
     except (OSError, ValueError) as error:  # a ValueError of a NUL in the name
-        raise unusable(listing, error) from error
-    return listing if stat.S_ISDIR(mode) else listing.parent
+        raise unusable(path, error) from error
+    return path if stat.S_ISDIR(mode) else path.parent

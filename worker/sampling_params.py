@@ -1,5 +1,5 @@
-"""How to choose tokens, as a Python program says it: the names are vLLM's, the ranges are those of
-the HTTP bodies."""
+"""The sampling parameters of a Python program. The names are vLLM's, the ranges those of the HTTP
+bodies."""
 
 import math
 import secrets
@@ -32,16 +32,17 @@ _OPTIONAL = ("max_tokens", "logprobs", "seed", "truncate_prompt_tokens")
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How to answer one prompt. Defaults are those of `/v1/completions` and of vLLM.
+    """The parameters of the answer to one prompt. Defaults are those of `/v1/completions` and of
+    vLLM.
 
     `temperature` 0 is greedy. `top_k` 0 or -1, `top_p` 1.0 and `min_p` 0 do not cut. Without a
     `seed` each prompt gets a fresh one. `stop` is a text or several; they are left out of the
     answer. `max_tokens` None is as many as fit the context window. `logprobs` counts the likeliest
     tokens that are reported beside each chosen one; None reports nothing.
 
-    `condition` is HRM-Text's; None is the model's default. Of a prompt at most the last
-    `truncate_prompt_tokens` are read, -1 for as many as leave room for the answer; None refuses a
-    prompt that does not fit.
+    `condition` is HRM-Text's; None is the model's default. At most the last
+    `truncate_prompt_tokens` tokens of a prompt are read, with -1 as many as leave room for the
+    answer; None refuses a prompt that does not fit.
 
     Raises InvalidRequest, whose `field` is the parameter at fault.
     """
@@ -95,28 +96,36 @@ class SamplingParams:
     def _stops(self) -> tuple[str, ...]:
         if self.stop is None:
             return ()
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if isinstance(self.stop, str):
+            return (self.stop,)
+        return tuple(self.stop)
 
     def task(self, prompt: Prompt, context_window: int) -> Generate:
         """Return the work for one prompt of a model with this context window."""
-        keep = self.truncate_prompt_tokens
+        num_kept = self.truncate_prompt_tokens
+        max_prompt_tokens = None
+        # -1 sets no limit but the context window.
+        if num_kept is not None and num_kept > 0:
+            max_prompt_tokens = num_kept
         return Generate(
             prompt,
             self._sampling(context_window),
             condition=self.condition,
-            overflow="clamp" if keep is None else "truncate",
-            max_prompt_tokens=keep if keep is not None and keep > 0 else None,
+            overflow="clamp" if num_kept is None else "truncate",
+            max_prompt_tokens=max_prompt_tokens,
         )
 
     def _sampling(self, context_window: int) -> Sampling:
-        seed = (
-            secrets.randbits(_SEED_BITS)
-            if self.seed is None
-            else self.seed & ((1 << _SEED_BITS) - 1)
-        )
+        seed = self.seed
+        if seed is None:
+            seed = secrets.randbits(_SEED_BITS)
+        max_tokens = self.max_tokens
+        if max_tokens is None:
+            max_tokens = context_window
         return Sampling(
-            max_tokens=context_window if self.max_tokens is None else self.max_tokens,
-            seed=seed,
+            max_tokens=max_tokens,
+            # One that was given may be any integer of 64 bits, signed or not.
+            seed=seed & ((1 << _SEED_BITS) - 1),
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=max(0, self.top_k),
@@ -149,7 +158,9 @@ def _check_number(name: str, value: object, least: float, most: float) -> None:
 
 
 def _range(least: float, most: float | None) -> str:
-    return f"at least {least}" if most is None else f"{least} to {most}"
+    if most is None:
+        return f"at least {least}"
+    return f"{least} to {most}"
 
 
 def _invalid(name: str, problem: str) -> InvalidRequest:

@@ -1,7 +1,7 @@
-"""A choice of a job inside the engine: token ids, progress and place. Plain Python; only the
-scheduler sets `status`.
+"""A choice of a job inside the engine: its token ids, its progress and its pages. Plain Python.
 
-A `Slice` is what one step does for one sequence; `StepResult` is what came of it.
+Only the scheduler sets `status`. A `Slice` is one step's work for one sequence, and a `StepResult`
+what came of it.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,14 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class Encoded:
-    """A task as token ids. For generation `continuations` is empty; `max_tokens` is what fits
-    behind the prompt.
+    """A task as token ids.
 
-    The first `num_given` tokens of each continuation are given, not scored. A text too long for the
-    context window goes on in `windows`, whose scores add to its own. With `num_top` each scored
-    token is told of, and the likeliest ones. `is_pooled`: one vector of the states of all prompt
-    tokens is wanted. `answer` is the end of a task that needs no step.
+    For generation `continuations` is empty, and `max_tokens` is the room behind the prompt. The
+    first `num_given` tokens of each continuation are given, not scored. A text too long for the
+    context window goes on in `windows`, whose scores add to its own. `num_top` asks for the
+    log-probability of each scored token and of so many of the likeliest. `is_pooled` asks for one
+    vector of the states of all prompt tokens, of length 1 if `is_normalized`. `answer` is the end
+    of a task that needs no step.
     """
 
     prompt_ids: tuple[int, ...]
@@ -43,7 +44,8 @@ class Encoded:
 
     @property
     def is_reading(self) -> bool:
-        """Whether context and continuation are one prompt, whose tokens are told of."""
+        """Return whether context and continuation are one prompt, each of whose tokens is
+        reported."""
         return self.num_top is not None
 
     @property
@@ -52,28 +54,32 @@ class Encoded:
 
     @property
     def num_prompt_tokens(self) -> int:
-        return len(self.prompt_ids) + (sum(map(len, self.continuations)) if self.is_reading else 0)
+        num_tokens = len(self.prompt_ids)
+        if self.is_reading:
+            num_tokens += sum(map(len, self.continuations))
+        return num_tokens
 
 
 @dataclass(frozen=True)
 class EncodedText(Encoded):
-    """A text to be labelled: the `top_k` likeliest are wanted, or all."""
+    """A text to be labelled. `top_k` asks for so many of the likeliest labels, None for all."""
 
     top_k: int | None = None
 
 
 @dataclass(eq=False)
 class TokenSequence:
-    """One prompt being continued, or one context being scored (`sampling` None); `key` names its
-    job in the engine.
+    """One prompt being continued, or one context being scored (`sampling` None).
 
-    `output_ids` may start with what an earlier worker said. The first `num_computed` tokens have
-    their keys and values in `pages`; `num_cached` of them were found there when it first started.
-    `source_page` is a shared page that the sequence's first step copies into its own, because it
-    goes on writing in the middle of it. `forked_from` is the choice of the same job whose prompt it
-    waits for. `scores` are those of the first continuations, `token_scores` of their tokens where
-    they are told of; `pooled` is what there is of the states of the first `num_computed` tokens.
-    `rank` 0 is the best class; the sequence waited for `num_waited` steps in all.
+    `key` names its job in the engine. `output_ids` may start with tokens that an earlier worker
+    has logged. The first `num_computed` tokens have their keys and values in `pages`; `num_cached`
+    of them were found there when the sequence first started. `source_page` is a shared page that
+    the sequence's first step copies into its own, because it goes on writing in the middle of it.
+    `forked_from` is the choice of the same job whose prompt it waits for.
+
+    `scores` belong to the first continuations, and `token_scores` to their tokens in a reading.
+    `pooled` is the sum of the states of the first `num_computed` tokens. `rank` 0 is the best
+    class. The sequence has waited for `num_waited` steps in all.
     """
 
     key: str
@@ -97,15 +103,15 @@ class TokenSequence:
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """Prompt and response so far."""
+        """Return the ids of the prompt and of the response so far."""
         return (*self.encoded.prompt_ids, *self.output_ids)
 
     def tokens(self, first: int, end: int) -> tuple[int, ...]:
-        """Ids of the tokens `first` to `end`."""
-        behind = len(self.encoded.prompt_ids)
+        """Return the ids of the tokens from `first` up to `end`."""
+        num_prompt = len(self.encoded.prompt_ids)
         return (
             *self.encoded.prompt_ids[first:end],
-            *self.output_ids[max(0, first - behind) : max(0, end - behind)],
+            *self.output_ids[max(0, first - num_prompt) : max(0, end - num_prompt)],
         )
 
     @property
@@ -114,14 +120,14 @@ class TokenSequence:
 
     @property
     def num_remaining(self) -> int:
-        """Tokens that must still be computed before the next one can be sampled, or the
+        """Return the number of tokens to be computed before the next one can be sampled, or the
         continuations scored."""
         return self.num_tokens - self.num_computed
 
     @property
     def num_tokens_at_most(self) -> int:
-        """The most tokens that will ever need a place in the store: the last sampled one needs
-        none."""
+        """Return the most tokens that will ever need room in pages."""
+        # The last sampled token is read by nobody, so it needs no keys and values.
         return len(self.encoded.prompt_ids) + max(0, self.encoded.max_tokens - 1)
 
     @property
@@ -131,9 +137,12 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class Slice:
-    """One sequence's share of a step: its next `num_tokens` tokens, or, with the context computed,
-    `num_continuations` of the continuations that have no score yet. A slice that reaches the
-    sequence's last token samples the next one."""
+    """One sequence's share of a step.
+
+    It is the next `num_tokens` tokens, or, with the context computed, `num_continuations` of the
+    continuations that have no score yet. A slice that reaches the sequence's last token samples the
+    next one.
+    """
 
     sequence: TokenSequence
     num_tokens: int = 0
@@ -145,22 +154,24 @@ class Slice:
 
     @property
     def continuations(self) -> tuple[tuple[int, ...], ...]:
-        """The continuations that this slice scores."""
+        """Return the continuations that this slice scores."""
         start = len(self.sequence.scores)
         return self.sequence.encoded.continuations[start : start + self.num_continuations]
 
     @property
     def targets(self) -> tuple[tuple[int, ...], ...]:
-        """What is scored of each of them."""
-        return tuple(
-            continuation[self.sequence.encoded.num_given :] for continuation in self.continuations
-        )
+        """Return the scored tokens of each of these continuations."""
+        num_given = self.sequence.encoded.num_given
+        return tuple(continuation[num_given:] for continuation in self.continuations)
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A chosen token, with its log-probability where the request asks for it, and q_halt and
-    q_continue of the state that gave it, where the model has a q head."""
+    """A chosen token.
+
+    `logprob` is there where the request asks for it. `q_values` are q_halt and q_continue of the
+    state that gave the token, where the model has a q head.
+    """
 
     token: int
     logprob: TokenLogprob | None = None
@@ -169,8 +180,10 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Scores:
-    """One score for each continuation of the slice, in order; `tokens` of all their tokens, where
-    they are told of."""
+    """One score for each continuation of the slice, in order.
+
+    `tokens` has one for each of their tokens where the prompt is read.
+    """
 
     scores: tuple[ContinuationScore, ...]
     tokens: tuple[TokenLogprob, ...] = ()
@@ -186,17 +199,17 @@ class Pooled:
 
 @dataclass(frozen=True)
 class Classified:
-    """What a classifier makes of a text, likeliest first."""
+    """The labels that a classifier gives a text, likeliest first."""
 
     labels: tuple[Label, ...]
 
 
 @dataclass(frozen=True)
 class Solved:
-    """What a puzzle's last ACT segment yields."""
+    """The solution that a puzzle's last ACT segment yields."""
 
     solution: Solution
 
 
 StepResult = Sampled | Scores | Solved | Pooled | Classified | None
-"""What a slice yields; nothing for part of a prompt, or an ACT segment that has not halted."""
+"""The yield of a slice: None for part of a prompt, or for an ACT segment that has not halted."""

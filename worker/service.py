@@ -1,8 +1,8 @@
 """A worker's life: load, announce, take, decode, append, and leave without dropping anything.
 
-Composes the hosts of its models, the threads that compute and the outbox; holds no logic of theirs.
-On SIGTERM everything in hand goes back to the queue at the next step boundary: what was said is
-logged, and other workers go on with it.
+The service composes the hosts of its models, the threads that compute and the outbox, and holds no
+logic of theirs. On SIGTERM everything in hand goes back to the queue at the next step boundary:
+its tokens are in the log by then, and other workers go on with it.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from shared.artifacts import ArtifactStore
 from shared.broker import Broker
 from shared.log import LogReader, LogWriter
 from shared.logging_setup import fields
-from shared.messages import LoadFailure, ModelInfo, WorkerState
+from shared.messages import LoadFailure, ModelInfo, Residence, WorkerState
 from shared.metrics import WorkerMetrics
 from shared.presence import Presence
 from shared.process import LoopLag
@@ -48,20 +48,24 @@ logger = logging.getLogger("aios.worker")
 
 _ANNOUNCE_EVERY_S = 1.0
 _RETRY_AFTER_S = 0.5
-_RENEWALS_A_LEASE, _MOST_SILENT_LEASES = 3, 10
+_RENEWALS_A_LEASE = 3
+_MOST_SILENT_LEASES = 10
 _PARTING_S = 0.6
-"""For a take under way to end, and for what is told to Redis then, if it listens."""
+"""The time for a take under way to end, and for the last words to Redis, if it listens."""
 
 
 class WorkerService:
-    """`drain_timeout_s` is the longest wait for the engines' current steps at the end. A batch of
-    tasks that are done whole waits `batch_wait_s` for more. `pool` is a name for people; `on_ready`
-    is called before the first job is taken.
+    """One worker.
 
-    `obstacles` are announced: models that are not among those loaded, and why. `known_models` are
-    those that the fleet had when the worker started; of these some may be among `unloaded`, which
-    are loaded for work that waits. What `budget` has no room for goes first. `survey` tells what a
-    model of the catalogue is; without it none is served. Files of answers become `artifacts`.
+    `drain_timeout_s` is the longest wait for the engines' current steps at the end. A batch of
+    tasks that are done whole waits `batch_wait_s` for more. `budget` decides which models make room
+    for others. `survey` describes a model of the catalogue; without it none of them is served.
+    Files of answers become `artifacts`. `pool` is a name for people. `on_ready` is called before
+    the first job is taken.
+
+    The function that loads the models reads `known_models`, those that the fleet had when the
+    worker started. It sets `unloaded`, the models that are loaded for work that waits, and
+    `obstacles`, the models that cannot be served here, each with the reason. These are announced.
     """
 
     def __init__(
@@ -104,7 +108,8 @@ class WorkerService:
         self._is_broken = asyncio.Event()
         self._stop = asyncio.Event()
         self._threads = self._make_threads()
-        self._lag, self._memory_guard = LoopLag(), memory_guard or MemoryGuard()
+        self._lag = LoopLag()
+        self._memory_guard = memory_guard or MemoryGuard()
         self._reporter = MetricsReporter(
             self._ledger, self._outbox, self.silence_s, self._memory_guard, pool=pool
         )
@@ -117,12 +122,17 @@ class WorkerService:
         metrics.evictions.read = lambda: {(): self._known.num_evicted if self._known else 0}
 
     def hangs(self) -> str | None:
-        """What keeps the worker from getting on, None when nothing does: it has work and shows no
-        sign of life for as long as a lease lasts, or a part of it broke."""
+        """Return the reason why the worker does not get on, None when it does.
+
+        It does not when a part of it broke, or when it has work and shows no sign of life for as
+        long as a lease lasts.
+        """
         if self._is_broken.is_set():
             return "a part of the worker broke"
         silence_s = self.silence_s()
-        return f"no progress for {silence_s:.1f} s" if silence_s > self._policy.lease_s else None
+        if silence_s > self._policy.lease_s:
+            return f"no progress for {silence_s:.1f} s"
+        return None
 
     def silence_s(self) -> float:
         """Return the seconds since the last sign of life of the thread that has been silent
@@ -130,14 +140,19 @@ class WorkerService:
         return max(thread.heartbeat.silence_s() for thread in self._threads.values())
 
     def not_ready(self) -> str | None:
-        """Why the worker takes no work, None when it does."""
-        return self.hangs() or (None if self._state == "ready" else self._state)
+        """Return the reason why the worker takes no work, None when it does."""
+        trouble = self.hangs()
+        if trouble is not None:
+            return trouble
+        if self._state == "ready":
+            return None
+        return self._state
 
     async def run(self, load: Callable[[], list[LoadedModel]], stop: asyncio.Event) -> bool:
-        """Serve until `stop`; False when a part of it broke or hangs. `load` runs in a thread.
+        """Serve until `stop`. Return False when a part of the worker broke or hangs.
 
-        A load or a step that takes long may still be running in its thread afterwards; nothing of
-        it is used.
+        `load` runs in a thread. A load or a step that takes long may still be running in its thread
+        afterwards; nothing of it is used.
         """
         logger.info("worker starting", extra=fields(worker=self.worker_id))
         self._stop = stop
@@ -173,21 +188,22 @@ class WorkerService:
         return {} if self._known is None else self._known.by_id
 
     async def _load(self, load: Callable[[], list[LoadedModel]]) -> None:
-        """Load what is served from the start; its hosts alone hold it from now on."""
+        """Load the models that are served from the start."""
         with contextlib.suppress(RedisError):
             self.known_models = (await self._presence.fleet()).models
+        # The hosts alone hold the models from now on, so that one can be freed.
         models = await asyncio.to_thread(load)
         context = HostContext(
             self._broker,
             self._policy,
-            self.worker_id,
-            self._presence,
-            self._reader,
-            self._ledger,
-            self._outbox,
-            self._reporter,
-            self._tracing,
-            self._threads,
+            worker_id=self.worker_id,
+            presence=self._presence,
+            reader=self._reader,
+            ledger=self._ledger,
+            outbox=self._outbox,
+            reporter=self._reporter,
+            tracing=self._tracing,
+            threads=self._threads,
             batch_wait_s=self._batch_wait_s,
             tell=partial(self._once, self._announce),
         )
@@ -205,21 +221,28 @@ class WorkerService:
         assert known is not None
         for thread in self._threads.values():
             thread.start()
+        renew_every_s = self._policy.lease_s / _RENEWALS_A_LEASE
         upkeep = [
             self._start(self._outbox.run()),
-            self._start(self._forever(self._renew, self._policy.lease_s / _RENEWALS_A_LEASE)),
+            self._start(self._forever(self._renew, renew_every_s)),
         ]
-        upkeep += [self._start(self._hear(shard)) for shard in self._broker.shards]
+        for shard in self._broker.shards:
+            upkeep.append(self._start(self._hear(shard)))
+
         self._state = "ready"
-        # before the first job: what crashes the worker from now on is not its start
+        # Before the first job: a crash from now on is not one of its start.
         self._on_ready()
         await self._once(self._announce)
         logger.info("worker ready", extra=fields(worker=self.worker_id, models=list(self.models)))
+
         for model in self.models.values():
             if model.host is not None:
                 self._serve_model(model)
-        looking = self._start(self._look_after(known))  # from now on it serves what it loads
+        # After that: models that are loaded from now on are served by `on_loaded`.
+        looking = self._start(self._look_after(known))
         await _first_of(stop.wait(), self._is_broken.wait())
+
+        # The outbox and the leases go on until everything is handed over.
         looking.cancel()
         await self._drain()
         for task in upkeep:
@@ -227,11 +250,14 @@ class WorkerService:
         await self._part(asyncio.gather(*upkeep, return_exceptions=True))
 
     def _start(self, part: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """A part that runs as long as the worker; if it raises, the worker hands its jobs over and
-        ends."""
+        """Start a part that runs as long as the worker. If it raises, the worker hands its jobs
+        over and ends."""
 
         def check(task: asyncio.Task[None]) -> None:
-            if not task.cancelled() and (error := task.exception()) is not None:
+            if task.cancelled():
+                return
+            error = task.exception()
+            if error is not None:
                 logger.error("worker part broke", exc_info=error)
                 self._is_broken.set()
 
@@ -240,7 +266,7 @@ class WorkerService:
         return task
 
     async def _look_after(self, known: KnownModels) -> None:
-        """Load and refuse what has to be, for models that are not in memory."""
+        """Load models that are not in memory for work that waits, or refuse that work."""
         while True:
             await self._once(known.look)
             await known.changed()
@@ -252,18 +278,17 @@ class WorkerService:
         task.add_done_callback(self._serving.discard)
 
     async def _take(self, model: KnownModel) -> None:
-        """Nothing is taken while the model's thread seems to hang: it would only be held up, and
-        blamed for it; nor while there is no memory for more."""
+        """Take jobs of a model until it is to go, and then free it."""
         host = model.host
         assert host is not None
         assert self._known is not None
+        lease_s = self._policy.lease_s
         try:
             while not model.must_go and not self._is_over():
-                if (
-                    host.thread.heartbeat.silence_s() > self._policy.lease_s / 2
-                    or self._memory_guard.is_over
-                ):
-                    await asyncio.sleep(self._policy.lease_s / 10)
+                # Jobs of a thread that seems to hang would only be held up, and blamed for it.
+                seems_to_hang = host.thread.heartbeat.silence_s() > lease_s / 2
+                if seems_to_hang or self._memory_guard.is_over:
+                    await asyncio.sleep(lease_s / 10)
                 else:
                     await self._once(host.intake.turn)
             await host.intake.close()
@@ -276,22 +301,22 @@ class WorkerService:
         return self._stop.is_set() or self._is_broken.is_set()
 
     async def _hear(self, shard: str) -> None:
-        """What others have ended is dropped at once, before its next append is refused."""
+        """Drop what others have ended at once, before its next append is refused."""
         async with self._subscriptions.listen(keys.control(shard, self.worker_id)) as inbox:
             while True:
                 self._ledger.ended((await inbox.get()).decode())
 
     async def _drain(self) -> None:
-        """Hand everything over when the current steps have ended, or the time is up: what a step
-        says later is lost, and said again by whoever has the job then.
+        """Hand everything over when the current steps have ended, or the time is up.
 
-        A task that is done whole may take all the time there is. What the other thread has in hand
-        does not wait for it.
+        The tokens of a step that ends later are lost, and computed again by the job's next worker.
         """
         self._state = "draining"
         in_hand = len(self._ledger.claims)
         logger.info("worker draining", extra=fields(worker=self.worker_id, num_jobs=in_hand))
         self._leave_by = asyncio.get_running_loop().time() + self._drain_timeout_s + _PARTING_S
+        # Each thread by itself: a task that is done whole may take all the time there is, and what
+        # the other thread has in hand does not wait for it.
         parts: list[asyncio.Task[None]] = []
         for thread in self._threads.values():
             thread.stop()
@@ -299,26 +324,27 @@ class WorkerService:
         parts.append(asyncio.create_task(self._part(self._announce())))
         await asyncio.wait(parts, timeout=self._drain_timeout_s)
         await self._hand_over(self.models.values())
+
+        # A take that is under way may still bring jobs, which go back at once.
         taking = list(self._serving)
         if taking:
             await self._part(asyncio.wait(taking, timeout=_PARTING_S))
         for task in taking:
             task.cancel()
-        await self._hand_over(self.models.values())  # what was being taken meanwhile
+        await self._hand_over(self.models.values())
 
     async def _drain_thread(self, thread: EngineThread) -> None:
         """Hand over what a thread has in hand once its current step has ended, if it does in
         time."""
         await asyncio.to_thread(thread.join, self._drain_timeout_s)
-        own = [
-            model
-            for model in self.models.values()
-            if model.host is not None and model.host.thread is thread
-        ]
-        await self._hand_over(own)
+        models: list[KnownModel] = []
+        for model in self.models.values():
+            if model.host is not None and model.host.thread is thread:
+                models.append(model)
+        await self._hand_over(models)
 
     async def _hand_over(self, models: Iterable[KnownModel]) -> None:
-        """Say what there is to say, and let others take at once what is in hand of these models."""
+        """Send all news, and let others take at once what is in hand of these models."""
         await self._part(self._outbox.flush())
         in_hand = self._ledger.by_model()
         for model in models:
@@ -335,7 +361,7 @@ class WorkerService:
                 self._ledger.close(claim, "handed_back")
 
     async def _part(self, last_words: Awaitable[object]) -> None:
-        """Something that may fail or be cut off on the way out: leases and presence lapse
+        """Do something on the way out that may fail or be cut off: leases and presence lapse
         anyway."""
         try:
             async with asyncio.timeout_at(self._leave_by):
@@ -354,6 +380,7 @@ class WorkerService:
         for name, claims in self._ledger.by_model().items():
             model = self.models[name]
             silence_s = 0.0
+            # Each model's leases follow its own thread.
             if model.host is not None:
                 silence_s = model.host.thread.heartbeat.silence_s()
             if silence_s > self._policy.lease_s:
@@ -362,7 +389,8 @@ class WorkerService:
                 self._ledger.close(claim, "lapsed")
 
     def _bear_silence(self, silence_s: float) -> None:
-        """For a while. Turns are counted, not seconds, which a suspended process sleeps through."""
+        """Note that leases run out. Give up if this lasts for too long."""
+        # Turns are counted, not seconds, which a suspended process sleeps through.
         self._num_silent += 1
         logger.error("no progress, leases run out", extra=fields(silence_s=round(silence_s, 1)))
         if self._num_silent >= _MOST_SILENT_LEASES * _RENEWALS_A_LEASE:
@@ -376,31 +404,38 @@ class WorkerService:
             model.host.closed(claim, was_stale)
 
     async def _announce(self) -> None:
-        """Say what there is, and hear which models are to go."""
+        """Announce the worker as it is now, and obey the orders that come back."""
         self._memory_guard.look()
-        models = self.models if self._state != "loading" else {}
+        models: dict[str, KnownModel] = {}
+        if self._state != "loading":
+            models = self.models
+
+        infos: list[ModelInfo] = []
+        residences: dict[str, Residence] = {}
+        unloads: dict[str, int] = {}
         failures: dict[str, LoadFailure] = {}
         for name, model in models.items():
+            infos.append(model.info)
+            if model.residence != "loaded":
+                residences[name] = model.residence
+            if model.obeyed:
+                unloads[name] = model.obeyed
             failure = model.failure
             if failure is not None:
                 failures[name] = failure
+
         worker = msgspec.structs.replace(
-            self._reporter.info(
-                self.worker_id, self._state, tuple(model.info for model in models.values())
-            ),
-            residences={
-                name: model.residence
-                for name, model in models.items()
-                if model.residence != "loaded"
-            },
-            unloads={name: model.obeyed for name, model in models.items() if model.obeyed},
+            self._reporter.info(self.worker_id, self._state, tuple(infos)),
+            residences=residences,
+            unloads=unloads,
             obstacles=self.obstacles,
             failures=failures,
         )
         self._obey(await self._presence.announce(worker))
 
     def _obey(self, orders: dict[str, int]) -> None:
-        """Orders that were given before this worker came are not its own."""
+        """Note which models are ordered to go: by model, the number of the last order."""
+        # Orders that were given before this worker came are not its own.
         if self._orders is None:
             self._orders = orders
         for name, model in self.models.items():
@@ -414,7 +449,7 @@ class WorkerService:
             await asyncio.sleep(every_s)
 
     async def _once(self, turn: Callable[[], Awaitable[None]]) -> None:
-        """One turn; trouble with Redis is logged and waited out, never fatal."""
+        """Do one turn. Trouble with Redis is logged and waited out, never fatal."""
         try:
             await turn()
         except RedisError as error:
@@ -433,7 +468,7 @@ def _memory() -> Memory:
 
 
 async def _first_of(*waits: Awaitable[object]) -> None:
-    """Return when one of them is done; the others are dropped."""
+    """Return when one of them is done, and drop the others."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:

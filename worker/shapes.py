@@ -1,17 +1,14 @@
-"""How many workers, of how many threads each, suit a machine and its models. One rule, without
-torch or system calls.
+"""The shape of a fleet on one machine: the number of workers, and of threads of each. One rule,
+without torch or system calls.
 
 - On GPUs: one worker a GPU. Its one thread only launches kernels.
 - On a CPU: one single-threaded worker a core, as many as memory holds. Threads that share a step
-  wait for each other,
-  and for whatever else the core is given to - the front, Redis, the worker's own event loop;
-  workers wait for nobody
-  (docs/benchmarks.md has both shapes measured, for weights that are streamed from memory, too).
+  wait for each other, and for whatever else the core is given to - the front, Redis, the worker's
+  own event loop; workers wait for nobody (docs/benchmarks.md has both shapes measured, for weights
+  that are streamed from memory, too).
 - Cores that are left when memory holds no more workers, or when fewer are asked for, become
-  threads, unless the weights
-  fit a core's share of the last-level cache: a step is made of operations of microseconds then,
-  which a second thread's
-  waking and waiting would only prolong.
+  threads, unless the weights fit a core's share of the last-level cache: a step is made of
+  operations of microseconds then, which a second thread's waking and waiting would only prolong.
 
 No core is kept for the front and Redis: beside a model they need a few per cent of one.
 """
@@ -31,7 +28,7 @@ _PROCESS_BYTES = 512 * 2**20  # an interpreter with torch and transformers, and 
 
 @dataclass(frozen=True)
 class Shape:
-    """`why` names the rules that decided."""
+    """The workers, and the threads of each. `why` names the rules that decided."""
 
     workers: int
     threads: int
@@ -48,10 +45,10 @@ def plan_workers(
     workers: int | None = None,
     threads: int | None = None,
 ) -> Shape:
-    """The shape for weights and keys and values of these sizes (bytes, of one worker); given
-    numbers are kept.
+    """Return the shape for weights, and keys and values, of these sizes (bytes, of one worker).
 
-    Unless `workers` is given, the workers fit into free memory together.
+    Numbers that are given are kept. Unless `workers` is given, the workers fit into free memory
+    together.
     """
     workers, why_workers = _workers(machine, weight_bytes, kv_bytes, workers, threads)
     threads, why_threads = _threads(machine, weight_bytes, workers, threads)
@@ -61,30 +58,29 @@ def plan_workers(
 def _workers(
     machine: Machine, weight_bytes: int, kv_bytes: int, workers: int | None, threads: int | None
 ) -> tuple[int, str]:
-    """How many, and by which rule."""
+    """Return the number of workers, and the rule that decided."""
     if workers is not None:
         return workers, "workers: as set"
     if machine.num_gpus:
         return machine.num_gpus, "workers: one a GPU"
-    each = (
-        2 * weight_bytes + kv_bytes + _PROCESS_BYTES
-    )  # twice, because loading holds what it reads and the net
     if machine.free_memory_bytes == 0:
         return 1, "workers: one, as free memory is not known"
+
+    # Twice the weights, because loading holds what it reads and the network.
+    bytes_of_worker = 2 * weight_bytes + kv_bytes + _PROCESS_BYTES
+    by_memory = machine.free_memory_bytes // bytes_of_worker
     by_cores = machine.num_cores // (threads or 1)
-    by_memory = machine.free_memory_bytes // each
     if by_memory < by_cores:
         return max(1, by_memory), "workers: as many as free memory holds"
-    return max(1, by_cores), "workers: one a core" if threads in (
-        None,
-        1,
-    ) else "workers: as many as cores for their threads"
+    if threads in (None, 1):
+        return max(1, by_cores), "workers: one a core"
+    return max(1, by_cores), "workers: as many as cores for their threads"
 
 
 def _threads(
     machine: Machine, weight_bytes: int, workers: int, threads: int | None
 ) -> tuple[int, str]:
-    """How many of each of `workers`, and by which rule."""
+    """Return the number of threads of each of `workers`, and the rule that decided."""
     if threads is not None:
         return threads, "threads: as set"
     if machine.num_gpus:
@@ -95,31 +91,42 @@ def _threads(
 
 
 def shape_of(settings: Settings, machine: Machine) -> Shape:
-    """What `workers` and `threads` come to for the models of the settings."""
-    entries = [entry for entry in model_entries(settings) if entry.runner not in WITHOUT_FILES]
-    kv_bytes = (
-        DEFAULT_KV_BYTES if settings.kv_memory_mib == "auto" else settings.kv_memory_mib * 2**20
-    )
-    sizes = [weight_bytes(Path(entry.path), kind_of_weights(entry)) for entry in entries]
+    """Return the shape for the models of the settings, which may ask for `auto`."""
+    kv_bytes_of_model = DEFAULT_KV_BYTES
+    if settings.kv_memory_mib != "auto":
+        kv_bytes_of_model = settings.kv_memory_mib * 2**20
+    num_bytes = 0
+    kv_bytes = 0
+    for entry in model_entries(settings):
+        if entry.runner in WITHOUT_FILES:
+            continue
+        num_bytes += weight_bytes(Path(entry.path), kind_of_weights(entry))
+        kv_bytes += kv_bytes_of_model
     return plan_workers(
         machine,
-        sum(sizes),
-        kv_bytes * len(entries),
-        _number(settings.workers),
-        _number(settings.threads),
+        num_bytes,
+        kv_bytes=kv_bytes,
+        workers=_number(settings.workers),
+        threads=_number(settings.threads),
     )
 
 
 def kind_of_weights(entry: ModelEntry) -> str:
+    """Return the dtype of a model's weights in memory, as far as its entry tells."""
     accelerated = ACCELERATORS[entry.quantize or "none"].weights
     if accelerated is not None:
         return accelerated
-    return "float32" if entry.dtype in (None, "auto") else str(entry.dtype)
+    if entry.dtype in (None, "auto"):
+        return "float32"
+    return str(entry.dtype)
 
 
 def _number(value: int | str) -> int | None:
+    """Return a number that is set, None for `auto`."""
     return None if isinstance(value, str) else value
 
 
 def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    if count == 1:
+        return f"{count} {noun}"
+    return f"{count} {noun}s"

@@ -1,4 +1,4 @@
-"""From hidden states to what pooling asks for."""
+"""Sums of hidden states, for pooling."""
 
 import math
 from array import array
@@ -12,7 +12,9 @@ from worker.sequence import Pooled, StepResult
 
 
 def pooled(states: Tensor, model: str) -> StepResult | FleetError:
-    """The sum of `states` [N, hidden], in float64, or WorkerFailed naming `model` where it is no
-    number."""
+    """Return the sum of `states` [N, hidden] in float64, or WorkerFailed naming `model` where it is
+    no number."""
     sums = array("d", states.to(torch.float64).sum(0).tolist())
-    return Pooled(sums, len(states)) if all(map(math.isfinite, sums)) else broken(model)
+    if not all(map(math.isfinite, sums)):
+        return broken(model)
+    return Pooled(sums, len(states))

@@ -1,5 +1,5 @@
-"""A job on its way to an engine, whatever the mechanism: what was taken, and what the engine made
-of it."""
+"""A job on its way to an engine of either mechanism: as it was taken, and as the engine has read
+it."""
 
 import math
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from shared.messages import PRIORITIES, Done, Priority, Task
 class Take:
     """A job that was taken. `key` names this take of it: two takes of one job are two works.
 
-    `deadline_s` is a moment of the engine's clock. `replayed_ids` are, for each choice, the tokens
-    that the log already holds. Works of different tenants share nothing that was computed.
+    `deadline_s` is a moment of the engine's clock. `replayed_ids` holds for each choice the tokens
+    that are in the log already. Works of different tenants share nothing that was computed.
     """
 
     key: str
@@ -30,7 +30,7 @@ class Take:
 
 
 class Prepared(Protocol):
-    """A take that an engine has read: it can be submitted, or is answered already.
+    """A take that an engine has read. It can be submitted, or has its `answer` already.
 
     `max_tokens` is the room for an answer where that is less than the task allows.
     """

@@ -1,8 +1,8 @@
-"""The engine of tasks that are done whole: it gathers those that go together, and does a batch of
-them in a step.
+"""The engine of tasks that are done whole: it gathers those that may share a batch, and does one
+batch in a step.
 
-Knows neither Redis nor HTTP, and no tensor. `step` is called from one thread; `submit` and `abort`
-from any.
+It knows neither Redis nor HTTP, and no tensor. `step` is called from one thread; `submit` and
+`abort` from any.
 """
 
 import logging
@@ -26,7 +26,7 @@ from worker.task_runner import NewFile, TaskOutput, TaskRunner
 logger = logging.getLogger("aios.engine")
 
 _REPORT_EVERY_S = 0.05
-"""A caller is told of progress no more often, but for the last step."""
+"""The shortest time between two reports of progress to a caller, but for the last step."""
 _CALM_BATCHES = 64
 """Batches without trouble after which a halved limit is doubled again."""
 
@@ -48,7 +48,7 @@ class TaskWork:
 
 
 @dataclass(eq=False)
-class _Item:
+class _TaskInHand:
     """A task in hand. It is open until its end was emitted, or nobody wants it any more."""
 
     work: TaskWork
@@ -59,11 +59,11 @@ class _Item:
 
 
 class TaskEngine:
-    """`emit` is called from the thread that steps, with what is to be said; `wake` whenever there
-    is new work.
+    """The engine of one model whose tasks are done whole.
 
-    A batch that is not full begins `batch_wait_s` after its first task has come. `now` is the clock
-    of deadlines.
+    `emit` is called from the thread that steps, and `wake` whenever there is new work. A batch that
+    is not full begins `batch_wait_s` after its first task has come. `now` is the clock of
+    deadlines.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class TaskEngine:
         self._batch_wait_s = batch_wait_s
         self.stats = EngineStats()
         self._inbox: queue.SimpleQueue[TaskWork | str] = queue.SimpleQueue()
-        self._waiting: list[_Item] = []
-        self._running: list[_Item] = []
+        self._waiting: list[_TaskInHand] = []
+        self._running: list[_TaskInHand] = []
         self._max_batch = runner.spec.max_batch
         self._calm_batches = 0
 
@@ -103,19 +103,21 @@ class TaskEngine:
 
     @property
     def load(self) -> Load:
-        """What it holds now, as any thread may ask."""
+        """Return the numbers of now. Any thread may ask."""
         running = list(self._running)
-        told = [
-            item.progress
-            for item in running
-            if item.progress is not None and item.progress.total is not None
-        ]
+        steps_done = 0
+        steps_total = 0
+        for item in running:
+            # A task that does not know its own total is left out of both.
+            if item.progress is not None and item.progress.total is not None:
+                steps_done += item.progress.done
+                steps_total += item.progress.total
         return Load(
             running=len(running),
             waiting=len(self._waiting) + self._inbox.qsize(),
             num_preempted=0,
-            steps_done=sum(progress.done for progress in told),
-            steps_total=sum(progress.total or 0 for progress in told),
+            steps_done=steps_done,
+            steps_total=steps_total,
         )
 
     @property
@@ -135,16 +137,18 @@ class TaskEngine:
         return self._next_batch_in_s()
 
     def _next_batch_in_s(self) -> float | None:
-        """Return how long those that were admitted wait for more."""
+        """Return the seconds for which the tasks that were admitted wait for more, None for none of
+        them."""
         if not self._waiting:
             return None
         now_s = self._now()
         first = self._first()
         if len(self._mates_of(first)) >= self._max_batch:
             return 0.0
-        begins_s = first.arrived_s + self._batch_wait_s
-        ends_s = min(item.work.take.deadline_s for item in self._waiting)
-        return max(0.0, min(begins_s, ends_s) - now_s)
+        batch_begins_s = first.arrived_s + self._batch_wait_s
+        # A task whose deadline comes before that is to be ended in time, too.
+        next_deadline_s = min(item.work.take.deadline_s for item in self._waiting)
+        return max(0.0, min(batch_begins_s, next_deadline_s) - now_s)
 
     def step(self) -> None:
         """Admit what has come, and do one batch if it is time for that."""
@@ -165,13 +169,15 @@ class TaskEngine:
         """Take in what came, drop what nobody wants, and end what is late; also in the middle of a
         batch."""
         while not self._inbox.empty():
-            news = self._inbox.get()
-            if isinstance(news, TaskWork):
-                self._waiting.append(_Item(news, self._now()))
+            arrival = self._inbox.get()
+            if isinstance(arrival, TaskWork):
+                self._waiting.append(_TaskInHand(arrival, self._now()))
                 continue
+            # A key alone is one to be dropped.
             for item in (*self._waiting, *self._running):
-                if item.work.key == news:
+                if item.work.key == arrival:
                     item.is_open = False
+
         late = DeadlineExceeded("The deadline passed before there was an answer.").as_event()
         now_s = self._now()
         for item in (*self._waiting, *self._running):
@@ -179,34 +185,40 @@ class TaskEngine:
                 self._end(item, late)
         self._waiting = [item for item in self._waiting if item.is_open]
 
-    def _first(self) -> _Item:
+    def _first(self) -> _TaskInHand:
         """Return the task whose turn it is: of the best class the one that came first."""
-        return min(self._waiting, key=lambda item: (item.work.take.rank, item.arrived_s))
+        return min(self._waiting, key=_turn)
 
-    def _mates_of(self, first: _Item) -> list[_Item]:
+    def _mates_of(self, first: _TaskInHand) -> list[_TaskInHand]:
         """Return a task and those that may share its batch, in the order of their turns."""
         mates = [item for item in self._waiting if item.work.group == first.work.group]
-        return sorted(mates, key=lambda item: (item.work.take.rank, item.arrived_s))
+        mates.sort(key=_turn)
+        return mates
 
-    def _run(self, batch: Sequence[_Item]) -> None:
-        """Do a batch and say what came of it. If it fails, each half is tried again: only the
-        culprit fails, and what has too little memory becomes smaller."""
+    def _run(self, batch: Sequence[_TaskInHand]) -> None:
+        """Do a batch and emit what came of it.
+
+        If it fails, each half is tried again: only the culprit fails, and a batch with too little
+        memory becomes smaller ones.
+        """
+        # Some may have been dropped, or have ended, while the other half was at work.
         batch = [item for item in batch if item.is_open]
         if not batch:
             return
+        failure: FleetError
         try:
             results = self._timed(batch)
         except OutOfMemory as error:
-            failure: FleetError = self._lack(batch, error)
-        except (
-            Exception
-        ) as error:  # the seam to foreign code: whatever a model raises becomes that task's failure
+            failure = self._lack(batch, error)
+        except Exception as error:
+            # The seam to foreign code: whatever a model raises becomes that task's failure.
             failure = self._failure(batch, error)
         else:
             self._grow()
             for item, result in zip(batch, results, strict=True):
                 self._commit(item, result)
             return
+
         if len(batch) == 1:
             self._commit(batch[0], failure)
             return
@@ -214,16 +226,17 @@ class TaskEngine:
         self._run(batch[:half])
         self._run(batch[half:])
 
-    def _timed(self, batch: Sequence[_Item]) -> list[TaskOutput | FleetError]:
+    def _timed(self, batch: Sequence[_TaskInHand]) -> list[TaskOutput | FleetError]:
         count_for(self.stats)
+        tasks = [item.work.take.task for item in batch]
         begun_s = time.perf_counter()
         try:
-            return self._runner.run([item.work.take.task for item in batch], _Progress(self, batch))
+            return self._runner.run(tasks, _Progress(self, batch))
         finally:
             self.stats.note_step(len(batch), time.perf_counter() - begun_s)
 
-    def _lack(self, batch: Sequence[_Item], error: OutOfMemory) -> NoMemory:
-        """Let the next batches be smaller. Return what to tell a task that cannot be."""
+    def _lack(self, batch: Sequence[_TaskInHand], error: OutOfMemory) -> NoMemory:
+        """Let the next batches be smaller. Return the failure of a task that cannot be."""
         name = self._runner.spec.name
         logger.warning(
             "no memory for batch", extra=fields(model=name, batch=len(batch), error=str(error))
@@ -239,16 +252,20 @@ class TaskEngine:
             self._calm_batches = 0
             self._max_batch = min(self._runner.spec.max_batch, 2 * self._max_batch)
 
-    def _failure(self, batch: Sequence[_Item], error: Exception) -> FleetError:
-        ids = sorted(item.work.key.partition(":")[0] for item in batch)
+    def _failure(self, batch: Sequence[_TaskInHand], error: Exception) -> FleetError:
+        """Log an error that a batch has raised. Return it as the failure of a task."""
+        # A key is a job's id, a colon and the epoch of the take.
+        job_ids = sorted(item.work.key.partition(":")[0] for item in batch)
         logger.exception(
-            "step failed", extra=fields(model=self._runner.spec.name, batch=len(batch), job_ids=ids)
+            "step failed",
+            extra=fields(model=self._runner.spec.name, batch=len(batch), job_ids=job_ids),
         )
-        return (
-            error if isinstance(error, FleetError) else WorkerFailed(f"The model failed: {error}")
-        )
+        if isinstance(error, FleetError):
+            return error
+        return WorkerFailed(f"The model failed: {error}")
 
-    def _commit(self, item: _Item, result: TaskOutput | FleetError) -> None:
+    def _commit(self, item: _TaskInHand, result: TaskOutput | FleetError) -> None:
+        # First, because the task may have been dropped, or its deadline have passed, meanwhile.
         self._admit()
         if not item.is_open:
             return
@@ -260,12 +277,14 @@ class TaskEngine:
         done: Done = Done(name_of(work.take.task), work.num_prompt_tokens, 0, result=result.result)
         self._end(item, done, result.files)
 
-    def _end(self, item: _Item, ended: Done | Failed, files: tuple[NewFile, ...] = ()) -> None:
+    def _end(
+        self, item: _TaskInHand, ended: Done | Failed, files: tuple[NewFile, ...] = ()
+    ) -> None:
         item.is_open = False
         self._emit([Emission(item.work.key, ended=ended, files=files)])
 
-    def report(self, item: _Item, progress: Progress) -> None:
-        """Tell the item's caller, unless it was told just now."""
+    def report(self, item: _TaskInHand, progress: Progress) -> None:
+        """Emit a task's progress, unless it has reported just now."""
         heartbeat()
         item.progress = progress
         now_s = time.monotonic()
@@ -274,16 +293,21 @@ class TaskEngine:
             item.reported_s = now_s
             self._emit([Emission(item.work.key, progress=progress)])
 
-    def is_wanted(self, item: _Item) -> bool:
+    def is_wanted(self, item: _TaskInHand) -> bool:
         heartbeat()
         self._admit()
         return item.is_open
 
 
-class _Progress:
-    """What the runner of a batch may call; see `BatchProgress`."""
+def _turn(item: _TaskInHand) -> tuple[int, float]:
+    """Sort the better class first, then what came first."""
+    return item.work.take.rank, item.arrived_s
 
-    def __init__(self, engine: TaskEngine, batch: Sequence[_Item]) -> None:
+
+class _Progress:
+    """The `BatchProgress` of one batch."""
+
+    def __init__(self, engine: TaskEngine, batch: Sequence[_TaskInHand]) -> None:
         self._engine = engine
         self._batch = batch
 

@@ -1,4 +1,4 @@
-"""The second mechanism: tasks that are done whole. What a runner of it is, and what it is given.
+"""The interface of runners whose tasks are done whole, the second mechanism.
 
 Tasks and results are plain data (`shared.messages`), so that a runner may live in another process.
 """
@@ -13,12 +13,11 @@ from shared.messages import Result, Task, TaskName
 
 @dataclass(frozen=True)
 class TaskRunnerSpec:
-    """Plain facts of a loaded model whose tasks are done whole. `name` is the model's id, `found`
-    is for people.
+    """Plain facts of a loaded model whose tasks are done whole.
 
-    Up to `max_batch` tasks are done at once. `tasks` are the names of those it serves, and `trial`
-    is a cheap one that shows whether the model works. A model without a `context_window` reads no
-    tokens.
+    `name` is the model's id, and `found` describes it for people. Up to `max_batch` tasks are done
+    at once. `tasks` names the kinds of tasks that it serves, and `trial` is a cheap task that shows
+    whether the model works. A model without a `context_window` reads no tokens.
     """
 
     runner: str
@@ -33,7 +32,7 @@ class TaskRunnerSpec:
 
 @dataclass(frozen=True)
 class NewFile:
-    """Bytes that a task has made. They become an artifact of whoever asked."""
+    """Bytes that a task has made. They become an artifact of the job's tenant."""
 
     data: bytes
     media_type: str
@@ -49,26 +48,29 @@ class TaskOutput:
 
 
 class BatchProgress(Protocol):
-    """What a runner calls while it is at work on a batch. Items go by their place in it.
+    """The calls of a runner that is at work on a batch. An `item` is an index in the batch.
 
-    Whatever takes longer than a part of a lease must call one of these now and then, or its jobs go
-    to other workers.
+    Work that takes longer than a part of a lease must make one of these calls now and then, or its
+    jobs go to other workers.
     """
 
     def heartbeat(self) -> None:
-        """Say that something got done."""
+        """Note that something got done."""
 
     def report(self, item: int, done: int, total: int | None = None, note: str = "") -> None:
-        """Tell the item's caller how far it has come: `done` of `total` steps. `note` is for
+        """Report to the item's caller that `done` of `total` steps are done. `note` is for
         people."""
 
     def is_wanted(self, item: int) -> bool:
-        """Return False once the item's caller has left, or its deadline has passed: its result goes
-        to nobody."""
+        """Return False once the item's caller has left, or its deadline has passed: nobody gets
+        its result."""
 
 
 class TaskRunner(Protocol):
-    """`check` and `group_key` may be called from another thread than `run`."""
+    """A loaded model whose tasks are done whole.
+
+    `check` and `group_key` may be called from another thread than `run`.
+    """
 
     spec: TaskRunnerSpec
 
@@ -77,12 +79,12 @@ class TaskRunner(Protocol):
         itself."""
 
     def group_key(self, task: Task) -> Hashable:
-        """Return what tasks must have in common to be done in one batch."""
+        """Return a key that tasks must have in common to be done in one batch."""
 
     def run(self, tasks: Sequence[Task], progress: BatchProgress) -> list[TaskOutput | FleetError]:
         """Do all tasks and return one output for each, in order: a FleetError for one that fails
         alone.
 
-        A batch that raised is done again in two halves. Raises OutOfMemory where fewer tasks could
+        A batch that raised is done again in two halves. Raise OutOfMemory where fewer tasks could
         help.
         """

@@ -18,14 +18,14 @@ from worker.sequence import Encoded
 Ids = tuple[int, ...]
 
 _PROBES = ("a", "1", ".", "the", "\u4e00")
-"""Texts of which most tokenizers know one, to see what they put around them."""
+"""Texts of which most tokenizers know one, to see the marks that they put around it."""
 _MOST_PROBES = 64
 
 
 class Vocabulary:
-    """Ids from 0 to `size` - 1. `field` of the methods is the input to blame.
+    """A tokenizer whose ids are from 0 to `size` - 1. `field` of the methods is the input to blame.
 
-    A tokenizer may add marks of its own before a text and behind it. What it adds behind is no part
+    A tokenizer may add marks of its own before a text and behind it. The marks behind are no part
     of a prompt that goes on, unless the model's family was trained so (`keeps_end_marks`).
     """
 
@@ -44,46 +44,49 @@ class Vocabulary:
         self.start_marks = _start_marks(tokenizer)
 
     def ids(self, text: Text, field: str, *, special: bool, names: bool = True) -> Ids:
-        """With all the tokenizer's own marks if `special`. Without `names` those of special tokens
-        are plain text."""
+        """Return the ids of a text, with all the tokenizer's own marks if `special`. Without
+        `names` the names of special tokens are plain text."""
         given = as_ids(text, self.size, field)
         if given is not None:
             return given
-        how = {} if names else {"split_special_tokens": True}
+        options: dict[str, bool] = {}
+        if not names:
+            options["split_special_tokens"] = True
         with blamed(field, "the model's tokenizer cannot read it"):
-            encoded: Any = self._tokenizer(text, add_special_tokens=special, **how)
+            encoded: Any = self._tokenizer(text, add_special_tokens=special, **options)
             ids = tuple(encoded["input_ids"])
         return self.known(ids, field)
 
     def open_ids(self, text: Text, field: str) -> Ids:
-        """Of a text that goes on: with the marks that the tokenizer puts before it, without those
-        behind it."""
+        """Return the ids of a text that goes on: with the marks that the tokenizer puts before it,
+        without those behind it."""
         plain = self.ids(text, field, special=False)
         if not isinstance(text, str):
             return plain
         return self.known((*self.start_marks, *plain), field)
 
     def prompt(self, prompt: Prompt, field: str, *, special: bool = True) -> Ids:
-        """A dialogue's template writes the special tokens itself, so that none is there twice."""
+        """Return the ids of a prompt."""
         if isinstance(prompt, Chat):
+            # The template writes the special tokens itself, so that none is there twice.
             return self.ids(self._template.write(prompt), "messages", special=False)
         if special and not self._keeps_end_marks:
             return self.open_ids(prompt, field)
         return self.ids(prompt, field, special=special)
 
     def encode(self, task: Tokenize | Detokenize | Embed | Classify, window: int) -> Encoded:
-        """A task that takes a text as it is, or a dialogue as its template says."""
+        """Encode a task that takes a text as it is, or a dialogue as its template says."""
         if isinstance(task, Tokenize):
-            return self.tokenized(
-                self.prompt(task.prompt, "prompt", special=task.add_special_tokens), task
-            )
+            ids = self.prompt(task.prompt, "prompt", special=task.add_special_tokens)
+            return self.tokenized(ids, task)
         if isinstance(task, Detokenize):
             return self.detokenized(task)
         ids, num_behind = self._framed(task.text)
         return encode_text(ids, task, window, num_behind=num_behind)
 
     def _framed(self, text: Text) -> tuple[Ids, int]:
-        """Ids with the tokenizer's own marks, and how many of these stand at the end."""
+        """Return the ids of a text with the tokenizer's own marks, and the number of marks at the
+        end."""
         given = as_ids(text, self.size, "input")
         if given is not None:
             return given, 0
@@ -91,19 +94,24 @@ class Vocabulary:
             encoded: Any = self._tokenizer(text, return_special_tokens_mask=True)
             ids = tuple(encoded["input_ids"])
             is_mark = encoded["special_tokens_mask"]
-        num_behind = next((place for place, mark in enumerate(reversed(is_mark)) if not mark), 0)
+        num_behind = 0
+        # A text of nothing but marks has none behind it.
+        if not all(is_mark):
+            while is_mark[-1 - num_behind]:
+                num_behind += 1
         return self.known(ids, "input"), num_behind
 
     def known(self, ids: Ids, field: str) -> Ids:
-        """The ids of a text. A tokenizer may have tokens, added ones above all, that the network
-        knows nothing of."""
+        """Return the ids of a text. Raise InvalidRequest for one that the network does not know."""
+        # A tokenizer may have tokens, added ones above all, that the network knows nothing of.
         check_ids(
             ids, self.size, field, lambda token: str(self._tokenizer.convert_ids_to_tokens(token))
         )
         return ids
 
     def num_leading(self, text: str) -> int:
-        """Tokens that `text` has where more text follows it: without a mark at its end."""
+        """Return the number of tokens of `text` where more text follows it: without a mark at its
+        end."""
         if not text:
             return 0
         encoded: Any = self._tokenizer(text)
@@ -112,7 +120,7 @@ class Vocabulary:
         return len(ids) - has_mark
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Raises WorkerFailed where the tokenizer cannot."""
+        """Return the text of token ids. Raise WorkerFailed where the tokenizer cannot."""
         try:
             return self._text(token_ids, skip_special_tokens=skip_special_tokens)
         except BaseException as error:
@@ -126,10 +134,12 @@ class Vocabulary:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
     def tokenized(self, ids: Ids, task: Tokenize) -> Encoded:
-        """The answer to `task`. An id for which the tokenizer has no token, beyond its own, has no
-        text."""
-        spelled: Any = self._tokenizer.convert_ids_to_tokens(list(ids)) if task.with_texts else ()
-        return tokenized(ids, [text or "" for text in spelled])
+        """Return the answer to `task`."""
+        if not task.with_texts:
+            return tokenized(ids)
+        tokens: Any = self._tokenizer.convert_ids_to_tokens(list(ids))
+        # An id beyond the tokenizer's own has no token, and so no text.
+        return tokenized(ids, [token or "" for token in tokens])
 
     def detokenized(self, task: Detokenize) -> Encoded:
         ids = as_ids(task.ids, self.size, "tokens") or ()
@@ -139,20 +149,19 @@ class Vocabulary:
 
 
 def _start_marks(tokenizer: PreTrainedTokenizerBase) -> Ids:
-    """What the tokenizer of its own accord puts before a text. Raises ModelFormatError if it cannot
-    read any."""
+    """Return the marks that the tokenizer of its own accord puts before a text. Raise
+    ModelFormatError if it cannot read any text."""
     try:
         special = set(tokenizer.all_special_ids)
         for probe in _probes(tokenizer, special):
             plain = tokenizer.encode(probe, add_special_tokens=False)
-            if not plain or special.intersection(
-                plain
-            ):  # an unknown token may be the same as a mark
+            # The token of an unknown text may be the same as a mark.
+            if not plain or special.intersection(plain):
                 continue
             framed = tokenizer.encode(probe, add_special_tokens=True)
-            for place in range(len(framed)):
-                if framed[place : place + len(plain)] == plain:
-                    return tuple(framed[:place])
+            for start in range(len(framed)):
+                if framed[start : start + len(plain)] == plain:
+                    return tuple(framed[:start])
     except BaseException as error:
         if not is_foreign(error):
             raise
@@ -161,7 +170,7 @@ def _start_marks(tokenizer: PreTrainedTokenizerBase) -> Ids:
 
 
 def _probes(tokenizer: PreTrainedTokenizerBase, special: Set[int]) -> Iterator[str]:
-    """Texts of which it will know one: usual ones, then some of its own tokens."""
+    """Yield texts of which the tokenizer will know one: usual ones, then some of its own tokens."""
     yield from _PROBES
     ordinary = (token for token in sorted(tokenizer.get_vocab().values()) if token not in special)
     for token in itertools.islice(ordinary, _MOST_PROBES):

@@ -167,7 +167,9 @@ def runner_for(
         step_tokens=4096,
         own=HrmTextOptions(cuda_graphs=graphs),
     )
-    return PagedRunner("hrm-text", "random", net, Ids(), window, options)
+    return PagedRunner(
+        "hrm-text", "random", net=net, language=Ids(), window=window, options=options
+    )
 
 
 def rows(runner: PagedRunner, plan: BenchPlan, count: int, num_computed: int) -> list[Slice]:

@@ -1,6 +1,6 @@
-"""Kills, stops, cuts and restarts parts of a running fleet, and checks that its clients notice
-nothing.
+"""Experiments that kill, stop, cut and restart parts of a running fleet, and check that its clients
+notice nothing.
 
-`python -m scripts.chaos --help` runs the rows of the table; `tests/chaos/` drives the same parts to
-exact phases.
+`python -m scripts.chaos --help` lists the experiments, which are the rows of one table.
+`tests/chaos/` drives the same parts to exact phases of a job.
 """

@@ -1,8 +1,9 @@
-"""`python -m scripts.chaos --rows kill,stop,...`: the table of what the fleet bears, measured on
-this machine.
+"""Measure on this machine which faults the fleet bears: `python -m scripts.chaos --rows
+kill,stop,...` prints one row of a table for each experiment.
 
-Exits with 1 if a row falls short. The bars: nothing failed, nothing asked again by a client of one
-front, all texts as in an undisturbed run, one terminal event a job, nothing left behind in Redis.
+Exits with 1 if a row falls short. A row holds if nothing failed, if no client of a single front had
+to ask again, if all texts are those of an undisturbed run, if each job has one terminal event, and
+if nothing is left behind in Redis.
 """
 
 import argparse
@@ -23,27 +24,32 @@ ALL_ROWS: dict[str, RowOf] = {**ROWS, "submits": submits, "fair": fair, "cancel"
 
 
 def main() -> int:
-    args = _parser().parse_args()
-    plan = ExperimentPlan(
-        **{item.name: getattr(args, item.name) for item in fields(ExperimentPlan)}
-    )
+    options = vars(_parser().parse_args())
+    names = options.pop("rows").split(",")
+
+    # Every other option is a field of the plan.
+    plan = ExperimentPlan(**options)
     print(f"{plan}; {os.cpu_count()} cores", flush=True)
-    rows = [_run(name, plan) for name in args.rows.split(",")]
-    return 1 if any(row.wrong for row in rows) else 0
+
+    status = 0
+    for name in names:
+        row = _run(name, plan)
+        if row.wrong:
+            status = 1
+    return status
 
 
 def _run(name: str, plan: ExperimentPlan) -> Row:
-    begun, before = time.strftime("%H:%M:%S"), os.getloadavg()[0]
+    begun = time.strftime("%H:%M:%S")
+    load_before = os.getloadavg()[0]
     row = asyncio.run(ALL_ROWS[name](plan))
-    told = ", ".join(f"{key} {value}" for key, value in row.figures.items())
+    load_after = os.getloadavg()[0]
+
+    figures = ", ".join(f"{key} {value}" for key, value in row.figures.items())
     verdict = "falls short" if row.wrong else "holds"
-    print(
-        (
-            f"| {row.name} | {verdict} | {told} | {begun}, load {before:.1f} to "
-            f"{os.getloadavg()[0]:.1f} |"
-        ),
-        flush=True,
-    )
+    load = f"load {load_before:.1f} to {load_after:.1f}"
+    print(f"| {row.name} | {verdict} | {figures} | {begun}, {load} |", flush=True)
+
     for line in row.wrong[:_SHOWN]:
         print(f"  {line}", flush=True)
     if len(row.wrong) > _SHOWN:
@@ -54,9 +60,9 @@ def _run(name: str, plan: ExperimentPlan) -> Row:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m scripts.chaos", description=__doc__)
     parser.add_argument("--rows", default=",".join(ALL_ROWS), help="of " + ", ".join(ALL_ROWS))
-    for item in fields(ExperimentPlan):
-        kind = type(item.default)
-        parser.add_argument("--" + item.name.replace("_", "-"), type=kind, default=item.default)
+    for field in fields(ExperimentPlan):
+        flag = "--" + field.name.replace("_", "-")
+        parser.add_argument(flag, type=type(field.default), default=field.default)
     return parser
 
 

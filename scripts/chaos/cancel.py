@@ -1,12 +1,13 @@
-"""The row of cancelling: how long until the place of a job that is called off is another's."""
+"""The row of cancelling, which measures how soon the place of a cancelled job goes to another
+job."""
 
 import asyncio
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import httpx
 
@@ -31,15 +32,16 @@ WAYS: tuple[Way, ...] = ("DELETE", "POST", "hang up")
 SLACK_S = 0.05
 _LEASE_S = 1.0
 _COMES_BY_S = 30.0
-_LONG, _GATE = 256, "shut"
+_LONG = 256
+_GATE = "shut"
 
 
 @dataclass(frozen=True)
 class Freed:
-    """Seconds from the client's call until the next job was taken, and until it said its first
+    """Seconds from the client's call until the next job was taken, and until that job's first
     token, a step later.
 
-    Of a job that waits in line: until it had left the line, twice.
+    For a cancelled job that had no place yet, both are the seconds until it had left the queue.
     """
 
     taken_s: float
@@ -48,7 +50,7 @@ class Freed:
 
 @dataclass(frozen=True)
 class Caller:
-    """Somebody with an open stream."""
+    """A client with an open stream."""
 
     request_id: str
     job_id: str
@@ -56,15 +58,16 @@ class Caller:
 
 
 class Cancelling:
-    """A fleet in which one place is left, one front, and callers who come to call off what they
-    asked for."""
+    """A fleet with one front and one place left, and callers who cancel what they asked for."""
 
-    def __init__(self, made: Fleet, gates: Path) -> None:
-        self._fleet, self._gates = made, gates
-        self._requests = Requests(Broker(made.redis))
-        self._subscriptions = Subscriptions(made.redis)
-        self._reader = LogReader(Broker(made.redis), self._subscriptions)
-        self._http = httpx.AsyncClient(base_url=made.fronts[0].url, timeout=_COMES_BY_S)
+    def __init__(self, fleet: Fleet, gates: Path) -> None:
+        broker = Broker(fleet.redis)
+        self._fleet = fleet
+        self._gates = gates
+        self._requests = Requests(broker)
+        self._subscriptions = Subscriptions(fleet.redis)
+        self._reader = LogReader(broker, self._subscriptions)
+        self._http = httpx.AsyncClient(base_url=fleet.fronts[0].url, timeout=_COMES_BY_S)
         (gates / _GATE).touch()
 
     async def close(self) -> None:
@@ -72,51 +75,59 @@ class Cancelling:
         await self._subscriptions.close()
 
     async def freed(self, phase: Phase, way: Way) -> Freed:
-        """A job is called off in this phase, this way, while another waits. RuntimeError if that
-        proved nothing."""
-        running = await self._ask("decode") if phase == "queued" else None
+        """Cancel a job in this phase, this way, while another one waits, and measure when its place
+        is free. Raises RuntimeError if that proved nothing."""
+        running = None
+        if phase == "queued":
+            # It takes the only place, so that the caller's job stays in the queue.
+            running = await self._ask("decode")
         caller = await self._ask(phase)
-        lost = await self._lose_worker(caller) if phase == "takeover" else None
-        heir = await self._submit()
-        if await self._state(heir) != "queued":
+        lost_worker = None
+        if phase == "takeover":
+            lost_worker = await self._lose_worker(caller)
+        next_job = await self._submit()
+        if await self._state(next_job) != "queued":
             raise RuntimeError(f"{phase}: a place was free before any was given up")
+
         begun = time.monotonic()
         calling = asyncio.create_task(self._call_off(caller, way))
         if running is not None:
             ended_s = await self._seconds_to(caller.job_id, Cancelled, begun)
             freed = Freed(ended_s, ended_s)
             await self._call_off(running, "DELETE")
-            await self._seconds_to(heir, Tokens, begun)
+            await self._seconds_to(next_job, Tokens, begun)
         else:
-            freed = Freed(
-                await self._seconds_to(heir, Started, begun),
-                await self._seconds_to(heir, Tokens, begun),
-            )
+            taken_s = await self._seconds_to(next_job, Started, begun)
+            token_s = await self._seconds_to(next_job, Tokens, begun)
+            freed = Freed(taken_s, token_s)
         await calling
-        if lost is not None:
-            lost.resume()
+
+        if lost_worker is not None:
+            lost_worker.resume()
         await self._check(caller, phase)
         return freed
 
     async def _ask(self, phase: Phase) -> Caller:
-        """A stream whose job has come to the phase."""
-        prompt = f"hold:{_GATE}:0" if phase == "prefill" else "on and on"
+        """Open a stream, and return when its job has come to the phase."""
+        prompt = "on and on"
+        if phase == "prefill":
+            prompt = f"hold:{_GATE}:0"
         body = {"prompt": prompt, "max_tokens": _LONG, "stream": True}
-        reply = await self._http.send(
-            self._http.build_request("POST", "/v1/completions", json=body), stream=True
-        )
+        request = self._http.build_request("POST", "/v1/completions", json=body)
+        reply = await self._http.send(request, stream=True)
         if reply.status_code != 200:
             raise RuntimeError(f"a stream was refused: {reply.status_code}")
         request_id = reply.headers["X-Job-Id"]
         [job_id] = (await self._requests.find(request_id, "public")).job_ids
+
         if phase == "prefill":
             await self._held(job_id)
         elif phase != "queued":
-            await self._seconds_to(job_id, Tokens, 0)
+            await self._seconds_to(job_id, Tokens, since=0)
         return Caller(request_id, job_id, reply)
 
     async def _held(self, job_id: str) -> None:
-        """Return when the engine has the job, and says nothing of it."""
+        """Return when the engine holds the job at its gate. Its log says nothing of that."""
 
         async def is_held() -> bool:
             return any(self._gates.glob(f"{_GATE}.{job_id}:*"))
@@ -125,7 +136,7 @@ class Cancelling:
             raise RuntimeError(f"job {job_id} never came to its place")
 
     async def _submit(self) -> str:
-        """A job of one token that nobody follows; its id."""
+        """Submit a job of one token that nobody follows, and return its id."""
         body = {"prompt": "next", "max_tokens": 1}
         reply = await self._http.post(
             "/v1/completions", json=body, headers={"Prefer": "respond-async"}
@@ -134,13 +145,15 @@ class Cancelling:
         return job_id
 
     async def _lose_worker(self, caller: Caller) -> FleetProcess:
-        """Stop the worker that has the job; returns when another has got on with it."""
+        """Stop the worker that has the job, and return it when another one has gone on with the
+        job."""
         [name] = await self._fields(caller.job_id, "worker")
         [holder] = [member for member in self._fleet.workers if f"-{member.pid}-" in name]
         await holder.stop()
         is_taken_over = False
         async for _, event in self._reader.follow(caller.job_id):
-            is_taken_over |= isinstance(event, Started) and event.epoch > 1
+            if isinstance(event, Started) and event.epoch > 1:
+                is_taken_over = True
             if is_taken_over and isinstance(event, Tokens):
                 return holder
         raise RuntimeError(f"job {caller.job_id} was not taken over")
@@ -155,7 +168,8 @@ class Cancelling:
                 await caller.reply.aclose()
 
     async def _seconds_to(self, job_id: str, kind: type[Event], since: float) -> float:
-        """Until the job's log has its first event of a kind."""
+        """Wait for the first event of a kind in the job's log, and return the seconds from `since`
+        to it."""
         async with asyncio.timeout(_COMES_BY_S):
             async for _, event in self._reader.follow(job_id):
                 if isinstance(event, kind):
@@ -163,10 +177,12 @@ class Cancelling:
         raise RuntimeError(f"job {job_id} ended without {kind.__name__}")
 
     async def _check(self, caller: Caller, phase: Phase) -> None:
-        """Its log ends with that, and what never had a place never began. Leave no stream open."""
+        """Close the caller's stream, and raise RuntimeError unless the log of its job ends with the
+        cancellation. A job that never had a place must have nothing else in its log."""
         await caller.reply.aclose()
         events = [event for _, event in await self._reader.read(caller.job_id)]
-        if not isinstance(events[-1], Cancelled) or (phase == "queued" and len(events) != 1):
+        has_begun = len(events) != 1
+        if not isinstance(events[-1], Cancelled) or (phase == "queued" and has_begun):
             raise RuntimeError(f"{phase}: the log of what was called off is {events}")
 
     async def _state(self, job_id: str) -> str:
@@ -179,46 +195,50 @@ class Cancelling:
 
 
 async def cancel(plan: ExperimentPlan) -> Row:
-    """`tries` in each phase, each of the ways in turn."""
+    """Cancel `tries` jobs in each phase, in each of the ways in turn."""
+    figures: dict[str, Any] = {"step ms": round(1000 * plan.step_s), "tries": plan.tries}
     wrong: list[str] = []
-    figures: dict[str, str] = {}
+    alone = replace(plan, model="echo", workers=1, lease_s=_LEASE_S)
     with tempfile.TemporaryDirectory() as gates:
-        rig, flags = {STEP_ENV: str(plan.step_s), GATES_ENV: gates}, ("--max-batch-size", "1")
-        alone = replace(plan, model="echo", workers=1, lease_s=_LEASE_S)
-        async with fleet_of(alone, worker_flags=flags, env=rig) as made:
-            cancelling = Cancelling(made, Path(gates))
+        env = {STEP_ENV: str(plan.step_s), GATES_ENV: gates}
+        async with fleet_of(alone, worker_flags=("--max-batch-size", "1"), env=env) as fleet:
+            cancelling = Cancelling(fleet, Path(gates))
             for phase in PHASES:
                 if phase == "takeover":
-                    await made.add_worker()
-                tries = [
-                    await cancelling.freed(phase, WAYS[number % len(WAYS)])
-                    for number in range(plan.tries)
-                ]
-                figures[f"{phase}: taken ms"] = _told([item.taken_s for item in tries])
-                figures[f"{phase}: first token ms"] = _told([item.token_s for item in tries])
-                wrong += _late(phase, tries, plan.step_s)
+                    await fleet.add_worker()
+                tries = []
+                for number in range(plan.tries):
+                    way = WAYS[number % len(WAYS)]
+                    tries.append(await cancelling.freed(phase, way))
+
+                taken_s = sorted(freed.taken_s for freed in tries)
+                token_s = sorted(freed.token_s for freed in tries)
+                figures[f"{phase}: taken ms"] = _quantiles(taken_s)
+                figures[f"{phase}: first token ms"] = _quantiles(token_s)
+
+                # A place should be free within a step, and the next job has its first token a
+                # step later.
+                taken_p99_s = _p99(taken_s)
+                token_p99_s = _p99(token_s)
+                is_taken_late = taken_p99_s > plan.step_s + SLACK_S
+                is_token_late = token_p99_s > 2 * plan.step_s + SLACK_S
+                if is_taken_late or is_token_late:
+                    wrong.append(
+                        f"{phase}: p99 {1000 * taken_p99_s:.0f} ms to the take, "
+                        f"{1000 * token_p99_s:.0f} ms to the first token"
+                    )
             await cancelling.close()
-            await all_ended(made.redis, _COMES_BY_S)
-            wrong += await violations(made.redis)
-    return Row(
-        "cancel", {"step ms": round(1000 * plan.step_s), "tries": plan.tries, **figures}, wrong
-    )
+            await all_ended(fleet.redis, _COMES_BY_S)
+            wrong += await violations(fleet.redis)
+    return Row("cancel", figures, wrong)
 
 
-def _late(phase: Phase, tries: Sequence[Freed], step_s: float) -> list[str]:
-    """A place is to be free within a step, and the next job says its first token a step later."""
-    taken, token = (
-        sorted(times)[len(tries) * 99 // 100] for times in zip(*map(astuple, tries), strict=True)
-    )
-    is_late = taken > step_s + SLACK_S or token > 2 * step_s + SLACK_S
-    return [
-        f"{phase}: p99 {1000 * taken:.0f} ms to the take, {1000 * token:.0f} ms to the first token"
-    ] * is_late
+def _p99(ordered: Sequence[float]) -> float:
+    return ordered[len(ordered) * 99 // 100]
 
 
-def _told(times: Sequence[float]) -> str:
-    ordered = sorted(times)
-    return (
-        f"p50 {1000 * ordered[len(times) // 2]:.1f} p99 "
-        f"{1000 * ordered[len(times) * 99 // 100]:.1f}"
-    )
+def _quantiles(ordered: Sequence[float]) -> str:
+    """Return the median and the 99th percentile of sorted seconds, as milliseconds in words."""
+    p50_ms = 1000 * ordered[len(ordered) // 2]
+    p99_ms = 1000 * _p99(ordered)
+    return f"p50 {p50_ms:.1f} p99 {p99_ms:.1f}"

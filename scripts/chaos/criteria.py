@@ -1,5 +1,5 @@
-"""How an experiment is planned, and what its outcome is worth: the figures of a row, and what is
-wrong with them."""
+"""The plan of an experiment, and the criteria for its outcome: the figures of a row of the table,
+and everything that is wrong with them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,8 +16,10 @@ _REFUSED = "job dropped"
 
 @dataclass(frozen=True)
 class ExperimentPlan:
-    """How large an experiment is. `model` is `echo` (rigged: `step_s` for each step) or `sample`
-    (HRM-Text)."""
+    """The size of an experiment.
+
+    `model` is `echo` (rigged so that each step takes `step_s`) or `sample` (HRM-Text).
+    """
 
     model: str = "echo"
     requests: int = 800
@@ -34,7 +36,7 @@ class ExperimentPlan:
 
 @dataclass
 class Row:
-    """One line of the table. It passes when `wrong` is empty."""
+    """One row of the table. It passes when `wrong` is empty."""
 
     name: str
     figures: dict[str, Any]
@@ -42,10 +44,12 @@ class Row:
 
 
 def bars(name: str, plan: ExperimentPlan, figures: dict[str, Any]) -> list[str]:
-    """What more is asked of rows in which workers are lost."""
-    wrong, gap_s = [], figures["gap p99 s"] or 0.0
+    """Return what is wrong by the further criteria for rows in which workers are lost."""
+    wrong = []
+    gap_s = figures["gap p99 s"] or 0.0
     if name != "redis" and figures["requests hit"] == 0:
         wrong.append("no request was hit, so this proved nothing")
+    # A lost worker is noticed when its lease ends; a second more is for taking its jobs over.
     if name != "redis" and gap_s > plan.lease_s + 1:
         wrong.append(f"the recovery gap is {gap_s} s, and the lease {plan.lease_s} s")
     if name == "stop" and figures["late appends refused"] == 0:
@@ -54,49 +58,66 @@ def bars(name: str, plan: ExperimentPlan, figures: dict[str, Any]) -> list[str]:
 
 
 async def row_of(
-    name: str, made: Fleet, answers: Sequence[Answer], toll: Toll, seconds: float
+    name: str, fleet: Fleet, answers: Sequence[Answer], *, toll: Toll, seconds: float
 ) -> Row:
-    """The figures that all rows share, and what is wrong with them."""
-    await all_ended(made.redis, _DRAIN_S)
-    failed = [answer for answer in answers if answer.error]
-    changed = [answer for answer in answers if not answer.error and not answer.is_right]
-    hit = {trace.job.request_id for trace in await traces(made.redis) if trace.was_hit}
-    gaps = sorted(
-        answer.gap_s
-        for answer in answers
-        if answer.request.name in hit and answer.request.mode == "sse"
-    )
-    wrong = await violations(made.redis)
-    wrong += [
-        f"{answer.request.name} ({answer.request.mode}) failed: {answer.error[:200]}"
-        for answer in failed
-    ]
-    wrong += [
-        f"{answer.request.name} ({answer.request.mode}) said {answer.text[:80]!r}"
-        for answer in changed
-    ]
+    """Wait for all jobs to end, and return the figures that all rows share and what is wrong with
+    them."""
+    await all_ended(fleet.redis, _DRAIN_S)
+
+    hit = set()
+    for trace in await traces(fleet.redis):
+        if trace.was_hit:
+            hit.add(trace.job.request_id)
+
+    failures = []
+    changes = []
+    gaps = []
+    num_asked_again = 0
+    for answer in answers:
+        request = answer.request
+        label = f"{request.name} ({request.mode})"
+        if answer.error:
+            failures.append(f"{label} failed: {answer.error[:200]}")
+        elif not answer.is_right:
+            changes.append(f"{label} said {answer.text[:80]!r}")
+        # Only a stream shows the gap that its client noticed.
+        if request.name in hit and request.mode == "sse":
+            gaps.append(answer.gap_s)
+        if answer.tries > 1:
+            num_asked_again += 1
+    gaps.sort()
+    wrong = await violations(fleet.redis)
+
     figures = {
         "requests": len(answers),
-        "failed": len(failed),
-        "asked again": sum(answer.tries > 1 for answer in answers),
-        "changed": len(changed),
+        "failed": len(failures),
+        "asked again": num_asked_again,
+        "changed": len(changes),
         "faults": toll.faults,
         "spared": toll.spared,
         "requests hit": len(hit),
         "gap p50 s": at(gaps, 0.5),
         "gap p99 s": at(gaps, 0.99),
-        "late appends refused": made.log_lines(_REFUSED),
+        "late appends refused": fleet.log_lines(_REFUSED),
         "seconds": round(seconds, 1),
     }
-    return Row(name, figures, wrong)
+    return Row(name, figures, wrong + failures + changes)
 
 
-async def run_twice(made: Fleet, asks: Sequence[ClientRequest]) -> int:
-    """Jobs beyond one for each ask."""
-    names = {ask.name for ask in asks}
-    return sum(trace.job.request_id in names for trace in await traces(made.redis)) - len(names)
+async def run_twice(fleet: Fleet, requests: Sequence[ClientRequest]) -> int:
+    """Return how many jobs there are beyond one for each request."""
+    names = {request.name for request in requests}
+    num_jobs = 0
+    for trace in await traces(fleet.redis):
+        if trace.job.request_id in names:
+            num_jobs += 1
+    return num_jobs - len(names)
 
 
 def at(values: Sequence[float], share: float) -> float | None:
-    """The value that `share` of them (sorted) do not exceed, rounded; None of none."""
-    return round(values[min(len(values) - 1, int(len(values) * share))], 2) if values else None
+    """Return the value of a sorted sequence that `share` of the values do not exceed, rounded to
+    two decimals. It is None if there are no values."""
+    if not values:
+        return None
+    index = min(len(values) - 1, int(len(values) * share))
+    return round(values[index], 2)

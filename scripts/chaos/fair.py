@@ -1,4 +1,4 @@
-"""The row of fair sharing: who is served while there is too little for all."""
+"""The row of fair sharing, which measures who is served while there is too little for all."""
 
 import asyncio
 import random
@@ -15,44 +15,53 @@ from scripts.chaos.queue_clients import QueueClients
 from scripts.chaos.scenarios import fleet_of
 from worker.scheduler import PATIENCE_STEPS
 
-_WORKERS, _BATCH = 2, 4
+_WORKERS = 2
+_BATCH = 4
 _SHARES = (0.8, 1.25)
-_FIRST_TOKEN_S, _FIRST_TOKEN_STEPS = 0.1, 3
-"""A full worker looks for interactive jobs that often; a step may be under way, and one says the
-token."""
+# A full worker looks for interactive jobs that often. A step may be under way then, and another one
+# generates the token.
+_FIRST_TOKEN_S = 0.1
+_FIRST_TOKEN_STEPS = 3
 _PAUSE_S = 0.2
+# The part of a step that is not the model's.
 _OVERHEAD_S = 0.01
-"""What a step may take beyond the model's part of it."""
 _ENDED_BY_S = 60.0
 
 
 async def shares(clients: QueueClients, jobs: int, num_tokens: int) -> Row:
-    """Two tenants of one class. One has ten times as many jobs, which are twice as long, and came
-    first."""
-    flood = await clients.submit("flood", 10 * jobs, 2 * num_tokens)
+    """Check that two tenants of one class get the same number of tokens, although one has ten times
+    as many jobs, which are twice as long and came first."""
+    flood = await clients.submit("flood", 10 * jobs, num_tokens=2 * num_tokens)
     await clients.filled()
-    modest = await clients.submit("modest", jobs, num_tokens)
-    await clients.first_token(modest)  # the flood keeps the places it had until its jobs end
-    before = await clients.served(flood, modest)
+    modest = await clients.submit("modest", jobs, num_tokens=num_tokens)
+    # The flood keeps the places it had until its jobs end, so counting begins later.
+    await clients.first_token(modest)
+    flood_before, modest_before = await clients.served(flood, modest)
 
     async def is_served() -> bool:
         return await clients.num_in(modest, "queued") == 0
 
     await came_true(is_served, _ENDED_BY_S)
-    flooding, served = (
-        now - then for now, then in zip(await clients.served(flood, modest), before, strict=True)
-    )
+    flood_after, modest_after = await clients.served(flood, modest)
     is_flooded = await clients.num_in(flood, "queued") > 0
     await clients.call_off(flood)
     await clients.texts(modest)
-    share = served / flooding
-    figures = {"tokens to the modest": served, "to the flood": flooding, "share": round(share, 2)}
-    wrong = (
-        []
-        if _SHARES[0] <= share <= _SHARES[1]
-        else [f"the modest tenant had {share:.2f} times the flood's tokens"]
-    )
-    return Row("shares", figures, wrong if is_flooded else [*wrong, "the flood had dried up"])
+
+    modest_tokens = modest_after - modest_before
+    flood_tokens = flood_after - flood_before
+    share = modest_tokens / flood_tokens
+    figures = {
+        "tokens to the modest": modest_tokens,
+        "to the flood": flood_tokens,
+        "share": round(share, 2),
+    }
+    least, most = _SHARES
+    wrong = []
+    if not least <= share <= most:
+        wrong.append(f"the modest tenant had {share:.2f} times the flood's tokens")
+    if not is_flooded:
+        wrong.append("the flood had dried up")
+    return Row("shares", figures, wrong)
 
 
 def _unstretched() -> float:
@@ -67,44 +76,50 @@ async def preemption(
     *,
     slowness: Callable[[], float] = _unstretched,
 ) -> Row:
-    """Bulk holds every place, and more of it waits. Interactive jobs come one by one, at any moment
-    of a step.
+    """Check that interactive jobs are served at once while bulk jobs hold every place and more of
+    them wait, and that the bulk jobs' texts are those of an undisturbed run.
 
-    `slowness` tells how many times as slow as a quiet one the machine is: the limit is stretched by
-    that.
+    The interactive jobs come one by one, at any moment of a step. `slowness` returns how many times
+    slower than a quiet machine this one is, and the limit is stretched by that.
     """
     rng = random.Random(5)
-    alone = await clients.texts(
-        await clients.submit("bulk", 2 * clients.places, num_tokens, "bulk")
-    )
-    bulk, waits, open_jobs = (
-        await clients.submit("bulk", 2 * clients.places, num_tokens, "bulk"),
-        [],
-        [],
-    )
+    num_bulk = 2 * clients.places
+    undisturbed = await clients.submit("bulk", num_bulk, num_tokens=num_tokens, priority="bulk")
+    undisturbed_texts = await clients.texts(undisturbed)
+
+    bulk = await clients.submit("bulk", num_bulk, num_tokens=num_tokens, priority="bulk")
     await clients.filled()
+    wait_steps = []
+    num_open = []
     for _ in range(num_urgent):
         await asyncio.sleep(rng.uniform(0, _PAUSE_S))
         begun = time.monotonic()
-        urgent = await clients.submit("eager", 1, 4, "interactive")
+        urgent = await clients.submit("eager", 1, num_tokens=4, priority="interactive")
         await clients.first_token(urgent)
-        waits.append((time.monotonic() - begun) / step_s)
-        open_jobs.append(await clients.num_in(bulk, "queued", "running"))
+        wait_steps.append((time.monotonic() - begun) / step_s)
+        num_open.append(await clients.num_in(bulk, "queued", "running"))
         await clients.texts(urgent)
-    changed = sum(one != other for one, other in zip(await clients.texts(bulk), alone, strict=True))
-    median = statistics.median(waits)
+
+    num_changed = 0
+    for text, undisturbed_text in zip(await clients.texts(bulk), undisturbed_texts, strict=True):
+        if text != undisturbed_text:
+            num_changed += 1
+
+    median = statistics.median(wait_steps)
     limit = (_FIRST_TOKEN_STEPS + _FIRST_TOKEN_S / step_s) * slowness()
     figures = {
         "interactive": num_urgent,
         "steps to first token p50": round(median, 1),
-        "most": round(max(waits), 1),
-        "bulk texts": len(alone),
-        "changed": changed,
+        "most": round(max(wait_steps), 1),
+        "bulk texts": len(undisturbed_texts),
+        "changed": num_changed,
     }
-    wrong = [f"{changed} bulk texts changed"] if changed else []
+    wrong = []
+    if num_changed:
+        wrong.append(f"{num_changed} bulk texts changed")
     if median > limit:
         wrong.append(f"the median first token took {median:.1f} steps, not {limit:.1f}")
-    if min(open_jobs) < clients.places:
+    if min(num_open) < clients.places:
         wrong.append("bulk did not hold every place all the time")
     return Row("preemption", figures, wrong)
 
@@ -117,76 +132,86 @@ async def ageing(
     *,
     slowness: Callable[[], float] = _unstretched,
 ) -> Row:
-    """Interactive jobs without end, three times as many at once as there are places, and one bulk
-    job among them.
+    """Check that a bulk job ends in time although interactive jobs come without end, three times as
+    many at once as there are places.
 
-    In the line it is first after three times `ageing_s`; in the engine it is paused at most twice
-    `PATIENCE_STEPS`.
+    In the queue it is first after three times `ageing_s`. In the engine it is paused at most twice
+    for `PATIENCE_STEPS`. `slowness` is that of `preemption`.
     """
-    limit_s = (
-        3 * ageing_s + (2 * PATIENCE_STEPS + 2 * num_tokens) * (step_s + _OVERHEAD_S) * slowness()
-    )
-    async with _stream(clients, 3 * clients.places, num_tokens) as served:
+    waited_s = 3 * ageing_s
+    num_steps = 2 * PATIENCE_STEPS + 2 * num_tokens
+    limit_s = waited_s + num_steps * (step_s + _OVERHEAD_S) * slowness()
+    async with _stream(clients, 3 * clients.places, num_tokens) as answers:
         await clients.filled()
-        begun, before, waiting = time.monotonic(), len(served), []
-        bulk = await clients.submit("bulk", 1, num_tokens, "bulk")
+        num_waiting = []
+        begun = time.monotonic()
+        num_before = len(answers)
+        bulk = await clients.submit("bulk", 1, num_tokens=num_tokens, priority="bulk")
 
         async def has_ended() -> bool:
-            waiting.append(await clients.waiting("interactive"))
+            num_waiting.append(await clients.waiting("interactive"))
             return await clients.num_in(bulk, "done") == 1
 
         is_done = await came_true(has_ended, 2 * limit_s)
-        seconds, meanwhile = time.monotonic() - begun, len(served) - before
+        seconds = time.monotonic() - begun
+        num_meanwhile = len(answers) - num_before
+
+    median_waiting = statistics.median(num_waiting)
     figures = {
         "bulk ended after s": round(seconds, 1),
         "limit s": round(limit_s, 1),
-        "interactive ended meanwhile": meanwhile,
-        "waiting p50": statistics.median(waiting),
+        "interactive ended meanwhile": num_meanwhile,
+        "waiting p50": median_waiting,
     }
-    wrong = [] if is_done and seconds <= limit_s else [f"the bulk job took {seconds:.1f} s"]
-    if statistics.median(waiting) == 0:
+    wrong = []
+    if not is_done or seconds > limit_s:
+        wrong.append(f"the bulk job took {seconds:.1f} s")
+    if median_waiting == 0:
         wrong.append("the stream did not fill the fleet")
     return Row("ageing", figures, wrong)
 
 
 async def fair(plan: ExperimentPlan) -> Row:
-    """All three, on workers with few places."""
+    """Run all three experiments, on workers with few places."""
     flags = ("--max-batch-size", str(_BATCH))
-    async with fleet_of(replace(plan, workers=_WORKERS), 0, worker_flags=flags) as made:
-        clients = QueueClients(made.redis, plan.model, _WORKERS * _BATCH)
+    async with fleet_of(replace(plan, workers=_WORKERS), 0, worker_flags=flags) as fleet:
+        clients = QueueClients(fleet.redis, plan.model, places=_WORKERS * _BATCH)
         rows = [
-            await shares(clients, 100, 24),
-            await preemption(clients, 50, 600, plan.step_s),
-            await ageing(clients, 16, plan.ageing_s, plan.step_s),
+            await shares(clients, jobs=100, num_tokens=24),
+            await preemption(clients, num_urgent=50, num_tokens=600, step_s=plan.step_s),
+            await ageing(clients, num_tokens=16, ageing_s=plan.ageing_s, step_s=plan.step_s),
         ]
         await clients.close()
-        await all_ended(made.redis, _ENDED_BY_S)
-        wrong = [words for row in rows for words in row.wrong] + await violations(made.redis)
-    return Row(
-        "fair",
-        {f"{row.name}: {name}": told for row in rows for name, told in row.figures.items()},
-        wrong,
-    )
+        await all_ended(fleet.redis, _ENDED_BY_S)
+
+        figures = {}
+        wrong = []
+        for row in rows:
+            for name, value in row.figures.items():
+                figures[f"{row.name}: {name}"] = value
+            wrong += row.wrong
+        wrong += await violations(fleet.redis)
+    return Row("fair", figures, wrong)
 
 
 @asynccontextmanager
 async def _stream(
     clients: QueueClients, num_callers: int, num_tokens: int
 ) -> AsyncIterator[list[str]]:
-    """Callers who ask again as soon as they are answered, while the body runs; yields the answers
-    so far."""
-    is_over, answers = False, []
+    """Run callers who ask again as soon as they are answered, while the body runs. Yields the list
+    of their answers, which grows."""
+    is_over = False
+    answers: list[str] = []
 
-    async def ask_on(number: int) -> None:
+    async def keep_asking(number: int) -> None:
         while not is_over:
-            answers.extend(
-                await clients.texts(
-                    await clients.submit(f"eager {number}", 1, num_tokens, "interactive")
-                )
+            request = await clients.submit(
+                f"eager {number}", 1, num_tokens=num_tokens, priority="interactive"
             )
+            answers.extend(await clients.texts(request))
 
     async with asyncio.TaskGroup() as group:
         for number in range(num_callers):
-            group.create_task(ask_on(number))
+            group.create_task(keep_asking(number))
         yield answers
         is_over = True

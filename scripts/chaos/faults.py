@@ -1,5 +1,7 @@
-"""What is done to a fleet while its clients work: one fault after the other, at a steady pace, to
-members chosen at random. Each runs until it is cancelled and counts in `Toll` what it did."""
+"""Faults that hit a fleet at a steady pace while its clients work.
+
+Each hits a member that is chosen at random, and counts in a `Toll` what it did.
+"""
 
 import asyncio
 import os
@@ -17,8 +19,11 @@ Fault = Callable[[Fleet, random.Random, "Toll"], Awaitable[None]]
 
 @dataclass
 class Toll:
-    """How many faults there were, how often the last member that ran was spared, and how long
-    members took to go (seconds), where they were asked to."""
+    """The number of faults, and how often one was skipped to spare the last member that ran.
+
+    Of the members that were asked to terminate, `exits_s` and `statuses` keep the time that each
+    took (seconds) and its exit status.
+    """
 
     faults: int = 0
     spared: int = 0
@@ -28,28 +33,31 @@ class Toll:
 
 @asynccontextmanager
 async def every(seconds: float, fault: Fault, fleet: Fleet, seed: int = 1) -> AsyncIterator[Toll]:
-    """One `fault` every so often, while the body runs. What is under way then is finished."""
-    toll, over, rng = Toll(), asyncio.Event(), random.Random(seed)
+    """Inject `fault` once every so many seconds while the body runs, and finish what has begun."""
+    toll = Toll()
+    is_over = asyncio.Event()
+    rng = random.Random(seed)
+    begun: set[asyncio.Task[None]] = set()
 
-    async def go_on() -> None:
-        while not over.is_set():
+    async def keep_pace() -> None:
+        while not is_over.is_set():
             try:
-                await asyncio.wait_for(over.wait(), seconds)
+                await asyncio.wait_for(is_over.wait(), seconds)
             except TimeoutError:
+                # Nobody waits for the fault here: it may last longer than the pause to the next.
                 begun.add(asyncio.create_task(fault(fleet, rng, toll)))  # type: ignore[arg-type]
 
-    begun: set[asyncio.Task[None]] = set()
-    pace = asyncio.create_task(go_on())
+    pace = asyncio.create_task(keep_pace())
     try:
         yield toll
     finally:
-        over.set()
+        is_over.set()
         await pace
         await asyncio.gather(*begun)
 
 
 async def kill_worker(fleet: Fleet, rng: random.Random, toll: Toll) -> None:
-    """SIGKILL; another one is started at once. The last worker that runs is spared."""
+    """Kill a worker with SIGKILL and start another one. The last worker that runs is spared."""
     victim = _victim(fleet.workers, rng, toll)
     if victim is not None:
         fleet.leave(victim)
@@ -58,7 +66,7 @@ async def kill_worker(fleet: Fleet, rng: random.Random, toll: Toll) -> None:
 
 
 async def stop_worker(fleet: Fleet, rng: random.Random, toll: Toll, *, for_s: float = 20.0) -> None:
-    """SIGSTOP, and SIGCONT later. The last worker that runs is spared."""
+    """Stop a worker with SIGSTOP, and let it go on later. The last worker that runs is spared."""
     victim = _victim(fleet.workers, rng, toll)
     if victim is not None:
         await victim.stop()
@@ -67,7 +75,7 @@ async def stop_worker(fleet: Fleet, rng: random.Random, toll: Toll, *, for_s: fl
 
 
 async def kill_front(fleet: Fleet, rng: random.Random, toll: Toll) -> None:
-    """SIGKILL; another one is started at once where it listened. The last front that runs is
+    """Kill a front with SIGKILL and start another one on its port. The last front that runs is
     spared."""
     victim = _victim(fleet.fronts, rng, toll)
     if victim is not None:
@@ -77,7 +85,8 @@ async def kill_front(fleet: Fleet, rng: random.Random, toll: Toll) -> None:
 
 
 async def cut_worker(fleet: Fleet, rng: random.Random, toll: Toll, *, for_s: float = 4.0) -> None:
-    """A worker loses Redis for longer than its leases last. The last one that has it is spared."""
+    """Cut a worker off from Redis for longer than its leases last. The last worker that is
+    connected is spared."""
     connected = [member for member in fleet.workers if not member.proxy.is_cut]
     victim = _victim(connected, rng, toll)
     if victim is not None:
@@ -87,13 +96,13 @@ async def cut_worker(fleet: Fleet, rng: random.Random, toll: Toll, *, for_s: flo
 
 
 async def kill_redis(fleet: Fleet, rng: random.Random, toll: Toll) -> None:
-    """Redis dies and comes back."""
+    """Kill Redis and bring it back. It is never spared."""
     toll.faults += 1
     await restart_redis(fleet)
 
 
 async def restart_redis(fleet: Fleet) -> None:
-    """SIGKILL, and the same Redis again with what its append-only file has kept."""
+    """Kill Redis with SIGKILL and start it again with the contents of its append-only file."""
     os.kill(fleet.server.pid, signal.SIGKILL)
 
     async def is_back() -> bool:
@@ -103,7 +112,8 @@ async def restart_redis(fleet: Fleet) -> None:
 
 
 async def roll(fleet: Fleet, toll: Toll) -> None:
-    """Each worker, then each front, is asked to go and replaced when it has gone, one at a time."""
+    """Ask each worker and then each front to terminate, one at a time, and replace it when it is
+    gone."""
     for group, replace in ((fleet.workers, _new_worker), (fleet.fronts, _new_front)):
         for member in list(group):
             toll.faults += 1
@@ -115,8 +125,7 @@ async def roll(fleet: Fleet, toll: Toll) -> None:
 
 
 async def replace_the_dead(fleet: Fleet, toll: Toll) -> None:
-    """Until cancelled: a worker that ends by itself is counted and replaced, as a supervisor
-    does."""
+    """Count and replace workers that end by themselves, as a supervisor does, until cancelled."""
     while True:
         for member in list(fleet.workers):
             if not member.is_running:
@@ -139,7 +148,7 @@ def port_of(front: FleetProcess) -> int:
 
 
 def _victim(members: list[FleetProcess], rng: random.Random, toll: Toll) -> FleetProcess | None:
-    """One of those that run, while there are two or more."""
+    """Choose one of the members that run, or None if it would be the last."""
     running = [member for member in members if member.is_running and not member.is_stopped]
     if len(running) < 2:
         toll.spared += 1

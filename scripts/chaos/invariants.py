@@ -1,5 +1,5 @@
-"""What must hold when every request has ended, whatever happened on the way: read from Redis
-itself."""
+"""The invariants that hold when every request has ended, whatever happened on the way. They are
+read from Redis itself."""
 
 from collections.abc import Awaitable
 from dataclasses import dataclass
@@ -29,45 +29,49 @@ class Trace:
 
     @property
     def starts(self) -> int:
+        """The number of times that a worker has started the job."""
         return sum(isinstance(event, Started) for event in self.events)
 
     @property
     def text(self) -> str:
-        """What its first choice said."""
-        return "".join(
-            event.text for event in self.events if isinstance(event, Tokens) and event.choice == 0
-        )
+        """The text of the first choice."""
+        parts = []
+        for event in self.events:
+            if isinstance(event, Tokens) and event.choice == 0:
+                parts.append(event.text)
+        return "".join(parts)
 
     @property
     def was_hit(self) -> bool:
-        """Whether one worker took it from another."""
+        """Return whether one worker took the job from another."""
         return self.epoch > 1
 
 
 async def traces(redis: Redis) -> list[Trace]:
-    """Every job there is."""
-    reader, found = LogReader(Broker(redis)), []
+    """Return a trace of every job there is."""
+    reader = LogReader(Broker(redis))
+    job_traces = []
     async for name in redis.scan_iter("aios:{*}:job:*", count=1000):
         spec, state, epoch = await cast(
             Awaitable[list[bytes]], redis.hmget(name.decode(), ["spec", "state", "epoch"])
         )
         job = decode_job(spec)
         events = tuple(event for _, event in await reader.read(job.id))
-        found.append(Trace(job, state.decode(), int(epoch), events))
-    return found
+        job_traces.append(Trace(job, state.decode(), int(epoch), events))
+    return job_traces
 
 
 async def num_open(redis: Redis) -> int:
-    """Jobs that have not ended."""
-    names = [name async for name in redis.scan_iter("aios:{*}:job:*", count=1000)]
+    """Return the number of jobs that have not ended."""
     pipe = redis.pipeline(transaction=False)
-    for name in names:
+    async for name in redis.scan_iter("aios:{*}:job:*", count=1000):
         pipe.hget(name, "state")
-    return sum(state in _OPEN for state in await pipe.execute())
+    states = await pipe.execute()
+    return sum(state in _OPEN for state in states)
 
 
 async def all_ended(redis: Redis, within_s: float) -> bool:
-    """Whether nothing is open any more, within the time."""
+    """Return True as soon as no job is open any more, and False if that takes too long."""
 
     async def is_none_open() -> bool:
         return await num_open(redis) == 0
@@ -76,24 +80,24 @@ async def all_ended(redis: Redis, within_s: float) -> bool:
 
 
 async def violations(redis: Redis) -> list[str]:
-    """Everything that is not as it must be, in words; empty if all is well. Call it when nothing is
-    open."""
+    """Return everything that is not as it must be, in words. Call it when no job is open."""
     return [*await _bad_logs(redis), *await _left_behind(redis)]
 
 
 async def _bad_logs(redis: Redis) -> list[str]:
+    """Return the jobs whose logs do not end with their only terminal event."""
     bad = []
     for trace in await traces(redis):
         ends = [event for event in trace.events if isinstance(event, Terminal)]
-        if len(ends) != 1 or trace.events[-1] is not ends[0]:
-            kinds = " ".join(type(event).__name__ for event in trace.events)
-            bad.append(
-                f"job {trace.job.id} ({trace.state}) has {len(ends)} terminal events: {kinds}"
-            )
+        if len(ends) == 1 and trace.events[-1] is ends[0]:
+            continue
+        kinds = " ".join(type(event).__name__ for event in trace.events)
+        bad.append(f"job {trace.job.id} ({trace.state}) has {len(ends)} terminal events: {kinds}")
     return bad
 
 
 async def _left_behind(redis: Redis) -> list[str]:
+    """Return the keys that should expire and do not, or should be gone, or should count to 0."""
     bad = []
     async for raw_name in redis.scan_iter("aios:{*}:*", count=1000):
         name = raw_name.decode()
@@ -104,9 +108,7 @@ async def _left_behind(redis: Redis) -> list[str]:
             bad.append(f"{name} is left behind")
         elif kind == "depth":
             counts = await cast(Awaitable[dict[bytes, bytes]], redis.hgetall(name))
-            bad += [
-                f"{name} {field.decode()} is {count.decode()}"
-                for field, count in counts.items()
-                if int(count)
-            ]
+            for field, count in counts.items():
+                if int(count):
+                    bad.append(f"{name} {field.decode()} is {count.decode()}")
     return bad

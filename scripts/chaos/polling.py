@@ -1,4 +1,4 @@
-"""Waiting for what other processes do: nothing rings when they have done it."""
+"""Polling for what other processes do, since none of them sends a signal when it has done it."""
 
 import asyncio
 import time
@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 async def came_true(
     condition: Callable[[], Awaitable[bool]], within_s: float, every_s: float = 0.02
 ) -> bool:
-    """Whether `condition()` holds within the time; returns as soon as it does."""
+    """Return True as soon as `condition()` holds, and False if it does not within `within_s`."""
     deadline = time.monotonic() + within_s
     while not await condition():
         if time.monotonic() > deadline:

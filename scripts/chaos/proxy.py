@@ -1,8 +1,8 @@
-"""A TCP proxy between a role and what it connects to: holds bytes back, delays them, or cuts the
-line.
+"""A TCP proxy between a role and the server it connects to, which holds bytes back, delays them or
+cuts the connections.
 
-Knows nothing of what it carries, but may be told a word to wait for. One direction is `to_server`,
-one `to_client`.
+The proxy knows nothing of the protocol that it carries, but can wait for a given word in it. Its
+two directions are `to_server` and `to_client`.
 """
 
 import asyncio
@@ -16,8 +16,11 @@ _CHUNK = 1 << 16
 
 @dataclass
 class Direction:
-    """What happens to bytes on their way: all come later by `delay_s` (from, to); while `open` is
-    not set they wait."""
+    """The handling of bytes that go one way.
+
+    Each chunk is delayed by a random time between the two values of `delay_s` (seconds). While
+    `open` is not set, bytes wait.
+    """
 
     open: asyncio.Event = field(default_factory=asyncio.Event)
     delay_s: tuple[float, float] = (0.0, 0.0)
@@ -30,18 +33,23 @@ class Direction:
 
 
 class Proxy:
-    """Listens on a free port of the loopback and forwards to `host:port`."""
+    """A proxy that listens on a free port of the loopback and forwards to `host:port`."""
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
         self._writers: set[asyncio.StreamWriter] = set()
         self._pumps: set[asyncio.Task[None]] = set()
         self.is_cut = False
+        self._server: asyncio.Server | None = None
+
+        # The word that is waited for and the direction to hold when it comes, and then the
+        # connection on which it came: only that one's next bytes are the answer.
         self._trap: tuple[bytes, Direction] | None = None
         self._trapped: object = None
         self.answer = b""
-        self._server: asyncio.Server | None = None
-        self.to_server, self.to_client = Direction(), Direction()
+
+        self.to_server = Direction()
+        self.to_client = Direction()
         self.to_server.release()
         self.to_client.release()
 
@@ -56,20 +64,23 @@ class Proxy:
         return port
 
     def trap(self, word: bytes, way: Direction) -> None:
-        """Hold `way` from the moment at which `word` is on its way to the server: with it, or with
-        its answer.
+        """Hold the direction `way` from the moment at which `word` is on its way to the server.
 
-        What the server says to it, in the end, is `answer`.
+        Held `to_server`, the word itself is kept back; held `to_client`, the answer to it is. The
+        first bytes that the server answers are kept in `answer`.
         """
-        self._trap, self._trapped, self.answer = (word, way), None, b""
+        self._trap = (word, way)
+        self._trapped = None
+        self.answer = b""
 
     @property
     def is_sprung(self) -> bool:
-        """Whether the word has come that `trap` waits for."""
+        """Return whether the word that `trap` waits for has come."""
         return self._trap is None
 
     def cut(self) -> None:
-        """Break every connection, with whatever is held, and refuse new ones until `restore`."""
+        """Break every connection, lose the bytes that are held, and refuse new connections until
+        `restore`."""
         self.is_cut = True
         for writer in self._writers:
             writer.transport.abort()
@@ -77,14 +88,16 @@ class Proxy:
             pump.cancel()
 
     def restore(self) -> None:
-        """Let everything through again."""
-        self.is_cut, self._trap = False, None
+        """Let everything through again, and forget the trap."""
+        self.is_cut = False
+        self._trap = None
         self.to_server.release()
         self.to_client.release()
 
     def slow(self, from_s: float, to_s: float) -> None:
-        """Whatever comes from now on, either way, comes so much later."""
-        self.to_server.delay_s = self.to_client.delay_s = (from_s, to_s)
+        """Delay every chunk from now on, in both directions, by a random time between both."""
+        self.to_server.delay_s = (from_s, to_s)
+        self.to_client.delay_s = (from_s, to_s)
 
     async def close(self) -> None:
         if self._server is not None:
@@ -101,22 +114,26 @@ class Proxy:
         except OSError:
             writer.transport.abort()
             return
+
+        # The proxy may have been cut while the connection to the server was made.
         if self.is_cut:
             writer.transport.abort()
             far_writer.transport.abort()
             return
-        line = object()
-        self._pump(line, reader, far_writer, self.to_server)
-        self._pump(line, far_reader, writer, self.to_client)
+
+        connection = object()
+        self._pump(connection, reader, far_writer, way=self.to_server)
+        self._pump(connection, far_reader, writer, way=self.to_client)
 
     def _pump(
         self,
-        line: object,
+        connection: object,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        *,
         way: Direction,
     ) -> None:
-        pump = asyncio.create_task(self._carry(line, reader, writer, way))
+        pump = asyncio.create_task(self._carry(connection, reader, writer, way=way))
         self._writers.add(writer)
         self._pumps.add(pump)
         pump.add_done_callback(self._pumps.discard)
@@ -124,16 +141,18 @@ class Proxy:
 
     async def _carry(
         self,
-        line: object,
+        connection: object,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        *,
         way: Direction,
     ) -> None:
-        """Until one side closes; then the other side is closed too."""
+        """Forward bytes until one side closes, then close the other side too."""
         try:
             with suppress(ConnectionError):
                 while data := await reader.read(_CHUNK):
-                    self._look(line, data, way)
+                    # Look first: the trap may hold the very bytes that spring it.
+                    self._look(connection, data, way)
                     await way.open.wait()
                     if any(way.delay_s):
                         await asyncio.sleep(random.uniform(*way.delay_s))
@@ -142,9 +161,15 @@ class Proxy:
         finally:
             writer.close()
 
-    def _look(self, line: object, data: bytes, way: Direction) -> None:
-        if way is self.to_server and self._trap is not None and self._trap[0] in data:
-            self._trap[1].hold()
-            self._trap, self._trapped = None, line
-        elif way is self.to_client and self._trapped is line and not self.answer:
+    def _look(self, connection: object, data: bytes, way: Direction) -> None:
+        """Spring the trap if its word is in `data`, or keep `data` if it is the answer to it."""
+        if way is self.to_server and self._trap is not None:
+            word, held_way = self._trap
+            if word in data:
+                held_way.hold()
+                self._trap = None
+                self._trapped = connection
+            return
+        is_answer = way is self.to_client and self._trapped is connection
+        if is_answer and not self.answer:
             self.answer = data

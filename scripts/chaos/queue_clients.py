@@ -1,4 +1,5 @@
-"""Callers of any tenant and class, straight at the queue: every caller of a front is `public`."""
+"""Callers of any tenant and class. They use the queue itself, for every caller of a front is
+`public`."""
 
 import asyncio
 from collections.abc import Sequence
@@ -27,12 +28,15 @@ _FILLED_BY_S = 60.0
 
 
 class QueueClients:
-    """Callers of any tenant and class. The fleet has `places` for sequences, in all its workers
-    together."""
+    """Callers of any tenant and class, who ask for one model.
+
+    `places` is how many sequences all workers of the fleet together can run at once.
+    """
 
     def __init__(self, redis: Redis, model: str, places: int) -> None:
         broker = Broker(redis)
-        self.model, self.places = model, places
+        self.model = model
+        self.places = places
         self._redis = redis
         self._submissions = Submissions(broker)
         self._requests = Requests(broker)
@@ -45,77 +49,97 @@ class QueueClients:
     async def submit(
         self, tenant: str, count: int, num_tokens: int, priority: Priority = "default"
     ) -> Request:
-        """`count` jobs that each say `num_tokens`; the texts differ."""
+        """Submit `count` jobs of `num_tokens` tokens each, all with different prompts."""
         sampling = Sampling(num_tokens, seed=7, temperature=0.8, ignore_eos=True)
         tasks = tuple(Generate(f"{number} of {tenant}", sampling) for number in range(count))
         order = SubmitRequest(
             self.model,
             tasks,
-            tenant,
-            priority,
+            tenant=tenant,
+            priority=priority,
             queue_timeout_s=600,
             deadline_s=600,
             is_streamed=True,
         )
         request_id, jobs = self._submissions.jobs_of(order)
         return await self._submissions.submit(
-            order, request_id, jobs, Quota(), QueueLimits(max_jobs=100_000)
+            order,
+            request_id,
+            jobs,
+            quota=Quota(),
+            queue_limits=QueueLimits(max_jobs=100_000),
         )
 
     async def call_off(self, request: Request) -> None:
         await self._submissions.end(request.job_ids, Cancelled())
 
     async def num_in(self, request: Request, *states: str) -> int:
-        """How many of its jobs are in one of `states`."""
-        return sum(job.state in states for job in await self._requests.look(request))
+        """Return how many jobs of the request are in one of `states`."""
+        num_jobs = 0
+        for job in await self._requests.look(request):
+            if job.state in states:
+                num_jobs += 1
+        return num_jobs
 
     async def waiting(self, priority: Priority) -> int:
-        return (await self._submissions.depth(self.model)).waiting[priority]
+        """Return how many jobs of a class wait in the queue."""
+        depth = await self._submissions.depth(self.model)
+        return depth.waiting[priority]
 
     async def filled(self) -> None:
-        """Return when every place is taken."""
+        """Return when every place is taken, or raise RuntimeError after a minute."""
 
         async def is_full() -> bool:
-            return (await self._submissions.depth(self.model)).running >= self.places
+            depth = await self._submissions.depth(self.model)
+            return depth.running >= self.places
 
         if not await came_true(is_full, _FILLED_BY_S, every_s=0.005):
             raise RuntimeError("the fleet never had all its places taken")
 
     async def served(self, *requests: Request) -> list[int]:
-        """The tokens that have been spent on each until now, those of prompts too."""
+        """Return the tokens that have been spent on each request until now, prompts included."""
+        # One transaction reads all logs, so that the requests are compared at the same moment.
         async with self._redis.pipeline(transaction=True) as pipe:
             for request in requests:
                 for job_id in request.job_ids:
                     pipe.xrange(keys.log(job_id))
             logs = iter(await pipe.execute())
-        return [sum(_num_tokens(next(logs)) for _ in request.job_ids) for request in requests]
+
+        totals = []
+        for request in requests:
+            num_tokens = 0
+            for _ in request.job_ids:
+                num_tokens += _num_tokens(next(logs))
+            totals.append(num_tokens)
+        return totals
 
     async def first_token(self, request: Request) -> None:
-        """Return when its first job has said something."""
+        """Return when the first job of the request has generated something."""
         async for _, event in self._reader.follow(request.job_ids[0]):
             if isinstance(event, Tokens):
                 return
 
     async def texts(self, request: Request) -> list[str]:
-        """What its jobs say in the end."""
-        return await asyncio.gather(*map(self._text, request.job_ids))
+        """Wait for the jobs of the request to end, and return their texts."""
+        return await asyncio.gather(*[self._text(job_id) for job_id in request.job_ids])
 
     async def _text(self, job_id: str) -> str:
-        return "".join(
-            [
-                event.text
-                async for _, event in self._reader.follow(job_id)
-                if isinstance(event, Tokens)
-            ]
-        )
+        parts = []
+        async for _, event in self._reader.follow(job_id):
+            if isinstance(event, Tokens):
+                parts.append(event.text)
+        return "".join(parts)
 
 
 def _num_tokens(log: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> int:
-    events = (decode_event(fields[b"e"]) for _, fields in log)
-    return sum(_cost(event) for event in events)
+    total = 0
+    for _, fields in log:
+        total += _cost(decode_event(fields[b"e"]))
+    return total
 
 
 def _cost(event: Event) -> int:
+    """Return the tokens that an event stands for: a prompt's, or those that were generated."""
     match event:
         case Started():
             return event.num_prompt_tokens

@@ -1,7 +1,8 @@
-"""What a client asks, and what it was told: plain values, which know no HTTP."""
+"""Requests of clients and the answers to them, as plain values that know no HTTP."""
 
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 Mode = Literal["sync", "sse", "scoring", "poll"]
@@ -9,9 +10,11 @@ Mode = Literal["sync", "sse", "scoring", "poll"]
 
 @dataclass(frozen=True)
 class ClientRequest:
-    """One request. `expected` is its whole text (of several choices each on its own line), or the
-    sums of its scores; None where it is still to be found out. With `steps` it is a task that is
-    done whole, whose file has the text.
+    """One request and the answer that is expected.
+
+    `expected` is the whole text, with each of several choices on its own line, or the sums of the
+    scores as JSON. It is None while nobody knows it yet. With `steps` the request is for an echo
+    task, which yields no tokens but a file that has the text.
     """
 
     name: str
@@ -29,42 +32,47 @@ class ClientRequest:
     def path(self) -> str:
         if self.steps:
             return "/v1/echo-task"
-        return "/loglikelihood" if self.mode == "scoring" else "/v1/completions"
+        if self.mode == "scoring":
+            return "/loglikelihood"
+        return "/v1/completions"
 
     @property
     def body(self) -> dict[str, Any]:
         if self.steps:
-            task = {
+            return {
                 "model": "tasks",
                 "text": self.prompt,
                 "steps": self.steps,
                 "step_ms": self.step_ms,
+                "stream": self.mode == "sse",
             }
-            return {**task, "stream": self.mode == "sse"}
         if self.mode == "scoring":
             return {
                 "prompts": [self.prompt] * len(self.continuations),
                 "continuations": list(self.continuations),
             }
-        sampling = {
+
+        body: dict[str, Any] = {
+            "prompt": self.prompt,
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
             "seed": 7,
             "n": self.n,
         }
-        return {
-            "prompt": self.prompt,
-            **sampling,
-            **({"stream": True} if self.mode == "sse" else {}),
-        }
+        if self.mode == "sse":
+            body["stream"] = True
+        return body
 
 
 @dataclass
 class Answer:
-    """What came. `said` holds the text of each choice, `frames` the times at which the request left
-    and each frame came (seconds, monotonic); `tries` counts how often a front was asked. Of a task
-    that is done whole `steps_done` are those that it was told of, and `file_id` is that of its
-    file."""
+    """The answer as far as it has come.
+
+    `said` holds the text of each choice. `frames` are the times at which the request left and each
+    frame came (seconds, monotonic), and `tries` counts how often a front was asked. For an echo
+    task, `steps_done` lists the steps that frames of progress told of, and `file_id` names its
+    file.
+    """
 
     request: ClientRequest
     said: dict[int, str] = field(default_factory=dict)
@@ -77,12 +85,14 @@ class Answer:
 
     @property
     def text(self) -> str:
+        """The text of all choices, each on its own line."""
         return "\n".join(self.said[choice] for choice in sorted(self.said))
 
     @property
     def is_right(self) -> bool:
-        tells_more_each_time = self.steps_done == sorted(set(self.steps_done))
-        return not self.error and self.text == self.request.expected and tells_more_each_time
+        """Return whether the answer is the expected one, and its progress only ever went up."""
+        only_goes_up = self.steps_done == sorted(set(self.steps_done))
+        return not self.error and self.text == self.request.expected and only_goes_up
 
     @property
     def took_s(self) -> float:
@@ -91,7 +101,5 @@ class Answer:
     @property
     def gap_s(self) -> float:
         """The longest wait for a frame."""
-        return max(
-            (later - sooner for sooner, later in zip(self.frames, self.frames[1:], strict=False)),
-            default=0.0,
-        )
+        gaps = [later - earlier for earlier, later in pairwise(self.frames)]
+        return max(gaps, default=0.0)

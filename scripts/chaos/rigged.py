@@ -1,12 +1,12 @@
 """The echo runners with a rig: they can be slow, held at an exact token, and made to crash their
 process.
 
-A prompt says where: `hold:NAME:K` yields nothing beyond K tokens (or K scores) while the file NAME
-exists in the folder that AIOS_CHAOS_GATES names (a gate that is shut); `poison` kills the process
-with SIGKILL. AIOS_CHAOS_STEP_S is how long each step takes. The n-th choice begins n characters
-later than the first, so that they can be told apart.
+A prompt says where. `hold:NAME:K` yields nothing beyond K tokens (or K scores) while the gate NAME
+is shut, which it is while a file of that name is in the folder that AIOS_CHAOS_GATES names.
+`poison` kills the process with SIGKILL. AIOS_CHAOS_STEP_S is how long each step takes. The n-th
+choice begins n characters later than the first, so that the choices can be told apart.
 
-A task that is done whole takes no more than K steps. `BATCH` of them are done at once.
+An echo task that is held takes no more than K steps. Up to `BATCH` tasks run at once.
 """
 
 import os
@@ -26,7 +26,8 @@ from worker.runners.echo_task import EchoTaskRunner
 from worker.sequence import Sampled, Slice, StepResult, TokenSequence
 from worker.task_runner import BatchProgress
 
-GATES_ENV, STEP_ENV = "AIOS_CHAOS_GATES", "AIOS_CHAOS_STEP_S"
+GATES_ENV = "AIOS_CHAOS_GATES"
+STEP_ENV = "AIOS_CHAOS_STEP_S"
 POISON = "poison"
 BATCH = 3
 
@@ -35,55 +36,75 @@ _HELD_STEP_S = 0.005
 
 
 class RiggedEcho(Echo):
-    """A held sequence stays where it is and the others go on, so that any number of jobs reach
-    their places."""
+    """The rigged echo model.
+
+    A sequence that is held stays where it is and the others go on, so that any number of jobs
+    reach their positions.
+    """
 
     def __init__(self, options: RunnerOptions) -> None:
         super().__init__(options)
-        self.spec = replace(
-            self.spec, step_tokens=options.step_tokens
-        )  # a job that is held must not use up the step
-        gates = os.environ.get(GATES_ENV)
-        self._gates = Path(gates) if gates else None
+        # A sequence that is held must not use up the tokens of a step.
+        self.spec = replace(self.spec, step_tokens=options.step_tokens)
+        self._gates = _gates_folder()
         self._step_s = float(os.environ.get(STEP_ENV, "0"))
         self._prompts: dict[TokenSequence, str] = {}
 
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
-        shut = {file.name for file in self._gates.iterdir()} if self._gates is not None else set()
-        is_held = [self._is_held(part, shut) for part in slices]
-        if self._step_s or all(is_held):
-            time.sleep(max(self._step_s, _HELD_STEP_S if all(is_held) else 0.0))
-        return [
-            None if held else self._compute(part)
-            for part, held in zip(slices, is_held, strict=True)
-        ]
+        shut_gates = set()
+        if self._gates is not None:
+            shut_gates = {file.name for file in self._gates.iterdir()}
+        is_held = [self._is_held(part, shut_gates) for part in slices]
+
+        # With nothing to do a step would return at once, and the engine would spin.
+        pause_s = self._step_s
+        if all(is_held):
+            pause_s = max(pause_s, _HELD_STEP_S)
+        if pause_s:
+            time.sleep(pause_s)
+
+        results: list[StepResult | FleetError] = []
+        for part, held in zip(slices, is_held, strict=True):
+            results.append(None if held else self._compute(part))
+        return results
 
     def _compute(self, part: Slice) -> StepResult | FleetError:
         [result] = super().step([part])
-        if not isinstance(result, Sampled) or part.sequence.choice == 0:
+        choice = part.sequence.choice
+        if not isinstance(result, Sampled) or choice == 0:
             return result
-        prompt, said = part.sequence.encoded.prompt_ids, len(part.sequence.output_ids)
-        return replace(result, token=prompt[(said + part.sequence.choice) % len(prompt)])
+        prompt_ids = part.sequence.encoded.prompt_ids
+        num_generated = len(part.sequence.output_ids)
+        return replace(result, token=prompt_ids[(num_generated + choice) % len(prompt_ids)])
 
     def release(self, sequence: TokenSequence) -> None:
         self._prompts.pop(sequence, None)
 
-    def _is_held(self, part: Slice, shut: set[str]) -> bool:
-        """Whether the slice goes beyond a gate that is shut. A mark beside it, NAME.KEY.CHOICE,
-        tells that it came."""
+    def _is_held(self, part: Slice, shut_gates: set[str]) -> bool:
+        """Return whether the slice goes beyond a gate that is shut.
+
+        If it does, it leaves a mark beside the gate, a file named NAME.KEY.CHOICE, which tells that
+        the sequence came here.
+        """
         prompt = self._prompt(part.sequence)
         if POISON in prompt:
             os.kill(os.getpid(), signal.SIGKILL)
-        found = _HOLD.search(prompt)
-        if found is None or self._gates is None or found[1] not in shut:
+
+        match = _HOLD.search(prompt)
+        if match is None or self._gates is None:
             return False
-        scores, said = (
-            len(part.sequence.scores) + part.num_continuations,
-            len(part.sequence.output_ids) + 1,
-        )
-        if (scores if part.sequence.is_scoring else said) <= int(found[2]):
+        gate = match[1]
+        limit = int(match[2])
+        if gate not in shut_gates:
             return False
-        (self._gates / f"{found[1]}.{part.sequence.key}.{part.sequence.choice}").touch()
+
+        if part.sequence.is_scoring:
+            reached = len(part.sequence.scores) + part.num_continuations
+        else:
+            reached = len(part.sequence.output_ids) + 1
+        if reached <= limit:
+            return False
+        (self._gates / f"{gate}.{part.sequence.key}.{part.sequence.choice}").touch()
         return True
 
     def _prompt(self, sequence: TokenSequence) -> str:
@@ -93,39 +114,55 @@ class RiggedEcho(Echo):
 
 
 class RiggedEchoTask(EchoTaskRunner):
-    """A batch stands still at a step as long as the gate of any of its tasks is shut there."""
+    """The rigged runner of echo tasks.
+
+    A batch stands still at a step as long as the gate of any of its tasks is shut there.
+    """
 
     def __init__(self, options: RunnerOptions) -> None:
         super().__init__(options)
         self.spec = replace(self.spec, max_batch=BATCH)
-        gates = os.environ.get(GATES_ENV)
-        self._gates = Path(gates) if gates else None
+        self._gates = _gates_folder()
 
     def take_step(self, tasks: Sequence[Task], step: int, progress: BatchProgress) -> None:
         super().take_step(tasks, step, progress)
-        wanted = range(len(tasks))
-        while any([progress.is_wanted(item) for item in wanted]) and any(
-            [self._is_held(task, step) for task in tasks]
-        ):
+        while self._must_wait(tasks, step, progress):
             time.sleep(_HELD_STEP_S)
 
+    def _must_wait(self, tasks: Sequence[Task], step: int, progress: BatchProgress) -> bool:
+        """Return whether any task is still wanted, and any is held."""
+        # Lists, not generators, so that every task is asked: `is_wanted` beats the worker's heart,
+        # and `_is_held` leaves the mark of each task that is held.
+        is_wanted = [progress.is_wanted(index) for index in range(len(tasks))]
+        if not any(is_wanted):
+            return False
+        is_held = [self._is_held(task, step) for task in tasks]
+        return any(is_held)
+
     def _is_held(self, task: Task, step: int) -> bool:
-        """Return whether the task may not finish this step. A mark, NAME.PID.REST, tells that it
-        came here."""
+        """Return whether the task may not finish this step yet.
+
+        If so, it leaves a mark, a file named NAME.PID.REST, which tells that the task came here.
+        """
         assert isinstance(task, EchoTask)
-        found = _HOLD.search(task.text)
-        if (
-            found is None
-            or self._gates is None
-            or step < int(found[2])
-            or not (self._gates / found[1]).exists()
-        ):
+        match = _HOLD.search(task.text)
+        if match is None or self._gates is None:
+            return False
+        gate = self._gates / match[1]
+        limit = int(match[2])
+        if step < limit or not gate.exists():
             return False
         (self._gates / mark_of(task.text, os.getpid())).touch()
         return True
 
 
 def mark_of(text: str, pid: int) -> str:
-    """Return the name of the mark that a task with this text leaves in the process `pid`."""
+    """Return the name of the mark that an echo task with this text leaves in the process `pid`."""
     head, _, rest = text.partition(" ")
-    return f"{head.split(':')[1]}.{pid}.{rest.strip()}"
+    gate = head.split(":")[1]
+    return f"{gate}.{pid}.{rest.strip()}"
+
+
+def _gates_folder() -> Path | None:
+    folder = os.environ.get(GATES_ENV)
+    return Path(folder) if folder else None

@@ -1,5 +1,5 @@
-"""The rows of the table: what is done to which fleet under which load, what is measured, and
-whether it is enough."""
+"""The rows of the table. Each puts a load on a fleet, injects faults, measures what comes of it,
+and judges whether that is enough."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ from scripts.chaos.clients import Client, load
 from scripts.chaos.criteria import ExperimentPlan, Row, at, bars, row_of, run_twice
 from scripts.chaos.faults import Fault, Toll, every
 from scripts.chaos.processes import Fleet, fleet
-from scripts.chaos.requests import ClientRequest
+from scripts.chaos.requests import ClientRequest, Mode
 from scripts.chaos.rigged import POISON, STEP_ENV
 from shared.settings import SAMPLE_MODEL
 
@@ -27,30 +27,17 @@ RowOf = Callable[[ExperimentPlan], Coroutine[Any, Any, Row]]
 def fleet_of(
     plan: ExperimentPlan, num_fronts: int = 1, *, worker_flags: Sequence[str] = (), **options: Any
 ) -> AbstractAsyncContextManager[Fleet]:
-    """The fleet of a plan, ready; `worker_flags` come on top of the plan's own."""
-    flags = [
-        "--lease-s",
-        str(plan.lease_s),
-        "--ageing-s",
-        str(plan.ageing_s),
-        "--max-new-tokens",
-        "1024",
-    ]
+    """Run the fleet of a plan, ready to use. `worker_flags` come on top of the plan's own."""
+    flags = ["--lease-s", str(plan.lease_s)]
+    flags += ["--ageing-s", str(plan.ageing_s)]
+    flags += ["--max-new-tokens", "1024"]
     flags += worker_flags
     if plan.model == "echo":
         flags += ["--model", "echo=echo"]
         options = {"worker": "scripts.chaos.worker", "env": {STEP_ENV: str(plan.step_s)}, **options}
     else:
-        flags += [
-            "--model",
-            f"sample={SAMPLE_MODEL}",
-            "--threads",
-            "1",
-            "--device",
-            "cpu",
-            "--dtype",
-            "float32",
-        ]
+        flags += ["--model", f"sample={SAMPLE_MODEL}"]
+        flags += ["--threads", "1", "--device", "cpu", "--dtype", "float32"]
     return fleet(
         plan.workers,
         num_fronts,
@@ -61,30 +48,32 @@ def fleet_of(
 
 
 async def with_expected(
-    plan: ExperimentPlan, client: Client, modes: Sequence[str]
+    plan: ExperimentPlan, client: Client, modes: Sequence[Mode]
 ) -> list[ClientRequest]:
-    """The asks of a load: some distinct ones again and again. Each says what an undisturbed run of
-    it said."""
-    kinds = [
-        _ask(plan, number, modes[number % len(modes)])
-        for number in range(min(_DISTINCT, plan.requests))
-    ]
-    told = await load(
-        client,
-        [replace(ask, name=f"alone-{ask.name}", mode=_plain(ask)) for ask in kinds],
-        plan.clients,
-    )
-    if failed := [answer.error for answer in told if answer.error]:
-        raise RuntimeError(f"the undisturbed run failed: {failed[0]}")
-    said = {answer.request.name.removeprefix("alone-"): answer.text for answer in told}
-    return [
-        replace(
-            kinds[number % len(kinds)],
-            name=f"ask-{number}",
-            expected=said[kinds[number % len(kinds)].name],
-        )
-        for number in range(plan.requests)
-    ]
+    """Return the requests of a load, each with the text that an undisturbed run of it has.
+
+    Some distinct requests are asked again and again, in all `modes` in turn. Raises RuntimeError if
+    the undisturbed run fails.
+    """
+    kinds = []
+    undisturbed = []
+    for number in range(min(_DISTINCT, plan.requests)):
+        kind = _ask(plan, number, modes[number % len(modes)])
+        kinds.append(kind)
+        undisturbed.append(replace(kind, name=f"alone-{kind.name}", mode=_plain(kind)))
+
+    texts = {}
+    answers = await load(client, undisturbed, plan.clients)
+    for answer in answers:
+        if answer.error:
+            raise RuntimeError(f"the undisturbed run failed: {answer.error}")
+        texts[answer.request.name.removeprefix("alone-")] = answer.text
+
+    requests = []
+    for number in range(plan.requests):
+        kind = kinds[number % len(kinds)]
+        requests.append(replace(kind, name=f"ask-{number}", expected=texts[kind.name]))
+    return requests
 
 
 async def under_load(
@@ -95,72 +84,85 @@ async def under_load(
     is_persistent: bool = False,
     has_proxies: bool = False,
 ) -> Row:
-    """A load of sync, SSE and scoring clients, who repeat nothing unless persistent, and one fault
-    after the other."""
-    async with fleet_of(plan, has_proxies=has_proxies) as made:
-        client = Client(lambda: [front.url for front in made.fronts], is_persistent=is_persistent)
-        asks = await with_expected(plan, client, ("sse", "sync", "sse", "scoring"))
+    """Inject one fault after the other into a fleet whose clients stream, wait or ask for scores,
+    and repeat nothing unless they are persistent."""
+    async with fleet_of(plan, has_proxies=has_proxies) as running:
+        client = Client(_urls_of(running), is_persistent=is_persistent)
+        requests = await with_expected(plan, client, ("sse", "sync", "sse", "scoring"))
         begun = time.monotonic()
-        async with every(plan.every_s, fault, made) as toll:
-            answers = await load(client, asks, plan.clients)
+        async with every(plan.every_s, fault, running) as toll:
+            answers = await load(client, requests, plan.clients)
             seconds = time.monotonic() - begun
         await client.close()
-        row = await row_of(name, made, answers, toll, seconds)
+        row = await row_of(name, running, answers, toll=toll, seconds=seconds)
         row.wrong += bars(name, plan, row.figures)
         return row
 
 
 async def fronts_killed(plan: ExperimentPlan) -> Row:
-    """Two fronts, one of them killed every so often; the clients reconnect."""
-    async with fleet_of(plan, 2) as made:
-        urls = [front.url for front in made.fronts]
-        undisturbed, client = Client(lambda: urls), Client(lambda: urls, is_persistent=True)
-        asks = await with_expected(plan, undisturbed, ("sse", "sync", "poll", "scoring"))
+    """Kill one of two fronts every so often, while their clients reconnect."""
+    async with fleet_of(plan, 2) as running:
+        # A front that is started again has the port of the one that was killed.
+        urls = [front.url for front in running.fronts]
+        undisturbed = Client(lambda: urls)
+        client = Client(lambda: urls, is_persistent=True)
+        requests = await with_expected(plan, undisturbed, ("sse", "sync", "poll", "scoring"))
         begun = time.monotonic()
-        async with every(plan.every_s, faults.kill_front, made) as toll:
-            answers = await load(client, asks, plan.clients)
+        async with every(plan.every_s, faults.kill_front, running) as toll:
+            answers = await load(client, requests, plan.clients)
             seconds = time.monotonic() - begun
-        row = await row_of("front", made, answers, toll, seconds)
-        row.figures["run twice"] = await run_twice(made, asks)
-        if row.figures["run twice"]:
-            row.wrong.append(f"{row.figures['run twice']} requests were run twice")
+        row = await row_of("front", running, answers, toll=toll, seconds=seconds)
+
+        num_run_twice = await run_twice(running, requests)
+        row.figures["run twice"] = num_run_twice
+        if num_run_twice:
+            row.wrong.append(f"{num_run_twice} requests were run twice")
         await client.close()
         await undisturbed.close()
         return row
 
 
 async def slow(plan: ExperimentPlan) -> Row:
-    """Whatever a worker or front says to Redis, and Redis to it, is 20 to 100 ms on its way."""
-    async with fleet_of(plan, has_proxies=True) as made:
-        client = Client(lambda: [front.url for front in made.fronts])
-        asks = await with_expected(plan, client, ("sse", "sync", "poll", "scoring"))
-        for member in made.fronts + made.workers:
-            member.proxy.slow(*_LATE_S)
+    """Delay whatever a worker or front sends to Redis, and Redis to it, by 20 to 100 ms."""
+    async with fleet_of(plan, has_proxies=True) as running:
+        client = Client(_urls_of(running))
+        requests = await with_expected(plan, client, ("sse", "sync", "poll", "scoring"))
+        from_s, to_s = _LATE_S
+        for member in running.fronts + running.workers:
+            member.proxy.slow(from_s, to_s)
         begun = time.monotonic()
-        answers = await load(client, asks, plan.clients)
-        row = await row_of("slow", made, answers, Toll(), time.monotonic() - begun)
-        took = sorted(answer.took_s for answer in answers)
-        row.figures |= {"took p50 s": at(took, 0.5), "took p99 s": at(took, 0.99)}
+        answers = await load(client, requests, plan.clients)
+        seconds = time.monotonic() - begun
+        row = await row_of("slow", running, answers, toll=Toll(), seconds=seconds)
+        took_s = sorted(answer.took_s for answer in answers)
+        row.figures["took p50 s"] = at(took_s, 0.5)
+        row.figures["took p99 s"] = at(took_s, 0.99)
         await client.close()
         return row
 
 
 async def rolling(plan: ExperimentPlan) -> Row:
-    """Every worker and both fronts are asked to go, one after the other, while the load goes on."""
-    async with fleet_of(plan, 2) as made:
-        urls = [front.url for front in made.fronts]
-        undisturbed, client = Client(lambda: urls), Client(lambda: urls, is_persistent=True)
-        asks = await with_expected(plan, undisturbed, ("sse", "sync", "sse", "scoring"))
-        toll, begun = Toll(), time.monotonic()
-        loading = asyncio.create_task(load(client, asks, plan.clients))
-        await asyncio.sleep(1)  # the load is on its way
-        await faults.roll(made, toll)
+    """Restart every worker and both fronts, one after the other, while the load goes on."""
+    async with fleet_of(plan, 2) as running:
+        urls = [front.url for front in running.fronts]
+        undisturbed = Client(lambda: urls)
+        client = Client(lambda: urls, is_persistent=True)
+        requests = await with_expected(plan, undisturbed, ("sse", "sync", "sse", "scoring"))
+        toll = Toll()
+        begun = time.monotonic()
+        loading = asyncio.create_task(load(client, requests, plan.clients))
+        # By then the load is on its way.
+        await asyncio.sleep(1)
+        await faults.roll(running, toll)
         is_covered = not loading.done()
         answers = await loading
-        row = await row_of("rolling", made, answers, toll, time.monotonic() - begun)
+        seconds = time.monotonic() - begun
+        row = await row_of("rolling", running, answers, toll=toll, seconds=seconds)
+
         row.figures["exits s"] = " ".join(f"{exit_s:.2f}" for exit_s in toll.exits_s)
-        if max(toll.exits_s) >= 2:
-            row.wrong.append(f"the slowest exit took {max(toll.exits_s):.2f} s")
+        slowest_s = max(toll.exits_s)
+        if slowest_s >= 2:
+            row.wrong.append(f"the slowest exit took {slowest_s:.2f} s")
         if any(toll.statuses):
             row.wrong.append(f"exit statuses {toll.statuses}")
         if not is_covered:
@@ -171,53 +173,64 @@ async def rolling(plan: ExperimentPlan) -> Row:
 
 
 async def poisoned(plan: ExperimentPlan) -> Row:
-    """One request in the middle of 64 kills every worker that runs it; workers that end are
-    replaced."""
-    async with fleet_of(replace(plan, workers=3)) as made:
-        client, toll = Client(lambda: [front.url for front in made.fronts]), Toll()
-        asks = [_ask(plan, number, "sync") for number in range(64)]
-        asks = [replace(ask, expected=_echoed(ask)) for ask in asks]
-        asks[31] = replace(asks[31], prompt=POISON, expected=None)
-        replacing = asyncio.create_task(faults.replace_the_dead(made, toll))
+    """Send 64 requests, one of which kills every worker that runs it, and replace the workers that
+    end."""
+    async with fleet_of(replace(plan, workers=3)) as running:
+        client = Client(_urls_of(running))
+        toll = Toll()
+        requests = []
+        for number in range(64):
+            request = _ask(plan, number, "sync")
+            requests.append(replace(request, expected=_echoed(request)))
+        requests[31] = replace(requests[31], prompt=POISON, expected=None)
+
+        replacing = asyncio.create_task(faults.replace_the_dead(running, toll))
         begun = time.monotonic()
-        answers = await load(client, asks, len(asks))
+        answers = await load(client, requests, num_clients=len(requests))
         seconds = time.monotonic() - begun
         replacing.cancel()
         await asyncio.gather(replacing, return_exceptions=True)
-        [convict] = [answer for answer in answers if answer.request.prompt == POISON]
-        row = await row_of(
-            "poison", made, [answer for answer in answers if answer is not convict], toll, seconds
-        )
-        dead = await made.redis.xlen("aios:{00}:dead")
-        row.figures |= {"crashes": toll.faults, "dead": dead}
-        if "worker_crashed" not in convict.error or dead != 1 or toll.faults > 3:
+
+        [poisonous] = [answer for answer in answers if answer.request.prompt == POISON]
+        answers.remove(poisonous)
+        row = await row_of("poison", running, answers, toll=toll, seconds=seconds)
+        num_dead = await running.redis.xlen("aios:{00}:dead")
+        row.figures["crashes"] = toll.faults
+        row.figures["dead"] = num_dead
+
+        # Three workers is how many a job may crash before it is given up.
+        is_given_up = "worker_crashed" in poisonous.error and num_dead == 1
+        if not is_given_up or toll.faults > 3:
             row.wrong.append(
-                f"{toll.faults} crashes, {dead} dead, the poison's client got "
-                f"{convict.error[:200]!r}"
+                f"{toll.faults} crashes, {num_dead} dead, the poison's client got "
+                f"{poisonous.error[:200]!r}"
             )
         await client.close()
         return row
 
 
-def _ask(plan: ExperimentPlan, number: int, mode: str) -> ClientRequest:
+def _urls_of(running: Fleet) -> Callable[[], list[str]]:
+    """Return a function that lists the addresses of the fronts that run when it is called."""
+    return lambda: [front.url for front in running.fronts]
+
+
+def _ask(plan: ExperimentPlan, number: int, mode: Mode) -> ClientRequest:
+    name = f"kind-{number}"
     prompt = f"{number} apples and {3 * number + 1} pears"
     if mode == "scoring":
-        return ClientRequest(
-            f"kind-{number}",
-            "scoring",
-            prompt,
-            continuations=(" make a pie", " are fruit", f" {number}"),
-        )
-    return ClientRequest(f"kind-{number}", mode, prompt, plan.max_tokens, temperature=0.8)  # type: ignore[arg-type]
+        continuations = (" make a pie", " are fruit", f" {number}")
+        return ClientRequest(name, mode, prompt, continuations=continuations)
+    return ClientRequest(name, mode, prompt, max_tokens=plan.max_tokens, temperature=0.8)
 
 
-def _plain(ask: ClientRequest) -> Any:
-    """The mode in which an undisturbed run is asked."""
-    return "scoring" if ask.mode == "scoring" else "sync"
+def _plain(request: ClientRequest) -> Mode:
+    """Return the mode in which an undisturbed run is asked."""
+    return "scoring" if request.mode == "scoring" else "sync"
 
 
-def _echoed(ask: ClientRequest) -> str:
-    return (ask.prompt * ask.max_tokens)[: ask.max_tokens]
+def _echoed(request: ClientRequest) -> str:
+    """The text of the echo model: the prompt again and again, one token a character."""
+    return (request.prompt * request.max_tokens)[: request.max_tokens]
 
 
 ROWS: dict[str, RowOf] = {

@@ -1,4 +1,5 @@
-"""The row of many submits: straight into the queue, without a front, while workers are killed."""
+"""The row of many submits, which go straight into the queue, without a front, while workers are
+killed."""
 
 import asyncio
 import random
@@ -10,7 +11,7 @@ from redis.asyncio import Redis
 from scripts.chaos import faults
 from scripts.chaos.criteria import ExperimentPlan, Row
 from scripts.chaos.faults import every
-from scripts.chaos.invariants import all_ended, traces, violations
+from scripts.chaos.invariants import Trace, all_ended, traces, violations
 from scripts.chaos.scenarios import fleet_of
 from shared.broker import Broker
 from shared.messages import Generate, Sampling, Score, Task
@@ -22,29 +23,35 @@ _AT_ONCE = 16
 
 
 async def submits(plan: ExperimentPlan) -> Row:
-    """Each of them ends in exactly one terminal event, and says what echo says."""
-    async with fleet_of(replace(plan, model="echo", step_s=0.0)) as made:
+    """Check that each submitted job ends in exactly one terminal event, with the text of the echo
+    model."""
+    async with fleet_of(replace(plan, model="echo", step_s=0.0)) as fleet:
         begun = time.monotonic()
-        async with every(_EVERY_S, faults.kill_worker, made) as toll:
-            await _submit_all(made.redis, plan.submits)
+        async with every(_EVERY_S, faults.kill_worker, fleet) as toll:
+            await _submit_all(fleet.redis, plan.submits)
             submitted_s = time.monotonic() - begun
-            await all_ended(made.redis, _ENDED_BY_S)
+            await all_ended(fleet.redis, _ENDED_BY_S)
             seconds = time.monotonic() - begun
-        found = await traces(made.redis)
-        wrong = await violations(made.redis)
-        for trace in found:
-            task = trace.job.task
-            if trace.state != "done" or (
-                isinstance(task, Generate) and trace.text != _echoed(task)
-            ):
+
+        job_traces = await traces(fleet.redis)
+        wrong = await violations(fleet.redis)
+        num_done = 0
+        num_hit = 0
+        for trace in job_traces:
+            if trace.state == "done":
+                num_done += 1
+            if trace.was_hit:
+                num_hit += 1
+            if not _is_as_expected(trace):
                 wrong.append(f"job {trace.job.id} is {trace.state} and said {trace.text[:60]!r}")
-        if len(found) != plan.submits:
-            wrong.append(f"{len(found)} jobs of {plan.submits}")
+        if len(job_traces) != plan.submits:
+            wrong.append(f"{len(job_traces)} jobs of {plan.submits}")
+
         figures = {
             "submits": plan.submits,
-            "done": sum(trace.state == "done" for trace in found),
+            "done": num_done,
             "faults": toll.faults,
-            "requests hit": sum(trace.was_hit for trace in found),
+            "requests hit": num_hit,
             "submitted in s": round(submitted_s, 1),
             "seconds": round(seconds, 1),
         }
@@ -52,26 +59,45 @@ async def submits(plan: ExperimentPlan) -> Row:
 
 
 async def _submit_all(redis: Redis, count: int) -> None:
-    submissions, rng = Submissions(Broker(redis)), random.Random(4)
-    left = iter([_task(rng) for _ in range(count)])
+    submissions = Submissions(Broker(redis))
+    rng = random.Random(4)
+    # One iterator that all submitters take from: each task is submitted once.
+    tasks = iter([_task(rng) for _ in range(count)])
 
-    async def some() -> None:
-        for task in left:
+    async def submit_some() -> None:
+        for task in tasks:
             order = SubmitRequest("echo", (task,), queue_timeout_s=600, deadline_s=600)
             request_id, jobs = submissions.jobs_of(order)
-            await submissions.submit(order, request_id, jobs, Quota(), QueueLimits(max_jobs=count))
+            await submissions.submit(
+                order,
+                request_id,
+                jobs,
+                quota=Quota(),
+                queue_limits=QueueLimits(max_jobs=count),
+            )
 
     async with asyncio.TaskGroup() as group:
         for _ in range(_AT_ONCE):
-            group.create_task(some())
+            group.create_task(submit_some())
 
 
 def _task(rng: random.Random) -> Task:
+    """Draw a task: one in five is scored, the others are generated."""
     text = "".join(rng.choices("abcdfghi ", k=rng.randint(1, 40)))
     if rng.random() < 0.2:
         return Score(text, (text[:5], "tail"))
     return Generate(text, Sampling(rng.randint(1, 200), seed=1))
 
 
+def _is_as_expected(trace: Trace) -> bool:
+    """Return whether a job is done and, where it generates, has the text of the echo model."""
+    if trace.state != "done":
+        return False
+    task = trace.job.task
+    return not isinstance(task, Generate) or trace.text == _echoed(task)
+
+
 def _echoed(task: Generate) -> str:
-    return (str(task.prompt) * task.sampling.max_tokens)[: task.sampling.max_tokens]
+    """The text of the echo model: the prompt again and again, one token a character."""
+    max_tokens = task.sampling.max_tokens
+    return (str(task.prompt) * max_tokens)[:max_tokens]

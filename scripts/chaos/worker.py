@@ -1,5 +1,5 @@
-"""`python -m worker` with the rigged echo runners in the place of the plain ones; the same
-flags."""
+"""`python -m worker`, with the same flags, but with the rigged echo runners in place of the plain
+ones."""
 
 import sys
 from dataclasses import replace

@@ -66,7 +66,8 @@ async def test_a_queue_in_many_parts_is_one_queue(redis: Redis, shards: int) -> 
     told the numbers."""
     await announce(redis, "echo")
     async with in_memory(Broker(redis, shards), max_queue_depth=6) as client:
-        body, later = {"prompts": ["a"] * 5}, {"Prefer": "respond-async"}
+        body = {"prompts": ["a"] * 5}
+        later = {"Prefer": "respond-async"}
         assert (await client.post("/generate", json=body, headers=later)).status_code == 202
         assert (
             await client.post("/generate", json={"prompts": ["a"]}, headers=later)
@@ -118,7 +119,8 @@ async def test_the_default_model_is_the_configured_one_else_the_marked_one(
 
 
 async def test_a_view_of_the_fleet_is_kept_for_a_while(redis: Redis) -> None:
-    kept, fresh = FleetView(Presence(redis), max_age_s=60), FleetView(Presence(redis), max_age_s=0)
+    kept = FleetView(Presence(redis), max_age_s=60)
+    fresh = FleetView(Presence(redis), max_age_s=0)
     assert not (await kept.now()).is_ready
     assert not (await fresh.now()).is_ready
     await announce(redis, "echo")
@@ -131,7 +133,8 @@ async def test_work_that_redis_takes_when_its_caller_was_refused_is_called_off(
 ) -> None:
     """Nobody would follow it."""
     await announce(redis, "echo")
-    submit, may_answer = Submissions.submit, asyncio.Event()
+    submit = Submissions.submit
+    may_answer = asyncio.Event()
 
     async def late(submissions: Submissions, *order: Any) -> Request:
         request = await submit(submissions, *order)

@@ -19,7 +19,8 @@ async def test_others_are_answered_while_the_document_is_made(redis: Redis) -> N
     """Two ask for it, a third for something else: the third is first, and the document is made
     once."""
     app = create_app(Settings(), Broker(redis))
-    generate, others_were_answered = app.openapi, threading.Event()
+    generate = app.openapi
+    others_were_answered = threading.Event()
     makers: list[int] = []
 
     def openapi() -> dict[str, Any]:

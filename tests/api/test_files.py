@@ -28,7 +28,8 @@ MIB = 1 << 20
 SMALL = b"a small file\n"
 LARGE = bytes(range(256)) * (2 * MIB // 256)
 PLAIN = {"Content-Type": "text/plain"}
-ANN, BOB = {"Authorization": "Bearer key-a"}, {"Authorization": "Bearer key-b"}
+ANN = {"Authorization": "Bearer key-a"}
+BOB = {"Authorization": "Bearer key-b"}
 
 
 @pytest.fixture
@@ -197,7 +198,8 @@ def part(name: str, data: str, filename: str | None = None, more: str = "") -> s
 
 
 END = f"--{BOUNDARY}--\r\n"
-FILE, PURPOSE = part("file", "abc", "a.txt"), part("purpose", "user_data")
+FILE = part("file", "abc", "a.txt")
+PURPOSE = part("purpose", "user_data")
 
 LONG_LINE = f"X-Long: {'x' * 4100}\r\n"
 

@@ -19,7 +19,8 @@ async def test_what_a_stream_looks_like(client: httpx.AsyncClient, worker: EchoW
     *told, end, done = frames(answer)
     assert done.data == "[DONE]"
     assert told[0].json == {"index": 0, "text": "", "finish_reason": None}
-    texts, reasons = ["", "", "", ""], ["", "", "", ""]
+    texts = ["", "", "", ""]
+    reasons = ["", "", "", ""]
     for frame in told:
         assert set(frame.json) == {"index", "text", "finish_reason"}
         texts[frame.json["index"]] += frame.json["text"]

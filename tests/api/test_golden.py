@@ -18,7 +18,8 @@ from tests.fixtures.posts import creating
 from tests.fixtures.redis_server import RedisServer
 
 PAIRS = pairs()
-JSON, EVENTS = "application/json", "text/event-stream"
+JSON = "application/json"
+EVENTS = "text/event-stream"
 OPENAI_TYPES: dict[tuple[str, str], type[BaseModel]] = {
     ("/v1/completions", JSON): Completion,
     ("/v1/chat/completions", JSON): ChatCompletion,

@@ -8,7 +8,8 @@ from tests.fixtures.api.fronts import in_memory
 
 async def test_without_a_worker(redis: Redis) -> None:
     async with in_memory(redis) as client:
-        health, ready = await client.get("/healthz"), await client.get("/readyz")
+        health = await client.get("/healthz")
+        ready = await client.get("/readyz")
     assert (health.status_code, health.json()) == (200, {"status": "ok", "ready": False})
     assert (ready.status_code, ready.json()) == (
         503,
@@ -18,7 +19,8 @@ async def test_without_a_worker(redis: Redis) -> None:
 
 async def test_with_a_worker(redis: Redis, worker: EchoWorker) -> None:
     async with in_memory(redis, healthz_mode="ready") as client:
-        health, ready = await client.get("/healthz"), await client.get("/readyz")
+        health = await client.get("/healthz")
+        ready = await client.get("/readyz")
     assert (health.status_code, health.json()) == (200, {"status": "ok", "ready": True})
     assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
 

@@ -78,10 +78,12 @@ async def test_a_browser_gets_a_page_and_curl_the_same_as_json(
     redis: Redis, worker: EchoWorker
 ) -> None:
     async with in_memory(redis) as client:
-        shown, told = await client.get("/", headers=BROWSER), await client.get("/", headers=CURL)
+        shown = await client.get("/", headers=BROWSER)
+        told = await client.get("/", headers=CURL)
         assert shown.headers["content-type"] == "text/html; charset=utf-8"
         assert told.headers["content-type"] == "application/json"
-        page, body = Page(shown.text), told.json()
+        page = Page(shown.text)
+        body = told.json()
         assert (page.open, page.sources) == ([], [])
         assert not {"script", "link", "img", "iframe", "form"} & set(page.tags), (
             "nothing is fetched from elsewhere"
@@ -108,7 +110,8 @@ async def run(client: httpx.AsyncClient, command: str) -> httpx.Response:
     """What the example's curl would send."""
     words = shlex.split(command)
     assert words[0] == "curl"
-    headers, body = {}, None
+    headers = {}
+    body = None
     for flag, value in zip(words[2::2], words[3::2], strict=True):
         if flag == "-H":
             name, _, text = value.partition(": ")
@@ -160,7 +163,8 @@ async def test_names_are_escaped(redis: Redis) -> None:
     await announce(redis, "<b>&'\"x", "two' ; rm")
     async with in_memory(redis) as client:
         answer = await client.get("/", headers=BROWSER | {"Host": "a'<i>\"b"})
-        page, body = Page(answer.text), (await client.get("/", headers={"Host": "a'<i>\"b"})).json()
+        page = Page(answer.text)
+        body = (await client.get("/", headers={"Host": "a'<i>\"b"})).json()
     assert not {"b", "i"} & set(page.tags)
     assert "<b>&'\"x" in page.text
     words = shlex.split(body["example"])
@@ -174,7 +178,8 @@ async def test_a_closed_fleet_names_no_models_and_still_shows_the_way(
     await Keyring(Broker(redis)).create(Grant("ann", "ann"))
     for settings in ({"api_keys": "k"}, {}):
         async with in_memory(redis, **settings) as client:
-            shown, body = await client.get("/", headers=BROWSER), (await client.get("/")).json()
+            shown = await client.get("/", headers=BROWSER)
+            body = (await client.get("/")).json()
             assert (body["needs_key"], body["models"]) == (True, None)
             assert '"Authorization: Bearer $KEY"' in body["example"]
             assert "echo" not in shown.text + json.dumps(body)

@@ -70,7 +70,8 @@ async def test_a_stream_is_replayed_in_mid_run(
     redis: Redis, redis_url: str, worker: EchoWorker
 ) -> None:
     worker.gate.clear()
-    other, body = connect(redis_url), {"prompt": "a b c d", "stream": True, "logprobs": 2, "n": 2}
+    other = connect(redis_url)
+    body = {"prompt": "a b c d", "stream": True, "logprobs": 2, "n": 2}
     async with live(redis) as (one, _), live(other) as (two, _):
         streams = [
             await client.send(
@@ -161,7 +162,8 @@ async def test_what_runs_is_found_when_its_worker_seems_gone(
 ) -> None:
     """By its key, and by a frame that was seen."""
     worker.gate.clear()
-    other, body = connect(redis_url), {"prompt": "a b c", "stream": True}
+    other = connect(redis_url)
+    body = {"prompt": "a b c", "stream": True}
     async with in_memory(redis) as one, in_memory(other) as two:
         asking = asyncio.create_task(one.post("/v1/completions", json=body, headers=KEY))
         await until(lambda: has_followers(redis, 1), "it is taken")
@@ -181,7 +183,8 @@ async def test_a_front_that_drains_tells_where_the_work_of_a_key_is(
 ) -> None:
     worker.gate.clear()
     async with live(redis) as (client, front):
-        body, later = {"prompts": ["a b"]}, {"Prefer": "respond-async"}
+        body = {"prompts": ["a b"]}
+        later = {"Prefer": "respond-async"}
         location = (await client.post("/generate", json=body, headers=KEY | later)).headers[
             "Location"
         ]

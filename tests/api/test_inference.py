@@ -14,7 +14,8 @@ from tests.fixtures.api.echo_worker import EchoWorker, announce
 from tests.fixtures.api.fronts import live, states
 from tests.fixtures.polling import until
 
-PATH, STREAM = "/api/inference", "/api/inference/stream"
+PATH = "/api/inference"
+STREAM = "/api/inference/stream"
 TEXT = {"task": "text-generation", "inputs": "a b"}
 NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 
@@ -177,7 +178,8 @@ async def test_an_error_in_the_middle_is_an_event(redis: Redis, able: EchoWorker
         live(redis) as (client, front),
         client.stream("POST", STREAM, json=TEXT) as answer,
     ):
-        text, is_ended = "", False
+        text = ""
+        is_ended = False
         async for part in answer.aiter_text():
             text += part
             if "event: token" in text and not is_ended:

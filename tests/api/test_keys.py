@@ -18,7 +18,8 @@ from tests.fixtures.redis_server import RedisServer
 from tests.fixtures.slowness import within
 
 TWO = {"api_keys": "ann:key-a,bob:key-b"}
-ANN, BOB = {"Authorization": "Bearer key-a"}, {"X-API-Key": "key-b"}
+ANN = {"Authorization": "Bearer key-a"}
+BOB = {"X-API-Key": "key-b"}
 LATER = {"Prefer": "respond-async"}
 ASK = {"prompts": ["a b"]}
 
@@ -128,7 +129,9 @@ async def test_a_key_that_is_revoked_or_has_expired_is_refused_at_once_by_all_fr
 ) -> None:
     await announce(redis, "echo")
     other = connect(redis_url)
-    revoked, short, lasting = await make(redis), await make(redis, lives_s=500), await make(redis)
+    revoked = await make(redis)
+    short = await make(redis, lives_s=500)
+    lasting = await make(redis)
     async with (
         in_memory(redis, require_key="yes") as first,
         in_memory(other, require_key="yes") as second,
@@ -186,10 +189,8 @@ async def test_a_grant_limits_class_and_concurrency(redis: Redis) -> None:
 
 async def test_the_rate_of_a_grant_outranks_the_fleets(redis: Redis) -> None:
     await announce(redis, "echo")
-    fast, plain = (
-        bearer(await make(redis, rate=Rate(3, 60))) | LATER,
-        bearer(await make(redis)) | LATER,
-    )
+    fast = bearer(await make(redis, rate=Rate(3, 60))) | LATER
+    plain = bearer(await make(redis)) | LATER
     async with in_memory(redis, rate_limit="1/60") as client:
         for key, expected in ((fast, [202, 202, 202, 429]), (plain, [202, 429])):
             assert [

@@ -19,7 +19,8 @@ from tests.fixtures.polling import DEADLINE_S, until
 
 WORDS = [f"w{number} " for number in range(40)]
 BODY = {"prompt": "".join(WORDS), "max_tokens": len(WORDS)}
-NUM_RUNS, NUM_KILLS = 3, 5
+NUM_RUNS = 3
+NUM_KILLS = 5
 
 Loss = Callable[[], object]
 Lossy = Callable[[str], AbstractAsyncContextManager[tuple[httpx.AsyncClient, EchoWorker, Loss]]]
@@ -90,7 +91,8 @@ async def held_up(redis_url: str) -> AsyncIterator[tuple[httpx.AsyncClient, Echo
     """The connection seems to be fine, and nothing comes."""
     port = int(redis_url.rpartition(":")[2].partition("/")[0])
     proxy = await Proxy("127.0.0.1", port).start()
-    redis, line = connect(redis_url), connect(f"redis://127.0.0.1:{proxy.port}/0")
+    redis = connect(redis_url)
+    line = connect(f"redis://127.0.0.1:{proxy.port}/0")
     async with EchoWorker(redis_url) as worker, in_memory(Apart(redis, line)) as client:
         yield client, worker, proxy.to_client.hold
         proxy.to_client.release()

@@ -112,7 +112,8 @@ async def test_the_fleet_is_told_alike_by_every_front(redis: Redis) -> None:
     )
     await Presence(redis, ttl_s=ALL_DAY_S).announce(has_failed)
     async with in_memory(redis) as one, in_memory(redis) as other:
-        found, same = await samples(one), await samples(other)
+        found = await samples(one)
+        same = await samples(other)
     assert cost_of(task) == 100
     expected = {
         'aios_queue_depth{model="m",state="queued"}': 2,

@@ -79,7 +79,8 @@ async def test_a_refusal_has_openais_shape(
 async def test_openai_callers_are_told_what_gave_way(
     client: httpx.AsyncClient, worker: EchoWorker, stream: bool
 ) -> None:
-    worker.num_truncated, worker.max_tokens = 5, 3
+    worker.num_truncated = 5
+    worker.max_tokens = 3
     answer = await client.post("/v1/completions", json={"prompt": "a b", "stream": stream})
     assert answer.status_code == 200
     assert answer.headers["X-Truncated-Prompt-Tokens"] == "5"

@@ -17,7 +17,9 @@ from tests.fixtures.desk import DONE, Desk
 
 LATER = {"Prefer": "respond-async"}
 NUM_FRONTS = 4
-CONCURRENCY, DEPTH, BYTES = 9, 6, 3_000
+CONCURRENCY = 9
+DEPTH = 6
+BYTES = 3_000
 
 
 async def test_no_limit_is_exceeded_by_one(redis: Redis, redis_url: str) -> None:
@@ -61,10 +63,8 @@ async def test_nor_by_processes(redis: Redis, redis_url: str) -> None:
         fronts = [client for _, client in await asyncio.gather(*starting)]
         await announce(redis, "echo")
         turns = asyncio.Semaphore(0)
-        watching, working = (
-            asyncio.create_task(watch(redis)),
-            asyncio.create_task(work(redis, turns)),
-        )
+        watching = asyncio.create_task(watch(redis))
+        working = asyncio.create_task(work(redis, turns))
         racing = [race(front, random.Random(number), turns) for number, front in enumerate(fronts)]
         codes = [code for some in await asyncio.gather(*racing) for code in some]
         watching.cancel()
@@ -80,7 +80,8 @@ async def test_nor_by_processes(redis: Redis, redis_url: str) -> None:
 
 
 async def race(front: httpx.AsyncClient, rng: random.Random, turns: asyncio.Semaphore) -> list[str]:
-    codes, taken = [], []
+    codes = []
+    taken = []
     for _ in range(60):
         turns.release()
         if taken and rng.random() < 0.3:
@@ -113,7 +114,8 @@ async def watch(redis: Redis) -> None:
 async def work(redis: Redis, turns: asyncio.Semaphore) -> None:
     """Has up to two jobs in hand, and ends the oldest of them: one for each four requests, however
     fast they come."""
-    desk, held = Desk(redis, "echo"), []
+    desk = Desk(redis, "echo")
+    held = []
     while True:
         for _ in range(4):
             await turns.acquire()

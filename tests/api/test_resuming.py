@@ -190,7 +190,8 @@ async def test_the_cursor_of_another_endpoint_is_refused(
     client: httpx.AsyncClient, worker: EchoWorker
 ) -> None:
     id = (await client.post("/generate", json={"prompts": ["a"]})).headers["X-Job-Id"]
-    body, seen = {"prompt": "a", "stream": True}, {"Last-Event-ID": f"{id}.0"}
+    body = {"prompt": "a", "stream": True}
+    seen = {"Last-Event-ID": f"{id}.0"}
     assert (await client.post("/v1/completions", json=body, headers=seen)).status_code == 400
 
 

@@ -210,14 +210,16 @@ async def test_a_running_stream_ends_with_its_key(
 ) -> None:
     """And so does the work, as if its caller had left. Another key's stream beside it goes on."""
     worker.gate.clear()
-    lost, kept = await make(redis), await make(redis, "di")
+    lost = await make(redis)
+    kept = await make(redis, "di")
     async with live(redis) as (client, _):
         streams = [
             client.stream("POST", "/v1/completions", json=ASK, headers=bearer(key))
             for key in (lost, kept)
         ]
         async with streams[0] as ending, streams[1] as lasting:
-            coming, going_on = read(ending.aiter_lines()), read(lasting.aiter_lines())
+            coming = read(ending.aiter_lines())
+            going_on = read(lasting.aiter_lines())
             await begun(coming)
             await begun(going_on)
             await lose(redis, lost)
@@ -255,7 +257,8 @@ async def test_a_job_for_later_goes_on_and_is_the_tenants(redis: Redis, worker: 
     """Keys are changed without a loss: the follower is cut off, and the tenant's other key reads
     the result."""
     worker.gate.clear()
-    old, new = await make(redis), await make(redis)
+    old = await make(redis)
+    new = await make(redis)
     async with live(redis) as (client, front):
         later = bearer(old) | {"Prefer": "respond-async"}
         location = (await client.post("/v1/completions", json=ASK, headers=later)).headers[
@@ -283,7 +286,8 @@ async def test_streams_without_a_key_end_when_the_fleet_closes(
     async with live(redis) as (client, _), live(redis, require_key="no") as (other, _):
         streams = [front.stream("POST", "/v1/completions", json=ASK) for front in (client, other)]
         async with streams[0] as ending, streams[1] as lasting:
-            coming, going_on = read(ending.aiter_lines()), read(lasting.aiter_lines())
+            coming = read(ending.aiter_lines())
+            going_on = read(lasting.aiter_lines())
             await begun(coming)
             await begun(going_on)
             await make(redis)

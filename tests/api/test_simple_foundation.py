@@ -154,7 +154,8 @@ async def test_the_documented_clients(redis: Redis, worker: EchoWorker) -> None:
     """C30 to C32: chunks are printed as they come, and problems are solved by four threads."""
     worker.gate.clear()
     async with live(redis) as (client, _):
-        address, first = str(client.base_url), threading.Event()
+        address = str(client.base_url)
+        first = threading.Event()
 
         def stream() -> str:
             body = {"problem": "a b", "template": "{problem}", "stream": True}

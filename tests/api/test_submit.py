@@ -161,7 +161,8 @@ async def test_what_waits_tells_its_place(redis: Redis, redis_url: str) -> None:
 async def test_the_document_has_a_body_for_every_task(client: httpx.AsyncClient) -> None:
     """Told apart by `task`, each with the fields of its endpoint's own body."""
     document = (await client.get("/openapi.json")).json()
-    schemas, paths = document["components"]["schemas"], document["paths"]
+    schemas = document["components"]["schemas"]
+    paths = document["paths"]
 
     def body_of(path: str) -> Any:
         schema = paths[path]["post"]["requestBody"]["content"]["application/json"]["schema"]

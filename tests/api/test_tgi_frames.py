@@ -8,7 +8,8 @@ from api.routes.tgi_frames import TgiFrames
 from api.schemas.tgi import TgiNotes
 from shared.messages import Done, Started, TokenLogprob, Tokens
 
-EOS, GREEDY = 2, TgiNotes("", False, False, 0, None)
+EOS = 2
+GREEDY = TgiNotes("", False, False, 0, None)
 STOPPING = TgiNotes("", False, True, 0, None)
 
 

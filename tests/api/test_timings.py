@@ -55,7 +55,8 @@ def test_of_a_request_of_which_a_part_runs() -> None:
 
 async def test_times_are_noted_once_by_redis(redis: Redis) -> None:
     """A takeover changes neither when the job was first taken nor when it first said something."""
-    hasty, desk = Desk(redis, lease_s=0), Desk(redis)
+    hasty = Desk(redis, lease_s=0)
+    desk = Desk(redis)
     request, (job,) = await desk.request()
     [waiting] = await desk.requests.look(request)
     assert (waiting.times.taken_s, waiting.times.first_s, waiting.times.ended_s) == (
@@ -103,10 +104,8 @@ async def test_every_answer_tells_its_timings_when_asked(
     another front."""
     is_text = path not in TASKS_OF_PATHS
     async with in_memory(redis) as one, in_memory(redis) as two:
-        plain, answer = (
-            await one.post(path, json=body),
-            await one.post(path, json=body, headers=TOLD),
-        )
+        plain = await one.post(path, json=body)
+        answer = await one.post(path, json=body, headers=TOLD)
         told = (await two.get(f"/v1/jobs/{answer.headers['X-Job-Id']}")).json()["timings"]
     assert "Server-Timing" not in plain.headers
     assert ": timings" not in plain.text

@@ -17,10 +17,8 @@ from tests.fixtures.api.fronts import in_memory
 from tests.fixtures.polling import until
 
 ADMIN = {"X-API-Key": "root"}
-UNLOAD, DELETE = (
-    ("POST", "/api/models/unload/some/m"),
-    ("DELETE", "/api/models/text-generation/some/m"),
-)
+UNLOAD = ("POST", "/api/models/unload/some/m")
+DELETE = ("DELETE", "/api/models/text-generation/some/m")
 
 
 @pytest.fixture

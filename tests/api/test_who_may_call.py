@@ -15,7 +15,9 @@ from shared.probes import PROBES
 from shared.settings import REPO_ROOT, Settings
 from tests.fixtures.api.fronts import in_memory
 
-OPEN, CALLER, ADMIN = "open", "caller", "admin"
+OPEN = "open"
+CALLER = "caller"
+ADMIN = "admin"
 WHO_MAY_CALL = {
     ("GET", "/openapi.json"): OPEN,
     ("GET", "/docs"): OPEN,

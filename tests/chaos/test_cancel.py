@@ -20,7 +20,8 @@ from tests.fixtures.slowness import slowness
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-STEP_S, LEASE_S = 0.04, 0.5
+STEP_S = 0.04
+LEASE_S = 0.5
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

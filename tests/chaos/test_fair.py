@@ -16,7 +16,9 @@ from tests.fixtures.slowness import slowness
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-PLACES, STEP_S, AGEING_S = 2, 0.002, 0.3
+PLACES = 2
+STEP_S = 0.002
+AGEING_S = 0.3
 
 
 @asynccontextmanager

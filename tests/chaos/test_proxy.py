@@ -38,7 +38,8 @@ async def said(line: WaitingLine, text: bytes) -> bytes:
 
 
 async def test_it_carries_both_ways(proxy: Proxy) -> None:
-    one, other = await line_to(proxy), await line_to(proxy)
+    one = await line_to(proxy)
+    other = await line_to(proxy)
     assert (await said(one, b"a"), await said(other, b"b"), await said(one, b"c")) == (
         b"A",
         b"B",
@@ -48,7 +49,8 @@ async def test_it_carries_both_ways(proxy: Proxy) -> None:
 
 @pytest.mark.parametrize("way", ["to_server", "to_client"])
 async def test_a_trap_holds_from_its_word_on(proxy: Proxy, way: str) -> None:
-    one, other = await line_to(proxy), await line_to(proxy)
+    one = await line_to(proxy)
+    other = await line_to(proxy)
     proxy.trap(b"now", getattr(proxy, way))
     assert await said(one, b"not yet") == b"NOT YET"
     waiting = [asyncio.create_task(said(one, b"now")), asyncio.create_task(said(other, b"then"))]

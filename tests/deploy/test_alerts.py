@@ -81,7 +81,8 @@ def test_every_alert_is_seen_to_fire_and_not_to_fire() -> None:
 def test_series_of_the_rules_tests_are_as_they_are_exported() -> None:
     known = {**exported(), **OTHERS}
     for series in (series["series"] for test in TESTED for series in test["input_series"]):
-        name, labels = re.findall(r"^(\w+)", series)[0], set(re.findall(r"(\w+)=", series))
+        name = re.findall(r"^(\w+)", series)[0]
+        labels = set(re.findall(r"(\w+)=", series))
         assert labels <= known[name].labels and labels | {"job"} >= known[name].labels - {"call"}, (
             series
         )

@@ -23,7 +23,8 @@ from tests.fixtures.deploy.compose_files import (
     variables,
 )
 
-CPU, ALL = services("compose.yaml"), services()
+CPU = services("compose.yaml")
+ALL = services()
 OURS = {"api", "worker", "jobs", "hrm"}
 SCRAPES = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yaml").read_text())[
     "scrape_configs"

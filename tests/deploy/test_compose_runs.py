@@ -40,7 +40,8 @@ def running(
 def test_a_role_passes_its_health_check(
     redis_server: RedisServer, tmp_path: Path, name: str
 ) -> None:
-    service, port = SERVICES[name], free_port()
+    service = SERVICES[name]
+    port = free_port()
     listens = str(health_port(service))
     flags = [str(port) if word == listens else word for word in service["command"]]
     env = service["environment"] | {"AIOS_REDIS_URL": redis_server.url, "AIOS_PORT": str(port)}

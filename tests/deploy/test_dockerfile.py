@@ -26,7 +26,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 def instructions() -> list[tuple[str, str, str]]:
     """Stage (the empty string before the first), instruction and its words, one by one."""
     code = "\n".join(line for line in TEXT.splitlines() if not line.startswith("#"))
-    stage, found = "", []
+    stage = ""
+    found = []
     for line in filter(None, code.replace("\\\n", "").splitlines()):
         name, words = line.split(maxsplit=1)
         if name == "FROM":

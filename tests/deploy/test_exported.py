@@ -39,14 +39,16 @@ async def test_running_roles_tell_what_is_asked_for(redis: Redis) -> None:
 
 async def front_and_worker(redis: Redis) -> list[str]:
     """What they tell after some answers, a repetition and a refusal."""
-    worker, metrics = service(redis), WorkerMetrics()
+    worker = service(redis)
+    metrics = WorkerMetrics()
     worker.tell(metrics)
     async with (
         serving(worker, Echo(RunnerOptions("echo", max_batch=4))),
         in_memory(redis) as client,
     ):
         await until(lambda: worker.not_ready() is None, "the worker is ready")
-        ask, again = {"prompts": ["a b c d"], "max_tokens": 3}, {"Idempotency-Key": "k"}
+        ask = {"prompts": ["a b c d"], "max_tokens": 3}
+        again = {"Idempotency-Key": "k"}
         for _ in range(2):
             assert (await client.post("/generate", json=ask, headers=again)).status_code == 200
         assert (await client.post("/generate", json={**ask, "model": "none"})).status_code == 404
@@ -58,7 +60,8 @@ async def janitor(redis: Redis) -> str:
     task = Generate("a", Sampling(max_tokens=1, seed=0))
     [job] = await Desk(redis).submit(task)
     await redis.hset(keys.job(job.id), mapping={"expires_ms": "1", "deadline_ms": "1"})  # type: ignore[misc]
-    metrics, broker = JanitorMetrics(), Broker(redis)
+    metrics = JanitorMetrics()
+    broker = Broker(redis)
     worker = make_worker(broker, Janitor(broker, grace_s=0), metrics, burst=True)
     await worker.pool.enqueue_job(f"{{{TAG}}}:jobs", _job_id=f"{{{TAG}}}:jobs:1")
     await worker.async_run()

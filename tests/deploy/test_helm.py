@@ -100,7 +100,8 @@ def test_a_change_of_one_pools_settings_starts_only_that_pool_again() -> None:
             for document in made.of("Deployment")
         }
 
-    before, after = digests({"max_batch_size": 8}), digests({"max_batch_size": 9})
+    before = digests({"max_batch_size": 8})
+    after = digests({"max_batch_size": 9})
     assert {name for name in before if before[name] != after[name]} == {"demo-aios-fleet-worker-b"}
 
 

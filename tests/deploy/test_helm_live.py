@@ -40,7 +40,8 @@ async def test_helm_test_says_whether_a_fleet_serves(redis: Redis, redis_url: st
 
     alone = await ask("ci:hush-1")
     async with EchoWorker(redis_url):
-        well, stranger = await ask("ci:hush-1, hush-2"), await ask("wrong")
+        well = await ask("ci:hush-1, hush-2")
+        stranger = await ask("wrong")
     assert (well.returncode, well.stderr) == (0, "")
     assert "completions" in well.stdout
     assert alone.returncode == stranger.returncode == 1

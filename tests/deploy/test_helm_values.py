@@ -124,7 +124,8 @@ def test_every_value_has_a_place_in_the_schema_and_a_default() -> None:
     """All objects are closed, and every property of theirs that has properties is in
     values.yaml."""
     with helm.Chart.load(CHART) as chart:
-        schema, values = chart.schema, chart.values
+        schema = chart.schema
+        values = chart.values
     assert schema is not None
     _same_keys(schema, values, schema["definitions"], "values")
 

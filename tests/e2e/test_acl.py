@@ -82,7 +82,8 @@ async def test_a_fleet_works_with_a_user_for_each_role(
     """All dialects' ways through Redis: sync, stream, job, cancel, takeover, keys, rates, sweeps,
     the dead."""
     tester = AsyncRedis.from_url(url_of(guarded, "tester"))
-    operator, worker_url = url_of(guarded, "operator"), url_of(guarded, "worker")
+    operator = url_of(guarded, "operator")
+    worker_url = url_of(guarded, "worker")
     key = await aios(
         "keys", "create", "ann", "--rate", "100/60", "--concurrency", "50", "--redis-url", operator
     )
@@ -202,10 +203,8 @@ async def test_so_it_does_on_several_shards(guarded: RedisServer, tmp_path: Path
             user: await stack.enter_async_context(open_unsettled(url_of(guarded, user), 4))
             for user in ("front", "worker", "jobs")
         }
-        front_desk, worker_desk = (
-            Desk(brokers["front"], "acl"),
-            Desk(brokers["worker"], "acl", lease_s=60),
-        )
+        front_desk = Desk(brokers["front"], "acl")
+        worker_desk = Desk(brokers["worker"], "acl", lease_s=60)
         await front_desk.submit(SAY_HI, SAY_HI, max_jobs=2)
         with pytest.raises(QueueFull):
             await front_desk.submit(max_jobs=2)

@@ -16,7 +16,8 @@ from tests.fixtures.e2e.inside import fleet_inside
 from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
 
-OPENAI_KEYS, PLAIN_KEYS = {"message", "type", "param", "code"}, {"code", "message", "field"}
+OPENAI_KEYS = {"message", "type", "param", "code"}
+PLAIN_KEYS = {"code", "message", "field"}
 API_KEYS = {"code", "message", "details"}
 ANSWER_KEYS = {
     "/generate": {"completions", "generated_text"},

@@ -141,7 +141,8 @@ async def check_dialogue(client: httpx.AsyncClient, llm: LLM, name: str) -> None
 
 
 async def check_numbers(client: httpx.AsyncClient, llm: LLM, name: str) -> None:
-    contexts, tails = ["Compute: 1 + 1", "Hello", "Compute: 1 + 1"], ["= 2", " world", "= 3"]
+    contexts = ["Compute: 1 + 1", "Hello", "Compute: 1 + 1"]
+    tails = ["= 2", " world", "= 3"]
     asked = {"model": name, "prompts": contexts, "continuations": tails}
     over_http = (await client.post("/loglikelihood", json=asked)).json()
     scores = llm.score(contexts, tails)

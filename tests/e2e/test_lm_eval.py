@@ -121,7 +121,8 @@ def check_solutions(found: Any, runner: Runner, prompts: list[Prompt]) -> None:
 
 def test_hrm_text(told: dict[str, Any]) -> None:
     """The tasks write the model's marks; the engine writes them itself."""
-    own, questions = runner(SAMPLE_MODEL), [item["question"] for item in PROBLEMS]
+    own = runner(SAMPLE_MODEL)
+    questions = [item["question"] for item in PROBLEMS]
     check_solutions(told["hrm"]["solve_hrm"], own, questions)
     check_choices(told["hrm"]["choose_hrm"], own, "")
     assert told["hrm"]["solve_hrm"]["results"]["exact_match,last-line"] == 0.75, (
@@ -132,7 +133,8 @@ def test_hrm_text(told: dict[str, Any]) -> None:
 
 
 def test_a_causal_model(told: dict[str, Any], causal_path: Path) -> None:
-    own, questions = runner(causal_path), [item["question"] for item in PROBLEMS]
+    own = runner(causal_path)
+    questions = [item["question"] for item in PROBLEMS]
     check_solutions(told["causal"]["solve"], own, questions)
     check_choices(told["causal"]["choose"], own, "\n")
     check_solutions(told["causal-chat"]["solve"], own, dialogues())

@@ -14,7 +14,10 @@ from tests.fixtures.e2e.roles import running
 from tests.fixtures.polling import until
 from tests.fixtures.redis_server import RedisServer, free_port
 
-KEY, WRONG, IN_QUERY, REDIS = "hush-known-key", "hush-wrong-key", "hush-in-query", "hush-redis"
+KEY = "hush-known-key"
+WRONG = "hush-wrong-key"
+IN_QUERY = "hush-in-query"
+REDIS = "hush-redis"
 ASK = {"prompt": "a b c", "max_tokens": 4}
 
 

@@ -24,7 +24,8 @@ PROMPTS = ["Hello", "Once upon a time"]
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     torch.manual_seed(0)
-    brain, gpt2 = tmp_path_factory.mktemp("brain"), tmp_path_factory.mktemp("gpt2")
+    brain = tmp_path_factory.mktemp("brain")
+    gpt2 = tmp_path_factory.mktemp("gpt2")
     byte_tokenizer().save_pretrained(brain / "tokenizer")
     write_bundle(brain, Net(vocab=264, max_seq_len=64, experts=2), tokenizer="tokenizer")
     GPT2LMHeadModel(

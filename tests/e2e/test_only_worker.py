@@ -14,7 +14,9 @@ from shared.submission import Submissions
 from tests.fixtures.e2e.fleet import FrontProcess, front, start_worker
 from tests.fixtures.polling import until
 
-NUM_REQUESTS, NUM_CLIENTS, NUM_BEFORE = 100, 8, 20
+NUM_REQUESTS = 100
+NUM_CLIENTS = 8
+NUM_BEFORE = 20
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])

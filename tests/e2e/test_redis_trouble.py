@@ -50,10 +50,10 @@ class Paced(Echo):
 
 @asynccontextmanager
 async def working(redis: Redis, runner: Paced) -> AsyncIterator[WorkerService]:
-    worker, stop = (
-        WorkerService(Broker(redis), QueuePolicy(lease_s=1, result_ttl_s=60), drain_timeout_s=5),
-        asyncio.Event(),
+    worker = WorkerService(
+        Broker(redis), QueuePolicy(lease_s=1, result_ttl_s=60), drain_timeout_s=5
     )
+    stop = asyncio.Event()
     model = LoadedModel(ModelInfo("m", "echo", "test", 100, 100, 8), runner, lambda: model)
     running = asyncio.create_task(worker.run(lambda: [model], stop))
     try:
@@ -86,8 +86,10 @@ async def test_a_redis_that_is_killed_has_what_it_acknowledged(tmp_path: Path, f
     busy with the second before; what is lost then is whole jobs, and whoever follows one is
     told."""
     lasting_redis = start_redis(tmp_path, appendonly="yes", appendfsync=fsync)
-    redis, runner = connect(lasting_redis.url), Paced()
-    desk, subscriptions = Desk(redis), Subscriptions(redis)
+    redis = connect(lasting_redis.url)
+    runner = Paced()
+    desk = Desk(redis)
+    subscriptions = Subscriptions(redis)
     try:
         async with working(redis, runner):
             jobs = await desk.submit(LONG)
@@ -133,7 +135,9 @@ async def nothing_waits(desk: Desk) -> bool:
 
 async def test_a_redis_that_comes_back_empty_is_told_of_and_worked_with(redis: Redis) -> None:
     """P4: the follower hears of the loss, the worker's places are free again, new work is done."""
-    runner, desk, subscriptions = Paced(), Desk(redis), Subscriptions(redis)
+    runner = Paced()
+    desk = Desk(redis)
+    subscriptions = Subscriptions(redis)
     async with working(redis, runner) as worker:
         (lost,) = await desk.submit(LONG)
         runner.permits.release(3)
@@ -160,7 +164,8 @@ async def follow(reader: LogReader, job: Job) -> None:
 async def test_a_redis_without_memory_stops_the_engine_and_loses_nothing(redis: Redis) -> None:
     """DESIGN 4: `noeviction`. The worker keeps what it cannot write, within bounds, and writes it
     when it can."""
-    runner, desk = Paced(), Desk(redis)
+    runner = Paced()
+    desk = Desk(redis)
     async with working(redis, runner) as worker:
         (job,) = await desk.submit(Generate("abc", Sampling(100, seed=0)))
         runner.permits.release(2)

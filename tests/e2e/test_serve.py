@@ -92,7 +92,8 @@ def test_machines_get_json_lines_and_people_one_that_says_it_is_ready(fleet: Ser
     """No progress bar of a library stands between them."""
     others = [line for line in fleet.lines if not line.startswith("{")]
     assert len(others) == 1, others
-    url, model = fleet.url, SAMPLE_MODEL.name
+    url = fleet.url
+    model = SAMPLE_MODEL.name
     assert others[0].startswith(
         f"ready at {url}  model: {model}  docs: {url}/docs  try: curl -s {url}/generate"
     )
@@ -182,7 +183,8 @@ def test_a_killed_worker_is_replaced_and_its_request_answered() -> None:
             timeout=180,
         ) as stream:
             events = (line for line in stream.iter_lines() if line.startswith("data: {"))
-            _, first = next(events), next(events)
+            _ = next(events)
+            first = next(events)
             (victim,) = fleet.children("worker")
             victim.kill()
             rest = list(events)

@@ -93,7 +93,8 @@ async def test_500_random_jobs_end_once_each(redis_server: RedisServer, redis: R
     half-way."""
     rng = random.Random(20)
     desk = Desk(redis, "echo")
-    jobs, more = list[Job](), list[Job]()
+    jobs = list[Job]()
+    more = list[Job]()
     to_cancel = set(rng.sample(range(NUM_JOBS), 60))
     victim, drained, survivor = await asyncio.gather(
         *(start_worker(redis_server.url, redis) for _ in range(3))

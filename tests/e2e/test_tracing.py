@@ -148,7 +148,8 @@ async def test_a_caller_that_does_not_sample_is_not_traced(redis: Redis) -> None
 async def test_a_takeover_is_in_the_same_trace(redis: Redis) -> None:
     """The second attempt points at the first one, which is closed when its worker finds that the
     job is gone."""
-    kept, stuck = Kept(), Gated(RunnerOptions("echo", max_batch=4))
+    kept = Kept()
+    stuck = Gated(RunnerOptions("echo", max_batch=4))
     async with (
         in_memory(redis, tracing=kept.tracing) as client,
         serving(service(redis, tracing=kept.tracing), stuck),
@@ -179,7 +180,8 @@ async def test_a_takeover_is_in_the_same_trace(redis: Redis) -> None:
 
 
 async def test_a_job_that_is_handed_back_closes_its_spans(redis: Redis) -> None:
-    kept, runner = Kept(), Slow(RunnerOptions("echo", max_batch=4))
+    kept = Kept()
+    runner = Slow(RunnerOptions("echo", max_batch=4))
     runner.stepping_s = 0.01
     async with in_memory(redis, tracing=kept.tracing) as client:
         async with serving(service(redis, tracing=kept.tracing), runner):
@@ -209,7 +211,8 @@ async def test_a_caller_that_leaves_closes_all_spans(
     redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    kept, stuck = Kept(), Gated(RunnerOptions("echo", max_batch=4))
+    kept = Kept()
+    stuck = Gated(RunnerOptions("echo", max_batch=4))
     async with (
         serving(service(redis, lease_s=10, tracing=kept.tracing), stuck),
         live(redis, tracing=kept.tracing) as (client, _),
@@ -222,7 +225,8 @@ async def test_a_caller_that_leaves_closes_all_spans(
         asking.cancel()
         await until(lambda: len(kept.spans) == 6, "all spans have ended")
         stuck.gate.set()
-    server, attempt = kept.one("POST /v1/completions"), kept.one("text_completion m")
+    server = kept.one("POST /v1/completions")
+    attempt = kept.one("text_completion m")
     assert (told(server)["error.type"], told(server)["http.response.status_code"]) == (
         "cancelled",
         499,

@@ -42,7 +42,8 @@ async def convict(redis: Redis, desk: Desk) -> Job:
 async def test_the_dead_are_listed_and_shown(redis: Redis, aios: Aios) -> None:
     desk = Desk(redis)
     assert await aios("list", "--json") == (0, [])
-    first, second = await convict(redis, desk), await convict(redis, desk)
+    first = await convict(redis, desk)
+    second = await convict(redis, desk)
     status, (dead, other) = await aios("list", "--json")
     assert (status, dead["id"], other["id"]) == (0, second.id, first.id), "the latest first"
     assert {name: dead[name] for name in ("model", "tenant", "worker", "epochs")} == {
@@ -94,7 +95,8 @@ async def test_a_retry_that_was_cut_off_queues_nothing_twice(redis: Redis, aios:
 
 async def test_one_is_dropped_with_its_keys(redis: Redis, aios: Aios) -> None:
     desk = Desk(redis)
-    job, other = await convict(redis, desk), await convict(redis, desk)
+    job = await convict(redis, desk)
+    other = await convict(redis, desk)
     assert await aios("drop", job.id) == (0, "")
     assert [dead["id"] for dead in (await aios("list", "--json"))[1]] == [other.id]
     assert not await redis.exists(keys.job(job.id), keys.log(job.id))

@@ -55,7 +55,8 @@ def test_it_answers_its_owner_and_nobody_else() -> None:
 
 def test_nothing_is_left_after_the_context() -> None:
     with EmbeddedRedis() as server:
-        pid, directory = server.pid, server.directory
+        pid = server.pid
+        directory = server.directory
         assert is_running(pid) and directory.is_dir()
     assert not is_running(pid) and not directory.exists()
 

@@ -103,7 +103,8 @@ async def test_the_role_sweeps_by_itself_and_ends_at_once(redis: Redis, redis_ur
 
 async def test_a_sweep_is_counted(redis: Redis) -> None:
     await plant(redis)
-    metrics, broker = JanitorMetrics(), Broker(redis)
+    metrics = JanitorMetrics()
+    broker = Broker(redis)
     worker = make_worker(broker, Janitor(broker, grace_s=0), metrics, burst=True)
     await worker.pool.enqueue_job(f"{{{TAG}}}:jobs", _job_id=f"{{{TAG}}}:jobs:1")
     await worker.async_run()
@@ -123,7 +124,8 @@ class Bomb:
 
 async def test_a_pickled_job_is_refused_not_run(redis: Redis, tmp_path: Path) -> None:
     """Whoever can write to Redis must not run code here."""
-    crater, job_id = tmp_path / "crater", f"{{{TAG}}}:bomb"
+    crater = tmp_path / "crater"
+    job_id = f"{{{TAG}}}:bomb"
     payload = pickle.dumps(
         {"t": None, "f": f"{{{TAG}}}:jobs", "a": (Bomb(crater),), "k": {}, "et": 1}
     )

@@ -9,7 +9,8 @@ from scripts.offline import main
 
 
 def run(tmp_path: Path, lines: list[object], *flags: str) -> dict[int, dict[str, object]]:
-    prompts, answers = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    prompts = tmp_path / "in.jsonl"
+    answers = tmp_path / "out.jsonl"
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
     main([str(prompts), str(answers), *flags])
     return {line["index"]: line for line in map(json.loads, answers.read_text().splitlines())}

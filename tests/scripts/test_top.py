@@ -26,7 +26,8 @@ from shared.presence import Presence
 from tests.fixtures.polling import DEADLINE_S
 from tests.fixtures.redis_server import RedisServer
 
-ENTER, LEAVE = "\x1b[?1049h", "\x1b[?1049l"
+ENTER = "\x1b[?1049h"
+LEAVE = "\x1b[?1049l"
 COMMAND = [sys.executable, "-m", "scripts.aios", "top", "--every", "0.1", "--redis-url"]
 WORKER = WorkerInfo(
     "w1", "ready", (ModelInfo("m", "echo", "t", 9, 9, 4),), uptime_s=9, loads=(ModelLoad("m"),)

@@ -61,7 +61,8 @@ async def test_shards_lie_on_several_nodes(broker: Broker) -> None:
 
 
 async def test_jobs_live_on_every_shard_and_are_followed_from_any_node(broker: Broker) -> None:
-    desk, subscriptions = Desk(broker, lease_s=60), Subscriptions(broker.client(keys.PRESENCE))
+    desk = Desk(broker, lease_s=60)
+    subscriptions = Subscriptions(broker.client(keys.PRESENCE))
     jobs = await on_every_shard(desk)
     assert await desk.counts() == (SHARDS, 0)
 
@@ -144,7 +145,8 @@ async def test_a_slot_on_the_move_is_unavailable_for_so_long(
     broker: Broker, cluster: RedisCluster
 ) -> None:
     """A script must see all keys of its shard or none: between two nodes it is refused."""
-    desk, slot = Desk(broker), key_slot(b"00")
+    desk = Desk(broker)
+    slot = key_slot(b"00")
     origin = cluster.owner(slot)
     target = next(node for node in cluster.nodes if node is not origin)
     async with Redis.from_url(origin.url) as source, Redis.from_url(target.url) as sink:
@@ -268,10 +270,8 @@ async def test_a_connection_that_was_closed_under_us_is_a_lost_one(
     async with open_broker(redis_url) as broker:
         client = broker.client("00")
         await client.ping()
-        send, failures = (
-            Connection.send_packed_command,
-            [RuntimeError("unable to perform: the handler is closed")],
-        )
+        send = Connection.send_packed_command
+        failures = [RuntimeError("unable to perform: the handler is closed")]
 
         async def send_or_fail(connection: Connection, *args: object, **kwargs: object) -> None:
             if failures:

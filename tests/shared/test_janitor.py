@@ -177,10 +177,8 @@ async def test_the_depth_is_counted_again_and_blocked_lines_move(redis: Redis) -
 async def test_virtual_times_without_advantage_are_forgotten(redis: Redis) -> None:
     """Who was served more than the class's time keeps that; so does who has something open."""
     desk = Desk(redis)
-    cheap, dear = (
-        Generate("", Sampling(max_tokens=9, seed=0)),
-        Generate("", Sampling(max_tokens=99, seed=0)),
-    )
+    cheap = Generate("", Sampling(max_tokens=9, seed=0))
+    dear = Generate("", Sampling(max_tokens=99, seed=0))
     for tenant in ("idle", "ahead", "busy"):
         await desk.submit(dear if tenant == "ahead" else cheap, tenant=tenant)
     for claim in await desk.take(3):

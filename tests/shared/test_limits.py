@@ -25,7 +25,8 @@ from tests.fixtures.desk import DONE, SAY_HI, Desk
 from tests.fixtures.queue_clients import now_ms, saturate
 
 NUM_FRONTS = 6
-DEPTH, BYTES = 8, 2_600
+DEPTH = 8
+BYTES = 2_600
 QUOTAS = {"one": Quota(5, 60, 9), "other": Quota(9, 2, 4), "free": Quota()}
 CLASSES: tuple[Priority, ...] = ("default", "bulk")
 
@@ -44,10 +45,8 @@ async def test_no_limit_is_exceeded_by_one(
     connections: list[Redis], seed: int, shards: int
 ) -> None:
     fronts = [Desk(Broker(client, shards)) for client in connections]
-    working, watching = (
-        asyncio.create_task(work(fronts[-1])),
-        asyncio.create_task(watch(fronts[-2].broker)),
-    )
+    working = asyncio.create_task(work(fronts[-1]))
+    watching = asyncio.create_task(watch(fronts[-2].broker))
     racing = [
         race(front, random.Random(100 * seed + number))
         for number, front in enumerate(fronts[:NUM_FRONTS])
@@ -181,14 +180,16 @@ async def test_no_more_is_let_in_than_can_begin_before_its_deadline(
 ) -> None:
     """Each of those let in has as much before it as the measured rate can do by its deadline, and
     the next had more."""
-    deadline_s, served = 60.0, 500
+    deadline_s = 60.0
+    served = 500
     fronts = [Desk(client) for client in connections]
     await saturate(fronts[0], connections[0], since_s=60)
     ahead = await waiting_cost(connections[0])
 
     async def race(desk: Desk) -> tuple[list[tuple[int, Job]], int]:
         """What was let in, each with a moment before that, and how many were refused."""
-        accepted, refused = [], 0
+        accepted = []
+        refused = 0
         for _ in range(100):
             asked_ms = await now_ms(desk)
             try:

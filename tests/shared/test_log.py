@@ -46,7 +46,8 @@ async def test_followers_early_late_and_from_a_cursor_see_the_same(
     redis: Redis, subscriptions: Subscriptions
 ) -> None:
     """P2 in the small: the cursor is the event index, the same for everyone."""
-    job, reader = await running_job(redis), LogReader(Broker(redis), subscriptions)
+    job = await running_job(redis)
+    reader = LogReader(Broker(redis), subscriptions)
     early = [asyncio.create_task(collect(reader, job)) for _ in range(3)]
     events = await say(redis, job, 30)
     expected = list(enumerate(events, start=1))
@@ -62,8 +63,10 @@ async def test_events_that_pubsub_loses_are_read_from_the_log(
     redis: Redis, subscriptions: Subscriptions, monkeypatch: pytest.MonkeyPatch, lost: set[int]
 ) -> None:
     """DESIGN 3.3: a gap is filled from the log, and a slow look at the log is the safety net."""
-    job, reader = await running_job(redis), LogReader(Broker(redis), subscriptions, poll_s=0.05)
-    deliver, seen = subscriptions._dispatch, 0
+    job = await running_job(redis)
+    reader = LogReader(Broker(redis), subscriptions, poll_s=0.05)
+    deliver = subscriptions._dispatch
+    seen = 0
 
     def lossy(message: dict[str, bytes]) -> None:
         nonlocal seen
@@ -89,14 +92,13 @@ async def test_the_log_is_read_once_the_subscription_is_confirmed(
 ) -> None:
     """What is said before Redis knows of the follower is found in the log: nothing is left to the
     slow look at it."""
-    host, port = (
-        redis.connection_pool.connection_kwargs["host"],
-        redis.connection_pool.connection_kwargs["port"],
-    )
+    host = redis.connection_pool.connection_kwargs["host"]
+    port = redis.connection_pool.connection_kwargs["port"]
     proxy = await Proxy(host, port).start()
     line = connect(f"redis://127.0.0.1:{proxy.port}/0")
     subscriptions = Subscriptions(line, confirm_timeout_s=60)
-    job, reader = await running_job(redis), LogReader(Broker(redis), subscriptions, poll_s=60)
+    job = await running_job(redis)
+    reader = LogReader(Broker(redis), subscriptions, poll_s=60)
     proxy.trap(b"SUBSCRIBE", proxy.to_server)
     follower_id = asyncio.create_task(collect(reader, job))
     try:
@@ -131,7 +133,8 @@ async def test_a_job_that_redis_has_lost_is_not_waited_for(
     redis: Redis, subscriptions: Subscriptions
 ) -> None:
     """P4: never silence. A Redis that came back empty is told to the caller within a poll."""
-    job, reader = await running_job(redis), LogReader(Broker(redis), subscriptions, poll_s=0.05)
+    job = await running_job(redis)
+    reader = LogReader(Broker(redis), subscriptions, poll_s=0.05)
     follower_id = asyncio.create_task(collect(reader, job))
     while not subscriptions._channels:
         await asyncio.sleep(0.005)

@@ -19,9 +19,11 @@ from shared.tracing import Trace
 @pytest.fixture(autouse=True)
 def root_as_before() -> Iterator[None]:
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers = root.handlers[:]
+    level = root.level
     yield
-    root.handlers[:], root.level = handlers, level
+    root.handlers[:] = handlers
+    root.level = level
 
 
 def test_json_lines_carry_the_fields(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -36,15 +36,14 @@ def lines_of(sheet: MetricSheet) -> list[str]:
 
 def test_told_values_are_read_when_somebody_asks() -> None:
     sheet = MetricSheet()
-    told, spread = (
-        sheet.told("t_total", "counter", "T.", "a"),
-        sheet.collected_histogram("s", "S.", "a"),
-    )
+    told = sheet.told("t_total", "counter", "T.", "a")
+    spread = sheet.collected_histogram("s", "S.", "a")
     assert lines_of(sheet) == []
     own = BucketHistogram((1.0, 2.0))
     for value in (0.5, 1.0, 1.5, 3.0):
         own.add(value)
-    told.read, spread.read = lambda: {("x",): 3}, lambda: {("y",): own}
+    told.read = lambda: {("x",): 3}
+    spread.read = lambda: {("y",): own}
     assert lines_of(sheet) == [
         't_total{a="x"} 3.0',
         's_bucket{a="y",le="1.0"} 2.0',

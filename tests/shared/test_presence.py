@@ -30,7 +30,9 @@ async def test_a_worker_is_there_until_it_leaves_or_falls_silent(redis: Redis) -
 def test_the_default_is_marked_and_served() -> None:
     """A model that was the default before a restart with another one must not answer 503 for
     ever."""
-    old, new, other = model("a", is_default=True), model("b", is_default=True), model("aa")
+    old = model("a", is_default=True)
+    new = model("b", is_default=True)
+    other = model("aa")
     worker = WorkerInfo("w", "ready", (new, other))
     known = {item.id: item for item in (old, new, other)}
     assert Fleet((worker,), known).default_model == "b"
@@ -41,9 +43,11 @@ def test_the_default_is_marked_and_served() -> None:
 
 async def test_orders_to_unload_are_heard_with_each_announcement(redis: Redis) -> None:
     """The last one of each model; later ones are greater."""
-    presence, worker = Presence(redis), WorkerInfo("w", "ready", (model("m"),))
+    presence = Presence(redis)
+    worker = WorkerInfo("w", "ready", (model("m"),))
     assert await presence.announce(worker) == {}
-    first, other = await presence.order_unload("m"), await presence.order_unload("n")
+    first = await presence.order_unload("m")
+    other = await presence.order_unload("n")
     assert await presence.announce(worker) == {"m": first, "n": other}
     second = await presence.order_unload("m")
     assert second > first

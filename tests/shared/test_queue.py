@@ -76,7 +76,8 @@ async def test_an_append_lands_once_and_only_at_its_place(desk: Desk) -> None:
 
 async def test_after_a_takeover_the_first_owner_is_stale(redis: Redis) -> None:
     """DESIGN 3.6: a zombie can never write, and never gets its lease back."""
-    patient, hasty = Desk(redis, lease_s=60), Desk(redis, lease_s=0)
+    patient = Desk(redis, lease_s=60)
+    hasty = Desk(redis, lease_s=0)
     await patient.submit()
     first = await take_one(hasty, "w1")
     await patient.say(first, Tokens((5,), "a"))
@@ -105,7 +106,8 @@ async def test_ending_from_outside_wins_once_in_every_phase(
 ) -> None:
     """P4, P6: the end is written at once, the worker hears of it and is stale at its next
     append."""
-    (job,), (other,) = await desk.submit(), await desk.submit()
+    (job,) = await desk.submit()
+    (other,) = await desk.submit()
     claim = await take_one(desk) if phase == "running" else Claim(job, 1, 0)
     pubsub = redis.pubsub()
     await pubsub.subscribe(keys.control("00", "w1"))
@@ -137,7 +139,8 @@ async def test_a_job_that_waited_too_long_fails_when_it_is_taken(
     desk: Desk, limit: str, code: str
 ) -> None:
     """X8: 503 for queue timeout, 504 for a deadline; the worker never sees the job."""
-    (late,), (fresh,) = await desk.submit(**{limit: 0.001}), await desk.submit()
+    (late,) = await desk.submit(**{limit: 0.001})
+    (fresh,) = await desk.submit()
     await asyncio.sleep(0.01)
     assert [claim.job for claim in await desk.take(5)] == [fresh]
     (event,) = await desk.events(late)
@@ -151,7 +154,8 @@ async def test_admission_is_all_or_nothing_and_exact_under_many_fronts(redis_url
     clients = [connect(redis_url) for _ in range(8)]
 
     async def race(client: Redis, number: int) -> int:
-        desk, count = Desk(client), 0
+        desk = Desk(client)
+        count = 0
         for size in (1 + (number + step) % 3 for step in range(20)):
             try:
                 await desk.submit(*[choices(1)] * size, max_jobs=37)
@@ -252,7 +256,8 @@ async def test_lapsed_jobs_that_find_no_place_are_left_to_others(desk: Desk) -> 
     """They are lapsed still, and no epoch of theirs is spent."""
     jobs = [(await desk.submit(choices(n)))[0] for n in (2, 3, 1, 1)]
     await desk.queue().give_back(await desk.take(60))
-    taken, rest = await desk.take(4, "w2"), await desk.take(4, "w3")
+    taken = await desk.take(4, "w2")
+    rest = await desk.take(4, "w3")
     assert {claim.job.id for claim in taken} | {claim.job.id for claim in rest} == {
         job.id for job in jobs
     }
@@ -271,7 +276,8 @@ async def test_the_jobs_of_a_dead_worker_are_taken_a_few_at_a_time(redis: Redis)
 
 async def test_a_job_of_another_version_is_left_alone(desk: Desk, redis: Redis) -> None:
     """Rolling upgrades: what cannot be read here waits for a worker that can."""
-    (strange,), (plain,) = await desk.submit(), await desk.submit()
+    (strange,) = await desk.submit()
+    (plain,) = await desk.submit()
     await redis.hset(keys.job(strange.id), "spec", b"\x81\xa4kind\x01")  # type: ignore[misc]
     assert [claim.job for claim in await desk.take(5)] == [plain]
     assert await desk.counts() == (0, 2)

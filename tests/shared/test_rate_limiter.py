@@ -48,7 +48,8 @@ async def test_no_window_has_more_than_its_share(redis: Redis) -> None:
 
 async def test_all_limits_or_none_is_counted(redis: Redis) -> None:
     pace = RateLimiter(Broker(redis))
-    small, large = Rate(1, 60), Rate(3, 60)
+    small = Rate(1, 60)
+    large = Rate(3, 60)
     assert await tried(pace, "ann", small=small, large=large)
     for _ in range(5):
         assert not await tried(pace, "ann", small=small, large=large)

@@ -85,7 +85,8 @@ class Fleet:
         """A front that `dies` does so when the request is let in and not yet queued."""
         desk = self.rng.choice(self.fronts)
         task = Generate("x" * self.rng.choice((1, 30, 400)), Sampling(4, seed=0))
-        tenant, priority = self.rng.choice(list(QUOTAS)), self.rng.choice(CLASSES)
+        tenant = self.rng.choice(list(QUOTAS))
+        priority = self.rng.choice(CLASSES)
         order = SubmitRequest("m", (task,) * self.rng.randint(1, 3), tenant, priority)
         submissions = Desk(desk.broker).submissions if dies else desk.submissions
         if dies:
@@ -106,7 +107,8 @@ class Fleet:
 
     def obstacle(self, jobs: list[Job]) -> str:
         """What is said against these jobs, by what is there; "" for nothing."""
-        tenant, priority = jobs[0].tenant, jobs[0].priority
+        tenant = jobs[0].tenant
+        priority = jobs[0].priority
         in_line = [*self.waiting.values(), *self.lost]
         limit = QUOTAS[tenant].concurrency
         num_open = sum(
@@ -122,7 +124,8 @@ class Fleet:
             return (
                 f"{in_class} of {ROOM.max_jobs} places are taken, and the request takes {len(jobs)}"
             )
-        num_bytes, more = size_of(in_line), size_of(jobs)
+        num_bytes = size_of(in_line)
+        more = size_of(jobs)
         if num_bytes + more > ROOM.max_bytes:
             return f"{num_bytes} of {ROOM.max_bytes} bytes wait, and the request has {more}"
         return ""
@@ -325,7 +328,9 @@ async def test_those_who_settle_at_once_share_one_look(
     """And who comes while it goes on gets the next one: what left meanwhile may not have been
     seen."""
     reservations = Desk(Broker(connections[0], 4)).submissions._reservations
-    num_looks, goes_on, may_end = 0, asyncio.Event(), asyncio.Event()
+    num_looks = 0
+    goes_on = asyncio.Event()
+    may_end = asyncio.Event()
 
     async def look() -> None:
         nonlocal num_looks
@@ -417,7 +422,8 @@ async def watch(desk: Desk) -> None:
 
 async def test_a_request_that_was_given_up_does_not_come_any_more(redis: Redis) -> None:
     """Its front slept longer between the two steps than anybody believes in it."""
-    slow, other = Desk(redis, shards=4), Desk(redis, shards=4)
+    slow = Desk(redis, shards=4)
+    other = Desk(redis, shards=4)
     order = SubmitRequest("m", (SAY_HI,))
     request_id, jobs = slow.submissions.jobs_of(order)
     queueing = slow.submissions._submit

@@ -74,7 +74,8 @@ async def test_whether_there_is_work_is_looked_up_even_on_a_single_shard(
 
 
 async def test_one_wait_hears_every_bell(desk: Desk) -> None:
-    queue, shards = desk.queue(), list(desk.broker.shards)
+    queue = desk.queue()
+    shards = list(desk.broker.shards)
     waiting = asyncio.create_task(queue.await_bell(shards, 5))
     job = await submit(desk, "a")
     assert await waiting == shard_of(job)
@@ -82,7 +83,8 @@ async def test_one_wait_hears_every_bell(desk: Desk) -> None:
 
 
 async def test_what_rang_for_work_that_is_gone_is_silenced_by_a_thorough_look(desk: Desk) -> None:
-    queue, shards = desk.queue(), list(desk.broker.shards)
+    queue = desk.queue()
+    shards = list(desk.broker.shards)
     job = await submit(desk, "a")
     bell = keys.bell(shard_of(job), desk.model)
     await desk.submissions.end([job], Cancelled())

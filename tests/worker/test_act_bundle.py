@@ -124,7 +124,8 @@ def test_a_mis_shaped_tensor_is_named(tmp_path: Path, name: str) -> None:
 
 def test_a_level_without_layers_and_mixed_layers_are_refused(tmp_path: Path) -> None:
     """T6: no level may be empty, and no layer may be dense in a network of experts."""
-    dense, moe = random_weights(Net()), random_weights(Net(experts=4))
+    dense = random_weights(Net())
+    moe = random_weights(Net(experts=4))
     no_l = {name: tensor for name, tensor in dense.items() if "L_level" not in name}
     mixed = {name: tensor for name, tensor in moe.items() if "L_level" not in name}
     mixed |= {name: tensor for name, tensor in dense.items() if "L_level" in name}
@@ -271,7 +272,8 @@ def test_tokenizer_is_found_beside_the_brain_then_from_here(
 ) -> None:
     """Format notes section 1: a relative tokenizer is the bundle's, else the working directory's;
     absent is None."""
-    brain, here = tmp_path / "brain", tmp_path / "here"
+    brain = tmp_path / "brain"
+    here = tmp_path / "here"
     monkeypatch.chdir(tmp_path)
     (here / "tok").mkdir(parents=True)
     assert bundle_of(brain, Net())[0].tokenizer_path is None

@@ -24,7 +24,9 @@ from worker.runners.hrm_act_causal import ActCausalNet
 from worker.runners.paged import PagedRunner
 from worker.scheduler import Scheduler
 
-PAGE, COUNT, SEGMENTS = 4, 8, 3
+PAGE = 4
+COUNT = 8
+SEGMENTS = 3
 PROMPTS = (
     (11, 40, 200, 17, 90),
     (12,),
@@ -64,7 +66,8 @@ class Brain:
     apart."""
 
     def __init__(self, path: Path, net: Net) -> None:
-        self.path, self.net = path, net
+        self.path = path
+        self.net = net
         byte_tokenizer().save_pretrained(path / "tokenizer")
         self.weights: Weights = write_bundle(path, net, tokenizer="tokenizer")
         self.plain: ActModel = load_act_bundle(path).model
@@ -110,8 +113,10 @@ class Brain:
     def _segments(
         self, ids: Sequence[int], count: int
     ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        row, length = torch.tensor([list(ids)]), torch.tensor([len(ids)])
-        carry, found = self.plain.initial_carry(1, len(ids)), []
+        row = torch.tensor([list(ids)])
+        length = torch.tensor([len(ids)])
+        carry = self.plain.initial_carry(1, len(ids))
+        found = []
         with torch.no_grad():
             for _ in range(count):
                 out = self.plain.forward_segment(row, length, carry)
@@ -225,10 +230,8 @@ def test_choices_equal_requests_of_their_own(brain: Brain, mode: str) -> None:
 def test_scores_equal_the_plain_row(brain: Brain, mode: str) -> None:
     """A35: one causal pass gives what generation samples from, whichever method asks for it."""
     serving = Serving(brain.load(mode, step_tokens=6))
-    contexts, continuations = (
-        ((11, 40, 200, 12), (12, 9, 13), (13, 7, 7, 7, 7, 11)),
-        ((9, 60, 200, 41, 5), (77,), (200, 9)),
-    )
+    contexts = ((11, 40, 200, 12), (12, 9, 13), (13, 7, 7, 7, 7, 11))
+    continuations = ((9, 60, 200, 41, 5), (77,), (200, 9))
     ends = [
         (brain.depth("q_halt", context), brain.depth("q_halt", context[-1:]))
         for context in contexts

@@ -39,8 +39,11 @@ def alone(
 ) -> tuple[torch.Tensor, list[tuple[float, float]]]:
     """Logits of every position after `segments` segments of one unpadded row, and (q_halt,
     q_continue) of each."""
-    model, row, length = runner._model, torch.tensor([ids]), torch.tensor([len(ids)])
-    carry, q = model.initial_carry(1, len(ids)), []
+    model = runner._model
+    row = torch.tensor([ids])
+    length = torch.tensor([len(ids)])
+    carry = model.initial_carry(1, len(ids))
+    q = []
     with torch.no_grad():
         for _ in range(segments):
             out = model.forward_segment(row, length, carry)
@@ -86,7 +89,8 @@ def test_strict_scoring_is_the_sum_of_generation_steps(bundle: Path) -> None:
     for task, scores in zip(tasks, score_all(runner, tasks), strict=True):
         encoded = runner.encode(task)
         for tail, score in zip(encoded.continuations, scores, strict=True):
-            ids, expected = list(encoded.prompt_ids), 0.0
+            ids = list(encoded.prompt_ids)
+            expected = 0.0
             for token in tail:
                 expected += float(alone(runner, ids, 1)[0][-1].double().log_softmax(-1)[token])
                 ids.append(token)
@@ -123,7 +127,8 @@ def test_rows_of_all_tails_of_a_step_run_together_and_once(
 ) -> None:
     """Strict: 4 tails of two contexts are 3 + 1 + 2 + 1 rows, 5 of them distinct: two passes of at
     most 4 rows."""
-    runner, passes = load(bundle, step_tokens=1000), list[int]()
+    runner = load(bundle, step_tokens=1000)
+    passes = list[int]()
     forward = runner._model.forward_segment
 
     def counted(ids: torch.Tensor, *rest: torch.Tensor) -> ActOutput:

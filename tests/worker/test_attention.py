@@ -13,7 +13,11 @@ from worker.kv.batch import BatchBuilder
 from worker.kv.store import KVShape, KVStore
 from worker.sequence import Encoded, Slice, TokenSequence
 
-PAGE, HEADS, KV_HEADS, SIZE, SLOTS = 4, 4, 2, 6, 2
+PAGE = 4
+HEADS = 4
+KV_HEADS = 2
+SIZE = 6
+SLOTS = 2
 SCALE = 0.7
 Pair = tuple[Tensor, Tensor]
 
@@ -50,10 +54,8 @@ class Case:
 
     def _scoring(self, context: int, continuations: tuple[tuple[int, ...], ...]) -> Slice:
         sequence = self._sequence(context, context)
-        sequence.encoded, sequence.sampling = (
-            Encoded(sequence.encoded.prompt_ids, continuations=continuations),
-            None,
-        )
+        sequence.encoded = Encoded(sequence.encoded.prompt_ids, continuations=continuations)
+        sequence.sampling = None
         return Slice(sequence, num_continuations=len(continuations))
 
     def _sequence(self, computed: int, length: int) -> TokenSequence:
@@ -80,7 +82,8 @@ class Case:
             for at in group:
                 flat.append([*self._known[decoding[at]], fresh[len(flat)]])
         for number, part in enumerate(self.slices):
-            known, start = self._known[number], len(flat)
+            known = self._known[number]
+            start = len(flat)
             if part.num_tokens > 1:
                 flat += [
                     [*known, *fresh[start : start + step + 1]] for step in range(part.num_tokens)
@@ -113,7 +116,16 @@ def test_every_stage_in_one_step(slot: int, window: int | None, is_tiled: bool) 
     """B59, X17: decoding rows of mixed lengths, prompts from the start and the middle, and
     continuations, together."""
     case = Case(slot, is_tiled=is_tiled)
-    got = attend(case.batch.plan, case.store, slot, case.query, case.key, case.value, SCALE, window)
+    got = attend(
+        case.batch.plan,
+        case.store,
+        slot,
+        query=case.query,
+        key=case.key,
+        value=case.value,
+        scale=SCALE,
+        window=window,
+    )
     sees = case.sees()
     assert len(sees) == len(got)
     assert [len(seen) - 1 for seen in sees] == case.batch.plan.positions.tolist()

@@ -46,7 +46,8 @@ def generate(ids: tuple[int, ...], max_tokens: int = 8) -> Generate:
 
 def alone(path: Path, prompts: list[tuple[int, ...]], max_tokens: int = 8) -> list[list[int]]:
     """What the healthy model says to each prompt by itself."""
-    said, runner = [], load(path)
+    said = []
+    runner = load(path)
     for prompt in prompts:
         emissions = run(runner, [generate(prompt, max_tokens)], [()])
         said.append([token for item in emissions for token in item.ids])
@@ -119,7 +120,8 @@ def test_a_broken_context_cannot_be_scored_and_spoils_no_other(
 ) -> None:
     _, healthy, sick = pair
     continuations = ((70, 71, 72), (73,))
-    sound, expected = Score(SOUND[0], continuations), Talk(load(healthy))
+    sound = Score(SOUND[0], continuations)
+    expected = Talk(load(healthy))
     expected.submit("sound", sound)
     expected.finish()
     talk = Talk(load(sick))
@@ -128,7 +130,8 @@ def test_a_broken_context_cannot_be_scored_and_spoils_no_other(
     talk.submit("bad tail", Score(SOUND[1], ((70, SICK, 71), (73,))))
     talk.finish()
     assert talk.has_failed("bad") and talk.has_failed("bad tail")
-    want, got = expected.end("sound"), talk.end("sound")
+    want = expected.end("sound")
+    got = talk.end("sound")
     assert isinstance(want, Done) and isinstance(got, Done)
     for one, other in zip(end_of(want, Scored).scores, end_of(got, Scored).scores, strict=True):
         assert other.log_likelihood == pytest.approx(one.log_likelihood, abs=1e-4)

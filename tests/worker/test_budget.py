@@ -56,7 +56,8 @@ def test_the_one_that_was_used_longest_ago_goes() -> None:
 
 
 def test_who_has_work_goes_last_and_only_after_its_turn() -> None:
-    fresh, old = 100.0 - TURN_S / 2, 100.0 - 2 * TURN_S
+    fresh = 100.0 - TURN_S / 2
+    old = 100.0 - 2 * TURN_S
     assert decide(Budget(2), resident("a", 9), resident("b", 3, is_busy=True)) == Evict(("a",))
     assert decide(
         Budget(2), resident("a", 9, is_wanted=True), resident("b", 99, is_busy=True)
@@ -91,7 +92,8 @@ def test_as_many_go_as_give_room_and_no_more() -> None:
 def test_somebody_who_is_going_already_is_waited_for() -> None:
     assert decide(Budget(1), resident("a", 1, is_leaving=True)) == Wait()
     memory = Memory(10 * GB, 8 * GB)
-    going, other = resident("a", 1, is_leaving=True), resident("b", 2)
+    going = resident("a", 1, is_leaving=True)
+    other = resident("b", 2)
     assert decide(Budget(), going, other, memory=memory, size=GB) == Wait()
     assert decide(Budget(), going, other, memory=memory, size=2 * GB) == Evict(("b",))
 
@@ -273,7 +275,8 @@ async def test_many_known_models_cost_an_idle_worker_nearly_nothing(redis: Redis
     await until(lambda: worker._state == "ready", "it is ready")
     shares = []
     for _ in range(3):
-        began_s, cpu_s = time.monotonic(), time.process_time()
+        began_s = time.monotonic()
+        cpu_s = time.process_time()
         await asyncio.sleep(2.0)
         shares.append((time.process_time() - cpu_s) / (time.monotonic() - began_s))
     stop.set()

@@ -20,9 +20,13 @@ from tests.fixtures.worker.services import service, serving
 from worker.sequence import Encoded, Slice, StepResult, TokenSequence
 from worker.service import WorkerService
 
-STEP_S, SLACK_S = 0.04, 0.05
-NUM_PAGES, MAX_BATCH, STEP_TOKENS = 400, 2, 16
-LONG, SHORT = "x" * 1200, "xy"
+STEP_S = 0.04
+SLACK_S = 0.05
+NUM_PAGES = 400
+MAX_BATCH = 2
+STEP_TOKENS = 16
+LONG = "x" * 1200
+SHORT = "xy"
 """Of 75 steps of prefill, and of one."""
 
 
@@ -87,7 +91,10 @@ async def seconds_until(condition: Callable[[], bool]) -> float:
 @pytest.mark.parametrize("phase", ["intake", "prefill", "decode"])
 async def test_a_cancelled_job_is_gone_within_a_step(redis: Redis, phase: str) -> None:
     """Of five tries the median counts: the machine may be busy with something else."""
-    ghost, worker, desk, took = Paced(), service(redis, lease_s=30), Desk(redis), []
+    ghost = Paced()
+    worker = service(redis, lease_s=30)
+    desk = Desk(redis)
+    took = []
     stretched = slowness()
     async with serving(worker, ghost):
         for _ in range(5):
@@ -116,7 +123,9 @@ async def check_log(desk: Desk, job: Job) -> None:
 
 async def test_a_cancelled_job_behind_a_full_engine_is_gone_too(redis: Redis) -> None:
     """It is in the worker's hands, and waits for a place that another job's choices hold."""
-    ghost, worker, desk = Paced(), service(redis, lease_s=30), Desk(redis)
+    ghost = Paced()
+    worker = service(redis, lease_s=30)
+    desk = Desk(redis)
     ghost.gate.set()
     async with serving(worker, ghost):
         await desk.submit(Generate(SHORT, Sampling(300, 0)))

@@ -63,7 +63,8 @@ async def answered(redis: Redis, model: str) -> bool:
 
 
 async def test_a_model_is_served_from_when_it_is_added_until_it_is_removed(redis: Redis) -> None:
-    catalogue, presence = Catalogue(redis), Presence(redis)
+    catalogue = Catalogue(redis)
+    presence = Presence(redis)
     async with at_work(redis) as worker:
         assert await catalogue.add(ModelEntry(id="new", path="echo")) is True
         await until(lambda: "new" in worker.models, "the worker knows it")

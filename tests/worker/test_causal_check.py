@@ -167,7 +167,7 @@ def test_other_scores_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     write(llama, tmp_path)
     real = causal_net.attend
     monkeypatch.setattr(
-        causal_net, "attend", lambda *args: real(*args[:-2], args[-2] * 1.5, args[-1])
+        causal_net, "attend", lambda *args, scale, **rest: real(*args, scale=scale * 1.5, **rest)
     )
     with pytest.raises(ModelFormatError, match="logits differ"):
         load(tmp_path)
@@ -178,7 +178,9 @@ def test_a_lost_window_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     write(lambda: MistralForCausalLM(MistralConfig(**SHARED, sliding_window=30)), tmp_path)
     assert load(tmp_path).spec.context_window == LONGEST, "a window does not limit the context"
     real = causal_net.attend
-    monkeypatch.setattr(causal_net, "attend", lambda *args: real(*args[:-1], None))
+    monkeypatch.setattr(
+        causal_net, "attend", lambda *args, **options: real(*args, **(options | {"window": None}))
+    )
     with pytest.raises(ModelFormatError, match="logits differ"):
         load(tmp_path)
 

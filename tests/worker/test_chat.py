@@ -45,7 +45,8 @@ TALK = Chat(
         Turn("user", "Two?"),
     )
 )
-BOS, EOQ = "<|im_start|>", "<|im_end|>"
+BOS = "<|im_start|>"
+EOQ = "<|im_end|>"
 TERSE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if "
     "add_generation_prompt %}[me]{% endif %}"

@@ -122,7 +122,9 @@ def test_none_is_paused_for_ever() -> None:
 
 async def test_a_full_worker_takes_an_urgent_job_all_the_same(redis: Redis) -> None:
     """Both places are bulk's. No more urgent ones are taken than can run; of the others none is."""
-    slow, worker, desk = Slow(RunnerOptions("echo", max_batch=2)), service(redis), Desk(redis)
+    slow = Slow(RunnerOptions("echo", max_batch=2))
+    worker = service(redis)
+    desk = Desk(redis)
     slow.stepping_s = 0.01
     async with serving(worker, slow):
         bulk = await desk.submit(*[long_task(200)] * 2, priority="bulk")

@@ -107,10 +107,8 @@ def test_d6_a_model_that_requires_a_gpu_is_left_out_without_one(
 ) -> None:
     """The others are served; a worker that would serve none does not start."""
     offer(monkeypatch)
-    big, small = (
-        ModelEntry(id="big", path="x", gpu_required=True),
-        ModelEntry(id="small", path="echo"),
-    )
+    big = ModelEntry(id="big", path="x", gpu_required=True)
+    small = ModelEntry(id="small", path="echo")
     settings = Settings(models=(big, small))
     assert [model.info.id for model in load_models(settings)] == ["small"]
     assert obstacles(settings).keys() == {"big"}

@@ -98,7 +98,8 @@ async def test_another_worker_goes_on_at_once(redis: Redis) -> None:
     slow = Slow(RunnerOptions("echo", max_batch=4))
     slow.stepping_s = 0.02
     jobs = await Desk(redis).submit(*[long_task(60)] * 3, is_streamed=True)
-    stop, leaver = asyncio.Event(), service(redis, lease_s=LONG_LEASE_S)
+    stop = asyncio.Event()
+    leaver = service(redis, lease_s=LONG_LEASE_S)
     running = asyncio.create_task(leaver.run(lambda: loaded(slow), stop))
     desk = Desk(redis)
     while not any(isinstance(event, Tokens) for event in await desk.events(jobs[0])):
@@ -115,7 +116,8 @@ async def test_another_worker_goes_on_at_once(redis: Redis) -> None:
 
 async def test_a_long_step_does_not_hold_a_worker(redis: Redis) -> None:
     """A step of a minute: its worker leaves without it, and what it says in the end is refused."""
-    stuck, stop = Gated(RunnerOptions("echo", max_batch=4), longest_s=60), asyncio.Event()
+    stuck = Gated(RunnerOptions("echo", max_batch=4), longest_s=60)
+    stop = asyncio.Event()
     jobs = await Desk(redis).submit(*[long_task(30)] * 2)
     running = asyncio.create_task(
         service(redis, lease_s=LONG_LEASE_S).run(lambda: loaded(stuck), stop)
@@ -132,7 +134,8 @@ async def test_a_long_step_does_not_hold_a_worker(redis: Redis) -> None:
 
 
 async def test_the_only_worker_leaves_its_jobs_to_the_next(redis: Redis) -> None:
-    slow, stop = Slow(RunnerOptions("echo", max_batch=4)), asyncio.Event()
+    slow = Slow(RunnerOptions("echo", max_batch=4))
+    stop = asyncio.Event()
     slow.stepping_s = 0.02
     [job] = await Desk(redis).submit(long_task(60))
     leaver = service(redis, lease_s=LONG_LEASE_S)

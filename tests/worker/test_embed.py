@@ -109,7 +109,8 @@ def test_a_text_that_gave_its_place_up_is_read_again(causal: tuple[Path, PreTrai
     """Nothing of what was pooled before counts twice."""
     path, model = causal
     runner = paged(path, max_batch=1, step_tokens=8)
-    task, said = Embed("A text of thirty-two characters.", normalize=False), list[Emission]()
+    task = Embed("A text of thirty-two characters.", normalize=False)
+    said = list[Emission]()
     engine = Engine(runner, said.extend)
     engine.submit(SequenceWork("text", runner.encode(task), None, priority="bulk"))
     engine.step()

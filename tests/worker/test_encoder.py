@@ -148,7 +148,8 @@ def test_rounded_weights(tmp_path: Path) -> None:
     """Near the exact vector, and the same beside others."""
     config = BertConfig(**SHARED | {"hidden_size": 384, "intermediate_size": 384})
     write(tmp_path, BertModel, config)
-    exact, runner = load(tmp_path), load(tmp_path, quantize="int8")
+    exact = load(tmp_path)
+    runner = load(tmp_path, quantize="int8")
     tasks = [Embed(text) for text in TEXTS]
     found = embed_all(runner, tasks)
     for vector, plain, task in zip(found, embed_all(exact, tasks), tasks, strict=True):
@@ -161,7 +162,8 @@ def test_rounded_weights(tmp_path: Path) -> None:
 def test_both_kinds_in_one_step(tmp_path: Path) -> None:
     write(tmp_path, *FAMILIES["classifier"])
     runner = load(tmp_path)
-    vector, label = Embed(TEXTS[0]), Classify(TEXTS[1], top_k=1)
+    vector = Embed(TEXTS[0])
+    label = Classify(TEXTS[1], top_k=1)
     one, other = (
         item.ended
         for item in sorted(run(runner, [vector, label], [[], []]), key=lambda item: item.key)
@@ -285,10 +287,12 @@ def test_which_runner_reads_it(tmp_path: Path, config: dict[str, Any], runner: s
 def test_oracle_is_what_a_caller_would_do(tmp_path: Path) -> None:
     """The mean over the attention mask of a padded batch, as sentence encoders do it."""
     write(tmp_path, *FAMILIES["bert"])
-    model, tokenizer = AutoModel.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    model = AutoModel.from_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     inputs = tokenizer(list(TEXTS), padding=True, return_tensors="pt", return_token_type_ids=False)
     with torch.no_grad():
-        states, mask = model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
+        states = model(**inputs).last_hidden_state
+        mask = inputs["attention_mask"][..., None]
     expected = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
     found = torch.tensor(
         [unpack(item) for item in embed_all(load(tmp_path), [Embed(text) for text in TEXTS])]

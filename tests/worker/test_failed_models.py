@@ -72,7 +72,8 @@ async def test_only_its_own_requests_fail_until_it_is_back(
     redis: Redis, error: Exception, reason: str
 ) -> None:
     files = Files()
-    desk, other = Desk(redis), Desk(redis, "other")
+    desk = Desk(redis)
+    other = Desk(redis, "other")
     async with at_work(
         redis, lambda: [model("m", files.make), model("other", echo)], lease_s=10
     ) as worker:
@@ -102,7 +103,9 @@ async def test_only_its_own_requests_fail_until_it_is_back(
 
 async def test_an_answer_of_another_worker_is_waited_for(redis: Redis) -> None:
     """Nothing is refused while somebody else has the model or has not yet tried to load it."""
-    files, desk, presence = Files(), Desk(redis), Presence(redis, ttl_s=60)
+    files = Files()
+    desk = Desk(redis)
+    presence = Presence(redis, ttl_s=60)
     info = model("m", echo).info
     async with at_work(redis, lambda: [model("m", files.make)]) as worker:
         await unload(redis, worker)
@@ -128,7 +131,9 @@ async def test_a_worker_that_had_it_and_died_is_waited_for(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it was saying is gone on with when it is back, which takes a moment."""
-    files, desk, presence = Files(), Desk(redis), Presence(redis, ttl_s=60)
+    files = Files()
+    desk = Desk(redis)
+    presence = Presence(redis, ttl_s=60)
     info = model("m", echo).info
     async with at_work(redis, lambda: [model("m", files.make)]) as worker:
         await presence.announce(WorkerInfo("other", "ready", (info,), residences={"m": "unloaded"}))
@@ -197,7 +202,8 @@ async def test_a_worker_that_is_started_again_lets_a_known_model_wait(
 ) -> None:
     """Its files went while it was loaded; then the worker died of something else."""
     path = write_model("causal", tmp_path / "model")
-    settings, away = settings_of(m=path, other="echo"), tmp_path / "away"
+    settings = settings_of(m=path, other="echo")
+    away = tmp_path / "away"
 
     def start(worker: WorkerService) -> list[LoadedModel]:
         models, worker.unloaded = load_known_models(settings, worker.known_models)
@@ -208,7 +214,8 @@ async def test_a_worker_that_is_started_again_lets_a_known_model_wait(
         await until(lambda: worker._state == "ready" or running.done(), "the worker is ready")
         return running
 
-    stop, first = asyncio.Event(), service(redis, lease_s=10)
+    stop = asyncio.Event()
+    first = service(redis, lease_s=10)
     running = await run_until(stop, first)
     stop.set()
     assert await running is True
@@ -216,7 +223,8 @@ async def test_a_worker_that_is_started_again_lets_a_known_model_wait(
     shutil.move(path, away)
     with pytest.raises(SettingsError, match="model 'm'"):
         load_models(settings)  # at a first start that is what the operator must hear
-    stop, second = asyncio.Event(), service(redis, lease_s=10)
+    stop = asyncio.Event()
+    second = service(redis, lease_s=10)
     running = await run_until(stop, second)
     try:
         [job] = await Desk(redis, "other").submit(task("abc"))

@@ -83,7 +83,8 @@ def test_in_place_says_what_gathering_says(
         Generate(PROMPTS[2], Sampling(max_tokens=5, seed=3, temperature=0.8, n=1)),
     ]
     plain = load(model, step_tokens=step_tokens)
-    expected, scored = generate_all(plain, asked), Score("2 + 2 is", (" 4", " four or five"))
+    expected = generate_all(plain, asked)
+    scored = Score("2 + 2 is", (" 4", " four or five"))
     scores = score_all(plain, [scored])[0]
     stand_in(monkeypatch)
     runner = load(model, step_tokens=step_tokens, cuda_graphs=cuda_graphs)
@@ -98,7 +99,8 @@ def test_pure_decoding_is_replayed_and_nothing_else(
 ) -> None:
     """Of `n` tokens of one sequence the first comes from its prompt and the others from graphs."""
     stand_in(monkeypatch)
-    runner, answers = load(model), []
+    runner = load(model)
+    answers = []
     real = DecodeGraphs.decode
 
     def spy(self: DecodeGraphs, slices: Sequence[Slice]) -> tuple[Tensor, Tensor] | None:
@@ -120,7 +122,8 @@ def test_padding_touches_no_page_of_a_sequence(
     one more."""
     stand_in(monkeypatch)
     runner = load(model)
-    store, decoder = runner._store, runner._decoder
+    store = runner._store
+    decoder = runner._decoder
     assert decoder is not None
     with torch.inference_mode():
         for slot in range(store._keys.shape[0]):
@@ -132,7 +135,8 @@ def test_padding_touches_no_page_of_a_sequence(
             for n in range(3)
         ]
         for row, pages, computed in zip(rows, ([9, 2], [0, 31], [5, 7]), (5, 5, 5), strict=True):
-            row.pages, row.num_computed = pages, computed
+            row.pages = pages
+            row.num_computed = computed
         answer = decoder.decode([Slice(row, 1) for row in rows])
     assert answer is not None and [len(item) for item in answer] == [3, 3]
     changed = (store._keys != before).flatten(3).any(-1).any(0)
@@ -181,10 +185,12 @@ def test_a_span_in_place_equals_one_that_gathers(
     store = KVStore(KVShape(2, 2, 8), 12, 4, torch.float32, CPU)
     for pool in store.pool(1):
         pool.normal_()
-    firsts, pages = [7, 0, 3], [[3, 11, 0], [5, 0, 0], [1, 2, 0]]
-    query, fresh = torch.randn(3 * count, 4, 8), torch.zeros(3 * count, 2, 8)
+    firsts = [7, 0, 3]
+    pages = [[3, 11, 0], [5, 0, 0], [1, 2, 0]]
+    query = torch.randn(3 * count, 4, 8)
+    fresh = torch.zeros(3 * count, 2, 8)
     lengths = [first + count for first in firsts]
-    in_place = paged_span(0, [count] * 3, lengths, pages, 4, flash.varlen)
+    in_place = paged_span(0, [count] * 3, lengths, pages, page_size=4, kernel=flash.varlen)
     positions = torch.tensor(firsts)[:, None] + torch.arange(count)
     gathering = Span(0, 3 * count, positions, torch.tensor(pages), max(lengths), is_causal=True)
     ours, theirs = (
@@ -192,11 +198,11 @@ def test_a_span_in_place_equals_one_that_gathers(
             AttentionPlan(positions.flatten(), positions.flatten(), (span,)),
             store,
             1,
-            query,
-            fresh,
-            fresh,
-            0.3,
-            window,
+            query=query,
+            key=fresh,
+            value=fresh,
+            scale=0.3,
+            window=window,
         )
         for span in (in_place, gathering)
     )
@@ -230,7 +236,9 @@ def test_the_trial_tells_a_right_kernel_from_wrong_ones(monkeypatch: pytest.Monk
 
 
 def test_the_kernel_is_chosen_once_and_the_reason_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda, shape, half = torch.device("cuda"), KVShape(1, 2, 64), torch.bfloat16
+    cuda = torch.device("cuda")
+    shape = KVShape(1, 2, 64)
+    half = torch.bfloat16
     failing: dict[object, str] = {}
     monkeypatch.setattr(flash, "trial", lambda kernel, *_: failing.get(kernel))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "an old card")
@@ -339,7 +347,8 @@ def test_no_tensor_of_a_step_stays_behind() -> None:
             BatchBuilder(4, torch.device(kind), True, kernel).build(slices)
             for kind in ("cpu", "meta")
         )
-        found, moved = tensors_of(here), tensors_of(there)
+        found = tensors_of(here)
+        moved = tensors_of(there)
         assert [(item.shape, item.dtype) for item in moved] == [
             (item.shape, item.dtype) for item in found
         ]

@@ -87,7 +87,8 @@ def test_float32_scores_are_the_cpus(model: Path) -> None:
 def test_bfloat16_is_near(model: Path, record_property: Callable[[str, object], None]) -> None:
     """How many greedy tokens agree is reported, since a random network nearly ties often; scores
     must be near."""
-    reference, half = load(model, "cpu"), load(model, GPU, "bfloat16")
+    reference = load(model, "cpu")
+    half = load(model, GPU, "bfloat16")
     pairs = [
         pair
         for rows in zip(tokens(reference), tokens(half), strict=True)

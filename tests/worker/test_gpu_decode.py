@@ -33,7 +33,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
     pytest.mark.timeout(300),
 ]
-CUDA, HALF = torch.device("cuda"), torch.bfloat16
+CUDA = torch.device("cuda")
+HALF = torch.bfloat16
 HAS_VARLEN = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 VOCABULARY = len(byte_tokenizer())
 LONG = "the quick brown fox jumps over the lazy dog " * 13
@@ -153,12 +154,13 @@ def test_a_span_in_place_equals_one_that_gathers(
     store = KVStore(KVShape(2, kv_heads, 64), 12, 256, HALF, CUDA)
     for pool in store.pool(1):
         pool.normal_()
-    firsts, pages = [511, 0, 300], [[3, 11, 0], [5, 0, 0], [1, 2, 0]]
+    firsts = [511, 0, 300]
+    pages = [[3, 11, 0], [5, 0, 0], [1, 2, 0]]
     query = torch.randn(3 * count, 4, 64, dtype=HALF, device=CUDA)
     fresh = torch.zeros(3 * count, kv_heads, 64, dtype=HALF, device=CUDA)
     lengths = [first + count for first in firsts]
     positions = (torch.tensor(firsts)[:, None] + torch.arange(count)).to(CUDA)
-    in_place = paged_span(0, [count] * 3, lengths, pages, 256, kernel, CUDA)
+    in_place = paged_span(0, [count] * 3, lengths, pages, page_size=256, kernel=kernel, device=CUDA)
     gathering = Span(
         0, 3 * count, positions, torch.tensor(pages, device=CUDA), max(lengths), is_causal=True
     )
@@ -167,11 +169,11 @@ def test_a_span_in_place_equals_one_that_gathers(
             AttentionPlan(positions.flatten(), positions.flatten(), (span,)),
             store,
             1,
-            query,
-            fresh,
-            fresh,
-            0.125,
-            window,
+            query=query,
+            key=fresh,
+            value=fresh,
+            scale=0.125,
+            window=window,
         )
         for span in (in_place, gathering)
     )
@@ -256,7 +258,8 @@ def test_full_precision_gathers_and_equals_the_cpu(model: tuple[str, Path]) -> N
 def test_compiled_layers_equal_plain_ones(model: tuple[str, Path]) -> None:
     if model[0] != "hrm-text":
         pytest.skip("only HRM-Text compiles its layers")
-    plain, compiled = load(model), load(model, compile_layers=True)
+    plain = load(model)
+    compiled = load(model, compile_layers=True)
     net: HrmTextModel = compiled._net.model  # type: ignore[attr-defined]
     assert net.halves != plain._net.model.halves, "it fell back to plain layers"  # type: ignore[attr-defined]
     assert compiled._decoder is not None

@@ -44,7 +44,8 @@ class Zombie(Gated):
 
 
 async def test_a_hung_step_loses_its_jobs_and_its_late_words_are_refused(redis: Redis) -> None:
-    hung, zombie = Zombie(RunnerOptions("echo", max_batch=4)), service(redis)
+    hung = Zombie(RunnerOptions("echo", max_batch=4))
+    zombie = service(redis)
     jobs = await Desk(redis).submit(*[long_task(30)] * 2, is_streamed=True)
     async with serving(zombie, hung):
         await until(lambda: hung.num_steps == 3, "the step hangs")
@@ -95,8 +96,10 @@ async def test_a_long_step_that_gets_on_keeps_its_lease(redis: Redis) -> None:
 async def test_a_worker_that_hangs_takes_nothing_and_gives_up(redis: Redis) -> None:
     """`run` answers False, so that the process exits and is started again. What came meanwhile
     waits for others."""
-    lease_s, hung = 0.2, Gated(RunnerOptions("echo", max_batch=4))
-    worker, desk = service(redis, lease_s=lease_s), Desk(redis)
+    lease_s = 0.2
+    hung = Gated(RunnerOptions("echo", max_batch=4))
+    worker = service(redis, lease_s=lease_s)
+    desk = Desk(redis)
     [job] = await desk.submit(long_task(3))
     running = asyncio.create_task(worker.run(lambda: loaded(hung), asyncio.Event()))
     await until(lambda: hung.num_steps == 1, "the step hangs")

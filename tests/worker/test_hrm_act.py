@@ -33,9 +33,12 @@ def test_equals_the_reference(tmp_path: Path, net: Net, segments: int) -> None:
 def test_reference_can_tell_networks_apart() -> None:
     """Guards the test above: each rule, when broken, moves the reference far beyond the
     tolerance."""
-    net, moe = Net(), Net(experts=4)
-    weights, moe_weights = random_weights(net), random_weights(moe)
-    right, moe_right = reference(weights, net, ROW), reference(moe_weights, moe, ROW)
+    net = Net()
+    moe = Net(experts=4)
+    weights = random_weights(net)
+    moe_weights = random_weights(moe)
+    right = reference(weights, net, ROW)
+    moe_right = reference(moe_weights, moe, ROW)
     wrong = [
         reference(weights, net, ROW, reset_l=False),
         reference(weights, net, ROW, segments=2),
@@ -85,7 +88,8 @@ def test_rows_at_different_segments_share_a_batch(tmp_path: Path) -> None:
     """T3: a row in its second segment and a fresh row, in one batch, each equal themselves
     alone."""
     model = bundle_of(tmp_path, Net(experts=4))[0].model
-    old, new = torch.tensor([ROW]), torch.tensor([ROW[::-1]])
+    old = torch.tensor([ROW])
+    new = torch.tensor([ROW[::-1]])
     length = torch.tensor([len(ROW)])
     first = model.forward_segment(old, length, model.initial_carry(1, len(ROW)))
     carry = torch.cat((first.carry, model.initial_carry(1, len(ROW))))
@@ -108,7 +112,8 @@ def test_padding_stays_finite(tmp_path: Path) -> None:
     """X17: a window that ends short of the padding, and an empty row, leave no NaN for later
     segments to spread."""
     model = bundle_of(tmp_path, Net(window=2))[0].model
-    ids, lengths = torch.zeros(3, 7, dtype=torch.long), torch.tensor([7, 3, 0])
+    ids = torch.zeros(3, 7, dtype=torch.long)
+    lengths = torch.tensor([7, 3, 0])
     assert attention_mask(lengths, 7, model.config).any(-1).all(), (
         "a query without keys is NaN on some backends"
     )

@@ -38,7 +38,8 @@ Weights = tuple[dict[str, Tensor], dict[str, Tensor]]
 @pytest.fixture(scope="module")
 def nets() -> tuple[HrmTextForCausalLM, HrmTextForCausalLM]:
     """Plain and averaged network: different in every parameter; the buffer z_L_init is the same."""
-    plain, average = tiny(0), tiny(1)
+    plain = tiny(0)
+    average = tiny(1)
     with torch.no_grad():
         average.model.z_L_init.copy_(plain.model.z_L_init)
     return plain, average

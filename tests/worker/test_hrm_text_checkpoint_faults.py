@@ -27,7 +27,8 @@ Weights = tuple[dict[str, Tensor], dict[str, Tensor]]
 @pytest.fixture(scope="module")
 def weights() -> Weights:
     """Plain and averaged parameters; averages lack the buffer."""
-    plain, average = raw_weights(tiny(0)), raw_weights(tiny(1))
+    plain = raw_weights(tiny(0))
+    average = raw_weights(tiny(1))
     del average["model.zL_init"]
     return plain, average
 

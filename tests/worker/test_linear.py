@@ -15,7 +15,8 @@ from worker.models.errors import ModelFormatError
 from worker.models.linear import Int8Linear, PackedLinear
 from worker.runners.base import RunnerOptions
 
-ODD_IN, ODD_OUT = 261, 523
+ODD_IN = 261
+ODD_OUT = 523
 """No multiple of any vector's width, so that a kernel's remainders are run too."""
 ROW_COUNTS = (1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 64, 257)
 
@@ -66,7 +67,8 @@ def test_gpt2s_transposed_layer_is_replaced_too() -> None:
 
 def test_rows_may_lie_anywhere_in_memory() -> None:
     rows = torch.randn(5, ODD_IN)
-    transposed, strided = rows.t().contiguous().t(), torch.stack((rows, -rows), dim=2)[..., 0]
+    transposed = rows.t().contiguous().t()
+    strided = torch.stack((rows, -rows), dim=2)[..., 0]
     assert not transposed.is_contiguous() and not strided.is_contiguous()
     for layer in both_kinds():
         expected = layer(rows)
@@ -121,15 +123,18 @@ def test_int8_sums_are_exact_at_the_extremes() -> None:
         .repeat(1, 128)
         .float()
     )
-    x, weight = signs * 3.0, torch.cat((signs, torch.randn(60, 512).sign())) * 0.02
+    x = signs * 3.0
+    weight = torch.cat((signs, torch.randn(60, 512).sign())) * 0.02
     torch.testing.assert_close(
         Int8Linear(weight, None)(x).double(), integer_reference(x, weight), atol=0, rtol=1e-6
     )
 
 
 def test_int8_is_the_rounding_it_claims_and_near_fp32() -> None:
-    x, weight = torch.randn(16, 512) * torch.logspace(-6, 6, 16)[:, None], torch.randn(256, 512)
-    got, whole = Int8Linear(weight, None)(x).double(), F.linear(x, weight).double()
+    x = torch.randn(16, 512) * torch.logspace(-6, 6, 16)[:, None]
+    weight = torch.randn(256, 512)
+    got = Int8Linear(weight, None)(x).double()
+    whole = F.linear(x, weight).double()
     reference = integer_reference(x, weight)
     scale = whole.pow(2).mean(-1).sqrt()[:, None]
     assert ((got - reference).abs() / scale).max() < 1e-2, (

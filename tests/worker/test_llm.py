@@ -155,7 +155,8 @@ def test_many_threads_share_one(llm: LLM) -> None:
 
 
 def test_ctrl_c_drops_what_was_asked(llm: LLM, watched: Watched) -> None:
-    watched.held_at, watched.interrupts = 5, True
+    watched.held_at = 5
+    watched.interrupts = True
     with pytest.raises(KeyboardInterrupt):
         llm.generate(["one ", "two "], LONG)
     watched.gate.set()

@@ -29,7 +29,8 @@ from worker.sampler import keep_allowed, sample
 from worker.sequence import Encoded, Sampled, TokenSequence
 
 VOCABULARY = 40
-PROMPT, SAID = (3, 9, 9, 20), [5, 9, 5, 5, 31]
+PROMPT = (3, 9, 9, 20)
+SAID = [5, 9, 5, 5, 31]
 EOS = frozenset({0, 7})
 
 

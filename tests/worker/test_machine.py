@@ -28,7 +28,8 @@ def hyperthreaded(root: Path) -> Path:
     """Four cores of two threads, numbered as Intel does; two last-level caches of 8 MiB for two
     cores each."""
     for cpu in range(8):
-        core, cache = cpu % 4, cpu % 4 // 2
+        core = cpu % 4
+        cache = cpu % 4 // 2
         base = {
             f"cpu{cpu}__topology__thread_siblings_list": f"{core},{core + 4}",
             f"cpu{cpu}__cache__index0__level": "1",

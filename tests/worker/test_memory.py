@@ -15,8 +15,10 @@ from worker.models.errors import ModelFormatError
 from worker.runners.base import RunnerOptions
 from worker.runners.paged import _num_pages
 
-CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
-MIB, GIB = 2**20, 2**30
+CUDA = torch.device("cuda:0")
+CPU = torch.device("cpu")
+MIB = 2**20
+GIB = 2**30
 
 
 def gpu(monkeypatch: pytest.MonkeyPatch, *, free: int, used: int = 0) -> None:
@@ -55,7 +57,8 @@ def test_a_window_that_does_not_fit_behind_the_weights_is_refused(
     """D8: weights and one context window, with what to do about it."""
     net: Any = SimpleNamespace(kv_shape=KVShape(4, 2, 64), dtype=torch.float32, device=CUDA)
     gpu(monkeypatch, free=10 * GIB, used=GIB)
-    window, cost = 512, 512 * 4 * 2 * 64 * 2 * 4
+    window = 512
+    cost = 512 * 4 * 2 * 64 * 2 * 4
     assert (
         _num_pages(net, window, options(kv_fraction=1.0, max_device_bytes=GIB + cost))
         == window // 16

@@ -73,7 +73,8 @@ async def record_of(
 
 async def test_what_is_done_is_told(redis: Redis) -> None:
     """At the port to the last token, in presence within about a second."""
-    worker, desk = service(redis), Desk(redis)
+    worker = service(redis)
+    desk = Desk(redis)
     async with port_of(worker) as client:
         assert await statuses(client) == [200, 503]
         async with serving(worker, echo()):
@@ -106,7 +107,8 @@ async def test_the_rate_of_work_is_measured_in_what_waiting_work_is_counted_in(
     runner = Slow(RunnerOptions("echo", max_batch=1))
     runner.stepping_s = 0.02
     task = Generate("eos", Sampling(max_tokens=90, seed=0))
-    worker, desk = service(redis), Desk(redis)
+    worker = service(redis)
+    desk = Desk(redis)
     async with serving(worker, runner):
         await until(lambda: worker.not_ready() is None, "it is ready")
         for _ in range(6):
@@ -149,7 +151,8 @@ async def test_convictions_are_counted(redis: Redis) -> None:
 async def test_a_worker_that_hangs_is_not_alive(redis: Redis) -> None:
     """Liveness is progress: 503 while a step hangs for longer than a lease, 200 again when it gets
     on."""
-    hung, worker = Gated(RunnerOptions("echo", max_batch=4)), service(redis)
+    hung = Gated(RunnerOptions("echo", max_batch=4))
+    worker = service(redis)
     async with port_of(worker) as client, serving(worker, hung):
         await Desk(redis).submit(long_task(3))
         await until(lambda: hung.num_steps == 1, "the step hangs")
@@ -167,7 +170,8 @@ async def test_a_worker_that_hangs_is_not_alive(redis: Redis) -> None:
 async def test_a_worker_without_memory_takes_nothing_until_there_is_room(redis: Redis) -> None:
     """What it has in hand goes on. It says so in presence and in its state; other workers take the
     work."""
-    in_use, desk = [0.5], Desk(redis)
+    in_use = [0.5]
+    desk = Desk(redis)
     worker = WorkerService(
         Broker(redis),
         QueuePolicy(lease_s=LEASE_S, result_ttl_s=60),

@@ -205,7 +205,8 @@ def test_a_real_allocators_refusal_makes_smaller_steps(
     expected = generate_all(load_runner("auto", options), tasks)
     runner = load_runner("auto", options)
     assert isinstance(runner, PagedRunner)
-    real, sizes = runner._net.hidden, []
+    real = runner._net.hidden
+    sizes = []
 
     def hidden(ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
         sizes.append(len(ids))

@@ -74,7 +74,8 @@ async def test_tokens_are_gathered_where_nobody_follows(redis: Redis, is_streame
 
 
 async def test_what_is_gathered_is_said_after_half_a_second(redis: Redis) -> None:
-    desk, loop = Desk(redis), asyncio.get_running_loop()
+    desk = Desk(redis)
+    loop = asyncio.get_running_loop()
     claim = await claim_of(desk, is_streamed=False)
     async with outbox_of(desk) as (ledger, outbox):
         ledger.open(claim)
@@ -114,7 +115,8 @@ async def test_whatever_is_held_back_is_there_after_a_flush(redis: Redis) -> Non
 
 
 async def test_a_worker_appends_a_job_that_nobody_follows_a_few_times(redis: Redis) -> None:
-    desk, runner = Desk(redis), Slow(RunnerOptions("echo", max_batch=4))
+    desk = Desk(redis)
+    runner = Slow(RunnerOptions("echo", max_batch=4))
     runner.stepping_s = 0.001
     task = Generate("abc", Sampling(96, 0))
     async with serving(service(redis, lease_s=30), runner):

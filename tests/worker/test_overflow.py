@@ -13,7 +13,8 @@ from worker.runners.base import RunnerOptions, encode_generate
 from worker.runners.echo import Echo
 from worker.sequence import Encoded
 
-WINDOW, VOCABULARY = 16, 1000
+WINDOW = 16
+VOCABULARY = 1000
 
 
 def encode(

@@ -28,7 +28,8 @@ def test_it_computes_what_the_naive_kernel_does(
     queries."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn_out", naive_varlen_attn_out)
     torch.manual_seed(0)
-    lengths, counts = [130, 1, 67, 90, 33], [1, 1, 5, 80, 33]
+    lengths = [130, 1, 67, 90, 33]
+    counts = [1, 1, 5, 80, 33]
     per_row = -(-max(lengths) // page_size)
     store = KVStore(
         KVShape(1, kv_heads, head_dim), 5 * per_row + 2, page_size, torch.float16, PLACE
@@ -39,11 +40,11 @@ def test_it_computes_what_the_naive_kernel_does(
     query = torch.randn(sum(counts), 3, heads, head_dim, dtype=torch.float16, device=PLACE)[:, 1]
     ours, theirs = (
         kernel(
-            paged_span(0, counts, lengths, table, page_size, kernel, PLACE),
+            paged_span(0, counts, lengths, table, page_size=page_size, kernel=kernel, device=PLACE),
             *store.pool(0),
             query,
-            0.2,
-            window,
+            scale=0.2,
+            window=window,
         )
         for kernel in (flash.in_triton, flash.varlen)
     )
@@ -56,16 +57,16 @@ def test_its_rows_do_not_depend_on_each_other() -> None:
     store = KVStore(KVShape(1, 2, 64), 12, 16, torch.float16, PLACE)
     for pool in store.pool(0):
         pool.normal_()
-    query, table = (
-        torch.randn(3, 2, 64, dtype=torch.float16, device=PLACE),
-        [[3, 11, 0], [5, 0, 0], [1, 2, 4]],
+    query = torch.randn(3, 2, 64, dtype=torch.float16, device=PLACE)
+    table = [[3, 11, 0], [5, 0, 0], [1, 2, 4]]
+    together = paged_span(
+        0, [1, 1, 1], [40, 3, 48], table, page_size=16, kernel=flash.in_triton, device=PLACE
     )
-    together = paged_span(0, [1, 1, 1], [40, 3, 48], table, 16, flash.in_triton, PLACE)
-    alone = paged_span(0, [1], [40], table[:1], 16, flash.in_triton, PLACE)
+    alone = paged_span(0, [1], [40], table[:1], page_size=16, kernel=flash.in_triton, device=PLACE)
     pools = store.pool(0)
     both = (
-        flash.in_triton(together, *pools, query, 0.2, None)[:1],
-        flash.in_triton(alone, *pools, query[:1], 0.2, None),
+        flash.in_triton(together, *pools, query, scale=0.2, window=None)[:1],
+        flash.in_triton(alone, *pools, query[:1], scale=0.2, window=None),
     )
     assert torch.equal(*both)
 

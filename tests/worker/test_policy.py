@@ -29,7 +29,8 @@ def utf8(ids: "list[int] | tuple[int, ...]") -> str:
 def test_streamed_text_is_the_whole_text_cut_at_the_first_stop(text: str, stop: list[str]) -> None:
     """B65, T10: byte tokens, so that characters and stop strings cross token boundaries; no half
     character ever."""
-    stream, said = TextStream(lambda ids: utf8(list(ids)), tuple(stop)), []
+    stream = TextStream(lambda ids: utf8(list(ids)), tuple(stop))
+    said = []
     for byte in text.encode():
         said.append(stream.push(byte))
         assert "\ufffd" not in said[-1]

@@ -108,8 +108,11 @@ class Watched:
 
     def __init__(self, runner: PuzzleRunner) -> None:
         self._runner = runner
-        self.spec, self.eos_ids = runner.spec, runner.eos_ids
-        self.encode, self.release, self.decode = runner.encode, runner.release, runner.decode
+        self.spec = runner.spec
+        self.eos_ids = runner.eos_ids
+        self.encode = runner.encode
+        self.release = runner.release
+        self.decode = runner.decode
         self.steps: list[tuple[list[str], list[str]]] = []
 
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
@@ -224,7 +227,8 @@ def test_a_model_of_text_solves_no_puzzles() -> None:
 def test_nothing_is_kept_of_rows_that_have_left(path: Path) -> None:
     """P6: an aborted row's carry goes at once, as does that of a row that ended; the others are as
     before."""
-    runner, emissions = load(path, max_batch=3), list[Emission]()
+    runner = load(path, max_batch=3)
+    emissions = list[Emission]()
     engine = Engine(runner, emissions.extend)
     for key, puzzle in enumerate(PUZZLES):
         engine.submit(SequenceWork(str(key), runner.encode(Solve(puzzle)), None))

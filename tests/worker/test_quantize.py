@@ -128,7 +128,8 @@ def load(path: Path, **options: str) -> Runner:
 
 
 def expected_scores(runner: Runner, task: Score, logits: Logits) -> list[float]:
-    encoded, scores = runner.encode(task), []
+    encoded = runner.encode(task)
+    scores = []
     for tail in encoded.continuations:
         with torch.no_grad():
             table = logits(encoded.prompt_ids, tail).double().log_softmax(-1)

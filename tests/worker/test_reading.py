@@ -108,7 +108,8 @@ def test_a_prompt_read_in_company_is_read_alike(tiny: Model) -> None:
         Read((*ids(4, 5), EOQ, *ids(20, seed)), num_top)
         for seed, num_top in ((1, 0), (2, 5), (3, 1))
     ]
-    together, alone = read_all(runner, tasks), [read_all(runner, [task])[0] for task in tasks]
+    together = read_all(runner, tasks)
+    alone = [read_all(runner, [task])[0] for task in tasks]
     for task, one, other in zip(tasks, together, alone, strict=True):
         assert {len(item.top) for item in one.logprobs if item.logprob is not None} == {
             task.num_top

@@ -97,12 +97,16 @@ def test_stops_cross_tokens_and_wait_for_enough_of_them(
     task = Generate(tuple(given), Sampling(40, 0, stop=tuple(stop), min_tokens=min_tokens))
     emissions = run(Bytes(options()), [task], [[]])
     said = (given * 40)[:40]
-    expected, reason, count = said.decode(errors="replace"), "length", 40
+    expected = said.decode(errors="replace")
+    reason = "length"
+    count = 40
     for end in range(max(1, min_tokens), 41):
         whole = said[:end].decode(errors="ignore")
         starts = [len(whole) - len(item) for item in stop if whole.endswith(item)]
         if starts and (said[:end].decode(errors="replace") == whole):
-            expected, reason, count = whole[: min(starts)], "stop", end
+            expected = whole[: min(starts)]
+            reason = "stop"
+            count = end
             break
     assert texts(emissions) == [expected]
     assert done_of(emissions) == Done(reason, len(given), count)

@@ -103,7 +103,8 @@ def test_a_causal_lm_conditions_each_window_on_what_came_before(tmp_path: Path) 
         return sum(float(shares[at, token]) for at, token in enumerate(wanted))
 
     long, short = score_all(runner, [rolling(LONG), rolling("Hello")])
-    first, second = WINDOW, 2 * WINDOW
+    first = WINDOW
+    second = 2 * WINDOW
     expected = log_probs((START, *LONG[: first - 1]), LONG[:first])
     expected += log_probs(LONG[first - 1 : second - 1], LONG[first:second])
     expected += log_probs(LONG[-WINDOW - 1 : -1], LONG[second:])
@@ -120,7 +121,8 @@ def test_hrm_text_reads_the_text_as_the_response_to_an_empty_prompt(tmp_path: Pa
     runner = load_runner("auto", RunnerOptions(path=str(tmp_path), max_batch=2, step_tokens=64))
     start = runner.encode(Score("", ("x",), condition="cot")).prompt_ids
     assert len(start) == 3
-    room, total = WINDOW + 1 - len(start), 0.0
+    room = WINDOW + 1 - len(start)
+    total = 0.0
     spans = [
         (0, 0, room),
         (room - 1, room, 2 * room - 1),
@@ -208,7 +210,9 @@ def test_a_causal_brain_is_cut_as_a_causal_lm(
     write_bundle(tmp_path, Net(vocab=264, max_seq_len=20, causal=True), tokenizer="tokenizer")
     runner = load_runner("auto", RunnerOptions(path=str(tmp_path), max_batch=4, page_size=4))
     assert isinstance(runner, PagedRunner) and isinstance(runner._net, ActCausalNet)
-    model, text, expected = runner._net.model, LONG[:50], 0.0
+    model = runner._net.model
+    text = LONG[:50]
+    expected = 0.0
     encoded = runner.encode(rolling(text, method=method))
     if method == "strict":
         assert cut(encoded) == cut(encode_rolling((START,), text, 20))

@@ -120,7 +120,8 @@ def test_batched_equals_single(net: Net) -> None:
 def test_rows_of_a_batch_may_be_at_different_segments() -> None:
     """What refilling stands on: one row in its second segment beside one in its first."""
     model = model_of(SMALL, random_weights(SMALL))
-    ids, numbers = torch.tensor(CELLS[:2]), torch.tensor([1, 2])
+    ids = torch.tensor(CELLS[:2])
+    numbers = torch.tensor([1, 2])
     first = model.forward_segment(ids[:1], numbers[:1], model.initial_carry(1))
     pairs = zip(first.carry, model.initial_carry(1), strict=True)
     out = model.forward_segment(ids, numbers, Carry(*(torch.cat(pair) for pair in pairs)))

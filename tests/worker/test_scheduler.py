@@ -26,7 +26,8 @@ from worker.sequence import Encoded, TokenSequence
 )
 def test_pages_are_free_or_held(moves: list[tuple[str, int]]) -> None:
     """B85, B91: free + held == total; reserve answers None exactly when there is no room."""
-    table, held = PageTable(num_pages=12, page_size=4), []
+    table = PageTable(num_pages=12, page_size=4)
+    held = []
     for move, size in moves:
         if move == "reserve":
             room = table.num_free
@@ -173,7 +174,8 @@ def test_choices_share_their_prompt(is_prefix_lm: bool) -> None:
 
 def test_a_known_prefix_is_not_computed_again_and_not_shared_between_tenants() -> None:
     """B82: 4 of 5 pages are found; the hit is counted; another tenant finds nothing."""
-    ghost, prompt = Ghost(num_pages=40, step_tokens=64), tuple(range(1, 21))
+    ghost = Ghost(num_pages=40, step_tokens=64)
+    prompt = tuple(range(1, 21))
     said: list[Emission] = []
     engine = Engine(ghost, said.extend)
     for key, tenant in (("a", "x"), ("b", "x"), ("c", "y")):
@@ -205,7 +207,8 @@ def test_a_repeated_prompt_costs_one_token_in_a_prefix_lm() -> None:
 
 def test_arrivals_with_one_beginning_wait_for_the_first() -> None:
     """Eight requests over one prefix at once compute it once."""
-    ghost, prefix = Ghost(num_pages=80, max_batch=8, step_tokens=256), tuple(range(1, 41))
+    ghost = Ghost(num_pages=80, max_batch=8, step_tokens=256)
+    prefix = tuple(range(1, 41))
     run(ghost, [generate(str(i), (*prefix, 50 + i), 1) for i in range(8)])
     assert ghost.num_computed == 41 + 7 * 1
 
@@ -302,7 +305,8 @@ def test_what_can_never_fit_is_refused_and_blocks_nobody() -> None:
 def test_a_sequence_that_fills_the_store_does_without_its_known_prompt() -> None:
     """The prompt's last page would be copied: with all other pages taken by the sequence there is
     no room for both."""
-    ghost, prompt = Ghost(num_pages=9, reuse="prompt", is_prefix_lm=True), tuple(range(1, 23))
+    ghost = Ghost(num_pages=9, reuse="prompt", is_prefix_lm=True)
+    prompt = tuple(range(1, 23))
     replayed = tuple(answer(prompt, 11, fold(1, 0)))
     full = SequenceWork("b", Encoded(prompt, 12), Sampling(12, 1), replayed_ids=(replayed,))
     done: dict[str, Done] = {}

@@ -10,7 +10,7 @@ from transformers import HrmTextForCausalLM, PreTrainedModel
 
 from shared.errors import InvalidRequest, WorkerFailed
 from shared.messages import ContinuationScore, Done, Generate, Sampling, Score, Scored
-from tests.fixtures.scored_models import PAGE, WINDOW, Ids, Model, ids, load
+from tests.fixtures.scored_models import PAGE, WINDOW, Ids, Model, ids, load, tiny
 from tests.fixtures.tiny_hrm_text import write_tiny
 from tests.fixtures.worker.stepping import end_of, generate_all, run, score_all
 from worker import scoring
@@ -19,6 +19,8 @@ from worker.request import Emission, SequenceWork
 from worker.runners.paged import PagedRunner
 from worker.scheduler import Scheduler
 from worker.sequence import Encoded, Scores, Slice, TokenSequence
+
+__all__ = ["tiny"]  # a fixture, which pytest finds by its name here
 
 FEW_PAGES = -(-WINDOW // PAGE)
 
@@ -31,7 +33,8 @@ def token_by_token(model: PreTrainedModel, context: Ids, tail: Ids) -> Continuat
         {"token_type_ids": torch.ones_like(prompt)} if isinstance(model, HrmTextForCausalLM) else {}
     )
     out = model(input_ids=prompt, use_cache=True, **more)
-    total, is_greedy = 0.0, True
+    total = 0.0
+    is_greedy = True
     for place, token in enumerate(tail):
         logits = out.logits[0, -1].double()
         total += float(logits.log_softmax(-1)[token])
@@ -122,7 +125,8 @@ class Counted:
     def __init__(self, runner: PagedRunner, monkeypatch: pytest.MonkeyPatch) -> None:
         self.forwards: list[int] = []
         self.logit_rows: list[int] = []
-        hidden, logits = runner._net.hidden, runner._net.logits
+        hidden = runner._net.hidden
+        logits = runner._net.logits
 
         def counted_hidden(ids: Tensor, *rest: object) -> Tensor:
             self.forwards.append(len(ids))

@@ -35,7 +35,8 @@ async def test_a_worker_that_takes_over_its_own_job_says_everything_once(
     leaks no place."""
     runner = Slow(RunnerOptions("echo", max_batch=3))
     runner.stepping_s = 0.004
-    worker, stop = service(redis), asyncio.Event()
+    worker = service(redis)
+    stop = asyncio.Event()
 
     async def no_renewal(
         queue: WorkQueue, claims: Sequence[Claim], *, silence_s: float
@@ -58,7 +59,8 @@ async def test_a_worker_that_takes_over_its_own_job_says_everything_once(
 async def test_slow_tokenizing_does_not_cost_the_lease(redis: Redis) -> None:
     """A long prompt is tokenized off the loop, and the jobs that wait behind it are in hand
     already."""
-    runner, stop = Slow(RunnerOptions("echo", max_batch=4)), asyncio.Event()
+    runner = Slow(RunnerOptions("echo", max_batch=4))
+    stop = asyncio.Event()
     runner.tokenizing_s = 0.6
     jobs = await Desk(redis).submit(*[long_task(5)] * 3)
     running = asyncio.create_task(service(redis).run(lambda: loaded(runner), stop))
@@ -78,7 +80,9 @@ async def test_a_replay_that_cannot_be_read_is_tried_again(
     claims = await desk.take(1, "dead", fingerprint="")
     await desk.say(claims[0], Tokens((97,), "a"))
     await desk.queue("dead").give_back(claims)
-    worker, stop, failures = service(redis), asyncio.Event(), 1
+    worker = service(redis)
+    stop = asyncio.Event()
+    failures = 1
     real = worker._reader.read
 
     async def read(job_id: str, after: int = 0) -> list[tuple[int, Event]]:
@@ -102,12 +106,12 @@ async def test_a_replay_that_cannot_be_read_is_tried_again(
 async def test_choices_take_as_many_places(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job is taken while a place is free, whatever it needs; the rest stays queued. No place is
     lost."""
-    runner, stop, choices = (
-        Gated(RunnerOptions("echo", max_batch=4)),
-        asyncio.Event(),
-        [2, 3, 1, 16, 4, 1, 1, 1, 1, 1],
-    )
-    worker, desk, taken_before = service(redis), Desk(redis), []
+    runner = Gated(RunnerOptions("echo", max_batch=4))
+    stop = asyncio.Event()
+    choices = [2, 3, 1, 16, 4, 1, 1, 1, 1, 1]
+    worker = service(redis)
+    desk = Desk(redis)
+    taken_before = []
     opened = worker._ledger.open
 
     def note(claim: Claim, job_span: JobSpan) -> None:

@@ -14,7 +14,8 @@ from worker.machine import Machine
 from worker.model_files import num_parameters, weight_bytes
 from worker.shapes import Shape, plan_workers, shape_of
 
-MIB, GIB = 2**20, 2**30
+MIB = 2**20
+GIB = 2**30
 
 
 def machine(

@@ -79,7 +79,8 @@ def is_as_expected(name: str, end: Terminal) -> bool:
         return end == ENDS[name]
     assert isinstance(end, Done) and isinstance(end.result, Embedded)
     vector = [0.0] * HIDDEN
-    vector[104 % HIDDEN], vector[105 % HIDDEN] = 0.5, 0.5
+    vector[104 % HIDDEN] = 0.5
+    vector[105 % HIDDEN] = 0.5
     return unpack(end.result.vector) == vector and (end.finish_reason, end.num_prompt_tokens) == (
         "embed",
         2,
@@ -88,7 +89,8 @@ def is_as_expected(name: str, end: Terminal) -> bool:
 
 async def test_each_task_ends_once_with_its_result(redis: Redis) -> None:
     """P4: all at once and again, with the tenant's places given back each time."""
-    desk, quota = Desk(redis), Quota(concurrency=len(TASKS))
+    desk = Desk(redis)
+    quota = Quota(concurrency=len(TASKS))
     async with serving(service(redis), echo()):
         for _ in range(2):
             jobs = await desk.submit(*TASKS.values(), quota=quota)
@@ -115,11 +117,9 @@ async def test_another_worker_does_it_again(redis: Redis, name: str) -> None:
 @pytest.mark.parametrize("name", STEPPED)
 async def test_a_cancelled_one_frees_its_place(redis: Redis, name: str) -> None:
     """P6: in the middle of its step."""
-    desk, runner, worker = (
-        Desk(redis),
-        Gated(RunnerOptions("echo", max_batch=4)),
-        service(redis, lease_s=30),
-    )
+    desk = Desk(redis)
+    runner = Gated(RunnerOptions("echo", max_batch=4))
+    worker = service(redis, lease_s=30)
     async with serving(worker, runner):
         [job] = await desk.submit(TASKS[name])
         await until(lambda: runner.num_steps == 1, "the step has begun")
@@ -133,11 +133,9 @@ async def test_a_cancelled_one_frees_its_place(redis: Redis, name: str) -> None:
 
 async def test_a_late_one_fails(redis: Redis) -> None:
     """At the next step boundary, where its turn had not come yet."""
-    desk, runner, worker = (
-        Desk(redis),
-        Gated(RunnerOptions("echo", max_batch=4)),
-        service(redis, lease_s=30),
-    )
+    desk = Desk(redis)
+    runner = Gated(RunnerOptions("echo", max_batch=4))
+    worker = service(redis, lease_s=30)
     async with serving(worker, runner):
         busy = await desk.submit(Generate("abc", SAMPLING))
         await until(lambda: runner.num_steps == 1, "the step has begun")
@@ -199,11 +197,9 @@ async def test_what_is_cut_is_told(redis: Redis) -> None:
 
 async def test_tokens_need_no_step(redis: Redis) -> None:
     """They are answered while the engine is busy, from a place that they do not keep."""
-    desk, runner, worker = (
-        Desk(redis),
-        Gated(RunnerOptions("echo", max_batch=4)),
-        service(redis, lease_s=30),
-    )
+    desk = Desk(redis)
+    runner = Gated(RunnerOptions("echo", max_batch=4))
+    worker = service(redis, lease_s=30)
     async with serving(worker, runner):
         busy = await desk.submit(Generate("abc", SAMPLING))
         await until(lambda: runner.num_steps == 1, "the step has begun")

@@ -186,7 +186,8 @@ def test_stop_strings_are_found_in_the_text_as_it_stands_behind_the_prompt(kind:
 async def test_echo_and_streams_over_http(redis: Redis) -> None:
     """A prompt given as ids and its answer are one text; a stream's pieces are the whole answer's
     text."""
-    runners, cases = {}, {}
+    runners = {}
+    cases = {}
     for kind in KINDS:
         tokenizer = tokenizer_of(kind)
         prompt = tokenizer("hello ")["input_ids"] + spelled(tokenizer, "你")[:2]

@@ -14,7 +14,10 @@ from worker.kv.batch import BatchBuilder
 from worker.kv.store import KVShape, KVStore
 from worker.sequence import Encoded, Slice, TokenSequence
 
-PAGE, HEADS, KV_HEADS, SIZE = 16, 8, 4, 32
+PAGE = 16
+HEADS = 8
+KV_HEADS = 4
+SIZE = 32
 PAGES_EACH = 20
 CPU = torch.device("cpu")
 BOOKS = [(1, 40), (2, 30), (31, 60), (32, 70), (33, 34), (70, 130), (200, 301), (97, 98)]
@@ -46,7 +49,14 @@ class Library:
             batch = BatchBuilder(PAGE, CPU, is_prefix, is_tiled=True).build(slices)
             fresh = [table[batch.ids] for table in (self.query, self.key, self.value)]
             seen[batch.ids] = attend(
-                batch.plan, store, 0, fresh[0], fresh[1], fresh[2], SIZE**-0.5, window
+                batch.plan,
+                store,
+                0,
+                query=fresh[0],
+                key=fresh[1],
+                value=fresh[2],
+                scale=SIZE**-0.5,
+                window=window,
             )
             for part in slices:
                 part.sequence.num_computed += part.num_tokens

@@ -28,7 +28,8 @@ async def test_d22_load_infer_unload_infer_again(redis: Redis, tmp_path: Path) -
     settings = Settings(
         models=(ModelEntry(id="m", path=str(tmp_path)),), max_batch_size=2, device="cpu", threads=1
     )
-    desk, ask = Desk(redis), Generate("2x + 3 = 9", Sampling(max_tokens=8, seed=3))
+    desk = Desk(redis)
+    ask = Generate("2x + 3 = 9", Sampling(max_tokens=8, seed=3))
     async with at_work(redis, lambda: load_models(settings), lease_s=10) as worker:
         [first] = await desk.submit(ask)
         await ended(redis, first)
@@ -50,7 +51,8 @@ async def test_d22_load_infer_unload_infer_again(redis: Redis, tmp_path: Path) -
 
 
 async def test_jobs_in_hand_end_and_queued_ones_wait_for_the_model(redis: Redis) -> None:
-    gated, desk = Gated(RunnerOptions("echo", max_batch=MAX_BATCH)), Desk(redis)
+    gated = Gated(RunnerOptions("echo", max_batch=MAX_BATCH))
+    desk = Desk(redis)
     made: list[Runner] = []
 
     def make() -> Runner:
@@ -75,8 +77,10 @@ async def test_jobs_in_hand_end_and_queued_ones_wait_for_the_model(redis: Redis)
 
 async def test_another_model_goes_on_while_one_is_loaded_again(redis: Redis) -> None:
     """On a CPU: its jobs are taken and answered, and the one that waits keeps its place."""
-    loading, may_load = asyncio.Event(), asyncio.Event()
-    loop, made = asyncio.get_running_loop(), []
+    loading = asyncio.Event()
+    may_load = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    made = []
 
     def make() -> Runner:
         made.append(1)
@@ -133,7 +137,8 @@ async def test_work_is_left_to_others_that_have_the_model(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until they have it no longer, or let it wait for too long."""
-    presence, info = Presence(redis, ttl_s=60), model("m", echo).info
+    presence = Presence(redis, ttl_s=60)
+    info = model("m", echo).info
     async with at_work(redis, lambda: [model("m", echo)]) as worker:
         await unload(redis, worker)
         await presence.announce(WorkerInfo("other", "ready", (info,)))

@@ -46,7 +46,8 @@ async def test_one_step_of_three_leases_keeps_its_job_and_nobody_is_blamed(redis
     """Another worker looks for lapsed jobs all the while. The step is one call that says
     nothing."""
     desk = Desk(redis, "t")
-    worker, other = service(redis), service(redis)
+    worker = service(redis)
+    other = service(redis)
     async with serving(worker, echo_task()):
         [job] = await desk.submit(EchoTask("x", step_ms=int(3000 * LEASE_S)))
         await until(lambda: len(worker._ledger.claims) == 1, "it is taken")

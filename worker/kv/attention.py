@@ -1,10 +1,11 @@
-"""Attention of a step's tokens, laid out flat, as spans that are planned once and used by every
-layer slot.
+"""Attention over a step's flat tokens, in spans that are planned once and used by every layer slot.
 
 A span is a run of rows of equal width. Its keys come from pages of the store, from its own fresh
-tokens, or from both. Masks are boolean, True where a query may look. Where `worker.kv.flash` can be
-used, rows that look at stored tokens only are `PagedSpan`s instead, which gather nothing. Where
-last bits matter, runs of tokens are `TiledSpan`s.
+tokens, or from both. Masks are boolean, True where a query may look.
+
+Where `worker.kv.flash` can be used, rows that look at stored tokens only are `PagedSpan`s instead:
+their keys are read where they lie and never gathered. Where results must not depend on how a
+prompt was cut into steps, to the last bit, runs of tokens are `TiledSpan`s.
 """
 
 from collections.abc import Sequence
@@ -22,11 +23,11 @@ from worker.kv.tiles import TiledSpan
 
 @dataclass(frozen=True)
 class Span:
-    """Flat tokens `start` to `stop`: the shape of `positions` [B, N] says how many rows.
+    """Flat tokens `start` to `stop`, as B rows of N tokens: the shape of `positions` [B, N].
 
-    Keys are the first `num_stored` places of `pages` [B, P] (position is place), then, with
-    `has_fresh`, the span's own tokens. `mask` [B or 1, 1, N, keys]; without one everything is seen,
-    or, with `is_causal`, what came before.
+    Keys are the first `num_stored` tokens in `pages` [B, P], which lie in the order of their
+    positions, then, with `has_fresh`, the span's own tokens. `mask` is [B or 1, 1, N, keys]. Without
+    a mask a query sees every key or, with `is_causal`, the keys up to its own position.
     """
 
     start: int
@@ -40,13 +41,14 @@ class Span:
     _biases: dict[int | None, Tensor] = field(default_factory=dict)
 
     def bias(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        """What is added to the scores, 0 or -inf, made once: what a query does not see, or is
-        `window` or more back.
+        """Return what is added to the attention scores: -inf where a query sees no key, else 0.
 
-        None where SDPA needs no mask for it.
+        A key that is `window` or more positions back is not seen. None where SDPA needs no mask.
         """
         if window is None and self.mask is None and (self.pages is None or not self.is_causal):
             return None
+
+        # Every layer asks for the same bias, so it is made once a step and window.
         if window not in self._biases:
             mask = self._visible(window)
             zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
@@ -56,23 +58,30 @@ class Span:
     def _visible(self, window: int | None) -> Tensor:
         if window is None and self.mask is not None:
             return self.mask
-        stored = torch.arange(self.num_stored, device=self.positions.device).expand(
-            len(self.positions), -1
-        )
-        places = torch.cat((stored, self.positions), dim=1) if self.has_fresh else stored
-        behind = (self.positions[:, :, None] - places[:, None, :])[:, None]
-        mask = behind >= 0 if self.is_causal else torch.ones_like(behind, dtype=torch.bool)
+
+        stored = torch.arange(self.num_stored, device=self.positions.device)
+        key_positions = stored.expand(len(self.positions), -1)
+        if self.has_fresh:
+            key_positions = torch.cat((key_positions, self.positions), dim=1)
+        distance = (self.positions[:, :, None] - key_positions[:, None, :])[:, None]
+
+        mask = torch.ones_like(distance, dtype=torch.bool)
+        if self.is_causal:
+            mask = distance >= 0
         if window is not None:
-            mask = mask & (behind < window)
-        return mask if self.mask is None else mask & self.mask
+            mask = mask & (distance < window)
+        if self.mask is not None:
+            mask = mask & self.mask
+        return mask
 
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """One step: `positions` [T] of all tokens, the store's `rows` [K] for those that are `kept` [K]
-    (None: all T).
+    """Attention of one step of T tokens, at `positions` [T].
 
-    `first_ids` [T]: the id with which each token's row begins.
+    The keys and values of the K tokens `kept` [K] (None: of all T) go to `rows` [K] of the store;
+    without `rows` none are stored. `first_ids` [T] are the ids with which the tokens' own rows
+    begin.
     """
 
     positions: Tensor
@@ -86,55 +95,72 @@ def attend(
     plan: AttentionPlan,
     store: KVStore | None,
     slot: int,
+    *,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     scale: float,
     window: int | None = None,
 ) -> Tensor:
-    """Attention output [T, heads, head_dim] for query, key and value of that layout; new keys and
-    values are stored.
+    """Store the step's new keys and values and return its attention output [T, heads, head_dim].
 
-    `key` and `value` may have fewer heads (grouped queries). `window` is the number of positions a
-    query looks back on, itself included.
+    `query`, `key` and `value` have the layout of the output; `key` and `value` may have fewer heads
+    (grouped queries). `window` is the number of positions a query looks back on, itself included.
     """
     heartbeat()
+
+    # Spans read from the store what the step's own tokens put there, so writing comes first.
     if plan.rows is not None:
         assert store is not None
-        kept = plan.kept
-        store.write(
-            slot,
-            plan.rows,
-            key if kept is None else key[kept],
-            value if kept is None else value[kept],
-        )
-    parts = [
-        _attend_span(span, store, slot, query, key, value, scale, window)
-        if isinstance(span, Span)
-        else _attend_stored(span, store, slot, query[span.start : span.stop], scale, window)
-        for span in plan.spans
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+        if plan.kept is None:
+            store.write(slot, plan.rows, key, value)
+        else:
+            store.write(slot, plan.rows, key[plan.kept], value[plan.kept])
+
+    parts = []
+    for span in plan.spans:
+        if isinstance(span, Span):
+            out = _attend_span(
+                span,
+                store,
+                slot,
+                query=query,
+                key=key,
+                value=value,
+                scale=scale,
+                window=window,
+            )
+        else:
+            rows = query[span.start : span.stop]
+            out = _attend_stored(span, store, slot, query=rows, scale=scale, window=window)
+        parts.append(out)
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts)
 
 
 def _attend_stored(
     span: PagedSpan | TiledSpan,
     store: KVStore | None,
     slot: int,
+    *,
     query: Tensor,
     scale: float,
     window: int | None,
 ) -> Tensor:
     assert store is not None
     if isinstance(span, PagedSpan):
-        return span.kernel(span, *store.pool(slot), query, scale, window)
-    return span.attend(query, *store.read(slot, span.pages), scale, window)
+        keys, values = store.pool(slot)
+        return span.kernel(span, keys, values, query, scale=scale, window=window)
+    keys, values = store.read(slot, span.pages)
+    return span.attend(query, keys, values, scale=scale, window=window)
 
 
 def _attend_span(
     span: Span,
     store: KVStore | None,
     slot: int,
+    *,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -142,7 +168,7 @@ def _attend_span(
     window: int | None,
 ) -> Tensor:
     rows = span.positions.shape
-    keys, values = _keys_and_values(span, store, slot, key, value)
+    keys, values = _keys_and_values(span, store, slot, key=key, value=value)
     bias = span.bias(window, query.dtype)
     out = F.scaled_dot_product_attention(
         query[span.start : span.stop].unflatten(0, rows).transpose(1, 2),
@@ -157,26 +183,32 @@ def _attend_span(
 
 
 def _keys_and_values(
-    span: Span, store: KVStore | None, slot: int, key: Tensor, value: Tensor
+    span: Span, store: KVStore | None, slot: int, *, key: Tensor, value: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Keys and values [B, keys, heads, head_dim] that the span looks at."""
-    fresh = tuple(
-        item[span.start : span.stop].unflatten(0, span.positions.shape) for item in (key, value)
-    )
+    """Return the keys and values [B, keys, heads, head_dim] that the span looks at."""
+    rows = span.positions.shape
+    fresh_keys = key[span.start : span.stop].unflatten(0, rows)
+    fresh_values = value[span.start : span.stop].unflatten(0, rows)
     if span.pages is None:
-        return fresh[0], fresh[1]
+        return fresh_keys, fresh_values
+
     assert store is not None
-    stored = tuple(item[:, : span.num_stored] for item in store.read(slot, span.pages))
+    keys, values = store.read(slot, span.pages)
+    stored_keys = keys[:, : span.num_stored]
+    stored_values = values[:, : span.num_stored]
     if not span.has_fresh:
-        return stored[0], stored[1]
-    return torch.cat((stored[0], fresh[0]), dim=1), torch.cat((stored[1], fresh[1]), dim=1)
+        return stored_keys, stored_values
+    return (
+        torch.cat((stored_keys, fresh_keys), dim=1),
+        torch.cat((stored_values, fresh_values), dim=1),
+    )
 
 
 def length_groups(lengths: Sequence[int], *, waste: int = 2) -> list[list[int]]:
-    """Indices of rows, shortest first, in groups whose longest row is at most `waste` times the
-    shortest.
+    """Group rows of like length; return the groups' indices, shortest row first.
 
-    Rows of a group are padded to the longest: so at most half of what is read is padding.
+    A group's longest row is at most `waste` times as long as its shortest. Rows of a group are
+    padded to the longest, so with a waste of 2 at most half of what is read is padding.
     """
     groups: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):

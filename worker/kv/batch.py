@@ -1,9 +1,9 @@
-"""From slices to one flat batch: token ids, attention spans, and which token's state predicts what.
+"""The flat batch of a step: token ids, attention spans, and the states that predict tokens.
 
 Decoding rows come first, grouped by length; then prompts, one span a run; then continuations, one
-span a context, every continuation seeing the stored context and itself. Continuations are not
-stored: nobody goes on from them. The batch is laid out on the CPU and goes to the device in one
-piece.
+span a context, in which every continuation sees the stored context and itself. Continuations are
+not stored: nobody goes on from them. The batch is laid out on the CPU and goes to the device in one
+copy.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,13 @@ from worker.sequence import Slice, TokenSequence
 
 @dataclass(frozen=True)
 class Batch:
-    """`ids` [T]. `samplers` are the slices that sample, `sampled` the flat indices of the states
-    they sample from; `scored` are the slices with continuations, and `predictors` the flat indices
-    of the states that predict their targets, one after the other. `pooled` are (slice, first, end)
-    of the flat places whose states are wanted whole."""
+    """The token ids [T] of a step, and the indices that lead from its states to its results.
+
+    `samplers` are the slices that sample, `sampled` the flat indices of the states they sample
+    from. `scored` are the slices with continuations, `predictors` the flat indices of the states
+    that predict their targets, slice after slice. `pooled` are (slice, first, end) of the flat
+    tokens whose states are pooled.
+    """
 
     ids: Tensor
     plan: AttentionPlan
@@ -37,9 +40,12 @@ class Batch:
 
 @dataclass
 class BatchBuilder:
-    """Builds one step. `is_prefix`: a prompt sees itself in both directions. `kernel`: what attends
-    to the store's pages where they lie, if anything does. `is_tiled`: no sum depends on how a
-    sequence was cut into steps."""
+    """Builder of one step's batch.
+
+    With `is_prefix` a prompt sees itself in both directions. `kernel` attends to the store's pages
+    where they lie; without one they are gathered. With `is_tiled` no sum depends on how a sequence
+    was cut into steps.
+    """
 
     page_size: int
     device: torch.device
@@ -59,56 +65,77 @@ class BatchBuilder:
     pooled: list[tuple[int, int, int]] = field(default_factory=list)
 
     def build(self, slices: Sequence[Slice]) -> Batch:
-        decoding = [index for index, part in enumerate(slices) if self._is_decoding(part)]
-        for group in self._groups([slices[index].sequence.num_computed + 1 for index in decoding]):
-            self._decode([(decoding[at], slices[decoding[at]]) for at in group])
+        decoding = []
+        lengths = []
+        for index, part in enumerate(slices):
+            if self._is_decoding(part):
+                decoding.append(index)
+                lengths.append(part.sequence.num_computed + 1)
+        for group in self._groups(lengths):
+            self._decode([decoding[number] for number in group], slices)
+
         done = set(decoding)
         for index, part in enumerate(slices):
             if part.num_continuations:
                 self._continue(index, part)
             elif index not in done:
                 self._prefill(index, part)
-        all_kept = len(self.kept) == len(self.ids)
+
+        has_unstored = len(self.kept) < len(self.ids)
         plan = AttentionPlan(
-            self._tensor(self.positions),
-            self._tensor(self.first_ids),
-            tuple(self.spans),
-            self._tensor(self.rows) if self.rows else None,
-            None if all_kept else self._tensor(self.kept),
+            positions=self._tensor(self.positions),
+            first_ids=self._tensor(self.first_ids),
+            spans=tuple(self.spans),
+            rows=self._tensor(self.rows) if self.rows else None,
+            kept=self._tensor(self.kept) if has_unstored else None,
         )
-        ids, sampled, predictors = map(self._tensor, (self.ids, self.sampled, self.predictors))
-        chosen = (tuple(self.samplers), tuple(self.scored), tuple(self.pooled))
-        batch = Batch(ids, plan, sampled, predictors, *chosen)
+        batch = Batch(
+            ids=self._tensor(self.ids),
+            plan=plan,
+            sampled=self._tensor(self.sampled),
+            predictors=self._tensor(self.predictors),
+            samplers=tuple(self.samplers),
+            scored=tuple(self.scored),
+            pooled=tuple(self.pooled),
+        )
         return to_device(batch, self.device)
 
     def _is_decoding(self, part: Slice) -> bool:
         sequence = part.sequence
-        is_one = part.num_tokens == 1 and sequence.num_computed > 0
-        return is_one and not (
-            self.is_tiled and sequence.num_computed < len(sequence.encoded.prompt_ids) - 1
-        )
+        if part.num_tokens != 1 or sequence.num_computed == 0:
+            return False
+        # With tiles, a single token inside a prompt belongs to one; rows begin at the prompt's last.
+        return not self.is_tiled or sequence.num_computed >= len(sequence.encoded.prompt_ids) - 1
 
     def _groups(self, lengths: list[int]) -> list[list[int]]:
-        """Rows that are computed together: in place all of them, since nothing is padded there."""
-        return (
-            [list(range(len(lengths)))]
-            if self.kernel is not None and lengths
-            else length_groups(lengths)
-        )
+        """Return the groups of rows that are computed together.
 
-    def _decode(self, group: list[tuple[int, Slice]]) -> None:
-        """One new token a row; it looks at all its stored predecessors and at itself."""
+        A kernel over pages pads nothing, so it takes all rows at once.
+        """
+        if self.kernel is not None and lengths:
+            return [list(range(len(lengths)))]
+        return length_groups(lengths)
+
+    def _decode(self, group: list[int], slices: Sequence[Slice]) -> None:
+        """Add one new token for each slice of the group; it sees its stored predecessors and
+        itself."""
         start = len(self.ids)
-        for index, part in group:
+        sequences = []
+        for index in group:
+            part = slices[index]
             self._store(part.sequence, part.sequence.num_computed, 1)
             self._note(index, part)
-        self._look_back([part.sequence for _, part in group], self.positions[start:], 1)
+            sequences.append(part.sequence)
+        self._look_back(sequences, self.positions[start:], 1)
 
     def _prefill(self, index: int, part: Slice) -> None:
-        """A run of tokens of one sequence: of a prefix prompt at once, of anything else
-        causally."""
-        sequence, first = part.sequence, part.sequence.num_computed
+        """Add a run of tokens of one sequence: a prefix prompt sees itself whole, all else is
+        causal."""
+        sequence = part.sequence
+        first = sequence.num_computed
         end = first + part.num_tokens
+
+        # Each branch moves `first` behind the tokens that it has laid out.
         if self.is_tiled:
             self._tile(sequence, first, end)
             first = end
@@ -126,72 +153,92 @@ class BatchBuilder:
         if first:
             self._look_back([sequence], [first], end - first)
             return
+
+        # Nothing is stored before the run, so its own fresh keys are all there are.
         positions = torch.arange(end)[None, :]
-        self.spans.append(
-            Span(start, len(self.ids), positions, has_fresh=True, is_causal=is_causal)
-        )
+        span = Span(start, len(self.ids), positions, has_fresh=True, is_causal=is_causal)
+        self.spans.append(span)
 
     def _tile(self, sequence: TokenSequence, first: int, end: int) -> None:
         start = len(self.ids)
         self._store(sequence, first, end - first)
-        tiles = tuple(
-            tiles_of(start, first, end, len(sequence.encoded.prompt_ids), is_prefix=self.is_prefix)
-        )
-        pages = self._tensor(self._pages([sequence], max(tile.num_keys for tile in tiles)))
+        num_prompt = len(sequence.encoded.prompt_ids)
+        tiles = tuple(tiles_of(start, first, end, num_prompt, is_prefix=self.is_prefix))
+        width = max(tile.num_keys for tile in tiles)
+        pages = self._tensor(self._pages([sequence], width))
         self.spans.append(TiledSpan(start, len(self.ids), pages, tiles))
 
     def _look_back(
         self, sequences: Sequence[TokenSequence], firsts: Sequence[int], count: int
     ) -> None:
-        """The latest tokens are rows of `count`, stored from `firsts` on; they see what is stored
-        up to themselves."""
-        start, width = len(self.ids) - len(firsts) * count, max(firsts) + count
-        pages = self._pages(sequences, width)
+        """Add the span of the latest tokens: rows of `count`, from the positions `firsts` on.
+
+        They see what is stored up to themselves.
+        """
+        start = len(self.ids) - len(firsts) * count
+        pages = self._pages(sequences, max(firsts) + count)
         if self.kernel is not None:
-            lengths = [first + count for first in firsts]
-            self.spans.append(
-                paged_span(
-                    start, [count] * len(firsts), lengths, pages, self.page_size, self.kernel
-                )
+            span = paged_span(
+                start,
+                [count] * len(firsts),
+                [first + count for first in firsts],
+                pages,
+                page_size=self.page_size,
+                kernel=self.kernel,
             )
+            self.spans.append(span)
             return
+
         positions = self._tensor(list(firsts))[:, None] + torch.arange(count)
-        room = len(pages[0]) * self.page_size
-        self.spans.append(
-            Span(start, len(self.ids), positions, self._tensor(pages), room, is_causal=True)
+        gathering = Span(
+            start,
+            len(self.ids),
+            positions,
+            pages=self._tensor(pages),
+            num_stored=len(pages[0]) * self.page_size,
+            is_causal=True,
         )
+        self.spans.append(gathering)
 
     def _continue(self, index: int, part: Slice) -> None:
-        """The context's last token once more, as the root, then every continuation but its last
+        """Add the context's last token once more, as the root, then every continuation but its last
         token."""
-        context, start = part.sequence.encoded.prompt_ids, len(self.ids)
-        owners, depth = [-1], [0]
+        context = part.sequence.encoded.prompt_ids
+        num_given = part.sequence.encoded.num_given
+        start = len(self.ids)
+
+        # Each token's continuation and its depth in it; the root belongs to none.
+        owners = [-1]
+        depths = [0]
         self.ids.append(context[-1])
         for number, continuation in enumerate(part.continuations):
             first = len(self.ids)
             self.ids += continuation[:-1]
-            self.predictors += (start, *range(first, len(self.ids)))[
-                part.sequence.encoded.num_given :
-            ]
+            # The root predicts a continuation's first token, each token the one behind it. The
+            # first `num_given` tokens are not scored, so nothing need predict them.
+            predictors = (start, *range(first, len(self.ids)))
+            self.predictors += predictors[num_given:]
             owners += [number] * (len(continuation) - 1)
-            depth += range(1, len(continuation))
-        self.positions += [len(context) - 1 + step for step in depth]
-        self.first_ids += [context[0]] * len(depth)
-        owner, level = self._tensor(owners), self._tensor(depth)
-        own = (
-            (owner[:, None] == owner[None, :])
-            & (level[:, None] >= level[None, :])
-            & (owner[None, :] >= 0)
-        )
-        mask = torch.cat((own.new_ones(len(owners), len(context)), own), dim=1)
-        positions = self._tensor(self.positions[start:])[None, :]
-        pages = self._tensor(self._pages([part.sequence], len(context)))
+            depths += range(1, len(continuation))
+        self.positions += [len(context) - 1 + depth for depth in depths]
+        self.first_ids += [context[0]] * len(depths)
+
+        # A token sees its continuation up to itself. Nobody sees the fresh root: the context's
+        # last token is among the stored ones, which all see.
+        owner = self._tensor(owners)
+        depth = self._tensor(depths)
+        sees_fresh = owner[:, None] == owner[None, :]
+        sees_fresh &= depth[:, None] >= depth[None, :]
+        sees_fresh &= owner[None, :] >= 0
+        sees_stored = sees_fresh.new_ones(len(owners), len(context))
+        mask = torch.cat((sees_stored, sees_fresh), dim=1)
+
         span = Span(
             start,
             len(self.ids),
-            positions,
-            pages,
-            len(context),
+            self._tensor(self.positions[start:])[None, :],
+            pages=self._tensor(self._pages([part.sequence], len(context))),
+            num_stored=len(context),
             has_fresh=True,
             mask=mask[None, None],
         )
@@ -199,15 +246,20 @@ class BatchBuilder:
         self.scored.append(index)
 
     def _store(self, sequence: TokenSequence, first: int, count: int) -> None:
-        size, pages = self.page_size, sequence.pages
+        """Add `count` tokens of the sequence, from position `first` on, that go to the store."""
+        size = self.page_size
+        pages = sequence.pages
+        end = first + count
         self.kept += range(len(self.ids), len(self.ids) + count)
-        self.ids += sequence.tokens(first, first + count)
-        self.positions += range(first, first + count)
+        self.ids += sequence.tokens(first, end)
+        self.positions += range(first, end)
         self.first_ids += [sequence.encoded.prompt_ids[0]] * count
-        self.rows += [pages[at // size] * size + at % size for at in range(first, first + count)]
+        self.rows += [
+            pages[position // size] * size + position % size for position in range(first, end)
+        ]
 
     def _note(self, index: int, part: Slice) -> None:
-        """What is wanted of the slice whose tokens were stored last."""
+        """Note which states of the slice are needed; its tokens were added last."""
         if part.sequence.encoded.is_pooled:
             self.pooled.append((index, len(self.ids) - part.num_tokens, len(self.ids)))
         if part.samples:
@@ -215,13 +267,15 @@ class BatchBuilder:
             self.sampled.append(len(self.ids) - 1)
 
     def _pages(self, sequences: Sequence[TokenSequence], width: int) -> list[list[int]]:
-        """The pages of the first `width` tokens of each row [B, P].
-
-        Behind a row's end its last one again: a page of another row may hold NaN, which no mask
-        makes harmless.
-        """
+        """Return the pages [B, P] of the first `width` tokens of each row."""
         count = -(-width // self.page_size)
-        return [(item.pages + item.pages[-1:] * count)[:count] for item in sequences]
+        tables = []
+        for sequence in sequences:
+            # Behind a row's end its own last page is read again: a page of another row may hold
+            # NaN, which no mask makes harmless.
+            padding = sequence.pages[-1:] * count
+            tables.append((sequence.pages + padding)[:count])
+        return tables
 
     def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64)

@@ -1,5 +1,5 @@
-"""Places for tokens: gives sequences their pages, finds what is already computed, and keeps what
-may be used again.
+"""The KV cache's bookkeeping: gives sequences their pages, finds what is already computed, and
+keeps what may be used again.
 
 Plain Python over the page table and the prefix tree. Invariant: a page is free, or held by running
 sequences, by the tree, or by both; only its first holder writes to it, and never where another one
@@ -13,53 +13,71 @@ from worker.sequence import Slice, Status, TokenSequence
 
 
 class Cache:
-    """`reuse` of the spec says what may be shared: any `prefix`, a whole `prompt`, or nothing
-    between requests.
+    """Pages of all sequences, and the prefixes that they may share.
 
-    Of `num_started` sequences `num_hits` found something computed, `num_hit_tokens` in all.
+    The spec's `reuse` says what requests may share: any `prefix`, a whole `prompt`, or nothing. Of
+    `num_started` sequences `num_hits` found something computed, `num_hit_tokens` tokens in all.
     """
 
     def __init__(self, spec: RunnerSpec) -> None:
         self.pages = PageTable(spec.num_pages, spec.page_size)
         self.tree = PrefixTree(self.pages, whole_prompts=spec.reuse == "prompt")
         self._reuse = spec.reuse
-        self.num_started = self.num_hits = self.num_hit_tokens = 0
+        self.num_started = 0
+        self.num_hits = 0
+        self.num_hit_tokens = 0
 
     def can_hold(self, sequence: TokenSequence) -> bool:
-        """Whether the sequence would fit with everything else gone."""
+        """Return whether the sequence would fit with everything else gone."""
         return self.pages.pages_for(sequence.num_tokens_at_most) <= self.pages.num_pages
 
     def allocate(self, sequence: TokenSequence, *, num_running: int) -> bool:
-        """Pages for all tokens of a sequence that starts or starts again, found ones first; False
-        for lack of room.
+        """Give a sequence that starts, or starts again, the pages for all its tokens.
 
-        A page is left for every running sequence to grow into. A copy of a page needs room beside
-        the page itself: a sequence that has the store for itself and lacks it does without what is
-        known.
+        Pages that hold its first tokens already are shared. A page is left for every running
+        sequence to grow into. False for lack of room.
         """
-        if self._place(sequence, *self._known(sequence), spare=num_running):
+        known, num_known = self._known(sequence)
+        if self._allocate(sequence, known, num_known, spare=num_running):
             return True
-        return num_running == 0 and self._place(sequence, [], 0, spare=0)
+        if num_running:
+            return False
 
-    def _place(
+        # A page that is copied needs room beside its copy. A sequence that has the store for itself
+        # and lacks that room computes everything anew, so that it starts at all.
+        return self._allocate(sequence, [], 0, spare=0)
+
+    def _allocate(
         self, sequence: TokenSequence, known: list[int], num_known: int, *, spare: int
     ) -> bool:
-        computed = min(
-            num_known, sequence.num_tokens if sequence.is_scoring else sequence.num_tokens - 1
-        )
-        num_shared, is_partial = divmod(computed, self.pages.page_size)
-        if is_partial and sequence.is_scoring and computed == sequence.num_tokens:
-            num_shared, is_partial = num_shared + 1, 0  # nothing will be written behind the context
-        held = known[: num_shared + bool(is_partial)]
+        # A sampled token needs a state, so the last token is always computed; a scored context may
+        # be known whole.
+        most_computed = sequence.num_tokens if sequence.is_scoring else sequence.num_tokens - 1
+        computed = min(num_known, most_computed)
+
+        # The page that the sequence goes on writing in the middle of is copied, not shared; but
+        # nothing is ever written behind the context of a scoring sequence.
+        num_shared, num_in_partial = divmod(computed, self.pages.page_size)
+        needs_copy = num_in_partial > 0
+        if needs_copy and sequence.is_scoring and computed == sequence.num_tokens:
+            num_shared += 1
+            needs_copy = False
+        num_held = num_shared + 1 if needs_copy else num_shared
+        held = known[:num_held]
+
+        # Shared first: reserving may evict, and must not evict these.
         self.pages.share(held)
-        own = self._reserve(self.pages.pages_for(sequence.num_tokens) - num_shared, spare=spare)
-        if own is None:
+        num_new = self.pages.pages_for(sequence.num_tokens) - num_shared
+        new = self._reserve(num_new, spare=spare)
+        if new is None:
             self.pages.release(held)
             return False
-        sequence.pages = held[:num_shared] + own
-        sequence.source_page = held[num_shared] if is_partial else None
+
+        sequence.pages = held[:num_shared] + new
+        sequence.source_page = held[num_shared] if needs_copy else None
         sequence.num_computed = computed
-        if sequence.num_cached is None:  # what it finds when it starts again is its own
+        # Counted once: what a sequence finds when it starts again is its own.
+        if sequence.num_cached is None:
             sequence.num_cached = computed
             self.num_started += 1
             self.num_hits += computed > 0
@@ -67,22 +85,24 @@ class Cache:
         return True
 
     def grow(self, sequence: TokenSequence) -> bool:
-        """A page more if the sequence's next token needs one; False for lack of room."""
+        """Add a page if the sequence's next token needs one; False for lack of room."""
         missing = self.pages.pages_for(sequence.num_tokens) - len(sequence.pages)
         if missing <= 0:
             return True
-        own = self._reserve(missing)
-        if own is None:
+        new = self._reserve(missing)
+        if new is None:
             return False
-        sequence.pages += own
+        sequence.pages += new
         return True
 
     def commit(self, part: Slice) -> None:
         """Note what a slice computed of a prompt, so that it may be shared from now on."""
         sequence = part.sequence
+        # The step has copied the source page, so the sequence no longer holds it.
         if sequence.source_page is not None:
             self.pages.release([sequence.source_page])
             sequence.source_page = None
+
         prompt = sequence.encoded.prompt_ids
         was_unfinished = sequence.num_computed < len(prompt)
         sequence.num_computed += part.num_tokens
@@ -92,74 +112,85 @@ class Cache:
             self.tree.insert(sequence.salt, prompt[: sequence.num_computed], sequence.pages)
 
     def give_back(self, sequence: TokenSequence, *, keep: bool) -> None:
-        """Free what a sequence holds; with `keep` its tokens stay known where any prefix may be
+        """Free what a sequence holds. With `keep` its tokens stay known where any prefix may be
         shared."""
         if keep and self._reuse == "prefix":
-            self.tree.insert(
-                sequence.salt, sequence.token_ids[: sequence.num_computed], sequence.pages
-            )
+            computed = sequence.token_ids[: sequence.num_computed]
+            self.tree.insert(sequence.salt, computed, sequence.pages)
         self.pages.release(sequence.pages)
         if sequence.source_page is not None:
             self.pages.release([sequence.source_page])
-        sequence.pages, sequence.source_page, sequence.num_computed, sequence.pooled = (
-            [],
-            None,
-            0,
-            None,
-        )
+        sequence.pages = []
+        sequence.source_page = None
+        sequence.num_computed = 0
+        sequence.pooled = None
 
     def is_being_computed(self, sequence: TokenSequence, others: list[TokenSequence]) -> bool:
-        """Whether waiting pays: one of the `others` is to compute the same beginning, or a sister
-        choice the prompt."""
-        parent, prompt = sequence.forked_from, sequence.encoded.prompt_ids
-        if (
-            parent is not None
-            and parent.status is not Status.FINISHED
-            and parent.num_computed < len(prompt)
-        ):
-            return True
-        shared = ((item, self._num_common(sequence, item)) for item in others)
-        return any(common and self._num_computed(item) < common for item, common in shared)
+        """Return whether waiting pays: one of the `others` is to compute the same beginning, or a
+        sister choice the prompt."""
+        parent = sequence.forked_from
+        if parent is not None and parent.status is not Status.FINISHED:
+            num_prompt = len(sequence.encoded.prompt_ids)
+            if parent.num_computed < num_prompt:
+                return True
+
+        for other in others:
+            num_common = self._num_common(sequence, other)
+            if num_common and self._num_computed(other) < num_common:
+                return True
+        return False
 
     def _num_computed(self, sequence: TokenSequence) -> int:
-        return (
-            sequence.num_computed if sequence.status is Status.RUNNING else self._known(sequence)[1]
-        )
+        if sequence.status is Status.RUNNING:
+            return sequence.num_computed
+        _, num_known = self._known(sequence)
+        return num_known
 
     def _num_common(self, one: TokenSequence, other: TokenSequence) -> int:
-        """How many first tokens the prompts of two sequences could share."""
-        size, first, second = self.pages.page_size, one.encoded.prompt_ids, other.encoded.prompt_ids
+        """Return how many first tokens the prompts of two sequences could share."""
+        size = self.pages.page_size
+        first = one.encoded.prompt_ids
+        second = other.encoded.prompt_ids
         if not self._may_reuse(one) or one.salt != other.salt or first[:size] != second[:size]:
             return 0
         if self._reuse == "prompt":
             return len(first) if first == second else 0
+
         length = min(len(first), len(second)) // size * size
-        pages = range(0, length, size)
-        return next((at for at in pages if first[at : at + size] != second[at : at + size]), length)
+        for start in range(0, length, size):
+            end = start + size
+            if first[start:end] != second[start:end]:
+                return start
+        return length
 
     def _known(self, sequence: TokenSequence) -> tuple[list[int], int]:
-        """Pages that hold the sequence's first tokens, and how many: a sister choice's prompt, or
-        what the tree has."""
-        prompt, parent = sequence.encoded.prompt_ids, sequence.forked_from
-        if (
-            parent is not None
-            and parent.status is Status.RUNNING
-            and parent.num_computed >= len(prompt)
-        ):
-            return parent.pages[: self.pages.pages_for(len(prompt))], len(prompt)
+        """Return the pages that hold the sequence's first tokens, and how many tokens.
+
+        They are those of a sister choice's prompt, or what the tree has.
+        """
+        prompt = sequence.encoded.prompt_ids
+        parent = sequence.forked_from
+        if parent is not None and parent.status is Status.RUNNING:
+            num_prompt = len(prompt)
+            if parent.num_computed >= num_prompt:
+                return parent.pages[: self.pages.pages_for(num_prompt)], num_prompt
         if not self._may_reuse(sequence):
             return [], 0
-        return self.tree.match(
-            sequence.salt, sequence.token_ids if self._reuse == "prefix" else prompt
-        )
+        tokens = sequence.token_ids if self._reuse == "prefix" else prompt
+        return self.tree.match(sequence.salt, tokens)
 
     def _may_reuse(self, sequence: TokenSequence) -> bool:
-        """Keys and values that are found bring no states with them: what is pooled must be
-        computed."""
+        """Return whether known keys and values serve the sequence.
+
+        They bring no states with them, so what is pooled must be computed.
+        """
         return self._reuse != "none" and not sequence.encoded.is_pooled
 
     def _reserve(self, count: int, *, spare: int = 0) -> list[int] | None:
-        """Free pages, evicted from the tree if need be, so that `spare` more would be left."""
+        """Take free pages, evicted from the tree if need be, so that `spare` more would be left.
+
+        None for lack of room.
+        """
         missing = count + spare - self.pages.num_free
         if missing > 0 and self.tree.evict(missing) < missing:
             return None

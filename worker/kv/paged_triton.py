@@ -1,9 +1,9 @@
-"""Attention over pages in Triton, for what torch's own kernel does not do: older torch, pages of
-any size.
+"""Attention over pages in Triton, for older torch and for pages of any size, where torch's own
+kernel does not serve.
 
-One program computes one head of a block of a row's queries, walking its keys page by page with a
-running softmax. It never splits a row's keys, so that a row's result does not depend on its batch
-mates.
+One program computes one head of a block of a row's queries. It walks the row's keys page by page
+with a running softmax. It never splits a row's keys, so that a row's result does not depend on its
+batch mates.
 """
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # mypy: disallow-untyped-decorators=False
@@ -17,9 +17,11 @@ from worker.kv.spans import PagedSpan
 
 _NO_WINDOW = 1 << 30
 _LOG2_E = 1.4426950408889634
-_FEW_QUERIES, _MANY_QUERIES = 16, 64
-"""Queries of a program; 16 is the least that a matrix product on the device takes."""
+_FEW_QUERIES = 16
+"""The least that a matrix product on the device takes."""
+_MANY_QUERIES = 64
 _KEYS = 64
+"""Keys that a program looks at in one turn of its loop."""
 
 
 @triton.jit
@@ -39,7 +41,7 @@ def _attend(
     out_token,
     out_head,
     page_stride,
-    place_stride,
+    offset_stride,
     head_stride,
     table_row,
     group: tl.constexpr,
@@ -48,54 +50,74 @@ def _attend(
     queries: tl.constexpr,
     block: tl.constexpr,
 ):
-    row, head = tl.program_id(0), tl.program_id(1)
+    row = tl.program_id(0)
+    head = tl.program_id(1)
     first = tl.load(query_starts + row)
     count = tl.load(query_starts + row + 1) - first
     length = tl.load(lengths + row)
     start = tl.program_id(2) * queries
     if start < count:
-        index, dims = start + tl.arange(0, queries), tl.arange(0, dim_block)
+        index = start + tl.arange(0, queries)
+        dims = tl.arange(0, dim_block)
         is_dim = dims < head_dim
         is_query = (index < count)[:, None] & is_dim[None, :]
-        places = (first + index)[:, None] * query_token + head * query_head + dims[None, :]
-        wanted = tl.load(query + places, mask=is_query, other=0.0)
+        query_offsets = (first + index)[:, None] * query_token + head * query_head + dims[None, :]
+        some_queries = tl.load(query + query_offsets, mask=is_query, other=0.0)
+
+        # The row's queries are the last tokens of its stored ones.
         position = length - count + index
         largest = tl.full([queries], float("-inf"), tl.float32)
         total = tl.zeros([queries], tl.float32)
         mixed = tl.zeros([queries, dim_block], tl.float32)
+
+        # Keys behind the block's last query, or before its first query's window, are seen by none.
         end = tl.minimum(length, length - count + start + queries)
         begin = tl.maximum(length - count + start - window + 1, 0) // block * block
-        for at in range(begin, end, block):
-            key = at + tl.arange(0, block)
-            page = tl.load(table + row * table_row + key // page_size, mask=key < end, other=0).to(
-                tl.int64
-            )
-            place = (
-                page * page_stride
-                + (key % page_size) * place_stride
+        for block_start in range(begin, end, block):
+            key = block_start + tl.arange(0, block)
+            page = tl.load(table + row * table_row + key // page_size, mask=key < end, other=0)
+            # 64 bits: the offset of a page in a large pool does not fit into 32.
+            key_offset = (
+                page.to(tl.int64) * page_stride
+                + (key % page_size) * offset_stride
                 + (head // group) * head_stride
             )
+            key_offsets = key_offset[:, None] + dims[None, :]
             is_key = (key < end)[:, None] & is_dim[None, :]
-            some_keys = tl.load(keys + place[:, None] + dims[None, :], mask=is_key, other=0.0)
-            scores = tl.dot(wanted, tl.trans(some_keys)) * scale
-            behind = position[:, None] - key[None, :]
-            scores = tl.where((behind >= 0) & (behind < window), scores, float("-inf"))
-            now = tl.maximum(largest, tl.max(scores, 1))
-            base = tl.where(now == float("-inf"), 0.0, now)  # a query that has seen nothing yet
-            weights, rest = tl.exp2(scores - base[:, None]), tl.exp2(largest - base)
-            some_values = tl.load(values + place[:, None] + dims[None, :], mask=is_key, other=0.0)
-            mixed = mixed * rest[:, None] + tl.dot(weights.to(some_values.dtype), some_values)
-            total = total * rest + tl.sum(weights, 1)
-            largest = now
-        places = (first + index)[:, None] * out_token + head * out_head + dims[None, :]
-        tl.store(out + places, (mixed / total[:, None]).to(out.dtype.element_ty), mask=is_query)
+            some_keys = tl.load(keys + key_offsets, mask=is_key, other=0.0)
+            scores = tl.dot(some_queries, tl.trans(some_keys)) * scale
+            distance = position[:, None] - key[None, :]
+            scores = tl.where((distance >= 0) & (distance < window), scores, float("-inf"))
+
+            # The running softmax: what was summed so far is rescaled to the new largest score.
+            new_largest = tl.maximum(largest, tl.max(scores, 1))
+            # A query that has seen no key yet has -inf, and -inf minus itself is NaN.
+            base = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+            weights = tl.exp2(scores - base[:, None])
+            rescale = tl.exp2(largest - base)
+            some_values = tl.load(values + key_offsets, mask=is_key, other=0.0)
+            mixed = mixed * rescale[:, None] + tl.dot(weights.to(some_values.dtype), some_values)
+            total = total * rescale + tl.sum(weights, 1)
+            largest = new_largest
+
+        out_offsets = (first + index)[:, None] * out_token + head * out_head + dims[None, :]
+        result = (mixed / total[:, None]).to(out.dtype.element_ty)
+        tl.store(out + out_offsets, result, mask=is_query)
 
 
 def attend(
-    span: PagedSpan, keys: Tensor, values: Tensor, query: Tensor, scale: float, window: int | None
+    span: PagedSpan,
+    keys: Tensor,
+    values: Tensor,
+    query: Tensor,
+    *,
+    scale: float,
+    window: int | None,
 ) -> Tensor:
-    """Output [n, heads, head_dim] of the span's queries over pools [num_pages, page_size, kv_heads,
-    head_dim]."""
+    """Return the output [n, heads, head_dim] of the span's queries.
+
+    `keys` and `values` are pools [num_pages, page_size, kv_heads, head_dim].
+    """
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     heads, head_dim = query.shape[1:]
     queries = _FEW_QUERIES if span.max_queries <= _FEW_QUERIES else _MANY_QUERIES
@@ -106,20 +128,20 @@ def attend(
         query,
         keys,
         values,
-        span.block_table,
-        span.query_starts,
-        span.lengths,
-        scale * _LOG2_E,
-        _NO_WINDOW if window is None else window,
-        keys.shape[1],
-        query.stride(0),
-        query.stride(1),
-        out.stride(0),
-        out.stride(1),
-        keys.stride(0),
-        keys.stride(1),
-        keys.stride(2),
-        span.block_table.stride(0),
+        table=span.block_table,
+        query_starts=span.query_starts,
+        lengths=span.lengths,
+        scale=scale * _LOG2_E,  # the kernel's exponentials are powers of two
+        window=_NO_WINDOW if window is None else window,
+        page_size=keys.shape[1],
+        query_token=query.stride(0),
+        query_head=query.stride(1),
+        out_token=out.stride(0),
+        out_head=out.stride(1),
+        page_stride=keys.stride(0),
+        offset_stride=keys.stride(1),
+        head_stride=keys.stride(2),
+        table_row=span.block_table.stride(0),
         group=heads // keys.shape[2],
         head_dim=head_dim,
         dim_block=dim_block,

@@ -1,12 +1,14 @@
-"""The page table's arithmetic: which pages are free and how many hold each of the others. Ints
-only, no tensors."""
+"""The page table: which pages are free, and how many holders each of the others has. Ints only, no
+tensors."""
 
 from collections.abc import Iterable
 
 
 class PageTable:
-    """`num_pages` pages of `page_size` tokens. Invariant: a page is on the free list, or has at
-    least one holder."""
+    """Table of `num_pages` pages of `page_size` tokens.
+
+    Invariant: a page is on the free list, or has at least one holder.
+    """
 
     def __init__(self, num_pages: int, page_size: int) -> None:
         self.num_pages = num_pages
@@ -19,14 +21,14 @@ class PageTable:
         return len(self._free)
 
     def pages_for(self, num_tokens: int) -> int:
-        """How many pages hold `num_tokens`."""
+        """Return the number of pages that hold `num_tokens`."""
         return -(-num_tokens // self.page_size)
 
     def num_holders(self, page: int) -> int:
         return self._holders[page]
 
     def reserve(self, count: int) -> list[int] | None:
-        """`count` pages with one holder each, or None when there is no room now."""
+        """Take `count` free pages, which get one holder each; None when there is no room now."""
         if count > len(self._free):
             return None
         pages = [self._free.pop() for _ in range(count)]
@@ -35,13 +37,14 @@ class PageTable:
         return pages
 
     def share(self, pages: Iterable[int]) -> None:
-        """One more holder for each page; sharing a free page is our own bug."""
+        """Add a holder to each page; sharing a free page is our own bug."""
         for page in pages:
             assert self._holders[page], "a free page cannot be shared"
             self._holders[page] += 1
 
     def release(self, pages: Iterable[int]) -> None:
-        """One holder less; a page without any is free. Releasing a free page is our own bug."""
+        """Take a holder from each page; a page without any becomes free. Releasing a free page is
+        our own bug."""
         for page in pages:
             assert self._holders[page], "page released twice"
             self._holders[page] -= 1

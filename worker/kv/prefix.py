@@ -1,11 +1,13 @@
 """The prefix tree: which computed pages hold which tokens, so that nobody computes them twice. Ints
 only, no tensors.
 
-A radix tree whose edges are runs of tokens: one page for causal models, where any prefix may be
-shared, or a whole prompt for prefix-LMs, where a prompt's keys and values hold for this prompt
-alone. The tree holds its pages like any sequence does; pages that nobody else holds are its to
-evict, least recently used first, leaves before their parents. Tenants never share: each salt has a
-root of its own.
+It is a radix tree whose edges are runs of tokens. For causal models a run is one page, and any
+prefix may be shared. For prefix-LMs a run is a whole prompt, whose keys and values hold for this
+prompt alone.
+
+The tree holds its pages as a sequence does. Pages that nobody else holds may be evicted, least
+recently used first, leaves before their parents. Tenants never share: each salt has a root of its
+own.
 """
 
 from collections import OrderedDict
@@ -26,8 +28,10 @@ class _Node:
 
 
 class PrefixTree:
-    """`whole_prompts`: share identical prompts only. Invariant: every node is at least as recent as
-    its children."""
+    """Prefix tree over `pages`; with `whole_prompts` only identical prompts are shared.
+
+    Invariant: every node was used at least as recently as its children.
+    """
 
     def __init__(self, pages: PageTable, *, whole_prompts: bool) -> None:
         self._pages = pages
@@ -37,34 +41,45 @@ class PrefixTree:
 
     @property
     def num_pages(self) -> int:
-        """Pages the tree holds, alone or with others."""
+        """Number of pages that the tree holds, alone or with others."""
         return sum(len(node.pages) for node in self._by_age)
 
     def match(self, salt: str, tokens: Sequence[int]) -> tuple[list[int], int]:
-        """Pages that hold the longest known beginning of `tokens`, and its length; they are not yet
-        shared."""
+        """Return the pages that hold the longest known beginning of `tokens`, and its length.
+
+        The caller is not yet a holder of the pages.
+        """
         path = list(self._walk(salt, tokens))
         self._touch(path)
-        return [page for node in path for page in node.pages], sum(len(node.run) for node in path)
+        pages: list[int] = []
+        length = 0
+        for node in path:
+            pages += node.pages
+            length += len(node.run)
+        return pages, length
 
     def insert(self, salt: str, tokens: Sequence[int], pages: Sequence[int]) -> None:
         """Remember that `pages` hold `tokens`, as far as they fill whole runs. Runs already known
         keep their pages."""
         path = list(self._walk(salt, tokens))
-        done = sum(len(node.run) for node in path)
         parent = path[-1] if path else self._roots.setdefault(salt, _Node())
-        for run in self._runs(tokens[done:]):
-            first, done = done // self._pages.page_size, done + len(run)
-            node = _Node(run, list(pages[first : self._pages.pages_for(done)]), parent)
+
+        start = sum(len(node.run) for node in path)
+        for run in self._runs(tokens[start:]):
+            end = start + len(run)
+            first_page = start // self._pages.page_size
+            end_page = self._pages.pages_for(end)
+            node = _Node(run, list(pages[first_page:end_page]), parent)
             self._pages.share(node.pages)
             parent.children[run] = node
             path.append(node)
             parent = node
+            start = end
         self._touch(path)
 
     def evict(self, count: int) -> int:
-        """Free up to `count` pages that only the tree holds, oldest first; answers how many came
-        free."""
+        """Free pages that only the tree holds, oldest first, until `count` or more are free; return
+        how many were freed."""
         freed = 0
         for node in list(self._by_age):
             if freed >= count:
@@ -75,19 +90,24 @@ class PrefixTree:
         return freed
 
     def _walk(self, salt: str, tokens: Sequence[int]) -> Iterator[_Node]:
+        """Yield the nodes of the longest known beginning of `tokens`, from the root's child on."""
         node = self._roots.get(salt)
+        if node is None:
+            return
         for run in self._runs(tokens):
-            node = node.children.get(run) if node is not None else None
+            node = node.children.get(run)
             if node is None:
                 return
             yield node
 
     def _runs(self, tokens: Sequence[int]) -> Iterator[tuple[int, ...]]:
+        """Cut `tokens` into runs; what does not fill a run at the end is left out."""
         size = max(1, len(tokens)) if self._whole else self._pages.page_size
         for start in range(0, len(tokens) - size + 1, size):
             yield tuple(tokens[start : start + size])
 
     def _touch(self, path: Sequence[_Node]) -> None:
+        # From the leaf up, so that a parent is more recent than its child and is evicted after it.
         for node in reversed(path):
             self._by_age[node] = None
             self._by_age.move_to_end(node)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class KVShape:
-    """What one token costs: `num_slots` pairs of (`num_heads`, `head_dim`) keys and values."""
+    """Size of one token's entry: `num_slots` pairs of (`num_heads`, `head_dim`) keys and values."""
 
     num_slots: int
     num_heads: int
@@ -19,11 +19,11 @@ class KVShape:
 
 
 class KVStore:
-    """Two tensors [num_slots, num_pages, page_size, num_heads, head_dim]; a row is a token's place,
-    page by page.
+    """Two tensors [num_slots, num_pages, page_size, num_heads, head_dim], one of keys, one of
+    values.
 
-    Places start as zeros, and what is not finite must be cleared: a masked place counts nothing
-    times its value.
+    A row is the index of a token, counted page by page. Rows start as zeros, and what is not finite
+    must be cleared: a masked row counts zero times its value, and zero times NaN is NaN.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class KVStore:
         self._values[slot].flatten(0, 1).index_copy_(0, rows, values)
 
     def pool(self, slot: int) -> tuple[Tensor, Tensor]:
-        """All keys and values of a slot, each [num_pages, page_size, num_heads, head_dim], as they
-        lie in memory."""
+        """Return all keys and values of a slot as they lie in memory, each [num_pages, page_size,
+        num_heads, head_dim]."""
         return self._keys[slot], self._values[slot]
 
     def clear(self, rows: Tensor) -> None:
@@ -58,15 +58,14 @@ class KVStore:
         self._values.flatten(1, 2)[:, rows] = 0
 
     def read(self, slot: int, pages: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, P * page_size, num_heads, head_dim] of `pages` [B, P]."""
-        flat, batch = pages.flatten(), pages.shape[0]
-        size = (batch, -1, *self._keys.shape[3:])
-        return self._keys[slot].index_select(0, flat).view(size), self._values[slot].index_select(
-            0, flat
-        ).view(size)
+        """Return keys and values [B, P * page_size, num_heads, head_dim] of `pages` [B, P]."""
+        flat = pages.flatten()
+        size = (pages.shape[0], -1, *self._keys.shape[3:])
+        keys = self._keys[slot].index_select(0, flat).view(size)
+        values = self._values[slot].index_select(0, flat).view(size)
+        return keys, values
 
     def copy_pages(self, sources: Tensor, targets: Tensor) -> None:
-        """Fill whole pages with the contents of others, in every slot; all are read before any is
-        written."""
+        """Copy whole pages in every slot; all sources are read before any target is written."""
         self._keys[:, targets] = self._keys[:, sources]
         self._values[:, targets] = self._values[:, sources]

@@ -1,10 +1,13 @@
-"""Attention in calls whose shapes follow from a token's place, not from what is computed beside it.
+"""Attention in calls whose shapes follow from a token's position, not from the rest of the step.
 
 SDPA's order of summation depends on the shape of its call, so the last bits of a token's state
-depend on how its prompt was cut into steps. Rounded activations make whole tokens of that. Here a
-prompt is cut into tiles of `TILE` queries by absolute position, and a tile that a step computes in
-part leaves its other rows empty. The prompt's last token, which is computed again when the prompt
-is known, and all that follow it are rows of one query, as in decoding.
+depend on how its prompt was cut into steps. Where activations are rounded, such a difference can
+grow until another token is sampled.
+
+Here a prompt is cut into tiles of `TILE` queries by absolute position, and a tile that a step
+computes in part leaves its other rows empty. The prompt's last token and all that follow it are
+rows of one query, as in decoding: the last token is computed again when the prompt is already
+known.
 """
 
 from collections.abc import Iterator
@@ -22,7 +25,7 @@ class Tile:
     """Flat tokens `start` to `stop`, `offset` rows into a block of `TILE` queries, or each a block
     of its own.
 
-    They look at the first `num_keys` places: at those up to their own, and at any below `num_open`.
+    Of the first `num_keys` keys they see those up to their own position, and all below `num_open`.
     """
 
     start: int
@@ -34,46 +37,54 @@ class Tile:
 
     @property
     def offset(self) -> int:
-        return self.first_position % TILE if self.is_block else 0
+        """Rows of the block before the first token's."""
+        if not self.is_block:
+            return 0
+        return self.first_position % TILE
 
     @property
     def shape(self) -> tuple[int, int]:
-        """[batch, queries] of the call."""
-        return (1, TILE) if self.is_block else (self.stop - self.start, 1)
+        """Shape [batch, queries] of the call to SDPA."""
+        if self.is_block:
+            return 1, TILE
+        return self.stop - self.start, 1
 
     def pad(self, query: Tensor) -> Tensor:
-        """Rows [n, heads, head_dim] as [batch, queries, heads, head_dim]."""
+        """Return rows [n, heads, head_dim] as [batch, queries, heads, head_dim]."""
         batch, queries = self.shape
         behind = batch * queries - self.offset - len(query)
         padded: Tensor = F.pad(query, (0, 0, 0, 0, self.offset, behind))
         return padded.view(batch, queries, *query.shape[1:])
 
-    def seen(self, items: Tensor) -> Tensor:
-        """Of keys or values [1, places, heads, head_dim] the [batch, heads, keys, head_dim] of the
-        call."""
-        return items[:, : self.num_keys].transpose(1, 2).expand(self.shape[0], -1, -1, -1)
+    def seen(self, stored: Tensor) -> Tensor:
+        """Return the [batch, heads, keys, head_dim] of the call, out of all keys or values [1,
+        tokens, heads, head_dim]."""
+        return stored[:, : self.num_keys].transpose(1, 2).expand(self.shape[0], -1, -1, -1)
 
     def bias(self, window: int | None, like: Tensor) -> Tensor:
-        """What is added to the scores [batch, 1, queries, keys]: 0, or -inf where nothing is
-        seen."""
+        """Return what is added to the scores [batch, 1, queries, keys]: 0, or -inf where nothing
+        is seen."""
+        batch, queries = self.shape
         first = self.first_position - self.offset
-        queries = torch.arange(first, first + self.shape[0] * self.shape[1], device=like.device)[
-            :, None
-        ]
-        places = torch.arange(self.num_keys, device=like.device)
-        is_seen = (places <= queries) | (places < self.num_open)
+        query_positions = torch.arange(first, first + batch * queries, device=like.device)[:, None]
+        key_positions = torch.arange(self.num_keys, device=like.device)
+
+        is_seen = (key_positions <= query_positions) | (key_positions < self.num_open)
         if window is not None:
-            is_seen &= queries - places < window
-        bias = torch.zeros(is_seen.shape, dtype=like.dtype, device=like.device).masked_fill_(
-            ~is_seen, -torch.inf
-        )
-        return bias.view(*self.shape, -1)[:, None]
+            is_seen &= query_positions - key_positions < window
+
+        bias = torch.zeros(is_seen.shape, dtype=like.dtype, device=like.device)
+        bias.masked_fill_(~is_seen, -torch.inf)
+        return bias.view(batch, queries, -1)[:, None]
 
 
 @dataclass(frozen=True)
 class TiledSpan:
-    """Flat tokens `start` to `stop` of one sequence, in tiles; their keys are in its `pages` [1,
-    P], stored by now."""
+    """Flat tokens `start` to `stop` of one sequence, in tiles.
+
+    Their keys are in the sequence's `pages` [1, P], their own ones too: they are stored before
+    attention begins.
+    """
 
     start: int
     stop: int
@@ -82,35 +93,31 @@ class TiledSpan:
     _biases: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
     def attend(
-        self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None
+        self, query: Tensor, keys: Tensor, values: Tensor, *, scale: float, window: int | None
     ) -> Tensor:
-        """[n, heads, head_dim] of the span's `query`, over keys and values [1, places, heads,
-        head_dim]."""
-        parts = [self._attend(tile, query, keys, values, scale, window) for tile in self.tiles]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        """Return the output [n, heads, head_dim] of the span's n queries.
 
-    def _attend(
-        self,
-        tile: Tile,
-        query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        scale: float,
-        window: int | None,
-    ) -> Tensor:
-        rows = query[tile.start - self.start : tile.stop - self.start]
-        out = F.scaled_dot_product_attention(
-            tile.pad(rows).transpose(1, 2),
-            tile.seen(keys),
-            tile.seen(values),
-            attn_mask=self._bias(tile, window, query),
-            scale=scale,
-            enable_gqa=keys.shape[2] != query.shape[1],
-        )
-        return out.transpose(1, 2).flatten(0, 1)[tile.offset : tile.offset + len(rows)]
+        `query` has the output's shape; `keys` and `values` are [1, tokens, heads, head_dim].
+        """
+        parts = []
+        for tile in self.tiles:
+            rows = query[tile.start - self.start : tile.stop - self.start]
+            out = F.scaled_dot_product_attention(
+                tile.pad(rows).transpose(1, 2),
+                tile.seen(keys),
+                tile.seen(values),
+                attn_mask=self._bias(tile, window, query),
+                scale=scale,
+                enable_gqa=keys.shape[2] != query.shape[1],
+            )
+            flat = out.transpose(1, 2).flatten(0, 1)
+            parts.append(flat[tile.offset : tile.offset + len(rows)])
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat(parts)
 
     def _bias(self, tile: Tile, window: int | None, like: Tensor) -> Tensor:
-        """Made once, for all layers."""
+        """Return the tile's bias, which is made once for all layers."""
         key = tile.start, window
         if key not in self._biases:
             self._biases[key] = tile.bias(window, like)
@@ -120,18 +127,29 @@ class TiledSpan:
 def tiles_of(
     start: int, first: int, end: int, num_prompt: int, *, is_prefix: bool
 ) -> Iterator[Tile]:
-    """The tiles of positions `first` to `end` of a sequence, laid out from the flat token `start`
-    on.
+    """Yield the tiles of positions `first` to `end` of a sequence.
 
-    With `is_prefix` the prompt of `num_prompt` tokens sees itself in both directions.
+    They are laid out from the flat token `start` on. With `is_prefix` the prompt of `num_prompt`
+    tokens sees itself in both directions.
     """
-    at = first
-    while at < end:
-        is_block = at < num_prompt - 1
-        stop = min(end, at // TILE * TILE + TILE, num_prompt - 1 if is_block else end)
-        sees = num_prompt if is_prefix and is_block else stop
-        room = -(-sees // TILE) * TILE
+    num_open = num_prompt if is_prefix else 0
+    position = first
+    while position < end:
+        stop = min(end, position // TILE * TILE + TILE)
+        num_seen = stop
+
+        # The prompt's last token is a row of one query, so no block reaches it.
+        is_block = position < num_prompt - 1
+        if is_block:
+            stop = min(stop, num_prompt - 1)
+            num_seen = num_prompt if is_prefix else stop
+
         yield Tile(
-            start + at - first, start + stop - first, at, room, num_prompt * is_prefix, is_block
+            start=start + position - first,
+            stop=start + stop - first,
+            first_position=position,
+            num_keys=-(-num_seen // TILE) * TILE,
+            num_open=num_open,
+            is_block=is_block,
         )
-        at = stop
+        position = stop

@@ -1,8 +1,8 @@
-"""Tensors to a device in one copy: a step is planned as many small ones, and each copy of its own
-costs a round trip.
+"""Tensors that go to a device in one copy.
 
-On CUDA the copy leaves from pinned memory and nothing waits for it: what follows on the same stream
-comes after it.
+A step is planned as many small tensors, and a copy of each would cost a round trip. On CUDA the
+copy leaves from pinned memory and nothing waits for it: what follows on the same stream runs after
+it.
 """
 
 import dataclasses
@@ -18,58 +18,69 @@ T = TypeVar("T")
 
 
 def to_device(record: T, device: torch.device) -> T:
-    """The dataclass with every tensor on `device` that it, a dataclass in it or a tuple of those
-    holds; on CPU itself.
+    """Return the dataclass with its tensors on `device`; on the CPU the dataclass itself.
 
-    All of them must be on the CPU; shapes and dtypes stay.
+    Tensors are also looked for in dataclasses that it holds, and in tuples of dataclasses. All of
+    them must be on the CPU; their shapes and dtypes stay.
     """
     if device.type == "cpu":
         return record
-    found: list[Tensor] = []
+
+    tensors: list[Tensor] = []
 
     def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
+        tensors.append(tensor)
         return tensor
 
+    # The first walk collects the tensors; the second, in the same order, puts the copies in.
     _walk(record, note)
-    there = iter(moved(found, device))
-    changed: T = _walk(record, lambda _: next(there))
+    copies = iter(moved(tensors, device))
+    changed: T = _walk(record, lambda _: next(copies))
     return changed
 
 
 def moved(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
-    """CPU tensors on `device`; in one copy where that saves round trips."""
-    return (
-        packed(tensors, device) if device.type == "cuda" else [item.to(device) for item in tensors]
-    )
+    """Return CPU tensors on `device`, in one copy where that saves round trips."""
+    if device.type == "cuda":
+        return packed(tensors, device)
+    return [tensor.to(device) for tensor in tensors]
 
 
 def packed(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
-    """Copies of CPU tensors on `device`, which lie behind each other in one buffer and went there
-    in one copy."""
-    parts = [item.contiguous().flatten().view(torch.uint8) for item in tensors]
-    offsets = [0]
-    for part in parts:
-        offsets.append(-(-(offsets[-1] + part.numel()) // _ALIGNMENT) * _ALIGNMENT)
-    host = torch.empty(offsets[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
-    for part, offset in zip(parts, offsets, strict=False):
+    """Return copies of CPU tensors on `device`, which lie one after the other in a buffer that is
+    copied whole."""
+    parts = []
+    offsets = []
+    size = 0
+    for tensor in tensors:
+        part = tensor.contiguous().flatten().view(torch.uint8)
+        parts.append(part)
+        offsets.append(size)
+        # Each begins where any dtype may: rounded up to the alignment.
+        size = -(-(size + part.numel()) // _ALIGNMENT) * _ALIGNMENT
+
+    host = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    for part, offset in zip(parts, offsets, strict=True):
         host[offset : offset + part.numel()] = part
-    there = host.to(device, non_blocking=True)
-    return [
-        there[offset : offset + part.numel()].view(item.dtype).view(item.shape)
-        for item, part, offset in zip(tensors, parts, offsets, strict=False)
-    ]
+    buffer = host.to(device, non_blocking=True)
+
+    copies = []
+    for tensor, part, offset in zip(tensors, parts, offsets, strict=True):
+        copy = buffer[offset : offset + part.numel()]
+        copies.append(copy.view(tensor.dtype).view(tensor.shape))
+    return copies
 
 
 def _walk(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """`value` with each tensor in it replaced by what `change` makes of it, in one order always."""
+    """Return `value` with each tensor in it replaced by `change(tensor)`, always in one order."""
     if isinstance(value, Tensor):
         return change(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [item.name for item in dataclasses.fields(value) if item.init]
-        return dataclasses.replace(
-            value, **{name: _walk(getattr(value, name), change) for name in names}
-        )
-    if isinstance(value, tuple) and any(dataclasses.is_dataclass(item) for item in value):
-        return tuple(_walk(item, change) for item in value)
+        changes = {}
+        for member in dataclasses.fields(value):
+            if member.init:
+                changes[member.name] = _walk(getattr(value, member.name), change)
+        return dataclasses.replace(value, **changes)
+    if isinstance(value, tuple) and any(dataclasses.is_dataclass(member) for member in value):
+        return tuple(_walk(member, change) for member in value)
     return value

@@ -1,5 +1,5 @@
-"""Text of ACTv1 brains: an ordinary tokenizer, whose special tokens belong to prompts and not to
-continuations."""
+"""The language of ACTv1 brains: an ordinary tokenizer, whose special tokens belong to prompts and
+not to continuations."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,11 +15,11 @@ from worker.vocabulary import Vocabulary
 
 
 class ActLanguage:
-    """`scoring` is the method for requests that name none; `aios_compat` uses no special tokens at
-    all.
+    """Text of ACTv1 brains.
 
-    `encode_whole` makes a task of a whole text: (start ids, text ids, window) -> windows that the
-    network can serve.
+    `scoring` is the method for requests that name none; `aios_compat` uses no special tokens at
+    all. `encode_whole(start ids, text ids, window)` cuts a whole text into windows that the network
+    can score.
     """
 
     def __init__(
@@ -54,14 +54,15 @@ class ActLanguage:
     def _encode_score(self, task: Score, window: int) -> Encoded:
         method = task.method or self._scoring
         if task.rolling:
-            return self._encode_rolling(
-                self._ids(task.continuations[0], "prompts", special=False), window, method
-            )
-        context = self._ids(task.context, "prompts", special=method == "strict")
-        if method == "strict":
-            context = context or self._vocabulary.known(self._start, "prompts")
+            text = self._ids(task.continuations[0], "prompts", special=False)
+            return self._encode_rolling(text, window, method)
+
+        is_strict = method == "strict"
+        context = self._ids(task.context, "prompts", special=is_strict)
+        if is_strict and not context:
+            context = self._vocabulary.known(self._start, "prompts")
         continuations = [
-            self._ids(item, "continuations", special=False) for item in task.continuations
+            self._ids(text, "continuations", special=False) for text in task.continuations
         ]
         return encode_score(context, continuations, window, method=method)
 
@@ -69,17 +70,20 @@ class ActLanguage:
         return self._vocabulary.decode(token_ids)
 
     def _encode_rolling(self, text: Ids, window: int, method: str) -> Encoded:
-        """Each token once; `aios_compat` as upstream: one pass over the end of the text."""
+        """Score each token of a text once; with `aios_compat`, as upstream, in one pass over the
+        text's end."""
         if method == "strict":
-            return self._encode_whole(self._vocabulary.known(self._start, "prompts"), text, window)
+            start = self._vocabulary.known(self._start, "prompts")
+            return self._encode_whole(start, text, window)
         if len(text) < 2:
             raise InvalidRequest(
                 "`aios_compat` never scores a text's first token: two are expected.",
                 field="prompts",
             )
         kept = text[-window:]
+        num_truncated = len(text) - len(kept)
         return Encoded(
-            kept[:1], continuations=(kept[1:],), method=method, num_truncated=len(text) - len(kept)
+            kept[:1], continuations=(kept[1:],), method=method, num_truncated=num_truncated
         )
 
     def _ids(self, text: Text, field: str, *, special: bool) -> tuple[int, ...]:

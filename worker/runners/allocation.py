@@ -1,8 +1,6 @@
-"""Where an allocator's complaint becomes `OutOfMemory`: torch has a class for it on accelerators, a
-sentence on CPU.
+"""The seam where an allocator's error becomes `OutOfMemory`.
 
-Python keeps what a failed step had allocated alive for as long as its error is being handled. So
-the error is let go first; only then is there memory to give back, and to try again with.
+Torch has an error class for it on accelerators, and only a message on CPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,8 +18,8 @@ Step = Callable[[Any, Sequence[Slice]], list[StepResult | FleetError]]
 
 
 def tells_out_of_memory(step: Step) -> Step:
-    """A runner's `step` that raises OutOfMemory, with all it had allocated given back, where torch
-    finds no memory."""
+    """Wrap a runner's `step`: where torch finds no memory it gives back what it had allocated and
+    raises OutOfMemory."""
 
     @wraps(step)
     def guarded(runner: Any, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
@@ -31,6 +29,9 @@ def tells_out_of_memory(step: Step) -> Step:
             if not is_out_of_memory(error):
                 raise
             problem = str(error).partition("\n")[0]
+
+        # Outside the handler: while the error is being handled, its traceback keeps all that the
+        # step had allocated alive, and there is nothing to give back.
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
         raise OutOfMemory(problem)

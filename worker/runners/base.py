@@ -1,5 +1,8 @@
-"""What the engine asks of a model: three verbs and a spec. Capabilities are data; nobody asks which
-model it is."""
+"""The interface between the engine and a model: `Runner` and its `RunnerSpec`, and the rules by
+which all text runners turn tasks into token ids.
+
+Capabilities are data of the spec; nobody asks which model it is.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -33,13 +36,13 @@ SomeOptions = TypeVar("SomeOptions", bound=Options)
 
 @dataclass(frozen=True)
 class RunnerOptions:
-    """How to load and run one model. Sizes in tokens, `kv_bytes` in bytes; None means the model's
-    own.
+    """Options to load and run one model.
 
-    On a GPU `kv_fraction` outranks `kv_bytes`: a share of what the weights leave free.
-    `max_device_bytes` is the most that this process may allocate there; None is all there is.
-    `quantize` is a row of `shared/accelerators.py`. `own` are the options that the runner declares
-    (`shared/runner_options.py`); the others are for all of them.
+    Sizes are in tokens, `kv_bytes` in bytes. A `tokenizer_path` or `context_window` of None is the
+    model's own. On a GPU `kv_fraction`, a share of what the weights leave free, goes before
+    `kv_bytes`. `max_device_bytes` is the most that this process may allocate there; None is all
+    there is. `quantize` is a row of `shared/accelerators.py`. `own` are the options that the runner
+    declares (`shared/runner_options.py`); all others are for every runner.
     """
 
     path: str
@@ -59,37 +62,36 @@ class RunnerOptions:
     own: Options | None = None
 
     def declared(self, kind: type[SomeOptions]) -> SomeOptions:
-        """Return what the runner has declared for itself; the defaults of all if nothing is
-        given."""
+        """Return the options that the runner has declared, of type `kind`; their defaults if none
+        are given."""
         if self.own is None:
             return kind()
-        assert isinstance(self.own, kind), (
-            f"{type(self.own).__name__} for a runner with {kind.__name__}"
-        )
+        problem = f"{type(self.own).__name__} for a runner with {kind.__name__}"
+        assert isinstance(self.own, kind), problem
         return self.own
 
     @property
     def precision(self) -> str:
-        """Of weights and activations, for people."""
+        """Description of the weights' and activations' precision, for people."""
         precision = ACCELERATORS[self.quantize].precision
         return f"{self.dtype} with {precision}" if precision else self.dtype
 
 
 TextTask = Generate | Score | Read | Tokenize | Detokenize | Embed
-"""What every language model does."""
+"""Tasks of every language model."""
 
 _ONE_TOKEN = Generate("1", Sampling(max_tokens=1, seed=0, temperature=0.0))
 
 
 @dataclass(frozen=True)
 class RunnerSpec:
-    """Plain facts of a loaded model and what its mechanism allows. `name` is the model's id,
-    `found` is for people.
+    """Plain facts of a loaded model, and what its mechanism allows.
 
-    `num_pages` 0: it keeps no keys and values. `step_tokens` is what one step should compute at
-    most. `reuse`: any `prefix` of a computed sequence may serve another one, or a whole identical
-    `prompt`, or nothing. `chunk_prefill`: a prompt may be computed in parts. `tasks` are the tags
-    of the tasks it serves, `trial` is a cheap one that shows whether the model works.
+    `name` is the model's id, `found` a description for people. `step_tokens` is the most that one
+    step should compute. A model with `num_pages` 0 keeps no keys and values. `reuse` says what of a
+    computed sequence may serve another one: any `prefix`, only a whole identical `prompt`, or
+    nothing. With `chunk_prefill` a prompt may be computed in parts. `tasks` are the names of the
+    tasks it serves, and `trial` is a cheap one that shows whether the model works.
     """
 
     runner: str
@@ -108,7 +110,7 @@ class RunnerSpec:
 
 
 class OutOfMemory(Exception):
-    """The device has no memory for a step; a step with less in it may fit."""
+    """Error of a step for which the device has no memory; a step with less in it may fit."""
 
 
 class Runner(Protocol):
@@ -121,39 +123,40 @@ class Runner(Protocol):
     eos_ids: frozenset[int]
 
     def encode(self, task: Task) -> Encoded:
-        """Token ids of a task, or its answer; raises InvalidRequest, for a task of another kind
-        too."""
+        """Return a task's token ids, or its answer if it needs no step.
+
+        Raise InvalidRequest, also for a task that the model does not serve.
+        """
 
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
-        """Compute every slice; one result per slice, in order: a FleetError for one that fails
-        alone.
+        """Compute every slice; return one result per slice, in order.
 
-        A step that raised may be repeated with fewer slices: it must not have moved what it would
-        start from. Raises OutOfMemory where fewer or smaller slices could help.
+        The result of a slice that fails alone is a FleetError. Raise OutOfMemory where fewer or
+        smaller slices could help. A step that raised may be repeated with fewer slices, so it must
+        leave the state that it started from as it was.
         """
 
     def release(self, sequence: TokenSequence) -> None:
         """Forget what is kept for a sequence that has ended."""
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of response tokens, special tokens left out."""
+        """Return the text of response tokens, special tokens left out."""
 
 
 SMALLEST_WINDOW = 16
-"""Tokens of context below which no model is served: prompt marks, some text and an answer must
-fit."""
+"""The smallest context window that is served, in tokens: the family's marks, some text and an
+answer must fit."""
 
 
 def encode_generate(
     prompt_ids: Sequence[int], task: Generate, window: int, *, vocab_size: int, head: int = 0
 ) -> Encoded:
-    """A prompt and `max_tokens` that fit into the context window together (X20), by the task's own
-    rule.
+    """Return a prompt and `max_tokens` that fit into the context window together.
 
-    What a prompt loses, it loses at its beginning, behind the first `head` tokens (the family's own
-    marks, less than half the smallest window). `truncate` cuts as many as leave room for
-    `max_tokens`, but keeps no more than half the window free for the answer at the prompt's
-    expense. Raises ContextExceeded, InvalidRequest.
+    A prompt loses tokens at its beginning, behind the first `head` tokens (the family's own marks,
+    less than half the smallest window). The task's `overflow` says what happens to a prompt that is
+    too long: `truncate` cuts as many tokens as leave room for `max_tokens`, but to no less than
+    half the window. Raise ContextExceeded, InvalidRequest.
     """
     if not prompt_ids:
         raise InvalidRequest(
@@ -161,10 +164,12 @@ def encode_generate(
         )
     check_ids([token for token, _ in task.sampling.logit_bias], vocab_size, "logit_bias")
     check_ids(task.sampling.stop_ids, vocab_size, "stop_token_ids")
-    most = task.max_prompt_tokens
-    kept, num_dropped = _cut(
-        prompt_ids, len(prompt_ids) if most is None else max(most, head + 1), head
-    )
+
+    # The request's own limit first; at least one token stays behind the marks.
+    room = len(prompt_ids)
+    if task.max_prompt_tokens is not None:
+        room = max(task.max_prompt_tokens, head + 1)
+    kept, num_dropped = _cut(prompt_ids, room, head)
     max_tokens = _room_for_answer(len(kept), task, window)
     ids, num_cut = _cut(kept, window - max_tokens, head)
     return Encoded(ids, max_tokens, num_truncated=num_dropped + num_cut)
@@ -175,18 +180,24 @@ def _field(task: Generate) -> str:
 
 
 def _room_for_answer(num_prompt_tokens: int, task: Generate, window: int) -> int:
-    asked, left = task.sampling.max_tokens, window - num_prompt_tokens
+    """Return how many tokens the answer may have; raise ContextExceeded for a prompt that leaves
+    too little."""
+    wanted = task.sampling.max_tokens
+    left = window - num_prompt_tokens
     if task.overflow == "truncate":
-        return min(asked, max(left, window // 2))
-    least = asked if task.overflow == "refuse" else 1
+        # The prompt makes room for the answer, but keeps half the window.
+        return min(wanted, max(left, window // 2))
+
+    least = wanted if task.overflow == "refuse" else 1
     if least > left:
+        at_least = "" if least == wanted else "at least "
         raise ContextExceeded(
             f"This model's maximum context length is {window} tokens; the request needs "
             f"{num_prompt_tokens + least} ({num_prompt_tokens} in the prompt, "
-            f"{'' if least == asked else 'at least '}{least} for the completion).",
+            f"{at_least}{least} for the completion).",
             field=_field(task) if left < 1 else "max_tokens",
         )
-    return min(asked, left)
+    return min(wanted, left)
 
 
 def encode_score(
@@ -197,19 +208,23 @@ def encode_score(
     method: str = "strict",
     head: int = 0,
 ) -> Encoded:
-    """A context cut at its beginning (behind `head`) so that the longest continuation fits behind
-    it.
+    """Return a context and its continuations.
 
-    Its last token needs no room: it is predicted and never read, except by `aios_compat`.
+    The context is cut at its beginning (behind `head`) so that the longest continuation fits behind
+    it. Raise InvalidRequest where there is nothing to score, or it does not fit.
     """
-    longest = max(len(item) for item in continuations)
+    longest = max(len(continuation) for continuation in continuations)
     if not context:
         raise InvalidRequest(
             "The prompt has no tokens and the model has no start token.", field="prompts"
         )
-    if min(len(item) for item in continuations) == 0:
+    if min(len(continuation) for continuation in continuations) == 0:
         raise InvalidRequest("A continuation has no tokens.", field="continuations")
-    room = window - longest + (method == "strict")
+
+    room = window - longest
+    if method == "strict":
+        # A continuation's last token is predicted and never read, so it needs no room.
+        room += 1
     if room <= head:
         problem = (
             f"A continuation has {longest} tokens; at most {longest + room - head - 1} fit the "
@@ -218,34 +233,37 @@ def encode_score(
         raise InvalidRequest(problem, field="continuations")
     ids, num_cut = _cut(context, room, head)
     return Encoded(
-        ids, continuations=tuple(map(tuple, continuations)), method=method, num_truncated=num_cut
+        ids,
+        continuations=tuple(tuple(continuation) for continuation in continuations),
+        method=method,
+        num_truncated=num_cut,
     )
 
 
 def encode_read(prompt_ids: Sequence[int], num_seen: int, task: Read, window: int) -> Encoded:
-    """A prompt whose first `num_seen` tokens are seen at once, and the rest of it predicted token
-    by token."""
+    """Return a prompt whose first `num_seen` tokens are seen at once, and whose rest is predicted
+    token by token."""
     if not prompt_ids:
         raise InvalidRequest("The prompt is empty: at least one token is expected.", field="prompt")
     if len(prompt_ids) > window:
-        raise ContextExceeded(
-            (
-                f"This model's maximum context length is {window} tokens; the prompt has "
-                f"{len(prompt_ids)}."
-            ),
-            field="prompt",
+        problem = (
+            f"This model's maximum context length is {window} tokens; the prompt has "
+            f"{len(prompt_ids)}."
         )
+        raise ContextExceeded(problem, field="prompt")
+    seen = tuple(prompt_ids[:num_seen])
     rest = tuple(prompt_ids[num_seen:])
-    return Encoded(
-        tuple(prompt_ids[:num_seen]), continuations=(rest,) if rest else (), num_top=task.num_top
-    )
+    return Encoded(seen, continuations=(rest,) if rest else (), num_top=task.num_top)
 
 
 def encode_text(
     ids: Sequence[int], task: Embed | Classify, window: int, *, num_behind: int = 0
 ) -> Encoded:
-    """A text that is read once. Too long, it loses its end, but for the last `num_behind` tokens,
-    or is refused."""
+    """Return a text that is read in one pass.
+
+    One that is too long is refused, or loses tokens before its last `num_behind`, as the task's
+    `overflow` says.
+    """
     if not ids:
         raise InvalidRequest("The text has no tokens.", field="input")
     num_cut = max(0, len(ids) - window)
@@ -254,8 +272,8 @@ def encode_text(
             f"This model's maximum context length is {window} tokens; the text has {len(ids)}."
         )
         raise ContextExceeded(problem, field="input")
-    behind = len(ids) - num_behind
-    kept = (*ids[: behind - num_cut], *ids[behind:])
+    end = len(ids) - num_behind
+    kept = (*ids[: end - num_cut], *ids[end:])
     if isinstance(task, Embed):
         return Encoded(kept, num_truncated=num_cut, is_pooled=True, is_normalized=task.normalize)
     if task.top_k is not None and task.top_k < 1:
@@ -264,13 +282,14 @@ def encode_text(
 
 
 def _cut(ids: Sequence[int], room: int, head: int) -> tuple[tuple[int, ...], int]:
+    """Cut `ids` behind the first `head` to at most `room`; return them and how many were cut."""
     num_cut = max(0, len(ids) - room)
     return (*ids[:head], *ids[head + num_cut :]), num_cut
 
 
 def text_task(task: Task) -> TextTask:
-    """The task, which must be one for a language model. The front checks that too, but a model's
-    kind may change under a name."""
+    """Return the task if it is one for a language model; raise InvalidRequest for any other."""
+    # The front checks that too, but a model's kind may change under its name.
     if isinstance(task, Solve):
         raise InvalidRequest("This model solves no puzzles.", field="model")
     if isinstance(task, Classify):
@@ -283,8 +302,8 @@ def text_task(task: Task) -> TextTask:
 
 
 def as_ids(text: Text, vocab_size: int, field: str) -> tuple[int, ...] | None:
-    """The ids of a prompt given as ids, checked against the vocabulary; None for a prompt given as
-    text."""
+    """Return the ids of a prompt given as ids, checked against the vocabulary; None for a prompt
+    given as text."""
     if isinstance(text, str):
         return None
     check_ids(text, vocab_size, field)
@@ -294,8 +313,10 @@ def as_ids(text: Text, vocab_size: int, field: str) -> tuple[int, ...] | None:
 def check_ids(
     ids: Sequence[int], vocab_size: int, field: str, texts: Callable[[int], str] | None = None
 ) -> None:
-    """Raise InvalidRequest that names the first id of no token; of ids that come from a text its
-    piece too."""
+    """Raise InvalidRequest naming the first id that no token has.
+
+    `texts` maps ids to the pieces of the text that they come from, which are then named too.
+    """
     for token in ids:
         if 0 <= token < vocab_size:
             continue
@@ -306,5 +327,5 @@ def check_ids(
 
 
 def known_ids(ids: Iterable[int], vocab_size: int) -> frozenset[int]:
-    """Those of the ids that the network can say at all: a tokenizer may name others."""
+    """Return those of the ids that the network can predict; a tokenizer may name others."""
     return frozenset(token for token in ids if 0 <= token < vocab_size)

@@ -52,12 +52,11 @@ from worker.vocabulary import Ids, Vocabulary
 
 
 class CausalLanguage:
-    """Prompts behind the tokenizer's own special tokens; a continuation's ids are those behind its
-    context's.
+    """Text of causal LMs: prompts begin with the tokenizer's own special tokens.
 
     Scoring tokenizes as lm-evaluation-harness does: spaces at a context's end belong to the
-    continuation, and both together are cut where the context alone would end. Marks that the
-    tokenizer puts behind a text are no part of it.
+    continuation, both are tokenized together, and the continuation is what follows as many tokens
+    as the context alone has. Special tokens that the tokenizer puts behind a text are left out.
     """
 
     def __init__(self, vocabulary: Vocabulary, start: Ids, eos_ids: frozenset[int]) -> None:
@@ -88,28 +87,35 @@ class CausalLanguage:
         if task.rolling:
             start = self._vocabulary.known(self._start or self._vocabulary.start_marks, "prompts")
             return encode_rolling(start, self._plain(task.continuations[0], "prompts"), window)
+
         text = task.context.rstrip() if isinstance(task.context, str) else task.context
-        opened = self._open(text, "prompts")
+        context = self._open(text, "prompts")
         continuations = [
-            self._continuation(task.context, len(opened), item) for item in task.continuations
+            self._continuation(task.context, len(context), continuation)
+            for continuation in task.continuations
         ]
-        context = opened or self._vocabulary.known(self._start, "prompts")
+        if not context:
+            context = self._vocabulary.known(self._start, "prompts")
         return encode_score(context, continuations, window)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._vocabulary.decode(token_ids)
 
     def _continuation(self, context: Text, num_before: int, text: Text) -> tuple[int, ...]:
-        """`context` as it was given; without the spaces at its end it has `num_before` tokens,
-        perhaps none at all."""
+        """Return the ids of a continuation behind its context.
+
+        `context` is as it was given; without the spaces at its end it has `num_before` tokens,
+        perhaps none at all.
+        """
         if not isinstance(context, str) or not isinstance(text, str):
             return self._plain(text, "continuations")
         if not context.strip():
             return self._plain(context + text, "continuations")
         behind = self._open(context + text, "continuations")[num_before:]
-        return behind or self._plain(
-            text, "continuations"
-        )  # the context may swallow a continuation
+        if behind:
+            return behind
+        # Both together may have no more tokens than the context alone.
+        return self._plain(text, "continuations")
 
     def _open(self, text: Text, field: str) -> tuple[int, ...]:
         return self._vocabulary.open_ids(text, field)
@@ -119,33 +125,46 @@ class CausalLanguage:
 
 
 def load(options: RunnerOptions) -> PagedRunner:
-    """Raises ModelFormatError for weights that do not match and for mechanisms that our attention
-    does not cover."""
+    """Load the model, its tokenizer and, of an implant, its q head.
+
+    Raise ModelFormatError for weights that do not match and for mechanisms that our attention does
+    not cover.
+    """
+    device = torch.device(options.device)
     implant = find_implant(Path(options.path))
     path = implant.base if implant else directory_of(Path(options.path))
     config = read_config(path)
     generation = read_generation_defaults(path)
     refuse_by_config(config)
-    text_config, device = config.get_text_config(), torch.device(options.device)
-    q_head = load_q_head(implant.q_head, text_config.hidden_size).to(device) if implant else None
+    text_config = config.get_text_config()
+
+    q_head = None
+    max_seq_len = None
+    if implant is not None:
+        q_head = load_q_head(implant.q_head, text_config.hidden_size).to(device)
+        max_seq_len = implant.max_seq_len
     model = nn.Module.to(_load_model(path, getattr(torch, options.dtype)), device)
     tokenizer = load_tokenizer(Path(options.tokenizer_path) if options.tokenizer_path else path)
-    longest = _longest(
-        text_config, options.context_window, implant.max_seq_len if implant else None
-    )
+    longest = _longest(text_config, options.context_window, max_seq_len)
     net = checked_net(model, longest, device, q_head)
+
     template = ChatTemplate(tokenizer, options.declared(PagedOptions).chat_template)
     vocabulary = Vocabulary(tokenizer, text_config.vocab_size, template)
     eos_ids = known_ids(_eos_ids(model, generation.eos_token_id, tokenizer), vocabulary.size)
     language = CausalLanguage(vocabulary, start_ids(tokenizer), eos_ids)
+
     count = model.num_parameters() / 1e6
     found = f"{type(model).__name__}: {count:.1f} M parameters, vocabulary {text_config.vocab_size}"
-    found += f", {options.precision}" + (f", q head {implant.q_head.name}" if implant else "")
+    found += f", {options.precision}"
+    if implant is not None:
+        found += f", q head {implant.q_head.name}"
+    # Replaces layers in place, so the net is checked and the parameters are counted before it.
     prepare(model, options)
-    return PagedRunner("causal", found, net, language, longest, options)
+    return PagedRunner("causal", found, net=net, language=language, window=longest, options=options)
 
 
 def _load_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Load the network; raise ModelFormatError naming the tensors that do not match it."""
     with reading(path, NO_NETWORK, kind="a causal language model"):
         loading: Any = AutoModelForCausalLM.from_pretrained(
             path,
@@ -157,20 +176,17 @@ def _load_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
             attn_implementation="eager",
         )
     model, info = loading
-    unmatched = {
-        key: sorted(map(str, info[key]))
-        for key in ("mismatched_keys", "missing_keys", "unexpected_keys")
-    }
-    problems = [
-        f"{key.replace('_', ' ')} {', '.join(names[:5])}"
-        for key, names in unmatched.items()
-        if names
-    ]
+    problems = []
+    for key in ("mismatched_keys", "missing_keys", "unexpected_keys"):
+        names = sorted(str(name) for name in info[key])
+        if names:
+            problems.append(f"{key.replace('_', ' ')} {', '.join(names[:5])}")
     if problems:
         problem = (
             f"The weights in {path} do not match the model of config.json: {'; '.join(problems)}"
         )
         raise ModelFormatError(f"{problem}; copy both again.")
+
     if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
         problem = f"{type(model).__name__} takes no position ids and cannot be served from pages"
         raise ModelFormatError(f"{problem}; serve another model.")
@@ -181,42 +197,40 @@ def _load_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
 def checked_net(
     model: PreTrainedModel, longest: int, device: torch.device, q_head: QHead | None = None
 ) -> CausalNet:
-    """The network behind our attention, or ModelFormatError where that does not do what its own
-    does."""
-    model.config.get_text_config().output_router_logits = (
-        False  # for a training loss, which nobody asks for here
-    )
+    """Return the network behind our attention; raise ModelFormatError where it does not compute
+    what it does with its own."""
+    # They are for a training loss, which is never computed here.
+    model.config.get_text_config().output_router_logits = False
     rows = check_rows(model.config, longest)
+    # The seam to foreign code: a network may stumble over anything of ours.
     try:
-        own = own_logits(model, rows)
-        if not all(torch.isfinite(logits).all() for logits in own):
+        expected = own_logits(model, rows)
+        if not all(torch.isfinite(logits).all() for logits in expected):
             raise ModelFormatError(
                 "The network's logits are not finite: its weights are broken; copy them again."
             )
         net = CausalNet(model, kv_shape(model, longest), device, q_head)
-        check_against_own_forward(net, own, rows)
+        check_against_own_forward(net, expected, rows)
     except ModelFormatError:
         raise
-    except (
-        Exception
-    ) as error:  # the seam to foreign code: a network may stumble over anything of ours
+    except Exception as error:
         problem = f"{type(model).__name__} does not run through our pages: {reason_of(error)}"
         raise ModelFormatError(f"{problem}; serve another model.") from error
     return net
 
 
 def _longest(config: PretrainedConfig, *wanted: int | None) -> int:
-    """The context window: the least of what is wanted, as far as the network goes.
-
-    A rope that changes its frequencies with the longest row of the batch (`longrope`) goes as far
-    as the first ones do: beyond, a row would depend on its batch mates, and its stored keys on when
-    they were computed.
-    """
+    """Return the context window: the least of `wanted` and of the network's own limits."""
     limits = [*wanted, getattr(config, "max_position_embeddings", None)]
+
+    # A `longrope` changes its frequencies with the longest row of the batch. It is used as far as
+    # the first ones hold: beyond, a row would depend on its batch mates, and its stored keys on
+    # when they were computed. A config has one rope, or one for each type of layer.
     rope = getattr(config, "rope_parameters", None) or {}
-    for item in (rope, *rope.values()):
-        if isinstance(item, dict) and item.get("rope_type") == "longrope":
-            limits.append(item.get("original_max_position_embeddings"))
+    for parameters in (rope, *rope.values()):
+        if isinstance(parameters, dict) and parameters.get("rope_type") == "longrope":
+            limits.append(parameters.get("original_max_position_embeddings"))
+
     known = [limit for limit in limits if limit is not None]
     if not known:
         raise ModelFormatError("The config names no longest sequence: give a context_window.")
@@ -226,8 +240,11 @@ def _longest(config: PretrainedConfig, *wanted: int | None) -> int:
 def _eos_ids(
     model: PreTrainedModel, generation: int | list[int] | None, tokenizer: PreTrainedTokenizerBase
 ) -> frozenset[int]:
-    """Every id that ends a response, by generation config, else by config, and by tokenizer; there
-    may be none."""
+    """Return every id that ends a response; there may be none.
+
+    They are the ids of the generation config, or else of the config, and the tokenizer's.
+    """
     declared = generation if generation is not None else model.config.get_text_config().eos_token_id
-    listed = declared if isinstance(declared, list) else [declared]
-    return frozenset(int(item) for item in [*listed, tokenizer.eos_token_id] if item is not None)
+    ids = declared if isinstance(declared, list) else [declared]
+    ids = [*ids, tokenizer.eos_token_id]
+    return frozenset(int(token) for token in ids if token is not None)

@@ -1,9 +1,10 @@
-"""What of a causal LM our attention covers: looked at on loading, so that nothing is served wrong.
+"""Checks on loading that our attention covers a causal LM, so that nothing is served wrong.
 
-First the network is watched: what each layer hands to its attention, and which mask it asks for,
-tried pair by pair, so that a window or a chunk shows whatever its size. Then its logits through our
-pages - in parts, beside another row, token by token - are compared with its own, which shows
-whatever else mixes the tokens of a step.
+First the network is watched: what each layer hands to its attention, and which mask it asks for.
+The mask is tried pair by pair, so that a window or a chunk shows whatever its size.
+
+Then its logits through our pages are compared with its own: in parts, beside another row, token by
+token. That shows whatever else mixes the tokens of a step.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,8 +26,8 @@ from worker.runners.causal_net import CausalNet
 from worker.sequence import Encoded, Slice, TokenSequence
 
 Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""transformers' mask function: (batch, head, query, key) indices, broadcast -> whether the query
-may look."""
+"""Mask function of transformers: takes indices of batch, head, query and key, broadcast, and returns
+where the query may look."""
 
 _INTERFACE = "aios_watched"
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
@@ -42,8 +43,11 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
 
 @dataclass
 class _Calls:
-    """What the layers asked of their attention: `shapes` are (heads, head_dim) of keys and of
-    values."""
+    """Calls of the layers to their attention, as far as they matter here.
+
+    `slots` are the layers' numbers, call by call, `shapes` are (heads, head_dim) of keys and of
+    values, `contexts` are window and mask. `unknown` names what our attention does not have.
+    """
 
     slots: list[int] = field(default_factory=list)
     shapes: set[tuple[int, int]] = field(default_factory=set)
@@ -60,23 +64,31 @@ def _attention(
     key: Tensor,
     value: Tensor,
     mask: Any,
+    *,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Notes the call; the output has the right shape and no meaning."""
-    calls, slot = _calls.get(), getattr(module, "layer_idx", None)
+    """Note the call; the output has the right shape and no meaning."""
+    calls = _calls.get()
+    slot = getattr(module, "layer_idx", None)
     if slot is None or key.shape[2] != query.shape[2]:
         calls.unknown.add("attention to something other than its own tokens")
     calls.slots.append(-1 if slot is None else int(slot))
-    calls.shapes |= {(item.shape[1], item.shape[3]) for item in (key, value)}
+    calls.shapes.add((key.shape[1], key.shape[3]))
+    calls.shapes.add((value.shape[1], value.shape[3]))
     calls.contexts.append((sliding_window, mask if callable(mask) else None))
-    given = {name for name, item in others.items() if item is not None and item is not False}
-    calls.unknown |= {_NAMES.get(name, f"`{name}`") for name in given - _HARMLESS}
+
+    # What a layer switches off by None or False does not matter.
+    for name, argument in others.items():
+        if argument is None or argument is False or name in _HARMLESS:
+            continue
+        calls.unknown.add(_NAMES.get(name, f"`{name}`"))
     return value.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(_INTERFACE, _attention)
+# Instead of a mask our attention is given the function that would make it.
 ALL_MASK_ATTENTION_FUNCTIONS.register(_INTERFACE, lambda *_, mask_function, **__: mask_function)
 
 
@@ -99,8 +111,10 @@ def refuse_by_config(config: PretrainedConfig) -> None:
 
 @torch.inference_mode()
 def kv_shape(model: PreTrainedModel, longest: int) -> KVShape:
-    """What a token's keys and values are, found by watching a forward; raises ModelFormatError for
-    what is not ours."""
+    """Return the shape of a token's keys and values, found by watching a forward.
+
+    Raise ModelFormatError for a network that our attention does not cover within `longest` tokens.
+    """
     calls = _Calls()
     token = _calls.set(calls)
     model.set_attn_implementation(_INTERFACE)
@@ -120,7 +134,7 @@ def kv_shape(model: PreTrainedModel, longest: int) -> KVShape:
 
 
 def _problem(calls: _Calls, longest: int) -> str | None:
-    """Why pages cannot serve what was seen; None if they can."""
+    """Return why pages cannot serve what was watched; None if they can."""
     if not calls.slots:
         return "its attention cannot be replaced"
     if calls.unknown:
@@ -135,26 +149,42 @@ def _problem(calls: _Calls, longest: int) -> str | None:
 
 
 def _is_ours(window: int | None, rule: Rule | None, longest: int) -> bool:
-    """Whether a mask is causal and, with a window, sliding: everywhere near the window's edges, and
-    on a wide grid."""
+    """Return whether a mask is causal and, with a window, sliding.
+
+    Every pair of positions near the window's edges is tried, and of positions on a wide grid.
+    """
     if rule is None:
         return False
-    edges = [factor * (window or 1) + step for factor in range(4) for step in range(-2, 3)]
-    marks = [*edges, *torch.linspace(0, longest - 1, _GRID).long().tolist()]
-    places = torch.tensor(sorted({mark for mark in marks if 0 <= mark < longest}))
-    query, key, zero = places[:, None], places[None, :], torch.zeros((), dtype=torch.long)
-    behind = query - key
-    ours = (behind >= 0) & (behind < (window or longest))
+
+    candidates: list[int] = torch.linspace(0, longest - 1, _GRID).long().tolist()
+    for factor in range(4):
+        edge = factor * (window or 1)
+        candidates += range(edge - 2, edge + 3)
+    positions = torch.tensor(sorted({at for at in candidates if 0 <= at < longest}))
+
+    query = positions[:, None]
+    key = positions[None, :]
+    distance = query - key
+    ours = (distance >= 0) & (distance < (window or longest))
+    zero = torch.zeros((), dtype=torch.long)
     return torch.equal(ours, rule(zero, zero, query, key).expand_as(ours))
 
 
 @torch.inference_mode()
-def check_against_own_forward(net: CausalNet, own: list[Tensor], rows: list[list[int]]) -> None:
-    """Refuse a network whose logits through our pages differ from `own`, [tokens, vocab] of each of
-    the `rows`."""
-    scale = max(1.0, *(item.abs().max().item() for item in own))
-    pairs = ((logits, own[row][place]) for row, place, logits in _paged_logits(net, rows))
-    gap = max((logits - expected).abs().max().item() for logits, expected in pairs)
+def check_against_own_forward(
+    net: CausalNet, expected: list[Tensor], rows: list[list[int]]
+) -> None:
+    """Refuse a network whose logits through our pages differ from its own.
+
+    `expected` are its own logits [tokens, vocab] of each of the `rows`.
+    """
+    largest = [logits.abs().max().item() for logits in expected]
+    scale = max(1.0, *largest)
+    gaps = []
+    for row, position, logits in _paged_logits(net, rows):
+        gaps.append((logits - expected[row][position]).abs().max().item())
+    gap = max(gaps)
+    # Written so that a NaN, which no comparison holds for, is a difference too.
     if not gap <= _TOLERANCE[net.dtype] * scale:
         name = type(net.model).__name__
         problem = (
@@ -165,47 +195,55 @@ def check_against_own_forward(net: CausalNet, own: list[Tensor], rows: list[list
 
 @torch.inference_mode()
 def own_logits(model: PreTrainedModel, rows: list[list[int]]) -> list[Tensor]:
-    """The network's own logits [tokens, vocab] of each row, in float32."""
+    """Return the network's own logits [tokens, vocab] of each row, in float32."""
     model.set_attn_implementation("eager")
-    batches = (torch.tensor([row], device=model.device) for row in rows)
-    return [model(input_ids=ids, use_cache=False).logits[0].float() for ids in batches]
+    logits = []
+    for row in rows:
+        ids = torch.tensor([row], device=model.device)
+        logits.append(model(input_ids=ids, use_cache=False).logits[0].float())
+    return logits
 
 
 def check_rows(config: PretrainedConfig, longest: int) -> list[list[int]]:
-    """Two rows of token ids, longer than the sliding window where that is small."""
+    """Return two rows of token ids, longer than the sliding window where that is small."""
     text = config.get_text_config()
     window = getattr(text, "sliding_window", None)
-    count = max(
-        _CHECKED_TOKENS, window + 4 if window is not None and window <= _SMALL_WINDOW else 0
-    )
-    return [
-        [step * (place + 1) % text.vocab_size for place in range(min(count, longest))]
-        for step in (3, 5)
-    ]
+    count = _CHECKED_TOKENS
+    if window is not None and window <= _SMALL_WINDOW:
+        count = max(count, window + 4)
+    count = min(count, longest)
+
+    rows = []
+    for step in (3, 5):
+        rows.append([step * number % text.vocab_size for number in range(1, count + 1)])
+    return rows
 
 
 def _paged_logits(net: CausalNet, rows: list[list[int]]) -> Iterator[tuple[int, int, Tensor]]:
-    """(row, position, logits [vocab]): one row computed in two parts, the other at once, then both
-    token by token."""
+    """Yield (row, position, logits [vocab]) wherever a step samples.
+
+    One row is computed in two parts, the other at once, then both token by token.
+    """
     length = len(rows[0])
-    prompt, per_row = length - 3, -(-length // _PAGE_SIZE)
-    store = KVStore(net.kv_shape, 2 * per_row, _PAGE_SIZE, net.dtype, net.device)
-    sequences = [
-        TokenSequence(
-            str(row),
-            Encoded(tuple(ids[:prompt])),
-            Sampling(1, 0),
-            pages=list(range(row, 2 * per_row, 2)),
-        )
-        for row, ids in enumerate(rows)
-    ]
-    part = prompt // 2
-    for shares in ((part, prompt), (prompt - part, 1), (1, 1)):
-        slices = [Slice(sequence, share) for sequence, share in zip(sequences, shares, strict=True)]
+    num_prompt = length - 3
+    pages_per_row = -(-length // _PAGE_SIZE)
+    store = KVStore(net.kv_shape, 2 * pages_per_row, _PAGE_SIZE, net.dtype, net.device)
+    sequences = []
+    for row, ids in enumerate(rows):
+        # Every second page, so that no row's pages lie side by side.
+        pages = list(range(row, 2 * pages_per_row, 2))
+        prompt = Encoded(tuple(ids[:num_prompt]))
+        sequences.append(TokenSequence(str(row), prompt, Sampling(1, 0), pages=pages))
+
+    num_first = num_prompt // 2
+    for counts in ((num_first, num_prompt), (num_prompt - num_first, 1), (1, 1)):
+        slices = [Slice(sequence, count) for sequence, count in zip(sequences, counts, strict=True)]
         batch = BatchBuilder(_PAGE_SIZE, net.device, is_prefix=False).build(slices)
         hidden = net.hidden(batch.ids, batch.plan, store)
         for row, state in zip(batch.samplers, batch.sampled.tolist(), strict=True):
             yield row, sequences[row].num_tokens - 1, net.logits(hidden[state])
-        for sequence, share, ids in zip(sequences, shares, rows, strict=True):
-            sequence.num_computed += share
+
+        # The next token is not the sampled one but the row's own, if all before it are computed.
+        for sequence, count, ids in zip(sequences, counts, rows, strict=True):
+            sequence.num_computed += count
             sequence.output_ids += ids[sequence.num_tokens : sequence.num_computed + 1]

@@ -1,9 +1,8 @@
-"""A transformers causal LM as a `Net`: the network's own code, its attention looking into our
-pages.
+"""A transformers causal LM as a `Net`: the network's own code, with attention over our pages.
 
-Attention is handed in by a context variable, because transformers calls it deep inside a forward
-that is not ours. No mask is made for our attention: an interface name that has no mask function of
-its own gets none.
+The plan of a step is handed to our attention in a context variable, because transformers calls it
+deep inside a forward that is not ours. No mask is made for our attention: an interface name that
+has no mask function of its own gets none.
 """
 
 from contextvars import ContextVar
@@ -28,24 +27,37 @@ def _attention(
     key: Tensor,
     value: Tensor,
     mask: None,
+    *,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Our attention in the shape transformers asks for: [1, heads, T, head_dim] in, [1, T, heads,
-    head_dim] out."""
+    """Attend as transformers' interface has it: query, key and value are [1, heads, T, head_dim],
+    the output is [1, T, heads, head_dim]."""
     plan, store = _step.get()
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     slot: Any = module.layer_idx
-    query, key, value = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
-    return attend(plan, store, slot, query, key, value, scale, sliding_window)[None], None
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    out = attend(
+        plan,
+        store,
+        slot,
+        query=query[0].transpose(0, 1),
+        key=key[0].transpose(0, 1),
+        value=value[0].transpose(0, 1),
+        scale=scale,
+        window=sliding_window,
+    )
+    return out[None], None
 
 
 ALL_ATTENTION_FUNCTIONS.register(_INTERFACE, _attention)
 
 
 class CausalNet:
-    """`q_head` reads the same last states that the logits are made of, where an implant has one."""
+    """A transformers causal LM that attends to our pages.
+
+    `q_head`, where an implant brings one, reads the last states that the logits are made of.
+    """
 
     is_prefix = False
 
@@ -81,14 +93,14 @@ class CausalNet:
 
 
 class _States(nn.Module):
-    """Stands where the layers were: what goes in as embeddings comes out as last hidden states."""
+    """Stand-in for the layers: it returns the embeddings it is given as last hidden states."""
 
     def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> "_Output":
         return _Output(inputs_embeds)
 
     @property
     def decoder(self) -> "_States":
-        """OPT's layers lie one deeper."""
+        """The stand-in itself, for OPT, whose layers lie one level deeper."""
         return self
 
 
@@ -98,20 +110,20 @@ class _Output:
     def __init__(self, last_hidden_state: Tensor) -> None:
         self.last_hidden_state = last_hidden_state
 
-    def __getitem__(self, place: int) -> Tensor | None:
-        return self.last_hidden_state if place == 0 else None
+    def __getitem__(self, index: int) -> Tensor | None:
+        return self.last_hidden_state if index == 0 else None
 
     def __getattr__(self, _: str) -> None:
         return None
 
 
 def _head(model: PreTrainedModel) -> PreTrainedModel:
-    """The network without its layers, on the same weights: its own rules from states to logits,
-    capped or scaled.
+    """Return the network without its layers, on the same weights.
 
-    It shares the modules of this moment: once loaded, a network may still get a faster layer for
-    its last one.
+    What is left are its own rules from states to logits, capping and scaling among them.
     """
+    # Made for every call, from the modules of this moment: once loaded, a network may still get a
+    # faster last layer.
     head: PreTrainedModel = model.__new__(type(model))
     head.__dict__ = model.__dict__ | {"_modules": dict(model._modules)}
     head._modules[model.base_model_prefix] = _States()

@@ -1,15 +1,14 @@
-"""Decoding as CUDA graphs: a step in which every sequence computes one token is one replay instead
-of many launches.
+"""Decoding with CUDA graphs: a step in which every sequence computes one token is one replay
+instead of many launches.
 
-A graph has a fixed number of rows and reads its input from one buffer that stays where it is; a
-smaller step is padded with rows whose one token goes to a page that no sequence owns. Each size is
-captured once, when the model is loaded.
+A graph has a fixed number of rows and reads its input from one buffer that stays where it is. A
+smaller step is padded with rows whose one token goes to a page that no sequence owns. A graph of
+each size is captured once, when the model is loaded.
 """
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -25,12 +24,15 @@ from worker.sequence import Slice
 logger = logging.getLogger("aios.decode_graphs")
 
 _HEADER = 5
-"""Numbers of a row beside its pages: id, position, place in the store, tokens stored, id of the
-row's first token."""
+"""Numbers of a sequence beside its pages: the token's id, its position, its row in the store, the
+number of tokens stored, and the id of the sequence's first token."""
 
 Forward = Callable[[], tuple[Tensor, Tensor]]
+"""A forward of fixed size; returns states and logits."""
+
 Capture = Callable[[Forward], tuple[Callable[[], None], tuple[Tensor, Tensor]]]
-"""Turns a forward into what runs it again and the tensors in which its results then lie."""
+"""Captures a forward: returns a function that runs it again, and the tensors in which its results
+then lie."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,9 @@ class _Graph:
 
 
 class DecodeGraphs:
-    """Steps of up to `spec.max_batch` rows of `net`; `store` has a page behind the `spec.num_pages`
-    of sequences.
+    """Graphs of `net` that decode up to `spec.max_batch` rows.
 
-    A graph knows addresses, not tensors: whatever it reads must live as long as it does.
+    `store` has one page more than the `spec.num_pages` of sequences.
     """
 
     def __init__(
@@ -55,87 +56,115 @@ class DecodeGraphs:
         self._pages_per_row = -(-spec.context_window // spec.page_size)
         self._sizes = batch_sizes(spec.max_batch)
         largest = self._sizes[-1]
+
+        # A graph knows addresses, not tensors: what it reads must live as long as it does, and so
+        # is kept here.
         self._input = torch.zeros(
             largest * (_HEADER + self._pages_per_row), dtype=torch.int32, device=net.device
         )
         self._room = self._pages_per_row * spec.page_size
-        self._counts = torch.arange(largest + 1, dtype=torch.int32, device=net.device)
-        self._rooms = self._counts * self._room
+        self._query_starts = torch.arange(largest + 1, dtype=torch.int32, device=net.device)
+        self._key_starts = self._query_starts * self._room
+
+        # The largest first: the others find room in the memory that it leaves.
         self._graphs: dict[int, _Graph] = {}
-        for size in reversed(
-            self._sizes
-        ):  # the largest first: the others find room in the memory it leaves
+        for size in reversed(self._sizes):
             self._load([], size)
             replay, (states, logits) = capture(self._forward(net, store, kernel, size))
             self._graphs[size] = _Graph(replay, states, logits)
 
     def decode(self, slices: Sequence[Slice]) -> tuple[Tensor, Tensor] | None:
-        """States [B, hidden] and logits [B, vocab] of each slice's token, which hold until the next
-        call.
+        """Return the states [B, hidden] and logits [B, vocab] of each slice's token, which hold
+        until the next call.
 
         None for a step that does anything but decode, or has more rows than any graph.
         """
-        if len(slices) > self._sizes[-1] or not all(map(_decodes, slices)):
+        num_rows = len(slices)
+        if num_rows > self._sizes[-1] or not all(_decodes(part) for part in slices):
             return None
-        size = next(size for size in self._sizes if size >= len(slices))
+        size = next(size for size in self._sizes if size >= num_rows)
         self._load(slices, size)
         graph = self._graphs[size]
         graph.replay()
-        return graph.states[: len(slices)], graph.logits[: len(slices)]
+        return graph.states[:num_rows], graph.logits[:num_rows]
 
     def _load(self, slices: Sequence[Slice], size: int) -> None:
-        """Fill the input of `size` rows. Pinned memory is not used again before the copy out of it
-        is done."""
+        """Fill the input of a graph of `size` rows, padded behind the slices'."""
+        page_size = self._page_size
+        ids = []
+        positions = []
+        rows = []
+        lengths = []
+        first_ids = []
+        table: list[int] = []
+        for part in slices:
+            sequence = part.sequence
+            position = sequence.num_computed
+            page = sequence.pages[position // page_size]
+            ids.append(sequence.tokens(position, position + 1)[0])
+            positions.append(position)
+            rows.append(page * page_size + position % page_size)
+            lengths.append(position + 1)
+            first_ids.append(sequence.encoded.prompt_ids[0])
+
+            num_unused = self._pages_per_row - len(sequence.pages)
+            assert num_unused >= 0, "a sequence longer than the context window"
+            table += sequence.pages
+            table += [self._spare_page] * num_unused
+
         num_padding = size - len(slices)
-        nobody = (0, 0, self._spare_page * self._page_size, 1, 0)
-        headers = [self._header(part) for part in slices] + [nobody] * num_padding
-        tables = [self._table(part.sequence.pages) for part in slices] + [
-            self._table([])
-        ] * num_padding
-        values = [*chain(*zip(*headers, strict=True)), *chain(*tables)]
+        ids += [0] * num_padding
+        positions += [0] * num_padding
+        rows += [self._spare_page * page_size] * num_padding
+        lengths += [1] * num_padding
+        first_ids += [0] * num_padding
+        table += [self._spare_page] * (num_padding * self._pages_per_row)
+
+        values = [*ids, *positions, *rows, *lengths, *first_ids, *table]
+        # Torch does not hand pinned memory out again before the copy from it is done.
         staged = torch.tensor(values, dtype=torch.int32, pin_memory=self._input.is_cuda)
         self._input[: len(values)].copy_(staged, non_blocking=True)
 
     def _forward(self, net: Net, store: KVStore, kernel: Kernel, size: int) -> Forward:
+        """Return a forward of `size` rows that reads its input where `_load` puts it."""
         header = self._input[: _HEADER * size].view(_HEADER, size)
         table = self._input[_HEADER * size : (_HEADER + self._pages_per_row) * size].view(size, -1)
-        stats, rooms = self._counts[: size + 1], self._rooms[: size + 1]
-        span = PagedSpan(0, size, stats, rooms, header[3], table, 1, self._room, kernel)
+        span = PagedSpan(
+            start=0,
+            stop=size,
+            query_starts=self._query_starts[: size + 1],
+            key_starts=self._key_starts[: size + 1],
+            lengths=header[3],
+            block_table=table,
+            max_queries=1,
+            max_keys=self._room,
+            kernel=kernel,
+        )
 
         def run() -> tuple[Tensor, Tensor]:
             ids, positions, rows, _, first_ids = header.long()
-            states = net.hidden(ids, AttentionPlan(positions, first_ids, (span,), rows), store)
+            plan = AttentionPlan(positions, first_ids, spans=(span,), rows=rows)
+            states = net.hidden(ids, plan, store)
             return states, net.logits(states)
 
         return run
-
-    def _header(self, part: Slice) -> tuple[int, ...]:
-        sequence, at = part.sequence, part.sequence.num_computed
-        place = sequence.pages[at // self._page_size] * self._page_size + at % self._page_size
-        return sequence.tokens(at, at + 1)[0], at, place, at + 1, sequence.encoded.prompt_ids[0]
-
-    def _table(self, pages: list[int]) -> list[int]:
-        assert len(pages) <= self._pages_per_row, "a sequence longer than the context window"
-        return pages + [self._spare_page] * (self._pages_per_row - len(pages))
 
 
 def capture_decoding(
     net: Net, store: KVStore, kernel: Kernel, spec: RunnerSpec
 ) -> DecodeGraphs | None:
-    """Graphs for the network, or None, with the reason in the log, where it cannot be captured: it
-    decodes without."""
+    """Return graphs for the network, or None where it cannot be captured; the log says why."""
     try:
         with torch.inference_mode():
             return DecodeGraphs(net, store, kernel, spec, CudaCapture(net.device))
     except RuntimeError as error:
-        logger.warning(
-            "decoding without CUDA graphs", extra=fields(model=spec.name, error=str(error))
-        )
+        extra = fields(model=spec.name, error=str(error))
+        logger.warning("decoding without CUDA graphs", extra=extra)
         return None
 
 
 class CudaCapture:
-    """Captures forwards as CUDA graphs that share one memory pool, since no two of them ever run at
+    """Capture of forwards as CUDA graphs, which share one memory pool: no two of them ever run at
     once."""
 
     def __init__(self, device: torch.device) -> None:
@@ -143,13 +172,13 @@ class CudaCapture:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, forward: Forward) -> tuple[Callable[[], None], tuple[Tensor, Tensor]]:
+        # Run once on a side stream: what a first run sets up must not become part of the graph.
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(
-            stream
-        ):  # what a first run sets up, must not become part of the graph
+        with torch.cuda.stream(stream):
             forward()
         torch.cuda.current_stream(self._device).wait_stream(stream)
+
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             results = forward()
@@ -157,12 +186,21 @@ class CudaCapture:
 
 
 def batch_sizes(max_batch: int) -> list[int]:
-    """The sizes of graphs, smallest first: powers of two, from 16 on also those in between, and
-    `max_batch`."""
-    powers = [1 << bits for bits in range(max_batch.bit_length())]
-    between = [power + power // 2 for power in powers if power >= 16]
-    return sorted({*(size for size in powers + between if size < max_batch), max_batch})
+    """Return the sizes of graphs, smallest first.
+
+    They are the powers of two, from 16 on also those halfway in between, and `max_batch`.
+    """
+    sizes = {max_batch}
+    power = 1
+    while power < max_batch:
+        sizes.add(power)
+        between = power + power // 2
+        if power >= 16 and between < max_batch:
+            sizes.add(between)
+        power *= 2
+    return sorted(sizes)
 
 
 def _decodes(part: Slice) -> bool:
+    """Return whether the slice computes one token behind others and samples the next."""
     return part.num_tokens == 1 and part.sequence.num_computed > 0 and part.samples

@@ -1,8 +1,8 @@
-"""A model-free runner: says the prompt's words again, and scores by length. The whole fleet runs on
-it without torch.
+"""A model-free runner that repeats the prompt, and scores by length. The whole fleet runs on it
+without torch.
 
-Tokens are characters (code points). The answer repeats the prompt until it is told to stop, so any
-length can be had; a prompt that contains the word `eos` ends where the prompt does.
+Tokens are characters (code points). The answer repeats the prompt until it is told to stop, so it
+can have any length. If the prompt contains the word `eos`, the answer ends where the prompt does.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from shared.messages import (
     Read,
     Score,
     Task,
+    Text,
     Tokenize,
     TokenLogprob,
 )
@@ -55,52 +56,52 @@ _LOG_LIKELIHOOD_PER_TOKEN = -1.0
 
 
 class Echo:
-    """Deterministic whatever the seed: token i of the answer is character i of the prompt, over and
-    over.
+    """A runner whose answers do not depend on the seed: the prompt's characters, over and over.
 
-    It is certain of each of them, and ends nothing before `min_tokens`. A vector tells how often
-    characters occur, labels how many of them are letters, digits and others.
+    Each of them has probability 1, and none ends the answer before `min_tokens`. A vector counts
+    how often characters occur; labels are the shares of letters, digits and others.
     """
 
     eos_ids = frozenset({EOS})
 
     def __init__(self, options: RunnerOptions) -> None:
-        window = options.context_window or 4096
-        found = "echo: repeats its prompt, no model"
         self.spec = RunnerSpec(
-            "echo", options.name, found, window, options.max_batch, tasks=(*TEXT_TASKS, "classify")
+            "echo",
+            options.name,
+            found="echo: repeats its prompt, no model",
+            context_window=options.context_window or 4096,
+            max_batch=options.max_batch,
+            tasks=(*TEXT_TASKS, "classify"),
         )
 
     def encode(self, task: Task) -> Encoded:
+        window = self.spec.context_window
         if isinstance(task, Classify):
-            return encode_text(_ids(task.text, "input"), task, self.spec.context_window)
+            return encode_text(_ids(task.text, "input"), task, window)
         task = text_task(task)
         if isinstance(task, Generate):
-            return encode_generate(
-                _ids(task.prompt, "prompt"), task, self.spec.context_window, vocab_size=_VOCABULARY
-            )
+            ids = _ids(task.prompt, "prompt")
+            return encode_generate(ids, task, window, vocab_size=_VOCABULARY)
         if isinstance(task, Read):
-            return encode_read(_ids(task.prompt, "prompt"), 1, task, self.spec.context_window)
+            return encode_read(_ids(task.prompt, "prompt"), 1, task, window)
         if isinstance(task, Score):
             return self._encode_score(task)
         if isinstance(task, Embed):
-            return encode_text(_ids(task.text, "input"), task, self.spec.context_window)
+            return encode_text(_ids(task.text, "input"), task, window)
         if isinstance(task, Tokenize):
             ids = _ids(task.prompt, "prompt")
-            return tokenized(
-                ids, [self.decode([token]) for token in ids] if task.with_texts else ()
-            )
+            texts = [self.decode([token]) for token in ids] if task.with_texts else ()
+            return tokenized(ids, texts)
         ids = _ids(task.ids, "tokens")
         return detokenized(ids, self.decode(ids))
 
     def _encode_score(self, task: Score) -> Encoded:
+        window = self.spec.context_window
         if task.rolling:
-            return encode_rolling(
-                (EOS,), _ids(task.continuations[0], "prompts"), self.spec.context_window
-            )
-        continuations = [_ids(item, "continuations") for item in task.continuations]
+            return encode_rolling((EOS,), _ids(task.continuations[0], "prompts"), window)
+        continuations = [_ids(text, "continuations") for text in task.continuations]
         context = _ids(task.context, "prompts") or (EOS,)
-        return encode_score(context, continuations, self.spec.context_window)
+        return encode_score(context, continuations, window)
 
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         return [_answer(part) for part in slices]
@@ -109,9 +110,13 @@ class Echo:
         return
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return "".join(
-            "\ufffd" if token in _SURROGATES else chr(token) for token in token_ids if token != EOS
-        )
+        characters = []
+        for token in token_ids:
+            if token in _SURROGATES:
+                characters.append("\ufffd")
+            elif token != EOS:
+                characters.append(chr(token))
+        return "".join(characters)
 
 
 def _answer(part: Slice) -> StepResult:
@@ -120,55 +125,80 @@ def _answer(part: Slice) -> StepResult:
         return _pool(encoded.prompt_ids)
     if isinstance(encoded, EncodedText):
         return _label(encoded)
-    return _score(part) if part.sequence.is_scoring else _say(part.sequence)
+    if part.sequence.is_scoring:
+        return _score(part)
+    return _sample(part.sequence)
 
 
 def _ids(prompt: Prompt, field: str) -> tuple[int, ...]:
-    """Of a dialogue the words, a line a turn."""
-    text = (
-        "\n".join(turn.content for turn in prompt.messages) if isinstance(prompt, Chat) else prompt
-    )
-    given = as_ids(text, _VOCABULARY, field)
-    return given if given is not None else tuple(map(ord, str(text)))
+    """Return the tokens of a prompt; a dialogue is the text of its turns, one a line."""
+    if isinstance(prompt, Chat):
+        text: Text = "\n".join(turn.content for turn in prompt.messages)
+    else:
+        text = prompt
+    ids = as_ids(text, _VOCABULARY, field)
+    if ids is not None:
+        return ids
+    return tuple(ord(character) for character in str(text))
 
 
-def _say(sequence: TokenSequence) -> Sampled:
-    sampling, token = sequence.sampling, _next(sequence)
+def _sample(sequence: TokenSequence) -> Sampled:
+    sampling = sequence.sampling
+    token = _next(sequence)
     if sampling is None or sampling.logprobs is None:
         return Sampled(token)
-    return Sampled(token, TokenLogprob(0.0, top=((token, "", 0.0),) if sampling.logprobs else ()))
+    top = ((token, "", 0.0),) if sampling.logprobs else ()
+    return Sampled(token, TokenLogprob(0.0, top=top))
 
 
 def _next(sequence: TokenSequence) -> int:
-    prompt, spoken = sequence.encoded.prompt_ids, len(sequence.output_ids)
-    may_end = sequence.sampling is not None and spoken >= sequence.sampling.min_tokens
-    if may_end and spoken >= len(prompt) and "eos" in "".join(map(chr, prompt)):
-        return EOS
-    return prompt[spoken % len(prompt)]
+    prompt = sequence.encoded.prompt_ids
+    num_output = len(sequence.output_ids)
+    may_end = sequence.sampling is not None and num_output >= sequence.sampling.min_tokens
+    if may_end and num_output >= len(prompt):
+        text = "".join(chr(token) for token in prompt)
+        if "eos" in text:
+            return EOS
+    return prompt[num_output % len(prompt)]
 
 
 def _pool(ids: Sequence[int]) -> Pooled:
-    """A token's state is a one among zeros, at its id modulo the number of units."""
-    return Pooled(
-        [float(sum(token % HIDDEN == unit for token in ids)) for unit in range(HIDDEN)], len(ids)
-    )
+    """Sum the tokens' states: each is a one among zeros, at the id modulo the number of units."""
+    sums = [0.0] * HIDDEN
+    for token in ids:
+        sums[token % HIDDEN] += 1.0
+    return Pooled(sums, len(ids))
 
 
 def _label(text: EncodedText) -> Classified:
-    characters = list(map(chr, text.prompt_ids))
-    stats = {
-        "letters": sum(map(str.isalpha, characters)),
-        "digits": sum(map(str.isdigit, characters)),
-    }
-    stats["others"] = len(characters) - sum(stats.values())
-    labels = [Label(name, count / len(characters)) for name, count in stats.items()]
-    return Classified(tuple(sorted(labels, key=lambda label: -label.score)[: text.top_k]))
+    num_letters = 0
+    num_digits = 0
+    for token in text.prompt_ids:
+        character = chr(token)
+        num_letters += character.isalpha()
+        num_digits += character.isdigit()
+    count = len(text.prompt_ids)
+    num_others = count - num_letters - num_digits
+    labels = [
+        Label("letters", num_letters / count),
+        Label("digits", num_digits / count),
+        Label("others", num_others / count),
+    ]
+    labels.sort(key=lambda label: -label.score)
+    return Classified(tuple(labels[: text.top_k]))
 
 
 def _score(part: Slice) -> Scores:
-    lengths = [len(item) for item in part.continuations]
-    scores = tuple(ContinuationScore(_LOG_LIKELIHOOD_PER_TOKEN * n, n, False) for n in lengths)
-    is_told = part.sequence.encoded.is_reading
-    return Scores(
-        scores, (TokenLogprob(_LOG_LIKELIHOOD_PER_TOKEN),) * sum(lengths) if is_told else ()
-    )
+    scores = []
+    num_tokens = 0
+    for continuation in part.continuations:
+        length = len(continuation)
+        scores.append(
+            ContinuationScore(_LOG_LIKELIHOOD_PER_TOKEN * length, length, is_greedy=False)
+        )
+        num_tokens += length
+
+    token_scores: tuple[TokenLogprob, ...] = ()
+    if part.sequence.encoded.is_reading:
+        token_scores = (TokenLogprob(_LOG_LIKELIHOOD_PER_TOKEN),) * num_tokens
+    return Scores(tuple(scores), token_scores)

@@ -1,8 +1,7 @@
-"""A model-free runner of tasks that are done whole: it waits, tells how far it has come, and makes
-a file of a text.
+"""A model-free runner of whole tasks: it waits, reports its progress, and makes a file of a text.
 
-It shows what the second mechanism does without a model, as `echo` does for the first; the kill
-matrix runs on both.
+It shows the second mechanism without a model, as `echo` does the first. The kill matrix runs on
+both.
 """
 
 import time
@@ -18,18 +17,18 @@ from worker.task_runner import BatchProgress, NewFile, TaskOutput, TaskRunnerSpe
 MOST_STEPS = 10_000
 MOST_STEP_MS = 60_000
 _MOST_CHARACTERS = 1 << 20
-"""In the whole answer."""
+"""The most characters of an answer."""
 
 
 class EchoTaskRunner:
-    """All tasks of a batch take their steps side by side, so those with equal steps share one."""
+    """A runner whose batches take their steps together: tasks with equal steps share a batch."""
 
     def __init__(self, options: RunnerOptions) -> None:
         self.spec = TaskRunnerSpec(
             "echo-task",
             options.name,
-            "echo-task: repeats a text step by step, no model",
-            options.max_batch,
+            found="echo-task: repeats a text step by step, no model",
+            max_batch=options.max_batch,
             tasks=("echo_task",),
             trial=EchoTask("1"),
         )
@@ -59,23 +58,27 @@ class EchoTaskRunner:
         first = tasks[0]
         assert isinstance(first, EchoTask)
         for step in range(first.steps):
-            if not any([progress.is_wanted(item) for item in range(len(tasks))]):
+            wanted = [progress.is_wanted(index) for index in range(len(tasks))]
+            if not any(wanted):
                 break
             self.take_step(tasks, step, progress)
-            for item, task in enumerate(tasks):
+            for index, task in enumerate(tasks):
                 assert isinstance(task, EchoTask)
-                texts[item] += task.text
-                progress.report(item, step + 1, first.steps)
+                texts[index] += task.text
+                progress.report(index, step + 1, first.steps)
+
         result = EchoedTask(first.steps)
-        return [
-            TaskOutput(result, (NewFile(text.encode(), "text/plain; charset=utf-8"),))
-            for text in texts
-        ]
+        outputs: list[TaskOutput | FleetError] = []
+        for text in texts:
+            file = NewFile(text.encode(), "text/plain; charset=utf-8")
+            outputs.append(TaskOutput(result, (file,)))
+        return outputs
 
     def take_step(self, tasks: Sequence[Task], step: int, progress: BatchProgress) -> None:
-        """Be busy. Nothing beats inside a step, as in one long call of a foreign library."""
+        """Be busy for one step."""
         first = tasks[0]
         assert isinstance(first, EchoTask)
         step_s = first.step_ms / 1000
+        # No heartbeat comes from inside a step, as in one long call of a foreign library.
         with silent_for(at_most_s=2 * step_s):
             time.sleep(step_s)

@@ -1,12 +1,12 @@
-"""Any transformers encoder (BERT and its kin) that reads a text in one pass: as a vector, or as
-labels of a classifier.
+"""Any transformers encoder (BERT and its kin) that makes a vector of a text, or the labels of a
+classifier.
 
-The network's own code runs on padded rows under its attention mask. On loading, rows are compared
-with the same rows alone: a network that padding disturbs is refused.
+The network's own code runs on padded rows under its attention mask. On loading, padded rows are
+compared with the same rows alone: a network that padding disturbs is refused.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,21 +42,25 @@ from worker.vocabulary import Vocabulary
 CLASSIFIER = "ForSequenceClassification"
 _TEXT_TASKS: tuple[TaskName, ...] = ("embed", "tokenize", "detokenize")
 _UNUSED = "pooler."
-"""Weights of a bare network that pooling by the mean has no use for: many files lack them."""
+"""Prefix of weights that pooling by the mean has no use for; many files of bare networks lack
+them."""
 _TOLERANCE = {torch.float32: 1e-3}
 _LOW_TOLERANCE = 0.1
+"""For the dtypes with fewer bits."""
 
 Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class EncodedSentence(Encoded):
-    """A text of which the first `num_unpooled` tokens are read and take no part in its vector."""
+    """A text whose first `num_unpooled` tokens, those of a prompt, take no part in its vector."""
 
     num_unpooled: int = 0
 
 
 class EncoderRunner:
+    """An encoder; with `sentence`, the modules of a sentence-transformers model behind it."""
+
     eos_ids: frozenset[int] = frozenset()
 
     def __init__(
@@ -86,10 +90,12 @@ class EncoderRunner:
         sentence = self._sentence
         if sentence is None or not isinstance(task, Embed) or not isinstance(task.text, str):
             return self._vocabulary.encode(task, self.spec.context_window)
-        whole = msgspec.structs.replace(task, text=sentence.text(task.text))
-        encoded = self._vocabulary.encode(whole, self.spec.context_window)
+
+        prompted = msgspec.structs.replace(task, text=sentence.text(task.text))
+        encoded = self._vocabulary.encode(prompted, self.spec.context_window)
+        # At least one token takes part, however much was cut off.
         num_unpooled = min(self._num_unpooled, len(encoded.prompt_ids) - 1)
-        return EncodedSentence(**{**vars(encoded), "num_unpooled": num_unpooled})
+        return EncodedSentence(**vars(encoded), num_unpooled=num_unpooled)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._vocabulary.decode(token_ids)
@@ -100,63 +106,68 @@ class EncoderRunner:
     @tells_out_of_memory
     @torch.inference_mode()
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
-        """All texts, those of like length together."""
+        """Read all texts, those of like length together."""
         results: list[StepResult | FleetError] = [None] * len(slices)
         texts = [part.sequence.encoded for part in slices]
-        for is_pooled in (True, False):
-            wanted = [index for index, text in enumerate(texts) if text.is_pooled == is_pooled]
-            read = self._pool if is_pooled else self._classify
-            for group in length_groups([len(texts[index].prompt_ids) for index in wanted]):
-                places = [wanted[at] for at in group]
-                for place, result in zip(
-                    places, read([texts[place] for place in places]), strict=True
-                ):
-                    results[place] = result
+        for is_pooled, read in ((True, self._pool), (False, self._classify)):
+            indices = [index for index, text in enumerate(texts) if text.is_pooled == is_pooled]
+            lengths = [len(texts[index].prompt_ids) for index in indices]
+            for group in length_groups(lengths):
+                group_indices = [indices[number] for number in group]
+                group_results = read([texts[index] for index in group_indices])
+                for index, result in zip(group_indices, group_results, strict=True):
+                    results[index] = result
         return results
 
     def _pool(self, texts: Sequence[Encoded]) -> list[StepResult | FleetError]:
-        states = last_states(self._model, [text.prompt_ids for text in texts], self._pad_id)
-        if self._sentence is None:
-            return [pooled(own, self.spec.name) for own in states]
-        return [self._vector(own, text) for own, text in zip(states, texts, strict=True)]
-
-    def _vector(self, states: Tensor, text: Encoded) -> StepResult | FleetError:
-        """A vector that is whole already: the mean of itself."""
-        assert self._sentence is not None
-        num_unpooled = text.num_unpooled if isinstance(text, EncodedSentence) else 0
-        return pooled(self._sentence.vector(states, num_unpooled)[None], self.spec.name)
+        rows = [text.prompt_ids for text in texts]
+        states_of = last_states(self._model, rows, self._pad_id)
+        results = []
+        for text, states in zip(texts, states_of, strict=True):
+            if self._sentence is None:
+                results.append(pooled(states, self.spec.name))
+                continue
+            num_unpooled = text.num_unpooled if isinstance(text, EncodedSentence) else 0
+            vector = self._sentence.vector(states, num_unpooled)
+            # The vector is whole already: as the state of a single token it is its own mean.
+            results.append(pooled(vector[None], self.spec.name))
+        return results
 
     def _classify(self, texts: Sequence[Encoded]) -> list[StepResult | FleetError]:
         logits = class_logits(self._model, [text.prompt_ids for text in texts], self._pad_id)
+        scores = scores_of(logits, self._model.config)
         return [
-            self._labels(row, text)
-            for row, text in zip(scores_of(logits, self._model.config), texts, strict=True)
+            self._labels(text_scores, text) for text_scores, text in zip(scores, texts, strict=True)
         ]
 
     def _labels(self, scores: list[float], text: Encoded) -> StepResult | FleetError:
         assert isinstance(text, EncodedText)
-        if not all(map(math.isfinite, scores)):
+        if not all(math.isfinite(score) for score in scores):
             return broken(self.spec.name)
         names: Any = self._model.config.id2label
         labels = [Label(str(names[number]), score) for number, score in enumerate(scores)]
-        return Classified(tuple(sorted(labels, key=lambda label: -label.score)[: text.top_k]))
+        labels.sort(key=lambda label: -label.score)
+        return Classified(tuple(labels[: text.top_k]))
 
 
 def last_states(model: PreTrainedModel, rows: Sequence[Ids], pad_id: int) -> list[Tensor]:
-    """Last hidden states [N, hidden] of each row."""
+    """Return the last hidden states [N, hidden] of each row."""
     states: Tensor = model.base_model(**_padded(rows, pad_id, model.device)).last_hidden_state
-    return [states[at, : len(row)] for at, row in enumerate(rows)]
+    return [states[index, : len(row)] for index, row in enumerate(rows)]
 
 
 def class_logits(model: PreTrainedModel, rows: Sequence[Ids], pad_id: int) -> Tensor:
-    """[B, labels] in float32."""
+    """Return the rows' logits [B, labels] in float32."""
     logits: Tensor = model(**_padded(rows, pad_id, model.device)).logits
     return logits.float()
 
 
 def scores_of(logits: Tensor, config: PretrainedConfig) -> list[list[float]]:
-    """By transformers' rule: a regression as it is, several labels or a single one each by itself,
-    else a softmax."""
+    """Return the labels' scores, by transformers' rule.
+
+    Those of a regression are its logits. Several labels that do not exclude each other, or a single
+    one, get a sigmoid each; all others a softmax.
+    """
     if config.problem_type == "regression":
         scores = logits
     elif config.problem_type == "multi_label_classification" or logits.shape[-1] == 1:
@@ -168,9 +179,14 @@ def scores_of(logits: Tensor, config: PretrainedConfig) -> list[list[float]]:
 
 
 def _padded(rows: Sequence[Ids], pad_id: int, device: torch.device) -> dict[str, Tensor]:
-    width = max(map(len, rows))
-    ids = [[*row, *[pad_id] * (width - len(row))] for row in rows]
-    mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
+    """Return the rows as the network's inputs, padded at their ends."""
+    width = max(len(row) for row in rows)
+    ids = []
+    mask = []
+    for row in rows:
+        num_padding = width - len(row)
+        ids.append([*row, *[pad_id] * num_padding])
+        mask.append([1] * len(row) + [0] * num_padding)
     return {
         "input_ids": torch.tensor(ids, device=device),
         "attention_mask": torch.tensor(mask, device=device),
@@ -178,8 +194,11 @@ def _padded(rows: Sequence[Ids], pad_id: int, device: torch.device) -> dict[str,
 
 
 def load(options: RunnerOptions) -> EncoderRunner:
-    """Raises ModelFormatError for weights that do not match, and for networks that cannot be served
-    in batches."""
+    """Load an encoder, its tokenizer and its sentence-transformers modules, if it has any.
+
+    Raise ModelFormatError for weights that do not match, and for networks that cannot be served in
+    batches.
+    """
     path = directory_of(Path(options.path))
     config = read_config(path)
     if config.is_encoder_decoder:
@@ -192,29 +211,35 @@ def load(options: RunnerOptions) -> EncoderRunner:
         torch.device(options.device),
     )
     tokenizer = load_tokenizer(Path(options.tokenizer_path) if options.tokenizer_path else path)
-    pad_id = next(
-        (pad for pad in (config.pad_token_id, tokenizer.pad_token_id) if pad is not None), 0
-    )
+    pad_id = 0
+    for declared_pad_id in (config.pad_token_id, tokenizer.pad_token_id):
+        if declared_pad_id is not None:
+            pad_id = declared_pad_id
+            break
     check_padding(model, pad_id, is_classifier=is_classifier)
-    found = (
-        f"{type(model).__name__}: {model.num_parameters() / 1e6:.1f} M parameters, hidden "
-        f"{config.hidden_size}"
-    )
-    found += f", {config.num_labels} labels" if is_classifier else ""
+
+    count = model.num_parameters() / 1e6
+    found = f"{type(model).__name__}: {count:.1f} M parameters, hidden {config.hidden_size}"
+    if is_classifier:
+        found += f", {config.num_labels} labels"
+    # Replaces layers in place, so the network is checked and its parameters are counted before it.
     prepare(model, options)
+
     sentence = read_sentence_modules(path, config.hidden_size)
-    most_tokens = None
+    max_tokens = None
     if sentence is not None:
         found += f", {sentence.description}"
-        most_tokens = sentence.max_tokens
+        max_tokens = sentence.max_tokens
         for step in sentence.steps:
             step.to(options.device)
+
+    limits = _limits(model, options.context_window, tokenizer.model_max_length, max_tokens)
     spec = RunnerSpec(
         "encoder",
         options.name,
-        f"{found}, vocabulary {config.vocab_size}, {options.precision}",
-        min(_limits(model, options.context_window, tokenizer.model_max_length, most_tokens)),
-        options.max_batch,
+        found=f"{found}, vocabulary {config.vocab_size}, {options.precision}",
+        context_window=min(limits),
+        max_batch=options.max_batch,
         step_tokens=options.step_tokens,
         tasks=("classify", *_TEXT_TASKS) if is_classifier else _TEXT_TASKS,
         trial=Classify("a") if is_classifier else Embed("a"),
@@ -225,8 +250,10 @@ def load(options: RunnerOptions) -> EncoderRunner:
 
 
 def _load_model(path: Path, dtype: torch.dtype, is_classifier: bool) -> PreTrainedModel:
-    """Heads that are not used may lie in the files; of the network itself nothing may be missing or
-    left over."""
+    """Load the network; raise ModelFormatError naming the tensors that do not match it.
+
+    Of a bare network the files may also hold the weights of heads, which are not used.
+    """
     kind: Any = AutoModelForSequenceClassification if is_classifier else AutoModel
     with reading(path, NO_NETWORK, kind="an encoder"):
         model, info = kind.from_pretrained(
@@ -237,71 +264,77 @@ def _load_model(path: Path, dtype: torch.dtype, is_classifier: bool) -> PreTrain
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they are told of by name below
         )
-    missing = [
-        name for name in info["missing_keys"] if is_classifier or not name.startswith(_UNUSED)
-    ]
-    parts = {name for name, _ in model.named_children()}
-    left_over = [
-        name
-        for name in info["unexpected_keys"]
-        if is_classifier
-        or name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0] in parts
-    ]
-    faults = [
+
+    missing = info["missing_keys"]
+    left_over = info["unexpected_keys"]
+    if not is_classifier:
+        missing = [name for name in missing if not name.startswith(_UNUSED)]
+        left_over = [name for name in left_over if _is_of_network(name, model)]
+    problems = []
+    for fault, names in (
         ("of another shape", info["mismatched_keys"]),
         ("missing", missing),
         ("left over", left_over),
-    ]
-    problems = [
-        f"{what}: {', '.join(sorted(map(str, names))[:5])}" for what, names in faults if names
-    ]
+    ):
+        if names:
+            first_names = sorted(str(name) for name in names)[:5]
+            problems.append(f"{fault}: {', '.join(first_names)}")
     if problems:
         problem = (
             f"The weights in {path} do not match the model of config.json: {'; '.join(problems)}"
         )
         raise ModelFormatError(f"{problem}; copy both again.")
+
     model.config.use_cache = False
     loaded: PreTrainedModel = model.requires_grad_(False).eval()
     return loaded
 
 
+def _is_of_network(name: str, model: PreTrainedModel) -> bool:
+    """Return whether a weight's name begins with a part of the network, not with a head."""
+    part = name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0]
+    return any(part == child for child, _ in model.named_children())
+
+
 @torch.inference_mode()
 def check_padding(model: PreTrainedModel, pad_id: int, *, is_classifier: bool) -> None:
-    """A short row beside a longer one must come out as it does alone."""
+    """Compare a short row beside a longer one with the same row alone; raise ModelFormatError where
+    they differ."""
     ids = [token for token in range(min(16, model.config.vocab_size)) if token != pad_id]
     rows = [tuple(ids[:2]), tuple(ids[1:8])]
+    # The seam to foreign code: a network may stumble over anything of ours.
     try:
-        beside = last_states(model, rows, pad_id)
+        padded = last_states(model, rows, pad_id)
         alone = [last_states(model, [row], pad_id)[0] for row in rows]
         if is_classifier:
-            beside += list(class_logits(model, rows, pad_id))
+            padded += list(class_logits(model, rows, pad_id))
             alone += [class_logits(model, [row], pad_id)[0] for row in rows]
-    except (
-        Exception
-    ) as error:  # the seam to foreign code: a network may stumble over anything of ours
+    except Exception as error:
         problem = f"{type(model).__name__} cannot be run on padded rows: {reason_of(error)}"
         raise ModelFormatError(f"{problem}; serve another model.") from error
-    if not all(torch.isfinite(states).all() for states in [*alone, *beside]):
+
+    if not all(torch.isfinite(states).all() for states in [*alone, *padded]):
         raise ModelFormatError(
             "The network's states are not finite: its weights are broken; copy them again."
         )
-    allowed = _TOLERANCE.get(model.dtype, _LOW_TOLERANCE)
-    for one, other in zip(beside, alone, strict=True):
-        if not (one - other).abs().max() <= allowed * max(1.0, float(other.abs().max())):
+    tolerance = _TOLERANCE.get(model.dtype, _LOW_TOLERANCE)
+    for states, expected in zip(padded, alone, strict=True):
+        gap = (states - expected).abs().max()
+        largest = float(expected.abs().max())
+        if not gap <= tolerance * max(1.0, largest):
             problem = f"{type(model).__name__} says something else when rows are padded"
             raise ModelFormatError(f"{problem}; serve another model.")
 
 
-def _limits(model: PreTrainedModel, *wanted: int | None) -> Iterable[int]:
-    """Everything that bounds the context window. Position tables with a padding row begin behind
-    that."""
+def _limits(model: PreTrainedModel, *wanted: int | None) -> Iterator[int]:
+    """Yield everything that bounds the context window, `wanted` first."""
     for limit in (*wanted, getattr(model.config, "max_position_embeddings", None)):
         if limit is not None:
             yield int(limit)
+
+    # A position table with a padding row begins behind that row.
     for name, module in model.named_modules():
-        if (
-            isinstance(module, nn.Embedding)
-            and name.endswith("position_embeddings")
-            and module.padding_idx is not None
-        ):
+        if not isinstance(module, nn.Embedding) or not name.endswith("position_embeddings"):
+            continue
+        if module.padding_idx is not None:
             yield module.num_embeddings - module.padding_idx - 1

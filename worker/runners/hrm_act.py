@@ -1,15 +1,16 @@
 """ACTv1 brains. Bidirectional ones keep no keys and values: every token is a re-run of the whole
 row, in one or more ACT segments. Causal ones go to `hrm_act_causal`.
 
-`segments`: `compat` runs one segment a token, as upstream generates; `max` runs halt_max_steps;
-`q_halt` stops a row where its q_halt exceeds its q_continue. Halting is per row: rows that have
-halted leave the batch. Scoring: `strict` runs one row per continuation token, which is the
-generation distribution although attention is bidirectional; `aios_compat` is upstream's one pass
-that sees the continuation (X18).
+`segments` says when a row stops: `compat` runs one segment a token, as upstream generates; `max`
+runs halt_max_steps; `q_halt` stops a row where its q_halt exceeds its q_continue. Rows halt one by
+one, and those that have halted leave the batch.
+
+There are two ways of scoring. `strict` runs one row for each token of a continuation: what it
+scores is the distribution that the model generates from, although attention is bidirectional.
+`aios_compat` is upstream's one pass, in which a token sees the continuation behind it.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActModel
 from worker.models.weights import load_tokenizer
-from worker.rolling import encode_rolling, encode_stretches
+from worker.rolling import Ids, encode_rolling, encode_stretches
 from worker.runners.act_language import ActLanguage
 from worker.runners.allocation import tells_out_of_memory
 from worker.runners.base import RunnerOptions, RunnerSpec, text_task
@@ -37,11 +38,16 @@ from worker.sequence import Encoded, Slice, StepResult, TokenSequence
 from worker.states import pooled
 from worker.vocabulary import Vocabulary
 
-_Place = tuple[tuple[int, ...], int]
-"""A row of token ids, and the index of one of them."""
+_Row = tuple[int, ...]
+"""Token ids that are run together."""
+
+_TokenOfRow = tuple[_Row, int]
+"""A row, and the index of one of its tokens."""
 
 
 class ActRunner:
+    """A bidirectional ACTv1 brain, which runs whole rows."""
+
     def __init__(
         self, model: ActModel, language: ActLanguage, spec: RunnerSpec, *, segments: str
     ) -> None:
@@ -65,74 +71,101 @@ class ActRunner:
     @tells_out_of_memory
     @torch.inference_mode()
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
+        """Score continuations, sample tokens and pool states; raise OutOfMemory as `Runner`
+        says."""
         results: list[StepResult | FleetError] = [None] * len(slices)
+
         scored = [index for index, part in enumerate(slices) if part.continuations]
         if scored:
             parts = [slices[index] for index in scored]
-            states = self._states([place for part in parts for place in self._predictors(part)])
+            predictors: list[_TokenOfRow] = []
+            for part in parts:
+                predictors += self._predictors(part)
+            states = self._states(predictors)
             scores = score_slices(self._model.logits, states, parts, self.spec.name)
             for index, score in zip(scored, scores, strict=True):
                 results[index] = score
+
         generating = [index for index, part in enumerate(slices) if not part.sequence.is_scoring]
         if generating:
             sequences = [slices[index].sequence for index in generating]
-            logits = self._last_logits([item.token_ids for item in sequences])
-            chosen = sample(logits, sequences, self.eos_ids, self.spec.name)
-            for index, item in zip(generating, chosen, strict=True):
-                results[index] = item
-        whole = [index for index, part in enumerate(slices) if part.sequence.encoded.is_pooled]
-        if whole:
-            rows = [slices[index].sequence.encoded.prompt_ids for index in whole]
-            states = self._states([(row, place) for row in rows for place in range(len(row))])
-            for index, own in zip(whole, states.split([len(row) for row in rows]), strict=True):
-                results[index] = pooled(own, self.spec.name)
+            logits = self._last_logits([sequence.token_ids for sequence in sequences])
+            sampled = sample(logits, sequences, self.eos_ids, self.spec.name)
+            for index, result in zip(generating, sampled, strict=True):
+                results[index] = result
+
+        # All tokens of all texts to be pooled, text after text.
+        texts = [index for index, part in enumerate(slices) if part.sequence.encoded.is_pooled]
+        if texts:
+            tokens: list[_TokenOfRow] = []
+            lengths = []
+            for index in texts:
+                row = slices[index].sequence.encoded.prompt_ids
+                tokens += [(row, position) for position in range(len(row))]
+                lengths.append(len(row))
+            states_by_text = self._states(tokens).split(lengths)
+            for index, text_states in zip(texts, states_by_text, strict=True):
+                results[index] = pooled(text_states, self.spec.name)
         return results
 
-    def _predictors(self, part: Slice) -> list[_Place]:
-        """The states that predict the tokens of each tail: at the ends of as many rows, or all of
-        one row."""
-        context, window = part.sequence.encoded.prompt_ids, self.spec.context_window
-        if part.sequence.encoded.method == "aios_compat":
-            return [
-                ((*context, *continuation), len(context) - 1 + at)
-                for continuation in part.continuations
-                for at in range(len(continuation))
-            ]
-        rows = [
-            (*context, *continuation[:count])[-window:]
-            for continuation in part.continuations
-            for count in range(len(continuation))
-        ]
-        return [(row, len(row) - 1) for row in rows]
+    def _predictors(self, part: Slice) -> list[_TokenOfRow]:
+        """Return the tokens whose states predict those of the slice's continuations, in order."""
+        context = part.sequence.encoded.prompt_ids
+        window = self.spec.context_window
+        is_compat = part.sequence.encoded.method == "aios_compat"
+        predictors: list[_TokenOfRow] = []
+        for continuation in part.continuations:
+            if is_compat:
+                row = (*context, *continuation)
+                first = len(context) - 1
+                predictors += [(row, first + number) for number in range(len(continuation))]
+                continue
 
-    def _last_logits(self, rows: Sequence[tuple[int, ...]]) -> Tensor:
-        """Logits [B, vocab] at the last token of each row."""
+            # A state sees its whole row, so each token is predicted at the end of a row without it.
+            for count in range(len(continuation)):
+                row = (*context, *continuation[:count])[-window:]
+                predictors.append((row, len(row) - 1))
+        return predictors
+
+    def _last_logits(self, rows: Sequence[_Row]) -> Tensor:
+        """Return the logits [B, vocab] at the last token of each row."""
         return self._model.logits(self._states([(row, len(row) - 1) for row in rows]))
 
-    def _states(self, wanted: Sequence[_Place]) -> Tensor:
-        """High-level states [N, hidden] at places of rows. Each distinct row runs once, beside
-        others as long."""
-        numbers: dict[tuple[int, ...], list[int]] = {}
-        for number, (row, _) in enumerate(wanted):
-            numbers.setdefault(row, []).append(number)
-        rows, size = sorted(numbers, key=len), self.spec.max_batch
-        found: dict[int, Tensor] = {}
-        for start in range(0, len(rows), size):
-            for row, states in zip(
-                rows[start : start + size], self._settle(rows[start : start + size]), strict=True
-            ):
-                picked = states[[wanted[number][1] for number in numbers[row]]]
-                found |= zip(numbers[row], picked, strict=True)
-        return torch.stack([found[number] for number in range(len(wanted))])
+    def _states(self, tokens: Sequence[_TokenOfRow]) -> Tensor:
+        """Return the high-level states [N, hidden] of tokens in their rows.
 
-    def _settle(self, rows: Sequence[tuple[int, ...]]) -> Tensor:
-        """High-level states [B, N, hidden] of each row at the segment in which it halts."""
-        lengths = torch.tensor([len(ids) for ids in rows], device=self._device)
+        Each distinct row runs once, in a batch with others of like length.
+        """
+        numbers_of: dict[_Row, list[int]] = {}
+        for number, (row, _) in enumerate(tokens):
+            numbers_of.setdefault(row, []).append(number)
+
+        # By length, so that little of a batch is padding.
+        rows = sorted(numbers_of, key=len)
+        size = self.spec.max_batch
+        states: dict[int, Tensor] = {}
+        for start in range(0, len(rows), size):
+            batch = rows[start : start + size]
+            for row, row_states in zip(batch, self._settle(batch), strict=True):
+                numbers = numbers_of[row]
+                # Picked by a list, which copies: views would keep every batch's states in memory.
+                picked = row_states[[tokens[number][1] for number in numbers]]
+                for number, state in zip(numbers, picked, strict=True):
+                    states[number] = state
+        return torch.stack([states[number] for number in range(len(tokens))])
+
+    def _settle(self, rows: Sequence[_Row]) -> Tensor:
+        """Return the high-level states [B, N, hidden] of each row at the segment in which it
+        halts."""
+        lengths = torch.tensor([len(row) for row in rows], device=self._device)
         width = int(lengths.max())
-        padded = [
-            [*row, *row[-1:] * (width - len(row))] for row in rows
-        ]  # no token that the row does not have
+        padded = []
+        for row in rows:
+            # With its last token, so that no row holds a token that is not its own.
+            padded.append([*row, *row[-1:] * (width - len(row))])
         ids = torch.tensor(padded, device=self._device)
+
+        # `active` are the indices of the rows that have not halted; `carry` has a row for each.
         carry = self._model.initial_carry(len(rows), width)
         active = torch.arange(len(rows), device=self._device)
         settled = torch.empty_like(carry)
@@ -142,36 +175,51 @@ class ActRunner:
             halted = (out.q_halt > out.q_continue) & self._may_halt | is_last
             settled[active[halted]] = out.hidden[halted]
             count_segments(len(active), int(halted.sum()))
-            active, carry = active[~halted], out.carry[~halted]
+            active = active[~halted]
+            carry = out.carry[~halted]
             if not len(active):
                 break
         return settled
 
 
 def load(options: RunnerOptions) -> ActRunner | PagedRunner:
-    own = options.declared(HrmActOptions)
-    bundle = load_act_bundle(
-        Path(options.path), getattr(torch, options.dtype), attention=own.attention
-    )
-    source = options.tokenizer_path or bundle.tokenizer_path
-    if source is None:
+    """Load a brain and its tokenizer; raise ModelFormatError for what cannot be served."""
+    declared = options.declared(HrmActOptions)
+    dtype = getattr(torch, options.dtype)
+    bundle = load_act_bundle(Path(options.path), dtype, attention=declared.attention)
+    config = bundle.config
+    tokenizer_path = options.tokenizer_path or bundle.tokenizer_path
+    if tokenizer_path is None:
         raise ModelFormatError(
             f"{options.path} names no tokenizer that is here: give one with --tokenizer-path."
         )
-    config, device = bundle.config, torch.device(options.device)
+    device = torch.device(options.device)
     window = min(options.context_window or config.max_seq_len, config.max_seq_len)
     found = f"{bundle.description}, {options.precision}"
-    tokenizer, model = load_tokenizer(Path(source)), bundle.model.to(device)
-    template = ChatTemplate(tokenizer, own.chat_template)
+
+    tokenizer = load_tokenizer(Path(tokenizer_path))
+    model = bundle.model.to(device)
+    template = ChatTemplate(tokenizer, declared.chat_template)
     vocabulary = Vocabulary(tokenizer, config.vocab_size, template, keeps_end_marks=True)
     prepare(model, options)
+
     if config.attention == "causal":
-        net = ActCausalNet(model, device, own.segments)
-        language = ActLanguage(tokenizer, vocabulary, own.scoring, encode_rolling)
-        return PagedRunner("hrm-act", found, net, language, window, options)
-    by_row = partial(encode_stretches, size=options.max_batch)
-    language = ActLanguage(tokenizer, vocabulary, own.scoring, by_row)
+        net = ActCausalNet(model, device, declared.segments)
+        language = ActLanguage(tokenizer, vocabulary, declared.scoring, encode_rolling)
+        return PagedRunner(
+            "hrm-act", found, net=net, language=language, window=window, options=options
+        )
+
+    def encode_by_row(start: Ids, text: Ids, window: int) -> Encoded:
+        return encode_stretches(start, text, window, size=options.max_batch)
+
+    language = ActLanguage(tokenizer, vocabulary, declared.scoring, encode_by_row)
     spec = RunnerSpec(
-        "hrm-act", options.name, found, window, options.max_batch, step_tokens=options.step_tokens
+        "hrm-act",
+        options.name,
+        found=found,
+        context_window=window,
+        max_batch=options.max_batch,
+        step_tokens=options.step_tokens,
     )
-    return ActRunner(model, language, spec, segments=own.segments)
+    return ActRunner(model, language, spec, segments=declared.segments)

@@ -1,10 +1,10 @@
 """Sapient HRM puzzle networks: a grid in, a grid out. A step is one ACT segment of every running
 row.
 
-A row keeps its carry from step to step, and leaves at the step in which it halts; whatever waits
-takes its place in the next. `max` runs the segments the network was trained to, as upstream
-evaluates; `q_halt` stops a row where its q_halt exceeds its q_continue. A request may set both for
-itself.
+A row keeps its carry from step to step, and leaves at the step in which it halts; another row takes
+its place in the next. With `max` a row runs as many segments as the network was trained with, as
+upstream evaluates; with `q_halt` it stops where its q_halt exceeds its q_continue. A request may
+set both for itself.
 """
 
 import math
@@ -28,13 +28,13 @@ from worker.sampler import broken
 from worker.sequence import Encoded, Slice, Solved, StepResult, TokenSequence
 
 _LONGEST_RUN = 4
-"""How many times the trained number of segments a request may ask for: more may help, without end
-it would not."""
+"""The most segments that a request may ask for, as a multiple of the trained number: more may help,
+but not without end."""
 
 
 @dataclass(frozen=True)
 class EncodedPuzzle(Encoded):
-    """A puzzle's cells as `prompt_ids`, what it is known as, and when its row stops."""
+    """A puzzle's cells as `prompt_ids`, its identifier, and when its row stops."""
 
     identifier: int = 0
     max_steps: int = 1
@@ -43,7 +43,8 @@ class EncodedPuzzle(Encoded):
 
 @dataclass(frozen=True)
 class _Progress:
-    """A row between two segments: z_H and z_L [num_positions, H], and the segments behind it."""
+    """State of a row between two segments: z_H and z_L [num_positions, H], and the number of
+    segments done."""
 
     z_h: Tensor
     z_l: Tensor
@@ -51,6 +52,8 @@ class _Progress:
 
 
 class PuzzleRunner:
+    """A puzzle network that is stepped over live rows; `halt` is for requests that name none."""
+
     eos_ids: frozenset[int] = frozenset()
 
     def __init__(
@@ -77,12 +80,15 @@ class PuzzleRunner:
         if not 1 <= max_steps <= _LONGEST_RUN * trained:
             problem = f"max_steps: expected 1 to {_LONGEST_RUN * trained}, got {max_steps}."
             raise InvalidRequest(problem, field="max_steps")
-        cells, identifier = self._kind.encode(task.puzzle), self._number(task.identifier)
-        may_halt = (task.halt or self._halt) == "q_halt"
-        return EncodedPuzzle(cells, identifier=identifier, max_steps=max_steps, may_halt=may_halt)
+        return EncodedPuzzle(
+            self._kind.encode(task.puzzle),
+            identifier=self._number(task.identifier),
+            max_steps=max_steps,
+            may_halt=(task.halt or self._halt) == "q_halt",
+        )
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Nothing: an answer is a grid, which comes with the last step's result."""
+        """Return no text: an answer is a grid, which comes with the last step's result."""
         return ""
 
     def release(self, sequence: TokenSequence) -> None:
@@ -91,83 +97,88 @@ class PuzzleRunner:
     @tells_out_of_memory
     @torch.inference_mode()
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
-        """One segment for every row. Progress is noted last: a step that raised may be repeated for
-        fewer rows."""
-        batch = [part.sequence for part in slices]
-        puzzles = [_puzzle(item) for item in batch]
-        before = [self._progress.get(item.key) or self._start() for item in batch]
-        out = self._segment(puzzles, before)
+        """Run one segment of every row; one result per slice, None for a row that goes on."""
+        sequences = [part.sequence for part in slices]
+        puzzles = [_puzzle(sequence) for sequence in sequences]
+        progress = [self._progress.get(sequence.key) or self._start() for sequence in sequences]
+
+        out = self._segment(puzzles, progress)
         wants_halt = (out.q_halt > out.q_continue).tolist()
-        steps = [row.steps + 1 for row in before]
-        is_over = [
-            done >= puzzle.max_steps or (puzzle.may_halt and wants)
-            for puzzle, done, wants in zip(puzzles, steps, wants_halt, strict=True)
-        ]
-        answers = iter(
-            self._answers(out, steps, wants_halt, [row for row, over in enumerate(is_over) if over])
-        )
-        results: list[StepResult | FleetError] = [
-            next(answers) if over else None for over in is_over
-        ]
-        count_segments(len(batch), sum(is_over))
-        for item, z_h, z_l, done in zip(batch, *out.carry, steps, strict=True):
-            self._progress[item.key] = _Progress(z_h, z_l, done)
+        steps = [row.steps + 1 for row in progress]
+        halted = []
+        for row, puzzle in enumerate(puzzles):
+            if steps[row] >= puzzle.max_steps or (puzzle.may_halt and wants_halt[row]):
+                halted.append(row)
+        results: list[StepResult | FleetError] = [None] * len(slices)
+        answers = self._answers(out, halted, steps, wants_halt)
+        for row, answer in zip(halted, answers, strict=True):
+            results[row] = answer
+        count_segments(len(sequences), len(halted))
+
+        # Noted last: a step that raised may be repeated for fewer rows, from where they were.
+        for row, sequence in enumerate(sequences):
+            z_h = out.carry.z_h[row]
+            z_l = out.carry.z_l[row]
+            self._progress[sequence.key] = _Progress(z_h, z_l, steps[row])
         return results
 
     def _start(self) -> _Progress:
         z_h, z_l = self._model.initial_carry(1)
-        return _Progress(z_h[0], z_l[0], 0)
+        return _Progress(z_h[0], z_l[0], steps=0)
 
     def _segment(
-        self, puzzles: Sequence[EncodedPuzzle], before: Sequence[_Progress]
+        self, puzzles: Sequence[EncodedPuzzle], progress: Sequence[_Progress]
     ) -> SegmentOutput:
+        """Run one segment of each puzzle's row, from where `progress` has it."""
         device = self._model.H_init.device
         ids = torch.tensor([puzzle.prompt_ids for puzzle in puzzles], device=device)
         identifiers = torch.tensor([puzzle.identifier for puzzle in puzzles], device=device)
-        carry = Carry(
-            torch.stack([row.z_h for row in before]), torch.stack([row.z_l for row in before])
-        )
-        return self._model.forward_segment(ids, identifiers, carry)
+        z_h = torch.stack([row.z_h for row in progress])
+        z_l = torch.stack([row.z_l for row in progress])
+        return self._model.forward_segment(ids, identifiers, Carry(z_h, z_l))
 
     def _answers(
         self,
         out: SegmentOutput,
+        rows: Sequence[int],
         steps: Sequence[int],
         wants_halt: Sequence[bool],
-        rows: Sequence[int],
     ) -> list[Solved | FleetError]:
-        """What each of `rows`, which are over, has to say; a state that once was no number still is
-        none."""
+        """Return the answers of the `rows`, which have halted; WorkerFailed for one that is no
+        number."""
         if not rows:
             return []
+
+        # Looked at once, at the end: a state that was not finite at any segment still is not.
         logits = self._model.logits(out.carry.z_h[list(rows)])
-        tokens, is_sound = (
-            logits.argmax(-1).tolist(),
-            torch.isfinite(logits).all(dim=(1, 2)).tolist(),
-        )
-        confidence = out.q_halt.sigmoid().tolist()
-        return [
-            Solved(Solution(self._kind.decode(cells), confidence[row], steps[row], wants_halt[row]))
-            if sound and math.isfinite(confidence[row])
-            else broken(self.spec.name)
-            for row, cells, sound in zip(rows, tokens, is_sound, strict=True)
-        ]
+        is_finite = torch.isfinite(logits).all(dim=(1, 2)).tolist()
+        tokens = logits.argmax(-1).tolist()
+        confidences = out.q_halt.sigmoid().tolist()
+        answers: list[Solved | FleetError] = []
+        for number, row in enumerate(rows):
+            confidence = confidences[row]
+            if not is_finite[number] or not math.isfinite(confidence):
+                answers.append(broken(self.spec.name))
+                continue
+            cells = self._kind.decode(tokens[number])
+            answers.append(Solved(Solution(cells, confidence, steps[row], wants_halt[row])))
+        return answers
 
     def _number(self, identifier: int | str | None) -> int:
-        """The identifier as a row of the network's table; 0, the blank one, where none is given."""
+        """Return the identifier's row in the network's table; 0, the blank one, where none is
+        given."""
         if isinstance(identifier, str):
             number = self._identifiers.get(identifier)
-            if number is None:
-                known = (
-                    "one that identifiers.json names"
-                    if self._identifiers
-                    else "a number (it has no identifiers.json)"
-                )
-                raise InvalidRequest(
-                    f"identifier: this model does not know it; expected {known}.",
-                    field="identifier",
-                )
-            return number
+            if number is not None:
+                return number
+            expected = "a number (it has no identifiers.json)"
+            if self._identifiers:
+                expected = "one that identifiers.json names"
+            raise InvalidRequest(
+                f"identifier: this model does not know it; expected {expected}.",
+                field="identifier",
+            )
+
         count = self._model.config.num_identifiers
         if identifier is not None and not 0 <= identifier < count:
             problem = f"identifier: expected a number from 0 to {count - 1}, got {identifier}."
@@ -181,18 +192,19 @@ def _puzzle(sequence: TokenSequence) -> EncodedPuzzle:
 
 
 def load(options: RunnerOptions) -> PuzzleRunner:
-    """`segments` compat is max: upstream's evaluation runs every row to the end."""
+    """Load a puzzle network; raise ModelFormatError for what cannot be served."""
     loaded = load_sapient_checkpoint(Path(options.path), getattr(torch, options.dtype))
     model = loaded.model.to(options.device)
     spec = RunnerSpec(
         "hrm-puzzle",
         options.name,
-        f"{loaded.description}, {options.dtype}",
-        loaded.kind.num_cells,
-        options.max_batch,
+        found=f"{loaded.description}, {options.dtype}",
+        context_window=loaded.kind.num_cells,
+        max_batch=options.max_batch,
         tasks=("solve",),
         trial=Solve(loaded.kind.blank, max_steps=1),
     )
+    # Here `compat` is the same as `max`: upstream's evaluation runs every row to the end.
     segments = options.declared(PuzzleOptions).segments
     halt: Halt = "q_halt" if segments == "q_halt" else "max"
     return PuzzleRunner(model, loaded.kind, loaded.identifiers, spec, halt=halt)

@@ -1,9 +1,9 @@
-"""HRM-Text from a Hugging Face directory or a raw checkpoint: prompt format and the net behind
-`PagedRunner`.
+"""HRM-Text from a Hugging Face directory or a raw checkpoint: its prompt format, and its network
+behind `PagedRunner`.
 
-Prompt: boq, condition tokens, prompt, eoq, all of it seen at once; the response is causal and ends
-at eoa. The layer count is taken from the tensors, because exporters write it in three different
-ways.
+A prompt is boq, condition tokens, the text, eoq, all of it seen at once. The response is causal and
+ends at eoa. The layer count is taken from the tensors, because exporters write it in three
+different ways.
 """
 
 import logging
@@ -57,7 +57,7 @@ class _Rope(msgspec.Struct):
 
 
 class _ExportConfig(msgspec.Struct):
-    """What of `config.json` tells what the tensors of an export do not."""
+    """Fields of `config.json` that say what the tensors of an export do not."""
 
     num_attention_heads: Count
     h_cycles: Count = msgspec.field(name="H_cycles")
@@ -71,14 +71,14 @@ class _ExportConfig(msgspec.Struct):
 
 
 class _EndConfig(msgspec.Struct):
-    """What of `config.json` tells where a response ends."""
+    """Fields of `config.json` that say where a response ends."""
 
     eos_token_id: int | list[int] | None = None
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """The tokens around a prompt: boq, those of its conditions, the prompt, eoq."""
+    """Tokens around a prompt: boq, those of its conditions, the prompt, eoq."""
 
     boq: int
     eoq: int
@@ -86,13 +86,15 @@ class _Frame:
 
 
 class HrmTextLanguage:
-    """Names of conditions may be joined by commas; their tokens follow in the order given. `raw`
-    adds nothing at all.
+    """Prompts of HRM-Text, between their marks.
 
-    `marks` None: those of an export, whose tokenizer knows boq and eoa as its first and last token.
-    Of an export whose tokenizer lacks them, prompts are read raw; `note` then says why, and ""
-    otherwise. `ends` are further ids that end a response. `condition` None is the usual one:
-    `direct` where it can be had, else raw.
+    `condition` may name several conditions joined by commas; their tokens follow in the order
+    given. `raw` adds nothing at all. None stands for the usual condition: `direct` where the
+    tokenizer has it, else raw.
+
+    `marks` is None for an export, whose tokenizer has boq and eoa as its start and end token. If it
+    lacks them, prompts are read raw, and `note` says why; it is empty otherwise. `ends` are further
+    ids that end a response.
 
     Raises ModelFormatError for a condition that cannot be had, and for a checkpoint whose marks the
     tokenizer lacks.
@@ -108,15 +110,17 @@ class HrmTextLanguage:
         *,
         ends: frozenset[int] = frozenset(),
     ) -> None:
+        is_export = marks is None
         known = marks or _marks_of_export(tokenizer)
         self._template = ChatTemplate(tokenizer, chat_template, DIALOGUE)
         self._vocabulary = Vocabulary(tokenizer, vocab_size, self._template)
-        self._frame, self.note = _frame_of(known, tokenizer, is_export=marks is None)
+        self._frame, self.note = _frame_of(known, tokenizer, is_export=is_export)
         self._has_marks = self._frame is not None and self._template.trial.startswith(known.boq)
         self._start = start_ids(tokenizer) if self._frame is None else (self._frame.boq,)
-        self.eos_ids = ends | _end_of(known, tokenizer, is_export=marks is None)
+        self.eos_ids = ends | _end_of(known, tokenizer, is_export=is_export)
+
         if condition is None:
-            condition = self._usual_condition() if marks is None else USUAL
+            condition = self._usual_condition() if is_export else USUAL
         self._condition = condition
         try:
             self._condition_ids(condition)
@@ -141,43 +145,50 @@ class HrmTextLanguage:
 
     def _encode_score(self, task: Score, window: int) -> Encoded:
         condition = task.condition or self._condition
+        is_raw = condition == RAW
         if task.method == "aios_compat":
             raise InvalidRequest(
                 "`aios_compat` scoring is for ACTv1 brains; `strict` is expected.", field="scoring"
             )
+
         if task.rolling:
-            text = self._ids(task.continuations[0], "prompts", raw=condition == RAW)
-            start = self._prompt("", condition, "prompts")[0] or self._vocabulary.known(
-                self._start, "prompts"
-            )
+            text = self._ids(task.continuations[0], "prompts", raw=is_raw)
+            start, _ = self._prompt("", condition, "prompts")
+            if not start:
+                start = self._vocabulary.known(self._start, "prompts")
             return encode_rolling_response(start, text, window)
+
         continuations = [
-            self._ids(item, "continuations", raw=condition == RAW) for item in task.continuations
+            self._ids(text, "continuations", raw=is_raw) for text in task.continuations
         ]
-        ids, head = self._prompt(task.context, condition, "prompts")
-        context = ids or self._vocabulary.known(self._start, "prompts")
+        context, head = self._prompt(task.context, condition, "prompts")
+        if not context:
+            context = self._vocabulary.known(self._start, "prompts")
         return encode_score(context, continuations, window, head=head)
 
     def _tokenize(self, task: Tokenize) -> tuple[int, ...]:
-        """The marks are this family's special tokens, in a dialogue too."""
+        """Return the ids of a prompt; the marks are this family's special tokens, in a dialogue
+        too."""
         if isinstance(task.prompt, Chat) or task.add_special_tokens:
-            return self._prompt(task.prompt, None, "prompt")[0]
+            ids, _ = self._prompt(task.prompt, None, "prompt")
+            return ids
         return self._ids(task.prompt, "prompt", raw=self._condition == RAW)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._vocabulary.decode(token_ids)
 
-    def _prompt(self, prompt: Prompt, asked: str | None, field: str) -> tuple[tuple[int, ...], int]:
-        """The formatted prompt and the length of the marks it starts with. Given as ids it is used
-        as it is.
+    def _prompt(
+        self, prompt: Prompt, wanted_condition: str | None, field: str
+    ) -> tuple[tuple[int, ...], int]:
+        """Return the ids of the formatted prompt, and how many of them are marks at its start.
 
-        So is a dialogue whose template writes the marks; any other one goes between them like the
-        text of a prompt.
+        A prompt given as ids is used as it is. So is a dialogue whose template writes the marks;
+        any other dialogue goes between them like the text of a prompt.
         """
-        condition = asked or self._condition
+        condition = wanted_condition or self._condition
         text = self._template.write(prompt) if isinstance(prompt, Chat) else prompt
         if isinstance(prompt, Chat) and self._has_marks:
-            if asked is not None:
+            if wanted_condition is not None:
                 problem = (
                     "This model's chat template writes the conditions itself; leave "
                     "`condition` out."
@@ -186,6 +197,7 @@ class HrmTextLanguage:
             condition = RAW
         if condition == RAW or not isinstance(text, str):
             return self._ids(text, field, raw=True), 0
+
         conditions = self._condition_ids(condition)
         assert self._frame is not None  # without one there are no conditions
         head = (self._frame.boq, *conditions)
@@ -193,50 +205,55 @@ class HrmTextLanguage:
         return self._vocabulary.known(ids, field), len(head)
 
     def _num_seen(self, ids: tuple[int, ...]) -> int:
-        """How much of a prompt the model sees at once: what stands behind the last eoq is a
-        response."""
+        """Return how many tokens of a prompt the model sees at once: those behind the last eoq are
+        a response."""
         if self._frame is None or self._frame.eoq not in ids:
             return len(ids)
         return len(ids) - ids[::-1].index(self._frame.eoq)
 
     def _ids(self, text: Text, field: str, *, raw: bool) -> tuple[int, ...]:
-        """Ids of text alone; the names of special tokens mean those tokens in raw text, and nothing
-        special else."""
+        """Return the ids of text without marks.
+
+        In raw text the names of special tokens mean those tokens; in any other they are plain text.
+        """
         return self._vocabulary.ids(text, field, special=False, names=raw)
 
     def _condition_ids(self, condition: str) -> list[int]:
+        """Return the ids of the conditions' tokens; raise InvalidRequest for conditions that cannot
+        be had."""
         if condition == RAW:
             return []
-        names = [name.strip() for name in condition.split(",")]
         known = self._frame.conditions if self._frame is not None else {}
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            expected = (
-                f"some of {', '.join(known)}, or {RAW} alone"
-                if known
-                else f"{RAW}, as its tokenizer knows none"
-            )
-            problem = f"Unknown condition {unknown[0]!r}: expected {expected}."
+        names = [name.strip() for name in condition.split(",")]
+        for name in names:
+            if name in known:
+                continue
+            expected = f"{RAW}, as its tokenizer knows none"
+            if known:
+                expected = f"some of {', '.join(known)}, or {RAW} alone"
+            problem = f"Unknown condition {name!r}: expected {expected}."
             raise InvalidRequest(problem, field="condition")
         if len(set(names)) < len(names):
             raise InvalidRequest("Each condition is expected once at most.", field="condition")
         return [known[name] for name in names]
 
     def _usual_condition(self) -> str:
-        """`direct`, or raw where an export's tokenizer lacks that, which is noted."""
+        """Return `direct`, or raw where an export's tokenizer lacks it, and note that."""
         if self._frame is None:
             return RAW
         if USUAL in self._frame.conditions:
             return USUAL
-        there = ", ".join(self._frame.conditions) or "none"
+        others = ", ".join(self._frame.conditions) or "none"
         self.note = (
             f"prompts read raw: the tokenizer has no token of the condition {USUAL} (of "
-            f"others: {there})"
+            f"others: {others})"
         )
         return RAW
 
 
 class HrmTextNet:
+    """An HRM-Text network as a `Net`."""
+
     is_prefix = True
     q_head: Callable[[Tensor], Tensor] | None = None
 
@@ -250,7 +267,7 @@ class HrmTextNet:
 
     def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
         def look(slot: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return attend(plan, store, slot, query, key, value, self._scale)
+            return attend(plan, store, slot, query=query, key=key, value=value, scale=self._scale)
 
         out: Tensor = self.model(ids, plan.positions, look)
         return out
@@ -260,43 +277,55 @@ class HrmTextNet:
 
 
 def load(options: RunnerOptions) -> PagedRunner:
-    own = options.declared(HrmTextOptions)
+    """Load the model and its tokenizer; raise ModelFormatError for what cannot be served."""
+    declared = options.declared(HrmTextOptions)
     path = Path(options.path)
     model, marks, own_tokenizer, note = _read(path, options)
-    source = options.tokenizer_path or own_tokenizer
-    if source is None:
+    tokenizer_path = options.tokenizer_path or own_tokenizer
+    if tokenizer_path is None:
         raise ModelFormatError(
             f"{options.path} names no tokenizer that is here: give one with --tokenizer-path."
         )
-    tokenizer, size = load_tokenizer(Path(source)), model.shape.vocab_size
-    ends = _declared_ends(path) if marks is None else frozenset()
-    language = HrmTextLanguage(tokenizer, size, own.condition, marks, own.chat_template, ends=ends)
+
+    tokenizer = load_tokenizer(Path(tokenizer_path))
+    language = HrmTextLanguage(
+        tokenizer,
+        model.shape.vocab_size,
+        condition=declared.condition,
+        marks=marks,
+        chat_template=declared.chat_template,
+        ends=_declared_ends(path) if marks is None else frozenset(),
+    )
     if language.note:
         logger.warning("prompts read raw", extra=fields(model=options.name, reason=language.note))
         note += f", {language.note}"
+
     device = torch.device(options.device)
-    net, found = HrmTextNet(model.to(device), device), _describe(model, note)
+    net = HrmTextNet(model.to(device), device)
+    # Described and compiled around `prepare`, which puts other layers into the model: parameters
+    # are counted before it, and what is compiled are the layers that it leaves.
+    found = _describe(model, note)
     prepare(model, options)
-    if device.type == "cuda" and own.compile_layers:
+    if device.type == "cuda" and declared.compile_layers:
         compile_net(net, options.name)
     window = min(options.context_window or model.shape.max_positions, model.shape.max_positions)
-    return PagedRunner("hrm-text", found, net, language, window, options)
+    return PagedRunner(
+        "hrm-text", found, net=net, language=language, window=window, options=options
+    )
 
 
 @torch.inference_mode()
 def compile_net(net: HrmTextNet, name: str) -> None:
-    """Compile the layers if a forward of a few tokens then works; else say why not and leave them
-    as they are."""
+    """Compile the layers and try a forward of a few tokens; where it fails, log why and leave the
+    layers as they were."""
     plain = net.model.halves
     net.model.compile_layers()
     try:
         for count in (2, 1):
-            places = torch.arange(count, device=net.device)
-            net.hidden(
-                places,
-                AttentionPlan(places, places, (Span(0, count, places[None], has_fresh=True),)),
-                None,
-            )
+            ids = torch.arange(count, device=net.device)
+            span = Span(0, count, ids[None], has_fresh=True)
+            plan = AttentionPlan(positions=ids, first_ids=ids, spans=(span,))
+            net.hidden(ids, plan, None)
     except RuntimeError as error:
         net.model.halves = plain
         logger.warning("layers not compiled", extra=fields(model=name, error=str(error)))
@@ -305,23 +334,22 @@ def compile_net(net: HrmTextNet, name: str) -> None:
 def _read(
     path: Path, options: RunnerOptions
 ) -> tuple[HrmTextModel, PromptMarks | None, Path | None, str]:
-    """Model, marks, tokenizer and what there is to say of them, from an export or a raw
-    checkpoint."""
+    """Return model, marks, tokenizer path and a note on them, of an export or a raw checkpoint."""
     dtype = getattr(torch, options.dtype)
     path = directory_of(path)
     if is_there(path / CONFIG):
         return load_model(path, dtype), None, path, options.precision
-    from worker.models.hrm_text_checkpoint import (
-        load_checkpoint,
-    )  # a second of imports that exports do without
+
+    # A second of imports, which exports do without.
+    from worker.models.hrm_text_checkpoint import load_checkpoint
 
     raw = load_checkpoint(path, dtype, use_ema=options.declared(HrmTextOptions).use_ema)
     return raw.model, raw.marks, raw.tokenizer_path, f"{options.precision}, {raw.note}"
 
 
 def load_model(path: Path, dtype: torch.dtype = torch.float32) -> HrmTextModel:
-    """The model of a Hugging Face directory; raises ModelFormatError when weights and config do not
-    match."""
+    """Return the model of a Hugging Face directory; raise ModelFormatError when weights and config
+    do not match."""
     declared = check_directory(path)
     weights = read_safetensors_dir(path)
     config = converted(declared, _ExportConfig, path / CONFIG)
@@ -370,68 +398,72 @@ def _describe(model: HrmTextModel, note: str) -> str:
 
 
 def _marks_of_export(tokenizer: PreTrainedTokenizerBase) -> PromptMarks:
-    """An export keeps no condition mapping: the usual ones are offered, as far as the tokenizer has
-    their tokens."""
+    """Return the marks of an export.
+
+    It keeps no mapping of conditions, so the usual ones are offered, as far as the tokenizer has
+    their tokens.
+    """
     vocabulary = tokenizer.get_vocab()
     offered = {name: token for name, token in CONDITIONS.items() if token in vocabulary}
     return PromptMarks(
-        tokenizer.bos_token or "<|im_start|>",
-        "<|im_end|>",
-        tokenizer.eos_token or "<|box_end|>",
-        offered,
+        boq=tokenizer.bos_token or "<|im_start|>",
+        eoq="<|im_end|>",
+        eoa=tokenizer.eos_token or "<|box_end|>",
+        conditions=offered,
     )
 
 
 def _frame_of(
     marks: PromptMarks, tokenizer: PreTrainedTokenizerBase, *, is_export: bool
 ) -> tuple[_Frame | None, str]:
-    """The tokens around a prompt and "", or None and why a prompt goes without.
+    """Return the tokens around a prompt and "", or None and why a prompt goes without.
 
-    A raw checkpoint was trained with the marks that it names: a tokenizer without them is not its
-    own.
+    A raw checkpoint was trained with the marks that it names. A tokenizer without them is not its
+    own, for which ModelFormatError is raised.
     """
     vocabulary = tokenizer.get_vocab()
     lacking = [mark for mark in (marks.boq, marks.eoq) if mark not in vocabulary]
     if lacking and is_export:
-        return (
-            None,
-            (
-                "prompts read raw, without conditions: the tokenizer has no "
-                f"{' and no '.join(lacking)}"
-            ),
-        )
+        missing = " and no ".join(lacking)
+        return None, f"prompts read raw, without conditions: the tokenizer has no {missing}"
+
     conditions = {name: _required_id(tokenizer, token) for name, token in marks.conditions.items()}
-    return _Frame(
-        _required_id(tokenizer, marks.boq), _required_id(tokenizer, marks.eoq), conditions
-    ), ""
+    frame = _Frame(
+        boq=_required_id(tokenizer, marks.boq),
+        eoq=_required_id(tokenizer, marks.eoq),
+        conditions=conditions,
+    )
+    return frame, ""
 
 
 def _end_of(
     marks: PromptMarks, tokenizer: PreTrainedTokenizerBase, *, is_export: bool
 ) -> frozenset[int]:
-    """eoa, which an export's tokenizer may lack."""
+    """Return the id of eoa; the tokenizer of an export may lack it."""
     if is_export and marks.eoa not in tokenizer.get_vocab():
         return frozenset()
     return frozenset({_required_id(tokenizer, marks.eoa)})
 
 
 def _declared_ends(path: Path) -> frozenset[int]:
-    """The ids that end a response by an export's `generation_config.json`, else by its
+    """Return the ids that end a response by an export's `generation_config.json`, else by its
     `config.json`."""
     path = directory_of(path)
     declared = read_generation_defaults(path).eos_token_id
     if declared is None:
-        declared = converted(
-            read_json_object(path / CONFIG), _EndConfig, path / CONFIG
-        ).eos_token_id
+        config = converted(read_json_object(path / CONFIG), _EndConfig, path / CONFIG)
+        declared = config.eos_token_id
     if declared is None:
         return frozenset()
-    return frozenset(declared if isinstance(declared, list) else [declared])
+    if isinstance(declared, list):
+        return frozenset(declared)
+    return frozenset({declared})
 
 
 def _required_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
-    found = tokenizer.get_vocab().get(token)
-    if found is None:
+    """Return the token's id; raise ModelFormatError where the tokenizer lacks it."""
+    token_id = tokenizer.get_vocab().get(token)
+    if token_id is None:
         problem = f"The tokenizer has no {token!r}, which the HRM-Text prompt format needs"
         raise ModelFormatError(f"{problem}; name the one of its training with --tokenizer-path.")
-    return int(found)
+    return int(token_id)

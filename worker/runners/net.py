@@ -1,5 +1,5 @@
-"""What `PagedRunner` asks of a loaded network: states of a flat batch of tokens, and logits of
-states."""
+"""The interface between `PagedRunner` and a loaded network: states of a flat batch of tokens, and
+logits of states."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -12,8 +12,11 @@ from worker.kv.store import KVShape, KVStore
 
 
 class Net(Protocol):
-    """A loaded network. `is_prefix`: the prompt attends to itself in both directions. `q_head`
-    reads (q_halt, q_continue) off states [..., hidden], where there is one."""
+    """A loaded network with keys and values.
+
+    With `is_prefix` the prompt attends to itself in both directions. `q_head`, where there is one,
+    reads (q_halt, q_continue) off states [..., hidden].
+    """
 
     kv_shape: KVShape
     is_prefix: bool
@@ -24,7 +27,7 @@ class Net(Protocol):
     def q_head(self) -> Callable[[Tensor], Tensor] | None: ...
 
     def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
-        """Last hidden states [T, hidden] of token ids [T]."""
+        """Return the last hidden states [T, hidden] of token ids [T]."""
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., hidden] -> [..., vocab] in float32."""
+        """Return logits [..., vocab] in float32 of states [..., hidden]."""

@@ -1,5 +1,7 @@
-"""The runner of every mechanism with keys and values: one flat forward over a `Net` a step, tokens
-by a `Language`."""
+"""The runner of every mechanism with keys and values.
+
+A step is one flat forward over a `Net`; a `Language` translates between text and tokens.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -34,7 +36,7 @@ logger = logging.getLogger("aios.paged")
 
 
 class Language(Protocol):
-    """How a model family writes prompts as tokens, and reads tokens as text."""
+    """A model family's way to write prompts as tokens and to read tokens as text."""
 
     eos_ids: frozenset[int]
 
@@ -44,35 +46,48 @@ class Language(Protocol):
 
 
 class PagedRunner:
+    """A `Net` that is stepped over live sequences whose keys and values lie in pages.
+
+    `kind` is the runner's row in `shared/runner_table.py`, `found` describes the model for people,
+    `window` is the context window in tokens.
+    """
+
     def __init__(
         self,
         kind: str,
         found: str,
+        *,
         net: Net,
         language: Language,
         window: int,
         options: RunnerOptions,
     ) -> None:
-        own = options.declared(PagedOptions)
+        declared = options.declared(PagedOptions)
         self.kernel: Kernel | None = None
         obstacle = ""
-        if own.flash_attention:
+        if declared.flash_attention:
             self.kernel, obstacle = flash.choose_kernel(
                 net.device, net.dtype, net.kv_shape, options.page_size
             )
-        use_graphs = self.kernel is not None and own.cuda_graphs
-        num_pages = _num_pages(net, window, options, num_spare=int(use_graphs))
-        reuse: Literal["prefix", "prompt"] = "prompt" if net.is_prefix else "prefix"
+
+        # Graphs write the tokens of their padding rows to a page of their own, behind the others.
+        use_graphs = self.kernel is not None and declared.cuda_graphs
+        num_spare = 1 if use_graphs else 0
+        num_pages = _num_pages(net, window, options, num_spare=num_spare)
+
+        reuse: Literal["prefix", "prompt", "none"] = "none"
+        if options.prefix_cache:
+            reuse = "prompt" if net.is_prefix else "prefix"
         self.spec = RunnerSpec(
             kind,
             options.name,
-            found,
-            window,
-            options.max_batch,
+            found=found,
+            context_window=window,
+            max_batch=options.max_batch,
             step_tokens=options.step_tokens,
             num_pages=num_pages,
             page_size=options.page_size,
-            reuse=reuse if options.prefix_cache else "none",
+            reuse=reuse,
             chunk_prefill=not net.is_prefix,
         )
         self.eos_ids = language.eos_ids
@@ -80,13 +95,15 @@ class PagedRunner:
         self._is_tiled = ACCELERATORS[options.quantize].rounds_activations
         self._language = language
         self._store = KVStore(
-            net.kv_shape, num_pages + use_graphs, options.page_size, net.dtype, net.device
+            net.kv_shape, num_pages + num_spare, options.page_size, net.dtype, net.device
         )
-        self._decoder: DecodeGraphs | None = None
+
         if net.device.type == "cuda" and obstacle:
             instead = "our own kernel" if self.kernel else "stored keys gathered for every step"
-            said = fields(model=options.name, instead=instead, error=obstacle)
-            logger.warning("flash attention not used", extra=said)
+            extra = fields(model=options.name, instead=instead, error=obstacle)
+            logger.warning("flash attention not used", extra=extra)
+
+        self._decoder: DecodeGraphs | None = None
         if self.kernel is not None and use_graphs:
             self._decoder = capture_decoding(net, self._store, self.kernel, self.spec)
 
@@ -112,33 +129,42 @@ class PagedRunner:
         results: list[StepResult | FleetError] = [None] * len(slices)
         decoded = self._decoder.decode(slices) if self._decoder is not None else None
         if decoded is not None:
-            self._sample(range(len(slices)), *decoded, slices, results)
+            states, logits = decoded
+            self._sample(range(len(slices)), states, logits, slices, results)
         else:
             self._compute(slices, results)
-        failed = [
-            part
-            for part, result in zip(slices, results, strict=True)
-            if isinstance(result, FleetError)
-        ]
+
+        failed = []
+        for part, result in zip(slices, results, strict=True):
+            if isinstance(result, FleetError):
+                failed.append(part)
         quarantine.clear(self._store, failed, self.spec.page_size)
         return results
 
     def _compute(self, slices: Sequence[Slice], results: list[StepResult | FleetError]) -> None:
-        """A step of any kind, into `results`. Parts of prompts say nothing: here they fail if they
-        are no numbers."""
-        size, net = self.spec.page_size, self._net
-        batch = BatchBuilder(size, net.device, net.is_prefix, self.kernel, self._is_tiled).build(
-            slices
+        """Compute a step of any kind, into `results`."""
+        net = self._net
+        page_size = self.spec.page_size
+        builder = BatchBuilder(
+            page_size,
+            net.device,
+            is_prefix=net.is_prefix,
+            kernel=self.kernel,
+            is_tiled=self._is_tiled,
         )
+        batch = builder.build(slices)
         hidden = net.hidden(batch.ids, batch.plan, self._store)
+
         if batch.samplers:
             states = hidden[batch.sampled]
             self._sample(batch.samplers, states, net.logits(states), slices, results)
         self._score(batch, hidden, slices, results)
         for index, first, end in batch.pooled:
             results[index] = pooled(hidden[first:end], self.spec.name)
+
+        # Part of a prompt has no result by which it would fail, so its states are checked.
         if None in results:
-            for index in quarantine.find_broken(slices, batch.plan, hidden, size):
+            for index in quarantine.find_broken(slices, batch.plan, hidden, page_size):
                 results[index] = broken(self.spec.name)
 
     def _sample(
@@ -149,17 +175,21 @@ class PagedRunner:
         slices: Sequence[Slice],
         results: list[StepResult | FleetError],
     ) -> None:
-        """Tokens for the slices that `samplers` lists, by their rows of `states` and `logits`, into
-        `results`."""
+        """Sample a token for each of the slices `samplers`, into `results`.
+
+        `states` [B, hidden] and `logits` [B, vocab] have a row for each of them.
+        """
         sequences = [slices[index].sequence for index in samplers]
-        chosen = sample(logits, sequences, self.eos_ids, self.spec.name)
+        sampled = sample(logits, sequences, self.eos_ids, self.spec.name)
+        for index, result in zip(samplers, sampled, strict=True):
+            results[index] = result
+
         if self._net.q_head is not None:
-            chosen = [
-                _with_q(item, q)
-                for item, q in zip(chosen, self._net.q_head(states).tolist(), strict=True)
-            ]
-        for index, item in zip(samplers, chosen, strict=True):
-            results[index] = item
+            q_values = self._net.q_head(states).tolist()
+            for index, (q_halt, q_continue) in zip(samplers, q_values, strict=True):
+                result = results[index]
+                if isinstance(result, Sampled):
+                    results[index] = replace(result, q_values=(q_halt, q_continue))
 
     def _score(
         self,
@@ -168,42 +198,47 @@ class PagedRunner:
         slices: Sequence[Slice],
         results: list[StepResult | FleetError],
     ) -> None:
+        """Score the continuations of the batch, into `results`."""
         if not batch.scored:
             return
-        states, parts = hidden[batch.predictors], [slices[index] for index in batch.scored]
+        parts = [slices[index] for index in batch.scored]
+        states = hidden[batch.predictors]
         scores = score_slices(self._net.logits, states, parts, self.spec.name)
         for index, result in zip(batch.scored, scores, strict=True):
             results[index] = result
 
     def _copy_pages(self, slices: Sequence[Slice]) -> None:
         """Give sequences that go on in the middle of a shared page a copy of their own."""
-        size = self.spec.page_size
-        starting = [part.sequence for part in slices if part.sequence.source_page is not None]
-        if starting:
-            sources = torch.tensor([item.source_page for item in starting])
-            targets = torch.tensor([item.pages[item.num_computed // size] for item in starting])
-            self._store.copy_pages(*moved([sources, targets], self._net.device))
-
-
-def _with_q(result: StepResult | FleetError, q_values: list[float]) -> StepResult | FleetError:
-    return (
-        replace(result, q_values=(q_values[0], q_values[1]))
-        if isinstance(result, Sampled)
-        else result
-    )
+        page_size = self.spec.page_size
+        sources = []
+        targets = []
+        for part in slices:
+            sequence = part.sequence
+            if sequence.source_page is not None:
+                sources.append(sequence.source_page)
+                targets.append(sequence.pages[sequence.num_computed // page_size])
+        if not sources:
+            return
+        source_pages, target_pages = moved(
+            [torch.tensor(sources), torch.tensor(targets)], self._net.device
+        )
+        self._store.copy_pages(source_pages, target_pages)
 
 
 def _num_pages(net: Net, window: int, options: RunnerOptions, *, num_spare: int = 0) -> int:
-    """Pages for a full batch of full windows, or what the memory budget allows beside `num_spare`
-    more, if at least one window fits."""
-    per_page = net.kv_shape.bytes_per_token(net.dtype) * options.page_size
-    per_window = -(-window // options.page_size)
-    room = kv_memory(options, net.device)
-    affordable = room.num_bytes // per_page - num_spare
-    if affordable < per_window:
-        need = -(-(per_window + num_spare) * per_page // 2**20)
+    """Return the number of pages for a full batch of full windows, or what the memory budget allows
+    beside `num_spare` more.
+
+    Raise ModelFormatError if not even one window fits.
+    """
+    bytes_per_page = net.kv_shape.bytes_per_token(net.dtype) * options.page_size
+    pages_per_window = -(-window // options.page_size)
+    memory = kv_memory(options, net.device)
+    affordable = memory.num_bytes // bytes_per_page - num_spare
+    if affordable < pages_per_window:
+        needed_mib = -(-(pages_per_window + num_spare) * bytes_per_page // 2**20)
         raise ModelFormatError(
-            f"One sequence of the context window ({window} tokens) needs {need} MiB of keys and "
-            f"values; {room.source} allows {room.num_bytes // 2**20}. {room.remedy}"
+            f"One sequence of the context window ({window} tokens) needs {needed_mib} MiB of keys "
+            f"and values; {memory.source} allows {memory.num_bytes // 2**20}. {memory.remedy}"
         )
-    return min(affordable, per_window * options.max_batch)
+    return min(affordable, pages_per_window * options.max_batch)
