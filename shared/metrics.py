@@ -264,11 +264,10 @@ class WorkerMetrics:
         self.sheet = sheet = MetricSheet()
         self.render = sheet.render
         self.process = ProcessMetrics(sheet)
-        told = sheet.told
-        self.state = told(
+        self.state = sheet.told(
             "aios_worker_state", "gauge", "1 for the worker's state, 0 for all others.", "state"
         )
-        self.silence = told(
+        self.silence = sheet.told(
             "aios_worker_silence_seconds",
             "gauge",
             "Since the engine last got on, if it has work to do.",
@@ -282,21 +281,23 @@ class WorkerMetrics:
         self.by_model: dict[str, CollectedMetric] = {}
         for name, number in NUMBERS.items():
             if number.metric is not None:
-                self.by_model[name] = told(number.metric, number.kind, number.meaning, "model")
-        self.stale_appends = told(
+                self.by_model[name] = sheet.told(
+                    number.metric, number.kind, number.meaning, "model"
+                )
+        self.stale_appends = sheet.told(
             "aios_worker_stale_appends_total",
             "counter",
             "Appends refused: the job had ended, or was another's.",
         )
-        self.evictions = told(
+        self.evictions = sheet.told(
             "aios_worker_evictions_total", "counter", "Models that made room for others."
         )
-        self.memory_share = told(
+        self.memory_share = sheet.told(
             "aios_worker_memory_share",
             "gauge",
             "Of the memory that the worker's group or machine has, what is used.",
         )
-        self.device_memory = told(
+        self.device_memory = sheet.told(
             "aios_worker_device_memory_bytes",
             "gauge",
             "Memory of the device: `allocated` here, `total`.",

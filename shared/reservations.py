@@ -123,16 +123,16 @@ class Reservations:
         Raise redis-py's errors when Redis cannot be reached.
         """
         for _ in range(_MOST_PAGES):
-            noted = await self.departures()
+            by_shard = await self.departures()
             departures: list[Departure] = []
             is_last_page = True
-            for entries in noted.values():
+            for entries in by_shard.values():
                 departures += entries.values()
                 is_last_page = is_last_page and len(entries) < _PAGE
             overdue = await self._call_settle(left=departures)
 
             # The notes go only when they are settled: whoever dies in between settles them again.
-            await self._strike(noted)
+            await self._strike(by_shard)
 
             confirmed = []
             voided = []
@@ -160,27 +160,27 @@ class Reservations:
             pipe = self._broker.client(shards[0]).pipeline(transaction=False)
             for shard in shards:
                 pipe.xrange(keys.left(shard), count=_PAGE)
-            noted = {}
+            notes = {}
             for shard, entries in zip(shards, await pipe.execute(), strict=True):
                 if entries:
-                    noted[shard] = {entry: _departure(entry, fields) for entry, fields in entries}
-            return noted
+                    notes[shard] = {entry: _departure(entry, fields) for entry, fields in entries}
+            return notes
 
-        noted: dict[str, dict[bytes, Departure]] = {}
+        notes: dict[str, dict[bytes, Departure]] = {}
         for part in await self._at_each_server(self._broker.shards, read):
-            noted |= part
-        return noted
+            notes |= part
+        return notes
 
-    async def _strike(self, noted: dict[str, dict[bytes, Departure]]) -> None:
+    async def _strike(self, notes: dict[str, dict[bytes, Departure]]) -> None:
         """Remove notes that are settled."""
 
         async def strike(shards: Sequence[str]) -> None:
             pipe = self._broker.client(shards[0]).pipeline(transaction=False)
             for shard in shards:
-                pipe.xdel(keys.left(shard), *noted[shard])
+                pipe.xdel(keys.left(shard), *notes[shard])
             await pipe.execute()
 
-        await self._at_each_server(list(noted), strike)
+        await self._at_each_server(list(notes), strike)
 
     async def _have_come(self, request_ids: Sequence[str]) -> dict[str, bool]:
         """Return for each request whether it is on its shard. One that is not will never be."""

@@ -68,8 +68,10 @@ class QueueLimits:
 
 @dataclass(frozen=True)
 class Key:
-    """An idempotency key, the caller's own text. Requests of one tenant with the same are one, if
-    `body` is, too."""
+    """An idempotency key, which is the caller's own text.
+
+    Requests of one tenant with the same key and the same `body` are one request.
+    """
 
     text: str
     body: bytes = b""

@@ -37,6 +37,7 @@ from shared.messages import (
 )
 from shared.plugins import PluginError
 
+# Rough costs will do: tenants share by them, and a worker corrects them when a job ends.
 _CHARACTERS_A_TOKEN = 4
 _PUZZLE_COST = 256
 _NO_STEP_COST = 1
