@@ -202,13 +202,13 @@ def _local_host(settings: Settings) -> str:
 
 
 def fleet_roles(
-    settings: Settings, places: Sequence[Mapping[str, str]], *, redis_ends: bool = False
+    settings: Settings, worker_envs: Sequence[Mapping[str, str]], *, redis_ends: bool = False
 ) -> list[Role]:
     """Return the roles of a fleet in the order in which they stop: the front drains before the
     workers that feed it.
 
-    There is a worker for each of `places`, which is added to its environment. Only the front knows
-    the keys. `redis_ends` says that Redis ends with the fleet.
+    There is a worker for each of `worker_envs`, which is added to its environment. Only the front
+    knows the keys. `redis_ends` says that Redis ends with the fleet.
     """
     env = child_env(settings)
     keyless = env.copy()
@@ -225,19 +225,19 @@ def fleet_roles(
         keyless[env_name("drain_timeout_s")] = str(HAND_OVER_S)
         others_grace_s = HAND_OVER_S + KILL_AFTER_DRAIN_S
 
-    worker_envs = []
-    for copy, place in enumerate(places):
-        worker_env = dict(place)
+    copies = []
+    for number, worker_env in enumerate(worker_envs):
+        copy = dict(worker_env)
         # Workers have the port of the settings and the next ones; 0 is a free one for each.
         if settings.worker_port:
-            worker_env[env_name("worker_port")] = str(settings.worker_port + copy)
-        worker_envs.append(worker_env)
+            copy[env_name("worker_port")] = str(settings.worker_port + number)
+        copies.append(copy)
 
     # -P: an `api` folder in the current directory is not ours.
     python = (sys.executable, "-P", "-m")
     roles = [
         Role("api", (*python, "api"), env, grace_s=grace_s),
-        Role("worker", (*python, "worker"), keyless, worker_envs, grace_s=others_grace_s),
+        Role("worker", (*python, "worker"), keyless, copies, grace_s=others_grace_s),
         Role("jobs", (*python, "scripts.jobs"), keyless, grace_s=others_grace_s),
     ]
     if FRONT_ELSEWHERE_ENV in os.environ:
@@ -316,9 +316,10 @@ def require_extras(*names: str) -> None:
 
 
 async def _supervise(
-    settings: Settings, redis: EmbeddedRedis | None, places: Sequence[Mapping[str, str]]
+    settings: Settings, redis: EmbeddedRedis | None, worker_envs: Sequence[Mapping[str, str]]
 ) -> int:
-    supervisor = Supervisor(fleet_roles(settings, places, redis_ends=redis is not None))
+    """Run the fleet's processes and what watches them; return the exit status."""
+    supervisor = Supervisor(fleet_roles(settings, worker_envs, redis_ends=redis is not None))
     watches = []
     if FRONT_ELSEWHERE_ENV not in os.environ:
         watches.append(asyncio.create_task(_announce(settings)))

@@ -55,8 +55,10 @@ class EmbeddedRedisError(RuntimeError):
 
 
 class EmbeddedRedis:
-    """`with EmbeddedRedis() as server:` runs a redis-server; `server.url` holds its address and
-    password."""
+    """A redis-server that runs in a context: `with EmbeddedRedis() as server:`.
+
+    `server.url` holds its address and password.
+    """
 
     def __init__(self) -> None:
         self.executable = find_redis_server()

@@ -81,12 +81,12 @@ async def _run(asked: argparse.Namespace, settings: Settings) -> int:
         )
         if asked.once:
             return await _once(janitor)
-        async with _telling(settings, metrics):
+        async with _serving_metrics(settings, metrics):
             return await _sweep_until_stopped(broker, janitor, metrics)
 
 
 @asynccontextmanager
-async def _telling(settings: Settings, metrics: JanitorMetrics) -> AsyncIterator[None]:
+async def _serving_metrics(settings: Settings, metrics: JanitorMetrics) -> AsyncIterator[None]:
     """Serve the counters at a port in this context, where one is asked for."""
 
     async def rendered() -> Answer:

@@ -99,9 +99,9 @@ def _entry(asked: argparse.Namespace) -> ModelEntry:
         "context_window": asked.context_window,
     }
     try:
-        given = [GivenOption.model_validate(text) for text in asked.option]
+        options = [GivenOption.model_validate(text) for text in asked.option]
         entry = ModelEntry.model_validate(fields)
-        [entry] = with_options([entry], given)
+        [entry] = with_options([entry], options)
         check_options([entry], {})
     except SettingsError as error:
         raise ToolError(str(error)) from None
@@ -113,7 +113,7 @@ def _entry(asked: argparse.Namespace) -> ModelEntry:
 
 
 async def _by_id(broker: Broker, command: str, model_id: str) -> None:
-    """Do to one model what the command says. Raise ToolError for one that nobody knows."""
+    """Carry out a command on one model. Raise ToolError for a model that nobody knows."""
     redis = broker.client(keys.PRESENCE)
     catalogue = Catalogue(redis)
     presence = Presence(redis)

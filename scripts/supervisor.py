@@ -1,4 +1,4 @@
-"""Runs the fleet's processes on one machine: starts them, restarts what dies, and stops them in
+"""The fleet's processes on one machine: they are started, restarted when they die, and stopped in
 order.
 
 Each child has exactly one task, which alone starts, waits for and ends it. The supervisor knows
@@ -75,14 +75,14 @@ class Life:
 
 
 class Supervisor:
-    """Keeps `roles` running until `stop` is called or one of them cannot run at all.
+    """A supervisor that keeps `roles` running until `stop` is called or one of them cannot run.
 
-    That is so when a child that never was ready exits with BAD_SETTINGS, or when one dies
+    A role cannot run when a child that never was ready exits with BAD_SETTINGS, or when one dies
     MOST_FAILED_STARTS times in a row before it is ready while no other copy of its role is. A child
     that dies at its work, of a poisonous request say, is started again without end.
 
-    On the way out the roles end one after the other, in the order given: all copies of a role get
-    SIGTERM and their role's grace to drain, then SIGKILL. A second signal kills all that still
+    In the end the roles are stopped one after the other, in the order given: all copies of a role
+    get SIGTERM and their role's grace to drain, then SIGKILL. A second signal kills all that still
     runs.
     """
 
@@ -276,11 +276,7 @@ class Report:
 
 
 class StopSignals:
-    """Calls `stop` at the first signal that ends a process, and `hurry` at a later one.
-
-    `timeout` and some init systems send SIGTERM to a process and to its group: within a moment
-    these are one signal.
-    """
+    """The signals that end a process: the first one calls `stop`, a later one `hurry`."""
 
     def __init__(self, stop: Callable[[str], object], hurry: Callable[[], object]) -> None:
         self._stop = stop
@@ -296,7 +292,10 @@ class StopSignals:
         if self._stopped_at_s is None:
             self._stopped_at_s = now_s
             self._stop(name)
-        elif name == "SIGINT" or now_s - self._stopped_at_s > _SAME_SIGNAL_S:
+            return
+        # `timeout` and some init systems send SIGTERM to a process and to its group: within a
+        # moment these are one signal.
+        if name == "SIGINT" or now_s - self._stopped_at_s > _SAME_SIGNAL_S:
             self._hurry()
 
 

@@ -29,7 +29,7 @@ from shared.signals import signals_call
 
 PROG = "aios top"
 _T = TypeVar("_T")
-# Rates are those of the last seconds, so many once the fleet has been watched that long.
+# Rates are those of the last seconds, at most so many.
 WINDOW_S = 10.0
 
 

@@ -133,13 +133,15 @@ class Presence:
         Return the last order to unload of each model that had one lately.
         """
         pipe = self._redis.pipeline(transaction=False)
-        pipe.set(keys.worker(worker.id), encode(worker), px=self._ttl_ms)
-        pipe.sadd(keys.WORKERS, worker.id)
+        # The models come before the worker: whoever sees it ready finds what it serves. `fleet`
+        # reads the other way round.
         for model in worker.models:
             pipe.hset(keys.MODELS, mapping={model.id: encode(model)})
             # The time to live tells when the model was last served, by Redis's own clock.
             if worker.state == "ready" and model.id not in worker.failures:
                 pipe.set(keys.last_served(model.id), 1, ex=MOST_ABSENT_S)
+        pipe.set(keys.worker(worker.id), encode(worker), px=self._ttl_ms)
+        pipe.sadd(keys.WORKERS, worker.id)
         pipe.hgetall(keys.UNLOADS)
         orders = (await pipe.execute())[-1]
         return {model.decode(): int(order) for model, order in orders.items()}
@@ -173,7 +175,10 @@ class Presence:
         """Return the ids of workers whose records have expired."""
         members = await cast(Awaitable[set[bytes]], self._redis.smembers(keys.WORKERS))
         ids = sorted(name.decode() for name in members)
-        records = await self._records(ids)
+        if not ids:
+            return []
+        answers = await self._redis.mget([keys.worker(worker_id) for worker_id in ids])
+        records = _present(ids, answers)
         return [worker_id for worker_id in ids if worker_id not in records]
 
     async def forget(self, worker_ids: Sequence[str]) -> None:
@@ -182,13 +187,16 @@ class Presence:
 
     async def fleet(self) -> Fleet:
         """Return everybody who is alive now; forget the ids whose records have expired."""
+        members = await cast(Awaitable[set[bytes]], self._redis.smembers(keys.WORKERS))
+        ids = sorted(name.decode() for name in members)
         pipe = self._redis.pipeline(transaction=False)
-        pipe.smembers(keys.WORKERS)
+        if ids:
+            pipe.mget([keys.worker(worker_id) for worker_id in ids])
+        # Behind the workers: what a worker serves is there before it is seen (`announce`).
         pipe.hgetall(keys.MODELS)
         pipe.hkeys(keys.CATALOGUE)
-        members, models, catalogued = await pipe.execute()
-        ids = sorted(name.decode() for name in members)
-        records = await self._records(ids)
+        *answers, models, catalogued = await pipe.execute()
+        records = _present(ids, *answers)
         gone = [worker_id for worker_id in ids if worker_id not in records]
         if gone:
             await self.forget(gone)
@@ -200,17 +208,6 @@ class Presence:
         )
         absent = [name for name in fleet.models if not fleet.serves(name)]
         return replace(fleet, absences=await self._absences(absent))
-
-    async def _records(self, worker_ids: Sequence[str]) -> dict[str, bytes]:
-        """Return the records of the workers that have one, in the order of the ids."""
-        if not worker_ids:
-            return {}
-        answers = await self._redis.mget([keys.worker(worker_id) for worker_id in worker_ids])
-        records = {}
-        for worker_id, record in zip(worker_ids, answers, strict=True):
-            if record is not None:
-                records[worker_id] = record
-        return records
 
     async def _absences(self, model_ids: Sequence[str]) -> dict[str, float]:
         """Return the seconds since models were last served, for those that were lately."""
@@ -224,3 +221,12 @@ class Presence:
             if left_ms > 0:
                 absences[model_id] = MOST_ABSENT_S - left_ms / 1000
         return absences
+
+
+def _present(worker_ids: Sequence[str], answers: Sequence[bytes | None] = ()) -> dict[str, bytes]:
+    """Return the records of the workers that have one, in the order of the ids."""
+    records = {}
+    for worker_id, record in zip(worker_ids, answers, strict=True):
+        if record is not None:
+            records[worker_id] = record
+    return records

@@ -1,4 +1,4 @@
-"""How evenly tokens come beside a long task that is done whole, on a thread of its own.
+"""Measure how evenly tokens come beside a long task that is done whole, on a thread of its own.
 
 python -m scripts.bench.beside [--seconds 30] [--model PATH]
 
@@ -38,11 +38,16 @@ _ASK = Generate(
 
 
 class Multiplier:
-    """A task takes `step_ms` milliseconds of one core."""
+    """A task runner that keeps one core busy for the `step_ms` milliseconds of its task."""
 
     def __init__(self) -> None:
         self.spec = TaskRunnerSpec(
-            "multiplier", "tasks", "multiplies", 1, ("echo_task",), EchoTask("1")
+            runner="multiplier",
+            name="tasks",
+            found="multiplies",
+            max_batch=1,
+            tasks=("echo_task",),
+            trial=EchoTask("1"),
         )
         self._matrix = torch.rand(_SIZE, _SIZE)
 
@@ -63,7 +68,7 @@ class Multiplier:
 
 
 class Decoding:
-    """An engine that always has an answer to give; notes when its tokens come."""
+    """An engine that always decodes an answer, and notes when its tokens come."""
 
     def __init__(self, path: str) -> None:
         self._runner = load_sequence_runner("auto", RunnerOptions(path=path, max_batch=1))
@@ -83,9 +88,8 @@ class Decoding:
 
     def _ask(self) -> None:
         self._number += 1
-        self._engine.submit(
-            SequenceWork(str(self._number), self._runner.encode(_ASK), _ASK.sampling)
-        )
+        encoded = self._runner.encode(_ASK)
+        self._engine.submit(SequenceWork(str(self._number), encoded, _ASK.sampling))
 
     def _note(self, emissions: list[Emission]) -> None:
         for emission in emissions:
@@ -101,7 +105,16 @@ def gaps_ms(moments_s: Sequence[float], begin_s: float, end_s: float) -> list[fl
     return sorted(1000 * (later - sooner) for sooner, later in pairwise(inside))
 
 
+def _p99(gaps: Sequence[float]) -> float:
+    return gaps[int(0.99 * len(gaps))]
+
+
+def _percentiles(gaps: Sequence[float]) -> str:
+    return f"p50 {statistics.median(gaps):.2f} ms p99 {_p99(gaps):.2f} ms"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
+    """Print the gaps alone and beside a task, in turns."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -130,28 +143,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     tasks.add(engine)
     tasks.start()
     decoding.start()
-    time.sleep(min(2.0, asked.seconds))
+    time.sleep(min(2.0, asked.seconds))  # warms up: these tokens do not count
 
     ratios: list[float] = []
     for number in range(_ROUNDS):
         begin_s = time.perf_counter()
         time.sleep(asked.seconds)
+
         middle_s = time.perf_counter()
         has_ended.clear()
-        engine.submit(
-            engine.prepare(Take(str(number), EchoTask("x", step_ms=int(1000 * asked.seconds))))
-        )
+        task = EchoTask("x", step_ms=int(1000 * asked.seconds))
+        engine.submit(engine.prepare(Take(str(number), task)))
         has_ended.wait()
         end_s = time.perf_counter()
         alone = gaps_ms(decoding.moments_s, begin_s, middle_s)
         beside = gaps_ms(decoding.moments_s, middle_s, end_s)
-        p99s = [gaps[int(0.99 * len(gaps))] for gaps in (alone, beside)]
-        p50s = [statistics.median(gaps) for gaps in (alone, beside)]
-        ratios.append(p99s[1] / p99s[0])
+        ratio = _p99(beside) / _p99(alone)
+        ratios.append(ratio)
         print(
-            f"round {number + 1}: alone p50 {p50s[0]:.2f} ms p99 {p99s[0]:.2f} ms; "
-            f"beside p50 {p50s[1]:.2f} ms p99 {p99s[1]:.2f} ms; p99 x {ratios[-1]:.2f}"
+            f"round {number + 1}: alone {_percentiles(alone)}; beside {_percentiles(beside)}; "
+            f"p99 x {ratio:.2f}"
         )
+
     print(f"p99 beside a task, as a multiple of p99 alone: median {statistics.median(ratios):.2f}")
     decoding.stop()
     tasks.stop()

@@ -1,10 +1,10 @@
-"""What a token costs on its way from a worker to Redis: `python -m scripts.bench.broker [--jobs N]
+"""The cost of a token on its way from a worker to Redis: `python -m scripts.bench.broker [--jobs N]
 [--steps N]`.
 
-Streamed jobs say one token each in every step, and all news of a step are one append, as a worker's
-outbox sends them. Redis is a server of its own, as `aios serve hrm` runs it. CPU time is the
-server's; bytes are the append's on the wire and MEMORY USAGE of the logs; commands are those that
-scripts call, too.
+Streamed jobs yield one token each in every step, and all events of a step are one append, as a
+worker's outbox sends them. Redis is a server of its own, as `aios serve hrm` runs it. CPU time is
+the server's. Bytes are those of the appends on the wire, and MEMORY USAGE of the logs. Commands
+include those that scripts call.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from shared.submission import QueueLimits, Quota, Submissions, SubmitRequest
 
 @dataclass(frozen=True)
 class Counters:
-    """What has been spent so far: seconds of the clock, of Redis's and of our own CPU, bytes into
-    and out of Redis, commands."""
+    """Everything spent so far: seconds of the clock, of Redis's CPU and of our own, bytes into and
+    out of Redis, and commands."""
 
     clock_s: float
     redis_s: float
@@ -41,58 +41,67 @@ class Counters:
 
 
 async def read_counters(redis: Redis) -> Counters:
-    """Costs a few commands and some hundred bytes itself."""
+    """Read the counters, which costs a few commands and some hundred bytes itself."""
     info: dict[str, Any] = await redis.info("everything")
     own = resource.getrusage(resource.RUSAGE_SELF)
+    clock_s = time.perf_counter()
+    commands = 0
+    for name, value in info.items():
+        if name.startswith("cmdstat_"):
+            commands += value["calls"]
     return Counters(
-        time.perf_counter(),
-        info["used_cpu_user"] + info["used_cpu_sys"],
-        own.ru_utime + own.ru_stime,
-        info["total_net_input_bytes"],
-        info["total_net_output_bytes"],
-        sum(item["calls"] for name, item in info.items() if name.startswith("cmdstat_")),
+        clock_s=clock_s,
+        redis_s=info["used_cpu_user"] + info["used_cpu_sys"],
+        own_s=own.ru_utime + own.ru_stime,
+        bytes_in=info["total_net_input_bytes"],
+        bytes_out=info["total_net_output_bytes"],
+        commands=commands,
     )
 
 
 async def take_jobs(broker: Broker, count: int, num_tokens: int) -> list[Claim]:
-    """Streamed jobs in the hands of one worker."""
+    """Queue streamed jobs and take them, all by one worker."""
     task = Generate("hello", Sampling(num_tokens, seed=0))
-    order, quota = SubmitRequest("bench", (task,) * count, is_streamed=True), Quota()
+    request = SubmitRequest("bench", (task,) * count, is_streamed=True)
     submissions = Submissions(broker)
-    request_id, jobs = submissions.jobs_of(order)
-    await submissions.submit(order, request_id, jobs, quota, QueueLimits(count))
+    request_id, jobs = submissions.jobs_of(request)
+    await submissions.submit(request, request_id, jobs, Quota(), QueueLimits(count))
+
     queue = WorkQueue(broker, QueuePolicy(), model="bench", worker="bench", fingerprint="")
-    return list((await queue.take(broker.shards[0], count, is_empty=True)).claims)
+    taken = await queue.take(broker.shards[0], count, is_empty=True)
+    return list(taken.claims)
 
 
 async def append_steps(writer: LogWriter, claims: list[Claim], first: int, steps: int) -> None:
-    """One token for each job in every step."""
+    """Append one token to each job in every step."""
     for step in range(first, first + steps):
-        token = (Tokens((1000 + step,), " word"),)
-        landed = await writer.append(
-            [Append(claim.job, claim.epoch, step, token) for claim in claims]
-        )
+        events = (Tokens((1000 + step,), " word"),)
+        appends = [Append(claim.job, claim.epoch, step, events) for claim in claims]
+        landed = await writer.append(appends)
         assert all(landed)
 
 
 async def log_bytes(redis: Redis, claims: list[Claim]) -> int:
-    """What the logs take in Redis's memory."""
-    sizes = [
-        await cast(Awaitable[int], redis.memory_usage(keys.log(claim.job.id), samples=0))
-        for claim in claims
-    ]
-    return sum(sizes)
+    """Return the bytes that the logs take in Redis's memory."""
+    total = 0
+    for claim in claims:
+        usage = redis.memory_usage(keys.log(claim.job.id), samples=0)
+        total += await cast(Awaitable[int], usage)
+    return total
 
 
 async def measure(redis: Redis, num_jobs: int, steps: int, warm_up: int = 20) -> str:
-    """The report."""
+    """Append `steps` tokens to each of `num_jobs` jobs and return the report."""
     broker = Broker(redis)
-    claims, writer = await take_jobs(broker, num_jobs, steps + warm_up), LogWriter(broker)
-    await append_steps(writer, claims, 0, warm_up)
+    claims = await take_jobs(broker, num_jobs, steps + warm_up)
+    writer = LogWriter(broker)
+    await append_steps(writer, claims, first=0, steps=warm_up)
     before = await read_counters(redis)
-    await append_steps(writer, claims, warm_up, steps)
+    await append_steps(writer, claims, first=warm_up, steps=steps)
     after = await read_counters(redis)
-    tokens, seconds = num_jobs * steps, after.clock_s - before.clock_s
+
+    tokens = num_jobs * steps
+    seconds = after.clock_s - before.clock_s
     rows = {
         "tokens/s end to end": tokens / seconds,
         "tokens/s of one Redis core": tokens / (after.redis_s - before.redis_s),
@@ -127,5 +136,5 @@ if __name__ == "__main__":
         "--steps", type=int, default=1000, help="steps, in each of which every job says a token"
     )
     parser.add_argument("--rounds", type=int, default=3, help="measurements, one after the other")
-    given = parser.parse_args()
-    asyncio.run(main(given.jobs, given.steps, given.rounds))
+    args = parser.parse_args()
+    asyncio.run(main(args.jobs, args.steps, args.rounds))

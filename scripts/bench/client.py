@@ -1,5 +1,7 @@
-"""A light client of `/v1/completions`: one socket per stream, lines read as they come, no HTTP
-library."""
+"""A light client of `/v1/completions`.
+
+It opens a socket for each stream and reads lines as they come, without an HTTP library.
+"""
 
 import asyncio
 import json
@@ -12,7 +14,7 @@ from urllib.parse import urlsplit
 
 @dataclass
 class Stream:
-    """One streamed completion; times by `time.perf_counter`."""
+    """A streamed completion. Times are those of `time.perf_counter`."""
 
     begun_at: float
     text: str = ""
@@ -22,7 +24,7 @@ class Stream:
 
 
 def complete_all(url: str, prompts: Sequence[Sequence[int]], length: int) -> list[Stream]:
-    """Greedy streams of all prompts, all asked for at once."""
+    """Return greedy streams of all prompts, which are sent at once."""
 
     async def gather() -> list[Stream]:
         return await asyncio.gather(*(_complete(url, prompt, length) for prompt in prompts))
@@ -31,17 +33,31 @@ def complete_all(url: str, prompts: Sequence[Sequence[int]], length: int) -> lis
 
 
 async def _complete(url: str, prompt: Sequence[int], length: int) -> Stream:
-    """RuntimeError with the server's words if it is anything but a whole stream."""
-    body = {"prompt": prompt, "max_tokens": length, "temperature": 0, "stream": True}
-    data = json.dumps(body | {"stream_options": {"include_usage": True}}).encode()
+    """Return the stream of one prompt.
+
+    Raise RuntimeError with the server's words if it answers anything but a whole stream.
+    """
+    body = {
+        "prompt": prompt,
+        "max_tokens": length,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    data = json.dumps(body).encode()
     address = urlsplit(url)
+    head = (
+        "POST /v1/completions HTTP/1.1\r\n"
+        f"Host: {address.netloc}\r\n"
+        "Content-Type: application/json\r\n"
+        "Connection: close\r\n"
+        f"Content-Length: {len(data)}\r\n"
+        "\r\n"
+    )
+
     stream = Stream(now())
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
-    head = (
-        f"POST /v1/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: "
-        "application/json\r\n"
-    )
-    writer.write(f"{head}Connection: close\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
+    writer.write(head.encode() + data)
     lines = [await reader.readline()]
     while (line := await reader.readline()) and b"[DONE]" not in line:
         lines.append(line)
@@ -55,7 +71,9 @@ async def _complete(url: str, prompt: Sequence[int], length: int) -> Stream:
 
 
 def _read(stream: Stream, chunk: dict[str, object]) -> None:
-    choices, usage = chunk.get("choices"), chunk.get("usage")
+    """Add a chunk to its stream."""
+    choices = chunk.get("choices")
+    usage = chunk.get("usage")
     if isinstance(choices, list) and choices and choices[0]["text"]:
         stream.first_at = min(stream.first_at, now())
         stream.text += choices[0]["text"]

@@ -1,4 +1,4 @@
-"""A small table: what a prompt's length, the batch and the queue cost."""
+"""The rows about cost: of a prompt's length, of the batch and of the queue."""
 
 from collections.abc import Iterator
 
@@ -15,32 +15,37 @@ def cost(rig: Rig) -> list[str]:
 
 
 def _lengths(rig: Rig, ours: Ours) -> Iterator[str]:
-    """One prompt, one token."""
+    """Yield a row for each length of a prompt, which is answered with one token."""
     for length in rig.load.prompt_lengths:
-        turns = answers(ours, rig.theirs, draw_prompts(1, length, length, rig.vocab), 1, rig.rounds)
-        yield compared(turns, lambda turn: turn.seconds).rates(
-            f"prompt of {length}", length, "tok/s"
-        )
+        prompts = draw_prompts(1, length, length, rig.vocab)
+        turns = answers(ours, rig.theirs, prompts, 1, rig.rounds)
+        speed = compared(turns, lambda turn: turn.seconds)
+        yield speed.rates(f"prompt of {length}", length, "tok/s")
 
 
 def _batches(rig: Rig, ours: Ours) -> Iterator[str]:
-    """Steps behind the first token, prompts of one length."""
-    most, steps = rig.load.prompt_tokens[1], rig.load.steps
+    """Yield a row for each size of a batch: the steps behind the first token, with prompts of one
+    length."""
+    length = rig.load.prompt_tokens[1]
+    steps = rig.load.steps
     for size in rig.load.batches:
-        turns = answers(
-            ours, rig.theirs, draw_prompts(size, most, most, rig.vocab), 1 + steps, rig.rounds
-        )
+        prompts = draw_prompts(size, length, length, rig.vocab)
+        turns = answers(ours, rig.theirs, prompts, 1 + steps, rig.rounds)
         speed = compared(turns, lambda turn: turn.value.behind_first_s)
         yield speed.rates(f"decode, batch of {size}", size * steps, "tok/s")
 
 
 def _queues(rig: Rig) -> Iterator[str]:
-    """A full batch decoding while others wait, against the same with nobody waiting."""
+    """Yield a row for each number of waiting requests: a full batch decodes beside them, and
+    without them."""
     load = rig.load
-    running = draw_prompts(load.concurrent, load.prompt_tokens[1], load.prompt_tokens[1], rig.vocab)
-    for waiting in load.queues:
+    length = load.prompt_tokens[1]
+    running = draw_prompts(load.concurrent, length, length, rig.vocab)
+    for num_waiting in load.queues:
+        waiting = running[:1] * num_waiting
         speed = Comparison()
         for _ in range(rig.rounds):
-            queued = rig.ours.decode_steps(running, running[:1] * waiting, load.steps)
-            speed.add(queued, rig.ours.decode_steps(running, [], load.steps))
-        yield speed.latencies(f"step, {waiting} waiting", ("so", "alone"), load.steps)
+            queued = rig.ours.decode_steps(running, waiting, load.steps)
+            alone = rig.ours.decode_steps(running, [], load.steps)
+            speed.add(queued, alone)
+        yield speed.latencies(f"step, {num_waiting} waiting", ("so", "alone"), parts=load.steps)

@@ -34,19 +34,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print a header, then the rows that `argv` names."""
     args = _arguments(argv)
     disable_progress_bar()
-    facts = ("size", "threads", "baseline_threads", "quantize")
-    print(header(**{name: getattr(args, name) for name in facts}))
+    print(
+        header(
+            size=args.size,
+            threads=args.threads,
+            baseline_threads=args.baseline_threads,
+            quantize=args.quantize,
+        )
+    )
     load = QUICK if args.quick else Load()
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as engines:
         rig = Rig(
-            args.size,
-            args.cache or Path(scratch),
-            args.threads,
-            args.baseline_threads,
-            args.quantize,
-            args.rounds,
-            load,
-            engines,
+            size=args.size,
+            cache=args.cache or Path(scratch),
+            threads=args.threads,
+            baseline_threads=args.baseline_threads,
+            quantize=args.quantize,
+            rounds=args.rounds,
+            load=load,
+            engines=engines,
         )
         for name in args.rows:
             for line in ROWS[name](rig):

@@ -5,6 +5,7 @@ python -m scripts.bench.fleet --workers 2 --threads 1
 """
 
 import argparse
+import math
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from scripts.bench import model
 from scripts.bench.client import complete_all
 from scripts.bench.measure import Comparison, Timed, header, take_turns
 from scripts.bench.options import options
-from scripts.bench.ours import KV_MIB, Ours
+from scripts.bench.ours import KV_MIB, Ours, Said
 from scripts.bench.prompts import draw_prompts
 from scripts.bench.rig import QUICK, Load
 from scripts.bench.serve import engine, fleet
@@ -29,22 +30,28 @@ from scripts.bench.theirs import Theirs
 
 @dataclass(frozen=True)
 class Turn:
-    """Median seconds to a first token (0 for the static batch), and the texts (none from the
-    engines)."""
+    """One turn of a side: the median seconds to a first token, and the texts.
+
+    The static batch has no first tokens of its own, and the engines give no texts.
+    """
 
     first_token_s: float = 0.0
-    said: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a header, then fleet, engines and transformers under the same load."""
     args = _parser().parse_args(argv)
     disable_progress_bar()
-    facts = {
-        name: getattr(args, name)
-        for name in ("size", "workers", "threads", "baseline_threads", "quantize")
-    }
-    print(header(**facts))
+    print(
+        header(
+            size=args.size,
+            workers=args.workers,
+            threads=args.threads,
+            baseline_threads=args.baseline_threads,
+            quantize=args.quantize,
+        )
+    )
     load = QUICK if args.quick else Load()
     prompts = draw_prompts(load.concurrent, *load.prompt_tokens, model.SIZES[args.size].vocab)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
@@ -57,29 +64,30 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _turns(
     args: argparse.Namespace, path: Path, prompts: list[list[int]], length: int, stack: ExitStack
 ) -> dict[str, list[Timed[Turn]]]:
-    places = -(-len(prompts) // args.workers)
-    flags = ["--max-batch-size", str(places)]
-    flags += [] if args.quantize == "none" else ["--quantize", args.quantize]
-    serving = [
-        "--workers",
-        str(args.workers),
-        "--threads",
-        str(args.threads),
-        "--kv-memory-mib",
-        str(KV_MIB),
-    ]
-    serving += ["--no-prefix-cache"]  # turns repeat their prompts
-    url = stack.enter_context(
-        fleet(["--model-path", str(path), "--device", "cpu", *serving, *flags])
-    )
-    facts = {"threads": args.threads, "max_batch": places, "quantize": args.quantize}
-    engines = [stack.enter_context(engine(path, **facts)) for _ in range(args.workers)]
+    """Start all sides, let them take turns, and return the turns of each."""
+    max_batch = math.ceil(len(prompts) / args.workers)
+    flags = ["--model-path", str(path), "--device", "cpu"]
+    flags += ["--workers", str(args.workers)]
+    flags += ["--threads", str(args.threads)]
+    flags += ["--kv-memory-mib", str(KV_MIB)]
+    flags += ["--max-batch-size", str(max_batch)]
+    flags.append("--no-prefix-cache")  # turns repeat their prompts
+    if args.quantize != "none":
+        flags += ["--quantize", args.quantize]
+    url = stack.enter_context(fleet(flags))
+
+    engines = []
+    for _ in range(args.workers):
+        running = engine(path, threads=args.threads, max_batch=max_batch, quantize=args.quantize)
+        engines.append(stack.enter_context(running))
     theirs = Theirs(path, threads=args.baseline_threads)
-    words = model.tokenizer(model.SIZES[args.size].vocab)
+    tokenizer = model.tokenizer(model.SIZES[args.size].vocab)
 
     def static_batch() -> Turn:
-        ids = theirs.generate(prompts, length).ids
-        return Turn(said=[str(words.decode(row, skip_special_tokens=True)) for row in ids])
+        batch = theirs.generate(prompts, length)
+        return Turn(
+            texts=[str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in batch.ids]
+        )
 
     return take_turns(
         args.rounds,
@@ -96,38 +104,45 @@ def _fleet_turn(url: str, prompts: list[list[int]], length: int) -> Turn:
 
 
 def _engine_turn(engines: list[Ours], prompts: list[list[int]], length: int) -> Turn:
-    """The prompts dealt out to all engines."""
+    """Deal the prompts out to all engines and return their turn."""
+
+    def generate(one: Ours, share: list[list[int]]) -> list[Said]:
+        return one.generate(share, [length] * len(share))
+
     begun = now()
-    dealt = [prompts[number :: len(engines)] for number in range(len(engines))]
+    shares = [prompts[number :: len(engines)] for number in range(len(engines))]
+    waits = []
     with ThreadPoolExecutor(len(engines)) as callers:
-        said = callers.map(
-            lambda one, some: one.generate(some, [length] * len(some)), engines, dealt
-        )
-        return Turn(statistics.median(item.first_at - begun for some in said for item in some))
+        for responses in callers.map(generate, engines, shares):
+            for response in responses:
+                waits.append(response.first_at - begun)
+        return Turn(statistics.median(waits))
 
 
 def _rows(turns: dict[str, list[Timed[Turn]]], tokens: int) -> list[str]:
-    seconds = {name: [turn.seconds for turn in some] for name, some in turns.items()}
-    waits = {
-        name: [turn.value.first_token_s for turn in turns[name]] for name in ("fleet", "engine")
-    }
-    added = statistics.median(
-        mine - other for mine, other in zip(waits["fleet"], waits["engine"], strict=True)
-    )
-    texts = zip(turns["fleet"][0].value.said, turns["theirs"][0].value.said, strict=True)
-    equal = sum(mine == other for mine, other in texts)
-    lines = [
-        Comparison(seconds[one], seconds[other]).rates(
-            f"{one} / {other}", tokens, "tok/s", (one, other)
+    lines = []
+    for one, other in (("fleet", "theirs"), ("engine", "theirs"), ("fleet", "engine")):
+        speed = Comparison(
+            [turn.seconds for turn in turns[one]], [turn.seconds for turn in turns[other]]
         )
-        for one, other in (("fleet", "theirs"), ("engine", "theirs"), ("fleet", "engine"))
-    ]
-    first = Comparison(waits["fleet"], waits["engine"]).latencies("TTFT p50", ("fleet", "engine"))
-    said = (
-        f"  greedy answers of fleet and theirs equal: {equal} of "
-        f"{len(turns['fleet'][0].value.said)}"
-    )
-    return [*lines, f"{first}  added, median: {1000 * added:.1f} ms", said]
+        lines.append(speed.rates(f"{one} / {other}", tokens, "tok/s", (one, other)))
+
+    waits = Comparison()
+    added = []
+    for through_fleet, direct in zip(turns["fleet"], turns["engine"], strict=True):
+        fleet_s = through_fleet.value.first_token_s
+        engine_s = direct.value.first_token_s
+        waits.add(fleet_s, engine_s)
+        added.append(fleet_s - engine_s)
+    first = waits.latencies("TTFT p50", ("fleet", "engine"))
+    lines.append(f"{first}  added, median: {1000 * statistics.median(added):.1f} ms")
+
+    texts = turns["fleet"][0].value.texts
+    num_equal = 0
+    for ours, theirs in zip(texts, turns["theirs"][0].value.texts, strict=True):
+        num_equal += ours == theirs
+    lines.append(f"  greedy answers of fleet and theirs equal: {num_equal} of {len(texts)}")
+    return lines
 
 
 def _parser() -> argparse.ArgumentParser:

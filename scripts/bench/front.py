@@ -1,5 +1,5 @@
-"""What a front costs: requests that go all the way through the echo runner, and refusals, with 1, 2
-and 4 fronts.
+"""The cost of a front: requests that go all the way through the echo runner, and refusals, with 1,
+2 and 4 fronts.
 
 python -m scripts.bench.front --fronts 1,2,4
 
@@ -33,38 +33,49 @@ _REFUSED_PER_S = 200.0
 
 @dataclass(frozen=True)
 class Answers:
-    """Seconds of each answer, by status, over `seconds` of wall time."""
+    """The latencies of answers in seconds, by status, over `seconds` of wall time."""
 
     seconds: float
-    taken: dict[int, list[float]]
+    latencies: dict[int, list[float]]
 
     def row(self, name: str, status: int) -> str:
-        taken = sorted(self.taken.get(status, []))
-        others = {code: len(some) for code, some in self.taken.items() if code != status}
-        if not taken:
+        """Return the rate and the percentiles of answers with this status, and the number of
+        others."""
+        others = {}
+        for code, latencies in self.latencies.items():
+            if code != status:
+                others[code] = len(latencies)
+        latencies = sorted(self.latencies.get(status, []))
+        if not latencies:
             return f"{name:<34} none; others: {others}"
-        p50, p99 = taken[len(taken) // 2], taken[len(taken) * 99 // 100]
+
+        rate = len(latencies) / self.seconds
+        p50_ms = 1000 * latencies[len(latencies) // 2]
+        p99_ms = 1000 * latencies[len(latencies) * 99 // 100]
         return (
-            f"{name:<34} {len(taken) / self.seconds:8.0f} /s   p50 {1000 * p50:6.2f} ms   p99 "
-            f"{1000 * p99:6.2f} ms   others: {others or 'none'}"
+            f"{name:<34} {rate:8.0f} /s   p50 {p50_ms:6.2f} ms   p99 {p99_ms:6.2f} ms   "
+            f"others: {others or 'none'}"
         )
 
 
 async def ask(
     ports: Sequence[int], clients: int, seconds: float, rate_per_s: float = math.inf
 ) -> Answers:
-    """Clients spread over the ports, each with one connection that it keeps, all together at most
-    at `rate_per_s`."""
-    taken: dict[int, list[float]] = {}
+    """Send requests in a closed loop, with clients spread over the ports.
+
+    Each client has one connection, which it keeps. All together send at most `rate_per_s`.
+    """
+    latencies: dict[int, list[float]] = {}
     begun = now()
     payload = json.dumps({"prompts": ["hello"], "max_tokens": 1}).encode()
     head = (
-        "POST /generate HTTP/1.1",
-        "Host: x",
-        "Content-Type: application/json",
-        f"Content-Length: {len(payload)}",
+        "POST /generate HTTP/1.1\r\n"
+        "Host: x\r\n"
+        "Content-Type: application/json\r\n"
+        f"Content-Length: {len(payload)}\r\n"
+        "\r\n"
     )
-    message = "\r\n".join((*head, "", "")).encode() + payload
+    message = head.encode() + payload
 
     async def client(number: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", ports[number % len(ports)])
@@ -73,16 +84,16 @@ async def ask(
             sent = now()
             writer.write(message)
             status = await _status(reader)
-            taken.setdefault(status, []).append(now() - sent)
+            latencies.setdefault(status, []).append(now() - sent)
             await asyncio.sleep(max(0.0, sent + clients / rate_per_s - now()))
         writer.close()
 
     await asyncio.gather(*(client(number) for number in range(clients)))
-    return Answers(now() - begun, taken)
+    return Answers(now() - begun, latencies)
 
 
 async def _status(reader: asyncio.StreamReader) -> int:
-    """Read one answer to its end."""
+    """Read one answer to its end and return its status."""
     lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
     length = next(
         int(line.partition(":")[2]) for line in lines if line.startswith("content-length:")
@@ -93,7 +104,7 @@ async def _status(reader: asyncio.StreamReader) -> int:
 
 @contextmanager
 def role(name: str, url: str, *flags: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """`python -m api` or `python -m worker` on one thread, ended by SIGTERM."""
+    """Run `python -m api` or `python -m worker` on one thread, and end it by SIGTERM."""
     command = [sys.executable, "-m", name, "--redis-url", url, "--log-level", "error", *flags]
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
@@ -107,9 +118,13 @@ async def ready(redis: Redis, ports: Sequence[int]) -> None:
     """Return when a worker is there and all fronts listen."""
 
     async def is_ready() -> bool:
-        return (await Presence(redis).fleet()).is_ready and all(
-            [await _listens(port) for port in ports]
-        )
+        fleet = await Presence(redis).fleet()
+        if not fleet.is_ready:
+            return False
+        for port in ports:
+            if not await _listens(port):
+                return False
+        return True
 
     deadline = now() + _READY_S
     while not await is_ready():
@@ -128,16 +143,20 @@ async def _listens(port: int) -> bool:
 
 
 async def measure(url: str, ports: Sequence[int], clients: int, seconds: float, depth: int) -> str:
+    """Return the row of fronts that let `depth` requests wait; with 0 they refuse all."""
     redis = connect(url)
     try:
         await ready(redis, ports)
     finally:
         await redis.aclose()
-    await ask(ports, clients, 1.0)  # what is first of all is slow
+
+    await ask(ports, clients, seconds=1.0)  # the first requests are slow
     name = f"{len(ports)} front(s), {clients} clients"
     if depth > 0:
-        return (await ask(ports, clients, seconds)).row(name, 200)
-    return (await ask(ports, clients, seconds, _REFUSED_PER_S)).row(f"{name}, refused", 429)
+        answers = await ask(ports, clients, seconds)
+        return answers.row(name, status=200)
+    answers = await ask(ports, clients, seconds, rate_per_s=_REFUSED_PER_S)
+    return answers.row(f"{name}, refused", status=429)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -156,23 +175,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         for depth in (256, 0):
             with EmbeddedRedis() as redis, ExitStack() as roles:
                 ports = [free_port() for _ in range(count)]
-                roles.enter_context(
-                    role("worker", redis.url, "--model", "echo=echo", "--max-batch-size", "64")
-                )
+                flags = ["--model", "echo=echo", "--max-batch-size", "64"]
+                roles.enter_context(role("worker", redis.url, *flags))
                 for port in ports:
-                    where = (
-                        "--host",
-                        "127.0.0.1",
-                        "--port",
-                        str(port),
-                        "--max-queue-depth",
-                        str(depth),
-                    )
-                    roles.enter_context(role("api", redis.url, *where))
-                print(
-                    asyncio.run(measure(redis.url, ports, args.clients, args.seconds, depth)),
-                    flush=True,
-                )
+                    flags = ["--host", "127.0.0.1", "--port", str(port)]
+                    flags += ["--max-queue-depth", str(depth)]
+                    roles.enter_context(role("api", redis.url, *flags))
+                measured = measure(redis.url, ports, args.clients, args.seconds, depth)
+                print(asyncio.run(measured), flush=True)
 
 
 def _numbers(text: str) -> list[int]:

@@ -1,5 +1,5 @@
-"""What a GPU makes of HRM-Text XL: decode steps against the bytes they must move, prefill against
-matrix products.
+"""HRM-Text XL on a GPU: decode steps against the bytes they must move, prefill against matrix
+products.
 
 `python -m scripts.bench.gpu` needs no files and no network: weights are random, made on the device.
 It prints the device, what it can do (copies, bf16 matrix products), and each measurement beside the
@@ -8,12 +8,14 @@ trial of the script itself, on any device.
 """
 
 import argparse
+import math
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,14 +29,39 @@ from worker.runners.base import RunnerOptions, TextTask
 from worker.runners.paged import PagedRunner
 from worker.sequence import Encoded, Slice, TokenSequence
 
-XL = HrmTextShape(65536, 1536, 4096, 12, 128, 16, 2, 3, 39.19, 4096)
-SMALL = HrmTextShape(512, 128, 256, 2, 64, 2, 2, 3, 11.3, 1024)
+XL = HrmTextShape(
+    vocab_size=65536,
+    hidden_size=1536,
+    intermediate_size=4096,
+    num_heads=12,
+    head_dim=128,
+    num_layers=16,
+    h_cycles=2,
+    l_cycles=3,
+    embedding_scale=39.19,
+    max_positions=4096,
+)
+SMALL = HrmTextShape(
+    vocab_size=512,
+    hidden_size=128,
+    intermediate_size=256,
+    num_heads=2,
+    head_dim=64,
+    num_layers=2,
+    h_cycles=2,
+    l_cycles=3,
+    embedding_scale=11.3,
+    max_positions=1024,
+)
 
 
 @dataclass(frozen=True)
 class BenchPlan:
-    """What is measured: `batches` of rows that decode behind `context` tokens, `prompts` that are
-    computed at once."""
+    """The sizes of what is measured.
+
+    Each of `batches` is a number of rows that decode behind `context` tokens. `prompts` of
+    `context` tokens are computed at once.
+    """
 
     shape: HrmTextShape
     context: int
@@ -47,12 +74,35 @@ class BenchPlan:
 
 @dataclass(frozen=True)
 class Device:
-    """Measured: bytes a second read or written by copies, floating point operations a second of
-    bf16 products."""
+    """A device, with what it was measured to do.
 
-    place: torch.device
+    `bytes_per_s` are read or written by copies. `flops_per_s` are the floating point operations of
+    bf16 products.
+    """
+
+    torch_device: torch.device
     bytes_per_s: float
     flops_per_s: float
+
+
+FULL_PLAN = BenchPlan(
+    shape=XL,
+    context=512,
+    batches=(1, 16, 64),
+    prompts=8,
+    repeats=20,
+    copied_bytes=2**31,
+    matrix=8192,
+)
+SMALL_PLAN = BenchPlan(
+    shape=SMALL,
+    context=64,
+    batches=(1, 2),
+    prompts=2,
+    repeats=2,
+    copied_bytes=2**20,
+    matrix=256,
+)
 
 
 class Ids:
@@ -73,15 +123,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--small", action="store_true", help="a tiny network, to see that the script runs"
     )
     small = parser.parse_args(argv).small
-    plan = (
-        BenchPlan(SMALL, 64, (1, 2), 2, 2, 2**20, 256)
-        if small
-        else BenchPlan(XL, 512, (1, 16, 64), 8, 20, 2**31, 8192)
-    )
-    place = torch.device("cuda" if torch.cuda.is_available() or not small else "cpu")
+    plan = SMALL_PLAN if small else FULL_PLAN
+    torch_device = torch.device("cuda")
+    if small and not torch.cuda.is_available():
+        torch_device = torch.device("cpu")
     torch.manual_seed(0)
-    device = print_device(place, plan)
-    model = random_model(plan.shape, place)
+    device = print_device(torch_device, plan)
+    model = random_model(plan.shape, torch_device)
+
     parts: dict[str, Callable[[], None]] = {
         "decode, compiled, graphs": lambda: print_decode(
             model, device, plan, compiled=True, graphs=True
@@ -94,19 +143,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
         "prefill, compiled": lambda: print_prefill(model, device, plan, compiled=True),
         "prefill, plain layers": lambda: print_prefill(model, device, plan, compiled=False),
-        "agreement with transformers": lambda: agreement(place, small=small),
+        "agreement with transformers": lambda: agreement(torch_device, small=small),
     }
-    return int(sum(not _ran(name, part) for name, part in parts.items()) > 0)
+    status = 0
+    for name, part in parts.items():
+        if not _ran(name, part):
+            status = 1
+    return status
 
 
 def _ran(name: str, part: Callable[[], None]) -> bool:
+    """Run a part of the benchmark and print its traceback if it fails; return whether it ran."""
     started = time.perf_counter()
     print(f"\n# {name}", flush=True)
     try:
         part()
-    except (
-        Exception
-    ):  # the device is lent for minutes: what one part meets must not cost the others
+    except Exception:
+        # The device is lent for minutes: what one part meets must not cost the others.
         traceback.print_exc(file=sys.stdout)
         return False
     finally:
@@ -116,14 +169,22 @@ def _ran(name: str, part: Callable[[], None]) -> bool:
     return True
 
 
-def print_device(place: torch.device, plan: BenchPlan) -> Device:
-    name = torch.cuda.get_device_name(place) if place.type == "cuda" else str(place)
-    source = torch.empty(plan.copied_bytes, dtype=torch.uint8, device=place)
+def print_device(torch_device: torch.device, plan: BenchPlan) -> Device:
+    """Measure what the device can do, and print and return it."""
+    name = str(torch_device)
+    if torch_device.type == "cuda":
+        name = torch.cuda.get_device_name(torch_device)
+
+    source = torch.empty(plan.copied_bytes, dtype=torch.uint8, device=torch_device)
     target = torch.empty_like(source)
     copy_s = seconds(lambda: target.copy_(source), plan.repeats)
-    half = torch.randn(plan.matrix, plan.matrix, dtype=torch.bfloat16, device=place)
+    half = torch.randn(plan.matrix, plan.matrix, dtype=torch.bfloat16, device=torch_device)
     product_s = seconds(lambda: half @ half, plan.repeats)
-    device = Device(place, 2 * plan.copied_bytes / copy_s, 2 * plan.matrix**3 / product_s)
+    device = Device(
+        torch_device,
+        bytes_per_s=2 * plan.copied_bytes / copy_s,  # each byte is read and written
+        flops_per_s=2 * plan.matrix**3 / product_s,
+    )
     print(f"# device: {name}, torch {torch.__version__}")
     print(
         f"  copies {device.bytes_per_s / 1e12:.2f} TB/s, bf16 products "
@@ -132,8 +193,9 @@ def print_device(place: torch.device, plan: BenchPlan) -> Device:
     return device
 
 
-def random_model(shape: HrmTextShape, place: torch.device) -> HrmTextModel:
-    with torch.device(place):
+def random_model(shape: HrmTextShape, torch_device: torch.device) -> HrmTextModel:
+    """Return a network of random bf16 weights, made on the device."""
+    with torch.device(torch_device):
         model = HrmTextModel(shape)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=1.0 / shape.embedding_scale)
@@ -149,21 +211,22 @@ def runner_for(
     compiled: bool,
     graphs: bool,
 ) -> PagedRunner:
-    plain = model.halves = PLAIN_HALVES
-    net = hrm_text.HrmTextNet(model, device.place)
-    if compiled and device.place.type == "cuda":
+    """Return a runner of the model with pages for `batch` rows of the plan's context."""
+    is_cuda = device.torch_device.type == "cuda"
+    model.halves = PLAIN_HALVES  # a runner before this one may have compiled them
+    net = hrm_text.HrmTextNet(model, device.torch_device)
+    if compiled and is_cuda:
         hrm_text.compile_net(net, "bench")
-        print(f"  compiled: {model.halves != plain}")
-    page_size = 256 if device.place.type == "cuda" else 16
+        print(f"  compiled: {model.halves != PLAIN_HALVES}")
+
+    page_size = 256 if is_cuda else 16
     window = plan.context + page_size
-    room = (
-        net.kv_shape.bytes_per_token(net.dtype) * page_size * (-(-window // page_size) * batch + 1)
-    )
+    num_pages = math.ceil(window / page_size) * batch + 1
     options = RunnerOptions(
         "random",
         max_batch=batch,
         page_size=page_size,
-        kv_bytes=room,
+        kv_bytes=net.kv_shape.bytes_per_token(net.dtype) * page_size * num_pages,
         step_tokens=4096,
         own=HrmTextOptions(cuda_graphs=graphs),
     )
@@ -173,18 +236,19 @@ def runner_for(
 
 
 def rows(runner: PagedRunner, plan: BenchPlan, count: int, num_computed: int) -> list[Slice]:
-    """Sequences of `context` tokens with pages of their own, of which all but the last
-    `num_computed` are to come."""
-    per_row = -(-plan.context // runner.spec.page_size)
+    """Return slices of `count` random sequences of `context` tokens, with pages of their own.
+
+    The first `num_computed` tokens of each are taken to be computed, and the slice has the others.
+    """
+    pages_per_row = math.ceil(plan.context / runner.spec.page_size)
     generator = torch.Generator().manual_seed(0)
+    sampling = Sampling(max_tokens=8, seed=0, temperature=0.0)
     slices = []
     for number in range(count):
-        ids = tuple(
-            torch.randint(plan.shape.vocab_size, (plan.context,), generator=generator).tolist()
-        )
-        sampling = Sampling(max_tokens=8, seed=0, temperature=0.0)
-        row = TokenSequence(str(number), Encoded(ids, 8), sampling, num_computed=num_computed)
-        row.pages = list(range(number * per_row, (number + 1) * per_row))
+        drawn = torch.randint(plan.shape.vocab_size, (plan.context,), generator=generator)
+        encoded = Encoded(tuple(drawn.tolist()), 8)
+        row = TokenSequence(str(number), encoded, sampling, num_computed=num_computed)
+        row.pages = list(range(number * pages_per_row, (number + 1) * pages_per_row))
         slices.append(Slice(row, plan.context - num_computed))
     return slices
 
@@ -192,12 +256,13 @@ def rows(runner: PagedRunner, plan: BenchPlan, count: int, num_computed: int) ->
 def print_decode(
     model: HrmTextModel, device: Device, plan: BenchPlan, *, compiled: bool, graphs: bool
 ) -> None:
+    """Print the decode steps of each batch beside the time that their bytes must take."""
     runner = runner_for(model, device, plan, max(plan.batches), compiled=compiled, graphs=graphs)
     name = getattr(runner.kernel, "__name__", "none")
     print(f"  kernel over pages: {name}, graphs: {runner.has_graphs}")
     for batch in plan.batches:
-        slices = rows(runner, plan, batch, plan.context - 1)
-        step_s = seconds(lambda slices=slices: runner.step(slices), plan.repeats)  # type: ignore[misc]
+        slices = rows(runner, plan, batch, num_computed=plan.context - 1)
+        step_s = seconds(partial(runner.step, slices), plan.repeats)
         moved = decode_bytes(model, plan, batch)
         floor_s = moved / device.bytes_per_s
         print(
@@ -208,35 +273,43 @@ def print_decode(
 
 
 def print_prefill(model: HrmTextModel, device: Device, plan: BenchPlan, *, compiled: bool) -> None:
+    """Print the prefill of one prompt and of several beside the rate of matrix products."""
     runner = runner_for(model, device, plan, plan.prompts, compiled=compiled, graphs=False)
     for count in (1, plan.prompts):
-        slices = rows(runner, plan, count, 0)
-        step_s = seconds(lambda slices=slices: runner.step(slices), plan.repeats)  # type: ignore[misc]
+        slices = rows(runner, plan, count, num_computed=0)
+        step_s = seconds(partial(runner.step, slices), plan.repeats)
+        num_tokens = count * plan.context
         rate = prefill_flops(plan, count) / step_s
         print(
             f"  {count} x {plan.context} tokens: {step_s * 1e3:7.2f} ms, "
-            f"{count * plan.context / step_s:8.0f} tokens/s, {rate / 1e12:.0f} TFLOP/s, "
+            f"{num_tokens / step_s:8.0f} tokens/s, {rate / 1e12:.0f} TFLOP/s, "
             f"{100 * rate / device.flops_per_s:.0f} % of the products'",
             flush=True,
         )
 
 
 def decode_bytes(model: HrmTextModel, plan: BenchPlan, batch: int) -> float:
-    """What a step must read: each stack once a pass, the head once, keys and values of every
-    row."""
-    shape, core = plan.shape, model.model
-    low, high = (
-        sum(p.numel() * p.element_size() for p in part.parameters())
-        for part in (core.L_module, core.H_module)
-    )
-    passes = shape.h_cycles * (shape.l_cycles * low + high)
-    kept = 2 * shape.num_kv_slots * shape.num_heads * shape.head_dim * 2
-    return passes + model.lm_head.weight.numel() * 2 + batch * plan.context * kept
+    """Return the bytes that a step must read: each stack once a pass, the head once, and the keys
+    and values of every row."""
+    shape = plan.shape
+    low = parameter_bytes(model.model.L_module)
+    high = parameter_bytes(model.model.H_module)
+    stacks = shape.h_cycles * (shape.l_cycles * low + high)
+    head = model.lm_head.weight.numel() * 2
+    kv_per_token = 2 * shape.num_kv_slots * shape.num_heads * shape.head_dim * 2
+    return stacks + head + batch * plan.context * kv_per_token
+
+
+def parameter_bytes(module: torch.nn.Module) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in module.parameters())
 
 
 def prefill_flops(plan: BenchPlan, prompts: int) -> float:
-    """Products with the weights and, in attention, of all pairs of a prompt's tokens; the head once
-    a prompt."""
+    """Return the operations of a prefill.
+
+    These are products with the weights and, in attention, of all pairs of a prompt's tokens; the
+    head is computed once a prompt.
+    """
     shape = plan.shape
     width = shape.num_heads * shape.head_dim
     layer = 5 * shape.hidden_size * width + 3 * shape.hidden_size * shape.intermediate_size
@@ -244,20 +317,24 @@ def prefill_flops(plan: BenchPlan, prompts: int) -> float:
     return prompts * (plan.context * per_token + 2 * shape.vocab_size * shape.hidden_size)
 
 
-def agreement(place: torch.device, *, small: bool) -> None:
+def agreement(torch_device: torch.device, *, small: bool) -> None:
+    shape = replace(XL, vocab_size=4096, num_layers=4, max_positions=1024)
+    num_tokens = 64
+    if small:
+        shape = SMALL
+        num_tokens = 4
     with tempfile.TemporaryDirectory() as directory:
-        shape = SMALL if small else replace(XL, vocab_size=4096, num_layers=4, max_positions=1024)
-        print_agreement(Path(directory), shape, place, num_tokens=4 if small else 64)
+        print_agreement(Path(directory), shape, torch_device, num_tokens=num_tokens)
 
 
 def seconds(run: Callable[[], object], repeats: int) -> float:
-    """The median time of a run, after two that do not count."""
+    """Return the median seconds of a run, after two that do not count."""
     times = []
     for _ in range(repeats + 2):
         started = time.perf_counter()
         run()
         if torch.cuda.is_available():
-            torch.cuda.synchronize()
+            torch.cuda.synchronize()  # the work is queued: it has not ended with the call
         times.append(time.perf_counter() - started)
     return sorted(times[2:])[repeats // 2]
 

@@ -1,8 +1,8 @@
-"""How often our greedy choices on a device are those of transformers' own forward over the same
+"""The agreement of our greedy choices on a device with transformers' own forward over the same
 tokens.
 
-Half precision rounds, so two right computations disagree where two tokens nearly tie: how often
-transformers in half precision disagrees with itself in full precision is printed beside it.
+Half precision rounds, so two right computations disagree where two tokens nearly tie. The agreement
+of transformers in half precision with itself in full precision is printed beside ours.
 """
 
 from pathlib import Path
@@ -25,15 +25,15 @@ PROMPT_LENGTHS = (5, 60, 254, 300)
 
 
 def print_agreement(
-    directory: Path, shape: HrmTextShape, place: torch.device, num_tokens: int
+    directory: Path, shape: HrmTextShape, device: torch.device, num_tokens: int
 ) -> None:
-    """Generate `num_tokens` behind prompts of several lengths, then ask transformers at each
-    position."""
+    """Generate `num_tokens` behind prompts of several lengths, and print how often transformers
+    chooses the same at each position."""
     net = write_model(directory, shape)
-    half = "bfloat16" if place.type == "cuda" else "float32"
+    half = "bfloat16" if device.type == "cuda" else "float32"
     options = RunnerOptions(
         str(directory),
-        device=str(place),
+        device=str(device),
         dtype=half,
         page_size=256,
         max_batch=4,
@@ -43,32 +43,28 @@ def print_agreement(
     runner = hrm_text.load(options)
     name = getattr(runner.kernel, "__name__", "none")
     print(f"  kernel over pages: {name}, graphs: {runner.has_graphs}, {half}")
+
     generator = torch.Generator().manual_seed(0)
-    prompts = [
-        tuple(torch.randint(4, 200, (n,), generator=generator).tolist()) for n in PROMPT_LENGTHS
-    ]
+    prompts = []
+    for length in PROMPT_LENGTHS:
+        ids = torch.randint(4, 200, (length,), generator=generator)
+        prompts.append(tuple(ids.tolist()))
     answers = generate(runner, prompts, num_tokens)
-    exact = [
-        chosen_by(net.to(place), prompt, answer)
-        for prompt, answer in zip(prompts, answers, strict=True)
-    ]
-    rounded_net = net.to(getattr(torch, half))
-    rounded = [
-        chosen_by(rounded_net, prompt, answer)
-        for prompt, answer in zip(prompts, answers, strict=True)
-    ]
-    ours = [torch.tensor(answer) for answer in answers]
-    print(f"  {sum(map(len, ours))} tokens: ours are transformers' in {share(ours, rounded):.1%}")
+    ours = torch.cat([torch.tensor(answer) for answer in answers])
+    # In full precision first: rounding changes the net itself.
+    exact = chosen_by(net.to(device), prompts, answers)
+    rounded = chosen_by(net.to(getattr(torch, half)), prompts, answers)
+
+    print(f"  {len(ours)} tokens: ours are transformers' in {share(ours, rounded):.1%}")
     print(
-        (
-            f"  of full precision: ours {share(ours, exact):.1%}, transformers' "
-            f"{share(rounded, exact):.1%}"
-        ),
+        f"  of full precision: ours {share(ours, exact):.1%}, transformers' "
+        f"{share(rounded, exact):.1%}",
         flush=True,
     )
 
 
 def write_model(directory: Path, shape: HrmTextShape) -> Any:
+    """Write a net of random weights with its tokenizer, and return the net."""
     torch.manual_seed(0)
     config = HrmTextConfig(
         vocab_size=shape.vocab_size,
@@ -95,31 +91,37 @@ def write_model(directory: Path, shape: HrmTextShape) -> Any:
 def generate(
     runner: PagedRunner, prompts: list[tuple[int, ...]], num_tokens: int
 ) -> list[list[int]]:
+    """Return the greedy answers of our engine."""
     emissions: list[Emission] = []
     engine = Engine(runner, emissions.extend)
     sampling = Sampling(max_tokens=num_tokens, seed=0, temperature=0.0)
     for number, prompt in enumerate(prompts):
-        engine.submit(
-            SequenceWork(str(number), runner.encode(Generate(prompt, sampling)), sampling)
-        )
+        encoded = runner.encode(Generate(prompt, sampling))
+        engine.submit(SequenceWork(str(number), encoded, sampling))
     while engine.has_work:
         engine.step()
-    return [
-        [token for item in emissions if item.key == str(n) for token in item.ids]
-        for n in range(len(prompts))
-    ]
+
+    answers: list[list[int]] = [[] for _ in prompts]
+    for emission in emissions:
+        answers[int(emission.key)] += emission.ids
+    return answers
 
 
 @torch.inference_mode()
-def chosen_by(net: Any, prompt: tuple[int, ...], answer: list[int]) -> Tensor:
-    """What transformers would say at each position of `answer`, the positions before it as they
-    are."""
-    ids = torch.tensor([[*prompt, *answer]], device=net.device)
-    types = torch.tensor([[1] * len(prompt) + [0] * len(answer)], device=net.device)
-    logits = net(input_ids=ids, token_type_ids=types, use_cache=False).logits[0]
-    chosen: Tensor = logits[len(prompt) - 1 : -1].argmax(-1).cpu()
-    return chosen
+def chosen_by(net: Any, prompts: list[tuple[int, ...]], answers: list[list[int]]) -> Tensor:
+    """Return the tokens that transformers would choose at each position of the answers [tokens].
+
+    At each position, those before it are as they are in the answer.
+    """
+    chosen = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = torch.tensor([[*prompt, *answer]], device=net.device)
+        types = torch.tensor([[1] * len(prompt) + [0] * len(answer)], device=net.device)
+        logits = net(input_ids=ids, token_type_ids=types, use_cache=False).logits[0]
+        chosen.append(logits[len(prompt) - 1 : -1].argmax(-1).cpu())
+    return torch.cat(chosen)
 
 
-def share(one: list[Tensor], other: list[Tensor]) -> float:
-    return float((torch.cat(one) == torch.cat(other)).double().mean())
+def share(one: Tensor, other: Tensor) -> float:
+    """Return the share of positions at which two rows of tokens are equal."""
+    return float((one == other).double().mean())

@@ -1,5 +1,5 @@
-"""How much faster packed and int8 linear layers are than `F.linear`, with the weights streamed from
-memory.
+"""Packed and int8 linear layers beside `F.linear`: how much faster they are with the weights
+streamed from memory.
 
 python -m scripts.bench.linear --threads 1
 
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from worker.device import use_threads
 from worker.models.linear import Int8Linear, PackedLinear, pack_linears
 
+# (in, out) of each layer.
 SHAPES = ((512, 2048), (512, 512), (512, 3072), (1536, 512), (512, 8192), (128, 512), (256, 128))
-"""(in, out)."""
 ROWS = (1, 4, 8, 16, 32, 1400)
 _ROTATED_BYTES = 128 << 20
 _MOST_LAYERS = 128
@@ -32,19 +32,27 @@ Layer = Callable[[Tensor], Tensor]
 def call_seconds(
     shape: tuple[int, int], rows: int, kernels: dict[str, list[Layer]], rounds: int
 ) -> dict[str, float]:
-    """Quarter quantile of a call's seconds, by kernel."""
+    """Return the quarter quantile of a call's seconds, by kernel."""
     x = torch.randn(rows, shape[0])
     seconds: dict[str, list[float]] = {name: [] for name in kernels}
     for turn in range(rounds):
-        for place, (name, layers) in enumerate(kernels.items()):
-            layer = layers[(turn + place * len(layers) // len(kernels)) % len(layers)]
+        for index, (name, layers) in enumerate(kernels.items()):
+            # Each kernel is at another layer, as far from those of the others as can be.
+            offset = index * len(layers) // len(kernels)
+            layer = layers[(turn + offset) % len(layers)]
             start = time.perf_counter()
             layer(x)
             seconds[name].append(time.perf_counter() - start)
-    return {name: sorted(taken)[len(taken) // 4] for name, taken in seconds.items()}
+
+    quantiles = {}
+    for name, durations in seconds.items():
+        durations.sort()
+        quantiles[name] = durations[len(durations) // 4]
+    return quantiles
 
 
 def kernels_of(shape: tuple[int, int]) -> dict[str, list[Layer]]:
+    """Return layers of the same weights for each kernel, as many as take 128 MiB of fp32."""
     count = max(2, min(_MOST_LAYERS, _ROTATED_BYTES // (4 * shape[0] * shape[1])))
     weights = [torch.randn(shape[1], shape[0]) * shape[0] ** -0.5 for _ in range(count)]
 
@@ -59,9 +67,11 @@ def kernels_of(shape: tuple[int, int]) -> dict[str, list[Layer]]:
 
 
 def chosen(shape: tuple[int, int]) -> str:
-    """What `pack_linears` makes of such a layer."""
+    """Return the kernel that `pack_linears` chooses for such a layer."""
     model = nn.Sequential(nn.Linear(*shape, bias=False))
-    return "packed" if pack_linears(model) else "F.linear"
+    if pack_linears(model):
+        return "packed"
+    return "F.linear"
 
 
 @torch.inference_mode()
@@ -83,11 +93,13 @@ def main() -> None:
     for shape in SHAPES:
         kernels = kernels_of(shape)
         for rows in ROWS:
-            rounds = args.rounds if rows < 100 else max(5, args.rounds // 5)
-            taken = call_seconds(shape, rows, kernels, rounds)
-            base = taken["F.linear"]
+            rounds = args.rounds
+            if rows >= 100:  # these calls are long
+                rounds = max(5, args.rounds // 5)
+            seconds = call_seconds(shape, rows, kernels, rounds)
+            base = seconds["F.linear"]
             gflops = 2e-9 * rows * shape[0] * shape[1] / base
-            gains = f"{base / taken['packed']:.2f} | {base / taken['int8']:.2f}"
+            gains = f"{base / seconds['packed']:.2f} | {base / seconds['int8']:.2f}"
             print(
                 f"| {shape[0]} x {shape[1]} | {chosen(shape)} | {rows} | {gflops:.1f} | {gains} |",
                 flush=True,

@@ -1,5 +1,4 @@
-"""Taking turns, and saying what came of it: the sides of a row run alternately and are compared
-within the run."""
+"""Measuring in turns: the sides of a row run alternately and are compared within the run."""
 
 import datetime
 import os
@@ -19,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Timed(Generic[T]):
-    """What one turn took, and gave."""
+    """The seconds that a turn took, and what it returned."""
 
     seconds: float
     value: T
@@ -32,8 +31,8 @@ def timed(call: Callable[..., T], *args: object) -> Timed[T]:
 
 
 def take_turns(rounds: int, **sides: Callable[[], T]) -> dict[str, list[Timed[T]]]:
-    """Each side once per round, in turn, after one round that is thrown away: the first touches
-    memory."""
+    """Call each side once per round, in turn, and return the turns of each."""
+    # One round is thrown away: it touches memory for the first time.
     for call in sides.values():
         call()
     turns: dict[str, list[Timed[T]]] = {name: [] for name in sides}
@@ -45,22 +44,25 @@ def take_turns(rounds: int, **sides: Callable[[], T]) -> dict[str, list[Timed[T]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds of each round on both sides, for the same work. A ratio above 1 means that ours is
-    faster."""
+    """The seconds of each round on both sides, for the same work.
+
+    A ratio above 1 means that ours is faster.
+    """
 
     ours: list[float] = field(default_factory=list)
     theirs: list[float] = field(default_factory=list)
 
     def add(self, ours: float, theirs: float) -> None:
-        """One more round."""
+        """Add a round."""
         self.ours.append(ours)
         self.theirs.append(theirs)
 
     def rates(
         self, name: str, amount: float, unit: str, sides: tuple[str, str] = ("ours", "theirs")
     ) -> str:
-        """A row of how many of `amount` things went through in a second, in the best round."""
-        mine, other = amount / min(self.ours), amount / min(self.theirs)
+        """Return a row of the amounts per second in the best round, of `amount` in each round."""
+        mine = amount / min(self.ours)
+        other = amount / min(self.theirs)
         return (
             f"{name:<28} {sides[0]} {mine:9.1f} {unit}  {sides[1]} {other:9.1f} {unit}  "
             f"{self._ratio()}"
@@ -69,47 +71,49 @@ class Comparison:
     def latencies(
         self, name: str, sides: tuple[str, str] = ("ours", "theirs"), parts: int = 1
     ) -> str:
-        """A row of milliseconds in the best round, each of `parts` equal parts of it."""
-        mine, other = 1000 * min(self.ours) / parts, 1000 * min(self.theirs) / parts
+        """Return a row of milliseconds in the best round, of one of its `parts` equal parts."""
+        mine = 1000 * min(self.ours) / parts
+        other = 1000 * min(self.theirs) / parts
         return f"{name:<28} {sides[0]} {mine:9.1f} ms  {sides[1]} {other:9.1f} ms  {self._ratio()}"
 
     def _ratio(self) -> str:
-        """Best against best: whatever disturbed the machine only ever made a turn longer. The
-        rounds show the noise."""
-        rounds = sorted(theirs / ours for ours, theirs in zip(self.ours, self.theirs, strict=True))
+        """Return the ratio of the best rounds, and those of all rounds, which show the noise."""
+        rounds = []
+        for ours, theirs in zip(self.ours, self.theirs, strict=True):
+            rounds.append(theirs / ours)
+        rounds.sort()
         spread = f"median {statistics.median(rounds):.2f}, {rounds[0]:.2f} to {rounds[-1]:.2f}"
-        return f"ratio {min(self.theirs) / min(self.ours):.2f}  ({spread})"
+        # Whatever disturbed the machine only ever made a turn longer.
+        best = min(self.theirs) / min(self.ours)
+        return f"ratio {best:.2f}  ({spread})"
 
 
 def compared(
     turns: Mapping[str, list[Timed[T]]], seconds: Callable[[Timed[T]], float]
 ) -> Comparison:
-    """The sides called `ours` and `theirs`, by what `seconds` reads off a turn."""
+    """Return the comparison of the sides `ours` and `theirs`, by what `seconds` reads off a
+    turn."""
     return Comparison(
         [seconds(turn) for turn in turns["ours"]], [seconds(turn) for turn in turns["theirs"]]
     )
 
 
 def header(**facts: object) -> str:
-    """Where, when and of what code the figures are."""
+    """Return the first lines of a report: its commit and date, the machine, and the facts."""
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     load = f"{os.getloadavg()[0]:.2f}"
-    machine = (
+    lines = [
+        f"commit {commit()}  {date}",
         f"{os.cpu_count()} cores, load {load} at the start, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}"
-    )
-    return "\n".join(
-        [
-            f"commit {commit()}  {date}",
-            machine,
-            "  ".join(f"{key}={value}" for key, value in facts.items()),
-        ]
-    )
+        f"transformers {transformers.__version__}",
+        "  ".join(f"{key}={value}" for key, value in facts.items()),
+    ]
+    return "\n".join(lines)
 
 
 def commit() -> str:
-    """The commit of this checkout, marked when files differ from it."""
+    """Return the commit of this checkout, marked when files differ from it."""
     here = Path(__file__).parent
     command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
-    found = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    result = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown"

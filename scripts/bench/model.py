@@ -1,7 +1,6 @@
-"""Writes the nets that are measured: random weights, a vocabulary of which every token has a text.
+"""The nets that are measured: random weights, and a vocabulary in which every token has a text.
 
-The end token's row of the head is zero, so greedy decoding, whose best of thousands of random
-logits is above zero, never says it: every answer has exactly the length that was asked for.
+Every answer has exactly the length that was asked for, as greedy decoding never ends by itself.
 """
 
 from dataclasses import dataclass
@@ -23,7 +22,10 @@ from scripts.train_sample import BOQ, CONDITION_TOKENS, EOA, EOQ, PAD
 
 @dataclass(frozen=True)
 class Size:
-    """`layers` is the number of blocks in each HRM stack, and of all blocks of the causal net."""
+    """The sizes of a net.
+
+    `layers` is the number of blocks in each HRM stack. The causal net has as many as both stacks.
+    """
 
     hidden: int = 512
     head_dim: int = 64
@@ -37,17 +39,20 @@ SIZES = {
     "reference": Size(),
     "tiny": Size(hidden=64, head_dim=16, intermediate=96, layers=1, vocab=512, positions=1280),
 }
+# Ids below are special tokens and bytes; from here on each id is a word of plain letters.
 FIRST_WORD = 8 + 256
-"""Ids below are special tokens and bytes; from here on each id is a word of plain letters."""
 
 
 def tokenizer(vocab: int) -> PreTrainedTokenizerFast:
-    """Special tokens, the 256 bytes, then words without merges: text is read as bytes, any answer
-    reads as letters."""
+    """Return a tokenizer of special tokens, the 256 bytes and words.
+
+    Without merges, text is read as bytes; any answer reads as letters.
+    """
     specials = [PAD, BOQ, EOQ, EOA, *CONDITION_TOKENS.values()]
     tokens = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokens += [f"w{_letters(number)}" for number in range(vocab - len(tokens))]
-    inner = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
+    ids = {token: index for index, token in enumerate(tokens)}
+    inner = Tokenizer(models.BPE(vocab=ids, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens(specials)
@@ -61,8 +66,10 @@ def tokenizer(vocab: int) -> PreTrainedTokenizerFast:
 
 
 def hrm_text(cache: Path, size: str) -> Path:
-    """The directory of the HRM-Text net, written if it is not there: cycles 2 x 3, an initial low
-    state of its own."""
+    """Return the directory of the HRM-Text net, which is written if it is not there.
+
+    The net has 2 x 3 cycles and a random initial low state.
+    """
     shape = SIZES[size]
     config = HrmTextConfig(
         **_common(shape),
@@ -81,8 +88,10 @@ def hrm_text(cache: Path, size: str) -> Path:
 
 
 def causal(cache: Path, size: str) -> Path:
-    """The directory of a causal net (Llama's form, grouped queries) with as many blocks as both HRM
-    stacks."""
+    """Return the directory of a causal net, which is written if it is not there.
+
+    It is a Llama with grouped queries, and with as many blocks as both HRM stacks.
+    """
     shape = SIZES[size]
     heads = shape.hidden // shape.head_dim
     config = LlamaConfig(
@@ -107,21 +116,25 @@ def _common(shape: Size) -> dict[str, Any]:
 
 
 def _written(path: Path, build: Any, shape: Size) -> Path:
-    """Written beside and moved into place, so that a run that was cut off leaves no half net
-    behind."""
-    if not path.exists():
-        torch.manual_seed(0)
-        model = build().eval()
-        model.lm_head.weight.data[model.config.eos_token_id] = 0
-        unfinished = path.with_suffix(".unfinished")
-        model.save_pretrained(unfinished)
-        tokenizer(shape.vocab).save_pretrained(unfinished)
-        unfinished.rename(path)
+    """Return the directory `path`, which is written with the net of `build` if it is not there."""
+    if path.exists():
+        return path
+    torch.manual_seed(0)
+    model = build().eval()
+    # The best of thousands of random logits is above zero, so greedy decoding never chooses the
+    # end token.
+    model.lm_head.weight.data[model.config.eos_token_id] = 0
+
+    # Written beside and moved into place: a run that was cut off leaves no half net behind.
+    unfinished = path.with_suffix(".unfinished")
+    model.save_pretrained(unfinished)
+    tokenizer(shape.vocab).save_pretrained(unfinished)
+    unfinished.rename(path)
     return path
 
 
 def _letters(number: int) -> str:
-    """A word of its own for each number."""
+    """Return a word of its own for each number."""
     text = ""
     while True:
         number, digit = divmod(number, 26)

@@ -1,5 +1,7 @@
-"""Our side of a row: the engine, driven as its thread drives it. See `serve.engine` for one in a
-process of its own."""
+"""Our side of a row: the engine, driven as its thread drives it.
+
+`serve.engine` runs one in a process of its own.
+"""
 
 import math
 import time
@@ -24,7 +26,10 @@ KV_MIB = 1024
 
 @dataclass
 class Said:
-    """What the engine said of one request; times by `time.perf_counter`, infinite until then."""
+    """The engine's response to one request.
+
+    Times are those of `time.perf_counter`, and infinite until then.
+    """
 
     ids: list[int] = field(default_factory=list)
     first_at: float = math.inf
@@ -32,10 +37,10 @@ class Said:
 
 
 class Ours:
-    """An engine over a loaded model. `threads` are set for each turn: torch keeps them by thread.
+    """An engine over a loaded model.
 
-    A row's turns repeat its prompts: what one turn computed must not serve the next, but where
-    `prefix_cache` is meant.
+    A row's turns repeat its prompts. What one turn computed must not serve the next, so
+    `prefix_cache` is for the rows that measure it.
     """
 
     def __init__(
@@ -64,51 +69,69 @@ class Ours:
         self._engine = Engine(self.runner, self._note)
 
     def generate(self, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[Said]:
-        """Greedy answers of the given lengths, all asked for at once."""
+        """Return greedy answers of the given lengths to prompts that come at once."""
         return self.arrivals(prompts, lengths, [0.0] * len(prompts))
 
     def arrivals(
         self, prompts: Sequence[Sequence[int]], lengths: Sequence[int], at_s: Sequence[float]
     ) -> list[Said]:
-        """The same with a time of arrival for each, in seconds from now, ascending."""
+        """Return greedy answers of the given lengths to prompts that come one after another.
+
+        `at_s` are the times of arrival in seconds from now, ascending.
+        """
         self._begin()
         begun = now()
         for number, at in enumerate(at_s):
             self._step_until(begun + at)
             self._submit(str(number), prompts[number], lengths[number])
         self._finish()
-        said = [self._said[str(number)] for number in range(len(prompts))]
-        short = [number for number, length in enumerate(lengths) if len(said[number].ids) != length]
+
+        responses = []
+        short = []
+        for number, length in enumerate(lengths):
+            response = self._said[str(number)]
+            responses.append(response)
+            if len(response.ids) != length:
+                short.append(number)
         assert not short, f"answers {short} have another length than was asked for"
-        return said
+        return responses
 
     def score(
         self, contexts: Sequence[Sequence[int]], tails: Sequence[Sequence[Sequence[int]]]
     ) -> list[float]:
-        """Log-likelihoods of the continuations of every context, context by context."""
+        """Return the log-likelihoods of the continuations of every context, context by context."""
         self._begin()
         for number, (context, continuations) in enumerate(zip(contexts, tails, strict=True)):
             task = Score(tuple(context), tuple(map(tuple, continuations)))
             self._engine.submit(SequenceWork(str(number), self.runner.encode(task), None))
         self._finish()
-        results = [self._ended[str(number)].result for number in range(len(contexts))]
-        scored = [result for result in results if isinstance(result, Scored)]
-        assert len(scored) == len(contexts)
-        return [score.log_likelihood for one in scored for score in one.scores]
+
+        log_likelihoods = []
+        for number in range(len(contexts)):
+            result = self._ended[str(number)].result
+            assert isinstance(result, Scored)
+            for score in result.scores:
+                log_likelihoods.append(score.log_likelihood)
+        return log_likelihoods
 
     def decode_steps(
         self, running: Sequence[Sequence[int]], waiting: Sequence[Sequence[int]], count: int
     ) -> float:
-        """Seconds that `count` decode steps of a full batch take while others wait; then all of it
-        is dropped."""
+        """Return the seconds that `count` decode steps of a full batch take while others wait.
+
+        All requests are aborted then.
+        """
         self._begin()
+        # Long enough to run on through all prefills and the measured steps.
+        length = 2 * count + len(running)
         for number, prompt in enumerate(running):
-            self._submit(str(number), prompt, 2 * count + len(running))
+            self._submit(str(number), prompt, length)
         while len(self._said) < len(running):
             self._engine.step()
         for number, prompt in enumerate(waiting, start=len(running)):
-            self._submit(str(number), prompt, 1)
+            self._submit(str(number), prompt, length=1)
         self._engine.step()
+
         begun = now()
         for _ in range(count):
             self._engine.step()
@@ -116,6 +139,7 @@ class Ours:
         assert len(self._said) == len(running) and not self._ended, (
             "the batch changed while it was measured"
         )
+
         for number in range(len(running) + len(waiting)):
             self._engine.abort(str(number))
         self._finish()
@@ -126,11 +150,12 @@ class Ours:
         self._engine.submit(SequenceWork(key, self.runner.encode(task), task.sampling))
 
     def _begin(self) -> None:
-        torch.set_num_threads(self._threads)
-        self._said, self._ended = {}, {}
+        torch.set_num_threads(self._threads)  # for each turn: torch keeps it by thread
+        self._said = {}
+        self._ended = {}
 
     def _step_until(self, moment: float) -> None:
-        """Do what there is to do until then."""
+        """Step while there is work, else sleep, until this moment."""
         while (left := moment - now()) > 0:
             if self._engine.has_work:
                 self._engine.step()
@@ -143,12 +168,12 @@ class Ours:
 
     def _note(self, emissions: list[Emission]) -> None:
         at = now()
-        for item in emissions:
-            said = self._said.setdefault(item.key, Said())
-            said.ids += item.ids
-            if item.ids:
-                said.first_at = min(said.first_at, at)
-            if item.ended is not None:
-                assert isinstance(item.ended, Done), item.ended
-                said.ended_at = at
-                self._ended[item.key] = item.ended
+        for emission in emissions:
+            response = self._said.setdefault(emission.key, Said())
+            response.ids += emission.ids
+            if emission.ids:
+                response.first_at = min(response.first_at, at)
+            if emission.ended is not None:
+                assert isinstance(emission.ended, Done), emission.ended
+                response.ended_at = at
+                self._ended[emission.key] = emission.ended

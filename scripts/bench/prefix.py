@@ -9,21 +9,25 @@ TAIL_TOKENS = 16
 
 
 def prefix(rig: Rig) -> list[str]:
-    """Each round has a prefix of its own: its first request is cold, its second one shares all but
-    the tail."""
+    """Measure the time to the first token of two requests that share all but their tails.
+
+    Each round has a prefix of its own, so the first request is cold.
+    """
     ours, theirs = rig.causal()
     size = rig.load.shared_prefix
-    within, across, num_equal = Comparison(), Comparison(), 0
+    within = Comparison()
+    across = Comparison()
+    num_equal = 0
     for number in (rig.rounds, *range(rig.rounds)):  # the first one is thrown away
-        (shared,) = draw_prompts(1, size, size, rig.vocab, seed=number)
+        [shared] = draw_prompts(1, size, size, rig.vocab, seed=number)
         first, second = draw_prompts(2, TAIL_TOKENS, TAIL_TOKENS, rig.vocab, seed=number + 1000)
         cold = timed(ours.generate, [shared + first], [1])
         hit = timed(ours.generate, [shared + second], [1])
-        own = timed(theirs.generate, [shared + second], 1)
+        batch = timed(theirs.generate, [shared + second], 1)
         if number < rig.rounds:
             within.add(hit.seconds, cold.seconds)
-            across.add(hit.seconds, own.seconds)
-            num_equal += hit.value[0].ids == own.value.ids[0]
+            across.add(hit.seconds, batch.seconds)
+            num_equal += hit.value[0].ids == batch.value.ids[0]
     name = f"prefix {size}+{TAIL_TOKENS} TTFT"
     return [
         within.latencies(name, ("hit", "cold")),

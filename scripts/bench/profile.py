@@ -1,4 +1,4 @@
-"""Where a decode step's time goes: torch's profiler over a few steps of a full batch.
+"""The profile of a decode step: torch's profiler over a few steps of a full batch.
 
 python -m scripts.bench.profile --threads 1
 """
@@ -27,17 +27,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         path = hrm_text(args.cache or Path(scratch), args.size)
         ours = Ours(path, threads=args.threads, max_batch=load.concurrent, quantize=args.quantize)
     ours.decode_steps(prompts, [], load.steps)
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
         seconds = ours.decode_steps(prompts, [], load.steps)
-    print(
-        f"{1000 * seconds / load.steps:.1f} ms a step under the profiler; prefill is in "
-        "the table, too"
+    step_ms = 1000 * seconds / load.steps
+    print(f"{step_ms:.1f} ms a step under the profiler; prefill is in the table, too")
+    table = profiler.key_averages().table(
+        sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=48
     )
-    print(
-        seen.key_averages().table(
-            sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=48
-        )
-    )
+    print(table)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ from scripts.bench.theirs import Theirs
 
 
 def draw_prompts(count: int, least: int, most: int, vocab: int, seed: int = 0) -> list[list[int]]:
-    """Token ids of `count` prompts of random lengths."""
+    """Return the token ids of `count` prompts of random lengths."""
     rng = random.Random(seed)
-    return [
-        [rng.randrange(FIRST_WORD, vocab) for _ in range(rng.randint(least, most))]
-        for _ in range(count)
-    ]
+    prompts = []
+    for _ in range(count):
+        length = rng.randint(least, most)
+        prompts.append([rng.randrange(FIRST_WORD, vocab) for _ in range(length)])
+    return prompts
 
 
 def agreement(
@@ -22,14 +23,21 @@ def agreement(
     ours_ids: list[list[int]],
     their_ids: list[list[int]],
 ) -> str:
-    """How many answers are equal; where one is not, how nearly the two likeliest tokens tied where
-    they part."""
+    """Return a line of how many answers are equal.
+
+    For an answer that is not, it says how nearly the two likeliest tokens tied where they part.
+    """
     parted = []
     for prompt, mine, other in zip(prompts, ours_ids, their_ids, strict=True):
-        if mine != other:
-            at = next(i for i, (a, b) in enumerate(zip(mine, other, strict=True)) if a != b)
-            parted.append(f"token {at} (top-2 gap {theirs.top_two_gap(prompt, other[:at]):.2g})")
-    equal = len(prompts) - len(parted)
-    return f"  greedy answers equal: {equal} of {len(prompts)}" + (
-        f"; parted at {', '.join(parted)}" if parted else ""
-    )
+        if mine == other:
+            continue
+        at = 0
+        while mine[at] == other[at]:
+            at += 1
+        gap = theirs.top_two_gap(prompt, other[:at])
+        parted.append(f"token {at} (top-2 gap {gap:.2g})")
+    num_equal = len(prompts) - len(parted)
+    line = f"  greedy answers equal: {num_equal} of {len(prompts)}"
+    if parted:
+        line += f"; parted at {', '.join(parted)}"
+    return line

@@ -1,8 +1,8 @@
-"""What int8 linear layers change in a model's logits, in its greedy text and, for the sample model,
-in its answers.
+"""The effect of int8 linear layers on a model's logits, on its greedy text and, for the sample
+model, on its answers.
 
-python -m scripts.bench.quantize --model-path models/sample-hrm-text --problems 200 --least-weights
-1
+    python -m scripts.bench.quantize --model-path models/sample-hrm-text --problems 200 \\
+        --least-weights 1
 
 Prompts are held-out problems. The fp32 model answers each with up to 64 tokens; along these tokens
 the logits of both are compared, position by position (teacher-forced); then int8 answers the same
@@ -10,6 +10,7 @@ prompts by itself (free-running).
 """
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from scripts.eval_sample import exact_share
-from scripts.sample_problems import KINDS, held_out
+from scripts.sample_problems import KINDS, Problem, held_out
 from shared.messages import Generate, Sampling
 from shared.settings import SAMPLE_MODEL
 from worker.accelerators import prepare
@@ -34,14 +35,15 @@ _ANSWER = Sampling(max_tokens=64, seed=0, temperature=0.0)
 _WINDOW = 256
 
 Ids = tuple[int, ...]
+# (prompt, response) -> [response tokens, vocab]: the logits that each token was chosen from.
 Logits = Callable[[Ids, Ids], Tensor]
-"""(prompt, response) -> [response tokens, vocab]: what each token of the response was chosen
-from."""
 
 
 def network(path: Path, quantize: str) -> Logits:
-    """The network by itself, without our engine, batches or pages: transformers' own code, or one
-    row of a brain."""
+    """Return the network by itself, without our engine, batches or pages.
+
+    It is transformers' own code, or one row of a brain.
+    """
     if detect(str(path)) == "hrm-act":
         return _brain(path, quantize)
     model = AutoModelForCausalLM.from_pretrained(
@@ -51,26 +53,24 @@ def network(path: Path, quantize: str) -> Logits:
     is_prefix_lm = model.config.model_type == "hrm_text"
 
     def logits(prompt: Ids, response: Ids) -> Tensor:
-        types = (
-            {"token_type_ids": torch.tensor([[1] * len(prompt) + [0] * len(response)])}
-            if is_prefix_lm
-            else {}
-        )
-        table: Tensor = (
-            model(torch.tensor([[*prompt, *response]]), use_cache=False, **types).logits[0].float()
-        )
-        return table[len(prompt) - 1 : -1]
+        ids = torch.tensor([[*prompt, *response]])
+        types = {}
+        if is_prefix_lm:
+            types["token_type_ids"] = torch.tensor([[1] * len(prompt) + [0] * len(response)])
+        table: Tensor = model(ids, use_cache=False, **types).logits[0].float()
+        return table[len(prompt) - 1 : -1]  # a token is chosen from the logits before it
 
     return logits
 
 
 def _brain(path: Path, quantize: str) -> Logits:
-    """One row per token: attention looks both ways, so that a later token changes what an earlier
-    one came from."""
+    """Return the network of a brain, computed with one row for each token of the response."""
     model = load_act_bundle(path).model
     prepare(model, RunnerOptions(str(path), quantize=quantize))
 
     def logits(prompt: Ids, response: Ids) -> Tensor:
+        # Attention looks both ways: a later token changes what an earlier one was chosen from. So
+        # each row ends before the token that is chosen.
         lengths = torch.arange(len(prompt), len(prompt) + len(response))
         ids = torch.tensor([[*prompt, *response[:-1]]]).expand(len(response), -1)
         out = model.forward_segment(ids, lengths, model.initial_carry(*ids.shape))
@@ -80,42 +80,51 @@ def _brain(path: Path, quantize: str) -> Logits:
 
 
 def answers(runner: Runner, prompts: Sequence[str]) -> list[Ids]:
-    """Response ids of each prompt at temperature 0, the end token left out."""
-    said: list[Emission] = []
-    engine = Engine(runner, said.extend)
+    """Return the response ids of each prompt at temperature 0, without the end token."""
+    emissions: list[Emission] = []
+    engine = Engine(runner, emissions.extend)
     for index, prompt in enumerate(prompts):
         engine.submit(SequenceWork(str(index), runner.encode(Generate(prompt, _ANSWER)), _ANSWER))
     while engine.has_work:
         engine.step()
     ids: list[Ids] = [()] * len(prompts)
-    for emission in said:
+    for emission in emissions:
         ids[int(emission.key)] += tuple(emission.ids)
     return ids
 
 
 def common(left: Ids, right: Ids) -> int:
-    """Tokens until the two part."""
-    pairs = enumerate(zip(left, right, strict=False))
-    return next(
-        (place for place, (one, other) in pairs if one != other), min(len(left), len(right))
-    )
+    """Return the number of tokens before the first that differs."""
+    for index, (one, other) in enumerate(zip(left, right, strict=False)):
+        if one != other:
+            return index
+    return min(len(left), len(right))
 
 
 @torch.inference_mode()
 def compare(path: Path, count: int, runners: Sequence[Runner]) -> None:
-    prompts = [
-        problem.prompt for kind in KINDS for problem in held_out(kind, -(-count // len(KINDS)))
-    ][:count]
-    whole, rounded = (answers(runner, prompts) for runner in runners)
-    rows = [
-        (runners[0].encode(Generate(text, _ANSWER)).prompt_ids, ids)
-        for text, ids in zip(prompts, whole, strict=True)
-    ]
-    tables = [
-        torch.cat([net(*row) for row in rows if row[1]])
-        for net in (network(path, "none"), network(path, "int8"))
-    ]
-    gap, agree = (tables[0] - tables[1]).abs(), tables[0].argmax(-1) == tables[1].argmax(-1)
+    """Print how far the answers of both runners, and the logits behind them, are apart.
+
+    The first of `runners` is that of the whole model, the second that of the rounded one.
+    """
+    problems: list[Problem] = []
+    for kind in KINDS:
+        problems += held_out(kind, math.ceil(count / len(KINDS)))
+    prompts = [problem.prompt for problem in problems[:count]]
+    whole = answers(runners[0], prompts)
+    rounded = answers(runners[1], prompts)
+
+    tables = []
+    for quantize in ("none", "int8"):
+        net = network(path, quantize)
+        logits = []
+        for text, response in zip(prompts, whole, strict=True):
+            if response:
+                prompt = runners[0].encode(Generate(text, _ANSWER)).prompt_ids
+                logits.append(net(prompt, response))
+        tables.append(torch.cat(logits))
+    gap = (tables[0] - tables[1]).abs()
+    agree = tables[0].argmax(-1) == tables[1].argmax(-1)
     print(
         f"teacher-forced, {len(agree)} positions; logits deviate by "
         f"{tables[0].std(-1).mean():.3f} within a position:"
@@ -124,12 +133,17 @@ def compare(path: Path, count: int, runners: Sequence[Runner]) -> None:
         f"  mean |delta logit| {gap.mean():.4f}, max {gap.max():.4f}, greedy agreement "
         f"{agree.float().mean():.4f}"
     )
-    parted = [common(one, other) for one, other in zip(whole, rounded, strict=True)]
-    equal = sum(one == other for one, other in zip(whole, rounded, strict=True))
-    share = sum(parted) / sum(map(len, whole))
+
+    num_equal = 0
+    num_common = 0
+    num_tokens = 0
+    for one, other in zip(whole, rounded, strict=True):
+        num_equal += one == other
+        num_common += common(one, other)
+        num_tokens += len(one)
     print(
-        f"free-running: {equal} of {count} answers equal; {share:.4f} of all tokens come "
-        "before the first that differs"
+        f"free-running: {num_equal} of {count} answers equal; {num_common / num_tokens:.4f} of all "
+        "tokens come before the first that differs"
     )
 
 
@@ -150,18 +164,23 @@ def main() -> None:
     )
     args = parser.parse_args()
     use_threads(1)
-    linear.MIN_INT8_WEIGHTS = args.least_weights or linear.MIN_INT8_WEIGHTS
-    options = [
-        RunnerOptions(path=args.model_path, max_batch=32, context_window=_WINDOW, quantize="none"),
-        RunnerOptions(path=args.model_path, max_batch=32, context_window=_WINDOW, quantize="int8"),
-    ]
-    runners = [load_sequence_runner("auto", option) for option in options]
+    if args.least_weights:
+        linear.MIN_INT8_WEIGHTS = args.least_weights
+    runners = []
+    for quantize in ("none", "int8"):
+        options = RunnerOptions(
+            path=args.model_path, max_batch=32, context_window=_WINDOW, quantize=quantize
+        )
+        runners.append(load_sequence_runner("auto", options))
     print(runners[1].spec.found)
     compare(Path(args.model_path), args.prompts, runners)
-    for kind in KINDS if args.problems else ():
+    if not args.problems:
+        return
+    for kind in KINDS:
         problems = held_out(kind, args.problems)
-        shares = [exact_share(runner, problems) for runner in runners]
-        print(f"  {kind:10} exact: fp32 {shares[0]:.3f}, int8 {shares[1]:.3f}", flush=True)
+        fp32 = exact_share(runners[0], problems)
+        int8 = exact_share(runners[1], problems)
+        print(f"  {kind:10} exact: fp32 {fp32:.3f}, int8 {int8:.3f}", flush=True)
 
 
 if __name__ == "__main__":

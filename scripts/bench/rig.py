@@ -1,4 +1,4 @@
-"""What every row is given: how much to do, and both sides over the same net."""
+"""The rig of every row: how much to do, and both sides over the same net."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from shared.setting_types import Quantize
 
 @dataclass(frozen=True)
 class Load:
-    """How much of everything; sizes in tokens, ranges as least and most.
+    """The amounts of everything that is measured. Sizes are in tokens, ranges are least and most.
 
     `interval_s` lies between staggered arrivals. `scored_at_once` contexts are scored in one turn.
     """
@@ -55,8 +55,11 @@ QUICK = Load(
 
 @dataclass(frozen=True)
 class Rig:
-    """`size` names the net; `threads` and `quantize` are of our side, whose `engines` are ended by
-    their stack."""
+    """Both sides of a row, each loaded when it is first used.
+
+    `size` names the net. `threads` and `quantize` are those of our side. Its engines are ended by
+    the stack `engines`.
+    """
 
     size: str
     cache: Path
@@ -80,11 +83,11 @@ class Rig:
         return Theirs(model.hrm_text(self.cache, self.size), threads=self.baseline_threads)
 
     def wide(self) -> Ours:
-        """Our side with room for the largest batch of the load."""
+        """Return our side with room for the largest batch of the load."""
         return self._ours(model.hrm_text(self.cache, self.size), max_batch=max(self.load.batches))
 
     def causal(self) -> tuple[Ours, Theirs]:
-        """Both sides over the causal net, ours with its prefix cache."""
+        """Return both sides over the causal net, ours with its prefix cache."""
         path = model.causal(self.cache, self.size)
         ours = self._ours(path, max_batch=self.load.concurrent, prefix_cache=True)
         return ours, Theirs(path, threads=self.baseline_threads)

@@ -5,24 +5,29 @@ from scripts.bench.measure import Comparison, timed
 from scripts.bench.prompts import draw_prompts
 from scripts.bench.rig import Rig
 
+# Contexts, and the continuations of each.
 Pairs = tuple[list[list[int]], list[list[list[int]]]]
-"""Contexts, and the continuations of each."""
 
 
 def scoring(rig: Rig) -> list[str]:
-    """Continuations per second. A round is a few contexts, all of a run's rounds differ; `--rounds`
-    plays no part."""
+    """Measure continuations per second.
+
+    A round is a few contexts, and all rounds of a run differ; `--rounds` plays no part.
+    """
     load = rig.load
-    speed, largest_gap = Comparison(), 0.0
     at_once = load.scored_at_once
-    for side in (rig.ours, rig.theirs):
-        side.score(*_pairs(rig, 1, seed=-1))
+    speed = Comparison()
+    largest_gap = 0.0
+    contexts, continuations = _pairs(rig, 1, seed=-1)
+    rig.ours.score(contexts, continuations)
+    rig.theirs.score(contexts, continuations)
     for number in range(load.contexts // at_once):
-        pairs = _pairs(rig, at_once, seed=number)
-        ours, theirs = timed(rig.ours.score, *pairs), timed(rig.theirs.score, *pairs)
+        contexts, continuations = _pairs(rig, at_once, seed=number)
+        ours = timed(rig.ours.score, contexts, continuations)
+        theirs = timed(rig.theirs.score, contexts, continuations)
         speed.add(ours.seconds, theirs.seconds)
-        gaps = [abs(mine - other) for mine, other in zip(ours.value, theirs.value, strict=True)]
-        largest_gap = max(largest_gap, *gaps)
+        for mine, other in zip(ours.value, theirs.value, strict=True):
+            largest_gap = max(largest_gap, abs(mine - other))
     name = f"scoring {load.context_tokens}+{load.continuations}x{load.continuation_tokens}"
     return [
         speed.rates(name, at_once * load.continuations, "pairs/s"),
@@ -32,9 +37,11 @@ def scoring(rig: Rig) -> list[str]:
 
 def _pairs(rig: Rig, count: int, seed: int) -> Pairs:
     load = rig.load
-    contexts = draw_prompts(count, load.context_tokens, load.context_tokens, rig.vocab, seed)
-    size = load.continuation_tokens
-    flat = draw_prompts(count * load.continuations, size, size, rig.vocab, seed + 1000)
-    return contexts, [
-        flat[i : i + load.continuations] for i in range(0, len(flat), load.continuations)
-    ]
+    length = load.context_tokens
+    contexts = draw_prompts(count, length, length, rig.vocab, seed=seed)
+    length = load.continuation_tokens
+    drawn = draw_prompts(count * load.continuations, length, length, rig.vocab, seed=seed + 1000)
+    continuations = []
+    for start in range(0, len(drawn), load.continuations):
+        continuations.append(drawn[start : start + load.continuations])
+    return contexts, continuations

@@ -1,4 +1,4 @@
-"""What the fleet is measured with: `aios serve hrm` as a person starts it, and engines in processes
+"""The processes that are measured: `aios serve hrm` as a person starts it, and engines in processes
 of their own."""
 
 import multiprocessing
@@ -20,30 +20,25 @@ _STOP_S = 60
 
 @contextmanager
 def fleet(flags: Sequence[str]) -> Iterator[str]:
-    """The URL of a ready fleet on a free port. RuntimeError if it ends before it is ready; its log
-    is on stderr."""
-    command = [
-        "-m",
-        "scripts.aios",
-        "serve",
-        "hrm",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "0",
-        "--log-level",
-        "warning",
-    ]
+    """Run a fleet on a free port and yield its URL when it is ready.
+
+    Its log is on stderr. Raise RuntimeError if it ends before it is ready.
+    """
+    command = ["-m", "scripts.aios", "serve", "hrm"]
+    command += ["--host", "127.0.0.1", "--port", "0"]
+    command += ["--log-level", "warning"]
     with _process([*command, *flags]) as process:
         assert process.stdout is not None
-        line = next((line for line in process.stdout if line.startswith(_READY)), None)
-        if line is None:
+        for line in process.stdout:
+            if line.startswith(_READY):
+                break
+        else:
             raise RuntimeError(f"the fleet ended with {process.wait()} before it was ready")
         yield line.removeprefix(_READY).split()[0]
 
 
 class _Engines(BaseManager):
-    """A process with engines in it; what it hands out are proxies of `Ours`."""
+    """A process with engines in it, which hands out proxies of `Ours`."""
 
 
 _Engines.register("Ours", Ours)
@@ -51,10 +46,14 @@ _Engines.register("Ours", Ours)
 
 @contextmanager
 def engine(path: Path, *, threads: int, **options: Any) -> Iterator[Ours]:
-    """`Ours` alone in a process, the counterpart of one worker, with the thread limits that `aios`
-    gives to one."""
+    """Run `Ours` alone in a process, the counterpart of one worker.
+
+    It has the thread limits that `aios` gives to a worker.
+    """
+    # The libraries read these variables when they are loaded, so the process must start with them.
     before = dict(os.environ)
-    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ["MKL_NUM_THREADS"] = str(threads)
     try:
         manager = _Engines(ctx=multiprocessing.get_context("spawn"))
         manager.start(die_with, (os.getpid(),))
@@ -67,7 +66,7 @@ def engine(path: Path, *, threads: int, **options: Any) -> Iterator[Ours]:
 
 @contextmanager
 def _process(command: Sequence[str]) -> "Iterator[subprocess.Popen[str]]":
-    """Ended by SIGTERM, as its user would; killed if it does not."""
+    """Run a command of Python; end it by SIGTERM as a person would, and kill it if it stays."""
     process = subprocess.Popen(
         [sys.executable, *command],
         stdin=subprocess.PIPE,

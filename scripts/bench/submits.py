@@ -1,4 +1,4 @@
-"""What it costs to let a request in, or to refuse it: `python -m scripts.bench.submits [--shards
+"""The cost of letting a request in, or refusing it: `python -m scripts.bench.submits [--shards
 N...]`.
 
 Requests of one short prompt are submitted straight to the queue of a Redis of its own, with so many
@@ -26,25 +26,28 @@ _TASK = Generate("hello " * 20, Sampling(16, seed=0))
 
 
 async def submit(submissions: Submissions, max_jobs: int) -> None:
-    """One request. Raises QueueFull."""
-    order = SubmitRequest("bench", (_TASK,))
-    request_id, jobs = submissions.jobs_of(order)
-    await submissions.submit(order, request_id, jobs, Quota(), QueueLimits(max_jobs))
+    """Submit one request. Raise QueueFull if there are `max_jobs` already."""
+    request = SubmitRequest("bench", (_TASK,))
+    request_id, jobs = submissions.jobs_of(request)
+    await submissions.submit(request, request_id, jobs, Quota(), QueueLimits(max_jobs))
 
 
 async def measure(
     redis: Redis, submissions: Submissions, count: int, at_once: int, max_jobs: int
 ) -> str:
-    """One line: requests a second, and microseconds of CPU of both sides for each."""
+    """Submit requests and return a line: requests a second, and microseconds of CPU of both sides
+    for each."""
     left = iter(range(count))
 
-    async def some() -> None:
-        for _ in left:
+    async def submit_some() -> None:
+        for _ in left:  # all share it, so that `count` are submitted together
             with suppress(QueueFull):
                 await submit(submissions, max_jobs)
 
-    redis_s, own_s, clock_s = await redis_cpu_s(redis), own_cpu_s(), time.perf_counter()
-    await asyncio.gather(*(some() for _ in range(at_once)))
+    redis_s = await redis_cpu_s(redis)
+    own_s = own_cpu_s()
+    clock_s = time.perf_counter()
+    await asyncio.gather(*(submit_some() for _ in range(at_once)))
     seconds = time.perf_counter() - clock_s
     own_us = 1e6 * (own_cpu_s() - own_s) / count
     redis_us = 1e6 * (await redis_cpu_s(redis) - redis_s) / count
@@ -92,5 +95,5 @@ if __name__ == "__main__":
         "--at-once", type=int, default=32, help="requests that wait for Redis together"
     )
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each, in turn")
-    given = parser.parse_args()
-    asyncio.run(main(given.shards, given.requests, given.at_once, given.rounds))
+    args = parser.parse_args()
+    asyncio.run(main(args.shards, args.requests, args.at_once, args.rounds))

@@ -1,5 +1,6 @@
 """Who is there, and which model serves those who name none."""
 
+import pytest
 from redis.asyncio import Redis
 
 from shared import keys
@@ -89,3 +90,51 @@ async def test_how_long_a_model_has_not_been_served_is_known(redis: Redis) -> No
     after = await presence.fleet()
     assert 100 <= after.absences["o"] < 160
     assert (after.may_serve("o", 99), after.may_serve("o", 160)) == (False, True)
+
+
+async def test_a_worker_that_is_seen_ready_has_its_models_known(redis: Redis) -> None:
+    """At whatever moment of an announcement a front reads. It would answer 503 otherwise, though
+    it has just said that it is ready."""
+    worker = WorkerInfo("w", "ready", (model("m"), model("n")))
+    commands = await commands_of_announcing(redis, worker)
+    for num_commands in range(len(commands) + 1):
+        await redis.flushdb()
+        for command in commands[:num_commands]:
+            await redis.execute_command(*command)
+        fleet = await Presence(redis).fleet()
+        assert not fleet.is_ready or fleet.models.keys() == {"m", "n"}, num_commands
+    assert fleet.is_ready
+
+
+async def test_a_worker_that_gets_ready_while_a_front_reads_has_its_models_known(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    presence = Presence(redis)
+    await presence.announce(WorkerInfo("w", "loading", ()))
+    smembers = redis.smembers
+
+    async def announce_meanwhile(name: str) -> set[bytes]:
+        members = await smembers(name)  # type: ignore[misc]
+        await presence.announce(WorkerInfo("w", "ready", (model("m"),)))
+        return members
+
+    monkeypatch.setattr(redis, "smembers", announce_meanwhile)
+    fleet = await presence.fleet()
+    assert fleet.is_ready
+    assert fleet.models.keys() == {"m"}
+
+
+async def commands_of_announcing(redis: Redis, worker: WorkerInfo) -> list[tuple[object, ...]]:
+    """Return the commands of an announcement, which is not made."""
+    commands: list[tuple[object, ...]] = []
+    pipe = redis.pipeline(transaction=False)
+
+    async def note() -> list[dict[bytes, bytes]]:
+        commands.extend(args for args, _ in pipe.command_stack)
+        return [{}]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipe, "execute", note)
+        patch.setattr(redis, "pipeline", lambda **_: pipe)
+        await Presence(redis).announce(worker)
+    return commands

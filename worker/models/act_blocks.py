@@ -1,9 +1,9 @@
-"""The blocks that the ACT networks share, AI-OS ACTv1 and Sapient HRM, under their common parameter
+"""Blocks that the ACT networks share, AI-OS ACTv1 and Sapient HRM, under their common parameter
 names.
 
 A level is a stack of post-norm blocks without biases or norm weights. Attention is handed in with
-each call, and so are rotary tables where positions are rotary: which keys a query sees, and where
-they are kept, is the caller's business.
+each call, and so are rotary tables where positions are rotary. The caller decides which keys a
+query sees, and keeps them.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from worker.heartbeat import heartbeat
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(slot, query, key, value), each [..., tokens, heads, head_dim], to the same; a slot is one pass
-through one layer."""
+"""Attention: takes slot, query, key and value, and returns its output.
+
+All tensors are [..., tokens, heads, head_dim]. A slot is one pass through one layer.
+"""
 
 
 class AttentionContext(NamedTuple):
-    """How tokens look at each other, and their rotary tables [tokens, 1, D] where the positions are
+    """Attention between a call's tokens, and their rotary tables [tokens, 1, D] where positions are
     rotary."""
 
     attend: Attend
@@ -30,27 +32,31 @@ class AttentionContext(NamedTuple):
 
 
 def whole_rows(mask: Tensor | None) -> Attend:
-    """Attention in rows [B, S, heads, D] that see nothing but themselves: where `mask` [B, 1, S, S]
-    is true, or all."""
+    """Return attention inside rows [B, S, heads, D], each of which sees only itself.
+
+    A query sees the keys where `mask` [B, 1, S, S] is true; without a mask it sees all.
+    """
 
     def attend(_: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        query, key, value = (item.transpose(1, 2) for item in (query, key, value))
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+        out = F.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask
+        )
+        return out.transpose(1, 2)
 
     return attend
 
 
 def rope_tables(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [tokens, 1, head_size] of `positions` [tokens], in the half-rotated layout,
-    fp32."""
-    frequency = theta ** (
-        -torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32) / head_size
-    )
+    """Return cosines and sines [tokens, 1, head_size] of `positions` [tokens], in the half-rotated
+    layout, in fp32."""
+    dims = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32)
+    frequency = theta ** (-dims / head_size)
     angle = torch.outer(positions.float(), frequency).repeat(1, 2)[:, None]
     return angle.cos(), angle.sin()
 
 
 def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Return `x` with its rotary positions, computed in fp32, in its own dtype."""
     cos, sin = rope
     first, second = x.float().chunk(2, dim=-1)
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
@@ -75,7 +81,8 @@ class Attention(nn.Module):
         heartbeat()
         query, key, value = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
         if context.rope is not None:
-            query, key = _rotate(query, context.rope), _rotate(key, context.rope)
+            query = _rotate(query, context.rope)
+            key = _rotate(key, context.rope)
         out: Tensor = self.o_proj(context.attend(slot, query, key, value).flatten(-2))
         return out
 
@@ -93,8 +100,10 @@ class SwiGlu(nn.Module):
 
 
 class Block(nn.Module):
-    """Post-norm: x = rms(x + attention(x)), then x = rms(x + mlp(x)); the norm has no weights and
-    runs in fp32."""
+    """Post-norm block: x = rms(x + attention(x)), then x = rms(x + mlp(x)).
+
+    The norm has no weights and runs in fp32.
+    """
 
     def __init__(self, self_attn: Attention, mlp: nn.Module, norm_eps: float) -> None:
         super().__init__()
@@ -111,8 +120,11 @@ class Block(nn.Module):
 
 
 class Level(nn.Module):
-    """A stack of blocks over `hidden` + `injection`, both [..., tokens, H], whose slots count up
-    from `first_slot`."""
+    """A stack of blocks.
+
+    It runs over `hidden` + `injection`, both [..., tokens, H]. Its slots count up from
+    `first_slot`.
+    """
 
     def __init__(self, blocks: Iterable[Block]) -> None:
         super().__init__()

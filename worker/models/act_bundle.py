@@ -1,10 +1,9 @@
-"""Reads an AI-OS brain bundle, a directory of `brain.json` and one weights file, into an
-`ActModel`.
+"""The loader of AI-OS brain bundles, directories of `brain.json` and one weights file.
 
-Sizes come from the tensors; brain.json is asked only for what shapes cannot tell, because upstream
-writes it in three dialects and a network built from the wrong one loads with random layers.
-Whatever does not match in full is refused. It does not open the tokenizer; which file counts after
-an interrupted training is `act_recovery`'s business.
+Sizes come from the tensors. brain.json is read only for what shapes cannot tell, because upstream
+writes it in three dialects, and a network built from the wrong one loads with random layers.
+Whatever does not match in full is refused. The tokenizer is not opened here. `act_recovery` decides
+which weights file counts after an interrupted training.
 """
 
 import re
@@ -25,9 +24,8 @@ from worker.models.reading import read_json_object
 from worker.models.weights import check_finite, check_names, read_tensors, without_prefixes
 
 _WEIGHTS_FILES = ("actv1_student.safetensors", "final_model.safetensors", "actv1_student.pt")
-_WRAPPERS = re.compile(
-    r"^(?:module\.|_orig_mod\.|base_model\.model\.)+"
-)  # of DDP, torch.compile and PEFT
+# Prefixes that DDP, torch.compile and PEFT put before parameter names.
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+")
 _LAYER = re.compile(r"^inner\.([HL])_level\.layers\.(\d+)\.")
 _MLP = "inner.H_level.layers.0.mlp."
 _Q_HEAD = "inner.q_head."
@@ -39,8 +37,8 @@ Attention = Literal["bidirectional", "causal"]
 
 @dataclass(frozen=True)
 class ActBundle:
-    """A loaded brain: `model` in eval mode without gradients, and `tokenizer_path` where the named
-    one exists."""
+    """A loaded brain: `model` is in eval mode without gradients, `tokenizer_path` is None unless
+    the tokenizer that brain.json names exists."""
 
     model: ActModel
     config: ActConfig
@@ -55,37 +53,41 @@ def load_act_bundle(
     """Load the bundle at `path`, its directory or its weights file, with weights on the CPU in
     `dtype`.
 
-    `attention` (bidirectional | causal) overrides what brain.json says.
-
-    Raises ModelFormatError for whatever is missing, unreadable, or not exactly the network that the
-    tensors describe.
+    `attention` (bidirectional | causal) overrides what brain.json says. Raise ModelFormatError for
+    whatever is missing, unreadable, or not exactly the network that the tensors describe.
     """
     if not path.exists():
         raise ModelFormatError(f"{path} does not exist; give the path of a brain.")
-    brain = _read_brain(_directory(path))
-    tensors, weights_file = (
-        (read_tensors(path), path) if path.is_file() else read_newest(path, _weights_names(brain))
-    )
+    directory = path if path.is_dir() else path.parent
+    brain = _read_brain(directory)
+    if path.is_file():
+        weights_file = path
+        tensors = read_tensors(path)
+    else:
+        tensors, weights_file = read_newest(path, _weights_names(brain))
+
     weights = without_prefixes(tensors, _WRAPPERS, weights_file)
     config = _config(brain, weights, weights_file)
     if attention is not None:
         config = replace(config, attention=attention)
+
+    # Built without memory, only to compare names and shapes and to be given the file's tensors.
     with torch.device("meta"):
         model = ActModel(config)
     check_names(model.state_dict(), weights, weights_file)
-    check_finite(
-        {name: weights[name] for name in weights if name.startswith(_Q_HEAD)}, weights_file
-    )
+    q_head = {name: tensor for name, tensor in weights.items() if name.startswith(_Q_HEAD)}
+    check_finite(q_head, weights_file)
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
     model.eval().requires_grad_(False)
-    name = str(brain.get("name") or brain.get("brain_id") or _directory(path).resolve().name)
+
+    name = str(brain.get("name") or brain.get("brain_id") or directory.resolve().name)
     return ActBundle(
-        model, config, _find_tokenizer(_directory(path), brain), name, _describe(name, model)
+        model=model,
+        config=config,
+        tokenizer_path=_find_tokenizer(directory, brain),
+        name=name,
+        description=_describe(name, model),
     )
-
-
-def _directory(path: Path) -> Path:
-    return path if path.is_dir() else path.parent
 
 
 def _read_brain(directory: Path) -> dict[str, object]:
@@ -96,46 +98,58 @@ def _read_brain(directory: Path) -> dict[str, object]:
 
 
 def _weights_names(brain: Mapping[str, object]) -> tuple[str, ...]:
-    named = brain.get("checkpoint_file")
-    return (named, *_WEIGHTS_FILES) if isinstance(named, str) else _WEIGHTS_FILES
+    """Return the names under which weights are looked for, the declared one first."""
+    declared = brain.get("checkpoint_file")
+    if isinstance(declared, str):
+        return (declared, *_WEIGHTS_FILES)
+    return _WEIGHTS_FILES
 
 
 def _find_tokenizer(directory: Path, brain: Mapping[str, object]) -> Path | None:
-    named = brain.get("tokenizer_model")
-    if not isinstance(named, str) or not named:
+    """Return the path of the declared tokenizer, relative to the bundle or to the working
+    directory; None if it is at neither."""
+    declared = brain.get("tokenizer_model")
+    if not isinstance(declared, str) or not declared:
         return None
-    return next((place for place in (directory / named, Path(named)) if place.exists()), None)
+    for path in (directory / declared, Path(declared)):
+        if path.exists():
+            return path
+    return None
 
 
 def _config(brain: Mapping[str, object], weights: Weights, file: Path) -> ActConfig:
-    moe = f"{_MLP}moe.router.gate.weight" in weights
-    down = f"{_MLP}moe.experts.0.w2.weight" if moe else f"{_MLP}down_proj.weight"
-    learned = (
-        _picks(brain, ("pos_encodings", "pos_encoding"), "learned", over="rope")
-        or _POSITIONS in weights
-    )
-    causal = _picks(brain, ("attention",), "causal", over="bidirectional")
-    declared_len = _whole(brain, ("max_seq_len", "seq_len"), 2048)
+    """Return the configuration of the network that the tensors and brain.json describe."""
+    router = f"{_MLP}moe.router.gate.weight"
+    has_experts = router in weights
+    down = f"{_MLP}moe.experts.0.w2.weight" if has_experts else f"{_MLP}down_proj.weight"
+
+    # A table of positions decides: brain.json may leave out that they are learned.
+    is_learned = _picks(brain, ("pos_encodings", "pos_encoding"), "learned", over="rope")
+    is_learned = is_learned or _POSITIONS in weights
+    is_causal = _picks(brain, ("attention",), "causal", over="bidirectional")
+    declared_length = _whole_number(brain, ("max_seq_len", "seq_len"), 2048)
+
     return ActConfig(
         vocab_size=_size(weights, "inner.embed_tokens.embedding_weight", 0, file),
         hidden_size=_size(weights, "inner.H_init", 0, file),
         intermediate_size=_size(weights, down, 1, file),
-        num_heads=_whole(brain, ("num_heads",), 8),
+        num_heads=_whole_number(brain, ("num_heads",), 8),
         h_layers=_count_layers(weights, "H"),
         l_layers=_count_layers(weights, "L"),
-        h_cycles=_whole(brain, ("H_cycles", "h_cycles"), 2),
-        l_cycles=_whole(brain, ("L_cycles", "l_cycles"), 2),
-        num_experts=_size(weights, f"{_MLP}moe.router.gate.weight", 0, file) if moe else 0,
-        experts_per_token=_whole(brain, ("num_experts_per_tok",), 2),
-        pos_encoding="learned" if learned else "rope",
-        max_seq_len=_size(weights, _POSITIONS, 0, file) if learned else declared_len,
-        halt_max_steps=_whole(brain, ("halt_max_steps",), 1),
-        window_size=_whole(brain, ("window_size",), 0, least=0) or None,
-        attention="causal" if causal else "bidirectional",
+        h_cycles=_whole_number(brain, ("H_cycles", "h_cycles"), 2),
+        l_cycles=_whole_number(brain, ("L_cycles", "l_cycles"), 2),
+        num_experts=_size(weights, router, 0, file) if has_experts else 0,
+        experts_per_token=_whole_number(brain, ("num_experts_per_tok",), 2),
+        pos_encoding="learned" if is_learned else "rope",
+        max_seq_len=_size(weights, _POSITIONS, 0, file) if is_learned else declared_length,
+        halt_max_steps=_whole_number(brain, ("halt_max_steps",), 1),
+        window_size=_whole_number(brain, ("window_size",), 0, least=0) or None,
+        attention="causal" if is_causal else "bidirectional",
     )
 
 
 def _size(weights: Weights, name: str, dim: int, file: Path) -> int:
+    """Return the size of one dimension of a tensor; raise ModelFormatError where there is none."""
     if name not in weights:
         raise ModelFormatError(f"{file} is not an ACTv1 network: missing {name}; copy it again.")
     if weights[name].dim() <= dim:
@@ -147,27 +161,36 @@ def _size(weights: Weights, name: str, dim: int, file: Path) -> int:
 
 
 def _count_layers(weights: Weights, level: str) -> int:
-    """At least one, so that a level without any layer is reported by the names it lacks."""
-    found = (_LAYER.match(name) for name in weights)
-    return max(1, len({match[2] for match in found if match and match[1] == level}))
+    """Return the number of layers of a level, H or L."""
+    numbers = set()
+    for name in weights:
+        match = _LAYER.match(name)
+        if match and match[1] == level:
+            numbers.add(match[2])
+    # At least one, so that a level without any layer is reported by the names it lacks.
+    return max(1, len(numbers))
 
 
 def _declared(brain: Mapping[str, object], spellings: tuple[str, ...]) -> object:
-    """The first value that is not null in `arch`, then at the top level, then in
-    `last_session.config`."""
+    """Return the first value that is not null in `arch`, then at the top level, then in
+    `last_session.config`; None if there is none."""
     session = brain.get("last_session")
-    places = (
-        brain.get("arch"),
-        brain,
-        session.get("config") if isinstance(session, dict) else None,
-    )
-    values = (place.get(key) for place in places if isinstance(place, Mapping) for key in spellings)
-    return next((value for value in values if value is not None), None)
+    session_config = session.get("config") if isinstance(session, dict) else None
+    for section in (brain.get("arch"), brain, session_config):
+        if not isinstance(section, Mapping):
+            continue
+        for spelling in spellings:
+            value: object = section.get(spelling)
+            if value is not None:
+                return value
+    return None
 
 
-def _whole(
-    brain: Mapping[str, object], spellings: tuple[str, ...], default: int, least: int = 1
+def _whole_number(
+    brain: Mapping[str, object], spellings: tuple[str, ...], default: int, *, least: int = 1
 ) -> int:
+    """Return a declared number, or the default; raise ModelFormatError if it is less than `least`
+    or no whole number."""
     value = _declared(brain, spellings)
     if value is None:
         return default
@@ -178,7 +201,10 @@ def _whole(
 
 
 def _picks(brain: Mapping[str, object], spellings: tuple[str, ...], choice: str, over: str) -> bool:
-    """Whether brain.json says `choice`; it may also say `over`, the default, and nothing else."""
+    """Return whether brain.json declares `choice`.
+
+    It may also declare the default, `over`, or nothing. Raise ModelFormatError for anything else.
+    """
     value = _declared(brain, spellings)
     if value not in (None, choice, over):
         problem = f"brain.json says {spellings[0]} is {value!r}, neither {over!r} nor {choice!r}"
@@ -188,19 +214,13 @@ def _picks(brain: Mapping[str, object], spellings: tuple[str, ...], choice: str,
 
 def _describe(name: str, model: ActModel) -> str:
     config = model.config
-    mlp = (
-        f"{config.num_experts} experts, {config.experts_per_token} a token"
-        if config.num_experts
-        else "dense"
+    mlp = "dense"
+    if config.num_experts:
+        mlp = f"{config.num_experts} experts, {config.experts_per_token} a token"
+    count = sum(weight.numel() for weight in model.parameters())
+    return (
+        f"AI-OS ACTv1 brain '{name}': {mlp}, hidden {config.hidden_size}, "
+        f"{config.h_layers}+{config.l_layers} layers, {config.h_cycles}x{config.l_cycles} cycles, "
+        f"{config.num_heads} heads, {config.pos_encoding} positions, {config.attention}, "
+        f"{count:,} parameters"
     )
-    parts = (
-        mlp,
-        f"hidden {config.hidden_size}",
-        f"{config.h_layers}+{config.l_layers} layers",
-        f"{config.h_cycles}x{config.l_cycles} cycles",
-        f"{config.num_heads} heads",
-        f"{config.pos_encoding} positions",
-        config.attention,
-        f"{sum(weight.numel() for weight in model.parameters()):,} parameters",
-    )
-    return f"AI-OS ACTv1 brain '{name}': {', '.join(parts)}"

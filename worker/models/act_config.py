@@ -1,4 +1,4 @@
-"""What an AI-OS ACTv1 network is: sizes and switches, and the sums that follow from them. No
+"""The configuration of an AI-OS ACTv1 network: sizes and switches, and what follows from them. No
 tensors."""
 
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from worker.models.errors import ModelFormatError
 
 @dataclass(frozen=True)
 class ActConfig:
-    """Sizes and switches of one network; `num_experts` 0 is dense, `window_size` None is full
-    attention.
+    """Sizes and switches of one network.
 
-    Raises ModelFormatError where the numbers describe no network.
+    A network with `num_experts` 0 is dense; `window_size` None is full attention. Raises
+    ModelFormatError where the numbers describe no network.
     """
 
     vocab_size: int
@@ -39,7 +39,7 @@ class ActConfig:
 
     @property
     def slots_per_segment(self) -> int:
-        """Passes through layers in one segment, each of which has keys and values of its own."""
+        """Number of passes through layers in one segment; each has keys and values of its own."""
         return self.h_cycles * (self.l_cycles * self.l_layers + self.h_layers)
 
     def __post_init__(self) -> None:

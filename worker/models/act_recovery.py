@@ -1,5 +1,5 @@
-"""Which weights of an AI-OS bundle count when its training did not end as it should. Reads only: no
-file is changed.
+"""The choice of an AI-OS bundle's weights when its training did not end as it should. No file is
+changed.
 
 A save is written to `<name>.safetensors.tmp` and then renamed: one that was finished but not
 renamed is the newer state. Training on several GPUs leaves
@@ -21,16 +21,17 @@ logger = logging.getLogger("aios.models")
 
 
 def read_newest(directory: Path, names: Sequence[str]) -> tuple[dict[str, Tensor], Path]:
-    """The tensors of the first of the weights files `names` that is there, and what they were read
-    from.
+    """Return the tensors of the first of the weights files `names` that is there, and the path that
+    they were read from.
 
-    Says in the log when that is not simply the file. Raises ModelFormatError when nothing is there,
-    or nothing whole.
+    Log it when that is not simply the file. Raise ModelFormatError when nothing is there, or
+    nothing whole.
     """
     for name in names:
         file = _newest_save(directory / name)
         if file is not None:
             return read_tensors(file), file
+
     parts = sorted((directory / "parallel_checkpoints").glob("gpu*_final.safetensors"))
     if not parts:
         raise ModelFormatError(
@@ -44,26 +45,26 @@ def read_newest(directory: Path, names: Sequence[str]) -> tuple[dict[str, Tensor
 
 
 def _newest_save(file: Path) -> Path | None:
-    """`file`, or the finished save beside it that is newer; None if there is neither."""
-    unfinished = file.with_name(file.name + ".tmp")
-    there = file if file.is_file() else None
-    if file.suffix != ".safetensors" or not unfinished.is_file():
-        return there
-    if there is not None and unfinished.stat().st_mtime_ns <= there.stat().st_mtime_ns:
-        return there
-    if not _is_whole(unfinished):
-        logger.warning("unfinished save left aside", extra=fields(path=str(unfinished)))
-        return there
+    """Return `file`, or the finished save beside it that is newer; None if there is neither."""
+    renamed = file if file.is_file() else None
+    unrenamed = file.with_name(file.name + ".tmp")
+    if file.suffix != ".safetensors" or not unrenamed.is_file():
+        return renamed
+    if renamed is not None and unrenamed.stat().st_mtime_ns <= renamed.stat().st_mtime_ns:
+        return renamed
+    if not _is_whole(unrenamed):
+        logger.warning("unfinished save left aside", extra=fields(path=str(unrenamed)))
+        return renamed
     logger.info(
         "finished save never renamed, taken",
-        extra=fields(path=str(unfinished), taken_for=file.name),
+        extra=fields(path=str(unrenamed), taken_for=file.name),
     )
-    return unfinished
+    return unrenamed
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether the header is valid and the tensors it lists fill the file exactly, which is checked
-    on opening."""
+    """Return whether the header is valid and the tensors it lists fill the file exactly."""
+    # Opening checks both.
     try:
         with safe_open(file, framework="pt"):
             return True
@@ -72,12 +73,14 @@ def _is_whole(file: Path) -> bool:
 
 
 def _mean(parts: Sequence[Path]) -> dict[str, Tensor]:
-    """The plain mean in float32; raises ModelFormatError unless all parts hold the same tensors."""
+    """Return the plain mean in float32; raise ModelFormatError unless all parts hold the same
+    tensors."""
     first = read_tensors(parts[0])
     check_names(first, first, parts[0])
     total = {name: tensor.float() for name, tensor in first.items()}
     for part in parts[1:]:
         tensors = read_tensors(part)
         check_names(first, tensors, part)
-        total = {name: total[name] + tensors[name].float() for name in total}
+        for name, tensor in tensors.items():
+            total[name] = total[name] + tensor.float()
     return {name: tensor / len(parts) for name, tensor in total.items()}

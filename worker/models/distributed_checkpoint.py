@@ -1,9 +1,9 @@
-"""Reads named tensors out of a torch.distributed.checkpoint directory, in one process and without a
-process group.
+"""A reader of named tensors in torch.distributed.checkpoint directories, in one process and without
+a process group.
 
-Shards are put together whatever the number of ranks that wrote them. The index of such a checkpoint
-(`.metadata`) is a pickle: it is read by an unpickler that knows the few classes an index is made
-of, so that no file can run code.
+Shards are put together, whatever the number of ranks that wrote them. The index of such a
+checkpoint (`.metadata`) is a pickle. It is read by an unpickler that knows only the few classes of
+an index, so that no file can run code.
 """
 
 import pickle
@@ -54,7 +54,7 @@ class _IndexUnpickler(pickle.Unpickler):
 
 class _Reader(FileSystemReader):
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        """The index; raises ModelFormatError."""
+        """Return the index; raise ModelFormatError where there is none to be read."""
         file = Path(self.path) / INDEX_FILE
         try:
             stream = file.open("rb")
@@ -63,6 +63,7 @@ class _Reader(FileSystemReader):
             raise ModelFormatError(f"{problem}; copy it again, or take an earlier epoch.") from None
         except OSError as error:
             raise unusable(file, error) from error
+
         with stream, reading(f"{file} is not the index of a checkpoint and"):
             index = _IndexUnpickler(stream).load()
         if not isinstance(index, Metadata):
@@ -74,7 +75,7 @@ class _Reader(FileSystemReader):
 
 
 def tensor_names(directory: Path) -> frozenset[str]:
-    """Names of all tensors in the checkpoint, nested keys joined by dots. Raises
+    """Return the names of all tensors in the checkpoint, nested keys joined by dots. Raise
     ModelFormatError."""
     index = _Reader(directory).read_metadata()
     entries = index.state_dict_metadata.items()
@@ -82,10 +83,10 @@ def tensor_names(directory: Path) -> frozenset[str]:
 
 
 def read_named(directory: Path, names: Collection[str]) -> dict[str, Tensor]:
-    """The named tensors, whole, on the CPU, in the dtype they were saved in; nothing else is read.
+    """Read the named tensors, whole, onto the CPU, in the dtype they were saved in.
 
-    `names` must be among `tensor_names`. Raises ModelFormatError when a shard is missing or
-    damaged.
+    Nothing else is read. `names` must be among `tensor_names`. Raise ModelFormatError when a shard
+    is missing or damaged.
     """
     reader = _Reader(directory)
     entries = reader.read_metadata().state_dict_metadata
@@ -94,13 +95,14 @@ def read_named(directory: Path, names: Collection[str]) -> dict[str, Tensor]:
         entry = entries[name]
         assert isinstance(entry, TensorStorageMetadata)
         tensors[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
+
     try:
         with warnings.catch_warnings(), reading(directory):
-            warnings.filterwarnings(
-                "ignore", message="torch.distributed is disabled"
-            )  # which is what is wanted
+            # No process group is what we want.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             load(tensors, storage_reader=reader, no_dist=True)
-    except CheckpointException as error:  # no Exception, so that the seam lets it pass
+    # It is no subclass of Exception, so `reading` lets it pass.
+    except CheckpointException as error:
         causes = "; ".join(reason_of(cause) for cause, _ in error.failures.values())
         raise ModelFormatError(f"{directory} cannot be read: {causes}; {COPY_AGAIN}.") from error
     return tensors

@@ -1,7 +1,7 @@
-"""The one error of the checkpoint loaders. It knows nothing of jobs or HTTP; whoever loads a model
-maps it."""
+"""The one error of the checkpoint loaders. It knows nothing of jobs or HTTP; the code that loads a
+model maps it."""
 
-_MEMORY_COMPLAINTS = (
+_MEMORY_MESSAGES = (
     "can't allocate memory",
     "not enough memory",
     "out of memory",
@@ -10,14 +10,16 @@ _MEMORY_COMPLAINTS = (
 
 
 class ModelFormatError(ValueError):
-    """The files at a path are not a whole, consistent checkpoint of the format asked for; the
+    """Error of files that are not a whole, consistent checkpoint of the format asked for; the
     message says why."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator complains. Torch has a class for it on accelerators and only words on a
-    CPU."""
+    """Return whether an allocator found no memory."""
     if isinstance(error, MemoryError):
         return True
-    complains = any(complaint in str(error) for complaint in _MEMORY_COMPLAINTS)
-    return isinstance(error, RuntimeError) and complains
+    if not isinstance(error, RuntimeError):
+        return False
+    # Torch has a class for it on accelerators, a RuntimeError too, but on a CPU only the message.
+    message = str(error)
+    return any(text in message for text in _MEMORY_MESSAGES)

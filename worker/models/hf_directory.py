@@ -1,8 +1,8 @@
-"""Looks at the files of a Hugging Face directory before a loader does, and refuses what cannot be
-served by name.
+"""Checks of a Hugging Face directory's files before a loader reads them; what cannot be served is
+refused by name.
 
-transformers tells of damaged files in many ways, from an `OSError` to an `AttributeError`, and
-often not which file it was.
+transformers reports damaged files in many ways, from an `OSError` to an `AttributeError`, and often
+does not say which file it was.
 """
 
 import os
@@ -55,13 +55,13 @@ _UNQUANTIZED = (
 
 
 class _Index(msgspec.Struct):
-    """Which shard holds which tensor."""
+    """`model.safetensors.index.json`, which names the shard of each tensor."""
 
     weight_map: dict[str, str]
 
 
 class _SentenceConfig(msgspec.Struct):
-    """What `config_sentence_transformers.json` says a directory is for."""
+    """Fields of `config_sentence_transformers.json` that say what a directory is for."""
 
     model_type: str | None = None
     activation_fn: str | None = None
@@ -72,7 +72,7 @@ class _SentenceConfig(msgspec.Struct):
 
 
 class GenerationDefaults(msgspec.Struct):
-    """What `generation_config.json` says of sampling."""
+    """Fields of `generation_config.json` about sampling and the end of a response."""
 
     eos_token_id: int | list[int] | None = None
     do_sample: bool | None = None
@@ -84,9 +84,9 @@ class GenerationDefaults(msgspec.Struct):
 
 
 def check_directory(path: Path) -> dict[str, Any]:
-    """`config.json` of a directory in which every file is whole.
+    """Return the `config.json` of a directory in which every file is whole.
 
-    Raises ModelFormatError for damaged files, quantized weights and adapters.
+    Raise ModelFormatError for damaged files, quantized weights and adapters.
     """
     if is_there(path / ADAPTER_CONFIG):
         raise ModelFormatError(
@@ -101,24 +101,25 @@ def check_directory(path: Path) -> dict[str, Any]:
 
 
 def directory_of(path: Path) -> Path:
-    """The directory of a model that is named by it, or by a file in it."""
+    """Return the directory of a model that is named by its directory, or by a file in it."""
     return path.parent if path.is_file() else path
 
 
 def is_there(file: Path) -> bool:
-    """Whether a directory has an entry of this name, of whatever kind; a broken link is one."""
+    """Return whether a directory has an entry of this name, of whatever kind; a broken link is
+    one."""
     return os.path.lexists(file)
 
 
 def is_sentence_directory(path: Path) -> bool:
-    """Whether a directory has modules behind its network that make vectors. Raises
-    ModelFormatError.
-
-    sentence-transformers writes `modules.json` for a reranker too, of which the network alone is a
-    classifier.
-    """
+    """Return whether a directory has modules behind its network that make vectors. Raise
+    ModelFormatError."""
     has_modules = is_there(path / "modules.json") or is_there(path / "1_Pooling")
-    return is_there(path / CONFIG) and has_modules and not _read_sentence_config(path).is_reranker
+    if not is_there(path / CONFIG) or not has_modules:
+        return False
+    # sentence-transformers writes `modules.json` for a reranker too, whose network alone is a
+    # classifier.
+    return not _read_sentence_config(path).is_reranker
 
 
 def _read_sentence_config(path: Path) -> _SentenceConfig:
@@ -129,51 +130,53 @@ def _read_sentence_config(path: Path) -> _SentenceConfig:
 
 
 def read_generation_defaults(path: Path) -> GenerationDefaults:
-    """What a directory's `generation_config.json` says; nothing where there is none. Raises
+    """Return what a directory's `generation_config.json` says; nothing where there is none. Raise
     ModelFormatError."""
     file = path / GENERATION_CONFIG
     if not is_there(file):
         return GenerationDefaults()
     defaults = converted(read_json_object(file), GenerationDefaults, file)
-    ends = defaults.eos_token_id
-    listed = ends if isinstance(ends, list) else [ends]
-    if any(end is not None and end < 0 for end in listed):
+    declared = defaults.eos_token_id
+    eos_ids = declared if isinstance(declared, list) else [declared]
+    if any(token is not None and token < 0 for token in eos_ids):
         raise ModelFormatError(
-            f"{file} says eos_token_id is {ends}, which is no token id; correct it."
+            f"{file} says eos_token_id is {declared}, which is no token id; correct it."
         )
     return defaults
 
 
 def not_obeyed(path: Path) -> dict[str, str]:
-    """Files of a directory whose wishes are not carried out, each with what becomes of them.
+    """Return the files of a directory whose wishes are not carried out, each with the reason.
 
-    Raises ModelFormatError.
+    Raise ModelFormatError.
     """
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     defaults = msgspec.structs.asdict(read_generation_defaults(path))
-    asked = [f"{name} {defaults[name]}" for name in _SAMPLING if defaults[name] is not None]
-    if asked:
-        found[GENERATION_CONFIG] = (
-            f"requests say how to sample, and the dialects' defaults: not {', '.join(asked)}"
+    ignored = [f"{name} {defaults[name]}" for name in _SAMPLING if defaults[name] is not None]
+    if ignored:
+        reasons[GENERATION_CONFIG] = (
+            f"requests say how to sample, and the dialects' defaults: not {', '.join(ignored)}"
         )
+
     sentence = _read_sentence_config(path)
     if sentence.is_reranker and sentence.activation_fn is not None:
         rule = "scores of labels are by transformers' rule (a single one through a sigmoid)"
-        found[SENTENCE_CONFIG] = f"{rule}: not by {sentence.activation_fn}"
+        reasons[SENTENCE_CONFIG] = f"{rule}: not by {sentence.activation_fn}"
+
     for name in _PROCESSORS:
         if is_there(path / name):
-            found[name] = "texts alone are read"
+            reasons[name] = "texts alone are read"
     if is_there(path / _MORE_TEMPLATES):
-        found[_MORE_TEMPLATES] = (
+        reasons[_MORE_TEMPLATES] = (
             "only the default chat template is used; name another file as chat_template"
         )
     if is_there(path / CONFIG) and "auto_map" in read_json_object(path / CONFIG):
-        found[CONFIG] = "code of the model's own (auto_map) is not run"
-    return found
+        reasons[CONFIG] = "code of the model's own (auto_map) is not run"
+    return reasons
 
 
 def check_weights(path: Path) -> None:
-    """Refuse a directory whose safetensors files are not all there and whole. Raises
+    """Refuse a directory whose safetensors files are not all there and whole. Raise
     ModelFormatError."""
     files = weight_files(path)
     for file in files:
@@ -187,9 +190,9 @@ def check_weights(path: Path) -> None:
 
 
 def check_weights_format(path: Path) -> None:
-    """Refuse weights of other programs in a directory that has none of ours. Raises
+    """Refuse weights of other programs in a directory that has none of ours. Raise
     ModelFormatError."""
-    foreign = [file.name for pattern in _FOREIGN_FILES for file in path.glob(pattern)]
+    foreign = [file.name for file in _matches(path, _FOREIGN_FILES)]
     if foreign:
         raise ModelFormatError(
             f"{path} has weights only in {foreign[0]}, a format not served: convert them to "
@@ -198,21 +201,22 @@ def check_weights_format(path: Path) -> None:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a directory: the one, or the shards that its index names; none where
-    there is neither.
+    """Return the safetensors files of a directory: the one, or the shards that its index names;
+    none where there is neither.
 
-    Raises ModelFormatError for an index that cannot be used.
+    Raise ModelFormatError for an index that cannot be used.
     """
-    index = path / INDEX
-    if not is_there(index):
+    file = path / INDEX
+    if not is_there(file):
         return [path / SINGLE] if is_there(path / SINGLE) else []
-    shards = sorted(set(converted(read_json_object(index), _Index, index).weight_map.values()))
+    index = converted(read_json_object(file), _Index, file)
+    shards = sorted(set(index.weight_map.values()))
     if not shards:
-        raise ModelFormatError(f"{index} names no file of weights; {COPY_AGAIN}.")
+        raise ModelFormatError(f"{file} names no file of weights; {COPY_AGAIN}.")
     for shard in shards:
         if shard != Path(shard).name:
             raise ModelFormatError(
-                f"{index} names {shard!r}, which is no file beside it; {COPY_AGAIN}."
+                f"{file} names {shard!r}, which is no file beside it; {COPY_AGAIN}."
             )
         if not is_there(path / shard):
             raise ModelFormatError(
@@ -222,7 +226,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def check_tokenizer(path: Path) -> None:
-    """Refuse a directory without a tokenizer, or with damaged files of one. Raises
+    """Refuse a directory without a tokenizer, or with damaged files of one. Raise
     ModelFormatError."""
     for name in _TOKENIZER_JSON:
         if is_there(path / name):
@@ -240,12 +244,13 @@ def _matches(path: Path, patterns: Iterable[str]) -> Iterable[Path]:
 
 
 def _refuse_quantized(config: dict[str, Any], file: Path) -> None:
-    parts = [config, config.get("text_config")]
-    for part in parts:
-        if not isinstance(part, dict):
+    """Raise ModelFormatError for a config that declares quantized weights, also inside
+    `text_config`."""
+    for section in (config, config.get("text_config")):
+        if not isinstance(section, dict):
             continue
         for name in _QUANTIZATION_FIELDS:
-            declared = part.get(name)
+            declared = section.get(name)
             if not declared:
                 continue
             method = declared.get("quant_method") if isinstance(declared, dict) else None
@@ -256,14 +261,21 @@ def _refuse_quantized(config: dict[str, Any], file: Path) -> None:
 
 
 def _check_safetensors(file: Path) -> None:
-    """Whether the header is valid and the tensors fill the file, which opening checks, and what
-    they are."""
+    """Refuse a file whose header is not valid, whose tensors do not fill it, or are quantized."""
+    # safetensors reports a file that cannot be opened as one that is not there, whatever the cause.
     try:
         file.open("rb").close()
-    except OSError as error:  # safetensors tells of a file that is not there, whatever it is
+    except OSError as error:
         raise unusable(file, error) from error
+
+    # Opening checks header and size.
+    dtypes = {}
     with reading(file), safe_open(file, framework="pt") as tensors:
-        dtypes = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118  # no mapping
+        names = tensors.keys()
+        for name in names:
+            dtypes[name] = tensors.get_slice(name).get_dtype()
+
+    # Buffers that count are not floating point, and need not be.
     for name, dtype in dtypes.items():
         is_buffer = dtype in _COUNTING_DTYPES and not name.endswith("weight")
         if dtype not in _PLAIN_DTYPES and not is_buffer:

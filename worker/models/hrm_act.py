@@ -1,8 +1,8 @@
-"""The AI-OS ACTv1 network: its maths under its checkpoint's parameter names.
+"""The AI-OS ACTv1 network: its maths, under its checkpoint's parameter names.
 
 It knows nothing of files, tokenizers or sampling, and attention is handed in. One call is one ACT
 segment: over right-padded rows that see themselves whole, or over a flat run of tokens whose keys
-the caller keeps. The caller keeps the carry, too, and decides how many segments a row gets.
+the caller keeps. The caller also keeps the carry, and decides how many segments a row gets.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from worker.models.act_config import ActConfig
 
 @dataclass(frozen=True)
 class ActOutput:
-    """What a segment leaves: `hidden` (z_H) [B, S, H], and `q_halt` and `q_continue` [B], fp32."""
+    """Result of a segment: `hidden` (z_H) [B, S, H], and `q_halt` and `q_continue` [B] in fp32."""
 
     hidden: Tensor
     q_halt: Tensor
@@ -36,28 +36,30 @@ class ActOutput:
 
     @property
     def carry(self) -> Tensor:
-        """What the next segment starts from: z_H alone, since every H cycle sets z_L back to
-        L_init."""
+        """Start of the next segment: z_H alone, since every H cycle sets z_L back to L_init."""
         return self.hidden
 
 
 def attention_mask(lengths: Tensor, width: int, config: ActConfig) -> Tensor:
-    """Boolean [B, 1, S, S], true where the query may see the key.
+    """Return the mask [B, 1, S, S] of rows of `lengths` [B], true where the query may see the key.
 
-    A window W reaches keys (query - W, query]: past only, in bidirectional attention too, and not
-    at all in a row no longer than W. That is AI-OS under SDPA; its flash-attention path has a
-    symmetric window instead. Every position sees itself, so that padding, which no real position
-    sees, stays finite.
+    A window W lets a query see the keys (query - W, query]. It looks back only, in bidirectional
+    attention too, and does not apply to rows no longer than W. That is AI-OS under SDPA; its
+    flash-attention path has a symmetric window instead.
     """
     position = torch.arange(width, device=lengths.device)
-    behind = position[:, None] - position
+    distance = position[:, None] - position
     allowed = (position < lengths[:, None])[:, None, :].expand(-1, width, -1)
     if config.attention == "causal":
-        allowed = allowed & (behind >= 0)
+        allowed = allowed & (distance >= 0)
     if config.window_size is not None:
-        near = (behind >= 0) & (behind < config.window_size)
-        allowed = allowed & (near | (lengths <= config.window_size)[:, None, None])
-    return (allowed | (behind == 0)).unsqueeze(1)
+        is_near = (distance >= 0) & (distance < config.window_size)
+        is_short = (lengths <= config.window_size)[:, None, None]
+        allowed = allowed & (is_near | is_short)
+
+    # Every position sees itself, so that padding, which no real position sees, stays finite.
+    allowed = allowed | (distance == 0)
+    return allowed.unsqueeze(1)
 
 
 class _Expert(nn.Module):
@@ -78,7 +80,7 @@ class _Router(nn.Module):
         self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights and expert numbers [T, k]: softmax over the k largest logits only."""
+        """Return weights and expert numbers [T, k]: a softmax over the k largest logits only."""
         logits, chosen = self.gate(tokens).float().topk(self.experts_per_token, dim=-1)
         return logits.softmax(-1).to(tokens.dtype), chosen
 
@@ -94,13 +96,13 @@ class _Experts(nn.Module):
         weights, chosen = self.router(tokens)
         out = torch.zeros_like(tokens)
         for number, expert in enumerate(self.experts):
-            rows, places = torch.where(chosen == number)
-            out.index_add_(0, rows, expert(tokens[rows]) * weights[rows, places, None])
+            rows, ranks = torch.where(chosen == number)
+            out.index_add_(0, rows, expert(tokens[rows]) * weights[rows, ranks, None])
         return out.view_as(x)
 
 
 class _MoeMlp(nn.Module):
-    """Exists for the `moe.` in the parameter names."""
+    """A wrapper that puts the `moe.` into the parameter names."""
 
     def __init__(self, config: ActConfig) -> None:
         super().__init__()
@@ -112,16 +114,17 @@ class _MoeMlp(nn.Module):
 
 
 def _level(config: ActConfig, num_layers: int) -> Level:
-    return Level(
-        Block(
-            Attention(config.hidden_size, config.num_heads),
-            _MoeMlp(config)
-            if config.num_experts
-            else SwiGlu(config.hidden_size, config.intermediate_size),
-            config.norm_eps,
-        )
-        for _ in range(num_layers)
-    )
+    blocks = []
+    for _ in range(num_layers):
+        attention = Attention(config.hidden_size, config.num_heads)
+        blocks.append(Block(attention, _mlp(config), config.norm_eps))
+    return Level(blocks)
+
+
+def _mlp(config: ActConfig) -> nn.Module:
+    if config.num_experts:
+        return _MoeMlp(config)
+    return SwiGlu(config.hidden_size, config.intermediate_size)
 
 
 class _Inner(nn.Module):
@@ -142,8 +145,8 @@ class _Inner(nn.Module):
 
 
 class ActModel(nn.Module):
-    """ACTv1 in segments: start with `initial_carry`, repeat one of the two forwards, read with
-    `logits`."""
+    """ACTv1 in segments: start with `initial_carry`, repeat one of the two forwards, and read the
+    states with `logits`."""
 
     def __init__(self, config: ActConfig) -> None:
         super().__init__()
@@ -151,15 +154,16 @@ class ActModel(nn.Module):
         self.inner = _Inner(config)
 
     def initial_carry(self, *shape: int) -> Tensor:
-        """z_H [*shape, H] of tokens that have not run a segment yet: H_init at every position."""
+        """Return z_H [*shape, H] of tokens that have not run a segment yet: H_init at every
+        position."""
         return self.inner.H_init.expand(*shape, -1)
 
     def forward_segment(self, ids: Tensor, lengths: Tensor, carry: Tensor) -> ActOutput:
-        """One ACT segment of `ids` [B, S] int64, right-padded with any valid id, of which `lengths`
-        [B] are real.
+        """Run one ACT segment of `ids` [B, S] int64, right-padded with any valid id.
 
-        A row's result is that of the row alone; positions at or past its length hold finite numbers
-        without meaning. Raises ValueError where S exceeds the longest sequence the network knows.
+        The first `lengths` [B] ids of each row are real. A row's result is that of the row alone;
+        positions at or past its length hold finite numbers without meaning. Raise ValueError where
+        S exceeds the longest sequence that the network knows.
         """
         width = ids.shape[1]
         if width > self.config.max_seq_len:
@@ -172,16 +176,18 @@ class ActModel(nn.Module):
     def forward_tokens(
         self, ids: Tensor, positions: Tensor, carry: Tensor, attend: Attend, segment: int = 0
     ) -> Tensor:
-        """z_H [..., tokens, H] after one segment, the `segment`-th, of `ids` [..., tokens] at
-        `positions` [tokens].
+        """Return z_H [..., tokens, H] after one segment, the `segment`-th.
 
-        Slots are counted through all segments: (segment, H cycle, L cycles before H, layer).
+        It runs `ids` [..., tokens] at `positions` [tokens]. Slots are counted through all segments,
+        in the order of segment, H cycle, L cycles before H, layer.
         """
-        rotary, config = self.config.pos_encoding == "rope", self.config
-        context = AttentionContext(
-            attend, rope_tables(positions, config.head_dim, config.rope_theta) if rotary else None
-        )
-        embedding, z_h = self._embed(ids, positions), carry
+        config = self.config
+        rope = None
+        if config.pos_encoding == "rope":
+            rope = rope_tables(positions, config.head_dim, config.rope_theta)
+        context = AttentionContext(attend, rope)
+        embedding = self._embed(ids, positions)
+        z_h = carry
         slot = segment * config.slots_per_segment
         for _ in range(config.h_cycles):
             z_l = self.inner.L_init.expand_as(z_h)
@@ -193,12 +199,13 @@ class ActModel(nn.Module):
         return z_h
 
     def halting(self, first: Tensor) -> tuple[Tensor, Tensor]:
-        """fp32 q_halt and q_continue [...] of rows whose first tokens have z_H `first` [..., H]."""
+        """Return q_halt and q_continue [...] in fp32 of rows whose first tokens have the z_H
+        `first` [..., H]."""
         q_halt, q_continue = self.inner.q_head(first).float().unbind(-1)
         return q_halt, q_continue
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """fp32 [..., V] within +-20 for `hidden` [..., H]; pass only the positions you need."""
+        """Return logits [..., V] in fp32, within +-20, of `hidden` [..., H]."""
         out: Tensor = self.inner.lm_head(hidden)
         return out.clamp(-20.0, 20.0).float()
 

@@ -1,14 +1,14 @@
-"""HRM-Text: two stacks, run in cycles, over one embedding. Our own fused forward; attention is
-handed in.
+"""HRM-Text: two stacks, run in cycles, over one embedding. The forward is our own and fused;
+attention is handed in.
 
-Source of the maths: HRM-Text and `transformers` >= 5.9 (`HrmTextForCausalLM`), which is the oracle
-in the tests:
+The maths are those of HRM-Text and of `transformers` >= 5.9 (`HrmTextForCausalLM`), which is the
+oracle in the tests:
 
     z_H = scale * E[ids];  z_L = z_L_init
     repeat H_cycles: { repeat L_cycles: z_L = L(z_L + z_H);  z_H = H(z_H + z_L) };  logits = W z_H
 
 Every pass through a layer has a key/value slot of its own: (h * (L_cycles + 1) + l) * layers +
-layer, the H pass at l = L_cycles. Parameter names are those of Hugging Face exports.
+layer, with the H pass at l = L_cycles. Parameter names are those of Hugging Face exports.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from worker.models.weights import check_names
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(slot, query, key, value), each [T, heads, head_dim] -> [T, heads, head_dim]."""
+"""Attention: takes slot, query, key and value and returns its output, all [T, heads, head_dim]."""
 
 
 @dataclass(frozen=True)
 class HrmTextShape:
-    """`num_layers` is the number of blocks in each of the two stacks."""
+    """Sizes of one network; `num_layers` is the number of blocks in each of the two stacks."""
 
     vocab_size: int
     hidden_size: int
@@ -49,8 +49,7 @@ class HrmTextShape:
 
 
 class _RmsNorm(nn.Module):
-    """RMS norm without weights. On a CPU it is put together from fewer operators than `F.rms_norm`
-    is."""
+    """RMS norm without weights."""
 
     def __init__(self, eps: float) -> None:
         super().__init__()
@@ -61,11 +60,12 @@ class _RmsNorm(nn.Module):
         width = hidden.shape[-1]
         if hidden.device.type != "cpu" or hidden.dtype != torch.float32:
             return F.rms_norm(hidden, (width,), eps=self._eps)
+
+        # On a CPU these are fewer operators than `F.rms_norm` has.
         length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
-        return (
-            hidden
-            * torch.addcmul(self.get_buffer("_eps_term"), length, length, value=1 / width).rsqrt_()
-        )
+        eps = self.get_buffer("_eps_term")
+        mean_square = torch.addcmul(eps, length, length, value=1 / width)
+        return hidden * mean_square.rsqrt_()
 
 
 class _Attention(nn.Module):
@@ -79,8 +79,8 @@ class _Attention(nn.Module):
     def project(
         self, hidden: Tensor, rope: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Gate, query, key and value [T, heads, head_dim] of `hidden` [T, hidden]; query and key
-        are rotated."""
+        """Return gate, query, key and value [T, heads, head_dim] of `hidden` [T, hidden]; query and
+        key are rotated."""
         parts = self.gqkv_proj(hidden).unflatten(-1, (4, *self.heads))
         query, key = rotate(parts[:, 1:3], *rope).unbind(1)
         return parts[:, 0], query, key, parts[:, 3]
@@ -103,7 +103,7 @@ class _Mlp(nn.Module):
 
 
 class _Block(nn.Module):
-    """Pre-norm, norms without weights."""
+    """Pre-norm block; its norms have no weights."""
 
     def __init__(self, shape: HrmTextShape) -> None:
         super().__init__()
@@ -114,19 +114,19 @@ class _Block(nn.Module):
     def before(
         self, hidden: Tensor, rope: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All of the layer that comes before attention: gate, query, key and value."""
+        """Compute all of the layer that comes before attention: gate, query, key and value."""
         return self.attn.project(self.norm(hidden), rope)
 
     def after(self, hidden: Tensor, gate: Tensor, attended: Tensor) -> Tensor:
-        """All that comes after it."""
+        """Compute all of the layer that comes after attention."""
         hidden = hidden + self.attn.gated(gate, attended)
         out: Tensor = hidden + self.mlp(self.norm(hidden))
         return out
 
 
 Halves = tuple[Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]], Callable[..., Tensor]]
-"""What computes a layer before and after its attention: methods of `_Block`, as they are or
-compiled."""
+"""Functions that compute a layer before and after its attention: methods of `_Block`, as they are
+or compiled."""
 
 PLAIN_HALVES: Halves = (_Block.before, _Block.after)
 
@@ -163,6 +163,8 @@ class _Core(nn.Module):
 
 
 class HrmTextModel(nn.Module):
+    """The network: call it for states, and read them with `logits`."""
+
     def __init__(self, shape: HrmTextShape) -> None:
         super().__init__()
         self.shape = shape
@@ -174,20 +176,23 @@ class HrmTextModel(nn.Module):
         self.halves = PLAIN_HALVES
 
     def compile_layers(self, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Fuse what lies between matrix products and attention. All layers are alike: two
-        compilations serve them."""
+        """Fuse what lies between matrix products and attention."""
+        # All layers are alike, so two compilations serve them.
         before, after = self.halves
         before = torch.compile(before, dynamic=True, fullgraph=True, backend=backend)
         after = torch.compile(after, dynamic=True, fullgraph=True, backend=backend)
         self.halves = (before, after)
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Last high-level states [T, hidden] of token ids [T] at `positions` [T]."""
-        shape, core = self.shape, self.model
+        """Return the last high-level states [T, hidden] of token ids [T] at `positions` [T]."""
+        shape = self.shape
+        core = self.model
         z_h = core.embed_tokens(ids) * shape.embedding_scale
         z_l = core.z_L_init.to(z_h.dtype)
-        cos, sin = self.get_buffer("cos")[positions], self.get_buffer("sin")[positions]
+        cos = self.get_buffer("cos")[positions]
+        sin = self.get_buffer("sin")[positions]
         rope = (cos.to(z_h.dtype), sin.to(z_h.dtype))
+
         slot = 0
         for _ in range(shape.h_cycles):
             for _ in range(shape.l_cycles):
@@ -199,7 +204,7 @@ class HrmTextModel(nn.Module):
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., hidden] -> [..., vocab] in float32."""
+        """Return logits [..., vocab] in float32 of states [..., hidden]."""
         out: Tensor = self.lm_head(hidden)
         return out.float()
 
@@ -207,8 +212,9 @@ class HrmTextModel(nn.Module):
 def build_model(
     shape: HrmTextShape, weights: Mapping[str, Tensor], source: Path, dtype: torch.dtype
 ) -> HrmTextModel:
-    """The network with `weights` in eval mode on the CPU; raises ModelFormatError unless they match
-    name by name."""
+    """Return the network with `weights`, in eval mode on the CPU; raise ModelFormatError unless
+    they match name by name."""
+    # Compared without memory first, so that wrong sizes allocate nothing.
     with torch.device("meta"):
         skeleton = HrmTextModel(shape)
     check_names(dict(skeleton.named_parameters()), weights, source)
@@ -218,16 +224,17 @@ def build_model(
 
 
 def rope_table(num_positions: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines [positions, 1, 1, head_dim], in the half-rotated layout."""
+    """Return cosines and signed sines [positions, 1, 1, head_dim], in the half-rotated layout."""
     frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), frequencies)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos), dim=-1)[:, None, None], torch.cat((-sin, sin), dim=-1)[
-        :, None, None
-    ]
+    cos = angles.cos()
+    sin = angles.sin()
+    cosines = torch.cat((cos, cos), dim=-1)
+    signed_sines = torch.cat((-sin, sin), dim=-1)
+    return cosines[:, None, None], signed_sines[:, None, None]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on [T, 2, heads, head_dim]; `sin` is negative in its first half."""
+    """Rotate `x` [T, 2, heads, head_dim] by its positions; `sin` is negative in its first half."""
     first, second = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)

@@ -1,12 +1,12 @@
-"""Raw HRM-Text training checkpoints: the directory that the trainer writes, read as it is, without
-a conversion.
+"""The loader of raw HRM-Text training checkpoints: the directory that the trainer writes, read
+without a conversion.
 
     all_config.yaml train_metadata.yaml fsdp2_epoch_<e>/ (torch.distributed.checkpoint of {"model",
     "optim"})
 
-Sizes come from the two YAML files, so that a network with a layer lost is refused; the width of the
-MLP comes from the tensors. The moving average of the weights is kept by the optimizer, under the
-parameter's name (`optim.state.<parameter>.param_ema`); a checkpoint that numbers its parameters
+Sizes come from the two YAML files, so that a network with a layer lost is refused; only the width
+of the MLP comes from the tensors. The optimizer keeps the moving average of the weights under the
+parameter's name (`optim.state.<parameter>.param_ema`). A checkpoint that numbers its parameters
 instead is refused.
 """
 
@@ -30,11 +30,12 @@ from worker.models.weights import matrix_shape
 
 _NETWORK = "HierarchicalReasoningModel"
 _EPOCH = re.compile(r"fsdp2_epoch_(\d+)")
-_WEIGHT, _AVERAGE = "model.{}", "optim.state.{}.param_ema"
-_NOT_AVERAGED = "model.zL_init"  # a buffer: no optimizer knows it
-_UNUSED = re.compile(
-    r"model\.(?:zH_init|[HL]_level\.core\.rotary_emb\..*)"
-)  # left by older trainers
+_WEIGHT = "model.{}"
+_AVERAGE = "optim.state.{}.param_ema"
+# A buffer, which no optimizer knows.
+_NOT_AVERAGED = "model.zL_init"
+# Left by older trainers.
+_UNUSED = re.compile(r"model\.(?:zH_init|[HL]_level\.core\.rotary_emb\..*)")
 _RENAMED = (
     (re.compile(r"^model\.([HL])_level\.core\.layers\."), r"model.\1_module.layers."),
     (re.compile(r"^model\.zL_init$"), "model.z_L_init"),
@@ -43,8 +44,8 @@ _RENAMED = (
 
 
 class _Arch(msgspec.Struct):
-    """`all_config.yaml`, section `arch`: what of the trainer's options this network covers, and no
-    more."""
+    """Section `arch` of `all_config.yaml`: those of the trainer's options that this network covers,
+    and no more."""
 
     n_layers: Count
     hidden_size: Count
@@ -78,7 +79,7 @@ class _TrainMetadata(msgspec.Struct):
 
 @dataclass(frozen=True)
 class HrmTextCheckpoint:
-    """A loaded checkpoint: `model` in eval mode on the CPU; `note` says for people which weights
+    """A loaded checkpoint: `model` is in eval mode on the CPU, `note` says for people which weights
     were taken."""
 
     model: HrmTextModel
@@ -92,39 +93,45 @@ def load_checkpoint(
 ) -> HrmTextCheckpoint:
     """Load the newest epoch in `path`, or the epoch directory that it names.
 
-    The averaged weights are taken if `use_ema` and the training kept them. Raises ModelFormatError
+    The averaged weights are taken if `use_ema` and the training kept them. Raise ModelFormatError
     for whatever is missing, not served, or not exactly the network that the configuration
     describes.
     """
     epoch_dir = _epoch_dir(path)
     config_file = epoch_dir.parent / "all_config.yaml"
-    metadata_file = epoch_dir.parent / "train_metadata.yaml"
     config = read_yaml_mapping(config_file)
+    metadata_file = epoch_dir.parent / "train_metadata.yaml"
     metadata = converted(
         read_yaml_mapping(metadata_file), _TrainMetadata, metadata_file, strict=False
     )
     arch = _arch(config, config_file)
+
     weights, is_average = _read_weights(epoch_dir, use_ema=use_ema, ema_decay=config.get("ema"))
-    model = build_model(_shape(arch, metadata, weights, epoch_dir), weights, epoch_dir, dtype)
+    shape = _shape(arch, metadata, weights, epoch_dir)
+    model = build_model(shape, weights, epoch_dir, dtype)
+
     info = metadata.tokenizer_info
+    weights_taken = "averaged (EMA)" if is_average else "plain"
     return HrmTextCheckpoint(
         model,
-        PromptMarks(info.boq, info.eoq, info.eoa, info.condition_mapping),
-        _tokenizer_path(info.tokenizer_path, epoch_dir.parent),
-        f"{epoch_dir.name}, {'averaged (EMA)' if is_average else 'plain'} weights",
+        marks=PromptMarks(info.boq, info.eoq, info.eoa, info.condition_mapping),
+        tokenizer_path=_tokenizer_path(info.tokenizer_path, epoch_dir.parent),
+        note=f"{epoch_dir.name}, {weights_taken} weights",
     )
 
 
 def _epoch_dir(path: Path) -> Path:
+    """Return the epoch directory that `path` names, or the newest one in it."""
     directory = path.absolute() if path.is_dir() else path.absolute().parent
     if _EPOCH.fullmatch(directory.name):
         return directory
+
     epochs: dict[int, Path] = {}
     try:
         for entry in directory.iterdir():
-            found = _EPOCH.fullmatch(entry.name)
-            if found:
-                epochs[int(found[1])] = entry
+            match = _EPOCH.fullmatch(entry.name)
+            if match:
+                epochs[int(match[1])] = entry
     except OSError as error:
         raise unusable(directory, error) from error
     if not epochs:
@@ -133,6 +140,7 @@ def _epoch_dir(path: Path) -> Path:
 
 
 def _arch(config: Mapping[str, Any], file: Path) -> _Arch:
+    """Return the `arch` section; raise ModelFormatError for a network that is not served."""
     section = config.get("arch")
     name = section.get("name") if isinstance(section, dict) else None
     if not str(name).endswith(f"@{_NETWORK}"):
@@ -150,32 +158,46 @@ def _arch(config: Mapping[str, Any], file: Path) -> _Arch:
 def _read_weights(
     epoch_dir: Path, *, use_ema: bool, ema_decay: object
 ) -> tuple[dict[str, Tensor], bool]:
-    """Tensors by our names, and whether they are the averaged ones. Plain and averaged are never
-    mixed."""
-    present = tensor_names(epoch_dir)
+    """Return tensors by our names, and whether they are the averaged ones."""
+    stored_names = tensor_names(epoch_dir)
     prefix = _WEIGHT.format("")
-    raw_names = [name.removeprefix(prefix) for name in present if name.startswith(prefix)]
-    needed = [name for name in raw_names if not _UNUSED.fullmatch(name)]
-    averaged = {name for name in needed if _AVERAGE.format(name) in present}
+    needed = []
+    averaged = set()
+    for stored_name in stored_names:
+        name = stored_name.removeprefix(prefix)
+        if not stored_name.startswith(prefix) or _UNUSED.fullmatch(name):
+            continue
+        needed.append(name)
+        if _AVERAGE.format(name) in stored_names:
+            averaged.add(name)
+
+    # Plain and averaged weights are never mixed.
     is_average = use_ema and bool(averaged or ema_decay)
-    if is_average and (lacking := sorted({*needed} - averaged - {_NOT_AVERAGED})):
-        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-        raise ModelFormatError(
-            f"{epoch_dir} keeps no averaged weights (EMA) by the name of {lacking[0]}{more}; "
-            "set use_ema to false to take the plain ones."
-        )
-    source = {
-        name: (_AVERAGE if is_average and name in averaged else _WEIGHT).format(name)
-        for name in needed
-    }
-    tensors = read_named(epoch_dir, source.values())
-    return {_our_name(name): tensors[stored] for name, stored in source.items()}, is_average
+    if is_average:
+        lacking = sorted(set(needed) - averaged - {_NOT_AVERAGED})
+        if lacking:
+            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            raise ModelFormatError(
+                f"{epoch_dir} keeps no averaged weights (EMA) by the name of {lacking[0]}{more}; "
+                "set use_ema to false to take the plain ones."
+            )
+
+    stored_name_of = {}
+    for name in needed:
+        template = _AVERAGE if is_average and name in averaged else _WEIGHT
+        stored_name_of[name] = template.format(name)
+    tensors = read_named(epoch_dir, stored_name_of.values())
+    weights = {}
+    for name, stored_name in stored_name_of.items():
+        weights[_our_name(name)] = tensors[stored_name]
+    return weights, is_average
 
 
-def _our_name(raw: str) -> str:
-    for pattern, ours in _RENAMED:
-        raw = pattern.sub(ours, raw)
-    return raw
+def _our_name(name: str) -> str:
+    """Return the name that Hugging Face exports have for a parameter of the trainer."""
+    for pattern, replacement in _RENAMED:
+        name = pattern.sub(replacement, name)
+    return name
 
 
 def _shape(
@@ -205,18 +227,20 @@ def _shape(
 
 
 def _embedding_std(arch: _Arch) -> float:
-    """The standard deviation that embeddings start from; the forward pass divides by it."""
+    """Return the standard deviation that embeddings start from; the forward pass divides by it."""
     lecun = 1.0 / math.sqrt(arch.hidden_size)
     if arch.init_type == "lecun_normal":
         return lecun
-    return arch.init_std or (lecun if arch.init_type == "megatron" else 0.02)
+    if arch.init_std is not None:
+        return arch.init_std
+    return lecun if arch.init_type == "megatron" else 0.02
 
 
-def _tokenizer_path(named: str | None, directory: Path) -> Path | None:
-    """Where the tokenizer is found here: the path that training used may be one of another
-    machine."""
-    if named is not None:
-        found = next((place for place in (directory / named, Path(named)) if place.exists()), None)
-        if found is not None:
-            return found
+def _tokenizer_path(declared: str | None, directory: Path) -> Path | None:
+    """Return the path of the tokenizer on this machine; None if it is not here."""
+    # The path that training used may be one of another machine.
+    if declared is not None:
+        for path in (directory / declared, Path(declared)):
+            if path.exists():
+                return path
     return directory if (directory / "tokenizer.json").is_file() else None

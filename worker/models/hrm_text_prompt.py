@@ -1,4 +1,4 @@
-"""The tokens between which HRM-Text was trained to see a prompt. Strings only; ids are the
+"""The tokens around a prompt, as HRM-Text was trained with them. Strings only; their ids are the
 tokenizer's."""
 
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ CONDITIONS = {
 
 @dataclass(frozen=True)
 class PromptMarks:
-    """boq, one token for each condition, prompt, eoq; then the response up to eoa. `conditions`
-    maps name to token."""
+    """Tokens around a prompt: boq, one for each condition, the prompt, eoq, and the response up to
+    eoa. `conditions` maps names to tokens."""
 
     boq: str
     eoq: str

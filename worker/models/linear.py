@@ -1,17 +1,16 @@
-"""Faster linear layers for inference on a CPU, put in place of a loaded network's own: packed fp32,
-or int8.
+"""Faster linear layers for inference on a CPU, packed fp32 or int8, put in place of a loaded
+network's own.
 
-What is packed exists once, in the kernel's layout: no state dict can be read back. It knows layers,
-not networks.
+Packed weights exist once, in the kernel's layout, so no state dict can be read back. This file
+knows layers, not networks.
 
-Packed fp32 (oneDNN) pays where weights are streamed from memory, and with one thread only where the
-output is at least twice as wide as the input; elsewhere MKL, behind `F.linear`, is as fast or
+Packed fp32 (oneDNN) is faster where weights are streamed from memory; with one thread, only where
+the output is at least twice as wide as the input. Elsewhere MKL, behind `F.linear`, is as fast or
 faster, and the layer is left alone.
 
-Int8 (fbgemm): weights symmetric per output channel, activations symmetric per row, so that a row's
-result is the row's own; sums are exact integers, so it does not depend on the number of rows
-either. Without VNNI two products of a signed and an unsigned byte are added in 16 saturating bits:
-weights keep to 7 bits (255 * 63 * 2 < 2**15), on every machine, so that all workers agree.
+Int8 (fbgemm) has weights symmetric per output channel and activations symmetric per row, so that a
+row's result does not depend on other rows. Sums are exact integers, so it does not depend on the
+number of rows either.
 """
 
 import warnings
@@ -24,19 +23,22 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 Better = Callable[[nn.Module, bool], nn.Module | None]
-"""What takes the place of a layer, if anything; told whether the weight is shared with another
-one."""
+"""Choice of a layer's replacement, or None. Takes the layer, and whether another one shares its
+weight."""
 
 MIN_PACKED_WEIGHTS = 1 << 18
-"""Weights from which oneDNN's layout beats `F.linear`: a megabyte of fp32, which no core keeps
+"""Size from which oneDNN's layout beats `F.linear`: a megabyte of fp32, which no core's cache keeps
 between two steps."""
 MIN_INT8_WEIGHTS = 1 << 17
-"""Weights from which int8 is no slower than fp32 at 16 rows; routers and q heads, which decide,
-stay below it."""
+"""Size from which int8 is no slower than fp32 at 16 rows. Routers and q heads, which take
+decisions, are smaller and stay exact."""
 
 _PEAK = 127
-"""Steps on either side of zero of an activation; of a weight there are `_WEIGHT_PEAK`."""
+"""Steps on either side of zero of an activation."""
+# Without VNNI two products of a signed and an unsigned byte are added in 16 saturating bits, so
+# weights keep to 7 bits: 255 * 63 * 2 < 2**15. They do on every machine, so that workers agree.
 _WEIGHT_PEAK = 63
+"""Steps on either side of zero of a weight."""
 _ZERO = 128
 
 _packed_linear = torch.ops.mkldnn._linear_pointwise
@@ -44,7 +46,8 @@ _int8_linear = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
 
 
 class PackedLinear(nn.Module):
-    """fp32 [..., in] -> [..., out] over a weight [out, in] in oneDNN's blocked layout."""
+    """Linear layer in fp32, [..., in] to [..., out], over a weight [out, in] in oneDNN's blocked
+    layout."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -57,8 +60,8 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """[..., in] -> [..., out] in the dtype that comes in, over an int8 weight [out, in] and fp32
-    scales."""
+    """Linear layer, [..., in] to [..., out] in the dtype of its input, over an int8 weight [out,
+    in] and fp32 scales."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -84,8 +87,10 @@ def pack_linears(model: nn.Module, _options: object = None) -> int:
 
 
 def round_linears(model: nn.Module, _options: object = None) -> int:
-    """Replace the linear layers that are faster in int8, in place; return how many. The model is on
-    the CPU."""
+    """Replace the linear layers that are faster in int8, in place; return how many.
+
+    The model must be on the CPU.
+    """
     return _replace(model, _rounded)
 
 
@@ -95,15 +100,20 @@ def has_int8_kernels() -> bool:
 
 @torch.no_grad()
 def _replace(model: nn.Module, better: Better) -> int:
-    users = Counter(
-        parameter for module in model.modules() for parameter in module.parameters(recurse=False)
-    )
+    """Put better layers in place of linear ones; return how many layers were replaced."""
+    users: Counter[nn.Parameter] = Counter()
+    for module in model.modules():
+        users.update(module.parameters(recurse=False))
+
+    # A layer may be found under several parents, which then share its replacement too.
     replaced: dict[nn.Module, nn.Module] = {}
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if layer not in replaced and type(layer) in (nn.Linear, Conv1D):
-                found = better(layer, users[layer.get_parameter("weight")] > 1)
-                replaced |= {} if found is None else {layer: found}
+                is_tied = users[layer.get_parameter("weight")] > 1
+                replacement = better(layer, is_tied)
+                if replacement is not None:
+                    replaced[layer] = replacement
             if layer in replaced:
                 setattr(parent, name, replaced[layer])
     return len(replaced)
@@ -111,24 +121,29 @@ def _replace(model: nn.Module, better: Better) -> int:
 
 def _rounded(layer: nn.Module, is_tied: bool) -> nn.Module | None:
     weight, bias = _parameters(layer)
-    return Int8Linear(weight, bias) if weight.numel() >= MIN_INT8_WEIGHTS else None
+    if weight.numel() < MIN_INT8_WEIGHTS:
+        return None
+    return Int8Linear(weight, bias)
 
 
 def _packed(layer: nn.Module, is_tied: bool) -> nn.Module | None:
-    """A weight that an embedding shares would have to be kept twice."""
     weight, bias = _parameters(layer)
+    # A weight that an embedding shares would have to be kept twice.
+    if is_tied or weight.numel() < MIN_PACKED_WEIGHTS or not _has_packed_kernel(weight):
+        return None
     is_wide = weight.shape[0] >= 2 * weight.shape[1]
-    gains = weight.numel() >= MIN_PACKED_WEIGHTS and (is_wide or torch.get_num_threads() > 1)
-    if is_tied or not gains or not _has_packed_kernel(weight):
+    if not is_wide and torch.get_num_threads() == 1:
         return None
     return PackedLinear(weight.contiguous(), bias)
 
 
 def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """The weight [out, in] and the bias of a layer."""
-    own = {name: parameter.detach() for name, parameter in layer.named_parameters()}
-    weight = own["weight"].t() if isinstance(layer, Conv1D) else own["weight"]
-    return weight, own.get("bias")
+    """Return the weight [out, in] and the bias of a layer."""
+    weight = layer.get_parameter("weight").detach()
+    if isinstance(layer, Conv1D):
+        weight = weight.t()
+    bias = dict(layer.named_parameters()).get("bias")
+    return weight, None if bias is None else bias.detach()
 
 
 def _has_packed_kernel(weight: Tensor) -> bool:
@@ -140,8 +155,8 @@ def _has_packed_kernel(weight: Tensor) -> bool:
 
 
 def _pack_int8(weight: Tensor) -> torch.ScriptObject:
-    """fbgemm's packed form of a weight [out, in], rounded to `_WEIGHT_PEAK` steps a side of each
-    row's own scale."""
+    """Return fbgemm's packed form of a weight [out, in], rounded to `_WEIGHT_PEAK` steps on either
+    side of zero, each row by its own scale."""
     scales = (weight.abs().amax(1) / _WEIGHT_PEAK).clamp_min(torch.finfo(torch.float32).tiny)
     steps = (weight / scales[:, None]).round().to(torch.int8)
     with _fbgemm(), warnings.catch_warnings():
@@ -156,7 +171,7 @@ def _pack_int8(weight: Tensor) -> torch.ScriptObject:
 
 @contextmanager
 def _fbgemm() -> Iterator[None]:
-    """Weights are packed for the engine that is set while they are."""
+    """Set fbgemm as the engine: weights are packed for the one that is set at the time."""
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = "fbgemm"
     try:

@@ -1,6 +1,7 @@
-"""Reads the small files of a model directory. What foreign readers raise becomes one sentence.
+"""Readers of a model directory's small files, and the seam to libraries that read large ones.
 
-Each sentence names the file and what to do about it.
+What they raise becomes a ModelFormatError: one sentence that names the file and says what to do
+about it.
 """
 
 import json
@@ -32,16 +33,18 @@ _Kind = TypeVar("_Kind")
 
 @contextmanager
 def reading(source: Path | str, remedy: str = COPY_AGAIN, *, kind: str = "") -> Iterator[None]:
-    """The seam to libraries that read `source`, a file or a directory, as something of a `kind`.
+    """Turn whatever a library raises into ModelFormatError, while it reads `source` as a `kind`.
 
-    Raises ModelFormatError for whatever they raise. No code of our own belongs into it: our bugs
-    must stay tracebacks. A lack of memory is no fault of the files and passes.
+    `source` is a file or a directory. No code of our own belongs inside: our bugs must stay
+    tracebacks.
     """
     try:
         yield
     except ModelFormatError:
         raise
-    except BaseException as error:  # a library raises anything on a damaged file, Rust's panics too
+    # A library raises anything on a damaged file, Rust's panics too, which are no Exception.
+    except BaseException as error:
+        # A lack of memory is no fault of the files.
         if not is_foreign(error) or is_out_of_memory(error):
             raise
         logger.debug("model file not read", exc_info=error)
@@ -51,7 +54,7 @@ def reading(source: Path | str, remedy: str = COPY_AGAIN, *, kind: str = "") -> 
 def unusable(
     source: Path | str, error: BaseException, remedy: str = COPY_AGAIN, *, kind: str = ""
 ) -> ModelFormatError:
-    """The sentence about a file that cannot be used."""
+    """Return the error of a file that cannot be used."""
     if isinstance(error, PermissionError):
         remedy = _GIVE_ACCESS
     as_what = f" as {kind}" if kind else ""
@@ -59,8 +62,8 @@ def unusable(
 
 
 def faulty(source: Path | str, problem: str) -> ModelFormatError:
-    """The sentence about a file with this problem; where a pointer of Git LFS stands in its place,
-    that is the one."""
+    """Return the error of a file with this problem."""
+    # A pointer in place of the file explains any other problem.
     if _is_lfs_pointer(source):
         problem = (
             "is a pointer of Git LFS, not the file itself: get it by `git lfs pull` there, or "
@@ -70,7 +73,7 @@ def faulty(source: Path | str, problem: str) -> ModelFormatError:
 
 
 def _is_lfs_pointer(source: Path | str) -> bool:
-    """Whether a clone without Git LFS left this small text."""
+    """Return whether the file is the small text that a clone without Git LFS leaves."""
     try:
         with open(source, "rb") as file:
             return file.read(len(_LFS_POINTER)) == _LFS_POINTER
@@ -79,18 +82,19 @@ def _is_lfs_pointer(source: Path | str) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """The class of an error and the beginning of its message, in one line."""
+    """Return the class of an error and the beginning of its message, in one line."""
     message = str(error)
     if isinstance(error, OSError) and error.strerror:
-        message = error.strerror  # without the path, which the sentence names anyway
-    said = " ".join(message.split())
-    if len(said) > _LONGEST_REASON:
-        said = said[:_LONGEST_REASON] + "..."
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+        # Without the path, which our sentence names anyway.
+        message = error.strerror
+    line = " ".join(message.split())
+    if len(line) > _LONGEST_REASON:
+        line = line[:_LONGEST_REASON] + "..."
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 
 def read_json(file: Path) -> Any:
-    """What a JSON file holds. Raises ModelFormatError."""
+    """Return the contents of a JSON file. Raise ModelFormatError."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -100,7 +104,7 @@ def read_json(file: Path) -> Any:
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ModelFormatError."""
+    """Return the object in a JSON file. Raise ModelFormatError."""
     loaded = read_json(file)
     if not isinstance(loaded, dict):
         raise ModelFormatError(f"{file} is not a JSON object; {COPY_AGAIN}.")
@@ -108,7 +112,7 @@ def read_json_object(file: Path) -> dict[str, Any]:
 
 
 def read_yaml(file: Path) -> Any:
-    """What a YAML file holds. Raises ModelFormatError."""
+    """Return the contents of a YAML file. Raise ModelFormatError."""
     try:
         return yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -118,7 +122,7 @@ def read_yaml(file: Path) -> Any:
 
 
 def read_yaml_mapping(file: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises ModelFormatError."""
+    """Return the mapping in a YAML file. Raise ModelFormatError."""
     loaded = read_yaml(file)
     if not isinstance(loaded, dict):
         raise faulty(file, f"is not a YAML mapping; {COPY_AGAIN}.")
@@ -128,9 +132,9 @@ def read_yaml_mapping(file: Path) -> dict[str, Any]:
 def converted(
     value: object, kind: type[_Kind], source: Path | str, *, strict: bool = True
 ) -> _Kind:
-    """`value` as a struct; unless `strict`, numbers may be written as strings, as YAML has it.
+    """Return `value` as a struct; unless `strict`, numbers may be written as strings, as in YAML.
 
-    Raises ModelFormatError naming `source` and the field.
+    Raise ModelFormatError naming `source` and the field.
     """
     try:
         return msgspec.convert(value, kind, strict=strict)

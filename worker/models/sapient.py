@@ -1,12 +1,12 @@
-"""The Sapient HRM network for puzzles: its maths under its checkpoint's parameter names, less their
+"""The Sapient HRM network for puzzles: its maths, under its checkpoint's parameter names, less their
 common prefix.
 
-It knows nothing of files or grids. One call is one ACT segment over rows of equal, fixed length;
-the caller keeps each row's carry and decides how many segments it gets, so rows of a batch may be
+It knows nothing of files or grids. One call is one ACT segment over rows of equal, fixed length.
+The caller keeps each row's carry and decides how many segments it gets, so rows of a batch may be
 at different segments:
 
-    x = sqrt(H) * [puzzle_emb ; E[ids]], with learned positions sqrt(H) * sqrt(1/2) * ([puzzle_emb ;
-    E[ids]] + P)
+    x = sqrt(H) * [puzzle_emb ; E[ids]]
+        or, with learned positions, sqrt(H) * sqrt(1/2) * ([puzzle_emb ; E[ids]] + P)
     repeat H_cycles: { repeat L_cycles: z_L = L(z_L + z_H + x);  z_H = H(z_H + z_L) }
 
 Unlike AI-OS ACTv1, z_L lives on from cycle to cycle and from segment to segment, and nothing is
@@ -34,16 +34,16 @@ from worker.models.act_blocks import (
 from worker.models.errors import ModelFormatError
 
 _SLOT = 0
-"""Rows that see themselves whole keep no keys: their attention does not ask which pass it
-serves."""
+"""The slot of all passes: rows that see themselves whole keep no keys, so their attention does not
+ask for one."""
 
 
 @dataclass(frozen=True)
 class SapientConfig:
-    """Sizes of one network; `puzzle_emb_ndim` 0 is a network without puzzle embeddings, `seq_len`
-    counts cells.
+    """Sizes of one network.
 
-    Raises ModelFormatError where the numbers describe no network.
+    `seq_len` counts cells. A network with `puzzle_emb_ndim` 0 has no puzzle embeddings. Raises
+    ModelFormatError where the numbers describe no network.
     """
 
     vocab_size: int
@@ -66,15 +66,14 @@ class SapientConfig:
         if self.hidden_size % self.num_heads:
             problem = f"hidden size {self.hidden_size} does not divide into {self.num_heads} heads"
             raise ModelFormatError(f"{problem}; correct all_config.yaml.")
-        if self.pos_encoding == "rope" and self.hidden_size // self.num_heads % 2:
-            problem = (
-                f"rotary positions need an even head size, not {self.hidden_size // self.num_heads}"
-            )
+        head_size = self.hidden_size // self.num_heads
+        if self.pos_encoding == "rope" and head_size % 2:
+            problem = f"rotary positions need an even head size, not {head_size}"
             raise ModelFormatError(f"{problem}; correct all_config.yaml.")
 
     @property
     def puzzle_emb_len(self) -> int:
-        """Positions before the first cell, which hold the puzzle embedding."""
+        """Number of positions before the first cell, which hold the puzzle embedding."""
         return -(-self.puzzle_emb_ndim // self.hidden_size)
 
     @property
@@ -83,7 +82,7 @@ class SapientConfig:
 
 
 class Carry(NamedTuple):
-    """What a segment starts from and leaves: z_H and z_L, each [B, num_positions, H]."""
+    """State between segments: z_H and z_L, each [B, num_positions, H]."""
 
     z_h: Tensor
     z_l: Tensor
@@ -91,7 +90,7 @@ class Carry(NamedTuple):
 
 @dataclass(frozen=True)
 class SegmentOutput:
-    """The new carry, and `q_halt` and `q_continue` [B], fp32."""
+    """Result of a segment: the new carry, and `q_halt` and `q_continue` [B] in fp32."""
 
     carry: Carry
     q_halt: Tensor
@@ -99,7 +98,7 @@ class SegmentOutput:
 
 
 class _PuzzleTable(nn.Module):
-    """A row of `width` numbers for each identifier."""
+    """Table of puzzle embeddings, a row of `width` numbers for each identifier."""
 
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
@@ -107,19 +106,17 @@ class _PuzzleTable(nn.Module):
 
 
 def _level(config: SapientConfig, num_layers: int) -> Level:
-    hidden = config.hidden_size
-    return Level(
-        Block(
-            Attention(hidden, config.num_heads),
-            SwiGlu(hidden, config.intermediate_size),
-            config.norm_eps,
-        )
-        for _ in range(num_layers)
-    )
+    blocks = []
+    for _ in range(num_layers):
+        attention = Attention(config.hidden_size, config.num_heads)
+        mlp = SwiGlu(config.hidden_size, config.intermediate_size)
+        blocks.append(Block(attention, mlp, config.norm_eps))
+    return Level(blocks)
 
 
 class SapientModel(nn.Module):
-    """Start rows with `initial_carry`, repeat `forward_segment`, read the cells with `logits`."""
+    """A puzzle network: start rows with `initial_carry`, repeat `forward_segment`, and read the
+    cells with `logits`."""
 
     H_init: Tensor
     L_init: Tensor
@@ -140,14 +137,16 @@ class SapientModel(nn.Module):
         self.L_level = _level(config, config.l_layers)
 
     def initial_carry(self, batch: int) -> Carry:
-        """Of rows that have not run a segment yet: H_init and L_init at every position."""
+        """Return the carry of rows that have not run a segment yet: H_init and L_init at every
+        position."""
         shape = (batch, self.config.num_positions, -1)
         return Carry(self.H_init.expand(shape), self.L_init.expand(shape))
 
     def forward_segment(self, ids: Tensor, identifiers: Tensor, carry: Carry) -> SegmentOutput:
-        """One ACT segment of the cells `ids` [B, seq_len] of puzzles known as `identifiers` [B],
+        """Run one ACT segment of the cells `ids` [B, seq_len] of the puzzles `identifiers` [B],
         both int64."""
-        context, embedding = self._attention_context(ids.device), self._embed(ids, identifiers)
+        context = self._attention_context(ids.device)
+        embedding = self._embed(ids, identifiers)
         z_h, z_l = carry
         for _ in range(self.config.h_cycles):
             for _ in range(self.config.l_cycles):
@@ -157,7 +156,7 @@ class SapientModel(nn.Module):
         return SegmentOutput(Carry(z_h, z_l), q_halt, q_continue)
 
     def logits(self, z_h: Tensor) -> Tensor:
-        """fp32 [B, seq_len, V] of the cells, for `z_h` [B, num_positions, H]."""
+        """Return the cells' logits [B, seq_len, V] in fp32, of `z_h` [B, num_positions, H]."""
         out: Tensor = self.lm_head(z_h[:, self.config.puzzle_emb_len :])
         return out.float()
 
@@ -173,11 +172,11 @@ class SapientModel(nn.Module):
         config = self.config
         embedding = F.embedding(ids, self.embed_tokens.embedding_weight)
         if config.puzzle_emb_ndim:
-            missing = config.puzzle_emb_len * config.hidden_size - config.puzzle_emb_ndim
-            prefix = F.pad(F.embedding(identifiers, self.puzzle_emb.weights), (0, missing))
-            embedding = torch.cat(
-                (prefix.unflatten(-1, (config.puzzle_emb_len, -1)), embedding), dim=1
-            )
+            # Padded with zeros to fill whole positions before the cells.
+            num_missing = config.puzzle_emb_len * config.hidden_size - config.puzzle_emb_ndim
+            puzzle = F.pad(F.embedding(identifiers, self.puzzle_emb.weights), (0, num_missing))
+            prefix = puzzle.unflatten(-1, (config.puzzle_emb_len, -1))
+            embedding = torch.cat((prefix, embedding), dim=1)
         if config.pos_encoding == "learned":
             embedding = sqrt(0.5) * (embedding + self.embed_pos.embedding_weight)
         return sqrt(config.hidden_size) * embedding

@@ -1,10 +1,8 @@
-"""Reads a Sapient HRM checkpoint, a directory of `all_config.yaml` and torch state dicts, into a
-`SapientModel`.
+"""The loader of Sapient HRM checkpoints, directories of `all_config.yaml` and torch state dicts.
 
-`all_config.yaml` is what the network was built from, so it is believed, and every tensor must fit
-it. What the dataset decided and the file does not say comes from the tensors: the vocabulary, and
-by it the puzzle, and how many puzzle identifiers there are. Whatever does not match in full is
-refused.
+The network was built from `all_config.yaml`, so the file is believed, and every tensor must fit it.
+What the data set decided and the file does not say comes from the tensors: the vocabulary, which
+tells the puzzle, and the number of puzzle identifiers. Whatever does not match in full is refused.
 """
 
 import re
@@ -26,17 +24,16 @@ from worker.puzzles import KINDS, PuzzleKind
 _CONFIG = "all_config.yaml"
 _IDENTIFIERS = "identifiers.json"
 _STEP = re.compile(r"step_(\d+)")
-_WRAPPERS = re.compile(
-    r"^(?:_orig_mod\.|module\.|model\.|inner\.)+"
-)  # of torch.compile, DDP, loss head, ACT wrapper
+# Prefixes that torch.compile, DDP, the loss head and the ACT wrapper put before parameter names.
+_WRAPPERS = re.compile(r"^(?:_orig_mod\.|module\.|model\.|inner\.)+")
 
 Section = Mapping[str, object]
 
 
 @dataclass(frozen=True)
 class SapientCheckpoint:
-    """A loaded network, in eval mode without gradients, the puzzles it solves, and names of puzzle
-    identifiers."""
+    """A loaded checkpoint: `model` is in eval mode without gradients, `kind` the puzzles it solves,
+    `identifiers` the named rows of its puzzle embeddings."""
 
     model: SapientModel
     kind: PuzzleKind
@@ -45,10 +42,9 @@ class SapientCheckpoint:
 
 
 def load_sapient_checkpoint(path: Path, dtype: torch.dtype = torch.float32) -> SapientCheckpoint:
-    """Load what lies at `path`, the directory (its latest step) or a state dict in it, onto the CPU
-    in `dtype`.
+    """Load `path`, a directory (its latest step) or a state dict in it, onto the CPU in `dtype`.
 
-    Raises ModelFormatError for whatever is missing, unreadable, or not exactly the network that the
+    Raise ModelFormatError for whatever is missing, unreadable, or not exactly the network that the
     files describe.
     """
     directory = path if path.is_dir() else path.parent
@@ -57,31 +53,36 @@ def load_sapient_checkpoint(path: Path, dtype: torch.dtype = torch.float32) -> S
     weights = without_prefixes(read_tensors(file), _WRAPPERS, file)
     kind = _kind(_rows(weights, "embed_tokens.embedding_weight", file), data_path, file)
     config = _network(arch, weights, kind, file)
+
+    # Built without memory, only to compare names and shapes and to be given the file's tensors.
     with torch.device("meta"):
         model = SapientModel(config)
     check_names(model.state_dict(), weights, file)
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
     model.eval().requires_grad_(False)
+
     identifiers = _read_identifiers(directory / _IDENTIFIERS, config)
     return SapientCheckpoint(model, kind, identifiers, _describe(kind, model, file))
 
 
 def _latest(directory: Path) -> Path:
-    """`checkpoint`, as published, else the state dict of the highest step."""
+    """Return the file `checkpoint`, as published, or else the state dict of the highest step."""
     if (directory / "checkpoint").is_file():
         return directory / "checkpoint"
-    named = (
-        (_STEP.fullmatch(file.name), file) for file in directory.glob("step_*") if file.is_file()
-    )
-    found = [(int(match[1]), file) for match, file in named if match]
-    if not found:
+    steps = []
+    for file in directory.glob("step_*"):
+        match = _STEP.fullmatch(file.name)
+        if match and file.is_file():
+            steps.append((int(match[1]), file))
+    if not steps:
         problem = f"{directory} has neither a file named checkpoint nor one named step_<number>"
         raise ModelFormatError(f"{problem}; copy one there.")
-    return max(found)[1]
+    _, latest = max(steps)
+    return latest
 
 
 def _read_config(file: Path) -> tuple[Section, str]:
-    """The `arch` section, and the path of the data set, which names the puzzle."""
+    """Return the `arch` section, and the path of the data set, which names the puzzle."""
     if not is_there(file):
         raise ModelFormatError(f"{file.parent} has no {file.name}; copy it there.")
     config = read_yaml(file)
@@ -97,17 +98,20 @@ def _read_config(file: Path) -> tuple[Section, str]:
 
 
 def _kind(vocab_size: int, data_path: str, file: Path) -> PuzzleKind:
-    """The puzzle by its vocabulary; a data set that is named after another one is refused."""
-    kind = next((kind for kind in KINDS if kind.vocab_size == vocab_size), None)
-    if kind is None:
+    """Return the puzzle with this vocabulary; raise ModelFormatError where the data set is named
+    after another one."""
+    kinds = {kind.vocab_size: kind for kind in KINDS}
+    if vocab_size not in kinds:
         known = ", ".join(f"{kind.vocab_size} ({kind.name})" for kind in KINDS)
         problem = (
             f"{file} has a vocabulary of {vocab_size} tokens, which is no puzzle we know: {known}"
         )
         raise ModelFormatError(f"{problem}; serve another.")
+
+    kind = kinds[vocab_size]
     words = set(re.split(r"[^a-z]+", Path(data_path).name.lower()))
-    others = words & {kind.name for kind in KINDS} - {kind.name}
-    if others and kind.name not in words:
+    named = words & {kind.name for kind in KINDS}
+    if named and kind.name not in named:
         problem = f"{file} has the vocabulary of {kind.name}, but was trained on {data_path}"
         raise ModelFormatError(f"{problem}; copy the {_CONFIG} that belongs to it.")
     return kind
@@ -116,10 +120,9 @@ def _kind(vocab_size: int, data_path: str, file: Path) -> PuzzleKind:
 def _network(
     arch: Section, weights: Mapping[str, Tensor], kind: PuzzleKind, file: Path
 ) -> SapientConfig:
-    hidden, puzzle_emb_ndim = (
-        _whole(arch, "hidden_size"),
-        _whole(arch, "puzzle_emb_ndim", default=0),
-    )
+    """Return the configuration of the network that the files describe."""
+    hidden_size = _whole(arch, "hidden_size")
+    puzzle_emb_ndim = _whole(arch, "puzzle_emb_ndim", default=0)
     down = weights.get("H_level.layers.0.mlp.down_proj.weight")
     if down is None or down.dim() != 2:
         problem = f"{file} has no matrix named H_level.layers.0.mlp.down_proj.weight"
@@ -127,7 +130,7 @@ def _network(
     return SapientConfig(
         vocab_size=kind.vocab_size,
         seq_len=kind.num_cells,
-        hidden_size=hidden,
+        hidden_size=hidden_size,
         intermediate_size=down.shape[1],
         num_heads=_whole(arch, "num_heads"),
         h_layers=_whole(arch, "H_layers"),
@@ -149,7 +152,7 @@ def _rows(weights: Mapping[str, Tensor], name: str, file: Path) -> int:
 
 
 def _whole(arch: Section, key: str, default: int | None = None) -> int:
-    """A whole number from 1 up, or the default where there is one and the key is absent."""
+    """Return a whole number from 1 up, or the default where there is one and the key is absent."""
     value = arch.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool) or (value < 1 and value != default):
         raise ModelFormatError(
@@ -177,8 +180,8 @@ def _positions(arch: Section) -> Literal["rope", "learned"]:
 
 
 def _read_identifiers(file: Path, config: SapientConfig) -> dict[str, int]:
-    """Puzzle identifiers by name, from the data set's list of names, if it was put beside the
-    checkpoint."""
+    """Return puzzle identifiers by name, from the data set's list of names, if that was put beside
+    the checkpoint."""
     if not config.puzzle_emb_ndim or not is_there(file):
         return {}
     names = read_json(file)
@@ -189,21 +192,23 @@ def _read_identifiers(file: Path, config: SapientConfig) -> dict[str, int]:
             f"{file} has {len(names)} names, but puzzle_emb.weights {config.num_identifiers} rows"
         )
         raise ModelFormatError(f"{problem}; correct or remove it.")
-    return {
-        name: number for number, name in reversed(list(enumerate(names)))
-    }  # of gaps, named alike, the first
+
+    # Gaps in the list have the same name; it means the first of them.
+    identifiers: dict[str, int] = {}
+    for number, name in enumerate(names):
+        identifiers.setdefault(name, number)
+    return identifiers
 
 
 def _describe(kind: PuzzleKind, model: SapientModel, file: Path) -> str:
     config = model.config
-    identifiers = (
-        f"{config.num_identifiers} identifiers" if config.puzzle_emb_ndim else "no puzzle embedding"
-    )
-    count = sum(
-        weight.numel()
-        for name, weight in model.named_parameters()
-        if not name.startswith("puzzle_emb.")
-    )
+    identifiers = "no puzzle embedding"
+    if config.puzzle_emb_ndim:
+        identifiers = f"{config.num_identifiers} identifiers"
+    count = 0
+    for name, weight in model.named_parameters():
+        if not name.startswith("puzzle_emb."):
+            count += weight.numel()
     return (
         f"Sapient HRM for {kind.name} ({file.name}): {count / 1e6:.1f} M parameters, hidden "
         f"{config.hidden_size}, {config.h_layers}+{config.l_layers} layers, "
