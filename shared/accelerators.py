@@ -17,9 +17,9 @@ class Accelerator:
     `needs` says in words what the machine must have, and `is_there` names the function that tells
     whether it has.
 
-    `precision` is what becomes of the layers, for people; "" if they stay as exact as they were.
-    `weights` is the type that they have in memory afterwards, where that is another one.
-    One that `rounds_activations` makes even a last bit count, so attention runs in tiles
+    `precision` describes the layers afterwards, for people; "" if they stay as exact as they were.
+    `weights` is the type that they have in memory afterwards, if it is another one. Where an
+    accelerator `rounds_activations` even a last bit counts, so attention runs in tiles
     (`worker/kv/tiles.py`).
     """
 

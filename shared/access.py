@@ -1,8 +1,8 @@
-"""API keys, the grant of each, and where those are kept that `aios keys` has made.
+"""API keys, the grant of each, and the keys in Redis that `aios keys` has made.
 
-A key is 256 random bits, so its plain SHA-256 tells nothing of it; Redis holds only that. One that
-is revoked or has expired is gone from Redis, and so from all fronts at once. That there has been
-one stays known.
+A key is 256 random bits, so its plain SHA-256 tells nothing of it; Redis holds only that. A key
+that is revoked or has expired is gone from Redis, and so from all fronts at once. Redis still knows
+that there has been one.
 """
 
 import hashlib
@@ -51,11 +51,11 @@ class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def rate_of(text: str) -> Rate:
-    """`10/60` as ten times in sixty seconds. Raises ValueError."""
+    """Return the rate that `10/60` means: ten times in sixty seconds. Raise ValueError."""
     times, slash, seconds = text.partition("/")
-    if not (
-        slash and times.isascii() and times.isdigit() and seconds.isascii() and seconds.isdigit()
-    ):
+    # isdigit alone would let other digits in, such as ².
+    are_numbers = text.isascii() and times.isdigit() and seconds.isdigit()
+    if not (slash and are_numbers):
         raise ValueError(f"expected times/seconds, such as 10/60, got {text!r}")
     if not (0 < int(times) < 10**6 and 0 < int(seconds) < 10**6):
         raise ValueError(f"expected times and seconds from 1 to 999999, got {text!r}")
@@ -142,6 +142,8 @@ class Keyring:
         members = await cast(Awaitable[set[bytes]], self._redis.smembers(keys.GRANTS))
         digests = sorted(member.decode() for member in members)
         grants = await self.find_all(digests)
+
+        # A grant expires by itself, but the members of a set do not.
         gone = [digest for digest in digests if digest not in grants]
         if gone:
             await self._strike_off(gone)
@@ -167,5 +169,5 @@ class Keyring:
 
 
 def id_of(digest: str) -> str:
-    """Return what people call a key by: the beginning of its digest."""
+    """Return the id by which people name a key: the beginning of its digest."""
     return digest[:ID_LENGTH]

@@ -16,17 +16,21 @@ from shared.logging_setup import fields
 
 logger = logging.getLogger("aios.advice")
 
-_OTHER_FILES = 512  # connections to Redis, libraries, and jobs that run rather than wait
+# Connections to Redis, libraries, and the callers of jobs that run rather than wait.
+_OTHER_FILES = 512
 
 
 def advise(lines: Sequence[str]) -> None:
+    """Log each line of advice."""
     for line in lines:
         logger.warning("advice", extra=fields(advice=line))
 
 
 def on_open_files(limit: int | None, max_queue_depth: int) -> list[str]:
-    """For a front, whose callers each hold a connection: `limit` as `ulimit -n` shows it, None for
-    none."""
+    """Return advice for a front, whose callers each hold a connection.
+
+    `limit` is the number that `ulimit -n` shows; None is no limit.
+    """
     need = 2 * max_queue_depth + _OTHER_FILES
     if limit is None or limit >= need:
         return []
@@ -38,7 +42,7 @@ def on_open_files(limit: int | None, max_queue_depth: int) -> list[str]:
 
 
 def on_threads(workers: int, threads: int, num_cores: int) -> list[str]:
-    """For the workers of one machine."""
+    """Return advice for the workers of one machine."""
     if workers * threads <= num_cores:
         return []
     return [
@@ -49,7 +53,7 @@ def on_threads(workers: int, threads: int, num_cores: int) -> list[str]:
 
 
 def on_open_door(host: str, port: int, *, requires_key: bool) -> list[str]:
-    """For a front that listens at `host`: loopback is this machine's own."""
+    """Return advice for a front that listens at `host`. Only this machine reaches loopback."""
     if requires_key or is_loopback(host):
         return []
     return [
@@ -67,7 +71,7 @@ def is_loopback(host: str) -> bool:
 
 
 def on_redis(info: Mapping[str, Any]) -> list[str]:
-    """By the answer to INFO."""
+    """Return advice on a Redis server, from its answer to INFO."""
     lines = []
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
@@ -95,10 +99,11 @@ async def redis_advice(broker: Broker) -> list[str]:
 
 
 def open_files_limit() -> int | None:
-    """The soft limit of this process; None where there is none, or none is known."""
+    """Return the soft limit of this process; None where there is none, or none is known."""
     try:
-        import resource  # not on Windows
+        import resource
     except ImportError:
+        # There is no such module on Windows.
         return None
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY else soft

@@ -79,10 +79,12 @@ class ArtifactFiles:
 
 def local_directory(url: str) -> str | None:
     """Return the directory that `url` names, None where it names another kind of place."""
-    scheme, mark, path = url.partition("://")
-    if mark and scheme != "file":
+    scheme, separator, path = url.partition("://")
+    if not separator:
+        path = url
+    elif scheme != "file":
         return None
-    return os.path.abspath(os.path.expanduser(path if mark else url))
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def make_directory(directory: str) -> None:
@@ -101,6 +103,7 @@ def check_place(settings: Settings) -> None:
     url = settings.artifact_url
     if url is None:
         return
+
     directory = local_directory(url)
     remedy = "name a directory that this process may write to, or a URL such as s3://bucket/folder"
     if directory is not None:
@@ -110,6 +113,7 @@ def check_place(settings: Settings) -> None:
             problem = f"cannot write in {directory!r}: {reason(error)}"
             raise settings.refusal("artifact_url", problem, remedy) from None
         return
+
     import fsspec
 
     try:

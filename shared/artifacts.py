@@ -3,7 +3,7 @@
 A tenant puts bytes, and is told an id. Redis holds the record of an artifact, and its bytes if they
 are few; others lie in a file (`shared/artifact_files.py`). A record is written when all bytes are
 there, so whoever finds it can read them. A file without a record is listed as *loose* from before
-it is created until it has been removed, so that one whose writer died is found and removed.
+it is created until it has been removed, so that the file of a dead writer is found and removed.
 
 Times are those of Redis.
 """
@@ -39,9 +39,9 @@ from shared.script import Script, raw
 from shared.settings import Settings
 
 IN_REDIS_BYTES = 256 * 1024
-"""Up to so many bytes lie in Redis beside their record."""
+"""The most bytes that lie in Redis beside their record."""
 CHUNK_BYTES = 1 << 20
-"""So many bytes are written to or read from a file at once."""
+"""The bytes that are written to or read from a file at once."""
 DEFAULT_MEDIA_TYPE = "application/octet-stream"
 
 _ROOM_BYTES = 64 << 20
@@ -153,13 +153,17 @@ class ArtifactStore:
             return await upload.keep(label, key=key)
 
     async def find(self, tenant: str, artifact_id: str) -> Artifact:
-        """Raise ArtifactNotFound for one that is not there, whose time is over, or of others."""
+        """Return a tenant's artifact.
+
+        Raise ArtifactNotFound for one that is not there, whose time is over, or of others.
+        """
         if not keys.is_artifact_id(artifact_id):
             raise _not_found(artifact_id)
-        [found] = await self._find_all([artifact_id])
-        if found is None or found.tenant != tenant:
+        [artifact] = await self._find_all([artifact_id])
+        # To a tenant the artifact of another does not exist.
+        if artifact is None or artifact.tenant != tenant:
             raise _not_found(artifact_id)
-        return found
+        return artifact
 
     async def read(
         self,
@@ -171,15 +175,20 @@ class ArtifactStore:
 
         Raise ArtifactNotFound or StorageUnavailable before there is a first piece.
         """
-        end = artifact.num_bytes if stop is None else min(stop, artifact.num_bytes)
+        end = artifact.num_bytes
+        if stop is not None:
+            end = min(stop, end)
         if start >= end:
             return _pieces(b"")
+
         if artifact.is_file:
-            files = self.files
-            file = None if files is None else await self.aside(files.open, artifact.id, start)
+            if self.files is None:
+                raise _not_found(artifact.id)
+            file = await self.aside(self.files.open, artifact.id, start)
             if file is None:
                 raise _not_found(artifact.id)
             return self._pieces_of_file(file, end - start)
+
         name = keys.artifact_bytes(artifact.id)
         data = await self._ask(self._redis.getrange(name, start, end - 1))
         if len(data) < end - start:
@@ -211,13 +220,15 @@ class ArtifactStore:
         owned = keys.artifacts_of(tenant)
         start = 0
         if after:
-            rank = self._redis.zrank if is_oldest_first else self._redis.zrevrank
-            place = await self._ask(rank(owned, after))
-            if place is None:
+            rank_of = self._redis.zrank if is_oldest_first else self._redis.zrevrank
+            rank = await self._ask(rank_of(owned, after))
+            if rank is None:
                 raise _not_found(after)
-            start = place + 1
-        found: list[Artifact] = []
-        while len(found) <= limit:
+            start = rank + 1
+
+        artifacts: list[Artifact] = []
+        # One more than the limit tells whether more follow.
+        while len(artifacts) <= limit:
             stop = start + _PAGE - 1
             ids = await self._ids(owned, start, stop, is_oldest_first=is_oldest_first)
             if not ids:
@@ -225,21 +236,22 @@ class ArtifactStore:
             start += len(ids)
             for artifact in await self._find_all(ids):
                 if artifact is not None and purpose in ("", artifact.purpose):
-                    found.append(artifact)
-        return found[:limit], len(found) > limit
+                    artifacts.append(artifact)
+        return artifacts[:limit], len(artifacts) > limit
 
     async def delete(self, tenant: str, artifact_id: str) -> None:
-        """Raise ArtifactNotFound for one that is not there, or of others."""
+        """Delete a tenant's artifact. Raise ArtifactNotFound as `find` does."""
         artifact = await self.find(tenant, artifact_id)
         [gone] = await self._discarded([artifact.id], tenant)
         if gone == _WITH_FILE and self.files is not None:
-            with suppress(StorageUnavailable):  # it is loose, and the janitor will try again
+            # A file that cannot be removed now is loose: the janitor will try again.
+            with suppress(StorageUnavailable):
                 await self._remove_file(artifact.id)
 
     async def used_bytes(self, tenant: str) -> int:
         """Return how much of its quota the tenant has taken."""
-        asked = cast(Awaitable[bytes | None], self._redis.hget(keys.USED, tenant))
-        return int(await self._ask(asked) or 0)
+        reading = cast(Awaitable[bytes | None], self._redis.hget(keys.USED, tenant))
+        return int(await self._ask(reading) or 0)
 
     async def clear(self, *, dry_run: bool = False) -> Counter[str]:
         """Remove artifacts whose time is over, and files that were never finished or are left.
@@ -272,8 +284,9 @@ class ArtifactStore:
                     if end == _WITH_FILE:
                         with_file.append(id)
                 await self._remove_files(with_file)
+            # Another process clears the same artifacts, and is ahead.
             if num_discarded == 0:
-                break  # others are at it, too
+                break
         return num_gone
 
     async def _clear_loose(self, now_ms: int) -> int:
@@ -287,7 +300,7 @@ class ArtifactStore:
         return num_gone
 
     async def _remove_files(self, ids: Sequence[str]) -> int:
-        """Return how many could be removed."""
+        """Remove files. Return how many could be removed."""
         removals = [self._remove_file(id) for id in ids]
         ends = await asyncio.gather(*removals, return_exceptions=True)
         for end in ends:
@@ -296,8 +309,8 @@ class ArtifactStore:
         return ends.count(None)
 
     async def _due(self, name: str, now_ms: int) -> list[str]:
-        found = await self._redis.zrangebyscore(name, "-inf", now_ms, start=0, num=_PAGE)
-        return [member.decode() for member in found]
+        members = await self._redis.zrangebyscore(name, "-inf", now_ms, start=0, num=_PAGE)
+        return [member.decode() for member in members]
 
     # For uploads.
 
@@ -308,14 +321,12 @@ class ArtifactStore:
         await self._ask(self._redis.zadd(keys.LOOSE, {artifact_id: until_ms}))
 
     async def take_back(self, artifact_id: str, file: BinaryIO | None) -> None:
-        """Remove a file that has become no artifact; if that cannot be now, the janitor will.
-
-        The answer of `store` may have been lost, and the file have a record: then it stays. One
-        that is due gets none any more.
-        """
+        """Remove a file that has become no artifact, now or by the janitor."""
         with suppress(StorageUnavailable, BrokerUnavailable, *UNAVAILABLE):
             if file is not None:
                 await self.aside(file.close)
+            # The file stays if it has a record after all, where only the answer of `store` was
+            # lost: then it is no longer loose. One that is due gets no record any more.
             pipe = self._redis.pipeline(transaction=True)
             pipe.zadd(keys.LOOSE, {artifact_id: 0}, xx=True)
             pipe.zscore(keys.LOOSE, artifact_id)
@@ -392,7 +403,8 @@ class ArtifactStore:
         """
         try:
             return await asyncio.to_thread(call, *args)
-        except Exception as error:  # every kind of storage behind fsspec has errors of its own
+        except Exception as error:
+            # Every kind of storage behind fsspec has errors of its own.
             logger.warning("artifact storage failed", extra=fields(error=repr(error)))
             words = "The place for artifacts does not answer, or is full."
             raise StorageUnavailable(words, retry_after_s=5) from error
@@ -400,7 +412,7 @@ class ArtifactStore:
     # Redis and files.
 
     async def _ask(self, question: Awaitable[_Answer]) -> _Answer:
-        """Raise BrokerUnavailable if Redis takes too long."""
+        """Return the answer of Redis. Raise BrokerUnavailable if it takes too long."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await question
@@ -412,9 +424,9 @@ class ArtifactStore:
         return int(seconds) * 1000 + int(microseconds) // 1000
 
     async def _ids(self, owned: str, start: int, stop: int, *, is_oldest_first: bool) -> list[str]:
-        asked = self._redis.zrange(owned, start, stop, desc=not is_oldest_first)
-        found = await self._ask(asked)
-        return [member.decode() for member in found]
+        reading = self._redis.zrange(owned, start, stop, desc=not is_oldest_first)
+        members = await self._ask(reading)
+        return [member.decode() for member in members]
 
     async def _find_all(self, ids: Sequence[str]) -> list[Artifact | None]:
         """Return the artifacts with these ids, None for each that is not there any more."""
@@ -450,7 +462,7 @@ class ArtifactStore:
 
 _NOT_THERE = 0
 _WITH_FILE = 2
-"""What `discard.lua` says of an artifact."""
+"""Answers of `discard.lua` for an artifact."""
 
 
 class Upload:
@@ -476,8 +488,10 @@ class Upload:
 
     @property
     def _max_bytes(self) -> int:
-        most = self._store.max_bytes
-        return most if self._store.files is not None else min(most, IN_REDIS_BYTES)
+        max_bytes = self._store.max_bytes
+        if self._store.files is None:
+            max_bytes = min(max_bytes, IN_REDIS_BYTES)
+        return max_bytes
 
     async def __aenter__(self) -> Self:
         return self
@@ -492,7 +506,7 @@ class Upload:
             await self._store.take_back(self.id, self._file)
 
     async def write(self, data: bytes) -> None:
-        """Raise PayloadTooLarge as soon as there are too many bytes, and StorageUnavailable."""
+        """Add bytes. Raise PayloadTooLarge as soon as there are too many, or StorageUnavailable."""
         self.num_bytes += len(data)
         if self.num_bytes > self._max_bytes:
             raise PayloadTooLarge(self._too_large())
@@ -505,6 +519,7 @@ class Upload:
         if self.num_bytes == 0:
             raise InvalidRequest("file: expected at least one byte.", field="file")
         data = self._taken()
+
         if self._file is None and len(data) <= IN_REDIS_BYTES:
             self._sha.update(data)
             kept = await self._store.record(self, label, key=key, data=data)
@@ -516,11 +531,14 @@ class Upload:
                     " operator of this fleet can name one by --artifact-url.",
                     retry_after_s=60,
                 )
-            self._sha = hashlib.sha256()  # the bytes are on their way to a file once more
+            # Redis has no room: the bytes go to a file, and are hashed once more on their way.
+            self._sha = hashlib.sha256()
+
         await self._append(data)
         await self._finish()
         kept = await self._store.record(self, label, key=key, data=None)
         assert kept is not None
+        # Where the tenant has the same bytes already, the file of this upload is not needed.
         self._is_loose = kept.id != self.id
         return kept
 
@@ -533,6 +551,7 @@ class Upload:
         if self._file is None:
             files = self._store.files
             assert files is not None
+            # In this order, so that the file of a writer that dies now is found.
             await self._store.announce(self.id)
             self._is_loose = True
             self._file = await self._store.aside(files.create, self.id)
@@ -565,12 +584,12 @@ class BlockingArtifacts:
         self._loop = loop
 
     def put(self, tenant: str, data: bytes, label: Label) -> ArtifactRef:
-        """Raise as `ArtifactStore.put` does."""
+        """Keep these bytes. Raise as `ArtifactStore.put` does."""
         putting = self._store.put(tenant, data, label)
         return asyncio.run_coroutine_threadsafe(putting, self._loop).result().ref
 
     def read(self, tenant: str, artifact_id: str, *, max_bytes: int) -> bytes:
-        """Raise as `ArtifactStore.read_all` does."""
+        """Return all bytes. Raise as `ArtifactStore.read_all` does."""
         reading = self._store.read_all(tenant, artifact_id, max_bytes=max_bytes)
         return asyncio.run_coroutine_threadsafe(reading, self._loop).result()
 

@@ -30,14 +30,17 @@ logger = logging.getLogger("aios.redis")
 
 
 class CannotWrite(RedisError):
-    """Redis answers, but refuses to write just now: no memory left, a replica until a failover,
-    still loading."""
+    """Redis answers, but refuses to write just now.
+
+    It has no memory left, is a replica until a failover, or is still loading.
+    """
 
 
 UNAVAILABLE = (RedisConnectionError, RedisTimeoutError, CannotWrite, *ELSEWHERE)
 """Errors that pass by themselves: the command may be tried again, if repeating it is safe."""
 
 CONNECT_TIMEOUT_S = 2.0
+# A connection that does not close in this time is given up all the same.
 _CLOSE_S = 0.2
 _FILES_OF_TLS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
@@ -106,6 +109,7 @@ class Broker:
         """
         client = self.client(keys.PRESENCE)
         ours = len(self.shards)
+        # The first process to come writes the number, and all others compare theirs with it.
         await cast(Awaitable[object], client.set(keys.LAYOUT, ours, nx=True))
         theirs = int(await cast(Awaitable[bytes | None], client.get(keys.LAYOUT)) or ours)
         if theirs != ours:
@@ -170,7 +174,8 @@ def fault_of_url(url: str) -> str | None:
         pool.connection_class(**pool.connection_kwargs)
     except ValueError as error:
         return str(error)
-    except TypeError as error:  # of redis-py, for an option that it does not know
+    except TypeError as error:
+        # redis-py raises it for an option that it does not know.
         return str(error).rpartition(") ")[2]
     for option in _FILES_OF_TLS:
         path = pool.connection_kwargs.get(option)

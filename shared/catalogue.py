@@ -32,20 +32,22 @@ class Listing:
 
 
 class Catalogue:
-    """Its methods raise redis-py's errors."""
+    """Reads and changes the catalogue. All methods raise redis-py's errors."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
     async def version(self) -> int:
-        """Return a number that is another one after every change; 0 before the first."""
-        return int(
-            await cast(Awaitable[bytes | None], self._redis.get(keys.CATALOGUE_VERSION)) or 0
-        )
+        """Return a number that grows with every change; 0 before the first."""
+        reading = cast(Awaitable[bytes | None], self._redis.get(keys.CATALOGUE_VERSION))
+        return int(await reading or 0)
 
     async def listing(self) -> Listing:
-        """Return all there is. An entry that only another version of the fleet can read is left
-        out."""
+        """Return the whole catalogue.
+
+        An entry that only another version of the fleet can read is left out.
+        """
+        # In one transaction, so that the entries are those of the version.
         pipe = self._redis.pipeline(transaction=True)
         pipe.get(keys.CATALOGUE_VERSION)
         pipe.hgetall(keys.CATALOGUE)
@@ -59,10 +61,10 @@ class Catalogue:
             except ValidationError:
                 continue
         return Listing(
-            int(version or 0),
-            known,
-            frozenset(name.decode() for name in pinned),
-            {name.decode(): int(order) for name, order in loads.items()},
+            version=int(version or 0),
+            entries=known,
+            pinned=frozenset(name.decode() for name in pinned),
+            loads={name.decode(): int(order) for name, order in loads.items()},
         )
 
     async def add(self, entry: ModelEntry) -> bool:
@@ -74,8 +76,10 @@ class Catalogue:
         return bool(is_new)
 
     async def remove(self, model_id: str) -> bool:
-        """Let workers forget a model once its jobs in hand have ended. Return whether it was
-        there."""
+        """Let workers forget a model once its jobs in hand have ended.
+
+        Return whether it was in the catalogue.
+        """
         pipe = self._redis.pipeline(transaction=True)
         pipe.hdel(keys.CATALOGUE, model_id)
         pipe.srem(keys.PINNED, model_id)
@@ -95,8 +99,10 @@ class Catalogue:
         await pipe.execute()
 
     async def order_load(self, model_id: str) -> int:
-        """Have every worker that knows a model load it now. Return the order; later ones are
-        greater."""
+        """Order every worker that knows a model to load it now.
+
+        Return the order, a number; later orders are greater.
+        """
         seconds, micros = await self._redis.time()
         order = int(seconds) * 1_000_000 + int(micros)
         pipe = self._redis.pipeline(transaction=True)

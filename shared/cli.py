@@ -1,8 +1,7 @@
 """The command line of every role: flags made from the fields of Settings, and how a process starts.
 
 `python -m api`, `python -m worker` and the `aios` command share it, so that all of them accept the
-same flags, print the same configuration and answer a bad setting with one line and status 2. The
-supervisor does not try again after that status.
+same flags, print the same configuration and answer a bad setting with one line and status 2.
 """
 
 import argparse
@@ -44,13 +43,14 @@ from shared.settings import (
 from shared.supervised import report_failure
 
 EXIT_OK = 0
+# The supervisor does not start a process again that ends so before it was ever ready.
 EXIT_BAD_SETTINGS = 2
 CONFIG_ENV = "AIOS_CONFIG"
 FLAG_ALIASES = {
     "tokenizer_path": ["--tokenizer"],
     "model_path": ["--checkpoint-path", "--hf-checkpoint"],
 }
-"""Other names of a flag. Of all that a setting has, one may be given."""
+"""Other names of a flag. Only one of a setting's flags may be given."""
 
 Run = Callable[[Settings], int]
 
@@ -134,8 +134,9 @@ def tell_of_variables(settings: Settings) -> None:
     general: dict[str, str] = {}
     for name in Settings.model_fields:
         for variable in general_variables(settings.origin(name)):
+            # A child of `aios serve hrm` has the setting from its parent, which has logged it.
             if variable not in os.environ:
-                continue  # a child of `aios serve hrm` has it from its parent, who has told
+                continue
             if name in SECRETS:
                 general[variable] = "***"
             else:
@@ -148,13 +149,15 @@ def tell_of_variables(settings: Settings) -> None:
 
 def _with_origin(problem: str, resolved: Resolved | None) -> str:
     """Return a problem with the origin of its setting, if the problem does not tell it yet."""
+    if resolved is None or "(from " in problem:
+        return problem
+
+    # A problem begins with the name of its setting, or with `model ID`.
     name = problem.partition(":")[0]
-    if problem.startswith("model ") and resolved is not None:
+    if problem.startswith("model "):
         name = "models" if resolved.settings.models else "model_path"
         if ": option " in problem and resolved.settings.options:
             name = "options"
-    if resolved is None or "(from " in problem:
-        return problem
     origin = resolved.origins.get(name, "default")
     if origin == "default":
         return problem
@@ -171,15 +174,14 @@ def render_config(resolved: Resolved) -> str:
         values[name] = mask_secrets(shown(getattr(resolved.settings, name)))
     name_width = max(map(len, values))
     value_width = min(40, max(map(len, values.values())))
+
     lines = []
     for name, value in values.items():
         lines.append(f"{name:{name_width}}  {value:{value_width}}  # {resolved.origins[name]}")
     for entry in model_entries(resolved.settings):
         if entry.options:
-            lines.append(
-                f"# options of model {entry.id}, runner {entry.runner}: "
-                f"{_shown_options(entry, resolved)}"
-            )
+            options = _shown_options(entry, resolved)
+            lines.append(f"# options of model {entry.id}, runner {entry.runner}: {options}")
     return "\n".join(lines)
 
 
@@ -230,21 +232,20 @@ def _resolve(
 
 
 def _flags_used(words: Sequence[str]) -> dict[str, str]:
-    """Return by which of its flags each setting was given.
+    """Return the flag by which each setting was given, by field name.
 
-    Raise SettingsError for two that exclude each other.
+    Raise SettingsError for two flags of one setting.
     """
     given = {word.partition("=")[0] for word in words if word.startswith("--")}
     used: dict[str, str] = {}
     for name in Settings.model_fields:
-        others = (*FLAG_ALIASES.get(name, ()), *switch_flags(name))
-        flags = [flag for flag in (flag_name(name), *others) if flag in given]
-        if len(flags) > 1:
-            raise SettingsError(
-                f"{name}: {' and '.join(flags)} exclude each other; expected one of them"
-            )
-        if flags:
-            used[name] = flags[0]
+        flags = [flag_name(name), *FLAG_ALIASES.get(name, ()), *switch_flags(name)]
+        matches = [flag for flag in flags if flag in given]
+        if len(matches) > 1:
+            both = " and ".join(matches)
+            raise SettingsError(f"{name}: {both} exclude each other; expected one of them")
+        if matches:
+            used[name] = matches[0]
     return used
 
 
@@ -291,22 +292,30 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     for name, field in Settings.model_fields.items():
         flags = [flag_name(name), *FLAG_ALIASES.get(name, [])]
+        # None is a flag that was not given: lower layers decide.
         parser.add_argument(
             *flags, dest=name, default=None, help=_help(name, field), **_argument_kind(name, field)
         )
         for flag, value in switch_flags(name).items():
-            help_ = f"the same as {flag_name(name)} {value}"
             parser.add_argument(
-                flag, dest=name, action="store_const", const=value, default=None, help=help_
+                flag,
+                dest=name,
+                action="store_const",
+                const=value,
+                default=None,
+                help=f"the same as {flag_name(name)} {value}",
             )
     return parser
 
 
 def _argument_kind(name: str, field: FieldInfo) -> dict[str, Any]:
+    """Return the arguments by which argparse reads the flag of a setting."""
     if field.annotation is bool:
         return {"action": argparse.BooleanOptionalAction}
+    if name == "models":
+        return {"action": "append", "metavar": "ID=PATH"}
     if name in REPEATED:
-        return {"action": "append", "metavar": "ID=PATH" if name == "models" else "NAME=VALUE"}
+        return {"action": "append", "metavar": "NAME=VALUE"}
     return {"metavar": name.rsplit("_", 1)[-1].upper()}
 
 

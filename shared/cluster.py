@@ -1,10 +1,9 @@
-"""Where the keys of a hash tag live: on the one server there is, or on the node of a cluster that
-owns the tag's slot.
+"""The server that has the keys of a hash tag: the only one, or the node of a Redis Cluster.
 
-Which of both it is, is asked of Redis itself. A connection looks its node up whenever it connects,
-so a client outlives failovers and moved slots: a node that refuses a command (MOVED and its like:
-it did not run) or is away makes its connection look again, and the command is sent there. While a
-slot is on the move its commands are refused.
+Redis itself tells which of both it is. A connection looks its node up whenever it connects, so a
+client outlives failovers and moved slots. A node that is away, or refuses a command (MOVED and its
+like: it did not run), makes its connection look again, and the command is sent there. While a slot
+is on the move its commands are refused.
 """
 
 import asyncio
@@ -24,13 +23,15 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 ELSEWHERE = (AskError, ClusterDownError, TryAgainError)
-"""What a node answers when another one, or none for now, must do it; MOVED is an AskError to
-redis-py."""
+"""Answers of a node when another one must run the command, or none can for now.
+
+MOVED is an AskError to redis-py.
+"""
 
 _ANY = ""
 Address = tuple[str, int]
 Slots = list[tuple[int, int, Address]]
-"""First and last slot of a range, and who owns it; empty where there is no cluster."""
+"""First and last slot of each range, and its owner; empty where there is no cluster."""
 
 
 class CannotConnect(RedisConnectionError):
@@ -54,13 +55,18 @@ class Topology:
         return self._known == []
 
     async def address(self, tag: str) -> Address:
-        """The server for keys with this hash tag. Raises redis-py's errors if there is none."""
+        """Return the server for keys with this hash tag.
+
+        Raise redis-py's errors if there is none.
+        """
         if self._known is None:
+            # All who wait share one question, which goes on when one of them is cancelled.
             if self._asking is None or self._asking.done():
                 self._asking = asyncio.create_task(self._ask_anybody())
             self._known = await asyncio.shield(self._asking)
         if not self._known:
             return self._seed
+
         slot = key_slot(tag.encode())
         for first, last, owner in self._known:
             if first <= slot <= last:
@@ -69,8 +75,10 @@ class Topology:
         raise RedisConnectionError(f"no node of the cluster owns slot {slot}")
 
     def forget(self) -> bool:
-        """Something was not where it should be. Whether asking again can help: one server stays
-        where it is."""
+        """Note that something was not where it should be. Return whether asking again can help.
+
+        It cannot for a single server, which stays where it is.
+        """
         if self._known:
             self._known = None
         return self._known is None
@@ -93,13 +101,13 @@ class Topology:
         pool: ConnectionPool = ConnectionPool(connection_class=self._class, **kwargs)
         client: Redis = Redis.from_pool(pool)
         try:
-            return _parsed(await client.execute_command("CLUSTER", "SLOTS"), host)  # type: ignore[no-untyped-call]
+            call = client.execute_command("CLUSTER", "SLOTS")  # type: ignore[no-untyped-call]
+            return _parsed(await call, host)
         except ResponseError as error:
-            if (
-                isinstance(error, NoPermissionError)
-                or "support disabled" in str(error)
-                or "unknown" in str(error)
-            ):
+            # A server that is no cluster refuses the command, or does not know it.
+            words = str(error)
+            is_refused = isinstance(error, NoPermissionError) or "support disabled" in words
+            if is_refused or "unknown" in words:
                 return []
             raise
         finally:
@@ -107,23 +115,27 @@ class Topology:
 
 
 class Cluster:
-    """A client for each hash tag, made when it is first asked for; one for all where there is no
-    cluster."""
+    """A client for each hash tag, made when it is first asked for.
+
+    Where there is no cluster, one client serves for all tags.
+    """
 
     def __init__(self, seed: Redis) -> None:
-        """`seed` is a client that is never used itself; over TCP."""
+        """Take the address and options of `seed`, a client over TCP that is never used itself."""
         self._topology = Topology(seed)
         self._kwargs: Mapping[str, Any] = seed.connection_pool.connection_kwargs
-        self._class = (
-            _PlacedTLS
-            if issubclass(seed.connection_pool.connection_class, SSLConnection)
-            else _Placed
-        )
+        self._class = _Placed
+        if issubclass(seed.connection_pool.connection_class, SSLConnection):
+            self._class = _PlacedTLS
         self._clients: dict[str, Redis] = {}
 
     def client(self, tag: str) -> Redis:
-        """The same one for all tags, once it is known that there is one server."""
-        tag = _ANY if self._topology.is_one_server else tag
+        """Return the client for a tag.
+
+        It is the same for all tags once it is known that there is only one server.
+        """
+        if self._topology.is_one_server:
+            tag = _ANY
         if tag not in self._clients:
             pool: ConnectionPool = ConnectionPool(
                 connection_class=self._class,
@@ -137,13 +149,17 @@ class Cluster:
         return self._clients[tag]
 
     async def nodes(self, tags: Sequence[str]) -> list[Redis]:
-        """One client for each server that has keys of these tags."""
-        by_address = {await self._topology.address(tag): tag for tag in tags}
+        """Return one client for each server that has keys of these tags."""
+        by_address: dict[Address, str] = {}
+        for tag in tags:
+            by_address[await self._topology.address(tag)] = tag
         return [self.client(tag) for tag in by_address.values()]
 
     async def by_server(self, tags: Sequence[str]) -> list[list[str]]:
-        """The tags, parted by the server that has their keys now: the client of one of a part
-        serves for all of it, as long as no slot moves."""
+        """Return the tags in parts: one part for each server that has keys of theirs now.
+
+        The client of one tag serves for its whole part, as long as no slot moves.
+        """
         parts: dict[Address, list[str]] = {}
         for tag in tags:
             parts.setdefault(await self._topology.address(tag), []).append(tag)
@@ -183,9 +199,8 @@ class _Placed(Connection):
     async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
         try:
             await super().send_packed_command(*args, **kwargs)
-        except (
-            RuntimeError
-        ) as error:  # uvloop says so of a transport that the server has closed meanwhile
+        except RuntimeError as error:
+            # uvloop raises it for a transport that the server has closed meanwhile.
             if "closed" not in str(error):
                 raise
             raise RedisConnectionError(f"the connection was closed: {error}") from error
@@ -203,9 +218,13 @@ class _PlacedTLS(_Placed, SSLConnection):
 
 
 def _parsed(answer: Sequence[Sequence[Any]], asked: str) -> Slots:
-    """CLUSTER SLOTS: [first, last, [host, port, ...], replicas...]; a node that knows no name of
-    its own has none."""
-    return [
-        (first, last, ((owner[0] or asked.encode()).decode(), owner[1]))
-        for first, last, owner, *_ in answer
-    ]
+    """Return the slots of an answer to CLUSTER SLOTS, given by the host `asked`.
+
+    The answer is a list of [first, last, [host, port, ...], replicas...].
+    """
+    slots = []
+    for first, last, owner, *_ in answer:
+        # A node that does not know its own name gives none: it is the host that was asked.
+        host = owner[0] or asked.encode()
+        slots.append((first, last, (host.decode(), owner[1])))
+    return slots

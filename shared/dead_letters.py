@@ -49,8 +49,8 @@ class DeadLetters:
     async def everyone(self) -> list[DeadLetter]:
         """Return all dead letters, the latest first."""
         letters: list[DeadLetter] = []
-        for some in await asyncio.gather(*map(self._on_shard, self._broker.shards)):
-            letters += some
+        for of_shard in await asyncio.gather(*map(self._on_shard, self._broker.shards)):
+            letters += of_shard
         return sorted(letters, key=lambda letter: letter.at_ms, reverse=True)
 
     async def show(self, job_id: str) -> tuple[DeadLetter, Job, list[Event]]:
@@ -70,10 +70,10 @@ class DeadLetters:
         letter = await self._find(job_id)
         job = await self._job(job_id)
         submit_request = SubmitRequest(
-            job.model,
-            (job.task,),
-            job.tenant,
-            job.priority,
+            model=job.model,
+            tasks=(job.task,),
+            tenant=job.tenant,
+            priority=job.priority,
             queue_timeout_s=queue_timeout_s,
             deadline_s=deadline_s,
             request_id=job.request_id,
@@ -81,8 +81,9 @@ class DeadLetters:
         )
         request_id, jobs = self._submissions.jobs_of(submit_request)
         request = await self._submissions.submit(
-            submit_request, request_id, jobs, Quota(), QueueLimits(_ANY_NUMBER)
+            submit_request, request_id, jobs, quota=Quota(), queue_limits=QueueLimits(_ANY_NUMBER)
         )
+        # Forgotten only when the new job is queued: the task is nowhere else.
         await self._forget(letter)
         return request.job_ids[0]
 
@@ -119,6 +120,7 @@ class DeadLetters:
         start = "-"
         while page := await client.xrange(keys.dead(shard), min=start, count=_PAGE):
             letters += [_letter(entry, fields) for entry, fields in page]
+            # The next page begins behind the last entry of this one: `(` leaves it out.
             start = f"({letters[-1].entry}"
         return letters
 

@@ -1,5 +1,7 @@
-"""The task of the model-free `echo-task` runner: it takes as long as it is told, and says how far
-it has come."""
+"""The task of the `echo-task` runner, which needs no model.
+
+It takes as long as it is told, and reports its progress.
+"""
 
 from shared.results import OtherResult
 from shared.tasks import OtherTask
@@ -14,6 +16,6 @@ class EchoTask(OtherTask, frozen=True, omit_defaults=True, tag="echo_task"):
 
 
 class EchoedTask(OtherResult, frozen=True, tag="echo_task"):
-    """The text once for each step is a file, the only artifact of the answer."""
+    """The result. The text, once for each step, is in a file: the answer's only artifact."""
 
     steps: int

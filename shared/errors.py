@@ -1,5 +1,6 @@
-"""Every error a client can see, with its wire code and HTTP status. Dialects only choose the body's
-shape.
+"""Every error a client can see, with its wire code and HTTP status.
+
+A dialect only chooses the shape of the body.
 
 FleetError
 ├── InvalidRequest    400   ├── QueueFull          429   ├── BrokerUnavailable 503
@@ -18,8 +19,11 @@ from shared.messages import Failed
 
 
 class FleetError(Exception):
-    """`field` names the input at fault; `retry_after_s` is set where trying again can help,
-    `job_id` where the work goes on and can be asked for."""
+    """An error that a client sees, with `message` for people.
+
+    `field` names the input at fault. `retry_after_s` is set where trying again can help, `job_id`
+    where the work goes on and can be asked for.
+    """
 
     code = "internal_error"
     status = 500
@@ -39,7 +43,7 @@ class FleetError(Exception):
         self.job_id = job_id
 
     def as_event(self) -> Failed:
-        """The terminal event that tells of this error."""
+        """Return the terminal event that tells of this error."""
         return Failed(self.code, self.message, self.field)
 
 
@@ -220,18 +224,23 @@ _BY_CODE: dict[str, type[FleetError]] = {kind.code: kind for kind in FleetError.
 
 
 def from_event(failed: Failed) -> FleetError:
-    """The error behind a `Failed` event; a code this version does not know is an internal error."""
-    return _BY_CODE.get(failed.code, FleetError)(failed.message, field=failed.field)
+    """Return the error behind a `Failed` event.
+
+    A code that this version does not know is an internal error.
+    """
+    kind = _BY_CODE.get(failed.code, FleetError)
+    return kind(failed.message, field=failed.field)
 
 
 def codes_below(status: int) -> frozenset[str]:
-    """The codes of errors whose status is less: below 500 they are the caller's."""
+    """Return the codes of errors with a lower status: below 500 they are the caller's."""
     return frozenset(code for code, kind in _BY_CODE.items() if kind.status < status)
 
 
 def codes_from(status: int) -> frozenset[str]:
-    """The codes of errors with this status and above: from 500 on they are the fleet's own. Any
-    other code is none of these, whoever made it up: what is not known to be ours is not counted as
-    ours."""
+    """Return the codes of errors with this status or a higher one: from 500 on they are our own.
+
+    A code that is not known is none of these: it is not counted as ours.
+    """
     kinds: list[type[FleetError]] = [FleetError, *_BY_CODE.values()]
     return frozenset(kind.code for kind in kinds if kind.status >= status)

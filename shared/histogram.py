@@ -5,8 +5,11 @@ from collections.abc import Sequence
 
 
 class BucketHistogram:
-    """`counts[i]` values lie above `bounds[i - 1]` and at most at `bounds[i]`; the last one those
-    above all bounds."""
+    """A histogram with upper bounds, and the total of its values.
+
+    `counts[i]` counts values above `bounds[i - 1]` and at most `bounds[i]`. The last count is that
+    of values above all bounds.
+    """
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = tuple(bounds)
@@ -22,9 +25,13 @@ class BucketHistogram:
         return sum(self.counts)
 
     def cumulative(self) -> list[tuple[str, float]]:
-        """Prometheus's buckets: each bound, and how many values are at most that."""
-        so_far, buckets = 0, []
-        for bound, count in zip((*map(float, self.bounds), "+Inf"), list(self.counts), strict=True):
-            so_far += count
-            buckets.append((str(bound), float(so_far)))
+        """Return Prometheus's buckets: each bound, and how many values are at most that."""
+        # A copy, so that buckets of one answer agree while another thread adds values.
+        counts = list(self.counts)
+        buckets = []
+        num_values = 0
+        for bound, count in zip(self.bounds, counts[:-1], strict=True):
+            num_values += count
+            buckets.append((str(float(bound)), float(num_values)))
+        buckets.append(("+Inf", float(num_values + counts[-1])))
         return buckets

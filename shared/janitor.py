@@ -90,19 +90,21 @@ class Janitor:
         return found
 
     async def orphans(self) -> Found:
-        """Let logs without a job and lasting requests expire, and strike off expired dead
-        letters."""
+        """Let logs without a job and lasting requests expire. Strike off expired dead letters."""
         found: Found = Counter()
         for kind in ("log", "request"):
             async for shard, ids in self._scan(kind):
                 found[f"orphan_{kind}s"] += await self._let_expire(kind, shard, ids)
         for shard in self._broker.shards:
             found["expired_dead"] += await self._strike_off(shard)
+        # `+` leaves out what was not found at all, here and below.
         return +found
 
     async def quotas(self) -> Found:
         """Stop counting jobs that have ended, or are gone, against quotas and fleet-wide limits."""
-        found = await self._reserved() if self._reservations.are_needed else Counter()
+        found: Found = Counter()
+        if self._reservations.are_needed:
+            found = await self._reserved()
         async for shard, tenants in self._scan("held"):
             for tenant in tenants:
                 scan = partial(self._client(shard).zscan, keys.held(shard, tenant))
@@ -137,6 +139,7 @@ class Janitor:
                 async for fields in _pages(scan):
                     idle = {
                         "model": model,
+                        # A keyword of Python, which can be no name of an argument.
                         "class": priority,
                         "tenants": [tenant.decode() for tenant in fields],
                     }
@@ -153,8 +156,7 @@ class Janitor:
         return +Counter({"gone_workers": len(gone)})
 
     async def artifacts(self) -> Found:
-        """Remove expired artifacts, with their bytes and their share of quotas, and unfinished
-        files."""
+        """Remove expired artifacts, with their bytes and share of quotas, and unfinished files."""
         return await self._artifacts.clear(dry_run=self._dry_run)
 
     async def _let_expire(self, kind: str, shard: str, ids: list[str]) -> int:
@@ -169,6 +171,7 @@ class Janitor:
 
         orphans = []
         for name, ttl_ms, has_job in zip(ids, answers[::2], answers[1::2], strict=True):
+            # -1 is a key that never expires.
             if ttl_ms == -1 and not has_job:
                 orphans.append(name)
         if orphans and not self._dry_run:
@@ -201,6 +204,7 @@ class Janitor:
         gone: dict[str, list[str]] = {}
         async for tenant, job_ids in self._counted():
             states = await self._states(job_ids)
+            # A job counts as waiting until it is taken, and as its tenant's until it has ended.
             still_counts = ("queued", "running") if tenant else ("queued",)
             gone_ids = gone.setdefault(tenant, [])
             for job_id, state in states.items():
@@ -213,6 +217,8 @@ class Janitor:
             are_noted.update(departure.job_id for departure in entries.values())
         if not self._dry_run:
             await self._reservations.settle_all()
+
+        # What is still counted left without a note.
         now_ms = await self._now_ms()
         num_stale = 0
         for tenant, job_ids in gone.items():
@@ -293,8 +299,8 @@ class Janitor:
         for client in await self._broker.nodes():
             async for names in _pages(partial(client.scan, match=keys.pattern(kind))):
                 parts = sorted(keys.parts(name.decode(), kind) for name in names)
-                for shard, some in groupby(parts, lambda part: part[0]):
-                    yield shard, [rest for _, rest in some]
+                for shard, parts_of_shard in groupby(parts, lambda part: part[0]):
+                    yield shard, [rest for _, rest in parts_of_shard]
 
 
 def _reserved_ms(taken: bytes) -> int:
@@ -305,6 +311,7 @@ def _reserved_ms(taken: bytes) -> int:
 
 async def _pages(scan: Callable[..., Awaitable[Any]]) -> AsyncIterator[Any]:
     """Yield the pages of a SCAN, HSCAN or ZSCAN."""
+    # A page may be empty before the end, which only a cursor of 0 tells.
     cursor = 0
     while True:
         cursor, page = await cast(Awaitable[tuple[int, Any]], scan(cursor=cursor, count=_BATCH))

@@ -1,5 +1,6 @@
-"""Every Redis key and channel name, and the ids they are built from. Nothing else in Python spells
-a key; the scripts in `lua/` spell those below `prefix`.
+"""Every Redis key and channel name, and the ids they are built from.
+
+Nothing else in Python spells a key; the scripts in `lua/` spell those below `prefix`.
 
 All keys of a job and of its queue carry one hash tag, the shard, so that a script may touch them
 together on a cluster. The shard is the first two hex digits of a job's or request's id; the other
@@ -34,7 +35,7 @@ _ARTIFACT_MARK = "file-"
 
 
 def new_id(shard: str) -> str:
-    """A fresh id of a job or request: two hex digits of shard, 128 random bits."""
+    """Return a fresh id of a job or request: two hex digits of shard, 128 random bits."""
     return f"{shard}{secrets.token_hex(16)}"
 
 
@@ -44,17 +45,20 @@ def is_id(text: str) -> bool:
 
 
 def shards(count: int) -> tuple[str, ...]:
-    """The names of `count` shards, at most 256."""
+    """Return the names of `count` shards, at most 256."""
     return tuple(f"{number:02x}" for number in range(count))
 
 
 def shard_of(job_id: str) -> str:
+    """Return the shard of a job or request."""
     return job_id[:2]
 
 
 def shard_for(text: str, count: int) -> str:
-    """The shard, of `count`, on which what belongs to `text` lives."""
-    return f"{int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) % count:02x}"
+    """Return the shard, of `count`, that has what belongs to `text`."""
+    digest = hashlib.sha256(text.encode()).digest()
+    number = int.from_bytes(digest[:4]) % count
+    return f"{number:02x}"
 
 
 def prefix(shard: str) -> str:
@@ -68,100 +72,104 @@ def pattern(kind: str) -> str:
 
 
 def parts(key: str, kind: str) -> tuple[str, str]:
-    """The shard of a key that `pattern(kind)` found, and what follows the kind."""
+    """Return the shard of a key that `pattern(kind)` found, and what follows the kind."""
     shard = key[len("aios:{") :][:2]
     return shard, key[len(prefix(shard)) + len(kind) + 1 :]
 
 
 def job(job_id: str) -> str:
-    """The hash with the job's spec, state, epoch and last event index."""
+    """Key of the hash with the job's spec, state, epoch and last event index."""
     return f"{prefix(shard_of(job_id))}job:{job_id}"
 
 
 def log(job_id: str) -> str:
-    """The stream of the job's events."""
+    """Key of the stream of the job's events."""
     return f"{prefix(shard_of(job_id))}log:{job_id}"
 
 
 def channel(job_id: str) -> str:
-    """The pub/sub channel on which the job's events are published as they are logged."""
+    """Name of the pub/sub channel on which the job's events are published as they are logged."""
     return f"{prefix(shard_of(job_id))}events:{job_id}"
 
 
 def request(request_id: str) -> str:
-    """The hash with a request's jobs, tenant, record and followers."""
+    """Key of the hash with a request's jobs, tenant, record and followers."""
     return f"{prefix(shard_of(request_id))}request:{request_id}"
 
 
 def follower_field(name: str) -> str:
-    """The field of a request's hash that notes one who follows it."""
+    """Field of a request's hash that notes one of its followers."""
     return f"follower:{name}"
 
 
 def idempotency(shard: str, tenant: str, name: str) -> str:
-    """The hash with the request that came with an idempotency key, and its body's digest."""
+    """Key of the hash with the request of an idempotency key, and the digest of its body."""
     return f"{prefix(shard)}key:{tenant}:{name}"
 
 
 def asked(shard: str, tenant: str, digest: str) -> str:
-    """The id of the tenant's last request that asked for what has this digest."""
+    """Key of the id of the tenant's last request that asked for what has this digest."""
     return f"{prefix(shard)}asked:{tenant}:{digest}"
 
 
 def bell(shard: str, model: str) -> str:
-    """The list that is rung when there is something to take."""
+    """Key of the list that is rung when there is something to take."""
     return f"{prefix(shard)}bell:{model}"
 
 
 def depth(shard: str, model: str) -> str:
-    """The hash with the numbers of waiting jobs, their cost and bytes: of a shard, or of all under
-    ADMISSION."""
+    """Key of the hash with the numbers of waiting jobs, their cost and their bytes.
+
+    They are those of a shard, or of all shards under ADMISSION.
+    """
     return f"{prefix(shard)}depth:{model}"
 
 
 def leases(shard: str, model: str) -> str:
-    """The sorted set of jobs in workers' hands, by when their leases end."""
+    """Key of the sorted set of jobs in workers' hands, by when their leases end."""
     return f"{prefix(shard)}leases:{model}"
 
 
 def held(shard: str, tenant: str) -> str:
-    """The sorted set of a tenant's jobs that have not ended: of a shard, or of all under
-    ADMISSION."""
+    """Key of the sorted set of a tenant's jobs that have not ended.
+
+    They are those of a shard, or of all shards under ADMISSION.
+    """
     return f"{prefix(shard)}held:{tenant}"
 
 
 def left(shard: str) -> str:
-    """The stream of jobs that wait no more, or have ended, and are not settled yet."""
+    """Key of the stream of jobs that wait no more, or have ended, and are not settled yet."""
     return f"{prefix(shard)}left"
 
 
 def served(shard: str, model_and_class: str) -> str:
-    """The hash with the virtual times of the tenants of a `MODEL:CLASS`."""
+    """Key of the hash with the virtual times of the tenants of a `MODEL:CLASS`."""
     return f"{prefix(shard)}served:{model_and_class}"
 
 
 def dead(shard: str) -> str:
-    """The stream of jobs that were convicted."""
+    """Key of the stream of jobs that were convicted."""
     return f"{prefix(shard)}dead"
 
 
 def control(shard: str, worker_id: str) -> str:
-    """The channel that tells a worker which jobs are no longer its own."""
+    """Name of the channel that tells a worker which jobs are no longer its own."""
     return f"{prefix(shard)}worker:{worker_id}"
 
 
 def worker(worker_id: str) -> str:
-    """The expiring presence record of one worker."""
+    """Key of the presence record of one worker, which expires."""
     return f"aios:{{{PRESENCE}}}:worker:{worker_id}"
 
 
 def last_served(model_id: str) -> str:
-    """A mark whose time to live tells when a ready worker last served the model."""
+    """Key of a mark whose time to live tells when a ready worker last served the model."""
     return f"aios:{{{PRESENCE}}}:last-served:{model_id}"
 
 
 def grant(digest: str) -> str:
-    """Return the key of the grant of an API key with this digest; it expires with that key."""
+    """Key of the grant of an API key with this digest, which expires with that API key."""
     return f"aios:{{{ACCESS}}}:grant:{digest}"
 
 
@@ -177,15 +185,15 @@ def is_artifact_id(text: str) -> bool:
 
 
 def artifact(artifact_id: str) -> str:
-    """The hash with the record of an artifact."""
+    """Key of the hash with the record of an artifact."""
     return f"{prefix(ARTIFACTS)}artifact:{artifact_id}"
 
 
 def artifact_bytes(artifact_id: str) -> str:
-    """The bytes of an artifact that is small enough to lie in Redis."""
+    """Key of the bytes of an artifact that is small enough to lie in Redis."""
     return f"{prefix(ARTIFACTS)}bytes:{artifact_id}"
 
 
 def artifacts_of(tenant: str) -> str:
-    """The sorted set of a tenant's artifacts, by when they came."""
+    """Key of the sorted set of a tenant's artifacts, by when they came."""
     return f"{prefix(ARTIFACTS)}owned:{tenant}"

@@ -1,8 +1,7 @@
 """Listening: the one place where a port is opened, and a small HTTP server for probes and scrapers.
 
-The server answers GET of a few paths, one a connection, in a process that serves nothing else
-there. It runs in the process's event loop, so one that does not answer is a loop that does not get
-on.
+The server answers GET of a few paths, one request a connection, in a process that serves nothing
+else at that port. It runs in the process's event loop: when it does not answer, the loop is stuck.
 """
 
 import asyncio
@@ -23,8 +22,8 @@ from shared.settings import Settings
 _PATIENCE_S = 5.0
 _MOST_BYTES = 16_384
 _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL)
-"""An address of another machine, of a kind that this machine does not speak (::1 where there is no
-IPv6), or one that needs the name of an interface with it (fe80::1)."""
+"""Errors for an address of another machine, of a kind that this machine does not speak (::1 where
+there is no IPv6), or one that needs the name of an interface with it (fe80::1)."""
 
 logger = logging.getLogger("aios.listener")
 
@@ -32,15 +31,19 @@ logger = logging.getLogger("aios.listener")
 Answer = tuple[int, str, bytes]
 """Status, content type and body."""
 Routes = Mapping[str, Callable[[], Awaitable[Answer]]]
+"""The function that answers each path."""
+
+_NOT_FOUND: Answer = (404, "text/plain", b"Not found.\n")
+_NOT_ALLOWED: Answer = (405, "text/plain", b"GET is expected.\n")
 
 
 @contextmanager
 def open_port(settings: Settings, setting: str) -> Iterator[list[socket.socket]]:
-    """Listen at the port that `setting` names, on every address of `settings.host`; closed at the
-    end.
+    """Listen at the port that `setting` names, on every address of `settings.host`.
 
-    For 0 it is one free port for all addresses. Raises SettingsError, which names the setting at
-    fault: the port, or the host where it is no address of this machine.
+    The sockets are closed at the end of the context. Port 0 is one free port for all addresses.
+    Raise SettingsError, which names the setting at fault: the port, or the host where it is no
+    address of this machine.
     """
     sockets = _bind_all(settings, setting)
     try:
@@ -50,15 +53,15 @@ def open_port(settings: Settings, setting: str) -> Iterator[list[socket.socket]]
 
 
 def port_of(sockets: list[socket.socket]) -> int:
-    """The port that `open_port` opened."""
+    """Return the port that `open_port` opened."""
     return int(sockets[0].getsockname()[1])
 
 
 @asynccontextmanager
 async def listening(settings: Settings, setting: str, routes: Routes) -> AsyncIterator[int]:
-    """Answer what `routes` say at the port that `setting` names; gives the port.
+    """Answer what `routes` say at the port that `setting` names. Yield the port.
 
-    Raises SettingsError as `open_port` does.
+    Raise SettingsError as `open_port` does.
     """
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -79,10 +82,9 @@ async def listening(settings: Settings, setting: str, routes: Routes) -> AsyncIt
     async with AsyncExitStack() as stack:
         sockets = stack.enter_context(open_port(settings, setting))
         port = port_of(sockets)
-        for item in sockets:
-            await stack.enter_async_context(
-                await asyncio.start_server(serve, sock=item, limit=_MOST_BYTES)
-            )
+        for opened in sockets:
+            server = await asyncio.start_server(serve, sock=opened, limit=_MOST_BYTES)
+            await stack.enter_async_context(server)
         logger.info("port opened", extra=fields(host=settings.host, port=port, paths=list(routes)))
         yield port
 
@@ -90,19 +92,21 @@ async def listening(settings: Settings, setting: str, routes: Routes) -> AsyncIt
 def _bind_all(settings: Settings, setting: str) -> list[socket.socket]:
     port = int(getattr(settings, setting))
     sockets: list[socket.socket] = []
-    elsewhere = 0
+    last_error = 0
     try:
         for family, address in _addresses(settings):
-            chosen = port_of(sockets) if sockets else port
+            # For port 0 the first address gets a free one, and the others get the same.
+            wanted = port_of(sockets) if sockets else port
             try:
-                sockets.append(_bind(family, (address[0], chosen, *address[2:])))
+                sockets.append(_bind(family, (address[0], wanted, *address[2:])))
             except OSError as error:
                 if error.errno not in _NOT_HERE:
                     raise
-                elsewhere = error.errno
+                last_error = error.errno
     except OSError as error:
         _close(sockets)
-        if sockets and not port:  # what is free on one address may be taken on the next
+        # A port that is free on one address may be taken on the next: try another one.
+        if sockets and not port:
             return _bind_all(settings, setting)
         problem = f"cannot listen on {settings.host} port {port}: {_words(error.errno)}"
         remedy = (
@@ -110,7 +114,7 @@ def _bind_all(settings: Settings, setting: str) -> list[socket.socket]:
         )
         raise settings.refusal(setting, problem, remedy) from None
     if not sockets:
-        raise _host_refusal(settings, _words(elsewhere))
+        raise _host_refusal(settings, _words(last_error))
     return sockets
 
 
@@ -119,7 +123,8 @@ def _bind(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.sock
     # this is TCP.
     opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        if os.name == "posix":  # elsewhere it would let two processes have the same port
+        # On other systems the option would let two processes have the same port.
+        if os.name == "posix":
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -132,18 +137,22 @@ def _bind(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.sock
 
 
 def _addresses(settings: Settings) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
-    """The families and addresses of the host, each once."""
+    """Return the families and addresses of the host, each once."""
     try:
-        found = socket.getaddrinfo(
+        infos = socket.getaddrinfo(
             settings.host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
     except socket.gaierror as error:
         raise _host_refusal(settings, str(error.strerror).lower()) from None
-    except (
-        ValueError
-    ) as error:  # of what cannot even be asked for: a part that is empty or too long, a null
+    except ValueError as error:
+        # Some names cannot even be looked up: one with an empty or too long part, or with a null.
         raise _host_refusal(settings, str(error)) from None
-    return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+
+    addresses: list[tuple[socket.AddressFamily, tuple[Any, ...]]] = []
+    for family, _, _, _, address in infos:
+        if (family, address) not in addresses:
+            addresses.append((family, address))
+    return addresses
 
 
 def _host_refusal(settings: Settings, reason: str) -> SettingsError:
@@ -158,26 +167,33 @@ def _words(number: int | None) -> str:
 
 
 def _close(sockets: list[socket.socket]) -> None:
-    for item in sockets:
-        item.close()
+    for opened in sockets:
+        opened.close()
 
 
 async def _answer(reader: asyncio.StreamReader, routes: Routes) -> bytes:
+    """Read the head of a request. Return the whole response, as HTTP has it."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     words = head.partition("\r\n")[0].split(" ")
-    method, path = (words[0], urlsplit(words[1]).path) if len(words) == 3 else ("", "")
+    method = ""
+    path = ""
+    if len(words) == 3:
+        method = words[0]
+        path = urlsplit(words[1]).path
+
     if path not in routes:
-        status, kind, body = 404, "text/plain", b"Not found.\n"
+        answer = _NOT_FOUND
     elif method not in ("GET", "HEAD"):
-        status, kind, body = 405, "text/plain", b"GET is expected.\n"
+        answer = _NOT_ALLOWED
     else:
-        status, kind, body = await routes[path]()
-    lines = (
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
-        *(["Allow: GET, HEAD"] if status == HTTPStatus.METHOD_NOT_ALLOWED else []),
-        f"Content-Type: {kind}",
-        f"Content-Length: {len(body)}",
-        "Connection: close",
-        "\r\n",
-    )
-    return "\r\n".join(lines).encode() + (b"" if method == "HEAD" else body)
+        answer = await routes[path]()
+    status, kind, body = answer
+
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        lines.append("Allow: GET, HEAD")
+    lines += [f"Content-Type: {kind}", f"Content-Length: {len(body)}", "Connection: close"]
+    response = ("\r\n".join(lines) + "\r\n\r\n").encode()
+    if method != "HEAD":
+        response += body
+    return response

@@ -30,10 +30,12 @@ from shared.subscriptions import Subscriptions
 
 _CAME_FURTHER = 1
 _SAID = 2
-"""How a job has got on, for `append.lua`."""
+"""Ways in which a job has got on, for `append.lua`."""
 _NEWEST = 4
-"""Events among which the newest progress is looked for: behind it there may be a start, after a
-takeover."""
+"""Number of events among which the newest progress is looked for.
+
+Behind the progress there may be a start, after a takeover.
+"""
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,8 @@ class LogWriter:
         True again.
         """
         indices_of: dict[str, list[int]] = {}
-        for index, item in enumerate(appends):
-            indices_of.setdefault(keys.shard_of(item.job.id), []).append(index)
+        for index, append in enumerate(appends):
+            indices_of.setdefault(keys.shard_of(append.job.id), []).append(index)
 
         now_s = asyncio.get_running_loop().time()
         calls = {}
@@ -105,8 +107,10 @@ class LogReader:
         return events
 
     async def newest_progress(self, job_id: str) -> Progress | None:
-        """Return the last progress that was logged, None where there is none among the last
-        events."""
+        """Return the last progress that was logged.
+
+        None means that there is none among the last events.
+        """
         entries = await self._client(job_id).xrevrange(keys.log(job_id), count=_NEWEST)
         for _, fields in entries:
             event = decode_event(fields[b"e"])
@@ -129,6 +133,7 @@ class LogReader:
                     after = index
                     if isinstance(event, Terminal):
                         return
+                # Where the job is gone no terminal event will ever come.
                 if not await self._client(job_id).exists(keys.job(job_id)):
                     raise BrokerUnavailable("Redis has lost the request.", retry_after_s=1)
                 async for index, event in self._live(inbox, after):
@@ -156,23 +161,25 @@ class LogReader:
                 return
             number, _, payload = message.partition(b":")
             index = int(number)
+            # A message was lost: the log has what is missing.
             if index > after + 1:
                 return
+            # Others have been read from the log already.
             if index == after + 1:
                 yield index, decode_event(payload)
                 after = index
 
 
-def _packed(item: Append, now_s: float) -> tuple[object, ...]:
+def _packed(append: Append, now_s: float) -> tuple[object, ...]:
     """Return an append as `append.lua` reads it.
 
     The last values are the state that it ends in ("": none), the tokens that the job took in all,
     and the milliseconds since the first event happened.
     """
-    last = item.events[-1]
+    last = append.events[-1]
     has_begun = False
     advance = 0
-    for event in item.events:
+    for event in append.events:
         if isinstance(event, Tokens):
             advance = _SAID
         elif isinstance(event, Progress):
@@ -186,13 +193,13 @@ def _packed(item: Append, now_s: float) -> tuple[object, ...]:
     if isinstance(last, Done):
         num_tokens = last.num_prompt_tokens + last.num_completion_tokens
     age_ms = 0
-    if item.since_s is not None:
-        age_ms = max(0, int((now_s - item.since_s) * 1000))
-    events = [raw(encode(event)) for event in item.events]
+    if append.since_s is not None:
+        age_ms = max(0, int((now_s - append.since_s) * 1000))
+    events = [raw(encode(event)) for event in append.events]
     return (
-        item.job.id,
-        item.epoch,
-        item.after,
+        append.job.id,
+        append.epoch,
+        append.after,
         events,
         has_begun,
         advance,

@@ -42,11 +42,12 @@ def configure_logging(level: str, style: Style, config: Path = Path("logging.yam
     cannot be applied, such as one that names classes not installed here, is passed over with a
     warning.
     """
-    handler = logging.StreamHandler(sys.stderr)
     style = chosen_style(style)
+    handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if style == "json" else TextLines(_TEXT[style]))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+
     if not config.is_file():
         return
     try:
@@ -57,8 +58,10 @@ def configure_logging(level: str, style: Style, config: Path = Path("logging.yam
 
 
 def fields(**values: Any) -> dict[str, Any]:
-    """Return the `extra` of a logging call: fields beside the event. Those that are None are left
-    out."""
+    """Return the `extra` of a logging call: fields beside the event.
+
+    Those that are None are left out.
+    """
     return {"fields": {name: value for name, value in values.items() if value is not None}}
 
 
@@ -68,6 +71,8 @@ def job_fields(job: Job, **more: Any) -> dict[str, Any]:
 
 
 class JsonLines(logging.Formatter):
+    """Lines of JSON, with the fields as keys."""
+
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),

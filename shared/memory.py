@@ -10,4 +10,6 @@ def resident_bytes(statm: Path = Path("/proc/self/statm")) -> int:
         pages = statm.read_text().split()[1:2]
     except OSError:
         return 0
-    return int(pages[0]) * os.sysconf("SC_PAGE_SIZE") if pages else 0
+    if not pages:
+        return 0
+    return int(pages[0]) * os.sysconf("SC_PAGE_SIZE")

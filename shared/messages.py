@@ -1,7 +1,7 @@
 """Messages between fronts and workers: jobs, the events of a job, and presence records.
 
-Frozen values, encoded as msgpack maps. Unknown fields are ignored and new ones have defaults, so
-that fronts and workers of neighbouring versions understand each other;
+They are frozen values, encoded as msgpack maps. Unknown fields are ignored and new ones have
+defaults, so that fronts and workers of neighbouring versions understand each other.
 `tests/shared/test_messages.py` pins the bytes.
 """
 
@@ -54,7 +54,7 @@ Priority = Literal["interactive", "default", "bulk"]
 """A class of requests: better ones are served first."""
 
 PRIORITIES: tuple[Priority, ...] = ("interactive", "default", "bulk")
-"""Best first."""
+"""All classes, best first."""
 
 
 SomeTask = TypeVar("SomeTask", default=Task)
@@ -62,10 +62,10 @@ SomeResult = TypeVar("SomeResult", default=Result)
 
 
 class Job(msgspec.Struct, Generic[SomeTask], frozen=True, omit_defaults=True):
-    """The unit that is queued, leased and logged: a prompt, a scoring context with its
-    continuations, a puzzle, or a text.
+    """The unit that is queued, leased and logged.
 
-    `is_streamed`: somebody follows it token by token. `trace`: the one that its request belongs to.
+    It is a prompt, a scoring context with its continuations, a puzzle, or a text. One that
+    `is_streamed` is followed token by token. `trace` is the trace of its request.
     """
 
     id: str
@@ -79,9 +79,10 @@ class Job(msgspec.Struct, Generic[SomeTask], frozen=True, omit_defaults=True):
 
 
 class Started(msgspec.Struct, frozen=True, omit_defaults=True, tag="started"):
-    """A worker holds the job; once per epoch. `num_truncated` prompt tokens were cut, and the
-    context window leaves room for `max_tokens` of answer, where that is fewer than the task allows.
-    `trace`: that of this take of the job.
+    """A worker holds the job. There is one such event for each epoch.
+
+    `num_truncated` prompt tokens were cut. `max_tokens` is set where the context window leaves room
+    for fewer tokens of answer than the task allows. `trace` is that of this take of the job.
     """
 
     epoch: int
@@ -93,12 +94,11 @@ class Started(msgspec.Struct, frozen=True, omit_defaults=True, tag="started"):
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A token's log-probability (nats) under the model itself, and the likeliest tokens with
-    theirs.
+    """The log-probability (nats) of a token under the model itself, and the likeliest tokens.
 
-    `token` is the text the token adds; `top` are (token, text, log-probability), likeliest first.
-    `logprob` is None for a token of a prompt that nothing predicts: its first one, and all that a
-    prefix-LM sees at once.
+    `token` is the text that the token adds. `top` are (token, text, log-probability), likeliest
+    first. `logprob` is None for a token of a prompt that nothing predicts: its first one, and all
+    that a prefix-LM sees at once.
     """
 
     logprob: float | None
@@ -107,11 +107,10 @@ class TokenLogprob(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Tokens(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokens"):
-    """Newly sampled ids of one choice and the text that became certain with them; either may be
-    empty.
+    """Newly sampled ids of one choice, and the text that became certain with them.
 
-    `logprobs` are one for each id, if the request asks for them. `finish_reason` is set in a
-    choice's last event, which may have nothing else.
+    Either may be empty. `logprobs` has one entry for each id, if the request asks for them.
+    `finish_reason` is set in a choice's last event, which may have nothing else.
     """
 
     ids: tuple[int, ...]
@@ -135,9 +134,11 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True, tag="progress"):
 
 
 class Done(msgspec.Struct, Generic[SomeResult], frozen=True, omit_defaults=True, tag="done"):
-    """The job succeeded. `finish_reason` is `stop`, `length`, `deadline` (with what was said by
-    then), or the name of a task of another kind. The keys and values of `num_cached_tokens` prompt
-    tokens were there already. What a task made that is bytes lies in `artifacts`, in its own order.
+    """The job succeeded.
+
+    `finish_reason` is `stop`, `length`, `deadline` (with what was said by then), or the name of a
+    task of another kind. The keys and values of `num_cached_tokens` prompt tokens were there
+    already. `artifacts` are the bytes that a task made, in the task's own order.
     """
 
     finish_reason: str
@@ -150,15 +151,19 @@ class Done(msgspec.Struct, Generic[SomeResult], frozen=True, omit_defaults=True,
     @property
     def generated(self) -> Generated:
         """The result of `Generate`; an empty one for other tasks."""
-        return self.result if isinstance(self.result, Generated) else _NOTHING_BESIDES
+        if isinstance(self.result, Generated):
+            return self.result
+        return _NOTHING_BESIDES
 
 
 _NOTHING_BESIDES = Generated()
 
 
 class Failed(msgspec.Struct, frozen=True, omit_defaults=True, tag="failed"):
-    """The job ended without a result. `code` names a class of `shared.errors`; `field` the input at
-    fault."""
+    """The job ended without a result.
+
+    `code` names a class of `shared.errors`, and `field` the input at fault.
+    """
 
     code: str
     message: str
@@ -203,9 +208,9 @@ NO_PROMPTING = Prompting()
 class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """The record of a model that a worker serves.
 
-    `found` is one line for people: what was loaded. `fingerprint` stands for all that decides what
-    it answers; "" is not known. `device` and `dtype` are what it computes with. `prompting` is what
-    its entry or its directory declares.
+    `found` is one line for people that tells what was loaded. `fingerprint` stands for all that
+    decides what the model answers; "" is not known. It computes on `device`, in `dtype`.
+    `prompting` is declared by its entry or by its directory.
     """
 
     id: str
@@ -229,23 +234,27 @@ one that waits."""
 
 
 class LoadFailure(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why a served model could not be loaded again, and in how many seconds its worker tries once
-    more."""
+    """The reason why a served model could not be loaded again.
+
+    Its worker tries once more in `retry_in_s` seconds.
+    """
 
     reason: str
     retry_in_s: int = 1
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One worker's presence record. `memory_bytes` of this machine's memory are in its process; 0
-    is unknown.
+    """The presence record of one worker.
 
-    `pool` is what the operator calls workers of its kind. One that `is_full` takes nothing until
-    its memory is below the mark again. `device_bytes` are allocated on its GPU, `stale_appends`
-    came too late, `loads` are of its models. `residences` are those of `models` that are not just
-    loaded, `unloads` the last order of each that it has obeyed. `obstacles` tells of models that it
-    was to serve and cannot, for lack of a device, what to do about that. `failures` are of those
-    `models` that it could not load again; their residence is `unloaded`.
+    Its process holds `memory_bytes` of the machine's memory (0: unknown), and has allocated
+    `device_bytes` on its GPU. `pool` is the operator's name for workers of its kind. A worker that
+    `is_full` takes nothing until its memory is below the mark again. `stale_appends` came too late.
+    `loads` are the numbers of its models.
+
+    `residences` tells of `models` that are not simply loaded, and `unloads` has the last order for
+    each that the worker has obeyed. `obstacles` tells what to do about models that it should serve
+    and cannot, for lack of a device. `failures` tells of `models` that it could not load again;
+    their residence is `unloaded`.
     """
 
     id: str
@@ -283,8 +292,8 @@ def register_task(spec: type, result: type | None) -> None:
 
 
 def _register_all() -> None:
-    """Load the table of tasks, whose rows register themselves here: whoever decodes first knows
-    all."""
+    """Load the table of tasks, whose rows register themselves here."""
+    # The table imports this module. Loaded so late, all tasks are known to the first decoder.
     import_module("shared.task_table")
 
 
@@ -304,7 +313,7 @@ def _event_decoder() -> msgspec.msgpack.Decoder[Event]:
 
 
 def encode(message: Job | Event | WorkerInfo | ModelInfo) -> bytes:
-    """The wire form of any message."""
+    """Return the wire form of any message."""
     return _encoder.encode(message)
 
 

@@ -1,6 +1,6 @@
-"""The kinds of metrics that `shared/metrics.py` lists: counted as things happen, told when somebody
-asks, or another name of one of these.
+"""The kinds of metrics that `shared/metrics.py` lists.
 
+A metric is counted as things happen, collected when somebody asks, or another name of one of these.
 Each process has its own registry; nothing registers globally.
 """
 
@@ -23,7 +23,8 @@ from prometheus_client.registry import Collector
 
 from shared.histogram import BucketHistogram
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # series that nobody asks for
+# Every counter and histogram would have one more series, `_created`, that nobody asks for.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 Kind = Literal["counter", "gauge", "histogram"]
 Values = Mapping[tuple[str, ...], float]
@@ -34,7 +35,7 @@ Source = Counter | Gauge | Histogram | Collector
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """A metric as it is exported: a counter's name ends in `_total`."""
+    """A metric as it is exported. The name of a counter ends in `_total`."""
 
     name: str
     kind: Kind
@@ -79,15 +80,17 @@ class MetricSheet:
         labels: Mapping[str, str] | None = None,
         where: Callable[[Mapping[str, str]], bool] = lambda labels: True,
     ) -> None:
-        """Another name of `source`, summed over all its labels but those that `labels` gives new
-        names; of the series for which `where` holds."""
-        kept = labels or {}
+        """Add another name of `source`, for the series for which `where` holds.
+
+        `labels` gives new names to labels of the source. The values are summed over all others.
+        """
+        new_names = labels or {}
         [family] = source.collect()
-        listed = self._list(name, _kind(family), tuple(kept.values()), meaning)
-        self._add(_Alias(listed, source, kept, where))
+        listed = self._list(name, _kind(family), tuple(new_names.values()), meaning)
+        self._add(_Alias(listed, source, new_names, where))
 
     def render(self) -> bytes:
-        """The exposition text, of type `CONTENT_TYPE` in `shared.metrics`."""
+        """Return the exposition text, of type `CONTENT_TYPE` in `shared.metrics`."""
         return generate_latest(self.registry)
 
     def _list(self, name: str, kind: Kind, labels: tuple[str, ...], meaning: str) -> MetricInfo:
@@ -101,27 +104,30 @@ class MetricSheet:
 
 
 class CollectedMetric(Collector):
-    """A counter or gauge whose values are read when somebody asks: `read` answers a number for each
-    set of labels."""
+    """A counter or gauge whose values are read when somebody asks.
+
+    `read` returns a number for each set of label values.
+    """
 
     def __init__(self, listed: MetricInfo) -> None:
         self._listed = listed
         self.read: Callable[[], Values] = dict
 
     def show(self, values: Values) -> None:
-        """Tell these from now on."""
+        """Show these values from now on."""
         self.read = lambda: values
 
     def collect(self) -> Iterable[Metric]:
-        of_kind = CounterMetricFamily if self._listed.kind == "counter" else GaugeMetricFamily
-        family = of_kind(self._listed.name, self._listed.meaning, labels=self._listed.labels)
+        listed = self._listed
+        kind = CounterMetricFamily if listed.kind == "counter" else GaugeMetricFamily
+        family = kind(listed.name, listed.meaning, labels=listed.labels)
         for labels, value in self.read().items():
             family.add_metric(labels, value)
         yield family
 
 
 class CollectedHistogram(Collector):
-    """A histogram that is kept as a `BucketHistogram` for each set of labels."""
+    """A histogram that is kept as a `BucketHistogram` for each set of label values."""
 
     def __init__(self, listed: MetricInfo) -> None:
         self._listed = listed
@@ -131,12 +137,14 @@ class CollectedHistogram(Collector):
         family = HistogramMetricFamily(
             self._listed.name, self._listed.meaning, labels=self._listed.labels
         )
-        for labels, spread in self.read().items():
-            family.add_metric(labels, spread.cumulative(), spread.total)
+        for labels, histogram in self.read().items():
+            family.add_metric(labels, histogram.cumulative(), histogram.total)
         yield family
 
 
 class _Alias(Collector):
+    """Another name of a metric, computed from its series when somebody asks."""
+
     def __init__(
         self,
         listed: MetricInfo,
@@ -144,20 +152,29 @@ class _Alias(Collector):
         labels: Mapping[str, str],
         where: Callable[[Mapping[str, str]], bool],
     ) -> None:
-        self._listed, self._source, self._labels, self._where = listed, source, labels, where
+        self._listed = listed
+        self._source = source
+        self._labels = labels
+        self._where = where
 
     def collect(self) -> Iterable[Metric]:
         name = self._listed.name.removesuffix("_total")
         for family in self._source.collect():
             sums: dict[tuple[str, tuple[tuple[str, str], ...]], float] = defaultdict(float)
             for sample in family.samples:
-                if self._where(sample.labels):
-                    kept = [(new, sample.labels[old]) for old, new in self._labels.items()]
-                    kept += [("le", sample.labels["le"])] if "le" in sample.labels else []
-                    sums[sample.name.removeprefix(family.name), tuple(kept)] += sample.value
+                if not self._where(sample.labels):
+                    continue
+                labels = [(new, sample.labels[old]) for old, new in self._labels.items()]
+                # The buckets of a histogram stay apart by their bound.
+                if "le" in sample.labels:
+                    labels.append(("le", sample.labels["le"]))
+                # A counter's samples end in _total, a histogram's in _bucket, _count and _sum.
+                suffix = sample.name.removeprefix(family.name)
+                sums[suffix, tuple(labels)] += sample.value
+
             metric = Metric(name, self._listed.meaning, family.type)
-            for (suffix, kept_labels), value in sums.items():
-                metric.add_sample(name + suffix, dict(kept_labels), value)
+            for (suffix, summed_labels), value in sums.items():
+                metric.add_sample(name + suffix, dict(summed_labels), value)
             yield metric
 
 

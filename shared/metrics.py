@@ -1,10 +1,9 @@
-"""The one list of metric names. A process makes its own and passes them down; nothing registers
-globally.
+"""The one list of metric names.
 
-Labels are bounded: route templates, announced models and pools, classes, error codes, names of
-scripts; never paths, prompts, tenants or ids. Numbers of a model in a worker are listed in
-`shared/model_load.py`, and told here. docs/metrics.md is made of both lists by `python -m
-scripts.metrics_page`.
+A process makes its own metrics and passes them down; nothing registers globally. Labels are
+bounded: route templates, announced models and pools, classes, error codes, names of scripts; never
+paths, prompts, tenants or ids. The numbers of a model in a worker are listed in
+`shared/model_load.py`. `python -m scripts.metrics_page` makes docs/metrics.md of both lists.
 """
 
 from shared.errors import codes_from
@@ -81,8 +80,8 @@ _FLEET = {
         "aios_redis_up", "gauge", (), "1 when Redis answered this front just now, 0 when not."
     ),
 }
-"""Gauges of the whole fleet, by the key under which `shared/fleet/sums.py` and `api/exporter.py`
-have their values."""
+"""Gauges of the whole fleet, by the keys of their values in `shared/fleet/sums.py` and
+`api/exporter.py`."""
 
 
 class FleetMetrics:
@@ -103,23 +102,25 @@ class FleetMetrics:
 
     def _add_aliases(self, sheet: MetricSheet) -> None:
         """Add the names by which older documents know these."""
-        told = self.by_name
+        by_name = self.by_name
         by_model = {"model": "model"}
-        sheet.alias("active_models", told["active_models"], "Another name of aios_active_models.")
+        sheet.alias(
+            "active_models", by_name["active_models"], "Another name of aios_active_models."
+        )
         sheet.alias(
             "memory_bytes_used",
-            told["memory"],
+            by_name["memory"],
             "Another name of aios_workers_memory_bytes, both kinds.",
         )
         sheet.alias(
             "tokens_per_second",
-            told["tokens_per_s"],
+            by_name["tokens_per_s"],
             "Another name of aios_tokens_per_second.",
             by_model,
         )
         sheet.alias(
             "compile_seconds",
-            told["warm_up_s"],
+            by_name["warm_up_s"],
             "Another name of aios_model_warm_up_seconds.",
             by_model,
         )
@@ -132,7 +133,8 @@ class Metrics:
         self.sheet = sheet = MetricSheet()
         self.registry = sheet.registry
         self.render = sheet.render
-        self.process, self.fleet = ProcessMetrics(sheet), FleetMetrics(sheet)
+        self.process = ProcessMetrics(sheet)
+        self.fleet = FleetMetrics(sheet)
         self.requests = sheet.counter(
             "aios_http_requests_total",
             "Requests ended; 499 are callers who left before an answer.",
@@ -217,12 +219,14 @@ class Metrics:
         self._add_aliases(sheet)
 
     def token_gaps(self, model: str) -> BucketHistogram:
-        """To be added to with each event of a stream, so it is cheaper than the others."""
+        """Return the gaps between a model's tokens, to be added to with each event of a stream."""
+        # Cheaper to add to than a histogram of prometheus_client.
         return self._gaps.setdefault((model,), BucketHistogram(_TOKEN_BOUNDS_S))
 
     def _add_aliases(self, sheet: MetricSheet) -> None:
         """Add the names by which older documents know these."""
-        endpoint, ours = {"route": "endpoint"}, codes_from(500)
+        endpoint = {"route": "endpoint"}
+        ours = codes_from(500)
         sheet.alias(
             "model_requests_total",
             self.requests,
@@ -260,11 +264,10 @@ class WorkerMetrics:
         self.sheet = sheet = MetricSheet()
         self.render = sheet.render
         self.process = ProcessMetrics(sheet)
-        told = sheet.told
-        self.state = told(
+        self.state = sheet.told(
             "aios_worker_state", "gauge", "1 for the worker's state, 0 for all others.", "state"
         )
-        self.silence = told(
+        self.silence = sheet.told(
             "aios_worker_silence_seconds",
             "gauge",
             "Since the engine last got on, if it has work to do.",
@@ -278,21 +281,23 @@ class WorkerMetrics:
         self.by_model: dict[str, CollectedMetric] = {}
         for name, number in NUMBERS.items():
             if number.metric is not None:
-                self.by_model[name] = told(number.metric, number.kind, number.meaning, "model")
-        self.stale_appends = told(
+                self.by_model[name] = sheet.told(
+                    number.metric, number.kind, number.meaning, "model"
+                )
+        self.stale_appends = sheet.told(
             "aios_worker_stale_appends_total",
             "counter",
             "Appends refused: the job had ended, or was another's.",
         )
-        self.evictions = told(
+        self.evictions = sheet.told(
             "aios_worker_evictions_total", "counter", "Models that made room for others."
         )
-        self.memory_share = told(
+        self.memory_share = sheet.told(
             "aios_worker_memory_share",
             "gauge",
             "Of the memory that the worker's group or machine has, what is used.",
         )
-        self.device_memory = told(
+        self.device_memory = sheet.told(
             "aios_worker_device_memory_bytes",
             "gauge",
             "Memory of the device: `allocated` here, `total`.",

@@ -56,8 +56,10 @@ class Number:
 
     @property
     def kind(self) -> Kind:
-        """By the rule of Prometheus: a counter's name ends in `_total`."""
-        return "counter" if (self.metric or "").endswith("_total") else "gauge"
+        """The kind of the metric. By the rule of Prometheus a counter's name ends in `_total`."""
+        if self.metric is not None and self.metric.endswith("_total"):
+            return "counter"
+        return "gauge"
 
 
 class ModelLoad(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -248,13 +250,13 @@ class ModelLoad(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def _numbers() -> dict[str, Number]:
-    found: dict[str, Number] = {}
+    numbers: dict[str, Number] = {}
     for name, hint in get_type_hints(ModelLoad, include_extras=True).items():
         if get_origin(hint) is Annotated:
             _, number = get_args(hint)
-            found[name] = number
-    return found
+            numbers[name] = number
+    return numbers
 
 
 NUMBERS = _numbers()
-"""By the name of the field, in the order of the fields."""
+"""The numbers of `ModelLoad`, by the names of its fields and in their order."""

@@ -20,9 +20,12 @@ def options_of(entry: ModelEntry, settings: Mapping[str, Any], runner: str) -> O
     declared = runner_table.info_of(runner).options
     values: dict[str, Any] = {}
     for name in declared.model_fields.keys() & _fleet_wide(settings):
-        own = getattr(entry, name, None)
-        values[name] = settings[name] if own is None else own
+        value = getattr(entry, name, None)
+        if value is None:
+            value = settings[name]
+        values[name] = value
     values |= entry.options
+
     try:
         return validated(declared, values)
     except OptionError as error:
@@ -30,17 +33,17 @@ def options_of(entry: ModelEntry, settings: Mapping[str, Any], runner: str) -> O
 
 
 def _fleet_wide(settings: Mapping[str, Any]) -> set[str]:
-    """Return the settings that are options of runners of ours."""
-    found: set[str] = set()
+    """Return the settings that are options of our own runners."""
+    names: set[str] = set()
     for info in RUNNERS.values():
-        found |= info.options.model_fields.keys() & settings.keys()
-    return found
+        names |= info.options.model_fields.keys() & settings.keys()
+    return names
 
 
 def check_options(entries: Sequence[ModelEntry], settings: Mapping[str, Any]) -> None:
-    """Raise SettingsError for an option that cannot be.
+    """Raise SettingsError for an option that its model cannot have.
 
-    Of a model whose files say the runner only the name is judged: some runner must have it.
+    Where only the files of a model tell its runner, some runner must have an option of that name.
     """
     for entry in entries:
         if entry.runner != AUTO:
@@ -76,7 +79,8 @@ def with_options(
         if option.model is not None and option.model not in ids:
             problem = f"options: no model is called {option.model!r}"
             raise SettingsError(f"{problem}; expected one of {', '.join(ids)}")
-        added.setdefault(option.model or ids[0], {})[option.name] = option.value
+        of_model = added.setdefault(option.model or ids[0], {})
+        of_model[option.name] = option.value
 
     changed = []
     for entry in entries:

@@ -31,6 +31,8 @@ Kept = dict[str, str | bool | int | float | Sequence[str]]
 
 
 class OpenSpan(Span):
+    """A span that is kept, and sent when it has ended."""
+
     def __init__(self, tracer: api.Tracer, span: api.Span) -> None:
         self._tracer = tracer
         self._span = span
@@ -133,9 +135,17 @@ def _begin(
     attributes: Attributes | None,
     start_ns: int | None,
 ) -> OpenSpan:
-    kept = _kept(attributes or {})
-    return OpenSpan(tracer, tracer.start_span(name, above, _KINDS[kind], kept, start_time=start_ns))
+    """Begin a span below the span or trace that the context `above` names."""
+    span = tracer.start_span(
+        name,
+        above,
+        kind=_KINDS[kind],
+        attributes=_kept(attributes or {}),
+        start_time=start_ns,
+    )
+    return OpenSpan(tracer, span)
 
 
 def _kept(attributes: Attributes) -> Kept:
+    """Return the attributes that are not None."""
     return {name: value for name, value in attributes.items() if value is not None}

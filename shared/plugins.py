@@ -17,37 +17,44 @@ class PluginError(Exception):
 @cache
 def entries(group: str) -> dict[str, EntryPoint]:
     """Return the entry points by name. Raise PluginError if two packages have the same name."""
-    found: dict[str, EntryPoint] = {}
+    by_name: dict[str, EntryPoint] = {}
     for entry in entry_points(group=group):
-        before = found.setdefault(entry.name, entry)
-        if before.value != entry.value:
+        first = by_name.setdefault(entry.name, entry)
+        # Two entries that name the same code do no harm.
+        if first.value != entry.value:
             raise PluginError(
-                f"{group}: {_package(before)} and {_package(entry)} both add "
+                f"{group}: {_package(first)} and {_package(entry)} both add "
                 f"{entry.name!r}; remove one."
             )
-    return found
+    return by_name
 
 
 def load(group: str) -> dict[str, Any]:
     """Import what the entry points name. Raise PluginError with the package and its error."""
-    found = {}
+    loaded = {}
     for name, entry in entries(group).items():
         try:
-            found[name] = entry.load()
-        except Exception as error:  # foreign code
+            loaded[name] = entry.load()
+        except Exception as error:
+            # Foreign code may raise anything while it is imported.
             problem = f"{type(error).__name__}: {error}"
             raise PluginError(
                 f"{group}: {name!r} of {_package(entry)} cannot be loaded: {problem}"
             ) from error
-    return found
+    return loaded
 
 
 def import_target(target: str) -> Any:
-    """Import what `module:attribute` names: the form of entry points, in which our own tables name
-    code too."""
+    """Import what `module:attribute` names.
+
+    It is the form of entry points, in which our own tables name code as well.
+    """
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 def _package(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist is not None else entry.value
+    """Return the name of the package that has an entry point."""
+    if entry.dist is None:
+        return entry.value
+    return entry.dist.name

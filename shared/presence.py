@@ -1,9 +1,8 @@
 """Presence: workers announce themselves and their models by records that expire; fronts read them.
 
-The models hash never expires, so that a front can tell "no worker for this model just now" from "no
-such model". A key's time to live tells how long ago a model was served, so that no clock of a
-worker or a front matters. Orders to unload lie in a hash, which workers read as they announce
-themselves, so that none is lost with a message.
+The hash of models never expires, so that a front can tell "no worker for this model just now" from
+"no such model". Orders to unload lie in a hash, which workers read as they announce themselves, so
+that none is lost with a message.
 """
 
 import math
@@ -70,8 +69,10 @@ class Fleet:
         return self.absences.get(model_id, math.inf) <= grace_s
 
     def may_serve_some(self, grace_s: float) -> bool:
-        """Return whether a worker is ready, or one may be back that served any model `grace_s` ago
-        at most."""
+        """Return whether a worker is ready, or one may come back.
+
+        One may come back that served any model `grace_s` ago at most.
+        """
         return self.is_ready or min(self.absences.values(), default=math.inf) <= grace_s
 
     def residences(self, model_id: str) -> list[Residence]:
@@ -136,6 +137,7 @@ class Presence:
         # reads the other way round.
         for model in worker.models:
             pipe.hset(keys.MODELS, mapping={model.id: encode(model)})
+            # The time to live tells when the model was last served, by Redis's own clock.
             if worker.state == "ready" and model.id not in worker.failures:
                 pipe.set(keys.last_served(model.id), 1, ex=MOST_ABSENT_S)
         pipe.set(keys.worker(worker.id), encode(worker), px=self._ttl_ms)
@@ -149,6 +151,7 @@ class Presence:
 
         Return the number of the order; later ones are greater.
         """
+        # By Redis's clock, so that orders of several fronts have an order themselves.
         seconds, micros = await self._redis.time()
         order = seconds * 1_000_000 + micros
         pipe = self._redis.pipeline(transaction=False)
@@ -162,6 +165,7 @@ class Presence:
         await cast(Awaitable[int], self._redis.hdel(keys.MODELS, model_id))
 
     async def leave(self, worker_id: str) -> None:
+        """Remove a worker that ends, at once."""
         pipe = self._redis.pipeline(transaction=False)
         pipe.delete(keys.worker(worker_id))
         pipe.srem(keys.WORKERS, worker_id)
@@ -206,6 +210,7 @@ class Presence:
         return replace(fleet, absences=await self._absences(absent))
 
     async def _absences(self, model_ids: Sequence[str]) -> dict[str, float]:
+        """Return the seconds since models were last served, for those that were lately."""
         if not model_ids:
             return {}
         pipe = self._redis.pipeline(transaction=False)

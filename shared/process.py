@@ -9,7 +9,8 @@ from shared.memory import resident_bytes
 from shared.metrics import ProcessMetrics
 
 _TURN_S = 0.5
-_TURNS = 30  # fifteen seconds: what a scrape must not miss
+# The worst of fifteen seconds, so that no scrape misses a turn that came late.
+_TURNS = 30
 
 
 class LoopLag:
@@ -23,7 +24,7 @@ class LoopLag:
         return max(self._late_s)
 
     async def watch(self) -> None:
-        """Until cancelled."""
+        """Measure until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             due_s = loop.time() + _TURN_S
@@ -35,7 +36,7 @@ def tell(metrics: ProcessMetrics, broker: Broker, lag: LoopLag) -> None:
     """Let the metrics of a process be read."""
     began_s = time.time()
     metrics.redis_calls.read = lambda: {
-        (call,): spread for call, spread in list(broker.calls.items())
+        (call,): histogram for call, histogram in list(broker.calls.items())
     }
     metrics.memory.read = lambda: {(): resident_bytes()}
     metrics.lag.read = lambda: {(): lag.worst_s}

@@ -22,6 +22,7 @@ from shared.task_table import places_of
 
 logger = logging.getLogger("aios.queue")
 
+# A lapsed job that has been taken this often is given up, whatever became of its workers.
 _MOST_EPOCHS = 16
 _MOST_DEAD = 10_000
 EXPIRED = raw(encode(QueueTimeout("No worker took the request in time.").as_event()))
@@ -125,8 +126,7 @@ class WorkQueue:
         """Return whether a job waits on one of `shards`, or its lease has lapsed. Take nothing."""
         with_work: list[str] = []
         for part in self._broker.together(shards):
-            # All are asked, also behind one that has work: a look quiets bells that rang for
-            # nothing.
+            # All are asked, also behind one with work: it quiets the bells that rang for nothing.
             with_work += await self._has_work_at_once(part, PRIORITIES)
         return bool(with_work)
 
@@ -183,6 +183,7 @@ class WorkQueue:
             claim = _claim(values)
             if claim is not None:
                 readable.append(claim)
+
         return Taken(tuple(readable), bool(should_empty), num_convicted=len(convicted))
 
     async def renew(self, claims: Sequence[Claim], *, silence_s: float = 0.0) -> list[Claim]:
@@ -194,6 +195,7 @@ class WorkQueue:
 
     async def give_back(self, claims: Sequence[Claim]) -> None:
         """End the leases: others may take the jobs at once, and nobody is blamed."""
+        # The take script tells by an end of 0 that a job was given back, and did not die.
         await self._set(claims, 0)
 
     def together(self, shards: Sequence[str]) -> list[list[str]]:
@@ -203,7 +205,9 @@ class WorkQueue:
     async def await_bell(self, shards: Sequence[str], timeout_s: float) -> str | None:
         """Return the shard whose bell rings first; None after `timeout_s`."""
         bells = {keys.bell(shard, self._model).encode(): shard for shard in shards}
-        waiting = self._broker.client(shards[0]).blpop(list(bells), timeout_s)  # type: ignore[arg-type]  # parts of seconds, too
+        client = self._broker.client(shards[0])
+        # Redis takes parts of seconds as well, of which the annotation knows nothing.
+        waiting = client.blpop(list(bells), timeout_s)  # type: ignore[arg-type]
         rung = await cast(Awaitable[tuple[bytes, bytes] | None], waiting)
         if rung is None:
             return None
@@ -216,19 +220,21 @@ class WorkQueue:
 
     async def _set(self, claims: Sequence[Claim], lease_s: float) -> list[Claim]:
         """Set the end of the leases. Return the claims that are another's by now."""
-        shards: dict[str, list[Claim]] = {}
+        by_shard: dict[str, list[Claim]] = {}
         for claim in claims:
-            shards.setdefault(keys.shard_of(claim.job.id), []).append(claim)
-        calls = {shard: self._lease_call(some, lease_s) for shard, some in shards.items()}
+            by_shard.setdefault(keys.shard_of(claim.job.id), []).append(claim)
+
+        calls = {shard: self._lease_call(part, lease_s) for shard, part in by_shard.items()}
         answers = await self._lease.call_all(calls)
         lost = []
-        for some, are_ours in zip(shards.values(), answers, strict=True):
-            for claim, is_ours in zip(some, are_ours, strict=True):
+        for part, are_ours in zip(by_shard.values(), answers, strict=True):
+            for claim, is_ours in zip(part, are_ours, strict=True):
                 if not is_ours:
                     lost.append(claim)
         return lost
 
     def _lease_call(self, claims: Sequence[Claim], lease_s: float) -> dict[str, Any]:
+        """Return the arguments of `lease.lua` for claims of one shard."""
         jobs = [{"id": claim.job.id, "epoch": claim.epoch} for claim in claims]
         return {"model": self._model, "jobs": jobs, "lease_ms": _ms(lease_s)}
 
@@ -255,6 +261,7 @@ def _claim(values: Sequence[Any]) -> Claim | None:
 
 
 def _log_conviction(spec: bytes, worker: bytes, epochs: int) -> None:
+    """Log that a job was given up after so many epochs, with the last worker that took it."""
     try:
         job = decode_job(spec)
     except msgspec.DecodeError as error:

@@ -33,8 +33,10 @@ class WaitingLine:
 
 @dataclass(frozen=True)
 class QueueState:
-    """The queue of one model: what waits, by class; its bytes; the number of jobs in workers'
-    hands."""
+    """The queue of one model.
+
+    It has the waiting jobs by class, their bytes, and the number of jobs in workers' hands.
+    """
 
     lines: dict[Priority, WaitingLine]
     num_bytes: int
@@ -46,6 +48,8 @@ class QueueState:
 
 
 class QueueStats:
+    """Reads the queues of all shards."""
+
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._queues = Script(broker, "queues")
@@ -57,7 +61,7 @@ class QueueStats:
         num_convicted = sum(answer[0] for answer in answers)
         states = {}
         for index, model in enumerate(models):
-            # The first value of an answer is the number of convicted jobs.
+            # The first value of an answer is the number of convicted jobs; the models follow.
             states[model] = _sum([_state(*answer[1 + index]) for answer in answers])
         return states, num_convicted
 
@@ -84,6 +88,7 @@ class WaitingModels:
 
 
 def _state(running: int, num_bytes: int, *lines: tuple[int, int, int]) -> QueueState:
+    """Return the queue of a model on one shard, from the values of `queues.lua`."""
     by_class = {}
     for name, (jobs, cost, oldest_ms) in zip(PRIORITIES, lines, strict=True):
         by_class[name] = WaitingLine(jobs, cost, oldest_ms / 1000)
@@ -91,6 +96,7 @@ def _state(running: int, num_bytes: int, *lines: tuple[int, int, int]) -> QueueS
 
 
 def _sum(states: Sequence[QueueState]) -> QueueState:
+    """Return the queue of a model over all shards."""
     lines = {name: WaitingLine() for name in PRIORITIES}
     num_bytes = 0
     running = 0

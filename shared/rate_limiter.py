@@ -1,4 +1,4 @@
-"""Rate limits: so many times in any so many seconds, counted in Redis for all fronts together."""
+"""Rate limits: a number of requests in any period of some seconds, counted for all fronts."""
 
 import math
 import secrets
@@ -12,30 +12,32 @@ from shared.script import Script
 
 
 class RateLimiter:
+    """Counts the requests of each key in Redis."""
+
     def __init__(self, broker: Broker) -> None:
         self._script = Script(broker, "rate_limit")
         self._num_shards = len(broker.shards)
 
     async def keep(self, who: str, rates: Mapping[str, Rate]) -> None:
-        """Count one of `who` against each of the rates, by what they limit, or against none of
-        them.
+        """Count one request of `who` against all of the rates, or against none.
 
-        Raises OverQuota, which says for which there was no room and when there will be.
+        `rates` are by the endpoint that they limit, "" for all. Raise OverQuota, which names the
+        rate that has no room, and when it will have some.
         """
         if not rates:
             return
-        limits = [
-            {"name": name, "times": rate.times, "window_ms": rate.seconds * 1000}
-            for name, rate in rates.items()
-        ]
+        limits = []
+        for name, rate in rates.items():
+            limits.append({"name": name, "times": rate.times, "window_ms": rate.seconds * 1000})
         shard = keys.shard_for(who, self._num_shards)
-        place, wait_ms = await self._script.call(
+        number, wait_ms = await self._script.call(
             shard, who=who, mark=secrets.token_hex(8), limits=limits
         )
-        if place > 0:
-            name, rate = list(rates.items())[place - 1]
-            words = (
-                f"More than {rate.times} requests in {rate.seconds} s with one "
-                f"key{name and f' to {name}'}."
+        # The script counts from 1; 0 is no limit.
+        if number > 0:
+            name, rate = list(rates.items())[number - 1]
+            endpoint = f" to {name}" if name else ""
+            raise OverQuota(
+                f"More than {rate.times} requests in {rate.seconds} s with one key{endpoint}.",
+                retry_after_s=max(1, math.ceil(wait_ms / 1000)),
             )
-            raise OverQuota(words, retry_after_s=max(1, math.ceil(wait_ms / 1000)))

@@ -1,8 +1,7 @@
-"""Requests that are in the fleet, as any front finds them again: how their jobs stand, and who
-follows them.
+"""Requests that are in the fleet, as any front finds them again: their jobs and their followers.
 
-A follower is one whose leaving may end the request: it is noted in Redis, so that the last one is
-known to all fronts.
+A follower is a caller whose leaving may end the request. Followers are noted in Redis, so that all
+fronts know which one is the last.
 """
 
 import secrets
@@ -22,8 +21,10 @@ _OVERDUE_MS = 5_000
 
 @dataclass(frozen=True)
 class Request:
-    """A request that is in the fleet. `record` is what the front that took it needs to tell of it
-    later."""
+    """A request that is in the fleet.
+
+    `record` is of the front that took the request, which needs it to answer later.
+    """
 
     id: str
     tenant: str
@@ -33,8 +34,10 @@ class Request:
 
 @dataclass(frozen=True)
 class JobTimes:
-    """When a job was queued, first taken by a worker, had said its first token, and ended: seconds
-    of Redis's clock; None for what has not been."""
+    """The times at which a job was queued, first taken, said its first token, and ended.
+
+    They are seconds of Redis's clock, None for what has not happened.
+    """
 
     queued_s: float
     taken_s: float | None
@@ -60,10 +63,10 @@ class JobSnapshot:
 
 @dataclass(frozen=True)
 class QueuePosition:
-    """Where a request stands that waits, as `position.lua` foretells it from what waits now.
+    """The place in the queue of a request that waits, as `position.lua` estimates it.
 
-    `num_before` jobs will be taken before it, and it itself in `starts_in_s`, which is None where
-    nothing has ended lately to tell by.
+    `num_before` jobs will be taken before it, and it itself in `starts_in_s`. That is None where
+    nothing has ended lately to estimate it by.
     """
 
     num_before: int

@@ -1,14 +1,14 @@
 """Limits of the whole fleet where its queues lie on several shards, which no script sees together.
 
-A request is let in by one script that counts for all shards (`reserve.lua`), and then queued on its
-own. What leaves a line or ends is noted by its shard, in the same script that moves it, and settled
-later: by a front that is about to refuse, by one that submits, once a second, and by the janitor.
-So what is counted is never less than what is there, and a refusal is never founded on what has
-already left.
+One script, which counts for all shards (`reserve.lua`), lets a request in. Then it is queued on its
+own shard. When a job leaves its line or ends, its shard notes that in the same script, and the note
+is settled later: by a front that is about to refuse a request, by one that submits, once a second,
+and by the janitor. So never less is counted than there is, and no request is refused for the sake
+of jobs that have already left.
 
 A front that dies between the two steps leaves a reservation that nobody confirms. After a while it
-is looked up on its shard: one whose request is not there is given back, and the request cannot come
-any more.
+is looked up on its shard. If its request is not there, the reservation is given back, and the
+request cannot come any more.
 """
 
 import asyncio
@@ -37,8 +37,10 @@ _VOID_MS = 600_000
 
 @dataclass(frozen=True)
 class Departure:
-    """A job that has left its line. `tenant` is "" unless it has ended, `model` "" unless it
-    ran."""
+    """A job that has left its line.
+
+    `tenant` is "" unless the job has ended, and `model` "" unless it ran before.
+    """
 
     job_id: str
     tenant: str = ""
@@ -74,8 +76,7 @@ class Reservations:
         Return None, or what `reserve.lua` says against it.
         """
         answer = await self._try(request_id, asked)
-        # Settling frees what has left since. It cannot help a rate, which the clock alone gives
-        # back.
+        # Settling frees the places of jobs that have left. A rate recovers by the clock alone.
         if answer[0] == b"refused" and answer[1] != b"rate":
             await self.settle()
             answer = await self._try(request_id, asked)
@@ -106,8 +107,10 @@ class Reservations:
         await asyncio.shield(self._next)
 
     async def _settle_after(self, before: "asyncio.Task[None] | None") -> None:
+        """Settle once the task `before`, which settles already, is done."""
         if before is not None:
             await asyncio.wait([before])
+        # Whoever asks from here on gets a later look: this one may miss what leaves meanwhile.
         self._settling = self._next
         self._next = None
         with suppress(*UNAVAILABLE):
@@ -115,19 +118,21 @@ class Reservations:
         self._settled_s = time.monotonic()
 
     async def settle_all(self) -> None:
-        """Settle as `settle` does, at once. Raise redis-py's errors when Redis cannot be
-        reached."""
+        """Settle as `settle` does, at once.
+
+        Raise redis-py's errors when Redis cannot be reached.
+        """
         for _ in range(_MOST_PAGES):
-            noted = await self.departures()
+            by_shard = await self.departures()
             departures: list[Departure] = []
             is_last_page = True
-            for entries in noted.values():
+            for entries in by_shard.values():
                 departures += entries.values()
                 is_last_page = is_last_page and len(entries) < _PAGE
             overdue = await self._call_settle(left=departures)
 
             # The notes go only when they are settled: whoever dies in between settles them again.
-            await self._strike(noted)
+            await self._strike(by_shard)
 
             confirmed = []
             voided = []
@@ -155,27 +160,27 @@ class Reservations:
             pipe = self._broker.client(shards[0]).pipeline(transaction=False)
             for shard in shards:
                 pipe.xrange(keys.left(shard), count=_PAGE)
-            noted = {}
+            notes = {}
             for shard, entries in zip(shards, await pipe.execute(), strict=True):
                 if entries:
-                    noted[shard] = {entry: _departure(entry, fields) for entry, fields in entries}
-            return noted
+                    notes[shard] = {entry: _departure(entry, fields) for entry, fields in entries}
+            return notes
 
-        noted: dict[str, dict[bytes, Departure]] = {}
+        notes: dict[str, dict[bytes, Departure]] = {}
         for part in await self._at_each_server(self._broker.shards, read):
-            noted |= part
-        return noted
+            notes |= part
+        return notes
 
-    async def _strike(self, noted: dict[str, dict[bytes, Departure]]) -> None:
+    async def _strike(self, notes: dict[str, dict[bytes, Departure]]) -> None:
         """Remove notes that are settled."""
 
         async def strike(shards: Sequence[str]) -> None:
             pipe = self._broker.client(shards[0]).pipeline(transaction=False)
             for shard in shards:
-                pipe.xdel(keys.left(shard), *noted[shard])
+                pipe.xdel(keys.left(shard), *notes[shard])
             await pipe.execute()
 
-        await self._at_each_server(list(noted), strike)
+        await self._at_each_server(list(notes), strike)
 
     async def _have_come(self, request_ids: Sequence[str]) -> dict[str, bool]:
         """Return for each request whether it is on its shard. One that is not will never be."""
@@ -222,10 +227,8 @@ class Reservations:
         return answer
 
     def _take_confirmed(self) -> list[str]:
-        """Take the confirmed requests that Redis does not know of yet.
-
-        If telling it fails, these requests are overdue some day, and are looked up.
-        """
+        """Take the confirmed requests that Redis has not been told of."""
+        # If telling Redis fails, these requests are overdue some day, and are looked up.
         confirmed = self._confirmed
         self._confirmed = []
         return confirmed

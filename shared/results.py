@@ -23,12 +23,12 @@ class ArtifactRef(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Generated(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
-    """An answer in tokens, besides the tokens themselves. Left out where all of it is default.
+    """An answer in tokens, besides the tokens themselves. It is left out where all is default.
 
-    Of several choices `finish_reasons` has each. `q_values` are (q_halt, q_continue) of the state
-    that gave each choice its last token, of a model with a q head. The first choice completes a
-    character that the prompt ended in the middle of: in the prompt's own text its `num_amended`
-    last characters stand for that.
+    `finish_reasons` are those of several choices. `q_values` are (q_halt, q_continue) of the state
+    that gave each choice its last token, for a model with a q head. Where a prompt ends in the
+    middle of a character, the first choice completes it: the last `num_amended` characters of the
+    prompt's own text stand for that character.
     """
 
     finish_reasons: tuple[str, ...] = ()
@@ -37,8 +37,10 @@ class Generated(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate")
 
 
 class ContinuationScore(msgspec.Struct, frozen=True):
-    """Sum of the continuation's token log-probabilities (nats), its length, and whether greedy
-    would have said it."""
+    """The score of a continuation: the sum of its tokens' log-probabilities, in nats.
+
+    `is_greedy` tells whether greedy decoding would have said it.
+    """
 
     log_likelihood: float
     num_tokens: int
@@ -52,7 +54,7 @@ class Scored(msgspec.Struct, frozen=True, tag="score"):
 
 
 class Solution(msgspec.Struct, frozen=True, tag="solve"):
-    """A puzzle's answer after `steps` ACT segments, and what the q head makes of it.
+    """The answer to a puzzle after `steps` ACT segments, and the judgement of the q head.
 
     `confidence` is sigmoid(q_halt), the network's own probability that the grid is right;
     `is_halted` tells whether it wanted to stop there (q_halt > q_continue).
@@ -65,7 +67,7 @@ class Solution(msgspec.Struct, frozen=True, tag="solve"):
 
 
 class Tokenized(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokenize"):
-    """A prompt's ids, and if asked for the vocabulary's spelling of each."""
+    """The ids of a prompt and, if asked for, the vocabulary's spelling of each."""
 
     ids: tuple[int, ...]
     texts: tuple[str, ...] = ()
@@ -82,15 +84,17 @@ class Embedded(msgspec.Struct, frozen=True, tag="embed"):
 
 
 class Label(msgspec.Struct, frozen=True):
-    """A class that a text may belong to: its probability, or the value itself where the network
-    estimates one."""
+    """A class that a text may belong to.
+
+    `score` is its probability, or the value itself where the network estimates one.
+    """
 
     name: str
     score: float
 
 
 class Labelled(msgspec.Struct, frozen=True, tag="classify"):
-    """Likeliest first."""
+    """The classes of a text, likeliest first."""
 
     labels: tuple[Label, ...]
 

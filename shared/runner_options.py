@@ -26,8 +26,8 @@ class OptionError(ValueError):
 class Options(BaseModel):
     """Base of all declarations, and the one of a runner without options.
 
-    `files` are those options that name a file: what lies there decides what a model answers, and
-    not what it is called.
+    `files` are the options that name a file. The contents of the file decide what a model answers,
+    and not its name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -67,7 +67,9 @@ class PagedOptions(TextOptions):
 class HrmTextOptions(PagedOptions):
     condition: Text | None = Field(
         default=None,
-        description="HRM-Text condition of a prompt that names none (none: direct, or raw without it)",
+        description=(
+            "HRM-Text condition of a prompt that names none (none: direct, or raw without it)"
+        ),
     )
     use_ema: bool = Field(
         default=True,

@@ -1,4 +1,4 @@
-"""The table of runners: what serves a model, and the options that it declares.
+"""The table of runners, which serve models, and of the options that each declares.
 
 A new runner is a file and a row here. A package adds rows by the entry points `aios.runners` and,
 for options, `aios.runner_options` (docs/plugins.md).
@@ -19,18 +19,18 @@ from shared.runner_options import (
 from shared.tasks import TaskName
 
 AUTO = "auto"
-"""In place of a runner's name: the one that a model's files ask for."""
+"""The name that stands for the runner that a model's files ask for."""
 
 
 @dataclass(frozen=True)
 class RunnerInfo:
     """One runner. `target` names the function (module:attribute) that loads a model.
 
-    Workers import it when they are asked for it. One without `has_files` needs no model: its name
-    stands in place of a path.
+    Workers import it when they are asked for it. A runner without `has_files` needs no model: its
+    name stands in place of a path.
 
-    `tasks` and whether it `keeps_kv` (keys and values) are what is known of its models before one
-    is loaded; a loaded one tells for itself. Of a plugin's runner nothing is known before.
+    `tasks` and `keeps_kv` (keys and values) tell what is known of its models before one is loaded;
+    a loaded model tells for itself. Of a plugin's runner nothing is known before.
     """
 
     target: str
@@ -48,7 +48,7 @@ TEXT_TASKS: tuple[TaskName, ...] = (
     "detokenize",
     "embed",
 )
-"""What every language model does."""
+"""The tasks of every language model."""
 
 RUNNERS = {
     "hrm-text": RunnerInfo(
@@ -105,7 +105,7 @@ def info_of(name: str) -> RunnerInfo:
 
 def known_options() -> set[str]:
     """Return the names of all options that some runner declares."""
-    found: set[str] = set()
+    options: set[str] = set()
     for name in names():
-        found |= info_of(name).options.model_fields.keys()
-    return found
+        options |= info_of(name).options.model_fields.keys()
+    return options

@@ -24,6 +24,7 @@ _FOLDER = Path(__file__).parent / "lua"
 _REFUSALS = ("OOM ", "READONLY ", "MISCONF ", "LOADING ", "CLUSTERDOWN ", "MASTERDOWN ")
 _REFUSAL_OF_CLASS = {"OutOfMemoryError": "OOM", "ReadOnlyError": "READONLY"}
 _BOUNDS_S = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+# The byte with which msgpack begins a string, before its length in four bytes.
 _STR32 = b"\xdb"
 _encoder = msgspec.msgpack.Encoder()
 
@@ -50,8 +51,10 @@ class Script:
             try:
                 return await self._run(shard, packed)
             except CannotConnect:
-                raise  # nothing was sent, and connecting has been tried again already
+                # Nothing was sent, and connecting has been tried again already.
+                raise
             except RedisConnectionError:
+                # Only the answer may be lost. A script that has run is safe to run once more.
                 return await self._run(shard, packed)
 
     async def call_all(self, calls: Mapping[str, Mapping[str, Any]]) -> list[Any]:
@@ -69,6 +72,10 @@ class Script:
         return [answers[shard] for shard in calls]
 
     async def _run_part(self, shards: Sequence[str], packed: Mapping[str, bytes]) -> dict[str, Any]:
+        """Run the script on shards of one server. Return the answers by shard.
+
+        A lost connection is treated as in `call`.
+        """
         try:
             return await self._run_at_once(shards, packed)
         except CannotConnect:
@@ -93,11 +100,12 @@ class Script:
         return answers
 
     async def _run(self, shard: str, packed: bytes) -> Any:
-        client = self._broker.client(shard)
+        execute: Any = self._broker.client(shard).execute_command
+        prefix = keys.prefix(shard)
         try:
-            return await client.execute_command("EVALSHA", self._sha, 1, keys.prefix(shard), packed)  # type: ignore[no-untyped-call]
+            return await execute("EVALSHA", self._sha, 1, prefix, packed)
         except NoScriptError:
-            return await client.execute_command("EVAL", self._source, 1, keys.prefix(shard), packed)  # type: ignore[no-untyped-call]
+            return await execute("EVAL", self._source, 1, prefix, packed)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -109,6 +117,7 @@ class Script:
             self._taken_s.add(time.perf_counter() - begun_s)
 
     def _packed(self, args: Mapping[str, Any]) -> bytes:
+        """Return the arguments of a call, with those that all scripts have."""
         common = {"publish": self._broker.publish, "has_many_shards": len(self._broker.shards) > 1}
         return _encoder.encode({**common, **args})
 

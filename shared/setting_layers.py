@@ -1,7 +1,7 @@
 """The raw layers that settings are merged from: command line, environment, one section of YAML.
 
-Each layer maps a field's name to its unvalidated value and its origin in words. What the values
-mean, and which layer outranks which, is said in `shared/settings.py`.
+Each layer maps a field's name to its unvalidated value and its origin in words.
+`shared/settings.py` knows what the values mean, and which layer outranks which.
 """
 
 import difflib
@@ -29,7 +29,8 @@ ENV_ALIASES = {
 }
 ENV_SWITCHES = {"LOAD_IN_4BIT": ("quantize", "4bit"), "LOAD_IN_8BIT": ("quantize", "int8")}
 """Variables that are true or false, and the setting that a true one gives a value."""
-TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+TRUE = ("true", "1", "yes", "on")
+FALSE = ("false", "0", "no", "off")
 NOT_OBEYED = {
     "TRUST_REMOTE_CODE": (
         ("auto", "never"),
@@ -49,16 +50,18 @@ NOT_OBEYED = {
         "no model is unloaded for want of memory; --memory-high-water lets a worker take no more",
     ),
 }
-"""Variables of the servers that this one replaces: the values that ask for what is so anyway, and
-why others are refused. To pass over them in silence would promise what is not done."""
+"""Variables of the servers that this one replaces, and which it does not obey.
+
+Each has the values that ask for what is so anyway, and the reason why others are refused. To ignore
+those in silence would promise what is not done.
+"""
 # Of 1: enough to find MAX_BATCH for MAX_BATCH_SIZE.
 _ALIKE = 0.75
 REPEATED = {"models": "model", "options": "option"}
-"""Settings that are given one by one, and what one of them is called."""
+"""Settings that are given one by one, and the name of one of them."""
 SECTION = ("serve", "hrm")
 ORIGINS_ENV = "AIOS_SETTING_ORIGINS"
-"""Tells a child of `aios serve hrm` where its parent had each setting from: names and origins, as
-JSON."""
+"""Tells a child of `aios serve hrm` the origins of its parent's settings, by name, as JSON."""
 
 Layer = dict[str, tuple[Any, str]]
 
@@ -136,11 +139,11 @@ def cli_layer(argv_values: Mapping[str, Any], flags: Mapping[str, str] | None = 
 
     `flags` tells by which of its names a field was given.
     """
-    named = flags or {}
+    origins = flags or {}
     layer: Layer = {}
     for field, value in argv_values.items():
         if value is not None:
-            layer[field] = (value, named.get(field, flag_name(field)))
+            layer[field] = (value, origins.get(field, flag_name(field)))
     return layer
 
 
@@ -153,6 +156,7 @@ def env_layer(env: Mapping[str, str], fields: Collection[str]) -> Layer:
     """
     refuse_not_obeyed(env)
     layer: Layer = {}
+    # A child has all settings from AIOS_* variables; its parent knows where they came from first.
     first_origins = json.loads(env.get(ORIGINS_ENV) or "{}")
     for field in fields:
         given = [(env[name], name) for name in env_names(field) if env.get(name)]
@@ -206,18 +210,20 @@ def general_variables(origin: str) -> list[str]:
 
 def misspelt_variables(env: Mapping[str, str], fields: Collection[str]) -> dict[str, str]:
     """Return the AIOS_* variables that set nothing, with the names that they resemble."""
+    # A child is silent: its parent has logged them.
     if ORIGINS_ENV in env:
-        return {}  # a child, whose parent has told
+        return {}
+
     known = [env_name(field) for field in fields]
-    meant = {}
+    resembled = {}
     for name in env:
-        if name.startswith("AIOS_") and name not in known:
-            close = difflib.get_close_matches(
-                name.removeprefix("AIOS_").lower(), fields, n=1, cutoff=_ALIKE
-            )
-            if close:
-                meant[name] = env_name(close[0])
-    return meant
+        if not name.startswith("AIOS_") or name in known:
+            continue
+        field = name.removeprefix("AIOS_").lower()
+        close = difflib.get_close_matches(field, fields, n=1, cutoff=_ALIKE)
+        if close:
+            resembled[name] = env_name(close[0])
+    return resembled
 
 
 def _gathered(given: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -241,21 +247,21 @@ def yaml_layer(path: Path | None, fields: Collection[str]) -> Layer:
     """
     if path is None:
         return {}
+    section = ".".join(SECTION)
     layer: Layer = {}
     for key, value in _section(path).items():
         field = str(key).replace("-", "_")
         if field not in fields:
             close = difflib.get_close_matches(field, fields, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise SettingsError(
-                f"{key}: unknown key in section {'.'.join(SECTION)} of {path}{hint}"
-            )
+            raise SettingsError(f"{key}: unknown key in section {section} of {path}{hint}")
         if value is not None:
-            layer[field] = (value, f"{path}: {'.'.join(SECTION)}.{field}")
+            layer[field] = (value, f"{path}: {section}.{field}")
     return layer
 
 
 def _section(path: Path) -> dict[Any, Any]:
+    """Return section `serve.hrm` of the file; {} if it is not there. Raise SettingsError."""
     try:
         section: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

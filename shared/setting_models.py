@@ -11,21 +11,21 @@ from shared.runner_table import AUTO, WITHOUT_FILES
 from shared.setting_types import Count, Dtype, Quantize, Text
 
 PLACE = "{problem}"
-"""Where a problem stands in a template."""
+"""The text that stands for the problem in a template."""
 MOST_TEMPLATE = 4096
-"""Characters of a template."""
+"""The most characters of a template."""
 _OPTION_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
 
 def has_place(value: str) -> str:
-    """Raises ValueError for a template without a place for the problem."""
+    """Return a template. Raise ValueError for one without a place for the problem."""
     if PLACE not in value:
         raise ValueError(f"expected a text with {PLACE} where the problem is to stand")
     return value
 
 
 def _is_runner(value: str) -> str:
-    """Raises ValueError for what neither this project nor a plugin has."""
+    """Return the name of a runner. Raise ValueError if neither we nor a plugin have it."""
     known = (AUTO, *runner_table.names())
     if value not in known:
         raise ValueError(f"expected one of {', '.join(known)}")
@@ -33,8 +33,8 @@ def _is_runner(value: str) -> str:
 
 
 def _is_plain(value: Any) -> Any:
-    """Raises ValueError for a list or a mapping. Values are judged later, by what the runner
-    declares."""
+    """Return a plain value. Raise ValueError for a list or a mapping."""
+    # The declaration of the runner judges the value later.
     if value is not None and not isinstance(value, str | bool | int | float):
         raise ValueError("expected a text, a number, true or false")
     return value
@@ -64,13 +64,12 @@ class PromptingEntry(BaseModel):
 
 
 class ModelEntry(BaseModel):
-    """One model to load; `None` means the fleet-wide setting of the same name (see
-    `settings.model_entries`).
+    """One model to load. None means the fleet-wide setting of the same name.
 
-    One that is `gpu_required` is not loaded where there is no GPU, and requests for it are told so.
-    `prompting` outranks what the model's own directory declares, field by field. `options` are
-    those of its runner, by name, as they were given: which runner serves a model `auto` is known
-    only when its files are looked at.
+    A model that is `gpu_required` is not loaded where there is no GPU, and requests for it are told
+    so. `prompting` outranks the declaration in the model's own directory, field by field. `options`
+    are those of its runner, by name, as they were given: only a look at the files of a model `auto`
+    tells which runner serves it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -99,6 +98,7 @@ class ModelEntry(BaseModel):
             if not (name and equals and path):
                 raise ValueError(f"expected id=path, got {value!r}")
             value = {"id": name, "path": path}
+        # A runner that needs no model is named in place of the path.
         if isinstance(value, Mapping) and value.get("path") in WITHOUT_FILES:
             value = {**value, "runner": value["path"]}
         return value
@@ -125,5 +125,6 @@ class GivenOption(BaseModel):
         return {"model": model or None, "name": name.replace("-", "_"), "value": given}
 
     def __str__(self) -> str:
-        place = "" if self.model is None else f"{self.model}:"
-        return f"{place}{self.name}={self.value}"
+        if self.model is None:
+            return f"{self.name}={self.value}"
+        return f"{self.model}:{self.name}={self.value}"

@@ -32,10 +32,10 @@ def choices_of(annotation: Any) -> tuple[str, ...]:
 
 
 def plain(value: Any, field: FieldInfo) -> Any:
-    """Return a value as it is validated: `none` for an optional field, and any letter case in a
-    choice.
+    """Return a value as it goes to validation.
 
-    Raise ValueError for a boolean where a number or a text goes.
+    `none` becomes the default of an optional field, and a choice may have any letter case. Raise
+    ValueError for a boolean where a number or a text is expected.
     """
     if isinstance(value, bool) and field.annotation is not bool:
         raise ValueError(f"{value} is a boolean")
@@ -60,14 +60,16 @@ def env_text(value: Any) -> str:
     if isinstance(value[0], BaseModel):
         return json.dumps([entry.model_dump() for entry in value])
     texts = []
-    for item in value:
-        is_secret = isinstance(item, SecretStr)
-        texts.append(item.get_secret_value() if is_secret else item)
+    for entry in value:
+        if isinstance(entry, SecretStr):
+            texts.append(entry.get_secret_value())
+        else:
+            texts.append(entry)
     return ",".join(texts)
 
 
 def reason(error: OSError | ValueError) -> str:
-    """Return the words of an error of opening or reading a file, without the file's name."""
+    """Return why a file cannot be opened or read, without the file's name."""
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8"
     if not isinstance(error, OSError):

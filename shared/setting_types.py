@@ -21,7 +21,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 RateText = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}/[1-9][0-9]{0,5}$")]
 EndpointRate = Annotated[str, Field(pattern=r"^/[^=,\s]*=[1-9][0-9]{0,5}/[1-9][0-9]{0,5}$")]
 MOST_ABSENT_S = 30 * 86_400
-"""For how long it is known when a model was last served."""
+"""Time after which it is forgotten when a model was last served."""
 SECRETS = frozenset({"api_keys", "admin_keys"})
 """Settings whose values are never shown."""
 
@@ -37,9 +37,11 @@ _count = TypeAdapter(Count)
 
 
 def _count_unless_auto(value: Any) -> Any:
-    """Judge a number here, so that a bad one is one problem and not one for each half of the
-    union."""
-    return value if value == "auto" else _count.validate_python(value)
+    """Return the value if it is `auto` or a count. Raise ValidationError."""
+    if value == "auto":
+        return value
+    # Judged here, a bad number is one problem, and not one for each half of the union.
+    return _count.validate_python(value)
 
 
 def _is_key(value: SecretStr) -> SecretStr:
@@ -58,7 +60,7 @@ def _as_prefix(value: str) -> str:
 
 
 def _is_proxy(value: str) -> str:
-    """An address or a network; `*` is everybody."""
+    """Return an address or a network, or `*` for everybody. Raise ValueError."""
     if value == "*":
         return value
     try:

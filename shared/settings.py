@@ -1,8 +1,9 @@
-"""Every knob of the fleet, read once at a process's entry and frozen: CLI flag > env > YAML
-`serve.hrm` > default.
+"""The settings of the fleet, read once when a process starts, and frozen.
 
-This module knows names, defaults, ranges and precedence, and remembers where each value came from.
-It does not know whether a model directory or a device exists, which is the worker's business.
+A command-line flag outranks the environment, which outranks YAML (`serve.hrm`) and the default.
+
+This module knows names, defaults, ranges and ranks, and remembers where each value came from. It
+does not know whether a model's directory or a device exists: that is the worker's business.
 """
 
 import json
@@ -61,21 +62,21 @@ REPO_ROOT = Path(__file__).resolve().parents[1]
 
 
 def _sample_model() -> Path:
-    """In a checkout it lies beside our packages, in an installed wheel inside this one
-    (setup.py)."""
-    places = (REPO_ROOT / "models", Path(__file__).resolve().parent / "models")
-    candidates = [place / "sample-hrm-text" for place in places]
-    for candidate in candidates:
-        if (candidate / "config.json").is_file():
-            return candidate
-    return candidates[0]
+    """Return the directory of the model that comes with this project."""
+    beside_our_packages = REPO_ROOT / "models" / "sample-hrm-text"
+    # An installed wheel has it inside this package (setup.py).
+    inside_this_package = Path(__file__).resolve().parent / "models" / "sample-hrm-text"
+    for directory in (beside_our_packages, inside_this_package):
+        if (directory / "config.json").is_file():
+            return directory
+    return beside_our_packages
 
 
 SAMPLE_MODEL = _sample_model()
 
-# How long a process that is told to stop waits: for its step, where others go on with the work; for
-# all that is in flight, where nobody would.
+# A process that is told to stop waits so long for its step, where others go on with the work.
 HAND_OVER_S = 1.0
+# It waits so long for all that is in flight, where nobody would go on with it.
 FINISH_S = 20.0
 
 _FOUR_BITS = ("4bit", "int4", "nf4", "fp4")
@@ -83,10 +84,10 @@ _layers: ContextVar[Sequence[Layer]] = ContextVar("aios_settings_layers", defaul
 
 
 class Settings(BaseSettings):
-    """Frozen settings of one process, in the order of `--help`, `--print-config` and
-    config/default.yaml.
+    """Frozen settings of one process.
 
-    Two are equal when their values are, wherever these came from.
+    The fields have the order of `--help`, `--print-config` and config/default.yaml. Two settings
+    are equal when their values are, wherever these come from.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -229,8 +230,10 @@ class Settings(BaseSettings):
     )
     artifact_url: Text | None = Field(
         default=None,
-        description="directory, or URL as s3://bucket/folder, for artifacts above 256 KiB (none: `aios serve "
-        "hrm` with its own Redis makes one, other fleets keep none)",
+        description=(
+            "directory, or URL as s3://bucket/folder, for artifacts above 256 KiB (none: `aios "
+            "serve hrm` with its own Redis makes one, other fleets keep none)"
+        ),
     )
     artifact_ttl_s: Seconds = Field(default=86_400.0, description="how long artifacts are kept")
     artifact_quota_bytes: int = Field(
@@ -244,7 +247,9 @@ class Settings(BaseSettings):
         default=30.0,
         ge=0,
         le=MOST_ABSENT_S,
-        description="how long work is queued for a model that no worker serves any more, before 503",
+        description=(
+            "how long work is queued for a model that no worker serves any more, before 503"
+        ),
     )
     drain_timeout_s: Seconds | None = Field(
         default=None,
@@ -307,7 +312,9 @@ class Settings(BaseSettings):
     )
     memory_watermark: Share = Field(
         default=0.85,
-        description="share of the memory that may be in use when a model is loaded for work that waits",
+        description=(
+            "share of the memory that may be in use when a model is loaded for work that waits"
+        ),
     )
     page_size: Count | None = Field(
         default=None,
@@ -337,7 +344,10 @@ class Settings(BaseSettings):
     @field_validator("forwarded_allow_ips", mode="before")
     @classmethod
     def _nobody(cls, value: Any) -> Any:
-        return () if isinstance(value, str) and value.lower() == "none" else value
+        """Return an empty list of proxies for `none`."""
+        if isinstance(value, str) and value.lower() == "none":
+            return ()
+        return value
 
     @field_validator(
         "cors_origins",
@@ -369,16 +379,22 @@ class Settings(BaseSettings):
     @field_validator("require_key", mode="before")
     @classmethod
     def _yes_or_no(cls, value: Any) -> Any:
-        """YAML reads a bare yes as true."""
-        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+        # YAML reads a bare yes as true.
+        if value is True:
+            return "yes"
+        if value is False:
+            return "no"
+        return value
 
     @field_validator("models", "options", mode="before")
     @classmethod
     def _split_entries(cls, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, str) or value.lower() == "none":
             return value
+        if not value.lstrip().startswith("["):
+            return value.split(",")
         try:
-            return json.loads(value) if value.lstrip().startswith("[") else value.split(",")
+            return json.loads(value)
         except json.JSONDecodeError as error:
             form = "id=path" if info.field_name == "models" else "name=value"
             raise ValueError(f"expected a JSON list or {form},{form} ({error})") from error
@@ -432,8 +448,10 @@ class Settings(BaseSettings):
         return hash(tuple(dict(self).items()))
 
     def origin(self, name: str) -> str:
-        """Return the origin of a setting: `--port`, `AIOS_PORT`, `FILE: serve.hrm.port`,
-        `default`."""
+        """Return where a setting comes from.
+
+        It is `--port`, `AIOS_PORT`, `FILE: serve.hrm.port` or `default`.
+        """
         return self._origins.get(name, "default")
 
     def refusal(self, name: str, problem: str, remedy: str) -> SettingsError:
@@ -549,22 +567,21 @@ def _explain_all(error: ValidationError, origins: Mapping[str, str]) -> str:
 
 
 def _explain(problem: Mapping[str, Any], origins: Mapping[str, str]) -> str:
-    where = [str(part) for part in problem["loc"]]
-    message = re.sub(
-        r"^\w+ should (be|have) ", "expected ", problem["msg"].removeprefix("Value error, ")
-    )
+    """Return a problem of pydantic's as one line, with its setting and the origin of that."""
+    location = [str(part) for part in problem["loc"]]
+    setting = location[0]
+    message = problem["msg"].removeprefix("Value error, ")
+    message = re.sub(r"^\w+ should (be|have) ", "expected ", message)
     value = problem["input"]
-    is_shown = (
-        isinstance(value, str | int | float) and where[0] not in SECRETS and "got" not in message
-    )
-    got = f", got {value!r}" if is_shown else ""
-    origin = origins.get(where[0], "arguments")
-    return mask_secrets(f"{'.'.join(where)}: {message}{got} (from {origin})")
+    is_plain = isinstance(value, str | int | float)
+    if is_plain and setting not in SECRETS and "got" not in message:
+        message += f", got {value!r}"
+    origin = origins.get(setting, "arguments")
+    return mask_secrets(f"{'.'.join(location)}: {message} (from {origin})")
 
 
 def _check_models(settings: Settings, origins: Mapping[str, str]) -> None:
-    """Raise SettingsError for a default that is no model, and for options that no model can
-    have."""
+    """Raise SettingsError for a default that is no model, and for options of no model."""
     try:
         entries = model_entries(settings)
         check_options(entries, dict(settings))
@@ -573,6 +590,7 @@ def _check_models(settings: Settings, origins: Mapping[str, str]) -> None:
         if "(from " in str(error) or not given:
             raise
         raise SettingsError(f"{error} (from {' and '.join(given)})") from None
+
     ids = [entry.id for entry in entries]
     if settings.default_model is not None and settings.default_model not in ids:
         known = ", ".join(ids)
@@ -587,6 +605,7 @@ _WEIGHT_SUFFIXES = {".pt", ".pth", ".bin", ".safetensors"}
 
 
 def _entry_of_path(settings: Settings) -> ModelEntry:
+    """Return the entry of `model_path`, named after its directory, also if that is not there."""
     path = settings.model_path or str(SAMPLE_MODEL)
     if path in WITHOUT_FILES:
         return ModelEntry(id=path, path=path)
@@ -598,6 +617,7 @@ def _entry_of_path(settings: Settings) -> ModelEntry:
         raise settings.refusal(
             "model_path", problem, "change to one that is there, or name a whole path"
         ) from None
+
     is_file = os.path.isfile(location) or location.suffix in _WEIGHT_SUFFIXES
     name = location.parent.name if is_file else location.name
     try:

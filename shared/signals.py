@@ -8,21 +8,23 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def signals_call(actions: Mapping[str, Callable[[], object]]) -> Iterator[None]:
-    """Have each signal, by name, call its action in this loop, except those ignored (nohup) or
-    unknown here (Windows).
+    """Let each signal, given by name, call its action in this loop. Enter it in the main thread.
 
-    Enter it in the main thread. Where the loop has handlers of its own they are used: they wake a
-    loop that falls asleep at that very moment.
+    Signals that are ignored (nohup) stay so, and those that this system does not have are left out
+    (Windows).
     """
     loop = asyncio.get_running_loop()
-    numbered = {
-        getattr(signal, name): action for name, action in actions.items() if hasattr(signal, name)
-    }
+    numbered = {}
+    for name, action in actions.items():
+        if hasattr(signal, name):
+            numbered[getattr(signal, name)] = action
     previous = {number: signal.getsignal(number) for number in numbered}
+
     for number, action in numbered.items():
         if previous[number] is signal.SIG_IGN:
             continue
         try:
+            # The loop's own handlers also wake a loop that falls asleep at that very moment.
             loop.add_signal_handler(number, action)
         except NotImplementedError:
             signal.signal(number, lambda *_, action=action: loop.call_soon_threadsafe(action))

@@ -1,9 +1,8 @@
-"""The work queue as a front sees it: submit requests, and end them. States are moved by `lua/`
-alone.
+"""The work queue as a front sees it: submit requests, and end them.
 
-A request is one job or several, queued all or not at all, on one shard. Limits are the whole
-fleet's: on a single shard the script that queues decides on them; where there are several,
-`shared.reservations` does so before.
+Only the scripts in `lua/` change the state of a job. A request is one job or several on one shard,
+and either all of them are queued or none. Limits are those of the whole fleet: with a single shard
+the script that queues checks them, with several `shared.reservations` does so before.
 """
 
 import asyncio
@@ -40,6 +39,7 @@ _WHOLE = {
     b"concurrency": "The request opens {asked} at once, and {limit} may be open.",
 }
 """Messages for a request that no waiting would let in, by the limit that it exceeds alone."""
+# Keys that one call of SCAN looks at; Redis serves nobody else meanwhile.
 _SCANNED = 1000
 
 
@@ -68,8 +68,10 @@ class QueueLimits:
 
 @dataclass(frozen=True)
 class Key:
-    """An idempotency key, the caller's own text. Requests of one tenant with the same are one, if
-    `body` is, too."""
+    """An idempotency key, which is the caller's own text.
+
+    Requests of one tenant with the same key and the same `body` are one request.
+    """
 
     text: str
     body: bytes = b""
@@ -219,12 +221,14 @@ class Submissions:
             ttl_ms=self._ttl_ms,
             is_reserved=is_reserved,
             **about,
+            # The script looks at no limits where they have been reserved.
             **({} if is_reserved else limits),
         )
         if is_reserved and answer[0] == b"queued":
             self._reservations.confirm(request_id)
         elif is_reserved:
             await self._reservations.void(request_id)
+
         match answer[0]:
             case b"queued":
                 return Request(

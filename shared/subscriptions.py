@@ -38,10 +38,10 @@ class Subscriptions:
 
     @asynccontextmanager
     async def listen(self, name: str) -> AsyncIterator["asyncio.Queue[Message]"]:
-        """A queue of the channel's messages, handed out once Redis has confirmed the subscription.
+        """Yield a queue of the channel's messages, once Redis has confirmed the subscription.
 
-        When no confirmation comes in time (Redis is away) it is handed out all the same; the log
-        closes the gap.
+        When no confirmation comes in time (Redis is away), yield it all the same: the log closes
+        the gap.
         """
         inbox: asyncio.Queue[Message] = asyncio.Queue()
         channel = self._channels.get(name)
@@ -63,6 +63,7 @@ class Subscriptions:
                 await self._unsubscribe(name)
 
     async def close(self) -> None:
+        """Stop listening. No queue gets a message any more."""
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
@@ -75,6 +76,7 @@ class Subscriptions:
             async with self._connecting:
                 await self._pubsub.subscribe(name)
         except UNAVAILABLE:
+            # Redis is away: nothing comes by this channel, and its listeners live by the log.
             return
         if self._reader is None or self._reader.done():
             self._reader = asyncio.create_task(self._read(), name="subscriptions")
@@ -96,7 +98,7 @@ class Subscriptions:
                 self._dispatch(message)
 
     async def _reconnect(self) -> None:
-        """Connect again, which subscribes to everything again."""
+        """Connect again. redis-py then subscribes to all channels again."""
         with suppress(*UNAVAILABLE):
             async with self._connecting:
                 await self._pubsub.connect()  # type: ignore[no-untyped-call]

@@ -47,5 +47,6 @@ def _report(message: bytes) -> None:
         return
     try:
         os.write(int(number), message)
-    except OSError:  # the supervisor is gone, and this process goes with it
+    except OSError:
+        # The supervisor is gone, and this process goes with it.
         return

@@ -1,7 +1,6 @@
-"""The table of tasks: what fronts and workers must know of each. A new one is its structs and a row
-here.
+"""The table of tasks, with all that fronts and workers must know of each.
 
-Runners do the tasks; endpoints ask for them.
+Endpoints ask for tasks, and runners do them. A new task is its structs and a row here.
 """
 
 from collections.abc import Callable
@@ -38,6 +37,7 @@ from shared.messages import (
 )
 from shared.plugins import PluginError
 
+# Rough costs will do: tenants share by them, and a worker corrects them when a job ends.
 _CHARACTERS_A_TOKEN = 4
 _PUZZLE_COST = 256
 _NO_STEP_COST = 1
@@ -55,13 +55,13 @@ def _itself(task: AnyTask) -> AnyTask:
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """One task. `spec` is the struct of its inputs and options, `result` that of its result; None:
-    tokens only.
+    """One task. `spec` is the struct of its inputs and options, `result` that of its result.
 
-    `cost` estimates its tokens before a tokenizer has seen it: tenants share by it, and waits are
-    estimated from it. `places` is the number of rows that it takes in a worker's batch. `repeated`
-    returns the task without what makes no difference to its answer, for the cache; None if two runs
-    may answer differently. `pipeline_tags` are Hugging Face's names of the task.
+    A task without a `result` yields tokens only. `cost` estimates its tokens before a tokenizer has
+    seen it: tenants share by it, and waits are estimated from it. `places` is the number of rows
+    that it takes in a worker's batch. `repeated` is for the cache: it returns the task without what
+    makes no difference to its answer, or None if two runs may answer differently. `pipeline_tags`
+    are Hugging Face's names of the task.
     """
 
     spec: type[Task]
@@ -73,9 +73,12 @@ class TaskInfo:
 
 
 def _length(text: Prompt) -> int:
+    """Return the tokens of a prompt, estimated where it is text."""
     if isinstance(text, Chat):
         return sum(_length(turn.content) for turn in text.messages)
-    return len(text) // _CHARACTERS_A_TOKEN + 1 if isinstance(text, str) else len(text)
+    if isinstance(text, str):
+        return len(text) // _CHARACTERS_A_TOKEN + 1
+    return len(text)
 
 
 def _cost_of_answer(task: Generate) -> int:
@@ -111,11 +114,12 @@ def _num_choices(task: Generate) -> int:
 
 
 def _greedy(task: Generate) -> Generate | None:
-    """Return the task with seed 0 if it is greedy: a seed that nobody asked for is drawn for each
-    request."""
+    """Return the task with seed 0 if it is greedy, else None."""
     if task.sampling.temperature != 0:
         return None
-    return msgspec.structs.replace(task, sampling=msgspec.structs.replace(task.sampling, seed=0))
+    # A seed that nobody asked for is another one for each request, and changes nothing here.
+    sampling = msgspec.structs.replace(task.sampling, seed=0)
+    return msgspec.structs.replace(task, sampling=sampling)
 
 
 TASKS: dict[TaskName, TaskInfo] = {
@@ -151,8 +155,10 @@ for _info in TASKS.values():
 
 
 def _add(name: TaskName, info: TaskInfo) -> None:
-    """Add the row of a plugin. Raise PluginError if the name is taken, or is not the tag of its
-    struct."""
+    """Add the row of a plugin.
+
+    Raise PluginError if the name is taken, or is not the tag of its struct.
+    """
     if name in TASKS or info.spec.__struct_config__.tag != name:
         raise PluginError(f"aios.tasks: {name!r} is taken, or is not the tag of its own task.")
     TASKS[name] = info

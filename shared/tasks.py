@@ -27,27 +27,29 @@ class Chat(msgspec.Struct, frozen=True):
 Prompt = Text | Chat
 
 Grid = tuple[str | tuple[int, ...], ...]
-"""The rows of a puzzle, top to bottom: each a string with a character a cell, or a tuple with a
-number a cell."""
+"""The rows of a puzzle, top to bottom.
+
+Each is a string with one character a cell, or a tuple with one number a cell.
+"""
 
 Halt = Literal["max", "q_halt"]
-"""When a puzzle's row stops: after its last permitted ACT segment, or where its own q head says
-so."""
+"""The end of a puzzle's row: its last permitted ACT segment, or where its own q head says so."""
 
 
 Overflow = Literal["truncate", "clamp", "refuse"]
-"""What gives way when a prompt and `max_tokens` exceed the context window: the prompt's beginning,
-`max_tokens`, or the whole request. A prompt that leaves no room for any answer is refused by
-`clamp` as well."""
+"""The part that gives way when a prompt and `max_tokens` exceed the context window.
+
+It is the prompt's beginning, `max_tokens`, or the whole request. `clamp` refuses a prompt as well
+if it leaves no room for any answer.
+"""
 
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The parameters of sampling. `temperature` 0 is greedy; `top_k` 0, `top_p` 1.0 and `min_p` 0
-    do not cut.
+    """The parameters of sampling.
 
-    `n` choices are drawn for the prompt. Before `min_tokens` nothing ends a response: no end token,
-    no stop. `logprobs` counts the likeliest tokens to report beside each chosen one; None reports
-    nothing.
+    `temperature` 0 is greedy; `top_k` 0, `top_p` 1.0 and `min_p` 0 do not cut. `n` choices are
+    drawn for the prompt. Before `min_tokens` nothing ends a response: no end token, no stop.
+    `logprobs` counts the likeliest tokens to report beside each chosen one; None reports nothing.
     """
 
     max_tokens: int
@@ -71,8 +73,8 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
 class Generate(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
     """Continue one prompt. `condition` None is the model's default.
 
-    Of the prompt at most the last `max_prompt_tokens` are used; what is still too long is a matter
-    of `overflow`.
+    At most the last `max_prompt_tokens` of the prompt are used. `overflow` tells what becomes of
+    one that is still too long.
     """
 
     prompt: Prompt
@@ -83,9 +85,10 @@ class Generate(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
 
 
 class Score(msgspec.Struct, frozen=True, omit_defaults=True, tag="score"):
-    """Log-likelihood of each continuation given one context. `method` None is the model's default.
+    """Score each continuation of one context by its log-likelihood.
 
-    `rolling`: of a whole text of any length, the only continuation of an empty context.
+    `method` None is the model's default. With `rolling` a whole text of any length is scored: it is
+    the only continuation, and the context is empty.
     """
 
     context: Text
@@ -96,9 +99,11 @@ class Score(msgspec.Struct, frozen=True, omit_defaults=True, tag="score"):
 
 
 class Read(msgspec.Struct, frozen=True, omit_defaults=True, tag="read"):
-    """Say the tokens of a prompt, each with its log-probability under what stands before it, as far
-    as the model predicts its prompts, and beside it the `num_top` likeliest. `condition` None is
-    the model's default."""
+    """Return the tokens of a prompt with their log-probabilities.
+
+    Each is given the tokens before it, as far as the model predicts its prompts. The `num_top`
+    likeliest tokens stand beside it. `condition` None is the model's default.
+    """
 
     prompt: Text
     num_top: int = 0
@@ -108,9 +113,9 @@ class Read(msgspec.Struct, frozen=True, omit_defaults=True, tag="read"):
 class Solve(msgspec.Struct, frozen=True, omit_defaults=True, tag="solve"):
     """Solve one puzzle, given as a grid or as the cells of a Sudoku in one string.
 
-    `identifier` names what the puzzle's family is to the network, by number or name; None is the
-    blank one. `max_steps` is the most ACT segments; None is what the network was trained to, as
-    None for `halt` is the model's default.
+    `identifier` is the network's number or name for the family of the puzzle; None is the blank
+    one. `max_steps` is the most ACT segments; None is the number that the network was trained to.
+    `halt` None is the model's default.
     """
 
     puzzle: str | Grid
@@ -120,11 +125,11 @@ class Solve(msgspec.Struct, frozen=True, omit_defaults=True, tag="solve"):
 
 
 class Tokenize(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokenize"):
-    """The ids that `Generate` would read for the prompt, before anything is cut, or those of a text
-    by itself.
+    """Return the ids that `Generate` would read for the prompt, or those of a text by itself.
 
-    `add_special_tokens` is about texts: a chat's template writes the special tokens, ids are used
-    as they are. `with_texts` asks for the vocabulary's own spelling of each.
+    Nothing is cut. `add_special_tokens` matters to texts alone: a chat's template writes the
+    special tokens, and ids are used as they are. `with_texts` asks for the vocabulary's own
+    spelling of each id.
     """
 
     prompt: Prompt
@@ -133,19 +138,21 @@ class Tokenize(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokenize"):
 
 
 class Detokenize(msgspec.Struct, frozen=True, omit_defaults=True, tag="detokenize"):
-    """The text of token ids, the names of special tokens in it or left out."""
+    """Return the text of token ids, with the names of special tokens in it or left out."""
 
     ids: tuple[int, ...]
     skip_special_tokens: bool = False
 
 
 TooLong = Literal["truncate", "refuse"]
-"""What becomes of a text that exceeds the context window: it loses its end, or it is refused."""
+"""The fate of a text that exceeds the context window: it loses its end, or it is refused."""
 
 
 class Embed(msgspec.Struct, frozen=True, omit_defaults=True, tag="embed"):
-    """One vector for a text: the mean of the last hidden states of its tokens, of length 1 if
-    `normalize`."""
+    """Return one vector for a text: the mean of the last hidden states of its tokens.
+
+    With `normalize` the vector has length 1.
+    """
 
     text: Text
     normalize: bool = True
@@ -153,7 +160,7 @@ class Embed(msgspec.Struct, frozen=True, omit_defaults=True, tag="embed"):
 
 
 class Classify(msgspec.Struct, frozen=True, omit_defaults=True, tag="classify"):
-    """The labels that a classifier gives a text: the `top_k` likeliest, or all."""
+    """Return the labels that a classifier gives a text: the `top_k` likeliest, or all."""
 
     text: Text
     top_k: int | None = None
@@ -168,7 +175,7 @@ Task = Generate | Score | Read | Solve | Tokenize | Detokenize | Embed | Classif
 BUILT_IN = (Generate, Score, Read, Solve, Tokenize, Detokenize, Embed, Classify)
 
 TaskName = str
-"""Their tags."""
+"""The tag of a task."""
 
 
 def name_of(task: Task) -> TaskName:

@@ -1,7 +1,7 @@
-"""Traces of requests, as the rooms make them: spans that belong together by W3C trace headers.
+"""Traces of requests: spans of fronts and workers that belong together by W3C trace headers.
 
-Where tracing is off, which it is unless somebody asks for it, every span is `NO_SPAN`: nothing is
-kept or sent, and the library (`shared/otel.py`, the one module that knows it) is not loaded.
+Tracing is off unless somebody asks for it. Then every span is `NO_SPAN`: nothing is kept or sent,
+and the library is not loaded. `shared/otel.py` is the one module that knows it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,9 @@ import msgspec
 
 Kind = Literal["internal", "server", "producer", "consumer"]
 Attributes = Mapping[str, str | bool | int | float | Sequence[str] | None]
-"""None is left out."""
+"""Attributes of a span. Those that are None are left out."""
 
+# A traceparent is VERSION-TRACE_ID-SPAN_ID-FLAGS.
 _ID_AT = 1
 
 
@@ -25,22 +26,25 @@ class Trace(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def id(self) -> str | None:
-        """32 hex digits."""
-        return self.traceparent.split("-")[_ID_AT] if self.traceparent else None
+        """The id of the trace, 32 hex digits; None where there is no trace."""
+        if not self.traceparent:
+            return None
+        return self.traceparent.split("-")[_ID_AT]
 
 
 NO_TRACE = Trace()
 
 
 class Span:
-    """A part of a trace, here one that is not there. Times are nanoseconds since 1970; none is now.
+    """A part of a trace. This class keeps nothing: it is the span of a process without tracing.
 
-    As a context it ends with the block, with the name of the error that left it.
+    Times are nanoseconds since 1970; None is now. As a context manager a span ends with the block,
+    with the name of the error that left it.
     """
 
     @property
     def trace(self) -> Trace:
-        """By which others go on behind this span."""
+        """The headers by which other processes add spans below this one."""
         return NO_TRACE
 
     def child(
@@ -54,14 +58,14 @@ class Span:
         return NO_SPAN
 
     def link(self, trace: Trace) -> None:
-        """Point at a span that is not above this one."""
+        """Point at a span of another branch, or of another trace."""
 
     def rename(self, name: str) -> None: ...
 
     def set(self, attributes: Attributes) -> None: ...
 
     def end(self, error: str | None = None, *, at_ns: int | None = None) -> None:
-        """Once. With an `error` it has failed of that."""
+        """End the span, which is done once. `error` is the name of the error that it failed of."""
 
     def __enter__(self) -> Self:
         return self
@@ -76,7 +80,7 @@ class Span:
 
 
 class Tracing:
-    """Where spans come from, here none."""
+    """The source of a process's spans. This class makes none."""
 
     is_on = False
 
@@ -89,21 +93,22 @@ class Tracing:
         *,
         start_ns: int | None = None,
     ) -> Span:
-        """A span of the trace that `within` names; of a new one if it names none, or nonsense."""
+        """Begin a span of the trace `within`, or of a new trace if that is none, or nonsense."""
         return NO_SPAN
 
     def close(self) -> None:
-        """Send what there is, for a moment at most."""
+        """Send the spans that are left, for a moment at most."""
 
 
-NO_SPAN, NO_TRACING = Span(), Tracing()
+NO_SPAN = Span()
+NO_TRACING = Tracing()
 
 
 def open_tracing(endpoint: str | None, role: str) -> Tracing:
-    """Tracing of the process `role` to the OTLP collector at `endpoint`; none without. Close it at
-    the end.
+    """Return the tracing of the process `role` to the OTLP collector at `endpoint`.
 
-    Raises SettingsError where the library is missing.
+    Without an endpoint there is none. Close the tracing at the end of the process. Raise
+    SettingsError where the library is missing.
     """
     if endpoint is None:
         return NO_TRACING

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 
 
 def pack(values: Iterable[float]) -> bytes:
+    """Return the wire form of a vector."""
     return _swapped(array("f", values)).tobytes()
 
 
 def unpack(payload: bytes) -> list[float]:
-    """Raises ValueError for what is no whole number of floats."""
+    """Return the vector. Raise ValueError for bytes that are no whole number of floats."""
     values = array("f")
     values.frombytes(payload)
     return _swapped(values).tolist()

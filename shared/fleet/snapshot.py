@@ -1,7 +1,7 @@
 """The whole fleet at one moment, read from Redis alone.
 
-Four round trips of one server, whatever the number of workers and jobs: how Redis is divided, who
-is there, the queues, INFO. On a cluster the last two are one for each server.
+It takes four round trips to one server, whatever the number of workers and jobs: the number of
+shards, the workers, the queues, INFO. On a cluster the last two are one for each server.
 """
 
 import asyncio
@@ -31,9 +31,10 @@ class WorkerModel(ModelLoad, frozen=True, kw_only=True, omit_defaults=False):
 
 
 class Worker(msgspec.Struct, frozen=True):
-    """`state` is `loading`, `ready`, `full` or `draining`; one that is loading tells no models yet.
+    """A worker. `state` is `loading`, `ready`, `full` or `draining`.
 
-    `failures` are of those of its models that it could not load again, each with the reason.
+    One that is loading tells no models yet. `failures` are the reasons why it could not load some
+    of its models again.
     """
 
     id: str
@@ -49,8 +50,10 @@ class Worker(msgspec.Struct, frozen=True):
 
 
 class Waiting(msgspec.Struct, frozen=True):
-    """Jobs of one class, the age of the oldest, and how long the live workers need for all of
-    them."""
+    """The jobs of one class that wait.
+
+    `oldest_s` is the age of the oldest, and `work_s` the time that the live workers need for all.
+    """
 
     waiting: int
     oldest_s: float
@@ -58,8 +61,10 @@ class Waiting(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True):
-    """Every model that was ever announced. `workers` are ready for it; `running` jobs are in
-    workers' hands."""
+    """A model that was ever announced.
+
+    `workers` are ready for it, and `running` jobs are in workers' hands.
+    """
 
     id: str
     runner: str
@@ -89,11 +94,10 @@ class Server(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """`aios status --json` and `GET /v1/fleet`. Fields are added, never renamed; `version` would
-    change if one were.
+    """The answer of `aios status --json` and `GET /v1/fleet`.
 
-    `problem` says why Redis could not be read; then all the rest is empty. `redis` is empty if INFO
-    is not allowed.
+    Fields are added, never renamed; `version` would change if one were. `problem` says why Redis
+    could not be read; then all the rest is empty. `redis` is empty if INFO is not allowed.
     """
 
     at: str
@@ -113,9 +117,10 @@ async def look(broker: Broker, timeout_s: float = TIMEOUT_S) -> Snapshot:
         async with asyncio.timeout(timeout_s):
             return await _read(await broker.as_settled(), at)
     except TimeoutError:
-        return Snapshot(at, "redis_away", f"Redis did not answer in {timeout_s:g} s")
+        problem = f"Redis did not answer in {timeout_s:g} s"
+        return Snapshot(at, "redis_away", problem=problem)
     except (ResponseError, *UNAVAILABLE) as error:
-        return Snapshot(at, "redis_away", str(error))
+        return Snapshot(at, "redis_away", problem=str(error))
 
 
 async def _read(broker: Broker, at: str) -> Snapshot:
@@ -168,11 +173,13 @@ def _model(info: ModelInfo, queue: QueueState, numbers: Mapping[str, Values]) ->
     for (name, _), count in numbers["model_workers"].items():
         if name == info.id:
             num_workers += count
+
     classes: dict[str, Waiting] = {}
     for priority in PRIORITIES:
         line = queue.lines[priority]
         work_s = numbers["work_seconds"][info.id, priority]
-        classes[priority] = Waiting(line.jobs, line.oldest_s, round(work_s, 3))
+        classes[priority] = Waiting(line.jobs, line.oldest_s, work_s=round(work_s, 3))
+
     return Model(
         id=info.id,
         runner=info.runner,

@@ -11,21 +11,21 @@ local function write(id, epoch, after, events, has_begun, advance, state, cost, 
   local last = tonumber(job.last)
   if last == after + #events and (job.state == 'running' or job.state == state) then return 1 end
   if job.state ~= 'running' or last ~= after then return 0 end
-  local marks = {}
-  if has_begun then marks = { 'started', epoch } end
+  local fields = {}
+  if has_begun then fields = { 'started', epoch } end
   if advance > 0 and job.advanced ~= job.epoch then
-    marks[#marks + 1] = 'advanced'
-    marks[#marks + 1] = epoch
+    fields[#fields + 1] = 'advanced'
+    fields[#fields + 1] = epoch
   end
   if advance == 2 and not job.first_ms then
-    marks[#marks + 1] = 'first_ms'
-    marks[#marks + 1] = now - age_ms
+    fields[#fields + 1] = 'first_ms'
+    fields[#fields + 1] = now - age_ms
   end
-  append(job, events, unpack(marks))
+  append(job, events, unpack(fields))
   if state ~= '' then finish(read_job(id), state, cost) end
   return 1
 end
 
 local written = {}
-for i, item in ipairs(a.appends) do written[i] = write(unpack(item, 1, 9)) end
+for i, values in ipairs(a.appends) do written[i] = write(unpack(values, 1, 9)) end
 return written

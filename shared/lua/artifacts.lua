@@ -1,4 +1,4 @@
--- What `store` and `discard` share: where the parts of an artifact lie, and how one goes.
+-- Shared by `store` and `discard`: the keys of the parts of an artifact, and the end of one.
 
 local expiring, loose = P .. 'expiring', P .. 'loose'
 local used, in_redis = P .. 'used', P .. 'in_redis'
@@ -12,13 +12,13 @@ local function count_used(tenant, num_bytes)
   if call('HINCRBY', used, tenant, num_bytes) <= 0 then call('HDEL', used, tenant) end
 end
 
--- Whether an artifact is there whose time is not over.
+-- Returns whether an artifact is there whose time is not over.
 local function lives(id)
   local expires_ms = call('HGET', artifact_key(id), 'expires_ms')
   return expires_ms and tonumber(expires_ms) > now
 end
 
--- An artifact goes: its record, its bytes in Redis, and what it takes of the quota. Its file is
+-- Removes an artifact: its record, its bytes in Redis, and what it takes of the quota. Its file is
 -- loose from now on, until somebody has removed it. Returns whether it has one.
 local function discard(id)
   local tenant, digest, charged, num_bytes, is_file =

@@ -1,12 +1,12 @@
--- What the scripts share; put in front of each. They alone move a job's state.
+-- Shared by the scripts, and put in front of each. They alone change the state of a job.
 --
 -- KEYS[1] is the prefix of a shard, `aios:{00}:`; every other key begins with it and so lies in the same hash slot.
 -- ARGV[1] is a msgpack map, `a` below. Times are milliseconds of this server's clock, costs are tokens.
 --
 -- job:ID      hash    spec model class tenant state (queued | running | done | failed | cancelled) epoch last (event
 --                     index) cost places entry queued_ms expires_ms (to be taken by then) deadline_ms worker fingerprint
---                     started (epoch that said so) advanced (epoch that got on: said a token, or came further) deaths, and when it was first
---                     taken_ms, said its first_ms token, and ended_ms
+--                     started (epoch that said so) advanced (epoch that got on: said a token, or came further) deaths,
+--                     and when it was first taken_ms, said its first_ms token, and ended_ms
 -- log:ID      stream  the events; event index i is the entry `i-0`, so an append lands once or not at all
 -- line:M:C:T  stream  jobs of one model, class and tenant that wait
 -- turns:M:C   zset    tenants that wait, by virtual time: cost served so far
@@ -29,15 +29,15 @@
 -- void:ID     string  a request that never came although it had been let in; it may not come any more
 -- and channels: events:ID as they are logged, worker:W with ids of jobs that are no longer W's
 --
--- Several shards share one more hash tag, `{admission}`, under which the limits are counted for the whole fleet: depth,
--- busy, ended, held and bucket as above, and
+-- Several shards share one more hash tag, `{admission}`. The limits of the whole fleet are counted under it: depth, busy,
+-- ended, held and bucket as above, and
 -- reserved     hash   of each job that was let in and is not known to have left its line: what it takes there
 -- waiting:M    zset   the same jobs of one model, by when they were let in
 -- settled:M    string when something of one model was settled last
 -- unconfirmed  zset   requests that were let in and are not known to be queued, by when they were
 -- entrants     hash   the tenant and jobs of each of those
 --
--- Under the hash tag `{artifacts}` lies what is known of artifacts, and the bytes of small ones:
+-- Under the hash tag `{artifacts}` lie the records of artifacts, and the bytes of small ones:
 -- artifact:ID  hash   tenant digest media_type name purpose num_bytes charge is_file created_ms
 --                     expires_ms
 -- bytes:ID     string the bytes, unless they lie in a file
@@ -69,7 +69,8 @@ local function ended_key(model, at) return P .. 'ended:' .. model .. ':' .. math
 local FIELDS = { 'state', 'epoch', 'last', 'model', 'class', 'tenant', 'cost', 'bytes', 'entry', 'expires_ms',
   'deadline_ms', 'worker', 'fingerprint', 'started', 'advanced', 'first_ms', 'deaths', 'request' }
 
--- Some fields of a job, all that scripts need unless told; nil for a job that is not there. The first is `state`.
+-- Returns these fields of a job, the first of which is `state`; by default all that scripts need. Nil for a job that is
+-- not there.
 local function read_job(id, fields)
   fields = fields or FIELDS
   local values = call('HMGET', job_key(id), unpack(fields))
@@ -87,7 +88,7 @@ local function ring(model, times)
   call('LTRIM', bell, 0, MOST_RINGS - 1)
 end
 
--- Cost and jobs per second over the last one or two buckets; nil before anything has ended.
+-- Returns cost and jobs per second over the last one or two buckets; nil before anything has ended.
 local function rates(model)
   local one, other = ended_key(model, now), ended_key(model, now - BUCKET_MS)
   local span_s = (now % BUCKET_MS + BUCKET_MS) / 1000
@@ -98,7 +99,7 @@ local function rates(model)
   return per_second('cost'), per_second('jobs')
 end
 
--- Further arguments are fields of the job and their new values.
+-- Appends events to the log of a job and publishes them. Further arguments are fields of the job and their new values.
 local function append(job, payloads, ...)
   local log, channel, last = log_key(job.id), P .. 'events:' .. job.id, tonumber(job.last)
   for _, payload in ipairs(payloads) do
@@ -110,7 +111,7 @@ local function append(job, payloads, ...)
   call('HSET', job_key(job.id), 'last', last, ...)
 end
 
--- Where there are several shards, the limits are counted elsewhere: those who count are told by this what to settle.
+-- Where there are several shards, the limits are counted elsewhere: this notes what to settle there.
 local function note_left(...)
   if a.has_many_shards then call('XADD', P .. 'left', '*', ...) end
 end
@@ -138,7 +139,7 @@ local function charge(job, cost)
   call('PEXPIRE', served, SERVED_TTL_MS)
 end
 
--- The terminal event is already appended. `cost` is what the job really was, where that is known.
+-- Ends a job, whose terminal event is appended already. `cost` is what the job really was, where that is known.
 local function finish(job, state, cost)
   if job.state == 'queued' then
     leave_line(job)

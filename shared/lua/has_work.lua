@@ -1,5 +1,5 @@
 -- a: shards (prefixes, all of one server), model, classes (those wanted), is_thorough (all classes are)
--- Looks at several shards at once. Returns the places, from 0, of those where there may be something to take: a lapsed
+-- Looks at several shards at once. Returns the indices, from 0, of those where there may be something to take: a lapsed
 -- lease, or a job that waits. Where there is nothing, what rang for it before need not ring on.
 
 local function has_work(prefix)
@@ -9,12 +9,12 @@ local function has_work(prefix)
   return call('EXISTS', unpack(turns)) > 0
 end
 
-local found = {}
+local with_work = {}
 for i, prefix in ipairs(a.shards) do
   if has_work(prefix) then
-    found[#found + 1] = i - 1
+    with_work[#with_work + 1] = i - 1
   elseif a.is_thorough then
     call('DEL', prefix .. 'bell:' .. a.model)
   end
 end
-return found
+return with_work

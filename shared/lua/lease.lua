@@ -3,11 +3,11 @@
 
 local leases = P .. 'leases:' .. a.model
 local held = {}
-for i, item in ipairs(a.jobs) do
-  local state, epoch = unpack(call('HMGET', job_key(item.id), 'state', 'epoch'))
-  local is_ours = state == 'running' and tonumber(epoch) == item.epoch
+for i, claim in ipairs(a.jobs) do
+  local state, epoch = unpack(call('HMGET', job_key(claim.id), 'state', 'epoch'))
+  local is_ours = state == 'running' and tonumber(epoch) == claim.epoch
   held[i] = is_ours and 1 or 0
-  if is_ours then call('ZADD', leases, 'XX', a.lease_ms > 0 and now + a.lease_ms or 0, item.id) end
+  if is_ours then call('ZADD', leases, 'XX', a.lease_ms > 0 and now + a.lease_ms or 0, claim.id) end
 end
 if a.lease_ms == 0 then ring(a.model, #a.jobs) end
 return held

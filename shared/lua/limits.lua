@@ -1,7 +1,7 @@
--- Whether a request may come in; in front of `submit` and `reserve`, whose `a` has model, class, tenant, classes (best
--- first), deadline_ms, is_urgent (refuse what could not begin before its deadline) and limits where 0 is none: max_jobs
--- and max_bytes that wait, concurrency, rate (requests per second) and burst of the tenant.
--- It counts what is below the prefix it is run with: the one shard's there is, or the whole fleet's.
+-- Decides whether a request may come in. Put in front of `submit` and `reserve`, whose `a` has model, class, tenant,
+-- classes (best first), deadline_ms, is_urgent (refuse what could not begin before its deadline) and limits where 0 is
+-- none: max_jobs and max_bytes that wait, concurrency, rate (requests per second) and burst of the tenant.
+-- Counts are those below the prefix that it is run with: of the only shard, or of the whole fleet.
 
 local depth, held, busy = P .. 'depth:' .. a.model, P .. 'held:' .. a.tenant, P .. 'busy:' .. a.model
 
@@ -10,15 +10,15 @@ local function refused(reason, seconds, number, limit, asked)
   return { 'refused', reason, retry_ms, math.floor(number), math.floor(limit), math.floor(asked or 0) }
 end
 
--- The tokens left in the tenant's bucket once this request has taken one; below zero it may not.
+-- Returns the tokens left in the tenant's bucket once this request has taken one; below zero it may not.
 local function drawn()
   local left, at = unpack(call('HMGET', P .. 'bucket:' .. a.tenant, 'left', 'at_ms'))
   local elapsed_s = math.max(0, now - tonumber(at or now)) / 1000
   return math.min(a.burst, tonumber(left or a.burst) + elapsed_s * a.rate) - 1
 end
 
--- Whether jobs have waited all the time that the rates are measured over: only then are they what the workers can do, and
--- not what was asked of them.
+-- Returns whether jobs have waited all the time that the rates are measured over. Only then the rates are what the
+-- workers can do, and not what was asked of them.
 local function is_saturated(waits)
   local since = call('GET', busy)
   return waits > 0 and since and now - tonumber(since) > now % BUCKET_MS + BUCKET_MS
@@ -30,7 +30,7 @@ local function all_waiting()
   return sum
 end
 
--- Cost that waits in this class and better ones.
+-- Returns the cost that waits in this class and better ones.
 local function cost_ahead()
   local sum = 0
   for _, class in ipairs(a.classes) do
@@ -40,7 +40,7 @@ local function cost_ahead()
   return sum
 end
 
--- Nil where there is room for `count` jobs of so many bytes.
+-- Returns the answer that refuses a request; nil where there is room for `count` jobs of so many bytes.
 local function refusal(count, bytes)
   local cost_rate, job_rate = rates(a.model)
   if a.concurrency > 0 then
@@ -73,7 +73,7 @@ local function add_depth(count, cost, bytes)
   call('HINCRBY', depth, 'bytes', bytes)
 end
 
--- A request that was not refused comes in.
+-- Lets a request in that was not refused.
 local function enter(count, cost, bytes)
   if a.rate > 0 then
     local bucket, left = P .. 'bucket:' .. a.tenant, drawn()

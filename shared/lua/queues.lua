@@ -1,7 +1,7 @@
 -- a: models, classes
--- How the queues of these models stand. Returns {number of convicted jobs that are kept, {jobs in workers' hands, bytes
--- that wait, {jobs, cost, ms since the oldest came}...}...}: for each model, for each class. Of a class in which more
--- than MOST_TENANTS wait, those are looked at whose turns come last.
+-- Tells how the queues of these models stand. Returns {number of convicted jobs that are kept, {jobs in workers' hands,
+-- bytes that wait, {jobs, cost, ms since the oldest came}...}...}: for each model, for each class. Where more than
+-- MOST_TENANTS wait in a class, those are looked at whose turns come last.
 
 local MOST_TENANTS = 256
 
@@ -14,7 +14,7 @@ local function oldest_ms(model, class)
   return oldest
 end
 
-local found = { call('XLEN', P .. 'dead') }
+local answer = { call('XLEN', P .. 'dead') }
 for _, model in ipairs(a.models) do
   local depth = P .. 'depth:' .. model
   local queue = { call('ZCARD', P .. 'leases:' .. model), tonumber(call('HGET', depth, 'bytes') or 0) }
@@ -22,6 +22,6 @@ for _, model in ipairs(a.models) do
     local jobs, cost = unpack(call('HMGET', depth, 'jobs:' .. class, 'cost:' .. class))
     queue[#queue + 1] = { tonumber(jobs or 0), tonumber(cost or 0), oldest_ms(model, class) }
   end
-  found[#found + 1] = queue
+  answer[#answer + 1] = queue
 end
-return found
+return answer

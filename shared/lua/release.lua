@@ -1,5 +1,5 @@
 -- a: tenant, jobs [id], dry_run
--- Takes from what a tenant is held to have open the jobs that are over or gone; returns how many.
+-- Removes jobs that are over or gone from those that a tenant is held to have open. Returns how many.
 
 local held, leaked = P .. 'held:' .. a.tenant, 0
 for _, id in ipairs(a.jobs) do

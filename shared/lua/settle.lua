@@ -1,12 +1,12 @@
 -- With the prefix of all shards' admission. a: left [{id, tenant, model, cost, at_ms}], confirmed, voided [request id],
 --    unconfirmed_ms
 -- Gives back what jobs took that have left their lines (`tenant` is not '' for those that have ended; `model` is not ''
--- for those that had run) and what requests took that never came; each is given back once, however often it is told.
+-- for those that ran before) and what requests took that never came. All is given back once, however often it is told.
 -- Returns the requests that have been unconfirmed for so long that their fronts may be dead, 100 at most.
 
 local MOST_UNCONFIRMED = 100
 
--- Returns what it took, nil where that has come back before.
+-- Gives back what a job took. Returns that, nil where it has come back before.
 local function leave(id)
   local takes = call('HGET', P .. 'reserved', id)
   if not takes then return nil end
@@ -20,9 +20,9 @@ local function leave(id)
   return takes
 end
 
--- Since when jobs of a model wait without a moment in which none did, now that it is known until when some have waited:
--- from now backwards as long as their stays follow on one another. What came before the last time this was asked was
--- known then, and is in `busy` already.
+-- Sets since when jobs of a model wait without a moment in which none did, now that it is known until when some have
+-- waited: from now backwards, as long as their stays follow on one another. Stays before the last time this was asked
+-- were known then, and are in `busy` already.
 local function restart_clock(model, stays)
   local oldest = call('ZRANGE', P .. 'waiting:' .. model, 0, 0, 'WITHSCORES')[2]
   local since = tonumber(oldest or now)
@@ -48,7 +48,7 @@ local function forget(request)
   call('HDEL', P .. 'entrants', request)
 end
 
--- What it took of its tenant's rate comes back, too.
+-- Gives back what a request took that never came, its tenant's rate included.
 local function void(request)
   local entrant = call('HGET', P .. 'entrants', request)
   if not entrant then return end

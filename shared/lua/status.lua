@@ -1,8 +1,8 @@
 -- a: jobs [id], expired, late (events), grace_ms, ttl_ms, publish
--- How the jobs of a request stand. What waits too long ends here if nobody else has ended it, as does what runs
--- `grace_ms` longer than its deadline. Returns for each {state, last event index, ms left to be taken, ms left to the
--- deadline, fingerprint of who took it last, and when it was queued, first taken, said its first token and ended}, or {''}
--- for one that is gone; nil for what has not been.
+-- Tells how the jobs of a request stand. A job that waits too long ends here if nobody else has ended it, as does one
+-- that runs `grace_ms` longer than its deadline. Returns for each {state, last event index, ms left to be taken, ms left
+-- to the deadline, fingerprint of the worker that took it last, and when it was queued, first taken, said its first token
+-- and ended}, or {''} for one that is gone; nil for what has not happened.
 
 local function stand(id)
   local job = read_job(id)
@@ -20,6 +20,6 @@ local function stand(id)
   return { job.state, tonumber(job.last), queue_ms, deadline_ms, job.fingerprint, unpack(times) }
 end
 
-local found = {}
-for i, id in ipairs(a.jobs) do found[i] = stand(id) end
-return found
+local snapshots = {}
+for i, id in ipairs(a.jobs) do snapshots[i] = stand(id) end
+return snapshots

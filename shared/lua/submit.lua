@@ -1,6 +1,6 @@
--- Behind `limits.lua`. a: request {id, key, body, record, follower_id}, model, class, tenant, classes (best first), jobs [{id,
---    places, cost, spec}], queue_ms, deadline_ms (both from now), ttl_ms, is_reserved (`reserve` has let the request in,
---    so no limit is looked at), and else the limits.
+-- Behind `limits.lua`. a: request {id, key, body, record, follower_id}, model, class, tenant, classes (best first), jobs
+--    [{id, places, cost, spec}], queue_ms, deadline_ms (both from now), ttl_ms, is_reserved (`reserve` has let the request
+--    in, so no limit is looked at), and else the limits.
 -- All jobs of a request are queued, or none is. Returns {'queued'} (now or by an earlier try), {'known', request id} for
 -- an idempotency key that came before with the same body, {'conflict'} for one with another body, {'void'} when the
 -- reservation was given up meanwhile, or {'refused', reason, retry_ms, number, limit, asked}.
@@ -33,20 +33,20 @@ end
 local ids = {}
 local job = { model = a.model, class = a.class, tenant = a.tenant }
 local line, served = line_key(job), class_key('served', a.model, a.class)
-for i, item in ipairs(a.jobs) do
-  ids[i] = item.id
-  local entry = call('XADD', line, '*', 'job', item.id)
-  call('HSET', job_key(item.id), 'spec', item.spec, 'model', a.model, 'class', a.class, 'tenant', a.tenant,
-    'state', 'queued', 'epoch', 0, 'last', 0, 'cost', item.cost, 'places', item.places, 'bytes', #item.spec,
+for i, new_job in ipairs(a.jobs) do
+  ids[i] = new_job.id
+  local entry = call('XADD', line, '*', 'job', new_job.id)
+  call('HSET', job_key(new_job.id), 'spec', new_job.spec, 'model', a.model, 'class', a.class, 'tenant', a.tenant,
+    'state', 'queued', 'epoch', 0, 'last', 0, 'cost', new_job.cost, 'places', new_job.places, 'bytes', #new_job.spec,
     'entry', entry, 'deaths', 0, 'queued_ms', now, 'expires_ms', now + a.queue_ms,
     'deadline_ms', now + a.deadline_ms, 'request', a.request.id)
-  call('ZADD', held, now, item.id)
+  call('ZADD', held, now, new_job.id)
 end
--- Who has nothing waiting starts at the class's own virtual time: a rest earns no advantage.
+-- A tenant that has nothing waiting starts at the class's own virtual time: a rest earns no advantage.
 local turns = class_key('turns', a.model, a.class)
 if not call('ZSCORE', turns, a.tenant) then
-  local own, clock = unpack(call('HMGET', served, a.tenant, '*'))
-  local at = math.max(tonumber(own or 0), tonumber(clock or 0))
+  local own_time, class_time = unpack(call('HMGET', served, a.tenant, '*'))
+  local at = math.max(tonumber(own_time or 0), tonumber(class_time or 0))
   call('HSET', served, a.tenant, at)
   call('ZADD', turns, at, a.tenant)
 end

@@ -18,7 +18,7 @@ local function fail(job, state, event)
   finish(job, state)
 end
 
--- The job is the caller's from here on, under a new epoch.
+-- Makes the job the caller's from here on, under a new epoch.
 local function hand_over(job, is_alone)
   local epoch = tonumber(job.epoch) + 1
   call('HSET', job_key(job.id), 'state', 'running', 'epoch', epoch, 'worker', a.worker, 'fingerprint', a.fingerprint,
@@ -30,8 +30,8 @@ local function hand_over(job, is_alone)
     now - tonumber(queued_ms) }
 end
 
--- A job dies when the worker that had started it is gone and it had not got on since it was taken. What got on is not
--- what kills workers; what was handed back (its lease ends at 0) did not die.
+-- Returns how often the job has died: the worker that had started it was gone, and it had not got on since it was taken.
+-- A job that got on is not what kills workers; one that was handed back (its lease ends at 0) did not die.
 local function deaths_of(job, lease_end)
   local deaths = tonumber(job.deaths)
   if job.advanced == job.epoch then deaths = 0 end
@@ -48,7 +48,8 @@ local function convict(job)
   convicted[#convicted + 1] = { call('HGET', job_key(job.id), 'spec'), job.worker, tonumber(job.epoch) }
 end
 
--- A suspect runs with nobody beside it. One worker at a time makes itself empty for that, unless one is so already.
+-- Returns whether a suspect may run here, with nobody beside it. One worker at a time makes itself empty for that, unless
+-- one is so already.
 local function may_isolate()
   local keeper = P .. 'isolating:' .. a.model
   local is_free = a.is_empty and #taken == 0
@@ -59,8 +60,8 @@ local function may_isolate()
   return is_free
 end
 
--- One lapsed job. What others have begun to say goes on only where the same tokens come out. Returns whether it is left
--- to others.
+-- Takes over one lapsed job. An answer that others have begun goes on only where the same tokens come out. Returns
+-- whether the job is left to others.
 local function take_over(id, lease_end)
   local job = read_job(id)
   if not is_open(job) then
@@ -86,23 +87,23 @@ local function take_over(id, lease_end)
   return false
 end
 
--- Those that lapsed first come first. Of more than MOST_SEEN one such part is looked at, another one each time: what this
--- worker may not take hides nothing for long, and costs no more than that.
+-- Takes over those that lapsed first. Where there are more than MOST_SEEN, one part of that size is looked at, another
+-- one each time: jobs that this worker may not take hide nothing for long, and cost no more than that.
 local function take_lapsed()
   local parts = math.ceil(call('ZCOUNT', leases, '-inf', now) / MOST_SEEN)
   local at, seen = parts > 1 and now % parts * MOST_SEEN or 0, 0
   while seen < MOST_SEEN do
-    local found = call('ZRANGEBYSCORE', leases, '-inf', now, 'WITHSCORES', 'LIMIT', at, PAGE)
-    if #found == 0 then return end
-    for i = 1, #found, 2 do
+    local page = call('ZRANGEBYSCORE', leases, '-inf', now, 'WITHSCORES', 'LIMIT', at, PAGE)
+    if #page == 0 then return end
+    for i = 1, #page, 2 do
       if left <= 0 or #taken >= a.most_lapsed then return end
-      if take_over(found[i], tonumber(found[i + 1])) then at = at + 1 end
+      if take_over(page[i], tonumber(page[i + 1])) then at = at + 1 end
       seen = seen + 1
     end
   end
 end
 
--- The job whose turn it is in a class, nil if none waits: the first of the tenant that was served least.
+-- Returns the job whose turn it is in a class, nil if none waits: the first of the tenant that was served least.
 local function next_of(class)
   local tenant = call('ZRANGE', class_key('turns', a.model, class), 0, 0)[1]
   if not tenant then return nil end
@@ -112,7 +113,7 @@ local function next_of(class)
   return { id = entry[2][2], class = class, waited_ms = waited_ms }
 end
 
--- The best class first; each `age_ms` of waiting lifts a job by one class, so that none waits for ever.
+-- Returns the next job, of the best class. Each `age_ms` of waiting lifts a job by one class, so that none waits for ever.
 local function next_job()
   local best, best_rank
   for rank, class in ipairs(a.classes) do

@@ -1,5 +1,5 @@
 -- a: requests [id], keep_ms
--- Whether requests that were let in have come: 1 for each that has. Any other may not come any more.
+-- Returns for each request that was let in 1 if it has come, else 0. Such a one may not come any more.
 
 local came = {}
 for i, id in ipairs(a.requests) do

@@ -1,5 +1,5 @@
 -- a: shards (prefixes, all of one server), models, classes
--- Returns the places, from 0, of the models that have something to take on any of these shards: a lapsed lease, or a job
+-- Returns the indices, from 0, of the models that have something to take on any of these shards: a lapsed lease, or a job
 -- that waits. Changes nothing.
 
 local function has_work(prefix, model)
@@ -9,13 +9,13 @@ local function has_work(prefix, model)
   return call('EXISTS', unpack(turns)) > 0
 end
 
-local found = {}
+local with_work = {}
 for i, model in ipairs(a.models) do
   for _, prefix in ipairs(a.shards) do
     if has_work(prefix, model) then
-      found[#found + 1] = i - 1
+      with_work[#with_work + 1] = i - 1
       break
     end
   end
 end
-return found
+return with_work
