@@ -104,7 +104,7 @@ class BatchBuilder:
         sequence = part.sequence
         if part.num_tokens != 1 or sequence.num_computed == 0:
             return False
-        # With tiles, a single token inside a prompt belongs to a tile; rows begin at its last token.
+        # A single token inside a prompt belongs to a tile; rows begin at the prompt's last token.
         return not self.is_tiled or sequence.num_computed >= len(sequence.encoded.prompt_ids) - 1
 
     def _groups(self, lengths: list[int]) -> list[list[int]]:

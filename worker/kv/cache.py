@@ -62,8 +62,9 @@ class Cache:
         if needs_copy and sequence.is_scoring and computed == sequence.num_tokens:
             num_shared += 1
             needs_copy = False
-        num_held = num_shared + 1 if needs_copy else num_shared
-        held = known[:num_held]
+        held = known[:num_shared]
+        if needs_copy:
+            held = known[: num_shared + 1]
 
         # Shared first: reserving may evict, and must not evict these.
         self.pages.share(held)

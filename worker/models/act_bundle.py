@@ -121,7 +121,9 @@ def _config(brain: Mapping[str, object], weights: Weights, file: Path) -> ActCon
     """Return the configuration of the network that the tensors and brain.json describe."""
     router = f"{_MLP}moe.router.gate.weight"
     has_experts = router in weights
-    down = f"{_MLP}moe.experts.0.w2.weight" if has_experts else f"{_MLP}down_proj.weight"
+    down = f"{_MLP}down_proj.weight"
+    if has_experts:
+        down = f"{_MLP}moe.experts.0.w2.weight"
 
     # A table of positions decides: brain.json may leave out that they are learned.
     is_learned = _picks(brain, ("pos_encodings", "pos_encoding"), "learned", over="rope")

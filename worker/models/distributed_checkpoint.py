@@ -78,8 +78,11 @@ def tensor_names(directory: Path) -> frozenset[str]:
     """Return the names of all tensors in the checkpoint, nested keys joined by dots. Raise
     ModelFormatError."""
     index = _Reader(directory).read_metadata()
-    entries = index.state_dict_metadata.items()
-    return frozenset(name for name, entry in entries if isinstance(entry, TensorStorageMetadata))
+    names = set()
+    for name, entry in index.state_dict_metadata.items():
+        if isinstance(entry, TensorStorageMetadata):
+            names.add(name)
+    return frozenset(names)
 
 
 def read_named(directory: Path, names: Collection[str]) -> dict[str, Tensor]:

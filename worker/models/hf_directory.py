@@ -102,7 +102,9 @@ def check_directory(path: Path) -> dict[str, Any]:
 
 def directory_of(path: Path) -> Path:
     """Return the directory of a model that is named by its directory, or by a file in it."""
-    return path.parent if path.is_file() else path
+    if path.is_file():
+        return path.parent
+    return path
 
 
 def is_there(file: Path) -> bool:
@@ -138,10 +140,11 @@ def read_generation_defaults(path: Path) -> GenerationDefaults:
     defaults = converted(read_json_object(file), GenerationDefaults, file)
     declared = defaults.eos_token_id
     eos_ids = declared if isinstance(declared, list) else [declared]
-    if any(token is not None and token < 0 for token in eos_ids):
-        raise ModelFormatError(
-            f"{file} says eos_token_id is {declared}, which is no token id; correct it."
-        )
+    for token in eos_ids:
+        if token is not None and token < 0:
+            raise ModelFormatError(
+                f"{file} says eos_token_id is {declared}, which is no token id; correct it."
+            )
     return defaults
 
 
@@ -208,7 +211,10 @@ def weight_files(path: Path) -> list[Path]:
     """
     file = path / INDEX
     if not is_there(file):
-        return [path / SINGLE] if is_there(path / SINGLE) else []
+        if is_there(path / SINGLE):
+            return [path / SINGLE]
+        return []
+
     index = converted(read_json_object(file), _Index, file)
     shards = sorted(set(index.weight_map.values()))
     if not shards:
@@ -253,8 +259,9 @@ def _refuse_quantized(config: dict[str, Any], file: Path) -> None:
             declared = section.get(name)
             if not declared:
                 continue
-            method = declared.get("quant_method") if isinstance(declared, dict) else None
-            how = f"by {method}" if method else f"({name})"
+            how = f"({name})"
+            if isinstance(declared, dict) and declared.get("quant_method"):
+                how = f"by {declared['quant_method']}"
             raise ModelFormatError(
                 f"{file} says that the weights are quantized {how}, not served: {_UNQUANTIZED}."
             )

@@ -213,5 +213,7 @@ class ActModel(nn.Module):
         embedding = F.embedding(ids, self.inner.embed_tokens.embedding_weight)
         if self.config.pos_encoding == "learned":
             embedding = sqrt(0.5) * (embedding + self.inner.embed_pos.embedding_weight[positions])
-        scale = sqrt(self.config.hidden_size) if self.config.hidden_size >= 512 else 1.0
+        scale = 1.0
+        if self.config.hidden_size >= 512:
+            scale = sqrt(self.config.hidden_size)
         return (scale * embedding).clamp(-10.0, 10.0)

@@ -233,7 +233,9 @@ def _embedding_std(arch: _Arch) -> float:
         return lecun
     if arch.init_std is not None:
         return arch.init_std
-    return lecun if arch.init_type == "megatron" else 0.02
+    if arch.init_type == "megatron":
+        return lecun
+    return 0.02
 
 
 def _tokenizer_path(declared: str | None, directory: Path) -> Path | None:
@@ -243,4 +245,6 @@ def _tokenizer_path(declared: str | None, directory: Path) -> Path | None:
         for path in (directory / declared, Path(declared)):
             if path.exists():
                 return path
-    return directory if (directory / "tokenizer.json").is_file() else None
+    if (directory / "tokenizer.json").is_file():
+        return directory
+    return None

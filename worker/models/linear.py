@@ -142,8 +142,10 @@ def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     weight = layer.get_parameter("weight").detach()
     if isinstance(layer, Conv1D):
         weight = weight.t()
-    bias = dict(layer.named_parameters()).get("bias")
-    return weight, None if bias is None else bias.detach()
+    bias: Tensor | None = dict(layer.named_parameters()).get("bias")
+    if bias is not None:
+        bias = bias.detach()
+    return weight, bias
 
 
 def _has_packed_kernel(weight: Tensor) -> bool:

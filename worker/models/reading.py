@@ -90,7 +90,9 @@ def reason_of(error: BaseException) -> str:
     line = " ".join(message.split())
     if len(line) > _LONGEST_REASON:
         line = line[:_LONGEST_REASON] + "..."
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+    if not line:
+        return type(error).__name__
+    return f"{type(error).__name__}: {line}"
 
 
 def read_json(file: Path) -> Any:

@@ -110,10 +110,10 @@ def _kind(vocab_size: int, data_path: str, file: Path) -> PuzzleKind:
 
     kind = kinds[vocab_size]
     words = set(re.split(r"[^a-z]+", Path(data_path).name.lower()))
-    named = words & {kind.name for kind in KINDS}
-    if named and kind.name not in named:
-        problem = f"{file} has the vocabulary of {kind.name}, but was trained on {data_path}"
-        raise ModelFormatError(f"{problem}; copy the {_CONFIG} that belongs to it.")
+    for other in KINDS:
+        if other.name in words and kind.name not in words:
+            problem = f"{file} has the vocabulary of {kind.name}, but was trained on {data_path}"
+            raise ModelFormatError(f"{problem}; copy the {_CONFIG} that belongs to it.")
     return kind
 
 

@@ -108,7 +108,9 @@ class SentenceModules:
     def text(self, text: str) -> str:
         """Return the text that is read in place of `text`."""
         whole = self.prompt + text
-        return whole.lower() if self.is_lower_case else whole
+        if self.is_lower_case:
+            return whole.lower()
+        return whole
 
 
 class _Normalize(nn.Module):
@@ -131,7 +133,9 @@ class _DenseStep(nn.Module):
 
     def forward(self, vector: Tensor) -> Tensor:
         out: Tensor = self.activation(self.linear(vector))
-        return out + self.residual(vector) if self.has_residual else out
+        if self.has_residual:
+            out = out + self.residual(vector)
+        return out
 
 
 def read_sentence_modules(path: Path, hidden_size: int) -> SentenceModules | None:
@@ -193,9 +197,13 @@ def _modules(path: Path, names: set[str]) -> list[_Module]:
     for name in names:
         number, _, kind = name.partition("_")
         if number.isdigit():
-            numbered.append((int(number), _Module(kind, name)))
+            numbered.append((int(number), kind, name))
     numbered.sort(key=lambda entry: entry[0])
-    return [_Module("Transformer"), *(module for _, module in numbered)]
+
+    modules = [_Module("Transformer")]
+    for _, kind, name in numbered:
+        modules.append(_Module(kind, name))
+    return modules
 
 
 def _kind(module: _Module) -> str:
@@ -223,7 +231,8 @@ def _pooling(file: Path, hidden_size: int) -> tuple[tuple[str, ...], bool]:
     config = read_json_object(file)
     declared = config.get("pooling_mode")
     if declared is None:
-        modes = [mode for flag, mode in _FLAGS.items() if config.get(flag)] or ["mean"]
+        modes = [mode for flag, mode in _FLAGS.items() if config.get(flag)]
+        modes = modes or ["mean"]
     elif isinstance(declared, list):
         modes = declared
     else:
@@ -266,7 +275,9 @@ def _step(directory: Path, kind: str, width: int) -> tuple[nn.Module, int, str]:
         )
     step = _DenseStep(config, _ACTIVATIONS[name]())
     weights = directory / "model.safetensors"
-    tensors = read_tensors(weights if is_there(weights) else directory / "pytorch_model.bin")
+    if not is_there(weights):
+        weights = directory / "pytorch_model.bin"
+    tensors = read_tensors(weights)
     check_names(step.state_dict(), tensors, directory)
     step.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     words = f"dense {config.in_features} to {config.out_features} ({name})"
@@ -283,7 +294,9 @@ def _prompt(path: Path) -> tuple[str, list[str]]:
     if default is None:
         # Without a default, callers choose a prompt and write it themselves.
         names = [name for name, prompt in config.prompts.items() if prompt]
-        return "", [f"prompts ({', '.join(names)}) left to callers"] if names else []
+        if not names:
+            return "", []
+        return "", [f"prompts ({', '.join(names)}) left to callers"]
     if default not in config.prompts:
         raise ModelFormatError(
             f"{file} has no prompt {default!r}, its default_prompt_name; correct it."

@@ -29,8 +29,10 @@ class ActLanguage:
         scoring: str,
         encode_whole: Callable[[Ids, Ids, int], Encoded],
     ) -> None:
-        eos = tokenizer.eos_token_id
-        self.eos_ids = known_ids([] if eos is None else [int(eos)], vocabulary.size)
+        eos_ids = []
+        if tokenizer.eos_token_id is not None:
+            eos_ids.append(int(tokenizer.eos_token_id))
+        self.eos_ids = known_ids(eos_ids, vocabulary.size)
         self._vocabulary = vocabulary
         self._scoring = scoring
         self._encode_whole = encode_whole

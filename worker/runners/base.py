@@ -176,7 +176,9 @@ def encode_generate(
 
 
 def _field(task: Generate) -> str:
-    return "messages" if isinstance(task.prompt, Chat) else "prompt"
+    if isinstance(task.prompt, Chat):
+        return "messages"
+    return "prompt"
 
 
 def _room_for_answer(num_prompt_tokens: int, task: Generate, window: int) -> int:
@@ -213,14 +215,15 @@ def encode_score(
     The context is cut at its beginning (behind `head`) so that the longest continuation fits behind
     it. Raise InvalidRequest where there is nothing to score, or it does not fit.
     """
-    longest = max(len(continuation) for continuation in continuations)
+    lengths = [len(continuation) for continuation in continuations]
     if not context:
         raise InvalidRequest(
             "The prompt has no tokens and the model has no start token.", field="prompts"
         )
-    if min(len(continuation) for continuation in continuations) == 0:
+    if 0 in lengths:
         raise InvalidRequest("A continuation has no tokens.", field="continuations")
 
+    longest = max(lengths)
     room = window - longest
     if method == "strict":
         # A continuation's last token is predicted and never read, so it needs no room.
@@ -253,7 +256,9 @@ def encode_read(prompt_ids: Sequence[int], num_seen: int, task: Read, window: in
         raise ContextExceeded(problem, field="prompt")
     seen = tuple(prompt_ids[:num_seen])
     rest = tuple(prompt_ids[num_seen:])
-    return Encoded(seen, continuations=(rest,) if rest else (), num_top=task.num_top)
+    if not rest:
+        return Encoded(seen, num_top=task.num_top)
+    return Encoded(seen, continuations=(rest,), num_top=task.num_top)
 
 
 def encode_text(

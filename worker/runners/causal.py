@@ -88,8 +88,10 @@ class CausalLanguage:
             start = self._vocabulary.known(self._start or self._vocabulary.start_marks, "prompts")
             return encode_rolling(start, self._plain(task.continuations[0], "prompts"), window)
 
-        text = task.context.rstrip() if isinstance(task.context, str) else task.context
-        context = self._open(text, "prompts")
+        stripped = task.context
+        if isinstance(stripped, str):
+            stripped = stripped.rstrip()
+        context = self._open(stripped, "prompts")
         continuations = [
             self._continuation(task.context, len(context), continuation)
             for continuation in task.continuations
@@ -132,7 +134,9 @@ def load(options: RunnerOptions) -> PagedRunner:
     """
     device = torch.device(options.device)
     implant = find_implant(Path(options.path))
-    path = implant.base if implant else directory_of(Path(options.path))
+    path = directory_of(Path(options.path))
+    if implant is not None:
+        path = implant.base
     config = read_config(path)
     generation = read_generation_defaults(path)
     refuse_by_config(config)
@@ -144,7 +148,7 @@ def load(options: RunnerOptions) -> PagedRunner:
         q_head = load_q_head(implant.q_head, text_config.hidden_size).to(device)
         max_seq_len = implant.max_seq_len
     model = nn.Module.to(_load_model(path, getattr(torch, options.dtype)), device)
-    tokenizer = load_tokenizer(Path(options.tokenizer_path) if options.tokenizer_path else path)
+    tokenizer = load_tokenizer(Path(options.tokenizer_path or path))
     longest = _longest(text_config, options.context_window, max_seq_len)
     net = checked_net(model, longest, device, q_head)
 
@@ -244,7 +248,9 @@ def _eos_ids(
 
     They are the ids of the generation config, or else of the config, and the tokenizer's.
     """
-    declared = generation if generation is not None else model.config.get_text_config().eos_token_id
+    declared = generation
+    if declared is None:
+        declared = model.config.get_text_config().eos_token_id
     ids = declared if isinstance(declared, list) else [declared]
     ids = [*ids, tokenizer.eos_token_id]
     return frozenset(int(token) for token in ids if token is not None)

@@ -178,8 +178,9 @@ def check_against_own_forward(
 
     `expected` are its own logits [tokens, vocab] of each of the `rows`.
     """
-    largest = [logits.abs().max().item() for logits in expected]
-    scale = max(1.0, *largest)
+    scale = 1.0
+    for own in expected:
+        scale = max(scale, own.abs().max().item())
     gaps = []
     for row, position, logits in _paged_logits(net, rows):
         gaps.append((logits - expected[row][position]).abs().max().item())

@@ -90,8 +90,9 @@ class Echo:
             return encode_text(_ids(task.text, "input"), task, window)
         if isinstance(task, Tokenize):
             ids = _ids(task.prompt, "prompt")
-            texts = [self.decode([token]) for token in ids] if task.with_texts else ()
-            return tokenized(ids, texts)
+            if not task.with_texts:
+                return tokenized(ids, ())
+            return tokenized(ids, [self.decode([token]) for token in ids])
         ids = _ids(task.ids, "tokens")
         return detokenized(ids, self.decode(ids))
 

@@ -108,14 +108,19 @@ class EncoderRunner:
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         """Read all texts, those of like length together."""
         results: list[StepResult | FleetError] = [None] * len(slices)
-        texts = [part.sequence.encoded for part in slices]
         for is_pooled, read in ((True, self._pool), (False, self._classify)):
-            indices = [index for index, text in enumerate(texts) if text.is_pooled == is_pooled]
-            lengths = [len(texts[index].prompt_ids) for index in indices]
+            indices = []
+            lengths = []
+            for index, part in enumerate(slices):
+                text = part.sequence.encoded
+                if text.is_pooled == is_pooled:
+                    indices.append(index)
+                    lengths.append(len(text.prompt_ids))
+
             for group in length_groups(lengths):
                 group_indices = [indices[number] for number in group]
-                group_results = read([texts[index] for index in group_indices])
-                for index, result in zip(group_indices, group_results, strict=True):
+                texts = [slices[index].sequence.encoded for index in group_indices]
+                for index, result in zip(group_indices, read(texts), strict=True):
                     results[index] = result
         return results
 
@@ -136,16 +141,19 @@ class EncoderRunner:
     def _classify(self, texts: Sequence[Encoded]) -> list[StepResult | FleetError]:
         logits = class_logits(self._model, [text.prompt_ids for text in texts], self._pad_id)
         scores = scores_of(logits, self._model.config)
-        return [
-            self._labels(text_scores, text) for text_scores, text in zip(scores, texts, strict=True)
-        ]
+        results = []
+        for text_scores, text in zip(scores, texts, strict=True):
+            results.append(self._labels(text_scores, text))
+        return results
 
     def _labels(self, scores: list[float], text: Encoded) -> StepResult | FleetError:
         assert isinstance(text, EncodedText)
-        if not all(math.isfinite(score) for score in scores):
-            return broken(self.spec.name)
         names: Any = self._model.config.id2label
-        labels = [Label(str(names[number]), score) for number, score in enumerate(scores)]
+        labels = []
+        for number, score in enumerate(scores):
+            if not math.isfinite(score):
+                return broken(self.spec.name)
+            labels.append(Label(str(names[number]), score))
         labels.sort(key=lambda label: -label.score)
         return Classified(tuple(labels[: text.top_k]))
 
@@ -210,7 +218,7 @@ def load(options: RunnerOptions) -> EncoderRunner:
         _load_model(path, getattr(torch, options.dtype), is_classifier),
         torch.device(options.device),
     )
-    tokenizer = load_tokenizer(Path(options.tokenizer_path) if options.tokenizer_path else path)
+    tokenizer = load_tokenizer(Path(options.tokenizer_path or path))
     pad_id = 0
     for declared_pad_id in (config.pad_token_id, tokenizer.pad_token_id):
         if declared_pad_id is not None:
@@ -233,6 +241,11 @@ def load(options: RunnerOptions) -> EncoderRunner:
         for step in sentence.steps:
             step.to(options.device)
 
+    tasks = _TEXT_TASKS
+    trial: Task = Embed("a")
+    if is_classifier:
+        tasks = ("classify", *_TEXT_TASKS)
+        trial = Classify("a")
     limits = _limits(model, options.context_window, tokenizer.model_max_length, max_tokens)
     spec = RunnerSpec(
         "encoder",
@@ -241,8 +254,8 @@ def load(options: RunnerOptions) -> EncoderRunner:
         context_window=min(limits),
         max_batch=options.max_batch,
         step_tokens=options.step_tokens,
-        tasks=("classify", *_TEXT_TASKS) if is_classifier else _TEXT_TASKS,
-        trial=Classify("a") if is_classifier else Embed("a"),
+        tasks=tasks,
+        trial=trial,
     )
     template = ChatTemplate(tokenizer, options.declared(TextOptions).chat_template)
     vocabulary = Vocabulary(tokenizer, config.vocab_size, template, keeps_end_marks=True)
@@ -293,7 +306,7 @@ def _load_model(path: Path, dtype: torch.dtype, is_classifier: bool) -> PreTrain
 def _is_of_network(name: str, model: PreTrainedModel) -> bool:
     """Return whether a weight's name begins with a part of the network, not with a head."""
     part = name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0]
-    return any(part == child for child, _ in model.named_children())
+    return part in dict(model.named_children())
 
 
 @torch.inference_mode()
@@ -307,16 +320,18 @@ def check_padding(model: PreTrainedModel, pad_id: int, *, is_classifier: bool) -
         padded = last_states(model, rows, pad_id)
         alone = [last_states(model, [row], pad_id)[0] for row in rows]
         if is_classifier:
-            padded += list(class_logits(model, rows, pad_id))
-            alone += [class_logits(model, [row], pad_id)[0] for row in rows]
+            padded.extend(class_logits(model, rows, pad_id))
+            for row in rows:
+                alone.extend(class_logits(model, [row], pad_id))
     except Exception as error:
         problem = f"{type(model).__name__} cannot be run on padded rows: {reason_of(error)}"
         raise ModelFormatError(f"{problem}; serve another model.") from error
 
-    if not all(torch.isfinite(states).all() for states in [*alone, *padded]):
-        raise ModelFormatError(
-            "The network's states are not finite: its weights are broken; copy them again."
-        )
+    for states in (*alone, *padded):
+        if not torch.isfinite(states).all():
+            raise ModelFormatError(
+                "The network's states are not finite: its weights are broken; copy them again."
+            )
     tolerance = _TOLERANCE.get(model.dtype, _LOW_TOLERANCE)
     for states, expected in zip(padded, alone, strict=True):
         gap = (states - expected).abs().max()

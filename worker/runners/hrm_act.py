@@ -71,42 +71,59 @@ class ActRunner:
     @tells_out_of_memory
     @torch.inference_mode()
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
-        """Score continuations, sample tokens and pool states; raise OutOfMemory as `Runner`
-        says."""
+        """Score continuations, sample tokens and pool states, each in batches of their own."""
         results: list[StepResult | FleetError] = [None] * len(slices)
-
-        scored = [index for index, part in enumerate(slices) if part.continuations]
-        if scored:
-            parts = [slices[index] for index in scored]
-            predictors: list[_TokenOfRow] = []
-            for part in parts:
-                predictors += self._predictors(part)
-            states = self._states(predictors)
-            scores = score_slices(self._model.logits, states, parts, self.spec.name)
-            for index, score in zip(scored, scores, strict=True):
-                results[index] = score
-
-        generating = [index for index, part in enumerate(slices) if not part.sequence.is_scoring]
-        if generating:
-            sequences = [slices[index].sequence for index in generating]
-            logits = self._last_logits([sequence.token_ids for sequence in sequences])
-            sampled = sample(logits, sequences, self.eos_ids, self.spec.name)
-            for index, result in zip(generating, sampled, strict=True):
-                results[index] = result
-
-        # All tokens of all texts to be pooled, text after text.
-        texts = [index for index, part in enumerate(slices) if part.sequence.encoded.is_pooled]
-        if texts:
-            tokens: list[_TokenOfRow] = []
-            lengths = []
-            for index in texts:
-                row = slices[index].sequence.encoded.prompt_ids
-                tokens += [(row, position) for position in range(len(row))]
-                lengths.append(len(row))
-            states_by_text = self._states(tokens).split(lengths)
-            for index, text_states in zip(texts, states_by_text, strict=True):
-                results[index] = pooled(text_states, self.spec.name)
+        self._score(slices, results)
+        self._sample(slices, results)
+        self._pool(slices, results)
         return results
+
+    def _score(self, slices: Sequence[Slice], results: list[StepResult | FleetError]) -> None:
+        """Score the slices with continuations, into `results`."""
+        indices = [index for index, part in enumerate(slices) if part.continuations]
+        if not indices:
+            return
+        parts = [slices[index] for index in indices]
+        predictors: list[_TokenOfRow] = []
+        for part in parts:
+            predictors += self._predictors(part)
+        states = self._states(predictors)
+        scores = score_slices(self._model.logits, states, parts, self.spec.name)
+        for index, result in zip(indices, scores, strict=True):
+            results[index] = result
+
+    def _sample(self, slices: Sequence[Slice], results: list[StepResult | FleetError]) -> None:
+        """Sample a token for each slice that generates, into `results`."""
+        indices = []
+        sequences = []
+        rows = []
+        for index, part in enumerate(slices):
+            if not part.sequence.is_scoring:
+                indices.append(index)
+                sequences.append(part.sequence)
+                rows.append(part.sequence.token_ids)
+        if not indices:
+            return
+        sampled = sample(self._last_logits(rows), sequences, self.eos_ids, self.spec.name)
+        for index, result in zip(indices, sampled, strict=True):
+            results[index] = result
+
+    def _pool(self, slices: Sequence[Slice], results: list[StepResult | FleetError]) -> None:
+        """Pool the states of whole texts, into `results`."""
+        indices = []
+        lengths = []
+        tokens: list[_TokenOfRow] = []
+        for index, part in enumerate(slices):
+            if part.sequence.encoded.is_pooled:
+                row = part.sequence.encoded.prompt_ids
+                indices.append(index)
+                lengths.append(len(row))
+                tokens += [(row, position) for position in range(len(row))]
+        if not indices:
+            return
+        states = self._states(tokens)
+        for index, text_states in zip(indices, states.split(lengths), strict=True):
+            results[index] = pooled(text_states, self.spec.name)
 
     def _predictors(self, part: Slice) -> list[_TokenOfRow]:
         """Return the tokens whose states predict those of the slice's continuations, in order."""
@@ -115,16 +132,15 @@ class ActRunner:
         is_compat = part.sequence.encoded.method == "aios_compat"
         predictors: list[_TokenOfRow] = []
         for continuation in part.continuations:
-            if is_compat:
-                row = (*context, *continuation)
-                first = len(context) - 1
-                predictors += [(row, first + number) for number in range(len(continuation))]
-                continue
-
-            # A state sees its whole row, so each token is predicted at the end of a row without it.
             for count in range(len(continuation)):
-                row = (*context, *continuation[:count])[-window:]
-                predictors.append((row, len(row) - 1))
+                if is_compat:
+                    # One row for all: each token is predicted by the one before it.
+                    row = (*context, *continuation)
+                    predictors.append((row, len(context) - 1 + count))
+                else:
+                    # A state sees its whole row, so each token is predicted by a row without it.
+                    row = (*context, *continuation[:count])[-window:]
+                    predictors.append((row, len(row) - 1))
         return predictors
 
     def _last_logits(self, rows: Sequence[_Row]) -> Tensor:

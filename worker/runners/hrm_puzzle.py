@@ -76,7 +76,9 @@ class PuzzleRunner:
         if not isinstance(task, Solve):
             raise InvalidRequest("This model solves puzzles and knows no text.", field="model")
         trained = self._model.config.halt_max_steps
-        max_steps = trained if task.max_steps is None else task.max_steps
+        max_steps = task.max_steps
+        if max_steps is None:
+            max_steps = trained
         if not 1 <= max_steps <= _LONGEST_RUN * trained:
             problem = f"max_steps: expected 1 to {_LONGEST_RUN * trained}, got {max_steps}."
             raise InvalidRequest(problem, field="max_steps")
@@ -98,13 +100,17 @@ class PuzzleRunner:
     @torch.inference_mode()
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         """Run one segment of every row; one result per slice, None for a row that goes on."""
-        sequences = [part.sequence for part in slices]
-        puzzles = [_puzzle(sequence) for sequence in sequences]
-        progress = [self._progress.get(sequence.key) or self._start() for sequence in sequences]
+        puzzles = []
+        progress = []
+        steps = []
+        for part in slices:
+            puzzles.append(_puzzle(part.sequence))
+            row_progress = self._progress.get(part.sequence.key) or self._start()
+            progress.append(row_progress)
+            steps.append(row_progress.steps + 1)
 
         out = self._segment(puzzles, progress)
         wants_halt = (out.q_halt > out.q_continue).tolist()
-        steps = [row.steps + 1 for row in progress]
         halted = []
         for row, puzzle in enumerate(puzzles):
             if steps[row] >= puzzle.max_steps or (puzzle.may_halt and wants_halt[row]):
@@ -113,13 +119,13 @@ class PuzzleRunner:
         answers = self._answers(out, halted, steps, wants_halt)
         for row, answer in zip(halted, answers, strict=True):
             results[row] = answer
-        count_segments(len(sequences), len(halted))
+        count_segments(len(slices), len(halted))
 
         # Noted last: a step that raised may be repeated for fewer rows, from where they were.
-        for row, sequence in enumerate(sequences):
+        for row, part in enumerate(slices):
             z_h = out.carry.z_h[row]
             z_l = out.carry.z_l[row]
-            self._progress[sequence.key] = _Progress(z_h, z_l, steps[row])
+            self._progress[part.sequence.key] = _Progress(z_h, z_l, steps[row])
         return results
 
     def _start(self) -> _Progress:
@@ -133,9 +139,11 @@ class PuzzleRunner:
         device = self._model.H_init.device
         ids = torch.tensor([puzzle.prompt_ids for puzzle in puzzles], device=device)
         identifiers = torch.tensor([puzzle.identifier for puzzle in puzzles], device=device)
-        z_h = torch.stack([row.z_h for row in progress])
-        z_l = torch.stack([row.z_l for row in progress])
-        return self._model.forward_segment(ids, identifiers, Carry(z_h, z_l))
+        carry = Carry(
+            torch.stack([row.z_h for row in progress]),
+            torch.stack([row.z_l for row in progress]),
+        )
+        return self._model.forward_segment(ids, identifiers, carry)
 
     def _answers(
         self,

@@ -120,7 +120,9 @@ class HrmTextLanguage:
         self.eos_ids = ends | _end_of(known, tokenizer, is_export=is_export)
 
         if condition is None:
-            condition = self._usual_condition() if is_export else USUAL
+            condition = USUAL
+            if is_export:
+                condition = self._usual_condition()
         self._condition = condition
         try:
             self._condition_ids(condition)
@@ -223,7 +225,9 @@ class HrmTextLanguage:
         be had."""
         if condition == RAW:
             return []
-        known = self._frame.conditions if self._frame is not None else {}
+        known = {}
+        if self._frame is not None:
+            known = self._frame.conditions
         names = [name.strip() for name in condition.split(",")]
         for name in names:
             if name in known:

@@ -127,7 +127,9 @@ class PagedRunner:
         them."""
         self._copy_pages(slices)
         results: list[StepResult | FleetError] = [None] * len(slices)
-        decoded = self._decoder.decode(slices) if self._decoder is not None else None
+        decoded = None
+        if self._decoder is not None:
+            decoded = self._decoder.decode(slices)
         if decoded is not None:
             states, logits = decoded
             self._sample(range(len(slices)), states, logits, slices, results)
