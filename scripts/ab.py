@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,30 +78,26 @@ class Answers:
 def body_of(side: Side, prompt: str, sampling: Sampling) -> dict[str, Any]:
     """Return the request in the side's dialect."""
     body: dict[str, Any]
-    if side.dialect == "tgi":
-        body = {"inputs": prompt, "parameters": _tgi_parameters(sampling)}
+    if side.dialect == "aios":
+        body = {"prompts": [prompt], **asdict(sampling)}
+    elif side.dialect == "openai":
+        body = {"model": "local", "prompt": prompt, **asdict(sampling)}
     else:
-        body = {
-            "max_tokens": sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "seed": sampling.seed,
-        }
-        if side.dialect == "aios":
-            body["prompts"] = [prompt]
-        else:
-            body["prompt"] = prompt
-            body["model"] = "local"
+        body = {"inputs": prompt, "parameters": _tgi_parameters(sampling)}
     if side.model is not None:
         body["model"] = side.model
     return body
 
 
 def _tgi_parameters(sampling: Sampling) -> dict[str, Any]:
-    parameters: dict[str, Any] = {"max_new_tokens": sampling.max_tokens, "details": True}
+    is_sampled = sampling.temperature > 0
+    parameters: dict[str, Any] = {
+        "max_new_tokens": sampling.max_tokens,
+        "do_sample": is_sampled,
+        "details": True,
+    }
     # TGI refuses a temperature of 0 and a top_p of 1: leaving them out means the same.
-    parameters["do_sample"] = sampling.temperature > 0
-    if sampling.temperature > 0:
+    if is_sampled:
         parameters["temperature"] = sampling.temperature
         parameters["seed"] = sampling.seed
         if sampling.top_p < 1:
